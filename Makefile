@@ -1,0 +1,36 @@
+# Two commands are all that a new user needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test unit lint format bench clean
+
+demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
+	$(BIN)/fedthorax demo
+
+test: lint  ## everything: style, types, unit tests, end-to-end tests with real processes
+	$(BIN)/pytest
+
+unit: .venv/installed  ## the tests that start no process
+	$(BIN)/pytest -m "not e2e"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed  ## speed and memory as ratios, written to benchmarks/results/
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## everything that the commands above wrote, the environment included
+	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]'
+	touch $@

@@ -1,0 +1,1 @@
+"""How hospitals learn together: Flower apps, strategy, certificates, processes, tracking, the command line."""

@@ -1,0 +1,1 @@
+"""What is learnt: networks, losses, calibration and the release format. Imports neither pipeline nor federation."""

@@ -1,0 +1,50 @@
+"""A refusal: a coded reason with a remedy, raised instead of a stack trace.
+
+Each package keeps one table of its reasons (`models/reasons.py`, `pipeline/reasons.py`,
+`federation/reasons.py`); `docs/refusals.md` prints all of them on one page.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One line of a package's table of reasons.
+
+    `code` is stable and starts with `E_` (refused) or `W_` (accepted, flagged). `says` may name numbers in
+    braces; it never names patients, identifiers, dates or paths. `remedy` tells what to do next.
+    """
+
+    code: str
+    says: str
+    remedy: str
+
+    @property
+    def refuses(self) -> bool:
+        return self.code.startswith("E_")
+
+
+class Refusal(Exception):
+    """Something was refused for a coded reason.
+
+    The text holds the reason and numbers alone, so that it may be shown, logged and sent. Whatever identifies a
+    patient or a file goes into `private`, which only the site's own screen and log may show.
+    """
+
+    def __init__(self, reason: Reason, *, private: str = "", **numbers: float | int | str) -> None:
+        self.reason = reason
+        self.private = private
+        self.numbers = numbers
+        super().__init__(f"{reason.code}: {self.says}")
+
+    @property
+    def code(self) -> str:
+        return self.reason.code
+
+    @property
+    def says(self) -> str:
+        return self.reason.says.format(**self.numbers)
+
+    @property
+    def remedy(self) -> str:
+        return self.reason.remedy
