@@ -1,0 +1,192 @@
+"""The defects that are planted at a synthetic hospital, each on a patient of its own.
+
+Every entry names the code that `fedthorax node check` must report for it, so the list is the truth against which
+the check's precision and recall are measured.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+from pydicom import Dataset, dcmread
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from pipeline.phantom.anatomy import MUSCLE_HU, Field
+from pipeline.phantom.hospitals import Hospital
+from pipeline.phantom.patients import Patient
+from pipeline.phantom.records import OutcomeRow, PcrRow
+from pipeline.phantom.scans import acquire, write_series
+
+
+@dataclass
+class Case:
+    """One patient of a hospital with everything that is written of them; a defect spoils it in place."""
+
+    hospital: Hospital
+    patient: Patient
+    hu: Field  # what the scanner saw
+    files: list[Path]
+    pcr: list[PcrRow]
+    outcomes: list[OutcomeRow]
+    rng: Generator
+
+    @property
+    def folder(self) -> Path:
+        return self.files[0].parent
+
+
+def _rewrite(path: Path, change: Callable[[Dataset], None]) -> None:
+    ds = dcmread(path)
+    change(ds)
+    ds.save_as(path)
+
+
+def missing_slice(case: Case) -> None:
+    case.files[len(case.files) // 2].unlink()
+
+
+def duplicate_slice(case: Case) -> None:
+    """A second, different image at the position of another."""
+    source, other = case.files[20], case.files[24]
+    copy = source.with_name(f"again-{source.name}")
+    shutil.copy(other, copy)
+    position = dcmread(source, stop_before_pixels=True).ImagePositionPatient
+
+    def move(ds: Dataset) -> None:
+        ds.ImagePositionPatient = position
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(copy.name)])
+
+    _rewrite(copy, move)
+
+
+def second_series(case: Case) -> None:
+    """A second reconstruction of the same scan in the same folder, without the apices."""
+    again = acquire(case.hu, case.hospital.scanner, case.rng)
+    files = write_series(again, case.hospital.scanner, case.patient, case.folder, number=3, note=" SHARP")
+    for path in files[len(files) * 5 // 6 :]:
+        path.unlink()
+
+
+def mr_among_ct(case: Case) -> None:
+    """One MR image that strayed into the patient's folder."""
+    path = case.folder / "9-0001.dcm"
+    shutil.copy(case.files[0], path)
+
+    def turn(ds: Dataset) -> None:
+        if ds.file_meta.TransferSyntaxUID.is_compressed:
+            ds.decompress()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.Modality, ds.SOPClassUID = "MR", MRImageStorage
+        ds.SeriesInstanceUID = generate_uid(entropy_srcs=[str(ds.SeriesInstanceUID), "MR"])
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=[str(ds.SOPInstanceUID), "MR"])
+        ds.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+
+    _rewrite(path, turn)
+
+
+def truncated_file(case: Case) -> None:
+    """A transfer that broke off in the pixels of one slice."""
+    path = case.files[10]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - 2000])
+
+
+def tilted_gantry(case: Case) -> None:
+    write_series(case.hu, case.hospital.scanner, case.patient, case.folder, tilt_degrees=15)
+
+
+def no_rescale(case: Case) -> None:
+    def strip(ds: Dataset) -> None:
+        del ds.RescaleSlope, ds.RescaleIntercept
+
+    for path in case.files:
+        _rewrite(path, strip)
+
+
+def not_a_chest(case: Case) -> None:
+    """An abdomen: the same body, solid where lungs would be."""
+    solid = np.where(case.hu < -300, case.rng.normal(MUSCLE_HU, 20, case.hu.shape), case.hu)
+    outside = case.hu[:, :1, :1].mean()
+    rim = np.ones(case.hu.shape[1:], dtype=bool)
+    rim[12:-12, 8:-8] = False
+    solid[:, rim] = outside
+    write_series(solid.astype(np.float32), case.hospital.scanner, case.patient, case.folder)
+
+
+def scan_under_two_identifiers(case: Case) -> None:
+    """The same images once more under another patient, who has a test and an outcome too."""
+    other = f"{case.patient.patient_id}-B"
+    folder = case.folder.with_name(other)
+    shutil.copytree(case.folder, folder)
+    for path in folder.iterdir():
+        _rewrite(path, lambda ds: setattr(ds, "PatientID", other))
+    case.pcr += [PcrRow(other, row.collected, row.result) for row in case.pcr]
+    case.outcomes += [OutcomeRow(other, r.intubated, r.died, r.followed_until) for r in case.outcomes]
+
+
+def no_pcr(case: Case) -> None:
+    case.pcr.clear()
+
+
+def contradictory_pcr(case: Case) -> None:
+    """One specimen, two answers."""
+    words = case.hospital.laboratory
+    when = case.patient.scanned.replace(second=0) - timedelta(hours=5)
+    case.pcr[:] = [PcrRow(case.patient.patient_id, when, word) for word in (words.positive[0], words.negative[0])]
+
+
+def pcr_too_early(case: Case) -> None:
+    when = case.patient.scanned.replace(second=0) - timedelta(days=11)
+    case.pcr[:] = [PcrRow(case.patient.patient_id, when, case.hospital.laboratory.positive[0])]
+
+
+def only_indeterminate_pcr(case: Case) -> None:
+    when = case.patient.scanned.replace(second=0)
+    case.pcr[:] = [PcrRow(case.patient.patient_id, when, case.hospital.laboratory.indeterminate[0])]
+
+
+def unmapped_result(case: Case) -> None:
+    """A comment where a result should be, beside a proper result."""
+    row = case.pcr[0]
+    case.pcr.append(PcrRow(row.patient_id, row.collected - timedelta(hours=3), "see comment"))
+
+
+def future_pcr(case: Case) -> None:
+    """A typing error in the year, beside a proper result."""
+    row = case.pcr[0]
+    case.pcr.append(PcrRow(row.patient_id, row.collected.replace(year=2099), row.result))
+
+
+def outcome_without_ct(case: Case) -> None:
+    shutil.rmtree(case.folder)
+
+
+# Code that the check must report -> how the case is spoilt.
+DEFECTS: dict[str, Callable[[Case], None]] = {
+    "E_SLICE_GAP": missing_slice,
+    "E_DUPLICATE_SLICE": duplicate_slice,
+    "W_SEVERAL_SERIES": second_series,
+    "E_MODALITY": mr_among_ct,
+    "E_TRUNCATED": truncated_file,
+    "E_TILT": tilted_gantry,
+    "E_RESCALE": no_rescale,
+    "E_NO_LUNGS": not_a_chest,
+    "E_DUPLICATE_SCAN": scan_under_two_identifiers,
+    "E_NO_PCR": no_pcr,
+    "E_PCR_CONFLICT": contradictory_pcr,
+    "E_PCR_WINDOW": pcr_too_early,
+    "E_PCR_INDETERMINATE": only_indeterminate_pcr,
+    "W_PCR_UNMAPPED": unmapped_result,
+    "E_PCR_DATE": future_pcr,
+    "W_OUTCOME_WITHOUT_CT": outcome_without_ct,
+}
+
+
+def subjects(code: str, patient_id: str) -> list[str]:
+    """The patients at whom a planted defect must be reported: both owners of a scan that has two."""
+    return [patient_id, f"{patient_id}-B"] if code == "E_DUPLICATE_SCAN" else [patient_id]

@@ -1,0 +1,185 @@
+"""Write whole synthetic hospitals: scans, laboratory and outcome files, and beside them the truth.
+
+    OUT/<hospital>/ct/<patient>/*.dcm    what the PACS would hand out
+    OUT/<hospital>/laboratory.csv        PCR results in the hospital's dialect
+    OUT/<hospital>/outcomes.csv          intubation, death, follow-up
+    OUT/<hospital>/site.toml             how a node must be told to read them
+    OUT/<hospital>/truth.json            what was planted; no node reads it
+
+The same seed writes the same bytes.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.phantom.anatomy import Build, make_thorax
+from pipeline.phantom.defects import DEFECTS, Case, subjects
+from pipeline.phantom.hospitals import Hospital, hospital
+from pipeline.phantom.lesions import add_lesions
+from pipeline.phantom.patients import draw_patient, probability_severe
+from pipeline.phantom.records import (
+    OutcomeRow,
+    PcrRow,
+    outcome_row,
+    pcr_rows,
+    write_laboratory,
+    write_outcomes,
+)
+from pipeline.phantom.scans import acquire, write_series
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted in one patient; `p_severe` is all that the best possible reader can know."""
+
+    patient_id: str
+    age_years: int
+    sex: str
+    pcr_positive: bool
+    pattern: str
+    load: float
+    consolidation: float
+    p_severe: float
+    severe: bool
+    defect: str | None
+
+
+@dataclass(frozen=True)
+class Order:
+    """One patient to be made, as sent to a worker process."""
+
+    folder: Path
+    hospital_index: int
+    number: int
+    seed: int
+    defect: str | None
+
+
+def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
+    """Draw, scan, write and, where ordered, spoil one patient."""
+    at = hospital(order.hospital_index)
+    rng = np.random.default_rng([order.seed, order.hospital_index, order.number])
+    patient_id = f"{at.name[0].upper()}{order.hospital_index}-{order.number:06d}"
+    patient = draw_patient(patient_id, f"SYNTHETIC^{at.name.upper()}{order.number:04d}", at.mix, rng)
+    thorax = make_thorax(at.scanner.grid, Build.draw(rng, female=patient.sex == "F"), rng)
+    lesions = add_lesions(
+        thorax,
+        at.scanner.grid,
+        pattern=patient.pattern,
+        load=patient.load,
+        consolidated=patient.consolidated,
+        rng=rng,
+    )
+    chance = probability_severe(lesions, patient.age_years)
+    severe = bool(rng.random() < chance)
+    hu = acquire(lesions.hu, at.scanner, rng)
+    case = Case(
+        hospital=at,
+        patient=patient,
+        hu=hu,
+        files=write_series(hu, at.scanner, patient, order.folder / "ct" / patient_id),
+        pcr=pcr_rows(patient, at.laboratory, rng),
+        outcomes=[outcome_row(patient, severe, rng)],
+        rng=rng,
+    )
+    if order.defect is not None:
+        DEFECTS[order.defect](case)
+    truth = Truth(
+        patient_id=patient_id,
+        age_years=patient.age_years,
+        sex=patient.sex,
+        pcr_positive=patient.pcr_positive,
+        pattern=patient.pattern,
+        load=round(lesions.load, 5),
+        consolidation=round(lesions.consolidation, 5),
+        p_severe=round(chance, 5),
+        severe=severe,
+        defect=order.defect,
+    )
+    return truth, case.pcr, case.outcomes
+
+
+def make_hospitals(
+    out: Path,
+    *,
+    patients: list[int],
+    seed: int,
+    defects: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write one hospital for each number in `patients`; with `defects`, one spoilt patient more for each defect.
+
+    Returns the hospitals' folders. `progress(done, total)` counts the patients written.
+    """
+    spoilt = list(DEFECTS) if defects else []
+    folders: list[Path] = []
+    done, total = 0, sum(patients) + len(patients) * len(spoilt)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        for index, count in enumerate(patients):
+            at = hospital(index)
+            folder = out / at.name
+            folder.mkdir(parents=True, exist_ok=True)
+            kinds = [None] * count + spoilt
+            orders = [Order(folder, index, n, seed, kind) for n, kind in enumerate(kinds, start=1)]
+            made = []
+            for result in pool.map(make_patient, orders, chunksize=4):
+                made.append(result)
+                done += 1
+                progress(done, total)
+            _write_records(folder, at, made)
+            folders.append(folder)
+    return folders
+
+
+def _write_records(folder: Path, at: Hospital, made: list[tuple[Truth, list[PcrRow], list[OutcomeRow]]]) -> None:
+    write_laboratory(folder / "laboratory.csv", [row for _, rows, _ in made for row in rows], at.laboratory)
+    write_outcomes(folder / "outcomes.csv", [row for _, _, rows in made for row in rows])
+    planted = [
+        {"code": truth.defect, "patient_id": patient_id}
+        for truth, _, _ in made
+        if truth.defect is not None
+        for patient_id in subjects(truth.defect, truth.patient_id)
+    ]
+    truth = {"synthetic": True, "defects": planted, "patients": [asdict(t) for t, _, _ in made]}
+    (folder / "truth.json").write_text(json.dumps(truth, indent=1))
+    (folder / "site.toml").write_text(_site_toml(at))
+
+
+def _site_toml(at: Hospital) -> str:
+    """The tables of site.toml that tell a node how to read this hospital's files."""
+    words = at.laboratory
+
+    def quoted(values: tuple[str, ...]) -> str:
+        return json.dumps(list(values), ensure_ascii=False)
+
+    patient, collected, result = (json.dumps(column, ensure_ascii=False) for column in words.columns)
+    return f"""# How to read the files of the synthetic hospital "{at.name}". `fedthorax node init` copies this file.
+
+[site]
+name = "{at.name}"
+
+[ct]
+folder = "ct"
+
+[laboratory]
+file = "laboratory.csv"
+encoding = "{words.encoding}"
+separator = {json.dumps(words.separator)}
+patient_id = {patient}
+collected = {collected}
+result = {result}
+date_format = "{words.date_format}"
+positive = {quoted(words.positive)}
+negative = {quoted(words.negative)}
+indeterminate = {quoted(words.indeterminate)}
+
+[outcomes]
+file = "outcomes.csv"
+"""

@@ -1,0 +1,166 @@
+"""The dialects of the synthetic hospitals: scanner, grid, noise, transfer syntax, laboratory file, case mix."""
+
+from dataclasses import dataclass
+
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.patients import CaseMix
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """How one hospital's CT writes a chest series."""
+
+    manufacturer: str
+    model: str
+    kernel: str
+    grid: Grid
+    blur_mm: float  # Gaussian sigma of the kernel's point spread function
+    noise_hu: float
+    offset_hu: float  # calibration error
+    transfer_syntax: UID
+    head_first_order: bool  # InstanceNumber grows towards the feet
+    rotated: bool  # rows and columns run backwards, as after a prone acquisition turned by hand
+    private_creator: str
+
+
+@dataclass(frozen=True)
+class LaboratoryDialect:
+    """How one hospital's laboratory exports PCR results."""
+
+    encoding: str
+    separator: str
+    date_format: str
+    columns: tuple[str, str, str]  # patient, collection time, result
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    indeterminate: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """One synthetic hospital."""
+
+    name: str
+    scanner: Scanner
+    laboratory: LaboratoryDialect
+    mix: CaseMix
+
+
+ENGLISH = LaboratoryDialect(
+    encoding="utf-8",
+    separator=",",
+    date_format="%Y-%m-%dT%H:%M",
+    columns=("patient_id", "collected", "result"),
+    positive=("POSITIVE", "Detected"),
+    negative=("NEGATIVE", "Not detected"),
+    indeterminate=("INDETERMINATE",),
+)
+FRENCH = LaboratoryDialect(
+    encoding="latin-1",
+    separator=";",
+    date_format="%d/%m/%Y %H:%M",
+    columns=("IPP", "Prélevé le", "Résultat"),
+    positive=("Positif", "Détecté"),
+    negative=("Négatif", "Non détecté"),
+    indeterminate=("Indéterminé",),
+)
+GERMAN = LaboratoryDialect(
+    encoding="utf-8-sig",
+    separator="\t",
+    date_format="%d.%m.%Y %H:%M",
+    columns=("PatID", "Abnahme", "Befund"),
+    positive=("positiv", "nachgewiesen"),
+    negative=("negativ", "nicht nachgewiesen"),
+    indeterminate=("grenzwertig",),
+)
+
+HOSPITALS = (
+    Hospital(
+        "north",
+        Scanner(
+            manufacturer="SYNTHETIC ALPHA",
+            model="Phantom 16",
+            kernel="B30f",
+            grid=Grid((60, 96, 96), (5.0, 3.9, 3.9)),
+            blur_mm=2.2,
+            noise_hu=18,
+            offset_hu=0,
+            transfer_syntax=ExplicitVRLittleEndian,
+            head_first_order=True,
+            rotated=False,
+            private_creator="SYNTHETIC ALPHA CT",
+        ),
+        ENGLISH,
+        CaseMix(pcr_prevalence=0.6, mean_age_years=62, median_load=0.14),
+    ),
+    Hospital(
+        "south",
+        Scanner(
+            manufacturer="SYNTHETIC BETA",
+            model="Helix 64",
+            kernel="LUNG",
+            grid=Grid((72, 80, 80), (4.2, 4.7, 4.7)),
+            blur_mm=1.6,
+            noise_hu=45,
+            offset_hu=12,
+            transfer_syntax=RLELossless,
+            head_first_order=False,
+            rotated=False,
+            private_creator="SYNTHETIC BETA 1.0",
+        ),
+        FRENCH,
+        CaseMix(pcr_prevalence=0.45, mean_age_years=55, median_load=0.10),
+    ),
+    Hospital(
+        "west",
+        Scanner(
+            manufacturer="SYNTHETIC GAMMA",
+            model="Spiral 128",
+            kernel="YC",
+            grid=Grid((64, 104, 104), (4.8, 3.6, 3.6)),
+            blur_mm=3.2,
+            noise_hu=28,
+            offset_hu=-10,
+            transfer_syntax=JPEG2000Lossless,
+            head_first_order=True,
+            rotated=True,
+            private_creator="SYNTHETIC GAMMA",
+        ),
+        GERMAN,
+        CaseMix(pcr_prevalence=0.7, mean_age_years=66, median_load=0.18),
+    ),
+    Hospital(
+        "east",
+        Scanner(
+            manufacturer="SYNTHETIC DELTA",
+            model="Volume 32",
+            kernel="FC08",
+            grid=Grid((66, 88, 88), (4.6, 4.3, 4.3)),
+            blur_mm=2.6,
+            noise_hu=36,
+            offset_hu=8,
+            transfer_syntax=JPEGLSLossless,
+            head_first_order=False,
+            rotated=False,
+            private_creator="SYNTHETIC DELTA X",
+        ),
+        ENGLISH,
+        CaseMix(pcr_prevalence=0.55, mean_age_years=60, median_load=0.13),
+    ),
+)
+
+
+def hospital(index: int) -> Hospital:
+    """The hospital of that number; after the four named ones the dialects come round again."""
+    known = HOSPITALS[index % len(HOSPITALS)]
+    if index < len(HOSPITALS):
+        return known
+    return Hospital(f"{known.name}-{index // len(HOSPITALS) + 1}", known.scanner, known.laboratory, known.mix)

@@ -1,0 +1,91 @@
+"""Lesions of a synthetic lung: ground glass and consolidation, placed as their cause places them.
+
+Covid-19 pneumonia: several foci, both lungs, at the periphery, more to the back and the base (Salehi et al., AJR
+2020; 215:87-93). Other pneumonia: one focus in one lung, consolidation with a narrow ground-glass rim.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.phantom.anatomy import Field, Grid, Thorax, smooth_noise
+
+Pattern = Literal["none", "covid", "other"]
+GROUND_GLASS_HU = 330  # added to aerated lung at full strength
+CONSOLIDATION_HU = 20
+MOST_FOCI = 60
+
+Box = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """What was planted: `hu` of the whole volume, and shares of the lung's volume (0 to 1)."""
+
+    hu: Field
+    ground_glass: float
+    consolidation: float
+
+    @property
+    def load(self) -> float:
+        """Share of the lungs that is not normal."""
+        return self.ground_glass + self.consolidation
+
+
+def _likely_places(thorax: Thorax, grid: Grid, pattern: Pattern, rng: Generator) -> Field:
+    """Weight of each voxel as the centre of a focus."""
+    z, y, x = grid.axes_mm()
+    depth_mm = ndimage.distance_transform_edt(thorax.lungs, sampling=grid.spacing_mm)
+    if pattern == "covid":
+        weight = np.exp(-depth_mm / 9) * (1 + np.clip(y / 60, -0.8, 2)) * (1 + np.clip(-z / 80, -0.6, 1.5))
+        weight = weight * np.where(x > 0, 1.0, rng.uniform(0.5, 1.6))
+    else:
+        side = 1 if rng.random() < 0.4 else -1
+        weight = np.where(side * x > 0, np.clip(depth_mm - 6, 0, None), 0)
+    return np.where(thorax.lungs, weight, 0).astype(np.float32)
+
+
+def _around(grid: Grid, centre: NDArray[np.int64], radii_mm: NDArray[np.float64]) -> tuple[Box, Field]:
+    """The box that one focus can reach, and the normalised radius about its centre inside that box."""
+    reach = np.ceil(1.9 * radii_mm / np.array(grid.spacing_mm)).astype(int)
+    low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach + 1, grid.shape)
+    z, y, x = (
+        ((np.arange(a, b) - c) * s / r) ** 2
+        for a, b, c, s, r in zip(low, high, centre, grid.spacing_mm, radii_mm, strict=True)
+    )
+    radius = np.sqrt(z[:, None, None] + y[None, :, None] + x[None, None, :]).astype(np.float32)
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), radius
+
+
+def add_lesions(
+    thorax: Thorax, grid: Grid, *, pattern: Pattern, load: float, consolidated: float, rng: Generator
+) -> Lesions:
+    """Plant foci until they fill `load` of the lungs; `consolidated` is the share of each focus that is solid."""
+    if pattern == "none" or load <= 0:
+        return Lesions(hu=thorax.hu, ground_glass=0.0, consolidation=0.0)
+    weight = _likely_places(thorax, grid, pattern, rng).ravel()
+    centres = rng.choice(weight.size, size=MOST_FOCI, p=weight.astype(np.float64) / weight.sum(dtype=np.float64))
+    rough = 0.22 * smooth_noise(grid.shape, tuple(7.0 / s for s in grid.spacing_mm), rng)
+    glass = np.zeros(grid.shape, dtype=np.float32)
+    solid = np.zeros(grid.shape, dtype=np.float32)
+    lung_voxels = int(thorax.lungs.sum())
+    size_mm = (15.0, 26.0) if pattern == "covid" else (32.0, 46.0)
+    for centre in np.array(np.unravel_index(centres, grid.shape)).T:
+        radii = rng.uniform(*size_mm) * rng.uniform(0.75, 1.25, 3)
+        box, radius = _around(grid, centre, radii)
+        inside = thorax.lungs[box]
+        edge = np.clip((1.0 - radius + rough[box]) / 0.25, 0, 1) * inside
+        core = np.clip((1.0 - radius / max(consolidated, 1e-3) ** (1 / 3) + rough[box]) / 0.15, 0, 1) * inside
+        glass[box], solid[box] = np.maximum(glass[box], edge), np.maximum(solid[box], core)
+        if np.maximum(glass, solid).sum() / lung_voxels >= load:
+            break
+    # Shares of filled volume, not of touched voxels: soft edges count in part.
+    consolidation = float(solid.sum() / lung_voxels)
+    ground_glass = float(np.clip(glass - solid, 0, None).sum() / lung_voxels)
+    hu = thorax.hu + GROUND_GLASS_HU * glass * (thorax.hu < -500)
+    hu = hu + solid * (CONSOLIDATION_HU - hu)
+    return Lesions(hu=hu.astype(np.float32), ground_glass=ground_glass, consolidation=consolidation)
