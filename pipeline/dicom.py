@@ -1,0 +1,94 @@
+"""Turns one CT series into a volume in Hounsfield units, or refuses it: nothing is mended in silence."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.series import Series, quiet_pydicom
+from pipeline.slices import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slice
+from pipeline.stack import feet_to_head, headward_normal, ras_affine
+from pipeline.volume import Volume
+
+MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 2 GB as float32
+LOWEST_HU, HIGHEST_HU = -2000.0, 10_000.0  # below: not even noise; above: no metal is as dense
+THICK_MM = 5.0
+_NOT_AIR_HU = -500.0
+_MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
+
+
+@quiet_pydicom()
+def read_series(series: Series) -> Volume:
+    """Read a series of axial CT slices.
+
+    Slice 0 of the volume is the one nearest to the feet, whatever the order of the files and the position of
+    the patient. Rows and columns stay as they are stored: the affine tells where they point. HU are clipped
+    to [-1024, 3071]; padding around the scan becomes -1024.
+
+    Raises `Refusal` with a reason from `pipeline/reasons.py`, files and series. Flags: W_MODALITY_EMPTY,
+    W_DUPLICATE_SLICE, W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
+    """
+    slices = [inspect_slice(path) for path in series.files]
+    flags = {flag for each in slices for flag in each.flags}
+    shapes = {(each.rows, each.columns) for each in slices}
+    if len(shapes) > 1:
+        raise Refusal(reasons.MIXED_GEOMETRY)
+    ((rows, columns),) = shapes
+    if rows * columns * len(slices) > MAX_VOXELS:
+        raise Refusal(reasons.DIMENSIONS, rows=rows, columns=columns, slices=len(slices))
+
+    normal = headward_normal(np.array([each.orientation for each in slices]))
+    order, is_copy = feet_to_head(np.array([each.position_mm for each in slices]), normal)
+    slices = [slices[index] for index in order]
+    if is_copy.any():
+        _check_copies(slices, is_copy)
+        slices = [each for each, copy in zip(slices, is_copy, strict=True) if not copy]
+        flags.add(reasons.DUPLICATE_DROPPED.code)
+    affine = ras_affine(
+        np.array([each.position_mm for each in slices]),
+        normal,
+        np.array(slices[0].orientation),
+        np.array([each.pixel_spacing_mm for each in slices]),
+    )
+    if np.nanmax([np.linalg.norm(affine[:3, 0]), *(each.thickness_mm for each in slices)]) > THICK_MM:
+        flags.add(reasons.THICK.code)
+
+    hu = np.empty((len(slices), rows, columns), dtype=np.float32)
+    for index, each in enumerate(slices):
+        hu[index] = decode_slice(each)
+    if _fill_undeclared_padding(hu):
+        flags.add(reasons.PADDING.code)
+    _check_hu(hu)
+    np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
+    return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
+
+
+def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
+    """Slices at one position must hold the same pixels: the same UID alone does not make them copies."""
+    for index in np.flatnonzero(is_copy):
+        if not np.array_equal(decode_slice(slices[index - 1]), decode_slice(slices[index])):
+            raise Refusal(reasons.DUPLICATE_SLICE, duplicates=int(is_copy.sum()), private=str(slices[index].path))
+
+
+def _fill_undeclared_padding(hu: NDArray[np.float32]) -> bool:
+    """Turn padding that no header declares into air; returns whether there was any.
+
+    Outside the circle of reconstruction scanners write one value, e.g. -3024 or -2048 HU. Measured values
+    below the range would vary, and stay for `_check_hu`.
+    """
+    lowest = hu.min()
+    if lowest >= LOWEST_HU:
+        return False
+    below = hu < LOWEST_HU
+    if not (hu[below] == lowest).all():
+        return False
+    hu[below] = AIR_HU
+    return True
+
+
+def _check_hu(hu: NDArray[np.float32]) -> None:
+    lowest, highest = float(hu.min()), float(hu.max())
+    if lowest < LOWEST_HU or highest > HIGHEST_HU:
+        raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
+    if lowest == highest or (hu > _NOT_AIR_HU).mean() < _MIN_NOT_AIR:
+        raise Refusal(reasons.EMPTY_VOLUME)

@@ -1,0 +1,233 @@
+"""Finds DICOM files and groups them into series, from their headers alone; nothing here judges an image.
+
+Also how every header is read, and the silence that pydicom needs around patient data.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.findings import Finding
+
+
+def tags(*keywords: str) -> list[BaseTag]:
+    """Tags for `read_header`; pydicom would look keywords up anew for each file, half as slow again."""
+    return [Tag(keyword) for keyword in keywords]
+
+
+PIXEL_DATA = Tag("PixelData")
+_HEADER = tags(
+    *(
+        "SOPClassUID",
+        "Modality",
+        "Manufacturer",
+        "ConvolutionKernel",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+    ),
+    *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex"),
+    *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
+)
+# What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
+_COMPANIONS = frozenset(
+    (
+        *(".csv", ".dll", ".doc", ".docx", ".exe", ".htm", ".html", ".inf", ".ini", ".jpeg", ".jpg", ".js"),
+        *(".json", ".log", ".md", ".nii", ".nrrd", ".pdf", ".png", ".toml", ".tsv", ".txt", ".xls", ".xlsx"),
+        *(".xml", ".yaml", ".yml"),
+    )
+)
+_COMPANION_NAMES = frozenset(("DICOMDIR", "LICENSE", "LICENCE", "README", "VERSION", "THUMBS.DB"))
+_FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
+_OLDEST_YEARS = 120
+_YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One DICOM series, from the headers of its files. Site-only: it holds identifiers and paths.
+
+    `files`: sorted by name.
+    `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' where absent), never guessed.
+    `acquired`: site-local time without zone; None if unusable.
+    `fingerprint`: SHA-256 over relative path, size and time of change of all files.
+    """
+
+    files: tuple[Path, ...]
+    patient_id: str
+    issuer: str
+    study_uid: str
+    series_uid: str
+    modality: str
+    age_years: float | None
+    sex: str | None
+    acquired: datetime | None
+    manufacturer: str
+    kernel: str
+    fingerprint: str
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Hold back pydicom's warnings and log lines: they quote values and paths of patients."""
+    log = logging.getLogger("pydicom")
+    propagate, log.propagate = log.propagate, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.propagate = propagate
+
+
+def read_header(path: Path, wanted: Collection[BaseTag]) -> Dataset:
+    """Read the `wanted` tags of one file; the pixels only if they are among them.
+
+    Raises `Refusal`: E_NOT_DICOM, E_PARSE.
+    """
+    try:
+        header = dcmread(path, specific_tags=list(wanted), stop_before_pixels=PIXEL_DATA not in wanted)
+    except InvalidDicomError:
+        raise Refusal(reasons.NOT_DICOM, private=str(path)) from None
+    except Exception as error:  # broken files make pydicom raise nearly anything
+        raise Refusal(reasons.PARSE, private=f"{path}: {error}") from None
+    # pydicom takes garbage after the magic word for an empty dataset; a DICOMDIR has nothing that we want.
+    if not header and "MediaStorageSOPClassUID" not in header.file_meta:
+        raise Refusal(reasons.NOT_DICOM, private=str(path))
+    return header
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """The value of a text attribute, '' where absent or empty; several values stay joined by backslashes.
+
+    Raises `Refusal`: E_PARSE.
+    """
+    try:
+        value = header.get(keyword)
+        parts = value if isinstance(value, MultiValue) else [value]
+        return "\\".join("" if part is None else str(part) for part in parts)
+    except Exception as error:  # pydicom converts values only now
+        raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
+
+
+@quiet_pydicom()
+def find_series(
+    root: Path | Sequence[Path], *, progress: Callable[[int], None] | None = None
+) -> tuple[list[Series], list[Finding]]:
+    """Find all series among files and folders (searched to any depth), and the files that could not be read.
+
+    Files are grouped by patient, issuer, study and series, so that two patients never share a series; where
+    the series has no UID, its folder stands for it. `progress` is given the number of files seen so far.
+    Findings: E_NOT_DICOM, E_PARSE.
+    """
+    findings: list[Finding] = []
+    groups: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)
+    first_header: dict[tuple[str, ...], Dataset] = {}
+    for seen, (name, path) in enumerate(_files(root, findings), start=1):
+        try:
+            header = read_header(path, _HEADER)
+            if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                continue
+            key = _group(header, path)
+            first_header.setdefault(key, header)
+            groups[key].append((name, path))
+        except Refusal as refusal:
+            findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
+        if progress is not None:
+            progress(seen)
+    series = []
+    for key, files in groups.items():
+        try:
+            series.append(_series(first_header[key], sorted(files)))
+        except (Refusal, OSError) as error:
+            findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{files[0][1]}: {error}"))
+    return series, findings
+
+
+def _files(root: Path | Sequence[Path], findings: list[Finding]) -> Iterator[tuple[str, Path]]:
+    """Yield (name relative to its root, path) of each file that may be DICOM, in order."""
+
+    def unreadable(error: OSError) -> None:
+        findings.append(Finding(reasons.PARSE, detail=str(error)))
+
+    for top in [root] if isinstance(root, Path) else root:
+        if top.is_file():
+            yield top.name, top
+            continue
+        for folder, subfolders, names in os.walk(top, onerror=unreadable):
+            subfolders.sort()
+            for name in sorted(names):
+                path = Path(folder, name)
+                # is_file: opening a pipe would wait for ever.
+                if not _is_companion(name) and path.is_file():
+                    yield path.relative_to(top).as_posix(), path
+
+
+def _is_companion(name: str) -> bool:
+    return name.startswith(".") or name.upper() in _COMPANION_NAMES or Path(name).suffix.lower() in _COMPANIONS
+
+
+def _group(header: Dataset, path: Path) -> tuple[str, ...]:
+    study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
+    return text(header, "PatientID"), text(header, "IssuerOfPatientID"), study, series or str(path.parent)
+
+
+def _series(header: Dataset, files: list[tuple[str, Path]]) -> Series:
+    """`header` is that of one file; `files` holds (relative name, path), sorted."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        status = path.stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    sex = text(header, "PatientSex")
+    return Series(
+        files=tuple(path for _, path in files),
+        patient_id=text(header, "PatientID"),
+        issuer=text(header, "IssuerOfPatientID"),
+        study_uid=text(header, "StudyInstanceUID"),
+        series_uid=text(header, "SeriesInstanceUID"),
+        modality=text(header, "Modality"),
+        age_years=_age_years(text(header, "PatientAge")),
+        sex=sex if sex in {"M", "F"} else None,
+        acquired=_acquired(header),
+        manufacturer=text(header, "Manufacturer"),
+        kernel=text(header, "ConvolutionKernel"),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _age_years(age: str) -> float | None:
+    """Age String, e.g. 063Y or 010M (DICOM PS3.5, 6.2); zero is what scanners write for 'not entered'."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", age.strip(), flags=re.ASCII)
+    years = int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else 0.0
+    return years if 0 < years <= _OLDEST_YEARS else None
+
+
+def _acquired(header: Dataset) -> datetime | None:
+    """The first usable date of acquisition, series, study with its own time, or midnight."""
+    for event in ("Acquisition", "Series", "Study"):
+        day = re.fullmatch(r"\d{8}", text(header, f"{event}Date").strip(), flags=re.ASCII)
+        clock = re.match(r"\d{6}|\d{4}|\d{2}", text(header, f"{event}Time").strip(), flags=re.ASCII)
+        if day:
+            try:
+                moment = datetime.strptime(day[0] + (clock[0] if clock else "").ljust(6, "0"), "%Y%m%d%H%M%S")
+            except ValueError:
+                continue
+            # A day of grace: the scanner may stand in another time zone than this machine.
+            if moment.year >= _FIRST_CT_YEAR and moment <= datetime.now() + timedelta(days=1):
+                return moment
+    return None

@@ -1,0 +1,204 @@
+"""One file, one slice: what its header says, checked, and its pixels in Hounsfield units.
+
+Attributes and what they mean: DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, uid
+from pydicom.multival import MultiValue
+
+from models.refusal import Reason, Refusal
+from pipeline import codecs, reasons
+from pipeline.series import PIXEL_DATA, read_header, tags, text
+
+AIR_HU = -1024.0
+BRIGHTEST_HU = 3071.0  # 12 bits from -1024 on, the range of CT scanners
+_DARKEST_TISSUE_HU = -950.0
+_MAX_SLOPE = 100.0
+_MAX_INTERCEPT = 2.0**16
+
+_PIXELS = tags(
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+_HEADER = _PIXELS + tags(
+    *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "BurnedInAnnotation", "ContrastBolusAgent"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "LossyImageCompression",
+)
+_ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
+# What vendors write after ORIGINAL\PRIMARY\AXIAL in images that are not single slices all the same.
+_REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The header of one CT slice, checked as far as one file tells.
+
+    `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
+    `thickness_mm`: NaN where absent. `padding`: first and last stored value that mean 'outside the scan'.
+    """
+
+    path: Path
+    rows: int
+    columns: int
+    position_mm: list[float]
+    orientation: list[float]
+    pixel_spacing_mm: list[float]
+    thickness_mm: float
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+    flags: tuple[str, ...]
+
+
+def inspect_slice(path: Path) -> Slice:
+    """Read and check the header of one file.
+
+    Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_MODALITY, E_MODALITY_MISMATCH, E_MULTIFRAME, E_LOCALIZER,
+    E_NOT_AXIAL, E_BURNED_IN, E_PIXEL, E_TRANSFER_SYNTAX, E_RESCALE, E_GEOMETRY.
+    Flags: W_MODALITY_EMPTY, W_LOSSY, W_CONTRAST.
+    """
+    header = read_header(path, _HEADER)
+    try:
+        flags = _check_kind(header)
+        rows, columns, stored_range = _pixel_format(header)
+        slope, intercept = _rescale(header)
+        return Slice(
+            path=path,
+            rows=rows,
+            columns=columns,
+            position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
+            orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
+            pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
+            thickness_mm=next(iter(_floats(header, "SliceThickness")), np.nan),
+            slope=slope,
+            intercept=intercept,
+            padding=_padding(header, stored_range, slope, intercept),
+            flags=flags,
+        )
+    except Refusal as refusal:
+        refusal.private = f"{path} {refusal.private}"
+        raise
+
+
+def decode_slice(header: Slice) -> NDArray[np.float32]:
+    """The pixels in HU, shape (rows, columns), not clipped; declared padding is -1024.
+
+    Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
+    """
+    dataset = read_header(header.path, [*_PIXELS, PIXEL_DATA])
+    try:
+        stored = codecs.decode(dataset, header.rows, header.columns)
+    except Refusal as refusal:
+        refusal.private = f"{header.path} {refusal.private}"
+        raise
+    # float32 from the start: integer arithmetic would wrap.
+    hu = stored.astype(np.float32)
+    hu *= np.float32(header.slope)
+    hu += np.float32(header.intercept)
+    if header.padding is not None:
+        hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
+    return hu
+
+
+def _check_kind(header: Dataset) -> tuple[str, ...]:
+    """Refuse what is not an original axial CT slice; returns flags."""
+    flags = []
+    modality = text(header, "Modality")
+    sop_class = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
+    is_ct_class = sop_class == uid.CTImageStorage or sop_class in _ENHANCED_CT
+    is_capture = f"{sop_class}.".startswith(f"{uid.SecondaryCaptureImageStorage}.")
+    if modality not in ("CT", "") or (not modality and not is_ct_class):
+        raise Refusal(reasons.MODALITY_MISMATCH if is_ct_class else reasons.MODALITY)
+    if not modality:
+        flags.append(reasons.MODALITY_EMPTY.code)
+    if is_capture:
+        raise Refusal(reasons.NOT_AXIAL)
+    if sop_class and not is_ct_class:
+        raise Refusal(reasons.MODALITY_MISMATCH)
+    if sop_class in _ENHANCED_CT or _floats(header, "NumberOfFrames") not in ([], [1.0]):
+        raise Refusal(reasons.MULTIFRAME)
+
+    lossy = text(header, "LossyImageCompression").strip()
+    if lossy == "01" or (lossy != "00" and text(header.file_meta, "TransferSyntaxUID") in codecs.MAY_BE_LOSSY):
+        flags.append(reasons.LOSSY.code)
+    kind = [word.strip().upper() for word in text(header, "ImageType").split("\\")]
+    if "LOCALIZER" in kind:
+        raise Refusal(reasons.LOCALIZER)
+    # Compression with loss turns ORIGINAL into DERIVED (PS3.3, C.7.6.1.1.5.1).
+    is_original = kind[0] == "ORIGINAL" or (kind[0] == "DERIVED" and lossy == "01")
+    is_reformatted = _REFORMATTED.intersection(" ".join(kind[3:]).split())
+    if not is_original or kind[1:3] != ["PRIMARY", "AXIAL"] or is_reformatted:
+        raise Refusal(reasons.NOT_AXIAL)
+    if text(header, "BurnedInAnnotation").upper() == "YES":
+        raise Refusal(reasons.BURNED_IN)
+    if text(header, "ContrastBolusAgent").strip().upper() not in ("", "NO", "NONE"):
+        flags.append(reasons.CONTRAST.code)
+    return tuple(flags)
+
+
+def _pixel_format(header: Dataset) -> tuple[int, int, tuple[int, int]]:
+    """Rows, columns, and the range of values that can be stored."""
+    keywords = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+    numbers = [_numbers(header, keyword, 1, reasons.PIXEL)[0] for keyword in keywords]
+    if not all(number.is_integer() for number in numbers):
+        raise Refusal(reasons.PIXEL)
+    rows, columns, samples, allocated, stored, signed = map(int, numbers)
+    is_grey = samples == 1 and text(header, "PhotometricInterpretation") == "MONOCHROME2"
+    is_laid_out = allocated in (8, 16) and 1 <= stored <= allocated and signed in (0, 1)
+    is_flush = _floats(header, "HighBit") in ([], [stored - 1])  # no other value is allowed; often left out
+    if rows < 1 or columns < 1 or not is_grey or not is_laid_out or not is_flush:
+        raise Refusal(reasons.PIXEL)
+    if not codecs.is_readable(uid.UID(text(header.file_meta, "TransferSyntaxUID"))):
+        raise Refusal(reasons.TRANSFER_SYNTAX)
+    lowest = -(2 ** (stored - 1)) if signed else 0
+    return rows, columns, (lowest, lowest + 2**stored - 1)
+
+
+def _rescale(header: Dataset) -> tuple[float, float]:
+    (slope,) = _numbers(header, "RescaleSlope", 1, reasons.RESCALE)
+    (intercept,) = _numbers(header, "RescaleIntercept", 1, reasons.RESCALE)
+    is_hu = text(header, "RescaleType").strip() in ("", "HU", "US")
+    if not is_hu or not 0 < slope <= _MAX_SLOPE or not abs(intercept) <= _MAX_INTERCEPT:
+        raise Refusal(reasons.RESCALE)
+    return slope, intercept
+
+
+def _padding(header: Dataset, stored_range: tuple[int, int], slope: float, intercept: float) -> tuple[int, int] | None:
+    """Declared padding, as stored; refused where it could not be told from tissue."""
+    declared = _floats(header, "PixelPaddingValue") + _floats(header, "PixelPaddingRangeLimit")
+    if not declared:
+        return None
+    if not all(number.is_integer() for number in declared):
+        raise Refusal(reasons.PIXEL, private="PixelPaddingValue")
+    # Scanners write -2000 as 63536 and the other way round: the same 16 bits.
+    lowest = -(2**15) if stored_range[0] < 0 else 0
+    as_stored = [(int(number) - lowest) % 2**16 + lowest for number in declared]
+    first, last = min(as_stored), max(as_stored)
+    can_be_stored = stored_range[0] <= first and last <= stored_range[1]
+    is_tissue = first * slope + intercept <= BRIGHTEST_HU and last * slope + intercept >= _DARKEST_TISSUE_HU
+    if not can_be_stored or is_tissue:
+        raise Refusal(reasons.PIXEL, private="PixelPaddingValue")
+    return first, last
+
+
+def _floats(header: Dataset, keyword: str) -> list[float]:
+    """The numbers of an attribute, NaN among them; none where it is absent or not numeric."""
+    try:
+        value = header.get(keyword)
+        return [float(item) for item in (value if isinstance(value, MultiValue) else [value])]
+    except Exception:  # pydicom converts values only now
+        return []
+
+
+def _numbers(header: Dataset, keyword: str, count: int, reason: Reason) -> list[float]:
+    values = _floats(header, keyword)
+    if len(values) != count:
+        raise Refusal(reason, private=keyword)
+    return values
