@@ -1,0 +1,54 @@
+"""The examples of one split: tensors read from the site's cache, tabular data and targets beside them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.network import LABELS, tabular
+
+
+@dataclass(frozen=True)
+class Example:
+    """One patient as the network sees them; `severe` and `pcr_positive` are None where missing."""
+
+    tensor: Path
+    age_years: float | None
+    sex: str | None
+    pcr_positive: bool | None
+    severe: bool | None
+
+
+def target(example: Example) -> list[float]:
+    """The two targets in the order of LABELS; NaN where missing.
+
+    Severity is learnt and judged among PCR-positive patients alone.
+    """
+    severe = example.severe if example.pcr_positive else None
+    return [float("nan") if value is None else float(value) for value in (example.pcr_positive, severe)]
+
+
+class Examples:
+    """All examples of a split; a tensor is read when a batch needs it, so that any number of patients fits."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = list(examples)
+        self.targets = np.array([target(e) for e in self.examples], dtype=np.float32).reshape(-1, len(LABELS))
+        self._tabular = np.array([tabular(e.age_years, e.sex) for e in self.examples], dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(
+        self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, 2)."""
+        scans = [torch.from_numpy(np.load(self.examples[i].tensor).astype(np.float32)) for i in index]
+        if augment is not None:
+            # MONAI hands back a MetaTensor, which slows the network down; the plain tensor is what we want.
+            scans = [augment(scan).as_subclass(Tensor) for scan in scans]
+        return torch.stack(scans), torch.from_numpy(self._tabular[index]), torch.from_numpy(self.targets[index])

@@ -1,0 +1,80 @@
+"""Find the lungs in a chest CT by threshold and connected components, and say whether it is a chest at all.
+
+A plain method on purpose: it needs no weights, runs in tens of milliseconds, and a radiologist can follow it. Dense
+consolidation that touches the chest wall is recovered in part only, by closing. Another segmenter may take its
+place: anything that maps HU to a mask.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.refusal import Refusal
+from pipeline.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
+
+AIR_BELOW_HU = -500  # between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find it near here
+SMALLEST_LUNG_ML = 250
+LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
+SHORTEST_LUNGS_MM = 120
+CLOSING_MM = 14
+WIDEST_AIRWAY_MM2 = 700  # trachea at most 25 x 27 mm, 530 mm2; Breatnach et al., AJR 1984; 142:903-906
+
+
+def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    """Mask of both lungs, vessels and most lesions included.
+
+    `hu`: shape (slices, rows, columns), from the feet to the head, at a few millimetres a voxel.
+
+    Raises Refusal E_NO_LUNGS where no lung is found and E_NOT_A_WHOLE_CHEST where what is found is too small, too
+    short or too large for a whole chest.
+    """
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    labels, count = ndimage.label(hu < AIR_BELOW_HU)
+    if count == 0:
+        raise Refusal(NO_LUNGS)
+    # Air that reaches the sides of the image is outside the patient; lungs may reach the first or last slice.
+    sides = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    outside = np.unique(np.concatenate([side.ravel() for side in sides]))
+    volume_ml = np.bincount(labels.ravel()) * voxel_ml
+    volume_ml[0] = 0
+    volume_ml[outside] = 0
+    lungs = [i for i in np.argsort(volume_ml)[::-1][:2] if volume_ml[i] >= SMALLEST_LUNG_ML]
+    if not lungs:
+        raise Refusal(NO_LUNGS)
+    mask = _close(_without_neck(np.isin(labels, lungs), spacing_mm), spacing_mm)
+    _require_whole_chest(mask, spacing_mm, voxel_ml)
+    return mask
+
+
+def _without_neck(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    """The mask without what lies above the lungs: the trachea opens into them and would draw the crop up the neck."""
+    area_mm2 = mask.sum(axis=(1, 2)) * spacing_mm[1] * spacing_mm[2]
+    wide = np.flatnonzero(area_mm2 > WIDEST_AIRWAY_MM2)
+    if not wide.size:
+        raise Refusal(NO_LUNGS)
+    below = mask.copy()
+    below[wide[-1] + 1 :] = False
+    return below
+
+
+def _close(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    """Closing with a ball of CLOSING_MM, by distances: exact for unequal spacing, and fast; then holes are filled.
+
+    Filled in sagittal planes: there a lung rings its vessels and lesions. In axial ones both lungs, where they touch,
+    ring the mediastinum.
+    """
+    margin = [int(np.ceil(CLOSING_MM / s)) + 1 for s in spacing_mm]
+    padded = np.pad(mask, [(m, m) for m in margin])
+    grown = ndimage.distance_transform_edt(~padded, sampling=spacing_mm) <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(grown, sampling=spacing_mm) > CLOSING_MM
+    inner = tuple(slice(m, -m) for m in margin)
+    filled = closed[inner] | mask
+    planes = [ndimage.binary_fill_holes(filled[:, :, column]) for column in range(filled.shape[2])]
+    return np.stack(planes, axis=2)
+
+
+def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], voxel_ml: float) -> None:
+    lungs_ml = float(mask.sum() * voxel_ml)
+    length_mm = float(np.any(mask, axis=(1, 2)).sum() * spacing_mm[0])
+    if not LUNGS_ML[0] <= lungs_ml <= LUNGS_ML[1] or length_mm < SHORTEST_LUNGS_MM:
+        raise Refusal(NOT_A_WHOLE_CHEST, lungs_ml=round(lungs_ml), length_mm=round(length_mm))

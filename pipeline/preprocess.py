@@ -1,0 +1,115 @@
+"""From a volume in HU to what the network sees. One function, used by training, evaluation and scoring alike."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.lungs import find_lungs
+from pipeline.volume import Volume
+
+AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
+
+
+class Preprocessing(BaseModel):
+    """The numbers of the preprocessing; they travel with every model, and their digest is compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shape: tuple[int, int, int] = (40, 56, 56)
+    working_spacing_mm: float = 4.0
+    margin_mm: float = 8.0
+    aerated_lung_hu: float = -880.0
+    largest_shift_hu: float = 60.0
+    window_hu: tuple[float, float] = (-1000.0, 200.0)
+
+
+def settings_digest(settings: Preprocessing) -> str:
+    """Names the preprocessing; a tensor made with other settings is made again."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the network sees of a scan, and what was learnt on the way.
+
+    `tensor`: float16, shape (2, slices, rows, columns): lung window scaled to -1..1, and the lung mask.
+    `image_hu`, `lungs`: the scan and its mask on the working grid, axes as in AXES, for pictures.
+    """
+
+    tensor: NDArray[np.float16]
+    image_hu: NDArray[np.float32]
+    lungs: NDArray[np.bool_]
+    spacing_mm: float
+    lungs_ml: float
+    shift_hu: float
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tensor: two sites that prepare the same scan alike get the same."""
+        return hashlib.sha256(np.ascontiguousarray(self.tensor).tobytes()).hexdigest()
+
+
+def orient(volume: Volume) -> Volume:
+    """The same scan with its axes in the order and direction of AXES; nothing is interpolated."""
+    move = ornt_transform(io_orientation(volume.affine), axcodes2ornt(AXES))
+    hu = apply_orientation(volume.hu, move)
+    affine = volume.affine @ inv_ornt_aff(move, volume.hu.shape)
+    return Volume(hu=np.ascontiguousarray(hu), affine=affine, flags=volume.flags)
+
+
+def resample(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Resample (slices, rows, columns) to `shape`: averages where it gets coarser, linear where it gets finer."""
+    x = hu[None, None]
+    coarser = tuple(min(a, b) for a, b in zip(hu.shape, shape, strict=True))
+    if coarser != tuple(hu.shape):
+        x = F.interpolate(x, size=coarser, mode="area")
+    if coarser != tuple(shape):
+        x = F.interpolate(x, size=shape, mode="trilinear", align_corners=False)
+    return x[0, 0]
+
+
+def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
+    """Orient, resample, find the lungs, crop to them, centre the lungs' HU, window.
+
+    HU are shifted so that the aerated part of this scan's lungs (10th percentile inside the mask) comes to lie at
+    `aerated_lung_hu`, by at most `largest_shift_hu`: this takes out differences of calibration, kernel and
+    inspiration between scanners, at the site and from this scan alone.
+
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest.
+    """
+    upright = orient(volume)
+    step = settings.working_spacing_mm
+    size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
+    image = resample(torch.from_numpy(upright.hu), size)
+    hu = image.numpy()
+    lungs = find_lungs(hu, (step, step, step))
+    shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
+    shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
+    box = _box(lungs, round(settings.margin_mm / step))
+    low, high = settings.window_hu
+    window = ((image[box] + shift).clamp(low, high) - low) / (high - low) * 2 - 1
+    mask = torch.from_numpy(lungs[box].astype(np.float32))
+    tensor = torch.stack([resample(window, settings.shape), resample(mask, settings.shape)])
+    return Prepared(
+        tensor=tensor.numpy().astype(np.float16),
+        image_hu=hu,
+        lungs=lungs,
+        spacing_mm=step,
+        lungs_ml=float(lungs.sum() * step**3 / 1000),
+        shift_hu=shift,
+    )
+
+
+def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """The smallest box around the mask, grown by `margin` voxels where the image goes on."""
+    slices = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
+    return tuple(slices)

@@ -1,0 +1,184 @@
+"""A site: one hospital's folder, its settings (site.toml), its keys and its pseudonyms.
+
+SITE_DIR/site.toml            what hospital IT edits
+SITE_DIR/keys/                pseudonym.key, node key; never leaves, never shown
+SITE_DIR/cohort/              cohort.sqlite, tensors, refusals.csv
+SITE_DIR/logs/                what happened here, in full words
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.refusal import Refusal
+from models.settings import load_settings
+from pipeline.join import JoinRules
+from pipeline.laboratory import LaboratoryFile
+from pipeline.outcomes import OutcomeFile
+from pipeline.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
+
+Split = Literal["train", "validation", "test"]
+# Shares of patients, by keyed hash: the first is tested on, the second calibrates, the rest is learnt from.
+TEST_SHARE, VALIDATION_SHARE = 0.22, 0.15
+KEY_BYTES = 32
+
+
+class SiteTable(BaseModel, extra="forbid"):
+    """[site]"""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    source: Path = Path()  # folder against which the paths below are read; the site's own folder if empty
+    min_patients: int = Field(default=10, ge=2)  # no figure over fewer patients leaves
+
+
+class CtTable(BaseModel, extra="forbid"):
+    """[ct]"""
+
+    folder: Path = Path("ct")
+
+
+class ServerTable(BaseModel, extra="forbid"):
+    """[server]: where the study's server is; empty until the node has joined one."""
+
+    address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
+    ca_certificate: Path = Path("keys/ca.crt")
+
+
+class TrainingTable(BaseModel, extra="forbid"):
+    """[training]"""
+
+    threads: int = Field(default=0, ge=0)  # processor cores that a study may use here; 0 means all
+
+
+class SiteSettings(BaseModel):
+    """site.toml; configs/site.toml explains each line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    site: SiteTable
+    ct: CtTable = CtTable()
+    laboratory: LaboratoryFile
+    outcomes: OutcomeFile
+    join: JoinRules = JoinRules()
+    server: ServerTable = ServerTable()
+    training: TrainingTable = TrainingTable()
+
+
+@dataclass(frozen=True)
+class Site:
+    """An opened site folder."""
+
+    folder: Path
+    settings: SiteSettings
+
+    @classmethod
+    def open(cls, folder: Path) -> "Site":
+        """Raises Refusal E_NO_SITE, or what `load_settings` raises."""
+        folder = folder.resolve()
+        if not (folder / "site.toml").is_file():
+            raise Refusal(NO_SITE, private=str(folder))
+        settings = load_settings(folder / "site.toml", SiteSettings)
+        source = folder / settings.site.source
+        # Paths of site.toml are read against the source folder here, once, so that nobody else needs to know.
+        for table, key in ((settings.ct, "folder"), (settings.laboratory, "file"), (settings.outcomes, "file")):
+            setattr(table, key, source / getattr(table, key))
+        return cls(folder, settings)
+
+    @property
+    def name(self) -> str:
+        return self.settings.site.name
+
+    @property
+    def cohort_folder(self) -> Path:
+        return self.folder / "cohort"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def node_key(self) -> Path:
+        return self.folder / "keys" / "node"
+
+    @property
+    def ca_certificate(self) -> Path:
+        return self.folder / self.settings.server.ca_certificate
+
+    @cached_property
+    def _key(self) -> bytes:
+        """Raises Refusal E_SITE_KEY; with an empty key anyone could make the pseudonyms."""
+        path = self.folder / "keys" / "pseudonym.key"
+        try:
+            key = path.read_bytes()
+        except OSError as error:
+            raise Refusal(SITE_KEY, private=str(error)) from error
+        if len(key) != KEY_BYTES:
+            raise Refusal(SITE_KEY, private=str(path))
+        return key
+
+    def _keyed(self, purpose: str, text: str) -> str:
+        return hmac.new(self._key, f"{purpose}|{text}".encode(), hashlib.sha256).hexdigest()
+
+    def pseudonym(self, patient_id: str) -> str:
+        """16 hex digits that stand for the patient wherever something is shown; only this site can make them.
+
+        Raises Refusal E_SITE_KEY, as `split` does.
+        """
+        return self._keyed("pseudonym", patient_id)[:16]
+
+    def split(self, patient_id: str) -> Split:
+        """Where the patient belongs, fixed for good by the keyed hash."""
+        place = int(self._keyed("split", patient_id)[:8], 16) / 2**32
+        if place < TEST_SHARE:
+            return "test"
+        return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"
+
+
+def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> Site:
+    """Make a site folder with its settings and a new pseudonym key, readable by its owner alone.
+
+    `key` is given for synthetic hospitals only, where splits must follow from the seed. Raises Refusal E_SITE_EXISTS.
+    """
+    if (folder / "site.toml").exists():
+        raise Refusal(SITE_EXISTS, private=str(folder))
+    (folder / "keys").mkdir(parents=True, exist_ok=True)
+    (folder / "keys").chmod(0o700)
+    (folder / "logs").mkdir(exist_ok=True)
+    with suppress(FileExistsError):  # a key that is there stays: a new one would rename every patient
+        descriptor = os.open(folder / "keys" / "pseudonym.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key or secrets.token_bytes(KEY_BYTES))
+    (folder / "site.toml").write_text(settings_text, encoding="utf-8")
+    return Site.open(folder)
+
+
+def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0) -> str:
+    """The text of a new site.toml.
+
+    With `source`, a folder of the hospital's files that has a site.toml of its own (synthetic hospitals have), that
+    file is taken over; else it is the template, which hospital IT then edits.
+    """
+    import configs
+
+    template = source / "site.toml" if source and (source / "site.toml").is_file() else None
+    text = (template or Path(configs.__file__).with_name("site.toml")).read_text(encoding="utf-8")
+    if template is None:
+        text = text.replace('name = "my-hospital"', f'name = "{name}"')
+        text = text.replace('address = ""', f'address = "{server}"').replace("threads = 0", f"threads = {threads}")
+        return text if source is None else _with_source(text, source)
+    text += f'\n[server]\naddress = "{server}"\n\n[training]\nthreads = {threads}\n'
+    assert source is not None
+    return _with_source(text, source)
+
+
+def _with_source(text: str, source: Path) -> str:
+    return text.replace("[site]\n", f"[site]\nsource = {json.dumps(str(source.resolve()))}\n", 1)

@@ -1,0 +1,83 @@
+"""The network: what goes in, what comes out, and that a seed fixes it."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from models.network import LABELS, TABULAR, NetworkSettings, build_network, tabular
+
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
+
+
+@pytest.mark.parametrize(
+    ("age_years", "sex", "numbers"),
+    [
+        (60.0, "F", [0.0, 1.0, -1.0, 1.0]),
+        (80.0, "M", [1.0, 1.0, 1.0, 1.0]),
+        (None, "M", [0.0, 0.0, 1.0, 1.0]),
+        (40.0, None, [-1.0, 1.0, 0.0, 0.0]),
+        (None, "O", [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_age_and_sex_as_numbers(age_years: float | None, sex: str | None, numbers: list[float]) -> None:
+    assert tabular(age_years, sex) == numbers
+    assert len(numbers) == TABULAR
+
+
+@pytest.mark.parametrize("architecture", ["resnet10", "resnet18"])
+def test_one_logit_a_label(architecture: str) -> None:
+    network = build_network(NetworkSettings.model_validate({"architecture": architecture}), seed=1).eval()
+    logits = network(torch.zeros(3, 2, 24, 32, 28), torch.zeros(3, TABULAR))
+    assert logits.shape == (3, len(LABELS))
+    assert logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+
+
+def test_scan_mask_age_and_sex_all_count() -> None:
+    network = build_network(SMALL, seed=1).eval()
+    scan = torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    known = torch.ones(1, TABULAR)
+    with torch.inference_mode():
+        base = network(scan, known)
+        for channel in (0, 1):
+            other = scan.clone()
+            other[:, channel] = 0
+            assert not torch.allclose(network(other, known), base, atol=1e-4)
+        assert not torch.allclose(network(scan, -known), base, atol=1e-4)
+
+
+def test_a_patient_gets_the_same_answer_in_any_company() -> None:
+    network = build_network(SMALL, seed=1).eval()
+    scans = torch.randn(4, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    known = torch.zeros(4, TABULAR)
+    with torch.inference_mode():
+        together = network(scans, known)
+        alone = torch.cat([network(scans[i : i + 1], known[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_the_seed_fixes_the_weights_and_nothing_else_is_touched() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (build_network(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+    assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"architecture": "resnet50"},
+        {"widen_factor": 0},
+        {"widen_factor": -1},
+        {"widen_factor": float("nan")},
+        {"widen_factor": 1e9},
+        {"tabular_features": 0},
+        {"depth": 3},
+    ],
+    ids=str,
+)
+def test_impossible_networks_are_refused_before_they_are_built(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        NetworkSettings.model_validate(wrong)

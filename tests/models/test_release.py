@@ -1,0 +1,190 @@
+"""Releases: read back as written, refused when altered, and never unpickled."""
+
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.calibration import Platt
+from models.network import LABELS, NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import CARD, DESCRIPTION, WEIGHTS, Description, Release, load_release, save_release
+
+SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)
+
+
+def describe(**changes: Any) -> Description:
+    facts: dict[str, Any] = {
+        "network": SETTINGS,
+        "preprocessing": {"shape": [16, 16, 16]},
+        "calibration": {label: Platt(slope=0.9, intercept=0.1) for label in LABELS},
+        "study": "synthetic-study",
+        "run": "run-1",
+        "rounds": 3,
+        "sites": 2,
+        "strategy": "FedAvg",
+        "software": "fedthorax 0.1.0",
+        "trained_on_synthetic_data": True,
+        "metrics": {"auroc_severe": 0.8125},
+    }
+    return Description(**(facts | changes))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Release]:
+    folder = tmp_path / "release"
+    network = build_network(SETTINGS, seed=5)
+    network.train()
+    network(torch.randn(4, 2, 16, 16, 16), torch.zeros(4, 4))  # so that the buffers are not the initial ones
+    return folder, save_release(folder, network, describe())
+
+
+def code(folder: Path) -> str:
+    with pytest.raises(Refusal) as caught:
+        load_release(folder)
+    assert str(folder) not in str(caught.value)
+    return caught.value.code
+
+
+def test_it_is_read_back_bit_for_bit(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    read = load_release(folder)
+    assert read.sha256 == written.sha256
+    assert read.description == written.description
+    assert not read.network.training
+    scan, known = torch.randn(2, 2, 16, 16, 16), torch.ones(2, 4)
+    with torch.inference_mode():
+        assert torch.equal(read.network(scan, known), written.network.eval()(scan, known))
+
+
+def test_it_holds_three_files_and_the_same_content_gets_the_same_name(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, DESCRIPTION, WEIGHTS]
+    again = save_release(folder.parent / "again", written.network, describe())
+    other = save_release(folder.parent / "other", written.network, describe(rounds=4))
+    assert again.sha256 == written.sha256 != other.sha256
+
+
+@pytest.mark.parametrize("place", [0, 9, 200, -1], ids=["length", "header", "header's names", "last weight"])
+def test_a_flipped_byte_of_the_weights_is_noticed(saved: tuple[Path, Release], place: int) -> None:
+    folder, _ = saved
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[place] ^= 0x10
+    (folder / WEIGHTS).write_bytes(content)
+    assert code(folder) == "E_MODEL_ALTERED"
+
+
+def test_weights_of_another_network_do_not_pass_with_a_mended_hash(saved: tuple[Path, Release]) -> None:
+    folder, _ = saved
+    wider = NetworkSettings(architecture="resnet10", widen_factor=0.25)
+    save_release(folder.parent / "wider", build_network(wider, seed=1), describe(network=wider))
+    edit(folder.parent / "wider", lambda content: content.update(network=SETTINGS.model_dump()))
+    assert code(folder.parent / "wider") == "E_MODEL_ALTERED"
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / DESCRIPTION).read_text())
+    change(content)
+    (folder / DESCRIPTION).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(format=2),
+        lambda content: content.update(labels=["severe", "pcr_positive"]),
+        lambda content: content.update(extra="field"),
+        lambda content: content.pop("calibration"),
+        lambda content: content["network"].update(widen_factor=-1),
+        lambda content: content["network"].update(widen_factor=1e12),
+        lambda content: content["network"].update(architecture="resnet152"),
+        lambda content: content["calibration"]["severe"].update(slope="steep"),
+    ],
+    ids=["format", "labels", "extra", "missing", "negative", "huge", "unknown network", "calibration"],
+)
+def test_a_description_that_this_version_cannot_use_is_refused(
+    saved: tuple[Path, Release], change: Callable[[dict[str, Any]], object]
+) -> None:
+    folder, _ = saved
+    edit(folder, change)
+    assert code(folder) == "E_MODEL_FORMAT"
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_description_that_is_no_description_is_refused(saved: tuple[Path, Release], content: bytes) -> None:
+    folder, _ = saved
+    (folder / DESCRIPTION).write_bytes(content)
+    assert code(folder) == "E_MODEL_FORMAT"
+
+
+def test_an_edited_description_has_another_name(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    edit(folder, lambda content: content["calibration"]["severe"].update(slope=5.0))
+    assert load_release(folder).sha256 != written.sha256
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION])
+def test_what_is_missing_is_refused(saved: tuple[Path, Release], name: str) -> None:
+    folder, _ = saved
+    (folder / name).unlink()
+    assert code(folder) == "E_NO_MODEL"
+    assert code(folder / "nowhere") == "E_NO_MODEL"
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, sprung: Path) -> None:
+        self.sprung = sprung
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.sprung,)
+
+
+def test_a_pickle_is_never_loaded_even_with_the_right_hash(saved: tuple[Path, Release]) -> None:
+    import hashlib
+
+    folder, _ = saved
+    sprung = folder.parent / "sprung"
+    for content in (pickle.dumps(Trap(sprung)), _torch_file(folder.parent / "trap.pt", sprung)):
+        (folder / WEIGHTS).write_bytes(content)
+        assert code(folder) == "E_MODEL_ALTERED"
+        edit(folder, lambda text, sha=hashlib.sha256(content).hexdigest(): text.update(weights_sha256=sha))
+        assert code(folder) == "E_MODEL_ALTERED"
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists(), "the trap works, so the test can fail"
+
+
+def _torch_file(path: Path, sprung: Path) -> bytes:
+    torch.save({"head.weight": Trap(sprung)}, path)
+    return path.read_bytes()
+
+
+def test_the_card_says_what_it_must(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    text = (folder / CARD).read_text(encoding="utf-8")
+    assert "Research use only" in text
+    assert "Not a medical device" in text
+    assert "SYNTHETIC hospitals" in text
+    assert written.sha256 in text
+    assert "| auroc_severe | 0.812 |" in text
+
+
+def test_only_a_model_from_phantoms_is_called_synthetic(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    save_release(folder.parent / "real", written.network, describe(trained_on_synthetic_data=False))
+    text = (folder.parent / "real" / CARD).read_text(encoding="utf-8")
+    assert "SYNTHETIC" not in text
+    assert "Research use only" in text
+
+
+def test_a_figure_that_could_not_be_computed_does_not_spoil_the_release(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    save_release(folder.parent / "nan", written.network, describe(metrics={"auroc_severe": math.nan}))
+    assert math.isnan(load_release(folder.parent / "nan").description.metrics["auroc_severe"])

@@ -1,0 +1,90 @@
+"""Settings files: what is wrong is named by its key, what was written there is not repeated."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.refusal import Refusal
+from models.settings import load_settings
+
+SECRET = "CANARY-4711"
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    days: int = Field(default=7, ge=1)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(pattern="^[a-z]+$")
+    table: Table = Table()
+
+
+def refusal(path: Path) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        load_settings(path, Settings)
+    assert SECRET not in str(caught.value), "a value could be private"
+    assert str(path.parent) not in str(caught.value), "so could a path"
+    assert path.name in caught.value.says
+    return caught.value
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "site.toml"
+
+
+def test_a_file_in_order_is_read_with_its_defaults(path: Path) -> None:
+    path.write_text('name = "ward"\n[table]\ndays = 3\n')
+    assert load_settings(path, Settings) == Settings(name="ward", table=Table(days=3))
+    path.write_text('name = "ward"\n')
+    assert load_settings(path, Settings).table.days == 7
+
+
+def test_a_missing_file_is_refused(path: Path) -> None:
+    found = refusal(path)
+    assert found.code == "E_SETTINGS_FILE"
+    assert found.private == str(path)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(path: Path) -> None:
+    path.mkdir()
+    assert refusal(path).code == "E_SETTINGS_FILE"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'name = "{SECRET}\n'.encode(),
+        f"name = {SECRET}\n".encode(),
+        f'name = "a"\npassword = "{SECRET}"\npassword = "{SECRET}"\n'.encode(),
+        f'name = "{SECRET}'.encode() + b'\xff"\n',
+        b"\xff\xfen\x00",
+    ],
+    ids=["open string", "bare word", "key twice", "not UTF-8", "UTF-16"],
+)
+def test_broken_toml_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert refusal(path).code == "E_SETTINGS_SYNTAX"
+
+
+def test_the_line_of_broken_toml_is_named(path: Path) -> None:
+    path.write_text(f'name = "ward"\ndays = {SECRET}\n')
+    assert "line 2" in refusal(path).says
+
+
+def test_every_wrong_key_is_named_at_once(path: Path) -> None:
+    path.write_text(f'name = "{SECRET}"\ncolour = "{SECRET}"\n[table]\ndays = "{SECRET}"\nweeks = "{SECRET}"\n')
+    found = refusal(path)
+    assert found.code == "E_SETTINGS_KEY"
+    for key in ("name", "colour", "table.days", "table.weeks"):
+        assert f"{key}:" in found.says
+
+
+def test_a_missing_key_is_named(path: Path) -> None:
+    path.write_text("")
+    assert "name: Field required" in refusal(path).says

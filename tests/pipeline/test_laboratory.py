@@ -1,0 +1,304 @@
+"""The laboratory's file: three hospitals' dialects, each kind of bad row, files that are no table."""
+
+import unicodedata
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from models.refusal import Refusal
+from pipeline.laboratory import LaboratoryFile, PcrResult, read_pcr
+
+TODAY = date(2020, 5, 1)
+HEADER = "patient_id,collected,result"
+GOOD = [f"P{number},2020-04-01T08:30,NEGATIVE" for number in range(10)]
+ENGLISH: dict[str, Any] = {"encoding": "utf-8"}
+FRENCH: dict[str, Any] = {
+    "encoding": "latin-1",
+    "separator": ";",
+    "date_format": "%d/%m/%Y %H:%M",
+    "positive": ["Positif"],
+    "negative": ["Négatif"],
+    "indeterminate": ["Indéterminé"],
+}
+GERMAN: dict[str, Any] = {
+    "separator": "\t",
+    "date_format": "%d.%m.%Y %H:%M",
+    "positive": ["positiv", "nachgewiesen"],
+    "negative": ["negativ", "nicht nachgewiesen"],
+    "indeterminate": ["grenzwertig"],
+}
+
+
+def written(folder: Path, content: str | bytes, **declared: Any) -> LaboratoryFile:
+    table = LaboratoryFile(file=folder / "synthetic-pcr.csv", **declared)
+    table.file.write_bytes(content if isinstance(content, bytes) else content.encode(table.encoding))
+    return table
+
+
+def read(folder: Path, *rows: str, **declared: Any) -> tuple[list[PcrResult], list[tuple[str, str, str]]]:
+    """Results, and findings as (code, patient, detail)."""
+    results, findings = read_pcr(written(folder, "\n".join(rows), **declared), today=TODAY)
+    return results, [(finding.reason.code, finding.patient_id, finding.detail) for finding in findings]
+
+
+def refused(folder: Path, content: str | bytes, **declared: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read_pcr(written(folder, content, **declared), today=TODAY)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("declared", "separator", "collected", "words"),
+    [
+        (ENGLISH, ",", "2020-03-09T07:05", ("POSITIVE", "NEGATIVE", "INDETERMINATE")),
+        (ENGLISH, ",", "2020-03-09T07:05", ("260373001", "260415000", "419984006")),
+        (FRENCH, ";", "09/03/2020 07:05", ("Positif", "Négatif", "Indéterminé")),
+        (GERMAN, "\t", "09.03.2020 07:05", ("positiv", "negativ", "grenzwertig")),
+        (GERMAN, "\t", "09.03.2020 07:05", ("nachgewiesen", "nicht nachgewiesen", "grenzwertig")),
+    ],
+)
+def test_three_hospitals_write_the_same_results_in_their_own_ways(
+    tmp_path: Path, declared: dict[str, Any], separator: str, collected: str, words: tuple[str, str, str]
+) -> None:
+    rows = [HEADER, *(f"007,{collected},{word}" for word in words)]
+    results, findings = read(tmp_path, *(row.replace(",", separator) for row in rows), **declared)
+    assert results == [PcrResult("007", datetime(2020, 3, 9, 7, 5), meaning) for meaning in (True, False, None)]
+    assert findings == []
+
+
+def test_columns_come_in_any_order_among_others_under_declared_names(tmp_path: Path) -> None:
+    results, findings = read(
+        tmp_path,
+        "Ergebnis,Bemerkung, Entnahme ,PID",
+        ' positive ,"found, at last",2020-04-01T08:30, 0042 ',
+        collected="Entnahme",
+        result="Ergebnis",
+        patient_id="PID",
+    )
+    assert results == [PcrResult("0042", datetime(2020, 4, 1, 8, 30), True)]
+    assert findings == []
+
+
+@pytest.mark.parametrize("word", ["RNA non presente", "not positive", "positive?", "post", "not  detected", ""])
+def test_a_text_outside_the_lists_is_reported_never_guessed(tmp_path: Path, word: str) -> None:
+    results, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{word}")
+    assert len(results) == len(GOOD)
+    assert findings == [("W_PCR_UNMAPPED", "P99", word)]
+
+
+def test_case_and_coding_of_accents_do_not_matter(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "Négatif")
+    results, findings = read(
+        tmp_path, HEADER, "P1,2020-04-01T08:30,NÉGATIF", negative=[decomposed], positive=["Positif"]
+    )
+    assert [result.positive for result in results] == [False]
+    assert findings == []
+
+
+def test_more_than_a_fifth_of_unmapped_rows_refuses_the_file(tmp_path: Path) -> None:
+    odd = ["P99,2020-04-01T08:30,presumptive", "P99,2020-04-01T08:31,presumptive"]
+    results, findings = read(tmp_path, HEADER, *GOOD[:8], *odd)  # exactly a fifth
+    assert (len(results), len(findings)) == (8, 2)
+    refusal = refused(tmp_path, "\n".join([HEADER, *GOOD[:7], *odd]))
+    assert refusal.code == "E_PCR_UNMAPPED"
+    assert "22 %" in refusal.says
+    assert "presumptive" in refusal.private
+    assert "presumptive" not in str(refusal)
+
+
+def test_the_wrong_encoding_cannot_pass_as_meaning(tmp_path: Path) -> None:
+    content = "patient_id;collected;result\nP1;01/04/2020 08:30;Négatif"
+    assert refused(tmp_path, content.encode("utf-8"), **FRENCH).code == "E_PCR_UNMAPPED"
+    assert refused(tmp_path, content.encode("latin-1"), **(FRENCH | {"encoding": "utf-8"})).code == "E_ENCODING"
+
+
+@pytest.mark.parametrize("text", ["01.04.2020 08:30", "2020-04-31T08:30", "2020-04-01", "soon", ""])
+def test_an_unreadable_time_leaves_the_row_out(tmp_path: Path, text: str) -> None:
+    results, findings = read(tmp_path, HEADER, *GOOD, f"P99,{text},POSITIVE")
+    assert len(results) == len(GOOD)
+    assert findings == [("E_DATE", "P99", text)]
+
+
+def test_swapped_day_and_month_refuse_the_file(tmp_path: Path) -> None:
+    rows = [f"P{day},{day:02}/04/2020 08:30,POSITIVE" for day in range(1, 31)]  # 18 of 30 days exceed 12
+    refusal = refused(tmp_path, "\n".join([HEADER, *rows]), date_format="%m/%d/%Y %H:%M")
+    assert refusal.code == "E_DATES"
+    assert "60 %" in refusal.says
+    assert "/04/2020" not in str(refusal)
+
+
+def test_a_specimen_from_tomorrow_is_left_out(tmp_path: Path) -> None:
+    rows = ["P1,2020-05-01T23:59,POSITIVE", "P2,2020-05-02T00:00,POSITIVE"]
+    results, findings = read(tmp_path, HEADER, *rows)
+    assert [result.patient_id for result in results] == ["P1"]
+    assert findings == [("E_PCR_DATE", "P2", "2020-05-02T00:00")]
+
+
+def test_a_row_without_patient_is_left_out(tmp_path: Path) -> None:
+    results, findings = read(tmp_path, HEADER, GOOD[0], " ,2020-04-01T08:30,POSITIVE")
+    assert [result.patient_id for result in results] == ["P0"]
+    assert findings == [("E_NO_IDENTIFIER", "", "line 3")]
+
+
+def test_identifiers_are_never_made_alike(tmp_path: Path) -> None:
+    patients = ["7", "07", "007", "A7", "a7"]
+    results, _ = read(tmp_path, HEADER, *(f"{patient},2020-04-01T08:30,POSITIVE" for patient in patients))
+    assert [result.patient_id for result in results] == patients
+
+
+def test_equal_rows_are_one_result_and_blank_rows_none(tmp_path: Path) -> None:
+    results, findings = read(tmp_path, HEADER, GOOD[0], "", ",,", " , , ", GOOD[0], GOOD[1], "")
+    assert [result.patient_id for result in results] == ["P0", "P1"]
+    assert findings == []
+
+
+def test_a_header_alone_is_an_empty_file(tmp_path: Path) -> None:
+    assert read(tmp_path, HEADER) == ([], [])
+
+
+def test_a_row_of_another_length_is_left_out_and_many_refuse_the_file(tmp_path: Path) -> None:
+    shifted = "P99,2020-04-01T08:30,see note, POSITIVE"
+    results, findings = read(tmp_path, HEADER, *GOOD, shifted, "P98,2020-04-01T08:30")
+    assert len(results) == len(GOOD)
+    assert findings == [("E_ROW", "", "line 12"), ("E_ROW", "", "line 13")]
+    assert refused(tmp_path, "\n".join([HEADER, *GOOD[:3], shifted])).code == "E_ROWS"
+
+
+@pytest.mark.parametrize(
+    ("content", "column"),
+    [
+        ("", "patient_id"),
+        ("\n\n", "patient_id"),
+        ("P1,2020-04-01T08:30,POSITIVE", "patient_id"),
+        ("patient_id,collected", "result"),
+        ("patient_id,collected,result,result", "result"),
+        ("patient_id;collected;result", "patient_id"),
+        ("Patient_ID,collected,result", "patient_id"),
+    ],
+)
+def test_a_missing_or_repeated_column_refuses_the_file(tmp_path: Path, content: str, column: str) -> None:
+    refusal = refused(tmp_path, content)
+    assert refusal.code == "E_SCHEMA"
+    assert repr(column) in refusal.says
+    assert "P1" not in str(refusal)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        'P1,2020-04-01T08:30,"POSITIVE',
+        'P1,2020-04-01T08:30,"POSITIVE"!',
+        f"P1,2020-04-01T08:30,{'x' * 200_000}",
+    ],
+    ids=["open quote", "text after quote", "huge cell"],
+)
+def test_broken_csv_refuses_the_file(tmp_path: Path, row: str) -> None:
+    assert refused(tmp_path, f"{HEADER}\n{row}\n{GOOD[0]}").code == "E_SCHEMA"
+
+
+def test_a_file_that_is_not_there_is_refused_without_its_path(tmp_path: Path) -> None:
+    table = LaboratoryFile(file=tmp_path / "nobody-knows.csv")
+    with pytest.raises(Refusal) as caught:
+        read_pcr(table)
+    assert caught.value.code == "E_TABLE_FILE"
+    assert "nobody-knows" not in str(caught.value)
+    assert "nobody-knows" in caught.value.private
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"encoding": "utf-9"},
+        {"encoding": "rot13"},
+        {"separator": ""},
+        {"separator": ";;"},
+        {"separator": '"'},
+        {"date_format": "%d/%m"},
+        {"date_format": "%d/%m/%Y %d"},
+        {"date_format": "%Y-%m-%dT%H:%M%z"},
+        {"positive": ["detected"], "negative": ["DETECTED "]},
+        {"indeterminate": [" "]},
+        {"colected": "collected"},
+    ],
+)
+def test_a_declaration_that_cannot_be_right_is_refused_before_any_file_is_read(
+    declared: dict[str, Any],
+) -> None:
+    with pytest.raises(ValidationError):
+        LaboratoryFile(file=Path("synthetic-pcr.csv"), **declared)
+
+
+def test_a_detail_stays_readable(tmp_path: Path) -> None:
+    _, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{'x' * 5000}")
+    assert len(findings[0][2]) <= 100
+
+
+# Bytes alone would hardly ever make a table: pieces of one are strewn among them.
+PIECES = st.sampled_from(
+    [
+        HEADER.encode(),
+        *(row.encode() for row in GOOD[:2]),
+        b"\n",
+        b"\r",
+        b",",
+        b'"',
+        b"\0",
+        b"\xff\xfe",
+        b"P1",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    content=st.one_of(st.binary(), st.lists(PIECES | st.binary(max_size=4)).map(b"".join)),
+    with_header=st.booleans(),
+    encoding=st.sampled_from(["utf-8-sig", "utf-8", "latin-1", "cp1252", "utf-16"]),
+)
+def test_any_bytes_end_in_results_or_a_refusal(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, with_header: bool, encoding: str
+) -> None:
+    header = f"{HEADER}\n".encode(encoding) if with_header else b""
+    table = written(tmp_path_factory.getbasetemp(), header + content, encoding=encoding)
+    try:
+        results, findings = read_pcr(table, today=TODAY)
+    except Refusal as refusal:
+        assert refusal.code in {
+            "E_ENCODING", "E_SCHEMA", "E_ROWS", "E_DATES", "E_PCR_UNMAPPED"
+        }  # fmt: skip
+    else:
+        assert all(result.patient_id and result.collected.date() <= TODAY for result in results)
+        assert all(finding.reason.code[:2] in {"E_", "W_"} for finding in findings)
+
+
+ROWS = st.lists(
+    st.builds(
+        "{},2020-04-{:02}T08:30,{}".format,
+        st.sampled_from(["P1", "P2", ""]),
+        st.integers(1, 40),
+        st.sampled_from(["POSITIVE", "NEGATIVE", "INDETERMINATE", "maybe"]),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=ROWS, data=st.data())
+def test_the_order_of_rows_never_matters(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[str], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+
+    def met(rows: list[str]) -> tuple[set[PcrResult], list[tuple[str, str]]] | str:
+        try:
+            results, findings = read(folder, HEADER, *GOOD, *rows)
+        except Refusal as refusal:
+            return refusal.code
+        return set(results), sorted(finding[:2] for finding in findings)
+
+    assert met(rows) == met(data.draw(st.permutations(rows)))
