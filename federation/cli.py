@@ -1,0 +1,90 @@
+"""The command line's root: `fedthorax`. Heavy libraries are imported inside the commands that need them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from federation import cli_node, cli_server, cli_study
+from federation.console import print_json, print_refusal, progress_bar, say
+from models.reasons import SYSTEM
+from models.refusal import Refusal
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+app = typer.Typer(
+    help="Hospitals learn together to recognise severe Covid-19 from chest CT and PCR; no raw data leaves any of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_node.app, name="node")
+app.add_typer(cli_server.app, name="server")
+app.add_typer(cli_study.app, name="study")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything of the demo is written.")] = Path("demo"),
+    patients: Annotated[int, typer.Option(min=30, help="Patients of each training hospital.")] = 100,
+) -> None:
+    """The whole loop on synthetic hospitals, on this machine."""
+    from federation.demo import run_demo
+
+    run_demo(folder, patients=patients)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    sites: Annotated[int, typer.Option(min=1, max=100, help="How many hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients of each, beside the spoilt ones.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 1,
+    defects: Annotated[bool, typer.Option(help="Plant one patient more for each kind of defect.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic hospitals: DICOM, laboratory and outcome files, and the truth beside them."""
+    from pipeline.phantom.generate import make_hospitals
+
+    with progress_bar("synthetic patients") as progress:
+        folders = make_hospitals(out, patients=[patients] * sites, seed=seed, defects=defects, progress=progress)
+    if as_json:
+        print_json({"hospitals": [folder.name for folder in folders]})
+    else:
+        say(f"Wrote {', '.join(folder.name for folder in folders)} under {out}.")
+
+
+@app.command()
+def score(
+    series: Annotated[list[Path], typer.Argument(help="A DICOM folder, a zip, or DICOM files of one chest CT.")],
+    model: Annotated[
+        Path | None, typer.Option(envvar="FEDTHORAX_MODEL", help="Folder of a release; demo/model if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the page and the JSON into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely severe Covid is in one scan, with quality checks. Research use, not a medical device."""
+    from federation.scoring import score_series
+
+    score_series(series, model=model or Path("demo/model"), out=out, as_json=as_json)
+
+
+def main() -> None:
+    """Run a command; a refusal or a failing disk ends in a code and a remedy, never in a stack trace."""
+    for name, value in (
+        ("FLWR_TELEMETRY_ENABLED", "0"),
+        ("FLWR_DISABLE_UPDATE_CHECK", "1"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+    ):
+        os.environ[name] = value
+    try:
+        app()
+    except Refusal as refusal:
+        print_refusal(refusal, as_json="--json" in sys.argv)
+        sys.exit(1)
+    except OSError as error:
+        problem = Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+        print_refusal(problem, as_json="--json" in sys.argv)
+        sys.exit(1)

@@ -1,0 +1,107 @@
+"""The work of one site in a round, as plain functions: arrays in, arrays and allowed figures out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from federation.buffers import split
+from federation.study import Study
+from models.calibration import fit_platt
+from models.network import LABELS, SeverityNetwork, build_network
+from models.refusal import Refusal
+from pipeline.cohort import Cohort
+from pipeline.evaluate import METRICS, site_metrics
+from pipeline.examples import Examples
+from pipeline.preprocess import settings_digest
+from pipeline.reasons import PREPROCESSING, TOO_FEW_PATIENTS
+from pipeline.site import Site, Split
+from pipeline.train import predict, train
+
+Arrays = Mapping[str, NDArray]
+
+# All that may leave a site beside weights; the server refuses anything else.
+TRAIN_METRICS = ("train_loss", *METRICS)
+CALIBRATION_METRICS = tuple(f"{part}_{label}" for label in LABELS for part in ("slope", "intercept"))
+EVALUATE_METRICS = (*METRICS, *CALIBRATION_METRICS)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The site's weights after its local epochs, and its figures; `examples` is the weight it asks for."""
+
+    arrays: dict[str, NDArray]
+    buffers: dict[str, NDArray]
+    metrics: dict[str, float]
+    examples: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The site's figures on its test patients, with slopes and intercepts fitted to its validation patients."""
+
+    metrics: dict[str, float]
+    examples: int
+
+
+def network_arrays(network: SeverityNetwork) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+    """Trainable tensors and batch-norm buffers of a network, as numpy."""
+    return split({name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()})
+
+
+def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
+    """The study's network with these tensors."""
+    network = build_network(study.network, seed=study.study.seed)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**arrays, **buffers}.items()}
+    network.load_state_dict(tensors, strict=True)
+    return network
+
+
+def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
+    """The site's examples of some splits. Raises Refusal E_PREPROCESSING where they were prepared otherwise."""
+    with Cohort(site) as cohort:
+        if cohort.settings() - {settings_digest(study.preprocessing)}:
+            raise Refusal(PREPROCESSING)
+        return Examples(cohort.examples(*splits))
+
+
+def _enough(site: Site, examples: Examples) -> Examples:
+    """Raises Refusal E_TOO_FEW_PATIENTS under the site's own minimum."""
+    needed = site.settings.site.min_patients
+    if len(examples) < needed:
+        raise Refusal(TOO_FEW_PATIENTS, patients=len(examples), needed=needed)
+    return examples
+
+
+def train_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, *, round_number: int) -> Trained:
+    """One site's round: figures of the model that came in, on validation patients; then local epochs."""
+    if site.settings.training.threads:
+        torch.set_num_threads(site.settings.training.threads)
+    network = load_network(study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    validation = load_examples(site, study, "validation")
+    least = site.settings.site.min_patients
+    metrics = site_metrics(predict(network, validation), validation.targets, min_patients=least)
+    loss = train(network, examples, study.training, study.schedule(round_number), seed=study.study.seed)
+    trained, trained_buffers = network_arrays(network)
+    return Trained(trained, trained_buffers, {"train_loss": loss, **metrics}, len(examples))
+
+
+def evaluate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Evaluated:
+    """Figures on the site's test patients; calibration from its validation patients."""
+    if site.settings.training.threads:
+        torch.set_num_threads(site.settings.training.threads)
+    network = load_network(study, arrays, buffers)
+    least = site.settings.site.min_patients
+    test = _enough(site, load_examples(site, study, "test"))
+    metrics = site_metrics(predict(network, test), test.targets, min_patients=least)
+    validation = load_examples(site, study, "validation")
+    logits = predict(network, validation)
+    for column, label in enumerate(LABELS):
+        targets = validation.targets[:, column]
+        if np.count_nonzero(~np.isnan(targets)) >= least:
+            fitted = fit_platt(logits[:, column], targets)
+            metrics |= {f"slope_{label}": fitted.slope, f"intercept_{label}": fitted.intercept}
+    return Evaluated(metrics, len(test))
