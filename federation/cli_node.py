@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,7 +53,7 @@ def check(
 
     with progress_bar("examining series") as progress:
         result = doctor.check(Site.open(site_dir), preprocessing_of(study), progress, truth=truth)
-    content = result.as_json()
+    content = result.to_json()
     if as_json:
         print_json(content)
         return
@@ -75,7 +75,7 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
     site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)
-    content = Checkup({}, assessment, None).as_json()
+    content = Checkup({}, assessment, None).to_json()
     del content["environment"], content["verdict"]
     content["examined_now"] = assessment.examined_now
     if as_json:
@@ -85,7 +85,7 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
     say(f"Each refusal with its pseudonym: {site.cohort_folder / 'refusals.csv'}")
 
 
-def _print_findings(content: dict) -> None:  # type: ignore[type-arg]
+def _print_findings(content: dict[str, Any]) -> None:
     lines = [[f["code"], str(f["count"]), f["remedy"]] for f in content["findings"]]
     print_table(["finding", "count", "what to do"], lines)
     say(

@@ -30,7 +30,7 @@ def run(
 
     study = load_settings(study_file, Study)
     result = simulate_study(study, server, simulate, say) if simulate else launch(study, server, say)
-    _tell(result.as_json(), as_json=as_json)
+    _tell(result.to_json(), as_json=as_json)
 
 
 @app.command()
@@ -42,7 +42,7 @@ def resume(
     """Go on with a run from its last checkpoint, after the server or the study came to a halt."""
     from federation.launch import resume as go_on
 
-    _tell(go_on(run_name, server, say).as_json(), as_json=as_json)
+    _tell(go_on(run_name, server, say).to_json(), as_json=as_json)
 
 
 @app.command()

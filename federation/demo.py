@@ -92,13 +92,14 @@ def step(text: str) -> None:
 def _make_hospitals(folders: Folders, patients: int) -> None:
     from pipeline.phantom.generate import make_hospitals
 
-    wanted = {"seed": SEED, "patients": [patients] * len(TRAINING) + [patients + UNSEEN_EXTRA]}
+    counts = [patients] * len(TRAINING) + [patients + UNSEEN_EXTRA]
+    wanted = {"seed": SEED, "patients": counts}
     done = folders.root / "hospitals" / "complete.json"
     if done.exists() and json.loads(done.read_text()) == wanted:
         say("  they are there from the run before")
         return
     with progress_bar("synthetic patients") as progress:
-        make_hospitals(done.parent, patients=wanted["patients"], seed=SEED, progress=progress)
+        make_hospitals(done.parent, patients=counts, seed=SEED, progress=progress)
     done.write_text(json.dumps(wanted))
 
 

@@ -22,7 +22,7 @@ class Finished:
     release: str
     mlflow: str
 
-    def as_json(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         return asdict(self)
 
 

@@ -1,13 +1,12 @@
 """The work of one site in a round, as plain functions: arrays in, arrays and allowed figures out."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.buffers import split
+from federation.packing import Arrays, pack, unpack
 from federation.study import Study
 from models.calibration import fit_platt
 from models.network import LABELS, SeverityNetwork, build_network
@@ -19,8 +18,6 @@ from pipeline.preprocess import settings_digest
 from pipeline.reasons import PREPROCESSING, TOO_FEW_PATIENTS
 from pipeline.site import Site, Split
 from pipeline.train import predict, train
-
-Arrays = Mapping[str, NDArray]
 
 # All that may leave a site beside weights; the server refuses anything else.
 TRAIN_METRICS = ("train_loss", *METRICS)
@@ -46,16 +43,10 @@ class Evaluated:
     examples: int
 
 
-def network_arrays(network: SeverityNetwork) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """Trainable tensors and batch-norm buffers of a network, as numpy."""
-    return split({name: tensor.detach().numpy().copy() for name, tensor in network.state_dict().items()})
-
-
 def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
-    """The study's network with these tensors."""
+    """The study's network with these packed tensors."""
     network = build_network(study.network, seed=study.study.seed)
-    tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**arrays, **buffers}.items()}
-    network.load_state_dict(tensors, strict=True)
+    unpack(network, arrays, buffers)
     return network
 
 
@@ -85,7 +76,7 @@ def train_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, *, rou
     least = site.settings.site.min_patients
     metrics = site_metrics(predict(network, validation), validation.targets, min_patients=least)
     loss = train(network, examples, study.training, study.schedule(round_number), seed=study.study.seed)
-    trained, trained_buffers = network_arrays(network)
+    trained, trained_buffers = pack(network)
     return Trained(trained, trained_buffers, {"train_loss": loss, **metrics}, len(examples))
 
 

@@ -17,7 +17,7 @@ def score_series(series: Sequence[Path], *, model: Path, out: Path | None, as_js
     """
     release = load_release(model)
     result = score(series[0] if len(series) == 1 else series, release)
-    content = result.as_json()
+    content = result.to_json()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "score.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -21,13 +21,13 @@ from flwr.serverapp import Grid, ServerApp
 from federation import checkpoint, reasons
 from federation.control import read_server_config
 from federation.flower_strategies import build_strategy, strategy_state
+from federation.grid import EagerGrid
 from federation.local import (
     EVALUATE_METRICS,
     TRAIN_METRICS,
-    Arrays,
     load_network,
-    network_arrays,
 )
+from federation.packing import Arrays, pack
 from federation.replies import EXAMPLES, encode, site_code, valid_figures
 from federation.server import sites
 from federation.strategy import GuardedStrategy, RoundReport, weighted_means
@@ -53,7 +53,7 @@ def say(text: str) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Run or resume the study that the run's configuration holds."""
     study = Study.model_validate_json(str(context.run_config["study"]))
-    run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), grid)
+    run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), EagerGrid(grid))
     try:
         run.execute()
     except Refusal as refusal:
@@ -68,7 +68,7 @@ class ServerRun:
     server_folder: Path
     study: Study
     name: str
-    grid: Grid
+    grid: EagerGrid
     history: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -100,7 +100,7 @@ class ServerRun:
         except Refusal as refusal:
             if refusal.reason is not reasons.CHECKPOINT_NONE:
                 raise
-        arrays, buffers = network_arrays(build_network(self.study.network, seed=self.study.study.seed))
+        arrays, buffers = pack(build_network(self.study.network, seed=self.study.study.seed))
         return checkpoint.State(round=0, arrays=arrays, buffers=buffers, memory={}, history=[], about={})
 
     def _tags(self) -> dict[str, str]:
@@ -136,7 +136,7 @@ class ServerRun:
             on_round=self._after_round,
         )
         self.strategy.start(
-            grid=self.grid,
+            grid=cast(Grid, self.grid),
             initial_arrays=encode(state.arrays),
             num_rounds=remaining,
             timeout=self.study.study.round_timeout_s,

@@ -50,7 +50,7 @@ class Checkup:
     assessment: Assessment
     verdict: Verdict | None
 
-    def as_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Counts and remedies alone: no patient, file or date."""
         patients = self.assessment.patients
         return {

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.examples import Example
 from pipeline.site import Site, Split
 
+SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scans (
     fingerprint TEXT NOT NULL,     -- of the series' files
@@ -96,7 +97,16 @@ class Cohort:
         self.tensors.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(self.folder / "cohort.sqlite", timeout=30, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
+        self._forget_other_versions()
         self._db.executescript(SCHEMA)
+
+    def _forget_other_versions(self) -> None:
+        """Everything here is made from the source files, so a file of another version is begun anew."""
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found != SCHEMA_VERSION:
+            for table in ("scans", "patients", "findings"):
+                self._db.execute(f"DROP TABLE IF EXISTS {table}")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def __enter__(self) -> "Cohort":
         return self

@@ -59,7 +59,7 @@ def site_metrics(logits: NDArray[np.float32], targets: NDArray[np.float32], *, m
 
     Names: `loss_<label>` and `auroc_<label>`, the label being one of LABELS.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     losses = label_losses(logits, targets)
     for column, label in enumerate(LABELS):
         if np.count_nonzero(~np.isnan(targets[:, column])) < min_patients:

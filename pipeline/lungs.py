@@ -64,13 +64,16 @@ def _close(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> N
     ring the mediastinum.
     """
     margin = [int(np.ceil(CLOSING_MM / s)) + 1 for s in spacing_mm]
-    padded = np.pad(mask, [(m, m) for m in margin])
+    box = bounding_box(mask, 0)  # a closing stays inside the convex hull, and so inside this box
+    padded = np.pad(mask[box], [(m, m) for m in margin])
     grown = ndimage.distance_transform_edt(~padded, sampling=spacing_mm) <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown, sampling=spacing_mm) > CLOSING_MM
     inner = tuple(slice(m, -m) for m in margin)
-    filled = closed[inner] | mask
+    filled = closed[inner] | mask[box]
     planes = [ndimage.binary_fill_holes(filled[:, :, column]) for column in range(filled.shape[2])]
-    return np.stack(planes, axis=2)
+    whole = np.zeros_like(mask)
+    whole[box] = np.stack(planes, axis=2)
+    return whole
 
 
 def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], voxel_ml: float) -> None:
@@ -78,3 +81,12 @@ def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float
     length_mm = float(np.any(mask, axis=(1, 2)).sum() * spacing_mm[0])
     if not LUNGS_ML[0] <= lungs_ml <= LUNGS_ML[1] or length_mm < SHORTEST_LUNGS_MM:
         raise Refusal(NOT_A_WHOLE_CHEST, lungs_ml=round(lungs_ml), length_mm=round(length_mm))
+
+
+def bounding_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """The smallest box around the mask, grown by `margin` voxels where the image goes on."""
+    slices = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        slices.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
+    return tuple(slices)

@@ -10,7 +10,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.lungs import find_lungs
+from pipeline.lungs import bounding_box, find_lungs
 from pipeline.volume import Volume
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
@@ -24,8 +24,8 @@ class Preprocessing(BaseModel):
     shape: tuple[int, int, int] = (40, 56, 56)
     working_spacing_mm: float = 4.0
     margin_mm: float = 8.0
-    aerated_lung_hu: float = -880.0
-    largest_shift_hu: float = 60.0
+    aerated_lung_hu: float = -920.0
+    largest_shift_hu: float = 80.0
     window_hu: tuple[float, float] = (-1000.0, 200.0)
 
 
@@ -91,7 +91,7 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     lungs = find_lungs(hu, (step, step, step))
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
-    box = _box(lungs, round(settings.margin_mm / step))
+    box = bounding_box(lungs, round(settings.margin_mm / step))
     low, high = settings.window_hu
     window = ((image[box] + shift).clamp(low, high) - low) / (high - low) * 2 - 1
     mask = torch.from_numpy(lungs[box].astype(np.float32))
@@ -104,12 +104,3 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
         lungs_ml=float(lungs.sum() * step**3 / 1000),
         shift_hu=shift,
     )
-
-
-def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """The smallest box around the mask, grown by `margin` voxels where the image goes on."""
-    slices = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
-    return tuple(slices)

@@ -18,6 +18,7 @@ from pipeline.score import NOTICE, Score
 
 PAGE = "score.html"
 LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600
+TISSUE_ABOVE_HU = -500.0
 AROUND_LUNGS_MM = 40.0
 CONTOUR_RGB = (0, 200, 255)  # on neither end of the greys, and told apart by the colour-blind
 _ENLARGED = 8  # pixels of the picture for each voxel
@@ -89,7 +90,9 @@ def views(prepared: Prepared) -> list[View]:
     around = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
     hu, lungs = prepared.image_hu[around], prepared.lungs[around]
     up, back, left = (int(lungs.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
-    side = "right" if left < np.argwhere(lungs)[:, 2].mean() else "left"
+    # The middle of the body, not of the lungs: one of them may be missing.
+    middle = ndimage.center_of_mass(prepared.image_hu > TISSUE_ABOVE_HU)[2] - around[2].start
+    side = "right" if left < middle else "left"
     # The working grid runs feet to head, front to back, right to left; pictures begin at the top.
     return [
         _view("Axial", ("R", "L", "A", "P"), hu[up], lungs[up]),

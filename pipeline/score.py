@@ -120,7 +120,7 @@ def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | 
         found, unread = find_series(images)
         series = _choose(found, unread, series_uid)
         volume = read_series(series)
-    hu_sha256 = hashlib.sha256(volume.hu.tobytes()).hexdigest()
+    hu_sha256 = hashlib.sha256(volume.hu.data).hexdigest()
     clock.append(time.perf_counter())
     prepared = prepare(volume, settings)
     clock.append(time.perf_counter())
@@ -181,7 +181,8 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
     if not scans:
         raise next(refusal for refusal in refusals if refusal)
     if len(scans) > 1:
-        raise Refusal(reasons.MIXED_SERIES, series=len(scans))
+        choice = ", ".join(f"{s.series_uid} ({len(s.files)} files)" for s in scans)
+        raise Refusal(reasons.MIXED_SERIES, series=len(scans), private=choice)
     return scans[0]
 
 
@@ -197,7 +198,7 @@ def _not_the_scan(series: Series) -> Refusal | None:
 
 @torch.inference_mode()
 def _logits(network: SeverityNetwork, prepared: Prepared, series: Series) -> NDArray[np.float32]:
-    """In float32 on every machine, so that a scan gets the same answer on each."""
+    """In float32 whatever the machine: bfloat16 would move the answer between one and the next."""
     network.eval()
     scan = torch.from_numpy(prepared.tensor.astype(np.float32))
     known = torch.tensor(tabular(series.age_years, series.sex))

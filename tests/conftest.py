@@ -1,8 +1,19 @@
 """Fixtures that all tests share."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from pipeline.ingest import Assessment, ingest
+from pipeline.phantom.generate import make_hospitals
+from pipeline.preprocess import Preprocessing
+from pipeline.site import Site, init_site
+
+torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +23,50 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real DICOM is not here: ../shared/data is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a synthetic hospital: eight clean patients and every defect once. Leave it as it is."""
+    (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[8], seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_site() -> Callable[[Path, Path], Site]:
+    """Makes a site in a folder, on a synthetic hospital; the key is fixed, and so are pseudonyms and splits."""
+
+    def make(folder: Path, hospital: Path) -> Site:
+        text = (hospital / "site.toml").read_text().replace("[site]\n", f'[site]\nsource = "{hospital}"\n', 1)
+        return init_site(folder, text, key=b"k" * 32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_ingest(
+    small_hospital: Path, make_site: Callable[[Path, Path], Site], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Site, Assessment]:
+    """The small hospital as a site, and what its first ingest said."""
+    site = make_site(tmp_path_factory.mktemp("sites") / "small", small_hospital)
+    return site, ingest(site, Preprocessing(), lambda done, total: None)
+
+
+@pytest.fixture(scope="session")
+def small_site(small_ingest: tuple[Site, Assessment]) -> Site:
+    """The small hospital as a site with its cohort, prepared with the default settings. Leave it as it is."""
+    return small_ingest[0]
+
+
+class OneThread(ThreadPoolExecutor):
+    """Stands in for a pool of processes where a test shall start none."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__(max_workers=1)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let hospitals be written and scans be examined in this process, one after the other."""
+    monkeypatch.setattr("pipeline.ingest.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)

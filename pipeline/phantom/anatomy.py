@@ -15,7 +15,7 @@ Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 # Typical attenuations (HU) of the tissues at 120 kV.
-AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU, BONE_HU, AERATED_LUNG_HU = -1000, -100, 45, 40, 60, 300, -870
+AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU, BONE_HU, AERATED_LUNG_HU = -1000, -100, 45, 40, 60, 300, -900
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Build:
     depth: float
     lung_height: float
     fat_mm: float
+    inflation_hu: float  # of aerated lung, deep or shallow breath
+    gravity_hu_per_mm: float  # how much denser lung is towards the back
+    dependent_hu: float  # density of the band of collapsed lung at the back, 0 in most
+    dependent_mm: float  # its thickness
 
     @classmethod
     def draw(cls, rng: Generator, *, female: bool) -> "Build":
@@ -59,6 +63,10 @@ class Build:
             depth=size * rng.normal(1.0, 0.05),
             lung_height=size * rng.normal(0.98, 0.06),
             fat_mm=float(np.clip(rng.normal(14, 5), 4, 30)),
+            inflation_hu=float(rng.normal(AERATED_LUNG_HU, 22)),
+            gravity_hu_per_mm=float(rng.uniform(0.2, 0.8)),
+            dependent_hu=float(rng.uniform(120, 350)) if rng.random() < 0.4 else 0.0,
+            dependent_mm=float(rng.uniform(5, 16)),
         )
 
 
@@ -140,17 +148,27 @@ def _vessels(grid: Grid, build: Build, rng: Generator) -> Field:
     return np.minimum(ndimage.gaussian_filter(share, 2.2 / spacing, truncate=2.5), 1.0)
 
 
+def _distance_to_back(lungs: Mask, grid: Grid) -> Field:
+    """Millimetres from each voxel of the lungs to where lung ends behind it."""
+    behind = np.cumsum(lungs[:, ::-1], axis=1, dtype=np.float32)[:, ::-1]
+    return behind * grid.spacing_mm[1]
+
+
 def make_thorax(grid: Grid, build: Build, rng: Generator) -> Thorax:
     """A healthy synthetic thorax on `grid`.
 
-    Lung attenuation rises towards the back (gravity) and varies smoothly; vessels fill voxels in part.
+    Lung attenuation rises towards the back (gravity) and varies smoothly; some have a band of collapsed lung at the
+    back; vessels fill voxels in part.
     """
     axes = grid.axes_mm()
     hu, body = _soft_tissue(axes, build)
     lungs = _lungs(axes, build) & body
     sigma = tuple(9.0 / s for s in grid.spacing_mm)
-    inflation = AERATED_LUNG_HU + rng.normal(0, 15)
-    parenchyma = inflation + 0.35 * axes[1] + 14 * smooth_noise(grid.shape, sigma, rng)
+    parenchyma = build.inflation_hu + build.gravity_hu_per_mm * axes[1] + 14 * smooth_noise(grid.shape, sigma, rng)
+    if build.dependent_hu:
+        # Gravity-dependent density mimics ground glass in healthy people who lie on their backs.
+        back_mm = _distance_to_back(lungs, grid)
+        parenchyma = parenchyma + build.dependent_hu * np.exp(-((back_mm / build.dependent_mm) ** 2))
     parenchyma = parenchyma + (BLOOD_HU - parenchyma) * _vessels(grid, build, rng)
     hu[lungs] = parenchyma[lungs]
     return Thorax(hu=hu, lungs=lungs)

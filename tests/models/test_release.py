@@ -1,9 +1,11 @@
 """Releases: read back as written, refused when altered, and never unpickled."""
 
+import hashlib
 import json
 import math
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +149,13 @@ class Trap:
 
 
 def test_a_pickle_is_never_loaded_even_with_the_right_hash(saved: tuple[Path, Release]) -> None:
-    import hashlib
-
     folder, _ = saved
     sprung = folder.parent / "sprung"
     for content in (pickle.dumps(Trap(sprung)), _torch_file(folder.parent / "trap.pt", sprung)):
         (folder / WEIGHTS).write_bytes(content)
         assert code(folder) == "E_MODEL_ALTERED"
-        edit(folder, lambda text, sha=hashlib.sha256(content).hexdigest(): text.update(weights_sha256=sha))
+        hashes = {"weights_sha256": hashlib.sha256(content).hexdigest()}
+        edit(folder, partial(dict.update, **hashes))
         assert code(folder) == "E_MODEL_ALTERED"
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))

@@ -1,0 +1,206 @@
+"""The whole loop with real processes: server, three nodes, a study that survives kill -9, and what it leaves behind.
+
+Synthetic hospitals, small and quickly trained: nothing here says how good a model is.
+"""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from federation.processes import free_port
+from tests.e2e.conftest import Command, run_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+NAMES = ("north", "south", "west")
+STUDY = """
+[study]
+name = "end-to-end"
+rounds = 4
+local_epochs = 1
+sites = 3
+quorum = 2
+wait_s = 90
+round_timeout_s = 120
+synthetic = true
+
+[network]
+architecture = "resnet10"
+widen_factor = 0.125
+"""
+
+
+@dataclass
+class Federation:
+    """A server with three enrolled hospitals, running."""
+
+    folder: Path
+    server: Command
+    nodes: dict[str, Command]
+    start: Callable[..., Command]
+
+    @property
+    def server_folder(self) -> Path:
+        return self.folder / "server"
+
+    def start_server(self) -> None:
+        self.server = self.start("server", "start", self.server_folder)
+        self.server.wait_for("The server is up", seconds=60)
+
+    def start_node(self, name: str) -> None:
+        self.nodes[name] = self.start("node", "start", self.folder / "sites" / name)
+        self.nodes[name].wait_for("is online", seconds=90)
+
+    def wait_online(self, count: int) -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            answer = run_command("server", "sites", self.server_folder, "--json")
+            if answer.returncode == 0 and sum(s["online"] for s in json.loads(answer.stdout)) >= count:
+                return
+            time.sleep(1)
+        raise AssertionError(f"fewer than {count} sites came online")
+
+    def run_study(self) -> Command:
+        return self.start("study", "run", self.folder / "study.toml", "--server", self.server_folder)
+
+
+def ok(*arguments: str | Path) -> str:
+    done = run_command(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    ok("phantom", folder / "hospitals", "--sites", "3", "--patients", "14", "--no-defects")
+    port = free_port()
+    ok("server", "init", folder / "server", "--port", str(port))
+    (folder / "study.toml").write_text(STUDY)
+    federation = Federation(folder, start("--help"), {}, start)
+    federation.start_server()
+    for name in NAMES:
+        site = folder / "sites" / name
+        ok(
+            *("node", "init", site, "--from", folder / "hospitals" / name),
+            *("--server", f"localhost:{port}", "--ca", folder / "server" / "certificates" / "ca.crt"),
+        )
+        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+        (site / "site.toml").write_text(settings)
+        ok("node", "ingest", site)
+        ok("server", "enrol", folder / "server", name, site / "keys" / "node.pub")
+        federation.start_node(name)
+    yield federation
+
+
+@pytest.fixture(scope="module")
+def survived_node_loss(federation: Federation) -> Command:
+    """A run in whose second round one hospital's node is killed."""
+    run = federation.run_study()
+    run.wait_for("round 1 of 4", seconds=180)
+    time.sleep(2)  # into round 2
+    federation.nodes["west"].kill()
+    assert run.wait(seconds=400) == 0, run.text()
+    return run
+
+
+@pytest.fixture(scope="module")
+def resumed(federation: Federation, survived_node_loss: Command) -> tuple[Command, Command]:
+    """A run whose server is killed after round 2, and the same run resumed."""
+    federation.start_node("west")
+    federation.wait_online(3)
+    broken = federation.run_study()
+    broken.wait_for("round 2 of 4", seconds=240)
+    federation.server.kill()
+    assert broken.wait(seconds=120) == 1
+    federation.start_server()
+    federation.wait_online(3)
+    name = broken.wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
+    again = federation.start("study", "resume", name, "--server", federation.server_folder)
+    assert again.wait(seconds=400) == 0, again.text()
+    return broken, again
+
+
+def test_a_run_goes_on_without_a_killed_node(survived_node_loss: Command) -> None:
+    text = survived_node_loss.text()
+    assert "round 4 of 4" in text
+    assert "west: E_" in text
+    assert "2 of 3 sites" in text
+    assert "LOST" not in text
+    assert "is complete" in text
+
+
+def test_a_killed_server_costs_one_round_at_most(resumed: tuple[Command, Command]) -> None:
+    broken, again = resumed
+    assert "Traceback" not in broken.text()
+    assert "E_" in broken.text()
+    assert "going on after round 2 of 4" in again.text() or "going on after round 1 of 4" in again.text()
+    assert "round 4 of 4" in again.text()
+    assert "round 1 of 4" not in again.text()
+
+
+def test_the_candidate_is_registered_with_its_hash(federation: Federation, resumed: tuple[Command, Command]) -> None:
+    from mlflow import MlflowClient
+
+    from models.release import load_release
+
+    client = MlflowClient(f"sqlite:///{federation.server_folder / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("end-to-end", "candidate")
+    name = resumed[0].wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
+    release = load_release(federation.server_folder / "runs" / name / "release")
+    assert version.tags["sha256"] == release.sha256
+    assert release.description.sites == 3
+    assert release.description.trained_on_synthetic_data
+    run = client.get_run(version.run_id)
+    assert run.data.params["study.rounds"] == "4"
+    assert run.info.status == "FINISHED"
+    rounds = [metric.step for metric in client.get_metric_history(version.run_id, "mean_train_loss")]
+    assert sorted(set(rounds)) == [1, 2, 3, 4]
+    assert "north/train_loss" in run.data.metrics
+    assert run.data.tags["mlflow.user"] == "fedthorax"
+
+
+def planted_strings(hospitals: Path) -> set[str]:
+    """What must not leave a hospital: names, identifiers, UIDs, folders of its files."""
+    planted = {"SYNTHETIC^"}
+    for hospital in hospitals.iterdir():
+        planted.add(str(hospital))
+        for patient in (hospital / "ct").iterdir():
+            header = pydicom.dcmread(next(patient.iterdir()), stop_before_pixels=True)
+            planted |= {patient.name, str(header.PatientName), header.StudyInstanceUID, header.SeriesInstanceUID}
+    return planted
+
+
+def test_nothing_of_a_patient_is_at_the_server(federation: Federation, resumed: tuple[Command, Command]) -> None:
+    planted = {text.encode() for text in planted_strings(federation.folder / "hospitals")}
+    planted |= {str(federation.folder / "sites" / name).encode() for name in NAMES}
+    assert len(planted) > 100
+    files = [path for path in federation.server_folder.rglob("*") if path.is_file()]
+    assert any(path.name == "mlflow.db" for path in files)
+    assert any(path.suffix == ".log" for path in files)
+    for path in files:
+        content = path.read_bytes()
+        found = {text for text in planted if text in content}
+        assert not found, f"{path.relative_to(federation.server_folder)} holds {len(found)} planted strings"
+
+
+def test_the_search_for_planted_strings_can_fail(federation: Federation) -> None:
+    """The site's own source holds what was looked for above, and so would a leak."""
+    planted = planted_strings(federation.folder / "hospitals")
+    patient = next((federation.folder / "hospitals" / "north" / "ct").iterdir())
+    content = next(patient.iterdir()).read_bytes()
+    assert sum(text.encode() in content for text in planted) >= 4
+
+
+def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
+    database = sqlite3.connect(federation.folder / "sites" / "north" / "cohort" / "cohort.sqlite")
+    pseudonyms = [row[0] for row in database.execute("SELECT pseudonym FROM patients")]
+    database.close()
+    identifiers = {p.name for p in (federation.folder / "hospitals" / "north" / "ct").iterdir()}
+    assert len(pseudonyms) == 14
+    assert not identifiers & set(pseudonyms)

@@ -1,0 +1,41 @@
+"""The same study on Flower's simulation, over site folders of this machine. Synthetic hospitals."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.release import load_release
+from tests.e2e.conftest import run_command
+from tests.e2e.test_federation import STUDY, ok
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def test_a_study_runs_on_the_simulation(tmp_path: Path) -> None:
+    ok("phantom", tmp_path / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
+    options = []
+    for name in ("north", "south"):
+        site = tmp_path / "sites" / name
+        ok("node", "init", site, "--from", tmp_path / "hospitals" / name)
+        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+        (site / "site.toml").write_text(settings)
+        ok("node", "ingest", site)
+        options += ["--simulate", site]
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 2"))
+    done = run_command("study", "run", study, "--server", tmp_path / "simulation", *options, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2 of 2 · 2 of 2 sites" in done.stderr
+    release = load_release(Path(json.loads(done.stdout)["release"]))
+    assert release.description.sites == 2
+
+
+def test_a_study_file_with_a_wrong_key_is_refused_by_name(tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.replace("quorum = 2", "quorum = 9\nquroum = 2"))
+    done = run_command("study", "run", study, "--server", tmp_path, "--json")
+    refused = json.loads(done.stdout)["refused"]
+    assert done.returncode == 1
+    assert refused["code"] == "E_SETTINGS_KEY"
+    assert "study.quroum" in refused["says"]

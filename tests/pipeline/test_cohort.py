@@ -1,0 +1,112 @@
+"""The cohort: what it remembers, and that a write is whole or not there."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.site import Site, init_site
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+SCAN = Scan("f1", "s1", None, None, "W_THICK", "d1", "f1-s1.npy", 60, 4200.5)
+REFUSED = Scan("f2", "s1", "E_TILT", "tilted by 15 degrees", "", None, None, 60, None)
+ANNE = PatientRow("a" * 16, "train", "f1-s1.npy", 63.0, "F", True, True)
+BERT = PatientRow("b" * 16, "test", "f3-s1.npy", None, None, False, None)
+CARL = PatientRow("c" * 16, "train", "f4-s1.npy", 70.5, "M", True, False)
+FOUND = FindingRow("E_TILT", "d" * 16, "f2", "tilted by 15 degrees")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", SETTINGS)
+
+
+@pytest.fixture
+def cohort(site: Site) -> Iterator[Cohort]:
+    with Cohort(site) as cohort:
+        yield cohort
+
+
+def test_patients_come_back_as_they_were_in_the_order_of_their_pseudonyms(site: Site, cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [FOUND])
+    assert cohort.patients() == [ANNE, BERT, CARL]
+    with Cohort(site) as again:
+        assert again.patients() == [ANNE, BERT, CARL]
+
+
+def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [])
+    train = cohort.examples("train")
+    assert [(e.tensor.name, e.age_years, e.sex, e.pcr_positive, e.severe) for e in train] == [
+        ("f1-s1.npy", 63.0, "F", True, True),
+        ("f4-s1.npy", 70.5, "M", True, False),
+    ]
+    assert [e.severe for e in cohort.examples("test", "validation")] == [None]
+    assert len(cohort.examples("train", "validation", "test")) == 3
+    assert cohort.examples() == []
+
+
+def test_a_replacement_that_breaks_off_leaves_the_old_cohort(cohort: Cohort) -> None:
+    cohort.replace([ANNE], [FOUND])
+
+    def breaking() -> Iterator[PatientRow]:
+        yield BERT
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.replace(breaking(), [])
+    assert cohort.patients() == [ANNE]
+    cohort.replace([CARL], [])
+    assert cohort.patients() == [CARL]
+
+
+def test_a_scan_is_remembered_under_its_settings_for_as_long_as_its_tensor_is_there(site: Site, cohort: Cohort) -> None:
+    save_tensor(cohort.tensors, "f1-s1.npy", np.zeros(3, np.float16))
+    cohort.add_scan(SCAN)
+    cohort.add_scan(REFUSED)
+    with Cohort(site) as again:
+        assert again.scans("s1") == {"f1": SCAN, "f2": REFUSED}
+        assert again.scans("s2") == {}
+    (cohort.tensors / "f1-s1.npy").unlink()
+    assert cohort.scans("s1") == {"f2": REFUSED}, "it must be prepared again"
+
+
+def test_other_settings_do_not_make_a_scan_forgotten(cohort: Cohort) -> None:
+    cohort.add_scan(REFUSED)
+    cohort.add_scan(replace(REFUSED, settings="s2"))
+    assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
+
+
+def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort) -> None:
+    assert cohort.settings() == set()
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
+    cohort.replace([ANNE], [])
+    assert cohort.settings() == {"s1"}
+    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [])
+    assert cohort.settings() == {"s2"}
+
+
+def test_a_tensor_that_breaks_off_while_being_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tensor(tmp_path, "old.npy", np.ones(3, np.float16))
+    whole = np.save
+
+    def half(file: object, tensor: object) -> None:
+        file.write(b"\x93NUMPY")  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", half)
+    for name in ("old.npy", "new.npy"):
+        with pytest.raises(KeyboardInterrupt):
+            save_tensor(tmp_path, name, np.zeros(3, np.float16))
+    assert np.load(tmp_path / "old.npy").tolist() == [1, 1, 1]
+    assert not (tmp_path / "new.npy").exists()
+    assert list(tmp_path.glob("*.npy")) == [tmp_path / "old.npy"]
+    monkeypatch.setattr(np, "save", whole)
+    save_tensor(tmp_path, "new.npy", np.zeros(3, np.float16))
+    assert np.load(tmp_path / "new.npy").tolist() == [0, 0, 0]

@@ -1,0 +1,91 @@
+"""The lungs are found in chests, and nothing else is taken for one."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import phantoms
+import pytest
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.dicom import read_series
+from pipeline.lungs import find_lungs
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.lesions import add_lesions
+from pipeline.series import find_series
+
+GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
+SPACING_MM = (4.0, 4.0, 4.0)
+
+
+def dice(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    return float(2 * (found & true).sum() / (found.sum() + true.sum()))
+
+
+def code_of(hu: NDArray[np.floating], spacing_mm: tuple[float, float, float] = SPACING_MM) -> str:
+    with pytest.raises(Refusal) as caught:
+        find_lungs(hu.astype(np.float32), spacing_mm)
+    return caught.value.code
+
+
+def test_healthy_lungs_are_found_and_airways_bowel_gas_and_room_air_are_not() -> None:
+    body = phantoms.thorax(GRID)
+    mask = find_lungs(body.hu, SPACING_MM)
+    assert dice(mask, body.lungs) > 0.95
+    z, y, x = GRID.axes_mm()
+    trachea = ((x / 9) ** 2 + ((y - 22) / 9) ** 2 < 1) & (z > 100) & ~body.lungs
+    assert (body.hu[trachea] < -900).all() and trachea.sum() > 50
+    assert mask[trachea].mean() < 0.6, "closing may bridge it between the lungs, no more"
+    assert not mask[:, :3].any() and not mask[:, -3:].any()
+
+
+@pytest.mark.parametrize(("pattern", "load"), [("covid", 0.2), ("covid", 0.45), ("other", 0.2)])
+def test_most_of_a_sick_lung_is_kept(pattern: str, load: float) -> None:
+    body = phantoms.thorax(GRID)
+    sick = add_lesions(body, GRID, pattern=pattern, load=load, consolidated=0.5, rng=np.random.default_rng(3))  # type: ignore[arg-type]
+    assert dice(find_lungs(sick.hu, SPACING_MM), body.lungs) > 0.85
+
+
+def test_unequal_spacing_gives_the_same_lungs() -> None:
+    grid = Grid((40, 120, 100), (7.0, 3.0, 3.6))
+    body = phantoms.thorax(grid)
+    assert dice(find_lungs(body.hu, grid.spacing_mm), body.lungs) > 0.95
+
+
+def test_real_lungs_agree_with_their_label_map(real_data: Path) -> None:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    volume = read_series(series)
+    header, _, packed = (real_data / "real-thorax-64" / "lm-64.nrrd").read_bytes().partition(b"\n\n")
+    assert b"encoding: gzip" in header
+    labels = np.frombuffer(gzip.decompress(packed), dtype="<u2").reshape(volume.hu.shape)
+    lungs = (labels & 0xFF) > 0  # the low byte is the region, the high byte the tissue; 0 is outside
+    assert dice(find_lungs(volume.hu, volume.spacing_mm), lungs) > 0.95
+
+
+def test_what_holds_no_lung_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    shape = (40, 50, 50)
+    assert code_of(np.full(shape, -1000.0)) == "E_NO_LUNGS"
+    assert code_of(np.full(shape, 40.0)) == "E_NO_LUNGS"
+    assert code_of(rng.uniform(-1000, 1000, shape)) == "E_NO_LUNGS"
+    assert code_of(rng.normal(0, 40, shape)) == "E_NO_LUNGS"
+    assert code_of(np.full((1, 1, 1), -900.0)) == "E_NO_LUNGS"
+    ball = np.full(shape, 40.0)
+    ball[15:20, 20:25, 20:25] = -900  # 8 mL
+    assert code_of(ball) == "E_NO_LUNGS"
+
+
+def test_a_part_of_a_chest_is_refused_with_its_numbers() -> None:
+    hu = phantoms.thorax(GRID).hu
+    with pytest.raises(Refusal) as caught:
+        find_lungs(hu[30:55], SPACING_MM)
+    assert caught.value.code == "E_NOT_A_WHOLE_CHEST"
+    assert caught.value.numbers["length_mm"] == 100
+    assert 500 < float(caught.value.numbers["lungs_ml"]) < 4000
+
+
+def test_lungs_of_impossible_size_are_refused() -> None:
+    hu = phantoms.thorax(GRID).hu
+    assert code_of(hu, (10.0, 8.0, 8.0)) == "E_NOT_A_WHOLE_CHEST"
+    assert code_of(hu, (2.5, 2.0, 2.0)) in ("E_NO_LUNGS", "E_NOT_A_WHOLE_CHEST")
