@@ -55,6 +55,6 @@ def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: i
 
 def train_in_background(study: Study, folders: Sequence[Path], out: Path) -> str:
     """`train_baseline` for a worker process that leaves the machine to the federation; returns `out`'s name."""
-    os.nice(10)
+    os.nice(19)
     train_baseline(study, [Site.open(folder) for folder in folders], out)
     return out.name

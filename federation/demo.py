@@ -128,11 +128,11 @@ def _ingest(folders: Folders, name: str) -> Site:
 
 @contextmanager
 def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
-    """Train the baselines in a process of their own while the block runs."""
+    """Train the baselines, in what time the federation leaves, while the block runs."""
     from federation.baselines import train_in_background
 
-    jobs = {f"{name} alone": [name] for name in TRAINING} | {"pooled": list(TRAINING)}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    jobs = {"pooled": list(TRAINING)} | {f"{name} alone": [name] for name in TRAINING}  # longest first
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         try:
             yield [
                 pool.submit(

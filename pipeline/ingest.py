@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from models.refusal import Reason, Refusal
@@ -74,6 +75,13 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     )
 
 
+def _workers() -> ForkServerContext:
+    """Worker processes begin as forks of one that has torch and pydicom imported already, and nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.dicom", "pipeline.preprocess"])
+    return context
+
+
 def examine_new(
     cohort: Cohort, series: Sequence[Series], settings: Preprocessing, progress: Callable[[int, int], None]
 ) -> int:
@@ -87,7 +95,7 @@ def examine_new(
     if not new:
         return 0
     workers = min(os.cpu_count() or 1, len(new))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_workers()) as pool:
         jobs = [pool.submit(examine, s, settings, cohort.tensors) for s in new]
         try:
             for done, job in enumerate(as_completed(jobs), start=1):

@@ -14,7 +14,16 @@ from pipeline.phantom.scans import acquire, write_series
 from pipeline.series import find_series
 from pipeline.volume import Volume
 
-TEMPLATE = Build(width=1.0, depth=1.0, lung_height=1.0, fat_mm=14.0)
+TEMPLATE = Build(
+    width=1.0,
+    depth=1.0,
+    lung_height=1.0,
+    fat_mm=14.0,
+    inflation_hu=-870.0,
+    gravity_hu_per_mm=0.35,
+    dependent_hu=0.0,
+    dependent_mm=5.0,
+)
 SOMEBODY = Patient(
     patient_id="SYNTHETIC-1",
     name="SYNTHETIC^ONE",

@@ -121,6 +121,16 @@ def test_without_any_label_nothing_is_learnt(examples: Examples) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.named_parameters())
 
 
+def test_training_follows_the_statistics_of_its_batches(examples: Examples) -> None:
+    """Whatever mode the network was left in: evaluation leaves it in another."""
+    network = build_network(SMALL, seed=1)
+    predict(network, examples)
+    untouched = network.backbone.bn1.running_mean.clone()
+    assert torch.equal(untouched, torch.zeros_like(untouched)), "predicting does not move them"
+    train(network, examples, PLAIN, Schedule(0, 1, 1), seed=3)
+    assert not torch.equal(network.backbone.bn1.running_mean, untouched)
+
+
 def test_predictions_depend_on_the_patient_alone(examples: Examples) -> None:
     network, _ = trained(examples)
     logits = predict(network, examples)
@@ -157,8 +167,15 @@ def test_augmentation_follows_from_its_seed() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_size": 1}, {"learning_rate": 0}, {"learning_rate": float("nan")}, {"momentum": 0}, {"momentum": 1}]
-    + [{"weight_decay": -1}, {"epochs": 3}],
+    [
+        {"batch_size": 1},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"momentum": 0},
+        {"momentum": 1},
+        {"weight_decay": -1},
+        {"epochs": 3},
+    ],
     ids=str,
 )
 def test_settings_that_cannot_train_are_refused(wrong: dict[str, object]) -> None:
