@@ -51,10 +51,7 @@ def combine(sites: Sequence[Mapping[str, NDArray]], weights: Sequence[float]) ->
     stacks = {name: np.stack([site[name] for site in sites]) for name in sites[0]}
     combined = {}
     for name, stack in stacks.items():
-        if is_counter(name):
-            value = stack.max(axis=0)
-        else:
-            value = np.tensordot(share, stack.astype(np.float64), axes=1)
+        value = stack.max(axis=0) if is_counter(name) else np.tensordot(share, stack.astype(np.float64), axes=1)
         if is_variance(name):
             means = stacks[name.removesuffix(VARIANCE) + MEAN].astype(np.float64)
             value = value + np.tensordot(share, (means - np.tensordot(share, means, axes=1)) ** 2, axes=1)

@@ -1,6 +1,7 @@
 """The command line's root: `fedthorax`. Heavy libraries are imported inside the commands that need them."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +80,7 @@ def main() -> None:
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ):
         os.environ[name] = value
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what we started is ended
     try:
         app()
     except Refusal as refusal:

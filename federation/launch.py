@@ -1,6 +1,7 @@
 """Launch a study: hand it to a running server, or to Flower's simulation, and follow it to its end."""
 
 import secrets
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from federation import reasons
 from federation.runs import simulation_server, submit, wait
 from federation.study import Study
+from federation.tracking import tracking_uri
 from models.refusal import Refusal
 
 Say = Callable[[str], None]
@@ -64,4 +66,5 @@ def _follow(study: Study, server: Path, name: str, say: Say) -> Finished:
     if status != "finished:completed":
         raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=str(server / "logs"))
     release = server / "runs" / name / "release"
-    return Finished(name, str(release), f"mlflow ui --backend-store-uri sqlite:///{server.resolve() / 'mlflow.db'}")
+    mlflow = Path(sys.executable).with_name("mlflow")
+    return Finished(name, str(release), f"{mlflow} ui --backend-store-uri {tracking_uri(server.resolve())}")

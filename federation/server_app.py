@@ -206,7 +206,12 @@ class ServerRun:
             ),
         )
         self.tracker.log_final(
-            {f"{self.names[node]}/{k}": v for node, f in figures.items() for k, v in f.items() if k != EXAMPLES}
+            {
+                f"{self.names.get(node, 'unknown')}/{k}": v
+                for node, f in figures.items()
+                for k, v in f.items()
+                if k != EXAMPLES
+            }
             | {f"mean_{k}": v for k, v in means.items()},
             self.study.study.rounds,
         )

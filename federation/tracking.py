@@ -7,14 +7,10 @@ written is listed here, so that nothing else gets there: no path of a site, no u
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from federation.replies import EXAMPLES
 from federation.strategy import RoundReport
 from federation.study import Study
-
-if TYPE_CHECKING:
-    pass
 
 CANDIDATE = "candidate"
 # MLflow would fill these in with the user and the script of this machine.
@@ -34,14 +30,14 @@ class Tracker:
         os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         from mlflow import MlflowClient
 
-        self.client: MlflowClient = MlflowClient(tracking_uri(server_folder), tracking_uri(server_folder))
+        uri = tracking_uri(server_folder)
+        self.client = MlflowClient(uri, uri)
         self.study = study
-        experiment = self.client.get_experiment_by_name(study.study.name)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment
-            else self.client.create_experiment(study.study.name, f"file://{server_folder / 'mlartifacts'}")
-        )
+        name = study.study.name
+        experiment = self.client.get_experiment_by_name(name)
+        # A tracking server keeps artifacts where it likes; beside our own file they go into the same folder.
+        place = (server_folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name, place)
         found = self.client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{run_name}'", max_results=1)
         if found:
             self.run_id = found[0].info.run_id
@@ -57,7 +53,8 @@ class Tracker:
         """Figures of one round: means over sites (named as such), each site's own, and what the round cost."""
         figures = {f"mean_{name}": value for name, value in report.aggregated.items()}
         for node_id, metrics in report.metrics.items():
-            figures |= {f"{names[node_id]}/{k}": v for k, v in metrics.items() if k != EXAMPLES}
+            site = names.get(node_id, "unknown")
+            figures |= {f"{site}/{k}": v for k, v in metrics.items() if k != EXAMPLES}
         figures |= {
             "round_seconds": report.seconds,
             "round_sites": len(report.valid),

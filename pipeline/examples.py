@@ -49,6 +49,5 @@ class Examples:
         """Scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, 2)."""
         scans = [torch.from_numpy(np.load(self.examples[i].tensor).astype(np.float32)) for i in index]
         if augment is not None:
-            # MONAI hands back a MetaTensor, which slows the network down; the plain tensor is what we want.
-            scans = [augment(scan).as_subclass(Tensor) for scan in scans]
+            scans = [augment(scan) for scan in scans]
         return torch.stack(scans), torch.from_numpy(self._tabular[index]), torch.from_numpy(self.targets[index])

@@ -3,9 +3,11 @@
 import csv
 import hashlib
 import os
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -62,6 +64,11 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         save_tensor(tensors, tensor, prepared.tensor)
     except Refusal as error:
         refused = error
+    except OSError:
+        raise  # a full disk says nothing about the scan
+    except Exception:
+        refused = Refusal(reasons.EXAMINE_FAILED)
+        _log_failure(tensors.parent / "failures.log", series)
     return Scan(
         fingerprint=series.fingerprint,
         settings=settings_digest(settings),
@@ -73,6 +80,12 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         slices=len(series.files),
         lungs_ml=lungs_ml,
     )
+
+
+def _log_failure(path: Path, series: Series) -> None:
+    """The error in full, for the site's own eyes."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"series {series.fingerprint[:12]}\n{traceback.format_exc()}\n")
 
 
 def _workers() -> ForkServerContext:
@@ -101,6 +114,8 @@ def examine_new(
             for done, job in enumerate(as_completed(jobs), start=1):
                 cohort.add_scan(job.result())
                 progress(done, len(new))
+        except BrokenProcessPool as error:
+            raise Refusal(reasons.WORKER_DIED) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -14,6 +14,7 @@ from pipeline.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
 
 AIR_BELOW_HU = -500  # between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find it near here
 SMALLEST_LUNG_ML = 250
+SMALLER_LUNG = 0.2  # of the larger one, or of both where they touch: less is the stomach or the colon
 LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
 SHORTEST_LUNGS_MM = 120
 CLOSING_MM = 14
@@ -38,7 +39,8 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
     volume_ml = np.bincount(labels.ravel()) * voxel_ml
     volume_ml[0] = 0
     volume_ml[outside] = 0
-    lungs = [i for i in np.argsort(volume_ml)[::-1][:2] if volume_ml[i] >= SMALLEST_LUNG_ML]
+    least_ml = max(SMALLEST_LUNG_ML, SMALLER_LUNG * volume_ml.max())
+    lungs = [i for i in np.argsort(volume_ml)[::-1][:2] if volume_ml[i] >= least_ml]
     if not lungs:
         raise Refusal(NO_LUNGS)
     mask = _close(_without_neck(np.isin(labels, lungs), spacing_mm), spacing_mm)

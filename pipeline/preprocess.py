@@ -2,18 +2,20 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.lungs import bounding_box, find_lungs
 from pipeline.volume import Volume
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
+Size = Annotated[int, Field(ge=8, le=512)]
 
 
 class Preprocessing(BaseModel):
@@ -21,11 +23,12 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    shape: tuple[int, int, int] = (40, 56, 56)
-    working_spacing_mm: float = 4.0
-    margin_mm: float = 8.0
-    aerated_lung_hu: float = -920.0
-    largest_shift_hu: float = 80.0
+    method: Literal[1] = 1  # of `prepare` itself; grows when the same numbers give other tensors
+    shape: tuple[Size, Size, Size] = (40, 56, 56)
+    working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
+    margin_mm: float = Field(default=8.0, ge=0, le=50)
+    aerated_lung_hu: float = Field(default=-920.0, ge=-1000, le=-700)
+    largest_shift_hu: float = Field(default=80.0, ge=0, le=200)
     window_hu: tuple[float, float] = (-1000.0, 200.0)
 
 

@@ -304,6 +304,16 @@ SITE_KEY = Reason(
     "the site's key for pseudonyms is missing or damaged",
     "Restore keys/pseudonym.key from a backup; with a new key every patient would get a new pseudonym and split.",
 )
+EXAMINE_FAILED = Reason(
+    "E_EXAMINE_FAILED",
+    "examining the series failed in a way that was not foreseen",
+    "Report it with the site's log, which tells the error; the other series are not affected.",
+)
+WORKER_DIED = Reason(
+    "E_WORKER_DIED",
+    "a process that examined series was ended by the system, most likely for want of memory",
+    "Free memory and run the command again; what was examined is kept.",
+)
 NO_SITE = Reason("E_NO_SITE", "the folder is not a site: it has no site.toml", "Make one with `fedthorax node init`.")
 CT_FOLDER = Reason("E_CT_FOLDER", "the folder of CT series does not exist", "Correct [ct] folder in site.toml.")
 TOO_FEW_PATIENTS = Reason(

@@ -1,7 +1,7 @@
 """The training step and the epochs around it: the same for one hospital, for pooled data and for a federated round."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
 from monai.transforms.spatial.array import RandFlip, RandZoom
+from monai.utils.type_conversion import convert_to_tensor
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -25,7 +26,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int = Field(default=8, ge=2)  # batch norm cannot use one
-    learning_rate: float = Field(default=0.03, gt=0, le=10)
+    learning_rate: float = Field(default=0.05, gt=0, le=10)
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     augment: bool = True
@@ -46,18 +47,28 @@ class Schedule:
         return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done / self.total_epochs)))
 
 
-def augmentation(seed: int) -> Compose:
-    """Left-right mirror, small zoom, shift of intensity, noise: what scanners and patients differ in anyway."""
-    transforms = Compose(
+def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
+    """Left-right mirror, small zoom, shift of intensity, noise: what scanners and patients differ in anyway.
+
+    Intensity changes leave the mask channel alone.
+    """
+    spatial = Compose(
         [
             RandFlip(prob=0.5, spatial_axis=2),
             RandZoom(prob=0.3, min_zoom=0.9, max_zoom=1.1, mode="trilinear", padding_mode="edge"),
-            RandShiftIntensity(prob=0.5, offsets=0.06, channel_wise=False),
-            RandGaussianNoise(prob=0.3, std=0.05),
         ]
     )
-    transforms.set_random_state(seed)
-    return transforms
+    intensity = Compose([RandShiftIntensity(prob=0.5, offsets=0.06), RandGaussianNoise(prob=0.3, std=0.05)])
+    for transforms in (spatial, intensity):
+        transforms.set_random_state(seed)
+
+    def augment(scan: Tensor) -> Tensor:
+        # MONAI hands back a MetaTensor, which slows the network down; the plain tensor is what we want.
+        moved = convert_to_tensor(spatial(scan), track_meta=False)
+        window = convert_to_tensor(intensity(moved[:1]), track_meta=False)
+        return torch.cat([window, moved[1:]])
+
+    return augment
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

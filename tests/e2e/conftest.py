@@ -1,5 +1,6 @@
 """Real processes for end-to-end tests: the command line, a server, nodes; all ended by their ids."""
 
+import contextlib
 import os
 import re
 import signal
@@ -51,10 +52,8 @@ class Command:
     def kill(self) -> None:
         """kill -9, this command and all that it started."""
         for pid in self.family():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
 
     def interrupt(self) -> None:

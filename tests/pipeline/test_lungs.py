@@ -53,6 +53,37 @@ def test_unequal_spacing_gives_the_same_lungs() -> None:
     assert dice(find_lungs(body.hu, grid.spacing_mm), body.lungs) > 0.95
 
 
+def test_a_dense_lesion_inside_a_lung_belongs_to_it() -> None:
+    body = phantoms.thorax(GRID)
+    z, y, x = GRID.axes_mm()
+    lesion = (x + 72) ** 2 + (y - 5) ** 2 + (z - 20) ** 2 < 22**2
+    hu = np.where(lesion, 40.0, body.hu).astype(np.float32)
+    assert find_lungs(hu, SPACING_MM)[lesion].all()
+
+
+@pytest.mark.parametrize(("thickness_mm", "least", "most"), [(24, 0.6, 1.0), (48, 0.0, 0.25)])
+def test_a_cleft_of_dense_lung_is_closed_up_to_its_width(thickness_mm: float, least: float, most: float) -> None:
+    """In millimetres, whatever the voxels: twice CLOSING_MM is the limit. The cleft is open to the front."""
+    grid = Grid((94, 60, 100), (3.0, 6.0, 3.6))
+    body = phantoms.thorax(grid)
+    z, y, x = grid.axes_mm()
+    cleft = body.lungs & (z >= 10) & (z < 10 + thickness_mm) & (y < 25) & (x < 0)
+    hu = np.where(cleft, 40.0, body.hu).astype(np.float32)
+    assert least <= find_lungs(hu, grid.spacing_mm)[cleft].mean() <= most
+
+
+def test_the_windpipe_is_not_followed_up_the_neck() -> None:
+    body = phantoms.thorax(GRID)
+    z, y, x = GRID.axes_mm()
+    branch = (np.abs(x) < 45) & (np.abs(y - 22) < 5) & (np.abs(z - 20) < 5)
+    chest = np.where(branch, -900.0, body.hu).astype(np.float32)
+    neck = np.where((x[0] / 9) ** 2 + ((y[0] - 22) / 9) ** 2 < 1, -1000.0, 40.0)
+    neck = np.where((x[0] / 70) ** 2 + (y[0] / 70) ** 2 < 1, neck, -1000.0)
+    mask = find_lungs(np.concatenate([chest, np.repeat(neck[None], 25, axis=0)]).astype(np.float32), SPACING_MM)
+    assert not mask[len(chest) + 1 :].any()
+    assert dice(mask[: len(chest)], body.lungs) > 0.9
+
+
 def test_real_lungs_agree_with_their_label_map(real_data: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     volume = read_series(series)

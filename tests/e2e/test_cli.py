@@ -1,0 +1,136 @@
+"""The command line as people use it, with the inputs that a tired user gets wrong."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.calibration import Platt
+from models.network import LABELS, NetworkSettings, build_network
+from models.release import Description, save_release
+from pipeline.preprocess import Preprocessing
+from tests.e2e.conftest import run_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release with random weights: it answers, and its answers mean nothing."""
+    folder = tmp_path_factory.mktemp("model")
+    description = Description(
+        network=NetworkSettings(),
+        preprocessing=Preprocessing().model_dump(mode="json"),
+        calibration={label: Platt() for label in LABELS},
+        study="random-weights",
+        run="none",
+        rounds=0,
+        sites=0,
+        strategy="none",
+        software="fedthorax",
+        trained_on_synthetic_data=True,
+    )
+    save_release(folder, build_network(NetworkSettings(), seed=1), description)
+    return folder
+
+
+def refused(*arguments: str | Path) -> str:
+    """The code with which a command is refused; there must be a remedy and no stack trace."""
+    done = run_command(*arguments, "--json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    content = json.loads(done.stdout)["refused"]
+    assert content["remedy"]
+    return str(content["code"])
+
+
+def test_a_real_thorax_gets_an_answer_and_a_page(real_data: Path, model: Path, tmp_path: Path) -> None:
+    scan = real_data / "real-thorax-64" / "ct-64Dicom"
+    done = run_command("score", scan, "--model", model, "--out", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["probability"]) == set(LABELS)
+    assert all(0 < p < 1 for p in answer["probability"].values())
+    assert answer["notice"] == "Research use only. Not a medical device."
+    page = (tmp_path / "score.html").read_text()
+    assert "Not a medical device" in page
+    assert str(scan) not in page + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("place", "codes"),
+    [
+        ("abdomen-ct/example_ct_dicom", {"E_NO_LUNGS", "E_NOT_A_WHOLE_CHEST"}),
+        ("awkward-dicom/dcm_qa_ct/GE_gantry_tilt_variable_spacing", {"E_TILT"}),
+        ("awkward-dicom/lungmask", {"E_TOO_FEW"}),
+        ("README.md", {"E_NO_IMAGES", "E_NOT_DICOM"}),
+        ("nowhere", {"E_NO_IMAGES"}),
+    ],
+)
+def test_what_is_no_chest_ct_is_refused_without_a_number(
+    real_data: Path, model: Path, place: str, codes: set[str]
+) -> None:
+    assert refused("score", real_data / place, "--model", model) in codes
+
+
+def test_scoring_without_a_model_says_how_to_get_one(real_data: Path, tmp_path: Path) -> None:
+    scan = real_data / "real-thorax-64" / "ct-64Dicom"
+    assert refused("score", scan, "--model", tmp_path) == "E_NO_MODEL"
+
+
+def test_check_finds_the_planted_defects_and_no_other(small_hospital: Path, tmp_path: Path) -> None:
+    assert run_command("node", "init", tmp_path / "site", "--from", small_hospital).returncode == 0
+    done = run_command("node", "check", tmp_path / "site", "--truth", small_hospital / "truth.json", "--json")
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)["verdict"]
+    assert verdict["planted"] == 17
+    assert verdict["missed"] == verdict["unexpected"] == []
+    assert verdict["precision"] == verdict["recall"] == 1.0
+
+
+def test_a_site_is_not_made_twice_and_its_keys_stay(small_hospital: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
+    key = (site / "keys" / "pseudonym.key").read_bytes()
+    again = run_command("node", "init", site, "--from", small_hospital)
+    assert again.returncode == 1
+    assert "E_SITE_EXISTS" in again.stderr
+    assert (site / "keys" / "pseudonym.key").read_bytes() == key
+
+
+def spoil(site: Path, old: str, new: str) -> None:
+    settings = site / "site.toml"
+    text = settings.read_text()
+    assert old in text
+    settings.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda site: (site / "site.toml").unlink(), "E_NO_SITE"),
+        (lambda site: spoil(site, "[ct]", "[ctt]"), "E_SETTINGS_KEY"),
+        (lambda site: spoil(site, 'folder = "ct"', 'folder = "typo"'), "E_CT_FOLDER"),
+        (lambda site: spoil(site, "laboratory.csv", "no-such.csv"), "E_TABLE_FILE"),
+        (lambda site: spoil(site, "%Y-%m-%dT%H:%M", "%d/%m/%Y %H:%M"), "E_DATES"),
+        (lambda site: spoil(site, 'name = "north"', "name = north"), "E_SETTINGS_SYNTAX"),
+    ],
+)
+def test_mistakes_in_site_toml_are_named(
+    small_hospital: Path, tmp_path: Path, change: Callable[[Path], None], code: str
+) -> None:
+    site = tmp_path / "site"
+    assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
+    change(site)
+    assert refused("node", "ingest", site) == code
+
+
+def test_wrong_usage_ends_with_2() -> None:
+    assert run_command("node", "ingest").returncode == 2
+    assert run_command("phantom", "out", "--patients", "-3").returncode == 2
+
+
+def test_studies_need_a_server(tmp_path: Path) -> None:
+    assert refused("server", "sites", tmp_path) == "E_NO_SERVER"
+    assert refused("study", "resume", "no-such-run", "--server", tmp_path) == "E_RUN_UNKNOWN"
