@@ -5,6 +5,7 @@ columns are hospitals: test patients of those that trained, every patient of one
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,6 +120,8 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
             colour = "#b3261e" if model == "federated" else "#8a8a8a" if model == READER else "#1f4e79"
             axis.plot([found.low, found.high], [row, row], color=colour, linewidth=2, alpha=0.6)
             axis.plot(found.value, row, "D" if model == READER else "o", color=colour)
+        if all(math.isnan(find(cells, model, site, "severe").value) for model in models):
+            axis.text(0.66, rows.mean(), "no figure:\none outcome only", ha="center", va="center", color="#666666")
         axis.axvline(0.5, color="#cccccc", linewidth=1, linestyle=":")
         axis.set(xlim=(0.3, 1.02), title=site, xlabel="AUROC of severe")
         axis.set_yticks(rows, models)

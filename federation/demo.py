@@ -36,7 +36,7 @@ from pipeline.site import Site, init_site, site_settings
 SEED = 1
 TRAINING = ("north", "south", "west")
 UNSEEN = "east"
-UNSEEN_EXTRA = 20  # the unseen hospital has more patients, for a narrower interval
+UNSEEN_EXTRA = 40  # the unseen hospital has more patients, for a narrower interval
 
 
 @dataclass(frozen=True)

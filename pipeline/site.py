@@ -28,7 +28,7 @@ from pipeline.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
 Split = Literal["train", "validation", "test"]
 # Shares of patients, by keyed hash: the first is tested on, the second calibrates, the rest is learnt from.
-TEST_SHARE, VALIDATION_SHARE = 0.22, 0.15
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15
 KEY_BYTES = 32
 
 

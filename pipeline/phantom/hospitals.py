@@ -117,7 +117,7 @@ HOSPITALS = (
             private_creator="SYNTHETIC BETA 1.0",
         ),
         FRENCH,
-        CaseMix(pcr_prevalence=0.45, mean_age_years=55, median_load=0.10),
+        CaseMix(pcr_prevalence=0.5, mean_age_years=57, median_load=0.13),
     ),
     Hospital(
         "west",
