@@ -180,7 +180,10 @@ def _federate(study: Study, folders: Folders, sites: dict[str, Site]) -> Finishe
         for node in nodes:
             wait_online(node)
         say(f"  the nodes of {', '.join(TRAINING)} are online")
-        return launch(study, folders.server, lambda line: say(f"  {line}"))
+        finished = launch(study, folders.server, lambda line: say(f"  {line}"))
+        for node in nodes:
+            node.let_go()  # all at once, rather than one after the other as the stack unwinds
+        return finished
 
 
 def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: Finished) -> None:

@@ -4,10 +4,9 @@
 
 Our standard input is the lifeline: a pipe whose other end only the parent holds. However the parent ends
 (return, Ctrl-C, kill -9), the kernel closes the pipe, and everything below us is first asked to end and,
-after the grace, killed. A byte on the lifeline means: kill at once (a rehearsed power cut). Flower starts
-some children in sessions of their own, so no process group holds them all; on Linux we adopt every orphan
-below us instead (PR_SET_CHILD_SUBREAPER), so that none gets away. Elsewhere we end the command itself, and
-Flower's children end when they miss their parent.
+after the grace, killed. Flower starts some children in sessions of their own, so no process group holds them
+all; on Linux we adopt every orphan below us instead (PR_SET_CHILD_SUBREAPER), so that none gets away.
+Elsewhere we end the command itself, and Flower's children end when they miss their parent.
 
 Only the standard library is imported: this file runs as a program beside every process that we start.
 """
@@ -127,8 +126,6 @@ def main(grace_seconds: float, command: list[str]) -> int:
     while family.exit_code is None and not let_go:
         if select.select([sys.stdin.buffer], [], [], POLL_SECONDS)[0]:
             let_go = True
-            if os.read(sys.stdin.fileno(), 1):
-                grace_seconds = 0.0
         family.reap()
     family.end(grace_seconds)
     code = family.exit_code or 0

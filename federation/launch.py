@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from federation import reasons
-from federation.runs import simulation_server, submit, wait
+from federation.runs import simulation_server, stop, submit, wait
 from federation.study import Study
 from federation.tracking import tracking_uri
 from models.refusal import Refusal
@@ -62,7 +62,12 @@ def _follow(study: Study, server: Path, name: str, say: Say) -> Finished:
             say(text)
 
     run_id = submit(server, {"study": study.model_dump_json(), "run": name})
-    status = wait(server, run_id, show)
+    try:
+        status = wait(server, run_id, show)
+    except KeyboardInterrupt:
+        say(f"stopping {name}; `fedthorax study resume {name}` goes on with it")
+        stop(server, run_id)
+        raise
     if status != "finished:completed":
         raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=str(server / "logs"))
     release = server / "runs" / name / "release"

@@ -97,13 +97,6 @@ class Process:
         self.let_go()
         self._guard.wait()
 
-    def crash(self) -> None:
-        """Kill the whole family at once, as a power cut would. For rehearsing failures."""
-        if self._guard.stdin and self.running:
-            self._guard.stdin.write(b"!")
-            self._guard.stdin.flush()
-        self.stop()
-
     def __enter__(self) -> Self:
         return self
 
