@@ -21,11 +21,19 @@ StudyFile = Annotated[
 def init(
     site_dir: SiteDir,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Folder with the hospital's files; its site.toml is taken over.")
+        Path | None,
+        typer.Option(
+            "--from",
+            exists=True,
+            file_okay=False,
+            help="Folder with the hospital's files; its site.toml is taken over.",
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="The site's name, where --from has no site.toml.")] = "my-hospital",
     server: Annotated[str, typer.Option(help="The study's server, host:port.")] = "",
-    ca: Annotated[Path | None, typer.Option(help="The certificate of the study's authority.")] = None,
+    ca: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate of the study's authority.")
+    ] = None,
 ) -> None:
     """Make a site: settings, a pseudonym key, and a node key whose public half goes to the study's server."""
     from federation.certificates import create_node_key

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from federation import reasons
+from federation.control import read_server_config
 from federation.runs import simulation_server, stop, submit, wait
 from federation.study import Study
 from federation.tracking import tracking_uri
@@ -33,6 +34,7 @@ def launch(study: Study, server: Path, say: Say) -> Finished:
 
     Raises Refusal: what `submit` raises, and E_RUN_FAILED when the run ends otherwise than completed.
     """
+    read_server_config(server)  # before anything is written beside a server that is not there
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     folder.mkdir(parents=True)

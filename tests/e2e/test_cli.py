@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import configs
 from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, build_network
 from models.release import Description, save_release
@@ -134,3 +135,12 @@ def test_wrong_usage_ends_with_2() -> None:
 def test_studies_need_a_server(tmp_path: Path) -> None:
     assert refused("server", "sites", tmp_path) == "E_NO_SERVER"
     assert refused("study", "resume", "no-such-run", "--server", tmp_path) == "E_RUN_UNKNOWN"
+    study = Path(configs.__file__).with_name("study.toml")
+    assert refused("study", "run", study, "--server", tmp_path / "nowhere") == "E_NO_SERVER"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_site_is_not_half_made_when_the_certificate_is_not_there(tmp_path: Path) -> None:
+    done = run_command("node", "init", tmp_path / "site", "--ca", tmp_path / "missing.crt")
+    assert done.returncode == 2
+    assert not (tmp_path / "site").exists()
