@@ -26,7 +26,7 @@ def init(
             "--from",
             exists=True,
             file_okay=False,
-            help="Folder with the hospital's files; its site.toml is taken over.",
+            help="The hospital's files; a site.toml there is taken over.",
         ),
     ] = None,
     name: Annotated[str, typer.Option(help="The site's name, where --from has no site.toml.")] = "my-hospital",

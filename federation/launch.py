@@ -58,14 +58,14 @@ def simulate_study(study: Study, server: Path, sites: Sequence[Path], say: Say) 
 
 
 def _follow(study: Study, server: Path, name: str, say: Say) -> Finished:
-    def show(line: str) -> None:
+    def pass_on(line: str) -> None:
         _, mark, text = line.partition(MARK)
         if mark:
             say(text)
 
     run_id = submit(server, {"study": study.model_dump_json(), "run": name})
     try:
-        status = wait(server, run_id, show)
+        status = wait(server, run_id, pass_on)
     except KeyboardInterrupt:
         say(f"stopping {name}; `fedthorax study resume {name}` goes on with it")
         stop(server, run_id)
@@ -74,4 +74,5 @@ def _follow(study: Study, server: Path, name: str, say: Say) -> Finished:
         raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=str(server / "logs"))
     release = server / "runs" / name / "release"
     mlflow = Path(sys.executable).with_name("mlflow")
-    return Finished(name, str(release), f"{mlflow} ui --backend-store-uri {tracking_uri(server.resolve())}")
+    show = f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {tracking_uri(server.resolve())}"
+    return Finished(name, str(release), show)

@@ -204,3 +204,13 @@ def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
     identifiers = {p.name for p in (federation.folder / "hospitals" / "north" / "ct").iterdir()}
     assert len(pseudonyms) == 14
     assert not identifiers & set(pseudonyms)
+
+
+def test_ctrl_c_stops_the_run_at_the_server_too(federation: Federation, resumed: tuple[Command, Command]) -> None:
+    run = federation.run_study()
+    run.wait_for("sites are there", seconds=120)
+    run.interrupt()
+    assert "stopping end-to-end-" in run.text()
+    assert "Traceback" not in run.text()
+    # A server that still worked on the first run would keep the nodes from the second.
+    assert run.process.returncode not in (0, None)
