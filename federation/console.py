@@ -35,11 +35,12 @@ def print_json(content: Any) -> None:
 def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """The result for people, on standard output."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*columns, title=title, title_justify="left")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(escape, line))  # a remedy may name [join] of site.toml
     Console(highlight=False).print(table)
 
 
