@@ -10,6 +10,7 @@ import typer
 
 from federation import cli_node, cli_server, cli_study
 from federation.console import print_json, print_refusal, progress_bar, say
+from federation.processes import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
 
@@ -74,12 +75,7 @@ def score(
 
 def main() -> None:
     """Run a command; a refusal or a failing disk ends in a code and a remedy, never in a stack trace."""
-    for name, value in (
-        ("FLWR_TELEMETRY_ENABLED", "0"),
-        ("FLWR_DISABLE_UPDATE_CHECK", "1"),
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-    ):
-        os.environ[name] = value
+    os.environ.update(QUIET)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what we started is ended
     try:
         app()

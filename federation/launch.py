@@ -8,13 +8,12 @@ from pathlib import Path
 
 from federation import reasons
 from federation.control import read_server_config
-from federation.runs import simulation_server, stop, submit, wait
+from federation.runs import MARK, simulation_server, stop, submit, wait
 from federation.study import Study
 from federation.tracking import tracking_uri
 from models.refusal import Refusal
 
 Say = Callable[[str], None]
-MARK = "fedthorax: "  # begins what the server's app says to whoever watches
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,15 @@ POLL_SECONDS = 0.2
 T = TypeVar("T")
 
 
+# For every process of ours: no library calls home, and MLflow unpickles nothing.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
 class Process:
     """A command that runs from now on until `stop`, its own end, or ours.
 
@@ -122,9 +131,7 @@ def flower_environment(flower_home: Path, **ours: str) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "no_proxy": without_proxy(),
         "FLWR_HOME": str(flower_home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **QUIET,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray would hide every GPU from a worker that has not asked for one.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

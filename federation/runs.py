@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
 APP = Path(__file__).with_name("app")
+MARK = "fedthorax: "  # begins what the server's app says to whoever watches the run
 
 
 def build_app() -> tuple[bytes, str]:

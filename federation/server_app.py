@@ -22,13 +22,10 @@ from federation import checkpoint, reasons
 from federation.control import read_server_config
 from federation.flower_strategies import build_strategy, strategy_state
 from federation.grid import EagerGrid
-from federation.local import (
-    EVALUATE_METRICS,
-    TRAIN_METRICS,
-    load_network,
-)
+from federation.local import EVALUATE_METRICS, TRAIN_METRICS, load_network
 from federation.packing import Arrays, pack
 from federation.replies import EXAMPLES, encode, site_code, valid_figures
+from federation.runs import MARK
 from federation.server import sites
 from federation.strategy import GuardedStrategy, RoundReport, weighted_means
 from federation.study import Study
@@ -39,14 +36,13 @@ from models.refusal import Refusal
 from models.release import Description, save_release
 
 MAX_EXAMPLES = 100_000  # cap on the weight that a site may claim
-MARK = "fedthorax:"  # `study run` shows the log lines that carry it
 log = logging.getLogger("flwr")
 app = ServerApp()
 
 
 def say(text: str) -> None:
     """A line for whoever watches the run."""
-    log.info("%s %s", MARK, text)
+    log.info("%s%s", MARK, text)
 
 
 @app.main()

@@ -26,8 +26,6 @@ class Tracker:
     """One run of a study in MLflow. A resumed study goes on in the same run."""
 
     def __init__(self, server_folder: Path, study: Study, run_name: str, tags: Mapping[str, str]) -> None:
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
         from mlflow import MlflowClient
 
         uri = tracking_uri(server_folder)

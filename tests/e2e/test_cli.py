@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 import configs
-from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, build_network
-from models.release import Description, save_release
-from pipeline.preprocess import Preprocessing
+from models.release import save_release
+from tests.descriptions import description
 from tests.e2e.conftest import run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -20,19 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release with random weights: it answers, and its answers mean nothing."""
     folder = tmp_path_factory.mktemp("model")
-    description = Description(
-        network=NetworkSettings(),
-        preprocessing=Preprocessing().model_dump(mode="json"),
-        calibration={label: Platt() for label in LABELS},
-        study="random-weights",
-        run="none",
-        rounds=0,
-        sites=0,
-        strategy="none",
-        software="fedthorax",
-        trained_on_synthetic_data=True,
-    )
-    save_release(folder, build_network(NetworkSettings(), seed=1), description)
+    save_release(folder, build_network(NetworkSettings(), seed=1), description(study="random-weights"))
     return folder
 
 

@@ -12,14 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.calibration import Platt
-from models.network import NetworkSettings
 from models.refusal import Refusal
-from models.release import Description
 from pipeline import reasons
 from pipeline.preprocess import Prepared
 from pipeline.report import CONTOUR_RGB, View, percent, render, views, write_report
 from pipeline.score import Check, Score
+from tests.descriptions import description
 
 BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
 
@@ -43,18 +41,7 @@ def prepared() -> Prepared:
 
 
 def score(*, synthetic: bool = False, study: str = "trial") -> Score:
-    model = Description(
-        network=NetworkSettings(),
-        preprocessing={},
-        calibration={"severe": Platt(), "pcr_positive": Platt()},
-        study=study,
-        run="run",
-        rounds=7,
-        sites=3,
-        strategy="FedAvg",
-        software="test",
-        trained_on_synthetic_data=synthetic,
-    )
+    model = description(study=study, trained_on_synthetic_data=synthetic)
     return Score(
         probabilities={"severe": 0.1234, "pcr_positive": 0.98765},
         checks=(Check("slices", 52), Check("lungs", 3000, "mL")),

@@ -16,7 +16,7 @@ from pydicom import Dataset
 from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
-from models.release import Description, Release, save_release
+from models.release import Release, save_release
 from pipeline.cohort import save_tensor
 from pipeline.dicom import read_series
 from pipeline.examples import Example, Examples
@@ -25,6 +25,7 @@ from pipeline.report import write_report
 from pipeline.score import Score, age_band, score
 from pipeline.series import find_series
 from pipeline.train import predict
+from tests.descriptions import description
 
 SPACING_MM = (5.0, 4.0, 4.0)
 AS_IT_IS = {label: Platt() for label in LABELS}
@@ -67,19 +68,9 @@ def make_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rele
     def make(
         *, calibration: Mapping[str, Platt] = AS_IT_IS, preprocessing: Mapping[str, object] | None = None
     ) -> Release:
-        description = Description(
-            network=NetworkSettings(),
-            preprocessing=Preprocessing().model_dump(mode="json") | dict(preprocessing or {}),
-            calibration=dict(calibration),
-            study="trial",
-            run="run",
-            rounds=7,
-            sites=3,
-            strategy="FedAvg",
-            software="test",
-            trained_on_synthetic_data=True,
-        )
-        return save_release(tmp_path_factory.mktemp("release"), network, description)
+        settings = Preprocessing().model_dump(mode="json") | dict(preprocessing or {})
+        described = description(calibration=dict(calibration), preprocessing=settings)
+        return save_release(tmp_path_factory.mktemp("release"), network, described)
 
     return make
 
