@@ -118,7 +118,7 @@ def _ingest(folders: Folders, name: str) -> Site:
         create_node_key(site.node_key)
     with progress_bar(f"  {name}") as progress:
         assessment = ingest(site, Preprocessing(), progress)
-    verdict = judge(assessment, folders.hospital(name) / "truth.json")
+    verdict = judge(site, assessment, folders.hospital(name) / "truth.json")
     say(
         f"  {name}: {len(assessment.patients)} patients accepted; defects found {verdict.found} of "
         f"{verdict.planted} planted (precision {verdict.precision:.2f}, recall {verdict.recall:.2f})"

@@ -1,5 +1,6 @@
 """Opens what a user hands over: a folder, files, or zips, which are unpacked as if an enemy had sent them."""
 
+import errno
 import os
 import shutil
 import stat
@@ -66,6 +67,8 @@ def _unpack(path: Path, folder: Path) -> None:
     except Refusal as refusal:
         raise Refusal(refusal.reason, private=f"{path}: {refusal.private}", **refusal.numbers) from None
     except Exception as error:  # zipfile and its decompressors have no common exception
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # a full disk says nothing about the zip
         raise Refusal(reasons.ARCHIVE_BROKEN, private=f"{path}: {error}") from None
 
 

@@ -2,11 +2,16 @@
 
 `scans` remembers every series that was examined, by fingerprint, so that nothing is read twice. `patients` and
 `findings` say what the last ingest made of them; they are replaced in one transaction.
+
+What the site's files no longer hold is forgotten with that same transaction, whatever it was prepared with, and its
+tensors are deleted after it. Tensors of series that are still there stay, those of other settings too: a study with
+them may be running, and going back to it shall cost nothing.
 """
 
+import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -15,10 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.refusal import Refusal
+from pipeline import reasons
 from pipeline.examples import Example
+from pipeline.measures import Measures
 from pipeline.site import Site, Split
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scans (
     fingerprint TEXT NOT NULL,     -- of the series' files
@@ -28,8 +36,7 @@ CREATE TABLE IF NOT EXISTS scans (
     flags TEXT NOT NULL,           -- W_ codes, comma-separated
     scan_digest TEXT,              -- SHA-256 of the HU: the same scan under two names has the same
     tensor TEXT,                   -- file name under tensors/
-    slices INTEGER NOT NULL,
-    lungs_ml REAL,
+    measures TEXT,                 -- JSON, for the data contract: numbers and words of closed lists
     PRIMARY KEY (fingerprint, settings)
 );
 CREATE TABLE IF NOT EXISTS patients (
@@ -38,7 +45,7 @@ CREATE TABLE IF NOT EXISTS patients (
     tensor TEXT NOT NULL,
     age_years REAL,
     sex TEXT,
-    pcr_positive INTEGER NOT NULL,
+    pcr_positive INTEGER,
     severe INTEGER
 );
 CREATE TABLE IF NOT EXISTS findings (
@@ -61,8 +68,7 @@ class Scan:
     flags: str
     scan_digest: str | None
     tensor: str | None
-    slices: int
-    lungs_ml: float | None
+    measures: Measures | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class PatientRow:
     tensor: str
     age_years: float | None
     sex: str | None
-    pcr_positive: bool
+    pcr_positive: bool | None
     severe: bool | None
 
 
@@ -89,16 +95,19 @@ class FindingRow:
 
 
 class Cohort:
-    """The cohort of one site; a context manager."""
+    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE where SQLite fails."""
 
     def __init__(self, site: Site) -> None:
         self.folder = site.cohort_folder
         self.tensors = self.folder / "tensors"
         self.tensors.mkdir(parents=True, exist_ok=True)
         self._db = sqlite3.connect(self.folder / "cohort.sqlite", timeout=30, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._forget_other_versions()
-        self._db.executescript(SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._forget_other_versions()
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise Refusal(reasons.COHORT_FILE, private=str(error)) from error
 
     def _forget_other_versions(self) -> None:
         """Everything here is made from the source files, so a file of another version is begun anew."""
@@ -111,8 +120,23 @@ class Cohort:
     def __enter__(self) -> "Cohort":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise Refusal(reasons.COHORT_FILE, private=str(error)) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let nobody else examine or change this cohort; reading it is free.
+
+        The system lets go of the lock when this process ends, however it does. Raises Refusal E_COHORT_BUSY.
+        """
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refusal(reasons.COHORT_BUSY) from None
+            yield
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -126,32 +150,51 @@ class Cohort:
 
     def add_scan(self, scan: Scan) -> None:
         """Remember one examined series; written through at once, so that an interruption loses nothing."""
-        self._insert("scans", [scan])
+        row = vars(scan) | {"measures": scan.measures and scan.measures.to_json()}
+        self._insert("scans", [tuple(row.values())])
 
     def scans(self, settings: str) -> dict[str, Scan]:
         """Examined series by fingerprint: those prepared with these settings whose tensor is still there."""
         rows = self._db.execute("SELECT * FROM scans WHERE settings = ?", (settings,))
-        scans = [Scan(*row) for row in rows]
+        scans = [_scan(row) for row in rows]
         return {s.fingerprint: s for s in scans if s.tensor is None or (self.tensors / s.tensor).is_file()}
 
-    def replace(self, patients: Iterable[PatientRow], findings: Iterable[FindingRow]) -> None:
-        """Put a new list of patients and findings in place of the old one, all or nothing."""
+    def replace(
+        self, patients: Iterable[PatientRow], findings: Iterable[FindingRow], fingerprints: Collection[str]
+    ) -> None:
+        """Put a new list of patients and findings in place of the old one, all or nothing.
+
+        `fingerprints`: of all series that the site's files hold now; other scans are forgotten.
+        """
         with self._transaction():
             self._db.execute("DELETE FROM patients")
             self._db.execute("DELETE FROM findings")
-            self._insert("patients", patients)
-            self._insert("findings", findings)
+            self._insert("patients", map(astuple, patients))
+            self._insert("findings", map(astuple, findings))
+            known = {row[0] for row in self._db.execute("SELECT DISTINCT fingerprint FROM scans")}
+            gone = [(fingerprint,) for fingerprint in known.difference(fingerprints)]
+            self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
 
-    def _insert(self, table: str, rows: Iterable[Any]) -> None:
+    def sweep(self) -> None:
+        """Delete what lies among the tensors and belongs to no scan, what a killed process left there included.
+
+        A kill on the way leaves the rest to the next time.
+        """
+        named = {row[0] for row in self._db.execute("SELECT tensor FROM scans WHERE tensor IS NOT NULL")}
+        for path in self.tensors.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
         for row in rows:
-            marks = ", ".join("?" for _ in fields(row))
-            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", astuple(row))  # noqa: S608
+            marks = ", ".join("?" for _ in row)
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608
 
     def patients(self) -> list[PatientRow]:
         """All accepted patients, by pseudonym."""
         rows = self._db.execute("SELECT * FROM patients ORDER BY pseudonym").fetchall()
         return [
-            PatientRow(pseudonym, split, tensor, age, sex, bool(pcr), None if severe is None else bool(severe))
+            PatientRow(pseudonym, split, tensor, age, sex, _bool(pcr), _bool(severe))
             for pseudonym, split, tensor, age, sex, pcr, severe in rows
         ]
 
@@ -167,6 +210,15 @@ class Cohort:
             for p in self.patients()
             if p.split in splits
         ]
+
+
+def _scan(row: tuple[Any, ...]) -> Scan:
+    values = dict(zip((field.name for field in fields(Scan)), row, strict=True))
+    return Scan(**{**values, "measures": values["measures"] and Measures.from_json(values["measures"])})
+
+
+def _bool(stored: int | None) -> bool | None:
+    return None if stored is None else bool(stored)
 
 
 def save_tensor(folder: Path, name: str, tensor: NDArray[np.float16]) -> None:

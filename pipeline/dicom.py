@@ -55,12 +55,8 @@ def read_series(series: Series) -> Volume:
 
     hu = np.empty((len(slices), rows, columns), dtype=np.float32)
     for index, each in enumerate(slices):
-        hu[index] = decode_slice(each)
-    if _fill_undeclared_padding(hu):
-        flags.add(reasons.PADDING.code)
-    _check_hu(hu)
-    np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
-    return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
+        decode_slice(each, out=hu[index])
+    return finish(hu, affine, flags)
 
 
 def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
@@ -68,6 +64,18 @@ def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
     for index in np.flatnonzero(is_copy):
         if not np.array_equal(decode_slice(slices[index - 1]), decode_slice(slices[index])):
             raise Refusal(reasons.DUPLICATE_SLICE, duplicates=int(is_copy.sum()), private=str(slices[index].path))
+
+
+def finish(hu: NDArray[np.float32], affine: NDArray[np.float64], flags: set[str]) -> Volume:
+    """The last step of every reader, in place: padding becomes air, and HU are checked and clipped.
+
+    Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
+    """
+    if _fill_undeclared_padding(hu):
+        flags = {*flags, reasons.PADDING.code}
+    _check_hu(hu)
+    np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
+    return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
 
 
 def _fill_undeclared_padding(hu: NDArray[np.float32]) -> bool:
@@ -90,5 +98,6 @@ def _check_hu(hu: NDArray[np.float32]) -> None:
     lowest, highest = float(hu.min()), float(hu.max())
     if lowest < LOWEST_HU or highest > HIGHEST_HU:
         raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
-    if lowest == highest or (hu > _NOT_AIR_HU).mean() < _MIN_NOT_AIR:
+    not_air = sum(np.count_nonzero(each > _NOT_AIR_HU) for each in hu)  # a mask of the whole scan would be large
+    if lowest == highest or not_air < _MIN_NOT_AIR * hu.size:
         raise Refusal(reasons.EMPTY_VOLUME)

@@ -26,9 +26,9 @@ class Example:
 def target(example: Example) -> list[float]:
     """The two targets in the order of LABELS; NaN where missing.
 
-    Severity is learnt and judged among PCR-positive patients alone.
+    Severity is learnt and judged among PCR-positive patients, and those of data sets that know no PCR result.
     """
-    severe = example.severe if example.pcr_positive else None
+    severe = None if example.pcr_positive is False else example.severe
     return [float("nan") if value is None else float(value) for value in (example.pcr_positive, severe)]
 
 

@@ -3,123 +3,86 @@
 import csv
 import hashlib
 import os
-import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
-from models.refusal import Reason, Refusal
+from models.refusal import Reason
 from pipeline import reasons
-from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan
+from pipeline.examine import examine_new
 from pipeline.findings import Finding
-from pipeline.join import label_pcr, label_severe
-from pipeline.laboratory import PcrResult, read_pcr
-from pipeline.outcomes import Outcome, read_outcomes
+from pipeline.join import Labels, Records, label
 from pipeline.preprocess import Preprocessing, settings_digest
-from pipeline.series import Series, find_series
+from pipeline.selection import Selection, select
+from pipeline.series import Series
 from pipeline.site import Site
+from pipeline.sources import read_records, read_series_list
+from pipeline.waterfall import Count, waterfall
 
-# A row that was left out might have been the positive that forbids calling the patient negative.
-SPOILS_NEGATIVE = {reasons.DATE, reasons.PCR_DATE, reasons.PCR_UNMAPPED_ROW}
+_NOBODYS = {reasons.NO_PATIENT_ID, reasons.ISSUER}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a site's files hold, under pseudonyms. `records` is None where the doctor could not read them."""
+
+    series: list[Series]
+    records: Records | None
+    scan_findings: list[Finding]
+    record_findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One patient with a usable CT, and what the join made of it."""
+
+    series: Series
+    scan: Scan
+    labels: Labels
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a site's files amount to. All of it is for the site's own eyes but `counts` and the sizes."""
+    """What a site's files amount to. All of it is for the site's own eyes but `counts`, the sizes and `waterfall`.
 
+    `accepted`: every scan that can be used. `members`: one for each patient with one, empty without records.
+    `patients`: those of them with a label.
+    """
+
+    material: Material
+    accepted: list[Scan]
+    members: list[Member]
     patients: list[PatientRow]
     findings: list[Finding]
-    series: int
+    waterfall: Count
     examined_now: int
+
+    @property
+    def series(self) -> int:
+        return len(self.material.series)
 
     @property
     def counts(self) -> list[tuple[Reason, int]]:
         """How often each reason was met, most frequent first."""
         return Counter(finding.reason for finding in self.findings).most_common()
 
-
-def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
-    """Read one series, prepare it and cache its tensor; a refusal is an answer too. Runs in a worker process."""
-    import torch
-
-    from pipeline.dicom import read_series
-    from pipeline.preprocess import prepare
-
-    torch.set_num_threads(1)  # one process a core; threads on top would only wait for each other
-    digest, tensor, lungs_ml, flags = None, None, None, ""
-    refused: Refusal | None = None
-    try:
-        volume = read_series(series)
-        flags = ",".join(volume.flags)
-        digest = hashlib.sha256(volume.hu.tobytes()).hexdigest()
-        prepared = prepare(volume, settings)
-        # Named after the settings too, so that the present cohort keeps its tensors until `replace`.
-        lungs_ml, tensor = prepared.lungs_ml, f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
-        save_tensor(tensors, tensor, prepared.tensor)
-    except Refusal as error:
-        refused = error
-    except OSError:
-        raise  # a full disk says nothing about the scan
-    except Exception:
-        refused = Refusal(reasons.EXAMINE_FAILED)
-        _log_failure(tensors.parent / "failures.log", series)
-    return Scan(
-        fingerprint=series.fingerprint,
-        settings=settings_digest(settings),
-        code=refused.code if refused else None,
-        says=refused.says if refused else None,
-        flags=flags,
-        scan_digest=digest,
-        tensor=tensor,
-        slices=len(series.files),
-        lungs_ml=lungs_ml,
-    )
-
-
-def _log_failure(path: Path, series: Series) -> None:
-    """The error in full, for the site's own eyes."""
-    with path.open("a", encoding="utf-8") as log:
-        log.write(f"series {series.fingerprint[:12]}\n{traceback.format_exc()}\n")
-
-
-def _workers() -> ForkServerContext:
-    """Worker processes begin as forks of one that has torch and pydicom imported already, and nothing else."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.dicom", "pipeline.preprocess"])
-    return context
-
-
-def examine_new(
-    cohort: Cohort, series: Sequence[Series], settings: Preprocessing, progress: Callable[[int, int], None]
-) -> int:
-    """Examine the series that are not yet known, on all cores; each is remembered as soon as it is done.
-
-    `progress(done, total)` is called after each. Returns how many were examined.
-    """
-    known = cohort.scans(settings_digest(settings))
-    new = [s for s in series if s.fingerprint not in known]
-    progress(0, len(new))
-    if not new:
-        return 0
-    workers = min(os.cpu_count() or 1, len(new))
-    with ProcessPoolExecutor(workers, mp_context=_workers()) as pool:
-        jobs = [pool.submit(examine, s, settings, cohort.tensors) for s in new]
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                cohort.add_scan(job.result())
-                progress(done, len(new))
-        except BrokenProcessPool as error:
-            raise Refusal(reasons.WORKER_DIED) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return len(new)
+    def to_json(self) -> dict[str, Any]:
+        """Counts and remedies alone: no patient, file or date."""
+        positive = [p for p in self.patients if p.pcr_positive]
+        return {
+            "series": self.series,
+            "patients": len(self.patients),
+            "pcr_positive": len(positive),
+            "severe_known_among_positive": sum(p.severe is not None for p in positive),
+            "severe_among_positive": sum(bool(p.severe) for p in positive),
+            "waterfall": self.waterfall.to_json(),
+            "findings": [
+                {"code": r.code, "count": n, "remedy": r.remedy, "refuses": r.refuses} for r, n in self.counts
+            ],
+        }
 
 
 def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
@@ -127,122 +90,109 @@ def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callab
 
     Raises Refusal where a whole file (laboratory, outcomes) cannot be used or no image is found.
     """
-    results, laboratory_findings = read_pcr(site.settings.laboratory)
-    outcomes, outcome_findings = read_outcomes(site.settings.outcomes)
-    if not site.settings.ct.folder.is_dir():
-        raise Refusal(reasons.CT_FOLDER, private=str(site.settings.ct.folder))
-    series, findings = find_series(site.settings.ct.folder)
-    if not series:
-        raise Refusal(reasons.NO_IMAGES)
+    records, record_findings = read_records(site)
+    series, scan_findings = read_series_list(site)
+    material = Material(series, records, scan_findings, record_findings)
+    return assess_material(site, cohort, material, settings, progress)
+
+
+def assess_material(
+    site: Site, cohort: Cohort, material: Material, settings: Preprocessing, progress: Callable[[int, int], None]
+) -> Assessment:
+    """The same for files that have been read. Without records nobody gets a label."""
+    series, records = material.series, material.records
     examined_now = examine_new(cohort, series, settings, progress)
     scans = cohort.scans(settings_digest(settings))
-    findings += laboratory_findings + outcome_findings
-    chosen = _choose(series, scans, findings)
-    spoilt = {f.patient_id for f in laboratory_findings if f.reason in SPOILS_NEGATIVE}
-    patients = _label(site, chosen, scans, results, outcomes, spoilt, findings)
-    with_ct = {s.patient_id for s in series}
-    findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(outcomes.keys() - with_ct)]
-    return Assessment(patients, findings, len(series), examined_now)
+    selection = select(series, scans, dated=records is None or records.labels is None)
+    members = [] if records is None else _join(site, selection, scans, records)
+    findings = [*material.record_findings, *material.scan_findings, *selection.findings]
+    findings += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason is not None]
+    if records is not None:
+        without_ct = records.outcomes.keys() - {s.patient_id for s in series}
+        findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(without_ct)]
+    nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
+    return Assessment(
+        material=material,
+        accepted=[scan for s in series if (scan := scans[s.fingerprint]).code is None],
+        members=members,
+        patients=[_patient(site, m) for m in members if m.labels.reason is None],
+        findings=findings,
+        waterfall=waterfall(nobodys + selection.fates, [m.labels for m in members] if records else None),
+        examined_now=examined_now,
+    )
 
 
-def _choose(series: Sequence[Series], scans: dict[str, Scan], findings: list[Finding]) -> list[Series]:
-    """One accepted series a patient: of the first examination, the one with most slices."""
-    accepted: dict[str, list[Series]] = defaultdict(list)
-    owners: dict[str, set[str]] = defaultdict(set)
-    for s in series:
-        scan = scans[s.fingerprint]
-        found = partial(Finding, patient_id=s.patient_id, detail=s.files[0].parent.name, series=_short(s))
-        if scan.code is not None:
-            findings.append(found(reasons.BY_CODE[scan.code], says=scan.says or ""))
-            continue
-        findings += [found(reasons.BY_CODE[flag]) for flag in scan.flags.split(",") if flag]
-        if s.acquired is None:
-            findings.append(found(reasons.CT_DATE))
-            continue
-        accepted[s.patient_id].append(s)
-        owners[scan.scan_digest or ""].add(s.patient_id)
-    shared = {p for patients in owners.values() if len(patients) > 1 for p in patients}
-    findings += [Finding(reasons.DUPLICATE_SCAN, patient_id) for patient_id in sorted(shared)]
-    chosen = []
-    for patient_id in sorted(accepted.keys() - shared):
-        first = min(accepted[patient_id], key=lambda s: (s.acquired, s.study_uid))
-        same_study = [s for s in accepted[patient_id] if s.study_uid == first.study_uid]
-        if len(same_study) > 1:
-            folder = first.files[0].parent.name
-            findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, _short(first)))
-        chosen.append(max(same_study, key=lambda s: (len(s.files), s.series_uid)))
-    return chosen
-
-
-def _short(series: Series) -> str:
-    return series.fingerprint[:12]
-
-
-def _label(
-    site: Site,
-    chosen: Sequence[Series],
-    scans: dict[str, Scan],
-    results: Sequence[PcrResult],
-    outcomes: dict[str, Outcome],
-    spoilt: set[str],
-    findings: list[Finding],
-) -> list[PatientRow]:
-    """Join each chosen scan with its PCR results and its outcome; who has no PCR label is refused."""
-    by_patient: dict[str, list[PcrResult]] = defaultdict(list)
-    for result in results:
-        by_patient[result.patient_id].append(result)
+def _join(site: Site, selection: Selection, scans: dict[str, Scan], records: Records) -> list[Member]:
     rules = site.settings.join
-    patients = []
-    for s in chosen:
-        assert s.acquired is not None
-        label = label_pcr(by_patient[s.patient_id], s.acquired, rules)
-        if label.reason is not None:
-            findings.append(Finding(label.reason, s.patient_id))
-        if label.positive is None or (label.positive is False and s.patient_id in spoilt):
-            continue
-        tensor = scans[s.fingerprint].tensor
-        assert tensor is not None
-        patients.append(
-            PatientRow(
-                pseudonym=site.pseudonym(s.patient_id),
-                split=site.split(s.patient_id),
-                tensor=tensor,
-                age_years=s.age_years,
-                sex=s.sex,
-                pcr_positive=label.positive,
-                severe=label_severe(outcomes.get(s.patient_id), s.acquired, rules),
-            )
-        )
-    return patients
+    return [Member(s, scans[s.fingerprint], label(s.patient_id, s.acquired, records, rules)) for s in selection.used]
 
 
-def rows(site: Site, findings: Iterable[Finding]) -> list[FindingRow]:
+def _patient(site: Site, member: Member) -> PatientRow:
+    series, labels, tensor = member.series, member.labels, member.scan.tensor
+    assert tensor is not None
+    return PatientRow(
+        pseudonym=series.patient_id,
+        split=site.split(series.patient_id),
+        tensor=tensor,
+        age_years=series.age_years if labels.age_years is None else labels.age_years,
+        sex=series.sex or labels.sex,
+        pcr_positive=labels.pcr_positive,
+        severe=labels.severe,
+    )
+
+
+def rows(findings: Iterable[Finding]) -> list[FindingRow]:
     """Findings as they may be stored: under pseudonyms, without their details."""
-    return [
-        FindingRow(
-            code=f.reason.code,
-            pseudonym=site.pseudonym(f.patient_id) if f.patient_id else "",
-            series=f.series,
-            says=f.says or f.reason.says,
-        )
-        for f in findings
-    ]
+    return [FindingRow(f.reason.code, f.patient_id, f.series, f.says or f.reason.says) for f in findings]
 
 
 def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
-    """Bring the cohort up to date with the site's files; what is known already is not read again."""
-    with Cohort(site) as cohort:
+    """Bring the cohort up to date with the site's files; what is known already is not read again.
+
+    Raises Refusal: E_COHORT_BUSY, and those of `assess`.
+    """
+    with Cohort(site) as cohort, cohort.alone():
         assessment = assess(site, cohort, settings, progress)
-        found = rows(site, assessment.findings)
-        cohort.replace(assessment.patients, found)
+        found = rows(assessment.findings)
+        cohort.replace(assessment.patients, found, {s.fingerprint for s in assessment.material.series})
         _list_refusals(cohort.folder / "refusals.csv", found)
+        _export(cohort.folder / "cohort.csv", cohort)
+        cohort.sweep()
     return assessment
 
 
 def _list_refusals(path: Path, found: Sequence[FindingRow]) -> None:
     """The findings as a table for hospital IT; `fedthorax node find` tells whose pseudonym it is."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    ordered = sorted(found, key=lambda row: (row.code, row.pseudonym, row.series))
+    lines = [[r.code, r.pseudonym, r.series, r.says, reasons.BY_CODE[r.code].remedy] for r in ordered]
+    _write_table(path, ["code", "pseudonym", "series", "says", "remedy"], lines)
+
+
+def _export(path: Path, cohort: Cohort) -> None:
+    """The cohort as a table: the same files and settings give the same bytes, whatever happened on the way."""
+    lines = [
+        [p.pseudonym, p.split, p.age_years, p.sex, _bit(p.pcr_positive), _bit(p.severe), digest]
+        for p, digest in ((p, _digest(cohort.tensors / p.tensor)) for p in cohort.patients())
+    ]
+    _write_table(path, ["pseudonym", "split", "age_years", "sex", "pcr_positive", "severe", "tensor_sha256"], lines)
+
+
+def _bit(value: bool | None) -> str:
+    return "" if value is None else str(int(value))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, whole or not at all. No cell holds text of the hospital's, so none can start a formula."""
+    temporary = path.with_suffix(".writing")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["code", "pseudonym", "series", "says", "remedy"])
-        for row in sorted(found, key=lambda row: (row.code, row.pseudonym)):
-            writer.writerow([row.code, row.pseudonym, row.series, row.says, reasons.BY_CODE[row.code].remedy])
+        writer.writerow(header)
+        writer.writerows(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -7,14 +7,17 @@ a window belong to it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from models.refusal import Reason
 from pipeline import reasons
+from pipeline.labels import Label
 from pipeline.laboratory import PcrResult
 from pipeline.outcomes import Outcome
+
+Event = Literal["intubated", "icu", "died"]
 
 
 class JoinRules(BaseModel, extra="forbid"):
@@ -23,8 +26,8 @@ class JoinRules(BaseModel, extra="forbid"):
     A positive may precede the CT by a week, a negative may follow it by one: repeated swabs turned from
     negative to positive after 5.1 days on average, and from positive to negative after 6.9 (Ai et al.,
     Radiology 2020, PMID 32101510). So nobody who is positive within `guard_days` is called negative.
-    `horizon_days`: severe means intubation or death within this many days; STOIC2021 takes a month (Revel et
-    al., Radiology 2021, doi 10.1148/radiol.2021210384).
+    Severe means one of `severe_events` within `horizon_days`; STOIC2021 takes intubation and death within a
+    month (Revel et al., Radiology 2021, doi 10.1148/radiol.2021210384).
     """
 
     positive_from_days: int = -7
@@ -33,6 +36,7 @@ class JoinRules(BaseModel, extra="forbid"):
     negative_to_days: int = 7
     guard_days: int = 14
     horizon_days: int = Field(default=30, ge=1)
+    severe_events: list[Event] = Field(default=["intubated", "died"], min_length=1)
 
     @model_validator(mode="after")
     def windows_make_sense(self) -> Self:
@@ -53,11 +57,69 @@ class JoinRules(BaseModel, extra="forbid"):
 
 
 @dataclass(frozen=True)
+class Records:
+    """What is known of the patients, each under the pseudonym.
+
+    `results`, `outcomes`: from the laboratory and the outcome file. `spoilt`: patients with a laboratory row that was
+    left out. `labels`: where a data set publishes labels in place of both; then the other three are empty.
+    """
+
+    results: dict[str, list[PcrResult]]
+    outcomes: dict[str, Outcome]
+    spoilt: set[str]
+    labels: dict[str, Label] | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What one CT is learnt with; with a `reason` it is not used. Age and sex only where the labels tell them.
+
+    `severe_reason` says why `severe` is None.
+    """
+
+    pcr_positive: bool | None
+    severe: bool | None
+    reason: Reason | None = None
+    severe_reason: Reason | None = None
+    age_years: float | None = None
+    sex: str | None = None
+
+
+@dataclass(frozen=True)
 class PcrLabel:
     """`positive` is None when the results do not decide; `reason` then says why, and is None otherwise."""
 
     positive: bool | None
     reason: Reason | None = None
+
+
+@dataclass(frozen=True)
+class SevereLabel:
+    """`severe` is None when the outcome does not tell; `reason` then says why, and is None otherwise."""
+
+    severe: bool | None
+    reason: Reason | None = None
+
+
+def label(pseudonym: str, ct: datetime | None, records: Records, rules: JoinRules) -> Labels:
+    """The labels of the CT that a patient had at time `ct` (None only where `records.labels` is there).
+
+    Reasons: those of `label_pcr`, E_PCR_INCOMPLETE, E_NO_LABEL.
+    """
+    if records.labels is not None:
+        known = records.labels.get(pseudonym)
+        if known is None:
+            return Labels(None, None, reasons.NO_LABEL)
+        unknown = reasons.NO_OUTCOME if known.severe is None else None
+        return Labels(known.pcr_positive, known.severe, None, unknown, known.age_years, known.sex)
+    assert ct is not None
+    pcr = label_pcr(records.results.get(pseudonym, []), ct, rules)
+    if pcr.positive is False and pseudonym in records.spoilt:
+        return Labels(None, None, reasons.PCR_INCOMPLETE)
+    if pcr.positive is None:
+        return Labels(None, None, pcr.reason)
+    course = label_severe(records.outcomes.get(pseudonym), ct, rules)
+    return Labels(pcr.positive, course.severe, severe_reason=course.reason)
 
 
 def label_pcr(results: Sequence[PcrResult], ct: datetime, rules: JoinRules) -> PcrLabel:
@@ -91,19 +153,22 @@ def has_contradiction(results: Sequence[PcrResult]) -> bool:
     return any(result.positive is False and result.collected in positive for result in results)
 
 
-def label_severe(outcome: Outcome | None, ct: datetime, rules: JoinRules) -> bool | None:
-    """Whether the patient is intubated or dies between the day of the CT and `horizon_days` later, inclusive.
+def label_severe(outcome: Outcome | None, ct: datetime, rules: JoinRules) -> SevereLabel:
+    """Whether a severe event lies between the day of the CT and `horizon_days` later, inclusive.
 
-    None where that is unknown or cannot be asked. Without event, only a patient known for the whole horizon
-    is False; one lost before it is None, never False. One intubated before the day of the CT is None,
-    whatever follows: STOIC2021 scanned patients as they came to the emergency department, and a scan that
-    shows the tube foretells nothing. A death before the CT is an error of the record, so None too.
+    Unknown where it cannot be told: only a patient known for the whole horizon is False, and one lost before
+    it never is. One with an event before the day of the CT is unknown, whatever follows: STOIC2021 scanned
+    patients as they came to the emergency department, and a scan that shows the tube foretells nothing. A
+    death before the CT is an error of the record. Reasons: W_NO_OUTCOME, W_EVENT_BEFORE_CT, W_FOLLOWED_TOO_SHORT.
     """
     if outcome is None or outcome.known_until is None:
-        return None
-    events = [(event - ct.date()).days for event in (outcome.intubated, outcome.died) if event]
-    if any(day < 0 for day in events):
-        return None
-    if any(day <= rules.horizon_days for day in events):
-        return True
-    return False if (outcome.known_until - ct.date()).days >= rules.horizon_days else None
+        return SevereLabel(None, reasons.NO_OUTCOME)
+    dates = {event: getattr(outcome, event) for event in {*rules.severe_events, "died"}}
+    days = {event: (date - ct.date()).days for event, date in dates.items() if date}
+    if any(day < 0 for day in days.values()):
+        return SevereLabel(None, reasons.EVENT_BEFORE_CT)
+    if any(days.get(event, rules.horizon_days + 1) <= rules.horizon_days for event in rules.severe_events):
+        return SevereLabel(True)
+    if (outcome.known_until - ct.date()).days < rules.horizon_days:
+        return SevereLabel(None, reasons.FOLLOWED_TOO_SHORT)
+    return SevereLabel(False)

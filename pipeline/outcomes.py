@@ -1,4 +1,4 @@
-"""What became of each patient, from the hospital's outcome file: intubation, death, length of follow-up.
+"""What became of each patient, from the hospital's outcome file: intensive care, intubation, death, follow-up.
 
 Severity is in no PCR result and in no scan: it comes from here alone.
 """
@@ -10,7 +10,7 @@ from datetime import date
 from models.refusal import Reason
 from pipeline import reasons
 from pipeline.findings import Finding
-from pipeline.laboratory import TableFile, note, read_moment, read_rows, refuse_when_many
+from pipeline.tables import TableFile, note, read_moment, read_rows, refuse_when_many
 
 
 class OutcomeFile(TableFile):
@@ -18,11 +18,13 @@ class OutcomeFile(TableFile):
 
     `intubated`: first day of invasive ventilation in this illness. `died`: day of death. `followed_until`:
     last day on which the hospital knows how the patient was; without it, a patient without event is unknown.
+    `icu`: first day in intensive care; "" where the file has no such column.
     """
 
     intubated: str = "intubated"
     died: str = "died"
     followed_until: str = "followed_until"
+    icu: str = ""
     date_format: str = "%Y-%m-%d"
 
 
@@ -34,11 +36,13 @@ class Outcome:
     intubated: date | None
     died: date | None
     followed_until: date | None
+    icu: date | None = None
 
     @property
     def known_until(self) -> date | None:
         """The last day of which the record says anything: an event shows that the patient was observed."""
-        return max((day for day in (self.intubated, self.died, self.followed_until) if day), default=None)
+        days = (self.intubated, self.died, self.followed_until, self.icu)
+        return max((day for day in days if day), default=None)
 
 
 def read_outcomes(table: OutcomeFile, *, today: date | None = None) -> tuple[dict[str, Outcome], list[Finding]]:
@@ -47,11 +51,11 @@ def read_outcomes(table: OutcomeFile, *, today: date | None = None) -> tuple[dic
     A patient with any finding has no outcome, even when another of the rows is in order: a death whose date
     cannot be read must not leave a survivor behind. Equal rows count once.
 
-    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above `MAX_FAULTY_SHARE` of the rows, E_ROWS or
-    E_DATES.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
+    E_IDENTIFIERS or E_DATES.
     """
     today = today or date.today()
-    columns = (table.patient_id, table.intubated, table.died, table.followed_until)
+    columns = [table.patient_id, table.intubated, table.died, table.followed_until, *filter(None, [table.icu])]
     rows, findings = read_rows(table, "outcome", columns)
     row_count = len(rows) + len(findings)
     outcomes: dict[str, set[Outcome]] = defaultdict(set)
@@ -76,6 +80,6 @@ def fault(outcome: Outcome, today: date) -> Reason | None:
     """Why an outcome cannot be true. Follow-up that ends before an event or after death is only careless."""
     if outcome.known_until and outcome.known_until > today:
         return reasons.OUTCOME_DATE
-    if outcome.intubated and outcome.died and outcome.died < outcome.intubated:
+    if outcome.died and any(day and day > outcome.died for day in (outcome.intubated, outcome.icu)):
         return reasons.OUTCOME_ORDER
     return None

@@ -19,10 +19,10 @@ from models.refusal import Reason, Refusal
 from models.release import Description, Release
 from pipeline import reasons
 from pipeline.archive import open_images
-from pipeline.dicom import read_series
 from pipeline.findings import Finding
 from pipeline.preprocess import Prepared, Preprocessing, prepare
-from pipeline.series import Series, find_series, quiet_pydicom
+from pipeline.scans import find_scans, read_scan
+from pipeline.series import Series, quiet_pydicom
 from pipeline.slices import inspect_slice
 from pipeline.volume import Volume
 
@@ -109,17 +109,19 @@ class Score:
 
 
 def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None) -> Score:
-    """Score the one chest CT series in a folder, zip or files; `series_uid` chooses where there are several.
+    """Score the one chest CT in a folder, zip or files, be it a DICOM series, a NIfTI or a MetaImage file.
+
+    `series_uid` chooses where there are several DICOM series.
 
     Raises Refusal, never a number that cannot be trusted at all: E_MODEL_FORMAT, E_MIXED_PATIENT, E_MIXED_SERIES,
-    E_UNKNOWN_SERIES, E_NO_PROBABILITY, and those of `open_images`, `find_series`, `read_series` and `prepare`.
+    E_UNKNOWN_SERIES, E_NO_PROBABILITY, and those of `open_images`, `find_scans`, `read_scan` and `prepare`.
     """
     settings = _settings(release.description)
     clock = [time.perf_counter()]
     with open_images(source) as images:
-        found, unread = find_series(images)
+        found, unread = find_scans(images)
         series = _choose(found, unread, series_uid)
-        volume = read_series(series)
+        volume = read_scan(series)
     hu_sha256 = hashlib.sha256(volume.hu.data).hexdigest()
     clock.append(time.perf_counter())
     prepared = prepare(volume, settings)
@@ -175,7 +177,7 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
     if len(patients) > 1:
         raise Refusal(reasons.MIXED_PATIENT, patients=len(patients))
     if len(asked) == 1:
-        return asked[0]  # whatever it is, `read_series` says best why it cannot be used
+        return asked[0]  # whatever it is, `read_scan` says best why it cannot be used
     refusals = [_not_the_scan(s) for s in asked]
     scans = [s for s, refusal in zip(asked, refusals, strict=True) if refusal is None]
     if not scans:

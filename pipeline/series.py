@@ -8,12 +8,14 @@ import logging
 import os
 import re
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
@@ -44,15 +46,17 @@ _HEADER = tags(
     *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex"),
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
 )
+VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in a file: see `pipeline/volume_files.py`
 # What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
-_COMPANIONS = frozenset(
-    (
-        *(".csv", ".dll", ".doc", ".docx", ".exe", ".htm", ".html", ".inf", ".ini", ".jpeg", ".jpg", ".js"),
-        *(".json", ".log", ".md", ".nii", ".nrrd", ".pdf", ".png", ".toml", ".tsv", ".txt", ".xls", ".xlsx"),
-        *(".xml", ".yaml", ".yml"),
-    )
+_COMPANIONS = (
+    *(".csv", ".dll", ".doc", ".docx", ".exe", ".htm", ".html", ".inf", ".ini", ".jpeg", ".jpg", ".js"),
+    *(".json", ".log", ".md", ".nrrd", ".pdf", ".png", ".raw", ".toml", ".tsv", ".txt", ".xls", ".xlsx"),
+    *(".xml", ".yaml", ".yml", ".zraw"),
+    *VOLUME_SUFFIXES,
 )
 _COMPANION_NAMES = frozenset(("DICOMDIR", "LICENSE", "LICENCE", "README", "VERSION", "THUMBS.DB"))
+_MAX_READS = 100_000  # of one file; an ordinary header takes a few hundred, a plan of radiotherapy some ten thousand
+_MAX_INFLATED_BYTES = 2**26
 _FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
 _OLDEST_YEARS = 120
 _YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
@@ -60,9 +64,9 @@ _YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 @dataclass(frozen=True)
 class Series:
-    """One DICOM series, from the headers of its files. Site-only: it holds identifiers and paths.
+    """One scan, from the headers of its files. Site-only: it holds identifiers and paths.
 
-    `files`: sorted by name.
+    `files`: those of a DICOM series, sorted by name, or one volume file.
     `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' where absent), never guessed.
     `acquired`: site-local time without zone; None if unusable.
     `fingerprint`: SHA-256 over relative path, size and time of change of all files.
@@ -95,13 +99,42 @@ def quiet_pydicom() -> Iterator[None]:
         log.propagate = propagate
 
 
+class BoundedFile:
+    """A file for pydicom to read, which ends with an error where an honest one would have ended long before.
+
+    pydicom reads the head of each element and item by itself, and unpacks a deflated file in one piece: a few
+    megabytes can keep it busy for minutes, or become gigabytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self._file, self._reads_left = file, _MAX_READS
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises ValueError beyond a limit."""
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise ValueError("the header has too many elements")
+        if size >= 0:
+            return self._file.read(min(size, self._size))  # room is made for as much as is asked for
+        deflated = self._file.read(_MAX_INFLATED_BYTES)  # nothing else is read to its end
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflater.decompress(deflated, _MAX_INFLATED_BYTES)
+        if inflater.unconsumed_tail:
+            raise ValueError("the file is inflated to too many bytes")
+        return deflated
+
+
 def read_header(path: Path, wanted: Collection[BaseTag]) -> Dataset:
     """Read the `wanted` tags of one file; the pixels only if they are among them.
 
     Raises `Refusal`: E_NOT_DICOM, E_PARSE.
     """
     try:
-        header = dcmread(path, specific_tags=list(wanted), stop_before_pixels=PIXEL_DATA not in wanted)
+        with path.open("rb") as file:
+            header = dcmread(BoundedFile(file), specific_tags=list(wanted), stop_before_pixels=PIXEL_DATA not in wanted)
     except InvalidDicomError:
         raise Refusal(reasons.NOT_DICOM, private=str(path)) from None
     except Exception as error:  # broken files make pydicom raise nearly anything
@@ -138,7 +171,7 @@ def find_series(
     findings: list[Finding] = []
     groups: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)
     first_header: dict[tuple[str, ...], Dataset] = {}
-    for seen, (name, path) in enumerate(_files(root, findings), start=1):
+    for seen, (name, path) in enumerate(walk(root, lambda name: not _is_companion(name), findings), start=1):
         try:
             header = read_header(path, _HEADER)
             if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
@@ -159,8 +192,13 @@ def find_series(
     return series, findings
 
 
-def _files(root: Path | Sequence[Path], findings: list[Finding]) -> Iterator[tuple[str, Path]]:
-    """Yield (name relative to its root, path) of each file that may be DICOM, in order."""
+def walk(
+    root: Path | Sequence[Path], is_wanted: Callable[[str], bool], findings: list[Finding]
+) -> Iterator[tuple[str, Path]]:
+    """Yield (name relative to its root, path) of each given file and each wanted one in folders, in order.
+
+    Links to folders are followed; no folder is entered twice, so that a link to a folder above ends.
+    """
 
     def unreadable(error: OSError) -> None:
         findings.append(Finding(reasons.PARSE, detail=str(error)))
@@ -169,17 +207,23 @@ def _files(root: Path | Sequence[Path], findings: list[Finding]) -> Iterator[tup
         if top.is_file():
             yield top.name, top
             continue
-        for folder, subfolders, names in os.walk(top, onerror=unreadable):
+        entered: set[Path] = set()
+        for folder, subfolders, names in os.walk(top, onerror=unreadable, followlinks=True):
+            place = Path(folder).resolve()
+            if place in entered:
+                subfolders.clear()
+                continue
+            entered.add(place)
             subfolders.sort()
             for name in sorted(names):
                 path = Path(folder, name)
                 # is_file: opening a pipe would wait for ever.
-                if not _is_companion(name) and path.is_file():
+                if is_wanted(name) and path.is_file():
                     yield path.relative_to(top).as_posix(), path
 
 
 def _is_companion(name: str) -> bool:
-    return name.startswith(".") or name.upper() in _COMPANION_NAMES or Path(name).suffix.lower() in _COMPANIONS
+    return name.startswith(".") or name.upper() in _COMPANION_NAMES or name.lower().endswith(_COMPANIONS)
 
 
 def _group(header: Dataset, path: Path) -> tuple[str, ...]:
@@ -189,10 +233,6 @@ def _group(header: Dataset, path: Path) -> tuple[str, ...]:
 
 def _series(header: Dataset, files: list[tuple[str, Path]]) -> Series:
     """`header` is that of one file; `files` holds (relative name, path), sorted."""
-    digest = hashlib.sha256()
-    for name, path in files:
-        status = path.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     sex = text(header, "PatientSex")
     return Series(
         files=tuple(path for _, path in files),
@@ -201,16 +241,25 @@ def _series(header: Dataset, files: list[tuple[str, Path]]) -> Series:
         study_uid=text(header, "StudyInstanceUID"),
         series_uid=text(header, "SeriesInstanceUID"),
         modality=text(header, "Modality"),
-        age_years=_age_years(text(header, "PatientAge")),
+        age_years=age_in_years(text(header, "PatientAge")),
         sex=sex if sex in {"M", "F"} else None,
         acquired=_acquired(header),
         manufacturer=text(header, "Manufacturer"),
         kernel=text(header, "ConvolutionKernel"),
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint(files),
     )
 
 
-def _age_years(age: str) -> float | None:
+def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
+    """SHA-256 over relative name, size and time of change of files. Raises OSError."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        status = path.stat()
+        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def age_in_years(age: str) -> float | None:
     """Age String, e.g. 063Y or 010M (DICOM PS3.5, 6.2); zero is what scanners write for 'not entered'."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", age.strip(), flags=re.ASCII)
     years = int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else 0.0

@@ -15,15 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from zoneinfo import available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.join import JoinRules
-from pipeline.laboratory import LaboratoryFile
+from pipeline.labels import LabelsFile
+from pipeline.laboratory import Laboratory
 from pipeline.outcomes import OutcomeFile
+from pipeline.pacs.settings import PacsTable
 from pipeline.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
 Split = Literal["train", "validation", "test"]
@@ -38,6 +41,15 @@ class SiteTable(BaseModel, extra="forbid"):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     source: Path = Path()  # folder against which the paths below are read; the site's own folder if empty
     min_patients: int = Field(default=10, ge=2)  # no figure over fewer patients leaves
+    issuer: str = ""  # authority of the patient identifiers; empty: no file names another
+    time_zone: str = ""  # IANA name; needed where the laboratory writes times with a zone
+
+    @field_validator("time_zone")
+    @classmethod
+    def time_zone_is_known(cls, name: str) -> str:
+        if name and name not in available_timezones():
+            raise ValueError("no time zone has this name; Europe/Paris is one")
+        return name
 
 
 class CtTable(BaseModel, extra="forbid"):
@@ -66,11 +78,22 @@ class SiteSettings(BaseModel):
 
     site: SiteTable
     ct: CtTable = CtTable()
-    laboratory: LaboratoryFile
-    outcomes: OutcomeFile
+    pacs: PacsTable | None = None
+    laboratory: Laboratory | None = None
+    outcomes: OutcomeFile | None = None
+    labels: LabelsFile | None = None
     join: JoinRules = JoinRules()
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
+
+    @model_validator(mode="after")
+    def labels_come_one_way(self) -> Self:
+        from_records = self.laboratory is not None and self.outcomes is not None
+        if from_records == (self.labels is not None):
+            raise ValueError("give [laboratory] and [outcomes], or [labels] in their place")
+        if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.icu:
+            raise ValueError("severe_events in [join] names icu, and [outcomes] names no column for it")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,8 +112,10 @@ class Site:
         settings = load_settings(folder / "site.toml", SiteSettings)
         source = folder / settings.site.source
         # Paths of site.toml are read against the source folder here, once, so that nobody else needs to know.
-        for table, key in ((settings.ct, "folder"), (settings.laboratory, "file"), (settings.outcomes, "file")):
-            setattr(table, key, source / getattr(table, key))
+        settings.ct.folder = source / settings.ct.folder
+        for table in (settings.laboratory, settings.outcomes, settings.labels):
+            if table is not None:
+                table.file = source / table.file
         return cls(folder, settings)
 
     @property
@@ -128,6 +153,11 @@ class Site:
     def _keyed(self, purpose: str, text: str) -> str:
         return hmac.new(self._key, f"{purpose}|{text}".encode(), hashlib.sha256).hexdigest()
 
+    @property
+    def ct_folder(self) -> Path:
+        """Where the series are: fetched from the PACS, or as the hospital exports them."""
+        return self.folder / "pacs" if self.settings.pacs else self.settings.ct.folder
+
     def pseudonym(self, patient_id: str) -> str:
         """16 hex digits that stand for the patient wherever something is shown; only this site can make them.
 
@@ -135,9 +165,9 @@ class Site:
         """
         return self._keyed("pseudonym", patient_id)[:16]
 
-    def split(self, patient_id: str) -> Split:
+    def split(self, pseudonym: str) -> Split:
         """Where the patient belongs, fixed for good by the keyed hash."""
-        place = int(self._keyed("split", patient_id)[:8], 16) / 2**32
+        place = int(self._keyed("split", pseudonym)[:8], 16) / 2**32
         if place < TEST_SHARE:
             return "test"
         return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"

@@ -33,7 +33,7 @@ _HEADER = _PIXELS + tags(
 )
 _ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
 # What vendors write after ORIGINAL\PRIMARY\AXIAL in images that are not single slices all the same.
-_REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
+REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def inspect_slice(path: Path) -> Slice:
         raise
 
 
-def decode_slice(header: Slice) -> NDArray[np.float32]:
-    """The pixels in HU, shape (rows, columns), not clipped; declared padding is -1024.
+def decode_slice(header: Slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """The pixels in HU, shape (rows, columns), not clipped; declared padding is -1024. Written to `out` if given.
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
     """
@@ -99,8 +99,7 @@ def decode_slice(header: Slice) -> NDArray[np.float32]:
         refusal.private = f"{header.path} {refusal.private}"
         raise
     # float32 from the start: integer arithmetic would wrap.
-    hu = stored.astype(np.float32)
-    hu *= np.float32(header.slope)
+    hu = np.multiply(stored, np.float32(header.slope), out=out, dtype=np.float32)
     hu += np.float32(header.intercept)
     if header.padding is not None:
         hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
@@ -133,7 +132,7 @@ def _check_kind(header: Dataset) -> tuple[str, ...]:
         raise Refusal(reasons.LOCALIZER)
     # Compression with loss turns ORIGINAL into DERIVED (PS3.3, C.7.6.1.1.5.1).
     is_original = kind[0] == "ORIGINAL" or (kind[0] == "DERIVED" and lossy == "01")
-    is_reformatted = _REFORMATTED.intersection(" ".join(kind[3:]).split())
+    is_reformatted = REFORMATTED.intersection(" ".join(kind[3:]).split())
     if not is_original or kind[1:3] != ["PRIMARY", "AXIAL"] or is_reformatted:
         raise Refusal(reasons.NOT_AXIAL)
     if text(header, "BurnedInAnnotation").upper() == "YES":

@@ -68,13 +68,7 @@ def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_
     upward_mm = steps_mm @ normal
     usual_mm = float(np.median(upward_mm))
     for spacing_mm in (*pixel_spacings_mm.ravel(), usual_mm):
-        if not _MIN_SPACING_MM <= spacing_mm <= _MAX_SPACING_MM:  # NaN compares false
-            raise Refusal(
-                reasons.SPACING,
-                spacing_mm=round(float(spacing_mm), 3),
-                least_mm=_MIN_SPACING_MM,
-                most_mm=_MAX_SPACING_MM,
-            )
+        check_spacing(spacing_mm)
     if np.ptp(pixel_spacings_mm, axis=0).max() > 1e-3 * pixel_spacings_mm.max():
         raise Refusal(reasons.MIXED_GEOMETRY)
     _check_even(upward_mm, usual_mm)
@@ -88,6 +82,17 @@ def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_
     lps[:3, 2] = orientation[:3] * pixel_spacings_mm[0, 1]
     lps[:3, 3] = positions_mm[0]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def check_spacing(spacing_mm: float) -> None:
+    """Raises `Refusal`: E_SPACING."""
+    if not _MIN_SPACING_MM <= spacing_mm <= _MAX_SPACING_MM:  # NaN compares false
+        raise Refusal(
+            reasons.SPACING,
+            spacing_mm=round(float(spacing_mm), 3),
+            least_mm=_MIN_SPACING_MM,
+            most_mm=_MAX_SPACING_MM,
+        )
 
 
 def _check_even(upward_mm: Floats, usual_mm: float) -> None:

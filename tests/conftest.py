@@ -68,5 +68,5 @@ class OneThread(ThreadPoolExecutor):
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let hospitals be written and scans be examined in this process, one after the other."""
-    monkeypatch.setattr("pipeline.ingest.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.examine.ProcessPoolExecutor", OneThread)
     monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)

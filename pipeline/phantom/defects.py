@@ -119,12 +119,19 @@ def not_a_chest(case: Case) -> None:
 
 
 def scan_under_two_identifiers(case: Case) -> None:
-    """The same images once more under another patient, who has a test and an outcome too."""
+    """The same images, sent again under another patient, who has a test and an outcome too."""
     other = f"{case.patient.patient_id}-B"
     folder = case.folder.with_name(other)
     shutil.copytree(case.folder, folder)
+
+    def send_again(ds: Dataset) -> None:
+        ds.PatientID = other
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(ds, keyword, generate_uid(entropy_srcs=[str(ds[keyword].value), other]))
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+
     for path in folder.iterdir():
-        _rewrite(path, lambda ds: setattr(ds, "PatientID", other))
+        _rewrite(path, send_again)
     case.pcr += [PcrRow(other, row.collected, row.result) for row in case.pcr]
     case.outcomes += [OutcomeRow(other, r.intubated, r.died, r.followed_until) for r in case.outcomes]
 
@@ -187,6 +194,16 @@ DEFECTS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def subjects(code: str, patient_id: str) -> list[str]:
-    """The patients at whom a planted defect must be reported: both owners of a scan that has two."""
-    return [patient_id, f"{patient_id}-B"] if code == "E_DUPLICATE_SCAN" else [patient_id]
+def reported(code: str, patient_id: str, *, pcr_positive: bool) -> list[tuple[str, str]]:
+    """What the check must say of a planted defect: pairs of code and patient.
+
+    A scan under two identifiers is reported at both; a laboratory row that is left out takes a negative patient's
+    label with it; the second series lacks the apices.
+    """
+    if code == "E_DUPLICATE_SCAN":
+        return [(code, patient_id), (code, f"{patient_id}-B")]
+    if code == "W_SEVERAL_SERIES":
+        return [(code, patient_id), ("W_LUNGS_CUT", patient_id)]
+    if code in {"W_PCR_UNMAPPED", "E_PCR_DATE"} and not pcr_positive:
+        return [(code, patient_id), ("E_PCR_INCOMPLETE", patient_id)]
+    return [(code, patient_id)]

@@ -1,7 +1,7 @@
 """Write whole synthetic hospitals: scans, laboratory and outcome files, and beside them the truth.
 
     OUT/<hospital>/ct/<patient>/*.dcm    what the PACS would hand out
-    OUT/<hospital>/laboratory.csv        PCR results in the hospital's dialect
+    OUT/<hospital>/laboratory.csv        PCR results in the hospital's dialect; or .hl7, .ndjson (FHIR)
     OUT/<hospital>/outcomes.csv          intubation, death, follow-up
     OUT/<hospital>/site.toml             how a node must be told to read them
     OUT/<hospital>/truth.json            what was planted; no node reads it
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.phantom.anatomy import Build, make_thorax
-from pipeline.phantom.defects import DEFECTS, Case, subjects
+from pipeline.phantom.defects import DEFECTS, Case, reported
+from pipeline.phantom.feeds import TIME_ZONE, LaboratoryFormat, laboratory_table, write_feed
 from pipeline.phantom.hospitals import Hospital, hospital
 from pipeline.phantom.lesions import add_lesions
 from pipeline.phantom.patients import draw_patient, probability_severe
@@ -29,7 +30,6 @@ from pipeline.phantom.records import (
     PcrRow,
     outcome_row,
     pcr_rows,
-    write_laboratory,
     write_outcomes,
 )
 from pipeline.phantom.scans import acquire, write_series
@@ -112,6 +112,7 @@ def make_hospitals(
     patients: list[int],
     seed: int,
     defects: bool = True,
+    laboratory: LaboratoryFormat = "csv",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write one hospital for each number in `patients`; with `defects`, one spoilt patient more for each defect.
@@ -133,53 +134,42 @@ def make_hospitals(
                 made.append(result)
                 done += 1
                 progress(done, total)
-            _write_records(folder, at, made)
+            _write_records(folder, at, made, laboratory)
             folders.append(folder)
     return folders
 
 
-def _write_records(folder: Path, at: Hospital, made: list[tuple[Truth, list[PcrRow], list[OutcomeRow]]]) -> None:
-    write_laboratory(folder / "laboratory.csv", [row for _, rows, _ in made for row in rows], at.laboratory)
+def _write_records(
+    folder: Path,
+    at: Hospital,
+    made: list[tuple[Truth, list[PcrRow], list[OutcomeRow]]],
+    laboratory: LaboratoryFormat,
+) -> None:
+    write_feed(folder, [row for _, rows, _ in made for row in rows], at.laboratory, laboratory)
     write_outcomes(folder / "outcomes.csv", [row for _, _, rows in made for row in rows])
     planted = [
-        {"code": truth.defect, "patient_id": patient_id}
+        {"code": code, "patient_id": patient_id}
         for truth, _, _ in made
         if truth.defect is not None
-        for patient_id in subjects(truth.defect, truth.patient_id)
+        for code, patient_id in reported(truth.defect, truth.patient_id, pcr_positive=truth.pcr_positive)
     ]
     truth = {"synthetic": True, "defects": planted, "patients": [asdict(t) for t, _, _ in made]}
     (folder / "truth.json").write_text(json.dumps(truth, indent=1))
-    (folder / "site.toml").write_text(_site_toml(at))
+    (folder / "site.toml").write_text(_site_toml(at, laboratory))
 
 
-def _site_toml(at: Hospital) -> str:
+def _site_toml(at: Hospital, laboratory: LaboratoryFormat) -> str:
     """The tables of site.toml that tell a node how to read this hospital's files."""
-    words = at.laboratory
-
-    def quoted(values: tuple[str, ...]) -> str:
-        return json.dumps(list(values), ensure_ascii=False)
-
-    patient, collected, result = (json.dumps(column, ensure_ascii=False) for column in words.columns)
+    zone = f'time_zone = "{TIME_ZONE}"\n' if laboratory == "fhir" else ""
     return f"""# How to read the files of the synthetic hospital "{at.name}". `fedthorax node init` copies this file.
 
 [site]
 name = "{at.name}"
-
+{zone}
 [ct]
 folder = "ct"
 
-[laboratory]
-file = "laboratory.csv"
-encoding = "{words.encoding}"
-separator = {json.dumps(words.separator)}
-patient_id = {patient}
-collected = {collected}
-result = {result}
-date_format = "{words.date_format}"
-positive = {quoted(words.positive)}
-negative = {quoted(words.negative)}
-indeterminate = {quoted(words.indeterminate)}
-
+{laboratory_table(at.laboratory, laboratory)}
 [outcomes]
 file = "outcomes.csv"
 """

@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-from fake_grid import over_the_wire
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from federation.replies import (
@@ -18,6 +17,7 @@ from federation.replies import (
     update_norm,
     validate,
 )
+from tests.federation.fake_grid import over_the_wire
 
 ARRAYS = {"a.weight": np.ones((4, 3), np.float32), "b.bias": np.zeros(3, np.float32)}
 BUFFERS = {

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from fake_grid import FakeGrid, honest, honest_answer
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from federation import checkpoint, strategy
@@ -15,6 +14,7 @@ from federation.flower_strategies import OPTIONS, build_strategy, strategy_state
 from federation.replies import decode, encode
 from federation.strategy import GuardedStrategy, RoundReport
 from models.refusal import Refusal
+from tests.federation.fake_grid import FakeGrid, honest, honest_answer
 
 ARRAYS = {
     "z.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),

@@ -1,5 +1,6 @@
 """Unpacking what a user hands over, with synthetic archives of the kind that attackers make."""
 
+import errno
 import os
 import stat
 import struct
@@ -9,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import body, write_series
 
 from models.refusal import Refusal
 from pipeline import archive
 from pipeline.archive import open_images
 from pipeline.dicom import read_series
 from pipeline.series import find_series
+from tests.pipeline.dicom_files import body, write_series
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,16 @@ def test_damaged(tmp_path, temporary):
     content[5000] ^= 1
     path.write_bytes(content)
     assert refused(path, temporary) == "E_ARCHIVE_BROKEN"
+
+
+def test_a_full_disk_is_not_the_zips_fault(tmp_path, temporary, monkeypatch):
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.archive.shutil.copyfileobj", fill)
+    with pytest.raises(OSError, match="No space left"), open_images(make_zip(tmp_path / "a.zip", {"1": b"x"})):
+        pass
+    assert list(temporary.iterdir()) == []
 
 
 def test_encrypted(tmp_path, temporary):

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.refusal import Refusal
 from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.measures import Measures
 from pipeline.site import Site, init_site
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
-SCAN = Scan("f1", "s1", None, None, "W_THICK", "d1", "f1-s1.npy", 60, 4200.5)
-REFUSED = Scan("f2", "s1", "E_TILT", "tilted by 15 degrees", "", None, None, 60, None)
+MEASURES = Measures(1.25, 0.7, None, 240, 4200, False, -998.0, -905, 31.2, 180.0, 0.2, "HFS", "SIEMENS", "B30F", "soft")
+SCAN = Scan("f1", "s1", None, None, "W_THICK", "d1", "f1-s1.npy", MEASURES)
+REFUSED = Scan("f2", "s1", "E_TILT", "tilted by 15 degrees", "", None, None, None)
+ALL = {"f1", "f2", "f3", "f4"}
 ANNE = PatientRow("a" * 16, "train", "f1-s1.npy", 63.0, "F", True, True)
 BERT = PatientRow("b" * 16, "test", "f3-s1.npy", None, None, False, None)
 CARL = PatientRow("c" * 16, "train", "f4-s1.npy", 70.5, "M", True, False)
@@ -31,14 +35,14 @@ def cohort(site: Site) -> Iterator[Cohort]:
 
 
 def test_patients_come_back_as_they_were_in_the_order_of_their_pseudonyms(site: Site, cohort: Cohort) -> None:
-    cohort.replace([CARL, ANNE, BERT], [FOUND])
+    cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
     assert cohort.patients() == [ANNE, BERT, CARL]
     with Cohort(site) as again:
         assert again.patients() == [ANNE, BERT, CARL]
 
 
 def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
-    cohort.replace([CARL, ANNE, BERT], [])
+    cohort.replace([CARL, ANNE, BERT], [], ALL)
     train = cohort.examples("train")
     assert [(e.tensor.name, e.age_years, e.sex, e.pcr_positive, e.severe) for e in train] == [
         ("f1-s1.npy", 63.0, "F", True, True),
@@ -50,16 +54,16 @@ def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
 
 
 def test_a_replacement_that_breaks_off_leaves_the_old_cohort(cohort: Cohort) -> None:
-    cohort.replace([ANNE], [FOUND])
+    cohort.replace([ANNE], [FOUND], ALL)
 
     def breaking() -> Iterator[PatientRow]:
         yield BERT
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cohort.replace(breaking(), [])
+        cohort.replace(breaking(), [], ALL)
     assert cohort.patients() == [ANNE]
-    cohort.replace([CARL], [])
+    cohort.replace([CARL], [], ALL)
     assert cohort.patients() == [CARL]
 
 
@@ -84,10 +88,50 @@ def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort)
     assert cohort.settings() == set()
     cohort.add_scan(SCAN)
     cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
-    cohort.replace([ANNE], [])
+    cohort.replace([ANNE], [], ALL)
     assert cohort.settings() == {"s1"}
-    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [])
+    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [], ALL)
     assert cohort.settings() == {"s2"}
+
+
+def test_what_the_files_no_longer_hold_is_forgotten_whatever_it_was_prepared_with(cohort: Cohort) -> None:
+    for settings in ("s1", "s2"):
+        cohort.add_scan(replace(REFUSED, settings=settings))
+        cohort.add_scan(replace(REFUSED, fingerprint="f5", settings=settings))
+    cohort.replace([], [], {"f2"})
+    assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
+
+
+def test_a_sweep_deletes_what_belongs_to_no_scan_and_nothing_else(cohort: Cohort) -> None:
+    for name in ("f1-s1.npy", "f1-s2.npy", "f9-s1.npy"):
+        save_tensor(cohort.tensors, name, np.zeros(3, np.float16))
+    (cohort.tensors / ".f1-s1.npy.4711").write_bytes(b"half")
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
+    cohort.sweep()
+    assert {path.name for path in cohort.tensors.iterdir()} == {"f1-s1.npy", "f1-s2.npy"}
+    cohort.sweep()
+    assert cohort.scans("s1") == {"f1": SCAN}
+
+
+def test_one_writer_at_a_time_and_readers_as_they_like(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    with cohort.alone():
+        with Cohort(site) as other:
+            assert other.patients() == [ANNE]
+            with pytest.raises(Refusal) as caught, other.alone():
+                raise AssertionError
+        assert caught.value.code == "E_COHORT_BUSY"
+    with Cohort(site) as other, other.alone():
+        pass
+
+
+def test_a_damaged_file_is_a_refusal(site: Site) -> None:
+    site.cohort_folder.mkdir()
+    (site.cohort_folder / "cohort.sqlite").write_bytes(b"no SQLite at all" * 300)
+    with pytest.raises(Refusal) as caught:
+        Cohort(site)
+    assert caught.value.code == "E_COHORT_FILE"
 
 
 def test_a_tensor_that_breaks_off_while_being_written_is_not_there(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import PATIENT_ID, SUPINE, body, ct_slice, save, write_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
@@ -19,6 +18,7 @@ from pipeline.dicom import read_series
 from pipeline.series import find_series
 from pipeline.slices import decode_slice, inspect_slice
 from pipeline.volume import Volume
+from tests.pipeline.dicom_files import PATIENT_ID, SUPINE, body, ct_slice, save, write_series
 
 
 def read(folder: Path) -> Volume:

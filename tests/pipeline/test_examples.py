@@ -30,10 +30,10 @@ def example(folder: Path, number: int, **known: object) -> Example:
         (True, None, [1.0, math.nan]),
         (False, True, [0.0, math.nan]),
         (False, False, [0.0, math.nan]),
-        (None, True, [math.nan, math.nan]),
+        (None, True, [math.nan, 1.0]),
     ],
 )
-def test_severity_counts_among_positives_alone(
+def test_severity_counts_where_pcr_does_not_forbid_it(
     pcr_positive: bool | None, severe: bool | None, expected: list[float]
 ) -> None:
     found = target(Example(Path(), None, None, pcr_positive, severe))

@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.join import JoinRules, PcrLabel, label_pcr, label_severe
+from pipeline import reasons
+from pipeline.join import JoinRules, Labels, PcrLabel, Records, label_pcr, label_severe
+from pipeline.join import label as label_both
+from pipeline.labels import Label
 from pipeline.laboratory import PcrResult
 from pipeline.outcomes import Outcome
 
@@ -34,7 +37,14 @@ def severe(*, intubated: int | None = None, died: int | None = None, followed: i
     def day(days: int | None) -> date | None:
         return None if days is None else CT.date() + timedelta(days=days)
 
-    return label_severe(Outcome("synthetic", day(intubated), day(died), day(followed)), CT, RULES)
+    return course(Outcome("synthetic", day(intubated), day(died), day(followed)))
+
+
+def course(outcome: Outcome | None, ct: datetime = CT, rules: JoinRules = RULES) -> bool | None:
+    """Whether it was severe; there is a reason if and only if that is unknown."""
+    found = label_severe(outcome, ct, rules)
+    assert (found.severe is None) == (found.reason is not None)
+    return found.severe
 
 
 # --- PCR --------------------------------------------------------------------------------------------------
@@ -112,10 +122,12 @@ def test_windows_are_the_studys_to_set() -> None:
         {"guard_days": 6},
         {"positive_from_days": -15},
         {"horizon_days": 0},
+        {"severe_events": []},
+        {"severe_events": ["admitted"]},
         {"window_days": 7},
     ],
 )
-def test_rules_that_make_no_sense_are_refused(rules: dict[str, int]) -> None:
+def test_rules_that_make_no_sense_are_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         JoinRules.model_validate(rules)
 
@@ -160,7 +172,7 @@ def test_nobody_positive_nearby_is_called_negative(results: list[PcrResult], day
 
 
 def test_no_outcome_is_missing() -> None:
-    assert label_severe(None, CT, RULES) is None
+    assert course(None) is None
     assert severe() is None
 
 
@@ -189,12 +201,60 @@ def test_one_intubated_or_dead_before_the_ct_is_missing() -> None:
 
 def test_the_hour_of_the_ct_does_not_matter() -> None:
     outcome = Outcome("synthetic", None, None, CT.date() + timedelta(days=30))
-    assert label_severe(outcome, CT.replace(hour=23, minute=59), RULES) is False
-    assert label_severe(outcome, CT.replace(hour=0, minute=0), RULES) is False
+    assert course(outcome, CT.replace(hour=23, minute=59)) is False
+    assert course(outcome, CT.replace(hour=0, minute=0)) is False
 
 
 def test_the_horizon_is_the_studys_to_set() -> None:
     week = JoinRules(horizon_days=7)
     outcome = Outcome("synthetic", CT.date() + timedelta(days=8), None, None)
-    assert label_severe(outcome, CT, week) is False
-    assert label_severe(outcome, CT, RULES) is True
+    assert course(outcome, rules=week) is False
+    assert course(outcome) is True
+
+
+def test_which_events_are_severe_is_the_studys_to_set() -> None:
+    day = CT.date() + timedelta(days=3)
+    in_icu = Outcome("synthetic", None, None, CT.date() + timedelta(days=40), icu=day)
+    intubated = Outcome("synthetic", day, None, CT.date() + timedelta(days=40))
+    assert course(in_icu) is False
+    assert course(in_icu, rules=JoinRules(severe_events=["icu"])) is True
+    assert course(intubated, rules=JoinRules(severe_events=["icu", "died"])) is False
+
+
+def test_a_death_before_the_ct_is_an_error_whatever_counts_as_severe() -> None:
+    dead = Outcome("synthetic", None, CT.date() - timedelta(days=1), None)
+    assert label_severe(dead, CT, JoinRules(severe_events=["intubated"])).reason == reasons.EVENT_BEFORE_CT
+
+
+def test_why_a_course_is_unknown() -> None:
+    def days(*numbers: int | None) -> Outcome:
+        return Outcome("synthetic", *(None if n is None else CT.date() + timedelta(days=n) for n in numbers))
+
+    told = [label_severe(each, CT, RULES).reason for each in (None, days(None, None, None), days(-1, None, 90))]
+    assert told == [reasons.NO_OUTCOME, reasons.NO_OUTCOME, reasons.EVENT_BEFORE_CT]
+    assert label_severe(days(None, None, 10), CT, RULES).reason == reasons.FOLLOWED_TOO_SHORT
+
+
+# --- both together ----------------------------------------------------------------------------------------
+
+
+def test_both_labels_of_one_ct() -> None:
+    outcome = Outcome("synthetic", CT.date(), None, None)
+    records = Records({"p": [result(0, True)]}, {"p": outcome}, set())
+    assert label_both("p", CT, records, RULES) == Labels(True, True)
+    assert label_both("q", CT, records, RULES) == Labels(None, None, reasons.NO_PCR)
+    without = Records({"p": [result(0, True)]}, {}, set())
+    assert label_both("p", CT, without, RULES) == Labels(True, None, severe_reason=reasons.NO_OUTCOME)
+
+
+def test_a_row_left_out_takes_back_a_negative_alone() -> None:
+    for positive, reason in ((False, reasons.PCR_INCOMPLETE), (True, None)):
+        records = Records({"p": [result(0, positive)]}, {}, {"p"})
+        assert label_both("p", CT, records, RULES).reason == reason
+
+
+def test_published_labels_are_taken_as_they_are() -> None:
+    records = Records({}, {}, set(), {"p": Label(None, True, 63.0, "F"), "q": Label(True, None)})
+    assert label_both("p", None, records, RULES) == Labels(None, True, None, None, 63.0, "F")
+    assert label_both("q", None, records, RULES) == Labels(True, None, severe_reason=reasons.NO_OUTCOME)
+    assert label_both("r", None, records, RULES).reason == reasons.NO_LABEL

@@ -1,5 +1,6 @@
-"""The laboratory's file: three hospitals' dialects, each kind of bad row, files that are no table."""
+"""The laboratory's CSV file: three hospitals' dialects, each kind of bad row, files that are no table."""
 
+import os
 import unicodedata
 from datetime import date, datetime
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from models.refusal import Refusal
-from pipeline.laboratory import LaboratoryFile, PcrResult, read_pcr
+from pipeline.join import JoinRules, label_pcr
+from pipeline.laboratory import CsvLaboratory, FhirLaboratory, Hl7Laboratory, Laboratory, PcrResult, read_pcr
 
 TODAY = date(2020, 5, 1)
 HEADER = "patient_id,collected,result"
@@ -34,8 +36,8 @@ GERMAN: dict[str, Any] = {
 }
 
 
-def written(folder: Path, content: str | bytes, **declared: Any) -> LaboratoryFile:
-    table = LaboratoryFile(file=folder / "synthetic-pcr.csv", **declared)
+def written(folder: Path, content: str | bytes, **declared: Any) -> CsvLaboratory:
+    table = CsvLaboratory(file=folder / "synthetic-pcr.csv", **declared)
     table.file.write_bytes(content if isinstance(content, bytes) else content.encode(table.encoding))
     return table
 
@@ -140,9 +142,10 @@ def test_a_specimen_from_tomorrow_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_row_without_patient_is_left_out(tmp_path: Path) -> None:
-    results, findings = read(tmp_path, HEADER, GOOD[0], " ,2020-04-01T08:30,POSITIVE")
-    assert [result.patient_id for result in results] == ["P0"]
-    assert findings == [("E_NO_IDENTIFIER", "", "line 3")]
+    results, findings = read(tmp_path, HEADER, *GOOD, " ,2020-04-01T08:30,POSITIVE")
+    assert len(results) == len(GOOD)
+    assert findings == [("E_NO_IDENTIFIER", "", "line 12")]
+    assert refused(tmp_path, "\n".join([HEADER, GOOD[0], " ,2020-04-01T08:30,POSITIVE"])).code == "E_IDENTIFIERS"
 
 
 def test_identifiers_are_never_made_alike(tmp_path: Path) -> None:
@@ -202,7 +205,7 @@ def test_broken_csv_refuses_the_file(tmp_path: Path, row: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused_without_its_path(tmp_path: Path) -> None:
-    table = LaboratoryFile(file=tmp_path / "nobody-knows.csv")
+    table = CsvLaboratory(file=tmp_path / "nobody-knows.csv")
     with pytest.raises(Refusal) as caught:
         read_pcr(table)
     assert caught.value.code == "E_TABLE_FILE"
@@ -230,12 +233,184 @@ def test_a_declaration_that_cannot_be_right_is_refused_before_any_file_is_read(
     declared: dict[str, Any],
 ) -> None:
     with pytest.raises(ValidationError):
-        LaboratoryFile(file=Path("synthetic-pcr.csv"), **declared)
+        CsvLaboratory(file=Path("synthetic-pcr.csv"), **declared)
 
 
 def test_a_detail_stays_readable(tmp_path: Path) -> None:
     _, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{'x' * 5000}")
     assert len(findings[0][2]) <= 100
+
+
+LIS = "patient_id,collected,test,result,state"
+LIS_COLUMNS: dict[str, Any] = {"test": "test", "status": "state", "tests": ["COVPCR"]}
+
+
+def test_an_export_of_several_rows_for_a_specimen_is_read_by_test_and_status(tmp_path: Path) -> None:
+    """Genes decide nothing, other tests are counted, a preliminary result is none yet."""
+    when = "2020-04-01T08:30"
+    results, findings = read(
+        tmp_path,
+        LIS,
+        f"P1,{when},COVPCR,POSITIVE,F",
+        f"P1,{when},94533-7,NEGATIVE,F",
+        f"P1,{when},INFA,NEGATIVE,F",
+        f"P2,{when},94500-6,NEGATIVE,final",
+        f"P2,{when},INFA,POSITIVE,F",
+        f"P3,{when},covpcr,POSITIVE,P",
+        f"P4,{when},94534-5,POSITIVE,F",
+        f"P5,{when},94745-7,31.5,F",
+        **LIS_COLUMNS,
+    )
+    assert [(result.patient_id, result.positive) for result in results] == [("P1", True), ("P2", False)]
+    assert findings == [
+        ("W_PCR_PRELIMINARY", "P3", ""),
+        ("W_PCR_GENES_ONLY", "P4", "2020-04-01 08:30:00"),
+        ("W_OTHER_TEST", "", "INFA: 2"),
+    ]
+
+
+def test_an_export_in_which_no_row_is_a_pcr_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    refusal = refused(tmp_path, f"{LIS}\nP1,2020-04-01T08:30,SARS2,POSITIVE,F", **LIS_COLUMNS)
+    assert refusal.code == "E_NO_PCR_TEST"
+    assert refusal.private == "SARS2: 1"
+    assert "SARS2" not in str(refusal)
+
+
+def test_the_site_says_how_many_unmapped_results_are_too_many(tmp_path: Path) -> None:
+    rows = [*GOOD, "P99,2020-04-01T08:30,see comment"]
+    assert len(read(tmp_path, HEADER, *rows, max_unmapped_percent=10)[0]) == 10  # 1 of 11 is 9 %
+    assert refused(tmp_path, "\n".join([HEADER, *rows]), max_unmapped_percent=9).code == "E_PCR_UNMAPPED"
+    assert refused(tmp_path, "\n".join([HEADER, *rows]), max_unmapped_percent=0).code == "E_PCR_UNMAPPED"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "latin-1", "cp1252"])
+def test_a_declared_encoding_is_decoded_and_another_never_passes_as_meaning(tmp_path: Path, encoding: str) -> None:
+    content = f"{HEADER}\nP1,2020-04-01T08:30,Négatif".encode(encoding)
+    declared: dict[str, Any] = {"negative": ["Négatif"], "positive": ["Positif"]}
+    results, findings = read_pcr(written(tmp_path, content, encoding=encoding, **declared), today=TODAY)
+    assert [result.positive for result in results] == [False]
+    assert findings == []
+    others = {"utf-16", "utf-8-sig", "latin-1"} - {encoding, "latin-1" if encoding == "cp1252" else ""}
+    for other in others:
+        assert refused(tmp_path, content, encoding=other, **declared).code in {
+            "E_ENCODING", "E_SCHEMA", "E_PCR_UNMAPPED"
+        }  # fmt: skip
+
+
+def test_a_byte_of_zero_is_no_part_of_a_word(tmp_path: Path) -> None:
+    results, findings = read(tmp_path, HEADER, *GOOD, "P99,2020-04-01T08:30,POS\0ITIVE")
+    assert len(results) == len(GOOD)
+    assert findings == [("W_PCR_UNMAPPED", "P99", "POS\N{REPLACEMENT CHARACTER}ITIVE")]
+
+
+def test_a_cell_of_ten_megabytes_refuses_the_file(tmp_path: Path) -> None:
+    assert refused(tmp_path, f"{HEADER}\nP1,2020-04-01T08:30,{'x' * 10_000_000}").code == "E_SCHEMA"
+
+
+@pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "' OR 1=1", "{{7*7}}", "<img onerror>"])
+def test_formulas_and_scripts_are_text(tmp_path: Path, cell: str) -> None:
+    results, findings = read(
+        tmp_path, HEADER, *GOOD, f'"{cell}",2020-04-01T08:30,POSITIVE', f'P,2020-04-01T08:30,"{cell}"'
+    )
+    assert results[-1].patient_id == cell
+    assert findings == [("W_PCR_UNMAPPED", "P", cell)]
+
+
+@pytest.mark.parametrize("steering", ["\x1b[2J", "\x1b]0;x\x07", "\u202e", "\x08", "\u2028"])
+def test_a_cell_cannot_steer_the_screen_that_shows_it(tmp_path: Path, steering: str) -> None:
+    _, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{steering}POSITIVE?")
+    ((code, patient, detail),) = findings
+    assert (code, patient) == ("W_PCR_UNMAPPED", "P99")
+    assert detail.isprintable()
+    assert "POSITIVE?" in detail
+
+
+@pytest.mark.parametrize(
+    "text", ["01/04/20 08:30", "04/13/2020 08:30", "31/06/2020 08:30", "29/02/2021 08:30", "01/04/2020 08:30+02:00"]
+)
+def test_a_day_is_never_guessed_from_another_way_of_writing(tmp_path: Path, text: str) -> None:
+    """Two-digit years, months before days, days that do not exist, times with a zone."""
+    good = [f"P{number};01/04/2020 08:30;Négatif" for number in range(10)]
+    results, findings = read(tmp_path, HEADER.replace(",", ";"), *good, f"P99;{text};Positif", **FRENCH)
+    assert len(results) == len(good)
+    assert findings == [("E_DATE", "P99", text)]
+
+
+def test_a_local_time_that_clocks_skip_or_repeat_keeps_its_day(tmp_path: Path) -> None:
+    """In 2020 Central European clocks went from 02:00 to 03:00 on 29 March, and back on 25 October."""
+    rows = ["P1,2020-03-29T02:30,POSITIVE", "P2,2019-10-27T02:30,NEGATIVE"]
+    table = written(tmp_path, "\n".join([HEADER, *rows]))
+    results, findings = read_pcr(table, today=TODAY, time_zone="Europe/Paris")
+    assert [result.collected for result in results] == [datetime(2020, 3, 29, 2, 30), datetime(2019, 10, 27, 2, 30)]
+    assert findings == []
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Reading from one would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for table in (CsvLaboratory(file=tmp_path / "pipe"), Hl7Laboratory(format="hl7", file=tmp_path / "pipe")):
+        with pytest.raises(Refusal) as caught:
+            read_pcr(table)
+        assert caught.value.code == "E_TABLE_FILE"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"file": "a.csv"}, CsvLaboratory),
+        ({"file": "a.csv", "format": "csv"}, CsvLaboratory),
+        ({"file": "messages", "format": "hl7"}, Hl7Laboratory),
+        ({"file": "bundles", "format": "fhir"}, FhirLaboratory),
+    ],
+)
+def test_the_format_decides_what_the_table_may_hold(given: dict[str, Any], kind: type) -> None:
+    assert isinstance(TypeAdapter(Laboratory).validate_python(given), kind)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"file": "a.xml", "format": "xml"},
+        {"file": "a", "format": ["csv"]},
+        {"file": "a", "format": "hl7", "separator": ";"},
+        {"file": "a", "format": "fhir", "encoding": "latin-1"},
+        {"file": "a", "format": "hl7", "encoding": "utf-9"},
+        {"file": "a", "format": "hl7", "positive": ["x"], "negative": ["X"]},
+        {"file": "a", "max_unmapped_percent": 101},
+        {"format": "hl7"},
+        "laboratory.csv",
+    ],
+)
+def test_a_table_that_cannot_be_right_is_refused(given: Any) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Laboratory).validate_python(given)
+
+
+def test_an_unknown_format_is_named_with_those_that_there_are() -> None:
+    with pytest.raises(ValidationError, match='"csv", "hl7" or "fhir"'):
+        TypeAdapter(Laboratory).validate_python({"file": "a.xml", "format": "xml"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"),
+    [
+        (["007,2020-04-01T08:30,POSITIVE"], "E_NO_PCR"),  # the scan's patient is 0007
+        (["P0007,2020-04-01T08:30,POSITIVE"], "E_NO_PCR"),
+        (["0007,2020-03-01T08:30,POSITIVE"], "E_PCR_WINDOW"),
+        (["0007,2020-04-09T08:30,NEGATIVE"], "E_PCR_WINDOW"),
+        (["0007,2099-04-01T08:30,POSITIVE"], "E_NO_PCR"),
+        (["0007,,POSITIVE"], "E_NO_PCR"),
+        (["0007,2020-04-01T08:30,POSITIVE", "0007,2020-04-01T08:30,NEGATIVE"], "E_PCR_CONFLICT"),
+        (["0007,2020-04-01T08:30,indeterminate"], "E_PCR_INDETERMINATE"),
+        (["0007,2020-04-01T08:30,4711"], "E_NO_PCR"),
+    ],
+)
+def test_a_scan_whose_results_do_not_decide_gets_no_label(tmp_path: Path, rows: list[str], code: str) -> None:
+    results, _ = read(tmp_path, HEADER, *GOOD, *rows)
+    label = label_pcr([each for each in results if each.patient_id == "0007"], datetime(2020, 4, 1, 12), JoinRules())
+    assert label.positive is None
+    assert label.reason is not None
+    assert label.reason.code == code
 
 
 # Bytes alone would hardly ever make a table: pieces of one are strewn among them.
@@ -269,7 +444,7 @@ def test_any_bytes_end_in_results_or_a_refusal(
         results, findings = read_pcr(table, today=TODAY)
     except Refusal as refusal:
         assert refusal.code in {
-            "E_ENCODING", "E_SCHEMA", "E_ROWS", "E_DATES", "E_PCR_UNMAPPED"
+            "E_ENCODING", "E_SCHEMA", "E_ROWS", "E_IDENTIFIERS", "E_DATES", "E_PCR_UNMAPPED"
         }  # fmt: skip
     else:
         assert all(result.patient_id and result.collected.date() <= TODAY for result in results)

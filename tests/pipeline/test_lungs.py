@@ -4,7 +4,6 @@ import gzip
 from pathlib import Path
 
 import numpy as np
-import phantoms
 import pytest
 from numpy.typing import NDArray
 
@@ -14,6 +13,7 @@ from pipeline.lungs import find_lungs
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
 from pipeline.series import find_series
+from tests.pipeline import phantoms
 
 GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
 SPACING_MM = (4.0, 4.0, 4.0)

@@ -65,12 +65,24 @@ def test_a_french_file_with_times_and_its_own_names(tmp_path: Path) -> None:
     assert findings == []
 
 
+def test_intensive_care_is_read_where_the_file_has_a_column_for_it(tmp_path: Path) -> None:
+    rows = [f"{HEADER},admitted", "P1,2020-04-03,,,2020-04-02", "P2,,,2020-05-20,", "P3,,2020-04-01,,2020-04-02"]
+    outcomes, findings = read(tmp_path, *rows, icu="admitted")
+    assert {patient: outcome.icu for patient, outcome in outcomes.items()} == {"P1": date(2020, 4, 2), "P2": None}
+    assert findings == [("E_OUTCOME_ORDER", "P3")]
+    outcomes, _ = read(tmp_path, *rows)
+    assert all(outcome.icu is None for outcome in outcomes.values())
+    with pytest.raises(Refusal, match="'icu'"):
+        read(tmp_path, *rows, icu="icu")
+
+
 def test_an_event_shows_that_the_patient_was_observed() -> None:
     early, late = date(2020, 4, 2), date(2020, 4, 9)
     assert Outcome("P", early, late, None).known_until == late
     assert Outcome("P", late, None, early).known_until == late
     assert Outcome("P", None, early, late).known_until == late
     assert Outcome("P", None, None, None).known_until is None
+    assert Outcome("P", None, None, early, icu=late).known_until == late
 
 
 @pytest.mark.parametrize(
@@ -147,7 +159,7 @@ def test_any_bytes_end_in_outcomes_or_a_refusal(
     try:
         outcomes, _ = read_outcomes(table, today=TODAY)
     except Refusal as refusal:
-        assert refusal.code in {"E_ENCODING", "E_SCHEMA", "E_ROWS", "E_DATES"}
+        assert refusal.code in {"E_ENCODING", "E_SCHEMA", "E_ROWS", "E_IDENTIFIERS", "E_DATES"}
     else:
         assert all(patient_id == outcome.patient_id for patient_id, outcome in outcomes.items())
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import phantoms
 import pytest
 from pydicom import dcmread
 from scipy.special import expit
@@ -25,6 +24,7 @@ from pipeline.preprocess import orient
 from pipeline.reasons import BY_CODE
 from pipeline.series import find_series
 from pipeline.site import init_site
+from tests.pipeline import phantoms
 
 NAMES = [each.name for each in HOSPITALS]
 
@@ -111,7 +111,10 @@ def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
 def test_the_truth_names_every_planted_defect(small_hospital: Path) -> None:
     truth = json.loads((small_hospital / "truth.json").read_text())
     assert truth["synthetic"] is True
-    assert [each["code"] for each in truth["defects"] if not each["patient_id"].endswith("-B")] == list(DEFECTS)
+    spoilt = [each for each in truth["patients"] if each["defect"] is not None]
+    assert [each["defect"] for each in spoilt] == list(DEFECTS)
+    told = [(each["code"], each["patient_id"]) for each in truth["defects"]]
+    assert {(each["defect"], each["patient_id"]) for each in spoilt} < set(told)
     assert set(DEFECTS) <= set(BY_CODE)
     assert len(truth["patients"]) == 8 + len(DEFECTS)
     assert sum(each["defect"] is None for each in truth["patients"]) == 8

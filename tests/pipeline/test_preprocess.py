@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import phantoms
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from pipeline.phantom.scans import acquire
 from pipeline.preprocess import AXES, Preprocessing, orient, prepare, resample, settings_digest
 from pipeline.series import find_series
 from pipeline.volume import Volume
+from tests.pipeline import phantoms
 
 SETTINGS = Preprocessing()
 NORTH = HOSPITALS[0].scanner

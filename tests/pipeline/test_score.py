@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dicom_files import PATIENT_ID, SERIES_UID, body, ct_slice, save, write_series
 from pydicom import Dataset
 
 from models.calibration import Platt
@@ -26,6 +25,8 @@ from pipeline.score import Score, age_band, score
 from pipeline.series import find_series
 from pipeline.train import predict
 from tests.descriptions import description
+from tests.pipeline import volume_images
+from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID, body, ct_slice, save, write_series
 
 SPACING_MM = (5.0, 4.0, 4.0)
 AS_IT_IS = {label: Platt() for label in LABELS}
@@ -166,6 +167,29 @@ def test_a_zip_and_another_order_of_files_give_the_same(
     for source in (tmp_path / "scan.zip", files[::-1]):
         other = score(source, release)
         assert (other.hu_sha256, other.probabilities) == (scored.hu_sha256, scored.probabilities)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mha"])
+def test_a_volume_file_gives_the_same(name: str, scored: Score, release: Release, tmp_path: Path) -> None:
+    path = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "CANARY" / name)
+    for source in (path, path.parent):
+        other = score(source, release)
+        assert other.hu_sha256 == scored.hu_sha256
+        assert flags(other) == {"age": "W_AGE_MISSING", "sex": "W_SEX_MISSING"}
+        assert "CANARY" not in json.dumps(other.to_json())
+
+
+def test_a_metaimage_may_tell_age_and_sex(scored: Score, release: Release, tmp_path: Path) -> None:
+    made = volume_images.image(chest(), spacing_mm=SPACING_MM, PatientAge="063Y", PatientSex="F")
+    told = score(volume_images.save(made, tmp_path / "scan.mha"), release)
+    assert told.probabilities == pytest.approx(scored.probabilities)
+    assert told.age_band == "60-64"
+
+
+def test_two_volume_files_are_two_patients(release: Release, tmp_path: Path) -> None:
+    for name in ("scan.nii.gz", "mask.nii.gz"):
+        volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / name)
+    assert refused(tmp_path, release).code == "E_MIXED_PATIENT"
 
 
 def test_a_whole_chest_is_not_flagged(scored: Score) -> None:

@@ -6,12 +6,12 @@ import warnings
 from datetime import datetime, timedelta
 
 import pytest
-from dicom_files import PATIENT_ID, body, ct_slice, save, write_series
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from pipeline.series import find_series
+from tests.pipeline.dicom_files import PATIENT_ID, body, ct_slice, save, write_series
 
 AIR = [[-1000, -1000], [-1000, -1000]]
 

@@ -1,0 +1,115 @@
+"""Examines series: each is read, prepared and cached by a worker process, and remembered as soon as it is done."""
+
+import hashlib
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import numpy as np
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.cohort import Cohort, Scan, save_tensor
+from pipeline.preprocess import Preprocessing, settings_digest
+from pipeline.series import Series
+
+
+def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
+    """Read one series, prepare it and cache its tensor; a refusal is an answer too. Runs in a worker process."""
+    import torch
+
+    from pipeline.measures import flags, measure
+    from pipeline.preprocess import prepare
+    from pipeline.scans import read_scan
+
+    torch.set_num_threads(1)  # one process a core; threads on top would only wait for each other
+    digest, tensor, measures = None, None, None
+    flagged: set[str] = set()
+    refused: Refusal | None = None
+    try:
+        volume = read_scan(series)
+        flagged.update(volume.flags)
+        digest = hashlib.sha256(np.ascontiguousarray(volume.hu).data).hexdigest()
+        prepared = prepare(volume, settings)
+        measures = measure(series, volume, prepared)
+        flagged.update(flags(measures, settings))
+        # Named after the settings too, so that the present cohort keeps its tensors until `replace`.
+        tensor = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
+        save_tensor(tensors, tensor, prepared.tensor)
+    except Refusal as error:
+        refused = error
+    except OSError:
+        raise  # a full disk says nothing about the scan
+    except Exception:
+        refused = Refusal(reasons.EXAMINE_FAILED)
+        _log_failure(tensors.parent / "failures.log", series)
+    return Scan(
+        fingerprint=series.fingerprint,
+        settings=settings_digest(settings),
+        code=refused.code if refused else None,
+        says=refused.says if refused else None,
+        flags=",".join(sorted(flagged)),
+        scan_digest=digest,
+        tensor=tensor,
+        measures=measures,
+    )
+
+
+def _log_failure(path: Path, series: Series) -> None:
+    """The error in full, for the site's own eyes."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"series {series.fingerprint[:12]}\n{traceback.format_exc()}\n")
+
+
+def _workers() -> ForkServerContext:
+    """Worker processes begin as forks of one that has torch and pydicom imported already, and nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.measures", "pipeline.preprocess", "pipeline.scans"])
+    return context
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the process that feeds it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def examine_new(
+    cohort: Cohort, series: Sequence[Series], settings: Preprocessing, progress: Callable[[int, int], None]
+) -> int:
+    """Examine the series that are not yet known, on all cores; each is remembered as soon as it is done.
+
+    `progress(done, total)` is called after each. Returns how many were examined.
+    """
+    known = cohort.scans(settings_digest(settings))
+    new = [s for s in series if s.fingerprint not in known]
+    progress(0, len(new))
+    if not new:
+        return 0
+    workers = min(os.cpu_count() or 1, len(new))
+    with ProcessPoolExecutor(workers, mp_context=_workers(), initializer=_end_with_parent) as pool:
+        try:
+            jobs = [pool.submit(examine, s, settings, cohort.tensors) for s in new]
+            for done, job in enumerate(as_completed(jobs), start=1):
+                cohort.add_scan(job.result())
+                progress(done, len(new))
+        except BrokenProcessPool as error:
+            raise Refusal(reasons.WORKER_DIED) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return len(new)

@@ -1,0 +1,32 @@
+"""Scans in whatever form they come: DICOM series, NIfTI and MetaImage files, found and read alike."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.dicom import read_series
+from pipeline.findings import Finding
+from pipeline.series import Series, find_series
+from pipeline.volume import Volume
+from pipeline.volume_files import find_volume_files, is_volume_file, read_volume_file
+
+
+def find_scans(
+    root: Path | Sequence[Path], *, progress: Callable[[int], None] | None = None
+) -> tuple[list[Series], list[Finding]]:
+    """Find all scans among files and folders (searched to any depth), and the files that could not be read.
+
+    Findings: those of `find_series` and `find_volume_files`.
+    """
+    given = [root] if isinstance(root, Path) else list(root)
+    # A folder may hold both; a file that was named is one or the other.
+    series, findings = find_series(
+        [path for path in given if path.is_dir() or not is_volume_file(path.name)], progress=progress
+    )
+    volumes, faulty = find_volume_files([path for path in given if path.is_dir() or is_volume_file(path.name)])
+    return series + volumes, findings + faulty
+
+
+def read_scan(series: Series) -> Volume:
+    """Read one scan. Raises `Refusal` as `read_series` and `read_volume_file` do."""
+    first = series.files[0]
+    return read_volume_file(first) if is_volume_file(first.name) else read_series(series)

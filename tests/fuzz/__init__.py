@@ -1,0 +1,5 @@
+"""Fuzzing of every parser of foreign files with atheris: `make fuzz`, or `python -m tests.fuzz TARGET` for one.
+
+targets    what is fuzzed, from which seeds
+__main__   runs each target in a process of its own, for a bounded number of inputs
+"""
