@@ -1,0 +1,179 @@
+"""Opens DICOM associations with a PACS (PS3.8) and tells in a coded reason why one did not come about."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, uid
+from pynetdicom import AE, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    CTImageStorage,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
+from pipeline.pacs.settings import DimseTable, read_secret
+
+FIND = StudyRootQueryRetrieveInformationModelFind
+GET = StudyRootQueryRetrieveInformationModelGet
+MOVE = StudyRootQueryRetrieveInformationModelMove
+_SERVICES = {Verification: "C-ECHO", FIND: "C-FIND", GET: "C-GET", MOVE: "C-MOVE", CTImageStorage: "C-GET of CT images"}
+_QUERY_SYNTAXES = [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian]
+
+# Why an association is rejected (PS3.8, table 9-21): result; source and diagnostic.
+_REJECTED_FOR_NOW = 2
+_OUR_TITLE_UNKNOWN, _ITS_TITLE_WRONG = (1, 3), (1, 7)
+# Statuses (PS3.7, annex C; PS3.4, tables C.4-1 to C.4-3).
+NOT_AUTHORISED, OUT_OF_RESOURCES = 0x0124, (0xA700, 0xA701)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """For our associations, and for our receiver where we have a certificate."""
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext | None
+
+    @classmethod
+    def load(cls, table: DimseTable, folder: Path) -> "Tls | None":
+        """None where the table asks for no TLS. The receiver demands a certificate of the same authority.
+
+        Raises Refusal E_PACS_FILE.
+        """
+        if table.ca_certificate is None:
+            return None
+        authority = folder / table.ca_certificate
+        try:
+            client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
+            if table.certificate is None or table.key is None:
+                return cls(client, None)
+            server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
+            server.verify_mode = ssl.CERT_REQUIRED
+            read_secret(folder / table.key)  # nobody else may read it
+            for context in (client, server):  # without a password OpenSSL would ask for one at the terminal
+                context.load_cert_chain(folder / table.certificate, folder / table.key, password="")
+        except OSError as error:
+            detail = f"certificate, key or ca_certificate: {error.strerror or error}"
+            raise Refusal(reasons.PACS_FILE, private=detail) from error
+        return cls(client, server)
+
+
+@contextmanager
+def associate(
+    table: DimseTable, tls: Tls | None, services: tuple[uid.UID, ...], inbox: Inbox | None = None
+) -> Iterator[Association]:
+    """An association over which all `services` can be used; aborted if the block raises.
+
+    With an inbox, CT images may be sent back over it (C-GET), compressed as they are stored.
+
+    Raises Refusal E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_SERVICE.
+    """
+    entity = AE(ae_title=table.calling_aet)
+    entity.connection_timeout = entity.acse_timeout = table.connect_seconds
+    entity.dimse_timeout = entity.network_timeout = table.timeout_seconds
+    for service in services:
+        entity.add_requested_context(service, _QUERY_SYNTAXES)
+    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, guard(table.timeout_seconds))]
+    if inbox:
+        for syntax in TRANSFER_SYNTAXES:
+            entity.add_requested_context(CTImageStorage, syntax)
+        handlers.append((evt.EVT_C_STORE, inbox.store))
+    try:
+        association = entity.associate(
+            table.host,
+            table.port,
+            ae_title=table.called_aet,
+            max_pdu=PDU_BYTES,
+            ext_neg=[build_role(CTImageStorage, scp_role=True)] if inbox else None,
+            tls_args=(tls.client, table.host) if tls else None,
+            evt_handlers=handlers,
+        )
+    except OSError as error:  # nobody knows the host's name
+        raise Refusal(reasons.PACS_SILENT, private=f"{table.host}: {error.strerror}") from error
+    if not association.is_established:
+        raise _why_not(association, table, tls)
+    keep_answers(association)
+    try:
+        _check_services(association, services, inbox)
+        yield association
+    except BaseException:
+        association.abort()
+        raise
+    association.release()
+
+
+def keep_answers(association: Association) -> None:
+    """Leave every message to who waits for an answer.
+
+    pynetdicom pauses its own thread, which looks for requests, while a question is asked; when that thread is just
+    about to look it takes the first answer all the same, and drops it without a word: one in a hundred was lost.
+    """
+    provider = association.dimse
+    wait = provider.get_msg
+    provider.get_msg = lambda block=False: wait(block) if block else (None, None)  # type: ignore[method-assign]
+
+
+def _check_services(association: Association, services: tuple[uid.UID, ...], inbox: Inbox | None) -> None:
+    """Raises Refusal E_PACS_SERVICE."""
+    accepted = {context.abstract_syntax for context in association.accepted_contexts if context.as_scu}
+    for service in services:
+        if service not in accepted:
+            raise Refusal(reasons.PACS_SERVICE, service=_SERVICES[service])
+    if inbox and not any(context.as_scp for context in association.accepted_contexts):
+        raise Refusal(reasons.PACS_SERVICE, service=_SERVICES[CTImageStorage])
+
+
+def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Refusal:
+    """The reason for which no association came about."""
+    if association.is_rejected:
+        answer = association.acceptor.primitive
+        assert answer is not None
+        if answer.result == _REJECTED_FOR_NOW:
+            return Refusal(reasons.PACS_SILENT, private="the PACS takes no further association at the moment")
+        why = (answer.result_source, answer.diagnostic)
+        details: dict[tuple[int | None, int | None], str] = {
+            _OUR_TITLE_UNKNOWN: f"it does not know our AE title, {table.calling_aet}",
+            _ITS_TITLE_WRONG: f"its AE title is not {table.called_aet}",
+        }
+        return Refusal(reasons.PACS_AUTH, private=details.get(why, f"association rejected (PS3.8, table 9-21): {why}"))
+    if association.rejected_contexts:
+        services = {_SERVICES[context.abstract_syntax] for context in association.rejected_contexts}
+        return Refusal(reasons.PACS_SERVICE, service=", ".join(sorted(services)))
+    if tls and (fault := _tls_fault(tls.client, table)):
+        return Refusal(reasons.PACS_UNTRUSTED, private=fault)
+    return Refusal(reasons.PACS_SILENT, private=f"{table.host}, port {table.port}: no association")
+
+
+def _tls_fault(context: ssl.SSLContext, table: DimseTable) -> str | None:
+    """pynetdicom does not tell why a connection failed; another handshake does."""
+    try:
+        with (
+            socket.create_connection((table.host, table.port), timeout=table.connect_seconds) as plain,
+            context.wrap_socket(plain, server_hostname=table.host) as encrypted,
+        ):
+            encrypted.settimeout(min(table.connect_seconds, 3.0))
+            encrypted.recv(1)  # with TLS 1.3 a PACS objects to our certificate only now
+    except ssl.SSLError as error:
+        return error.reason or type(error).__name__
+    except OSError:
+        pass
+    return None
+
+
+def failure(status: Dataset) -> Refusal:
+    """The refusal for a DIMSE status that is no success; an empty one stands for an association that broke off."""
+    if "Status" not in status:
+        return Refusal(reasons.PACS_SILENT, private="the association broke off")
+    detail = f"status {status.Status:04X}H"
+    if status.Status == NOT_AUTHORISED:
+        return Refusal(reasons.PACS_AUTH, private=detail)
+    return Refusal(reasons.PACS_SILENT if status.Status in OUT_OF_RESOURCES else reasons.PACS_ANSWER, private=detail)

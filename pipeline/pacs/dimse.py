@@ -1,0 +1,257 @@
+"""A PACS over the classic DICOM network services (DICOM PS3.4, annexes A to C): C-ECHO, C-FIND, C-GET and C-MOVE."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from datetime import date, timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Self
+
+from pydicom import Dataset
+from pydicom.uid import UID, CTImageStorage
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.status import STATUS_PENDING, STATUS_SUCCESS, STATUS_WARNING, code_to_category
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
+from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.receiver import Inbox, receiver
+from pipeline.pacs.settings import DimseTable
+from pipeline.series import quiet_pydicom, text
+
+_PATIENT_KEYS = ("PatientID", "IssuerOfPatientID")
+_STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
+_SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances")
+_MAX_ANSWERS = 100_000  # to one question
+_CUT_SHORT = 100  # many PACS leave out, without a word, what goes beyond such a number: ask again for fewer days
+_FIRST_CT = date(1971, 1, 1)
+_IMAGES_A_REQUEST = 200  # some PACS do not take long lists of UIDs
+_NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
+_LATE_SECONDS = 10.0  # a PACS that sends from a queue says that it is done before the last images are here
+
+
+class DimsePacs:
+    """A `Pacs` (see there) that is asked over DIMSE; each call opens associations of its own and ends them."""
+
+    def __init__(self, table: DimseTable, folder: Path) -> None:
+        """`folder`: against which the paths of the table are read. Raises Refusal E_PACS_FILE."""
+        self._table = table
+        self._tls = Tls.load(table, folder)
+        self._delivers = False  # whether the receiver has ever been reached
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left open between calls."""
+
+    def echo(self) -> None:
+        """C-ECHO; what a pull needs must be offered too, and with C-MOVE the receiver's address be free.
+
+        Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER.
+        """
+        moves = self._table.retrieve == "c-move"
+        with ExitStack() as stack:
+            if moves:
+                stack.enter_context(self._receiver(Inbox(set(), 0)))
+            association = stack.enter_context(self._associate(Verification, FIND, MOVE if moves else GET))
+            status = association.send_c_echo()
+            if status.get("Status") != 0:
+                raise failure(status)
+
+    def find(self, query: StudyQuery) -> list[RemoteSeries]:
+        """C-FIND at STUDY, then at SERIES level. What was not asked for is left out; so is what has no valid UID."""
+        found: dict[str, RemoteSeries] = {}
+        with quiet_pydicom(), self._associate(FIND) as association:
+            for study in _studies(association, query):
+                found |= {series.series_uid: series for series in _series_of(association, study)}
+        return list(found.values())
+
+    def images(self, series: RemoteSeries) -> set[str]:
+        """C-FIND at IMAGE level; CT images (CT Image Storage) alone, for nothing else can be fetched."""
+        key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID="", SOPClassUID="")
+        with quiet_pydicom(), self._associate(FIND) as association:
+            images = [each for each in _answers(association, key) if _text(each, "SOPClassUID") in ("", CTImageStorage)]
+            return {_uid(image, "SOPInstanceUID") for image in images} - {""}
+
+    def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
+        """C-GET or C-MOVE of the series or, where only some images are wanted, of these.
+
+        Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER, E_PACS_NO_DELIVERY.
+        """
+        is_whole = wanted is None or len(wanted) == series.images
+        if wanted is None and self._table.retrieve == "c-move":
+            wanted = self.images(series)  # the receiver is open to others too: it lets in what is on this list
+        if wanted == set():
+            return
+        if wanted is None or is_whole:
+            yield from self._retrieve(_key("SERIES", series.study_uid, series.series_uid), wanted)
+            return
+        images = sorted(wanted)
+        for start in range(0, len(images), _IMAGES_A_REQUEST):
+            part = images[start : start + _IMAGES_A_REQUEST]
+            key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID=part)
+            yield from self._retrieve(key, set(part))
+
+    def _retrieve(self, key: Dataset, images: set[str] | None) -> Iterator[bytes]:
+        """One C-GET or C-MOVE: a thread follows it, while the reader takes the images from the inbox."""
+        inbox = Inbox(images, self._table.timeout_seconds)
+        with ExitStack() as stack:
+            if self._table.retrieve == "c-move":
+                stack.enter_context(self._receiver(inbox))
+                association = stack.enter_context(self._associate(MOVE))
+                answers = association.send_c_move(key, self._table.calling_aet, MOVE)
+            else:
+                association = stack.enter_context(self._associate(GET, inbox=inbox))
+                answers = association.send_c_get(key, GET)
+            association.dimse_timeout = None  # with C-MOVE the images come elsewhere: the inbox notices silence
+            thread = Thread(target=self._follow, args=(answers, inbox), daemon=True)
+            thread.start()
+            try:
+                yield from inbox
+            except BaseException:
+                inbox.close()
+                association.abort()
+                association.dimse.msg_queue.put((None, None))  # pynetdicom leaves asleep who waits for an answer
+                raise
+            finally:
+                thread.join()
+
+    def _follow(self, answers: Iterator[tuple[Dataset, Dataset | None]], inbox: Inbox) -> None:
+        """Go through the answers to C-GET or C-MOVE; the last one says how it went."""
+        outcome: Refusal | None = failure(Dataset())
+        try:
+            for status, _ in answers:
+                if "Status" not in status:
+                    break
+                if code_to_category(status.Status) == STATUS_PENDING:
+                    inbox.show_life()
+                else:
+                    outcome = self._outcome(status, inbox)
+        except Exception as error:  # whatever a peer's odd answer makes pynetdicom raise
+            outcome = Refusal(reasons.PACS_ANSWER, private=type(error).__name__)
+        inbox.end(outcome)
+
+    def _outcome(self, status: Dataset, inbox: Inbox) -> Refusal | None:
+        """What the last answer means. Single images that failed are simply left out, as `Pacs.fetch` allows."""
+        table = self._table
+        has_worked = code_to_category(status.Status) in (STATUS_SUCCESS, STATUS_WARNING) or status.Status == _NONE_SENT
+        if table.retrieve == "c-move" and status.Status not in (NOT_AUTHORISED, *OUT_OF_RESOURCES):
+            if has_worked and not status.get("NumberOfFailedSuboperations"):
+                inbox.is_complete.wait(min(_LATE_SECONDS, table.timeout_seconds / 2))
+            self._delivers |= not inbox.is_untouched
+            if not self._delivers:
+                here = f"AE title {table.calling_aet}, host {table.receiver_host}, port {table.receiver_port}"
+                return Refusal(reasons.PACS_NO_DELIVERY, private=f"{here}; C-MOVE ended with {status.Status:04X}H")
+        return None if has_worked else failure(status)
+
+    def _associate(self, *services: UID, inbox: Inbox | None = None) -> AbstractContextManager[Association]:
+        return associate(self._table, self._tls, services, inbox)
+
+    def _receiver(self, inbox: Inbox) -> AbstractContextManager[None]:
+        table = self._table
+        return receiver(
+            inbox,
+            (table.receiver_host, table.receiver_port),
+            our_title=table.calling_aet,
+            pacs_title=table.called_aet,
+            tls=self._tls.server if self._tls else None,
+            silence_seconds=table.timeout_seconds,
+        )
+
+
+def _key(level: str, study_uid: str, series_uid: str = "", **keys: str | list[str]) -> Dataset:
+    """The identifier of a request below one study."""
+    key = Dataset()
+    key.QueryRetrieveLevel, key.StudyInstanceUID, key.SeriesInstanceUID = level, study_uid, series_uid
+    for keyword, value in keys.items():
+        setattr(key, keyword, value)
+    return key
+
+
+def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
+    """The studies that match, each once."""
+    found: dict[str, Dataset] = {}
+    for accession in query.accessions or ("",):
+        spans = [(query.from_date, query.to_date)]
+        while spans:
+            first, last = spans.pop()
+            answers = _answers(association, _study_key(query.modality, accession, first, last))
+            found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
+            start, end = first or _FIRST_CT, last or date.today()
+            if len(answers) >= _CUT_SHORT and start < end:
+                middle = start + (end - start) // 2
+                spans += [(start, middle), (middle + timedelta(days=1), end)]
+    return [study for study_uid, study in found.items() if study_uid]
+
+
+def _study_key(modality: str, accession: str, first: date | None, last: date | None) -> Dataset:
+    """The identifier of a request at STUDY level; days inclusive."""
+    key = Dataset()
+    key.QueryRetrieveLevel = "STUDY"
+    for keyword in _STUDY_KEYS:
+        setattr(key, keyword, "")
+    key.ModalitiesInStudy, key.AccessionNumber = modality, accession
+    if first or last:
+        start, end = (f"{day:%Y%m%d}" if day else "" for day in (first, last))
+        key.StudyDate = start if start == end else f"{start}-{end}"
+    return key
+
+
+def _answers(association: Association, key: Dataset) -> list[Dataset]:
+    """All answers to a C-FIND."""
+    found: list[Dataset] = []
+    for status, answer in association.send_c_find(key, FIND):
+        category = code_to_category(status.Status) if "Status" in status else None
+        if category == STATUS_SUCCESS:
+            return found
+        if category != STATUS_PENDING:
+            raise failure(status)
+        if answer is None or len(found) == _MAX_ANSWERS:
+            raise Refusal(reasons.PACS_ANSWER, private="to C-FIND: unreadable, or too many answers")
+        found.append(answer)
+    raise failure(Dataset())
+
+
+def _matches(study: Dataset, query: StudyQuery) -> bool:
+    """Whether a study is one that was asked for: a PACS takes no notice of keys that it does not support."""
+    day, modalities = _text(study, "StudyDate"), _text(study, "ModalitiesInStudy")
+    return (
+        (not query.accessions or _text(study, "AccessionNumber") in query.accessions)
+        and (not day or not query.from_date or day >= f"{query.from_date:%Y%m%d}")
+        and (not day or not query.to_date or day <= f"{query.to_date:%Y%m%d}")
+        and (not query.modality or not modalities or query.modality in modalities.split("\\"))
+    )
+
+
+def _series_of(association: Association, study: Dataset) -> Iterator[RemoteSeries]:
+    study_uid = _uid(study, "StudyInstanceUID")
+    for answer in _answers(association, _key("SERIES", study_uid, **dict.fromkeys(_SERIES_KEYS, ""))):
+        series_uid, images = _uid(answer, "SeriesInstanceUID"), _text(answer, "NumberOfSeriesRelatedInstances")
+        if series_uid and _text(answer, "StudyInstanceUID") in ("", study_uid):
+            yield RemoteSeries(
+                patient_id=_text(study, "PatientID"),
+                issuer=_text(study, "IssuerOfPatientID"),
+                accession=_text(study, "AccessionNumber"),
+                study_uid=study_uid,
+                series_uid=series_uid,
+                modality=_text(answer, "Modality"),
+                body_part=_text(answer, "BodyPartExamined"),
+                images=int(images) if images.isdecimal() else None,
+            )
+
+
+def _text(answer: Dataset, keyword: str) -> str:
+    """A value as text, '' where it is missing or cannot be read."""
+    try:
+        return text(answer, keyword).strip()
+    except Refusal:
+        return ""
+
+
+def _uid(answer: Dataset, keyword: str) -> str:
+    """A UID, or '' where there is none that is valid."""
+    value = UID(_text(answer, keyword))
+    return str(value) if value.is_valid else ""

@@ -1,0 +1,222 @@
+"""Takes in the images that a PACS sends: over an association of ours (C-GET), or to our own receiver (C-MOVE)."""
+
+import logging
+import socket
+import socketserver
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Empty, Full, Queue
+from threading import Event as Flag
+from threading import Lock, Thread
+from typing import Any
+
+from pydicom import uid
+from pynetdicom import AE, _config, evt
+from pynetdicom.events import Event
+from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
+from pynetdicom.transport import ThreadedAssociationServer
+
+from models.refusal import Refusal
+from pipeline import reasons
+
+# pynetdicom logs what travels, patients' names with it.
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+_config.LOG_HANDLER_LEVEL = "none"
+_config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
+
+# One presentation context each, so that the PACS can send an image as it is stored; all of them can be decoded here.
+TRANSFER_SYNTAXES = (
+    uid.ExplicitVRLittleEndian,
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.JPEGLosslessSV1,
+    uid.JPEGLossless,
+    uid.JPEGLSLossless,
+    uid.JPEG2000Lossless,
+    uid.HTJ2KLossless,
+    uid.HTJ2KLosslessRPCL,
+    uid.RLELossless,
+    uid.JPEGBaseline8Bit,
+    uid.JPEGLSNearLossless,
+    uid.JPEG2000,
+    uid.HTJ2K,
+)
+PDU_BYTES = 2**17  # what we ask peers to keep to
+_MAX_PDU_BYTES = 2**20  # what we take from those who do not; their first PDU may be longer than the others
+_MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
+_MAX_CONNECTIONS = 8
+_QUEUED_IMAGES = 4
+_REQUEST_SECONDS = 10  # from the connection to the association request
+
+# Statuses of C-STORE (PS3.4, table B.2-1, and PS3.7, annex C).
+SUCCESS, NOT_AUTHORISED, SOP_CLASS_NOT_SUPPORTED, OUT_OF_RESOURCES = 0x0000, 0x0124, 0x0122, 0xA700
+
+
+class Inbox:
+    """Images on their way from the network's threads to one reader, who iterates over it.
+
+    It lets in the `wanted` SOP instances alone (None: any), each once, and holds no more than a few: a sender waits
+    for the reader. After `silence_seconds` without an image or a sign of life the reader gets Refusal E_PACS_SILENT.
+    """
+
+    def __init__(self, wanted: set[str] | None, silence_seconds: float) -> None:
+        self._wanted = wanted
+        self._arrived: set[str] = set()
+        self._silence_seconds = silence_seconds
+        self._queue: Queue[bytes | Refusal | None] = Queue(_QUEUED_IMAGES)
+        self._lock = Lock()
+        self._is_closed = Flag()
+        self.is_complete = Flag()
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing has arrived."""
+        return not self._arrived
+
+    def store(self, event: Event) -> int:
+        """Answers a C-STORE request, with a status."""
+        request: Any = event.request
+        if request.AffectedSOPClassUID != CTImageStorage:
+            return SOP_CLASS_NOT_SUPPORTED
+        instance = str(request.AffectedSOPInstanceUID)
+        if self._wanted is not None and instance not in self._wanted:
+            return NOT_AUTHORISED
+        with self._lock:
+            if instance in self._arrived:
+                return SUCCESS  # sent again, after an answer of ours that was lost
+            self._arrived.add(instance)
+        if not self._put(event.encoded_dataset()):
+            return OUT_OF_RESOURCES
+        if self._arrived == self._wanted:
+            self.is_complete.set()
+        return SUCCESS
+
+    def show_life(self) -> None:
+        """The sender works, though no image has come."""
+        self._put(b"")
+
+    def end(self, refusal: Refusal | None) -> None:
+        """No more images will come; with a refusal, the reader gets it."""
+        self._put(refusal)
+
+    def close(self) -> None:
+        """The reader has gone."""
+        self._is_closed.set()
+
+    def _put(self, item: bytes | Refusal | None) -> bool:
+        """Wait for room; returns False if the reader has gone."""
+        while not self._is_closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except Full:
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Complete files, until the end."""
+        while True:
+            try:
+                item = self._queue.get(timeout=self._silence_seconds)
+            except Empty:
+                raise Refusal(reasons.PACS_SILENT, private="no more images came") from None
+            if item is None:
+                return
+            if isinstance(item, Refusal):
+                raise item
+            if item:
+                yield item
+
+
+def guard(silence_seconds: float) -> Callable[[Event], None]:
+    """A handler of EVT_CONN_OPEN that bounds how long and how much is read from a peer, and does not let it wait.
+
+    pynetdicom itself waits for ever for the rest of a PDU, and reads PDUs and messages of any length into memory.
+    """
+
+    def bound(event: Event) -> None:
+        association = event.assoc
+        connection = association.dul.socket
+        assert connection is not None and connection.socket is not None
+        stream, read = connection.socket, connection.recv
+        stream.settimeout(silence_seconds)
+        # Questions and answers go in two small packets each. If one waits until the other is acknowledged, and the
+        # acknowledgement waits as well, each costs 40 ms.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def recv(nr_bytes: int) -> bytearray:
+            message = association.dimse.message
+            held = message.data_set.tell() if message and message.data_set else 0
+            if nr_bytes > _MAX_PDU_BYTES or held > _MAX_MESSAGE_BYTES:
+                raise OSError("too long")  # pynetdicom closes the connection
+            if hasattr(socket, "TCP_QUICKACK"):  # Linux, which forgets it from time to time
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            return read(nr_bytes)
+
+        connection.recv = recv  # type: ignore[method-assign]
+
+    return bound
+
+
+class _Server(ThreadedAssociationServer):
+    """pynetdicom's server, where no peer holds up the next one, and nothing is printed."""
+
+    def get_request(self) -> tuple[Any, Any]:
+        """A connection; its TLS handshake takes place in a thread of its own, when it is first read from."""
+        assert self.socket is not None
+        connection, address = self.socket.accept()
+        if self.ssl_context:
+            connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return sum(each.dul.is_alive() for each in self.active_associations) < _MAX_CONNECTIONS
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: the default prints addresses and a stack trace."""
+
+
+@contextmanager
+def receiver(
+    inbox: Inbox,
+    address: tuple[str, int],
+    *,
+    our_title: str,
+    pacs_title: str,
+    tls: ssl.SSLContext | None,
+    silence_seconds: float,
+) -> Iterator[None]:
+    """Listen on `address` (host, port) for what the PACS sends into the inbox, as long as the context lasts.
+
+    Only who calls itself `pacs_title` and calls `our_title` is let in, with CT images and C-ECHO alone; titles are
+    no secret, so use TLS where others reach this port. Raises Refusal E_PACS_RECEIVER.
+    """
+    entity = AE(ae_title=our_title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = [pacs_title]
+    entity.maximum_pdu_size = PDU_BYTES
+    entity.acse_timeout = _REQUEST_SECONDS
+    entity.network_timeout = silence_seconds
+    entity.add_supported_context(Verification)
+    entity.add_supported_context(CTImageStorage, list(TRANSFER_SYNTAXES))
+    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, guard(silence_seconds)), (evt.EVT_C_STORE, inbox.store)]
+    try:
+        server = entity.make_server(address, ssl_context=tls, evt_handlers=handlers, server_class=_Server)
+    except OSError as error:
+        raise Refusal(reasons.PACS_RECEIVER, private=f"{address[0]}:{address[1]}: {error.strerror}") from error
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        inbox.close()
+        socketserver.BaseServer.shutdown(server)  # pynetdicom's own expects a server that it has started itself
+        server.server_close()
+        for association in server.active_associations:
+            connection = association.dul.socket
+            if association.is_established:
+                association.abort()
+            elif connection and connection.socket:
+                server.shutdown_request(connection.socket)
+        thread.join()

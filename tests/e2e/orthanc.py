@@ -1,0 +1,193 @@
+"""A real PACS for tests: Orthanc, in a network of its own where we may make one, and always ended by its id.
+
+Debian's Orthanc listens on all addresses. As root, each test therefore gives it a network namespace that holds
+nothing but loopback; it is gone when its last process ends. Without root, Orthanc checks who asks.
+"""
+
+import base64
+import contextlib
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ORTHANC = Path("/usr/sbin/Orthanc")
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+USER, PASSWORD = "node", "synthetic-password"
+AET = "PACSA"
+_CLONE_NEWNET = 0x40000000
+
+
+def require_orthanc() -> None:
+    """Skip the test where Orthanc is not installed."""
+    for path in (ORTHANC, DICOMWEB):
+        if not path.is_file():
+            pytest.skip(f"no real PACS here: {path} is absent (Debian packages orthanc and orthanc-dicomweb)")
+
+
+def _own_network() -> int | None:
+    """A descriptor of a new network namespace with loopback alone, or None where we may not make one."""
+    made: list[int] = []
+
+    def make() -> None:  # a namespace belongs to a thread, so that this process stays where it is
+        libc = ctypes.CDLL(None, use_errno=True)
+        if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNET) == 0:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    return made[0] if made else None
+
+
+class Orthanc:
+    """One Orthanc with its storage in `folder`. `settings` go over ours (see Orthanc's own configuration file).
+
+    `modalities`: name to [AE title, host, port] of whoever may find, get and move. Whatever talks to it must run
+    `with orthanc.inside()`: code of this thread, threads and processes that it starts there.
+
+    It has no HTTPS: Debian 13's Orthanc dies of the first connection (signal 11). Put a TLS proxy before it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        modalities: dict[str, list[Any]] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._network = _own_network()
+        self.process: subprocess.Popen[bytes] | None = None
+        with self.inside():
+            self.http_port, self.dicom_port = _free_ports(2)
+        ours = {
+            "Name": "synthetic PACS",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "Plugins": [str(DICOMWEB)],
+            "HttpPort": self.http_port,
+            "DicomPort": self.dicom_port,
+            "DicomAet": AET,
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": True,
+            "RegisteredUsers": {USER: PASSWORD},
+            "DicomCheckCalledAet": True,
+            "DicomCheckModalityHost": True,
+            "DicomAlwaysAllowEcho": False,
+            "DicomAlwaysAllowStore": False,
+            "DicomAlwaysAllowFind": False,
+            "DicomAlwaysAllowFindWorklist": False,
+            "DicomAlwaysAllowGet": False,
+            "DicomAlwaysAllowMove": False,
+            "DicomModalities": modalities or {},
+            "StableAge": 1,
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }
+        self._configuration = folder / "orthanc.json"
+        self._configuration.write_text(json.dumps(ours | (settings or {})))
+
+    @property
+    def url(self) -> str:
+        """The root of DICOMweb."""
+        return f"{self._root}/dicom-web"
+
+    @property
+    def _root(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread, and what it starts, in Orthanc's network."""
+        if self._network is None:
+            yield
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            assert libc.setns(self._network, _CLONE_NEWNET) == 0
+            yield
+        finally:
+            assert libc.setns(home, _CLONE_NEWNET) == 0
+            os.close(home)
+
+    def start(self, *, seconds: float = 30) -> "Orthanc":
+        """Start it, or start it again on the same storage, and wait until it answers."""
+        assert self.process is None
+        with (self.folder / "orthanc.log").open("ab") as log, self.inside():
+            self.process = subprocess.Popen(
+                [ORTHANC, str(self._configuration)], stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                self.rest("GET", "/system")
+                return self
+            time.sleep(0.05)
+        self.stop()
+        raise AssertionError(f"Orthanc did not start:\n{(self.folder / 'orthanc.log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.process = None
+
+    def kill(self) -> None:
+        """kill -9"""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def rest(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """Ask Orthanc's own REST interface; returns its JSON."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        headers = {"Authorization": f"Basic {login}"}
+        request = urllib.request.Request(f"{self._root}{path}", data=body, method=method, headers=headers)
+        with self.inside(), opener.open(request, timeout=60) as response:
+            return json.loads(response.read() or b"null")
+
+    def upload(self, files: Iterable[Path]) -> int:
+        """Store DICOM files in it; returns how many it would not take."""
+        refused = 0
+        for path in files:
+            try:
+                self.rest("POST", "/instances", path.read_bytes())
+            except urllib.error.HTTPError as error:
+                assert error.code == 400, error
+                refused += 1
+        return refused
+
+    def close(self) -> None:
+        """End it and give its network back."""
+        self.stop()
+        if self._network is not None:
+            os.close(self._network)
+            self._network = None
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now, in this thread's network."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

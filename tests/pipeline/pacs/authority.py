@@ -1,0 +1,64 @@
+"""A certificate authority made for a test, for TLS between a node and a PACS on this machine."""
+
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority made for a test, and whom it vouches for."""
+
+    folder: Path
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def make(cls, folder: Path, name: str = "ca") -> "Authority":
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(key, key, name, name, is_authority=True)
+        (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        return cls(folder, key, certificate)
+
+    @property
+    def path(self) -> Path:
+        issuer = self.certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
+        return self.folder / f"{issuer!s}.crt"
+
+    def sign(self, name: str, *, password: bytes | None = None) -> tuple[Path, Path]:
+        """Certificate (for 127.0.0.1) and key, as files."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(key, self.key, name, self.path.stem, is_authority=False)
+        paths = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+        paths[1].touch(mode=0o600)
+        paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+        return paths
+
+
+def _certificate(
+    key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey, name: str, issuer: str, *, is_authority: bool
+) -> x509.Certificate:
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    now = datetime.datetime.now(datetime.UTC)
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        .add_extension(hosts, critical=False)
+        .sign(signer, hashes.SHA256())
+    )

@@ -1,0 +1,373 @@
+"""DICOMweb against a scripted server on loopback: paging, filters, coded errors, and answers that break off."""
+
+import base64
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.refusal import Refusal
+from pipeline.pacs.dicomweb import DicomWebPacs, split_multipart
+from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.settings import DicomWebTable
+
+BOUNDARY = b"a-boundary"
+SERIES = RemoteSeries("CANARY-0042", "", "A1", "1.2.3141", "1.2.3141.1", "CT", "CHEST", 3)
+IDENTIFYING = ("CANARY", "3141", "127.0.0.1", "localhost")
+Answer = tuple[int, dict[str, str], bytes]
+
+
+class Request:
+    """What the server was asked: `path` without the query."""
+
+    def __init__(self, target: str, headers: Any) -> None:
+        parts = urlsplit(target)
+        self.target, self.path, self.headers = target, parts.path, headers
+        self.query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+
+
+class Server:
+    """Answers by a function, and remembers the requests."""
+
+    def __init__(self, answer: Callable[[Request], Answer]) -> None:
+        self.requests: list[Request] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                request = Request(self.path, self.headers)
+                outer.requests.append(request)
+                status, headers, body = answer(request)
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    @contextmanager
+    def running(self) -> Iterator["Server"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+
+
+def as_json(answers: list[dict[str, Any]]) -> Answer:
+    return 200, {"Content-Type": "application/dicom+json"}, json.dumps(answers).encode()
+
+
+def attributes(**values: Any) -> dict[str, Any]:
+    """DICOM JSON: tag to its first value."""
+    return {tag.removeprefix("t"): {"vr": "UN", "Value": [value]} for tag, value in values.items()}
+
+
+def multipart(*bodies: bytes, ends: bool = True) -> bytes:
+    parts = b"".join(
+        b"--" + BOUNDARY + b"\r\nContent-Type: application/dicom\r\n\r\n" + body + b"\r\n" for body in bodies
+    )
+    return parts + (b"--" + BOUNDARY + b"--" if ends else b"")
+
+
+def related(body: bytes) -> Answer:
+    kind = f'multipart/related; type="application/dicom"; boundary="{BOUNDARY.decode()}"'
+    return 200, {"Content-Type": kind}, body
+
+
+@contextmanager
+def asking(answer: Callable[[Request], Answer], folder: Path, **options: Any) -> Iterator[tuple[DicomWebPacs, Server]]:
+    with Server(answer).running() as server:
+        table = DicomWebTable(**{"url": f"{server.url}/dicom-web/", "timeout_seconds": 5.0} | options)
+        with DicomWebPacs(table, folder) as pacs:
+            yield pacs, server
+
+
+def refusal(call: Callable[[], object]) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        call()
+    assert not any(word in f"{caught.value} {caught.value.remedy}" for word in IDENTIFYING)
+    return caught.value
+
+
+# --- finding ------------------------------------------------------------------------------------------------------
+
+
+def hospital(request: Request, *, page: int) -> Answer:
+    """Five studies of two series each, at most `page` answers at once."""
+    offset = int(request.query.get("offset", 0))
+    if request.path == "/dicom-web/studies":
+        studies = [
+            attributes(t0020000D=f"1.{number}", t00100020=f" P{number} ", t00080050="A1", t00100021="HOSP")
+            for number in range(5)
+        ]
+        return as_json(studies[offset : offset + page])
+    if request.path.endswith("/series"):
+        study = request.path.split("/")[3]
+        series = [
+            attributes(t0020000E=f"{study}.{n}", t00080060="CT", t00180015="CHEST", t00201209=7) for n in range(2)
+        ]
+        return as_json(series[offset : offset + page])
+    images = [attributes(t00080018=f"1.1.1.{number}") for number in range(9)]
+    return as_json(images[offset : offset + page])
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 1000])
+def test_all_pages_are_asked_for(tmp_path: Path, page: int) -> None:
+    with asking(lambda request: hospital(request, page=page), tmp_path) as (pacs, _):
+        found = pacs.find(StudyQuery())
+        assert sorted(each.series_uid for each in found) == sorted(f"1.{s}.{n}" for s in range(5) for n in range(2))
+        assert found[0] == RemoteSeries("P0", "HOSP", "A1", "1.0", "1.0.0", "CT", "CHEST", 7)
+        assert pacs.images(SERIES) == {f"1.1.1.{number}" for number in range(9)}
+
+
+def test_a_pacs_that_cannot_page_does_not_keep_us_for_ever(tmp_path: Path) -> None:
+    def always_all(request: Request) -> Answer:
+        request.query.pop("offset")
+        return hospital(request, page=1000)
+
+    with asking(always_all, tmp_path) as (pacs, server):
+        assert len(pacs.find(StudyQuery())) == 10
+        assert len(server.requests) == 2 + 5 * 2
+
+
+def test_no_content_means_nothing_found(tmp_path: Path) -> None:
+    with asking(lambda request: (204, {}, b""), tmp_path) as (pacs, _):
+        pacs.echo()
+        assert pacs.find(StudyQuery()) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (StudyQuery(), {"ModalitiesInStudy": "CT"}),
+        (StudyQuery(from_date=date(2020, 3, 1)), {"ModalitiesInStudy": "CT", "StudyDate": "20200301-"}),
+        (StudyQuery("MR", to_date=date(2021, 12, 31)), {"ModalitiesInStudy": "MR", "StudyDate": "-20211231"}),
+        (StudyQuery("", date(2020, 3, 1), date(2020, 3, 2)), {"StudyDate": "20200301-20200302"}),
+    ],
+)
+def test_the_pacs_is_asked_for_what_the_filters_say(
+    tmp_path: Path, query: StudyQuery, expected: dict[str, str]
+) -> None:
+    with asking(lambda request: as_json([]), tmp_path) as (pacs, server):
+        pacs.find(query)
+    asked = server.requests[0].query
+    assert {key: value for key, value in asked.items() if key not in ("limit", "offset", "includefield")} == expected
+
+
+def test_accession_numbers_are_asked_for_one_by_one_and_series_come_once(tmp_path: Path) -> None:
+    with asking(lambda request: hospital(request, page=1000), tmp_path) as (pacs, server):
+        assert len(pacs.find(StudyQuery(accessions=("A1", "B&2")))) == 10
+    asked = [request.query.get("AccessionNumber") for request in server.requests if request.path.endswith("/studies")]
+    assert list(dict.fromkeys(asked)) == ["A1", "B&2"]
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        *((401, "E_PACS_AUTH"), (403, "E_PACS_AUTH"), (404, "E_PACS_ANSWER"), (400, "E_PACS_ANSWER")),
+        *((500, "E_PACS_ANSWER"), (503, "E_PACS_SILENT"), (504, "E_PACS_SILENT"), (429, "E_PACS_SILENT")),
+    ],
+)
+def test_a_status_has_its_code(tmp_path: Path, status: int, code: str) -> None:
+    with asking(lambda request: (status, {}, b"CANARY 3141"), tmp_path) as (pacs, _):
+        for call in (
+            pacs.echo,
+            lambda: pacs.find(StudyQuery(accessions=("CANARY",))),
+            lambda: pacs.images(SERIES),
+            lambda: list(pacs.fetch(SERIES, None)),
+        ):
+            assert refusal(call).code == code
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"{", b"7", b"[7]", b'["x"]', b"null", b'[{"0020000D": 7}]', b'[{"0020000D": {"Value": 7}}]', b"\xff"],
+)
+def test_an_answer_that_is_no_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> None:
+    with asking(lambda request: (200, {"Content-Type": "application/json"}, body), tmp_path) as (pacs, _):
+        try:
+            assert pacs.find(StudyQuery()) == []
+        except Refusal as refused:
+            assert refused.code == "E_PACS_ANSWER"
+
+
+def test_a_pacs_that_is_not_there_is_silent(tmp_path: Path) -> None:
+    with Server(lambda request: (204, {}, b"")).running() as server:
+        url = server.url
+    with DicomWebPacs(DicomWebTable(url=url, timeout_seconds=1), tmp_path) as pacs:
+        assert refusal(pacs.echo).code == "E_PACS_SILENT"
+
+
+def test_a_pacs_that_falls_asleep_is_silent(tmp_path: Path) -> None:
+    awake = threading.Event()
+
+    def sleep(request: Request) -> Answer:
+        awake.wait(10)
+        return 204, {}, b""
+
+    with asking(sleep, tmp_path, timeout_seconds=0.3) as (pacs, _):
+        assert refusal(pacs.echo).code == "E_PACS_SILENT"
+        awake.set()
+
+
+def test_a_kept_connection_that_the_other_side_closes_is_no_silence(tmp_path: Path) -> None:
+    """An intermediary may close it without a word, just as the next request is on its way."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.settimeout(5)
+
+    def serve() -> None:
+        for answers in (1, 1, 0):  # to so many requests on each connection; the next one closes it
+            client, _ = server.accept()
+            with client:
+                for _ in range(answers):
+                    client.recv(65536)
+                    client.sendall(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n")
+                client.recv(65536)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with DicomWebPacs(DicomWebTable(url=f"http://127.0.0.1:{server.getsockname()[1]}"), tmp_path) as pacs:
+        pacs.echo()
+        pacs.echo()
+        assert refusal(pacs.echo).code == "E_PACS_SILENT"  # twice in a row it is one
+    thread.join()
+    server.close()
+
+
+def test_nothing_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    level = logging.getLogger("urllib3").level
+    with asking(lambda request: hospital(request, page=2), tmp_path) as (pacs, _):
+        pacs.find(StudyQuery(accessions=("CANARY",)))
+        pacs.images(SERIES)
+    with DicomWebPacs(DicomWebTable(url="http://127.0.0.1:9/dicom-web"), tmp_path) as gone:  # nobody listens there
+        for call in (lambda: gone.find(StudyQuery(accessions=("CANARY",))), lambda: list(gone.fetch(SERIES, None))):
+            assert refusal(call).code == "E_PACS_SILENT"
+    assert caplog.text == ""
+    assert logging.getLogger("urllib3").level == level
+
+
+# --- getting in -----------------------------------------------------------------------------------------------------
+
+
+def test_a_password_or_a_token_is_shown(tmp_path: Path) -> None:
+    for name, secret in (("password", "hé:llo"), ("token", "t0ken")):
+        (tmp_path / name).touch(mode=0o600)
+        (tmp_path / name).write_text(secret + "\n", encoding="utf-8")
+    with asking(lambda request: (204, {}, b""), tmp_path, user="nöde", password_file="password") as (pacs, server):
+        pacs.echo()
+    login = base64.b64encode("nöde:hé:llo".encode()).decode()
+    assert server.requests[0].headers["Authorization"] == f"Basic {login}"
+    with asking(lambda request: (204, {}, b""), tmp_path, token_file="token") as (pacs, server):
+        pacs.echo()
+    assert server.requests[0].headers["Authorization"] == "Bearer t0ken"
+
+
+@pytest.mark.parametrize("key", ["token_file", "ca_certificate"])
+def test_a_file_that_is_missing_is_refused_at_once(tmp_path: Path, key: str) -> None:
+    table = DicomWebTable.model_validate({"url": "http://127.0.0.1:1", key: "nowhere"})
+    assert refusal(lambda: DicomWebPacs(table, tmp_path)).code == "E_PACS_FILE"
+
+
+def test_only_the_declared_proxy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server(lambda request: (204, {}, b"")).running() as gone:
+        dead = gone.url
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, dead)
+    monkeypatch.setenv("no_proxy", "")
+    with asking(lambda request: (204, {}, b""), tmp_path) as (pacs, server):
+        pacs.echo()
+        assert server.requests[0].target.startswith("/dicom-web/studies")
+        with Server(lambda request: (204, {}, b"")).running() as proxy:
+            table = DicomWebTable(url=f"{server.url}/dicom-web", proxy=proxy.url)
+            with DicomWebPacs(table, tmp_path) as through:
+                through.echo()
+            assert proxy.requests[0].target.startswith(f"{server.url}/dicom-web/studies")
+            assert len(server.requests) == 1
+        with DicomWebPacs(DicomWebTable(url=server.url, proxy=dead), tmp_path) as lost:
+            assert refusal(lost.echo).code == "E_PACS_PROXY"
+
+
+# --- fetching -------------------------------------------------------------------------------------------------------
+
+
+def test_a_series_or_single_images_are_asked_for(tmp_path: Path) -> None:
+    with asking(lambda request: related(multipart(request.path.encode())), tmp_path) as (pacs, server):
+        series = "/dicom-web/studies/1.2.3141/series/1.2.3141.1"
+        assert list(pacs.fetch(SERIES, None)) == [series.encode()]
+        wanted = {"1.9", "1.8"}
+        assert list(pacs.fetch(SERIES, wanted)) == [f"{series}/instances/{each}".encode() for each in sorted(wanted)]
+        assert list(pacs.fetch(SERIES, set())) == []
+    accepted = {request.headers["Accept"] for request in server.requests}
+    assert accepted == {'multipart/related; type="application/dicom"; transfer-syntax=*'}
+
+
+@pytest.mark.parametrize("kind", ["application/dicom", "multipart/related", "text/html", ""])
+def test_an_answer_that_is_not_multipart_is_refused(tmp_path: Path, kind: str) -> None:
+    with asking(lambda request: (200, {"Content-Type": kind}, b"x" * 1000), tmp_path) as (pacs, _):
+        assert refusal(lambda: list(pacs.fetch(SERIES, None))).code == "E_PACS_ANSWER"
+
+
+def test_a_piece_of_an_image_is_no_image(tmp_path: Path) -> None:
+    """The answer has no length, so that HTTP itself cannot tell that it broke off."""
+    images = [bytes([number]) * 5000 for number in range(3)]
+    whole = multipart(*images)
+    for end in (len(whole) - 1, len(whole) - 2000, 6000, 100, 3, 0):
+        with asking(lambda request, end=end: related(whole[:end]), tmp_path) as (pacs, _):  # type: ignore[misc]
+            received = []
+
+            def receive(pacs: DicomWebPacs = pacs, received: list[bytes] = received) -> None:
+                received.extend(pacs.fetch(SERIES, None))
+
+            assert refusal(receive).code == "E_PACS_SILENT"
+            assert received == images[: len(received)]
+
+
+def test_an_announced_length_that_does_not_come_is_a_silence(tmp_path: Path) -> None:
+    def short(request: Request) -> Answer:
+        status, headers, body = related(multipart(b"x" * 5000))
+        return status, headers | {"Content-Length": str(len(body) + 10)}, body
+
+    with asking(short, tmp_path) as (pacs, _):
+        assert refusal(lambda: list(pacs.fetch(SERIES, None))).code == "E_PACS_SILENT"
+
+
+BODIES = st.lists(st.binary(max_size=60) | st.sampled_from([b"\r\n--a-bound", b"\r\n\r\n", b"--", b"\r"]), max_size=5)
+
+
+@given(
+    bodies=BODIES, size=st.integers(1, 40), preamble=st.sampled_from([b"", b"\r\n", b"hello\r\n"]), cut=st.integers(0)
+)
+def test_bodies_come_whole_however_the_bytes_arrive(bodies: list[bytes], size: int, preamble: bytes, cut: int) -> None:
+    message = preamble + multipart(*bodies)
+    chunks = [message[start : start + size] for start in range(0, len(message), size)]
+    assert list(split_multipart(chunks, BOUNDARY)) == bodies
+    piece = message[: cut % (len(message) - 1)]
+    received = []
+    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+        for body in split_multipart([piece], BOUNDARY):
+            received.append(body)
+    assert received == bodies[: len(received)]

@@ -1,0 +1,620 @@
+"""The client over DIMSE against a synthetic PACS that is well or badly behaved; tests/e2e has a real one."""
+
+import gc
+import logging
+import socket
+import ssl
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian, JPEGLSLossless
+from pynetdicom import AE
+from pynetdicom.dimse_primitives import C_FIND, C_GET
+from pynetdicom.events import Event
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    MRImageStorage,
+    Verification,
+)
+
+from models.refusal import Refusal
+from pipeline.pacs import dimse
+from pipeline.pacs.association import FIND, GET, associate
+from pipeline.pacs.dimse import DimsePacs
+from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.settings import DimseTable
+from tests.pipeline.pacs.authority import Authority
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images
+
+PENDING = 0xFF00
+SERIES = RemoteSeries("CANARY-0042", "", "", "1.2.3", "1.2.3.4", "CT", "CHEST", None)
+
+
+def table(port: int, **settings: Any) -> DimseTable:
+    ours = {"host": "127.0.0.1", "port": port, "called_aet": PACS_TITLE, "calling_aet": OUR_TITLE}
+    return DimseTable(**({"timeout_seconds": 5, "connect_seconds": 5} | ours | settings))
+
+
+def client(pacs: FakePacs, **settings: Any) -> DimsePacs:
+    """A client of the PACS; with C-MOVE the PACS learns where to send."""
+    pacs.receiver_port = pacs.receiver_port or free_port()
+    return DimsePacs(table(pacs.port, **({"receiver_port": pacs.receiver_port} | settings)), Path())
+
+
+def reading(contents: Iterator[bytes]) -> list[Dataset]:
+    return sorted((dcmread(BytesIO(content)) for content in contents), key=lambda image: image.SOPInstanceUID)
+
+
+def by_uid(sent: list[Dataset]) -> list[Dataset]:
+    return sorted(sent, key=lambda image: image.SOPInstanceUID)
+
+
+@contextmanager
+def deaf_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that does with a connection what the test wants; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.close()
+        thread.join(timeout=5)
+
+
+# --- asking ---
+
+
+def test_echo_checks_the_titles_and_every_service_that_a_pull_needs() -> None:
+    with FakePacs().running() as pacs:
+        for retrieve in ("c-get", "c-move"):
+            client(pacs, retrieve=retrieve).echo()
+
+
+@pytest.mark.parametrize(("retrieve", "service"), [("c-get", "C-GET"), ("c-move", "C-MOVE")])
+def test_a_service_that_is_not_offered_is_named(retrieve: str, service: str) -> None:
+    with FakePacs(offers=[Verification, FIND]).running() as pacs:
+        asking = client(pacs, retrieve=retrieve)
+        with pytest.raises(Refusal, match=f"E_PACS_SERVICE.*{service}"):
+            asking.echo()
+        with pytest.raises(Refusal, match=f"E_PACS_SERVICE.*{service}"):
+            list(asking.fetch(SERIES, {"1.2"}))
+
+
+def test_a_pacs_that_sends_no_ct_images_over_c_get_is_told_apart() -> None:
+    with FakePacs(images=images(1), sends_ct=False).running() as pacs, pytest.raises(Refusal, match="C-GET of CT"):
+        list(client(pacs).fetch(SERIES, None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "detail"),
+    [({"calling_aet": "STRANGER"}, "our AE title, STRANGER"), ({"called_aet": "ANOTHER"}, "is not ANOTHER")],
+)
+def test_a_title_that_is_refused_is_told_at_the_site_alone(settings: dict[str, str], detail: str) -> None:
+    with FakePacs().running() as pacs, pytest.raises(Refusal, match="E_PACS_AUTH") as caught:
+        client(pacs, **settings).find(StudyQuery())
+    assert detail in caught.value.private
+    assert detail not in str(caught.value)
+
+
+def test_find_tells_the_series_of_the_studies_that_match() -> None:
+    study = dataset(
+        StudyInstanceUID="1.2.1",
+        StudyDate="20210304",
+        PatientID="0042",
+        IssuerOfPatientID="CLINIC",
+        AccessionNumber="A1",
+        ModalitiesInStudy=["CT", "SR"],
+    )
+    chest = dataset(
+        SeriesInstanceUID="1.2.1.1", Modality="CT", BodyPartExamined="CHEST", NumberOfSeriesRelatedInstances="300"
+    )
+    bare = dataset(SeriesInstanceUID="1.2.1.2")
+    with FakePacs([(study, [chest, bare])]).running() as pacs:
+        found = client(pacs).find(StudyQuery(from_date=date(2021, 3, 4), to_date=date(2021, 3, 4)))
+    who = ("0042", "CLINIC", "A1", "1.2.1")
+    assert found == [
+        RemoteSeries(*who, "1.2.1.1", "CT", "CHEST", 300),
+        RemoteSeries(*who, "1.2.1.2", "", "", None),
+    ]
+
+
+def test_what_the_pacs_answers_beyond_the_question_is_left_out() -> None:
+    answers = {
+        "right": {"StudyDate": "20210304", "AccessionNumber": "A1", "ModalitiesInStudy": "CT"},
+        "silent": {"AccessionNumber": "A1"},
+        "date": {"StudyDate": "20190101", "AccessionNumber": "A1", "ModalitiesInStudy": "CT"},
+        "accession": {"StudyDate": "20210304", "AccessionNumber": "A2", "ModalitiesInStudy": "CT"},
+        "modality": {"StudyDate": "20210304", "AccessionNumber": "A1", "ModalitiesInStudy": "MR"},
+    }
+    series = [dataset(SeriesInstanceUID="1.2.9", Modality="CT")]
+    studies = [
+        (dataset(StudyInstanceUID=f"1.2.{n}", PatientID=name, **attributes), series)
+        for n, (name, attributes) in enumerate(answers.items(), start=1)
+    ]
+
+    def everything(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        for study, of_study in studies:
+            for each in of_study if event.identifier.QueryRetrieveLevel == "SERIES" else [study]:
+                if event.identifier.QueryRetrieveLevel == "STUDY":
+                    yield PENDING, each
+                elif event.identifier.StudyInstanceUID == study.StudyInstanceUID:
+                    own = dataset(SeriesInstanceUID=f"{study.StudyInstanceUID}.1", Modality="CT")
+                    yield PENDING, own
+
+    with FakePacs(find=everything).running() as pacs:
+        found = client(pacs).find(StudyQuery("CT", date(2021, 1, 1), date(2021, 12, 31), ("A1",)))
+    assert sorted(series.patient_id for series in found) == ["right", "silent"]
+
+
+def test_answers_without_a_valid_uid_or_of_another_study_are_left_out() -> None:
+    good = dataset(StudyInstanceUID="1.2.1", StudyDate="20210304")
+    series = [
+        dataset(SeriesInstanceUID="1.2.1.1"),
+        dataset(SeriesInstanceUID=""),
+        dataset(SeriesInstanceUID="1.2.1.2", StudyInstanceUID="1.2.77"),
+        dataset(Modality="CT"),
+    ]
+    with FakePacs([(good, series), (dataset(StudyDate="20210304"), series)]).running() as pacs:
+        assert [each.series_uid for each in client(pacs).find(StudyQuery())] == ["1.2.1.1"]
+
+
+def test_values_that_cannot_be_read_are_empty_and_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    study, broken = dataset(StudyInstanceUID="1.2.1"), dataset(SeriesInstanceUID="1.2.1.1")
+    study.add_new("StudyDate", "LO", "CANARY-date")  # VRs that the client does not see
+    broken.add_new("NumberOfSeriesRelatedInstances", "LO", "CANARY many")
+    pacs = FakePacs([(study, [broken])], query_syntax=ImplicitVRLittleEndian)
+    with warnings.catch_warnings(record=True) as raised, pacs.running():
+        warnings.simplefilter("always")
+        (found,) = client(pacs).find(StudyQuery())
+    assert found.images is None
+    assert not [warning for warning in raised if "CANARY" in str(warning.message)]
+    assert "CANARY" not in "".join(capfd.readouterr())
+
+
+def test_no_answer_is_lost_to_the_thread_that_looks_for_requests() -> None:
+    with (
+        FakePacs().running() as pacs,
+        associate(table(pacs.port), None, (FIND,)) as association,
+    ):
+        answer = C_FIND()
+        association.dimse.msg_queue.put((1, answer))
+        time.sleep(0.2)
+        assert association.dimse.get_msg(block=True) == (1, answer)
+
+
+def test_a_pacs_that_cuts_its_answers_short_is_asked_for_fewer_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "_CUT_SHORT", 10)
+    first = date(2021, 1, 1)
+    studies = [
+        (
+            dataset(StudyInstanceUID=f"1.2.{n}", StudyDate=f"{first + timedelta(n % 40):%Y%m%d}"),
+            [dataset(SeriesInstanceUID=f"1.2.{n}.1")],
+        )
+        for n in range(1, 101)
+    ]
+    with FakePacs(studies).running() as pacs:
+
+        def ten(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+            yield from list(pacs.usual_find(event))[:10]
+
+        pacs.find = ten
+        for query in (StudyQuery(), StudyQuery(from_date=first), StudyQuery(to_date=first + timedelta(60))):
+            assert len(client(pacs).find(query)) == 100
+
+
+def test_images_are_the_ct_images_of_the_series() -> None:
+    chest, report = images(2)
+    report.SOPClassUID = MRImageStorage
+    with FakePacs(images=[chest, report]).running() as pacs:
+        assert client(pacs).images(SERIES) == {chest.SOPInstanceUID}
+    assert (pacs.asked[0].StudyInstanceUID, pacs.asked[0].SeriesInstanceUID) == ("1.2.3", "1.2.3.4")
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(0xA700, "E_PACS_SILENT"), (0x0124, "E_PACS_AUTH"), (0xC001, "E_PACS_ANSWER"), (0xFE00, "E_PACS_ANSWER")],
+)
+def test_a_failed_question_is_refused_with_its_status(status: int, code: str) -> None:
+    def fail(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        yield status, None
+
+    with FakePacs(find=fail).running() as pacs, pytest.raises(Refusal, match=code) as caught:
+        client(pacs).find(StudyQuery())
+    assert f"{status:04X}H" in caught.value.private
+
+
+def test_a_pacs_that_aborts_is_silent() -> None:
+    def abort(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        yield PENDING, dataset(StudyInstanceUID="1.2.1")
+        event.assoc.abort()
+
+    with FakePacs(find=abort).running() as pacs, pytest.raises(Refusal, match="E_PACS_SILENT"):
+        client(pacs).find(StudyQuery())
+
+
+def test_endless_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "_MAX_ANSWERS", 50)
+
+    def babble(event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        for number in range(100_000):
+            if not event.assoc.is_established:
+                return
+            yield PENDING, dataset(StudyInstanceUID=f"1.2.{number}")
+
+    with FakePacs(find=babble).running() as pacs, pytest.raises(Refusal, match="E_PACS_ANSWER"):
+        client(pacs).find(StudyQuery())
+
+
+def _refuse_within(port: int, code: str, *, seconds: float, host: str = "127.0.0.1") -> None:
+    start = time.monotonic()
+    with pytest.raises(Refusal, match=code):
+        DimsePacs(table(port, host=host, connect_seconds=1, timeout_seconds=1), Path()).find(StudyQuery())
+    assert time.monotonic() - start < seconds
+
+
+def test_nobody_there_is_silent() -> None:
+    _refuse_within(free_port(), "E_PACS_SILENT", seconds=5)
+    _refuse_within(104, "E_PACS_SILENT", seconds=5, host="pacs.invalid")
+
+
+def test_a_server_that_accepts_and_says_nothing_is_silent() -> None:
+    with deaf_server(lambda connection: time.sleep(3)) as port:
+        _refuse_within(port, "E_PACS_SILENT", seconds=3)
+
+
+def test_a_server_that_stops_in_the_middle_of_a_packet_is_silent() -> None:
+    def half(connection: socket.socket) -> None:
+        connection.sendall(struct.pack(">BBL", 2, 0, 200) + b"\0\1")
+        time.sleep(4)
+
+    with deaf_server(half) as port:
+        _refuse_within(port, "E_PACS_SILENT", seconds=4)
+
+
+def test_a_server_that_speaks_another_protocol_is_silent() -> None:
+    with deaf_server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        _refuse_within(port, "E_PACS_SILENT", seconds=5)
+
+
+# --- fetching ---
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_a_series_is_fetched_whole_in_one_request(retrieve: str) -> None:
+    sent = images(12)
+    with FakePacs(images=sent).running() as pacs:
+        assert reading(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == by_uid(sent)
+    assert pacs.asked[-1].QueryRetrieveLevel == "SERIES"
+    assert (pacs.asked[-1].StudyInstanceUID, pacs.asked[-1].SeriesInstanceUID) == ("1.2.3", "1.2.3.4")
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_wanted_images_are_fetched_alone_a_few_at_a_time(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dimse, "_IMAGES_A_REQUEST", 4)
+    held = images(12)
+    wanted = held[1:10]
+    with FakePacs(images=held).running() as pacs:
+        arrived = reading(client(pacs, retrieve=retrieve).fetch(SERIES, {each.SOPInstanceUID for each in wanted}))
+    assert arrived == by_uid(wanted)
+    assert [request.QueryRetrieveLevel for request in pacs.asked] == ["IMAGE"] * 3
+
+
+def test_a_series_of_which_every_image_is_wanted_is_asked_for_as_a_whole() -> None:
+    sent = images(3)
+    with FakePacs(images=sent).running() as pacs:
+        series = replace(SERIES, images=3)
+        assert reading(client(pacs).fetch(series, {image.SOPInstanceUID for image in sent})) == by_uid(sent)
+    assert [request.QueryRetrieveLevel for request in pacs.asked] == ["SERIES"]
+
+
+def test_nothing_wanted_asks_nothing() -> None:
+    with FakePacs(images=images(2)).running() as pacs:
+        assert list(client(pacs).fetch(SERIES, set())) == []
+    assert pacs.asked == []
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_pixels_stay_compressed_as_they_are_stored(retrieve: str) -> None:
+    sent = images(2, syntax=JPEGLSLossless, size=32)
+    with FakePacs(images=sent).running() as pacs:
+        arrived = reading(client(pacs, retrieve=retrieve).fetch(SERIES, None))
+    assert arrived == by_uid(sent)
+    assert {image.file_meta.TransferSyntaxUID for image in arrived} == {JPEGLSLossless}
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_the_pacs_waits_for_a_slow_reader(retrieve: str) -> None:
+    sent = images(40)
+    handed_out = []
+    with FakePacs(images=sent).running() as pacs:
+
+        def counting(event: Event) -> Iterator[Any]:
+            for answer in pacs.usual_move(event) if retrieve == "c-move" else pacs.usual_get(event):
+                handed_out.append(answer)
+                yield answer
+
+        pacs.get = pacs.move = counting
+        contents = client(pacs, retrieve=retrieve).fetch(SERIES, None)
+        next(contents)
+        time.sleep(0.7)
+        assert len(handed_out) < 12
+        assert len(list(contents)) == 39
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_closing_early_ends_the_transfer_at_once(retrieve: str) -> None:
+    before = threading.enumerate()
+    with FakePacs(images=images(40)).running() as pacs:
+        asking = client(pacs, retrieve=retrieve)
+        contents = asking.fetch(SERIES, None)
+        next(contents)
+        start = time.monotonic()
+        contents.close()
+        assert time.monotonic() - start < 2
+        assert len(list(asking.fetch(SERIES, None))) == 40  # its port is free again
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if not thread.daemon and thread not in before]
+
+
+def test_a_transfer_that_breaks_off_gives_what_came_and_then_goes_on() -> None:
+    sent = images(10)
+    with FakePacs(images=sent).running() as pacs:
+
+        def die_after_four(event: Event) -> Iterator[Any]:
+            for number, answer in enumerate(pacs.usual_get(event)):
+                if number == 5:
+                    event.assoc.abort()
+                    return
+                yield answer
+
+        pacs.get = die_after_four
+        asking = client(pacs)
+        arrived: list[Dataset] = []
+        with pytest.raises(Refusal, match="E_PACS_SILENT"):
+            for content in asking.fetch(SERIES, None):
+                arrived.append(dcmread(BytesIO(content)))
+        assert len(arrived) == 4
+        pacs.get = None
+        missing = {image.SOPInstanceUID for image in sent} - {image.SOPInstanceUID for image in arrived}
+        arrived += reading(asking.fetch(SERIES, missing))
+    assert by_uid(arrived) == by_uid(sent)
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_a_pacs_that_falls_silent_in_the_middle_is_given_up(retrieve: str) -> None:
+    with FakePacs(images=images(4)).running() as pacs:
+
+        def stall(event: Event) -> Iterator[Any]:
+            for number, answer in enumerate(pacs.usual_move(event) if retrieve == "c-move" else pacs.usual_get(event)):
+                if number == 4:
+                    time.sleep(3)
+                yield answer
+
+        pacs.get = pacs.move = stall
+        start = time.monotonic()
+        with pytest.raises(Refusal, match="E_PACS_SILENT"):
+            list(client(pacs, retrieve=retrieve, timeout_seconds=1).fetch(SERIES, None))
+        assert time.monotonic() - start < 3
+
+
+def test_images_that_arrive_are_life_enough_though_the_pacs_says_nothing() -> None:
+    with FakePacs(images=images(6)).running() as pacs:
+
+        def wordless(event: Event) -> Iterator[Any]:
+            provider = event.assoc.dimse
+            send = provider.send_msg
+            provider.send_msg = lambda message, context: None if message.Status == PENDING else send(message, context)
+            for answer in pacs.usual_move(event):
+                time.sleep(0.3)
+                yield answer
+
+        pacs.move = wordless
+        assert len(list(client(pacs, retrieve="c-move", timeout_seconds=1).fetch(SERIES, None))) == 6
+
+
+def test_a_pacs_that_says_it_is_at_work_is_waited_for() -> None:
+    with FakePacs(images=images(2)).running() as pacs:
+
+        def from_tape(event: Event) -> Iterator[Any]:
+            for _ in range(6):
+                time.sleep(0.3)
+                word = C_GET()
+                word.MessageIDBeingRespondedTo, word.AffectedSOPClassUID = event.request.MessageID, GET
+                word.Status = PENDING
+                event.assoc.dimse.send_msg(word, event.context.context_id)
+            yield from pacs.usual_get(event)
+
+        pacs.get = from_tape
+        assert len(list(client(pacs, timeout_seconds=1).fetch(SERIES, None))) == 2
+
+
+def test_a_pacs_that_sends_after_it_has_said_that_it_is_done_is_waited_for() -> None:
+    sent = images(3)
+    with FakePacs(images=sent).running() as pacs:
+
+        def deliver() -> None:
+            association = pacs.entity.associate("127.0.0.1", pacs.receiver_port, ae_title=OUR_TITLE)
+            for image in sent:
+                association.send_c_store(image)
+            association.release()
+
+        def at_once(event: Event) -> Iterator[Any]:
+            threading.Timer(0.5, deliver).start()
+            yield "127.0.0.1", pacs.receiver_port
+            yield 0
+
+        pacs.move = at_once
+        assert reading(client(pacs, retrieve="c-move").fetch(SERIES, None)) == by_uid(sent)
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_a_series_without_ct_images_gives_none(retrieve: str) -> None:
+    (report,) = images(1)
+    report.SOPClassUID = MRImageStorage
+    with FakePacs(images=[report]).running() as pacs:
+        assert list(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == []
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+def test_an_image_that_the_pacs_cannot_send_is_left_out(retrieve: str) -> None:
+    good, bad = images(2)
+    with FakePacs(images=[good, bad]).running() as pacs:
+
+        def one_of_them(event: Event) -> Iterator[Any]:
+            if retrieve == "c-move":
+                yield "127.0.0.1", pacs.receiver_port
+            yield 2
+            yield PENDING, good
+            report = dataset(SOPInstanceUID="1.2.9", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.33")
+            report.file_meta = good.file_meta
+            yield PENDING, report
+
+        pacs.get = pacs.move = one_of_them
+        start = time.monotonic()
+        assert reading(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == [good]
+        assert time.monotonic() - start < 2  # nobody waits for what has failed
+
+
+def test_success_without_an_image_says_what_to_tell_the_administrator() -> None:
+    with FakePacs(images=images(2), receiver_port=free_port()).running() as pacs:
+
+        def nothing(event: Event) -> Iterator[Any]:
+            yield "127.0.0.1", elsewhere
+            yield 0
+
+        listener = AE(ae_title="ELSEWHERE")
+        listener.add_supported_context(Verification)
+        for each in (dimse.CTImageStorage, MRImageStorage):
+            listener.add_supported_context(each)
+        server = listener.start_server(("127.0.0.1", 0), block=False)
+        elsewhere = server.server_address[1]
+        pacs.move = nothing
+        with pytest.raises(Refusal, match="E_PACS_NO_DELIVERY") as caught:
+            list(client(pacs, retrieve="c-move", timeout_seconds=2).fetch(SERIES, None))
+        listener.shutdown()
+    assert caught.value.private.startswith(f"AE title {OUR_TITLE}, host 127.0.0.1, port {pacs.receiver_port};")
+    assert str(pacs.receiver_port) not in str(caught.value)
+
+
+def test_a_pacs_that_does_not_reach_us_says_what_to_tell_the_administrator() -> None:
+    with FakePacs(images=images(2), receiver_port=free_port()).running() as pacs:
+        asking = client(pacs, retrieve="c-move", receiver_port=free_port())
+        with pytest.raises(Refusal, match="E_PACS_NO_DELIVERY"):
+            list(asking.fetch(SERIES, None))
+
+
+def test_once_images_have_arrived_a_failing_one_is_not_put_down_to_the_network() -> None:
+    sent = images(3)
+    with FakePacs(images=sent).running() as pacs:
+        asking = client(pacs, retrieve="c-move", timeout_seconds=1)
+        assert len(list(asking.fetch(SERIES, None))) == 3
+        pacs.images = []
+        assert list(asking.fetch(SERIES, {sent[0].SOPInstanceUID})) == []
+
+
+def test_a_receiver_address_in_use_is_refused_before_the_pacs_is_asked() -> None:
+    with FakePacs(images=images(1)).running() as pacs:
+        asking = client(pacs, retrieve="c-move")
+        with socket.create_server(("127.0.0.1", pacs.receiver_port)):
+            for ask in (asking.echo, lambda: list(asking.fetch(SERIES, {"1.2"}))):
+                with pytest.raises(Refusal, match="E_PACS_RECEIVER"):
+                    ask()
+    assert pacs.asked == []
+
+
+def test_nothing_of_what_travels_is_logged_or_printed(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = dataset(StudyInstanceUID="1.2.3", PatientID="CANARY-0042", AccessionNumber="CANARY-1")
+    with (
+        caplog.at_level(logging.DEBUG),
+        FakePacs([(study, [dataset(SeriesInstanceUID="1.2.3.4")])], images(3)).running() as pacs,
+    ):
+        for retrieve in ("c-get", "c-move"):
+            asking = client(pacs, retrieve=retrieve)
+            (found,) = asking.find(StudyQuery(accessions=("CANARY-1",)))
+            assert len(list(asking.fetch(found, None))) == 3
+    assert not [record for record in caplog.records if record.name.startswith("pynetdicom")]
+    assert "".join(capfd.readouterr()) == ""
+
+
+# --- TLS ---
+
+
+def _server_context(authority: Authority) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.path)
+    context.load_cert_chain(*authority.sign("pacs"))
+    return context
+
+
+def test_over_tls_the_certificate_of_the_pacs_is_checked(tmp_path: Path) -> None:
+    authority, other = Authority.make(tmp_path), Authority.make(tmp_path, "other")
+    sent = images(3)
+    with FakePacs(images=sent, tls=_server_context(authority)).running() as pacs:
+        assert reading(client(pacs, ca_certificate=authority.path).fetch(SERIES, None)) == by_uid(sent)
+        with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):
+            client(pacs, ca_certificate=other.path).echo()
+        with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # the certificate is for 127.0.0.1
+            client(pacs, ca_certificate=authority.path, host="localhost").echo()
+
+
+def test_a_pacs_that_demands_our_certificate_gets_it(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    context = _server_context(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    certificate, key = authority.sign("node")
+    with FakePacs(tls=context).running() as pacs:
+        client(pacs, ca_certificate=authority.path, certificate=certificate, key=key).echo()
+        with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):
+            client(pacs, ca_certificate=authority.path).echo()
+
+
+def test_a_pacs_without_tls_is_not_spoken_to_in_the_clear(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    with FakePacs().running() as pacs, pytest.raises(Refusal, match=r"E_PACS_(UNTRUSTED|SILENT)"):
+        client(pacs, ca_certificate=authority.path).echo()
+
+
+@pytest.mark.parametrize("fault", ["missing", "no certificate", "key of another", "open to others", "locked"])
+def test_a_certificate_or_key_that_cannot_be_used_is_refused(tmp_path: Path, fault: str) -> None:
+    authority = Authority.make(tmp_path)
+    certificate, key = authority.sign("node", password=b"secret" if fault == "locked" else None)
+    if fault == "missing":
+        key.unlink()
+    if fault == "no certificate":
+        authority.path.write_text("nothing")
+    if fault == "key of another":
+        key = authority.sign("other")[1]
+    if fault == "open to others":
+        key.chmod(0o644)
+    with pytest.raises(Refusal, match="E_PACS_FILE"):
+        DimsePacs(table(104, ca_certificate=authority.path, certificate=certificate, key=key), Path())
+
+
+def test_paths_are_read_against_the_folder(tmp_path: Path) -> None:
+    Authority.make(tmp_path)
+    DimsePacs(table(104, ca_certificate=Path("ca.crt")), tmp_path)
+
+
+def test_c_move_over_tls_needs_a_certificate_for_the_receiver() -> None:
+    with pytest.raises(ValidationError, match="c-move"):
+        table(104, retrieve="c-move", ca_certificate=Path("ca.crt"))

@@ -1,0 +1,558 @@
+"""Pulls from a PACS in memory: resuming, growth, silence, merged patients, limits, damage."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from models.refusal import Reason, Refusal
+from pipeline import reasons
+from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.pull import PullReport, pull, study_query
+from pipeline.series import find_series
+from pipeline.site import Site, init_site
+from tests.pipeline.dicom_files import ct_slice, save
+
+SITE = """
+[site]
+name = "ward"
+issuer = "{issuer}"
+[pacs]
+protocol = "dicomweb"
+[pacs.dicomweb]
+url = "http://nowhere.invalid"
+[pacs.limits]
+retry_seconds = 0.01
+keep_free_gb = 0
+{limits}
+[pacs.filters]
+{filters}
+[labels]
+file = "labels.csv"
+"""
+
+
+class MemoryPacs:
+    """A PACS that holds synthetic series in memory, notes what it sends, and fails as it is told."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch / "scratch.dcm"
+        self.held: dict[str, tuple[RemoteSeries, dict[str, bytes]]] = {}  # by series UID
+        self.sent: list[str] = []
+        self.lists_asked = 0
+        self.breaks_after: list[int] = []  # images, for each fetch to come; then it falls silent
+        self.silent_finds = 0
+        self.is_gone = False
+        self.dies_of_a_break = False
+        self.fails: dict[str, Reason] = {}  # by series UID
+        self.withholds: set[str] = set()  # SOP instance UIDs
+
+    def add(self, number: int, *, slices: int = 4, first: int = 0, **remote: Any) -> str:
+        """A series of patient P<number>, or more images of it; returns its UID."""
+        uid = f"1.{number}.1"
+        known = RemoteSeries(f"P{number}", "", f"A{number}", f"1.{number}", uid, "CT", "CHEST", 0)
+        series, images = self.held.get(uid, (replace(known, **remote), {}))
+        for index in range(first, first + slices):
+            images[f"{uid}.{index}"] = self.image(number, index)
+        self.held[uid] = replace(series, images=len(images)), images
+        return uid
+
+    def image(self, number: int, index: int, **attributes: Any) -> bytes:
+        ds = ct_slice(np.full((8, 8), number * 100 + index), position_mm=(0, 0, index))
+        ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID = f"P{number}", f"1.{number}", f"1.{number}.1"
+        ds.SOPInstanceUID = f"1.{number}.1.{index}"
+        for keyword, value in attributes.items():
+            setattr(ds, keyword, value)
+        save(ds, self._scratch)
+        return self._scratch.read_bytes()
+
+    def change(self, uid: str, **remote: Any) -> None:
+        """Change what the PACS says of a series."""
+        series, images = self.held[uid]
+        self.held[uid] = replace(series, **remote), images
+
+    def _check(self) -> None:
+        if self.is_gone:
+            raise Refusal(reasons.PACS_SILENT)
+
+    def echo(self) -> None:
+        self._check()
+
+    def find(self, query: StudyQuery) -> list[RemoteSeries]:
+        self._check()
+        if self.silent_finds:
+            self.silent_finds -= 1
+            raise Refusal(reasons.PACS_SILENT)
+        return [series for series, _ in self.held.values()]
+
+    def images(self, series: RemoteSeries) -> set[str]:
+        self._check()
+        self.lists_asked += 1
+        return set(self.held[series.series_uid][1])
+
+    def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
+        self._check()
+        if series.series_uid in self.fails:
+            raise Refusal(self.fails[series.series_uid], private="what the PACS said")
+        left = self.breaks_after.pop(0) if self.breaks_after else -1
+        for uid, content in self.held[series.series_uid][1].items():
+            if (wanted is None or uid in wanted) and uid not in self.withholds:
+                if left == 0:
+                    self.is_gone = self.dies_of_a_break
+                    raise Refusal(reasons.PACS_SILENT)
+                left -= 1
+                self.sent.append(uid)
+                yield content
+
+
+@pytest.fixture
+def pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryPacs:
+    memory = MemoryPacs(tmp_path)
+
+    @contextmanager
+    def opened(site: Site) -> Iterator[MemoryPacs]:
+        yield memory
+
+    monkeypatch.setattr("pipeline.pacs.pull.open_pacs", opened)
+    return memory
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Site]:
+    def site(*, filters: str = "", limits: str = "", issuer: str = "") -> Site:
+        shutil.rmtree(tmp_path / "site", ignore_errors=True)
+        return init_site(tmp_path / "site", SITE.format(filters=filters, limits=limits, issuer=issuer))
+
+    return site
+
+
+def run(site: Site) -> PullReport:
+    seen: list[tuple[int, int]] = []
+    report = pull(site, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, report.series) for done in range(report.series + 1)]
+    assert report.series == report.fetched_now + report.already + report.failed
+    return report
+
+
+def codes(report: PullReport) -> list[str]:
+    return sorted(finding.reason.code for finding in report.findings)
+
+
+def stored(site: Site) -> dict[str, int]:
+    """Pseudonym to the number of slices that the reader finds."""
+    series, findings = find_series(site.ct_folder)
+    assert findings == []
+    return {each.patient_id: len(each.files) for each in series}
+
+
+def test_everything_comes_once(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    for number in (1, 2, 3):
+        pacs.add(number, slices=2 + number)
+    first = run(site)
+    assert (first.studies, first.series, first.fetched_now, first.images_now) == (3, 3, 3, 12)
+    assert first.megabytes == pytest.approx(sum(len(f) for _, i in pacs.held.values() for f in i.values()) / 1e6)
+    assert stored(site) == {site.pseudonym(f"P{number}"): 2 + number for number in (1, 2, 3)}
+    assert pacs.lists_asked == 0  # the PACS had said how many images there are
+    second = run(site)
+    assert (second.fetched_now, second.already, second.images_now, second.megabytes) == (0, 3, 0, 0)
+    assert len(pacs.sent) == 12
+    assert first.to_json() | {"seconds": 0, "megabytes": 0} == {
+        **{"studies": 3, "series": 3, "fetched_now": 3, "already": 0, "failed": 0, "images_now": 12},
+        **{"other_modalities": {}, "other_body_parts": 0, "findings": {}, "megabytes": 0, "seconds": 0},
+    }
+
+
+def test_the_images_are_found_where_the_site_looks_for_them(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    pacs.add(1)
+    pacs.breaks_after = [2] * 20
+    run(site)
+    everything = {path.relative_to(site.folder).parts[0] for path in site.folder.rglob("*.dcm")}
+    assert everything == {"pacs"}
+    assert not any(path.suffix != ".dcm" for path in site.ct_folder.rglob("*") if path.is_file())
+
+
+def test_a_pull_that_broke_off_goes_on(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(limits="retries = 0")
+    pacs.add(1)
+    pacs.add(2, slices=6)
+    pacs.breaks_after = [4, 3]
+    pacs.dies_of_a_break = True
+    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+        run(site)
+    assert stored(site) == {site.pseudonym("P1"): 4}  # half a series is not shown to the reader
+    pacs.is_gone = False
+    report = run(site)
+    assert (report.already, report.fetched_now, report.images_now) == (1, 1, 3)
+    assert len(pacs.sent) == len(set(pacs.sent)) == 10
+    assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P2"): 6}
+
+
+def test_a_pacs_that_restarts_is_waited_for(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(limits="retries = 2")
+    pacs.add(1, slices=9)
+    pacs.silent_finds = 2
+    pacs.breaks_after = [1, 0, 1, 0, 1, 0, 2]  # patience begins afresh with every image
+    report = run(site)
+    assert (report.fetched_now, report.images_now, codes(report)) == (1, 9, [])
+    assert len(pacs.sent) == len(set(pacs.sent)) == 9
+
+
+def test_patience_ends(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(limits="retries = 2")
+    pacs.add(1)
+    pacs.silent_finds = 3
+    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+        run(site)
+    assert pacs.silent_finds == 0
+
+
+def test_a_pacs_that_is_not_there_at_the_start_is_not_waited_for(
+    pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("pipeline.pacs.pull.time.sleep", waits.append)
+    pacs.is_gone = True
+    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+        run(make())
+    assert waits == []
+
+
+def test_the_wait_doubles(pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("pipeline.pacs.pull.time.sleep", waits.append)
+    pacs.add(1)
+    pacs.silent_finds = 4
+    run(make())
+    assert waits == pytest.approx([0.01, 0.02, 0.04, 0.08])
+
+
+def test_one_series_about_which_the_pacs_is_silent_does_not_hold_up_the_others(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make(limits="retries = 1")
+    pacs.fails[pacs.add(1)] = reasons.PACS_SILENT
+    pacs.fails[pacs.add(2)] = reasons.PACS_ANSWER
+    pacs.add(3)
+    report = run(site)
+    assert (report.failed, report.fetched_now) == (2, 1)
+    assert codes(report) == ["E_PACS_ANSWER", "E_PACS_SILENT"]
+    assert {finding.patient_id for finding in report.findings} == {site.pseudonym("P1"), site.pseudonym("P2")}
+    pacs.fails.clear()
+    assert run(site).fetched_now == 2
+
+
+@pytest.mark.parametrize("reason", [reasons.PACS_AUTH, reasons.PACS_UNTRUSTED, reasons.PACS_PROXY])
+def test_what_no_other_series_would_survive_ends_the_pull(
+    pacs: MemoryPacs, make: Callable[..., Site], reason: Reason
+) -> None:
+    pacs.fails[pacs.add(1)] = reason
+    pacs.add(2)
+    with pytest.raises(Refusal, match=reason.code):
+        run(make())
+    assert pacs.sent == []
+
+
+def test_a_series_that_grew_gets_its_new_images(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(limits="retries = 0")
+    pacs.add(1, slices=4)
+    run(site)
+    pacs.add(1, slices=3, first=4)
+    pacs.breaks_after = [1]
+    report = run(site)
+    assert codes(report) == ["E_PACS_SILENT"]
+    assert stored(site) == {site.pseudonym("P1"): 4}  # what was whole stays, until it is whole again
+    assert run(site).images_now == 2
+    assert stored(site) == {site.pseudonym("P1"): 7}
+    assert len(pacs.sent) == len(set(pacs.sent)) == 7
+    assert run(site).already == 1
+
+
+def test_what_the_pacs_deletes_stays(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    pacs.add(1)
+    uid = pacs.add(2)
+    run(site)
+    del pacs.held["1.1.1"]
+    pacs.held[uid][1].popitem()
+    pacs.change(uid, images=3)
+    report = run(site)
+    assert (report.series, report.images_now, report.failed) == (1, 0, 0)
+    assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P2"): 4}
+
+
+def test_a_merged_patient_gets_the_new_pseudonym(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    uid = pacs.add(1)
+    run(site)
+    pacs.change(uid, patient_id="P7")
+    report = run(site)  # the PACS sends the images as they were
+    assert (report.failed, codes(report)) == (1, ["E_PATIENT_DIFFERS"])
+    assert report.findings[0].patient_id == site.pseudonym("P7")
+    assert stored(site) == {}
+    for image in list(pacs.held[uid][1]):
+        pacs.held[uid][1][image] = pacs.image(1, int(image[-1]), PatientID="P7")
+    assert run(site).fetched_now == 1
+    assert stored(site) == {site.pseudonym("P7"): 4}
+    assert run(site).already == 1
+
+
+def test_a_series_of_which_one_image_names_another_patient_is_refused_whole(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    uid = pacs.add(1)
+    pacs.held[uid][1][f"{uid}.2"] = pacs.image(1, 2, PatientID="P9")
+    assert codes(run(site)) == ["E_PATIENT_DIFFERS"]
+    assert list(site.folder.rglob("*.dcm")) == []
+    assert pacs.sent == [f"{uid}.{index}" for index in range(3)]  # nothing more was asked for
+
+
+def test_a_series_of_another_authority_or_of_nobody_is_not_fetched(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(issuer="HOSP")
+    pacs.add(1, issuer="ELSEWHERE")
+    pacs.add(2, patient_id="")
+    pacs.add(3, issuer="HOSP")
+    report = run(site)
+    assert codes(report) == ["E_ISSUER", "E_NO_PATIENT_ID"]
+    assert stored(site) == {site.pseudonym("P3"): 4}
+    assert len(pacs.sent) == 4
+
+
+def test_filters_choose_series(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    pacs.add(1)
+    pacs.add(2, body_part="chest")
+    pacs.add(3, body_part="HEAD")
+    pacs.add(4, body_part="")
+    pacs.add(5, modality="SR")
+    pacs.add(6, modality="Doe^John")
+    assert run(make()).series == 4
+    site = make(filters='body_parts = ["Chest"]')
+    report = run(site)
+    assert (report.series, report.other_body_parts) == (2, 2)
+    assert report.other_modalities == {"SR": 1, "?": 1}
+    assert stored(site).keys() == {site.pseudonym("P1"), site.pseudonym("P2")}
+    assert run(make(filters='body_parts = ["CHEST", ""]')).series == 3
+    assert run(make(filters='modality = "SR"')).series == 1
+
+
+def test_the_list_of_accession_numbers_counts_even_if_the_pacs_disregards_it(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make(filters='accessions = "lists/accessions.txt"')
+    (site.folder / "lists").mkdir()
+    (site.folder / "lists" / "accessions.txt").write_text("\ufeff# approved\nA1\n\n  A3  \nA1\n", encoding="utf-8")
+    for number in (1, 2, 3):
+        pacs.add(number)
+    assert site.settings.pacs is not None
+    assert study_query(site, site.settings.pacs).accessions == ("A1", "A3")
+    run(site)
+    assert stored(site).keys() == {site.pseudonym("P1"), site.pseudonym("P3")}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"# none\n", b"A1\n*\n", b"A?\n", b"A\\B\n", b"\xff\xfeA\x001\x00"])
+def test_a_list_that_would_ask_for_everything_is_refused(
+    pacs: MemoryPacs, make: Callable[..., Site], content: bytes | None
+) -> None:
+    site = make(filters='accessions = "accessions.txt"')
+    if content is not None:
+        (site.folder / "accessions.txt").write_bytes(content)
+    with pytest.raises(Refusal, match="E_PACS_FILE"):
+        run(site)
+
+
+def test_bad_images_are_named_and_not_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    uid = pacs.add(1, slices=5)
+    pacs.held[uid][1][f"{uid}.1"] = b"not DICOM at all"
+    pacs.held[uid][1][f"{uid}.3"] = pacs.image(1, 3, SeriesInstanceUID="")
+    report = run(site)
+    assert (report.fetched_now, report.failed, codes(report)) == (1, 0, ["E_NOT_DICOM", "E_PARSE"])
+    assert [finding.detail for finding in report.findings] == ["1 images", "1 images"]
+    assert stored(site) == {site.pseudonym("P1"): 3}
+    sent = len(pacs.sent)
+    again = run(site)
+    assert (again.already, codes(again), len(pacs.sent)) == (1, ["E_NOT_DICOM", "E_PARSE"], sent)
+    for index in (1, 3):  # mended; and when the series is fetched anew for another reason, they are looked at again
+        pacs.held[uid][1][f"{uid}.{index}"] = pacs.image(1, index)
+    next(site.ct_folder.rglob("*.dcm")).unlink()
+    mended = run(site)
+    assert (mended.images_now, codes(mended), stored(site)) == (5, [], {site.pseudonym("P1"): 5})
+
+
+def test_images_that_the_pacs_lists_but_does_not_send_fail_the_series(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    uid = pacs.add(1)
+    pacs.withholds = {f"{uid}.2"}
+    report = run(site)
+    assert (report.failed, codes(report), stored(site)) == (1, ["E_PACS_INCOMPLETE"], {})
+    pacs.withholds = set()
+    assert run(site).images_now == 1
+    assert stored(site) == {site.pseudonym("P1"): 4}
+
+
+def test_images_that_were_not_asked_for_are_not_stored(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    pacs.add(1)
+    run(site)
+    pacs.add(1, slices=1, first=4)
+    original = pacs.fetch
+    pacs.fetch = lambda series, wanted: original(series, None)  # type: ignore[method-assign]
+    assert run(site).images_now == 1
+    assert len(pacs.sent) == 4 + 5
+    assert stored(site) == {site.pseudonym("P1"): 5}
+
+
+def test_a_pacs_that_does_not_count_its_images_is_asked_for_the_list(
+    pacs: MemoryPacs, make: Callable[..., Site]
+) -> None:
+    site = make()
+    uid = pacs.add(1)
+    pacs.change(uid, images=None)
+    assert run(site).fetched_now == 1
+    assert stored(site) == {site.pseudonym("P1"): 4}
+    run(site)
+    assert (pacs.lists_asked, len(pacs.sent)) == (2, 4)
+
+
+def test_files_that_a_power_cut_left_short_are_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make(limits="retries = 0")
+    pacs.add(1)
+    pacs.add(2)
+    run(site)
+    file = next(site.ct_folder.rglob("*.dcm"))
+    file.write_bytes(file.read_bytes()[:-7])
+    report = run(site)
+    assert (report.fetched_now, report.already, report.images_now) == (1, 1, 4)
+    assert run(site).already == 2
+
+
+def test_files_from_before_a_reboot_are_not_relied_on_while_a_series_is_incomplete(
+    pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make(limits="retries = 0")
+    pacs.add(1)
+    pacs.breaks_after = [3]
+    run(site)
+    monkeypatch.setattr("pipeline.pacs.store.time.clock_gettime", lambda clock: -1.0)  # started a second from now
+    assert run(site).images_now == 4
+
+
+def test_half_a_file_of_a_killed_pull_is_no_image(
+    pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make(limits="retries = 0")
+    pacs.add(1)
+    rename, calls = Path.replace, iter(range(3))
+
+    def killed_before_the_third(self: Path, target: Path) -> Path:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed_before_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(site)
+    monkeypatch.setattr(Path, "replace", rename)
+    assert run(site).images_now == 2
+    assert [path.suffix for path in site.folder.rglob("*.dcm*")] == [".dcm"] * 4
+
+
+def test_a_lost_journal_costs_questions_but_no_transfer(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    pacs.add(1)
+    run(site)
+    for path in (site.folder / "pull").glob("journal.sqlite*"):
+        path.unlink()
+    report = run(site)
+    assert (report.fetched_now, report.images_now, len(pacs.sent), pacs.lists_asked) == (1, 0, 4, 1)
+    assert stored(site) == {site.pseudonym("P1"): 4}
+
+
+def test_only_one_pull_at_a_time(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    pacs.add(1)
+    refused = []
+
+    def meanwhile(done: int, total: int) -> None:
+        with pytest.raises(Refusal) as caught:
+            pull(site, lambda done, total: None)
+        refused.append(caught.value.code)
+
+    pull(site, meanwhile)
+    assert set(refused) == {"E_PULL_RUNNING"}
+    assert run(site).already == 1
+
+
+def test_the_disk_is_not_filled(pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make(limits="")
+    site = init_site(site.folder.parent / "small", (site.folder / "site.toml").read_text().replace("gb = 0", "gb = 3"))
+    pacs.add(1)
+    free = [4e9, 4e9, 2.9e9]
+    usage = type("Usage", (), {"free": property(lambda self: free.pop(0))})
+    monkeypatch.setattr("pipeline.pacs.pull.shutil.disk_usage", lambda folder: usage())
+    with pytest.raises(Refusal, match=r"E_DISK: .* less than 3\.0 GB"):
+        run(site)
+    free += [4e9] * 9
+    assert run(site).images_now == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    (site.folder / "pull").write_text("in the way")
+    with pytest.raises(Refusal, match="E_DISK"):
+        run(site)
+
+
+def test_a_damaged_journal_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    site = make()
+    (site.folder / "pull").mkdir()
+    (site.folder / "pull" / "journal.sqlite").write_bytes(b"not a database" * 1000)
+    with pytest.raises(Refusal, match="E_DISK"):
+        run(site)
+
+
+def test_the_rate_is_kept(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+    pacs.add(1, slices=20)
+    size = sum(len(content) for content in pacs.held["1.1.1"][1].values()) / 1e6
+    site = make(limits=f"megabytes_per_second = {size / 0.4}")
+    start = time.monotonic()
+    run(site)
+    assert 0.4 <= time.monotonic() - start < 2
+
+
+def test_no_pacs_no_pull(tmp_path: Path) -> None:
+    site = init_site(tmp_path / "site", '[site]\nname = "ward"\n[labels]\nfile = "l.csv"\n')
+    with pytest.raises(Refusal, match="E_NO_PACS"):
+        run(site)
+
+
+def test_no_identifier_is_written_or_logged(
+    pacs: MemoryPacs, make: Callable[..., Site], caplog: pytest.LogCaptureFixture
+) -> None:
+    """UIDs, identifiers and accession numbers: in no file, no file's name, no log."""
+    caplog.set_level(logging.DEBUG)
+    site = make()
+    uid = pacs.add(1, patient_id="CANARY-0042", accession="CANARY-ACC")
+    for image in list(pacs.held[uid][1]):
+        pacs.held[uid][1][image] = pacs.image(1, int(image[-1]), PatientID="CANARY-0042", StudyInstanceUID="1.3141592")
+    pacs.change(uid, study_uid="1.3141592")
+    pacs.add(2, patient_id="CANARY-0043")  # refused: the images name P2
+    assert codes(run(site)) == ["E_PATIENT_DIFFERS"]
+    files = [path for path in site.folder.rglob("*") if path.is_file() and path.name != "site.toml"]
+    everything = b"".join(str(path).encode() + path.read_bytes() for path in files) + caplog.text.encode()
+    for secret in (b"CANARY", b"3141592", b"1.1.1.", b"1.2.1."):
+        assert secret not in everything, secret
+    one = dcmread(next(site.ct_folder.rglob("*.dcm")))
+    assert one.PatientID == site.pseudonym("CANARY-0042")

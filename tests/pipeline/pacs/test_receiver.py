@@ -1,0 +1,294 @@
+"""The receiver of C-MOVE: who and what is let in, and that nobody can fill or stop it."""
+
+import logging
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage, JPEG2000Lossless
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
+
+from models.refusal import Refusal
+from pipeline.codecs import is_readable
+from pipeline.pacs.association import keep_answers
+from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver
+from tests.pipeline.pacs.authority import Authority
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
+
+NOT_AUTHORISED, OUT_OF_RESOURCES = 0x0124, 0xA700
+
+
+class Desk:
+    """A receiver that waits for `wanted` images, and its inbox."""
+
+    def __init__(self, wanted: list[Dataset], *, silence_seconds: float = 5, tls: ssl.SSLContext | None = None) -> None:
+        self.port = free_port()
+        self.inbox = Inbox({image.SOPInstanceUID for image in wanted}, silence_seconds)
+        self._options: dict[str, Any] = {"tls": tls, "silence_seconds": silence_seconds}
+
+    def open(self) -> AbstractContextManager[None]:
+        return receiver(
+            self.inbox, ("127.0.0.1", self.port), our_title=OUR_TITLE, pacs_title=PACS_TITLE, **self._options
+        )
+
+    @contextmanager
+    def association(
+        self,
+        *,
+        calling: str = PACS_TITLE,
+        called: str = OUR_TITLE,
+        classes: tuple[Any, ...] = (Verification, CTImageStorage),
+        tls: ssl.SSLContext | None = None,
+    ) -> Iterator[Association]:
+        sender = AE(ae_title=calling)
+        sender.acse_timeout = sender.dimse_timeout = sender.network_timeout = sender.connection_timeout = 5
+        for each in classes:
+            for syntax in TRANSFER_SYNTAXES if each == CTImageStorage else TRANSFER_SYNTAXES[:1]:
+                sender.add_requested_context(each, syntax)
+        association = sender.associate(
+            "127.0.0.1", self.port, ae_title=called, tls_args=(tls, "127.0.0.1") if tls else None
+        )
+        keep_answers(association)
+        try:
+            yield association
+        finally:
+            association.abort()
+
+
+def read(inbox: Inbox) -> list[Dataset]:
+    """End the inbox and read what is in it."""
+    inbox.end(None)
+    return [dcmread(BytesIO(content)) for content in inbox]
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_images_arrive_as_complete_files_with_their_pixels_as_they_were_sent() -> None:
+    sent = [*images(1), *images(2, syntax=JPEG2000Lossless, size=64)[1:]]
+    desk = Desk(sent)
+    with desk.open(), desk.association() as association:
+        assert association.send_c_echo().Status == 0
+        assert [association.send_c_store(image).Status for image in sent] == [0, 0]
+        arrived = read(desk.inbox)
+    assert [image.file_meta.TransferSyntaxUID for image in arrived] == [
+        image.file_meta.TransferSyntaxUID for image in sent
+    ]
+    assert arrived == sent
+
+
+def test_every_transfer_syntax_that_is_let_in_can_be_decoded_here() -> None:
+    assert all(is_readable(syntax) for syntax in TRANSFER_SYNTAXES)
+
+
+@pytest.mark.parametrize(
+    ("title", "diagnostic"), [({"calling": "STRANGER"}, 3), ({"called": "ANOTHER"}, 7)], ids=["calling", "called"]
+)
+def test_a_wrong_title_is_turned_away(title: dict[str, str], diagnostic: int) -> None:
+    desk = Desk(images(1))
+    with desk.open(), desk.association(**title) as association:
+        assert association.is_rejected
+        assert association.acceptor.primitive is not None
+        assert association.acceptor.primitive.diagnostic == diagnostic
+
+
+def test_another_sop_class_is_not_taken() -> None:
+    desk = Desk(images(1))
+    with desk.open(), desk.association(classes=(Verification, MRImageStorage)) as association:
+        assert {context.abstract_syntax for context in association.accepted_contexts} == {Verification}
+
+
+def test_an_image_that_nobody_asked_for_is_refused() -> None:
+    wanted, other = images(2)
+    desk = Desk([wanted])
+    with desk.open(), desk.association() as association:
+        assert association.send_c_store(other).Status == NOT_AUTHORISED
+        assert association.send_c_store(wanted).Status == 0
+        assert read(desk.inbox) == [wanted]
+
+
+def test_an_image_that_is_sent_again_is_delivered_once() -> None:
+    (image,) = images(1)
+    desk = Desk([image])
+    with desk.open(), desk.association() as association:
+        assert [association.send_c_store(image).Status for _ in range(3)] == [0, 0, 0]
+        assert read(desk.inbox) == [image]
+
+
+def test_a_sender_waits_for_a_slow_reader_instead_of_filling_memory() -> None:
+    sent = images(20)
+    desk = Desk(sent)
+    accepted: list[int] = []
+    with desk.open(), desk.association() as association:
+
+        def send() -> None:
+            for image in sent:
+                accepted.append(association.send_c_store(image).Status)
+            desk.inbox.end(None)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        time.sleep(0.7)
+        assert len(accepted) < 6
+        assert len(list(desk.inbox)) == 20
+        thread.join(timeout=5)
+    assert accepted == [0] * 20
+
+
+def test_who_sends_to_a_reader_that_has_gone_is_told_so() -> None:
+    sent = images(20)
+    desk = Desk(sent)
+    with desk.open(), desk.association() as association:
+        desk.inbox.close()
+        assert association.send_c_store(sent[0]).Status == OUT_OF_RESOURCES
+
+
+def test_silence_ends_the_wait() -> None:
+    start = time.monotonic()
+    with pytest.raises(Refusal, match="E_PACS_SILENT"):
+        next(iter(Inbox({"1.2"}, silence_seconds=0.2)))
+    assert time.monotonic() - start < 2
+
+
+def test_signs_of_life_keep_the_reader_waiting() -> None:
+    inbox = Inbox({"1.2"}, silence_seconds=0.5)
+
+    def live() -> None:
+        for _ in range(5):
+            time.sleep(0.2)
+            inbox.show_life()
+        inbox.end(None)
+
+    threading.Thread(target=live).start()
+    assert list(inbox) == []
+
+
+def test_an_address_in_use_is_refused_with_its_reason() -> None:
+    desk = Desk([])
+    with (
+        socket.create_server(("127.0.0.1", desk.port)),
+        pytest.raises(Refusal, match="E_PACS_RECEIVER"),
+        desk.open(),
+    ):
+        pass
+
+
+def test_afterwards_the_port_is_closed_and_nothing_keeps_the_process_alive() -> None:
+    desk, before = Desk([]), threading.enumerate()
+    with desk.open():
+        stranger = socket.create_connection(("127.0.0.1", desk.port))
+        time.sleep(0.2)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", desk.port))
+    assert eventually(lambda: all(thread.daemon or thread in before for thread in threading.enumerate()), seconds=2)
+    stranger.close()
+
+
+def test_a_packet_that_claims_to_be_huge_ends_the_connection_before_it_is_read() -> None:
+    desk = Desk([])
+    with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
+        stranger.sendall(struct.pack(">BBL", 1, 0, 2**31))
+        start = time.monotonic()
+        with suppress(ConnectionResetError):
+            assert stranger.recv(100) == b""
+        assert time.monotonic() - start < 3
+
+
+def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = images(1, size=16)[0], images(2, size=512)[1]
+    desk = Desk([small, large])
+    monkeypatch.setattr("pipeline.pacs.receiver._MAX_MESSAGE_BYTES", 2**17)
+    with desk.open(), desk.association() as association:
+        assert association.send_c_store(small).Status == 0
+        assert "Status" not in association.send_c_store(large)
+        assert read(desk.inbox) == [small]
+
+
+def test_half_a_packet_holds_nobody_up_for_longer_than_the_silence_allowed() -> None:
+    (image,) = images(1)
+    desk = Desk([image], silence_seconds=1)
+    with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
+        stranger.sendall(struct.pack(">BBL", 1, 0, 200))
+        with desk.association() as association:
+            assert association.send_c_store(image).Status == 0
+        assert stranger.recv(100) == b""  # closed by the receiver
+
+
+def test_more_than_a_few_connections_are_closed_at_once_until_some_end() -> None:
+    (image,) = images(1)
+    desk = Desk([image])
+    with desk.open():
+        held = [socket.create_connection(("127.0.0.1", desk.port), timeout=5) for _ in range(8)]
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", desk.port), timeout=5) as one_more:
+            assert one_more.recv(1) == b""
+        for each in held:
+            each.close()
+        time.sleep(0.3)
+        with desk.association() as association:
+            assert association.send_c_store(image).Status == 0
+
+
+def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
+    """The receiver's context, a sender's with a certificate of the same authority, and one without."""
+    authority = Authority.make(folder)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.path)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_cert_chain(*authority.sign("node"))
+    known, stranger = (ssl.create_default_context(cafile=authority.path) for _ in range(2))
+    known.load_cert_chain(*authority.sign("pacs"))
+    return server, known, stranger
+
+
+def test_with_tls_only_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path) -> None:
+    (image,) = images(1)
+    server, known, stranger = _contexts(tmp_path)
+    desk = Desk([image], tls=server)
+    with desk.open():
+        with desk.association(tls=stranger) as association:
+            assert not association.is_established
+        with desk.association() as association:
+            assert not association.is_established
+        with desk.association(tls=known) as association:
+            assert association.send_c_store(image).Status == 0
+        assert read(desk.inbox) == [image]
+
+
+def test_an_unfinished_tls_handshake_does_not_hold_up_the_pacs(tmp_path: Path) -> None:
+    (image,) = images(1)
+    server, known, _ = _contexts(tmp_path)
+    desk = Desk([image], tls=server)
+    with desk.open(), socket.create_connection(("127.0.0.1", desk.port)) as stranger:
+        stranger.sendall(b"\x16\x03\x01")
+        start = time.monotonic()
+        with desk.association(tls=known) as association:
+            assert association.send_c_store(image).Status == 0
+        assert time.monotonic() - start < 3
+
+
+def test_nothing_of_what_arrives_is_logged_or_printed(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (image, other) = images(2, StudyDescription="CANARY study")
+    desk = Desk([image])
+    with caplog.at_level(logging.DEBUG), desk.open(), desk.association() as association:
+        association.send_c_store(image)
+        association.send_c_store(other)
+        read(desk.inbox)
+    assert not [record for record in caplog.records if record.name.startswith("pynetdicom")]
+    assert "".join(capfd.readouterr()) == ""
