@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from federation import cli_node, cli_server, cli_study
+from federation import cli_import, cli_node, cli_server, cli_study
 from federation.console import print_json, print_refusal, progress_bar, say
 from federation.processes import QUIET
 from models.reasons import SYSTEM
@@ -23,8 +24,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_node.app, name="node")
+app.add_typer(cli_import.app, name="import")
 app.add_typer(cli_server.app, name="server")
 app.add_typer(cli_study.app, name="study")
+
+
+class LaboratoryFeed(StrEnum):
+    csv = "csv"
+    hl7 = "hl7"
+    fhir = "fhir"
 
 
 @app.command()
@@ -45,13 +53,21 @@ def phantom(
     patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients of each, beside the spoilt ones.")] = 100,
     seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 1,
     defects: Annotated[bool, typer.Option(help="Plant one patient more for each kind of defect.")] = True,
+    laboratory: Annotated[LaboratoryFeed, typer.Option(help="How the laboratories export.")] = LaboratoryFeed.csv,
     as_json: Json = False,
 ) -> None:
     """Write synthetic hospitals: DICOM, laboratory and outcome files, and the truth beside them."""
     from pipeline.phantom.generate import make_hospitals
 
     with progress_bar("synthetic patients") as progress:
-        folders = make_hospitals(out, patients=[patients] * sites, seed=seed, defects=defects, progress=progress)
+        folders = make_hospitals(
+            out,
+            patients=[patients] * sites,
+            seed=seed,
+            defects=defects,
+            laboratory=laboratory.value,
+            progress=progress,
+        )
     if as_json:
         print_json({"hospitals": [folder.name for folder in folders]})
     else:

@@ -2,11 +2,14 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from federation.console import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from pipeline.site import Site
 
 app = typer.Typer(help="Hospital IT: make, check, feed and run this hospital's node.", no_args_is_help=True)
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
@@ -52,115 +55,130 @@ def check(
     site_dir: SiteDir,
     study: StudyFile = None,
     truth: Annotated[Path | None, typer.Option(help="truth.json of a synthetic hospital, to judge the check.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Where the page goes that may be mailed; SITE_DIR/check.html if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """The doctor: what is wrong with this site's data, and how to mend it. Changes nothing in the cohort."""
+    """The doctor: what is wrong with this site, and how to mend it. Fetches nothing, changes nothing in the cohort."""
+    from federation.doctor_screen import show_checkup
     from federation.study import preprocessing_of
     from pipeline import check as doctor
+    from pipeline.doctor.page import write_page
     from pipeline.site import Site
 
+    site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
-        result = doctor.check(Site.open(site_dir), preprocessing_of(study), progress, truth=truth)
-    content = result.to_json()
+        result = doctor.check(site, preprocessing_of(study), progress, truth=truth)
+    page = page or site.folder / "check.html"
+    write_page(result, page)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_checkup(result)
+        say(f"The page, which names no patient and may be mailed: {page}")
+    raise typer.Exit(int(result.is_refused))
+
+
+@app.command()
+def pull(site_dir: SiteDir, as_json: Json = False) -> None:
+    """Fetch what is new from the PACS into the site's folder, stripped of everything that names a patient."""
+    from models.refusal import Refusal
+    from pipeline.reasons import NO_PACS
+    from pipeline.site import Site
+
+    site = Site.open(site_dir)
+    if site.settings.pacs is None:
+        raise Refusal(NO_PACS)
+    content = _pull(site)
     if as_json:
         print_json(content)
-        return
-    print_table(["environment", ""], [[k, v] for k, v in result.environment.items()])
-    _print_findings(content)
-    if result.verdict:
-        v = result.verdict
-        say(f"Planted defects: {v.planted}, found {v.found}; precision {v.precision:.3f}, recall {v.recall:.3f}.")
+
+
+def _pull(site: "Site") -> dict[str, Any]:
+    """Fetch from the PACS and say what came; the same as JSON."""
+    from pipeline.pacs.pull import pull as run
+
+    with progress_bar("fetching series") as progress:
+        report = run(site, progress)
+    content = report.to_json()
+    say(
+        f"PACS: {content['series']} series match; {content['fetched_now']} fetched now "
+        f"({content['megabytes']:.0f} MB), {content['already']} were here, {content['failed']} failed."
+    )
+    return content
 
 
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
-    """Bring the cohort up to date with the site's files; what is known is not read again."""
+    """Bring the cohort up to date with the PACS and the site's files; what is known is not read again."""
+    from federation.doctor_screen import show_waterfall
     from federation.study import preprocessing_of
-    from pipeline.check import Checkup
     from pipeline.ingest import ingest as run
     from pipeline.site import Site
 
     site = Site.open(site_dir)
+    pulled = _pull(site) if site.settings.pacs is not None else None
     with progress_bar("examining series") as progress:
         assessment = run(site, preprocessing_of(study), progress)
-    content = Checkup({}, assessment, None).to_json()
-    del content["environment"], content["verdict"]
-    content["examined_now"] = assessment.examined_now
     if as_json:
-        print_json(content)
+        print_json({**assessment.to_json(), "examined_now": assessment.examined_now, "pulled": pulled})
         return
-    _print_findings(content)
-    say(f"Each refusal with its pseudonym: {site.cohort_folder / 'refusals.csv'}")
-
-
-def _print_findings(content: dict[str, Any]) -> None:
-    lines = [[f["code"], str(f["count"]), f["remedy"]] for f in content["findings"]]
-    print_table(["finding", "count", "what to do"], lines)
-    say(
-        f"{content['series']} series; {content['patients']} patients accepted, {content['pcr_positive']} of them "
-        f"PCR-positive, of those {content['severe_among_positive']} severe "
-        f"({content['severe_known_among_positive']} known)."
+    print_table(
+        ["finding", "count", "what to do"],
+        [[reason.code, str(count), reason.remedy] for reason, count in assessment.counts],
     )
+    show_waterfall(assessment)
+    say(f"Each refusal with its pseudonym: {site.cohort_folder / 'refusals.csv'}")
 
 
 @app.command()
 def status(site_dir: SiteDir, as_json: Json = False) -> None:
-    """How many patients the cohort has, split by split, and which server this node belongs to."""
-    from collections import Counter
-
-    from pipeline.cohort import Cohort
+    """Whether the node runs, what it last did, and how many patients the cohort has."""
+    from federation.node import node_status
     from pipeline.site import Site
 
-    site = Site.open(site_dir)
-    with Cohort(site) as cohort:
-        patients = cohort.patients()
-    content = {
-        "site": site.name,
-        "server": site.settings.server.address,
-        "patients": len(patients),
-        "splits": dict(Counter(p.split for p in patients)),
-        "pcr_positive": sum(p.pcr_positive for p in patients),
-    }
+    content = node_status(Site.open(site_dir))
     if as_json:
         print_json(content)
     else:
-        print_table(["", ""], [[k, str(v)] for k, v in content.items()], title=f"site {site.name}")
+        shown = {key: value for key, value in content.items() if key != "site" and value not in (None, "")}
+        print_table(
+            ["", ""], [[k.replace("_", " "), str(v)] for k, v in shown.items()], title=f"site {content['site']}"
+        )
 
 
 @app.command()
 def find(
     site_dir: SiteDir, pseudonym: Annotated[str, typer.Argument(help="As refusals.csv and the cohort show it.")]
 ) -> None:
-    """Whose pseudonym it is: the patient's folders, on this screen alone."""
-    from pipeline.series import find_series
+    """Whose pseudonym it is: the patient's folders, or the accession numbers in the PACS, on this screen alone."""
+    from pipeline.pacs.pacs import open_pacs
+    from pipeline.pacs.pull import study_query
+    from pipeline.scans import find_scans
     from pipeline.site import Site
 
     site = Site.open(site_dir)
-    series, _ = find_series(site.settings.ct.folder)
-    owned = [s for s in series if site.pseudonym(s.patient_id) == pseudonym]
-    for folder in sorted({s.files[0].parent for s in owned}):
-        typer.echo(folder)
-    say(f"{len(owned)} series of this patient.")
+    if site.settings.pacs is not None:
+        with open_pacs(site) as pacs:
+            remote = pacs.find(study_query(site, site.settings.pacs))
+        places = {
+            f"patient {r.patient_id}, accession {r.accession}"
+            for r in remote
+            if site.pseudonym(r.patient_id) == pseudonym
+        }
+    else:
+        series, _ = find_scans(site.ct_folder)
+        places = {str(s.files[0].parent) for s in series if site.pseudonym(s.patient_id) == pseudonym}
+    for place in sorted(places):
+        typer.echo(place)
+    say(f"{len(places)} examinations or folders of this patient.")
 
 
 @app.command()
 def start(site_dir: SiteDir) -> None:
     """Run this hospital's node until Ctrl-C. It dials the study's server; nothing here is reachable from outside."""
-    from federation.node import start_node, wait_online
-    from federation.reasons import NO_SERVER_SET
-    from models.refusal import Refusal
+    from federation.node import run_node
     from pipeline.site import Site
 
-    site = Site.open(site_dir)
-    if not site.settings.server.address:
-        raise Refusal(NO_SERVER_SET)
-    with start_node(
-        site.folder,
-        server=site.settings.server.address,
-        ca_certificate=site.ca_certificate,
-        private_key=site.node_key,
-        log=site.logs / "node.log",
-    ) as node:
-        wait_online(node)
-        say(f"The node of {site.name} is online. Ctrl-C ends it. Its log: {site.logs / 'node.log'}")
-        node.wait()
+    run_node(Site.open(site_dir), say)

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -31,7 +32,9 @@ def coded(handler: Handler) -> Handler:
     @functools.wraps(handler)
     def wrapped(message: Message, context: Context) -> Message:
         try:
-            return handler(message, context)
+            reply = handler(message, context)
+            _log().info("done")
+            return reply
         except Refusal as refusal:
             _log().error("%s %s", refusal, refusal.private)
             return Message(Error(REFUSED, refusal.code), reply_to=message)
@@ -55,9 +58,11 @@ def _log() -> logging.Logger:
     log = logging.getLogger("fedthorax.site")
     folder = os.environ.get("FEDTHORAX_SITE_DIR")
     if folder and not log.handlers:
-        handler = logging.FileHandler(Path(folder) / "logs" / "client.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(handler)
+        with suppress(OSError):  # its text holds the path, and would cross the network
+            handler = logging.FileHandler(Path(folder) / "logs" / "client.log")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
+    log.setLevel(logging.INFO)
     log.propagate = False  # Flower's own log would take it along
     return log
 
@@ -70,14 +75,15 @@ def _study(context: Context) -> Study:
 @coded
 def train(message: Message, context: Context) -> Message:
     """Evaluate the global model on this site's validation patients, then train it on its own."""
-    config = message.content.config_records["config"]
+    round_number = int(str(message.content.config_records["config"]["server-round"]))
+    _log().info("training for round %d", round_number)
     records = message.content.array_records
     result = train_site(
         Site.open(site_folder(context)),
         _study(context),
         decode(records["arrays"]),
         decode(records.get("buffers") or ArrayRecord()),
-        round_number=int(str(config["server-round"])),
+        round_number=round_number,
     )
     content = RecordDict(
         {
@@ -93,6 +99,7 @@ def train(message: Message, context: Context) -> Message:
 @coded
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the final model on this site's test patients and fit its calibration."""
+    _log().info("evaluating the final model")
     records = message.content.array_records
     result = evaluate_site(
         Site.open(site_folder(context)), _study(context), decode(records["arrays"]), decode(records["buffers"])

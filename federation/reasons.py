@@ -82,8 +82,29 @@ NOT_STARTED = Reason(
 )
 NOT_ENROLLED = Reason(
     "E_NOT_ENROLLED",
-    "the study's server does not know this node's key",
-    "Send the node's .pub file to the study's coordinator to be enrolled, then start the node again.",
+    "the study's server does not let this node's key in",
+    "Send the node's .pub file to the study's coordinator to be enrolled. A node that was killed, or runs elsewhere "
+    "with the same key, counts as present for a minute: start it again then.",
+)
+NODE_RUNNING = Reason(
+    "E_NODE_RUNNING",
+    "the node of this site is running already",
+    "`fedthorax node status` tells what it does; end that one before you start another.",
+)
+NODE_FILE = Reason(
+    "E_NODE_FILE",
+    "{file} is not there, or this user may not read it",
+    "Put the study's ca.crt where ca_certificate in site.toml says; run the node as the user who owns the site.",
+)
+NODE_ENDED = Reason(
+    "E_NODE_ENDED",
+    "the node ended by itself",
+    "Read the end of logs/node.log in the site's folder, remove the cause and start it again.",
+)
+TASK_DIED = Reason(
+    "E_TASK_DIED",
+    "the process that worked on a task was ended by the system, most likely for want of memory",
+    "Free memory on this machine; the node takes the next round's task by itself.",
 )
 
 SERVER_UNTRUSTED = Reason(

@@ -1,26 +1,33 @@
-"""The doctor: what is wrong with a site's data, rule by rule, with remedies; and how well the doctor itself does.
+"""The doctor: looks at a site from the machine to the data; and how well the doctor itself does.
 
-It examines as an ingest would and changes nothing in the cohort. Where a synthetic hospital's truth is given, its
-findings are held against the defects that were planted.
+It examines as an ingest would, fetches nothing and changes nothing in the cohort. What cannot be read is one of its
+lines, and it goes on. Where a synthetic hospital's truth is given, its findings are held against the defects that
+were planted.
 """
 
 import json
-import platform
-import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from models.refusal import Refusal
+from pipeline import reasons
 from pipeline.cohort import Cohort
-from pipeline.ingest import Assessment, assess
-from pipeline.preprocess import Preprocessing
+from pipeline.doctor import reach
+from pipeline.doctor.contract import Facts, Result, contract, numbers
+from pipeline.doctor.environment import configuration, machine
+from pipeline.doctor.lines import Line, Status, refused
+from pipeline.doctor.records import read_lines
+from pipeline.findings import Finding
+from pipeline.ingest import Assessment, Material, assess_material
+from pipeline.join import JoinRules, Records
+from pipeline.preprocess import Preprocessing, settings_digest
+from pipeline.series import Series
 from pipeline.site import Site
-
-LIBRARIES = ("fedthorax", "torch", "monai", "flwr", "pydicom")
-TENSOR_MB = 0.6  # a cached tensor of the default shape
+from pipeline.sources import read_records, read_series_list
+from pipeline.windows import Variant, vary
 
 
 @dataclass(frozen=True)
@@ -41,54 +48,50 @@ class Verdict:
     def recall(self) -> float:
         return self.found / self.planted if self.planted else 1.0
 
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "precision": self.precision, "recall": self.recall}
+
 
 @dataclass(frozen=True)
 class Checkup:
-    """The result of `check`, for the site's own eyes."""
+    """The result of `check`, for the site's own eyes.
 
-    environment: dict[str, str]
-    assessment: Assessment
-    verdict: Verdict | None
+    `assessment` is None where there are no scans to look at, and then `contract`, `numbers` and `variants` are empty.
+    """
+
+    site: str
+    minimum: int
+    rules: JoinRules
+    lines: tuple[Line, ...]
+    assessment: Assessment | None = None
+    contract: tuple[Result, ...] = ()
+    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether something keeps the site from working; single scans and patients that are refused do not."""
+        return any(line.status == "fail" for line in self.lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and remedies alone: no patient, file or date."""
-        patients = self.assessment.patients
+        """Exact counts and remedies: no patient, file or date."""
         return {
-            "environment": self.environment,
-            "series": self.assessment.series,
-            "patients": len(patients),
-            "pcr_positive": sum(p.pcr_positive for p in patients),
-            "severe_known_among_positive": sum(p.pcr_positive and p.severe is not None for p in patients),
-            "severe_among_positive": sum(bool(p.pcr_positive and p.severe) for p in patients),
-            "findings": [
-                {"code": r.code, "count": n, "remedy": r.remedy, "refuses": r.refuses}
-                for r, n in self.assessment.counts
-            ],
-            "verdict": self.verdict
-            and {
-                "planted": self.verdict.planted,
-                "found": self.verdict.found,
-                "missed": self.verdict.missed,
-                "unexpected": self.verdict.unexpected,
-                "precision": self.verdict.precision,
-                "recall": self.verdict.recall,
-            },
+            "site": self.site,
+            "refused": self.is_refused,
+            "lines": [line.to_json() for line in self.lines],
+            **(self.assessment.to_json() if self.assessment else {}),
+            "contract": [result.to_json() for result in self.contract],
+            "numbers": self.numbers,
+            "windows": [vars(variant) for variant in self.variants],
+            "verdict": self.verdict and self.verdict.to_json(),
         }
 
 
-def environment(site: Site) -> dict[str, str]:
-    """Versions and room on the disk."""
-    free_gb = shutil.disk_usage(site.folder).free / 1e9
-    return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
-        "disk": f"{free_gb:.1f} GB free, room for {int(free_gb * 1000 / TENSOR_MB)} prepared scans",
-    }
-
-
-def judge(assessment: Assessment, truth: Path) -> Verdict:
+def judge(site: Site, assessment: Assessment, truth: Path) -> Verdict:
     """Hold the findings against the truth of a synthetic hospital, code by code and patient by patient."""
-    planted = Counter((d["code"], d["patient_id"]) for d in json.loads(truth.read_text())["defects"])
+    defects = json.loads(truth.read_text())["defects"]
+    planted = Counter((d["code"], site.pseudonym(d["patient_id"])) for d in defects)
     reported = Counter((f.reason.code, f.patient_id) for f in assessment.findings)
     return Verdict(
         planted=planted.total(),
@@ -101,7 +104,73 @@ def judge(assessment: Assessment, truth: Path) -> Verdict:
 def check(
     site: Site, settings: Preprocessing, progress: Callable[[int, int], None], *, truth: Path | None = None
 ) -> Checkup:
-    """Examine the site's files and judge them. Raises Refusal where a whole file cannot be used."""
-    with Cohort(site) as cohort:
-        assessment = assess(site, cohort, settings, progress)
-    return Checkup(environment(site), assessment, judge(assessment, truth) if truth else None)
+    """Look at everything. Raises Refusal E_COHORT_BUSY; whatever else is refused becomes a line."""
+    lines = [*configuration(site), *reach.network(site), *reach.pacs(site, reach.count_at_pacs)]
+    material = _read(site, lines)
+    with Cohort(site) as cohort, cohort.alone():
+        known = cohort.scans(settings_digest(settings))
+        new = sum(s.fingerprint not in known for s in material.series)
+        lines = [*machine(site, settings, new), *lines]
+        checkup = Checkup(site.name, site.settings.site.min_patients, site.settings.join, tuple(lines))
+        if not material.series or any(line.name == "disk" and line.status == "fail" for line in lines):
+            return checkup
+        try:
+            assessment = assess_material(site, cohort, material, settings, progress)
+        except Refusal as refusal:
+            return replace(checkup, lines=(*lines, refused("scans", "scans", refusal)))
+        facts = Facts(site, settings, assessment, cohort.tensors, cohort.patients())
+        results = contract(facts)
+    return replace(
+        checkup,
+        lines=(*lines, *_cohort_lines(assessment, results, checkup.minimum)),
+        assessment=assessment,
+        contract=tuple(results),
+        numbers=numbers(facts),
+        variants=tuple(_variants(assessment, site.settings.join)),
+        verdict=judge(site, assessment, truth) if truth else None,
+    )
+
+
+def _read(site: Site, lines: list[Line]) -> Material:
+    """What can be read; what cannot is a line more."""
+    records: Records | None = None
+    record_findings: list[Finding] = []
+    scan_findings: list[Finding] = []
+    series: list[Series] = []
+    try:
+        records, record_findings = read_records(site)
+        lines += read_lines(records)
+    except Refusal as refusal:
+        lines.append(refused("records", "laboratory and outcomes", refusal))
+    try:
+        series, scan_findings = read_series_list(site)
+        lines.append(Line("scans", "scans", "ok", "can be found", detail=f"{len(series)} series"))
+    except Refusal as refusal:
+        line = refused("scans", "scans", refusal)
+        # Not a fault: it is what comes next.
+        lines.append(replace(line, status="skip") if refusal.reason == reasons.NOTHING_PULLED else line)
+    return Material(series, records, scan_findings, record_findings)
+
+
+def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: int) -> list[Line]:
+    """What the cohort as a whole is fit for."""
+    patients = len(assessment.patients)
+    detail = f"{patients} patients have a usable CT and a label; {minimum} are needed"
+    if patients >= minimum:
+        lines = [Line("cohort", "size", "ok", "enough patients to take part", detail=detail)]
+    else:
+        remedy = reasons.TOO_FEW_PATIENTS.remedy if assessment.material.records else "Mend the records first."
+        lines = [Line("cohort", "size", "warn", "too few patients to take part", remedy, detail)]
+    split = next(result for result in results if result.reason == reasons.OTHER_SPLIT)
+    says = f"{split.reason.code}: {split.reason.says}" if split.is_met else "every patient is in one split"
+    status: Status = "fail" if split.is_met else "ok"
+    return [*lines, Line("cohort", "splits", status, says, split.reason.remedy if split.is_met else "")]
+
+
+def _variants(assessment: Assessment, rules: JoinRules) -> list[Variant]:
+    """How the windows would change the cohort; published labels hang on no day."""
+    records = assessment.material.records
+    if records is None or records.labels is not None:
+        return []
+    cts = [(m.series.patient_id, m.series.acquired) for m in assessment.members]
+    return vary([(pseudonym, ct) for pseudonym, ct in cts if ct is not None], records, rules)

@@ -1,14 +1,19 @@
-"""What a node is started with, and how its log is understood."""
+"""What a node is started with, how its log is understood, and how it runs in the foreground."""
 
-from collections.abc import Callable
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from federation import node, reasons
-from federation.node import start_node, wait_online
+from federation.node import node_status, run_node, start_node, wait_online
+from federation.node_state import NodeState
 from models.refusal import Refusal
+from pipeline.site import Site, init_site, site_settings
 
 
 class RecordedProcess:
@@ -74,3 +79,161 @@ def test_the_cause_is_named(text: str, code: str) -> None:
     assert refused.value.code == code
     assert refused.value.says
     assert refused.value.private == "its log"
+
+
+# --- in the foreground ------------------------------------------------------------------------------------
+
+ONLINE = "INFO :      SuperNode ID: 42"
+
+
+class ScriptedNode:
+    """Stands for the SuperNode: at each look it writes a line to its log, or sends us a signal; then it ends."""
+
+    def __init__(self, site: Site, script: list[str | int]) -> None:
+        self.log, self.script, self.stopped = site.logs / "node.log", script, False
+
+    @property
+    def running(self) -> bool:
+        if not self.script:
+            return False
+        step = self.script.pop(0)
+        if isinstance(step, int):
+            os.kill(os.getpid(), step)
+        else:
+            with self.log.open("a") as log:
+                log.write(step + "\n")
+        return True
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def __enter__(self) -> "ScriptedNode":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = init_site(tmp_path / "site", site_settings(None, name="north", server="study.example.org:8443"))
+    site.ca_certificate.write_text("certificate")
+    site.node_key.write_text("key")
+    return site
+
+
+@pytest.fixture
+def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Runs the site's node by a script; what was said, without the times."""
+    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.0)
+
+    def run(*script: str | int) -> list[str]:
+        scripted = ScriptedNode(site, list(script))
+        monkeypatch.setattr(node, "start_node", lambda *_, **__: scripted)
+        said: list[str] = []
+        try:
+            run_node(site, said.append)
+        finally:
+            assert scripted.stopped
+        assert all(line[4] == "-" and line[19:21] == "  " for line in said)
+        return [line[21:] for line in said]
+
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]], site: Site, number: int) -> None:
+    assert run(ONLINE, number) == [
+        "the node of north dials study.example.org:8443; Ctrl-C ends it",
+        "the node is online: the study's server has let it in",
+        "the node has ended, as it was told to",
+    ]
+    status = node_status(site)
+    assert status["running"] is False
+    assert status["connection"] == "ended"
+    assert status["last_contact"] is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("[code: 2004] Failed to activate SuperNode.", "E_NOT_ENROLLED"),
+        ("CERTIFICATE_VERIFY_FAILED", "E_SERVER_UNTRUSTED"),
+        ("WARNING :  Connection attempt failed, retrying", "E_NODE_ENDED"),
+    ],
+)
+def test_a_node_that_ends_by_itself_is_refused(run: Callable[..., list[str]], line: str, code: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        run(line)
+    assert refused.value.code == code
+
+
+def test_a_cause_of_long_ago_is_none(run: Callable[..., list[str]]) -> None:
+    with pytest.raises(Refusal) as refused:
+        run("[code: 2004]", *["later"] * 30)
+    assert refused.value.code == "E_NODE_ENDED"
+
+
+def test_a_second_node_of_the_site_is_refused_and_the_first_is_seen(run: Callable[..., list[str]], site: Site) -> None:
+    seen = []
+
+    class Second(str):
+        """A line of the log that, when it is written, looks from outside."""
+
+        def __add__(self, other: str) -> str:
+            seen.append(node_status(site))
+            with pytest.raises(Refusal) as refused:
+                run_node(site, print)
+            seen.append(refused.value.code)
+            return str(self)
+
+    run(ONLINE, Second(""), signal.SIGTERM)
+    status, code = seen
+    assert code == "E_NODE_RUNNING"
+    assert status["running"] is True
+    assert status["pid"] == os.getpid()
+    assert status["connection"] == "online"
+    assert status["since"] is not None
+
+
+def test_a_node_without_server_certificate_or_key_is_not_started(site: Site) -> None:
+    def code() -> str:
+        with pytest.raises(Refusal) as refused:
+            run_node(site, print)
+        assert str(site.folder) not in str(refused.value)
+        return refused.value.code
+
+    site.node_key.unlink()
+    assert code() == "E_NODE_FILE"
+    site.ca_certificate.unlink()
+    assert code() == "E_NODE_FILE"
+    site.settings.server.address = ""
+    assert code() == "E_NO_SERVER_SET"
+
+
+def test_systemd_is_told_what_the_operator_is(
+    run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        said = run(ONLINE, signal.SIGTERM)
+        assert [systemd.recv(1000).decode() for _ in said] == [f"READY=1\nSTATUS={text}" for text in said]
+
+
+def test_the_status_of_a_site_that_never_ran(site: Site) -> None:
+    status = node_status(site)
+    assert (status["running"], status["pid"], status["rounds"], status["patients"]) == (False, None, 0, 0)
+    assert (status["since"], status["last_contact"], status["last_refusal"]) == (None, None, None)
+
+
+def test_a_killed_node_is_not_running_whatever_it_last_wrote(site: Site) -> None:
+    state = NodeState.begin(site.logs)
+    state.connection, state.doing, state.rounds = "online", "training for round 2", 5
+    state.save(site.logs)
+    status = node_status(site)
+    assert (status["running"], status["connection"], status["doing"]) == (False, "ended", "")
+    assert status["rounds"] == 5

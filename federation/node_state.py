@@ -1,0 +1,193 @@
+"""What a running node does, read from its logs and kept for `fedthorax node status`.
+
+Flower's SuperNode and our app each write a log at the site. A line of theirs becomes one of a few fixed texts, or
+nothing: whatever a study's code prints, none of it reaches the operator's screen or the journal.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, PrivateAttr, ValidationError
+
+from federation.reasons import SERVER_SILENT, SITE_FAILED, TASK_DIED
+from federation.refusals_page import TABLES, table
+from models.refusal import Reason
+
+_STATE = "node.json"
+_MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts
+_MAX_LINE_BYTES = 500
+_FAILURES_BEFORE_ALARM = 2  # one may be a packet that was lost
+
+_REASONS = {reason.code: reason for module in TABLES.values() for reason in table(module)}
+
+
+def now() -> datetime:
+    """Local time with its zone, to the second."""
+    return datetime.now().astimezone().replace(microsecond=0)
+
+
+class Tail:
+    """A log that grows, from its present end on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at = path.stat().st_size if path.exists() else 0
+        self._begun = b""  # a line whose end is not yet written
+
+    def lines(self) -> list[str]:
+        """The lines that were completed since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as log:
+            log.seek(self._at)
+            *whole, self._begun = (self._begun + log.read()).split(b"\n")
+            self._at = log.tell()
+        return [line[:_MAX_LINE_BYTES].decode(errors="replace") for line in whole]
+
+
+def put_aside(log: Path) -> Path:
+    """Where the log is too long, give it the name NAME.1, over the one before, so that a new one begins."""
+    if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
+        log.replace(log.with_name(f"{log.name}.1"))
+    return log
+
+
+class NodeState(BaseModel, extra="ignore"):
+    """A node as its logs tell of it. `contact`: when the server is last known to have answered.
+
+    `rounds` and `refused` (the last refusal's code) go on from one start of the node to the next.
+    """
+
+    pid: int
+    started: datetime
+    connection: Literal["dialling", "online", "lost", "ended"] = "dialling"
+    contact: datetime | None = None
+    doing: str = ""
+    rounds: int = 0
+    refused: str = ""
+    refused_at: datetime | None = None
+
+    _failures: int = PrivateAttr(0)
+    _kind: str = PrivateAttr("")  # of the task at hand
+    _answer: str = PrivateAttr("")  # "done", or the code of its refusal
+
+    @classmethod
+    def begin(cls, logs: Path) -> "NodeState":
+        """The state of a node that this process starts now."""
+        state = cls(pid=os.getpid(), started=now())
+        if before := cls.load(logs):
+            state.rounds, state.refused, state.refused_at = before.rounds, before.refused, before.refused_at
+        return state
+
+    @classmethod
+    def load(cls, logs: Path) -> "NodeState | None":
+        """The state that was kept last; None where there is none, or none that can be read."""
+        with suppress(FileNotFoundError, ValidationError):
+            return cls.model_validate_json((logs / _STATE).read_bytes())
+        return None
+
+    def save(self, logs: Path) -> None:
+        """Keep it. A full disk is no reason to stop the node."""
+        with suppress(OSError):
+            temporary = logs / f".{_STATE}"
+            temporary.write_text(self.model_dump_json(indent=1))
+            temporary.replace(logs / _STATE)
+
+    def read(self, line: str) -> str | None:
+        """Take in one line of either log; what to tell the operator, if anything."""
+        for pattern, react in _RULES:
+            if found := pattern.search(line):
+                return react(self, found)
+        return None
+
+    def touch(self) -> None:
+        """All of the logs is read: a node that is online and idle asks for work every 3 s, and says when it cannot."""
+        if self.connection == "online" and not self.doing:
+            self.contact = now()
+
+    def _online(self, _: re.Match[str]) -> str:
+        self._failures, self.connection, self.contact = 0, "online", now()
+        return "the node is online: the study's server has let it in"
+
+    def _failed(self, _: re.Match[str]) -> str | None:
+        self._failures += 1
+        if self.connection == "ended" or self._failures != _FAILURES_BEFORE_ALARM:
+            return None
+        if self.connection == "dialling":
+            return f"no answer yet ({SERVER_SILENT.code}); dialling on. {SERVER_SILENT.remedy}"
+        self.connection = "lost"
+        return "connection lost; dialling until the server is back"
+
+    def _connected_again(self, found: re.Match[str]) -> str | None:
+        self._failures, self.contact = 0, now()
+        if self.connection != "lost":
+            return None
+        self.connection = "online"
+        return f"connected again after {float(found[1]):.0f} s"
+
+    def _task(self, found: re.Match[str]) -> str:
+        self.contact, self.doing, self._kind = now(), "fetching a task", found[1]
+        return f"task received: {self._kind}"
+
+    def _working(self, found: re.Match[str]) -> str:
+        self.doing = found[1]
+        return self.doing
+
+    def _done(self, _: re.Match[str]) -> None:
+        self._answer = "done"
+
+    def _refused(self, found: re.Match[str]) -> str:
+        return self._refuse(_REASONS.get(found[1] or "", SITE_FAILED))
+
+    def _raised(self, _: re.Match[str]) -> str:
+        return self._refuse(SITE_FAILED)
+
+    def _refuse(self, reason: Reason) -> str:
+        self.refused, self.refused_at, self._answer = reason.code, now(), reason.code
+        return f"refused ({reason.code}): {reason.remedy}"
+
+    def _sent(self, _: re.Match[str]) -> str:
+        self.contact, self.doing = now(), ""
+        answer, self._answer = self._answer, ""
+        if answer == "done":
+            self.rounds += self._kind == "train"
+            return "reply sent"
+        return "the server was told the code alone" if answer else self._refuse(TASK_DIED)
+
+    def _dropped(self, _: re.Match[str]) -> str:
+        self.doing = ""
+        return "the run has been stopped at the server; its task is dropped"
+
+    def _not_passed(self, found: re.Match[str]) -> str:
+        self.doing = ""
+        what = "the task could not be fetched" if found[1] == "receive" else "the reply could not be sent"
+        return f"{what}; the round goes on without this site"
+
+    def _ended(self, _: re.Match[str]) -> None:
+        self.connection, self.doing = "ended", ""
+
+
+# Flower 1.42, supernode/start_client_internal.py and supercore/retry/http_retry.py; then our app's own log, whose
+# lines begin with the time.
+_RULES: Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str | None]]] = [
+    (re.compile(pattern), react)
+    for pattern, react in (
+        (r"INFO .*SuperNode ID: \d+$", NodeState._online),
+        (r"WARNING .*Connection attempt failed, retrying", NodeState._failed),
+        (r"INFO .*Connection successful after ([\d.]+) seconds", NodeState._connected_again),
+        (r"INFO .*Receiving: (train|evaluate) message", NodeState._task),
+        (r"INFO .*Sent successfully$", NodeState._sent),
+        (r"INFO .*is not in `RUNNING` status", NodeState._dropped),
+        (r"ERROR .*Failed to (receive|send) message", NodeState._not_passed),
+        (r"ERROR .*raised an exception$", NodeState._raised),
+        (r"INFO .*SuperNode terminated gracefully", NodeState._ended),
+        (r"^\d{4}-\S+ \S+ INFO (training for round \d+|evaluating the final model)$", NodeState._working),
+        (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
+        (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._refused),
+    )
+]

@@ -1,0 +1,287 @@
+"""The data contract: what a site's scans, labels and outcomes are held against, rule by rule.
+
+Each rule has an identifier, the code of its reason, and a severity: what `refuses` leaves scans or patients out, what
+`flags` deserves a look, what `informs` needs none. It counts where it is met, and of how many.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from models.refusal import Reason
+from pipeline import reasons
+from pipeline.cohort import PatientRow
+from pipeline.doctor.duplicates import near_duplicates
+from pipeline.findings import Finding
+from pipeline.ingest import Assessment, Member
+from pipeline.measures import Measures
+from pipeline.preprocess import Preprocessing
+from pipeline.site import Site, Split
+
+Severity = Literal["refuses", "flags", "informs"]
+ADULT_YEARS = 18
+SMALL_LUNGS_ML = 2000
+MIXED_FROM = 0.1  # share of the rarer kind
+SKEWED_BELOW = 0.05  # share of the rarer PCR label
+MOST = 0.5
+HEARTS_FOR_A_SIDE = 10  # lesions hide where the heart lies in one scan of twenty
+FEW_IN_SPLIT = 5
+MOST_WORDS = 50  # that are listed on the site's screen
+
+# Reasons for which one scan or one patient is refused or flagged, by what they are about.
+_AREAS: dict[str, tuple[Reason, ...]] = {
+    "geometry": (
+        *(reasons.GEOMETRY, reasons.SPACING, reasons.MIXED_GEOMETRY, reasons.DIMENSIONS, reasons.SLICE_GAP),
+        *(reasons.DUPLICATE_SLICE, reasons.DUPLICATE_DROPPED, reasons.TILT, reasons.OBLIQUE, reasons.TOO_FEW),
+        reasons.THICK,
+    ),
+    "HU": (reasons.RESCALE, reasons.HU_RANGE, reasons.EMPTY_VOLUME, reasons.PADDING, reasons.AIR_HU, reasons.HU_SHIFT),
+    "orientation": (reasons.TURNED,),
+    "lungs": (reasons.NO_LUNGS, reasons.NOT_A_WHOLE_CHEST, reasons.LUNGS_CUT),
+    "contrast": (reasons.CONTRAST,),
+    "duplicates": (reasons.DUPLICATE_SCAN, reasons.SHARED_STUDY, reasons.SEVERAL_SERIES),
+    "join": (
+        *(reasons.NO_PCR, reasons.PCR_CONFLICT, reasons.PCR_WINDOW, reasons.PCR_INDETERMINATE),
+        *(reasons.PCR_INCOMPLETE, reasons.NO_LABEL),
+    ),
+    "records": (reasons.OUTCOME_WITHOUT_CT,),
+}
+_AREA_OF = {reason: area for area, found in _AREAS.items() for reason in found}
+_INFORM = {
+    *(reasons.DUPLICATE_DROPPED, reasons.PADDING, reasons.CONTRAST, reasons.SEVERAL_SERIES, reasons.MODALITY_EMPTY),
+    *(reasons.KERNEL_UNKNOWN, reasons.SCANNER_MIX, reasons.REPEATED, reasons.PRONE, reasons.FEET_FIRST),
+    *(reasons.EVENT_BEFORE_CT, reasons.AGE_MISSING, reasons.SEX_MISSING),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rules look at. `measures`: of all accepted scans. `tensors`: the folder of their tensors.
+
+    `stored`: the patients of the last ingest.
+    """
+
+    site: Site
+    settings: Preprocessing
+    assessment: Assessment
+    tensors: Path
+    stored: Sequence[PatientRow]
+
+    @property
+    def measures(self) -> list[Measures]:
+        return [scan.measures for scan in self.assessment.accepted if scan.measures is not None]
+
+    @property
+    def members(self) -> list[Member]:
+        return self.assessment.members
+
+    @property
+    def patients(self) -> list[PatientRow]:
+        return self.assessment.patients
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rule and where it is met.
+
+    `count` of `of` `unit` (0 where it is not known of how many). `base`: the count of the waterfall that `of` is, if
+    it is one. `of_waterfall`: the count stands in the waterfall, or follows from it. `private`: whose they are, for the
+    site's screen.
+    """
+
+    reason: Reason
+    area: str
+    count: int
+    of: int
+    unit: str
+    is_met: bool
+    base: str = ""
+    of_waterfall: bool = False
+    private: str = ""
+
+    @property
+    def severity(self) -> Severity:
+        return "refuses" if self.reason.refuses else "informs" if self.reason in _INFORM else "flags"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "code": self.reason.code,
+            "area": self.area,
+            "severity": self.severity,
+            "met": self.is_met,
+            "count": self.count,
+            "of": self.of,
+            "unit": self.unit,
+            "share": round(self.count / self.of, 4) if self.of else None,
+            "remedy": self.reason.remedy,
+        }
+
+
+def contract(facts: Facts) -> list[Result]:
+    """All rules, those that are met first, the graver ones first among them."""
+    order = {"refuses": 0, "flags": 1, "informs": 2}
+    results = [*_findings(facts), *_scans(facts), *_duplicates(facts), *_labels(facts), *_splits(facts)]
+    return sorted(results, key=lambda r: (not r.is_met, order[r.severity], -r.count, r.reason.code))
+
+
+def _findings(facts: Facts) -> Iterator[Result]:
+    """The rules that are judged one by one: those of `_AREAS` even if unmet, all others where they are met."""
+    assessment = facts.assessment
+    counts = Counter(f.reason for f in assessment.findings)
+    in_waterfall = {count.key: count.count for _, count in assessment.waterfall.walk()}
+    of_records = {f.reason for f in assessment.material.record_findings}
+    for reason in {**_AREA_OF, **counts}:
+        area = _AREA_OF.get(reason, "records" if reason in of_records else "files")
+        count = in_waterfall.get(reason.code, counts[reason])
+        base, unit = _base(reason, area, facts)
+        yield Result(
+            reason,
+            area,
+            count,
+            in_waterfall.get(base, 0),
+            unit,
+            count > 0,
+            base,
+            of_waterfall=reason.code in in_waterfall or reason == reasons.SEVERAL_SERIES,
+            private=_words(assessment.material.record_findings) if reason == reasons.PCR_UNMAPPED_ROW else "",
+        )
+
+
+def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
+    """Of which count of the waterfall a finding is a part ('' where of none), and of what it is counted."""
+    flagged = {code for scan in facts.assessment.accepted for code in scan.flags.split(",")}
+    if area == "join" or reason == reasons.SEVERAL_SERIES:
+        return "patients", "patients"
+    if area == "records":
+        return "", "patients" if reason == reasons.OUTCOME_WITHOUT_CT else "times"
+    if reason.code in flagged or (area in _AREAS and not reason.refuses):
+        return "accepted", "series"
+    if area in _AREAS or reason.code in {count.key for count in facts.assessment.waterfall.parts}:
+        return "found", "series"
+    return "", "times"
+
+
+def _words(findings: Sequence[Finding]) -> str:
+    """The words that are in none of the laboratory's lists, most frequent first: they may name a patient."""
+    words = Counter(f.detail for f in findings if f.reason == reasons.PCR_UNMAPPED_ROW)
+    listed = [f"{word!r} {count} times" for word, count in words.most_common(MOST_WORDS)]
+    return "; ".join(listed) + (f"; {len(words) - MOST_WORDS} more words" if len(words) > MOST_WORDS else "")
+
+
+def _scans(facts: Facts) -> Iterator[Result]:
+    """Rules over the accepted scans as a whole."""
+    scans = facts.measures
+
+    def scans_with(reason: Reason, area: str, meets: Callable[[Measures], bool]) -> Result:
+        count = sum(map(meets, scans))
+        return Result(reason, area, count, len(scans), "series", count > 0, "accepted")
+
+    yield scans_with(reasons.COARSE, "geometry", lambda m: m.pixel_mm > facts.settings.working_spacing_mm)
+    yield scans_with(reasons.PRONE, "orientation", lambda m: m.position[2:] not in ("", "S"))
+    yield scans_with(reasons.FEET_FIRST, "orientation", lambda m: m.position.startswith("FF"))
+    yield scans_with(reasons.SMALL_LUNGS, "lungs", lambda m: m.lungs_ml < SMALL_LUNGS_ML)
+    yield scans_with(reasons.KERNEL_UNKNOWN, "scanner", lambda m: not m.sharpness)
+    right = sum(m.heart_left < 0 for m in scans)
+    is_mirrored = len(scans) >= HEARTS_FOR_A_SIDE and right > MOST * len(scans)
+    yield Result(reasons.MIRRORED, "orientation", right, len(scans), "series", is_mirrored, "accepted")
+    kernels = Counter(m.sharpness for m in scans if m.sharpness)
+    rarer = min(kernels["soft"], kernels["sharp"])
+    is_mixed = rarer > 0 and rarer >= MIXED_FROM * kernels.total()
+    yield Result(reasons.KERNEL_MIX, "scanner", rarer, kernels.total(), "series", is_mixed)
+    makers = Counter(m.manufacturer for m in scans)
+    others = makers.total() - max(makers.values(), default=0)
+    yield Result(reasons.SCANNER_MIX, "scanner", others, len(scans), "series", others > 0, "accepted")
+
+
+def _duplicates(facts: Facts) -> Iterator[Result]:
+    """Rules about what is there twice. Without records there is no list of patients to compare."""
+    members = facts.members
+    pairs = list(near_duplicates([facts.tensors / str(m.scan.tensor) for m in members]))
+    names = [m.series.patient_id for m in members]
+    private = "; ".join(f"{names[i]} and {names[j]} ({r})" for i, j, r in pairs)
+    involved = len({place for i, j, _ in pairs for place in (i, j)})
+    yield Result(
+        reasons.NEAR_DUPLICATE,
+        "duplicates",
+        involved,
+        len(members),
+        "patients",
+        bool(pairs),
+        "patients",
+        private=private,
+    )
+    days: dict[str, set[object]] = {}
+    for s in facts.assessment.material.series:
+        days.setdefault(s.patient_id, set()).add(s.acquired and s.acquired.date())
+    repeated = sum(len(of_patient) > 1 for of_patient in days.values())
+    yield Result(reasons.REPEATED, "duplicates", repeated, len(days), "patients", repeated > 0)
+
+
+def _labels(facts: Facts) -> Iterator[Result]:
+    """Yield and balance of labels, age, sex and outcomes."""
+    members, patients = facts.members, facts.patients
+
+    def most(reason: Reason, area: str, count: int, of: int) -> Result:
+        return Result(reason, area, count, of, "patients", count > MOST * of, of_waterfall=True)
+
+    def some(reason: Reason, area: str, count: int, of: int, *, of_waterfall: bool = False) -> Result:
+        return Result(reason, area, count, of, "patients", count > 0, "labelled", of_waterfall)
+
+    yield most(reasons.LABEL_YIELD, "labels", len(members) - len(patients), len(members))
+    unmatched = sum(m.labels.reason in (reasons.NO_PCR, reasons.NO_LABEL) for m in members)
+    yield most(reasons.IDENTIFIERS_DIFFER, "labels", unmatched, len(members))
+    tested = [p.pcr_positive for p in patients if p.pcr_positive is not None]
+    rarer = min(sum(tested), len(tested) - sum(tested))
+    is_skewed = rarer < SKEWED_BELOW * len(tested)
+    yield Result(reasons.PREVALENCE, "labels", rarer, len(tested), "patients", is_skewed, of_waterfall=True)
+    yield some(reasons.AGE_MISSING, "labels", sum(p.age_years is None for p in patients), len(patients))
+    minors = sum(p.age_years is not None and p.age_years < ADULT_YEARS for p in patients)
+    yield some(reasons.NOT_ADULT, "labels", minors, len(patients))
+    yield some(reasons.SEX_MISSING, "labels", sum(p.sex is None for p in patients), len(patients))
+    asked = [m.labels for m in members if m.labels.reason is None and m.labels.pcr_positive is not False]
+    unknown = Counter(labels.severe_reason for labels in asked)
+    for reason in (reasons.NO_OUTCOME, reasons.FOLLOWED_TOO_SHORT, reasons.EVENT_BEFORE_CT):
+        yield some(reason, "outcomes", unknown[reason], len(asked), of_waterfall=True)
+    yield most(reasons.OUTCOME_YIELD, "outcomes", sum(labels.severe is None for labels in asked), len(asked))
+
+
+def _splits(facts: Facts) -> Iterator[Result]:
+    """That no patient is in two splits, and that each split has both classes."""
+    splits: dict[str, set[str]] = {}
+    for p in (*facts.patients, *facts.stored):
+        splits.setdefault(p.pseudonym, set()).add(p.split)
+    wrong = sum(found != {facts.site.split(pseudonym)} for pseudonym, found in splits.items())
+    yield Result(reasons.OTHER_SPLIT, "splits", wrong, len(splits), "patients", wrong > 0)
+    cells = Counter((p.split, p.pcr_positive) for p in facts.patients if p.pcr_positive is not None)
+    if not cells:
+        return
+    learnt_from: tuple[Split, ...] = ("train", "test")
+    classes = [(split, label) for split in learnt_from for label in (True, False)]
+    few = [cell for cell in classes if cells[cell] < FEW_IN_SPLIT]
+    private = ", ".join(f"{split}: {cells[split, label]} {'positive' if label else 'negative'}" for split, label in few)
+    yield Result(reasons.FEW_IN_SPLIT, "splits", len(few), len(classes), "classes", bool(few), private=private)
+
+
+def numbers(facts: Facts) -> dict[str, dict[str, float]]:
+    """Range and quartiles of what was measured in the accepted scans."""
+    found: dict[str, Sequence[float | None]] = {
+        "distance between slices, mm": [m.slice_mm for m in facts.measures],
+        "pixel, mm": [m.pixel_mm for m in facts.measures],
+        "slice thickness, mm": [m.thickness_mm for m in facts.measures],
+        "slices": [m.slices for m in facts.measures],
+        "volume of the lungs, mL": [m.lungs_ml for m in facts.measures],
+        "air around the patient, HU": [m.air_hu for m in facts.measures],
+        "aerated lung, HU": [m.aerated_hu for m in facts.measures],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: {"scans": len(values), **_quartiles(values)} for name, values in known.items() if values}
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    marks = ("least", "first quartile", "median", "third quartile", "most")
+    found = np.percentile(values, (0, 25, 50, 75, 100))
+    return {mark: round(float(value), 2) for mark, value in zip(marks, found, strict=True)}

@@ -1,0 +1,54 @@
+"""One scan filed under two patients, though not byte for byte: another reconstruction, another export, a new crop.
+
+The lungs of two people are shaped alike, their vessels are not. So what is compared is the detail that is left when
+the local mean of the lung is taken away, by correlation, on the tensors that are cached anyway.
+
+On synthetic hospitals (26 822 pairs of different bodies, four scanners) the correlation of two bodies stayed below
+0.45. The same body with other noise, a sharp or soft kernel, other spacing or 15 mm less of it gave 0.61 and more
+(64 bodies each). A real thorax under the same changes gave 0.68 and more, against synthetic ones below 0.1. A scan
+that lacks much of the other is not recognised: its crop is another one.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from pipeline.preprocess import resample
+
+LEAST_CORRELATION = 0.6
+_LOCAL = 4  # voxels over which the mean is taken away
+_INSIDE = 0.9  # share of lung in a voxel
+_BLOCK = 256  # patients compared at once
+
+
+def near_duplicates(tensors: Sequence[Path]) -> Iterator[tuple[int, int, float]]:
+    """Pairs of places in `tensors` whose lungs show the same vessels, with their correlation.
+
+    Tensors as `prepare` makes them, of one shape.
+    """
+    details = np.stack([_detail(np.load(path)) for path in tensors]) if tensors else np.zeros((0, 1), np.float32)
+    for start in range(0, len(details), _BLOCK):
+        block = details[start : start + _BLOCK]
+        alike = block @ details[start:].T
+        for i, j in np.argwhere(np.triu(alike > LEAST_CORRELATION, k=1)):
+            yield int(start + i), int(start + j), round(float(alike[i, j]), 2)
+
+
+def _detail(tensor: NDArray[np.float16]) -> NDArray[np.float32]:
+    """What distinguishes one lung from another, as a vector of length 1 (0 where there is no lung)."""
+    image, mask = torch.from_numpy(tensor.astype(np.float32))
+    inside = (mask > _INSIDE).float()
+    coarse = tuple(max(1, size // _LOCAL) for size in image.shape)
+
+    def smooth(x: torch.Tensor) -> torch.Tensor:
+        return resample(F.adaptive_avg_pool3d(x[None, None], coarse)[0, 0], image.shape)
+
+    local_mean = smooth(image * inside) / smooth(inside).clamp_min(1e-3)
+    detail: NDArray[np.float32] = F.avg_pool3d(((image - local_mean) * inside)[None], 2).numpy().ravel()
+    detail -= detail.mean()
+    detail /= max(float(np.linalg.norm(detail)), 1e-6)
+    return detail

@@ -1,0 +1,170 @@
+"""The machine: versions, disk, memory, cores; and the files that a node keeps: keys, certificate, cohort."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from cryptography import x509
+
+from models.refusal import Refusal
+from pipeline.doctor.lines import Line, Status, refused
+from pipeline.preprocess import Preprocessing
+from pipeline.site import Site
+
+AREA, CONFIGURATION = "environment", "configuration"
+# What this release was tested with; a test holds the libraries equal to constraints.txt.
+TESTED_PYTHON = "3.11"
+TESTED = {
+    "cryptography": "50.0.2",
+    "dicomweb-client": "0.61.2",
+    "flwr": "1.42.0",
+    "hl7": "0.4.5",
+    "monai": "1.6.1",
+    "numpy": "2.4.6",
+    "pydicom": "3.0.2",
+    "pynetdicom": "3.0.4",
+    "scipy": "1.17.1",
+    "simpleitk": "2.5.7",
+    "torch": "2.13.0",
+}
+KEEP_FREE_GB = 2.0
+GB_A_WORKER = 2.0  # a thin-slice chest of 600 slices while it is read and prepared
+SOON = timedelta(days=60)
+
+
+def machine(site: Site, settings: Preprocessing, new_series: int) -> Iterator[Line]:
+    """Look at the machine. `new_series`: how many are still to be prepared."""
+    yield _python()
+    yield _libraries()
+    yield _disk(site, settings, new_series)
+    yield _memory()
+    cores = len(os.sched_getaffinity(0))
+    status: Status = "ok" if cores > 1 else "warn"
+    yield Line(AREA, "processor", status, f"{cores} cores", "" if cores > 1 else "Give the node two cores or more.")
+
+
+def _python() -> Line:
+    running = platform.python_version()
+    if running.startswith(f"{TESTED_PYTHON}."):
+        return Line(AREA, "Python", "ok", f"{running}, as tested")
+    remedy = "Nothing to do unless something fails; then try the version that was tested."
+    return Line(AREA, "Python", "warn", f"{running}; this release was tested with {TESTED_PYTHON}", remedy)
+
+
+def _libraries() -> Line:
+    """Compared without what follows a plus sign: builds of torch differ from machine to machine."""
+    found = {}
+    for name in TESTED:
+        try:
+            found[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            found[name] = "missing"
+    other = [f"{name} {found[name]} (tested: {tested})" for name, tested in TESTED.items() if found[name] != tested]
+    if not other:
+        return Line(AREA, "libraries", "ok", f"fedthorax {version('fedthorax')}; {len(TESTED)} libraries as tested")
+    status: Status = "fail" if "missing" in found.values() else "warn"
+    return Line(AREA, "libraries", status, "; ".join(other), "Install fedthorax again, with its constraints.txt.")
+
+
+def _disk(site: Site, settings: Preprocessing, new_series: int) -> Line:
+    needed_gb = new_series * 4 * settings.shape[0] * settings.shape[1] * settings.shape[2] / 1e9  # two float16
+    free_gb = shutil.disk_usage(site.folder).free / 1e9
+    detail = f"{free_gb:.1f} GB free; {new_series} series to prepare take {needed_gb:.2f} GB"
+    if free_gb < needed_gb:
+        return Line(AREA, "disk", "fail", "too little room", "Free space, or move the site's folder.", detail)
+    if free_gb < needed_gb + KEEP_FREE_GB:
+        return Line(AREA, "disk", "warn", "hardly any room is left after this", "Free space before long.", detail)
+    return Line(AREA, "disk", "ok", "room enough", detail=detail)
+
+
+def _memory() -> Line:
+    needed = len(os.sched_getaffinity(0)) * GB_A_WORKER
+    try:
+        available = _available_gb()
+    except (OSError, ValueError, KeyError):
+        return Line(AREA, "memory", "skip", "this system does not tell how much there is")
+    says = f"{available:.0f} GB available; series of many thin slices take {GB_A_WORKER:.0f} GB on each core"
+    if available >= needed:
+        return Line(AREA, "memory", "ok", says)
+    return Line(AREA, "memory", "warn", says, "End other programs, or give the node fewer cores.")
+
+
+def _available_gb() -> float:
+    """What the kernel would give without swapping (proc(5)), or what the control group leaves if that is less."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        available = min(available, int(limit) - int((group / "memory.current").read_text()))
+    return available / 1e9
+
+
+def configuration(site: Site) -> Iterator[Line]:
+    """Look at what site.toml says and names: keys and secrets whole and private, the cohort's folder writable."""
+    settings = site.settings
+    source = f"the PACS over {settings.pacs.protocol}" if settings.pacs else "a folder"
+    events = ", ".join(settings.join.severe_events)
+    labels = "a labels file" if settings.labels else f"laboratory and outcomes; severe: {events}"
+    yield Line(CONFIGURATION, "site.toml", "ok", f"valid; scans from {source}, labels from {labels}")
+    try:
+        site.pseudonym("")
+        yield Line(CONFIGURATION, "pseudonym key", "ok", "there and whole")
+    except Refusal as refusal:
+        yield refused(CONFIGURATION, "pseudonym key", refusal)
+    yield _permissions(site)
+    if site.settings.server.address:
+        yield _certificate(site.ca_certificate)
+
+
+def _permissions(site: Site) -> Line:
+    name = "permissions"
+    if not os.access(site.folder, os.W_OK):
+        remedy = "Give the node's user the site's folder."
+        return Line(CONFIGURATION, name, "fail", "this user may not write to the site's folder", remedy)
+    shared = [path for path in secret_files(site) if path.is_file() and path.stat().st_mode & 0o077]
+    if not shared:
+        return Line(CONFIGURATION, name, "ok", "keys and passwords are readable by the node's user alone")
+    remedy = "Let the node's user alone read them: chmod 600 on the files, 700 on the folder keys."
+    places = ", ".join(map(str, shared))
+    return Line(CONFIGURATION, name, "fail", "other users may read keys or passwords", remedy, private=places)
+
+
+def secret_files(site: Site) -> list[Path]:
+    """The files that hold a key, a password or a token."""
+    pacs = site.settings.pacs
+    tables = (pacs.dicomweb, pacs.dimse) if pacs else ()
+    named = [getattr(table, key, None) for table in tables for key in ("password_file", "token_file", "key")]
+    return [site.folder / "keys" / "pseudonym.key", site.node_key, *(site.folder / path for path in named if path)]
+
+
+def _certificate(path: Path) -> Line:
+    """The certificate of the study's authority, which the server's is checked with."""
+    name = "study's certificate"
+    ask = "Ask the study's office for its ca.crt, and put it where [server] ca_certificate of site.toml says."
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        return Line(
+            CONFIGURATION,
+            name,
+            "fail",
+            "the study's certificate is missing or damaged",
+            ask,
+            private=f"{path}: {error}",
+        )
+    now, until = datetime.now(UTC), certificate.not_valid_after_utc
+    says = f"valid until {until:%Y-%m-%d}"
+    if not certificate.not_valid_before_utc <= now < until:
+        return Line(
+            CONFIGURATION,
+            name,
+            "fail",
+            f"the study's certificate is not valid today; {says}",
+            f"{ask} Check this machine's date too.",
+        )
+    is_soon = until < now + SOON
+    return Line(CONFIGURATION, name, "warn" if is_soon else "ok", says, ask if is_soon else "")

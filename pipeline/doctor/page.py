@@ -1,0 +1,181 @@
+"""The doctor's page: one HTML file that opens without a network, prints, and may be mailed.
+
+It is made of what may be shown alone: texts without case, and counts as `pipeline/doctor/suppression.py` lets them
+through. No pseudonym, date of a patient, path, host or word from a header is handed to it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.check import Checkup
+from pipeline.doctor import figure
+from pipeline.doctor.contract import Result
+from pipeline.doctor.suppression import hidden, shown, shown_of
+from pipeline.waterfall import Count, plain
+
+PAGE = "check.html"
+_RANK = ("fail", "refuses", "warn", "flags", "skip", "informs")
+_QUARTER_HAS = 4  # times the minimum: then each quarter has enough scans for its bounds to be nobody's
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the waterfall. `bar`: share of the largest count shown, None where the count is not."""
+
+    depth: int
+    code: str
+    says: str
+    text: str
+    bar: float | None
+    stays: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something to mend or to look at. `status`: one of `_RANK`. `about`: a rule's code, or what was looked at."""
+
+    status: str
+    says: str
+    about: str
+    remedy: str
+    count: str = ""
+    share: str = ""
+
+
+def write_page(checkup: Checkup, path: Path) -> None:
+    """Write the page, whole or not at all, for the node's user alone to hand on. Raises Refusal E_REPORT_WRITE."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.touch(mode=0o600)
+        temporary.write_text(render(checkup, datetime.now()), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
+
+
+def render(checkup: Checkup, now: datetime) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(PAGE).render(now=now, **content(checkup))
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks as code."""
+    parts = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in parts)
+
+
+def content(checkup: Checkup) -> dict[str, Any]:
+    """All that the page shows."""
+    waterfall = checkup.assessment.waterfall if checkup.assessment else None
+    unseen = hidden(waterfall, checkup.minimum) if waterfall else set()
+    met = [result for result in checkup.contract if result.is_met]
+    return {
+        "site": checkup.site,
+        "minimum": checkup.minimum,
+        "problems": sorted([*_problems(checkup), *(_problem(result, checkup, unseen) for result in met)], key=_order),
+        "lines": checkup.lines,
+        "steps": list(_steps(waterfall, unseen, checkup.minimum)) if waterfall else [],
+        "rules": len(checkup.contract),
+        "passed": _passed(checkup.contract),
+        "numbers": _numbers(checkup),
+        "figure": _figure(checkup, unseen),
+    }
+
+
+def _order(problem: Problem) -> tuple[int, int, str]:
+    """The gravest first, then by counts that are shown: an order by others would tell something of them."""
+    shown_count = problem.count.partition(" ")[0]
+    count = int(shown_count) if shown_count.isdecimal() else 0
+    return _RANK.index(problem.status), -count, problem.about
+
+
+def _problems(checkup: Checkup) -> Iterator[Problem]:
+    """What is wrong with the machine and the files, and what is not there yet."""
+    for line in checkup.lines:
+        if line.status != "ok" and line.remedy:
+            yield Problem(line.status, line.says, f"{line.area}: {line.name}", line.remedy)
+
+
+def _problem(result: Result, checkup: Checkup, unseen: set[str]) -> Problem:
+    reason = result.reason
+    count = _count(result, checkup, unseen)
+    is_exact = count.isdecimal() and result.of > 0 and result.base not in unseen
+    share = f"{100 * result.count / result.of:.0f} %" if is_exact else ""
+    text = f"{count} {result.unit}" if count[-1].isdigit() else count
+    return Problem(result.severity, plain(reason.says), reason.code, reason.remedy, text, share)
+
+
+def _count(result: Result, checkup: Checkup, unseen: set[str]) -> str:
+    """The count of a rule as others may read it."""
+    minimum = checkup.minimum
+    assert checkup.assessment is not None
+    if result.unit == "classes":
+        return f"{result.count} of {result.of}"
+    if result.of_waterfall:
+        listed = {count.key for _, count in checkup.assessment.waterfall.walk()}
+        in_it = result.reason.code in listed
+        return shown(result.count, minimum, is_hidden=result.reason.code in unseen) if in_it else "see the waterfall"
+    if result.unit == "times":
+        return shown(result.count, minimum)
+    is_of_shown = bool(result.base) and result.base not in unseen
+    return shown_of(result.count, result.of, minimum, is_of_shown=is_of_shown)
+
+
+def _passed(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Codes of the rules that are met nowhere, by area."""
+    passed: dict[str, list[str]] = {}
+    for result in results:
+        if not result.is_met:
+            passed.setdefault(result.area, []).append(result.reason.code)
+    return dict(sorted(passed.items()))
+
+
+def _steps(waterfall: Count, unseen: set[str], minimum: int) -> Iterator[Step]:
+    """The rows of the waterfall; what a small count is made of is not among them."""
+    largest = max((c.count for _, c in waterfall.walk() if c.key not in unseen), default=1)
+    small_at: int | None = None
+    for depth, count in waterfall.walk():
+        if small_at is not None and depth > small_at:
+            continue
+        small_at = depth if count.count < minimum else None
+        is_unseen = count.key in unseen
+        text = shown(count.count, minimum, is_hidden=is_unseen)
+        yield Step(depth, count.code, count.says, text, None if is_unseen else count.count / largest, count.stays)
+
+
+def _numbers(checkup: Checkup) -> list[tuple[str, str]]:
+    """The middle half of what was measured, where it is of enough scans."""
+    return [
+        (name, f"{_short(found['first quartile'])} to {_short(found['third quartile'])}")
+        for name, found in checkup.numbers.items()
+        if found["scans"] >= _QUARTER_HAS * checkup.minimum
+    ]
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}".removesuffix(".0")
+
+
+def _figure(checkup: Checkup, unseen: set[str]) -> str:
+    """The figure, with the curves that tell nothing which the waterfall hides."""
+    of = {"positive": "positive", "negative": "negative", "undecided": "patients"}
+    curves = [curve for curve in figure.CURVES if of[curve] not in unseen]
+    return figure.draw(checkup.variants, checkup.rules, checkup.minimum, curves)

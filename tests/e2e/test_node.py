@@ -1,0 +1,46 @@
+"""`fedthorax node start` and `node status` as real processes, without a server to talk to."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from federation.processes import free_port
+from tests.e2e.conftest import Command, run_command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
+
+
+def status(site: Path) -> dict[str, object]:
+    done = run_command("node", "status", site, "--json")
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+def test_a_node_dials_until_it_is_told_to_end(tmp_path: Path, start: Callable[..., Command]) -> None:
+    port = free_port()
+    site, server = tmp_path / "site", tmp_path / "server"
+    assert run_command("server", "init", server, "--port", str(port)).returncode == 0
+    certificate = server / "certificates" / "ca.crt"
+    made = run_command("node", "init", site, "--name", "north", "--server", f"localhost:{port}", "--ca", certificate)
+    assert made.returncode == 0, made.stderr
+    assert status(site)["running"] is False
+
+    node = start("node", "start", site)
+    node.wait_for(r"no answer yet \(E_SERVER_SILENT\)", seconds=60)
+    seen = status(site)
+    assert (seen["running"], seen["pid"], seen["connection"]) == (True, node.process.pid, "dialling")
+    second = run_command("node", "start", site)
+    assert second.returncode == 1
+    assert "E_NODE_RUNNING" in second.stderr
+
+    family = node.family()
+    node.process.send_signal(signal.SIGTERM)
+    assert node.wait(seconds=30) == 0
+    assert "has ended, as it was told to" in node.text()
+    assert "Traceback" not in node.text()
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
+    assert status(site)["running"] is False

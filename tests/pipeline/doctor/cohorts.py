@@ -1,0 +1,47 @@
+"""Cohorts made up for the tests of the doctor: patients with scans, labels and findings, and what is made of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+
+from pipeline.findings import Finding
+from pipeline.ingest import Assessment, Material, Member, _patient
+from pipeline.join import Labels, Records
+from pipeline.selection import USED
+from pipeline.site import Site
+from pipeline.waterfall import waterfall
+from tests.pipeline.scan_list import DAY, measures, scan, series
+
+
+def member(
+    patient: str, labels: Labels, days: int = 0, age: float | None = 60.0, sex: str | None = "F", **more: object
+) -> Member:
+    """One patient with one scan; `more`: what was measured in it."""
+    of = series(patient, age_years=age, sex=sex, acquired=DAY + timedelta(days=days))
+    return Member(of, scan(of, measures=measures(**more)), labels)
+
+
+def assessed(
+    site: Site,
+    members: Sequence[Member],
+    *,
+    refused: dict[str, int] | None = None,
+    findings: Sequence[Finding] = (),
+    records: Records | None = None,
+) -> Assessment:
+    """`refused`: how many series more were refused for which code; there is a finding for each."""
+    refused = refused or {}
+    from pipeline.reasons import BY_CODE
+
+    found = [Finding(BY_CODE[code], f"{code}-{i}") for code, count in refused.items() for i in range(count)]
+    found += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason]
+    known = records or Records({}, {}, set())
+    return Assessment(
+        material=Material([m.series for m in members], known, [], list(findings)),
+        accepted=[m.scan for m in members],
+        members=list(members),
+        patients=[_patient(site, m) for m in members if m.labels.reason is None],
+        findings=[*findings, *found],
+        waterfall=waterfall(Counter(refused) + Counter({USED: len(members)}), [m.labels for m in members]),
+        examined_now=0,
+    )

@@ -1,0 +1,77 @@
+"""Near duplicates: the same vessels are recognised through noise, kernel and grid; different bodies are not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.dicom import read_series
+from pipeline.doctor.duplicates import near_duplicates
+from pipeline.phantom.anatomy import Build, Grid, make_thorax
+from pipeline.preprocess import Preprocessing, prepare
+from pipeline.series import find_series
+from pipeline.volume import Volume
+from tests.pipeline.phantoms import volume
+
+GRID = Grid((57, 96, 96), (5.0, 3.9, 3.9))
+
+
+def tensor(scan: Volume) -> NDArray[np.float16]:
+    return prepare(scan, Preprocessing()).tensor
+
+
+def saved(folder: Path, *tensors: NDArray[np.float16]) -> list[Path]:
+    paths = [folder / f"{i}.npy" for i in range(len(tensors))]
+    for path, each in zip(paths, tensors, strict=True):
+        np.save(path, each)
+    return paths
+
+
+def body(seed: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return make_thorax(GRID, Build.draw(rng, female=seed % 2 == 0), rng).hu
+
+
+def seen(hu: NDArray[np.float32], *, noise_hu: float, blur: float) -> NDArray[np.float16]:
+    noise = np.random.default_rng(1).normal(0, noise_hu, hu.shape)
+    return tensor(volume(ndimage.gaussian_filter(hu, (0, blur, blur)) + noise, GRID))
+
+
+def test_one_body_twice_among_others(tmp_path: Path) -> None:
+    bodies = [body(seed) for seed in range(6)]
+    scans = [seen(hu, noise_hu=20, blur=0.6) for hu in bodies]
+    found = list(near_duplicates(saved(tmp_path, *scans, seen(bodies[2], noise_hu=50, blur=0.1))))
+    assert [(i, j) for i, j, _ in found] == [(2, 6)]
+
+
+def test_nobody_or_one_alone(tmp_path: Path) -> None:
+    assert list(near_duplicates([])) == []
+    assert list(near_duplicates(saved(tmp_path, seen(body(1), noise_hu=20, blur=0.6)))) == []
+
+
+def test_an_empty_tensor_is_like_nothing(tmp_path: Path) -> None:
+    empty = np.zeros((2, *Preprocessing().shape), np.float16)
+    assert list(near_duplicates(saved(tmp_path, empty, empty))) == []
+
+
+def test_many_are_compared_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.doctor.duplicates._BLOCK", 2)
+    one, two = (seen(body(seed), noise_hu=20, blur=0.6) for seed in (1, 2))
+    found = list(near_duplicates(saved(tmp_path, one, two, one, two, two)))
+    assert [(i, j) for i, j, _ in found] == [(0, 2), (1, 3), (1, 4), (3, 4)]
+
+
+def test_a_real_thorax_is_recognised_through_what_another_export_does(real_data: Path, tmp_path: Path) -> None:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    scan = read_series(series)
+    rng = np.random.default_rng(3)
+    noisy = Volume(scan.hu + rng.normal(0, 60, scan.hu.shape).astype(np.float32), scan.affine)
+    soft = Volume(ndimage.gaussian_filter(scan.hu, (0, 0.8, 0.8)), scan.affine)
+    every_other = scan.affine.copy()
+    every_other[:3, 0] *= 2
+    thin = Volume(scan.hu[::2].copy(), every_other)
+    others = [seen(body(seed), noise_hu=20, blur=0.6) for seed in range(4)]
+    found = list(near_duplicates(saved(tmp_path, *map(tensor, (scan, noisy, soft, thin)), *others)))
+    assert {(i, j) for i, j, _ in found} == {(i, j) for i in range(4) for j in range(i + 1, 4)}

@@ -1,0 +1,150 @@
+"""The machine and the site's own files: what is wrong with them is a line with a remedy."""
+
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from pipeline.doctor import environment
+from pipeline.doctor.environment import TESTED, configuration, machine
+from pipeline.doctor.lines import Line
+from pipeline.preprocess import Preprocessing
+from pipeline.site import Site, init_site
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", SETTINGS)
+
+
+def of_machine(site: Site, new_series: int = 0) -> dict[str, Line]:
+    return {line.name: line for line in machine(site, Preprocessing(), new_series)}
+
+
+def of_configuration(site: Site) -> dict[str, Line]:
+    return {line.name: line for line in configuration(site)}
+
+
+def test_what_was_tested_is_what_the_tests_run_with() -> None:
+    """torch's builds differ from machine to machine, so that constraints.txt does not name one."""
+    constraints = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    assert {name: constraints.get(name, version) for name, version in TESTED.items()} == TESTED
+
+
+def test_other_and_missing_libraries(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda name: TESTED.get(name, "0.1") + "+cpu")
+    assert of_machine(site)["libraries"].status == "ok", "builds of one version are alike"
+    monkeypatch.setattr(environment, "version", lambda name: "0.9" if name == "numpy" else TESTED.get(name, "0.1"))
+    line = of_machine(site)["libraries"]
+    assert (line.status, line.says) == ("warn", f"numpy 0.9 (tested: {TESTED['numpy']})")
+    monkeypatch.setitem(TESTED, "no-such-library", "1.0")
+    monkeypatch.undo()
+    monkeypatch.setitem(TESTED, "no-such-library", "1.0")
+    assert of_machine(site)["libraries"].status == "fail"
+
+
+def test_another_python(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.python_version", lambda: "3.99.1")
+    line = of_machine(site)["Python"]
+    assert line.status == "warn"
+    assert line.remedy
+
+
+@pytest.mark.parametrize(("free_gb", "status"), [(0.4, "fail"), (1.0, "warn"), (2.4, "warn"), (2.6, "ok")])
+def test_room_on_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch, free_gb: float, status: str) -> None:
+    """A thousand prepared scans of 40 x 56 x 56 voxels, two numbers of two bytes each, take 0.5 GB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_gb * 1e9))
+    line = of_machine(site, new_series=1000)["disk"]
+    assert line.status == status
+    assert "1000" in line.detail and "1000" not in line.says
+    assert bool(line.remedy) == (status != "ok")
+
+
+@pytest.mark.parametrize(("available_gb", "status"), [(3.9, "warn"), (4.1, "ok")])
+def test_memory_for_each_core(site: Site, monkeypatch: pytest.MonkeyPatch, available_gb: float, status: str) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(environment, "_available_gb", lambda: available_gb)
+    assert of_machine(site)["memory"].status == status
+
+
+def test_a_system_that_does_not_tell(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> float:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(environment, "_available_gb", missing)
+    assert of_machine(site)["memory"].status == "skip"
+
+
+def test_one_core_is_few(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
+    assert of_machine(site)["processor"].status == "warn"
+
+
+def test_a_new_site_is_in_order(site: Site) -> None:
+    assert {line.status for line in configuration(site)} == {"ok"}
+
+
+def test_a_key_that_is_gone_or_damaged(site: Site) -> None:
+    (site.folder / "keys" / "pseudonym.key").write_bytes(b"short")
+    line = of_configuration(site)["pseudonym key"]
+    assert (line.status, line.says.split(":")[0]) == ("fail", "E_SITE_KEY")
+    assert str(site.folder) not in line.says + line.remedy + line.detail
+    assert str(site.folder) in line.private
+
+
+def test_secrets_that_others_may_read(tmp_path: Path) -> None:
+    pacs = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example"\ntoken_file = "keys/token"\n'
+    site = init_site(tmp_path / "site", SETTINGS + pacs)
+    token = site.folder / "keys" / "token"
+    token.write_text("secret")
+    for path, mode, status in ((token, 0o640, "fail"), (token, 0o600, "ok")):
+        path.chmod(mode)
+        line = of_configuration(site)["permissions"]
+        assert line.status == status
+        assert (str(token) in line.private) == (status == "fail")
+    (site.folder / "keys" / "pseudonym.key").chmod(0o604)
+    assert of_configuration(site)["permissions"].status == "fail"
+
+
+def certificate(path: Path, *, first: timedelta, last: timedelta) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "synthetic authority")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now + first)
+        .not_valid_after(now + last)
+        .sign(key, hashes.SHA256())
+    )
+    path.write_bytes(made.public_bytes(Encoding.PEM))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "status"), [(-10, 400, "ok"), (-10, 59, "warn"), (-10, -1, "fail"), (1, 400, "fail")]
+)
+def test_the_studys_certificate(tmp_path: Path, first: int, last: int, status: str) -> None:
+    site = init_site(tmp_path / "site", SETTINGS + '[server]\naddress = "study.example:443"\n')
+    assert of_configuration(site)["study's certificate"].status == "fail", "it is missing"
+    certificate(site.ca_certificate, first=timedelta(days=first), last=timedelta(days=last))
+    line = of_configuration(site)["study's certificate"]
+    assert (line.status, bool(line.remedy)) == (status, status != "ok")
+    site.ca_certificate.write_text("no certificate")
+    assert of_configuration(site)["study's certificate"].status == "fail"
+
+
+def test_without_a_server_no_certificate_is_asked_for(site: Site) -> None:
+    assert "study's certificate" not in of_configuration(site)

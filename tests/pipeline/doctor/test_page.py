@@ -1,0 +1,202 @@
+"""The page that may be mailed: it says what is wrong, tells no small count, and names nobody and no place."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.check import Checkup
+from pipeline.doctor.contract import Facts, contract, numbers
+from pipeline.doctor.lines import Line, refused
+from pipeline.doctor.page import content, render, write_page
+from pipeline.findings import Finding
+from pipeline.ingest import Member
+from pipeline.join import JoinRules, Labels
+from pipeline.preprocess import Preprocessing
+from pipeline.site import Site, init_site
+from pipeline.windows import Variant
+from tests.pipeline.doctor.cohorts import assessed, member
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+NOW = datetime(2026, 1, 2, 3, 4)
+MILD, SEVERE, NEGATIVE = Labels(True, False), Labels(True, True), Labels(False, None, None, reasons.NO_OUTCOME)
+UNTESTED = Labels(None, None, reasons.NO_PCR)
+LINES = (
+    Line("network", "study's server", "fail", "nothing listens there", "Check host and port.", "", "CANARY.example"),
+    Line("environment", "disk", "ok", "room enough", "", "69.8 GB free; 4711 series"),
+    Line("environment", "memory", "warn", "little of it", "End other programs."),
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", SETTINGS, key=b"k" * 32)
+
+
+@pytest.fixture(autouse=True)
+def no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.doctor.contract.near_duplicates", lambda tensors: iter(()))
+
+
+def checkup(site: Site, members: Sequence[Member], lines: Sequence[Line] = LINES, **more: object) -> Checkup:
+    assessment = assessed(site, members, **more)  # type: ignore[arg-type]
+    facts = Facts(site, Preprocessing(), assessment, Path(), [])
+    labels = [m.labels for m in members]
+    variant = Variant(
+        "positive_from_days",
+        -7,
+        sum(each.pcr_positive is True for each in labels),
+        sum(each.pcr_positive is False for each in labels),
+        sum(each.reason is not None for each in labels),
+    )
+    return Checkup(
+        "ward", 10, JoinRules(), tuple(lines), assessment, tuple(contract(facts)), numbers(facts), (variant,)
+    )
+
+
+def ward(mild: int, severe: int, negative: int, untested: int = 0, start: int = 0) -> list[Member]:
+    labels = [MILD] * mild + [SEVERE] * severe + [NEGATIVE] * negative + [UNTESTED] * untested
+    return [member(f"{i:016x}", each) for i, each in enumerate(labels, start)]
+
+
+def steps(of: Checkup) -> dict[str, str]:
+    return {step.code or step.says: step.text for step in content(of)["steps"]}
+
+
+def test_what_keeps_the_site_from_working_comes_first_then_what_was_left_out(site: Site) -> None:
+    members = [*ward(40, 20, 50), member("m", MILD, lungs_ml=1500)]
+    problems = content(checkup(site, members, refused={"E_TILT": 12}))["problems"]
+    assert [problem.status for problem in problems[:4]] == ["fail", "refuses", "warn", "flags"]
+    assert [problem.about for problem in problems[:2]] == ["network: study's server", "E_TILT"]
+    assert all(problem.remedy for problem in problems)
+    assert (problems[1].count, problems[1].share) == ("12 series", "10 %")
+
+
+def test_large_counts_are_shown_as_they_are(site: Site) -> None:
+    assert steps(checkup(site, ward(40, 20, 50, 12), refused={"E_TILT": 30})) == {
+        **{"series found": "152", "E_TILT": "30", "series accepted": "122", "patients with a usable CT": "122"},
+        **{"E_NO_PCR": "12", "patients labelled": "110", "PCR-positive": "60", "severe course": "20"},
+        **{"no severe course": "40", "PCR-negative": "50"},
+    }
+
+
+def test_small_counts_are_not_shown_nor_what_would_tell_them(site: Site) -> None:
+    shown = steps(checkup(site, ward(40, 3, 50, 2), refused={"E_TILT": 1}))
+    assert shown == {
+        **{"series found": "≥10", "E_TILT": "<10", "series accepted": "95", "patients with a usable CT": "95"},
+        **{"E_NO_PCR": "<10", "patients labelled": "≥10", "PCR-positive": "≥10", "severe course": "<10"},
+        **{"no severe course": "40", "PCR-negative": "50"},
+    }
+
+
+def test_what_a_small_count_is_made_of_is_not_listed(site: Site) -> None:
+    shown = steps(checkup(site, ward(3, 2, 50)))
+    assert shown["PCR-positive"] == "<10"
+    assert "severe course" not in shown
+
+
+def test_sites_that_differ_in_what_is_not_shown_have_the_same_page(site: Site) -> None:
+    """Whoever reads the page cannot tell which of the two it is, not even by the order of the rows."""
+    pages = []
+    for one, other in ((2, 5), (5, 2)):
+        undecided = [
+            *(member(f"n{i}", UNTESTED) for i in range(one)),
+            *(member(f"w{i}", Labels(None, None, reasons.PCR_WINDOW)) for i in range(other)),
+        ]
+        small = [member(f"s{i}", MILD, lungs_ml=1500 if i < one else 4000) for i in range(10)]
+        findings = [Finding(reasons.DATE, f"p{i}") for i in range(one)]
+        findings += [Finding(reasons.PCR_DATE, f"p{i}") for i in range(other)]
+        members = [*ward(60, 30, 50), *small, *undecided]
+        made = checkup(site, members, refused={"E_TILT": one, "E_SPACING": other}, findings=findings)
+        pages.append(render(made, NOW))
+    assert "E_PCR_DATE" in pages[0]
+    assert pages[0] == pages[1]
+
+
+def test_counts_of_rules_hide_with_the_waterfall(site: Site) -> None:
+    """How many of the accepted scans have small lungs would tell something of how many were accepted."""
+    members = [*ward(60, 30, 50), *(member(f"s{i}", MILD, lungs_ml=1500) for i in range(20))]
+    for also, refused_now, count in (([], {}, "20 series"), (ward(0, 0, 0, 1, 900), {"E_TILT": 1}, "≥10 series")):
+        made = checkup(site, [*members, *also], refused=refused_now)
+        problems = {problem.about: problem for problem in content(made)["problems"]}
+        assert problems["W_SMALL_LUNGS"].count == count
+        assert bool(problems["W_SMALL_LUNGS"].share) == (not also)
+
+
+def test_a_count_that_nearly_all_meet_hides_who_does_not(site: Site) -> None:
+    members = [*ward(0, 0, 4), *(member(f"s{i}", MILD, lungs_ml=1500) for i in range(20))]
+    problems = {p.about: p for p in content(checkup(site, members))["problems"]}
+    assert problems["W_SMALL_LUNGS"].count == "≥10 series"
+    assert problems["W_SMALL_LUNGS"].share == ""
+
+
+def test_quartiles_are_shown_of_enough_scans_alone(site: Site) -> None:
+    assert content(checkup(site, ward(20, 9, 10)))["numbers"] == []
+    middle = dict(content(checkup(site, ward(20, 10, 10)))["numbers"])
+    assert middle["distance between slices, mm"] == "1.2 to 1.2"
+
+
+def test_nothing_identifies_a_patient_or_a_place(site: Site) -> None:
+    members = [member(f"CANARY{i}", MILD) for i in range(30)]
+    findings = [Finding(reasons.PCR_UNMAPPED_ROW, "CANARY-P", "CANARY^JANE")]
+    page = render(checkup(site, members, findings=findings), NOW)
+    assert "W_PCR_UNMAPPED" in page
+    assert "CANARY" not in page
+    assert str(site.folder) not in page
+    assert "69.8" not in page and "4711" not in page, "exact figures are for the site's own screen"
+
+
+def test_it_is_one_file_that_asks_for_nothing(site: Site) -> None:
+    page = render(checkup(site, ward(40, 30, 50)), NOW)
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "default-src 'none'" in page
+    assert "<script" not in page
+    assert "data:image/svg+xml;base64," in page
+
+
+def test_texts_are_escaped() -> None:
+    line = Line("network", "server", "fail", "<b>", "Look at `<i>` & more.")
+    page = render(Checkup("ward", 10, JoinRules(), (line,)), NOW)
+    assert "Look at <code>&lt;i&gt;</code> &amp; more." in page
+    assert "<b>" not in page
+
+
+def test_without_scans_it_still_tells_the_rest() -> None:
+    waiting = Line("scans", "scans", "skip", "E_NOTHING_PULLED: nothing yet", "Run `fedthorax node pull`.")
+    page = render(Checkup("ward", 10, JoinRules(), (*LINES, waiting)), NOW)
+    assert "Run <code>fedthorax node pull</code>." in page
+    assert "1 thing keeps this site from" in page
+    assert "The data contract" not in page
+
+
+def test_where_all_is_well_it_says_so() -> None:
+    page = render(Checkup("ward", 10, JoinRules(), LINES[1:2]), NOW)
+    assert "Nothing is wrong with what was looked at." in page
+    assert "What to do" not in page
+
+
+def test_words_of_a_refusal_are_shown_and_its_numbers_are_not() -> None:
+    refusal = Refusal(reasons.PCR_UNMAPPED, private="'CANARY' 3 times", table="laboratory", percent=37)
+    line = refused("records", "laboratory", refusal)
+    assert line.says == "E_PCR_UNMAPPED: … % of the laboratory file's rows hold a result that is in none of the " + (
+        "laboratory's word lists"
+    )
+    assert "37" in line.detail
+    assert "CANARY" not in str(line.to_json())
+
+
+def test_the_page_is_its_owners_alone_and_whole(site: Site, tmp_path: Path) -> None:
+    made = checkup(site, ward(40, 30, 50))
+    write_page(made, tmp_path / "check.html")
+    write_page(replace(made, site="ward-2"), tmp_path / "check.html")
+    assert (tmp_path / "check.html").stat().st_mode & 0o777 == 0o600
+    assert "Check of the site ward-2" in (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir() if "check" in path.name] == ["check.html"]
+    with pytest.raises(Refusal) as caught:
+        write_page(made, tmp_path / "nowhere" / "check.html")
+    assert caught.value.code == "E_REPORT_WRITE"
