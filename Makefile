@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test unit lint format bench clean
+.PHONY: demo test peers unit lint format bench fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
-test: lint  ## everything: style, types, unit tests, end-to-end tests with real processes
+test: lint peers  ## everything: style, types, unit tests, end-to-end tests with real processes
 	$(BIN)/pytest
+
+peers:  ## a PACS and DICOM tools for the tests to talk to, from Debian's packages where we may install them
+	.ci/peers
 
 unit: .venv/installed  ## the tests that start no process
 	$(BIN)/pytest -m "not e2e"
@@ -25,7 +28,12 @@ format: .venv/installed
 	$(BIN)/ruff format .
 
 bench: .venv/installed  ## speed and memory as ratios, written to benchmarks/results/
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+fuzz: .venv/installed  ## every parser of foreign files against damaged input, some minutes in all
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m tests.fuzz
 
 clean:  ## everything that the commands above wrote, the environment included
 	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,65 @@
+"""`python -m tests.fuzz`: fuzz every target, one after the other; with a TARGET, that one in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from models.refusal import Refusal
+from tests.fuzz.targets import TARGETS
+
+SECONDS_AN_INPUT = 5
+SECONDS_A_TARGET = 120  # whatever the number of runs
+MEGABYTES = 1024
+SHARED_MEMORY = Path("/dev/shm")  # an input a file: a disk would be the slowest part
+
+
+def fuzz(name: str) -> None:
+    """Does not return: libFuzzer ends the process, with 0 if nothing was found."""
+    import atheris
+
+    target = TARGETS[name]
+    temporary = TemporaryDirectory(dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+    folder = Path(temporary.name)
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    path = folder / target.file
+
+    def one(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            parse(path)
+        except Refusal as refusal:
+            if not refusal.code.startswith("E_") or str(folder) in str(refusal):
+                raise
+
+    with atheris.instrument_imports(include=["pipeline", "pydicom", "hl7", "zipfile"]):
+        parse = target.prepare(folder)
+        for number, seed in enumerate(target.seeds(folder)):
+            (corpus / str(number)).write_bytes(seed)
+            path.write_bytes(seed)
+            parse(path)  # seeds are good; and what is imported only now is watched too
+
+    options = [f"-runs={target.runs}", f"-max_total_time={SECONDS_A_TARGET}", f"-timeout={SECONDS_AN_INPUT}"]
+    options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix=fuzz-{name}-", "-max_len=8192", "-verbosity=0"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    """1 if any target has a finding; the input lies in the current folder then."""
+    failed = []
+    for name in TARGETS:
+        done = subprocess.run([sys.executable, "-m", "tests.fuzz", name], capture_output=True, text=True, check=False)
+        sys.stdout.write(f"{name}: {'nothing found' if done.returncode == 0 else 'FOUND'}\n")
+        if done.returncode != 0:
+            sys.stdout.write(done.stdout + done.stderr)
+            failed.append(name)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        fuzz(sys.argv[1])
+    else:
+        sys.exit(main())

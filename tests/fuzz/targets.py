@@ -1,0 +1,190 @@
+"""The parsers that read what strangers send, each as a function of bytes: it returns, or raises a Refusal.
+
+Anything else is a finding, and so are five seconds, half a gigabyte, or a crash of a library below.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+TODAY = date(2020, 5, 1)
+Parse = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`prepare` makes the parser, in a folder that it may use; seeds are good inputs; `runs` is how many are tried.
+
+    `file`: the name under which the parser finds an input.
+    """
+
+    file: str
+    runs: int
+    prepare: Callable[[Path], Parse]
+    seeds: Callable[[Path], list[bytes]]
+
+
+# --- DICOM and archives -----------------------------------------------------------------------------------
+
+
+def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
+    """One small slice in every encoding that can be written here."""
+    from pydicom import uid
+
+    from tests.pipeline.dicom_files import body, ct_slice, save
+
+    seeds = []
+    for syntax in (
+        *(uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.DeflatedExplicitVRLittleEndian),
+        *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless),
+    ):
+        path = folder / "seed.dcm"
+        pixels = body(rows=40, columns=36)[0]  # JPEG 2000 wants that many
+        save(ct_slice(pixels, position_mm=(0, 0, 0), PixelPaddingValue=-2000), path, transfer_syntax=syntax)
+        if deflated or not syntax.is_deflated:
+            seeds.append(path.read_bytes())
+    return seeds
+
+
+def strippable_seeds(folder: Path) -> list[bytes]:
+    """Deflated files are not stripped but refused."""
+    return dicom_seeds(folder, deflated=False)
+
+
+def read_dicom(folder: Path) -> Parse:
+    from pipeline.series import find_series, quiet_pydicom
+    from pipeline.slices import decode_slice, inspect_slice
+
+    @quiet_pydicom()
+    def parse(path: Path) -> None:
+        find_series(path)
+        decode_slice(inspect_slice(path))
+
+    return parse
+
+
+def strip_dicom(folder: Path) -> Parse:
+    from pipeline.deidentify import strip
+    from pipeline.site import init_site, site_settings
+
+    site = init_site(folder / "site", site_settings(None, name="north"))
+    return lambda path: strip(path.read_bytes(), site)
+
+
+def zip_seeds(folder: Path) -> list[bytes]:
+    seeds = []
+    for files in ({}, {"1": b"first", "a/2": b"second" * 100}, {"1.dcm": dicom_seeds(folder)[0]}):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        seeds.append(packed.getvalue())
+    return seeds
+
+
+def unpack(folder: Path) -> Parse:
+    from pipeline.archive import open_images
+    from pipeline.series import find_series
+
+    def parse(path: Path) -> None:
+        with open_images(path) as images:
+            find_series(images)
+
+    return parse
+
+
+# --- volume files -----------------------------------------------------------------------------------------
+
+
+def volume_seeds(suffix: str, *, packed: bool) -> Callable[[Path], list[bytes]]:
+    def seeds(folder: Path) -> list[bytes]:
+        from tests.pipeline.dicom_files import body
+        from tests.pipeline.volume_images import image, save
+
+        return [save(image(body()), folder / f"seed{suffix}", packed=packed).read_bytes()]
+
+    return seeds
+
+
+def read_volume(folder: Path) -> Parse:
+    from pipeline.volume_files import find_volume_files, read_volume_file
+
+    def parse(path: Path) -> None:
+        find_volume_files(path)
+        read_volume_file(path)
+
+    return parse
+
+
+# --- the laboratory ---------------------------------------------------------------------------------------
+
+
+def csv_seeds(folder: Path) -> list[bytes]:
+    rows = [f'A{number},2020-04-{number:02}T10:00,"Detected"' for number in range(1, 10)]
+    return ["\r\n".join(["patient_id,collected,result", *rows]).encode(), b"\xef\xbb\xbfpatient_id,collected,result\n"]
+
+
+def read_csv(folder: Path) -> Parse:
+    from pipeline.laboratory import CsvLaboratory, read_pcr
+
+    return lambda path: read_pcr(CsvLaboratory(file=path), today=TODAY)
+
+
+def outcome_seeds(folder: Path) -> list[bytes]:
+    rows = [f"A{number},,2020-04-{number:02},2020-04-30" for number in range(1, 10)]
+    return ["\n".join(["patient_id,intubated,died,followed_until", *rows]).encode()]
+
+
+def read_outcomes(folder: Path) -> Parse:
+    from pipeline.outcomes import OutcomeFile
+    from pipeline.outcomes import read_outcomes as read
+
+    return lambda path: read(OutcomeFile(file=path), today=TODAY)
+
+
+def hl7_seeds(folder: Path) -> list[bytes]:
+    from tests.pipeline import test_laboratory_hl7 as known
+
+    texts = (known.HOSPITAL_251, known.OLD_23, known.TEXT_REPORT, known.TWO_SPECIMENS)
+    return [text.encode("latin-1") for text in texts]
+
+
+def read_hl7(folder: Path) -> Parse:
+    from pipeline.laboratory import Hl7Laboratory, read_pcr
+
+    def parse(path: Path) -> None:
+        table = Hl7Laboratory(format="hl7", file=path, encoding="latin-1", tests=["COVPCR"], max_unmapped_percent=100)
+        read_pcr(table, time_zone="Europe/Paris", today=TODAY)
+
+    return parse
+
+
+def fhir_seeds(folder: Path) -> list[bytes]:
+    from tests.pipeline import test_laboratory_fhir as known
+
+    everything = [known.patient("A"), known.specimen("s", "2020-04-01"), known.observation("A")]
+    return [json.dumps(each).encode() for each in (known.bundle(*everything), everything)]
+
+
+def read_fhir(folder: Path) -> Parse:
+    from pipeline.laboratory import FhirLaboratory, read_pcr
+
+    return lambda path: read_pcr(FhirLaboratory(format="fhir", file=path), time_zone="Europe/Paris", today=TODAY)
+
+
+TARGETS = {
+    "zip": Target("input.zip", 40_000, unpack, zip_seeds),
+    "dicom": Target("input.dcm", 25_000, read_dicom, dicom_seeds),
+    "strip": Target("input.dcm", 60_000, strip_dicom, strippable_seeds),
+    "nifti": Target("input.nii", 150_000, read_volume, volume_seeds(".nii", packed=False)),
+    "nifti-packed": Target("input.nii.gz", 100_000, read_volume, volume_seeds(".nii.gz", packed=False)),
+    "metaimage": Target("input.mha", 80_000, read_volume, volume_seeds(".mha", packed=True)),
+    "csv": Target("input.csv", 300_000, read_csv, csv_seeds),
+    "outcomes": Target("input.csv", 500_000, read_outcomes, outcome_seeds),
+    "hl7": Target("input.hl7", 40_000, read_hl7, hl7_seeds),
+    "fhir": Target("input.json", 200_000, read_fhir, fhir_seeds),
+}
