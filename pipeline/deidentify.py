@@ -147,7 +147,7 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
     passing[_PATIENT_ID] = "LO", site.pseudonym(owner).encode()
     passing[_REMOVED] = "CS", b"YES"
     passing[_METHOD] = "LO", b"fedthorax allow-list"
-    pixels = source.get_item(PIXEL_DATA) if PIXEL_DATA in source and _is_axial_ct(passing) else None
+    pixels = _raw(source, PIXEL_DATA) if _is_axial_ct(passing) else None
     return image_file(site, image), _file(_text(meta, _SYNTAX), passing, pixels)
 
 
@@ -215,12 +215,21 @@ def _patient(source: Dataset, site: Site, expected: str | None) -> str:
     return patient_id
 
 
+def _raw(source: Dataset, tag: BaseTag) -> RawDataElement | None:
+    """An element as it is in the file; None if it is absent, or a sequence in the guise of it."""
+    try:
+        element = source.get_item(tag)
+    except Exception:  # absent, or one of those that pydicom converts here, and cannot
+        return None
+    return element if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else None
+
+
 def _text(source: Dataset, tag: BaseTag) -> str:
     """A text without its padding, '' where absent. Raises Refusal: E_PARSE."""
     if tag not in source:
         return ""
-    element = source.get_item(tag)
-    value = element.value if isinstance(element, RawDataElement) else None
+    element = _raw(source, tag)
+    value = element.value if element is not None else None
     if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:  # the escape begins another alphabet
         return value.decode().strip(" \0")
     return text(source, keyword_for_tag(tag)).strip(" \0")
@@ -248,7 +257,7 @@ def _is_axial_ct(passing: dict[int, tuple[str, bytes]]) -> bool:
 # --- writing (PS3.5, 7.1 and PS3.10, 7.1); pydicom takes many times as long ------------------------------------
 
 
-def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: object) -> bytes:
+def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: RawDataElement | None) -> bytes:
     meta = b"".join(
         _element(tag, vr, value)
         for tag, (vr, value) in (
@@ -262,7 +271,7 @@ def _file(syntax: str, passing: dict[int, tuple[str, bytes]], pixels: object) ->
     encoding = _encoding(syntax)
     parts = [b"\0" * 128, b"DICM", _element(0x00020000, "UL", struct.pack("<L", len(meta))), meta]
     parts += [_element(tag, *passing[tag], *encoding) for tag in sorted(passing)]
-    if isinstance(pixels, RawDataElement) and isinstance(pixels.value, bytes):
+    if pixels is not None and isinstance(pixels.value, bytes):
         is_encapsulated = pixels.length == _UNDEFINED
         parts += [_head(PIXEL_DATA, pixels.VR if pixels.VR == "OB" else "OW", pixels.length, *encoding), pixels.value]
         parts += [_SEQUENCE_END] if is_encapsulated else []

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.refusal import Refusal
 from pipeline import reasons
-from pipeline.preprocess import Prepared, Preprocessing, orient
+from pipeline.preprocess import Prepared, Preprocessing
 from pipeline.scanner import Sharpness, known_kernel, known_manufacturer
 from pipeline.series import Series, read_header, tags, text
 from pipeline.slices import AIR_HU
@@ -81,7 +81,7 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
         slices=len(volume.hu),
         lungs_ml=round(prepared.lungs_ml),
         is_cut=bool(prepared.lungs[0].any() or prepared.lungs[-1].any()),
-        air_hu=_air(orient(volume).hu),
+        air_hu=_air(volume.hu),
         aerated_hu=round(float(np.percentile(prepared.image_hu[prepared.lungs], 10))),
         spine_behind_mm=spine,
         windpipe_above_mm2=windpipe,

@@ -592,8 +592,8 @@ IDENTIFIERS_DIFFER = Reason(
 )
 PREVALENCE = Reason(
     "W_PREVALENCE",
-    "nearly all patients have the same PCR label",
-    "Export patients with the other result too; from one class alone nothing can be learnt.",
+    "nearly all patients have the same label, of PCR or of severity",
+    "Export patients with the other result or course too; from one class alone nothing can be learnt.",
 )
 FEW_IN_SPLIT = Reason(
     "W_FEW_IN_SPLIT",

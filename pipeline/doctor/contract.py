@@ -234,10 +234,10 @@ def _labels(facts: Facts) -> Iterator[Result]:
     yield most(reasons.LABEL_YIELD, "labels", len(members) - len(patients), len(members))
     unmatched = sum(m.labels.reason in (reasons.NO_PCR, reasons.NO_LABEL) for m in members)
     yield most(reasons.IDENTIFIERS_DIFFER, "labels", unmatched, len(members))
-    tested = [p.pcr_positive for p in patients if p.pcr_positive is not None]
-    rarer = min(sum(tested), len(tested) - sum(tested))
-    is_skewed = rarer < SKEWED_BELOW * len(tested)
-    yield Result(reasons.PREVALENCE, "labels", rarer, len(tested), "patients", is_skewed, of_waterfall=True)
+    balances = [_rarer(known) for known in _known(patients).values() if known]
+    rarer, of = min(balances, key=lambda found: found[0] / found[1], default=(0, 0))
+    is_skewed = rarer < SKEWED_BELOW * of
+    yield Result(reasons.PREVALENCE, "labels", rarer, of, "patients", is_skewed, of_waterfall=True)
     yield some(reasons.AGE_MISSING, "labels", sum(p.age_years is None for p in patients), len(patients))
     minors = sum(p.age_years is not None and p.age_years < ADULT_YEARS for p in patients)
     yield some(reasons.NOT_ADULT, "labels", minors, len(patients))
@@ -256,14 +256,34 @@ def _splits(facts: Facts) -> Iterator[Result]:
         splits.setdefault(p.pseudonym, set()).add(p.split)
     wrong = sum(found != {facts.site.split(pseudonym)} for pseudonym, found in splits.items())
     yield Result(reasons.OTHER_SPLIT, "splits", wrong, len(splits), "patients", wrong > 0)
-    cells = Counter((p.split, p.pcr_positive) for p in facts.patients if p.pcr_positive is not None)
-    if not cells:
-        return
     learnt_from: tuple[Split, ...] = ("train", "test")
-    classes = [(split, label) for split in learnt_from for label in (True, False)]
+    cells = Counter((label, split, value) for label, known in _known(facts.patients).items() for split, value in known)
+    classes = [
+        (label, split, value)
+        for label, known in _known(facts.patients).items()
+        if known
+        for split in learnt_from
+        for value in (True, False)
+    ]
     few = [cell for cell in classes if cells[cell] < FEW_IN_SPLIT]
-    private = ", ".join(f"{split}: {cells[split, label]} {'positive' if label else 'negative'}" for split, label in few)
+    private = "; ".join(
+        f"{split}, {label} {'yes' if value else 'no'}: {cells[label, split, value]}" for label, split, value in few
+    )
     yield Result(reasons.FEW_IN_SPLIT, "splits", len(few), len(classes), "classes", bool(few), private=private)
+
+
+def _known(patients: Sequence[PatientRow]) -> dict[str, list[tuple[Split, bool]]]:
+    """Split and value of each of the two labels, where it is known; severity is not asked of negative patients."""
+    return {
+        "PCR": [(p.split, p.pcr_positive) for p in patients if p.pcr_positive is not None],
+        "severe": [(p.split, p.severe) for p in patients if p.severe is not None and p.pcr_positive is not False],
+    }
+
+
+def _rarer(known: Sequence[tuple[Split, bool]]) -> tuple[int, int]:
+    """How many have the rarer value, and how many there are."""
+    true = sum(value for _, value in known)
+    return min(true, len(known) - true), len(known)
 
 
 def numbers(facts: Facts) -> dict[str, dict[str, float]]:

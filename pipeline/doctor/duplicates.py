@@ -30,12 +30,24 @@ def near_duplicates(tensors: Sequence[Path]) -> Iterator[tuple[int, int, float]]
 
     Tensors as `prepare` makes them, of one shape.
     """
-    details = np.stack([_detail(np.load(path)) for path in tensors]) if tensors else np.zeros((0, 1), np.float32)
+    details = _details(tensors)
     for start in range(0, len(details), _BLOCK):
         block = details[start : start + _BLOCK]
         alike = block @ details[start:].T
         for i, j in np.argwhere(np.triu(alike > LEAST_CORRELATION, k=1)):
             yield int(start + i), int(start + j), round(float(alike[i, j]), 2)
+
+
+def _details(tensors: Sequence[Path]) -> NDArray[np.float32]:
+    """One row for each tensor."""
+    if not tensors:
+        return np.zeros((0, 1), np.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these are small: threads would wait for each other, ten times as long
+    try:
+        return np.stack([_detail(np.load(path)) for path in tensors])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _detail(tensor: NDArray[np.float16]) -> NDArray[np.float32]:
