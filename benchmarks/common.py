@@ -1,0 +1,89 @@
+"""How everything here is measured: ours and the other in turn, several times, as a ratio of medians with spread."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the tables: the same thing done by us and by another, each measured several times."""
+
+    name: str
+    against: str
+    unit: str
+    ours: list[float]
+    theirs: list[float]
+    target: str = ""  # for the ratio
+
+    @property
+    def ratio(self) -> float:
+        """Our median to the other's."""
+        return statistics.median(self.ours) / statistics.median(self.theirs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one module measured; `notes` say how, and what was left out and why."""
+
+    notes: list[str]
+    figures: list[Figure]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Least, median, most."""
+    return min(values), statistics.median(values), max(values)
+
+
+def processor_seconds(repeats: int, *works: Work) -> list[list[float]]:
+    """Processor seconds of each work, all in turn, after one round to warm up."""
+    times: list[list[float]] = [[] for _ in works]
+    for repeat in range(repeats + 1):
+        for own, work in zip(times, works, strict=True):
+            began = time.process_time()
+            work()
+            if repeat:
+                own.append(time.process_time() - began)
+    return times
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one fresh process needed, for its work and for its imports before it."""
+
+    wall_s: float
+    processor_s: float
+    import_s: float
+    peak_mb: float  # resident memory, libraries included
+
+    @property
+    def with_imports_s(self) -> float:
+        return self.import_s + self.wall_s
+
+
+def run_fresh(contender: str, folder: Path) -> Run:
+    """Run one function of contenders.py on a folder, in a process of its own."""
+    fresh = Path(__file__).with_name("fresh.py")
+    done = subprocess.run([sys.executable, fresh, contender, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{contender} failed:\n{done.stderr[-2000:]}")
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def runs_in_turn(repeats: int, contenders: Sequence[str], folder: Path) -> dict[str, list[Run]]:
+    """Fresh runs of all contenders in turn; the files are in the page cache, for each has been read before."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+    runs: dict[str, list[Run]] = {contender: [] for contender in contenders}
+    for _ in range(repeats):
+        for contender in contenders:
+            runs[contender].append(run_fresh(contender, folder))
+    return runs
