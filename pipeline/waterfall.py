@@ -88,10 +88,12 @@ def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
         return ()
     refused = Counter(each.reason.code for each in labels if each.reason)
     kept = [each for each in labels if each.reason is None]
-    classes = (("positive", True), ("negative", False), ("untested", None))
-    parts = tuple(_class(key, [each for each in kept if each.pcr_positive is label]) for key, label in classes)
-    # Only public data sets have patients without PCR result.
-    parts = tuple(part for part in parts if part.count or part.key != "untested")
+    # Only public data sets have patients without PCR result, some of them no others.
+    untested = [each for each in kept if each.pcr_positive is None]
+    tested = (("positive", True), ("negative", False)) if len(untested) < len(kept) or not kept else ()
+    parts = tuple(_class(key, [each for each in kept if each.pcr_positive is label]) for key, label in tested)
+    if untested:
+        parts += (_class("untested", untested),)
     return (*_reasons(refused), Count("labelled", "patients labelled", len(kept), parts, stays=True))
 
 

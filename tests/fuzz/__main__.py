@@ -1,7 +1,9 @@
 """`python -m tests.fuzz`: fuzz every target, one after the other; with a TARGET, that one in this process."""
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,21 +43,30 @@ def fuzz(name: str) -> None:
             parse(path)  # seeds are good; and what is imported only now is watched too
 
     options = [f"-runs={target.runs}", f"-max_total_time={SECONDS_A_TARGET}", f"-timeout={SECONDS_AN_INPUT}"]
-    options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix=fuzz-{name}-", "-max_len=8192", "-verbosity=0"]
+    options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix=fuzz-{name}-", "-max_len=8192"]
+    options += ["-verbosity=0", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
 
 
 def main() -> int:
     """1 if any target has a finding; the input lies in the current folder then."""
-    failed = []
+    failed = False
     for name in TARGETS:
+        began = time.monotonic()
         done = subprocess.run([sys.executable, "-m", "tests.fuzz", name], capture_output=True, text=True, check=False)
-        sys.stdout.write(f"{name}: {'nothing found' if done.returncode == 0 else 'FOUND'}\n")
+        seconds = time.monotonic() - began
         if done.returncode != 0:
-            sys.stdout.write(done.stdout + done.stderr)
-            failed.append(name)
-    return 1 if failed else 0
+            failed = True
+            sys.stdout.write(f"{name}: FOUND\n{done.stdout}{done.stderr}\n")
+            continue
+        inputs, megabytes = (
+            int(re.findall(rf"stat::{stat}: *(\d+)", done.stderr)[-1])
+            for stat in ("number_of_executed_units", "peak_rss_mb")
+        )
+        sys.stdout.write(f"{name}: nothing in {inputs} inputs, {seconds:.0f} s, at most {megabytes} MB\n")
+        sys.stdout.flush()
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tests.pipeline.doctor.cohorts import assessed, member
 from tests.pipeline.scan_list import DAY, series
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
-POSITIVE, NEGATIVE = Labels(True, True), Labels(False, False)
+POSITIVE, MILD, NEGATIVE = Labels(True, True), Labels(True, False), Labels(False, False)
 Judge = Callable[..., dict[str, Result]]
 
 
@@ -45,8 +45,8 @@ def judge(site: Site, monkeypatch: pytest.MonkeyPatch) -> Judge:
 
 
 def ward(positive: int = 20, negative: int = 20, **measured: object) -> list[Member]:
-    """Patients in whom nothing is conspicuous, but for what was measured."""
-    labels = [POSITIVE] * positive + [NEGATIVE] * negative
+    """Patients in whom nothing is conspicuous, but for what was measured; half of the positive are severe."""
+    labels = [*([POSITIVE, MILD] * positive)[:positive], *[NEGATIVE] * negative]
     return [member(f"{i:016x}", each, **measured) for i, each in enumerate(labels)]  # type: ignore[arg-type]
 
 
@@ -55,7 +55,7 @@ def met(results: dict[str, Result]) -> set[str]:
 
 
 def test_nothing_is_met_in_an_ordinary_ward(judge: Judge) -> None:
-    results = judge(ward(60, 60))
+    results = judge(ward(120, 60))
     assert met(results) == set()
     assert len(results) > 40, "what was looked at is listed all the same"
 
@@ -74,13 +74,13 @@ def test_nothing_is_met_in_an_ordinary_ward(judge: Judge) -> None:
 )
 def test_rules_that_one_scan_meets(judge: Judge, measured: dict[str, object], code: str) -> None:
     odd = member("odd", POSITIVE, **measured)  # type: ignore[arg-type]
-    results = judge([*ward(60, 60), odd])
+    results = judge([*ward(120, 60), odd])
     assert met(results) - {"W_PRONE", "W_FEET_FIRST"} == {code} - {"W_PRONE", "W_FEET_FIRST"}
-    assert (results[code].count, results[code].of) == (1, 121)
+    assert (results[code].count, results[code].of) == (1, 181)
 
 
 def test_where_the_heart_lies_is_asked_of_all_scans_together(judge: Judge) -> None:
-    right, left = ward(5, 4, heart_left=-0.1), ward(60, 60)
+    right, left = ward(5, 4, heart_left=-0.1), ward(120, 60)
     assert "W_MIRRORED" not in met(judge([*right, *left]))
     assert "W_MIRRORED" not in met(judge(right)), "too few to tell"
     results = judge(ward(11, 0, heart_left=-0.1) + [member(f"l{i}", NEGATIVE) for i in range(9)])
@@ -116,7 +116,7 @@ def test_severities(judge: Judge) -> None:
 
 def test_the_gravest_and_most_frequent_come_first(site: Site, judge: Judge) -> None:
     odd = [member(f"o{i}", POSITIVE, lungs_ml=1500) for i in range(3)]
-    results = list(judge([*ward(60, 60), *odd], refused={"E_TILT": 1, "E_SPACING": 2}).values())
+    results = list(judge([*ward(120, 60), *odd], refused={"E_TILT": 1, "E_SPACING": 2}).values())
     assert [result.reason.code for result in results[:3]] == ["E_SPACING", "E_TILT", "W_SMALL_LUNGS"]
     assert not results[3].is_met
 
@@ -141,19 +141,34 @@ def test_prevalence(judge: Judge, negative: int, is_met: bool) -> None:
     assert results["W_PREVALENCE"].count == negative
 
 
+def test_one_course_is_as_bad_as_one_pcr_result(judge: Judge) -> None:
+    members = [member(f"m{i}", MILD) for i in range(40)] + [member(f"n{i}", NEGATIVE) for i in range(40)]
+    results = judge(members)
+    assert "W_PREVALENCE" in met(results)
+    assert (results["W_PREVALENCE"].count, results["W_PREVALENCE"].of) == (0, 40)
+
+
+def test_data_sets_without_pcr_results_have_one_label_to_balance(judge: Judge) -> None:
+    labels = [Labels(None, True), Labels(None, False)] * 60
+    results = judge([member(f"{i:016x}", each) for i, each in enumerate(labels)])
+    assert met(results) == set()
+    assert (results["W_PREVALENCE"].count, results["W_PREVALENCE"].of) == (60, 120)
+    assert results["W_FEW_IN_SPLIT"].of == 4
+
+
 def test_classes_that_a_split_lacks(site: Site, judge: Judge) -> None:
-    members = ward(60, 60)
-    kept = [m for m in members if m.labels is POSITIVE or site.split(m.series.patient_id) != "test"]
+    members = ward(120, 60)
+    kept = [m for m in members if m.labels is not NEGATIVE or site.split(m.series.patient_id) != "test"]
     results = judge(kept)
     assert "W_FEW_IN_SPLIT" in met(results)
-    assert (results["W_FEW_IN_SPLIT"].count, results["W_FEW_IN_SPLIT"].of) == (1, 4)
-    assert results["W_FEW_IN_SPLIT"].private == "test: 0 negative"
+    assert (results["W_FEW_IN_SPLIT"].count, results["W_FEW_IN_SPLIT"].of) == (1, 8)
+    assert results["W_FEW_IN_SPLIT"].private == "test, PCR no: 0"
     assert "W_FEW_IN_SPLIT" not in met(judge(members))
 
 
 def test_a_patient_in_another_split_than_the_key_says(site: Site, judge: Judge) -> None:
     """As after a new pseudonym key: the cohort was split by the old one."""
-    members = ward(60, 60)
+    members = ward(120, 60)
     split = site.split(members[0].series.patient_id)
     other = "train" if split != "train" else "test"
     row = PatientRow(members[0].series.patient_id, other, "t.npy", None, None, True, None)
@@ -165,7 +180,7 @@ def test_a_patient_in_another_split_than_the_key_says(site: Site, judge: Judge) 
 
 def test_age_and_sex(judge: Judge) -> None:
     odd = [member("a", POSITIVE, age=None), member("b", POSITIVE, sex=None), member("c", POSITIVE, age=17.9)]
-    results = judge([*ward(60, 60), *odd])
+    results = judge([*ward(120, 60), *odd])
     assert met(results) == {"W_AGE_MISSING", "W_SEX_MISSING", "W_NOT_ADULT"}
     assert all(results[code].count == 1 for code in met(results))
 
@@ -174,12 +189,12 @@ def test_outcomes_are_asked_of_the_positive_alone(judge: Judge) -> None:
     lost = Labels(True, None, severe_reason=reasons.FOLLOWED_TOO_SHORT)
     unknown = Labels(True, None, severe_reason=reasons.NO_OUTCOME)
     negative = Labels(False, None, severe_reason=reasons.NO_OUTCOME)
-    members = [*ward(60, 60), member("l", lost), member("u", unknown), member("n", negative)]
+    members = [*ward(120, 60), member("l", lost), member("u", unknown), member("n", negative)]
     results = judge(members)
     assert met(results) == {"W_FOLLOWED_TOO_SHORT", "W_NO_OUTCOME"}
-    assert (results["W_NO_OUTCOME"].count, results["W_NO_OUTCOME"].of) == (1, 62)
-    many = [member(f"u{i}", unknown) for i in range(61)]
-    assert "W_OUTCOME_YIELD" in met(judge([*ward(60, 60), *many]))
+    assert (results["W_NO_OUTCOME"].count, results["W_NO_OUTCOME"].of) == (1, 122)
+    many = [member(f"u{i}", unknown) for i in range(121)]
+    assert "W_OUTCOME_YIELD" in met(judge([*ward(120, 60), *many]))
 
 
 def test_patients_scanned_on_several_days(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

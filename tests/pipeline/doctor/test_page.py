@@ -118,6 +118,14 @@ def test_sites_that_differ_in_what_is_not_shown_have_the_same_page(site: Site) -
     assert pages[0] == pages[1]
 
 
+def test_data_sets_without_pcr_results(site: Site) -> None:
+    labels = [Labels(None, True)] * 20 + [Labels(None, False)] * 30
+    made = checkup(site, [member(f"{i:016x}", each) for i, each in enumerate(labels)])
+    shown = steps(made)
+    assert (shown["without PCR result"], shown["severe course"], shown["no severe course"]) == ("50", "20", "30")
+    assert "How the cohort would change" not in render(replace(made, variants=()), NOW)
+
+
 def test_counts_of_rules_hide_with_the_waterfall(site: Site) -> None:
     """How many of the accepted scans have small lungs would tell something of how many were accepted."""
     members = [*ward(60, 30, 50), *(member(f"s{i}", MILD, lungs_ml=1500) for i in range(20))]
