@@ -8,8 +8,8 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from federation import reasons
 from federation.node_state import NodeState, Tail, now, put_aside
 from federation.processes import LOOPBACK, Process, flower_command, flower_environment, free_port
 from models.refusal import Reason, Refusal
+from pipeline.locks import alone
 from pipeline.site import Site
 
 ONLINE_SECONDS = 60.0
@@ -111,7 +112,8 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
         say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")
         _tell_systemd(f"READY=1\nSTATUS={text}")
 
-    with _alone(site):
+    site.logs.mkdir(exist_ok=True)  # a site restored from its backup has none
+    with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with one key would take each other's tasks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd's way to say Ctrl-C
         state = NodeState.begin(site.logs)
         # The app's log first: its last word on a task is written before the SuperNode says that the reply was sent.
@@ -149,18 +151,6 @@ def _follow(node: Process, tails: Sequence[Tail], state: NodeState, logs: Path, 
             end = "\n".join(node.output().splitlines()[-_LAST_LINES:])
             raise Refusal(_cause(end, reasons.NODE_ENDED), private=str(node.log))
         time.sleep(_LOOK_SECONDS)
-
-
-@contextmanager
-def _alone(site: Site) -> Iterator[None]:
-    """Hold the site's lock: two nodes with one key would take each other's tasks. Raises Refusal E_NODE_RUNNING."""
-    site.logs.mkdir(exist_ok=True)  # a site restored from its backup has none
-    with (site.logs / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refusal(reasons.NODE_RUNNING) from None
-        yield
 
 
 def _is_running(site: Site) -> bool:

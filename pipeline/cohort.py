@@ -8,7 +8,6 @@ tensors are deleted after it. Tensors of series that are still there stay, those
 them may be running, and going back to it shall cost nothing.
 """
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.examples import Example
+from pipeline.locks import alone
 from pipeline.measures import Measures
 from pipeline.site import Site, Split
 
@@ -127,15 +127,8 @@ class Cohort:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let nobody else examine or change this cohort; reading it is free.
-
-        The system lets go of the lock when this process ends, however it does. Raises Refusal E_COHORT_BUSY.
-        """
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Refusal(reasons.COHORT_BUSY) from None
+        """Let nobody else examine or change this cohort; reading it is free. Raises Refusal E_COHORT_BUSY."""
+        with alone(self.folder / "lock", reasons.COHORT_BUSY):
             yield
 
     @contextmanager

@@ -39,9 +39,6 @@ _IMAGE_TYPE = {
     *(word.encode() for word in REFORMATTED),
 }
 
-_CODE = re.compile(rb"[A-Za-z0-9_. \\]{0,200}").fullmatch
-_SCANNER_TEXT = re.compile(rb"[A-Za-z0-9_.,+/()\-\\ ]{0,64}").fullmatch
-
 Rule = Callable[[bytes], bytes | None]  # a value without its padding to what passes, None for nothing
 
 
@@ -153,17 +150,17 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
 
 def keyed_uid(site: Site, original: str) -> str:
     """A valid UID (PS3.5, B.2) that stands for `original`; only this site can make it."""
-    return f"2.25.{int(site._keyed('uid', original)[:32], 16)}"
+    return f"2.25.{int(site.keyed('uid', original)[:32], 16)}"
 
 
 def image_file(site: Site, sop_instance_uid: str) -> str:
     """The name of the file in which `strip` puts this image."""
-    return f"{site._keyed('image', sop_instance_uid)[:32]}.dcm"
+    return f"{site.keyed('image', sop_instance_uid)[:32]}.dcm"
 
 
 def series_folder(site: Site, study_uid: str, series_uid: str) -> str:
     """The name of the folder for a series' files."""
-    return site._keyed("series", f"{study_uid}|{series_uid}")[:32]
+    return site.keyed("series", f"{study_uid}|{series_uid}")[:32]
 
 
 def check_patient(patient_id: str, issuer: str, site: Site) -> None:

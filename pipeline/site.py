@@ -150,7 +150,11 @@ class Site:
             raise Refusal(SITE_KEY, private=str(path))
         return key
 
-    def _keyed(self, purpose: str, text: str) -> str:
+    def keyed(self, purpose: str, text: str) -> str:
+        """64 hex digits that stand for a text, for one purpose; only this site can make them (HMAC-SHA-256).
+
+        Raises Refusal E_SITE_KEY.
+        """
         return hmac.new(self._key, f"{purpose}|{text}".encode(), hashlib.sha256).hexdigest()
 
     @property
@@ -163,11 +167,11 @@ class Site:
 
         Raises Refusal E_SITE_KEY, as `split` does.
         """
-        return self._keyed("pseudonym", patient_id)[:16]
+        return self.keyed("pseudonym", patient_id)[:16]
 
     def split(self, pseudonym: str) -> Split:
         """Where the patient belongs, fixed for good by the keyed hash."""
-        place = int(self._keyed("split", pseudonym)[:8], 16) / 2**32
+        place = int(self.keyed("split", pseudonym)[:8], 16) / 2**32
         if place < TEST_SHARE:
             return "test"
         return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"

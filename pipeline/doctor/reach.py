@@ -222,15 +222,8 @@ def count_at_pacs(site: Site) -> tuple[int, int]:
             each.timeout_seconds = min(each.timeout_seconds, PACS_TIMEOUT_SECONDS)
     site = replace(site, settings=site.settings.model_copy(update={"pacs": table}))
     query = study_query(site, table)
-    parts = {part.upper() for part in table.filters.body_parts}
     with open_pacs(site) as remote:
         remote.echo()
-        matching = [
-            each
-            for each in remote.find(query)
-            if each.modality == query.modality
-            and (not query.accessions or each.accession in query.accessions)
-            and (not parts or each.body_part.upper() in parts)
-        ]
+        matching = [each for each in remote.find(query) if not query.misses(each)]
     here = {path.name for path in site.ct_folder.iterdir()} if site.ct_folder.is_dir() else set()
     return len(matching), sum(series_folder(site, each.study_uid, each.series_uid) in here for each in matching)

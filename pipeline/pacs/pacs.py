@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from pipeline.site import Site
@@ -12,12 +12,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyQuery:
-    """Which studies to look for: days inclusive, None for any; no accession number at all means any."""
+    """Which studies to look for: days inclusive, None for any; no accession number or body part at all means any."""
 
     modality: str = "CT"
     from_date: date | None = None
     to_date: date | None = None
     accessions: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()  # in capitals; of the series, not of the study
+
+    def misses(self, series: "RemoteSeries") -> Literal["", "accession", "modality", "body part"]:
+        """What keeps a series of such a study from being wanted; '' if nothing does.
+
+        The accession number is checked too: a PACS that cannot filter by it answers with everything.
+        """
+        if self.accessions and series.accession not in self.accessions:
+            return "accession"
+        if series.modality != self.modality:
+            return "modality"
+        return "body part" if self.body_parts and series.body_part.upper() not in self.body_parts else ""
 
 
 @dataclass(frozen=True)

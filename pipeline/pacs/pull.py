@@ -11,21 +11,20 @@ A series that the PACS now gives to another patient (merged, or corrected) is fe
 pseudonym; if the images still name the other one it is refused, since nobody here can tell who is right.
 """
 
-import fcntl
 import shutil
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from models.refusal import Reason, Refusal
 from pipeline import reasons
 from pipeline.deidentify import check_patient, image_file, strip
 from pipeline.findings import Finding
+from pipeline.locks import alone
 from pipeline.pacs.journal import Entry, Journal
 from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, open_pacs
 from pipeline.pacs.settings import Limits, PacsTable, named_file
@@ -78,7 +77,7 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
         (state / "partial").mkdir(parents=True, exist_ok=True)
         site.ct_folder.mkdir(parents=True, exist_ok=True)
         with (
-            _alone(state / "lock"),
+            alone(state / "lock", reasons.PULL_RUNNING),
             quiet_pydicom(),
             Journal(state / "journal.sqlite") as journal,
             open_pacs(site) as pacs,
@@ -105,24 +104,14 @@ def study_query(site: Site, table: PacsTable) -> StudyQuery:
         # No number, or one with a wildcard, would ask for everything.
         if not accessions or any(set(number) & set("*?\\") for number in accessions):
             raise Refusal(reasons.PACS_FILE, private=f"{path}: no accession numbers, or * or ? in them")
-    return StudyQuery(filters.modality, filters.from_date, filters.to_date, accessions)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock; the system lets go of it when this process ends, however it does."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refusal(reasons.PULL_RUNNING) from None
-        yield
+    parts = tuple(part.upper() for part in filters.body_parts)
+    return StudyQuery(filters.modality, filters.from_date, filters.to_date, accessions, parts)
 
 
 class _Pull:
     def __init__(self, site: Site, table: PacsTable, pacs: Pacs, journal: Journal) -> None:
         self._site, self._pacs, self._journal = site, pacs, journal
-        self._filters, self._limits = table.filters, table.limits
+        self._limits = table.limits
         self._pace = _Pace(table.limits.megabytes_per_second)
         self._report = PullReport()
 
@@ -149,17 +138,13 @@ class _Pull:
                 patience.wait(refusal)
 
     def _wants(self, series: RemoteSeries, query: StudyQuery) -> bool:
-        """The accession number is checked too: a PACS that cannot filter by it answers with everything."""
-        if query.accessions and series.accession not in query.accessions:
-            return False
-        if series.modality != self._filters.modality:
+        """Whether to fetch it; what stays at the PACS is counted."""
+        missed = query.misses(series)
+        if missed == "modality":
             self._report.other_modalities[series.modality if series.modality.isalnum() else "?"] += 1
-            return False
-        parts = {part.upper() for part in self._filters.body_parts}
-        if parts and series.body_part.upper() not in parts:
+        elif missed == "body part":
             self._report.other_body_parts += 1
-            return False
-        return True
+        return not missed
 
     def _one(self, series: RemoteSeries, store: SeriesStore) -> None:
         """Bring one series here, and say what is wrong with it."""

@@ -12,7 +12,7 @@ from tests.fuzz.targets import TARGETS
 
 SECONDS_AN_INPUT = 5
 SECONDS_A_TARGET = 120  # whatever the number of runs
-MEGABYTES = 1024
+MEGABYTES = 512
 SHARED_MEMORY = Path("/dev/shm")  # an input a file: a disk would be the slowest part
 
 
