@@ -4,6 +4,7 @@ With --json a command prints one JSON object; a refusal is {"refused": {"code", 
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,9 +51,15 @@ def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
         print_json({"refused": {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}})
         return
     say(f"{refusal}")
-    if refusal.private:
+    if refusal.private and not _goes_to_the_journal():
         say(f"  here: {refusal.private}")
     say(f"  {refusal.remedy}")
+
+
+def _goes_to_the_journal() -> bool:
+    """Whether systemd keeps what this process writes to standard error (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
+from typing import BinaryIO, cast
 
 from pydicom import Dataset, uid
 from pydicom.datadict import keyword_for_tag
@@ -26,7 +27,7 @@ from pydicom.tag import BaseTag, Tag
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.scanner import known_kernel, known_manufacturer
-from pipeline.series import PIXEL_DATA, quiet_pydicom, tags, text
+from pipeline.series import PIXEL_DATA, BoundedFile, quiet_pydicom, tags, text
 from pipeline.site import Site
 from pipeline.slices import REFORMATTED
 
@@ -179,7 +180,7 @@ def _read(part10: bytes) -> tuple[Dataset, Dataset]:
     """
     if part10[128:132] != b"DICM":
         raise Refusal(reasons.NOT_DICOM)
-    stream = BytesIO(part10)
+    stream = cast(BinaryIO, BoundedFile(BytesIO(part10)))
     stream.seek(132)
     try:
         meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)

@@ -185,7 +185,8 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
     if (folder / "site.toml").exists():
         raise Refusal(SITE_EXISTS, private=str(folder))
     (folder / "keys").mkdir(parents=True, exist_ok=True)
-    (folder / "keys").chmod(0o700)
+    for private in (folder, folder / "keys"):
+        private.chmod(0o700)
     (folder / "logs").mkdir(exist_ok=True)
     with suppress(FileExistsError):  # a key that is there stays: a new one would rename every patient
         descriptor = os.open(folder / "keys" / "pseudonym.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,6 +1,7 @@
 """How the command line speaks."""
 
 import json
+import os
 
 from federation.console import print_refusal, print_table
 from models.reasons import SETTINGS_FILE
@@ -26,3 +27,12 @@ def test_a_refusal_for_people_shows_where_on_standard_error_alone(capsys):
     assert "E_SETTINGS_FILE" in output.err
     assert "/data/ANNA" in output.err
     assert not output.out
+
+
+def test_a_journal_gets_nothing_private(capsys, monkeypatch):
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    print_refusal(Refusal(SETTINGS_FILE, file="site.toml", private="/data/ANNA"), as_json=False)
+    errors = capsys.readouterr().err
+    assert "E_SETTINGS_FILE" in errors
+    assert "ANNA" not in errors
