@@ -52,6 +52,15 @@ class DimsePacs:
 
         Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER.
         """
+        try:
+            self._echo()
+        except Refusal as refusal:
+            if refusal.reason is not reasons.PACS_SILENT:
+                raise
+            # Who refuses and closes in one breath is sometimes heard closing alone: the reason is worth asking again.
+            self._echo()
+
+    def _echo(self) -> None:
         moves = self._table.retrieve == "c-move"
         with ExitStack() as stack:
             if moves:
