@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline import reasons
+from pipeline.pages import page_environment
 from pipeline.preprocess import Prepared
 from pipeline.score import NOTICE, Score
 
@@ -55,13 +55,7 @@ def write_report(score: Score, out: Path) -> Path:
 
 def render(score: Score) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["percent"] = percent
     return environment.get_template(PAGE).render(
         score=score,

@@ -11,7 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from models.refusal import Refusal
@@ -20,6 +19,7 @@ from pipeline.check import Checkup
 from pipeline.doctor import figure
 from pipeline.doctor.contract import Result
 from pipeline.doctor.suppression import hidden, shown, shown_of
+from pipeline.pages import page_environment
 from pipeline.waterfall import Count, plain
 
 PAGE = "check.html"
@@ -65,13 +65,7 @@ def write_page(checkup: Checkup, path: Path) -> None:
 
 def render(checkup: Checkup, now: datetime) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["code"] = _code
     return environment.get_template(PAGE).render(now=now, **content(checkup))
 
