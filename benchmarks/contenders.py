@@ -70,7 +70,7 @@ def simpleitk() -> Work:
 def _workers(count: int) -> Work:
     """Examine all series of a folder with this many worker processes, their start included."""
     from pipeline.cohort import Cohort
-    from pipeline.examine import examine_new
+    from pipeline.examine import examine_new, expect_series
     from pipeline.preprocess import Preprocessing, settings_digest
     from pipeline.series import find_series
     from pipeline.site import init_site, site_settings
@@ -78,6 +78,7 @@ def _workers(count: int) -> Work:
     os.cpu_count = lambda: count  # the node starts one worker a core
 
     def work(folder: Path) -> None:
+        expect_series()
         series, _ = find_series(folder)
         with tempfile.TemporaryDirectory() as home:
             site = init_site(Path(home, "site"), site_settings(None, name="bench"))

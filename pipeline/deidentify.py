@@ -77,10 +77,6 @@ def _was_given(agent: bytes) -> bytes | None:
     return None if agent.upper() in (b"", b"NO", b"NONE") else b"YES"
 
 
-def _nothing(_: bytes) -> None:
-    """What is not on the list."""
-
-
 _number = _form(rb" *[-+.eE0-9]{0,32} *(\\ *[-+.eE0-9]{0,32} *){0,5}")
 _two_bytes = _form(rb"(?s:..)")
 _day = _form(rb"[0-9]{8}")
@@ -237,9 +233,9 @@ def _passing(source: Dataset) -> dict[int, tuple[str, bytes]]:
     """Tag to value representation and value of whatever the allow-list lets through."""
     passing: dict[int, tuple[str, bytes]] = {}
     for tag, element in source.items():
-        vr, rule = _ALLOWED.get(tag, ("", _nothing))
-        if not isinstance(element, RawDataElement) or not element.value:
-            continue  # empty, or a sequence in the guise of it
+        if tag not in _ALLOWED or not isinstance(element, RawDataElement) or not element.value:
+            continue  # not on the list, empty, or a sequence in the guise of a value
+        vr, rule = _ALLOWED[tag]
         value = rule(element.value if vr in _BINARY else element.value.strip(b" \0"))
         if value is not None:
             passing[tag] = element.VR if vr in _BINARY and element.VR in _BINARY else vr, value

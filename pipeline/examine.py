@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -74,6 +74,12 @@ def _workers() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["pipeline.measures", "pipeline.preprocess", "pipeline.scans"])
     return context
+
+
+def expect_series() -> None:
+    """Let what the workers need be imported in the background, while their series are still being searched for."""
+    _workers()
+    forkserver.ensure_running()
 
 
 def _end_with_parent() -> None:

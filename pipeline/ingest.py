@@ -12,7 +12,7 @@ from typing import Any
 from models.refusal import Reason
 from pipeline import reasons
 from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan
-from pipeline.examine import examine_new
+from pipeline.examine import examine_new, expect_series
 from pipeline.findings import Finding
 from pipeline.join import Labels, Records, label
 from pipeline.preprocess import Preprocessing, settings_digest
@@ -90,6 +90,7 @@ def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callab
 
     Raises Refusal where a whole file (laboratory, outcomes) cannot be used or no image is found.
     """
+    expect_series()
     records, record_findings = read_records(site)
     series, scan_findings = read_series_list(site)
     material = Material(series, records, scan_findings, record_findings)

@@ -69,4 +69,5 @@ class OneThread(ThreadPoolExecutor):
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let hospitals be written and scans be examined in this process, one after the other."""
     monkeypatch.setattr("pipeline.examine.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.examine.forkserver.ensure_running", lambda: None)
     monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)
