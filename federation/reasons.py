@@ -21,8 +21,23 @@ PUBLIC_KEY = Reason(
 )
 CERTIFICATE_EXPIRED = Reason(
     "E_CERTIFICATE_EXPIRED",
-    "the server's certificate is valid only until {until}",
-    "Initialise a new server folder, give its ca.crt to the hospitals and enrol them again.",
+    "the certificate of {holder} was valid until {until}",
+    "The server's: fedthorax server renew DIR. A site's: the study's office enrols it again, and it joins again.",
+)
+CERTIFICATE_ENDS = Reason(
+    "W_CERTIFICATE_ENDS",
+    "the certificate of {holder} is valid only until {until}",
+    "The server's: fedthorax server renew DIR, then start it again. A site's: fedthorax node renew SITE_DIR.",
+)
+AUTHORITY = Reason(
+    "E_AUTHORITY",
+    "this authority cannot sign for a study: {problem}",
+    "Give the PEM certificate of an authority that may sign certificates and CRLs, and its key without a passphrase.",
+)
+NODE_CERTIFICATE = Reason(
+    "E_NODE_CERTIFICATE",
+    "the node's certificate is damaged, or was not made for the node's key",
+    "Join the study again: fedthorax node join SITE_DIR CODE, with a new code from the study's office.",
 )
 
 # --- the study's server -----------------------------------------------------------------------------------
@@ -37,11 +52,6 @@ NO_SERVER = Reason(
     "this folder holds no server",
     "Make one first: fedthorax server init DIR.",
 )
-SERVER_CONFIG = Reason(
-    "E_SERVER_CONFIG",
-    "server.toml: {key}: {problem}",
-    "Correct that line of server.toml; the comments in the file say what each key means.",
-)
 PORT_IN_USE = Reason(
     "E_PORT_IN_USE",
     "another process already listens on port {port}",
@@ -52,11 +62,6 @@ SERVER_UNREACHABLE = Reason(
     "the study's server does not answer on port {port}",
     "Start it first: fedthorax server start DIR. Its log is in DIR/logs.",
 )
-SERVER_EXPOSED = Reason(
-    "W_SERVER_EXPOSED",
-    "the server listens beyond this machine, on {host}: whoever reaches its port can send code to the sites",
-    "Let a firewall admit the hospitals alone, or set host in server.toml back to 127.0.0.1.",
-)
 SITE_NAME = Reason(
     "E_SITE_NAME",
     "a site's name is made of the letters a to z, digits and hyphens",
@@ -64,13 +69,104 @@ SITE_NAME = Reason(
 )
 SITE_NAME_TAKEN = Reason(
     "E_SITE_NAME_TAKEN",
-    "a site named {site} is already enrolled with another key",
-    "Choose another name; a site that lost its key is enrolled under a new name.",
+    "a site named {site} has joined already",
+    "Choose another name. If that site lost its key or certificate: fedthorax server revoke DIR NAME, then enrol it.",
+)
+SITE_UNKNOWN = Reason(
+    "E_SITE_UNKNOWN",
+    "the study has no site of this name, and has invited none",
+    "`fedthorax server sites DIR` shows the names.",
 )
 ALREADY_ENROLLED = Reason(
     "E_ALREADY_ENROLLED",
     "this key is already enrolled, for the site {site}",
     "Nothing is left to do if that is the site you mean; each site needs a key of its own.",
+)
+
+# --- the server's door ------------------------------------------------------------------------------------
+
+NO_CERTIFICATE = Reason(
+    "E_NO_CERTIFICATE",
+    "the caller shows no certificate",
+    "Let the site join the study first: fedthorax node join SITE_DIR CODE.",
+)
+CERTIFICATE_UNKNOWN = Reason(
+    "E_CERTIFICATE_UNKNOWN",
+    "the caller's certificate was not issued by this study",
+    "Let the site join this study: fedthorax node join SITE_DIR CODE, with a code from the study's office.",
+)
+CERTIFICATE_REVOKED = Reason(
+    "E_CERTIFICATE_REVOKED",
+    "the study has revoked this site's certificate",
+    "Ask the study's office. To join again the site needs a new code and a new key.",
+)
+NODE_KEY_OTHER = Reason(
+    "E_NODE_KEY",
+    "the request is signed with another key than the one that the caller's certificate is for",
+    "Use keys/node and keys/node.crt of one and the same site; if they do not belong together, join again.",
+)
+CLOCK = Reason(
+    "E_CLOCK",
+    "the request was signed {seconds} s {direction} the server's time",
+    "Set both clocks by NTP: Flower accepts what was signed up to 300 s before, and 5 s after, the server's time.",
+)
+NO_WAY = Reason(
+    "E_NO_WAY",
+    "the door leads nowhere from this path",
+    "Only a node's own requests and enrolment pass; everything else is for the server's own machine.",
+)
+BODY_SIZE = Reason(
+    "E_BODY_SIZE",
+    "the request does not tell its length, or is longer than {megabytes} MB",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+TOO_SLOW = Reason(
+    "E_TOO_SLOW",
+    "the request did not arrive within {seconds} s",
+    "Look at the site's connection to the server.",
+)
+DOOR_BUSY = Reason(
+    "E_DOOR_BUSY",
+    "the caller has too many requests under way, or too many tries in a minute",
+    "Wait a minute. If it comes again, see in the server's logs/door.log what the site asks for.",
+)
+SUPERLINK_SILENT = Reason(
+    "E_SUPERLINK_SILENT",
+    "the SuperLink behind the door does not answer",
+    "Read DIR/logs/superlink.log on the server's machine, and start the server again.",
+)
+INVITATION = Reason(
+    "E_INVITATION",
+    "the code is wrong, or void after too many wrong tries",
+    "Copy the whole code again. If it is void, the study's office makes a new one: fedthorax server enrol DIR NAME.",
+)
+INVITATION_OVER = Reason(
+    "E_INVITATION_OVER",
+    "the code is older than 7 days, or another node has used it",
+    "The study's office makes a new one: fedthorax server enrol DIR NAME. If nobody of yours used it, say so there.",
+)
+KEY_REVOKED = Reason(
+    "E_KEY_REVOKED",
+    "this node's key was revoked",
+    "Move keys/node and keys/node.pub away and join again: a new key is made.",
+)
+
+# --- joining a study --------------------------------------------------------------------------------------
+
+JOIN_CODE = Reason(
+    "E_JOIN_CODE",
+    "this is not an enrolment code",
+    "Give the whole code as the study's office sent it: host:port/authority/invitation/secret.",
+)
+OTHER_AUTHORITY = Reason(
+    "E_OTHER_AUTHORITY",
+    "the server that answered belongs to another authority than the code names",
+    "Do not go on: something between here and the study's server answers in its place. Tell the study's office.",
+)
+JOIN_REFUSED = Reason(
+    "E_JOIN_REFUSED",
+    "the study's server refused: {answer}",
+    "The table of refusals tells what this code means; the server's logs/door.log says more.",
 )
 
 # --- processes --------------------------------------------------------------------------------------------
@@ -116,6 +212,37 @@ SERVER_SILENT = Reason(
     "E_SERVER_SILENT",
     "the study's server does not answer the node",
     "Check the server's address and port, that it runs, and that the firewall lets the node out to it.",
+)
+
+# --- the sandbox ------------------------------------------------------------------------------------------
+
+SANDBOX_MISSING = Reason(
+    "E_SANDBOX_MISSING",
+    "bubblewrap, which keeps a study's code from the network and from other files, is not installed",
+    "Install the package bubblewrap (0.8 or later), or set [sandbox] kind in site.toml to systemd.",
+)
+SANDBOX = Reason(
+    "E_SANDBOX",
+    "this system does not let bubblewrap confine a study's code",
+    "Allow user namespaces to the user who runs the node (sysctl, AppArmor; containers seldom can), or set [sandbox] "
+    "kind in site.toml to systemd. To run without walls, set it to none and name in accepted_by who accepted that.",
+)
+SANDBOX_ACCESS = Reason(
+    "E_SANDBOX_ACCESS",
+    "the user who runs a study's code could not be given the files that it works with",
+    "Install the package acl and make the user fedthorax-app, as docs/operations.md says; the site must lie on a file "
+    "system with access lists, such as ext4 or XFS.",
+)
+SANDBOX_OPEN = Reason(
+    "E_SANDBOX_OPEN",
+    "the process that would run a study's code is not confined: it can reach {what}",
+    "Start it through the node or as fedthorax-app@.service, as docs/operations.md says; keep the hospital's files "
+    "out of folders that hold programs.",
+)
+SANDBOX_NONE = Reason(
+    "W_SANDBOX_NONE",
+    "nothing keeps a study's code from the network and from this machine's files",
+    "Install bubblewrap and set [sandbox] kind in site.toml to bwrap.",
 )
 
 # --- runs -------------------------------------------------------------------------------------------------
@@ -191,12 +318,50 @@ REPLY_EXAMPLES = Reason(
 UPDATE_NORM = Reason(
     "E_UPDATE_NORM",
     "the site's update is far larger than those of the other sites",
-    "Look at the site's data and learning rate; if they are right, raise the study's norm factor.",
+    "Look at the site's data and at the study's learning rate.",
 )
 QUORUM = Reason(
     "E_QUORUM",
     "the study needs {quorum} sites in each round and has {present}",
     "See in the last rounds' report which sites are missing or refused and why, then resume the study.",
+)
+
+# --- robust rounds ----------------------------------------------------------------------------------------
+
+REPLY_LEDGER = Reason(
+    "E_REPLY_LEDGER",
+    "what the reply says about the site's ledger is not a hash and a number of lines",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+REPLY_LEDGER_CUT = Reason(
+    "E_REPLY_LEDGER_CUT",
+    "the site's ledger has fewer lines than when it was last told of, or is no longer told of",
+    "Ask the site to verify its ledger (fedthorax node ledger --verify). If it restored an older one, begin a new run.",
+)
+EXAMPLES_CAPPED = Reason(
+    "W_EXAMPLES_CAPPED",
+    "the site claims more patients than it was enrolled with, and counts with the enrolled number",
+    "Ask the site for the size of its cohort; enrol it with the right number if it has grown.",
+)
+STRATEGY_SITES = Reason(
+    "E_STRATEGY_SITES",
+    "the strategy needs {needed} sites to withstand what it is set to withstand, and the study has {sites}",
+    "Name fewer hostile nodes in the strategy's options, choose FedMedian, or invite more sites.",
+)
+STRATEGY_REPLIES = Reason(
+    "E_STRATEGY_REPLIES",
+    "the strategy needs {needed} valid replies in a round and has {present}",
+    "See in the last rounds' report which sites are missing or refused and why, then resume the study.",
+)
+MODEL_NOT_FINITE = Reason(
+    "E_MODEL_NOT_FINITE",
+    "the replies were finite, but the model made of them is not",
+    "Lower the learning rates of strategy and sites, then resume the study.",
+)
+SERVER_DISK = Reason(
+    "E_SERVER_DISK",
+    "a file of the run could not be written at the server",
+    "Free space on the server's disk or correct its permissions, then resume the study.",
 )
 
 # --- strategies and checkpoints ---------------------------------------------------------------------------
@@ -239,4 +404,202 @@ NO_SERVER_SET = Reason(
     "E_NO_SERVER_SET",
     "this site belongs to no study yet",
     "Set [server] address in site.toml and put the study's ca.crt where ca_certificate says.",
+)
+
+# --- the ledger -------------------------------------------------------------------------------------------
+
+LEDGER_WRITE = Reason(
+    "E_LEDGER_WRITE",
+    "the ledger could not be written, and what it does not record is not done",
+    "Free space on the disk, or give the user who runs the node the folder SITE_DIR/ledger.",
+)
+LEDGER_BROKEN = Reason(
+    "E_LEDGER_BROKEN",
+    "line {line} of the ledger is not as it was written: it, or a line before it, was changed, removed or put in",
+    "Find out who changed it. Keep the file as evidence, and move it away (or bring back its backup) to go on.",
+)
+LEDGER_TORN = Reason(
+    "W_LEDGER_TORN",
+    "the ledger's last line was incomplete, as a power cut leaves it; it was set aside",
+    "Compare ledger.torn in SITE_DIR/ledger with the time of the power cut; without one, somebody cut the file.",
+)
+LEDGER_INCOMPLETE = Reason(
+    "E_LEDGER_INCOMPLETE",
+    "the ledger's last line is incomplete, as a power cut leaves it",
+    "Start the node: it sets the line aside and writes down that it did. Then verify again.",
+)
+LEDGER_CUT = Reason(
+    "E_LEDGER_CUT",
+    "the ledger lacks its line {line} as the server was told of it: its end was cut, or all of it was written anew",
+    "Bring back the ledger's backup. If there is none, tell the study's coordinator before the node takes part again.",
+)
+LEDGER_RECORD = Reason(
+    "E_LEDGER_RECORD",
+    "the record is not a run's history.json, or names no head of this site's ledger",
+    "Ask the study's coordinator for the history.json of a run in which this site took part.",
+)
+
+# --- apps and their approval ------------------------------------------------------------------------------
+
+APPROVALS = Reason(
+    "E_APPROVALS",
+    "approvals.json is damaged, or others than its owner may change it; until it is mended no app runs",
+    "Run the node and its commands as the user who owns the site; bring back SITE_DIR/apps from the backup, or move "
+    "approvals.json away and approve again.",
+)
+APPROVALS_BUSY = Reason(
+    "E_APPROVALS_BUSY",
+    "another command is changing the approvals",
+    "Try again in a moment.",
+)
+APP_UNKNOWN = Reason(
+    "E_APP_UNKNOWN",
+    "no app is known here by this hash, and no file or folder has this name",
+    "`fedthorax node apps SITE_DIR` lists the apps; give a hash (8 digits or more), a .fab file or an app's folder.",
+)
+APP_AMBIGUOUS = Reason(
+    "E_APP_AMBIGUOUS",
+    "{count} apps have hashes that begin so",
+    "Give more digits of the hash.",
+)
+APP_ARCHIVE = Reason(
+    "E_APP_ARCHIVE",
+    "the app is not a readable archive of Flower's (FAB)",
+    "Ask whoever made the study for an app that `flwr build` or fedthorax has built.",
+)
+APP_SIZE = Reason(
+    "E_APP_SIZE",
+    "the app is larger than {megabytes} MB, packed or unpacked, or has more than {files} files",
+    "An app holds code alone: ask whoever made the study for one without data and models.",
+)
+APP_PATH = Reason(
+    "E_APP_PATH",
+    "the app holds a link, or two files of one name, or a name that could reach outside its folder",
+    "Do not approve it. No honest tool makes such an app: ask whoever sent it.",
+)
+APP_MANIFEST = Reason(
+    "E_APP_MANIFEST",
+    "the app's files are not exactly those that its own list (.info/CONTENT) names, with these hashes",
+    "Do not approve it; ask whoever made the study for the app as it was built.",
+)
+APP_TEXT = Reason(
+    "E_APP_TEXT",
+    "a file of the app is not text in UTF-8, so nobody can read what would run",
+    "Ask whoever made the study for an app of sources in UTF-8 alone.",
+)
+APP_CONFIG = Reason(
+    "E_APP_CONFIG",
+    "the app's pyproject.toml lacks or spoils what Flower needs: {problem}",
+    "Ask whoever made the study to correct it; `flwr build` names what is wrong.",
+)
+
+# --- the gateway ------------------------------------------------------------------------------------------
+
+GATEWAY_PATH = Reason(
+    "E_GATEWAY_PATH",
+    "the node asked the server for something that no node needs",
+    "Nothing was sent. Look at what runs on this machine as the node's user.",
+)
+GATEWAY_KEY = Reason(
+    "E_GATEWAY_KEY",
+    "a program other than this site's node spoke to the gateway",
+    "Nothing was sent. Look at what runs on this machine.",
+)
+GATEWAY_ENDED = Reason(
+    "E_GATEWAY_ENDED",
+    "the site's gateway was started anew while a task was under way",
+    "The round goes on without this site; the node takes the next one by itself.",
+)
+GATEWAY_FAILED = Reason(
+    "E_GATEWAY_FAILED",
+    "the site's gateway failed, and so let nothing pass",
+    "Read the end of logs/gateway.log in the site's folder.",
+)
+CERTIFICATE_REFUSED = Reason(
+    "E_CERTIFICATE_REFUSED",
+    "the study's server does not accept this node's certificate: it has expired, was revoked, or is another study's",
+    "Renew it (fedthorax node renew), or ask the study's coordinator for a new invitation.",
+)
+APP_REFUSED = Reason(
+    "E_APP_REFUSED",
+    "the study's app is not approved at this site",
+    "Look at it with `fedthorax node apps` and, if it may run here, `fedthorax node approve` it.",
+)
+APP_DAMAGED = Reason(
+    "E_APP_DAMAGED",
+    "the app that the server sent is not the one that it named, by its hash",
+    "Ask the study's coordinator: the server, or somebody on the way, has changed it.",
+)
+RUN_CONFIG = Reason(
+    "E_RUN_CONFIG",
+    "the run's configuration is not a study as this release knows it",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+SITE_LIMIT = Reason(
+    "E_SITE_LIMIT",
+    "the study asks for {asked} {what}, and this site allows {allowed}",
+    "Change the study, or raise the limit in [gateway] of site.toml.",
+)
+ROUNDS_A_DAY = Reason(
+    "E_ROUNDS_A_DAY",
+    "this site has taken part in {allowed} rounds within 24 hours, as many as it allows",
+    "Wait, or raise max_rounds_a_day in [gateway] of site.toml.",
+)
+PRIVACY_REQUIRED = Reason(
+    "E_PRIVACY_REQUIRED",
+    "this site takes part only in studies with differential privacy",
+    "Add [privacy] to the study, or change [privacy] in site.toml.",
+)
+TASK_KIND = Reason(
+    "E_TASK_KIND",
+    "the server asks for something other than to train or to evaluate",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+TASK_DAMAGED = Reason(
+    "E_TASK_DAMAGED",
+    "what the server sent is not whole, or not what its hash says",
+    "If it happens again, ask the study's coordinator: the server, or somebody on the way, may have changed it.",
+)
+TASK_RECORDS = Reason(
+    "E_TASK_RECORDS",
+    "what the server sent is not exactly the study's model and the round's settings",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+REPLY_DAMAGED = Reason(
+    "E_REPLY_DAMAGED",
+    "the reply is not whole, not of the form that was asked for, or larger",
+    "Read logs/client.log in the site's folder.",
+)
+REPLY_COUNTER = Reason(
+    "E_REPLY_COUNTER",
+    "a batch-norm counter of the reply is not what the round's training can have made of it",
+    "Do not run this app again before somebody has read it.",
+)
+REPLY_UPDATE = Reason(
+    "E_REPLY_UPDATE",
+    "training moved the weights further than this site allows",
+    "Lower the study's learning rate, or raise max_update in [gateway] of site.toml.",
+)
+REPLY_PATIENTS = Reason(
+    "E_REPLY_PATIENTS",
+    "the reply holds a figure over fewer patients than this site allows",
+    "Do not run this app again before somebody has read it, unless the cohort has just changed.",
+)
+RUN_OVER = Reason(
+    "E_RUN_OVER",
+    "the run ended, or the task expired, before the answer could be sent",
+    "Nothing is left to do.",
+)
+
+# --- attacks on a release ---------------------------------------------------------------------------------
+
+ATTACK_STUDY = Reason(
+    "E_ATTACK_STUDY",
+    "the model's network, preprocessing or privacy are not those of the study",
+    "Give --study with the file of the study that made this model; a private model needs it.",
+)
+ATTACK_CONTROL = Reason(
+    "E_ATTACK_CONTROL",
+    "an attack that must succeed did not, so the figures of {attack} could not be trusted",
+    "Do not read them as safe; the card says so too. Report it with the versions of fedthorax and torch.",
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from federation import reasons
 from federation.control import control, read_server_config
+from federation.fab import APP, build
 from federation.processes import Process, free_port, port_is_taken
 from federation.server import start_superlink
 from models.refusal import Refusal
@@ -22,18 +23,16 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
-APP = Path(__file__).with_name("app")
 MARK = "fedthorax: "  # begins what the server's app says to whoever watches the run
 
 
 def build_app() -> tuple[bytes, str]:
     """The app that travels, and its SHA-256, by which a site approves it.
 
-    The same files give the same bytes. (Not so across versions of zlib: only the server builds it.)
+    The same files give the same bytes on every machine, so that a site which has installed the same release knows
+    the hash beforehand.
     """
-    from flwr.cli.build import build_fab_from_disk
-
-    app = build_fab_from_disk(APP)
+    app = build(APP)
     return app, hashlib.sha256(app).hexdigest()
 
 

@@ -71,6 +71,37 @@ class TrainingTable(BaseModel, extra="forbid"):
     threads: int = Field(default=0, ge=0)  # processor cores that a study may use here; 0 means all
 
 
+class GatewayTable(BaseModel, extra="forbid"):
+    """[gateway]: what a study may ask of this site, and how far its weights may move here."""
+
+    own_app: bool = True  # the app that the installed release ships may run; any other by `node approve` alone
+    max_local_epochs: int = Field(default=10, ge=1)
+    max_batch_size: int = Field(default=64, ge=1)
+    max_rounds_a_day: int = Field(default=500, ge=1)
+    max_update: float = Field(default=2.0, gt=0)  # length of an update, in lengths of the weights that came in
+
+
+class SandboxTable(BaseModel, extra="forbid"):
+    """[sandbox]: what keeps the study's code from the network and from the site's other files."""
+
+    kind: Literal["bwrap", "systemd", "none"] = "bwrap"
+    accepted_by: str = ""  # with "none": who accepted to run without, and why
+
+    @model_validator(mode="after")
+    def none_is_accepted(self) -> Self:
+        if self.kind == "none" and not self.accepted_by.strip():
+            raise ValueError('kind = "none" takes the name of whoever accepted it, and why, in accepted_by')
+        return self
+
+
+class PrivacyTable(BaseModel, extra="forbid"):
+    """[privacy]: how much of a patient studies may ever learn here (differential privacy)."""
+
+    required: bool = False  # only studies with [privacy] of their own may run
+    max_epsilon: float = Field(default=8.0, gt=0, le=100)  # of all of them together, at delta = max_delta
+    max_delta: float = Field(default=1e-4, gt=0, lt=1)
+
+
 class SiteSettings(BaseModel):
     """site.toml; configs/site.toml explains each line."""
 
@@ -85,6 +116,9 @@ class SiteSettings(BaseModel):
     join: JoinRules = JoinRules()
     server: ServerTable = ServerTable()
     training: TrainingTable = TrainingTable()
+    gateway: GatewayTable = GatewayTable()
+    sandbox: SandboxTable = SandboxTable()
+    privacy: PrivacyTable = PrivacyTable()
 
     @model_validator(mode="after")
     def labels_come_one_way(self) -> Self:
