@@ -1,21 +1,21 @@
 """How commands on the server's machine talk to the running server: its settings, Flower's Control API.
 
 The Control API asks nobody who they are (Flower keeps that for its enterprise edition): whoever reaches it
-can enrol nodes and start code. So we use it on the server's own machine alone.
+can enrol nodes and start code. So it listens on loopback alone, and the door does not lead to it.
 """
 
 import os
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from federation import reasons
 from federation.processes import LOOPBACK, without_proxy
 from models.refusal import Refusal
+from models.settings import load_settings
 
 if TYPE_CHECKING:
     import httpx
@@ -23,18 +23,25 @@ if TYPE_CHECKING:
 
 
 class ServerConfig(BaseModel):
-    """`server.toml`: where the study's server listens. `simulated_sites` is only set for a simulation."""
+    """`server.toml`: where the study's server listens.
+
+    `superlink_port` is where Flower's SuperLink listens on loopback; without it, as in a simulation, there is no
+    door and the SuperLink has `port`. `simulated_sites` is only set for a simulation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
     host: str = LOOPBACK
     port: int = Field(ge=1, le=65535)
+    superlink_port: int = Field(default=0, ge=0, le=65535)
+    socket: Path | None = None
     simulated_sites: int = Field(default=0, ge=0)
 
     @property
-    def reached_at(self) -> str:
-        """The host by which this machine itself reaches the server."""
-        return LOOPBACK if self.host == "0.0.0.0" else self.host  # noqa: S104
+    def control_port(self) -> int:
+        """Where the SuperLink listens on loopback."""
+        return self.superlink_port or self.port
 
 
 def ca_certificate(folder: Path) -> Path:
@@ -42,26 +49,23 @@ def ca_certificate(folder: Path) -> Path:
     return folder / "certificates" / "ca.crt"
 
 
+def loopback_certificate(folder: Path) -> Path:
+    """The certificate that the SuperLink shows on loopback, and that its callers there pin."""
+    return folder / "certificates" / "loopback.crt"
+
+
 def read_server_config(folder: Path) -> ServerConfig:
-    """The settings of the server in `folder`. Raises Refusal: E_NO_SERVER, E_SERVER_CONFIG."""
-    path = folder / "server.toml"
-    try:
-        return ServerConfig.model_validate(tomllib.loads(path.read_text()))
-    except FileNotFoundError:
-        raise Refusal(reasons.NO_SERVER, private=str(folder)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise Refusal(reasons.SERVER_CONFIG, private=str(path), key="syntax", problem=str(error)) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise Refusal(reasons.SERVER_CONFIG, private=str(path), key=key, problem=first["msg"]) from None
+    """The settings of the server in `folder`. Raises Refusal: E_NO_SERVER, and those of `load_settings`."""
+    if not (folder / "server.toml").is_file():
+        raise Refusal(reasons.NO_SERVER, private=str(folder))
+    return load_settings(folder / "server.toml", ServerConfig)
 
 
 @contextmanager
 def control(folder: Path) -> Iterator["ControlHttpClient"]:
     """A client of the Control API of the server in `folder`.
 
-    Raises Refusal, then and within the block: E_NO_SERVER, E_SERVER_CONFIG, E_SERVER_UNREACHABLE,
+    Raises Refusal, then and within the block: those of `read_server_config`, E_SERVER_UNREACHABLE,
     E_RUN_UNKNOWN, and E_CONTROL_FAILED for whatever else the server refuses.
     """
     import httpx
@@ -71,9 +75,9 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
     config = read_server_config(folder)
     os.environ["no_proxy"] = without_proxy()  # Flower's client offers no other way to say so
     client = ControlHttpClient.from_server_address(
-        server_address=f"{config.reached_at}:{config.port}",
+        server_address=f"{LOOPBACK}:{config.control_port}",
         insecure=bool(config.simulated_sites),
-        root_certificates=None if config.simulated_sites else ca_certificate(folder).read_bytes(),
+        root_certificates=None if config.simulated_sites else loopback_certificate(folder).read_bytes(),
         interceptors=[RuntimeVersionHttpInterceptor(component_name="fedthorax")],
     )
     try:
@@ -81,7 +85,7 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
     except httpx.HTTPStatusError as error:
         raise _refusal(error) from error
     except httpx.TransportError as error:
-        raise Refusal(reasons.SERVER_UNREACHABLE, private=str(error), port=config.port) from error
+        raise Refusal(reasons.SERVER_UNREACHABLE, private=str(error), port=config.control_port) from error
     finally:
         client.close()
 
