@@ -102,15 +102,23 @@ def judge(site: Site, assessment: Assessment, truth: Path) -> Verdict:
 
 
 def check(
-    site: Site, settings: Preprocessing, progress: Callable[[int, int], None], *, truth: Path | None = None
+    site: Site,
+    settings: Preprocessing,
+    progress: Callable[[int, int], None],
+    *,
+    truth: Path | None = None,
+    more: Sequence[Line] = (),
 ) -> Checkup:
-    """Look at everything. Raises Refusal E_COHORT_BUSY; whatever else is refused becomes a line."""
+    """Look at everything. Raises Refusal E_COHORT_BUSY; whatever else is refused becomes a line.
+
+    `more`: what others have looked at on this machine.
+    """
     lines = [*configuration(site), *reach.network(site), *reach.pacs(site, reach.count_at_pacs)]
     material = _read(site, lines)
     with Cohort(site) as cohort, cohort.alone():
         known = cohort.scans(settings_digest(settings))
         new = sum(s.fingerprint not in known for s in material.series)
-        lines = [*machine(site, settings, new), *lines]
+        lines = [*machine(site, settings, new), *more, *lines]
         checkup = Checkup(site.name, site.settings.site.min_patients, site.settings.join, tuple(lines))
         if not material.series or any(line.name == "disk" and line.status == "fail" for line in lines):
             return checkup

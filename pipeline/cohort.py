@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,29 +95,65 @@ class FindingRow:
 
 
 class Cohort:
-    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE where SQLite fails."""
+    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE where SQLite fails.
+
+    SQLite keeps a rollback journal here, no write-ahead log: that one asks its readers too to write (to the shared
+    memory beside the file, https://www.sqlite.org/wal.html#readonly), and where a study's code runs, nothing can be
+    written. Taking the file for immutable instead would be wrong as soon as an ingest goes on beside it. A journal's
+    readers take their locks on a read-only mount as well, and wait while a change is written, some milliseconds.
+    """
 
     def __init__(self, site: Site) -> None:
-        self.folder = site.cohort_folder
-        self.tensors = self.folder / "tensors"
+        self._place(site)
         self.tensors.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.folder / "cohort.sqlite", timeout=30, isolation_level=None)
-        try:
-            self._db.execute("PRAGMA journal_mode=WAL")
+        self._connect("rwc")
+        with self._refusing():
+            self._db.execute("PRAGMA journal_mode=DELETE")
             self._forget_other_versions()
             self._db.executescript(SCHEMA)
+
+    @classmethod
+    def read(cls, site: Site) -> Self:
+        """The cohort, to be read alone: nothing is made or written, so that the folder may be read-only.
+
+        Raises Refusal E_COHORT_FILE where there is none yet, or one of another version.
+        """
+        cohort = cls.__new__(cls)
+        cohort._place(site)
+        cohort._connect("ro")
+        with cohort._refusing():
+            if cohort._version() != SCHEMA_VERSION:
+                raise Refusal(reasons.COHORT_FILE, private=f"version {cohort._version()}, not {SCHEMA_VERSION}")
+        return cohort
+
+    def _place(self, site: Site) -> None:
+        self.folder = site.cohort_folder
+        self.tensors = self.folder / "tensors"
+
+    def _connect(self, mode: str) -> None:
+        with self._refusing():
+            path = f"{(self.folder / 'cohort.sqlite').absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(path, uri=True, timeout=30, isolation_level=None)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
             raise Refusal(reasons.COHORT_FILE, private=str(error)) from error
 
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
     def _forget_other_versions(self) -> None:
         """Everything here is made from the source files, so a file of another version is begun anew."""
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found != SCHEMA_VERSION:
+        if self._version() != SCHEMA_VERSION:
             for table in ("scans", "patients", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def __enter__(self) -> "Cohort":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -50,7 +50,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         raise  # a full disk says nothing about the scan
     except Exception:
         refused = Refusal(reasons.EXAMINE_FAILED)
-        _log_failure(tensors.parent / "failures.log", series)
+        _log_failure(tensors.parents[1] / "logs" / "failures.log", series)
     return Scan(
         fingerprint=series.fingerprint,
         settings=settings_digest(settings),
@@ -64,7 +64,8 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
 
 
 def _log_failure(path: Path, series: Series) -> None:
-    """The error in full, for the site's own eyes."""
+    """The error in full, for the site's own eyes: it may name a file, so a study's code must not see it."""
+    path.parent.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as log:
         log.write(f"series {series.fingerprint[:12]}\n{traceback.format_exc()}\n")
 

@@ -1,5 +1,7 @@
 """The cohort: what it remembers, and that a write is whole or not there."""
 
+import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +126,96 @@ def test_one_writer_at_a_time_and_readers_as_they_like(site: Site, cohort: Cohor
         assert caught.value.code == "E_COHORT_BUSY"
     with Cohort(site) as other, other.alone():
         pass
+
+
+# --- read alone -------------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_same_and_leaves_no_trace(site: Site, cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
+    cohort.add_scan(SCAN)
+    before = {path: path.stat().st_mtime_ns for path in site.cohort_folder.rglob("*")}
+    with Cohort.read(site) as reader:
+        assert reader.patients() == cohort.patients()
+        assert reader.examples("train") == cohort.examples("train")
+        assert reader.settings() == cohort.settings() == {"s1"}
+        assert {path: path.stat().st_mtime_ns for path in site.cohort_folder.rglob("*")} == before
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.add_scan(REFUSED)
+
+
+def test_nothing_but_the_file_itself_is_needed_to_read(site: Site) -> None:
+    """A write-ahead log would need its shared memory beside it, which nobody can make on a read-only mount."""
+    with Cohort(site) as cohort:
+        cohort.replace([ANNE], [], ALL)
+        assert {path.name for path in site.cohort_folder.iterdir()} == {"cohort.sqlite", "tensors"}
+    with sqlite3.connect(site.cohort_folder / "cohort.sqlite") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_a_file_that_an_earlier_release_left_with_a_write_ahead_log_can_be_read(site: Site) -> None:
+    with Cohort(site) as cohort:
+        cohort.replace([ANNE], [], ALL)
+    database = sqlite3.connect(site.cohort_folder / "cohort.sqlite")
+    assert database.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    database.close()
+    with Cohort(site):
+        pass
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [ANNE]
+
+
+def test_a_reader_sees_the_cohort_as_it_was_until_a_change_is_whole(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    seen = []
+
+    def looking() -> Iterator[PatientRow]:
+        yield BERT
+        with Cohort.read(site) as reader:
+            seen.append(reader.patients())
+
+    cohort.replace(looking(), [], ALL)
+    assert seen == [[ANNE]]
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [BERT]
+
+
+def test_a_change_waits_until_a_reader_has_finished(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+
+    def write() -> None:
+        with Cohort(site) as other:
+            other.replace([BERT], [], ALL)
+
+    with Cohort.read(site) as reader:
+        reader._db.execute("BEGIN")
+        assert reader.patients() == [ANNE]
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive()
+        assert reader.patients() == [ANNE]
+        reader._db.execute("COMMIT")
+    writer.join(10)
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [BERT]
+
+
+@pytest.mark.parametrize("left", ["nothing", "another version", "half a file"])
+def test_what_cannot_be_read_is_a_refusal_and_is_left_as_it_is(site: Site, left: str) -> None:
+    file = site.cohort_folder / "cohort.sqlite"
+    if left != "nothing":
+        with Cohort(site) as cohort:
+            cohort.replace([ANNE], [], ALL)
+        with sqlite3.connect(file) as database:
+            database.execute("PRAGMA user_version = 1")
+    if left == "half a file":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = file.read_bytes() if file.exists() else None
+    with pytest.raises(Refusal) as caught:
+        Cohort.read(site)
+    assert caught.value.code == "E_COHORT_FILE"
+    assert (file.read_bytes() if file.exists() else None) == before
 
 
 def test_a_damaged_file_is_a_refusal(site: Site) -> None:

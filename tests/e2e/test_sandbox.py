@@ -1,0 +1,443 @@
+"""The walls that stand: a program within tries every way out that it can think of, and the same program outside,
+where nothing stops it, finds each of them open. Then a real task, through a real SuperLink, SuperNode and SuperExec.
+"""
+
+import json
+import os
+import shutil
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation import sandbox
+from federation.guard import descendants, read_parents
+from federation.processes import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
+from models.refusal import Refusal
+from pipeline.site import Site
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+PROBE = Path(__file__).with_name("sandbox_probe.py")
+SECRET = b"a secret of SuperExec and SuperNode"
+
+
+class Answer(socketserver.BaseRequestHandler):
+    """Answers each caller, over TCP, UDP or a unix socket, as HTTP would."""
+
+    def handle(self) -> None:
+        answer = b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nopen"
+        if isinstance(self.request, tuple):
+            self.request[1].sendto(answer, self.client_address)
+        else:
+            self.request.recv(1024)
+            self.request.sendall(answer)
+
+
+@dataclass
+class Outside:
+    """What stands outside the walls, for a probe to find."""
+
+    folder: Path
+    site: Site
+    port: int = 0  # TCP, every address of this machine
+    udp_port: int = 0
+    runtime_port: int = 0
+    abstract: str = ""
+    unix: str = ""
+    sleeper: int = 0
+    stack: ExitStack = field(default_factory=ExitStack)
+
+    def serve(self, server: socketserver.BaseServer) -> Any:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.stack.callback(server.server_close)
+        self.stack.callback(server.shutdown)
+        return server.server_address
+
+    def targets(self) -> dict[str, Any]:
+        keys = self.site.folder / "keys"
+        return {
+            "port": self.port,
+            "udp_port": self.udp_port,
+            "addresses": addresses(),
+            "abstract": self.abstract,
+            "unix": self.unix,
+            "sleeper": self.sleeper,
+            "read": {
+                "pseudonym key": str(keys / "pseudonym.key"),
+                "node key": str(keys / "node"),
+                "ledger": str(self.site.folder / "ledger" / "ledger.jsonl"),
+                "node log": str(self.site.logs / "node.log"),
+                "source": str(self.folder / "exports" / "pcr.csv"),
+                "users": "/etc/passwd",
+                "name servers": "/etc/resolv.conf",
+                "project": str(Path(__file__).resolve().parents[2] / "pyproject.toml"),
+            },
+            "write": {
+                "cohort": str(self.site.cohort_folder / "planted"),
+                "tensors": str(self.site.cohort_folder / "tensors" / "planted"),
+                "site.toml": str(self.site.folder / "site.toml"),
+                "sandbox": str(self.site.folder / "sandbox" / "planted"),
+                "site": str(self.site.folder / "planted"),
+                "program": str(Path(sys.prefix) / "planted"),
+                "drop": str(self.folder / "planted"),
+                "tmp": f"/tmp/planted-{os.getpid()}",
+                "shm": f"/dev/shm/planted-{os.getpid()}",
+            },
+        }
+
+
+def addresses() -> list[str]:
+    """This machine's own addresses beside loopback, as far as it has any."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            asker.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return []
+        return [asker.getsockname()[0]]
+
+
+@pytest.fixture(scope="module")
+def outside(
+    tmp_path_factory: pytest.TempPathFactory, small_hospital: Path, make_site: Callable[[Path, Path], Site]
+) -> Iterator[Outside]:
+    folder = tmp_path_factory.mktemp("outside")
+    site = make_site(folder / "site", small_hospital)
+    (folder / "exports").mkdir()
+    for path in (
+        *(site.folder / "keys" / "node", site.folder / "ledger" / "ledger.jsonl", site.logs / "node.log"),
+        folder / "exports" / "pcr.csv",
+        site.cohort_folder / "tensors" / "lungs.npy",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not for a study's code")
+    try:
+        sandbox.available(site)
+    except Refusal as refusal:
+        pytest.skip(f"{refusal}: {refusal.private}")
+    there = Outside(folder, site)
+    with there.stack:
+        there.port = there.serve(socketserver.ThreadingTCPServer(("0.0.0.0", 0), Answer))[1]
+        there.runtime_port = there.serve(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer))[1]
+        there.udp_port = there.serve(socketserver.ThreadingUDPServer(("0.0.0.0", 0), Answer))[1]
+        there.unix = there.serve(socketserver.ThreadingUnixStreamServer(str(folder / "s"), Answer))
+        there.abstract = f"fedthorax-test-{os.getpid()}"
+        there.serve(socketserver.ThreadingUnixStreamServer(f"\0{there.abstract}", Answer))
+        sleeper = subprocess.Popen(["sleep", "600"])
+        there.stack.callback(sleeper.wait)
+        there.stack.callback(sleeper.kill)
+        there.sleeper = sleeper.pid
+        yield there
+
+
+def probed(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@dataclass
+class Probes:
+    within: dict[str, Any]
+    without: dict[str, Any]
+    dropped: set[str]  # what the one within has left outside
+
+
+@pytest.fixture(scope="module")
+def probes(outside: Outside) -> Probes:
+    """What the same program could do within and outside."""
+    before = {name: fingerprint(path) for name, path in outside.targets()["write"].items()}
+    program = [sys.executable, "-I", "-c", PROBE.read_text(), json.dumps(outside.targets())]
+    proxied = {**os.environ, "HTTPS_PROXY": "http://user:password@proxy.example:3128"}
+    relay = [sys.executable, "-I", str(sandbox.RELAY)]
+    socket_path = outside.site.folder / "sandbox" / "runtime.sock"
+    inner = [*relay, f"tcp:{sandbox.INNER_PORT}", f"unix:{socket_path}", *program]
+    outer = [*relay, f"unix:{socket_path}", f"tcp:{outside.runtime_port}", *sandbox.confined(outside.site, *inner)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HTTPS_PROXY", proxied["HTTPS_PROXY"])
+        within = probed(outer, sandbox.environment(outside.site))
+    dropped = {n for n, path in outside.targets()["write"].items() if fingerprint(path) != before[n]}
+    without = probed(program, proxied)
+    for path in outside.targets()["write"].values():
+        if Path(path).name.startswith("planted"):
+            Path(path).unlink(missing_ok=True)
+    return Probes(within, without, dropped)
+
+
+def fingerprint(path: str) -> tuple[int, int] | None:
+    return (Path(path).stat().st_mtime_ns, Path(path).stat().st_size) if Path(path).exists() else None
+
+
+WAYS = [
+    *("tcp loopback", "tcp address", "udp loopback", "udp address", "dns query", "curl", "raw socket"),
+    *("abstract socket", "unix socket", "foreign processes", "signal", "ptrace", "memory of another"),
+    *("proxy variable", "name of the machine", "new namespace", "kernel setting"),
+    *("read pseudonym key", "read node key", "read ledger", "read node log", "read source", "read users"),
+    *("read name servers", "read project"),
+    *("write cohort", "write tensors", "write site.toml", "write sandbox", "write program"),
+]
+
+# /tmp and /dev/shm within, and what lies below them here, are memory of the sandbox's own.
+MEMORY = ("write tmp", "write shm", "write site", "write drop")
+PRIVILEGED = {"raw socket", "ptrace", "new namespace", "kernel setting"}  # what many a system allows to root alone
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_that_is_open_outside_is_closed_within(probes: Probes, way: str) -> None:
+    if probes.without[way] == "not here" or (way in PRIVILEGED and probes.without[way] != "open"):
+        pytest.skip(f"{way}: {probes.without[way]} to this user of this machine, without a sandbox too")
+    assert probes.without[way] == "open"
+    assert probes.within[way].startswith("closed"), probes.within[way]
+
+
+def test_the_probe_tries_nothing_that_is_not_judged(probes: Probes) -> None:
+    judged = {*WAYS, *MEMORY, "runtime", "devices", "site listing"}
+    assert probes.within.keys() == judged
+
+
+def test_what_is_written_within_is_not_there_outside(probes: Probes) -> None:
+    assert probes.within["write tmp"] == "open"
+    assert [probes.without[place] for place in MEMORY] == ["open"] * len(MEMORY)
+    assert probes.dropped == set()
+
+
+def test_the_runtime_api_is_reached_through_the_relay(probes: Probes) -> None:
+    assert probes.within["runtime"] == "open"
+    assert probes.without["runtime"].startswith("closed")  # that port is the sandbox's own
+
+
+def test_of_the_site_nothing_else_is_there_even_by_name(probes: Probes) -> None:
+    assert probes.within["site listing"] == ["cohort", "logs", "sandbox", "site.toml"]
+    assert {"keys", "ledger"} < {*probes.without["site listing"]}
+    assert probes.within["devices"] == ["lo"]
+
+
+# --- the look around --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hole", "found"),
+    [
+        ([], ""),
+        (["--share-net"], "a network"),
+        (["--cap-add", "CAP_NET_ADMIN"], "privileges"),
+        (["--ro-bind", "keys", "keys"], "files that are the hospital's alone"),
+        (["--ro-bind", "ledger", "ledger"], "files that are the hospital's alone"),
+        (["--bind", "cohort", "cohort"], "files that it must not change"),
+        (["--bind", "site.toml", "site.toml"], "files that it must not change"),
+    ],
+)
+def test_within_a_hole_in_the_walls_is_found_before_anything_starts(
+    outside: Outside, hole: list[str], found: str
+) -> None:
+    site = outside.site
+    look = "import sys; from federation import sandbox; sandbox._superexec = lambda *_: ['echo', 'started']; "
+    look += "sys.exit(sandbox.main(sandbox.Path(sys.argv[1])))"
+    command = sandbox.confined(site, sys.executable, "-I", "-c", look, str(site.folder))
+    there = [word if word.startswith(("-", "CAP")) else str(site.folder / word) for word in hole]
+    at = command.index("--remount-ro")
+    command[at:at] = there
+    done = subprocess.run(
+        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ("started" in done.stdout) == (found == ""), done.stderr
+    assert ("E_SANDBOX_OPEN" in done.stderr) == (found != "")
+    assert found in done.stderr
+
+
+# --- how it ends ------------------------------------------------------------------------------------------
+
+
+def test_the_relay_ends_as_its_command_does_and_reaches_sockets_of_long_names(tmp_path: Path) -> None:
+    place = tmp_path / ("long" * 40) / "runtime.sock"
+    place.parent.mkdir()
+    assert len(str(place)) > 107  # sockaddr_un
+    relay = [sys.executable, "-I", str(sandbox.RELAY), f"unix:{place}", "tcp:9"]
+    ended = subprocess.run([*relay, "sh", "-c", f"[ -S {place} ] && exit 7"], timeout=30, check=False)
+    assert ended.returncode == 7
+    failed = subprocess.run([*relay[:-2], "tcp:1", "tcp:99999", "no-such-program"], capture_output=True, check=False)
+    assert failed.returncode == 1
+    assert b"Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("how", ["stop", "kill -9"])
+def test_nothing_is_left_of_what_ran_within(outside: Outside, how: str) -> None:
+    """The guard's own end, however it comes, is the end of everything behind the walls."""
+    relay = [sys.executable, "-I", str(sandbox.RELAY), f"unix:{outside.folder / 'r'}", "tcp:9"]
+    shell = "trap '' TERM; sleep 301 & sleep 302"
+    command = [*relay, *sandbox.confined(outside.site, "sh", "-c", shell)]
+    process = Process("walls", command, log=outside.folder / "log", environment=sandbox.environment(outside.site))
+    with process:
+        family = wait_for(lambda: [p for p in [descendants(process._guard.pid, read_parents())] if len(p) >= 6])[0]
+        if how == "stop":
+            process.stop()
+        else:
+            process._guard.kill()
+        wait_for(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()])
+
+
+def wait_for(true: Callable[[], Any], *, seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return answer
+
+
+# --- a real task ------------------------------------------------------------------------------------------
+
+STUDY = {
+    "study": {
+        "name": "sandboxed",
+        "rounds": 1,
+        "local_epochs": 1,
+        "sites": 1,
+        "quorum": 1,
+        "wait_s": 60,
+        "round_timeout_s": 120,
+        "synthetic": True,
+    },
+    "network": {"architecture": "resnet10", "widen_factor": 0.125},
+}
+APP = """
+[project]
+name = "sandboxed"
+version = "0.1.0"
+description = "Asks one site for one round."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "tests"
+
+[tool.flwr.app.components]
+serverapp = "sandboxed.server_app:app"
+clientapp = "sandboxed.client_app:app"
+
+[tool.flwr.app.config]
+study = '''{study}'''
+run = "sandboxed-1"
+answer = "{answer}"
+"""
+CLIENT_APP = """
+from federation.client_app import app
+
+__all__ = ["app"]
+"""
+SERVER_APP = """
+import json
+import time
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import ServerApp
+
+from federation.packing import pack
+from federation.replies import encode
+from federation.study import Study
+from models.network import build_network
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    study = Study.model_validate_json(context.run_config["study"])
+    arrays, buffers = pack(build_network(study.network, seed=1))
+    config = ConfigRecord({"server-round": 1})
+    content = RecordDict({"arrays": encode(arrays), "buffers": encode(buffers), "config": config})
+    while not (nodes := list(grid.get_node_ids())):
+        time.sleep(0.5)
+    (reply,) = grid.send_and_receive([Message(content, nodes[0], "train")], timeout=150)
+    said = reply.error.reason if reply.has_error() else dict(reply.content.metric_records["metrics"])
+    Path(context.run_config["answer"]).write_text(json.dumps(said))
+"""
+
+
+def write_app(folder: Path, answer: Path) -> Path:
+    package = folder / "app" / "sandboxed"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "client_app.py").write_text(CLIENT_APP)
+    (package / "server_app.py").write_text(SERVER_APP)
+    (folder / "app" / "pyproject.toml").write_text(APP.format(study=json.dumps(STUDY), answer=answer))
+    return folder / "app"
+
+
+@pytest.fixture(scope="module")
+def task(outside: Outside, small_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Task"]:
+    """One real message to a site whose SuperExec is sandboxed; its answer, and the processes that still wait."""
+    folder = tmp_path_factory.mktemp("task")
+    shutil.copytree(small_site.folder, folder / "site")
+    settings = folder / "site" / "site.toml"
+    settings.write_text(settings.read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1))
+    site = Site.open(folder / "site")
+    (folder / "secret").write_bytes(SECRET)
+    link, runtime = free_port(), free_port()
+    home = folder / "flower"
+    home.mkdir()
+    (home / "config.toml").write_text(f'[superlink.here]\naddress = "127.0.0.1:{link}"\ninsecure = true\n')
+
+    def flower(name: str, *arguments: str) -> Process:
+        command = [flower_command(f"flower-{name}"), "--insecure", *arguments]
+        return Process(name, command, log=folder / f"{name}.log", environment=flower_environment(home))
+
+    answer = folder / "answer.json"
+    with ExitStack() as stack:
+        server = flower("superlink", f"--port={link}", "--disable-runtime-dependency-installation")
+        stack.enter_context(server).wait_until(lambda: port_is_taken(LOOPBACK, link), seconds=60)
+        node = [f"--superlink=127.0.0.1:{link}", "--host=127.0.0.1", f"--port={runtime}", "--isolation=process"]
+        stack.enter_context(flower("supernode", *node, f"--superexec-auth-secret-file={folder / 'secret'}"))
+        log = folder / "sandbox.log"
+        process = sandbox.start_superexec(site, runtime_port=runtime, secret_file=folder / "secret", log=log)
+        stack.enter_context(process)
+        began = time.monotonic()
+        run = [flower_command("flwr"), "run", str(write_app(folder, answer)), "here"]
+        submitted = subprocess.run(run, env=flower_environment(home), capture_output=True, timeout=60, check=False)
+        assert submitted.returncode == 0, submitted.stdout.decode() + submitted.stderr.decode()
+        while not answer.exists() and time.monotonic() < began + 200 and process.running:
+            time.sleep(0.5)
+        time.sleep(1)
+        yield Task(site, process, json.loads(answer.read_text()) if answer.exists() else None, folder)
+
+
+@dataclass
+class Task:
+    site: Site
+    process: Process
+    answer: Any
+    folder: Path
+
+
+def test_a_sandboxed_app_trains_and_answers(task: Task) -> None:
+    logs = "".join((task.folder / f"{name}.log").read_text()[-2000:] for name in ("sandbox", "supernode", "superlink"))
+    assert isinstance(task.answer, dict), f"{task.answer}\n{logs}"
+    assert task.answer["num-examples"] >= 2
+    assert task.answer["train_loss"] > 0
+    assert "training for round 1" in (task.site.logs / "client.log").read_text()
+
+
+def test_a_task_leaves_nothing_in_the_site_but_its_log(task: Task, small_site: Site) -> None:
+    def files(site: Site) -> set[str]:
+        return {str(path.relative_to(site.folder)) for path in site.folder.rglob("*") if not path.is_dir()}
+
+    new = {"logs/client.log", "sandbox/runtime.sock", "sandbox/secret"}
+    assert files(task.site) - files(small_site) == new
+
+
+def test_the_sandbox_ends_whole(task: Task) -> None:
+    guard = task.process._guard.pid
+    family = descendants(guard, read_parents())
+    assert len(family) >= 5  # relay, bwrap twice, relay, SuperExec
+    task.process.stop()
+    assert "Traceback" not in (task.folder / "sandbox.log").read_text()
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
