@@ -20,7 +20,7 @@ from typing import Any
 
 from common import Figure, Part, spread
 
-PARTS = ("reading", "ingestion", "pull", "training")
+PARTS = ("reading", "ingestion", "pull", "training", "gateway")
 RESULTS = Path(__file__).with_name("results")
 VERSIONS = ("torch", "numpy", "pydicom", "monai", "itk", "simpleitk")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation import cli_apps
 from federation.console import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
@@ -38,16 +39,37 @@ def init(
         Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate of the study's authority.")
     ] = None,
 ) -> None:
-    """Make a site: settings, a pseudonym key, and a node key whose public half goes to the study's server."""
+    """Make a site: settings, a pseudonym key, and the node's key. `node join` makes it part of a study."""
     from federation.certificates import create_node_key
     from pipeline.site import init_site, site_settings
 
     site = init_site(site_dir, site_settings(source, name=name, server=server))
-    public = create_node_key(site.node_key)
+    create_node_key(site.node_key)
     if ca is not None:
         shutil.copyfile(ca, site.ca_certificate)
     say(f"Made the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
-    say(f"To join a study, send {public} to its server's office (`fedthorax server enrol`).")
+    say(f"To join a study, ask its office for a code: `fedthorax node join {site_dir} CODE`.")
+
+
+@app.command()
+def join(
+    site_dir: SiteDir, code: Annotated[str, typer.Argument(help="The one-time code from the study's office.")]
+) -> None:
+    """Join a study: check its server by the code, and get the certificate that the node shows there."""
+    from federation.join import join as enter
+    from pipeline.site import Site
+
+    name = enter(Site.open(site_dir), code)
+    say(f"Joined; the study knows this site as {name}. Run its node: `fedthorax node start {site_dir}`.")
+
+
+@app.command()
+def renew(site_dir: SiteDir) -> None:
+    """Renew the node's certificate, while the one it has still holds."""
+    from federation.join import renew as prolong
+    from pipeline.site import Site
+
+    say(f"The node's certificate is valid until {prolong(Site.open(site_dir)):%Y-%m-%d}.")
 
 
 @app.command()
@@ -61,15 +83,19 @@ def check(
     as_json: Json = False,
 ) -> None:
     """The doctor: what is wrong with this site, and how to mend it. Fetches nothing, changes nothing in the cohort."""
+    from federation import sandbox
     from federation.doctor_screen import show_checkup
     from federation.study import preprocessing_of
     from pipeline import check as doctor
+    from pipeline import privacy_budget
     from pipeline.doctor.page import write_page
     from pipeline.site import Site
 
     site = Site.open(site_dir)
     with progress_bar("examining series") as progress:
-        result = doctor.check(site, preprocessing_of(study), progress, truth=truth)
+        result = doctor.check(
+            site, preprocessing_of(study), progress, truth=truth, more=[sandbox.line(site), privacy_budget.line(site)]
+        )
     page = page or site.folder / "check.html"
     write_page(result, page)
     if as_json:
@@ -182,3 +208,7 @@ def start(site_dir: SiteDir) -> None:
     from pipeline.site import Site
 
     run_node(Site.open(site_dir), say)
+
+
+for command in (cli_apps.apps, cli_apps.approve, cli_apps.revoke, cli_apps.ledger):
+    app.command()(command)

@@ -18,6 +18,7 @@ from models.refusal import Refusal
 from pipeline.site import Site
 
 Handler = Callable[[Message, Context], Message]
+SIMULATED = "FEDTHORAX_SIMULATED_SITES"
 REFUSED, FAILED = 1001, 1002  # Flower wants a number; the code in the text is what counts
 app = ClientApp()
 
@@ -47,7 +48,7 @@ def coded(handler: Handler) -> Handler:
 
 def site_folder(context: Context) -> Path:
     """The site's folder: of this node, or the one that this simulated node plays."""
-    simulated = os.environ.get("FEDTHORAX_SIMULATED_SITES")
+    simulated = os.environ.get(SIMULATED)
     if simulated:
         return Path(simulated.split(os.pathsep)[int(context.node_config["partition-id"])])
     return Path(os.environ["FEDTHORAX_SITE_DIR"])
@@ -84,14 +85,14 @@ def train(message: Message, context: Context) -> Message:
         decode(records["arrays"]),
         decode(records.get("buffers") or ArrayRecord()),
         round_number=round_number,
+        run=str(context.run_config["run"]),
+        # Of a simulated node there is no gateway, which else charges a private round before it lets the task in.
+        charged=SIMULATED not in os.environ,
     )
-    content = RecordDict(
-        {
-            "arrays": encode(result.arrays),
-            "buffers": encode(result.buffers),
-            "metrics": MetricRecord({**result.metrics, "num-examples": result.examples}),
-        }
-    )
+    content = RecordDict({"arrays": encode(result.arrays)})
+    if result.buffers:  # with group norm there are none
+        content["buffers"] = encode(result.buffers)
+    content["metrics"] = MetricRecord({**result.metrics, "num-examples": result.examples})
     return Message(content, reply_to=message)
 
 

@@ -17,19 +17,20 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from federation import reasons
-from federation.certificates import create_node_key
+from federation import sandbox
 from federation.comparison import ALL, Hospital, compare, markdown, write_results
 from federation.console import progress_bar, say
-from federation.control import ca_certificate, read_server_config
+from federation.control import read_server_config
+from federation.enrolment import invite
+from federation.join import join, node_certificate
 from federation.launch import Finished, launch
 from federation.node import start_node, wait_online
 from federation.processes import free_port
-from federation.server import enrol, init_server, start_server
+from federation.server import init_server, start_server
 from federation.study import Study
 from models.network import LABELS
 from models.refusal import Refusal
-from models.release import load_release
+from models.release import ATTACKS, load_release
 from models.settings import load_settings
 from pipeline.site import Site, init_site, site_settings
 
@@ -115,7 +116,6 @@ def _ingest(folders: Folders, name: str) -> Site:
         # A real site draws its key at random; here splits must follow from the seed.
         key = hashlib.sha256(f"synthetic {name} {SEED}".encode()).digest()
         site = init_site(folders.site(name), site_settings(folders.hospital(name), name=name, threads=1), key=key)
-        create_node_key(site.node_key)
     with progress_bar(f"  {name}") as progress:
         assessment = ingest(site, Preprocessing(), progress)
     verdict = judge(site, assessment, folders.hospital(name) / "truth.json")
@@ -151,39 +151,40 @@ def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
 
 
 def _federate(study: Study, folders: Folders, sites: dict[str, Site]) -> Finished:
-    """Start the server and the nodes, enrol them, run the study, stop everything."""
+    """Start the server and the nodes, let them join, run the study, stop everything."""
     if not (folders.server / "server.toml").exists():
         init_server(folders.server, port=free_port())
-    port = read_server_config(folders.server).port
     with ExitStack() as stack:
         stack.enter_context(start_server(folders.server))
-        say(f"  the server is up on port {port} of this machine, TLS")
+        say(f"  the server is up on port {read_server_config(folders.server).port} of this machine, TLS")
         nodes = []
         for name in TRAINING:
             site = sites[name]
-            try:
-                enrol(folders.server, site.node_key.with_suffix(".pub"), name)
-            except Refusal as refusal:
-                if refusal.reason is not reasons.ALREADY_ENROLLED:
-                    raise
-            nodes.append(
-                stack.enter_context(
-                    start_node(
-                        site.folder,
-                        server=f"localhost:{port}",
-                        ca_certificate=ca_certificate(folders.server),
-                        private_key=site.node_key,
-                        log=site.logs / "node.log",
-                    )
-                )
-            )
+            if not node_certificate(site).exists():
+                join(site, invite(folders.server, name))
+            site = _confined(Site.open(site.folder))  # joining wrote the server's address into site.toml
+            nodes.append(stack.enter_context(start_node(site)))
         for node in nodes:
             wait_online(node)
-        say(f"  the nodes of {', '.join(TRAINING)} are online")
+        say(f"  the nodes of {', '.join(TRAINING)} are online; {sandbox.describe(site)}")
         finished = launch(study, folders.server, lambda line: say(f"  {line}"))
         for node in nodes:
             node.let_go()  # all at once, rather than one after the other as the stack unwinds
         return finished
+
+
+def _confined(site: Site) -> Site:
+    """The site as it is where the study's code can be confined; else with what a hospital would have to write."""
+    if site.settings.sandbox.kind == "none":
+        return site
+    try:
+        sandbox.available(site)
+        return site
+    except Refusal as refusal:
+        say(f"  {site.name}: {refusal} {refusal.remedy}")
+        with (site.folder / "site.toml").open("a", encoding="utf-8") as settings:
+            settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "the demo: synthetic patients alone"\n')
+        return Site.open(site.folder)
 
 
 def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: Finished) -> None:
@@ -204,6 +205,7 @@ def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: F
 def _keep_model(release: Path, model: Path) -> None:
     """Copy the newest candidate to where `fedthorax score` looks for a model."""
     model.mkdir(exist_ok=True)
+    (model / ATTACKS).unlink(missing_ok=True)  # they were measured on another model
     for file in release.iterdir():
         temporary = model / f".{file.name}.{os.getpid()}"
         temporary.write_bytes(file.read_bytes())

@@ -12,17 +12,13 @@ from models.calibration import fit_platt
 from models.network import LABELS, SeverityNetwork, build_network
 from models.refusal import Refusal
 from pipeline.cohort import Cohort
-from pipeline.evaluate import METRICS, site_metrics
+from pipeline.evaluate import site_metrics
 from pipeline.examples import Examples
 from pipeline.preprocess import settings_digest
+from pipeline.privacy_budget import check_and_spend
 from pipeline.reasons import PREPROCESSING, TOO_FEW_PATIENTS
 from pipeline.site import Site, Split
 from pipeline.train import predict, train
-
-# All that may leave a site beside weights; the server refuses anything else.
-TRAIN_METRICS = ("train_loss", *METRICS)
-CALIBRATION_METRICS = tuple(f"{part}_{label}" for label in LABELS for part in ("slope", "intercept"))
-EVALUATE_METRICS = (*METRICS, *CALIBRATION_METRICS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwo
 
 def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
     """The site's examples of some splits. Raises Refusal E_PREPROCESSING where they were prepared otherwise."""
-    with Cohort(site) as cohort:
+    with Cohort.read(site) as cohort:
         if cohort.settings() - {settings_digest(study.preprocessing)}:
             raise Refusal(PREPROCESSING)
         return Examples(cohort.examples(*splits))
@@ -66,8 +62,21 @@ def _enough(site: Site, examples: Examples) -> Examples:
     return examples
 
 
-def train_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, *, round_number: int) -> Trained:
-    """One site's round: figures of the model that came in, on validation patients; then local epochs."""
+def train_site(
+    site: Site,
+    study: Study,
+    arrays: Arrays,
+    buffers: Arrays,
+    *,
+    round_number: int,
+    run: str = "",
+    charged: bool = False,
+) -> Trained:
+    """One site's round: figures of the model that came in, on validation patients; then local epochs.
+
+    In a private study the round is first charged to the site's budget, in the name of `run`; not where the gateway has
+    done so already (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
+    """
     if site.settings.training.threads:
         torch.set_num_threads(site.settings.training.threads)
     network = load_network(study, arrays, buffers)
@@ -75,9 +84,22 @@ def train_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, *, rou
     validation = load_examples(site, study, "validation")
     least = site.settings.site.min_patients
     metrics = site_metrics(predict(network, validation), validation.targets, min_patients=least)
-    loss = train(network, examples, study.training, study.schedule(round_number), seed=study.study.seed)
+    if study.private_round is not None and not charged:
+        metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
+    metrics |= _train(network, examples, study, round_number)
     trained, trained_buffers = pack(network)
-    return Trained(trained, trained_buffers, {"train_loss": loss, **metrics}, len(examples))
+    return Trained(trained, trained_buffers, metrics, len(examples))
+
+
+def _train(network: SeverityNetwork, examples: Examples, study: Study, round_number: int) -> dict[str, float]:
+    """The local epochs of a round; their loss, which a private study does not tell."""
+    schedule, seed = study.schedule(round_number), study.study.seed
+    if study.privacy is None:
+        return {"train_loss": train(network, examples, study.training, schedule, seed=seed)}
+    from pipeline.private_training import train_privately  # Opacus takes a second, and most studies need none
+
+    train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)
+    return {}
 
 
 def evaluate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Evaluated:

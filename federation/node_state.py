@@ -1,7 +1,7 @@
 """What a running node does, read from its logs and kept for `fedthorax node status`.
 
-Flower's SuperNode and our app each write a log at the site. A line of theirs becomes one of a few fixed texts, or
-nothing: whatever a study's code prints, none of it reaches the operator's screen or the journal.
+Flower's SuperNode, our app and the gateway each write a log at the site. A line of theirs becomes one of a few fixed
+texts, or nothing: whatever a study's code prints, none of it reaches the operator's screen or the journal.
 """
 
 import os
@@ -20,10 +20,11 @@ from models.refusal import Reason
 
 _STATE = "node.json"
 _MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts
+_MAX_LOOK_BYTES = 2**20  # of news at once
 _MAX_LINE_BYTES = 500
 _FAILURES_BEFORE_ALARM = 2  # one may be a packet that was lost
 
-_REASONS = {reason.code: reason for module in TABLES.values() for reason in table(module)}
+REASONS = {reason.code: reason for module in TABLES.values() for reason in table(module)}
 
 
 def now() -> datetime:
@@ -45,8 +46,11 @@ class Tail:
             return []
         with self.path.open("rb") as log:
             log.seek(self._at)
-            *whole, self._begun = (self._begun + log.read()).split(b"\n")
-            self._at = log.tell()
+            news = log.read(_MAX_LOOK_BYTES)
+            # A study's code can write more than can be looked at: what goes beyond is skipped.
+            self._at = log.tell() if len(news) < _MAX_LOOK_BYTES else log.seek(0, os.SEEK_END)
+            *whole, begun = (self._begun + news).split(b"\n")
+            self._begun = begun[:_MAX_LINE_BYTES]
         return [line[:_MAX_LINE_BYTES].decode(errors="replace") for line in whole]
 
 
@@ -75,6 +79,7 @@ class NodeState(BaseModel, extra="ignore"):
     _failures: int = PrivateAttr(0)
     _kind: str = PrivateAttr("")  # of the task at hand
     _answer: str = PrivateAttr("")  # "done", or the code of its refusal
+    _counted: bool = PrivateAttr(False)  # the last reply, as a round
 
     @classmethod
     def begin(cls, logs: Path) -> "NodeState":
@@ -99,7 +104,7 @@ class NodeState(BaseModel, extra="ignore"):
             temporary.replace(logs / _STATE)
 
     def read(self, line: str) -> str | None:
-        """Take in one line of either log; what to tell the operator, if anything."""
+        """Take in one line of any log; what to tell the operator, if anything."""
         for pattern, react in _RULES:
             if found := pattern.search(line):
                 return react(self, found)
@@ -132,6 +137,7 @@ class NodeState(BaseModel, extra="ignore"):
 
     def _task(self, found: re.Match[str]) -> str:
         self.contact, self.doing, self._kind = now(), "fetching a task", found[1]
+        self._counted = False
         return f"task received: {self._kind}"
 
     def _working(self, found: re.Match[str]) -> str:
@@ -142,7 +148,7 @@ class NodeState(BaseModel, extra="ignore"):
         self._answer = "done"
 
     def _refused(self, found: re.Match[str]) -> str:
-        return self._refuse(_REASONS.get(found[1] or "", SITE_FAILED))
+        return self._refuse(REASONS.get(found[1] or "", SITE_FAILED))
 
     def _raised(self, _: re.Match[str]) -> str:
         return self._refuse(SITE_FAILED)
@@ -155,9 +161,17 @@ class NodeState(BaseModel, extra="ignore"):
         self.contact, self.doing = now(), ""
         answer, self._answer = self._answer, ""
         if answer == "done":
-            self.rounds += self._kind == "train"
+            self._counted = self._kind == "train"
+            self.rounds += self._counted
             return "reply sent"
         return "the server was told the code alone" if answer else self._refuse(TASK_DIED)
+
+    def _held_back(self, found: re.Match[str]) -> str:
+        """By the gateway: a task before the node saw it, or a reply that the node took for sent."""
+        says = self._refuse(REASONS.get(found[2], SITE_FAILED))
+        if self._counted:
+            self.rounds, self._counted, self._answer = self.rounds - 1, False, ""
+        return says
 
     def _dropped(self, _: re.Match[str]) -> str:
         self.doing = ""
@@ -188,6 +202,7 @@ _RULES: Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str
         (r"INFO .*SuperNode terminated gracefully", NodeState._ended),
         (r"^\d{4}-\S+ \S+ INFO (training for round \d+|evaluating the final model)$", NodeState._working),
         (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
+        (r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+)", NodeState._held_back),
         (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._refused),
     )
 ]

@@ -1,6 +1,7 @@
 """Real processes for end-to-end tests: the command line, a server, nodes; all ended by their ids."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from federation import sandbox
 from federation.guard import descendants, read_parents
+from models.refusal import Refusal
+from pipeline.site import Site
 
 FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 
@@ -57,15 +61,37 @@ class Command:
         self.process.wait()
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Ctrl-C; it must end by itself then."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(timeout=60)
+            try:
+                self.process.wait(timeout=180)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
 
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `fedthorax ...` to its end."""
     return subprocess.run([FEDTHORAX, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+def ok(*arguments: str | Path) -> str:
+    """What `fedthorax ...` prints when all goes well."""
+    done = run_command(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def enter(site: Path, server: Path, name: str) -> None:
+    """Let a site join the study of the running server, as hospital IT and the study's office do it."""
+    code = json.loads(ok("server", "enrol", server, name, "--json"))["code"]
+    ok("node", "join", site, code)
+    try:
+        sandbox.available(Site.open(site))
+    except Refusal:  # a machine without bubblewrap: the sandbox has tests of its own, which say that they are skipped
+        with (site / "site.toml").open("a") as settings:
+            settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "a test with synthetic patients"\n')
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +106,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
         return command
 
     yield begin
-    for command in reversed(started):
-        command.interrupt()
+    with contextlib.ExitStack() as ends:  # each of them, whatever happens to another
+        for command in started:
+            ends.callback(command.interrupt)

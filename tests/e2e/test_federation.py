@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from federation.processes import free_port
-from tests.e2e.conftest import Command, run_command
+from tests.e2e.conftest import Command, enter, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 NAMES = ("north", "south", "west")
@@ -69,31 +69,21 @@ class Federation:
         return self.start("study", "run", self.folder / "study.toml", "--server", self.server_folder)
 
 
-def ok(*arguments: str | Path) -> str:
-    done = run_command(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
     folder = tmp_path_factory.mktemp("federation")
     ok("phantom", folder / "hospitals", "--sites", "3", "--patients", "14", "--no-defects")
-    port = free_port()
-    ok("server", "init", folder / "server", "--port", str(port))
+    ok("server", "init", folder / "server", "--port", str(free_port()))
     (folder / "study.toml").write_text(STUDY)
     federation = Federation(folder, start("--help"), {}, start)
     federation.start_server()
     for name in NAMES:
         site = folder / "sites" / name
-        ok(
-            *("node", "init", site, "--from", folder / "hospitals" / name),
-            *("--server", f"localhost:{port}", "--ca", folder / "server" / "certificates" / "ca.crt"),
-        )
+        ok("node", "init", site, "--from", folder / "hospitals" / name)
         settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
         (site / "site.toml").write_text(settings)
         ok("node", "ingest", site)
-        ok("server", "enrol", folder / "server", name, site / "keys" / "node.pub")
+        enter(site, folder / "server", name)
         federation.start_node(name)
     yield federation
 

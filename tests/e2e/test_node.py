@@ -1,4 +1,4 @@
-"""`fedthorax node start` and `node status` as real processes, without a server to talk to."""
+"""`fedthorax node start` and `node status` as real processes, whose server does not answer."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation.processes import free_port
-from tests.e2e.conftest import Command, run_command
+from tests.e2e.conftest import Command, enter, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 
@@ -21,12 +21,13 @@ def status(site: Path) -> dict[str, object]:
 
 
 def test_a_node_dials_until_it_is_told_to_end(tmp_path: Path, start: Callable[..., Command]) -> None:
-    port = free_port()
-    site, server = tmp_path / "site", tmp_path / "server"
-    assert run_command("server", "init", server, "--port", str(port)).returncode == 0
-    certificate = server / "certificates" / "ca.crt"
-    made = run_command("node", "init", site, "--name", "north", "--server", f"localhost:{port}", "--ca", certificate)
-    assert made.returncode == 0, made.stderr
+    site, folder = tmp_path / "site", tmp_path / "server"
+    ok("server", "init", folder, "--port", str(free_port()))
+    server = start("server", "start", folder)
+    server.wait_for("The server is up", seconds=60)
+    ok("node", "init", site, "--name", "north")
+    enter(site, folder, "north")
+    server.interrupt()
     assert status(site)["running"] is False
 
     node = start("node", "start", site)

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from federation import node, reasons
-from federation.node import node_status, run_node, start_node, wait_online
+from federation.gateway.loopback import loopback_certificate
+from federation.join import node_certificate
+from federation.node import Node, node_status, run_node, start_node, wait_online
 from federation.node_state import NodeState
 from models.refusal import Refusal
 from pipeline.site import Site, init_site, site_settings
@@ -20,14 +22,30 @@ class RecordedProcess:
     """Stands where a process would be started, and keeps what it would be started with."""
 
     def __init__(self, name: str, command: list[str], *, log: Path, environment: dict[str, str]) -> None:
-        self.command, self.environment = command, environment
+        self.name, self.command, self.log, self.environment = name, command, log, environment
+        self.stopped = False
+
+    def let_go(self) -> None:
+        self.stopped = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __enter__(self) -> "RecordedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 class EndedProcess:
-    """A node that has printed `text` and will print no more."""
+    """One that has printed `text` and will print no more."""
+
+    running = False
+    log = Path("node.log")
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text, self.stopped = text, False
 
     def output(self) -> str:
         return self.text
@@ -37,48 +55,121 @@ class EndedProcess:
             return answer
         raise Refusal(reasons.NOT_STARTED, private="its log", process="the node", log="node.log")
 
+    def let_go(self) -> None:
+        self.stopped = True
 
-def test_the_sites_folder_is_in_no_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def ended(supernode: str, gateway: str = "") -> Node:
+    """A node whose processes have printed this."""
+    processes: Any = {
+        "supernode": EndedProcess(supernode),
+        "gateway": EndedProcess(gateway),
+        "sandbox": EndedProcess(""),
+    }
+    return Node(**processes)
+
+
+@pytest.fixture
+def recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, RecordedProcess]:
+    """What gateway and sandbox would be started with; the SuperNode is recorded too."""
+    started: dict[str, RecordedProcess] = {}
+
+    def start(name: str) -> Callable[..., RecordedProcess]:
+        def record(_: Site, *, log: Path, **options: Any) -> RecordedProcess:
+            started[name] = RecordedProcess(name, [], log=log, environment={k: str(v) for k, v in options.items()})
+            return started[name]
+
+        return record
+
     monkeypatch.setattr(node, "Process", RecordedProcess)
-    site = tmp_path / "site"
-    started: Any = start_node(
-        site,
-        server="study.example.org:8443",
-        ca_certificate=tmp_path / "ca.crt",
-        private_key=tmp_path / "key",
-        log=site / "logs" / "node.log",
-    )
-    flags = started.command[1:]
-    assert not any(str(site) in flag for flag in flags)
-    assert started.environment["FEDTHORAX_SITE_DIR"] == str(site)
-    assert started.environment["FLWR_HOME"] == f"{site}/flower_home"
-    assert {
-        "--superlink=study.example.org:8443",
-        f"--root-certificates={tmp_path}/ca.crt",
-        f"--auth-supernode-private-key={tmp_path}/key",
-        "--host=127.0.0.1",
-    } <= set(flags)
+    monkeypatch.setattr(node, "start_gateway", start("gateway"))
+    monkeypatch.setattr(node.sandbox, "start_superexec", start("sandbox"))
+    return started
+
+
+def test_a_node_reaches_the_server_through_its_gateway_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    started: Any = start_node(site)
+    flags = started.supernode.command[1:]
+    port = recorded["gateway"].environment["port"]
+    assert f"--superlink=127.0.0.1:{port}" in flags
+    assert f"--root-certificates={site.folder}/keys/gateway.crt" in flags
+    assert {"--host=127.0.0.1", "--isolation=process"} <= set(flags)
+    assert not any("study.example.org" in flag for flag in flags)
+    assert started.supernode.environment["FLWR_HOME"] == f"{site.folder}/flower_home"
+    runtime = recorded["sandbox"].environment
+    assert f"--port={runtime['runtime_port']}" in flags
+    assert f"--superexec-auth-secret-file={runtime['secret_file']}" in flags
+
+
+def test_the_secret_is_new_at_each_start_and_its_owners_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    secrets = set()
+    for _ in range(2):
+        start_node(site)
+        path = Path(recorded["sandbox"].environment["secret_file"])
+        assert path.stat().st_mode & 0o077 == 0
+        secrets.add(path.read_bytes())
+    assert len(secrets) == 2
+    assert min(map(len, secrets)) == 64
+
+
+def test_what_was_started_is_stopped_where_the_sandbox_does_not_start(
+    site: Site, recorded: dict[str, RecordedProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Refusal(reasons.SANDBOX)
+
+    monkeypatch.setattr(node.sandbox, "start_superexec", fail)
+    with pytest.raises(Refusal) as refused:
+        start_node(site)
+    assert refused.value.code == "E_SANDBOX"
+    assert recorded["gateway"].stopped
+
+
+def test_the_gateway_is_the_last_to_go(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    started: Any = start_node(site)
+    started.let_go()
+    assert (started.sandbox.stopped, started.supernode.stopped, started.gateway.stopped) == (True, True, False)
+    started.stop()
+    assert started.gateway.stopped
+
+
+def test_the_certificate_for_loopback_stays(site: Site) -> None:
+    certificate, key = loopback_certificate(site)
+    before = certificate.read_bytes(), key.read_bytes()
+    assert loopback_certificate(site) == (certificate, key)
+    assert (certificate.read_bytes(), key.read_bytes()) == before
+    assert key.stat().st_mode & 0o077 == 0
+    key.unlink()
+    loopback_certificate(site)
+    assert certificate.read_bytes() != before[0]
 
 
 def test_online_is_when_the_server_has_named_the_node() -> None:
-    assert wait_online(EndedProcess("INFO:  SuperNode ID: 11763002427470149475\n")) == 11763002427470149475  # type: ignore[arg-type]
+    assert wait_online(ended("INFO:  SuperNode ID: 11763002427470149475\n")) == 11763002427470149475
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("supernode", "gateway", "code"),
     [
-        ("retrying\nExit Code: 305\n[code: 2004] Node activation failed", "E_NOT_ENROLLED"),
-        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "E_SERVER_UNTRUSTED"),
-        ("Connection attempt failed, retrying in 3.40 seconds", "E_SERVER_SILENT"),
-        ("Exit Code: 302\nUnable to parse the private key file.", "E_NOT_STARTED"),
+        ("retrying\nExit Code: 305\n[code: 2004] Node activation failed", "", "E_NOT_ENROLLED"),
+        ("Exit Code: 305\n[code: 0] E_SERVER_UNTRUSTED", "", "E_SERVER_UNTRUSTED"),
+        ("Exit Code: 305\n[code: 401] E_CERTIFICATE_EXPIRED\nit has expired", "", "E_CERTIFICATE_EXPIRED"),
+        ("INFO: terminated", "WARNING the server refused: E_CERTIFICATE_REVOKED", "E_CERTIFICATE_REVOKED"),
+        ("Connection attempt failed, retrying in 3.40 seconds", "", "E_SERVER_SILENT"),
+        ("Exit Code: 302\nUnable to parse the private key file.", "", "E_NOT_STARTED"),
     ],
 )
-def test_the_cause_is_named(text: str, code: str) -> None:
+def test_the_cause_is_named(supernode: str, gateway: str, code: str) -> None:
+    node = ended(supernode, gateway)
     with pytest.raises(Refusal) as refused:
-        wait_online(EndedProcess(text))  # type: ignore[arg-type]
+        wait_online(node)
     assert refused.value.code == code
     assert refused.value.says
     assert refused.value.private == "its log"
+    assert node.gateway.stopped  # type: ignore[attr-defined]
 
 
 # --- in the foreground ------------------------------------------------------------------------------------
@@ -87,7 +178,7 @@ ONLINE = "INFO :      SuperNode ID: 42"
 
 
 class ScriptedNode:
-    """Stands for the SuperNode: at each look it writes a line to its log, or sends us a signal; then it ends."""
+    """Stands for the node: at each look it writes a line to its log, or sends us a signal; then it ends."""
 
     def __init__(self, site: Site, script: list[str | int]) -> None:
         self.log, self.script, self.stopped = site.logs / "node.log", script, False
@@ -104,8 +195,10 @@ class ScriptedNode:
                 log.write(step + "\n")
         return True
 
-    def output(self) -> str:
-        return self.log.read_text()
+    ended_by = reasons.NODE_ENDED
+
+    def outputs(self) -> tuple[str, str]:
+        return "", self.log.read_text()
 
     def __enter__(self) -> "ScriptedNode":
         return self
@@ -119,6 +212,7 @@ def site(tmp_path: Path) -> Site:
     site = init_site(tmp_path / "site", site_settings(None, name="north", server="study.example.org:8443"))
     site.ca_certificate.write_text("certificate")
     site.node_key.write_text("key")
+    node_certificate(site).write_text("certificate")
     return site
 
 
@@ -146,6 +240,7 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]], site: Site, number: int) -> None:
     assert run(ONLINE, number) == [
+        "the study's code runs without network, in a sandbox (bubblewrap)",
         "the node of north dials study.example.org:8443; Ctrl-C ends it",
         "the node is online: the study's server has let it in",
         "the node has ended, as it was told to",
@@ -160,7 +255,8 @@ def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]],
     ("line", "code"),
     [
         ("[code: 2004] Failed to activate SuperNode.", "E_NOT_ENROLLED"),
-        ("CERTIFICATE_VERIFY_FAILED", "E_SERVER_UNTRUSTED"),
+        ("[code: 0] E_SERVER_UNTRUSTED", "E_SERVER_UNTRUSTED"),
+        ("[code: 0] E_NEVER_HEARD_OF", "E_NODE_ENDED"),
         ("WARNING :  Connection attempt failed, retrying", "E_NODE_ENDED"),
     ],
 )
@@ -205,6 +301,8 @@ def test_a_node_without_server_certificate_or_key_is_not_started(site: Site) -> 
         assert str(site.folder) not in str(refused.value)
         return refused.value.code
 
+    node_certificate(site).unlink()
+    assert code() == "E_NODE_FILE"
     site.node_key.unlink()
     assert code() == "E_NODE_FILE"
     site.ca_certificate.unlink()

@@ -55,6 +55,26 @@ def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeSta
     assert state.rounds == 1
 
 
+def test_a_reply_that_the_gateway_held_back_is_no_round(state: NodeState) -> None:
+    held = f"{CLOCK} WARNING refused out: E_REPLY_UPDATE (train, round 3): training moved /data/MUELLER"
+    texts = told(state, task("train"), DONE, SENT, held)
+    assert texts[1] == "reply sent"
+    assert texts[2].startswith("refused (E_REPLY_UPDATE): ")
+    assert "MUELLER" not in " ".join(texts)
+    assert (state.rounds, state.refused) == (0, "E_REPLY_UPDATE")
+    # Its log may be read first.
+    assert told(state, task("train"), DONE, held, SENT)[-1] == "the server was told the code alone"
+    assert state.rounds == 0
+    assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
+    assert state.rounds == 1
+
+
+def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
+    texts = told(state, f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved")
+    assert texts[0].startswith("refused (E_APP_REFUSED): Look at it with")
+    assert state.refused == "E_APP_REFUSED"
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -161,6 +181,18 @@ def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
         log.flush()
     assert tail.lines() == ["two", "x" * 500]
     assert Tail(tmp_path / "not there").lines() == []
+
+
+def test_a_flooded_log_costs_no_memory_and_is_followed_again(tmp_path: Path) -> None:
+    path = tmp_path / "client.log"
+    path.touch()
+    tail = Tail(path)
+    path.write_bytes(b"x" * 10_000_000)
+    assert tail.lines() == []
+    with path.open("ab") as log:
+        log.write(b"\nINFO done\n")
+    assert tail.lines()[-1] == "INFO done"
+    assert len(tail._begun) < 1000
 
 
 def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,159 @@
+"""What the gateway adds: to a small message, to a model of 126 MB, and how much memory it needs.
+
+Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a process of its
+own; or nothing. All on one machine, so that what is measured is work and not the line.
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from common import Figure, Part
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from federation.certificates import create_node_key
+from federation.gateway.schema import Schema, schema_of
+from federation.guard import descendants, read_parents
+from federation.study import Study
+from models.network import NetworkSettings
+from pipeline.cohort import Cohort, PatientRow
+from pipeline.site import Site, init_site, site_settings
+from tests.federation.fake_server import Bench, NodeSide, Server
+from tests.federation.gateway_messages import Model, model, objects_of, record_of, trained
+
+SMALL_REPEATS, LARGE_REPEATS = 30, 5
+ROUND_SECONDS = 24.0  # of Flower alone with a model of 126 MB and no training at all, two nodes on two cores
+MEMORY_MB = 150.0
+
+
+def measure(folder: Path) -> Part:
+    small = _study(NetworkSettings(architecture="resnet10", widen_factor=1 / 16))
+    large = _study(NetworkSettings(architecture="resnet18", widen_factor=1.0))
+    figures = []
+    for study, name, unit, scale, repeats in (
+        (small, "a small message, there and back", "ms", 1000.0, SMALL_REPEATS),
+        (large, "a model of 126 MB, there and back", "s", 1.0, LARGE_REPEATS),
+    ):
+        site = _site(folder / f"site-{len(figures)}", study)
+        schema = schema_of(study.model_dump_json(), site.folder / "gateway" / "schemas")
+        with_gateway, without, peak_mb = _times(site, study, schema, repeats)
+        figures += [
+            Figure(
+                name, "without the gateway", unit, *([scale * t for t in times] for times in (with_gateway, without))
+            ),
+            Figure(f"{name}: memory at most", "the limit", "MB", [peak_mb], [MEMORY_MB], "at most 1"),
+        ]
+        added = [ours - theirs for ours, theirs in zip(with_gateway, without, strict=True)]
+        limit = 50.0 if unit == "ms" else 0.15 * ROUND_SECONDS
+        what = "the limit" if unit == "ms" else f"15 % of a round of {ROUND_SECONDS:.0f} s without training"
+        figures.append(Figure(f"{name}: added", what, unit, [scale * t for t in added], [limit], "at most 1"))
+    notes = [
+        "There: message, run, app and objects are fetched; back: the reply is announced and pushed. By Flower's own "
+        "client, two objects at a time, TLS, and with the gateway until the server has the whole reply.",
+    ]
+    return Part(notes, figures)
+
+
+def _study(network: NetworkSettings) -> Study:
+    study = Study.model_validate({"study": {"name": "bench", "rounds": 1, "sites": 1, "quorum": 1}})
+    return study.model_copy(update={"network": network})
+
+
+def _site(folder: Path, study: Study) -> Site:
+    """A site with a key and some patients; the gateway takes any certificate for its own here."""
+    site = init_site(folder, site_settings(None, name="bench"))
+    create_node_key(site.node_key)
+    rows = [
+        PatientRow(f"{split}{number}", split, f"{split}{number}.npy", None, None, number % 2 == 0, number % 3 == 0)
+        for split in ("train", "validation", "test")
+        for number in range(30)
+    ]
+    with Cohort(site) as cohort:
+        cohort.replace(rows, [], [])  # type: ignore[arg-type]
+    return site
+
+
+def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], float]:
+    """Seconds of a message there and back with the gateway and without, in turn; and the gateway's peak memory."""
+    rng = np.random.default_rng(1)
+    came_in = model(schema, rng)
+    out = trained(came_in, rng)
+    server = Server(study=study.model_dump_json())
+    bench = Bench(site, server, own_process=True)
+    times: tuple[list[float], list[float]] = ([], [])
+    try:
+        with bench.node() as through, bench.node(direct=True) as direct:
+            for repeat in range(repeats + 1):
+                for own, node in zip(times, (through, direct), strict=True):
+                    seconds = _there_and_back(server, node, came_in, out, repeat)
+                    if repeat:
+                        own.append(seconds)
+                    _wait(lambda: not (site.folder / "gateway" / "unanswered").exists())
+        peak_mb = _peak_mb()
+    finally:
+        bench.close()
+    return (*times, peak_mb)
+
+
+def _there_and_back(server: Server, node: NodeSide, came_in: Model, out: Model, number: int) -> float:
+    server.replies.clear()
+    server.received.clear()
+    config = ConfigRecord({"server-round": number, "ledger-head": "", "ledger-lines": 0})
+    server.give(RecordDict({**{name: record_of(arrays) for name, arrays in came_in.items()}, "config": config}))
+    began = time.perf_counter()
+    while (received := node.receive()) is None:  # the first time, the gateway looks at the app and the study
+        _refuse_errors(server)
+        time.sleep(0.1)
+    proto, tree = received
+    run_id = proto.metadata.run_id
+    node.get_fab(node.get_run(run_id).fab_hash, run_id)
+    with ThreadPoolExecutor(2) as pool:
+        ids = list(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+        contents = dict(zip(ids, pool.map(lambda id: node.pull_object(run_id, id), ids), strict=True))
+        node.confirm(run_id, proto.metadata.message_id)
+        there = time.perf_counter() - began
+        task = inflate_object_from_contents(tree.object_id, contents)
+        assert isinstance(task, Message)
+        task.metadata.__dict__["_message_id"] = proto.metadata.message_id
+        metrics = MetricRecord({"train_loss": 0.5, "num-examples": 30})
+        records = {name: record_of(arrays) for name, arrays in out.items()}
+        reply = Message(RecordDict({**records, "metrics": metrics}), reply_to=task)
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        objects = objects_of(reply)
+        began = time.perf_counter()
+        wanted, session = node.send(reply, get_object_tree(reply), 1.0)
+        list(pool.map(lambda id: node.push_object(run_id, session, id, objects[id]), wanted))
+        _wait(lambda: bool(server.replies) and server.replies[-1][1].object_id in server.received)
+    _refuse_errors(server)
+    return there + time.perf_counter() - began
+
+
+def _refuse_errors(server: Server) -> None:
+    for reply, _ in server.replies:
+        if reply.HasField("error"):
+            raise RuntimeError(reply.error.reason)
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not until():
+        if time.monotonic() > deadline:
+            raise RuntimeError("no reply reached the server")
+        time.sleep(0.001)
+
+
+def _peak_mb() -> float:
+    """Resident memory at most, of the largest process below this one: the gateway's guard is small."""
+    peaks = []
+    for member in descendants(os.getpid(), read_parents()):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{member}/status").read_text())
+        peaks.append(int(found[1]) * 1024 / 1e6 if found else 0.0)
+    return max(peaks)

@@ -1,0 +1,76 @@
+"""The gateway's process: `python -m federation.gateway PORT`, the site's folder in FEDTHORAX_SITE_DIR.
+
+(The list of processes shows a command line to every user of the machine, but no environment.)
+"""
+
+import asyncio
+import logging
+import os
+import ssl
+import sys
+from pathlib import Path
+
+from aiohttp import web
+
+from federation.approvals import Approvals
+from federation.certificates import client_tls
+from federation.gateway.credentials import NodeKey
+from federation.gateway.exchange import Exchange
+from federation.gateway.loopback import loopback_tls
+from federation.gateway.proxy import make_app
+from federation.gateway.spool import Spool
+from federation.gateway.upstream import Upstream
+from federation.join import node_certificate, renew_if_due
+from federation.ledger import Ledger, ledger_file
+from federation.processes import LOOPBACK
+from models.refusal import Refusal
+from pipeline.site import Site
+
+_DAY_SECONDS = 24 * 3600.0
+
+log = logging.getLogger("fedthorax.gateway")
+
+
+def main(site: Site, port: int) -> None:
+    """Serve until SIGTERM. Raises Refusal where the ledger cannot be written."""
+    key = NodeKey(site)
+    upstream = Upstream(site.settings.server.address, key, _tls(site))
+    ledger, approvals, spool = Ledger(ledger_file(site)), Approvals(site), Spool(site.folder / "gateway")
+    web.run_app(
+        make_app(
+            key,
+            upstream,
+            lambda: Exchange(site, upstream, ledger=ledger, approvals=approvals, spool=spool),
+            keep_certificate(site, upstream),
+        ),
+        host=LOOPBACK,
+        port=port,
+        ssl_context=loopback_tls(site),
+        access_log=None,
+        print=None,
+    )
+
+
+async def keep_certificate(site: Site, upstream: Upstream) -> None:
+    """Look each day whether the node's certificate has to be renewed, and show the new one."""
+    while True:
+        try:
+            if await asyncio.to_thread(renew_if_due, site):
+                log.info("the node's certificate is renewed")
+                await upstream.show(_tls(site))
+        except Refusal as refusal:  # the old one holds for weeks yet; once it does not, the server says so
+            log.warning("the node's certificate could not be renewed: %s %s", refusal, refusal.private)
+        await asyncio.sleep(_DAY_SECONDS)
+
+
+def _tls(site: Site) -> ssl.SSLContext:
+    return client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    try:
+        main(Site.open(Path(os.environ["FEDTHORAX_SITE_DIR"])), int(sys.argv[1]))
+    except Refusal as refusal:
+        log.error("%s %s", refusal, refusal.private)
+        sys.exit(1)

@@ -1,0 +1,215 @@
+"""Taking a task in: its run and its app, its records and the chunks of its arrays, each looked at before it counts."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict
+from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from google.protobuf.message import Message as ProtobufMessage
+
+from federation import reasons
+from federation.approvals import Approvals
+from federation.gateway import inbound
+from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
+from federation.gateway.reply import bare_message
+from federation.gateway.schema import Schema, schema_of
+from federation.gateway.spool import Spool
+from federation.gateway.upstream import Answer, Declined, Unreachable, Upstream
+from federation.ledger import Ledger
+from models.refusal import Refusal
+from pipeline.privacy_budget import check_and_spend
+from pipeline.site import Site
+
+RETRY_SECONDS = 2.0
+_AT_ONCE = 4  # requests
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that may take place here: the server's answers about it, its app's hash, its name and its study."""
+
+    info: GetRunResponse
+    fab: GetFabResponse
+    app: str
+    name: str
+    schema: Schema
+
+
+@dataclass
+class Task:
+    """The one message that the site works on. What it is for is known bit by bit, as it is looked at."""
+
+    message: ProtoMessage
+    tree: ObjectTree
+    kind: str = "task"
+    round: int | None = None
+    app: str = ""
+    run: Run | None = None
+    content: Content = field(default_factory=Content)
+    small: Mapping[str, bytes] = field(default_factory=dict)
+    chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
+    deliveries: int = 0  # to the node
+    epsilon: float | None = None  # of the run so far at this site, if its study is private
+    runtime_s: float = 0.0  # of the app, as the node tells
+
+    @classmethod
+    def of(cls, response: PullMessagesResponse) -> "Task":
+        """The first message of a server's answer, which has one. What it holds beside its objects is left out."""
+        trees = response.message_object_trees
+        message = ProtoMessage(metadata=response.messages_list[0].metadata, content=RecordDict())
+        return cls(message, trees[0] if trees else ObjectTree())
+
+    @property
+    def id(self) -> str:
+        return self.message.metadata.message_id
+
+    @property
+    def run_id(self) -> int:
+        return self.message.metadata.run_id
+
+    @property
+    def expires(self) -> float:
+        """When nobody waits for its answer any more, in seconds since 1970."""
+        return self.message.metadata.created_at + self.message.metadata.ttl
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(map(len, self.small.values())) + sum(length for length, _ in self.chunks.values())
+
+    def answerable(self) -> Message:
+        """As Flower's class, without content: what a reply refers to."""
+        return bare_message(self.message)
+
+
+class Arrivals:
+    """Asks the server for all that belongs to a task."""
+
+    def __init__(self, site: Site, upstream: Upstream, approvals: Approvals, ledger: Ledger, spool: Spool) -> None:
+        self._site, self._upstream, self._spool = site, upstream, spool
+        self._approvals, self._ledger = approvals, ledger
+        self._run: Run | None = None
+
+    async def examine(self, task: Task) -> None:
+        """Look at everything of a task but the data of its arrays, and fill the task in.
+
+        Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_TASK_DAMAGED, E_LEDGER_CUT,
+        E_ROUNDS_A_DAY, E_RUN_OVER, and those of `check_and_spend`.
+        """
+        task.kind = inbound.task_kind(task.message.metadata.message_type)
+        task.run = await self._run_of(task)
+        inbound.check_bounds(task.run.schema, self._site.settings)
+        if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
+            raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
+        task.small = await self._small_objects(task)
+        task.content = read_content(task.id, task.small, reasons.TASK_DAMAGED)
+        inbound.check_content(task.content, inbound.tree_ids(task.tree), task.run.schema)
+        task.chunks = inbound.expected_chunks(task.content, task.run.schema)
+        task.round, head = inbound.check_config(task.content.configs["config"])
+        if not await asyncio.to_thread(self._ledger.contains, head):
+            raise Refusal(reasons.LEDGER_CUT, line=head.lines)
+        if task.kind == "train":
+            self._spool.count_round(self._site.settings.gateway.max_rounds_a_day)
+            if planned := task.run.schema.private_round:
+                spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
+                task.epsilon = await asyncio.to_thread(spend)
+
+    async def _run_of(self, task: Task) -> Run:
+        """The task's run, if its app may run here now and it is a study."""
+        run = self._run if self._run and self._run.info.run.run_id == task.run_id else None
+        task.app = run.app if run else ""
+        if run is None:
+            node = Node(node_id=task.message.metadata.dst_node_id)
+            info = await self._ask(task, "get-run", GetRunRequest(node=node, run_id=task.run_id), GetRunResponse)
+            request = GetFabRequest(node=node, hash_str=info.run.fab_hash, run_id=task.run_id)
+            fab = await self._ask(task, "get-fab", request, GetFabResponse)
+            task.app = object_id(fab.fab.content)
+            if info.run.run_id != task.run_id or not task.app == info.run.fab_hash == fab.fab.hash_str:
+                raise Refusal(reasons.APP_DAMAGED)
+        verdict = await asyncio.to_thread(self._approvals.verdict, task.app)
+        if verdict not in ("own", "approved"):
+            if run is None:
+                self._approvals.keep(fab.fab.content)
+            raise Refusal(reasons.APP_REFUSED, private=f"{verdict}: {task.app}")
+        if run is None:
+            study, name = inbound.run_config(fab.fab.content, info.run)
+            schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
+            self._run = run = Run(info, fab, task.app, name, schema)
+        return run
+
+    async def _small_objects(self, task: Task) -> dict[str, bytes]:
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def fetch(id: str) -> bytes:
+            async with limit:
+                while not (found := await self._object(task, id, patient=True))[0].object_available:
+                    await asyncio.sleep(RETRY_SECONDS)  # the server itself is still being sent it
+            if len(found[1]) > MAX_HEAD_BYTES:
+                raise Refusal(reasons.TASK_DAMAGED, private="a record that is too large")
+            return found[1]
+
+        ids = inbound.small_objects(task.tree, reasons.TASK_DAMAGED)
+        return dict(zip(ids, await asyncio.gather(*map(fetch, ids)), strict=True))
+
+    async def _object(self, task: Task, id: str, *, patient: bool) -> tuple[PullObjectResponse, bytes]:
+        """The server's answer when it is asked for an object, and its content, which is what its id says.
+
+        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable unless `patient`.
+        """
+        node = Node(node_id=task.message.metadata.dst_node_id)
+        request = PullObjectRequest(node=node, run_id=task.run_id, object_id=id)
+        answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient)
+        if not answer.object_found:
+            raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its own message")
+        content = answer.object_content  # each time that it is asked for, it is copied
+        if answer.object_available and await asyncio.to_thread(object_id, content) != id:
+            raise Refusal(reasons.TASK_DAMAGED, private="an object that is not what its hash says")
+        return answer, content
+
+    async def chunk(self, task: Task, id: str) -> PullObjectResponse:
+        """The answer for a chunk of the task's arrays, which is kept in the spool from the first time on.
+
+        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable; OSError where the disk is full.
+        """
+        if id in self._spool.came_in:
+            kept = await asyncio.to_thread(self._spool.came_in.get, id)
+            return PullObjectResponse(object_found=True, object_available=True, object_content=kept)
+        answer, content = await self._object(task, id, patient=False)
+        if answer.object_available:
+            length, beginning = task.chunks[id]
+            try:
+                body = chunk_body(content)
+            except ValueError as error:
+                raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
+            if len(body) != length or body[: len(beginning)] != beginning:
+                raise Refusal(reasons.TASK_DAMAGED, private="an array that is not the model's")
+            await asyncio.to_thread(self._spool.came_in.put, id, content)
+        return answer
+
+    async def _ask(
+        self, task: Task, path: str, request: ProtobufMessage, answer: type[Answer], *, patient: bool = True
+    ) -> Answer:
+        """Ask, and again until there is an answer if `patient`, as long as the task is worth it.
+
+        Raises Refusal E_RUN_OVER; Unreachable unless `patient`.
+        """
+        while True:
+            try:
+                return await self._upstream.ask(path, request, answer)
+            except Declined as error:
+                raise Refusal(reasons.RUN_OVER, private=str(error)) from error
+            except Unreachable as error:
+                if not patient:
+                    raise
+                if time.time() + RETRY_SECONDS > task.expires:
+                    raise Refusal(reasons.RUN_OVER, private=str(error)) from error
+            await asyncio.sleep(RETRY_SECONDS)

@@ -1,0 +1,56 @@
+"""The node's signature: Flower's node proves by it that it is the node, and so does the gateway to the server."""
+
+import binascii
+import math
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from datetime import datetime
+
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message, verify_signature
+from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+
+from federation.certificates import load_node_key
+from pipeline.site import Site
+
+_SIGN_SECONDS = 60.0  # a signature takes about as long as the rest of a small request
+
+
+class NodeKey:
+    """The node's own key: known by its headers, and signing them (flwr.supernode.node_auth_http_interceptor)."""
+
+    def __init__(self, site: Site) -> None:
+        """Raises Refusal where the key is missing or is none."""
+        self._private = load_node_key(site.node_key)
+        self.public_pem = public_key_to_bytes(self._private.public_key())
+        self._version = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
+        self._headers: dict[str, str] = {}
+        self._signed_s = -math.inf
+
+    def signed(self, headers: Mapping[str, str]) -> bool:
+        """Whether the headers of a request are this key's, and of these minutes."""
+        try:
+            key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+            signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+            timestamp = headers[TIMESTAMP_HEADER]
+            age_s = (now() - datetime.fromisoformat(timestamp)).total_seconds()
+        except (KeyError, TypeError, ValueError, binascii.Error):
+            return False
+        recent = -SYSTEM_TIME_TOLERANCE < age_s < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+        ours = key == self.public_pem
+        return recent and ours and verify_signature(self._private.public_key(), timestamp.encode(), signature)
+
+    def headers(self) -> dict[str, str]:
+        """Headers that the study's server knows the node by. They are good for five minutes, and new each minute."""
+        if time.monotonic() > self._signed_s + _SIGN_SECONDS:
+            timestamp, self._signed_s = now().isoformat(), time.monotonic()
+            self._headers = {
+                **self._version,
+                FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public_pem).decode(),
+                TIMESTAMP_HEADER: timestamp,
+                FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(self._private, timestamp.encode())).decode(),
+            }
+        return dict(self._headers)

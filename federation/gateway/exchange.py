@@ -1,0 +1,308 @@
+"""The one task that is under way: from the server's hands to the node's, and its answer back. Decides, and records.
+
+A SuperNode works on one message at a time. A task is taken in and looked at, offered to the node, its reply is taken
+into the spool, judged as a whole, and composed anew for the server. A refusal at any point is an answer too: the server
+gets its code, so that the round goes on without this site. Until an answer has left, the node is given nothing new.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectResponse,
+    PushObjectRequest,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.node_pb2 import Node
+
+from federation import reasons
+from federation.allowed import EPSILON
+from federation.approvals import Approvals
+from federation.gateway.arrival import Arrivals, Run, Task
+from federation.gateway.departure import Departures
+from federation.gateway.inbound import task_kind
+from federation.gateway.objects import object_id
+from federation.gateway.outbound import Arrays, Rules, check_reply
+from federation.gateway.patients import count_patients
+from federation.gateway.policy import policy_digest
+from federation.gateway.reception import Reception
+from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
+from federation.gateway.spool import Spool
+from federation.gateway.upstream import Upstream
+from federation.ledger import PASSED, Entry, Head, Ledger
+from federation.replies import site_code
+from models.refusal import Reason, Refusal
+from pipeline.site import Site
+
+HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's node gives up after 30 s
+MAX_DELIVERIES = 3
+
+log = logging.getLogger("fedthorax.gateway")
+
+
+class Forbidden(Exception):
+    """The node asks for what is not its task now; Flower's node drops what it was about then."""
+
+
+class Exchange:
+    """See the module. `started` first; `node_id` as the server has named the node."""
+
+    def __init__(self, site: Site, upstream: Upstream, *, ledger: Ledger, approvals: Approvals, spool: Spool) -> None:
+        self._site, self._upstream, self._ledger, self._spool = site, upstream, ledger, spool
+        self._arrivals = Arrivals(site, upstream, approvals, ledger, spool)
+        self._departures = Departures(upstream, spool.going_out.get)
+        self._policy = policy_digest(site.settings)
+        self._task: Task | None = None
+        self._reply: Reception | None = None
+        self._arrival: asyncio.Task[bool] | None = None
+        self._departure: asyncio.Task[None] | None = None
+        self._pulling = asyncio.Lock()
+        self.node_id = 0
+
+    def started(self) -> None:
+        """Tell the server of the task that an earlier gateway took and did not answer."""
+        if left := self._spool.unanswered:
+            task = Task(ProtoMessage.FromString(left), ObjectTree())
+            task.kind = task.message.metadata.message_type
+            self._refuse(task, Refusal(reasons.GATEWAY_ENDED))
+
+    def node_restarted(self) -> None:
+        """The node has begun anew and knows of nothing: what it was sending is of no use, its task it gets again."""
+        if self._reply is not None and self._departure is None:
+            self._reply = None
+            self._spool.going_out.clear()
+
+    # --- the task, on its way in --------------------------------------------------------------------------
+
+    async def pull(self) -> PullMessagesResponse:
+        """The next task for the node, if there is one. Raises Unreachable, Declined."""
+        async with self._pulling:
+            if self._departure is not None:
+                return PullMessagesResponse()
+            if self._arrival is None and self._task is not None:
+                return self._offer_again(self._task)
+            if self._arrival is None:
+                request = PullMessagesRequest(node=Node(node_id=self.node_id))
+                response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
+                if not response.messages_list:
+                    return PullMessagesResponse()
+                self._task = Task.of(response)
+                self._arrival = asyncio.create_task(self._take_in(self._task))
+            await asyncio.wait({self._arrival}, timeout=HOLD_SECONDS)
+            if not self._arrival.done():
+                return PullMessagesResponse()
+            accepted, self._arrival = self._arrival.result(), None
+            return self._offer(self._task) if accepted and self._task else PullMessagesResponse()
+
+    async def _take_in(self, task: Task) -> bool:
+        """Whether the node may have the task; if not, the server is told."""
+        try:
+            await asyncio.to_thread(self._spool.remember, task.message.SerializeToString())
+            await self._arrivals.examine(task)
+            await self._record(task, "in", task.kind, task.size, task.id, PASSED)
+            log.info("let in: %s, round %s", task.kind, task.round)
+            return True
+        except Refusal as refusal:
+            self._refuse(task, refusal, "in")
+        except Exception:
+            log.exception("the task could not be looked at")
+            self._refuse(task, Refusal(reasons.GATEWAY_FAILED), "in")
+        return False
+
+    def _offer(self, task: Task) -> PullMessagesResponse:
+        task.deliveries += 1
+        return PullMessagesResponse(messages_list=[task.message], message_object_trees=[task.tree])
+
+    def _offer_again(self, task: Task) -> PullMessagesResponse:
+        """The node asks for work though it has a task: it has begun anew, or has dropped the task or its reply."""
+        if self._reply is not None or task.deliveries >= MAX_DELIVERIES:
+            self._refuse(task, Refusal(reasons.SITE_FAILED, private="the node dropped the task"))
+            return PullMessagesResponse()
+        return self._offer(task)
+
+    def run(self, run_id: int) -> Run:
+        """The run of the node's task. Raises Forbidden for any other."""
+        run = self._current(run_id).run
+        if run is None:
+            raise Forbidden
+        return run
+
+    async def object(self, run_id: int, id: str) -> PullObjectResponse:
+        """An object of the node's task. Raises Forbidden, Unreachable."""
+        task = self._current(run_id)
+        if id in task.small:
+            return PullObjectResponse(object_found=True, object_available=True, object_content=task.small[id])
+        if id not in task.chunks:
+            return PullObjectResponse()
+        return await self._chunk(task, id)
+
+    async def _chunk(self, task: Task, id: str) -> PullObjectResponse:
+        try:
+            return await self._arrivals.chunk(task, id)
+        except (Refusal, OSError) as error:
+            self._refuse(task, _refusal(error), "in")
+            raise Forbidden from error
+
+    async def confirm(self, run_id: int) -> ConfirmMessageReceivedResponse:
+        """The node has all of the task, and the server may delete it. Raises Forbidden, Unreachable, Declined."""
+        task = self._current(run_id)
+        for id in task.chunks:  # what the node had from elsewhere, the gateway still needs for comparison
+            if id not in self._spool.came_in:
+                await self._chunk(task, id)
+        node = Node(node_id=self.node_id)
+        request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=task.id)
+        return await self._upstream.ask("confirm-message-received", request, ConfirmMessageReceivedResponse)
+
+    def _current(self, run_id: int) -> Task:
+        task = self._task
+        if task is None or task.run_id != run_id or self._arrival is not None or self._departure is not None:
+            raise Forbidden
+        return task
+
+    # --- the reply, on its way out ------------------------------------------------------------------------
+
+    def announce(self, request: PushMessagesRequest) -> PushMessagesResponse:
+        """The node's reply is held back until all of it is here. Raises Forbidden if it answers no task."""
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise Forbidden
+        message, tree = request.messages_list[0], request.message_object_trees[0]
+        task = self._current(message.metadata.run_id)
+        if message.metadata.reply_to_message_id != task.id:
+            raise Forbidden
+        task.runtime_s = min(max(0.0, *request.clientapp_runtime_list), 1e6)
+        results = {message.metadata.message_id: 0}
+        if message.HasField("error"):
+            self._refuse_with(task, site_code(message.error.reason))
+            return PushMessagesResponse(results=results)
+        try:
+            if self._reply is None or self._reply.root != tree.object_id:
+                arrays = task.run.schema.size if task.run and task.kind == "train" else 0
+                self._reply = Reception(tree, self._spool.going_out, max_array_bytes=arrays)
+        except Refusal as refusal:
+            self._refuse(task, refusal)
+            return PushMessagesResponse(results=results)
+        missing, session = self._reply.missing(), self._reply.session
+        return PushMessagesResponse(results=results, objects_to_push=missing, session_id=session)
+
+    async def take(self, request: PushObjectRequest) -> bool:
+        """Take in one object of the reply; whether it was as announced. Raises Forbidden outside a reply."""
+        task, reply = self._task, self._reply
+        if task is None or reply is None or request.session_id != reply.session:
+            raise Forbidden
+        if self._departure is not None:  # it is here already and asked for twice, or what becomes of it is decided
+            return True
+        try:
+            await reply.take(request.object_id, request.object_content)
+        except (Refusal, OSError) as error:
+            self._refuse(task, _refusal(error))
+            return False
+        if self._departure is None and not reply.missing():
+            self._departure = asyncio.create_task(self._judge(task, reply))
+        return True
+
+    async def _judge(self, task: Task, reply: Reception) -> None:
+        """Let the reply out, or tell the server why not."""
+        try:
+            outgoing = await self._compose(task, reply)
+        except Refusal as refusal:
+            outgoing = await self._failure(task, refusal.code, refusal)
+        except Exception:
+            log.exception("the reply could not be judged")
+            outgoing = await self._failure(task, reasons.GATEWAY_FAILED.code)
+        await self._send(task, outgoing)
+
+    async def _compose(self, task: Task, reply: Reception) -> Outgoing:
+        """The message that goes out in place of the node's. Raises Refusal."""
+        content = reply.content()
+        settings = self._site.settings
+        assert task.run is not None
+        rules = Rules(
+            kind=task_kind(task.kind),
+            schema=task.run.schema,
+            came_in=Arrays(task.content.arrays, self._spool.came_in.get),
+            patients=await asyncio.to_thread(count_patients, self._site),
+            min_patients=settings.site.min_patients,
+            max_update=settings.gateway.max_update,
+        )
+        figures = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
+        if task.epsilon is not None:
+            figures[EPSILON] = task.epsilon
+        records = compose_records(content, figures)
+        size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
+        head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
+        log.info("let out: %s, round %s", task.kind, task.round)
+        return compose_reply(task.answerable(), records, head)
+
+    # --- refusals, and the end of a task ------------------------------------------------------------------
+
+    def _refuse(self, task: Task, refusal: Refusal, direction: str = "out") -> None:
+        self._refuse_with(task, refusal.code, refusal, direction)
+
+    def _refuse_with(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> None:
+        """Answer a task with a code. Only the first answer counts."""
+        if self._departure is None:
+            self._task = task
+            self._departure = asyncio.create_task(self._answer(task, code, refusal, direction))
+
+    async def _answer(self, task: Task, code: str, refusal: Refusal | None, direction: str) -> None:
+        await self._send(task, await self._failure(task, code, refusal, direction))
+
+    async def _failure(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> Outgoing:
+        """The answer that holds a code alone; even where the ledger cannot be written, for it tells of no patient."""
+        says = f"{refusal.says} {refusal.private}" if refusal else "the app's own answer"
+        log.warning("refused %s: %s (%s, round %s): %s", direction, code, task.kind, task.round, says)
+        outgoing = compose_failure(task.answerable(), code)
+        with suppress(Refusal):
+            if refusal is not None and direction == "in":
+                await self._record(task, "in", task.kind, task.size, task.id, code)
+            elif refusal is not None:
+                root = self._reply.root if self._reply else task.id
+                await self._record(task, "out", task.kind, self._spool.going_out.size, root, code)
+            size = sum(map(len, outgoing.objects.values()))
+            await self._record(task, "out", "error", size, outgoing.tree.object_id, PASSED)
+        return outgoing
+
+    async def _send(self, task: Task, outgoing: Outgoing) -> None:
+        """Deliver the answer; then all that belonged to the task is deleted, and the next one may come."""
+        try:
+            if not await self._departures.deliver(task, outgoing):
+                log.warning("the answer was not sent: %s", reasons.RUN_OVER.says)
+                with suppress(Refusal):
+                    await self._record(task, "out", "dropped", 0, outgoing.tree.object_id, reasons.RUN_OVER.code)
+        except Exception:
+            log.exception("the answer could not be sent")
+        finally:
+            self._spool.clear()
+            self._spool.forget()
+            self._task = self._reply = self._departure = None
+
+    async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
+        """One line of the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
+        entry = Entry(
+            run=task.run.name if task.run else str(task.run_id),
+            round=task.round,
+            direction="in" if direction == "in" else "out",
+            kind=kind,
+            bytes=size,
+            digest=digest,
+            app=task.app,
+            policy=self._policy,
+            verdict=verdict,
+        )
+        return await asyncio.to_thread(self._ledger.append, entry)
+
+    async def record_request(self, path: str, reason: Reason) -> None:
+        """A request that is none of a node's becomes a line too."""
+        entry = Entry("", None, "out", "request", 0, object_id(path.encode()), "", self._policy, reason.code)
+        with suppress(Refusal):
+            await asyncio.to_thread(self._ledger.append, entry)
+
+
+def _refusal(error: Refusal | OSError) -> Refusal:
+    """What a full disk means, too."""
+    return error if isinstance(error, Refusal) else Refusal(reasons.GATEWAY_FAILED, private=str(error))

@@ -1,0 +1,143 @@
+"""What a task must be before the node sees anything of it: approved code, a study within bounds, the study's model."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flwr.common.config import get_fused_config_from_fab
+from flwr.common.serde import run_from_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.run_pb2 import Run
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+from federation import reasons
+from federation.allowed import FIGURES, Kind
+from federation.gateway.objects import Content
+from federation.gateway.schema import Schema
+from federation.ledger import EMPTY, Head
+from models.refusal import Reason, Refusal
+from pipeline.site import SiteSettings
+
+MAX_ROUND = 100_000
+MAX_OBJECTS = 4096  # of one message, chunks included
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
+_DEPTH = 5  # message, record dict, record, array, chunk
+# What Flower's strategies and our server tell a site with a task.
+_CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
+
+
+def run_config(fab: bytes, run: Run) -> tuple[str, str]:
+    """The study (JSON) and the name of a run, fused from its app and what it was started with, as Flower does.
+
+    Raises Refusal E_RUN_CONFIG.
+    """
+    try:
+        config = get_fused_config_from_fab(fab, run_from_proto(run))
+    except Exception as error:  # whatever a strange app makes the parsers raise
+        raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
+    study, name = config.get("study"), config.get("run")
+    if set(config) != {"study", "run"} or not isinstance(study, str) or not _RUN_NAME.fullmatch(str(name)):
+        raise Refusal(reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
+    return study, str(name)
+
+
+def check_bounds(schema: Schema, settings: SiteSettings) -> None:
+    """Whether the site takes part in such a study. Raises Refusal: E_SITE_LIMIT, E_PRIVACY_REQUIRED."""
+    limits = settings.gateway
+    for what, asked, allowed in (
+        ("local epochs in a round", schema.local_epochs, limits.max_local_epochs),
+        ("scans in a batch", schema.batch_size, limits.max_batch_size),
+    ):
+        if asked > allowed:
+            raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
+    if settings.privacy.required and schema.private_round is None:
+        raise Refusal(reasons.PRIVACY_REQUIRED)
+
+
+def task_kind(message_type: str) -> Kind:
+    """Raises Refusal E_TASK_KIND."""
+    if message_type not in FIGURES:
+        raise Refusal(reasons.TASK_KIND, private=repr(message_type[:80]))
+    return cast(Kind, message_type)
+
+
+def small_objects(tree: ObjectTree, damaged: Reason) -> list[str]:
+    """The ids of a message's objects but the arrays' chunks, the message first.
+
+    Raises Refusal `damaged` for a tree that is no message's.
+    """
+    small: list[str] = []
+    level, count = [tree], 0
+    for depth in range(_DEPTH):
+        count += len(level)
+        if not all(_HASH.fullmatch(node.object_id) for node in level) or count > MAX_OBJECTS:
+            raise Refusal(damaged, private="too many objects, or one that is named by no SHA-256")
+        if depth < _DEPTH - 1:
+            small += [node.object_id for node in level]
+        level = [child for node in level for child in node.children]
+    if level:
+        raise Refusal(damaged, private="objects within chunks")
+    return list(dict.fromkeys(small))
+
+
+def tree_ids(tree: ObjectTree) -> set[str]:
+    return {node.object_id for node in iterate_object_tree(tree)}
+
+
+def check_content(content: Content, ids: set[str], schema: Schema) -> None:
+    """Whether a task holds the study's model and the round's settings, and nothing else.
+
+    `ids`: of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
+    """
+    needed = {name for name, specs in schema.records.items() if specs}
+    if (
+        content.metrics
+        or set(content.configs) != {"config"}
+        or not needed <= set(content.arrays) <= set(schema.records)
+    ):
+        raise Refusal(reasons.TASK_RECORDS, private="other records")
+    for record, heads in content.arrays.items():
+        specs = schema.records[record]
+        if set(heads) != set(specs) or not all(spec.fits(heads[name]) for name, spec in specs.items()):
+            raise Refusal(reasons.TASK_RECORDS, private=f"other arrays in {record}")
+    if ids != content.ids:
+        raise Refusal(reasons.TASK_DAMAGED, private="objects that belong to no record")
+
+
+def expected_chunks(content: Content, schema: Schema) -> dict[str, tuple[int, bytes]]:
+    """How long the data of each chunk of the arrays is, and how it begins, by the chunk's id.
+
+    One id is one content, so it is the same wherever it stands. Raises Refusal E_TASK_DAMAGED.
+    """
+    chunks: dict[str, tuple[int, bytes]] = {}
+    for record, heads in content.arrays.items():
+        for name, head in heads.items():
+            spec = schema.records[record][name]
+            for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
+                expected = (length, b"" if number else spec.header)
+                if chunks.setdefault(chunk, expected) != expected:
+                    raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places where it cannot be")
+    return chunks
+
+
+def check_config(config: Mapping[str, Any]) -> tuple[int, Head]:
+    """The round's number, and the head of our ledger as the server last had it. Raises Refusal E_TASK_RECORDS."""
+    number, mu = config.get("server-round"), config.get("proximal-mu", 0.0)
+    digest, lines = config.get("ledger-head", ""), config.get("ledger-lines", 0)
+    good = (
+        set(config) <= _CONFIG
+        and type(number) is int
+        and 0 <= number <= MAX_ROUND
+        and type(mu) in (int, float)
+        and 0 <= mu < math.inf
+        and type(lines) is int
+        and isinstance(digest, str)
+        and ((lines > 0 and _HASH.fullmatch(digest)) or (lines, digest) == (EMPTY.lines, EMPTY.sha256))
+    )
+    if not good:
+        raise Refusal(reasons.TASK_RECORDS, private="other settings of the round: " + json.dumps(sorted(config))[:500])
+    return cast(int, number), Head(cast(int, lines), str(digest))

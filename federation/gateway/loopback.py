@@ -1,0 +1,70 @@
+"""The site's own certificate for TLS between node and gateway, which Flower's node insists on even on loopback.
+
+SITE_DIR/keys/gateway.crt, .key   made when missing; the node trusts nothing else
+"""
+
+import ipaddress
+import os
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from federation.certificates import valid_until
+from federation.processes import LOOPBACK
+from pipeline.site import Site
+
+_VALIDITY = timedelta(days=5 * 365)
+_CLOCK_SKEW = timedelta(days=1)  # it must be valid already for a clock that was set back
+_RENEW_BEFORE = timedelta(days=30)
+
+
+def loopback_tls(site: Site) -> ssl.SSLContext:
+    """TLS of the gateway towards the node."""
+    certificate, key = loopback_certificate(site)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def loopback_certificate(site: Site) -> tuple[Path, Path]:
+    """The site's certificate for loopback and its key (ECDSA P-384), made where they are missing or about to end."""
+    certificate, key = (site.folder / "keys" / f"gateway.{kind}" for kind in ("crt", "key"))
+    if not (certificate.is_file() and key.is_file()) or valid_until(certificate) < datetime.now(UTC) + _RENEW_BEFORE:
+        private = ec.generate_private_key(ec.SECP384R1())
+        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        _replace(key, pem, mode=0o600)
+        _replace(certificate, self_signed(private).public_bytes(Encoding.PEM), mode=0o644)
+    return certificate, key
+
+
+def self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """A certificate for loopback over this key, by itself."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedthorax gateway")])
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
+    begin = datetime.now(UTC) - _CLOCK_SKEW
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + _VALIDITY)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+
+
+def _replace(path: Path, content: bytes, *, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(content)
+    temporary.replace(path)

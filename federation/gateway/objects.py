@@ -1,0 +1,169 @@
+"""Flower's objects as bytes, each named by its SHA-256: read without trust, and composed.
+
+An object is `Type child,child length`, a zero byte, and a body of that length. A message is a tree of them: Message,
+RecordDict, its records, arrays, and the arrays' chunks, which are too large to be held together in memory. So arrays
+are read here as heads, which name their chunks. (flwr.supercore.inflatable, flwr.app.message; version 1.42.)
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, MetricRecord
+
+from models.refusal import Reason, Refusal
+
+MAX_HEAD_BYTES = 64 * 1024  # of every object but a chunk
+CHUNK_OVERHEAD = 64  # bytes of a chunk's own head, at most
+NUMPY = "numpy.ndarray"
+
+_HEAD = re.compile(rb"([A-Za-z]{1,20}) ([0-9a-f,]*) (0|[1-9][0-9]{0,9})\x00")
+_ID = re.compile(r"[0-9a-f]{64}")
+Names = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """One object, taken apart."""
+
+    kind: str
+    children: tuple[str, ...]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class ArrayHead:
+    """An array without its data: `chunks` are the ids of its pieces in order; equal pieces have one id."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A message's records by name, without the data of their arrays; `ids` of all the objects that it is made of."""
+
+    arrays: Mapping[str, Mapping[str, ArrayHead]] = field(default_factory=dict)
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ids: frozenset[str] = frozenset()
+
+    def chunks(self) -> list[str]:
+        """The ids of all chunks, each once."""
+        heads = [head for record in self.arrays.values() for head in record.values()]
+        return list(dict.fromkeys(chunk for head in heads for chunk in head.chunks))
+
+
+def object_id(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def parse(content: bytes) -> Parsed:
+    """Raises ValueError for anything but one whole object."""
+    found = _HEAD.match(content)
+    if not found:
+        raise ValueError("no head of an object")
+    children = tuple(found[2].decode().split(",")) if found[2] else ()
+    if not all(_ID.fullmatch(child) for child in children):
+        raise ValueError("a child that is no SHA-256")
+    if len(content) - found.end() != int(found[3]):
+        raise ValueError("a body of another length")
+    return Parsed(found[1].decode(), children, content[found.end() :])
+
+
+def compose(kind: str, children: Sequence[str], body: bytes) -> bytes:
+    return f"{kind} {','.join(children)} {len(body)}".encode() + b"\x00" + body
+
+
+def compose_names(kind: str, names: Names) -> bytes:
+    """A RecordDict or an ArrayRecord: which child has which name."""
+    return compose(kind, list(dict.fromkeys(names.values())), json.dumps(dict(names)).encode())
+
+
+def compose_array(head: ArrayHead) -> bytes:
+    unique = list(dict.fromkeys(head.chunks))
+    place = {chunk: number for number, chunk in enumerate(unique)}
+    body = {
+        "dtype": head.dtype,
+        "shape": head.shape,
+        "stype": NUMPY,
+        "arraychunk_ids": [place[chunk] for chunk in head.chunks],
+    }
+    return compose("Array", unique, json.dumps(body).encode())
+
+
+def chunk_body(content: bytes) -> memoryview:
+    """The data of an ArrayChunk whose head is to the byte what Flower writes. Raises ValueError for anything else."""
+    divider = content.find(b"\x00", 0, CHUNK_OVERHEAD)
+    body = memoryview(content)[divider + 1 :]
+    if content[: divider + 1] != f"ArrayChunk  {len(body)}".encode() + b"\x00":
+        raise ValueError("no chunk of an array")
+    return body
+
+
+def read_content(root: str, objects: Mapping[str, bytes], damaged: Reason) -> Content:
+    """The records of the message `root`; `objects` holds all of its objects but the chunks, by their ids.
+
+    Raises Refusal with the reason `damaged` for whatever is not a message with content.
+    """
+    try:
+        return _read_content(root, objects)
+    except Exception as error:  # whatever hostile bytes make a parser raise, they are no message
+        raise Refusal(damaged, private=f"{type(error).__name__}: {error}") from error
+
+
+def _read_content(root: str, objects: Mapping[str, bytes]) -> Content:
+    message = parse(objects[root])
+    if message.kind != "Message" or len(message.children) != 1:
+        raise ValueError("no message with content")
+    arrays: dict[str, Mapping[str, ArrayHead]] = {}
+    metrics: dict[str, Mapping[str, Any]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
+    ids = {root, message.children[0]}
+    for name, record in _read_names(objects[message.children[0]], "RecordDict").items():
+        content = objects[record]
+        kind = parse(content).kind
+        ids.add(record)
+        if kind == "ArrayRecord":
+            heads = _read_names(content, kind)
+            arrays[name] = {key: _read_array(objects[id]) for key, id in heads.items()}
+            ids.update(heads.values(), *(head.chunks for head in arrays[name].values()))
+        elif kind == "MetricRecord":
+            metrics[name] = _read_values(content, kind)
+        elif kind == "ConfigRecord":
+            configs[name] = _read_values(content, kind)
+        else:
+            raise ValueError("no record")
+    return Content(arrays, metrics, configs, frozenset(ids))
+
+
+def _read_names(content: bytes, kind: str) -> dict[str, str]:
+    parsed = parse(content)
+    names = json.loads(parsed.body)
+    if parsed.kind != kind or not isinstance(names, dict) or set(names.values()) != set(parsed.children):
+        raise ValueError(f"no {kind}")
+    return names
+
+
+def _read_array(content: bytes) -> ArrayHead:
+    parsed = parse(content)
+    body = json.loads(parsed.body)
+    if parsed.kind != "Array" or set(body) != {"dtype", "shape", "stype", "arraychunk_ids"} or body["stype"] != NUMPY:
+        raise ValueError("no array of numpy's")
+    places = body["arraychunk_ids"]
+    if any(type(number) is not int or number < 0 for number in [*body["shape"], *places]):
+        raise ValueError("a shape or place that is no number")
+    if set(places) != set(range(len(parsed.children))):
+        raise ValueError("chunks that are not the array's")
+    return ArrayHead(body["dtype"], tuple(body["shape"]), tuple(parsed.children[place] for place in places))
+
+
+def _read_values(content: bytes, kind: str) -> dict[str, Any]:
+    record: type[ConfigRecord] | type[MetricRecord] = MetricRecord if kind == "MetricRecord" else ConfigRecord
+    if parse(content).children:
+        raise ValueError("a record of values with children")
+    return dict(record.inflate(content))

@@ -1,0 +1,20 @@
+"""The rules that a site's gateway judges by, as one hash: it stands in every line of the ledger."""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from federation.allowed import EXAMPLES_OF, FIGURES
+from pipeline.site import SiteSettings
+
+
+def policy_digest(settings: SiteSettings) -> str:
+    """SHA-256 over the canonical JSON of all that decides: site.toml's tables, and the figures that may leave."""
+    rules = {
+        "min_patients": settings.site.min_patients,
+        "gateway": settings.gateway.model_dump(mode="json"),
+        "privacy": settings.privacy.model_dump(mode="json"),
+        "figures": {kind: {name: asdict(figure) for name, figure in table.items()} for kind, table in FIGURES.items()},
+        "examples_of": EXAMPLES_OF,
+    }
+    return hashlib.sha256(json.dumps(rules, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

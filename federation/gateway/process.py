@@ -1,0 +1,32 @@
+"""How a node starts its gateway."""
+
+import sys
+from pathlib import Path
+
+from federation.processes import LOOPBACK, Process, flower_environment, port_is_taken
+from pipeline.site import Site
+
+START_SECONDS = 60.0
+
+
+def start_gateway(site: Site, *, port: int, log: Path) -> Process:
+    """Start the site's gateway; it listens on `port` of loopback when this returns.
+
+    Raises Refusal E_NOT_STARTED, the reason being in `log`.
+    """
+    process = Process(
+        "the gateway",
+        [sys.executable, "-P", "-m", "federation.gateway", str(port)],
+        log=log,
+        environment=flower_environment(
+            site.folder / "flower_home",
+            FEDTHORAX_SITE_DIR=str(site.folder),
+            # Without these the C library keeps memory apart for every thread, and hardly gives large pieces back.
+            MALLOC_ARENA_MAX="1",
+            OPENBLAS_NUM_THREADS="1",
+            MALLOC_MMAP_THRESHOLD_="524288",
+            MALLOC_TRIM_THRESHOLD_="262144",
+        ),
+    )
+    process.wait_until(lambda: port_is_taken(LOOPBACK, port), seconds=START_SECONDS)
+    return process

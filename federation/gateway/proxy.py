@@ -1,0 +1,206 @@
+"""The gateway's own server, on loopback: the few paths that a node needs, each by name, for the node's key alone.
+
+No request is passed on as it came. Each is read, and what the server is asked is composed anew from it.
+"""
+
+import asyncio
+import io
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from weakref import WeakSet
+
+from aiohttp import web
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    DeactivateNodeResponse,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from google.protobuf.message import DecodeError, Message
+
+from federation import reasons
+from federation.gateway.credentials import NodeKey
+from federation.gateway.exchange import Exchange, Forbidden
+from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, Unreachable, Upstream
+from models.refusal import Reason
+
+PREFIX = "/v1/fleet/"
+_LARGE = ("pull-object", "push-object")  # one at a time, from first byte to last, or the memory would not do
+_CANNOT_CONNECT = 421  # a status that Flower's node does not try again after
+
+log = logging.getLogger("fedthorax.gateway")
+
+
+class Proxy:
+    """The handlers by path."""
+
+    def __init__(self, key: NodeKey, upstream: Upstream, exchange: Exchange) -> None:
+        self._key, self._upstream, self._exchange = key, upstream, exchange
+        self._connections: WeakSet[asyncio.Transport] = WeakSet()  # that are the node's
+        self._large = asyncio.Lock()
+        self._paths: dict[str, tuple[type[Message], Callable[..., Awaitable[Message]]]] = {
+            "activate-node": (ActivateNodeRequest, self._activate),
+            "deactivate-node": (DeactivateNodeRequest, self._deactivate),
+            "send-node-heartbeat": (SendNodeHeartbeatRequest, self._heartbeat),
+            "pull-messages": (PullMessagesRequest, self._pull_messages),
+            "push-messages": (PushMessagesRequest, self._push_messages),
+            "get-run": (GetRunRequest, self._get_run),
+            "get-fab": (GetFabRequest, self._get_fab),
+            "push-object": (PushObjectRequest, self._push_object),
+            "pull-object": (PullObjectRequest, self._pull_object),
+            "confirm-message-received": (ConfirmMessageReceivedRequest, self._confirm),
+        }
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer one request of the node."""
+        if not self._is_node(request):
+            log.warning("a stranger: %s", reasons.GATEWAY_KEY.code)
+            return _coded(401, reasons.GATEWAY_KEY)
+        path = request.path.removeprefix(PREFIX)
+        if request.method != "POST" or not request.path.startswith(PREFIX) or path not in self._paths:
+            log.warning("refused out: %s", reasons.GATEWAY_PATH.code)
+            await self._exchange.record_request(request.path, reasons.GATEWAY_PATH)
+            return _coded(403, reasons.GATEWAY_PATH)
+        if path not in _LARGE:
+            return await self._respond(path, request)
+        async with self._large:
+            response = await self._respond(path, request)
+            await response.prepare(request)
+            await response.write_eof()
+            return response
+
+    async def _respond(self, path: str, request: web.Request) -> web.Response:
+        """The answer, also where there is none to give."""
+        try:
+            return await self._answer(path, await request.read())
+        except DecodeError:
+            return web.Response(status=400)
+        except Forbidden:
+            return web.Response(status=403)
+        except Declined as error:
+            # Told 401, Flower's node ends without a word; at its start it shall say why.
+            status = _CANNOT_CONNECT if (path, error.status) == ("activate-node", 401) else error.status
+            return web.Response(status=status, body=error.body, content_type="application/json")
+
+    async def _answer(self, path: str, content: bytes) -> web.Response:
+        """Raises DecodeError, Forbidden, Declined."""
+        kind, handler = self._paths[path]
+        try:
+            answer = await handler(kind.FromString(content))
+        except Unreachable as error:
+            log.info("%s: %s", path, error)
+            if error.reason is not None and path == "activate-node":
+                return _coded(_CANNOT_CONNECT, error.reason)
+            return web.Response(status=503)
+        body = io.BytesIO(answer.SerializeToString())  # a stream is encrypted and sent piece by piece
+        return web.Response(body=body, content_type=MEDIA_TYPE)
+
+    def _is_node(self, request: web.Request) -> bool:
+        """Whether the node's key has signed, this request or an earlier one of the same connection."""
+        transport = request.transport
+        if transport is None:
+            return False
+        if transport not in self._connections and self._key.signed(request.headers):
+            self._connections.add(transport)
+        return transport in self._connections
+
+    # --- the node itself ----------------------------------------------------------------------------------
+
+    async def _activate(self, request: ActivateNodeRequest) -> ActivateNodeResponse:
+        if request.public_key != self._key.public_pem:
+            raise Forbidden
+        ours = ActivateNodeRequest(public_key=self._key.public_pem, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        answer = await self._upstream.ask("activate-node", ours, ActivateNodeResponse)
+        self._exchange.node_id = answer.node_id
+        self._exchange.node_restarted()
+        return answer
+
+    async def _deactivate(self, request: DeactivateNodeRequest) -> DeactivateNodeResponse:
+        ours = DeactivateNodeRequest(node_id=self._known(request.node_id))
+        return await self._upstream.ask("deactivate-node", ours, DeactivateNodeResponse)
+
+    async def _heartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:
+        node = Node(node_id=self._known(request.node.node_id))
+        ours = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+        return await self._upstream.ask("send-node-heartbeat", ours, SendNodeHeartbeatResponse)
+
+    def _known(self, node_id: int) -> int:
+        """The node's id; after the gateway alone was started anew, it is the one that the node itself names."""
+        self._exchange.node_id = self._exchange.node_id or node_id
+        return self._exchange.node_id
+
+    # --- its task -----------------------------------------------------------------------------------------
+
+    async def _pull_messages(self, request: PullMessagesRequest) -> PullMessagesResponse:
+        self._known(request.node.node_id)
+        return await self._exchange.pull()
+
+    async def _get_run(self, request: GetRunRequest) -> GetRunResponse:
+        return self._exchange.run(request.run_id).info
+
+    async def _get_fab(self, request: GetFabRequest) -> GetFabResponse:
+        run = self._exchange.run(request.run_id)
+        if request.hash_str != run.app:
+            raise Forbidden
+        return run.fab
+
+    async def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+        return await self._exchange.object(request.run_id, request.object_id)
+
+    async def _confirm(self, request: ConfirmMessageReceivedRequest) -> ConfirmMessageReceivedResponse:
+        return await self._exchange.confirm(request.run_id)
+
+    async def _push_messages(self, request: PushMessagesRequest) -> PushMessagesResponse:
+        return self._exchange.announce(request)
+
+    async def _push_object(self, request: PushObjectRequest) -> PushObjectResponse:
+        return PushObjectResponse(stored=await self._exchange.take(request))
+
+
+def _coded(status: int, reason: Reason) -> web.Response:
+    """An error in Flower's form; its node writes the text to its log."""
+    return web.json_response({"code": 0, "detail": reason.code}, status=status)
+
+
+_PROXY = web.AppKey("proxy", Proxy)
+
+
+def make_app(
+    key: NodeKey, upstream: Upstream, make_exchange: Callable[[], Exchange], *chores: Coroutine[None, None, None]
+) -> web.Application:
+    """The gateway as an aiohttp application. Its connections to the server, and `chores`, live as long as it runs."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        async with upstream:
+            exchange = make_exchange()
+            app[_PROXY] = Proxy(key, upstream, exchange)
+            exchange.started()
+            tasks = [asyncio.create_task(chore) for chore in chores]
+            yield
+            for task in tasks:
+                task.cancel()
+
+    async def handle(request: web.Request) -> web.Response:
+        return await request.app[_PROXY].handle(request)
+
+    app.cleanup_ctx.append(run)
+    app.router.add_route("*", "/{path:.*}", handle)
+    return app

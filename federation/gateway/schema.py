@@ -1,0 +1,160 @@
+"""What a study's messages must look like: the arrays of its model, how long it trains.
+
+Only torch can tell the arrays of a network, and torch would take several times the memory that the gateway may have.
+So a process of its own reads the study on its standard input and answers in JSON, once for each study:
+
+    python -m federation.gateway.schema
+"""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
+
+from federation import reasons
+from federation.gateway.objects import ArrayHead
+from models.refusal import Refusal
+from pipeline.privacy_budget import PrivateRound
+
+MAX_STUDY_BYTES = 64 * 1024
+_SECONDS = 300.0  # torch's first import from a slow disk takes its time
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """A one-dimensional array, as it travels: in numpy's file format, cut into chunks."""
+
+    dtype: str
+    length: int
+
+    @cached_property
+    def header(self) -> bytes:
+        """What numpy writes before the data (numpy.lib.format, version 1.0)."""
+        file = BytesIO()
+        descr = np.lib.format.dtype_to_descr(np.dtype(self.dtype))
+        about = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(file, about)
+        return file.getvalue()
+
+    @property
+    def size(self) -> int:
+        """In bytes, with the header."""
+        return len(self.header) + self.length * np.dtype(self.dtype).itemsize
+
+    def chunk_bytes(self) -> Iterator[int]:
+        """The length of each chunk in turn, as Flower cuts them."""
+        for start in range(0, self.size, CHUNK_BYTES):
+            yield min(CHUNK_BYTES, self.size - start)
+
+    def fits(self, head: ArrayHead) -> bool:
+        """Whether the head is that of such an array."""
+        about = (head.dtype, head.shape, len(head.chunks))
+        return about == (self.dtype, (self.length,), math.ceil(self.size / CHUNK_BYTES))
+
+
+Specs = Mapping[str, ArraySpec]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the gateway needs to know of a study. `buffers` may be empty.
+
+    `private_round`: what a round costs of the site's privacy budget; None where the study has no [privacy].
+    """
+
+    arrays: Specs
+    buffers: Specs
+    rounds: int
+    local_epochs: int
+    batch_size: int
+    private_round: PrivateRound | None
+
+    @property
+    def records(self) -> dict[str, Specs]:
+        """The records of arrays by name; without buffers there may be an empty record of them."""
+        return {"arrays": self.arrays, "buffers": self.buffers}
+
+    @property
+    def size(self) -> int:
+        """Of all arrays together, in bytes."""
+        return sum(spec.size for specs in self.records.values() for spec in specs.values())
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Schema":
+        content = json.loads(text)
+        specs = {
+            kind: {name: ArraySpec(**spec) for name, spec in content[kind].items()} for kind in ("arrays", "buffers")
+        }
+        private = content["private_round"] and PrivateRound(**content["private_round"])
+        return cls(**{**content, **specs, "private_round": private})
+
+
+def schema_of(study: str, folder: Path) -> Schema:
+    """The schema of a study, given as JSON; kept in `folder`, so that each is worked out once.
+
+    Raises Refusal E_RUN_CONFIG if it is not a study of this release.
+    """
+    release = version("fedthorax")
+    kept = folder / f"{hashlib.sha256(f'{release}|{study}'.encode()).hexdigest()}.json"
+    if kept.is_file():
+        return Schema.from_json(kept.read_bytes())
+    if len(study.encode()) > MAX_STUDY_BYTES:
+        raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
+    # The one thread that it needs; a thread for each core would only cost time.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "federation.gateway.schema"],
+            input=study.encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            env=environment,
+            check=True,
+        )
+        schema = Schema.from_json(done.stdout)
+    except subprocess.CalledProcessError as error:
+        raise Refusal(reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(f".{os.getpid()}")
+    temporary.write_text(schema.to_json())
+    temporary.replace(kept)
+    return schema
+
+
+def work_out(study_json: bytes) -> Schema:
+    """The schema of a study, from its network itself. Raises pydantic's ValidationError."""
+    from federation.packing import pack
+    from federation.study import Study
+    from models.network import build_network
+
+    study = Study.model_validate_json(study_json)
+    packed = pack(build_network(study.network, seed=study.study.seed))
+    arrays, buffers = (
+        {name: ArraySpec(str(array.dtype), array.size) for name, array in sorted(group.items())} for group in packed
+    )
+    return Schema(
+        arrays=arrays,
+        buffers=buffers,
+        rounds=study.study.rounds,
+        local_epochs=study.study.local_epochs,
+        batch_size=study.training.batch_size,
+        private_round=study.private_round,
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(work_out(sys.stdin.buffer.read()).to_json())

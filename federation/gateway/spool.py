@@ -1,0 +1,103 @@
+"""What is on its way, on the disk: a model in each direction would not fit into the gateway's memory.
+
+SITE_DIR/gateway/in/, out/     objects by their ids, of the one task that is under way
+SITE_DIR/gateway/unanswered    that task, so that after a restart its failure can be told to the server
+SITE_DIR/gateway/schemas/      see `schema`
+SITE_DIR/gateway/rounds.json   when the rounds of the last 24 hours were let in
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from federation import reasons
+from models.refusal import Refusal
+
+_DAY_SECONDS = 24 * 3600.0
+
+
+class Objects:
+    """A folder of objects, each in a file that is named by its id, of a bounded size together."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sizes: dict[str, int] = {}
+        self.clear()
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes.values())
+
+    def put(self, object_id: str, content: bytes) -> None:
+        """`object_id` has been compared with the content's SHA-256, and is therefore no path. Raises OSError."""
+        temporary = self.folder / f".{object_id}.{threading.get_ident()}"  # it may be asked for twice at a time
+        temporary.write_bytes(content)
+        temporary.replace(self.folder / object_id)
+        self.sizes[object_id] = len(content)
+
+    def __contains__(self, object_id: str) -> bool:
+        return object_id in self.sizes
+
+    def get(self, object_id: str) -> bytes:
+        """Raises KeyError, OSError."""
+        if object_id not in self.sizes:
+            raise KeyError(object_id)
+        return (self.folder / object_id).read_bytes()
+
+    def clear(self) -> None:
+        self.sizes.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, mode=0o700)
+
+
+class Spool:
+    """The gateway's folder at a site; what an earlier gateway left on its way there is deleted."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True, mode=0o700)
+        self.came_in, self.going_out = Objects(folder / "in"), Objects(folder / "out")
+        self.schemas = folder / "schemas"
+        self._unanswered, self._rounds = folder / "unanswered", folder / "rounds.json"
+
+    def clear(self) -> None:
+        self.came_in.clear()
+        self.going_out.clear()
+
+    @property
+    def unanswered(self) -> bytes | None:
+        """The task that an earlier gateway took and did not answer, as it was remembered."""
+        with suppress(FileNotFoundError):
+            return self._unanswered.read_bytes() or None
+        return None
+
+    def remember(self, task: bytes) -> None:
+        _write(self._unanswered, task)
+
+    def forget(self) -> None:
+        self._unanswered.unlink(missing_ok=True)
+
+    def count_round(self, allowed: int) -> None:
+        """Count one more round of training. Raises Refusal E_ROUNDS_A_DAY, and counts nothing then."""
+        now = time.time()
+        try:
+            known = [float(at) for at in json.loads(self._rounds.read_text())]
+        except FileNotFoundError:
+            known = []
+        recent = [at for at in known if now - _DAY_SECONDS < at]
+        if len(recent) >= allowed:
+            raise Refusal(reasons.ROUNDS_A_DAY, allowed=allowed)
+        _write(self._rounds, json.dumps([*recent, now]).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a file there so that it is either the old one or the new one, whole."""
+    temporary = path.with_suffix(".new")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,115 @@
+"""The client to the study's server: TLS both ways, the node's signature, bounded answers. The only way out."""
+
+import io
+import logging
+import re
+import ssl
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
+from google.protobuf.message import DecodeError, Message
+
+from federation import reasons
+from federation.gateway.credentials import NodeKey
+from models.refusal import Reason
+
+MEDIA_TYPE = "application/protobuf"
+MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
+MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and what is around it
+_TRY_AGAIN = (408, 502, 503, 504)
+_TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
+_CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # as the study's door answers
+
+Answer = TypeVar("Answer", bound=Message)
+log = logging.getLogger("fedthorax.gateway")
+
+
+class Unreachable(Exception):
+    """No answer now, but perhaps later. `reason` is given where the cause is known."""
+
+    def __init__(self, text: str, reason: Reason | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Declined(Exception):
+    """The server's own no: its HTTP status and what it says."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"HTTP {status}: {body[:300]!r}")
+        self.status, self.body = status, body
+
+
+class Upstream:
+    """The Fleet API of the study's server at `address` ("host:port"). Use as a context manager, in an event loop."""
+
+    def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext) -> None:
+        self._base = f"https://{address}/v1/fleet/"
+        self._key, self._tls = key, tls
+
+    async def __aenter__(self) -> Self:
+        self._session = self._connect(self._tls)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def show(self, tls: ssl.SSLContext) -> None:
+        """Show another certificate from now on. What is under way fails, and is tried again."""
+        before, self._session = self._session, self._connect(tls)
+        await before.close()
+
+    @staticmethod
+    def _connect(tls: ssl.SSLContext) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=tls, limit=8)
+        return aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
+
+    async def ask(self, path: str, request: Message, answer: type[Answer]) -> Answer:
+        """Send a request and read its answer. Raises Unreachable, Declined."""
+        body = await self._post(path, request.SerializeToString(deterministic=True))
+        try:
+            return answer.FromString(body)
+        except DecodeError as error:
+            raise Unreachable("the answer is not of Flower's form") from error
+
+    async def _post(self, path: str, content: bytes) -> bytearray:
+        headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
+        limit = MAX_APP_BYTES if path == "get-fab" else MAX_BODY_BYTES
+        try:
+            # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
+            async with self._session.post(
+                self._base + path, data=io.BytesIO(content), headers=headers, allow_redirects=False
+            ) as response:
+                body = await _read(response, limit)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _untrusted(error, reasons.SERVER_UNTRUSTED) from error
+        except (aiohttp.ClientError, OSError) as error:
+            if "alert" in str(error).lower():  # of TLS: the server has closed the connection for our certificate
+                raise _untrusted(error, reasons.CERTIFICATE_REFUSED) from error
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+        if response.status in _TRY_AGAIN:
+            raise Unreachable(f"HTTP {response.status}")
+        if response.status != 200:
+            if found := _CODE.search(body):
+                log.warning("the server refused: %s", found[1].decode())
+            raise Declined(response.status, bytes(body))
+        return body
+
+
+def _untrusted(error: Exception, reason: Reason) -> Unreachable:
+    log.warning("%s: %s (%s)", reason.code, reason.says, error)
+    return Unreachable(str(error), reason)
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytearray:
+    """The body, if it is no longer than `limit`; held once and not in parts. Raises Unreachable."""
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > limit:
+            raise Unreachable("the answer is too long")
+    return body

@@ -1,0 +1,68 @@
+"""The site's side of a decision: its rules as one hash, and the patients behind a figure."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.allowed import FIGURES, Figure
+from federation.gateway import policy
+from federation.gateway.patients import Patients, count_patients
+from federation.gateway.policy import policy_digest
+from pipeline.cohort import Cohort, PatientRow
+from pipeline.site import Site, init_site, site_settings
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", site_settings(None, name="north"))
+
+
+def patient(number: int, split: str, pcr_positive: bool | None, severe: bool | None) -> PatientRow:
+    return PatientRow(f"{number:016}", split, f"{number}.npy", None, None, pcr_positive, severe)  # type: ignore[arg-type]
+
+
+def test_patients_are_counted_by_split_and_label(site: Site) -> None:
+    rows = [
+        patient(1, "train", True, None),
+        patient(2, "train", None, None),
+        patient(3, "validation", True, False),
+        patient(4, "validation", False, None),
+        patient(5, "validation", True, True),
+    ]
+    with Cohort(site) as cohort:
+        cohort.replace(rows, [], [])
+    found = count_patients(site)
+    assert found.of_split == {"train": 2, "validation": 3}
+    assert found.behind(Figure(0, 1, "train")) == 1  # a loss is over those with a label
+    assert found.behind(Figure(0, 1, "validation", "severe")) == 2
+    assert found.behind(Figure(0, 1, "validation", "pcr_positive", both=True)) == 3
+    assert found.behind(Figure(0, 1, "test", "severe")) == 0
+
+
+def test_an_auroc_needs_both_classes() -> None:
+    one_class = Patients(with_value={("test", "severe", True): 50})
+    assert one_class.behind(FIGURES["evaluate"]["loss_severe"]) == 50
+    assert one_class.behind(FIGURES["evaluate"]["auroc_severe"]) == 0
+
+
+def test_without_a_cohort_there_is_no_patient(site: Site) -> None:
+    assert count_patients(site) == Patients()
+
+
+def test_whatever_decides_changes_the_policys_hash(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = site.settings
+    digests = [policy_digest(settings)]
+    assert policy_digest(Site.open(site.folder).settings) == digests[0]
+    for table, key, value in (
+        (settings.site, "min_patients", 11),
+        (settings.gateway, "own_app", False),
+        (settings.gateway, "max_update", 1.5),
+        (settings.privacy, "required", True),
+    ):
+        setattr(table, key, value)
+        digests.append(policy_digest(settings))
+    monkeypatch.setattr(policy, "FIGURES", {**FIGURES, "train": {}})
+    digests.append(policy_digest(settings))
+    assert len(set(digests)) == 6
+    settings.site.name = "south"  # decides nothing
+    assert policy_digest(settings) == digests[-1]
