@@ -1,13 +1,14 @@
-"""Flower's strategies by name, and what each remembers between rounds (for checkpoints)."""
+"""Flower's strategies by name: their options, how many replies each needs, what each remembers for checkpoints."""
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import cast
 
 import flwr.serverapp.strategy as flower
 import numpy as np
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from numpy.typing import NDArray
 
 from federation import reasons
@@ -31,7 +32,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 # Least value and first value too large, where they are not 0 and infinity: outside, the formulas divide by
 # zero or run away.
 _RANGES = {
-    "beta": (0.0, 0.5),
+    "beta": (0.01, 0.5),
     "beta_1": (0.0, 1.0),
     "beta_2": (0.0, 1.0),
     "server_momentum": (0.0, 1.0),
@@ -40,28 +41,85 @@ _RANGES = {
 }
 # What these strategies remember from round to round, besides the model itself.
 _MEMORY = ("m_t", "v_t", "momentum_vector")
+# Those made to withstand some hostile sites; Krum is a MultiKrum.
+_ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
-def build_strategy(name: str, options: Mapping[str, float]) -> FedAvg:
-    """Flower's strategy of this name with its options (Flower's names for both).
+def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None = None) -> FedAvg:
+    """Flower's strategy of this name with its options (Flower's names for both), for a study of so many sites.
 
-    Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of its range).
+    Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of its range),
+    E_STRATEGY_SITES (see `least_replies`).
     """
     if name not in OPTIONS:
         raise Refusal(reasons.STRATEGY, private=name, known=", ".join(OPTIONS))
     strategy = getattr(flower, name)
-    for option, value in options.items():
-        if option not in OPTIONS[name] or not _in_range(strategy, option, value):
-            known = ", ".join(OPTIONS[name]) or "none"
-            raise Refusal(reasons.STRATEGY_OPTION, option=option, known=known)
-    return cast(FedAvg, strategy(**options))
+    chosen = {option: _checked(name, strategy, option, value) for option, value in options.items()}
+    built = cast(FedAvg, strategy(**chosen))
+    if sites is not None and (needed := least_replies(built)) > sites:
+        raise Refusal(reasons.STRATEGY_SITES, needed=needed, sites=sites)
+    return built
 
 
-def _in_range(strategy: type, option: str, value: object) -> bool:
-    default = inspect.signature(strategy).parameters[option].default
-    kinds = int if isinstance(default, int) else int | float
-    least, too_large = _RANGES.get(option, (0.0, math.inf))
-    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value < too_large
+def _checked(name: str, strategy: type, option: str, value: object) -> float:
+    """An option's value, whole where Flower wants a whole number: a study file's numbers come as floats."""
+    if option in OPTIONS[name] and isinstance(value, int | float) and not isinstance(value, bool):
+        default = inspect.signature(strategy).parameters[option].default
+        least, too_large = _RANGES.get(option, (0.0, math.inf))
+        is_whole = not isinstance(default, int) or float(value).is_integer()
+        if least <= value < too_large and is_whole:
+            return int(value) if isinstance(default, int) else value
+    raise Refusal(reasons.STRATEGY_OPTION, option=option, known=", ".join(OPTIONS[name]) or "none")
+
+
+def is_robust(inner: Strategy) -> bool:
+    """Whether a strategy is made to withstand hostile sites; those take no notice of weights, or hardly."""
+    return isinstance(inner, _ROBUST)
+
+
+def least_replies(inner: Strategy, *, shown: int = 0) -> int:
+    """On how many valid replies a strategy withstands what it is set to withstand; with fewer it must not be used.
+
+    With f hostile nodes Krum needs 2f + 3 (Blanchard et al. 2017), and f more than it selects, so that it need not
+    select a hostile one; Bulyan needs 4f + 3 (El Mhamdi et al. 2018). The median of two is their mean, and a
+    trimmed mean that cuts off nobody is a mean: both would let through what they are chosen to stop.
+    `shown`: how many nodes have shown themselves by replies that had to be refused. So many fewer are left to be
+    withstood among the others; otherwise one malformed reply would be enough to lose every round.
+    """
+    if isinstance(inner, MultiKrum):
+        hostile = max(0, inner.num_malicious_nodes - shown)
+        return max(2 * hostile + 3, inner.num_nodes_to_select + hostile)
+    if isinstance(inner, Bulyan):
+        return 4 * max(0, inner.num_malicious_nodes - shown) + 3
+    if isinstance(inner, FedTrimmedAvg):
+        cuts_one = next(count for count in range(3, 200) if int(inner.beta * count) >= 1)  # as Flower rounds
+        return max(3, cuts_one - shown)
+    return 3 if isinstance(inner, FedMedian) else 1
+
+
+@contextmanager
+def told_apart(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
+    """Set a strategy to what is left to withstand among `valid` replies, for the length of a block.
+
+    Of the hostile nodes that it expects, `shown` have shown themselves. A trimmed mean goes on cutting off as many
+    as it would have of all, for what was taken for hostile may have been an unusual hospital, and the hostile one
+    be still there.
+    """
+    option, value = "", 0.0
+    if isinstance(inner, MultiKrum | Bulyan):
+        option, value = "num_malicious_nodes", max(0, inner.num_malicious_nodes - shown)
+    elif isinstance(inner, FedTrimmedAvg):
+        cut = min(int(inner.beta * (valid + shown)), (valid - 1) // 2)
+        option, value = "beta", (cut + 0.25) / valid  # of which Flower takes the whole part
+    if not option:
+        yield
+        return
+    set_to = getattr(inner, option)
+    setattr(inner, option, value)
+    try:
+        yield
+    finally:
+        setattr(inner, option, set_to)
 
 
 def strategy_state(inner: Strategy) -> dict[str, NDArray]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from federation import reasons
 from federation.control import read_server_config
+from federation.flower_strategies import build_strategy
 from federation.runs import MARK, simulation_server, stop, submit, wait
 from federation.study import Study
 from federation.tracking import tracking_uri
@@ -31,8 +32,9 @@ class Finished:
 def launch(study: Study, server: Path, say: Say) -> Finished:
     """Run a study on the running server in `server`; lines of progress go to `say`.
 
-    Raises Refusal: what `submit` raises, and E_RUN_FAILED when the run ends otherwise than completed.
+    Raises Refusal: what `build_strategy` and `submit` raise, and E_RUN_FAILED when the run is not completed.
     """
+    build_strategy(study.strategy.name, study.strategy.options, sites=study.study.sites)
     read_server_config(server)  # before anything is written beside a server that is not there
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name

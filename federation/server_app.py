@@ -1,16 +1,17 @@
 """What the server does for a study: rounds under a guarded strategy, checkpoints, tracking, and a candidate model.
 
 Thin where it can be: aggregation is Flower's, the guard is `strategy`, files are `checkpoint`, MLflow is `tracking`.
-Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/.
+Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, and history.json, which tells
+of each round who took part, who was refused and why, and where each site's ledger ended.
 """
 
+import errno
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -19,23 +20,28 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from federation import checkpoint, reasons
+from federation.allowed import EPSILON, FIGURES, LOSS
 from federation.control import read_server_config
-from federation.flower_strategies import build_strategy, strategy_state
+from federation.enrolment import enrolled_patients
+from federation.flower_strategies import build_strategy, is_robust, strategy_state
 from federation.grid import EagerGrid
-from federation.local import EVALUATE_METRICS, TRAIN_METRICS, load_network
+from federation.local import load_network
 from federation.packing import Arrays, pack
-from federation.replies import EXAMPLES, encode, site_code, valid_figures
+from federation.replies import EXAMPLES, NO_HEAD, Expected, LedgerHead, encode, figures, sift
+from federation.reports import RoundReport, middle_figures, weighted_means
 from federation.runs import MARK
 from federation.server import sites
-from federation.strategy import GuardedStrategy, RoundReport, weighted_means
+from federation.strategy import GuardedStrategy
 from federation.study import Study
-from federation.tracking import Tracker
+from federation.tracking import Tracker, hand_over_rest
 from models.calibration import Platt
 from models.network import LABELS, build_network
 from models.refusal import Refusal
-from models.release import Description, save_release
+from models.release import Description, Privacy, save_release
 
-MAX_EXAMPLES = 100_000  # cap on the weight that a site may claim
+MAX_EXAMPLES = 100_000  # no hospital has more; a reply that claims more is refused
+# What a file system says when it takes no more: full, over quota, over a limit, not ours, read-only.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 log = logging.getLogger("flwr")
 app = ServerApp()
 
@@ -53,8 +59,14 @@ def main(grid: Grid, context: Context) -> None:
     try:
         run.execute()
     except Refusal as refusal:
-        say(f"{refusal} {refusal.remedy}")
+        say(f"{refusal}. {refusal.remedy}")
         raise
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        full = Refusal(reasons.SERVER_DISK, private=str(error))
+        say(f"{full}. {full.remedy}")
+        raise full from error
 
 
 @dataclass
@@ -66,6 +78,8 @@ class ServerRun:
     name: str
     grid: EagerGrid
     history: list[Mapping[str, Any]] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)  # of the sites, by node id
+    enrolled: dict[int, int] = field(default_factory=dict)  # patients, of nodes that were enrolled with a number
 
     @property
     def folder(self) -> Path:
@@ -73,9 +87,12 @@ class ServerRun:
 
     def execute(self) -> None:
         """All rounds that are still to do, then the final evaluation and the candidate."""
+        self.inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=self.study.study.sites)
         state = self._start_state()
         self.history = list(state.history)
-        self.tracker = Tracker(self.server_folder, self.study, self.name, self._tags())
+        hand_over_rest(self.server_folder, say)
+        self.tracker = Tracker(self.server_folder, self.study, self.name, say)
+        self.tracker.begin(self._tags())
         try:
             self._wait_for_sites()
             arrays, buffers = self._train(state)
@@ -114,6 +131,25 @@ class ServerRun:
         enrolled = [] if simulated else sites(self.server_folder)
         self.names = {node: f"site-{k}" for k, node in enumerate(ids, start=1)}
         self.names |= {site.node_id: site.name for site in enrolled}
+        patients = {} if simulated else enrolled_patients(self.server_folder)
+        numbers = {node: patients.get(name) for node, name in self.names.items()}
+        self.enrolled = {node: number for node, number in numbers.items() if number}
+
+    def _name(self, node: int) -> str:
+        return self.names.get(node, "unknown")
+
+    def _heads(self) -> dict[int, LedgerHead]:
+        """What each node last told of its ledger, in this run."""
+        last: dict[str, Any] = {}
+        for entry in self.history:
+            last |= entry.get("ledger", {})
+        return {node: LedgerHead(**last[name]) for node, name in self.names.items() if name in last}
+
+    def _ledger(self, heads: Mapping[int, LedgerHead]) -> dict[str, dict[str, Any]]:
+        return {self._name(node): asdict(head) for node, head in sorted(heads.items())}
+
+    def _write_history(self) -> None:
+        (self.folder / "history.json").write_text(json.dumps(self.history, indent=1))
 
     def _train(self, state: checkpoint.State) -> tuple[Arrays, Arrays]:
         """The rounds after `state`; a checkpoint after each."""
@@ -121,14 +157,16 @@ class ServerRun:
         if remaining <= 0:
             return state.arrays, state.buffers
         self.strategy = GuardedStrategy(
-            build_strategy(self.study.strategy.name, self.study.strategy.options),
+            self.inner,
             quorum=self.study.study.quorum,
-            metrics=TRAIN_METRICS,
+            metrics=FIGURES["train"],
             max_examples=MAX_EXAMPLES,
+            enrolled=self.enrolled,
             buffers=state.buffers,
             wait_s=self.study.study.wait_s,
             first_round=state.round + 1,
             memory=state.memory,
+            heads=self._heads(),
             on_round=self._after_round,
         )
         self.strategy.start(
@@ -141,13 +179,18 @@ class ServerRun:
 
     def _after_round(self, report: RoundReport) -> None:
         """Tell, track and save one round."""
-        missing = {self.names.get(node, "unknown"): code for node, code in report.refused.items()}
+        refused = {self._name(node): code for node, code in report.refused.items()}
+        capped = sorted(map(self._name, report.capped))
         self.history.append(
             {
                 "round": report.round,
                 "lost": report.lost,
-                "sites": sorted(self.names.get(node, "unknown") for node in report.valid),
-                "refused": missing,
+                "lost_for": report.lost_for,
+                "sites": sorted(map(self._name, report.valid)),
+                "refused": refused,
+                "capped": capped,
+                "ledger": self._ledger(report.ledger),
+                "epsilon": {self._name(node): m[EPSILON] for node, m in report.metrics.items() if EPSILON in m},
                 "means": dict(report.aggregated),
                 "seconds": round(report.seconds, 1),
                 "bytes_up": report.bytes_up,
@@ -155,14 +198,15 @@ class ServerRun:
             }
         )
         means = report.aggregated
-        told = f"loss {means.get('train_loss', math.nan):.3f}"
+        told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
         if "auroc_severe" in means:
             told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
-        refused = "".join(f" · {site}: {code}" for site, code in sorted(missing.items()))
+        flags = sorted(refused.items()) + [(site, reasons.EXAMPLES_CAPPED.code) for site in capped]
+        lost = f" LOST ({report.lost_for})" if report.lost else ""
         say(
-            f"round {report.round} of {self.study.study.rounds}"
-            f"{' LOST' if report.lost else ''} · {len(report.valid)} of {len(report.sampled)} sites · {told}"
-            f" · {report.seconds:.0f} s{refused}"
+            f"round {report.round} of {self.study.study.rounds}{lost}"
+            f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
+            + "".join(f" · {site}: {code}" for site, code in flags)
         )
         saved = checkpoint.save(
             self.folder / "checkpoints",
@@ -175,71 +219,88 @@ class ServerRun:
                 about={"study": self.study.study.name, "run": self.name},
             ),
         )
+        self._write_history()
         self.tracker.log_round(report, self.names)
         if report.round == self.study.study.rounds:
             self.tracker.add_artifacts(saved, "checkpoint")
 
     def _finish(self, arrays: Arrays, buffers: Arrays) -> None:
         """Evaluate the final model at the sites, calibrate it, write and register the candidate."""
-        figures = self._evaluate(arrays, buffers)
-        means = weighted_means(list(figures.values())) if figures else {}
-        trained_by = {site for entry in self.history for site in entry["sites"]}
+        found = self._evaluate(arrays, buffers)
+        means = weighted_means(list(found.values())) if found else {}
+        # One site's wild calibration would spoil the release of a study that withstands it in every round.
+        calibration = middle_figures(list(found.values())) if is_robust(self.inner) else means
+        rounds = [entry for entry in self.history if "lost" in entry]
+        trained_by = {site for entry in rounds for site in entry["sites"]}
         release = save_release(
             self.folder / "release",
             load_network(self.study, arrays, buffers),
             Description(
                 network=self.study.network,
                 preprocessing=self.study.preprocessing.model_dump(mode="json"),
-                calibration={label: _mean_platt(means, label) for label in LABELS},
+                calibration={label: _platt(calibration, label) for label in LABELS},
                 study=self.study.study.name,
                 run=self.name,
-                rounds=sum(not entry["lost"] for entry in self.history),
+                rounds=sum(not entry["lost"] for entry in rounds),
                 sites=len(trained_by),
                 strategy=self.study.strategy.name,
                 software=f"fedthorax {version('fedthorax')}",
                 trained_on_synthetic_data=self.study.study.synthetic,
                 metrics={f"mean_{k}": v for k, v in means.items() if k.startswith(("auroc", "loss"))},
+                privacy=self._privacy(rounds),
             ),
         )
         self.tracker.log_final(
-            {
-                f"{self.names.get(node, 'unknown')}/{k}": v
-                for node, f in figures.items()
-                for k, v in f.items()
-                if k != EXAMPLES
-            }
+            {f"{self._name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
             | {f"mean_{k}": v for k, v in means.items()},
             self.study.study.rounds,
         )
-        (self.folder / "history.json").write_text(json.dumps(self.history, indent=1))
         self.tracker.add_artifacts(self.folder / "history.json", "history")
         number = self.tracker.register(self.folder / "release", release.sha256)
-        say(f"candidate {release.sha256[:12]} is version {number} of the model {self.study.study.name}")
+        where = f"is version {number} of" if number else "waits to be registered as"
+        say(f"candidate {release.sha256[:12]} {where} the model {self.study.study.name}")
+
+    def _privacy(self, rounds: Sequence[Mapping[str, Any]]) -> Privacy | None:
+        """How private the model is: ε of each site that took part, as of its last reply that counted."""
+        if self.study.privacy is None:
+            return None
+        epsilon: dict[str, float | None] = {site: None for entry in rounds for site in entry["sites"]}
+        for entry in rounds:
+            epsilon |= entry.get("epsilon", {})
+        return Privacy(**self.study.privacy.model_dump(), epsilon=epsilon)
 
     def _evaluate(self, arrays: Arrays, buffers: Arrays) -> dict[int, dict[str, float]]:
         """Ask each site that is there for its figures; what is malformed or missing is left out and told."""
-        content = RecordDict(
-            {"arrays": encode(arrays), "buffers": encode(buffers), "config": ConfigRecord({"server-round": 0})}
-        )
-        nodes = list(self.grid.get_node_ids())
-        messages = [Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for node in nodes]
+        heads = self._heads()
+        nodes = sorted(self.grid.get_node_ids())
+        weights, moments = encode(arrays), encode(buffers)
+
+        def message(node: int) -> Message:
+            config = ConfigRecord({"server-round": 0, **heads.get(node, NO_HEAD).config()})
+            content = RecordDict({"arrays": weights, "buffers": moments, "config": config})
+            return Message(content, dst_node_id=node, message_type=MessageType.EVALUATE)
+
+        messages = [message(node) for node in nodes]
         replies = self.grid.send_and_receive(messages, timeout=self.study.study.round_timeout_s)
-        return self._valid_figures(replies, nodes)
+        sifted = sift(replies, nodes, Expected({}, {}, FIGURES["evaluate"], MAX_EXAMPLES), heads)
+        for node, code in sifted.refused.items():
+            say(f"final evaluation without {self._name(node)}: {code}")
+        say(f"final evaluation at {len(sifted.valid)} of {len(nodes)} sites")
+        self.history.append(
+            {
+                "evaluation": "final",
+                "sites": sorted(map(self._name, sifted.valid)),
+                "refused": {self._name(node): code for node, code in sifted.refused.items()},
+                "ledger": self._ledger(sifted.heads),
+            }
+        )
+        self._write_history()
+        return {node: self._counted(node, figures(reply)) for node, reply in sifted.valid.items()}
 
-    def _valid_figures(self, replies: Any, nodes: Sequence[int]) -> dict[int, dict[str, float]]:
-        figures = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            found = valid_figures(reply, frozenset(EVALUATE_METRICS), MAX_EXAMPLES)
-            if node in nodes and found is not None:
-                figures[node] = found
-            else:
-                code = site_code(reply.error.reason) if reply.has_error() else reasons.REPLY_METRICS.code
-                say(f"final evaluation without {self.names.get(node, 'unknown')}: {code}")
-        say(f"final evaluation at {len(figures)} of {len(nodes)} sites")
-        return dict(sorted(figures.items()))
+    def _counted(self, node: int, found: Mapping[str, float]) -> dict[str, float]:
+        return {**found, EXAMPLES: min(found[EXAMPLES], self.enrolled.get(node, MAX_EXAMPLES))}
 
 
-def _mean_platt(means: Mapping[str, float], label: str) -> Platt:
-    """The sites' calibrations averaged; as it is where no site could fit one."""
+def _platt(means: Mapping[str, float], label: str) -> Platt:
+    """The calibration that the sites' own were made into; as it is where no site could fit one."""
     return Platt(slope=means.get(f"slope_{label}", 1.0), intercept=means.get(f"intercept_{label}", 0.0))

@@ -2,13 +2,12 @@
 
 Flower aggregates whatever arrives: one bad reply poisons the model or ends the run, one lost site can leave a
 round to a single hospital or block it for good, batch-norm buffers are treated as weights, and nothing is
-saved. The wrapper here validates each reply, demands a quorum, combines buffers apart, reports each round,
-and lets the optimiser's state be saved and restored. The aggregation itself stays Flower's.
+saved. The wrapper here validates each reply, caps its weight, demands a quorum, combines buffers apart, reports
+each round, and lets the optimiser's state be saved and restored. The aggregation itself stays Flower's.
 """
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,36 +19,29 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
 from federation import reasons
-from federation.buffers import combine
-from federation.flower_strategies import restore_strategy, strategy_state
-from federation.replies import EXAMPLES, Expected, decode, encode, outliers, refusal_code, update_norm
-from models.refusal import Refusal
+from federation.allowed import Figure
+from federation.buffers import combine, combine_by_median
+from federation.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
+from federation.replies import (
+    EXAMPLES,
+    NO_HEAD,
+    Expected,
+    LedgerHead,
+    decode,
+    encode,
+    figures,
+    length,
+    outliers,
+    shows_itself,
+    sift,
+    update_norm,
+)
+from federation.reports import RoundReport, weighted_means
+from models.refusal import Reason, Refusal
 
 log = logging.getLogger(__name__)
 
 POLL_S = 1.0
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in one round.
-
-    `sampled` and `valid` are node ids; `refused` gives the code for each node that was asked and did not
-    count. `metrics` are those of each valid reply (with the number of examples), `aggregated` those of all,
-    weighted by examples; empty if the round was lost. `bytes_up` and `bytes_down` count the arrays alone, all
-    sites together.
-    """
-
-    round: int
-    sampled: tuple[int, ...]
-    valid: tuple[int, ...]
-    refused: Mapping[int, str]
-    metrics: Mapping[int, Mapping[str, float]]
-    aggregated: Mapping[str, float]
-    lost: bool
-    seconds: float
-    bytes_up: int
-    bytes_down: int
 
 
 @dataclass(frozen=True)
@@ -69,15 +61,17 @@ class GuardedStrategy(Strategy):
     """Wraps a strategy (see `flower_strategies`) and guards it.
 
     Run it with `start`, giving the trainable tensors alone as `initial_arrays`.
-    `quorum`: least number of valid replies for a round to count. `metrics`: names that a reply may bring.
-    `max_examples`: cap on the weight that a site may claim. `buffers`: the model's batch-norm buffers, if
-    any. `norm_factor`: how many times the median update a site's may measure. `max_lost_rounds`: lost rounds
-    in a row that are borne. `wait_s`: how long to wait for a quorum of nodes before a round. To resume, give
-    `first_round` and the saved `memory` (see `strategy_state`). `on_round` gets each round's report, lost
-    rounds' too.
+    `quorum`: least number of valid replies for a round to count; the strategy itself may need more
+    (`least_replies`). `metrics`: figures that a reply may bring. `max_examples`: a reply that claims more is
+    refused. `enrolled`: patients of nodes that were enrolled with a number; a reply that claims more counts with
+    that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: how many times the median update a site's
+    may measure. `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
+    before a round. To resume, give `first_round`, the saved `memory` (see `strategy_state`) and the `heads` that
+    nodes last told of their ledgers. `on_round` gets each round's report, lost rounds' too.
 
     After each round `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the
-    count. Evaluation is not a message of its own: a site evaluates the model it gets before it trains.
+    count, `heads` what each node last told of its ledger, which it is reminded of in the next message's config.
+    Evaluation is not a message of its own: a site evaluates the model it gets before it trains.
     """
 
     def __init__(
@@ -85,14 +79,16 @@ class GuardedStrategy(Strategy):
         inner: FedAvg,
         *,
         quorum: int,
-        metrics: Iterable[str],
+        metrics: Mapping[str, Figure],
         max_examples: int,
+        enrolled: Mapping[int, int] | None = None,
         buffers: Mapping[str, NDArray] | None = None,
         norm_factor: float = 10.0,
         max_lost_rounds: int = 2,
         wait_s: float = 600.0,
         first_round: int = 1,
         memory: Mapping[str, NDArray] | None = None,
+        heads: Mapping[int, LedgerHead] | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
         # All nodes of the roster are asked, and waiting for enough of them is done here.
@@ -100,13 +96,17 @@ class GuardedStrategy(Strategy):
         inner.fraction_evaluate, inner.min_evaluate_nodes = 0.0, 0
         restore_strategy(inner, memory or {})
         self.inner = inner
+        self.is_robust = is_robust(inner)
         self.quorum = quorum
-        self.metrics = frozenset(metrics)
+        self.needed = max(quorum, least_replies(inner))
+        self.metrics = metrics
         self.max_examples = max_examples
+        self.enrolled = dict(enrolled or {})
         self.norm_factor = norm_factor
         self.max_lost_rounds = max_lost_rounds
         self.wait_s = wait_s
         self.first_round = first_round
+        self.heads = dict(heads or {})
         self.on_round = on_round
         self.arrays: dict[str, NDArray] = {}
         self.buffers: dict[str, NDArray] = dict(buffers or {})
@@ -124,7 +124,7 @@ class GuardedStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The messages of a round, each with the trainable `arrays`, the `buffers` if any, and the `config`.
+        """The messages of a round, each with the trainable `arrays`, the `buffers` if any, and its own `config`.
 
         Raises `Refusal` E_QUORUM if too few nodes are there within `wait_s`.
         """
@@ -133,19 +133,20 @@ class GuardedStrategy(Strategy):
         self.arrays = decode(arrays)
         number = self.first_round - 1 + server_round
         messages = list(self.inner.configure_train(number, encode(self.arrays), config, roster))
-        if self.buffers:
-            buffers = encode(self.buffers)
-            for message in messages:
-                message.content["buffers"] = buffers
+        buffers = {"buffers": encode(self.buffers)} if self.buffers else {}
+        for message in messages:
+            head = self.heads.get(message.metadata.dst_node_id, NO_HEAD)
+            config = ConfigRecord({**message.content.config_records["config"], **head.config()})
+            message.content = RecordDict({"arrays": message.content["arrays"], **buffers, "config": config})
         self._sampled = tuple(sorted(message.metadata.dst_node_id for message in messages))
         self._bytes_down = sum(_array_bytes(message) for message in messages)
         return messages
 
     def _wait_for_quorum(self, grid: Grid) -> list[int]:
         deadline_s = time.monotonic() + self.wait_s
-        while len(node_ids := list(grid.get_node_ids())) < self.quorum:
+        while len(node_ids := list(grid.get_node_ids())) < self.needed:
             if time.monotonic() >= deadline_s:
-                raise Refusal(reasons.QUORUM, quorum=self.quorum, present=len(node_ids))
+                raise Refusal(reasons.QUORUM, quorum=self.needed, present=len(node_ids))
             time.sleep(POLL_S)
         return node_ids
 
@@ -154,75 +155,95 @@ class GuardedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The new model and its metrics, or (None, None) if the round is lost and the model stays.
 
-        Raises `Refusal` E_QUORUM after more than `max_lost_rounds` lost rounds in a row.
+        Raises `Refusal` after more than `max_lost_rounds` lost rounds in a row, for the reason of the last:
+        E_QUORUM, E_STRATEGY_REPLIES, E_MODEL_NOT_FINITE.
         """
         number = self.first_round - 1 + server_round
         replies = list(replies)
         bytes_up = sum(_array_bytes(reply) for reply in replies)
-        valid, refused = self._sift(replies)
-        metrics = {site: _metrics(reply) for site, reply in valid.items()}
-        outcome = self._aggregate(number, valid) if len(valid) >= self.quorum else None
-        self._count(lost=outcome is None)
+        valid, refused, heads = self._sift(replies)
+        self.heads |= heads
+        claimed = {site: figures(reply) for site, reply in valid.items()}
+        metrics = {site: self._capped(site, figure) for site, figure in claimed.items()}
+        shown = sum(map(shows_itself, refused.values()))
+        outcome = self._aggregate(number, valid, metrics, shown)
+        reason = outcome if isinstance(outcome, Reason) else None
+        self._count(lost=reason is not None)
         report = RoundReport(
             round=number,
             sampled=self._sampled,
             valid=tuple(valid),
             refused=refused,
             metrics=metrics,
-            aggregated=dict(cast(Mapping[str, float], outcome)) if outcome is not None else {},
-            lost=outcome is None,
+            capped=tuple(site for site in valid if metrics[site] != claimed[site]),
+            aggregated={} if isinstance(outcome, Reason) else outcome,
+            lost_for=reason.code if reason else None,
+            ledger=heads,
             seconds=time.monotonic() - self._began_s,
             bytes_up=bytes_up,
             bytes_down=self._bytes_down,
         )
         if self.on_round:
             self.on_round(report)
-        if self._lost_in_a_row > self.max_lost_rounds:
-            raise Refusal(reasons.QUORUM, quorum=self.quorum, present=len(valid))
-        return (None, None) if outcome is None else (encode(self.arrays), outcome)
+        if reason and self._lost_in_a_row > self.max_lost_rounds:
+            needed = least_replies(self.inner, shown=shown)
+            raise Refusal(reason, quorum=self.quorum, needed=needed, present=len(valid))
+        return (None, None) if reason else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
 
-    def _sift(self, replies: Sequence[Message]) -> tuple[dict[int, Message], dict[int, str]]:
-        """Valid replies by node, and the code for each node that was asked and does not count.
+    def _sift(self, replies: Sequence[Message]) -> tuple[dict[int, Message], dict[int, str], dict[int, LedgerHead]]:
+        """Valid replies by node, the code for each node that was asked and does not count, the ledgers' heads.
 
-        Sorted by node id, so that sums do not depend on who answered first. An answer from a node that was
-        not asked counts for nothing; the server's own errors for a lost node come as such.
+        Sorted by node id, so that sums do not depend on who answered first.
         """
-        answers: dict[int, list[Message]] = defaultdict(list)
-        for reply in replies:
-            answers[reply.metadata.src_node_id].append(reply)
         expected = Expected(self.arrays, self.buffers, self.metrics, self.max_examples)
-        codes = {site: refusal_code(answers[site], expected) for site in self._sampled}
-        valid = {site: answers[site][0] for site, code in codes.items() if code is None}
-        refused = {site: code for site, code in codes.items() if code is not None}
+        sifted = sift(replies, self._sampled, expected, self.heads)
+        refused = dict(sifted.refused)
         for name, current in (("arrays", self.arrays), ("buffers", self.buffers)):
-            norms = {site: update_norm(_tensors(reply, name), current) for site, reply in valid.items()}
-            for site in outliers(norms, self.norm_factor):
+            norms = {site: update_norm(_tensors(reply, name), current) for site, reply in sifted.valid.items()}
+            for site in outliers(norms, self.norm_factor, model_norm=length(current)):
                 refused[site] = reasons.UPDATE_NORM.code
         for site, code in sorted(refused.items()):
             log.warning("node %d does not count in this round: %s", site, code)
-        return {site: reply for site, reply in valid.items() if site not in refused}, refused
+        return {site: reply for site, reply in sifted.valid.items() if site not in refused}, refused, sifted.heads
 
-    def _aggregate(self, number: int, valid: Mapping[int, Message]) -> MetricRecord | None:
-        """Take the replies into the model; None, with nothing changed, if no finite model comes of it."""
+    def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
+        """A reply's figures, with no more examples than the site was enrolled with."""
+        return {**figure, EXAMPLES: min(figure[EXAMPLES], self.enrolled.get(site, self.max_examples))}
+
+    def _aggregate(
+        self, number: int, valid: Mapping[int, Message], metrics: Mapping[int, Mapping[str, float]], shown: int
+    ) -> dict[str, float] | Reason:
+        """Take the replies into the model; a reason, with nothing changed, if no model may come of them.
+
+        A robust strategy is given the updates in float64 instead of the weights. Medians, trimmed means and Krum's
+        distances are the same for both, but Flower computes a distance as |x|² + |y|² - 2xy, in which float32
+        loses an update that is small beside the weights.
+        """
+        if len(valid) < self.quorum:
+            return reasons.QUORUM
+        if len(valid) < least_replies(self.inner, shown=shown):
+            return reasons.STRATEGY_REPLIES
+        origin = {name: value.astype(np.float64) if self.is_robust else 0 for name, value in self.arrays.items()}
         sites = [_tensors(reply, "buffers") for reply in valid.values()]
-        figures = [_metrics(reply) for reply in valid.values()]
-        weights = [int(figure[EXAMPLES]) for figure in figures]
-        for reply, weight in zip(valid.values(), weights, strict=True):
-            arrays = encode(_tensors(reply, "arrays"))  # in our order
-            reply.content = RecordDict({"arrays": arrays, "metrics": MetricRecord({EXAMPLES: weight})})
+        for site, reply in valid.items():
+            arrays = encode({name: value - origin[name] for name, value in _tensors(reply, "arrays").items()})
+            weight = MetricRecord({EXAMPLES: int(metrics[site][EXAMPLES])})
+            reply.content = RecordDict({"arrays": arrays, "metrics": weight})
         memory = strategy_state(self.inner)
-        with np.errstate(all="ignore"):  # what overflows is caught below
+        apart = told_apart(self.inner, shown=shown, valid=len(valid))
+        with np.errstate(all="ignore"), apart:  # what overflows is caught below
             record, accepted = self.inner.aggregate_train(number, list(valid.values()))
             # Some strategies compute in float64; the model keeps its own dtypes.
-            new = {
-                name: value.astype(self.arrays[name].dtype) for name, value in decode(record or ArrayRecord()).items()
-            }
+            made = decode(record or ArrayRecord())
+            new = {name: np.asarray(value + origin[name], self.arrays[name].dtype) for name, value in made.items()}
         if accepted is None or not _finite(new, strategy_state(self.inner)):
             restore_strategy(self.inner, memory)
-            return None
+            return reasons.MODEL_NOT_FINITE
         self.arrays = new
-        self.buffers = combine(sites, weights) if self.buffers else {}
-        return MetricRecord(dict(weighted_means(figures)))
+        weights = [figure[EXAMPLES] for figure in metrics.values()]
+        if self.buffers:
+            self.buffers = combine_by_median(sites) if self.is_robust else combine(sites, weights)
+        return weighted_means(list(metrics.values()))
 
     def _count(self, *, lost: bool) -> None:
         self.lost_rounds += lost
@@ -240,27 +261,9 @@ class GuardedStrategy(Strategy):
         return None
 
 
-def weighted_means(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the sites that gave it, weighted by their examples.
-
-    A mean of AUROCs is that and no more: it is not the AUROC of all patients together.
-    """
-    names = sorted({name for figure in figures for name in figure} - {EXAMPLES})
-    means = {}
-    for name in names:
-        having = [figure for figure in figures if name in figure]
-        total = sum(figure[EXAMPLES] for figure in having)
-        means[name] = sum(figure[name] * figure[EXAMPLES] for figure in having) / total
-    return means
-
-
 def _tensors(message: Message, name: str) -> dict[str, NDArray]:
     record = message.content.array_records.get(name)
     return decode(record) if record else {}
-
-
-def _metrics(reply: Message) -> dict[str, float]:
-    return dict(cast(Mapping[str, float], reply.content.metric_records["metrics"]))
 
 
 def _finite(*groups: Mapping[str, NDArray]) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from federation.buffers import combine, is_buffer, split
+from federation.buffers import combine, combine_by_median, is_buffer, split
 
 
 def site(data: np.ndarray, batches: int) -> dict[str, np.ndarray]:
@@ -66,3 +66,48 @@ def test_one_site_comes_back_bit_for_bit():
     for name, value in only.items():
         np.testing.assert_array_equal(combined[name], value)
         assert combined[name].dtype == value.dtype
+
+
+# --- with hostile sites ------------------------------------------------------------------------------------
+
+
+def drawn(number: int) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(number)
+    return site(draw.normal(draw.normal(), 1 + draw.uniform(), (50, 4)), 7)
+
+
+HONEST = [drawn(number) for number in range(4)]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, -1e30])
+def test_one_of_five_sites_leaves_the_median_between_the_others(value):
+    hostile = {
+        "norm.running_mean": np.full(4, value, np.float32),
+        "norm.running_var": np.full(4, abs(value), np.float32),
+        "norm.num_batches_tracked": np.asarray(2**62),
+    }
+    combined = combine_by_median([*HONEST[:2], hostile, *HONEST[2:]])
+    means = np.stack([s["norm.running_mean"] for s in HONEST])
+    assert (combined["norm.running_mean"] >= means.min(axis=0)).all()
+    assert (combined["norm.running_mean"] <= means.max(axis=0)).all()
+    widest = max(float(s["norm.running_var"].max()) for s in HONEST) + float(np.ptp(means, axis=0).max()) ** 2
+    narrowest = min(float(s["norm.running_var"].min()) for s in HONEST)
+    assert (combined["norm.running_var"] >= narrowest).all()
+    assert (combined["norm.running_var"] <= widest).all()
+    assert combined["norm.num_batches_tracked"] == 7
+    if value:  # the control: a mean is carried away
+        assert abs(combine([*HONEST, hostile], [1] * 5)["norm.running_mean"]).max() > 1e20
+
+
+def test_the_median_of_sites_alike_is_that_site():
+    combined = combine_by_median([HONEST[0]] * 3)
+    for name, value in HONEST[0].items():
+        np.testing.assert_array_equal(combined[name], value)
+        assert (combined[name].dtype, combined[name].shape) == (value.dtype, value.shape)
+
+
+def test_the_median_counts_the_spread_between_sites():
+    """Three sites without spread of their own: what lies between them is in the variance."""
+    combined = combine_by_median([site(np.full((5, 1), shift), 1) for shift in (-1.0, 0.0, 1.0)])
+    assert combined["norm.running_mean"].item() == 0.0
+    assert combined["norm.running_var"].item() == 1.0

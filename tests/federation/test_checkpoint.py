@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_any_flipped_byte_is_found_and_the_one_before_is_used(tmp_path, caplog):
     latest = save(tmp_path, state(2))
     intact = latest.read_bytes()
     draw = np.random.default_rng(0)
-    for _ in range(50):
+    for _ in range(100):
         damaged = bytearray(intact)
         damaged[draw.integers(len(intact))] ^= 1 << draw.integers(8)
         latest.write_bytes(damaged)
@@ -204,6 +205,49 @@ def test_killed_at_any_step_the_latest_is_whole(tmp_path, monkeypatch, kill_at, 
     save(tmp_path, state(5))
     assert_same(load_latest(tmp_path).state, state(5))
     assert rounds_kept(tmp_path) == ([3, 4, 5] if renamed else [2, 3, 5])  # nothing half-written is left
+
+
+WRITTEN = 100  # points within the writing of one file
+
+
+@pytest.mark.parametrize("hundredth", range(WRITTEN))
+def test_killed_while_the_file_is_written_the_one_before_is_whole(tmp_path, monkeypatch, hundredth):
+    three_saved(tmp_path)
+    size = save(tmp_path / "elsewhere", state(4)).stat().st_size
+    real = tempfile.NamedTemporaryFile
+
+    class Torn:
+        """A file of which only the first part reaches the disk."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            assert len(data) == size
+            self.file.write(data[: size * hundredth // WRITTEN])
+            self.file.flush()
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(tempfile, "NamedTemporaryFile", lambda **kwargs: Torn(real(**kwargs)))
+        save(tmp_path, state(4))
+    (torn,) = tmp_path.glob("*.tmp")
+    assert torn.stat().st_size == size * hundredth // WRITTEN
+    loaded = load_latest(tmp_path)
+    assert_same(loaded.state, state(3))
+    assert loaded.damaged_rounds == ()
+    save(tmp_path, state(4))
+    assert_same(load_latest(tmp_path).state, state(4))
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_killed_while_going_on_after_damage(tmp_path, monkeypatch):

@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from federation.allowed import Figure
 from federation.replies import (
+    NO_HEAD,
     Expected,
+    LedgerHead,
     encode,
+    figures,
+    ledger_head,
+    length,
     outliers,
     refusal_code,
+    sift,
     site_code,
     update_norm,
     validate,
@@ -25,7 +32,8 @@ BUFFERS = {
     "n.running_var": np.ones(3, np.float32),
     "n.num_batches_tracked": np.asarray(4),
 }
-EXPECTED = Expected(ARRAYS, BUFFERS, frozenset({"loss", "auroc"}), max_examples=1000)
+RANGES = {"loss": Figure(0, 1000, "train"), "auroc": Figure(0, 1, "validation")}
+EXPECTED = Expected(ARRAYS, BUFFERS, RANGES, max_examples=1000)
 METRICS = {"loss": 0.5, "auroc": 1, "num-examples": 1000}
 
 
@@ -103,7 +111,7 @@ def test_a_site_with_few_patients_may_leave_a_figure_out():
 def test_values_that_may_look_odd_but_are_honest_pass():
     assert code(records(buffers={"n.running_var": np.zeros(3, np.float32)})) is None
     assert code(records(arrays={"a.weight": np.asfortranarray(ARRAYS["a.weight"])})) is None
-    assert code(records(metrics={"loss": -1e30, "num-examples": 1})) is None
+    assert code(records(metrics={"loss": 1000.0, "auroc": 0, "num-examples": 1})) is None
 
 
 def row_of(value: float) -> np.ndarray:
@@ -158,6 +166,8 @@ FAULTS = {
     "negative variance": (lambda: records(buffers={"n.running_var": row_of(-1e-9)}), "E_REPLY_VARIANCE"),
     "extra metric": (lambda: records(metrics={"PATIENT^NAME": 1.0}), "E_REPLY_METRICS"),
     "list metric": (lambda: records(metrics={"loss": [0.1, 0.2]}), "E_REPLY_METRICS"),
+    "metric below its range": (lambda: records(metrics={"loss": -1e-9}), "E_REPLY_METRICS"),
+    "metric above its range": (lambda: records(metrics={"auroc": 1.001}), "E_REPLY_METRICS"),
     "NaN metric": (lambda: records(metrics={"loss": math.nan}), "E_REPLY_METRICS"),
     "Inf metric": (lambda: records(metrics={"auroc": math.inf}), "E_REPLY_METRICS"),
     "no examples": (lambda: without(records(), "metrics", "num-examples"), "E_REPLY_EXAMPLES"),
@@ -233,7 +243,10 @@ def test_update_norm_does_not_overflow_in_single_precision():
         ({1: 1.0, 2: 1.2, 3: 9.9}, set()),
         ({1: 1.0, 2: 1.0, 3: 10.1}, {3}),
         ({1: 1.0, 2: 1.2, 3: 1e6, 4: 1e6}, {3, 4}),  # the plain median would be 5e5
-        ({1: 1.0, 2: 1e6}, set()),  # who of two is right?
+        ({1: 1.0, 2: 199.0}, set()),  # who of two is right? neither moved a model of length 100 by twice that
+        ({1: 1.0, 2: 201.0}, {2}),
+        ({1: 201.0}, {1}),
+        ({1: 0.0, 2: 1.0}, set()),  # a site that sends nothing new shuts nobody out
         ({1: 1.0, 2: math.inf}, {2}),
         ({1: 1.0, 2: 1.0, 3: math.inf, 4: math.inf, 5: math.inf}, {3, 4, 5}),
         ({1: 0.0, 2: 0.0, 3: 0.0}, set()),
@@ -242,7 +255,106 @@ def test_update_norm_does_not_overflow_in_single_precision():
     ],
 )
 def test_outliers(norms, named):
-    assert outliers(norms, 10.0) == named
+    assert outliers(norms, 10.0, model_norm=100.0) == named
+
+
+def test_a_model_of_zeros_sets_no_bound():
+    assert outliers({1: 5.0, 2: math.inf}, 10.0, model_norm=0.0) == {2}
+
+
+def test_length_leaves_counters_out():
+    assert length({"w": np.asarray([3, 4], np.float32), "n.num_batches_tracked": np.asarray(10**6)}) == 5.0
+    assert length({}) == 0.0
+
+
+# --- ledgers -----------------------------------------------------------------------------------------------
+
+HEAD = LedgerHead("0a" * 32, 17)
+
+
+def with_head(**record) -> RecordDict:
+    content = {"head": HEAD.head, "lines": HEAD.lines} | record
+    return RecordDict({**records(), "ledger": ConfigRecord({k: v for k, v in content.items() if v is not None})})
+
+
+def test_a_reply_may_tell_how_the_ledger_ends():
+    assert code(with_head()) is None
+    assert ledger_head(answer(with_head())) == HEAD
+    assert ledger_head(answer(records())) == NO_HEAD
+    assert ledger_head(answer(Error(2, "E_TOO_FEW"))) == NO_HEAD
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"head": None},
+        {"lines": None},
+        {"name": "DOE^JOHN"},
+        {"head": "0A" * 32},
+        {"head": "0a" * 31},
+        {"head": "0a" * 32 + "\n"},
+        {"head": b"0a" * 32},
+        {"head": ["0a" * 32]},
+        {"lines": 0},
+        {"lines": -1},
+        {"lines": 17.0},
+        {"lines": True},
+        {"lines": [17]},
+    ],
+)
+def test_what_is_no_head_is_refused(record):
+    assert code(with_head(**record)) == "E_REPLY_LEDGER"
+    assert ledger_head(answer(with_head(**record))) is None
+
+
+def test_a_ledger_of_another_kind_is_refused():
+    assert code(RecordDict({**records(), "ledger": MetricRecord({"lines": 1})})) == "E_REPLY_LEDGER"
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "expected_code"),
+    [
+        (NO_HEAD, HEAD, None),
+        (HEAD, HEAD, None),
+        (HEAD, LedgerHead("0b" * 32, 18), None),
+        (HEAD, LedgerHead("0b" * 32, 17), "E_REPLY_LEDGER_CUT"),  # as long, and another
+        (HEAD, LedgerHead("0b" * 32, 16), "E_REPLY_LEDGER_CUT"),
+        (HEAD, NO_HEAD, "E_REPLY_LEDGER_CUT"),
+        (NO_HEAD, NO_HEAD, None),
+    ],
+)
+def test_a_ledger_only_grows(last, now, expected_code):
+    content = records() if now == NO_HEAD else with_head(head=now.head, lines=now.lines)
+    assert refusal_code([answer(content)], EXPECTED, last) == expected_code
+
+
+def test_sifting_takes_heads_of_single_answers_that_go_on():
+    def from_node(node: int, content) -> Message:
+        reply = answer(content)
+        reply.metadata.__dict__["_src_node_id"] = node
+        return reply
+
+    replies = [
+        from_node(5, with_head()),
+        from_node(1, with_head()),
+        from_node(2, with_head()),
+        from_node(2, with_head()),
+        from_node(3, with_head(lines=1)),
+        from_node(9, with_head()),  # was not asked
+    ]
+    sifted = sift(replies, [1, 2, 3, 4, 5], EXPECTED, {3: HEAD})
+    assert list(sifted.valid) == [1, 5]
+    assert sifted.refused == {2: "E_REPLY_TWICE", 3: "E_REPLY_LEDGER_CUT", 4: "E_SITE_MISSING"}
+    assert sifted.heads == {1: HEAD, 5: HEAD}
+
+
+def test_figures_alone_may_be_asked_for():
+    """The final evaluation sends no arrays back."""
+    expected = Expected({}, {}, RANGES, 1000)
+    reply = answer(RecordDict({"metrics": MetricRecord(METRICS)}))
+    assert validate(reply, expected) is None
+    assert figures(reply) == {"loss": 0.5, "auroc": 1.0, "num-examples": 1000.0}
+    assert validate(answer(records()), expected).code == "E_REPLY_RECORDS"
 
 
 def test_encode_sorts_by_name():

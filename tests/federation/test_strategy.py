@@ -9,10 +9,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from federation import checkpoint, strategy
-from federation.buffers import split
+from federation.allowed import Figure
+from federation.buffers import combine, split
 from federation.flower_strategies import OPTIONS, build_strategy, strategy_state
-from federation.replies import decode, encode
-from federation.strategy import GuardedStrategy, RoundReport
+from federation.replies import NO_HEAD, LedgerHead, decode, encode
+from federation.reports import RoundReport, middle_figures
+from federation.strategy import GuardedStrategy
 from models.refusal import Refusal
 from tests.federation.fake_grid import FakeGrid, honest, honest_answer
 
@@ -26,6 +28,7 @@ BUFFERS = {
     "n.running_var": np.ones(3, np.float32),
     "n.num_batches_tracked": np.asarray(0),
 }
+LOSS = {"loss": Figure(0, 1000, "train")}
 # Not the defaults, where those switch the strategy's own part off.
 CHOSEN = {
     "FedAvgM": {"server_momentum": 0.9, "server_learning_rate": 0.7},
@@ -36,7 +39,7 @@ CHOSEN = {
 
 
 def guarded(name: str = "FedAvg", **settings) -> GuardedStrategy:
-    defaults = {"quorum": 2, "metrics": ["loss"], "max_examples": 1000, "buffers": BUFFERS, "wait_s": 0.0}
+    defaults = {"quorum": 2, "metrics": LOSS, "max_examples": 1000, "buffers": BUFFERS, "wait_s": 0.0}
     return GuardedStrategy(build_strategy(name, CHOSEN.get(name, {})), **(defaults | settings))
 
 
@@ -122,6 +125,7 @@ BAD_SITES = {
     "NaN examples": (on_metrics(**{"num-examples": math.nan}), "E_REPLY_EXAMPLES"),
     "0 examples": (on_metrics(**{"num-examples": 0}), "E_REPLY_EXAMPLES"),
     "NaN metric": (on_metrics(loss=math.nan), "E_REPLY_METRICS"),
+    "metric out of range": (on_metrics(loss=-0.1), "E_REPLY_METRICS"),
     "extra metric": (on_metrics(secret=1.0), "E_REPLY_METRICS"),
     "list metric": (on_metrics(loss=[0.1, 0.2]), "E_REPLY_METRICS"),
     "extra record": (changed(lambda c: c.update(row=ConfigRecord({"pcr": "1"}))), "E_REPLY_RECORDS"),
@@ -241,6 +245,7 @@ def test_a_round_below_the_quorum_is_lost_and_leaves_nothing_behind(name):
     guard.start(FakeGrid({1: honest(1), 2: flaky(2, {2})}), encode(ARRAYS), num_rounds=3)
     (first, *before), (second, *after), (third, *_) = snapshots
     assert [first.lost, second.lost, third.lost] == [False, True, False]
+    assert [first.lost_for, second.lost_for] == [None, "E_QUORUM"]
     assert second.valid == (1,)
     assert second.aggregated == {}
     for one, other in zip(before, after, strict=True):
@@ -314,21 +319,282 @@ def test_a_node_that_leaves_while_the_round_is_set_up_blocks_nothing(monkeypatch
 
 @pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
 def test_an_overflow_in_the_optimiser_loses_the_round_and_not_its_memory(name, monkeypatch):
-    """Two sites cannot outvote one another, so huge finite updates pass; the optimiser's step is infinite."""
+    """Three sites that agree on huge finite updates are a majority; the optimiser's step is infinite."""
     monkeypatch.setitem(CHOSEN, "FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 2.5})
 
-    def huge_in_round_2(message: Message):
-        content = honest_answer(2, message)
-        if message.content.config_records["config"]["server-round"] == 2:
-            content["arrays"] = encode({k: np.full_like(v, 3e38) for k, v in ARRAYS.items()})
-        return [content]
+    def huge_in_round_2(number: int):
+        def site(message: Message):
+            content = honest_answer(number, message)
+            if message.content.config_records["config"]["server-round"] == 2:
+                content["arrays"] = encode({k: np.full_like(v, 3e38) for k, v in ARRAYS.items()})
+            return [content]
+
+        return site
 
     guard, calm = guarded(name), guarded(name)
-    reports = run(guard, FakeGrid({1: honest(1), 2: huge_in_round_2}), rounds=3)
-    run(calm, FakeGrid({1: flaky(1, {2}), 2: honest(2)}), rounds=3)
-    assert [report.lost for report in reports] == [False, True, False]
+    reports = run(guard, FakeGrid({number: huge_in_round_2(number) for number in (1, 2, 3)}), rounds=3)
+    run(calm, FakeGrid({number: flaky(number, {2}) for number in (1, 2, 3)}), rounds=3)
+    assert [report.lost_for for report in reports] == [None, "E_MODEL_NOT_FINITE", None]
     assert_same(guard.arrays, calm.arrays)
     assert_same(strategy_state(guard.inner), strategy_state(calm.inner))
+
+
+# --- two sites, who have no majority -----------------------------------------------------------------------
+
+
+def alone_with(bad):
+    return FakeGrid({1: honest(1), 3: bad})
+
+
+@pytest.mark.parametrize("fault", ["x 1e6", "x -100", "buffers x 1e6"])
+def test_of_two_sites_the_one_that_moves_the_model_by_many_times_its_length_does_not_count(fault):
+    guard = guarded(quorum=1)
+    (report,) = run(guard, alone_with(BAD_SITES[fault][0]))
+    assert report.refused == {3: "E_UPDATE_NORM"}
+    assert report.valid == (1,)
+
+
+def test_of_two_sites_neither_shuts_the_other_out_with_tiny_updates():
+    """A bound taken from what the sites sent before would be zero after such a round."""
+
+    def lazy(message: Message):
+        content = honest_answer(3, message)
+        content["arrays"] = message.content.array_records["arrays"]
+        return [content]
+
+    reports = run(guarded(), alone_with(lazy), rounds=3)
+    assert [report.refused for report in reports] == [{}, {}, {}]
+
+
+# --- weights -----------------------------------------------------------------------------------------------
+
+
+def test_a_site_weighs_no_more_than_the_patients_it_was_enrolled_with():
+    """Site 3 claims 900 and is enrolled with 40; site 4 claims its honest 60 and is enrolled with 70."""
+    guard, grid = guarded(enrolled={3: 40, 4: 70}), with_bad(on_metrics(**{"num-examples": 900}))
+    (report,) = run(guard, grid)
+    assert report.capped == (3,)
+    assert report.refused == {}
+    assert {site: figure["num-examples"] for site, figure in report.metrics.items()} == {
+        2: 40,
+        3: 40,
+        4: 60,
+        5: 70,
+        8: 100,
+    }
+    honest_weight = guarded()
+    run(honest_weight, with_bad(on_metrics(**{"num-examples": 40})))
+    assert_same(guard.arrays, honest_weight.arrays)
+    assert_same(guard.buffers, honest_weight.buffers)
+    assert report.aggregated["loss"] == pytest.approx(
+        sum(f["loss"] * f["num-examples"] for f in report.metrics.values())
+        / sum(f["num-examples"] for f in report.metrics.values())
+    )
+
+
+def test_without_an_enrolled_number_the_general_limit_holds():
+    (report,) = run(guarded(enrolled={4: 70}), with_bad(on_metrics(**{"num-examples": 1000})))
+    assert (report.capped, report.refused) == ((), {})
+
+
+# --- robust strategies -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "needed"),
+    [("Krum", {"num_malicious_nodes": 1}, 5), ("FedTrimmedAvg", {"beta": 0.2}, 5), ("FedMedian", {}, 3)],
+)
+def test_with_too_few_replies_to_withstand_anyone_a_robust_round_is_lost(name, options, needed):
+    guard = GuardedStrategy(build_strategy(name, options), quorum=2, metrics=LOSS, max_examples=1000, buffers=BUFFERS)
+    one_too_few = {number: honest(number) for number in range(1, needed)}
+    first, second = run(guard, FakeGrid(one_too_few | {needed: flaky(needed, {2})}), rounds=2)
+    assert (first.lost_for, second.lost_for) == (None, "E_STRATEGY_REPLIES")
+    assert len(second.valid) == needed - 1 >= guard.quorum
+    assert second.aggregated == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sites"),
+    [
+        ("Krum", {"num_malicious_nodes": 1}, 5),
+        ("MultiKrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 4}, 5),
+        ("FedTrimmedAvg", {"beta": 0.2}, 5),
+        ("Bulyan", {"num_malicious_nodes": 1}, 7),
+    ],
+)
+def test_a_hostile_site_that_shows_itself_does_not_lose_the_round(name, options, sites):
+    """Else one NaN in each round would end the study; a site that is only missing leaves the doubt."""
+
+    def with_last(site):
+        guard = GuardedStrategy(
+            build_strategy(name, options), quorum=2, metrics=LOSS, max_examples=1000, buffers=BUFFERS
+        )
+        (report,) = run(guard, FakeGrid({n: honest(n) for n in range(1, sites)} | {sites: site}))
+        return report
+
+    assert with_last(poke(math.nan)).lost_for is None
+    assert with_last(times(1e6)).lost_for is None
+    assert with_last(lambda _: []).lost_for == "E_STRATEGY_REPLIES"
+    assert with_last(lambda _: [Error(2, "E_TOO_FEW")]).lost_for == "E_STRATEGY_REPLIES"
+
+
+def test_an_unusual_site_does_not_open_the_door_for_a_hostile_one():
+    """One of five is taken for hostile; the wild one among the other four is cut off all the same."""
+
+    def wild(message: Message):
+        content = honest_answer(2, message)
+        content["arrays"] = encode(ARRAYS | {"scale": ARRAYS["scale"] + np.float32(3)})
+        return [content]
+
+    guard = GuardedStrategy(build_strategy("FedTrimmedAvg", {"beta": 0.2}), quorum=2, metrics=LOSS, max_examples=1000)
+    guard.buffers = BUFFERS
+    (report,) = run(guard, FakeGrid({1: times(1e6), 2: wild} | {n: honest(n) for n in (4, 5, 8)}))
+    assert report.refused == {1: "E_UPDATE_NORM"}
+    assert report.valid == (2, 4, 5, 8)
+    assert abs(guard.arrays["scale"] - ARRAYS["scale"]) < 0.3  # the mean of the four would move by about 0.75
+
+
+def test_rounds_lost_to_the_strategy_end_the_study_for_its_reason():
+    guard = GuardedStrategy(
+        build_strategy("FedMedian", {}), quorum=2, metrics=LOSS, max_examples=1000, max_lost_rounds=0
+    )
+    guard.buffers = BUFFERS
+    with pytest.raises(Refusal) as refused:
+        run(guard, FakeGrid({1: honest(1), 2: honest(2), 3: lambda _: []}))
+    assert refused.value.code == "E_STRATEGY_REPLIES"
+    assert "needs 3 valid replies in a round and has 2" in refused.value.says
+
+
+def test_krum_sees_small_updates_beside_large_weights():
+    """With weights a thousand times the updates, float32 distances between weights are noise."""
+    large = {"w": np.random.default_rng(0).normal(scale=100, size=4000).astype(np.float32)}
+
+    def moved_by(number: int, scale: float):
+        def site(message: Message):
+            draw = np.random.default_rng(number)
+            arrays = {
+                k: (v + draw.normal(0.01, scale, v.shape)).astype(np.float32)
+                for k, v in decode(message.content.array_records["arrays"]).items()
+            }
+            metrics = MetricRecord({"loss": 0.5, "num-examples": 10})
+            return [RecordDict({"arrays": encode(arrays), "metrics": metrics})]
+
+        return site
+
+    sites = {number: moved_by(number, 0.002) for number in (2, 3, 4, 5)}
+    for hostile in (1, 6):  # whichever place it has among the replies
+        guard = GuardedStrategy(
+            build_strategy("Krum", {"num_malicious_nodes": 1}), quorum=5, metrics=LOSS, max_examples=10
+        )
+        run(guard, FakeGrid(sites | {hostile: moved_by(hostile, 0.02)}), arrays=large)
+        assert np.std(guard.arrays["w"] - large["w"]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["FedMedian", "FedTrimmedAvg", "Krum", "Bulyan"])
+@pytest.mark.parametrize("moment", ["running_mean", "running_var"])
+def test_a_robust_strategy_does_not_let_one_site_carry_the_buffers_away(name, moment):
+    """Within the bound on norms, and with a counter at the end of its range."""
+
+    def hostile(buffers):
+        key = f"n.{moment}"
+        return buffers | {
+            key: buffers[key] + np.float32(0.5),
+            "n.num_batches_tracked": np.asarray(2**62),
+        }
+
+    guard, mean = guarded(name), guarded("FedAvg")
+    (report,) = run(guard, with_bad(on_arrays(hostile, "buffers")))
+    run(mean, with_bad(on_arrays(hostile, "buffers")))
+    assert report.refused == {}
+    others = [decode(honest_answer(n, only_first(with_bad(honest(3)))).array_records["buffers"]) for n in HONEST]
+    low, high = (edge([o[f"n.{moment}"] for o in others], axis=0) for edge in (np.min, np.max))
+    spread = combine(others, [1] * len(others))["n.running_var"] if moment == "running_var" else high
+    assert (guard.buffers[f"n.{moment}"] >= low).all()
+    assert (guard.buffers[f"n.{moment}"] <= np.maximum(high, spread)).all()
+    assert guard.buffers["n.num_batches_tracked"] == 3
+    assert mean.buffers["n.num_batches_tracked"] == 2**62  # the control: a mean strategy believes it
+
+
+def only_first(grid: FakeGrid) -> Message:
+    run(guarded(), grid)
+    return grid.sent[0]
+
+
+def test_the_middle_of_figures_is_not_moved_by_one_site():
+    reports = [{"slope": 1.0, "num-examples": 5}, {"slope": 1.2, "num-examples": 5}, {"slope": 1e9, "num-examples": 5}]
+    assert middle_figures(reports) == {"slope": 1.2}
+    assert middle_figures([]) == {}
+
+
+# --- the sites' ledgers ------------------------------------------------------------------------------------
+
+
+def head_of(lines: int) -> LedgerHead:
+    return LedgerHead(f"{lines:064x}", lines)
+
+
+def with_ledger(number: int, lines):
+    """A site whose gateway tells of `lines(round)` lines; None for nothing."""
+
+    def site(message: Message):
+        content = honest_answer(number, message)
+        count = lines(message.content.config_records["config"]["server-round"])
+        if count is not None:
+            head = head_of(count)
+            content["ledger"] = ConfigRecord({"head": head.head, "lines": head.lines})
+        return [content]
+
+    return site
+
+
+def told(message: Message) -> LedgerHead:
+    config = message.content.config_records["config"]
+    return LedgerHead(config["ledger-head"], config["ledger-lines"])
+
+
+def test_each_site_is_told_where_its_own_ledger_ended():
+    grid = FakeGrid({1: with_ledger(1, lambda r: 10 * r), 2: with_ledger(2, lambda r: 7 + r), 3: honest(3)})
+    guard = guarded()
+    reports = run(guard, grid, rounds=2)
+    assert [report.ledger for report in reports] == [
+        {1: head_of(10), 2: head_of(8)},
+        {1: head_of(20), 2: head_of(9)},
+    ]
+    sent = {(m.metadata.dst_node_id, m.content.config_records["config"]["server-round"]): told(m) for m in grid.sent}
+    assert sent == {
+        **{(site, 1): NO_HEAD for site in (1, 2, 3)},
+        **{(1, 2): head_of(10), (2, 2): head_of(8), (3, 2): NO_HEAD},
+    }
+    assert guard.heads == {1: head_of(20), 2: head_of(9)}
+    assert all(report.valid == (1, 2, 3) for report in reports)
+
+
+def test_a_resumed_study_goes_on_with_the_heads_it_had():
+    grid = FakeGrid({1: with_ledger(1, lambda r: 10 * r), 2: honest(2)})
+    run(guarded(first_round=3, heads={1: head_of(20)}), grid)
+    assert {message.metadata.dst_node_id: told(message) for message in grid.sent} == {1: head_of(20), 2: NO_HEAD}
+
+
+@pytest.mark.parametrize("lines", [lambda r: 21 - r, lambda r: 20 if r == 1 else None], ids=["shorter", "silent"])
+def test_a_ledger_that_was_cut_shuts_its_site_out(lines):
+    guard = guarded()
+    reports = run(guard, FakeGrid({1: honest(1), 2: honest(2), 3: with_ledger(3, lines)}), rounds=3)
+    assert [report.refused for report in reports] == [{}, {3: "E_REPLY_LEDGER_CUT"}, {3: "E_REPLY_LEDGER_CUT"}]
+    assert guard.heads == {3: head_of(20)}  # what is remembered is the longer one
+
+
+def test_the_head_of_a_refused_reply_is_kept():
+    """The site's ledger holds that reply as well."""
+
+    def diverged(message: Message):
+        (content,) = with_ledger(3, lambda r: 5)(message)
+        content["arrays"] = encode(decode(content.array_records["arrays"]) | {"scale": np.asarray(np.nan, np.float32)})
+        return [content]
+
+    guard = guarded()
+    (report,) = run(guard, with_bad(diverged))
+    assert report.refused == {3: "E_REPLY_NOT_FINITE"}
+    assert guard.heads == report.ledger == {3: head_of(5)}
 
 
 # --- what goes out, what is told ---------------------------------------------------------------------------
@@ -341,7 +607,12 @@ def test_messages_carry_model_buffers_and_round_and_buffers_stay_out_of_the_stra
     assert set(first) == {"arrays", "buffers", "config"}
     assert_same(decode(first.array_records["arrays"]), ARRAYS)
     assert_same(decode(first.array_records["buffers"]), BUFFERS)
-    assert dict(first.config_records["config"]) == {"server-round": 1, "proximal-mu": 0.1}
+    assert dict(first.config_records["config"]) == {
+        "server-round": 1,
+        "proximal-mu": 0.1,
+        "ledger-head": "",
+        "ledger-lines": 0,
+    }
     assert set(guard.arrays) == set(ARRAYS)
     size = sum(len(array.data) for array in [*encode(ARRAYS).values(), *encode(BUFFERS).values()])
     assert [(report.bytes_down, report.bytes_up) for report in reports] == [(4 * size, 4 * size)] * 2
@@ -466,9 +737,7 @@ def test_a_real_network_with_batch_norm(name):
     torch.manual_seed(0)
     arrays, buffers = split({name: tensor.numpy() for name, tensor in Net().state_dict().items()})
     options = {"eta": 0.01} if name != "FedAvg" else {}
-    guard = GuardedStrategy(
-        build_strategy(name, options), quorum=3, metrics=["loss"], max_examples=100, buffers=buffers
-    )
+    guard = GuardedStrategy(build_strategy(name, options), quorum=3, metrics=LOSS, max_examples=100, buffers=buffers)
     grid = FakeGrid({number: train_for_real(number) for number in (1, 2, 3)})
     reports = run(guard, grid, rounds=3, arrays=arrays)
     assert all(report.valid == (1, 2, 3) for report in reports)
