@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from models.network import NetworkSettings
 from models.settings import load_settings
 from pipeline.preprocess import Preprocessing
+from pipeline.privacy_budget import PrivacySettings, PrivateRound
 from pipeline.train import Schedule, TrainSettings
 
 
@@ -40,6 +41,7 @@ class Study(BaseModel, extra="forbid"):
     network: NetworkSettings = NetworkSettings()
     preprocessing: Preprocessing = Preprocessing()
     training: TrainSettings = TrainSettings()
+    privacy: PrivacySettings | None = None
 
     @model_validator(mode="after")
     def quorum_can_be_met(self) -> Self:
@@ -47,10 +49,28 @@ class Study(BaseModel, extra="forbid"):
             raise ValueError("quorum is larger than the number of sites")
         return self
 
+    @model_validator(mode="after")
+    def a_patient_has_a_gradient(self) -> Self:
+        if self.privacy is not None and self.network.norm != "group":
+            raise ValueError('[privacy] needs norm = "group" in [network]: batch norm mixes the patients of a batch')
+        return self
+
     @property
     def total_epochs(self) -> int:
         """Local epochs over all rounds; baselines are trained for as many."""
         return self.study.rounds * self.study.local_epochs
+
+    @property
+    def private_round(self) -> PrivateRound | None:
+        """What a round costs each site of its privacy budget; None where the study has no [privacy]."""
+        if self.privacy is None:
+            return None
+        return PrivateRound(
+            noise_multiplier=self.privacy.noise_multiplier,
+            sample_rate=self.privacy.sample_rate,
+            steps=self.study.local_epochs * self.privacy.steps_an_epoch,
+            delta=self.privacy.delta,
+        )
 
     def schedule(self, round_number: int) -> Schedule:
         """The stretch of training that belongs to a round (1, 2, ...)."""

@@ -20,6 +20,7 @@ class NetworkSettings(BaseModel):
     architecture: Literal["resnet10", "resnet18"] = "resnet18"
     widen_factor: float = Field(default=0.25, ge=1 / 16, le=2)
     tabular_features: int = Field(default=8, ge=1, le=256)
+    norm: Literal["batch", "group"] = "batch"  # group: for training with differential privacy
 
 
 def tabular(age_years: float | None, sex: str | None) -> list[float]:
@@ -39,9 +40,12 @@ class SeverityNetwork(nn.Module):
         # Imported here because it takes seconds, and the workers that ingest scans need no network.
         from monai.networks.nets.resnet import ResNet, get_inplanes
 
+        from models.blocks import OutOfPlaceBlock, replace_batch_norm
+
         super().__init__()
+        grouped = settings.norm == "group"
         self.backbone = ResNet(
-            block="basic",
+            block=OutOfPlaceBlock if grouped else "basic",
             layers=_BLOCKS[settings.architecture],
             block_inplanes=get_inplanes(),
             spatial_dims=3,
@@ -51,7 +55,10 @@ class SeverityNetwork(nn.Module):
             shortcut_type="B",
             widen_factor=settings.widen_factor,
             feed_forward=False,
+            act=("relu", {"inplace": not grouped}),
         )
+        if grouped:
+            replace_batch_norm(self.backbone)
         features = int(get_inplanes()[-1] * settings.widen_factor)
         self.tabular = nn.Sequential(nn.Linear(TABULAR, settings.tabular_features), nn.ReLU())
         self.head = nn.Linear(features + settings.tabular_features, len(LABELS))

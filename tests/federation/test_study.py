@@ -47,3 +47,59 @@ def test_a_quorum_above_the_number_of_sites_is_refused(tmp_path):
     with pytest.raises(Refusal) as caught:
         load_settings(path, Study)
     assert caught.value.code == "E_SETTINGS_KEY"
+
+
+PRIVATE = """
+[study]
+name = "x"
+rounds = 4
+local_epochs = 3
+sites = 2
+quorum = 2
+
+[network]
+norm = "group"
+
+[privacy]
+noise_multiplier = 1.5
+sample_rate = 0.1
+"""
+
+
+def private_study(tmp_path, text=PRIVATE):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_settings(path, Study)
+
+
+def test_a_round_of_a_private_study_is_charged_with_all_its_steps(tmp_path):
+    study = private_study(tmp_path)
+    planned = study.private_round
+    assert (planned.noise_multiplier, planned.sample_rate, planned.steps) == (1.5, 0.1, 30)
+    assert planned.delta == study.privacy.delta
+    assert Study.model_validate_json(study.model_dump_json()) == study, "as it travels"
+    assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0]).private_round is None
+
+
+def test_the_template_shows_a_valid_private_study(tmp_path):
+    text = (FOLDER / "study.toml").read_text()
+    settings = text[text.index("# [privacy]") :].replace("# ", "", 1).replace("\n# ", "\n")
+    assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0] + settings).privacy.noise_multiplier == 1.5
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ('norm = "group"', 'norm = "batch"', "group"),
+        ('norm = "group"', "", "group"),
+        ("noise_multiplier = 1.5", "", "noise_multiplier"),
+        ("noise_multiplier = 1.5", "noise_multiplier = 0.0", "noise_multiplier"),
+        ("sample_rate = 0.1", "sample_rate = 2", "sample_rate"),
+        ("sample_rate = 0.1", "sample_rate = 0.1\nepsilon = 8", "epsilon"),
+    ],
+)
+def test_what_does_not_go_together_in_a_private_study_is_refused(tmp_path, right, wrong, says):
+    with pytest.raises(Refusal) as caught:
+        private_study(tmp_path, PRIVATE.replace(right, wrong))
+    assert caught.value.code == "E_SETTINGS_KEY"
+    assert says in caught.value.says

@@ -15,7 +15,7 @@ import torch
 from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
-from models.release import CARD, DESCRIPTION, WEIGHTS, Description, Release, load_release, save_release
+from models.release import CARD, DESCRIPTION, WEIGHTS, Description, Privacy, Release, load_release, save_release
 
 SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 
@@ -189,3 +189,22 @@ def test_a_figure_that_could_not_be_computed_does_not_spoil_the_release(saved: t
     folder, written = saved
     save_release(folder.parent / "nan", written.network, describe(metrics={"auroc_severe": math.nan}))
     assert math.isnan(load_release(folder.parent / "nan").description.metrics["auroc_severe"])
+
+
+def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release]) -> None:
+    folder, _ = saved
+    assert "ε" not in (folder / CARD).read_text(encoding="utf-8"), "nothing is claimed where nothing was done"
+    privacy = Privacy(
+        noise_multiplier=1.5,
+        sample_rate=0.1,
+        max_grad_norm=1,
+        delta=1e-5,
+        epsilon={"south": 7.914, "north": 3.2, "west": None},
+    )
+    network = build_network(SETTINGS.model_copy(update={"norm": "group"}), seed=5)
+    described = describe(network=SETTINGS.model_copy(update={"norm": "group"}), privacy=privacy)
+    save_release(folder.parent / "private", network, described)
+    text = (folder.parent / "private" / CARD).read_text(encoding="utf-8")
+    assert "| north | 3.20 |\n| south | 7.91 |\n| west | not told |" in text
+    assert "δ = 1e-05" in text and "not by itself stop" in text
+    assert load_release(folder.parent / "private").description.privacy == privacy

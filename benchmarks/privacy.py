@@ -1,0 +1,85 @@
+"""What differential privacy costs: AUROC on a hospital that was not learnt from, at some ε. Not part of `make bench`.
+
+    python benchmarks/privacy.py --test SITE_DIR SITE_DIR [SITE_DIR ...]
+
+All patients of the given sites (whose cohorts were prepared with the same settings) are learnt from as one hospital's,
+with the private step of a federated round; all of the test site's are tested on. It takes hours on two cores.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.network import LABELS, NetworkSettings, build_network
+from pipeline.cohort import Cohort
+from pipeline.evaluate import auroc
+from pipeline.examples import Examples
+from pipeline.privacy_budget import PrivacySettings, epsilon_of, step_costs
+from pipeline.private_training import train_privately
+from pipeline.site import Site
+from pipeline.train import Schedule, TrainSettings, predict, train
+
+EPOCHS, SAMPLE_RATE = 40, 0.1
+
+
+def noise_for(epsilon: float, delta: float) -> float:
+    """The least noise multiplier, to two digits, with which EPOCHS cost no more than `epsilon`."""
+    steps = EPOCHS * round(1 / SAMPLE_RATE)
+    enough = (
+        k / 100 for k in range(30, 2000) if epsilon_of(steps * step_costs(k / 100, SAMPLE_RATE), delta) <= epsilon
+    )
+    return next(enough)
+
+
+def everybody(folders: list[Path]) -> Examples:
+    found = []
+    for folder in folders:
+        with Cohort.read(Site.open(folder)) as cohort:
+            found += cohort.examples("train", "validation", "test")
+    return Examples(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sites", nargs="+", type=Path)
+    parser.add_argument("--test", required=True, type=Path)
+    parser.add_argument("--epsilon", nargs="*", type=float, default=[8.0, 3.0, 1.0])
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--max-grad-norm", type=float, default=1.0)
+    parser.add_argument("--architecture", default="resnet10")
+    parser.add_argument("--widen-factor", type=float, default=0.0625)
+    parser.add_argument("--seeds", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    examples, test = everybody(arguments.sites), everybody([arguments.test])
+    delta = 1 / (10 * len(examples))
+    print(f"{len(examples)} patients, tested on {len(test)}, delta {delta:.1g}", flush=True)
+    for seed in range(1, arguments.seeds + 1):
+        for epsilon in (None, *arguments.epsilon):
+            network = build_network(
+                NetworkSettings(architecture=arguments.architecture, widen_factor=arguments.widen_factor, norm="group"),
+                seed=seed,
+            )
+            schedule = Schedule(0, EPOCHS, EPOCHS)
+            noise = 0.0
+            if epsilon is None:
+                train(network, examples, TrainSettings(), schedule, seed=seed)
+            else:
+                noise = noise_for(epsilon, delta)
+                settings = TrainSettings(learning_rate=arguments.learning_rate)
+                privacy = PrivacySettings(
+                    noise_multiplier=noise,
+                    sample_rate=SAMPLE_RATE,
+                    max_grad_norm=arguments.max_grad_norm,
+                    delta=delta,
+                )
+                train_privately(network, examples, settings, privacy, schedule, seed=seed)
+            logits = predict(network, test)
+            found = [str(auroc(logits[:, k], np.asarray(test.targets[:, k]))) for k in range(len(LABELS))]
+            print(f"| {seed} | {epsilon or 'not private'} | {noise:.2f} | {' | '.join(found)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

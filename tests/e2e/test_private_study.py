@@ -1,0 +1,62 @@
+"""A private study on the simulation: charged at each site, refused beyond its budget, told in the card. Synthetic."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from models.release import CARD, load_release
+from pipeline.privacy_budget import PrivateRound, epsilon_of, step_costs
+from tests.e2e.conftest import run_command
+from tests.e2e.test_federation import STUDY, ok
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+ROUNDS = 3
+PRIVACY = """norm = "group"
+
+[training]
+learning_rate = 0.001
+
+[privacy]
+noise_multiplier = 4.0
+sample_rate = 0.2
+"""
+ROUND = PrivateRound(noise_multiplier=4.0, sample_rate=0.2, steps=5, delta=1e-5)
+
+
+def epsilon(rounds: int, delta: float) -> float:
+    return epsilon_of(rounds * ROUND.steps * step_costs(ROUND.noise_multiplier, ROUND.sample_rate), delta)
+
+
+def test_a_private_study_ends_at_each_site_with_its_budget(tmp_path: Path) -> None:
+    """One hospital can pay for all rounds, the other for one; the study goes on with whoever is left."""
+    ok("phantom", tmp_path / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
+    budgets = {"north": 8.0, "south": epsilon(1, 1e-4) + 0.01}
+    options = []
+    for name, budget in budgets.items():
+        site = tmp_path / "sites" / name
+        ok("node", "init", site, "--from", tmp_path / "hospitals" / name)
+        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+        (site / "site.toml").write_text(f"{settings}\n[privacy]\nrequired = true\nmax_epsilon = {budget}\n")
+        ok("node", "ingest", site)
+        options += ["--simulate", site]
+    study = tmp_path / "study.toml"
+    text = STUDY.replace("sites = 3", "sites = 2").replace("quorum = 2", "quorum = 1")
+    study.write_text(text.replace("rounds = 4", f"rounds = {ROUNDS}") + PRIVACY)
+    done = run_command("study", "run", study, "--server", tmp_path / "simulation", *options, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "E_PRIVACY_BUDGET" in done.stderr
+
+    folder = Path(json.loads(done.stdout)["release"])
+    privacy = load_release(folder).description.privacy
+    assert privacy is not None
+    # Simulated sites have numbers for names, in no fixed order.
+    paid = [epsilon(1, ROUND.delta), epsilon(ROUNDS, ROUND.delta)]
+    assert sorted(privacy.epsilon.values()) == pytest.approx(paid, rel=1e-6)
+    card = (folder / CARD).read_text(encoding="utf-8")
+    assert all(f"| {site} | {value:.2f} |" in card for site, value in privacy.epsilon.items())
+    for name, rounds in (("north", ROUNDS), ("south", 1)):
+        with sqlite3.connect(tmp_path / "sites" / name / "privacy" / "budget.sqlite") as database:
+            assert database.execute("SELECT COUNT(*), SUM(steps) FROM rounds").fetchone() == (rounds, 5 * rounds)
