@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from federation.console import print_json, say
+from federation.console import print_json, progress_bar, say
 
 app = typer.Typer(help="Data scientists: launch, resume and compare federated training.", no_args_is_help=True)
 StudyFile = Annotated[Path, typer.Argument(help="The study file; configs/study.toml explains it.")]
@@ -62,6 +62,32 @@ def baseline(
         load_settings(study_file, Study), [Site.open(folder) for folder in sites], out, threads=threads
     )
     say(f"Wrote {out}, release {release.sha256[:12]}.")
+
+
+@app.command()
+def attack(
+    model: Annotated[Path, typer.Argument(help="Folder of the release; attacks.json and its card are written there.")],
+    members: Annotated[list[Path], typer.Option(help="A site that trained it, on this machine; repeat it.")],
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="The study's file; without it, the default training is assumed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what attacks find out from a model about its training patients, and write it into its card."""
+    from federation.attack import measure, require_controls, study_of
+    from models.attacks import attacks_section
+    from models.release import add_attacks, load_release
+    from pipeline.site import Site
+
+    study = study_of(load_release(model).description, study_file)
+    with progress_bar("attacks") as progress:
+        attacks = measure(model, [Site.open(folder) for folder in members], study, progress)
+    add_attacks(model, attacks)
+    require_controls(attacks)
+    if as_json:
+        print_json(attacks.model_dump(mode="json"))
+    else:
+        typer.echo(attacks_section(attacks))
 
 
 def _tell(content: dict[str, str], *, as_json: bool) -> None:

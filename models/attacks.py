@@ -1,0 +1,109 @@
+"""What attacks on a release found: the content of attacks.json, and the section of the card made from it."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(_Record):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})"
+
+
+class Membership(_Record):
+    """How well members of the training are told from others by one loss.
+
+    0.5 and the rate itself (0.01, 0.1) are what guessing gives.
+    """
+
+    members: int
+    others: int
+    auroc: Interval
+    tpr_at_1_percent_fpr: Interval
+    tpr_at_10_percent_fpr: Interval
+
+
+class Inversion(_Record):
+    """How near the best reconstruction came to a scan, beside what is known of that scan without any attack.
+
+    All in dB (PSNR): of the reconstruction, of the constant image of the scan's mean, of the mean of other scans.
+    """
+
+    seen: str  # what the attacker saw, in words
+    scans: int  # how many scans that was made from
+    best_db: float
+    constant_db: float
+    typical_db: float
+
+
+class Control(_Record):
+    """An attack that must succeed, or else the measurement could not have found a leak either."""
+
+    value: float
+    needed: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.needed  # false for NaN too
+
+
+class Attacks(_Record):
+    """The content of attacks.json; `release` is the SHA-256 of the model that was attacked."""
+
+    release: str
+    software: str
+    membership_control: Control  # AUROC
+    membership: dict[str, Membership]  # by what the loss is of: joint, or one label
+    inversion_control: Control  # dB
+    inversion: list[Inversion]
+
+
+def attacks_section(attacks: Attacks) -> str:
+    """The card's section in Markdown."""
+    a = attacks
+    told = "\n".join(
+        f"| {loss} | {m.members} | {m.others} | {m.auroc} | {m.tpr_at_1_percent_fpr} | {m.tpr_at_10_percent_fpr} |"
+        for loss, m in a.membership.items()
+    )
+    drawn = "\n".join(
+        f"| {i.seen} | {i.scans} | {i.best_db:.1f} | {i.constant_db:.1f} | {i.typical_db:.1f} |" for i in a.inversion
+    )
+    return f"""
+## Attacks measured
+Measured by {a.software} on patients of hospitals that trained. An attack that fails proves nothing: a better one may
+succeed. The figures are about those patients themselves, without noise.
+
+### Was a patient in the training? (membership inference: a small loss means yes)
+{_verdict(a.membership_control, "a network overfitted on purpose: AUROC", 2)}
+
+| loss of | members | others | AUROC (95 % interval) | found at 1 % false alarms | found at 10 % false alarms |
+| --- | --- | --- | --- | --- | --- |
+{told}
+
+Guessing gives 0.5, 0.01 and 0.1. With fewer than 100 others, 1 % false alarms means none at all, and then
+guessing finds one member in (others + 1).
+
+### Can a scan be drawn from an update? (gradient inversion: PSNR in dB, more is nearer)
+{_verdict(a.inversion_control, "one scan's raw gradient in a small network: dB", 1)}
+
+| what the attacker sees | of scans | best reconstruction | constant image | mean of other scans |
+| --- | --- | --- | --- | --- |
+{drawn}
+
+The constant image is what an attack draws that learnt nothing; the mean of other scans is what public data give.
+"""
+
+
+def _verdict(control: Control, what: str, digits: int) -> str:
+    figures = f"Control, {what} {control.value:.{digits}f}, at least {control.needed:.{digits}f} needed"
+    if control.holds:
+        return f"{figures}: reached, so this measurement can find a leak."
+    return f"**{figures}: NOT reached. These figures could not be trusted, and do not mean that the model is safe.**"
