@@ -30,6 +30,7 @@ _FIRST_CT = date(1971, 1, 1)
 _IMAGES_A_REQUEST = 200  # some PACS do not take long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
 _LATE_SECONDS = 10.0  # a PACS that sends from a queue says that it is done before the last images are here
+_ECHO_TRIES = 4
 
 
 class DimsePacs:
@@ -52,13 +53,14 @@ class DimsePacs:
 
         Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER.
         """
-        try:
-            self._echo()
-        except Refusal as refusal:
-            if refusal.reason is not reasons.PACS_SILENT:
-                raise
-            # Who refuses and closes in one breath is sometimes heard closing alone: the reason is worth asking again.
-            self._echo()
+        for tries_left in reversed(range(_ECHO_TRIES)):
+            try:
+                return self._echo()
+            except Refusal as refusal:
+                # Who refuses and closes in one breath is sometimes heard closing alone, for a reset connection
+                # loses what was on the way: the reason is worth asking again.
+                if refusal.reason is not reasons.PACS_SILENT or not tries_left:
+                    raise
 
     def _echo(self) -> None:
         moves = self._table.retrieve == "c-move"

@@ -71,7 +71,7 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-@pytest.mark.parametrize("number", range(SITES))
+@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.chaos) for n in range(1, SITES))])
 def test_the_next_run_ends_as_if_it_had_not_been_killed(
     hospital: Path, make_site: MakeSite, undisturbed: tuple[Path, float], tmp_path: Path, number: int
 ) -> None:
