@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers unit lint format bench fuzz clean
+.PHONY: demo test peers unit lint format bench canary chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -15,7 +15,7 @@ peers:  ## a PACS and DICOM tools for the tests to talk to, from Debian's packag
 	.ci/peers
 
 unit: .venv/installed  ## the tests that start no process
-	$(BIN)/pytest -m "not e2e"
+	$(BIN)/pytest -m "not e2e and not chaos"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -30,6 +30,15 @@ format: .venv/installed
 bench: .venv/installed  ## speed and memory as ratios, written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md
+	$(BIN)/python -m tests.canary
+
+chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the faults of docs/reliability.md, an hour or more
+	$(BIN)/pytest -m chaos --ignore=tests/chaos/test_soak.py
+
+soak: .venv/installed peers  ## two hundred rounds with faults at random; FEDTHORAX_SOAK_ROUNDS says how many
+	$(BIN)/pytest -m chaos tests/chaos/test_soak.py
 
 fuzz: .venv/installed  ## every parser of foreign files against damaged input, some minutes in all
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
