@@ -1,0 +1,302 @@
+"""A federation whose first hospital is watched: real processes, one cable, and all that goes over it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pipeline.phantom.generate import make_hospitals
+from pipeline.site import Site
+from tests.canary.cable import SERVER, Cable, Tap
+from tests.canary.leaks import PLANTED
+from tests.canary.plant import planted, rename, with_tensors
+from tests.canary.scanner import Hit, Scanner
+from tests.canary.submit import leaking_app
+from tests.canary.tls import read_secrets
+from tests.canary.traffic import Outgoing, outgoing
+from tests.e2e.conftest import FEDTHORAX, Command
+
+DOOR, ELSEWHERE = 8443, 9999  # ports of the server's end: its door; one where a leak knocks
+WATCHED, OTHER = "north", "south"
+_SECONDS_A_RUN, _SECONDS_A_ROUND = 400, 150  # on a machine that has much else to do
+_HOME = Path(__file__).parents[2]
+_STUDY = """
+[study]
+name = "canary"
+rounds = {rounds}
+local_epochs = 1
+sites = 2
+quorum = 1
+wait_s = 90
+round_timeout_s = 300
+synthetic = true
+
+[network]
+architecture = "resnet10"
+widen_factor = 0.125
+"""
+
+
+@dataclass
+class Trial:
+    """One stretch of the watched site's life, from its node's start to its end, and what left meanwhile.
+
+    `rounds`: for each round, the code for which the site was refused in it, or "" where its reply was taken.
+    """
+
+    name: str
+    rounds: list[str] = field(default_factory=list)
+    out: Outgoing = field(default_factory=Outgoing)
+    hits: list[Hit] = field(default_factory=list)
+
+
+class Running(Command):
+    """A command at one end of the cable."""
+
+    def __init__(self, log: Path, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=_HOME, env=environment
+            )
+
+
+class Watched:
+    """A server, a site that is watched and another that is not, while the block lasts.
+
+    Every patient of the watched site is planted. Those that `leaks` will take are the first ones, one for each.
+    """
+
+    def __init__(self, folder: Path, *, patients: int, leaks: Sequence[str], sandbox: bool = True) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._sandbox = sandbox
+        self.leaks = list(leaks)
+        self.server, self.site = folder / "server", folder / "sites" / WATCHED
+        self._patients = patients
+        self._secrets = folder / "tls-secrets"
+        self._stack = ExitStack()
+        self._started: list[Running] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._prepare()
+            self.cable = stack.enter_context(Cable())
+            stack.callback(self._end_all)
+            self._start("server", "start", self.server).wait_for("The server is up", seconds=90)
+            self._join(OTHER)
+            self.approve(OTHER)
+            self._start("node", "start", self.folder / "sites" / OTHER).wait_for("is online", seconds=120)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # --- what is there beforehand -------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Hospitals, sites and a server in their folders; what the leaks may take; the scanner."""
+        north, south = make_hospitals(self.folder / "hospitals", patients=[self._patients, 8], seed=5, defects=False)
+        self.patients = rename(north, seed=5)
+        for hospital in (north, south):
+            site = self.folder / "sites" / hospital.name
+            self._run([FEDTHORAX, "node", "init", str(site), "--from", str(hospital)])
+            _edit(site / "site.toml", "[site]\n", "[site]\nmin_patients = 2\n")
+            self._run([FEDTHORAX, "node", "ingest", str(site)])
+        if not self._sandbox:
+            path = self.site / "site.toml"
+            path.write_text(path.read_text() + '\n[sandbox]\nkind = "none"\naccepted_by = "the canary proof"\n')
+        self._run([FEDTHORAX, "server", "init", str(self.server), "--host", SERVER, "--port", str(DOOR)])
+        site = Site.open(self.site)
+        self.patients = with_tensors(site, self.patients)
+        assert len(self.patients) >= len(self.leaks), "a leak has no patient to take"
+        self.keys = [*self.leaks, *(f"patient {k}" for k in range(len(self.leaks) + 1, len(self.patients) + 1))]
+        self.planted = [
+            each for key, patient in zip(self.keys, self.patients, strict=True) for each in planted(site, patient, key)
+        ]
+        self.scanner = Scanner(self.planted)
+        loot = [(name, self._loot(number)) for number, name in enumerate(self.leaks)]
+        (self.site / "cohort" / PLANTED).write_text(json.dumps(loot))
+        self.app = leaking_app(self.folder / "app")
+
+    def _loot(self, number: int) -> dict[str, object]:
+        patient = self.patients[number]
+        return {
+            "name": patient.name,
+            "identifier": patient.identifier,
+            "uid": patient.uids[0],
+            "laboratory": patient.laboratory,
+            "tensor": patient.tensor,
+            "source": str(patient.scan),
+            "drops": [str(path) for path in self.drops(number)],
+            "host": SERVER,
+            "port": ELSEWHERE,
+        }
+
+    def drops(self, number: int) -> list[Path]:
+        """Where the leak of this number tries to leave a file."""
+        name = f"canary-{os.getpid()}-{number}"
+        return [folder / name for folder in (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), self.folder, self.site)]
+
+    # --- processes ----------------------------------------------------------------------------------------
+
+    def _environment(self, end: str) -> dict[str, str]:
+        """Only the watched site's processes write down the secrets of their TLS connections."""
+        return {**os.environ} | ({"SSLKEYLOGFILE": str(self._secrets)} if end == WATCHED else {})
+
+    def _at(self, end: str, *command: str) -> list[str]:
+        return self.cable.at_site(*command) if end == WATCHED else self.cable.at_server(*command)
+
+    def _start(self, *arguments: str | Path, end: str = OTHER) -> Running:
+        return self._start_command([FEDTHORAX, *map(str, arguments)], end)
+
+    def _start_command(self, command: Sequence[str], end: str = OTHER) -> Running:
+        log = self.folder / f"output-{len(self._started)}.log"
+        running = Running(log, self._at(end, *command), self._environment(end))
+        self._started.append(running)
+        return running
+
+    def _end_all(self) -> None:
+        for running in reversed(self._started):
+            running.interrupt()
+
+    def _ok(self, *arguments: str | Path, end: str = OTHER) -> str:
+        return self._run(self._at(end, FEDTHORAX, *map(str, arguments)), self._environment(end))
+
+    def _run(self, command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, cwd=_HOME, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _join(self, name: str) -> None:
+        code = json.loads(self._ok("server", "enrol", self.server, name, "--json"))["code"]
+        self._ok("node", "join", self.folder / "sites" / name, code, end=name)
+
+    # --- trials -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watch(self, name: str) -> Iterator[Trial]:
+        """Capture all that goes over the cable while the block lasts, and look through it then."""
+        trial = Trial(name)
+        tap = Tap(self.cable, self.folder / f"{name.replace(' ', '-')}.pcap")
+        try:
+            yield trial
+        finally:
+            missing = tap.stop()
+        assert missing == 0, f"{missing} frames were not captured"
+        trial.out = outgoing(tap.file, self.cable.site_address(), read_secrets(self._secrets), DOOR)
+        found = {
+            replace(hit, disguise=f"{part}: {hit.disguise}")
+            for part, content in trial.out.parts.items()
+            for hit in self.scanner.scan(bytes(content))
+        }
+        trial.hits = sorted(found)
+
+    def join(self) -> Trial:
+        """The watched site joins the study."""
+        with self.watch("joining") as trial:
+            self._join(WATCHED)
+        return trial
+
+    @contextmanager
+    def node(self) -> Iterator[Running]:
+        """The watched site's node while the block lasts."""
+        node = self._start("node", "start", self.site, end=WATCHED)
+        try:
+            node.wait_for("is online", seconds=120)
+            yield node
+        finally:
+            node.interrupt()
+
+    def study(self, rounds: int, *, app: Path | None = None) -> Running:
+        """Start a study; with `app` in place of our own."""
+        path = self.folder / "study.toml"
+        path.write_text(_STUDY.format(rounds=rounds))
+        if app is None:
+            return self._start("study", "run", path, "--server", self.server)
+        command = [sys.executable, "-m", "tests.canary.submit", *map(str, (app, path, self.server))]
+        return self._start_command(command)
+
+    def finish(self, run: Running, trial: Trial, rounds: int) -> None:
+        """Wait for a study's end; what became of the watched site in each round."""
+        assert run.wait(seconds=_SECONDS_A_RUN + _SECONDS_A_ROUND * rounds) == 0, run.text()
+        name = run.wait_for(r"canary-[0-9a-f]{8}", seconds=1)
+        history = json.loads((self.server / "runs" / name / "history.json").read_text())
+        trial.rounds += [entry["refused"].get(WATCHED, "") for entry in history if "round" in entry]
+
+    def clean(self, rounds: int) -> Trial:
+        """Our own app, and nothing goes wrong."""
+        with self.watch("clean run") as trial, self.node():
+            self.finish(self.study(rounds), trial, rounds)
+        return trial
+
+    def _wait_until_missed(self) -> None:
+        """Wait until the server knows that the watched site's node is gone; before, it lets no other in."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            sites = json.loads(self._ok("server", "sites", self.server, "--json"))
+            if not any(site["online"] for site in sites if site["site"] == WATCHED):
+                return
+            time.sleep(1)
+        raise AssertionError("the server still takes the killed node for present")
+
+    def refused(self) -> Trial:
+        """An app that leaks, and that nobody has approved."""
+        with self.watch("refused run") as trial, self.node():
+            self.finish(self.study(1, app=self.app), trial, 1)
+        return trial
+
+    def crash(self) -> Trial:
+        """A scan is damaged, so that our own app raises; then the whole node is killed, and started again."""
+        tensors = [self.site / "cohort" / "tensors" / patient.tensor for patient in self.patients]
+        whole = [tensor.read_bytes() for tensor in tensors]
+        for tensor, content in zip(tensors, whole, strict=True):
+            tensor.write_bytes(content[: len(content) // 2])
+        with self.watch("crashed run") as trial:
+            with self.node() as node:
+                run = self.study(2)
+                run.wait_for("round 1 of 2", seconds=_SECONDS_A_RUN)
+                time.sleep(2)
+                node.kill()
+            self.finish(run, trial, 2)
+            self._wait_until_missed()
+            with self.node():
+                pass
+        for tensor, content in zip(tensors, whole, strict=True):
+            tensor.write_bytes(content)
+        return trial
+
+    def approve(self, name: str = WATCHED) -> None:
+        """Let the app that leaks run at a site."""
+        self._ok("node", "approve", self.folder / "sites" / name, self.app, "--yes", end=name)
+
+    def leak(self, name: str = "leaks") -> Trial:
+        """The app that leaks, approved: one leak each round."""
+        with self.watch(name) as trial, self.node():
+            self.finish(self.study(len(self.leaks), app=self.app), trial, len(self.leaks))
+        return trial
+
+    def source(self) -> bytes:
+        """The site's own files, joined: of the hospital's those that hold what is planted, and the cohort."""
+        hospital = self.folder / "hospitals" / WATCHED
+        files = [*(patient.scan for patient in self.patients), *hospital.glob("*.csv")]
+        files += [path for path in (self.site / "cohort").rglob("*") if path.is_file()]
+        return b"".join(path.read_bytes() for path in files)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{path.name} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))

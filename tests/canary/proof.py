@@ -1,0 +1,91 @@
+"""The proof: its trials in their order, and what must be true of each."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.canary.harness import Trial, Watched
+from tests.canary.leaks import AROUND, LEAKS
+from tests.canary.table import FOUND, REFUSED, STAYED, Outcome, expected, outcomes
+from tests.canary.traffic import DECRYPTED
+
+SHORT = ("name as a metric", "pixels in the weights", "another port")
+SPARE = 6  # patients whom no leak takes
+# Without the sandbox all that it stops leaves, but for what lies in a reply that the gateway refuses.
+WITHOUT_SANDBOX = {name: FOUND for name in AROUND} | {
+    "the hospitals own files": REFUSED,
+    "what it prints": STAYED,
+}
+
+
+@dataclass
+class Results:
+    """All that a proof has seen; `problems` says what is not as it must be."""
+
+    trials: list[Trial] = field(default_factory=list)
+    walls: list[Outcome] = field(default_factory=list)
+    no_walls: list[Outcome] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    planted: int = 0
+    seconds: float = 0.0
+
+
+def prove(folder: Path, *, whole: bool) -> Results:
+    """Run the proof in a folder of its own; `whole`: all leaks, and those around the reply without the sandbox too."""
+    began = time.monotonic()
+    leaks = list(LEAKS) if whole else list(SHORT)
+    results = Results()
+    with Watched(folder / "walls", leaks=leaks, patients=len(leaks) + SPARE) as watched:
+        results.planted = len(watched.planted)
+        results.problems += unfound_at_the_source(watched)
+        results.trials = [watched.join(), watched.clean(3 if whole else 1), watched.refused(), watched.crash()]
+        for trial in results.trials:
+            results.problems += not_clean(trial)
+        results.problems += not_as_told(results.trials)
+        watched.approve()
+        results.trials.append(watched.leak())
+        results.walls = outcomes(watched, results.trials[-1])
+    results.problems += surprises(results.walls, {name: expected(name) for name in leaks})
+    results.problems += [f"leaks: {why}" for why in results.trials[-1].out.unread]
+    if whole:
+        with Watched(folder / "no walls", leaks=AROUND, patients=len(AROUND) + SPARE, sandbox=False) as watched:
+            watched.join()
+            watched.approve()
+            results.no_walls = outcomes(watched, watched.leak())
+        results.problems += surprises(results.no_walls, WITHOUT_SANDBOX)
+    results.seconds = time.monotonic() - began
+    return results
+
+
+def unfound_at_the_source(watched: Watched) -> list[str]:
+    """The control of the search: in the site's own files everything that was planted is found."""
+    found = {hit.planted for hit in watched.scanner.scan(watched.source(), depth=0)}
+    return [f"{each.name} is not found in the site's own files" for each in watched.planted if each.name not in found]
+
+
+def not_clean(trial: Trial) -> list[str]:
+    """Nothing planted has left, every byte was read, and there was something to read."""
+    problems = [f"{trial.name}: {hit.planted} left: {hit.disguise}" for hit in trial.hits]
+    problems += [f"{trial.name}: not readable: {why}" for why in trial.out.unread]
+    if not trial.out.parts[DECRYPTED]:
+        problems.append(f"{trial.name}: nothing was read")
+    return problems
+
+
+def not_as_told(trials: Sequence[Trial]) -> list[str]:
+    """The runs went as their names say: taken, refused, crashed."""
+    _, clean, refused, crash = (trial.rounds for trial in trials)
+    problems = [f"clean run: {code}" for code in clean if code]
+    problems += ["refused run: it was not refused"] if not all(refused) else []
+    problems += ["crashed run: the site did not fail"] if not all(crash) else []
+    return problems
+
+
+def surprises(seen: Sequence[Outcome], wanted: Mapping[str, str]) -> list[str]:
+    """The leaks of which something else became than it must."""
+    return [
+        f"{outcome.leak}: {outcome.verdict} ({outcome.detail}), expected: {wanted[outcome.leak]}"
+        for outcome in seen
+        if outcome.verdict != wanted[outcome.leak]
+    ]

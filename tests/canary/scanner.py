@@ -1,0 +1,71 @@
+"""Looks for what was planted, in bytes: every disguise of texts, numbers and pixels, also below layers of others.
+
+Pure functions of bytes. `layers` undoes compression and printable writings, `texts` finds texts, `pixels` lines of
+pixels. What encryption, or a code of someone's own, hides is not found.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from tests.canary.layers import TooMuch, unpack
+from tests.canary.pixels import PixelSearch
+from tests.canary.texts import TextSearch
+
+MAX_DEPTH = 3  # writings within writings
+MAX_UNPACKED = 16.0  # times the data: a bomb is a finding and not a hang
+UNREAD = "(not read to its end)"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What stands for one patient: texts, and lines of pixels in the order in which they lie in memory."""
+
+    name: str
+    texts: tuple[str, ...] = ()
+    lines: tuple[NDArray, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True, order=True)
+class Hit:
+    """One finding: what was planted, how it was written, and where it lay in the innermost bytes."""
+
+    planted: str
+    disguise: str
+    offset: int
+
+
+class Scanner:
+    """Searches bytes for all that was planted. Raises TooWeak where something planted could be anything."""
+
+    def __init__(self, planted: Sequence[Planted]) -> None:
+        texts: Mapping[str, Sequence[str]] = {each.name: each.texts for each in planted}
+        self._texts = TextSearch(texts)
+        self._pixels = PixelSearch({each.name: each.lines for each in planted})
+
+    def scan(self, data: bytes, depth: int = MAX_DEPTH) -> list[Hit]:
+        """All findings, sorted, in writings within writings down to `depth`.
+
+        A content that could not be read to its end is a finding too: `UNREAD`.
+        """
+        with threadpool_limits(1):  # the products are small: threads would mostly wait for each other
+            return sorted(set(self._scan(data, "", depth, max(len(data), 1 << 20) * MAX_UNPACKED)))
+
+    def _scan(self, data: bytes, above: str, depth: int, budget: float) -> Iterator[Hit]:
+        for search in (self._texts, self._pixels):
+            for planted, disguise, offset in search.find(data):
+                yield Hit(planted, above + disguise, offset)
+        if depth == 0:
+            return
+        try:
+            inner = unpack(data)
+        except TooMuch:
+            yield Hit(UNREAD, above, 0)
+            return
+        if sum(map(len, inner.values())) > budget:
+            yield Hit(UNREAD, above, 0)
+            return
+        for kind, content in inner.items():
+            yield from self._scan(content, f"{above}{kind} > ", depth - 1, budget)

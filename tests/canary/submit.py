@@ -1,0 +1,34 @@
+"""The app that leaks, made of ours; and `python -m tests.canary.submit APP STUDY SERVER`, as `fedthorax study run`."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from federation.fab import APP
+from tests.canary import leaks
+
+
+def leaking_app(folder: Path) -> Path:
+    """Write the app that leaks: our files, but for its name and its ClientApp."""
+    shutil.copytree(APP, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (package,) = (path for path in folder.iterdir() if path.is_dir())
+    shutil.copy(leaks.__file__, package / "client_app.py")
+    config = folder / "pyproject.toml"
+    config.write_text(config.read_text().replace('name = "fedthorax-app"', 'name = "leaking-app"'))
+    return folder
+
+
+def submit(app: Path, study: Path, server: Path) -> None:
+    """Run a study with another app than ours, to its end."""
+    from federation import runs
+    from federation.console import say
+    from federation.launch import launch
+    from federation.study import Study
+    from models.settings import load_settings
+
+    runs.APP = app
+    say(f"Run {launch(load_settings(study, Study), server, say).run} is complete.")
+
+
+if __name__ == "__main__":
+    submit(*map(Path, sys.argv[1:]))

@@ -1,0 +1,122 @@
+"""What became of each leak, and the tables of docs/canary.md."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.canary.harness import Trial, Watched
+from tests.canary.leaks import AROUND
+from tests.canary.traffic import DECRYPTED
+
+if TYPE_CHECKING:
+    from tests.canary.proof import Results
+
+REFUSED, STOPPED, FOUND = "refused at the gateway", "stopped by the sandbox", "found by the scanner"
+STAYED, UNSEEN, UNTRIED = "stayed at the site", "not stopped, not found", "not tried"
+# What is known to leave unseen: hardly any of it, or where nobody can look.
+LEAVES_UNSEEN = {"one pixel as a figure", "text in the lowest bits"}
+# Shaped as the study's model is shaped, so that no gateway can tell them from weights.
+LEAVES = {"pixels in the weights", "pixels in the running means"}
+_NOTE = re.compile(r"leak of round (\d+): (.*)")
+_BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one leak."""
+
+    leak: str
+    verdict: str
+    detail: str
+
+
+def expected(leak: str) -> str:
+    """What shall become of a leak where gateway and sandbox are at work."""
+    if leak in LEAVES_UNSEEN:
+        return UNSEEN
+    if leak in LEAVES:
+        return FOUND
+    if leak == "what it prints":
+        return STAYED
+    return STOPPED if leak in AROUND else REFUSED
+
+
+def outcomes(watched: Watched, trial: Trial) -> list[Outcome]:
+    """What became of each leak of a trial."""
+    log = (watched.site / "logs" / "client.log").read_text()
+    said = {int(number): text for number, text in _NOTE.findall(log)}  # of each round the last
+    found = []
+    for number, leak in enumerate(watched.leaks):
+        hits = [hit for hit in trial.hits if hit.planted.startswith(f"{leak}:")]
+        files = [path for path in watched.drops(number) if path.exists()]
+        if hits or files:
+            verdict, detail = FOUND, hits[0].disguise if hits else "a file outside the site"
+        elif number + 1 not in said:
+            verdict, detail = UNTRIED, trial.rounds[number]
+        elif leak in AROUND:
+            verdict, detail = _around(watched, number, trial.rounds[number], said[number + 1])
+        else:
+            verdict, detail = _through(leak, trial.rounds[number])
+        for path in files:
+            path.unlink()
+        found.append(Outcome(leak, verdict, detail))
+    return found
+
+
+def _through(leak: str, code: str) -> tuple[str, str]:
+    """What became of a leak through the reply of which nothing was found.
+
+    The scanner finds all but those of LEAVES_UNSEEN where nothing stops them (test_leaks.py): so it was stopped.
+    """
+    if leak in LEAVES_UNSEEN and not code:
+        return UNSEEN, "the reply was taken"
+    return REFUSED, code or "the reply was composed anew, without it"
+
+
+def _around(watched: Watched, number: int, code: str, said: str) -> tuple[str, str]:
+    """What became of a leak around the reply of which nothing was found."""
+    if said.startswith("barred"):
+        return STOPPED, said
+    if code:
+        return REFUSED, code
+    name = watched.patients[number].name.encode()
+    logs = [path.name for path in (watched.site / "logs").iterdir() if path.is_file() and name in path.read_bytes()]
+    return (STAYED, f"in {', '.join(sorted(logs))}") if logs else (STOPPED, "it got no further than the sandbox")
+
+
+def write_tables(page: Path, results: "Results") -> None:
+    """Put the results in their places in docs/canary.md."""
+    runs = [
+        [
+            trial.name,
+            ", ".join(code or "taken" for code in trial.rounds) or "none",
+            f"{trial.out.frames:,}",
+            f"{trial.out.bytes:,}",
+            f"{len(trial.out.parts[DECRYPTED]):,}",
+            str(len(trial.out.unread)),
+            str(len(trial.hits)),
+        ]
+        for trial in results.trials
+    ]
+    head = ["run", "the site's rounds", "frames", "bytes", "of them decrypted content", "not readable", "hits"]
+    _replace(page, "runs", _table(head, runs))
+    without = {outcome.leak: f"{outcome.verdict}: {outcome.detail}" for outcome in results.no_walls}
+    rows = [[o.leak, o.verdict, o.detail, without.get(o.leak, "")] for o in results.walls]
+    _replace(page, "leaks", _table(["leak", "what became of it", "how", "without the sandbox"], rows))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _replace(page: Path, name: str, text: str) -> None:
+    """Put a text between the marks of this name."""
+    begin, end = _BEGIN.format(name), _END.format(name)
+    content = page.read_text(encoding="utf-8")
+    before, _, rest = content.partition(begin)
+    _, mark, after = rest.partition(end)
+    assert mark, f"{page.name} has no place for {name}"
+    page.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")

@@ -1,0 +1,115 @@
+"""The control: each leak really carries something out, and the scanner finds it where nothing stops it."""
+
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+
+from federation.packing import WEIGHTS
+from tests.canary.leaks import AROUND, LEAKS, PIXELS, Loot
+from tests.canary.scanner import Planted, Scanner
+from tests.canary.table import LEAVES_UNSEEN
+from tests.canary.test_scanner import body
+
+THROUGH = [name for name in LEAKS if name not in AROUND]
+
+
+def loot(host: str = "127.0.0.1", port: int = 0, drops: tuple[str, ...] = ()) -> Loot:
+    return Loot(
+        name="Bergqvist^Sylvi",
+        identifier="4401728395566",
+        uid="1.2.826.0.1.3680043.8.498.7741029385566120",
+        laboratory="17,4401728395566,2020-04-03T11:20,POSITIVE",
+        pixels=body(size=PIXELS) / 1000,
+        source=__file__,
+        drops=drops,
+        host=host,
+        port=port,
+    )
+
+
+def scanner() -> Scanner:
+    taken = loot()
+    return Scanner([Planted("it", (taken.name, taken.identifier, taken.uid, taken.laboratory), (taken.pixels,))])
+
+
+def exchange() -> tuple[Message, Message]:
+    """A task, and the reply as it would be without a leak."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    request = Message(RecordDict(), dst_node_id=1, message_type="train")
+    request.metadata.__dict__["_message_id"] = "1"
+    rng = np.random.default_rng(1)
+    means = Array(rng.normal(size=400).astype(np.float32))
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({WEIGHTS: Array(rng.normal(0, 0.03, 20_000).astype(np.float32))}),
+            "buffers": ArrayRecord({"batch_norm.running_mean": means}),
+            "metrics": MetricRecord({"train_loss": 0.5, "num-examples": 8}),
+        }
+    )
+    return request, Message(content, reply_to=request)
+
+
+def sent(message: Message) -> bytes:
+    """The bytes of a message as Flower sends them, its metadata included."""
+    from flwr.common.serde import message_to_proto
+
+    objects = get_all_nested_objects(message).values()
+    bare = message_to_proto(message).metadata.SerializeToString()
+    return bare + b"".join(each.deflate() for each in objects)
+
+
+def test_a_reply_without_a_leak_is_clean() -> None:
+    assert scanner().scan(sent(exchange()[1])) == []
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_what_leaks_through_a_reply_is_found_where_no_gateway_is(name: str) -> None:
+    request, reply = exchange()
+    clean = sent(reply)
+    try:
+        reply = LEAKS[name](loot(), reply, request) or reply
+    except ValueError as error:  # as Flower answers for an app that raises
+        reply = Message(Error(1, f"{type(error)}{error}"), reply_to=request)
+    assert sent(reply) != clean
+    assert bool(scanner().scan(sent(reply))) == (name not in LEAVES_UNSEEN)
+
+
+def test_what_goes_to_another_port_arrives_where_no_wall_is() -> None:
+    arrived = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def take() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                arrived.append(connection.recv(1000))
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        LEAKS["another port"](loot(port=listener.getsockname()[1]), *exchange()[::-1])
+        thread.join()
+    assert scanner().scan(arrived[0])
+
+
+def test_a_datagram_arrives_where_no_wall_is() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        LEAKS["a datagram"](loot(port=listener.getsockname()[1]), *exchange()[::-1])
+        assert scanner().scan(listener.recv(1000))
+
+
+def test_a_file_is_dropped_where_no_wall_is(tmp_path: Path) -> None:
+    drops = (str(tmp_path / "drop"), str(tmp_path / "not there" / "drop"))
+    LEAKS["a file elsewhere"](loot(drops=drops), *exchange()[::-1])
+    assert scanner().scan((tmp_path / "drop").read_bytes())
+
+
+def test_the_hospitals_files_are_taken_where_no_wall_is() -> None:
+    request, reply = exchange()
+    LEAKS["the hospitals own files"](loot(), reply, request)
+    assert reply.content.config_records["notes"]["file"] == Path(__file__).read_bytes()

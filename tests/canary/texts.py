@@ -1,0 +1,122 @@
+"""Texts in bytes: names, identifiers, UIDs, rows of a table, in every usual encoding; numbers as a machine holds them.
+
+What turns a text into other printable characters (hex, base64 ...) is undone by `layers` first.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_BITS = 36.0
+_MIN_DISTINCT = 5
+_ANCHOR = 6  # bytes by which a pattern is looked up
+_SHORTEST = 7  # bytes of a pattern
+_WORD = 8
+_MASK = np.uint64((1 << 8 * _ANCHOR) - 1)
+_TABLE_BITS = 22
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio: Fibonacci hashing (Knuth, TAOCP 6.4)
+_MIN_DIGITS = 11
+_LETTER_FORMATS = ("<f8", ">f8", "<f4", ">f4", "<f2", ">f2", "<i8", ">i8", "<i4", ">i4")
+
+
+class TooWeak(ValueError):
+    """What shall be planted is too short or too common to be told from chance."""
+
+
+def strength_bits(text: str) -> float:
+    """How improbable the text is among texts of its own letters: that of digits alone, hex digits, or any."""
+    if len(set(text)) < _MIN_DISTINCT:
+        return 0.0
+    digits = sum(character.isdigit() for character in text)
+    letters = len(re.sub(r"[\W_]", "", text)) - digits
+    if letters == 0:
+        return digits * math.log2(10)
+    is_hex = not re.search(r"[^0-9A-Fa-f]", text)
+    return (digits + letters) * math.log2(16 if is_hex else 26)
+
+
+class TextSearch:
+    """Searches for all texts at once; `texts` is by the name that a finding bears. Raises TooWeak."""
+
+    def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
+        self._patterns: dict[int, list[tuple[bytes, int, str, str]]] = {}
+        for name, planted in texts.items():
+            for text in planted:
+                if strength_bits(text) < MIN_BITS:
+                    raise TooWeak(f"{name}: {text!r} could be anything")
+                for pattern, disguise in spellings(text).items():
+                    anchor = _anchor(pattern)
+                    key = int.from_bytes(pattern[anchor : anchor + _ANCHOR], "little")
+                    self._patterns.setdefault(key, []).append((pattern, anchor, name, disguise))
+        self._keys = np.array(sorted(self._patterns), dtype=np.uint64)
+        self._table = np.zeros(1 << _TABLE_BITS, dtype=bool)
+        self._table[_hash(self._keys)] = True
+
+    def find(self, data: bytes) -> Iterator[tuple[str, str, int]]:
+        """(name, disguise, offset) of every text found; case does not matter."""
+        folded = data.lower()
+        padded = folded + b"\0" * _WORD
+        for phase in range(_WORD):
+            words = np.frombuffer(padded, "<u8", count=(len(padded) - phase) // _WORD, offset=phase) & _MASK
+            likely = np.flatnonzero(self._table[_hash(words)])
+            for index in likely[np.isin(words[likely], self._keys)].tolist():
+                place = phase + index * _WORD
+                for pattern, anchor, name, disguise in self._patterns[int(words[index])]:
+                    if place >= anchor and folded.startswith(pattern, place - anchor):
+                        yield name, disguise, place - anchor
+
+
+def _anchor(pattern: bytes) -> int:
+    """Where the bytes lie that tell most: the last of the stretches with most different bytes, for identifiers differ
+    at their ends."""
+    places = range(len(pattern) - _ANCHOR + 1)
+    return max(places, key=lambda place: (len(set(pattern[place : place + _ANCHOR]) - {0}), place))
+
+
+def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        return (words * _MIX) >> np.uint64(64 - _TABLE_BITS)
+
+
+def spellings(text: str) -> dict[bytes, str]:
+    """The bytes, in small letters, that stand for a text or the numbers in it, and what to call each."""
+    found: dict[bytes, str] = {}
+    for cased in (text, text.lower(), text.upper()):
+        for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
+            for written, way in ((cased, ""), (cased[::-1], " reversed")):
+                try:
+                    found.setdefault(written.encode(encoding).lower(), encoding + way)
+                except UnicodeEncodeError:
+                    continue
+        found.setdefault(json.dumps(cased)[1:-1].encode().lower(), "JSON escapes")
+        letters = np.array([ord(letter) for letter in cased])
+        for kind in _LETTER_FORMATS:
+            found.setdefault(letters.astype(kind).tobytes().lower(), f"letters as {np.dtype(kind).name}")
+    for run in re.findall(rf"\d{{{_MIN_DIGITS},}}", text):
+        found |= _as_numbers(run)
+    return {pattern: disguise for pattern, disguise in found.items() if len(pattern) >= _SHORTEST}
+
+
+def _as_numbers(digits: str) -> dict[bytes, str]:
+    """A run of digits as integers and floats of either byte order, as protobuf has them, and as packed decimals."""
+    value = int(digits)
+    size = max(8, (value.bit_length() + 7) // 8)
+    found = {value.to_bytes(size, order): f"integer, {order} endian" for order in ("little", "big")}
+    found |= {struct.pack(f"{sign}d", float(value)): "float64" for sign in "<>" if value < 2**1000}
+    found |= {_varint(value): "varint", _varint(2 * value): "zigzag varint"}
+    found[bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2))] = "packed decimals"
+    return {pattern.lower(): disguise for pattern, disguise in found.items()}
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first (protobuf's encoding guide, "Base 128 Varints")."""
+    groups = []
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
