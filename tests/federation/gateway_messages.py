@@ -79,7 +79,10 @@ def model(schema: Schema, rng: np.random.Generator) -> Model:
 def trained(came_in: Model, rng: np.random.Generator) -> Model:
     """The same model after a round of training."""
     out = {record: {name: array.copy() for name, array in arrays.items()} for record, arrays in came_in.items()}
-    out["arrays"][WEIGHTS] += rng.standard_normal(out["arrays"][WEIGHTS].size, np.float32) * np.float32(0.1)
+    weights = out["arrays"][WEIGHTS]
+    step = rng.standard_normal(weights.size)
+    length = rng.uniform(0, 1.9) * np.linalg.norm(weights)  # the site's bound is 2
+    weights += (step * length / np.linalg.norm(step)).astype(np.float32)
     if out["buffers"]:
         out["buffers"][MEAN] *= np.float32(rng.uniform(0, 3))
         out["buffers"][VARIANCE] *= np.float32(rng.uniform(0, 3))
