@@ -103,7 +103,10 @@ def evaluate(message: Message, context: Context) -> Message:
     _log().info("evaluating the final model")
     records = message.content.array_records
     result = evaluate_site(
-        Site.open(site_folder(context)), _study(context), decode(records["arrays"]), decode(records["buffers"])
+        Site.open(site_folder(context)),
+        _study(context),
+        decode(records["arrays"]),
+        decode(records.get("buffers") or ArrayRecord()),
     )
     metrics = MetricRecord({**result.metrics, "num-examples": result.examples})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)

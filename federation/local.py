@@ -95,7 +95,8 @@ def _train(network: SeverityNetwork, examples: Examples, study: Study, round_num
     """The local epochs of a round; their loss, which a private study does not tell."""
     schedule, seed = study.schedule(round_number), study.study.seed
     if study.privacy is None:
-        return {"train_loss": train(network, examples, study.training, schedule, seed=seed)}
+        loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
+        return {"train_loss": loss}
     from pipeline.private_training import train_privately  # Opacus takes a second, and most studies need none
 
     train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)

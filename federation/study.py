@@ -56,6 +56,11 @@ class Study(BaseModel, extra="forbid"):
         return self
 
     @property
+    def proximal_mu(self) -> float:
+        """How strongly FedProx holds a site's weights near the global ones; 0 with any other strategy."""
+        return self.strategy.options.get("proximal_mu", 0.0)
+
+    @property
     def total_epochs(self) -> int:
         """Local epochs over all rounds; baselines are trained for as many."""
         return self.study.rounds * self.study.local_epochs

@@ -1,7 +1,7 @@
 """The training step and the epochs around it: the same for one hospital, for pooled data and for a federated round."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +82,21 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[N
 
 
 def train(
-    network: SeverityNetwork, examples: Examples, settings: TrainSettings, schedule: Schedule, *, seed: int
+    network: SeverityNetwork,
+    examples: Examples,
+    settings: TrainSettings,
+    schedule: Schedule,
+    *,
+    seed: int,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Train `network` in place for `schedule.epochs` epochs; returns the mean loss of the last one.
 
     The order of patients and the augmentation follow from `seed` and the epoch's number alone, so that an
-    interrupted training goes on as it would have gone.
+    interrupted training goes on as it would have gone. `proximal_mu` holds the weights near those that came in
+    (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020).
     """
+    anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
     optimiser = torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,
@@ -108,7 +116,7 @@ def train(
             rate = schedule.learning_rate(settings.learning_rate, epoch, number / len(order))
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            losses.append(step(network, optimiser, *examples.batch(index, augment)))
+            losses.append(step(network, optimiser, *examples.batch(index, augment), anchor, proximal_mu))
         loss = float(np.mean(losses))
     return loss
 
@@ -119,13 +127,18 @@ def step(
     scans: Tensor,
     tabular: Tensor,
     targets: Tensor,
+    anchor: Sequence[Tensor] = (),
+    proximal_mu: float = 0.0,
 ) -> float:
-    """One optimiser step; returns the batch's loss."""
+    """One optimiser step; returns the batch's loss, without the pull towards the `anchor`, if there is one."""
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
         logits = network(scans, tabular)
     loss = masked_bce(logits, targets)
     loss.backward()
+    for weight, came_in in zip(network.parameters(), anchor, strict=False):
+        if weight.grad is not None:  # that of mu / 2 times the squared distance
+            weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimiser.step()
     return float(loss.detach())

@@ -181,3 +181,16 @@ def test_augmentation_follows_from_its_seed() -> None:
 def test_settings_that_cannot_train_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TrainSettings.model_validate(wrong)
+
+
+def test_fedprox_holds_the_weights_near_those_that_came_in(examples: Examples) -> None:
+    came_in = build_network(SMALL, seed=1)
+
+    def distance(mu: float) -> float:
+        network = build_network(SMALL, seed=1)
+        train(network, examples, PLAIN, Schedule(0, 4, 4), seed=3, proximal_mu=mu)
+        pairs = zip(network.parameters(), came_in.parameters(), strict=True)
+        return sum(float((weight - before).detach().square().sum()) for weight, before in pairs) ** 0.5
+
+    free, held, tight = (distance(mu) for mu in (0.0, 1.0, 5.0))
+    assert tight < 0.7 * held < 0.7 * free
