@@ -8,10 +8,16 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_COMPONENT_NAME_METADATA_KEY,
+    FLWR_PACKAGE_NAME_METADATA_KEY,
+    FLWR_PACKAGE_VERSION_METADATA_KEY,
+)
 from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message, verify_signature
-from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
+from flwr.supercore.version import package_name, package_version
 
 from federation.certificates import load_node_key
 from pipeline.site import Site
@@ -26,7 +32,12 @@ class NodeKey:
         """Raises Refusal where the key is missing or is none."""
         self._private = load_node_key(site.node_key)
         self.public_pem = public_key_to_bytes(self._private.public_key())
-        self._version = dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata())
+        # As flwr's RuntimeVersionMetadata has it, whose module would bring five megabytes of FastAPI with it.
+        self._version = {
+            FLWR_PACKAGE_NAME_METADATA_KEY: package_name,
+            FLWR_PACKAGE_VERSION_METADATA_KEY: package_version,
+            FLWR_COMPONENT_NAME_METADATA_KEY: "SuperNode",
+        }
         self._headers: dict[str, str] = {}
         self._signed_s = -math.inf
 
