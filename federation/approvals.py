@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 import time
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from typing import Literal
 from pydantic import BaseModel, ValidationError
 
 from federation import fab, reasons
+from federation.durable import write_durably
 from federation.ledger import PASSED, Entry, Ledger, ledger_file
 from models.refusal import Refusal
 from pipeline.locks import alone
@@ -164,18 +164,4 @@ class Approvals:
     def _write(self, path: Path, content: bytes) -> None:
         """The whole file or nothing, readable by its owner alone, whenever the power goes."""
         self.folder.mkdir(exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:  # mode 0600
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except OSError:
-                with suppress(OSError):
-                    Path(file.name).unlink()
-                raise
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # the folder's own list of names
-        finally:
-            os.close(handle)
+        write_durably(path, content)

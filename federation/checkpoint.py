@@ -8,9 +8,7 @@ complete file, and damage later on is found by its hash; then the one before is 
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from federation import reasons
+from federation.durable import write_durably
 from models.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ def save(folder: Path, state: State) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("*.tmp"):  # left by a process that was killed here
             stale.unlink()
-        _write(final, data)
+        write_durably(final, data)
         _prune(folder, final)
     except OSError as error:
         raise Refusal(reasons.CHECKPOINT_WRITE, private=str(error)) from error
@@ -112,28 +111,6 @@ def _unpack(data: bytes) -> State:
         groups[group][name] = array
     text: dict[str, Any] = json.loads(header["__metadata__"]["state"])
     return State(**groups, **text)
-
-
-def _write(final: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=final.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(final)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-    _sync_folder(final.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the folder's own list of names survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _prune(folder: Path, latest: Path) -> None:

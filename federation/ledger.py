@@ -27,6 +27,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from federation import reasons
+from federation.durable import sync_folder
 from models.refusal import Refusal
 from pipeline.site import Site
 
@@ -173,7 +174,7 @@ class Ledger:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
             if self._head == EMPTY:
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
         except OSError:
             os.ftruncate(file.fileno(), self._size)  # half a line, or a whole one that nobody was promised
             raise
@@ -279,12 +280,3 @@ def _find(file: BinaryIO, size: int, number: int) -> Line | None:
 def _open(path: Path) -> BinaryIO:
     """To read, and to write at the end; made if need be, for its owner alone."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the folder's own list of names survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
