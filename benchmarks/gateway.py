@@ -19,15 +19,15 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from federation.certificates import create_node_key
+from federation.enrolment.certificates import create_node_key
 from federation.gateway.schema import Schema, schema_of
-from federation.guard import descendants, read_parents
+from federation.processes.guard import descendants, read_parents
 from federation.study import Study
 from models.network import NetworkSettings
 from pipeline.cohort import Cohort, PatientRow
 from pipeline.site import Site, init_site, site_settings
-from tests.federation.fake_server import Bench, NodeSide, Server
-from tests.federation.gateway_messages import Model, model, objects_of, record_of, trained
+from tests.federation.gateway.fake_server import Bench, NodeSide, Server
+from tests.federation.gateway.messages import Model, model, objects_of, record_of, trained
 
 SMALL_REPEATS, LARGE_REPEATS = 30, 5
 ROUND_SECONDS = 24.0  # of Flower alone with a model of 126 MB and no training at all, two nodes on two cores

@@ -1,9 +1,11 @@
-"""What differential privacy costs: AUROC on a hospital that was not learnt from, at some ε. Not part of `make bench`.
+"""What differential privacy costs and buys: AUROC elsewhere and membership inference. Not part of `make bench`.
 
     python benchmarks/privacy.py --test SITE_DIR SITE_DIR [SITE_DIR ...]
 
-All patients of the given sites (whose cohorts were prepared with the same settings) are learnt from as one hospital's,
-with the private step of a federated round; all of the test site's are tested on. It takes hours on two cores.
+The training patients of the given sites (whose cohorts were prepared with the same settings) are learnt from as one
+hospital's, with the private step of a federated round; all patients of the test site are tested on. Membership
+inference, by the joint loss, tells the training patients from the others of the same sites. It takes hours on two
+cores.
 """
 
 import argparse
@@ -12,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.membership import JOINT, infer_membership
 from models.network import LABELS, NetworkSettings, build_network
 from pipeline.cohort import Cohort
 from pipeline.evaluate import auroc
 from pipeline.examples import Examples
 from pipeline.privacy_budget import PrivacySettings, epsilon_of, step_costs
 from pipeline.private_training import train_privately
-from pipeline.site import Site
+from pipeline.site import Site, Split
 from pipeline.train import Schedule, TrainSettings, predict, train
 
 EPOCHS, SAMPLE_RATE = 40, 0.1
@@ -33,11 +36,11 @@ def noise_for(epsilon: float, delta: float) -> float:
     return next(enough)
 
 
-def everybody(folders: list[Path]) -> Examples:
+def patients(folders: list[Path], *splits: Split) -> Examples:
     found = []
     for folder in folders:
         with Cohort.read(Site.open(folder)) as cohort:
-            found += cohort.examples("train", "validation", "test")
+            found += cohort.examples(*splits)
     return Examples(found)
 
 
@@ -53,9 +56,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    examples, test = everybody(arguments.sites), everybody([arguments.test])
+    examples, others = patients(arguments.sites, "train"), patients(arguments.sites, "validation", "test")
+    test = patients([arguments.test], "train", "validation", "test")
     delta = 1 / (10 * len(examples))
-    print(f"{len(examples)} patients, tested on {len(test)}, delta {delta:.1g}", flush=True)
+    print(f"{len(examples)} patients, {len(others)} others, tested on {len(test)}, delta {delta:.1g}", flush=True)
+    print(f"| seed | epsilon | noise | {' | '.join(LABELS)} | membership inference |", flush=True)
     for seed in range(1, arguments.seeds + 1):
         for epsilon in (None, *arguments.epsilon):
             network = build_network(
@@ -78,6 +83,9 @@ def main() -> None:
                 train_privately(network, examples, settings, privacy, schedule, seed=seed)
             logits = predict(network, test)
             found = [str(auroc(logits[:, k], np.asarray(test.targets[:, k]))) for k in range(len(LABELS))]
+            inside, outside = ((predict(network, some), some.targets) for some in (examples, others))
+            told = infer_membership(inside, outside, min_patients=1)[JOINT].auroc
+            found.append(f"{told.value:.2f} ({told.low:.2f}–{told.high:.2f})")
             print(f"| {seed} | {epsilon or 'not private'} | {noise:.2f} | {' | '.join(found)} |", flush=True)
 
 

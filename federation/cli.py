@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from federation import cli_import, cli_node, cli_server, cli_study
-from federation.console import print_json, print_refusal, progress_bar, say
-from federation.processes import QUIET
+from federation.commands import importing, node, server, study
+from federation.commands.console import print_json, print_refusal, progress_bar, say
+from federation.processes.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
 
@@ -23,10 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_node.app, name="node")
-app.add_typer(cli_import.app, name="import")
-app.add_typer(cli_server.app, name="server")
-app.add_typer(cli_study.app, name="study")
+app.add_typer(node.app, name="node")
+app.add_typer(importing.app, name="import")
+app.add_typer(server.app, name="server")
+app.add_typer(study.app, name="study")
 
 
 class LaboratoryFeed(StrEnum):
@@ -41,7 +41,7 @@ def demo(
     patients: Annotated[int, typer.Option(min=30, help="Patients of each training hospital.")] = 100,
 ) -> None:
     """The whole loop on synthetic hospitals, on this machine."""
-    from federation.demo import run_demo
+    from federation.studies.demo import run_demo
 
     run_demo(folder, patients=patients)
 
@@ -84,7 +84,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """How likely severe Covid is in one scan, with quality checks. Research use, not a medical device."""
-    from federation.scoring import score_series
+    from federation.commands.scoring import score_series
 
     score_series(series, model=model or Path("demo/model"), out=out, as_json=as_json)
 

@@ -20,10 +20,10 @@ from cryptography import x509
 from pydantic import ValidationError
 
 from federation import reasons
-from federation.control import ServerConfig, ca_certificate
-from federation.enrolment import JoinRequest, accept, renew
-from federation.processes import LOOPBACK
-from federation.registry import Holder, holder
+from federation.enrolment.invitations import JoinRequest, accept, renew
+from federation.enrolment.registry import Holder, holder
+from federation.processes.process import LOOPBACK
+from federation.server.control import ServerConfig, ca_certificate
 from models.refusal import Reason, Refusal
 
 FLEET = frozenset(

@@ -10,10 +10,10 @@ import aiohttp
 from aiohttp import web
 
 from federation import reasons
-from federation.certificates import trust
-from federation.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 from federation.door.answers import Door
-from federation.registry import registry
+from federation.enrolment.certificates import trust
+from federation.enrolment.registry import registry
+from federation.server.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 
 HANDSHAKE_SECONDS = 10.0
 # Also the time for a whole request header: aiohttp ends a connection on which no request has begun by then.

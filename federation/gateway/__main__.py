@@ -12,17 +12,17 @@ from pathlib import Path
 
 from aiohttp import web
 
-from federation.approvals import Approvals
-from federation.certificates import client_tls
+from federation.approval.approvals import Approvals
+from federation.enrolment.certificates import client_tls
+from federation.enrolment.join import node_certificate, renew_if_due
 from federation.gateway.credentials import NodeKey
 from federation.gateway.exchange import Exchange
 from federation.gateway.loopback import loopback_tls
 from federation.gateway.proxy import make_app
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
-from federation.join import node_certificate, renew_if_due
-from federation.ledger import Ledger, ledger_file
-from federation.processes import LOOPBACK
+from federation.ledger.chain import Ledger, ledger_file
+from federation.processes.process import LOOPBACK
 from models.refusal import Refusal
 from pipeline.site import Site
 

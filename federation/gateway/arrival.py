@@ -17,14 +17,14 @@ from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation import reasons
-from federation.approvals import Approvals
+from federation.approval.approvals import Approvals
 from federation.gateway import inbound
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
 from federation.gateway.reply import bare_message
 from federation.gateway.schema import Schema, schema_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Answer, Declined, Unreachable, Upstream
-from federation.ledger import Ledger
+from federation.ledger.chain import Ledger
 from models.refusal import Refusal
 from pipeline.privacy_budget import check_and_spend
 from pipeline.site import Site

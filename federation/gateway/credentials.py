@@ -19,7 +19,7 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message, verify_signature
 from flwr.supercore.version import package_name, package_version
 
-from federation.certificates import load_node_key
+from federation.enrolment.certificates import load_node_key
 from pipeline.site import Site
 
 _SIGN_SECONDS = 60.0  # a signature takes about as long as the rest of a small request

@@ -22,7 +22,7 @@ from flwr.proto.node_pb2 import Node
 
 from federation import reasons
 from federation.allowed import EPSILON
-from federation.approvals import Approvals
+from federation.approval.approvals import Approvals
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
 from federation.gateway.inbound import task_kind
@@ -34,8 +34,8 @@ from federation.gateway.reception import Reception
 from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
-from federation.ledger import PASSED, Entry, Head, Ledger
-from federation.replies import site_code
+from federation.ledger.chain import PASSED, Entry, Head, Ledger
+from federation.rounds.replies import site_code
 from models.refusal import Reason, Refusal
 from pipeline.site import Site
 

@@ -16,7 +16,7 @@ from federation import reasons
 from federation.allowed import FIGURES, Kind
 from federation.gateway.objects import Content
 from federation.gateway.schema import Schema
-from federation.ledger import EMPTY, Head
+from federation.ledger.chain import EMPTY, Head
 from models.refusal import Reason, Refusal
 from pipeline.site import SiteSettings
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from federation.certificates import valid_until
-from federation.processes import LOOPBACK
+from federation.enrolment.certificates import valid_until
+from federation.processes.process import LOOPBACK
 from pipeline.site import Site
 
 _VALIDITY = timedelta(days=5 * 365)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from federation import reasons
 from federation.allowed import EPSILON, EXAMPLES_OF, FIGURES, LOSS, Kind
-from federation.buffers import is_counter, is_variance
 from federation.gateway.objects import ArrayHead, Content, chunk_body
 from federation.gateway.patients import Patients
 from federation.gateway.schema import ArraySpec, Schema
+from federation.rounds.buffers import is_counter, is_variance
 from models.refusal import Refusal
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from federation.processes import LOOPBACK, Process, flower_environment, port_is_taken
+from federation.processes.process import LOOPBACK, Process, flower_environment, port_is_taken
 from pipeline.site import Site
 
 START_SECONDS = 60.0

@@ -15,7 +15,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 
 from federation.gateway.objects import Content, compose, compose_array, compose_names, object_id
-from federation.ledger import Head
+from federation.ledger.chain import Head
 
 REFUSED = 1001  # Flower wants a number; the code in the text is what counts
 

@@ -137,7 +137,7 @@ def schema_of(study: str, folder: Path) -> Schema:
 
 def work_out(study_json: bytes) -> Schema:
     """The schema of a study, from its network itself. Raises pydantic's ValidationError."""
-    from federation.packing import pack
+    from federation.rounds.packing import pack
     from federation.study import Study
     from models.network import build_network
 

@@ -19,8 +19,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from federation import client_app
-from federation.packing import WEIGHTS
+from federation.rounds import client_app
+from federation.rounds.packing import WEIGHTS
 
 PLANTED = "planted.json"  # below cohort/
 SECONDS = 3.0

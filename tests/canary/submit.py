@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from federation.fab import APP
+from federation.approval.fab import APP
 from tests.canary import leaks
 
 
@@ -20,9 +20,9 @@ def leaking_app(folder: Path) -> Path:
 
 def submit(app: Path, study: Path, server: Path) -> None:
     """Run a study with another app than ours, to its end."""
-    from federation import runs
-    from federation.console import say
-    from federation.launch import launch
+    from federation.commands.console import say
+    from federation.studies import runs
+    from federation.studies.launch import launch
     from federation.study import Study
     from models.settings import load_settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.certificates import create_server_certificates
+from federation.enrolment.certificates import create_server_certificates
 from tests.canary.capture import _MAGIC
 from tests.canary.tls import Plain, Unreadable, decrypt, read_secrets
 from tests.canary.traffic import DECRYPTED, outgoing

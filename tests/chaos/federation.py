@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from federation.control import read_server_config
-from federation.processes import free_port
+from federation.processes.process import free_port
+from federation.server.control import read_server_config
 from tests.chaos.network import Link
 from tests.e2e.conftest import Command, enter, ok, run_command
 

@@ -39,7 +39,7 @@ def test_f1_a_killed_supernode_costs_its_round_and_no_more(three: Federation):
 def test_f12_a_node_with_the_same_key_elsewhere_is_turned_away(three: Federation, tmp_path: Path):
     """The one that is there stays; the copy says that its key is in use."""
     shutil.copytree(
-        three.site("west"), tmp_path / "copy", ignore=shutil.ignore_patterns("logs", "gateway", "flower_home")
+        three.site("west"), tmp_path / "copy", ignore=shutil.ignore_patterns("logs", "gateway", "flower_home", "*.sock")
     )
     copy = three.start("node", "start", tmp_path / "copy")
     assert copy.wait(seconds=180) == 1
@@ -51,8 +51,8 @@ def test_f12_a_node_with_the_same_key_elsewhere_is_turned_away(three: Federation
 
 
 def test_f13_a_slow_site_misses_the_round_and_is_named(three: Federation):
-    """Its line carries a fiftieth of a model in the time of a round."""
-    run = three.run_study(rounds=3, timeout_s=45)
+    """Its line carries a twentieth of a model in the time of a round, which is long for the others on any machine."""
+    run = three.run_study(rounds=3, timeout_s=120)
     run.wait_for("round 1 of 3", seconds=240)
     three.links["south"].bytes_per_s = 400
     run.wait_for("round 2 of 3", seconds=240)
@@ -61,19 +61,21 @@ def test_f13_a_slow_site_misses_the_round_and_is_named(three: Federation):
     second = three.rounds(run)[1]
     assert second["sites"] == ["north", "west"]
     assert second["refused"] == {"south": "E_SITE_MISSING"}
-    assert 40 <= second["seconds"] <= 60
+    assert 115 <= second["seconds"] < 120 * 1.1
     assert "south: E_SITE_MISSING" in text
 
 
 def test_f15_a_client_that_the_system_kills_is_a_code_and_nothing_else(three: Federation):
+    north = three.nodes["north"]
+    told = len(north.text())
     run = three.run_study(rounds=3, timeout_s=120)
-    run.wait_for("round 1 of 3", seconds=240)
-    kill_member(three.nodes["north"], "flwr-clientapp")
+    # At its work: the process of the round before may still be on its way out.
+    wait_until(lambda: "training for round 2" in north.text()[told:], "north at work on round 2", seconds=480)
+    kill_member(north, "flwr-clientapp")
     text = finished(run)
-    hit = [entry["refused"].get("north") for entry in three.rounds(run)]
-    assert any(code and code.startswith("E_") for code in hit)
+    assert three.rounds(run)[1]["refused"]["north"].startswith("E_")
     assert str(three.folder / "sites") not in text
-    assert three.nodes["north"].process.poll() is None  # the node itself goes on
+    assert north.process.poll() is None  # the node itself goes on
     assert three.rounds(run)[-1]["sites"] == ["north", "south", "west"]
 
 

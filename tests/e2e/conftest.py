@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from federation import sandbox
-from federation.guard import descendants, read_parents
+from federation.node import sandbox
+from federation.processes.guard import descendants, read_parents
 from models.refusal import Refusal
 from pipeline.site import Site
 

@@ -26,13 +26,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from federation.authority import Authority
-from federation.certificates import client_tls, create_node_key, load_node_key, open_authority, public_pem, trust
-from federation.control import ca_certificate, read_server_config
 from federation.door.listener import serve
-from federation.processes import free_port, port_is_taken
-from federation.registry import record, registry
-from federation.server import init_server
+from federation.enrolment.authority import Authority
+from federation.enrolment.certificates import (
+    client_tls,
+    create_node_key,
+    load_node_key,
+    open_authority,
+    public_pem,
+    trust,
+)
+from federation.enrolment.registry import record, registry
+from federation.processes.process import free_port, port_is_taken
+from federation.server.control import ca_certificate, read_server_config
+from federation.server.start import init_server
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 CONFIGURATION = Path(__file__).resolve().parents[2] / "docs" / "nginx" / "fedthorax.conf"

@@ -17,11 +17,11 @@ from flwr.proto.node_pb2 import Node
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from federation.certificates import client_tls, load_node_key, public_pem
-from federation.control import read_server_config
-from federation.guard import read_parents
-from federation.join import node_certificate
-from federation.processes import free_port
+from federation.enrolment.certificates import client_tls, load_node_key, public_pem
+from federation.enrolment.join import node_certificate
+from federation.processes.guard import read_parents
+from federation.processes.process import free_port
+from federation.server.control import read_server_config
 from pipeline.site import Site
 from tests.e2e.conftest import Command, run_command
 

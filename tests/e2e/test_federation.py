@@ -13,7 +13,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from federation.processes import free_port
+from federation.processes.process import free_port
 from tests.e2e.conftest import Command, enter, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -106,7 +106,7 @@ def resumed(federation: Federation, survived_node_loss: Command) -> tuple[Comman
     federation.wait_online(3)
     broken = federation.run_study()
     broken.wait_for("round 2 of 4", seconds=240)
-    federation.server.kill()
+    federation.server.start.kill()
     assert broken.wait(seconds=120) == 1
     federation.start_server()
     federation.wait_online(3)

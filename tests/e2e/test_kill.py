@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.guard import read_parents
+from federation.processes.guard import read_parents
 from pipeline.phantom.generate import make_hospitals
 from pipeline.site import Site
 from tests.e2e.conftest import Command, run_command

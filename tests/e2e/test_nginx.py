@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 import pytest
 
-from federation import enrolment
-from federation.authority import Authority
-from federation.control import read_server_config
 from federation.door.answers import FLEET, MAX_BODY_BYTES
-from federation.enrolment import revoke
-from federation.join import join, renew
+from federation.enrolment import invitations as enrolment
+from federation.enrolment.authority import Authority
+from federation.enrolment.invitations import revoke
+from federation.enrolment.join import join, renew
+from federation.server.control import read_server_config
 from pipeline.site import Site, init_site, site_settings
 from tests.e2e.door_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig
 

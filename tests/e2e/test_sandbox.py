@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from federation import sandbox
-from federation.guard import descendants, read_parents
-from federation.processes import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
+from federation.node import sandbox
+from federation.processes.guard import descendants, read_parents
+from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
 from models.refusal import Refusal
 from pipeline.site import Site
 
@@ -329,7 +329,7 @@ run = "sandboxed-1"
 answer = "{answer}"
 """
 CLIENT_APP = """
-from federation.client_app import app
+from federation.rounds.client_app import app
 
 __all__ = ["app"]
 """
@@ -341,8 +341,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
-from federation.packing import pack
-from federation.replies import encode
+from federation.rounds.packing import pack
+from federation.rounds.replies import encode
 from federation.study import Study
 from models.network import build_network
 

@@ -1,0 +1,169 @@
+"""Flower's app bundle (FAB): built so that the same files give the same bytes, and read as if an enemy had sent it.
+
+A FAB is a zip of the app's files and of `.info/CONTENT`, which lists each with its SHA-256 (flwr.cli.build). Flower's
+own build writes pyproject.toml anew, as its version of a TOML writer puts it, and notes the operating system. Ours
+takes the files as they lie and fixes everything else: dates, order, modes, no compression. So the hospital computes,
+from the files that it has installed itself, the very hash of the app that the server sends. Flower installs both alike.
+"""
+
+import hashlib
+import io
+import re
+import stat
+import tokenize
+import tomllib
+import unicodedata
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from federation import reasons
+from models.refusal import Refusal
+
+APP = Path(__file__).parents[1] / "app"  # the app that this release ships
+CONFIG = "pyproject.toml"
+MANIFEST = ".info/CONTENT"
+MAX_BYTES = 10 * 2**20  # flwr.common.constant.FAB_MAX_SIZE; for us of the unpacked files as well
+MAX_FILES = 500
+_DATE = (2024, 10, 1, 0, 0, 0)  # flwr.common.constant.FAB_DATE
+_VALUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,99}")
+_UNIX = 3  # of the zip's header: by which system's rules its file modes are read
+
+
+@dataclass(frozen=True)
+class App:
+    """What a FAB holds: its own SHA-256, and each file's bytes by its path. `config` is its pyproject.toml."""
+
+    sha256: str
+    files: dict[str, bytes]
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Publisher, name and version, as whoever made the app wrote them."""
+        project = self.config["project"]
+        return f"{self.config['tool']['flwr']['app']['publisher']}/{project['name']} {project['version']}"
+
+
+def build(folder: Path) -> bytes:
+    """The FAB of the app in `folder`: of the files that Flower's own build would take.
+
+    Raises Refusal: E_APP_CONFIG, E_APP_SIZE, E_APP_TEXT.
+    """
+    from flwr.cli.build import build_fab_from_disk
+
+    try:
+        content = build_fab_from_disk(folder)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise Refusal(reasons.APP_CONFIG, problem="it cannot be built", private=str(error)) from error
+    with zipfile.ZipFile(io.BytesIO(content)) as built:
+        files = {name: built.read(name) for name in built.namelist() if name != MANIFEST}
+    files[CONFIG] = (folder / CONFIG).read_bytes()
+    fab = pack(files)
+    read(fab)  # what this site would refuse is not sent out either
+    return fab
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """A FAB of these files, by path: the same bytes on every machine and at every time."""
+    names = [CONFIG, *sorted(files.keys() - {CONFIG})]
+    lines = [f"{name},{hashlib.sha256(files[name]).hexdigest()},{8 * len(files[name])}" for name in names]
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as fab:
+        for name, data in [*((name, files[name]) for name in names), (MANIFEST, "\n".join(lines).encode())]:
+            entry = zipfile.ZipInfo(name, _DATE)
+            entry.create_system = _UNIX
+            entry.external_attr = (stat.S_IFREG | 0o600) << 16
+            fab.writestr(entry, data)
+    return content.getvalue()
+
+
+def read(content: bytes) -> App:
+    """Look into a FAB without writing or running anything of it.
+
+    Raises Refusal: E_APP_SIZE, E_APP_ARCHIVE, E_APP_PATH, E_APP_MANIFEST, E_APP_TEXT, E_APP_CONFIG.
+    """
+    if len(content) > MAX_BYTES:
+        raise _too_large()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+            _check_entries(entries)
+            # zipfile gives no more bytes than the header says; a false header fails its CRC.
+            files = {entry.filename: archive.read(entry) for entry in entries}
+    except Refusal:
+        raise
+    except Exception as error:  # zipfile and its decompressors have no common exception
+        raise Refusal(reasons.APP_ARCHIVE, private=repr(str(error))) from None
+    _check_manifest(files)
+    del files[MANIFEST]
+    for name, data in files.items():
+        _check_text(name, data)
+    return App(hashlib.sha256(content).hexdigest(), files, _config(files))
+
+
+def _too_large() -> Refusal:
+    return Refusal(reasons.APP_SIZE, megabytes=MAX_BYTES >> 20, files=MAX_FILES)
+
+
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > MAX_FILES or sum(entry.file_size for entry in entries) > MAX_BYTES:
+        raise _too_large()
+    for entry in entries:
+        # bz2 and LZMA are decompressed without a bound on memory.
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refusal(reasons.APP_ARCHIVE, private=f"{entry.filename!r}: unusual compression")
+        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the archive was not made on Unix
+        if kind not in (0, stat.S_IFREG) or not _is_plain(entry.filename):
+            raise Refusal(reasons.APP_PATH, private=repr(entry.filename))
+    names = [_same(entry.filename) for entry in entries]
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    if len(set(names)) < len(names) or folders & set(names):
+        raise Refusal(reasons.APP_PATH, private="two files of one name")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether the name is a path downwards, spelt in the one way in which it is unpacked."""
+    return not any(part in ("", ".", "..") for part in name.split("/")) and not set(name) & set("\\:\0")
+
+
+def _same(name: str) -> str:
+    """One spelling for names that some file systems take for one."""
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _check_manifest(files: dict[str, bytes]) -> None:
+    """Flower checks the files that the list names; a file that it does not name would be installed unseen."""
+    listed = {}
+    for line in files.get(MANIFEST, b"").decode("utf-8", "replace").strip().split("\n"):
+        name, _, sha256 = line.rpartition(",")[0].rpartition(",")
+        listed[name] = sha256
+    if listed != {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != MANIFEST}:
+        raise Refusal(reasons.APP_MANIFEST)
+
+
+def _check_text(name: str, data: bytes) -> None:
+    """Python reads a source as its first lines say (PEP 263): what is shown here as UTF-8 must be what runs there."""
+    try:
+        data.decode("utf-8")
+        declared = tokenize.detect_encoding(io.BytesIO(data).readline)[0] if name.endswith(".py") else "utf-8"
+    except (UnicodeDecodeError, SyntaxError):
+        declared = "none"
+    if declared not in ("utf-8", "utf-8-sig", "utf8", "ascii"):
+        raise Refusal(reasons.APP_TEXT, private=f"{name!r}: {declared}")
+
+
+def _config(files: dict[str, bytes]) -> dict[str, Any]:
+    """The app's pyproject.toml. Flower makes a folder's name of three of its values, so they must not hold a path."""
+    try:
+        config = tomllib.loads(files[CONFIG].decode("utf-8"))
+        app = config["tool"]["flwr"]["app"]
+        values = {"publisher": app["publisher"], **{key: config["project"][key] for key in ("name", "version")}}
+        client = app["components"]["clientapp"]
+    except (KeyError, TypeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise Refusal(reasons.APP_CONFIG, problem="a value is missing", private=repr(error)) from None
+    for key, value in {**values, "clientapp": client}.items():
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise Refusal(reasons.APP_CONFIG, problem=f"{key} is no plain name", private=repr(value))
+    return config

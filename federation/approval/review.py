@@ -1,0 +1,275 @@
+"""What an app is, for the person at the hospital who decides whether it may run.
+
+Its files, what changed since the last approved app, and the places in its sources that are worth a look, found in
+their syntax trees (`ast`); nothing of the app is run, imported or written. Such a list proves nothing: code that
+wants to hide what it does can (a name put together from letters, a value that comes with the weights). It shows where
+to begin to read.
+"""
+
+import ast
+import builtins
+import difflib
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from federation.approval.fab import App
+
+CAUTION = (
+    "This list proves nothing: code that wants to hide what it does is on no list. Approve only what you have read, "
+    "or what comes from somebody whom you trust, by a hash that they gave you on another way."
+)
+MAX_DIFF_LINES = 1000
+_MAX_COMPARED_LINES = 2000  # of one file: comparing takes time with the square of them
+_MAX_PARSED_CHARACTERS = 2**18
+_LONG = 1000  # characters, of a line or a text
+
+HOSPITAL = "calls the hospital's own fedthorax: what that does is not part of this app"
+FILES = "writes, moves or deletes files"
+REFLECTION = "reaches parts of Python by name, a way to hide what is called"
+HIDDEN = "unpacks or decodes: could be code or data that is hidden from the eye"
+# What is said of names, as they are imported, and of all that is below them; the longest that fits counts.
+_WORTH_A_LOOK = {
+    "network: could send data out, past the gateway; the sandbox gives it none": """
+        socket ssl select selectors socketserver http urllib urllib3 requests httpx aiohttp ftplib smtplib poplib
+        imaplib nntplib telnetlib xmlrpc grpc paramiko websockets websocket zmq dns boto3 botocore google.cloud azure
+        mlflow wandb huggingface_hub torch.hub torch.distributed asyncio.open_connection asyncio.start_server
+        asyncio.open_unix_connection webbrowser pynetdicom dicomweb_client""",
+    "starts or controls processes": """
+        subprocess multiprocessing pty os.system os.popen os.fork os.forkpty os.kill os.killpg os.execl os.execle
+        os.execlp os.execlpe os.execv os.execve os.execvp os.execvpe os.spawnl os.spawnle os.spawnlp os.spawnlpe
+        os.spawnv os.spawnve os.spawnvp os.spawnvpe os.posix_spawn os.posix_spawnp os.startfile concurrent.futures
+        asyncio.create_subprocess_exec asyncio.create_subprocess_shell torch.multiprocessing""",
+    FILES: """
+        shutil tempfile fileinput os.remove os.unlink os.rename os.renames os.replace os.rmdir os.removedirs os.mkdir
+        os.makedirs os.symlink os.link os.mkfifo os.mknod os.truncate os.chmod os.chown os.open os.write
+        os.memfd_create torch.save numpy.save numpy.savez numpy.savez_compressed numpy.savetxt numpy.memmap
+        logging.FileHandler logging.handlers sqlite3 zipfile tarfile""",
+    "runs text as code: what runs need not stand here": """
+        eval exec compile code codeop runpy timeit torch.jit torch._dynamo numexpr""",
+    "imports by a name that is made while it runs, or changes where imports are looked for": """
+        __import__ importlib imp pkgutil zipimport zipapp site sys.path sys.modules sys.meta_path sys.path_hooks""",
+    "reaches below Python, where no rule of Python holds": """
+        ctypes cffi _ctypes mmap gc faulthandler torch.utils.cpp_extension torch.ops""",
+    "pickle or its kin: reading it runs whatever code the data brings": """
+        pickle _pickle cPickle cloudpickle dill joblib marshal shelve copyreg torch.load torch.serialization numpy.load
+        pandas.read_pickle""",
+    "reads or changes the environment, which can hold passwords and paths": """
+        os.environ os.environb os.getenv os.getenvb os.putenv os.unsetenv dotenv getpass""",
+    REFLECTION: """
+        globals locals vars inspect builtins __builtins__ sys._getframe sys.settrace sys.setprofile
+        operator.attrgetter operator.methodcaller types.CodeType types.FunctionType unittest.mock""",
+    HIDDEN: "base64 binascii codecs zlib gzip bz2 lzma quopri uu",
+    "goes on beside the task, or after it": "threading _thread atexit signal sched daemon weakref.finalize",
+    HOSPITAL: "federation pipeline models",
+}
+_NAMES = {name: why for why, names in _WORTH_A_LOOK.items() for name in names.split()}
+_WRITERS = """
+    write_text write_bytes touch unlink mkdir rmdir rename symlink_to hardlink_to to_csv to_pickle to_parquet to_json
+    to_excel to_hdf to_sql tofile savefig save_file save_as"""
+_WRITING_METHODS = frozenset(_WRITERS.split())  # of whatever object
+_PLAIN_DUNDERS = frozenset(("__init__", "__name__", "__doc__", "__version__"))
+NOWHERE = "/dev/null"
+_LINE_END = re.compile(r"\r\n|\r|\n")  # as Python counts lines
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A place that is worth a look; `line` 0 stands for the whole file."""
+
+    file: str
+    line: int
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Review:
+    """All that is shown of an app. Texts of the app's are as they are: show them through `printable`."""
+
+    app: str
+    sha256: str
+    files: list[tuple[str, int, str]]  # path, bytes, SHA-256
+    dependencies: list[str]
+    imports: list[str]  # the first part of each import's name
+    findings: list[Finding]
+    compared_with: str  # SHA-256 of the app that `difference` starts from; "" without one
+    difference: list[str] = field(default_factory=list)
+    left_out: int = 0  # lines of the difference beyond `MAX_DIFF_LINES`
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "caution": CAUTION}
+
+
+def review(app: App, before: App | None = None) -> Review:
+    """Look at an app; `before` is what its difference is shown from."""
+    sources = {name: data.decode("utf-8-sig") for name, data in sorted(app.files.items())}
+    findings: list[Finding] = []
+    imports: set[str] = set()
+    for name, text in sources.items():
+        findings += _odd_characters(name, text)
+        if name.endswith(".py"):
+            found, modules = _look(name, text)
+            findings += found
+            imports |= modules
+    difference = list(_difference(before.files if before else {}, app.files))
+    dependencies = app.config["project"].get("dependencies", [])
+    return Review(
+        app=app.name,
+        sha256=app.sha256,
+        files=[(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in sorted(app.files.items())],
+        dependencies=[str(one) for one in dependencies] if isinstance(dependencies, list) else [str(dependencies)],
+        imports=sorted(imports),
+        findings=sorted(findings, key=lambda finding: (finding.file, finding.line, finding.what)),
+        compared_with=before.sha256 if before else "",
+        difference=difference[:MAX_DIFF_LINES],
+        left_out=max(0, len(difference) - MAX_DIFF_LINES),
+    )
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: what could move the cursor, colour, or turn the direction is spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.expandtabs(4))
+
+
+# --- differences ------------------------------------------------------------------------------------------
+
+
+def _difference(old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
+    """A unified difference of all files, without end-of-line characters."""
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if before is None or after is None:
+            yield f"--- {name if after is None else NOWHERE}"
+            yield f"+++ {name if before is None else NOWHERE}"
+            yield from (f"{'+' if before is None else '-'}{line}" for line in _lines(before or after or b""))
+        elif max(len(_lines(before)), len(_lines(after))) > _MAX_COMPARED_LINES:
+            yield f"*** {name} differs, and is too long to compare: read both"
+        else:
+            yield from difflib.unified_diff(_lines(before), _lines(after), name, name, lineterm="")
+
+
+def _lines(data: bytes) -> list[str]:
+    return _LINE_END.split(data.decode("utf-8"))
+
+
+# --- what is worth a look ---------------------------------------------------------------------------------
+
+
+def _odd_characters(file: str, text: str) -> Iterator[Finding]:
+    """Characters that make a source look other than it is ("Trojan Source", CVE-2021-42574)."""
+    for number, line in enumerate(_LINE_END.split(text), start=1):
+        odd = sorted({c for c in line if not c.isprintable() and c not in "\t\f"})
+        if odd:
+            names = " ".join(f"U+{ord(c):04X}" for c in odd[:5])
+            yield Finding(file, number, names, "invisible characters: what is shown may not be what runs")
+        elif file.endswith(".py") and len(line) > _LONG:
+            yield Finding(file, number, f"{len(line)} characters", "a line too long to be read: look at all of it")
+
+
+def _look(file: str, text: str) -> tuple[list[Finding], set[str]]:
+    """The findings of one source, and the modules that it imports."""
+    try:
+        if len(text) > _MAX_PARSED_CHARACTERS:
+            raise ValueError
+        with warnings.catch_warnings(action="ignore"):  # it would quote the source on the terminal
+            nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [Finding(file, 0, "not looked at", "it is no Python or too long, and may run all the same")], set()
+    imported = _imported(nodes)
+    found = {
+        Finding(file, getattr(node, "lineno", 0), what, why)
+        for node in nodes
+        for what, why in _findings(node, imported)
+    }
+    return list(found), {name.partition(".")[0] for name in imported.values()}
+
+
+def _imported(nodes: list[ast.AST]) -> dict[str, str]:
+    """What each imported name stands for, wherever in the file it is imported."""
+    names: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]  # `import a.b` binds a, `import a.b as c` binds a.b
+                names |= {alias.asname: alias.name} if alias.asname else {top: top}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _findings(node: ast.AST, imported: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What is to be said of one node of the tree, and why."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, why) for alias in node.names if (why := _why(alias.name)))
+    elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        for alias in node.names:
+            if why := _why(f"{node.module}.{alias.name}"):
+                yield f"{node.module}.{alias.name}", why
+            if alias.name == "*":
+                yield f"{node.module}.*", "imports all names of a module: what is called below may come from there"
+    elif isinstance(node, ast.Name) and (hasattr(builtins, node.id) or node.id == "__builtins__"):
+        if node.id in _NAMES:
+            yield node.id, _NAMES[node.id]
+    elif isinstance(node, ast.Attribute):
+        name = _dotted(node, imported)
+        if name in _NAMES and _NAMES[name] is not HOSPITAL:
+            yield name, _NAMES[name]
+        if node.attr.startswith("__") and node.attr not in _PLAIN_DUNDERS:
+            yield f".{node.attr}", REFLECTION
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) > _LONG:
+        yield f"a text of {len(node.value)} characters", HIDDEN
+    elif isinstance(node, ast.Call):
+        yield from _call(node, imported)
+
+
+def _call(node: ast.Call, imported: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    name = _dotted(node.func, imported)
+    last = name.rpartition(".")[2]
+    if last == "open" and _may_write(node, imported):
+        yield "open(...) to write", FILES
+    elif isinstance(node.func, ast.Attribute) and last in _WRITING_METHODS:
+        yield f".{last}(...)", FILES
+    elif _is_imported(node.func, imported) and (why := _why(name)) and why is not HOSPITAL:
+        yield name, why
+    elif name in ("getattr", "setattr", "delattr"):
+        attribute = node.args[1] if len(node.args) > 1 else None
+        if not isinstance(attribute, ast.Constant) or str(attribute.value).startswith("_"):
+            yield f"{name}(...)", REFLECTION
+
+
+def _may_write(call: ast.Call, imported: Mapping[str, str]) -> bool:
+    """Whether an `open` may write: its mode says so, or is not to be seen here."""
+    is_function = isinstance(call.func, ast.Name) or _is_imported(call.func, imported)
+    position = 1 if is_function else 0  # open(path, mode), path.open(mode)
+    modes = [*call.args[position : position + 1], *(k.value for k in call.keywords if k.arg in ("mode", None))]
+    return any(not isinstance(mode, ast.Constant) or bool(set(str(mode.value)) & set("wxa+")) for mode in modes)
+
+
+def _is_imported(node: ast.AST, imported: Mapping[str, str]) -> bool:
+    """Whether `a` of `a.b.c` is an imported name."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in imported
+
+
+def _dotted(node: ast.AST, imported: Mapping[str, str]) -> str:
+    """`a.b.c` by the names that were imported; what does not begin with a name begins with "?"."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    first = imported.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
+    return ".".join([first, *reversed(parts)])
+
+
+def _why(name: str) -> str:
+    """The reason of the longest known name that `name` is, or is below of; "" without one."""
+    while name and name not in _NAMES:
+        name = name.rpartition(".")[0]
+    return _NAMES.get(name, "")

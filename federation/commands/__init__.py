@@ -1,0 +1,1 @@
+"""The commands of `fedthorax`, a module for each group, and how they speak."""

@@ -1,0 +1,1 @@
+"""Who takes part in a study: invitations, certificates and the authority that signs them."""

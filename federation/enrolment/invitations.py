@@ -1,0 +1,240 @@
+"""Who takes part in a study: invited by a one-time code, joined with a certificate, revoked.
+
+All of it stands in the registry; certificates/crl.pem repeats what was revoked for nginx. Of a code's secret the
+server keeps the hash alone: 192 random bits cannot be guessed, so no slow hash is needed.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
+from pydantic import BaseModel, ConfigDict, Field
+
+from federation import reasons
+from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem, replace_file
+from federation.enrolment.registry import Holder, record, registry, transaction, utc, valid_certificates
+from federation.server.control import ca_certificate, read_server_config
+from federation.server.start import enrol, strike_off
+from federation.server.start import sites as registered_sites
+from models.refusal import Refusal
+
+INVITATION_SECONDS = 7 * 86_400
+MAX_WRONG_TRIES = 10
+# A node's certificate is renewed when less than this is left; before, the one it has is good enough.
+RENEW_BEFORE_SECONDS = 30 * 86_400
+
+_SITE_NAME = re.compile(r"[a-z0-9-]{1,63}")
+
+
+class JoinRequest(BaseModel):
+    """What a node sends with its code: the request for a certificate (PKCS #10, PEM) over its own key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    invitation: str = Field(pattern=r"^[0-9a-f]{16}$")
+    secret: str = Field(max_length=64)
+    request: str = Field(max_length=8192)
+
+
+@dataclass(frozen=True)
+class EnrolledSite:
+    """A site as the study's office sees it. `until` is when its newest certificate ends, None before it joined."""
+
+    name: str
+    state: str  # invited, enrolled, expired or revoked
+    patients: int | None
+    until: datetime | None
+    online: bool
+
+
+# --- the study's office -----------------------------------------------------------------------------------
+
+
+def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
+    """A one-time code with which one node may join as site `name`, within 7 days.
+
+    It holds the door's address, the SHA-256 of the study's authority, the invitation's number and a secret.
+    `patients` is the size that the site's weight is held to. A second invitation of the same name voids the first.
+
+    Raises Refusal: E_SITE_NAME, E_SITE_NAME_TAKEN, E_NO_SERVER.
+    """
+    if not _SITE_NAME.fullmatch(name):
+        raise Refusal(reasons.SITE_NAME)
+    invitation, secret = secrets.token_hex(8), secrets.token_urlsafe(24)
+    with registry(folder) as db, transaction(db):
+        if valid_certificates(db, name, valid_at=time.time()):
+            raise Refusal(reasons.SITE_NAME_TAKEN, site=name)
+        db.execute("DELETE FROM invitations WHERE site = ?", (name,))
+        db.execute(
+            "INSERT INTO invitations (id, site, secret_sha256, patients, ends) VALUES (?, ?, ?, ?, ?)",
+            (invitation, name, _hash(secret), patients, time.time() + INVITATION_SECONDS),
+        )
+    authority = x509.load_pem_x509_certificate(ca_certificate(folder).read_bytes())
+    return f"{read_server_config(folder).address}/{fingerprint(authority)}/{invitation}/{secret}"
+
+
+def revoke(folder: Path, name: str) -> None:
+    """Shut site `name` out: its certificates, its invitation, and its node if the server runs.
+
+    The door refuses the certificates from this moment on, also on connections that are open.
+    Raises Refusal: E_SITE_UNKNOWN, E_NO_SERVER, E_AUTHORITY.
+    """
+    with registry(folder) as db, transaction(db):
+        known = db.execute("DELETE FROM invitations WHERE site = ?", (name,)).rowcount
+        known += db.execute(
+            "UPDATE certificates SET revoked = coalesce(revoked, ?) WHERE site = ?", (time.time(), name)
+        ).rowcount
+        if not known:
+            raise Refusal(reasons.SITE_UNKNOWN)
+        rows = db.execute("SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL").fetchall()
+    # The site is out by now, whatever comes of the rest.
+    serials = {int(serial, 16): utc(when) for serial, when in rows}
+    crl = open_authority(ca_certificate(folder).parent).revocation_list(serials)
+    replace_file(ca_certificate(folder).with_name("crl.pem"), crl.public_bytes(Encoding.PEM))
+    try:
+        strike_off(folder, name)
+    except Refusal as refusal:
+        if refusal.reason is not reasons.SERVER_UNREACHABLE:  # a server that is down has no node to strike off
+            raise
+
+
+def enrolled_patients(folder: Path) -> dict[str, int | None]:
+    """The sites that may take part now, and how many patients each enrolled with; None where the office set none.
+
+    Raises Refusal: E_NO_SERVER.
+    """
+    with registry(folder) as db:
+        rows = db.execute("SELECT name, patients FROM sites ORDER BY name").fetchall()
+        return {name: patients for name, patients in rows if valid_certificates(db, name, valid_at=time.time())}
+
+
+def overview(folder: Path) -> list[EnrolledSite]:
+    """Every site that was invited or has joined, by name; the server must be running.
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
+    """
+    online = {site.name for site in registered_sites(folder) if site.online}
+    with registry(folder) as db:
+        invited = dict(db.execute("SELECT site, patients FROM invitations WHERE used_by IS NULL").fetchall())
+        joined = dict(db.execute("SELECT name, patients FROM sites").fetchall())
+        found = []
+        for name in sorted({*invited, *joined}):
+            newest = db.execute(
+                "SELECT ends, revoked FROM certificates WHERE site = ? ORDER BY rowid DESC LIMIT 1", (name,)
+            ).fetchone()
+            if newest is None:
+                found.append(EnrolledSite(name, "invited", invited[name], None, online=False))
+                continue
+            ends, revoked = newest
+            state = "revoked" if revoked is not None else "enrolled" if ends > time.time() else "expired"
+            found.append(EnrolledSite(name, state, joined[name], utc(ends), online=name in online))
+    return found
+
+
+def restore_roster(folder: Path) -> None:
+    """Register every site that may take part with the running SuperLink, which may have lost its memory (state.db).
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
+    """
+    with registry(folder) as db:
+        rows = db.execute(
+            "SELECT DISTINCT site, public_key FROM certificates WHERE revoked IS NULL AND ends > ?", (time.time(),)
+        ).fetchall()
+    for site, public_key in rows:
+        enrol(folder, public_key, site)
+
+
+# --- the door ---------------------------------------------------------------------------------------------
+
+
+def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
+    """Let a node join with its code: the site's name and the node's certificate (PEM).
+
+    The key is registered with the running SuperLink. The same node may ask again, should the answer have been lost;
+    for any other the code is used up.
+
+    Raises Refusal: E_INVITATION, E_INVITATION_OVER, E_PUBLIC_KEY, E_KEY_REVOKED, E_ALREADY_ENROLLED,
+    E_SERVER_UNREACHABLE.
+    """
+    with registry(folder) as db:
+        _check_secret(db, join)
+        public_key = _requested_key(join.request)
+        with transaction(db):
+            row = db.execute(
+                "SELECT site, patients, used_by FROM invitations WHERE id = ? AND ends > ?",
+                (join.invitation, time.time()),
+            ).fetchone()
+            if row is None or row[2] not in (None, public_key):
+                raise Refusal(reasons.INVITATION_OVER)
+            site, patients, used_by = row
+            if used_by is not None and (held := valid_certificates(db, site, valid_at=time.time())):
+                return site, held[0]
+            if db.execute(
+                "SELECT 1 FROM certificates WHERE public_key = ? AND revoked IS NOT NULL", (public_key,)
+            ).fetchone():
+                raise Refusal(reasons.KEY_REVOKED)
+            enrol(folder, public_key, site)
+            pem = _issue(db, folder, site, public_key)
+            db.execute("INSERT OR REPLACE INTO sites (name, patients) VALUES (?, ?)", (site, patients))
+            db.execute("UPDATE invitations SET used_by = ? WHERE id = ?", (public_key, join.invitation))
+    return site, pem
+
+
+def renew(folder: Path, held: Holder) -> str:
+    """A new certificate (PEM) for the node that holds one; the newest it has, while that is good for long.
+
+    Raises Refusal: E_CERTIFICATE_REVOKED, E_CERTIFICATE_EXPIRED.
+    """
+    held.judge()
+    with registry(folder) as db, transaction(db):
+        if good := valid_certificates(db, held.site, valid_at=time.time() + RENEW_BEFORE_SECONDS):
+            return good[0]
+        if not valid_certificates(db, held.site, valid_at=time.time()):  # revoked since we looked
+            raise Refusal(reasons.CERTIFICATE_REVOKED)
+        return _issue(db, folder, held.site, held.public_key)
+
+
+def _check_secret(db: sqlite3.Connection, join: JoinRequest) -> None:
+    with transaction(db):
+        row = db.execute(
+            "SELECT secret_sha256, wrong_tries FROM invitations WHERE id = ?", (join.invitation,)
+        ).fetchone()
+        kept, wrong_tries = row or (bytes(32), MAX_WRONG_TRIES)
+        right = hmac.compare_digest(kept, _hash(join.secret)) and wrong_tries < MAX_WRONG_TRIES
+        if not right:
+            db.execute("UPDATE invitations SET wrong_tries = wrong_tries + 1 WHERE id = ?", (join.invitation,))
+    if not right:
+        raise Refusal(reasons.INVITATION)
+
+
+def _requested_key(request: str) -> bytes:
+    """The key (PEM) of a request for a certificate; nothing else that the request says counts."""
+    try:
+        parsed = x509.load_pem_x509_csr(request.encode())
+        key = parsed.public_key()
+        if not (is_node_key(key) and parsed.is_signature_valid):
+            raise ValueError("another kind of key, or not signed with it")
+    except ValueError as error:
+        raise Refusal(reasons.PUBLIC_KEY, private=str(error)) from error
+    return public_pem(key)
+
+
+def _issue(db: sqlite3.Connection, folder: Path, site: str, public_key: bytes) -> str:
+    key = load_pem_public_key(public_key)
+    assert is_node_key(key), "it was one when it was accepted"
+    certificate = open_authority(ca_certificate(folder).parent).node_certificate(key, site)
+    pem = certificate.public_bytes(Encoding.PEM).decode()
+    record(db, site, certificate)
+    return pem
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

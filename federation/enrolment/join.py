@@ -1,0 +1,203 @@
+"""How a site joins a study and keeps its certificate: the hospital's side of enrolment.
+
+SITE_DIR/keys/ca.crt      the study's authority
+SITE_DIR/keys/node.crt    the certificate that the node shows, over the node's own key
+
+The code that the study's office sent names the authority, so that whoever answers in the server's place is found out
+before the code's secret leaves this machine.
+"""
+
+import hmac
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from federation import reasons
+from federation.enrolment.certificates import (
+    client_tls,
+    create_node_key,
+    fingerprint,
+    load_node_key,
+    replace_file,
+    trust,
+    valid_until,
+)
+from federation.processes.process import without_proxy
+from models.refusal import Refusal
+from pipeline.site import Site
+
+if TYPE_CHECKING:
+    import httpx
+
+RENEW_BEFORE = timedelta(days=30)
+TIMEOUT_SECONDS = 60.0
+MAX_ANSWER_BYTES = 64 * 1024
+
+_CODE = re.compile(r"([A-Za-z0-9.\-\[\]:]+:\d{1,5})/([0-9a-f]{64})/([0-9a-f]{16})/([A-Za-z0-9_-]{32})")
+_REFUSAL = re.compile(r"[EW]_[A-Z0-9_]{1,40}")
+
+
+@dataclass(frozen=True)
+class JoinCode:
+    """What the study's office hands to a hospital; `authority` is the SHA-256 of the authority's certificate."""
+
+    address: str
+    authority: str
+    invitation: str
+    secret: str
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """A code, also one that a mail program has broken into lines. Raises Refusal E_JOIN_CODE."""
+        found = _CODE.fullmatch("".join(text.split()))
+        if not found:
+            raise Refusal(reasons.JOIN_CODE)
+        return cls(*found.groups())
+
+
+def node_certificate(site: Site) -> Path:
+    """The certificate that the site's node shows to the study's server."""
+    return site.node_key.with_name("node.crt")
+
+
+def join(site: Site, code: str) -> str:
+    """Join the study that the code is for; the name under which the study knows this site.
+
+    Makes the node's key if there is none, writes the certificates, and the server's address into site.toml.
+
+    Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_NODE_FILE,
+    E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
+    """
+    invitation = JoinCode.read(code)
+    if not site.node_key.exists():
+        create_node_key(site.node_key)
+    authority = _fetch_authority(invitation)
+    answer = _ask(
+        trust(authority),
+        "POST",
+        f"https://{invitation.address}/enrolment/join",
+        json={"invitation": invitation.invitation, "secret": invitation.secret, "request": _request(site.node_key)},
+    )
+    _keep(site, authority, answer["certificate"])
+    settings = site.folder / "site.toml"
+    text = with_server_address(settings.read_text(encoding="utf-8"), invitation.address)
+    replace_file(settings, text.encode())
+    return str(answer["site"])
+
+
+def renew(site: Site) -> datetime:
+    """Renew the node's certificate while the one it has still holds; when the newest one ends.
+
+    Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_CERTIFICATE, E_SERVER_SILENT, E_SERVER_UNTRUSTED,
+    E_JOIN_REFUSED.
+    """
+    address = site.settings.server.address
+    if not address:
+        raise Refusal(reasons.NO_SERVER_SET)
+    tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
+    answer = _ask(tls, "POST", f"https://{address}/enrolment/renew")
+    _keep(site, site.ca_certificate.read_text(encoding="ascii"), answer["certificate"])
+    return valid_until(node_certificate(site))
+
+
+def renew_if_due(site: Site) -> bool:
+    """Renew the node's certificate if less than 30 days are left; whether it was. Raises Refusal as `renew` does."""
+    if valid_until(node_certificate(site)) > datetime.now(UTC) + RENEW_BEFORE:
+        return False
+    renew(site)
+    return True
+
+
+def with_server_address(settings: str, address: str) -> str:
+    """The text of a site.toml with this `address` in its table [server]; everything else stays as it was written."""
+    line = f'address = "{address}"'
+    table = re.search(r"^\[server\][^\n]*\n((?:(?!\[)[^\n]*\n?)*)", settings, re.M)
+    if table is None:
+        return f"{settings.rstrip()}\n\n[server]\n{line}\n"
+    body, count = re.subn(r"^\s*address\s*=\s*(\"[^\"\n]*\"|'[^'\n]*')", line, table[1], count=1, flags=re.M)
+    return settings[: table.start(1)] + (body if count else f"{line}\n{body}") + settings[table.end(1) :]
+
+
+def _fetch_authority(invitation: JoinCode) -> str:
+    """The certificate (PEM) of the authority that the code names, from a server that nothing is known of yet."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    with _client(unverified) as client:
+        pem = _bounded(client, "GET", f"https://{invitation.address}/enrolment/ca.crt")
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+    except ValueError as error:
+        raise Refusal(reasons.OTHER_AUTHORITY, private=str(error)) from error
+    if not hmac.compare_digest(fingerprint(certificate), invitation.authority):
+        raise Refusal(reasons.OTHER_AUTHORITY)
+    return certificate.public_bytes(Encoding.PEM).decode()
+
+
+def _request(private_key: Path) -> str:
+    """A request for a certificate (PKCS #10) over the node's key. It names nobody: the server knows the site's name."""
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return request.sign(load_node_key(private_key), hashes.SHA384()).public_bytes(Encoding.PEM).decode()
+
+
+def _keep(site: Site, authority: str, pem: str) -> None:
+    """Write the certificates, if they are what was asked for. Raises Refusal E_NODE_CERTIFICATE."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.encode()))
+    except Exception as error:  # InvalidSignature, ValueError, TypeError: none of them is one to go on with
+        raise Refusal(reasons.NODE_CERTIFICATE, private=repr(error)) from error
+    if certificate.public_key() != load_node_key(site.node_key).public_key():
+        raise Refusal(reasons.NODE_CERTIFICATE, private="for another key")
+    replace_file(site.ca_certificate, authority.encode())
+    replace_file(node_certificate(site), certificate.public_bytes(Encoding.PEM))
+
+
+@contextmanager
+def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
+    """An HTTP client, by the proxy that the machine uses; what goes wrong on the way becomes a Refusal."""
+    import httpx
+
+    os.environ["no_proxy"] = without_proxy()
+    try:
+        with httpx.Client(verify=tls, timeout=TIMEOUT_SECONDS) as client:
+            yield client
+    except httpx.TransportError as error:
+        untrusted = "certificate verify failed" in str(error)
+        raise Refusal(reasons.SERVER_UNTRUSTED if untrusted else reasons.SERVER_SILENT, private=str(error)) from error
+
+
+def _ask(tls: ssl.SSLContext, method: str, url: str, **content: Any) -> dict[str, str]:
+    """The server's answer {"site", "certificate"}. Raises Refusal, E_JOIN_REFUSED with the server's code among them."""
+    import json
+
+    with _client(tls) as client:
+        try:
+            answer = json.loads(_bounded(client, method, url, **content))
+            return {"site": str(answer["site"]), "certificate": str(answer["certificate"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refusal(reasons.JOIN_REFUSED, answer="no certificate came", private=str(error)) from error
+
+
+def _bounded(client: "httpx.Client", method: str, url: str, **content: Any) -> bytes:
+    """The body of an answer, if it is one of success and short."""
+    with client.stream(method, url, **content) as answer:
+        body = b""
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > MAX_ANSWER_BYTES:
+                raise Refusal(reasons.JOIN_REFUSED, answer="far too long an answer")
+    if answer.status_code != 200:
+        code = _REFUSAL.search(body.decode(errors="replace"))
+        raise Refusal(reasons.JOIN_REFUSED, answer=code[0] if code else f"HTTP {answer.status_code}")
+    return body

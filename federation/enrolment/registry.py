@@ -1,0 +1,118 @@
+"""SERVER_DIR/sites.sqlite: who was invited to a study, who joined, and which certificates were issued to them.
+
+The door admits a certificate only if it stands here, whoever else may hold one of the same authority. A server whose
+registry is lost admits nobody.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from federation import reasons
+from federation.enrolment.certificates import fingerprint, public_pem
+from federation.server.control import read_server_config
+from models.refusal import Refusal
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS invitations (
+    id TEXT PRIMARY KEY, site TEXT UNIQUE NOT NULL, secret_sha256 BLOB NOT NULL, patients INTEGER, ends REAL NOT NULL,
+    wrong_tries INTEGER NOT NULL DEFAULT 0, used_by BLOB
+);
+CREATE TABLE IF NOT EXISTS sites (name TEXT PRIMARY KEY, patients INTEGER);
+CREATE TABLE IF NOT EXISTS certificates (
+    fingerprint TEXT PRIMARY KEY, site TEXT NOT NULL, public_key BLOB NOT NULL, serial TEXT NOT NULL,
+    ends REAL NOT NULL, revoked REAL, pem TEXT NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Whom a certificate was issued to. Times are seconds since 1970; `public_key` is PEM."""
+
+    site: str
+    public_key: bytes
+    ends: float
+    revoked: float | None
+
+    def judge(self) -> None:
+        """Raises Refusal: E_CERTIFICATE_REVOKED, E_CERTIFICATE_EXPIRED."""
+        if self.revoked is not None:
+            raise Refusal(reasons.CERTIFICATE_REVOKED)
+        if self.ends <= time.time():
+            raise Refusal(reasons.CERTIFICATE_EXPIRED, holder="this site", until=f"{utc(self.ends):%Y-%m-%d}")
+
+
+@contextmanager
+def registry(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The open sites.sqlite of a server. Statements stand for themselves; see `transaction`.
+
+    Raises Refusal: E_NO_SERVER, and those of `load_settings`.
+    """
+    read_server_config(folder)
+    path = folder / "sites.sqlite"
+    path.touch(mode=0o600)
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+    try:
+        connection.executescript(_SCHEMA)
+        yield connection
+    finally:
+        connection.close()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, and nobody else writes meanwhile."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def holder(db: sqlite3.Connection, certificate: x509.Certificate) -> Holder:
+    """Whom this study issued the certificate to. Raises Refusal E_CERTIFICATE_UNKNOWN."""
+    row = db.execute(
+        "SELECT site, public_key, ends, revoked FROM certificates WHERE fingerprint = ?", (fingerprint(certificate),)
+    ).fetchone()
+    if row is None:
+        raise Refusal(reasons.CERTIFICATE_UNKNOWN)
+    return Holder(*row)
+
+
+def record(db: sqlite3.Connection, site: str, certificate: x509.Certificate) -> None:
+    """Enter a certificate that was issued to `site`; from now on the door knows it."""
+    db.execute(
+        "INSERT INTO certificates (fingerprint, site, public_key, serial, ends, pem) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            fingerprint(certificate),
+            site,
+            public_pem(certificate.public_key()),
+            f"{certificate.serial_number:x}",
+            certificate.not_valid_after_utc.timestamp(),
+            certificate.public_bytes(Encoding.PEM).decode(),
+        ),
+    )
+
+
+def valid_certificates(db: sqlite3.Connection, site: str, *, valid_at: float) -> list[str]:
+    """The certificates (PEM) of a site that hold at that time, the newest first."""
+    rows = db.execute(
+        "SELECT pem FROM certificates WHERE site = ? AND revoked IS NULL AND ends > ? ORDER BY rowid DESC",
+        (site, valid_at),
+    )
+    return [pem for (pem,) in rows]
+
+
+def utc(seconds: float) -> datetime:
+    """Seconds since 1970 as a time."""
+    return datetime.fromtimestamp(seconds, UTC)

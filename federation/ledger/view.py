@@ -1,0 +1,144 @@
+"""What left this hospital in a month, told from its ledger; and a run's record held against the ledger.
+
+Months are those of UTC, as the ledger's times are.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from federation import reasons
+from federation.ledger.chain import PASSED, Head, Line
+from federation.refusals_page import TABLES, table
+from models.refusal import Reason, Refusal
+
+
+@dataclass
+class Passage:
+    """What passed in one direction, of one kind, in one round of a run. Times are ISO 8601, UTC."""
+
+    run: str
+    round: int | None
+    direction: str
+    kind: str
+    app: str
+    verdict: str
+    first: str
+    last: str
+    count: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Month:
+    """A month of the ledger. `left` and `came` passed; `refused` did not, whichever way it went."""
+
+    month: str
+    left: list[Passage]
+    came: list[Passage]
+    refused: list[Passage]
+    here: list[Passage]
+
+    @property
+    def totals(self) -> dict[str, dict[str, int]]:
+        """How many messages and bytes of each."""
+        groups = {"left": self.left, "came": self.came, "refused": self.refused}
+        return {
+            name: {"count": sum(p.count for p in group), "bytes": sum(p.bytes for p in group)}
+            for name, group in groups.items()
+        }
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """How often each code was the reason to refuse."""
+        counts: dict[str, int] = {}
+        for passage in self.refused:
+            counts[passage.verdict] = counts.get(passage.verdict, 0) + passage.count
+        return dict(sorted(counts.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "totals": self.totals,
+            "codes": [
+                {"code": code, "count": count, "says": reason.says if reason else "", "remedy": remedy(reason)}
+                for code, count in self.codes.items()
+                for reason in [reason_of(code)]
+            ],
+        }
+
+
+def month_of(lines: Iterable[Line], month: str) -> Month:
+    """The lines of a month ("2026-11"), those alike within a round added up, in the order of their first times."""
+    passages: dict[tuple[object, ...], Passage] = {}
+    for line in lines:
+        if not line.time.startswith(month):
+            continue
+        key = (line.run, line.round, line.direction, line.kind, line.app, line.verdict)
+        if key not in passages:
+            passages[key] = Passage(
+                line.run, line.round, line.direction, line.kind, line.app, line.verdict, line.time, line.time
+            )
+        passage = passages[key]
+        passage.last = max(passage.last, line.time)
+        passage.count += 1
+        passage.bytes += line.bytes
+    found = list(passages.values())
+    passed = [p for p in found if p.verdict == PASSED]
+    return Month(
+        month=month,
+        left=[p for p in passed if p.direction == "out"],
+        came=[p for p in passed if p.direction == "in"],
+        refused=[p for p in found if p.direction != "here" and p.verdict != PASSED],
+        here=[p for p in found if p.direction == "here"],
+    )
+
+
+def reason_of(code: str) -> Reason | None:
+    """The reason with this code, of whichever package; None if the installed release knows none."""
+    return next((reason for module in TABLES.values() for reason in table(module) if reason.code == code), None)
+
+
+def remedy(reason: Reason | None) -> str:
+    """What to do about a reason that `reason_of` gave."""
+    return reason.remedy if reason else "Another release of fedthorax wrote this code; look it up in that one."
+
+
+# --- a run's record ---------------------------------------------------------------------------------------
+
+
+class _Told(BaseModel, strict=True):
+    """Where a site's ledger ended, as the server was told."""
+
+    head: str
+    lines: int
+
+
+class _Round(BaseModel):
+    """What concerns us of a round in a run's history.json."""
+
+    ledger: dict[str, _Told] = {}
+
+
+_RECORD = TypeAdapter(list[_Round])
+
+
+def heads_in_record(record: Path, site_name: str) -> list[Head]:
+    """The heads of a site's ledger that a run's record (history.json) holds, as the server was told them.
+
+    Raises Refusal E_LEDGER_RECORD if the file is none, or names no head of this site.
+    """
+    try:
+        rounds = _RECORD.validate_python(json.loads(record.read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
+        problem = "not a record" if isinstance(error, ValidationError) else str(error)
+        raise Refusal(reasons.LEDGER_RECORD, private=f"{record}: {problem}") from error
+    told = [one.ledger[site_name] for one in rounds if site_name in one.ledger]
+    heads = [Head(one.lines, one.head) for one in told]
+    if not heads:
+        raise Refusal(reasons.LEDGER_RECORD, private=str(record))
+    return heads

@@ -1,0 +1,1 @@
+"""A site's node: its processes, its state, and the sandbox in which a study's code runs."""

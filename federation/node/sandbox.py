@@ -1,0 +1,294 @@
+"""The sandbox: where a study's code runs. It reaches the runtime API of the site's SuperNode, and nothing else.
+
+Flower's SuperExec runs there and starts a ClientApp for each task; all of them see
+
+* no network but a loopback of their own, one port of which a relay leads to the SuperNode (see relay.py);
+* of the site: site.toml, cohort/ and sandbox/ to read, logs/client.log to write;
+* of the machine: programs and libraries to read, an empty /tmp, their own processes.
+
+What is not named here is not there: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml says
+who builds the walls: bubblewrap, started by the node; or systemd, whose fedthorax-app@.service runs beside the node.
+Either way the first thing that runs within looks around (`check_walls`), and starts nothing where it sees more.
+
+    python -I -m federation.node.sandbox SITE_DIR     what runs within
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from federation import reasons
+from federation.processes.process import LOOPBACK, QUIET, Process, flower_command
+from models.refusal import Reason, Refusal
+from pipeline.doctor.lines import Line, refused
+from pipeline.site import Site
+
+RELAY = Path(__file__).with_name("relay.py")
+# A port of the sandbox's own loopback, where nobody else can be; Flower's default for a SuperNode.
+INNER_PORT = 9094
+PACKAGES = ("models", "pipeline", "federation", "configs")
+# How libraries are found, and the time of day; no users, hosts, name servers.
+ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
+# By what they find here, PyTorch and OpenMP share their work out among the cores.
+CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
+# Of the site's folder, what a study's code may never see.
+HIDDEN = ("keys", "ledger", "privacy", "apps", "gateway", "pacs", "pull")
+TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
+NETWORK = Path("/proc/net")
+TRY_SECONDS = 20.0
+APP_USER = "fedthorax-app"  # of the service
+# Of our own environment; the rest may hold proxies and passwords.
+PASSED_ON = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TZ")
+
+
+def _folder(site: Site) -> Path:
+    return site.folder / "sandbox"
+
+
+def _socket(site: Site) -> Path:
+    return _folder(site) / "runtime.sock"
+
+
+def _secret(site: Site) -> Path:
+    return _folder(site) / "secret"
+
+
+def _app_log(site: Site) -> Path:
+    return site.logs / "client.log"
+
+
+# --- outside: what the node starts ------------------------------------------------------------------------
+
+
+def available(site: Site) -> None:
+    """Make ready what the walls let through, and see whether they can be built as site.toml says.
+
+    Raises Refusal E_SANDBOX_MISSING where bubblewrap is not installed, E_SANDBOX where this system does not let it
+    build walls, E_SANDBOX_ACCESS where systemd's user cannot be given its files. Whether systemd's service runs is
+    for systemd to know.
+    """
+    _folder(site).mkdir(mode=0o700, exist_ok=True)
+    site.cohort_folder.mkdir(exist_ok=True)
+    site.logs.mkdir(exist_ok=True)
+    _app_log(site).touch(mode=0o600)
+    if site.settings.sandbox.kind == "bwrap":
+        if shutil.which("bwrap") is None:
+            raise Refusal(reasons.SANDBOX_MISSING)
+        _try(reasons.SANDBOX, confined(site, "true"))
+    elif site.settings.sandbox.kind == "systemd":
+        for arguments in _access(site):
+            _try(reasons.SANDBOX_ACCESS, ["setfacl", *arguments])
+
+
+def _access(site: Site) -> Iterator[list[str]]:
+    """What systemd's user may do with what its service shows it (setfacl(1)); nothing else of the site is opened.
+
+    `d:` is for files that are still to come: tensors, a new socket.
+    """
+    user = f"u:{APP_USER}"
+    yield ["-R", "-P", "-m", f"{user}:rX,d:{user}:rX", str(site.cohort_folder)]
+    yield ["-m", f"{user}:rx,d:{user}:rw", str(_folder(site))]
+    yield ["-m", f"{user}:r", str(site.folder / "site.toml")]
+    yield ["-m", f"{user}:rw", str(_app_log(site))]
+
+
+def _try(reason: Reason, command: list[str]) -> None:
+    """Raises Refusal with the reason where the command fails or hangs."""
+    try:
+        subprocess.run(command, capture_output=True, timeout=TRY_SECONDS, check=True, stdin=subprocess.DEVNULL)
+    except subprocess.CalledProcessError as error:
+        raise Refusal(reason, private=error.stderr.decode(errors="replace").strip()) from error
+    except subprocess.TimeoutExpired as error:
+        raise Refusal(reason, private=f"{command[0]} did not end within {TRY_SECONDS:.0f} s") from error
+    except OSError as error:
+        raise Refusal(reason, private=str(error)) from error
+
+
+def describe(site: Site) -> str:
+    """What the node says of the sandbox at each start."""
+    sandbox = site.settings.sandbox
+    if sandbox.kind == "none":
+        warning = reasons.SANDBOX_NONE
+        return f"{warning.code}: {warning.says}. {warning.remedy} Accepted by: {sandbox.accepted_by}"
+    if sandbox.kind == "systemd":
+        return f"the study's code runs without network, as the service fedthorax-app@{site.folder.name}"
+    return "the study's code runs without network, in a sandbox (bubblewrap)"
+
+
+def line(site: Site) -> Line:
+    """What `fedthorax node check` says of the sandbox."""
+    area, name, sandbox = "environment", "sandbox", site.settings.sandbox
+    try:
+        available(site)
+    except Refusal as refusal:
+        return refused(area, name, refusal)
+    if sandbox.kind == "none":
+        warning = reasons.SANDBOX_NONE
+        return Line(area, name, "warn", f"{warning.code}: {warning.says}", warning.remedy, private=sandbox.accepted_by)
+    return Line(area, name, "ok", f"a study's code can be confined here ({sandbox.kind})")
+
+
+def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Path) -> Process:
+    """Start what takes tasks from the SuperNode at `runtime_port` of loopback and runs the study's code for them.
+
+    `secret_file` is what the SuperNode was started with (--superexec-auth-secret-file). `log` must be this process's
+    alone: what runs within writes there, and could read what else is in it. With kind = "systemd" only the way to
+    the SuperNode is opened; the unit does the rest. Raises what `available` raises, E_COHORT_FILE, and OSError where
+    the site's folder cannot be written.
+    """
+    from pipeline.cohort import Cohort
+
+    available(site)
+    with Cohort(site):  # within, nobody may finish what a killed ingest left half done
+        pass
+    _hand_over(secret_file, _secret(site))
+    way = [sys.executable, "-I", str(RELAY), f"unix:{_socket(site)}", f"tcp:{runtime_port}"]
+    command = {
+        "bwrap": [*way, *confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))],
+        "systemd": way,
+        "none": _superexec(site, runtime_port),
+    }
+    return Process("the sandbox", command[site.settings.sandbox.kind], log=log, environment=environment(site))
+
+
+def _hand_over(secret: Path, to: Path) -> None:
+    """Put a copy where the sandbox sees it: a new file, whatever lay there.
+
+    Its group bits let an access list of the folder speak; the folder is closed to everybody whom none names.
+    """
+    content = secret.read_bytes()
+    to.unlink(missing_ok=True)
+    with os.fdopen(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640), "wb") as file:
+        file.write(content)
+
+
+def _superexec(site: Site, port: int) -> list[str]:
+    return [
+        flower_command("flower-superexec"),
+        f"--runtime-api-address={LOOPBACK}:{port}",
+        "--insecure",
+        f"--superexec-auth-secret-file={_secret(site)}",
+    ]
+
+
+def environment(site: Site) -> dict[str, str]:
+    """All variables that a study's code gets; Flower's files go where they end with the sandbox."""
+    is_open = site.settings.sandbox.kind == "none"
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {
+        **passed_on,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
+        "LANG": "C.UTF-8",
+        "HOME": TMP,
+        "LOGNAME": "fedthorax",  # PyTorch asks for it, and no list of users is there
+        "FEDTHORAX_SITE_DIR": str(site.folder),
+        "FLWR_HOME": str(_folder(site) / "flower_home") if is_open else f"{TMP}/flower_home",
+        **QUIET,
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",  # as in processes.flower_environment
+    }
+
+
+# --- the walls of bubblewrap ------------------------------------------------------------------------------
+
+
+def confined(site: Site, *command: str) -> list[str]:
+    """The command, to be run by bubblewrap (0.8 or later, see bwrap(1)) behind the walls.
+
+    Later lines lie over earlier ones: a site or a Python below /tmp is seen, the rest of /tmp is not. The kernel's
+    settings are covered because root may write them without any capability, and some would start a program outside
+    (core_pattern).
+    """
+    seen = [*_programs(), site.folder / "site.toml", site.cohort_folder, _folder(site)]
+    return [
+        shutil.which("bwrap") or "bwrap",
+        *("--unshare-all", "--unshare-user", "--disable-userns", "--hostname", "sandbox"),
+        *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *_system(),
+        *("--proc", "/proc", *_each("--ro-bind", [Path("/proc/sys")]), "--dev", "/dev"),
+        *("--size", str(TMP_BYTES), "--tmpfs", TMP),
+        *_each("--dev-bind", sorted(Path("/dev").glob("nvidia*"))),
+        *_each("--ro-bind", seen),
+        *_each("--bind", [_app_log(site)]),
+        *("--remount-ro", "/", "--chdir", "/", "--", *command),
+    ]
+
+
+def _each(option: str, paths: list[Path]) -> list[str]:
+    """Each path, seen under its own name."""
+    return [argument for path in paths for argument in (option, str(path), str(path))]
+
+
+def _system() -> list[str]:
+    """The system's programs and libraries; /bin and the like are links into /usr on most systems."""
+    arguments = _each("--ro-bind", [Path("/usr")])
+    for path in map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")):
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            arguments += _each("--ro-bind", [path])
+    return arguments + _each("--ro-bind-try", [Path(name) for name in (*ETC, *CORES)])
+
+
+def _programs() -> list[Path]:
+    """This Python, what is installed for it, and our own packages, under every name by which they are called."""
+    folders = [Path(sys.prefix), Path(sys.base_prefix)]
+    for package in PACKAGES:
+        spec = find_spec(package)
+        assert spec is not None and spec.submodule_search_locations
+        folders.append(Path(spec.submodule_search_locations[0]))
+    names = dict.fromkeys(name for folder in folders for name in (folder, folder.resolve()))
+    return [name for name in names if not any(name.is_relative_to(other) for other in {*names, Path("/usr")} - {name})]
+
+
+# --- within -----------------------------------------------------------------------------------------------
+
+
+def check_walls(site: Site) -> None:
+    """Raises Refusal E_SANDBOX_OPEN where this process could reach or see more than the sandbox should show."""
+    if holes := list(_holes(site)):
+        raise Refusal(reasons.SANDBOX_OPEN, what=holes[0][0], private=", ".join(place for _, place in holes))
+
+
+def _holes(site: Site) -> Iterator[tuple[str, str]]:
+    """What is open, in words that may be shown, and where."""
+    yield from (("a network", device) for device in _devices_with_a_route())
+    settings = site.settings
+    sources = [table.file for table in (settings.laboratory, settings.outcomes, settings.labels) if table]
+    hidden = [*(site.folder / name for name in HIDDEN), site.ct_folder, *sources]
+    yield from (("files that are the hospital's alone", str(path)) for path in hidden if os.access(path, os.R_OK))
+    kept = [site.folder / "site.toml", site.cohort_folder, _folder(site), RELAY]
+    yield from (("files that it must not change", str(path)) for path in kept if os.access(path, os.W_OK))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    if int(status["CapEff"], 16) or status["NoNewPrivs"].strip() != "1":
+        yield "privileges", "/proc/self/status"
+
+
+def _devices_with_a_route() -> set[str]:
+    """Network devices, other than loopback, that the kernel would send a packet to (proc(5), route(8))."""
+    _, *lines = (NETWORK / "route").read_text().splitlines()
+    devices = {line.split()[0] for line in lines}
+    six = NETWORK / "ipv6_route"
+    if six.exists():
+        devices |= {line.split()[-1] for line in six.read_text().splitlines()}
+    return devices - {"lo"}
+
+
+def main(folder: Path) -> int:
+    """Look around, then become the relay that starts SuperExec."""
+    try:
+        site = Site.open(folder)
+        check_walls(site)
+    except Refusal as refusal:
+        sys.stderr.write(f"{refusal} ({refusal.private})\n{refusal.remedy}\n")
+        return 1
+    way = [sys.executable, "-I", str(RELAY), f"tcp:{INNER_PORT}", f"unix:{_socket(site)}"]
+    os.execve(sys.executable, [*way, *_superexec(site, INNER_PORT)], environment(site))  # noqa: S606
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,249 @@
+"""A site's node: three processes that ask the study's server for work and do it beside the site's data.
+
+The SuperNode (Flower's) takes the tasks, the sandbox runs the study's code on them, and the gateway is the only one of
+the three that speaks to the server. Where one ends, all end: nothing goes on unwatched.
+"""
+
+import fcntl
+import math
+import os
+import re
+import secrets
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from federation import reasons
+from federation.enrolment.join import node_certificate
+from federation.gateway.loopback import loopback_certificate
+from federation.gateway.process import start_gateway
+from federation.node import sandbox
+from federation.node.state import REASONS, NodeState, Tail, now, put_aside
+from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port
+from federation.processes.together import Together
+from models.refusal import Reason, Refusal
+from pipeline.locks import alone
+from pipeline.site import Site
+
+ONLINE_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+_SAVE_SECONDS = 10.0
+_LAST_LINES = 30
+_LOCK = "node.lock"
+
+_NODE_ID = re.compile(r"SuperNode ID: (\d+)")
+# What the logs show when the server does not let the node in: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
+# gateway's or of the server's door, as Flower's node prints it or as the gateway does.
+_NOT_ENROLLED = "[code: 2004]"
+_CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")
+
+
+class Node(Together):
+    """The running processes of one node."""
+
+    def __init__(self, *, gateway: Process, supernode: Process, sandbox: Process) -> None:
+        super().__init__([sandbox, supernode, gateway], log=supernode.log)
+        self.gateway, self.supernode, self.sandbox = gateway, supernode, sandbox
+
+    @property
+    def ended_by(self) -> Reason:
+        """What it means that the node is not running, if its logs tell no more."""
+        return reasons.NODE_ENDED if self.gateway.running else reasons.GATEWAY_FAILED
+
+    def outputs(self) -> tuple[str, str]:
+        """What gateway and SuperNode have printed since this start."""
+        return self.gateway.output(), self.supernode.output()
+
+    def let_go(self) -> None:
+        """Ask all to end, without waiting; the gateway only in `stop`, for the SuperNode takes its leave through it."""
+        self.sandbox.let_go()
+        self.supernode.let_go()
+
+
+def start_node(site: Site) -> Node:
+    """Start the site's node; it dials the server that site.toml names until it is stopped.
+
+    Flower keeps its files in SITE_DIR/flower_home. This returns when the gateway listens; see `wait_online`.
+
+    Raises Refusal: E_NOT_STARTED, and what `sandbox.start_superexec` raises.
+    """
+    gateway_port, runtime_port = free_port(), free_port()
+    secret = site.folder / "keys" / "superexec.secret"
+    _write_secret(secret)
+    certificate, _ = loopback_certificate(site)
+    with ExitStack() as stack:
+        gateway = stack.enter_context(start_gateway(site, port=gateway_port, log=put_aside(site.logs / "gateway.log")))
+        supernode = stack.enter_context(
+            Process(
+                "the node",
+                [
+                    flower_command("flower-supernode"),
+                    f"--superlink={LOOPBACK}:{gateway_port}",
+                    f"--root-certificates={certificate}",
+                    f"--auth-supernode-private-key={site.node_key}",
+                    f"--host={LOOPBACK}",
+                    f"--port={runtime_port}",
+                    "--isolation=process",
+                    f"--superexec-auth-secret-file={secret}",
+                ],
+                log=put_aside(site.logs / "node.log"),
+                environment=flower_environment(site.folder / "flower_home"),
+            )
+        )
+        superexec = sandbox.start_superexec(
+            site, runtime_port=runtime_port, secret_file=secret, log=put_aside(site.logs / "sandbox.log")
+        )
+        stack.pop_all()
+    return Node(gateway=gateway, supernode=supernode, sandbox=superexec)
+
+
+def _write_secret(path: Path) -> None:
+    """A new secret at each start, by which the SuperNode knows the sandbox."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(secrets.token_hex(32).encode())
+
+
+def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
+    """Wait until the server has let the node in; the node's id there.
+
+    Raises Refusal, and the node is stopped then: E_NOT_ENROLLED if the server does not let the key in,
+    E_SERVER_UNTRUSTED, E_CERTIFICATE_REFUSED, E_SERVER_SILENT if the time is over, E_NOT_STARTED for any other end.
+    """
+
+    def node_id() -> int | None:
+        found = _NODE_ID.search(node.supernode.output())
+        return int(found[1]) if found else None
+
+    try:
+        return node.supernode.wait_until(node_id, seconds=seconds)
+    except Refusal as refusal:
+        node.stop()
+        output = "\n".join(node.outputs())
+        is_silent = "Connection attempt failed" in output
+        reason = _cause(output, reasons.SERVER_SILENT if is_silent else refusal.reason)
+        raise Refusal(reason, private=refusal.private, **refusal.numbers) from None
+
+
+def _cause(output: str, otherwise: Reason) -> Reason:
+    if _NOT_ENROLLED in output:
+        return reasons.NOT_ENROLLED
+    codes = _CODED.findall(output)
+    found = REASONS.get(codes[-1]) if codes else None
+    if found is not None and "{" in found.says:  # with numbers that only the server knows
+        return Reason(found.code, "the study's server does not let this node in", found.remedy)
+    return found or otherwise
+
+
+# --- the node in the foreground ---------------------------------------------------------------------------
+
+
+def run_node(site: Site, say: Callable[[str], None]) -> None:
+    """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line, with its time, for each thing that happens.
+
+    A server that does not answer is dialled until it does. Where systemd started us, it is told the same.
+    Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
+    E_CERTIFICATE_REFUSED, what `start_node` raises, and E_NODE_ENDED or E_GATEWAY_FAILED for any other end that nobody
+    asked for.
+    """
+    server = site.settings.server.address
+    if not server:
+        raise Refusal(reasons.NO_SERVER_SET)
+    for what, path in (
+        ("the study's certificate", site.ca_certificate),
+        ("the node's key", site.node_key),
+        ("the node's certificate", node_certificate(site)),
+    ):
+        if not os.access(path, os.R_OK):
+            raise Refusal(reasons.NODE_FILE, file=what, private=str(path))
+
+    def tell(text: str) -> None:
+        say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")
+        _tell_systemd(f"READY=1\nSTATUS={text}")
+
+    site.logs.mkdir(exist_ok=True)  # a site restored from its backup has none
+    with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with one key would take each other's tasks
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd's way to say Ctrl-C
+        state = NodeState.begin(site.logs)
+        # In the order in which they are written: the app's last word on a task, the SuperNode's that the reply was
+        # sent, the gateway's on whether it was let out.
+        tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
+        try:
+            with start_node(site) as node:
+                tell(sandbox.describe(site))
+                tell(f"the node of {site.name} dials {server}; Ctrl-C ends it")
+                _follow(node, tails, state, site.logs, tell)
+        except KeyboardInterrupt:
+            tell("the node has ended, as it was told to")
+        finally:
+            state.connection, state.doing = "ended", ""
+            state.save(site.logs)
+
+
+def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tell: Callable[[str], None]) -> None:
+    """Pass on what the logs say until the node ends by itself; then raise the Refusal that tells why."""
+    saved_at = -math.inf
+    while True:
+        is_last_look = not node.running
+        news = [text for tail in tails for line in tail.lines() if (text := state.read(line))]
+        for text in news:
+            tell(text)
+        state.touch()
+        if news or time.monotonic() > saved_at + _SAVE_SECONDS:
+            state.save(logs)
+            saved_at = time.monotonic()
+        if is_last_look:
+            end = "\n".join(line for log in node.outputs() for line in log.splitlines()[-_LAST_LINES:])
+            raise Refusal(_cause(end, node.ended_by), private=str(node.log))
+        time.sleep(_LOOK_SECONDS)
+
+
+def _is_running(site: Site) -> bool:
+    try:
+        with (site.logs / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _tell_systemd(message: str) -> None:
+    """The protocol of sd_notify(3); nothing where systemd does not ask for it."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+            sender.sendto(message.encode(), address.replace("@", "\0", 1))
+
+
+def node_status(site: Site) -> dict[str, Any]:
+    """Whether the site's node runs, what it does and has done, and how large the cohort is: counts alone.
+
+    Times are ISO 8601 with their zone; None stands for what has never been.
+    """
+    from pipeline.cohort import Cohort
+
+    state, is_running = NodeState.load(site.logs), _is_running(site)
+    with Cohort(site) as cohort:
+        patients = cohort.patients()
+    return {
+        "site": site.name,
+        "server": site.settings.server.address,
+        "running": is_running,
+        "pid": state.pid if state and is_running else None,
+        "since": state.started.isoformat() if state and is_running else None,
+        "connection": state.connection if state and is_running else "ended",
+        "doing": state.doing if state and is_running else "",
+        "last_contact": state.contact.isoformat() if state and state.contact else None,
+        "rounds": state.rounds if state else 0,
+        "last_refusal": state.refused or None if state else None,
+        "last_refusal_at": state.refused_at.isoformat() if state and state.refused_at else None,
+        "patients": len(patients),
+        "splits": dict(Counter(p.split for p in patients)),
+        "pcr_positive": sum(p.pcr_positive is True for p in patients),
+    }

@@ -1,0 +1,1 @@
+"""The processes that we start, and their certain end."""

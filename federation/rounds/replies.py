@@ -1,0 +1,257 @@
+"""What one site's reply must be before it may count, and what of a refused one may be shown.
+
+A reply comes from outside: its names, shapes, numbers and texts may be anything. Checked here is what is true
+or false of a reply alone (`refusal_code`), whether its ledger goes on from where it was (`LedgerHead`), and its size
+against the other sites' (`outliers`).
+"""
+
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from numpy.typing import NDArray
+
+from federation import reasons
+from federation.allowed import Figure
+from federation.rounds.buffers import is_counter, is_variance
+from models.refusal import Reason
+
+EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
+
+LEDGER = "ledger"  # the record in which a site's gateway tells how far its ledger has grown
+
+# All that may be taken over from an error that a site sends: a code of ours, with nothing before it.
+_CODE = re.compile(r"[EW]_[A-Z_]{2,40}(?=\Z|[:\s])")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# A site's update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
+_LENGTHS_ALONE = 2.0
+
+
+@dataclass(frozen=True)
+class LedgerHead:
+    """The newest line of a site's ledger: its SHA-256 in hex digits, and how many lines lead to it; none: "" and 0.
+
+    Kept at the server and sent back to the site, so that neither can cut off the ledger's end unnoticed.
+    """
+
+    head: str = ""
+    lines: int = 0
+
+    def follows(self, last: "LedgerHead") -> bool:
+        """Whether a ledger that once ended in `last` may end in this one now: longer, or the same."""
+        return self.lines > last.lines or self == last
+
+    def config(self) -> dict[str, str | int]:
+        """As a site is told of it."""
+        return {"ledger-head": self.head, "ledger-lines": self.lines}
+
+
+NO_HEAD = LedgerHead()
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What each reply of a round is compared with.
+
+    `arrays` and `buffers` are the global model that was sent out; empty where none is to come back. `metrics` are
+    the figures that a reply may bring, each within its range (a site with few patients leaves some out), besides the
+    number of examples, which is 1 to `max_examples` and always there.
+    """
+
+    arrays: Mapping[str, NDArray]
+    buffers: Mapping[str, NDArray]
+    metrics: Mapping[str, Figure]
+    max_examples: int
+
+
+def encode(arrays: Mapping[str, NDArray]) -> ArrayRecord:
+    """Flower's record of named arrays, sorted by name.
+
+    Several of Flower's strategies join arrays by their place and not by their name, so every record that they
+    see has one order.
+    """
+    return ArrayRecord({name: Array(np.asarray(arrays[name])) for name in sorted(arrays)})
+
+
+def decode(record: ArrayRecord) -> dict[str, NDArray]:
+    """The arrays of a record of ours, or of one that `validate` has let through."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+@dataclass(frozen=True)
+class Sifted:
+    """A round's answers by site: those that count, the code for each that does not, and the ledgers' new heads."""
+
+    valid: dict[int, Message]
+    refused: dict[int, str]
+    heads: dict[int, LedgerHead]
+
+
+def sift(
+    replies: Iterable[Message], asked: Iterable[int], expected: Expected, last_heads: Mapping[int, LedgerHead]
+) -> Sifted:
+    """Sort the replies of the sites that were asked, in the order of `asked`.
+
+    An answer from a node that was not asked counts for nothing; the server's own errors for a lost node come as
+    such. A head is taken from a refused reply as well: the site's ledger holds that reply too.
+    """
+    answers: dict[int, list[Message]] = defaultdict(list)
+    for reply in replies:
+        answers[reply.metadata.src_node_id].append(reply)
+    sifted = Sifted({}, {}, {})
+    for site in asked:
+        last = last_heads.get(site, NO_HEAD)
+        code = refusal_code(answers[site], expected, last)
+        if code is None:
+            sifted.valid[site] = answers[site][0]
+        else:
+            sifted.refused[site] = code
+        head = ledger_head(answers[site][0]) if len(answers[site]) == 1 else None
+        if head and head != NO_HEAD and head.follows(last):
+            sifted.heads[site] = head
+    return sifted
+
+
+def refusal_code(answers: Sequence[Message], expected: Expected, last_head: LedgerHead = NO_HEAD) -> str | None:
+    """The code for which a site's answers of one round do not count, or None for one valid reply.
+
+    `last_head`: how the site's ledger ended when it was last told of; a ledger that has become shorter since, or is
+    no longer told of, has been cut.
+    """
+    if not answers:
+        return reasons.SITE_MISSING.code
+    if len(answers) > 1:
+        return reasons.REPLY_TWICE.code
+    if answers[0].has_error():
+        return site_code(answers[0].error.reason)
+    if reason := validate(answers[0], expected):
+        return reason.code
+    head = ledger_head(answers[0])
+    return None if head and head.follows(last_head) else reasons.REPLY_LEDGER_CUT.code
+
+
+def shows_itself(code: str) -> bool:
+    """Whether a site that does not count for this reason sent something that no honest site sends.
+
+    A site that is missing or reports a failure may be as honest as any.
+    """
+    return code.startswith("E_REPLY_") or code == reasons.UPDATE_NORM.code
+
+
+def site_code(text: str | None) -> str:
+    """The code at the start of an error's text, which may otherwise hold anything and is never passed on."""
+    match = _CODE.match(text or "")
+    return match.group() if match else reasons.SITE_FAILED.code
+
+
+def validate(reply: Message, expected: Expected) -> Reason | None:
+    """Why this reply may not count, or None when it may.
+
+    Flower's aggregation broadcasts wrong shapes silently, spreads NaN, believes any weight, and ends the
+    whole run on an unknown name; so names, shapes, dtypes and numbers have to agree exactly with `expected`.
+    """
+    if reply.has_error() or not reply.has_content():
+        return reasons.SITE_FAILED
+    content = reply.content
+    tensors = {name: arrays for name in ("arrays", "buffers") if (arrays := getattr(expected, name))}
+    kinds = dict.fromkeys(tensors, ArrayRecord) | {"metrics": MetricRecord}
+    if set(content) - {LEDGER} != set(kinds) or any(type(content[name]) is not kind for name, kind in kinds.items()):
+        return reasons.REPLY_RECORDS
+    if ledger_head(reply) is None:
+        return reasons.REPLY_LEDGER
+    for name, current in tensors.items():
+        if reason := _check_arrays(content.array_records[name], current):
+            return reason
+    return _check_metrics(content.metric_records["metrics"], expected)
+
+
+def _check_arrays(record: ArrayRecord, current: Mapping[str, NDArray]) -> Reason | None:
+    if set(record) != set(current):
+        return reasons.REPLY_KEYS
+    for name, like in current.items():
+        value = _read(record[name], like)
+        if value is None:
+            return reasons.REPLY_SHAPE
+        if not np.isfinite(value).all():
+            return reasons.REPLY_NOT_FINITE
+        if is_variance(name) and (value < 0).any():
+            return reasons.REPLY_VARIANCE
+    return None
+
+
+def _read(array: Array, like: NDArray) -> NDArray | None:
+    """The array if it is of the shape and dtype of `like`, in its label as well as in its bytes."""
+    if (array.dtype, tuple(array.shape)) != (str(like.dtype), like.shape):
+        return None
+    try:
+        value = array.numpy()
+    except Exception:  # whatever hostile bytes make numpy raise, they are not our array
+        return None
+    if not isinstance(value, np.ndarray):  # a zip archive loads as something that is no array
+        return None
+    return value if (value.dtype, value.shape) == (like.dtype, like.shape) else None
+
+
+def _check_metrics(metrics: MetricRecord, expected: Expected) -> Reason | None:
+    if not set(metrics) <= {*expected.metrics, EXAMPLES}:
+        return reasons.REPLY_METRICS
+    examples = metrics.get(EXAMPLES)
+    if type(examples) is not int or not 1 <= examples <= expected.max_examples:
+        return reasons.REPLY_EXAMPLES
+    for name, allowed in expected.metrics.items():
+        value = metrics.get(name, allowed.low)
+        if not isinstance(value, int | float) or not allowed.low <= value <= allowed.high:  # nor is NaN
+            return reasons.REPLY_METRICS
+    return None
+
+
+def ledger_head(reply: Message) -> LedgerHead | None:
+    """Where the site's ledger ends, empty if the reply does not tell; None if what it tells is none."""
+    if not reply.has_content() or LEDGER not in reply.content:
+        return NO_HEAD
+    record = reply.content[LEDGER]
+    if type(record) is not ConfigRecord or set(record) != {"head", "lines"}:
+        return None
+    head, lines = record["head"], record["lines"]
+    if type(head) is not str or type(lines) is not int or not _SHA256.fullmatch(head) or lines < 1:
+        return None
+    return LedgerHead(head, lines)
+
+
+def figures(reply: Message) -> dict[str, float]:
+    """The metrics of a reply that `validate` has let through, the number of examples among them."""
+    return {name: float(value) for name, value in reply.content.metric_records["metrics"].items()}  # type: ignore[arg-type]
+
+
+def update_norm(new: Mapping[str, NDArray], old: Mapping[str, NDArray]) -> float:
+    """Euclidean length of an update over all tensors but counters, summed in float64."""
+    with np.errstate(over="ignore"):  # an overflow is an infinite norm, which is refused
+        squares = (
+            float(np.sum(np.square(new[name].astype(np.float64) - old[name]))) for name in old if not is_counter(name)
+        )
+        return math.sqrt(sum(squares))
+
+
+def outliers(norms: Mapping[int, float], factor: float, *, model_norm: float) -> set[int]:
+    """The sites whose update norm is infinite or too large: above `factor` times the low median of all.
+
+    The low median keeps one huge norm among four from lifting the bound. Fewer than three finite norms have no
+    majority, and an earlier round's would let whoever sends tiny updates shut the others out; so the bound is then
+    twice the length of the model that went out (`model_norm`). A round of training moves our networks' weights by
+    some 2 % of their length and their buffers by some 25 %; a diverged or scaled update is many times as long. A
+    model of zeros has no length, and no such bound.
+    """
+    finite = [norm for norm in norms.values() if math.isfinite(norm)]
+    alone = _LENGTHS_ALONE * model_norm or math.inf
+    bound = factor * statistics.median_low(finite) if len(finite) >= 3 else alone
+    return {site for site, norm in norms.items() if not math.isfinite(norm) or norm > bound}
+
+
+def length(tensors: Mapping[str, NDArray]) -> float:
+    """Euclidean length of tensors, counters left out."""
+    return update_norm(tensors, {name: np.zeros((), array.dtype) for name, array in tensors.items()})

@@ -1,0 +1,57 @@
+"""What is told of a round, and how the figures of several sites become one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from federation.rounds.replies import EXAMPLES, LedgerHead
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in one round.
+
+    `sampled` and `valid` are node ids; `refused` gives the code for each node that was asked and did not
+    count. `metrics` are those of each valid reply (with the number of examples that counts; of the nodes in
+    `capped`, which claimed more, it is the enrolled number), `aggregated` those of all, weighted by examples; empty
+    if the round was lost. `lost_for` is the code for which it was, or None. `ledger` gives the head that each node
+    told of its ledger, if it has one. `bytes_up` and `bytes_down` count the arrays alone, all sites together.
+    """
+
+    round: int
+    sampled: tuple[int, ...]
+    valid: tuple[int, ...]
+    refused: Mapping[int, str]
+    metrics: Mapping[int, Mapping[str, float]]
+    capped: tuple[int, ...]
+    aggregated: Mapping[str, float]
+    lost_for: str | None
+    ledger: Mapping[int, LedgerHead]
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+    @property
+    def lost(self) -> bool:
+        return self.lost_for is not None
+
+
+def weighted_means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the sites that gave it, weighted by their examples.
+
+    A mean of AUROCs is that and no more: it is not the AUROC of all patients together.
+    """
+    names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
+    means = {}
+    for name in names:
+        having = [figure for figure in reports if name in figure]
+        total = sum(figure[EXAMPLES] for figure in having)
+        means[name] = sum(figure[name] * figure[EXAMPLES] for figure in having) / total
+    return means
+
+
+def middle_figures(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each figure over the sites that gave it: no single site can carry it away."""
+    names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
+    return {name: float(np.median([figure[name] for figure in reports if name in figure])) for name in names}

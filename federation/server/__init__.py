@@ -1,0 +1,1 @@
+"""The study's server: made, started and asked."""

@@ -1,0 +1,320 @@
+"""The study's server: made once in a folder, and started.
+
+server.toml      where it listens; people edit this
+certificates/    the study's authority, the server's certificate, the list of revoked ones; ca.crt is for the hospitals
+sites.sqlite     who was invited, who joined, which certificates they hold (federation.enrolment)
+superexec.secret what the process that runs the study's server code proves to the SuperLink
+state.db         Flower's memory of nodes and runs, and for a while the messages' contents
+flower_home/     what Flower keeps for itself, the apps it was sent
+logs/
+
+The door (federation.door) alone can be reached from outside. The SuperLink listens on loopback behind it.
+"""
+
+import http.client
+import logging
+import os
+import secrets
+import socket
+import sqlite3
+import ssl
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation import reasons
+from federation.enrolment.certificates import (
+    create_server_certificates,
+    renew_server_certificate,
+    trust,
+    valid_until,
+    write_new,
+)
+from federation.processes.process import (
+    LOOPBACK,
+    QUIET,
+    Process,
+    flower_command,
+    flower_environment,
+    free_port,
+    port_is_taken,
+)
+from federation.processes.together import Together
+from federation.server.control import ServerConfig, ca_certificate, control, loopback_certificate, read_server_config
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from federation.enrolment.authority import Authority
+
+DEFAULT_PORT = 8443
+START_SECONDS = 60.0
+WARN_BEFORE = timedelta(days=30)
+
+_UNREGISTERED = "unregistered"  # Flower's NodeStatus of a node that was struck off; it stays in the list for good
+_SERVER_TOML = """\
+# The study's server.
+
+# Its name and port as the hospitals dial them; goes into the codes that `fedthorax server enrol` prints.
+address = "{address}"
+
+# The address and the port of this machine on which its door listens. 127.0.0.1 means this machine alone,
+# 0.0.0.0 every network that it is on.
+host = "{host}"
+port = {port}
+
+# The port of loopback on which Flower's SuperLink listens behind the door.
+superlink_port = {superlink_port}
+
+# With nginx in front (docs/nginx/fedthorax.conf): the door listens on this socket alone, and not on host and port.
+# socket = "/run/fedthorax/door.sock"
+"""
+
+log = logging.getLogger("fedthorax")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One registered node. `node_id` stays the same across restarts, because it belongs to the key."""
+
+    name: str
+    node_id: int
+    online: bool
+
+
+def init_server(
+    folder: Path, *, hosts: Sequence[str] = (), port: int = DEFAULT_PORT, authority: "Authority | None" = None
+) -> None:
+    """Make a server in `folder`: settings and certificates, the latter for the names `hosts`.
+
+    With `hosts`, of which the hospitals dial the first, the door listens on every network; without, on this machine
+    alone. Raises Refusal: E_EXISTS, E_HOST_NAME.
+    """
+    certificates = ca_certificate(folder).parent
+    if (folder / "server.toml").exists() or certificates.exists():
+        raise Refusal(reasons.SERVER_EXISTS, private=str(folder))
+    create_server_certificates(certificates, hosts=hosts, authority=authority)
+    folder.chmod(0o700)
+    write_new(folder / "superexec.secret", secrets.token_hex(32).encode(), mode=0o600)
+    dialled = hosts[0] if hosts else "localhost"
+    settings = _SERVER_TOML.format(
+        address=f"[{dialled}]:{port}" if ":" in dialled else f"{dialled}:{port}",
+        host="0.0.0.0" if hosts else LOOPBACK,  # noqa: S104
+        port=port,
+        superlink_port=next(free for free in iter(free_port, 0) if free != port),
+    )
+    (folder / "server.toml").write_text(settings)
+
+
+def renew_server(folder: Path) -> datetime:
+    """Renew the certificate of the server in `folder`; when the new one ends. It is shown from the next start on.
+
+    Raises Refusal: E_NO_SERVER, E_AUTHORITY, and those of `load_settings`.
+    """
+    read_server_config(folder)
+    return renew_server_certificate(ca_certificate(folder).parent)
+
+
+def start_server(folder: Path) -> Together:
+    """Start the server in `folder`; it is ready when this returns.
+
+    TLS, nodes by enrolled key and certificate only, nothing installed at run time. `FEDTHORAX_SERVER_DIR` tells
+    the app that runs on it where `folder` is.
+
+    Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_PORT_IN_USE, E_NOT_STARTED, and those of `load_settings`.
+    """
+    from federation.enrolment.invitations import restore_roster
+
+    folder = folder.resolve()
+    config = read_server_config(folder)
+    _judge_certificates(folder)
+    if config.socket is None and port_is_taken(config.host, config.port):
+        raise Refusal(reasons.PORT_IN_USE, port=config.port)
+    _judge_database(folder / "sites.sqlite", "the server's door", folder / "logs" / "door.err")
+    _judge_database(folder / "state.db", "the study's server", folder / "logs" / "superlink.log")
+    secret = f"--superexec-auth-secret-file={folder / 'superexec.secret'}"
+    certificate = loopback_certificate(folder)
+    with ExitStack() as started:
+        superlink = started.enter_context(
+            start_superlink(
+                folder,
+                config=config,
+                arguments=[
+                    f"--ssl-ca-certfile={certificate}",
+                    f"--ssl-certfile={certificate}",
+                    f"--ssl-keyfile={certificate.with_suffix('.key')}",
+                    "--enable-supernode-auth",
+                    f"--database={folder / 'state.db'}",
+                    "--isolation=process",
+                    secret,
+                ],
+                tls=trust(certificate.read_text()),
+            )
+        )
+        restore_roster(folder)
+        superexec = started.enter_context(
+            Process(
+                "the process that runs the study's server code",
+                [
+                    flower_command("flower-superexec"),
+                    f"--runtime-api-address={LOOPBACK}:{config.control_port}",
+                    f"--root-certificates={certificate}",
+                    secret,
+                ],
+                log=folder / "logs" / "superexec.log",
+                environment=flower_environment(folder / "flower_home", FEDTHORAX_SERVER_DIR=str(folder)),
+            )
+        )
+        door = started.enter_context(
+            Process(
+                "the server's door",
+                [sys.executable, "-P", "-m", "federation.door", str(folder)],
+                log=folder / "logs" / "door.err",
+                environment={**os.environ, **QUIET},
+            )
+        )
+        door.wait_until(lambda: _door_answers(folder, config), seconds=START_SECONDS)
+        started.pop_all()
+    return Together([door, superexec, superlink], log=folder / "logs" / "door.log")
+
+
+def start_superlink(
+    folder: Path,
+    *,
+    config: ServerConfig,
+    arguments: Sequence[str],
+    tls: ssl.SSLContext | None = None,
+    **environment: str,
+) -> Process:
+    """Start a SuperLink on loopback whose files lie in `folder` and wait until it answers.
+
+    Raises Refusal: E_PORT_IN_USE, E_NOT_STARTED.
+    """
+    port = config.control_port
+    if port_is_taken(LOOPBACK, port):
+        raise Refusal(reasons.PORT_IN_USE, port=port)
+    process = Process(
+        "the study's server",
+        [
+            flower_command("flower-superlink"),
+            f"--host={LOOPBACK}",
+            f"--port={port}",
+            "--disable-runtime-dependency-installation",
+            *arguments,
+        ],
+        log=folder / "logs" / "superlink.log",
+        environment=flower_environment(folder / "flower_home", FEDTHORAX_SERVER_DIR=str(folder), **environment),
+    )
+    process.wait_until(lambda: _answers(LOOPBACK, port, "/health", tls), seconds=START_SECONDS)
+    return process
+
+
+# --- the nodes that the SuperLink knows -------------------------------------------------------------------
+
+
+def enrol(folder: Path, public_key: bytes, name: str) -> int:
+    """Let the holder of a node key (PEM) take part as site `name`, on the running server. Returns the node's id.
+
+    Whoever had the name before with another key is struck off. Raises Refusal: E_ALREADY_ENROLLED if another site
+    has the key, E_KEY_REVOKED if it was struck off, E_NO_SERVER, E_SERVER_UNREACHABLE.
+    """
+    from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
+
+    with control(folder) as client:
+        nodes = client.ListNodes(ListNodesRequest()).nodes_info
+        for node in nodes:
+            if node.public_key == public_key:
+                if node.status == _UNREGISTERED:
+                    raise Refusal(reasons.KEY_REVOKED)
+                if node.name != name:
+                    raise Refusal(reasons.ALREADY_ENROLLED, site=node.name)
+                return int(node.node_id)
+        for node in nodes:
+            if node.name == name and node.status != _UNREGISTERED:
+                client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+        return int(client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name)).node_id)
+
+
+def strike_off(folder: Path, name: str) -> None:
+    """Let the node of site `name` take part no longer. Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE."""
+    from flwr.proto.control_pb2 import ListNodesRequest, UnregisterNodeRequest
+
+    with control(folder) as client:
+        for node in client.ListNodes(ListNodesRequest()).nodes_info:
+            if node.name == name and node.status != _UNREGISTERED:
+                client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+
+
+def sites(folder: Path) -> list[Site]:
+    """The sites whose nodes are registered with the running server, by name.
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
+    """
+    from flwr.proto.control_pb2 import ListNodesRequest
+
+    with control(folder) as client:
+        nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    registered = (node for node in nodes if node.status != _UNREGISTERED)
+    return sorted((Site(n.name, n.node_id, n.status == "online") for n in registered), key=lambda site: site.name)
+
+
+# --- before and at the start ------------------------------------------------------------------------------
+
+
+def _judge_certificates(folder: Path) -> None:
+    now = datetime.now(UTC)
+    for holder, path in (
+        ("the study's authority", ca_certificate(folder)),
+        ("the server", ca_certificate(folder).with_name("server.crt")),
+    ):
+        until = valid_until(path)
+        if until < now:
+            raise Refusal(reasons.CERTIFICATE_EXPIRED, holder=holder, until=f"{until:%Y-%m-%d}")
+        if until < now + WARN_BEFORE:
+            log.warning(str(Refusal(reasons.CERTIFICATE_ENDS, holder=holder, until=f"{until:%Y-%m-%d}")))
+
+
+def _judge_database(path: Path, process: str, log: Path) -> None:
+    """Look through a database before `process` works with it: SQLite notices damage only where it happens to read."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path, timeout=30)) as db:
+            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        log.parent.mkdir(exist_ok=True)
+        log.touch(mode=0o600)
+        with log.open("a") as lines:
+            lines.write(f"{path}: {found}\n")
+        raise Refusal(reasons.NOT_STARTED, private=f"{path}: {found}", process=process, log=log.name)
+
+
+def _door_answers(folder: Path, config: ServerConfig) -> bool:
+    if config.socket is not None:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(config.socket)) == 0
+    # Any name of this machine will do: what answers on our port with our certificate is our door.
+    tls = trust(ca_certificate(folder).read_text())
+    tls.check_hostname = False
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(config.host, config.host)  # noqa: S104
+    return _answers(host, config.port, "/enrolment/ca.crt", tls)
+
+
+def _answers(host: str, port: int, path: str, tls: ssl.SSLContext | None) -> bool:
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=2, context=tls)
+        if tls
+        else http.client.HTTPConnection(host, port, timeout=2)
+    )
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

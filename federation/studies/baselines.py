@@ -1,0 +1,60 @@
+"""Baselines: one hospital alone, or all in one pool, trained by the same step as a federated round.
+
+Pooling is what a federation must not do; it is possible here because synthetic hospitals lie on one machine, and it
+tells what the federation costs.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from federation.rounds.local import load_examples
+from federation.study import Study
+from models.calibration import fit_platt
+from models.network import LABELS, build_network
+from models.release import Description, Release, save_release
+from pipeline.examples import Examples
+from pipeline.site import Site, Split
+from pipeline.train import Schedule, predict, train
+
+
+def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Examples:
+    """The examples of several sites together."""
+    return Examples([e for site in sites for e in load_examples(site, study, *splits).examples])
+
+
+def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: int = 1) -> Release:
+    """Train on the given sites for as many epochs as a federated site does, calibrate, write a release to `out`."""
+    torch.set_num_threads(threads)
+    network = build_network(study.network, seed=study.study.seed)
+    examples = pooled_examples(sites, study, "train")
+    schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs)
+    train(network, examples, study.training, schedule, seed=study.study.seed)
+    validation = pooled_examples(sites, study, "validation")
+    logits = predict(network, validation)
+    return save_release(
+        out,
+        network,
+        Description(
+            network=study.network,
+            preprocessing=study.preprocessing.model_dump(mode="json"),
+            calibration={label: fit_platt(logits[:, k], validation.targets[:, k]) for k, label in enumerate(LABELS)},
+            study=study.study.name,
+            run="baseline",
+            rounds=0,
+            sites=len(sites),
+            strategy="pooled" if len(sites) > 1 else "local",
+            software=f"fedthorax {version('fedthorax')}",
+            trained_on_synthetic_data=study.study.synthetic,
+        ),
+    )
+
+
+def train_in_background(study: Study, folders: Sequence[Path], out: Path) -> str:
+    """`train_baseline` for a worker process that leaves the machine to the federation; returns `out`'s name."""
+    os.nice(19)
+    train_baseline(study, [Site.open(folder) for folder in folders], out)
+    return out.name

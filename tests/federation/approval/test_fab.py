@@ -1,0 +1,241 @@
+"""The app bundle: the same bytes everywhere, taken by Flower, and read without harm whoever made it."""
+
+import hashlib
+import os
+import shutil
+import struct
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import tomli_w
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.install import install_from_fab
+from flwr.common.config import get_fab_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.approval import fab
+from federation.approval.fab import APP, CONFIG, MANIFEST, MAX_BYTES, build, pack, read
+from federation.studies.runs import build_app
+from models.refusal import Refusal
+from tests.federation.approval.apps import CLIENT, FILES, PYPROJECT, archive, listed, small_app, unpack
+
+# The SHA-256 of `small_app()`; it changes with the way in which apps are packed, and then every approval is void.
+GOLDEN = "f13e7b56b1e8931dc9cb34693acd2972da5ac202f17fdec9240cefa9bb4cf667"
+
+
+def refused(content: bytes) -> str:
+    with pytest.raises(Refusal) as caught:
+        read(content)
+    return caught.value.code
+
+
+# --- the same bytes everywhere ----------------------------------------------------------------------------
+
+
+def test_the_bytes_do_not_depend_on_this_machine() -> None:
+    assert hashlib.sha256(small_app()).hexdigest() == GOLDEN
+    assert pack(dict(reversed(FILES.items()))) == small_app()
+
+
+def test_the_release_has_one_hash_wherever_it_lies_and_whatever_writes_toml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, flowers, dumps = build(APP), build_fab_from_disk(APP), tomli_w.dumps
+    monkeypatch.setattr("tomli_w.dumps", lambda config: "# by another version\n" + dumps(config))
+    monkeypatch.setattr("zipfile.sys.platform", "win32")
+    assert build_fab_from_disk(APP) != flowers
+    copy = shutil.copytree(APP, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+        path.chmod(0o700)
+    assert build(copy) == build_app()[0] == ours
+
+
+def test_what_flower_builds_is_the_same_app_packed_otherwise() -> None:
+    theirs, ours = unpack(build_fab_from_disk(APP)), unpack(build(APP))
+    assert theirs.keys() == ours.keys()
+    assert tomllib.loads(theirs.pop(CONFIG).decode()) == tomllib.loads(ours.pop(CONFIG).decode())
+    for files in (theirs, ours):
+        del files[MANIFEST]
+    assert theirs == ours
+
+
+def test_flower_installs_it(tmp_path: Path) -> None:
+    installed = install_from_fab(build(APP), install_dir=tmp_path, skip_prompt=True)
+    for name in ("fedthorax_app/client_app.py", CONFIG):
+        assert (installed / name).read_bytes() == (APP / name).read_bytes()
+    assert not (installed / ".info").exists()
+    assert get_fab_config(build(APP))["tool"]["flwr"]["app"]["publisher"] == "fedthorax"
+
+
+def test_an_app_is_read_as_it_was_built() -> None:
+    app = read(small_app())
+    assert app.files == FILES
+    assert app.name == "lab/small 1.0"
+    assert app.sha256 == hashlib.sha256(small_app()).hexdigest()
+    assert read(build_fab_from_disk(APP)).name == read(build(APP)).name == "fedthorax/fedthorax-app 0.1.0"
+
+
+def test_a_folder_that_is_no_app_is_refused(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text("[project]\nname = 3\n")
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(Refusal) as caught:
+            build(folder)
+        assert caught.value.code == "E_APP_CONFIG"
+
+
+# --- an enemy's bytes -------------------------------------------------------------------------------------
+
+
+def test_what_is_no_archive_is_refused() -> None:
+    good = small_app()
+    for content in (b"", b"PK", b"hello" * 1000, good[:-30], good[len(good) // 2 :]):
+        assert refused(content) == "E_APP_ARCHIVE"
+    wrong = bytearray(good)
+    wrong[good.index(CLIENT)] ^= 1  # the CRC is another's now
+    assert refused(bytes(wrong)) == "E_APP_ARCHIVE"
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = archive(listed({**FILES, "small/zeros.py": bytes(50 * 2**20)}), compression=zipfile.ZIP_DEFLATED)
+    assert len(bomb) < 2**17
+
+    def unpacked(*_: object) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr("zipfile.ZipFile.read", unpacked)
+    assert refused(bomb) == "E_APP_SIZE"
+    assert refused(bytes(MAX_BYTES + 1)) == "E_APP_SIZE"
+
+
+def test_a_bomb_that_lies_about_its_size_gives_no_more_than_it_said() -> None:
+    bomb = bytearray(archive(listed({**FILES, "small/zeros.py": bytes(5 * 2**20)}), compression=zipfile.ZIP_DEFLATED))
+    real, said = struct.pack("<L", 5 * 2**20), struct.pack("<L", 10)
+    assert bomb.count(real) == 2  # in the file's own header and in the table of contents
+    assert refused(bytes(bomb).replace(real, said)) == "E_APP_ARCHIVE"
+
+
+def test_too_many_files_are_refused() -> None:
+    assert refused(pack({**FILES, **{f"small/m{k}.py": b"" for k in range(fab.MAX_FILES)}})) == "E_APP_SIZE"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.py",
+        "small/../../outside.py",
+        "small/..",
+        "/etc/cron.d/job.py",
+        "//host/share.py",
+        "small//twice.py",
+        "./small/dot.py",
+        "small/folder/",
+        "small\\windows.py",
+        "C:small.py",
+        "SMALL/CLIENT_APP.py",  # one file with ours on a file system that does not tell letters apart
+        "small/client_ａpp.py",
+        "small/client_app.py/inside.py",
+        "small",
+        "",
+    ],
+)
+def test_a_name_that_could_reach_elsewhere_is_refused(name: str) -> None:
+    assert refused(archive(listed({**FILES, name: b"import os\n"}))) == "E_APP_PATH"
+
+
+def test_two_files_of_one_name_are_refused() -> None:
+    twice = archive(listed(FILES)).replace(b"small/server_app.py", b"small/client_app.py")
+    assert refused(twice) == "E_APP_PATH"
+
+
+@pytest.mark.parametrize("mode", [0o120777, 0o020600, 0o010600, 0o060600, 0o040700])
+def test_links_devices_and_folders_are_refused(mode: int) -> None:
+    assert refused(archive(listed(FILES), mode=mode)) == "E_APP_PATH"
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_unusual_compression_is_refused(compression: int) -> None:
+    assert refused(archive(listed(FILES), compression=compression)) == "E_APP_ARCHIVE"
+
+
+def test_encrypted_files_are_refused() -> None:
+    content = bytearray(small_app())
+    for signature, flags in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        content[content.index(signature) + flags] |= 1
+    assert refused(bytes(content)) == "E_APP_ARCHIVE"
+
+
+def test_files_and_list_must_be_the_same() -> None:
+    good = listed(FILES)
+    lines = good[MANIFEST].decode().splitlines()
+    for files in (
+        FILES,
+        {**good, "small/unlisted.py": b"import os\n"},  # Flower would install this one
+        {**good, "small/client_app.py": CLIENT + b"# \n"},
+        {**good, MANIFEST: "\n".join(lines[:-1]).encode()},
+        {**good, MANIFEST: "\n".join([*lines, f"small/absent.py,{'0' * 64},0"]).encode()},
+        {**good, MANIFEST: b"\xff,,\n"},
+        {**good, MANIFEST: b""},
+    ):
+        assert refused(archive(files)) == "E_APP_MANIFEST"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"\xff\xfe\x00",
+        b"# -*- coding: utf-7 -*-\n# +AAo-import os\n",
+        b"#!/usr/bin/env python\n# vim: set fileencoding=latin-1 :\n",
+        b"# coding: no-such-thing\n",
+        b"\xef\xbb\xbf# coding: latin-1\n",
+        bytes(range(128, 256)),
+    ],
+)
+def test_a_source_that_is_not_what_it_looks_like_is_refused(source: bytes) -> None:
+    assert refused(small_app(odd=source)) == "E_APP_TEXT"
+
+
+def test_compiled_code_is_refused() -> None:
+    assert refused(pack({**FILES, "small/fast.so": b"\x7fELF\x02\x01\x01\x00\xff"})) == "E_APP_TEXT"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('name = "small"', ""),
+        ('name = "small"', "name = 7"),
+        ('name = "small"', 'name = "../../small"'),
+        ('version = "1.0"', 'version = "1/../../../evil"'),  # Flower makes a folder's name of it
+        ('publisher = "lab"', 'publisher = "a/b"'),
+        ('publisher = "lab"', 'publisher = "lab\\u001b[2J"'),
+        ('publisher = "lab"', f'publisher = "{"x" * 200}"'),
+        ("[tool.flwr.app.components]", "[tool.flwr.app.other]"),
+        ("[project]", "[project"),
+        ("dependencies = []", f"dependencies = {'[' * 5000}"),
+    ],
+)
+def test_settings_that_flower_could_not_use_or_should_not_are_refused(old: str, new: str) -> None:
+    assert refused(pack({**FILES, CONFIG: PYPROJECT.replace(old, new, 1).encode()})) == "E_APP_CONFIG"
+
+
+def test_an_app_without_settings_is_refused() -> None:
+    files = {name: data for name, data in FILES.items() if name != CONFIG}
+    assert refused(archive(listed(files))) == "E_APP_CONFIG"
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:
+    content = bytearray(small_app())
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        app = read(bytes(content))
+    except Refusal as refusal:
+        assert refusal.code.startswith("E_APP_")
+        return
+    assert app.files == FILES  # dates, modes and what lies between the files may differ; what is installed may not

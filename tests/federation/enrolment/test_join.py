@@ -1,0 +1,179 @@
+"""A site joins a study through its door, renews, and finds out whoever answers in the server's place."""
+
+import ssl
+import tomllib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from federation.enrolment import invitations as enrolment
+from federation.enrolment import join
+from federation.enrolment.authority import Authority
+from federation.enrolment.certificates import create_node_key, load_node_key, open_authority, public_pem, valid_until
+from federation.enrolment.invitations import invite, revoke
+from federation.enrolment.join import JoinCode, node_certificate, renew_if_due, with_server_address
+from federation.enrolment.registry import record, registry
+from federation.processes.process import free_port
+from federation.server.control import ca_certificate
+from models.refusal import Refusal
+from pipeline.site import Site, init_site, site_settings
+from tests.e2e.door_rig import Rig, open_rig
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with open_rig(tmp_path_factory.mktemp("server") / "server") as rig:
+        yield rig
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The nodes that the SuperLink would know."""
+    nodes: dict[str, bytes] = {}
+    monkeypatch.setattr(enrolment, "enrol", lambda folder, public_key, name: nodes.update({name: public_key}))
+    return nodes
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = init_site(tmp_path / "site", site_settings(None, name="my-hospital"))
+    create_node_key(site.node_key)
+    return site
+
+
+def files(site: Site) -> dict[str, bytes]:
+    return {str(p.relative_to(site.folder)): p.read_bytes() for p in site.folder.rglob("*") if p.is_file()}
+
+
+def test_a_site_joins_by_its_code_alone(rig: Rig, site: Site, registered: dict[str, bytes]) -> None:
+    code = invite(rig.folder, "hospital-a", patients=80)
+    broken = f"{code[:40]}\n  {code[40:90]}\r\n{code[90:]} "  # as it may come out of a mail
+    assert join.join(site, broken) == "hospital-a"
+
+    site = Site.open(site.folder)
+    assert site.settings.server.address == f"localhost:{rig.port}"
+    assert site.ca_certificate.read_bytes() == ca_certificate(rig.folder).read_bytes()
+    certificate = x509.load_pem_x509_certificate(node_certificate(site).read_bytes())
+    key = load_node_key(site.node_key).public_key()
+    assert certificate.public_key() == key
+    assert registered == {"hospital-a": public_pem(key)}
+    assert any("joined site=? from=127.0.0.1" in line and "hospital-a" in line for line in rig.lines)
+    tls = join.client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
+    assert isinstance(tls, ssl.SSLContext)
+
+
+def test_a_site_without_a_key_makes_one(rig: Rig, site: Site) -> None:
+    before = site.node_key.read_bytes()
+    site.node_key.unlink()
+    site.node_key.with_suffix(".pub").unlink()
+    join.join(site, invite(rig.folder, "hospital-b"))
+    assert site.node_key.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "code", ["", "localhost:8443", "localhost:8443/x/y/z", "http://a:1/" + "0" * 64 + "/" + "0" * 16 + "/" + "a" * 32]
+)
+def test_what_is_no_code_is_refused_before_anyone_is_asked(site: Site, code: str) -> None:
+    with pytest.raises(Refusal, match="E_JOIN_CODE"):
+        join.join(site, code)
+
+
+def test_a_server_of_another_authority_does_not_learn_the_secret(rig: Rig, site: Site) -> None:
+    """As when something on the way opens TLS to look inside."""
+    code = JoinCode.read(invite(rig.folder, "hospital-c"))
+    other = f"{code.address}/{'0' * 64}/{code.invitation}/{code.secret}"
+    before = files(site)
+    with pytest.raises(Refusal, match="E_OTHER_AUTHORITY"):
+        join.join(site, other)
+    assert files(site) == before
+    with registry(rig.folder) as db:
+        row = db.execute("SELECT wrong_tries, used_by FROM invitations WHERE id = ?", (code.invitation,)).fetchone()
+    assert row == (0, None)
+
+
+def test_a_server_under_a_name_that_is_not_its_own_is_refused(rig: Rig, site: Site) -> None:
+    code = JoinCode.read(invite(rig.folder, "hospital-c"))
+    with pytest.raises(Refusal, match="E_SERVER_UNTRUSTED"):
+        join.join(site, f"127.1:{rig.port}/{code.authority}/{code.invitation}/{code.secret}")
+
+
+def test_a_silent_server_is_told(site: Site) -> None:
+    code = f"localhost:{free_port()}/{'0' * 64}/{'0' * 16}/{'a' * 32}"
+    with pytest.raises(Refusal, match="E_SERVER_SILENT"):
+        join.join(site, code)
+
+
+def test_the_servers_refusal_is_told_by_its_code(rig: Rig, site: Site) -> None:
+    code = JoinCode.read(invite(rig.folder, "hospital-d"))
+    before = files(site)
+    with pytest.raises(Refusal, match=r"E_JOIN_REFUSED: .*: E_INVITATION$"):
+        join.join(site, f"{code.address}/{code.authority}/{code.invitation}/{'x' * 32}")
+    assert files(site) == before
+
+
+def test_a_certificate_that_was_not_asked_for_is_not_kept(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, before = invite(rig.folder, "hospital-e"), files(site)
+    other = create_node_key(site.folder.parent / "other").with_suffix("")
+    signer = open_authority(ca_certificate(rig.folder).parent)
+    for authority, key in ((Authority.new(), site.node_key), (signer, other)):
+        certificate = authority.node_certificate(load_node_key(key).public_key(), "hospital-e")
+        pem = certificate.public_bytes(join.Encoding.PEM).decode()
+        monkeypatch.setattr("federation.door.answers.accept", lambda folder, form, pem=pem: ("hospital-e", pem))
+        with pytest.raises(Refusal, match="E_NODE_CERTIFICATE"):
+            join.join(site, code)
+    assert files(site) == before
+
+
+def test_a_certificate_is_renewed_when_it_is_time(rig: Rig, site: Site) -> None:
+    join.join(site, invite(rig.folder, "hospital-f"))
+    site = Site.open(site.folder)
+    fresh = node_certificate(site).read_bytes()
+    assert not renew_if_due(site)
+    assert join.renew(site) - datetime.now(UTC) > timedelta(days=360)
+    assert node_certificate(site).read_bytes() == fresh, "the one it has is good for long"
+
+    authority = open_authority(ca_certificate(rig.folder).parent)
+    key = load_node_key(site.node_key).public_key()
+    old = authority.node_certificate(key, "hospital-f", now=datetime.now(UTC) - timedelta(days=350))
+    with registry(rig.folder) as db:
+        db.execute("DELETE FROM certificates WHERE site = 'hospital-f'")
+        record(db, "hospital-f", old)
+    node_certificate(site).write_bytes(old.public_bytes(join.Encoding.PEM))
+    assert renew_if_due(site)
+    assert valid_until(node_certificate(site)) - datetime.now(UTC) > timedelta(days=360)
+    assert any("renewed site=hospital-f" in line for line in rig.lines)
+
+    revoke(rig.folder, "hospital-f")
+    with pytest.raises(Refusal, match=r"E_JOIN_REFUSED: .*: E_CERTIFICATE_REVOKED"):
+        join.renew(site)
+
+
+def test_a_site_that_has_not_joined_renews_nothing(site: Site) -> None:
+    with pytest.raises(Refusal, match="E_NO_SERVER_SET"):
+        join.renew(site)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[server]\naddress = ""\nca_certificate = "keys/ca.crt"\n\n[training]\nthreads = 2\n',
+        "[server]\n# where it is\naddress = 'old.example:1'  # note\n[training]\nthreads = 2\n",
+        '[server]\nca_certificate = "keys/ca.crt"\n[training]\nthreads = 2\n',
+        "[training]\nthreads = 2\n",
+        '[pacs.dimse]\naddress = "not this one"\n[server]\n[training]\nthreads = 2',
+        '[training]\nthreads = 2\n[server]\naddress = ""',
+    ],
+)
+def test_the_address_is_set_and_nothing_else_changes(text: str) -> None:
+    before = tomllib.loads(text)
+    after = tomllib.loads(with_server_address(text, "study.example:8443"))
+    assert after["server"].pop("address") == "study.example:8443"
+    before.setdefault("server", {}).pop("address", None)
+    assert after == before
+    if "# note" in text:
+        assert "# note" in with_server_address(text, "study.example:8443")

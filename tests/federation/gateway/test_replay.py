@@ -1,0 +1,89 @@
+"""A reply that is sent again: what of it reaches the model is nothing.
+
+Between a site and the server TLS with certificates on both sides keeps others from sending what they overheard; the
+site itself may still send a reply twice, or an old one under a new name.
+"""
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from flwr.supercore.state.schema.linkstate_models import MessageRes
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from federation.allowed import Figure
+from federation.rounds.flower_strategies import build_strategy
+from federation.rounds.grid import EagerGrid
+from federation.rounds.replies import encode
+from federation.rounds.strategy import GuardedStrategy
+from tests.federation.rounds.fake_grid import FakeGrid, honest, honest_answer
+
+
+def test_the_servers_database_keeps_one_reply_for_each_message(tmp_path):
+    """Flower's own rule, which this relies on: a second reply to a message is no new row, whatever its id."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'state.db'}")
+    MessageRes.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(MessageRes(message_id="a", reply_to_message_id="task", content=b"first"))
+        session.commit()
+        for again in ("a", "b"):
+            session.add(MessageRes(message_id=again, reply_to_message_id="task", content=b"again"))
+            with pytest.raises(IntegrityError):
+                session.commit()
+            session.rollback()
+            session.expunge_all()
+        assert session.scalar(select(func.count()).select_from(MessageRes)) == 1
+        assert session.scalar(select(MessageRes.content)) == b"first"
+
+
+class Repeating(FakeGrid):
+    """With `repeats`, every reply comes in each look again, beside those of the rounds before."""
+
+    def __init__(self, *, repeats: bool) -> None:
+        super().__init__({number: honest(number) for number in (1, 2, 3)})
+        self.repeats = repeats
+        self.came: list[Message] = []
+        self.looks = 0
+
+    def push_messages(self, messages):
+        new = list(self.send_and_receive(messages))
+        for reply in new:  # in memory no message has an id
+            reply.metadata.__dict__["_reply_to_message_id"] = f"{len(self.sent)} {reply.metadata.src_node_id}"
+        self.came = [*(self.came if self.repeats else []), *new]
+        return [reply.metadata.reply_to_message_id for reply in new]
+
+    def pull_messages(self, message_ids):
+        """As Flower's: only replies to the messages that are asked for; in the first look but one."""
+        self.looks += 1
+        found = [reply for reply in self.came if reply.metadata.reply_to_message_id in set(message_ids)]
+        return found if self.looks % 2 else found[:1]
+
+
+def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatch):
+    monkeypatch.setattr("federation.rounds.grid.POLL_S", 0.0)
+
+    def after(repeats: bool) -> dict[str, np.ndarray]:
+        guard = GuardedStrategy(
+            build_strategy("FedAvg", {}), quorum=3, metrics={"loss": Figure(0, 1, "train")}, max_examples=1000
+        )
+        grid = Repeating(repeats=repeats)
+        guard.start(EagerGrid(grid), encode({"w": np.zeros(5, np.float32)}), num_rounds=3)
+        assert guard.aggregated_rounds == 3
+        return guard.arrays
+
+    np.testing.assert_array_equal(after(repeats=True)["w"], after(repeats=False)["w"])
+
+
+def test_a_site_that_answers_twice_in_a_round_counts_not_at_all():
+    reports = []
+    guard = GuardedStrategy(
+        build_strategy("FedAvg", {}),
+        quorum=2,
+        metrics={"loss": Figure(0, 1, "train")},
+        max_examples=1000,
+        on_round=reports.append,
+    )
+    grid = FakeGrid({1: honest(1), 2: honest(2), 3: lambda message: [honest_answer(3, message)] * 2})
+    guard.start(grid, encode({"w": np.zeros(5, np.float32)}), num_rounds=1)
+    assert reports[0].refused == {3: "E_REPLY_TWICE"}

@@ -1,0 +1,282 @@
+"""The sandbox's walls as they are asked for, and the look around within. (Walls that stand: tests/e2e.)"""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from federation.node import sandbox
+from models.refusal import Refusal
+from pipeline.site import Site, init_site
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Site]:
+    def make(more: str = "", source: Path | None = None) -> Site:
+        text = SETTINGS.replace("[site]\n", f'[site]\nsource = "{source}"\n') if source else SETTINGS
+        return init_site(tmp_path / "site", text + more)
+
+    return make
+
+
+def bound(command: list[str], option: str) -> list[str]:
+    """Which paths an option of bubblewrap makes seen; each under its own name."""
+    pairs = [(command[i + 1], command[i + 2]) for i, word in enumerate(command) if word == option]
+    assert all(source == place for source, place in pairs)
+    return [place for _, place in pairs]
+
+
+# --- what is asked for ------------------------------------------------------------------------------------
+
+
+def test_of_a_site_only_what_training_needs_is_seen_and_only_its_log_can_be_written(make: Callable[..., Site]) -> None:
+    site = make()
+    command = sandbox.confined(site, "true")
+    inside = [path for path in bound(command, "--ro-bind") if Path(path).is_relative_to(site.folder)]
+    assert inside == [str(site.folder / name) for name in ("site.toml", "cohort", "sandbox")]
+    assert bound(command, "--bind") == [str(site.folder / "logs" / "client.log")]
+    assert command[-2:] == ["--", "true"]
+
+
+def test_of_the_machine_only_programs_are_seen(make: Callable[..., Site]) -> None:
+    command = sandbox.confined(make(), "true")
+    seen = {*bound(command, "--ro-bind"), *bound(command, "--ro-bind-try"), *bound(command, "--dev-bind")}
+    assert "/usr" in seen
+    assert any(Path(sys.prefix).is_relative_to(path) for path in seen)
+    project = Path(sandbox.__file__).resolve().parents[2]
+    assert not seen & set(map(str, (*map(Path, ("/", "/etc", "/var", "/run", "/tmp")), project, Path.home())))
+
+
+def test_every_kind_of_namespace_is_left(make: Callable[..., Site]) -> None:
+    command = sandbox.confined(make(), "true")
+    wanted = {"--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"}
+    assert wanted <= set(command)
+    assert command[command.index("--cap-drop") + 1] == "ALL"
+    assert command[command.index("--remount-ro") + 1] == "/"
+    assert not [word for word in command if word.startswith("--share")]
+
+
+def test_this_python_is_seen_under_every_name_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/opt/fedthorax is a link to a version, and the scripts in it name the version."""
+    (tmp_path / "fedthorax-1").mkdir()
+    (tmp_path / "fedthorax").symlink_to("fedthorax-1")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "fedthorax"))
+    assert {tmp_path / "fedthorax", tmp_path / "fedthorax-1"} <= set(sandbox._programs())
+
+
+def test_the_environment_is_a_list_of_ours(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    site = make()
+    environment = sandbox.environment(site)
+    assert not [value for value in environment.values() if "proxy" in value or "secret" in value]
+    assert environment["FEDTHORAX_SITE_DIR"] == str(site.folder)
+    assert environment["FLWR_HOME"].startswith("/tmp/")
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+def test_without_walls_nothing_of_flower_lies_in_the_machines_tmp(make: Callable[..., Site]) -> None:
+    site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
+    assert Path(sandbox.environment(site)["FLWR_HOME"]).is_relative_to(site.folder)
+
+
+# --- whether it can be had --------------------------------------------------------------------------------
+
+
+def test_without_bubblewrap_the_remedy_is_to_install_it(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Refusal) as caught:
+        sandbox.available(make())
+    assert caught.value.code == "E_SANDBOX_MISSING"
+    assert "Install" in caught.value.remedy
+
+
+@pytest.mark.parametrize("ends", ["exit 1", "exec sleep 60"])
+def test_where_bubblewrap_cannot_work_the_reason_is_another(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str
+) -> None:
+    stand_in = tmp_path / "bin" / "bwrap"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\n{ends}\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(sandbox, "TRY_SECONDS", 2.0)
+    site = make()
+    with pytest.raises(Refusal) as caught:
+        sandbox.available(site)
+    assert caught.value.code == "E_SANDBOX"
+    assert "namespace" in caught.value.private or "did not end" in caught.value.private
+    assert sandbox.line(site).status == "fail"
+
+
+def test_without_walls_none_are_tried(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    line = sandbox.line(make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n'))
+    assert line.status == "warn"
+    assert "W_SANDBOX_NONE" in line.says
+    assert "Dr No" not in str(line.to_json())
+
+
+def test_systemds_user_is_let_in_to_what_its_service_shows_and_nothing_else(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("setfacl") is None:
+        pytest.skip("setfacl is not here (package acl)")
+    monkeypatch.setattr(sandbox, "APP_USER", "nobody")
+    site = make('[sandbox]\nkind = "systemd"\n')
+    (site.cohort_folder / "tensors").mkdir(parents=True)
+    (site.cohort_folder / "tensors" / "old.npy").touch(mode=0o600)
+    sandbox.available(site)
+    assert sandbox.line(site).status == "ok"
+    (site.cohort_folder / "tensors" / "new.npy").touch()
+    assert rights(site.folder) == {
+        "cohort": "r-x",
+        "cohort/tensors": "r-x",
+        "cohort/tensors/old.npy": "r--",
+        "cohort/tensors/new.npy": "r--",
+        "logs/client.log": "rw-",
+        "sandbox": "r-x",
+        "site.toml": "r--",
+    }
+
+
+def rights(folder: Path) -> dict[str, str]:
+    """What the user nobody may do in effect with each path whose access list names it."""
+    command = ["getfacl", "--recursive", "--absolute-names", str(folder)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for block in listed.split("\n\n"):
+        path = re.search(r"# file: (.*)", block)
+        granted = re.search(r"^user:nobody:(...)(?:\s+#effective:(...))?$", block, re.M)
+        if path and granted:
+            found[str(Path(path[1]).relative_to(folder))] = granted[2] or granted[1]
+    return found
+
+
+@pytest.mark.parametrize("lacks", ["setfacl", "user"])
+def test_where_systemds_user_cannot_be_let_in_the_site_is_refused(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str
+) -> None:
+    if lacks == "setfacl":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif shutil.which("setfacl") is None:
+        pytest.skip("setfacl is not here (package acl)")
+    monkeypatch.setattr(sandbox, "APP_USER", "nobody" if lacks == "setfacl" else "nobody-of-this-name")
+    with pytest.raises(Refusal) as caught:
+        sandbox.available(make('[sandbox]\nkind = "systemd"\n'))
+    assert caught.value.code == "E_SANDBOX_ACCESS"
+
+
+def test_a_node_without_walls_says_so_and_who_accepted_it(make: Callable[..., Site]) -> None:
+    said = sandbox.describe(make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n'))
+    assert "W_SANDBOX_NONE" in said
+    assert "Dr No" in said
+
+
+# --- within -----------------------------------------------------------------------------------------------
+
+
+def test_a_process_without_walls_is_found_out(make: Callable[..., Site]) -> None:
+    with pytest.raises(Refusal) as caught:
+        sandbox.check_walls(make())
+    assert caught.value.code == "E_SANDBOX_OPEN"
+    assert "keys" in caught.value.private
+
+
+def holes(site: Site) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for what, where in sandbox._holes(site):
+        found.setdefault(what, []).append(where)
+    return found
+
+
+def test_the_hospitals_files_are_looked_for_by_their_names(make: Callable[..., Site], tmp_path: Path) -> None:
+    source = tmp_path / "exports"
+    source.mkdir()
+    (source / "pcr.csv").touch()
+    (source / "ct").mkdir()
+    site = make(source=source)
+    (site.folder / "ledger").mkdir()
+    assert {*holes(site)["files that are the hospital's alone"]} == {
+        *(str(site.folder / name) for name in ("keys", "ledger")),
+        *(str(source / name) for name in ("ct", "pcr.csv")),
+    }
+
+
+ROUTES = "Iface\tDestination\tGateway\tFlags\nens3\t00000000\t010200C0\t0003\nlo\t0000007F\t0\t0001\n"
+ROUTES_6 = (
+    "fe80 40 00 0 00 0 00000100 00000001 00000000 00000001     ens4\n00 00 00 0 0 0 ffffffff 1 0 00200200       lo\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("four", "six", "devices"),
+    [
+        (ROUTES, ROUTES_6, {"ens3", "ens4"}),
+        (ROUTES, None, {"ens3"}),
+        (ROUTES.splitlines()[0], ROUTES_6.splitlines()[1], set()),
+    ],
+)
+def test_any_device_with_a_route_is_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, four: str, six: str | None, devices: set[str]
+) -> None:
+    (tmp_path / "route").write_text(four)
+    if six:
+        (tmp_path / "ipv6_route").write_text(six)
+    monkeypatch.setattr(sandbox, "NETWORK", tmp_path)
+    assert sandbox._devices_with_a_route() == devices
+
+
+def test_where_nothing_tells_of_routes_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sandbox, "NETWORK", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sandbox._devices_with_a_route()
+
+
+def test_an_open_process_starts_nothing(make: Callable[..., Site]) -> None:
+    site = make()
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "federation.node.sandbox", site.folder],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "E_SANDBOX_OPEN" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- what is handed over ----------------------------------------------------------------------------------
+
+
+def test_the_secret_is_a_new_file_whatever_lay_there(tmp_path: Path) -> None:
+    secret, place, key = (tmp_path / name for name in ("given", "secret", "key"))
+    secret.write_bytes(b"of this start")
+    key.write_bytes(b"must stay")
+    place.symlink_to(key)
+    sandbox._hand_over(secret, place)
+    assert place.read_bytes() == b"of this start"
+    assert key.read_bytes() == b"must stay"
+    assert not stat.S_IMODE(place.stat().st_mode) & 0o027
+
+
+def test_the_folder_is_its_owners_alone(make: Callable[..., Site]) -> None:
+    site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
+    sandbox.available(site)
+    assert stat.S_IMODE((site.folder / "sandbox").stat().st_mode) == 0o700
+    assert stat.S_IMODE((site.logs / "client.log").stat().st_mode) == 0o600

@@ -1,0 +1,340 @@
+"""What a node is started with, how its log is understood, and how it runs in the foreground."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation import reasons
+from federation.enrolment.join import node_certificate
+from federation.gateway.loopback import loopback_certificate
+from federation.node import start as node
+from federation.node.start import Node, node_status, run_node, start_node, wait_online
+from federation.node.state import NodeState
+from models.refusal import Refusal
+from pipeline.site import Site, init_site, site_settings
+
+
+class RecordedProcess:
+    """Stands where a process would be started, and keeps what it would be started with."""
+
+    def __init__(self, name: str, command: list[str], *, log: Path, environment: dict[str, str]) -> None:
+        self.name, self.command, self.log, self.environment = name, command, log, environment
+        self.stopped = False
+
+    def let_go(self) -> None:
+        self.stopped = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def __enter__(self) -> "RecordedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class EndedProcess:
+    """One that has printed `text` and will print no more."""
+
+    running = False
+    log = Path("node.log")
+
+    def __init__(self, text: str) -> None:
+        self.text, self.stopped = text, False
+
+    def output(self) -> str:
+        return self.text
+
+    def wait_until(self, ready: Callable[[], int | None], *, seconds: float) -> int:
+        if answer := ready():
+            return answer
+        raise Refusal(reasons.NOT_STARTED, private="its log", process="the node", log="node.log")
+
+    def let_go(self) -> None:
+        self.stopped = True
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def ended(supernode: str, gateway: str = "") -> Node:
+    """A node whose processes have printed this."""
+    processes: Any = {
+        "supernode": EndedProcess(supernode),
+        "gateway": EndedProcess(gateway),
+        "sandbox": EndedProcess(""),
+    }
+    return Node(**processes)
+
+
+@pytest.fixture
+def recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, RecordedProcess]:
+    """What gateway and sandbox would be started with; the SuperNode is recorded too."""
+    started: dict[str, RecordedProcess] = {}
+
+    def start(name: str) -> Callable[..., RecordedProcess]:
+        def record(_: Site, *, log: Path, **options: Any) -> RecordedProcess:
+            started[name] = RecordedProcess(name, [], log=log, environment={k: str(v) for k, v in options.items()})
+            return started[name]
+
+        return record
+
+    monkeypatch.setattr(node, "Process", RecordedProcess)
+    monkeypatch.setattr(node, "start_gateway", start("gateway"))
+    monkeypatch.setattr(node.sandbox, "start_superexec", start("sandbox"))
+    return started
+
+
+def test_a_node_reaches_the_server_through_its_gateway_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    started: Any = start_node(site)
+    flags = started.supernode.command[1:]
+    port = recorded["gateway"].environment["port"]
+    assert f"--superlink=127.0.0.1:{port}" in flags
+    assert f"--root-certificates={site.folder}/keys/gateway.crt" in flags
+    assert {"--host=127.0.0.1", "--isolation=process"} <= set(flags)
+    assert not any("study.example.org" in flag for flag in flags)
+    assert started.supernode.environment["FLWR_HOME"] == f"{site.folder}/flower_home"
+    runtime = recorded["sandbox"].environment
+    assert f"--port={runtime['runtime_port']}" in flags
+    assert f"--superexec-auth-secret-file={runtime['secret_file']}" in flags
+
+
+def test_the_secret_is_new_at_each_start_and_its_owners_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    secrets = set()
+    for _ in range(2):
+        start_node(site)
+        path = Path(recorded["sandbox"].environment["secret_file"])
+        assert path.stat().st_mode & 0o077 == 0
+        secrets.add(path.read_bytes())
+    assert len(secrets) == 2
+    assert min(map(len, secrets)) == 64
+
+
+def test_what_was_started_is_stopped_where_the_sandbox_does_not_start(
+    site: Site, recorded: dict[str, RecordedProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise Refusal(reasons.SANDBOX)
+
+    monkeypatch.setattr(node.sandbox, "start_superexec", fail)
+    with pytest.raises(Refusal) as refused:
+        start_node(site)
+    assert refused.value.code == "E_SANDBOX"
+    assert recorded["gateway"].stopped
+
+
+def test_the_gateway_is_the_last_to_go(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+    started: Any = start_node(site)
+    started.let_go()
+    assert (started.sandbox.stopped, started.supernode.stopped, started.gateway.stopped) == (True, True, False)
+    started.stop()
+    assert started.gateway.stopped
+
+
+def test_the_certificate_for_loopback_stays(site: Site) -> None:
+    certificate, key = loopback_certificate(site)
+    before = certificate.read_bytes(), key.read_bytes()
+    assert loopback_certificate(site) == (certificate, key)
+    assert (certificate.read_bytes(), key.read_bytes()) == before
+    assert key.stat().st_mode & 0o077 == 0
+    key.unlink()
+    loopback_certificate(site)
+    assert certificate.read_bytes() != before[0]
+
+
+def test_online_is_when_the_server_has_named_the_node() -> None:
+    assert wait_online(ended("INFO:  SuperNode ID: 11763002427470149475\n")) == 11763002427470149475
+
+
+@pytest.mark.parametrize(
+    ("supernode", "gateway", "code"),
+    [
+        ("retrying\nExit Code: 305\n[code: 2004] Node activation failed", "", "E_NOT_ENROLLED"),
+        ("Exit Code: 305\n[code: 0] E_SERVER_UNTRUSTED", "", "E_SERVER_UNTRUSTED"),
+        ("Exit Code: 305\n[code: 401] E_CERTIFICATE_EXPIRED\nit has expired", "", "E_CERTIFICATE_EXPIRED"),
+        ("INFO: terminated", "WARNING the server refused: E_CERTIFICATE_REVOKED", "E_CERTIFICATE_REVOKED"),
+        ("Connection attempt failed, retrying in 3.40 seconds", "", "E_SERVER_SILENT"),
+        ("Exit Code: 302\nUnable to parse the private key file.", "", "E_NOT_STARTED"),
+    ],
+)
+def test_the_cause_is_named(supernode: str, gateway: str, code: str) -> None:
+    node = ended(supernode, gateway)
+    with pytest.raises(Refusal) as refused:
+        wait_online(node)
+    assert refused.value.code == code
+    assert refused.value.says
+    assert refused.value.private == "its log"
+    assert node.gateway.stopped  # type: ignore[attr-defined]
+
+
+# --- in the foreground ------------------------------------------------------------------------------------
+
+ONLINE = "INFO :      SuperNode ID: 42"
+
+
+class ScriptedNode:
+    """Stands for the node: at each look it writes a line to its log, or sends us a signal; then it ends."""
+
+    def __init__(self, site: Site, script: list[str | int]) -> None:
+        self.log, self.script, self.stopped = site.logs / "node.log", script, False
+
+    @property
+    def running(self) -> bool:
+        if not self.script:
+            return False
+        step = self.script.pop(0)
+        if isinstance(step, int):
+            os.kill(os.getpid(), step)
+        else:
+            with self.log.open("a") as log:
+                log.write(step + "\n")
+        return True
+
+    ended_by = reasons.NODE_ENDED
+
+    def outputs(self) -> tuple[str, str]:
+        return "", self.log.read_text()
+
+    def __enter__(self) -> "ScriptedNode":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = init_site(tmp_path / "site", site_settings(None, name="north", server="study.example.org:8443"))
+    site.ca_certificate.write_text("certificate")
+    site.node_key.write_text("key")
+    node_certificate(site).write_text("certificate")
+    return site
+
+
+@pytest.fixture
+def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
+    """Runs the site's node by a script; what was said, without the times."""
+    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.0)
+
+    def run(*script: str | int) -> list[str]:
+        scripted = ScriptedNode(site, list(script))
+        monkeypatch.setattr(node, "start_node", lambda *_, **__: scripted)
+        said: list[str] = []
+        try:
+            run_node(site, said.append)
+        finally:
+            assert scripted.stopped
+        assert all(line[4] == "-" and line[19:21] == "  " for line in said)
+        return [line[21:] for line in said]
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]], site: Site, number: int) -> None:
+    assert run(ONLINE, number) == [
+        "the study's code runs without network, in a sandbox (bubblewrap)",
+        "the node of north dials study.example.org:8443; Ctrl-C ends it",
+        "the node is online: the study's server has let it in",
+        "the node has ended, as it was told to",
+    ]
+    status = node_status(site)
+    assert status["running"] is False
+    assert status["connection"] == "ended"
+    assert status["last_contact"] is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("[code: 2004] Failed to activate SuperNode.", "E_NOT_ENROLLED"),
+        ("[code: 0] E_SERVER_UNTRUSTED", "E_SERVER_UNTRUSTED"),
+        ("[code: 0] E_NEVER_HEARD_OF", "E_NODE_ENDED"),
+        ("WARNING :  Connection attempt failed, retrying", "E_NODE_ENDED"),
+    ],
+)
+def test_a_node_that_ends_by_itself_is_refused(run: Callable[..., list[str]], line: str, code: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        run(line)
+    assert refused.value.code == code
+
+
+def test_a_cause_of_long_ago_is_none(run: Callable[..., list[str]]) -> None:
+    with pytest.raises(Refusal) as refused:
+        run("[code: 2004]", *["later"] * 30)
+    assert refused.value.code == "E_NODE_ENDED"
+
+
+def test_a_second_node_of_the_site_is_refused_and_the_first_is_seen(run: Callable[..., list[str]], site: Site) -> None:
+    seen = []
+
+    class Second(str):
+        """A line of the log that, when it is written, looks from outside."""
+
+        def __add__(self, other: str) -> str:
+            seen.append(node_status(site))
+            with pytest.raises(Refusal) as refused:
+                run_node(site, print)
+            seen.append(refused.value.code)
+            return str(self)
+
+    run(ONLINE, Second(""), signal.SIGTERM)
+    status, code = seen
+    assert code == "E_NODE_RUNNING"
+    assert status["running"] is True
+    assert status["pid"] == os.getpid()
+    assert status["connection"] == "online"
+    assert status["since"] is not None
+
+
+def test_a_node_without_server_certificate_or_key_is_not_started(site: Site) -> None:
+    def code() -> str:
+        with pytest.raises(Refusal) as refused:
+            run_node(site, print)
+        assert str(site.folder) not in str(refused.value)
+        return refused.value.code
+
+    node_certificate(site).unlink()
+    assert code() == "E_NODE_FILE"
+    site.node_key.unlink()
+    assert code() == "E_NODE_FILE"
+    site.ca_certificate.unlink()
+    assert code() == "E_NODE_FILE"
+    site.settings.server.address = ""
+    assert code() == "E_NO_SERVER_SET"
+
+
+def test_systemd_is_told_what_the_operator_is(
+    run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        said = run(ONLINE, signal.SIGTERM)
+        assert [systemd.recv(1000).decode() for _ in said] == [f"READY=1\nSTATUS={text}" for text in said]
+
+
+def test_the_status_of_a_site_that_never_ran(site: Site) -> None:
+    status = node_status(site)
+    assert (status["running"], status["pid"], status["rounds"], status["patients"]) == (False, None, 0, 0)
+    assert (status["since"], status["last_contact"], status["last_refusal"]) == (None, None, None)
+
+
+def test_a_killed_node_is_not_running_whatever_it_last_wrote(site: Site) -> None:
+    state = NodeState.begin(site.logs)
+    state.connection, state.doing, state.rounds = "online", "training for round 2", 5
+    state.save(site.logs)
+    status = node_status(site)
+    assert (status["running"], status["connection"], status["doing"]) == (False, "ended", "")
+    assert status["rounds"] == 5

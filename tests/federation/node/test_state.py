@@ -1,0 +1,206 @@
+"""How the lines of a node's two logs become its state and the operator's lines."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.node.state import NodeState, Tail, now, put_aside
+
+# As Flower 1.42 prints them, with its colours.
+INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
+ONLINE = f"{INFO}SuperNode ID: 9041759493521133316"
+FAILED = f"{WARNING}Connection attempt failed, retrying in 3.68 seconds"
+AGAIN = f"{INFO}Connection successful after 22.39 seconds and 7 tries."
+SENT = f"{INFO}Sent successfully"
+CLOCK = "2026-11-25 16:28:39,255"
+DONE = f"{CLOCK} INFO done"
+
+
+def task(kind: str) -> str:
+    return f"{INFO}Receiving: {kind} message (ID: d4e793df61ee0e53)"
+
+
+@pytest.fixture
+def state() -> NodeState:
+    return NodeState(pid=1, started=now())
+
+
+def told(state: NodeState, *lines: str) -> list[str]:
+    return [text for line in lines if (text := state.read(line))]
+
+
+def test_a_round_from_task_to_reply(state: NodeState) -> None:
+    told(state, ONLINE)
+    assert told(state, f"{INFO}[RUN 9646847965838523429]", task("train")) == ["task received: train"]
+    assert state.doing == "fetching a task"
+    assert told(state, f"{CLOCK} INFO training for round 3") == ["training for round 3"]
+    assert state.doing == "training for round 3"
+    assert told(state, DONE, f"{INFO}Sending: train message (ID: e1b3)", SENT) == ["reply sent"]
+    assert (state.rounds, state.doing, state.refused) == (1, "", "")
+
+
+def test_an_evaluation_is_no_round(state: NodeState) -> None:
+    assert told(state, task("evaluate"), f"{CLOCK} INFO evaluating the final model", DONE, SENT)[-1] == "reply sent"
+    assert state.rounds == 0
+
+
+def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeState) -> None:
+    line = f"{CLOCK} ERROR E_TOO_FEW_PATIENTS: the site has too few: 3, and at least 10 are needed /data/MUELLER"
+    texts = told(state, task("train"), line, SENT)
+    assert texts[1].startswith("refused (E_TOO_FEW_PATIENTS): Ingest more patients")
+    assert texts[2] == "the server was told the code alone"
+    assert "MUELLER" not in " ".join(texts)
+    assert (state.rounds, state.refused) == (0, "E_TOO_FEW_PATIENTS")
+    assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
+    assert state.rounds == 1
+
+
+def test_a_reply_that_the_gateway_held_back_is_no_round(state: NodeState) -> None:
+    held = f"{CLOCK} WARNING refused out: E_REPLY_UPDATE (train, round 3): training moved /data/MUELLER"
+    texts = told(state, task("train"), DONE, SENT, held)
+    assert texts[1] == "reply sent"
+    assert texts[2].startswith("refused (E_REPLY_UPDATE): ")
+    assert "MUELLER" not in " ".join(texts)
+    assert (state.rounds, state.refused) == (0, "E_REPLY_UPDATE")
+    # Its log may be read first.
+    assert told(state, task("train"), DONE, held, SENT)[-1] == "the server was told the code alone"
+    assert state.rounds == 0
+    assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
+    assert state.rounds == 1
+
+
+def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
+    texts = told(state, f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved")
+    assert texts[0].startswith("refused (E_APP_REFUSED): Look at it with")
+    assert state.refused == "E_APP_REFUSED"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (f"{CLOCK} ERROR the study's code failed", "E_SITE_FAILED"),
+        (f"{CLOCK} ERROR E_UNHEARD_OF: something new", "E_SITE_FAILED"),
+        (f"{ERROR}ClientApp raised an exception", "E_SITE_FAILED"),
+    ],
+)
+def test_failures_have_a_code_too(state: NodeState, line: str, code: str) -> None:
+    assert told(state, task("train"), line)[1].startswith(f"refused ({code}): ")
+    assert state.refused == code
+
+
+def test_a_reply_without_the_apps_last_word_means_that_its_process_died(state: NodeState) -> None:
+    """Flower answers for a process that the system has killed, and logs the same line as for any reply."""
+    texts = told(state, task("train"), f"{CLOCK} INFO training for round 1", SENT)
+    assert texts[-1].startswith("refused (E_TASK_DIED)")
+    assert state.rounds == 0
+
+
+def test_a_lost_connection_is_told_once_and_its_return_too(state: NodeState) -> None:
+    assert len(told(state, ONLINE)) == 1
+    assert told(state, FAILED, AGAIN) == []  # one lost packet
+    assert told(state, FAILED, FAILED, FAILED, FAILED) == ["connection lost; dialling until the server is back"]
+    assert state.connection == "lost"
+    assert told(state, AGAIN) == ["connected again after 22 s"]
+    assert state.connection == "online"
+
+
+def test_a_server_that_never_answered_is_silent_not_lost(state: NodeState) -> None:
+    (text,) = told(state, FAILED, FAILED, FAILED)
+    assert text.startswith("no answer yet (E_SERVER_SILENT)")
+    assert state.connection == "dialling"
+    assert told(state, AGAIN, ONLINE) == ["the node is online: the study's server has let it in"]
+
+
+def test_the_last_contact_is_kept_up_while_idle_alone(state: NodeState) -> None:
+    state.touch()
+    assert state.contact is None
+    told(state, ONLINE)
+    for doing, connection in (("training for round 1", "online"), ("", "lost")):
+        state.doing, state.connection, state.contact = doing, connection, None
+        state.touch()
+        assert state.contact is None
+    state.connection = "online"
+    state.touch()
+    assert state.contact is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (f"{INFO}Run ID 7 is not in `RUNNING` status. Ignoring reply message 1.", "the run has been stopped"),
+        (f"{ERROR}Failed to receive message 1: timed out", "the task could not be fetched"),
+        (f"{ERROR}Failed to send message 1: timed out", "the reply could not be sent"),
+    ],
+)
+def test_a_task_that_comes_to_nothing_leaves_the_node_idle(state: NodeState, line: str, text: str) -> None:
+    assert told(state, task("train"), line)[1].startswith(text)
+    assert state.doing == ""
+
+
+def test_what_is_printed_while_it_ends_is_no_loss(state: NodeState) -> None:
+    assert told(state, ONLINE, f"{INFO}SuperNode terminated gracefully.", FAILED, FAILED, FAILED) == [
+        "the node is online: the study's server has let it in"
+    ]
+
+
+@pytest.mark.parametrize("line", ["", "MUELLER^HANS", task("train\x1b[2J"), "epoch 3 of 4: loss 0.53", "Traceback"])
+def test_whatever_else_is_printed_reaches_nobody(state: NodeState, line: str) -> None:
+    assert told(state, line) == []
+
+
+def test_rounds_and_the_last_refusal_outlive_the_node(tmp_path: Path, state: NodeState) -> None:
+    state.rounds, state.refused, state.refused_at, state.connection = 7, "E_TASK_DIED", now(), "online"
+    state.save(tmp_path)
+    assert NodeState.load(tmp_path) == state
+    begun = NodeState.begin(tmp_path)
+    assert (begun.rounds, begun.refused, begun.refused_at) == (7, "E_TASK_DIED", state.refused_at)
+    assert begun.connection == "dialling"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"pid": "x"}', b"[]"])
+def test_a_damaged_state_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "node.json").write_bytes(content)
+    assert NodeState.load(tmp_path) is None
+    assert NodeState.begin(tmp_path).rounds == 0
+
+
+def test_a_full_disk_does_not_stop_the_node(tmp_path: Path, state: NodeState) -> None:
+    state.save(tmp_path / "not there")
+
+
+def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("old\n")
+    tail = Tail(path)
+    assert tail.lines() == []
+    with path.open("a") as log:
+        log.write("one\ntw")
+        log.flush()
+        assert tail.lines() == ["one"]
+        log.write("o\n" + "x" * 10_000 + "\n")
+        log.flush()
+    assert tail.lines() == ["two", "x" * 500]
+    assert Tail(tmp_path / "not there").lines() == []
+
+
+def test_a_flooded_log_costs_no_memory_and_is_followed_again(tmp_path: Path) -> None:
+    path = tmp_path / "client.log"
+    path.touch()
+    tail = Tail(path)
+    path.write_bytes(b"x" * 10_000_000)
+    assert tail.lines() == []
+    with path.open("ab") as log:
+        log.write(b"\nINFO done\n")
+    assert tail.lines()[-1] == "INFO done"
+    assert len(tail._begun) < 1000
+
+
+def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federation.node.state._MAX_LOG_BYTES", 5)
+    path = tmp_path / "node.log"
+    assert put_aside(path) == path
+    path.write_text("12345")
+    assert put_aside(path).exists()
+    path.write_text("123456")
+    assert not put_aside(path).exists()
+    assert (tmp_path / "node.log.1").read_text() == "123456"

@@ -1,0 +1,123 @@
+"""The systemd units: what systemd itself says of them, and that they start commands which exist."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from federation.cli import app
+from federation.node import sandbox
+from pipeline.site import init_site
+
+UNITS = Path(__file__).resolve().parents[3] / "docs" / "systemd"
+SERVICES = ("fedthorax-node@.service", "fedthorax-ingest@.service")
+APP = "fedthorax-app@.service"
+EXPOSED_AT_MOST = 15  # of 100; systemd calls up to 20 "OK"
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with programs where they lie in this environment: systemd looks whether they are there."""
+    for unit in UNITS.iterdir():
+        text = unit.read_text().replace("/opt/fedthorax/bin/", f"{Path(sys.executable).parent}/")
+        (tmp_path / unit.name).write_text(text.replace("/usr/bin/setfacl", "/usr/bin/true"))
+    return tmp_path
+
+
+def hardening(service: str) -> str:
+    """The lines that narrow down what a service may do."""
+    found = re.search(r"^NoNewPrivileges=.*^SystemCallErrorNumber=\w+$", (UNITS / service).read_text(), re.M | re.S)
+    assert found
+    return found[0]
+
+
+def test_systemd_finds_no_fault(units: Path) -> None:
+    names = sorted(unit.name for unit in units.iterdir())
+    assert names == [APP, "fedthorax-ingest@.service", "fedthorax-ingest@.timer", "fedthorax-node@.service"]
+    checked = analyze("verify", *(units / name for name in names))
+    assert "fedthorax" not in checked.stderr
+    faulty = units / SERVICES[0]
+    faulty.write_text(faulty.read_text().replace("ProtectHome=", "ProtectHouse="))
+    assert "ProtectHouse" in analyze("verify", faulty).stderr
+
+
+@pytest.mark.parametrize("service", [*SERVICES, APP])
+def test_a_service_is_little_exposed(units: Path, service: str) -> None:
+    command = ("security", "--offline=true", f"--threshold={EXPOSED_AT_MOST}", "--no-pager", units / service)
+    assert analyze(*command).returncode == 0
+    bare = units / service
+    bare.write_text(bare.read_text().replace(hardening(service), ""))
+    assert analyze(*command).returncode == 1
+
+
+def test_both_services_are_hardened_alike() -> None:
+    assert hardening(SERVICES[0]) == hardening(SERVICES[1])
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_starts_a_command_that_exists(service: str) -> None:
+    found = re.search(
+        r"^ExecStart=/opt/fedthorax/bin/fedthorax (\w+) (\w+) (\S+)$", (UNITS / service).read_text(), re.M
+    )
+    assert found
+    group = typer.main.get_command(app).commands[found[1]]  # type: ignore[attr-defined]
+    assert found[2] in group.commands
+    assert found[3] == "/var/lib/fedthorax/%i"
+
+
+# --- the service that runs a study's code -----------------------------------------------------------------
+
+
+def values(key: str) -> list[str]:
+    """All that a key of the app's unit lists, without the mark for what need not be there."""
+    found = re.findall(rf"^{key}=(.*)$", (UNITS / APP).read_text(), re.M)
+    return [word.removeprefix("-") for line in found for word in line.split()]
+
+
+def test_the_app_has_what_hardens_the_others_and_no_network() -> None:
+    apart = {"RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "PrivateTmp=yes"}  # narrower; in the root of its own
+    assert set(hardening(SERVICES[0]).splitlines()) - apart <= set(hardening(APP).splitlines())
+    assert values("PrivateNetwork") == ["yes"]
+    assert values("IPAddressDeny") == ["any"]
+    assert values("RestrictAddressFamilies") == ["AF_INET", "AF_UNIX"]
+    assert values("User") == ["fedthorax-app"]
+
+
+def test_the_app_sees_of_the_site_what_bubblewrap_would_show(tmp_path: Path) -> None:
+    site = init_site(tmp_path / "site", '[site]\nname = "ward"\n[labels]\nfile = "l.csv"\n')
+    command = sandbox.confined(site, "true")
+
+    def shown(option: str, folder: Path) -> set[str]:
+        paths = [Path(command[i + 1]) for i, word in enumerate(command) if word == option]
+        return {str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)}
+
+    def bound(key: str, folder: str) -> set[str]:
+        return {path.removeprefix(folder) for path in values(key) if path.startswith(folder)}
+
+    here = "/var/lib/fedthorax/%i/"
+    assert bound("BindReadOnlyPaths", here) == shown("--ro-bind", site.folder) == {"site.toml", "cohort", "sandbox"}
+    assert bound("BindPaths", here) == shown("--bind", site.folder) == {"logs/client.log"}
+    assert bound("BindReadOnlyPaths", "/etc/") == shown("--ro-bind-try", Path("/etc"))
+    assert {path for path in values("BindReadOnlyPaths") if "/etc/" not in path and here not in path} == {
+        *("/usr", "/bin", "/sbin", "/lib", "/lib64"),
+        "/opt",  # where the program is
+    }
+    # Both lie in an empty root of its own; what shows the root that systemd starts from would show everything.
+    assert [value.split(":")[0] for value in values("TemporaryFileSystem")] == ["/tmp", "/dev/shm"]
+    assert values("RootDirectory") == ["/run/fedthorax/%i"]
+    assert "RuntimeDirectory=fedthorax/%i" in (UNITS / SERVICES[0]).read_text().splitlines()
+
+
+def test_the_app_looks_around_before_it_starts_anything() -> None:
+    command = re.search(r"^ExecStart=(.*)$", (UNITS / APP).read_text(), re.M)
+    assert command and command[1] == "/opt/fedthorax/bin/python -I -m federation.node.sandbox /var/lib/fedthorax/%i"

@@ -1,0 +1,306 @@
+"""A server's folder, what it is started with, and its roster, without a running server."""
+
+import logging
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.proto.control_pb2 import ListNodesResponse, RegisterNodeResponse, UnregisterNodeResponse
+from flwr.proto.node_pb2 import NodeInfo
+
+from federation.enrolment.certificates import create_node_key, load_node_public_key, valid_until
+from federation.processes.process import free_port
+from federation.processes.together import Together
+from federation.server import start as server
+from federation.server.control import ca_certificate, read_server_config
+from federation.server.start import Site, enrol, init_server, renew_server, sites, start_server, strike_off
+from models.refusal import Refusal
+
+
+class RecordedProcess:
+    """Stands where a process would be started, and keeps what it would be started with."""
+
+    started: list["RecordedProcess"]
+
+    def __init__(self, name: str, command: list[str], *, log: Path, environment: dict[str, str]) -> None:
+        self.name, self.command, self.log, self.environment = name, command, log, environment
+        self.running = True
+        self.started.append(self)
+
+    def wait_until(self, ready: object, *, seconds: float) -> bool:
+        return True
+
+    def let_go(self) -> None:
+        self.running = False
+
+    stop = let_go
+
+    def wait(self) -> int:
+        return 3
+
+    def __enter__(self) -> "RecordedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class FakeControl:
+    """The calls of Flower's Control API that the roster makes."""
+
+    def __init__(self, *nodes: NodeInfo) -> None:
+        self.nodes = list(nodes)
+
+    def ListNodes(self, request: object) -> ListNodesResponse:  # noqa: N802
+        return ListNodesResponse(nodes_info=self.nodes)
+
+    def RegisterNode(self, request: Any) -> RegisterNodeResponse:  # noqa: N802
+        node = NodeInfo(
+            node_id=len(self.nodes) + 1, name=request.name, public_key=request.public_key, status="registered"
+        )
+        self.nodes.append(node)
+        return RegisterNodeResponse(node_id=node.node_id)
+
+    def UnregisterNode(self, request: Any) -> UnregisterNodeResponse:  # noqa: N802
+        for node in self.nodes:
+            if node.node_id == request.node_id:
+                node.status = "unregistered"
+        return UnregisterNodeResponse()
+
+    def active(self) -> list[tuple[str, bytes]]:
+        return [(node.name, node.public_key) for node in self.nodes if node.status != "unregistered"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    init_server(tmp_path / "server", port=free_port())
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedProcess]:
+    monkeypatch.setattr(server, "Process", RecordedProcess)
+    RecordedProcess.started = []
+    return RecordedProcess.started
+
+
+@pytest.fixture
+def fake_control(monkeypatch: pytest.MonkeyPatch) -> FakeControl:
+    fake = FakeControl()
+
+    @contextmanager
+    def control(folder: Path) -> Iterator[FakeControl]:
+        yield fake
+
+    monkeypatch.setattr(server, "control", control)
+    return fake
+
+
+def public_key(path: Path) -> bytes:
+    return load_node_public_key(create_node_key(path))
+
+
+def test_a_new_server_listens_on_loopback_alone(tmp_path: Path) -> None:
+    init_server(tmp_path / "server", port=9000)
+    config = read_server_config(tmp_path / "server")
+    assert (config.address, config.host, config.port) == ("localhost:9000", "127.0.0.1", 9000)
+    assert (config.socket, config.simulated_sites) == (None, 0)
+    assert config.control_port == config.superlink_port != 9000
+
+
+@pytest.mark.parametrize(
+    ("hosts", "address"),
+    [(["study.example", "192.0.2.7"], "study.example:8443"), (["2001:db8::1"], "[2001:db8::1]:8443")],
+)
+def test_a_server_that_has_a_name_is_for_others_too(tmp_path: Path, hosts: list[str], address: str) -> None:
+    init_server(tmp_path / "server", hosts=hosts)
+    config = read_server_config(tmp_path / "server")
+    assert (config.address, config.host) == (address, "0.0.0.0")
+
+
+def test_the_folder_is_its_owners_alone(folder: Path) -> None:
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    secret = folder / "superexec.secret"
+    assert (stat.S_IMODE(secret.stat().st_mode), len(secret.read_bytes())) == (0o600, 64)
+
+
+def test_a_second_init_changes_nothing(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(Refusal, match="E_EXISTS"):
+        init_server(folder, hosts=["study.example.org"])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("port = 0", "E_SETTINGS_KEY: server.toml .*port"),
+        ("port = 8443\nhots = 'x'", "E_SETTINGS_KEY: server.toml .*hots"),
+        ("", "E_SETTINGS_KEY: server.toml .*port"),
+        ("port = ", "E_SETTINGS_SYNTAX: server.toml"),
+        ("port = 'a'", "E_SETTINGS_KEY: server.toml .*port"),
+        ("port = 8443\naddress = 'https://study.example'", "E_SETTINGS_KEY: server.toml .*address"),
+    ],
+)
+def test_a_wrong_setting_is_named(folder: Path, text: str, code: str) -> None:
+    (folder / "server.toml").write_text(text)
+    with pytest.raises(Refusal, match=code) as refused:
+        start_server(folder)
+    assert str(folder) not in str(refused.value)
+
+
+def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:
+    for act in (start_server, sites, renew_server):
+        with pytest.raises(Refusal, match="E_NO_SERVER"):
+            act(tmp_path)
+
+
+@pytest.mark.parametrize("taken", ["port", "superlink_port"])
+def test_a_taken_port_is_refused_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    monkeypatch.setattr(server, "Process", None)
+    port = getattr(read_server_config(folder), taken)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(Refusal, match=f"E_PORT_IN_USE: .* {port}"):
+            start_server(folder)
+
+
+def test_an_expired_certificate_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "Process", None)
+    for file, holder in (("ca.crt", "the study's authority"), ("server.crt", "the server")):
+        monkeypatch.setattr(
+            server,
+            "valid_until",
+            lambda path, file=file: datetime(2020 if path.name == file else 2099, 1, 2, tzinfo=UTC),
+        )
+        with pytest.raises(Refusal, match=f"E_CERTIFICATE_EXPIRED: .*{holder} .* until 2020-01-02"):
+            start_server(folder)
+
+
+def test_a_certificate_that_ends_soon_is_told(
+    folder: Path, recorded: list[RecordedProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        start_server(folder)
+    assert not caplog.text
+    monkeypatch.setattr(server, "valid_until", lambda path: datetime.now(UTC) + timedelta(days=20))
+    with caplog.at_level(logging.WARNING):
+        start_server(folder)
+    assert "W_CERTIFICATE_ENDS" in caplog.text
+
+
+def test_renewal_prolongs_the_servers_certificate(folder: Path) -> None:
+    before = (folder / "certificates" / "server.crt").read_bytes()
+    until = renew_server(folder)
+    assert until == valid_until(ca_certificate(folder).with_name("server.crt"))
+    assert (folder / "certificates" / "server.crt").read_bytes() != before
+
+
+def test_only_the_door_is_outside(folder: Path, recorded: list[RecordedProcess]) -> None:
+    settings = folder / "server.toml"
+    settings.write_text(settings.read_text().replace('host = "127.0.0.1"', 'host = "0.0.0.0"'))
+    config = read_server_config(folder)
+    start_server(folder)
+    superlink, superexec, door = recorded
+    assert {
+        "--host=127.0.0.1",
+        f"--port={config.superlink_port}",
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        "--isolation=process",
+        f"--superexec-auth-secret-file={folder}/superexec.secret",
+        f"--database={folder}/state.db",
+        f"--ssl-certfile={folder}/certificates/loopback.crt",
+    } <= set(superlink.command)
+    assert "--insecure" not in {*superlink.command, *superexec.command}
+    assert f"--superexec-auth-secret-file={folder}/superexec.secret" in superexec.command
+    assert f"--runtime-api-address=127.0.0.1:{config.superlink_port}" in superexec.command
+    assert "--allow-runtime-dependency-installation" not in superexec.command
+    for process in (superlink, superexec):
+        assert process.environment["FEDTHORAX_SERVER_DIR"] == str(folder)
+        assert process.environment["FLWR_HOME"] == f"{folder}/flower_home"
+    assert door.command[-2:] == ["federation.door", str(folder)]
+
+
+def test_no_secret_is_on_a_command_line(folder: Path, recorded: list[RecordedProcess]) -> None:
+    start_server(folder)
+    secret = (folder / "superexec.secret").read_text()
+    for process in recorded:
+        assert not any(secret in argument for argument in process.command)
+        assert secret not in process.environment.values()
+
+
+def test_if_one_of_them_ends_all_end(folder: Path, recorded: list[RecordedProcess]) -> None:
+    running = start_server(folder)
+    assert running.running
+    recorded[1].running = False
+    assert not running.running
+    assert running.wait() == 3
+    assert not any(process.running for process in recorded)
+
+
+def test_what_does_not_come_up_takes_the_rest_along(
+    folder: Path, recorded: list[RecordedProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait_until(process: RecordedProcess, ready: object, *, seconds: float) -> None:
+        if "federation.door" in process.command:
+            raise Refusal(server.reasons.NOT_STARTED, process=process.name, log="x")
+
+    monkeypatch.setattr(RecordedProcess, "wait_until", wait_until)
+    with pytest.raises(Refusal, match="E_NOT_STARTED"):
+        start_server(folder)
+    assert len(recorded) == 3
+    assert not any(process.running for process in recorded[:2])
+
+
+def test_leaving_the_block_ends_everything(folder: Path, recorded: list[RecordedProcess]) -> None:
+    with start_server(folder) as running:
+        assert isinstance(running, Together)
+    assert not any(process.running for process in recorded)
+
+
+# --- the roster -------------------------------------------------------------------------------------------
+
+
+def test_enrolment_registers_the_key_under_the_name(tmp_path: Path, fake_control: FakeControl) -> None:
+    key = public_key(tmp_path / "node")
+    assert enrol(tmp_path, key, "hospital-a") == 1
+    assert fake_control.active() == [("hospital-a", key)]
+    assert enrol(tmp_path, key, "hospital-a") == 1, "once more changes nothing"
+    assert sites(tmp_path) == [Site("hospital-a", 1, online=False)]
+    fake_control.nodes[0].status = "online"
+    assert sites(tmp_path) == [Site("hospital-a", 1, online=True)]
+
+
+def test_a_key_belongs_to_one_site(tmp_path: Path, fake_control: FakeControl) -> None:
+    key = public_key(tmp_path / "a")
+    enrol(tmp_path, key, "hospital-a")
+    with pytest.raises(Refusal, match=r"E_ALREADY_ENROLLED: .* hospital-a"):
+        enrol(tmp_path, key, "hospital-b")
+    assert len(fake_control.nodes) == 1
+
+
+def test_a_name_belongs_to_its_newest_key(tmp_path: Path, fake_control: FakeControl) -> None:
+    first, second = public_key(tmp_path / "a"), public_key(tmp_path / "b")
+    enrol(tmp_path, first, "hospital-a")
+    enrol(tmp_path, second, "hospital-a")
+    assert fake_control.active() == [("hospital-a", second)]
+
+
+def test_who_is_struck_off_does_not_come_back_with_the_same_key(tmp_path: Path, fake_control: FakeControl) -> None:
+    first, other = public_key(tmp_path / "a"), public_key(tmp_path / "b")
+    enrol(tmp_path, first, "hospital-a")
+    enrol(tmp_path, other, "hospital-b")
+    strike_off(tmp_path, "hospital-a")
+    assert fake_control.active() == [("hospital-b", other)]
+    assert [site.name for site in sites(tmp_path)] == ["hospital-b"]
+    with pytest.raises(Refusal, match="E_KEY_REVOKED"):
+        enrol(tmp_path, first, "hospital-a")
