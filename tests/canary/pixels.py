@@ -84,7 +84,7 @@ class PixelSearch:
         for kind in FORMATS:
             size = np.dtype(kind).itemsize
             for order in "<>" if size > 1 else "=":
-                for start in range(size):
+                for start in range(min(size, len(data))):
                     count = (len(data) - start) // size
                     values = np.frombuffer(data, order + kind, count=count, offset=start)
                     for name, stride, index in self._search(values):
