@@ -1,5 +1,6 @@
 """`python -m tests.canary`: the whole proof, some minutes; its tables go to docs/canary.md. 1 if anything failed."""
 
+import signal
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "canary.md"
 
 
 def main() -> int:
+    # The nodes are ended by Ctrl-C, which a shell's background job and all that it starts would ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if why := Cable.why_not():
         sys.stdout.write(f"The proof cannot be run here: {why}.\n")
         return 1
