@@ -1,11 +1,10 @@
-"""What the gateway adds: to a small message, to a model of 126 MB, and how much memory it needs.
+"""What the gateway adds: to a small message, to a model of 126 MB, to a round with one; and how much memory it needs.
 
-Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a process of its
-own; or nothing. All on one machine, so that what is measured is work and not the line.
+For messages: Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a
+process of its own; or nothing. For rounds: see gateway_round.py. All on one machine, so that what is measured is work
+and not the line.
 """
 
-import os
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from common import Figure, Part
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from gateway_round import MEMORY_MB, gateway_peak_mb, measure_rounds
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation.enrolment.certificates import create_node_key
 from federation.gateway.schema import Schema, schema_of
-from federation.processes.guard import descendants, read_parents
 from federation.study import Study
 from models.network import NetworkSettings
 from pipeline.cohort import Cohort, PatientRow
@@ -30,8 +29,7 @@ from tests.federation.gateway.fake_server import Bench, NodeSide, Server
 from tests.federation.gateway.messages import Model, model, objects_of, record_of, trained
 
 SMALL_REPEATS, LARGE_REPEATS = 30, 5
-ROUND_SECONDS = 24.0  # of Flower alone with a model of 126 MB and no training at all, two nodes on two cores
-MEMORY_MB = 150.0
+SMALL_MS = 50.0
 
 
 def measure(folder: Path) -> Part:
@@ -51,15 +49,17 @@ def measure(folder: Path) -> Part:
             ),
             Figure(f"{name}: memory at most", "the limit", "MB", [peak_mb], [MEMORY_MB], "at most 1"),
         ]
-        added = [ours - theirs for ours, theirs in zip(with_gateway, without, strict=True)]
-        limit = 50.0 if unit == "ms" else 0.15 * ROUND_SECONDS
-        what = "the limit" if unit == "ms" else f"15 % of a round of {ROUND_SECONDS:.0f} s without training"
-        figures.append(Figure(f"{name}: added", what, unit, [scale * t for t in added], [limit], "at most 1"))
+        if study is small:
+            added = [1000 * (ours - theirs) for ours, theirs in zip(with_gateway, without, strict=True)]
+            figures.append(Figure(f"{name}: added", "the limit", "ms", added, [SMALL_MS], "at most 1"))
+    through, direct = (_site(folder / name, large) for name in ("through", "direct"))
+    rounds, note = measure_rounds(folder, through, direct, large)
     notes = [
         "There: message, run, app and objects are fetched; back: the reply is announced and pushed. By Flower's own "
         "client, two objects at a time, TLS, and with the gateway until the server has the whole reply.",
+        note,
     ]
-    return Part(notes, figures)
+    return Part(notes, figures + rounds)
 
 
 def _study(network: NetworkSettings) -> Study:
@@ -97,7 +97,7 @@ def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list
                     if repeat:
                         own.append(seconds)
                     _wait(lambda: not (site.folder / "gateway" / "unanswered").exists())
-        peak_mb = _peak_mb()
+        peak_mb = gateway_peak_mb()
     finally:
         bench.close()
     return (*times, peak_mb)
@@ -148,12 +148,3 @@ def _wait(until: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise RuntimeError("no reply reached the server")
         time.sleep(0.001)
-
-
-def _peak_mb() -> float:
-    """Resident memory at most, of the largest process below this one: the gateway's guard is small."""
-    peaks = []
-    for member in descendants(os.getpid(), read_parents()):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{member}/status").read_text())
-        peaks.append(int(found[1]) * 1024 / 1e6 if found else 0.0)
-    return max(peaks)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import stat
+import sys
 import tokenize
 import tomllib
 import unicodedata
@@ -167,3 +168,7 @@ def _config(files: dict[str, bytes]) -> dict[str, Any]:
         if not isinstance(value, str) or not _VALUE.fullmatch(value):
             raise Refusal(reasons.APP_CONFIG, problem=f"{key} is no plain name", private=repr(value))
     return config
+
+
+if __name__ == "__main__":
+    sys.stdout.write(hashlib.sha256(build(APP)).hexdigest())

@@ -52,14 +52,19 @@ def main(site: Site, port: int) -> None:
 
 
 async def keep_certificate(site: Site, upstream: Upstream) -> None:
-    """Look each day whether the node's certificate has to be renewed, and show the new one."""
+    """Look each day whether the node's certificate has to be renewed; a new one, whoever fetched it, is shown."""
+    shown = node_certificate(site).read_bytes()
     while True:
         try:
-            if await asyncio.to_thread(renew_if_due, site):
-                log.info("the node's certificate is renewed")
+            await asyncio.to_thread(renew_if_due, site)
+            if (newest := node_certificate(site).read_bytes()) != shown:
                 await upstream.show(_tls(site))
+                shown = newest
+                log.info("the node has a new certificate")
         except Refusal as refusal:  # the old one holds for weeks yet; once it does not, the server says so
             log.warning("the node's certificate could not be renewed: %s %s", refusal, refusal.private)
+        except Exception:  # a full disk, say; tomorrow is another day
+            log.exception("the node's certificate could not be renewed")
         await asyncio.sleep(_DAY_SECONDS)
 
 

@@ -151,17 +151,17 @@ class Arrivals:
 
         async def fetch(id: str) -> bytes:
             async with limit:
-                while not (found := await self._object(task, id, patient=True))[0].object_available:
-                    await asyncio.sleep(RETRY_SECONDS)  # the server itself is still being sent it
-            if len(found[1]) > MAX_HEAD_BYTES:
+                while (content := await self._object(task, id, patient=True)) is None:
+                    await asyncio.sleep(RETRY_SECONDS)
+            if len(content) > MAX_HEAD_BYTES:
                 raise Refusal(reasons.TASK_DAMAGED, private="a record that is too large")
-            return found[1]
+            return content
 
         ids = inbound.small_objects(task.tree, reasons.TASK_DAMAGED)
         return dict(zip(ids, await asyncio.gather(*map(fetch, ids)), strict=True))
 
-    async def _object(self, task: Task, id: str, *, patient: bool) -> tuple[PullObjectResponse, bytes]:
-        """The server's answer when it is asked for an object, and its content, which is what its id says.
+    async def _object(self, task: Task, id: str, *, patient: bool) -> bytes | None:
+        """An object, which is what its id says; None while the server itself is still being sent it.
 
         Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable unless `patient`.
         """
@@ -170,30 +170,31 @@ class Arrivals:
         answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient)
         if not answer.object_found:
             raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its own message")
+        if not answer.object_available:
+            return None
         content = answer.object_content  # each time that it is asked for, it is copied
-        if answer.object_available and await asyncio.to_thread(object_id, content) != id:
+        if await asyncio.to_thread(object_id, content) != id:
             raise Refusal(reasons.TASK_DAMAGED, private="an object that is not what its hash says")
-        return answer, content
+        return content
 
-    async def chunk(self, task: Task, id: str) -> PullObjectResponse:
-        """The answer for a chunk of the task's arrays, which is kept in the spool from the first time on.
+    async def chunk(self, task: Task, id: str) -> bytes | None:
+        """A chunk of the task's arrays, which is kept in the spool from the first time on; None as `_object` has it.
 
         Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable; OSError where the disk is full.
         """
         if id in self._spool.came_in:
-            kept = await asyncio.to_thread(self._spool.came_in.get, id)
-            return PullObjectResponse(object_found=True, object_available=True, object_content=kept)
-        answer, content = await self._object(task, id, patient=False)
-        if answer.object_available:
-            length, beginning = task.chunks[id]
-            try:
-                body = chunk_body(content)
-            except ValueError as error:
-                raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
-            if len(body) != length or body[: len(beginning)] != beginning:
-                raise Refusal(reasons.TASK_DAMAGED, private="an array that is not the model's")
-            await asyncio.to_thread(self._spool.came_in.put, id, content)
-        return answer
+            return await asyncio.to_thread(self._spool.came_in.get, id)
+        if (content := await self._object(task, id, patient=False)) is None:
+            return None
+        length, beginning = task.chunks[id]
+        try:
+            body = chunk_body(content)
+        except ValueError as error:
+            raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
+        if len(body) != length or body[: len(beginning)] != beginning:
+            raise Refusal(reasons.TASK_DAMAGED, private="an array that is not the model's")
+        await asyncio.to_thread(self._spool.came_in.put, id, content)
+        return content
 
     async def _ask(
         self, task: Task, path: str, request: ProtobufMessage, answer: type[Answer], *, patient: bool = True

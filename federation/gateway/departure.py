@@ -10,6 +10,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from federation.gateway.arrival import Task
+from federation.gateway.objects import with_content
 from federation.gateway.reply import Outgoing
 from federation.gateway.upstream import Declined, Unreachable, Upstream
 
@@ -60,9 +61,9 @@ class Departures:
             node=Node(node_id=task.message.metadata.dst_node_id),
             run_id=task.run_id,
             object_id=id,
-            object_content=content,
             session_id=session,
         )
-        del content
-        if not (await self._upstream.ask("push-object", request, PushObjectResponse)).stored:
+        body = with_content(request, content)
+        del content  # while its copy is on the way
+        if not (await self._upstream.ask("push-object", body, PushObjectResponse)).stored:
             raise Unreachable("the session has ended; the next try begins another")

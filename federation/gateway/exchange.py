@@ -8,6 +8,7 @@ gets its code, so that the round goes on without this site. Until an answer has 
 import asyncio
 import logging
 from contextlib import suppress
+from io import BytesIO
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import (
@@ -26,7 +27,7 @@ from federation.approval.approvals import Approvals
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
 from federation.gateway.inbound import task_kind
-from federation.gateway.objects import object_id
+from federation.gateway.objects import object_id, with_content
 from federation.gateway.outbound import Arrays, Rules, check_reply
 from federation.gateway.patients import count_patients
 from federation.gateway.policy import policy_digest
@@ -132,16 +133,16 @@ class Exchange:
             raise Forbidden
         return run
 
-    async def object(self, run_id: int, id: str) -> PullObjectResponse:
-        """An object of the node's task. Raises Forbidden, Unreachable."""
+    async def object(self, run_id: int, id: str) -> PullObjectResponse | BytesIO:
+        """The answer with an object of the node's task. Raises Forbidden, Unreachable."""
         task = self._current(run_id)
-        if id in task.small:
-            return PullObjectResponse(object_found=True, object_available=True, object_content=task.small[id])
-        if id not in task.chunks:
+        if id not in task.small and id not in task.chunks:
             return PullObjectResponse()
-        return await self._chunk(task, id)
+        content = task.small[id] if id in task.small else await self._chunk(task, id)
+        answer = PullObjectResponse(object_found=True, object_available=content is not None)
+        return with_content(answer, content or b"")
 
-    async def _chunk(self, task: Task, id: str) -> PullObjectResponse:
+    async def _chunk(self, task: Task, id: str) -> bytes | None:
         try:
             return await self._arrivals.chunk(task, id)
         except (Refusal, OSError) as error:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from flwr.common.config import get_fused_config_from_fab
-from flwr.common.serde import run_from_proto
+from flwr.common.serde import user_config_from_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from federation import reasons
 from federation.allowed import FIGURES, Kind
+from federation.approval import fab
 from federation.gateway.objects import Content
 from federation.gateway.schema import Schema
 from federation.ledger.chain import EMPTY, Head
@@ -30,17 +30,21 @@ _DEPTH = 5  # message, record dict, record, array, chunk
 _CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
 
 
-def run_config(fab: bytes, run: Run) -> tuple[str, str]:
-    """The study (JSON) and the name of a run, fused from its app and what it was started with, as Flower does.
+def run_config(app: bytes, run: Run) -> tuple[str, str]:
+    """The study (JSON) and the name of a run: what it was started with, over what its app sets.
 
-    Raises Refusal E_RUN_CONFIG.
+    As flwr.common.config.get_fused_config_from_fab does, whose module would bring five megabytes of command line with
+    it. Raises Refusal E_RUN_CONFIG.
     """
     try:
-        config = get_fused_config_from_fab(fab, run_from_proto(run))
+        preset = fab.read(app).config["tool"]["flwr"]["app"].get("config", {})
+        config = {**preset, **user_config_from_proto(run.override_config)}
     except Exception as error:  # whatever a strange app makes the parsers raise
         raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
     study, name = config.get("study"), config.get("run")
-    if set(config) != {"study", "run"} or not isinstance(study, str) or not _RUN_NAME.fullmatch(str(name)):
+    keys = set(preset) == set(config) == {"study", "run"}  # what the app does not preset, Flower lets nobody set
+    texts = all(isinstance(value, str) for value in preset.values())
+    if not (keys and texts and isinstance(study, str) and _RUN_NAME.fullmatch(str(name))):
         raise Refusal(reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
     return study, str(name)
 

@@ -10,15 +10,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 from flwr.app import ConfigRecord, MetricRecord
+from google.protobuf.message import Message as ProtobufMessage
 
 from models.refusal import Reason, Refusal
 
 MAX_HEAD_BYTES = 64 * 1024  # of every object but a chunk
 CHUNK_OVERHEAD = 64  # bytes of a chunk's own head, at most
 NUMPY = "numpy.ndarray"
+_LENGTH_DELIMITED = 2  # protobuf's wire type of bytes
 
 _HEAD = re.compile(rb"([A-Za-z]{1,20}) ([0-9a-f,]*) (0|[1-9][0-9]{0,9})\x00")
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -103,6 +106,30 @@ def chunk_body(content: bytes) -> memoryview:
     if content[: divider + 1] != f"ArrayChunk  {len(body)}".encode() + b"\x00":
         raise ValueError("no chunk of an array")
     return body
+
+
+def with_content(message: ProtobufMessage, content: bytes) -> BytesIO:
+    """The message as bytes, its field `object_content` being `content`, which is copied once.
+
+    Protobuf itself would hold a large content four times. A field may stand last whatever its number is
+    (protobuf.dev, Encoding, "Field Order").
+    """
+    field = message.DESCRIPTOR.fields_by_name["object_content"]
+    body = BytesIO()
+    for part in (message.SerializeToString(), _varint(field.number << 3 | _LENGTH_DELIMITED), _varint(len(content))):
+        body.write(part)
+    body.write(content)
+    body.seek(0)
+    return body
+
+
+def _varint(number: int) -> bytes:
+    """Protobuf's number: seven bits in each byte, the lowest first."""
+    parts = []
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])
 
 
 def read_content(root: str, objects: Mapping[str, bytes], damaged: Reason) -> Content:

@@ -32,7 +32,10 @@ def count_patients(site: Site) -> Patients:
         return Patients()
     database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
     try:
-        rows = database.execute(f"SELECT split, {', '.join(LABELS)} FROM patients").fetchall()  # noqa: S608
+        # Severity is judged among those who are not known to be PCR-negative, as in pipeline/examples.py.
+        rows = database.execute(
+            "SELECT split, pcr_positive, CASE WHEN pcr_positive = 0 THEN NULL ELSE severe END FROM patients"
+        ).fetchall()
     finally:
         database.close()
     of_split: Counter[str] = Counter()

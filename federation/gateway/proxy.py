@@ -4,9 +4,9 @@ No request is passed on as it came. Each is read, and what the server is asked i
 """
 
 import asyncio
-import io
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from io import BytesIO
 from weakref import WeakSet
 
 from aiohttp import web
@@ -38,7 +38,7 @@ from google.protobuf.message import DecodeError, Message
 from federation import reasons
 from federation.gateway.credentials import NodeKey
 from federation.gateway.exchange import Exchange, Forbidden
-from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, Unreachable, Upstream
+from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, TooLong, Unreachable, Upstream, read_body
 from models.refusal import Reason
 
 PREFIX = "/v1/fleet/"
@@ -55,7 +55,7 @@ class Proxy:
         self._key, self._upstream, self._exchange = key, upstream, exchange
         self._connections: WeakSet[asyncio.Transport] = WeakSet()  # that are the node's
         self._large = asyncio.Lock()
-        self._paths: dict[str, tuple[type[Message], Callable[..., Awaitable[Message]]]] = {
+        self._paths: dict[str, tuple[type[Message], Callable[..., Awaitable[Message | BytesIO]]]] = {
             "activate-node": (ActivateNodeRequest, self._activate),
             "deactivate-node": (DeactivateNodeRequest, self._deactivate),
             "send-node-heartbeat": (SendNodeHeartbeatRequest, self._heartbeat),
@@ -84,14 +84,17 @@ class Proxy:
             response = await self._respond(path, request)
             await response.prepare(request)
             await response.write_eof()
+            response.body = None  # aiohttp keeps the last answer of each connection until its next
             return response
 
     async def _respond(self, path: str, request: web.Request) -> web.Response:
         """The answer, also where there is none to give."""
         try:
-            return await self._answer(path, await request.read())
+            return await self._answer(path, request)
         except DecodeError:
             return web.Response(status=400)
+        except TooLong:
+            return web.Response(status=413)
         except Forbidden:
             return web.Response(status=403)
         except Declined as error:
@@ -99,17 +102,19 @@ class Proxy:
             status = _CANNOT_CONNECT if (path, error.status) == ("activate-node", 401) else error.status
             return web.Response(status=status, body=error.body, content_type="application/json")
 
-    async def _answer(self, path: str, content: bytes) -> web.Response:
-        """Raises DecodeError, Forbidden, Declined."""
+    async def _answer(self, path: str, request: web.Request) -> web.Response:
+        """Raises DecodeError, TooLong, Forbidden, Declined."""
         kind, handler = self._paths[path]
         try:
-            answer = await handler(kind.FromString(content))
+            # Not by request.read(), which keeps what it has read until the connection's next request.
+            answer = await handler(kind.FromString(await read_body(request.content, MAX_BODY_BYTES)))
         except Unreachable as error:
             log.info("%s: %s", path, error)
             if error.reason is not None and path == "activate-node":
                 return _coded(_CANNOT_CONNECT, error.reason)
             return web.Response(status=503)
-        body = io.BytesIO(answer.SerializeToString())  # a stream is encrypted and sent piece by piece
+        # A stream is encrypted and sent piece by piece.
+        body = answer if isinstance(answer, BytesIO) else BytesIO(answer.SerializeToString())
         return web.Response(body=body, content_type=MEDIA_TYPE)
 
     def _is_node(self, request: web.Request) -> bool:
@@ -161,7 +166,7 @@ class Proxy:
             raise Forbidden
         return run.fab
 
-    async def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse:
+    async def _pull_object(self, request: PullObjectRequest) -> PullObjectResponse | BytesIO:
         return await self._exchange.object(request.run_id, request.object_id)
 
     async def _confirm(self, request: ConfirmMessageReceivedRequest) -> ConfirmMessageReceivedResponse:
@@ -186,7 +191,7 @@ def make_app(
     key: NodeKey, upstream: Upstream, make_exchange: Callable[[], Exchange], *chores: Coroutine[None, None, None]
 ) -> web.Application:
     """The gateway as an aiohttp application. Its connections to the server, and `chores`, live as long as it runs."""
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app = web.Application()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with upstream:

@@ -1,9 +1,9 @@
 """The client to the study's server: TLS both ways, the node's signature, bounded answers. The only way out."""
 
-import io
 import logging
 import re
 import ssl
+from io import BytesIO
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -42,6 +42,10 @@ class Declined(Exception):
         self.status, self.body = status, body
 
 
+class TooLong(Exception):
+    """A body that is longer than it may be."""
+
+
 class Upstream:
     """The Fleet API of the study's server at `address` ("host:port"). Use as a context manager, in an event loop."""
 
@@ -68,23 +72,26 @@ class Upstream:
         connector = aiohttp.TCPConnector(ssl=tls, limit=8)
         return aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
 
-    async def ask(self, path: str, request: Message, answer: type[Answer]) -> Answer:
-        """Send a request and read its answer. Raises Unreachable, Declined."""
-        body = await self._post(path, request.SerializeToString(deterministic=True))
+    async def ask(self, path: str, request: Message | BytesIO, answer: type[Answer]) -> Answer:
+        """Send a request, which may be bytes already, and read its answer. Raises Unreachable, Declined."""
+        # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
+        content = request if isinstance(request, BytesIO) else BytesIO(request.SerializeToString(deterministic=True))
+        body = await self._post(path, content)
         try:
             return answer.FromString(body)
         except DecodeError as error:
             raise Unreachable("the answer is not of Flower's form") from error
 
-    async def _post(self, path: str, content: bytes) -> bytearray:
+    async def _post(self, path: str, content: BytesIO) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
         limit = MAX_APP_BYTES if path == "get-fab" else MAX_BODY_BYTES
         try:
-            # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
             async with self._session.post(
-                self._base + path, data=io.BytesIO(content), headers=headers, allow_redirects=False
+                self._base + path, data=content, headers=headers, allow_redirects=False
             ) as response:
-                body = await _read(response, limit)
+                body = await read_body(response.content, limit)
+        except TooLong as error:
+            raise Unreachable("the answer is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise _untrusted(error, reasons.SERVER_UNTRUSTED) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -105,11 +112,11 @@ def _untrusted(error: Exception, reason: Reason) -> Unreachable:
     return Unreachable(str(error), reason)
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytearray:
-    """The body, if it is no longer than `limit`; held once and not in parts. Raises Unreachable."""
+async def read_body(content: aiohttp.StreamReader, limit: int) -> bytearray:
+    """A body of at most `limit` bytes; held once, and not in parts too. Raises TooLong."""
     body = bytearray()
-    async for part in response.content.iter_any():
+    async for part in content.iter_any():
         body += part
         if len(body) > limit:
-            raise Unreachable("the answer is too long")
+            raise TooLong
     return body

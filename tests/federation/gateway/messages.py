@@ -1,24 +1,29 @@
 """Messages as a node and a server make them, with Flower's own classes, and what spoils them."""
 
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import flwr.app.message.array as flower_array
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
+from federation.gateway.objects import read_content
 from federation.gateway.outbound import Arrays, Rules
 from federation.gateway.patients import Patients
 from federation.gateway.schema import ArraySpec, Schema
+from federation.reasons import TASK_DAMAGED
 from federation.rounds.packing import WEIGHTS
 
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
 MIN_PATIENTS = 10
+TASKS = 500
 MEAN, VARIANCE, COUNTER = (f"batch_norm.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked"))
 PATIENTS = Patients(
     of_split={"train": 60, "validation": 20, "test": 30},
@@ -105,10 +110,28 @@ def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
+@functools.cache
+def task(number: int) -> tuple[Schema, Model]:
+    """One of the models that come in. To be left as it is: several replies answer it."""
+    rng = np.random.default_rng([number, 0])
+    schema = schema_for(int(rng.integers(1, 200)), int(rng.integers(0, 20)))
+    return schema, model(schema, rng)
+
+
+@functools.cache
+def arrived(number: int, chunk_bytes: int) -> Arrays:
+    """The arrays of a task as the gateway has kept them, in chunks of the length that Flower now cuts."""
+    records = {name: record_of(arrays) for name, arrays in task(number)[1].items() if arrays}
+    made = message(RecordDict(records))
+    objects = objects_of(made)
+    return Arrays(read_content(made.object_id, objects, TASK_DAMAGED).arrays, objects.__getitem__)
+
+
 @dataclass
 class Case:
     """A reply that is in order, and all that it is judged by; `spoil` changes one thing of it."""
 
+    seed: int
     rng: np.random.Generator
     kind: str
     schema: Schema
@@ -122,12 +145,11 @@ class Case:
 
     @classmethod
     def random(cls, seed: int) -> "Case":
+        schema, came_in = task(seed % TASKS)
         rng = np.random.default_rng(seed)
-        schema = schema_for(int(rng.integers(1, 200)), int(rng.integers(0, 20)))
-        came_in = model(schema, rng)
         kind = "train" if rng.random() < 0.8 else "evaluate"
         out = trained(came_in, rng) if kind == "train" else {}
-        return cls(rng, kind, schema, came_in, out, figures(kind, rng))
+        return cls(seed, rng, kind, schema, came_in, out, figures(kind, rng))
 
     def record(self, name: str) -> ArrayRecord:
         record = record_of(self.out[name])
@@ -143,21 +165,16 @@ class Case:
 
     def objects(self) -> tuple[str, Objects]:
         """The reply's id and its objects."""
-        reply = message(self.content(), message_type=self.kind)
-        return reply.object_id, objects_of(reply)
+        content = self.content()
+        with no_object_id_recompute():  # as Flower's node does it: an object is written once, not at every look
+            reply = message(content, message_type=self.kind)
+            return reply.object_id, objects_of(reply)
 
     def rules(self) -> Rules:
-        from federation.gateway.objects import read_content
-        from federation.reasons import TASK_DAMAGED
-
-        records = {name: record_of(arrays) for name, arrays in self.came_in.items() if arrays}
-        task = message(RecordDict(records))
-        objects = objects_of(task)
-        heads = read_content(task.object_id, objects, TASK_DAMAGED).arrays
         return Rules(
             kind=self.kind,  # type: ignore[arg-type]
             schema=self.schema,
-            came_in=Arrays(heads, objects.__getitem__),
+            came_in=arrived(self.seed % TASKS, flower_array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE),
             patients=self.patients,
             min_patients=MIN_PATIENTS,
             max_update=2.0,

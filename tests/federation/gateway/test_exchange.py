@@ -17,6 +17,7 @@ from federation.enrolment.certificates import create_node_key
 from federation.gateway import arrival
 from federation.gateway.credentials import NodeKey
 from federation.gateway.schema import Schema
+from federation.gateway.upstream import MAX_BODY_BYTES
 from federation.ledger.chain import Ledger, Line, ledger_file, read_lines
 from federation.rounds.packing import WEIGHTS
 from models.refusal import Refusal
@@ -357,6 +358,14 @@ def test_another_key_than_the_nodes_is_turned_away(bench: Bench, site: Site, tmp
         assert (answer.status_code, answer.json()["detail"]) == (401, "E_GATEWAY_KEY")
     assert httpx.post(url, headers=good, verify=tls(bench)).status_code == 200
     assert bench.server.paths == ["pull-messages"]
+
+
+def test_a_body_that_is_too_long_is_not_read_to_its_end(bench: Bench) -> None:
+    url = f"https://127.0.0.1:{bench.port}/v1/fleet/pull-messages"
+    headers = NodeKey(bench.site).headers()
+    for length, status in ((MAX_BODY_BYTES, 400), (MAX_BODY_BYTES + 1, 413)):  # as long as allowed, but no message
+        assert httpx.post(url, content=b"\xff" * length, headers=headers, verify=tls(bench)).status_code == status
+    assert not bench.server.paths
 
 
 def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.serde import user_config_to_proto
+from flwr.common.config import get_fused_config_from_fab
+from flwr.common.serde import run_from_proto, user_config_to_proto
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
@@ -58,6 +59,34 @@ def test_the_runs_study_and_name_are_read_as_flower_reads_them() -> None:
 )
 def test_any_other_configuration_is_refused(config: dict[str, Any]) -> None:
     assert code_of(inbound.run_config, fab.build(fab.APP), run_with(**config)) == "E_RUN_CONFIG"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'study = ""\nrun = ""',
+        'study = "{}"\nrun = "trial"',
+        'run = "trial"',
+        'study = ""\nrun = ""\nmore = 1',
+        'study = ""\nrun = ""\n[tool.flwr.app.config.more]\nx = 1',
+        'study = ""\n[tool.flwr.app.config.run]\nx = "trial"',
+        'study = ""\nrun = ["trial"]',
+        "",
+    ],
+)
+@pytest.mark.parametrize("config", [{}, {"study": "{}", "run": "trial"}, {"run": "a"}, {"study": "{}", "more": 2}])
+def test_what_passes_is_what_flower_makes_of_it(table: str, config: dict[str, Any]) -> None:
+    text = (fab.APP / fab.CONFIG).read_text()
+    begin, header, _ = text.partition("[tool.flwr.app.config]\n")
+    app, run = fab.pack({fab.CONFIG: f"{begin}{header}{table}\n".encode()}), run_with(**config)
+    try:
+        flowers = get_fused_config_from_fab(app, run_from_proto(run))
+    except ValueError:
+        flowers = {}
+    if set(flowers) == {"study", "run"} and flowers["run"]:
+        assert inbound.run_config(app, run) == (flowers["study"], flowers["run"])
+    else:
+        assert code_of(inbound.run_config, app, run) == "E_RUN_CONFIG"
 
 
 def test_an_app_that_is_no_archive_has_no_configuration() -> None:

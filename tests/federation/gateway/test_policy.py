@@ -26,7 +26,7 @@ def test_patients_are_counted_by_split_and_label(site: Site) -> None:
         patient(1, "train", True, None),
         patient(2, "train", None, None),
         patient(3, "validation", True, False),
-        patient(4, "validation", False, None),
+        patient(4, "validation", False, True),  # not counted among the severe, as it is not learnt from
         patient(5, "validation", True, True),
     ]
     with Cohort(site) as cohort:

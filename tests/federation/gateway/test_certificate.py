@@ -1,0 +1,220 @@
+"""The node's certificate, as its gateway keeps it: renewed when it is due, shown from then on, and tried again."""
+
+import asyncio
+import errno
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
+
+from federation import reasons
+from federation.enrolment import invitations
+from federation.enrolment.certificates import create_node_key, fingerprint, load_node_key, open_authority
+from federation.enrolment.invitations import invite
+from federation.enrolment.join import join, node_certificate, renew
+from federation.enrolment.registry import record, registry
+from federation.gateway import __main__ as gateway
+from federation.gateway.credentials import NodeKey
+from federation.gateway.loopback import loopback_certificate, loopback_tls
+from federation.gateway.upstream import Declined, Unreachable, Upstream
+from federation.server.control import ca_certificate
+from models.refusal import Refusal
+from pipeline.site import Site, init_site, site_settings
+from tests.e2e.door_rig import Rig, open_rig
+
+DAYS_LEFT = 14
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A server behind its door; what stands for its SuperLink has no message for anybody."""
+    monkeypatch.setattr(invitations, "enrol", lambda folder, public_key, name: None)
+    with open_rig(tmp_path / "server") as rig:
+        rig.answer = b""
+        yield rig
+
+
+@pytest.fixture
+def site(rig: Rig, tmp_path: Path) -> Site:
+    """A site that has just joined."""
+    site = init_site(tmp_path / "site", site_settings(None, name="north"))
+    create_node_key(site.node_key)
+    join(site, invite(rig.folder, "north"))
+    return Site.open(site.folder)
+
+
+@pytest.fixture
+def old(rig: Rig, site: Site) -> x509.Certificate:
+    """The one certificate that the site now has; it is about to end."""
+    key = load_node_key(site.node_key).public_key()
+    begin = datetime.now(UTC) - timedelta(days=365 - DAYS_LEFT)
+    old = open_authority(ca_certificate(rig.folder).parent).node_certificate(key, "north", now=begin)
+    with registry(rig.folder) as db:
+        db.execute("DELETE FROM certificates")
+        record(db, "north", old)
+    node_certificate(site).write_bytes(old.public_bytes(Encoding.PEM))
+    return old
+
+
+def held(site: Site) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(node_certificate(site).read_bytes())
+
+
+def forget(rig: Rig, certificate: x509.Certificate) -> None:
+    """From now on the door does not know who shows this one."""
+    with registry(rig.folder) as db:
+        db.execute("DELETE FROM certificates WHERE fingerprint = ?", (fingerprint(certificate),))
+
+
+async def passes(upstream: Upstream) -> bool:
+    try:
+        await upstream.ask("pull-messages", PullMessagesRequest(), PullMessagesResponse)
+    except (Declined, Unreachable):  # the door closes the connection of whom it refuses
+        return False
+    return True
+
+
+async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + 20
+    while not await is_so():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def with_gateway(site: Site, work: Callable[[Upstream, "asyncio.Task[None]"], Awaitable[None]]) -> None:
+    """Do `work` while the gateway's connection and its chore live; the chore must outlive it."""
+
+    async def main() -> None:
+        async with Upstream(site.settings.server.address, NodeKey(site), gateway._tls(site)) as upstream:
+            assert await passes(upstream)
+            chore = asyncio.create_task(gateway.keep_certificate(site, upstream))
+            await work(upstream, chore)
+            assert not chore.done()
+            chore.cancel()
+
+    asyncio.run(main())
+
+
+def test_it_is_renewed_when_it_is_due_and_the_new_one_is_shown(rig: Rig, site: Site, old: x509.Certificate) -> None:
+    async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
+        async def renewed() -> bool:
+            return held(site) != old
+
+        await until(renewed)
+        forget(rig, old)
+        await until(lambda: passes(upstream))
+
+    with_gateway(site, work)
+    assert held(site).not_valid_after_utc - datetime.now(UTC) > timedelta(days=360)
+
+
+def test_one_that_is_good_for_long_is_left_alone(
+    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
+    fresh, asked = held(site), len(rig.lines)
+
+    async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
+        await asyncio.sleep(0.3)
+        assert await passes(upstream)
+
+    with_gateway(site, work)
+    assert held(site) == fresh
+    assert not [line for line in rig.lines[asked:] if "renew" in line]
+    assert not caplog.records
+
+
+def test_one_that_somebody_else_fetched_is_shown_too(
+    rig: Rig, site: Site, old: x509.Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `fedthorax node renew` does."""
+    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
+    monkeypatch.setattr(gateway, "renew_if_due", lambda site: False)
+
+    async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
+        await asyncio.to_thread(renew, site)
+        assert held(site) != old
+        forget(rig, old)
+        await until(lambda: passes(upstream))
+
+    with_gateway(site, work)
+
+
+@pytest.mark.parametrize(
+    ("place", "failure", "level"),
+    [
+        ("federation.door.answers.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
+        ("federation.enrolment.join.replace_file", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
+    ],
+)
+def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(
+    rig: Rig,
+    site: Site,
+    old: x509.Certificate,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    place: str,
+    failure: Exception,
+    level: int,
+) -> None:
+    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
+    module, _, name = place.rpartition(".")
+    original, tries = getattr(import_module(module), name), 0
+
+    def fail_twice(*arguments: Any, **named: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise failure
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(place, fail_twice)
+
+    async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
+        async def renewed() -> bool:
+            return held(site) != old
+
+        assert await passes(upstream)
+        await until(renewed)
+        forget(rig, old)
+        await until(lambda: passes(upstream))
+
+    with_gateway(site, work)
+    assert tries > 2
+    told = [record for record in caplog.records if record.name == "fedthorax.gateway" and record.levelno > logging.INFO]
+    assert [record.levelno for record in told] == [level] * 2
+    assert all("could not be renewed" in record.message for record in told)
+
+
+def test_what_is_under_way_when_another_is_shown_is_to_be_tried_again(site: Site) -> None:
+    """The server has taken the request, and does not answer yet."""
+
+    async def main() -> None:
+        taken = asyncio.Event()
+
+        async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            taken.set()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(take, "127.0.0.1", 0, ssl=loopback_tls(site))
+        tls = ssl.create_default_context(cafile=loopback_certificate(site)[0])
+        port = server.sockets[0].getsockname()[1]
+        async with server, Upstream(f"127.0.0.1:{port}", NodeKey(site), tls) as upstream:
+            asked = asyncio.create_task(upstream.ask("pull-messages", PullMessagesRequest(), PullMessagesResponse))
+            await taken.wait()
+            await upstream.show(tls)
+            with pytest.raises(Unreachable):
+                await asked
+
+    asyncio.run(main())
