@@ -63,10 +63,16 @@ async def pass_on(near: tuple[StreamReader, StreamWriter], place: str) -> None:
 
 async def listen(place: str, to: str) -> asyncio.Server:
     """Open `place`, from which every caller is led to `to`. Raises OSError."""
+    # asyncio itself forgets a task that waits for a connection which it does not read just now: the caller has said
+    # all, or must wait for the receiver. The garbage collector would then end the connection.
+    callers = set()
 
     async def call(reader: StreamReader, writer: StreamWriter) -> None:
+        task = asyncio.current_task()
+        callers.add(task)
         with suppress(asyncio.CancelledError):  # at our own end; asyncio would print a stack trace for each caller
             await pass_on((reader, writer), to)
+        callers.discard(task)
 
     kind, _, where = place.partition(":")
     if kind == "tcp":

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import hashlib
 import os
 import socket
@@ -62,6 +63,27 @@ async def test_a_connection_that_is_half_closed_still_gets_its_answer(tmp_path: 
         writer.write(b"all that I have to say")
         writer.write_eof()
         assert await reader.read() == hashlib.sha256(b"all that I have to say").digest()
+        writer.close()
+
+
+@in_a_loop
+async def test_a_connection_outlives_the_garbage_collector(tmp_path: Path) -> None:
+    all_heard, answer = asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        all_heard.set()
+        await answer.wait()
+        writer.write(b"at last")
+        writer.close()
+
+    async with relayed(tmp_path, slow) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write_eof()
+        await all_heard.wait()
+        gc.collect()
+        answer.set()
+        assert await reader.read() == b"at last"
         writer.close()
 
 
