@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.transforms.compose import Compose
-from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
-from monai.transforms.spatial.array import RandFlip, RandZoom
-from monai.utils.type_conversion import convert_to_tensor
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -52,6 +48,12 @@ def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
 
     Intensity changes leave the mask channel alone.
     """
+    # MONAI takes seconds, and most of what imports this module does not augment.
+    from monai.transforms.compose import Compose
+    from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
+    from monai.transforms.spatial.array import RandFlip, RandZoom
+    from monai.utils.type_conversion import convert_to_tensor
+
     spatial = Compose(
         [
             RandFlip(prob=0.5, spatial_axis=2),

@@ -173,7 +173,7 @@ class GuardedStrategy(Strategy):
         report = RoundReport(
             round=number,
             sampled=self._sampled,
-            valid=tuple(valid),
+            valid=tuple(sorted(valid)),
             refused=refused,
             metrics=metrics,
             capped=tuple(site for site in valid if metrics[site] != claimed[site]),
@@ -273,14 +273,13 @@ def _finite(*groups: Mapping[str, NDArray]) -> bool:
     return all(np.isfinite(array).all() for group in groups for array in group.values())
 
 
-def _digest(reply: Message) -> bytes:
-    """SHA-256 of a reply's arrays and figures."""
+def _digest(reply: Message) -> tuple[bytes, str]:
+    """SHA-256 of a reply's arrays; and its figures, to tell the equal apart."""
     digest = hashlib.sha256()
     for _, record in sorted(reply.content.array_records.items()):
         for name in sorted(record):
             digest.update(name.encode() + record[name].data)
-    digest.update(repr(sorted(figures(reply).items())).encode())
-    return digest.digest()
+    return digest.digest(), repr(sorted(figures(reply).items()))
 
 
 def _array_bytes(message: Message) -> int:
