@@ -1,6 +1,5 @@
 """Fixtures that all tests share."""
 
-import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +14,6 @@ from pipeline.preprocess import Preprocessing
 from pipeline.site import Site, init_site
 
 torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
-
-
-@pytest.fixture(autouse=True, scope="session")
-def nothing_old_to_collect() -> None:
-    """Flower collects garbage wherever it takes arrays: a fifth of a second each beside torch's many objects."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The control: each leak really carries something out, and the scanner finds it where nothing stops it."""
 
+import functools
 import socket
 import threading
 from pathlib import Path
@@ -33,6 +34,7 @@ def loot(host: str = "127.0.0.1", port: int = 0, drops: tuple[str, ...] = ()) ->
     )
 
 
+@functools.cache
 def scanner() -> Scanner:
     taken = loot()
     return Scanner([Planted("it", (taken.name, taken.identifier, taken.uid, taken.laboratory), (taken.pixels,))])
@@ -47,7 +49,7 @@ def exchange() -> tuple[Message, Message]:
     means = Array(rng.normal(size=400).astype(np.float32))
     content = RecordDict(
         {
-            "arrays": ArrayRecord({WEIGHTS: Array(rng.normal(0, 0.03, 20_000).astype(np.float32))}),
+            "arrays": ArrayRecord({WEIGHTS: Array(rng.normal(0, 0.03, 5_000).astype(np.float32))}),
             "buffers": ArrayRecord({"batch_norm.running_mean": means}),
             "metrics": MetricRecord({"train_loss": 0.5, "num-examples": 8}),
         }

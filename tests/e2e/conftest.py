@@ -94,6 +94,20 @@ def enter(site: Path, server: Path, name: str) -> None:
             settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "a test with synthetic patients"\n')
 
 
+@pytest.fixture(scope="session")
+def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of two ingested synthetic hospitals, north and south. Copy it before you change anything."""
+    folder = tmp_path_factory.mktemp("two")
+    ok("phantom", folder / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
+    for name in ("north", "south"):
+        site = folder / "sites" / name
+        ok("node", "init", site, "--from", folder / "hospitals" / name)
+        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+        (site / "site.toml").write_text(settings)
+        ok("node", "ingest", site)
+    return folder / "sites"
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
     """Start `fedthorax ...` in the background; every one of them is ended after the module."""

@@ -1,6 +1,7 @@
 """The command line as people use it, with the inputs that a tired user gets wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_release(folder, build_network(NetworkSettings(), seed=1), description(study="random-weights"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def north(small_hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site of the small hospital. Leave it as it is."""
+    site = tmp_path_factory.mktemp("north") / "site"
+    assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
+    return site
 
 
 def refused(*arguments: str | Path) -> str:
@@ -67,9 +76,8 @@ def test_scoring_without_a_model_says_how_to_get_one(real_data: Path, tmp_path: 
     assert refused("score", scan, "--model", tmp_path) == "E_NO_MODEL"
 
 
-def test_check_finds_the_planted_defects_and_no_other(small_hospital: Path, tmp_path: Path) -> None:
-    assert run_command("node", "init", tmp_path / "site", "--from", small_hospital).returncode == 0
-    done = run_command("node", "check", tmp_path / "site", "--truth", small_hospital / "truth.json", "--json")
+def test_check_finds_the_planted_defects_and_no_other(north: Path, small_hospital: Path) -> None:
+    done = run_command("node", "check", north, "--truth", small_hospital / "truth.json", "--json")
     assert done.returncode == 0, done.stderr
     verdict = json.loads(done.stdout)["verdict"]
     planted = json.loads((small_hospital / "truth.json").read_text())["defects"]
@@ -78,14 +86,12 @@ def test_check_finds_the_planted_defects_and_no_other(small_hospital: Path, tmp_
     assert verdict["precision"] == verdict["recall"] == 1.0
 
 
-def test_a_site_is_not_made_twice_and_its_keys_stay(small_hospital: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
-    key = (site / "keys" / "pseudonym.key").read_bytes()
-    again = run_command("node", "init", site, "--from", small_hospital)
+def test_a_site_is_not_made_twice_and_its_keys_stay(north: Path, small_hospital: Path) -> None:
+    key = (north / "keys" / "pseudonym.key").read_bytes()
+    again = run_command("node", "init", north, "--from", small_hospital)
     assert again.returncode == 1
     assert "E_SITE_EXISTS" in again.stderr
-    assert (site / "keys" / "pseudonym.key").read_bytes() == key
+    assert (north / "keys" / "pseudonym.key").read_bytes() == key
 
 
 def spoil(site: Path, old: str, new: str) -> None:
@@ -107,10 +113,10 @@ def spoil(site: Path, old: str, new: str) -> None:
     ],
 )
 def test_mistakes_in_site_toml_are_named(
-    small_hospital: Path, tmp_path: Path, change: Callable[[Path], None], code: str
+    north: Path, tmp_path: Path, change: Callable[[Path], None], code: str
 ) -> None:
     site = tmp_path / "site"
-    assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
+    shutil.copytree(north, site)
     change(site)
     assert refused("node", "ingest", site) == code
 

@@ -89,60 +89,59 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Co
 
 
 @pytest.fixture(scope="module")
-def survived_node_loss(federation: Federation) -> Command:
-    """A run in whose second round one hospital's node is killed."""
+def broken(federation: Federation) -> Command:
+    """A run in whose second round one hospital's node is killed, and after whose third the server."""
     run = federation.run_study()
     run.wait_for("round 1 of 4", seconds=180)
     time.sleep(2)  # into round 2
     federation.nodes["west"].kill()
-    assert run.wait(seconds=400) == 0, run.text()
+    run.wait_for("round 3 of 4", seconds=400)
+    federation.server.kill()
+    assert run.wait(seconds=120) == 1
     return run
 
 
 @pytest.fixture(scope="module")
-def resumed(federation: Federation, survived_node_loss: Command) -> tuple[Command, Command]:
-    """A run whose server is killed after round 2, and the same run resumed."""
+def resumed(federation: Federation, broken: Command) -> Command:
+    """The same run after server and node are started again, resumed and ended."""
+    federation.start_server()
     federation.start_node("west")
     federation.wait_online(3)
-    broken = federation.run_study()
-    broken.wait_for("round 2 of 4", seconds=240)
-    federation.server.start.kill()
-    assert broken.wait(seconds=120) == 1
-    federation.start_server()
-    federation.wait_online(3)
-    name = broken.wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
-    again = federation.start("study", "resume", name, "--server", federation.server_folder)
+    again = federation.start("study", "resume", run_name(broken), "--server", federation.server_folder)
     assert again.wait(seconds=400) == 0, again.text()
-    return broken, again
+    return again
 
 
-def test_a_run_goes_on_without_a_killed_node(survived_node_loss: Command) -> None:
-    text = survived_node_loss.text()
-    assert "round 4 of 4" in text
+def run_name(run: Command) -> str:
+    return run.wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
+
+
+def test_a_run_goes_on_without_a_killed_node(broken: Command) -> None:
+    text = broken.text()
+    assert "round 3 of 4" in text
     assert "west: E_" in text
     assert "2 of 3 sites" in text
     assert "LOST" not in text
+
+
+def test_a_killed_server_costs_one_round_at_most(broken: Command, resumed: Command) -> None:
+    assert "Traceback" not in broken.text()
+    assert "E_" in broken.text().rpartition("round 3 of 4")[2].partition("\n")[2], "why it ended"
+    text = resumed.text()
+    assert "going on after round 3 of 4" in text or "going on after round 2 of 4" in text
+    assert "round 4 of 4 · 3 of 3 sites" in text, "the node that was killed takes part again"
+    assert "round 1 of 4" not in text
     assert "is complete" in text
 
 
-def test_a_killed_server_costs_one_round_at_most(resumed: tuple[Command, Command]) -> None:
-    broken, again = resumed
-    assert "Traceback" not in broken.text()
-    assert "E_" in broken.text()
-    assert "going on after round 2 of 4" in again.text() or "going on after round 1 of 4" in again.text()
-    assert "round 4 of 4" in again.text()
-    assert "round 1 of 4" not in again.text()
-
-
-def test_the_candidate_is_registered_with_its_hash(federation: Federation, resumed: tuple[Command, Command]) -> None:
+def test_the_candidate_is_registered_with_its_hash(federation: Federation, resumed: Command) -> None:
     from mlflow import MlflowClient
 
     from models.release import load_release
 
     client = MlflowClient(f"sqlite:///{federation.server_folder / 'mlflow.db'}")
     version = client.get_model_version_by_alias("end-to-end", "candidate")
-    name = resumed[0].wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
-    release = load_release(federation.server_folder / "runs" / name / "release")
+    release = load_release(federation.server_folder / "runs" / run_name(resumed) / "release")
     assert version.tags["sha256"] == release.sha256
     assert release.description.sites == 3
     assert release.description.trained_on_synthetic_data
@@ -166,7 +165,7 @@ def planted_strings(hospitals: Path) -> set[str]:
     return planted
 
 
-def test_nothing_of_a_patient_is_at_the_server(federation: Federation, resumed: tuple[Command, Command]) -> None:
+def test_nothing_of_a_patient_is_at_the_server(federation: Federation, resumed: Command) -> None:
     planted = {text.encode() for text in planted_strings(federation.folder / "hospitals")}
     planted |= {str(federation.folder / "sites" / name).encode() for name in NAMES}
     assert len(planted) > 100
@@ -196,7 +195,7 @@ def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
     assert not identifiers & set(pseudonyms)
 
 
-def test_ctrl_c_stops_the_run_at_the_server_too(federation: Federation, resumed: tuple[Command, Command]) -> None:
+def test_ctrl_c_stops_the_run_at_the_server_too(federation: Federation, resumed: Command) -> None:
     run = federation.run_study()
     run.wait_for("sites are there", seconds=120)
     run.interrupt()

@@ -7,21 +7,13 @@ import pytest
 
 from models.release import load_release
 from tests.e2e.conftest import run_command
-from tests.e2e.test_federation import STUDY, ok
+from tests.e2e.test_federation import STUDY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def test_a_study_runs_on_the_simulation(tmp_path: Path) -> None:
-    ok("phantom", tmp_path / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
-    options = []
-    for name in ("north", "south"):
-        site = tmp_path / "sites" / name
-        ok("node", "init", site, "--from", tmp_path / "hospitals" / name)
-        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
-        (site / "site.toml").write_text(settings)
-        ok("node", "ingest", site)
-        options += ["--simulate", site]
+def test_a_study_runs_on_the_simulation(two_sites: Path, tmp_path: Path) -> None:
+    options = [option for name in ("north", "south") for option in ("--simulate", two_sites / name)]
     study = tmp_path / "study.toml"
     study.write_text(STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 2"))
     done = run_command("study", "run", study, "--server", tmp_path / "simulation", *options, "--json")

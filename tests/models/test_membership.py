@@ -15,7 +15,7 @@ NAN = np.nan
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership, "BOOTSTRAPS", 200)
+    monkeypatch.setattr(membership, "BOOTSTRAPS", 100)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -137,11 +137,11 @@ def test_the_outcome_file_tells_what_was_drawn(small_hospital: Path) -> None:
 
 @pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
 def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> None:
-    """400 patients on a coarse body, without scans."""
+    """200 patients on a coarse body, without scans."""
     grid = Grid((30, 32, 32), (10.0, 12.0, 12.0))
     body = phantoms.thorax(grid)
     severe, ages_of_severe, ages = [], [], []
-    for number in range(400):
+    for number in range(200):
         rng = np.random.default_rng([1, number])
         patient = draw_patient("SYNTHETIC", "SYNTHETIC", at.mix, rng)
         if not patient.pcr_positive:
@@ -152,7 +152,7 @@ def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> 
         severe.append(rng.random() < probability_severe(lesions, patient.age_years))
         ages.append(patient.age_years)
         ages_of_severe += [patient.age_years] if severe[-1] else []
-    assert len(severe) / 400 == pytest.approx(at.mix.pcr_prevalence, abs=0.08)
+    assert len(severe) / 200 == pytest.approx(at.mix.pcr_prevalence, abs=0.08)
     assert 0.1 < np.mean(severe) < 0.5
     assert np.mean(ages_of_severe) > np.mean(ages), "older patients fare worse"
 

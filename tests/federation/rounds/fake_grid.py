@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -21,8 +21,8 @@ Site = Callable[[Message], list[Answer]]
 
 def over_the_wire(message: Message) -> Message:
     """The message as it arrives: taken apart and put together again by Flower."""
-    objects = get_all_nested_objects(message)
-    contents = {name: part.deflate() for name, part in objects.items()}
+    with no_object_id_recompute():  # as Flower's own grid and node do
+        contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
     return cast(Message, inflate_object_from_contents(message.object_id, contents))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,11 +217,17 @@ def test_patience_ends(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     assert pacs.silent_finds == 0
 
 
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long a pull waits each time, in place of waiting; threads that other tests left sleep as before."""
+    waits: list[float] = []
+    monkeypatch.setattr("pipeline.pacs.pull.time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
+    return waits
+
+
 def test_a_pacs_that_is_not_there_at_the_start_is_not_waited_for(
     pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.pacs.pull.time.sleep", waits.append)
+    waits = waited(monkeypatch)
     pacs.is_gone = True
     with pytest.raises(Refusal, match="E_PACS_SILENT"):
         run(make())
@@ -228,8 +235,7 @@ def test_a_pacs_that_is_not_there_at_the_start_is_not_waited_for(
 
 
 def test_the_wait_doubles(pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.pacs.pull.time.sleep", waits.append)
+    waits = waited(monkeypatch)
     pacs.add(1)
     pacs.silent_finds = 4
     run(make())
