@@ -30,6 +30,7 @@ _CODE = re.compile(r"[EW]_[A-Z_]{2,40}(?=\Z|[:\s])")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A site's update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
 _LENGTHS_ALONE = 2.0
+_LENGTHS_ALWAYS = 0.1  # and what is never too much, however little the others moved
 
 
 @dataclass(frozen=True)
@@ -245,10 +246,14 @@ def outliers(norms: Mapping[int, float], factor: float, *, model_norm: float) ->
     twice the length of the model that went out (`model_norm`). A round of training moves our networks' weights by
     some 2 % of their length and their buffers by some 25 %; a diverged or scaled update is many times as long. A
     model of zeros has no length, and no such bound.
+
+    What is shorter than a tenth of the model is never too long: where the others are so small that they take a step or
+    two in the round, an honest hospital with many patients moves the weights by more than `factor` times as much.
     """
     finite = [norm for norm in norms.values() if math.isfinite(norm)]
     alone = _LENGTHS_ALONE * model_norm or math.inf
-    bound = factor * statistics.median_low(finite) if len(finite) >= 3 else alone
+    usual = _LENGTHS_ALWAYS * model_norm
+    bound = max(usual, factor * statistics.median_low(finite)) if len(finite) >= 3 else alone
     return {site for site, norm in norms.items() if not math.isfinite(norm) or norm > bound}
 
 

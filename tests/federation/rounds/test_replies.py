@@ -250,7 +250,8 @@ def test_update_norm_does_not_overflow_in_single_precision():
         ({1: 1.0, 2: math.inf}, {2}),
         ({1: 1.0, 2: 1.0, 3: math.inf, 4: math.inf, 5: math.inf}, {3, 4, 5}),
         ({1: 0.0, 2: 0.0, 3: 0.0}, set()),
-        ({1: 0.0, 2: 0.0, 3: 0.1}, {3}),
+        ({1: 0.0, 2: 0.0, 3: 9.9}, set()),  # a large hospital among such as hardly moved a model of length 100
+        ({1: 0.0, 2: 0.0, 3: 10.1}, {3}),
         ({}, set()),
     ],
 )
