@@ -5,6 +5,7 @@ No request is passed on as it came. Each is read, and what the server is asked i
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from io import BytesIO
 from weakref import WeakSet
@@ -43,6 +44,8 @@ from models.refusal import Reason
 
 PREFIX = "/v1/fleet/"
 _LARGE = ("pull-object", "push-object")  # one at a time, from first byte to last, or the memory would not do
+# Flower's client gives up a request after 30 s (flwr.supercore.protobuf.client); a last try must end before.
+_NODE_WAITS_SECONDS, _HEARTBEAT_SECONDS, _HEARTBEAT_PAUSE_SECONDS = 22.0, 4.0, 2.0
 _CANNOT_CONNECT = 421  # a status that Flower's node does not try again after
 
 log = logging.getLogger("fedthorax.gateway")
@@ -142,9 +145,23 @@ class Proxy:
         return await self._upstream.ask("deactivate-node", ours, DeactivateNodeResponse)
 
     async def _heartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:
+        """Tried again and again while the line is dead, as long as the node waits for the answer.
+
+        The server takes a node for gone that it has not heard of for a minute, and Flower's node waits for up to
+        twenty seconds after a heartbeat that failed: half a minute without a line would cost a round.
+        """
         node = Node(node_id=self._known(request.node.node_id))
         ours = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        return await self._upstream.ask("send-node-heartbeat", ours, SendNodeHeartbeatResponse)
+        last_try = time.monotonic() + _NODE_WAITS_SECONDS
+        while True:
+            try:
+                return await self._upstream.ask(
+                    "send-node-heartbeat", ours, SendNodeHeartbeatResponse, seconds=_HEARTBEAT_SECONDS
+                )
+            except Unreachable as error:
+                if error.reason is not None or time.monotonic() > last_try:
+                    raise
+            await asyncio.sleep(_HEARTBEAT_PAUSE_SECONDS)
 
     def _known(self, node_id: int) -> int:
         """The node's id; after the gateway alone was started anew, it is the one that the node itself names."""

@@ -70,24 +70,29 @@ class Upstream:
     @staticmethod
     def _connect(tls: ssl.SSLContext) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=tls, limit=8)
-        return aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, auto_decompress=False)
+        return aiohttp.ClientSession(connector=connector, auto_decompress=False)
 
-    async def ask(self, path: str, request: Message | BytesIO, answer: type[Answer]) -> Answer:
-        """Send a request, which may be bytes already, and read its answer. Raises Unreachable, Declined."""
+    async def ask(
+        self, path: str, request: Message | BytesIO, answer: type[Answer], *, seconds: float | None = None
+    ) -> Answer:
+        """Send a request, which may be bytes already, and read its answer, within `seconds` if they are given.
+
+        Raises Unreachable, Declined.
+        """
         # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
         content = request if isinstance(request, BytesIO) else BytesIO(request.SerializeToString(deterministic=True))
-        body = await self._post(path, content)
+        body = await self._post(path, content, aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT)
         try:
             return answer.FromString(body)
         except DecodeError as error:
             raise Unreachable("the answer is not of Flower's form") from error
 
-    async def _post(self, path: str, content: BytesIO) -> bytearray:
+    async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
         limit = MAX_APP_BYTES if path == "get-fab" else MAX_BODY_BYTES
         try:
             async with self._session.post(
-                self._base + path, data=content, headers=headers, allow_redirects=False
+                self._base + path, data=content, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 body = await read_body(response.content, limit)
         except TooLong as error:

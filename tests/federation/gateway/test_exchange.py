@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.run import RunNotRunningException
 
 from federation import reasons
 from federation.approval import fab
 from federation.enrolment.certificates import create_node_key
-from federation.gateway import arrival
+from federation.gateway import arrival, proxy
 from federation.gateway.credentials import NodeKey
 from federation.gateway.schema import Schema
 from federation.gateway.upstream import MAX_BODY_BYTES
@@ -23,7 +25,7 @@ from federation.rounds.packing import WEIGHTS
 from models.refusal import Refusal
 from pipeline.cohort import Cohort, PatientRow
 from pipeline.site import Site, init_site, site_settings
-from tests.federation.gateway.fake_server import RUN_ID, Bench, NodeSide, Server
+from tests.federation.gateway.fake_server import NODE_ID, RUN_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import Model, message, model, record_of, schema_for, trained
 
 RNG = np.random.default_rng(1)
@@ -381,6 +383,19 @@ def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
         assert not bench.server.replies
         bench.server.down = False
         assert not wait_for_reply(bench.server).has_error()
+
+
+@pytest.mark.parametrize(("patience_s", "status", "tries"), [(20.0, 200, 3), (0.0, 503, 1)])
+def test_a_heartbeat_is_repeated_while_the_node_waits(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, patience_s: float, status: int, tries: int
+) -> None:
+    monkeypatch.setattr(proxy, "_HEARTBEAT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(proxy, "_NODE_WAITS_SECONDS", patience_s)
+    bench.server.lost = 2
+    body = SendNodeHeartbeatRequest(node=Node(node_id=NODE_ID)).SerializeToString()
+    url = f"https://127.0.0.1:{bench.port}/v1/fleet/send-node-heartbeat"
+    answer = httpx.post(url, content=body, headers=NodeKey(bench.site).headers(), verify=tls(bench))
+    assert (answer.status_code, len(bench.server.paths)) == (status, tries)
 
 
 def test_a_session_that_ended_is_begun_anew(bench: Bench) -> None:
