@@ -90,6 +90,7 @@ class Watched:
             self._prepare()
             self.cable = stack.enter_context(Cable())
             stack.callback(self._end_all)
+            self._listen_elsewhere()
             self._start("server", "start", self.server).wait_for("The server is up", seconds=90)
             self._join(OTHER)
             self.approve(OTHER)
@@ -165,6 +166,13 @@ class Watched:
         running = Running(log, self._at(end, *command), self._environment(end))
         self._started.append(running)
         return running
+
+    def _listen_elsewhere(self) -> None:
+        """Somebody who takes what a leak sends past the server, so that nothing but the sandbox can stop it."""
+        empty = self.folder / "elsewhere"
+        empty.mkdir()
+        where = [str(ELSEWHERE), "--bind", SERVER, "--directory", str(empty)]
+        self._start_command([sys.executable, "-u", "-m", "http.server", *where]).wait_for("Serving HTTP", seconds=30)
 
     def _end_all(self) -> None:
         for running in reversed(self._started):

@@ -42,7 +42,8 @@ def unpack(data: bytes) -> dict[str, bytes]:
 
     Raises TooMuch.
     """
-    found = {kind: (b"\0" * 16).join(read(data)) for kind, read in READERS.items()}
+    # Bytes that only look compressed give the same nonsense over and over; once is enough to search it.
+    found = {kind: (b"\0" * 16).join(dict.fromkeys(read(data))) for kind, read in READERS.items()}
     return {kind: content for kind, content in found.items() if content}
 
 
