@@ -358,6 +358,11 @@ MODEL_NOT_FINITE = Reason(
     "the replies were finite, but the model made of them is not",
     "Lower the learning rates of strategy and sites, then resume the study.",
 )
+SERVER_DATABASE = Reason(
+    "E_SERVER_DATABASE",
+    "the server's database {file} is damaged",
+    "Keep the file, put its newest backup in its place as docs/reliability.md says, and start the server again.",
+)
 SERVER_DISK = Reason(
     "E_SERVER_DISK",
     "a file of the run could not be written at the server",

@@ -175,7 +175,7 @@ class NodeState(BaseModel, extra="ignore"):
 
     def _dropped(self, _: re.Match[str]) -> str:
         self.doing = ""
-        return "the run has been stopped at the server; its task is dropped"
+        return "the run has been stopped at the server, or the gateway did not let the task in; it is dropped"
 
     def _not_passed(self, found: re.Match[str]) -> str:
         self.doing = ""
@@ -203,6 +203,7 @@ _RULES: Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str
         (r"^\d{4}-\S+ \S+ INFO (training for round \d+|evaluating the final model)$", NodeState._working),
         (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
         (r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+)", NodeState._held_back),
-        (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._refused),
+        # Not aiohttp's in the gateway's log: a SuperNode that waited too long on a slow line hangs up, and asks again.
+        (r"^\d{4}-\S+ \S+ ERROR (?!Error handling request)(E_\w+)?", NodeState._refused),
     )
 ]

@@ -124,7 +124,8 @@ def start_server(folder: Path) -> Together:
     TLS, nodes by enrolled key and certificate only, nothing installed at run time. `FEDTHORAX_SERVER_DIR` tells
     the app that runs on it where `folder` is.
 
-    Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_PORT_IN_USE, E_NOT_STARTED, and those of `load_settings`.
+    Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_PORT_IN_USE, E_SERVER_DATABASE, E_NOT_STARTED, and those of
+    `load_settings`.
     """
     from federation.enrolment.invitations import restore_roster
 
@@ -133,8 +134,8 @@ def start_server(folder: Path) -> Together:
     _judge_certificates(folder)
     if config.socket is None and port_is_taken(config.host, config.port):
         raise Refusal(reasons.PORT_IN_USE, port=config.port)
-    _judge_database(folder / "sites.sqlite", "the server's door", folder / "logs" / "door.err")
-    _judge_database(folder / "state.db", "the study's server", folder / "logs" / "superlink.log")
+    for database in ("sites.sqlite", "state.db"):
+        _judge_database(folder / database)
     secret = f"--superexec-auth-secret-file={folder / 'superexec.secret'}"
     certificate = loopback_certificate(folder)
     with ExitStack() as started:
@@ -277,8 +278,8 @@ def _judge_certificates(folder: Path) -> None:
             log.warning(str(Refusal(reasons.CERTIFICATE_ENDS, holder=holder, until=f"{until:%Y-%m-%d}")))
 
 
-def _judge_database(path: Path, process: str, log: Path) -> None:
-    """Look through a database before `process` works with it: SQLite notices damage only where it happens to read."""
+def _judge_database(path: Path) -> None:
+    """Look through a database before anything works with it: SQLite notices damage only where it happens to read."""
     if not path.exists():
         return
     try:
@@ -287,11 +288,7 @@ def _judge_database(path: Path, process: str, log: Path) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        log.parent.mkdir(exist_ok=True)
-        log.touch(mode=0o600)
-        with log.open("a") as lines:
-            lines.write(f"{path}: {found}\n")
-        raise Refusal(reasons.NOT_STARTED, private=f"{path}: {found}", process=process, log=log.name)
+        raise Refusal(reasons.SERVER_DATABASE, file=path.name, private=f"{path}: {found}")
 
 
 def _door_answers(folder: Path, config: ServerConfig) -> bool:

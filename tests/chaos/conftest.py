@@ -1,6 +1,7 @@
 """Three hospitals for all faults, each of which leaves them as they were; every process is ended by its id."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         return started[-1]
 
     yield begin
-    for command in reversed(started):
-        command.interrupt()
+    with ExitStack() as ends:  # the last first, and each of them, whatever happens to another
+        for command in started:
+            ends.callback(command.interrupt)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from federation.processes.process import free_port
+from federation.processes.process import GUARD, free_port
 from federation.server.control import read_server_config
 from tests.chaos.network import Link
 from tests.e2e.conftest import Command, enter, ok, run_command
@@ -89,6 +89,13 @@ class Federation:
                 self.start_node(name)
         self.wait_online()
 
+    def end(self) -> None:
+        """The nodes first, while their lines are up."""
+        with ExitStack() as ends:
+            ends.callback(self.server.interrupt)
+            for node in self.nodes.values():
+                ends.callback(node.interrupt)
+
     def online(self) -> set[str]:
         answer = run_command("server", "sites", self.server_folder, "--json")
         found = json.loads(answer.stdout) if answer.returncode == 0 else []
@@ -144,10 +151,11 @@ def wait_until(is_so: Callable[[], Any], what: str, *, seconds: float) -> None:
 
 
 def member(command: Command, pattern: str) -> int | None:
-    """The process below a command whose command line matches; None while there is none."""
+    """The process below a command whose command line matches, not the guard that started it; None while it is not."""
     for pid in command.family():
         with contextlib.suppress(OSError):
-            if re.search(pattern, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if re.search(pattern, line) and GUARD.name not in line:
                 return pid
     return None
 
@@ -181,4 +189,7 @@ def federation(folder: Path, start: Start, names: Sequence[str]) -> Iterator[Fed
             settings = (site / "site.toml").read_text()
             (site / "site.toml").write_text(settings.replace(f"localhost:{port}", f"localhost:{links[name].port}"))
             here.start_node(name)
-        yield here
+        try:
+            yield here
+        finally:
+            here.end()

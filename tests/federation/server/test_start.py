@@ -2,9 +2,10 @@
 
 import logging
 import socket
+import sqlite3
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,20 @@ def test_a_taken_port_is_refused_before_anything_starts(
         other.listen()
         with pytest.raises(Refusal, match=f"E_PORT_IN_USE: .* {port}"):
             start_server(folder)
+
+
+@pytest.mark.parametrize("database", ["sites.sqlite", "state.db"])
+def test_a_damaged_database_is_refused_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, database: str
+) -> None:
+    monkeypatch.setattr(server, "Process", None)
+    with closing(sqlite3.connect(folder / database)) as db:
+        db.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(20000));")
+    content = bytearray((folder / database).read_bytes())
+    content[5000:9000] = b"x" * 4000
+    (folder / database).write_bytes(content)
+    with pytest.raises(Refusal, match=f"E_SERVER_DATABASE: .*{database}"):
+        start_server(folder)
 
 
 def test_an_expired_certificate_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
