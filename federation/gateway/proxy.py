@@ -221,7 +221,11 @@ def make_app(
                 task.cancel()
 
     async def handle(request: web.Request) -> web.Response:
-        return await request.app[_PROXY].handle(request)
+        try:
+            return await request.app[_PROXY].handle(request)
+        except ConnectionResetError:  # of the node's side: those towards the server are Unreachable
+            log.info("the node hung up before it was answered; it asks again")
+            return web.Response(status=400)
 
     app.cleanup_ctx.append(run)
     app.router.add_route("*", "/{path:.*}", handle)

@@ -203,7 +203,6 @@ _RULES: Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str
         (r"^\d{4}-\S+ \S+ INFO (training for round \d+|evaluating the final model)$", NodeState._working),
         (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
         (r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+)", NodeState._held_back),
-        # Not aiohttp's in the gateway's log: a SuperNode that waited too long on a slow line hangs up, and asks again.
-        (r"^\d{4}-\S+ \S+ ERROR (?!Error handling request)(E_\w+)?", NodeState._refused),
+        (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._refused),
     )
 ]

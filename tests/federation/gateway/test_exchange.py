@@ -1,5 +1,6 @@
 """A task on its way in and its reply on its way out, between Flower's own client and a server of its speech."""
 
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -368,6 +369,23 @@ def test_a_body_that_is_too_long_is_not_read_to_its_end(bench: Bench) -> None:
     for length, status in ((MAX_BODY_BYTES, 400), (MAX_BODY_BYTES + 1, 413)):  # as long as allowed, but no message
         assert httpx.post(url, content=b"\xff" * length, headers=headers, verify=tls(bench)).status_code == status
     assert not bench.server.paths
+
+
+def test_a_node_that_hangs_up_leaves_no_stack_trace(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"host": "127.0.0.1", "content-length": "1000", **NodeKey(bench.site).headers()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    caplog.set_level("INFO")
+    with (
+        socket.create_connection(("127.0.0.1", bench.port)) as bare,
+        tls(bench).wrap_socket(bare, server_hostname="127.0.0.1") as node,
+    ):
+        node.sendall(f"POST /v1/fleet/pull-messages HTTP/1.1\r\n{head}\r\nhalf of".encode())
+        time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while "hung up" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "the node hung up" in caplog.text
+    assert "ERROR" not in caplog.text and "Traceback" not in caplog.text
 
 
 def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:

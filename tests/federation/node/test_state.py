@@ -204,9 +204,3 @@ def test_a_long_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path.write_text("123456")
     assert not put_aside(path).exists()
     assert (tmp_path / "node.log.1").read_text() == "123456"
-
-
-def test_what_aiohttp_says_of_a_caller_who_hung_up_is_no_refusal(state: NodeState) -> None:
-    told(state, ONLINE)
-    assert told(state, f"{CLOCK} ERROR Error handling request from 127.0.0.1") == []
-    assert state.refused == ""
