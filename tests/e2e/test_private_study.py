@@ -1,15 +1,17 @@
-"""A private study on the simulation: charged at each site, refused beyond its budget, told in the card. Synthetic."""
+"""A private study: each site's gateway charges it, refuses it beyond the budget, and the card tells. Synthetic."""
 
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from federation.processes.process import free_port
 from models.release import CARD, load_release
 from pipeline.privacy_budget import PrivateRound, epsilon_of, step_costs
-from tests.e2e.conftest import run_command
+from tests.e2e.conftest import Command, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -31,31 +33,33 @@ def epsilon(rounds: int, delta: float) -> float:
     return epsilon_of(rounds * ROUND.steps * step_costs(ROUND.noise_multiplier, ROUND.sample_rate), delta)
 
 
-def test_a_private_study_ends_at_each_site_with_its_budget(two_sites: Path, tmp_path: Path) -> None:
+def test_a_private_study_ends_at_each_site_with_its_budget(
+    two_sites: Path, tmp_path: Path, start: Callable[..., Command]
+) -> None:
     """One hospital can pay for both rounds, the other for one; the study goes on with whoever is left."""
-    shutil.copytree(two_sites, tmp_path / "sites")
-    budgets = {"north": 8.0, "south": epsilon(1, 1e-4) + 0.01}
-    options = []
-    for name, budget in budgets.items():
-        site = tmp_path / "sites" / name
-        with (site / "site.toml").open("a") as settings:
+    server, sites = tmp_path / "server", tmp_path / "sites"
+    shutil.copytree(two_sites, sites)
+    ok("server", "init", server, "--port", str(free_port()))
+    start("server", "start", server).wait_for("The server is up", seconds=90)
+    for name, budget in (("north", 8.0), ("south", epsilon(1, 1e-4) + 0.01)):
+        with (sites / name / "site.toml").open("a") as settings:
             settings.write(f"\n[privacy]\nrequired = true\nmax_epsilon = {budget}\n")
-        options += ["--simulate", site]
+        enter(sites / name, server, name)
+        start("node", "start", sites / name).wait_for("is online", seconds=120)
     study = tmp_path / "study.toml"
     text = STUDY.replace("sites = 3", "sites = 2").replace("quorum = 2", "quorum = 1")
     study.write_text(text.replace("rounds = 4", f"rounds = {ROUNDS}") + PRIVACY)
-    done = run_command("study", "run", study, "--server", tmp_path / "simulation", *options, "--json")
+    done = run_command("study", "run", study, "--server", server, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "E_PRIVACY_BUDGET" in done.stderr
+    assert "south: E_PRIVACY_BUDGET" in done.stderr
 
     folder = Path(json.loads(done.stdout)["release"])
     privacy = load_release(folder).description.privacy
     assert privacy is not None
-    # Simulated sites have numbers for names, in no fixed order.
-    paid = [epsilon(1, ROUND.delta), epsilon(ROUNDS, ROUND.delta)]
-    assert sorted(privacy.epsilon.values()) == pytest.approx(paid, rel=1e-6)
+    paid = {"north": epsilon(ROUNDS, ROUND.delta), "south": epsilon(1, ROUND.delta)}
+    assert privacy.epsilon == pytest.approx(paid, rel=1e-6)
     card = (folder / CARD).read_text(encoding="utf-8")
-    assert all(f"| {site} | {value:.2f} |" in card for site, value in privacy.epsilon.items())
+    assert all(f"| {site} | {value:.2f} |" in card for site, value in paid.items())
     for name, rounds in (("north", ROUNDS), ("south", 1)):
-        with sqlite3.connect(tmp_path / "sites" / name / "privacy" / "budget.sqlite") as database:
+        with sqlite3.connect(sites / name / "privacy" / "budget.sqlite") as database:
             assert database.execute("SELECT COUNT(*), SUM(steps) FROM rounds").fetchone() == (rounds, 5 * rounds)
