@@ -91,7 +91,7 @@ def write_tables(page: Path, results: "Results") -> None:
     runs = [
         [
             trial.name,
-            ", ".join(code or "taken" for code in trial.rounds) or "none",
+            _rounds(trial),
             f"{trial.out.frames:,}",
             f"{trial.out.bytes:,}",
             f"{len(trial.out.parts[DECRYPTED]):,}",
@@ -105,6 +105,12 @@ def write_tables(page: Path, results: "Results") -> None:
     without = {outcome.leak: f"{outcome.verdict}: {outcome.detail}" for outcome in results.no_walls}
     rows = [[o.leak, o.verdict, o.detail, without.get(o.leak, "")] for o in results.walls]
     _replace(page, "leaks", _table(["leak", "what became of it", "how", "without the sandbox"], rows))
+
+
+def _rounds(trial: Trial) -> str:
+    if len(trial.rounds) > 5:  # one for each leak: the next table tells
+        return f"{len(trial.rounds)}, below"
+    return ", ".join(code or "taken" for code in trial.rounds) or "none"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
