@@ -240,7 +240,7 @@ def test_within_a_hole_in_the_walls_is_found_before_anything_starts(
     outside: Outside, hole: list[str], found: str
 ) -> None:
     site = outside.site
-    look = "import sys; from federation import sandbox; sandbox._superexec = lambda *_: ['echo', 'started']; "
+    look = "import sys; from federation.node import sandbox; sandbox._superexec = lambda *_: ['echo', 'started']; "
     look += "sys.exit(sandbox.main(sandbox.Path(sys.argv[1])))"
     command = sandbox.confined(site, sys.executable, "-I", "-c", look, str(site.folder))
     there = [word if word.startswith(("-", "CAP")) else str(site.folder / word) for word in hole]
