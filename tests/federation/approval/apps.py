@@ -103,3 +103,6 @@ def altered_apps() -> dict[str, bytes]:
     apps["as Flower builds it"] = build_fab_from_disk(APP)
     apps["nothing"] = b""
     return apps
+
+
+SMALL = hashlib.sha256(small_app()).hexdigest()

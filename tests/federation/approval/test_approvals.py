@@ -5,7 +5,6 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,20 +15,8 @@ from federation.studies.runs import build_app
 from models.refusal import Refusal
 from pipeline.locks import alone
 from pipeline.reasons import NO_SITE
-from pipeline.site import Site, init_site, site_settings
-from tests.federation.approval.apps import altered_apps, archive, listed, small_app, unpack
-
-SMALL = hashlib.sha256(small_app()).hexdigest()
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return init_site(tmp_path / "site", site_settings(None, name="hospital-a"))
-
-
-@pytest.fixture
-def approvals(site: Site) -> Approvals:
-    return Approvals(site)
+from pipeline.site import Site
+from tests.federation.approval.apps import SMALL, altered_apps, archive, listed, small_app, unpack
 
 
 def code(action: Callable[[], object]) -> str:

@@ -18,20 +18,8 @@ from federation.approval.approvals import Approvals, own_app_sha256
 from federation.commands.node import app as node
 from federation.ledger.chain import Entry, Ledger, ledger_file
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
-from tests.federation.approval.apps import FILES, archive, listed, small_app
-
-SMALL = hashlib.sha256(small_app()).hexdigest()
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return init_site(tmp_path / "site", site_settings(None, name="hospital-a"))
-
-
-@pytest.fixture
-def approvals(site: Site) -> Approvals:
-    return Approvals(site)
+from pipeline.site import Site
+from tests.federation.approval.apps import FILES, SMALL, archive, listed, small_app
 
 
 def run(command: str, site: Site, *arguments: str, answer: str = "") -> Result:
