@@ -3,16 +3,30 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers unit lint format bench canary chaos soak fuzz clean
+.PHONY: demo test peers viewer unit lint format bench canary chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
 test: lint peers  ## everything: style, types, unit tests, end-to-end tests with real processes
-	$(BIN)/pytest
+	@# Side by side, for each leaves a core idle much of the time. What runs in the background would else ignore Ctrl-C.
+	@mkdir -p build
+	@env --default-signal=INT,QUIT sh -c '\
+	    $(BIN)/pytest -m "not e2e and not chaos"; unit=$$?; \
+	    $(BIN)/pytest -m e2e --ignore=tests/e2e; exit $$((unit || $$?))' >build/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/pytest -m e2e tests/e2e; e2e=$$?; \
+	wait $$beside; beside=$$?; cat build/beside.log; exit $$((beside || e2e))
 
-peers:  ## a PACS and DICOM tools for the tests to talk to, from Debian's packages where we may install them
+peers:  ## what the tests talk to: a PACS, DICOM tools, a browser, ... from Debian's packages, and the viewer from npm
 	.ci/peers
+	@{ command -v npm && $(MAKE) --no-print-directory viewer; } >/dev/null || echo "no npm: tests of the full viewer are skipped"
+
+viewer:  ## the full viewer of the clinician's page (NiiVue) into the package, by the lock file; needs npm
+	npm ci --prefix viewer --ignore-scripts --no-audit --no-fund
+	install -m 644 viewer/node_modules/@niivue/niivue/dist/index.js pipeline/clinic/page/static/niivue.js
+	@# Its package brings no licence file, and its bundle holds what it depends on; all of them ask to be named.
+	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' | sort) \
+		> ../pipeline/clinic/page/static/niivue.LICENSE.txt
 
 unit: .venv/installed  ## the tests that start no process
 	$(BIN)/pytest -m "not e2e and not chaos"
@@ -27,7 +41,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed  ## speed and memory as ratios, written to benchmarks/results/
+bench: .venv/installed  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
@@ -46,6 +60,7 @@ fuzz: .venv/installed  ## every parser of foreign files against damaged input, s
 
 clean:  ## everything that the commands above wrote, the environment included
 	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf viewer/node_modules pipeline/clinic/page/static/niivue.*
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
