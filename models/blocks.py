@@ -29,7 +29,7 @@ class OutOfPlaceBlock(ResNetBlock):
 def replace_batch_norm(module: nn.Module) -> None:
     """Put group norm (Wu & He 2018) in the place of each batch norm within `module`, under the same name."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d):
+        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             channels = child.num_features
             setattr(module, name, nn.GroupNorm(math.gcd(GROUPS, channels), channels))
         else:

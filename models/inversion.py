@@ -25,6 +25,7 @@ RANGE = 2.0  # of the lung window, -1..1
 CONTROL_DB = 30.0
 CONTROL_SIDE, CONTROL_STEPS = 12, 250  # voxels, steps
 
+BatchNorm = nn.BatchNorm2d | nn.BatchNorm3d
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -69,11 +70,11 @@ def seen_update(before: nn.Module, after: nn.Module) -> Seen:
     return Seen(torch.cat([change.detach().flatten() for change in changes]), moments)
 
 
-def _batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm3d]:
-    return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm3d)}
+def _batch_norms(network: nn.Module) -> dict[str, BatchNorm]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, BatchNorm)}
 
 
-def _between(before: nn.BatchNorm3d, after: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+def _between(before: BatchNorm, after: BatchNorm) -> tuple[Tensor, Tensor]:
     assert before.momentum and before.running_mean is not None and before.running_var is not None
     assert before.num_batches_tracked is not None and after.num_batches_tracked is not None
     assert after.running_mean is not None and after.running_var is not None
@@ -127,7 +128,7 @@ def watch_moments(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[T
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str, inputs: tuple[Tensor, ...]) -> None:
-        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3, 4))
+        variance, mean = torch.var_mean(inputs[0], dim=(0, *range(2, inputs[0].ndim)))
         found[name] = (mean, variance)
 
     for name in names:

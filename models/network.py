@@ -1,4 +1,4 @@
-"""The networks: a MONAI 3D backbone, age and sex joined late, one logit per label."""
+"""The networks: a MONAI backbone, 3D or slice by slice, age and sex joined late, one logit per label."""
 
 from typing import Literal
 
@@ -6,21 +6,31 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.lean import import_lean
+
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
-_BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2]}
+_BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
 
 
 class NetworkSettings(BaseModel):
-    """What is needed to build the network again; part of every release."""
+    """What is needed to build the network again; part of every release.
+
+    `architecture`: MONAI's 3D ResNets, or with "_slices" the 2D one on each slice (`models.slices_network`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    architecture: Literal["resnet10", "resnet18"] = "resnet18"
+    architecture: Literal["resnet10", "resnet18", "resnet18_slices"] = "resnet18"
     widen_factor: float = Field(default=0.25, ge=1 / 16, le=2)
     tabular_features: int = Field(default=8, ge=1, le=256)
     norm: Literal["batch", "group"] = "batch"  # group: for training with differential privacy
+
+    @property
+    def is_slicewise(self) -> bool:
+        """2.5D: the backbone reads slice by slice."""
+        return self.architecture.endswith("_slices")
 
 
 def tabular(age_years: float | None, sex: str | None) -> list[float]:
@@ -37,18 +47,20 @@ class SeverityNetwork(nn.Module):
     """Scan and tabular data to two logits, in the order of LABELS."""
 
     def __init__(self, settings: NetworkSettings) -> None:
-        # Imported here because it takes seconds, and the workers that ingest scans need no network.
+        # Imported here because it takes a second, and the workers that ingest scans need no network.
+        import_lean("monai")
         from monai.networks.nets.resnet import ResNet, get_inplanes
 
         from models.blocks import OutOfPlaceBlock, replace_batch_norm
+        from models.slices_network import SlicesBackbone
 
         super().__init__()
         grouped = settings.norm == "group"
-        self.backbone = ResNet(
+        resnet = ResNet(
             block=OutOfPlaceBlock if grouped else "basic",
             layers=_BLOCKS[settings.architecture],
             block_inplanes=get_inplanes(),
-            spatial_dims=3,
+            spatial_dims=2 if settings.is_slicewise else 3,
             n_input_channels=CHANNELS,
             conv1_t_size=5,
             conv1_t_stride=2,  # MONAI's default of 1 costs some ten times as much
@@ -58,17 +70,22 @@ class SeverityNetwork(nn.Module):
             act=("relu", {"inplace": not grouped}),
         )
         if grouped:
-            replace_batch_norm(self.backbone)
-        features = int(get_inplanes()[-1] * settings.widen_factor)
+            replace_batch_norm(resnet)
+        self.features = int(get_inplanes()[-1] * settings.widen_factor)  # that the backbone makes of a scan
+        self.backbone = SlicesBackbone(resnet, self.features) if settings.is_slicewise else resnet
         self.tabular = nn.Sequential(nn.Linear(TABULAR, settings.tabular_features), nn.ReLU())
-        self.head = nn.Linear(features + settings.tabular_features, len(LABELS))
-        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # a fifth faster on CPUs
+        self.head = nn.Linear(self.features + settings.tabular_features, len(LABELS))
+        channels_last = torch.channels_last if settings.is_slicewise else torch.channels_last_3d
+        self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """`scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32."""
+        return self.head(self.joined(scan, tabular)).float()
+
+    def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
+        """What the head sees: the scan's features, then those of age and sex, shape (batch, features)."""
         scan = scan.contiguous(memory_format=torch.channels_last_3d)
-        features = torch.cat([self.backbone(scan), self.tabular(tabular)], dim=1)
-        return self.head(features).float()
+        return torch.cat([self.backbone(scan), self.tabular(tabular)], dim=1)
 
 
 def build_network(settings: NetworkSettings, *, seed: int) -> SeverityNetwork:

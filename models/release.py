@@ -1,34 +1,55 @@
-"""The release format: a folder that holds a model fit to score with, and nothing that must be unpickled.
+"""The release format: a folder that holds a model fit to score with, and nothing that must be unpickled to score.
 
     model.safetensors   weights and buffers
-    model.json          architecture, preprocessing, labels, calibration, where it comes from, hash of the weights
+    model.json          architecture, preprocessing, labels, calibration, thresholds, origin, hash of the weights
     card.md             the same in words, with intended use and limits
     attacks.json        what attacks on it found, once they were measured
 
 The SHA-256 of model.json is the release's name; it covers the weights through their hash. The card is always what
-`card` makes of model.json and attacks.json, and attacks.json names the release that was attacked: measuring attacks
+`card` makes of model.json and attacks.json, and attacks.json names the model that was attacked: measuring attacks
 writes these two anew, touches nothing that the name covers, and anyone can make the card again to compare.
+
+A run's candidate holds these. `study release` makes of it a MONAI bundle too (`pipeline.bundle`) and signs the whole
+folder (`models.signature`); from then on nothing in it may change.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from models.attacks import Attacks, attacks_section
+from models.attacks import Attacks
 from models.calibration import Platt
+from models.card import card
+from models.familiarity import Familiarity
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
-from models.reasons import MODEL_ALTERED, MODEL_FORMAT, NO_MODEL
+from models.provenance import Provenance
+from models.reasons import MODEL_ALTERED, MODEL_FORMAT, MODEL_SIGNED, NO_MODEL
 from models.refusal import Refusal
+from models.signature import SIGNATURE, verify
 
 WEIGHTS, DESCRIPTION, CARD, ATTACKS = "model.safetensors", "model.json", "card.md", "attacks.json"
+POINTS = ("rule_out", "rule_in")
+INTENDED_USE = (
+    "Research on the recognition of severe Covid-19 (intubation or death within 30 days of the CT) in adults with a "
+    "chest CT and a PCR result. `severe` is meant for PCR-positive patients alone."
+)
+LIMITS = (
+    "Not validated on any patient of another hospital than those named here.",
+    "No use for children, for other diseases, or for deciding on care.",
+    "A probability without its interval and without the quality checks is not an answer.",
+    "Scanners, protocols, variants of the virus and treatment change: figures of the past may not hold.",
+)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Privacy(BaseModel):
@@ -47,7 +68,11 @@ class Privacy(BaseModel):
 
 
 class Description(BaseModel):
-    """The content of model.json."""
+    """The content of model.json.
+
+    `operating_points`: by label, thresholds on the calibrated probability: below "rule_out" and from "rule_in" on.
+    `provenance`: of a released model; a candidate and a baseline have none.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,16 +90,29 @@ class Description(BaseModel):
     trained_on_synthetic_data: bool
     metrics: dict[str, float] = {}
     privacy: Privacy | None = None
+    operating_points: dict[str, dict[str, Probability]] = {}
+    familiarity: Familiarity | None = None
+    provenance: Provenance | None = None
+    intended_use: str = INTENDED_USE
+    limits: tuple[str, ...] = LIMITS
     weights_sha256: str = ""
+
+    @field_validator("operating_points")
+    @classmethod
+    def points_are_known(cls, points: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        if points.keys() - set(LABELS) or any(each.keys() - set(POINTS) for each in points.values()):
+            raise ValueError(f"operating points are {POINTS} of {LABELS}")
+        return points
 
 
 @dataclass(frozen=True)
 class Release:
-    """A release in memory; `sha256` is its name."""
+    """A release in memory; `sha256` is its name, `signed_by` the fingerprint of the key, None if it was not checked."""
 
     network: SeverityNetwork
     description: Description
     sha256: str
+    signed_by: str | None = None
 
 
 def save_release(folder: Path, network: SeverityNetwork, description: Description) -> Release:
@@ -91,15 +129,17 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     return Release(network, described, sha256)
 
 
-def load_release(folder: Path) -> Release:
-    """Read and verify a release.
+def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
+    """Read and verify a release; its signature, too, where public keys are trusted (see `models.signature.verify`).
 
-    Raises Refusal E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit) or E_MODEL_FORMAT.
+    Raises Refusal E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT, and with `trusted_keys`
+    those of `verify`.
     """
     try:
         text, weights = (folder / DESCRIPTION).read_bytes(), (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise Refusal(NO_MODEL, private=str(folder)) from error
+    signed_by = verify(folder, trusted_keys) if trusted_keys else None
     try:
         description = Description.model_validate_json(text)
     except ValidationError as error:
@@ -112,16 +152,21 @@ def load_release(folder: Path) -> Release:
     except (SafetensorError, RuntimeError) as error:
         raise Refusal(MODEL_ALTERED) from error
     network.eval()
-    return Release(network, description, hashlib.sha256(text).hexdigest())
+    return Release(network, description, hashlib.sha256(text).hexdigest(), signed_by)
 
 
 def add_attacks(folder: Path, attacks: Attacks) -> None:
     """Write attacks.json beside a release, and its card anew; the release keeps its name.
 
-    Raises Refusal E_MODEL_ALTERED where the release is not the one that was attacked, and what `load_release` raises.
+    Attacks on a run's candidate are attacks on what was released of it: the weights are the same. Raises Refusal
+    E_MODEL_ALTERED where it was another model that was attacked, E_MODEL_SIGNED where nothing may change any more, and
+    what `load_release` raises.
     """
     release = load_release(folder)
-    if attacks.release != release.sha256:
+    if (folder / SIGNATURE).exists():
+        raise Refusal(MODEL_SIGNED)
+    provenance = release.description.provenance
+    if attacks.release not in {release.sha256, provenance and provenance.candidate}:
         raise Refusal(MODEL_ALTERED)
     for name, text in (
         (ATTACKS, attacks.model_dump_json(indent=1)),
@@ -130,67 +175,3 @@ def add_attacks(folder: Path, attacks: Attacks) -> None:
         temporary = folder / f".{name}.{os.getpid()}"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(folder / name)
-
-
-def card(description: Description, sha256: str, attacks: Attacks | None = None) -> str:
-    """The model card in Markdown: what it is, what it was learnt from, what it must not be used for."""
-    d = description
-    origin = (
-        "SYNTHETIC hospitals (phantoms): its figures say nothing about patients"
-        if (d.trained_on_synthetic_data)
-        else "the hospitals of the study"
-    )
-    figures = "\n".join(f"| {name} | {value:.3f} |" for name, value in sorted(d.metrics.items()))
-    return f"""# {d.study}: severe Covid-19 from chest CT
-
-**Research use only. Not a medical device.**
-
-| | |
-| --- | --- |
-| release (SHA-256 of model.json) | `{sha256}` |
-| network | 3D {d.network.architecture}, width {d.network.widen_factor}, {d.network.norm} norm, age, sex joined late |
-| labels | {", ".join(d.labels)} |
-| learnt from | {origin} |
-| hospitals | {d.sites} |
-| rounds | {d.rounds} |
-| strategy | {d.strategy} |
-| run | {d.run} |
-| software | {d.software} |
-
-## Intended use
-Research on the recognition of severe Covid-19 (intubation or death within 30 days of the CT) in adults with a
-chest CT and a PCR result. `severe` is meant for PCR-positive patients alone.
-
-## Limits
-Not validated on any patient of another hospital than those named above. No use for children, for other diseases,
-or for deciding on care. A probability without its interval and without the quality checks is not an answer.
-
-## Figures at the hospitals (means over hospitals of the last evaluation, weighted by patients; not a pooled AUROC)
-| figure | value |
-| --- | --- |
-{figures}
-{_privacy_section(d.privacy)}{"" if attacks is None else attacks_section(attacks)}"""
-
-
-def _privacy_section(privacy: Privacy | None) -> str:
-    """What the card says of differential privacy; nothing where there is none."""
-    if privacy is None:
-        return ""
-    rows = "\n".join(
-        f"| {site} | {'not told' if epsilon is None else f'{epsilon:.2f}'} |"
-        for site, epsilon in sorted(privacy.epsilon.items())
-    )
-    return f"""
-## Differential privacy
-At each hospital below, training was (ε, δ)-differentially private with δ = {privacy.delta:g}. The unit is the patient:
-it covers all that the model learnt of one there. Noise multiplier {privacy.noise_multiplier:g}, sampling rate
-{privacy.sample_rate:g}, gradients clipped to {privacy.max_grad_norm:g}.
-
-| hospital | ε |
-| --- | --- |
-{rows}
-
-The patients on whom the model was tested and calibrated are not covered: the figures above are about them, without
-noise. A small ε bounds what anybody can find out; one of 8 does not by itself stop an attack that asks whether a
-patient was in the training data.
-"""

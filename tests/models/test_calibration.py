@@ -1,11 +1,13 @@
-"""Platt scaling: it finds a distortion that is there, and believes a handful of patients little."""
+"""Platt scaling: it finds a distortion that is there, believes a handful of patients little, and says how little."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from models.calibration import Platt, fit_platt
+from models.calibration import Platt, fit_platt, middle, pool
 
 
 def drawn(count: int, slope: float, intercept: float, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -64,3 +66,95 @@ def test_probability_by_hand_and_at_the_ends() -> None:
     assert Platt(slope=2, intercept=-1).probability(np.array([0.5], dtype=np.float32))[0] == pytest.approx(0.5)
     ends = Platt().probability(np.array([-1e5, 1e5], dtype=np.float32))
     assert ends.tolist() == [0.0, 1.0]
+
+
+# --- the band ---------------------------------------------------------------------------------------------
+
+
+def test_a_fit_is_as_uncertain_as_fits_to_other_patients_differ() -> None:
+    found = [fit_platt(*drawn(400, 0.7, -0.5, seed)) for seed in range(60)]
+    told = np.mean([fit.covariance or () for fit in found], axis=0)
+    seen = np.cov([fit.slope for fit in found], [fit.intercept for fit in found])
+    assert told[0] == pytest.approx(seen[0, 0], rel=0.4)
+    assert told[2] == pytest.approx(seen[1, 1], rel=0.4)
+
+
+def test_the_band_by_hand() -> None:
+    low, high = Platt(slope=2, intercept=-1, covariance=(0.04, -0.01, 0.09)).band(0.5, level=0.9) or (0, 0)
+    half = 1.6449 * (0.04 * 0.25 - 0.01 + 0.09) ** 0.5
+    assert (low, high) == pytest.approx((expit(-half), expit(half)), abs=1e-4)
+
+
+def test_without_a_covariance_there_is_no_band() -> None:
+    old = Platt.model_validate_json('{"slope": 1.2, "intercept": 0.3}')
+    assert old.band(1.0) is None
+    assert not old.could_be_of(1000)
+    with pytest.raises(ValueError, match="covariance"):
+        pool([old])
+
+
+def federation(hospitals: int, patients: int, seed: int, differ: float = 0.0) -> list[Platt]:
+    rng = np.random.default_rng(seed)
+    pairs = rng.normal([0.6, -0.8], [0.5 * differ, differ], (hospitals, 2)).clip([0.1, -9], 9)
+    return [fit_platt(*drawn(patients, *pair, seed=1000 * seed + k)) for k, pair in enumerate(pairs)]
+
+
+def test_many_hospitals_find_what_each_alone_cannot() -> None:
+    """Each fit is pulled to "as it is" by the penalty, which counts once in the pool and not once a hospital."""
+    fits = federation(40, 30, seed=3)
+    pooled = pool(fits)
+    assert np.mean([fit.slope for fit in fits]) > 0.65
+    assert pooled.slope == pytest.approx(0.6, abs=0.06)
+    assert pooled.intercept == pytest.approx(-0.8, abs=0.1)
+
+
+def test_a_hospital_of_its_own_is_known_less_well_where_hospitals_differ() -> None:
+    alike, unlike = (pool(federation(8, 100, seed=4, differ=differ)) for differ in (0.0, 1.0))
+    one = pool(federation(1, 100, seed=4))
+    width = {
+        name: np.diff(fit.band(1.0) or ())[0] for name, fit in (("alike", alike), ("unlike", unlike), ("one", one))
+    }
+    assert width["alike"] < width["one"] < width["unlike"]
+
+
+@pytest.mark.parametrize("make", [pool, middle])
+def test_the_band_holds_the_truth_of_differing_hospitals(make: Callable[[Sequence[Platt]], Platt]) -> None:
+    """Forty federations of four; each hospital's true probability at three logits."""
+    held = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        pairs = rng.normal([0.8, -0.4], [0.2, 0.4], (4, 2)).clip([0.1, -9], 9)
+        fitted = make([fit_platt(*drawn(40, *pair, seed=100 * seed + k)) for k, pair in enumerate(pairs)])
+        for at in (-2.0, 0.0, 2.0):
+            low, high = fitted.band(at) or (0, 0)
+            held += [low <= expit(slope * at + intercept) <= high for slope, intercept in pairs]
+    assert np.mean(held) > 0.93
+    assert np.mean(held) < 1, "a band that always holds is no band of 95 %"
+
+
+def test_one_hospital_cannot_carry_the_median_away() -> None:
+    fits = federation(5, 50, seed=6)
+    wild = fits[0].model_copy(update={"slope": 80.0, "intercept": -60.0})
+    kept, spoilt = middle([*fits[1:], wild]), middle(fits)
+    assert abs(kept.slope - spoilt.slope) < 0.5
+    assert np.diff(kept.band(1.0) or ())[0] < 0.6
+
+
+@pytest.mark.parametrize("make", [pool, middle])
+def test_without_a_fit_the_pool_is_as_it_is(make: Callable[[Sequence[Platt]], Platt]) -> None:
+    assert make([]) == Platt()
+
+
+@pytest.mark.parametrize("patients", [1, 12, 300])
+def test_what_was_fitted_could_be_of_its_patients(patients: int) -> None:
+    fit = fit_platt(*drawn(patients, 0.5, 1, seed=7))
+    assert fit.could_be_of(patients)
+
+
+@pytest.mark.parametrize(
+    "covariance",
+    [(0.0, 0.0, 0.0), (0.1, 0.12, 0.1), (0.3, 0.0, 0.1), (-0.1, 0.0, 0.1), (1e-9, 0.0, 1e-9), (0.2, 0.0, 0.02)],
+    ids=["no variance", "no covariance matrix", "less than the penalty knows", "negative", "too sure", "sure of one"],
+)
+def test_what_no_fit_to_so_few_patients_gives_is_known_as_such(covariance: tuple[float, float, float]) -> None:
+    assert not Platt(covariance=covariance).could_be_of(20)

@@ -12,10 +12,23 @@ from typing import Any
 import pytest
 import torch
 
+from models.attacks import Attacks, Control
 from models.calibration import Platt
+from models.familiarity import LOOKS, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
-from models.release import CARD, DESCRIPTION, WEIGHTS, Description, Privacy, Release, load_release, save_release
+from models.release import (
+    CARD,
+    DESCRIPTION,
+    WEIGHTS,
+    Description,
+    Privacy,
+    Release,
+    add_attacks,
+    load_release,
+    save_release,
+)
+from models.signature import new_private_key, public_key, sign
 
 SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 
@@ -106,8 +119,23 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         lambda content: content["network"].update(widen_factor=1e12),
         lambda content: content["network"].update(architecture="resnet152"),
         lambda content: content["calibration"]["severe"].update(slope="steep"),
+        lambda content: content.update(operating_points={"severe": {"rule_out": 1.5}}),
+        lambda content: content.update(operating_points={"severe": {"rule_up": 0.5}}),
+        lambda content: content.update(operating_points={"mild": {"rule_out": 0.5}}),
     ],
-    ids=["format", "labels", "extra", "missing", "negative", "huge", "unknown network", "calibration"],
+    ids=[
+        "format",
+        "labels",
+        "extra",
+        "missing",
+        "negative",
+        "huge",
+        "unknown network",
+        "calibration",
+        "no probability",
+        "unknown point",
+        "unknown label",
+    ],
 )
 def test_a_description_that_this_version_cannot_use_is_refused(
     saved: tuple[Path, Release], change: Callable[[dict[str, Any]], object]
@@ -124,6 +152,15 @@ def test_a_description_that_is_no_description_is_refused(saved: tuple[Path, Rele
     assert code(folder) == "E_MODEL_FORMAT"
 
 
+def test_a_release_of_before_there_were_thresholds_and_provenance_is_read(saved: tuple[Path, Release]) -> None:
+    folder, _ = saved
+    new = ("operating_points", "provenance", "intended_use", "limits")
+    edit(folder, lambda content: [content.pop(name) for name in new])
+    read = load_release(folder)
+    assert read.description.operating_points == {} and read.description.provenance is None
+    assert read.sha256 == hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+
+
 def test_an_edited_description_has_another_name(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     edit(folder, lambda content: content["calibration"]["severe"].update(slope=5.0))
@@ -136,6 +173,45 @@ def test_what_is_missing_is_refused(saved: tuple[Path, Release], name: str) -> N
     (folder / name).unlink()
     assert code(folder) == "E_NO_MODEL"
     assert code(folder / "nowhere") == "E_NO_MODEL"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    private, public = tmp_path / "release.key", tmp_path / "release.pub"
+    private.write_bytes(new_private_key())
+    public.write_bytes(public_key(private))
+    return private, public
+
+
+def test_the_signature_is_checked_where_a_key_is_trusted(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
+    folder, _ = saved
+    private, public = keys
+    with pytest.raises(Refusal, match="E_NOT_SIGNED"):
+        load_release(folder, [public])
+    sign(folder, private)
+    assert load_release(folder, [public]).signed_by == hashlib.sha256(public.read_bytes()).hexdigest()
+    assert load_release(folder).signed_by is None, "nothing is claimed that was not checked"
+    (folder / CARD).write_text("Good for every patient.")
+    with pytest.raises(Refusal, match="E_SIGNATURE"):
+        load_release(folder, [public])
+    with pytest.raises(Refusal, match="E_NO_MODEL"):
+        load_release(folder / "nowhere", [public])
+
+
+def test_no_attacks_are_written_into_a_signed_release(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
+    folder, written = saved
+    sign(folder, keys[0])
+    attacks = Attacks(
+        release=written.sha256,
+        software="test",
+        membership_control=Control(value=1, needed=0.9),
+        membership={},
+        inversion_control=Control(value=30, needed=20),
+        inversion=[],
+    )
+    with pytest.raises(Refusal, match="E_MODEL_SIGNED"):
+        add_attacks(folder, attacks)
+    assert load_release(folder, [keys[1]]).sha256 == written.sha256
 
 
 class Trap:
@@ -208,3 +284,33 @@ def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release
     assert "| north | 3.20 |\n| south | 7.91 |\n| west | not told |" in text
     assert "δ = 1e-05" in text and "not by itself stop" in text
     assert load_release(folder.parent / "private").description.privacy == privacy
+
+
+def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(saved: tuple[Path, Release]) -> None:
+    folder, written = saved
+    old = (folder / CARD).read_text(encoding="utf-8")
+    assert "| severe | not told | not told | not told | not told |" in old
+    assert "was not learnt" in old
+    known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=2.125, sites=3)
+    banded = Platt(slope=2.0, covariance=(0.04, 0.0, 0.25))
+    described = describe(calibration={label: banded for label in LABELS}, familiarity=known)
+    save_release(folder.parent / "new", written.network, described)
+    text = (folder.parent / "new" / CARD).read_text(encoding="utf-8")
+    low, high = banded.band(0.0) or (0, 0)
+    row = next(line for line in text.splitlines() if line.startswith("| severe |") and "–" in line)
+    assert row.split(" | ")[3] == f"{low:.2f}–{high:.2f}", "told 0.5"
+    assert "further than 2.12 from those of training gets no probability (learnt at 3 hospitals)" in text
+    assert load_release(folder.parent / "new").description == described.model_copy(
+        update={"weights_sha256": written.description.weights_sha256}
+    )
+
+
+def test_a_release_of_before_there_were_bands_and_limits_is_read(saved: tuple[Path, Release]) -> None:
+    folder, _ = saved
+    edit(
+        folder,
+        lambda content: [content.pop("familiarity"), *(c.pop("covariance") for c in content["calibration"].values())],
+    )
+    read = load_release(folder).description
+    assert read.familiarity is None
+    assert read.calibration["severe"].band(0.5) is None

@@ -1,0 +1,301 @@
+"""The model card in Markdown, made of model.json and attacks.json alone: anybody can make it again to compare.
+
+Its order is that of TRIPOD+AI (BMJ 2024;385:e078378): purpose, data, model, performance, limits.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from models.attacks import Attacks, attacks_section
+from models.calibration import Platt
+from models.network import LABELS
+from models.provenance import AuditRecord, Provenance
+
+if TYPE_CHECKING:
+    from models.release import Description, Privacy
+
+_POINTS = {"rule_out": "rule out below (learnt for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
+_UNKNOWN = "not told"
+_TOLD = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
+
+
+def card(description: "Description", sha256: str, attacks: Attacks | None = None) -> str:
+    """What the model is, what it was learnt from, how it did, and what it must not be used for."""
+    d = description
+    parts = [_head(d, sha256)]
+    if d.provenance is not None:
+        parts += [_hospitals(d.provenance), _training(d.provenance), _performance(d.provenance)]
+    if d.metrics:
+        parts.append(_means(d.metrics))
+    parts.append(_trust(d))
+    if d.operating_points:
+        parts.append(_operating_points(d))
+    if d.provenance is not None:
+        parts += [_subgroups(d.provenance), _audit(d.provenance)]
+    if d.privacy is not None:
+        parts.append(_privacy(d.privacy))
+    if attacks is not None:
+        parts.append(attacks_section(attacks).strip() + "\n")
+    return "\n".join(filter(None, parts))
+
+
+def _head(d: "Description", sha256: str) -> str:
+    origin = (
+        "SYNTHETIC hospitals (phantoms): its figures say nothing about patients"
+        if d.trained_on_synthetic_data
+        else "the hospitals of the study"
+    )
+    dimensions = "2.5D" if d.network.is_slicewise else "3D"
+    facts = {
+        "release (SHA-256 of model.json)": f"`{sha256}`",
+        "network": f"{dimensions} {d.network.architecture}, width {d.network.widen_factor}, {d.network.norm} norm, "
+        "age, sex joined late",
+        "labels": ", ".join(d.labels),
+        "learnt from": origin,
+        "hospitals": str(d.sites),
+        "rounds": str(d.rounds),
+        "strategy": d.strategy,
+        "run": d.run,
+        "software": d.software,
+    }
+    limits = "\n".join(f"- {limit}" for limit in d.limits)
+    return f"""# {d.study}: severe Covid-19 from chest CT
+
+**Research use only. Not a medical device.**
+
+{_table(("what", "value"), facts.items())}
+
+## Intended use
+{d.intended_use}
+
+## Limits
+{limits}
+"""
+
+
+def _hospitals(p: Provenance) -> str:
+    rows = [
+        (
+            site,
+            record.patients or _UNKNOWN,
+            "yes" if record.trained else "no: unseen in training",
+            str(record.rounds),
+            ", ".join(f"{count} × {code}" for code, count in sorted(record.dropouts.items())) or "none",
+        )
+        for site, record in sorted(p.sites.items())
+    ]
+    columns = ("hospital", "patients (band)", "in the training", "rounds that counted", "rounds it dropped out of")
+    return f"""## Hospitals
+Training, validation and test patients are each hospital's own and never left it; they are divided by patient.
+Truth is the hospital's own: intubation or death within 30 days of the CT, and the PCR result.
+
+{_table(columns, rows)}
+"""
+
+
+def _training(p: Provenance) -> str:
+    study = p.study.get("study", {})
+    training = p.study.get("training", {})
+    local = f"{study['local_steps']} steps" if study.get("local_steps") else f"{study.get('local_epochs')} epochs"
+    facts = {
+        "rounds planned, lost": f"{p.rounds_planned}, {p.rounds_lost}{', stopped early' if p.stopped_early else ''}",
+        "at each hospital in a round": local,
+        "options of the strategy": _settings(p.strategy_options),
+        "local training": _settings(training),
+        "seed": str(p.seed),
+        "candidate that was tested (SHA-256)": f"`{p.candidate}`, the same weights",
+    }
+    return f"""## Training
+{_table(("what", "value"), facts.items())}
+"""
+
+
+def _performance(p: Provenance) -> str:
+    kinds = {
+        "AUROC": "auroc_{}",
+        "AUROC of age and sex alone": "auroc_{}_age_sex",
+        "AUPRC": "auprc_{}",
+        "prevalence": "prevalence_{}",
+        "calibration slope": "calibration_slope_{}",
+        "calibration intercept": "calibration_intercept_{}",
+        "Brier": "brier_{}",
+        "ECE": "ece_{}",
+    }
+    parts = []
+    for label in reversed(LABELS):
+        rows = [
+            (
+                site,
+                *(_figure(record.figures, name.format(label)) for name in kinds.values()),
+                _figure(record.left_out, f"auroc_{label}"),
+            )
+            for site, record in sorted(p.sites.items())
+        ]
+        columns = ("hospital", *kinds, "AUROC of the federation without it")
+        parts.append(f"### {label}\n{_table(columns, rows)}\n")
+    return """## Performance at each hospital
+On test patients who were in no training, with 95 % intervals where the hospital's patients allow one. Where a
+hospital was in the training, this is internal validation of it. How a model of the same kind does at a hospital that
+it does not know, the last column tells, where the study asked for it.
+
+""" + "\n".join(parts)
+
+
+def _means(metrics: Mapping[str, float]) -> str:
+    rows = [(name, f"{value:.3f}") for name, value in sorted(metrics.items())]
+    return f"""## Means over hospitals (weighted by patients; a mean of AUROCs is not the AUROC of all patients)
+{_table(("figure", "value"), rows)}
+"""
+
+
+def _trust(d: "Description") -> str:
+    """How far a probability holds, and which scans get none."""
+    rows = [(label, *(_band(platt, told) for told in _TOLD)) for label, platt in sorted(d.calibration.items())]
+    familiar = "What is unlike the scans of training was not learnt: such a scan gets a probability as any other."
+    if d.familiarity:
+        beyond, sites = f"{d.familiarity.limit:.2f}", d.familiarity.sites
+        familiar = (
+            f"A scan further than {beyond} from those of training gets no probability (learnt at {sites} hospitals)."
+        )
+    return f"""## What a probability is worth
+Where the true one lies at a hospital of this kind, with 95 % confidence: validation patients are few, and hospitals
+differ. It does not cover that another training would have given another model.
+
+{_table(("label", *(f"told {told:g}" for told in _TOLD)), rows)}
+
+{familiar}
+"""
+
+
+def _band(platt: Platt, told: float) -> str:
+    band = platt.band(platt.logit_of(told))
+    return _UNKNOWN if band is None else f"{band[0]:.2f}–{band[1]:.2f}"
+
+
+def _operating_points(d: "Description") -> str:
+    thresholds = [
+        (label, *(_number(points.get(point)) for point in _POINTS))
+        for label, points in sorted(d.operating_points.items())
+    ]
+    text = f"""## Operating points
+Thresholds on the calibrated probability, learnt from the hospitals' validation patients. They are no recommendation.
+
+{_table(("label", *_POINTS.values()), thresholds)}
+"""
+    if d.provenance is None:
+        return text
+    names = [f"{kind}_at_{point}" for point in _POINTS for kind in ("sens", "spec")]
+    rows = [
+        (site, label, *(_figure(record.figures, f"{name}_{label}") for name in names))
+        for site, record in sorted(d.provenance.sites.items())
+        for label in sorted(d.operating_points)
+    ]
+    columns = [f"{kind} at {point}" for point in ("rule out", "rule in") for kind in ("sensitivity", "specificity")]
+    return f"""{text}
+How they held on each hospital's test patients:
+
+{_table(("hospital", "label", *columns), rows)}
+"""
+
+
+def _subgroups(p: Provenance) -> str:
+    prefix = "auroc_severe@"
+    groups = sorted(
+        {
+            name.removeprefix(prefix)
+            for record in p.sites.values()
+            for name in record.figures
+            if name.startswith(prefix) and not name.endswith(("_low", "_high"))
+        }
+    )
+    if not groups:
+        return ""
+    rows = [
+        (site, *(_figure(record.figures, prefix + group) for group in groups))
+        for site, record in sorted(p.sites.items())
+    ]
+    return f"""## Subgroups: AUROC of severe
+Groups with too few patients are not told.
+
+{_table(("hospital", *groups), rows)}
+"""
+
+
+def _audit(p: Provenance) -> str:
+    if p.audit is None:
+        return "## Shortcut audit\nNone was made: the model may read the scanner instead of the lung.\n"
+    told = _probe(p.audit)
+    names = {
+        "severe from acquisition tags alone": "auroc_severe_tags",
+        "severe with the lungs blanked out": "auroc_severe_outside",
+        "scanner from the embedding": "scanner_from_embedding",
+        "its chance": "scanner_chance",
+    }
+    rows = [(site, *(_figure(found, name) for name in names.values())) for site, found in sorted(p.audit.sites.items())]
+    text = f"""## Shortcut audit
+Does the model read the lung, or what goes along with the label at one hospital? {told}
+
+{_table(("hospital", *names), rows)}
+"""
+    if not p.audit.flags:
+        return text + "\nNo figure was flagged.\n"
+    flags = "\n".join(f"- **{flag.code}**, {flag.site or 'all'}: {_line(flag.says)}" for flag in p.audit.flags)
+    return f"""{text}
+**Flagged: reasons to distrust**
+{flags}
+
+Released all the same, because: {_line(p.despite_flags)}
+"""
+
+
+def _probe(audit: AuditRecord) -> str:
+    if audit.probe_accuracy is None or audit.probe_chance is None:
+        return "Whether its embedding tells the hospital was not measured."
+    return (
+        f"Its embedding of a test patient tells the hospital with accuracy {audit.probe_accuracy:.2f} "
+        f"(guessing: {audit.probe_chance:.2f})."
+    )
+
+
+def _privacy(privacy: "Privacy") -> str:
+    rows = [
+        (site, _UNKNOWN if epsilon is None else f"{epsilon:.2f}") for site, epsilon in sorted(privacy.epsilon.items())
+    ]
+    return f"""## Differential privacy
+At each hospital below, training was (ε, δ)-differentially private with δ = {privacy.delta:g}. The unit is the patient:
+it covers all that the model learnt of one there. Noise multiplier {privacy.noise_multiplier:g}, sampling rate
+{privacy.sample_rate:g}, gradients clipped to {privacy.max_grad_norm:g}.
+
+{_table(("hospital", "ε"), rows)}
+
+The patients on whom the model was tested and calibrated are not covered: the figures above are about them, without
+noise. A small ε bounds what anybody can find out; one of 8 does not by itself stop an attack that asks whether a
+patient was in the training data.
+"""
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(figures: Mapping[str, float], name: str) -> str:
+    """A figure with its 95 % interval, as far as told."""
+    if name not in figures:
+        return _UNKNOWN
+    low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
+    interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
+    return f"{figures[name]:.3f}{interval}"
+
+
+def _number(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:.3f}"
+
+
+def _settings(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in sorted(settings.items())) or "none"
+
+
+def _line(text: str) -> str:
+    """On one line, so that it cannot pass for another part of the card."""
+    return " ".join(text.split())
