@@ -1,0 +1,164 @@
+"""Answers: what the models said, the PCR results that go with it, and its way to the PACS."""
+
+import json
+import sqlite3
+from datetime import date, datetime
+from typing import Any
+
+from models.refusal import Refusal
+from pipeline.clinic.audit import write_record
+from pipeline.clinic.database import now, stamp
+from pipeline.clinic.queue import Jobs, end_job, patient_of
+from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
+from pipeline.clinic.records import Answer, Delivery, DeliveryState, Job, Pcr, PcrResult, PcrSource, Role
+
+_SELECT = """
+    SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers
+    LEFT JOIN pcr ON pcr.answer_id = answers.id LEFT JOIN deliveries ON deliveries.answer_id = answers.id
+"""
+
+
+class Answers(Jobs):
+    def answer(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
+        """Keep an answer whose files lie in its folder by now; end the job with it; record it: all or nothing.
+
+        The answer of a shadow comes after the live one and ends nothing. `deliver`: it also waits to be sent to the
+        PACS. Raises Refusal E_ALREADY_ANSWERED, where another worker was faster.
+        """
+        with self.transaction() as db:
+            if answer.role == "live":
+                end_job(db, job, "answered", answer_id=answer.id, patient=self.patient_text(answer.patient))
+            elif db.execute("SELECT 1 FROM answers WHERE job_id = ? AND role = 'shadow'", (job.id,)).fetchone():
+                raise Refusal(ALREADY_ANSWERED)
+            self._insert(db, job, answer)
+            if deliver:
+                db.execute(
+                    "INSERT INTO deliveries (answer_id, state, attempts, due_at) VALUES (?, 'waiting', 0, ?)",
+                    (answer.id, stamp(now())),
+                )
+            write_record(
+                db,
+                job.asked_by,
+                "answer" if answer.role == "live" else "shadow_answer",
+                job_id=job.id,
+                answer_id=answer.id,
+                input_sha256=answer.score["input"]["hu_sha256"],
+                model_sha256=answer.model_sha256,
+                output={key: answer.score.get(key) for key in ("probability", "interval", "level")},
+            )
+
+    def answer_by_id(self, answer_id: str) -> Answer:
+        """Raises Refusal E_NO_SUCH_ANSWER."""
+        found = self._answers("answers.id = ?", answer_id)
+        if not found:
+            raise Refusal(NO_SUCH_ANSWER)
+        return found[0]
+
+    def answers(self, limit: int = 100, before: str | None = None, role: Role | None = "live") -> list[Answer]:
+        """The newest first. `before`: the id of an answer; only what came before it."""
+        return self._answers(
+            "(?1 IS NULL OR role = ?1) AND (?2 IS NULL OR answers.number < (SELECT number FROM answers WHERE id = ?2))"
+            " ORDER BY answers.number DESC LIMIT ?3",
+            role,
+            before,
+            limit,
+        )
+
+    def history(self, patient_key: str) -> list[Answer]:
+        """All live answers for one patient, the newest first."""
+        if not patient_key:
+            return []
+        return self._answers("patient_key = ? AND role = 'live' ORDER BY answers.number DESC", patient_key)
+
+    def set_pcr(
+        self, answer_id: str, result: PcrResult, collected_on: date | None, source: PcrSource, by: str
+    ) -> Answer:
+        """Note the PCR result that goes with an answer, in place of the one that was there.
+
+        Raises Refusal E_NO_SUCH_ANSWER.
+        """
+        answer = self.answer_by_id(answer_id)
+        with self.transaction() as db:
+            day = collected_on and collected_on.isoformat()
+            db.execute("INSERT OR REPLACE INTO pcr VALUES (?, ?, ?, ?, ?)", (answer_id, result, day, source, by))
+            said = {"result": result, "source": source}
+            write_record(db, by, "pcr", job_id=answer.job_id, answer_id=answer_id, output=said)
+        return self.answer_by_id(answer_id)
+
+    def without_pcr(self, since: datetime) -> list[Answer]:
+        """Live answers of known patients to which no PCR result belongs yet, the oldest first."""
+        return self._answers(
+            "created_at >= ? AND role = 'live' AND patient_key <> '' AND result IS NULL ORDER BY answers.number",
+            stamp(since),
+        )
+
+    def set_delivery(self, delivery: Delivery) -> None:
+        """Note how far an answer has come on its way to the PACS, in place of what was noted before."""
+        due, sent = delivery.due_at, delivery.sent_at
+        with self.transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO deliveries VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    delivery.answer_id,
+                    delivery.state,
+                    delivery.attempts,
+                    delivery.code,
+                    due and stamp(due),
+                    sent and stamp(sent),
+                ),
+            )
+
+    def deliveries(self, state: DeliveryState = "waiting", due: datetime | None = None) -> list[Delivery]:
+        """Those in a state, the first due first. `due`: only those that are due by then."""
+        found = self.rows(
+            "SELECT * FROM deliveries WHERE state = ?1 AND (?2 IS NULL OR due_at <= ?2) ORDER BY due_at",
+            state,
+            due and stamp(due),
+        )
+        return [_delivery(row["answer_id"], row) for row in found]
+
+    def _insert(self, db: sqlite3.Connection, job: Job, answer: Answer) -> None:
+        patient, acquired = answer.patient and self.keyed(answer.patient), answer.acquired_at
+        db.execute(
+            "INSERT INTO answers (id, job_id, created_at, patient_key, patient, study_uid, series_uid, accession,"
+            " acquired_at, score, model_sha256, model_name, role) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(answer.id, job.id, stamp(answer.created_at), patient and patient.key, self.patient_text(patient)),
+                *(answer.study_uid, answer.series_uid, answer.accession, acquired and acquired.isoformat()),
+                *(json.dumps(answer.score, allow_nan=False), answer.model_sha256, answer.model_name, answer.role),
+            ),
+        )
+
+    def _answers(self, where: str, *values: Any) -> list[Answer]:
+        found = self.rows(f"{_SELECT} WHERE {where}", *values)
+        return [self._answer(row) for row in found]
+
+    def _answer(self, row: sqlite3.Row) -> Answer:
+        at = row["acquired_at"]
+        return Answer(
+            id=row["id"],
+            job_id=row["job_id"],
+            created_at=datetime.fromisoformat(row["created_at"]),
+            study_uid=row["study_uid"],
+            series_uid=row["series_uid"],
+            accession=row["accession"],
+            acquired_at=at and datetime.fromisoformat(at),
+            score=json.loads(row["score"]),
+            model_sha256=row["model_sha256"],
+            model_name=row["model_name"],
+            role=row["role"],
+            folder=self.folder / "answers" / row["id"],
+            patient=patient_of(row),
+            pcr=_pcr(row) if row["result"] else None,
+            pacs=_delivery(row["id"], row) if row["state"] else None,
+        )
+
+
+def _pcr(row: sqlite3.Row) -> Pcr:
+    day = row["collected_on"]
+    return Pcr(row["result"], day and date.fromisoformat(day), row["source"], row["by"])
+
+
+def _delivery(answer_id: str, row: sqlite3.Row) -> Delivery:
+    due, sent = (row[name] and datetime.fromisoformat(row[name]) for name in ("due_at", "sent_at"))
+    return Delivery(answer_id, row["state"], row["attempts"], row["code"], due, sent)

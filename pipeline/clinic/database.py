@@ -1,0 +1,226 @@
+"""The clinic's one SQLite file: its tables, how it is opened, and how it is written to.
+
+Every change is one transaction and is on the disk before it counts (WAL with synchronous=FULL). Each thread and each
+process opens its own; SQLite lets one of them write at a time, and the others wait.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from models.refusal import Refusal
+from pipeline.clinic.reasons import CLINIC_FILE
+
+FILE = "clinic.sqlite"
+SCHEMA_VERSION = 1
+LEAST_AUDIT_DAYS = 183  # six months
+_BUSY_SECONDS = 30.0
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS secret (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+INSERT OR IGNORE INTO secret VALUES ('patients', secret_key());
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'working', 'answered', 'no_score')),
+    source TEXT NOT NULL CHECK (source IN ('upload', 'pacs', 'received')),
+    asked_by TEXT NOT NULL,
+    received_at TEXT NOT NULL,
+    started_at TEXT,
+    ended_at TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    is_whole INTEGER NOT NULL DEFAULT 1,
+    study_uid TEXT,
+    series_uid TEXT,
+    patient TEXT,                      -- JSON of records.Patient
+    code TEXT,
+    says TEXT,
+    remedy TEXT,
+    answer_id TEXT
+);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, attempts, number);
+CREATE TABLE IF NOT EXISTS answers (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    job_id TEXT NOT NULL,
+    created_at TEXT NOT NULL,
+    patient_key TEXT,
+    patient TEXT,
+    study_uid TEXT NOT NULL,
+    series_uid TEXT NOT NULL,
+    accession TEXT NOT NULL,
+    acquired_at TEXT,                  -- local time of the scan, without zone
+    score TEXT NOT NULL,               -- JSON of Score.to_json()
+    model_sha256 TEXT NOT NULL,
+    model_name TEXT NOT NULL,
+    role TEXT NOT NULL CHECK (role IN ('live', 'shadow')),
+    UNIQUE (job_id, role)              -- nothing is answered twice
+);
+CREATE INDEX IF NOT EXISTS answers_by_patient ON answers (patient_key);
+CREATE TABLE IF NOT EXISTS pcr (
+    answer_id TEXT PRIMARY KEY REFERENCES answers (id) ON DELETE CASCADE,
+    result TEXT NOT NULL CHECK (result IN ('positive', 'negative', 'indeterminate')),
+    collected_on TEXT,
+    source TEXT NOT NULL CHECK (source IN ('entered', 'laboratory')),
+    by TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS deliveries (  -- to the PACS
+    answer_id TEXT PRIMARY KEY REFERENCES answers (id) ON DELETE CASCADE,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'sent', 'failed')),
+    attempts INTEGER NOT NULL,
+    code TEXT,
+    due_at TEXT,
+    sent_at TEXT
+);
+CREATE INDEX IF NOT EXISTS deliveries_by_state ON deliveries (state, due_at);
+CREATE TABLE IF NOT EXISTS models (
+    sha256 TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    signed_by TEXT,
+    added_at TEXT NOT NULL,
+    added_by TEXT NOT NULL,
+    role TEXT UNIQUE CHECK (role IN ('live', 'shadow'))
+);
+CREATE TABLE IF NOT EXISTS worker (      -- the process that scores, as it last told
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    state TEXT NOT NULL CHECK (state IN ('starting', 'ready', 'no_model')),
+    code TEXT
+);
+CREATE TABLE IF NOT EXISTS tokens (      -- who may ask for what; see web/auth.py
+    name TEXT PRIMARY KEY,
+    sha256 TEXT NOT NULL UNIQUE,       -- of the token, which is shown once and kept nowhere
+    role TEXT NOT NULL CHECK (role IN ('read', 'score', 'admin')),
+    made_at TEXT NOT NULL,
+    ends_at TEXT,
+    revoked_at TEXT,
+    once INTEGER NOT NULL,             -- 1: good for one sign-in of a browser, and for nothing else
+    used_at TEXT
+);
+CREATE TABLE IF NOT EXISTS sessions (    -- of browsers
+    sha256 TEXT PRIMARY KEY,
+    token TEXT NOT NULL REFERENCES tokens (name) ON DELETE CASCADE,
+    ends_at TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS audit (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    who TEXT NOT NULL,
+    action TEXT NOT NULL,
+    job_id TEXT,
+    answer_id TEXT,
+    input_sha256 TEXT,
+    model_sha256 TEXT,
+    output TEXT,
+    code TEXT,
+    version TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS audit_by_time ON audit (at);
+-- Whatever a program of ours gets wrong, it rewrites no record, and none goes before its time.
+CREATE TRIGGER IF NOT EXISTS audit_is_final BEFORE UPDATE ON audit
+    BEGIN SELECT RAISE(ABORT, 'audit records are final'); END;
+CREATE TRIGGER IF NOT EXISTS audit_is_kept BEFORE DELETE ON audit
+    WHEN old.at > strftime('%Y-%m-%dT%H:%M:%S', 'now', '-{LEAST_AUDIT_DAYS} days')
+    BEGIN SELECT RAISE(ABORT, 'audit records are kept'); END;
+"""  # noqa: S608
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def stamp(at: datetime) -> str:
+    """A time as the tables hold it: UTC, of one width, so that texts sort as times do."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+class Database:
+    """An open clinic.sqlite, for one thread at a time. A context manager.
+
+    Raises Refusal E_CLINIC_FILE, here and wherever it is used, for what SQLite or the disk refuses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with _refusing():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # SQLite gives its companions the mode of the file itself
+                os.close(os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            # FastAPI may close in one thread what it opened in another.
+            self._db = sqlite3.connect(
+                folder / FILE, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._db.row_factory = sqlite3.Row
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the changes within, on the disk when it ends, or none."""
+        with _refusing():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows that a SELECT finds."""
+        with _refusing():
+            return self._db.execute(query, values).fetchall()
+
+    def row(self, query: str, *values: Any) -> sqlite3.Row | None:
+        """The first row that a SELECT finds."""
+        return next(iter(self.rows(query, *values)), None)
+
+    def patient_key(self, patient_id: str, issuer: str = "") -> str:
+        """32 hex digits that stand for a patient in addresses and are good for this clinic alone (HMAC-SHA-256).
+
+        '' where there is no identifier: nobody knows who that is.
+        """
+        if not patient_id:
+            return ""
+        found = self.row("SELECT value FROM secret WHERE name = 'patients'")
+        assert found is not None
+        text = f"{len(issuer)}|{issuer}|{patient_id}"
+        return hmac.new(found["value"], text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("PRAGMA secure_delete = ON")  # what is forgotten leaves no trace in the file
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:  # another process may be at it too: all of this can be done twice
+            db.create_function("secret_key", 0, lambda: secrets.token_bytes(32))
+            db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise Refusal(CLINIC_FILE, private=f"{FILE} is of version {version}, not {SCHEMA_VERSION}")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise Refusal(CLINIC_FILE, private=f"{FILE}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,185 @@
+// One scan: the answer, why there is none, or how far it has come.
+
+import { address, ask } from "./api.js";
+import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
+import { showFacts } from "./facts.js";
+import { showHistory } from "./history.js";
+import { showPcr, startPcr } from "./pcr.js";
+import { showProbabilities } from "./probability.js";
+import { closeRefused, showRefused } from "./refused.js";
+import { closeViewer, openViewer, readyToPrint } from "./viewer.js";
+import { SEXES, STATES } from "./words.js";
+import { known, learnAnswer, refresh } from "./worklist.js";
+
+const DELIVERY_MS = 3000;
+
+let current = null; // id of the job that is shown
+let answer = null;
+let mayScore = false;
+let looking = null;
+
+export function startAnswer() {
+  startPcr(async (changed) => {
+    answer = changed;
+    learnAnswer(changed);
+    refresh();
+    showResult();
+    await showHistory(answer, () => answer?.id === changed.id).catch(() => {});
+  });
+  byId("send").addEventListener("click", sendToPacs);
+  byId("print").addEventListener("click", async () => {
+    await readyToPrint();
+    print();
+  });
+}
+
+/** `role`: of whoever is signed in; a reader may look, and change nothing. */
+export function allow(role) {
+  mayScore = role !== "read";
+  show(byId("pcr-form"), mayScore);
+  show(byId("send"), mayScore);
+  show(byId("drop"), mayScore);
+}
+
+export function closeScan() {
+  current = answer = null;
+  clearTimeout(looking);
+  closeViewer();
+  closeRefused();
+  for (const id of ["answer", "state"]) show(byId(id), false);
+  show(byId("nothing"), true);
+  document.title = "fedthorax";
+}
+
+/** Show a job by its id. */
+export async function openScan(id) {
+  closeScan();
+  current = id;
+  show(byId("nothing"), false);
+  try {
+    const job = await ask(`jobs/${id}`);
+    const newer = known(id); // the list may have looked again meanwhile
+    await showJob(newer?.ended_at ? newer : job);
+  } catch (error) {
+    if (current === id) showState({ title: "This scan cannot be shown", says: error.text ?? String(error) });
+  }
+}
+
+/** What a job has come to; also called when the worklist sees it change. */
+export async function showJob(job) {
+  if (job.id !== current) return;
+  if (job.state === "answered") {
+    const found = await ask(`answers/${job.answer_id}`);
+    if (job.id === current) await showAnswer(found);
+    return;
+  }
+  const place = job.position ? `Place ${job.position} in the queue. ` : "";
+  const says = job.state === "no_score" ? `${capital(job.says)}.` : `${place}The answer appears here by itself.`;
+  showState({
+    title: job.state === "no_score" ? "No score" : STATES[job.state],
+    patient: job.patient,
+    says,
+    remedy: job.remedy,
+    code: job.code,
+    isFinal: job.state === "no_score",
+  });
+  await showRefused(job, () => job.id === current).catch(() => {}); // the reason stands without them
+}
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function showState({ title, patient, says, remedy, code, isFinal = false }) {
+  show(byId("answer"), false);
+  show(byId("state"), true);
+  byId("state").classList.toggle("no-score", isFinal);
+  say(byId("state-title"), title);
+  byId("state-patient").replaceChildren(...(patient ? naming(patient) : []));
+  say(byId("state-says"), says);
+  say(byId("state-remedy"), remedy ?? "");
+  say(byId("state-code"), code ?? "");
+}
+
+const naming = (patient) => [outside(personName(patient.name) || "No name"), " · ", outside(patient.id)];
+
+async function showAnswer(found) {
+  answer = found;
+  show(byId("state"), false);
+  const { patient, study, score, id } = answer;
+  byId("patient-name").replaceChildren(outside(personName(patient?.name) || patient?.id || "The scan names no patient"));
+  const years = patient?.age_years === null || patient?.age_years === undefined ? "" : `${Math.floor(patient.age_years)} years`;
+  const facts = [SEXES[patient?.sex], years].filter(Boolean).join(", ");
+  byId("patient-facts").replaceChildren("ID ", outside(patient?.id || "–"), facts ? ` · ${facts}` : "");
+  byId("scan-facts").replaceChildren(
+    ...(study.acquired_at ? ["CT of ", moment(study.acquired_at)] : ["Time of the CT unknown"]),
+    ...(study.accession ? [" · accession ", outside(study.accession)] : []),
+    " · scored ",
+    briefly(answer.created_at),
+    " by ",
+    outside(answer.model.name),
+  );
+  show(byId("synthetic"), score.trained_on_synthetic_data);
+  byId("fhir").href = address(`answers/${id}/risk-assessment`);
+  say(byId("send-refused"), "");
+  showResult();
+  showFacts(answer);
+  showDelivery();
+  show(byId("answer"), true);
+  const isCurrent = () => answer?.id === id;
+  const whole = await Promise.allSettled([openViewer(answer, isCurrent), showHistory(answer, isCurrent)]);
+  const failed = whole.find(({ status }) => status === "rejected");
+  if (failed && isCurrent()) say(byId("viewer-says"), failed.reason.text ?? String(failed.reason));
+}
+
+function showResult() {
+  showProbabilities(answer);
+  showPcr(answer);
+}
+
+// --- to the PACS --------------------------------------------------------------------------------
+
+function showDelivery() {
+  const { pacs } = answer;
+  const says = byId("pacs-state");
+  clearTimeout(looking);
+  if (!pacs) {
+    says.replaceChildren();
+  } else if (pacs.state === "sent") {
+    says.replaceChildren("In the PACS since ", briefly(pacs.sent_at));
+  } else {
+    const tries = pacs.attempts ? `, ${pacs.attempts} ${pacs.attempts === 1 ? "try" : "tries"} so far (${pacs.code})` : "";
+    say(says, pacs.state === "waiting" ? `On its way to the PACS${tries}` : `The PACS did not take it (${pacs.code})`);
+  }
+  show(byId("send"), mayScore && (!pacs || pacs.state === "failed"));
+  if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
+}
+
+async function lookAtDelivery(id) {
+  try {
+    const { pacs } = await ask(`answers/${id}`);
+    if (answer?.id !== id) return;
+    answer.pacs = pacs;
+    showDelivery();
+  } catch {
+    if (answer?.id === id) looking = setTimeout(lookAtDelivery, DELIVERY_MS, id);
+  }
+}
+
+async function sendToPacs() {
+  const { id } = answer;
+  say(byId("send-refused"), "");
+  try {
+    await ask(`answers/${id}/send`, { method: "POST" });
+    await lookAtDelivery(id);
+  } catch (error) {
+    if (answer?.id === id) say(byId("send-refused"), error.text ?? String(error));
+  }
+  refresh();
+}
+
+/** In one sentence, for those who hear the page. */
+export function announcement([job, ...others]) {
+  if (others.length) return `${others.length + 1} scans were answered, or got no score.`;
+  const whose = personName(job.patient?.name) || "a scan";
+  return job.state === "answered" ? `Answered: ${whose}.` : `No score: ${whose}.`;
+}
+

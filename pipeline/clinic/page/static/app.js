@@ -1,0 +1,123 @@
+// The page: signing in and out, which scan is shown, and who tells whom.
+
+import { allow, announcement, closeScan, openScan, showJob, startAnswer } from "./answer.js";
+import { ask, onSignedOut } from "./api.js";
+import { byId, outside, say, show } from "./dom.js";
+import { startIncoming } from "./incoming.js";
+import { showKeys, startKeys } from "./keys.js";
+import { openPacs, startPacs } from "./pacs.js";
+import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
+import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
+
+const SCAN = /^#\/scans\/([0-9a-f]{32})$/;
+const SIGN_IN = /^#token=(.+)$/; // the address that `serve` prints; what follows # is sent to nobody
+
+const SEEN_MS = 10000; // how long a message stays
+
+let fading = null;
+
+// --- signing in and out ---------------------------------------------------------------------------
+
+async function begin() {
+  const [, token] = SIGN_IN.exec(location.hash) ?? [];
+  if (token) {
+    history.replaceState(null, "", "#/"); // a token must not stay in the history
+    await signIn(decodeURIComponent(token));
+    return;
+  }
+  try {
+    signedIn(await ask("session"));
+  } catch (error) {
+    signedOut(error.status === 401 ? "" : error.text);
+  }
+}
+
+async function signIn(token) {
+  say(byId("sign-in-refused"), "");
+  try {
+    signedIn(await ask("session", { method: "POST", json: { token } }));
+  } catch (error) {
+    signedOut(error.text ?? String(error));
+  }
+}
+
+function signedIn({ name, role }) {
+  byId("token").value = "";
+  byId("who-asks").replaceChildren(outside(name));
+  allow(role);
+  show(byId("sign-in"), false);
+  for (const id of ["session", "desk"]) show(byId(id), true);
+  refresh();
+  follow();
+}
+
+function signedOut(text = "") {
+  stopWorklist();
+  closeScan();
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  for (const id of ["session", "desk"]) show(byId(id), false);
+  const wasHidden = byId("sign-in").hidden;
+  show(byId("sign-in"), true);
+  say(byId("sign-in-refused"), text);
+  if (wasHidden) byId("token").focus();
+}
+
+// --- which scan is shown --------------------------------------------------------------------------
+
+const inAddress = () => SCAN.exec(location.hash)?.[1];
+
+function follow() {
+  const id = inAddress();
+  document.body.classList.toggle("one-scan", Boolean(id)); // on a narrow screen: it instead of the list
+  choose(id);
+  if (id) openScan(id);
+  else closeScan();
+}
+
+/** A scan was taken. It is shown, unless another is being read. */
+function arrived(job) {
+  refresh();
+  if (!inAddress()) location.hash = `#/scans/${job.id}`;
+  announce("The scan is in the queue.");
+}
+
+function announce(text) {
+  clearTimeout(fading);
+  byId("live").textContent = text;
+  fading = setTimeout(() => (byId("live").textContent = ""), SEEN_MS);
+}
+
+function step(by) {
+  const id = neighbour(by);
+  if (id) location.hash = `#/scans/${id}`;
+}
+
+onSignedOut(() => signedOut());
+startAnswer();
+startViewer();
+startWorklist({ changed: showJob, ended: (jobs) => announce(announcement(jobs)) });
+startIncoming(arrived);
+startPacs(arrived);
+startKeys({
+  "?": showKeys,
+  j: () => step(1),
+  k: () => step(-1),
+  u: () => byId("choose-files").click(),
+  "/": openPacs,
+  i: () => byId("tiles").focus(),
+  o: nextOverlay,
+  "[": () => fade(-10),
+  "]": () => fade(10),
+  w: nextWindow,
+  p: () => byId("pcr-form").querySelector("input").focus(),
+});
+byId("sign-in-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  signIn(byId("token").value.trim());
+});
+byId("sign-out").addEventListener("click", async () => {
+  await ask("session", { method: "DELETE" }).catch(() => {});
+  signedOut();
+});
+addEventListener("hashchange", () => byId("desk").hidden || follow());
+begin();

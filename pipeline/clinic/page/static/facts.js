@@ -1,0 +1,90 @@
+// What stands below the pictures: measures of the lungs, what the model saw, checks of quality, the model itself.
+
+import { byId, describe, element, outside, percent, roughly, say, show, table } from "./dom.js";
+import { checkName, SEXES } from "./words.js";
+
+const PARTS = { whole: "Whole", upper: "Upper", middle: "Middle", lower: "Lower" };
+
+function showMeasures(lungs) {
+  const box = byId("measures");
+  if (!lungs) {
+    box.replaceChildren(element("p", { className: "soft" }, "Not measured."));
+    return;
+  }
+  const { right, left, both } = lungs.regions;
+  const rows = Object.entries(PARTS).map(([part, name]) => [
+    name,
+    ...[right, left].flatMap((side) => [roughly(side[part].ground_glass), roughly(side[part].consolidation)]),
+  ]);
+  const headings = ["", "Right: ground glass", "Right: consolidation", "Left: ground glass", "Left: consolidation"];
+  const millilitres = ({ whole }) => `${Math.round(whole.ml)} mL`;
+  const [glass, dense] = [lungs.bands_hu.ground_glass, lungs.bands_hu.consolidation];
+  box.replaceChildren(
+    element(
+      "p",
+      {},
+      `Both lungs, ${millilitres(both)}: ${roughly(both.whole.ground_glass)} ground glass, ${roughly(both.whole.consolidation)} consolidation. Right ${millilitres(right)}, left ${millilitres(left)}.`,
+    ),
+    table("Share of each part of the lungs by density", headings, rows),
+    element(
+      "p",
+      { className: "soft" },
+      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. Vessels, and what another disease made dense, count in.`,
+    ),
+  );
+}
+
+function showSaw({ input, familiarity }) {
+  const pairs = [
+    ["Scan", "the lungs and what lies beside them, nothing else of the body"],
+    ["Age", input.age_band ? `${input.age_band} years` : "not given"],
+    ["Sex", SEXES[input.sex] ?? "not given"],
+  ];
+  if (familiarity) {
+    const share = roughly(familiarity.distance / familiarity.limit);
+    pairs.push(["Likeness", `${share} of the distance from the training scans at which no score is given`]);
+  }
+  describe(byId("saw"), pairs);
+}
+
+function showQuality(quality) {
+  const rows = quality.map(({ name, value, unit, verdict, says, remedy, code }) => [
+    checkName(name),
+    `${value} ${unit}`.trim(),
+    verdict === "ok" ? "ok" : element("span", { className: "flag" }, `Look: ${says}. ${remedy} (${code})`),
+  ]);
+  byId("quality").replaceChildren(table("Checks of the scan", ["Check", "Found", "Verdict"], rows));
+  const flags = quality.filter(({ verdict }) => verdict !== "ok");
+  const flagged = byId("flagged");
+  show(flagged, flags.length > 0);
+  const names = flags.map(({ name }) => checkName(name).toLowerCase()).join("; ");
+  say(flagged, flags.length ? `Before you read the figures: ${flags.length} of ${quality.length} checks need a look (${names}). See “Quality of the scan”.` : "");
+}
+
+function showModel({ score, model }) {
+  const { study, rounds, sites, signature } = score.model;
+  const kind = score.trained_on_synthetic_data ? "synthetic hospitals" : "hospitals";
+  describe(byId("model"), [
+    ["Name", outside(model.name)],
+    ["Study", outside(study)],
+    ["Learnt in", `${rounds} rounds at ${sites} ${kind}`],
+    ["Release", element("code", {}, model.sha256)],
+    ["Signature", outside(signature)],
+    ["Time taken", `${score.timing_seconds.total.toFixed(1)} s`],
+  ]);
+}
+
+export function showFacts(answer) {
+  showMeasures(answer.score.lungs);
+  showSaw(answer.score);
+  showQuality(answer.score.quality);
+  showModel(answer);
+}
+
+/** The saliency in words; never without the probability that it belongs to. */
+export function saliencyText({ saliency, probability }, title) {
+  if (!saliency?.shown) return saliency?.why_not ? `No map of where the model looked: ${saliency.why_not}.` : "";
+  const which = `“${title.toLowerCase()}” (${percent(probability[saliency.label])})`;
+  const how = saliency.method ? ` by ${saliency.method},` : "";
+  return `Where the model looked for ${which},${how} relative to this scan's own maximum. Not a lesion contour.`;
+}

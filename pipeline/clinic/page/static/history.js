@@ -1,0 +1,61 @@
+// All scores of one patient, the newest first, with the model that gave each.
+
+import { ask } from "./api.js";
+import { briefly, byId, element, outside, percent, table } from "./dom.js";
+import { LEVELS } from "./words.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const WIDTH = 220;
+const HEIGHT = 40;
+
+function svg(tag, attributes) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  return made;
+}
+
+/** A line of the probabilities from the oldest to the newest, 0 below and 1 above. */
+function sparkline(shares) {
+  const points = shares.map((share, i) => [
+    4 + (i * (WIDTH - 8)) / Math.max(1, shares.length - 1),
+    HEIGHT - 4 - share * (HEIGHT - 8),
+  ]);
+  const drawn = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "sparkline", "aria-hidden": "true" });
+  drawn.append(svg("polyline", { points: points.map((point) => point.join(",")).join(" ") }));
+  drawn.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 3 })));
+  return drawn;
+}
+
+function row(answer, isThis) {
+  const { probability, level } = answer.score;
+  const when = briefly(answer.study.acquired_at ?? answer.created_at);
+  const word = LEVELS[level?.severe];
+  return [
+    isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),
+    word ? `${percent(probability.severe)}, ${word.toLowerCase()}` : percent(probability.severe),
+    percent(probability.pcr_positive),
+    answer.pcr?.result ?? "–",
+    outside(answer.model.name),
+  ];
+}
+
+export async function showHistory(answer, isCurrent) {
+  const box = byId("history");
+  box.replaceChildren();
+  if (!answer.patient?.key) {
+    box.append(element("p", { className: "soft" }, "The scan names no patient."));
+    return;
+  }
+  const { answers } = await ask(`patients/${answer.patient.key}/answers`);
+  if (!isCurrent()) return;
+  const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model"];
+  box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, each.id === answer.id))));
+  if (answers.length > 1) {
+    const shares = answers.map(({ score }) => score.probability.severe).reverse();
+    box.prepend(element("p", { className: "trend" }, "Severe course, oldest to newest ", sparkline(shares)));
+  }
+  const models = new Set(answers.map(({ model }) => model.sha256));
+  if (models.size > 1) {
+    box.append(element("p", { className: "soft" }, "Scores of different models cannot be compared number by number."));
+  }
+}

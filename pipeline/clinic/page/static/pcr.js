@@ -1,0 +1,50 @@
+// The PCR result that goes with an answer: found by the laboratory's feed or entered here.
+
+import { ask } from "./api.js";
+import { byId, day, element, outside, say } from "./dom.js";
+
+let current = null; // the answer that is shown
+let whenSaved = () => {};
+
+/** `saved(answer)`: the answer with its new result. */
+export function startPcr(saved) {
+  whenSaved = saved;
+  byId("pcr-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const form = new FormData(event.target);
+    const json = { result: form.get("result"), collected_on: form.get("collected_on") || null };
+    say(byId("pcr-refused"), "");
+    const { id } = current;
+    try {
+      const answer = await ask(`answers/${id}/pcr`, { method: "PUT", json });
+      if (current.id === id) whenSaved(answer);
+    } catch (error) {
+      say(byId("pcr-refused"), error.text ?? String(error));
+    }
+  });
+}
+
+const SOURCES = { entered: "entered by ", laboratory: "found in the laboratory's results" };
+
+export function showPcr(answer) {
+  const isOther = current?.id !== answer.id;
+  current = answer;
+  const form = byId("pcr-form");
+  if (isOther) form.reset();
+  say(byId("pcr-refused"), "");
+  const { pcr } = answer;
+  const says = byId("pcr-says");
+  if (!pcr) {
+    says.replaceChildren("Not known.");
+    return;
+  }
+  form.elements.result.value = pcr.result;
+  form.elements.collected_on.value = pcr.collected_on ?? "";
+  says.replaceChildren(
+    element("strong", {}, pcr.result.charAt(0).toUpperCase() + pcr.result.slice(1)),
+    ...(pcr.collected_on ? [", specimen of ", day(pcr.collected_on)] : []),
+    `; ${SOURCES[pcr.source]}`,
+    ...(pcr.source === "entered" ? [outside(pcr.by)] : []),
+    ".",
+  );
+}

@@ -1,0 +1,93 @@
+// The two probabilities: figure, band, the release's operating points, and what they mean, drawn and in words.
+
+import { byId, element, percent, roughly } from "./dom.js";
+import { LABELS, LEVELS } from "./words.js";
+
+/** What the PCR result changes for the probability of a severe course. No arithmetic: the words only. */
+export function pcrMeaning(pcr) {
+  switch (pcr?.result) {
+    case "positive":
+      return { applies: true, text: "The PCR is positive: this probability is meant for this patient." };
+    case "negative":
+      return {
+        applies: false,
+        text: "Does not apply: it is meant for patients with a positive PCR, and this patient's is negative.",
+      };
+    case "indeterminate":
+      return { applies: true, text: "The PCR is indeterminate. Read this as: if the PCR were positive." };
+    default:
+      return { applies: true, text: "No PCR result is known. Read this as: if the PCR were positive." };
+  }
+}
+
+function levelText(level, points) {
+  if (!level) return "The release names no operating points: nothing here says low or high.";
+  const out = roughly(points.rule_out.threshold);
+  const into = roughly(points.rule_in.threshold);
+  if (level === "low") return `Below ${out}, where the release rules out.`;
+  if (level === "high") return `From ${into} on, where the release rules in.`;
+  if (points.rule_out.threshold > points.rule_in.threshold) {
+    return `The release's points overlap here (rules in from ${into}, out below ${out}): neither decides.`;
+  }
+  return `Between the release's points: rules out below ${out}, in from ${into} on.`;
+}
+
+function mark(className, share, title) {
+  const made = element("span", { className, title });
+  made.style.left = `${share * 100}%`;
+  return made;
+}
+
+/** The line from 0 to 100 %: band, operating points, and the probability itself. */
+function scale(p, interval, points) {
+  const line = element("div", { className: "line" });
+  if (interval) {
+    const band = mark("band", interval[0], "");
+    band.style.width = `${(interval[1] - interval[0]) * 100}%`;
+    line.append(band);
+  }
+  const ends = element("div", { className: "ends" }, element("span", {}, "0"), element("span", {}, "100 %"));
+  for (const [name, says] of [["rule_out", "rules out below"], ["rule_in", "rules in from"]]) {
+    if (points?.[name]) line.append(mark(`point ${name}`, points[name].threshold, `${says} ${roughly(points[name].threshold)}`));
+  }
+  line.append(mark("marker", p, ""));
+  return element("div", { className: "scale", ariaHidden: "true" }, line, ends);
+}
+
+function card(label, score, applies, aside) {
+  const p = score.probability[label];
+  const interval = score.interval?.[label];
+  const level = score.level?.[label] ?? null;
+  const points = score.operating_points?.[label];
+  const band = interval
+    ? `95 % band of the calibration: ${percent(interval[0])} to ${percent(interval[1])}`
+    : "No band: the release brings none";
+  const made = byId(label);
+  made.classList.toggle("void", !applies);
+  made.replaceChildren(
+    element("h3", {}, LABELS[label].title),
+    element("p", { className: "meaning" }, LABELS[label].meaning),
+    element(
+      "p",
+      { className: "figure" },
+      element("strong", {}, percent(p)),
+      level && element("span", { className: `level ${level}` }, LEVELS[level]),
+    ),
+    element("p", { className: "interval" }, band),
+    scale(p, interval, points),
+    element("p", { className: "level-says" }, levelText(level, points)),
+    element("p", { className: "applies" }, aside),
+  );
+}
+
+export function showProbabilities(answer) {
+  const severe = pcrMeaning(answer.pcr);
+  card("severe", answer.score, severe.applies, severe.text);
+  const known = answer.pcr && answer.pcr.result !== "indeterminate";
+  card(
+    "pcr_positive",
+    answer.score,
+    true,
+    known ? `The PCR is known to be ${answer.pcr.result}: the result counts, not this estimate.` : "An estimate from the CT; it replaces no PCR.",
+  );
+}

@@ -1,0 +1,141 @@
+// The scan as a volume in NiiVue, where its file and WebGL 2 are there. One instance serves the page.
+
+import { address } from "./api.js";
+import { byId, painted, show } from "./dom.js";
+import { PLANES } from "./words.js";
+
+const NIIVUE = "./niivue.js"; // put there by `make viewer`
+const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz" };
+export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
+const COLOURS = { lungs: "lungs", saliency: "saliency" };
+// In the colours of the service's own slices, which fade the lowest quarter of the saliency; here it is left out.
+const LUNGS = { R: [0, 0], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
+const SALIENCY = {
+  R: [90, 190, 245, 252],
+  G: [15, 55, 130, 255],
+  B: [110, 80, 20, 165],
+  A: [0, 255, 255, 255],
+  I: [0, 85, 170, 255],
+};
+const OVERLAYS = {
+  lungs: { colormap: COLOURS.lungs, cal_min: 0, cal_max: 1 },
+  saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
+};
+const TINT = 0.5; // of the lungs' opacity: a filled area hides more than a contour
+
+const NEARLY = 0.998; // views that touch count as overlapping where numbers were rounded
+
+let shared = null;
+
+export class NoViewer extends Error {}
+
+/** The one instance. Raises NoViewer, with the reason in words. */
+async function instance() {
+  if (shared) return shared;
+  let niivue;
+  try {
+    niivue = await import(NIIVUE);
+  } catch {
+    throw new NoViewer("Shown as single pictures. For the full viewer, whoever runs this service calls “make viewer” once.");
+  }
+  if (!document.createElement("canvas").getContext("webgl2")) {
+    throw new NoViewer("Shown as single pictures: this browser has no WebGL 2.");
+  }
+  const made = new niivue.Niivue({
+    isRadiologicalConvention: true,
+    sagittalNoseLeft: true,
+    isColorbar: false,
+    isOrientCube: false,
+    isRuler: false,
+    isOrientationTextVisible: false, // the page writes the letters, over slices and volumes alike
+    isResizeCanvas: true,
+    dragAndDropEnabled: false,
+    crosshairColor: [0.55, 0.75, 0.95, 0.6],
+    crosshairWidth: 0.8,
+    crosshairWidthUnit: "mm",
+    crosshairGap: 8,
+    backColor: [0, 0, 0, 1],
+    fontColor: [0.85, 0.9, 0.95, 1],
+    loadingText: "",
+    multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+    logLevel: "silent",
+  });
+  show(byId("stage"), true); // what is hidden has no size to draw in
+  const canvas = byId("canvas");
+  await made.attachToCanvas(canvas);
+  canvas.removeAttribute("tabindex"); // the figures around it have the focus, and the page its keys
+  show(byId("stage"), false);
+  made.addColormap(COLOURS.lungs, LUNGS);
+  made.addColormap(COLOURS.saliency, SALIENCY);
+  shared = { niivue: made, SLICE_TYPE: niivue.SLICE_TYPE };
+  return shared;
+}
+
+/** One answer's volumes on the canvas. Positions are shares, 0 to 1, towards left, back and head. */
+export class Volumes {
+  static async open(answerId, files, moved) {
+    const { niivue, SLICE_TYPE } = await instance();
+    const present = Object.entries(FILES).filter(([, name]) => files.includes(name));
+    const [low, high] = WINDOWS_HU.lung;
+    await niivue.loadVolumes(
+      present.map(([kind, name]) => ({
+        url: new URL(address(`answers/${answerId}/files/${name}`), document.baseURI).href,
+        name,
+        ...(kind === "image"
+          ? { colormap: "gray", cal_min: low, cal_max: high }
+          : { ...OVERLAYS[kind], opacity: 0 }),
+      })),
+    );
+    return new Volumes(niivue, SLICE_TYPE, present.map(([kind]) => kind), moved);
+  }
+
+  constructor(niivue, sliceType, kinds, moved) {
+    Object.assign(this, { niivue, sliceType, kinds });
+    niivue.onLocationChange = () => {
+      const [right, front, up] = niivue.scene.crosshairPos;
+      moved({ sagittal: 1 - right, coronal: 1 - front, axial: up });
+    };
+  }
+
+  /** Each view over the figure of its plane: where those lie, the style sheet says. */
+  arrange() {
+    const stage = byId("stage").getBoundingClientRect();
+    const views = Object.keys(PLANES).map((plane) => {
+      const tile = document.querySelector(`#tiles [data-plane=${plane}]`).getBoundingClientRect();
+      const position = [
+        (tile.left - stage.left) / stage.width,
+        (tile.top - stage.top) / stage.height,
+        (tile.width / stage.width) * NEARLY,
+        (tile.height / stage.height) * NEARLY,
+      ];
+      return { sliceType: this.sliceType[plane.toUpperCase()], position };
+    });
+    this.niivue.resizeListener();
+    this.niivue.setCustomLayout(views);
+  }
+
+  move({ axial, coronal, sagittal }) {
+    const { scene } = this.niivue;
+    scene.crosshairPos = [1 - sagittal, 1 - coronal, axial];
+    this.niivue.drawScene();
+  }
+
+  setOverlay(overlay, opacity) {
+    this.kinds.forEach((kind, i) => {
+      if (i > 0) this.niivue.volumes[i].opacity = kind === overlay ? opacity * (kind === "lungs" ? TINT : 1) : 0;
+    });
+    this.niivue.updateGLVolume();
+  }
+
+  /** What was drawn last is on the screen: a slow graphics card lags behind. */
+  async drawn() {
+    this.niivue.gl.finish();
+    await painted();
+  }
+
+  setWindow(name) {
+    const [image] = this.niivue.volumes;
+    [image.cal_min, image.cal_max] = WINDOWS_HU[name];
+    this.niivue.updateGLVolume();
+  }
+}

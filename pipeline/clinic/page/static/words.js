@@ -1,0 +1,59 @@
+// What the page calls things. Codes and texts of refusals come from the service and are not repeated here.
+
+export const LABELS = {
+  severe: {
+    title: "Severe course",
+    meaning: "Intubation or death within 30 days of the CT, in patients with a positive PCR",
+  },
+  pcr_positive: { title: "Positive PCR", meaning: "A positive PCR for SARS-CoV-2 around the time of the CT" },
+};
+
+export const LEVELS = { low: "Low", intermediate: "Intermediate", high: "High" };
+
+export const STATES = {
+  waiting: "Waiting",
+  working: "Being scored",
+  answered: "Answered",
+  no_score: "No score",
+};
+
+export const CHECKS = {
+  slices: "Slices",
+  slice_distance: "Distance between slices",
+  pixel_spacing: "Pixel spacing",
+  other_series: "Other series left out",
+  unreadable_files: "Files that could not be read",
+  reader: "Reading",
+  lungs: "Volume of the lungs found",
+  lungs_cut: "Lungs reach an end of the scan",
+  hu_shift: "Shift of density applied",
+  smaller_lung: "Smaller lung, share of both",
+  metal: "Metal in the chest",
+  air: "Density of the air around the patient",
+  age: "Age",
+  sex: "Sex",
+};
+
+/** The name of a check; one that the page does not know yet is shown as it is called. */
+export const checkName = (name) => CHECKS[name] ?? name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
+
+export const SEXES = { F: "female", M: "male" };
+
+export const PLANES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal" };
+
+export const OVERLAYS = { none: "None", lungs: "Lungs", saliency: "Where the model looked" };
+
+export const KEYS = [
+  ["?", "these keys"],
+  ["j, k", "next and previous scan of the worklist"],
+  ["u", "add files"],
+  ["/", "choose a scan from the PACS"],
+  ["i", "go to the images"],
+  ["↑ ↓", "at the images: axial slices; with Page Up and Page Down ten at once"],
+  ["← →", "at the images: sagittal slices"],
+  ["Shift ↑ ↓", "at the images: coronal slices"],
+  ["o", "next overlay"],
+  ["[ ]", "fade the overlay"],
+  ["w", "next window"],
+  ["p", "enter a PCR result"],
+];

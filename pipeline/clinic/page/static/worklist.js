@@ -1,0 +1,171 @@
+// The queue of scans, the newest first. It refreshes itself and changes only what changed, so that focus stays.
+
+import { ask } from "./api.js";
+import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
+import { pcrMeaning } from "./probability.js";
+import { LEVELS, STATES } from "./words.js";
+
+const PAGE = 50;
+const BUSY_MS = 1000;
+const IDLE_MS = 8000;
+
+const jobs = new Map(); // by id, the newest first
+const answers = new Map(); // by id: probability and level, for the list
+const items = new Map(); // by id of a job: its line in the list
+let timer = null;
+let generation = 0; // of looks at the queue: what comes of an older one is dropped
+let isStarted = false;
+let isKnown = false; // has the list been seen? What has ended before that is no news
+let chosen = null;
+let whenChanged = () => {};
+let whenEnded = () => {};
+
+const isOpen = ({ state }) => state === "waiting" || state === "working";
+
+/** `changed(job)`: the chosen scan has another state; `ended(jobs)`: scans got their answer, or none. */
+export function startWorklist({ changed, ended }) {
+  whenChanged = changed;
+  whenEnded = ended;
+  byId("more").addEventListener("click", loadOlder);
+  document.addEventListener("visibilitychange", () => isStarted && !document.hidden && refresh());
+}
+
+export function stopWorklist() {
+  clearTimeout(timer);
+  generation++;
+  isStarted = isKnown = false;
+  chosen = null;
+  for (const kept of [jobs, answers, items]) kept.clear();
+  byId("scans").replaceChildren();
+}
+
+/** Looks again now, and from then on by itself; a page that nobody sees waits until somebody does. */
+export async function refresh() {
+  isStarted = true;
+  clearTimeout(timer);
+  const mine = ++generation;
+  try {
+    const { jobs: found } = await ask(`jobs?limit=${PAGE}`);
+    if (mine !== generation) return; // signed out, or looked again, meanwhile
+    await take(found);
+    say(byId("worklist-refused"), "");
+  } catch (error) {
+    if (error.status === 401) return;
+    say(byId("worklist-refused"), error.text ?? String(error));
+  }
+  if (mine !== generation || document.hidden) return;
+  timer = setTimeout(refresh, [...jobs.values()].some(isOpen) ? BUSY_MS : IDLE_MS);
+}
+
+async function loadOlder() {
+  const last = [...jobs.keys()].at(-1);
+  const { jobs: found } = await ask(`jobs?limit=${PAGE}&before=${last}`);
+  for (const job of found) jobs.set(job.id, job);
+  show(byId("more"), found.length === PAGE);
+  await draw();
+}
+
+async function take(found) {
+  const before = new Map(jobs);
+  const newest = new Map(found.map((job) => [job.id, job]));
+  const older = [...jobs].filter(([id]) => !newest.has(id) && found.length === PAGE);
+  jobs.clear();
+  for (const [id, job] of [...newest, ...older]) jobs.set(id, job);
+  if (!isKnown) show(byId("more"), found.length === PAGE);
+  await draw();
+  const wasOpen = ({ id }) => !before.has(id) || isOpen(before.get(id));
+  const ended = found.filter((job) => !isOpen(job) && wasOpen(job));
+  if (isKnown && ended.length) whenEnded(ended);
+  isKnown = true;
+  const shown = jobs.get(chosen);
+  const was = before.get(chosen);
+  if (shown && (was?.state !== shown.state || was?.position !== shown.position)) whenChanged(shown);
+}
+
+/** Fetches the figures of those that were answered since. From the list: one by one would count as opening them. */
+async function learnAnswers() {
+  const missing = () => [...jobs.values()].filter((job) => job.answer_id && !answers.has(job.answer_id)).length;
+  let before = "";
+  for (let limit = missing(); missing(); limit *= 2) {
+    limit = Math.min(limit, PAGE);
+    const { answers: found } = await ask(`answers?limit=${limit}${before}`);
+    for (const answer of found) answers.set(answer.id, answer);
+    if (found.length < limit) return;
+    before = `&before=${found.at(-1).id}`;
+  }
+}
+
+async function draw() {
+  await learnAnswers().catch(() => {}); // the list is shown without them
+  show(byId("worklist-empty"), jobs.size === 0);
+  const scans = byId("scans");
+  for (const [id, item] of items) {
+    if (!jobs.has(id)) {
+      item.remove();
+      items.delete(id);
+    }
+  }
+  let place = scans.firstElementChild;
+  for (const job of jobs.values()) {
+    const item = items.get(job.id) ?? newItem(job.id);
+    write(item, job);
+    if (item === place) place = place.nextElementSibling;
+    else scans.insertBefore(item, place);
+  }
+  choose(chosen);
+}
+
+function newItem(id) {
+  const link = element("a", { href: `#/scans/${id}` });
+  const item = element("li", {}, link);
+  items.set(id, item);
+  return item;
+}
+
+function write(item, job) {
+  const { patient } = job;
+  const link = item.firstElementChild;
+  const answer = answers.get(job.answer_id);
+  const text = JSON.stringify([job, answer?.score.probability, answer?.pcr]);
+  if (item.dataset.text === text) return;
+  item.dataset.text = text;
+  item.dataset.state = job.state;
+  link.replaceChildren(
+    element("span", { className: "name" }, outside(personName(patient?.name) || patient?.id || (isOpen(job) ? "Patient not read yet" : "Patient not known"))),
+    element("span", { className: "when" }, briefly(job.received_at)),
+    element("span", { className: "id" }, outside(patient?.id)),
+    element("span", { className: "outcome" }, ...outcome(job, answer)),
+  );
+}
+
+function outcome(job, answer) {
+  if (job.state === "waiting" && job.position) return [`${STATES.waiting}, ${job.position}.`];
+  if (job.state !== "answered" || !answer) return [STATES[job.state]];
+  if (!pcrMeaning(answer.pcr).applies) return ["PCR negative: severe does not apply"];
+  const level = answer.score.level?.severe;
+  const figure = element("span", { className: "figure" }, `severe ${percent(answer.score.probability.severe)}`);
+  return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : ""];
+}
+
+/** What the list last saw of a scan. */
+export const known = (id) => jobs.get(id);
+
+/** Marks a scan as the one that is shown. */
+export function choose(id) {
+  chosen = id;
+  for (const [each, item] of items) {
+    const link = item.firstElementChild;
+    if (each === id) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+/** The id of the scan `step` places below the chosen one, or of the first. */
+export function neighbour(step) {
+  const ids = [...jobs.keys()];
+  const at = ids.indexOf(chosen);
+  return ids[at < 0 ? 0 : Math.min(ids.length - 1, Math.max(0, at + step))];
+}
+
+/** What the list knows of an answer is old: a PCR result was entered. */
+export const learnAnswer = (answer) => answers.set(answer.id, answer);

@@ -1,0 +1,216 @@
+"""Pictures of an answer's scan: volumes for the viewer in the browser, and single slices drawn on the server.
+
+Volumes are NIfTI files with true affines, axes towards the patient's left, back and head. Slices are seen as a
+radiologist sees them, the patient's right on the left. Neither is for diagnosis: the scan is made coarser.
+
+The server's main process draws slices and never imports torch; only `write_pictures`, in the scoring worker, does.
+"""
+
+import io
+import zlib
+from collections.abc import Iterable
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from models.refusal import Refusal
+from pipeline.clinic.reasons import NO_SUCH_PICTURE
+from pipeline.heat import CONTOUR_RGB, heat_rgba
+from pipeline.volume import LUNG_WINDOW_HU, Volume
+
+if TYPE_CHECKING:
+    from pipeline.score import Score
+
+IMAGE, LUNGS, SALIENCY = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz"
+MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: some 10 MB compressed, and enough to find one's way
+HU_RANGE = (-1024, 3071)  # what 12 bits hold
+_GZIP = 31  # for zlib: a gzip file. Runs alone are looked for: twice as fast as gzip's fastest, and a tenth larger
+_KEPT_VOLUMES = 6  # those of two answers
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Overlay = Literal["none", "lungs", "saliency"]
+# By plane: the axis of the stored volume that it cuts, and the letters at its left, right, top and bottom edge.
+PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
+    "axial": (2, ("R", "L", "A", "P")),
+    "coronal": (1, ("R", "L", "H", "F")),
+    "sagittal": (0, ("A", "P", "H", "F")),
+}
+
+_reading = Lock()
+
+
+def write_pictures(score: "Score", folder: Path) -> None:
+    """Write the scan in HU (int16) and the lungs (0 or 1), and the saliency (0 to 255) where there is one.
+
+    Raises OSError where the disk is full.
+    """
+    _save(*_coarser(score.volume), folder / IMAGE)
+    prepared = score.prepared
+    _save(prepared.lungs.astype(np.uint8), prepared.affine, folder / LUNGS)
+    if score.saliency is not None:
+        _save(np.rint(score.saliency * 255).astype(np.uint8), prepared.tensor_affine, folder / SALIENCY)
+
+
+def write_scan(volume: Volume, folder: Path) -> None:
+    """Write the scan alone, where there is no score; `volume`: as it was read. Raises OSError."""
+    from pipeline.preprocess import orient
+
+    _save(*_coarser(orient(volume)), folder / IMAGE)
+
+
+def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
+    """Of each plane: count of its slices, spacing_mm between them, rows and columns of a picture, letters, start.
+
+    `start` is the slice to begin with: through the highest saliency, else where there is most lung; the middle where
+    neither was looked for. Raises Refusal E_NO_SUCH_PICTURE.
+    """
+    volume, affine = _read(folder / IMAGE)
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    start = _start(folder)
+    answer: dict[Plane, dict[str, Any]] = {}
+    for plane, (axis, letters) in PLANES.items():
+        columns, rows = _picture_size(volume.shape, spacing_mm, axis)
+        answer[plane] = {
+            "count": volume.shape[axis],
+            "spacing_mm": round(float(spacing_mm[axis]), 3),
+            "rows": rows,
+            "columns": columns,
+            "letters": letters,
+            "start": start[axis],
+        }
+    return answer
+
+
+def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none") -> bytes:
+    """One slice in the lung window as PNG, with square pixels; `index` counts from the foot, the front or the right.
+
+    `overlay`: the contour of the lungs, or the saliency in colours; fade it by laying the picture over one without.
+
+    Raises Refusal E_NO_SUCH_PICTURE.
+    """
+    file = io.BytesIO()
+    overlays = () if overlay == "none" else (overlay,)
+    Image.fromarray(draw_slice(folder, plane, index, overlays)).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overlay] = ()) -> NDArray[np.uint8]:
+    """The slice as RGB, shape (rows, columns, 3), its overlays one over the other.
+
+    Raises Refusal E_NO_SUCH_PICTURE.
+    """
+    volume, affine = _read(folder / IMAGE)
+    axis, _ = PLANES[plane]
+    if not 0 <= index < volume.shape[axis]:
+        raise Refusal(NO_SUCH_PICTURE)
+    size = _picture_size(volume.shape, np.linalg.norm(affine[:3, :3], axis=0), axis)
+    low, high = LUNG_WINDOW_HU
+    cut = np.moveaxis(volume, axis, 0)[index]  # `take` would copy the whole volume
+    hu = _upright(cut.astype(np.float32), axis, size)
+    picture = np.repeat(((hu - low) / (high - low) * 255).clip(0, 255)[..., None], 3, axis=2)
+    for overlay in overlays:
+        over, over_affine = _read(folder / {"lungs": LUNGS, "saliency": SALIENCY}[overlay])
+        cut = _cut(over, np.linalg.inv(over_affine) @ affine, volume.shape, axis, index)
+        drawn = _draw_lungs if overlay == "lungs" else _draw_heat
+        picture = drawn(picture, _upright(cut, axis, size))
+    return picture.astype(np.uint8)
+
+
+def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Means over blocks of whole voxels, so that no axis is longer than MOST_VOXELS; what is left over is cut off."""
+    import torch
+    import torch.nn.functional as F
+
+    from pipeline.preprocess import resampled_affine
+
+    block = [ceil(size / most) for size, most in zip(volume.hu.shape, MOST_VOXELS, strict=True)]
+    hu = F.avg_pool3d(torch.from_numpy(volume.hu)[None, None], block)[0, 0]
+    used = [size * step for size, step in zip(hu.shape, block, strict=True)]
+    return hu.round_().clamp_(*HU_RANGE).to(torch.int16).numpy(), resampled_affine(volume.affine, used, hu.shape)
+
+
+def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
+    """`voxels`: (slices, rows, columns), as everywhere here; NIfTI wants them the other way round."""
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+    image.set_sform(image.affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    packer = zlib.compressobj(level=1, wbits=_GZIP, strategy=zlib.Z_RLE)
+    path.write_bytes(packer.compress(image.to_bytes()) + packer.flush())
+
+
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels and affine. Raises Refusal E_NO_SUCH_PICTURE."""
+    with _reading:  # the three planes are asked for at once: one of them reads
+        try:
+            return _load(path)
+        except FileNotFoundError as error:
+            raise Refusal(NO_SUCH_PICTURE) from error
+
+
+@lru_cache(_KEPT_VOLUMES)
+def _load(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    image = nib.Nifti1Image.from_filename(path)
+    return np.asanyarray(image.dataobj), image.affine
+
+
+def _start(folder: Path) -> list[int]:
+    volume, affine = _read(folder / IMAGE)
+    if not (folder / LUNGS).is_file():
+        return [size // 2 for size in volume.shape]
+    if (folder / SALIENCY).is_file():
+        over, over_affine = _read(folder / SALIENCY)
+        voxel = np.array(np.unravel_index(over.argmax(), over.shape))
+    else:
+        over, over_affine = _read(folder / LUNGS)
+        voxel = np.array([over.sum(axis=others).argmax() for others in ((1, 2), (0, 2), (0, 1))])
+    found = np.rint(np.linalg.inv(affine) @ over_affine @ [*voxel, 1.0])[:3]
+    return np.clip(found, 0, np.array(volume.shape) - 1).astype(int).tolist()
+
+
+def _picture_size(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], axis: int) -> tuple[int, int]:
+    """Columns and rows of a plane's picture when its pixels are squares of the smallest spacing."""
+    across, down = (a for a in range(3) if a != axis)
+    least = spacing_mm.min()
+    return round(shape[across] * spacing_mm[across] / least), round(shape[down] * spacing_mm[down] / least)
+
+
+def _upright(cut: NDArray[np.float32], axis: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A cut through the stored volume as rows from the top: the front above in axial slices, else the head."""
+    rows = cut.T if axis == 2 else cut.T[::-1]
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, Image.Resampling.BILINEAR))
+
+
+def _cut(
+    over: NDArray[np.uint8], to_over: NDArray[np.float64], shape: tuple[int, ...], axis: int, index: int
+) -> NDArray[np.float32]:
+    """The overlay where the image's slice `index` lies; `to_over` takes the image's voxels to the overlay's."""
+    grid = [np.array([index]) if a == axis else np.arange(size) for a, size in enumerate(shape)]
+    voxels = np.stack([*np.meshgrid(*grid, indexing="ij"), np.ones([len(each) for each in grid])])
+    places = np.tensordot(to_over[:3], voxels, axes=1)
+    return ndimage.map_coordinates(over, places, output=np.float32, order=1).squeeze(axis)
+
+
+def _draw_lungs(picture: NDArray[np.float32], lungs: NDArray[np.float32]) -> NDArray[np.float32]:
+    inside = lungs > 0.5
+    drawn = picture.copy()
+    drawn[inside & ~ndimage.binary_erosion(inside)] = CONTOUR_RGB
+    return drawn
+
+
+def _draw_heat(picture: NDArray[np.float32], saliency: NDArray[np.float32]) -> NDArray[np.float32]:
+    return laid_over(picture, saliency / np.float32(255))
+
+
+def laid_over(picture: NDArray[np.float32], height: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A map, from 0 to 1, in colours over a picture: the higher, the less of the picture shines through."""
+    heat = heat_rgba(height).astype(np.float32)
+    colours, opacity = heat[..., :3], heat[..., 3:]
+    return picture * (1 - opacity) + colours * opacity

@@ -1,0 +1,220 @@
+"""The queue: scans that wait, are worked on, and end answered or without a score.
+
+Only the worker that took a scan last can end it, and once.
+"""
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
+
+from models.refusal import Refusal
+from pipeline.clinic.audit import write_record
+from pipeline.clinic.database import Database, now, stamp
+from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_JOB, QUEUE_FULL, SCORING_DIED
+from pipeline.clinic.records import Job, JobState, Patient, Source, WorkerState
+
+MOST_ATTEMPTS = 3  # to score a scan over which workers die
+
+
+def new_id() -> str:
+    """A name for a job or an answer, which nobody can guess."""
+    return secrets.token_hex(16)
+
+
+class Jobs(Database):
+    """The queue."""
+
+    def add_job(
+        self,
+        job_id: str,
+        *,
+        source: Source,
+        asked_by: str,
+        study_uid: str | None = None,
+        series_uid: str | None = None,
+        patient: Patient | None = None,
+        at_most: int | None = None,
+        is_whole: bool = True,
+    ) -> Job:
+        """Queue a scan. `job_id`: of `new_id`; its files lie in CLINIC/scans/JOB_ID by now, whole.
+
+        `is_whole`: False where they are still to come; nobody takes the scan until `arrived` says that they are here.
+        `at_most`: raises Refusal E_QUEUE_FULL if so many scans wait already.
+        """
+        with self.transaction() as db:
+            if at_most is not None and (waiting := self.waiting()) >= at_most:
+                raise Refusal(QUEUE_FULL, waiting=waiting)
+            db.execute(
+                "INSERT INTO jobs (id, state, source, asked_by, received_at, study_uid, series_uid, patient, is_whole)"
+                " VALUES (?, 'waiting', ?, ?, ?, ?, ?, ?, ?)",
+                (job_id, source, asked_by, stamp(now()), study_uid, series_uid, self.patient_text(patient), is_whole),
+            )
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> Job:
+        """Raises Refusal E_NO_SUCH_JOB."""
+        row = self.row("SELECT * FROM jobs WHERE id = ?", job_id)
+        if row is None:
+            raise Refusal(NO_SUCH_JOB)
+        return self._job(row)
+
+    def jobs(self, state: JobState | None = None, limit: int = 100, before: str | None = None) -> list[Job]:
+        """The newest first. `before`: the id of a job; only what came before it."""
+        found = self.rows(
+            "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1)"
+            " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2)) ORDER BY number DESC LIMIT ?3",
+            state,
+            before,
+            limit,
+        )
+        return [self._job(row) for row in found]
+
+    def arriving(self) -> list[Job]:
+        """Scans whose files are still to come, the oldest first."""
+        found = self.rows("SELECT * FROM jobs WHERE state = 'waiting' AND NOT is_whole ORDER BY number")
+        return [self._job(row) for row in found]
+
+    def arrived(self, job: Job) -> None:
+        """All of the scan's files lie in its folder now: it can be taken."""
+        with self.transaction() as db:
+            db.execute("UPDATE jobs SET is_whole = 1 WHERE id = ?", (job.id,))
+
+    def waiting(self) -> int:
+        """How many scans wait."""
+        return self.count("waiting")
+
+    def count(self, state: JobState) -> int:
+        return int(self.rows("SELECT count(*) FROM jobs WHERE state = ?", state)[0][0])
+
+    def position(self, job: Job) -> int | None:
+        """Its place among those that wait, from 1 on; None where it does not wait."""
+        if job.state != "waiting":
+            return None
+        before = self.rows(
+            "SELECT count(*) FROM jobs, (SELECT attempts AS tried, number AS place FROM jobs WHERE id = ?)"
+            " WHERE state = 'waiting' AND (attempts, number) < (tried, place)",
+            job.id,
+        )
+        return int(before[0][0]) + 1
+
+    def take(self) -> Job | None:
+        """The scan that has waited longest, now worked on; None where none waits.
+
+        One over which a worker died waits behind those over which none did.
+        """
+        with self.transaction() as db:
+            row = db.execute(
+                "UPDATE jobs SET state = 'working', attempts = attempts + 1, started_at = ? WHERE number ="
+                " (SELECT number FROM jobs WHERE state = 'waiting' AND is_whole ORDER BY attempts, number LIMIT 1)"
+                " RETURNING *",
+                (stamp(now()),),
+            ).fetchone()
+        return row and self._job(row)
+
+    def refuse(
+        self,
+        job: Job,
+        refusal: Refusal,
+        *,
+        patient: Patient | None = None,
+        input_sha256: str | None = None,
+        model_sha256: str | None = None,
+    ) -> None:
+        """End a job that is worked on, or still to arrive, without a score, and record it; `patient`: if it is known.
+
+        Raises Refusal E_ALREADY_ANSWERED.
+        """
+        with self.transaction() as db:
+            whose = self.patient_text(patient)
+            _end_without(db, job, refusal, patient=whose, input_sha256=input_sha256, model_sha256=model_sha256)
+
+    def recover(self, *, is_our_doing: bool = False) -> list[Job]:
+        """Let jobs wait again that no worker works on any more; call it when none runs.
+
+        After three attempts a job ends without a score, E_SCORING_DIED. `is_our_doing`: the worker was stopped on
+        purpose, and the attempt does not count. Returns the jobs that were worked on.
+        """
+        with self.transaction() as db:
+            left = [self._job(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'working'").fetchall()]
+            for job in left:
+                if is_our_doing or job.attempts < MOST_ATTEMPTS:
+                    attempts = job.attempts - is_our_doing
+                    db.execute("UPDATE jobs SET state = 'waiting', attempts = ? WHERE id = ?", (attempts, job.id))
+                else:
+                    _end_without(db, job, Refusal(SCORING_DIED, attempts=job.attempts))
+        return left
+
+    def set_worker(self, state: WorkerState, code: str | None = None) -> None:
+        """How far the worker is. `code`: why there is no model, or none that can be loaded."""
+        with self.transaction() as db:
+            db.execute("INSERT OR REPLACE INTO worker VALUES (1, ?, ?)", (state, code))
+
+    def worker(self) -> tuple[WorkerState, str | None]:
+        """What was last told by `set_worker`."""
+        row = self.row("SELECT state, code FROM worker")
+        return (row["state"], row["code"]) if row else ("starting", None)
+
+    def keyed(self, patient: Patient) -> Patient:
+        """The patient with the key that stands for them here."""
+        return replace(patient, key=self.patient_key(patient.id, patient.issuer))
+
+    def patient_text(self, patient: Patient | None) -> str | None:
+        return json.dumps(asdict(self.keyed(patient))) if patient else None
+
+    def _job(self, row: sqlite3.Row) -> Job:
+        values = {**dict(row), "is_whole": bool(row["is_whole"])}
+        del values["number"]
+        for name in ("received_at", "started_at", "ended_at"):
+            values[name] = values[name] and datetime.fromisoformat(values[name])
+        folders = {"folder": self.folder / "scans" / row["id"], "pictures": self.folder / "answers" / row["id"]}
+        return Job(**{**values, **folders, "patient": patient_of(row)})
+
+
+def patient_of(row: Mapping[str, Any] | sqlite3.Row) -> Patient | None:
+    text = row["patient"]
+    return Patient(**json.loads(text)) if text else None
+
+
+def end_job(
+    db: sqlite3.Connection,
+    job: Job,
+    state: JobState,
+    *,
+    answer_id: str | None = None,
+    patient: str | None = None,
+    refusal: Refusal | None = None,
+) -> None:
+    """End a job, within a transaction. Raises Refusal E_ALREADY_ANSWERED where another worker has it, or had."""
+    why = (refusal.code, refusal.says, refusal.remedy) if refusal else (None, None, None)
+    done = db.execute(
+        "UPDATE jobs SET state = ?, ended_at = ?, answer_id = ?, patient = coalesce(?, patient), code = ?, says = ?,"
+        " remedy = ? WHERE id = ? AND attempts = ? AND (state = 'working' OR state = 'waiting' AND NOT is_whole)",
+        (state, stamp(now()), answer_id, patient, *why, job.id, job.attempts),
+    )
+    if not done.rowcount:
+        raise Refusal(ALREADY_ANSWERED)
+
+
+def _end_without(
+    db: sqlite3.Connection,
+    job: Job,
+    refusal: Refusal,
+    *,
+    patient: str | None = None,
+    input_sha256: str | None = None,
+    model_sha256: str | None = None,
+) -> None:
+    end_job(db, job, "no_score", patient=patient, refusal=refusal)
+    write_record(
+        db,
+        job.asked_by,
+        "no_score",
+        job_id=job.id,
+        input_sha256=input_sha256,
+        model_sha256=model_sha256,
+        code=refusal.code,
+    )

@@ -1,0 +1,207 @@
+"""What the clinic's store keeps: scans in the queue, their answers, models, and who did what.
+
+Times with a zone are UTC. `to_json` gives what the API (v1) returns; its keys are stable.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+JobState = Literal["waiting", "working", "answered", "no_score"]
+Source = Literal["upload", "pacs", "received"]
+Role = Literal["live", "shadow"]
+PcrResult = Literal["positive", "negative", "indeterminate"]
+PcrSource = Literal["entered", "laboratory"]
+WorkerState = Literal["starting", "ready", "no_model"]
+DeliveryState = Literal["waiting", "sent", "failed"]
+
+JOB_STATES: tuple[JobState, ...] = get_args(JobState)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Whose scan it is, as its headers say.
+
+    `key` stands for (id, issuer) in addresses; the store fills it in. '' where there is no id.
+    """
+
+    id: str
+    issuer: str = ""
+    name: str = ""
+    sex: str | None = None
+    age_years: float | None = None
+    key: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan in the queue.
+
+    `folder`: its files, until it is answered. `pictures`: the scan to be seen, where there is no score but the scan was
+    read. `study_uid`, `series_uid`: which series is to be scored, None where that
+    is not told. `attempts`: how often a worker took it. `is_whole`: whether all of its
+    files are here. `code`, `says`, `remedy`: why there is no score.
+    """
+
+    id: str
+    state: JobState
+    source: Source
+    asked_by: str
+    received_at: datetime
+    folder: Path
+    pictures: Path
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    attempts: int = 0
+    is_whole: bool = True
+    study_uid: str | None = None
+    series_uid: str | None = None
+    patient: Patient | None = None
+    code: str | None = None
+    says: str | None = None
+    remedy: str | None = None
+    answer_id: str | None = None
+
+    @property
+    def has_pictures(self) -> bool:
+        return self.state == "no_score" and self.pictures.is_dir()
+
+    def to_json(self, position: int | None = None) -> dict[str, Any]:
+        """`position`: its place among those that wait, from 1 on (`Store.position`)."""
+        return {
+            "id": self.id,
+            "state": self.state,
+            "position": position,
+            "source": self.source,
+            "asked_by": self.asked_by,
+            "received_at": moment(self.received_at),
+            "ended_at": moment(self.ended_at),
+            "code": self.code,
+            "says": self.says,
+            "remedy": self.remedy,
+            "has_pictures": self.has_pictures,
+            "answer_id": self.answer_id,
+            "patient": self.patient and self.patient.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Pcr:
+    """A PCR result that belongs to an answer. `by`: who entered it."""
+
+    result: PcrResult
+    collected_on: date | None
+    source: PcrSource
+    by: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "collected_on": self.collected_on and self.collected_on.isoformat()}
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """An answer's way to the PACS. `code`: why the last attempt failed. `due_at`: when the next one is due."""
+
+    answer_id: str
+    state: DeliveryState
+    attempts: int = 0
+    code: str | None = None
+    due_at: datetime | None = None
+    sent_at: datetime | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"state": self.state, "attempts": self.attempts, "code": self.code, "sent_at": moment(self.sent_at)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said about one scan.
+
+    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without zone. `role`: of the model, then; the
+    answers of a shadow are for comparison, no clinician sees them. `folder`: its files.
+    """
+
+    id: str
+    job_id: str
+    created_at: datetime
+    study_uid: str
+    series_uid: str
+    accession: str
+    acquired_at: datetime | None
+    score: dict[str, Any]
+    model_sha256: str
+    model_name: str
+    role: Role
+    folder: Path
+    patient: Patient | None = None
+    pcr: Pcr | None = None
+    pacs: Delivery | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        files = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        return {
+            "id": self.id,
+            "job_id": self.job_id,
+            "created_at": moment(self.created_at),
+            "patient": self.patient and self.patient.to_json(),
+            "study": {
+                "study_uid": self.study_uid,
+                "series_uid": self.series_uid,
+                "accession": self.accession,
+                "acquired_at": moment(self.acquired_at),
+            },
+            "score": self.score,
+            "model": {"sha256": self.model_sha256, "name": self.model_name, "role": self.role},
+            "pcr": self.pcr and self.pcr.to_json(),
+            "pacs": self.pacs and self.pacs.to_json(),
+            "files": files,
+        }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A verified release in CLINIC/models/SHA256. `role`: None if it is kept, but not asked."""
+
+    sha256: str
+    name: str
+    signed_by: str | None
+    added_at: datetime
+    added_by: str
+    role: Role | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "added_at": moment(self.added_at)}
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """One line of the record of what was done here; no patient is in it.
+
+    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", "list", "look", ... `input_sha256`: of the
+    volume in Hounsfield units.
+    `output`: what the model said, or what else was done. `code`: why there is no score. `version`: of fedthorax.
+    """
+
+    number: int
+    at: datetime
+    who: str
+    action: str
+    job_id: str | None
+    answer_id: str | None
+    input_sha256: str | None
+    model_sha256: str | None
+    output: dict[str, Any] | None
+    code: str | None
+    version: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "at": moment(self.at)}
+
+
+def moment(at: datetime | None) -> str | None:
+    """ISO 8601 to the second, with the zone where it is known."""
+    return at.isoformat(timespec="seconds") if at else None

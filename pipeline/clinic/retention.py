@@ -1,0 +1,60 @@
+"""What is kept for how long, and what is left lying about by a kill: both are removed here."""
+
+import logging
+import shutil
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, now
+
+# A folder that no row names may still be coming in, while the service runs; after a day it is not.
+_COMING_IN = timedelta(days=1)
+
+log = logging.getLogger("fedthorax.clinic")
+
+
+def forget_old(clinic: Clinic, store: Store) -> None:
+    """Remove answers and records that were kept for as long as clinic.toml says. Raises Refusal E_CLINIC_FILE."""
+    keep, today = clinic.settings.keep, now()
+    answers_before = today - timedelta(days=keep.answers_days) if keep.answers_days else None
+    gone = store.forget(answers_before, today - timedelta(days=keep.audit_days))
+    _remove(clinic.answers / answer_id for answer_id in gone)
+    if gone:
+        log.info("removed %d answers after %d days", len(gone), keep.answers_days)
+
+
+def tidy(clinic: Clinic, store: Store, *, at_start: bool = False) -> None:
+    """Remove the files of scans that are done, and folders that belong to no scan and no answer.
+
+    `at_start`: nothing comes in yet; otherwise a folder without a row may be on its way, and stays for a day. Raises
+    Refusal E_CLINIC_FILE.
+    """
+    before = [*_folders(clinic.scans), *_folders(clinic.answers)]  # what comes in later has its row later too
+    jobs = {row["id"]: row["ended_at"] for row in store.rows("SELECT id, ended_at FROM jobs")}
+    shown = store.rows("SELECT id FROM answers UNION SELECT id FROM jobs WHERE state = 'no_score'")
+    answers = {row["id"] for row in shown}
+    oldest = now().timestamp() - _COMING_IN.total_seconds()
+    for folder in before:
+        is_known = folder.name in (jobs if folder.parent == clinic.scans else answers)
+        is_done = folder.parent == clinic.scans and jobs.get(folder.name) and not clinic.settings.keep.uploads
+        if is_done or (not is_known and (at_start or folder.stat().st_mtime < oldest)):
+            _remove([folder])
+
+
+def clear_work(clinic: Clinic) -> None:
+    """Remove what a worker has left half done; only while none runs."""
+    _remove(clinic.work.iterdir())
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [path for path in parent.iterdir() if path.is_dir()]
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

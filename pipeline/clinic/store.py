@@ -1,0 +1,49 @@
+"""What the clinic knows: the queue of scans, their answers, the models, and the record of it all.
+
+CLINIC/clinic.sqlite          all of it (see `database.py`)
+CLINIC/scans/JOB_ID/          a scan's files, until it is answered
+CLINIC/answers/ANSWER_ID/     an answer's files
+CLINIC/answers/JOB_ID/        a scan without a score, to be seen, if it could be read
+CLINIC/models/SHA256/         verified releases
+"""
+
+from datetime import datetime
+
+from pipeline.clinic.answers import Answers
+from pipeline.clinic.audit import Audit, Models
+from pipeline.clinic.database import LEAST_AUDIT_DAYS, now, stamp
+from pipeline.clinic.queue import new_id
+
+__all__ = ["LEAST_AUDIT_DAYS", "Store", "new_id", "now"]
+
+
+class Store(Answers, Models, Audit):
+    """An open clinic: `Store(clinic_folder)`; one for each thread and process. A context manager.
+
+    Its methods are those of `Jobs`, `Answers`, `Models` and `Audit`. Each raises Refusal E_CLINIC_FILE for what SQLite
+    or the disk refuses.
+    """
+
+    def forget(self, answers_before: datetime | None, audit_before: datetime | None) -> list[str]:
+        """Remove what ended before a time: answers with their jobs, and records; None: nothing.
+
+        Answers that still wait to be sent stay. Returns the ids of the answers that went; their folders are the
+        caller's to remove. Raises Refusal E_CLINIC_FILE for records that are younger than six months.
+        """
+        gone: list[str] = []
+        with self.transaction() as db:
+            if answers_before:
+                old = stamp(answers_before)
+                found = db.execute(
+                    "DELETE FROM answers WHERE created_at < ? AND id NOT IN"
+                    " (SELECT answer_id FROM deliveries WHERE state = 'waiting') RETURNING id",
+                    (old,),
+                )
+                gone = [row["id"] for row in found.fetchall()]
+                db.execute(
+                    "DELETE FROM jobs WHERE ended_at < ? AND id NOT IN (SELECT job_id FROM answers)",
+                    (old,),
+                )
+            if audit_before:
+                db.execute("DELETE FROM audit WHERE at < ?", (stamp(audit_before),))
+        return gone

@@ -1,0 +1,77 @@
+"""What an administrator looks after: models, and the record of what was done."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from pipeline.clinic import models_kept
+from pipeline.clinic.web import schemas
+from pipeline.clinic.web.needs import Admin, Reader, TheClinic, TheStore
+from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.schemas import Sha256
+
+_EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
+
+routes = APIRouter(tags=["administration"])
+
+
+@routes.get("/models", response_model=schemas.KeptModels, responses=documented(409), summary="The models")
+def get_models(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
+    """Which is live, which runs in shadow, and how far the two agree."""
+    return {"models": models_kept.overview(clinic, store)}
+
+
+@routes.post(
+    "/models/{sha256}/shadow",
+    response_model=schemas.KeptModels,
+    responses=documented(404, 409),
+    summary="Run a model in shadow",
+)
+def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
+    """It is asked beside the live one from the next scan on; clinicians see nothing of it."""
+    models_kept.set_shadow(store, sha256, by=caller.name)
+    return {"models": models_kept.overview(clinic, store)}
+
+
+@routes.delete(
+    "/models/{sha256}/shadow",
+    response_model=schemas.KeptModels,
+    responses=documented(404, 409),
+    summary="End a model's run in shadow",
+)
+def delete_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
+    """It stays, and so do its answers."""
+    if models_kept.named(store, sha256).role == "shadow":
+        store.set_shadow(None, by=caller.name)
+    return {"models": models_kept.overview(clinic, store)}
+
+
+@routes.post(
+    "/models/{sha256}/promote",
+    response_model=schemas.KeptModels,
+    responses=documented(404, 409),
+    summary="Make a model the live one",
+)
+def post_promote(
+    clinic: TheClinic,
+    store: TheStore,
+    caller: Admin,
+    sha256: Sha256,
+    force: Annotated[bool, Query(description="Though it never ran in shadow.")] = False,
+) -> Any:
+    """It answers from the next scan on. Earlier answers keep the name of the model that gave them."""
+    models_kept.promote(store, sha256, by=caller.name, force=force)
+    return {"models": models_kept.overview(clinic, store)}
+
+
+@routes.get("/audit", response_model=schemas.AuditRecords, responses=documented(), summary="Who did what, and when")
+def get_audit(
+    store: TheStore,
+    _: Admin,
+    since: Annotated[AwareDatetime | None, Query(ge=_EARLIEST)] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> Any:
+    """The oldest first: from a time on, or else the newest."""
+    return {"records": [record.to_json() for record in store.audit(since, limit)]}

@@ -1,0 +1,78 @@
+"""The application: routes, guard and page, put together for one clinic."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
+
+import pipeline.clinic
+from models.refusal import Refusal
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.web import admin, answers, metrics, pacs, problems, scans, sessions
+from pipeline.clinic.web.auth import Tokens
+from pipeline.clinic.web.callers import Callers
+from pipeline.clinic.web.guard import API, OPENAPI, Guard
+from pipeline.clinic.web.limits import Room
+from pipeline.clinic.web.looks import Looks
+
+VERSION = "1.0"  # of the API; the first number changes when something that was there goes
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PAGE = Path(pipeline.clinic.__file__).with_name("page")
+_ABOUT = """Scores chest CTs with a released model of a federated study. Research use only. Not a medical device.
+
+A scan is queued (`POST /api/v1/scans`), and its job asked for until its state is `answered` or `no_score`. Whoever
+asks shows a token of `fedthorax clinic token`; its role is read, score or admin, and each includes those before it.
+Whatever is refused is told as `code`, `says` and `remedy`. Requests that come from a browser by its session and change
+something must come from the clinic's own page."""
+
+
+def make_app(clinic: Clinic) -> FastAPI:
+    """The API, the page, health and metrics of a clinic. Only one process at a time may serve a clinic."""
+    settings = clinic.settings
+    tokens = Tokens(clinic.folder)
+    has_tls = settings.server.certificate is not None or settings.server.without_tls  # or a proxy has it
+    app = FastAPI(
+        title="fedthorax, the clinic's API",
+        version=VERSION,
+        description=_ABOUT,
+        openapi_url=OPENAPI,
+        docs_url=None,  # those pages would come from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.clinic = clinic
+    app.state.callers = Callers(tokens, hours=settings.server.session_hours, tls=has_tls)
+    app.state.room = Room(settings.limits.waiting_scans, lambda: _waiting(clinic))
+    app.state.looks = Looks()
+    app.state.registry = CollectorRegistry()
+    app.state.registry.register(metrics.Figures(clinic, tokens))
+    app.add_middleware(
+        Guard,
+        callers=app.state.callers,
+        hosts=frozenset(name.lower() for name in (*LOOPBACK, settings.server.host, *settings.server.names)),
+        requests_per_minute=settings.limits.requests_per_minute,
+        upload_mb=settings.limits.upload_mb,
+        behind_proxy=settings.server.without_tls,
+    )
+    app.add_exception_handler(Refusal, problems.of_refusal)
+    app.add_exception_handler(RequestValidationError, problems.of_validation)
+    app.add_exception_handler(HTTPException, problems.of_http)
+    for each in (sessions, scans, answers, pacs, admin):
+        app.include_router(each.routes, prefix=API)
+    app.include_router(metrics.health)
+    app.add_api_route("/", _page, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=_PAGE / "static", check_dir=False))
+    return app
+
+
+def _page() -> FileResponse:
+    return FileResponse(_PAGE / "index.html", media_type="text/html")
+
+
+def _waiting(clinic: Clinic) -> int:
+    with clinic.store() as store:
+        return store.waiting()

@@ -1,0 +1,167 @@
+"""Who may ask for what: tokens with a role, and the sessions of browsers that signed in with one.
+
+Of a token or session the SHA-256 alone is kept: 256 random bits cannot be guessed, so that no slow hash is needed.
+What is revoked is refused from the next request on. Roles include each other: read < score < admin.
+"""
+
+import hashlib
+import re
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from models.refusal import Refusal
+from pipeline.clinic.audit import write_record
+from pipeline.clinic.database import Database, now, stamp
+from pipeline.clinic.reasons import NO_SUCH_TOKEN, TOKEN, TOKEN_NAME
+from pipeline.clinic.records import moment
+
+Access = Literal["read", "score", "admin"]
+ACCESSES: tuple[Access, ...] = get_args(Access)
+ONCE_MINUTES = 15  # for the first sign-in, after `serve` has printed its address
+_PREFIX = "fct_"  # so that scanners for secrets know a token where one has leaked
+_NAME = re.compile(r"[\w.@][\w.@ -]{0,59}")
+
+
+@dataclass(frozen=True)
+class Token:
+    """What is kept of a token. `once`: it is good for one sign-in of a browser, and for nothing else."""
+
+    name: str
+    role: Access
+    made_at: datetime
+    ends_at: datetime | None
+    revoked_at: datetime | None
+    once: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "role": self.role,
+            "made_at": moment(self.made_at),
+            "ends_at": moment(self.ends_at),
+            "revoked_at": moment(self.revoked_at),
+            "once": self.once,
+        }
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sends a request. `ends_at`: when what they showed ends; None: never."""
+
+    name: str
+    role: Access
+    ends_at: datetime | None
+    by_cookie: bool
+
+    def may(self, needed: Access) -> bool:
+        return ACCESSES.index(self.role) >= ACCESSES.index(needed)
+
+
+class Tokens:
+    """The tokens and sessions of a clinic. Each call opens the database anew: any thread may make it.
+
+    Raises Refusal E_CLINIC_FILE.
+    """
+
+    def __init__(self, clinic_folder: Path) -> None:
+        self._folder = clinic_folder
+
+    def make(self, name: str, role: Access, *, by: str, days: float | None = None, once: bool = False) -> str:
+        """A new token, which can never be shown again. Raises Refusal E_TOKEN_NAME: names are never used twice."""
+        if not _NAME.fullmatch(name):
+            raise Refusal(TOKEN_NAME)
+        secret = _PREFIX + secrets.token_urlsafe(32)
+        lasts = timedelta(minutes=ONCE_MINUTES) if once else days and timedelta(days=days)
+        ends_at = stamp(now() + lasts) if lasts else None
+        with Database(self._folder) as store, store.transaction() as db:
+            if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
+                raise Refusal(TOKEN_NAME)
+            db.execute(
+                "INSERT INTO tokens (name, sha256, role, made_at, ends_at, once) VALUES (?, ?, ?, ?, ?, ?)",
+                (name, _hash(secret), role, stamp(now()), ends_at, once),
+            )
+            write_record(db, by, "token", output={"name": name, "role": role})
+        return secret
+
+    def all(self) -> list[Token]:
+        """Every token that was ever made, the oldest first."""
+        with Database(self._folder) as store:
+            return [_token(row) for row in store.rows("SELECT * FROM tokens ORDER BY made_at")]
+
+    def revoke(self, name: str, *, by: str) -> None:
+        """End a token and the sessions that began with it. Raises Refusal E_NO_SUCH_TOKEN."""
+        with Database(self._folder) as store, store.transaction() as db:
+            found = db.execute(
+                "UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?", (stamp(now()), name)
+            )
+            if not found.rowcount:
+                raise Refusal(NO_SUCH_TOKEN)
+            db.execute("DELETE FROM sessions WHERE token = ?", (name,))
+            write_record(db, by, "revoke", output={"name": name})
+
+    def caller(self, secret: str) -> Caller:
+        """Who shows this token. Raises Refusal E_TOKEN."""
+        with Database(self._folder) as store:
+            row = store.row("SELECT * FROM tokens WHERE sha256 = ? AND NOT once", _hash(secret))
+        token = row and _token(row)
+        if not token or not _holds(token):
+            raise Refusal(TOKEN)
+        return Caller(token.name, token.role, token.ends_at, by_cookie=False)
+
+    def sign_in(self, secret: str, *, hours: float) -> tuple[str, Caller]:
+        """The secret of a new session, for a cookie, and who has signed in. Raises Refusal E_TOKEN."""
+        session = secrets.token_urlsafe(32)
+        with Database(self._folder) as store, store.transaction() as db:
+            row = db.execute("SELECT * FROM tokens WHERE sha256 = ?", (_hash(secret),)).fetchone()
+            token = row and _token(row)
+            if not token or not _holds(token) or (token.once and row["used_at"]):
+                raise Refusal(TOKEN)
+            ends_at = now() + timedelta(hours=hours)
+            if token.ends_at and not token.once:
+                ends_at = min(ends_at, token.ends_at)
+            db.execute("UPDATE tokens SET used_at = ? WHERE name = ?", (stamp(now()), token.name))
+            db.execute("DELETE FROM sessions WHERE ends_at < ?", (stamp(now()),))
+            db.execute("INSERT INTO sessions VALUES (?, ?, ?)", (_hash(session), token.name, stamp(ends_at)))
+            write_record(db, token.name, "sign_in")
+        return session, Caller(token.name, token.role, ends_at, by_cookie=True)
+
+    def session(self, secret: str) -> Caller:
+        """Whose session it is. Raises Refusal E_TOKEN."""
+        with Database(self._folder) as store:
+            row = store.row(
+                "SELECT name, role, sessions.ends_at FROM sessions JOIN tokens ON name = token"
+                " WHERE sessions.sha256 = ? AND sessions.ends_at > ? AND revoked_at IS NULL",
+                _hash(secret),
+                stamp(now()),
+            )
+        if row is None:
+            raise Refusal(TOKEN)
+        return Caller(row["name"], row["role"], datetime.fromisoformat(row["ends_at"]), by_cookie=True)
+
+    def sign_out(self, secret: str) -> None:
+        """End a session, if there is one."""
+        with Database(self._folder) as store, store.transaction() as db:
+            db.execute("DELETE FROM sessions WHERE sha256 = ?", (_hash(secret),))
+
+    def open_sessions(self) -> int:
+        with Database(self._folder) as store:
+            return int(store.rows("SELECT count(*) FROM sessions WHERE ends_at > ?", stamp(now()))[0][0])
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
+
+
+def _holds(token: Token) -> bool:
+    return token.revoked_at is None and (token.ends_at is None or token.ends_at > now())
+
+
+def _token(row: sqlite3.Row) -> Token:
+    made_at, ends_at, revoked_at = (
+        row[name] and datetime.fromisoformat(row[name]) for name in ("made_at", "ends_at", "revoked_at")
+    )
+    return Token(row["name"], row["role"], made_at, ends_at, revoked_at, bool(row["once"]))

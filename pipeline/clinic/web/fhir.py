@@ -1,0 +1,80 @@
+"""An answer as a FHIR R4 RiskAssessment (https://hl7.org/fhir/R4/riskassessment.html), for systems that read FHIR.
+
+Probabilities are percentages there (prediction.probability[x]: "Decimal values are expressed as percentages as well",
+and invariant ras-2 allows up to 100). The status is preliminary: nobody has reviewed what a model said.
+"""
+
+from typing import Any
+
+from pipeline.clinic.records import Answer
+from pipeline.clinic.web.texts import inert
+
+MEDIA_TYPE = "application/fhir+json"
+_OUTCOMES = {
+    "severe": "Severe COVID-19: intubation or death within 30 days of the CT",
+    "pcr_positive": "SARS-CoV-2 detected by PCR",
+}
+_RISKS = {"low": ("low", "Low likelihood"), "intermediate": ("moderate", "Moderate likelihood")}
+_RISKS["high"] = ("high", "High likelihood")
+_RISK_SYSTEM = "http://terminology.hl7.org/CodeSystem/risk-probability"
+
+
+def risk_assessment(answer: Answer) -> dict[str, Any]:
+    """The resource. What is not known is left out; texts out of the scan's headers are made inert."""
+    score = answer.score
+    resource = {
+        "resourceType": "RiskAssessment",
+        "id": answer.id,
+        "status": "preliminary",
+        "method": {"text": f"{answer.model_name}, SHA-256 {answer.model_sha256}"},
+        "code": {"text": "Likelihood of severe COVID-19 and of a positive PCR, from a chest CT"},
+        "subject": _subject(answer),
+        "occurrenceDateTime": answer.created_at.isoformat(timespec="seconds"),
+        "performer": {"type": "Device", "display": "fedthorax"},
+        "basis": [{"type": "ImagingStudy", "identifier": _uid(answer.study_uid)}] if answer.study_uid else [],
+        "prediction": [_prediction(score, label) for label in score["probability"]],
+        "note": [{"text": text} for text in _notes(score)],
+    }
+    return {key: value for key, value in inert(resource).items() if value not in ([], None)}
+
+
+def _subject(answer: Answer) -> dict[str, Any]:
+    """The patient by the hospital's own identifier. R4 demands a subject, even one of whom nothing is known."""
+    patient = answer.patient
+    subject: dict[str, Any] = {"type": "Patient"}
+    if patient and inert(patient.id).strip():
+        subject["identifier"] = {"value": patient.id}
+        if inert(patient.issuer).strip():
+            subject["identifier"]["assigner"] = {"display": patient.issuer}
+    name = inert(patient.name).strip() if patient else ""
+    return {**subject, "display": name or "not told by the scan"}
+
+
+def _uid(uid: str) -> dict[str, str]:
+    """A DICOM UID as FHIR writes it (https://hl7.org/fhir/R4/imagingstudy.html, 11.11.6.3)."""
+    return {"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}
+
+
+def _prediction(score: dict[str, Any], label: str) -> dict[str, Any]:
+    prediction: dict[str, Any] = {
+        "outcome": {"text": _OUTCOMES.get(label, label)},
+        "probabilityDecimal": round(100 * score["probability"][label], 2),
+    }
+    level = (score.get("level") or {}).get(label)
+    if level in _RISKS:
+        code, display = _RISKS[level]
+        coding = {"system": _RISK_SYSTEM, "code": code, "display": display}
+        prediction["qualitativeRisk"] = {"coding": [coding], "text": f"{level}, by the release's operating points"}
+    interval = (score.get("interval") or {}).get(label)
+    if interval:
+        low, high = interval
+        prediction["rationale"] = f"95 % band of the calibration: {100 * low:.1f} to {100 * high:.1f} %"
+    return prediction
+
+
+def _notes(score: dict[str, Any]) -> list[str]:
+    notes = [score["notice"]]
+    if score.get("trained_on_synthetic_data"):
+        notes.append("The model was trained on synthetic data; its figures say nothing about a patient.")
+    flagged = [check for check in score.get("quality", []) if check["verdict"] == "flag"]
+    return notes + [f"{check['code']}: {check['says']}" for check in flagged]

@@ -1,0 +1,127 @@
+"""Figures for Prometheus, and whether the service lives and is ready. They count scans; no patient is in them."""
+
+import shutil
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from models.refusal import Refusal
+from pipeline.clinic.records import JOB_STATES
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
+from pipeline.clinic.web import schemas
+from pipeline.clinic.web.auth import Tokens
+from pipeline.clinic.web.guard import MB
+from pipeline.clinic.web.needs import Reader, TheClinic
+from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.scans import KEEP_FREE_MB
+
+_STAGES = ("read", "prepare", "predict", "explain", "total")
+
+health = APIRouter(tags=["health"])
+
+
+@health.get("/health/live", summary="Whether the server answers")
+def live() -> dict[str, bool]:
+    """Always true, if it comes."""
+    return {"live": True}
+
+
+@health.get(
+    "/health/ready",
+    response_model=schemas.Readiness,
+    responses={503: {"model": schemas.Readiness, "description": "Not ready."}},
+    summary="Whether scans are scored",
+)
+def ready(clinic: TheClinic, response: Response) -> schemas.Readiness:
+    """Whether the worker lives, the model is loaded, and the disk has room."""
+    has_disk = shutil.disk_usage(clinic.folder).free > KEEP_FREE_MB * MB
+    try:
+        with clinic.store() as store:
+            state, _ = store.worker()
+    except Refusal:
+        state, has_disk = "starting", False
+    told = schemas.Readiness(
+        ready=state == "ready" and has_disk, worker=state != "starting", model=state == "ready", disk=has_disk
+    )
+    response.status_code = 200 if told.ready else 503
+    return told
+
+
+@health.get("/metrics", response_class=Response, responses=documented(), summary="Figures for Prometheus")
+def metrics(request: Request, _: Reader) -> Response:
+    """In Prometheus' own text format. The scraper needs a token with the role read."""
+    registry: CollectorRegistry = request.app.state.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class Figures(Collector):
+    """All from the store, so that nothing is lost when the service starts anew.
+
+    Counts go down where clinic.toml has answers removed after some days; Prometheus takes that for a reset.
+    """
+
+    def __init__(self, clinic: Clinic, tokens: Tokens) -> None:
+        self._clinic, self._tokens = clinic, tokens
+
+    def describe(self) -> list[Metric]:
+        return []  # else the registry would collect once to know the names
+
+    def collect(self) -> Iterator[Metric]:
+        with self._clinic.store() as store:
+            yield _jobs(store)
+            yield _no_scores(store)
+            yield _seconds(store)
+            yield _deliveries(store)
+            yield _model(store)
+            state, _ = store.worker()
+            yield GaugeMetricFamily("fedthorax_queue_length", "Scans that wait", store.waiting())
+            yield GaugeMetricFamily("fedthorax_worker_ready", "Whether scans are being scored", state == "ready")
+        sessions = self._tokens.open_sessions()
+        yield GaugeMetricFamily("fedthorax_sessions", "Browsers that are signed in", sessions)
+
+
+def _jobs(store: Store) -> Metric:
+    family = GaugeMetricFamily("fedthorax_jobs", "Scans by state", labels=["state"])
+    for state in JOB_STATES:
+        family.add_metric([state], store.count(state))
+    return family
+
+
+def _no_scores(store: Store) -> Metric:
+    family = GaugeMetricFamily("fedthorax_no_score", "Scans without a score, by reason", labels=["code"])
+    for code, count in store.rows("SELECT code, count(*) FROM jobs WHERE state = 'no_score' GROUP BY code"):
+        family.add_metric([code], count)
+    return family
+
+
+def _seconds(store: Store) -> Metric:
+    """How long live answers took, by stage, from the scores themselves."""
+    family = SummaryMetricFamily("fedthorax_scoring_seconds", "Time of a scan by stage", labels=["stage"])
+    for stage in _STAGES:
+        (row,) = store.rows(
+            "SELECT count(seconds), coalesce(sum(seconds), 0) FROM"
+            " (SELECT json_extract(score, ?) AS seconds FROM answers WHERE role = 'live')",
+            f"$.timing_seconds.{stage}",
+        )
+        family.add_metric([stage], count_value=row[0], sum_value=row[1])
+    return family
+
+
+def _deliveries(store: Store) -> Metric:
+    family = GaugeMetricFamily("fedthorax_outbox", "Answers on their way to the PACS, by state", labels=["state"])
+    found = dict(map(tuple, store.rows("SELECT state, count(*) FROM deliveries GROUP BY state")))
+    for state in ("waiting", "sent", "failed"):
+        family.add_metric([state], found.get(state, 0))
+    return family
+
+
+def _model(store: Store) -> Metric:
+    family = InfoMetricFamily("fedthorax_model", "The models that are asked", labels=["role"])
+    for model in store.models():
+        if model.role:
+            family.add_metric([model.role], {"sha256": model.sha256, "name": model.name})
+    return family

@@ -1,0 +1,66 @@
+"""Scans in the hospital's PACS: found, and one of them fetched to be scored."""
+
+from datetime import date
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from models.refusal import Refusal
+from pipeline.clinic.pacs_source import PacsSource
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.web import schemas
+from pipeline.clinic.web.guard import API
+from pipeline.clinic.web.needs import Scorer, TheClinic, TheStore
+from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.scans import job_json
+from pipeline.clinic.web.texts import inert
+from pipeline.reasons import NO_PACS
+
+routes = APIRouter(tags=["PACS"])
+_Identifier = Annotated[str, Query(max_length=64)]
+
+
+@routes.get(
+    "/pacs/series",
+    response_model=schemas.PacsListing,
+    responses=documented(409, 502),
+    summary="CT series in the PACS",
+)
+def get_series(
+    clinic: TheClinic,
+    _: Scorer,
+    patient_id: _Identifier = "",
+    accession: _Identifier = "",
+    from_date: Annotated[date | None, Query(alias="from", description="First day of the study.")] = None,
+    to_date: Annotated[date | None, Query(alias="to", description="Last day of the study.")] = None,
+) -> Any:
+    """Those that fit all that is given: at least an identifier, or days that are at most a month apart."""
+    found = _source(clinic).list_series(
+        patient_id=patient_id, accession=accession, from_date=from_date, to_date=to_date
+    )
+    return inert(found.to_json())
+
+
+@routes.post(
+    "/pacs/scans",
+    status_code=202,
+    response_model=schemas.Job,
+    responses=documented(409, 502),
+    summary="Have a scan of the PACS scored",
+)
+def post_scan(
+    response: Response, clinic: TheClinic, store: TheStore, caller: Scorer, choice: schemas.PacsChoice
+) -> Any:
+    """Queue a series of the PACS; it is fetched first."""
+    at_most = clinic.settings.limits.waiting_scans
+    job = _source(clinic).ask(store, choice.study_uid, choice.series_uid, by=caller.name, at_most=at_most)
+    response.headers["Location"] = f"{API}/jobs/{job.id}"
+    return job_json(store, job)
+
+
+def _source(clinic: Clinic) -> PacsSource:
+    """Raises Refusal E_NO_PACS, and what opening the node's folder raises."""
+    if clinic.pacs is None:
+        raise Refusal(NO_PACS)
+    table, folder = clinic.pacs
+    return PacsSource(clinic.folder, table, folder)

@@ -1,0 +1,139 @@
+"""How a request is refused: always JSON with code, says and remedy, under a status that fits."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from models.refusal import Refusal
+from pipeline.clinic import reasons
+
+_STATUS = {
+    reasons.UPLOAD_BROKEN: 400,
+    reasons.UPLOAD_EMPTY: 400,
+    reasons.HOST: 400,
+    reasons.NO_TOKEN: 401,
+    reasons.TOKEN: 401,
+    reasons.ROLE: 403,
+    reasons.OTHER_SITE: 403,
+    reasons.NO_SUCH_ADDRESS: 404,
+    reasons.NO_SUCH_JOB: 404,
+    reasons.NO_SUCH_ANSWER: 404,
+    reasons.NO_SUCH_FILE: 404,
+    reasons.NO_SUCH_PICTURE: 404,
+    reasons.NO_SUCH_MODEL: 404,
+    reasons.METHOD: 405,
+    reasons.REQUEST_SIZE: 413,
+    reasons.UPLOAD_FILES: 413,
+    reasons.REQUEST_TYPE: 415,
+    reasons.REQUEST: 422,
+    reasons.PACS_CRITERIA: 422,
+    reasons.PACS_UID: 422,
+    reasons.QUEUE_FULL: 429,
+    reasons.RATE: 429,
+    reasons.SIGN_IN_TRIES: 429,
+    reasons.INTERNAL: 500,
+    reasons.CLINIC_FILE: 503,
+    reasons.DISK_FULL: 503,
+    reasons.REQUEST_TIME: 503,
+}
+_PACS_STATUS = 502
+_OTHER_STATUS = 409  # what was asked for does not fit what is there
+_QUEUE_RETRY_SECONDS = 30
+_MOST_PROBLEMS = 5  # of a request, that are named
+
+log = logging.getLogger("fedthorax.clinic")
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    code: str = Field(description="Stable, E_ and a word; docs/refusals.md lists them all.", examples=["E_NO_TOKEN"])
+    says: str = Field(description="What is wrong. No patient is named in it.")
+    remedy: str = Field(description="What to do next.")
+
+
+DESCRIPTIONS = {
+    400: "The request cannot be understood.",
+    401: "No token or session, or none that holds.",
+    403: "The role does not suffice, or the request comes from another page.",
+    404: "There is no such thing.",
+    405: "No such method here.",
+    409: "What was asked for does not fit what is there.",
+    413: "The body is too large.",
+    415: "The body is of another type than is taken here.",
+    422: "The request is not as described here.",
+    429: "Too many requests, or too many scans waiting; Retry-After says for how many seconds.",
+    500: "The server failed.",
+    502: "The PACS does not answer as it should.",
+    503: "The server cannot do this now.",
+}
+
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "content": {"image/png": BINARY}}}
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says of refusals: those that any request may meet, and `statuses`."""
+    everywhere = (400, 401, 403, 422, 429, 500, 503)
+    return {
+        status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in sorted({*everywhere, *statuses})
+    }
+
+
+def address(scope: Scope) -> str:
+    """Where a request comes from; behind a proxy, the proxy's address."""
+    client = scope.get("client")
+    return str(client[0]) if client else "local"
+
+
+def status_of(refusal: Refusal) -> int:
+    if refusal.reason in _STATUS:
+        return _STATUS[refusal.reason]
+    return _PACS_STATUS if refusal.code.startswith("E_PACS_") else _OTHER_STATUS
+
+
+def answer(refusal: Refusal, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The response that refuses; the log tells the code, and where it went."""
+    log.info("%s: %s from %s", refusal.code, scope["method"], address(scope))
+    status, headers = status_of(refusal), dict(headers or {})
+    if status == 429:
+        headers["Retry-After"] = str(refusal.numbers.get("seconds", _QUEUE_RETRY_SECONDS))
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    content = {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}
+    return JSONResponse(content, status, headers)
+
+
+async def of_refusal(request: Request, refusal: Exception) -> JSONResponse:
+    assert isinstance(refusal, Refusal)
+    return answer(refusal, request.scope)
+
+
+async def of_validation(request: Request, error: Exception) -> JSONResponse:
+    """A request that does not fit its description: where and how, never what was sent."""
+    assert isinstance(error, RequestValidationError)
+    return answer(Refusal(reasons.REQUEST, problems=_problems(error.errors())), request.scope)
+
+
+async def of_http(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Refusal):  # FastAPI wraps whatever happens while it reads a body
+        return answer(error.__cause__, request.scope)
+    reason = {404: reasons.NO_SUCH_ADDRESS, 405: reasons.METHOD, 415: reasons.REQUEST_TYPE}.get(error.status_code)
+    if reason:
+        return answer(Refusal(reason), request.scope, error.headers)
+    return answer(Refusal(reasons.REQUEST, problems="it cannot be read"), request.scope)
+
+
+def _problems(errors: Sequence[Any]) -> str:
+    named = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in errors[:_MOST_PROBLEMS]]
+    return "; ".join(named)

@@ -1,0 +1,44 @@
+"""HTTP/1.1 as uvicorn speaks it, on connections that do not wait for ever."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 30.0
+
+
+class Punctual(H11Protocol):
+    """Closes a connection on which no whole head of a request comes within HEAD_SECONDS, the first or a later one.
+
+    uvicorn itself sets a time only between requests: whoever sends a head byte by byte could hold any number of
+    connections. Bodies have their time in the guard.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        """Start the time while no request is being answered."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None

@@ -1,0 +1,162 @@
+"""Scans that come in, and the queue in which they wait."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Path as PathParameter
+from starlette.concurrency import run_in_threadpool
+
+from models.refusal import Refusal
+from pipeline.clinic import pictures
+from pipeline.clinic.reasons import DISK_FULL, NO_SUCH_PICTURE
+from pipeline.clinic.records import Job, JobState
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.web import schemas
+from pipeline.clinic.web.guard import API, MB
+from pipeline.clinic.web.limits import Room
+from pipeline.clinic.web.needs import Reader, Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.problems import PNG, documented
+from pipeline.clinic.web.schemas import Id, Uid
+from pipeline.clinic.web.texts import inert
+from pipeline.clinic.web.uploads import INCOMING, receive
+from pipeline.durable import sync_folder, sync_tree
+
+KEEP_FREE_MB = 500  # of the disk, for the store and the answers
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "The files of one chest CT series (DICOM, NIfTI or MetaImage), or one zip of them.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "files": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+                    },
+                    "required": ["files"],
+                }
+            },
+            "application/zip": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
+        },
+    }
+}
+
+routes = APIRouter(tags=["scans"])
+
+
+@routes.post(
+    "/scans",
+    status_code=202,
+    response_model=schemas.Job,
+    responses=documented(413, 415),
+    openapi_extra=_BODY,
+    summary="Have a scan scored",
+)
+async def post_scan(
+    request: Request,
+    response: Response,
+    clinic: TheClinic,
+    caller: Scorer,
+    series_uid: Annotated[Uid | None, Query(description="Which series to score, where there are several.")] = None,
+) -> Any:
+    """Queue one chest CT. The answer comes later: ask for the job until its state is `answered` or `no_score`.
+
+    Names of files are not kept. Whether the files are a scan that can be scored is found out when it is scored.
+    """
+    room: Room = request.app.state.room
+    async with room.place():
+        job_id = new_id()
+        incoming = clinic.scans / f"{INCOMING}{job_id}"
+        await run_in_threadpool(_has_space, clinic, request.headers.get("content-length"))
+        await receive(request, incoming)
+        await run_in_threadpool(_queue, clinic, incoming, job_id, by=caller.name, series_uid=series_uid)
+    response.headers["Location"] = f"{API}/jobs/{job_id}"
+    return await run_in_threadpool(_told, clinic, job_id)
+
+
+@routes.get("/jobs", response_model=schemas.Jobs, responses=documented(), summary="The worklist")
+def get_jobs(
+    store: TheStore,
+    _: Reader,
+    state: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    before: Annotated[Id | None, Query(description="A job's id: only those that came before it.")] = None,
+) -> Any:
+    """The newest first."""
+    return {"jobs": [job_json(store, job) for job in store.jobs(state, limit, before)]}
+
+
+@routes.get("/jobs/{job_id}", response_model=schemas.Job, responses=documented(404), summary="One scan of the worklist")
+def get_job(store: TheStore, _: Reader, job_id: Id) -> Any:
+    """How far it is, and in the end its answer's id, or why there is no score."""
+    return job_json(store, store.job(job_id))
+
+
+def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
+    """Where a scan without a score lies that somebody looks at, on record.
+
+    Raises Refusal E_NO_SUCH_JOB, E_NO_SUCH_PICTURE.
+    """
+    job = store.job(job_id)
+    if not job.has_pictures:
+        raise Refusal(NO_SUCH_PICTURE)
+    looks.note(store, caller, job.id)
+    return job.pictures
+
+
+Seen = Annotated[Path, Depends(_seen)]
+
+
+@routes.get(
+    "/jobs/{job_id}/slices", response_model=schemas.Slices, responses=documented(404), summary="Slices without a score"
+)
+def get_slices(folder: Seen) -> Any:
+    """As of an answer, of a scan that got no score; only where it could be read."""
+    return pictures.planes(folder)
+
+
+@routes.get(
+    "/jobs/{job_id}/slices/{plane}/{index}.png",
+    response_class=Response,
+    responses={**documented(404), **PNG},
+    summary="One slice of a scan without a score",
+)
+def get_slice(folder: Seen, plane: pictures.Plane, index: Annotated[int, PathParameter(ge=0, le=9999)]) -> Response:
+    """In the lung window, the patient's right on the left. Not for diagnosis: the scan is made coarser."""
+    return Response(pictures.slice_png(folder, plane, index), media_type="image/png")
+
+
+def job_json(store: Store, job: Job) -> Any:
+    """The job as the API gives it."""
+    return inert(job.to_json(store.position(job)))
+
+
+def _has_space(clinic: Clinic, announced: str | None) -> None:
+    """Raises Refusal E_DISK_FULL where a scan, of as many bytes as were announced, would leave too little."""
+    coming = int(announced) if announced else clinic.settings.limits.upload_mb * MB
+    if shutil.disk_usage(clinic.scans).free < KEEP_FREE_MB * MB + coming:
+        raise Refusal(DISK_FULL)
+
+
+def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: str | None) -> None:
+    """Let a scan that has come in be scored. Raises Refusal E_QUEUE_FULL, E_CLINIC_FILE; nothing is left then."""
+    folder = clinic.scans / job_id
+    try:
+        sync_tree(incoming)
+        incoming.rename(folder)
+        sync_folder(clinic.scans)
+        with clinic.store() as store:
+            at_most = clinic.settings.limits.waiting_scans
+            store.add_job(job_id, source="upload", asked_by=by, series_uid=series_uid, at_most=at_most)
+    except BaseException:
+        for left in (incoming, folder):
+            shutil.rmtree(left, ignore_errors=True)
+        raise
+
+
+def _told(clinic: Clinic, job_id: str) -> Any:
+    with clinic.store() as store:
+        return job_json(store, store.job(job_id))

@@ -1,0 +1,297 @@
+"""The process that scores: takes one scan after another from the queue, and leaves an answer for each.
+
+    python -m pipeline.clinic.worker CLINIC
+
+It is a child of the service (`service.py`) and ends with it. It may be killed at any moment: an answer counts from the
+transaction on that names it; whatever else was written is removed later. A scan may be meant to do harm, so that the
+process bounds its own memory (`worker_mb`), and its time for each scan (`scoring_seconds`) by a signal that ends it.
+"""
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+from typing import NoReturn
+
+from models.reasons import MODEL_ALTERED, NO_MODEL
+from models.refusal import Refusal
+from models.release import Release, load_release
+from pipeline.archive import open_images
+from pipeline.clinic.laboratory import find_pcr
+from pipeline.clinic.pictures import write_pictures
+from pipeline.clinic.reasons import ALREADY_ANSWERED, DISK_FULL, SCORING_FAILED, SCORING_MEMORY
+from pipeline.clinic.records import Answer, Job, Patient, Role
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, new_id, now
+from pipeline.clinic.without_score import keep_to_be_seen
+from pipeline.durable import sync_folder, sync_tree
+from pipeline.one_scan import OneScan, read_one
+from pipeline.results.source import keep_source, read_source
+from pipeline.results.write import RESULTS, write_results
+from pipeline.score import Score, score_scan
+from pipeline.series import Series, quiet_pydicom, read_header, tags, text
+from pipeline.volume_files import is_volume_file
+
+SCORE = "score.json"
+POLL_SECONDS = 0.2
+NO_MODEL_SECONDS = 5.0  # until it is looked again whether there is a model
+LOOK_AGAIN_SECONDS, LOOK_BACK = 900.0, timedelta(days=30)
+_NAME = tags("PatientName")
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+log = logging.getLogger("fedthorax.clinic")
+
+
+class Worker:
+    """Scores for one clinic, with the models that its store names."""
+
+    def __init__(self, clinic: Clinic, store: Store) -> None:
+        self._clinic, self._store = clinic, store
+        self._loaded: dict[str, Release] = {}  # by SHA-256
+        self._look_at = 0.0  # when the laboratory is next asked for what it did not have before
+
+    def run(self) -> NoReturn:
+        while True:
+            try:
+                live = self._release("live")
+                self._store.set_worker("ready")
+            except Refusal as refusal:
+                log.warning("there is no model to score with: %s", refusal.code)
+                self._store.set_worker("no_model", refusal.code)
+                time.sleep(NO_MODEL_SECONDS)
+                continue
+            while self._is_live(live):
+                if not self.work_off_one(live):
+                    if time.monotonic() >= self._look_at:
+                        self._look_for_pcr()
+                    time.sleep(POLL_SECONDS)
+
+    def work_off_one(self, live: Release) -> bool:
+        """Answer one scan; False if none waits. Raises Refusal E_CLINIC_FILE."""
+        job = self._store.take() if self._store.waiting() else None
+        if job is None:
+            return False
+        self._work_off(job, live)
+        if not self._clinic.settings.keep.uploads:
+            shutil.rmtree(job.folder, ignore_errors=True)
+        return True
+
+    def _work_off(self, job: Job, live: Release) -> None:
+        scan = patient = None
+        try:
+            with self._time_limit(), open_images(_source(job.folder)) as images:
+                scan = read_one(images, job.series_uid)
+                patient = self._patient(scan.series)
+                answer = self._answer(job, scan, patient, live, "live")
+        except Exception as error:
+            refusal = _why_not(error)
+            if refusal.reason is not ALREADY_ANSWERED:
+                if scan:
+                    with self._time_limit():
+                        keep_to_be_seen(scan.volume, job, self._clinic.work)
+                digest = _sha256(scan, job.folder)
+                self._store.refuse(job, refusal, patient=patient, input_sha256=digest, model_sha256=live.sha256)
+            return
+        self._ask_shadow(job, scan, patient)
+        self._add_pcr(answer)
+
+    def _answer(self, job: Job, scan: OneScan, patient: Patient | None, release: Release, role: Role) -> Answer:
+        """Score, write the answer's files, then the answer. Raises Refusal, OSError."""
+        score = score_scan(scan, release)
+        answer_id = new_id()
+        folder = self._clinic.work / answer_id
+        folder.mkdir(mode=0o700)
+        (folder / SCORE).write_text(json.dumps(score.to_json(), indent=1, allow_nan=False), encoding="utf-8")
+        source = None
+        if role == "live":
+            write_pictures(score, folder)
+            self._tell(keep_source(scan.series, folder))
+            source = read_source(folder)
+        accession = text(source.header, "AccessionNumber") if source else ""
+        answer = self._made(job, scan.series, patient, accession, score, answer_id, role)
+        if source:
+            wanted = self._clinic.settings.results
+            self._tell(write_results(answer, folder, report=wanted.sr, picture=wanted.picture))
+        sync_tree(folder)
+        folder.replace(answer.folder)
+        sync_folder(answer.folder.parent)
+        is_sent = self._clinic.settings.results.send == "always" and any((answer.folder / f).exists() for f in RESULTS)
+        self._store.answer(job, answer, deliver=is_sent)
+        log.info("a scan was answered after %.1f s", score.seconds["total"])
+        return answer
+
+    @staticmethod
+    def _tell(why_not: Refusal | None) -> None:
+        """An answer without results for the PACS is an answer all the same."""
+        if why_not:
+            log.warning("no results for the PACS: %s", why_not.code)
+
+    def _made(
+        self,
+        job: Job,
+        series: Series,
+        patient: Patient | None,
+        accession: str,
+        score: Score,
+        answer_id: str,
+        role: Role,
+    ) -> Answer:
+        model = next(model for model in self._store.models() if model.sha256 == score.model_sha256)
+        return Answer(
+            id=answer_id,
+            job_id=job.id,
+            created_at=now(),
+            study_uid=series.study_uid,
+            series_uid=series.series_uid,
+            accession=accession,
+            acquired_at=series.acquired,
+            score=score.to_json(),
+            model_sha256=model.sha256,
+            model_name=model.name,
+            role=role,
+            folder=self._clinic.answers / answer_id,
+            patient=patient,
+        )
+
+    def _patient(self, series: Series) -> Patient | None:
+        """Whose scan it is; None for a volume file, whose name need not be a patient's."""
+        if is_volume_file(series.files[0].name) or not series.patient_id:
+            return None
+        with quiet_pydicom():
+            name = text(read_header(series.files[0], _NAME), "PatientName")
+        return self._store.keyed(Patient(series.patient_id, series.issuer, name, series.sex, series.age_years))
+
+    def _ask_shadow(self, job: Job, scan: OneScan, patient: Patient | None) -> None:
+        """Ask the model that is tried beside the live one. Whatever goes wrong here costs the clinician nothing."""
+        try:
+            if self._store.model("shadow"):
+                with self._time_limit():
+                    self._answer(job, scan, patient, self._release("shadow"), "shadow")
+        except Exception as error:
+            log.warning("the shadow model gave no answer: %s", _why_not(error).code)
+
+    def _look_for_pcr(self) -> None:
+        """Ask the laboratory again: a specimen's result comes hours after the scan."""
+        self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
+        if self._clinic.node:
+            for answer in self._store.without_pcr(now() - LOOK_BACK):
+                self._add_pcr(answer)
+
+    def _add_pcr(self, answer: Answer) -> None:
+        """Note the laboratory's PCR result, if it has one that goes with the scan."""
+        if not (self._clinic.node and answer.patient and answer.acquired_at):
+            return
+        patient, day = answer.patient, answer.acquired_at.date()
+        pcr = find_pcr(patient.id, patient.issuer, day, self._clinic.node.folder)
+        if pcr and not self._store.answer_by_id(answer.id).pcr:  # nobody has entered one meanwhile
+            self._store.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
+
+    def _release(self, role: Role) -> Release:
+        """The model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""
+        model = self._store.model(role)
+        if model is None:
+            raise Refusal(NO_MODEL)
+        if model.sha256 not in self._loaded:
+            used = {other.sha256 for other in self._store.models() if other.role}
+            self._loaded = {sha256: old for sha256, old in self._loaded.items() if sha256 in used}
+            release = load_release(self._clinic.models / model.sha256)
+            if release.sha256 != model.sha256:
+                raise Refusal(MODEL_ALTERED)
+            self._loaded[model.sha256] = release
+        # Its signature was checked when it was taken in, and the hash that it is kept under covers all of it.
+        return replace(self._loaded[model.sha256], signed_by=model.signed_by)
+
+    def _is_live(self, release: Release) -> bool:
+        model = self._store.model("live")
+        return model is not None and (model.sha256, model.signed_by) == (release.sha256, release.signed_by)
+
+    @contextmanager
+    def _time_limit(self) -> Iterator[None]:
+        """End this process if it takes too long; nothing softer stops a decoder that hangs."""
+        signal.alarm(self._clinic.settings.limits.scoring_seconds)
+        try:
+            yield
+        finally:
+            signal.alarm(0)
+
+
+def _source(folder: Path) -> Path:
+    """A scan's files; where there is but one, it may be a zip."""
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    return inside[0] if len(inside) == 1 else folder
+
+
+def _why_not(error: Exception) -> Refusal:
+    """The refusal that says why there is no score; what was not foreseen goes into the log in full."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+        return Refusal(DISK_FULL)
+    if isinstance(error, MemoryError):
+        return Refusal(SCORING_MEMORY)
+    log.error("a scan could not be scored", exc_info=error)
+    return Refusal(SCORING_FAILED)
+
+
+def _sha256(scan: OneScan | None, folder: Path) -> str:
+    """Of the volume in HU, as in an answer; of the files where no volume came of them."""
+    if scan:
+        return hashlib.sha256(scan.volume.hu.data).hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _end_with_parent() -> None:
+    """End when the service does, however that happens: at once by the kernel (Linux), else by the pipe it holds."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _bound_memory(most_bytes: int) -> None:
+    """Let whatever would take more fail; what was loaded from files does not count (RLIMIT_DATA)."""
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if most == resource.RLIM_INFINITY or most > most_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most))
+
+
+def main(clinic_folder: Path) -> NoReturn:
+    _end_with_parent()
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    clinic = Clinic.open(clinic_folder)
+    _bound_memory(clinic.settings.limits.worker_mb * 10**6)
+    tempfile.tempdir = str(clinic.work)  # zips are unpacked there
+    import highdicom.sr  # noqa: F401  the first scan shall not wait for it
+    import torch
+
+    torch.set_num_threads(1)  # the network is small: where others want the cores too, threads wait for each other
+
+    with clinic.store() as store:
+        Worker(clinic, store).run()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

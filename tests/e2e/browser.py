@@ -1,0 +1,206 @@
+"""A real browser for tests: headless Chromium, driven through its DevTools protocol.
+
+https://chromedevtools.github.io/devtools-protocol/ names the methods. WebGL is drawn in software.
+"""
+
+import base64
+import contextlib
+import itertools
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+_OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--remote-debugging-port=0",
+)
+Seen = TypeVar("Seen")
+
+_START_SECONDS = 30.0
+_ANSWER_SECONDS = 60.0
+# By name: code, and the number that Windows gave the key.
+_KEYS = {
+    "Tab": ("Tab", 9),
+    "Enter": ("Enter", 13),
+    "Escape": ("Escape", 27),
+    " ": ("Space", 32),
+    "PageUp": ("PageUp", 33),
+    "ArrowLeft": ("ArrowLeft", 37),
+    "ArrowUp": ("ArrowUp", 38),
+    "ArrowRight": ("ArrowRight", 39),
+    "ArrowDown": ("ArrowDown", 40),
+}
+
+
+class Page:
+    """One tab. `requests`: the address of each; `problems`: what went wrong in it, in words."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self.requests: list[str] = []
+        self.problems: list[str] = []
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setLocaleOverride", locale="en-GB")  # how dates are written
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """One method of the protocol; what it returns. Fails where Chromium refuses it."""
+        number = next(self._numbers)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=_ANSWER_SECONDS))
+            if message.get("id") == number:
+                assert "error" not in message, (method, message["error"])
+                return dict(message["result"])
+            if "method" in message:  # and no late answer to a call that was given up
+                self._note(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        parameters = event.get("params", {})
+        if event["method"] == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif event["method"] == "Runtime.exceptionThrown":
+            details = parameters["exceptionDetails"]
+            self.problems.append(details.get("exception", {}).get("description", details["text"]))
+        elif event["method"] == "Runtime.consoleAPICalled" and parameters["type"] == "error":
+            self.problems.append(str([each.get("description", each.get("value")) for each in parameters["args"]]))
+        elif event["method"] == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.problems.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression, awaited where it is a promise. Fails where it throws."""
+        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
+        return result["result"].get("value")
+
+    def wait_for(self, expression: str, *, seconds: float = 20.0) -> None:
+        """Until the expression is true. Fails with the page's text when time is over."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.js(f"(async () => Boolean(await ({expression})))()"):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{expression} did not come true:\n{self.text()}\n{self.problems}")
+
+    def goto(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+        self.wait_for("document.readyState === 'complete'")
+
+    def text(self, selector: str = "body") -> str:
+        """What a person sees of an element; '' where it is hidden or absent."""
+        return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+
+    def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = 20.0) -> None:
+        self.wait_for(
+            f"(document.querySelector({json.dumps(selector)})?.innerText ?? '').includes({json.dumps(text)})",
+            seconds=seconds,
+        )
+
+    def sized(self, width: int, height: int) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def middle(self, selector: str) -> tuple[float, float]:
+        """Where an element is, once it is scrolled into sight."""
+        where = self.js(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+            f" return [r.x + r.width / 2, r.y + r.height / 2] }})(document.querySelector({json.dumps(selector)}))"
+        )
+        return float(where[0]), float(where[1])
+
+    def click(self, selector: str) -> None:
+        x, y = self.middle(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def key(self, name: str, *, shift: bool = False) -> None:
+        """Press and release a key: a letter, a sign, or one of those with a name."""
+        code, number = _KEYS.get(name, ("", ord(name[0].upper())))
+        typed = {"Enter": "\r"}.get(name, name if len(name) == 1 else "")
+        common = {"key": name, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 if shift else 0}
+        self.call("Input.dispatchKeyEvent", type="keyDown" if typed else "rawKeyDown", text=typed, **common)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def write(self, text: str) -> None:
+        """Into whatever has the focus."""
+        self.call("Input.insertText", text=text)
+
+    def drop(self, paths: list[Path], selector: str) -> None:
+        """Files or folders, from the desktop onto an element."""
+        x, y = self.middle(selector)
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def png(self, selector: str | None = None) -> bytes:
+        """A picture of the window, or of one element of it."""
+        clip: dict[str, Any] = {}
+        if selector:
+            self.middle(selector)
+            box = self.js(
+                f"(r => [r.x, r.y, r.width, r.height])"
+                f"(document.querySelector({json.dumps(selector)}).getBoundingClientRect())"
+            )
+            clip = {"clip": {**dict(zip(("x", "y", "width", "height"), box, strict=True)), "scale": 1}}
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"])
+
+    def sees(self, look: Callable[[bytes], Seen], selector: str, *, seconds: float = 30.0) -> Seen:
+        """What `look` finds in a picture of an element, as soon as it finds something; at last what it finds then.
+
+        WebGL in software draws late where the machine is busy.
+        """
+        deadline = time.monotonic() + seconds
+        while not (seen := look(self.png(selector))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return seen
+
+    def pdf(self) -> bytes:
+        """As it prints, on the paper that its own style names."""
+        return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"])
+
+
+@contextlib.contextmanager
+def open_browser(profile: Path) -> Iterator[Page]:
+    """One tab of a browser of its own, ended by its id. Skips the test where Chromium is not installed."""
+    program = next(filter(None, map(shutil.which, _NAMES)), None)
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    process = subprocess.Popen(
+        [program, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with connect(_address_of_tab(process, profile), max_size=None) as socket:
+            yield Page(socket)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _address_of_tab(process: "subprocess.Popen[bytes]", profile: Path) -> str:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            port = int((profile / "DevToolsActivePort").read_text().split()[0])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
+                return next(str(tab["webSocketDebuggerUrl"]) for tab in json.load(answer) if tab["type"] == "page")
+        time.sleep(0.1)
+    raise AssertionError("Chromium did not start")

@@ -1,0 +1,315 @@
+"""The clinician's page, used as a clinician does: a real service, a real browser, synthetic scans."""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.clinic.store import Store
+from tests.e2e.browser import Page, open_browser
+from tests.e2e.clinic_rig import IN_PACS, MARKUP, Clinic, open_clinic
+from tests.e2e.conftest import Command
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / "viewer/node_modules/axe-core/axe.min.js"
+NIIVUE = ROOT / "pipeline/clinic/page/static/niivue.js"
+A4_POINTS = (595, 842)
+SHOWN = "!document.querySelector('#answer').hidden && document.querySelector('#tiles img')?.src"
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Clinic]:
+    with open_clinic(tmp_path_factory.mktemp("clinic"), start) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory, clinic: Clinic) -> Iterator[Page]:  # in the clinic's network
+    with open_browser(tmp_path_factory.mktemp("browser")) as page:
+        page.sized(1280, 800)
+        yield page
+
+
+def sign_in(page: Page, clinic: Clinic) -> None:
+    page.goto(clinic.url)
+    page.wait_for("!document.querySelector('#sign-in').hidden || !document.querySelector('#desk').hidden")
+    if page.js("!document.querySelector('#sign-in').hidden"):
+        page.js("document.querySelector('#token').focus()")
+        page.write(clinic.token)
+        page.key("Enter")
+    page.wait_for("!document.querySelector('#desk').hidden")
+
+
+@pytest.fixture(scope="module")
+def answered(tab: Page, clinic: Clinic) -> str:
+    """The address of an answer: a zip was dropped, and its answer came by itself."""
+    sign_in(tab, clinic)
+    tab.drop([clinic.scans / "chest.zip"], "#drop")
+    tab.wait_for(SHOWN, seconds=60)
+    return str(tab.js("location.hash"))
+
+
+@pytest.fixture
+def page(tab: Page, clinic: Clinic, answered: str) -> Page:
+    """The page with the first answer before it, at the size of a workstation."""
+    tab.sized(1280, 800)
+    sign_in(tab, clinic)
+    tab.js(f"location.hash = {json.dumps(answered)}")
+    tab.wait_for(SHOWN)
+    tab.problems.clear()
+    return tab
+
+
+def dense_side(png: bytes) -> str:
+    """On which side of the first of three tiles the brighter lung is; '' where there is none to see."""
+    grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=np.float32)
+    tile = grey[grey.shape[0] * 2 // 5 : grey.shape[0] * 3 // 5, : grey.shape[1] // 3]
+    width = tile.shape[1]
+    left, right = tile[:, width // 5 : width * 2 // 5], tile[:, width * 3 // 5 : width * 4 // 5]
+    difference = np.median(left) - np.median(right)
+    return "" if abs(difference) <= 30 else "left" if difference > 0 else "right"
+
+
+def test_a_dropped_zip_is_answered_with_figures_words_and_pictures(page):
+    assert "Research use only. Not a medical device." in page.text(".notice")
+    assert "synthetic" in page.text("#synthetic")
+    severe = page.text("#severe")
+    assert re.search(r"\d\d\.\d %", severe)
+    assert "Intermediate" in severe
+    assert "95 % band" in severe
+    assert "No PCR result is known" in severe
+    assert "High" in page.text("#pcr_positive")
+    assert "60-64 years" in page.text("#saw")
+    assert re.search(r"Right \d+ mL, left \d+ mL", page.text("#measures"))
+    assert "Not a lesion contour" in page.text("#overlay-says")
+    assert re.search(r"\(\d\d\.\d %\)", page.text("#overlay-says"))  # never a map without its probability
+    assert page.js("document.querySelector('#tiles img').naturalWidth") > 100
+
+
+def test_sign_in_takes_the_whole_token_and_sign_out_leaves_nothing(page, clinic):
+    page.click("#sign-out")
+    page.wait_for("!document.querySelector('#sign-in').hidden")
+    assert "SYNTHETIC" not in page.text()
+    page.js("document.querySelector('#token').focus()")
+    page.write(clinic.token[:-1])
+    page.key("Enter")
+    page.wait_for_text("(E_TOKEN)", "#sign-in-refused")
+    page.goto(f"{clinic.url}/?again#token={clinic.token}")
+    page.wait_for("!document.querySelector('#desk').hidden")
+    assert clinic.token not in page.js("location.href")
+    assert page.js("document.cookie") == ""  # no script can read the session
+
+
+def test_left_is_left_in_single_slices(page):
+    page.call("Network.setBlockedURLs", urls=["*/niivue.js"])
+    try:
+        page.call("Page.reload")
+        page.wait_for_text("make viewer", "#viewer-says")
+        assert page.sees(dense_side, "#tiles") == "left"
+        before = page.text("#place-axial")
+        page.js("document.querySelector('#tiles').focus()")
+        page.key("ArrowUp")
+        assert page.text("#place-axial") != before
+        number = page.text("#place-axial").split()[0]
+        page.wait_for(f"document.querySelector('#tiles img').src.includes('/axial/{int(number) - 1}.png')")
+    finally:
+        page.call("Network.setBlockedURLs", urls=[])
+
+
+def warmth(png: bytes) -> float:
+    """How much of a picture is in the map's colours: more red than blue."""
+    red, _, blue = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.float32).T
+    return float(np.maximum(red - blue, 0).mean())
+
+
+def test_left_is_left_in_the_full_viewer_and_the_overlay_fades(page):
+    if not NIIVUE.is_file():
+        pytest.skip("the full viewer is not there: run `make viewer`")
+    page.wait_for("document.querySelector('#tiles').classList.contains('live')", seconds=30)
+    page.click("#overlays [value=none]")
+    assert page.sees(dense_side, "#tiles") == "left"
+    assert page.sees(lambda png: warmth(png) == 0, "#tiles")
+    page.click("#overlays [value=saliency]")
+    less = 0.0
+    for fade in (20, 60, 100):
+        page.js(f"(f => {{ f.value = {fade}; f.dispatchEvent(new Event('input')) }})(document.querySelector('#fade'))")
+        (less,) = page.sees(lambda png, less=less: [more for more in [warmth(png)] if more > less], "#tiles")
+
+
+@pytest.mark.parametrize(
+    ("result", "words", "applies"),
+    [
+        ("positive", "The PCR is positive: this probability is meant for this patient", True),
+        ("indeterminate", "if the PCR were positive", True),
+        ("negative", "Does not apply: it is meant for patients with a positive PCR", False),
+    ],
+)
+def test_a_pcr_result_changes_the_words(page, result, words, applies):
+    figure = page.text("#severe .figure strong")
+    page.click(f"#pcr-form [value={result}]")
+    page.js("document.querySelector('#pcr-form [type=date]').value = '2020-03-05'")
+    page.click("#pcr-form button")
+    page.wait_for_text(words, "#severe")
+    assert page.text("#severe .figure strong") == figure  # the words change, never the number
+    assert page.js("document.querySelector('#severe').classList.contains('void')") is not applies
+    assert "5 Mar 2020" in page.text("#pcr-says")
+    assert "entered by a reader" in page.text("#pcr-says")
+
+
+def looks(clinic: Clinic) -> list[str | None]:
+    """The answers that were opened, as the record has them."""
+    with Store(clinic.scans.parent / "site") as store:
+        return [record.answer_id for record in store.audit(limit=10_000) if record.action == "look"]
+
+
+def test_a_dropped_folder_of_the_same_patient_makes_a_history(page, clinic):
+    before = looks(clinic)
+    page.drop([clinic.scans / "later"], "#drop")
+    page.wait_for_text("Answered:", "#live", seconds=60)
+    assert looks(clinic) == before  # the worklist shows its figure, and nobody has opened it
+    page.js("location.hash = document.querySelector('#scans a').getAttribute('href')")
+    page.wait_for("document.querySelectorAll('#history tbody tr').length === 2", seconds=30)
+    assert len(looks(clinic)) == len(before) + 1
+    assert page.text("#history").count("trial") == 2  # the model's name
+    page.click("#history tbody a")
+    page.wait_for_text("(this)", "#history tbody tr:nth-child(2)")
+
+
+def test_what_is_no_chest_gets_no_score_but_a_reason_and_a_remedy(page, clinic):
+    page.js("location.hash = '#/'")
+    page.drop([clinic.scans / "none.zip"], "#drop")
+    page.wait_for_text("No score", "#state", seconds=60)
+    assert "E_NO_LUNGS" in page.text("#state-code")
+    assert page.text("#state-says")
+    assert page.text("#state-remedy")
+    assert not re.search(r"\d %", page.text("#scan"))
+    page.wait_for("[...document.querySelectorAll('#refused-tiles img')].filter(i => i.naturalWidth > 50).length === 3")
+    page.js(
+        "(s => { s.value = 9; s.dispatchEvent(new Event('input')) })(document.querySelector('#refused-sliders input'))"
+    )
+    page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/9.png')")
+    page.js("location.hash = '#/'")
+    page.wait_for("!document.querySelector('#refused-tiles img')")  # nothing of it beside the next patient's name
+
+
+def test_a_scan_is_chosen_from_the_pacs_and_its_result_sent_back(page, clinic):
+    if clinic.orthanc is None:
+        pytest.skip("no real PACS here (Debian packages orthanc and orthanc-dicomweb)")
+    page.js("location.hash = '#/'")
+    page.key("/")
+    page.js("document.querySelector('#pacs [name=patient_id]').focus()")
+    page.write(IN_PACS)
+    page.key("Enter")
+    page.wait_for_text("1 series found", "#pacs-says")
+    assert "PACS, PAT" in page.text("#pacs-found")
+    page.click("#pacs-found button")
+    page.wait_for(SHOWN, seconds=60)
+    assert IN_PACS in page.text("#patient-facts")
+    page.click("#send")
+    page.wait_for_text("In the PACS since", "#pacs-state", seconds=60)
+    query = json.dumps({"Level": "Series", "Query": {"Modality": "SR"}}).encode()
+    assert len(clinic.orthanc.rest("POST", "/tools/find", query)) == 1
+
+
+def test_it_prints_on_one_sheet_of_a4_with_the_pictures(page):
+    page.js("import('./static/viewer.js').then(viewer => viewer.readyToPrint())")
+    content = page.pdf()
+    boxes = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content))
+    assert {(round(float(w)), round(float(h))) for w, h in boxes} == {A4_POINTS}
+    assert len(re.findall(rb"/Type /Page\b", content)) == 1
+    assert content.count(b"/Subtype /Image") >= 3
+
+
+def test_a_keyboard_is_enough_from_sign_in_to_the_answer(page, clinic, answered):
+    page.js("document.querySelector('#sign-out').click()")
+    page.wait_for("document.activeElement.id === 'token'")
+    page.write(clinic.token)
+    page.key("Enter")
+    page.wait_for(f"document.querySelector('#scans a[href={json.dumps(answered)}]')")
+    page.js("location.hash = '#/'; document.activeElement.blur()")
+    for _ in range(30):
+        page.key("Tab")
+        assert page.js("getComputedStyle(document.activeElement).outlineStyle") != "none"  # focus is seen
+        if page.js("document.activeElement.getAttribute('href')") == answered:
+            break
+    page.key("Enter")
+    page.wait_for(SHOWN)
+    page.key("i")
+    assert page.js("document.activeElement.id") == "tiles"
+    before = page.text("#sliders")
+    for name, shift in (("ArrowUp", False), ("ArrowLeft", False), ("ArrowUp", True)):
+        page.key(name, shift=shift)
+        assert page.text("#sliders") != before
+        before = page.text("#sliders")
+    page.key("o")
+    assert page.js("document.querySelector('#overlays :checked').value") == "none"
+    page.key("?")
+    assert page.js("document.querySelector('#keys').open")
+    assert "PACS" in page.text("#keys")
+    page.key("Escape")
+    page.key("p")
+    page.key(" ")
+    assert page.js("document.querySelector('#pcr-form').elements.result.value") == "positive"
+
+
+def test_the_list_refreshes_itself_and_leaves_the_focus_where_it_is(page, answered):
+    page.js(f"document.querySelector('#scans a[href={json.dumps(answered)}]').focus()")
+    asked = len([url for url in page.requests if "/jobs?" in url])
+    page.wait_for("(document.dispatchEvent(new Event('visibilitychange')), true)")
+    page.wait_for("new Promise(resolve => setTimeout(resolve, 300, true))")
+    assert len([url for url in page.requests if "/jobs?" in url]) > asked
+    assert page.js("document.activeElement.getAttribute('href')") == answered
+
+
+@pytest.mark.parametrize("width", [1280, 820, 520])
+def test_nothing_sticks_out_at_any_width(page, width):
+    page.sized(width, 1100)
+    for overflow in ("document.documentElement", "document.querySelector('#scan')"):
+        assert page.js(f"{overflow}.scrollWidth <= {overflow}.clientWidth")
+    assert page.js("document.querySelector('.notice').checkVisibility()")
+    assert page.js("document.querySelector('#severe .figure').getBoundingClientRect().width") > 100
+
+
+def serious(page: Page) -> list[str]:
+    """What axe-core finds: how grave, its name, and where."""
+    if not AXE.is_file():
+        pytest.skip("axe-core is not there: run `make viewer`")
+    page.js(AXE.read_text())
+    found = page.js("axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations)")
+    return [
+        f"{each['impact']}: {each['id']} at {each['nodes'][0]['target']} of {len(each['nodes'])}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
+
+
+def test_axe_finds_nothing_serious(page, clinic):
+    page.wait_for("document.querySelectorAll('#history tr').length")
+    assert serious(page) == []
+    for opens in ("#show-keys", "#choose-pacs"):
+        page.click(opens)
+        assert serious(page) == []
+        page.key("Escape")
+    page.click("#sign-out")
+    assert serious(page) == []
+
+
+def test_names_are_inert_and_nothing_is_asked_of_others(page, clinic):
+    for where in ("#answer .who", "#scans"):
+        assert MARKUP in page.text(where)
+        assert "<b>O</b>N, Ann" in page.text(where)
+    assert page.js("document.querySelectorAll('img[src=x]').length") == 0
+    assert page.js("document.title") != "1"
+    page.js("document.querySelector('#show-keys').click()")
+    own = [url for url in page.requests if url.startswith((clinic.url, f"blob:{clinic.url}", "data:"))]
+    assert own == page.requests
+    assert len(own) > 50
+    problems = [each for each in page.problems if NIIVUE.is_file() or "niivue.js" not in each]
+    assert problems == []  # with the security policy among others

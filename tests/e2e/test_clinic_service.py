@@ -1,0 +1,224 @@
+"""The clinic's service as real processes: killed in the middle of its work, and asked for much at once.
+
+All scans are synthetic, and the model's weights are random.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from federation.processes.guard import descendants, read_parents
+from federation.processes.process import free_port
+from models.network import NetworkSettings, build_network
+from models.release import save_release
+from pipeline.clinic import models_kept
+from pipeline.clinic.records import Job
+from pipeline.clinic.settings import SETTINGS, Clinic
+from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.web.auth import Tokens
+from tests.descriptions import description
+from tests.e2e.conftest import Command
+from tests.pipeline.dicom_files import write_series
+from tests.pipeline.test_score import SPACING_MM, chest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SECONDS = 120  # for anything that is waited for
+SCANS, TORN = 12, 88  # sent at once: some that are scored, and many that cannot be read
+PARENT_MB = 300  # PyTorch alone takes more
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic chest as a zip of DICOM files."""
+    folder = tmp_path_factory.mktemp("scan")
+    write_series(folder / "series", chest(), spacing_mm=SPACING_MM)
+    return Path(shutil.make_archive(str(folder / "scan"), "zip", folder / "series"))
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
+    """A clinic with a live model."""
+    folder = tmp_path_factory.mktemp("clinic")
+    (folder / SETTINGS).write_text(f"[server]\nport = {free_port()}\n[results]\nsr = false\npicture = false\n")
+    clinic = Clinic.open(folder)
+    release = tmp_path_factory.mktemp("release")
+    save_release(release, build_network(NetworkSettings(), seed=0), description())
+    model = models_kept.add(clinic, release, by="test")
+    with clinic.store() as store:
+        store.set_live(model.sha256, by="test")
+    return clinic
+
+
+@pytest.fixture
+def store(clinic: Clinic) -> Iterator[Store]:
+    with clinic.store() as opened:
+        yield opened
+
+
+@pytest.fixture
+def serve(clinic: Clinic, tmp_path: Path) -> Iterator[Callable[[], Command]]:
+    """Start the service and wait until it scores; whatever was started is ended after the test."""
+    started: list[Command] = []
+
+    def begin() -> Command:
+        command = Command(tmp_path / f"{len(started)}.log", "serve", clinic.folder)
+        started.append(command)
+        wait_for(lambda: _is_ready(clinic), command)
+        return command
+
+    yield begin
+    for command in started:
+        command.kill()
+
+
+def _is_ready(clinic: Clinic) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{address(clinic)}/health/ready").status_code == 200
+    return False
+
+
+def address(clinic: Clinic) -> str:
+    return f"http://127.0.0.1:{clinic.settings.server.port}"
+
+
+def wait_for(what: Callable[[], object], command: Command, *, every: float = 0.1) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not what():
+        assert command.process.poll() is None, command.text()
+        assert time.monotonic() < deadline, command.text()
+        time.sleep(every)
+
+
+def queue(clinic: Clinic, store: Store, scan: Path) -> Job:
+    job_id = new_id()
+    (clinic.scans / job_id).mkdir()
+    shutil.copy(scan, clinic.scans / job_id)
+    return store.add_job(job_id, source="upload", asked_by="test")
+
+
+def worker_of(command: Command) -> int:
+    (worker,) = descendants(command.process.pid, read_parents())
+    return worker
+
+
+def hold_in_the_middle(command: Command, store: Store) -> tuple[int, Job]:
+    """Stop the worker while it works on a scan; its process id, and the scan."""
+    while True:
+        wait_for(lambda: store.count("working"), command, every=0.005)
+        worker = worker_of(command)
+        os.kill(worker, signal.SIGSTOP)
+        if working := store.jobs("working"):
+            return worker, working[0]
+        os.kill(worker, signal.SIGCONT)  # that one has just ended
+
+
+def end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not is_gone(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def ended_by(store: Store, action: str) -> Counter[str | None]:
+    """How often the record says so, by job."""
+    return Counter(record.job_id for record in store.audit(limit=10_000) if record.action == action)
+
+
+def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
+    clinic: Clinic,
+    store: Store,
+    scan: Path,
+    serve: Callable[[], Command],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "shared"))
+    deadly, *others = [queue(clinic, store, scan) for _ in range(4)]
+    service = serve()
+    worker, held = hold_in_the_middle(service, store)
+    assert held.id == deadly.id
+    end(service.process.pid)  # the service; its worker, though it was stopped, ends with it
+    service.wait(seconds=SECONDS)
+    wait_until_gone(worker)
+    assert store.job(deadly.id).state == "working"
+
+    service = serve()
+    for _ in range(2):  # those over which no worker died go first
+        wait_for(lambda: store.job(deadly.id).state == "working", service, every=0.005)
+        assert store.count("answered") == len(others)
+        worker, held = hold_in_the_middle(service, store)
+        assert held.id == deadly.id
+        end(worker)  # the worker alone
+        wait_until_gone(worker)
+        wait_for(lambda: store.job(deadly.id).state != "working", service)
+
+    refused = store.job(deadly.id)
+    assert (refused.code, refused.attempts) == ("E_SCORING_DIED", 3)
+    assert ended_by(store, "answer") == Counter(job.id for job in others)
+    assert ended_by(store, "no_score") == Counter([deadly.id])
+    assert {answer.job_id for answer in store.answers(role=None)} == {job.id for job in others}
+    assert list((tmp_path / "shared").iterdir()) == []  # scans are unpacked where nobody else can look
+
+
+def test_a_hundred_at_once_are_each_answered_once_and_sigterm_leaves_no_process(
+    clinic: Clinic, store: Store, scan: Path, serve: Callable[[], Command]
+) -> None:
+    whole = scan.read_bytes()
+    torn = whole[: len(whole) // 2] + bytes(1_000_000)
+    token = Tokens(clinic.folder).make("night desk", "score", by="test")
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/zip"}
+    service = serve()
+
+    def send(content: bytes) -> str:
+        answered = httpx.post(f"{address(clinic)}/api/v1/scans", content=content, headers=headers, timeout=SECONDS)
+        assert answered.status_code == 202, answered.text
+        job_id: str = answered.json()["id"]
+        return job_id
+
+    contents = [whole] * SCANS + [torn] * TORN
+    with ThreadPoolExecutor(len(contents)) as pool:
+        jobs = list(pool.map(send, contents))
+    assert len(set(jobs)) == len(contents)
+    wait_for(lambda: store.count("waiting") + store.count("working") == 0, service)
+
+    states = Counter(store.job(job_id).state for job_id in jobs)
+    assert states == {"answered": SCANS, "no_score": TORN}
+    answers, refusals = ended_by(store, "answer"), ended_by(store, "no_score")
+    for job_id in jobs:
+        assert answers[job_id] + refusals[job_id] == 1
+    wait_for(lambda: not list(clinic.scans.iterdir()), service)
+    peak_kb = int(Path(f"/proc/{service.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
+    assert peak_kb < PARENT_MB * 1000
+
+    # SIGTERM in the middle: no process stays, and the scan waits as if nobody had touched it.
+    last = queue(clinic, store, scan)
+    worker, held = hold_in_the_middle(service, store)
+    assert held.id == last.id
+    service.process.send_signal(signal.SIGTERM)
+    assert service.wait(seconds=SECONDS) == 0
+    assert is_gone(worker)
+    assert (store.job(last.id).state, store.job(last.id).attempts) == ("waiting", 0)
+    assert {path.name for path in clinic.scans.iterdir()} == {last.id}

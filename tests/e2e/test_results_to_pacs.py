@@ -1,0 +1,214 @@
+"""Results go to a real PACS (Orthanc), by STOW-RS and C-STORE: once, whatever is killed on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from highdicom.sr import srread
+from pydicom import dcmread
+
+from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import new_id
+from pipeline.pacs.pacs import RemoteSeries, connect
+from pipeline.results.write import PICTURE, REPORT, write_results
+from pipeline.score import Score
+from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
+from tests.pipeline.results.answers import SEVERE, answer_to, score_of, series_of, write_scan
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+WAYS = ("stow", "c-store")
+SETTINGS = """
+[results]
+send = "always"
+by = "{way}"
+url = "{url}"
+user = "{user}"
+password_file = "password"
+host = "127.0.0.1"
+port = {port}
+called_aet = "{aet}"
+calling_aet = "{ours}"
+timeout_seconds = 20
+retry_seconds = 0.2
+"""
+# The outbox as a process of its own. With "kill" it is ended, as by kill -9, between the PACS's answer and its note.
+SENDER = """
+import os, signal, sys, threading
+from pathlib import Path
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
+from pipeline.results.outbox import Outbox
+if sys.argv[2:] == ["kill"]:
+    Store.set_delivery = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+Outbox(Clinic.open(Path(sys.argv[1]))).run(threading.Event())
+"""
+
+
+class Hospital:
+    """A PACS with one synthetic scan, and clinics that have answered it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.scan = folder, folder / "scan"
+        node = {"AET": OUR_TITLE, "Host": "127.0.0.1", "Port": free_port()}
+        self.orthanc = Orthanc(folder / "orthanc", modalities={"node": node})
+        write_scan(self.scan)
+        self.score: Score = score_of(self.scan)
+
+    def fill(self) -> None:
+        self.orthanc.upload(sorted(self.scan.iterdir()))
+
+    def clinic(self, way: str) -> tuple[Clinic, Answer]:
+        """A clinic with one answer that waits to be sent."""
+        folder = self.folder / new_id()
+        folder.mkdir()
+        (folder / "password").touch(mode=0o600)
+        (folder / "password").write_text(PASSWORD)
+        names = {"url": self.orthanc.url, "user": USER, "port": self.orthanc.dicom_port, "aet": AET, "ours": OUR_TITLE}
+        (folder / "clinic.toml").write_text(SETTINGS.format(way=way, **names))
+        clinic = Clinic.open(folder)
+        with clinic.store() as store:
+            store.add_job(new_id(), source="upload", asked_by="test")
+            job = store.take()
+            assert job is not None
+            answer = answer_to(self.score, series_of(self.scan), clinic.answers / new_id(), job_id=job.id)
+            assert write_results(answer, answer.folder) is None
+            store.answer(job, answer, deliver=True)
+        return clinic, answer
+
+    @contextmanager
+    def sender(self, clinic: Clinic, *how: str) -> Iterator["subprocess.Popen[bytes]"]:
+        with self.orthanc.inside():
+            process = subprocess.Popen([sys.executable, "-c", SENDER, str(clinic.folder), *how], start_new_session=True)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def results(self, answer: Answer) -> dict[str, list[str]]:
+        """Of each series number above 900 that QIDO-RS finds beside the scan for this answer: its instances."""
+        ours = {dcmread(answer.folder / name).SeriesInstanceUID for name in (REPORT, PICTURE)}
+        found = {}
+        for series in self.qido(f"/studies/{answer.study_uid}/series?includefield=00200011"):
+            uid = value(series, "0020000E")
+            if uid in ours:
+                instances = self.qido(f"/studies/{answer.study_uid}/series/{uid}/instances")
+                found[str(value(series, "00200011"))] = [value(each, "00080018") for each in instances]
+        return found
+
+    def qido(self, path: str) -> list[dict[str, Any]]:
+        headers = {"Accept": "application/dicom+json"}
+        with self.orthanc.inside():
+            return requests.get(f"{self.orthanc.url}{path}", auth=(USER, PASSWORD), headers=headers, timeout=20).json()
+
+
+def value(answer: dict[str, Any], tag: str) -> Any:
+    return answer[tag]["Value"][0]
+
+
+def delivery(clinic: Clinic, answer: Answer) -> Delivery:
+    with clinic.store() as store:
+        found = store.answer_by_id(answer.id).pacs
+    assert found is not None
+    return found
+
+
+def wait_until(true: Callable[[], bool], *, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def expected(answer: Answer) -> dict[str, list[str]]:
+    files = [dcmread(answer.folder / name) for name in (REPORT, PICTURE)]
+    return {str(each.SeriesNumber): [each.SOPInstanceUID] for each in files}
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+    require_orthanc()
+    made = Hospital(tmp_path_factory.mktemp("hospital"))
+    try:
+        made.orthanc.start()
+        made.fill()
+        yield made
+    finally:
+        made.orthanc.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_results_wait_for_a_pacs_that_is_down_and_then_lie_beside_the_scan(hospital: Hospital, way: str) -> None:
+    clinic, answer = hospital.clinic(way)
+    hospital.orthanc.stop()
+    with hospital.sender(clinic):
+        wait_until(lambda: delivery(clinic, answer).attempts >= 2)
+        waiting = delivery(clinic, answer)
+        assert (waiting.state, waiting.code) == ("waiting", "E_PACS_SILENT")
+        hospital.orthanc.start()
+        wait_until(lambda: delivery(clinic, answer).state == "sent")
+    assert delivery(clinic, answer).code is None
+    assert hospital.results(answer) == expected(answer)
+    modalities = {value(each, "00080060") for each in hospital.qido(f"/studies/{answer.study_uid}/series")}
+    assert modalities == {"CT", "SR", "OT"}
+    (source,) = (
+        each
+        for each in hospital.qido(f"/studies/{answer.study_uid}/series?includefield=00201209")
+        if value(each, "00080060") == "CT"
+    )
+    assert value(source, "00201209") == len(list(hospital.scan.iterdir()))  # nothing was overwritten
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sender_that_is_killed_sends_again_and_nothing_doubles(hospital: Hospital, way: str) -> None:
+    clinic, answer = hospital.clinic(way)
+    with hospital.sender(clinic, "kill") as process:
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    assert hospital.results(answer) == expected(answer)  # it had come, and the outbox does not know
+    assert delivery(clinic, answer).state == "waiting"
+    with hospital.sender(clinic):
+        wait_until(lambda: delivery(clinic, answer).state == "sent")
+    assert hospital.results(answer) == expected(answer)
+
+
+def test_the_pacs_gives_the_figures_back_as_they_were_sent(hospital: Hospital, tmp_path: Path) -> None:
+    clinic, answer = hospital.clinic("stow")
+    with hospital.sender(clinic):
+        wait_until(lambda: delivery(clinic, answer).state == "sent")
+    for name in (REPORT, PICTURE):
+        made = dcmread(answer.folder / name)
+        series = RemoteSeries("", "", "", answer.study_uid, made.SeriesInstanceUID, made.Modality, "", 1)
+        with hospital.orthanc.inside(), connect(clinic.settings.results.pacs, clinic.folder) as pacs:
+            (content,) = pacs.fetch(series, None)
+        (tmp_path / name).write_bytes(content)
+    (severe,) = (
+        group
+        for group in srread(tmp_path / REPORT).content.get_image_measurement_groups()
+        if group.tracking_identifier == "severe"
+    )
+    assert severe.get_measurements()[0].value == pytest.approx(SEVERE)
+    stored, sent = (dcmread(folder / PICTURE) for folder in (tmp_path, answer.folder))
+    assert stored.PixelData == sent.PixelData
+
+
+def test_a_pacs_that_refuses_for_good_is_asked_once(hospital: Hospital) -> None:
+    """Not DICOM: Orthanc answers 400 to the whole request."""
+    clinic, answer = hospital.clinic("stow")
+    (answer.folder / REPORT).unlink()
+    (answer.folder / PICTURE).write_bytes((answer.folder / PICTURE).read_bytes()[:2000])
+    with hospital.sender(clinic):
+        wait_until(lambda: delivery(clinic, answer).attempts == 1)
+        wait_until(lambda: delivery(clinic, answer).state != "waiting")
+    assert (delivery(clinic, answer).state, delivery(clinic, answer).code) == ("failed", "E_PACS_STORE")
+    assert (answer.folder / PICTURE).exists()

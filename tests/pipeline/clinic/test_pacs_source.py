@@ -1,0 +1,280 @@
+"""Series at a synthetic PACS in this process, listed for a clinician and fetched whole; tests/e2e has a real one."""
+
+import logging
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import JPEG2000Lossless
+from pynetdicom.events import Event as DicomEvent
+
+from models.refusal import Refusal
+from pipeline.clinic import pacs_source
+from pipeline.clinic.pacs_source import PacsSource
+from pipeline.clinic.records import Job
+from pipeline.clinic.store import Store
+from pipeline.pacs.settings import PacsTable
+from pipeline.series import quiet_pydicom
+from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images
+
+STUDY_UID = "2.25.2718281828459045"
+COUNT = 6
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "clinic") as opened:
+        yield opened
+
+
+@pytest.fixture
+def pacs() -> Iterator[FakePacs]:
+    with FakePacs(images=images(COUNT)).running() as running:
+        yield running
+
+
+def source(store: Store, port: int, *, retries: int = 0, keep_free_gb: float = 0) -> PacsSource:
+    titles = {"called_aet": PACS_TITLE, "calling_aet": OUR_TITLE}
+    dimse = {"host": "127.0.0.1", "port": port, "timeout_seconds": 5, "connect_seconds": 5, **titles}
+    limits = {"retries": retries, "retry_seconds": 0, "keep_free_gb": keep_free_gb}
+    table = PacsTable.model_validate({"protocol": "dimse", "dimse": dimse, "limits": limits})
+    return PacsSource(store.folder, table, store.folder)
+
+
+def study(uid: str, *series: Dataset, **attributes: str) -> tuple[Dataset, list[Dataset]]:
+    usual = {"StudyDate": "20210304", "PatientID": PATIENT_ID, "AccessionNumber": "A1", "ModalitiesInStudy": "CT"}
+    return dataset(StudyInstanceUID=uid, **{**usual, **attributes}), list(series)
+
+
+def ct(uid: str, **attributes: str) -> Dataset:
+    return dataset(SeriesInstanceUID=uid, **{"Modality": "CT", "NumberOfSeriesRelatedInstances": "6", **attributes})
+
+
+def ask(source: PacsSource, store: Store) -> Job:
+    return source.ask(store, STUDY_UID, SERIES_UID, by="clinician")
+
+
+# --- listing ---
+
+
+def test_the_ct_series_of_one_patient_come_newest_first(pacs: FakePacs, store: Store) -> None:
+    pacs.studies = [
+        study("1.1", ct("1.1.1", SeriesDescription="thin")),
+        study("1.2", ct("1.2.1"), ct("1.2.2", Modality="SR"), StudyDate="20210401", PatientName="CANARY^ONE"),
+        study("1.3", ct("1.3.1"), PatientID=PATIENT_ID + "7"),  # this PACS takes no notice of the patient asked for
+    ]
+    found = source(store, pacs.port).list_series(patient_id=f" {PATIENT_ID} ").to_json()
+    assert found["complete"]
+    assert [each["series_uid"] for each in found["series"]] == ["1.2.1", "1.1.1"]
+    assert pacs.asked[0].PatientID == PATIENT_ID
+    assert found["series"][0] == {
+        "patient_id": PATIENT_ID,
+        "issuer": "",
+        "patient_name": "CANARY^ONE",
+        "accession": "A1",
+        "study_uid": "1.2",
+        "series_uid": "1.2.1",
+        "study_date": "2021-04-01",
+        "body_part": "",
+        "description": "",
+        "images": 6,
+    }
+    assert found["series"][1]["description"] == "thin"
+
+
+def test_an_accession_number_and_days_are_asked_for_too(pacs: FakePacs, store: Store) -> None:
+    pacs.studies = [study("1.1", ct("1.1.1")), study("1.2", ct("1.2.1"), AccessionNumber="A2", StudyDate="")]
+    asking = source(store, pacs.port)
+    assert [each.series_uid for each in asking.list_series(accession="A2").series] == ["1.2.1"]
+    march = asking.list_series(from_date=date(2021, 3, 1), to_date=date(2021, 3, 31))
+    assert [each.series_uid for each in march.series] == ["1.1.1"]
+    assert asking.list_series(accession="A2").to_json()["series"][0]["study_date"] is None
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [
+        {},
+        {"patient_id": "  "},
+        {"patient_id": "*"},
+        {"patient_id": "00?"},
+        {"accession": "A\\B"},
+        {"patient_id": "1\n2"},
+        {"patient_id": "1" * 65},
+        {"from_date": date(2021, 3, 1)},
+        {"to_date": date(2021, 3, 1)},
+        {"from_date": date(2021, 3, 1), "to_date": date(2021, 4, 2)},
+        {"patient_id": "1", "from_date": date(2021, 3, 2), "to_date": date(2021, 3, 1)},
+    ],
+)
+def test_a_search_that_would_find_everything_or_nothing_never_reaches_the_pacs(
+    store: Store, criteria: dict[str, Any]
+) -> None:
+    with pytest.raises(Refusal, match="E_PACS_CRITERIA"):  # where nothing listens: else it were E_PACS_SILENT
+        source(store, free_port()).list_series(**criteria)
+
+
+def test_a_long_list_is_cut_and_says_so(pacs: FakePacs, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacs_source, "MOST_SERIES", 2)
+    pacs.studies = [study(f"1.{number}", ct(f"1.{number}.1")) for number in range(1, 9)]
+    found = source(store, pacs.port).list_series(patient_id=PATIENT_ID)
+    assert (len(found.series), found.is_complete) == (2, False)
+    assert len(pacs.asked) == 1 + 3  # no more studies than are needed to know that there are more
+
+
+# --- fetching ---
+
+
+def test_a_series_comes_whole_under_its_patient_and_is_taken_only_then(pacs: FakePacs, store: Store) -> None:
+    pacs.images = images(COUNT, size=64, syntax=JPEG2000Lossless)
+    asking = source(store, pacs.port)
+    job = ask(asking, store)
+    assert (job.state, job.source, job.asked_by, job.is_whole) == ("waiting", "pacs", "clinician", False)
+    assert store.take() is None
+    asking.fetch_all(store, Event())
+    taken = store.take()
+    assert taken is not None and taken.id == job.id
+    files = sorted(taken.folder.iterdir())
+    assert len(files) == COUNT and not any(SERIES_UID in str(path) for path in files)
+    here = {image.SOPInstanceUID: image for image in map(dcmread, files)}
+    for image in pacs.images:
+        assert here[image.SOPInstanceUID].PixelData == image.PixelData
+        assert here[image.SOPInstanceUID].PatientName == image.PatientName
+        assert here[image.SOPInstanceUID].file_meta.TransferSyntaxUID == JPEG2000Lossless
+
+
+def test_after_a_stop_in_the_middle_only_the_rest_is_fetched(
+    pacs: FakePacs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, keep = Event(), PacsSource._keep
+
+    def keep_two(self: PacsSource, content: bytes, *arguments: Any) -> None:
+        keep(self, content, *arguments)
+        if len(list(job.folder.glob("*.dcm"))) == 2:
+            stop.set()
+
+    monkeypatch.setattr(PacsSource, "_keep", keep_two)
+    job = ask(source(store, pacs.port), store)
+    source(store, pacs.port).fetch_all(store, stop)
+    assert len(list(job.folder.glob("*.dcm"))) == 2
+    assert store.take() is None
+    (job.folder / ".part").write_bytes(b"half an image, as a kill leaves it")
+    pacs.asked.clear()
+    source(store, pacs.port).fetch_all(store, Event())
+    assert len(pacs.asked[-1].SOPInstanceUID) == COUNT - 2
+    taken = store.take()
+    assert taken is not None and len(list(taken.folder.iterdir())) == COUNT
+
+
+def breaks_off(pacs: FakePacs) -> None:
+    usual, calls = pacs.usual_get, []
+
+    def get(event: DicomEvent) -> Iterator[Any]:
+        calls.append(1)
+        for number, answer in enumerate(usual(event)):
+            if len(calls) == 1 and number == 3:
+                event.assoc.abort()
+                return
+            yield answer
+
+    pacs.get = get
+
+
+def test_a_pacs_that_breaks_off_is_asked_again(pacs: FakePacs, store: Store) -> None:
+    breaks_off(pacs)
+    asking = source(store, pacs.port, retries=2)
+    job = ask(asking, store)
+    asking.fetch_all(store, Event())
+    assert store.job(job.id).is_whole
+    assert len(list(job.folder.glob("*.dcm"))) == COUNT
+
+
+def test_a_series_that_is_not_fetched_leaves_its_reason_and_no_file(
+    pacs: FakePacs, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def of_another(image: Dataset) -> Dataset:
+        image.SeriesInstanceUID = "1.2.666"
+        return image
+
+    def forgets_one(event: DicomEvent) -> Iterator[Any]:
+        yield from list(pacs.usual_get(event))[:-1]
+
+    def nothing() -> None:
+        pacs.images = []
+
+    def another() -> None:
+        pacs.images = [of_another(image) for image in images(COUNT)]
+
+    faults = {
+        "E_PACS_NO_SERIES": (nothing, {}),
+        "E_PACS_ANSWER": (another, {}),
+        "E_PACS_INCOMPLETE": (lambda: setattr(pacs, "get", forgets_one), {}),
+        "E_PACS_SILENT": (lambda: breaks_off(pacs), {}),
+        "E_DISK": (lambda: None, {"keep_free_gb": 1e9}),
+    }
+    for code, (fault, options) in faults.items():
+        pacs.images, pacs.get = images(COUNT), None
+        fault()
+        asking = source(store, pacs.port, **options)
+        job = ask(asking, store)
+        with caplog.at_level(logging.DEBUG):
+            asking.fetch_all(store, Event())
+        ended = store.job(job.id)
+        assert (ended.state, ended.code) == ("no_score", code)
+        assert ended.says and ended.remedy
+        assert not job.folder.exists()
+    assert store.take() is None and store.arriving() == []
+    assert [record.code for record in store.audit()] == list(faults)
+    assert not any(word in caplog.text for word in ("CANARY", STUDY_UID, SERIES_UID, "127.0.0.1"))
+
+
+def test_one_series_that_fails_does_not_hold_up_the_next(pacs: FakePacs, store: Store) -> None:
+    asking = source(store, pacs.port)
+    lost = asking.ask(store, "1.2.3", "1.2.3.4", by="clinician")
+    whole = ask(asking, store)
+    asking.fetch_all(store, Event())
+    assert store.job(lost.id).state == "no_score"
+    assert store.job(whole.id).is_whole
+
+
+def test_the_thread_fetches_what_is_asked_for_until_it_is_stopped(pacs: FakePacs, store: Store) -> None:
+    stop, asking = Event(), source(store, pacs.port)
+    thread = Thread(target=asking.run, args=(stop,))
+    thread.start()
+    job = ask(asking, store)
+    for _ in range(100):
+        if store.job(job.id).is_whole or stop.wait(0.1):
+            break
+    stop.set()
+    thread.join(timeout=10)
+    assert store.job(job.id).is_whole and not thread.is_alive()
+
+
+def test_libraries_that_quote_patients_are_silent_for_good(
+    pacs: FakePacs, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = source(store, pacs.port)
+    with quiet_pydicom(), caplog.at_level(logging.WARNING):
+        asking.list_series(patient_id=PATIENT_ID)
+    for name in ("pydicom", "urllib3.connectionpool", "dicomweb_client.web"):
+        logging.getLogger(name).warning("CANARY")
+    assert "CANARY" not in caplog.text
+
+
+@pytest.mark.parametrize("uids", [("1.2.3", "../../x"), ("1.2.3/series/4", "1.2"), ("", "1.2"), ("1.2", "01.2")])
+def test_what_is_no_uid_is_never_asked_for(store: Store, uids: tuple[str, str]) -> None:
+    with pytest.raises(Refusal, match="E_PACS_UID"):
+        source(store, free_port()).ask(store, *uids, by="clinician")
+    assert store.arriving() == []
+
+
+def test_a_full_queue_takes_no_more(store: Store) -> None:
+    asking = source(store, free_port())
+    ask(asking, store)
+    with pytest.raises(Refusal, match="E_QUEUE_FULL"):
+        asking.ask(store, STUDY_UID, SERIES_UID, by="clinician", at_most=1)

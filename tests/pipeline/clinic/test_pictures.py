@@ -1,0 +1,189 @@
+"""Pictures of an answer: volumes that lie where the patient lies, and slices that are the right way round."""
+
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.refusal import Refusal
+from pipeline.burden import burden
+from pipeline.clinic import pictures
+from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, planes, slice_png, write_pictures
+from pipeline.heat import CONTOUR_RGB
+from pipeline.preprocess import Preprocessing, prepare
+from pipeline.score import Score
+from pipeline.volume import Volume
+from tests.descriptions import description
+
+SPACING_MM = (2.5, 3.0, 2.0)  # slices, rows, columns
+SHAPE = (100, 80, 160)
+LESION_RAS_MM = np.array([55.0, 20.0, 40.0])  # in the patient's right lung, in front of and above its middle
+SMALLEST_WINDOW_GREY = 20
+
+
+def body() -> Volume:
+    """Two lungs in a body, and one dense ball in the right one; slices go up, rows back, columns to the left."""
+    z, y, x = np.meshgrid(
+        *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING_MM, strict=True)), indexing="ij", sparse=True
+    )  # towards head, back and left
+    hu = np.where((x / 150) ** 2 + (y / 105) ** 2 < 1, 40.0, -1000.0) + 0 * z
+    for centre_mm in (-65.0, 65.0):
+        hu[((x - centre_mm) / 52) ** 2 + (y / 70) ** 2 + (z / 95) ** 2 < 1] = -850.0
+    right, front, up = LESION_RAS_MM
+    hu[(x + right) ** 2 + (y + front) ** 2 + (z - up) ** 2 < 15**2] = 60.0
+    up_mm, back_mm, left_mm = SPACING_MM
+    affine = np.array([[0, 0, -left_mm, 0], [0, -back_mm, 0, 0], [up_mm, 0, 0, 0], [0, 0, 0, 1.0]])
+    affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2
+    return Volume(hu.astype(np.float32), affine)
+
+
+def score(volume: Volume, *, has_saliency: bool = True) -> Score:
+    """A score whose saliency is a small ball on the lesion."""
+    prepared = prepare(volume, Preprocessing())
+    voxels = np.stack([*np.indices(prepared.tensor.shape[1:]), np.ones(prepared.tensor.shape[1:])])
+    places_mm = np.tensordot(prepared.tensor_affine[:3], voxels, axes=1)
+    distance_mm = np.linalg.norm(places_mm - LESION_RAS_MM[:, None, None, None], axis=0)
+    saliency = np.clip(1 - distance_mm / 25, 0, None).astype(np.float32)
+    return Score(
+        probabilities={"severe": 0.4, "pcr_positive": 0.6},
+        checks=(),
+        age_band="60-64",
+        sex="F",
+        model=description(),
+        model_sha256="a1" * 32,
+        hu_sha256="b2" * 32,
+        seconds={"total": 0.1},
+        scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
+        prepared=prepared,
+        volume=volume,
+        burden=burden(prepared),
+        saliency=saliency / saliency.max() if has_saliency else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("answer")
+    write_pictures(score(body()), made)
+    return made
+
+
+def peak_mm(path: Path, weight: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """RAS position of the centre of what `weight` finds in a volume."""
+    image = nib.load(path)
+    found = weight(np.asarray(image.dataobj, dtype=float))
+    centre = [np.average(each, weights=found) for each in np.indices(found.shape)]
+    return (image.affine @ [*centre, 1.0])[:3]
+
+
+def pixels(png: bytes) -> NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(np.int16)
+
+
+def centre(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Row and column of the middle, as shares of the picture."""
+    rows, columns = np.nonzero(mask)
+    return rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]
+
+
+def in_lung(volume: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lesion: dense voxels of the box around the right lung, clear of its walls."""
+    image = np.zeros_like(volume)
+    size = volume.shape
+    image[size[0] // 4 : size[0] * 2 // 5, size[1] // 3 : size[1] // 2, size[2] * 3 // 5 : size[2] * 3 // 4] = 1
+    return image * (volume > 0)
+
+
+def test_scan_and_saliency_lie_where_the_patient_does(folder):
+    assert np.abs(peak_mm(folder / IMAGE, in_lung) - LESION_RAS_MM).max() < 1.5
+    assert np.abs(peak_mm(folder / SALIENCY, lambda v: v**3) - LESION_RAS_MM).max() < 2
+    lungs_mm = peak_mm(folder / LUNGS, lambda v: v)
+    assert np.abs(lungs_mm).max() < 4  # the body lies around the origin
+    assert nib.load(folder / IMAGE).get_data_dtype() == np.int16
+    assert {nib.load(folder / name).get_data_dtype() for name in (LUNGS, SALIENCY)} == {np.dtype(np.uint8)}
+
+
+def test_a_large_scan_is_made_coarser_and_stays_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_VOXELS", (40, 80, 75))
+    volume = body()
+    write_pictures(score(volume), tmp_path)
+    image = nib.load(tmp_path / IMAGE)
+    assert image.shape == (53, 80, 33)  # columns by threes, slices by threes; what is left over is cut off
+    assert np.allclose(image.header.get_zooms(), (6.0, 3.0, 7.5))
+    assert np.abs(peak_mm(tmp_path / IMAGE, in_lung) - LESION_RAS_MM).max() < 2.5
+    values = np.asarray(image.dataobj)
+    assert (values.min(), values.max()) == (-1000, 60)
+
+
+def test_the_same_scan_gives_the_same_bytes(folder, tmp_path):
+    write_pictures(score(body()), tmp_path)
+    for name in (IMAGE, LUNGS, SALIENCY):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("plane", pictures.PLANES)
+def test_slices_are_seen_as_a_radiologist_sees_them(folder, plane):
+    """Axial: the front above, the patient's right on the left. Coronal: the head above. Sagittal: the front left."""
+    about = planes(folder)[plane]
+    plain = pixels(slice_png(folder, plane, about["start"]))
+    over = pixels(slice_png(folder, plane, about["start"], "saliency"))
+    heat = np.abs(over - plain).sum(axis=2) > 60
+    row, column = centre(heat)
+    # The lesion is right of, in front of and above the middle.
+    assert row < 0.48
+    assert column < 0.48
+    # The dense ball itself is under it: the same pixels are bright without the overlay.
+    assert plain[..., 0][heat].max() == plain.max()
+    assert plain.shape == (about["rows"], about["columns"], 3)
+
+
+def test_pixels_are_squares(folder):
+    about = planes(folder)
+    extent_mm = {name: n * s for name, n, s in zip(("up", "back", "left"), SHAPE, SPACING_MM, strict=True)}
+    for plane, across, down in (("axial", "left", "back"), ("coronal", "left", "up"), ("sagittal", "back", "up")):
+        aspect = about[plane]["columns"] / about[plane]["rows"]
+        assert aspect == pytest.approx(extent_mm[across] / extent_mm[down], rel=0.02)
+    assert {plane: (each["count"], each["spacing_mm"]) for plane, each in about.items()} == {
+        "axial": (SHAPE[0], SPACING_MM[0]),
+        "coronal": (SHAPE[1], SPACING_MM[1]),
+        "sagittal": (SHAPE[2], SPACING_MM[2]),
+    }
+
+
+def test_the_first_slices_go_through_the_highest_saliency_else_through_most_lung(folder, tmp_path):
+    write_pictures(score(body(), has_saliency=False), tmp_path)
+    image = nib.load(folder / IMAGE)
+    lesion = np.linalg.inv(image.affine) @ [*LESION_RAS_MM, 1.0]
+    with_map, without = ([planes(each)[p]["start"] for p in pictures.PLANES] for each in (folder, tmp_path))
+    assert np.abs(np.array(with_map) - lesion[[2, 1, 0]]).max() <= 3
+    assert abs(without[0] - SHAPE[0] / 2) <= 4  # the widest part of both lungs
+
+
+def test_the_contour_of_the_lungs_runs_along_their_edge(folder):
+    index = SHAPE[0] // 4  # below the lesion
+    plain = pixels(slice_png(folder, "axial", index))
+    drawn = pixels(slice_png(folder, "axial", index, "lungs"))
+    contour = (drawn == CONTOUR_RGB).all(axis=2)
+    assert contour.any()
+    assert (drawn[~contour] == plain[~contour]).all()
+    rows, columns = np.nonzero(contour)
+    for row, column in zip(rows, columns, strict=True):
+        near = plain[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5, 0]
+        assert np.ptp(near) > SMALLEST_WINDOW_GREY  # both lung and wall are near
+
+
+def test_what_is_not_there_is_refused(folder, tmp_path):
+    write_pictures(score(body(), has_saliency=False), tmp_path)
+    for asked in (("axial", -1, "none"), ("axial", SHAPE[0], "none"), ("coronal", SHAPE[1], "lungs")):
+        with pytest.raises(Refusal, match="E_NO_SUCH_PICTURE"):
+            slice_png(folder, *asked)
+    with pytest.raises(Refusal, match="E_NO_SUCH_PICTURE"):
+        slice_png(tmp_path, "axial", 3, "saliency")
+    with pytest.raises(Refusal, match="E_NO_SUCH_PICTURE"):
+        planes(tmp_path / "absent")

@@ -1,0 +1,99 @@
+"""The service, without its processes: what it refuses to start with, and what it does about tasks that fail."""
+
+import logging
+import socket
+import stat
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.clinic import service
+from pipeline.clinic.reasons import CLINIC_BUSY
+from pipeline.clinic.settings import SETTINGS, Clinic
+from pipeline.locks import alone
+
+CERTIFICATE = '[server]\ncertificate = "page.crt"\nkey = "page.key"\n'
+
+
+def refused(folder: Path, **options: int) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        service.run_service(folder, **options)  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_one_service_serves_a_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "service.lock", CLINIC_BUSY):
+        assert refused(tmp_path).code == "E_CLINIC_BUSY"
+    assert refused(tmp_path / "nowhere").code == "E_NO_CLINIC"
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_running", lambda _: pytest.fail("something was started"))
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        refusal = refused(tmp_path, port=taken.getsockname()[1])
+    assert refusal.code == "E_CLINIC_ADDRESS"
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None) -> None:
+    (tmp_path / SETTINGS).write_text(CERTIFICATE)
+    if content:
+        (tmp_path / "page.crt").write_text(content)
+        (tmp_path / "page.key").write_text(content)
+    refusal = refused(tmp_path)
+    assert refusal.code == "E_CLINIC_TLS"
+    assert str(tmp_path) not in str(refusal)
+
+
+class Impatient(threading.Event):
+    """Notes for how long it would have waited, and does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return self.is_set()
+
+
+def test_a_task_that_fails_is_started_again_until_it_shall_stop(caplog: pytest.LogCaptureFixture) -> None:
+    failures = [Refusal(reasons.PACS_SILENT, private="CANARY"), ValueError("an error"), None]
+    stop = Impatient()
+
+    def task(given: threading.Event) -> None:
+        assert given is stop
+        failure = failures.pop(0)
+        if failure:
+            raise failure
+        stop.set()
+
+    service._again("outbox", task, stop)
+    assert failures == []
+    assert stop.waits[:2] == [1.0, 2.0]  # longer each time
+    assert "E_PACS_SILENT" in caplog.text and "an error" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
+def test_what_happens_is_logged_for_the_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "service.log"
+    with service._logging(path):
+        logging.getLogger("fedthorax.clinic").info("a thing has happened")
+    logging.getLogger("fedthorax.clinic").error("a thing has happened elsewhere")
+    assert "a thing has happened\n" in path.read_text()
+    assert "elsewhere" not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_not_set_up_does_not_run(tmp_path: Path) -> None:
+    assert set(service._tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox"}
+    (tmp_path / SETTINGS).write_text(
+        '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:9/web"\n[receiver]\nenabled = true\n'
+    )
+    assert {"fetching", "receiver"} <= set(service._tasks(Clinic.open(tmp_path)))

@@ -1,0 +1,123 @@
+"""clinic.toml: its template, what it refuses, and the folder that it belongs to."""
+
+import re
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import configs
+from models.refusal import Refusal
+from pipeline.clinic.settings import FOLDERS, SETTINGS, Clinic, ClinicSettings, init_clinic
+
+TEMPLATE = Path(configs.__file__).with_name(SETTINGS)
+DICOMWEB = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example/dicom-web"\n'
+
+
+def opened(folder: Path, text: str, **server: object) -> Clinic:
+    (folder / SETTINGS).write_text(text)
+    return Clinic.open(folder, **server)  # type: ignore[arg-type]
+
+
+def refused(folder: Path, text: str, **server: object) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        opened(folder, text, **server)
+    return caught.value
+
+
+def test_the_template_holds_the_defaults() -> None:
+    written = ClinicSettings.model_validate(tomllib.loads(TEMPLATE.read_text(encoding="utf-8")))
+    assert written == ClinicSettings()
+
+
+def test_the_template_names_every_setting() -> None:
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for name, field in ClinicSettings.model_fields.items():
+        section = text.partition(f"[{name}]\n")[2].partition("\n[")[0]
+        table = field.annotation
+        if name in ("node", "pacs"):  # these are left out by default; those of [pacs] stand in site.toml
+            assert section
+            continue
+        assert isinstance(table, type) and issubclass(table, BaseModel)
+        for key in table.model_fields:
+            assert re.search(rf"^(# )?{key} = ", section, re.MULTILINE), f"[{name}] {key}"
+
+
+def test_a_clinic_works_without_a_settings_file(tmp_path: Path) -> None:
+    clinic = Clinic.open(tmp_path)
+    server = clinic.settings.server
+    assert (server.host, server.port) == ("127.0.0.1", 8765)
+    assert (clinic.pacs, clinic.node, clinic.settings.results.send) == (None, None, "off")
+    for name in FOLDERS:
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+
+
+def test_a_new_clinic_is_its_owners_alone(tmp_path: Path) -> None:
+    clinic = init_clinic(tmp_path / "clinic")
+    assert stat.S_IMODE(clinic.folder.stat().st_mode) == 0o700
+    assert (clinic.folder / SETTINGS).read_text() == TEMPLATE.read_text()
+    (clinic.folder / SETTINGS).write_text("[server]\nport = 9000\n")
+    with pytest.raises(Refusal) as caught:
+        init_clinic(clinic.folder)
+    assert caught.value.code == "E_CLINIC_EXISTS"
+    assert Clinic.open(clinic.folder).settings.server.port == 9000
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as caught:
+        Clinic.open(tmp_path / "nowhere")
+    assert caught.value.code == "E_NO_CLINIC"
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[keep]\naudit_days = 182\n", "keep.audit_days"),
+        ("[keep]\nanswers = 3\n", "keep.answers"),
+        ("[server]\nport = 0\n", "server.port"),
+        ('[server]\nhost = "0.0.0.0"\n', "without_tls"),
+        ('[server]\ncertificate = "a.crt"\n', "certificate and key"),
+        ('[results]\nsend = "always"\n', "results"),
+        ('[results]\nsend = "always"\nby = "c-store"\n', "results"),
+        ('[results]\nsend = "sometimes"\n', "results.send"),
+        (f'[node]\nfolder = "../site"\n{DICOMWEB}', "of the clinic's own"),
+        ('[receiver]\naet = "a name that is too long"\n', "receiver.aet"),
+    ],
+)
+def test_wrong_settings_are_refused_by_key(tmp_path: Path, text: str, key: str) -> None:
+    refusal = refused(tmp_path, text)
+    assert refusal.code == "E_SETTINGS_KEY"
+    assert key in refusal.says
+
+
+def test_results_name_the_pacs_they_go_to(tmp_path: Path) -> None:
+    by_web = opened(tmp_path, '[results]\nsend = "always"\nurl = "https://pacs.example/web"\ntoken_file = "t"\n')
+    web = by_web.settings.results.pacs.dicomweb
+    assert web and (web.url, web.token_file) == ("https://pacs.example/web", Path("t"))
+    by_store = opened(tmp_path, '[results]\nsend = "on_request"\nby = "c-store"\nhost = "pacs.example"\n')
+    dimse = by_store.settings.results.pacs.dimse
+    assert dimse and (dimse.host, dimse.port, dimse.called_aet) == ("pacs.example", 104, "PACS")
+
+
+def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    clinic = opened(tmp_path, '[server]\nport = 9000\nnames = ["ward.example"]\n', port=9001)
+    server = clinic.settings.server
+    assert (server.host, server.port, server.names) == ("127.0.0.1", 9001, ["ward.example"])
+    assert opened(tmp_path, "", host="::1").settings.server.host == "::1"
+    assert refused(tmp_path, "", host="0.0.0.0").code == "E_CLINIC_ADDRESS"  # it has neither TLS nor a proxy
+    with_tls = '[server]\ncertificate = "a.crt"\nkey = "a.key"\n'
+    assert opened(tmp_path, with_tls, host="0.0.0.0").settings.server.host == "0.0.0.0"
+
+
+def test_the_pacs_is_the_nodes_or_its_own(tmp_path: Path) -> None:
+    clinic = opened(tmp_path, DICOMWEB)
+    assert clinic.pacs == (clinic.settings.pacs, clinic.folder)
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "site.toml").write_text(f'[site]\nname = "ward"\n[labels]\nfile = "labels.csv"\n{DICOMWEB}')
+    of_node = opened(tmp_path, '[node]\nfolder = "site"\n')
+    assert of_node.node and of_node.node.name == "ward"
+    assert of_node.pacs and (of_node.pacs[0].protocol, of_node.pacs[1]) == ("dicomweb", site)

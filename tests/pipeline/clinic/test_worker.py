@@ -1,0 +1,431 @@
+"""The worker: what it leaves of a scan, whatever becomes of it. All scans here are synthetic."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import zipfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import save_release
+from pipeline.clinic import without_score as without_score_module
+from pipeline.clinic import worker
+from pipeline.clinic.database import now, stamp
+from pipeline.clinic.pictures import planes
+from pipeline.clinic.records import Answer, Job
+from pipeline.clinic.retention import clear_work, forget_old, tidy
+from pipeline.clinic.settings import SETTINGS, Clinic
+from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.worker import Worker
+from tests.descriptions import description
+from tests.pipeline import volume_images
+from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
+from tests.pipeline.test_score import SPACING_MM, chest
+
+MODELS = ("live", "shadow")
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic chest as a folder of DICOM files. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("SECRET-PLACE")
+    write_series(folder, chest(), spacing_mm=SPACING_MM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two releases with random weights, by their SHA-256."""
+    found = {}
+    for seed, study in enumerate(MODELS):
+        folder = tmp_path_factory.mktemp(study)
+        release = save_release(folder, build_network(NetworkSettings(), seed=seed), description(study=study))
+        found[release.sha256] = folder
+    return found
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, releases: dict[str, Path]) -> Clinic:
+    """A clinic that keeps both releases; the first is live."""
+    clinic = Clinic.open(tmp_path)
+    with clinic.store() as store:
+        for (sha256, folder), name in zip(releases.items(), MODELS, strict=True):
+            shutil.copytree(folder, clinic.models / sha256)
+            store.add_model(sha256, name, signed_by=None, by="test")
+        store.set_live(next(iter(releases)), by="test")
+    return clinic
+
+
+@pytest.fixture
+def store(clinic: Clinic) -> Iterator[Store]:
+    with clinic.store() as opened:
+        yield opened
+
+
+def queue(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
+    job_id = new_id()
+    if source.is_dir():
+        shutil.copytree(source, clinic.scans / job_id)
+    else:
+        (clinic.scans / job_id).mkdir()
+        shutil.copy(source, clinic.scans / job_id)
+    return store.add_job(job_id, source="upload", asked_by="night desk", **options)  # type: ignore[arg-type]
+
+
+def work(clinic: Clinic, store: Store) -> None:
+    """Let a worker do what one round of its loop does."""
+    ours = Worker(clinic, store)
+    assert ours.work_off_one(ours._release("live"))
+
+
+def answer_of(clinic: Clinic, store: Store, source: Path, **options: str) -> Answer:
+    job = queue(clinic, store, source, **options)
+    work(clinic, store)
+    done = store.job(job.id)
+    assert done.answer_id, (done.code, done.says)
+    return store.answer_by_id(done.answer_id)
+
+
+def without_score(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
+    job = queue(clinic, store, source, **options)
+    work(clinic, store)
+    done = store.job(job.id)
+    assert done.state == "no_score"
+    assert store.answers(role=None) == []
+    assert not job.folder.exists()
+    left = [path.relative_to(clinic.answers).as_posix() for path in clinic.answers.rglob("*") if path.is_file()]
+    assert left == ([f"{job.id}/image.nii.gz"] if done.to_json()["has_pictures"] else [])
+    return done
+
+
+def test_a_scan_is_answered_with_all_its_files(
+    clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
+) -> None:
+    answer = answer_of(clinic, store, scan)
+    assert answer.patient
+    assert (answer.patient.id, answer.patient.name, answer.patient.sex) == (PATIENT_ID, "CANARY^SYNTHETIC", "F")
+    assert answer.patient.age_years == 63
+    assert answer.patient.key == store.patient_key(PATIENT_ID)
+    assert (answer.model_sha256, answer.model_name, answer.role) == (next(iter(releases)), "live", "live")
+    assert (answer.series_uid, answer.pcr, answer.pacs) == (SERIES_UID, None, None)
+    assert answer.acquired_at and answer.acquired_at.isoformat() == "2021-03-04T10:11:12"
+    assert json.loads((answer.folder / "score.json").read_text()) == answer.score
+    names = answer.to_json()["files"]
+    assert {"score.json", "image.nii.gz", "lungs.nii.gz", "source.dcm", "sr.dcm", "picture.dcm"} <= set(names)
+    job = store.job(answer.job_id)
+    assert (job.state, job.attempts, job.patient) == ("answered", 1, answer.patient)
+    assert not job.folder.exists()
+    (record,) = store.audit(limit=1)
+    assert (record.action, record.who) == ("answer", "night desk")
+    assert record.input_sha256 == answer.score["input"]["hu_sha256"]
+    assert PATIENT_ID not in str(record)
+
+
+def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "1.zip", "w") as packed:
+        for file in scan.iterdir():
+            packed.write(file, f"a/{file.name}")
+    volume = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "1.nii.gz")
+    answers = [answer_of(clinic, store, source) for source in (scan, tmp_path / "1.zip", volume)]
+    assert len({answer.score["input"]["hu_sha256"] for answer in answers}) == 1
+    assert [answer.patient and answer.patient.id for answer in answers] == [PATIENT_ID, PATIENT_ID, None]
+    assert (answers[1].folder / "sr.dcm").is_file()  # though the zip's files are gone by now
+    assert not (answers[2].folder / "sr.dcm").exists()  # nobody knows whose it is
+    assert list(clinic.work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("send", "waits"), [("off", False), ("on_request", False), ("always", True)], ids=["off", "on_request", "always"]
+)
+def test_results_wait_to_be_sent_where_that_is_set(
+    clinic: Clinic, store: Store, scan: Path, send: str, waits: bool
+) -> None:
+    text = f'[results]\nsend = "{send}"\nurl = "http://127.0.0.1:9/none"\npicture = false\n'
+    (clinic.folder / SETTINGS).write_text(text)
+    answer = answer_of(Clinic.open(clinic.folder), store, scan)
+    assert bool(answer.pacs) is waits
+    assert {"sr.dcm", "picture.dcm"} & set(answer.to_json()["files"]) == {"sr.dcm"}
+
+
+def test_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+    (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
+    volume = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "1.nii.gz")
+    assert answer_of(Clinic.open(clinic.folder), store, volume).pacs is None
+
+
+def test_what_is_no_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", body())
+    job = without_score(clinic, store, tmp_path / "scan")
+    assert job.code == "E_NO_LUNGS"
+    assert planes(job.pictures)["axial"]["count"] == 24  # the reader sees at once why
+    assert job.patient and job.patient.key  # so that it is found in the worklist
+    (record,) = store.audit(limit=1)
+    assert (record.action, record.code, record.model_sha256) == ("no_score", job.code, store.models()[0].sha256)
+    assert record.input_sha256 and len(record.input_sha256) == 64
+
+
+@pytest.mark.parametrize("fault", ["the disk is full", "killed before"])
+def test_pictures_of_a_scan_without_a_score_cost_nothing(
+    clinic: Clinic, store: Store, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "scan", body())
+    if fault == "killed before":
+        queued = queue(clinic, store, tmp_path / "scan")
+        queued.pictures.mkdir()
+        (queued.pictures / "image.nii.gz").write_bytes(b"of an earlier attempt")
+        work(clinic, store)
+        assert planes(store.job(queued.id).pictures)
+        return
+
+    def fail(_volume: object, folder: Path) -> None:
+        (folder / "image.nii.gz").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(without_score_module, "write_scan", fail)
+    job = without_score(clinic, store, tmp_path / "scan")
+    assert (job.code, job.pictures.exists()) == ("E_NO_LUNGS", False)
+    assert list(clinic.work.iterdir()) == []
+
+
+def test_pictures_of_a_scan_without_a_score_go_when_answers_do(
+    clinic: Clinic, store: Store, scan: Path, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "scan", body())
+    job = without_score(clinic, store, tmp_path / "scan")
+    answer = answer_of(clinic, store, scan)
+    clinic.settings.keep.answers_days = 10
+    for days, left in ((9, 2), (11, 0)):
+        ago = now() - timedelta(days=days)
+        with store.transaction() as db:
+            db.execute("UPDATE answers SET created_at = ?", (stamp(ago),))
+            db.execute("UPDATE jobs SET ended_at = ?", (stamp(ago),))
+        for folder in (job.pictures, answer.folder):
+            os.utime(folder, (ago.timestamp(), ago.timestamp()))
+        forget_old(clinic, store)
+        tidy(clinic, store)
+        assert len(list(clinic.answers.iterdir())) == left
+
+
+@pytest.mark.parametrize(("content", "code"), [(b"no scan", "E_NOT_DICOM"), (b"PK\x03\x04 torn", "E_ARCHIVE_BROKEN")])
+def test_what_cannot_be_read_gets_a_reason(
+    clinic: Clinic, store: Store, tmp_path: Path, content: bytes, code: str
+) -> None:
+    (tmp_path / "1.bin").write_bytes(content)
+    job = without_score(clinic, store, tmp_path / "1.bin")
+    assert (job.code, job.pictures.exists()) == (code, False)
+    (record,) = store.audit(limit=1)
+    assert record.input_sha256  # of the file
+
+
+def test_the_series_that_was_chosen_is_scored(clinic: Clinic, store: Store, scan: Path) -> None:
+    assert without_score(clinic, store, scan, series_uid="2.25.1").code == "E_UNKNOWN_SERIES"
+    assert answer_of(clinic, store, scan, series_uid=SERIES_UID)
+
+
+def test_a_scan_whose_files_are_gone_ends_without_a_score(clinic: Clinic, store: Store, scan: Path) -> None:
+    """As after a restore from a backup, which does without them."""
+    job = queue(clinic, store, scan)
+    shutil.rmtree(job.folder)
+    work(clinic, store)
+    assert store.job(job.id).code == "E_NO_IMAGES"
+
+
+def test_what_nobody_foresaw_stands_in_the_log_alone(
+    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("CANARY in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "write_pictures", fail)
+        job = without_score(clinic, store, scan)
+    assert job.code == "E_SCORING_FAILED"
+    assert "CANARY" not in str((job.code, job.says, job.remedy, store.audit()))
+    assert "CANARY in the middle" in caplog.text
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # nothing ends the next scan
+    assert answer_of(clinic, store, scan)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(OSError(errno.ENOSPC, "full"), "E_DISK_FULL"), (MemoryError(), "E_SCORING_MEMORY")],
+    ids=["disk", "memory"],
+)
+def test_a_full_disk_and_a_full_memory_say_so(
+    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "write_pictures", fail)
+    assert without_score(clinic, store, scan).code == code
+
+
+def test_the_time_for_a_scan_is_bounded(
+    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clinic.folder / SETTINGS).write_text("[limits]\nscoring_seconds = 500\n")
+    left = []
+    write = worker.write_pictures
+
+    def look(*arguments: object) -> None:
+        left.append(signal.getitimer(signal.ITIMER_REAL)[0])
+        write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(worker, "write_pictures", look)
+    answer_of(Clinic.open(clinic.folder), store, scan)
+    assert 0 < left[0] <= 500
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_uploads_stay_where_that_is_set(clinic: Clinic, store: Store, scan: Path) -> None:
+    (clinic.folder / SETTINGS).write_text("[keep]\nuploads = true\n")
+    keeping = Clinic.open(clinic.folder)
+    answer = answer_of(keeping, store, scan)
+    tidy(keeping, store, at_start=True)
+    assert store.job(answer.job_id).folder.is_dir()
+    tidy(clinic, store)
+    assert not store.job(answer.job_id).folder.exists()
+
+
+# --- the laboratory ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def laboratory(clinic: Clinic, tmp_path: Path) -> Path:
+    """The laboratory's table of the node that the clinic belongs to; empty as yet."""
+    site = tmp_path / "site"
+    site.mkdir()
+    text = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+    (site / "site.toml").write_text(text)
+    (clinic.folder / SETTINGS).write_text('[node]\nfolder = "site"\n')
+    (site / "pcr.csv").write_text("patient_id,collected,result\n")
+    return site / "pcr.csv"
+
+
+def test_a_pcr_result_is_found_with_the_answer_or_later(
+    clinic: Clinic, store: Store, scan: Path, laboratory: Path
+) -> None:
+    clinic = Clinic.open(clinic.folder)
+    early = answer_of(clinic, store, scan)
+    assert early.pcr is None
+    laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
+    late = answer_of(clinic, store, scan)
+    assert late.pcr and (late.pcr.result, late.pcr.source, late.pcr.by) == ("positive", "laboratory", "laboratory")
+    Worker(clinic, store)._look_for_pcr()
+    assert store.answer_by_id(early.id).pcr == late.pcr
+
+
+def test_a_result_that_was_entered_is_not_overwritten(
+    clinic: Clinic, store: Store, scan: Path, laboratory: Path
+) -> None:
+    clinic = Clinic.open(clinic.folder)
+    answer = answer_of(clinic, store, scan)
+    entered = store.set_pcr(answer.id, "negative", None, "entered", "night desk").pcr
+    laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
+    Worker(clinic, store)._look_for_pcr()
+    assert store.answer_by_id(answer.id).pcr == entered
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_scan(
+    clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
+) -> None:
+    first, second = releases
+    store.set_shadow(second, by="test")
+    old = answer_of(clinic, store, scan)
+    shadow, live = store.answers(role=None)
+    assert (live.id, live.model_sha256, shadow.model_sha256, shadow.role) == (old.id, first, second, "shadow")
+    assert shadow.score["probability"] != live.score["probability"]
+    assert shadow.score["input"]["hu_sha256"] == live.score["input"]["hu_sha256"]
+    assert [path.name for path in shadow.folder.iterdir()] == ["score.json"]
+    store.set_live(second, by="test")
+    new = answer_of(clinic, store, scan)
+    assert (new.model_sha256, new.model_name) == (second, "shadow")
+    assert new.score["probability"] == shadow.score["probability"]
+    assert store.answer_by_id(old.id).model_name == "live"
+
+
+def test_a_shadow_that_fails_costs_nothing(
+    clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    second = list(releases)[1]
+    store.set_shadow(second, by="test")
+    (clinic.models / second / "model.safetensors").write_bytes(b"torn")
+    assert answer_of(clinic, store, scan).role == "live"
+    assert len(store.answers(role=None)) == 1
+    assert "E_MODEL_ALTERED" in caplog.text
+
+
+def test_a_model_that_was_exchanged_on_the_disk_is_not_used(
+    clinic: Clinic, store: Store, releases: dict[str, Path]
+) -> None:
+    first, second = releases
+    shutil.rmtree(clinic.models / first)
+    shutil.copytree(releases[second], clinic.models / first)
+    with pytest.raises(Refusal) as caught:
+        Worker(clinic, store)._release("live")
+    assert caught.value.code == "E_MODEL_ALTERED"
+
+
+# --- what a kill leaves -----------------------------------------------------------------------------------
+
+
+def test_an_answer_that_comes_too_late_is_thrown_away(
+    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker was thought dead, and another has answered meanwhile."""
+    job = queue(clinic, store, scan)
+    write = worker.write_pictures
+
+    def overtaken(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        monkeypatch.setattr(worker, "write_pictures", write)
+        store.recover()
+        shutil.copytree(scan, job.folder, dirs_exist_ok=True)
+        work(clinic, store)
+
+    monkeypatch.setattr(worker, "write_pictures", overtaken)
+    work(clinic, store)
+    (answer,) = store.answers(role=None)
+    assert store.job(job.id).answer_id == answer.id
+    assert len(list(clinic.answers.iterdir())) == 2
+    tidy(clinic, store, at_start=True)
+    assert [path.name for path in clinic.answers.iterdir()] == [answer.id]
+
+
+def test_tidying_knows_what_is_still_needed(clinic: Clinic, store: Store, scan: Path) -> None:
+    answer = answer_of(clinic, store, scan)
+    waiting = queue(clinic, store, scan)
+    coming = clinic.scans / ".incoming-1"
+    coming.mkdir()
+    (clinic.work / "half").mkdir()
+    tidy(clinic, store)
+    assert coming.is_dir()  # while the service runs, an upload may be on its way
+    tidy(clinic, store, at_start=True)
+    clear_work(clinic)
+    assert [path.name for path in clinic.scans.iterdir()] == [waiting.id]
+    assert [path.name for path in clinic.answers.iterdir()] == [answer.id]
+    assert list(clinic.work.iterdir()) == []
+
+
+def test_answers_go_with_their_files_when_their_time_is_over(clinic: Clinic, store: Store, scan: Path) -> None:
+    answer = answer_of(clinic, store, scan)
+    a_month_ago = stamp(now() - timedelta(days=31))
+    with store.transaction() as db:
+        db.execute("UPDATE answers SET created_at = ?", (a_month_ago,))
+        db.execute("UPDATE jobs SET ended_at = ?", (a_month_ago,))
+    for days, stays in ((0, True), (32, True), (30, False)):
+        (clinic.folder / SETTINGS).write_text(f"[keep]\nanswers_days = {days}\n")
+        forget_old(Clinic.open(clinic.folder), store)
+        assert answer.folder.is_dir() is stays
+        assert (len(store.answers()), len(store.jobs())) == (stays, stays)

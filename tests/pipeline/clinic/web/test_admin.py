@@ -1,0 +1,67 @@
+"""Models and the record, as an administrator sees them through the API."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from models.network import NetworkSettings, build_network
+from models.release import save_release
+from pipeline.clinic import models_kept
+from pipeline.clinic.records import Answer
+from pipeline.clinic.settings import Clinic
+from tests.descriptions import description
+from tests.pipeline.clinic.web.conftest import refused
+
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
+Clients = Callable[..., TestClient]
+
+
+def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Clients, tmp_path: Path) -> None:
+    first, second = (
+        save_release(tmp_path / name, build_network(SMALL, seed=1), description(study=name, network=SMALL)).sha256
+        for name in ("first", "second")
+    )
+    for name in ("first", "second"):
+        models_kept.add(clinic, tmp_path / name, by="test")
+    with clinic.store() as store:
+        store.set_live(first, by="test")
+    admin = client("admin")
+
+    def roles(answer: object = None) -> dict[str, str | None]:
+        content = (answer or client("read").get("/api/v1/models")).json()  # type: ignore[attr-defined]
+        return {model["study"]: model["role"] for model in content["models"]}
+
+    assert roles() == {"first": "live", "second": None}
+    assert roles(admin.post(f"/api/v1/models/{second}/shadow")) == {"first": "live", "second": "shadow"}
+    assert refused(admin.post(f"/api/v1/models/{second}/promote")) == "E_NOT_SHADOWED"
+    assert refused(admin.post(f"/api/v1/models/{first}/shadow")) == "E_IS_LIVE"
+    assert refused(admin.post(f"/api/v1/models/{'0' * 64}/promote")) == "E_NO_SUCH_MODEL"
+    assert roles(admin.delete(f"/api/v1/models/{second}/shadow")) == {"first": "live", "second": None}
+    promoted = admin.post(f"/api/v1/models/{second}/promote", params={"force": True})
+    assert roles(promoted) == {"first": None, "second": "live"}
+    with clinic.store() as store:
+        assert (store.audit()[-1].who, store.audit()[-1].action) == ("a admin", "promote")
+
+
+def test_the_record_names_answers_and_models_and_no_patient(answer_to: Callable[..., Answer], client: Clients) -> None:
+    answer = answer_to()
+    given = client("admin").get("/api/v1/audit")
+    (record,) = [each for each in given.json()["records"] if each["action"] == "answer"]
+    assert (record["who"], record["answer_id"]) == ("a score", answer.id)
+    assert (record["input_sha256"], record["model_sha256"]) == ("f" * 64, answer.model_sha256)
+    assert record["output"]["probability"] == answer.score["probability"]
+    assert not any(word in given.text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.series_uid))
+
+
+def test_the_record_since_a_time(answer_to: Callable[..., Answer], client: Clients) -> None:
+    answer_to()
+    admin = client("admin")
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    assert admin.get("/api/v1/audit", params={"since": tomorrow}).json() == {"records": []}
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    records = admin.get("/api/v1/audit", params={"since": yesterday, "limit": 2}).json()["records"]
+    assert [record["number"] for record in records] == [1, 2]
+    for odd in ("yesterday", "2026-01-01T00:00:00", "0001-01-01T00:00:00+23:59"):
+        assert refused(admin.get("/api/v1/audit", params={"since": odd})) == "E_REQUEST"

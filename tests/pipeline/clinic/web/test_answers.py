@@ -1,0 +1,247 @@
+"""Answers as the API gives them: what is in them, their files and pictures, PCR results, and whose they are."""
+
+import gzip
+import io
+import json
+from collections.abc import Callable
+from datetime import date, timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from models.refusal import Refusal
+from pipeline.clinic.pictures import write_scan
+from pipeline.clinic.reasons import CLINIC_FILE
+from pipeline.clinic.records import Answer, Patient
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.web.looks import SITTING_SECONDS, Looks
+from pipeline.clinic.web.texts import inert
+from pipeline.reasons import NO_LUNGS
+from pipeline.results.write import REPORT
+from pipeline.score import Score
+from pipeline.series import Series
+from tests.pipeline.clinic.web.conftest import NAME, refused
+from tests.pipeline.results.answers import SEVERE
+
+Clients = Callable[..., TestClient]
+Put = Callable[..., Answer]
+
+
+def test_an_answer_tells_probabilities_patient_study_and_model(answer_to: Put, client: Clients) -> None:
+    answer = answer_to()
+    told = client("read").get(f"/api/v1/answers/{answer.id}").json()
+    assert told["score"]["probability"]["severe"] == SEVERE
+    assert told["model"] == {"sha256": answer.model_sha256, "name": answer.model_name, "role": "live"}
+    assert told["study"]["series_uid"] == answer.series_uid
+    assert told["patient"]["id"] == "SYNTHETIC-1"
+    assert told["pcr"] is None and told["pacs"] is None
+    assert client("read").get("/api/v1/answers").json() == {"answers": [told]}
+    job = client("read").get(f"/api/v1/jobs/{answer.job_id}").json()
+    assert (job["state"], job["answer_id"], job["position"]) == ("answered", answer.id, None)
+
+
+def test_odd_names_are_inert(answer_to: Put, client: Clients) -> None:
+    answer = answer_to()
+    for path in (f"answers/{answer.id}", f"jobs/{answer.job_id}", f"answers/{answer.id}/risk-assessment"):
+        given = client("read").get(f"/api/v1/{path}")
+        assert given.headers["content-type"].partition(";")[0] in ("application/json", "application/fhir+json")
+        assert "Doe^Jane<script>alert(1)</script>" in given.text  # text, in an answer that no browser takes for a page
+        assert not any(mark in given.text for mark in ("\u202e", "\\u202e", "\x07", "\\u0007", "\u2066", "\\n"))
+        assert not any("Doe" in value or "\u202e" in value for value in given.headers.values())
+    assert "\u202e" in NAME
+
+
+def test_inert_texts_are_otherwise_as_they_were() -> None:
+    for text in ("", "Müller^Zoë", "山田^太郎=ヤマダ^タロウ", "محمد", "𝕏 👩", "a\u0301", "<b>&amp;'\""):
+        assert inert(text) == text
+    assert inert("a\u200f\u202eb\x00\x1b[31m\u2028c\ud800") == "ab[31mc"
+    assert inert({"a": ["\x00", 1, None, {"b": "\n"}], "c": (True, 0.5)}) == {
+        "a": ["", 1, None, {"b": ""}],
+        "c": [True, 0.5],
+    }
+
+
+def test_pages_of_the_worklist_and_of_answers(answer_to: Put, client: Clients) -> None:
+    made = [answer_to() for _ in range(3)]
+    reader = client("read")
+    first = reader.get("/api/v1/answers", params={"limit": 2}).json()["answers"]
+    assert [each["id"] for each in first] == [made[2].id, made[1].id]
+    rest = reader.get("/api/v1/answers", params={"before": first[-1]["id"]}).json()["answers"]
+    assert [each["id"] for each in rest] == [made[0].id]
+    jobs = reader.get("/api/v1/jobs", params={"limit": 1, "before": made[1].job_id}).json()["jobs"]
+    assert [job["id"] for job in jobs] == [made[0].job_id]
+    assert reader.get("/api/v1/jobs", params={"state": "waiting"}).json() == {"jobs": []}
+
+
+def test_the_history_of_one_patient(answer_to: Put, client: Clients) -> None:
+    mine, other = answer_to(), answer_to(Patient("SYNTHETIC-2"))
+    key = client("read").get(f"/api/v1/answers/{mine.id}").json()["patient"]["key"]
+    history = client("read").get(f"/api/v1/patients/{key}/answers").json()["answers"]
+    assert [each["id"] for each in history] == [mine.id]
+    assert other.id not in json.dumps(history)
+    assert client("read").get(f"/api/v1/patients/{'0' * 32}/answers").json() == {"answers": []}
+    assert refused(client("read").get("/api/v1/patients/SYNTHETIC-1/answers")) == "E_REQUEST"
+
+
+def test_files_can_be_fetched_whole(answer_to: Put, client: Clients) -> None:
+    answer = answer_to()
+    (answer.folder / REPORT).write_bytes(b"DICM")
+    told = client("read").get(f"/api/v1/answers/{answer.id}").json()
+    assert set(told["files"]) == {"image.nii.gz", "lungs.nii.gz", "saliency.nii.gz", REPORT}
+    for name in told["files"]:
+        given = client("read").get(f"/api/v1/answers/{answer.id}/files/{name}", headers={"Range": "bytes=0-1"})
+        assert given.status_code == 200
+        assert given.content == (answer.folder / name).read_bytes()
+        assert given.headers["content-disposition"] == f'attachment; filename="{name}"'
+        assert "content-encoding" not in given.headers
+    image = client("read").get(f"/api/v1/answers/{answer.id}/files/image.nii.gz")
+    assert image.headers["content-type"] == "application/gzip"
+    assert gzip.decompress(image.content)[344:347] == b"n+1"
+
+
+@pytest.mark.parametrize("name", ["source.dcm", "source.json", "nothing", "%2e%2e", "..%2fclinic.sqlite", "score.json"])
+def test_no_other_file_can(name: str, answer_to: Put, client: Clients) -> None:
+    given = client("admin").get(f"/api/v1/answers/{answer_to().id}/files/{name}")
+    assert refused(given) in ("E_NO_SUCH_FILE", "E_NO_SUCH_ADDRESS", "E_REQUEST")
+
+
+def test_slices_can_be_seen(answer_to: Put, client: Clients) -> None:
+    answer, reader = answer_to(), client("read")
+    planes = reader.get(f"/api/v1/answers/{answer.id}/slices").json()
+    assert set(planes) == {"axial", "coronal", "sagittal"}
+    for plane, about in planes.items():
+        address = f"/api/v1/answers/{answer.id}/slices/{plane}"
+        plain = reader.get(f"{address}/{about['start']}.png")
+        assert plain.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(plain.content)).size == (about["columns"], about["rows"])
+        with_map = reader.get(f"{address}/{about['start']}.png", params={"overlay": "saliency"})
+        assert with_map.content != plain.content
+        assert refused(reader.get(f"{address}/{about['count']}.png")) == "E_NO_SUCH_PICTURE"
+        assert refused(reader.get(f"{address}/-1.png")) == "E_REQUEST"
+    assert refused(reader.get(f"/api/v1/answers/{answer.id}/slices/oblique/0.png")) == "E_REQUEST"
+
+
+def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
+    client: Clients, clinic: Clinic, scored: tuple[Score, Series]
+) -> None:
+    with clinic.store() as store:
+        for _ in range(3):
+            store.add_job(new_id(), source="upload", asked_by="test")
+        seen, unread = (store.take() or pytest.fail() for _ in range(2))
+        seen.pictures.mkdir()
+        write_scan(scored[0].volume, seen.pictures)
+        for job in (seen, unread):
+            store.refuse(job, Refusal(NO_LUNGS))
+        waiting = store.jobs("waiting")[0]
+    reader = client("read")
+    told = {job["id"]: job["has_pictures"] for job in reader.get("/api/v1/jobs").json()["jobs"]}
+    assert told == {seen.id: True, unread.id: False, waiting.id: False}
+    axial = reader.get(f"/api/v1/jobs/{seen.id}/slices").json()["axial"]
+    assert axial["start"] == axial["count"] // 2
+    picture = reader.get(f"/api/v1/jobs/{seen.id}/slices/axial/{axial['start']}.png?overlay=saliency")
+    assert Image.open(io.BytesIO(picture.content)).size == (axial["columns"], axial["rows"])
+    for job in (unread, waiting):
+        for path in ("slices", "slices/axial/0.png"):
+            assert refused(reader.get(f"/api/v1/jobs/{job.id}/{path}")) == "E_NO_SUCH_PICTURE"
+    assert refused(reader.get(f"/api/v1/answers/{seen.id}/slices")) == "E_NO_SUCH_ANSWER"
+    with clinic.store() as store:
+        looked = [(each.who, each.job_id) for each in store.audit() if each.action == "look"]
+    assert looked == [("a read", seen.id)]
+
+
+def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    answer = answer_to()
+    address = f"/api/v1/answers/{answer.id}/pcr"
+    told = client("score").put(address, json={"result": "positive", "collected_on": "2020-03-05"}).json()
+    entered = {"result": "positive", "collected_on": "2020-03-05", "source": "entered", "by": "a score"}
+    assert told["pcr"] == entered
+    assert client("read").get(f"/api/v1/answers/{answer.id}").json()["pcr"] == entered
+    assert client("admin").put(address, json={"result": "negative"}).json()["pcr"]["by"] == "a admin"
+    tomorrow = (date.today() + timedelta(days=1)).isoformat()
+    assert refused(client("score").put(address, json={"result": "negative", "collected_on": tomorrow})) == "E_REQUEST"
+    assert refused(client("score").put(address, json={"result": "negative", "patient": "x"})) == "E_REQUEST"
+    with clinic.store() as store:
+        done = [(record.who, record.action) for record in store.audit()]
+    assert done[-3:] == [("a score", "pcr"), ("a read", "look"), ("a admin", "pcr")]
+
+
+def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    now = [1000.0]
+    client().app.state.looks = Looks(lambda: now[0])  # type: ignore[attr-defined]
+    first, second = answer_to(), answer_to()
+    every = ("", "/slices", "/slices/axial/1.png", "/slices/axial/2.png", "/files/image.nii.gz", "/risk-assessment")
+
+    def open_all(role: str, answer: Answer) -> None:
+        for path in every:
+            assert client(role).get(f"/api/v1/answers/{answer.id}{path}").status_code == 200
+
+    def records() -> list[tuple[str, str, str | None, str | None]]:
+        with clinic.store() as store:
+            found = store.audit()
+        return [(each.who, each.action, each.job_id, each.answer_id) for each in found if each.action in seen]
+
+    seen = ("look", "list")
+    told = [
+        ("a read", "look", first.job_id, first.id),
+        ("a admin", "look", first.job_id, first.id),
+        ("a read", "look", second.job_id, second.id),
+    ]
+    for role, answer in (("read", first), ("admin", first), ("read", second), ("read", first)):
+        open_all(role, answer)
+    assert records() == told
+    now[0] += SITTING_SECONDS - 1
+    open_all("read", first)
+    now[0] += SITTING_SECONDS - 1  # it never went out of sight for so long
+    open_all("read", first)
+    assert records() == told
+    now[0] += SITTING_SECONDS
+    open_all("read", first)
+    assert records() == [*told, told[0]]
+    assert client("read").get(f"/api/v1/answers/{'0' * 32}").status_code == 404
+    for path in ("answers", f"patients/{'0' * 32}/answers", "answers"):
+        assert client("read").get(f"/api/v1/{path}").status_code == 200
+    assert records()[4:] == [("a read", "list", None, None)]
+
+
+def test_what_cannot_be_recorded_is_not_shown(
+    answer_to: Put, client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"/api/v1/answers/{answer_to().id}"
+
+    def fail(*_: object, **__: object) -> None:
+        raise Refusal(CLINIC_FILE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "audit_record", fail)
+        for _ in range(2):
+            assert refused(client("read").get(address)) == "E_CLINIC_FILE"
+    assert client("read").get(address).status_code == 200
+    with clinic.store() as store:
+        assert store.audit()[-1].action == "look"
+
+
+def test_a_shadow_answer_is_seen_by_nobody(answer_to: Put, client: Clients) -> None:
+    live = answer_to()
+    shadow = answer_to(job_id=live.job_id, role="shadow", model_sha256="e" * 64)
+    admin = client("admin")
+    assert [each["id"] for each in admin.get("/api/v1/answers").json()["answers"]] == [live.id]
+    for path in ("", "/files/image.nii.gz", "/slices", "/slices/axial/0.png", "/risk-assessment"):
+        assert refused(admin.get(f"/api/v1/answers/{shadow.id}{path}")) == "E_NO_SUCH_ANSWER"
+    assert refused(admin.put(f"/api/v1/answers/{shadow.id}/pcr", json={"result": "negative"})) == "E_NO_SUCH_ANSWER"
+    assert refused(admin.post(f"/api/v1/answers/{shadow.id}/send")) == "E_NO_SUCH_ANSWER"
+
+
+def test_sending_to_the_pacs_is_noted(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    answer = answer_to()
+    address = f"/api/v1/answers/{answer.id}/send"
+    refusal = client("score").post(address)
+    assert (refusal.status_code, refused(refusal)) == (409, "E_NO_RESULTS")
+    (answer.folder / REPORT).write_bytes(b"DICM")
+    clinic.settings.results.send = "on_request"
+    told = client("score").post(address)
+    assert told.status_code == 202
+    assert told.json()["pacs"] == {"state": "waiting", "attempts": 0, "code": None, "sent_at": None}
+    with clinic.store() as store:
+        assert (store.audit()[-1].who, store.audit()[-1].action) == ("a score", "send")

@@ -1,0 +1,64 @@
+"""The answer as a FHIR RiskAssessment, held against the published structure (R4B, for this resource as R4)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fastapi.testclient import TestClient
+from fhir.resources.R4B.riskassessment import RiskAssessment
+
+from pipeline.clinic.records import Answer, Patient
+from pipeline.clinic.web.fhir import risk_assessment
+from tests.pipeline.results.answers import BAND, MODEL_SHA256, PCR_POSITIVE, SEVERE
+
+
+def resource_of(answer: Answer) -> dict[str, Any]:
+    resource = risk_assessment(answer)
+    RiskAssessment.model_validate(resource)
+    return resource
+
+
+def test_it_says_what_the_answer_says(answer_to: Callable[..., Answer]) -> None:
+    answer = answer_to(Patient("SYNTHETIC-1", "ward", "DOE^JANE", "F", 63.0))
+    told = resource_of(answer)
+    assert told["status"] == "preliminary"
+    assert MODEL_SHA256 in told["method"]["text"]
+    assert told["subject"]["identifier"] == {"value": "SYNTHETIC-1", "assigner": {"display": "ward"}}
+    assert told["subject"]["display"] == "DOE^JANE"
+    (basis,) = told["basis"]
+    assert basis["identifier"] == {"system": "urn:dicom:uid", "value": f"urn:oid:{answer.study_uid}"}
+    assert told["note"][0]["text"] == "Research use only. Not a medical device."
+    assert any(note["text"].startswith("W_LUNGS_CUT") for note in told["note"])
+
+
+def test_probabilities_are_percentages(answer_to: Callable[..., Answer]) -> None:
+    by_outcome = {each["outcome"]["text"]: each for each in resource_of(answer_to())["prediction"]}
+    severe = by_outcome["Severe COVID-19: intubation or death within 30 days of the CT"]
+    pcr = by_outcome["SARS-CoV-2 detected by PCR"]
+    assert severe["probabilityDecimal"] == round(100 * SEVERE, 2)
+    assert pcr["probabilityDecimal"] == round(100 * PCR_POSITIVE, 2)
+    assert severe["qualitativeRisk"]["coding"][0]["code"] == "moderate"  # between the operating points
+    assert "qualitativeRisk" not in pcr  # the release has no operating points for it
+    assert f"{100 * BAND[0]:.1f} to {100 * BAND[1]:.1f} %" in severe["rationale"]
+
+
+def test_what_is_not_known_is_left_out(answer_to: Callable[..., Answer]) -> None:
+    answer = answer_to()
+    score = {**answer.score, "level": None, "interval": None, "quality": []}
+    told = resource_of(replace(answer, patient=None, study_uid="", score=score))
+    assert told["subject"] == {"type": "Patient", "display": "not told by the scan"}
+    assert "basis" not in told
+    assert all(set(each) == {"outcome", "probabilityDecimal"} for each in told["prediction"])
+
+
+def test_odd_texts_are_inert(answer_to: Callable[..., Answer]) -> None:
+    for text in ("\x00\u202e", " ", "", "\u2066<b>\n\r\t"):
+        told = resource_of(answer_to(Patient(text, text, text)))
+        assert not any(mark in str(told) for mark in ("\\x00", "\u202e", "\u2066", "\\n", "\\r", "\\t"))
+
+
+def test_the_api_gives_it_as_fhir(answer_to: Callable[..., Answer], client: Callable[..., TestClient]) -> None:
+    answer = answer_to()
+    given = client("read").get(f"/api/v1/answers/{answer.id}/risk-assessment")
+    assert given.headers["content-type"] == "application/fhir+json"
+    assert given.json() == risk_assessment(answer)

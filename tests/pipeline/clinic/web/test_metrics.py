@@ -1,0 +1,71 @@
+"""Figures for Prometheus, and whether the service is ready; no patient is in them."""
+
+from collections.abc import Callable
+
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.refusal import Refusal
+from pipeline.clinic.records import Answer
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import new_id
+from pipeline.reasons import NO_LUNGS
+from tests.pipeline.clinic.web.conftest import refused
+
+Clients = Callable[..., TestClient]
+
+
+def figures(client: Clients) -> tuple[str, dict[tuple[str, ...], float]]:
+    """The text, and each sample by its name and the values of its labels, sorted by theirs."""
+    text = client("read").get("/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return text, {(each.name, *(value for _, value in sorted(each.labels.items()))): each.value for each in samples}
+
+
+def test_figures_tell_what_is_in_the_store(answer_to: Callable[..., Answer], client: Clients, clinic: Clinic) -> None:
+    answer = answer_to()
+    with clinic.store() as store:
+        store.add_job(new_id(), source="upload", asked_by="test")
+        job = store.take()
+        assert job
+        store.refuse(job, Refusal(NO_LUNGS))
+        store.add_job(new_id(), source="upload", asked_by="test")
+        store.add_model("a" * 64, "study", signed_by=None, by="test")
+        store.set_live("a" * 64, by="test")
+    text, told = figures(client)
+    assert told["fedthorax_jobs", "answered"] == told["fedthorax_jobs", "no_score"] == 1
+    assert told["fedthorax_jobs", "waiting"] == told["fedthorax_queue_length",] == 1
+    assert told["fedthorax_no_score", "E_NO_LUNGS"] == 1
+    assert told["fedthorax_scoring_seconds_count", "total"] == 1
+    assert told["fedthorax_scoring_seconds_sum", "total"] == answer.score["timing_seconds"]["total"]
+    assert told["fedthorax_model_info", "study", "live", "a" * 64] == 1
+    assert told["fedthorax_outbox", "waiting"] == told["fedthorax_sessions",] == told["fedthorax_worker_ready",] == 0
+    assert not any(word in text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.id))
+
+
+def test_figures_need_a_token_wherever_they_are_asked_for(client: Clients) -> None:
+    local = TestClient(client().app, base_url="http://localhost", client=("127.0.0.1", 1))
+    assert refused(local.get("/metrics")) == "E_NO_TOKEN"
+
+
+def test_signed_in_browsers_are_counted(client: Clients, secrets_by_role: dict[str, str]) -> None:
+    client().post("/api/v1/session", json={"token": secrets_by_role["read"]})
+    assert figures(client)[1]["fedthorax_sessions",] == 1
+
+
+def test_ready_once_the_worker_has_its_model_and_the_disk_has_room(
+    client: Clients, clinic: Clinic, monkeypatch
+) -> None:
+    def ready() -> tuple[int, dict[str, bool]]:
+        answer = client().get("/health/ready")
+        return answer.status_code, answer.json()
+
+    assert ready() == (503, {"ready": False, "worker": False, "model": False, "disk": True})
+    with clinic.store() as store:
+        store.set_worker("no_model", "E_NO_MODEL")
+        assert ready() == (503, {"ready": False, "worker": True, "model": False, "disk": True})
+        store.set_worker("ready")
+    assert ready() == (200, {"ready": True, "worker": True, "model": True, "disk": True})
+    monkeypatch.setattr("pipeline.clinic.web.metrics.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1})())
+    assert ready() == (503, {"ready": False, "worker": True, "model": True, "disk": False})
+    assert client().get("/health/live").json() == {"live": True}

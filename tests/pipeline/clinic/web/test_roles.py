@@ -1,0 +1,65 @@
+"""Which role may ask for what: every route of the API is named here, once."""
+
+from collections.abc import Callable
+
+from fastapi.testclient import TestClient
+
+from tests.pipeline.clinic.web.conftest import refused
+
+ID, SHA256 = "0" * 32, "0" * 64
+NEEDED = {
+    ("GET", "/api/v1/session"): "read",
+    ("DELETE", "/api/v1/session"): "read",
+    ("POST", "/api/v1/scans"): "score",
+    ("GET", "/api/v1/jobs"): "read",
+    ("GET", "/api/v1/jobs/{job_id}"): "read",
+    ("GET", "/api/v1/jobs/{job_id}/slices"): "read",
+    ("GET", "/api/v1/jobs/{job_id}/slices/{plane}/{index}.png"): "read",
+    ("GET", "/api/v1/answers"): "read",
+    ("GET", "/api/v1/answers/{answer_id}"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/files/{name}"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/slices"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/slices/{plane}/{index}.png"): "read",
+    ("GET", "/api/v1/answers/{answer_id}/risk-assessment"): "read",
+    ("PUT", "/api/v1/answers/{answer_id}/pcr"): "score",
+    ("POST", "/api/v1/answers/{answer_id}/send"): "score",
+    ("GET", "/api/v1/patients/{key}/answers"): "read",
+    ("GET", "/api/v1/pacs/series"): "score",
+    ("POST", "/api/v1/pacs/scans"): "score",
+    ("GET", "/api/v1/models"): "read",
+    ("POST", "/api/v1/models/{sha256}/shadow"): "admin",
+    ("DELETE", "/api/v1/models/{sha256}/shadow"): "admin",
+    ("POST", "/api/v1/models/{sha256}/promote"): "admin",
+    ("GET", "/api/v1/audit"): "admin",
+    ("GET", "/metrics"): "read",
+}
+OPEN = {("POST", "/api/v1/session"), ("GET", "/health/live"), ("GET", "/health/ready")}
+VALUES = {
+    **dict.fromkeys(("job_id", "answer_id", "key"), ID),
+    **{"sha256": SHA256, "name": "score.json", "plane": "axial", "index": "0"},
+}
+BODIES = {
+    "/api/v1/answers/{answer_id}/pcr": {"result": "negative"},
+    "/api/v1/pacs/scans": {"study_uid": "1.2", "series_uid": "1.3"},
+}
+
+
+def test_every_route_is_named_here(client: Callable[..., TestClient]) -> None:
+    document = client().get("/api/v1/openapi.json").json()
+    routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert routes == NEEDED.keys() | OPEN
+
+
+def test_each_route_is_for_those_whose_role_suffices(client: Callable[..., TestClient]) -> None:
+    roles = ("read", "score", "admin")
+    for (method, path), needed in NEEDED.items():
+        address = path.format(**VALUES)
+
+        def code(role: str | None, method: str = method, path: str = path, address: str = address) -> str | None:
+            answer = client(role).request(method, address, json=BODIES.get(path))
+            return refused(answer) if answer.status_code >= 400 else None
+
+        assert code(None) == "E_NO_TOKEN", (method, path)
+        for role in roles:
+            may = roles.index(role) >= roles.index(needed)
+            assert (code(role) == "E_ROLE") is not may, (method, path, role)
