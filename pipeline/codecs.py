@@ -5,9 +5,12 @@ headers, pylibjpeg-rle panics, and OpenJPEG allocates whatever size a frame clai
 to pydicom, which tries all that are installed, and the head of a frame is checked before a decoder sees it.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, uid
+from pydicom import uid
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
@@ -15,7 +18,7 @@ from models.refusal import Refusal
 from pipeline import reasons
 
 _PLUGINS = {
-    uid.RLELossless: "pydicom",
+    uid.RLELossless: "pipeline.rle",
     uid.JPEG2000Lossless: "pylibjpeg",
     uid.JPEG2000: "pylibjpeg",
     uid.HTJ2KLossless: "pylibjpeg",
@@ -27,6 +30,7 @@ _PLUGINS = {
     uid.JPEGLossless: "gdcm",
     uid.JPEGLosslessSV1: "gdcm",
 }
+get_decoder(uid.RLELossless).add_plugin("pipeline.rle", ("pipeline.rle", "decode_frame"))
 MAY_BE_LOSSY = {uid.JPEGBaseline8Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K}
 
 # JPEG markers (ITU-T T.81, table B.1; JPEG-LS: T.87, annex C).
@@ -34,6 +38,34 @@ _START_OF_SCAN = 0xDA
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xF7}
 _TABLES = {0xC4, 0xDB, 0xDD, 0xF8}
 _NOTES = {*range(0xE0, 0xF0), 0xFE}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the pixels of one grey frame are stored (DICOM PS3.3, C.7.6.3.1)."""
+
+    syntax: uid.UID
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    is_signed: bool
+
+    def options(self, vr: str) -> Any:
+        """The same in pydicom's words, with the VR of PixelData: to hand it a dataset costs more than to decode one."""
+        return {
+            "rows": self.rows,
+            "columns": self.columns,
+            "samples_per_pixel": 1,
+            "photometric_interpretation": "MONOCHROME2",
+            "number_of_frames": 1,
+            "bits_allocated": self.bits_allocated,
+            "bits_stored": self.bits_stored,
+            "pixel_representation": int(self.is_signed),
+            "pixel_keyword": "PixelData",
+            "pixel_vr": vr,
+            "view_only": not self.syntax.is_encapsulated and self.bits_stored == self.bits_allocated,
+        }
 
 
 def is_readable(syntax: uid.UID) -> bool:
@@ -45,18 +77,18 @@ def is_readable(syntax: uid.UID) -> bool:
     return not syntax.is_encapsulated or _PLUGINS.get(syntax) in plugins
 
 
-def decode(dataset: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
-    """The stored values of a dataset with one grey frame, shape (rows, columns); may simplify its PixelData.
+def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
+    """The stored values of a grey frame, shape (rows, columns), from the value of PixelData; not to be written to.
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE.
     """
+    syntax, rows, columns = form.syntax, form.rows, form.columns
     try:
-        syntax = dataset.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated:
-            frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+            frame = get_frame(pixels, 0, number_of_frames=1)
             is_whole = syntax == uid.RLELossless or b"\xff\xd9" in frame[-16:]  # end of image; RLE counts
         else:
-            is_whole = len(dataset.PixelData) >= rows * columns * dataset.BitsAllocated // 8
+            is_whole = len(pixels) >= rows * columns * form.bits_allocated // 8
     except Exception:  # no pixels at all, or fragments that do not add up
         is_whole = False
     if not is_whole:
@@ -66,8 +98,8 @@ def decode(dataset: Dataset, rows: int, columns: int) -> NDArray[np.integer]:
         if plugin == "pylibjpeg":
             _check_jpeg2000(frame, rows, columns)
         elif plugin in ("pyjpegls", "pillow", "gdcm"):
-            dataset.PixelData = encapsulate([_checked_jpeg(frame, rows, columns)])
-        stored, _ = get_decoder(syntax).as_array(dataset, raw=True, decoding_plugin=plugin)
+            pixels = encapsulate([_checked_jpeg(frame, rows, columns)])
+        stored, _ = get_decoder(syntax).as_array(pixels, raw=True, decoding_plugin=plugin, **form.options(vr))
     except Exception as error:  # each decoder fails in its own way
         raise Refusal(reasons.DECODE, private=str(error)) from None
     if stored.shape != (rows, columns):

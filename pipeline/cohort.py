@@ -234,8 +234,10 @@ class Cohort:
 
     def examples(self, *splits: Split) -> list[Example]:
         """The examples of some splits, in the order of the pseudonyms."""
+        rows = self._db.execute("SELECT tensor, measures FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
+        measures = {tensor: stored and Measures.from_json(stored) for tensor, stored in rows}
         return [
-            Example(self.tensors / p.tensor, p.age_years, p.sex, p.pcr_positive, p.severe)
+            Example(self.tensors / p.tensor, p.age_years, p.sex, p.pcr_positive, p.severe, measures.get(p.tensor))
             for p in self.patients()
             if p.split in splits
         ]

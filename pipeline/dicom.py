@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.series import Series, quiet_pydicom
-from pipeline.slices import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slice
+from pipeline.slices import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slices
 from pipeline.stack import feet_to_head, headward_normal, ras_affine
 from pipeline.volume import Volume
 
@@ -28,9 +28,9 @@ def read_series(series: Series) -> Volume:
     Raises `Refusal` with a reason from `pipeline/reasons.py`, files and series. Flags: W_MODALITY_EMPTY,
     W_DUPLICATE_SLICE, W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
     """
-    slices = [inspect_slice(path) for path in series.files]
+    slices = inspect_slices(series.files)
     flags = {flag for each in slices for flag in each.flags}
-    shapes = {(each.rows, each.columns) for each in slices}
+    shapes = {(each.form.rows, each.form.columns) for each in slices}
     if len(shapes) > 1:
         raise Refusal(reasons.MIXED_GEOMETRY)
     ((rows, columns),) = shapes
@@ -71,33 +71,33 @@ def finish(hu: NDArray[np.float32], affine: NDArray[np.float64], flags: set[str]
 
     Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
     """
-    if _fill_undeclared_padding(hu):
+    lowest, highest, not_air = _range(hu)
+    if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
         flags = {*flags, reasons.PADDING.code}
-    _check_hu(hu)
-    np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
+        lowest, highest, not_air = _range(hu)
+    if lowest < LOWEST_HU or highest > HIGHEST_HU:
+        raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
+    if lowest == highest or not_air < _MIN_NOT_AIR * hu.size:
+        raise Refusal(reasons.EMPTY_VOLUME)
+    if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
+        np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
     return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
 
 
-def _fill_undeclared_padding(hu: NDArray[np.float32]) -> bool:
+def _range(hu: NDArray[np.float32]) -> tuple[float, float, int]:
+    """Lowest and highest value, and how many are more than air. Slice by slice: each stays in the processor's cache."""
+    found = np.array([(each.min(), each.max(), np.count_nonzero(each > _NOT_AIR_HU)) for each in hu])
+    return float(found[:, 0].min()), float(found[:, 1].max()), int(found[:, 2].sum())
+
+
+def _fill_undeclared_padding(hu: NDArray[np.float32], lowest: float) -> bool:
     """Turn padding that no header declares into air; returns whether there was any.
 
     Outside the circle of reconstruction scanners write one value, e.g. -3024 or -2048 HU. Measured values
-    below the range would vary, and stay for `_check_hu`.
+    below the range would vary, and stay as they are.
     """
-    lowest = hu.min()
-    if lowest >= LOWEST_HU:
-        return False
     below = hu < LOWEST_HU
     if not (hu[below] == lowest).all():
         return False
     hu[below] = AIR_HU
     return True
-
-
-def _check_hu(hu: NDArray[np.float32]) -> None:
-    lowest, highest = float(hu.min()), float(hu.max())
-    if lowest < LOWEST_HU or highest > HIGHEST_HU:
-        raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
-    not_air = sum(np.count_nonzero(each > _NOT_AIR_HU) for each in hu)  # a mask of the whole scan would be large
-    if lowest == highest or not_air < _MIN_NOT_AIR * hu.size:
-        raise Refusal(reasons.EMPTY_VOLUME)

@@ -18,6 +18,7 @@ import numpy as np
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.cohort import Cohort, Scan, save_tensor
+from pipeline.memory import keep_memory
 from pipeline.preprocess import Preprocessing, settings_digest
 from pipeline.series import Series
 
@@ -83,6 +84,12 @@ def expect_series() -> None:
     forkserver.ensure_running()
 
 
+def _begin() -> None:
+    """What each worker does first."""
+    keep_memory()  # the next series has the size of the last one
+    _end_with_parent()
+
+
 def _end_with_parent() -> None:
     """Let a worker end when the process that feeds it is killed; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
@@ -108,7 +115,7 @@ def examine_new(
     if not new:
         return 0
     workers = min(os.cpu_count() or 1, len(new))
-    with ProcessPoolExecutor(workers, mp_context=_workers(), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_workers(), initializer=_begin) as pool:
         try:
             jobs = [pool.submit(examine, s, settings, cohort.tensors) for s in new]
             for done, job in enumerate(as_completed(jobs), start=1):

@@ -9,18 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.network import LABELS, tabular
+from models.network import LABELS, TABULAR, tabular
+from pipeline.measures import Measures
+
+Batch = tuple[Tensor, Tensor, Tensor]  # scans, tabular, targets, as `Examples.batch` says
 
 
 @dataclass(frozen=True)
 class Example:
-    """One patient as the network sees them; `severe` and `pcr_positive` are None where missing."""
+    """One patient as the network sees them; `severe` and `pcr_positive` are None where missing.
+
+    `measures`: what is known of the scan itself, for figures by scanner; no network sees them.
+    """
 
     tensor: Path
     age_years: float | None
     sex: str | None
     pcr_positive: bool | None
     severe: bool | None
+    measures: Measures | None = None
 
 
 def target(example: Example) -> list[float]:
@@ -33,21 +40,24 @@ def target(example: Example) -> list[float]:
 
 
 class Examples:
-    """All examples of a split; a tensor is read when a batch needs it, so that any number of patients fits."""
+    """All examples of a split; a tensor is read when a batch needs it, so that any number of patients fits.
+
+    `targets`: (patients, labels), NaN where missing; `tabular`: (patients, 4), as `models.network.tabular`.
+    """
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = list(examples)
         self.targets = np.array([target(e) for e in self.examples], dtype=np.float32).reshape(-1, len(LABELS))
-        self._tabular = np.array([tabular(e.age_years, e.sex) for e in self.examples], dtype=np.float32)
+        tabulars = [tabular(e.age_years, e.sex) for e in self.examples]
+        self.tabular = np.array(tabulars, dtype=np.float32).reshape(-1, TABULAR)
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(
-        self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(self, index: NDArray[np.int64], augment: Callable[[Tensor], Tensor] | None) -> Batch:
         """Scans (batch, 2, slices, rows, columns) float32, tabular (batch, 4), targets (batch, 2)."""
-        scans = [torch.from_numpy(np.load(self.examples[i].tensor).astype(np.float32)) for i in index]
+        scans = [torch.from_numpy(np.load(self.examples[i].tensor)) for i in index]
         if augment is not None:
-            scans = [augment(scan) for scan in scans]
-        return torch.stack(scans), torch.from_numpy(self._tabular[index]), torch.from_numpy(self.targets[index])
+            scans = [augment(scan.float()) for scan in scans]
+        # Stacked in half precision, then widened at once; by torch, which is ten times as fast at it as numpy.
+        return torch.stack(scans).float(), torch.from_numpy(self.tabular[index]), torch.from_numpy(self.targets[index])

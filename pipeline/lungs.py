@@ -34,8 +34,7 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
     if count == 0:
         raise Refusal(NO_LUNGS)
     # Air that reaches the sides of the image is outside the patient; lungs may reach the first or last slice.
-    sides = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
-    outside = np.unique(np.concatenate([side.ravel() for side in sides]))
+    outside = at_sides(labels)
     volume_ml = np.bincount(labels.ravel()) * voxel_ml
     volume_ml[0] = 0
     volume_ml[outside] = 0
@@ -46,6 +45,12 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
     mask = _close(_without_neck(np.isin(labels, lungs), spacing_mm), spacing_mm)
     _require_whole_chest(mask, spacing_mm, voxel_ml)
     return mask
+
+
+def at_sides(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The labels that reach a side of the image; its first and last slice are none."""
+    sides = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
+    return np.unique(np.concatenate([side.ravel() for side in sides]))
 
 
 def _without_neck(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
@@ -88,7 +93,7 @@ def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float
 def bounding_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
     """The smallest box around the mask, grown by `margin` voxels where the image goes on."""
     slices = []
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
         slices.append(slice(max(0, int(hit[0]) - margin), min(mask.shape[axis], int(hit[-1]) + 1 + margin)))
     return tuple(slices)

@@ -5,6 +5,7 @@ All of it is stored in the site's cohort: numbers and words of closed lists, not
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Measures:
     `slice_mm`, `pixel_mm`: between slices, and the larger of both in plane. `air_hu`: around the patient.
     `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach the first or the last slice.
     `spine_behind_mm`: centre of bone behind that of the lungs. `windpipe_above_mm2`: air in the midline of the upper
-    fifth of the lungs, less that of the lowest. `heart_left`: -1 to 1, where the soft tissue before the spine lies.
+    fifth of the lungs, less that of the lowest. `heart_left`: -1 to 1, where the soft tissue between the lungs lies.
     `position`: PatientPosition. `manufacturer`, `kernel`, `sharpness`: as in `pipeline/scanner.py`.
     """
 
@@ -73,7 +74,7 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
     position, thickness_mm = _header(series)
     slice_mm, *in_plane = volume.spacing_mm
     kernel, sharpness = known_kernel(series.kernel)
-    spine, windpipe, heart = _body(prepared)
+    spine, windpipe, heart = lie_of_body(prepared)
     return Measures(
         slice_mm=round(slice_mm, 2),
         pixel_mm=round(max(in_plane), 2),
@@ -81,7 +82,7 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
         slices=len(volume.hu),
         lungs_ml=round(prepared.lungs_ml),
         is_cut=bool(prepared.lungs[0].any() or prepared.lungs[-1].any()),
-        air_hu=_air(volume.hu),
+        air_hu=air_around(volume.hu),
         aerated_hu=round(float(np.percentile(prepared.image_hu[prepared.lungs], 10))),
         spine_behind_mm=spine,
         windpipe_above_mm2=windpipe,
@@ -96,14 +97,19 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
 def flags(measures: Measures, settings: Preprocessing) -> set[str]:
     """Codes of what deserves a look at this one scan: W_LUNGS_CUT, W_HU_SHIFT, W_AIR_HU, W_TURNED."""
     low, high = AIR_BETWEEN_HU
-    is_turned = measures.spine_behind_mm is not None and measures.spine_behind_mm < -_LEAST_TURN_MM
     met = {
         reasons.LUNGS_CUT: measures.is_cut,
         reasons.HU_SHIFT: abs(settings.aerated_lung_hu - measures.aerated_hu) > settings.largest_shift_hu,
         reasons.AIR_HU: measures.air_hu is not None and not low <= measures.air_hu <= high,
-        reasons.TURNED: is_turned or measures.windpipe_above_mm2 <= -_LEAST_WINDPIPE_MM2,
+        reasons.TURNED: is_turned(measures.spine_behind_mm, measures.windpipe_above_mm2),
     }
     return {reason.code for reason, is_met in met.items() if is_met}
+
+
+def is_turned(spine_behind_mm: float | None, windpipe_above_mm2: float) -> bool:
+    """Whether the body lies otherwise than the header says: the spine in front, or the windpipe below."""
+    is_prone = spine_behind_mm is not None and spine_behind_mm < -_LEAST_TURN_MM
+    return is_prone or windpipe_above_mm2 <= -_LEAST_WINDPIPE_MM2
 
 
 def _header(series: Series) -> tuple[str, float | None]:
@@ -120,7 +126,7 @@ def _header(series: Series) -> tuple[str, float | None]:
     return position if position in _POSITIONS else "", round(thickness, 2) if 0 < thickness < 100 else None
 
 
-def _air(hu: NDArray[np.float32]) -> float | None:
+def air_around(hu: NDArray[np.float32]) -> float | None:
     """Median HU of air at the emptiest border of the image; None where patient or padding fill all of them."""
     rows, columns = (max(1, size // 32) for size in hu.shape[1:])
     medians = []
@@ -131,7 +137,7 @@ def _air(hu: NDArray[np.float32]) -> float | None:
     return round(min(medians), 1) if medians else None
 
 
-def _body(prepared: Prepared) -> tuple[float | None, float, float]:
+def lie_of_body(prepared: Prepared) -> tuple[float | None, float, float]:
     """Where spine, windpipe and heart lie: `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`.
 
     The grid runs from the feet to the head, to the back, and to the patient's left, if the header is right.
@@ -144,19 +150,19 @@ def _body(prepared: Prepared) -> tuple[float | None, float, float]:
         return None, 0.0, 0.0
     middle = round(float(np.median(bone[2])))
 
-    def slab(low: float, high: float, half_mm: float, depth: float) -> NDArray[np.float32]:
+    def slab(image: NDArray[Any], low: float, high: float, half_mm: float, depth: float) -> NDArray[Any]:
         """Between two shares of the lungs' height, about the midline, from their front to a share of their depth."""
         height, half = top - bottom, round(half_mm / step)
         rows = slice(front, front + max(1, round((back - front) * depth)))
-        return hu[
+        return image[
             bottom + int(height * low) : bottom + int(height * high), rows, max(0, middle - half) : middle + half + 1
         ]
 
     def windpipe(low: float, high: float) -> float:
-        area = (slab(low, high, _WINDPIPE_HALF_MM, 1.0) < _WINDPIPE_BELOW_HU).sum(axis=(1, 2))
+        area = (slab(hu, low, high, _WINDPIPE_HALF_MM, 1.0) < _WINDPIPE_BELOW_HU).sum(axis=(1, 2))
         return float(np.median(area)) * step**2 if area.size else 0.0
 
-    heart = slab(0.2, 0.5, _HEART_HALF_MM, 0.6) > -200
+    heart = (slab(hu, 0.2, 0.5, _HEART_HALF_MM, 0.6) > -200) & ~slab(lungs, 0.2, 0.5, _HEART_HALF_MM, 0.6)
     half = heart.shape[2] // 2
     right, left = int(heart[..., :half].sum()), int(heart[..., -half:].sum())
     spine = (float(np.mean(bone[1])) - float(np.mean(inside[1]))) * step

@@ -1,13 +1,13 @@
 """From a volume in HU to what the network sees. One function, used by training, evaluation and scoring alike."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,8 @@ class Prepared:
 
     `tensor`: float16, shape (2, slices, rows, columns): lung window scaled to -1..1, and the lung mask.
     `image_hu`, `lungs`: the scan and its mask on the working grid, axes as in AXES, for pictures.
+    `affine`: float64, shape (4, 4), takes (slice, row, column, 1) of the working grid to millimetres in RAS.
+    `box`: the part of the working grid that the tensor shows, stretched to its shape.
     """
 
     tensor: NDArray[np.float16]
@@ -51,6 +53,16 @@ class Prepared:
     spacing_mm: float
     lungs_ml: float
     shift_hu: float
+    affine: NDArray[np.float64]
+    box: tuple[slice, ...]
+
+    @property
+    def tensor_affine(self) -> NDArray[np.float64]:
+        """Takes (slice, row, column, 1) of the tensor to millimetres in RAS."""
+        move = np.eye(4)
+        move[:3, 3] = [side.start for side in self.box]
+        extent = [side.stop - side.start for side in self.box]
+        return resampled_affine(self.affine @ move, extent, self.tensor.shape[1:])
 
     @property
     def digest(self) -> str:
@@ -60,6 +72,9 @@ class Prepared:
 
 def orient(volume: Volume) -> Volume:
     """The same scan with its axes in the order and direction of AXES; nothing is interpolated."""
+    # All of nibabel comes along, and whoever trains on prepared scans needs none of it.
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
     move = ornt_transform(io_orientation(volume.affine), axcodes2ornt(AXES))
     hu = apply_orientation(volume.hu, move)
     affine = volume.affine @ inv_ornt_aff(move, volume.hu.shape)
@@ -75,6 +90,14 @@ def resample(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     if coarser != tuple(shape):
         x = F.interpolate(x, size=shape, mode="trilinear", align_corners=False)
     return x[0, 0]
+
+
+def resampled_affine(affine: NDArray[np.float64], old: Sequence[int], new: Sequence[int]) -> NDArray[np.float64]:
+    """The affine after `resample` from the shape `old` to `new`: the outer faces of the grid stay where they are."""
+    scale = np.divide(old, new)
+    to_old = np.diag([*scale, 1.0])
+    to_old[:3, 3] = (scale - 1) / 2  # of the centre of the first voxel
+    return affine @ to_old
 
 
 def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
@@ -106,4 +129,6 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
         spacing_mm=step,
         lungs_ml=float(lungs.sum() * step**3 / 1000),
         shift_hu=shift,
+        affine=resampled_affine(upright.affine, upright.hu.shape, size),
+        box=box,
     )

@@ -114,6 +114,21 @@ SLICE_GAP = Reason(
     "{gaps} distances between slices differ from the usual {usual_mm} mm (up to {largest_mm} mm)",
     "Slices are missing or unevenly spaced: send the whole series again.",
 )
+SLICES_MISSING = Reason(
+    "E_SLICES_MISSING",
+    "of {step} slices only one is here: they lie {apart_mm} mm apart, and their numbers go up in steps of {step}",
+    "The series did not come whole: send all of its images again.",
+)
+SLICES_FEWER = Reason(
+    "W_SLICES_MISSING",
+    "slices may be missing: they lie further apart than the headers say, or their numbers go up in larger steps than 1",
+    "Compare the number of images with that of the PACS; if there it is larger, send the whole series again.",
+)
+SLICES_APART = Reason(
+    "W_SLICES_APART",
+    "the slices lie further apart than they are thick: what lies between them is on none",
+    "Prefer a series without gaps, if there is one; if the PACS has more images of this one, send it again.",
+)
 TILT = Reason(
     "E_TILT",
     "the slices are shifted sideways against each other: {degrees} degrees of gantry tilt, or a moved centre",
@@ -207,6 +222,50 @@ NOT_A_WHOLE_CHEST = Reason(
     "E_NOT_A_WHOLE_CHEST",
     "not a whole chest: {lungs_ml} mL of lung over {length_mm} mm",
     "Choose the series that covers both lungs from apex to base.",
+)
+
+# What is no upright, whole chest in Hounsfield units gets no score; the same, where it is slight, is flagged.
+
+NOT_AIR = Reason(
+    "E_AIR_HU",
+    "the air around the patient has {air_hu} HU instead of -1000: the values are not Hounsfield units",
+    "Export the original series; the rescale of this one is wrong, or it was converted.",
+)
+NOT_TISSUE = Reason(
+    "E_TISSUE_HU",
+    "{soft} % of the body has the density of soft tissue and {muscle} % that of muscle: the values are not Hounsfield "
+    "units",
+    "Export the original CT series; the rescale of this one is wrong, it was converted, or it is no CT.",
+)
+NOISE = Reason(
+    "E_NOISE",
+    "the scan is too noisy: {noise_hu} HU in soft tissue after averaging",
+    "Take another reconstruction of the scan, if there is one.",
+)
+NOT_LUNG = Reason(
+    "E_NOT_LUNG",
+    "what lies in the place of the lungs has {lung_hu} HU, which no lung has",
+    "Choose the chest CT series of the examination; gas in the bowel was taken for lung, or the values are wrong.",
+)
+MUCH_METAL = Reason(
+    "E_METAL",
+    "{metal_ml} mL of metal lie in the chest, and its streaks go through the lungs",
+    "Read the scan without a score; a reconstruction that takes metal out changes the lungs beside it.",
+)
+LUNGS_CUT_OFF = Reason(
+    "E_LUNGS_CUT",
+    "the lungs are cut off: their section at an end of the scan is {percent} % of the widest",
+    "Choose the series that covers both lungs from apex to base.",
+)
+BODY_TURNED = Reason(
+    "E_TURNED",
+    "the body lies otherwise than the header says: the spine in front, or the windpipe below",
+    "Export the original series; a conversion has turned this one over.",
+)
+MIRRORED_BODY = Reason(
+    "E_MIRRORED",
+    "heart and stomach lie on the right: left and right were exchanged, or the patient is unlike those of the training",
+    "Compare the scan with the PACS. If they do lie on the right, read the scan without a score.",
 )
 
 # --- laboratory and outcomes ------------------------------------------------------------------------------
@@ -378,17 +437,19 @@ LABEL_CONFLICT = Reason(
 PACS_SILENT = Reason(
     "E_PACS_SILENT",
     "the PACS does not answer, or broke off in the middle",
-    "Check the address in [pacs] of site.toml, the PACS and the network between; run the command again: it goes on.",
+    "Check the address in [pacs] of site.toml, or in clinic.toml, the PACS and the network between. A command that is "
+    "run again goes on; a clinic tries again by itself.",
 )
 PACS_AUTH = Reason(
     "E_PACS_AUTH",
     "the PACS does not let this node in",
-    "Check user, password, token or AE title in [pacs] of site.toml with the PACS's administrator.",
+    "Check user, password, token or AE title in [pacs] of site.toml, or in clinic.toml, with the PACS's administrator.",
 )
 PACS_UNTRUSTED = Reason(
     "E_PACS_UNTRUSTED",
     "no trusted TLS connection to the PACS can be made",
-    "Check `ca_certificate` in [pacs] of site.toml, and that the PACS speaks TLS and its certificate has not expired.",
+    "Check `ca_certificate` in [pacs] of site.toml, or in clinic.toml, that the PACS speaks TLS, that its certificate "
+    "names this address and has not expired, and that ours is given where it asks for one.",
 )
 PACS_PROXY = Reason(
     "E_PACS_PROXY",
@@ -398,11 +459,12 @@ PACS_PROXY = Reason(
 PACS_ANSWER = Reason(
     "E_PACS_ANSWER",
     "the PACS gave an answer that was not foreseen",
-    "Check that the address in [pacs] of site.toml is that of DICOMweb or DIMSE; the site's screen tells the answer.",
+    "Check that the address in [pacs] of site.toml, or in clinic.toml, is that of DICOMweb or DIMSE; the site's screen "
+    "tells the answer.",
 )
 PACS_FILE = Reason(
     "E_PACS_FILE",
-    "a file that [pacs] of site.toml names cannot be used",
+    "a file that [pacs] of site.toml, or clinic.toml, names cannot be used",
     "It must be there, not be empty, and where it holds a secret be readable by the node's user alone (chmod 600).",
 )
 PACS_INCOMPLETE = Reason(
@@ -431,6 +493,11 @@ PACS_SERVICE = Reason(
     "E_PACS_SERVICE",
     "the PACS does not offer this node what it needs: {service}",
     "Let the PACS's administrator allow it; C-GET and C-MOVE can stand in for each other (`retrieve` in site.toml).",
+)
+PACS_STORE = Reason(
+    "E_PACS_STORE",
+    "the PACS does not take the results, and will not when they are sent again: status {status}",
+    "Show the PACS's administrator the status; when the PACS takes such files, send the answer again.",
 )
 PACS_NO_DELIVERY = Reason(
     "E_PACS_NO_DELIVERY",
@@ -757,6 +824,11 @@ NO_PROBABILITY = Reason(
     "the model's answer is not a number",
     "Do not use this release; tell those who made it.",
 )
+UNFAMILIAR = Reason(
+    "E_UNFAMILIAR",
+    "the scan is unlike those that the model was trained on: its distance is {distance}, the limit {limit}",
+    "Look at the scan: another disease, an unusual protocol or a wrong series may be why. This model has no answer.",
+)
 REPORT_WRITE = Reason(
     "E_REPORT_WRITE",
     "the page cannot be written",
@@ -771,6 +843,16 @@ LUNGS_CUT = Reason(
     "W_LUNGS_CUT",
     "the lungs reach the first or the last slice: part of them may lie outside the scan",
     "Check that the series covers both lungs; take a longer one, if there is one.",
+)
+METAL = Reason(
+    "W_METAL",
+    "there is metal in the chest, and its streaks may go through the lungs",
+    "Look at the lungs beside it before you read the figures.",
+)
+ONE_LUNG = Reason(
+    "W_ONE_LUNG",
+    "one lung has less than a quarter of the volume of both",
+    "Look for a collapsed, resected or wholly consolidated lung: the model has hardly seen such.",
 )
 HU_SHIFT = Reason(
     "W_HU_SHIFT",

@@ -2,59 +2,42 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.network import LABELS, SeverityNetwork, tabular
+from models.calibration import Platt
+from models.familiarity import look
+from models.network import LABELS, tabular
 from models.reasons import MODEL_FORMAT
-from models.refusal import Reason, Refusal
-from models.release import Description, Release
+from models.refusal import Refusal
+from models.release import POINTS, Description, Release
+from models.saliency import METHOD, saliency
 from pipeline import reasons
-from pipeline.archive import open_images
-from pipeline.findings import Finding
-from pipeline.preprocess import Prepared, Preprocessing, prepare
-from pipeline.scans import find_scans, read_scan
-from pipeline.series import Series, quiet_pydicom
-from pipeline.slices import inspect_slice
+from pipeline.anatomy import look_at, require_chest
+from pipeline.burden import Burden, burden
+from pipeline.completeness import require_whole
+from pipeline.one_scan import OneScan, read_one
+from pipeline.preprocess import Prepared, Preprocessing, orient, prepare
+from pipeline.quality import Check, checks
+from pipeline.series import Series
 from pipeline.volume import Volume
 
 NOTICE = "Research use only. Not a medical device."
-ADULT_YEARS = 18
+Level = Literal["low", "intermediate", "high"]
+EXPLAINED = ("severe", "pcr_positive")  # which probability the map is of: the first that is not low
+LOW_BELOW = 0.1  # where the release names no operating points
+ALL_LOW = "the probabilities are low, and a map would show nothing that counts"
+NOTHING_RAISES = "nothing in the lungs raises the probability"
 _BAND_YEARS, _TOP_BAND_YEARS = 5, 90
-_BESIDES_THE_SCAN = {reasons.MODALITY, reasons.LOCALIZER, reasons.NOT_AXIAL}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at. `reason` (a `W_` one) says why it needs a look; None where all is well."""
-
-    name: str
-    value: float | str
-    unit: str = ""
-    reason: Reason | None = None
-
-    @property
-    def verdict(self) -> str:
-        return "flag" if self.reason else "ok"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "value": self.value,
-            "unit": self.unit,
-            "verdict": self.verdict,
-            "code": self.reason and self.reason.code,
-            "says": self.reason and self.reason.says,
-            "remedy": self.reason and self.reason.remedy,
-        }
 
 
 @dataclass(frozen=True)
@@ -62,8 +45,14 @@ class Score:
     """What came of one scan; it holds nothing that names the patient or the place of the files.
 
     `probabilities`: of each label, calibrated, 0 to 1. `age_band`: five years, e.g. 60-64. `model`, `model_sha256`:
-    the release. `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, total.
-    `prepared`: the scan as the model saw it, for the page; not part of the JSON.
+    the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
+    `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
+    the lungs is dense. `distance`: from the scans that the model was trained on, where the release tells. `hu_sha256`:
+    of the volume as read. `seconds`: read, prepare, predict, explain, total.
+
+    For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
+    in `pipeline.preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32,
+    0 to 1, on the tensor's grid (`prepared.tensor_affine`), or None.
     """
 
     probabilities: dict[str, float]
@@ -76,24 +65,56 @@ class Score:
     seconds: dict[str, float]
     scored_at: datetime
     prepared: Prepared = field(repr=False)
+    volume: Volume = field(repr=False)
+    burden: Burden = field(repr=False)
+    saliency: NDArray[np.float32] | None = field(default=None, repr=False)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    distance: float | None = None
+    signed_by: str | None = None
+
+    @property
+    def signature(self) -> str:
+        return f"signed by {self.signed_by}" if self.signed_by else "signature not checked"
+
+    @property
+    def levels(self) -> dict[str, Level | None]:
+        """By label: low below rule_out, high from rule_in on, else intermediate; None where the release lacks one.
+
+        In a model that tells well the two points overlap; between them a probability is intermediate too.
+        """
+        return {label: _level(p, self.model.operating_points.get(label, {})) for label, p in self.probabilities.items()}
+
+    @property
+    def explained(self) -> str | None:
+        """The label whose probability the saliency explains; None where both are low."""
+        return explained_label(self.probabilities, self.model)
 
     def to_json(self) -> dict[str, Any]:
         """The score for machines. The keys are stable:
 
-        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; interval: null until
-        releases bring one; quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256,
-        study, rounds, sites}; input: {age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare,
-        predict, total}.
+        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; operating_points: {label:
+        {rule_out, rule_in: {threshold, met}}}, as far as the release has them; level: {label: low, intermediate, high
+        or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
+        `pipeline.burden.Burden`; saliency: {shown, label, method, why_not}; familiarity: {distance, limit} or null;
+        quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256, signature, study,
+        rounds, sites}; input: {age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict,
+        explain, total}.
         """
         return {
             "notice": NOTICE,
             "trained_on_synthetic_data": self.model.trained_on_synthetic_data,
             "scored_at": self.scored_at.isoformat(timespec="seconds"),
             "probability": self.probabilities,
-            "interval": None,
+            "operating_points": self._operating_points(),
+            "level": self.levels,
+            "interval": {label: list(band) for label, band in self.intervals.items()} or None,
+            "lungs": self.burden.to_json(),
+            "saliency": self._saliency(),
+            "familiarity": self._familiarity(),
             "quality": [check.to_json() for check in self.checks],
             "model": {
                 "sha256": self.model_sha256,
+                "signature": self.signature,
                 "study": self.model.study,
                 "rounds": self.model.rounds,
                 "sites": self.model.sites,
@@ -107,44 +128,121 @@ class Score:
             "timing_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
+    def _operating_points(self) -> dict[str, dict[str, dict[str, float | bool]]]:
+        answer: dict[str, dict[str, dict[str, float | bool]]] = {}
+        for label, points in self.model.operating_points.items():
+            p = self.probabilities[label]
+            answer[label] = {
+                point: {"threshold": at, "met": p < at if point == "rule_out" else p >= at}
+                for point, at in points.items()
+            }
+        return answer
+
+    def _saliency(self) -> dict[str, Any]:
+        is_shown = self.saliency is not None
+        return {
+            "shown": is_shown,
+            "label": self.explained if is_shown else None,
+            "method": METHOD if is_shown else None,
+            "why_not": None if is_shown else NOTHING_RAISES if self.explained else ALL_LOW,
+        }
+
+    def _familiarity(self) -> dict[str, float] | None:
+        known = self.model.familiarity
+        return {"distance": self.distance, "limit": known.limit} if known and self.distance is not None else None
+
 
 def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None) -> Score:
     """Score the one chest CT in a folder, zip or files, be it a DICOM series, a NIfTI or a MetaImage file.
 
     `series_uid` chooses where there are several DICOM series.
 
-    Raises Refusal, never a number that cannot be trusted at all: E_MODEL_FORMAT, E_MIXED_PATIENT, E_MIXED_SERIES,
-    E_UNKNOWN_SERIES, E_NO_PROBABILITY, and those of `open_images`, `find_scans`, `read_scan` and `prepare`.
+    Raises Refusal, never a number that cannot be trusted at all: those of `read_one` and `score_scan`.
     """
+    return score_scan(read_one(source, series_uid), release)
+
+
+def score_scan(scan: OneScan, release: Release) -> Score:
+    """Score a scan that has been read.
+
+    Raises Refusal E_MODEL_FORMAT, E_SLICES_MISSING, E_NO_PROBABILITY, E_UNFAMILIAR, and those of `prepare` and
+    `require_chest`.
+    """
+    require_whole(scan.stated, scan.volume.spacing_mm[0])
     settings = _settings(release.description)
-    clock = [time.perf_counter()]
-    with open_images(source) as images:
-        found, unread = find_scans(images)
-        series = _choose(found, unread, series_uid)
-        volume = read_scan(series)
-    hu_sha256 = hashlib.sha256(volume.hu.data).hexdigest()
-    clock.append(time.perf_counter())
-    prepared = prepare(volume, settings)
-    clock.append(time.perf_counter())
-    probabilities = _probabilities(release, _logits(release.network, prepared, series))
-    clock.append(time.perf_counter())
-    seconds = dict(zip(("read", "prepare", "predict"), np.diff(clock).tolist(), strict=True))
+    # Beside this thread goes what does not wait for the model; Python's lock is not held meanwhile.
+    with ThreadPoolExecutor(1) as beside:
+        hu_sha256 = beside.submit(_sha256, scan.volume.hu)
+        clock = [time.perf_counter()]
+        volume = orient(scan.volume)
+        prepared = prepare(volume, settings)
+        looked_at = beside.submit(look_at, volume, prepared)
+        measured = burden(prepared)
+        clock.append(time.perf_counter())
+        seen = network_input(prepared, scan.series)
+        logits = _ask(release, *seen)
+        probabilities = calibrated(release.description.calibration, logits)
+        clock.append(time.perf_counter())
+        label = explained_label(probabilities, release.description)
+        heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
+        anatomy = looked_at.result()
+        require_chest(anatomy)
+        distance = _distance(release.description, seen[0])
+        clock.append(time.perf_counter())
+    seconds = {
+        "read": scan.seconds,
+        **dict(zip(("prepare", "predict", "explain"), np.diff(clock).tolist(), strict=True)),
+    }
     return Score(
         probabilities=probabilities,
-        checks=(
-            *_file_checks(volume, settings, other_series=len(found) - 1, unread=len(unread)),
-            *_lung_checks(prepared, settings),
-            *_patient_checks(series),
-        ),
-        age_band=age_band(series.age_years),
-        sex=series.sex,
+        checks=checks(scan, prepared, anatomy, settings),
+        age_band=age_band(scan.series.age_years),
+        sex=scan.series.sex,
         model=release.description,
         model_sha256=release.sha256,
-        hu_sha256=hu_sha256,
-        seconds={**seconds, "total": clock[-1] - clock[0]},
+        hu_sha256=hu_sha256.result(),
+        seconds={**seconds, "total": sum(seconds.values())},
         scored_at=datetime.now().astimezone(),
         prepared=prepared,
+        volume=volume,
+        burden=measured,
+        saliency=heat if heat is not None and heat.any() else None,
+        intervals=_intervals(release.description.calibration, logits),
+        distance=distance,
+        signed_by=release.signed_by,
     )
+
+
+def explained_label(probabilities: Mapping[str, float], model: Description) -> str | None:
+    """The first of EXPLAINED whose probability is not low: from rule_out on, without one from LOW_BELOW on."""
+    for label in EXPLAINED:
+        if probabilities[label] >= model.operating_points.get(label, {}).get("rule_out", LOW_BELOW):
+            return label
+    return None
+
+
+def _level(p: float, points: Mapping[str, float]) -> Level | None:
+    if points.keys() != set(POINTS):
+        return None
+    is_out, is_in = p < points["rule_out"], p >= points["rule_in"]
+    return "intermediate" if is_out == is_in else "low" if is_out else "high"
+
+
+def network_input(prepared: Prepared, series: Series) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scan (2, slices, rows, columns) and tabular data (4), float32.
+
+    In float32 whatever the machine: bfloat16 would move the answer between one and the next.
+    """
+    scan = torch.from_numpy(prepared.tensor.astype(np.float32))
+    return scan, torch.tensor(tabular(series.age_years, series.sex))
+
+
+def calibrated(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, float]:
+    """The probability of each label from logits in the order of LABELS. Raises Refusal E_NO_PROBABILITY."""
+    answer = {label: float(calibration[label].probability(z)) for label, z in zip(LABELS, logits, strict=True)}
+    if not np.isfinite(list(answer.values())).all():
+        raise Refusal(reasons.NO_PROBABILITY)
+    return answer
 
 
 def age_band(years: float | None) -> str | None:
@@ -165,86 +263,26 @@ def _settings(model: Description) -> Preprocessing:
         raise Refusal(MODEL_FORMAT) from error
 
 
-def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:
-    """The one series to score. Scouts, reformats and what is not CT may lie beside it; a second scan may not."""
-    if not found:
-        first = unread[0] if unread else Finding(reasons.NO_IMAGES)
-        raise Refusal(first.reason, private=first.detail)
-    asked = [s for s in found if series_uid in (None, s.series_uid)]
-    if not asked:
-        raise Refusal(reasons.UNKNOWN_SERIES, private=str(series_uid))
-    patients = {(s.patient_id, s.issuer) for s in asked}
-    if len(patients) > 1:
-        raise Refusal(reasons.MIXED_PATIENT, patients=len(patients))
-    if len(asked) == 1:
-        return asked[0]  # whatever it is, `read_scan` says best why it cannot be used
-    refusals = [_not_the_scan(s) for s in asked]
-    scans = [s for s, refusal in zip(asked, refusals, strict=True) if refusal is None]
-    if not scans:
-        raise next(refusal for refusal in refusals if refusal)
-    if len(scans) > 1:
-        choice = ", ".join(f"{s.series_uid} ({len(s.files)} files)" for s in scans)
-        raise Refusal(reasons.MIXED_SERIES, series=len(scans), private=choice)
-    return scans[0]
-
-
-@quiet_pydicom()
-def _not_the_scan(series: Series) -> Refusal | None:
-    """Why a series is not an axial CT scan, by its first file; a broken scan is a scan all the same."""
-    try:
-        inspect_slice(series.files[0])
-    except Refusal as refusal:
-        return refusal if refusal.reason in _BESIDES_THE_SCAN else None
-    return None
+def _sha256(hu: NDArray[np.float32]) -> str:
+    return hashlib.sha256(hu.data).hexdigest()
 
 
 @torch.inference_mode()
-def _logits(network: SeverityNetwork, prepared: Prepared, series: Series) -> NDArray[np.float32]:
-    """In float32 whatever the machine: bfloat16 would move the answer between one and the next."""
-    network.eval()
-    scan = torch.from_numpy(prepared.tensor.astype(np.float32))
-    known = torch.tensor(tabular(series.age_years, series.sex))
-    return network(scan[None], known[None])[0].numpy()
+def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[np.float32]:
+    """The logits in the order of LABELS."""
+    return release.network.eval()(scan[None], known[None])[0].numpy()
 
 
-def _probabilities(release: Release, logits: NDArray[np.float32]) -> dict[str, float]:
-    calibration = release.description.calibration
-    answer = {label: float(calibration[label].probability(z)) for label, z in zip(LABELS, logits, strict=True)}
-    if not np.isfinite(list(answer.values())).all():
-        raise Refusal(reasons.NO_PROBABILITY)
-    return answer
+def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
+    bands = {label: calibration[label].band(float(z)) for label, z in zip(LABELS, logits, strict=True)}
+    return {label: band for label, band in bands.items() if band is not None}
 
 
-def _file_checks(volume: Volume, settings: Preprocessing, *, other_series: int, unread: int) -> list[Check]:
-    """`other_series`: found beside this one and left out; `unread`: files that could not be read."""
-    slice_mm, row_mm, column_mm = volume.spacing_mm
-    pixel_mm = max(row_mm, column_mm)
-    is_coarse = pixel_mm > settings.working_spacing_mm
-    remarks = [reasons.BY_CODE[flag] for flag in volume.flags]
-    return [
-        Check("slices", len(volume.hu)),
-        Check("slice_distance", round(slice_mm, 2), "mm"),
-        Check("pixel_spacing", round(pixel_mm, 2), "mm", reasons.COARSE if is_coarse else None),
-        Check("other_series", other_series),
-        Check("unreadable_files", unread, "", reasons.FILES_UNREADABLE if unread else None),
-        *[Check("reader", remark.code, "", remark) for remark in remarks],
-    ]
-
-
-def _lung_checks(prepared: Prepared, settings: Preprocessing) -> list[Check]:
-    ends = [name for name, end in (("lowest", 0), ("highest", -1)) if prepared.lungs[end].any()]
-    is_shift_spent = abs(prepared.shift_hu) >= settings.largest_shift_hu
-    return [
-        Check("lungs", round(prepared.lungs_ml), "mL"),
-        Check("lungs_cut", " and ".join(ends) or "no", "", reasons.LUNGS_CUT if ends else None),
-        Check("hu_shift", round(prepared.shift_hu), "HU", reasons.HU_SHIFT if is_shift_spent else None),
-    ]
-
-
-def _patient_checks(series: Series) -> list[Check]:
-    age, sex = series.age_years, series.sex
-    age_reason = reasons.AGE_MISSING if age is None else reasons.NOT_ADULT if age < ADULT_YEARS else None
-    return [
-        Check("age", "missing" if age is None else "known", "", age_reason),
-        Check("sex", "known" if sex else "missing", "", None if sex else reasons.SEX_MISSING),
-    ]
+def _distance(model: Description, scan: torch.Tensor) -> float | None:
+    """How far the scan lies from those of the training. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
+    if model.familiarity is None:
+        return None
+    distance = model.familiarity.distance(look(scan.numpy()))
+    if not model.familiarity.is_familiar(distance):
+        raise Refusal(reasons.UNFAMILIAR, distance=round(distance, 2), limit=round(model.familiarity.limit, 2))
+    return distance

@@ -26,6 +26,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.findings import Finding
+from pipeline.heads import head_tags, read_head
 
 
 def tags(*keywords: str) -> list[BaseTag]:
@@ -46,6 +47,7 @@ _HEADER = tags(
     *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex"),
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
 )
+_GROUP = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in a file: see `pipeline/volume_files.py`
 # What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
 _COMPANIONS = (
@@ -171,13 +173,19 @@ def find_series(
     findings: list[Finding] = []
     groups: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)
     first_header: dict[tuple[str, ...], Dataset] = {}
-    for seen, (name, path) in enumerate(walk(root, lambda name: not _is_companion(name), findings), start=1):
+    known: dict[bytes, tuple[str, ...]] = {}
+    for seen, (name, path) in enumerate(walk(root, lambda name: not is_companion(name), findings), start=1):
         try:
-            header = read_header(path, _HEADER)
-            if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                continue
-            key = _group(header, path)
-            first_header.setdefault(key, header)
+            head = read_head(path, _GROUP)
+            key = known.get(head.same) if head else None
+            if key is None:
+                header = read_header(path, _HEADER)
+                if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                    continue
+                key = _group(header, path)
+                first_header.setdefault(key, header)
+                if head and text(header, "SeriesInstanceUID"):
+                    known[head.same] = key
             groups[key].append((name, path))
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
@@ -222,7 +230,8 @@ def walk(
                     yield path.relative_to(top).as_posix(), path
 
 
-def _is_companion(name: str) -> bool:
+def is_companion(name: str) -> bool:
+    """Whether a file of this name lies beside images in exports, and is none itself."""
     return name.startswith(".") or name.upper() in _COMPANION_NAMES or name.lower().endswith(_COMPANIONS)
 
 

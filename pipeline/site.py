@@ -79,6 +79,8 @@ class GatewayTable(BaseModel, extra="forbid"):
     max_batch_size: int = Field(default=64, ge=1)
     max_rounds_a_day: int = Field(default=500, ge=1)
     max_update: float = Field(default=2.0, gt=0)  # length of an update, in lengths of the weights that came in
+    histograms: bool = False  # counts of test patients by score may leave, none under min_patients
+    embedding_statistics: bool = True  # means and variances of the network's features may leave
 
 
 class SandboxTable(BaseModel, extra="forbid"):

@@ -3,17 +3,24 @@
 Attributes and what they mean: DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
+from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 
 from models.refusal import Reason, Refusal
 from pipeline import codecs, reasons
-from pipeline.series import PIXEL_DATA, read_header, tags, text
+from pipeline.codecs import Form
+from pipeline.heads import head_tags, read_head
+from pipeline.series import PIXEL_DATA, BoundedFile, read_header, tags, text
 
 AIR_HU = -1024.0
 BRIGHTEST_HU = 3071.0  # 12 bits from -1024 on, the range of CT scanners
@@ -21,16 +28,19 @@ _DARKEST_TISSUE_HU = -950.0
 _MAX_SLOPE = 100.0
 _MAX_INTERCEPT = 2.0**16
 
-_PIXELS = tags(
+_KEYWORDS = (
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-)
-_HEADER = _PIXELS + tags(
     *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "BurnedInAnnotation", "ContrastBolusAgent"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     "LossyImageCompression",
 )
+_HEADER, _IN_HEAD = tags(*_KEYWORDS), head_tags(*_KEYWORDS)
+_POSITION = int(Tag("ImagePositionPatient"))
+_DECIMAL = rb" *([-+]?[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?) *"
+# The whole element: tag, VR and length, or length alone in four bytes, and the plainest form of three Decimal Strings.
+_PLAIN_POSITION = re.compile(rb".{4}(?:DS..|..\0\0)" + rb"\\".join([_DECIMAL] * 3), re.DOTALL)
 _ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
 # What vendors write after ORIGINAL\PRIMARY\AXIAL in images that are not single slices all the same.
 REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
@@ -42,11 +52,11 @@ class Slice:
 
     `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
     `thickness_mm`: NaN where absent. `padding`: first and last stored value that mean 'outside the scan'.
+    `pixels_at`: where the element PixelData begins in the file; None where that is not known.
     """
 
     path: Path
-    rows: int
-    columns: int
+    form: Form
     position_mm: list[float]
     orientation: list[float]
     pixel_spacing_mm: list[float]
@@ -55,6 +65,28 @@ class Slice:
     intercept: float
     padding: tuple[int, int] | None
     flags: tuple[str, ...]
+    pixels_at: int | None = None
+
+
+def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
+    """Read and check the headers of a series; those that say the same but for the position are checked once.
+
+    Raises `Refusal` for the first of which `inspect_slice` does.
+    """
+    slices = []
+    checked: dict[bytes, Slice] = {}
+    for path in paths:
+        head = read_head(path, _IN_HEAD)
+        plain = head and _PLAIN_POSITION.fullmatch(head.elements.pop(_POSITION, b""))
+        if not head or not plain:
+            slices.append(inspect_slice(path))
+            continue
+        same = head.same
+        if same not in checked:
+            checked[same] = inspect_slice(path)
+        position_mm = [float(number) for number in plain.groups()]
+        slices.append(replace(checked[same], path=path, position_mm=position_mm, pixels_at=head.pixels_at))
+    return slices
 
 
 def inspect_slice(path: Path) -> Slice:
@@ -67,12 +99,11 @@ def inspect_slice(path: Path) -> Slice:
     header = read_header(path, _HEADER)
     try:
         flags = _check_kind(header)
-        rows, columns, stored_range = _pixel_format(header)
+        form, stored_range = _pixel_format(header)
         slope, intercept = _rescale(header)
         return Slice(
             path=path,
-            rows=rows,
-            columns=columns,
+            form=form,
             position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
             orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
             pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
@@ -92,18 +123,37 @@ def decode_slice(header: Slice, out: NDArray[np.float32] | None = None) -> NDArr
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
     """
-    dataset = read_header(header.path, [*_PIXELS, PIXEL_DATA])
     try:
-        stored = codecs.decode(dataset, header.rows, header.columns)
+        stored = codecs.decode(*_pixel_data(header))
     except Refusal as refusal:
         refusal.private = f"{header.path} {refusal.private}"
         raise
     # float32 from the start: integer arithmetic would wrap.
-    hu = np.multiply(stored, np.float32(header.slope), out=out, dtype=np.float32)
+    hu = np.empty(stored.shape, np.float32) if out is None else out
+    np.copyto(hu, stored)
+    if header.slope != 1:
+        hu *= np.float32(header.slope)
     hu += np.float32(header.intercept)
     if header.padding is not None:
         hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
     return hu
+
+
+def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:
+    """What `codecs.decode` takes. Raises `Refusal`: those of `read_header`."""
+    form = header.form
+    if header.pixels_at is None:
+        element = read_header(header.path, [PIXEL_DATA]).get_item(PIXEL_DATA)
+    else:
+        try:
+            with header.path.open("rb") as file:
+                rest = cast(BinaryIO, BoundedFile(file))
+                rest.seek(header.pixels_at)
+                is_implicit = form.syntax.is_implicit_VR
+                element = read_dataset(rest, is_implicit, True, specific_tags=[PIXEL_DATA]).get_item(PIXEL_DATA)
+        except Exception as error:
+            raise Refusal(reasons.PARSE, private=str(error)) from None
+    return (b"", form, "OW") if element is None else (element.value, form, element.VR or "OW")
 
 
 def _check_kind(header: Dataset) -> tuple[str, ...]:
@@ -142,8 +192,8 @@ def _check_kind(header: Dataset) -> tuple[str, ...]:
     return tuple(flags)
 
 
-def _pixel_format(header: Dataset) -> tuple[int, int, tuple[int, int]]:
-    """Rows, columns, and the range of values that can be stored."""
+def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:
+    """How the pixels are stored, and the range of values that can be."""
     keywords = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
     numbers = [_numbers(header, keyword, 1, reasons.PIXEL)[0] for keyword in keywords]
     if not all(number.is_integer() for number in numbers):
@@ -154,10 +204,11 @@ def _pixel_format(header: Dataset) -> tuple[int, int, tuple[int, int]]:
     is_flush = _floats(header, "HighBit") in ([], [stored - 1])  # no other value is allowed; often left out
     if rows < 1 or columns < 1 or not is_grey or not is_laid_out or not is_flush:
         raise Refusal(reasons.PIXEL)
-    if not codecs.is_readable(uid.UID(text(header.file_meta, "TransferSyntaxUID"))):
+    syntax = uid.UID(text(header.file_meta, "TransferSyntaxUID"))
+    if not codecs.is_readable(syntax):
         raise Refusal(reasons.TRANSFER_SYNTAX)
     lowest = -(2 ** (stored - 1)) if signed else 0
-    return rows, columns, (lowest, lowest + 2**stored - 1)
+    return Form(syntax, rows, columns, allocated, stored, bool(signed)), (lowest, lowest + 2**stored - 1)
 
 
 def _rescale(header: Dataset) -> tuple[float, float]:

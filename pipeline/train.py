@@ -1,5 +1,6 @@
 """The training step and the epochs around it: the same for one hospital, for pooled data and for a federated round."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from models.lean import import_lean
 from models.loss import masked_bce
 from models.network import SeverityNetwork
 from models.precision import use_bf16
@@ -30,11 +32,15 @@ class TrainSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where a stretch of training lies in the whole: the learning rate follows a cosine over all epochs."""
+    """Where a stretch of training lies in the whole: the learning rate follows a cosine over all epochs.
+
+    With `steps`, an epoch is so many batches, however many patients there are; else it is one pass over them.
+    """
 
     first_epoch: int
     epochs: int
     total_epochs: int
+    steps: int = 0
 
     def learning_rate(self, peak: float, epoch: int, progress: float) -> float:
         """Rate at `progress` (0 to 1) of the given epoch of this stretch; the first epoch warms up."""
@@ -48,12 +54,14 @@ def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
 
     Intensity changes leave the mask channel alone.
     """
-    # MONAI takes seconds, and most of what imports this module does not augment.
+    # MONAI takes a second, and most of what imports this module does not augment.
+    import_lean("monai")
+    from monai.data.meta_obj import set_track_meta
     from monai.transforms.compose import Compose
     from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
     from monai.transforms.spatial.array import RandFlip, RandZoom
-    from monai.utils.type_conversion import convert_to_tensor
 
+    set_track_meta(False)  # what was done to each scan, which nobody reads, would take a third of the time
     spatial = Compose(
         [
             RandFlip(prob=0.5, spatial_axis=2),
@@ -65,10 +73,8 @@ def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
         transforms.set_random_state(seed)
 
     def augment(scan: Tensor) -> Tensor:
-        # MONAI hands back a MetaTensor, which slows the network down; the plain tensor is what we want.
-        moved = convert_to_tensor(spatial(scan), track_meta=False)
-        window = convert_to_tensor(intensity(moved[:1]), track_meta=False)
-        return torch.cat([window, moved[1:]])
+        moved = spatial(scan)
+        return torch.cat([intensity(moved[:1]), moved[1:]])
 
     return augment
 
@@ -81,6 +87,14 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[N
         starts.pop()
     for start, end in zip(starts, [*starts[1:], count], strict=True):
         yield order[start:end]
+
+
+def epoch_batches(count: int, batch_size: int, steps: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """The batches of one epoch: of one pass over `count` patients, or `steps` of as many passes as they take."""
+    if not steps:
+        return list(batches(count, batch_size, rng))
+    endless = itertools.chain.from_iterable(batches(count, batch_size, rng) for _ in itertools.count())
+    return list(itertools.islice(endless, steps))
 
 
 def train(
@@ -112,7 +126,7 @@ def train(
         epoch_seed = (seed, schedule.first_epoch + epoch)
         rng = np.random.default_rng(epoch_seed)
         augment = augmentation(int(rng.integers(2**31))) if settings.augment else None
-        order = list(batches(len(examples), settings.batch_size, rng))
+        order = epoch_batches(len(examples), settings.batch_size, schedule.steps, rng)
         losses = []
         for number, index in enumerate(order):
             rate = schedule.learning_rate(settings.learning_rate, epoch, number / len(order))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: what a radiologist reads lungs in
+
 
 @dataclass(frozen=True)
 class Volume:

@@ -5,6 +5,7 @@ environment    machine, libraries, keys and certificates
 reach          the study's server and the PACS
 records        laboratory and outcome files
 contract       the data contract: rules with counts
+digest         the contract as one hash
 duplicates     one scan under two patients
 suppression    which counts may be shown to others
 figure, page   the page that may be mailed

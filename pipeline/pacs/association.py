@@ -21,7 +21,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
-from pipeline.pacs.settings import DimseTable, read_secret
+from pipeline.pacs.settings import DimseTable
+from pipeline.pacs.tls import as_client, as_server
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 GET = StudyRootQueryRetrieveInformationModelGet
@@ -49,22 +50,13 @@ class Tls:
 
         Raises Refusal E_PACS_FILE.
         """
-        if table.ca_certificate is None:
+        authority, certificate, key = table.ca_certificate, table.certificate, table.key
+        if authority is None:
             return None
-        authority = folder / table.ca_certificate
-        try:
-            client = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority)
-            if table.certificate is None or table.key is None:
-                return cls(client, None)
-            server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority)
-            server.verify_mode = ssl.CERT_REQUIRED
-            read_secret(folder / table.key)  # nobody else may read it
-            for context in (client, server):  # without a password OpenSSL would ask for one at the terminal
-                context.load_cert_chain(folder / table.certificate, folder / table.key, password="")
-        except OSError as error:
-            detail = f"certificate, key or ca_certificate: {error.strerror or error}"
-            raise Refusal(reasons.PACS_FILE, private=detail) from error
-        return cls(client, server)
+        client = as_client(folder, authority=authority, certificate=certificate, key=key)
+        if certificate is None or key is None:
+            return cls(client, None)
+        return cls(client, as_server(folder, authority=authority, certificate=certificate, key=key))
 
 
 @contextmanager
@@ -127,9 +119,13 @@ def _check_services(association: Association, services: tuple[uid.UID, ...], inb
     accepted = {context.abstract_syntax for context in association.accepted_contexts if context.as_scu}
     for service in services:
         if service not in accepted:
-            raise Refusal(reasons.PACS_SERVICE, service=_SERVICES[service])
+            raise Refusal(reasons.PACS_SERVICE, service=_name(service))
     if inbox and not any(context.as_scp for context in association.accepted_contexts):
         raise Refusal(reasons.PACS_SERVICE, service=_SERVICES[CTImageStorage])
+
+
+def _name(service: uid.UID) -> str:
+    return _SERVICES.get(service, f"C-STORE of {service.name}")
 
 
 def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Refusal:
@@ -146,7 +142,7 @@ def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Re
         }
         return Refusal(reasons.PACS_AUTH, private=details.get(why, f"association rejected (PS3.8, table 9-21): {why}"))
     if association.rejected_contexts:
-        services = {_SERVICES[context.abstract_syntax] for context in association.rejected_contexts}
+        services = {_name(each.abstract_syntax) for each in association.rejected_contexts if each.abstract_syntax}
         return Refusal(reasons.PACS_SERVICE, service=", ".join(sorted(services)))
     if tls and (fault := _tls_fault(tls.client, table)):
         return Refusal(reasons.PACS_UNTRUSTED, private=fault)

@@ -1,11 +1,13 @@
-"""A PACS over DICOMweb (DICOM PS3.18): QIDO-RS finds with dicomweb-client, WADO-RS fetches here.
+"""A PACS over DICOMweb (DICOM PS3.18): QIDO-RS finds with dicomweb-client, WADO-RS and STOW-RS are spoken here.
 
 The retrieval is our own: the library's parses every image, and where a PACS breaks off in the middle of an answer
-that does not tell its length (Orthanc's do not), it takes the piece for a whole image.
+that does not tell its length (Orthanc's do not), it takes the piece for a whole image. So is the storing: the library's
+writes every file anew, and names the PACS without its port.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from email.message import Message
 from http import HTTPStatus
@@ -15,13 +17,16 @@ from urllib.parse import quote
 
 import requests
 from dicomweb_client import DICOMwebClient
+from pydicom import dcmread
 from requests import exceptions
 from urllib3.util import Retry
 
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
-from pipeline.pacs.settings import DicomWebTable, named_file, read_secret
+from pipeline.pacs.settings import DicomWebTable, read_secret
+from pipeline.pacs.storing import PROCESSING_FAILURE
+from pipeline.pacs.tls import as_client
 
 _ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored: the PACS need not convert
 _CHUNK_BYTES = 2**20
@@ -34,6 +39,11 @@ _ACCESS_DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _BUSY = {
     *(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS),
     *(HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT),
+}
+_PARTLY_STORED = {HTTPStatus.ACCEPTED, HTTPStatus.CONFLICT}  # PS3.18, table 10.5.3-1
+_NEVER_STORED = {
+    *(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+    *(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
 }
 _BROKE_OFF = ("RemoteDisconnected", "ConnectionResetError", "EOF occurred")  # within errors of proxies and TLS
 
@@ -49,8 +59,12 @@ class DicomWebPacs:
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=_AT_ONCE))
         self._session.trust_env = False  # neither proxies nor passwords of whoever started us
         self._session.proxies = {"http": table.proxy, "https": table.proxy} if table.proxy else {}
+        if table.ca_certificate or table.certificate:  # requests itself would find them wrong only when it needs them
+            as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
         if table.ca_certificate:
-            self._session.verify = str(named_file(folder / table.ca_certificate))
+            self._session.verify = str(folder / table.ca_certificate)
+        if table.certificate and table.key:
+            self._session.cert = (str(folder / table.certificate), str(folder / table.key))
         if table.password_file:
             password = read_secret(folder / table.password_file)
             self._session.auth = requests.auth.HTTPBasicAuth(table.user.encode(), password.encode())
@@ -79,13 +93,15 @@ class DicomWebPacs:
                 for study in _all_pages(self._qido.search_for_studies, _filters(query, accession)):
                     for series in self._series(study):
                         found[series.study_uid, series.series_uid] = series
+                    if query.is_met(found.values()):
+                        break
         return list(found.values())
 
     def _series(self, study: dict[str, Any]) -> Iterator[RemoteSeries]:
         study_uid = _value(study, "0020000D")
 
         def search(**paging: Any) -> list[dict[str, Any]]:
-            fields = ["Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances"]
+            fields = ["Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription"]
             return self._qido.search_for_series(study_uid, fields=fields, **paging)
 
         for series in _all_pages(search, {}):
@@ -99,6 +115,9 @@ class DicomWebPacs:
                 modality=_value(series, "00080060"),
                 body_part=_value(series, "00180015"),
                 images=int(count) if count.isdecimal() else None,
+                patient_name=_name(study, "00100010"),
+                study_date=_value(study, "00080020"),
+                description=_value(series, "0008103E"),
             )
 
     def images(self, series: RemoteSeries) -> set[str]:
@@ -114,6 +133,35 @@ class DicomWebPacs:
         for each in urls:
             with _coded():
                 yield from self._retrieve(each)
+
+    def store(self, files: Sequence[Path]) -> list[int]:
+        """STOW-RS of DICOM files, as they are; the status of each, 0 where it is stored (PS3.18, 10.5.3).
+
+        Raises also Refusal E_PACS_STORE, where the PACS does not take the request at all.
+        """
+        images = {str(dcmread(file, specific_tags=["SOPInstanceUID"]).SOPInstanceUID): file for file in files}
+        boundary = secrets.token_hex(16)
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        body = b"".join(head + file.read_bytes() + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+        kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
+        with _coded():
+            # Not sent on: a POST becomes a GET on the way, whose success would pass for that of the storing.
+            response = self._session.post(
+                f"{self._url}/studies", body, headers=headers, timeout=self._timeout, allow_redirects=False
+            )
+            if response.is_redirect:
+                raise ValueError(f"status {response.status_code}, another address")
+            if response.status_code in _NEVER_STORED:
+                raise Refusal(reasons.PACS_STORE, status=response.status_code)
+            if response.status_code not in _PARTLY_STORED:
+                response.raise_for_status()
+                return [0] * len(images)
+            sequence = response.json().get("00081198", {}).get("Value", [])
+            if response.status_code == HTTPStatus.CONFLICT and not sequence:
+                response.raise_for_status()
+            failed = {_value(each, "00081155"): _failure(each) for each in sequence}
+            return [failed.get(image, 0) for image in images]
 
     def _retrieve(self, url: str) -> Iterator[bytes]:
         headers = {"Accept": _ANY_SYNTAX}
@@ -167,11 +215,11 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
 
 def _filters(query: StudyQuery, accession: str) -> dict[str, Any]:
     """What QIDO-RS is asked; the modality as a help for the PACS, since whole studies come back."""
-    filters = {"ModalitiesInStudy": query.modality, "AccessionNumber": accession}
+    filters = {"ModalitiesInStudy": query.modality, "AccessionNumber": accession, "PatientID": query.patient_id}
     if query.from_date or query.to_date:
         first, last = (day.strftime("%Y%m%d") if day else "" for day in (query.from_date, query.to_date))
         filters["StudyDate"] = f"{first}-{last}"
-    fields = ["StudyInstanceUID", "PatientID", "IssuerOfPatientID", "AccessionNumber"]
+    fields = ["StudyInstanceUID", "StudyDate", "PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber"]
     return {"search_filters": {key: value for key, value in filters.items() if value}, "fields": fields}
 
 
@@ -192,6 +240,18 @@ def _value(answer: dict[str, Any], tag: str) -> str:
     """The first value of an attribute in DICOM JSON (PS3.18, F.2), '' where there is none."""
     values = answer.get(tag, {}).get("Value") or [""]
     return "" if values[0] is None else str(values[0]).strip()
+
+
+def _name(answer: dict[str, Any], tag: str) -> str:
+    """A person's name in letters (PS3.18, F.2.2), '' where there is none."""
+    names = answer.get(tag, {}).get("Value") or [{}]
+    return str((names[0] or {}).get("Alphabetic", "")).strip()
+
+
+def _failure(answer: dict[str, Any]) -> int:
+    """Why an image was not stored (PS3.18, table I.2-2)."""
+    reason = _value(answer, "00081197")
+    return int(reason) if reason.isdecimal() else PROCESSING_FAILURE
 
 
 @contextmanager

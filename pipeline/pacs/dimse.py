@@ -1,13 +1,13 @@
-"""A PACS over the classic DICOM network services (DICOM PS3.4, annexes A to C): C-ECHO, C-FIND, C-GET and C-MOVE."""
+"""A PACS over the classic DICOM network services (DICOM PS3.4, annexes A to C): C-ECHO, -FIND, -GET, -MOVE, -STORE."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from datetime import date, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Self
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.uid import UID, CTImageStorage
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -21,9 +21,9 @@ from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.pacs.settings import DimseTable
 from pipeline.series import quiet_pydicom, text
 
-_PATIENT_KEYS = ("PatientID", "IssuerOfPatientID")
+_PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
 _STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
-_SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances")
+_SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription")
 _MAX_ANSWERS = 100_000  # to one question
 _CUT_SHORT = 100  # many PACS leave out, without a word, what goes beyond such a number: ask again for fewer days
 _FIRST_CT = date(1971, 1, 1)
@@ -78,6 +78,8 @@ class DimsePacs:
         with quiet_pydicom(), self._associate(FIND) as association:
             for study in _studies(association, query):
                 found |= {series.series_uid: series for series in _series_of(association, study)}
+                if query.is_met(found.values()):
+                    break
         return list(found.values())
 
     def images(self, series: RemoteSeries) -> set[str]:
@@ -105,6 +107,18 @@ class DimsePacs:
             part = images[start : start + _IMAGES_A_REQUEST]
             key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID=part)
             yield from self._retrieve(key, set(part))
+
+    def store(self, files: Sequence[Path]) -> list[int]:
+        """C-STORE DICOM files; the status of each (PS3.4, table B.2-1). Raises also Refusal E_PACS_SERVICE."""
+        statuses = []
+        for file in files:
+            image = dcmread(file)
+            with quiet_pydicom(), self._associate(image.SOPClassUID) as association:
+                answer = association.send_c_store(image)
+            if "Status" not in answer:
+                raise failure(answer)
+            statuses.append(int(answer.Status))
+        return statuses
 
     def _retrieve(self, key: Dataset, images: set[str] | None) -> Iterator[bytes]:
         """One C-GET or C-MOVE: a thread follows it, while the reader takes the images from the inbox."""
@@ -189,7 +203,7 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
         spans = [(query.from_date, query.to_date)]
         while spans:
             first, last = spans.pop()
-            answers = _answers(association, _study_key(query.modality, accession, first, last))
+            answers = _answers(association, _study_key(query, accession, first, last))
             found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
             start, end = first or _FIRST_CT, last or date.today()
             if len(answers) >= _CUT_SHORT and start < end:
@@ -198,13 +212,13 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
     return [study for study_uid, study in found.items() if study_uid]
 
 
-def _study_key(modality: str, accession: str, first: date | None, last: date | None) -> Dataset:
+def _study_key(query: StudyQuery, accession: str, first: date | None, last: date | None) -> Dataset:
     """The identifier of a request at STUDY level; days inclusive."""
     key = Dataset()
     key.QueryRetrieveLevel = "STUDY"
     for keyword in _STUDY_KEYS:
         setattr(key, keyword, "")
-    key.ModalitiesInStudy, key.AccessionNumber = modality, accession
+    key.ModalitiesInStudy, key.AccessionNumber, key.PatientID = query.modality, accession, query.patient_id
     if first or last:
         start, end = (f"{day:%Y%m%d}" if day else "" for day in (first, last))
         key.StudyDate = start if start == end else f"{start}-{end}"
@@ -231,6 +245,7 @@ def _matches(study: Dataset, query: StudyQuery) -> bool:
     day, modalities = _text(study, "StudyDate"), _text(study, "ModalitiesInStudy")
     return (
         (not query.accessions or _text(study, "AccessionNumber") in query.accessions)
+        and (not query.patient_id or _text(study, "PatientID") == query.patient_id)
         and (not day or not query.from_date or day >= f"{query.from_date:%Y%m%d}")
         and (not day or not query.to_date or day <= f"{query.to_date:%Y%m%d}")
         and (not query.modality or not modalities or query.modality in modalities.split("\\"))
@@ -251,6 +266,9 @@ def _series_of(association: Association, study: Dataset) -> Iterator[RemoteSerie
                 modality=_text(answer, "Modality"),
                 body_part=_text(answer, "BodyPartExamined"),
                 images=int(images) if images.isdecimal() else None,
+                patient_name=_text(study, "PatientName"),
+                study_date=_text(study, "StudyDate"),
+                description=_text(answer, "SeriesDescription"),
             )
 
 

@@ -1,35 +1,48 @@
 """What a PACS can be asked, whichever protocol it speaks; `open_pacs` opens the one that site.toml names."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from pipeline.pacs.settings import PacsTable
     from pipeline.site import Site
 
 
 @dataclass(frozen=True)
 class StudyQuery:
-    """Which studies to look for: days inclusive, None for any; no accession number or body part at all means any."""
+    """Which studies to look for: days inclusive, None for any; no accession number or body part at all means any.
+
+    `patient_id`: '' for any. `at_most`: series that are wanted; None for all. Those beyond are left out.
+    """
 
     modality: str = "CT"
     from_date: date | None = None
     to_date: date | None = None
     accessions: tuple[str, ...] = ()
     body_parts: tuple[str, ...] = ()  # in capitals; of the series, not of the study
+    patient_id: str = ""
+    at_most: int | None = None
 
-    def misses(self, series: "RemoteSeries") -> Literal["", "accession", "modality", "body part"]:
+    def misses(self, series: "RemoteSeries") -> Literal["", "patient", "accession", "modality", "body part"]:
         """What keeps a series of such a study from being wanted; '' if nothing does.
 
-        The accession number is checked too: a PACS that cannot filter by it answers with everything.
+        Patient and accession number are checked too: a PACS that cannot filter by them answers with everything.
         """
+        if self.patient_id and series.patient_id != self.patient_id:
+            return "patient"
         if self.accessions and series.accession not in self.accessions:
             return "accession"
         if series.modality != self.modality:
             return "modality"
         return "body part" if self.body_parts and series.body_part.upper() not in self.body_parts else ""
+
+    def is_met(self, found: Iterable["RemoteSeries"]) -> bool:
+        """Whether these are as many as are wanted."""
+        return self.at_most is not None and sum(not self.misses(series) for series in found) >= self.at_most
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,9 @@ class RemoteSeries:
     modality: str
     body_part: str
     images: int | None
+    patient_name: str = ""
+    study_date: str = ""  # YYYYMMDD
+    description: str = ""  # of the series
 
 
 class Pacs(Protocol):
@@ -69,24 +85,34 @@ class Pacs(Protocol):
         The pixels come as they are stored, without another compression. The iterator can be closed at any time.
         """
 
+    def store(self, files: Sequence[Path]) -> list[int]:
+        """Send DICOM files; the status of each, which `pipeline.pacs.storing.not_stored` explains.
+
+        Raises also Refusal E_PACS_STORE and E_PACS_SERVICE: the PACS does not take them.
+        """
+
+
+def open_pacs(site: "Site") -> AbstractContextManager[Pacs]:
+    """Connect to the PACS of site.toml, which must have a table [pacs]. Raises as `connect` does."""
+    assert site.settings.pacs is not None
+    return connect(site.settings.pacs, site.folder)
+
 
 @contextmanager
-def open_pacs(site: "Site") -> Iterator[Pacs]:
-    """Connect to the PACS of site.toml, which must have a table [pacs].
+def connect(table: "PacsTable", folder: Path) -> Iterator[Pacs]:
+    """Connect to a PACS; `folder`: against which the paths of the table are read.
 
     Raises Refusal E_PACS_FILE where a password, token, key or certificate cannot be used, and those of `Pacs`.
     """
-    table = site.settings.pacs
-    assert table is not None
     if table.protocol == "dicomweb":
         from pipeline.pacs.dicomweb import DicomWebPacs
 
         assert table.dicomweb is not None
-        with DicomWebPacs(table.dicomweb, site.folder) as dicomweb:
+        with DicomWebPacs(table.dicomweb, folder) as dicomweb:
             yield dicomweb
     else:
         from pipeline.pacs.dimse import DimsePacs
 
         assert table.dimse is not None
-        with DimsePacs(table.dimse, site.folder) as dimse:
+        with DimsePacs(table.dimse, folder) as dimse:
             yield dimse

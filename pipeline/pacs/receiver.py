@@ -9,16 +9,18 @@ from contextlib import contextmanager
 from queue import Empty, Full, Queue
 from threading import Event as Flag
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 from pydicom import uid
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from models.refusal import Refusal
 from pipeline import reasons
+
+log = logging.getLogger("fedthorax.pacs")
 
 # pynetdicom logs what travels, patients' names with it.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
@@ -51,6 +53,16 @@ _REQUEST_SECONDS = 10  # from the connection to the association request
 
 # Statuses of C-STORE (PS3.4, table B.2-1, and PS3.7, annex C).
 SUCCESS, NOT_AUTHORISED, SOP_CLASS_NOT_SUPPORTED, OUT_OF_RESOURCES = 0x0000, 0x0124, 0x0122, 0xA700
+
+
+class Taker(Protocol):
+    """Takes what a receiver receives."""
+
+    def store(self, event: Event) -> int:
+        """Answer a C-STORE request, with a status; called in the threads of the associations."""
+
+    def close(self) -> None:
+        """No more is taken; called when the receiver ends."""
 
 
 class Inbox:
@@ -152,7 +164,14 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
                 raise OSError("too long")  # pynetdicom closes the connection
             if hasattr(socket, "TCP_QUICKACK"):  # Linux, which forgets it from time to time
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            return read(nr_bytes)
+            try:
+                return read(nr_bytes)
+            except ssl.SSLError as error:  # the handshake takes place here; pynetdicom closes without a word
+                if association.is_acceptor:
+                    log.warning(
+                        "a connection to the DICOM receiver was closed, TLS: %s", error.reason or type(error).__name__
+                    )
+                raise
 
         connection.recv = recv  # type: ignore[method-assign]
 
@@ -179,18 +198,20 @@ class _Server(ThreadedAssociationServer):
 
 @contextmanager
 def receiver(
-    inbox: Inbox,
+    inbox: Taker,
     address: tuple[str, int],
     *,
     our_title: str,
     pacs_title: str,
     tls: ssl.SSLContext | None,
     silence_seconds: float,
+    others_too: bool = False,
 ) -> Iterator[None]:
     """Listen on `address` (host, port) for what the PACS sends into the inbox, as long as the context lasts.
 
     Only who calls itself `pacs_title` and calls `our_title` is let in, with CT images and C-ECHO alone; titles are
-    no secret, so use TLS where others reach this port. Raises Refusal E_PACS_RECEIVER.
+    no secret, so use TLS where others reach this port. `others_too`: whatever else DICOM names is let in as well, for
+    an inbox that looks at the SOP class. Raises Refusal E_PACS_RECEIVER.
     """
     entity = AE(ae_title=our_title)
     entity.require_called_aet = True
@@ -200,6 +221,9 @@ def receiver(
     entity.network_timeout = silence_seconds
     entity.add_supported_context(Verification)
     entity.add_supported_context(CTImageStorage, list(TRANSFER_SYNTAXES))
+    if others_too:
+        for each in {context.abstract_syntax for context in AllStoragePresentationContexts} - {CTImageStorage, None}:
+            entity.add_supported_context(str(each), ALL_TRANSFER_SYNTAXES)
     handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, guard(silence_seconds)), (evt.EVT_C_STORE, inbox.store)]
     try:
         server = entity.make_server(address, ssl_context=tls, evt_handlers=handlers, server_class=_Server)

@@ -24,6 +24,8 @@ class DicomWebTable(BaseModel, extra="forbid"):
     password_file: Path | None = None
     token_file: Path | None = None
     ca_certificate: Path | None = None  # the hospital's own authority; else the public ones
+    certificate: Path | None = None  # ours, which the PACS may ask for
+    key: Path | None = None
     proxy: str = ""
     timeout_seconds: float = Field(default=60, gt=0)
 
@@ -44,6 +46,14 @@ class DicomWebTable(BaseModel, extra="forbid"):
             raise ValueError("user and password_file belong together")
         if self.user and self.token_file:
             raise ValueError("give either user and password_file, or token_file")
+        return self
+
+    @model_validator(mode="after")
+    def tls_is_whole(self) -> Self:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key belong together")
+        if (self.ca_certificate or self.certificate) and not self.url.lower().startswith("https:"):
+            raise ValueError("ca_certificate and certificate are for an address that begins with https")
         return self
 
 

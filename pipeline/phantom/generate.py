@@ -18,13 +18,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 
 from pipeline.phantom.anatomy import Build, make_thorax
 from pipeline.phantom.defects import DEFECTS, Case, reported
 from pipeline.phantom.feeds import TIME_ZONE, LaboratoryFormat, laboratory_table, write_feed
 from pipeline.phantom.hospitals import Hospital, hospital
-from pipeline.phantom.lesions import add_lesions
-from pipeline.phantom.patients import draw_patient, probability_severe
+from pipeline.phantom.lesions import Lesions, add_lesions
+from pipeline.phantom.patients import Patient, draw_patient, probability_severe
 from pipeline.phantom.records import (
     OutcomeRow,
     PcrRow,
@@ -50,6 +51,23 @@ class Truth:
     severe: bool
     defect: str | None
 
+    @classmethod
+    def of(
+        cls, patient: Patient, lesions: Lesions, *, p_severe: float, severe: bool, defect: str | None = None
+    ) -> "Truth":
+        return cls(
+            patient_id=patient.patient_id,
+            age_years=patient.age_years,
+            sex=patient.sex,
+            pcr_positive=patient.pcr_positive,
+            pattern=patient.pattern,
+            load=round(lesions.load, 5),
+            consolidation=round(lesions.consolidation, 5),
+            p_severe=round(p_severe, 5),
+            severe=severe,
+            defect=defect,
+        )
+
 
 @dataclass(frozen=True)
 class Order:
@@ -62,22 +80,23 @@ class Order:
     defect: str | None
 
 
+def make_body(patient: Patient, at: Hospital, rng: Generator) -> tuple[Lesions, float]:
+    """A patient's thorax with its lesions on the grid of the hospital's scanner, and the probability of `severe`."""
+    grid = at.scanner.grid
+    thorax = make_thorax(grid, Build.draw(rng, female=patient.sex == "F"), rng)
+    lesions = add_lesions(
+        thorax, grid, pattern=patient.pattern, load=patient.load, consolidated=patient.consolidated, rng=rng
+    )
+    return lesions, probability_severe(lesions, patient.age_years, at.mix.severe_intercept)
+
+
 def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
     """Draw, scan, write and, where ordered, spoil one patient."""
     at = hospital(order.hospital_index)
     rng = np.random.default_rng([order.seed, order.hospital_index, order.number])
     patient_id = f"{at.name[0].upper()}{order.hospital_index}-{order.number:06d}"
     patient = draw_patient(patient_id, f"SYNTHETIC^{at.name.upper()}{order.number:04d}", at.mix, rng)
-    thorax = make_thorax(at.scanner.grid, Build.draw(rng, female=patient.sex == "F"), rng)
-    lesions = add_lesions(
-        thorax,
-        at.scanner.grid,
-        pattern=patient.pattern,
-        load=patient.load,
-        consolidated=patient.consolidated,
-        rng=rng,
-    )
-    chance = probability_severe(lesions, patient.age_years)
+    lesions, chance = make_body(patient, at, rng)
     severe = bool(rng.random() < chance)
     hu = acquire(lesions.hu, at.scanner, rng)
     case = Case(
@@ -91,18 +110,7 @@ def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
     )
     if order.defect is not None:
         DEFECTS[order.defect](case)
-    truth = Truth(
-        patient_id=patient_id,
-        age_years=patient.age_years,
-        sex=patient.sex,
-        pcr_positive=patient.pcr_positive,
-        pattern=patient.pattern,
-        load=round(lesions.load, 5),
-        consolidation=round(lesions.consolidation, 5),
-        p_severe=round(chance, 5),
-        severe=severe,
-        defect=order.defect,
-    )
+    truth = Truth.of(patient, lesions, p_severe=chance, severe=severe, defect=order.defect)
     return truth, case.pcr, case.outcomes
 
 

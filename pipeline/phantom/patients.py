@@ -28,6 +28,7 @@ class CaseMix:
     pcr_prevalence: float
     mean_age_years: float
     median_load: float  # of Covid pneumonia, share of the lungs
+    severe_intercept: float = SEVERE_INTERCEPT  # of the formula above; higher, and more of the same patients fare badly
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ def draw_patient(patient_id: str, name: str, mix: CaseMix, rng: Generator) -> Pa
     )
 
 
-def probability_severe(lesions: Lesions, age_years: int) -> float:
-    """The published formula of this module's docstring."""
+def probability_severe(lesions: Lesions, age_years: int, intercept: float = SEVERE_INTERCEPT) -> float:
+    """The published formula of this module's docstring, with a hospital's own intercept."""
     logit = (
-        SEVERE_INTERCEPT
+        intercept
         + SEVERE_PER_LOAD * lesions.load
         + SEVERE_PER_CONSOLIDATION * lesions.consolidation
         + SEVERE_PER_YEAR * (age_years - 60)

@@ -96,6 +96,16 @@ def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort)
     assert cohort.settings() == {"s2"}
 
 
+def test_an_example_knows_what_was_measured_of_the_scan_that_it_is(cohort: Cohort) -> None:
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy", measures=replace(MEASURES, manufacturer="GE")))
+    cohort.replace([ANNE, BERT], [], ALL)
+    found = {example.tensor.name: example.measures for example in cohort.examples("train", "validation", "test")}
+    assert found == {ANNE.tensor: MEASURES, BERT.tensor: None}
+    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [], ALL)
+    assert [example.measures.manufacturer for example in cohort.examples(ANNE.split) if example.measures] == ["GE"]
+
+
 def test_what_the_files_no_longer_hold_is_forgotten_whatever_it_was_prepared_with(cohort: Cohort) -> None:
     for settings in ("s1", "s2"):
         cohort.add_scan(replace(REFUSED, settings=settings))

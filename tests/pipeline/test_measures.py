@@ -139,6 +139,7 @@ def test_a_volume_without_bone_has_no_spine() -> None:
     image = np.full(lungs.shape, -900, np.float32)
     from pipeline.preprocess import Prepared
 
-    prepared = Prepared(np.zeros((2, 8, 8, 8), np.float16), image, lungs, 4.0, 2000.0, 0.0)
+    whole = (slice(None),) * 3
+    prepared = Prepared(np.zeros((2, 8, 8, 8), np.float16), image, lungs, 4.0, 2000.0, 0.0, np.eye(4), whole)
     found = measure(series(files=(Path("p.nii"),)), Volume(scan.hu, scan.affine), prepared)
     assert (found.spine_behind_mm, found.windpipe_above_mm2, found.heart_left) == (None, 0.0, 0.0)

@@ -206,3 +206,23 @@ def test_what_is_no_chest_is_refused(kind: str) -> None:
     with pytest.raises(Refusal) as caught:
         prepare(phantoms.volume(hu, Grid(shape, NORTH.grid.spacing_mm)), SETTINGS)
     assert caught.value.code == "E_NO_LUNGS"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a, lambda a: a[::-1], lambda a: a[:, :, ::-1]], ids=["", "feet", "mirror"]
+)
+def test_affines_tell_where_the_working_grid_and_the_tensor_lie(
+    chest: Volume, change: Callable[[NDArray], NDArray]
+) -> None:
+    """A dense ball in the right lung is found at its place in the body, to half a voxel."""
+    z, y, x = NORTH.grid.axes_mm()
+    centre_ras_mm = np.array([70.0, -10.0, 20.0])
+    ball = (x + centre_ras_mm[0]) ** 2 + (y + centre_ras_mm[1]) ** 2 + (z - centre_ras_mm[2]) ** 2 < 15**2
+    sick = stored_otherwise(replace(chest, hu=np.where(ball, 900.0, chest.hu).astype(np.float32)), change)
+    prepared = prepare(sick, SETTINGS)
+    for image, affine in (
+        (prepared.image_hu * prepared.lungs, prepared.affine),
+        (prepared.tensor[0].astype(float) * (prepared.tensor[1] > 0.5), prepared.tensor_affine),
+    ):
+        voxel = ndimage.center_of_mass(image > 0.95 * image.max())
+        assert (affine @ [*voxel, 1.0])[:3] == pytest.approx(centre_ras_mm, abs=3.0)

@@ -1,6 +1,7 @@
 """The page of one score: what it shows, which way round, and that it needs nothing from outside. Synthetic scans."""
 
 import base64
+import html
 import io
 import re
 from dataclasses import replace
@@ -14,9 +15,13 @@ from PIL import Image
 
 from models.refusal import Refusal
 from pipeline import reasons
+from pipeline.burden import burden
+from pipeline.heat import CONTOUR_RGB
 from pipeline.preprocess import Prepared
-from pipeline.report import CONTOUR_RGB, View, percent, render, views, write_report
-from pipeline.score import Check, Score
+from pipeline.quality import Check
+from pipeline.report import View, percent, render, views, write_report
+from pipeline.score import Score
+from pipeline.volume import Volume
 from tests.descriptions import description
 
 BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
@@ -37,11 +42,18 @@ def prepared() -> Prepared:
         spacing_mm=4.0,
         lungs_ml=3000.0,
         shift_hu=0.0,
+        affine=np.diag([-4.0, -4.0, 4.0, 1.0])[:, [2, 1, 0, 3]],
+        box=(slice(8, 52), slice(8, 42), slice(8, 62)),
     )
+
+
+MAP = np.zeros((4, 5, 6), dtype=np.float32)
+MAP[1, 3, 1] = 1.0  # in the right lung
 
 
 def score(*, synthetic: bool = False, study: str = "trial") -> Score:
     model = description(study=study, trained_on_synthetic_data=synthetic)
+    scan = prepared()
     return Score(
         probabilities={"severe": 0.1234, "pcr_positive": 0.98765},
         checks=(Check("slices", 52), Check("lungs", 3000, "mL")),
@@ -50,9 +62,11 @@ def score(*, synthetic: bool = False, study: str = "trial") -> Score:
         model=model,
         model_sha256="a1" * 32,
         hu_sha256="b2" * 32,
-        seconds={"read": 0.1, "prepare": 0.2, "predict": 0.3, "total": 0.6},
+        seconds={"read": 0.1, "prepare": 0.2, "predict": 0.2, "explain": 0.1, "total": 0.6},
         scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
-        prepared=prepared(),
+        prepared=scan,
+        volume=Volume(scan.image_hu, scan.affine),
+        burden=burden(scan),
     )
 
 
@@ -152,9 +166,60 @@ def test_page_says_what_must_be_said() -> None:
     assert "flagged." not in page
 
 
+def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
+    points = {"severe": {"rule_out": 0.08, "rule_in": 0.4}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
+    told = replace(
+        score(), model=description(operating_points=points), intervals={"severe": (0.051, 0.302)}, saliency=MAP
+    )
+    page = html.unescape(" ".join(render(told).split()))
+    assert "Intermediate: between the release's points for ruling out and ruling in (8.0 %, 40.0 %)." in page
+    assert "High: from the release's point for ruling in on (20.0 %, 90.0 %)." in page
+    assert "95 % band 5.1 % to 30.2 %" in page
+    assert "names no points" not in page and "No interval" not in page
+    assert "names no points: nothing here says low or high" in " ".join(render(score()).split())
+
+
+def test_lungs_are_told_by_side_and_third() -> None:
+    scan = prepared()
+    scan.image_hu[10:23, 10:40, 10:32] = -500
+    page = render(replace(score(), burden=burden(scan)))
+    rows = re.findall(r'<th scope="row">(Whole|Upper third|Middle third|Lower third)</th>(.*?)</tr>', page, re.DOTALL)
+    cells = {name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in rows}
+    assert [name for name, _ in rows] == ["Whole", "Upper third", "Middle third", "Lower third"]
+    assert cells["Lower third"][2:] == ["100.0 %", "0.0 %", "0.0 %", "0.0 %"]
+    assert cells["Upper third"] == ["0.0 %"] * 6
+
+
+def test_the_map_lies_over_the_views_and_can_be_faded_without_a_script() -> None:
+    page = render(replace(score(), saliency=MAP))
+    assert page.count('class="map"') == 3
+    assert len(re.findall(r'<input type="radio" name="map"', page)) == 3
+    assert "#map-off:checked ~ .views .map { opacity: 0; }" in page
+    assert "Not a lesion contour" in page and "Severe course\n  (12.3 %)" in page
+
+
+def test_the_map_is_where_the_model_looked() -> None:
+    """Over the right lung, towards the back, and in planes that go through it."""
+    axial, coronal, sagittal = views(prepared(), MAP)
+    assert sagittal.title == "Sagittal, right lung"
+    for view, (row, column) in ((axial, (0.7, 0.3)), (coronal, (0.6, 0.3)), (sagittal, (0.6, 0.7))):
+        assert view.map_png is not None
+        alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(view.map_png.split(",")[1]))))[..., 3]
+        brightest = np.array(np.unravel_index(alpha.argmax(), alpha.shape)) / alpha.shape
+        assert brightest == pytest.approx((row, column), abs=0.15), view.title
+    assert all(view.map_png is None for view in views(prepared()))
+
+
+def test_no_map_without_a_word_why() -> None:
+    low = replace(score(), probabilities={"severe": 0.05, "pcr_positive": 0.02})
+    page = " ".join(render(low).split())
+    assert "No map of where the model looked: the probabilities are low" in page
+    assert 'class="map"' not in page and "<input" not in page
+
+
 def test_page_needs_nothing_from_outside() -> None:
-    page, pictures = re.subn(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", render(score()))
-    assert pictures == page.count("<img") == 3
+    page, pictures = re.subn(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", render(replace(score(), saliency=MAP)))
+    assert pictures == page.count("<img") == 6
     assert "default-src 'none'" in page
     assert not re.search(r"//|src=|href=|<script|<link|@import|url\(", page)
 

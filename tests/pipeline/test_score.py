@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import torch
 from pydicom import Dataset
 
 from models.calibration import Platt
+from models.familiarity import LOOKS, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import Release, save_release
+from models.saliency import METHOD
 from pipeline.cohort import save_tensor
 from pipeline.dicom import read_series
 from pipeline.examples import Example, Examples
 from pipeline.preprocess import Preprocessing, prepare
 from pipeline.report import write_report
-from pipeline.score import Score, age_band, score
+from pipeline.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score
 from pipeline.series import find_series
 from pipeline.train import predict
 from tests.descriptions import description
@@ -67,10 +70,13 @@ def make_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rele
     network = build_network(NetworkSettings(), seed=3)
 
     def make(
-        *, calibration: Mapping[str, Platt] = AS_IT_IS, preprocessing: Mapping[str, object] | None = None
+        *,
+        calibration: Mapping[str, Platt] = AS_IT_IS,
+        preprocessing: Mapping[str, object] | None = None,
+        **changes: object,
     ) -> Release:
         settings = Preprocessing().model_dump(mode="json") | dict(preprocessing or {})
-        described = description(calibration=dict(calibration), preprocessing=settings)
+        described = description(calibration=dict(calibration), preprocessing=settings, **changes)
         return save_release(tmp_path_factory.mktemp("release"), network, described)
 
     return make
@@ -201,6 +207,151 @@ def test_a_whole_chest_is_not_flagged(scored: Score) -> None:
     assert values(scored)["lungs_cut"] == "no"  # though the windpipe reaches the last slice
 
 
+def test_json_says_which_operating_points_are_met(scored: Score) -> None:
+    p = scored.probabilities["severe"]
+    for points, met in (
+        ({"rule_out": p + 0.1, "rule_in": p + 0.2}, {"rule_out": True, "rule_in": False}),
+        ({"rule_out": p - 0.1, "rule_in": p}, {"rule_out": False, "rule_in": True}),
+        ({"rule_out": p}, {"rule_out": False}),
+    ):
+        said = replace(scored, model=description(operating_points={"severe": points})).to_json()["operating_points"]
+        assert {point: found["met"] for point, found in said["severe"].items()} == met
+        assert {point: found["threshold"] for point, found in said["severe"].items()} == points
+
+
+@pytest.mark.parametrize(
+    ("points", "p", "level"),
+    [
+        ({"rule_out": 0.2, "rule_in": 0.6}, 0.19, "low"),
+        ({"rule_out": 0.2, "rule_in": 0.6}, 0.2, "intermediate"),
+        ({"rule_out": 0.2, "rule_in": 0.6}, 0.6, "high"),
+        ({"rule_out": 0.6, "rule_in": 0.2}, 0.4, "intermediate"),  # the points overlap
+        ({"rule_out": 0.2}, 0.1, None),
+        ({}, 0.9, None),
+    ],
+)
+def test_levels(points: dict[str, float], p: float, level: str | None, scored: Score) -> None:
+    model = description(operating_points={"severe": points} if points else {})
+    told = replace(scored, probabilities={"severe": p, "pcr_positive": 0.5}, model=model)
+    assert told.to_json()["level"] == {"severe": level, "pcr_positive": None}
+
+
+@pytest.mark.parametrize(
+    ("severe", "pcr_positive", "explained"),
+    [(0.1, 0.9, "severe"), (0.09, 0.9, "pcr_positive"), (0.09, 0.29, None), (0.5, 0.01, "severe")],
+)
+def test_a_map_is_of_the_first_probability_that_is_not_low(
+    severe: float, pcr_positive: float, explained: str | None
+) -> None:
+    model = description(operating_points={"pcr_positive": {"rule_out": 0.3}})
+    assert explained_label({"severe": severe, "pcr_positive": pcr_positive}, model) == explained
+
+
+def test_the_map_comes_with_its_probability_or_not_at_all(
+    folder: Path, scored: Score, make_release: Callable[..., Release]
+) -> None:
+    said = scored.to_json()["saliency"]
+    assert scored.saliency is not None
+    assert scored.saliency.shape == scored.prepared.tensor.shape[1:]
+    assert scored.saliency.max() == 1 and scored.saliency.min() == 0
+    assert not scored.saliency[scored.prepared.tensor[1] <= 0.5].any()
+    assert said == {"shown": True, "label": "severe", "method": METHOD, "why_not": None}
+    low = score(folder, make_release(calibration=dict.fromkeys(LABELS, Platt(intercept=-9.0))))
+    assert low.saliency is None
+    assert low.to_json()["saliency"] == {"shown": False, "label": None, "method": None, "why_not": ALL_LOW}
+    nothing = replace(scored, saliency=None).to_json()["saliency"]
+    assert (nothing["shown"], nothing["why_not"]) == (False, NOTHING_RAISES)
+
+
+def test_the_band_is_that_of_the_calibration(folder: Path, make_release: Callable[..., Release]) -> None:
+    known = Platt(slope=1.0, intercept=0.5, covariance=(0.04, 0.0, 0.09))
+    told = score(folder, make_release(calibration={**AS_IT_IS, "severe": known}))
+    p = told.probabilities["severe"]
+    assert set(told.intervals) == {"severe"}
+    assert told.to_json()["interval"]["severe"] == pytest.approx(known.band(np.log(p / (1 - p)) - 0.5), abs=1e-6)
+
+
+def test_a_scan_unlike_the_training_gets_no_score(folder: Path, make_release: Callable[..., Release]) -> None:
+    known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=100.0, sites=3)
+    near = score(folder, make_release(familiarity=known)).to_json()["familiarity"]
+    assert near["limit"] == 100.0 and 0 < near["distance"] < 100
+    refusal = refused(folder, make_release(familiarity=known.model_copy(update={"limit": near["distance"] / 2})))
+    assert refusal.code == "E_UNFAMILIAR"
+
+
+def with_a_lesion() -> np.ndarray:
+    """A synthetic chest whose right lung alone is sick, towards its base."""
+    hu = chest()
+    z = np.arange(len(hu))[:, None, None] * SPACING_MM[0] - 130.0
+    y, x = (np.arange(60)[:, None] - 29.5) * SPACING_MM[1], (np.arange(84)[None, :] - 41.5) * SPACING_MM[2]
+    hu[(z + 30) ** 2 + (y - 10) ** 2 + (x + 65) ** 2 < 25**2] = -550.0
+    return hu
+
+
+@pytest.fixture(scope="module")
+def sick(release: Release, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Score]:
+    """Without age and sex: a NIfTI file does not tell them."""
+    path = tmp_path_factory.mktemp("sick")
+    write_series(path, with_a_lesion(), spacing_mm=SPACING_MM, edit=edited(PatientAge="", PatientSex=""))
+    return path, score(path, release)
+
+
+FORMS = (
+    "zip",
+    "scan.nii.gz",
+    "scan.mha",
+    "stack from head to feet",
+    "columns to the right",
+    "rows to the front",
+    "prone",
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_scan_in_another_form(form: str, sick: tuple[Path, Score], release: Release, tmp_path: Path) -> None:
+    """The same probabilities, and the sick lung stays the right one."""
+    folder, first = sick
+    other = score(in_form(form, folder, tmp_path), release)
+    assert other.probabilities == pytest.approx(first.probabilities, abs=0.01)
+    for each in (first, other):
+        lungs = each.to_json()["lungs"]["regions"]
+        assert lungs["right"]["lower"]["ground_glass"] > 0.1
+        assert lungs["left"]["lower"]["ground_glass"] < 0.02
+        assert each.volume.affine[0, 2] < 0, "columns run to the patient's left, so against R of RAS"
+        assert each.volume.hu[20, 32, 25] == -550.0
+        assert each.volume.hu[20, 32, -26] == -850.0
+
+
+def in_form(form: str, folder: Path, out: Path) -> Path:
+    hu = with_a_lesion()
+    if form == "zip":
+        with zipfile.ZipFile(out / "scan.zip", "w") as archive:
+            for file in folder.iterdir():
+                archive.write(file, file.name)
+        return out / "scan.zip"
+    if form.startswith("scan."):
+        return volume_images.save(volume_images.image(hu, spacing_mm=SPACING_MM), out / form)
+    back, left = ((n - 1) * mm for n, mm in zip(hu.shape[1:], SPACING_MM[1:], strict=True))
+    up = (len(hu) - 1) * SPACING_MM[0]
+    turned = {
+        "stack from head to feet": (hu[::-1], (0, 0, up), (1, 0, 0, 0, 1, 0), -1),
+        "columns to the right": (hu[:, :, ::-1], (left, 0, 0), (-1, 0, 0, 0, 1, 0), 1),
+        "rows to the front": (hu[:, ::-1], (0, back, 0), (1, 0, 0, 0, -1, 0), 1),
+        "prone": (hu[:, ::-1, ::-1], (left, back, 0), (-1, 0, 0, 0, -1, 0), 1),
+    }
+    pixels, origin_mm, orientation, step = turned[form]
+    write_series(
+        out,
+        pixels,
+        spacing_mm=SPACING_MM,
+        origin_mm=origin_mm,
+        orientation=orientation,
+        step_mm=(0, 0, step * SPACING_MM[0]),
+        edit=edited(PatientAge="", PatientSex=""),
+    )
+    return out
+
+
 def test_json_says_everything_and_names_nobody(scored: Score, release: Release, folder: Path) -> None:
     said = scored.to_json()
     written = json.dumps(said, allow_nan=False)
@@ -209,11 +360,21 @@ def test_json_says_everything_and_names_nobody(scored: Score, release: Release, 
     assert said["probability"] == scored.probabilities
     assert all(0 < p < 1 for p in said["probability"].values())
     assert said["interval"] is None
-    assert said["model"] == {"sha256": release.sha256, "study": "trial", "rounds": 7, "sites": 3}
+    assert said["familiarity"] is None
+    assert set(said["level"]) == set(LABELS)
+    assert said["lungs"] == scored.burden.to_json()
+    assert said["model"] == {
+        "sha256": release.sha256,
+        "signature": "signature not checked",
+        "study": "trial",
+        "rounds": 7,
+        "sites": 3,
+    }
+    assert said["operating_points"] == {}
     assert said["input"]["age_band"] == "60-64"
     assert said["input"]["tensor_sha256"] == scored.prepared.digest
     seconds = said["timing_seconds"]
-    assert seconds["total"] == pytest.approx(seconds["read"] + seconds["prepare"] + seconds["predict"], abs=2e-3)
+    assert seconds["total"] == pytest.approx(sum(seconds.values()) - seconds["total"], abs=3e-3)
     for secret in ("CANARY", PATIENT_ID, SERIES_UID, "2.25.", "20210304", "063Y", "63.0", folder.name):
         assert secret not in written
         assert secret not in repr(scored)
@@ -236,7 +397,7 @@ def test_flags_what_the_headers_say(
     assert flags(score(tmp_path, release)) == {name: code}
 
 
-@pytest.mark.parametrize(("cut", "value"), [({"above_mm": -20.0}, "highest"), ({"below_mm": -20.0}, "lowest")], ids=str)
+@pytest.mark.parametrize(("cut", "value"), [({"above_mm": -10.0}, "highest"), ({"below_mm": -10.0}, "lowest")], ids=str)
 def test_flags_lungs_that_are_cut_off(cut: dict[str, float], value: str, release: Release, tmp_path: Path) -> None:
     write_series(tmp_path, chest(**cut), spacing_mm=SPACING_MM)
     scored = score(tmp_path, release)
@@ -244,10 +405,29 @@ def test_flags_lungs_that_are_cut_off(cut: dict[str, float], value: str, release
     assert values(scored)["lungs_cut"] == value
 
 
-@pytest.mark.parametrize(("lung_hu", "flagged"), [(-700.0, True), (-850.0, False), (-960.0, False), (-1010.0, True)])
+@pytest.mark.parametrize(("lung_hu", "flagged"), [(-700.0, True), (-850.0, False), (-955.0, False)])
 def test_flags_lungs_of_unusual_density(lung_hu: float, flagged: bool, release: Release, tmp_path: Path) -> None:
     write_series(tmp_path, chest(lung_hu=lung_hu), spacing_mm=SPACING_MM)
     assert ("hu_shift" in flags(score(tmp_path, release))) is flagged
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"), [({"above_mm": -30.0}, "E_LUNGS_CUT"), ({"lung_hu": -1010.0}, "E_NOT_LUNG")]
+)
+def test_what_is_no_whole_chest_gets_no_score(
+    cut: dict[str, float], expected: str, release: Release, tmp_path: Path
+) -> None:
+    write_series(tmp_path, chest(**cut), spacing_mm=SPACING_MM)
+    assert refused(tmp_path, release).code == expected
+
+
+def test_flags_a_single_lung_and_metal(release: Release, tmp_path: Path) -> None:
+    hu = chest()
+    hu[:, :, 46:] = np.where(hu[:, :, 46:] < -800, np.where(hu[:, :, 46:] > -900, 40.0, -1000.0), hu[:, :, 46:])
+    hu[20:24, 28:32, 39:43] = 3000.0  # 5 mL
+    write_series(tmp_path, hu, spacing_mm=SPACING_MM)
+    found = flags(score(tmp_path, release))
+    assert (found["smaller_lung"], found["metal"]) == ("W_ONE_LUNG", "W_METAL")
 
 
 def test_flags_a_file_that_cannot_be_read(folder: Path, release: Release, tmp_path: Path) -> None:
@@ -258,7 +438,7 @@ def test_flags_a_file_that_cannot_be_read(folder: Path, release: Release, tmp_pa
 
 def test_page_knows_every_check(release: Release, tmp_path: Path) -> None:
     edit = edited(PatientAge="", PatientSex="", ContrastBolusAgent="Iodine")
-    write_series(tmp_path / "scan", chest(below_mm=-20.0), spacing_mm=SPACING_MM, edit=edit)
+    write_series(tmp_path / "scan", chest(below_mm=-10.0), spacing_mm=SPACING_MM, edit=edit)
     scored = score(tmp_path / "scan", release)
     page = write_report(scored, tmp_path / "out").read_text()
     assert len(flags(scored)) == 4

@@ -1,5 +1,7 @@
 """Training: the same seed gives the same network, it learns what can be learnt, and missing labels teach nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from models.network import NetworkSettings, SeverityNetwork, build_network
 from pipeline.examples import Example, Examples
-from pipeline.train import Schedule, TrainSettings, augmentation, batches, predict, train
+from pipeline.train import Schedule, TrainSettings, augmentation, batches, epoch_batches, predict, train
 
 SHAPE = (2, 16, 16, 16)
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
@@ -87,6 +89,26 @@ def test_the_rate_warms_up_then_falls_to_nothing_however_it_is_split() -> None:
     assert Schedule(7, 3, 10).learning_rate(0.1, 1, 0.5) == whole.learning_rate(0.1, 8, 0.5)
 
 
+def test_an_epoch_of_steps_goes_over_everybody_before_anyone_comes_again() -> None:
+    rng = np.random.default_rng(1)
+    drawn = epoch_batches(10, 4, 7, rng)  # a pass has three batches
+    assert len(drawn) == 7
+    for begins in (0, 3):
+        assert sorted(np.concatenate(drawn[begins : begins + 3]).tolist()) == list(range(10))
+    assert len(epoch_batches(10, 4, 0, rng)) == 3
+    assert len(epoch_batches(10, 4, 2, rng)) == 2
+
+
+def test_steps_make_the_work_of_a_round_the_same_everywhere(examples: Examples) -> None:
+    """As many steps as an epoch has batches are that epoch, and twice as many are more."""
+    batches_a_pass = len(epoch_batches(len(examples), PLAIN.batch_size, 0, np.random.default_rng(0)))
+    one, _ = trained(examples, PLAIN, Schedule(0, 1, 2))
+    as_steps, _ = trained(examples, PLAIN, Schedule(0, 1, 2, steps=batches_a_pass))
+    more, _ = trained(examples, PLAIN, Schedule(0, 1, 2, steps=2 * batches_a_pass))
+    assert same(one, as_steps)
+    assert not same(one, more)
+
+
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_batches_hold_everybody_once_and_nobody_alone(size: int) -> None:
     for count in range(2, 40):
@@ -163,6 +185,12 @@ def test_augmentation_follows_from_its_seed() -> None:
     first, again, other = (augmentation(seed)(_ramp()) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_scan_that_is_gone_ends_the_training(examples: Examples, tmp_path: Path) -> None:
+    gone = Examples([*examples.examples[:8], Example(tmp_path / "gone.npy", None, None, True, True)])
+    with pytest.raises(FileNotFoundError):
+        trained(gone)
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,14 @@ class Authority:
         issuer = self.certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
         return self.folder / f"{issuer!s}.crt"
 
-    def sign(self, name: str, *, password: bytes | None = None) -> tuple[Path, Path]:
-        """Certificate (for 127.0.0.1) and key, as files."""
+    def sign(
+        self, name: str, *, password: bytes | None = None, host: str = "127.0.0.1", is_over: bool = False
+    ) -> tuple[Path, Path]:
+        """Certificate for an address, and key, as files. `is_over`: it was valid until an hour ago."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(key, self.key, name, self.path.stem, is_authority=False)
+        certificate = _certificate(
+            key, self.key, name, self.path.stem, is_authority=False, host=host, hours=-1 if is_over else 24
+        )
         paths = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
@@ -43,21 +47,28 @@ class Authority:
 
 
 def _certificate(
-    key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey, name: str, issuer: str, *, is_authority: bool
+    key: ec.EllipticCurvePrivateKey,
+    signer: ec.EllipticCurvePrivateKey,
+    name: str,
+    issuer: str,
+    *,
+    is_authority: bool,
+    host: str = "127.0.0.1",
+    hours: float = 24,
 ) -> x509.Certificate:
     def named(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
 
     now = datetime.datetime.now(datetime.UTC)
-    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    hosts = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))])
     return (
         x509.CertificateBuilder()
         .subject_name(named(name))
         .issuer_name(named(issuer))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(hours=2))
+        .not_valid_after(now + datetime.timedelta(hours=hours))
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         .add_extension(hosts, critical=False)
         .sign(signer, hashes.SHA256())

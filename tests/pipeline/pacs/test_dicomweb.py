@@ -163,6 +163,7 @@ def test_no_content_means_nothing_found(tmp_path: Path) -> None:
         (StudyQuery(from_date=date(2020, 3, 1)), {"ModalitiesInStudy": "CT", "StudyDate": "20200301-"}),
         (StudyQuery("MR", to_date=date(2021, 12, 31)), {"ModalitiesInStudy": "MR", "StudyDate": "-20211231"}),
         (StudyQuery("", date(2020, 3, 1), date(2020, 3, 2)), {"StudyDate": "20200301-20200302"}),
+        (StudyQuery(patient_id="P 1&2"), {"ModalitiesInStudy": "CT", "PatientID": "P 1&2"}),
     ],
 )
 def test_the_pacs_is_asked_for_what_the_filters_say(
@@ -172,6 +173,28 @@ def test_the_pacs_is_asked_for_what_the_filters_say(
         pacs.find(query)
     asked = server.requests[0].query
     assert {key: value for key, value in asked.items() if key not in ("limit", "offset", "includefield")} == expected
+
+
+def test_what_a_clinician_chooses_by_is_told_too(tmp_path: Path) -> None:
+    def answer(request: Request) -> Answer:
+        if int(request.query["offset"]):
+            return as_json([])
+        if request.path.endswith("/studies"):
+            named = {"00100010": {"vr": "PN", "Value": [{"Alphabetic": "CANARY^ONE"}]}}
+            return as_json([{**attributes(t0020000D="1.1", t00080020="20210304"), **named}])
+        unnamed = {"00100010": {"vr": "PN"}}
+        return as_json([{**attributes(t0020000E="1.1.1", t0008103E="thin"), **unnamed}])
+
+    with asking(answer, tmp_path) as (pacs, _):
+        (found,) = pacs.find(StudyQuery())
+    assert (found.patient_name, found.study_date, found.description) == ("CANARY^ONE", "20210304", "thin")
+
+
+def test_no_more_studies_are_asked_than_are_wanted(tmp_path: Path) -> None:
+    with asking(lambda request: hospital(request, page=1000), tmp_path) as (pacs, server):
+        found = pacs.find(StudyQuery(at_most=3))
+    assert [each.study_uid for each in found] == ["1.0", "1.0", "1.1", "1.1"]
+    assert len({request.path for request in server.requests if request.path.endswith("/series")}) == 2
 
 
 def test_accession_numbers_are_asked_for_one_by_one_and_series_come_once(tmp_path: Path) -> None:
@@ -288,7 +311,7 @@ def test_a_password_or_a_token_is_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["token_file", "ca_certificate"])
 def test_a_file_that_is_missing_is_refused_at_once(tmp_path: Path, key: str) -> None:
-    table = DicomWebTable.model_validate({"url": "http://127.0.0.1:1", key: "nowhere"})
+    table = DicomWebTable.model_validate({"url": "https://127.0.0.1:1", key: "nowhere"})
     assert refusal(lambda: DicomWebPacs(table, tmp_path)).code == "E_PACS_FILE"
 
 

@@ -120,20 +120,25 @@ def test_find_tells_the_series_of_the_studies_that_match() -> None:
         StudyInstanceUID="1.2.1",
         StudyDate="20210304",
         PatientID="0042",
+        PatientName="CANARY^ONE",
         IssuerOfPatientID="CLINIC",
         AccessionNumber="A1",
         ModalitiesInStudy=["CT", "SR"],
     )
     chest = dataset(
-        SeriesInstanceUID="1.2.1.1", Modality="CT", BodyPartExamined="CHEST", NumberOfSeriesRelatedInstances="300"
+        SeriesInstanceUID="1.2.1.1",
+        SeriesDescription="thin",
+        Modality="CT",
+        BodyPartExamined="CHEST",
+        NumberOfSeriesRelatedInstances="300",
     )
     bare = dataset(SeriesInstanceUID="1.2.1.2")
     with FakePacs([(study, [chest, bare])]).running() as pacs:
         found = client(pacs).find(StudyQuery(from_date=date(2021, 3, 4), to_date=date(2021, 3, 4)))
-    who = ("0042", "CLINIC", "A1", "1.2.1")
+    who, day = ("0042", "CLINIC", "A1", "1.2.1"), "20210304"
     assert found == [
-        RemoteSeries(*who, "1.2.1.1", "CT", "CHEST", 300),
-        RemoteSeries(*who, "1.2.1.2", "", "", None),
+        RemoteSeries(*who, "1.2.1.1", "CT", "CHEST", 300, "CANARY^ONE", day, "thin"),
+        RemoteSeries(*who, "1.2.1.2", "", "", None, "CANARY^ONE", day),
     ]
 
 

@@ -61,6 +61,8 @@ def test_every_example_in_the_template_can_be_used() -> None:
             {"protocol": "dicomweb", "dicomweb": WEB | {"user": "node", "password_file": "p", "token_file": "t"}},
             "either user",
         ),
+        ({"protocol": "dicomweb", "dicomweb": WEB | {"key": "k"}}, "belong together"),
+        ({"protocol": "dicomweb", "dicomweb": {"url": "http://pacs.example", "ca_certificate": "c"}}, "with https"),
         ({"protocol": "dimse", "dimse": DIMSE | {"called_aet": "A\\B"}}, "called_aet"),
         ({"protocol": "dimse", "dimse": DIMSE | {"calling_aet": "SEVENTEENLETTERS-"}}, "calling_aet"),
         ({"protocol": "dimse", "dimse": DIMSE | {"certificate": "c"}}, "belong together"),

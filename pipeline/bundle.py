@@ -1,0 +1,171 @@
+"""A release as a MONAI bundle: the files that MONAI asks for beside ours, and what their configuration calls.
+
+    configs/metadata.json    what goes in and comes out, after MONAI's schema
+    configs/inference.json   network, preprocessing, calibration: one scan in, probabilities out
+    models/model.pt          the weights as a plain state_dict: `monai.bundle.load` reads nothing else
+
+model.pt is a torch file and holds a pickle, of tensors alone: it loads with weights_only=True. Nothing of ours reads
+it.
+A bundle's configuration is code to MONAI: check the signature of the release before MONAI sees it.
+
+https://docs.monai.io/en/stable/mb_specification.html
+"""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from models.calibration import Platt
+from models.network import CHANNELS, LABELS, TABULAR
+from models.release import WEIGHTS, Description, Release
+from pipeline.one_scan import read_one
+from pipeline.preprocess import Preprocessing, prepare
+from pipeline.score import NOTICE, calibrated, network_input
+
+METADATA, INFERENCE, MODEL = "configs/metadata.json", "configs/inference.json", "models/model.pt"
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+
+
+class ReadScan:
+    """A transform: the path of one chest CT to what the network sees of it.
+
+    Gives {"image": (2, slices, rows, columns), "tabular": (4)}, float32. Raises Refusal: those of
+    `pipeline.score.score`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = Preprocessing.model_validate(settings)
+
+    def __call__(self, source: str | Path) -> dict[str, torch.Tensor]:
+        scan = read_one(Path(source))
+        image, known = network_input(prepare(scan.volume, self.settings), scan.series)
+        return {"image": image, "tabular": known}
+
+
+class Calibrate:
+    """What follows the network: logits (2) to {label: calibrated probability}. Raises Refusal E_NO_PROBABILITY."""
+
+    def __init__(self, calibration: Mapping[str, Mapping[str, float]]) -> None:
+        self.calibration = {label: Platt.model_validate(platt) for label, platt in calibration.items()}
+
+    def __call__(self, logits: torch.Tensor) -> dict[str, float]:
+        return calibrated(self.calibration, logits.detach().cpu().numpy().astype(np.float32))
+
+
+def with_weights(network: torch.nn.Module, weights: str, device: str) -> torch.nn.Module:
+    """The network with the weights of a safetensors file, ready to answer."""
+    network.load_state_dict(load_file(weights))
+    return network.to(device).eval()
+
+
+def write_bundle(folder: Path, release: Release) -> None:
+    """Write the three files into a release's folder."""
+    contents = {METADATA: _metadata(release), INFERENCE: _inference(release.description)}
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / MODEL).parent.mkdir(exist_ok=True)
+    torch.save({name: t.contiguous().clone() for name, t in release.network.state_dict().items()}, folder / MODEL)
+
+
+def _inference(d: Description) -> dict[str, Any]:
+    """`python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCAN`."""
+    return {
+        "imports": ["$import json", "$import torch"],
+        "bundle_root": ".",
+        "dataset_dir": "scan",
+        "device": "cpu",
+        "network_def": {
+            "_target_": "models.network.SeverityNetwork",
+            "settings": {"_target_": "models.network.NetworkSettings", **d.network.model_dump(mode="json")},
+        },
+        "network": {
+            "_target_": "pipeline.bundle.with_weights",
+            "network": "@network_def",
+            "weights": f"$@bundle_root + '/{WEIGHTS}'",
+            "device": "@device",
+        },
+        "preprocessing": {"_target_": "pipeline.bundle.ReadScan", "settings": d.preprocessing},
+        "dataset": {"_target_": "Dataset", "data": ["@dataset_dir"], "transform": "@preprocessing"},
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": {
+            "_target_": "pipeline.bundle.Calibrate",
+            "calibration": {label: platt.model_dump() for label, platt in d.calibration.items()},
+        },
+        "scan": "$@dataset[0]",
+        "pred": "$@inferer(@scan['image'][None].to(@device), @network, @scan['tabular'][None].to(@device))[0]",
+        "probabilities": "$@postprocessing(@pred)",
+        "run": ["$print(json.dumps(@probabilities))"],
+    }
+
+
+def _metadata(release: Release) -> dict[str, Any]:
+    d = release.description
+    number = f"1.0.0+{release.sha256[:12]}"
+    hospitals = "SYNTHETIC hospitals" if d.trained_on_synthetic_data else "the hospitals"
+    return {
+        "schema": SCHEMA,
+        "version": number,
+        "changelog": {number: f"run {d.run} of the study {d.study}, {d.rounds} rounds at {d.sites} hospitals"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch").split("+")[0],
+        "numpy_version": version("numpy"),
+        "required_packages_version": {name: version(name) for name in ("fedthorax", "safetensors", "pydicom")},
+        "name": d.study,
+        "task": "Severe Covid-19 and positive PCR from one chest CT, age and sex",
+        "description": f"Learnt by {hospitals} of the study {d.study} together; card.md tells how. {NOTICE}",
+        "authors": f"{hospitals} of the study {d.study}",
+        "copyright": f"{hospitals} of the study {d.study}; their agreement says who may use it",
+        "data_source": "patients of the hospitals, which stay there",
+        "data_type": "dicom",
+        "image_classes": "lung window scaled to -1..1, lung mask",
+        "pred_classes": ", ".join(LABELS),
+        "eval_metrics": d.metrics,
+        "intended_use": f"{d.intended_use} {NOTICE}",
+        "network_data_format": _data_format(d),
+    }
+
+
+def _data_format(d: Description) -> dict[str, Any]:
+    labels = {str(index): label for index, label in enumerate(LABELS)}
+    answer = {"format": "classes", "num_channels": len(LABELS), "spatial_shape": [], "dtype": "float32"}
+    return {
+        "inputs": {
+            "image": {
+                "type": "image",
+                "format": "hounsfield",
+                "modality": "CT",
+                "num_channels": CHANNELS,
+                "spatial_shape": list(Preprocessing.model_validate(d.preprocessing).shape),
+                "dtype": "float32",
+                "value_range": [-1, 1],
+                "is_patch_data": False,
+                "channel_def": {"0": "lung window", "1": "lung mask"},
+            },
+            "tabular": {
+                "type": "tuples",
+                "format": "sequence",
+                "num_channels": TABULAR,
+                "spatial_shape": [],
+                "dtype": "float32",
+                "value_range": [],
+                "is_patch_data": False,
+                "channel_def": {
+                    "0": "(age in years - 60) / 20",
+                    "1": "age known",
+                    "2": "female -1, male 1",
+                    "3": "sex known",
+                },
+            },
+        },
+        "outputs": {"pred": {"type": "logits", **answer, "value_range": [], "channel_def": labels}},
+        "post_processed_outputs": {
+            "pred": {"type": "probabilities", **answer, "value_range": [0, 1], "channel_def": labels}
+        },
+    }

@@ -1,0 +1,43 @@
+"""What a model must beat: age and sex alone, and a simple measure of how much of the lungs is diseased."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.examples import Examples
+
+# Poorly and not aerated lung, which foretells oxygen and intubation: Lanza et al., Eur Radiol 2020; 30:6770,
+# https://doi.org/10.1007/s00330-020-07013-2.
+COMPROMISED_HU = (-500.0, 100.0)
+
+
+def age_sex_scores(train: Examples, test: Examples, column: int, *, min_patients: int) -> NDArray[np.float64] | None:
+    """Log odds for each test patient, by a logistic regression on age and sex, fitted to the train patients.
+
+    `column`: of the targets. Missing values are told as such (`models.network.tabular`). None where fewer than
+    `min_patients` train patients have a label, or all have the same.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    targets = train.targets[:, column]
+    known = ~np.isnan(targets)
+    if known.sum() < min_patients or len(set(targets[known])) < 2:
+        return None
+    return LogisticRegression().fit(train.tabular[known], targets[known]).decision_function(test.tabular)
+
+
+def lesion_load(tensor: NDArray[np.floating], window_hu: tuple[float, float]) -> float:
+    """Share of the lung mask's voxels within COMPROMISED_HU, 0 to 1; vessels within the mask count in.
+
+    `tensor`: as `pipeline.preprocess.Prepared` has it, (2, slices, rows, columns), made with this window: its HU are
+    those after the alignment of the aerated lung.
+    """
+    low, high = window_hu
+    hu = (tensor[0].astype(np.float32) + 1) / 2 * (high - low) + low
+    lung = tensor[1] > 0.5
+    compromised = lung & (hu >= COMPROMISED_HU[0]) & (hu <= COMPROMISED_HU[1])
+    return float(compromised.sum() / max(lung.sum(), 1))
+
+
+def lesion_loads(examples: Examples, window_hu: tuple[float, float]) -> NDArray[np.float64]:
+    """The lesion load of each example, shape (patients,); one tensor is in memory at a time."""
+    return np.array([lesion_load(np.load(example.tensor), window_hu) for example in examples.examples])

@@ -1,0 +1,219 @@
+"""What a site hands out of an evaluation: named figures, finite and over enough patients.
+
+`federation/allowed.py` lists the names, and the site's gateway lets no other out. `logits` and `targets` have the
+shape (patients, labels), in the order of LABELS; a target is NaN where missing.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from models.calibration import Platt, fit_platt
+from models.familiarity import log_distances
+from models.network import LABELS
+from pipeline.evaluation import calibration as calibrated
+from pipeline.evaluation import discrimination as told
+from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
+from pipeline.evaluation.histograms import histograms as merged_histograms
+from pipeline.evaluation.subgroups import GROUPS, groups_of
+from pipeline.examples import Examples
+
+SENSITIVITY = SPECIFICITY = 0.90  # of the thresholds for ruling out, and for ruling in
+RATES_PERCENT = (90, 95)
+BENEFITS_PERCENT = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
+LARGEST = 100.0  # no sound figure is further from zero; where a model has run away, its figures stay here
+
+Logits = NDArray[np.float32]
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What goes with the model, by label: its calibration, and thresholds on raw logits, `rule_out` and `rule_in`.
+
+    Both may lack a label: then probabilities are as they are, and there is no figure at a threshold.
+    """
+
+    calibration: Mapping[str, Platt] = field(default_factory=dict)
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The patients whose label is known: `where` they are among all, logits and labels (patients,)."""
+
+    column: int
+    where: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.column]
+
+
+def _known(logits: Logits, targets: Logits, min_patients: int) -> list[_Known]:
+    """For each label that is known of enough patients."""
+    found = []
+    for column in range(len(LABELS)):
+        where = np.flatnonzero(~np.isnan(targets[:, column]))
+        if len(where) >= min_patients:
+            x, y = told.known_of(logits[:, column], targets[:, column])
+            found.append(_Known(column, where, x, y))
+    return found
+
+
+def _sound(figures: Figures) -> Figures:
+    return {name: value for name, value in figures.items() if math.isfinite(value) and abs(value) <= LARGEST}
+
+
+def _with_interval(name: str, estimate: told.Estimate) -> Figures:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _loss(known: _Known) -> float:
+    """Mean binary cross-entropy in nats."""
+    return float(np.mean(np.logaddexp(0, known.logits) - known.labels * known.logits))
+
+
+def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
+    """After a round: `loss_<label>` and `auroc_<label>`."""
+    figures: Figures = {}
+    for known in _known(logits, targets, min_patients):
+        figures[f"loss_{known.label}"] = _loss(known)
+        figures[f"auroc_{known.label}"] = told.auroc(known.logits, known.labels).value
+    return _sound(figures)
+
+
+def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
+    """Of validation patients: `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`,
+    `variance_intercept_`; and the thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a
+    specificity of 0.90.
+    """
+    figures: Figures = {}
+    for known in _known(logits, targets, min_patients):
+        x, y = known.logits, known.labels
+        fitted = fit_platt(logits[:, known.column], targets[:, known.column])
+        figures[f"slope_{known.label}"] = fitted.slope
+        figures[f"intercept_{known.label}"] = fitted.intercept
+        assert fitted.covariance is not None
+        names = (f"variance_slope_{known.label}", f"covariance_{known.label}", f"variance_intercept_{known.label}")
+        figures |= dict(zip(names, fitted.covariance, strict=True))
+        figures[f"rule_out_{known.label}"] = told.threshold_with_sensitivity(SENSITIVITY, x, y)
+        figures[f"rule_in_{known.label}"] = told.threshold_with_specificity(SPECIFICITY, x, y)
+    return _sound(figures)
+
+
+def distance_figures(looks: Logits, mean: Logits, variance: Logits) -> Figures:
+    """How far patients lie from what is typical: `distance_mean` and `distance_sd`, of the distances' logarithms.
+
+    `looks`: shape (patients, LOOKS) of at least two patients; `mean` and `variance`: shape (LOOKS,).
+    """
+    distances = log_distances(looks, mean, variance)
+    return _sound({"distance_mean": float(distances.mean()), "distance_sd": float(distances.std(ddof=1))})
+
+
+def test_figures(
+    logits: Logits,
+    test: Examples,
+    train: Examples,
+    deployed: Deployed,
+    *,
+    min_patients: int,
+    histograms: bool,
+    window_hu: tuple[float, float],
+) -> Figures:
+    """Of test patients, `logits` being theirs: everything of `federation.allowed` but the shortcut audit's figures.
+
+    `train`: on whom the baseline of age and sex is fitted. `histograms`: whether counts may leave. `window_hu`: of the
+    preprocessing, from which the lesion load is measured.
+    """
+    loads = lesion_loads(test, window_hu)
+    figures: Figures = {}
+    counts: dict[str, int] = {}
+    for known in _known(logits, test.targets, min_patients):
+        platt = deployed.calibration.get(known.label, Platt())
+        corrected = platt.slope * known.logits + platt.intercept
+        found = _discrimination(known) | _calibration(known, corrected)
+        found |= _operating_points(known, deployed.thresholds.get(known.label, {}))
+        found |= _baselines(known, train, test, loads, min_patients) | _subgroups(known, test, min_patients)
+        figures |= found | _prevalence(known, min_patients)
+        if histograms:
+            cells = merged_histograms(expit(corrected), known.labels, min_patients=min_patients)
+            counts |= {f"count_{known.label}_{value}_{bin:02}": count for (value, bin), count in cells.items()}
+    return _sound(figures) | counts
+
+
+def _prevalence(known: _Known, min_patients: int) -> Figures:
+    """With the number of patients it tells the size of each class, so each must be large enough."""
+    positives = int(known.labels.sum())
+    if min(positives, len(known.labels) - positives) < min_patients:
+        return {}
+    return {f"prevalence_{known.label}": positives / len(known.labels)}
+
+
+def _discrimination(known: _Known) -> Figures:
+    x, y, label = known.logits, known.labels, known.label
+    figures = {f"loss_{label}": _loss(known)}
+    figures |= _with_interval(f"auroc_{label}", told.auroc(x, y))
+    figures |= _with_interval(f"auprc_{label}", told.auprc(x, y))
+    for percent in RATES_PERCENT:
+        figures |= _with_interval(f"sens_at_spec{percent}_{label}", told.sensitivity_at(percent / 100, x, y))
+        figures |= _with_interval(f"spec_at_sens{percent}_{label}", told.specificity_at(percent / 100, x, y))
+    return figures
+
+
+def _calibration(known: _Known, logits: NDArray[np.float64]) -> Figures:
+    """`logits`: after the model's calibration."""
+    y, label, probabilities = known.labels, known.label, expit(logits)
+    figures = {
+        f"calibration_slope_{label}": calibrated.calibration_slope(logits, y),
+        f"calibration_intercept_{label}": calibrated.calibration_intercept(logits, y),
+        f"brier_{label}": calibrated.brier(probabilities, y),
+        f"ece_{label}": calibrated.expected_calibration_error(probabilities, y),
+    }
+    for percent in BENEFITS_PERCENT:
+        figures[f"net_benefit_{label}_{percent}"] = calibrated.net_benefit(probabilities, y, percent / 100)
+    return figures
+
+
+def _operating_points(known: _Known, thresholds: Mapping[str, float]) -> Figures:
+    """Sensitivity and specificity at the model's own thresholds, where both classes are there."""
+    figures: Figures = {}
+    if told.has_both(known.labels):
+        for name, threshold in thresholds.items():
+            reached = known.logits >= threshold
+            figures[f"sens_at_{name}_{known.label}"] = float(reached[known.labels == 1].mean())
+            figures[f"spec_at_{name}_{known.label}"] = float(1 - reached[known.labels == 0].mean())
+    return figures
+
+
+def _baselines(
+    known: _Known, train: Examples, test: Examples, loads: NDArray[np.float64], min_patients: int
+) -> Figures:
+    label, y = known.label, known.labels
+    figures = _with_interval(f"auroc_{label}_lesion_load", told.auroc(loads[known.where], y))
+    by_age_sex = age_sex_scores(train, test, known.column, min_patients=min_patients)
+    if by_age_sex is not None:
+        scores = by_age_sex[known.where]
+        figures |= _with_interval(f"auroc_{label}_age_sex", told.auroc(scores, y))
+        figures |= _with_interval(f"auroc_{label}_over_age_sex", told.auroc_difference(known.logits, scores, y))
+    return figures
+
+
+def _subgroups(known: _Known, test: Examples, min_patients: int) -> Figures:
+    groups = [
+        groups_of(e.age_years, e.sex, e.measures.manufacturer if e.measures else "")
+        for e in (test.examples[i] for i in known.where)
+    ]
+    figures: Figures = {}
+    for group in GROUPS:
+        inside = np.array([group in each for each in groups])
+        if inside.sum() >= min_patients:
+            found = told.auroc(known.logits[inside], known.labels[inside])
+            figures |= _with_interval(f"auroc_{known.label}@{group}", found)
+    return figures

@@ -1,0 +1,264 @@
+"""Does the model read the scanner and not the lung? What one site can measure of it, over its own patients.
+
+Models of chest images have told the hospital, the scanner or a metal marker where they should have told the illness
+(Zech et al., PLoS Med 2018; 15:e1002683. DeGrave, Janizek & Lee, Nat Mach Intell 2021; 3:610). Three questions:
+
+- do acquisition tags alone tell the label (`tags_auroc`)? Then there is a shortcut to learn, learnt or not;
+- does the model tell severity with the lungs blanked out (`outside_auroc`)? Then it has learnt one;
+- do the model's features tell the scanner (`scanner_accuracy`), and the site (`moments`,
+  `assigned_shares`)? They nearly always do, so this is no fault by itself: it says that a shortcut could be read.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import logit
+from torch import Tensor
+
+from models.familiarity import LOOKS, Moments, look
+from models.network import LABELS, SeverityNetwork
+from models.precision import use_bf16
+from pipeline.evaluation.discrimination import Auroc, auroc, delong_variance, logit_interval
+from pipeline.examples import Examples
+from pipeline.measures import Measures
+
+FOLDS = 5
+PERMUTATIONS = 1000
+RIDGE = 1.0  # in units of one patient, with standardised tags
+WORDS = ("manufacturer", "kernel", "sharpness", "position")
+NUMBERS = ("slice_mm", "pixel_mm", "thickness_mm", "slices")
+BLANK_BEYOND = 0.05  # how far past the lungs' hull is blanked, as a share of the scan's sides: some 12 mm
+SOFT_TISSUE = (0.33, 0.93)  # -200 to 160 HU in the default window
+SOFT_TISSUE_AT = 0.73  # where it is brought to: muscle
+
+Features = NDArray[np.float32]
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class ScannerAccuracy:
+    """Balanced accuracy of telling `scanners` of one site apart; `chance` is one in as many."""
+
+    value: float
+    chance: float
+    scanners: int
+
+
+def shortcut_figures(
+    network: SeverityNetwork, patients: Examples, held_out: Examples, *, min_patients: int
+) -> dict[str, float]:
+    """What a site hands out of its audit: figures that are finite and over at least `min_patients`.
+
+    `patients`: all of the site's, for tags and scanners; `held_out`: those not trained on, for the blanked lungs.
+    Names: auroc_<label>_tags and auroc_severe_outside, each with _low and _high; scanner_from_embedding and
+    scanner_chance.
+    """
+    found = {f"auroc_{label}_tags": tags_auroc(patients, column) for column, label in enumerate(LABELS)}
+    found["auroc_severe_outside"] = outside_auroc(network, held_out)
+    figures: dict[str, float] = {}
+    for name, each in found.items():
+        if each.patients >= min_patients and math.isfinite(each.value):
+            figures |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+    if told := scanner_accuracy(embed(network, patients), patients, min_patients=min_patients):
+        figures |= {"scanner_from_embedding": told.value, "scanner_chance": told.chance}
+    return figures
+
+
+# --- tags -------------------------------------------------------------------------------------------------
+
+
+def tags_auroc(patients: Examples, column: int) -> Auroc:
+    """How well acquisition tags alone tell the label of that column.
+
+    Undefined where no tag varies, or where a fold would have one patient of a class.
+
+    Ridge regression on one-hot words and standardised numbers, cross-validated: least squares on a 0/1 label ranks as
+    Fisher's discriminant does (Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, ex. 4.2), and
+    solves for a thousand labels at once. What depends on the body rather than on the protocol (volume and density of
+    the lungs) is left out. The value is the mean of the folds' AUROCs. The folds share their training patients, so
+    DeLong's variance alone is too small; the interval takes, on the logit scale, the larger of that and of the spread
+    about chance when labels are permuted within folds (Ojala & Garriga, J Mach Learn Res 2010; 11:1833).
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import StratifiedKFold
+
+    targets = patients.targets[:, column]
+    known = [(e.measures, int(t)) for e, t in zip(patients.examples, targets, strict=True) if e.measures and t >= 0]
+    labels = np.array([label for _, label in known], dtype=np.int64)
+    rarer = int(min(labels.sum(), len(labels) - labels.sum()))
+    seen = {tuple(getattr(measures, name) for name in WORDS + NUMBERS) for measures, _ in known}
+    if rarer < 2 * FOLDS or len(seen) < 2:
+        return Auroc.undefined(len(labels))
+    tags = _encode([measures for measures, _ in known])
+    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(tags, labels))
+    rng = np.random.default_rng(0)
+    drawn = np.repeat(labels[:, None], 1 + PERMUTATIONS, axis=1)  # the first column stays as it is
+    for _, test in folds:
+        drawn[test, 1:] = rng.permuted(drawn[test, 1:], axis=0)
+    scores = np.zeros(drawn.shape)
+    for train, test in folds:
+        scores[test] = Ridge(alpha=RIDGE).fit(tags[train], drawn[train]).predict(tags[test])
+    values = np.mean([_aurocs(scores[test], drawn[test]) for _, test in folds], axis=0)
+    value, pooled = float(values[0]), float(_aurocs(scores[:, :1], drawn[:, :1])[0])
+    of_patients = delong_variance(scores[:, 0], labels) / max(pooled * (1 - pooled), 1e-9) ** 2
+    permuted = logit(values[1:].clip(0.5 / len(labels), 1 - 0.5 / len(labels)))  # 0 and 1 have none
+    of_logit = max(of_patients, float(np.mean(permuted**2)))
+    low, high = logit_interval(value, of_logit * (value * (1 - value)) ** 2, rarer=rarer)
+    return Auroc(value, low, high, len(labels))
+
+
+def _encode(measures: list[Measures]) -> NDArray[np.float64]:
+    """One-hot words and numbers, standardised; a number that is not known is the mean of those that are."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    words = OneHotEncoder(sparse_output=False).fit_transform([[getattr(m, name) for name in WORDS] for m in measures])
+    rows = np.array([[getattr(m, name) for name in NUMBERS] for m in measures], dtype=np.float64)
+    numbers = SimpleImputer(keep_empty_features=True).fit_transform(rows)
+    scaled: NDArray[np.float64] = StandardScaler().fit_transform(np.hstack([words, numbers]))
+    return scaled
+
+
+def _aurocs(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """AUROC of each column, by ranks (Mann-Whitney); both (patients, columns), as many positives in each column."""
+    from scipy.stats import rankdata
+
+    positive = labels.sum(axis=0)
+    above = (rankdata(scores, axis=0) * labels).sum(axis=0) - positive * (positive + 1) / 2
+    found: NDArray[np.float64] = above / (positive * (len(labels) - positive))
+    return found
+
+
+# --- blanked lungs ----------------------------------------------------------------------------------------
+
+
+def outside_auroc(network: SeverityNetwork, held_out: Examples) -> Auroc:
+    """AUROC of the model's own score of `severe` where all patients have the same lungs, and no age and sex.
+
+    The lungs are those of the mean scan of these patients. A constant in their place is like no scan that the network
+    knows, and hid a learnt mark from it in trials. The score as a function of what lies outside alone is a partial
+    dependence (Friedman, Ann Stat 2001; 29:1189).
+    """
+    indices = _indices(held_out)
+    if not indices:
+        return Auroc.undefined(0)
+    typical = torch.stack([held_out.batch(index, None)[0].sum(dim=0) for index in indices]).sum(dim=0) / len(held_out)
+    scores = [_score_outside(network, held_out, index, typical.numpy()) for index in indices]
+    return auroc(np.concatenate(scores), held_out.targets[:, LABELS.index("severe")])
+
+
+@torch.inference_mode()
+def _score_outside(
+    network: SeverityNetwork, examples: Examples, index: NDArray[np.int64], typical: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    scans, tabular, _ = examples.batch(index, None)
+    blanked = torch.stack([torch.from_numpy(blank_lungs(scan.numpy(), typical)) for scan in scans])
+    network.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
+        logits = network(blanked, torch.zeros_like(tabular))  # zeros: age and sex are missing
+    scores: NDArray[np.float32] = logits[:, LABELS.index("severe")].numpy()
+    return scores
+
+
+def blank_lungs(scan: NDArray[np.float32], typical: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The scan, shape (2, slices, rows, columns), with the lungs and all of the mask taken from `typical`.
+
+    Soft tissue outside is brought to one level, for the preparation has shifted the whole scan by the density of its
+    lungs.
+    """
+    window, mask = scan
+    hidden = lung_hull(mask)
+    low, high = SOFT_TISSUE
+    tissue = window[~hidden & (window > low) & (window < high)]
+    shift = SOFT_TISSUE_AT - float(np.median(tissue)) if tissue.size else 0.0
+    levelled = np.where(window > low, np.clip(window + shift, -1, 1), window)
+    return np.stack([np.where(hidden, typical[0], levelled), typical[1]]).astype(np.float32)
+
+
+def lung_hull(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The convex hull of both lungs, and what lies within BLANK_BEYOND of it.
+
+    So generous because consolidation at the pleura is not always in the mask.
+    """
+    from scipy.spatial import ConvexHull
+
+    points = np.argwhere(mask > 0) / mask.shape
+    faces = ConvexHull(points).equations.astype(np.float32)  # unit normals outwards, and offsets
+    rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) / n for n in mask.shape[1:]), indexing="ij")
+    in_plane = faces[:, 1, None] * rows.ravel() + faces[:, 2, None] * columns.ravel() + faces[:, 3, None]
+    heights = np.arange(len(mask), dtype=np.float32) / len(mask)
+    beyond = [(in_plane + faces[:, :1] * height).max(axis=0) for height in heights]  # a slice at a time: less memory
+    return np.stack(beyond).reshape(mask.shape) <= BLANK_BEYOND
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+def _indices(examples: Examples) -> list[NDArray[np.int64]]:
+    return np.array_split(np.arange(len(examples)), range(_BATCH, len(examples), _BATCH)) if len(examples) else []
+
+
+@torch.inference_mode()
+def embed(network: SeverityNetwork, examples: Examples) -> Features:
+    """The backbone's features, before age and sex join; shape (patients, features)."""
+    network.eval()
+    found: list[Tensor] = []
+    for index in _indices(examples):
+        scans = examples.batch(index, None)[0].contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
+            found.append(network.backbone(scans).float())
+    return torch.cat(found).numpy() if found else np.zeros((0, network.head.in_features), dtype=np.float32)
+
+
+def looks(examples: Examples) -> Features:
+    """How the patients' scans look (`models.familiarity.look`); shape (patients, LOOKS)."""
+    found = [look(scan.numpy()) for index in _indices(examples) for scan in examples.batch(index, None)[0]]
+    return np.array(found, dtype=np.float32).reshape(-1, LOOKS)
+
+
+def moments(features: Features) -> Moments:
+    """Mean and variance (n - 1) of each feature over the patients, of whom there must be two; float32."""
+    return Moments(
+        mean=features.mean(axis=0, dtype=np.float64).astype(np.float32),
+        variance=features.var(axis=0, ddof=1, dtype=np.float64).astype(np.float32),
+        patients=len(features),
+    )
+
+
+def assigned_shares(embeddings: Features, discriminants: Features, probed: int) -> list[float]:
+    """The share of patients that falls to each of the first `probed` sites.
+
+    `discriminants`: as `federation.studies.audit.discriminants` makes them, for each site a weight for every feature
+    and a constant, flat. A patient falls to the site whose discriminant is largest.
+    """
+    table = discriminants.reshape(-1, embeddings.shape[1] + 1)[:probed].astype(np.float64)
+    nearest = (embeddings @ table[:, :-1].T + table[:, -1]).argmax(axis=1)
+    return [float(share) for share in np.bincount(nearest, minlength=probed) / len(embeddings)]
+
+
+def scanner_accuracy(embeddings: Features, patients: Examples, *, min_patients: int) -> ScannerAccuracy | None:
+    """How well the features tell the site's own scanners (manufacturer and kernel) apart, cross-validated.
+
+    Logistic regression over scanners of at least `min_patients` patients; None where there are not two of them.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    names = [f"{m.manufacturer} {m.kernel}" if (m := e.measures) else "" for e in patients.examples]
+    counted = Counter(name for name in names if name)
+    large = {name for name, count in counted.items() if count >= max(min_patients, FOLDS)}
+    if len(large) < 2:
+        return None
+    kept = np.array([name in large for name in names])
+    scanners = np.array(names)[kept]
+    reader = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    told = cross_val_predict(reader, embeddings[kept], scanners, cv=folds)
+    return ScannerAccuracy(float(balanced_accuracy_score(scanners, told)), 1 / len(large), len(large))

@@ -1,0 +1,209 @@
+"""Write synthetic cohorts straight into a site's folder: the phantoms of `generate` without DICOM in between.
+
+For benchmarks and tests that need many patients in little time. A scan is rounded to whole HU as it would be stored,
+prepared by the site's own preprocessing and measured for the data contract, so a study finds what an ingest of the
+same scans would have left: tensors, rows, splits, and findings of the scans alone. There are no source files, so an
+ingest would empty the cohort again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+
+from models.refusal import Refusal
+from pipeline import reasons
+from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.phantom.anatomy import Field, Grid
+from pipeline.phantom.generate import Truth, make_body
+from pipeline.phantom.hospitals import Hospital, Scanner
+from pipeline.phantom.patients import Patient, draw_patient
+from pipeline.phantom.records import LOST_TO_FOLLOW_UP
+from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
+from pipeline.preprocess import Preprocessing, settings_digest
+from pipeline.series import Series
+from pipeline.site import Site, init_site
+from pipeline.volume import Volume
+
+STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
+
+
+@dataclass(frozen=True)
+class Body:
+    """A patient on the table: `hu` as the body is, before any scanner, slice 0 lowest, LPS axes (z, y, x)."""
+
+    patient: Patient
+    severe: bool
+    hu: Field
+
+
+# What a hospital makes of a body: the HU its scanner writes, and the scanner as the tags will name it (on the same
+# grid). One that looks at `severe` plants a shortcut.
+Acquisition = Callable[[Body, Scanner, Generator], tuple[Field, Scanner]]
+
+
+def plain(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]:
+    """The hospital's scanner for everybody."""
+    return acquire(body.hu, scanner, rng), scanner
+
+
+def synthetic_site(folder: Path, name: str, *, seed: int, min_patients: int = 10, tables: str = "") -> Site:
+    """Make the folder of a synthetic site, whose key and so whose splits follow from `name` and `seed`.
+
+    `tables`: more of site.toml, such as "[training]\\nthreads = 1". Raises Refusal E_SITE_EXISTS, or what
+    `load_settings` raises.
+    """
+    key = hashlib.sha256(f"synthetic {name} {seed}".encode()).digest()
+    text = f"""# A synthetic hospital.
+[site]
+name = "{name}"
+min_patients = {min_patients}
+
+[labels]
+file = "labels.csv"
+
+{tables}
+"""
+    return init_site(folder, text, key=key)
+
+
+def write_cohort(
+    site: Site,
+    at: Hospital,
+    *,
+    patients: int,
+    seed: int,
+    settings: Preprocessing | None = None,
+    acquisition: Acquisition = plain,
+    workers: int = 1,
+) -> list[Truth]:
+    """Fill the cohort of `site` with synthetic patients of the hospital `at`, in place of what it held.
+
+    `at`: scanner and case mix; `dataclasses.replace` makes others of those in `hospitals`. `workers`: processes, of
+    which each takes seconds to start; `acquisition` must then be a module's function. The same site name, hospital,
+    seed and settings write the same tensors and rows, whatever the number of workers.
+
+    Returns the truth of each patient, those included whose scan was refused.
+    """
+    settings = settings or Preprocessing()
+    with Cohort(site) as cohort, cohort.alone():
+        make = partial(_make, site, at, seed, settings, acquisition, cohort.tensors)
+        numbers = range(1, patients + 1)
+        if workers == 1:
+            made = [make(number) for number in numbers]
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+                made = list(pool.map(make, numbers, chunksize=8))
+        scans = [scan for _, scan, _ in made]
+        for scan in scans:
+            cohort.add_scan(scan)
+        rows = [row for *_, row in made if row is not None]
+        cohort.replace(rows, _findings(made), {scan.fingerprint for scan in scans})
+        cohort.sweep()
+    return [truth for truth, *_ in made]
+
+
+_Made = tuple[Truth, Scan, PatientRow | None]
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _make(
+    site: Site, at: Hospital, seed: int, settings: Preprocessing, acquisition: Acquisition, tensors: Path, number: int
+) -> _Made:
+    """One patient: drawn, scanned, prepared, saved."""
+    own = int(hashlib.sha256(site.name.encode()).hexdigest()[:8], 16)  # sites of one seed have other patients
+    rng = np.random.default_rng([seed, own, number])
+    patient = draw_patient(f"{site.name.upper()}-{number:06d}", f"SYNTHETIC^{number:06d}", at.mix, rng)
+    lesions, chance = make_body(patient, at, rng)
+    severe = bool(rng.random() < chance)
+    lost = not severe and bool(rng.random() < LOST_TO_FOLLOW_UP)
+    hu, scanner = acquisition(Body(patient, severe, lesions.hu), at.scanner, rng)
+    scan = _examine(site.pseudonym(patient.patient_id), patient, hu, scanner, settings, tensors)
+    truth = Truth.of(patient, lesions, p_severe=chance, severe=severe)
+    return truth, scan, _row(site, patient, None if lost else severe, scan)
+
+
+def _row(site: Site, patient: Patient, severe: bool | None, scan: Scan) -> PatientRow | None:
+    if scan.tensor is None:
+        return None
+    pseudonym = site.pseudonym(patient.patient_id)
+    return PatientRow(
+        pseudonym=pseudonym,
+        split=site.split(pseudonym),
+        tensor=scan.tensor,
+        age_years=float(patient.age_years),
+        sex=patient.sex,
+        pcr_positive=patient.pcr_positive,
+        severe=severe,
+    )
+
+
+def volume_of(hu: Field, grid: Grid) -> Volume:
+    """A phantom's scan as a reader would give it: whole HU within the stored range, and the grid in RAS mm."""
+    stored = np.rint(hu - STORED_INTERCEPT_HU).clip(0, STORED_MAXIMUM)
+    x0, y0, z0 = grid.origin_mm
+    up, back, left = grid.spacing_mm
+    affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
+    return Volume(hu=(stored + STORED_INTERCEPT_HU).astype(np.float32), affine=affine)
+
+
+def _examine(
+    pseudonym: str, patient: Patient, hu: Field, scanner: Scanner, settings: Preprocessing, tensors: Path
+) -> Scan:
+    """As `pipeline.examine` does with a series that it has read."""
+    from pipeline.measures import flags, measure
+    from pipeline.preprocess import prepare
+
+    volume = volume_of(hu, scanner.grid)
+    scan_digest = hashlib.sha256(volume.hu.data).hexdigest()
+    series = _series(pseudonym, patient, scanner, scan_digest)
+    scan = Scan(series.fingerprint, settings_digest(settings), None, None, "", scan_digest, None, None)
+    try:
+        prepared = prepare(volume, settings)
+    except Refusal as refusal:
+        return replace(scan, code=refusal.code, says=refusal.says)
+    measures = replace(
+        measure(series, volume, prepared), position="HFS", thickness_mm=round(scanner.grid.spacing_mm[0], 2)
+    )
+    tensor = f"{series.fingerprint[:32]}-{scan.settings}.npy"
+    save_tensor(tensors, tensor, prepared.tensor)
+    return replace(scan, flags=",".join(sorted(flags(measures, settings))), tensor=tensor, measures=measures)
+
+
+def _series(pseudonym: str, patient: Patient, scanner: Scanner, scan_digest: str) -> Series:
+    """The series as its header would have told it. There is no file; the name only says what it would have been."""
+    return Series(
+        files=(Path("synthetic.nii.gz"),),
+        patient_id=pseudonym,
+        issuer="",
+        study_uid="",
+        series_uid="",
+        modality="CT",
+        age_years=float(patient.age_years),
+        sex=patient.sex,
+        acquired=patient.scanned,
+        manufacturer=scanner.manufacturer,
+        kernel=scanner.kernel,
+        fingerprint=hashlib.sha256(f"{pseudonym}|{scan_digest}".encode()).hexdigest(),
+    )
+
+
+def _findings(made: list[_Made]) -> list[FindingRow]:
+    """What was found at the scans. A refused one belongs to nobody here: its patient has no row."""
+    found = []
+    for _, scan, row in made:
+        codes = [scan.code] if scan.code else [flag for flag in scan.flags.split(",") if flag]
+        pseudonym = row.pseudonym if row else ""
+        found += [FindingRow(c, pseudonym, scan.fingerprint[:12], reasons.BY_CODE[c].says) for c in codes]
+    return found

@@ -1,0 +1,86 @@
+"""The data contract's digest: the same wherever data is held against the same, another wherever it is not."""
+
+from pathlib import Path
+
+import pytest
+
+from models.refusal import Reason
+from pipeline import reasons
+from pipeline.cohort import Cohort, PatientRow
+from pipeline.doctor import contract
+from pipeline.doctor.digest import contract_digest, severe_means
+from pipeline.join import JoinRules
+from pipeline.labels import LabelsFile
+from pipeline.site import init_site, site_settings
+
+FROM_RECORDS = (
+    '[site]\nname = "{name}"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\nicu = "icu"\n'
+)
+PUBLISHED = '[site]\nname = "{name}"\n[labels]\nfile = "labels.csv"\n'
+
+
+def digest(folder: Path, name: str = "north", more: str = "", text: str = FROM_RECORDS) -> str:
+    return contract_digest(init_site(folder / f"{name}{len(list(folder.iterdir()))}", text.format(name=name) + more))
+
+
+def test_two_sites_share_it_whatever_else_they_differ_in(tmp_path: Path) -> None:
+    usual = digest(tmp_path)
+    other = '[ct]\nfolder = "scans"\n[training]\nthreads = 3\n[gateway]\nmax_local_epochs = 2\n'
+    assert digest(tmp_path, "south", other) == usual
+    assert len(usual) == 64
+    template = init_site(tmp_path / "template", site_settings(None, name="west"))
+    assert contract_digest(template) == usual
+
+
+def test_it_hangs_on_no_patient(tmp_path: Path) -> None:
+    site = init_site(tmp_path / "site", FROM_RECORDS.format(name="north"))
+    before = contract_digest(site)
+    with Cohort(site) as cohort:
+        cohort.replace([PatientRow(f"{n:016}", "train", f"{n}.npy", 60.0, "F", True, None) for n in range(30)], [], [])
+    assert contract_digest(site) == before
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        "positive_to_days = 3",
+        "negative_from_days = -1",
+        "guard_days = 15",
+        "horizon_days = 28",
+        'severe_events = ["died"]',
+    ],
+)
+def test_other_windows_or_events_are_another_digest(tmp_path: Path, join: str) -> None:
+    assert digest(tmp_path, more=f"[join]\n{join}\n") != digest(tmp_path)
+
+
+def test_the_order_of_events_makes_no_difference(tmp_path: Path) -> None:
+    assert digest(tmp_path, more='[join]\nsevere_events = ["died", "intubated"]\n') == digest(tmp_path)
+
+
+def test_published_labels_are_alike_where_severe_means_the_same(tmp_path: Path) -> None:
+    assert severe_means(JoinRules()) == LabelsFile(file=Path("labels.csv")).severe_means
+    assert severe_means(JoinRules(severe_events=["died", "icu"], horizon_days=7)) == (
+        "in intensive care or dead within 7 days of the CT"
+    )
+    assert digest(tmp_path, text=PUBLISHED) == digest(tmp_path)
+    assert digest(tmp_path, more='severe_means = "more than half of the lungs affected"\n', text=PUBLISHED) != (
+        digest(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SMALL_LUNGS_ML", 1900),
+        ("_INFORM", contract._INFORM - {reasons.PRONE}),
+        ("_AREA_OF", {**contract._AREA_OF, Reason("E_ANOTHER", "another rule", "None."): "HU"}),
+    ],
+    ids=["a limit", "a severity", "a rule"],
+)
+def test_another_rule_severity_or_limit_is_another_digest(
+    tmp_path: Path, name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = digest(tmp_path)
+    monkeypatch.setattr(contract, name, value)
+    assert digest(tmp_path) != usual

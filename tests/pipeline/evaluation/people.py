@@ -1,0 +1,52 @@
+"""Made-up patients whose scan is one small tensor, for the tests of figures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.examples import Example, Examples
+from tests.pipeline.scan_list import measures
+
+MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "HITACHI", "")
+WINDOW_HU = (-1000.0, 200.0)
+
+
+def as_window(hu: float) -> float:
+    low, high = WINDOW_HU
+    return (hu - low) / (high - low) * 2 - 1
+
+
+def tensor(load: float) -> np.ndarray:
+    """Lungs of 1000 voxels, a share of which is at -200 HU, in a wall of soft tissue; (2, 10, 12, 12)."""
+    lungs = np.zeros((10, 12, 12), dtype=bool)
+    lungs[:, 1:11, 1:11] = True
+    hu = np.where(lungs, -870.0, 40.0)
+    where = np.argwhere(lungs)[: round(load * lungs.sum())]
+    hu[tuple(where.T)] = -200.0
+    return np.stack([as_window(hu), lungs]).astype(np.float16)
+
+
+def people(folder: Path, patients: int, *, seed: int = 1, loads: tuple[float, ...] = (0.1,)) -> Examples:
+    """Patients of both sexes, all ages and all scanners; the older are more often severe, all have a PCR result.
+
+    Their lesion loads are `loads` in turn.
+    """
+    rng = np.random.default_rng(seed)
+    files = []
+    for number, load in enumerate(loads):
+        files.append(folder / f"{number}.npy")
+        np.save(files[-1], tensor(load))
+    made = []
+    for number in range(patients):
+        age = float(rng.uniform(20, 95))
+        made.append(
+            Example(
+                files[number % len(files)],
+                age,
+                str(rng.choice(["F", "M"])),
+                bool(rng.random() < 0.6),
+                bool(rng.random() < age / 120),
+                measures(manufacturer=str(rng.choice(MANUFACTURERS))),
+            )
+        )
+    return Examples(made)

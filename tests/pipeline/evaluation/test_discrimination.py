@@ -1,0 +1,172 @@
+"""AUROC and its kin: they agree with scikit-learn and with a plain bootstrap, and their intervals hold the truth."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from pipeline.evaluation.discrimination import (
+    auprc,
+    auroc,
+    auroc_difference,
+    delong_variance,
+    sensitivity_at,
+    specificity_at,
+    threshold_with_sensitivity,
+    threshold_with_specificity,
+)
+
+Cohort = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def binormal(rng: np.random.Generator, area: float, positive: int, negative: int) -> Cohort:
+    """Scores and labels of a simulated cohort whose true AUROC is `area`."""
+    apart = math.sqrt(2) * norm.ppf(area)
+    scores = np.concatenate([rng.normal(apart, 1, positive), rng.normal(0, 1, negative)])
+    return scores, np.repeat([1.0, 0.0], [positive, negative])
+
+
+@pytest.fixture
+def cohort() -> Cohort:
+    """With ties, and some labels missing."""
+    scores, labels = binormal(np.random.default_rng(3), 0.8, 30, 70)
+    labels[::9] = math.nan
+    return scores.round(1), labels
+
+
+def known(cohort: Cohort) -> Cohort:
+    scores, labels = cohort
+    return scores[~np.isnan(labels)], labels[~np.isnan(labels)]
+
+
+def test_95_percent_intervals_of_the_auroc_hold_the_truth_in_95_percent_of_200_cohorts() -> None:
+    held = 0
+    for number in range(200):
+        found = auroc(*binormal(np.random.default_rng([5, number]), 0.8, 25, 75))
+        held += found.low <= 0.8 <= found.high
+    assert 0.92 <= held / 200 <= 0.98
+
+
+def test_intervals_of_a_difference_hold_the_truth() -> None:
+    """Two scores of the same patients that lean on one another, with the AUROCs 0.85 and 0.70."""
+    held = 0
+    for number in range(200):
+        rng = np.random.default_rng([6, number])
+        labels = np.repeat([1.0, 0.0], [40, 60])
+        noise = rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], 100)
+        better, worse = (noise[:, k] + labels * math.sqrt(2) * norm.ppf(a) for k, a in enumerate((0.85, 0.7)))
+        found = auroc_difference(better, worse, labels)
+        held += found.low <= 0.15 <= found.high
+    assert 0.92 <= held / 200 <= 0.98
+
+
+def test_values_are_scikit_learns(cohort: Cohort) -> None:
+    scores, labels = known(cohort)
+    assert auroc(*cohort).value == pytest.approx(roc_auc_score(labels, scores))
+    assert auprc(*cohort).value == pytest.approx(average_precision_score(labels, scores))
+    alarms, found, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert sensitivity_at(0.9, *cohort).value == pytest.approx(found[alarms <= 0.1].max())
+    assert specificity_at(0.9, *cohort).value == pytest.approx((1 - alarms)[found >= 0.9].max())
+    assert auroc(*cohort).patients == auprc(*cohort).patients == len(labels)
+
+
+def test_delongs_variance_is_that_of_its_definition(cohort: Cohort) -> None:
+    """Over all pairs, as in the paper's equations 4 and 5."""
+    scores, labels = known(cohort)
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    right = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    expected = right.mean(axis=1).var(ddof=1) / len(positive) + right.mean(axis=0).var(ddof=1) / len(negative)
+    assert delong_variance(scores, labels.astype(int)) == pytest.approx(expected)
+
+
+def plain_bootstrap(cohort: Cohort, figure: object, seed: int) -> NDArray[np.float64]:
+    """One resample after the other, within each class."""
+    scores, labels = known(cohort)
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(400):
+        index = np.concatenate([rng.choice(np.flatnonzero(labels == k), (labels == k).sum()) for k in (0, 1)])
+        values.append(figure(labels[index], scores[index]))  # type: ignore[operator]
+    return np.array(values)
+
+
+def test_bootstrap_intervals_are_those_of_a_plain_bootstrap(cohort: Cohort) -> None:
+    def sensitivity(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+        alarms, found, _ = roc_curve(labels, scores, drop_intermediate=False)
+        return float(found[alarms <= 0.1 + 1e-9].max())
+
+    plain = np.percentile(plain_bootstrap(cohort, sensitivity, 1), [2.5, 97.5])
+    ours = sensitivity_at(0.9, *cohort)
+    assert (ours.low, ours.high) == pytest.approx(plain, abs=0.07)
+
+    values = plain_bootstrap(cohort, average_precision_score, 2)
+    spread = np.std(np.log(values / (1 - values)))
+    ours = auprc(*cohort)
+    assert (math.log(ours.high / (1 - ours.high)) - math.log(ours.low / (1 - ours.low))) / (2 * 1.96) == pytest.approx(
+        spread, rel=0.1
+    )
+
+
+def test_the_same_patients_have_the_same_interval(cohort: Cohort) -> None:
+    assert auprc(*cohort) == auprc(*cohort)
+    assert sensitivity_at(0.9, *cohort) == sensitivity_at(0.9, *cohort)
+
+
+def test_a_perfect_score_is_not_taken_for_certain() -> None:
+    """The bound is that of Clopper and Pearson for 8 of 8."""
+    scores, labels = np.arange(48.0), np.repeat([0.0, 1.0], [40, 8])
+    assert (auroc(scores, labels).low, auroc(scores, labels).high) == pytest.approx((0.631, 1.0), abs=1e-3)
+    assert (auroc(-scores, labels).low, auroc(-scores, labels).high) == pytest.approx((0.0, 0.369), abs=1e-3)
+    assert sensitivity_at(0.9, scores, labels).low == pytest.approx(0.631, abs=1e-3)
+    assert specificity_at(0.9, scores, labels).low == pytest.approx(0.025 ** (1 / 40))
+    assert sensitivity_at(0.9, -scores, labels).high == pytest.approx(0.369, abs=1e-3)
+    for positive in range(2, 40):  # whatever the number's rounding
+        found = auprc(scores, (scores >= 48 - positive).astype(float))
+        assert found.value == 1 and found.low == pytest.approx(0.025 ** (1 / min(positive, 48 - positive)))
+
+
+def test_intervals_are_wide_where_a_class_is_one_patient_or_all_scores_are_the_same() -> None:
+    one = auroc(np.arange(40.0), np.eye(40)[25])
+    assert one.value == pytest.approx(25 / 39)
+    assert one.high - one.low > 0.9
+    same = auroc(np.zeros(40), np.repeat([0.0, 1.0], 20))
+    assert same.value == 0.5
+    assert same.low < 0.35 and same.high > 0.65
+
+
+@pytest.mark.parametrize("figure", [auroc, auprc, lambda x, y: sensitivity_at(0.9, x, y)])
+@pytest.mark.parametrize("labels", [[1.0, 1.0, math.nan], [0.0, math.nan, 0.0], [math.nan] * 3, []])
+def test_one_class_alone_has_no_figure(figure: object, labels: list[float]) -> None:
+    found = figure(np.arange(float(len(labels))), np.array(labels))  # type: ignore[operator]
+    assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
+    assert found.patients == np.count_nonzero(~np.isnan(labels))
+    assert str(found) == "–"
+
+
+def test_a_difference_to_itself_is_none_and_to_its_reverse_is_large(cohort: Cohort) -> None:
+    scores, labels = cohort
+    same = auroc_difference(scores, scores, labels)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    other = auroc_difference(scores, -scores, labels)
+    assert other.value == pytest.approx(2 * auroc(scores, labels).value - 1)
+    assert 0 < other.low < other.value < other.high <= 1
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 1.0])
+def test_thresholds_reach_what_is_asked_and_are_nobodys_score(cohort: Cohort, share: float) -> None:
+    scores, labels = known(cohort)
+    low, high = threshold_with_sensitivity(share, *cohort), threshold_with_specificity(share, *cohort)
+    assert low not in scores and high not in scores
+    assert np.mean(scores[labels == 1] >= low) >= share
+    assert np.mean(scores[labels == 0] < high) >= share
+    # The next score beyond would not do.
+    assert np.mean(scores[labels == 1] > scores[scores > low].min()) < share
+    assert np.mean(scores[labels == 0] < scores[scores < high].max()) < share
+
+
+def test_there_is_no_threshold_below_everybody() -> None:
+    assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.array([1.0, 0, 0, 0, 1])))
+    assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.ones(5)))

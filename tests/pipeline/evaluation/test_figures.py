@@ -1,0 +1,154 @@
+"""What a site hands out: no NaN, nothing over few patients, and the figures that the functions beside it give."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from models.calibration import Platt, fit_platt
+from models.network import LABELS
+from pipeline.evaluation import discrimination, figures
+from pipeline.evaluation.calibration import calibration_slope
+from pipeline.evaluation.discrimination import auroc, known_of
+from pipeline.evaluation.figures import Deployed, calibration_figures, round_figures
+from pipeline.evaluation.subgroups import GROUPS, groups_of
+from pipeline.examples import Example, Examples
+from tests.pipeline.evaluation.people import WINDOW_HU, people
+from tests.pipeline.scan_list import measures
+
+LEAST = 10
+Evaluate = Callable[..., dict[str, float]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discrimination, "BOOTSTRAPS", 20)
+
+
+def logits_for(examples: Examples, seed: int = 0) -> NDArray[np.float32]:
+    """Of a model that knows something; patients without a label too have logits."""
+    noise = np.random.default_rng(seed).normal(0, 1.2, examples.targets.shape)
+    return (np.nan_to_num(examples.targets, nan=0.5) * 2 - 1 + noise).astype(np.float32)
+
+
+def evaluate(test: Examples, logits: NDArray[np.float32], deployed: Deployed, **options: object) -> dict[str, float]:
+    settings = {"min_patients": LEAST, "histograms": False, "window_hu": WINDOW_HU} | options
+    return figures.test_figures(logits, test, test, deployed, **settings)  # type: ignore[arg-type]
+
+
+DEPLOYED = Deployed(
+    {label: Platt(slope=0.8, intercept=-0.2) for label in LABELS},
+    {label: {"rule_out": -0.5, "rule_in": 0.5} for label in LABELS},
+)
+
+
+def test_figures_are_those_of_the_functions_beside(tmp_path: Path) -> None:
+    test = people(tmp_path, 200, loads=(0.0, 0.3, 0.6))
+    logits = logits_for(test)
+    found = evaluate(test, logits, DEPLOYED)
+    for column, label in enumerate(LABELS):
+        x, y = known_of(logits[:, column], test.targets[:, column])
+        told = auroc(x, y)
+        assert [found[f"auroc_{label}{end}"] for end in ("", "_low", "_high")] == [told.value, told.low, told.high]
+        assert found[f"prevalence_{label}"] == pytest.approx(y.mean())
+        assert found[f"calibration_slope_{label}"] == pytest.approx(calibration_slope(0.8 * x - 0.2, y))
+        assert found[f"sens_at_rule_out_{label}"] == pytest.approx((x[y == 1] >= -0.5).mean())
+        assert found[f"spec_at_rule_in_{label}"] == pytest.approx((x[y == 0] < 0.5).mean())
+        older = np.array([e.age_years is not None and e.age_years >= 70 for e in test.examples])
+        group = auroc(logits[older, column], test.targets[older, column])
+        assert found[f"auroc_{label}@from_70"] == group.value
+        assert found[f"auroc_{label}_over_age_sex"] == pytest.approx(
+            found[f"auroc_{label}"] - found[f"auroc_{label}_age_sex"]
+        )
+        losses = np.where(y == 1, np.log1p(np.exp(-x)), np.log1p(np.exp(x)))
+        assert found[f"loss_{label}"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert not [name for name in found if name.startswith("count")]
+
+
+def test_without_calibration_and_thresholds_probabilities_are_as_they_are(tmp_path: Path) -> None:
+    test = people(tmp_path, 100)
+    found = evaluate(test, logits_for(test), Deployed())
+    assert (
+        found["calibration_slope_severe"]
+        == evaluate(test, logits_for(test), Deployed({"severe": Platt()}, {"severe": {"rule_in": 1.0}}))[
+            "calibration_slope_severe"
+        ]
+    )
+    assert not [name for name in found if "rule" in name]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_cohort_no_figure_is_nan_and_none_is_over_few_patients(tmp_path: Path, seed: int) -> None:
+    """Small cohorts, one class alone, logits that are all the same or beyond all bounds."""
+    rng = np.random.default_rng(seed)
+    test = people(tmp_path, int(rng.integers(0, 45)), seed=seed)
+    kept = [e for e in test.examples if e.severe or seed % 3]
+    test = Examples(kept)
+    logits = logits_for(test, seed) * (1.0, 0.0, 1e30, 1e-30)[seed % 4]
+    found = evaluate(test, logits.astype(np.float32), DEPLOYED, histograms=True)
+    found |= round_figures(logits, test.targets, min_patients=LEAST)
+    found |= calibration_figures(logits, test.targets, min_patients=LEAST)
+    assert all(math.isfinite(value) for value in found.values())
+    for column, label in enumerate(LABELS):
+        known = [test.examples[k] for k in np.flatnonzero(~np.isnan(test.targets[:, column]))]
+        of_label = [name for name in found if label in name]
+        if len(known) < LEAST:
+            assert not of_label
+        for group in GROUPS:
+            inside = [e for e in known if group in groups_of(e.age_years, e.sex, e.measures.manufacturer)]  # type: ignore[union-attr]
+            assert len(inside) >= LEAST or not [name for name in of_label if f"@{group}" in name]
+    assert all(value >= LEAST for name, value in found.items() if name.startswith("count"))
+
+
+def test_something_is_told_of_just_enough_patients(tmp_path: Path) -> None:
+    examples = [
+        Example(people(tmp_path, 1).examples[0].tensor, 60.0, "F", True, number % 2 == 0, measures(manufacturer="GE"))
+        for number in range(LEAST)
+    ]
+    test = Examples(examples)
+    found = evaluate(test, logits_for(test), DEPLOYED)
+    assert {"auroc_severe", "auroc_severe@ge", "auroc_severe@female", "brier_severe"} <= set(found)
+    assert "auroc_severe@male" not in found
+    assert "prevalence_severe" not in found, "it would tell that there are five of each"
+    assert not evaluate(Examples(examples[1:]), logits_for(test)[1:], DEPLOYED)
+
+
+def test_a_model_that_ran_away_tells_no_figure_beyond_bounds(tmp_path: Path) -> None:
+    test = people(tmp_path, 100)
+    found = round_figures(logits_for(test) * 1e6, test.targets, min_patients=LEAST)
+    assert "loss_severe" not in found and "auroc_severe" in found
+
+
+def test_histograms_are_counts_of_calibrated_probabilities_where_they_are_allowed(tmp_path: Path) -> None:
+    test = people(tmp_path, 300)
+    probabilities = np.random.default_rng(1).uniform(0.02, 0.98, test.targets.shape)
+    logits = ((logit(probabilities) + 0.2) / 0.8).astype(np.float32)
+    found = evaluate(test, logits, DEPLOYED, histograms=True, min_patients=2)
+    counts = {name: value for name, value in found.items() if name.startswith("count_severe_1")}
+    severe = test.targets[:, 1] == 1
+    assert sum(counts.values()) == severe.sum()
+    assert all(type(value) is int for value in counts.values())
+    first = min(counts)
+    low = (int(first[-2:]) + 1) / 20
+    assert counts[first] == np.count_nonzero(severe & (probabilities[:, 1] < low))
+
+
+def test_calibration_is_fitted_to_raw_logits_with_thresholds_that_do_what_they_say(tmp_path: Path) -> None:
+    validation = people(tmp_path, 120)
+    logits = logits_for(validation)
+    found = calibration_figures(logits, validation.targets, min_patients=LEAST)
+    covariance = ("variance_slope", "covariance", "variance_intercept")
+    assert set(found) == {
+        f"{part}_{label}" for part in ("slope", "intercept", *covariance, "rule_out", "rule_in") for label in LABELS
+    }
+    for column, label in enumerate(LABELS):
+        fitted = fit_platt(logits[:, column], validation.targets[:, column])
+        assert (found[f"slope_{label}"], found[f"intercept_{label}"]) == (fitted.slope, fitted.intercept)
+        assert tuple(found[f"{part}_{label}"] for part in covariance) == fitted.covariance
+        x, y = known_of(logits[:, column], validation.targets[:, column])
+        assert (x[y == 1] >= found[f"rule_out_{label}"]).mean() >= 0.9
+        assert (x[y == 0] < found[f"rule_in_{label}"]).mean() >= 0.9

@@ -1,0 +1,132 @@
+"""A release as a MONAI bundle: MONAI's own functions load it, and it answers as our scorer does. A synthetic scan."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+
+from models.calibration import Platt
+from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
+from models.release import Release, load_release, save_release
+from pipeline.bundle import INFERENCE, METADATA, MODEL, Calibrate, ReadScan, write_bundle
+from pipeline.score import score
+from tests.descriptions import description
+
+# What the specification and its schema of 2024-07-25 ask for.
+TENSOR = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")
+REQUIRED = (
+    *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task"),
+    *("description", "authors", "copyright", "network_data_format"),
+)
+FORMATS = {
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": {
+        "required": TENSOR,
+        "properties": {
+            "num_channels": {"type": "integer"},
+            "spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+            "value_range": {"type": "array", "items": {"type": "number"}},
+            "is_patch_data": {"type": "boolean"},
+            "channel_def": {"type": "object"},
+        },
+    },
+}
+SCHEMA = {
+    "required": REQUIRED,
+    "properties": {
+        **{name: {"type": "string"} for name in REQUIRED if name not in ("network_data_format",)},
+        "required_packages_version": {"type": "object"},
+        "changelog": {"type": "object"},
+        "intended_use": {"type": "string"},
+        "network_data_format": {
+            "required": ["inputs", "outputs"],
+            "properties": dict.fromkeys(("inputs", "outputs", "post_processed_outputs"), FORMATS),
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Release]:
+    """A release with random weights, trained a little so that its buffers are not the initial ones."""
+    folder = tmp_path_factory.mktemp("bundles") / "model"
+    settings = NetworkSettings(architecture="resnet10", widen_factor=0.125)
+    network = build_network(settings, seed=3).train()
+    network(torch.randn(4, 2, 16, 16, 16), torch.zeros(4, 4))
+    platt = {label: Platt(slope=0.7, intercept=0.4) for label in LABELS}
+    release = save_release(folder, network, description(network=settings, calibration=platt))
+    write_bundle(folder, release)
+    return folder, load_release(folder)
+
+
+@pytest.fixture(scope="module")
+def scan(small_hospital: Path) -> Path:
+    truth = json.loads((small_hospital / "truth.json").read_text())
+    return small_hospital / "ct" / next(p["patient_id"] for p in truth["patients"] if p["defect"] is None)
+
+
+def load(folder: Path) -> SeverityNetwork:
+    return monai.bundle.load(
+        folder.name, bundle_dir=folder.parent, workflow_type="inference", source="github", device="cpu"
+    )
+
+
+def test_monai_loads_our_network_with_our_weights(bundle: tuple[Path, Release], scan: Path) -> None:
+    folder, release = bundle
+    network = load(folder)
+    assert isinstance(network, SeverityNetwork)
+    ours = release.network.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in network.state_dict().items())
+    network.eval()
+    config = json.loads((folder / INFERENCE).read_text())
+    seen = ReadScan(config["preprocessing"]["settings"])(scan)
+    with torch.inference_mode():
+        logits = network(seen["image"][None], seen["tabular"][None])[0]
+    answer = Calibrate(config["postprocessing"]["calibration"])(logits)
+    assert answer == pytest.approx(score(scan, release).probabilities, abs=1e-9)
+
+
+def test_monai_runs_it_to_the_probabilities_of_our_scorer(
+    bundle: tuple[Path, Release], scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(bundle[0], tmp_path / "moved")
+    monai.bundle.run(
+        config_file=str(folder / INFERENCE),
+        workflow_type="inference",
+        bundle_root=str(folder),
+        dataset_dir=str(scan),
+    )
+    answer = json.loads(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("{")))
+    assert answer == pytest.approx(score(scan, bundle[1]).probabilities, abs=1e-9)
+
+
+def test_its_metadata_is_what_monai_asks_for(bundle: tuple[Path, Release], tmp_path: Path) -> None:
+    folder, release = bundle
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))  # where one lies already, MONAI downloads none
+
+    def check(file: Path) -> None:
+        monai.bundle.verify_metadata(meta_file=str(file), filepath=str(tmp_path / "schema.json"))
+
+    check(folder / METADATA)
+    content: dict[str, Any] = json.loads((folder / METADATA).read_text())
+    assert "Not a medical device" in content["intended_use"] and "SYNTHETIC" in content["description"]
+    assert content["version"].endswith(release.sha256[:12])
+    (image, tabular) = content["network_data_format"]["inputs"].values()
+    assert image["spatial_shape"] == release.description.preprocessing["shape"]
+    assert (image["num_channels"], tabular["num_channels"]) == (2, 4)
+    content["network_data_format"]["outputs"]["pred"].pop("dtype")
+    (tmp_path / "metadata.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="dtype"):
+        check(tmp_path / "metadata.json")
+
+
+def test_its_torch_file_holds_tensors_alone(bundle: tuple[Path, Release]) -> None:
+    folder, release = bundle
+    content = torch.load(folder / MODEL, weights_only=True)
+    assert type(content) is dict
+    assert content.keys() == release.network.state_dict().keys()
