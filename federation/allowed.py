@@ -4,50 +4,178 @@ One table for all: the app reports no other figure, the gateway lets no other ou
 part of the policy whose hash stands in every line of a site's ledger. Light on purpose: the gateway has no torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["train", "evaluate"]
+from pipeline.evaluation.subgroups import GROUPS
+
+# What a message asks for, as Flower's message types have it.
+Kind = Literal[
+    "query.handshake", "train", "train.head", "evaluate.calibrate", "evaluate.test", "evaluate.embed", "evaluate.assign"
+]
+TRAINING: tuple[Kind, ...] = ("train", "train.head")  # replies to these bring a model
+Split = Literal["train", "validation", "test"]
+SPLITS: Mapping[str, tuple[Split, ...]] = {
+    "train": ("train",),
+    "validation": ("validation",),
+    "test": ("test",),
+    "held_out": ("validation", "test"),
+    "all": ("train", "validation", "test"),
+}
+ANY = "any"  # whoever has a label at all
 
 LABELS = ("pcr_positive", "severe")  # as the networks predict them
+BINS = 20  # of a histogram
+LOOKS = 51  # numbers that say how a scan looks (`models.familiarity`)
+MAX_PROBED = 32  # sites that a test patient can be assigned to
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number from `low` to `high` over the patients of one split: those with `label`, or all if it is empty.
+    """A number from `low` to `high` over patients of some SPLITS: those with `label` (or ANY), or all if it is empty.
 
-    `both`: it is defined only where some of them have the label true and some false.
+    `both`: it is defined only where some of them have the label true and some false. `group`: over one group of
+    `pipeline.evaluation.subgroups` alone. `fitted`: it is of a score that was fitted to train patients with the label.
+    `tells_classes`: it gives away how many there are of either class. `counts`: it is no more than a number of
+    patients whose label is this, an integer; only where the site lets histograms out. `embedding`: it is of scans'
+    looks or features; only where the site lets their statistics out.
     """
 
     low: float
     high: float
-    split: Literal["train", "validation", "test"]
+    split: Literal["train", "validation", "test", "held_out", "all"]
     label: str = ""
     both: bool = False
+    group: str = ""
+    fitted: bool = False
+    tells_classes: bool = False
+    counts: bool | None = None
+    embedding: bool = False
+
+    @property
+    def of_class(self) -> tuple[str, str, bool]:
+        """Whom a count counts: split, label, its value."""
+        return self.split, self.label, bool(self.counts)
 
 
-def _evaluation(split: Literal["validation", "test"]) -> dict[str, Figure]:
-    """What `pipeline.evaluate.site_metrics` gives: losses are mean cross-entropies, in nats."""
-    losses = {f"loss_{label}": Figure(0, 1000, split, label) for label in LABELS}
-    return losses | {f"auroc_{label}": Figure(0, 1, split, label, both=True) for label in LABELS}
+def _with_interval(name: str, figure: Figure) -> dict[str, Figure]:
+    """The figure and the ends of its 95 % interval."""
+    return {name: figure, f"{name}_low": figure, f"{name}_high": figure}
 
 
-def _calibration() -> dict[str, Figure]:
-    """Slope and intercept of each label's calibration (`models.calibration`)."""
-    slopes = {f"slope_{label}": Figure(0, 100, "validation", label) for label in LABELS}
-    return slopes | {f"intercept_{label}": Figure(-100, 100, "validation", label) for label in LABELS}
+def _round() -> dict[str, Figure]:
+    """What `pipeline.evaluation.figures.round_figures` gives of validation patients; losses are in nats."""
+    losses = {f"loss_{label}": Figure(0, 1000, "validation", label) for label in LABELS}
+    return losses | {f"auroc_{label}": Figure(0, 1, "validation", label, both=True) for label in LABELS}
+
+
+def _calibrate(label: str) -> dict[str, Figure]:
+    """Platt's slope and intercept with their covariance, and two thresholds, all on raw logits (`calibration_figures`).
+
+    The fit's penalty counts as information, so a variance is at most 1/4 and the covariance 1/8; the rest is rounding.
+    """
+    threshold = Figure(-100, 100, "validation", label, both=True)
+    return {
+        f"slope_{label}": Figure(0, 100, "validation", label),
+        f"intercept_{label}": Figure(-100, 100, "validation", label),
+        f"variance_slope_{label}": Figure(0, 0.26, "validation", label),
+        f"covariance_{label}": Figure(-0.13, 0.13, "validation", label),
+        f"variance_intercept_{label}": Figure(0, 0.26, "validation", label),
+        f"rule_out_{label}": threshold,
+        f"rule_in_{label}": threshold,
+    }
+
+
+def _distances() -> dict[str, Figure]:
+    """Mean and standard deviation of the patients' logarithms of distance (`models.familiarity.log_distances`)."""
+    return {
+        "distance_mean": Figure(-20, 20, "validation", embedding=True),
+        "distance_sd": Figure(0, 20, "validation", embedding=True),
+    }
+
+
+def _test(label: str) -> dict[str, Figure]:
+    """What `test_figures` gives of one label, but subgroups and histograms."""
+    share = Figure(0, 1, "test", label, both=True)
+    figures = {
+        f"loss_{label}": Figure(0, 1000, "test", label),
+        f"prevalence_{label}": Figure(0, 1, "test", label, tells_classes=True),
+        f"calibration_slope_{label}": Figure(-100, 100, "test", label, both=True),
+        f"calibration_intercept_{label}": Figure(-100, 100, "test", label, both=True),
+        f"brier_{label}": Figure(0, 1, "test", label),
+        f"ece_{label}": Figure(0, 1, "test", label),
+    }
+    for percent in (10, 20, 30, 40, 50):
+        figures[f"net_benefit_{label}_{percent}"] = Figure(-1, 1, "test", label)
+    for what in ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90", "spec_at_sens95"):
+        figures |= _with_interval(f"{what}_{label}", share)
+    for point in ("rule_out", "rule_in"):
+        figures |= {f"sens_at_{point}_{label}": share, f"spec_at_{point}_{label}": share}
+    figures |= _with_interval(f"auroc_{label}_lesion_load", share)
+    figures |= _with_interval(f"auroc_{label}_age_sex", Figure(0, 1, "test", label, both=True, fitted=True))
+    return figures | _with_interval(f"auroc_{label}_over_age_sex", Figure(-1, 1, "test", label, both=True, fitted=True))
+
+
+def _subgroups(label: str) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    for group in GROUPS:
+        figures |= _with_interval(f"auroc_{label}@{group}", Figure(0, 1, "test", label, both=True, group=group))
+    return figures
+
+
+def _histogram(label: str) -> dict[str, Figure]:
+    """Counts of patients by label and bin of the probability."""
+    return {
+        f"count_{label}_{value:d}_{bin:02}": Figure(0, 1_000_000, "test", label, both=True, counts=value)
+        for value in (False, True)
+        for bin in range(BINS)
+    }
+
+
+def _shortcuts() -> dict[str, Figure]:
+    """The shortcut audit (`pipeline.evaluation.shortcuts.shortcut_figures`)."""
+    figures = {name: Figure(0, 1, "all") for name in ("scanner_from_embedding", "scanner_chance")}
+    for label in LABELS:
+        figures |= _with_interval(f"auroc_{label}_tags", Figure(0, 1, "all", label, both=True))
+    return figures | _with_interval("auroc_severe_outside", Figure(0, 1, "held_out", "severe", both=True))
+
+
+def _of_labels(*tables: Callable[[str], dict[str, Figure]]) -> dict[str, Figure]:
+    return {name: figure for label in LABELS for table in tables for name, figure in table(label).items()}
 
 
 EPSILON = "epsilon"  # of all rounds of a private study's run so far; the gateway's own figure, from the site's budget
 LOSS = "train_loss"  # which a private study does not tell
 
+_TRAIN = {LOSS: Figure(0, 1000, "train", ANY), EPSILON: Figure(0, 1000, "train"), **_round()}
+
 # By the kind of the message that asks for them.
 FIGURES: Mapping[Kind, Mapping[str, Figure]] = {
-    "train": {LOSS: Figure(0, 1000, "train"), EPSILON: Figure(0, 1000, "train"), **_evaluation("validation")},
-    "evaluate": _evaluation("test") | _calibration(),
+    "query.handshake": {},
+    "train": _TRAIN,
+    "train.head": _TRAIN,
+    "evaluate.calibrate": _of_labels(_calibrate) | _distances(),
+    "evaluate.test": _of_labels(_test, _subgroups, _histogram) | _shortcuts(),
+    "evaluate.embed": {},
+    "evaluate.assign": {f"assigned_{site:02}": Figure(0, 1, "test") for site in range(MAX_PROBED)},
 }
-# Whose number the weight of a reply is (`num-examples`).
-EXAMPLES_OF: Mapping[Kind, Literal["train", "test"]] = {"train": "train", "evaluate": "test"}
-TRAIN_METRICS = tuple(FIGURES["train"])
-EVALUATE_METRICS = tuple(FIGURES["evaluate"])
+# Whose number the weight of a reply is (`num-examples`); a handshake has none.
+EXAMPLES_OF: Mapping[Kind, Split] = {
+    "train": "train",
+    "train.head": "train",
+    "evaluate.calibrate": "validation",
+    "evaluate.test": "test",
+    "evaluate.embed": "train",
+    "evaluate.assign": "test",
+}
+
+
+def unspoken(kind: Kind, *, is_private: bool) -> set[str]:
+    """Figures of the table that an app must not tell: ε, which is the gateway's own to tell.
+
+    And in a private study all that comes of training patients, for no noise covers it.
+    """
+    table = FIGURES[kind]
+    of_train = {name for name, figure in table.items() if figure.fitted or "train" in SPLITS[figure.split]}
+    return {EPSILON, *(of_train if is_private else ())}

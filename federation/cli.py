@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from federation.commands import importing, node, server, study
+from federation.commands import clinic, importing, node, server, study
 from federation.commands.console import print_json, print_refusal, progress_bar, say
+from federation.commands.serve import serve
 from federation.processes.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(node.app, name="node")
 app.add_typer(importing.app, name="import")
+app.add_typer(clinic.app, name="clinic")
 app.add_typer(server.app, name="server")
 app.add_typer(study.app, name="study")
 
@@ -80,13 +82,22 @@ def score(
     model: Annotated[
         Path | None, typer.Option(envvar="FEDTHORAX_MODEL", help="Folder of a release; demo/model if left out.")
     ] = None,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key (.pub) that must have signed the release; repeat it to trust several."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the page and the JSON into this folder.")] = None,
     as_json: Json = False,
 ) -> None:
     """How likely severe Covid is in one scan, with quality checks. Research use, not a medical device."""
     from federation.commands.scoring import score_series
+    from federation.commands.trust import trusted_keys
 
-    score_series(series, model=model or Path("demo/model"), out=out, as_json=as_json)
+    trusted = trusted_keys(signed_by or [])
+    score_series(series, model=model or Path("demo/model"), trusted=trusted, out=out, as_json=as_json)
+
+
+app.command()(serve)
 
 
 def main() -> None:

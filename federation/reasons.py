@@ -192,6 +192,11 @@ NODE_FILE = Reason(
     "{file} is not there, or this user may not read it",
     "Put the study's ca.crt where ca_certificate in site.toml says; run the node as the user who owns the site.",
 )
+NODE_FORGOTTEN = Reason(
+    "E_NODE_FORGOTTEN",
+    "the study's server no longer knows this node by its number: it was moved, or has lost its memory",
+    "Start the node again: it introduces itself anew. `fedthorax node start` does so by itself.",
+)
 NODE_ENDED = Reason(
     "E_NODE_ENDED",
     "the node ended by itself",
@@ -245,12 +250,163 @@ SANDBOX_NONE = Reason(
     "Install bubblewrap and set [sandbox] kind in site.toml to bwrap.",
 )
 
+# --- moving a server --------------------------------------------------------------------------------------
+
+SERVER_MOVED = Reason(
+    "E_SERVER_MOVED",
+    "this server was exported, and its study goes on elsewhere",
+    "Two servers with one roster would part ways. If nobody imported the archive or ever will: delete the file MOVED "
+    "in the server's folder, and this one goes on.",
+)
+SERVER_ADDRESS = Reason(
+    "E_SERVER_ADDRESS",
+    "this is no address of a server",
+    "Give the name and the port that the study's office sent, as in study.example:8443, without https://.",
+)
+SERVER_RUNS = Reason(
+    "E_SERVER_RUNS",
+    "the server is running, or another process has its port {port}",
+    "Stop it first, best just after a round: what a round under way has learnt is not carried, and it is done again.",
+)
+IMPORT_FOLDER = Reason(
+    "E_IMPORT_FOLDER",
+    "the folder is not empty",
+    "Give one that does not exist yet, or an empty one.",
+)
+IMPORT_UNFINISHED = Reason(
+    "E_IMPORT_UNFINISHED",
+    "an import into this folder is under way, or was broken off",
+    "If none is under way: delete the folder, and import the archive again.",
+)
+ARCHIVE_EXISTS = Reason(
+    "E_ARCHIVE_EXISTS",
+    "a file of this name is there already",
+    "Give another name, or move that file away.",
+)
+ARCHIVE_FORMAT = Reason(
+    "E_ARCHIVE_FORMAT",
+    "this is no archive of a study's server, or one of another version's format",
+    "Import it with the version that exported it; `tar -tf` shows what a file holds.",
+)
+ARCHIVE_DAMAGED = Reason(
+    "E_ARCHIVE_DAMAGED",
+    "the archive is damaged or cut short, or a file changed while it was exported",
+    "Copy it again and compare its SHA-256 with what the export printed; if it differs there too, export again.",
+)
+MOVE_PATH = Reason(
+    "E_MOVE_PATH",
+    "the archive holds what no export writes: a path out of its folder, a link, a device, two files in one place",
+    "Do not use it, and ask whoever sent it where it comes from.",
+)
+ARCHIVE_NAME = Reason(
+    "E_ARCHIVE_NAME",
+    "a file's name is too long for the archive (255 characters), or the file too large (8 GiB)",
+    "Rename it or take it out; it is one that somebody added, for no run writes such files.",
+)
+PASSPHRASE = Reason(
+    "E_PASSPHRASE",
+    "the passphrase cannot be used: {problem}",
+    "Give it when asked, or in a file with --passphrase-file; it is the one with which the archive was exported.",
+)
+MOVE_LINK = Reason(
+    "E_MOVE_LINK",
+    "the server's folder of runs holds a link or something else that is not a plain file",
+    "Put the file itself in the link's place, or take it out.",
+)
+MOVE_WRITE = Reason(
+    "E_MOVE_WRITE",
+    "a file could not be read or written; nothing half-made is left",
+    "Free space on the disk or correct its permissions, then repeat the command.",
+)
+MOVE_LOST = Reason(
+    "E_MOVE_LOST",
+    "what was written is not what the archive holds: {what}; all of it was taken out again",
+    "Nothing is lost: the archive is whole. Repeat the command, with another version of MLflow if it is MLflow's.",
+)
+MLFLOW_SILENT = Reason(
+    "E_MLFLOW_SILENT",
+    "MLflow does not answer, or does not have all of the runs' figures yet",
+    "Set MLFLOW_TRACKING_URI, and its user and password if it asks for them, as the server has them; start the "
+    "tracking server that it names; then repeat the command.",
+)
+MLFLOW_TAKEN = Reason(
+    "E_MLFLOW_TAKEN",
+    "this MLflow has another experiment or model named {name} (perhaps among the deleted)",
+    "Rename it there (a deleted one: mlflow gc), or give the study an MLflow of its own.",
+)
+MLFLOW_SOURCE = Reason(
+    "E_MLFLOW_SOURCE",
+    "version {version} of the model {model} in MLflow does not come from a run of its study",
+    "Delete that version, or register it from one of the study's runs.",
+)
+
 # --- runs -------------------------------------------------------------------------------------------------
 
 RUN_UNKNOWN = Reason(
     "E_RUN_UNKNOWN",
     "the server knows no such run",
-    "Check the number; a run belongs to the server folder that it was started on.",
+    "fedthorax study list names them; a run belongs to the server folder that it was started on (--server).",
+)
+RESULTS = Reason(
+    "E_RESULTS",
+    "the run has no results yet, or another version's",
+    "They are written when the last round is over: fedthorax study show RUN. A run that was stopped can be resumed.",
+)
+CANDIDATE_OTHER = Reason(
+    "E_CANDIDATE_OTHER",
+    "the model in the run's folder is not the one that its results are about",
+    "Bring the run's folder back from the backup of the server's folder, or run the study again.",
+)
+AUDIT_FLAGS = Reason(
+    "E_AUDIT_FLAGS",
+    "the audit gave reasons to distrust the model: {flags}",
+    "Read them in `fedthorax study report RUN`. --despite-flags with a reason releases it; its card then says both.",
+)
+RELEASE_EXISTS = Reason(
+    "E_RELEASE_EXISTS",
+    "there is something at the release's place already",
+    "A signed release is never changed: give --out another folder, or move that one away.",
+)
+STUDY_EXISTS = Reason(
+    "E_STUDY_EXISTS",
+    "{file} is there already",
+    "Give another name, or move it away first: a study that was run belongs to its figures.",
+)
+RUN_FILES = Reason(
+    "E_RUN_FILES",
+    "{file} of the run is damaged, or another version's",
+    "Bring it back from the backup of the server's folder, or use the release of fedthorax that wrote it.",
+)
+RUN_UNDER_WAY = Reason(
+    "E_RUN_UNDER_WAY",
+    "the run is under way",
+    "Watch it with `fedthorax study follow RUN`, or end it with `fedthorax study stop RUN`.",
+)
+RUN_ENDED = Reason(
+    "E_RUN_ENDED",
+    "the run is not under way: it is {state}",
+    "`fedthorax study show RUN` tells what it found; `fedthorax study resume RUN` goes on with one that was stopped.",
+)
+RUNS_UNLIKE = Reason(
+    "W_RUNS_UNLIKE",
+    "the runs differ in {what}, so their figures are not of the same question",
+    "Compare runs over the same sites with the same preprocessing, synthetic ones with synthetic ones.",
+)
+RUN_LEFT_OUT = Reason(
+    "W_RUN_LEFT_OUT",
+    "{run} has no results to compare: it is {state}",
+    "Compare it when it is complete; `fedthorax study resume RUN` goes on with one that was stopped.",
+)
+TRACKING_SILENT = Reason(
+    "W_TRACKING_SILENT",
+    "MLflow does not answer; what it is to have waits",
+    "Start MLflow again: what waits is handed over with the next round, or with the next run on this server.",
+)
+TRACKING_ACCESS = Reason(
+    "W_TRACKING_ACCESS",
+    "MLflow does not let this user in; what it is to have waits",
+    "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the server is started, and let the user write to "
+    "the study's experiment and model.",
 )
 CONTROL_FAILED = Reason(
     "E_CONTROL_FAILED",
@@ -302,8 +458,8 @@ REPLY_NOT_FINITE = Reason(
 )
 REPLY_VARIANCE = Reason(
     "E_REPLY_VARIANCE",
-    "a batch-norm variance of the reply is negative",
-    "Look at the site's training log; such a variance cannot come from data.",
+    "a variance of the reply is negative",
+    "Look at the site's log; such a variance cannot come from data.",
 )
 REPLY_METRICS = Reason(
     "E_REPLY_METRICS",
@@ -324,6 +480,23 @@ QUORUM = Reason(
     "E_QUORUM",
     "the study needs {quorum} sites in each round and has {present}",
     "See in the last rounds' report which sites are missing or refused and why, then resume the study.",
+)
+
+HANDSHAKE = Reason(
+    "E_HANDSHAKE",
+    "what the site tells of itself is not its version, two hashes and the band of its patients",
+    "Install the same version of fedthorax at the site and at the server.",
+)
+HANDSHAKE_QUORUM = Reason(
+    "E_HANDSHAKE_QUORUM",
+    "{present} sites answered before round 1, and the study needs {quorum} in each ({others})",
+    "Mend at those sites what their codes say, or wait for them, then start the study again.",
+)
+SITES_UNLIKE = Reason(
+    "E_SITES_UNLIKE",
+    "the sites are not alike: {differences}",
+    "Version or golden volume: install the server's version of fedthorax and of its libraries at these sites. Data "
+    "contract: let the sites agree on [join] and on what severe means in site.toml. Then start the study again.",
 )
 
 # --- robust rounds ----------------------------------------------------------------------------------------
@@ -557,8 +730,18 @@ PRIVACY_REQUIRED = Reason(
 )
 TASK_KIND = Reason(
     "E_TASK_KIND",
-    "the server asks for something other than to train or to evaluate",
+    "the server asks for something that no study of this release asks for",
     "Install the same version of fedthorax at the site and at the server.",
+)
+PRIVACY_KIND = Reason(
+    "E_PRIVACY_KIND",
+    "the study is private, and asks for something of the training patients that its budget does not pay for",
+    "Nothing is left to do: a private study fits no head to a site, and its audit goes on without embeddings.",
+)
+EMBEDDINGS = Reason(
+    "E_EMBEDDINGS",
+    "this site lets no statistics of the network's features out",
+    "The audit goes on without this site. To allow them, set embedding_statistics in [gateway] of site.toml.",
 )
 TASK_DAMAGED = Reason(
     "E_TASK_DAMAGED",
@@ -585,6 +768,11 @@ REPLY_UPDATE = Reason(
     "training moved the weights further than this site allows",
     "Lower the study's learning rate, or raise max_update in [gateway] of site.toml.",
 )
+REPLY_HEAD = Reason(
+    "E_REPLY_HEAD",
+    "what was to fit the network's last layer alone changed another part of it",
+    "Do not run this app again before somebody has read it.",
+)
 REPLY_PATIENTS = Reason(
     "E_REPLY_PATIENTS",
     "the reply holds a figure over fewer patients than this site allows",
@@ -594,6 +782,19 @@ RUN_OVER = Reason(
     "E_RUN_OVER",
     "the run ended, or the task expired, before the answer could be sent",
     "Nothing is left to do.",
+)
+
+# --- the shortcut audit -----------------------------------------------------------------------------------
+
+SHORTCUT_TAGS = Reason(
+    "W_SHORTCUT_TAGS",
+    "acquisition tags alone tell {label} at this site: AUROC {auroc}, 95 % interval from {low}",
+    "Find out which scanner or protocol goes with the label there; show the figures without that site, or by scanner.",
+)
+SHORTCUT_OUTSIDE = Reason(
+    "W_SHORTCUT_OUTSIDE",
+    "the model tells {label} with the lungs blanked out at this site: AUROC {auroc}, 95 % interval from {low}",
+    "Do not release it before it is known what the model reads beside the lungs: lines, supports, arms, the scanner.",
 )
 
 # --- attacks on a release ---------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
-"""The page docs/refusals.md, made from the three tables of reasons: `python -m federation.refusals_page`."""
+"""The page docs/refusals.md, made from the tables of reasons: `python -m federation.refusals_page`."""
 
 import sys
 from types import ModuleType
 
 import federation.reasons
 import models.reasons
+import pipeline.clinic.reasons
 import pipeline.reasons
 from models.refusal import Reason
 
 TABLES: dict[str, ModuleType] = {
     "Settings and models": models.reasons,
     "Scans, laboratory, cohort": pipeline.reasons,
+    "The clinician's page": pipeline.clinic.reasons,
     "Federation": federation.reasons,
 }
 HEAD = """# Every refusal, and what to do about it

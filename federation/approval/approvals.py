@@ -23,9 +23,9 @@ from pydantic import BaseModel, ValidationError
 
 from federation import reasons
 from federation.approval import fab
-from federation.durable import write_durably
 from federation.ledger.chain import PASSED, Entry, Ledger, ledger_file
 from models.refusal import Refusal
+from pipeline.durable import write_durably
 from pipeline.locks import alone
 from pipeline.site import Site
 

@@ -73,6 +73,18 @@ def renew(site_dir: SiteDir) -> None:
 
 
 @app.command()
+def move(
+    site_dir: SiteDir, address: Annotated[str, typer.Argument(help="Where the study's server is now, host:port.")]
+) -> None:
+    """The study's server has moved: make sure that it is the same study's, and dial it there from now on."""
+    from federation.enrolment.join import move as dial_elsewhere
+    from pipeline.site import Site
+
+    dial_elsewhere(Site.open(site_dir), address)
+    say(f"It is the study's server, and it knows this site. Start the node again to dial {address}.")
+
+
+@app.command()
 def check(
     site_dir: SiteDir,
     study: StudyFile = None,

@@ -101,6 +101,13 @@ def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
     return [_alternative_name(host) for host in dict.fromkeys([*_THIS_MACHINE, *hosts])]
 
 
+def host_names(certificate: Path) -> list[str]:
+    """The names and addresses that a server's certificate (PEM) holds, other than this machine's own."""
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [name for name in map(str, (each.value for each in names)) if name not in _THIS_MACHINE]
+
+
 # --- a node's ---------------------------------------------------------------------------------------------
 
 

@@ -94,16 +94,21 @@ def revoke(folder: Path, name: str) -> None:
         ).rowcount
         if not known:
             raise Refusal(reasons.SITE_UNKNOWN)
-        rows = db.execute("SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL").fetchall()
-    # The site is out by now, whatever comes of the rest.
-    serials = {int(serial, 16): utc(when) for serial, when in rows}
-    crl = open_authority(ca_certificate(folder).parent).revocation_list(serials)
-    replace_file(ca_certificate(folder).with_name("crl.pem"), crl.public_bytes(Encoding.PEM))
+    with registry(folder) as db:  # the site is out by now, whatever comes of the rest
+        publish_revocations(db, ca_certificate(folder).parent)
     try:
         strike_off(folder, name)
     except Refusal as refusal:
         if refusal.reason is not reasons.SERVER_UNREACHABLE:  # a server that is down has no node to strike off
             raise
+
+
+def publish_revocations(db: sqlite3.Connection, certificates: Path) -> None:
+    """Write what the registry says is revoked as `certificates`/crl.pem. Raises Refusal E_AUTHORITY."""
+    rows = db.execute("SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL").fetchall()
+    serials = {int(serial, 16): utc(when) for serial, when in rows}
+    crl = open_authority(certificates).revocation_list(serials)
+    replace_file(certificates / "crl.pem", crl.public_bytes(Encoding.PEM))
 
 
 def enrolled_patients(folder: Path) -> dict[str, int | None]:

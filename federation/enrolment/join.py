@@ -43,7 +43,8 @@ RENEW_BEFORE = timedelta(days=30)
 TIMEOUT_SECONDS = 60.0
 MAX_ANSWER_BYTES = 64 * 1024
 
-_CODE = re.compile(r"([A-Za-z0-9.\-\[\]:]+:\d{1,5})/([0-9a-f]{64})/([0-9a-f]{16})/([A-Za-z0-9_-]{32})")
+_ADDRESS = re.compile(r"[A-Za-z0-9.\-\[\]:]+:\d{1,5}")
+_CODE = re.compile(rf"({_ADDRESS.pattern})" + r"/([0-9a-f]{64})/([0-9a-f]{16})/([A-Za-z0-9_-]{32})")
 _REFUSAL = re.compile(r"[EW]_[A-Z0-9_]{1,40}")
 
 
@@ -89,9 +90,7 @@ def join(site: Site, code: str) -> str:
         json={"invitation": invitation.invitation, "secret": invitation.secret, "request": _request(site.node_key)},
     )
     _keep(site, authority, answer["certificate"])
-    settings = site.folder / "site.toml"
-    text = with_server_address(settings.read_text(encoding="utf-8"), invitation.address)
-    replace_file(settings, text.encode())
+    _write_address(site, invitation.address)
     return str(answer["site"])
 
 
@@ -104,6 +103,24 @@ def renew(site: Site) -> datetime:
     address = site.settings.server.address
     if not address:
         raise Refusal(reasons.NO_SERVER_SET)
+    return _renew_at(site, address)
+
+
+def move(site: Site, address: str) -> None:
+    """Dial the study's server at another `address` (host:port) from the node's next start on.
+
+    Only if what answers there has a certificate of the study's authority and knows this node; site.toml is as it
+    was otherwise. Raises Refusal: E_SERVER_ADDRESS, and those of `renew`.
+    """
+    if not site.settings.server.address:
+        raise Refusal(reasons.NO_SERVER_SET)
+    if not _ADDRESS.fullmatch(address):
+        raise Refusal(reasons.SERVER_ADDRESS)
+    _renew_at(site, address)
+    _write_address(site, address)
+
+
+def _renew_at(site: Site, address: str) -> datetime:
     tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
     answer = _ask(tls, "POST", f"https://{address}/enrolment/renew")
     _keep(site, site.ca_certificate.read_text(encoding="ascii"), answer["certificate"])
@@ -116,6 +133,11 @@ def renew_if_due(site: Site) -> bool:
         return False
     renew(site)
     return True
+
+
+def _write_address(site: Site, address: str) -> None:
+    settings = site.folder / "site.toml"
+    replace_file(settings, with_server_address(settings.read_text(encoding="utf-8"), address).encode())
 
 
 def with_server_address(settings: str, address: str) -> str:
@@ -172,6 +194,8 @@ def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
     try:
         with httpx.Client(verify=tls, timeout=TIMEOUT_SECONDS) as client:
             yield client
+    except httpx.InvalidURL as error:
+        raise Refusal(reasons.SERVER_ADDRESS, private=str(error)) from error
     except httpx.TransportError as error:
         untrusted = "certificate verify failed" in str(error)
         raise Refusal(reasons.SERVER_UNTRUSTED if untrusted else reasons.SERVER_SILENT, private=str(error)) from error

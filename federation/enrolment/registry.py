@@ -57,7 +57,13 @@ def registry(folder: Path) -> Iterator[sqlite3.Connection]:
     Raises Refusal: E_NO_SERVER, and those of `load_settings`.
     """
     read_server_config(folder)
-    path = folder / "sites.sqlite"
+    with open_registry(folder / "sites.sqlite") as connection:
+        yield connection
+
+
+@contextmanager
+def open_registry(path: Path) -> Iterator[sqlite3.Connection]:
+    """The registry in a file, made if there is none. Raises sqlite3.DatabaseError where it is damaged."""
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:

@@ -20,8 +20,9 @@ from federation import reasons
 from federation.approval.approvals import Approvals
 from federation.gateway import inbound
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
+from federation.gateway.patients import count_patients
 from federation.gateway.reply import bare_message
-from federation.gateway.schema import Schema, schema_of
+from federation.gateway.schema import TRAINING, Schema, schema_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Answer, Declined, Unreachable, Upstream
 from federation.ledger.chain import Ledger
@@ -105,23 +106,25 @@ class Arrivals:
         Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_TASK_DAMAGED, E_LEDGER_CUT,
         E_ROUNDS_A_DAY, E_RUN_OVER, and those of `check_and_spend`.
         """
-        task.kind = inbound.task_kind(task.message.metadata.message_type)
+        task.kind = kind = inbound.task_kind(task.message.metadata.message_type)
         task.run = await self._run_of(task)
-        inbound.check_bounds(task.run.schema, self._site.settings)
+        schema = task.run.schema
+        patients = await asyncio.to_thread(count_patients, self._site)
+        inbound.check_bounds(kind, schema, self._site.settings, patients.of_split.get("train", 0))
         if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
             raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
         task.small = await self._small_objects(task)
         task.content = read_content(task.id, task.small, reasons.TASK_DAMAGED)
-        inbound.check_content(task.content, inbound.tree_ids(task.tree), task.run.schema)
-        task.chunks = inbound.expected_chunks(task.content, task.run.schema)
-        task.round, head = inbound.check_config(task.content.configs["config"])
+        inbound.check_content(task.content, inbound.tree_ids(task.tree), schema.takes(kind))
+        task.chunks = inbound.expected_chunks(task.content, schema.takes(kind))
+        task.round, head = inbound.check_config(task.content.configs["config"], kind)
         if not await asyncio.to_thread(self._ledger.contains, head):
             raise Refusal(reasons.LEDGER_CUT, line=head.lines)
-        if task.kind == "train":
+        if kind in TRAINING:
             self._spool.count_round(self._site.settings.gateway.max_rounds_a_day)
-            if planned := task.run.schema.private_round:
-                spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
-                task.epsilon = await asyncio.to_thread(spend)
+        if kind == "train" and (planned := schema.private_round):
+            spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
+            task.epsilon = await asyncio.to_thread(spend)
 
     async def _run_of(self, task: Task) -> Run:
         """The task's run, if its app may run here now and it is a study."""

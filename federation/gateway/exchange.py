@@ -7,6 +7,7 @@ gets its code, so that the round goes on without this site. Until an answer has 
 
 import asyncio
 import logging
+import math
 from contextlib import suppress
 from io import BytesIO
 
@@ -41,6 +42,9 @@ from models.refusal import Reason, Refusal
 from pipeline.site import Site
 
 HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's node gives up after 30 s
+# Whoever has just answered is soon asked the next thing, and Flower's node, told that there is nothing yet, comes back
+# after 3 s. For so long the gateway asks in its stead.
+SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3
 
 log = logging.getLogger("fedthorax.gateway")
@@ -63,6 +67,7 @@ class Exchange:
         self._arrival: asyncio.Task[bool] | None = None
         self._departure: asyncio.Task[None] | None = None
         self._pulling = asyncio.Lock()
+        self._answered = -math.inf  # when, by the event loop's clock
         self.node_id = 0
 
     def started(self) -> None:
@@ -84,12 +89,13 @@ class Exchange:
         """The next task for the node, if there is one. Raises Unreachable, Declined."""
         async with self._pulling:
             if self._departure is not None:
+                await asyncio.wait({self._departure}, timeout=SOON_SECONDS)
+            if self._departure is not None:
                 return PullMessagesResponse()
             if self._arrival is None and self._task is not None:
                 return self._offer_again(self._task)
             if self._arrival is None:
-                request = PullMessagesRequest(node=Node(node_id=self.node_id))
-                response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
+                response = await self._next()
                 if not response.messages_list:
                     return PullMessagesResponse()
                 self._task = Task.of(response)
@@ -99,6 +105,15 @@ class Exchange:
                 return PullMessagesResponse()
             accepted, self._arrival = self._arrival.result(), None
             return self._offer(self._task) if accepted and self._task else PullMessagesResponse()
+
+    async def _next(self) -> PullMessagesResponse:
+        """What the server has for the node; soon after an answer it is asked more than once."""
+        request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
+        while True:
+            response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
+            if response.messages_list or clock() > self._answered + SOON_SECONDS - ASK_SECONDS:
+                return response
+            await asyncio.sleep(ASK_SECONDS)
 
     async def _take_in(self, task: Task) -> bool:
         """Whether the node may have the task; if not, the server is told."""
@@ -182,7 +197,7 @@ class Exchange:
             return PushMessagesResponse(results=results)
         try:
             if self._reply is None or self._reply.root != tree.object_id:
-                arrays = task.run.schema.size if task.run and task.kind == "train" else 0
+                arrays = task.run.schema.reply_bytes(task_kind(task.kind)) if task.run else 0
                 self._reply = Reception(tree, self._spool.going_out, max_array_bytes=arrays)
         except Refusal as refusal:
             self._refuse(task, refusal)
@@ -229,11 +244,13 @@ class Exchange:
             patients=await asyncio.to_thread(count_patients, self._site),
             min_patients=settings.site.min_patients,
             max_update=settings.gateway.max_update,
+            histograms=settings.gateway.histograms,
+            embeddings=settings.gateway.embedding_statistics,
         )
-        figures = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
+        values = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
         if task.epsilon is not None:
-            figures[EPSILON] = task.epsilon
-        records = compose_records(content, figures)
+            values["metrics"][EPSILON] = task.epsilon
+        records = compose_records(content, values)
         size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("let out: %s, round %s", task.kind, task.round)
@@ -281,6 +298,7 @@ class Exchange:
             self._spool.clear()
             self._spool.forget()
             self._task = self._reply = self._departure = None
+            self._answered = asyncio.get_running_loop().time()
 
     async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
         """One line of the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""

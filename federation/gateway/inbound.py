@@ -12,10 +12,10 @@ from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from federation import reasons
-from federation.allowed import FIGURES, Kind
+from federation.allowed import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.approval import fab
 from federation.gateway.objects import Content
-from federation.gateway.schema import Schema
+from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
 from models.refusal import Reason, Refusal
 from pipeline.site import SiteSettings
@@ -28,6 +28,8 @@ _RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
 _DEPTH = 5  # message, record dict, record, array, chunk
 # What Flower's strategies and our server tell a site with a task.
 _CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
+# And with a model that is judged: its calibration and its thresholds on raw logits.
+_DEPLOYED = {f"{what}_{label}" for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
 
 
 def run_config(app: bytes, run: Run) -> tuple[str, str]:
@@ -49,17 +51,33 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
     return study, str(name)
 
 
-def check_bounds(schema: Schema, settings: SiteSettings) -> None:
-    """Whether the site takes part in such a study. Raises Refusal: E_SITE_LIMIT, E_PRIVACY_REQUIRED."""
+def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
+    """Whether the site takes part in such a study, and answers such a question in it.
+
+    Raises Refusal: E_SITE_LIMIT, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
+    """
     limits = settings.gateway
     for what, asked, allowed in (
-        ("local epochs in a round", schema.local_epochs, limits.max_local_epochs),
+        ("local epochs in a round", _epochs(schema, train_patients), limits.max_local_epochs),
         ("scans in a batch", schema.batch_size, limits.max_batch_size),
     ):
         if asked > allowed:
             raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
+    # What both tell of the training patients has no noise, and no budget pays for it.
+    if schema.private_round is not None and kind in ("train.head", "evaluate.embed"):
+        raise Refusal(reasons.PRIVACY_KIND)
+    if kind == "evaluate.embed" and not limits.embedding_statistics:
+        raise Refusal(reasons.EMBEDDINGS)
+
+
+def _epochs(schema: Schema, train_patients: int) -> int:
+    """How often a round goes over the site's patients, begun epochs included."""
+    if not schema.local_steps:
+        return schema.local_epochs
+    steps_an_epoch = max(1, math.ceil(train_patients / schema.batch_size))
+    return math.ceil(schema.local_steps / steps_an_epoch)
 
 
 def task_kind(message_type: str) -> Kind:
@@ -92,27 +110,23 @@ def tree_ids(tree: ObjectTree) -> set[str]:
     return {node.object_id for node in iterate_object_tree(tree)}
 
 
-def check_content(content: Content, ids: set[str], schema: Schema) -> None:
-    """Whether a task holds the study's model and the round's settings, and nothing else.
+def check_content(content: Content, ids: set[str], expected: Mapping[str, Specs]) -> None:
+    """Whether a task holds the arrays that are `expected` and the round's settings, and nothing else.
 
     `ids`: of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
     """
-    needed = {name for name, specs in schema.records.items() if specs}
-    if (
-        content.metrics
-        or set(content.configs) != {"config"}
-        or not needed <= set(content.arrays) <= set(schema.records)
-    ):
+    needed = {name for name, specs in expected.items() if specs}
+    if content.metrics or set(content.configs) != {"config"} or not needed <= set(content.arrays) <= set(expected):
         raise Refusal(reasons.TASK_RECORDS, private="other records")
     for record, heads in content.arrays.items():
-        specs = schema.records[record]
+        specs = expected[record]
         if set(heads) != set(specs) or not all(spec.fits(heads[name]) for name, spec in specs.items()):
             raise Refusal(reasons.TASK_RECORDS, private=f"other arrays in {record}")
     if ids != content.ids:
         raise Refusal(reasons.TASK_DAMAGED, private="objects that belong to no record")
 
 
-def expected_chunks(content: Content, schema: Schema) -> dict[str, tuple[int, bytes]]:
+def expected_chunks(content: Content, expected: Mapping[str, Specs]) -> dict[str, tuple[int, bytes]]:
     """How long the data of each chunk of the arrays is, and how it begins, by the chunk's id.
 
     One id is one content, so it is the same wherever it stands. Raises Refusal E_TASK_DAMAGED.
@@ -120,28 +134,42 @@ def expected_chunks(content: Content, schema: Schema) -> dict[str, tuple[int, by
     chunks: dict[str, tuple[int, bytes]] = {}
     for record, heads in content.arrays.items():
         for name, head in heads.items():
-            spec = schema.records[record][name]
+            spec = expected[record][name]
             for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
-                expected = (length, b"" if number else spec.header)
-                if chunks.setdefault(chunk, expected) != expected:
+                looks = (length, b"" if number else spec.header)
+                if chunks.setdefault(chunk, looks) != looks:
                     raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places where it cannot be")
     return chunks
 
 
-def check_config(config: Mapping[str, Any]) -> tuple[int, Head]:
+def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
     """The round's number, and the head of our ledger as the server last had it. Raises Refusal E_TASK_RECORDS."""
     number, mu = config.get("server-round"), config.get("proximal-mu", 0.0)
     digest, lines = config.get("ledger-head", ""), config.get("ledger-lines", 0)
+    own = {name: value for name, value in config.items() if name not in _CONFIG}
     good = (
-        set(config) <= _CONFIG
-        and type(number) is int
+        type(number) is int
         and 0 <= number <= MAX_ROUND
         and type(mu) in (int, float)
         and 0 <= mu < math.inf
         and type(lines) is int
         and isinstance(digest, str)
         and ((lines > 0 and _HASH.fullmatch(digest)) or (lines, digest) == (EMPTY.lines, EMPTY.sha256))
+        and _are_own(own, kind)
     )
     if not good:
         raise Refusal(reasons.TASK_RECORDS, private="other settings of the round: " + json.dumps(sorted(config))[:500])
     return cast(int, number), Head(cast(int, lines), str(digest))
+
+
+def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
+    """Whether these are settings that a message of that kind alone has."""
+    if kind == "evaluate.test":
+        numbers = {name: value for name, value in settings.items() if name != "audit"}
+        is_told_whether_to_audit = type(settings.get("audit", False)) is bool
+        are_numbers = all(type(value) is float and math.isfinite(value) for value in numbers.values())
+        return set(numbers) <= _DEPLOYED and are_numbers and is_told_whether_to_audit
+    if kind == "evaluate.assign":
+        probed = settings.get("probed")
+        return set(settings) == {"probed"} and type(probed) is int and 2 <= probed <= MAX_PROBED
+    return not settings

@@ -7,22 +7,27 @@ memory. What passes here is all that leaves: names, shapes and figures are compo
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
 from federation import reasons
-from federation.allowed import EPSILON, EXAMPLES_OF, FIGURES, LOSS, Kind
+from federation.allowed import Kind, unspoken
+from federation.gateway.figures import check_figures
 from federation.gateway.objects import ArrayHead, Content, chunk_body
 from federation.gateway.patients import Patients
-from federation.gateway.schema import ArraySpec, Schema
+from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
 from federation.rounds.buffers import is_counter, is_variance
+from federation.rounds.handshake import KEYS, band, is_answer
+from federation.rounds.replies import ABOUT
 from models.refusal import Refusal
 
-EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
 _PIECE = 2**15  # elements looked at together: they stay in the processor's cache
 
+Values = dict[str, MetricRecord | ConfigRecord]  # by their names in a reply
 ReadChunk = Callable[[str], bytes]  # an ArrayChunk by its id; KeyError or OSError if it is not there
 
 
@@ -44,32 +49,62 @@ class Rules:
     patients: Patients
     min_patients: int
     max_update: float
+    histograms: bool = False
+    embeddings: bool = False
 
 
-def check_reply(content: Content, read: ReadChunk, rules: Rules) -> dict[str, float]:
-    """The figures of a reply that may leave. `read` gives the chunks of its arrays.
+def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
+    """The records of values of a reply that may leave, made anew. `read` gives the chunks of its arrays.
 
     Raises Refusal: E_REPLY_RECORDS, E_REPLY_KEYS, E_REPLY_SHAPE, E_REPLY_DAMAGED, E_REPLY_NOT_FINITE,
-    E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_UPDATE, E_REPLY_METRICS, E_REPLY_EXAMPLES, E_REPLY_PATIENTS.
+    E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE, and those of `check_figures`.
     """
-    expected = {name: specs for name, specs in rules.schema.records.items() if rules.kind == "train"}
-    _check_records(content, expected)
-    figures = _check_figures(content.metrics["metrics"], rules)
+    expected = rules.schema.gives(rules.kind)
+    is_handshake = rules.kind == "query.handshake"
+    _check_records(content, expected, metrics=set() if is_handshake else {"metrics"})
+    if is_handshake:
+        return {ABOUT: _checked_about(content.configs[ABOUT], rules)}
+    figures = check_figures(
+        content.metrics["metrics"],
+        rules.kind,
+        rules.patients,
+        min_patients=rules.min_patients,
+        histograms=rules.histograms,
+        embeddings=rules.embeddings,
+        unspoken=unspoken(rules.kind, is_private=rules.schema.private_round is not None),
+    )
     went_out = Arrays(content.arrays, read)
     for record, specs in expected.items():
         if record in content.arrays:
             _check_shapes(content.arrays[record], specs)
-    if rules.kind == "train":
+    if rules.kind in TRAINING:
         _check_weights(went_out, rules)
         for name, spec in rules.schema.buffers.items():
             _check_buffer(name, spec, went_out, rules)
-    return figures
+    if rules.kind == "train.head":
+        _check_all_but_the_head(went_out, rules)
+    if rules.kind == "evaluate.embed":
+        for record, specs in expected.items():
+            _check_moments(record, went_out, specs)
+    return {"metrics": MetricRecord(dict(figures))}
 
 
-def _check_records(content: Content, expected: Mapping[str, Mapping[str, ArraySpec]]) -> None:
+def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: set[str]) -> None:
+    """Exactly the records that belong to such a reply: of arrays, and either figures or what a site is."""
     needed = {name for name, specs in expected.items() if specs}
-    if content.configs or set(content.metrics) != {"metrics"} or not needed <= set(content.arrays) <= set(expected):
+    configs = set() if metrics else {ABOUT}
+    is_known = set(content.configs) == configs and set(content.metrics) == metrics
+    if not is_known or not needed <= set(content.arrays) <= set(expected):
         raise Refusal(reasons.REPLY_RECORDS)
+
+
+def _checked_about(record: Mapping[str, Any], rules: Rules) -> ConfigRecord:
+    """What a site tells of itself: version and number of patients as they are, and two hashes."""
+    patients = band(rules.patients.of_split.get("train", 0), rules.min_patients)
+    known = {"version": version("fedthorax"), "patients": patients}
+    if not is_answer(record) or any(record[key] != value for key, value in known.items()):
+        raise Refusal(reasons.HANDSHAKE)
+    return ConfigRecord({key: record[key] for key in KEYS})
 
 
 def _check_shapes(heads: Mapping[str, ArrayHead], specs: Mapping[str, ArraySpec]) -> None:
@@ -79,40 +114,20 @@ def _check_shapes(heads: Mapping[str, ArrayHead], specs: Mapping[str, ArraySpec]
         raise Refusal(reasons.REPLY_SHAPE)
 
 
-# --- figures ----------------------------------------------------------------------------------------------
-
-
-def _check_figures(metrics: Mapping[str, Any], rules: Rules) -> dict[str, float]:
-    """Every figure is of the table, a finite number of its range, and over enough patients."""
-    unspoken = {EPSILON} if rules.schema.private_round is None else {EPSILON, LOSS}
-    known = {name: figure for name, figure in FIGURES[rules.kind].items() if name not in unspoken}
-    if EXAMPLES not in metrics or not set(metrics) <= {*known, EXAMPLES}:
-        raise Refusal(reasons.REPLY_METRICS)
-    examples = metrics[EXAMPLES]
-    here = rules.patients.of_split.get(EXAMPLES_OF[rules.kind], 0)
-    if type(examples) is not int or not rules.min_patients <= examples <= here:
-        raise Refusal(reasons.REPLY_EXAMPLES)
-    for name in set(metrics) - {EXAMPLES}:
-        value, figure = metrics[name], known[name]
-        # NaN is between no two numbers.
-        if type(value) not in (int, float) or not figure.low <= value <= figure.high:
-            raise Refusal(reasons.REPLY_METRICS)
-        if rules.patients.behind(figure) < rules.min_patients:
-            raise Refusal(reasons.REPLY_PATIENTS)
-    return {name: metrics[name] for name in (*known, EXAMPLES) if name in metrics}
-
-
 # --- arrays -----------------------------------------------------------------------------------------------
 
 
 def _check_weights(went_out: Arrays, rules: Rules) -> None:
-    """Finite, and no further from the weights that came in than `max_update` lengths of those."""
+    """Finite, and no further from the weights that came in than `max_update` lengths of those.
+
+    In half precision the reply brings the way from them itself.
+    """
     moved = length = 0.0
     for name, spec in rules.schema.arrays.items():
-        for new, old in _pairs("arrays", name, spec, went_out, rules.came_in):
+        for new, old in _pairs("arrays", name, spec, went_out, rules):
             old_wide = old.astype(np.float64)
             with np.errstate(over="ignore"):  # an update of infinite length is too long
-                change = new.astype(np.float64) - old_wide
+                change = new.astype(np.float64) - (0 if rules.schema.is_half else old_wide)
                 moved += float(change @ change)
                 length += float(old_wide @ old_wide)
     if not math.sqrt(moved) <= rules.max_update * math.sqrt(length):
@@ -121,20 +136,45 @@ def _check_weights(went_out: Arrays, rules: Rules) -> None:
 
 def _check_buffer(name: str, spec: ArraySpec, went_out: Arrays, rules: Rules) -> None:
     """Finite; variances are not negative; a counter rises by one with each batch."""
-    batches = rules.schema.local_epochs * rules.patients.of_split.get("train", 0)
-    for new, old in _pairs("buffers", name, spec, went_out, rules.came_in):
+    batches = rules.schema.local_steps or rules.schema.local_epochs * rules.patients.of_split.get("train", 0)
+    for new, old in _pairs("buffers", name, spec, went_out, rules):
         if is_variance(name) and (new < 0).any():
             raise Refusal(reasons.REPLY_VARIANCE)
         if is_counter(name) and not ((new >= old) & (new <= old + batches)).all():
             raise Refusal(reasons.REPLY_COUNTER)
 
 
+def _check_all_but_the_head(went_out: Arrays, rules: Rules) -> None:
+    """Whoever fits the head alone leaves all else as it came, to the bit."""
+    for record, specs in rules.schema.model.items():
+        for name, spec in specs.items():
+            left = rules.schema.head_from if record == "arrays" else spec.length
+            is_change = record == "arrays" and rules.schema.is_half
+            for new, old in _pairs(record, name, spec, went_out, rules):
+                same = np.zeros_like(old) if is_change else old
+                if new[:left].tobytes() != same[:left].tobytes():
+                    raise Refusal(reasons.REPLY_HEAD)
+                left = max(0, left - len(new))
+
+
+def _check_moments(record: str, went_out: Arrays, specs: Specs) -> None:
+    """Means and variances: finite, and no variance is negative."""
+    for name, spec in specs.items():
+        for values in pieces(went_out.heads[record][name], spec, went_out.read):
+            if not np.isfinite(values).all():
+                raise Refusal(reasons.REPLY_NOT_FINITE)
+            if name == "variance" and (values < 0).any():
+                raise Refusal(reasons.REPLY_VARIANCE)
+
+
 def _pairs(
-    record: str, name: str, spec: ArraySpec, went_out: Arrays, came_in: Arrays
+    record: str, name: str, spec: ArraySpec, went_out: Arrays, rules: Rules
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """The values of one array, piece by piece: of the reply, and of what came in."""
+    """The values of one array, piece by piece: of the reply, and of what came in (in half precision see `Schema`)."""
+    came_in = rules.came_in
+    reply_name = rules.schema.reply_name(name) if record == "arrays" else name
     for new, old in zip(
-        pieces(went_out.heads[record][name], spec, went_out.read),
+        pieces(went_out.heads[record][reply_name], spec, went_out.read),
         pieces(came_in.heads[record][name], spec, came_in.read),
         strict=True,
     ):

@@ -43,8 +43,8 @@ class Records:
         return object_id(compose_names("RecordDict", self.names))
 
 
-def compose_records(content: Content, figures: Mapping[str, float]) -> Records:
-    """Arrays as they came, under the names that were checked, and the figures; no record without arrays."""
+def compose_records(content: Content, values: Mapping[str, MetricRecord | ConfigRecord]) -> Records:
+    """Arrays as they came, under the names that were checked, and records of values; no record without arrays."""
     objects: dict[str, bytes] = {}
     trees: dict[str, ObjectTree] = {}
 
@@ -62,7 +62,7 @@ def compose_records(content: Content, figures: Mapping[str, float]) -> Records:
         ids = {name: tree.object_id for name, tree in arrays.items()}
         unique = {tree.object_id: tree for tree in arrays.values()}
         trees[record] = add(compose_names("ArrayRecord", ids), unique.values())
-    trees["metrics"] = add(MetricRecord(dict(figures)).deflate())
+    trees |= {name: add(record.deflate()) for name, record in values.items()}
     names = {record: tree.object_id for record, tree in trees.items()}
     return Records(names, objects, trees)
 

@@ -108,6 +108,8 @@ class Upstream:
         if response.status != 200:
             if found := _CODE.search(body):
                 log.warning("the server refused: %s", found[1].decode())
+            else:
+                log.warning("the server declined %s: HTTP %d", path, response.status)
             raise Declined(response.status, bytes(body))
         return body
 

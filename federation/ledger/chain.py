@@ -27,8 +27,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from federation import reasons
-from federation.durable import sync_folder
 from models.refusal import Refusal
+from pipeline.durable import sync_folder
 from pipeline.site import Site
 
 PASSED = "passed"

@@ -1,6 +1,6 @@
 """The sandbox: where a study's code runs. It reaches the runtime API of the site's SuperNode, and nothing else.
 
-Flower's SuperExec runs there and starts a ClientApp for each task; all of them see
+Flower's SuperExec runs there and starts a ClientApp for each task (as a fork: see warm.py); all of them see
 
 * no network but a loopback of their own, one port of which a relay leads to the SuperNode (see relay.py);
 * of the site: site.toml, cohort/ and sandbox/ to read, logs/client.log to write;
@@ -168,6 +168,7 @@ def _hand_over(secret: Path, to: Path) -> None:
 
 def _superexec(site: Site, port: int) -> list[str]:
     return [
+        *(sys.executable, "-I", "-m", "federation.node.warm"),
         flower_command("flower-superexec"),
         f"--runtime-api-address={LOOPBACK}:{port}",
         "--insecure",

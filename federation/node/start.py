@@ -40,6 +40,9 @@ _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
 # What the logs show when the server does not let the node in: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
 # gateway's or of the server's door, as Flower's node prints it or as the gateway does.
 _NOT_ENROLLED = "[code: 2004]"
+# What the gateway prints of a server that moved or lost its memory: it had let the node in, and no longer knows the
+# number that it gave it. Flower's SuperNode ends there, and does not always come to say why.
+_FORGOTTEN = re.compile(r"the server declined (?!activate-node)[a-z-]+: HTTP 401")
 _CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")
 
 
@@ -133,6 +136,8 @@ def _cause(output: str, otherwise: Reason) -> Reason:
     if _NOT_ENROLLED in output:
         return reasons.NOT_ENROLLED
     codes = _CODED.findall(output)
+    if not codes and _FORGOTTEN.search(output):
+        return reasons.NODE_FORGOTTEN
     found = REASONS.get(codes[-1]) if codes else None
     if found is not None and "{" in found.says:  # with numbers that only the server knows
         return Reason(found.code, "the study's server does not let this node in", found.remedy)
@@ -145,13 +150,13 @@ def _cause(output: str, otherwise: Reason) -> Reason:
 def run_node(site: Site, say: Callable[[str], None]) -> None:
     """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line, with its time, for each thing that happens.
 
-    A server that does not answer is dialled until it does. Where systemd started us, it is told the same.
+    A server that does not answer is dialled until it does; to one that has moved the node introduces itself anew.
+    Where systemd started us, it is told the same.
     Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
     E_CERTIFICATE_REFUSED, what `start_node` raises, and E_NODE_ENDED or E_GATEWAY_FAILED for any other end that nobody
     asked for.
     """
-    server = site.settings.server.address
-    if not server:
+    if not site.settings.server.address:
         raise Refusal(reasons.NO_SERVER_SET)
     for what, path in (
         ("the study's certificate", site.ca_certificate),
@@ -169,19 +174,31 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
     with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with one key would take each other's tasks
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd's way to say Ctrl-C
         state = NodeState.begin(site.logs)
-        # In the order in which they are written: the app's last word on a task, the SuperNode's that the reply was
-        # sent, the gateway's on whether it was let out.
-        tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
         try:
-            with start_node(site) as node:
-                tell(sandbox.describe(site))
-                tell(f"the node of {site.name} dials {server}; Ctrl-C ends it")
-                _follow(node, tails, state, site.logs, tell)
+            while True:
+                try:
+                    _run_once(site, state, tell)
+                except Refusal as refusal:
+                    # Where systemd builds the sandbox, it starts node and sandbox anew together.
+                    if refusal.reason is not reasons.NODE_FORGOTTEN or site.settings.sandbox.kind == "systemd":
+                        raise
+                    tell(f"{refusal}; the node starts anew")
         except KeyboardInterrupt:
             tell("the node has ended, as it was told to")
         finally:
             state.connection, state.doing = "ended", ""
             state.save(site.logs)
+
+
+def _run_once(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:
+    """Run the node until it ends by itself; then raise the Refusal that tells why."""
+    # In the order in which they are written: the app's last word on a task, the SuperNode's that the reply was sent,
+    # the gateway's on whether it was let out.
+    tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
+    with start_node(site) as node:
+        tell(sandbox.describe(site))
+        tell(f"the node of {site.name} dials {site.settings.server.address}; Ctrl-C ends it")
+        _follow(node, tails, state, site.logs, tell)
 
 
 def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tell: Callable[[str], None]) -> None:

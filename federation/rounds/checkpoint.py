@@ -19,8 +19,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from federation import reasons
-from federation.durable import write_durably
 from models.refusal import Refusal
+from pipeline.durable import write_durably
 
 log = logging.getLogger(__name__)
 

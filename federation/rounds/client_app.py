@@ -1,24 +1,38 @@
-"""What a site does for a study: train on its cohort for a round, evaluate the final model. Thin: see `local`."""
+"""What a site does for a study, one function for each kind of message. Thin: the work is in `local`."""
 
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from federation import reasons
-from federation.rounds.local import evaluate_site, train_site
-from federation.rounds.replies import decode, encode
+from federation.rounds.deployment import from_config
+from federation.rounds.handshake import answer as shake
+from federation.rounds.local import (
+    Evaluated,
+    Trained,
+    assign_site,
+    calibrate_site,
+    embed_site,
+    fine_tune_site,
+    judge_site,
+    train_site,
+)
+from federation.rounds.packing import Arrays
+from federation.rounds.replies import EXAMPLES, decode, encode
+from federation.rounds.simulated import simulated_folders
+from federation.rounds.wire import HALF, changes
 from federation.study import Study
 from models.refusal import Refusal
 from pipeline.site import Site
 
 Handler = Callable[[Message, Context], Message]
-SIMULATED = "FEDTHORAX_SIMULATED_SITES"
 REFUSED, FAILED = 1001, 1002  # Flower wants a number; the code in the text is what counts
 app = ClientApp()
 
@@ -48,9 +62,8 @@ def coded(handler: Handler) -> Handler:
 
 def site_folder(context: Context) -> Path:
     """The site's folder: of this node, or the one that this simulated node plays."""
-    simulated = os.environ.get(SIMULATED)
-    if simulated:
-        return Path(simulated.split(os.pathsep)[int(context.node_config["partition-id"])])
+    if simulated := simulated_folders():
+        return simulated[int(context.node_config["partition-id"])]
     return Path(os.environ["FEDTHORAX_SITE_DIR"])
 
 
@@ -72,41 +85,115 @@ def _study(context: Context) -> Study:
     return Study.model_validate_json(str(context.run_config["study"]))
 
 
-@app.train()
-@coded
-def train(message: Message, context: Context) -> Message:
-    """Evaluate the global model on this site's validation patients, then train it on its own."""
-    round_number = int(str(message.content.config_records["config"]["server-round"]))
-    _log().info("training for round %d", round_number)
+def _site(context: Context) -> Site:
+    return Site.open(site_folder(context))
+
+
+def _model(message: Message) -> tuple[Arrays, Arrays]:
+    """The weights, rounded where the study says so, and the buffers that came in."""
     records = message.content.array_records
-    result = train_site(
-        Site.open(site_folder(context)),
-        _study(context),
-        decode(records["arrays"]),
-        decode(records.get("buffers") or ArrayRecord()),
-        round_number=round_number,
-        run=str(context.run_config["run"]),
-        # Of a simulated node there is no gateway, which else charges a private round before it lets the task in.
-        charged=SIMULATED not in os.environ,
-    )
-    content = RecordDict({"arrays": encode(result.arrays)})
+    return decode(records["arrays"]), decode(records.get("buffers") or ArrayRecord())
+
+
+def _config(message: Message) -> Mapping[str, Any]:
+    return message.content.config_records["config"]
+
+
+def _trained(message: Message, context: Context, result: Trained) -> Message:
+    is_half = _study(context).wire.precision == HALF
+    arrays = changes(result.arrays, _model(message)[0]) if is_half else result.arrays
+    content = RecordDict({"arrays": encode(arrays)})
     if result.buffers:  # with group norm there are none
         content["buffers"] = encode(result.buffers)
-    content["metrics"] = MetricRecord({**result.metrics, "num-examples": result.examples})
+    content["metrics"] = MetricRecord({**result.metrics, EXAMPLES: result.examples})
     return Message(content, reply_to=message)
 
 
-@app.evaluate()
-@coded
-def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate the final model on this site's test patients and fit its calibration."""
-    _log().info("evaluating the final model")
-    records = message.content.array_records
-    result = evaluate_site(
-        Site.open(site_folder(context)),
-        _study(context),
-        decode(records["arrays"]),
-        decode(records.get("buffers") or ArrayRecord()),
-    )
-    metrics = MetricRecord({**result.metrics, "num-examples": result.examples})
+def _evaluated(message: Message, result: Evaluated) -> Message:
+    metrics = MetricRecord({**result.metrics, EXAMPLES: result.examples})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.query("handshake")
+@coded
+def handshake(message: Message, context: Context) -> Message:
+    """What this site is, so that a study begins with sites that are alike."""
+    _log().info("task: handshake")
+    answer = ConfigRecord(dict(shake(_site(context), _study(context))))
+    return Message(RecordDict({"site": answer}), reply_to=message)
+
+
+@app.query("partition")
+@coded
+def partition(message: Message, context: Context) -> Message:
+    """Which of the simulated sites this node plays; a real node has no such number, and its gateway asks for none."""
+    metrics = MetricRecord({"partition": int(context.node_config["partition-id"]), EXAMPLES: 1})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.train()
+@coded
+def train(message: Message, context: Context) -> Message:
+    """Evaluate the model on this site's validation patients, then train it on its own."""
+    round_number = int(str(_config(message)["server-round"]))
+    _log().info("task: training for round %d", round_number)
+    result = train_site(
+        _site(context),
+        _study(context),
+        *_model(message),
+        round_number=round_number,
+        run=str(context.run_config["run"]),
+        # Of a simulated node there is no gateway, which else charges a private round before it lets the task in.
+        charged=not simulated_folders(),
+    )
+    return _trained(message, context, result)
+
+
+@app.train("head")
+@coded
+def fine_tune(message: Message, context: Context) -> Message:
+    """Fit the model's head once more, to this site's patients alone."""
+    _log().info("task: fitting the head")
+    return _trained(message, context, fine_tune_site(_site(context), _study(context), *_model(message)))
+
+
+@app.evaluate("calibrate")
+@coded
+def calibrate(message: Message, context: Context) -> Message:
+    """Fit calibration and thresholds to this site's validation patients, and tell how far from typical they are."""
+    _log().info("task: calibrating the model")
+    typical = decode(message.content.array_records["typical"])
+    return _evaluated(message, calibrate_site(_site(context), _study(context), *_model(message), typical))
+
+
+@app.evaluate("test")
+@coded
+def test(message: Message, context: Context) -> Message:
+    """Judge the model, with the calibration and the thresholds that came with it, on this site's test patients."""
+    _log().info("task: testing the model")
+    deployed, audit = from_config(_config(message)), bool(_config(message).get("audit", False))
+    result = judge_site(_site(context), _study(context), *_model(message), deployed, audit=audit)
+    return _evaluated(message, result)
+
+
+@app.evaluate("embed")
+@coded
+def embed(message: Message, context: Context) -> Message:
+    """Means and variances of the model's features, and of scans' looks, over this site's training patients."""
+    _log().info("task: features of the training patients")
+    features, looks = embed_site(_site(context), _study(context), *_model(message))
+    content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
+    for record, found in (("moments", features), ("looks", looks)):
+        content[record] = encode({"mean": found.mean, "variance": found.variance})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate("assign")
+@coded
+def assign(message: Message, context: Context) -> Message:
+    """To which site the model's features of this site's test patients would be taken to belong."""
+    _log().info("task: features of the test patients")
+    discriminants = decode(message.content.array_records["probe"])["discriminants"]
+    probed = int(str(_config(message)["probed"]))
+    result = assign_site(_site(context), _study(context), *_model(message), discriminants, probed)
+    return _evaluated(message, result)

@@ -6,14 +6,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from federation.allowed import unspoken
+from federation.reasons import EMBEDDINGS
 from federation.rounds.packing import Arrays, pack, unpack
 from federation.study import Study
-from models.calibration import fit_platt
-from models.network import LABELS, SeverityNetwork, build_network
+from models.familiarity import Moments
+from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
 from pipeline.cohort import Cohort
-from pipeline.evaluate import site_metrics
+from pipeline.evaluation.figures import Deployed, calibration_figures, distance_figures, round_figures, test_figures
+from pipeline.evaluation.shortcuts import assigned_shares, embed, looks, moments, shortcut_figures
 from pipeline.examples import Examples
+from pipeline.memory import keep_memory
+from pipeline.personal import fit_head
 from pipeline.preprocess import settings_digest
 from pipeline.privacy_budget import check_and_spend
 from pipeline.reasons import PREPROCESSING, TOO_FEW_PATIENTS
@@ -33,7 +38,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The site's figures on its test patients, with slopes and intercepts fitted to its validation patients."""
+    """The site's figures of a model, and over how many patients it was asked."""
 
     metrics: dict[str, float]
     examples: int
@@ -77,13 +82,11 @@ def train_site(
     In a private study the round is first charged to the site's budget, in the name of `run`; not where the gateway has
     done so already (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
     """
-    if site.settings.training.threads:
-        torch.set_num_threads(site.settings.training.threads)
-    network = load_network(study, arrays, buffers)
+    network = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
     validation = load_examples(site, study, "validation")
     least = site.settings.site.min_patients
-    metrics = site_metrics(predict(network, validation), validation.targets, min_patients=least)
+    metrics = round_figures(predict(network, validation), validation.targets, min_patients=least)
     if study.private_round is not None and not charged:
         metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
     metrics |= _train(network, examples, study, round_number)
@@ -103,19 +106,88 @@ def _train(network: SeverityNetwork, examples: Examples, study: Study, round_num
     return {}
 
 
-def evaluate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Evaluated:
-    """Figures on the site's test patients; calibration from its validation patients."""
+def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:
+    """The model with its head fitted once more to this site's training patients.
+
+    Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING.
+    """
+    network = _opened(site, study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    fit_head(network, examples)
+    weights, _ = pack(network)
+    return Trained(weights, dict(buffers), {}, len(examples))
+
+
+def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, typical: Arrays) -> Evaluated:
+    """Calibration and thresholds, fitted to the site's validation patients; and how far they lie from the `typical`.
+
+    `typical`: mean and variance over all sites of how scans look; without variance there is nothing to tell, and where
+    the site lets no such statistics out it is not told. Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    validation = _enough(site, load_examples(site, study, "validation"))
+    least = site.settings.site.min_patients
+    metrics = calibration_figures(predict(network, validation), validation.targets, min_patients=least)
+    if typical["variance"].any() and site.settings.gateway.embedding_statistics:
+        metrics |= distance_figures(looks(validation), typical["mean"], typical["variance"])
+    return Evaluated(metrics, len(validation))
+
+
+def judge_site(
+    site: Site, study: Study, arrays: Arrays, buffers: Arrays, deployed: Deployed, *, audit: bool
+) -> Evaluated:
+    """Figures on the site's test patients, with a calibration and thresholds; `audit`: those of shortcuts as well.
+
+    Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    test, train = _enough(site, load_examples(site, study, "test")), load_examples(site, study, "train")
+    least = site.settings.site.min_patients
+    metrics = test_figures(
+        predict(network, test),
+        test,
+        train,
+        deployed,
+        min_patients=least,
+        histograms=site.settings.gateway.histograms,
+        window_hu=study.preprocessing.window_hu,
+    )
+    if audit:
+        everybody = load_examples(site, study, "train", "validation", "test")
+        held_out = load_examples(site, study, "validation", "test")
+        metrics |= shortcut_figures(network, everybody, held_out, min_patients=least)
+    untold = unspoken("evaluate.test", is_private=study.privacy is not None)
+    return Evaluated({name: value for name, value in metrics.items() if name not in untold}, len(test))
+
+
+def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[Moments, Moments]:
+    """Means and variances over the site's training patients: of the network's features, and of how their scans look.
+
+    Raises as `fine_tune_site` does, and E_EMBEDDINGS where the site lets none of it out.
+    """
+    if not site.settings.gateway.embedding_statistics:
+        raise Refusal(EMBEDDINGS)
+    network = _opened(site, study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    return moments(embed(network, examples)), moments(looks(examples))
+
+
+def assign_site(
+    site: Site, study: Study, arrays: Arrays, buffers: Arrays, discriminants: NDArray[np.float32], probed: int
+) -> Evaluated:
+    """To which of `probed` sites the features of this site's test patients would be taken to belong, as shares.
+
+    Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    test = _enough(site, load_examples(site, study, "test"))
+    shares = assigned_shares(embed(network, test), discriminants, probed)
+    return Evaluated({f"assigned_{number:02d}": share for number, share in enumerate(shares)}, len(test))
+
+
+def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
+    """The network, with as many threads as the site allows."""
+    keep_memory()
     if site.settings.training.threads:
         torch.set_num_threads(site.settings.training.threads)
-    network = load_network(study, arrays, buffers)
-    least = site.settings.site.min_patients
-    test = _enough(site, load_examples(site, study, "test"))
-    metrics = site_metrics(predict(network, test), test.targets, min_patients=least)
-    validation = load_examples(site, study, "validation")
-    logits = predict(network, validation)
-    for column, label in enumerate(LABELS):
-        targets = validation.targets[:, column]
-        if np.count_nonzero(~np.isnan(targets)) >= least:
-            fitted = fit_platt(logits[:, column], targets)
-            metrics |= {f"slope_{label}": fitted.slope, f"intercept_{label}": fitted.intercept}
-    return Evaluated(metrics, len(test))
+    return load_network(study, arrays, buffers)

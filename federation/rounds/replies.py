@@ -8,9 +8,9 @@ against the other sites' (`outliers`).
 import math
 import re
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -24,6 +24,8 @@ from models.refusal import Reason
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
 
 LEDGER = "ledger"  # the record in which a site's gateway tells how far its ledger has grown
+_ARRAYS = ("arrays", "buffers", "moments", "looks")  # the records of arrays, as `Expected` names them
+ABOUT = "site"  # the record in which a site tells of itself in the handshake
 
 # All that may be taken over from an error that a site sends: a code of ours, with nothing before it.
 _CODE = re.compile(r"[EW]_[A-Z_]{2,40}(?=\Z|[:\s])")
@@ -31,6 +33,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A site's update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
 _LENGTHS_ALONE = 2.0
 _LENGTHS_ALWAYS = 0.1  # and what is never too much, however little the others moved
+
+Kept = TypeVar("Kept")  # what stays of a valid reply
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,18 @@ class Expected:
 
     `arrays` and `buffers` are the global model that was sent out; empty where none is to come back. `metrics` are
     the figures that a reply may bring, each within its range (a site with few patients leaves some out), besides the
-    number of examples, which is 1 to `max_examples` and always there.
+    number of examples, which is 1 to `max_examples` and always there. `moments` and `looks` are arrays of the shapes of
+    the `mean` and the `variance` that are to come back, if any. `about`: of a handshake alone, which brings no figures:
+    whether a record is what a site tells of itself.
     """
 
     arrays: Mapping[str, NDArray]
     buffers: Mapping[str, NDArray]
     metrics: Mapping[str, Figure]
     max_examples: int
+    moments: Mapping[str, NDArray] = field(default_factory=dict)
+    looks: Mapping[str, NDArray] = field(default_factory=dict)
+    about: Callable[[Mapping[str, object]], bool] | None = None
 
 
 def encode(arrays: Mapping[str, NDArray]) -> ArrayRecord:
@@ -85,54 +94,61 @@ def decode(record: ArrayRecord) -> dict[str, NDArray]:
 
 
 @dataclass(frozen=True)
-class Sifted:
-    """A round's answers by site: those that count, the code for each that does not, and the ledgers' new heads."""
+class Sifted(Generic[Kept]):
+    """A round's answers by site: of those that count what was kept, of others the code, and the ledgers' new heads."""
 
-    valid: dict[int, Message]
+    valid: dict[int, Kept]
     refused: dict[int, str]
     heads: dict[int, LedgerHead]
 
 
 def sift(
-    replies: Iterable[Message], asked: Iterable[int], expected: Expected, last_heads: Mapping[int, LedgerHead]
-) -> Sifted:
+    replies: Iterable[Message],
+    asked: Iterable[int],
+    expected: Expected,
+    last_heads: Mapping[int, LedgerHead],
+    keep: Callable[[Message], Kept],
+) -> Sifted[Kept]:
     """Sort the replies of the sites that were asked, in the order of `asked`.
 
-    An answer from a node that was not asked counts for nothing; the server's own errors for a lost node come as
+    Each reply is judged as it comes, and is let go before the next; what stays of a valid one is what `keep` makes of
+    it. An answer from a node that was not asked counts for nothing; the server's own errors for a lost node come as
     such. A head is taken from a refused reply as well: the site's ledger holds that reply too.
     """
-    answers: dict[int, list[Message]] = defaultdict(list)
+    codes: dict[int, str | None] = dict.fromkeys(asked, reasons.SITE_MISSING.code)
+    kept: dict[int, Kept] = {}
+    heads: dict[int, LedgerHead] = {}
+    heard: set[int] = set()
     for reply in replies:
-        answers[reply.metadata.src_node_id].append(reply)
-    sifted = Sifted({}, {}, {})
-    for site in asked:
+        site = reply.metadata.src_node_id
         last = last_heads.get(site, NO_HEAD)
-        code = refusal_code(answers[site], expected, last)
-        if code is None:
-            sifted.valid[site] = answers[site][0]
-        else:
-            sifted.refused[site] = code
-        head = ledger_head(answers[site][0]) if len(answers[site]) == 1 else None
-        if head and head != NO_HEAD and head.follows(last):
-            sifted.heads[site] = head
-    return sifted
+        if site in heard:
+            codes[site] = reasons.REPLY_TWICE.code
+            heads.pop(site, None)
+        elif site in codes:
+            heard.add(site)
+            codes[site] = refusal_code(reply, expected, last)
+            if codes[site] is None:
+                kept[site] = keep(reply)
+            head = ledger_head(reply)
+            if head and head != NO_HEAD and head.follows(last):
+                heads[site] = head
+        del reply
+    valid = {site: kept[site] for site, code in codes.items() if code is None}
+    return Sifted(valid, {site: code for site, code in codes.items() if code is not None}, heads)
 
 
-def refusal_code(answers: Sequence[Message], expected: Expected, last_head: LedgerHead = NO_HEAD) -> str | None:
-    """The code for which a site's answers of one round do not count, or None for one valid reply.
+def refusal_code(reply: Message, expected: Expected, last_head: LedgerHead = NO_HEAD) -> str | None:
+    """The code for which a site's reply does not count, or None.
 
     `last_head`: how the site's ledger ended when it was last told of; a ledger that has become shorter since, or is
     no longer told of, has been cut.
     """
-    if not answers:
-        return reasons.SITE_MISSING.code
-    if len(answers) > 1:
-        return reasons.REPLY_TWICE.code
-    if answers[0].has_error():
-        return site_code(answers[0].error.reason)
-    if reason := validate(answers[0], expected):
+    if reply.has_error():
+        return site_code(reply.error.reason)
+    if reason := validate(reply, expected):
         return reason.code
-    head = ledger_head(answers[0])
+    head = ledger_head(reply)
     return None if head and head.follows(last_head) else reasons.REPLY_LEDGER_CUT.code
 
 
@@ -159,8 +175,9 @@ def validate(reply: Message, expected: Expected) -> Reason | None:
     if reply.has_error() or not reply.has_content():
         return reasons.SITE_FAILED
     content = reply.content
-    tensors = {name: arrays for name in ("arrays", "buffers") if (arrays := getattr(expected, name))}
-    kinds = dict.fromkeys(tensors, ArrayRecord) | {"metrics": MetricRecord}
+    tensors = {name: arrays for name in _ARRAYS if (arrays := getattr(expected, name))}
+    values: dict[str, type] = {ABOUT: ConfigRecord} if expected.about else {"metrics": MetricRecord}
+    kinds = dict.fromkeys(tensors, ArrayRecord) | values
     if set(content) - {LEDGER} != set(kinds) or any(type(content[name]) is not kind for name, kind in kinds.items()):
         return reasons.REPLY_RECORDS
     if ledger_head(reply) is None:
@@ -168,6 +185,8 @@ def validate(reply: Message, expected: Expected) -> Reason | None:
     for name, current in tensors.items():
         if reason := _check_arrays(content.array_records[name], current):
             return reason
+    if expected.about:
+        return None if expected.about(content.config_records[ABOUT]) else reasons.HANDSHAKE
     return _check_metrics(content.metric_records["metrics"], expected)
 
 
@@ -175,17 +194,17 @@ def _check_arrays(record: ArrayRecord, current: Mapping[str, NDArray]) -> Reason
     if set(record) != set(current):
         return reasons.REPLY_KEYS
     for name, like in current.items():
-        value = _read(record[name], like)
+        value = read_array(record[name], like)
         if value is None:
             return reasons.REPLY_SHAPE
         if not np.isfinite(value).all():
             return reasons.REPLY_NOT_FINITE
-        if is_variance(name) and (value < 0).any():
+        if (is_variance(name) or name == "variance") and (value < 0).any():
             return reasons.REPLY_VARIANCE
     return None
 
 
-def _read(array: Array, like: NDArray) -> NDArray | None:
+def read_array(array: Array, like: NDArray) -> NDArray | None:
     """The array if it is of the shape and dtype of `like`, in its label as well as in its bytes."""
     if (array.dtype, tuple(array.shape)) != (str(like.dtype), like.shape):
         return None

@@ -7,6 +7,8 @@ import numpy as np
 
 from federation.rounds.replies import EXAMPLES, LedgerHead
 
+FEW = 4  # sites that are told one by one; more are told by their number and some names
+
 
 @dataclass(frozen=True)
 class RoundReport:
@@ -55,3 +57,21 @@ def middle_figures(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The median of each figure over the sites that gave it: no single site can carry it away."""
     names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
     return {name: float(np.median([figure[name] for figure in reports if name in figure])) for name in names}
+
+
+def by_code(refused: Mapping[str, str]) -> list[str]:
+    """Who did not count and why, for a line of text: "south: E_SITE_MISSING", or many sites of one code together."""
+    sites: dict[str, list[str]] = {}
+    for site, code in sorted(refused.items()):
+        sites.setdefault(code, []).append(site)
+    told = []
+    for code, each in sites.items():
+        told += [f"{site}: {code}" for site in each] if len(each) <= FEW else [f"{some(each)}: {code}"]
+    return told
+
+
+def some(sites: Sequence[str]) -> str:
+    """Names of sites; of many their number and the first ones."""
+    if len(sites) <= FEW:
+        return ", ".join(sites)
+    return f"{len(sites)} sites ({', '.join(sites[: FEW - 1])} and {len(sites) - FEW + 1} more)"

@@ -1,48 +1,50 @@
-"""What the server does for a study: rounds under a guarded strategy, checkpoints, tracking, and a candidate model.
+"""What the server does for a study: rounds, the examination of the model, tracking, results and a candidate.
 
-Thin where it can be: aggregation is Flower's, the guard is `strategy`, files are `checkpoint`, MLflow is `tracking`.
-Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, and history.json, which tells
-of each round who took part, who was refused and why, and where each site's ledger ended.
+Thin where it can be: rounds are `training`, questions after them `examination`, files `checkpoint`, MLflow `tracking`.
+Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, results.json, and history.json,
+which tells of each round who took part, who was refused and why, and where each site's ledger ended.
 """
 
 import errno
 import json
 import logging
 import os
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation import reasons
-from federation.allowed import EPSILON, FIGURES, LOSS
-from federation.enrolment.invitations import enrolled_patients
-from federation.rounds import checkpoint
-from federation.rounds.flower_strategies import build_strategy, is_robust, strategy_state
+from federation.allowed import LOSS
+from federation.rounds.deployment import to_config
+from federation.rounds.examination import Examination, Figures
+from federation.rounds.flower_strategies import build_strategy, is_robust
 from federation.rounds.grid import EagerGrid
+from federation.rounds.handshake import shake_hands
 from federation.rounds.local import load_network
-from federation.rounds.packing import Arrays, pack
-from federation.rounds.replies import EXAMPLES, NO_HEAD, Expected, LedgerHead, encode, figures, sift
-from federation.rounds.reports import RoundReport, middle_figures, weighted_means
-from federation.rounds.strategy import GuardedStrategy
+from federation.rounds.replies import EXAMPLES
+from federation.rounds.reports import RoundReport, by_code, weighted_means
+from federation.rounds.sites import gather
 from federation.rounds.tracking import Tracker, hand_over_rest
-from federation.server.control import read_server_config
-from federation.server.start import sites
+from federation.rounds.training import Model, Training
+from federation.studies.results import FEDERATED, RESULTS, Results, SiteAbout
 from federation.studies.runs import MARK
 from federation.study import Study
 from models.calibration import Platt
-from models.network import LABELS, build_network
+from models.network import LABELS
 from models.refusal import Refusal
-from models.release import Description, Privacy, save_release
+from models.release import Description, Privacy, Release, save_release
+from pipeline.durable import write_durably
 
-MAX_EXAMPLES = 100_000  # no hospital has more; a reply that claims more is refused
+HEADLINES = tuple(f"{kind}_{label}" for label in LABELS for kind in ("auroc", "auprc", "loss", "brier"))
 # What a file system says when it takes no more: full, over quota, over a limit, not ours, read-only.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+MANY = 8  # sites that one line names
 log = logging.getLogger("flwr")
 app = ServerApp()
 
@@ -78,185 +80,137 @@ class ServerRun:
     study: Study
     name: str
     grid: EagerGrid
-    history: list[Mapping[str, Any]] = field(default_factory=list)
-    names: dict[int, str] = field(default_factory=dict)  # of the sites, by node id
-    enrolled: dict[int, int] = field(default_factory=dict)  # patients, of nodes that were enrolled with a number
 
     @property
     def folder(self) -> Path:
         return self.server_folder / "runs" / self.name
 
     def execute(self) -> None:
-        """All rounds that are still to do, then the final evaluation and the candidate."""
-        self.inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=self.study.study.sites)
-        state = self._start_state()
-        self.history = list(state.history)
+        """All rounds that are still to do, then the examination, the results and the candidate."""
+        table = self.study.study
+        inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
+        self.robust = is_robust(inner)
+        self.training = Training(self.study, self.folder / "checkpoints", self.name, self._after_round)
+        self._tell_start()
         hand_over_rest(self.server_folder, say)
         self.tracker = Tracker(self.server_folder, self.study, self.name, say)
-        self.tracker.begin(self._tags())
+        self.tracker.begin({"fedthorax.version": version("fedthorax"), "synthetic": str(table.synthetic).lower()})
         try:
-            self._wait_for_sites()
-            arrays, buffers = self._train(state)
-            self._finish(arrays, buffers)
+            sites = gather(self.server_folder, self.grid, table.sites, table.wait_s, self.history)
+            self.sites = replace(sites, precision=self.study.wire.precision)
+            say(f"{len(self.sites.nodes())} of {table.sites} sites are there")
+            self.about = self._handshake()
+            model = self.training.execute(self.sites)
+            if self.training.stopped_early:
+                say(f"stopped after round {self.training.state.round}: {self._stopping()}")
+            self._finish(model)
         except BaseException:
             self.tracker.end(completed=False)
             raise
         self.tracker.end(completed=True)
 
-    def _start_state(self) -> checkpoint.State:
-        """Where to go on from: the last intact checkpoint, or round 0 with fresh weights."""
-        try:
-            loaded = checkpoint.load_latest(self.folder / "checkpoints")
-            for number in loaded.damaged_rounds:
-                say(f"the checkpoint of round {number} is damaged; the one before is used")
-            say(f"going on after round {loaded.state.round} of {self.study.study.rounds}")
-            return loaded.state
-        except Refusal as refusal:
-            if refusal.reason is not reasons.CHECKPOINT_NONE:
-                raise
-        arrays, buffers = pack(build_network(self.study.network, seed=self.study.study.seed))
-        return checkpoint.State(round=0, arrays=arrays, buffers=buffers, memory={}, history=[], about={})
+    @property
+    def history(self) -> list[Mapping[str, Any]]:
+        return self.training.history
 
-    def _tags(self) -> dict[str, str]:
-        return {"fedthorax.version": version("fedthorax"), "synthetic": str(self.study.study.synthetic).lower()}
+    def _tell_start(self) -> None:
+        for number in self.training.damaged_rounds:
+            say(f"the checkpoint of round {number} is damaged; the one before is used")
+        if self.training.state.round:
+            say(f"going on after round {self.training.state.round} of {self.study.study.rounds}")
 
-    def _wait_for_sites(self) -> None:
-        """Wait for all the study's sites; go on with a quorum when the time is over."""
-        wanted, deadline = self.study.study.sites, time.monotonic() + self.study.study.wait_s
-        while (present := len(list(self.grid.get_node_ids()))) < wanted and time.monotonic() < deadline:
-            time.sleep(1)
-        say(f"{present} of {wanted} sites are there")
-        # Node ids become names here, once: a site that is enrolled later has no part in this run.
-        simulated = read_server_config(self.server_folder).simulated_sites
-        ids = sorted(self.grid.get_node_ids())
-        enrolled = [] if simulated else sites(self.server_folder)
-        self.names = {node: f"site-{k}" for k, node in enumerate(ids, start=1)}
-        self.names |= {site.node_id: site.name for site in enrolled}
-        patients = {} if simulated else enrolled_patients(self.server_folder)
-        numbers = {node: patients.get(name) for node, name in self.names.items()}
-        self.enrolled = {node: number for node, number in numbers.items() if number}
+    def _stopping(self) -> str:
+        rule = self.study.stopping
+        assert rule is not None
+        return f"mean validation {rule.figure} has not risen by {rule.least_gain} for {rule.patience_rounds} rounds"
 
-    def _name(self, node: int) -> str:
-        return self.names.get(node, "unknown")
+    def _handshake(self) -> dict[str, SiteAbout]:
+        """What each site is: nothing starts with sites that are not alike.
 
-    def _heads(self) -> dict[int, LedgerHead]:
-        """What each node last told of its ledger, in this run."""
-        last: dict[str, Any] = {}
-        for entry in self.history:
-            last |= entry.get("ledger", {})
-        return {node: LedgerHead(**last[name]) for node, name in self.names.items() if name in last}
-
-    def _ledger(self, heads: Mapping[int, LedgerHead]) -> dict[str, dict[str, Any]]:
-        return {self._name(node): asdict(head) for node, head in sorted(heads.items())}
+        Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
+        """
+        about, entry = shake_hands(self.sites, self.study)
+        for line in by_code(entry["refused"]):
+            say(f"handshake without {line}")
+        say(f"{len(about)} sites are alike: {_cohorts(about)}")
+        self.history.append(entry)
+        return about
 
     def _write_history(self) -> None:
-        (self.folder / "history.json").write_text(json.dumps(self.history, indent=1))
+        write_durably(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
 
-    def _train(self, state: checkpoint.State) -> tuple[Arrays, Arrays]:
-        """The rounds after `state`; a checkpoint after each."""
-        remaining = self.study.study.rounds - state.round
-        if remaining <= 0:
-            return state.arrays, state.buffers
-        self.strategy = GuardedStrategy(
-            self.inner,
-            quorum=self.study.study.quorum,
-            metrics=FIGURES["train"],
-            max_examples=MAX_EXAMPLES,
-            enrolled=self.enrolled,
-            buffers=state.buffers,
-            wait_s=self.study.study.wait_s,
-            first_round=state.round + 1,
-            memory=state.memory,
-            heads=self._heads(),
-            on_round=self._after_round,
-        )
-        self.strategy.start(
-            grid=cast(Grid, self.grid),
-            initial_arrays=encode(state.arrays),
-            num_rounds=remaining,
-            timeout=self.study.study.round_timeout_s,
-        )
-        return self.strategy.arrays, self.strategy.buffers
-
-    def _after_round(self, report: RoundReport) -> None:
-        """Tell, track and save one round."""
-        refused = {self._name(node): code for node, code in report.refused.items()}
-        capped = sorted(map(self._name, report.capped))
-        self.history.append(
-            {
-                "round": report.round,
-                "lost": report.lost,
-                "lost_for": report.lost_for,
-                "sites": sorted(map(self._name, report.valid)),
-                "refused": refused,
-                "capped": capped,
-                "ledger": self._ledger(report.ledger),
-                "epsilon": {self._name(node): m[EPSILON] for node, m in report.metrics.items() if EPSILON in m},
-                "means": dict(report.aggregated),
-                "seconds": round(report.seconds, 1),
-                "bytes_up": report.bytes_up,
-                "bytes_down": report.bytes_down,
-            }
-        )
-        means = report.aggregated
-        told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
-        if "auroc_severe" in means:
-            told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
-        flags = sorted(refused.items()) + [(site, reasons.EXAMPLES_CAPPED.code) for site in capped]
-        lost = f" LOST ({report.lost_for})" if report.lost else ""
-        say(
-            f"round {report.round} of {self.study.study.rounds}{lost}"
-            f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
-            + "".join(f" · {site}: {code}" for site, code in flags)
-        )
-        saved = checkpoint.save(
-            self.folder / "checkpoints",
-            checkpoint.State(
-                round=report.round,
-                arrays=self.strategy.arrays,
-                buffers=self.strategy.buffers,
-                memory=strategy_state(self.strategy.inner),
-                history=self.history,
-                about={"study": self.study.study.name, "run": self.name},
-            ),
-        )
+    def _after_round(self, report: RoundReport, entry: Mapping[str, Any], saved: Path) -> None:
+        """Tell and track one round."""
+        say(round_line(report, entry, self.study.study.rounds))
         self._write_history()
-        self.tracker.log_round(report, self.names)
-        if report.round == self.study.study.rounds:
+        self.tracker.log_round(report, self.sites.names)
+        if report.round == self.study.study.rounds or self.training.stopped_early:
             self.tracker.add_artifacts(saved, "checkpoint")
 
-    def _finish(self, arrays: Arrays, buffers: Arrays) -> None:
-        """Evaluate the final model at the sites, calibrate it, write and register the candidate."""
-        found = self._evaluate(arrays, buffers)
+    def _finish(self, model: Model) -> None:
+        """Examine the model at the sites; write the results, and the candidate that comes of them."""
+        examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
+        rounds = [entry for entry in self.history if "round" in entry]
+        trained_at = sorted({site for entry in rounds for site in entry["sites"]})
+        network = load_network(self.study, model.arrays, model.buffers)
+        # Embedding and audit are of training patients too, and the noise of a private study does not cover that.
+        is_private = self.study.privacy is not None
+        embedded = {} if is_private else examination.embed(model, network.features)
+        calibrated = examination.calibrate(model, embedded)
+        audited = self.study.evaluation.shortcut_audit and not is_private
+        config = {**to_config(calibrated.deployed), "audit": audited}
+        found = examination.judge(FEDERATED, "federated", model, trained_at, config)
+        audit = examination.audit(model, found, embedded) if audited else None
+        examination.compare(model, self.training.state.round)
+        self._write_history()
         means = weighted_means(list(found.values())) if found else {}
-        # One site's wild calibration would spoil the release of a study that withstands it in every round.
-        calibration = middle_figures(list(found.values())) if is_robust(self.inner) else means
-        rounds = [entry for entry in self.history if "lost" in entry]
-        trained_by = {site for entry in rounds for site in entry["sites"]}
+        points = calibrated.operating_points()
         release = save_release(
             self.folder / "release",
-            load_network(self.study, arrays, buffers),
+            network,
             Description(
                 network=self.study.network,
                 preprocessing=self.study.preprocessing.model_dump(mode="json"),
-                calibration={label: _platt(calibration, label) for label in LABELS},
+                calibration={label: calibrated.deployed.calibration.get(label, Platt()) for label in LABELS},
+                operating_points={label: {p: at.threshold for p, at in of.items()} for label, of in points.items()},
+                familiarity=calibrated.familiarity,
                 study=self.study.study.name,
                 run=self.name,
                 rounds=sum(not entry["lost"] for entry in rounds),
-                sites=len(trained_by),
+                sites=len(trained_at),
                 strategy=self.study.strategy.name,
                 software=f"fedthorax {version('fedthorax')}",
                 trained_on_synthetic_data=self.study.study.synthetic,
-                metrics={f"mean_{k}": v for k, v in means.items() if k.startswith(("auroc", "loss"))},
+                metrics={f"mean_{k}": v for k, v in means.items() if k in HEADLINES},
                 privacy=self._privacy(rounds),
             ),
         )
+        results = Results(
+            run=self.name,
+            software=f"fedthorax {version('fedthorax')}",
+            synthetic=self.study.study.synthetic,
+            study=self.study,
+            sites=self.about,
+            history=[dict(entry) for entry in self.history],
+            models=examination.models,
+            calibration=dict(calibrated.deployed.calibration),
+            operating_points=points,
+            audit=audit,
+            release=release.sha256,
+            stopped_early=self.training.stopped_early,
+        )
+        write_durably(self.folder / RESULTS, results.model_dump_json(indent=1).encode())
+        self._register(found, means, release)
+
+    def _register(self, found: Figures, means: Mapping[str, float], release: Release) -> None:
+        """Hand the final figures, the results and the candidate to MLflow."""
         self.tracker.log_final(
-            {f"{self._name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
+            {f"{self.sites.name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
             | {f"mean_{k}": v for k, v in means.items()},
             self.study.study.rounds,
         )
         self.tracker.add_artifacts(self.folder / "history.json", "history")
+        self.tracker.add_artifacts(self.folder / RESULTS, "results")
         number = self.tracker.register(self.folder / "release", release.sha256)
         where = f"is version {number} of" if number else "waits to be registered as"
         say(f"candidate {release.sha256[:12]} {where} the model {self.study.study.name}")
@@ -270,38 +224,25 @@ class ServerRun:
             epsilon |= entry.get("epsilon", {})
         return Privacy(**self.study.privacy.model_dump(), epsilon=epsilon)
 
-    def _evaluate(self, arrays: Arrays, buffers: Arrays) -> dict[int, dict[str, float]]:
-        """Ask each site that is there for its figures; what is malformed or missing is left out and told."""
-        heads = self._heads()
-        nodes = sorted(self.grid.get_node_ids())
-        weights, moments = encode(arrays), encode(buffers)
 
-        def message(node: int) -> Message:
-            config = ConfigRecord({"server-round": 0, **heads.get(node, NO_HEAD).config()})
-            content = RecordDict({"arrays": weights, "buffers": moments, "config": config})
-            return Message(content, dst_node_id=node, message_type=MessageType.EVALUATE)
-
-        messages = [message(node) for node in nodes]
-        replies = self.grid.send_and_receive(messages, timeout=self.study.study.round_timeout_s)
-        sifted = sift(replies, nodes, Expected({}, {}, FIGURES["evaluate"], MAX_EXAMPLES), heads)
-        for node, code in sifted.refused.items():
-            say(f"final evaluation without {self._name(node)}: {code}")
-        say(f"final evaluation at {len(sifted.valid)} of {len(nodes)} sites")
-        self.history.append(
-            {
-                "evaluation": "final",
-                "sites": sorted(map(self._name, sifted.valid)),
-                "refused": {self._name(node): code for node, code in sifted.refused.items()},
-                "ledger": self._ledger(sifted.heads),
-            }
-        )
-        self._write_history()
-        return {node: self._counted(node, figures(reply)) for node, reply in sifted.valid.items()}
-
-    def _counted(self, node: int, found: Mapping[str, float]) -> dict[str, float]:
-        return {**found, EXAMPLES: min(found[EXAMPLES], self.enrolled.get(node, MAX_EXAMPLES))}
+def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> str:
+    """One round in one line."""
+    means = report.aggregated
+    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
+    if "auroc_severe" in means:
+        told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
+    flags = by_code(entry["refused"]) + by_code(dict.fromkeys(entry["capped"], reasons.EXAMPLES_CAPPED.code))
+    lost = f" LOST ({report.lost_for})" if report.lost else ""
+    return (
+        f"round {report.round} of {rounds}{lost}"
+        f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
+        + "".join(f" · {flag}" for flag in flags)
+    )
 
 
-def _platt(means: Mapping[str, float], label: str) -> Platt:
-    """The calibration that the sites' own were made into; as it is where no site could fit one."""
-    return Platt(slope=means.get(f"slope_{label}", 1.0), intercept=means.get(f"intercept_{label}", 0.0))
+def _cohorts(about: Mapping[str, SiteAbout]) -> str:
+    """The sites with their numbers of patients, in bands; of many only how many there are of each."""
+    if len(about) <= MANY:
+        return ", ".join(f"{site} ({each.patients})" for site, each in about.items())
+    bands = Counter(each.patients for each in about.values())
+    return ", ".join(f"{count} with {band} patients" for band, count in bands.most_common())

@@ -6,11 +6,11 @@ saved. The wrapper here validates each reply, caps its weight, demands a quorum,
 each round, and lets the optimiser's state be saved and restored. The aggregation itself stays Flower's.
 """
 
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from federation import reasons
 from federation.allowed import Figure
+from federation.rounds.aggregation import Aggregation
 from federation.rounds.buffers import combine, combine_by_median
 from federation.rounds.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
 from federation.rounds.replies import (
@@ -30,14 +31,15 @@ from federation.rounds.replies import (
     LedgerHead,
     decode,
     encode,
-    figures,
     length,
     outliers,
     shows_itself,
     sift,
-    update_norm,
 )
 from federation.rounds.reports import RoundReport, weighted_means
+from federation.rounds.sampling import Choose, everybody
+from federation.rounds.spool import TEMPORARY, Filed, file_reply, spool
+from federation.rounds.wire import array_bytes
 from models.refusal import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class _Roster:
-    """The nodes that were there when the round began; all that a strategy asks of a grid.
+    """The nodes that a round asks; all that a strategy asks of a grid.
 
     Flower's own sampling waits for nodes without end; on a fixed list it cannot.
     """
@@ -67,8 +69,10 @@ class GuardedStrategy(Strategy):
     refused. `enrolled`: patients of nodes that were enrolled with a number; a reply that claims more counts with
     that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: how many times the median update a site's
     may measure. `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
-    before a round. To resume, give `first_round`, the saved `memory` (see `strategy_state`) and the `heads` that
-    nodes last told of their ledgers. `on_round` gets each round's report, lost rounds' too.
+    before a round. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`, which nodes
+    last told of their ledgers, are kept up to date in place. `choose` says whom of those that are there a round asks.
+    `folder`: in which a round's replies lie until they are summed (see `spool`).
+    `on_round` gets each round's report, lost rounds' too.
 
     After each round `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the
     count, `heads` what each node last told of its ledger, which it is reminded of in the next message's config.
@@ -89,10 +93,12 @@ class GuardedStrategy(Strategy):
         wait_s: float = 600.0,
         first_round: int = 1,
         memory: Mapping[str, NDArray] | None = None,
-        heads: Mapping[int, LedgerHead] | None = None,
+        heads: dict[int, LedgerHead] | None = None,
+        choose: Choose = everybody,
+        folder: Path | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        # All nodes of the roster are asked, and waiting for enough of them is done here.
+        # All nodes of the roster are asked: waiting for enough of them, and drawing from them, is done here.
         inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 1.0, 1, 1
         inner.fraction_evaluate, inner.min_evaluate_nodes = 0.0, 0
         restore_strategy(inner, memory or {})
@@ -107,7 +113,9 @@ class GuardedStrategy(Strategy):
         self.max_lost_rounds = max_lost_rounds
         self.wait_s = wait_s
         self.first_round = first_round
-        self.heads = dict(heads or {})
+        self.heads = {} if heads is None else heads
+        self.choose = choose
+        self.folder = folder
         self.on_round = on_round
         self.arrays: dict[str, NDArray] = {}
         self.buffers: dict[str, NDArray] = dict(buffers or {})
@@ -115,7 +123,7 @@ class GuardedStrategy(Strategy):
         self.lost_rounds = 0
         self._lost_in_a_row = 0
         self._sampled: tuple[int, ...] = ()
-        self._bytes_down = 0
+        self._bytes_down = self._bytes_up = 0
         self._began_s = 0.0
 
     def summary(self) -> None:
@@ -129,10 +137,10 @@ class GuardedStrategy(Strategy):
 
         Raises `Refusal` E_QUORUM if too few nodes are there within `wait_s`.
         """
-        roster = cast(Grid, _Roster(self._wait_for_quorum(grid)))
+        number = self.first_round - 1 + server_round
+        roster = cast(Grid, _Roster(self.choose(number, self._wait_for_quorum(grid))))
         self._began_s = time.monotonic()
         self.arrays = decode(arrays)
-        number = self.first_round - 1 + server_round
         messages = list(self.inner.configure_train(number, encode(self.arrays), config, roster))
         buffers = {"buffers": encode(self.buffers)} if self.buffers else {}
         for message in messages:
@@ -140,7 +148,7 @@ class GuardedStrategy(Strategy):
             config = ConfigRecord({**message.content.config_records["config"], **head.config()})
             message.content = RecordDict({"arrays": message.content["arrays"], **buffers, "config": config})
         self._sampled = tuple(sorted(message.metadata.dst_node_id for message in messages))
-        self._bytes_down = sum(_array_bytes(message) for message in messages)
+        self._bytes_down = sum(array_bytes(message) for message in messages)
         return messages
 
     def _wait_for_quorum(self, grid: Grid) -> list[int]:
@@ -160,14 +168,13 @@ class GuardedStrategy(Strategy):
         E_QUORUM, E_STRATEGY_REPLIES, E_MODEL_NOT_FINITE.
         """
         number = self.first_round - 1 + server_round
-        replies = list(replies)
-        bytes_up = sum(_array_bytes(reply) for reply in replies)
-        valid, refused, heads = self._sift(replies)
+        self._bytes_up = 0
+        with spool(self.folder) as folder:
+            valid, refused, heads = self._sift(self._one_by_one(replies), folder)
+            metrics = {site: self._capped(site, reply.figures) for site, reply in valid.items()}
+            shown = sum(map(shows_itself, refused.values()))
+            outcome = self._aggregate(number, valid, metrics, shown)
         self.heads |= heads
-        claimed = {site: figures(reply) for site, reply in valid.items()}
-        metrics = {site: self._capped(site, figure) for site, figure in claimed.items()}
-        shown = sum(map(shows_itself, refused.values()))
-        outcome = self._aggregate(number, valid, metrics, shown)
         reason = outcome if isinstance(outcome, Reason) else None
         self._count(lost=reason is not None)
         report = RoundReport(
@@ -176,12 +183,12 @@ class GuardedStrategy(Strategy):
             valid=tuple(sorted(valid)),
             refused=refused,
             metrics=metrics,
-            capped=tuple(site for site in valid if metrics[site] != claimed[site]),
+            capped=tuple(site for site, reply in valid.items() if metrics[site] != reply.figures),
             aggregated={} if isinstance(outcome, Reason) else outcome,
             lost_for=reason.code if reason else None,
             ledger=heads,
             seconds=time.monotonic() - self._began_s,
-            bytes_up=bytes_up,
+            bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
         )
         if self.on_round:
@@ -191,60 +198,67 @@ class GuardedStrategy(Strategy):
             raise Refusal(reason, quorum=self.quorum, needed=needed, present=len(valid))
         return (None, None) if reason else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
 
-    def _sift(self, replies: Sequence[Message]) -> tuple[dict[int, Message], dict[int, str], dict[int, LedgerHead]]:
+    def _sift(
+        self, replies: Iterable[Message], folder: Path
+    ) -> tuple[dict[int, Filed], dict[int, str], dict[int, LedgerHead]]:
         """Valid replies by node, the code for each node that was asked and does not count, the ledgers' heads.
 
         Sorted by what they hold, so that sums do not depend on who answered first, nor on the numbers that Flower
         drew for the nodes: the same updates make the same model, bit for bit.
         """
+        model = {"arrays": self.arrays, "buffers": self.buffers}
         expected = Expected(self.arrays, self.buffers, self.metrics, self.max_examples)
-        sifted = sift(replies, self._sampled, expected, self.heads)
+
+        def keep(reply: Message) -> Filed:
+            return file_reply(reply, folder / f"{reply.metadata.src_node_id}{TEMPORARY}", model)
+
+        sifted = sift(replies, self._sampled, expected, self.heads, keep)
         refused = dict(sifted.refused)
-        for name, current in (("arrays", self.arrays), ("buffers", self.buffers)):
-            norms = {site: update_norm(_tensors(reply, name), current) for site, reply in sifted.valid.items()}
+        for record, current in model.items():
+            norms = {site: reply.norms[record] for site, reply in sifted.valid.items()}
             for site in outliers(norms, self.norm_factor, model_norm=length(current)):
                 refused[site] = reasons.UPDATE_NORM.code
         for site, code in sorted(refused.items()):
             log.warning("node %d does not count in this round: %s", site, code)
         valid = {site: reply for site, reply in sifted.valid.items() if site not in refused}
-        return dict(sorted(valid.items(), key=lambda item: _digest(item[1]))), refused, sifted.heads
+        return dict(sorted(valid.items(), key=lambda item: item[1].order)), refused, sifted.heads
+
+    def _one_by_one(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Replies, counted; each is emptied when the next is asked for.
+
+        Flower's views of a message's records refer to themselves: what they show would stay until garbage is collected.
+        """
+        for reply in replies:
+            self._bytes_up += array_bytes(reply)
+            yield reply
+            for record in reply.content.values() if reply.has_content() else ():
+                record.clear()
+            del reply
 
     def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
         """A reply's figures, with no more examples than the site was enrolled with."""
         return {**figure, EXAMPLES: min(figure[EXAMPLES], self.enrolled.get(site, self.max_examples))}
 
     def _aggregate(
-        self, number: int, valid: Mapping[int, Message], metrics: Mapping[int, Mapping[str, float]], shown: int
+        self, number: int, valid: Mapping[int, Filed], metrics: Mapping[int, Mapping[str, float]], shown: int
     ) -> dict[str, float] | Reason:
-        """Take the replies into the model; a reason, with nothing changed, if no model may come of them.
-
-        A robust strategy is given the updates in float64 instead of the weights. Medians, trimmed means and Krum's
-        distances are the same for both, but Flower computes a distance as |x|² + |y|² - 2xy, in which float32
-        loses an update that is small beside the weights.
-        """
+        """Take the replies into the model; a reason, with nothing changed, if no model may come of them."""
         if len(valid) < self.quorum:
             return reasons.QUORUM
         if len(valid) < least_replies(self.inner, shown=shown):
             return reasons.STRATEGY_REPLIES
-        origin = {name: value.astype(np.float64) if self.is_robust else 0 for name, value in self.arrays.items()}
-        sites = [_tensors(reply, "buffers") for reply in valid.values()]
-        for site, reply in valid.items():
-            arrays = encode({name: value - origin[name] for name, value in _tensors(reply, "arrays").items()})
-            weight = MetricRecord({EXAMPLES: int(metrics[site][EXAMPLES])})
-            reply.content = RecordDict({"arrays": arrays, "metrics": weight})
+        replies, weights = list(valid.values()), [figure[EXAMPLES] for figure in metrics.values()]
+        aggregation = Aggregation(self.inner, number, replies, [int(weight) for weight in weights], self.arrays)
         memory = strategy_state(self.inner)
         apart = told_apart(self.inner, shown=shown, valid=len(valid))
         with np.errstate(all="ignore"), apart:  # what overflows is caught below
-            record, accepted = self.inner.aggregate_train(number, list(valid.values()))
-            # Some strategies compute in float64; the model keeps its own dtypes.
-            made = decode(record or ArrayRecord())
-            new = {name: np.asarray(value + origin[name], self.arrays[name].dtype) for name, value in made.items()}
-        if accepted is None or not _finite(new, strategy_state(self.inner)):
+            new = aggregation.run()
+        if new is None or not _finite(new, strategy_state(self.inner)):
             restore_strategy(self.inner, memory)
             return reasons.MODEL_NOT_FINITE
         self.arrays = new
-        weights = [figure[EXAMPLES] for figure in metrics.values()]
         if self.buffers:
+            sites = [reply.arrays("buffers", self.buffers) for reply in replies]
             self.buffers = combine_by_median(sites) if self.is_robust else combine(sites, weights)
         return weighted_means(list(metrics.values()))
 
@@ -264,26 +278,5 @@ class GuardedStrategy(Strategy):
         return None
 
 
-def _tensors(message: Message, name: str) -> dict[str, NDArray]:
-    record = message.content.array_records.get(name)
-    return decode(record) if record else {}
-
-
 def _finite(*groups: Mapping[str, NDArray]) -> bool:
     return all(np.isfinite(array).all() for group in groups for array in group.values())
-
-
-def _digest(reply: Message) -> tuple[bytes, str]:
-    """SHA-256 of a reply's arrays; and its figures, to tell the equal apart."""
-    digest = hashlib.sha256()
-    for _, record in sorted(reply.content.array_records.items()):
-        for name in sorted(record):
-            digest.update(name.encode() + record[name].data)
-    return digest.digest(), repr(sorted(figures(reply).items()))
-
-
-def _array_bytes(message: Message) -> int:
-    if not message.has_content():
-        return 0
-    records = message.content.array_records.values()
-    return sum(len(array.data) for record in records for array in record.values())

@@ -2,6 +2,10 @@
 
 SQLite and files under the server's folder by default; MLFLOW_TRACKING_URI names another tracking server. What is
 written is listed here, so that nothing else gets there: no path of a site, no user, no count of a site's patients.
+docs/mlflow.md tells how to set up a tracking server.
+
+The runs of a group, which differ by seed or strategy, lie below one parent run with the group's name, as MLflow's own
+interface shows nested runs.
 
 A study does not stop because MLflow does. What it cannot take now waits in the run's folder, in tracking.jsonl, and is
 handed over before whatever comes next: the next round's figures, or the next run on this server.
@@ -9,29 +13,68 @@ handed over before whatever comes next: the next round's figures, or the next ru
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from federation import reasons
 from federation.rounds.replies import EXAMPLES
 from federation.rounds.reports import RoundReport
+from federation.studies.run_folder import read_note
 from federation.study import Study
+from models.refusal import Reason, Refusal
+from pipeline.durable import write_durably
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CANDIDATE = "candidate"
 SPOOL = "tracking.jsonl"
+WHERE = "mlflow.json"
+GROUP = "fedthorax.group"  # tag: of which group a run is, or which one it stands for
+_IS_GROUP = {"fedthorax.kind": "group"}
 # MLflow would fill these in with the user and the script of this machine.
 _NEUTRAL_TAGS = {"mlflow.user": "fedthorax", "mlflow.source.name": "fedthorax", "mlflow.source.type": "PROJECT"}
-# By itself MLflow tries for minutes, while the sites wait for the next round.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_HABITS = {
+    # By itself MLflow tries for minutes, while the sites wait for the next round.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def tracking_uri(server_folder: Path) -> str:
     """Where a server's experiments are: its own SQLite file, unless MLFLOW_TRACKING_URI names a tracking server."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{server_folder / 'mlflow.db'}"
+
+
+def artifact_place(server_folder: Path, uri: str) -> str | None:
+    """Where artifacts go: beside our own SQLite file. None: a tracking server keeps them where it likes."""
+    return (server_folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+
+
+def how_to_see(server_folder: Path, run_folder: Path) -> str:
+    """How to open a run's figures in a browser: an address, or the command that shows a database's.
+
+    As the server noted it, which may see another tracking server than this process does.
+    """
+    path, where = run_folder / WHERE, {"uri": without_user(tracking_uri(server_folder.resolve()))}
+    if path.exists():
+        where = json.loads(path.read_text())
+    if urlsplit(where["uri"]).scheme in ("http", "https"):
+        page = f"/#/experiments/{where['experiment']}/runs/{where['run']}" if "run" in where else ""
+        return where["uri"].rstrip("/") + page
+    mlflow = Path(sys.executable).with_name("mlflow")
+    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where['uri']}"
+
+
+def without_user(uri: str) -> str:
+    """An address without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
@@ -55,15 +98,13 @@ class Tracker:
         self.spool = server_folder / "runs" / run_name / SPOOL
         lines = self.spool.read_text().splitlines() if self.spool.exists() else []
         self._waiting: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        self._answers = not lines
+        self._trouble: Reason | None = reasons.TRACKING_SILENT if lines else None
         self._client: MlflowClient | None = None
         self._version: str | None = None
 
     def begin(self, tags: Mapping[str, str]) -> None:
         """Say that the run goes on, and with which study."""
-        tables = self.study.model_dump(mode="json", exclude_none=True).items()
-        params = {f"{table}.{key}": str(value) for table, values in tables for key, value in (values or {}).items()}
-        self._record("begin", params=params, tags=dict(tags))
+        self._record("begin", params=params(self.study), tags=dict(tags))
 
     def log_round(self, report: RoundReport, names: Mapping[int, str]) -> None:
         """Figures of one round: means over sites (named as such), each site's own, and what the round cost.
@@ -118,24 +159,25 @@ class Tracker:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
-        did_answer = self._answers
+        before = self._trouble
         try:
             while self._waiting:
                 details = dict(self._waiting[0])
                 self._deliver(details.pop("what"), details)
                 self._waiting.pop(0)
-            self._answers = True
+            self._trouble = None
         except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' exceptions are OSErrors
             if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
                 raise  # ours to mend, and no better later
-            self._answers, self._client = False, None
+            self._trouble, self._client = _trouble(error), None
         if self._waiting:
             self.spool.write_text("".join(json.dumps(each) + "\n" for each in self._waiting))
         else:
             self.spool.unlink(missing_ok=True)
-        if did_answer != self._answers:
-            told = "answers again and has what waited" if self._answers else "does not answer; what it is to have waits"
-            self.say(f"MLflow {told}")
+        if self._trouble and self._trouble != before:
+            self.say(f"{Refusal(self._trouble)}. {self._trouble.remedy}")
+        elif before and not self._trouble:
+            self.say("MLflow answers again and has what waited")
 
     def _deliver(self, what: str, details: Mapping[str, Any]) -> None:
         client = self._client = self._client or self._connect()
@@ -150,7 +192,7 @@ class Tracker:
 
     def _connect(self) -> "MlflowClient":
         """A client, once the run is there: found by its name or made."""
-        for name, value in _PATIENCE.items():
+        for name, value in _HABITS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
@@ -158,18 +200,29 @@ class Tracker:
         client = MlflowClient(uri, uri)
         name = self.study.study.name
         experiment = client.get_experiment_by_name(name)
-        # A tracking server keeps artifacts where it likes; beside our own file they go into the same folder.
-        place = (self.server_folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+        place = artifact_place(self.server_folder, uri)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, place)
-        found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{self.run_name}'", max_results=1)
-        run = found[0] if found else client.create_run(experiment_id, run_name=self.run_name, tags=_NEUTRAL_TAGS)
-        self.run_id = run.info.run_id
+        group, tags = read_note(self.spool.parent).group, {}
+        self._parent_id = ""
+        if group:
+            self._parent_id = self._run(client, experiment_id, group, {GROUP: group, **_IS_GROUP})
+            tags = {GROUP: group, "mlflow.parentRunId": self._parent_id}
+        self.run_id = self._run(client, experiment_id, self.run_name, tags)
+        where = {"uri": without_user(uri), "experiment": experiment_id, "run": self.run_id}
+        write_durably(self.spool.parent / WHERE, json.dumps(where).encode())
         return client
+
+    def _run(self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the run of this name, which is made if it is not there."""
+        found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{name}'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={**_NEUTRAL_TAGS, **tags})
+        return str(run.info.run_id)
 
     def _begin(self, client: "MlflowClient", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         from mlflow.entities import Param, RunTag
 
-        client.update_run(self.run_id, status="RUNNING")
+        for run_id in filter(None, (self.run_id, self._parent_id)):
+            client.update_run(run_id, status="RUNNING")
         client.log_batch(
             self.run_id,
             params=[Param(name, value) for name, value in params.items()],
@@ -183,7 +236,8 @@ class Tracker:
 
         client.log_batch(
             self.run_id,
-            metrics=[Metric(name, float(value), at_ms, step) for name, value in values.items()],
+            # MLflow allows no @ in names, with which ours name a subgroup.
+            metrics=[Metric(name.replace("@", "/"), float(value), at_ms, step) for name, value in values.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
@@ -203,13 +257,33 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = client.create_model_version(
-            name, f"runs:/{self.run_id}/model", run_id=self.run_id, tags={"sha256": sha256}
+            name, f"runs:/{self.run_id}/model", run_id=self.run_id, tags={"sha256": sha256}, await_creation_for=0
         )
         client.set_registered_model_alias(name, CANDIDATE, version.version)
         self._version = str(version.version)
 
     def _end(self, client: "MlflowClient", status: str) -> None:
         client.set_terminated(self.run_id, status)
+        if self._parent_id:  # nobody knows which run of a group is its last; the next one sets it running again
+            client.set_terminated(self._parent_id, "FINISHED")
+
+
+def params(study: Study) -> dict[str, str]:
+    """A study's settings as MLflow compares them: `table.key`, and `strategy.options.name` for each option."""
+    found: dict[str, str] = {}
+    for table, values in study.model_dump(mode="json", exclude_none=True, exclude={"study": {"seeds"}}).items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                found |= {f"{table}.{key}.{part}": str(each) for part, each in value.items()}
+            else:
+                found[f"{table}.{key}"] = str(value)
+    return found
+
+
+def _trouble(error: Exception) -> Reason:
+    """Why MLflow did not take what it was given."""
+    refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+    return reasons.TRACKING_ACCESS if refused else reasons.TRACKING_SILENT
 
 
 def _now_ms() -> int:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
 
+# In a server's folder: its study goes on elsewhere; an import is under way (federation.server.move).
+MOVED = "MOVED"
+IMPORTING = ".importing"
+
+
 class ServerConfig(BaseModel):
     """`server.toml`: where the study's server listens.
 
@@ -55,7 +60,14 @@ def loopback_certificate(folder: Path) -> Path:
 
 
 def read_server_config(folder: Path) -> ServerConfig:
-    """The settings of the server in `folder`. Raises Refusal: E_NO_SERVER, and those of `load_settings`."""
+    """The settings of the server in `folder`.
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, and those of `load_settings`.
+    """
+    if (folder / IMPORTING).exists():
+        raise Refusal(reasons.IMPORT_UNFINISHED, private=str(folder))
+    if (folder / MOVED).exists():
+        raise Refusal(reasons.SERVER_MOVED, private=str(folder / MOVED))
     if not (folder / "server.toml").is_file():
         raise Refusal(reasons.NO_SERVER, private=str(folder))
     return load_settings(folder / "server.toml", ServerConfig)

@@ -5,6 +5,7 @@ certificates/    the study's authority, the server's certificate, the list of re
 sites.sqlite     who was invited, who joined, which certificates they hold (federation.enrolment)
 superexec.secret what the process that runs the study's server code proves to the SuperLink
 state.db         Flower's memory of nodes and runs, and for a while the messages' contents
+started          a word drawn at each start
 flower_home/     what Flower keeps for itself, the apps it was sent
 logs/
 
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8443
 START_SECONDS = 60.0
 WARN_BEFORE = timedelta(days=30)
+STARTED = "started"  # a word drawn at each start: what an earlier start had under way, it has no longer
+
+# The SuperLink handles objects of 5 MiB in many threads, and glibc would keep a heap for each, in which such blocks
+# stay; so they come from the system and go back to it, see mallopt(3). Another libc takes no notice.
+_SMALL_HEAP = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 _UNREGISTERED = "unregistered"  # Flower's NodeStatus of a node that was struck off; it stays in the list for good
 _SERVER_TOML = """\
@@ -86,12 +92,17 @@ class Site:
 
 
 def init_server(
-    folder: Path, *, hosts: Sequence[str] = (), port: int = DEFAULT_PORT, authority: "Authority | None" = None
+    folder: Path,
+    *,
+    hosts: Sequence[str] = (),
+    port: int = DEFAULT_PORT,
+    authority: "Authority | None" = None,
+    address: str = "",
 ) -> None:
     """Make a server in `folder`: settings and certificates, the latter for the names `hosts`.
 
     With `hosts`, of which the hospitals dial the first, the door listens on every network; without, on this machine
-    alone. Raises Refusal: E_EXISTS, E_HOST_NAME.
+    alone. `address` is given where they dial something else (nginx in front). Raises Refusal: E_EXISTS, E_HOST_NAME.
     """
     certificates = ca_certificate(folder).parent
     if (folder / "server.toml").exists() or certificates.exists():
@@ -101,7 +112,7 @@ def init_server(
     write_new(folder / "superexec.secret", secrets.token_hex(32).encode(), mode=0o600)
     dialled = hosts[0] if hosts else "localhost"
     settings = _SERVER_TOML.format(
-        address=f"[{dialled}]:{port}" if ":" in dialled else f"{dialled}:{port}",
+        address=address or (f"[{dialled}]:{port}" if ":" in dialled else f"{dialled}:{port}"),
         host="0.0.0.0" if hosts else LOOPBACK,  # noqa: S104
         port=port,
         superlink_port=next(free for free in iter(free_port, 0) if free != port),
@@ -153,6 +164,7 @@ def start_server(folder: Path) -> Together:
                     secret,
                 ],
                 tls=trust(certificate.read_text()),
+                **_SMALL_HEAP,
             )
         )
         restore_roster(folder)
@@ -197,6 +209,7 @@ def start_superlink(
     port = config.control_port
     if port_is_taken(LOOPBACK, port):
         raise Refusal(reasons.PORT_IN_USE, port=port)
+    (folder / STARTED).write_text(secrets.token_hex(8))
     process = Process(
         "the study's server",
         [
@@ -214,6 +227,12 @@ def start_superlink(
 
 
 # --- the nodes that the SuperLink knows -------------------------------------------------------------------
+
+
+def this_start(folder: Path) -> str:
+    """The word that stands for the last start of the server in `folder`; "" if there was none."""
+    path = folder / STARTED
+    return path.read_text() if path.exists() else ""
 
 
 def enrol(folder: Path, public_key: bytes, name: str) -> int:

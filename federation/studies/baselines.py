@@ -14,9 +14,10 @@ import torch
 from federation.rounds.local import load_examples
 from federation.study import Study
 from models.calibration import fit_platt
-from models.network import LABELS, build_network
+from models.network import LABELS, SeverityNetwork, build_network
 from models.release import Description, Release, save_release
 from pipeline.examples import Examples
+from pipeline.memory import keep_memory
 from pipeline.site import Site, Split
 from pipeline.train import Schedule, predict, train
 
@@ -26,13 +27,21 @@ def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Exam
     return Examples([e for site in sites for e in load_examples(site, study, *splits).examples])
 
 
-def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: int = 1) -> Release:
-    """Train on the given sites for as many epochs as a federated site does, calibrate, write a release to `out`."""
-    torch.set_num_threads(threads)
+def train_together(study: Study, sites: Sequence[Site]) -> SeverityNetwork:
+    """A network trained on the patients of all given sites, for as many epochs (or steps) as in a federation."""
+    keep_memory()
     network = build_network(study.network, seed=study.study.seed)
     examples = pooled_examples(sites, study, "train")
-    schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs)
+    steps = study.study.local_steps * len(sites)  # as many as all of them take together
+    schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs, steps=steps)
     train(network, examples, study.training, schedule, seed=study.study.seed)
+    return network
+
+
+def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: int = 1) -> Release:
+    """Train on the given sites as `train_together` does, calibrate, write a release to `out`."""
+    torch.set_num_threads(threads)
+    network = train_together(study, sites)
     validation = pooled_examples(sites, study, "validation")
     logits = predict(network, validation)
     return save_release(

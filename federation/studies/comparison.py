@@ -18,7 +18,7 @@ from federation.study import Study
 from models.network import LABELS
 from models.release import Release
 from pipeline.cohort import Cohort
-from pipeline.evaluate import Auroc, auroc
+from pipeline.evaluation.discrimination import Auroc, auroc
 from pipeline.examples import Examples
 from pipeline.site import Site, Split
 from pipeline.train import predict
@@ -127,6 +127,6 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
         axis.set_yticks(rows, models)
         axis.grid(axis="x", color="#eeeeee")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Severe Covid-19 among PCR-positive patients, SYNTHETIC hospitals (95 % bootstrap intervals)")
+    figure.suptitle("Severe Covid-19 among PCR-positive patients, SYNTHETIC hospitals (95 % intervals)")
     figure.savefig(path, dpi=150)
     plt.close(figure)

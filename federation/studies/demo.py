@@ -9,6 +9,7 @@ trains anew.
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -80,6 +81,7 @@ def run_demo(root: Path, *, patients: int) -> None:
             say(f"  {baseline.result()} is trained")
     step("5/6 Every model at every hospital")
     _compare(study, folders, sites, finished)
+    _report(folders, finished)
     step("6/6 One new scan is scored")
     _score(folders, sites[UNSEEN])
     _tell_paths(folders, finished, time.monotonic() - began)
@@ -202,6 +204,13 @@ def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: F
         say("\n" + markdown(cells, label))
 
 
+def _report(folders: Folders, finished: Finished) -> None:
+    from federation.report.page import write_report
+    from federation.studies.results import read_results
+
+    write_report(read_results(folders.server / "runs" / finished.run), folders.root / "report")
+
+
 def _keep_model(release: Path, model: Path) -> None:
     """Copy the newest candidate to where `fedthorax score` looks for a model."""
     model.mkdir(exist_ok=True)
@@ -226,9 +235,11 @@ def _tell_paths(folders: Folders, finished: Finished, seconds: float) -> None:
     lines: Sequence[tuple[str, object]] = (
         ("table", folders.root / "results.md"),
         ("figure", folders.root / "results.png"),
+        ("report", folders.root / "report" / "report.html"),
         ("scored scan", folders.root / "scored" / "score.html"),
         ("model and its card", folders.model),
         ("experiment", finished.mlflow),
+        ("clinician's page", f"{Path(sys.executable).with_name('fedthorax')} serve clinic --model {folders.model}"),
     )
     say(f"\nDone in {seconds:.0f} s.")
     for what, where in lines:

@@ -1,20 +1,28 @@
-"""Launch a study: hand it to a running server, or to Flower's simulation, and follow it to its end."""
+"""Launch studies: hand them to a running server, or to Flower's simulation, and follow them to their end."""
 
 import secrets
-import sys
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from federation import reasons
 from federation.rounds.flower_strategies import build_strategy
-from federation.rounds.tracking import tracking_uri
+from federation.rounds.tracking import how_to_see
 from federation.server.control import read_server_config
-from federation.studies.runs import MARK, simulation_server, stop, submit, wait
+from federation.server.start import this_start
+from federation.studies.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
+from federation.studies.runs import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.study import Study
+from models.reasons import SETTINGS_KEY
 from models.refusal import Refusal
+from models.settings import load_settings
 
 Say = Callable[[str], None]
+LAST_LINES = 12  # of the server's own log, shown on its screen where a run failed
+ENDS: dict[str, Ended] = {"finished:completed": "completed", "finished:stopped": "stopped"}
 
 
 @dataclass(frozen=True)
@@ -29,51 +37,159 @@ class Finished:
         return asdict(self)
 
 
-def launch(study: Study, server: Path, say: Say) -> Finished:
+def plan(files: Sequence[Path]) -> list[Study]:
+    """The studies of files, one for each seed, all of them looked at before the first one starts.
+
+    Raises Refusal: what `load_settings` and `build_strategy` raise, and E_SETTINGS_KEY for a seed that stands twice.
+    """
+    studies = []
+    for file in files:
+        study = load_settings(file, Study)
+        seeds = study.study.seeds or (study.study.seed,)
+        if len(set(seeds)) < len(seeds):
+            raise Refusal(SETTINGS_KEY, file=file.name, problems="study.seeds: a seed stands there twice")
+        try:
+            build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
+        except Refusal as refusal:
+            raise Refusal(refusal.reason, private=f"[strategy] in {file}", **refusal.numbers) from refusal
+        studies += [study.with_seed(seed) for seed in seeds]
+    return studies
+
+
+def server_of(server: Path, sites: Sequence[Path] | None) -> AbstractContextManager[object]:
+    """A simulation in the folder `server` while the block lasts; the running server if there are no `sites`.
+
+    Each of these is a site's folder, or a folder of such.
+    """
+    return (
+        simulation_server(server, [site for folder in sites for site in _sites_in(folder)]) if sites else nullcontext()
+    )
+
+
+def _sites_in(folder: Path) -> list[Path]:
+    within = sorted(file.parent for file in folder.glob("*/site.toml"))
+    return within if within and not (folder / "site.toml").exists() else [folder]
+
+
+def launch_all(
+    studies: Sequence[Study], server: Path, say: Say, *, group: str = "", began: Say = lambda name: None
+) -> list[Finished]:
+    """Run studies one after the other on the server that runs in `server`; one that fails is the last.
+
+    Several are a group: `group`, or the first study's name with four digits. `began` is told each run's name.
+    Raises Refusal: what `launch` raises.
+    """
+    if len(studies) > 1:
+        group = group or f"{studies[0].study.name}-{secrets.token_hex(2)}"
+        say(f"group {group}: {len(studies)} runs, one after the other")
+    finished: list[Finished] = []
+    for study in studies:
+        try:
+            finished.append(launch(study, server, say, group=group, began=began))
+        except BaseException:
+            if left := len(studies) - len(finished) - 1:
+                say(f"{left} of the group's {len(studies)} runs were not begun")
+            raise
+    return finished
+
+
+def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
     """Run a study on the running server in `server`; lines of progress go to `say`.
 
     Raises Refusal: what `build_strategy` and `submit` raise, and E_RUN_FAILED when the run is not completed.
     """
-    build_strategy(study.strategy.name, study.strategy.options, sites=study.study.sites)
+    build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
     read_server_config(server)  # before anything is written beside a server that is not there
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     folder.mkdir(parents=True)
+    write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
-    say(f"run {name}")
-    return _follow(study, server, name, say)
+    say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")
+    return _submit(study, server, name, say, began)
 
 
-def resume(name: str, server: Path, say: Say) -> Finished:
-    """Go on with a run from its last checkpoint. Raises Refusal: E_RUN_UNKNOWN, and what `launch` raises."""
-    path = server / "runs" / name / "study.json"
-    if not path.is_file():
-        raise Refusal(reasons.RUN_UNKNOWN, private=str(path))
-    return _follow(Study.model_validate_json(path.read_text()), server, name, say)
+def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
+    """Go on with a run from its last checkpoint.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, and what `launch` raises.
+    """
+    folder = find_run(server, name)
+    if state(server, folder) in UNDER_WAY:
+        raise Refusal(reasons.RUN_UNDER_WAY)
+    return _submit(read_study(folder), server, name, say, began)
 
 
-def simulate_study(study: Study, server: Path, sites: Sequence[Path], say: Say) -> Finished:
-    """Run a study over site folders of this machine on Flower's simulation; results lie under `server`."""
-    with simulation_server(server, sites):
-        return launch(study, server, say)
+def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
+    """Watch a run that is under way from its first line to its end; of one that ended, say how.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FAILED where it is not complete, and what `wait` raises.
+    """
+    folder = find_run(server, name)
+    if state(server, folder) in UNDER_WAY:
+        began(name)
+        try:
+            return _follow(server, name, say)
+        except Refusal:
+            if read_note(folder).ended is None:
+                raise
+            # A simulation's server ends with its last run, perhaps before we could ask it how that ended.
+    stands = state(server, folder)
+    if stands != "completed":
+        raise Refusal(reasons.RUN_FAILED, status=stands, run=name)
+    return _finished(server, name)
 
 
-def _follow(study: Study, server: Path, name: str, say: Say) -> Finished:
+def stop_run(name: str, server: Path) -> None:
+    """Stop a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_ENDED where it is not under way, and what `stop` raises."""
+    folder = find_run(server, name)
+    stands = state(server, folder)
+    if stands not in UNDER_WAY:
+        raise Refusal(reasons.RUN_ENDED, state=stands)
+    stop(server, read_note(folder).run_id)
+    _note_end(folder, "stopped")
+
+
+def _submit(study: Study, server: Path, name: str, say: Say, began: Say) -> Finished:
+    folder = server / "runs" / name
+    run_id = submit(server, {"study": study.model_dump_json(), "run": name})
+    taken = {"run_id": run_id, "server_start": this_start(server), "ended": None}
+    write_note(folder, read_note(folder).model_copy(update=taken))
+    began(name)
+    try:
+        return _follow(server, name, say)
+    except KeyboardInterrupt:
+        again = f"`fedthorax study resume {name} --server {server}`"
+        simulated = read_server_config(server).simulated_sites
+        say(f"stopping {name}; {again} {'with the same --simulate ' if simulated else ''}goes on with it")
+        stop(server, run_id)
+        _note_end(folder, "stopped")
+        raise
+
+
+def _follow(server: Path, name: str, say: Say) -> Finished:
+    rest: deque[str] = deque(maxlen=LAST_LINES)
+
     def pass_on(line: str) -> None:
         _, mark, text = line.partition(MARK)
         if mark:
             say(text)
+        else:
+            rest.append(line)
 
-    run_id = submit(server, {"study": study.model_dump_json(), "run": name})
-    try:
-        status = wait(server, run_id, pass_on)
-    except KeyboardInterrupt:
-        say(f"stopping {name}; `fedthorax study resume {name}` goes on with it")
-        stop(server, run_id)
-        raise
+    folder = server / "runs" / name
+    status = wait(server, read_note(folder).run_id, pass_on)
+    _note_end(folder, ENDS.get(status, "failed"))
     if status != "finished:completed":
-        raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=str(server / "logs"))
-    release = server / "runs" / name / "release"
-    mlflow = Path(sys.executable).with_name("mlflow")
-    show = f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {tracking_uri(server.resolve())}"
-    return Finished(name, str(release), show)
+        why = "" if status == "finished:stopped" else "\n".join(["", *rest])
+        raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=f"{server / 'logs'}{why}")
+    return _finished(server, name)
+
+
+def _note_end(folder: Path, ended: Ended) -> None:
+    write_note(folder, read_note(folder).model_copy(update={"ended": ended}))
+
+
+def _finished(server: Path, name: str) -> Finished:
+    folder = server / "runs" / name
+    return Finished(name, str(folder / "release"), how_to_see(server, folder))

@@ -11,19 +11,32 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from federation import reasons
 from federation.approval.fab import APP, build
 from federation.processes.process import Process, free_port, port_is_taken
 from federation.server.control import control, read_server_config
-from federation.server.start import start_superlink
+from federation.server.start import start_superlink, this_start
+from federation.studies.run_folder import Ended, read_note
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
 MARK = "fedthorax: "  # begins what the server's app says to whoever watches the run
+
+State = Ended | Literal["waiting", "running", "interrupted", "server down"]
+UNDER_WAY: tuple[State, ...] = ("waiting", "running")
+# Flower's words for it.
+_STATES: Mapping[str, State] = {
+    "pending": "waiting",
+    "starting": "waiting",
+    "running": "running",
+    "finished:completed": "completed",
+    "finished:failed": "failed",
+    "finished:stopped": "stopped",
+}
 
 
 def build_app() -> tuple[bytes, str]:
@@ -65,6 +78,24 @@ def status(folder: Path, run_id: int) -> str:
     with control(folder) as client:
         run = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id]
     return ":".join(filter(None, [run.status.status, run.status.sub_status]))
+
+
+def state(folder: Path, run: Path) -> State:
+    """Where the run in the folder `run` stands, asked of the server in `folder` unless its end was noted.
+
+    A run that nobody saw the end of is "interrupted" where the server knows it no longer or was started anew since
+    (Flower goes on calling it running for a while), and its server is "down" where that does not answer; either can be
+    resumed. Raises Refusal E_RUN_FILES.
+    """
+    note = read_note(run)
+    if note.ended:
+        return note.ended
+    try:
+        known = _STATES.get(status(folder, note.run_id), "interrupted") if note.run_id else "interrupted"
+        is_over = known in UNDER_WAY and note.server_start != this_start(folder)
+        return "interrupted" if is_over else known
+    except Refusal as refusal:
+        return "interrupted" if refusal.reason is reasons.RUN_UNKNOWN else "server down"
 
 
 def wait(folder: Path, run_id: int, on_line: Callable[[str], None]) -> str:

@@ -270,10 +270,13 @@ def train(message: Message, context: Context) -> Message:
     return other or reply
 
 
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """As our own app does."""
-    return client_app.evaluate(message, context)
+# All else it does as our own app does.
+app.query("handshake")(client_app.handshake)
+app.train("head")(client_app.fine_tune)
+app.evaluate("calibrate")(client_app.calibrate)
+app.evaluate("test")(client_app.test)
+app.evaluate("embed")(client_app.embed)
+app.evaluate("assign")(client_app.assign)
 
 
 def note(round_number: int, what: str) -> None:

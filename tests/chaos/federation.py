@@ -151,10 +151,10 @@ def wait_until(is_so: Callable[[], Any], what: str, *, seconds: float) -> None:
 
 
 def member(command: Command, pattern: str) -> int | None:
-    """The process below a command whose command line matches, not the guard that started it; None while it is not."""
+    """The process below a command whose name and command line match, not the guard that started it; or None."""
     for pid in command.family():
         with contextlib.suppress(OSError):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            line = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
             if re.search(pattern, line) and GUARD.name not in line:
                 return pid
     return None

@@ -71,7 +71,7 @@ def test_f15_a_client_that_the_system_kills_is_a_code_and_nothing_else(three: Fe
     run = three.run_study(rounds=3, timeout_s=120)
     # At its work: the process of the round before may still be on its way out.
     wait_until(lambda: "training for round 2" in north.text()[told:], "north at work on round 2", seconds=480)
-    kill_member(north, "flwr-clientapp")
+    kill_member(north, "^ClientApp")
     text = finished(run)
     assert three.rounds(run)[1]["refused"]["north"].startswith("E_")
     assert str(three.folder / "sites") not in text

@@ -1,4 +1,4 @@
-"""A private study: each site's gateway charges it, refuses it beyond the budget, and the card tells. Synthetic."""
+"""A private study, in half precision: each site is charged, and refuses beyond its budget. Synthetic."""
 
 import json
 import shutil
@@ -25,6 +25,9 @@ learning_rate = 0.001
 [privacy]
 noise_multiplier = 4.0
 sample_rate = 0.2
+
+[wire]
+precision = "float16"
 """
 ROUND = PrivateRound(noise_multiplier=4.0, sample_rate=0.2, steps=5, delta=1e-5)
 

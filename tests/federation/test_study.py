@@ -49,6 +49,21 @@ def test_a_quorum_above_the_number_of_sites_is_refused(tmp_path):
     assert caught.value.code == "E_SETTINGS_KEY"
 
 
+@pytest.mark.parametrize(
+    ("per_round", "quorum", "says"),
+    [(4, 2, "sites_per_round"), (2, 3, "quorum"), (-1, 2, "sites_per_round")],
+)
+def test_a_round_that_could_not_count_is_refused(tmp_path, per_round, quorum, says):
+    path = tmp_path / "study.toml"
+    table = f'[study]\nname = "x"\nrounds = 1\nsites = 3\nsites_per_round = {per_round}\nquorum = {quorum}\n'
+    path.write_text(table)
+    with pytest.raises(Refusal, match=says) as caught:
+        load_settings(path, Study)
+    assert caught.value.code == "E_SETTINGS_KEY"
+    path.write_text(table.replace(f"sites_per_round = {per_round}", "sites_per_round = 3"))
+    assert load_settings(path, Study).study.asked_a_round == 3
+
+
 PRIVATE = """
 [study]
 name = "x"
@@ -64,6 +79,17 @@ norm = "group"
 noise_multiplier = 1.5
 sample_rate = 0.1
 """
+
+
+def test_weights_travel_in_a_precision_that_there_is(tmp_path):
+    path = tmp_path / "study.toml"
+    text = '[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 2\n[wire]\nprecision = "{}"\n'
+    path.write_text(text.format("float16"))
+    assert load_settings(path, Study).wire.precision == "float16"
+    path.write_text(text.format("bfloat16"))
+    with pytest.raises(Refusal) as caught:
+        load_settings(path, Study)
+    assert (caught.value.code, "precision" in caught.value.says) == ("E_SETTINGS_KEY", True)
 
 
 def private_study(tmp_path, text=PRIVATE):

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,9 +219,3 @@ def test_a_record_shows_that_the_end_was_cut(site: Site, book: Ledger, tmp_path:
 def test_a_site_that_never_ran_has_an_empty_ledger(site: Site) -> None:
     assert json.loads(done("ledger", site, "--verify", "--json"))["lines"] == 0
     assert run("ledger", site).exit_code == 0
-
-
-def test_the_command_line_starts_without_flower_and_torch() -> None:
-    code = "import federation.cli, sys; print([name for name in ('flwr', 'torch', 'pydantic') if name in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output.strip() == "[]"

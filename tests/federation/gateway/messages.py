@@ -4,6 +4,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 import flwr.app.message.array as flower_array
@@ -13,28 +14,44 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
+from federation.allowed import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
 from federation.gateway.objects import read_content
 from federation.gateway.outbound import Arrays, Rules
 from federation.gateway.patients import Patients
-from federation.gateway.schema import ArraySpec, Schema
+from federation.gateway.schema import TRAINING, ArraySpec, Schema
 from federation.reasons import TASK_DAMAGED
 from federation.rounds.packing import WEIGHTS
+from federation.rounds.wire import UPDATE
+from pipeline.evaluation.subgroups import GROUPS
 
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
 MIN_PATIENTS = 10
 TASKS = 500
 MEAN, VARIANCE, COUNTER = (f"batch_norm.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked"))
+CLASSES = [
+    (split, label, value)
+    for split in ("train", "validation", "test")
+    for label in ("pcr_positive", "severe")
+    for value in (False, True)
+]
 PATIENTS = Patients(
     of_split={"train": 60, "validation": 20, "test": 30},
     labelled={"train": 55, "validation": 20, "test": 30},
-    with_value={
-        (split, label, value): 10
-        for split in ("train", "validation", "test")
-        for label in ("pcr_positive", "severe")
-        for value in (False, True)
-    },
+    with_value=dict.fromkeys(CLASSES, 10),
+    in_group={(*each, group): 8 for each in CLASSES for group in GROUPS},
 )
+# How often each kind is among the replies.
+KINDS: dict[Kind, float] = {
+    "query.handshake": 0.12,
+    "train": 0.37,
+    "train.head": 0.17,
+    "evaluate.calibrate": 0.05,
+    "evaluate.test": 0.11,
+    "evaluate.embed": 0.12,
+    "evaluate.assign": 0.06,
+}
+ABOUT = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": "50-99"}
 
 
 def message(content: RecordDict, **metadata: Any) -> Message:
@@ -60,16 +77,29 @@ def objects_of(made: Message) -> Objects:
     return {id: part.deflate() for id, part in get_all_nested_objects(made).items()}
 
 
-def schema_for(weights: int, channels: int, *, epochs: int = 2) -> Schema:
+def schema_for(
+    weights: int, channels: int, *, epochs: int = 2, steps: int = 0, features: int = 6, precision: str = "float32"
+) -> Schema:
     """The schema of a model with so many weights, and buffers of so many channels (none if 0)."""
     kinds = {MEAN: "float32", VARIANCE: "float32", COUNTER: "int64"} if channels else {}
     buffers = {name: ArraySpec(dtype, channels) for name, dtype in sorted(kinds.items())}
-    return Schema({WEIGHTS: ArraySpec("float32", weights)}, buffers, 3, epochs, 8, None)
+    return Schema(
+        arrays={WEIGHTS: ArraySpec(precision, weights)},
+        buffers=buffers,
+        rounds=3,
+        local_epochs=epochs,
+        local_steps=steps,
+        batch_size=8,
+        private_round=None,
+        features=features,
+        head_from=weights * 3 // 4,
+    )
 
 
 def model(schema: Schema, rng: np.random.Generator) -> Model:
     """A model of this schema as it comes in."""
-    arrays = {WEIGHTS: rng.standard_normal(schema.arrays[WEIGHTS].length, np.float32)}
+    spec = schema.arrays[WEIGHTS]
+    arrays = {WEIGHTS: rng.standard_normal(spec.length, np.float32).astype(spec.dtype)}
     sizes = {name: spec.length for name, spec in schema.buffers.items()}
     if not sizes:
         return {"arrays": arrays, "buffers": {}}
@@ -84,10 +114,10 @@ def model(schema: Schema, rng: np.random.Generator) -> Model:
 def trained(came_in: Model, rng: np.random.Generator) -> Model:
     """The same model after a round of training."""
     out = {record: {name: array.copy() for name, array in arrays.items()} for record, arrays in came_in.items()}
-    weights = out["arrays"][WEIGHTS]
+    weights = out["arrays"].pop(WEIGHTS)
     step = rng.standard_normal(weights.size)
-    length = rng.uniform(0, 1.9) * np.linalg.norm(weights)  # the site's bound is 2
-    weights += (step * length / np.linalg.norm(step)).astype(np.float32)
+    length = rng.uniform(0, 1.9) * np.linalg.norm(weights.astype(np.float64))  # the site's bound is 2
+    out["arrays"] = _moved(weights, step * length / np.linalg.norm(step))
     if out["buffers"]:
         out["buffers"][MEAN] *= np.float32(rng.uniform(0, 3))
         out["buffers"][VARIANCE] *= np.float32(rng.uniform(0, 3))
@@ -95,14 +125,43 @@ def trained(came_in: Model, rng: np.random.Generator) -> Model:
     return out
 
 
-def figures(kind: str, rng: np.random.Generator) -> dict[str, int | float]:
-    """Some of the figures that a reply may bring, and the number of examples."""
-    from federation.allowed import EPSILON, EXAMPLES_OF, FIGURES
+def fine_tuned(came_in: Model, schema: Schema, rng: np.random.Generator) -> Model:
+    """The same model with another head."""
+    out = {record: {name: array.copy() for name, array in arrays.items()} for record, arrays in came_in.items()}
+    weights = out["arrays"].pop(WEIGHTS)
+    step = np.zeros(weights.size)
+    step[schema.head_from :] = weights[schema.head_from :] * rng.uniform(-1, 1, weights.size - schema.head_from)
+    out["arrays"] = _moved(weights, step)
+    return out
 
-    table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON}  # type: ignore[index]
-    names = [name for name in table if rng.random() < 0.7]
-    values = {name: float(rng.uniform(table[name].low, table[name].high)) for name in names}
-    most = PATIENTS.of_split[EXAMPLES_OF[kind]]  # type: ignore[index]
+
+def _moved(weights: np.ndarray, step: np.ndarray) -> dict[str, np.ndarray]:
+    """What a reply brings: the weights after a step, or in half precision the step."""
+    if weights.dtype == np.float16:
+        return {UPDATE + WEIGHTS: step.astype(np.float16)}
+    return {WEIGHTS: weights + step.astype(np.float32)}
+
+
+def moments(schema: Schema, rng: np.random.Generator) -> Model:
+    """Means and variances of features, and of looks."""
+
+    def of(length: int) -> dict[str, np.ndarray]:
+        mean, variance = rng.standard_normal(length), rng.uniform(0, 9, length)
+        return {"mean": mean.astype(np.float32), "variance": variance.astype(np.float32)}
+
+    return {"moments": of(schema.features), "looks": of(LOOKS)}
+
+
+def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
+    """Some of the figures that a reply may bring, and the number of examples; nothing in a handshake."""
+    if kind == "query.handshake":
+        return {}
+    table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON and figure.counts is None}
+    names = [name for name in table if rng.random() < min(0.7, 12 / len(table))]
+    values: dict[str, int | float] = {name: float(rng.uniform(table[name].low, table[name].high)) for name in names}
+    if kind == "evaluate.test" and rng.random() < 0.5:
+        values[f"count_severe_1_{rng.integers(BINS):02}"] = MIN_PATIENTS
+    most = PATIENTS.of_split[EXAMPLES_OF[kind]]
     return {**values, "num-examples": int(rng.integers(MIN_PATIENTS, most + 1))}
 
 
@@ -114,7 +173,8 @@ def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 def task(number: int) -> tuple[Schema, Model]:
     """One of the models that come in. To be left as it is: several replies answer it."""
     rng = np.random.default_rng([number, 0])
-    schema = schema_for(int(rng.integers(1, 200)), int(rng.integers(0, 20)))
+    precision = "float16" if number % 2 else "float32"
+    schema = schema_for(int(rng.integers(1, 200)), int(rng.integers(0, 20)), precision=precision)
     return schema, model(schema, rng)
 
 
@@ -133,12 +193,14 @@ class Case:
 
     seed: int
     rng: np.random.Generator
-    kind: str
+    kind: Kind
     schema: Schema
     came_in: Model
     out: Model
     metrics: dict[str, Any]
     patients: Patients = PATIENTS
+    histograms: bool = True
+    embeddings: bool = True
     more: dict[str, Any] = field(default_factory=dict)  # records besides
     without: set[str] = field(default_factory=set)  # records left out
     bytes_of: dict[str, bytes] = field(default_factory=dict)  # of arrays, in place of what numpy writes
@@ -147,9 +209,21 @@ class Case:
     def random(cls, seed: int) -> "Case":
         schema, came_in = task(seed % TASKS)
         rng = np.random.default_rng(seed)
-        kind = "train" if rng.random() < 0.8 else "evaluate"
-        out = trained(came_in, rng) if kind == "train" else {}
-        return cls(seed, rng, kind, schema, came_in, out, figures(kind, rng))
+        kind: Kind = rng.choice(list(KINDS), p=list(KINDS.values()))
+        return cls.of(kind, schema, came_in, rng, seed)
+
+    @classmethod
+    def of(cls, kind: Kind, schema: Schema, came_in: Model, rng: np.random.Generator, seed: int) -> "Case":
+        out: Model = {}
+        if kind in TRAINING:
+            out = trained(came_in, rng) if kind == "train" else fine_tuned(came_in, schema, rng)
+        elif kind == "evaluate.embed":
+            out = moments(schema, rng)
+        case = cls(seed, rng, kind, schema, came_in, out, figures(kind, rng))
+        if kind == "query.handshake":
+            case.more["site"] = ConfigRecord(dict(ABOUT))
+            case.without.add("metrics")
+        return case
 
     def record(self, name: str) -> ArrayRecord:
         record = record_of(self.out[name])
@@ -172,17 +246,24 @@ class Case:
 
     def rules(self) -> Rules:
         return Rules(
-            kind=self.kind,  # type: ignore[arg-type]
+            kind=self.kind,
             schema=self.schema,
             came_in=arrived(self.seed % TASKS, flower_array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE),
             patients=self.patients,
             min_patients=MIN_PATIENTS,
             max_update=2.0,
+            histograms=self.histograms,
+            embeddings=self.embeddings,
         )
 
     @property
+    def name(self) -> str:
+        """Of the array that holds the weights, or what changed in them."""
+        return self.schema.reply_name(WEIGHTS)
+
+    @property
     def weights(self) -> np.ndarray:
-        return self.out["arrays"][WEIGHTS]
+        return self.out["arrays"][self.name]
 
 
 def npy(array: np.ndarray, **options: Any) -> bytes:
@@ -191,7 +272,7 @@ def npy(array: np.ndarray, **options: Any) -> bytes:
     return file.getvalue()
 
 
-# --- what spoils a reply, one thing at a time; those of TRAIN need arrays, those of BUFFERS buffers --------
+# --- what spoils a reply, one thing at a time -------------------------------------------------------------
 
 
 def _set(array: np.ndarray, value: float, rng: np.random.Generator) -> None:
@@ -204,9 +285,7 @@ def _swap(case: Case, record: str, name: str, new: np.ndarray) -> None:
 
 def _few(case: Case, name: str) -> None:
     """A figure whose label is known of fewer patients than the site allows."""
-    from federation.allowed import FIGURES
-
-    label = FIGURES[case.kind][name].label  # type: ignore[index]
+    label = FIGURES[case.kind][name].label
     case.metrics[name] = 0.5
     few = {key: (4 if key[1] == label else count) for key, count in case.patients.with_value.items()}
     case.patients = replace(case.patients, with_value=few)
@@ -218,11 +297,39 @@ def _one_class(case: Case) -> None:
     case.patients = replace(case.patients, with_value=one)
 
 
+def _small_group(case: Case) -> None:
+    case.metrics["auroc_severe@female"] = 0.5
+    few = {key: (4 if key[3] == "female" else count) for key, count in case.patients.in_group.items()}
+    case.patients = replace(case.patients, in_group=few)
+
+
+def _against_the_policy(case: Case) -> None:
+    case.metrics["count_severe_0_03"] = MIN_PATIENTS
+    case.histograms = False
+
+
+def _embeddings_against_the_policy(case: Case) -> None:
+    case.metrics["distance_mean"] = 0.1
+    case.embeddings = False
+
+
 Spoil = Callable[[Case], object]
 ANY: dict[str, Spoil] = {
+    "a record of text": lambda c: c.more.update(notes=ConfigRecord({"row": "PCR positive 2020-03-17"})),
+    "text in place of figures": lambda c: (
+        c.more.update(metrics=ConfigRecord({"num-examples": 20})),
+        c.without.discard("metrics"),
+    ),
+    "a second record of figures": lambda c: c.more.update(more=MetricRecord({"loss_severe": 0.5})),
+    "an extra record of arrays": lambda c: c.more.update(scan=record_of({"x": np.zeros(8, np.int16)})),
+    "the ledger's record, from the app": lambda c: c.more.update(ledger=ConfigRecord({"head": "0" * 64, "lines": 1})),
+    "arrays of another kind's reply": lambda c: c.more.update(probe=record_of({"discriminants": np.zeros(7)})),
+}
+# All but a handshake bring figures.
+FIGURED: dict[str, Spoil] = {
     "a patient's name as a figure's": lambda c: c.metrics.update({"SMITH^JOHN": 1.0}),
     "a figure of the other kind": lambda c: c.metrics.update(
-        {"slope_severe" if c.kind == "train" else "train_loss": 1.0}
+        {"slope_severe" if c.kind in TRAINING else "train_loss": 1.0}
     ),
     "a row of pixels as a figure": lambda c: c.metrics.update({"loss_severe": [0.1, 0.2, 0.3]}),
     "a list of one": lambda c: c.metrics.update({"num-examples": [20]}),
@@ -237,39 +344,63 @@ ANY: dict[str, Spoil] = {
     "examples below zero": lambda c: c.metrics.update({"num-examples": -20}),
     "examples as a fraction": lambda c: c.metrics.update({"num-examples": 20.0}),
     "the privacy spent, from the app": lambda c: c.metrics.update({"epsilon": 1.0}),
+    "no figures": lambda c: c.without.add("metrics"),
+    "what the site is, unasked": lambda c: c.more.update(site=ConfigRecord(dict(ABOUT))),
+}
+LABELLED: dict[str, Spoil] = {
     "a loss over few patients": lambda c: _few(c, "loss_severe"),
     "an AUROC over few patients": lambda c: _few(c, "auroc_pcr_positive"),
     "an AUROC of one class": _one_class,
-    "a record of text": lambda c: c.more.update(notes=ConfigRecord({"row": "PCR positive 2020-03-17"})),
-    "text in place of figures": lambda c: c.more.update(metrics=ConfigRecord({"num-examples": 20})),
-    "a second record of figures": lambda c: c.more.update(more=MetricRecord({"loss_severe": 0.5})),
-    "no figures": lambda c: c.without.add("metrics"),
-    "an extra record of arrays": lambda c: c.more.update(scan=record_of({"x": np.zeros(8, np.int16)})),
-    "the ledger's record, from the app": lambda c: c.more.update(ledger=ConfigRecord({"head": "0" * 64, "lines": 1})),
+}
+TEST: dict[str, Spoil] = {
+    "a subgroup of few patients": _small_group,
+    "a count of few patients": lambda c: c.metrics.update({"count_severe_0_03": MIN_PATIENTS - 1}),
+    "more in a histogram than there are": lambda c: c.metrics.update({"count_severe_0_03": 11}),
+    "a count that is no whole number": lambda c: c.metrics.update({"count_severe_0_03": 10.5}),
+    "a histogram against the policy": _against_the_policy,
+}
+CALIBRATE: dict[str, Spoil] = {
+    "a distance against the policy": _embeddings_against_the_policy,
+    "a variance that no fit has": lambda c: c.metrics.update({"variance_slope_severe": 0.3}),
+    "an identifier as a distance": lambda c: c.metrics.update({"distance_sd": 19451008.0}),
+}
+ASSIGN: dict[str, Spoil] = {
+    "a site that cannot be": lambda c: c.metrics.update({"assigned_32": 0.5}),
+    "more than all patients": lambda c: c.metrics.update({"assigned_03": 1.5}),
 }
 TRAIN: dict[str, Spoil] = {
     "no arrays": lambda c: c.without.add("arrays"),
     "an array more": lambda c: _swap(c, "arrays", "scan", np.zeros(4, np.float32)),
-    "an array of another name": lambda c: _swap(c, "arrays", "SMITH", c.out["arrays"].pop(WEIGHTS)),
-    "wider numbers": lambda c: _swap(c, "arrays", WEIGHTS, c.weights.astype(np.float64)),
-    "whole numbers": lambda c: _swap(c, "arrays", WEIGHTS, c.weights.astype(np.int32)),
-    "the other order of bytes": lambda c: _swap(c, "arrays", WEIGHTS, c.weights.astype(">f4")),
-    "one value more": lambda c: _swap(c, "arrays", WEIGHTS, np.append(c.weights, np.float32(0))),
-    "two dimensions": lambda c: _swap(c, "arrays", WEIGHTS, c.weights[None]),
-    "none": lambda c: _swap(c, "arrays", WEIGHTS, np.array(1, np.float32)),
+    "an array of another name": lambda c: _swap(c, "arrays", "SMITH", c.out["arrays"].pop(c.name)),
+    "wider numbers": lambda c: _swap(c, "arrays", c.name, c.weights.astype(np.float64)),
+    "whole numbers": lambda c: _swap(c, "arrays", c.name, c.weights.astype(np.int32)),
+    "the other order of bytes": lambda c: _swap(
+        c, "arrays", c.name, c.weights.astype(c.weights.dtype.newbyteorder(">"))
+    ),
+    "the other precision": lambda c: _swap(
+        c, "arrays", c.name, c.weights.astype(np.float32 if c.schema.is_half else np.float16)
+    ),
+    "the other precision's name": lambda c: _swap(
+        c, "arrays", WEIGHTS if c.schema.is_half else UPDATE + WEIGHTS, c.out["arrays"].pop(c.name)
+    ),
+    "one value more": lambda c: _swap(c, "arrays", c.name, np.append(c.weights, c.weights[:1])),
+    "two dimensions": lambda c: _swap(c, "arrays", c.name, c.weights[None]),
+    "none": lambda c: _swap(c, "arrays", c.name, np.array(1, c.weights.dtype)),
     "NaN": lambda c: _set(c.weights, np.nan, c.rng),
     "infinity": lambda c: _set(c.weights, -np.inf, c.rng),
-    "a step too far": lambda c: _swap(c, "arrays", WEIGHTS, c.came_in["arrays"][WEIGHTS] * np.float32(-1.02)),
-    "a huge weight": lambda c: _set(c.weights, 3e38, c.rng),
-    "bytes after the array": lambda c: c.bytes_of.update({WEIGHTS: npy(c.weights) + b"SMITH^JOHN"}),
-    "bytes missing": lambda c: c.bytes_of.update({WEIGHTS: npy(c.weights)[:-1]}),
-    "bytes in the header": lambda c: c.bytes_of.update({WEIGHTS: npy(c.weights).replace(b"   ", b" X ", 1)}),
-    "a header that promises more": lambda c: c.bytes_of.update(
-        {WEIGHTS: npy(c.weights).replace(f"({c.weights.size},)".encode(), b"(9999999999,)")}
+    "a step too far": lambda c: c.out["arrays"].update(
+        _moved(c.came_in["arrays"][WEIGHTS], c.came_in["arrays"][WEIGHTS] * -2.02)
     ),
-    "no array but a text": lambda c: c.bytes_of.update({WEIGHTS: b"SMITH^JOHN".ljust(len(npy(c.weights)), b"\0")}),
-    "a pickle": lambda c: c.bytes_of.update({WEIGHTS: npy(np.array([c.metrics], object), allow_pickle=True)}),
-    "an empty file": lambda c: c.bytes_of.update({WEIGHTS: b""}),
+    "a huge weight": lambda c: _set(c.weights, np.finfo(c.weights.dtype).max, c.rng),
+    "bytes after the array": lambda c: c.bytes_of.update({c.name: npy(c.weights) + b"SMITH^JOHN"}),
+    "bytes missing": lambda c: c.bytes_of.update({c.name: npy(c.weights)[:-1]}),
+    "bytes in the header": lambda c: c.bytes_of.update({c.name: npy(c.weights).replace(b"   ", b" X ", 1)}),
+    "a header that promises more": lambda c: c.bytes_of.update(
+        {c.name: npy(c.weights).replace(f"({c.weights.size},)".encode(), b"(9999999999,)")}
+    ),
+    "no array but a text": lambda c: c.bytes_of.update({c.name: b"SMITH^JOHN".ljust(len(npy(c.weights)), b"\0")}),
+    "a pickle": lambda c: c.bytes_of.update({c.name: npy(np.array([c.metrics], object), allow_pickle=True)}),
+    "an empty file": lambda c: c.bytes_of.update({c.name: b""}),
 }
 BUFFERS: dict[str, Spoil] = {
     "no buffers": lambda c: c.without.add("buffers"),
@@ -284,7 +415,95 @@ BUFFERS: dict[str, Spoil] = {
 }
 
 
+HEAD: dict[str, Spoil] = {
+    "another weight than the head's": lambda c: _add(c.weights[: c.schema.head_from], c.rng),
+}
+HEAD_HALF: dict[str, Spoil] = {
+    "the sign of a change that is none": lambda c: _set(c.weights[: c.schema.head_from], -0.0, c.rng),
+}
+HEAD_BUFFERS: dict[str, Spoil] = {
+    "a buffer that moved": lambda c: _add(c.out["buffers"][MEAN], c.rng),
+    "a counter that went on": lambda c: _add(c.out["buffers"][COUNTER], c.rng),
+}
+MOMENTS: dict[str, Spoil] = {
+    "no moments": lambda c: c.without.add("moments"),
+    "a mean missing": lambda c: c.out["moments"].pop("mean"),
+    "an embedding besides": lambda c: _swap(c, "moments", "patient", c.out["moments"]["mean"]),
+    "a negative variance of features": lambda c: _set(c.out["moments"]["variance"], -1e-6, c.rng),
+    "no looks": lambda c: c.without.add("looks"),
+    "a negative variance of looks": lambda c: _set(c.out["looks"]["variance"], -1e-6, c.rng),
+    "NaN among the looks": lambda c: _set(c.out["looks"]["mean"], np.nan, c.rng),
+    "looks of each patient": lambda c: _swap(c, "looks", "mean", np.zeros((9, LOOKS), np.float32)),
+    "NaN among the features": lambda c: _set(c.out["moments"]["mean"], np.nan, c.rng),
+    "infinity among the features": lambda c: _set(c.out["moments"]["variance"], np.inf, c.rng),
+    "one feature more": lambda c: _swap(c, "moments", "mean", np.zeros(c.schema.features + 1, np.float32)),
+    "wider features": lambda c: _swap(c, "moments", "mean", np.zeros(c.schema.features)),
+    "features of each patient": lambda c: _swap(c, "moments", "mean", np.zeros((9, c.schema.features), np.float32)),
+    "weights besides moments": lambda c: c.more.update(arrays=record_of(c.came_in["arrays"])),
+    "moments of few patients": lambda c: setattr(c, "patients", replace(c.patients, of_split={"train": 9})),
+}
+
+
+def _tell(key: str, value: object) -> Spoil:
+    return lambda c: c.more["site"].update({key: value})
+
+
+HANDSHAKE: dict[str, Spoil] = {
+    "a key more": _tell("beds", 900),
+    "a key missing": lambda c: c.more["site"].pop("golden"),
+    "text as a version": _tell("version", "SMITH^JOHN"),
+    "another version": _tell("version", "0.0.19451008"),
+    "a short hash": _tell("contract", "a" * 63),
+    "a hash in capitals": _tell("golden", "B" * 64),
+    "a hash as bytes": _tell("golden", b"b" * 64),
+    "two hashes": _tell("contract", ["a" * 64, "b" * 64]),
+    "a number of patients": _tell("patients", "60"),
+    "the number of patients": _tell("patients", 60),
+    "a band of none": _tell("patients", "60-60"),
+    "the band of other sites": _tell("patients", "100-199"),
+    "the band of a site with fewer": lambda c: setattr(c, "patients", replace(c.patients, of_split={"train": 49})),
+    "no answer": lambda c: c.more.pop("site"),
+    "figures besides": lambda c: (c.metrics.update({"num-examples": 20}), c.without.clear()),
+    "weights besides": lambda c: c.more.update(arrays=record_of(c.came_in["arrays"])),
+}
+
+
+def _add(array: np.ndarray, rng: np.random.Generator) -> None:
+    place = rng.integers(array.size)
+    array[place] = np.nextafter(array[place], array.dtype.type(9)) if array.dtype.kind == "f" else array[place] + 1
+
+
 def spoils_for(case: Case) -> dict[str, Spoil]:
     """All that can spoil this reply."""
-    train = TRAIN if case.kind == "train" else {}
-    return {**ANY, **train, **(BUFFERS if train and case.schema.buffers else {})}
+    if case.kind == "query.handshake":
+        return {**ANY, **HANDSHAKE}
+    spoils = {**ANY, **FIGURED}
+    if case.kind in TRAINING:
+        spoils |= {**LABELLED, **TRAIN, **(BUFFERS if case.schema.buffers else {})}
+    if case.kind == "train.head" and case.schema.head_from:
+        spoils |= {
+            **HEAD,
+            **(HEAD_HALF if case.schema.is_half else {}),
+            **(HEAD_BUFFERS if case.schema.buffers else {}),
+        }
+    if case.kind == "evaluate.test":
+        spoils |= {**LABELLED, **TEST}
+    own = {"evaluate.calibrate": CALIBRATE, "evaluate.embed": MOMENTS, "evaluate.assign": ASSIGN}
+    return spoils | own.get(case.kind, {})
+
+
+ALL = {
+    **ANY,
+    **FIGURED,
+    **LABELLED,
+    **TEST,
+    **CALIBRATE,
+    **ASSIGN,
+    **TRAIN,
+    **BUFFERS,
+    **HEAD,
+    **HEAD_HALF,
+    **HEAD_BUFFERS,
+    **MOMENTS,
+    **HANDSHAKE,
+}

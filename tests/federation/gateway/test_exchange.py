@@ -2,8 +2,11 @@
 
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
@@ -15,9 +18,10 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.run import RunNotRunningException
 
 from federation import reasons
+from federation.allowed import MAX_PROBED
 from federation.approval import fab
 from federation.enrolment.certificates import create_node_key
-from federation.gateway import arrival, proxy
+from federation.gateway import arrival, exchange, proxy
 from federation.gateway.credentials import NodeKey
 from federation.gateway.schema import Schema
 from federation.gateway.upstream import MAX_BODY_BYTES
@@ -25,9 +29,10 @@ from federation.ledger.chain import Ledger, Line, ledger_file, read_lines
 from federation.rounds.packing import WEIGHTS
 from models.refusal import Refusal
 from pipeline.cohort import Cohort, PatientRow
+from pipeline.privacy_budget import PrivateRound
 from pipeline.site import Site, init_site, site_settings
 from tests.federation.gateway.fake_server import NODE_ID, RUN_ID, Bench, NodeSide, Server
-from tests.federation.gateway.messages import Model, message, model, record_of, schema_for, trained
+from tests.federation.gateway.messages import Model, fine_tuned, message, model, moments, record_of, schema_for, trained
 
 RNG = np.random.default_rng(1)
 SCHEMA = schema_for(500, 8)
@@ -62,6 +67,7 @@ def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
 @pytest.fixture
 def bench(site: Site, schema: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(arrival, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(exchange, "SOON_SECONDS", 0.0)
     bench = Bench(site, Server())
     yield bench
     bench.close()
@@ -148,14 +154,115 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
     assert not any((bench.site.folder / "gateway" / "out").iterdir())
 
 
-def test_the_final_evaluation_passes_with_its_figures_alone(bench: Bench) -> None:
-    bench.server.give(task_content(model(SCHEMA, RNG), **{"server-round": 0}), message_type="evaluate")
-    figures = {"auroc_severe": 0.8, "slope_severe": 1.1, "intercept_severe": -0.2, "num-examples": 30}
+@pytest.mark.parametrize(
+    ("kind", "config", "figures"),
+    [
+        ("evaluate.calibrate", {}, {"slope_severe": 1.1, "variance_slope_severe": 0.1, "distance_mean": 0.02}),
+        ("evaluate.test", {"slope_severe": 1.1, "rule_in_severe": 2.5}, {"auroc_severe": 0.8, "brier_severe": 0.1}),
+        ("evaluate.assign", {"probed": 3}, {"assigned_00": 0.5, "assigned_02": 0.5}),
+    ],
+)
+def test_an_evaluation_passes_with_its_figures_alone(
+    bench: Bench, kind: str, config: dict[str, object], figures: dict[str, float]
+) -> None:
+    content = task_content(model(SCHEMA, RNG), **{"server-round": 0}, **config)
+    if kind == "evaluate.calibrate":
+        content["typical"] = record_of(moments(SCHEMA, RNG)["looks"])
+    if kind == "evaluate.assign":
+        content["probe"] = record_of({"discriminants": np.zeros(MAX_PROBED * (SCHEMA.features + 1), np.float32)})
+    bench.server.give(content, message_type=kind)
+    metrics = {**figures, "num-examples": 30}
     with bench.node() as node:
-        work(node, lambda task: Message(RecordDict({"metrics": MetricRecord(figures)}), reply_to=task))
+        work(node, lambda task: Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=task))
         reply = wait_for_reply(bench.server)
-    assert dict(reply.content["metrics"]) == figures  # type: ignore[arg-type]
+    assert dict(reply.content["metrics"]) == metrics  # type: ignore[arg-type]
     assert set(reply.content) == {"metrics", "ledger"}
+    assert verdicts(bench) == [("in", kind, "passed"), ("out", kind, "passed")]
+
+
+def handshake(bench: Bench) -> None:
+    bench.server.give(task_content({}, **{"server-round": 0}), message_type="query.handshake")
+
+
+def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench) -> None:
+    handshake(bench)
+    about = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": "20-49"}
+    with bench.node() as node:
+        work(node, lambda task: Message(RecordDict({"site": ConfigRecord(about)}), reply_to=task))  # type: ignore[arg-type]
+        reply = wait_for_reply(bench.server)
+    assert dict(reply.content["site"]) == about  # type: ignore[arg-type]
+    assert set(reply.content) == {"site", "ledger"}
+    assert verdicts(bench) == [("in", "query.handshake", "passed"), ("out", "query.handshake", "passed")]
+
+
+@pytest.mark.parametrize("band", ["30", "50-99", "SMITH^JOHN"])
+def test_a_handshake_tells_the_band_of_the_sites_own_patients(bench: Bench, band: str) -> None:
+    handshake(bench)
+    about = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": band}
+    with bench.node() as node:
+        work(node, lambda task: Message(RecordDict({"site": ConfigRecord(about)}), reply_to=task))  # type: ignore[arg-type]
+        is_refused(bench, "E_HANDSHAKE")
+    assert b"SMITH" not in b"".join(bench.server.received.values())
+
+
+def test_moments_of_embeddings_pass_to_the_bit(bench: Bench) -> None:
+    bench.server.give(task_content(model(SCHEMA, RNG), **{"server-round": 0}), message_type="evaluate.embed")
+    out = moments(SCHEMA, RNG)
+    records = {record: record_of(arrays) for record, arrays in out.items()}
+    content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
+    with bench.node() as node:
+        work(node, lambda task: Message(content, reply_to=task))
+        reply = wait_for_reply(bench.server)
+    for record, arrays in out.items():
+        for name, array in arrays.items():
+            assert reply.content.array_records[record][name].numpy().tobytes() == array.tobytes()
+    assert set(reply.content) == {"moments", "looks", "metrics", "ledger"}
+
+
+def test_moments_of_embeddings_stay_where_the_site_says_so(site: Site, bench: Bench) -> None:
+    site.settings.gateway.embedding_statistics = False
+    bench.server.give(task_content(model(SCHEMA, RNG), **{"server-round": 0}), message_type="evaluate.embed")
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_EMBEDDINGS")
+
+
+def test_a_head_that_was_fitted_passes_and_counts_as_a_round(site: Site, bench: Bench) -> None:
+    site.settings.gateway.max_rounds_a_day = 1
+    came_in = model(SCHEMA, RNG)
+    out = fine_tuned(came_in, SCHEMA, RNG)
+    with bench.node() as node:
+        bench.server.give(task_content(came_in, **{"server-round": 0}), message_type="train.head")
+        work(node, lambda task: Message(reply_content(out), reply_to=task))
+        reply = wait_for_reply(bench.server)
+        assert reply.content.array_records["arrays"][WEIGHTS].numpy().tobytes() == out["arrays"][WEIGHTS].tobytes()
+        wait_until_idle(bench)
+        bench.server.give(task_content(came_in, **{"server-round": 0}), message_type="train.head")
+        assert node.fetch() is None
+        assert wait_for_reply(bench.server, 2).error.reason == "E_ROUNDS_A_DAY"
+
+
+def test_evaluations_are_no_rounds(site: Site, bench: Bench) -> None:
+    site.settings.gateway.max_rounds_a_day = 1
+    content = RecordDict({"metrics": MetricRecord({"num-examples": 30})})
+    with bench.node() as node:
+        for number in (1, 2):
+            bench.server.give(task_content(model(SCHEMA, RNG)), message_type="evaluate.test")
+            work(node, lambda task: Message(content, reply_to=task))
+            assert not wait_for_reply(bench.server, number).has_error()
+            wait_until_idle(bench)
+
+
+@pytest.mark.parametrize("kind", ["train.head", "evaluate.embed"])
+def test_what_a_private_study_may_not_ask_is_charged_nothing(
+    site: Site, bench: Bench, schema: Callable[[Schema], None], kind: str
+) -> None:
+    schema(replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5)))
+    bench.server.give(task_content(model(SCHEMA, RNG)), message_type=kind)
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_PRIVACY_KIND")
+    assert not (site.folder / "privacy").exists()
 
 
 # --- what goes out ----------------------------------------------------------------------------------------
@@ -169,6 +276,7 @@ def test_the_final_evaluation_passes_with_its_figures_alone(bench: Bench) -> Non
         (lambda out: RecordDict({**reply_content(out), "notes": ConfigRecord({"a": "SMITH"})}), "E_REPLY_RECORDS"),
         (lambda out: reply_content({**out, "arrays": {WEIGHTS: out["arrays"][WEIGHTS] * 9}}), "E_REPLY_UPDATE"),
         (lambda out: reply_content({**out, "buffers": {}}), "E_REPLY_RECORDS"),
+        (lambda out: RecordDict({"metrics": MetricRecord(METRICS)}), "E_REPLY_RECORDS"),
     ],
 )  # fmt: skip
 def test_a_spoilt_reply_becomes_its_code(bench: Bench, spoil: Callable[[Model], RecordDict], code: str) -> None:
@@ -272,8 +380,8 @@ def test_settings_of_the_round_are_looked_at(bench: Bench, config: dict[str, obj
         is_refused(bench, code)
 
 
-@pytest.mark.parametrize("kind", ["query", "train.other", "system"])
-def test_only_training_and_evaluation_are_let_in(bench: Bench, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["query", "evaluate", "train.other", "system"])
+def test_only_kinds_of_this_release_are_let_in(bench: Bench, kind: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)), message_type=kind)
     with bench.node() as node:
         assert node.fetch() is None
@@ -288,11 +396,24 @@ def test_another_model_than_the_studys_is_refused(bench: Bench) -> None:
 
 
 def test_a_study_beyond_the_sites_limits_is_refused(bench: Bench, schema: Callable[[Schema], None]) -> None:
-    schema(schema_for(500, 8, epochs=11))
     bench.server.give(task_content(model(SCHEMA, RNG)))
+    schema(schema_for(500, 8, epochs=11))
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_SITE_LIMIT")
+
+
+@pytest.mark.parametrize(("steps", "code"), [(40, ""), (41, "E_SITE_LIMIT")])
+def test_steps_are_held_against_the_sites_own_patients(
+    bench: Bench, schema: Callable[[Schema], None], steps: int, code: str
+) -> None:
+    """30 patients in batches of 8 are 4 steps, and the site allows 10 epochs."""
+    bench.server.give(task_content(model(SCHEMA, RNG)))
+    schema(schema_for(500, 8, steps=steps))
+    with bench.node() as node:
+        assert (node.fetch() is None) == bool(code)
+        if code:
+            is_refused(bench, code)
 
 
 def test_privacy_is_required_where_the_site_says_so(site: Site, bench: Bench) -> None:
@@ -386,6 +507,21 @@ def test_a_node_that_hangs_up_leaves_no_stack_trace(bench: Bench, caplog: pytest
         time.sleep(0.02)
     assert "the node hung up" in caplog.text
     assert "ERROR" not in caplog.text and "Traceback" not in caplog.text
+
+
+def test_the_next_task_is_waited_for_after_an_answer_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "SOON_SECONDS", 60.0)
+    monkeypatch.setattr(exchange, "ASK_SECONDS", 0.05)
+    came_in = model(SCHEMA, RNG)
+    with bench.node() as node:
+        assert node.receive() is None  # at once: nothing was answered yet
+        assert sum("pull-messages" in path for path in bench.server.paths) == 1
+        bench.server.give(task_content(came_in))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        later = threading.Timer(0.3, bench.server.give, [task_content(came_in)])
+        later.start()
+        assert node.receive() is not None
+        later.join()
 
 
 def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:

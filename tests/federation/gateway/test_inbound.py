@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.serde import run_from_proto, user_config_to_proto
@@ -14,6 +16,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
+from federation.allowed import LABELS, MAX_PROBED, Kind
 from federation.approval import fab
 from federation.gateway import inbound, schema
 from federation.gateway.objects import read_content
@@ -22,11 +25,23 @@ from federation.gateway.spool import Spool
 from federation.ledger.chain import EMPTY, Head
 from federation.reasons import TASK_DAMAGED
 from federation.rounds.packing import WEIGHTS, pack
-from federation.study import Study
-from models.network import build_network
+from federation.rounds.wire import UPDATE
+from federation.study import Study, WireTable
+from models.network import CHANNELS, build_network
 from models.refusal import Refusal
-from pipeline.privacy_budget import PrivacySettings
-from tests.federation.gateway.messages import MEAN, message, model, npy, objects_of, record_of, schema_for
+from pipeline.privacy_budget import PrivacySettings, PrivateRound
+from pipeline.site import SiteSettings
+from tests.federation.gateway.messages import (
+    KINDS,
+    MEAN,
+    message,
+    model,
+    moments,
+    npy,
+    objects_of,
+    record_of,
+    schema_for,
+)
 
 SCHEMA = schema_for(40, 4)
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2, "quorum": 2}})
@@ -110,10 +125,49 @@ def test_a_studys_schema_is_that_of_its_network() -> None:
             assert {name: (spec.dtype, spec.length) for name, spec in specs.items()} == {
                 name: (str(array.dtype), array.size) for name, array in packed.items()
             }
-        assert (found.rounds, found.local_epochs, found.batch_size) == (3, 2, 8)
+        assert (found.rounds, found.local_epochs, found.local_steps, found.batch_size) == (3, 2, 0, 8)
         assert found.private_round == study.private_round
         assert Schema.from_json(found.to_json()) == found
     assert private.private_round is not None
+
+
+def test_in_half_precision_weights_come_in_rounded_and_their_changes_leave() -> None:
+    study = STUDY.model_copy(update={"wire": WireTable(precision="float16")})
+    whole, half = (work_out(each.model_dump_json().encode()) for each in (STUDY, study))
+    spec = ArraySpec("float16", whole.arrays[WEIGHTS].length)
+    assert Schema.from_json(half.to_json()) == half
+    for kind in KINDS:
+        took, gave = half.takes(kind), half.gives(kind)
+        assert took == ({**whole.takes(kind), "arrays": {WEIGHTS: spec}} if took else {})
+        assert gave == {**whole.gives(kind), **({"arrays": {UPDATE + WEIGHTS: spec}} if "arrays" in gave else {})}
+    assert half.reply_bytes("train") < 0.51 * whole.reply_bytes("train")
+
+
+def test_a_task_in_another_precision_than_the_studys_is_refused() -> None:
+    half = schema_for(40, 4, precision="float16")
+    tree, objects = task(lambda records: records.update(arrays=record_of({WEIGHTS: np.zeros(40, np.float16)})))
+    content, ids = read_content(tree.object_id, objects, TASK_DAMAGED), inbound.tree_ids(tree)
+    assert code_of(inbound.check_content, content, ids, half.takes("train")) == ""
+    assert code_of(inbound.check_content, content, ids, SCHEMA.takes("train")) == "E_TASK_RECORDS"
+    tree, objects = task()
+    content, ids = read_content(tree.object_id, objects, TASK_DAMAGED), inbound.tree_ids(tree)
+    assert code_of(inbound.check_content, content, ids, half.takes("train")) == "E_TASK_RECORDS"
+
+
+def test_a_round_in_steps_is_one_epoch_of_so_many() -> None:
+    study = STUDY.model_copy(update={"study": STUDY.study.model_copy(update={"local_steps": 30})})
+    found = work_out(study.model_dump_json().encode())
+    assert (found.local_epochs, found.local_steps) == (1, 30)
+
+
+def test_the_head_is_the_end_of_the_weights_and_sees_the_features() -> None:
+    found = work_out(STUDY.model_dump_json().encode())
+    network = build_network(STUDY.network, seed=1)
+    arrays, _ = pack(network)
+    head = np.concatenate([weight.detach().numpy().ravel() for weight in network.head.parameters()])
+    assert np.array_equal(arrays[WEIGHTS][found.head_from :], head)
+    scans = torch.zeros(2, CHANNELS, *STUDY.preprocessing.shape)
+    assert network.eval().backbone(scans).shape == (2, found.features)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])
@@ -141,32 +195,70 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
 # --- the message ------------------------------------------------------------------------------------------
 
 
-def task(change: Callable[[dict[str, Any]], object] = lambda records: None) -> tuple[ObjectTree, dict[str, bytes]]:
+def task(
+    change: Callable[[dict[str, Any]], object] = lambda records: None, kind: Kind = "train"
+) -> tuple[ObjectTree, dict[str, bytes]]:
     records: dict[str, Any] = {
         name: record_of(arrays) for name, arrays in model(SCHEMA, np.random.default_rng(1)).items()
     }
+    if kind == "query.handshake":
+        records.clear()
+    if kind == "evaluate.calibrate":
+        records["typical"] = record_of(moments(SCHEMA, np.random.default_rng(1))["looks"])
+    if kind == "evaluate.assign":
+        records["probe"] = record_of({"discriminants": np.zeros(MAX_PROBED * (SCHEMA.features + 1), np.float32)})
     records["config"] = ConfigRecord({"server-round": 1})
     change(records)
-    made = message(RecordDict(records))
+    made = message(RecordDict(records), message_type=kind)
     return get_object_tree(made), objects_of(made)
 
 
-def look(tree: ObjectTree, objects: dict[str, bytes]) -> None:
+def look(tree: ObjectTree, objects: dict[str, bytes], kind: Kind = "train") -> None:
     small = inbound.small_objects(tree, TASK_DAMAGED)
     content = read_content(tree.object_id, {id: objects[id] for id in small}, TASK_DAMAGED)
-    inbound.check_content(content, inbound.tree_ids(tree), SCHEMA)
-    inbound.expected_chunks(content, SCHEMA)
+    inbound.check_content(content, inbound.tree_ids(tree), SCHEMA.takes(kind))
+    inbound.expected_chunks(content, SCHEMA.takes(kind))
 
 
-def test_the_studys_model_is_let_in() -> None:
-    tree, objects = task()
-    look(tree, objects)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_belongs_to_a_kind_is_let_in(kind: Kind) -> None:
+    tree, objects = task(kind=kind)
+    look(tree, objects, kind)
     content = read_content(tree.object_id, objects, TASK_DAMAGED)
-    chunks = inbound.expected_chunks(content, SCHEMA)
+    chunks = inbound.expected_chunks(content, SCHEMA.takes(kind))
     assert set(chunks) == {id for id, part in objects.items() if part.startswith(b"ArrayChunk")}
     assert sorted(length for length, _ in chunks.values()) == sorted(
-        spec.size for specs in SCHEMA.records.values() for spec in specs.values()
+        spec.size for specs in SCHEMA.takes(kind).values() for spec in specs.values()
     )
+
+
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_belongs_to_another_kind_is_not(kind: Kind, other: Kind) -> None:
+    is_same = SCHEMA.takes(kind) == SCHEMA.takes(other)
+    assert code_of(look, *task(kind=kind), other) == ("" if is_same else "E_TASK_RECORDS")
+
+
+def test_only_a_handshake_brings_no_model_and_a_question_what_belongs_to_it() -> None:
+    own = {"evaluate.assign": {"probe"}, "evaluate.calibrate": {"typical"}}
+    assert [set(SCHEMA.takes(kind)) for kind in KINDS] == [
+        {"arrays", "buffers"} | own.get(kind, set()) if kind != "query.handshake" else set() for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda records: records.pop("probe"),
+        lambda records: records.update(probe=record_of({"discriminants": np.zeros(7, np.float32)})),
+        lambda records: records.update(probe=record_of({"discriminants": np.zeros(MAX_PROBED * 7)})),
+        lambda records: records.update(probe=record_of({"other": np.zeros(MAX_PROBED * 7, np.float32)})),
+        lambda records: records["probe"].update({"more": records["probe"]["discriminants"]}),
+        lambda records: records.update(probe=ConfigRecord({"discriminants": 1.0})),
+    ],
+)
+def test_a_probe_is_of_its_one_length(change: Callable[[dict[str, Any]], object]) -> None:
+    assert code_of(look, *task(change, "evaluate.assign"), "evaluate.assign") == "E_TASK_RECORDS"
 
 
 @pytest.mark.parametrize(
@@ -219,8 +311,10 @@ def test_a_tree_without_end_is_refused() -> None:
         ({"server-round": 3, "ledger-head": "a" * 64, "ledger-lines": 9, "proximal-mu": 0.1}, (3, Head(9, "a" * 64))),
     ],
 )
-def test_the_rounds_settings(config: dict[str, Any], expected: tuple[int, Head]) -> None:
-    assert inbound.check_config(config) == expected
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rounds_settings(config: dict[str, Any], expected: tuple[int, Head], kind: Kind) -> None:
+    own = {"probed": 2} if kind == "evaluate.assign" else {}
+    assert inbound.check_config({**config, **own}, kind) == expected
 
 
 @pytest.mark.parametrize(
@@ -242,8 +336,111 @@ def test_the_rounds_settings(config: dict[str, Any], expected: tuple[int, Head])
         {"ledger-head": "a" * 64, "ledger-lines": -3},
     ],
 )
-def test_other_settings_are_refused(change: dict[str, Any]) -> None:
-    assert code_of(inbound.check_config, {"server-round": 1, **change}) == "E_TASK_RECORDS"
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_settings_are_refused(change: dict[str, Any], kind: Kind) -> None:
+    own = {"probed": 2} if kind == "evaluate.assign" else {}
+    assert code_of(inbound.check_config, {"server-round": 1, **own, **change}, kind) == "E_TASK_RECORDS"
+
+
+DEPLOYED = {f"{what}_{label}": 0.5 for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("evaluate.test", {}),
+        ("evaluate.test", DEPLOYED),
+        ("evaluate.test", {**DEPLOYED, "audit": True}),
+        ("evaluate.test", {"slope_severe": -3.0, "rule_in_pcr_positive": 1e6}),
+        ("evaluate.assign", {"probed": 2}),
+        ("evaluate.assign", {"probed": MAX_PROBED}),
+    ],
+)
+def test_a_kind_has_settings_of_its_own(kind: Kind, config: dict[str, Any]) -> None:
+    assert inbound.check_config({"server-round": 0, **config}, kind) == (0, EMPTY)
+    others = [other for other in KINDS if other not in (kind, "evaluate.assign")]
+    expected = "E_TASK_RECORDS" if config else ""
+    assert {code_of(inbound.check_config, {"server-round": 0, **config}, other) for other in others} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("evaluate.test", {"slope_severe": float("nan")}),
+        ("evaluate.test", {"rule_in_severe": float("inf")}),
+        ("evaluate.test", {"slope_severe": 1}),
+        ("evaluate.test", {"slope_severe": True}),
+        ("evaluate.test", {"slope_severe": "1.0"}),
+        ("evaluate.test", {"slope_severe": [1.0]}),
+        ("evaluate.test", {"slope_age": 1.0}),
+        ("evaluate.test", {"threshold": 1.0}),
+        ("evaluate.test", {"audit": 1}),
+        ("evaluate.test", {"audit": "yes"}),
+        ("evaluate.assign", {}),
+        ("evaluate.assign", {"probed": 1}),
+        ("evaluate.assign", {"probed": MAX_PROBED + 1}),
+        ("evaluate.assign", {"probed": 2.0}),
+        ("evaluate.assign", {"probed": True}),
+        ("evaluate.assign", {"probed": [2]}),
+        ("evaluate.assign", {"probed": 2, "slope_severe": 1.0}),
+        ("train.head", {"epochs": 3}),
+    ],
+)
+def test_a_kinds_own_settings_are_of_their_type_and_range(kind: Kind, config: dict[str, Any]) -> None:
+    assert code_of(inbound.check_config, {"server-round": 0, **config}, kind) == "E_TASK_RECORDS"
+
+
+# --- the site's bounds ------------------------------------------------------------------------------------
+
+
+SITE = SiteSettings.model_validate(
+    {"site": {"name": "north"}, "labels": {"file": "labels.csv"}, "gateway": {"max_local_epochs": 3}}
+)
+
+
+@pytest.mark.parametrize(
+    ("steps", "patients", "code"),
+    [
+        (24, 60, ""),  # 8 steps of 8 patients are an epoch of 60, and 3 epochs are allowed
+        (25, 60, "E_SITE_LIMIT"),
+        (3, 1, ""),  # an epoch is one step at least
+        (4, 1, "E_SITE_LIMIT"),
+        (3, 0, ""),
+        (4, 0, "E_SITE_LIMIT"),
+        (0, 60, ""),
+    ],
+)
+def test_local_steps_are_bounded_as_epochs_are(steps: int, patients: int, code: str) -> None:
+    schema = schema_for(40, 4, epochs=1, steps=steps)
+    assert code_of(inbound.check_bounds, "train", schema, SITE, patients) == code
+
+
+def test_local_epochs_and_batches_are_bounded() -> None:
+    assert code_of(inbound.check_bounds, "train", schema_for(40, 4, epochs=3), SITE, 60) == ""
+    assert code_of(inbound.check_bounds, "train", schema_for(40, 4, epochs=4), SITE, 60) == "E_SITE_LIMIT"
+    large = replace(SCHEMA, batch_size=SITE.gateway.max_batch_size + 1)
+    assert code_of(inbound.check_bounds, "query.handshake", large, SITE, 60) == "E_SITE_LIMIT"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_budget_pays_for_a_private_study_does_not_get(kind: Kind) -> None:
+    private = replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
+    unpaid = kind in ("train.head", "evaluate.embed")
+    assert code_of(inbound.check_bounds, kind, private, SITE, 60) == ("E_PRIVACY_KIND" if unpaid else "")
+    assert code_of(inbound.check_bounds, kind, SCHEMA, SITE, 60) == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_of_embeddings_leave_where_the_site_allows_them(kind: Kind) -> None:
+    site = SITE.model_copy(update={"gateway": SITE.gateway.model_copy(update={"embedding_statistics": False})})
+    code = "E_EMBEDDINGS" if kind == "evaluate.embed" else ""
+    assert code_of(inbound.check_bounds, kind, SCHEMA, site, 60) == code
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "query", "train.other", "query.partition", "TRAIN", "", "train.head "])
+def test_any_other_kind_is_refused(kind: str) -> None:
+    assert code_of(inbound.task_kind, kind) == "E_TASK_KIND"
+    assert [inbound.task_kind(known) for known in KINDS] == list(KINDS)
 
 
 # --- the spool --------------------------------------------------------------------------------------------

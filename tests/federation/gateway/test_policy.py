@@ -33,7 +33,7 @@ def test_patients_are_counted_by_split_and_label(site: Site) -> None:
         cohort.replace(rows, [], [])
     found = count_patients(site)
     assert found.of_split == {"train": 2, "validation": 3}
-    assert found.behind(Figure(0, 1, "train")) == 1  # a loss is over those with a label
+    assert found.behind(FIGURES["train"]["train_loss"]) == 1  # a loss is over those with a label
     assert found.behind(Figure(0, 1, "validation", "severe")) == 2
     assert found.behind(Figure(0, 1, "validation", "pcr_positive", both=True)) == 3
     assert found.behind(Figure(0, 1, "test", "severe")) == 0
@@ -41,8 +41,8 @@ def test_patients_are_counted_by_split_and_label(site: Site) -> None:
 
 def test_an_auroc_needs_both_classes() -> None:
     one_class = Patients(with_value={("test", "severe", True): 50})
-    assert one_class.behind(FIGURES["evaluate"]["loss_severe"]) == 50
-    assert one_class.behind(FIGURES["evaluate"]["auroc_severe"]) == 0
+    assert one_class.behind(FIGURES["evaluate.test"]["loss_severe"]) == 50
+    assert one_class.behind(FIGURES["evaluate.test"]["auroc_severe"]) == 0
 
 
 def test_without_a_cohort_there_is_no_patient(site: Site) -> None:
@@ -57,12 +57,14 @@ def test_whatever_decides_changes_the_policys_hash(site: Site, monkeypatch: pyte
         (settings.site, "min_patients", 11),
         (settings.gateway, "own_app", False),
         (settings.gateway, "max_update", 1.5),
+        (settings.gateway, "embedding_statistics", False),
+        (settings.gateway, "histograms", True),
         (settings.privacy, "required", True),
     ):
         setattr(table, key, value)
         digests.append(policy_digest(settings))
     monkeypatch.setattr(policy, "FIGURES", {**FIGURES, "train": {}})
     digests.append(policy_digest(settings))
-    assert len(set(digests)) == 6
+    assert len(set(digests)) == 8
     settings.site.name = "south"  # decides nothing
     assert policy_digest(settings) == digests[-1]

@@ -50,14 +50,17 @@ class Repeating(FakeGrid):
         new = list(self.send_and_receive(messages))
         for reply in new:  # in memory no message has an id
             reply.metadata.__dict__["_reply_to_message_id"] = f"{len(self.sent)} {reply.metadata.src_node_id}"
-        self.came = [*(self.came if self.repeats else []), *new]
+        self.came += new
         return [reply.metadata.reply_to_message_id for reply in new]
 
     def pull_messages(self, message_ids):
         """As Flower's: only replies to the messages that are asked for; in the first look but one."""
         self.looks += 1
         found = [reply for reply in self.came if reply.metadata.reply_to_message_id in set(message_ids)]
-        return found if self.looks % 2 else found[:1]
+        found = found if self.looks % 2 else found[:1]
+        if not self.repeats:
+            self.came = [reply for reply in self.came if not any(reply is each for each in found)]
+        return found
 
 
 def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatch):

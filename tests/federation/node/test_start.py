@@ -275,6 +275,38 @@ def test_a_cause_of_long_ago_is_none(run: Callable[..., list[str]]) -> None:
     assert refused.value.code == "E_NODE_ENDED"
 
 
+def test_a_node_introduces_itself_anew_to_a_server_that_has_moved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's node ends there; ours starts again, by itself, and again if need be."""
+    forgotten = "2026-01-01 00:00:00,000 WARNING the server declined send-node-heartbeat: HTTP 401"
+    scripts: list[list[str | int]] = [
+        [ONLINE, forgotten],
+        [*["later"] * 30, ONLINE, forgotten],
+        [*["later"] * 30, ONLINE, signal.SIGTERM],
+    ]
+    nodes = [ScriptedNode(site, script) for script in scripts]
+    waiting = iter(nodes)
+    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
+    before = signal.getsignal(signal.SIGTERM)
+    said: list[str] = []
+    try:
+        run_node(site, said.append)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [line[21:37] for line in said if "E_NODE_FORGOTTEN" in line] == ["E_NODE_FORGOTTEN"] * 2
+    assert sum("is online" in line for line in said) == 3
+    assert all(each.stopped for each in nodes)
+
+
+def test_a_node_that_is_never_let_in_is_not_started_anew(run: Callable[..., list[str]]) -> None:
+    with pytest.raises(Refusal) as refused:
+        run("WARNING the server declined activate-node: HTTP 401")
+    assert refused.value.code == "E_NODE_ENDED"
+    with pytest.raises(Refusal) as refused:  # a code of the server's own says more
+        run("WARNING the server declined pull-messages: HTTP 401", "the server refused: E_CERTIFICATE_REVOKED")
+    assert refused.value.code == "E_CERTIFICATE_REVOKED"
+
+
 def test_a_second_node_of_the_site_is_refused_and_the_first_is_seen(run: Callable[..., list[str]], site: Site) -> None:
     seen = []
 

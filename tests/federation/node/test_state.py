@@ -33,14 +33,14 @@ def test_a_round_from_task_to_reply(state: NodeState) -> None:
     told(state, ONLINE)
     assert told(state, f"{INFO}[RUN 9646847965838523429]", task("train")) == ["task received: train"]
     assert state.doing == "fetching a task"
-    assert told(state, f"{CLOCK} INFO training for round 3") == ["training for round 3"]
+    assert told(state, f"{CLOCK} INFO task: training for round 3") == ["training for round 3"]
     assert state.doing == "training for round 3"
     assert told(state, DONE, f"{INFO}Sending: train message (ID: e1b3)", SENT) == ["reply sent"]
     assert (state.rounds, state.doing, state.refused) == (1, "", "")
 
 
 def test_an_evaluation_is_no_round(state: NodeState) -> None:
-    assert told(state, task("evaluate"), f"{CLOCK} INFO evaluating the final model", DONE, SENT)[-1] == "reply sent"
+    assert told(state, task("evaluate.test"), f"{CLOCK} INFO task: testing the model", DONE, SENT)[-1] == "reply sent"
     assert state.rounds == 0
 
 
@@ -90,7 +90,7 @@ def test_failures_have_a_code_too(state: NodeState, line: str, code: str) -> Non
 
 def test_a_reply_without_the_apps_last_word_means_that_its_process_died(state: NodeState) -> None:
     """Flower answers for a process that the system has killed, and logs the same line as for any reply."""
-    texts = told(state, task("train"), f"{CLOCK} INFO training for round 1", SENT)
+    texts = told(state, task("train"), f"{CLOCK} INFO task: training for round 1", SENT)
     assert texts[-1].startswith("refused (E_TASK_DIED)")
     assert state.rounds == 0
 

@@ -22,12 +22,18 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The log of a site whose folder the app is told."""
     (tmp_path / "logs").mkdir()
     monkeypatch.setenv("FEDTHORAX_SITE_DIR", str(tmp_path))
+    forget()  # the app may have worked for another site in this process
     yield tmp_path / "logs" / "client.log"
+    forget()
+
+
+def forget() -> None:
+    """As in a new process."""
     site_log = logging.getLogger("fedthorax.site")
     for handler in list(site_log.handlers):
         handler.close()
         site_log.removeHandler(handler)
-    site_log.propagate = True  # as in a new process
+    site_log.propagate = True
 
 
 def refuse(message: Message, context: Context) -> Message:

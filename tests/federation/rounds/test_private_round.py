@@ -15,7 +15,8 @@ from federation.rounds import client_app, local
 from federation.rounds.local import Trained, train_site
 from federation.rounds.packing import pack
 from federation.rounds.replies import Expected, encode, validate
-from federation.study import Study
+from federation.rounds.wire import HALF, Precision, changes, rounded
+from federation.study import Study, WireTable
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.privacy_budget import spent_epsilon, step_costs
@@ -95,16 +96,20 @@ def test_a_study_without_privacy_is_not_charged_and_tells_its_loss(site: Site) -
     assert not (site.folder / "privacy").exists()
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_reply_of_a_network_without_buffers_is_as_the_server_expects_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+    site: Site, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     monkeypatch.setattr(client_app, "site_folder", lambda _: site.folder)
     monkeypatch.setattr(client_app.Site, "open", lambda _: site)
     monkeypatch.setattr(client_app, "_log", logging.getLogger)
-    content = RecordDict({"arrays": encode(ARRAYS), "config": ConfigRecord({"server-round": 1})})
+    study = STUDY.model_copy(update={"wire": WireTable(precision=precision)})
+    sent = rounded(ARRAYS, precision)
+    content = RecordDict({"arrays": encode(sent), "config": ConfigRecord({"server-round": 1})})
     message = over_the_wire(Message(content, dst_node_id=1, message_type="train"))
-    run_config = {"study": STUDY.model_dump_json(), "run": "a"}
+    run_config = {"study": study.model_dump_json(), "run": "a"}
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config)
     reply = over_the_wire(client_app.train(message, context))
     assert not reply.has_error()
-    assert validate(reply, Expected(ARRAYS, BUFFERS, FIGURES["train"], 100)) is None
+    expected = changes(ARRAYS, sent) if precision == HALF else ARRAYS
+    assert validate(reply, Expected(expected, BUFFERS, FIGURES["train"], 100)) is None

@@ -194,9 +194,12 @@ def test_the_claimed_shape_is_really_in_the_header():
 
 
 def test_silence_and_double_answers_do_not_count():
-    assert refusal_code([], EXPECTED) == "E_SITE_MISSING"
-    assert refusal_code([answer(records())], EXPECTED) is None
-    assert refusal_code([answer(records()), answer(records())], EXPECTED) == "E_REPLY_TWICE"
+    assert sift([], [7], EXPECTED, {}, figures).refused == {7: "E_SITE_MISSING"}
+    once = sift([answer(records())], [7], EXPECTED, {}, figures)
+    assert (list(once.valid), once.refused) == ([7], {})
+    for often in (2, 3):
+        twice = sift([answer(records())] * often, [7], EXPECTED, {}, figures)
+        assert (twice.valid, twice.refused) == ({}, {7: "E_REPLY_TWICE"})
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_silence_and_double_answers_do_not_count():
 )
 def test_of_an_error_only_a_code_is_passed_on(text, passed_on):
     assert site_code(text) == passed_on
-    assert refusal_code([answer(Error(2, text))], EXPECTED) == passed_on
+    assert refusal_code(answer(Error(2, text)), EXPECTED) == passed_on
 
 
 def test_validate_does_not_let_an_error_pass():
@@ -326,7 +329,7 @@ def test_a_ledger_of_another_kind_is_refused():
 )
 def test_a_ledger_only_grows(last, now, expected_code):
     content = records() if now == NO_HEAD else with_head(head=now.head, lines=now.lines)
-    assert refusal_code([answer(content)], EXPECTED, last) == expected_code
+    assert refusal_code(answer(content), EXPECTED, last) == expected_code
 
 
 def test_sifting_takes_heads_of_single_answers_that_go_on():
@@ -343,7 +346,7 @@ def test_sifting_takes_heads_of_single_answers_that_go_on():
         from_node(3, with_head(lines=1)),
         from_node(9, with_head()),  # was not asked
     ]
-    sifted = sift(replies, [1, 2, 3, 4, 5], EXPECTED, {3: HEAD})
+    sifted = sift(replies, [1, 2, 3, 4, 5], EXPECTED, {3: HEAD}, keep=figures)
     assert list(sifted.valid) == [1, 5]
     assert sifted.refused == {2: "E_REPLY_TWICE", 3: "E_REPLY_LEDGER_CUT", 4: "E_SITE_MISSING"}
     assert sifted.heads == {1: HEAD, 5: HEAD}
@@ -361,3 +364,27 @@ def test_figures_alone_may_be_asked_for():
 def test_encode_sorts_by_name():
     assert list(encode({"b": np.ones(1), "a": np.ones(1)})) == ["a", "b"]
     assert isinstance(encode({}), ArrayRecord)
+
+
+MOMENTS = {name: np.ones(5, np.float32) for name in ("mean", "variance")}
+EMBEDDED = Expected({}, {}, {}, max_examples=1000, moments=MOMENTS)
+
+
+def embedded(**changed: np.ndarray | None) -> str | None:
+    """The code for moments of which some are others, or missing."""
+    moments = {name: array for name, array in (MOMENTS | changed).items() if array is not None}
+    content = RecordDict({"moments": encode(moments), "metrics": MetricRecord({"num-examples": 30})})
+    reason = validate(answer(content), EMBEDDED)
+    return reason.code if reason else None
+
+
+def test_moments_of_embeddings_are_of_their_length_and_finite():
+    assert embedded() is None
+    assert embedded(mean=-MOMENTS["mean"], variance=np.zeros(5, np.float32)) is None
+    assert embedded(variance=-MOMENTS["variance"]) == "E_REPLY_VARIANCE"
+    assert embedded(mean=np.full(5, np.nan, np.float32)) == "E_REPLY_NOT_FINITE"
+    assert embedded(mean=np.ones(6, np.float32)) == "E_REPLY_SHAPE"
+    assert embedded(mean=np.ones(5)) == "E_REPLY_SHAPE"
+    assert embedded(mean=None) == "E_REPLY_KEYS"
+    assert embedded(patient=np.ones(5, np.float32)) == "E_REPLY_KEYS"
+    assert validate(answer(records()), EMBEDDED).code == "E_REPLY_RECORDS"

@@ -1,19 +1,37 @@
 """What goes to MLflow, and what becomes of it while MLflow does not answer."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
 
+from federation.processes.process import QUIET
 from federation.rounds.replies import LedgerHead
 from federation.rounds.reports import RoundReport
-from federation.rounds.tracking import CANDIDATE, SPOOL, Tracker, hand_over_rest, tracking_uri
-from federation.study import Study
+from federation.rounds.tracking import (
+    CANDIDATE,
+    GROUP,
+    SPOOL,
+    Tracker,
+    hand_over_rest,
+    how_to_see,
+    params,
+    tracking_uri,
+)
+from federation.studies.run_folder import RunNote, write_note
+from federation.study import StrategyTable, Study
 
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
+
+BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def report(number: int) -> RoundReport:
@@ -65,6 +83,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
     folder = tmp_path / "runs" / "trial-1"
     (folder / "release").mkdir(parents=True)
     (folder / "study.json").write_text(STUDY.model_dump_json())
+    write_note(folder, RunNote(begun=BEGUN))
     (folder / "release" / "card.md").write_text("a card")
     return tmp_path
 
@@ -120,7 +139,7 @@ def test_what_an_outage_held_back_is_handed_over_after_it(server, monkeypatch, o
     said: list[str] = []
     assert a_study(server, said, Outage(monkeypatch), off) == "1"
     assert_all_is_recorded(server)
-    assert said == ["MLflow does not answer; what it is to have waits", "MLflow answers again and has what waited"]
+    assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow answers ag"]
 
 
 def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch):
@@ -155,7 +174,7 @@ def test_a_damaged_database_is_an_outage(server, monkeypatch):
     tracker = Tracker(server, STUDY, "trial-1", said.append)
     tracker.begin({"synthetic": "false"})
     tracker.log_round(report(1), {1: "north"})
-    assert said == ["MLflow does not answer; what it is to have waits"]
+    assert [line[:17] for line in said] == ["W_TRACKING_SILENT"]
     database.write_bytes(intact)
     tracker.log_round(report(2), {1: "north"})
     _, _, losses = recorded(server)
@@ -178,3 +197,113 @@ def test_a_resumed_study_goes_on_in_the_same_run(server, monkeypatch):
     assert run.info.status == "FAILED"
     a_study(server, [], outage)
     assert_all_is_recorded(server)
+
+
+def test_a_wrong_password_is_told_apart_from_an_outage(server, monkeypatch):
+    """And what waits is not lost by it: the right one hands it over."""
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    real = MlflowClient.get_experiment_by_name
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", _unauthenticated)
+    tracker.begin({})
+    assert said[0].startswith("W_TRACKING_ACCESS: ")
+    assert "MLFLOW_TRACKING_PASSWORD" in said[0]
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", real)
+    tracker.log_round(report(1), {1: "north"})
+    _, run, losses = recorded(server)
+    assert losses == {1: 0.5}
+    assert run.data.params["study.rounds"] == "3"
+
+
+def _unauthenticated(*_):
+    raise MlflowException("error code 401", error_code=UNAUTHENTICATED)
+
+
+def test_runs_of_a_group_lie_below_one_parent(server):
+    for seed in (1, 2):
+        name = f"trial-seed-{seed}"
+        study = STUDY.with_seed(seed)
+        folder = server / "runs" / name
+        folder.mkdir()
+        write_note(folder, RunNote(begun=BEGUN, group="seeds"))
+        tracker = Tracker(server, study, name, lambda _: None)
+        tracker.begin({})
+        tracker.end(completed=True)
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    runs = client.search_runs([client.get_experiment_by_name("trial").experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "seeds"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.data.params["study.seed"] for run in children} == {"1", "2"}
+    assert {run.data.tags[GROUP] for run in runs} == {"seeds"}
+    assert parent.info.status == "FINISHED"
+
+
+def test_parameters_can_be_compared_one_by_one():
+    study = STUDY.model_copy(update={"strategy": StrategyTable(name="FedProx", options={"proximal_mu": 0.1})})
+    found = params(study)
+    assert found["strategy.name"] == "FedProx"
+    assert found["strategy.options.proximal_mu"] == "0.1"
+    assert found["study.seed"] == "1"
+    assert "study.seeds" not in found
+
+
+def test_figures_of_subgroups_reach_mlflow(server):
+    tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
+    tracker.log_final({"north/auroc_severe@female": 0.7}, 3)
+    _, run, _ = recorded(server)
+    assert run.data.metrics["final/north/auroc_severe/female"] == 0.7
+
+
+def test_where_a_run_can_be_seen(tmp_path, server, monkeypatch):
+    run = server / "runs" / "trial-1"
+    Tracker(server, STUDY, "trial-1", lambda _: None).begin({})
+    assert how_to_see(server, run).endswith(f"mlflow ui --backend-store-uri sqlite:///{server}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:secret@mlflow.example/tracking/")
+    assert "sqlite" in how_to_see(server, run), "it was written there, whatever this process would use"
+    assert how_to_see(server, tmp_path) == "https://mlflow.example/tracking"
+    (run / "mlflow.json").write_text('{"uri": "https://mlflow.example/tracking/", "experiment": "3", "run": "0a"}')
+    assert how_to_see(server, run) == "https://mlflow.example/tracking/#/experiments/3/runs/0a"
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from federation.rounds.tracking import Tracker
+from federation.study import Study
+
+def hook(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        print("CALLS", event, arguments[-1 if event == "socket.connect" else 0], flush=True)
+
+sys.addaudithook(hook)
+server = Path(sys.argv[1])
+study = Study.model_validate_json((server / "runs" / "trial-1" / "study.json").read_text())
+tracker = Tracker(server, study, "trial-1", print)
+tracker.begin({})
+tracker.log_final({"mean_auroc_severe": 0.8}, 3)
+tracker.register(server / "runs" / "trial-1" / "release", "ab" * 32)
+tracker.end(completed=True)
+import mlflow.telemetry.client as telemetry
+import mlflow.telemetry.utils as utils
+print("CLIENT", telemetry.get_telemetry_client(), utils.is_telemetry_disabled())
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_nothing_calls_home(server, quiet):
+    """In a process as ours are: pytest and continuous integration alone would keep MLflow from it."""
+    own = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "OMP_NUM_THREADS")}
+    # The control looks at MLflow's own answer alone: it must not call anybody either.
+    code = WATCHED if quiet else "import mlflow.telemetry.utils as u; print('DISABLED', u.is_telemetry_disabled())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(server)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**own, **(QUIET if quiet else {})},
+    )
+    if quiet:
+        assert "CLIENT None True" in done.stdout
+        assert "CALLS" not in done.stdout
+    else:
+        assert "DISABLED False" in done.stdout, "without our settings it would call"

@@ -1,0 +1,69 @@
+"""Which figures of a reply may leave: each is of the table, a finite number of its range, over enough patients."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from federation import reasons
+from federation.allowed import EXAMPLES_OF, FIGURES, Figure, Kind
+from federation.gateway.patients import Patients
+from models.refusal import Refusal
+
+EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
+
+
+def check_figures(
+    metrics: Mapping[str, Any],
+    kind: Kind,
+    patients: Patients,
+    *,
+    min_patients: int,
+    histograms: bool,
+    embeddings: bool,
+    unspoken: Collection[str] = (),
+) -> dict[str, float]:
+    """The figures of a reply to a message of that kind, in the table's order, and the weight of the reply.
+
+    `histograms`: whether the site lets counts of its patients out. `embeddings`: whether it lets statistics of scans'
+    looks and features out. `unspoken`: figures of the table that this study must not tell.
+
+    Raises Refusal: E_REPLY_METRICS, E_REPLY_EXAMPLES, E_REPLY_PATIENTS.
+    """
+    known = {
+        name: figure
+        for name, figure in FIGURES[kind].items()
+        if name not in unspoken and (embeddings or not figure.embedding)
+    }
+    if EXAMPLES not in metrics or not set(metrics) <= {*known, EXAMPLES}:
+        raise Refusal(reasons.REPLY_METRICS)
+    examples = metrics[EXAMPLES]
+    here = patients.of_split.get(EXAMPLES_OF[kind], 0)
+    if type(examples) is not int or not min_patients <= examples <= here:
+        raise Refusal(reasons.REPLY_EXAMPLES)
+    told = {name: metrics[name] for name in known if name in metrics}
+    for name, value in told.items():
+        # NaN is between no two numbers.
+        if type(value) not in (int, float) or not known[name].low <= value <= known[name].high:
+            raise Refusal(reasons.REPLY_METRICS)
+        if patients.behind(known[name]) < min_patients:
+            raise Refusal(reasons.REPLY_PATIENTS)
+    counts = {name: value for name, value in told.items() if known[name].counts is not None}
+    if counts and not histograms:
+        raise Refusal(reasons.REPLY_METRICS)
+    _check_counts(counts, known, patients, min_patients)
+    return {**told, EXAMPLES: examples}
+
+
+def _check_counts(
+    counts: Mapping[str, Any], known: Mapping[str, Figure], patients: Patients, min_patients: int
+) -> None:
+    """Each count is of enough patients, and those of a class are together no more than it has."""
+    of_class: Counter[tuple[str, str, bool]] = Counter()
+    for name, count in counts.items():
+        if type(count) is not int:
+            raise Refusal(reasons.REPLY_METRICS)
+        if count < min_patients:
+            raise Refusal(reasons.REPLY_PATIENTS)
+        of_class[known[name].of_class] += count
+    if any(count > patients.with_value.get(each, 0) for each, count in of_class.items()):
+        raise Refusal(reasons.REPLY_PATIENTS)

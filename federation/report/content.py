@@ -1,0 +1,58 @@
+"""All that the report tells, as report.json has it: the page shows numbers from here and no others."""
+
+from typing import Any
+
+from federation.report import comparison, conduct, overview, together, trust
+from federation.report.checklists import CHECKLISTS, filled_in
+from federation.studies.results import Results
+from pipeline.site import TEST_SHARE, VALIDATION_SHARE
+
+FORMAT = 1
+SECTIONS = {
+    "summary": "Summary",
+    "matrix": "Every model at every site",
+    "leave_one_out": "The federation without one site",
+    "learning": "Learning curves",
+    "calibration": "Calibration and net benefit",
+    "thresholds": "Thresholds and their transfer",
+    "baselines": "Simpler models, and groups of patients",
+    "audit": "Shortcut audit",
+    "costs": "What it cost",
+    "checklists": "Reporting checklists",
+}
+
+SECTION = {name: f"section {number}" for number, name in enumerate(SECTIONS, start=1)}  # in running text
+
+
+def content(results: Results) -> dict[str, Any]:
+    """The report's numbers, fit for JSON. What the sites or the study left out is None or empty."""
+    told: dict[str, Any] = {
+        "format": FORMAT,
+        "about": overview.about(results),
+        "discrimination": overview.discrimination(results),
+        "pooled": together.pooled(results),
+        "matrix": comparison.matrix(results),
+        "models_missing": comparison.missing(results),
+        "generalisation": comparison.generalisation(results),
+        "leave_one_out": comparison.leave_one_out(results),
+        "learning": conduct.learning(results),
+        "calibration": trust.calibration(results),
+        "decision": trust.decision(results),
+        "operating_points": trust.operating_points(results),
+        "baselines": trust.baselines(results),
+        "subgroups": trust.subgroups(results),
+        "groups_told": trust.tells_groups(results),
+        "audit": conduct.audit(results),
+        "audit_asked": results.study.evaluation.shortcut_audit,
+        "costs": conduct.costs(results),
+        "absences": conduct.absences(results),
+        "participation": conduct.participation(results),
+        "shares": _shares(),
+    }
+    return told | {"checklists": {name: filled_in(name, told, SECTION) for name in CHECKLISTS}}
+
+
+def _shares() -> dict[str, int]:
+    """How a site's patients are split on average, in percent."""
+    test, validation = round(100 * TEST_SHARE), round(100 * VALIDATION_SHARE)
+    return {"train": 100 - test - validation, "validation": validation, "test": test}

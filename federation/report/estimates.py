@@ -1,0 +1,94 @@
+"""Figures of sites as the report has them: a number with its interval, and many numbers told together.
+
+An estimate is {"value", "low", "high"}; `low` and `high` are None where a site gave no interval. None in its place: the
+site let no such figure out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import Any
+
+from federation.studies.results import FEDERATED, Results
+
+PRIMARY = "severe"
+LABELS = (PRIMARY, "pcr_positive")  # in the order in which the report tells of them
+NAMES = {"severe": "severe", "pcr_positive": "PCR-positive"}  # of the labels in running text
+EXAMPLES = "num-examples"  # test patients of a site
+
+Figures = Mapping[str, float]
+Estimate = dict[str, Any]  # value, low, high
+
+
+def number(figures: Figures, name: str) -> float | None:
+    value = figures.get(name)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def estimate(figures: Figures, name: str) -> Estimate | None:
+    """A figure with its 95 % interval."""
+    value = number(figures, name)
+    if value is None:
+        return None
+    return {"value": value, "low": number(figures, f"{name}_low"), "high": number(figures, f"{name}_high")}
+
+
+def value_of(cell: float | Estimate | None) -> float | None:
+    """A plain number, or the value of an estimate."""
+    return cell["value"] if isinstance(cell, dict) else cell
+
+
+def mean(values: Iterable[float]) -> float | None:
+    """Each counts alike."""
+    found = list(values)
+    return math.fsum(found) / len(found) if found else None
+
+
+def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | None = None) -> dict[str, Any] | None:
+    """One figure over the sites that gave it: mean, median, lowest and highest with their sites.
+
+    `mean`: each site counts alike; `weighted_mean`: as `weights` say. A mean of AUROCs is that and no more: it is not
+    the AUROC of all patients together.
+    """
+    found = {site: value for site, value in values.items() if value is not None}
+    if not found:
+        return None
+    lowest, highest = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    told: dict[str, Any] = {
+        "sites": len(found),
+        "mean": mean(found.values()),
+        "median": median(found.values()),
+        "lowest": {"site": lowest, "value": found[lowest]},
+        "highest": {"site": highest, "value": found[highest]},
+    }
+    if weights is not None and (total := math.fsum(weights.get(site, 0) for site in found)):
+        told["weighted_mean"] = math.fsum(found[site] * weights.get(site, 0) for site in found) / total
+    return told
+
+
+def over_sites(
+    rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Any] | None]:
+    """The spread of each column of a table with one row a site."""
+    columns = dict.fromkeys(name for row in rows.values() for name in row)
+    return {name: spread({site: value_of(row.get(name)) for site, row in rows.items()}, weights) for name in columns}
+
+
+def federated(results: Results) -> Mapping[str, Figures]:
+    """The federated model's figures by site."""
+    model = results.model(FEDERATED)
+    return model.figures if model else {}
+
+
+def sites(results: Results) -> list[str]:
+    """Every site that greeted or was evaluated, in the order in which they were first told of."""
+    names = dict.fromkeys(results.sites)
+    for model in results.models:
+        names |= dict.fromkeys(model.figures)
+    return list(names)
+
+
+def by_site(results: Results, *names: str) -> dict[str, dict[str, Estimate | None]]:
+    """Figures of the federated model that some site gave: by site, then by name."""
+    found = {site: {name: estimate(figures, name) for name in names} for site, figures in federated(results).items()}
+    return {site: cells for site, cells in found.items() if any(cells.values())}

@@ -1,0 +1,96 @@
+"""What was run, with whom, and how well the federated model tells: the report's first page."""
+
+from typing import Any
+
+from federation.report.estimates import EXAMPLES, LABELS, estimate, federated, number, over_sites, sites
+from federation.studies.progress import asked_in
+from federation.studies.results import Results
+
+RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90", "spec_at_sens95")
+
+
+def rounds_of(results: Results) -> list[dict[str, Any]]:
+    """The history's entries that tell of rounds."""
+    return [entry for entry in results.history if "round" in entry]
+
+
+def about(results: Results) -> dict[str, Any]:
+    """The run in short: settings, rounds, sites, and ε where it was private."""
+    table, rounds = results.study.study, rounds_of(results)
+    return {
+        "study": table.name,
+        "run": results.run,
+        "software": results.software,
+        "synthetic": results.synthetic,
+        "candidate": results.release,
+        "strategy": results.study.strategy.model_dump(mode="json"),
+        "seed": table.seed,
+        "local_epochs": None if table.local_steps else table.local_epochs,
+        "local_steps": table.local_steps or None,
+        "rounds": {
+            "planned": table.rounds,
+            "held": len(rounds),
+            "counted": sum(not entry["lost"] for entry in rounds),
+            "lost": [{"round": entry["round"], "code": entry["lost_for"]} for entry in rounds if entry["lost"]],
+            "stopped_early": results.stopped_early,
+        },
+        "stopping": results.study.stopping.model_dump(mode="json") if results.study.stopping else None,
+        "privacy": _privacy(results),
+        "sites": {site: _site(results, site, rounds) for site in sites(results)},
+        "planned_sites": table.sites,
+        "sites_per_round": table.sites_per_round or None,
+        "compared_sites": results.study.evaluation.compared_sites or None,
+        "network": results.study.network.model_dump(mode="json"),
+        "preprocessing": results.study.preprocessing.model_dump(mode="json"),
+        "training": results.study.training.model_dump(mode="json"),
+    }
+
+
+def _privacy(results: Results) -> dict[str, Any] | None:
+    """The study's noise, and the largest ε of a site as of its last reply that counted."""
+    settings = results.study.privacy
+    if settings is None:
+        return None
+    told = _epsilon(results)
+    return {**settings.model_dump(mode="json"), "largest_epsilon": max(told.values(), default=None)}
+
+
+def _epsilon(results: Results) -> dict[str, float]:
+    last: dict[str, float] = {}
+    for entry in rounds_of(results):
+        last |= entry.get("epsilon", {})
+    return last
+
+
+def _site(results: Results, site: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    greeting = results.sites.get(site)
+    figures = federated(results).get(site, {})
+    return {
+        "patients": greeting.patients if greeting else None,
+        "version": greeting.version if greeting else None,
+        "contract": greeting.contract if greeting else None,
+        "golden": greeting.golden if greeting else None,
+        "rounds": sum(site in entry["sites"] and not entry["lost"] for entry in rounds),
+        "asked": sum(site in asked_in(entry) for entry in rounds),
+        "test_patients": number(figures, EXAMPLES),
+        "auroc_severe": estimate(figures, "auroc_severe"),
+        "epsilon": _epsilon(results).get(site),
+    }
+
+
+def discrimination(results: Results) -> dict[str, Any]:
+    """By label: figures of the federated model by site, and their spread, weighted by test patients too."""
+    found = federated(results)
+    weights = {site: figures.get(EXAMPLES, 0.0) for site, figures in found.items()}
+    told: dict[str, Any] = {}
+    for label in LABELS:
+        cells = {site: _ranked(figures, label) for site, figures in found.items()}
+        rows = {site: each for site, each in cells.items() if any(each[name] for name in RANKED)}
+        without = [site for site in sites(results) if site not in rows]
+        told[label] = {"by_site": rows, "over_sites": over_sites(rows, weights), "without": without}
+    return told
+
+
+def _ranked(figures: Any, label: str) -> dict[str, Any]:
+    found: dict[str, Any] = {name: estimate(figures, f"{name}_{label}") for name in RANKED}
+    return {**found, "prevalence": number(figures, f"prevalence_{label}")}

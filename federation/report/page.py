@@ -1,0 +1,137 @@
+"""The report's page and report.json: written beside each other, whole or not at all.
+
+The page opens without a network, runs no script and prints on A4. Names of studies, runs and sites come from people:
+all of them are escaped, and what would turn the writing round is shown as a mark.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import PackageLoader
+from markupsafe import Markup, escape
+
+from federation.report import figures, figures_many, figures_trust
+from federation.report.content import SECTION, SECTIONS, content
+from federation.report.drawing import MANY, WIDE, Figure, shown
+from federation.report.estimates import LABELS, NAMES, PRIMARY
+from federation.report.trust import GROUPS, PERCENTS
+from federation.studies.results import Results
+from models.refusal import Refusal
+from pipeline.durable import write_durably
+from pipeline.pages import page_environment
+from pipeline.reasons import REPORT_WRITE
+
+PAGE, NUMBERS = "report.html", "report.json"
+NOT_TOLD = "–"
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where the report is."""
+
+    page: Path
+    numbers: Path
+
+
+def write_report(results: Results, out: Path) -> Written:
+    """Write the page and its numbers into the folder `out`, which is made. Raises Refusal E_REPORT_WRITE."""
+    told = content(results)
+    written = Written(out / PAGE, out / NUMBERS)
+    numbers = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path, text in ((written.numbers, numbers), (written.page, render(told))):
+            write_durably(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise Refusal(REPORT_WRITE, private=str(error)) from error
+    return written
+
+
+def render(told: Mapping[str, Any]) -> str:
+    """The page as text, of what `content` gives."""
+    environment = page_environment().overlay(loader=PackageLoader("federation.report"))
+    environment.filters |= {"cell": cell, "name": name, "code": code, "duration": duration, "megabytes": megabytes}
+    return environment.get_template(PAGE).render(
+        told=told,
+        about=told["about"],
+        sections=SECTIONS,
+        section=SECTION,
+        figure=_figures(told),
+        labels=LABELS,
+        titles=NAMES,
+        primary=PRIMARY,
+        groups=GROUPS,
+        percents=PERCENTS,
+        many=MANY,
+        is_large=len(told["about"]["sites"]) > MANY,
+        is_wide=len(told["about"]["sites"]) > WIDE,
+    )
+
+
+def _figures(told: Mapping[str, Any]) -> dict[str, Figure | None]:
+    loo, audit = told["leave_one_out"][PRIMARY], told["audit"]
+    return {
+        "aurocs": figures.aurocs(told["discrimination"][PRIMARY]["by_site"]),
+        "roc": figures_trust.roc(told["pooled"]),
+        "matrix": figures.matrix(told["matrix"][PRIMARY]),
+        "leave_one_out": figures.leave_one_out(loo["by_site"]) if loo else None,
+        "learning": figures.learning(told["learning"]),
+        "reliability": figures_trust.reliability(told["pooled"]),
+        "decision": figures_trust.decision(told["decision"][PRIMARY]["by_site"]),
+        "transfer": figures_trust.transfer(told["operating_points"][PRIMARY]),
+        "baselines": figures_trust.baselines(told["baselines"][PRIMARY]["by_site"]),
+        "subgroups": figures_trust.subgroups(told["subgroups"][PRIMARY], GROUPS),
+        "confusion": figures.confusion(audit["probe"]) if audit and audit["probe"] else None,
+        "costs": figures.costs(told["costs"]["rounds"]),
+        "participation": figures_many.participation(told["participation"]),
+    }
+
+
+# --- how numbers and names are shown ----------------------------------------------------------------------
+
+
+def cell(value: Any, kind: str = "plain") -> str:
+    """A number with two decimals, an estimate with its interval; `kind`: plain, signed, percent or count."""
+    if value is None:
+        return NOT_TOLD
+    if isinstance(value, dict):
+        if value["low"] is None or value["high"] is None:
+            return _number(value["value"], kind)
+        interval = f"({_number(value['low'], kind)} to {_number(value['high'], kind)})"
+        return Markup('{} <span class="interval">{}</span>').format(_number(value["value"], kind), interval)
+    return _number(value, kind)
+
+
+def _number(value: float, kind: str) -> str:
+    if kind == "count":
+        return f"{value:.0f}"
+    if kind == "percent":
+        return f"{100 * value:.0f} %"
+    text = f"{value:+.2f}" if kind == "signed" else f"{value:.2f}"
+    return "0.00" if text in ("-0.00", "+0.00") else text.replace("-", "−")
+
+
+def name(text: str) -> Markup:
+    """A name given by people, kept apart from the writing around it."""
+    return Markup("<bdi>{}</bdi>").format(shown(text))
+
+
+def code(text: str) -> Markup:
+    """Running text; what stands between backticks as code."""
+    parts = enumerate(shown(" ".join(text.split())).split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in parts)
+
+
+def duration(seconds: float) -> str:
+    """In the largest units that say enough."""
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

@@ -1,0 +1,187 @@
+"""How far the federated model's probabilities and thresholds can be trusted, at which site, for which patients."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from federation.report.estimates import (
+    LABELS,
+    by_site,
+    estimate,
+    federated,
+    number,
+    over_sites,
+    sites,
+    spread,
+    value_of,
+)
+from federation.studies.results import Results
+from models.calibration import Platt
+
+PERCENTS = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
+TOLD = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
+AIMS = {"rule_out": ("sensitivity", 0.90), "rule_in": ("specificity", 0.90)}
+GROUPS: Mapping[str, Mapping[str, str]] = {
+    "sex": {"female": "women", "male": "men"},
+    "age": {"under_50": "under 50 years", "50_to_69": "50 to 69 years", "from_70": "70 years or more"},
+    "scanner": {
+        "siemens": "Siemens",
+        "ge": "GE",
+        "philips": "Philips",
+        "canon": "Canon",
+        "other_scanner": "another make",
+    },
+}
+
+
+def calibration(results: Results) -> dict[str, Any]:
+    """By label: slope and intercept that the federation learnt, and how well calibrated each site finds the result.
+
+    `brier_of_prevalence`: p (1 - p), the Brier score of telling every patient the site's prevalence p. `band`: that of
+    `models.calibration.Platt.band` at some probabilities.
+    """
+    told: dict[str, Any] = {}
+    for label in LABELS:
+        names = (f"calibration_slope_{label}", f"calibration_intercept_{label}", f"brier_{label}", f"ece_{label}")
+        rows: dict[str, dict[str, Any]] = {}
+        for site, cells in by_site(results, *names).items():
+            prevalence = number(federated(results)[site], f"prevalence_{label}")
+            rows[site] = {
+                **{name.removesuffix(f"_{label}"): cell for name, cell in cells.items()},
+                "prevalence": prevalence,
+                "brier_of_prevalence": None if prevalence is None else prevalence * (1 - prevalence),
+            }
+        learnt = results.calibration.get(label)
+        told[label] = {
+            "learnt": learnt.model_dump(include={"slope", "intercept"}) if learnt else None,
+            "band": _band(learnt),
+            "by_site": rows,
+            "over_sites": over_sites(rows),
+        }
+    return told
+
+
+def _band(learnt: Platt | None) -> list[dict[str, float]]:
+    """The 95 % band at some calibrated probabilities; empty where none is known."""
+    if learnt is None:
+        return []
+    bands = [(told, learnt.band(learnt.logit_of(told))) for told in TOLD]
+    return [{"told": told, "low": band[0], "high": band[1]} for told, band in bands if band]
+
+
+def decision(results: Results) -> dict[str, Any]:
+    """By label and site the decision curve (Vickers & Elkin, Medical Decision Making 2006;26:565).
+
+    Net benefit of acting on the model at each threshold probability, and of treating all; of treating none it is 0.
+    `better`: at how many of the sites the model is above both, by threshold.
+    """
+    told: dict[str, Any] = {}
+    for label in LABELS:
+        rows = {site: curve for site, figures in federated(results).items() if (curve := _curve(figures, label))}
+        better = {
+            str(percent): {
+                "sites": sum(row[str(percent)]["model"] > max(0.0, row[str(percent)]["treat_all"]) for row in having),
+                "of": len(having),
+            }
+            for percent in PERCENTS
+            if (having := [row for row in rows.values() if str(percent) in row])
+        }
+        told[label] = {"by_site": rows, "better": better}
+    return told
+
+
+def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, float]]:
+    prevalence, curve = number(figures, f"prevalence_{label}"), {}
+    for percent in PERCENTS:
+        model = number(figures, f"net_benefit_{label}_{percent}")
+        if model is not None and prevalence is not None:
+            odds = percent / (100 - percent)
+            curve[str(percent)] = {"model": model, "treat_all": prevalence - (1 - prevalence) * odds}
+    return curve
+
+
+def operating_points(results: Results) -> dict[str, Any]:
+    """By label: the thresholds, and by site what becomes of them there, with predictive values at its prevalence."""
+    told: dict[str, Any] = {}
+    for label in LABELS:
+        points = {
+            point: {**found.model_dump(), "learnt_for": AIMS[point][0], "aim": AIMS[point][1]}
+            for point, found in results.operating_points.get(label, {}).items()
+            if point in AIMS
+        }
+        rows = {}
+        for site, figures in federated(results).items():
+            row = {name: cell for point in points for name, cell in _at(figures, label, point).items()}
+            if any(row.values()):
+                rows[site] = row
+        told[label] = {"points": points, "by_site": rows, "over_sites": over_sites(rows)}
+    return told
+
+
+def _at(figures: Mapping[str, float], label: str, point: str) -> dict[str, Any]:
+    sensitivity = estimate(figures, f"sens_at_{point}_{label}")
+    specificity = estimate(figures, f"spec_at_{point}_{label}")
+    known = {
+        "sensitivity": value_of(sensitivity),
+        "specificity": value_of(specificity),
+        "prevalence": number(figures, f"prevalence_{label}"),
+    }
+    return {
+        f"sensitivity_at_{point}": sensitivity,
+        f"specificity_at_{point}": specificity,
+        **{f"{name}_at_{point}": value for name, value in _predictive_values(**known).items()},
+    }
+
+
+def _predictive_values(
+    *, sensitivity: float | None, specificity: float | None, prevalence: float | None
+) -> dict[str, float | None]:
+    """By Bayes' theorem, at the site's own prevalence."""
+    if sensitivity is None or specificity is None or prevalence is None:
+        return {"positive_predictive_value": None, "negative_predictive_value": None}
+    ill, well = prevalence, 1 - prevalence
+    return {
+        "positive_predictive_value": _share(sensitivity * ill, (1 - specificity) * well),
+        "negative_predictive_value": _share(specificity * well, (1 - sensitivity) * ill),
+    }
+
+
+def _share(right: float, wrong: float) -> float | None:
+    return right / (right + wrong) if right + wrong > 0 else None
+
+
+def baselines(results: Results) -> dict[str, Any]:
+    """By label and site: the model, age and sex alone, lesion load alone, and the model's gain over age and sex."""
+    told: dict[str, Any] = {}
+    for label in LABELS:
+        names = {
+            f"auroc_{label}": "model",
+            f"auroc_{label}_age_sex": "age_sex",
+            f"auroc_{label}_lesion_load": "lesion_load",
+            f"auroc_{label}_over_age_sex": "over_age_sex",
+        }
+        rows = {
+            site: {names[name]: cell for name, cell in cells.items()}
+            for site, cells in by_site(results, *names).items()
+        }
+        rows = {site: row for site, row in rows.items() if any(cell for name, cell in row.items() if name != "model")}
+        told[label] = {"by_site": rows, "over_sites": over_sites(rows)}
+    return told
+
+
+def subgroups(results: Results) -> dict[str, Any]:
+    """By label, then kind of group and group: the AUROC of its patients by site, None where a site tells none."""
+    return {
+        label: {kind: {group: _group(results, label, group) for group in groups} for kind, groups in GROUPS.items()}
+        for label in LABELS
+    }
+
+
+def _group(results: Results, label: str, group: str) -> dict[str, Any]:
+    found = federated(results)
+    cells = {site: estimate(found.get(site, {}), f"auroc_{label}@{group}") for site in sites(results)}
+    return {"by_site": cells, "over_sites": spread({site: value_of(cell) for site, cell in cells.items()})}
+
+
+def tells_groups(results: Results) -> bool:
+    """Whether any site let a figure of a group out."""
+    return any("@" in name for figures in federated(results).values() for name in figures)

@@ -1,0 +1,68 @@
+"""Processes that are forked for tasks: each by itself, with its own arguments and its own chance."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from federation.node.warm import PROGRAM
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
+
+# In the place of Flower's program stands one that tells what it was given, draws by chance, and spoils its memory.
+SERVE = """
+import os, random, sys
+from pathlib import Path
+import numpy, torch
+from federation.node import warm
+
+folder = Path(sys.argv[1])
+memory = []
+
+def program():
+    memory.append(sys.argv[2])
+    drawn = torch.rand(1).item(), numpy.random.rand(), random.random()
+    text = f"{os.getpid()} {os.getppid()} {sys.argv} {memory} {drawn}"
+    (folder / "part").write_text(text)
+    (folder / "part").rename(folder / sys.argv[2])
+
+outcome = warm.serve(["sh", "-c", sys.argv[2]], folder / "programs")
+if isinstance(outcome, list):
+    warm.run(program, outcome)
+else:
+    sys.exit(outcome)
+"""
+
+
+def serving(folder: Path, command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", SERVE, folder, command])
+
+
+def test_each_task_is_a_new_process_that_knows_nothing_of_the_one_before(tmp_path: Path) -> None:
+    wait = "until [ -e {0} ]; do sleep 0.05; done"
+    tasks = [f"{PROGRAM} --token {name}; {wait.format(tmp_path / name)}" for name in ("first", "second")]
+    with serving(tmp_path, "; ".join([*tasks, "exit 7"])) as warm:
+        assert warm.wait(100) == 7
+    first, second = ((tmp_path / name).read_text().split(" ", 2) for name in ("first", "second"))
+    assert first[0] != second[0]
+    assert first[1] == second[1] == str(warm.pid)
+    assert first[2].startswith(f"['{PROGRAM}', '--token', 'first'] ['first'] (")
+    assert second[2].startswith(f"['{PROGRAM}', '--token', 'second'] ['second'] (")
+    drawn = [set(text[2].rpartition("(")[2].rstrip(")").split(", ")) for text in (first, second)]
+    assert len(drawn[0]) == 3
+    assert not drawn[0] & drawn[1]
+
+
+def test_what_is_told_to_end_ends_its_command_first(tmp_path: Path) -> None:
+    command = f"trap 'touch {tmp_path / 'ended'}; exit 3' TERM; touch {tmp_path / 'began'}; while :; do sleep 0.1; done"
+    with serving(tmp_path, command) as warm:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "began").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        warm.send_signal(signal.SIGTERM)
+        assert warm.wait(60) == 3
+    assert (tmp_path / "ended").exists()

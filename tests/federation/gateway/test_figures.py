@@ -1,0 +1,243 @@
+"""Which figures leave: each is proved by the site's own patients, counts most of all."""
+
+import json
+import math
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from federation.allowed import FIGURES, LABELS, Kind
+from federation.gateway.figures import check_figures
+from federation.gateway.patients import Patients, count_patients
+from models.refusal import Refusal
+from pipeline.cohort import Cohort, PatientRow, Scan
+from pipeline.evaluation import discrimination
+from pipeline.evaluation import figures as evaluation
+from pipeline.evaluation.figures import Deployed
+from pipeline.examples import Examples
+from pipeline.site import Site, init_site, site_settings
+from tests.pipeline.evaluation.people import WINDOW_HU, people
+from tests.pipeline.scan_list import measures
+
+LEAST = 10
+SPLITS = ("train", "validation", "test")
+CLASSES = [(split, label, value) for split in SPLITS for label in ("pcr_positive", "severe") for value in (False, True)]
+ENOUGH = Patients(
+    of_split=dict.fromkeys(SPLITS, 60),
+    labelled=dict.fromkeys(SPLITS, 50),
+    with_value=dict.fromkeys(CLASSES, 25),
+    in_group={(*each, group): 12 for each in CLASSES for group in ("female", "siemens")},
+)
+
+
+def check(
+    figures: dict[str, Any],
+    patients: Patients = ENOUGH,
+    kind: Kind = "evaluate.test",
+    *,
+    histograms: bool = True,
+    embeddings: bool = True,
+) -> dict[str, float]:
+    told = {"num-examples": 30, **figures}
+    return check_figures(told, kind, patients, min_patients=LEAST, histograms=histograms, embeddings=embeddings)
+
+
+def refused_for(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(Refusal) as refused:
+        check(*arguments, **options)
+    return refused.value.code
+
+
+def having(**classes: dict[bool, int]) -> Patients:
+    """Test patients of one label's classes, all else as in ENOUGH."""
+    changed = {("test", label, value): count for label, counts in classes.items() for value, count in counts.items()}
+    return replace(ENOUGH, with_value={**ENOUGH.with_value, **changed})
+
+
+def test_what_is_in_order_passes_in_the_tables_order() -> None:
+    given = {"auroc_severe@female": 0.7, "auroc_severe": 0.8, "prevalence_severe": 0.5, "count_severe_1_19": 25}
+    found = check(given)
+    assert found == {**given, "num-examples": 30}
+    table = [*FIGURES["evaluate.test"], "num-examples"]
+    assert list(found) == sorted(found, key=table.index)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1, True, "0.5", None, [0.5]])
+def test_no_figure_is_anything_but_a_number_of_its_range(value: object) -> None:
+    assert refused_for({"auroc_severe": value}) == "E_REPLY_METRICS"
+    assert refused_for({"count_severe_1_19": value}) == "E_REPLY_METRICS"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "passes"),
+    [
+        ("loss_severe", {False: 4, True: 5}, False),
+        ("loss_severe", {False: 0, True: 10}, True),
+        ("auroc_severe", {False: 0, True: 40}, False),
+        ("auroc_severe", {False: 1, True: 9}, True),
+        ("sens_at_rule_in_severe", {False: 1, True: 8}, False),
+        ("sens_at_spec90_severe_low", {False: 40, True: 0}, False),
+        ("prevalence_severe", {False: 40, True: 9}, False),
+        ("prevalence_severe", {False: 10, True: 10}, True),
+    ],
+)
+def test_a_figure_needs_patients_of_its_label(name: str, classes: dict[bool, int], passes: bool) -> None:
+    if passes:
+        assert check({name: 0.5}, having(severe=classes))[name] == 0.5
+    else:
+        assert refused_for({name: 0.5}, having(severe=classes)) == "E_REPLY_PATIENTS"
+    assert check({name.replace("severe", "pcr_positive"): 0.5}, having(severe=classes))
+
+
+def test_a_subgroup_needs_patients_of_its_own() -> None:
+    assert check({"auroc_severe@siemens_high": 0.5})
+    assert refused_for({"auroc_severe@ge": 0.5}) == "E_REPLY_PATIENTS"
+    few = replace(ENOUGH, in_group={("test", "severe", False, "female"): 30, ("test", "severe", True, "male"): 30})
+    assert refused_for({"auroc_severe@female": 0.5}, few) == "E_REPLY_PATIENTS"
+
+
+def test_a_baseline_needs_patients_to_be_fitted_to() -> None:
+    untrained = {key: count for key, count in ENOUGH.with_value.items() if key[0] != "train"}
+    assert refused_for({"auroc_severe_age_sex": 0.5}, replace(ENOUGH, with_value=untrained)) == "E_REPLY_PATIENTS"
+    assert check({"auroc_severe_lesion_load": 0.5}, replace(ENOUGH, with_value=untrained))
+
+
+def test_the_audit_counts_the_patients_that_it_looks_at() -> None:
+    """Acquisition tags are told over all splits, the blanked lungs over those not trained on."""
+    of_train = {key: (30 if key[0] == "train" else 2) for key in ENOUGH.with_value}
+    few = replace(ENOUGH, with_value=of_train)
+    assert check({"auroc_severe_tags": 0.5}, few)
+    assert refused_for({"auroc_severe_outside": 0.5}, few) == "E_REPLY_PATIENTS"
+
+
+def test_counts_leave_only_where_the_site_lets_them() -> None:
+    assert refused_for({"count_severe_1_19": 25}, histograms=False) == "E_REPLY_METRICS"
+    assert check({"auroc_severe": 0.5}, histograms=False)
+
+
+def test_what_is_of_the_features_leaves_only_where_the_site_lets_it() -> None:
+    told = {"distance_mean": 0.1, "distance_sd": 0.2}
+    assert check(told, kind="evaluate.calibrate")
+    assert refused_for(told, kind="evaluate.calibrate", embeddings=False) == "E_REPLY_METRICS"
+    assert check({"slope_severe": 1.0}, kind="evaluate.calibrate", embeddings=False)
+    few = replace(ENOUGH, of_split={**ENOUGH.of_split, "validation": 9})
+    assert refused_for({"num-examples": 9, **told}, few, kind="evaluate.calibrate") == "E_REPLY_EXAMPLES"
+
+
+def test_a_small_count_stays() -> None:
+    assert refused_for({"count_severe_1_19": 9}) == "E_REPLY_PATIENTS"
+    assert refused_for({"count_severe_1_19": 0}) == "E_REPLY_PATIENTS"
+    assert refused_for({"count_severe_1_19": 12.0}) == "E_REPLY_METRICS"
+
+
+def test_counts_are_no_more_than_the_class_has() -> None:
+    """Else an app could send any number in their name."""
+    assert check({"count_severe_1_03": 12, "count_severe_1_19": 13, "count_severe_0_19": 25})
+    assert refused_for({"count_severe_1_03": 13, "count_severe_1_19": 13}) == "E_REPLY_PATIENTS"
+    assert refused_for({"count_severe_0_07": 99999}) == "E_REPLY_PATIENTS"
+
+
+def test_figures_of_another_kind_stay() -> None:
+    assert refused_for({"slope_severe": 1.0}) == "E_REPLY_METRICS"
+    assert refused_for({"auroc_severe": 0.5}, kind="evaluate.assign") == "E_REPLY_METRICS"
+    assert check({"slope_severe": 1.0}, kind="evaluate.calibrate")
+    assert check({"assigned_31": 1.0}, kind="evaluate.assign")
+    assert check({}, kind="evaluate.embed") == {"num-examples": 30}
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", site_settings(None, name="north"))
+
+
+def test_groups_are_counted_from_the_cohort(site: Site) -> None:
+    """Age and sex of the patient, the manufacturer of the scan that the patient was accepted with."""
+    people = [(49.0, "F", True, True), (71.0, "M", True, False), (None, None, False, True), (55.0, "F", True, True)]
+    with Cohort(site) as cohort:
+        for number, manufacturer in enumerate(("SIEMENS", "SYNTHETIC", "GE")):
+            cohort.add_scan(
+                Scan(f"f{number}", "s", None, None, "", "d", f"{number}.npy", measures(manufacturer=manufacturer))
+            )
+        cohort.add_scan(Scan("refused", "s", "E_NO_LUNGS", "no", "", None, None, None))
+        cohort.replace(
+            [PatientRow(f"{k:016}", "test", f"{k}.npy", *person) for k, person in enumerate(people)],
+            [],
+            ["f0", "f1", "f2", "refused"],
+        )
+    found = count_patients(site)
+    assert found.of_split == {"test": 4}
+
+    def of(label: str, value: bool) -> dict[str, int]:
+        return {key[3]: count for key, count in found.in_group.items() if key[:3] == ("test", label, value)}
+
+    assert of("severe", True) == {"under_50": 1, "50_to_69": 1, "female": 2, "siemens": 1}
+    assert of("severe", False) == {"from_70": 1, "male": 1, "other_scanner": 1}
+    assert of("pcr_positive", False) == {"ge": 1}
+
+
+def test_a_word_that_is_not_on_the_list_is_no_group_of_its_own(site: Site) -> None:
+    with Cohort(site) as cohort:
+        cohort.add_scan(Scan("f", "s", None, None, "", "d", "0.npy", measures()))
+        cohort.replace([PatientRow("0" * 16, "test", "0.npy", None, "SMITH", True, None)], [], ["f"])
+    stored = json.loads(measures().to_json()) | {"manufacturer": "SMITH^JOHN"}
+    with sqlite3.connect(site.cohort_folder / "cohort.sqlite") as database:
+        database.execute("UPDATE scans SET measures = ?", (json.dumps(stored),))
+    database.close()
+    assert {key[3] for key in count_patients(site).in_group} == {"other_scanner"}
+
+
+def planted(site: Site, folder: Path, patients: int, seed: int) -> None:
+    """A cohort of made-up patients, some without labels, each with a scan."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    with Cohort(site) as cohort:
+        for number, example in enumerate(people(folder, patients, seed=seed).examples):
+            name = f"{number}.npy"
+            (cohort.tensors / name).write_bytes(example.tensor.read_bytes())
+            cohort.add_scan(Scan(f"f{number}", "s", None, None, "", "d", name, example.measures))
+            pcr, severe = (value if rng.random() < 0.8 else None for value in (example.pcr_positive, example.severe))
+            split = str(rng.choice(SPLITS, p=[0.4, 0.2, 0.4]))
+            rows.append(PatientRow(f"{number:016}", split, name, example.age_years, example.sex, pcr, severe))  # type: ignore[arg-type]
+        cohort.replace(rows, [], [f"f{number}" for number in range(patients)])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3, 6])
+def test_whatever_the_app_tells_of_a_cohort_its_gateway_lets_out(
+    site: Site, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both judge by the same patients; a site whose own figures were refused would drop out of every study."""
+    monkeypatch.setattr(discrimination, "BOOTSTRAPS", 20)
+    planted(site, tmp_path, 20 + 25 * seed, seed)
+    with Cohort.read(site) as cohort:
+        train, validation, test = (Examples(cohort.examples(split)) for split in SPLITS)  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    logits, others = (rng.normal(0, 1, each.targets.shape).astype(np.float32) for each in (test, validation))
+    deployed = Deployed({}, {label: {"rule_out": -0.5, "rule_in": 0.5} for label in LABELS})
+    told: dict[Kind, tuple[dict[str, float], int]] = {
+        "evaluate.test": (
+            evaluation.test_figures(
+                logits, test, train, deployed, min_patients=LEAST, histograms=True, window_hu=WINDOW_HU
+            ),
+            len(test),
+        ),
+        "evaluate.calibrate": (
+            evaluation.calibration_figures(others, validation.targets, min_patients=LEAST),
+            len(validation),
+        ),
+    }
+    counted = count_patients(site)
+    for kind, (figures, examples) in told.items():
+        if examples >= LEAST:
+            passed = check_figures(
+                {**figures, "num-examples": examples},
+                kind,
+                counted,
+                min_patients=LEAST,
+                histograms=True,
+                embeddings=False,
+            )
+            assert passed == {**figures, "num-examples": examples}

@@ -1,0 +1,163 @@
+"""The study's own app before the gateway: what it is asked is let in, and what it answers is let out, kind by kind.
+
+Synthetic patients, a small network; nothing between app and gateway but the message.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+
+from federation.allowed import LABELS, LOOKS, MAX_PROBED, Kind
+from federation.gateway import inbound
+from federation.gateway.objects import Content, read_content
+from federation.gateway.outbound import Arrays, Rules, check_reply
+from federation.gateway.patients import count_patients
+from federation.gateway.schema import Schema, work_out
+from federation.reasons import REPLY_DAMAGED, TASK_DAMAGED
+from federation.rounds.inprocess import InProcessGrid
+from federation.rounds.local import calibrate_site, embed_site
+from federation.rounds.packing import WEIGHTS, pack
+from federation.rounds.wire import UPDATE, rounded
+from federation.study import Study, WireTable
+from models.network import build_network
+from models.refusal import Refusal
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.cohorts import synthetic_site, write_cohort
+from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.site import Site
+from tests.federation.gateway.messages import KINDS, Objects, objects_of, record_of
+
+STUDY = Study.model_validate(
+    {
+        "study": {"name": "trial", "rounds": 3, "local_epochs": 1, "sites": 1, "quorum": 1, "synthetic": True},
+        "network": {"architecture": "resnet10", "widen_factor": 0.0625},
+        "preprocessing": {"shape": (16, 16, 16), "working_spacing_mm": 8.0},
+    }
+)
+IN_STEPS = STUDY.model_copy(update={"study": STUDY.study.model_copy(update={"local_steps": 3})})
+PRIVATE = Study.model_validate(
+    {
+        **STUDY.model_dump(exclude_none=True),
+        "network": {**STUDY.network.model_dump(), "norm": "group"},
+        "privacy": {"noise_multiplier": 1.0, "sample_rate": 0.5},
+    }
+)
+HALF = STUDY.model_copy(update={"wire": WireTable(precision="float16")})
+DEPLOYED = {f"{what}_{label}": 0.5 for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
+CONFIGS: dict[Kind, dict[str, Any]] = {"evaluate.test": {**DEPLOYED, "audit": True}, "evaluate.assign": {"probed": 2}}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A site with a cohort, which lets histograms out. Leave it as it is."""
+    tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true"
+    site = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1, min_patients=3, tables=tables)
+    at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
+    write_cohort(site, at, patients=40, seed=1, settings=STUDY.preprocessing)
+    return site
+
+
+class Asked(NamedTuple):
+    """A task and its reply, as the gateway has them."""
+
+    task: Content
+    task_objects: Objects
+    reply: Content
+    reply_objects: Objects
+    schema: Schema
+
+
+def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Asked:
+    """Let a task of that kind in, have the app answer it."""
+    schema = work_out(study.model_dump_json().encode())
+    arrays, buffers = pack(build_network(study.network, seed=study.study.seed))
+    models: dict[str, dict[str, np.ndarray]] = {"arrays": rounded(arrays, study.wire.precision), "buffers": buffers}
+    models["typical"] = dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))
+    models["probe"] = {"discriminants": np.zeros(MAX_PROBED * (schema.features + 1), np.float32)}
+    records: dict[str, Any] = {name: record_of(models[name]) for name, specs in schema.takes(kind).items() if specs}
+    records["config"] = ConfigRecord({"server-round": 1, **config})
+    grid = InProcessGrid(study, [site.folder], "trial-0123abcd")
+    task = Message(RecordDict(records), dst_node_id=1, message_type=kind)
+    task.metadata.__dict__["_message_id"] = task.object_id
+
+    inbound.check_bounds(kind, schema, site.settings, count_patients(site).of_split["train"])
+    tree, objects = get_object_tree(task), objects_of(task)
+    content = read_content(tree.object_id, objects, TASK_DAMAGED)
+    inbound.check_content(content, inbound.tree_ids(tree), schema.takes(kind))
+    inbound.check_config(content.configs["config"], inbound.task_kind(kind))
+
+    (reply,) = grid.send_and_receive([task])
+    assert not reply.has_error(), reply.error.reason
+    answered = objects_of(reply)
+    return Asked(content, objects, read_content(reply.object_id, answered, REPLY_DAMAGED), answered, schema)
+
+
+def let_out(site: Site, kind: Kind, asked: Asked) -> dict[str, Any]:
+    """All values of the reply that leave, by record."""
+    rules = Rules(
+        kind=kind,
+        schema=asked.schema,
+        came_in=Arrays(asked.task.arrays, asked.task_objects.__getitem__),
+        patients=count_patients(site),
+        min_patients=site.settings.site.min_patients,
+        max_update=site.settings.gateway.max_update,
+        histograms=site.settings.gateway.histograms,
+        embeddings=site.settings.gateway.embedding_statistics,
+    )
+    values = check_reply(asked.reply, asked.reply_objects.__getitem__, rules)
+    return {name: dict(cast(Mapping[str, Any], record)) for name, record in values.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_our_own_app_answers_is_let_out_whole(site: Site, kind: Kind) -> None:
+    asked = ask(site, STUDY, kind, CONFIGS.get(kind, {}))
+    told = let_out(site, kind, asked)
+    assert told == {**asked.reply.metrics, **asked.reply.configs}
+    expected = {
+        "query.handshake": {"patients"},
+        "train": {"train_loss", "auroc_pcr_positive"},
+        "train.head": {"num-examples"},
+        "evaluate.calibrate": {"slope_severe", "variance_slope_severe", "rule_in_pcr_positive", "distance_sd"},
+        "evaluate.test": {"auroc_severe", "brier_severe", "sens_at_rule_in_severe", "auroc_severe_age_sex"},
+        "evaluate.embed": {"num-examples"},
+        "evaluate.assign": {"assigned_00", "assigned_01"},
+    }
+    (record,) = told.values()
+    assert expected[kind] <= set(record)
+
+
+def test_a_site_whose_policy_forbids_it_tells_nothing_of_looks(site: Site) -> None:
+    """Its calibration it tells all the same: what its gateway would refuse, the app does not send."""
+    closed = site.settings.gateway.model_copy(update={"embedding_statistics": False})
+    shut = replace(site, settings=site.settings.model_copy(update={"gateway": closed}))
+    model = pack(build_network(STUDY.network, seed=1))
+    typical = dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))
+    told = calibrate_site(shut, STUDY, *model, typical).metrics
+    assert set(calibrate_site(site, STUDY, *model, typical).metrics) - set(told) == {"distance_mean", "distance_sd"}
+    with pytest.raises(Refusal, match="E_EMBEDDINGS"):
+        embed_site(shut, STUDY, *model)
+
+
+def test_a_round_in_steps_is_let_out(site: Site) -> None:
+    assert let_out(site, "train", ask(site, IN_STEPS, "train", {}))["metrics"]["num-examples"] > 3
+
+
+@pytest.mark.parametrize("kind", ["train", "train.head", "evaluate.test"])
+def test_in_half_precision_the_same_is_let_out(site: Site, kind: Kind) -> None:
+    asked = ask(site, HALF, kind, CONFIGS.get(kind, {}))
+    assert set(let_out(site, kind, asked)["metrics"]) == set(asked.reply.metrics["metrics"])
+    if kind != "evaluate.test":
+        (head,), (came,) = asked.reply.arrays["arrays"].values(), asked.task.arrays["arrays"].values()
+        assert set(asked.reply.arrays["arrays"]) == {UPDATE + WEIGHTS}
+        assert head.dtype == came.dtype == "float16"
+
+
+@pytest.mark.parametrize("kind", ["query.handshake", "evaluate.calibrate", "evaluate.test", "evaluate.assign"])
+def test_a_private_study_is_judged_too(site: Site, kind: Kind) -> None:
+    config = DEPLOYED if kind == "evaluate.test" else CONFIGS.get(kind, {})
+    assert let_out(site, kind, ask(site, PRIVATE, kind, config))

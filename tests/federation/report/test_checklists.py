@@ -1,0 +1,83 @@
+"""The reporting checklists: complete, honest, and made of the run."""
+
+import re
+from typing import Any
+
+import pytest
+
+from federation.report.checklists import AUTHORS, CHECKLISTS, read
+from federation.report.content import content
+from tests.federation.studies.results_factory import make_results
+
+
+@pytest.fixture(scope="module")
+def full() -> dict[str, Any]:
+    return content(make_results())["checklists"]
+
+
+@pytest.fixture(scope="module")
+def bare() -> dict[str, Any]:
+    """Of a run that compared nothing, at one site that told nothing."""
+    run = make_results(
+        1,
+        synthetic=False,
+        audit=False,
+        models=[],
+        calibration={},
+        operating_points={},
+        local=False,
+        leave_one_out=False,
+    )
+    return content(run)["checklists"]
+
+
+def items(checklist: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {item["number"]: item for item in checklist["items"]}
+
+
+@pytest.mark.parametrize(("name", "last"), [("tripod_ai", 27), ("claim", 42)])
+def test_every_item_is_there_in_order(name, last):
+    numbers = [int(re.match(r"\d+", item["number"])[0]) for item in read(name)["items"]]
+    assert sorted(set(numbers)) == list(range(1, last + 1))
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("name", CHECKLISTS)
+def test_what_a_run_cannot_know_is_left_to_the_authors(name, full):
+    for item in full[name]["items"]:
+        assert (item["state"] == "authors") == (item["says"] == AUTHORS)
+        assert (item["state"] == "in part") == ("The authors add" in item["says"])
+        assert "{{" not in item["says"]
+
+
+@pytest.mark.parametrize("number", ["2", "3a", "5b", "8c", "17", "18a", "18b", "18d", "19", "25", "27c"])
+def test_ethics_funding_and_the_like_are_never_claimed(full, number):
+    assert items(full["tripod_ai"])[number]["state"] == "authors"
+
+
+def test_what_the_run_did_not_do_is_not_told(full, bare):
+    for number in ("14", "20b", "23a", "23b", "24"):
+        assert items(full["tripod_ai"])[number]["state"] == "in part"
+    for number in ("14", "23a", "23b", "24"):
+        assert items(bare["tripod_ai"])[number]["state"] == "authors"
+    for number in ("30", "32", "35", "36"):
+        assert items(bare["claim"])[number]["state"] == "authors"
+
+
+def test_settings_of_the_run_stand_in_their_items(full):
+    model = items(full["tripod_ai"])["12c"]["says"]
+    assert "resnet18" in model
+    assert "FedAvg" in model
+    assert "seed 1" in model
+    assert "60 % training" in items(full["claim"])["20"]["says"]
+
+
+def test_synthetic_patients_are_named_where_data_are_asked_for(full, bare):
+    for number in ("1", "5a", "26"):
+        assert "SYNTHETIC" in items(full["tripod_ai"])[number]["says"]
+        assert "SYNTHETIC" not in items(bare["tripod_ai"])[number]["says"]
+
+
+def test_the_counts_are_of_the_items(full):
+    for checklist in full.values():
+        assert sum(checklist["counts"].values()) == len(checklist["items"])

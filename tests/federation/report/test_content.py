@@ -1,0 +1,223 @@
+"""What the report makes of a run's results."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from federation.allowed import FIGURES
+from federation.report import comparison, conduct, overview, together, trust
+from federation.report.content import content
+from federation.report.estimates import over_sites, spread
+from federation.studies.results import Audit, Flag, Kind, ModelFigures, Results
+from models.calibration import Platt
+from tests.federation.studies.results_factory import make_results
+
+Figures = dict[str, float]
+
+
+def model(name: str, kind: Kind, trained_at: list[str], figures: dict[str, Figures]) -> ModelFigures:
+    return ModelFigures(name=name, kind=kind, trained_at=trained_at, figures=figures)
+
+
+def run_of(*models: ModelFigures, **changes: Any) -> Results:
+    """A run at north, south and east with these models alone."""
+    return make_results(["north", "south", "east"], models=list(models), **changes)
+
+
+def aurocs(**values: float) -> dict[str, Figures]:
+    return {site: {"auroc_severe": value, "num-examples": 20.0} for site, value in values.items()}
+
+
+def at_north(**figures: float) -> Results:
+    """A run whose federated model has these figures at north, and none elsewhere."""
+    return run_of(model("federated", "federated", ["north"], {"north": {"num-examples": 40.0, **figures}}))
+
+
+def test_the_invented_run_tells_what_sites_may_tell_all_of_it_and_no_more():
+    run = make_results(4)
+    told = {name for figures in run.models[0].figures.values() for name in figures} - {"num-examples"}
+    told |= {name for figures in run.audit.sites.values() for name in figures}
+    allowed = set(FIGURES["evaluate.test"])
+    assert not told - allowed
+    # Groups and bins with too few patients are absent, as they would be.
+    assert all(name.startswith("count_") or "@" in name for name in allowed - told)
+
+
+def test_a_mean_over_sites_counts_them_alike_and_a_weighted_one_by_their_patients():
+    found = spread({"north": 0.9, "south": 0.7, "east": None}, {"north": 10, "south": 30, "east": 99})
+    assert found is not None
+    assert (found["sites"], found["mean"]) == (2, pytest.approx(0.8))
+    assert found["weighted_mean"] == pytest.approx((0.9 * 10 + 0.7 * 30) / 40)
+    assert (found["lowest"]["site"], found["highest"]["site"]) == ("south", "north")
+
+
+def test_a_column_that_no_site_tells_has_no_spread():
+    assert over_sites({"north": {"auroc": None}, "south": {"auroc": None}}) == {"auroc": None}
+
+
+def test_figures_that_are_not_finite_are_as_good_as_not_told():
+    told = content(at_north(auroc_severe=math.nan, prevalence_severe=math.inf, brier_severe=0.2))
+    json.dumps(told, allow_nan=False)
+    assert told["discrimination"]["severe"]["by_site"] == {}
+    assert told["calibration"]["severe"]["by_site"]["north"]["brier"]["value"] == 0.2
+
+
+def test_generalisation_compares_at_the_same_other_sites():
+    run = run_of(
+        model("federated", "federated", ["north", "south", "east"], aurocs(north=0.8, south=0.9)),
+        model("north alone", "local", ["north"], aurocs(north=0.75, south=0.6, east=0.2)),
+    )
+    found = comparison.generalisation(run)["severe"]
+    # The federated model has no figure at east, so the local one's there is not held against it.
+    assert found["by_site"]["north"] == {
+        "at_home": 0.75,
+        "elsewhere": 0.6,
+        "federated_elsewhere": 0.9,
+        "gain": pytest.approx(0.3),
+        "sites_elsewhere": 1,
+    }
+
+
+def test_the_loss_of_a_site_is_what_the_full_federation_is_better_by_there():
+    run = run_of(
+        model("federated", "federated", ["north", "south", "east"], aurocs(north=0.8, south=0.9, east=0.7)),
+        model("without south", "left_out", ["north", "east"], aurocs(north=0.8, south=0.65, east=0.7)),
+    )
+    found = comparison.leave_one_out(run)["severe"]["by_site"]
+    assert list(found) == ["south"]
+    assert found["south"]["loss"] == pytest.approx(0.25)
+    assert found["south"]["alone"] is None
+
+
+def test_cells_say_where_a_model_is_at_home_and_where_a_site_gave_it_nothing():
+    everywhere = aurocs(north=0.8, south=0.8, east=0.8)
+    run = run_of(
+        model("federated", "federated", ["north", "south"], everywhere),
+        model("north alone", "local", ["north"], everywhere),
+        model("without north", "left_out", ["south", "east"], everywhere),
+    )
+    rows = {row["name"]: row["cells"] for row in comparison.matrix(run)["severe"]["models"]}
+    places = {name: [cell["place"] for cell in cells.values()] for name, cells in rows.items()}
+    assert places == {
+        "federated": ["", "", "outside"],
+        "without north": ["outside", "", ""],
+        "north alone": ["own", "", ""],
+    }
+
+
+def test_what_was_not_asked_for_is_told_apart_from_what_failed():
+    run = make_results(2)
+    without = run.model_copy(update={"models": [each for each in run.models if each.kind != "local"]})
+    assert [(each["kind"], each["why"]) for each in comparison.missing(without)] == [("local", "failed")]
+    asked_nothing = make_results(2, local=False, leave_one_out=False, fine_tuned=False, pooled=False)
+    assert {each["why"] for each in comparison.missing(asked_nothing)} == {"not_asked"}
+    assert {each["why"] for each in comparison.missing(make_results(2, private=True))} == {"private"}
+
+
+def test_treating_all_and_treating_none_are_what_a_decision_is_held_against():
+    run = at_north(prevalence_severe=0.3, net_benefit_severe_10=0.25, net_benefit_severe_20=0.12)
+    found = trust.decision(run)["severe"]
+    # At 20 % a false positive weighs a quarter of a true one: 0.3 - 0.7 / 4.
+    assert found["by_site"]["north"]["20"] == {"model": 0.12, "treat_all": pytest.approx(0.125)}
+    assert found["better"] == {"10": {"sites": 1, "of": 1}, "20": {"sites": 0, "of": 1}}
+
+
+def test_predictive_values_are_those_at_the_sites_own_prevalence():
+    run = at_north(prevalence_severe=0.25, sens_at_rule_out_severe=0.9, spec_at_rule_out_severe=0.8)
+    row = trust.operating_points(run)["severe"]["by_site"]["north"]
+    assert row["positive_predictive_value_at_rule_out"] == pytest.approx(0.225 / (0.225 + 0.15))
+    assert row["negative_predictive_value_at_rule_out"] == pytest.approx(0.6 / (0.6 + 0.025))
+    assert row["sensitivity_at_rule_in"] is None
+
+
+def test_a_threshold_that_calls_nobody_has_no_positive_predictive_value():
+    run = at_north(prevalence_severe=0.25, sens_at_rule_in_severe=0.0, spec_at_rule_in_severe=1.0)
+    assert trust.operating_points(run)["severe"]["by_site"]["north"]["positive_predictive_value_at_rule_in"] is None
+
+
+def test_the_brier_score_stands_beside_that_of_telling_everyone_the_prevalence():
+    row = trust.calibration(at_north(brier_severe=0.2, prevalence_severe=0.4))["severe"]["by_site"]["north"]
+    assert row["brier_of_prevalence"] == pytest.approx(0.24)
+
+
+def test_a_group_that_a_site_does_not_tell_is_none_and_not_zero():
+    found = trust.subgroups(at_north(**{"auroc_severe@female": 0.8}))["severe"]["sex"]
+    assert found["female"]["by_site"]["north"]["value"] == 0.8
+    assert found["male"] == {"by_site": {"north": None, "south": None, "east": None}, "over_sites": None}
+
+
+def test_baselines_need_more_than_the_model_itself():
+    assert trust.baselines(at_north(auroc_severe=0.8))["severe"]["by_site"] == {}
+
+
+def test_a_lost_round_has_its_cost_and_no_figures():
+    run = make_results(3, rounds=6, lost=[4])
+    learnt = conduct.learning(run)
+    assert [entry["round"] for entry in learnt if entry["mean_train_loss"] is None] == [4]
+    assert overview.about(run)["rounds"]["lost"] == [{"round": 4, "code": "E_QUORUM"}]
+    costs = conduct.costs(run)
+    assert costs["totals"]["bytes_down"] == sum(entry["bytes_down"] for entry in costs["rounds"])
+    assert costs["rounds"][3]["seconds"] > costs["medians"]["seconds"]
+
+
+def test_absences_are_told_by_code_with_their_meaning():
+    history = [
+        {"step": "test", "sites": ["south"], "refused": {"north": "E_SITE_MISSING"}},
+        {"step": "audit", "sites": ["south"], "refused": {"north": "E_SITE_MISSING", "east": "E_FROM_TOMORROW"}},
+    ]
+    missing, unknown = conduct.absences(make_results(3, history=history))
+    assert (missing["times"], missing["sites"], missing["when"]) == (2, {"north": 2}, ["test", "audit"])
+    assert missing["says"]
+    assert missing["remedy"]
+    assert (unknown["code"], unknown["says"]) == ("E_FROM_TOMORROW", "")
+
+
+def test_a_flag_brings_its_remedy():
+    audit = Audit(probe=None, sites={}, flags=[Flag(code="E_UPDATE_NORM", site="north", says="it is large")])
+    (flag,) = conduct.audit(make_results(2, audit=False).model_copy(update={"audit": audit}))["flags"]
+    assert (flag["site"], flag["found"]) == ("north", "it is large")
+    assert flag["remedy"].startswith("Look at the site")
+
+
+def test_epsilon_is_the_last_that_each_site_told_and_the_largest_of_all():
+    run = make_results(2, private=True, rounds=9, lost=[])
+    about = overview.about(run)
+    told = [about["sites"][site]["epsilon"] for site in ("north", "south")]
+    assert about["privacy"]["largest_epsilon"] == max(told)
+    assert told[0] == pytest.approx(0.4 * math.sqrt(9))
+
+
+def test_patients_together_are_told_where_histograms_left_and_say_how_many_they_are():
+    run = make_results(2)
+    assert together.pooled(run)["severe"]["share"] == 1
+    one_tells = run.model_copy(deep=True)
+    one_tells.models[0].figures["south"] = {"num-examples": run.models[0].figures["south"]["num-examples"]}
+    found = together.pooled(one_tells)["severe"]
+    assert found["sites"] == ["north"]
+    assert 0 < found["share"] < 1
+    assert together.pooled(make_results(2, histograms=False))["severe"] is None
+
+
+def test_a_run_without_anything_still_has_content():
+    empty = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
+    told = content(empty)
+    assert told["about"]["sites"] == {}
+    assert told["costs"]["medians"] is None
+    assert told["calibration"]["severe"] == {"learnt": None, "band": [], "by_site": {}, "over_sites": {}}
+
+
+def test_the_calibration_that_all_sites_agreed_on_is_told():
+    run = make_results(2, calibration={"severe": Platt(slope=0.5, intercept=-1)})
+    found = trust.calibration(run)
+    assert found["severe"]["learnt"] == {"slope": 0.5, "intercept": -1}
+    assert found["severe"]["band"] == []
+    assert found["pcr_positive"]["learnt"] is None
+
+
+def test_the_band_is_that_of_a_probability_as_it_is_told():
+    run = make_results(2, calibration={"severe": Platt(slope=0.5, intercept=-1, covariance=(0.02, 0, 0.04))})
+    found = trust.calibration(run)["severe"]["band"]
+    assert [each["told"] for each in found] == [0.1, 0.3, 0.5, 0.7]
+    assert all(each["low"] < each["told"] < each["high"] for each in found)

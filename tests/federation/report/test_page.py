@@ -1,0 +1,249 @@
+"""The page: whole in itself, true to report.json, safe with any name, readable with little and with much in it."""
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.report import figures, figures_many
+from federation.report.content import SECTIONS, content
+from federation.report.page import cell, duration, render, write_report
+from federation.studies.results import Results
+from models.refusal import Refusal
+from tests.federation.studies.results_factory import make_results
+
+NOTHING = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
+HOSTILE = ['<script>alert("1")</script>', "\u202egnp.exe", "$x_1$ & 'sons'", "a" * 200, "__class__ {{ 7 * 7 }}"]
+
+
+class Reader(HTMLParser):
+    """What a browser would make of the page: tags with attributes, table cells, running text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.text = ""
+        self._inside: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "style", "title"):
+            self._inside.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self._inside and self._inside[-1] == tag:
+            self._inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._inside:
+            self.text += data
+        if "td" in self._inside:
+            self.cells[-1] += data
+
+
+def page_of(run: Results) -> str:
+    return render(content(run))
+
+
+@pytest.fixture(scope="module")
+def run() -> Results:
+    return make_results(3)
+
+
+@pytest.fixture(scope="module")
+def page(run: Results) -> str:
+    return page_of(run)
+
+
+@pytest.fixture(scope="module")
+def full(page: str) -> Reader:
+    return Reader(page)
+
+
+@pytest.fixture(scope="module")
+def bare() -> Reader:
+    """The page of a run that nothing was asked of, with one site that told nothing."""
+    without = {"local": False, "leave_one_out": False, "fine_tuned": False, "pooled": False, "audit": False}
+    return Reader(page_of(make_results(1, **without, synthetic=False, models=[], operating_points={}, calibration={})))
+
+
+def numbers(told: Any) -> Iterator[float]:
+    if isinstance(told, dict):
+        for value in told.values():
+            yield from numbers(value)
+    elif isinstance(told, list):
+        for value in told:
+            yield from numbers(value)
+    elif isinstance(told, float):
+        yield told
+
+
+def test_nothing_comes_from_outside_and_nothing_runs(full):
+    for tag, attributes in full.tags:
+        assert tag not in ("script", "link", "iframe", "object", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        assert (attributes.get("src") or "data:").startswith("data:image/svg+xml;base64,") or tag != "img"
+        assert (attributes.get("href") or "#").startswith("#")
+    policy = next(a["content"] for tag, a in full.tags if tag == "meta" and a.get("http-equiv"))
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_links_lead_to_the_sections_in_order(full):
+    targets = [a["href"] for tag, a in full.tags if tag == "a"]
+    assert targets == [f"#{name}" for name in SECTIONS]
+    assert [a["id"] for tag, a in full.tags if tag == "h2"] == list(SECTIONS)
+
+
+def test_every_figure_says_what_is_to_be_seen(full):
+    images = [a for tag, a in full.tags if tag == "img"]
+    assert len(images) == 12
+    assert all(a["alt"] for a in images)
+
+
+def test_every_number_of_the_tables_is_in_the_json(run, full):
+    shown = {text for value in numbers(content(run)) for text in (f"{value:.2f}", f"{value:+.2f}")}
+    found = [n for each in full.cells for n in re.findall(r"(?<![\d.])[+−]?\d+\.\d\d(?!\d)(?! GB)", each)]
+    assert len(found) > 300
+    assert not {n for n in found if n.replace("−", "-") not in shown}
+
+
+def test_means_over_sites_are_called_means(full):
+    text = " ".join(full.text.split())
+    assert "AUROC of severe, mean over 3 sites" in text
+    assert "not the AUROC of all patients together" in text
+
+
+def test_synthetic_data_cannot_be_overlooked(page, full, bare):
+    assert full.text.index("SYNTHETIC DATA") < full.text.index("How to read it")
+    assert ("p", {"class": "synthetic"}) in full.tags
+    assert "SYNTHETIC" not in bare.text
+    assert '@top-center { content: "SYNTHETIC' in page
+
+
+def test_a_group_with_too_few_patients_is_told_as_that(full):
+    assert "too few" in full.cells
+
+
+def test_each_refusal_is_told_with_its_meaning(full):
+    assert "E_SITE_MISSING" in full.cells
+    assert any("did not answer in time" in each for each in full.cells)
+
+
+def test_a_run_with_little_in_it_says_why_and_how_to_ask(bare):
+    text = " ".join(bare.text.split())
+    for key in ("local_models", "leave_one_out", "fine_tune", "pooled", "shortcut_audit"):
+        assert f"{key} = true under [evaluation]" in text
+    assert "histograms = true under [gateway] in site.toml" in text
+    assert "No site told an AUROC of severe" in text
+    assert "None" not in bare.text
+    assert "nan" not in bare.text
+
+
+def test_a_run_without_sites_or_rounds_has_a_page():
+    assert "No round was held." in page_of(NOTHING)
+
+
+def test_names_are_text_whatever_they_hold():
+    page = page_of(
+        make_results(HOSTILE, run="</title><x>", local=False, leave_one_out=False, fine_tuned=False, histograms=False)
+    )
+    found = Reader(page)
+    assert not [tag for tag, _ in found.tags if tag in ("script", "x")]
+    assert HOSTILE[0] in found.text
+    assert HOSTILE[4] in found.text
+    assert "\u202e" not in page
+    assert "\ufffdgnp.exe" in found.text
+    assert "</title><x>" in found.text
+
+
+def test_with_a_hundred_sites_the_page_stays_short():
+    run = make_results(100, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
+    page = page_of(run)
+    found = Reader(page)
+    rows = len([tag for tag, _ in found.tags if tag == "tr"])
+    assert rows < 100 + 250  # a row for each site once, and the checklists
+    assert len(page) < 2_000_000
+    assert "hospital-100 alone" not in found.text
+    assert "hospital-100" in found.text
+
+
+def test_of_many_sites_it_is_told_who_was_asked_who_counted_and_that_models_are_a_sample():
+    run = make_results(30, rounds=2, lost=(), leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
+    names = sorted(run.sites)
+    rounds = [
+        {**entry, "sites": names[:9], "refused": {names[9]: "E_SITE_MISSING"}} if "round" in entry else entry
+        for entry in run.history
+    ]
+    study = run.study.model_copy(
+        update={
+            "study": run.study.study.model_copy(update={"sites_per_round": 10}),
+            "evaluation": run.study.evaluation.model_copy(update={"compared_sites": 2}),
+        }
+    )
+    run = run.model_copy(update={"history": rounds, "study": study, "models": run.models[:3]})
+    told = content(run)
+    sites = told["about"]["sites"]
+    assert [(sites[name]["rounds"], sites[name]["asked"]) for name in (names[0], names[9], names[10])] == [
+        (2, 2),
+        (0, 2),
+        (0, 0),
+    ]
+    assert told["participation"]["by_site"][names[9]] == ["refused", "refused"]
+    assert told["participation"]["by_site"][names[10]] == [None, None]
+    found = Reader(render(told))
+    assert "10 drawn for each round" in found.text
+    assert "2 of the\n  30 sites" in found.text
+    assert any("Which site counted" in (attributes.get("alt") or "") for _, attributes in found.tags)
+
+
+def test_with_many_sites_the_lowest_stand_first():
+    run = make_results(30, local=False, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
+    values = {site: figures["auroc_severe"] for site, figures in run.models[0].figures.items()}
+    text = Reader(page_of(run)).text
+    text = text[text.index("The sites") :]
+    places = [text.index(site) for site in sorted(values, key=values.__getitem__)]
+    assert places == sorted(places)
+
+
+def test_who_took_part_is_drawn_where_somebody_did_not():
+    everybody = {"rounds": [1, 2], "by_site": {"north": ["counted"] * 2, "south": ["counted"] * 2}}
+    assert figures_many.participation(everybody) is None
+    assert figures_many.participation({"rounds": [1], "by_site": {"north": ["counted"], "south": [None]}})
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+    cells = content(run)["discrimination"]["severe"]["by_site"]
+    assert figures.aurocs(cells) == figures.aurocs(cells)
+    assert page_of(NOTHING) == page_of(NOTHING)
+
+
+def test_page_and_numbers_are_written_beside_each_other(tmp_path: Path):
+    written = write_report(NOTHING, tmp_path / "new" / "report")
+    assert written.page.parent == written.numbers.parent == tmp_path / "new" / "report"
+    assert json.loads(written.numbers.read_text()) == json.loads(json.dumps(content(NOTHING)))
+    assert sorted(path.name for path in written.page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match="E_REPORT_WRITE"):
+        write_report(NOTHING, tmp_path / "file" / "report")
+
+
+def test_numbers_are_shown_alike():
+    assert cell(None) == "–"
+    assert cell(-0.004) == "0.00"
+    assert cell(-0.25, "signed") == "−0.25"
+    assert cell(0.25, "signed") == "+0.25"
+    assert cell(0.347, "percent") == "35 %"
+    assert cell({"value": 0.5, "low": None, "high": None}) == "0.50"
+    assert "(0.40 to 0.60)" in cell({"value": 0.5, "low": 0.4, "high": 0.6})
+    assert [duration(s) for s in (5.2, 119, 300, 7260)] == ["5 s", "119 s", "5 min", "2 h 1 min"]

@@ -1,0 +1,42 @@
+"""What is not used is not imported: each question is put to a Python of its own, where nothing is imported yet."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+# What MONAI and scikit-learn would bring along, and what judges or fits a model.
+BROUGHT_ALONG = ("IPython", "itk", "matplotlib", "mlflow", "pandas", "torchvision")
+JUDGES = ("scipy.optimize", "scipy.stats", "sklearn")
+
+
+def imported(code: str, *names: str) -> list[str]:
+    """Which of these modules are there after the code."""
+    look = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {names!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "not_needed"),
+    [
+        ("federation.cli", ("flwr", "torch", "pydantic", "numpy", "rich.table")),
+        ("federation.node.start", ("flwr", "torch", "numpy", "pydicom", "aiohttp")),
+        ("federation.server.start", ("flwr", "torch", "numpy", "sqlalchemy", "mlflow")),
+        ("federation.gateway.__main__", ("torch", "scipy", "pydicom")),
+        ("federation.commands.scoring", ("flwr", "monai", "nibabel", *JUDGES, *BROUGHT_ALONG)),
+    ],
+)
+def test_what_a_command_does_not_need_is_not_imported(module: str, not_needed: tuple[str, ...]) -> None:
+    assert imported(f"import {module}", *not_needed) == []
+
+
+def test_a_message_imports_a_network_alone_and_nothing_that_monai_would_bring_along() -> None:
+    app = "import federation.rounds.client_app"
+    network = "from models.network import NetworkSettings, build_network; build_network(NetworkSettings(), seed=1)"
+    asked = (
+        f"import sys; early = [name for name in {(*JUDGES, 'monai')!r} if name in sys.modules]; assert not early, early"
+    )
+    assert imported(f"{app}\n{asked}\n{network}", "monai", *BROUGHT_ALONG) == ["monai"]
