@@ -56,6 +56,19 @@ def write_chest(folder: Path, syntax: uid.UID, *, number: int = 1, slices: int =
     return folder
 
 
+def copy_chest(folder: Path, copy: Path, number: int) -> None:
+    """The same series again, as that of patient `number`."""
+    copy.mkdir(parents=True)
+    for path in folder.rglob("*.dcm"):
+        ds = dcmread(path)
+        ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID = (
+            f"SYNTHETIC-{number}",
+            f"2.25.{number}",
+            f"2.25.9{number}",
+        )
+        ds.save_as(copy / path.name)
+
+
 def _to_htj2k(path: Path) -> None:
     import imagecodecs
 

@@ -1,12 +1,12 @@
-"""Ways from a folder with one CT series to something that can be learnt from: ours and others'.
+"""Ways from a folder with one CT series to something that can be learnt from, or to an answer: ours and others'.
 
 Each function imports what it needs and returns the work itself, so that both can be timed apart. Numbers of threads
 are left as each library sets them; ours uses one.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 Work = Callable[[Path], None]
@@ -16,8 +16,11 @@ def ours() -> Work:
     """What ingestion does with a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
     from pipeline import measures, scans  # noqa: F401  # which `examine` imports when it is called
     from pipeline.examine import examine
+    from pipeline.memory import keep_memory
     from pipeline.preprocess import Preprocessing
     from pipeline.series import find_series
+
+    keep_memory()
 
     def work(folder: Path) -> None:
         (series,), _ = find_series(folder)
@@ -27,17 +30,38 @@ def ours() -> Work:
     return work
 
 
-def _monai(spacing_mm: float) -> Work:
-    """MONAI's usual chain, read with ITK: a resampled volume in memory; no checks, no lungs, nothing written."""
+def bytes_alone() -> Work:
+    """What nobody can do without: each file, from the page cache."""
+
+    def work(folder: Path) -> None:
+        for path in sorted(folder.rglob("*.dcm")):
+            assert path.read_bytes()
+
+    return work
+
+
+def bare_decoding() -> Work:
+    """The pixels of each file, unchecked, in no order, and none kept."""
+    from pydicom import dcmread
+
+    def work(folder: Path) -> None:
+        for path in sorted(folder.rglob("*.dcm")):
+            assert dcmread(path).pixel_array.ndim == 2
+
+    return work
+
+
+def _monai(reader: str) -> Work:
+    """MONAI's usual chain: a resampled volume in memory; no checks, no lungs, nothing written."""
     import itk  # noqa: F401
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
     chain = Compose(
         [
-            LoadImaged("image", reader="ITKReader"),
+            LoadImaged("image", reader=reader),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=(spacing_mm,) * 3),
+            Spacingd("image", pixdim=(4.0, 4.0, 4.0)),
         ]
     )
 
@@ -47,12 +71,12 @@ def _monai(spacing_mm: float) -> Work:
     return work
 
 
-def monai_4mm() -> Work:
-    return _monai(4.0)
+def monai_itk() -> Work:
+    return _monai("ITKReader")
 
 
-def monai_1_5mm() -> Work:
-    return _monai(1.5)
+def monai_pydicom() -> Work:
+    return _monai("PydicomReader")
 
 
 def simpleitk() -> Work:
@@ -67,32 +91,111 @@ def simpleitk() -> Work:
     return work
 
 
-def _workers(count: int) -> Work:
-    """Examine all series of a folder with this many worker processes, their start included."""
-    from pipeline.cohort import Cohort
-    from pipeline.examine import examine_new, expect_series
-    from pipeline.preprocess import Preprocessing, settings_digest
-    from pipeline.series import find_series
-    from pipeline.site import init_site, site_settings
+def simpleitk_alone() -> Work:
+    """The same of the folder `series`."""
+    read = simpleitk()
+    return lambda folder: read(folder / "series")
 
-    os.cpu_count = lambda: count  # the node starts one worker a core
+
+def scoring() -> Work:
+    """From the folder `series` to an answer by the release in `model`, which is loaded once; one thread."""
+    import torch
+
+    from models.release import load_release
+    from pipeline.score import score
+
+    torch.set_num_threads(1)
+    load = cache(load_release)
 
     def work(folder: Path) -> None:
-        expect_series()
-        series, _ = find_series(folder)
-        with tempfile.TemporaryDirectory() as home:
-            site = init_site(Path(home, "site"), site_settings(None, name="bench"))
-            with Cohort(site) as cohort:
-                examine_new(cohort, series, Preprocessing(), lambda done, total: None)
-                scans = cohort.scans(settings_digest(Preprocessing()))
-        assert [scan.code for scan in scans.values()] == [None] * len(series)
+        assert score(folder / "series", load(folder / "model")).saliency is not None
 
     return work
 
 
-def one_worker() -> Work:
-    return _workers(1)
+def an_epoch() -> Work:
+    """One epoch of training, augmented, over the tensors in a folder, in batches of 8; one thread."""
+    import torch
+
+    from models.network import NetworkSettings, build_network
+    from pipeline.examples import Example, Examples
+    from pipeline.memory import keep_memory
+    from pipeline.train import Schedule, TrainSettings, train
+
+    torch.set_num_threads(1)
+    keep_memory()
+    network = build_network(NetworkSettings(), seed=1)
+
+    def work(folder: Path) -> None:
+        made = [Example(path, 60.0, "F", True, n % 2 == 0) for n, path in enumerate(sorted(folder.glob("*.npy")))]
+        train(network, Examples(made), TrainSettings(), Schedule(0, 1, 1), seed=1)
+
+    return work
 
 
-def two_workers() -> Work:
-    return _workers(2)
+def decoding_and_forward() -> Work:
+    """What no answer can do without: pydicom decodes every file, and the network is asked about a ready tensor."""
+    import numpy as np
+    import torch
+    from pydicom import dcmread
+
+    from models.release import load_release
+    from pipeline.preprocess import Preprocessing
+
+    torch.set_num_threads(1)
+    load = cache(load_release)
+    scan, known = torch.zeros((1, 2, *Preprocessing().shape)), torch.zeros((1, 4))
+
+    @torch.inference_mode()
+    def work(folder: Path) -> None:
+        for path in sorted((folder / "series").rglob("*.dcm")):
+            assert np.asarray(dcmread(path).pixel_array).ndim == 2
+        assert load(folder / "model").network.eval()(scan, known).shape == (1, 2)
+
+    return work
+
+
+def reading_alone() -> Work:
+    """What scoring does first: find the series, check and read it."""
+    from pipeline.dicom import read_series
+    from pipeline.series import find_series
+
+    def work(folder: Path) -> None:
+        (series,), _ = find_series(folder / "series")
+        assert read_series(series).hu.ndim == 3
+
+    return work
+
+
+def monai_densenet() -> Work:
+    """What MONAI's tutorials do with a scan: resample, window, resize, a 3D DenseNet121 with random weights."""
+    import itk  # noqa: F401
+    import torch
+    from monai.networks.nets import DenseNet121
+    from monai.transforms import (
+        Compose,
+        EnsureChannelFirstd,
+        LoadImaged,
+        Orientationd,
+        Resized,
+        ScaleIntensityRanged,
+        Spacingd,
+    )
+
+    chain = Compose(
+        [
+            LoadImaged("image", reader="ITKReader"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(1.5, 1.5, 1.5)),
+            ScaleIntensityRanged("image", a_min=-1000, a_max=200, b_min=0, b_max=1, clip=True),
+            Resized("image", spatial_size=(96, 96, 96)),
+        ]
+    )
+    network = DenseNet121(spatial_dims=3, in_channels=1, out_channels=2).eval()
+
+    @torch.inference_mode()
+    def work(folder: Path) -> None:
+        assert network(chain({"image": folder / "series"})["image"][None]).shape == (1, 2)
+
+    return work

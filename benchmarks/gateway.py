@@ -1,8 +1,7 @@
-"""What the gateway adds: to a small message, to a model of 126 MB, to a round with one; and how much memory it needs.
+"""What the gateway adds to a small message and to a model of 133 MB, and its memory; to a whole round: see rounds.py.
 
-For messages: Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a
-process of its own; or nothing. For rounds: see gateway_round.py. All on one machine, so that what is measured is work
-and not the line.
+Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a process of its
+own; or nothing. All on one machine, so that what is measured is work and not the line.
 """
 
 import sys
@@ -16,15 +15,13 @@ from common import Figure, Part
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-from gateway_round import MEMORY_MB, gateway_peak_mb, measure_rounds
+from round_rig import MEMORY_MB, gateway_peak_mb, make_site
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from federation.enrolment.certificates import create_node_key
 from federation.gateway.schema import Schema, schema_of
 from federation.study import Study
 from models.network import NetworkSettings
-from pipeline.cohort import Cohort, PatientRow
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, NodeSide, Server
 from tests.federation.gateway.messages import Model, model, objects_of, record_of, trained
 
@@ -38,9 +35,9 @@ def measure(folder: Path) -> Part:
     figures = []
     for study, name, unit, scale, repeats in (
         (small, "a small message, there and back", "ms", 1000.0, SMALL_REPEATS),
-        (large, "a model of 126 MB, there and back", "s", 1.0, LARGE_REPEATS),
+        (large, "a model of 133 MB, there and back", "s", 1.0, LARGE_REPEATS),
     ):
-        site = _site(folder / f"site-{len(figures)}", study)
+        site = make_site(folder / f"site-{len(figures)}")
         schema = schema_of(study.model_dump_json(), site.folder / "gateway" / "schemas")
         with_gateway, without, peak_mb = _times(site, study, schema, repeats)
         figures += [
@@ -52,33 +49,16 @@ def measure(folder: Path) -> Part:
         if study is small:
             added = [1000 * (ours - theirs) for ours, theirs in zip(with_gateway, without, strict=True)]
             figures.append(Figure(f"{name}: added", "the limit", "ms", added, [SMALL_MS], "at most 1"))
-    through, direct = (_site(folder / name, large) for name in ("through", "direct"))
-    rounds, note = measure_rounds(folder, through, direct, large)
     notes = [
         "There: message, run, app and objects are fetched; back: the reply is announced and pushed. By Flower's own "
-        "client, two objects at a time, TLS, and with the gateway until the server has the whole reply.",
-        note,
+        "client, two objects at a time, TLS, and with the gateway until the server has the whole reply."
     ]
-    return Part(notes, figures + rounds)
+    return Part(notes, figures)
 
 
 def _study(network: NetworkSettings) -> Study:
     study = Study.model_validate({"study": {"name": "bench", "rounds": 1, "sites": 1, "quorum": 1}})
     return study.model_copy(update={"network": network})
-
-
-def _site(folder: Path, study: Study) -> Site:
-    """A site with a key and some patients; the gateway takes any certificate for its own here."""
-    site = init_site(folder, site_settings(None, name="bench"))
-    create_node_key(site.node_key)
-    rows = [
-        PatientRow(f"{split}{number}", split, f"{split}{number}.npy", None, None, number % 2 == 0, number % 3 == 0)
-        for split in ("train", "validation", "test")
-        for number in range(30)
-    ]
-    with Cohort(site) as cohort:
-        cohort.replace(rows, [], [])  # type: ignore[arg-type]
-    return site
 
 
 def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], float]:

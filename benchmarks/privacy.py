@@ -17,7 +17,7 @@ import torch
 from models.membership import JOINT, infer_membership
 from models.network import LABELS, NetworkSettings, build_network
 from pipeline.cohort import Cohort
-from pipeline.evaluate import auroc
+from pipeline.evaluation.discrimination import auroc
 from pipeline.examples import Examples
 from pipeline.privacy_budget import PrivacySettings, epsilon_of, step_costs
 from pipeline.private_training import train_privately

@@ -1,4 +1,4 @@
-"""`make bench`: what our code costs beside the bare libraries, as ratios measured in one run.
+"""`make bench`: what our code costs beside the bare libraries, as ratios measured in one run, and what it learns.
 
     python benchmarks/run.py                      all parts
     python benchmarks/run.py reading training     these parts
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import tempfile
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -20,7 +21,20 @@ from typing import Any
 
 from common import Figure, Part, spread
 
-PARTS = ("reading", "ingestion", "pull", "training", "gateway")
+PARTS = (
+    "reading",
+    "ingestion",
+    "pull",
+    "training",
+    "gateway",
+    "rounds",
+    "server",
+    "overhead",
+    "scoring",
+    "startup",
+    "learning",
+)
+ALONE = ("hundred",)  # takes half an hour: run where it is named, and not with the others
 RESULTS = Path(__file__).with_name("results")
 VERSIONS = ("torch", "numpy", "pydicom", "monai", "itk", "simpleitk")
 
@@ -51,20 +65,28 @@ def table(part: str, result: dict[str, Any]) -> str:
         return f"{median} ({least} to {most})"
 
     rows = [
-        f"| {f['name']} | {f['unit']} | {cell(f['ours'])} | {f['against']} | {cell(f['theirs'])} "
-        f"| **{f['ratio']:.2f}** | {f['target']} |"
+        [f["name"], f["unit"], cell(f["ours"]), f["against"], cell(f["theirs"]), f"**{f['ratio']:.2f}**", f["target"]]
         for f in result["figures"]
     ]
-    head = ["| what | unit | ours | against | theirs | ours / theirs | target |", "| --- " * 7 + "|"]
+    head = ["what", "unit", "ours", "against", "theirs", "ours / theirs", "target"]
     made = f"{result['date']}; {result['machine']}; load {result['load_before']} before."
-    return "\n".join([f"## {part}", "", made, *result["notes"], "", *(head + rows if rows else []), ""])
+    lines = [f"## {part}", "", made, *result["notes"], "", *(markdown(head, rows) if rows else [])]
+    for other in result.get("tables", []):
+        lines += [f"{other['title']}:", "", *markdown(other["head"], other["rows"])]
+    return "\n".join(lines)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table, with an empty one after it."""
+    return [*(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure parts of fedthorax beside the bare libraries.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if left out")
+    named = f"of {', '.join(PARTS)}; all of these if left out; or {', '.join(ALONE)}"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=named)
     parts = parser.parse_args().parts or PARTS
-    if unknown := set(parts).difference(PARTS):
+    if unknown := set(parts).difference(PARTS, ALONE):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     RESULTS.mkdir(exist_ok=True)
     for part in parts:
@@ -72,9 +94,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             measured: Part = import_module(part).measure(Path(folder))
         result = {**before, "notes": measured.notes, "figures": [as_json(figure) for figure in measured.figures]}
+        result |= {"tables": [asdict(each) for each in measured.tables], "values": measured.values}
         (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(table(part, result), flush=True)
-    files = {part: RESULTS / f"{part}.json" for part in PARTS}
+    files = {part: RESULTS / f"{part}.json" for part in (*PARTS, *ALONE)}
     tables = [table(part, json.loads(file.read_text())) for part, file in files.items() if file.is_file()]
     intro = "# Benchmarks\n\nMedians, with least and most; what each figure is worth stands in benchmarks/.\n"
     (RESULTS / "bench.md").write_text("\n".join([intro, *tables]))

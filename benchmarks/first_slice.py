@@ -1,0 +1,88 @@
+"""How long a clinician who waits for an answer waits for its pictures: a real service, a real browser.
+
+Headless Chromium draws WebGL in software, on the cores on which the service runs. The page itself says when it shows
+something, by the clock by which the service says when the answer was stored.
+"""
+
+import contextlib
+import socket
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest  # tests.e2e skips where there is no browser
+
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.web.auth import Tokens
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.e2e.browser import Page, open_browser
+from tests.e2e.conftest import Command
+
+REPEATS = 2  # after the first answer of a session
+FIRST, VIEWER = "first slice", "full viewer"
+_WAIT_SECONDS = 120.0
+_SLICE = "!document.querySelector('#answer').hidden && document.querySelector('#tiles img')?.naturalWidth"
+_LIVE = "document.querySelector('#tiles.live')"
+_WATCH = f"""
+window.seen = {{}};
+(function look() {{
+  if (!seen.first && {_SLICE}) seen.first = Date.now();
+  if (!seen.viewer && {_LIVE}) seen.viewer = Date.now();
+  if (!seen.viewer) requestAnimationFrame(look);
+}})()"""
+
+
+def seconds_to_pictures(folder: Path) -> dict[str, list[float]] | None:
+    """By FIRST and VIEWER, seconds from the stored answer on, the first answer of the session first; None: no browser.
+
+    `folder`: with the scan in `series` and the release in `model`.
+    """
+    zipped = folder / "series.zip"
+    with zipfile.ZipFile(zipped, "w") as archive:
+        for path in sorted((folder / "series").rglob("*.dcm")):
+            archive.write(path, path.name)
+    with contextlib.ExitStack() as stack:
+        try:
+            page = stack.enter_context(open_browser(folder / "browser"))
+        except pytest.skip.Exception:
+            return None
+        page.sized(1280, 800)
+        stack.enter_context(_served(folder, page))
+        return _watch(Clinic.open(folder / "served"), page, zipped)
+
+
+@contextlib.contextmanager
+def _served(folder: Path, page: Page) -> Iterator[None]:
+    """The service, and the page signed in to it."""
+    site = folder / "served"
+    site.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    (site / "clinic.toml").write_text(f"[server]\nport = {port}\n")
+    service = Command(folder / "served.log", "serve", site, "--model", folder / "model")
+    try:
+        service.wait_for(rf"http://127\.0\.0\.1:{port}", seconds=_WAIT_SECONDS)
+        token = Tokens(site).make("a reader", "score", by="bench")
+        page.goto(f"http://127.0.0.1:{port}/#token={token}")
+        page.wait_for("!document.querySelector('#desk').hidden", seconds=_WAIT_SECONDS)
+        yield
+    finally:
+        service.interrupt()
+
+
+def _watch(clinic: Clinic, page: Page, zipped: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {FIRST: [], VIEWER: []}
+    with clinic.store() as store:
+        for _ in range(REPEATS + 1):
+            page.js("location.hash = ''")
+            page.wait_for("document.querySelector('#answer').hidden")
+            page.js(_WATCH)
+            page.drop([zipped], "#drop")
+            page.wait_for("seen.viewer", seconds=_WAIT_SECONDS)
+            job = store.job(str(page.js("location.hash")).rpartition("/")[2])
+            assert job.ended_at is not None
+            for name, at in ((FIRST, "first"), (VIEWER, "viewer")):
+                found[name].append(page.js(f"seen.{at}") / 1000 - job.ended_at.timestamp())
+    return found

@@ -1,0 +1,75 @@
+"""Small apps of the benchmarks, run by Flower on our own server: packed, started, waited for; and bare SuperNodes."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.common.serde import user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fab_pb2 import Fab
+
+from federation.approval import fab
+from federation.gateway.objects import object_id
+from federation.processes.process import LOOPBACK, flower_command
+from federation.server.control import control
+from federation.studies.runs import status
+from pipeline.site import Site
+
+Config = Mapping[str, str | int | bool]
+_PYPROJECT = """\
+[project]
+name = "bench-app"
+version = "0.1.0"
+description = "What a benchmark asks of a server and its sites."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "bench"
+
+[tool.flwr.app.components]
+serverapp = "bench_app.server_app:app"
+clientapp = "bench_app.{client}:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
+def packed(modules: Mapping[str, str], config: Config) -> bytes:
+    """An app as an archive. `modules`: the code of server_app, of client_app if there is one; `config`: defaults."""
+    settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items())
+    client = "client_app" if "client_app" in modules else "server_app"  # Flower wants one, called or not
+    files = {f"bench_app/{name}.py": code for name, code in {"__init__": "", **modules}.items()}
+    files["pyproject.toml"] = _PYPROJECT.format(client=client, config=settings)
+    return fab.pack({name: text.encode() for name, text in files.items()})
+
+
+def start(server: Path, app: bytes, config: Config) -> int:
+    """Begin a run of the app; its number."""
+    request = StartRunRequest(
+        fab=Fab(hash_str=object_id(app), content=app), override_config=user_config_to_proto(dict(config))
+    )
+    with control(server) as client:
+        return int(client.StartRun(request).run_id)
+
+
+def wait(server: Path, run_id: int) -> None:
+    """Until the run has ended. Raises RuntimeError, with the end of its log, where it did not complete."""
+    while not (ended := status(server, run_id)).startswith("finished"):
+        time.sleep(0.5)
+    if ended != "finished:completed":
+        raise RuntimeError(f"{ended}:\n{(server / 'logs' / 'superexec.log').read_text()[-2000:]}")
+
+
+def supernode(site: Site, *, superlink_port: int, certificate: Path, port: int) -> list[str]:
+    """The command of Flower's SuperNode for a site with a key; `port`: its own."""
+    return [
+        flower_command("flower-supernode"),
+        f"--superlink={LOOPBACK}:{superlink_port}",
+        f"--root-certificates={certificate}",
+        f"--auth-supernode-private-key={site.node_key}",
+        f"--host={LOOPBACK}",
+        f"--port={port}",
+    ]

@@ -1,0 +1,95 @@
+"""Does half precision on the wire cost anything that is learnt? Not part of `make bench`: it takes ten minutes.
+
+    python benchmarks/half_precision.py
+
+Synthetic hospitals of learning.py, the same seeds, whole federated trainings in this process, with the precision as the
+only difference. A control shows what any other rounding does: training in single precision from first weights that were
+rounded to float16 once. What is drawn by chance in training multiplies the least difference.
+"""
+
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from learning import ALL, study
+from learning_sites import Order, areas, orders, unseen_order, write
+from run import RESULTS, circumstances, markdown
+
+from federation.rounds.inprocess import sites_here
+from federation.rounds.local import load_examples, load_network
+from federation.rounds.training import Training
+from federation.rounds.wire import HALF, rounded
+from federation.study import WireTable
+from models.network import LABELS
+from pipeline.site import Site
+from pipeline.train import predict
+
+SEEDS = (1, 2, 3)
+KIND = "label shift"
+SINGLE, CONTROL = "float32", "float32, first weights rounded"
+CONTENDERS = (SINGLE, CONTROL, HALF)
+
+
+def train(contender: str, sites: Sequence[Order], unseen: Order, folder: Path) -> dict[str, Any]:
+    """AUROC at the hospital that none has seen, and megabytes of arrays per round and site."""
+    what = study(unseen.seed).model_copy(update={"wire": WireTable(precision=HALF if contender == HALF else "float32")})
+    training = Training(what, folder, "bench")
+    weights = training.state.arrays["weights"].nbytes
+    if contender == CONTROL:
+        first = rounded(training.state.arrays, HALF)
+        training.state = replace(training.state, arrays={name: each.astype("float32") for name, each in first.items()})
+    model = training.execute(sites_here(what, [each.folder for each in sites]))
+    if any(len(entry["sites"]) != len(sites) for entry in training.history):
+        raise RuntimeError("a site did not count in every round")
+    examples = load_examples(Site.open(unseen.folder), what, *ALL)
+    found = areas(predict(load_network(what, model.arrays, model.buffers), examples), examples.targets)
+    least = {way: training.history[-1][f"bytes_{way}"] / len(sites) / weights for way in ("down", "up")}
+    return {"contender": contender, "seed": unseen.seed, **found, **least}
+
+
+def measure(root: Path) -> list[dict[str, Any]]:
+    rows = []
+    for seed in SEEDS:
+        sites, unseen = orders(root, KIND, seed), unseen_order(root, seed)
+        for order in (*sites, unseen):
+            write(order)
+        for contender in CONTENDERS:
+            rows.append(train(contender, sites, unseen, root / "runs" / f"{contender} {seed}"))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def report(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+    def cell(contender: str, key: str) -> str:
+        values = [row[key] for row in rows if row["contender"] == contender]
+        return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+    head = ["on the wire", *(f"AUROC of `{label}`" for label in LABELS), "bytes down", "bytes up"]
+    table = [[each, *(cell(each, key) for key in (*LABELS, "down", "up"))] for each in CONTENDERS]
+    return f"""# Half precision on the wire
+
+Mean of {len(SEEDS)} seeds, least and most, at a synthetic hospital that none has seen ({KIND}: see learning.py). Bytes
+are those of a round's arrays, per site, over the weights' in float32. {about["date"]}; {about["machine"]}.
+
+{chr(10).join(markdown(head, table))}"""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.INFO)  # Flower tells of every round
+    about = circumstances()
+    with TemporaryDirectory() as folder:
+        rows = measure(Path(folder))
+    (RESULTS / "half_precision.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    (RESULTS / "half_precision.md").write_text(report(rows, about))
+    print(report(rows, about))
+
+
+if __name__ == "__main__":
+    main()

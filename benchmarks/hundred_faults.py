@@ -1,0 +1,108 @@
+"""What goes wrong at the synthetic hospitals of hundred.py while a run is under way: it touches their folders alone."""
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from federation.rounds.sampling import draw
+from federation.studies.progress import rounds_of
+from federation.studies.run_folder import read_history, run_names
+from federation.study import Study
+from models.refusal import Refusal
+
+AWAY = 10  # sites at any time
+HELD_UP = (7, 14)  # rounds with a straggler
+
+
+@dataclass
+class Faults:
+    """In each round some folders are away; in some one site cannot open its cohort until the round is over."""
+
+    server: Path
+    study: Study
+    sites: Sequence[Path]
+    _over: threading.Event = field(default_factory=threading.Event)
+    _away: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def while_running(self, *, active: bool) -> Iterator[None]:
+        """For the length of the block; in the end every folder is back."""
+        thread = threading.Thread(target=self._make)
+        if active:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            if active:
+                thread.join()
+
+    def _make(self) -> None:
+        """From the second round on others go away in each; a straggler is held until its round has ended."""
+        try:
+            for number in range(2, self.study.study.rounds + 1):
+                if not self._wait(partial(self._begins, number)):
+                    return
+                self._send_away(number)
+                if number in HELD_UP:
+                    with self._held_up(number):
+                        self._wait(partial(self._begins, number + 1))
+        finally:
+            self._bring_back()
+
+    def _begins(self, number: int) -> bool:
+        """Whether the round before this one is over."""
+        return len(rounds_of(history_of(self.server))) >= number - 1
+
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        while not until():
+            if self._over.wait(0.1):
+                return False
+        return True
+
+    def _send_away(self, number: int) -> None:
+        self._bring_back()
+        if number == self.study.study.rounds:  # to be there for the questions after it
+            return
+        for place in draw(range(len(self.sites)), self._name, AWAY, seed=self.study.study.seed, what=f"away {number}"):
+            shutil.move(self.sites[place], self._elsewhere(self.sites[place]))
+            self._away.append(self.sites[place])
+
+    def _bring_back(self) -> None:
+        while self._away:
+            site = self._away.pop()
+            shutil.move(self._elsewhere(site), site)
+
+    @contextmanager
+    def _held_up(self, number: int) -> Iterator[None]:
+        """One site that this round asks, whose cohort somebody else is writing."""
+        table = self.study.study
+        asked = draw(range(len(self.sites)), self._name, table.sites_per_round, seed=table.seed, what=number)
+        site = next(self.sites[place] for place in asked if self.sites[place] not in self._away)
+        db = sqlite3.connect(site / "cohort" / "cohort.sqlite", isolation_level=None, timeout=30)
+        db.execute("BEGIN EXCLUSIVE")
+        try:
+            yield
+        finally:
+            db.close()
+
+    def _name(self, place: int) -> str:
+        return self.sites[place].name
+
+    @staticmethod
+    def _elsewhere(site: Path) -> Path:
+        return site.with_name(f"{site.name} (away)")
+
+
+def history_of(server: Path) -> list[dict[str, Any]]:
+    """What the one run in a server's folder has told so far."""
+    try:
+        return [entry for run in run_names(server) for entry in read_history(server / "runs" / run)]
+    except Refusal:  # it is just being written
+        return []

@@ -1,0 +1,67 @@
+"""One hundred synthetic hospitals of few patients and small volumes, no two alike: for hundred.py.
+
+Each has one of the four phantom dialects as its scanner, changed in noise, blur, calibration and slice distance; its
+own share of PCR-positive patients, their age and their lesions; and a number of patients from a skewed distribution.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from learning_sites import Order
+
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.cohorts import synthetic_site, write_cohort
+from pipeline.phantom.hospitals import HOSPITALS, Hospital
+from pipeline.phantom.patients import CaseMix
+from pipeline.preprocess import Preprocessing
+
+PREPROCESSING = Preprocessing(shape=(16, 24, 24), working_spacing_mm=8.0)
+MIN_PATIENTS = 5
+_FEWEST, _MEDIAN, _MOST = 32, 48, 160  # patients
+
+
+def orders(root: Path, sites: int, seed: int) -> list[Order]:
+    """The hospitals h-001, h-002, ... of a seed; the first of them do not depend on how many follow."""
+    return [_order(root, number, seed) for number in range(1, sites + 1)]
+
+
+def _order(root: Path, number: int, seed: int) -> Order:
+    rng = np.random.default_rng([seed, number])
+    dialect, name = HOSPITALS[rng.integers(len(HOSPITALS))], f"h-{number:03d}"
+    slices = int(rng.integers(26, 37))  # over about the same 290 mm
+    scanner = replace(
+        dialect.scanner,
+        grid=Grid((slices, 40, 40), (288 / slices, 9.5, 9.5)),
+        blur_mm=float(rng.uniform(1.2, 4.0)),
+        noise_hu=float(rng.uniform(10, 60)),
+        offset_hu=float(rng.uniform(-30, 30)),
+    )
+    mix = CaseMix(
+        pcr_prevalence=float(rng.uniform(0.4, 0.8)),
+        mean_age_years=float(rng.uniform(52, 70)),
+        median_load=float(rng.uniform(0.11, 0.2)),
+    )
+    patients = int(np.clip(_MEDIAN * rng.lognormal(sigma=0.45), _FEWEST, _MOST))
+    return Order(root / name, Hospital(name, scanner, dialect.laboratory, mix), patients, seed)
+
+
+def write_all(wanted: Sequence[Order], workers: int) -> int:
+    """Write the hospitals over `workers` processes; how many patients they have together."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        return sum(pool.map(_write, wanted))
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _write(order: Order) -> int:
+    name, tables = order.at.name, "[training]\nthreads = 1"
+    site = synthetic_site(order.folder, name, seed=order.seed, min_patients=MIN_PATIENTS, tables=tables)
+    return len(write_cohort(site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING))

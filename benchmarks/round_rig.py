@@ -1,0 +1,205 @@
+"""Rounds of a federation with real processes on loopback, and nothing that learns: how long, and how many bytes.
+
+TLS everywhere: SuperLink, two SuperNodes, the gateway before one of them; at each node the study's own app, in whose
+training a multiplication stands, and at the server the study's own strategy. Between each site and the server lies a
+line that counts.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from flower_app import packed, start, supernode, wait
+
+from federation.approval.approvals import Approvals
+from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
+from federation.enrolment.join import node_certificate, with_server_address
+from federation.gateway.loopback import loopback_certificate, self_signed
+from federation.gateway.process import start_gateway
+from federation.gateway.schema import schema_of
+from federation.processes.guard import descendants, read_parents
+from federation.processes.process import GUARD, LOOPBACK, Process, flower_environment, free_port
+from federation.server.control import loopback_certificate as server_certificate
+from federation.server.control import read_server_config
+from federation.server.start import enrol, init_server, start_server
+from federation.study import Study
+from pipeline.cohort import Cohort, PatientRow
+from pipeline.site import Site, init_site, site_settings
+
+MEMORY_MB = 150.0
+THROUGH, DIRECT = "through", "direct"
+_AT_SERVER, _AT_SITE = "rounds.json", "stages.json"
+_PIECE = 2**16
+_APP = Path(__file__).with_name("round_app")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one site: seconds of its stages, and bytes between the site and the server, whatever they are.
+
+    `down`: from the server's sending until the app's process begins; `start`: until the app has the message, which the
+    process takes from the node before its imports; `compute`: in the app; `up`: until the server has the reply;
+    `aggregate`: its checks, the strategy.
+    """
+
+    down: float
+    start: float
+    compute: float
+    up: float
+    aggregate: float
+    bytes_down: int
+    bytes_up: int
+
+    @property
+    def seconds(self) -> float:
+        return self.down + self.start + self.compute + self.up + self.aggregate
+
+
+def make_site(folder: Path) -> Site:
+    """A site with a key and some patients; the gateway takes any certificate for its own here."""
+    site = init_site(folder, site_settings(None, name="bench"))
+    create_node_key(site.node_key)
+    rows = [
+        PatientRow(f"{split}{number}", split, f"{split}{number}.npy", None, None, number % 2 == 0, number % 3 == 0)
+        for split in ("train", "validation", "test")
+        for number in range(30)
+    ]
+    with Cohort(site) as cohort:
+        cohort.replace(rows, [], [])  # type: ignore[arg-type]
+    return site
+
+
+class Line:
+    """A way to a port of loopback that counts what passes."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._passed = port, list[tuple[float, str, int]]()
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, far = self._listener.accept()[0], socket.create_connection((LOOPBACK, self._port))
+                for source, sink, direction in ((near, far, "up"), (far, near, "down")):
+                    threading.Thread(target=self._pump, args=(source, sink, direction), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_PIECE):
+                self._passed.append((time.time(), direction, len(data)))
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def passed(self, direction: str, began: float, ended: float) -> int:
+        """Bytes between two points of time."""
+        return sum(size for at, way, size in self._passed if way == direction and began <= at <= ended)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class Rig:
+    """A server and its two sites, which have keys and patients and have joined no study yet, while the block lasts."""
+
+    def __init__(self, folder: Path, sites: dict[str, Site]) -> None:
+        self._server, self._sites = folder / "server", sites
+        self._app = packed({file.stem: file.read_text() for file in _APP.glob("*_app.py")}, {"study": "", "run": ""})
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Rig":
+        Approvals(self._sites[THROUGH]).approve(self._app, by="the benchmark")
+        init_server(self._server, port=free_port())
+        self._stack.enter_context(start_server(self._server))
+        for name, site in self._sites.items():
+            enrol(self._server, public_pem(load_node_key(site.node_key).public_key()), name)
+        port = read_server_config(self._server).control_port
+        self._lines = {name: Line(port) for name in self._sites}
+        self._stack.enter_context(self._with_gateway(self._sites[THROUGH], self._lines[THROUGH].port))
+        direct = self._sites[DIRECT]
+        self._stack.enter_context(_supernode(direct, self._lines[DIRECT].port, server_certificate(self._server)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        for line in self._lines.values():
+            line.close()
+
+    @contextlib.contextmanager
+    def _with_gateway(self, site: Site, server_port: int) -> Iterator[None]:
+        """A node whose gateway holds a certificate that the SuperLink, being behind no door here, does not ask for."""
+        certificate = self_signed(load_node_key(site.node_key))
+        node_certificate(site).write_bytes(certificate.public_bytes(Encoding.PEM))
+        site.ca_certificate.write_bytes(server_certificate(self._server).read_bytes())
+        settings = site.folder / "site.toml"
+        settings.write_text(with_server_address(settings.read_text(), f"{LOOPBACK}:{server_port}"))
+        port = free_port()
+        with (
+            start_gateway(Site.open(site.folder), port=port, log=site.logs / "gateway.log"),
+            _supernode(site, port, loopback_certificate(site)[0]),
+        ):
+            yield
+
+    def run(self, study: Study, *, both: bool) -> dict[str, list[Round]]:
+        """The study's rounds by site: each asks both sites in turn, or the one behind the gateway alone."""
+        # The gateway's first look at a study takes as long as an import of torch, and is no round.
+        schema_of(study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas")
+        config = {"study": study.model_dump_json(), "run": "both" if both else "one"}
+        wait(self._server, start(self._server, self._app, config))
+        found: dict[str, list[Round]] = {}
+        stages = {name: _taken(site.folder / _AT_SITE) for name, site in self._sites.items()}
+        for each in json.loads((self._server / _AT_SERVER).read_text()):
+            found.setdefault(each["site"], []).append(self._round(each, next(stages[each["site"]])))
+        return found
+
+    def _round(self, server: dict[str, Any], site: dict[str, float]) -> Round:
+        moments = [server["began"], *site.values(), server["arrived"], server["done"]]
+        down, start, compute, up, aggregate = (later - at for at, later in pairwise(moments))
+        line = self._lines[server["site"]]
+        passed = (line.passed(direction, server["began"], server["arrived"]) for direction in ("down", "up"))
+        return Round(down, start, compute, up, aggregate, *passed)
+
+
+def _taken(file: Path) -> Iterator[dict[str, float]]:
+    """What the app wrote down of each message, once."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return map(json.loads, lines)
+
+
+def _supernode(site: Site, port: int, certificate: Path) -> Process:
+    return Process(
+        "the node",
+        [
+            *supernode(site, superlink_port=port, certificate=certificate, port=free_port()),
+            "--isolation=subprocess",
+        ],
+        log=site.logs / "node.log",
+        environment=flower_environment(site.folder / "flower_home", FEDTHORAX_SITE_DIR=str(site.folder)),
+    )
+
+
+def gateway_peak_mb() -> float:
+    """Resident memory at most of the one gateway below this process, its guard and its helpers left out."""
+    (gateway,) = [pid for pid in descendants(os.getpid(), read_parents()) if _is_gateway(pid)]
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway}/status").read_text())
+    assert found
+    return int(found[1]) * 1024 / 1e6
+
+
+def _is_gateway(pid: int) -> bool:
+    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return "federation.gateway" in arguments and str(GUARD) not in arguments

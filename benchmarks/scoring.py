@@ -1,0 +1,215 @@
+"""From a folder of DICOM files to an answer: time and memory beside what no answer can do without, beside reading alone
+and MONAI; in the clinic, by stage; and until a clinician who waits sees the first slice.
+
+The release has random weights, and operating points by which no probability is low, so that each answer has its map.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from chest import GRID, SYNTAXES, write_chest
+from common import Figure, Part, Run, Table, runs_in_turn, spread, wall_seconds
+from first_slice import FIRST, VIEWER, seconds_to_pictures
+from fresh import peak_mb
+
+from models.network import LABELS, NetworkSettings, build_network
+from models.release import Release, save_release
+from pipeline.clinic.pictures import planes, slice_png
+from pipeline.clinic.records import Answer
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, new_id
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.descriptions import description
+
+REPEATS = 3  # of processes in turn
+ANSWERS = 3  # of the clinic, after its first
+CORES = 2
+FLOOR, READING = "pydicom's decoding and a forward pass", "reading alone"
+SIMPLEITK, MONAI = "SimpleITK, reading alone", "MONAI, DenseNet121 at 96³"
+COMPRESSED = "JPEG lossless"  # what archives use most
+STAGES = ("read", "prepare", "predict", "explain", "total")
+PAIR = ["scoring", "decoding_and_forward"]
+POLL_SECONDS = 0.01
+NO_BROWSER = "Chromium is not installed here: the page that waits is left out."
+
+
+def measure(folder: Path) -> Part:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:CORES])  # and all processes that are started from here
+    try:
+        return _measure(folder)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _measure(folder: Path) -> Part:
+    write_chest(folder / "series", SYNTAXES["uncompressed"])
+    release = random_release(folder / "model")
+    figures, peaks_mb = _warm(folder)
+    compressed = _compressed(folder)
+    clinic = _in_the_clinic(folder, release)
+    pictures = seconds_to_pictures(folder)
+    answer_s = next(figure.ours for figure in figures if figure.unit == "wall s")
+    rows = [
+        _row("folder to answer, model loaded", "s", answer_s, "under 6"),
+        _row("of that, beside other work: SHA-256 of the volume", "s", _hashing(), ""),
+        _row("peak memory of that process", "MB", peaks_mb, "under 2000"),
+        _row("in the clinic: queued to answered", "s", clinic["queued to answered"][1:], "under 6"),
+        _row("in the clinic: peak memory of the worker", "MB", clinic["worker MB"][1:], "under 2000"),
+        _row("in the clinic: answered to first slice drawn", "s", clinic["to first slice"][1:], "under 3"),
+        *_in_the_browser(pictures or {}),
+    ]
+    head = ["what", "unit", "median (least to most)", "goal"]
+    tables = [Table("Wall time and memory", head, rows), _stages(clinic)]
+    return Part([*_notes(), *([] if pictures else [NO_BROWSER])], [*figures, *compressed], tables)
+
+
+def _in_the_browser(pictures: dict[str, list[float]]) -> list[list[str]]:
+    """By what is waited for; the first of a session, in which the page loads its viewer, apart."""
+    goals = {FIRST: "under 3", VIEWER: ""}
+    return [
+        _row(f"{whose} of a session: answer stored to {what} on the page that waits", "s", values, goals[what])
+        for what, (first, *later) in pictures.items()
+        for whose, values in (("first answer", [first]), ("later answers", later))
+    ]
+
+
+def _stages(clinic: dict[str, list[float]]) -> Table:
+    """Seconds of each stage, cold and warm."""
+    rows = [[*_row(each, "s", clinic[each][1:], "")[:3], f"{clinic[each][0]:.3g}"] for each in (*STAGES, "processor")]
+    return Table("The worker, by stage", ["what", "unit", "warm: median (least to most)", "its first answer"], rows)
+
+
+def _notes() -> list[str]:
+    return [
+        f"One synthetic series of 300 slices, 512 x 512, 16 bits, in the page cache; {CORES} cores.",
+        "Ours: find the series, check and read it, digest, lungs, anatomy, lesion load, network, map; one thread for "
+        "the network. Reading alone: find, check, read. Each in a process of its own that has done it once before.",
+        "Decoding and a forward pass: pixel_array of each file, and the network on a tensor that is ready; one thread.",
+        "MONAI: LoadImaged, EnsureChannelFirstd, Orientationd, Spacingd to 1.5 mm, ScaleIntensityRanged, Resized, "
+        "network; neither checks nor explains anything; threads as it sets them.",
+        "In the clinic: the worker's process, warm, from the queue to the answer in the store: scores, draws pictures, "
+        "writes report and picture for the PACS, all of it synced to disk. First slice drawn: as the page asks for it.",
+        "On the page that waits: `fedthorax serve` and headless Chromium on the same cores, WebGL in software; the "
+        "scan is uploaded there, and the page looks every second whether it is answered.",
+    ]
+
+
+def random_release(folder: Path) -> Release:
+    never_low = {label: {"rule_out": 0.0, "rule_in": 0.5} for label in LABELS}
+    return save_release(folder, build_network(NetworkSettings(), seed=1), description(operating_points=never_low))
+
+
+def _warm(folder: Path) -> tuple[list[Figure], list[float]]:
+    """Ours against reading alone and MONAI; and our peak memory."""
+    runs = runs_in_turn(REPEATS, [*PAIR, "reading_alone", "simpleitk_alone", "monai_densenet"], folder, is_warm=True)
+
+    def figure(contender: str, against: str, unit: str, value: str, target: str = "") -> Figure:
+        return _figure(runs, contender, against, unit, value, target)
+
+    return [
+        figure("decoding_and_forward", FLOOR, "wall s", "wall_s", "at most 1.3"),
+        figure("reading_alone", READING, "wall s", "wall_s", "at most 1.5"),
+        figure("simpleitk_alone", SIMPLEITK, "wall s", "wall_s", "at most 1.5"),
+        figure("monai_densenet", MONAI, "wall s", "wall_s", "at most 0.33"),
+        figure("monai_densenet", MONAI, "processor s", "processor_s"),
+        figure("monai_densenet", MONAI, "peak MB", "peak_mb"),
+    ], [run.peak_mb for run in runs["scoring"]]
+
+
+def _figure(
+    runs: dict[str, list[Run]], contender: str, against: str, unit: str, value: str, target: str, name: str = ""
+) -> Figure:
+    ours, theirs = ([getattr(run, value) for run in runs[whose]] for whose in ("scoring", contender))
+    return Figure(f"folder to answer{name}", against, unit, ours, theirs, target)
+
+
+def _hashing() -> list[float]:
+    volume = np.ones(GRID.shape, dtype=np.float32)
+    (seconds,) = wall_seconds(REPEATS, lambda: hashlib.sha256(volume.data))
+    return seconds
+
+
+def _compressed(folder: Path) -> list[Figure]:
+    """The same scan as archives keep it."""
+    write_chest(folder / "compressed/series", SYNTAXES[COMPRESSED])
+    shutil.copytree(folder / "model", folder / "compressed/model")
+    runs = runs_in_turn(2, [*PAIR, "reading_alone"], folder / "compressed", is_warm=True)
+    return [
+        _figure(runs, "decoding_and_forward", FLOOR, "wall s", "wall_s", "at most 1.3", f", {COMPRESSED}"),
+        _figure(runs, "reading_alone", READING, "wall s", "wall_s", "at most 1.5", f", {COMPRESSED}"),
+    ]
+
+
+def _in_the_clinic(folder: Path, release: Release) -> dict[str, list[float]]:
+    """By what was measured, a value of each answer, the worker's first one first."""
+    (folder / "clinic").mkdir()
+    clinic = Clinic.open(folder / "clinic")
+    shutil.copytree(folder / "model", clinic.models / release.sha256)
+    found: dict[str, list[float]] = {}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.clinic.worker", clinic.folder],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        with clinic.store() as store:
+            store.add_model(release.sha256, "bench", signed_by=None, by="bench")
+            store.set_live(release.sha256, by="bench")
+            _until(lambda: store.worker()[0] == "ready", worker)
+            for _ in range(ANSWERS + 1):
+                for name, value in _one_answer(clinic, store, folder / "series", worker).items():
+                    found.setdefault(name, []).append(value)
+    finally:
+        worker.kill()
+        worker.wait()
+    return found
+
+
+def _one_answer(clinic: Clinic, store: Store, series: Path, worker: subprocess.Popen[bytes]) -> dict[str, float]:
+    job_id = new_id()
+    shutil.copytree(series, clinic.scans / job_id)
+    processor_s, began = _processor_s(worker.pid), time.perf_counter()
+    job = store.add_job(job_id, source="upload", asked_by="bench")
+    _until(lambda: store.job(job.id).ended_at is not None, worker)
+    answered = time.perf_counter()
+    answer = store.answer_by_id(store.job(job.id).answer_id or "")
+    _draw_first(answer)
+    return {
+        **answer.score["timing_seconds"],
+        "processor": _processor_s(worker.pid) - processor_s,
+        "queued to answered": answered - began,
+        "to first slice": time.perf_counter() - answered,
+        "worker MB": peak_mb(worker.pid),
+    }
+
+
+def _draw_first(answer: Answer) -> None:
+    start = planes(answer.folder)["axial"]["start"]
+    assert slice_png(answer.folder, "axial", start) and slice_png(answer.folder, "axial", start, "saliency")
+
+
+def _until(is_so: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
+    while not is_so():
+        if worker.poll() is not None:
+            raise RuntimeError("the worker has ended")
+        time.sleep(POLL_SECONDS)
+
+
+def _processor_s(process: int) -> float:
+    """Processor seconds of a process so far: utime and stime of proc(5)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _row(what: str, unit: str, values: Sequence[float], goal: str) -> list[str]:
+    least, median, most = (f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in spread(values))
+    return [what, unit, f"{median} ({least} to {most})", goal]

@@ -1,0 +1,204 @@
+"""What a round costs the study's server: memory and time for 4 to 128 sites, with a model of 8 MB.
+
+A real server on loopback with TLS, a fresh one for each number of sites. The sites are threads here that speak Flower's
+own client: each fetches its message and answers with a model of the same size. They have no patients and train nothing,
+so what is measured is the server's work alone.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Figure, Part, Table
+from flower_app import packed, start, wait
+from flwr.app import MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_objects
+from flwr.supernode.fleet_http_connection import http_request_response
+from fresh import peak_mb
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
+from federation.processes.guard import descendants, read_parents
+from federation.processes.process import GUARD, LOOPBACK, free_port
+from federation.rounds.packing import pack
+from federation.server.control import loopback_certificate, read_server_config
+from federation.server.start import enrol, init_server, start_server
+from models.network import NetworkSettings, build_network
+from tests.federation.gateway.messages import message, record_of
+
+SITES = (4, 16, 64, 128)
+FEW, SOME, MANY, MOST = SITES
+AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink has as much to do at once with any number
+MEMORY = 1.3
+_ANSWER = "measured.json"
+_APP = {
+    "server_app": f"""\
+import json
+import os
+import time
+from pathlib import Path
+
+from flwr.serverapp import ServerApp
+
+from federation.rounds import server_app  # what a study's own app imports
+from federation.rounds.aggregation import Aggregation
+from federation.rounds.flower_strategies import build_strategy
+from federation.rounds.grid import EagerGrid
+from federation.rounds.packing import pack
+from federation.rounds.replies import encode
+from federation.rounds.strategy import GuardedStrategy
+from models.network import NetworkSettings, build_network
+
+app = ServerApp()
+run = Aggregation.run
+sums = []
+
+
+def timed(self):
+    began = time.process_time()
+    new = run(self)
+    sums.append(time.process_time() - began)
+    return new
+
+
+def peak_mb():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+
+
+@app.main()
+def main(grid, context):
+    folder, sites = Path(os.environ["FEDTHORAX_SERVER_DIR"]), context.run_config["sites"]
+    arrays, buffers = pack(build_network(NetworkSettings(), seed=1))
+    Aggregation.run = timed
+    reports = []
+    strategy = GuardedStrategy(
+        build_strategy("FedAvg", {{}}), quorum=sites, metrics={{}}, max_examples=1000, buffers=buffers, wait_s=60,
+        max_lost_rounds=0, folder=folder / "round", on_round=reports.append,
+    )
+    before_mb, began = peak_mb(), time.process_time()
+    ours = grid if context.run_config["together"] else EagerGrid(grid)
+    strategy.start(ours, encode(arrays), num_rounds=1, timeout=600)
+    seconds = time.process_time() - began
+    measured = {{"before_mb": before_mb, "peak_mb": peak_mb(), "processor_s": seconds, "summing_s": sums[0]}}
+    (folder / "{_ANSWER}").write_text(json.dumps(measured))
+""",
+}
+
+
+def measure(folder: Path) -> Part:
+    found = {sites: _measured(folder / str(sites), sites) for sites in SITES}
+    together = _measured(folder / "together", SOME, together=True)
+
+    def figure(name: str, of: str, sites: int, against: int, target: str, *, a_site: bool = False) -> Figure:
+        ours, theirs = (found[n][of] / (n if a_site else 1) for n in (sites, against))
+        unit = "MB" if of.endswith("_mb") else "processor s"
+        return Figure(f"{name}, {sites} sites", f"{against} sites", unit, [ours], [theirs], target)
+
+    memory, app = f"at most {MEMORY}", "the study's process"
+    figures = [
+        figure(f"{app}: memory at most", "peak_mb", MANY, FEW, memory),
+        figure("SuperLink: memory at most", "superlink_mb", MANY, FEW, memory),
+        figure(f"{app}: a round, for each site", "processor_s", MOST, SOME, "about 1", a_site=True),
+        figure("summing alone, for each site", "summing_s", MOST, SOME, "about 1", a_site=True),
+        Figure(
+            f"{app}: memory that a round of {SOME} sites adds",
+            "all replies fetched at once, by Flower's own grid",
+            "MB",
+            *([each["peak_mb"] - each["before_mb"]] for each in (found[SOME], together)),
+        ),
+    ]
+    columns = {
+        "the study's process, MB": "peak_mb",
+        "of it before the round": "before_mb",
+        "SuperLink, MB": "superlink_mb",
+        "database, MB": "database_mb",
+        "round, processor s": "processor_s",
+        "summing": "summing_s",
+    }
+    rows = [[str(sites), *(f"{each[key]:.3g}" for key in columns.values())] for sites, each in found.items()]
+    notes = [
+        f"One round of FedAvg for each number of sites, each once; {AT_ONCE} sites transfer at a time. Memory is the "
+        "peak resident in a fresh process, libraries included. Handshake, examination and MLflow are left out."
+    ]
+    return Part(notes, figures, [Table("A round at the server", ["sites", *columns], rows)], {"together": together})
+
+
+def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, float]:
+    """What one round with so many sites took at the server."""
+    server = folder / "server"
+    init_server(server, port=free_port())
+    with start_server(server), contextlib.ExitStack() as connected:
+        nodes = [connected.enter_context(_node(server, f"site-{number}")) for number in range(sites)]
+        config = {"sites": sites, "together": together}
+        run_id = start(server, packed(_APP, config), config)
+        model = pack(build_network(NetworkSettings(), seed=1))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda number: _answer(nodes[number], number, *model), range(sites)))
+        wait(server, run_id)
+        found: dict[str, float] = json.loads((server / _ANSWER).read_text())
+        found["superlink_mb"] = peak_mb(_superlink())
+        found["database_mb"] = sum(file.stat().st_size for file in server.glob("state.db*")) / 2**20
+        return found
+
+
+def _node(server: Path, name: str) -> Any:
+    """Flower's own client of a site that is enrolled."""
+    key_file = server / f"{name}.key"
+    create_node_key(key_file)
+    key = load_node_key(key_file)
+    enrol(server, public_pem(key.public_key()), name)
+    address = f"{LOOPBACK}:{read_server_config(server).control_port}"
+    return http_request_response(address, False, loopback_certificate(server).read_bytes(), (key, key.public_key()))
+
+
+def _answer(node: Any, number: int, arrays: Mapping[str, np.ndarray], buffers: Mapping[str, np.ndarray]) -> None:
+    """Wait for the round's message, fetch it, and answer with a model of the site's own."""
+    _, receive, send, _, _, pull_object, push_object, confirm = node
+    while (received := receive()) is None:
+        time.sleep(1)
+    asked, tree = received[0].metadata, received[1]
+    pull_objects([each.object_id for each in iterate_object_tree(tree)], lambda each: pull_object(asked.run_id, each))
+    confirm(asked.run_id, asked.message_id)
+    draw = np.random.default_rng(number)
+    moved = {name: a + np.float32(1e-3) * draw.standard_normal(a.shape, np.float32) for name, a in arrays.items()}
+    metrics = MetricRecord({"num-examples": 30 + number})
+    with no_object_id_recompute():
+        reply = message(
+            RecordDict({"arrays": record_of(moved), "buffers": record_of(buffers), "metrics": metrics}),
+            run_id=asked.run_id,
+            src_node_id=asked.dst_node_id,
+            dst_node_id=asked.src_node_id,
+            reply_to_message_id=asked.message_id,
+            created_at=asked.created_at + 1,
+            ttl=asked.ttl - 2,
+        )
+        wanted, session = send(reply, get_object_tree(reply), 1.0)
+        push_objects(
+            get_all_nested_objects(reply),
+            lambda each, content: push_object(asked.run_id, session, each, content),
+            object_ids_to_push=wanted,
+        )
+
+
+def _superlink() -> int:
+    """The SuperLink's process below this one, which its guard's arguments name too."""
+    (found,) = [
+        pid
+        for pid in descendants(os.getpid(), read_parents())
+        if "flower-superlink" in (arguments := Path(f"/proc/{pid}/cmdline").read_text()) and str(GUARD) not in arguments
+    ]
+    return found
