@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import CLINIC_FILE
+from pipeline.durable import write_ahead
 
 FILE = "clinic.sqlite"
 SCHEMA_VERSION = 1
@@ -206,7 +207,7 @@ class Database:
 
     def _prepare(self) -> None:
         db = self._db
-        db.execute("PRAGMA journal_mode = WAL")
+        write_ahead(db, seconds=_BUSY_SECONDS)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA secure_delete = ON")  # what is forgotten leaves no trace in the file

@@ -8,7 +8,10 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.durable import write_ahead
+
 SCHEMA_VERSION = 1
+_BUSY_SECONDS = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     series TEXT PRIMARY KEY,
@@ -39,8 +42,8 @@ class Journal:
     """A context manager; every change is written through at once."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+        write_ahead(self._db, seconds=_BUSY_SECONDS)
         if self._db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             self._db.executescript("DROP TABLE IF EXISTS series; DROP TABLE IF EXISTS refused;")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

@@ -430,6 +430,19 @@ def test_another_versions_file_and_a_broken_one_are_left_alone(tmp_path: Path) -
     assert (tmp_path / FILE).read_bytes() == broken
 
 
+def test_a_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
+    """The page, the worker and the receiver begin together; SQLite alone would refuse who comes second."""
+    (tmp_path / FILE).touch()
+    with ThreadPoolExecutor(1) as other, closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as first:
+        first.execute("BEGIN IMMEDIATE")
+        second = other.submit(Store, tmp_path)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.1)  # it waits
+        first.execute("COMMIT")
+        with second.result(timeout=20) as opened:
+            assert len(queued(opened)) == 1
+
+
 def test_a_change_that_fails_leaves_nothing(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.transaction() as db:
         db.execute("INSERT INTO secret VALUES ('x', x'00')")
