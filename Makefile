@@ -8,12 +8,13 @@ BIN := .venv/bin
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
-test: lint peers  ## everything: style, types, unit tests, end-to-end tests with real processes
+test: lint peers  ## everything: style, types, unit tests, end-to-end tests with real processes, a few benchmarks
 	@# Side by side, for each leaves a core idle much of the time. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT sh -c '\
-	    $(BIN)/pytest -m "not e2e and not chaos"; unit=$$?; \
-	    $(BIN)/pytest -m e2e --ignore=tests/e2e; exit $$((unit || $$?))' >build/beside.log 2>&1 & beside=$$!; \
+	    failed=0; $(BIN)/pytest -m "not e2e and not chaos" || failed=1; \
+	    $(BIN)/pytest -m e2e --ignore=tests/e2e || failed=1; \
+	    $(BIN)/python benchmarks/short.py || failed=1; exit $$failed' >build/beside.log 2>&1 & beside=$$!; \
 	$(BIN)/pytest -m e2e tests/e2e; e2e=$$?; \
 	wait $$beside; beside=$$?; cat build/beside.log; exit $$((beside || e2e))
 

@@ -28,6 +28,7 @@ from hundred_sites import PREPROCESSING, orders, write_all
 from federation.processes.guard import descendants, read_parents
 from federation.rounds.local import train_site
 from federation.rounds.packing import pack
+from federation.server.start import SUPERLINK
 from federation.study import Study
 from models.network import build_network
 from pipeline.site import Site
@@ -39,7 +40,7 @@ _LOOK_S = 0.5
 _KINDS = {  # of processes, by what their command line holds
     "workers that play sites": "ray::ClientAppActor",
     "the server's app": "flwr-simulation",
-    "SuperLink": "flower-superlink",
+    "SuperLink": SUPERLINK,
     "command line": "fedthorax study run",
 }
 

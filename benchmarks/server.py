@@ -1,22 +1,29 @@
 """What a round costs the study's server: memory and time for 4 to 128 sites, with a model of 8 MB.
 
-A real server on loopback with TLS, a fresh one for each number of sites. The sites are threads here that speak Flower's
-own client: each fetches its message and answers with a model of the same size. They have no patients and train nothing,
-so what is measured is the server's work alone.
+A real server on loopback, a fresh one for each number of sites. The sites are threads here that are enrolled and speak
+Flower's own client, through the server's door: each fetches its message and answers with a model of the same size. They
+have no patients and train nothing, so what is measured is the server's work alone.
 """
 
 import contextlib
 import json
 import os
+import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import httpx
 import numpy as np
 from common import Figure, Part, Table
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from flower_app import packed, start, wait
 from flwr.app import MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import (
@@ -26,16 +33,19 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import pull_objects, push_objects
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from fresh import peak_mb
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
+from federation.enrolment.certificates import client_tls, create_node_key, load_node_key
+from federation.enrolment.invitations import JoinRequest, accept, invite
+from federation.enrolment.join import JoinCode
 from federation.processes.guard import descendants, read_parents
 from federation.processes.process import GUARD, LOOPBACK, free_port
 from federation.rounds.packing import pack
-from federation.server.control import loopback_certificate, read_server_config
-from federation.server.start import enrol, init_server, start_server
+from federation.server.control import ca_certificate, read_server_config
+from federation.server.start import SUPERLINK, init_server, start_server
 from models.network import NetworkSettings, build_network
 from tests.federation.gateway.messages import message, record_of
 
@@ -43,6 +53,8 @@ SITES = (4, 16, 64, 128)
 FEW, SOME, MANY, MOST = SITES
 AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink has as much to do at once with any number
 MEMORY = 1.3
+REPEATS = 3  # of FEW and MANY, whose memory is compared
+DOOR = "federation.door"
 _ANSWER = "measured.json"
 _APP = {
     "server_app": f"""\
@@ -100,18 +112,24 @@ def main(grid, context):
 
 
 def measure(folder: Path) -> Part:
-    found = {sites: _measured(folder / str(sites), sites) for sites in SITES}
+    runs = {
+        sites: [_measured(folder / f"{sites}-{n}", sites) for n in range(REPEATS if sites in (FEW, MANY) else 1)]
+        for sites in SITES
+    }
     together = _measured(folder / "together", SOME, together=True)
 
     def figure(name: str, of: str, sites: int, against: int, target: str, *, a_site: bool = False) -> Figure:
-        ours, theirs = (found[n][of] / (n if a_site else 1) for n in (sites, against))
+        ours, theirs = ([run[of] / (n if a_site else 1) for run in runs[n]] for n in (sites, against))
         unit = "MB" if of.endswith("_mb") else "processor s"
-        return Figure(f"{name}, {sites} sites", f"{against} sites", unit, [ours], [theirs], target)
+        return Figure(f"{name}, {sites} sites", f"{against} sites", unit, ours, theirs, target)
 
+    found = {sites: {key: statistics.median(run[key] for run in of) for key in of[0]} for sites, of in runs.items()}
     memory, app = f"at most {MEMORY}", "the study's process"
     figures = [
         figure(f"{app}: memory at most", "peak_mb", MANY, FEW, memory),
         figure("SuperLink: memory at most", "superlink_mb", MANY, FEW, memory),
+        figure("door: memory at most", "door_mb", MANY, FEW, ""),
+        figure("the three together: memory at most", "server_mb", MANY, FEW, memory),
         figure(f"{app}: a round, for each site", "processor_s", MOST, SOME, "about 1", a_site=True),
         figure("summing alone, for each site", "summing_s", MOST, SOME, "about 1", a_site=True),
         Figure(
@@ -125,14 +143,16 @@ def measure(folder: Path) -> Part:
         "the study's process, MB": "peak_mb",
         "of it before the round": "before_mb",
         "SuperLink, MB": "superlink_mb",
+        "door, MB": "door_mb",
         "database, MB": "database_mb",
         "round, processor s": "processor_s",
         "summing": "summing_s",
     }
     rows = [[str(sites), *(f"{each[key]:.3g}" for key in columns.values())] for sites, each in found.items()]
     notes = [
-        f"One round of FedAvg for each number of sites, each once; {AT_ONCE} sites transfer at a time. Memory is the "
-        "peak resident in a fresh process, libraries included. Handshake, examination and MLflow are left out."
+        f"One round of FedAvg for each number of sites, with {FEW} and {MANY} {REPEATS} times, else once. "
+        f"{AT_ONCE} sites transfer at a time, through the door. Memory is the peak resident in a fresh process, "
+        "libraries included. Handshake, examination and MLflow are left out."
     ]
     return Part(notes, figures, [Table("A round at the server", ["sites", *columns], rows)], {"together": together})
 
@@ -142,7 +162,7 @@ def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, 
     server = folder / "server"
     init_server(server, port=free_port())
     with start_server(server), contextlib.ExitStack() as connected:
-        nodes = [connected.enter_context(_node(server, f"site-{number}")) for number in range(sites)]
+        nodes = [connected.enter_context(_node(server, number)) for number in range(sites)]
         config = {"sites": sites, "together": together}
         run_id = start(server, packed(_APP, config), config)
         model = pack(build_network(NetworkSettings(), seed=1))
@@ -150,19 +170,41 @@ def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, 
             list(pool.map(lambda number: _answer(nodes[number], number, *model), range(sites)))
         wait(server, run_id)
         found: dict[str, float] = json.loads((server / _ANSWER).read_text())
-        found["superlink_mb"] = peak_mb(_superlink())
+        found |= {"superlink_mb": peak_mb(_process(SUPERLINK)), "door_mb": peak_mb(_process(DOOR))}
+        found["server_mb"] = found["peak_mb"] + found["superlink_mb"] + found["door_mb"]
         found["database_mb"] = sum(file.stat().st_size for file in server.glob("state.db*")) / 2**20
         return found
 
 
-def _node(server: Path, name: str) -> Any:
-    """Flower's own client of a site that is enrolled."""
-    key_file = server / f"{name}.key"
+@contextlib.contextmanager
+def _node(server: Path, number: int) -> Iterator[Any]:
+    """Flower's own client of an enrolled site, which shows its certificate to the door, from an address of its own."""
+    name, host = f"site-{number}", f"127.0.1.{number + 1}"  # the door takes a few connections of each address
+    key_file, certificate = server / f"{name}.key", server / f"{name}.crt"
     create_node_key(key_file)
     key = load_node_key(key_file)
-    enrol(server, public_pem(key.public_key()), name)
-    address = f"{LOOPBACK}:{read_server_config(server).control_port}"
-    return http_request_response(address, False, loopback_certificate(server).read_bytes(), (key, key.public_key()))
+    certificate.write_text(_let_in(server, name, key))
+    tls = client_tls(ca_certificate(server), certificate=certificate, private_key=key_file)
+
+    def with_certificate(address: str, *_: object, interceptors: Any) -> FleetHttpClient:
+        client = FleetHttpClient(f"https://{address}", interceptors=interceptors, verify=tls)
+        client._client = httpx.Client(transport=httpx.HTTPTransport(verify=tls, local_address=host), timeout=30)
+        return client
+
+    with contextlib.ExitStack() as connected:
+        with patch.object(FleetHttpClient, "from_server_address", with_certificate):  # it would show none
+            address = f"{LOOPBACK}:{read_server_config(server).port}"
+            node = connected.enter_context(http_request_response(address, False, None, (key, key.public_key())))
+        yield node
+
+
+def _let_in(server: Path, name: str, key: ec.EllipticCurvePrivateKey) -> str:
+    """The site's certificate, as the door would give it; the door lets few an address join in a minute."""
+    code = JoinCode.read(invite(server, name))
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA384())
+    pem = request.public_bytes(Encoding.PEM).decode()
+    _, certificate = accept(server, JoinRequest(invitation=code.invitation, secret=code.secret, request=pem))
+    return certificate
 
 
 def _answer(node: Any, number: int, arrays: Mapping[str, np.ndarray], buffers: Mapping[str, np.ndarray]) -> None:
@@ -194,11 +236,11 @@ def _answer(node: Any, number: int, arrays: Mapping[str, np.ndarray], buffers: M
         )
 
 
-def _superlink() -> int:
-    """The SuperLink's process below this one, which its guard's arguments name too."""
+def _process(module: str) -> int:
+    """The process below this one that runs a module, which its guard's arguments name too."""
     (found,) = [
         pid
         for pid in descendants(os.getpid(), read_parents())
-        if "flower-superlink" in (arguments := Path(f"/proc/{pid}/cmdline").read_text()) and str(GUARD) not in arguments
+        if module in (arguments := Path(f"/proc/{pid}/cmdline").read_text()) and str(GUARD) not in arguments
     ]
     return found

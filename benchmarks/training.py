@@ -24,13 +24,15 @@ from pipeline.series import find_series
 from pipeline.train import augmentation, step
 
 REPEATS = 9
+REPEATS_SHORT = 5
 BATCH = 8
 STEPS = 5  # of an epoch that is timed as a whole
 INDEX = np.arange(BATCH)
 IN_MEMORY = "step on tensors in memory"
 
 
-def measure(folder: Path) -> Part:
+def measure(folder: Path, *, is_short: bool = False) -> Part:
+    """The short form: the data path alone."""
     torch.set_num_threads(1)
     keep_memory()
     write_chest(folder / "series", SYNTAXES["uncompressed"])
@@ -41,10 +43,10 @@ def measure(folder: Path) -> Part:
     files = sorted((folder / "cache").iterdir())
     examples = Examples([Example(path, 60.0, "F", True, k % 2 == 0) for k, path in enumerate(files)])
     batch = examples.batch(INDEX, None)
-    return Part(
-        _notes(),
-        [*_data_path(examples, batch), *_epochs(folder / "cache"), *_ways_to_compute(batch), *_two_cores(examples)],
-    )
+    figures = _data_path(examples, batch, REPEATS_SHORT if is_short else REPEATS)
+    if not is_short:
+        figures += [*_epochs(folder / "cache"), *_ways_to_compute(batch), *_two_cores(examples)]
+    return Part(_notes(), figures)
 
 
 def _notes() -> list[str]:
@@ -66,7 +68,7 @@ def _stepper(network: SeverityNetwork | None = None) -> Callable[..., float]:
     return partial(step, network, torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9))
 
 
-def _data_path(examples: Examples, batch: Batch) -> list[Figure]:
+def _data_path(examples: Examples, batch: Batch, repeats: int) -> list[Figure]:
     ours, in_memory, augment = _stepper(), list(batch[0]), augmentation(0)
 
     def augmented() -> Batch:
@@ -78,7 +80,7 @@ def _data_path(examples: Examples, batch: Batch) -> list[Figure]:
         set_track_meta(False)
 
     bare, cached, bare_augmented, cached_augmented, transforms, recorded = processor_seconds(
-        REPEATS,
+        repeats,
         lambda: ours(*batch),
         lambda: ours(*examples.batch(INDEX, None)),
         lambda: ours(*augmented()),

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8443
 START_SECONDS = 60.0
 WARN_BEFORE = timedelta(days=30)
+SUPERLINK = "federation.server.superlink"
 STARTED = "started"  # a word drawn at each start: what an earlier start had under way, it has no longer
 
 # The SuperLink handles objects of 5 MiB in many threads, and glibc would keep a heap for each, in which such blocks
@@ -213,7 +214,7 @@ def start_superlink(
     process = Process(
         "the study's server",
         [
-            flower_command("flower-superlink"),
+            *(sys.executable, "-I", "-m", SUPERLINK),
             f"--host={LOOPBACK}",
             f"--port={port}",
             "--disable-runtime-dependency-installation",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.server.start import SUPERLINK
 from models.release import load_release
 from tests.chaos.federation import Federation, finished, kill_member, run_name
 
@@ -48,7 +49,7 @@ def test_f4_a_killed_superlink_costs_one_round_at_most(three: Federation, undist
     """The whole server ends with it and is started again, as systemd does; the nodes find it by themselves."""
     run = three.run_study(rounds=3, quorum=3)
     run.wait_for("round 1 of 3", seconds=240)
-    kill_member(three.server, "flower-superlink")
+    kill_member(three.server, SUPERLINK)
     assert run.wait(seconds=120) == 1
     assert three.server.wait(seconds=60) != 0
     three.start_server()

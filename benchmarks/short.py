@@ -1,0 +1,75 @@
+"""The short form that `make test` runs: a few ratios again, each held against the committed one, loosely.
+
+    python benchmarks/short.py
+
+It fails where a ratio is worse than that in benchmarks/results/ by more than LOOSE. All are ratios of processor time,
+for other tests run at the same time; nothing is written. A ratio that has become better is for `make bench` to tell.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from common import Figure, Part
+
+PARTS = ("reading", "training", "scoring")
+LOOSE = 1.5  # beside three busy processes on two cores, ratios differed from the committed ones by less than 1.25
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True)
+class Held:
+    """One ratio now and as committed; `worse` is 1 where both are the same, 2 where ours takes twice as long."""
+
+    name: str
+    now: float
+    committed: float
+    worse: float
+
+    @property
+    def is_kept(self) -> bool:
+        return self.worse <= LOOSE
+
+    def __str__(self) -> str:
+        verdict = "as before" if self.is_kept else f"WORSE by {self.worse:.1f}"
+        return f"{self.name}: {self.now:.2f}, committed {self.committed:.2f}: {verdict}"
+
+
+def hold(figures: Iterable[Figure], committed: Sequence[dict[str, Any]]) -> list[Held]:
+    """Those figures that have a goal, beside the committed ones of the same name.
+
+    Raises LookupError if one of them was never committed: it would be held against nothing.
+    """
+    ratios = {(each["name"], each["against"], each["unit"]): each["ratio"] for each in committed}
+    held = []
+    for figure in figures:
+        if figure.target:
+            before = ratios[figure.name, figure.against, figure.unit]
+            more = figure.ratio / before
+            worse = more if figure.target.startswith("at most") else 1 / more
+            held.append(Held(f"{figure.name} / {figure.against}", figure.ratio, before, worse))
+    return held
+
+
+def main() -> int:
+    held = []
+    for part in PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            measured: Part = import_module(part).measure(Path(folder), is_short=True)
+        committed = json.loads((RESULTS / f"{part}.json").read_text())["figures"]
+        for each in hold(measured.figures, committed):
+            print(each, flush=True)
+            held.append(each)
+    lost = [each for each in held if not each.is_kept]
+    if lost:
+        print(f"{len(lost)} of {len(held)} ratios are worse than the committed ones: see with `make bench`")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
