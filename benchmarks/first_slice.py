@@ -22,6 +22,7 @@ from tests.e2e.conftest import Command
 
 REPEATS = 2  # after the first answer of a session
 FIRST, VIEWER = "first slice", "full viewer"
+NIIVUE = Path(__file__).parents[1] / "pipeline/clinic/page/static/niivue.js"
 _WAIT_SECONDS = 120.0
 _SLICE = "!document.querySelector('#answer').hidden && document.querySelector('#tiles img')?.naturalWidth"
 _LIVE = "document.querySelector('#tiles.live')"
@@ -35,10 +36,14 @@ window.seen = {{}};
 
 
 def seconds_to_pictures(folder: Path) -> dict[str, list[float]] | None:
-    """By FIRST and VIEWER, seconds from the stored answer on, the first answer of the session first; None: no browser.
+    """By FIRST and VIEWER, seconds from the stored answer on, the first answer of the session first.
+
+    None where there is no browser, or no viewer in the package (`make viewer`).
 
     `folder`: with the scan in `series` and the release in `model`.
     """
+    if not NIIVUE.is_file():
+        return None
     zipped = folder / "series.zip"
     with zipfile.ZipFile(zipped, "w") as archive:
         for path in sorted((folder / "series").rglob("*.dcm")):

@@ -11,7 +11,7 @@ from pipeline.memory import keep_memory
 from pipeline.series import find_series
 
 REPEATS, SLICES = 5, 60
-SHORT = 3, 12  # the same of the short form
+SHORT = 3, 24  # the same of the short form
 DECODING, BYTES = "pydicom, decoding alone", "reading the bytes alone"
 
 

@@ -39,7 +39,7 @@ STAGES = ("read", "prepare", "predict", "explain", "total")
 PAIR = ["scoring", "decoding_and_forward"]
 POLL_SECONDS = 0.01
 _IN_PROCESSOR_TIME = ("decoding_and_forward", FLOOR, "processor s", "processor_s", "at most 1.3")
-NO_BROWSER = "Chromium is not installed here: the page that waits is left out."
+NO_BROWSER = "Chromium or the page's viewer is not installed here (`make peers`): the page that waits is left out."
 
 
 def measure(folder: Path, *, is_short: bool = False) -> Part:

@@ -18,7 +18,7 @@ from typing import Any
 from common import Figure, Part
 
 PARTS = ("reading", "training", "scoring")
-LOOSE = 1.5  # beside three busy processes on two cores, ratios differed from the committed ones by less than 1.25
+LOOSE = 1.5  # beside three busy processes on two cores, ratios differed from those of a quiet run by up to 1.11
 RESULTS = Path(__file__).with_name("results")
 
 

@@ -3,8 +3,8 @@
     python -I -m federation.server.superlink [OPTION...]
 
 The options are those of `flower-superlink`. Flower 1.42 answers with a whole object, up to 5 MiB, in one piece. OpenSSL
-then keeps a buffer of that size for as long as the connection lasts. With 64 hospitals behind the door the SuperLink took
-400 MB so, and 290 with 4; in pieces it takes 290 and 255, and where all connect to it directly, 370 instead of 740.
+then keeps a buffer of that size for as long as the connection lasts. Behind the door the SuperLink took 290 MB with 4
+hospitals and 400 with 64; in pieces it is 255 and 290. Where 64 connect to it directly, it is 370 instead of 740.
 """
 
 from starlette.middleware import Middleware
