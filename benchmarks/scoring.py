@@ -47,20 +47,18 @@ def measure(folder: Path, *, is_short: bool = False) -> Part:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:CORES])  # and all processes that are started from here
     try:
-        return _short(folder) if is_short else _measure(folder)
+        write_chest(folder / "series", SYNTAXES["uncompressed"])
+        release = random_release(folder / "model")
+        return _short(folder) if is_short else _measure(folder, release)
     finally:
         os.sched_setaffinity(0, cores)
 
 
 def _short(folder: Path) -> Part:
-    write_chest(folder / "series", SYNTAXES["uncompressed"])
-    random_release(folder / "model")
     return Part([], [_figure(runs_in_turn(REPEATS, PAIR, folder, is_warm=True), *_IN_PROCESSOR_TIME)])
 
 
-def _measure(folder: Path) -> Part:
-    write_chest(folder / "series", SYNTAXES["uncompressed"])
-    release = random_release(folder / "model")
+def _measure(folder: Path, release: Release) -> Part:
     figures, peaks_mb = _warm(folder)
     compressed = _compressed(folder)
     clinic = _in_the_clinic(folder, release)
