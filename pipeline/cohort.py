@@ -26,7 +26,7 @@ from pipeline.locks import alone
 from pipeline.measures import Measures
 from pipeline.site import Site, Split
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS scans (
     fingerprint TEXT NOT NULL,     -- of the series' files
@@ -34,7 +34,7 @@ CREATE TABLE IF NOT EXISTS scans (
     code TEXT,                     -- why it was refused; NULL if accepted
     says TEXT,
     flags TEXT NOT NULL,           -- W_ codes, comma-separated
-    scan_digest TEXT,              -- SHA-256 of the HU: the same scan under two names has the same
+    scan_digest TEXT,              -- SHA-256 of the HU on the working grid: that of a scan under two names is the same
     tensor TEXT,                   -- file name under tensors/
     measures TEXT,                 -- JSON, for the data contract: numbers and words of closed lists
     PRIMARY KEY (fingerprint, settings)

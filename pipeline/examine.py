@@ -1,6 +1,5 @@
 """Examines series: each is read, prepared and cached by a worker process, and remembered as soon as it is done."""
 
-import hashlib
 import multiprocessing
 import os
 import threading
@@ -12,8 +11,6 @@ from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-
-import numpy as np
 
 from models.refusal import Refusal
 from pipeline import reasons
@@ -38,8 +35,8 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     try:
         volume = read_scan(series)
         flagged.update(volume.flags)
-        digest = hashlib.sha256(np.ascontiguousarray(volume.hu).data).hexdigest()
         prepared = prepare(volume, settings)
+        digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
         flagged.update(flags(measures, settings))
         # Named after the settings too, so that the present cohort keeps its tensors until `replace`.

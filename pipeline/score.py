@@ -171,7 +171,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
     require_whole(scan.stated, scan.volume.spacing_mm[0])
     settings = _settings(release.description)
     # Beside this thread goes what does not wait for the model; Python's lock is not held meanwhile.
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(2) as beside:
         hu_sha256 = beside.submit(_sha256, scan.volume.hu)
         clock = [time.perf_counter()]
         volume = orient(scan.volume)

@@ -166,9 +166,8 @@ def _examine(
     from pipeline.preprocess import prepare
 
     volume = volume_of(hu, scanner.grid)
-    scan_digest = hashlib.sha256(volume.hu.data).hexdigest()
-    series = _series(pseudonym, patient, scanner, scan_digest)
-    scan = Scan(series.fingerprint, settings_digest(settings), None, None, "", scan_digest, None, None)
+    series = _series(pseudonym, patient, scanner, hashlib.sha256(volume.hu.data).hexdigest())
+    scan = Scan(series.fingerprint, settings_digest(settings), None, None, "", None, None, None)
     try:
         prepared = prepare(volume, settings)
     except Refusal as refusal:
@@ -178,10 +177,11 @@ def _examine(
     )
     tensor = f"{series.fingerprint[:32]}-{scan.settings}.npy"
     save_tensor(tensors, tensor, prepared.tensor)
-    return replace(scan, flags=",".join(sorted(flags(measures, settings))), tensor=tensor, measures=measures)
+    flagged = ",".join(sorted(flags(measures, settings)))
+    return replace(scan, flags=flagged, scan_digest=prepared.scan_digest, tensor=tensor, measures=measures)
 
 
-def _series(pseudonym: str, patient: Patient, scanner: Scanner, scan_digest: str) -> Series:
+def _series(pseudonym: str, patient: Patient, scanner: Scanner, hu_digest: str) -> Series:
     """The series as its header would have told it. There is no file; the name only says what it would have been."""
     return Series(
         files=(Path("synthetic.nii.gz"),),
@@ -195,7 +195,7 @@ def _series(pseudonym: str, patient: Patient, scanner: Scanner, scan_digest: str
         acquired=patient.scanned,
         manufacturer=scanner.manufacturer,
         kernel=scanner.kernel,
-        fingerprint=hashlib.sha256(f"{pseudonym}|{scan_digest}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"{pseudonym}|{hu_digest}".encode()).hexdigest(),
     )
 
 

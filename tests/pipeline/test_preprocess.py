@@ -156,6 +156,14 @@ def test_the_digest_is_the_same_each_time_and_tells_scans_apart(chest: Volume) -
     assert prepare(replace(chest, hu=nodule), SETTINGS).digest != expected
 
 
+def test_the_digest_of_a_scan_tells_one_hu_in_one_voxel(chest: Volume) -> None:
+    other = chest.hu.copy()
+    other[10, 20, 30] += 1
+    expected = prepare(chest, SETTINGS).scan_digest
+    assert prepare(replace(chest, hu=chest.hu.copy()), SETTINGS).scan_digest == expected
+    assert prepare(replace(chest, hu=other), SETTINGS).scan_digest != expected
+
+
 def test_the_scan_itself_is_left_as_it_was(chest: Volume) -> None:
     before = chest.hu.copy()
     prepare(chest, SETTINGS)
