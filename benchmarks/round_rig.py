@@ -31,7 +31,8 @@ from federation.processes.guard import descendants, read_parents
 from federation.processes.process import GUARD, LOOPBACK, Process, flower_environment, free_port
 from federation.server.control import loopback_certificate as server_certificate
 from federation.server.control import read_server_config
-from federation.server.start import enrol, init_server, start_server
+from federation.server.nodes import enrol
+from federation.server.start import init_server, start_server
 from federation.study import Study
 from pipeline.cohort import Cohort, PatientRow
 from pipeline.site import Site, init_site, site_settings

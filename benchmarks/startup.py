@@ -23,7 +23,8 @@ from federation.enrolment.join import join
 from federation.node import sandbox
 from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
 from federation.server.control import loopback_certificate, read_server_config
-from federation.server.start import enrol, init_server, start_server
+from federation.server.nodes import enrol
+from federation.server.start import init_server, start_server
 from models.refusal import Refusal
 from pipeline.site import Site, init_site, site_settings
 
@@ -59,7 +60,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
 
 from federation.rounds.grid import EagerGrid
-from federation.server.start import sites
+from federation.server.nodes import sites
 
 app = ServerApp()
 

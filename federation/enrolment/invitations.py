@@ -22,8 +22,8 @@ from federation import reasons
 from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem, replace_file
 from federation.enrolment.registry import Holder, record, registry, transaction, utc, valid_certificates
 from federation.server.control import ca_certificate, read_server_config
-from federation.server.start import enrol, strike_off
-from federation.server.start import sites as registered_sites
+from federation.server.nodes import enrol, strike_off
+from federation.server.nodes import sites as registered_sites
 from models.refusal import Refusal
 
 INVITATION_SECONDS = 7 * 86_400

@@ -18,7 +18,8 @@ class RoundReport:
     count. `metrics` are those of each valid reply (with the number of examples that counts; of the nodes in
     `capped`, which claimed more, it is the enrolled number), `aggregated` those of all, weighted by examples; empty
     if the round was lost. `lost_for` is the code for which it was, or None. `ledger` gives the head that each node
-    told of its ledger, if it has one. `bytes_up` and `bytes_down` count the arrays alone, all sites together.
+    told of its ledger, if it has one. `bytes_up` and `bytes_down` count the arrays alone, all sites together, as they
+    travelled: the `Wire` knows, not the strategy.
     """
 
     round: int
@@ -31,8 +32,8 @@ class RoundReport:
     lost_for: str | None
     ledger: Mapping[int, LedgerHead]
     seconds: float
-    bytes_up: int
-    bytes_down: int
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     @property
     def lost(self) -> bool:

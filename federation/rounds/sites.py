@@ -18,7 +18,7 @@ from federation.rounds.replies import EXAMPLES, NO_HEAD, Expected, LedgerHead, S
 from federation.rounds.simulated import simulated_folders
 from federation.rounds.wire import Precision, Wire
 from federation.server.control import read_server_config
-from federation.server.start import sites as registered_sites
+from federation.server.nodes import sites as registered_sites
 
 MAX_EXAMPLES = 100_000  # no hospital has more; a reply that claims more is refused
 

@@ -39,7 +39,6 @@ from federation.rounds.replies import (
 from federation.rounds.reports import RoundReport, weighted_means
 from federation.rounds.sampling import Choose, everybody
 from federation.rounds.spool import TEMPORARY, Filed, file_reply, spool
-from federation.rounds.wire import array_bytes
 from models.refusal import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -123,7 +122,6 @@ class GuardedStrategy(Strategy):
         self.lost_rounds = 0
         self._lost_in_a_row = 0
         self._sampled: tuple[int, ...] = ()
-        self._bytes_down = self._bytes_up = 0
         self._began_s = 0.0
 
     def summary(self) -> None:
@@ -148,7 +146,6 @@ class GuardedStrategy(Strategy):
             config = ConfigRecord({**message.content.config_records["config"], **head.config()})
             message.content = RecordDict({"arrays": message.content["arrays"], **buffers, "config": config})
         self._sampled = tuple(sorted(message.metadata.dst_node_id for message in messages))
-        self._bytes_down = sum(array_bytes(message) for message in messages)
         return messages
 
     def _wait_for_quorum(self, grid: Grid) -> list[int]:
@@ -168,9 +165,8 @@ class GuardedStrategy(Strategy):
         E_QUORUM, E_STRATEGY_REPLIES, E_MODEL_NOT_FINITE.
         """
         number = self.first_round - 1 + server_round
-        self._bytes_up = 0
         with spool(self.folder) as folder:
-            valid, refused, heads = self._sift(self._one_by_one(replies), folder)
+            valid, refused, heads = self._sift(_one_by_one(replies), folder)
             metrics = {site: self._capped(site, reply.figures) for site, reply in valid.items()}
             shown = sum(map(shows_itself, refused.values()))
             outcome = self._aggregate(number, valid, metrics, shown)
@@ -188,8 +184,6 @@ class GuardedStrategy(Strategy):
             lost_for=reason.code if reason else None,
             ledger=heads,
             seconds=time.monotonic() - self._began_s,
-            bytes_up=self._bytes_up,
-            bytes_down=self._bytes_down,
         )
         if self.on_round:
             self.on_round(report)
@@ -222,18 +216,6 @@ class GuardedStrategy(Strategy):
             log.warning("node %d does not count in this round: %s", site, code)
         valid = {site: reply for site, reply in sifted.valid.items() if site not in refused}
         return dict(sorted(valid.items(), key=lambda item: item[1].order)), refused, sifted.heads
-
-    def _one_by_one(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Replies, counted; each is emptied when the next is asked for.
-
-        Flower's views of a message's records refer to themselves: what they show would stay until garbage is collected.
-        """
-        for reply in replies:
-            self._bytes_up += array_bytes(reply)
-            yield reply
-            for record in reply.content.values() if reply.has_content() else ():
-                record.clear()
-            del reply
 
     def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
         """A reply's figures, with no more examples than the site was enrolled with."""
@@ -276,6 +258,18 @@ class GuardedStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing: see the class."""
         return None
+
+
+def _one_by_one(replies: Iterable[Message]) -> Iterator[Message]:
+    """Each reply is emptied when the next is asked for.
+
+    Flower's views of a message's records refer to themselves: what they show would stay until garbage is collected.
+    """
+    for reply in replies:
+        yield reply
+        for record in reply.content.values() if reply.has_content() else ():
+            record.clear()
+        del reply
 
 
 def _finite(*groups: Mapping[str, NDArray]) -> bool:

@@ -111,7 +111,6 @@ class Training:
 
     def _keep(self, report: RoundReport, sites: Sites) -> None:
         """Save a round and tell of it; the last one too if the figures no longer rise."""
-        # The strategy counts what it sees, float32; this is what travelled.
         report = replace(report, bytes_down=self._wire.bytes_down, bytes_up=self._wire.bytes_up)
         entry = _entry(report, sites)
         self.history.append(entry)

@@ -29,7 +29,8 @@ from federation.enrolment.invitations import (
 )
 from federation.enrolment.registry import holder, registry
 from federation.server.control import ca_certificate
-from federation.server.start import Site, init_server
+from federation.server.nodes import Site
+from federation.server.start import init_server
 from models.refusal import Refusal
 
 Key = ec.EllipticCurvePrivateKey

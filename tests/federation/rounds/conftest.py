@@ -9,7 +9,7 @@ import flwr.app.message.arrayrecord as flower_arrays
 import pytest
 
 from federation.rounds import server_app, sites
-from federation.server.start import Site
+from federation.server.nodes import Site
 from tests.federation.rounds.whole_run import NAMES
 
 

@@ -614,8 +614,6 @@ def test_messages_carry_model_buffers_and_round_and_buffers_stay_out_of_the_stra
         "ledger-lines": 0,
     }
     assert set(guard.arrays) == set(ARRAYS)
-    size = sum(len(array.data) for array in [*encode(ARRAYS).values(), *encode(BUFFERS).values()])
-    assert [(report.bytes_down, report.bytes_up) for report in reports] == [(4 * size, 4 * size)] * 2
     assert [report.round for report in reports] == [1, 2]
     assert all(report.seconds > 0 for report in reports)
     # The second round starts from the first one's result, buffers included.
