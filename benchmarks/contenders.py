@@ -14,7 +14,9 @@ Work = Callable[[Path], None]
 
 def ours() -> Work:
     """What ingestion does with a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
-    from pipeline import measures, scans  # noqa: F401  # which `examine` imports when it is called
+    import nibabel  # noqa: F401  # which, like the next ones, is imported when it is needed
+
+    from pipeline import measures, scans  # noqa: F401
     from pipeline.examine import examine
     from pipeline.memory import keep_memory
     from pipeline.preprocess import Preprocessing

@@ -43,6 +43,7 @@ from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
 from pipeline.preprocess import Prepared, Preprocessing, orient, prepare, resample
+from pipeline.slices import whole_hu
 from pipeline.train import Schedule, TrainSettings, predict, train
 from pipeline.volume import Volume
 
@@ -87,14 +88,14 @@ def make(folder: Path, number: int, hospital: int, seed: int) -> dict[str, Any]:
     volume = volume_of(acquire(ill.hu, at.scanner, rng), at.scanner.grid)
     prepared = prepare(volume, Preprocessing())
     np.save(folder / f"{number}.npy", prepared.tensor)
-    np.save(folder / f"{number}-planted.npy", as_tensor(Volume(ill.hu - healthy.hu, volume.affine), prepared))
+    np.save(folder / f"{number}-planted.npy", as_tensor(Volume(whole_hu(ill.hu - healthy.hu), volume.affine), prepared))
     known = {"age_years": float(patient.age_years), "sex": patient.sex, "pcr_positive": patient.pcr_positive}
     return {**known, "severe": severe, "pattern": patient.pattern}
 
 
 def as_tensor(volume: Volume, prepared: Prepared) -> NDArray[np.float16]:
     """Another field over the same scan, on the grid of its tensor."""
-    working = resample(torch.from_numpy(orient(volume).hu), prepared.image_hu.shape)
+    working = resample(torch.from_numpy(orient(volume).hu).float(), prepared.image_hu.shape)
     return resample(working[prepared.box], prepared.tensor.shape[1:]).numpy().astype(np.float16)
 
 

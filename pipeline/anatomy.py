@@ -31,7 +31,7 @@ LUNG_HU = (-960.0, -500.0)
 MOST_NOISE_HU = 60.0
 # The range of 12 bits ends at 3071; bone does not come near it. Boas & Fleischmann, Imaging Med 2012; 4:229. Wires of
 # the sternum and a valve have 1 to 5 mL; rods along the spine or a pump for the heart have more than MOST_METAL_ML.
-METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500.0, 10.0, 1.0, 10.0
+METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500, 10.0, 1.0, 10.0
 # The section of the lungs at the end of the scan, as a share of the widest. An ellipsoid that is cut there lacks a
 # tenth of its height and 2 % of its volume.
 MOST_CUT = 1 / 3

@@ -10,10 +10,10 @@ from pipeline.slices import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_s
 from pipeline.stack import feet_to_head, headward_normal, ras_affine
 from pipeline.volume import Volume
 
-MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 2 GB as float32
-LOWEST_HU, HIGHEST_HU = -2000.0, 10_000.0  # below: not even noise; above: no metal is as dense
+MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
+LOWEST_HU, HIGHEST_HU = -2000, 10_000  # below: not even noise; above: no metal is as dense
 THICK_MM = 5.0
-_NOT_AIR_HU = -500.0
+_NOT_AIR_HU = -500
 _MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
 
 
@@ -53,7 +53,7 @@ def read_series(series: Series) -> Volume:
     if np.nanmax([np.linalg.norm(affine[:3, 0]), *(each.thickness_mm for each in slices)]) > THICK_MM:
         flags.add(reasons.THICK.code)
 
-    hu = np.empty((len(slices), rows, columns), dtype=np.float32)
+    hu = np.empty((len(slices), rows, columns), dtype=np.int16)
     for index, each in enumerate(slices):
         decode_slice(each, out=hu[index])
     return finish(hu, affine, flags)
@@ -66,7 +66,7 @@ def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
             raise Refusal(reasons.DUPLICATE_SLICE, duplicates=int(is_copy.sum()), private=str(slices[index].path))
 
 
-def finish(hu: NDArray[np.float32], affine: NDArray[np.float64], flags: set[str]) -> Volume:
+def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
     """The last step of every reader, in place: padding becomes air, and HU are checked and clipped.
 
     Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
@@ -76,7 +76,7 @@ def finish(hu: NDArray[np.float32], affine: NDArray[np.float64], flags: set[str]
         flags = {*flags, reasons.PADDING.code}
         lowest, highest, not_air = _range(hu)
     if lowest < LOWEST_HU or highest > HIGHEST_HU:
-        raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
+        raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
     if lowest == highest or not_air < _MIN_NOT_AIR * hu.size:
         raise Refusal(reasons.EMPTY_VOLUME)
     if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
@@ -84,13 +84,13 @@ def finish(hu: NDArray[np.float32], affine: NDArray[np.float64], flags: set[str]
     return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
 
 
-def _range(hu: NDArray[np.float32]) -> tuple[float, float, int]:
+def _range(hu: NDArray[np.int16]) -> tuple[int, int, int]:
     """Lowest and highest value, and how many are more than air. Slice by slice: each stays in the processor's cache."""
     found = np.array([(each.min(), each.max(), np.count_nonzero(each > _NOT_AIR_HU)) for each in hu])
-    return float(found[:, 0].min()), float(found[:, 1].max()), int(found[:, 2].sum())
+    return int(found[:, 0].min()), int(found[:, 1].max()), int(found[:, 2].sum())
 
 
-def _fill_undeclared_padding(hu: NDArray[np.float32], lowest: float) -> bool:
+def _fill_undeclared_padding(hu: NDArray[np.int16], lowest: int) -> bool:
     """Turn padding that no header declares into air; returns whether there was any.
 
     Outside the circle of reconstruction scanners write one value, e.g. -3024 or -2048 HU. Measured values

@@ -69,9 +69,9 @@ def _log_failure(path: Path, series: Series) -> None:
 
 
 def _workers() -> ForkServerContext:
-    """Worker processes begin as forks of one that has torch and pydicom imported already, and nothing else."""
+    """Worker processes begin as forks of one that has what they need imported already, and nothing else."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.measures", "pipeline.preprocess", "pipeline.scans"])
+    context.set_forkserver_preload(["nibabel", "pipeline.measures", "pipeline.preprocess", "pipeline.scans"])
     return context
 
 

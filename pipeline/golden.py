@@ -56,4 +56,4 @@ def golden_volume() -> Volume:
         hu = np.where(lung, np.where(lesion, -340.0 * waves, -873.0 + 0.6 * y + 31 * (waves - 1)), hu)
     hu = np.where(((z + 125) / 15) ** 2 + ((y + 40) / 22) ** 2 + ((x - 62) / 25) ** 2 < 1, -997.0, hu)  # the stomach
     affine = np.array([[0, 0, -_SPACING_MM[2], 0], [0, -_SPACING_MM[1], 0, 0], [_SPACING_MM[0], 0, 0, 0], [0, 0, 0, 1]])
-    return Volume(hu=np.ascontiguousarray(hu, dtype=np.float32), affine=affine.astype(np.float64))
+    return Volume(hu=np.ascontiguousarray(np.rint(hu), dtype=np.int16), affine=affine.astype(np.float64))

@@ -22,7 +22,7 @@ from pipeline.volume_files import is_volume_file
 # An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom); the air
 # around a patient has scatter in it, and -1024 ends the range.
 AIR_BETWEEN_HU = (-1050.0, -940.0)
-_AIR_BELOW_HU = -700.0
+_AIR_BELOW_HU = -700
 _LEAST_AIR = 0.1  # share of a border of the image: less is no sample of air
 _AIR_SLICES = 16  # some hundred thousand voxels of air: a median of more is the same
 _BONE_ABOVE_HU = 150.0
@@ -127,7 +127,7 @@ def _header(series: Series) -> tuple[str, float | None]:
     return position if position in _POSITIONS else "", round(thickness, 2) if 0 < thickness < 100 else None
 
 
-def air_around(hu: NDArray[np.float32]) -> float | None:
+def air_around(hu: NDArray[np.int16]) -> float | None:
     """Median HU of air at the emptiest border of the image; None where patient or padding fill all of them."""
     rows, columns = (max(1, size // 32) for size in hu.shape[1:])
     some = hu[:: max(1, len(hu) // _AIR_SLICES)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.area import area_means
 from pipeline.lungs import bounding_box, find_lungs
 from pipeline.volume import Volume
 
@@ -121,7 +122,8 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     upright = orient(volume)
     step = settings.working_spacing_mm
     size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
-    image = resample(torch.from_numpy(upright.hu), size)
+    coarser = tuple(min(a, b) for a, b in zip(upright.hu.shape, size, strict=True))
+    image = resample(area_means(upright.hu, coarser), size)
     hu = image.numpy()
     lungs = find_lungs(hu, (step, step, step))
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))

@@ -263,7 +263,7 @@ def _settings(model: Description) -> Preprocessing:
         raise Refusal(MODEL_FORMAT) from error
 
 
-def _sha256(hu: NDArray[np.float32]) -> str:
+def _sha256(hu: NDArray[np.int16]) -> str:
     return hashlib.sha256(hu.data).hexdigest()
 
 

@@ -22,8 +22,9 @@ from pipeline.codecs import Form
 from pipeline.heads import head_tags, read_head
 from pipeline.series import PIXEL_DATA, BoundedFile, read_header, tags, text
 
-AIR_HU = -1024.0
-BRIGHTEST_HU = 3071.0  # 12 bits from -1024 on, the range of CT scanners
+AIR_HU = -1024
+BRIGHTEST_HU = 3071  # 12 bits from -1024 on, the range of CT scanners
+HU_ENDS = np.iinfo(np.int16)  # far beyond what is taken for a scan
 _DARKEST_TISSUE_HU = -950.0
 _MAX_SLOPE = 100.0
 _MAX_INTERCEPT = 2.0**16
@@ -118,8 +119,10 @@ def inspect_slice(path: Path) -> Slice:
         raise
 
 
-def decode_slice(header: Slice, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """The pixels in HU, shape (rows, columns), not clipped; declared padding is -1024. Written to `out` if given.
+def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+    """The pixels in whole HU, shape (rows, columns), not clipped but to int16; declared padding is -1024.
+
+    Written to `out` if given.
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
     """
@@ -128,15 +131,29 @@ def decode_slice(header: Slice, out: NDArray[np.float32] | None = None) -> NDArr
     except Refusal as refusal:
         refusal.private = f"{header.path} {refusal.private}"
         raise
-    # float32 from the start: integer arithmetic would wrap.
-    hu = np.empty(stored.shape, np.float32) if out is None else out
-    np.copyto(hu, stored)
-    if header.slope != 1:
-        hu *= np.float32(header.slope)
-    hu += np.float32(header.intercept)
+    hu = np.empty(stored.shape, np.int16) if out is None else out
+    if header.slope == 1 and header.intercept.is_integer() and abs(header.intercept) < HU_ENDS.max:
+        _add(stored, int(header.intercept), hu)
+    else:
+        hu[:] = whole_hu(stored * np.float32(header.slope) + np.float32(header.intercept))
     if header.padding is not None:
         hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
     return hu
+
+
+def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:
+    """HU rounded to whole ones, those beyond int16 at its ends; there are no NaN among them."""
+    return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)
+
+
+def _add(stored: NDArray[np.integer], intercept: int, hu: NDArray[np.int16]) -> None:
+    """The same for whole numbers, without a detour through float32."""
+    kind = stored.dtype.newbyteorder("=") if stored.itemsize == hu.itemsize else hu.dtype
+    native, ends = stored.astype(kind, copy=False), np.iinfo(kind)
+    least, most = max(ends.min, HU_ENDS.min - intercept), min(ends.max, HU_ENDS.max - intercept)
+    # What is more than int16 holds wraps here, and is back in its place with the intercept.
+    np.clip(native, kind.type(least), kind.type(most), out=hu.view(kind))
+    hu += np.int16(intercept)
 
 
 def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:

@@ -12,15 +12,22 @@ LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: what a radiologist 
 class Volume:
     """A CT scan.
 
-    `hu`: float32, shape (slices, rows, columns), Hounsfield units.
+    `hu`: int16, shape (slices, rows, columns), whole Hounsfield units from -1024 to 3071: scanners store no others,
+    and a volume of them takes half the memory, and half the time, of one in float32.
     `affine`: float64, shape (4, 4), takes (slice, row, column, 1) to millimetres in RAS (right, anterior,
     superior positive).
     `flags`: codes of `W_` reasons met while reading.
+
+    Raises TypeError for HU of another kind.
     """
 
-    hu: NDArray[np.float32]
+    hu: NDArray[np.int16]
     affine: NDArray[np.float64]
     flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.hu.dtype != np.int16:
+            raise TypeError("HU must be int16: of others the sums would be cut off in silence")
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -14,6 +14,7 @@ from pipeline import reasons
 from pipeline.dicom import THICK_MM, finish
 from pipeline.findings import Finding
 from pipeline.series import VOLUME_SUFFIXES, Series, age_in_years, fingerprint, walk
+from pipeline.slices import whole_hu
 from pipeline.stack import check_spacing, feet_to_head, headward_normal, ras_affine
 from pipeline.volume import Volume
 from pipeline.volume_headers import inspect, is_meta, meta_voxel_file, read_meta_header
@@ -102,7 +103,7 @@ def read_volume_file(path: Path) -> Volume:
         if lowest > _DENSEST_AIR_HU:
             raise Refusal(reasons.HU_RANGE, lowest_hu=round(lowest), highest_hu=round(highest))
         is_thick = np.linalg.norm(affine[:3, 0]) > THICK_MM
-        return finish(hu, affine, {reasons.THICK.code} if is_thick else set())
+        return finish(whole_hu(hu), affine, {reasons.THICK.code} if is_thick else set())
     except Refusal as refusal:
         refusal.private = f"{path} {refusal.private}"
         raise

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 IMAGE, LUNGS, SALIENCY = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz"
 MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: some 10 MB compressed, and enough to find one's way
-HU_RANGE = (-1024, 3071)  # what 12 bits hold
 _GZIP = 31  # for zlib: a gzip file. Runs alone are looked for: twice as fast as gzip's fastest, and a tenth larger
 _KEPT_VOLUMES = 6  # those of two answers
 
@@ -126,15 +125,15 @@ def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overla
 
 def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Means over blocks of whole voxels, so that no axis is longer than MOST_VOXELS; what is left over is cut off."""
-    import torch
-    import torch.nn.functional as F
-
+    from pipeline.area import area_means
     from pipeline.preprocess import resampled_affine
+    from pipeline.slices import whole_hu
 
     block = [ceil(size / most) for size, most in zip(volume.hu.shape, MOST_VOXELS, strict=True)]
-    hu = F.avg_pool3d(torch.from_numpy(volume.hu)[None, None], block)[0, 0]
-    used = [size * step for size, step in zip(hu.shape, block, strict=True)]
-    return hu.round_().clamp_(*HU_RANGE).to(torch.int16).numpy(), resampled_affine(volume.affine, used, hu.shape)
+    shape = [size // step for size, step in zip(volume.hu.shape, block, strict=True)]
+    used = [size * step for size, step in zip(shape, block, strict=True)]
+    hu = area_means(volume.hu[tuple(map(slice, used))], shape)
+    return whole_hu(hu.numpy()), resampled_affine(volume.affine, used, shape)
 
 
 def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:

@@ -155,7 +155,7 @@ def volume_of(hu: Field, grid: Grid) -> Volume:
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
     affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
-    return Volume(hu=(stored + STORED_INTERCEPT_HU).astype(np.float32), affine=affine)
+    return Volume(hu=(stored + STORED_INTERCEPT_HU).astype(np.int16), affine=affine)
 
 
 def _examine(

@@ -46,7 +46,7 @@ def volume(hu: NDArray[np.float32], grid: Grid) -> Volume:
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
     affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
-    return Volume(hu=hu.astype(np.float32), affine=affine)
+    return Volume(hu=np.rint(hu).astype(np.int16), affine=affine)
 
 
 def scan(hospital: Hospital, folder: Path) -> tuple[Volume, NDArray[np.float32]]:

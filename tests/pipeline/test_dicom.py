@@ -87,8 +87,27 @@ def test_values_are_clipped_and_typed(tmp_path):
     hu[0, 0, 0], hu[0, 0, 1] = -1500, 9000
     write_series(tmp_path, hu)
     volume = read(tmp_path)
-    assert volume.hu.dtype == np.float32
+    assert volume.hu.dtype == np.int16
     assert np.array_equal(volume.hu, hu.clip(-1024, 3071))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+@pytest.mark.parametrize("intercept", [0.0, -1024.0, 1000.0, 40_000.0, -1024.25])
+@pytest.mark.parametrize("syntax", [uids.ExplicitVRLittleEndian, uids.ExplicitVRBigEndian])
+def test_stored_values_become_whole_hu_and_never_wrap(tmp_path, kind, slope, intercept, syntax):
+    ends = np.iinfo(kind)
+    stored = np.random.default_rng(2).integers(ends.min, ends.max + 1, (16, 12)).astype(kind)
+    stored[0, :2] = ends.min, ends.max
+    slice_ = ct_slice(stored, position_mm=(0, 0, 0), RescaleSlope=slope, RescaleIntercept=intercept)
+    slice_.BitsAllocated = slice_.BitsStored = ends.bits
+    slice_.HighBit, slice_.PixelRepresentation = ends.bits - 1, int(ends.min < 0)
+    order = "<" if syntax.is_little_endian else ">"
+    slice_["PixelData"].VR = "OB" if ends.bits == 8 else "OW"
+    slice_.PixelData = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    save(slice_, tmp_path / "1.dcm", transfer_syntax=syntax)
+    exact = np.rint((stored.astype(np.float64) * slope + intercept).astype(np.float32))
+    assert np.array_equal(decode_slice(inspect_slice(tmp_path / "1.dcm")), exact.clip(-(2**15), 2**15 - 1))
 
 
 def test_each_slice_keeps_its_own_rescale(tmp_path):

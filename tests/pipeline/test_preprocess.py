@@ -85,7 +85,7 @@ def test_oriented_axes_point_up_back_and_left(chest: Volume) -> None:
 @pytest.mark.parametrize("offset_hu", [30.0, -25.0])
 def test_an_offset_of_the_scanner_is_taken_out(chest: Volume, offset_hu: float) -> None:
     expected = prepare(chest, SETTINGS)
-    found = prepare(replace(chest, hu=chest.hu + np.float32(offset_hu)), SETTINGS)
+    found = prepare(replace(chest, hu=chest.hu + np.int16(offset_hu)), SETTINGS)
     assert found.shift_hu - expected.shift_hu == pytest.approx(-offset_hu, abs=1.5)
     np.testing.assert_allclose(found.image_hu + found.shift_hu, expected.image_hu + expected.shift_hu, atol=1.5)
     # Not equal: a voxel more or less in the mask can move the crop by one.
@@ -97,7 +97,7 @@ def test_an_offset_of_the_scanner_is_taken_out(chest: Volume, offset_hu: float) 
 
 
 def test_the_shift_has_an_end(chest: Volume) -> None:
-    found = prepare(replace(chest, hu=chest.hu + np.float32(150)), SETTINGS)
+    found = prepare(replace(chest, hu=chest.hu + np.int16(150)), SETTINGS)
     assert found.shift_hu == -SETTINGS.largest_shift_hu
 
 
@@ -226,7 +226,7 @@ def test_affines_tell_where_the_working_grid_and_the_tensor_lie(
     z, y, x = NORTH.grid.axes_mm()
     centre_ras_mm = np.array([70.0, -10.0, 20.0])
     ball = (x + centre_ras_mm[0]) ** 2 + (y + centre_ras_mm[1]) ** 2 + (z - centre_ras_mm[2]) ** 2 < 15**2
-    sick = stored_otherwise(replace(chest, hu=np.where(ball, 900.0, chest.hu).astype(np.float32)), change)
+    sick = stored_otherwise(replace(chest, hu=np.where(ball, 900, chest.hu).astype(np.int16)), change)
     prepared = prepare(sick, SETTINGS)
     for image, affine in (
         (prepared.image_hu * prepared.lungs, prepared.affine),

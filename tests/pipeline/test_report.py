@@ -65,7 +65,7 @@ def score(*, synthetic: bool = False, study: str = "trial") -> Score:
         seconds={"read": 0.1, "prepare": 0.2, "predict": 0.2, "explain": 0.1, "total": 0.6},
         scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
         prepared=scan,
-        volume=Volume(scan.image_hu, scan.affine),
+        volume=Volume(scan.image_hu.astype(np.int16), scan.affine),
         burden=burden(scan),
     )
 

@@ -40,7 +40,7 @@ def body() -> Volume:
     up_mm, back_mm, left_mm = SPACING_MM
     affine = np.array([[0, 0, -left_mm, 0], [0, -back_mm, 0, 0], [up_mm, 0, 0, 0], [0, 0, 0, 1.0]])
     affine[:3, 3] = -affine[:3, :3] @ (np.array(SHAPE) - 1) / 2
-    return Volume(hu.astype(np.float32), affine)
+    return Volume(hu.astype(np.int16), affine)
 
 
 def score(volume: Volume, *, has_saliency: bool = True) -> Score:

@@ -67,7 +67,7 @@ def test_a_real_thorax_is_recognised_through_what_another_export_does(real_data:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     scan = read_series(series)
     rng = np.random.default_rng(3)
-    noisy = Volume(scan.hu + rng.normal(0, 60, scan.hu.shape).astype(np.float32), scan.affine)
+    noisy = Volume((scan.hu + rng.normal(0, 60, scan.hu.shape)).astype(np.int16), scan.affine)
     soft = Volume(ndimage.gaussian_filter(scan.hu, (0, 0.8, 0.8)), scan.affine)
     every_other = scan.affine.copy()
     every_other[:3, 0] *= 2
