@@ -140,7 +140,7 @@ def _figure(
 
 
 def _hashing() -> list[float]:
-    volume = np.ones(GRID.shape, dtype=np.float32)
+    volume = np.ones(GRID.shape, dtype=np.int16)
     (seconds,) = wall_seconds(REPEATS, lambda: hashlib.sha256(volume.data))
     return seconds
 

@@ -6,6 +6,8 @@
 What the site's files no longer hold is forgotten with that same transaction, whatever it was prepared with, and its
 tensors are deleted after it. Tensors of series that are still there stay, those of other settings too: a study with
 them may be running, and going back to it shall cost nothing.
+
+Light where it is imported: a node opens it at its start, and then waits for months.
 """
 
 import os
@@ -14,17 +16,19 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Self
 
 from models.refusal import Refusal
 from pipeline import reasons
-from pipeline.examples import Example
 from pipeline.locks import alone
-from pipeline.measures import Measures
 from pipeline.site import Site, Split
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.examples import Example
+    from pipeline.measures import Measures
 
 SCHEMA_VERSION = 4
 SCHEMA = """
@@ -68,7 +72,7 @@ class Scan:
     flags: str
     scan_digest: str | None
     tensor: str | None
-    measures: Measures | None
+    measures: "Measures | None"
 
 
 @dataclass(frozen=True)
@@ -232,8 +236,11 @@ class Cohort:
         rows = self._db.execute("SELECT DISTINCT settings FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
         return {row[0] for row in rows}
 
-    def examples(self, *splits: Split) -> list[Example]:
+    def examples(self, *splits: Split) -> "list[Example]":
         """The examples of some splits, in the order of the pseudonyms."""
+        from pipeline.examples import Example
+        from pipeline.measures import Measures
+
         rows = self._db.execute("SELECT tensor, measures FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
         measures = {tensor: stored and Measures.from_json(stored) for tensor, stored in rows}
         return [
@@ -244,6 +251,8 @@ class Cohort:
 
 
 def _scan(row: tuple[Any, ...]) -> Scan:
+    from pipeline.measures import Measures
+
     values = dict(zip((field.name for field in fields(Scan)), row, strict=True))
     return Scan(**{**values, "measures": values["measures"] and Measures.from_json(values["measures"])})
 
@@ -252,8 +261,10 @@ def _bool(stored: int | None) -> bool | None:
     return None if stored is None else bool(stored)
 
 
-def save_tensor(folder: Path, name: str, tensor: NDArray[np.float16]) -> None:
+def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
     """Write a tensor so that the file is either whole or not there."""
+    import numpy as np
+
     temporary = folder / f".{name}.{os.getpid()}"
     with temporary.open("wb") as file:
         np.save(file, tensor)

@@ -24,6 +24,7 @@ def imported(code: str, *names: str) -> list[str]:
     [
         ("federation.cli", ("flwr", "torch", "pydantic", "numpy", "rich.table")),
         ("federation.node.start", ("flwr", "torch", "numpy", "pydicom", "aiohttp")),
+        ("pipeline.cohort", ("torch", "numpy", "pydicom")),  # which a node's start imports when it comes to it
         ("federation.server.start", ("flwr", "torch", "numpy", "sqlalchemy", "mlflow")),
         ("federation.gateway.__main__", ("torch", "scipy", "pydicom")),
         ("federation.commands.scoring", ("flwr", "monai", "nibabel", *JUDGES, *BROUGHT_ALONG)),
