@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.dicom import read_series
-from pipeline.lungs import find_lungs
+from pipeline.lungs import find_lungs, grown
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
 from pipeline.series import find_series
@@ -70,6 +71,15 @@ def test_a_cleft_of_dense_lung_is_closed_up_to_its_width(thickness_mm: float, le
     cleft = body.lungs & (z >= 10) & (z < 10 + thickness_mm) & (y < 25) & (x < 0)
     hu = np.where(cleft, 40.0, body.hu).astype(np.float32)
     assert least <= find_lungs(hu, grid.spacing_mm)[cleft].mean() <= most
+
+
+@pytest.mark.parametrize("spacing_mm", [(4.0, 4.0, 4.0), (8.0, 2.5, 3.0), (20.0, 1.0, 30.0)])
+@pytest.mark.parametrize("reach_mm", [2.0, 14.0])
+def test_a_mask_grows_as_far_as_it_reaches(spacing_mm: tuple[float, float, float], reach_mm: float) -> None:
+    mask = np.random.default_rng(1).random((20, 30, 25)) > 0.999
+    expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= reach_mm
+    assert np.array_equal(grown(mask, spacing_mm, reach_mm), expected)
+    assert not grown(np.zeros((3, 3, 3), bool), spacing_mm, reach_mm).any()
 
 
 def test_the_windpipe_is_not_followed_up_the_neck() -> None:
