@@ -100,7 +100,16 @@ def simpleitk_alone() -> Work:
 
 
 def scoring() -> Work:
-    """From the folder `series` to an answer by the release in `model`, which is loaded once; one thread."""
+    """From the folder `series` to an answer and its map by the release in `model`, which is loaded once; one thread."""
+    return _scoring("model", has_map=True)
+
+
+def scoring_low() -> Work:
+    """The same by the release in `low`, for which every probability is low, so that there is no map."""
+    return _scoring("low", has_map=False)
+
+
+def _scoring(model: str, *, has_map: bool) -> Work:
     import torch
 
     from models.release import load_release
@@ -110,7 +119,7 @@ def scoring() -> Work:
     load = cache(load_release)
 
     def work(folder: Path) -> None:
-        assert score(folder / "series", load(folder / "model")).saliency is not None
+        assert (score(folder / "series", load(folder / model)).saliency is not None) is has_map
 
     return work
 

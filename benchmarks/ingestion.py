@@ -17,7 +17,7 @@ from pipeline.site import init_site, site_settings
 REPEATS = 3
 SLICES = {"uncompressed": 300}
 SLICES_COMPRESSED = 200
-SERIES = {"uncompressed": 8, "JPEG-LS": 4}  # for the workers
+SERIES = {"uncompressed": 24, "JPEG-LS": 6}  # for the workers
 FLOORS = {"bytes_alone": "reading the bytes alone", "bare_decoding": "pydicom, decoding alone"}
 MONAI = {"monai_itk": "MONAI, ITKReader, 4 mm as ours", "monai_pydicom": "MONAI, PydicomReader, 4 mm as ours"}
 SIMPLEITK = {"simpleitk": "SimpleITK, reading alone"}

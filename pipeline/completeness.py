@@ -10,21 +10,18 @@ share of the slices, they are missing.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from pydicom import Dataset
 
 from models.refusal import Reason, Refusal
 from pipeline import reasons
-from pipeline.heads import head_tags, read_head
 from pipeline.series import Series, quiet_pydicom, read_header, tags, text
 from pipeline.volume_files import is_volume_file
 
 _MUCH_FURTHER = 1.5  # times
 _SAME_SHARE = 0.1
 _LEAST_MM = 0.05  # some write 0 where they do not know
-_HEADER, _NUMBER = tags("SpacingBetweenSlices", "SliceThickness"), tags("InstanceNumber")
-_NUMBER_IN_HEAD = head_tags("InstanceNumber")
+_HEADER = tags("SpacingBetweenSlices", "SliceThickness")
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,11 @@ class Stated:
 
 @quiet_pydicom()
 def stated(series: Series) -> Stated:
-    """Look into each file of a DICOM series; what cannot be read there does not count."""
+    """Look into the first file of a DICOM series; what cannot be read there does not count."""
     first = series.files[0]
     if is_volume_file(first.name):
         return Stated()
-    numbers = sorted({number for path in series.files if (number := _number(path)) is not None})
-    steps = {after - before for before, after in pairwise(numbers)}
+    steps = {after - before for before, after in pairwise(sorted(set(series.numbers)))}
     try:
         header = read_header(first, _HEADER)
     except Refusal:
@@ -73,17 +69,6 @@ def remark(found: Stated, apart_mm: float) -> Reason | None:
     if (found.number_step or 1) > 1 or apart_mm > _MUCH_FURTHER * (found.spacing_mm or apart_mm):
         return reasons.SLICES_FEWER
     return reasons.SLICES_APART if apart_mm > _MUCH_FURTHER * (found.thickness_mm or apart_mm) else None
-
-
-def _number(path: Path) -> int | None:
-    """InstanceNumber of one file."""
-    head = read_head(path, _NUMBER_IN_HEAD)
-    try:
-        if head:
-            return int(head.elements.get(int(_NUMBER[0]), b"")[8:].strip(b" \0"))
-        return int(text(read_header(path, _NUMBER), "InstanceNumber"))
-    except (Refusal, ValueError):
-        return None
 
 
 def _mm(header: Dataset, keyword: str) -> float | None:

@@ -1,5 +1,6 @@
 """Examines series: each is read, prepared and cached by a worker process, and remembered as soon as it is done."""
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -83,6 +84,7 @@ def expect_series() -> None:
 
 def _begin() -> None:
     """What each worker does first."""
+    gc.freeze()  # what is imported: to look through it for garbage would copy all of it from the process forked
     keep_memory()  # the next series has the size of the last one
     _end_with_parent()
 

@@ -26,7 +26,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from models.refusal import Refusal
 from pipeline import reasons
 from pipeline.findings import Finding
-from pipeline.heads import head_tags, read_head
+from pipeline.heads import Head, head_tags, read_head
 
 
 def tags(*keywords: str) -> list[BaseTag]:
@@ -44,10 +44,11 @@ _HEADER = tags(
         "StudyInstanceUID",
         "SeriesInstanceUID",
     ),
-    *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex"),
+    *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex", "InstanceNumber"),
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
 )
-_GROUP = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
+_NUMBER = int(Tag("InstanceNumber"))
+_GROUP = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in a file: see `pipeline/volume_files.py`
 # What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
 _COMPANIONS = (
@@ -72,6 +73,7 @@ class Series:
     `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' where absent), never guessed.
     `acquired`: site-local time without zone; None if unusable.
     `fingerprint`: SHA-256 over relative path, size and time of change of all files.
+    `numbers`: the InstanceNumbers of the files that have one, in no order.
     """
 
     files: tuple[Path, ...]
@@ -86,6 +88,7 @@ class Series:
     manufacturer: str
     kernel: str
     fingerprint: str
+    numbers: tuple[int, ...] = ()
 
 
 @contextmanager
@@ -173,10 +176,12 @@ def find_series(
     findings: list[Finding] = []
     groups: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)
     first_header: dict[tuple[str, ...], Dataset] = {}
+    numbers: dict[tuple[str, ...], list[int]] = defaultdict(list)
     known: dict[bytes, tuple[str, ...]] = {}
     for seen, (name, path) in enumerate(walk(root, lambda name: not is_companion(name), findings), start=1):
         try:
             head = read_head(path, _GROUP)
+            number = _number(head)
             key = known.get(head.same) if head else None
             if key is None:
                 header = read_header(path, _HEADER)
@@ -186,7 +191,10 @@ def find_series(
                 first_header.setdefault(key, header)
                 if head and text(header, "SeriesInstanceUID"):
                     known[head.same] = key
+                number = _number(None, header) if head is None else number
             groups[key].append((name, path))
+            if number is not None:
+                numbers[key].append(number)
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
         if progress is not None:
@@ -194,7 +202,7 @@ def find_series(
     series = []
     for key, files in groups.items():
         try:
-            series.append(_series(first_header[key], sorted(files)))
+            series.append(_series(first_header[key], sorted(files), tuple(numbers[key])))
         except (Refusal, OSError) as error:
             findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{files[0][1]}: {error}"))
     return series, findings
@@ -240,7 +248,17 @@ def _group(header: Dataset, path: Path) -> tuple[str, ...]:
     return text(header, "PatientID"), text(header, "IssuerOfPatientID"), study, series or str(path.parent)
 
 
-def _series(header: Dataset, files: list[tuple[str, Path]]) -> Series:
+def _number(head: Head | None, header: Dataset | None = None) -> int | None:
+    """InstanceNumber, taken out of the head, for each file has its own; None where there is none that can be read."""
+    try:
+        if head is not None:
+            return int(head.elements.pop(_NUMBER, b"")[8:].strip(b" \0"))
+        return None if header is None else int(text(header, "InstanceNumber"))
+    except (Refusal, ValueError):
+        return None
+
+
+def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, ...]) -> Series:
     """`header` is that of one file; `files` holds (relative name, path), sorted."""
     sex = text(header, "PatientSex")
     return Series(
@@ -256,6 +274,7 @@ def _series(header: Dataset, files: list[tuple[str, Path]]) -> Series:
         manufacturer=text(header, "Manufacturer"),
         kernel=text(header, "ConvolutionKernel"),
         fingerprint=fingerprint(files),
+        numbers=numbers,
     )
 
 

@@ -11,6 +11,7 @@ the ones before, with the same rights behind the same walls.
 When COMMAND ends, this ends with its exit code; SIGTERM ends both.
 """
 
+import gc
 import os
 import select
 import shlex
@@ -90,6 +91,7 @@ def run(program: Callable[[], None], arguments: list[str]) -> None:
 
 def main(command: list[str]) -> int:
     program = imported()
+    gc.freeze()  # or each fork would look through all of it for garbage, and copy it by that
     match serve(command, Path(os.environ["FLWR_HOME"]) / "programs"):
         case int(code):
             return code if code >= 0 else 128 - code

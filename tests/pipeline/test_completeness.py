@@ -85,8 +85,9 @@ def test_one_sign_is_told_and_two_that_agree_refuse(found: Stated, apart_mm: flo
         (numbered(step=0), Stated(None, None, 2.0)),
         (lambda ds, index: setattr(ds, "InstanceNumber", index**2), Stated(None, None, 2.0)),
         (lambda ds, index: None, Stated(None, None, 2.0)),
+        (lambda ds, index: ds.add_new("InstanceNumber", "LO", "many"), Stated(None, None, 2.0)),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
 def test_what_the_headers_state(edit: Any, expected: Stated, syntax: Any, tmp_path: Path) -> None:
