@@ -43,9 +43,8 @@ from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
 from pipeline.preprocess import Prepared, Preprocessing, orient, prepare, resample
-from pipeline.slices import whole_hu
 from pipeline.train import Schedule, TrainSettings, predict, train
-from pipeline.volume import Volume
+from pipeline.volume import Volume, whole_hu
 
 RESULTS = Path(__file__).with_name("results")
 TRAINING, JUDGED = ((0, 170, 1), (1, 170, 1)), (3, 200, 3)  # hospital, patients, seed

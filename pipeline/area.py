@@ -12,12 +12,12 @@ Windows = list[slice]
 
 
 def area_means(hu: NDArray[np.int16], shape: Sequence[int]) -> torch.Tensor:
-    """Means over the voxels that each one of a grid of `shape`, nowhere finer, touches; float32, of that shape.
+    """Means over the voxels that each one of a grid of `shape` touches, float32; where that is finer, an axis stays.
 
     To the bit what `torch.nn.functional.interpolate(mode="area")` makes of the same in float32: sums of whole numbers
     are exact there up to 2^24, so of 5000 voxels. But that takes no integers, and twice as long.
     """
-    slices, rows, columns = (_windows(old, new) for old, new in zip(hu.shape, shape, strict=True))
+    slices, rows, columns = (_windows(old, min(old, new)) for old, new in zip(hu.shape, shape, strict=True))
     means = np.empty([len(slices), len(rows), len(columns)], np.float32)
     for at in range(0, len(slices), _AT_ONCE):
         some = slices[at : at + _AT_ONCE]

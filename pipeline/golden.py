@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from pipeline.preprocess import Preprocessing, prepare
-from pipeline.volume import Volume
+from pipeline.volume import Volume, whole_hu
 
 BLOCKS = (4, 4, 4)  # of each channel, along slices, rows and columns
 STEP = 1 / 64  # of the tensor's numbers, which reach from -1 to 1: about 9 HU of the usual window
@@ -56,4 +56,4 @@ def golden_volume() -> Volume:
         hu = np.where(lung, np.where(lesion, -340.0 * waves, -873.0 + 0.6 * y + 31 * (waves - 1)), hu)
     hu = np.where(((z + 125) / 15) ** 2 + ((y + 40) / 22) ** 2 + ((x - 62) / 25) ** 2 < 1, -997.0, hu)  # the stomach
     affine = np.array([[0, 0, -_SPACING_MM[2], 0], [0, -_SPACING_MM[1], 0, 0], [_SPACING_MM[0], 0, 0, 0], [0, 0, 0, 1]])
-    return Volume(hu=np.ascontiguousarray(np.rint(hu), dtype=np.int16), affine=affine.astype(np.float64))
+    return Volume(hu=whole_hu(hu), affine=affine.astype(np.float64))

@@ -70,7 +70,7 @@ class Prepared:
         """SHA-256 of `image_hu`: the same scan under two names gets the same, prepared with the same settings.
 
         Each voxel counts into an average, and one HU in one of them shows there; the scan itself, a hundred times as
-        many voxels, takes as long to hash as to read and prepare.
+        many voxels, takes nearly as long to hash as to read.
         """
         return hashlib.sha256(np.ascontiguousarray(self.image_hu).data).hexdigest()
 
@@ -122,8 +122,7 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     upright = orient(volume)
     step = settings.working_spacing_mm
     size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
-    coarser = tuple(min(a, b) for a, b in zip(upright.hu.shape, size, strict=True))
-    image = resample(area_means(upright.hu, coarser), size)
+    image = resample(area_means(upright.hu, size), size)
     hu = image.numpy()
     lungs = find_lungs(hu, (step, step, step))
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))

@@ -21,10 +21,10 @@ from pipeline import codecs, reasons
 from pipeline.codecs import Form
 from pipeline.heads import head_tags, read_head
 from pipeline.series import PIXEL_DATA, BoundedFile, read_header, tags, text
+from pipeline.volume import HU_ENDS, whole_hu
 
 AIR_HU = -1024
 BRIGHTEST_HU = 3071  # 12 bits from -1024 on, the range of CT scanners
-HU_ENDS = np.iinfo(np.int16)  # far beyond what is taken for a scan
 _DARKEST_TISSUE_HU = -950.0
 _MAX_SLOPE = 100.0
 _MAX_INTERCEPT = 2.0**16
@@ -139,11 +139,6 @@ def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray
     if header.padding is not None:
         hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
     return hu
-
-
-def whole_hu(hu: NDArray[np.float32]) -> NDArray[np.int16]:
-    """HU rounded to whole ones, those beyond int16 at its ends; there are no NaN among them."""
-    return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)
 
 
 def _add(stored: NDArray[np.integer], intercept: int, hu: NDArray[np.int16]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+HU_ENDS = np.iinfo(np.int16)  # far beyond what is taken for a scan
 LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: what a radiologist reads lungs in
 
 
@@ -40,3 +41,8 @@ class Volume:
         """Size of the box along (slices, rows, columns)."""
         s = self.spacing_mm
         return s[0] * self.hu.shape[0], s[1] * self.hu.shape[1], s[2] * self.hu.shape[2]
+
+
+def whole_hu(hu: NDArray[np.floating]) -> NDArray[np.int16]:
+    """HU rounded to whole ones, those beyond int16 at its ends; there are no NaN among them."""
+    return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)

@@ -14,9 +14,8 @@ from pipeline import reasons
 from pipeline.dicom import THICK_MM, finish
 from pipeline.findings import Finding
 from pipeline.series import VOLUME_SUFFIXES, Series, age_in_years, fingerprint, walk
-from pipeline.slices import whole_hu
 from pipeline.stack import check_spacing, feet_to_head, headward_normal, ras_affine
-from pipeline.volume import Volume
+from pipeline.volume import Volume, whole_hu
 from pipeline.volume_headers import inspect, is_meta, meta_voxel_file, read_meta_header
 
 if TYPE_CHECKING:

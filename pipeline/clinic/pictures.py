@@ -24,7 +24,7 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NO_SUCH_PICTURE
 from pipeline.heat import CONTOUR_RGB, heat_rgba
-from pipeline.volume import LUNG_WINDOW_HU, Volume
+from pipeline.volume import LUNG_WINDOW_HU, Volume, whole_hu
 
 if TYPE_CHECKING:
     from pipeline.score import Score
@@ -127,7 +127,6 @@ def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Means over blocks of whole voxels, so that no axis is longer than MOST_VOXELS; what is left over is cut off."""
     from pipeline.area import area_means
     from pipeline.preprocess import resampled_affine
-    from pipeline.slices import whole_hu
 
     block = [ceil(size / most) for size, most in zip(volume.hu.shape, MOST_VOXELS, strict=True)]
     shape = [size // step for size, step in zip(volume.hu.shape, block, strict=True)]

@@ -15,5 +15,10 @@ def test_they_are_torchs_to_the_bit(shape: tuple[int, int, int]) -> None:
     assert torch.equal(area_means(hu, shape), expected)
 
 
+def test_an_axis_stays_where_the_grid_is_finer() -> None:
+    hu = np.random.default_rng(1).integers(-1024, 3072, (21, 30, 25)).astype(np.int16)
+    assert torch.equal(area_means(hu, (40, 9, 11)), area_means(hu, (21, 9, 11)))
+
+
 def test_many_slices_of_the_brightest_do_not_wrap() -> None:
     assert area_means(np.full((400, 2, 2), 3071, np.int16), (2, 1, 1)).unique().tolist() == [3071.0]
