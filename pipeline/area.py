@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_FIT_INT16 = 10  # of HU from -1024 to 3071: so many add up to no more than int16 holds
 _AT_ONCE = 4  # slices of the coarser grid: what is made of them on the way stays in the processor's cache
 
 Windows = list[slice]
@@ -23,7 +24,8 @@ def area_means(hu: NDArray[np.int16], shape: Sequence[int]) -> torch.Tensor:
         some = slices[at : at + _AT_ONCE]
         sums = np.empty((len(some), *hu.shape[1:]), np.float32)
         for sum_, window in zip(sums, some, strict=True):
-            sum_[:] = torch.from_numpy(hu[window]).sum(0, dtype=torch.int32).numpy()
+            kind = torch.int16 if window.stop - window.start <= _FIT_INT16 else torch.int32
+            sum_[:] = torch.from_numpy(hu[window]).sum(0, dtype=kind).numpy()
         sums = _sums(sums, 1, rows)
         # Along the last axis numpy adds voxel by voxel, along the first whole planes.
         sums = _sums(np.ascontiguousarray(sums.transpose(2, 0, 1)), 0, columns).transpose(1, 2, 0)
