@@ -51,6 +51,11 @@ class Form:
     bits_stored: int
     is_signed: bool
 
+    @property
+    def frame_bytes(self) -> int:
+        """Of the frame, where it is not encapsulated."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
     def options(self, vr: str) -> Any:
         """The same in pydicom's words, with the VR of PixelData: to hand it a dataset costs more than to decode one."""
         return {
@@ -88,11 +93,13 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
             frame = get_frame(pixels, 0, number_of_frames=1)
             is_whole = syntax == uid.RLELossless or b"\xff\xd9" in frame[-16:]  # end of image; RLE counts
         else:
-            is_whole = len(pixels) >= rows * columns * form.bits_allocated // 8
+            is_whole = len(pixels) >= form.frame_bytes
     except Exception:  # no pixels at all, or fragments that do not add up
         is_whole = False
     if not is_whole:
         raise Refusal(reasons.TRUNCATED)
+    if not syntax.is_encapsulated and syntax.is_little_endian:
+        return _native(pixels, form)
     plugin = _PLUGINS.get(syntax, "")
     try:
         if plugin == "pylibjpeg":
@@ -105,6 +112,16 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
     if stored.shape != (rows, columns):
         raise Refusal(reasons.DECODE)
     return stored
+
+
+def _native(pixels: bytes, form: Form) -> NDArray[np.integer]:
+    """Values in a row, perhaps padded, without what unused bits hold (DICOM PS3.5, 8.1.1)."""
+    if len(pixels) >= 2 * form.frame_bytes:
+        raise Refusal(reasons.DECODE)
+    kind = np.dtype(f"<{'i' if form.is_signed else 'u'}{form.bits_allocated // 8}")
+    stored = np.frombuffer(pixels, kind, form.rows * form.columns).reshape(form.rows, form.columns)
+    unused = form.bits_allocated - form.bits_stored
+    return stored << unused >> unused if unused else stored
 
 
 def _check_jpeg2000(frame: bytes, rows: int, columns: int) -> None:

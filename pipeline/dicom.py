@@ -71,23 +71,32 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
 
     Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
     """
-    lowest, highest, not_air = _range(hu)
+    lowest, highest = _range(hu)
     if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
         flags = {*flags, reasons.PADDING.code}
-        lowest, highest, not_air = _range(hu)
+        lowest, highest = _range(hu)
     if lowest < LOWEST_HU or highest > HIGHEST_HU:
         raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
-    if lowest == highest or not_air < _MIN_NOT_AIR * hu.size:
+    if lowest == highest or _is_all_air(hu):
         raise Refusal(reasons.EMPTY_VOLUME)
     if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
         np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
     return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
 
 
-def _range(hu: NDArray[np.int16]) -> tuple[int, int, int]:
-    """Lowest and highest value, and how many are more than air. Slice by slice: each stays in the processor's cache."""
-    found = np.array([(each.min(), each.max(), np.count_nonzero(each > _NOT_AIR_HU)) for each in hu])
-    return int(found[:, 0].min()), int(found[:, 1].max()), int(found[:, 2].sum())
+def _range(hu: NDArray[np.int16]) -> tuple[int, int]:
+    """Lowest and highest value. Slice by slice: each stays in the processor's cache."""
+    ends = np.array([(each.min(), each.max()) for each in hu])
+    return int(ends[:, 0].min()), int(ends[:, 1].max())
+
+
+def _is_all_air(hu: NDArray[np.int16]) -> bool:
+    not_air = 0
+    for each in hu:  # the first slices tell
+        not_air += int(np.count_nonzero(each > _NOT_AIR_HU))
+        if not_air >= _MIN_NOT_AIR * hu.size:
+            return False
+    return True
 
 
 def _fill_undeclared_padding(hu: NDArray[np.int16], lowest: int) -> bool:

@@ -34,11 +34,13 @@ _explicit, _implicit, _length = Struct("<HH2sH").unpack_from, Struct("<HHL").unp
 class Head:
     """`elements`: those that were asked for and are there, each whole, as it stands in the file; by tag.
 
-    `pixels_at`: where the element PixelData begins.
+    `pixels_at`: where the element PixelData begins. `native`: where its value does, and how many bytes it says to
+    have; None where it is encapsulated (DICOM PS3.5, A.4), or said to be of an unusual VR.
     """
 
     elements: dict[int, bytes]
     pixels_at: int
+    native: tuple[int, int] | None
 
     @property
     def same(self) -> bytes:
@@ -83,7 +85,15 @@ def _parse(data: bytes, wanted: Collection[int]) -> Head | None:
     if is_implicit and data[at + 4 : at + 6].isupper():  # pydicom believes this VR, not the transfer syntax
         return None
     at = _take(data, at, _PIXELS_BEGIN, wanted, found, is_implicit=is_implicit)
-    return Head(found, at) if at and data.startswith(_PIXEL_DATA, at) else None
+    if not at or not data.startswith(_PIXEL_DATA, at):
+        return None
+    return Head(found, at, _native(data, at, is_implicit=is_implicit))
+
+
+def _native(data: bytes, at: int, *, is_implicit: bool) -> tuple[int, int] | None:
+    begins, (length,) = (at + 8, _length(data, at + 4)) if is_implicit else (at + 12, _length(data, at + 8))
+    is_plain = is_implicit or data[at + 4 : at + 6] in (b"OB", b"OW")
+    return (begins, length) if is_plain and length != _UNDEFINED else None
 
 
 def _take(

@@ -98,6 +98,13 @@ def test_a_frame_that_is_cut_short(chest_slice, syntax, kept):
     assert code(dataset, frame[: int(kept * len(frame))]) in {"E_TRUNCATED", "E_DECODE"}
 
 
+def test_padding_after_the_pixels_is_none_of_them(chest_slice):
+    dataset = chest_slice("1")
+    whole = decode(dataset)
+    dataset.PixelData += bytes(6)
+    assert np.array_equal(decode(dataset), whole)
+
+
 def test_pixels_of_another_size_than_announced(chest_slice):
     with pytest.raises(Refusal) as caught:
         decode(chest_slice("1"), rows=SIZE // 2)

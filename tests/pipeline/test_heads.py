@@ -13,7 +13,7 @@ from pydicom import uid as uids
 from models.refusal import Refusal
 from pipeline import slices
 from pipeline.heads import head_tags, read_head
-from pipeline.series import find_series, quiet_pydicom, read_header
+from pipeline.series import PIXEL_DATA, find_series, quiet_pydicom, read_header
 from pipeline.slices import decode_slice, inspect_slice, inspect_slices
 from tests.pipeline.dicom_files import body, ct_slice, save, write_series
 
@@ -37,7 +37,7 @@ def test_slices_looked_at_together_are_those_looked_at_one_by_one(tmp_path, synt
     monkeypatch.setattr(slices, "inspect_slice", lambda path: asked.append(path) or inspect_slice(path))
     together = inspect_slices(paths)
     assert asked == paths[:1], "one slice is checked for all"
-    assert [replace(each, pixels_at=None) for each in together] == alone
+    assert [replace(each, pixels_at=None, native=None) for each in together] == alone
     assert all(np.array_equal(decode_slice(each), known) for each, known in zip(together, pixels, strict=True))
 
 
@@ -80,6 +80,13 @@ def test_a_slice_without_pixels_is_cut_short(tmp_path):
     with pytest.raises(Refusal) as caught:
         decode_slice(last)
     assert caught.value.code == "E_TRUNCATED"
+
+
+def test_two_frames_in_a_file_of_one_are_not_taken_for_it(tmp_path):
+    paths = write_series(tmp_path, body(), edit=lambda ds, index: setattr(ds, "PixelData", 2 * ds.PixelData))
+    with pytest.raises(Refusal) as caught:
+        decode_slice(inspect_slices(paths)[0])
+    assert caught.value.code == "E_DECODE"
 
 
 @pytest.mark.parametrize("syntax", [uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian])
@@ -143,3 +150,9 @@ def test_whatever_has_a_head_is_read_by_pydicom_with_the_same_elements(
             value = raw[tag].value or b""
             assert not isinstance(value, bytes) or element.endswith(value)
             assert len(element) - raw[tag].length in (8, 12) if hasattr(raw[tag], "length") else True
+    if head.native:
+        begins, length = head.native
+        with quiet_pydicom():
+            element = read_header(path, [PIXEL_DATA]).get_item(PIXEL_DATA)
+        assert element is not None
+        assert (element.value or b"") == path.read_bytes()[begins : begins + length]
