@@ -1,11 +1,13 @@
 """How everything here is measured: ours and the other in turn, several times, as a ratio of medians with spread."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,17 @@ def _seconds(clock: Callable[[], float], repeats: int, works: Sequence[Work]) ->
             if repeat:
                 own.append(clock() - began)
     return times
+
+
+@contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Keep this process, and all that are started from it, to so many cores."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @dataclass(frozen=True)

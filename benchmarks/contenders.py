@@ -32,6 +32,28 @@ def ours() -> Work:
     return work
 
 
+def ours_all() -> Work:
+    """The same with all series of a folder, found, examined by one process a core, and remembered."""
+    from pipeline.cohort import Cohort
+    from pipeline.examine import Examination, expect_series
+    from pipeline.preprocess import Preprocessing, settings_digest
+    from pipeline.series import find_series
+    from pipeline.site import init_site, site_settings
+
+    def work(folder: Path) -> None:
+        expect_series()
+        with tempfile.TemporaryDirectory() as home:
+            site = init_site(Path(home, "site"), site_settings(None, name="bench"))
+            with Cohort(site) as cohort, Examination(cohort, Preprocessing(), lambda done, total: None) as examination:
+                for each in find_series(folder, examination.add)[0]:
+                    examination.add(each)
+                number = examination.finish()
+                scans = cohort.scans(settings_digest(Preprocessing()))
+        assert [scan.code for scan in scans.values()] == [None] * number
+
+    return work
+
+
 def bytes_alone() -> Work:
     """What nobody can do without: each file, from the page cache."""
 

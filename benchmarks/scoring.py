@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from chest import GRID, SYNTAXES, write_chest
-from common import Figure, Part, Run, Table, runs_in_turn, spread, wall_seconds
+from common import Figure, Part, Run, Table, on_cores, runs_in_turn, spread, wall_seconds
 from first_slice import FIRST, VIEWER, seconds_to_pictures
 from fresh import peak_mb
 
@@ -46,15 +46,11 @@ NO_BROWSER = "Chromium or the page's viewer is not installed here (`make peers`)
 
 def measure(folder: Path, *, is_short: bool = False) -> Part:
     """The short form: an answer beside decoding and a forward pass, in processor time alone."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(cores)[:CORES])  # and all processes that are started from here
-    try:
+    with on_cores(CORES):
         write_chest(folder / "series", SYNTAXES["uncompressed"])
         release = random_release(folder / "model")
         random_release(folder / "low", rule_out=1.0)
         return _short(folder) if is_short else _measure(folder, release)
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def _short(folder: Path) -> Part:

@@ -20,6 +20,7 @@ from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.doctor.environment import configuration, machine
 from pipeline.doctor.lines import Line, Status, refused
 from pipeline.doctor.records import read_lines
+from pipeline.examine import Examination
 from pipeline.findings import Finding
 from pipeline.ingest import Assessment, Material, assess_material
 from pipeline.join import JoinRules, Records
@@ -123,7 +124,8 @@ def check(
         if not material.series or any(line.name == "disk" and line.status == "fail" for line in lines):
             return checkup
         try:
-            assessment = assess_material(site, cohort, material, settings, progress)
+            with Examination(cohort, settings, progress) as examination:
+                assessment = assess_material(site, cohort, material, examination)
         except Refusal as refusal:
             return replace(checkup, lines=(*lines, refused("scans", "scans", refusal)))
         facts = Facts(site, settings, assessment, cohort.tensors, cohort.patients())

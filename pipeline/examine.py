@@ -5,13 +5,14 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Self
 
 from models.refusal import Refusal
 from pipeline import reasons
@@ -101,28 +102,53 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def examine_new(
-    cohort: Cohort, series: Sequence[Series], settings: Preprocessing, progress: Callable[[int, int], None]
-) -> int:
-    """Examine the series that are not yet known, on all cores; each is remembered as soon as it is done.
+class Examination:
+    """Series given to worker processes, one on each core that this process may use; those already known are not.
 
-    `progress(done, total)` is called after each. Returns how many were examined.
+    Each is remembered in the cohort as soon as it is done. `progress(done, total)` is called whenever one more is done,
+    or all are given. `is_first`: no series was known. A context manager; what is not done when it is left by an
+    exception is given up.
     """
-    known = cohort.scans(settings_digest(settings))
-    new = [s for s in series if s.fingerprint not in known]
-    progress(0, len(new))
-    if not new:
-        return 0
-    workers = min(os.cpu_count() or 1, len(new))
-    with ProcessPoolExecutor(workers, mp_context=_workers(), initializer=_begin) as pool:
-        try:
-            jobs = [pool.submit(examine, s, settings, cohort.tensors) for s in new]
-            for done, job in enumerate(as_completed(jobs), start=1):
-                cohort.add_scan(job.result())
-                progress(done, len(new))
-        except BrokenProcessPool as error:
+
+    def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
+        self.settings = settings
+        self._cohort, self._progress = cohort, progress
+        self._given = set(cohort.scans(settings_digest(settings)))
+        self.is_first = not self._given
+        self._waiting: set[Future[Scan]] = set()
+        self._done = 0
+        cores = len(os.sched_getaffinity(0))
+        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # each starts when needed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._pool.shutdown(wait=error is None, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
             raise Refusal(reasons.WORKER_DIED) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return len(new)
+
+    def add(self, series: Series) -> None:
+        """Have one series examined while others are still searched for."""
+        if series.fingerprint in self._given:
+            return
+        self._given.add(series.fingerprint)
+        self._waiting.add(self._pool.submit(examine, series, self.settings, self._cohort.tensors))
+        for job in [job for job in self._waiting if job.done()]:
+            self._remember(job)
+
+    def finish(self) -> int:
+        """Wait for all that were given; returns how many were examined.
+
+        Raises Refusal E_WORKER_DIED, here or from where the context is left.
+        """
+        self._progress(self._done, self._done + len(self._waiting))
+        for job in as_completed(self._waiting.copy()):
+            self._remember(job)
+        return self._done
+
+    def _remember(self, job: Future[Scan]) -> None:
+        self._cohort.add_scan(job.result())
+        self._waiting.remove(job)
+        self._done += 1
+        self._progress(self._done, self._done + len(self._waiting))

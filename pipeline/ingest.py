@@ -12,7 +12,7 @@ from typing import Any
 from models.refusal import Reason
 from pipeline import reasons
 from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan
-from pipeline.examine import examine_new, expect_series
+from pipeline.examine import Examination, expect_series
 from pipeline.findings import Finding
 from pipeline.join import Labels, Records, label
 from pipeline.preprocess import Preprocessing, settings_digest
@@ -92,18 +92,19 @@ def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callab
     """
     expect_series()
     records, record_findings = read_records(site)
-    series, scan_findings = read_series_list(site)
-    material = Material(series, records, scan_findings, record_findings)
-    return assess_material(site, cohort, material, settings, progress)
+    with Examination(cohort, settings, progress) as examination:
+        # Later, when few series are new, one that lies in several folders would be read in part again each time.
+        series, scan_findings = read_series_list(site, examination.add if examination.is_first else None)
+        return assess_material(site, cohort, Material(series, records, scan_findings, record_findings), examination)
 
 
-def assess_material(
-    site: Site, cohort: Cohort, material: Material, settings: Preprocessing, progress: Callable[[int, int], None]
-) -> Assessment:
+def assess_material(site: Site, cohort: Cohort, material: Material, examination: Examination) -> Assessment:
     """The same for files that have been read. Without records nobody gets a label."""
     series, records = material.series, material.records
-    examined_now = examine_new(cohort, series, settings, progress)
-    scans = cohort.scans(settings_digest(settings))
+    for each in series:
+        examination.add(each)
+    examined_now = examination.finish()
+    scans = cohort.scans(settings_digest(examination.settings))
     selection = select(series, scans, dated=records is None or records.labels is None)
     members = [] if records is None else _join(site, selection, scans, records)
     findings = [*material.record_findings, *material.scan_findings, *selection.findings]

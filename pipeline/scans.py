@@ -11,17 +11,15 @@ from pipeline.volume_files import find_volume_files, is_volume_file, read_volume
 
 
 def find_scans(
-    root: Path | Sequence[Path], *, progress: Callable[[int], None] | None = None
+    root: Path | Sequence[Path], soon: Callable[[Series], None] | None = None
 ) -> tuple[list[Series], list[Finding]]:
     """Find all scans among files and folders (searched to any depth), and the files that could not be read.
 
-    Findings: those of `find_series` and `find_volume_files`.
+    Findings: those of `find_series` and `find_volume_files`. `soon`: as `find_series` takes it, of DICOM series alone.
     """
     given = [root] if isinstance(root, Path) else list(root)
     # A folder may hold both; a file that was named is one or the other.
-    series, findings = find_series(
-        [path for path in given if path.is_dir() or not is_volume_file(path.name)], progress=progress
-    )
+    series, findings = find_series([path for path in given if path.is_dir() or not is_volume_file(path.name)], soon)
     volumes, faulty = find_volume_files([path for path in given if path.is_dir() or is_volume_file(path.name)])
     return series + volumes, findings + faulty
 

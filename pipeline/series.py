@@ -9,10 +9,9 @@ import os
 import re
 import warnings
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -163,22 +162,43 @@ def text(header: Dataset, keyword: str) -> str:
         raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
 
 
+@dataclass
+class _Group:
+    """The files of one series as they are found: (name relative to its root, path)."""
+
+    header: Dataset  # of the first
+    files: list[tuple[str, Path]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    series: Series | None = None  # of as many files as it has
+
+    def complete(self) -> Series:
+        """Raises Refusal or OSError where header or files cannot be read."""
+        if self.series is None or len(self.series.files) != len(self.files):
+            self.series = _series(self.header, sorted(self.files), tuple(self.numbers))
+        return self.series
+
+
 @quiet_pydicom()
 def find_series(
-    root: Path | Sequence[Path], *, progress: Callable[[int], None] | None = None
+    root: Path | Sequence[Path], soon: Callable[[Series], None] | None = None
 ) -> tuple[list[Series], list[Finding]]:
     """Find all series among files and folders (searched to any depth), and the files that could not be read.
 
     Files are grouped by patient, issuer, study and series, so that two patients never share a series; where
-    the series has no UID, its folder stands for it. `progress` is given the number of files seen so far.
-    Findings: E_NOT_DICOM, E_PARSE.
+    the series has no UID, its folder stands for it. Findings: E_NOT_DICOM, E_PARSE.
+
+    `soon` is given each series once, as soon as the first folder with files of it was looked through. Few series lie in
+    several folders: such a one is another in the end, with more files and another fingerprint.
     """
     findings: list[Finding] = []
-    groups: dict[tuple[str, ...], list[tuple[str, Path]]] = defaultdict(list)
-    first_header: dict[tuple[str, ...], Dataset] = {}
-    numbers: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], _Group] = {}
     known: dict[bytes, tuple[str, ...]] = {}
-    for seen, (name, path) in enumerate(walk(root, lambda name: not is_companion(name), findings), start=1):
+    folder, told = "", 0
+    for name, path in walk(root, lambda name: not is_companion(name), findings):
+        if soon and name.rpartition("/")[0] != folder:
+            folder = name.rpartition("/")[0]
+            _tell(list(groups.values())[told:], soon)
+            told = len(groups)
         try:
             head = read_head(path, _GROUP)
             number = _number(head)
@@ -188,24 +208,31 @@ def find_series(
                 if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                     continue
                 key = _group(header, path)
-                first_header.setdefault(key, header)
+                groups.setdefault(key, _Group(header))
                 if head and text(header, "SeriesInstanceUID"):
                     known[head.same] = key
                 number = _number(None, header) if head is None else number
-            groups[key].append((name, path))
+            groups[key].files.append((name, path))
             if number is not None:
-                numbers[key].append(number)
+                groups[key].numbers.append(number)
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
-        if progress is not None:
-            progress(seen)
     series = []
-    for key, files in groups.items():
+    for key, group in groups.items():
         try:
-            series.append(_series(first_header[key], sorted(files), tuple(numbers[key])))
+            series.append(group.complete())
         except (Refusal, OSError) as error:
-            findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{files[0][1]}: {error}"))
+            findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{group.files[0][1]}: {error}"))
     return series, findings
+
+
+def _tell(groups: Iterable[_Group], soon: Callable[[Series], None]) -> None:
+    for group in groups:
+        try:
+            series = group.complete()
+        except (Refusal, OSError):
+            continue  # which is said in the end
+        soon(series)
 
 
 def walk(
@@ -231,11 +258,12 @@ def walk(
                 continue
             entered.add(place)
             subfolders.sort()
+            inside = Path(folder).relative_to(top).as_posix()
             for name in sorted(names):
                 path = Path(folder, name)
                 # is_file: opening a pipe would wait for ever.
                 if is_wanted(name) and path.is_file():
-                    yield path.relative_to(top).as_posix(), path
+                    yield name if inside == "." else f"{inside}/{name}", path
 
 
 def is_companion(name: str) -> bool:

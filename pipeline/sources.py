@@ -1,7 +1,7 @@
 """What a site has: its series, PCR results, outcomes. Here, and nowhere later, identifiers become pseudonyms."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from models.refusal import Reason, Refusal
@@ -48,30 +48,44 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
     return records, list(_pseudonymous(site, [*laboratory_findings, *outcome_findings]))
 
 
-def read_series_list(site: Site) -> tuple[list[Series], list[Finding]]:
+def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
     """Find the site's series and say which of them belong to nobody.
+
+    `soon` is given those that have an owner while others are still searched for; see `pipeline.series.find_series`.
 
     Raises Refusal: E_CT_FOLDER, E_NO_IMAGES.
     """
     folder = site.ct_folder
     if not folder.is_dir():
         raise Refusal(reasons.NOTHING_PULLED if site.settings.pacs else reasons.CT_FOLDER, private=str(folder))
+
+    issuer, is_pulled = site.settings.site.issuer, site.settings.pacs is not None
+
+    def tell(each: Series) -> None:
+        if soon and _no_owner(each, issuer) is None:
+            soon(_under_pseudonym(each, site))
+
     # Scans in other forms than DICOM say nothing of patient and day: only labels of their own can belong to them.
-    found, findings = find_scans(folder) if site.settings.labels else find_series(folder)
+    find = find_scans if site.settings.labels else find_series
+    found, findings = find(folder, soon if is_pulled else tell)
     if not found:
         raise Refusal(reasons.NO_IMAGES)
-    if site.settings.pacs is not None:  # `pull` has put the pseudonym in place already
+    if is_pulled:  # `pull` has put the pseudonym in place already
         return found, findings
     series = []
     findings = list(_pseudonymous(site, findings))
     for each in found:
-        reason = _no_owner(each, site.settings.site.issuer)
+        reason = _no_owner(each, issuer)
         if reason is None:
-            series.append(replace(each, patient_id=site.pseudonym(each.patient_id)))
+            series.append(_under_pseudonym(each, site))
         else:
             findings.append(Finding(reason, detail=str(each.files[0].parent), series=each.fingerprint[:12]))
     _check_issuers(series)
     return series, findings
+
+
+def _under_pseudonym(series: Series, site: Site) -> Series:
+    return replace(series, patient_id=site.pseudonym(series.patient_id))
 
 
 def _no_owner(series: Series, issuer: str) -> Reason | None:

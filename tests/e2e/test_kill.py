@@ -1,6 +1,8 @@
 """kill -9 in the middle of an ingest: the next run ends as if nothing had happened."""
 
+import os
 import random
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +103,22 @@ def test_workers_end_with_the_process_that_feeds_them(hospital: Path, make_site:
     while alive(family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert alive(family) == []
+
+
+def test_a_worker_that_the_system_ends_is_told_and_the_next_run_goes_on(
+    hospital: Path, make_site: MakeSite, tmp_path: Path
+) -> None:
+    site = make_site(tmp_path / "site", hospital).folder
+    command = Command(tmp_path / "log", "node", "ingest", site)
+    begun(site, command)
+    family = _with_workers(command)
+    parents = read_parents()
+    (worker, *_) = [pid for pid in family if parents.get(parents.get(pid, 0), 0) == command.process.pid]
+    os.kill(worker, signal.SIGKILL)
+    assert command.wait(seconds=60) == 1
+    assert "E_WORKER_DIED" in command.text()
+    assert "Traceback" not in command.text()
+    assert run_command("node", "ingest", site).returncode == 0
 
 
 def _with_workers(command: Command) -> list[int]:

@@ -330,6 +330,23 @@ def test_tensors_of_patients_without_a_label_stay_for_the_day_they_get_one(own: 
     assert (again.examined_now, len(again.patients)) == (0, 1)
 
 
+def test_a_series_in_two_folders_is_one_scan_and_what_its_first_half_gave_is_forgotten(
+    own: Own, small_ingest: tuple[Site, Assessment]
+) -> None:
+    own.add(*CLEAN[:2])
+    (own.folder / "ct" / CLEAN[0] / "more").mkdir()
+    for path in sorted((own.folder / "ct" / CLEAN[0]).glob("*.dcm"))[::2]:
+        path.rename(path.parent / "more" / path.name)
+    ingested = own.ingest()
+    assert (ingested.series, ingested.examined_now) == (2, 3)
+    expected = expected_rows(small_ingest, CLEAN[:2])
+    assert [patient.pseudonym for patient in ingested.patients] == [row.pseudonym for row in expected]
+    assert len(tensors(own.site)) == 2
+    with Cohort(own.site) as cohort:
+        assert len(cohort.scans(settings_digest(SETTINGS))) == 2
+    assert own.ingest().examined_now == 0
+
+
 def test_two_ingests_at_once_are_refused(own: Own) -> None:
     own.add(CLEAN[0])
     with Cohort(own.site) as cohort, cohort.alone(), pytest.raises(Refusal) as caught:

@@ -10,6 +10,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from pipeline.heads import read_head
 from pipeline.series import find_series
 from tests.pipeline.dicom_files import PATIENT_ID, body, ct_slice, save, write_series
 
@@ -170,11 +171,27 @@ def test_fingerprint_follows_content_not_place(tmp_path):
     assert here != only(find_series(tmp_path / "there")).fingerprint
 
 
-def test_progress_counts_files(tmp_path):
-    write_series(tmp_path, body(slices=3))
-    seen: list[int] = []
-    find_series(tmp_path, progress=seen.append)
-    assert seen == [1, 2, 3]
+def test_each_series_is_told_once_as_soon_as_its_folder_was_looked_through(tmp_path, monkeypatch):
+    for folder in "abc":
+        for name in "123":
+            write_one(tmp_path / folder / name, SeriesInstanceUID=f"2.25.{ord(folder)}")
+    told, read = [], []
+    monkeypatch.setattr("pipeline.series.read_head", lambda path, wanted: read.append(path) or read_head(path, wanted))
+    found, _ = find_series(tmp_path, lambda each: told.append((each, len(read))))
+    assert [(each.files, when) for each, when in told] == [(found[0].files, 3), (found[1].files, 6)], (
+        "the last one is in what is returned"
+    )
+
+
+def test_a_series_in_two_folders_is_told_with_what_the_first_one_holds(tmp_path):
+    for folder in ("a", "b", "c"):
+        write_one(tmp_path / folder / folder)
+    told = []
+    series = only(find_series(tmp_path, told.append))
+    assert len(series.files) == 3
+    (early,) = told
+    assert early.files == series.files[:1]
+    assert early.fingerprint != series.fingerprint
 
 
 def test_reading_says_nothing_about_patients(tmp_path, caplog, capfd):
