@@ -8,7 +8,7 @@ from common import Figure, Part, on_cores, run_fresh, runs_in_turn
 REPEATS = 3
 SLICES = {"uncompressed": 300}
 SLICES_COMPRESSED = 200
-SERIES = {"uncompressed": 24, "JPEG-LS": 6}  # for the cores
+SERIES = {"uncompressed": 48, "JPEG-LS": 6}  # for the cores
 FLOORS = {"bytes_alone": "reading the bytes alone", "bare_decoding": "pydicom, decoding alone"}
 MONAI = {"monai_itk": "MONAI, ITKReader, 4 mm as ours", "monai_pydicom": "MONAI, PydicomReader, 4 mm as ours"}
 SIMPLEITK = {"simpleitk": "SimpleITK, reading alone"}

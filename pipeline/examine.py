@@ -73,7 +73,7 @@ def _log_failure(path: Path, series: Series) -> None:
 def _workers() -> ForkServerContext:
     """Worker processes begin as forks of one that has what they need imported already, and nothing else."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["nibabel", "pipeline.measures", "pipeline.preprocess", "pipeline.scans"])
+    context.set_forkserver_preload(["nibabel", "pipeline.examine", "pipeline.measures", "pipeline.scans"])
     return context
 
 
