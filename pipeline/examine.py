@@ -6,12 +6,13 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Self
 
 from models.refusal import Refusal
@@ -108,15 +109,17 @@ class Examination:
     Each is remembered in the cohort as soon as it is done. `progress(done, total)` is called whenever one more is done,
     or all are given. `is_first`: no series was known. A context manager; what is not done when it is left by an
     exception is given up.
+
+    Raises Refusal E_WORKER_DIED where it is left, if the system ended a worker.
     """
 
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
         self.settings = settings
         self._cohort, self._progress = cohort, progress
-        self._given = set(cohort.scans(settings_digest(settings)))
-        self.is_first = not self._given
-        self._waiting: set[Future[Scan]] = set()
-        self._done = 0
+        self._known = set(cohort.scans(settings_digest(settings)))
+        self.is_first = not self._known
+        self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()
+        self._given = self._done = 0
         cores = len(os.sched_getaffinity(0))
         self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # each starts when needed
 
@@ -130,25 +133,23 @@ class Examination:
 
     def add(self, series: Series) -> None:
         """Have one series examined while others are still searched for."""
-        if series.fingerprint in self._given:
+        if series.fingerprint in self._known:
             return
-        self._given.add(series.fingerprint)
-        self._waiting.add(self._pool.submit(examine, series, self.settings, self._cohort.tensors))
-        for job in [job for job in self._waiting if job.done()]:
-            self._remember(job)
+        self._known.add(series.fingerprint)
+        job = self._pool.submit(examine, series, self.settings, self._cohort.tensors)
+        self._given += 1
+        job.add_done_callback(self._finished.put)
+        while not self._finished.empty():
+            self._remember(self._finished.get())
 
     def finish(self) -> int:
-        """Wait for all that were given; returns how many were examined.
-
-        Raises Refusal E_WORKER_DIED, here or from where the context is left.
-        """
-        self._progress(self._done, self._done + len(self._waiting))
-        for job in as_completed(self._waiting.copy()):
-            self._remember(job)
+        """Wait for all that were given; returns how many were examined."""
+        self._progress(self._done, self._given)
+        while self._done < self._given:
+            self._remember(self._finished.get())
         return self._done
 
     def _remember(self, job: Future[Scan]) -> None:
         self._cohort.add_scan(job.result())
-        self._waiting.remove(job)
         self._done += 1
-        self._progress(self._done, self._done + len(self._waiting))
+        self._progress(self._done, self._given)

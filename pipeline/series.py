@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -47,7 +47,7 @@ _HEADER = tags(
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
 )
 _NUMBER = int(Tag("InstanceNumber"))
-_GROUP = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
+_IN_HEAD = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in a file: see `pipeline/volume_files.py`
 # What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
 _COMPANIONS = (
@@ -178,6 +178,56 @@ class _Group:
         return self.series
 
 
+class _Groups:
+    """Files put to their series, one by one."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, ...], _Group] = {}
+        self._known: dict[bytes, tuple[str, ...]] = {}
+        self._untold: list[_Group] = []
+
+    def put(self, name: str, path: Path) -> None:
+        """Raises Refusal: E_NOT_DICOM, E_PARSE."""
+        head = read_head(path, _IN_HEAD)
+        number = _number(head)
+        key = self._known.get(head.same) if head else None
+        if key is None:
+            header = read_header(path, _HEADER)
+            if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                return
+            key = _key(header, path)
+            if key not in self._groups:
+                self._groups[key] = _Group(header)
+                self._untold.append(self._groups[key])
+            if head and text(header, "SeriesInstanceUID"):
+                self._known[head.same] = key
+            number = _number(None, header) if head is None else number
+        group = self._groups[key]
+        group.files.append((name, path))
+        if number is not None:
+            group.numbers.append(number)
+
+    def tell(self, soon: Callable[[Series], None]) -> None:
+        """Hand over, as they are, those that began after the last time."""
+        untold, self._untold = self._untold, []
+        for group in untold:
+            try:
+                series = group.complete()
+            except (Refusal, OSError):
+                continue  # which is said in the end
+            soon(series)
+
+    def complete(self, findings: list[Finding]) -> list[Series]:
+        """All series; what cannot be read is added to `findings`."""
+        series = []
+        for key, group in self._groups.items():
+            try:
+                series.append(group.complete())
+            except (Refusal, OSError) as error:
+                findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{group.files[0][1]}: {error}"))
+        return series
+
+
 @quiet_pydicom()
 def find_series(
     root: Path | Sequence[Path], soon: Callable[[Series], None] | None = None
@@ -191,48 +241,16 @@ def find_series(
     several folders: such a one is another in the end, with more files and another fingerprint.
     """
     findings: list[Finding] = []
-    groups: dict[tuple[str, ...], _Group] = {}
-    known: dict[bytes, tuple[str, ...]] = {}
-    folder, told = "", 0
+    groups, folder = _Groups(), ""
     for name, path in walk(root, lambda name: not is_companion(name), findings):
         if soon and name.rpartition("/")[0] != folder:
             folder = name.rpartition("/")[0]
-            _tell(list(groups.values())[told:], soon)
-            told = len(groups)
+            groups.tell(soon)
         try:
-            head = read_head(path, _GROUP)
-            number = _number(head)
-            key = known.get(head.same) if head else None
-            if key is None:
-                header = read_header(path, _HEADER)
-                if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                    continue
-                key = _group(header, path)
-                groups.setdefault(key, _Group(header))
-                if head and text(header, "SeriesInstanceUID"):
-                    known[head.same] = key
-                number = _number(None, header) if head is None else number
-            groups[key].files.append((name, path))
-            if number is not None:
-                groups[key].numbers.append(number)
+            groups.put(name, path)
         except Refusal as refusal:
             findings.append(Finding(refusal.reason, detail=refusal.private or str(path)))
-    series = []
-    for key, group in groups.items():
-        try:
-            series.append(group.complete())
-        except (Refusal, OSError) as error:
-            findings.append(Finding(reasons.PARSE, patient_id=key[0], detail=f"{group.files[0][1]}: {error}"))
-    return series, findings
-
-
-def _tell(groups: Iterable[_Group], soon: Callable[[Series], None]) -> None:
-    for group in groups:
-        try:
-            series = group.complete()
-        except (Refusal, OSError):
-            continue  # which is said in the end
-        soon(series)
+    return groups.complete(findings), findings
 
 
 def walk(
@@ -271,7 +289,7 @@ def is_companion(name: str) -> bool:
     return name.startswith(".") or name.upper() in _COMPANION_NAMES or name.lower().endswith(_COMPANIONS)
 
 
-def _group(header: Dataset, path: Path) -> tuple[str, ...]:
+def _key(header: Dataset, path: Path) -> tuple[str, ...]:
     study, series = text(header, "StudyInstanceUID"), text(header, "SeriesInstanceUID")
     return text(header, "PatientID"), text(header, "IssuerOfPatientID"), study, series or str(path.parent)
 
