@@ -15,6 +15,8 @@ Windows = list[slice]
 def area_means(hu: NDArray[np.int16], shape: Sequence[int]) -> torch.Tensor:
     """Means over the voxels that each one of a grid of `shape` touches, float32; where that is finer, an axis stays.
 
+    `hu`: as in `pipeline.volume.Volume`, from -1024 to 3071; sums of others might wrap.
+
     To the bit what `torch.nn.functional.interpolate(mode="area")` makes of the same in float32: sums of whole numbers
     are exact there up to 2^24, so of 5000 voxels. But that takes no integers, and twice as long.
     """

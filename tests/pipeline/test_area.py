@@ -20,5 +20,7 @@ def test_an_axis_stays_where_the_grid_is_finer() -> None:
     assert torch.equal(area_means(hu, (40, 9, 11)), area_means(hu, (21, 9, 11)))
 
 
-def test_many_slices_of_the_brightest_do_not_wrap() -> None:
-    assert area_means(np.full((400, 2, 2), 3071, np.int16), (2, 1, 1)).unique().tolist() == [3071.0]
+@pytest.mark.parametrize("together", [1, 10, 11, 200])
+@pytest.mark.parametrize("hu", [-1024, 3071])
+def test_slices_of_one_extreme_do_not_wrap(together: int, hu: int) -> None:
+    assert area_means(np.full((2 * together, 2, 2), hu, np.int16), (2, 1, 1)).unique().tolist() == [float(hu)]
