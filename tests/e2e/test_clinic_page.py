@@ -259,6 +259,39 @@ def test_a_keyboard_is_enough_from_sign_in_to_the_answer(page, clinic, answered)
     assert page.js("document.querySelector('#pcr-form').elements.result.value") == "positive"
 
 
+def test_an_answer_that_comes_twice_leaves_alone_what_is_being_entered(page, answered):
+    """A slow answer to an earlier look at the same scan; and the list, which sees a scan change and shows it again."""
+    page.js("""
+        window.asked = fetch;
+        window.late = [];
+        window.fetch = (address, ...more) => {
+            const answer = asked(address, ...more);
+            if (!/answers\\/[^/]+$/.test(address) || late.length) return answer;
+            const slow = new Promise((resolve) => (window.deliver = () => resolve(answer)));
+            late.push(slow);
+            return slow;
+        };
+        location.hash = '#/';
+    """)
+    page.wait_for("document.querySelector('#answer').hidden")
+    page.js(f"location.hash = {json.dumps(answered)}")
+    page.wait_for("late.length")
+    page.js("location.hash = '#/'")
+    page.wait_for("!document.querySelector('#nothing').hidden")
+    page.js(f"location.hash = {json.dumps(answered)}")
+    page.wait_for(SHOWN)
+    page.click("#pcr-form [value=indeterminate]")
+    page.js("deliver()")
+    page.wait_for("late[0].then(() => new Promise((resolve) => setTimeout(resolve, 300, true)))")
+    page.js("window.fetch = asked")
+    assert page.js("document.querySelector('#pcr-form').elements.result.value") == "indeterminate"
+    page.js("location.hash = '#/'")
+    page.wait_for("document.querySelector('#answer').hidden")
+    page.js(f"location.hash = {json.dumps(answered)}")
+    page.wait_for(SHOWN)
+    assert page.js("document.querySelector('#pcr-form').elements.result.value") != "indeterminate"  # it was not saved
+
+
 def test_the_list_refreshes_itself_and_leaves_the_focus_where_it_is(page, answered):
     page.js(f"document.querySelector('#scans a[href={json.dumps(answered)}]').focus()")
     asked = len([url for url in page.requests if "/jobs?" in url])

@@ -4,7 +4,7 @@ import { address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
 import { showFacts } from "./facts.js";
 import { showHistory } from "./history.js";
-import { showPcr, startPcr } from "./pcr.js";
+import { closePcr, showPcr, startPcr } from "./pcr.js";
 import { showProbabilities } from "./probability.js";
 import { closeRefused, showRefused } from "./refused.js";
 import { closeViewer, openViewer, readyToPrint } from "./viewer.js";
@@ -14,6 +14,7 @@ import { known, learnAnswer, refresh } from "./worklist.js";
 const DELIVERY_MS = 3000;
 
 let current = null; // id of the job that is shown
+let opening = 0; // which time one is opened: what was asked for another time is dropped, be it of the same scan
 let answer = null;
 let mayScore = false;
 let looking = null;
@@ -42,10 +43,12 @@ export function allow(role) {
 }
 
 export function closeScan() {
+  opening++;
   current = answer = null;
   clearTimeout(looking);
   closeViewer();
   closeRefused();
+  closePcr();
   for (const id of ["answer", "state"]) show(byId(id), false);
   show(byId("nothing"), true);
   document.title = "fedthorax";
@@ -54,23 +57,26 @@ export function closeScan() {
 /** Show a job by its id. */
 export async function openScan(id) {
   closeScan();
+  const mine = opening;
   current = id;
   show(byId("nothing"), false);
   try {
     const job = await ask(`jobs/${id}`);
+    if (mine !== opening) return; // closed meanwhile, and perhaps opened again
     const newer = known(id); // the list may have looked again meanwhile
     await showJob(newer?.ended_at ? newer : job);
   } catch (error) {
-    if (current === id) showState({ title: "This scan cannot be shown", says: error.text ?? String(error) });
+    if (mine === opening) showState({ title: "This scan cannot be shown", says: error.text ?? String(error) });
   }
 }
 
 /** What a job has come to; also called when the worklist sees it change. */
 export async function showJob(job) {
   if (job.id !== current) return;
+  const mine = opening;
   if (job.state === "answered") {
     const found = await ask(`answers/${job.answer_id}`);
-    if (job.id === current) await showAnswer(found);
+    if (mine === opening) await showAnswer(found);
     return;
   }
   const place = job.position ? `Place ${job.position} in the queue. ` : "";
@@ -83,7 +89,7 @@ export async function showJob(job) {
     code: job.code,
     isFinal: job.state === "no_score",
   });
-  await showRefused(job, () => job.id === current).catch(() => {}); // the reason stands without them
+  await showRefused(job, () => mine === opening).catch(() => {}); // the reason stands without them
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -17,18 +17,25 @@ export function startPcr(saved) {
     const { id } = current;
     try {
       const answer = await ask(`answers/${id}/pcr`, { method: "PUT", json });
-      if (current.id === id) whenSaved(answer);
+      if (current?.id === id) whenSaved(answer);
     } catch (error) {
       say(byId("pcr-refused"), error.text ?? String(error));
     }
   });
 }
 
+/** Forget what was entered and not saved. */
+export function closePcr() {
+  current = null;
+}
+
 const SOURCES = { entered: "entered by ", laboratory: "found in the laboratory's results" };
 
 export function showPcr(answer) {
   const isOther = current?.id !== answer.id;
+  const isNew = isOther || JSON.stringify(current.pcr) !== JSON.stringify(answer.pcr);
   current = answer;
+  if (!isNew) return; // what is being entered stays
   const form = byId("pcr-form");
   if (isOther) form.reset();
   say(byId("pcr-refused"), "");
