@@ -111,10 +111,8 @@ def test_a_worker_that_the_system_ends_is_told_and_the_next_run_goes_on(
     site = make_site(tmp_path / "site", hospital).folder
     command = Command(tmp_path / "log", "node", "ingest", site)
     begun(site, command)
-    family = _with_workers(command)
-    parents = read_parents()
-    (worker, *_) = [pid for pid in family if parents.get(parents.get(pid, 0), 0) == command.process.pid]
-    os.kill(worker, signal.SIGKILL)
+    _with_workers(command)
+    os.kill(_workers(command)[0], signal.SIGKILL)
     assert command.wait(seconds=60) == 1
     assert "E_WORKER_DIED" in command.text()
     assert "Traceback" not in command.text()
@@ -125,8 +123,12 @@ def _with_workers(command: Command) -> list[int]:
     """The command and its descendants once a worker examines: a child's child."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        family, parents = command.family(), read_parents()
-        if any(parents.get(parents.get(pid, 0), 0) == command.process.pid for pid in family):
-            return family
+        if _workers(command):
+            return command.family()
         time.sleep(0.02)
     raise AssertionError(command.text())
+
+
+def _workers(command: Command) -> list[int]:
+    parents = read_parents()
+    return [pid for pid in command.family() if parents.get(parents.get(pid, 0), 0) == command.process.pid]
