@@ -11,6 +11,28 @@ from pipeline.preprocess import Preprocessing
 from pipeline.privacy_budget import PrivacySettings, PrivateRound
 from pipeline.train import Schedule, TrainSettings
 
+MAX_SEED = 2**31 - 1
+
+
+class StudyNetwork(NetworkSettings):
+    """[network]: the networks that a study may train. Narrower than what a release may hold.
+
+    Features of age and sex are few and fixed, and ages come in bands: with many features that are learnt, each with a
+    threshold of its own, one round's update tells age, sex and label of single patients.
+    """
+
+    tabular_features: int = Field(default=8, ge=1, le=16)
+    age_band_years: Literal[5] = 5
+    tabular: Literal["fixed"] = "fixed"
+
+
+class StudyTraining(TrainSettings):
+    """[training] of a study: steps that follow the data and mix many patients."""
+
+    learning_rate: float = Field(default=0.05, ge=1e-4, le=0.5)
+    momentum: float = Field(default=0.9, ge=0.5, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0, le=0.1)
+
 
 class StudyTable(BaseModel, extra="forbid"):
     """[study]: how long, with whom, under which conditions."""
@@ -19,7 +41,7 @@ class StudyTable(BaseModel, extra="forbid"):
     rounds: int = Field(ge=1, le=1000)
     local_epochs: int = Field(default=2, ge=1, le=50)
     local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps of a round in place of epochs; 0: epochs
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, le=MAX_SEED)
     seeds: tuple[int, ...] = ()  # one run for each; none: one run with `seed`
     sites: int = Field(ge=1)  # how many are waited for before round 1
     sites_per_round: int = Field(default=0, ge=0)  # so many are drawn for each round; 0: all that are there
@@ -71,9 +93,9 @@ class Study(BaseModel, extra="forbid"):
 
     study: StudyTable
     strategy: StrategyTable = StrategyTable()
-    network: NetworkSettings = NetworkSettings()
+    network: StudyNetwork = StudyNetwork()
     preprocessing: Preprocessing = Preprocessing()
-    training: TrainSettings = TrainSettings()
+    training: StudyTraining = StudyTraining()
     wire: WireTable = WireTable()
     privacy: PrivacySettings | None = None
     stopping: StoppingTable | None = None

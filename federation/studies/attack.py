@@ -62,7 +62,7 @@ def study_of(description: Description, file: Path | None) -> Study:
     """
     study = _study_of_release(description) if file is None else load_settings(file, Study)
     same = (
-        study.network == description.network
+        study.network.model_dump() == description.network.model_dump()
         and study.preprocessing.model_dump(mode="json") == description.preprocessing
         and (study.privacy is None) == (description.privacy is None)
     )
@@ -77,7 +77,9 @@ def _study_of_release(description: Description) -> Study:
     except ValidationError as error:
         raise Refusal(MODEL_FORMAT) from error
     table = StudyTable(name="attack", rounds=max(1, description.rounds), sites=1, quorum=1)
-    return Study(study=table, network=description.network, preprocessing=preprocessing)
+    study = Study(study=table, preprocessing=preprocessing)
+    # Releases of earlier versions have networks that no study may train any more.
+    return study.model_copy(update={"network": description.network})
 
 
 def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progress, *, steps: int = STEPS) -> Attacks:
