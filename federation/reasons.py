@@ -718,6 +718,81 @@ SITE_LIMIT = Reason(
     "the study asks for {asked} {what}, and this site allows {allowed}",
     "Change the study, or raise the limit in [gateway] of site.toml.",
 )
+SITE_LEAST = Reason(
+    "E_SITE_LEAST",
+    "the study asks for only {asked} {what} in a round, and this site demands {allowed} or more",
+    "Change the study. A lower limit in [gateway] of site.toml lets updates follow single patients more closely.",
+)
+AUGMENTATION = Reason(
+    "E_AUGMENTATION",
+    "the study trains without augmentation, and this site demands it",
+    "Set augment = true in the study. Without it updates follow single scans more closely; require_augmentation in "
+    "[gateway] of site.toml allows that.",
+)
+STUDY_REFUSED = Reason(
+    "E_STUDY_REFUSED",
+    "the study's settings are not approved at this site",
+    "Look at them with `fedthorax node studies` and, if such a study may run here, `fedthorax node approve-study` it. "
+    "A study of this release is approved by its name under studies in [gateway] of site.toml.",
+)
+STUDY_UNKNOWN = Reason(
+    "E_STUDY_UNKNOWN",
+    "no study with this name or digest is known at this site",
+    "`fedthorax node studies` lists those that were asked for; a study file can be given too.",
+)
+STUDY_AMBIGUOUS = Reason(
+    "E_STUDY_AMBIGUOUS",
+    "{count} studies begin with these digits",
+    "Give more digits of the digest.",
+)
+PRIVACY_DOWNGRADE = Reason(
+    "E_PRIVACY_DOWNGRADE",
+    "this site took part in a study of this name with differential privacy, and now it comes without",
+    "Give a study without [privacy] another name. What was learnt with noise would be told again without it.",
+)
+MODEL_FIRST = Reason(
+    "E_MODEL_FIRST",
+    "the first model of the run is not the one that the study's seed gives",
+    "Install the same version of fedthorax and PyTorch at the site and at the server. If they are the same, the server "
+    "sent weights of its own choice: ask the study's office why.",
+)
+MODEL_DRIFT = Reason(
+    "E_MODEL_DRIFT",
+    "the model is further from the last one that this site trained than training moves it",
+    "After a long absence this is expected: the site takes part again in the next run. Else ask the study's office "
+    "where the model comes from. max_missed_rounds in [gateway] of site.toml allows a longer absence.",
+)
+MODEL_UNTRAINED = Reason(
+    "E_MODEL_UNTRAINED",
+    "the server asks about a model that this site did not help to train",
+    "Nothing is to be done: this site answers questions only about models of runs in which it trained.",
+)
+ROUND_NUMBER = Reason(
+    "E_ROUND_NUMBER",
+    "the round is none of this run's, which has {rounds} rounds",
+    "Ask the study's office: a run asks a site for each of its rounds, and once more where a round was lost.",
+)
+ASKED_ALREADY = Reason(
+    "E_ASKED_ALREADY",
+    "this site has answered another question of this kind about the same model",
+    "Nothing is to be done: a model is asked about once in each way. The same question gets the same answer again.",
+)
+QUESTIONS_RUN = Reason(
+    "E_QUESTIONS_RUN",
+    "this run has asked its {allowed} questions of this kind",
+    "Nothing is to be done: the settings of the study say how many models are compared.",
+)
+QUESTIONS_MONTH = Reason(
+    "E_QUESTIONS_MONTH",
+    "this site has answered {allowed} questions about models within 31 days, as many as it allows",
+    "Wait, or raise max_questions_a_month in [gateway] of site.toml.",
+)
+THRESHOLDS = Reason(
+    "E_THRESHOLDS",
+    "the calibration or the thresholds of a test are not those that the sites' calibrations give",
+    "Install the same version of fedthorax at the site and at the server. If they are the same, the server chose them: "
+    "ask the study's office why.",
+)
 ROUNDS_A_DAY = Reason(
     "E_ROUNDS_A_DAY",
     "this site has taken part in {allowed} rounds within 24 hours, as many as it allows",
@@ -767,6 +842,11 @@ REPLY_UPDATE = Reason(
     "E_REPLY_UPDATE",
     "training moved the weights further than this site allows",
     "Lower the study's learning rate, or raise max_update in [gateway] of site.toml.",
+)
+REPLY_FIXED = Reason(
+    "E_REPLY_FIXED",
+    "a reply to training changed weights that training does not move",
+    "Look at the app: the features of age and sex are fixed, and no other code than the release's changes them.",
 )
 REPLY_HEAD = Reason(
     "E_REPLY_HEAD",

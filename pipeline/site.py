@@ -20,6 +20,7 @@ from zoneinfo import available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from configs import preset_files
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.join import JoinRules
@@ -75,12 +76,28 @@ class GatewayTable(BaseModel, extra="forbid"):
     """[gateway]: what a study may ask of this site, and how far its weights may move here."""
 
     own_app: bool = True  # the app that the installed release ships may run; any other by `node approve` alone
+    studies: tuple[str, ...] = ()  # the release's own studies that may run; any other by `node approve-study` alone
     max_local_epochs: int = Field(default=10, ge=1)
     max_batch_size: int = Field(default=64, ge=1)
+    min_batch_size: int = Field(default=4, ge=2)  # patients that a training step mixes
+    min_local_steps: int = Field(default=2, ge=1)  # training steps that a round mixes
+    require_augmentation: bool = True  # scans are changed at random in training
     max_rounds_a_day: int = Field(default=500, ge=1)
+    max_missed_rounds: int = Field(default=5, ge=0)  # rounds that this site may miss and still accept the next model
+    max_questions_a_month: int = Field(default=100, ge=0)  # answers about models, of all runs together, in 31 days
     max_update: float = Field(default=2.0, gt=0)  # length of an update, in lengths of the weights that came in
     histograms: bool = False  # counts of test patients by score may leave, none under min_patients
     embedding_statistics: bool = True  # means and variances of the network's features may leave
+
+    @field_validator("studies")
+    @classmethod
+    def studies_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(names) - set(preset_files()):
+            raise ValueError(
+                f"no study of this release is called {', '.join(sorted(unknown))}; known are "
+                f"{', '.join(preset_files())}"
+            )
+        return names
 
 
 class SandboxTable(BaseModel, extra="forbid"):
@@ -230,6 +247,12 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
             file.write(key or secrets.token_bytes(KEY_BYTES))
     (folder / "site.toml").write_text(settings_text, encoding="utf-8")
     return Site.open(folder)
+
+
+# What a synthetic hospital's site.toml says of studies.
+SYNTHETIC_STUDIES = f"""[gateway]
+studies = {json.dumps(list(preset_files()))}
+"""
 
 
 def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0) -> str:

@@ -134,7 +134,7 @@ def _known(approvals: "Approvals") -> list[str]:
     """The hashes of the release's own app, of those decided on and of those kept, each once."""
     from federation.approval.approvals import own_app_sha256
 
-    decided = [decision.app for decision in reversed(approvals.decisions())]
+    decided = [decision.sha256 for decision in reversed(approvals.decisions())]
     return list(dict.fromkeys([own_app_sha256(), *decided, *(path.stem for path in approvals.kept())]))
 
 
@@ -216,7 +216,7 @@ def _review(approvals: "Approvals", content: bytes) -> "Review":
     from federation.approval.review import review
 
     app = fab.read(content)
-    approved = [d.app for d in reversed(approvals.decisions()) if approvals.verdict(d.app) == "approved"]
+    approved = [d.sha256 for d in reversed(approvals.decisions()) if approvals.verdict(d.sha256) == "approved"]
     before = next((sha256 for sha256 in [*approved, own_app_sha256()] if sha256 != app.sha256), "")
     try:
         return review(app, fab.read(_content(approvals, before)) if before else None)

@@ -28,7 +28,7 @@ from pipeline.phantom.records import LOST_TO_FOLLOW_UP
 from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
 from pipeline.preprocess import Preprocessing, settings_digest
 from pipeline.series import Series
-from pipeline.site import Site, init_site
+from pipeline.site import SYNTHETIC_STUDIES, Site, init_site
 from pipeline.volume import Volume
 
 STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
@@ -69,7 +69,7 @@ min_patients = {min_patients}
 file = "labels.csv"
 
 {tables}
-"""
+{"" if "[gateway]" in tables else SYNTHETIC_STUDIES}"""
     return init_site(folder, text, key=key)
 
 

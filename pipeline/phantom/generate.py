@@ -34,6 +34,7 @@ from pipeline.phantom.records import (
     write_outcomes,
 )
 from pipeline.phantom.scans import acquire, write_series
+from pipeline.site import SYNTHETIC_STUDIES
 
 
 @dataclass(frozen=True)
@@ -180,4 +181,5 @@ folder = "ct"
 {laboratory_table(at.laboratory, laboratory)}
 [outcomes]
 file = "outcomes.csv"
-"""
+
+{SYNTHETIC_STUDIES}"""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs import preset_files
 from models.refusal import Reason, Refusal
 from pipeline import reasons
 from pipeline.findings import Finding
@@ -84,7 +85,7 @@ def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) 
     """
     comment = textwrap.fill(about, width=118, initial_indent="# ", subsequent_indent="# ")
     name = json.dumps(folder.name)
-    text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n\n{tables}\n{_JOINING}"
+    text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n\n{tables}\n{_STUDIES}{_JOINING}"
     # Published patients need no secret key; with this one, every import gives the same training and test patients.
     init_site(folder, text, key=hashlib.sha256(f"public data set, site {folder.name}".encode()).digest())
     for link, target in links.items():
@@ -93,6 +94,11 @@ def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) 
         place.symlink_to(target.resolve(), target_is_directory=target.is_dir())
 
 
+_STUDIES = f"""[gateway]
+# The studies of this release that may run here; `fedthorax node studies` shows what each asks for.
+studies = {json.dumps([name for name in preset_files() if name != "demo"])}
+
+"""
 _JOINING = """[server]
 # Where the study's server listens, "host:port", and the certificate of its authority (from the study's office).
 address = ""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import configs
+from configs import preset_files
 from federation.study import Study
 from models.refusal import Refusal
 from models.settings import load_settings
@@ -25,6 +26,7 @@ def test_the_site_template_shows_the_defaults():
             "site": {"name": site.site.name},
             "laboratory": {"file": site.laboratory.file},
             "outcomes": {"file": site.outcomes.file},
+            "gateway": {"studies": [name for name in preset_files() if name != "demo"]},
         }
     )
     assert site == plain

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from federation.approval.approvals import KEPT, Approvals, own_app_sha256
+from federation.approval.approvals import Approvals, own_app_sha256
+from federation.approval.decisions import KEPT
 from federation.approval.fab import APP, MAX_BYTES, build
 from federation.ledger.chain import ledger_file, read_lines
 from federation.studies.runs import build_app
@@ -171,9 +172,10 @@ def test_a_crash_while_writing_leaves_the_decisions_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("federation.approval.approvals.os.fsync", full)
+    monkeypatch.setattr("pipeline.durable.os.fsync", full)
+    monkeypatch.setattr("federation.approval.decisions.Decisions._record", lambda *_: None)  # the ledger has space left
     with pytest.raises(OSError, match="No space"):
-        approvals._write(approvals.folder / "approvals.json", b"half")
+        approvals.revoke(SMALL, by="ben")
     assert (approvals.folder / "approvals.json").read_bytes() == before
     assert list(approvals.folder.glob("*.tmp")) == []
 
@@ -227,7 +229,7 @@ def test_a_full_disk_does_not_stop_a_refusal(approvals: Approvals, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("federation.approval.approvals.os.fsync", full)
+    monkeypatch.setattr("pipeline.durable.os.fsync", full)
     assert approvals.keep(small_app()) == SMALL
     assert approvals.kept() == []
 

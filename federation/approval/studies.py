@@ -1,0 +1,120 @@
+"""Which studies may run at a site: the hospital's decisions, by each study's digest, in SITE_DIR/studies.
+
+A study's digest covers every setting that decides what is learnt from patients and what is asked about them: network,
+preprocessing, training, strategy, privacy, evaluation, wire, and the length of the training. It does not cover the
+study's name, its seeds, how many sites take part and how long they are waited for.
+
+The release ships studies of its own (`configs/presets`). A hospital approves those by name in site.toml.
+
+Light on purpose: the gateway imports this, and has no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from federation import reasons
+from federation.approval.decisions import Decision, Decisions
+from federation.ledger.chain import ledger_file
+from models.refusal import Refusal
+from pipeline.site import Site
+
+MAX_BYTES = 64 * 1024
+# Tables and keys of [study] that the digest leaves out.
+_FREE_TABLES = {"stopping"}
+_FREE_KEYS = {"name", "seed", "seeds", "sites", "sites_per_round", "quorum", "wait_s", "round_timeout_s", "synthetic"}
+
+Verdict = Literal["preset", "approved", "revoked", "unknown"]
+
+
+def canonical(study: str) -> bytes:
+    """The settings of a study (JSON, as the server sends it) that its digest covers, always spelt the same way.
+
+    Raises Refusal E_RUN_CONFIG for what is no JSON object, or holds a key twice: two readers could see two studies.
+    """
+    if len(study.encode()) > MAX_BYTES:
+        raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
+    try:
+        tables = json.loads(study, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
+        table = {key: value for key, value in tables["study"].items() if key not in _FREE_KEYS}
+        covered = {name: content for name, content in tables.items() if name not in _FREE_TABLES} | {"study": table}
+        return json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
+
+
+def study_digest(study: str) -> str:
+    """The SHA-256 by which a study is approved. Raises Refusal E_RUN_CONFIG as `canonical` does."""
+    return hashlib.sha256(canonical(study)).hexdigest()
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return table
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class StudyApprovals:
+    """A site's decisions about studies. `presets`: the names that site.toml approves."""
+
+    def __init__(self, site: Site) -> None:
+        self.presets = frozenset(site.settings.gateway.studies)
+        self._decisions = Decisions(
+            site.folder / "studies", ledger_file(site), suffix=".json", max_bytes=MAX_BYTES, what="study"
+        )
+
+    def verdict(self, digest: str, presets: Sequence[str]) -> Verdict:
+        """Whether a study may run now: "preset" and "approved" may, "revoked" and "unknown" may not.
+
+        `presets`: the names of the release's own studies that have this digest. Raises Refusal E_APPROVALS, and no
+        study may run then.
+        """
+        decision = self.decision(digest)
+        if decision is not None:
+            return decision.decided
+        return "preset" if self.presets & set(presets) else "unknown"
+
+    def decision(self, digest: str) -> Decision | None:
+        """The last decision about a study. Raises Refusal E_APPROVALS."""
+        return self._decisions.last(digest)
+
+    def decisions(self) -> list[Decision]:
+        """All decisions, the oldest first. Raises Refusal E_APPROVALS."""
+        return self._decisions.all()
+
+    def approve(self, study: str, *, by: str, note: str = "") -> str:
+        """Let a study (JSON) run here; its digest.
+
+        Raises Refusal: E_RUN_CONFIG, E_APPROVALS, E_APPROVALS_BUSY, E_LEDGER_WRITE, E_LEDGER_BROKEN.
+        """
+        return self._decisions.approve(canonical(study), by=by, note=note)
+
+    def revoke(self, digest: str, *, by: str, note: str = "") -> None:
+        """Let a study run no more. Raises Refusal as `Decisions.revoke` does."""
+        self._decisions.revoke(digest, by=by, note=note)
+
+    def keep(self, study: str) -> str:
+        """Keep a study to look at later; its digest. Raises Refusal: E_RUN_CONFIG, E_APPROVALS."""
+        return self._decisions.keep(canonical(study))
+
+    def kept(self) -> list[Path]:
+        """The files of the studies that can be looked at, the newest first."""
+        return self._decisions.kept()
+
+    def content(self, digest: str) -> dict[str, Any] | None:
+        """The settings of a kept study; None if it is not here."""
+        found = self._decisions.content(digest)
+        return None if found is None else json.loads(found)
+
+
+def as_study(settings: Mapping[str, Any]) -> str:
+    """A study (JSON) with the settings that a digest covers, and placeholders for what it leaves out."""
+    free = {"name": "a-study", "sites": 1, "quorum": 1}
+    return json.dumps({**settings, "study": {**settings["study"], **free}})

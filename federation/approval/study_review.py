@@ -1,0 +1,103 @@
+"""What a study asks of a hospital, in plain words, for the person who decides whether it may run."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from federation.study import Study
+
+FEW_PATIENTS_A_STEP = 8
+MANY_ROUNDS = 50
+HIGH_RATE = 0.1
+MANY_TABULAR = 8
+
+
+@dataclass(frozen=True)
+class StudyReview:
+    """A study's digest, its settings (table, key, value), and what in it weakens privacy."""
+
+    digest: str
+    presets: tuple[str, ...]
+    settings: list[tuple[str, str, str]]
+    weakens: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def review_study(study: "Study", digest: str, presets: tuple[str, ...]) -> StudyReview:
+    """Look at a study; nothing of it is run."""
+    content = study.model_dump(mode="json")
+    rows = [
+        (table, key, _text(value))
+        for table, keys in content.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    ]
+    return StudyReview(digest, presets, rows, weakenings(study))
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def weakenings(study: "Study") -> list[str]:
+    """Each setting that lets a server learn more of a patient than the safest setting would, in plain words."""
+    return [*_of_privacy(study), *_of_training(study), *_of_evaluation(study)]
+
+
+def _of_privacy(study: "Study") -> list[str]:
+    if study.privacy is None:
+        return [
+            "No differential privacy: an update of this hospital's weights is sent as it was learnt. Nothing bounds "
+            "mathematically what it tells of one patient."
+        ]
+    if study.privacy.noise_multiplier < 1:
+        return [
+            f"The noise of differential privacy is low (noise_multiplier {study.privacy.noise_multiplier:g}). "
+            "Below 1 a few rounds use up most of a site's budget."
+        ]
+    return []
+
+
+def _of_training(study: "Study") -> list[str]:
+    training, table = study.training, study.study
+    found = []
+    if not training.augment:
+        found.append("Augmentation is off: each scan is seen as it is, so an update follows single scans more closely.")
+    if training.batch_size < FEW_PATIENTS_A_STEP:
+        found.append(f"A training step uses only {training.batch_size} patients: each has more influence on it.")
+    if 0 < table.local_steps < FEW_PATIENTS_A_STEP:
+        found.append(f"A round has only {table.local_steps} training steps: an update is close to a single gradient.")
+    if training.learning_rate > HIGH_RATE:
+        found.append(f"The learning rate is high ({training.learning_rate:g}): a patient moves the weights further.")
+    if study.network.tabular_features > MANY_TABULAR:
+        found.append(
+            f"{study.network.tabular_features} features are made of age and sex: with more features, smaller groups "
+            "of patients can be told apart."
+        )
+    if table.rounds > MANY_ROUNDS:
+        found.append(f"{table.rounds} rounds: each round sends one more update that was learnt from the same patients.")
+    return found
+
+
+def _of_evaluation(study: "Study") -> list[str]:
+    asked = study.evaluation
+    found = []
+    if asked.local_models:
+        found.append(
+            "Local models: a model of this hospital alone is trained and sent, and this hospital's test patients are "
+            "used to judge the models of other hospitals, which were not trained here."
+        )
+    if asked.leave_one_out:
+        found.append(
+            "Leave one out: as many further trainings as there are sites; models that were not trained here are "
+            "judged on this hospital's test patients."
+        )
+    if asked.fine_tune:
+        found.append("Fine tuning: a head that was fitted to this hospital's patients alone is sent.")
+    if asked.shortcut_audit and study.privacy is None:
+        found.append(
+            "Shortcut audit: means and variances of the network's features over the training patients are sent once."
+        )
+    return found
