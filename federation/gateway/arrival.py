@@ -17,15 +17,19 @@ from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation import reasons
+from federation.allowed import Kind
 from federation.approval.approvals import Approvals
+from federation.approval.studies import StudyApprovals, study_digest
 from federation.gateway import inbound
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
-from federation.gateway.patients import count_patients
+from federation.gateway.patients import Patients, count_patients
+from federation.gateway.questions import QUESTIONS, KeptAnswer, Question
 from federation.gateway.reply import bare_message
 from federation.gateway.schema import TRAINING, Schema, schema_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Answer, Declined, Unreachable, Upstream
 from federation.ledger.chain import Ledger
+from federation.rounds.calibration_answers import check_settings
 from models.refusal import Refusal
 from pipeline.privacy_budget import check_and_spend
 from pipeline.site import Site
@@ -43,6 +47,8 @@ class Run:
     app: str
     name: str
     schema: Schema
+    study: str = "{}"  # JSON
+    digest: str = ""  # of the study
 
 
 @dataclass
@@ -59,6 +65,8 @@ class Task:
     small: Mapping[str, bytes] = field(default_factory=dict)
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     deliveries: int = 0  # to the node
+    question: Question | None = None  # if it asks about a model
+    earlier: KeptAnswer | None = None  # to the same question
     epsilon: float | None = None  # of the run so far at this site, if its study is private
     runtime_s: float = 0.0  # of the app, as the node tells
 
@@ -98,13 +106,16 @@ class Arrivals:
     def __init__(self, site: Site, upstream: Upstream, approvals: Approvals, ledger: Ledger, spool: Spool) -> None:
         self._site, self._upstream, self._spool = site, upstream, spool
         self._approvals, self._ledger = approvals, ledger
+        self._studies = StudyApprovals(site)
+        self._questions = spool.questions(site.settings.gateway.max_questions_a_month)
         self._run: Run | None = None
 
     async def examine(self, task: Task) -> None:
         """Look at everything of a task but the data of its arrays, and fill the task in.
 
-        Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_TASK_DAMAGED, E_LEDGER_CUT,
-        E_ROUNDS_A_DAY, E_RUN_OVER, and those of `check_and_spend`.
+        Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED, E_TASK_DAMAGED,
+        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `_examine_question` and of
+        `check_and_spend`.
         """
         task.kind = kind = inbound.task_kind(task.message.metadata.message_type)
         task.run = await self._run_of(task)
@@ -115,16 +126,39 @@ class Arrivals:
             raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
         task.small = await self._small_objects(task)
         task.content = read_content(task.id, task.small, reasons.TASK_DAMAGED)
-        inbound.check_content(task.content, inbound.tree_ids(task.tree), schema.takes(kind))
+        inbound.check_content(task.content, inbound.tree_ids(task.tree), schema.takes(kind), kind)
         task.chunks = inbound.expected_chunks(task.content, schema.takes(kind))
         task.round, head = inbound.check_config(task.content.configs["config"], kind)
         if not await asyncio.to_thread(self._ledger.contains, head):
             raise Refusal(reasons.LEDGER_CUT, line=head.lines)
+        if kind in QUESTIONS:
+            await self._examine_question(task, kind, schema, patients)
         if kind in TRAINING:
             self._spool.count_round(self._site.settings.gateway.max_rounds_a_day)
+        self._spool.check_privacy(schema.name, is_private=schema.private_round is not None)
         if kind == "train" and (planned := schema.private_round):
             spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
             task.epsilon = await asyncio.to_thread(spend)
+
+    async def _examine_question(self, task: Task, kind: Kind, schema: Schema, patients: Patients) -> None:
+        """Whether a question about a model may be answered; the answer of the first time, if it is asked again.
+
+        Raises Refusal: E_ASKED_ALREADY, E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_THRESHOLDS.
+        """
+        assert task.run is not None
+        task.question = question = Question.of(task.run.name, kind, task.content)
+        earlier = await asyncio.to_thread(self._questions.earlier, question)
+        if earlier is not None:
+            task.earlier = None if kind in TRAINING else earlier  # a model was not kept: the node fits the same again
+            return
+        await asyncio.to_thread(self._questions.check_budget, question, schema.questions)
+        told = inbound.deployed_settings(task.content.configs["config"])
+        if told:
+            own = await asyncio.to_thread(self._questions.figures_of, question.model, "evaluate.calibrate")
+            can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients
+            answers = inbound.calibrations(task.content, own, can_calibrate=can_calibrate)
+            check = functools.partial(check_settings, told, answers, is_robust=schema.is_robust)
+            await asyncio.to_thread(check)
 
     async def _run_of(self, task: Task) -> Run:
         """The task's run, if its app may run here now and it is a study."""
@@ -145,8 +179,13 @@ class Arrivals:
             raise Refusal(reasons.APP_REFUSED, private=f"{verdict}: {task.app}")
         if run is None:
             study, name = inbound.run_config(fab.fab.content, info.run)
+            digest = study_digest(study)
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
-            self._run = run = Run(info, fab, task.app, name, schema)
+            self._run = run = Run(info, fab, task.app, name, schema, study, digest)
+        decided = await asyncio.to_thread(self._studies.verdict, run.digest, run.schema.presets)
+        if decided not in ("preset", "approved"):
+            await asyncio.to_thread(self._studies.keep, run.study)
+            raise Refusal(reasons.STUDY_REFUSED, private=f"{decided}: {run.digest}")
         return run
 
     async def _small_objects(self, task: Task) -> dict[str, bytes]:

@@ -8,9 +8,12 @@ gets its code, so that the round goes on without this site. Until an answer has 
 import asyncio
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
+from typing import Any
 
+from flwr.app import MetricRecord
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -23,17 +26,21 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 
 from federation import reasons
-from federation.allowed import EPSILON
+from federation.allowed import EPSILON, TRAINING
 from federation.approval.approvals import Approvals
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
+from federation.gateway.first_model import MODEL_RECORDS, heads_of, told
 from federation.gateway.inbound import task_kind
-from federation.gateway.objects import object_id, with_content
-from federation.gateway.outbound import Arrays, Rules, check_reply
+from federation.gateway.lineage import Lineage
+from federation.gateway.objects import Arrays, Content, object_id, with_content
+from federation.gateway.outbound import Rules, Values, check_reply
 from federation.gateway.patients import count_patients
 from federation.gateway.policy import policy_digest
+from federation.gateway.questions import KeptAnswer, Question
 from federation.gateway.reception import Reception
 from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
+from federation.gateway.schema import first_model_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
@@ -62,6 +69,7 @@ class Exchange:
         self._arrivals = Arrivals(site, upstream, approvals, ledger, spool)
         self._departures = Departures(upstream, spool.going_out.get)
         self._policy = policy_digest(site.settings)
+        self._questions = spool.questions(site.settings.gateway.max_questions_a_month)
         self._task: Task | None = None
         self._reply: Reception | None = None
         self._arrival: asyncio.Task[bool] | None = None
@@ -122,6 +130,9 @@ class Exchange:
             await self._arrivals.examine(task)
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
             log.info("let in: %s, round %s", task.kind, task.round)
+            if task.earlier is not None:
+                self._departure = asyncio.create_task(self._answer_again(task, task.earlier))
+                return False
             return True
         except Refusal as refusal:
             self._refuse(task, refusal, "in")
@@ -232,11 +243,29 @@ class Exchange:
             outgoing = await self._failure(task, reasons.GATEWAY_FAILED.code)
         await self._send(task, outgoing)
 
+    async def _answer_again(self, task: Task, earlier: KeptAnswer) -> None:
+        """Give the answer that left the first time; the node is not asked."""
+        try:
+            outgoing = await self._compose_again(task, earlier)
+        except Exception:
+            log.exception("the earlier answer could not be given again")
+            outgoing = await self._failure(task, reasons.GATEWAY_FAILED.code)
+        await self._send(task, outgoing)
+
+    async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
+        for id, chunk in earlier.chunks.items():
+            await asyncio.to_thread(self._spool.going_out.put, id, chunk)
+        content = Content(arrays=heads_of(earlier.arrays))
+        return await self._let_out(task, content, {"metrics": MetricRecord(dict(earlier.figures))})
+
     async def _compose(self, task: Task, reply: Reception) -> Outgoing:
-        """The message that goes out in place of the node's. Raises Refusal."""
+        """The message that goes out in place of the node's. Raises Refusal; OSError where the disk is full."""
         content = reply.content()
         settings = self._site.settings
         assert task.run is not None
+        lineage, kind, model = self._lineage(task.run), task_kind(task.kind), self._model(task)
+        if kind != "query.handshake":
+            await asyncio.to_thread(lineage.check, kind, task.round or 0, model)
         rules = Rules(
             kind=task_kind(task.kind),
             schema=task.run.schema,
@@ -250,11 +279,37 @@ class Exchange:
         values = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
         if task.epsilon is not None:
             values["metrics"][EPSILON] = task.epsilon
+        if task.question is not None:
+            await asyncio.to_thread(self._keep_answer, task.question, content, values["metrics"])
+        await asyncio.to_thread(lineage.accept, kind, task.round or 0, model, self._spool.came_in.folder)
+        return await self._let_out(task, content, values)
+
+    async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
+        """Compose the reply from what was checked, with its line in the ledger."""
         records = compose_records(content, values)
         size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("let out: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
+
+    def _lineage(self, run: Run) -> Lineage:
+        return Lineage(
+            self._spool.models,
+            run.name,
+            run.schema,
+            read_first=lambda: first_model_of(run.study, self._spool.schemas),
+            max_missed=self._site.settings.gateway.max_missed_rounds,
+        )
+
+    def _model(self, task: Task) -> Arrays:
+        heads = {name: heads for name, heads in task.content.arrays.items() if name in MODEL_RECORDS}
+        return Arrays(heads, self._spool.came_in.get)
+
+    def _keep_answer(self, question: Question, content: Content, figures: Mapping[str, Any]) -> None:
+        is_model = question.kind in TRAINING  # too large to keep; the same question makes the node fit the same again
+        arrays = {} if is_model else told(content.arrays)
+        chunks = {} if is_model else {id: self._spool.going_out.get(id) for id in content.chunks()}
+        self._questions.keep(question, KeptAnswer(figures, arrays, chunks))
 
     # --- refusals, and the end of a task ------------------------------------------------------------------
 

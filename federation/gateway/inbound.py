@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from flwr.common.serde import user_config_from_proto
@@ -17,8 +17,10 @@ from federation.approval import fab
 from federation.gateway.objects import Content
 from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
+from federation.rounds.calibration_answers import Answer, from_record
+from federation.rounds.replies import CALIBRATIONS, EXAMPLES
 from models.refusal import Reason, Refusal
-from pipeline.site import SiteSettings
+from pipeline.site import GatewayTable, SiteSettings
 
 MAX_ROUND = 100_000
 MAX_OBJECTS = 4096  # of one message, chunks included
@@ -54,7 +56,7 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
 def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
     """Whether the site takes part in such a study, and answers such a question in it.
 
-    Raises Refusal: E_SITE_LIMIT, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
+    Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
     """
     limits = settings.gateway
     for what, asked, allowed in (
@@ -63,6 +65,8 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
     ):
         if asked > allowed:
             raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
+    if schema.private_round is None:  # noise covers what few patients and steps would show
+        _check_mixing(schema, limits, train_patients)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
     # What both tell of the training patients has no noise, and no budget pays for it.
@@ -70,6 +74,18 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
         raise Refusal(reasons.PRIVACY_KIND)
     if kind == "evaluate.embed" and not limits.embedding_statistics:
         raise Refusal(reasons.EMBEDDINGS)
+
+
+def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:
+    """Whether a round's update mixes enough patients and steps. Raises Refusal: E_SITE_LEAST, E_AUGMENTATION."""
+    for what, asked, least in (
+        ("patients in a training step", schema.batch_size, limits.min_batch_size),
+        ("training steps", schema.steps(train_patients), limits.min_local_steps),
+    ):
+        if asked < least:
+            raise Refusal(reasons.SITE_LEAST, what=what, asked=asked, allowed=least)
+    if limits.require_augmentation and not schema.augment:
+        raise Refusal(reasons.AUGMENTATION)
 
 
 def _epochs(schema: Schema, train_patients: int) -> int:
@@ -110,13 +126,16 @@ def tree_ids(tree: ObjectTree) -> set[str]:
     return {node.object_id for node in iterate_object_tree(tree)}
 
 
-def check_content(content: Content, ids: set[str], expected: Mapping[str, Specs]) -> None:
+def check_content(content: Content, ids: set[str], expected: Mapping[str, Specs], kind: Kind) -> None:
     """Whether a task holds the arrays that are `expected` and the round's settings, and nothing else.
+
+    A test may also hold the sites' calibrations.
 
     `ids`: of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
     """
     needed = {name for name, specs in expected.items() if specs}
-    if content.metrics or set(content.configs) != {"config"} or not needed <= set(content.arrays) <= set(expected):
+    configs = set(content.configs) - ({CALIBRATIONS} if kind == "evaluate.test" else set())
+    if content.metrics or configs != {"config"} or not needed <= set(content.arrays) <= set(expected):
         raise Refusal(reasons.TASK_RECORDS, private="other records")
     for record, heads in content.arrays.items():
         specs = expected[record]
@@ -160,6 +179,27 @@ def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
     if not good:
         raise Refusal(reasons.TASK_RECORDS, private="other settings of the round: " + json.dumps(sorted(config))[:500])
     return cast(int, number), Head(cast(int, lines), str(digest))
+
+
+def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
+    """The calibration and the thresholds among a test's settings."""
+    return {name: value for name, value in config.items() if name in _DEPLOYED}
+
+
+def calibrations(content: Content, own: Mapping[str, Any] | None, *, can_calibrate: bool) -> Sequence[Answer]:
+    """The sites' calibrations that come with a test; `own` is what this site answered, and must be among them.
+
+    Raises Refusal E_THRESHOLDS. A site whose patients are enough for a calibration has to be asked for it first.
+    """
+    answers = from_record(content.configs.get(CALIBRATIONS, {}))
+    if own is None:
+        if can_calibrate:
+            raise Refusal(reasons.THRESHOLDS, private="this site's own calibration was not asked for")
+        return answers
+    figures = {name: value for name, value in own.items() if name != EXAMPLES}
+    if not any({name: value for name, value in each.items() if name != EXAMPLES} == figures for each in answers):
+        raise Refusal(reasons.THRESHOLDS, private="this site's own calibration is not among them")
+    return answers
 
 
 def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:

@@ -8,7 +8,7 @@ are read here as heads, which name their chunks. (flwr.supercore.inflatable, flw
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -44,6 +44,17 @@ class ArrayHead:
     dtype: str
     shape: tuple[int, ...]
     chunks: tuple[str, ...]
+
+
+ReadChunk = Callable[[str], bytes]  # an ArrayChunk by its id; KeyError or OSError if it is not there
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays by record and name, and where their chunks are read."""
+
+    heads: Mapping[str, Mapping[str, ArrayHead]]
+    read: ReadChunk
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ memory. What passes here is all that leaves: names, shapes and figures are compo
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from federation import reasons
 from federation.allowed import Kind, unspoken
 from federation.gateway.figures import check_figures
-from federation.gateway.objects import ArrayHead, Content, chunk_body
+from federation.gateway.objects import ArrayHead, Arrays, Content, ReadChunk, chunk_body
 from federation.gateway.patients import Patients
 from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
 from federation.rounds.buffers import is_counter, is_variance
@@ -28,15 +28,6 @@ from models.refusal import Refusal
 _PIECE = 2**15  # elements looked at together: they stay in the processor's cache
 
 Values = dict[str, MetricRecord | ConfigRecord]  # by their names in a reply
-ReadChunk = Callable[[str], bytes]  # an ArrayChunk by its id; KeyError or OSError if it is not there
-
-
-@dataclass(frozen=True)
-class Arrays:
-    """Arrays by record and name, and where their chunks are read."""
-
-    heads: Mapping[str, Mapping[str, ArrayHead]]
-    read: ReadChunk
 
 
 @dataclass(frozen=True)
@@ -79,6 +70,7 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
             _check_shapes(content.arrays[record], specs)
     if rules.kind in TRAINING:
         _check_weights(went_out, rules)
+        _check_fixed(went_out, rules)
         for name, spec in rules.schema.buffers.items():
             _check_buffer(name, spec, went_out, rules)
     if rules.kind == "train.head":
@@ -132,6 +124,20 @@ def _check_weights(went_out: Arrays, rules: Rules) -> None:
                 length += float(old_wide @ old_wide)
     if not math.sqrt(moved) <= rules.max_update * math.sqrt(length):
         raise Refusal(reasons.REPLY_UPDATE)
+
+
+def _check_fixed(went_out: Arrays, rules: Rules) -> None:
+    """Tensors that training does not move are as they came, to the bit."""
+    for name, spec in rules.schema.arrays.items():
+        fixed = rules.schema.fixed(name)
+        at = 0
+        for new, old in _pairs("arrays", name, spec, went_out, rules):
+            same = np.zeros_like(old) if rules.schema.is_half else old
+            for start, end in fixed:
+                inside = slice(max(0, start - at), max(0, end - at))
+                if new[inside].tobytes() != same[inside].tobytes():
+                    raise Refusal(reasons.REPLY_FIXED)
+            at += len(new)
 
 
 def _check_buffer(name: str, spec: ArraySpec, went_out: Arrays, rules: Rules) -> None:

@@ -3,7 +3,7 @@
 Only torch can tell the arrays of a network, and torch would take several times the memory that the gateway may have.
 So a process of its own reads the study on its standard input and answers in JSON, once for each study:
 
-    python -m federation.gateway.schema
+    python -m federation.gateway.schema [FOLDER]    with a folder, it also writes the chunks of the first model there
 """
 
 import hashlib
@@ -12,19 +12,21 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
 from federation import reasons
 from federation.allowed import LOOKS, MAX_PROBED, Kind
-from federation.gateway.objects import ArrayHead
+from federation.gateway import first_model
+from federation.gateway.objects import ArrayHead, Arrays
 from federation.rounds.wire import HALF, UPDATE
 from models.refusal import Refusal
 from pipeline.privacy_budget import PrivateRound
@@ -80,7 +82,14 @@ class Schema:
 
     `local_steps`: of a round, where it is counted in steps; else 0. `private_round`: what a round costs of the site's
     privacy budget; None where the study has no [privacy]. `features`: how many numbers the network makes of a scan.
-    `head_from`: from where on in the packed weights the head's lie; it is their end.
+    `head_from`: from where on in the packed weights the head's lie; it is their end. `presets`: the names of the
+    release's own studies that this one equals. `augment`: whether training changes each scan at random. `draws_sites`:
+    whether a round asks only some of the sites. `questions`: how many questions of each kind a run may ask of a site.
+    `first`: the heads of the weights and buffers that the study's seed gives (`first_model.told`). `parts`: the
+    tensors in each packed array (`first_model.Part`).
+    `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
+    `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
+    medians.
     """
 
     arrays: Specs
@@ -92,11 +101,43 @@ class Schema:
     private_round: PrivateRound | None
     features: int
     head_from: int
+    name: str = ""
+    presets: tuple[str, ...] = ()
+    augment: bool = True
+    draws_sites: bool = False
+    questions: Mapping[str, int] = field(default_factory=dict)
+    first: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    server_step: float = 0.0
+    server_factor: float = 1.0
+    is_robust: bool = False
+
+    @cached_property
+    def first_model(self) -> str:
+        """The digest of the model that the study's seed gives."""
+        return first_model.model_digest(first_model.heads_of(self.first))
 
     @property
     def model(self) -> dict[str, Specs]:
         """The records of a model's arrays by name; without buffers there may be an empty record of them."""
         return {"arrays": self.arrays, "buffers": self.buffers}
+
+    def steps(self, train_patients: int) -> int:
+        """Training steps of a round at a site with so many training patients (`pipeline.train.epoch_batches`)."""
+        if self.local_steps:
+            return self.local_steps
+        batches = math.ceil(train_patients / self.batch_size)
+        if batches > 1 and train_patients % self.batch_size == 1:  # a last batch of one joins the one before
+            batches -= 1
+        return self.local_epochs * batches
+
+    def fixed(self, name: str) -> list[tuple[int, int]]:
+        """From where to where in a packed array training moves nothing."""
+        parts = self.parts.get(name, ())
+        ends = [*(int(part[0]) for part in parts[1:]), self.arrays[name].length]
+        return [
+            (int(start), end) for (start, _, share, floor), end in zip(parts, ends, strict=True) if share == floor == 0
+        ]
 
     @property
     def is_half(self) -> bool:
@@ -140,7 +181,9 @@ class Schema:
             kind: {name: ArraySpec(**spec) for name, spec in content[kind].items()} for kind in ("arrays", "buffers")
         }
         private = content["private_round"] and PrivateRound(**content["private_round"])
-        return cls(**{**content, **specs, "private_round": private})
+        presets = tuple(content["presets"])
+        parts = {name: [first_model.Part(*part) for part in group] for name, group in content["parts"].items()}
+        return cls(**{**content, **specs, "private_round": private, "presets": presets, "parts": parts})
 
 
 def schema_of(study: str, folder: Path) -> Schema:
@@ -148,26 +191,10 @@ def schema_of(study: str, folder: Path) -> Schema:
 
     Raises Refusal E_RUN_CONFIG if it is not a study of this release.
     """
-    release = version("fedthorax")
-    kept = folder / f"{hashlib.sha256(f'{release}|{study}'.encode()).hexdigest()}.json"
+    kept = folder / f"{_key(study)}.json"
     if kept.is_file():
         return Schema.from_json(kept.read_bytes())
-    if len(study.encode()) > MAX_STUDY_BYTES:
-        raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
-    # The one thread that it needs; a thread for each core would only cost time.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "federation.gateway.schema"],
-            input=study.encode(),
-            capture_output=True,
-            timeout=_SECONDS,
-            env=environment,
-            check=True,
-        )
-        schema = Schema.from_json(done.stdout)
-    except subprocess.CalledProcessError as error:
-        raise Refusal(reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
+    schema = _in_a_process(study)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(f".{os.getpid()}")
     temporary.write_text(schema.to_json())
@@ -175,8 +202,50 @@ def schema_of(study: str, folder: Path) -> Schema:
     return schema
 
 
-def work_out(study_json: bytes) -> Schema:
-    """The schema of a study, from its network itself. Raises pydantic's ValidationError."""
+def first_model_of(study: str, folder: Path) -> Arrays:
+    """The model that a study's seed gives, its chunks kept in `folder`. Raises Refusal E_RUN_CONFIG."""
+    chunks = folder / f"{_key(study)}.first"
+    schema = schema_of(study, folder)
+    heads = first_model.heads_of(schema.first)
+    wanted = [chunk for group in heads.values() for head in group.values() for chunk in head.chunks]
+    if not all((chunks / chunk).is_file() for chunk in wanted):
+        chunks.mkdir(parents=True, exist_ok=True)
+        _in_a_process(study, str(chunks))
+    return Arrays(heads, lambda chunk: (chunks / chunk).read_bytes())
+
+
+def _key(study: str) -> str:
+    return hashlib.sha256(f"{version('fedthorax')}|{study}".encode()).hexdigest()
+
+
+def _in_a_process(study: str, *arguments: str) -> Schema:
+    if len(study.encode()) > MAX_STUDY_BYTES:
+        raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
+    # The one thread that it needs; a thread for each core would only cost time.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "federation.gateway.schema", *arguments],
+            input=study.encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            env=environment,
+            check=True,
+        )
+        return Schema.from_json(done.stdout)
+    except subprocess.CalledProcessError as error:
+        raise Refusal(reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
+
+
+def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
+    """The schema of a study, from its network itself; the chunks of its first model are written into `folder`.
+
+    Raises pydantic's ValidationError.
+    """
+    from federation.approval.presets import names_of
+    from federation.approval.studies import study_digest
+    from federation.gateway.questions import questions_of
+    from federation.rounds.flower_strategies import build_strategy, is_robust, server_optimiser
     from federation.rounds.packing import WEIGHTS, pack
     from federation.rounds.wire import rounded
     from federation.study import Study
@@ -185,13 +254,25 @@ def work_out(study_json: bytes) -> Schema:
     study = Study.model_validate_json(study_json)
     network = build_network(study.network, seed=study.study.seed)
     weights, packed_buffers = pack(network)
+    first = {"arrays": rounded(weights, study.wire.precision), "buffers": packed_buffers}
     arrays, buffers = (
-        {name: ArraySpec(str(array.dtype), array.size) for name, array in sorted(group.items())}
-        for group in (rounded(weights, study.wire.precision), packed_buffers)
+        {name: ArraySpec(str(array.dtype), array.size) for name, array in sorted(first[record].items())}
+        for record in ("arrays", "buffers")
     )
+    optimiser = server_optimiser(study.strategy.name, study.strategy.options)
     return Schema(
         arrays=arrays,
         buffers=buffers,
+        name=study.study.name,
+        presets=names_of(study_digest(study_json.decode())),
+        augment=study.training.augment,
+        draws_sites=study.study.sites_per_round > 0,
+        questions=questions_of(study),
+        first=first_model.told(first_model.write_chunks(first, folder)),
+        parts=first_model.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
+        server_step=optimiser.step,
+        server_factor=optimiser.factor,
+        is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
         rounds=study.study.rounds,
         local_epochs=study.epochs_a_round,
         local_steps=study.study.local_steps,
@@ -203,4 +284,4 @@ def work_out(study_json: bytes) -> Schema:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(work_out(sys.stdin.buffer.read()).to_json())
+    sys.stdout.write(work_out(sys.stdin.buffer.read(), Path(sys.argv[1]) if sys.argv[1:] else None).to_json())

@@ -4,6 +4,9 @@ SITE_DIR/gateway/in/, out/     objects by their ids, of the one task that is und
 SITE_DIR/gateway/unanswered    that task, so that after a restart its failure can be told to the server
 SITE_DIR/gateway/schemas/      see `schema`
 SITE_DIR/gateway/rounds.json   when the rounds of the last 24 hours were let in
+SITE_DIR/gateway/private.json  the names of studies that ran here with differential privacy
+SITE_DIR/gateway/models/       see `lineage`
+SITE_DIR/gateway/answers/      see `questions`
 """
 
 import json
@@ -15,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from federation import reasons
+from federation.gateway.questions import Questions
 from models.refusal import Refusal
 
 _DAY_SECONDS = 24 * 3600.0
@@ -60,7 +64,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, mode=0o700)
         self.came_in, self.going_out = Objects(folder / "in"), Objects(folder / "out")
-        self.schemas = folder / "schemas"
+        self.schemas, self.models = folder / "schemas", folder / "models"
+        self._answers, self._private = folder / "answers", folder / "private.json"
         self._unanswered, self._rounds = folder / "unanswered", folder / "rounds.json"
 
     def clear(self) -> None:
@@ -79,6 +84,21 @@ class Spool:
 
     def forget(self) -> None:
         self._unanswered.unlink(missing_ok=True)
+
+    def questions(self, a_month: int) -> Questions:
+        """The questions about models that were answered here."""
+        return Questions(self._answers, a_month=a_month)
+
+    def check_privacy(self, study: str, *, is_private: bool) -> None:
+        """Remember by its name a study that is private. Raises Refusal E_PRIVACY_DOWNGRADE once it no longer is."""
+        try:
+            known = set(json.loads(self._private.read_text()))
+        except FileNotFoundError:
+            known = set()
+        if is_private and study not in known:
+            _write(self._private, json.dumps(sorted({*known, study})).encode())
+        if not is_private and study in known:
+            raise Refusal(reasons.PRIVACY_DOWNGRADE)
 
     def count_round(self, allowed: int) -> None:
         """Count one more round of training. Raises Refusal E_ROUNDS_A_DAY, and counts nothing then."""

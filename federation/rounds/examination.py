@@ -17,10 +17,11 @@ from scipy.special import expit
 
 from federation.allowed import FIGURES, MAX_PROBED, Kind
 from federation.rounds.alone import Alone, model_of, model_records
-from federation.rounds.deployment import fit_of, from_config
+from federation.rounds.calibration_answers import to_record
 from federation.rounds.packing import Arrays, pack
-from federation.rounds.replies import EXAMPLES, Expected, Sifted, decode, encode
-from federation.rounds.reports import RoundReport, by_code, middle_figures, weighted_means
+from federation.rounds.pooled_calibration import pooled
+from federation.rounds.replies import CALIBRATIONS, EXAMPLES, Expected, Sifted, decode, encode
+from federation.rounds.reports import RoundReport, by_code
 from federation.rounds.sampling import draw
 from federation.rounds.simulated import simulated_folders
 from federation.rounds.sites import MAX_EXAMPLES, Content, Sites, to_all
@@ -29,10 +30,7 @@ from federation.studies import audit
 from federation.studies.results import FEDERATED, Audit, ModelFigures, OperatingPoint, Probe
 from federation.studies.results import Kind as ModelKind
 from federation.study import Study
-from models import calibration
-from models.calibration import Platt
 from models.familiarity import LOOKS, Distances, Familiarity, Moments, limit, pool_moments
-from models.network import LABELS
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
 
@@ -50,10 +48,12 @@ class Embedded(NamedTuple):
 class Calibrated:
     """The calibration and the thresholds of a model, and how many sites gave each threshold, by label and point.
 
-    `familiarity`: None where fewer than two sites let statistics of scans' looks out.
+    `familiarity`: None where fewer than two sites let statistics of scans' looks out. `answers`: the sites' own, from
+    which each site's gateway computes calibration and thresholds again before it answers a question that uses them.
     """
 
     deployed: Deployed
+    answers: Sequence[Mapping[str, float]]
     sites: Mapping[str, Mapping[str, int]]
     familiarity: Familiarity | None
 
@@ -92,10 +92,13 @@ class Examination:
         what: str,
         config: Mapping[str, float | bool] | None = None,
         arrays: Mapping[str, Arrays] | None = None,
+        answers: Sequence[Mapping[str, float]] = (),
     ) -> Figures:
-        """The sites' figures of a model; `arrays`: what goes with it, by record."""
+        """The sites' figures of a model; `arrays`: what goes with it, by record; `answers`: the sites' calibrations."""
         records = model_records(model) | {record: encode(group) for record, group in (arrays or {}).items()}
         records["config"] = ConfigRecord(dict(config or {}))
+        if answers:
+            records[CALIBRATIONS] = to_record(answers)
         expected = Expected({}, {}, FIGURES[kind], MAX_EXAMPLES)
         return self.sites.figures(self._question(kind, to_all(records), expected, what))
 
@@ -144,19 +147,12 @@ class Examination:
             typical["mean"], typical["variance"] = pool_moments(looks, robust=self.robust)
         by_node = self.ask("evaluate.calibrate", model, "calibration", arrays={"typical": typical})
         found = [by_node[node] for node in sorted(by_node, key=self.sites.name)]  # node ids are drawn anew in each run
-        middle = middle_figures(found) if self.robust else weighted_means(found)
-        thresholds = from_config(middle).thresholds
+        fits, thresholds = pooled(found, is_robust=self.robust)
         given = {
             label: {point: sum(f"{point}_{label}" in each for each in found) for point in points}
             for label, points in thresholds.items()
         }
-        return Calibrated(Deployed(self._fitted(found), thresholds), given, self._familiarity(typical, found))
-
-    def _fitted(self, found: Sequence[Mapping[str, float]]) -> dict[str, Platt]:
-        """The calibration of each label that some site has fitted."""
-        fits = {label: [fit for each in found if (fit := fit_of(each, label))] for label in LABELS}
-        of_many = calibration.middle if self.robust else calibration.pool
-        return {label: of_many(each) for label, each in fits.items() if each}
+        return Calibrated(Deployed(fits, thresholds), found, given, self._familiarity(typical, found))
 
     def _familiarity(self, typical: Arrays, found: Sequence[Mapping[str, float]]) -> Familiarity | None:
         told = [
@@ -175,11 +171,20 @@ class Examination:
         )
 
     def judge(
-        self, name: str, kind: ModelKind, model: Model, trained_at: list[str], config: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        kind: ModelKind,
+        model: Model,
+        trained_at: list[str],
+        config: Mapping[str, Any] | None = None,
+        answers: Sequence[Mapping[str, float]] = (),
     ) -> Figures:
-        """One model on all sites' test patients; it becomes one of `models`."""
+        """One model on all sites' test patients; it becomes one of `models`.
+
+        `config` may hold a calibration and thresholds; `answers`: the sites' calibrations from which they come.
+        """
         what = "test" if name == FEDERATED else f"test of {name}"
-        found = self.ask("evaluate.test", model, what, config)
+        found = self.ask("evaluate.test", model, what, config, answers=answers)
         by_name = {self.sites.name(node): figures for node, figures in sorted(found.items())}
         self.models.append(ModelFigures(name=name, kind=kind, trained_at=sorted(trained_at), figures=by_name))
         return found

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import NamedTuple, cast
 
 import flwr.serverapp.strategy as flower
 import numpy as np
@@ -41,6 +41,7 @@ _RANGES = {
 }
 # What these strategies remember from round to round, besides the model itself.
 _MEMORY = ("m_t", "v_t", "momentum_vector")
+_ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")  # they divide each weight's change by its own size
 # Those made to withstand some hostile sites; Krum is a MultiKrum.
 _ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
@@ -70,6 +71,27 @@ def _checked(name: str, strategy: type, option: str, value: object) -> float:
         if least <= value < too_large and is_whole:
             return int(value) if isinstance(default, int) else value
     raise Refusal(reasons.STRATEGY_OPTION, option=option, known=", ".join(OPTIONS[name]) or "none")
+
+
+class ServerOptimiser(NamedTuple):
+    """How far a strategy's own optimiser may move the model in a round, beyond the mean of what sites learnt.
+
+    `factor`: by how much it may lengthen that mean. `step`: by how much it may move each weight beside it.
+    """
+
+    factor: float = 1.0
+    step: float = 0.0
+
+
+def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser:
+    """What a strategy with these options may do. Raises Refusal as `build_strategy` does."""
+    strategy = build_strategy(name, options)
+    if name == "FedAvgM":
+        momentum, rate = getattr(strategy, "server_momentum", 0.0), getattr(strategy, "server_learning_rate", 1.0)
+        return ServerOptimiser(factor=max(1.0, rate / (1 - momentum)))
+    if name in _ADAPTIVE:
+        return ServerOptimiser(step=float(getattr(strategy, "eta", 0.1)))
+    return ServerOptimiser()
 
 
 def is_robust(inner: Strategy) -> bool:

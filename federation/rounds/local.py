@@ -1,5 +1,6 @@
 """The work of one site in a round, as plain functions: arrays in, arrays and allowed figures out."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +97,7 @@ def train_site(
 
 def _train(network: SeverityNetwork, examples: Examples, study: Study, round_number: int) -> dict[str, float]:
     """The local epochs of a round; their loss, which a private study does not tell."""
-    schedule, seed = study.schedule(round_number), study.study.seed
+    schedule, seed = study.schedule(round_number), order_seed(study.study.seed, examples)
     if study.privacy is None:
         loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
         return {"train_loss": loss}
@@ -104,6 +105,16 @@ def _train(network: SeverityNetwork, examples: Examples, study: Study, round_num
 
     train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)
     return {}
+
+
+def order_seed(seed: int, examples: Examples) -> int:
+    """The seed of the order of patients and of the augmentation at this site, for a study's seed.
+
+    It also follows from the names of the site's tensors, which the server does not know. So the server does not know
+    which patient is in which training step. The same cohort and the same study give the same order.
+    """
+    names = "|".join(sorted(example.tensor.name for example in examples.examples))
+    return int.from_bytes(hashlib.sha256(f"{seed}|{names}".encode()).digest()[:8], "big")
 
 
 def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:

@@ -19,7 +19,7 @@ WEIGHTS = "weights"
 BATCH_NORM = "batch_norm."  # then running_mean, running_var or num_batches_tracked
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
     """Which array a tensor of the network travels in."""
     return BATCH_NORM + name.rpartition(".")[2] if is_buffer(name) else WEIGHTS
 
@@ -29,7 +29,7 @@ def pack(network: nn.Module) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     weights, buffers = split(network.state_dict())
     kinds: dict[str, list[Tensor]] = {}
     for name, tensor in buffers.items():
-        kinds.setdefault(_group(name), []).append(tensor)
+        kinds.setdefault(group_of(name), []).append(tensor)
     return {WEIGHTS: _join(list(weights.values()))}, {kind: _join(tensors) for kind, tensors in kinds.items()}
 
 
@@ -46,7 +46,7 @@ def unpack(network: nn.Module, arrays: Arrays, buffers: Arrays) -> None:
     taken = dict.fromkeys(packed, 0)
     tensors = {}
     for name, tensor in network.state_dict().items():
-        group = _group(name)
+        group = group_of(name)
         if group not in packed:
             raise ValueError(f"no array {group}")
         start = taken[group]

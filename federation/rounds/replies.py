@@ -25,6 +25,7 @@ EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
 
 LEDGER = "ledger"  # the record in which a site's gateway tells how far its ledger has grown
 _ARRAYS = ("arrays", "buffers", "moments", "looks")  # the records of arrays, as `Expected` names them
+CALIBRATIONS = "calibrations"  # the record of a test's message in which the server tells the sites' calibrations
 ABOUT = "site"  # the record in which a site tells of itself in the handshake
 
 # All that may be taken over from an error that a site sends: a code of ours, with nothing before it.

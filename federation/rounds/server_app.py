@@ -159,7 +159,7 @@ class ServerRun:
         calibrated = examination.calibrate(model, embedded)
         audited = self.study.evaluation.shortcut_audit and not is_private
         config = {**to_config(calibrated.deployed), "audit": audited}
-        found = examination.judge(FEDERATED, "federated", model, trained_at, config)
+        found = examination.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
         audit = examination.audit(model, found, embedded) if audited else None
         examination.compare(model, self.training.state.round)
         self._write_history()

@@ -46,7 +46,7 @@ class Server:
     """What the server hands out and what it has been sent. `down`: it answers nothing but 503."""
 
     app: bytes = field(default_factory=lambda: fab.build(fab.APP))
-    study: str = "{}"
+    study: str = '{"study": {}}'
     named_hash: str = ""  # of the app, if the server names another than it sends
     waiting: list[Message] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)

@@ -5,6 +5,8 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import flwr.app.message.array as flower_array
@@ -15,18 +17,23 @@ from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
 from federation.allowed import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
-from federation.gateway.objects import read_content
-from federation.gateway.outbound import Arrays, Rules
+from federation.gateway.first_model import chunks_of, told, write_chunks
+from federation.gateway.lineage import Lineage
+from federation.gateway.objects import Arrays, object_id, read_content
+from federation.gateway.outbound import Rules
 from federation.gateway.patients import Patients
+from federation.gateway.questions import QUESTIONS
 from federation.gateway.schema import TRAINING, ArraySpec, Schema
 from federation.reasons import TASK_DAMAGED
 from federation.rounds.packing import WEIGHTS
 from federation.rounds.wire import UPDATE
 from pipeline.evaluation.subgroups import GROUPS
+from pipeline.site import Site
 
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
 MIN_PATIENTS = 10
+ANYWHERE = 1e9  # how far a tensor may move where a test is not about that
 TASKS = 500
 MEAN, VARIANCE, COUNTER = (f"batch_norm.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked"))
 CLASSES = [
@@ -83,7 +90,7 @@ def schema_for(
     """The schema of a model with so many weights, and buffers of so many channels (none if 0)."""
     kinds = {MEAN: "float32", VARIANCE: "float32", COUNTER: "int64"} if channels else {}
     buffers = {name: ArraySpec(dtype, channels) for name, dtype in sorted(kinds.items())}
-    return Schema(
+    bare = Schema(
         arrays={WEIGHTS: ArraySpec(precision, weights)},
         buffers=buffers,
         rounds=3,
@@ -93,7 +100,39 @@ def schema_for(
         private_round=None,
         features=features,
         head_from=weights * 3 // 4,
+        presets=("study",),
+        questions=dict.fromkeys(QUESTIONS, 10),
     )
+    return replace(bare, first=told(write_chunks(first_of(bare))), parts=parts_for(bare, share=ANYWHERE))
+
+
+def parts_for(schema: Schema, *, share: float) -> dict[str, list[list[float]]]:
+    """The tensors of a schema's arrays, one in each, which may move by `share` of their length in a round."""
+    return {name: [[0, 1.0, share, 0.0]] for name in [*schema.arrays, *schema.buffers]}
+
+
+def first_of(schema: Schema) -> Model:
+    """The model that the seed of a study with this schema gives."""
+    return model(schema, np.random.default_rng(0))
+
+
+def arrays_of(model: Model) -> Arrays:
+    """A model as the gateway reads it."""
+    chunks: Objects = {}
+    for group in model.values():
+        for array in group.values():
+            chunks |= {object_id(chunk): chunk for chunk in chunks_of(array)}
+    return Arrays(write_chunks({name: group for name, group in model.items() if group}), chunks.__getitem__)
+
+
+def train_here(site: Site, schema: Schema, came_in: Model, *, run: str = "trial-0123abcd") -> None:
+    """Let a site know that it has trained a model in a run."""
+    folder = site.folder / "gateway"
+    folder.mkdir(exist_ok=True)
+    lineage = Lineage(folder / "models", run, schema, read_first=lambda: arrays_of(first_of(schema)), max_missed=5)
+    with TemporaryDirectory() as chunks:
+        write_chunks(came_in, Path(chunks))
+        lineage.accept("train", 1, arrays_of(came_in), Path(chunks))
 
 
 def model(schema: Schema, rng: np.random.Generator) -> Model:

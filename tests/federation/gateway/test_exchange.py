@@ -32,7 +32,19 @@ from pipeline.cohort import Cohort, PatientRow
 from pipeline.privacy_budget import PrivateRound
 from pipeline.site import Site, init_site, site_settings
 from tests.federation.gateway.fake_server import NODE_ID, RUN_ID, Bench, NodeSide, Server
-from tests.federation.gateway.messages import Model, fine_tuned, message, model, moments, record_of, schema_for, trained
+from tests.federation.gateway.messages import (
+    Model,
+    arrays_of,
+    fine_tuned,
+    first_of,
+    message,
+    model,
+    moments,
+    record_of,
+    schema_for,
+    train_here,
+    trained,
+)
 
 RNG = np.random.default_rng(1)
 SCHEMA = schema_for(500, 8)
@@ -59,6 +71,7 @@ def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
 
     def set_schema(schema: Schema) -> None:
         monkeypatch.setattr(arrival, "schema_of", lambda study, folder: schema)
+        monkeypatch.setattr(exchange, "first_model_of", lambda study, folder: arrays_of(first_of(schema)))
 
     set_schema(SCHEMA)
     return set_schema
@@ -158,14 +171,16 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
     ("kind", "config", "figures"),
     [
         ("evaluate.calibrate", {}, {"slope_severe": 1.1, "variance_slope_severe": 0.1, "distance_mean": 0.02}),
-        ("evaluate.test", {"slope_severe": 1.1, "rule_in_severe": 2.5}, {"auroc_severe": 0.8, "brier_severe": 0.1}),
+        ("evaluate.test", {"audit": True}, {"auroc_severe": 0.8, "brier_severe": 0.1}),
         ("evaluate.assign", {"probed": 3}, {"assigned_00": 0.5, "assigned_02": 0.5}),
     ],
 )
 def test_an_evaluation_passes_with_its_figures_alone(
     bench: Bench, kind: str, config: dict[str, object], figures: dict[str, float]
 ) -> None:
-    content = task_content(model(SCHEMA, RNG), **{"server-round": 0}, **config)
+    came_in = model(SCHEMA, RNG)
+    train_here(bench.site, SCHEMA, came_in)
+    content = task_content(came_in, **{"server-round": 0}, **config)
     if kind == "evaluate.calibrate":
         content["typical"] = record_of(moments(SCHEMA, RNG)["looks"])
     if kind == "evaluate.assign":
@@ -206,7 +221,9 @@ def test_a_handshake_tells_the_band_of_the_sites_own_patients(bench: Bench, band
 
 
 def test_moments_of_embeddings_pass_to_the_bit(bench: Bench) -> None:
-    bench.server.give(task_content(model(SCHEMA, RNG), **{"server-round": 0}), message_type="evaluate.embed")
+    came_in = model(SCHEMA, RNG)
+    train_here(bench.site, SCHEMA, came_in)
+    bench.server.give(task_content(came_in, **{"server-round": 0}), message_type="evaluate.embed")
     out = moments(SCHEMA, RNG)
     records = {record: record_of(arrays) for record, arrays in out.items()}
     content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
@@ -231,6 +248,7 @@ def test_a_head_that_was_fitted_passes_and_counts_as_a_round(site: Site, bench: 
     site.settings.gateway.max_rounds_a_day = 1
     came_in = model(SCHEMA, RNG)
     out = fine_tuned(came_in, SCHEMA, RNG)
+    train_here(site, SCHEMA, came_in)
     with bench.node() as node:
         bench.server.give(task_content(came_in, **{"server-round": 0}), message_type="train.head")
         work(node, lambda task: Message(reply_content(out), reply_to=task))
@@ -247,7 +265,9 @@ def test_evaluations_are_no_rounds(site: Site, bench: Bench) -> None:
     content = RecordDict({"metrics": MetricRecord({"num-examples": 30})})
     with bench.node() as node:
         for number in (1, 2):
-            bench.server.give(task_content(model(SCHEMA, RNG)), message_type="evaluate.test")
+            came_in = model(SCHEMA, RNG)
+            train_here(site, SCHEMA, came_in)
+            bench.server.give(task_content(came_in), message_type="evaluate.test")
             work(node, lambda task: Message(content, reply_to=task))
             assert not wait_for_reply(bench.server, number).has_error()
             wait_until_idle(bench)

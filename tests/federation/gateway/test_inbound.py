@@ -147,11 +147,11 @@ def test_a_task_in_another_precision_than_the_studys_is_refused() -> None:
     half = schema_for(40, 4, precision="float16")
     tree, objects = task(lambda records: records.update(arrays=record_of({WEIGHTS: np.zeros(40, np.float16)})))
     content, ids = read_content(tree.object_id, objects, TASK_DAMAGED), inbound.tree_ids(tree)
-    assert code_of(inbound.check_content, content, ids, half.takes("train")) == ""
-    assert code_of(inbound.check_content, content, ids, SCHEMA.takes("train")) == "E_TASK_RECORDS"
+    assert code_of(inbound.check_content, content, ids, half.takes("train"), "train") == ""
+    assert code_of(inbound.check_content, content, ids, SCHEMA.takes("train"), "train") == "E_TASK_RECORDS"
     tree, objects = task()
     content, ids = read_content(tree.object_id, objects, TASK_DAMAGED), inbound.tree_ids(tree)
-    assert code_of(inbound.check_content, content, ids, half.takes("train")) == "E_TASK_RECORDS"
+    assert code_of(inbound.check_content, content, ids, half.takes("train"), "train") == "E_TASK_RECORDS"
 
 
 def test_a_round_in_steps_is_one_epoch_of_so_many() -> None:
@@ -216,7 +216,7 @@ def task(
 def look(tree: ObjectTree, objects: dict[str, bytes], kind: Kind = "train") -> None:
     small = inbound.small_objects(tree, TASK_DAMAGED)
     content = read_content(tree.object_id, {id: objects[id] for id in small}, TASK_DAMAGED)
-    inbound.check_content(content, inbound.tree_ids(tree), SCHEMA.takes(kind))
+    inbound.check_content(content, inbound.tree_ids(tree), SCHEMA.takes(kind), kind)
     inbound.expected_chunks(content, SCHEMA.takes(kind))
 
 

@@ -12,8 +12,8 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from federation.allowed import Kind
 from federation.gateway import schema as gateway_schema
-from federation.gateway.objects import object_id, read_content
-from federation.gateway.outbound import Arrays, Values, check_reply
+from federation.gateway.objects import Arrays, object_id, read_content
+from federation.gateway.outbound import Values, check_reply
 from federation.gateway.reply import compose_records, compose_reply
 from federation.ledger.chain import Head
 from federation.reasons import REPLY_DAMAGED

@@ -14,8 +14,8 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.allowed import LABELS, LOOKS, MAX_PROBED, Kind
 from federation.gateway import inbound
-from federation.gateway.objects import Content, read_content
-from federation.gateway.outbound import Arrays, Rules, check_reply
+from federation.gateway.objects import Arrays, Content, read_content
+from federation.gateway.outbound import Rules, check_reply
 from federation.gateway.patients import count_patients
 from federation.gateway.schema import Schema, work_out
 from federation.reasons import REPLY_DAMAGED, TASK_DAMAGED
@@ -88,7 +88,7 @@ def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Aske
     inbound.check_bounds(kind, schema, site.settings, count_patients(site).of_split["train"])
     tree, objects = get_object_tree(task), objects_of(task)
     content = read_content(tree.object_id, objects, TASK_DAMAGED)
-    inbound.check_content(content, inbound.tree_ids(tree), schema.takes(kind))
+    inbound.check_content(content, inbound.tree_ids(tree), schema.takes(kind), kind)
     inbound.check_config(content.configs["config"], inbound.task_kind(kind))
 
     (reply,) = grid.send_and_receive([task])

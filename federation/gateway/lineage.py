@@ -1,0 +1,254 @@
+"""Which models a run may send here: the seed's own first, then what grows out of models that this site trained.
+
+A hostile server could otherwise send weights that make an update tell of single patients. So the first model is the
+one that the study's seed gives. Every later one differs from a model that this site trained in the same run, tensor by
+tensor, by no more than `first_model.parts_of` allows for each round in between.
+
+SITE_DIR/gateway/models/<run>/state.json   the run's chains: of each the last model that this site trained
+SITE_DIR/gateway/models/<run>/<chunk id>   the chunks of those models
+
+A run has more than one chain where its study also trains local models or leaves sites out.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation import reasons
+from federation.allowed import TRAINING, Kind
+from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_of, model_digest, told
+from federation.gateway.objects import Arrays
+from federation.gateway.outbound import pieces
+from federation.gateway.schema import Schema
+from federation.rounds.buffers import is_counter
+from models.refusal import Refusal
+from pipeline.durable import write_durably
+
+KEPT_RUNS = 16
+_TASKS_A_ROUND = 2  # a round that was lost is asked again
+
+ReadFirst = Callable[[], Arrays]  # the seed's own model, worked out when it is needed
+
+
+@dataclass
+class _Chain:
+    """The last model of one training, as this site trained it. `round`: the last one it was trained in."""
+
+    round: int
+    digest: str
+    heads: Heads
+
+
+@dataclass
+class _State:
+    """What is known of a run. `first`: digest of the seed's model. `trained`: models trained here, by first round."""
+
+    first: str
+    tasks: int = 0
+    trained: dict[str, int] = field(default_factory=dict)
+    chains: list[_Chain] = field(default_factory=list)
+
+
+class Lineage:
+    """The models of one run at this site.
+
+    `read_first`: gives the model of the seed. `max_missed`: how many rounds a site may miss.
+    """
+
+    def __init__(self, folder: Path, run: str, schema: Schema, *, read_first: ReadFirst, max_missed: int) -> None:
+        self._folder = folder / run
+        self._schema, self._read_first = schema, read_first
+        self._gap = max_missed + 1 if not schema.draws_sites else schema.rounds
+        # A model of each site alone, and one for each site that is left out, have chains of their own.
+        self._max_chains = max(1, schema.questions.get("evaluate.test", 1))
+
+    def check(self, kind: Kind, round_number: int, model: Arrays) -> None:
+        """Whether the model of a task may have come about in this run. Only its chunks are read that are needed.
+
+        Raises Refusal: E_MODEL_FIRST, E_MODEL_DRIFT, E_MODEL_UNTRAINED, E_ROUND_NUMBER.
+        """
+        state, digest = self._read(), model_digest(model.heads)
+        if state.first != self._schema.first_model:
+            raise Refusal(reasons.MODEL_FIRST, private="the run had another study before")
+        if kind == "train":
+            self._check_training(state, round_number, digest, model)
+        else:
+            self._check_question(state, digest, model)
+
+    def _check_training(self, state: _State, round_number: int, digest: str, model: Arrays) -> None:
+        if not 1 <= round_number <= self._schema.rounds:
+            raise Refusal(reasons.ROUND_NUMBER, rounds=self._schema.rounds)
+        if state.tasks >= _TASKS_A_ROUND * self._max_chains * self._schema.rounds:
+            raise Refusal(reasons.ROUND_NUMBER, rounds=self._schema.rounds, private="too many tasks in this run")
+        if digest == self._schema.first_model and round_number <= self._gap:
+            return
+        if 0 <= round_number - state.trained.get(digest, round_number + 1) <= self._gap:
+            return
+        for chain in state.chains:
+            if 0 < round_number - chain.round <= self._gap and self._fits(chain, model, round_number - chain.round):
+                return
+        may_begin = len(state.chains) < self._max_chains and 1 < round_number <= self._gap
+        if may_begin and self._is_near(self._read_first(), model, round_number - 1):
+            return
+        raise Refusal(reasons.MODEL_DRIFT if state.chains else reasons.MODEL_FIRST)
+
+    def _check_question(self, state: _State, digest: str, model: Arrays) -> None:
+        """A question is about a model that this site helped to train, at most some rounds older than the last one."""
+        if not state.chains:
+            raise Refusal(reasons.MODEL_UNTRAINED)
+        if digest in state.trained:
+            return
+        for chain in state.chains:
+            rounds = min(self._gap, self._schema.rounds + 1 - chain.round)
+            if self._fits(chain, model, max(1, rounds)):
+                return
+        # The study that the hospital approved also judges models of other sites, and models without this site.
+        judges_others = self._schema.questions.get("evaluate.test", 1) > 1
+        if judges_others and self._is_near(self._read_first(), model, self._schema.rounds):
+            return
+        raise Refusal(reasons.MODEL_DRIFT)
+
+    def accept(self, kind: Kind, round_number: int, model: Arrays, folder: Path) -> None:
+        """Remember a model that was trained here; `folder` holds its chunks by their ids. Raises OSError."""
+        if kind not in TRAINING or kind == "train.head":
+            return
+        state, digest = self._read(), model_digest(model.heads)
+        heads = {record: dict(model.heads[record]) for record in MODEL_RECORDS if model.heads.get(record)}
+        chain = _Chain(round_number, digest, heads)
+        place = self._place(state, round_number, digest, model)
+        state.chains[place : place + 1] = [chain]
+        state.tasks += 1
+        state.trained.setdefault(digest, round_number)
+        self._keep_chunks(state, folder)
+        self._write(state)
+
+    def _place(self, state: _State, round_number: int, digest: str, model: Arrays) -> int:
+        """Which chain a model goes on with; one past the last for a new chain."""
+        for place, chain in enumerate(state.chains):
+            if chain.digest == digest:
+                return place
+        for place, chain in enumerate(state.chains):
+            gap = round_number - chain.round
+            if digest != self._schema.first_model and gap > 0 and self._fits(chain, model, gap):
+                return place
+        return len(state.chains) if len(state.chains) < self._max_chains else 0
+
+    # --- how far a model is from another ------------------------------------------------------------------
+
+    def _fits(self, chain: _Chain, model: Arrays, rounds: int) -> bool:
+        def read(chunk: str) -> bytes:
+            return (self._folder / chunk).read_bytes()
+
+        return self._is_near(Arrays(chain.heads, read), model, rounds)
+
+    def _is_near(self, old: Arrays, new: Arrays, rounds: int) -> bool:
+        """Whether no tensor moved further than it may in so many rounds."""
+        for record, specs in self._schema.model.items():
+            for name in specs:
+                if is_counter(name):
+                    if not self._counts_on(old, new, record, name):
+                        return False
+                    continue
+                moved, length = self._lengths(old, new, record, name)
+                if not (moved <= self._allowed(record, name, length, rounds)).all():  # nor is NaN
+                    return False
+        return True
+
+    def _lengths(self, old: Arrays, new: Arrays, record: str, name: str) -> tuple[NDArray, NDArray]:
+        """Of each tensor in an array, as root mean squares: how far it moved, and how long it was."""
+        spec = self._schema.model[record][name]
+        starts = np.array([part[0] for part in self._schema.parts[name]], dtype=np.int64)
+        sizes = np.diff([*starts, spec.length])
+        squares = np.zeros((2, len(starts)))
+        at = 0
+        for before, after in _both(old, new, record, name, spec):
+            wide = before.astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                change = after.astype(np.float64) - wide
+                for row, values in enumerate((change, wide)):
+                    _add_by_tensor(squares[row], starts, at, values * values)
+            at += len(wide)
+        moved, length = np.sqrt(squares / sizes)
+        return moved, length
+
+    def _allowed(self, record: str, name: str, length: NDArray, rounds: int) -> NDArray:
+        """How far each tensor of an array may move in so many rounds, as root mean squares."""
+        _, at_seed, share, floor = np.array(self._schema.parts[name]).T
+        allowed = np.maximum(share * np.maximum(length, at_seed), floor)
+        if record == "arrays":
+            is_fixed = (share == 0) & (floor == 0)
+            allowed = np.where(is_fixed, 0, self._schema.server_factor * allowed + self._schema.server_step)
+        return rounds * allowed
+
+    def _counts_on(self, old: Arrays, new: Arrays, record: str, name: str) -> bool:
+        spec = self._schema.model[record][name]
+        return all(bool((after >= before).all()) for before, after in _both(old, new, record, name, spec))
+
+    # --- on the disk --------------------------------------------------------------------------------------
+
+    def _read(self) -> _State:
+        try:
+            content = json.loads((self._folder / "state.json").read_bytes())
+        except FileNotFoundError:
+            return _State(self._schema.first_model)
+        chains = [_Chain(c["round"], c["digest"], heads_of(c["heads"])) for c in content.pop("chains")]
+        return _State(**content, chains=chains)
+
+    def _write(self, state: _State) -> None:
+        content = {
+            "first": state.first,
+            "tasks": state.tasks,
+            "trained": state.trained,
+            "chains": [{"round": c.round, "digest": c.digest, "heads": told(c.heads)} for c in state.chains],
+        }
+        write_durably(self._folder / "state.json", json.dumps(content).encode())
+
+    def _keep_chunks(self, state: _State, folder: Path) -> None:
+        """The chunks of all chains, and no others, lie in the run's folder; old runs' folders are deleted."""
+        if not self._folder.is_dir():
+            self._folder.mkdir(parents=True, mode=0o700)
+            _forget_old_runs(self._folder.parent)
+        wanted = {
+            chunk
+            for chain in state.chains
+            for group in chain.heads.values()
+            for head in group.values()
+            for chunk in head.chunks
+        }
+        for chunk in wanted:
+            if not (self._folder / chunk).exists():
+                temporary = self._folder / f".{chunk}"
+                shutil.copyfile(folder / chunk, temporary)
+                temporary.replace(self._folder / chunk)
+        for path in self._folder.iterdir():
+            if path.name not in wanted and path.name != "state.json":
+                path.unlink()
+
+
+def _both(old: Arrays, new: Arrays, record: str, name: str, spec: Any) -> Iterator[tuple[NDArray, NDArray]]:
+    return zip(
+        pieces(old.heads[record][name], spec, old.read), pieces(new.heads[record][name], spec, new.read), strict=True
+    )
+
+
+def _add_by_tensor(sums: NDArray, starts: NDArray, at: int, values: NDArray) -> None:
+    """Add up `values`, which begin at place `at` of the array, tensor by tensor."""
+    first = int(np.searchsorted(starts, at, side="right")) - 1
+    last = int(np.searchsorted(starts, at + len(values), side="left"))
+    cuts = np.maximum(starts[first:last] - at, 0)
+    sums[first:last] += np.add.reduceat(values, cuts)
+
+
+def _forget_old_runs(folder: Path) -> None:
+    """Only the newest runs' models stay."""
+    runs = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime_ns)
+    for old in runs[KEPT_RUNS:]:
+        with suppress(OSError):
+            shutil.rmtree(old)

@@ -1,0 +1,146 @@
+"""Questions about models are counted: one answer for each model and kind, so many in a run, so many in a month.
+
+Many answers about models that differ a little tell single patients, even if each is over enough patients. So a model
+is asked about once in each way. The same question asked again, after a server was killed say, gets the same answer from
+here, and the node is not troubled; another question about the same model is refused.
+
+SITE_DIR/gateway/answers/<key>.json   one answer that left; the key follows from the model and the kind of question
+"""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from federation import reasons
+from federation.allowed import Kind
+from federation.gateway.first_model import MODEL_RECORDS, model_digest, told
+from federation.gateway.objects import Content
+from models.refusal import Refusal
+from pipeline.durable import write_durably
+
+if TYPE_CHECKING:
+    from federation.study import Study
+
+QUESTIONS: tuple[Kind, ...] = (
+    "train.head",
+    "evaluate.calibrate",
+    "evaluate.test",
+    "evaluate.embed",
+    "evaluate.assign",
+)
+MONTH_SECONDS = 31 * 24 * 3600.0
+# Settings of a message that do not change what is asked.
+_AROUND = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
+
+
+def questions_of(study: "Study") -> dict[str, int]:
+    """How many models a run of this study may ask a site about, by the kind of question."""
+    asked, table = study.evaluation, study.study
+    compared = min(asked.compared_sites or table.sites, table.sites)
+    others = sum((asked.local_models, asked.leave_one_out, asked.fine_tune))
+    embeds = study.privacy is None
+    return {
+        "train.head": int(asked.fine_tune and embeds),
+        "evaluate.calibrate": 1,
+        "evaluate.test": 1 + others * compared,
+        "evaluate.embed": int(embeds),
+        "evaluate.assign": int(embeds and asked.shortcut_audit),
+    }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a model. `asked`: the digest of all that comes with the model."""
+
+    run: str
+    kind: str
+    model: str
+    asked: str
+
+    @classmethod
+    def of(cls, run: str, kind: Kind, content: Content) -> "Question":
+        """The question that a task's content asks."""
+        config = {key: value for key, value in content.configs["config"].items() if key not in _AROUND}
+        more = {record: heads for record, heads in content.arrays.items() if record not in MODEL_RECORDS}
+        spelt = json.dumps([config, told(more)], sort_keys=True)
+        return cls(run, kind, model_digest(content.arrays), hashlib.sha256(spelt.encode()).hexdigest())
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.model}|{self.kind}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class KeptAnswer:
+    """An answer that left: figures by name, and the heads and chunks of its arrays, if it had any."""
+
+    figures: Mapping[str, Any]
+    arrays: Mapping[str, Any]
+    chunks: Mapping[str, bytes]
+
+
+class Questions:
+    """The answers of a site. `a_month`: how many new ones may leave in 31 days."""
+
+    def __init__(self, folder: Path, *, a_month: int) -> None:
+        self._folder, self._a_month = folder, a_month
+
+    def earlier(self, question: Question) -> KeptAnswer | None:
+        """The answer to the same question, if there was one.
+
+        Raises Refusal E_ASKED_ALREADY where this kind of question was asked about the same model in another way.
+        """
+        kept = self._kept(question.key)
+        if kept is None:
+            return None
+        if kept["asked"] != question.asked:
+            raise Refusal(reasons.ASKED_ALREADY)
+        chunks = {id: base64.b64decode(chunk) for id, chunk in kept["chunks"].items()}
+        return KeptAnswer(kept["figures"], kept["arrays"], chunks)
+
+    def check_budget(self, question: Question, allowed: Mapping[str, int]) -> None:
+        """Whether one more answer may leave; `allowed` in a run, by kind.
+
+        Raises Refusal: E_QUESTIONS_RUN, E_QUESTIONS_MONTH.
+        """
+        oldest = time.time() - MONTH_SECONDS
+        of_run = of_month = 0
+        for kept in self._all():
+            of_run += (kept["run"], kept["kind"]) == (question.run, question.kind)
+            of_month += kept["at"] > oldest
+        if of_run >= allowed.get(question.kind, 0):
+            raise Refusal(reasons.QUESTIONS_RUN, allowed=allowed.get(question.kind, 0))
+        if of_month >= self._a_month:
+            raise Refusal(reasons.QUESTIONS_MONTH, allowed=self._a_month)
+
+    def keep(self, question: Question, answer: KeptAnswer) -> None:
+        """Write an answer down, before it leaves. Raises OSError, and it must not leave then."""
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        content = {
+            **asdict(question),
+            "at": time.time(),
+            "figures": dict(answer.figures),
+            "arrays": dict(answer.arrays),
+            "chunks": {id: base64.b64encode(chunk).decode() for id, chunk in answer.chunks.items()},
+        }
+        write_durably(self._folder / f"{question.key}.json", json.dumps(content).encode())
+
+    def figures_of(self, model: str, kind: Kind) -> Mapping[str, Any] | None:
+        """The figures that left about a model, if this kind of question was asked about it."""
+        kept = self._kept(Question("", kind, model, "").key)
+        return None if kept is None else kept["figures"]
+
+    def _kept(self, key: str) -> dict[str, Any] | None:
+        try:
+            return json.loads((self._folder / f"{key}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _all(self) -> Iterator[dict[str, Any]]:
+        for path in self._folder.glob("*.json"):
+            yield json.loads(path.read_bytes())
