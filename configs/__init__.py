@@ -3,6 +3,10 @@
 from functools import cache
 from pathlib import Path
 
+# Not in a new site's list of approved studies: `fedavg` also judges models of other hospitals on a hospital's test
+# patients, and `demo` is for synthetic hospitals.
+_ON_REQUEST = ("fedavg", "demo")
+
 
 @cache
 def preset_files() -> dict[str, Path]:
@@ -10,3 +14,8 @@ def preset_files() -> dict[str, Path]:
     folder = Path(__file__).parent
     files = [folder / "study.toml", *sorted((folder / "presets").glob("*.toml")), folder / "demo.toml"]
     return {path.stem: path for path in files}
+
+
+def usual_studies() -> list[str]:
+    """The names of the release's own studies that a new site approves in its site.toml."""
+    return [name for name in preset_files() if name not in _ON_REQUEST]

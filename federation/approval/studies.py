@@ -24,7 +24,7 @@ from pipeline.site import Site
 MAX_BYTES = 64 * 1024
 # Tables and keys of [study] that the digest leaves out.
 _FREE_TABLES = {"stopping"}
-_FREE_KEYS = {"name", "seed", "seeds", "sites", "sites_per_round", "quorum", "wait_s", "round_timeout_s", "synthetic"}
+FREE_KEYS = {"name", "seed", "seeds", "sites", "quorum", "wait_s", "round_timeout_s", "synthetic"}
 
 Verdict = Literal["preset", "approved", "revoked", "unknown"]
 
@@ -38,7 +38,7 @@ def canonical(study: str) -> bytes:
         raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
     try:
         tables = json.loads(study, object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
-        table = {key: value for key, value in tables["study"].items() if key not in _FREE_KEYS}
+        table = {key: value for key, value in tables["study"].items() if key not in FREE_KEYS}
         covered = {name: content for name, content in tables.items() if name not in _FREE_TABLES} | {"study": table}
         return json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

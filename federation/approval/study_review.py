@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from federation.approval.studies import FREE_KEYS
+
 if TYPE_CHECKING:
     from federation.study import Study
 
@@ -33,6 +35,7 @@ def review_study(study: "Study", digest: str, presets: tuple[str, ...]) -> Study
         for table, keys in content.items()
         if isinstance(keys, dict)
         for key, value in keys.items()
+        if table != "study" or key not in FREE_KEYS
     ]
     return StudyReview(digest, presets, rows, weakenings(study))
 

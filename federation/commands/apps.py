@@ -76,7 +76,7 @@ def approve(
     _show(review, approvals.verdict(review.sha256))
     if not yes:
         typer.confirm("Let this app run here, on this hospital's data?", abort=True, err=True)
-    sha256 = approvals.approve(content, by=_user(), note=note)
+    sha256 = approvals.approve(content, by=user(), note=note)
     say(f"Approved {sha256}. It may run here from now on; `fedthorax node revoke` ends that.")
 
 
@@ -87,7 +87,7 @@ def revoke(site_dir: SiteDir, app: AppName, note: Note = "") -> None:
 
     approvals = Approvals(Site.open(site_dir))
     sha256 = _sha256(approvals, app)
-    approvals.revoke(sha256, by=_user(), note=note)
+    approvals.revoke(sha256, by=user(), note=note)
     say(f"Revoked {sha256}.")
 
 
@@ -180,7 +180,7 @@ def _sha256(approvals: "Approvals", app: str) -> str:
     return found[0]
 
 
-def _user() -> str:
+def user() -> str:
     """Who decides, for approvals.json alone: whoever called sudo, or runs this."""
     import getpass
 

@@ -8,6 +8,7 @@ import typer
 
 from federation.commands.apps import approve, apps, ledger, revoke
 from federation.commands.console import print_json, print_table, progress_bar, say
+from federation.commands.node_studies import approve_study, revoke_study, studies
 
 if TYPE_CHECKING:
     from pipeline.site import Site
@@ -222,5 +223,5 @@ def start(site_dir: SiteDir) -> None:
     run_node(Site.open(site_dir), say)
 
 
-for command in (apps, approve, revoke, ledger):
+for command in (apps, approve, revoke, studies, approve_study, revoke_study, ledger):
     app.command()(command)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs import preset_files
+from configs import usual_studies
 from models.refusal import Reason, Refusal
 from pipeline import reasons
 from pipeline.findings import Finding
@@ -96,7 +96,7 @@ def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) 
 
 _STUDIES = f"""[gateway]
 # The studies of this release that may run here; `fedthorax node studies` shows what each asks for.
-studies = {json.dumps([name for name in preset_files() if name != "demo"])}
+studies = {json.dumps(usual_studies())}
 
 """
 _JOINING = """[server]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from configs import preset_files
+from configs import usual_studies
 from federation.study import Study
 from models.refusal import Refusal
 from models.settings import load_settings
@@ -26,7 +26,7 @@ def test_the_site_template_shows_the_defaults():
             "site": {"name": site.site.name},
             "laboratory": {"file": site.laboratory.file},
             "outcomes": {"file": site.outcomes.file},
-            "gateway": {"studies": [name for name in preset_files() if name != "demo"]},
+            "gateway": {"studies": usual_studies()},
         }
     )
     assert site == plain

@@ -12,11 +12,11 @@ from federation.commands.study import app
 from federation.rounds.local import load_examples
 from federation.studies import attack
 from federation.studies.attack import measure, require_controls, study_of
-from federation.study import Study, StudyTable
+from federation.study import Study, StudyNetwork, StudyTable, StudyTraining
 from models import membership
 from models.attacks import Attacks, Control
 from models.membership import JOINT
-from models.network import NetworkSettings, build_network
+from models.network import build_network
 from models.refusal import Refusal
 from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, Description, Privacy, add_attacks, card, load_release
 from models.release import save_release as save
@@ -24,14 +24,14 @@ from pipeline.cohort import Cohort, PatientRow, Scan, save_tensor
 from pipeline.preprocess import Preprocessing, settings_digest
 from pipeline.privacy_budget import PrivacySettings
 from pipeline.site import Site, Split, init_site
-from pipeline.train import Schedule, TrainSettings, train
+from pipeline.train import Schedule, train
 
 PREPROCESSING = Preprocessing(shape=(16, 16, 16))
 STUDY = Study(
     study=StudyTable(name="small", rounds=1, local_epochs=1, sites=1, quorum=1),
-    network=NetworkSettings(architecture="resnet10", widen_factor=0.125),
+    network=StudyNetwork(architecture="resnet10", widen_factor=0.125),
     preprocessing=PREPROCESSING,
-    training=TrainSettings(augment=False),
+    training=StudyTraining(augment=False),
 )
 PATIENTS: dict[Split, int] = {"train": 16, "validation": 4, "test": 12}
 LEAST = 10
