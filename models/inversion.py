@@ -64,7 +64,7 @@ def seen_update(before: nn.Module, after: nn.Module) -> Seen:
 
     PyTorch's batch norm keeps running = (1 - momentum) * running + momentum * batch at each step, and counts steps.
     """
-    changes = [old - new for old, new in zip(before.parameters(), after.parameters(), strict=True)]
+    changes = [old - new for old, new in zip(_learnt(before), _learnt(after), strict=True)]
     later = _batch_norms(after)
     moments = {name: _between(norm, later[name]) for name, norm in _batch_norms(before).items()}
     return Seen(torch.cat([change.detach().flatten() for change in changes]), moments)
@@ -83,9 +83,14 @@ def _between(before: BatchNorm, after: BatchNorm) -> tuple[Tensor, Tensor]:
     return mean, (after.running_var - kept * before.running_var) / (1 - kept)
 
 
+def _learnt(network: nn.Module) -> list[nn.Parameter]:
+    """The weights that training moves."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
 def _gradient(network: nn.Module, scans: Tensor, tabular: Tensor, targets: Tensor, *, keep: bool = False) -> Tensor:
     loss = masked_bce(network(scans, tabular), targets)
-    gradients = torch.autograd.grad(loss, list(network.parameters()), create_graph=keep)
+    gradients = torch.autograd.grad(loss, _learnt(network), create_graph=keep)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 

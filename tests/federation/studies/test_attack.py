@@ -180,7 +180,7 @@ def test_a_private_study_is_measured_and_charges_nothing(tmp_path: Path, no_cont
 def test_a_study_that_did_not_make_the_model_is_refused(measured: Measured, tmp_path: Path) -> None:
     description = load_release(measured.model).description
     assumed = study_of(description, None)
-    assert assumed.network == STUDY.network and assumed.preprocessing == STUDY.preprocessing
+    assert assumed.network.model_dump() == STUDY.network.model_dump() and assumed.preprocessing == STUDY.preprocessing
     file = tmp_path / "study.toml"
     file.write_text('[study]\nname = "other"\nrounds = 1\nsites = 1\nquorum = 1\n')
     with pytest.raises(Refusal, match="E_ATTACK_STUDY"):

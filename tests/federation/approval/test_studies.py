@@ -1,0 +1,165 @@
+"""A study is approved by a digest of its settings: any setting that decides what is learnt or asked makes another."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs import preset_files
+from federation.approval.presets import names_of, presets
+from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, canonical, study_digest
+from federation.approval.study_review import weakenings
+from federation.ledger.chain import ledger_file, read_lines
+from federation.study import Study
+from models.refusal import Refusal
+from pipeline.site import Site
+
+FULL: dict[str, Any] = {
+    "study": {"name": "trial", "rounds": 20, "sites": 3, "quorum": 2},
+    "network": {"norm": "group"},
+    "privacy": {"noise_multiplier": 1.5, "sample_rate": 0.1},
+    "stopping": {"patience_rounds": 3},
+    "strategy": {"name": "FedProx", "options": {"proximal_mu": 0.01}},
+}
+STUDY = Study.model_validate(FULL).model_dump(mode="json")
+TEXT = json.dumps(STUDY)
+
+
+def code(function: Callable[[], object]) -> str:
+    with pytest.raises(Refusal) as refused:
+        function()
+    return refused.value.code
+
+
+def settings() -> Iterator[tuple[str, str]]:
+    for table, content in STUDY.items():
+        yield from ((table, key) for key in content)
+
+
+@pytest.mark.parametrize(("table", "key"), settings())
+def test_every_setting_but_the_free_ones_makes_another_study(table: str, key: str) -> None:
+    changed = json.loads(TEXT)
+    changed[table][key] = "something else"
+    is_free = table == "stopping" or (table == "study" and key in FREE_KEYS)
+    assert (study_digest(json.dumps(changed)) == study_digest(TEXT)) == is_free
+
+
+def test_a_setting_that_no_release_knows_makes_another_study() -> None:
+    changed = {**STUDY, "more": {"trap": 1}}
+    assert study_digest(json.dumps(changed)) != study_digest(TEXT)
+
+
+def test_order_and_spaces_make_no_other_study() -> None:
+    turned = {table: dict(reversed(content.items())) for table, content in reversed(STUDY.items())}
+    assert study_digest(json.dumps(turned, indent=3)) == study_digest(TEXT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"study": 3}',
+        "{" * 40_000,
+        TEXT.replace('"rounds": 20', '"rounds": 20, "rounds": 21'),  # two readers could see two studies
+        TEXT.replace('"learning_rate": 0.05', '"learning_rate": NaN'),
+        TEXT.replace('"learning_rate": 0.05', '"learning_rate": Infinity'),
+        TEXT + " " * 70_000,
+    ],
+)
+def test_what_is_no_study_has_no_digest(text: str) -> None:
+    assert code(lambda: study_digest(text)) == "E_RUN_CONFIG"
+
+
+def test_presets_are_known_by_name() -> None:
+    for name, study in presets().items():
+        named = study.model_copy(update={"study": study.study.model_copy(update={"name": "other", "seed": 77})})
+        assert name in names_of(study_digest(named.model_dump_json()))
+    assert names_of(study_digest(TEXT)) == ()
+    assert list(presets()) == list(preset_files())
+
+
+def test_a_new_site_allows_the_usual_studies_and_no_other(site: Site) -> None:
+    approvals = StudyApprovals(site)
+    verdicts = {
+        name: approvals.verdict(study_digest(study.model_dump_json()), (name,)) for name, study in presets().items()
+    }
+    assert verdicts["study"] == verdicts["fedprox"] == "preset"
+    assert verdicts["fedavg"] == verdicts["demo"] == "unknown"
+    assert approvals.verdict(study_digest(TEXT), ()) == "unknown"
+
+
+def test_a_site_that_names_no_study_allows_none(site: Site) -> None:
+    site.settings.gateway.studies = ()
+    digest = study_digest(presets()["study"].model_dump_json())
+    assert StudyApprovals(site).verdict(digest, names_of(digest)) == "unknown"
+
+
+def test_decisions_hold_and_are_in_the_ledger(site: Site) -> None:
+    approvals = StudyApprovals(site)
+    digest = approvals.approve(TEXT, by="anna", note="read")
+    assert digest == study_digest(TEXT)
+    assert StudyApprovals(site).verdict(digest, ()) == "approved"
+    approvals.revoke(digest, by="ben")
+    assert StudyApprovals(site).verdict(digest, ()) == "revoked"
+    assert [(line.direction, line.kind, line.app) for line in read_lines(ledger_file(site))] == [
+        ("here", "study approval", digest),
+        ("here", "study revocation", digest),
+    ]
+
+
+def test_a_revoked_preset_does_not_run_though_site_toml_names_it(site: Site) -> None:
+    digest = study_digest(presets()["study"].model_dump_json())
+    StudyApprovals(site).revoke(digest, by="anna")
+    assert StudyApprovals(site).verdict(digest, ("study",)) == "revoked"
+
+
+def test_a_study_that_was_asked_for_can_be_looked_at(site: Site) -> None:
+    approvals = StudyApprovals(site)
+    digest = approvals.keep(TEXT)
+    kept = approvals.content(digest)
+    assert kept is not None
+    assert study_digest(as_study(kept)) == digest
+    assert Study.model_validate_json(as_study(kept)).network.norm == "group"
+
+
+@pytest.mark.parametrize("spoil", [b"", b"{}", b'{"decisions": [{"sha256": "../x"}]}'])
+def test_with_a_damaged_list_no_study_runs(site: Site, spoil: bytes) -> None:
+    approvals = StudyApprovals(site)
+    digest = approvals.approve(TEXT, by="anna")
+    (Path(site.folder) / "studies" / "approvals.json").write_bytes(spoil)
+    assert code(lambda: approvals.verdict(digest, ("study",))) == "E_APPROVALS"
+
+
+# --- in plain words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"training": {"augment": False}}, "Augmentation"),
+        ({"training": {"batch_size": 4}}, "4 patients"),
+        ({"training": {"learning_rate": 0.5}}, "learning rate"),
+        ({"network": {"tabular_features": 16}}, "16 features"),
+        ({"study": {**FULL["study"], "local_steps": 2}}, "2 training steps"),
+        ({"study": {**FULL["study"], "rounds": 200}}, "200 rounds"),
+        ({"evaluation": {"local_models": True}}, "Local models"),
+        ({"evaluation": {"leave_one_out": True}}, "Leave one out"),
+        ({"evaluation": {"fine_tune": True}}, "Fine tuning"),
+        ({}, "No differential privacy"),
+    ],
+)
+def test_what_weakens_privacy_is_named(change: dict[str, Any], word: str) -> None:
+    study = Study.model_validate({"study": FULL["study"], **change})
+    assert any(word in line for line in weakenings(study))
+
+
+def test_a_private_study_with_usual_settings_weakens_nothing() -> None:
+    assert weakenings(presets()["private"]) == []
+
+
+def test_the_digest_covers_what_a_study_model_writes() -> None:
+    assert canonical(Study.model_validate(FULL).model_dump_json()) == canonical(TEXT)

@@ -1,0 +1,246 @@
+"""Which models a run may send: the seed's first, then what grows out of models that this site trained."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation.gateway.first_model import Part, told, write_chunks
+from federation.gateway.lineage import KEPT_RUNS, Lineage
+from federation.gateway.schema import Schema
+from federation.rounds.packing import WEIGHTS
+from models.refusal import Refusal
+from tests.federation.gateway.messages import COUNTER, MEAN, Model, arrays_of, first_of, parts_for, schema_for
+
+RNG = np.random.default_rng(5)
+SHARE = 0.5
+# Three tensors: the first may move by half of its length, the second by 0.1, the third not at all.
+PLAIN = schema_for(70_000, 8)
+PARTS = {
+    **parts_for(PLAIN, share=SHARE),
+    WEIGHTS: [Part(0, 1.0, SHARE, 0.0), Part(40_000, 0.0, 0.0, 0.1), Part(69_000, 1.0, 0.0, 0.0)],
+}
+SCHEMA = replace(PLAIN, rounds=20, parts=PARTS, questions={"evaluate.test": 1})
+FIRST = first_of(SCHEMA)
+SCHEMA = replace(SCHEMA, first=told(write_chunks(FIRST)))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> "Site":
+    return Site(tmp_path)
+
+
+class Site:
+    """A site that remembers the models of one run; each question is asked of a new object, as after a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def lineage(self, schema: Schema = SCHEMA, *, run: str = "run", max_missed: int = 5) -> Lineage:
+        return Lineage(self.folder / "models", run, schema, read_first=lambda: arrays_of(FIRST), max_missed=max_missed)
+
+    def code(self, model: Model, number: int, *, kind: str = "train", **settings: object) -> str:
+        """The code with which a model is refused; "" if it is let in."""
+        try:
+            self.lineage(**settings).check(kind, number, arrays_of(model))  # type: ignore[arg-type]
+        except Refusal as refusal:
+            return refusal.code
+        return ""
+
+    def train(self, model: Model, number: int, **settings: object) -> None:
+        assert self.code(model, number, **settings) == ""
+        chunks = self.folder / "chunks"
+        chunks.mkdir(exist_ok=True)
+        write_chunks(model, chunks)
+        self.lineage(**settings).accept("train", number, arrays_of(model), chunks)  # type: ignore[arg-type]
+
+
+def moved(model: Model, start: int, end: int, rms: float) -> Model:
+    """The model with the weights from `start` to `end` moved by exactly this root mean square."""
+    weights = model["arrays"][WEIGHTS].astype(np.float64)
+    step = RNG.standard_normal(end - start)
+    weights[start:end] += step * rms / np.sqrt(np.mean(step**2))
+    return {**model, "arrays": {WEIGHTS: weights.astype(np.float32)}}
+
+
+def rms(model: Model, start: int, end: int) -> float:
+    return float(np.sqrt(np.mean(model["arrays"][WEIGHTS][start:end].astype(np.float64) ** 2)))
+
+
+# --- the first model --------------------------------------------------------------------------------------
+
+
+def test_the_model_of_the_seed_begins_a_run(site: Site) -> None:
+    assert site.code(FIRST, 1) == ""
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda weights: np.nextafter(weights, np.float32(9)),
+        lambda weights: weights * np.float32(1.0001),
+        lambda weights: np.where(np.arange(weights.size) == 41_000, np.float32(1e-7), weights),
+        lambda weights: np.full_like(weights, np.nan),
+    ],
+)
+def test_any_other_first_model_is_refused(site: Site, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+    trap = {**FIRST, "arrays": {WEIGHTS: spoil(FIRST["arrays"][WEIGHTS]).astype(np.float32)}}
+    assert site.code(trap, 1) == "E_MODEL_FIRST"
+
+
+def test_other_first_buffers_are_refused(site: Site) -> None:
+    mean = {MEAN: FIRST["buffers"][MEAN] + np.float32(1)}
+    assert site.code({**FIRST, "buffers": {**FIRST["buffers"], **mean}}, 1) == "E_MODEL_FIRST"
+
+
+def test_a_run_cannot_be_given_another_study(site: Site) -> None:
+    site.train(FIRST, 1)
+    other = replace(SCHEMA, first=told(write_chunks(moved(FIRST, 0, 10, 1.0))))
+    assert site.code(FIRST, 1, schema=other) == "E_MODEL_FIRST"
+
+
+# --- the models after it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "allowed"), [(0, 40_000, SHARE * rms(FIRST, 0, 40_000)), (40_000, 69_000, 0.1)]
+)
+def test_each_tensor_may_move_so_far_and_no_further(site: Site, start: int, end: int, allowed: float) -> None:
+    site.train(FIRST, 1)
+    assert site.code(moved(FIRST, start, end, 0.99 * allowed), 2) == ""
+    assert site.code(moved(FIRST, start, end, 1.01 * allowed), 2) == "E_MODEL_DRIFT"
+    assert site.code(moved(FIRST, start, end, 1.98 * allowed), 3) == ""  # a round was missed
+    assert site.code(moved(FIRST, start, end, 2.02 * allowed), 3) == "E_MODEL_DRIFT"
+
+
+def test_a_tensor_that_training_does_not_move_stays_as_it_is(site: Site) -> None:
+    site.train(FIRST, 1)
+    assert site.code(moved(FIRST, 69_000, 70_000, 1e-6), 2) == "E_MODEL_DRIFT"
+    with_optimiser = replace(SCHEMA, server_step=10.0, server_factor=10.0)
+    assert site.code(moved(FIRST, 69_000, 70_000, 1e-6), 2, schema=with_optimiser) == "E_MODEL_DRIFT"
+    assert site.code(moved(FIRST, 40_000, 69_000, 0.9), 2, schema=with_optimiser) == ""
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_model_that_is_not_finite_is_refused(site: Site, bad: float) -> None:
+    site.train(FIRST, 1)
+    weights = FIRST["arrays"][WEIGHTS].copy()
+    weights[50_000] = bad
+    assert site.code({**FIRST, "arrays": {WEIGHTS: weights}}, 2) == "E_MODEL_DRIFT"
+
+
+def test_counters_do_not_run_backwards(site: Site) -> None:
+    site.train(FIRST, 1)
+    back = {COUNTER: FIRST["buffers"][COUNTER] - 1}
+    assert site.code({**FIRST, "buffers": {**FIRST["buffers"], **back}}, 2) == "E_MODEL_DRIFT"
+
+
+def test_the_bound_is_held_against_the_last_model_and_not_the_first(site: Site) -> None:
+    model = FIRST
+    for number in range(1, 6):
+        site.train(model, number)
+        model = moved(model, 0, 40_000, 0.9 * SHARE * rms(model, 0, 40_000))
+    assert site.code(model, 6) == ""
+    assert site.code(moved(FIRST, 0, 40_000, 0.01), 6) == "E_MODEL_DRIFT"
+
+
+def test_a_site_may_miss_some_rounds_and_no_more(site: Site) -> None:
+    site.train(FIRST, 1)
+    near = moved(FIRST, 0, 40_000, 0.01)
+    assert site.code(near, 7) == ""
+    assert site.code(near, 8) == "E_MODEL_DRIFT"
+    assert site.code(near, 3, max_missed=1) == ""
+    assert site.code(near, 4, max_missed=1) == "E_MODEL_DRIFT"
+
+
+def test_a_site_that_comes_late_is_held_to_the_first_model(site: Site) -> None:
+    late = moved(FIRST, 0, 40_000, 2.9 * SHARE * rms(FIRST, 0, 40_000))
+    assert site.code(late, 4) == ""
+    assert site.code(late, 3) == "E_MODEL_FIRST"
+    assert site.code(late, 7) == "E_MODEL_FIRST"
+
+
+def test_where_rounds_draw_sites_a_site_may_be_left_out_for_long(site: Site) -> None:
+    drawing = replace(SCHEMA, draws_sites=True)
+    site.train(FIRST, 1, schema=drawing)
+    assert site.code(moved(FIRST, 0, 40_000, 0.01), 15, schema=drawing) == ""
+
+
+# --- rounds -----------------------------------------------------------------------------------------------
+
+
+def test_a_lost_round_is_asked_again_with_the_same_model(site: Site) -> None:
+    site.train(FIRST, 1)
+    site.train(FIRST, 1)
+    site.train(FIRST, 2)
+    second = moved(FIRST, 0, 40_000, 0.1)
+    site.train(second, 3)
+    assert site.code(FIRST, 3) == ""  # the server has lost its newest checkpoint
+    assert site.code(second, 9) == ""
+    assert site.code(second, 10) == "E_MODEL_DRIFT"
+
+
+@pytest.mark.parametrize("number", [0, -1, 21, 100_000])
+def test_only_the_runs_rounds_are_trained(site: Site, number: int) -> None:
+    """Beyond the last round the learning rate is zero, and an update would be a sum of gradients."""
+    assert site.code(FIRST, number) == "E_ROUND_NUMBER"
+
+
+def test_the_first_model_is_not_trained_in_late_rounds(site: Site) -> None:
+    assert site.code(FIRST, 6) == ""
+    assert site.code(FIRST, 7) == "E_MODEL_FIRST"
+
+
+def test_a_run_cannot_ask_for_training_without_end(site: Site) -> None:
+    short = replace(SCHEMA, rounds=2)
+    for _ in range(4):
+        site.train(FIRST, 1, schema=short)
+    assert site.code(FIRST, 1, schema=short) == "E_ROUND_NUMBER"
+
+
+# --- questions --------------------------------------------------------------------------------------------
+
+
+def test_only_what_was_trained_here_is_asked_about(site: Site) -> None:
+    assert site.code(FIRST, 0, kind="evaluate.test") == "E_MODEL_UNTRAINED"
+    site.train(FIRST, 1)
+    near, far = (moved(FIRST, 0, 40_000, share * SHARE * rms(FIRST, 0, 40_000)) for share in (5.9, 6.1))
+    assert site.code(FIRST, 0, kind="evaluate.test") == ""
+    assert site.code(near, 0, kind="evaluate.calibrate") == ""
+    assert site.code(far, 0, kind="train.head") == "E_MODEL_DRIFT"
+    assert site.code(near, 0, kind="evaluate.test", run="another") == "E_MODEL_UNTRAINED"
+
+
+def test_models_of_other_sites_are_asked_about_only_where_the_study_says_so(site: Site) -> None:
+    judging = replace(SCHEMA, questions={"evaluate.test": 4})
+    site.train(FIRST, 1, schema=judging)
+    other = moved(FIRST, 0, 40_000, 15 * SHARE * rms(FIRST, 0, 40_000))
+    assert site.code(other, 0, kind="evaluate.test", schema=judging) == ""
+    assert site.code(other, 0, kind="evaluate.test") == "E_MODEL_DRIFT"
+
+
+def test_local_models_have_chains_of_their_own(site: Site) -> None:
+    judging = replace(SCHEMA, questions={"evaluate.test": 2})
+    site.train(FIRST, 1, schema=judging)
+    common = moved(FIRST, 0, 40_000, 0.2)
+    site.train(common, 2, schema=judging)
+    site.train(FIRST, 1, schema=judging)  # the local model begins anew
+    local = moved(FIRST, 0, 40_000, 0.3)
+    site.train(local, 2, schema=judging)
+    assert site.code(moved(common, 0, 40_000, 0.2), 3, schema=judging) == ""
+    assert site.code(moved(local, 0, 40_000, 0.2), 3, schema=judging) == ""
+
+
+# --- the disk ---------------------------------------------------------------------------------------------
+
+
+def test_only_the_last_models_chunks_and_the_newest_runs_are_kept(site: Site) -> None:
+    site.train(FIRST, 1)
+    kept = len(list((site.folder / "models" / "run").iterdir()))
+    site.train(moved(FIRST, 0, 40_000, 0.1), 2)
+    assert len(list((site.folder / "models" / "run").iterdir())) == kept
+    for number in range(KEPT_RUNS + 3):
+        site.train(FIRST, 1, run=f"run-{number}")
+    assert len(list((site.folder / "models").iterdir())) == KEPT_RUNS

@@ -1,0 +1,272 @@
+"""Questions about models are counted; a question at thresholds is answered only where the sites give them."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from federation.allowed import LABELS
+from federation.gateway import arrival, exchange, questions
+from federation.gateway.questions import KeptAnswer, Question, Questions, questions_of
+from federation.rounds.calibration_answers import to_record
+from federation.rounds.pooled_calibration import pooled, settings_of
+from federation.study import Study
+from models.refusal import Refusal
+from pipeline.site import Site
+from tests.federation.gateway.fake_server import Bench, Server
+from tests.federation.gateway.messages import Model, model, moments, record_of, schema_for, train_here
+from tests.federation.gateway.test_exchange import (  # noqa: F401
+    is_refused,
+    lines,
+    schema,
+    site,
+    task_content,
+    wait_for_reply,
+    wait_until_idle,
+    work,
+)
+
+RNG = np.random.default_rng(3)
+SCHEMA = schema_for(500, 8)
+TEST = Question("run", "evaluate.test", "model", "asked")
+ANSWER = KeptAnswer({"auroc_severe": 0.8, "num-examples": 30}, {}, {})
+
+
+def code(function: Callable[[], object]) -> str:
+    try:
+        function()
+    except Refusal as refusal:
+        return refusal.code
+    return ""
+
+
+# --- the count --------------------------------------------------------------------------------------------
+
+
+def test_the_same_question_gets_the_same_answer_also_after_a_restart(tmp_path: Path) -> None:
+    answer = KeptAnswer({"loss": 0.25}, {"moments": {"mean": ["float32", [2], ["c" * 64]]}}, {"c" * 64: b"\x00chunk"})
+    Questions(tmp_path / "answers", a_month=5).keep(TEST, answer)
+    assert Questions(tmp_path / "answers", a_month=5).earlier(TEST) == answer
+
+
+@pytest.mark.parametrize(
+    "other", [replace(TEST, asked="other thresholds"), replace(TEST, asked="x", run="another run")]
+)
+def test_another_question_of_its_kind_about_a_model_is_refused(tmp_path: Path, other: Question) -> None:
+    kept = Questions(tmp_path, a_month=5)
+    kept.keep(TEST, ANSWER)
+    assert code(lambda: kept.earlier(other)) == "E_ASKED_ALREADY"
+    assert kept.earlier(replace(TEST, kind="evaluate.embed")) is None
+    assert kept.earlier(replace(TEST, model="another model")) is None
+
+
+def test_a_run_has_its_number_of_questions_of_each_kind(tmp_path: Path) -> None:
+    kept = Questions(tmp_path, a_month=100)
+    allowed = {"evaluate.test": 2}
+    for number in range(2):
+        question = replace(TEST, model=f"model {number}")
+        kept.check_budget(question, allowed)
+        kept.keep(question, ANSWER)
+    third = replace(TEST, model="model 3")
+    assert code(lambda: kept.check_budget(third, allowed)) == "E_QUESTIONS_RUN"
+    assert code(lambda: kept.check_budget(replace(third, run="another"), allowed)) == ""
+    assert code(lambda: kept.check_budget(replace(third, kind="evaluate.embed"), allowed)) == "E_QUESTIONS_RUN"
+
+
+def test_a_month_has_its_number_of_questions_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, now = Questions(tmp_path, a_month=3), time.time()
+    for number in range(3):
+        kept.keep(replace(TEST, model=f"model {number}", run=f"run {number}"), ANSWER)
+    new = replace(TEST, model="model 9", run="run 9")
+    assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
+    monkeypatch.setattr(questions.time, "time", lambda: now + 32 * 24 * 3600)
+    assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == ""
+    monkeypatch.setattr(questions.time, "time", lambda: now - 400 * 24 * 3600)  # a clock that was set back
+    assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "tests", "heads"),
+    [
+        ({}, 1, 0),
+        ({"local_models": True}, 4, 0),
+        ({"local_models": True, "leave_one_out": True, "fine_tune": True}, 10, 1),
+        ({"local_models": True, "compared_sites": 2}, 3, 0),
+    ],
+)
+def test_a_study_says_how_many_questions_its_runs_have(evaluation: Mapping[str, Any], tests: int, heads: int) -> None:
+    table = {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}
+    allowed = questions_of(Study.model_validate({"study": table, "evaluation": evaluation}))
+    assert (allowed["evaluate.test"], allowed["train.head"], allowed["evaluate.calibrate"]) == (tests, heads, 1)
+
+
+# --- through the gateway ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(site: Site, schema: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:  # noqa: F811
+    monkeypatch.setattr(arrival, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(exchange, "SOON_SECONDS", 0.0)
+    bench = Bench(site, Server())
+    yield bench
+    bench.close()
+
+
+def figures(**values: float) -> Callable[[Message], Message]:
+    metrics = MetricRecord({**values, "num-examples": 30})
+    return lambda task: Message(RecordDict({"metrics": metrics}), reply_to=task)
+
+
+def trained_here(bench: Bench) -> Model:
+    came_in = model(SCHEMA, RNG)
+    train_here(bench.site, SCHEMA, came_in)
+    return came_in
+
+
+def test_a_question_that_is_asked_again_is_answered_without_the_node(bench: Bench) -> None:
+    came_in = trained_here(bench)
+    with bench.node() as node:
+        bench.server.give(task_content(came_in), message_type="evaluate.test")
+        work(node, figures(auroc_severe=0.75))
+        first = wait_for_reply(bench.server)
+        wait_until_idle(bench)
+        bench.server.give(task_content(came_in, **{"server-round": 9}), message_type="evaluate.test")
+        assert node.fetch() is None
+        second = wait_for_reply(bench.server, 2)
+    assert dict(second.content["metrics"]) == dict(first.content["metrics"])  # type: ignore[arg-type]
+    assert [line.verdict for line in lines(bench)] == ["passed"] * 4
+
+
+def test_statistics_of_features_are_given_again_to_the_bit(bench: Bench) -> None:
+    came_in, out = trained_here(bench), moments(SCHEMA, RNG)
+    records = {record: record_of(arrays) for record, arrays in out.items()}
+    content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
+    with bench.node() as node:
+        bench.server.give(task_content(came_in), message_type="evaluate.embed")
+        work(node, lambda task: Message(content, reply_to=task))
+        wait_for_reply(bench.server)
+        wait_until_idle(bench)
+        bench.server.received.clear()
+        bench.server.give(task_content(came_in), message_type="evaluate.embed")
+        assert node.fetch() is None
+        again = wait_for_reply(bench.server, 2)
+    for record, arrays in out.items():
+        for name, array in arrays.items():
+            assert again.content.array_records[record][name].numpy().tobytes() == array.tobytes()
+
+
+def test_another_audit_of_the_same_model_is_refused(bench: Bench) -> None:
+    came_in = trained_here(bench)
+    with bench.node() as node:
+        bench.server.give(task_content(came_in, audit=True), message_type="evaluate.test")
+        work(node, figures(auroc_severe=0.75))
+        wait_for_reply(bench.server)
+        wait_until_idle(bench)
+        bench.server.give(task_content(came_in, audit=False), message_type="evaluate.test")
+        assert node.fetch() is None
+        assert wait_for_reply(bench.server, 2).error.reason == "E_ASKED_ALREADY"
+
+
+def test_a_model_that_was_not_trained_here_is_not_asked_about(bench: Bench) -> None:
+    with bench.node() as node:
+        bench.server.give(task_content(model(SCHEMA, RNG)), message_type="evaluate.test")
+        work(node, figures(auroc_severe=0.75))
+        is_refused(bench, "E_MODEL_UNTRAINED")
+    assert not bench.server.received or b"auroc" not in b"".join(bench.server.received.values())
+
+
+# --- thresholds -------------------------------------------------------------------------------------------
+
+
+def calibration(shift: float) -> dict[str, float]:
+    """What a site fits to its validation patients."""
+    answer: dict[str, float] = {"num-examples": 30.0}
+    for label in LABELS:
+        answer |= {f"slope_{label}": 1.1 + shift, f"intercept_{label}": shift, f"rule_out_{label}": -1.0 + shift}
+        answer |= {f"rule_in_{label}": 1.0 + shift, f"covariance_{label}": 0.0}
+        answer |= {f"variance_slope_{label}": 0.2, f"variance_intercept_{label}": 0.2}
+    return answer
+
+
+OWN, OTHERS = calibration(0.1), [calibration(-0.2), calibration(0.3)]
+
+
+def ask_at_thresholds(
+    bench: Bench,
+    came_in: Model,
+    answers: list[dict[str, float]],
+    change: Mapping[str, float],
+    *,
+    calibrated: bool = True,
+) -> None:
+    """Calibrate the model at the site, then ask for a test at the thresholds of `answers`, changed by `change`."""
+    with bench.node() as node:
+        if calibrated:
+            content = task_content(came_in)
+            content["typical"] = record_of(moments(SCHEMA, RNG)["looks"])
+            bench.server.give(content, message_type="evaluate.calibrate")
+            work(node, figures(**{name: value for name, value in OWN.items() if name != "num-examples"}))
+            wait_for_reply(bench.server)
+            wait_until_idle(bench)
+        told = settings_of(*pooled(answers, is_robust=False)) | change
+        content = task_content(came_in, **told)
+        content["calibrations"] = to_record(answers)
+        bench.server.give(content, message_type="evaluate.test")
+        if (task := node.fetch()) is not None:
+            node.push(figures(sens_at_rule_in_severe=0.9)(task))
+        wait_for_reply(bench.server, 2 if calibrated else 1)
+
+
+def test_thresholds_that_the_sites_answers_give_are_answered(bench: Bench) -> None:
+    ask_at_thresholds(bench, trained_here(bench), [OTHERS[0], OWN, OTHERS[1]], {})
+    assert not bench.server.last_reply().has_error()
+
+
+@pytest.mark.parametrize(
+    ("answers", "change"),
+    [
+        ([OTHERS[0], OWN], {"rule_in_severe": 0.7}),
+        ([OTHERS[0], OWN], {"slope_severe": 2.0}),
+        (OTHERS, {}),  # this site's own answer is not among them
+        ([OTHERS[0], {**OWN, "rule_in_severe": 1.2}], {}),  # its own, altered
+        ([{**OTHERS[0], "rule_in_severe": 1e6}, OWN], {}),  # an answer that no site gives
+    ],
+)
+def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, float]], change: dict[str, float]) -> None:
+    ask_at_thresholds(bench, trained_here(bench), answers, change)
+    assert bench.server.last_reply().error.reason == "E_THRESHOLDS"
+
+
+def test_thresholds_are_refused_where_the_site_was_not_asked_to_calibrate(bench: Bench) -> None:
+    ask_at_thresholds(bench, trained_here(bench), OTHERS, {}, calibrated=False)
+    is_refused(bench, "E_THRESHOLDS")
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"slope_severe": 1.0}, {"name": [1.0]}, {"slope_severe": [1.0], "num-examples": []}]
+)
+def test_thresholds_without_a_sound_record_of_calibrations_are_refused(bench: Bench, record: dict[str, Any]) -> None:
+    content = task_content(trained_here(bench), rule_in_severe=0.5)
+    if record:
+        content["calibrations"] = ConfigRecord(record)
+    bench.server.give(content, message_type="evaluate.test")
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_THRESHOLDS")
+
+
+def test_studies_that_are_not_approved_are_refused_and_kept_to_look_at(
+    bench: Bench,
+    schema: Callable[[Any], None],  # noqa: F811
+) -> None:
+    schema(replace(SCHEMA, presets=()))
+    bench.server.give(task_content(trained_here(bench)))
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_STUDY_REFUSED")
+    assert len(list((bench.site.folder / "studies").glob("*.json"))) == 1
