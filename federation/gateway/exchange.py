@@ -37,7 +37,7 @@ from federation.gateway.reply import Outgoing, compose_failure, compose_records,
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
-from federation.rounds.replies import site_code
+from federation.rounds.codes import OF_APPS, code_in
 from models.refusal import Reason, Refusal
 from pipeline.site import Site
 
@@ -193,7 +193,7 @@ class Exchange:
         task.runtime_s = min(max(0.0, *request.clientapp_runtime_list), 1e6)
         results = {message.metadata.message_id: 0}
         if message.HasField("error"):
-            self._refuse_with(task, site_code(message.error.reason))
+            self._refuse_with(task, code_in(message.error.reason, OF_APPS))
             return PushMessagesResponse(results=results)
         try:
             if self._reply is None or self._reply.root != tree.object_id:
@@ -282,7 +282,7 @@ class Exchange:
                 root = self._reply.root if self._reply else task.id
                 await self._record(task, "out", task.kind, self._spool.going_out.size, root, code)
             size = sum(map(len, outgoing.objects.values()))
-            await self._record(task, "out", "error", size, outgoing.tree.object_id, PASSED)
+            await self._record(task, "out", f"error {code}", size, outgoing.tree.object_id, PASSED)
         return outgoing
 
     async def _send(self, task: Task, outgoing: Outgoing) -> None:

@@ -285,7 +285,7 @@ def test_a_spoilt_reply_becomes_its_code(bench: Bench, spoil: Callable[[Model], 
     with bench.node() as node:
         work(node, lambda task: Message(spoil(trained(came_in, RNG)), reply_to=task))
         is_refused(bench, code)
-        assert verdicts(bench)[1:] == [("out", "train", code), ("out", "error", "passed")]
+        assert verdicts(bench)[1:] == [("out", "train", code), ("out", f"error {code}", "passed")]
         assert b"SMITH" not in b"".join(bench.server.received.values())
         # The node goes on, and so does the study.
         wait_until_idle(bench)
@@ -302,13 +302,20 @@ def wait_until_idle(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "code"),
-    [("<class 'ValueError'>: /data/SMITH^JOHN", "E_SITE_FAILED"), ("E_TOO_FEW_PATIENTS", "E_TOO_FEW_PATIENTS")],
-)  # fmt: skip
+    [
+        ("<class 'ValueError'>: /data/SMITH^JOHN", "E_SITE_FAILED"),
+        ("E_TOO_FEW_PATIENTS", "E_TOO_FEW_PATIENTS"),
+        ("E_SMITH_JOHN", "E_SITE_FAILED"),
+        ("E_TOO_FEW_PATIENTS_SMITH", "E_SITE_FAILED"),
+        ("E_REPLY_UPDATE: SMITH", "E_SITE_FAILED"),  # the gateway's own, and not the app's to say
+    ],
+)
 def test_an_errors_text_stays(bench: Bench, reason: str, code: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
         work(node, lambda task: Message(Error(2, reason), reply_to=task))
         is_refused(bench, code)
+    assert verdicts(bench)[1:] == [("out", f"error {code}", "passed")]
     assert b"SMITH" not in b"".join(bench.server.received.values())
     assert all(b"SMITH" not in proto.SerializeToString() for proto, _ in bench.server.replies)
 
@@ -352,7 +359,7 @@ def test_an_unapproved_app_never_reaches_the_node(bench: Bench) -> None:
         assert node.fetch() is None
         is_refused(bench, "E_APP_REFUSED")
     assert [path.read_bytes() for path in (bench.site.folder / "apps").glob("*.fab")] == [b"PK another app"]
-    assert verdicts(bench) == [("in", "train", "E_APP_REFUSED"), ("out", "error", "passed")]
+    assert verdicts(bench) == [("in", "train", "E_APP_REFUSED"), ("out", "error E_APP_REFUSED", "passed")]
 
 
 def test_an_app_under_the_name_of_another_is_refused(bench: Bench) -> None:
