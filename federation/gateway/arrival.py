@@ -36,13 +36,14 @@ _AT_ONCE = 4  # requests
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may take place here: the server's answers about it, its app's hash, its name and its study."""
+    """A run that may take place here: the server's answers about it, its app's hash, its name and its study (JSON)."""
 
     info: GetRunResponse
     fab: GetFabResponse
     app: str
     name: str
     schema: Schema
+    study: str
 
 
 @dataclass
@@ -146,7 +147,7 @@ class Arrivals:
         if run is None:
             study, name = inbound.run_config(fab.fab.content, info.run)
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
-            self._run = run = Run(info, fab, task.app, name, schema)
+            self._run = run = Run(info, fab, task.app, name, schema, study)
         return run
 
     async def _small_objects(self, task: Task) -> dict[str, bytes]:

@@ -23,8 +23,9 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 
 from federation import reasons
-from federation.allowed import EPSILON
+from federation.allowed import EPSILON, HANDSHAKE
 from federation.approval.approvals import Approvals
+from federation.gateway.about import about_site
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
 from federation.gateway.inbound import task_kind
@@ -246,6 +247,7 @@ class Exchange:
             max_update=settings.gateway.max_update,
             histograms=settings.gateway.histograms,
             embeddings=settings.gateway.embedding_statistics,
+            about=await self._about(task),
         )
         values = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
         if task.epsilon is not None:
@@ -255,6 +257,12 @@ class Exchange:
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("let out: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
+
+    async def _about(self, task: Task) -> dict[str, str]:
+        """What the site tells of itself, if that is what it was asked for. Raises Refusal E_GATEWAY_FAILED."""
+        if task.kind != HANDSHAKE or task.run is None:
+            return {}
+        return await asyncio.to_thread(about_site, self._site, task.run.study)
 
     # --- refusals, and the end of a task ------------------------------------------------------------------
 
