@@ -247,6 +247,16 @@ def test_a_private_study_tells_nothing_of_training_patients(kind: Kind, name: st
     assert refused_for(case) == ("" if is_told else "E_REPLY_METRICS")
 
 
+def test_the_lowest_bits_of_weights_are_free() -> None:
+    """What docs/one-reply.md says that nothing here bounds."""
+    case = Case.of("train", *task(0), np.random.default_rng(0), 0)
+    assert case.weights.dtype == np.float32
+    hidden = np.frombuffer((b"BERGQVIST^SYLVI" * 1000)[: case.weights.size], np.uint8)
+    words = case.weights.view(np.uint32)
+    words[:] = words & ~np.uint32(255) | hidden
+    assert refused_for(case) == ""
+
+
 def _ids(tree: object) -> list[str]:
     return [node.object_id for node in iterate_object_tree(tree)]  # type: ignore[arg-type]
 
