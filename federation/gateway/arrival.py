@@ -61,7 +61,8 @@ class Task:
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     deliveries: int = 0  # to the node
     epsilon: float | None = None  # of the run so far at this site, if its study is private
-    runtime_s: float = 0.0  # of the app, as the node tells
+    offered_at: float = 0.0  # to the node, by the monotonic clock
+    runtime_s: float = 0.0  # from then until its answer
 
     @classmethod
     def of(cls, response: PullMessagesResponse) -> "Task":

@@ -348,6 +348,19 @@ def test_an_errors_text_stays(bench: Bench, reason: str, code: str) -> None:
     assert all(b"SMITH" not in proto.SerializeToString() for proto, _ in bench.server.replies)
 
 
+@pytest.mark.parametrize("claim", [440172.0, 999_999.0, -3.0, float("nan"), float("inf")])
+def test_how_long_an_app_took_is_by_the_gateways_clock(bench: Bench, claim: float) -> None:
+    came_in = model(SCHEMA, RNG)
+    bench.server.give(task_content(came_in))
+    with bench.node() as node:
+        task = node.fetch()
+        assert task is not None
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task), claim)
+        wait_for_reply(bench.server)
+    ((seconds,),) = bench.server.runtimes
+    assert 0 <= seconds < 60
+
+
 def test_an_object_that_is_not_its_hash_is_refused(bench: Bench) -> None:
     bench.server.give(task_content(came_in := model(SCHEMA, RNG)))
     with bench.node() as node:
