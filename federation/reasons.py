@@ -838,6 +838,16 @@ REPLY_COUNTER = Reason(
     "a batch-norm counter of the reply is not what the round's training can have made of it",
     "Do not run this app again before somebody has read it.",
 )
+REPLY_BUFFERS = Reason(
+    "E_REPLY_BUFFERS",
+    "a batch-norm mean or variance of the reply is further from what came in than a round's training takes it",
+    "Ask the study's office for a lower learning rate. If that is usual, do not run this app again before it was read.",
+)
+REPLY_DIGITS = Reason(
+    "E_REPLY_DIGITS",
+    "a mean or variance of the reply has more digits than may leave, or is out of range",
+    "Install the same version of fedthorax as the study's app, or read the app before it runs again.",
+)
 REPLY_UPDATE = Reason(
     "E_REPLY_UPDATE",
     "training moved the weights further than this site allows",

@@ -21,6 +21,7 @@ _STEPS = 200  # of expectation and maximisation; each is some matrices of 2 x 2
 _AS_IT_IS = np.array([1.0, 0.0])
 _OF_PENALTY = 2 * PENALTY * np.eye(2)  # its information: a variance is at most 1/4
 _ROUNDING = 1e-6
+_TOLD_DIGITS, _FINEST = 4, 1e-7  # significant digits of a covariance as hospitals tell it, and its finest step
 
 
 class Platt(BaseModel):
@@ -59,16 +60,25 @@ class Platt(BaseModel):
         return float((logit(probability) - self.intercept) / self.slope)
 
     def could_be_of(self, patients: float) -> bool:
-        """Whether `fit_platt` could have found this, with its covariance, on so many patients."""
+        """Whether `fit_platt` could have found this, with its covariance, on so many patients.
+
+        The covariance may have been rounded to four significant digits; what that changes in the information, to first
+        order and in either direction, is allowed for.
+        """
         if self.covariance is None:
             return False
         own = _matrix(self.covariance)
         if np.linalg.eigvalsh(own).min() <= 0:
             return False
-        information = np.linalg.inv(own) - _OF_PENALTY
+        inverse = np.linalg.inv(own)
+        information = inverse - _OF_PENALTY
         rounding = _ROUNDING * (1 + np.abs(information).max())
-        is_information = np.linalg.eigvalsh(information).min() >= -rounding
-        return bool(is_information and information[1, 1] <= patients / 4 + rounding)
+        unsure = np.abs(inverse) @ _steps_of(own) @ np.abs(inverse)
+        # A diagonal of the sums of absolute rows is no less than the matrix in any direction (Gershgorin).
+        is_information = np.linalg.eigvalsh(information + np.diag(unsure.sum(axis=1))).min() >= -rounding
+        # Whatever is rounded, nobody is believed to know more than twice as much as so many patients tell.
+        least = information[1, 1] - min(unsure[1, 1], inverse[1, 1] / 2)
+        return bool(is_information and least <= patients / 4 + _ROUNDING * (1 + inverse[1, 1]))
 
 
 def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt:
@@ -160,6 +170,13 @@ def _matrix(covariance: tuple[float, float, float] | None) -> NDArray[np.float64
         raise ValueError("a fit without its covariance cannot be pooled")
     of_slope, of_both, of_intercept = covariance
     return np.array([[of_slope, of_both], [of_both, of_intercept]])
+
+
+def _steps_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much rounding can have changed each number."""
+    exponents = np.floor(np.log10(np.maximum(np.abs(matrix), _FINEST)))
+    steps: NDArray[np.float64] = np.maximum(10.0 ** (exponents + 1 - _TOLD_DIGITS), _FINEST)
+    return steps
 
 
 def _three(matrix: NDArray[np.float64]) -> tuple[float, float, float]:

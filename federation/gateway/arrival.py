@@ -40,7 +40,7 @@ _AT_ONCE = 4  # requests
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may take place here: the server's answers about it, its app's hash, its name and its study."""
+    """A run that may take place here: the server's answers about it, its app's hash, its name and its study (JSON)."""
 
     info: GetRunResponse
     fab: GetFabResponse
@@ -68,7 +68,8 @@ class Task:
     question: Question | None = None  # if it asks about a model
     earlier: KeptAnswer | None = None  # to the same question
     epsilon: float | None = None  # of the run so far at this site, if its study is private
-    runtime_s: float = 0.0  # of the app, as the node tells
+    offered_at: float = 0.0  # to the node, by the monotonic clock
+    runtime_s: float = 0.0  # from then until its answer
 
     @classmethod
     def of(cls, response: PullMessagesResponse) -> "Task":

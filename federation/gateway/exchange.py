@@ -8,6 +8,7 @@ gets its code, so that the round goes on without this site. Until an answer has 
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -26,8 +27,9 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 
 from federation import reasons
-from federation.allowed import EPSILON, TRAINING
+from federation.allowed import EPSILON, HANDSHAKE, TRAINING
 from federation.approval.approvals import Approvals
+from federation.gateway.about import about_site
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
 from federation.gateway.first_model import MODEL_RECORDS, heads_of, told
@@ -44,7 +46,7 @@ from federation.gateway.schema import first_model_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
-from federation.rounds.replies import site_code
+from federation.rounds.codes import OF_APPS, code_in
 from models.refusal import Reason, Refusal
 from pipeline.site import Site
 
@@ -143,6 +145,7 @@ class Exchange:
 
     def _offer(self, task: Task) -> PullMessagesResponse:
         task.deliveries += 1
+        task.offered_at = time.monotonic()
         return PullMessagesResponse(messages_list=[task.message], message_object_trees=[task.tree])
 
     def _offer_again(self, task: Task) -> PullMessagesResponse:
@@ -201,10 +204,11 @@ class Exchange:
         task = self._current(message.metadata.run_id)
         if message.metadata.reply_to_message_id != task.id:
             raise Forbidden
-        task.runtime_s = min(max(0.0, *request.clientapp_runtime_list), 1e6)
+        # By the gateway's clock: what the node tells may be a number of the app's choosing.
+        task.runtime_s = time.monotonic() - task.offered_at
         results = {message.metadata.message_id: 0}
         if message.HasField("error"):
-            self._refuse_with(task, site_code(message.error.reason))
+            self._refuse_with(task, code_in(message.error.reason, OF_APPS))
             return PushMessagesResponse(results=results)
         try:
             if self._reply is None or self._reply.root != tree.object_id:
@@ -275,6 +279,7 @@ class Exchange:
             max_update=settings.gateway.max_update,
             histograms=settings.gateway.histograms,
             embeddings=settings.gateway.embedding_statistics,
+            about=await self._about(task),
         )
         values = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
         if task.epsilon is not None:
@@ -311,6 +316,12 @@ class Exchange:
         chunks = {} if is_model else {id: self._spool.going_out.get(id) for id in content.chunks()}
         self._questions.keep(question, KeptAnswer(figures, arrays, chunks))
 
+    async def _about(self, task: Task) -> dict[str, str]:
+        """What the site tells of itself, if that is what it was asked for. Raises Refusal E_GATEWAY_FAILED."""
+        if task.kind != HANDSHAKE or task.run is None:
+            return {}
+        return await asyncio.to_thread(about_site, self._site, task.run.study)
+
     # --- refusals, and the end of a task ------------------------------------------------------------------
 
     def _refuse(self, task: Task, refusal: Refusal, direction: str = "out") -> None:
@@ -337,7 +348,7 @@ class Exchange:
                 root = self._reply.root if self._reply else task.id
                 await self._record(task, "out", task.kind, self._spool.going_out.size, root, code)
             size = sum(map(len, outgoing.objects.values()))
-            await self._record(task, "out", "error", size, outgoing.tree.object_id, PASSED)
+            await self._record(task, "out", f"error {code}", size, outgoing.tree.object_id, PASSED)
         return outgoing
 
     async def _send(self, task: Task, outgoing: Outgoing) -> None:

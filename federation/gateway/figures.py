@@ -1,4 +1,7 @@
-"""Which figures of a reply may leave: each is of the table, a finite number of its range, over enough patients."""
+"""Which figures of a reply may leave: each is of the table, a finite number of its range, over enough patients.
+
+What leaves is the figure rounded to its grid, whatever digits the app gave it.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -7,6 +10,7 @@ from typing import Any
 from federation import reasons
 from federation.allowed import EXAMPLES_OF, FIGURES, Figure, Kind
 from federation.gateway.patients import Patients
+from federation.gateway.rounding import HIGH, LOW, figure_of_end, rounded
 from models.refusal import Refusal
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
@@ -22,7 +26,9 @@ def check_figures(
     embeddings: bool,
     unspoken: Collection[str] = (),
 ) -> dict[str, float]:
-    """The figures of a reply to a message of that kind, in the table's order, and the weight of the reply.
+    """The rounded figures of a reply to a message of that kind, in the table's order, and the weight of the reply.
+
+    The weight and the prevalences are what the site's own cohort gives, or the reply is refused.
 
     `histograms`: whether the site lets counts of its patients out. `embeddings`: whether it lets statistics of scans'
     looks and features out. `unspoken`: figures of the table that this study must not tell.
@@ -38,7 +44,7 @@ def check_figures(
         raise Refusal(reasons.REPLY_METRICS)
     examples = metrics[EXAMPLES]
     here = patients.of_split.get(EXAMPLES_OF[kind], 0)
-    if type(examples) is not int or not min_patients <= examples <= here:
+    if type(examples) is not int or not min_patients <= examples == here:
         raise Refusal(reasons.REPLY_EXAMPLES)
     told = {name: metrics[name] for name in known if name in metrics}
     for name, value in told.items():
@@ -47,10 +53,18 @@ def check_figures(
             raise Refusal(reasons.REPLY_METRICS)
         if patients.behind(known[name]) < min_patients:
             raise Refusal(reasons.REPLY_PATIENTS)
+    for name in told:
+        base = figure_of_end(name, known)
+        if base and not {base, base + LOW, base + HIGH} <= set(told):
+            raise Refusal(reasons.REPLY_METRICS)
     counts = {name: value for name, value in told.items() if known[name].counts is not None}
     if counts and not histograms:
         raise Refusal(reasons.REPLY_METRICS)
     _check_counts(counts, known, patients, min_patients)
+    told = rounded(told, kind, patients)
+    own = {name: patients.prevalence(known[name]) for name in told if known[name].tells_classes}
+    if any(told[name] != value for name, value in rounded(own, kind, patients).items()):
+        raise Refusal(reasons.REPLY_METRICS)
     return {**told, EXAMPLES: examples}
 
 

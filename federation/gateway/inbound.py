@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from federation import reasons
 from federation.allowed import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.approval import fab
+from federation.gateway.buffers import steps_of_round
 from federation.gateway.objects import Content
 from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
@@ -78,9 +79,12 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
 
 def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:
     """Whether a round's update mixes enough patients and steps. Raises Refusal: E_SITE_LEAST, E_AUGMENTATION."""
+    steps = steps_of_round(
+        train_patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=schema.local_steps
+    )
     for what, asked, least in (
         ("patients in a training step", schema.batch_size, limits.min_batch_size),
-        ("training steps", schema.steps(train_patients), limits.min_local_steps),
+        ("training steps", steps, limits.min_local_steps),
     ):
         if asked < least:
             raise Refusal(reasons.SITE_LEAST, what=what, asked=asked, allowed=least)

@@ -6,8 +6,7 @@ memory. What passes here is all that leaves: names, shapes and figures are compo
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,15 @@ from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
 from federation import reasons
-from federation.allowed import Kind, unspoken
+from federation.allowed import HANDSHAKE, Kind, unspoken
+from federation.gateway.buffers import could_follow, steps_of_round
 from federation.gateway.figures import check_figures
 from federation.gateway.objects import ArrayHead, Arrays, Content, ReadChunk, chunk_body
 from federation.gateway.patients import Patients
 from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
-from federation.rounds.buffers import is_counter, is_variance
-from federation.rounds.handshake import KEYS, band, is_answer
+from federation.rounds.buffers import MEAN, VARIANCE, is_counter, is_variance
+from federation.rounds.coarse import RANGES
+from federation.rounds.handshake import is_answer
 from federation.rounds.replies import ABOUT
 from models.refusal import Refusal
 
@@ -32,7 +33,10 @@ Values = dict[str, MetricRecord | ConfigRecord]  # by their names in a reply
 
 @dataclass(frozen=True)
 class Rules:
-    """What a reply is held against: the task it answers, and the site's own limits and patients."""
+    """What a reply is held against: the task it answers, and the site's own limits and patients.
+
+    `about`: of a handshake alone, what the site tells of itself, as the gateway has worked it out.
+    """
 
     kind: Kind
     schema: Schema
@@ -42,19 +46,21 @@ class Rules:
     max_update: float
     histograms: bool = False
     embeddings: bool = False
+    about: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
     """The records of values of a reply that may leave, made anew. `read` gives the chunks of its arrays.
 
     Raises Refusal: E_REPLY_RECORDS, E_REPLY_KEYS, E_REPLY_SHAPE, E_REPLY_DAMAGED, E_REPLY_NOT_FINITE,
-    E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE, and those of `check_figures`.
+    E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_BUFFERS, E_REPLY_DIGITS, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE,
+    and those of `check_figures`.
     """
     expected = rules.schema.gives(rules.kind)
-    is_handshake = rules.kind == "query.handshake"
+    is_handshake = rules.kind == HANDSHAKE
     _check_records(content, expected, metrics=set() if is_handshake else {"metrics"})
     if is_handshake:
-        return {ABOUT: _checked_about(content.configs[ABOUT], rules)}
+        return {ABOUT: _checked_about(content.configs[ABOUT], rules.about)}
     figures = check_figures(
         content.metrics["metrics"],
         rules.kind,
@@ -71,8 +77,8 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
     if rules.kind in TRAINING:
         _check_weights(went_out, rules)
         _check_fixed(went_out, rules)
-        for name, spec in rules.schema.buffers.items():
-            _check_buffer(name, spec, went_out, rules)
+    if rules.kind == "train":
+        _check_buffers(went_out, rules)
     if rules.kind == "train.head":
         _check_all_but_the_head(went_out, rules)
     if rules.kind == "evaluate.embed":
@@ -90,13 +96,11 @@ def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: 
         raise Refusal(reasons.REPLY_RECORDS)
 
 
-def _checked_about(record: Mapping[str, Any], rules: Rules) -> ConfigRecord:
-    """What a site tells of itself: version and number of patients as they are, and two hashes."""
-    patients = band(rules.patients.of_split.get("train", 0), rules.min_patients)
-    known = {"version": version("fedthorax"), "patients": patients}
-    if not is_answer(record) or any(record[key] != value for key, value in known.items()):
+def _checked_about(record: Mapping[str, Any], about: Mapping[str, str]) -> ConfigRecord:
+    """What a site tells of itself, which is what the gateway found: nothing in it is of the app's choosing."""
+    if not is_answer(about) or dict(record) != dict(about):
         raise Refusal(reasons.HANDSHAKE)
-    return ConfigRecord({key: record[key] for key in KEYS})
+    return ConfigRecord(dict(about))
 
 
 def _check_shapes(heads: Mapping[str, ArrayHead], specs: Mapping[str, ArraySpec]) -> None:
@@ -140,14 +144,29 @@ def _check_fixed(went_out: Arrays, rules: Rules) -> None:
             at += len(new)
 
 
-def _check_buffer(name: str, spec: ArraySpec, went_out: Arrays, rules: Rules) -> None:
-    """Finite; variances are not negative; a counter rises by one with each batch."""
-    batches = rules.schema.local_steps or rules.schema.local_epochs * rules.patients.of_split.get("train", 0)
-    for new, old in _pairs("buffers", name, spec, went_out, rules):
-        if is_variance(name) and (new < 0).any():
-            raise Refusal(reasons.REPLY_VARIANCE)
-        if is_counter(name) and not ((new >= old) & (new <= old + batches)).all():
-            raise Refusal(reasons.REPLY_COUNTER)
+def _check_buffers(went_out: Arrays, rules: Rules) -> None:
+    """Finite; variances are not negative; counters, means and variances are what so many steps can make of them."""
+    schema = rules.schema
+    steps = steps_of_round(
+        rules.patients.of_split.get("train", 0),
+        batch_size=schema.batch_size,
+        epochs=schema.local_epochs,
+        steps=schema.local_steps,
+    )
+    for name, spec in schema.buffers.items():
+        for new, old in _pairs("buffers", name, spec, went_out, rules):
+            if is_variance(name) and (new < 0).any():
+                raise Refusal(reasons.REPLY_VARIANCE)
+            if is_counter(name) and not (new == old + steps).all():
+                raise Refusal(reasons.REPLY_COUNTER)
+    for name, spec in schema.buffers.items():
+        if is_variance(name):
+            mean = name.removesuffix(VARIANCE) + MEAN
+            means = _pairs("buffers", mean, spec, went_out, rules)
+            variances = _pairs("buffers", name, spec, went_out, rules)
+            for (new_mean, old_mean), (new, old) in zip(means, variances, strict=True):
+                if not could_follow(new_mean, new, old_mean, old, steps=steps):
+                    raise Refusal(reasons.REPLY_BUFFERS)
 
 
 def _check_all_but_the_head(went_out: Arrays, rules: Rules) -> None:
@@ -164,13 +183,15 @@ def _check_all_but_the_head(went_out: Arrays, rules: Rules) -> None:
 
 
 def _check_moments(record: str, went_out: Arrays, specs: Specs) -> None:
-    """Means and variances: finite, and no variance is negative."""
+    """Means and variances: finite, with few digits, and no variance is negative."""
     for name, spec in specs.items():
         for values in pieces(went_out.heads[record][name], spec, went_out.read):
             if not np.isfinite(values).all():
                 raise Refusal(reasons.REPLY_NOT_FINITE)
             if name == "variance" and (values < 0).any():
                 raise Refusal(reasons.REPLY_VARIANCE)
+            if not RANGES[name].holds(values):
+                raise Refusal(reasons.REPLY_DIGITS)
 
 
 def _pairs(

@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from federation.allowed import ANY, LABELS, SPLITS, Figure
 from pipeline.evaluation.subgroups import groups_of
@@ -44,6 +45,21 @@ class Patients:
         if figure.fitted:
             numbers.append(sum(self.with_value.get(("train", figure.label, value), 0) for value in (False, True)))
         return min(numbers)
+
+    def among(self, figure: Figure, of: Literal["all", "true", "false"]) -> int:
+        """Over how many patients a share of this kind is: with the figure's label, or of one class of it.
+
+        Without a label: all patients of its splits.
+        """
+        splits = SPLITS[figure.split]
+        if not figure.label:
+            return sum(self.of_split.get(split, 0) for split in splits)
+        values = {"all": (False, True), "true": (True,), "false": (False,)}[of]
+        return sum(self._of(figure, split, value) for split in splits for value in values)
+
+    def prevalence(self, figure: Figure) -> float:
+        """The share of those with the figure's label of whom it is true; 0 where nobody has it."""
+        return self.among(figure, "true") / max(1, self.among(figure, "all"))
 
     def _of(self, figure: Figure, split: str, value: bool) -> int:
         if figure.group:

@@ -122,15 +122,6 @@ class Schema:
         """The records of a model's arrays by name; without buffers there may be an empty record of them."""
         return {"arrays": self.arrays, "buffers": self.buffers}
 
-    def steps(self, train_patients: int) -> int:
-        """Training steps of a round at a site with so many training patients (`pipeline.train.epoch_batches`)."""
-        if self.local_steps:
-            return self.local_steps
-        batches = math.ceil(train_patients / self.batch_size)
-        if batches > 1 and train_patients % self.batch_size == 1:  # a last batch of one joins the one before
-            batches -= 1
-        return self.local_epochs * batches
-
     def fixed(self, name: str) -> list[tuple[int, int]]:
         """From where to where in a packed array training moves nothing."""
         parts = self.parts.get(name, ())

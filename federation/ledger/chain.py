@@ -41,8 +41,9 @@ class Entry:
     """One decision. `direction` is "here" for what concerns the site alone: an approval, a torn line.
 
     `run` and `round` as the server numbers them ("" and None outside a run); `kind`: what it was, e.g. "app",
-    "train" or "error"; `bytes`: its size; `digest`: its SHA-256; `app`: the SHA-256 of the run's app; `policy`: the
-    SHA-256 of the rules that it was judged by; `verdict`: `PASSED`, or the code of the reason.
+    "train", or "error" with the code that the server was told, as in "error E_SITE_FAILED" (ledgers of earlier
+    releases: "error" alone); `bytes`: its size; `digest`: its SHA-256; `app`: the SHA-256 of the run's app; `policy`:
+    the SHA-256 of the rules that it was judged by; `verdict`: `PASSED`, or the code of the reason.
     """
 
     run: str

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from federation import reasons
+from federation.rounds.coarse import RANGES
 from federation.rounds.deployment import from_config
 from federation.rounds.handshake import answer as shake
 from federation.rounds.local import (
@@ -184,7 +185,8 @@ def embed(message: Message, context: Context) -> Message:
     features, looks = embed_site(_site(context), _study(context), *_model(message))
     content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
     for record, found in (("moments", features), ("looks", looks)):
-        content[record] = encode({"mean": found.mean, "variance": found.variance})
+        told = {"mean": found.mean, "variance": found.variance}
+        content[record] = encode({name: RANGES[name].rounded(array) for name, array in told.items()})
     return Message(content, reply_to=message)
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.allowed import unspoken
+from federation.allowed import Kind, unspoken
+from federation.gateway.patients import count_patients
+from federation.gateway.rounding import rounded
 from federation.reasons import EMBEDDINGS
 from federation.rounds.packing import Arrays, pack, unpack
 from federation.study import Study
@@ -68,6 +70,11 @@ def _enough(site: Site, examples: Examples) -> Examples:
     return examples
 
 
+def _told(site: Site, kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
+    """Figures as they leave: on their grids, as the site's gateway rounds them too."""
+    return rounded(metrics, kind, count_patients(site))
+
+
 def train_site(
     site: Site,
     study: Study,
@@ -92,7 +99,7 @@ def train_site(
         metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
     metrics |= _train(network, examples, study, round_number)
     trained, trained_buffers = pack(network)
-    return Trained(trained, trained_buffers, metrics, len(examples))
+    return Trained(trained, trained_buffers, _told(site, "train", metrics), len(examples))
 
 
 def _train(network: SeverityNetwork, examples: Examples, study: Study, round_number: int) -> dict[str, float]:
@@ -141,7 +148,7 @@ def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ty
     metrics = calibration_figures(predict(network, validation), validation.targets, min_patients=least)
     if typical["variance"].any() and site.settings.gateway.embedding_statistics:
         metrics |= distance_figures(looks(validation), typical["mean"], typical["variance"])
-    return Evaluated(metrics, len(validation))
+    return Evaluated(_told(site, "evaluate.calibrate", metrics), len(validation))
 
 
 def judge_site(
@@ -168,7 +175,8 @@ def judge_site(
         held_out = load_examples(site, study, "validation", "test")
         metrics |= shortcut_figures(network, everybody, held_out, min_patients=least)
     untold = unspoken("evaluate.test", is_private=study.privacy is not None)
-    return Evaluated({name: value for name, value in metrics.items() if name not in untold}, len(test))
+    metrics = {name: value for name, value in metrics.items() if name not in untold}
+    return Evaluated(_told(site, "evaluate.test", metrics), len(test))
 
 
 def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[Moments, Moments]:
@@ -193,7 +201,8 @@ def assign_site(
     network = _opened(site, study, arrays, buffers)
     test = _enough(site, load_examples(site, study, "test"))
     shares = assigned_shares(embed(network, test), discriminants, probed)
-    return Evaluated({f"assigned_{number:02d}": share for number, share in enumerate(shares)}, len(test))
+    metrics = {f"assigned_{number:02d}": share for number, share in enumerate(shares)}
+    return Evaluated(_told(site, "evaluate.assign", metrics), len(test))
 
 
 def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:

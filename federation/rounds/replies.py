@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from federation import reasons
 from federation.allowed import Figure
 from federation.rounds.buffers import is_counter, is_variance
+from federation.rounds.codes import code_in
 from models.refusal import Reason
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
@@ -28,8 +29,6 @@ _ARRAYS = ("arrays", "buffers", "moments", "looks")  # the records of arrays, as
 CALIBRATIONS = "calibrations"  # the record of a test's message in which the server tells the sites' calibrations
 ABOUT = "site"  # the record in which a site tells of itself in the handshake
 
-# All that may be taken over from an error that a site sends: a code of ours, with nothing before it.
-_CODE = re.compile(r"[EW]_[A-Z_]{2,40}(?=\Z|[:\s])")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A site's update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
 _LENGTHS_ALONE = 2.0
@@ -146,7 +145,7 @@ def refusal_code(reply: Message, expected: Expected, last_head: LedgerHead = NO_
     no longer told of, has been cut.
     """
     if reply.has_error():
-        return site_code(reply.error.reason)
+        return code_in(reply.error.reason)
     if reason := validate(reply, expected):
         return reason.code
     head = ledger_head(reply)
@@ -159,12 +158,6 @@ def shows_itself(code: str) -> bool:
     A site that is missing or reports a failure may be as honest as any.
     """
     return code.startswith("E_REPLY_") or code == reasons.UPDATE_NORM.code
-
-
-def site_code(text: str | None) -> str:
-    """The code at the start of an error's text, which may otherwise hold anything and is never passed on."""
-    match = _CODE.match(text or "")
-    return match.group() if match else reasons.SITE_FAILED.code
 
 
 def validate(reply: Message, expected: Expected) -> Reason | None:

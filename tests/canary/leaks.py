@@ -7,6 +7,8 @@ ever holds, so that they, too, are tried. Whether a way was barred at the site i
 
 import base64
 import json
+import math
+import re
 import socket
 import subprocess
 import zlib
@@ -166,6 +168,27 @@ def text_behind_a_code(loot: Loot, _reply: Message, request: Message) -> Message
 
 
 @leak
+def name_as_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
+    spelt = "_".join(re.findall("[A-Z]+", loot.name.upper()))
+    return Message(Error(1001, f"E_{spelt}"), reply_to=request)
+
+
+@leak
+def identifier_as_the_letters_of_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
+    letters = loot.identifier.translate(str.maketrans("0123456789", "QXKVZJWMHU"))  # a code of its own
+    return Message(Error(1001, f"E_{letters}"), reply_to=request)
+
+
+@leak
+def identifier_in_the_decimals_of_figures(loot: Loot, reply: Message, _request: Message) -> None:
+    metrics = _metrics(reply)
+    names = [name for name in metrics if name != "num-examples"]
+    digits = math.ceil(len(loot.identifier) / len(names))
+    for number, name in enumerate(names):
+        metrics[name] = float(f"0.500{loot.identifier[number * digits :][:digits]}")
+
+
+@leak
 def pixels_in_numbers_that_are_none(loot: Loot, reply: Message, _request: Message) -> None:
     weights = _weights(reply)
     stored = ((loot.pixels + 1) * 1000).astype(np.uint32)
@@ -200,6 +223,16 @@ def text_in_the_lowest_bits(loot: Loot, reply: Message, _request: Message) -> No
     weights = _weights(reply)
     words = weights.view(np.uint32)
     words[: len(bits)] = words[: len(bits)] & ~np.uint32(1) | bits
+    _set_weights(reply, weights)
+
+
+@leak
+def text_in_scattered_bits(loot: Loot, reply: Message, _request: Message) -> None:
+    bits = np.unpackbits(np.frombuffer(loot.name.encode(), np.uint8))
+    weights = _weights(reply)
+    places = np.random.default_rng(19).permutation(len(weights))[: len(bits)]
+    words = weights.view(np.uint32)
+    words[places] = words[places] & ~np.uint32(4) | bits.astype(np.uint32) << np.uint32(2)
     _set_weights(reply, weights)
 
 

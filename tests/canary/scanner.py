@@ -1,7 +1,8 @@
 """Looks for what was planted, in bytes: every disguise of texts, numbers and pixels, also below layers of others.
 
-Pure functions of bytes. `layers` undoes compression and printable writings, `texts` finds texts, `pixels` lines of
-pixels. What encryption, or a code of someone's own, hides is not found.
+Pure functions of bytes. `layers` undoes compression and printable writings, `carriers` reads what lies between letters
+and in the digits and bits of numbers, `texts` finds texts, `pixels` lines of pixels. What encryption, or a code of
+someone's own, hides is not found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +11,10 @@ from dataclasses import dataclass, field
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from tests.canary import carriers
 from tests.canary.layers import TooMuch, unpack
 from tests.canary.pixels import PixelSearch
-from tests.canary.texts import TextSearch
+from tests.canary.texts import DisguisedDigits, TextSearch
 
 MAX_DEPTH = 3  # writings within writings
 MAX_UNPACKED = 16.0  # times the data: a bomb is a finding and not a hang
@@ -43,6 +45,7 @@ class Scanner:
     def __init__(self, planted: Sequence[Planted]) -> None:
         texts: Mapping[str, Sequence[str]] = {each.name: each.texts for each in planted}
         self._texts = TextSearch(texts)
+        self._digits = DisguisedDigits(texts)
         self._pixels = PixelSearch({each.name: each.lines for each in planted})
 
     def scan(self, data: bytes, depth: int = MAX_DEPTH) -> list[Hit]:
@@ -54,9 +57,10 @@ class Scanner:
             return sorted(set(self._scan(data, "", depth, max(len(data), 1 << 20) * MAX_UNPACKED)))
 
     def _scan(self, data: bytes, above: str, depth: int, budget: float) -> Iterator[Hit]:
-        for search in (self._texts, self._pixels):
+        for search in (self._texts, self._digits, self._pixels):
             for planted, disguise, offset in search.find(data):
                 yield Hit(planted, above + disguise, offset)
+        yield from self._carried(data, above)
         if depth == 0:
             return
         try:
@@ -69,3 +73,11 @@ class Scanner:
             return
         for kind, content in inner.items():
             yield from self._scan(content, f"{above}{kind} > ", depth - 1, budget)
+
+    def _carried(self, data: bytes, above: str) -> Iterator[Hit]:
+        """What is written in, or between, the letters and numbers of the data; layers within it are not looked for."""
+        for kind, read in carriers.READERS.items():
+            joined = (b"\0" * 16).join(dict.fromkeys(read(data)))
+            for search in (self._texts, self._digits):
+                for planted, disguise, offset in search.find(joined):
+                    yield Hit(planted, f"{above}{kind} > {disguise}", offset)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 REFUSED, STOPPED, FOUND = "refused at the gateway", "stopped by the sandbox", "found by the scanner"
 STAYED, UNSEEN, UNTRIED = "stayed at the site", "not stopped, not found", "not tried"
 # What is known to leave unseen: hardly any of it, or where nobody can look.
-LEAVES_UNSEEN = {"one pixel as a figure", "text in the lowest bits"}
+LEAVES_UNSEEN = {"one pixel as a figure", "text in scattered bits"}
 # Shaped as the study's model is shaped, so that no gateway can tell them from weights.
-LEAVES = {"pixels in the weights", "pixels in the running means"}
+LEAVES = {"pixels in the weights", "pixels in the running means", "text in the lowest bits"}
 _NOTE = re.compile(r"leak of round (\d+): (.*)")
 _BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
 

@@ -21,6 +21,11 @@ _MASK = np.uint64((1 << 8 * _ANCHOR) - 1)
 _TABLE_BITS = 22
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio: Fibonacci hashing (Knuth, TAOCP 6.4)
 _MIN_DIGITS = 11
+# Ten letters that stand for the digits from 0 on: of the alphabet and of a keyboard, from 0 or from 1, and backwards.
+_ALPHABETS = ("abcdefghij", "jabcdefghi", "zyxwvutsrq", "qwertyuiop", "pqwertyuio", "klmnopqrst", "oizeasgtbp")
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_CAPITALS = re.compile(rb"[A-Z][A-Z_ -]{10,400}")
+_MIN_REPEATS = 3  # letters that come again, without which too many words look like an identifier
 _LETTER_FORMATS = ("<f8", ">f8", "<f4", ">f4", "<f2", ">f2", "<i8", ">i8", "<i4", ">i4")
 
 
@@ -98,7 +103,8 @@ def spellings(text: str) -> dict[bytes, str]:
         for kind in _LETTER_FORMATS:
             found.setdefault(letters.astype(kind).tobytes().lower(), f"letters as {np.dtype(kind).name}")
     for run in re.findall(rf"\d{{{_MIN_DIGITS},}}", text):
-        found |= _as_numbers(run)
+        found |= _as_numbers(run) | _as_letters(run)
+    found |= _without_signs(text)
     return {pattern: disguise for pattern, disguise in found.items() if len(pattern) >= _SHORTEST}
 
 
@@ -111,6 +117,63 @@ def _as_numbers(digits: str) -> dict[bytes, str]:
     found |= {_varint(value): "varint", _varint(2 * value): "zigzag varint"}
     found[bytes.fromhex(digits.zfill(len(digits) + len(digits) % 2))] = "packed decimals"
     return {pattern.lower(): disguise for pattern, disguise in found.items()}
+
+
+def _as_letters(digits: str) -> dict[bytes, str]:
+    """A run of digits with letters in their place, forwards and backwards, and spelt out."""
+    found = {}
+    for run in (digits, digits[::-1]):
+        for alphabet in _ALPHABETS:
+            found[run.translate(str.maketrans("0123456789", alphabet)).encode()] = "letters for digits"
+        found["".join(_WORDS[int(digit)] for digit in run).encode()] = "digits as words"
+        found[run.encode()] = "digits alone"
+    return found
+
+
+def _without_signs(text: str) -> dict[bytes, str]:
+    """A text's letters and digits alone, and the numbers of its letters; where they are not too weak for that."""
+    letters = re.sub(r"[\W_]", "", text)
+    if strength_bits(letters) < MIN_BITS:
+        return {}
+    found = {letters[::step].lower().encode(): "letters alone" for step in (1, -1) if letters.isascii()}
+    for cased in (text.upper(), text.lower(), text, letters.upper(), letters.lower()):
+        if cased.isascii():
+            found["".join(str(ord(letter)) for letter in cased).encode()] = "numbers of letters"
+            found["".join(f"{ord(letter):03}" for letter in cased).encode()] = "numbers of letters"
+    if letters.isascii() and letters.isalpha():
+        places = [ord(letter) - ord("a") for letter in letters.lower()]
+        for first in (0, 1):
+            found["".join(f"{place + first:02}" for place in places).encode()] = "places in the alphabet"
+    return found
+
+
+class DisguisedDigits:
+    """Searches runs of capitals, as codes are, for identifiers in any letters: one letter for each digit.
+
+    Which letter stands for which digit does not matter: letters that are alike lie where digits are alike.
+    """
+
+    def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
+        self._shapes: dict[tuple[int, ...], str] = {}
+        for name, planted in texts.items():
+            for run in (run for text in planted for run in re.findall(rf"\d{{{_MIN_DIGITS},}}", text)):
+                if len(run) - len(set(run)) >= _MIN_REPEATS:
+                    self._shapes |= {_shape(run): name, _shape(run[::-1]): name}
+        self._lengths = sorted({len(shape) for shape in self._shapes})
+
+    def find(self, data: bytes) -> Iterator[tuple[str, str, int]]:
+        """(name, disguise, offset) of every identifier found."""
+        for run in _CAPITALS.finditer(data):
+            letters = re.sub(r"[_ -]", "", run[0].decode())
+            for length in self._lengths:
+                for start in range(len(letters) - length + 1):
+                    if name := self._shapes.get(_shape(letters[start : start + length])):
+                        yield name, "any letters for digits", run.start()
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """For each sign where it stood first."""
+    return tuple(map(text.index, text))
 
 
 def _varint(value: int) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from federation.grids import Digits
 from models.calibration import Platt, fit_platt, middle, pool
 
 
@@ -151,6 +152,42 @@ def test_what_was_fitted_could_be_of_its_patients(patients: int) -> None:
     assert fit.could_be_of(patients)
 
 
+def four_digits(fit: Platt) -> Platt:
+    """As a hospital tells its fit: variances rounded up, the covariance towards zero."""
+    of_slope, of_both, of_intercept = fit.covariance or (0, 0, 0)
+    up, down = Digits(4, 1e-4, "infinity"), Digits(4, 1e-4, "zero")
+    near = Digits(4, 0.1)
+    return Platt(
+        slope=near.rounded(fit.slope),
+        intercept=near.rounded(fit.intercept),
+        covariance=(up.rounded(of_slope), down.rounded(of_both), up.rounded(of_intercept)),
+    )
+
+
+@pytest.mark.parametrize("patients", [3, 10, 50, 200, 1000, 5000])
+@pytest.mark.parametrize("spread", [0, 0.01, 0.3, 1, 3, 10, 30])
+def test_a_fit_with_four_digits_could_be_of_its_patients_too(patients: int, spread: float) -> None:
+    for seed, middle_logit in enumerate((0, -2, -10, 30)):
+        rng = np.random.default_rng(seed)
+        logits = (rng.normal(size=patients) * spread + middle_logit).astype(np.float32)
+        fit = fit_platt(logits, (rng.random(patients) < 0.3).astype(np.float32))
+        assert fit.could_be_of(patients) and four_digits(fit).could_be_of(patients)
+
+
+@pytest.mark.parametrize("make", [pool, middle])
+@pytest.mark.parametrize("patients", [20, 60, 300])
+def test_four_digits_are_enough_to_pool(make: Callable[[Sequence[Platt]], Platt], patients: int) -> None:
+    """What they change is less than a hundredth of the band's width."""
+    for seed in range(5):
+        fits = federation(5, patients, seed=seed)
+        exact, told = make(fits), make([four_digits(fit) for fit in fits])
+        for at in (-3.0, 0.0, 3.0):
+            width = float(np.diff(exact.band(at) or (0, 0))[0])
+            assert np.allclose(exact.band(at) or (), told.band(at) or (), atol=0.01 * width)
+            shift = exact.probability(np.array([at])) - told.probability(np.array([at]))
+            assert abs(float(shift[0])) < 0.01 * width
+
+
 @pytest.mark.parametrize(
     "covariance",
     [(0.0, 0.0, 0.0), (0.1, 0.12, 0.1), (0.3, 0.0, 0.1), (-0.1, 0.0, 0.1), (1e-9, 0.0, 1e-9), (0.2, 0.0, 0.02)],
@@ -158,3 +195,15 @@ def test_what_was_fitted_could_be_of_its_patients(patients: int) -> None:
 )
 def test_what_no_fit_to_so_few_patients_gives_is_known_as_such(covariance: tuple[float, float, float]) -> None:
     assert not Platt(covariance=covariance).could_be_of(20)
+
+
+@pytest.mark.parametrize("patients", [20, 100])
+def test_no_rounding_makes_a_few_patients_know_more_than_twice_as_much(patients: int) -> None:
+    """Fits that are as sure of the intercept as three times as many patients could be."""
+    sure = 1 / (3 * patients / 4 + 4)
+    for of_slope in (1e-7, 1e-4, 0.01, 0.2):
+        for correlation in (-0.999, -0.5, 0.0, 0.9):
+            both = correlation * (of_slope * sure) ** 0.5
+            # The intercept's information is that of the other variance given the slope.
+            told = four_digits(Platt(covariance=(of_slope, both, sure)))
+            assert not told.could_be_of(patients)

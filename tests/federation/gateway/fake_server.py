@@ -51,6 +51,7 @@ class Server:
     waiting: list[Message] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     replies: list[Any] = field(default_factory=list)
+    runtimes: list[list[float]] = field(default_factory=list)  # as told with them
     received: dict[str, bytes] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     down: bool = False
@@ -121,6 +122,7 @@ class Server:
         request = fleet_pb2.PushMessagesRequest.FromString(body)
         tree = request.message_object_trees[0]
         self.replies.append((request.messages_list[0], tree))
+        self.runtimes.append(list(request.clientapp_runtime_list))
         missing = {node.object_id for node in iterate_object_tree(tree)} - set(self.received)
         return fleet_pb2.PushMessagesResponse(objects_to_push=missing, session_id="s")
 
@@ -256,10 +258,10 @@ class NodeSide:
         task.metadata.__dict__["_message_id"] = proto.metadata.message_id
         return task
 
-    def push(self, reply: Message) -> None:
+    def push(self, reply: Message, runtime_s: float = 1.25) -> None:
         reply.metadata.__dict__["_message_id"] = reply.object_id
         objects = objects_of(reply)
-        wanted, session = self.send(reply, get_object_tree(reply), 1.25)
+        wanted, session = self.send(reply, get_object_tree(reply), runtime_s)
         for id in objects:
             if id in wanted:
                 self.push_object(reply.metadata.run_id, session, id, objects[id])

@@ -17,14 +17,17 @@ from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
 from federation.allowed import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
+from federation.gateway.buffers import steps_of_round
 from federation.gateway.first_model import chunks_of, told, write_chunks
 from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, object_id, read_content
 from federation.gateway.outbound import Rules
 from federation.gateway.patients import Patients
 from federation.gateway.questions import QUESTIONS
+from federation.gateway.rounding import HIGH, LOW, figure_of_end, rounded
 from federation.gateway.schema import TRAINING, ArraySpec, Schema
 from federation.reasons import TASK_DAMAGED
+from federation.rounds.coarse import RANGES
 from federation.rounds.packing import WEIGHTS
 from federation.rounds.wire import UPDATE
 from pipeline.evaluation.subgroups import GROUPS
@@ -150,8 +153,8 @@ def model(schema: Schema, rng: np.random.Generator) -> Model:
     return {"arrays": arrays, "buffers": buffers}
 
 
-def trained(came_in: Model, rng: np.random.Generator) -> Model:
-    """The same model after a round of training."""
+def trained(came_in: Model, rng: np.random.Generator, steps: int) -> Model:
+    """The same model after a round of training of so many steps."""
     out = {record: {name: array.copy() for name, array in arrays.items()} for record, arrays in came_in.items()}
     weights = out["arrays"].pop(WEIGHTS)
     step = rng.standard_normal(weights.size)
@@ -159,8 +162,8 @@ def trained(came_in: Model, rng: np.random.Generator) -> Model:
     out["arrays"] = _moved(weights, step * length / np.linalg.norm(step))
     if out["buffers"]:
         out["buffers"][MEAN] *= np.float32(rng.uniform(0, 3))
-        out["buffers"][VARIANCE] *= np.float32(rng.uniform(0, 3))
-        out["buffers"][COUNTER] += rng.integers(1, 50)
+        out["buffers"][VARIANCE] *= np.float32(rng.uniform(0.9**steps, 3))
+        out["buffers"][COUNTER] += steps
     return out
 
 
@@ -186,9 +189,15 @@ def moments(schema: Schema, rng: np.random.Generator) -> Model:
 
     def of(length: int) -> dict[str, np.ndarray]:
         mean, variance = rng.standard_normal(length), rng.uniform(0, 9, length)
-        return {"mean": mean.astype(np.float32), "variance": variance.astype(np.float32)}
+        told = {"mean": mean.astype(np.float32), "variance": variance.astype(np.float32)}
+        return {name: RANGES[name].rounded(array) for name, array in told.items()}
 
     return {"moments": of(schema.features), "looks": of(LOOKS)}
+
+
+def steps_at(schema: Schema, patients: int) -> int:
+    """How many steps a round of this schema takes with so many training patients."""
+    return steps_of_round(patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=schema.local_steps)
 
 
 def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
@@ -196,12 +205,18 @@ def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
     if kind == "query.handshake":
         return {}
     table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON and figure.counts is None}
-    names = [name for name in table if rng.random() < min(0.7, 12 / len(table))]
+    drawn = {name for name in table if rng.random() < min(0.7, 12 / len(table))}
+    bases = {figure_of_end(name, table) or name for name in drawn}
+    names = [name for name in table if (figure_of_end(name, table) or name) in bases]
     values: dict[str, int | float] = {name: float(rng.uniform(table[name].low, table[name].high)) for name in names}
+    for base in bases & {name.removesuffix(LOW) for name in names if name.endswith(LOW)}:
+        ends = (base + LOW, base, base + HIGH)
+        values |= dict(zip(ends, sorted(values[name] for name in ends), strict=True))
+    values |= {name: PATIENTS.prevalence(table[name]) for name in names if table[name].tells_classes}
+    values = dict(rounded(values, kind, PATIENTS))
     if kind == "evaluate.test" and rng.random() < 0.5:
         values[f"count_severe_1_{rng.integers(BINS):02}"] = MIN_PATIENTS
-    most = PATIENTS.of_split[EXAMPLES_OF[kind]]
-    return {**values, "num-examples": int(rng.integers(MIN_PATIENTS, most + 1))}
+    return {**values, "num-examples": PATIENTS.of_split[EXAMPLES_OF[kind]]}
 
 
 def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -242,6 +257,7 @@ class Case:
     embeddings: bool = True
     more: dict[str, Any] = field(default_factory=dict)  # records besides
     without: set[str] = field(default_factory=set)  # records left out
+    about: dict[str, str] = field(default_factory=lambda: dict(ABOUT))  # as the gateway finds it
     bytes_of: dict[str, bytes] = field(default_factory=dict)  # of arrays, in place of what numpy writes
 
     @classmethod
@@ -255,7 +271,8 @@ class Case:
     def of(cls, kind: Kind, schema: Schema, came_in: Model, rng: np.random.Generator, seed: int) -> "Case":
         out: Model = {}
         if kind in TRAINING:
-            out = trained(came_in, rng) if kind == "train" else fine_tuned(came_in, schema, rng)
+            steps = steps_at(schema, PATIENTS.of_split["train"])
+            out = trained(came_in, rng, steps) if kind == "train" else fine_tuned(came_in, schema, rng)
         elif kind == "evaluate.embed":
             out = moments(schema, rng)
         case = cls(seed, rng, kind, schema, came_in, out, figures(kind, rng))
@@ -293,6 +310,7 @@ class Case:
             max_update=2.0,
             histograms=self.histograms,
             embeddings=self.embeddings,
+            about=self.about,
         )
 
     @property
@@ -342,6 +360,22 @@ def _small_group(case: Case) -> None:
     case.patients = replace(case.patients, in_group=few)
 
 
+def _lag(array: np.ndarray, rng: np.random.Generator) -> None:
+    array[rng.integers(array.size)] -= 1
+
+
+def _shrink(case: Case) -> None:
+    """One variance below what it keeps of what came in, however small its batches'."""
+    steps = steps_at(case.schema, case.patients.of_split["train"])
+    place = int(np.argmax(case.came_in["buffers"][VARIANCE]))
+    case.out["buffers"][VARIANCE][place] = case.came_in["buffers"][VARIANCE][place] * 0.9**steps * 0.9
+
+
+def _low_bit(array: np.ndarray, rng: np.random.Generator) -> None:
+    """One number with another lowest bit."""
+    array.view(np.uint32)[rng.integers(array.size)] ^= 1
+
+
 def _against_the_policy(case: Case) -> None:
     case.metrics["count_severe_0_03"] = MIN_PATIENTS
     case.histograms = False
@@ -380,6 +414,7 @@ FIGURED: dict[str, Spoil] = {
     "no examples": lambda c: c.metrics.pop("num-examples"),
     "too few examples": lambda c: c.metrics.update({"num-examples": MIN_PATIENTS - 1}),
     "more examples than patients": lambda c: c.metrics.update({"num-examples": 61}),
+    "fewer examples than patients": lambda c: c.metrics.update({"num-examples": c.metrics["num-examples"] - 1}),
     "examples below zero": lambda c: c.metrics.update({"num-examples": -20}),
     "examples as a fraction": lambda c: c.metrics.update({"num-examples": 20.0}),
     "the privacy spent, from the app": lambda c: c.metrics.update({"epsilon": 1.0}),
@@ -397,6 +432,15 @@ TEST: dict[str, Spoil] = {
     "more in a histogram than there are": lambda c: c.metrics.update({"count_severe_0_03": 11}),
     "a count that is no whole number": lambda c: c.metrics.update({"count_severe_0_03": 10.5}),
     "a histogram against the policy": _against_the_policy,
+    "a prevalence that is none": lambda c: c.metrics.update({"prevalence_severe": 0.7}),
+    "an interval of no figure": lambda c: (
+        c.metrics.pop("auroc_severe", 0),
+        c.metrics.update({"auroc_severe_low": 0.5}),
+    ),
+    "half an interval": lambda c: (
+        c.metrics.pop("auprc_severe_low", 0),
+        c.metrics.update({"auprc_severe": 0.5, "auprc_severe_high": 0.5}),
+    ),
 }
 CALIBRATE: dict[str, Spoil] = {
     "a distance against the policy": _embeddings_against_the_policy,
@@ -449,6 +493,11 @@ BUFFERS: dict[str, Spoil] = {
     "NaN in a mean": lambda c: _set(c.out["buffers"][MEAN], np.nan, c.rng),
     "a counter of another width": lambda c: _swap(c, "buffers", COUNTER, c.out["buffers"][COUNTER].astype(np.int32)),
     "a counter that fell": lambda c: _set(c.out["buffers"][COUNTER], -1, c.rng),
+    "a counter one step behind": lambda c: _lag(c.out["buffers"][COUNTER], c.rng),
+    "a mean that no layer makes": lambda c: _set(c.out["buffers"][MEAN], 1e32, c.rng),
+    "a variance that no layer makes": lambda c: _set(c.out["buffers"][VARIANCE], 3e38, c.rng),
+    "a variance that fell too far": _shrink,
+    "an identifier as a mean": lambda c: _set(c.out["buffers"][MEAN], 19451008.0, c.rng),
     "an identifier as a counter": lambda c: _set(c.out["buffers"][COUNTER], 19451008, c.rng),
     "weights among the buffers": lambda c: _swap(c, "buffers", WEIGHTS, c.weights),
 }
@@ -471,6 +520,11 @@ MOMENTS: dict[str, Spoil] = {
     "a negative variance of features": lambda c: _set(c.out["moments"]["variance"], -1e-6, c.rng),
     "no looks": lambda c: c.without.add("looks"),
     "a negative variance of looks": lambda c: _set(c.out["looks"]["variance"], -1e-6, c.rng),
+    "digits beyond those of a mean": lambda c: _low_bit(c.out["moments"]["mean"], c.rng),
+    "digits beyond those of a variance": lambda c: _low_bit(c.out["looks"]["variance"], c.rng),
+    "a mean beyond its range": lambda c: _set(c.out["moments"]["mean"], 2048.0, c.rng),
+    "a variance next to nothing": lambda c: _set(c.out["looks"]["variance"], 2.0**-40, c.rng),
+    "a zero with a sign": lambda c: _set(c.out["looks"]["mean"], -0.0, c.rng),
     "NaN among the looks": lambda c: _set(c.out["looks"]["mean"], np.nan, c.rng),
     "looks of each patient": lambda c: _swap(c, "looks", "mean", np.zeros((9, LOOKS), np.float32)),
     "NaN among the features": lambda c: _set(c.out["moments"]["mean"], np.nan, c.rng),
@@ -500,7 +554,9 @@ HANDSHAKE: dict[str, Spoil] = {
     "the number of patients": _tell("patients", 60),
     "a band of none": _tell("patients", "60-60"),
     "the band of other sites": _tell("patients", "100-199"),
-    "the band of a site with fewer": lambda c: setattr(c, "patients", replace(c.patients, of_split={"train": 49})),
+    "the band of a site with fewer": lambda c: c.about.update(patients="20-49"),
+    "an identifier as a hash": _tell("contract", "19451008".zfill(64)),
+    "another golden volume": _tell("golden", "c" * 64),
     "no answer": lambda c: c.more.pop("site"),
     "figures besides": lambda c: (c.metrics.update({"num-examples": 20}), c.without.clear()),
     "weights besides": lambda c: c.more.update(arrays=record_of(c.came_in["arrays"])),
@@ -517,8 +573,10 @@ def spoils_for(case: Case) -> dict[str, Spoil]:
     if case.kind == "query.handshake":
         return {**ANY, **HANDSHAKE}
     spoils = {**ANY, **FIGURED}
+    if case.kind == "train":
+        spoils |= LABELLED
     if case.kind in TRAINING:
-        spoils |= {**LABELLED, **TRAIN, **(BUFFERS if case.schema.buffers else {})}
+        spoils |= {**TRAIN, **(BUFFERS if case.schema.buffers else {})}
     if case.kind == "train.head" and case.schema.head_from:
         spoils |= {
             **HEAD,

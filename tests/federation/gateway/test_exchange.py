@@ -42,12 +42,14 @@ from tests.federation.gateway.messages import (
     moments,
     record_of,
     schema_for,
+    steps_at,
     train_here,
     trained,
 )
 
 RNG = np.random.default_rng(1)
 SCHEMA = schema_for(500, 8)
+STEPS = steps_at(SCHEMA, 30)
 METRICS = {"train_loss": 0.5, "auroc_severe": 0.75, "num-examples": 30}
 
 
@@ -132,7 +134,7 @@ def work(node: NodeSide, make: Callable[[Message], Message]) -> None:
 
 def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
-    out = trained(came_in, RNG)
+    out = trained(came_in, RNG, STEPS)
     given = bench.server.give(task_content(came_in))
     with bench.node() as node:
         task = node.fetch()
@@ -171,7 +173,7 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
     ("kind", "config", "figures"),
     [
         ("evaluate.calibrate", {}, {"slope_severe": 1.1, "variance_slope_severe": 0.1, "distance_mean": 0.02}),
-        ("evaluate.test", {"audit": True}, {"auroc_severe": 0.8, "brier_severe": 0.1}),
+        ("evaluate.test", {"audit": True}, {"auroc_severe": 0.8, "brier_severe": 0.2}),
         ("evaluate.assign", {"probed": 3}, {"assigned_00": 0.5, "assigned_02": 0.5}),
     ],
 )
@@ -195,13 +197,20 @@ def test_an_evaluation_passes_with_its_figures_alone(
     assert verdicts(bench) == [("in", kind, "passed"), ("out", kind, "passed")]
 
 
+@pytest.fixture
+def about(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the gateway finds that the site is, without torch."""
+    found = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": "20-49"}
+    monkeypatch.setattr(exchange, "about_site", lambda site, study: found)
+    return found
+
+
 def handshake(bench: Bench) -> None:
     bench.server.give(task_content({}, **{"server-round": 0}), message_type="query.handshake")
 
 
-def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench) -> None:
+def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench, about: dict[str, str]) -> None:
     handshake(bench)
-    about = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": "20-49"}
     with bench.node() as node:
         work(node, lambda task: Message(RecordDict({"site": ConfigRecord(about)}), reply_to=task))  # type: ignore[arg-type]
         reply = wait_for_reply(bench.server)
@@ -210,12 +219,22 @@ def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench) -> None:
     assert verdicts(bench) == [("in", "query.handshake", "passed"), ("out", "query.handshake", "passed")]
 
 
-@pytest.mark.parametrize("band", ["30", "50-99", "SMITH^JOHN"])
-def test_a_handshake_tells_the_band_of_the_sites_own_patients(bench: Bench, band: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("patients", "30"),
+        ("patients", "50-99"),
+        ("patients", "SMITH^JOHN"),
+        ("contract", b"SMITH^JOHN".hex().ljust(64, "0")),
+        ("golden", "4401728395566".zfill(64)),
+        ("version", "0.0.19451008"),
+    ],
+)
+def test_a_handshake_tells_nothing_of_the_apps_own(bench: Bench, about: dict[str, str], key: str, value: str) -> None:
     handshake(bench)
-    about = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": band}
+    told = {**about, key: value}
     with bench.node() as node:
-        work(node, lambda task: Message(RecordDict({"site": ConfigRecord(about)}), reply_to=task))  # type: ignore[arg-type]
+        work(node, lambda task: Message(RecordDict({"site": ConfigRecord(told)}), reply_to=task))  # type: ignore[arg-type]
         is_refused(bench, "E_HANDSHAKE")
     assert b"SMITH" not in b"".join(bench.server.received.values())
 
@@ -303,9 +322,9 @@ def test_a_spoilt_reply_becomes_its_code(bench: Bench, spoil: Callable[[Model], 
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
-        work(node, lambda task: Message(spoil(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(spoil(trained(came_in, RNG, STEPS)), reply_to=task))
         is_refused(bench, code)
-        assert verdicts(bench)[1:] == [("out", "train", code), ("out", "error", "passed")]
+        assert verdicts(bench)[1:] == [("out", "train", code), ("out", f"error {code}", "passed")]
         assert b"SMITH" not in b"".join(bench.server.received.values())
         # The node goes on, and so does the study.
         wait_until_idle(bench)
@@ -322,15 +341,35 @@ def wait_until_idle(bench: Bench) -> None:
 
 @pytest.mark.parametrize(
     ("reason", "code"),
-    [("<class 'ValueError'>: /data/SMITH^JOHN", "E_SITE_FAILED"), ("E_TOO_FEW_PATIENTS", "E_TOO_FEW_PATIENTS")],
-)  # fmt: skip
+    [
+        ("<class 'ValueError'>: /data/SMITH^JOHN", "E_SITE_FAILED"),
+        ("E_TOO_FEW_PATIENTS", "E_TOO_FEW_PATIENTS"),
+        ("E_SMITH_JOHN", "E_SITE_FAILED"),
+        ("E_TOO_FEW_PATIENTS_SMITH", "E_SITE_FAILED"),
+        ("E_REPLY_UPDATE: SMITH", "E_SITE_FAILED"),  # the gateway's own, and not the app's to say
+    ],
+)
 def test_an_errors_text_stays(bench: Bench, reason: str, code: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
         work(node, lambda task: Message(Error(2, reason), reply_to=task))
         is_refused(bench, code)
+    assert verdicts(bench)[1:] == [("out", f"error {code}", "passed")]
     assert b"SMITH" not in b"".join(bench.server.received.values())
     assert all(b"SMITH" not in proto.SerializeToString() for proto, _ in bench.server.replies)
+
+
+@pytest.mark.parametrize("claim", [440172.0, 999_999.0, -3.0, float("nan"), float("inf")])
+def test_how_long_an_app_took_is_by_the_gateways_clock(bench: Bench, claim: float) -> None:
+    came_in = model(SCHEMA, RNG)
+    bench.server.give(task_content(came_in))
+    with bench.node() as node:
+        task = node.fetch()
+        assert task is not None
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task), claim)
+        wait_for_reply(bench.server)
+    ((seconds,),) = bench.server.runtimes
+    assert 0 <= seconds < 60
 
 
 def test_an_object_that_is_not_its_hash_is_refused(bench: Bench) -> None:
@@ -338,7 +377,7 @@ def test_an_object_that_is_not_its_hash_is_refused(bench: Bench) -> None:
     with bench.node() as node:
         task = node.fetch()
         assert task is not None
-        reply = Message(reply_content(trained(came_in, RNG)), reply_to=task)
+        reply = Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task)
         push = node.push_object
 
         def push_other(run_id: int, session: str, id: str, content: bytes) -> None:
@@ -355,7 +394,7 @@ def test_what_was_not_announced_is_not_taken(bench: Bench) -> None:
     with bench.node() as node:
         task = node.fetch()
         assert task is not None
-        reply = Message(reply_content(trained(came_in, RNG)), reply_to=task)
+        reply = Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task)
         with pytest.raises(RunNotRunningException):
             node.push_object(RUN_ID, "no session", reply.object_id, reply.deflate())
         node.push(reply)
@@ -372,7 +411,7 @@ def test_an_unapproved_app_never_reaches_the_node(bench: Bench) -> None:
         assert node.fetch() is None
         is_refused(bench, "E_APP_REFUSED")
     assert [path.read_bytes() for path in (bench.site.folder / "apps").glob("*.fab")] == [b"PK another app"]
-    assert verdicts(bench) == [("in", "train", "E_APP_REFUSED"), ("out", "error", "passed")]
+    assert verdicts(bench) == [("in", "train", "E_APP_REFUSED"), ("out", "error E_APP_REFUSED", "passed")]
 
 
 def test_an_app_under_the_name_of_another_is_refused(bench: Bench) -> None:
@@ -449,7 +488,7 @@ def test_so_many_rounds_a_day_and_no_more(site: Site, bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     with bench.node() as node:
         bench.server.give(task_content(came_in))
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert not wait_for_reply(bench.server).has_error()
         wait_until_idle(bench)
         bench.server.give(task_content(came_in))
@@ -537,7 +576,7 @@ def test_the_next_task_is_waited_for_after_an_answer_alone(bench: Bench, monkeyp
         assert node.receive() is None  # at once: nothing was answered yet
         assert sum("pull-messages" in path for path in bench.server.paths) == 1
         bench.server.give(task_content(came_in))
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         later = threading.Timer(0.3, bench.server.give, [task_content(came_in)])
         later.start()
         assert node.receive() is not None
@@ -551,7 +590,7 @@ def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
         task = node.fetch()
         assert task is not None
         bench.server.down = True
-        node.push(Message(reply_content(trained(came_in, RNG)), reply_to=task))  # the node need not wait
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))  # the node need not wait
         assert node.receive() is None
         time.sleep(0.5)
         assert not bench.server.replies
@@ -577,7 +616,7 @@ def test_a_session_that_ended_is_begun_anew(bench: Bench) -> None:
     bench.server.give(task_content(came_in))
     bench.server.forgets = 1
     with bench.node() as node:
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert not wait_for_reply(bench.server, 2).has_error()
 
 
@@ -586,7 +625,7 @@ def test_a_run_that_is_over_ends_the_matter(bench: Bench) -> None:
     bench.server.give(task_content(came_in))
     bench.server.run_is_over = True
     with bench.node() as node:
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         wait_until_idle(bench)
         assert verdicts(bench)[-1] == ("out", "dropped", "E_RUN_OVER")
 
@@ -602,7 +641,7 @@ def test_a_gateway_that_was_started_anew_tells_the_server(bench: Bench) -> None:
         is_refused(bench, "E_GATEWAY_ENDED")
         # The node's reply is dropped, as after the end of a run, and the node goes on.
         with pytest.raises(RunNotRunningException):
-            node.push(Message(reply_content(trained(came_in, RNG)), reply_to=task))
+            node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         wait_until_idle(bench)
         bench.server.give(task_content(came_in))
         assert node.fetch() is not None
@@ -614,7 +653,7 @@ def test_a_node_that_was_started_anew_gets_its_task_again(bench: Bench) -> None:
     with bench.node() as node:
         assert node.fetch() is not None
     with bench.node() as node:
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert not wait_for_reply(bench.server).has_error()
     assert bench.server.paths.count("get-fab") == 1
 
@@ -639,7 +678,7 @@ def test_without_a_ledger_nothing_passes(bench: Bench, monkeypatch: pytest.Monke
             raise Refusal(reasons.LEDGER_WRITE)
 
         monkeypatch.setattr(Ledger, "append", full)
-        node.push(Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         is_refused(bench, "E_LEDGER_WRITE")
 
 
@@ -657,6 +696,6 @@ def test_a_reply_to_another_task_is_not_taken(bench: Bench) -> None:
         assert task is not None
         other = message(task.content, src_node_id=1, dst_node_id=42, reply_to_message_id="", group_id="9")
         with pytest.raises(RunNotRunningException):
-            node.push(Message(reply_content(trained(came_in, RNG)), reply_to=other))
-        node.push(Message(reply_content(trained(came_in, RNG)), reply_to=task))
+            node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=other))
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert not wait_for_reply(bench.server).has_error()

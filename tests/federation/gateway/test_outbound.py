@@ -10,7 +10,7 @@ from flwr.app import RecordDict
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from federation.allowed import Kind
+from federation.allowed import EXAMPLES_OF, Kind
 from federation.gateway import schema as gateway_schema
 from federation.gateway.objects import Arrays, object_id, read_content
 from federation.gateway.outbound import Values, check_reply
@@ -25,6 +25,7 @@ from tests.federation.gateway.messages import (
     ALL,
     COUNTER,
     KINDS,
+    PATIENTS,
     Case,
     message,
     objects_of,
@@ -125,12 +126,11 @@ def test_a_reply_of_another_kind_is_refused(kind: Kind, other: Kind) -> None:
     case.metrics = {name: value for name, value in case.metrics.items() if name == "num-examples"}
     rules = replace(case.rules(), kind=other)
     same = {
-        "train.head": {"train"},  # a head that moved is one of the things that training may do
         "evaluate.calibrate": {"evaluate.test", "evaluate.assign"},  # without figures all three are alike
         "evaluate.test": {"evaluate.calibrate", "evaluate.assign"},
         "evaluate.assign": {"evaluate.calibrate", "evaluate.test"},
     }
-    case.metrics |= {"num-examples": 15} if case.metrics else {}
+    case.metrics |= {"num-examples": PATIENTS.of_split.get(EXAMPLES_OF.get(other, ""), 0)} if case.metrics else {}
     root, objects = case.objects()
     content = read_content(root, objects, REPLY_DAMAGED)
     if kind == other or other in same.get(kind, ()):
@@ -138,7 +138,7 @@ def test_a_reply_of_another_kind_is_refused(kind: Kind, other: Kind) -> None:
         return
     with pytest.raises(Refusal) as refused:
         check_reply(content, objects.__getitem__, rules)
-    assert refused.value.code in ("E_REPLY_RECORDS", "E_REPLY_HEAD")
+    assert refused.value.code in ("E_REPLY_RECORDS", "E_REPLY_HEAD", "E_REPLY_COUNTER")
 
 
 CODES = {
@@ -158,6 +158,22 @@ CODES = {
     ("evaluate.embed", "moments of few patients"): "E_REPLY_EXAMPLES",
     ("evaluate.embed", "NaN as a figure"): "E_REPLY_METRICS",
     ("train.head", "another weight than the head's"): "E_REPLY_HEAD",
+    ("train", "a counter one step behind"): "E_REPLY_COUNTER",
+    ("train", "a mean that no layer makes"): "E_REPLY_BUFFERS",
+    ("train", "a variance that no layer makes"): "E_REPLY_BUFFERS",
+    ("train", "a variance that fell too far"): "E_REPLY_BUFFERS",
+    ("train", "an identifier as a mean"): "E_REPLY_BUFFERS",
+    ("evaluate.embed", "digits beyond those of a mean"): "E_REPLY_DIGITS",
+    ("evaluate.embed", "digits beyond those of a variance"): "E_REPLY_DIGITS",
+    ("evaluate.embed", "a mean beyond its range"): "E_REPLY_DIGITS",
+    ("evaluate.embed", "a variance next to nothing"): "E_REPLY_DIGITS",
+    ("evaluate.embed", "a zero with a sign"): "E_REPLY_DIGITS",
+    ("query.handshake", "an identifier as a hash"): "E_HANDSHAKE",
+    ("query.handshake", "another golden volume"): "E_HANDSHAKE",
+    ("evaluate.test", "a prevalence that is none"): "E_REPLY_METRICS",
+    ("evaluate.test", "an interval of no figure"): "E_REPLY_METRICS",
+    ("evaluate.test", "half an interval"): "E_REPLY_METRICS",
+    ("evaluate.test", "fewer examples than patients"): "E_REPLY_EXAMPLES",
     ("train.head", "a buffer that moved"): "E_REPLY_HEAD",
     ("train.head", "a counter that went on"): "E_REPLY_HEAD",
     ("train.head", "NaN"): "E_REPLY_NOT_FINITE",
@@ -204,13 +220,12 @@ def test_the_sign_of_a_zero_is_a_change_too() -> None:
     assert refused.value.code == "E_REPLY_HEAD"
 
 
-def test_a_counter_may_rise_by_the_steps_of_a_round() -> None:
+def test_a_counter_rises_by_the_steps_of_a_round() -> None:
     case = _case("train")
     case.schema = replace(case.schema, local_steps=500)
-    case.out["buffers"][COUNTER] = case.came_in["buffers"][COUNTER] + 500
-    assert refused_for(case) == ""
-    case.out["buffers"][COUNTER] += 1
-    assert refused_for(case) == "E_REPLY_COUNTER"
+    for steps in (499, 500, 501, 0):
+        case.out["buffers"][COUNTER] = case.came_in["buffers"][COUNTER] + steps
+        assert refused_for(case) == ("" if steps == 500 else "E_REPLY_COUNTER")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +241,20 @@ def test_a_counter_may_rise_by_the_steps_of_a_round() -> None:
 )
 def test_a_private_study_tells_nothing_of_training_patients(kind: Kind, name: str, is_told: bool) -> None:
     case = _case(kind)
-    case.metrics = {name: 0.5, "num-examples": 15}
+    case.metrics = {name: 0.5, "num-examples": case.metrics["num-examples"]}
     assert refused_for(case) == ""
     case.schema = replace(case.schema, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
     assert refused_for(case) == ("" if is_told else "E_REPLY_METRICS")
+
+
+def test_the_lowest_bits_of_weights_are_free() -> None:
+    """What docs/one-reply.md says that nothing here bounds."""
+    case = Case.of("train", *task(0), np.random.default_rng(0), 0)
+    assert case.weights.dtype == np.float32
+    hidden = np.frombuffer((b"BERGQVIST^SYLVI" * 1000)[: case.weights.size], np.uint8)
+    words = case.weights.view(np.uint32)
+    words[:] = words & ~np.uint32(255) | hidden
+    assert refused_for(case) == ""
 
 
 def _ids(tree: object) -> list[str]:

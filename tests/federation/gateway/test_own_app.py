@@ -14,6 +14,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.allowed import LABELS, LOOKS, MAX_PROBED, Kind
 from federation.gateway import inbound
+from federation.gateway.about import about_site
 from federation.gateway.objects import Arrays, Content, read_content
 from federation.gateway.outbound import Rules, check_reply
 from federation.gateway.patients import count_patients
@@ -97,7 +98,7 @@ def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Aske
     return Asked(content, objects, read_content(reply.object_id, answered, REPLY_DAMAGED), answered, schema)
 
 
-def let_out(site: Site, kind: Kind, asked: Asked) -> dict[str, Any]:
+def let_out(site: Site, kind: Kind, asked: Asked, study: Study = STUDY) -> dict[str, Any]:
     """All values of the reply that leave, by record."""
     rules = Rules(
         kind=kind,
@@ -108,6 +109,7 @@ def let_out(site: Site, kind: Kind, asked: Asked) -> dict[str, Any]:
         max_update=site.settings.gateway.max_update,
         histograms=site.settings.gateway.histograms,
         embeddings=site.settings.gateway.embedding_statistics,
+        about=about_site(site, study.model_dump_json()) if kind == "query.handshake" else {},
     )
     values = check_reply(asked.reply, asked.reply_objects.__getitem__, rules)
     return {name: dict(cast(Mapping[str, Any], record)) for name, record in values.items()}
@@ -160,4 +162,4 @@ def test_in_half_precision_the_same_is_let_out(site: Site, kind: Kind) -> None:
 @pytest.mark.parametrize("kind", ["query.handshake", "evaluate.calibrate", "evaluate.test", "evaluate.assign"])
 def test_a_private_study_is_judged_too(site: Site, kind: Kind) -> None:
     config = DEPLOYED if kind == "evaluate.test" else CONFIGS.get(kind, {})
-    assert let_out(site, kind, ask(site, PRIVATE, kind, config))
+    assert let_out(site, kind, ask(site, PRIVATE, kind, config), PRIVATE)

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from federation.allowed import Figure
+from federation.rounds.codes import code_in
 from federation.rounds.replies import (
     NO_HEAD,
     Expected,
@@ -20,7 +21,6 @@ from federation.rounds.replies import (
     outliers,
     refusal_code,
     sift,
-    site_code,
     update_norm,
     validate,
 )
@@ -207,7 +207,10 @@ def test_silence_and_double_answers_do_not_count():
     [
         ("E_TOO_FEW", "E_TOO_FEW"),
         ("E_TOO_FEW: 3 patients, one of them DOE^JOHN", "E_TOO_FEW"),
-        ("W_TILT\nTraceback", "W_TILT"),
+        ("E_TOO_FEW_PATIENTS\nTraceback", "E_TOO_FEW_PATIENTS"),
+        ("W_TILT", "E_SITE_FAILED"),  # accepted and flagged, and no failure
+        ("E_DOE_JOHN", "E_SITE_FAILED"),
+        ("E_TOO_FEW_PATIENTS_DOE_JOHN", "E_SITE_FAILED"),
         ("<class 'ValueError'>: cannot read /data/DOE^JOHN", "E_SITE_FAILED"),
         ("see E_TOO_FEW", "E_SITE_FAILED"),
         (" E_TOO_FEW", "E_SITE_FAILED"),
@@ -221,7 +224,7 @@ def test_silence_and_double_answers_do_not_count():
     ],
 )
 def test_of_an_error_only_a_code_is_passed_on(text, passed_on):
-    assert site_code(text) == passed_on
+    assert code_in(text) == passed_on
     assert refusal_code(answer(Error(2, text)), EXPECTED) == passed_on
 
 

@@ -1,0 +1,52 @@
+"""What a site tells of itself in the handshake, worked out without its app.
+
+Both digests need torch, which would take several times the memory that the gateway may have. So a process of its own
+reads the site's folder and the study on its standard input and answers in JSON, once in each run:
+
+    python -m federation.gateway.about
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from federation import reasons
+from federation.rounds.handshake import answer
+from models.refusal import Refusal
+from pipeline.site import Site
+
+_SECONDS = 300.0  # torch's first import from a slow disk takes its time
+
+
+def about_site(site: Site, study: str) -> dict[str, str]:
+    """The answer to a study's handshake; `study` is JSON. Raises Refusal E_GATEWAY_FAILED."""
+    question = json.dumps({"site": str(site.folder.absolute()), "study": study})
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "federation.gateway.about"],
+            input=question.encode(),
+            capture_output=True,
+            timeout=_SECONDS,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        says = error.stderr.decode(errors="replace")[-2000:]
+        raise Refusal(reasons.GATEWAY_FAILED, private=says) from error
+    except subprocess.TimeoutExpired as error:
+        raise Refusal(reasons.GATEWAY_FAILED, private="the digests of the handshake took too long") from error
+    return dict(json.loads(done.stdout))
+
+
+def work_out(question: bytes) -> dict[str, str]:
+    """The answer to a question as `about_site` puts it. Raises what `answer` raises."""
+    from federation.study import Study
+
+    asked = json.loads(question)
+    return answer(Site.open(Path(asked["site"])), Study.model_validate_json(asked["study"]))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(work_out(sys.stdin.buffer.read())))

@@ -1,0 +1,46 @@
+"""Moments of scans and features with few digits: of each float32 the first twelve bits after the leading one.
+
+The site's app rounds them, and the gateway refuses what is not rounded. Light: the gateway has no torch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANTISSA_BITS = 12
+_DROPPED = 23 - MANTISSA_BITS  # bits of a float32's mantissa that are zero
+
+
+@dataclass(frozen=True)
+class Range:
+    """Magnitudes that are told: 0, and the powers of two from 2**least to 2**most with what lies between.
+
+    `signed`: with either sign.
+    """
+
+    least: int
+    most: int
+    signed: bool
+
+    @property
+    def points(self) -> int:
+        """How many numbers are told apart."""
+        magnitudes = (self.most - self.least) * 2**MANTISSA_BITS + 1
+        return magnitudes * (2 if self.signed else 1) + 1
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The numbers as they are told; what is beyond the range becomes its end. The values are finite."""
+        low = -(2.0**self.most) if self.signed else 0.0
+        bits = np.clip(values, low, 2.0**self.most).astype(np.float32).view(np.uint32)
+        half = np.uint32(1 << (_DROPPED - 1))
+        told = ((bits + half) >> np.uint32(_DROPPED) << np.uint32(_DROPPED)).view(np.float32)
+        return np.where(np.abs(told) < 2.0**self.least, np.float32(0), told)
+
+    def holds(self, values: NDArray[np.float32]) -> bool:
+        """Whether all numbers are, to the bit, as `rounded` leaves them."""
+        return bool(np.isfinite(values).all()) and self.rounded(values).tobytes() == values.tobytes()
+
+
+# The network's features are means of rectified activations, and looks are shares and means of a scaled window.
+RANGES = {"mean": Range(-20, 10, signed=True), "variance": Range(-30, 20, signed=False)}
