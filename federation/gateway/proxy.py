@@ -214,7 +214,7 @@ def make_app(
         async with upstream:
             exchange = make_exchange()
             app[_PROXY] = Proxy(key, upstream, exchange)
-            exchange.started()
+            await exchange.started()
             tasks = [asyncio.create_task(chore) for chore in chores]
             yield
             for task in tasks:

@@ -17,6 +17,7 @@ from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
+MAX_SMALL_BYTES = 256 * 1024  # of every answer that is neither an object nor an app
 MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and what is around it
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
@@ -32,6 +33,10 @@ class Unreachable(Exception):
     def __init__(self, text: str, reason: Reason | None = None) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class Unusable(Unreachable):
+    """An answer that is too long, or not of Flower's form."""
 
 
 class Declined(Exception):
@@ -73,30 +78,36 @@ class Upstream:
         return aiohttp.ClientSession(connector=connector, auto_decompress=False)
 
     async def ask(
-        self, path: str, request: Message | BytesIO, answer: type[Answer], *, seconds: float | None = None
+        self,
+        path: str,
+        request: Message | BytesIO,
+        answer: type[Answer],
+        *,
+        seconds: float | None = None,
+        max_bytes: int = MAX_SMALL_BYTES,
     ) -> Answer:
         """Send a request, which may be bytes already, and read its answer, within `seconds` if they are given.
 
-        Raises Unreachable, Declined.
+        A longer answer than `max_bytes` is not read to its end. Raises Unreachable, Declined.
         """
         # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
         content = request if isinstance(request, BytesIO) else BytesIO(request.SerializeToString(deterministic=True))
-        body = await self._post(path, content, aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT)
+        timeout = aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT
+        body = await self._post(path, content, timeout, max_bytes)
         try:
             return answer.FromString(body)
         except DecodeError as error:
-            raise Unreachable("the answer is not of Flower's form") from error
+            raise Unusable("the answer is not of Flower's form") from error
 
-    async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout) -> bytearray:
+    async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
-        limit = MAX_APP_BYTES if path == "get-fab" else MAX_BODY_BYTES
         try:
             async with self._session.post(
                 self._base + path, data=content, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 body = await read_body(response.content, limit)
         except TooLong as error:
-            raise Unreachable("the answer is too long") from error
+            raise Unusable("the answer is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise _untrusted(error, reasons.SERVER_UNTRUSTED) from error
         except (aiohttp.ClientError, OSError) as error:
