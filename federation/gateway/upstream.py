@@ -1,5 +1,6 @@
 """The client to the study's server: TLS both ways, the node's signature, bounded answers. The only way out."""
 
+import json
 import logging
 import re
 import ssl
@@ -19,6 +20,8 @@ MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
 MAX_SMALL_BYTES = 256 * 1024  # of every answer that is neither an object nor an app
 MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and what is around it
+_ERROR_STATUSES, _BAD_GATEWAY = range(400, 600), 502
+_MAX_DETAIL_CHARACTERS = 300
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
 _CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # as the study's door answers
@@ -40,11 +43,15 @@ class Unusable(Unreachable):
 
 
 class Declined(Exception):
-    """The server's own no: its HTTP status and what it says."""
+    """The server's own no: its HTTP status (502 for one that is no error's), its error's number, and what it says.
+
+    Of its body only these are taken over, the text without control characters: the node is given nothing else of it.
+    """
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"HTTP {status}: {body[:300]!r}")
-        self.status, self.body = status, body
+        self.status = status if status in _ERROR_STATUSES else _BAD_GATEWAY
+        self.code, self.detail = _error_of(body)
 
 
 class TooLong(Exception):
@@ -123,6 +130,17 @@ class Upstream:
                 log.warning("the server declined %s: HTTP %d", path, response.status)
             raise Declined(response.status, bytes(body))
         return body
+
+
+def _error_of(body: bytes) -> tuple[int, str]:
+    """The number and the text of an error in Flower's form (flwr.supercore.error); 0 and "" of anything else."""
+    try:
+        content = json.loads(body)
+        code, detail = content.get("code"), content.get("detail")
+    except (ValueError, AttributeError, RecursionError):
+        return 0, ""
+    text = detail[:_MAX_DETAIL_CHARACTERS] if isinstance(detail, str) else ""
+    return code if type(code) is int and 0 <= code < 10**6 else 0, "".join(filter(str.isprintable, text))
 
 
 def _untrusted(error: Exception, reason: Reason) -> Unreachable:
