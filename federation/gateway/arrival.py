@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
+from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
@@ -20,9 +20,10 @@ from google.protobuf.message import Message as ProtobufMessage
 from federation import reasons
 from federation.allowed import FIGURES, Kind
 from federation.approval.approvals import Approvals
+from federation.approval.fab import read as read_app
 from federation.approval.studies import StudyApprovals, study_digest
 from federation.gateway import inbound
-from federation.gateway.metadata import checked_metadata
+from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
 from federation.gateway.patients import Patients, count_patients
 from federation.gateway.questions import QUESTIONS, KeptAnswer, Question
@@ -52,7 +53,7 @@ _AT_ONCE = 4  # requests
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may take place here: the server's answers about it, its app's hash, its name and its study."""
+    """A run that may take place here: what the node is told of it, its app's hash, its name and its study."""
 
     info: GetRunResponse
     fab: GetFabResponse
@@ -215,7 +216,9 @@ class Arrivals:
             study, name = inbound.run_config(fab.fab.content, info.run)
             digest = study_digest(study)
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
-            self._run = run = Run(info, fab, task.app, name, schema, study, digest)
+            told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
+            app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
+            self._run = run = Run(told, app, task.app, name, schema, study, digest)
         decided = await asyncio.to_thread(self._studies.verdict, run.digest, run.schema.presets)
         if decided not in ("preset", "approved"):
             await asyncio.to_thread(self._studies.keep, run.study)

@@ -1,12 +1,18 @@
-"""The metadata of the server's message: checked before anything else, for without them no answer can be composed."""
+"""What the server tells of its messages and its runs, composed anew: the node is given nothing else of it.
+
+A message's metadata are checked before anything else, because without them no answer can be composed.
+"""
 
 import math
 import re
 
+from flwr.common.serde import user_config_to_proto
 from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Metadata
+from flwr.proto.run_pb2 import Run
 
 from federation import reasons
+from federation.approval import fab
 from models.refusal import Refusal
 
 MAX_TTL_SECONDS = 366 * 24 * 3600.0
@@ -29,6 +35,23 @@ def checked_metadata(told: Metadata, node_id: int) -> Metadata:
         return metadata_to_proto(metadata_from_proto(told))
     except ValueError as error:  # Flower checks the type
         raise Refusal(reasons.TASK_UNANSWERABLE, private=ascii(told.message_type)) from error
+
+
+def run_for_node(told: Run, app: fab.App, study: str, name: str) -> Run:
+    """The run as the node is told of it: what it needs to start the app, each from where it was checked.
+
+    The server's own text would choose more than that: the folder in which the node looks for the app (by its name and
+    version), and the program that it starts (by the type of the task).
+    """
+    project = app.config["project"]
+    return Run(
+        run_id=told.run_id,
+        series_id=told.series_id,
+        fab_hash=app.sha256,
+        fab_id=f"{app.config['tool']['flwr']['app']['publisher']}/{project['name']}",
+        fab_version=project["version"],
+        override_config=user_config_to_proto({"study": study, "run": name}),
+    )
 
 
 def _problem(told: Metadata, node_id: int) -> str:

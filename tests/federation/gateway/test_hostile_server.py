@@ -19,6 +19,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation import reasons
+from federation.approval import fab
 from federation.gateway import arrival, inbound
 from federation.gateway.upstream import MAX_SMALL_BYTES
 from pipeline.site import Site
@@ -164,6 +165,36 @@ def test_unknown_fields_of_a_message_are_not_handed_on(bench: Bench) -> None:
     with bench.node() as node:
         assert node.receive() is not None
     assert b"hello" not in spool_file(bench).read_bytes()  # what is written there is what the node is given
+
+
+def test_what_the_node_is_told_of_a_run_is_the_gateways(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's node makes a folder's name of the app's id and version, and starts a program by the task's type."""
+    get_run, get_fab = bench.server.get_run, bench.server.get_fab
+
+    def hostile_run(body: bytes) -> Any:
+        answer = get_run(body)
+        answer.run.fab_id, answer.run.fab_version = "../../../tmp/SMUGGLED", "../../SMUGGLED"
+        answer.run.primary_task_type = "flwr-agentapp"
+        answer.run.account_name = answer.run.federation = answer.run.flwr_aid = "SMUGGLED"
+        return answer
+
+    def hostile_fab(body: bytes) -> Any:
+        answer = get_fab(body)
+        answer.fab.verifications["valid_license"] = "SMUGGLED"
+        return answer
+
+    monkeypatch.setattr(bench.server, "get_run", hostile_run)
+    monkeypatch.setattr(bench.server, "get_fab", hostile_fab)
+    bench.server.give(task_content(model(SCHEMA, RNG)))
+    with bench.node() as node:
+        assert node.receive() is not None
+        run = node.get_run(7)
+        app = node.get_fab(run.fab_hash, 7)
+    own = fab.read(bench.server.app)
+    assert f"{run.fab_id} {run.fab_version}" == own.name
+    assert run.override_config == {"study": "{}", "run": "trial-0123abcd"}
+    assert run.primary_task_type == "" and "SMUGGLED" not in repr(run)
+    assert (app.content, app.verifications) == (bench.server.app, {})
 
 
 # --- what belongs to a message ----------------------------------------------------------------------------
