@@ -818,6 +818,11 @@ EMBEDDINGS = Reason(
     "this site lets no statistics of the network's features out",
     "The audit goes on without this site. To allow them, set embedding_statistics in [gateway] of site.toml.",
 )
+TASK_UNANSWERABLE = Reason(
+    "E_TASK_UNANSWERABLE",
+    "the server sent a message that cannot be answered: its type, ids or times are not those of a task for this node",
+    "The message was dropped. Ask the study's coordinator: an honest server sends no such message.",
+)
 TASK_DAMAGED = Reason(
     "E_TASK_DAMAGED",
     "what the server sent is not whole, or not what its hash says",

@@ -7,27 +7,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
+from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
 from flwr.proto.fleet_pb2 import PullMessagesResponse
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
 from flwr.proto.node_pb2 import Node
 from flwr.proto.recorddict_pb2 import RecordDict
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation import reasons
-from federation.allowed import Kind
+from federation.allowed import FIGURES, Kind
 from federation.approval.approvals import Approvals
+from federation.approval.fab import read as read_app
 from federation.approval.studies import StudyApprovals, study_digest
 from federation.gateway import inbound
+from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
 from federation.gateway.patients import Patients, count_patients
 from federation.gateway.questions import QUESTIONS, KeptAnswer, Question
 from federation.gateway.reply import bare_message
 from federation.gateway.schema import TRAINING, Schema, schema_of
 from federation.gateway.spool import Spool
-from federation.gateway.upstream import Answer, Declined, Unreachable, Upstream
+from federation.gateway.upstream import (
+    MAX_APP_BYTES,
+    MAX_BODY_BYTES,
+    MAX_SMALL_BYTES,
+    Answer,
+    Declined,
+    Unreachable,
+    Unusable,
+    Upstream,
+)
 from federation.ledger.chain import Ledger
 from federation.rounds.calibration_answers import check_settings
 from models.refusal import Refusal
@@ -35,12 +47,13 @@ from pipeline.privacy_budget import check_and_spend
 from pipeline.site import Site
 
 RETRY_SECONDS = 2.0
+MAX_FETCH_SECONDS = 6 * 3600.0  # for all that belongs to a task, however long the server says that it waits
 _AT_ONCE = 4  # requests
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may take place here: the server's answers about it, its app's hash, its name and its study (JSON)."""
+    """A run that may take place here: what the node is told of it, its app's hash, its name and its study (JSON)."""
 
     info: GetRunResponse
     fab: GetFabResponse
@@ -70,13 +83,29 @@ class Task:
     epsilon: float | None = None  # of the run so far at this site, if its study is private
     offered_at: float = 0.0  # to the node, by the monotonic clock
     runtime_s: float = 0.0  # from then until its answer
+    received: float = 0.0  # in seconds since 1970
 
     @classmethod
-    def of(cls, response: PullMessagesResponse) -> "Task":
-        """The first message of a server's answer, which has one. What it holds beside its objects is left out."""
+    def of(cls, response: PullMessagesResponse, node_id: int) -> "Task":
+        """The first message of a server's answer, which has one. What it holds beside its objects is left out.
+
+        Raises Refusal E_TASK_UNANSWERABLE.
+        """
         trees = response.message_object_trees
-        message = ProtoMessage(metadata=response.messages_list[0].metadata, content=RecordDict())
-        return cls(message, trees[0] if trees else ObjectTree())
+        metadata = checked_metadata(response.messages_list[0].metadata, node_id)
+        message, tree = ProtoMessage(metadata=metadata, content=RecordDict()), trees[0] if trees else ObjectTree()
+        return cls(message, tree, received=time.time())
+
+    @classmethod
+    def remembered(cls, content: bytes) -> "Task":
+        """The task that an earlier gateway wrote into its spool. Raises Refusal E_TASK_UNANSWERABLE."""
+        try:
+            message = ProtoMessage.FromString(content)
+        except DecodeError as error:
+            raise Refusal(reasons.TASK_UNANSWERABLE, private="the spool's file is damaged") from error
+        metadata = checked_metadata(message.metadata, node_id=0)
+        kind = metadata.message_type if metadata.message_type in FIGURES else "task"
+        return cls(ProtoMessage(metadata=metadata, content=RecordDict()), ObjectTree(), kind)
 
     @property
     def id(self) -> str:
@@ -90,6 +119,11 @@ class Task:
     def expires(self) -> float:
         """When nobody waits for its answer any more, in seconds since 1970."""
         return self.message.metadata.created_at + self.message.metadata.ttl
+
+    @property
+    def given_up(self) -> float:
+        """When the gateway stops to ask the server for what belongs to it, in seconds since 1970."""
+        return min(self.expires, self.received + MAX_FETCH_SECONDS)
 
     @property
     def size(self) -> int:
@@ -125,7 +159,8 @@ class Arrivals:
         inbound.check_bounds(kind, schema, self._site.settings, patients.of_split.get("train", 0))
         if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
             raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
-        task.small = await self._small_objects(task)
+        ids = inbound.small_objects(task.tree, reasons.TASK_DAMAGED, most=inbound.max_objects(schema.takes(kind)))
+        task.small = await self._small_objects(task, ids)
         task.content = read_content(task.id, task.small, reasons.TASK_DAMAGED)
         inbound.check_content(task.content, inbound.tree_ids(task.tree), schema.takes(kind), kind)
         task.chunks = inbound.expected_chunks(task.content, schema.takes(kind))
@@ -169,7 +204,7 @@ class Arrivals:
             node = Node(node_id=task.message.metadata.dst_node_id)
             info = await self._ask(task, "get-run", GetRunRequest(node=node, run_id=task.run_id), GetRunResponse)
             request = GetFabRequest(node=node, hash_str=info.run.fab_hash, run_id=task.run_id)
-            fab = await self._ask(task, "get-fab", request, GetFabResponse)
+            fab = await self._ask(task, "get-fab", request, GetFabResponse, max_bytes=MAX_APP_BYTES)
             task.app = object_id(fab.fab.content)
             if info.run.run_id != task.run_id or not task.app == info.run.fab_hash == fab.fab.hash_str:
                 raise Refusal(reasons.APP_DAMAGED)
@@ -182,35 +217,45 @@ class Arrivals:
             study, name = inbound.run_config(fab.fab.content, info.run)
             digest = study_digest(study)
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
-            self._run = run = Run(info, fab, task.app, name, schema, study, digest)
+            told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
+            app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
+            self._run = run = Run(told, app, task.app, name, schema, study, digest)
         decided = await asyncio.to_thread(self._studies.verdict, run.digest, run.schema.presets)
         if decided not in ("preset", "approved"):
             await asyncio.to_thread(self._studies.keep, run.study)
             raise Refusal(reasons.STUDY_REFUSED, private=f"{decided}: {run.digest}")
         return run
 
-    async def _small_objects(self, task: Task) -> dict[str, bytes]:
+    async def _small_objects(self, task: Task, ids: list[str]) -> dict[str, bytes]:
+        """All objects but the chunks. The first one that is refused, or an end of patience, ends every request."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def fetch(id: str) -> bytes:
             async with limit:
-                while (content := await self._object(task, id, patient=True)) is None:
+                while (content := await self._object(task, id, MAX_SMALL_BYTES, patient=True)) is None:
+                    _check_patience(task, "the server was not sent all of its own message")
                     await asyncio.sleep(RETRY_SECONDS)
             if len(content) > MAX_HEAD_BYTES:
                 raise Refusal(reasons.TASK_DAMAGED, private="a record that is too large")
             return content
 
-        ids = inbound.small_objects(task.tree, reasons.TASK_DAMAGED)
-        return dict(zip(ids, await asyncio.gather(*map(fetch, ids)), strict=True))
+        try:
+            async with asyncio.timeout(task.given_up - time.time()), asyncio.TaskGroup() as group:
+                fetches = {id: group.create_task(fetch(id)) for id in ids}
+        except TimeoutError as error:
+            raise Refusal(reasons.RUN_OVER, private="the task's objects took too long") from error
+        except ExceptionGroup as group_error:
+            raise next((e for e in group_error.exceptions if isinstance(e, Refusal)), group_error) from None
+        return {id: fetched.result() for id, fetched in fetches.items()}
 
-    async def _object(self, task: Task, id: str, *, patient: bool) -> bytes | None:
+    async def _object(self, task: Task, id: str, max_bytes: int, *, patient: bool) -> bytes | None:
         """An object, which is what its id says; None while the server itself is still being sent it.
 
         Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable unless `patient`.
         """
         node = Node(node_id=task.message.metadata.dst_node_id)
         request = PullObjectRequest(node=node, run_id=task.run_id, object_id=id)
-        answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient)
+        answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient, max_bytes=max_bytes)
         if not answer.object_found:
             raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its own message")
         if not answer.object_available:
@@ -227,7 +272,7 @@ class Arrivals:
         """
         if id in self._spool.came_in:
             return await asyncio.to_thread(self._spool.came_in.get, id)
-        if (content := await self._object(task, id, patient=False)) is None:
+        if (content := await self._object(task, id, MAX_BODY_BYTES, patient=False)) is None:
             return None
         length, beginning = task.chunks[id]
         try:
@@ -240,20 +285,34 @@ class Arrivals:
         return content
 
     async def _ask(
-        self, task: Task, path: str, request: ProtobufMessage, answer: type[Answer], *, patient: bool = True
+        self,
+        task: Task,
+        path: str,
+        request: ProtobufMessage,
+        answer: type[Answer],
+        *,
+        patient: bool = True,
+        max_bytes: int = MAX_SMALL_BYTES,
     ) -> Answer:
         """Ask, and again until there is an answer if `patient`, as long as the task is worth it.
 
-        Raises Refusal E_RUN_OVER; Unreachable unless `patient`.
+        Raises Refusal: E_RUN_OVER, E_TASK_DAMAGED; Unreachable unless `patient`.
         """
         while True:
             try:
-                return await self._upstream.ask(path, request, answer)
+                return await self._upstream.ask(path, request, answer, max_bytes=max_bytes)
             except Declined as error:
                 raise Refusal(reasons.RUN_OVER, private=str(error)) from error
+            except Unusable as error:
+                raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
             except Unreachable as error:
                 if not patient:
                     raise
-                if time.time() + RETRY_SECONDS > task.expires:
-                    raise Refusal(reasons.RUN_OVER, private=str(error)) from error
+                _check_patience(task, str(error))
             await asyncio.sleep(RETRY_SECONDS)
+
+
+def _check_patience(task: Task, problem: str) -> None:
+    """Raises Refusal E_RUN_OVER where the next try would come too late."""
+    if time.time() + RETRY_SECONDS > task.given_up:
+        raise Refusal(reasons.RUN_OVER, private=problem)

@@ -47,12 +47,13 @@ class NodeKey:
             key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
             signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
             timestamp = headers[TIMESTAMP_HEADER]
+            signed = timestamp.encode()
             age_s = (now() - datetime.fromisoformat(timestamp)).total_seconds()
         except (KeyError, TypeError, ValueError, binascii.Error):
             return False
         recent = -SYSTEM_TIME_TOLERANCE < age_s < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
         ours = key == self.public_pem
-        return recent and ours and verify_signature(self._private.public_key(), timestamp.encode(), signature)
+        return recent and ours and verify_signature(self._private.public_key(), signed, signature)
 
     def headers(self) -> dict[str, str]:
         """Headers that the study's server knows the node by. They are good for five minutes, and new each minute."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -23,7 +23,6 @@ from flwr.proto.message_pb2 import (
     PullObjectResponse,
     PushObjectRequest,
 )
-from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.node_pb2 import Node
 
 from federation import reasons
@@ -33,7 +32,7 @@ from federation.gateway.about import about_site
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
 from federation.gateway.first_model import MODEL_RECORDS, heads_of, told
-from federation.gateway.inbound import task_kind
+from federation.gateway.inbound import max_objects, task_kind
 from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, Content, object_id, with_content
 from federation.gateway.outbound import Rules, Values, check_reply
@@ -55,6 +54,7 @@ HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's no
 # after 3 s. For so long the gateway asks in its stead.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3
+MAX_RUNTIME_SECONDS = 1e6
 
 log = logging.getLogger("fedthorax.gateway")
 
@@ -80,12 +80,16 @@ class Exchange:
         self._answered = -math.inf  # when, by the event loop's clock
         self.node_id = 0
 
-    def started(self) -> None:
+    async def started(self) -> None:
         """Tell the server of the task that an earlier gateway took and did not answer."""
-        if left := self._spool.unanswered:
-            task = Task(ProtoMessage.FromString(left), ObjectTree())
-            task.kind = task.message.metadata.message_type
-            self._refuse(task, Refusal(reasons.GATEWAY_ENDED))
+        try:
+            left = self._spool.unanswered
+            self._task = Task.remembered(left) if left else None
+        except (Refusal, OSError) as error:  # whatever the file holds, the gateway starts
+            await self._drop(b"", _unanswerable(error))
+            self._spool.forget()
+        if self._task is not None:
+            self._refuse(self._task, Refusal(reasons.GATEWAY_ENDED))
 
     def node_restarted(self) -> None:
         """The node has begun anew and knows of nothing: what it was sending is of no use, its task it gets again."""
@@ -108,7 +112,11 @@ class Exchange:
                 response = await self._next()
                 if not response.messages_list:
                     return PullMessagesResponse()
-                self._task = Task.of(response)
+                try:
+                    self._task = Task.of(response, self.node_id)
+                except Refusal as refusal:
+                    await self._drop(response.messages_list[0].metadata.SerializeToString(), refusal)
+                    return PullMessagesResponse()
                 self._arrival = asyncio.create_task(self._take_in(self._task))
             await asyncio.wait({self._arrival}, timeout=HOLD_SECONDS)
             if not self._arrival.done():
@@ -133,7 +141,8 @@ class Exchange:
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
             log.info("let in: %s, round %s", task.kind, task.round)
             if task.earlier is not None:
-                self._departure = asyncio.create_task(self._answer_again(task, task.earlier))
+                answer = self._answer_again(task, task.earlier)
+                self._departure = asyncio.create_task(self._conclude(task, answer))
                 return False
             return True
         except Refusal as refusal:
@@ -212,13 +221,18 @@ class Exchange:
             return PushMessagesResponse(results=results)
         try:
             if self._reply is None or self._reply.root != tree.object_id:
-                arrays = task.run.schema.reply_bytes(task_kind(task.kind)) if task.run else 0
-                self._reply = Reception(tree, self._spool.going_out, max_array_bytes=arrays)
+                self._reply = self._reception(task, tree)
         except Refusal as refusal:
             self._refuse(task, refusal)
             return PushMessagesResponse(results=results)
         missing, session = self._reply.missing(), self._reply.session
         return PushMessagesResponse(results=results, objects_to_push=missing, session_id=session)
+
+    def _reception(self, task: Task, tree: ObjectTree) -> Reception:
+        assert task.run is not None
+        kind, schema = task_kind(task.kind), task.run.schema
+        most = max_objects(schema.gives(kind))
+        return Reception(tree, self._spool.going_out, max_array_bytes=schema.reply_bytes(kind), max_objects=most)
 
     async def take(self, request: PushObjectRequest) -> bool:
         """Take in one object of the reply; whether it was as announced. Raises Forbidden outside a reply."""
@@ -232,29 +246,27 @@ class Exchange:
         except (Refusal, OSError) as error:
             self._refuse(task, _refusal(error))
             return False
-        if self._departure is None and not reply.missing():
-            self._departure = asyncio.create_task(self._judge(task, reply))
+        if self._reply is reply and self._departure is None and not reply.missing():
+            self._departure = asyncio.create_task(self._conclude(task, self._judge(task, reply)))
         return True
 
-    async def _judge(self, task: Task, reply: Reception) -> None:
-        """Let the reply out, or tell the server why not."""
+    async def _judge(self, task: Task, reply: Reception) -> Outgoing:
+        """The reply as it may leave, or the answer that says why it may not."""
         try:
-            outgoing = await self._compose(task, reply)
+            return await self._compose(task, reply)
         except Refusal as refusal:
-            outgoing = await self._failure(task, refusal.code, refusal)
+            return await self._failure(task, refusal.code, refusal)
         except Exception:
             log.exception("the reply could not be judged")
-            outgoing = await self._failure(task, reasons.GATEWAY_FAILED.code)
-        await self._send(task, outgoing)
+            return await self._failure(task, reasons.GATEWAY_FAILED.code)
 
-    async def _answer_again(self, task: Task, earlier: KeptAnswer) -> None:
-        """Give the answer that left the first time; the node is not asked."""
+    async def _answer_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
+        """The answer that left the first time; the node is not asked."""
         try:
-            outgoing = await self._compose_again(task, earlier)
+            return await self._compose_again(task, earlier)
         except Exception:
             log.exception("the earlier answer could not be given again")
-            outgoing = await self._failure(task, reasons.GATEWAY_FAILED.code)
-        await self._send(task, outgoing)
+            return await self._failure(task, reasons.GATEWAY_FAILED.code)
 
     async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
         for id, chunk in earlier.chunks.items():
@@ -328,13 +340,18 @@ class Exchange:
         self._refuse_with(task, refusal.code, refusal, direction)
 
     def _refuse_with(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> None:
-        """Answer a task with a code. Only the first answer counts."""
-        if self._departure is None:
-            self._task = task
-            self._departure = asyncio.create_task(self._answer(task, code, refusal, direction))
+        """Answer the task with a code. Only the first answer counts; a task that has been answered gets no other."""
+        if self._task is task and self._departure is None:
+            answer = self._failure(task, code, refusal, direction)
+            self._departure = asyncio.create_task(self._conclude(task, answer))
 
-    async def _answer(self, task: Task, code: str, refusal: Refusal | None, direction: str) -> None:
-        await self._send(task, await self._failure(task, code, refusal, direction))
+    async def _drop(self, message: bytes, refusal: Refusal) -> None:
+        """Record a message of the server's that cannot be answered. Nothing else is done with it."""
+        log.warning("dropped: %s %s %s", refusal.code, refusal.says, refusal.private)
+        digest = object_id(message)
+        entry = Entry("", None, "in", "message", len(message), digest, "", self._policy, refusal.code)
+        with suppress(Refusal):
+            await asyncio.to_thread(self._ledger.append, entry)
 
     async def _failure(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> Outgoing:
         """The answer that holds a code alone; even where the ledger cannot be written, for it tells of no patient."""
@@ -351,20 +368,24 @@ class Exchange:
             await self._record(task, "out", f"error {code}", size, outgoing.tree.object_id, PASSED)
         return outgoing
 
-    async def _send(self, task: Task, outgoing: Outgoing) -> None:
-        """Deliver the answer; then all that belonged to the task is deleted, and the next one may come."""
+    async def _conclude(self, task: Task, answer: Awaitable[Outgoing]) -> None:
+        """Deliver the answer; then all that belonged to the task is deleted, and the next one may come.
+
+        That holds for every failure, or the node would never get another task. Only a gateway that is being stopped
+        keeps the task, to tell the server of it at its next start.
+        """
         try:
+            outgoing = await answer
             if not await self._departures.deliver(task, outgoing):
                 log.warning("the answer was not sent: %s", reasons.RUN_OVER.says)
                 with suppress(Refusal):
                     await self._record(task, "out", "dropped", 0, outgoing.tree.object_id, reasons.RUN_OVER.code)
         except Exception:
-            log.exception("the answer could not be sent")
-        finally:
-            self._spool.clear()
-            self._spool.forget()
-            self._task = self._reply = self._departure = None
-            self._answered = asyncio.get_running_loop().time()
+            log.exception("the answer could not be composed or sent")
+        self._task = self._reply = self._departure = None
+        self._answered = asyncio.get_running_loop().time()
+        self._spool.forget()
+        self._spool.clear()
 
     async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
         """One line of the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
@@ -386,6 +407,11 @@ class Exchange:
         entry = Entry("", None, "out", "request", 0, object_id(path.encode()), "", self._policy, reason.code)
         with suppress(Refusal):
             await asyncio.to_thread(self._ledger.append, entry)
+
+
+def _unanswerable(error: Refusal | OSError) -> Refusal:
+    """What a spool file means that cannot be read or used."""
+    return error if isinstance(error, Refusal) else Refusal(reasons.TASK_UNANSWERABLE, private=str(error))
 
 
 def _refusal(error: Refusal | OSError) -> Refusal:

@@ -24,11 +24,12 @@ from models.refusal import Reason, Refusal
 from pipeline.site import GatewayTable, SiteSettings
 
 MAX_ROUND = 100_000
-MAX_OBJECTS = 4096  # of one message, chunks included
+SPARE_OBJECTS = 16  # so many more than its arrays need may a message have, and is then refused for its records
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
 _DEPTH = 5  # message, record dict, record, array, chunk
+_WITHOUT_ARRAYS = 3  # objects: message, record dict, a record of values
 # What Flower's strategies and our server tell a site with a task.
 _CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
 # And with a model that is judged: its calibration and its thresholds on raw logits.
@@ -107,16 +108,22 @@ def task_kind(message_type: str) -> Kind:
     return cast(Kind, message_type)
 
 
-def small_objects(tree: ObjectTree, damaged: Reason) -> list[str]:
+def max_objects(arrays: Mapping[str, Specs]) -> int:
+    """How many objects a message with these records of arrays and one other record has, and some to spare."""
+    records = sum(1 + sum(1 + len(list(spec.chunk_bytes())) for spec in specs.values()) for specs in arrays.values())
+    return _WITHOUT_ARRAYS + records + SPARE_OBJECTS
+
+
+def small_objects(tree: ObjectTree, damaged: Reason, *, most: int) -> list[str]:
     """The ids of a message's objects but the arrays' chunks, the message first.
 
-    Raises Refusal `damaged` for a tree that is no message's.
+    Raises Refusal `damaged` for a tree that is no message's, or has more than `most` objects.
     """
     small: list[str] = []
-    level, count = [tree], 0
+    level, count = [tree], 1
     for depth in range(_DEPTH):
-        count += len(level)
-        if not all(_HASH.fullmatch(node.object_id) for node in level) or count > MAX_OBJECTS:
+        count += sum(len(node.children) for node in level)  # before a list of them is made
+        if count > most or not all(_HASH.fullmatch(node.object_id) for node in level):
             raise Refusal(damaged, private="too many objects, or one that is named by no SHA-256")
         if depth < _DEPTH - 1:
             small += [node.object_id for node in level]

@@ -103,7 +103,7 @@ class Proxy:
         except Declined as error:
             # Told 401, Flower's node ends without a word; at its start it shall say why.
             status = _CANNOT_CONNECT if (path, error.status) == ("activate-node", 401) else error.status
-            return web.Response(status=status, body=error.body, content_type="application/json")
+            return _error(status, error.code, error.detail)
 
     async def _answer(self, path: str, request: web.Request) -> web.Response:
         """Raises DecodeError, TooLong, Forbidden, Declined."""
@@ -197,8 +197,12 @@ class Proxy:
 
 
 def _coded(status: int, reason: Reason) -> web.Response:
+    return _error(status, 0, reason.code)
+
+
+def _error(status: int, code: int, detail: str) -> web.Response:
     """An error in Flower's form; its node writes the text to its log."""
-    return web.json_response({"code": 0, "detail": reason.code}, status=status)
+    return web.json_response({"code": code, "detail": detail}, status=status)
 
 
 _PROXY = web.AppKey("proxy", Proxy)
@@ -214,7 +218,7 @@ def make_app(
         async with upstream:
             exchange = make_exchange()
             app[_PROXY] = Proxy(key, upstream, exchange)
-            exchange.started()
+            await exchange.started()
             tasks = [asyncio.create_task(chore) for chore in chores]
             yield
             for task in tasks:
@@ -225,6 +229,9 @@ def make_app(
             return await request.app[_PROXY].handle(request)
         except ConnectionResetError:  # of the node's side: those towards the server are Unreachable
             log.info("the node hung up before it was answered; it asks again")
+            return web.Response(status=400)
+        except web.RequestPayloadError:  # of chunks or a compression that are not what the header says
+            log.info("the node's request cannot be read")
             return web.Response(status=400)
 
     app.cleanup_ctx.append(run)

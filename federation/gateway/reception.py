@@ -18,12 +18,12 @@ SLACK_BYTES = 2**20  # of a reply, besides its arrays
 class Reception:
     """One reply, announced by the tree of its objects. `session` names it towards the node."""
 
-    def __init__(self, tree: ObjectTree, objects: Objects, *, max_array_bytes: int) -> None:
+    def __init__(self, tree: ObjectTree, objects: Objects, *, max_array_bytes: int, max_objects: int) -> None:
         """Raises Refusal E_REPLY_DAMAGED for a tree that is no message's."""
         self.session = secrets.token_hex(16)
         self.root = tree.object_id
         self._objects, self._max_bytes = objects, max_array_bytes + SLACK_BYTES
-        self._small = set(small_objects(tree, reasons.REPLY_DAMAGED))
+        self._small = set(small_objects(tree, reasons.REPLY_DAMAGED, most=max_objects))
         self._ids = tree_ids(tree)
         objects.clear()
 

@@ -55,7 +55,7 @@ class Objects:
     def clear(self) -> None:
         self.sizes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, mode=0o700)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a file that is just being written stays
 
 
 class Spool:
@@ -74,7 +74,7 @@ class Spool:
 
     @property
     def unanswered(self) -> bytes | None:
-        """The task that an earlier gateway took and did not answer, as it was remembered."""
+        """The task that an earlier gateway took and did not answer, as it was remembered. Raises OSError."""
         with suppress(FileNotFoundError):
             return self._unanswered.read_bytes() or None
         return None
@@ -83,7 +83,8 @@ class Spool:
         _write(self._unanswered, task)
 
     def forget(self) -> None:
-        self._unanswered.unlink(missing_ok=True)
+        with suppress(OSError):  # a file that cannot be deleted must not stop the gateway
+            self._unanswered.unlink(missing_ok=True)
 
     def questions(self, a_month: int) -> Questions:
         """The questions about models that were answered here."""

@@ -1,5 +1,6 @@
 """The client to the study's server: TLS both ways, the node's signature, bounded answers. The only way out."""
 
+import json
 import logging
 import re
 import ssl
@@ -17,7 +18,10 @@ from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
+MAX_SMALL_BYTES = 256 * 1024  # of every answer that is neither an object nor an app
 MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and what is around it
+_ERROR_STATUSES, _BAD_GATEWAY = range(400, 600), 502
+_MAX_DETAIL_CHARACTERS = 300
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
 _CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # as the study's door answers
@@ -34,12 +38,20 @@ class Unreachable(Exception):
         self.reason = reason
 
 
+class Unusable(Unreachable):
+    """An answer that is too long, or not of Flower's form."""
+
+
 class Declined(Exception):
-    """The server's own no: its HTTP status and what it says."""
+    """The server's own no: its HTTP status (502 for one that is no error's), its error's number, and what it says.
+
+    Of its body only these are taken over, the text without control characters: the node is given nothing else of it.
+    """
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"HTTP {status}: {body[:300]!r}")
-        self.status, self.body = status, body
+        self.status = status if status in _ERROR_STATUSES else _BAD_GATEWAY
+        self.code, self.detail = _error_of(body)
 
 
 class TooLong(Exception):
@@ -73,30 +85,36 @@ class Upstream:
         return aiohttp.ClientSession(connector=connector, auto_decompress=False)
 
     async def ask(
-        self, path: str, request: Message | BytesIO, answer: type[Answer], *, seconds: float | None = None
+        self,
+        path: str,
+        request: Message | BytesIO,
+        answer: type[Answer],
+        *,
+        seconds: float | None = None,
+        max_bytes: int = MAX_SMALL_BYTES,
     ) -> Answer:
         """Send a request, which may be bytes already, and read its answer, within `seconds` if they are given.
 
-        Raises Unreachable, Declined.
+        A longer answer than `max_bytes` is not read to its end. Raises Unreachable, Declined.
         """
         # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
         content = request if isinstance(request, BytesIO) else BytesIO(request.SerializeToString(deterministic=True))
-        body = await self._post(path, content, aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT)
+        timeout = aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT
+        body = await self._post(path, content, timeout, max_bytes)
         try:
             return answer.FromString(body)
         except DecodeError as error:
-            raise Unreachable("the answer is not of Flower's form") from error
+            raise Unusable("the answer is not of Flower's form") from error
 
-    async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout) -> bytearray:
+    async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
-        limit = MAX_APP_BYTES if path == "get-fab" else MAX_BODY_BYTES
         try:
             async with self._session.post(
                 self._base + path, data=content, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 body = await read_body(response.content, limit)
         except TooLong as error:
-            raise Unreachable("the answer is too long") from error
+            raise Unusable("the answer is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise _untrusted(error, reasons.SERVER_UNTRUSTED) from error
         except (aiohttp.ClientError, OSError) as error:
@@ -112,6 +130,17 @@ class Upstream:
                 log.warning("the server declined %s: HTTP %d", path, response.status)
             raise Declined(response.status, bytes(body))
         return body
+
+
+def _error_of(body: bytes) -> tuple[int, str]:
+    """The number and the text of an error in Flower's form (flwr.supercore.error); 0 and "" of anything else."""
+    try:
+        content = json.loads(body)
+        code, detail = content.get("code"), content.get("detail")
+    except (ValueError, AttributeError, RecursionError):
+        return 0, ""
+    text = detail[:_MAX_DETAIL_CHARACTERS] if isinstance(detail, str) else ""
+    return code if type(code) is int and 0 <= code < 10**6 else 0, "".join(filter(str.isprintable, text))
 
 
 def _untrusted(error: Exception, reason: Reason) -> Unreachable:

@@ -6,6 +6,7 @@ The node's side is Flower's own client, so that what is said on both sides is wh
 import asyncio
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class Server:
     def give(self, content: RecordDict, **metadata: Any) -> Message:
         """Have a task ready for the node."""
         about = {"src_node_id": 1, "dst_node_id": NODE_ID, "reply_to_message_id": "", "run_id": RUN_ID}
-        task = message(content, **about | metadata)
+        task = message(content, **about | {"created_at": time.time()} | metadata)
         self.objects |= objects_of(task)
         self.waiting.append(task)
         return task

@@ -1,5 +1,6 @@
 """What a task must be: the study's own configuration, its model, the round's settings, and no object more."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -214,7 +215,7 @@ def task(
 
 
 def look(tree: ObjectTree, objects: dict[str, bytes], kind: Kind = "train") -> None:
-    small = inbound.small_objects(tree, TASK_DAMAGED)
+    small = inbound.small_objects(tree, TASK_DAMAGED, most=inbound.max_objects(SCHEMA.takes(kind)))
     content = read_content(tree.object_id, {id: objects[id] for id in small}, TASK_DAMAGED)
     inbound.check_content(content, inbound.tree_ids(tree), SCHEMA.takes(kind), kind)
     inbound.expected_chunks(content, SCHEMA.takes(kind))
@@ -300,7 +301,7 @@ def test_an_object_is_named_by_a_sha256_alone(name: str) -> None:
 def test_a_tree_without_end_is_refused() -> None:
     tree = ObjectTree(object_id="a" * 64)
     tree.children.extend([ObjectTree(object_id="b" * 64)] * 5000)
-    assert code_of(inbound.small_objects, tree, TASK_DAMAGED) == "E_TASK_DAMAGED"
+    assert code_of(functools.partial(inbound.small_objects, most=99), tree, TASK_DAMAGED) == "E_TASK_DAMAGED"
 
 
 @pytest.mark.parametrize(
