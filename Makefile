@@ -55,7 +55,7 @@ chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the
 soak: .venv/installed peers  ## two hundred rounds with faults at random; FEDTHORAX_SOAK_ROUNDS says how many
 	$(BIN)/pytest -m chaos tests/chaos/test_soak.py
 
-fuzz: .venv/installed  ## every parser of foreign files against damaged input, some minutes in all
+fuzz: .venv/installed  ## every parser of foreign files, and the gateway, against hostile input, some minutes each
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.fuzz
 

@@ -35,7 +35,7 @@ def fuzz(name: str) -> None:
             if not refusal.code.startswith("E_") or str(folder) in str(refusal):
                 raise
 
-    with atheris.instrument_imports(include=["pipeline", "pydicom", "hl7", "zipfile"]):
+    with atheris.instrument_imports(include=["pipeline", "federation", "pydicom", "hl7", "zipfile"]):
         parse = target.prepare(folder)
         for number, seed in enumerate(target.seeds(folder)):
             (corpus / str(number)).write_bytes(seed)

@@ -1,6 +1,7 @@
 """The parsers that read what strangers send, each as a function of bytes: it returns, or raises a Refusal.
 
-Anything else is a finding, and so are five seconds, half a gigabyte, or a crash of a library below.
+Anything else is a finding, and so are five seconds, half a gigabyte, or a crash of a library below. The gateway is no
+parser: its inputs are decisions of a hostile server or app, and its targets return.
 """
 
 import io
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from random import Random
 
 TODAY = date(2020, 5, 1)
 Parse = Callable[[Path], object]
@@ -176,7 +178,29 @@ def read_fhir(folder: Path) -> Parse:
     return lambda path: read_pcr(FhirLaboratory(format="fhir", file=path), time_zone="Europe/Paris", today=TODAY)
 
 
+# --- the gateway ------------------------------------------------------------------------------------------
+
+
+def random_seeds(folder: Path) -> list[bytes]:
+    """A scenario reads its input as decisions, so any bytes are good ones."""
+    return [Random(number).randbytes(64) for number in range(32)]
+
+
+def gateway_with(hostile: str) -> Callable[[Path], Parse]:
+    """The gateway between a server and a node, one of which is `hostile`; see tests/fuzz/gateway."""
+
+    def prepare(folder: Path) -> Parse:
+        from tests.fuzz.gateway import scenarios
+        from tests.fuzz.gateway.steady import Steady
+
+        return Steady(folder, getattr(scenarios, f"hostile_{hostile}"))
+
+    return prepare
+
+
 TARGETS = {
+    "gateway-server": Target("input", 20_000, gateway_with("server"), random_seeds),
+    "gateway-app": Target("input", 20_000, gateway_with("app"), random_seeds),
     "zip": Target("input.zip", 40_000, unpack, zip_seeds),
     "dicom": Target("input.dcm", 25_000, read_dicom, dicom_seeds),
     "strip": Target("input.dcm", 60_000, strip_dicom, strippable_seeds),

@@ -20,7 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from federation.gateway.credentials import NodeKey
 from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, NodeSide, Server
-from tests.federation.gateway.messages import model, objects_of, trained
+from tests.federation.gateway.messages import first_of, objects_of, trained
 from tests.federation.gateway.test_exchange import (  # noqa: F401
     SCHEMA,
     bench,
@@ -44,7 +44,7 @@ def post(bench: Bench, path: str, body: bytes) -> httpx.Response:
 
 
 def reply_to(bench: Bench, node: NodeSide) -> Message:
-    bench.server.give(task_content(came_in := model(SCHEMA, RNG)))
+    bench.server.give(task_content(came_in := first_of(SCHEMA)))
     task = node.fetch()
     assert task is not None
     reply = Message(reply_content(trained(came_in, RNG)), reply_to=task)

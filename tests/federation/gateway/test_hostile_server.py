@@ -24,7 +24,7 @@ from federation.gateway import arrival, inbound
 from federation.gateway.upstream import MAX_SMALL_BYTES
 from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, Server
-from tests.federation.gateway.messages import message, model, trained
+from tests.federation.gateway.messages import first_of, message, trained
 from tests.federation.gateway.test_exchange import (  # noqa: F401
     SCHEMA,
     bench,
@@ -85,7 +85,7 @@ def answer_with(**metadata: Any) -> fleet_pb2.PullMessagesResponse:
 
 def honest_round(bench: Bench, number: int = 1) -> None:
     """The next task is done and answered as ever."""
-    came_in = model(SCHEMA, RNG)
+    came_in = first_of(SCHEMA)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
         work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
@@ -155,7 +155,7 @@ def test_a_spool_file_that_cannot_be_read_is_left_alone(bench: Bench) -> None:
 
 
 def test_unknown_fields_of_a_message_are_not_handed_on(bench: Bench) -> None:
-    came_in = model(SCHEMA, RNG)
+    came_in = first_of(SCHEMA)
     bench.server.give(task_content(came_in))
     answer = bench.server.pull_messages(b"")
     about = answer.messages_list[0].metadata
@@ -185,14 +185,14 @@ def test_what_the_node_is_told_of_a_run_is_the_gateways(bench: Bench, monkeypatc
 
     monkeypatch.setattr(bench.server, "get_run", hostile_run)
     monkeypatch.setattr(bench.server, "get_fab", hostile_fab)
-    bench.server.give(task_content(model(SCHEMA, RNG)))
+    bench.server.give(task_content(first_of(SCHEMA)))
     with bench.node() as node:
         assert node.receive() is not None
         run = node.get_run(7)
         app = node.get_fab(run.fab_hash, 7)
     own = fab.read(bench.server.app)
     assert f"{run.fab_id} {run.fab_version}" == own.name
-    assert run.override_config == {"study": "{}", "run": "trial-0123abcd"}
+    assert run.override_config == {"study": '{"study": {}}', "run": "trial-0123abcd"}
     assert run.primary_task_type == "" and "SMUGGLED" not in repr(run)
     assert (app.content, app.verifications) == (bench.server.app, {})
 
@@ -278,7 +278,7 @@ def test_objects_that_never_come_are_given_up(
     if limit == "ours":
         monkeypatch.setattr(arrival, "MAX_FETCH_SECONDS", 0.5)
     bench.server.give(
-        task_content(model(SCHEMA, RNG)), created_at=time.time(), ttl=0.5 if limit == "the task's" else 3600.0
+        task_content(first_of(SCHEMA)), created_at=time.time(), ttl=0.5 if limit == "the task's" else 3600.0
     )
     monkeypatch.setattr(bench.server, "pull_object", never)
     with bench.node() as node:
@@ -305,7 +305,7 @@ def test_an_object_that_is_long_on_its_way_is_given_up(
 ) -> None:
     monkeypatch.setattr(arrival, "MAX_FETCH_SECONDS", 0.3)
     bench = Bench(site, SlowServer())
-    bench.server.give(task_content(model(SCHEMA, RNG)))
+    bench.server.give(task_content(first_of(SCHEMA)))
     began = time.monotonic()
     with bench.node() as node:
         assert node.receive() is None
@@ -315,7 +315,7 @@ def test_an_object_that_is_long_on_its_way_is_given_up(
 
 
 def test_a_record_that_is_too_large_is_refused_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench.server.give(task_content(model(SCHEMA, RNG)))
+    bench.server.give(task_content(first_of(SCHEMA)))
     large = message_pb2.PullObjectResponse(
         object_found=True, object_available=True, object_content=bytes(MAX_SMALL_BYTES)
     )

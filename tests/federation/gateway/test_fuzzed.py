@@ -1,0 +1,86 @@
+"""The scenarios of `make fuzz` with fixed inputs: what a hostile server or app sends never stops the gateway.
+
+And the scenarios themselves are tried: they find a defect that is put into the gateway.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from federation.gateway import arrival, exchange, upstream
+from tests.fuzz.gateway.scenarios import hostile_app, hostile_server
+from tests.fuzz.gateway.steady import Steady
+
+INPUT_BYTES = 64
+Play = Callable[[Any, range], None]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Play]:
+    """Plays a scenario with one input for each number."""
+    made: list[Steady] = []
+
+    def play(scenario: Any, numbers: range) -> None:
+        made.append(Steady(tmp_path, scenario))
+        for number in numbers:
+            made[0].play(Random(number).randbytes(INPUT_BYTES))
+
+    yield play
+    made[0].close()
+
+
+@pytest.mark.parametrize("scenario", [hostile_server, hostile_app])
+def test_nothing_that_is_sent_stops_the_gateway(play: Play, scenario: Any) -> None:
+    play(scenario, range(40))
+
+
+DEFECTS: dict[str, tuple[Any, object, str, object, str]] = {
+    "any metadata are taken": (
+        hostile_server,
+        arrival,
+        "checked_metadata",
+        lambda told, node_id: told,
+        "Invalid message type|does not come to an end",
+    ),
+    "the server tells the node of its run": (
+        hostile_server,
+        arrival,
+        "run_for_node",
+        lambda told, *_: told,
+        "",
+    ),
+    "any status is an error's": (
+        hostile_server,
+        upstream,
+        "_ERROR_STATUSES",
+        range(1000),
+        "the node takes",
+    ),
+    "each reply has a runtime": (
+        hostile_app,
+        exchange,
+        "_runtime_s",
+        lambda request: max(request.clientapp_runtime_list),
+        "empty",
+    ),
+    "an app's own words are its code": (
+        hostile_app,
+        exchange,
+        "site_code",
+        lambda text: text,
+        "tells what an app wrote",
+    ),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found(play: Play, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+    scenario, owner, name, value, text = DEFECTS[defect]
+    monkeypatch.setattr(owner, name, value)
+    with pytest.raises((AssertionError, ValueError)) as found:
+        play(scenario, range(150))
+    assert re.search(text, str(found.value))

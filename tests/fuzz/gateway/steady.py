@@ -1,0 +1,43 @@
+"""One scenario after the other in one gateway, whose memory must not grow with their number."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.fuzz.gateway.scenarios import SCHEMA
+from tests.fuzz.gateway.world import World
+
+_CLEANED_EVERY = 200  # scenarios
+_MEASURED_FROM = 400  # by then all is imported, and allocators have what they keep
+MAX_GROWTH_BYTES = 96 * 2**20
+
+
+class Steady:
+    """`scenario` in a world that is started in `folder` and lasts as long as the process."""
+
+    def __init__(self, folder: Path, scenario: Callable[[World, bytes], None]) -> None:
+        self._world = World(folder / "site", SCHEMA).__enter__()
+        self._scenario, self._count, self._bytes = scenario, 0, 0
+
+    def __call__(self, path: Path) -> None:
+        self.play(path.read_bytes())
+
+    def play(self, content: bytes) -> None:
+        """Raises AssertionError for what must not be."""
+        if self._count % _CLEANED_EVERY == 0:
+            self._world.clean()
+        self._scenario(self._world, content)
+        self._count += 1
+        if self._count == _MEASURED_FROM:
+            self._bytes = _memory_bytes()
+        if self._count > _MEASURED_FROM and self._count % _CLEANED_EVERY == 0:
+            growth = _memory_bytes() - self._bytes
+            assert growth < MAX_GROWTH_BYTES, f"{self._count} scenarios took {growth >> 20} MB more"
+
+    def close(self) -> None:
+        self._world.__exit__()
+
+
+def _memory_bytes() -> int:
+    return psutil.Process().memory_info().rss

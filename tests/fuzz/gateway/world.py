@@ -1,0 +1,251 @@
+"""The gateway in one process: without sockets and threads, with a clock that goes on as soon as everybody waits.
+
+The exchange, the proxy and the client to the server are the gateway's own; what stands in for the rest is the server's
+bytes (`Server`), the time, and the study's schema, for which the gateway would start a process with torch.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+from unittest.mock import patch
+
+from aiohttp import ClientTimeout, web
+from google.protobuf.message import Message as ProtobufMessage
+
+from federation.approval.approvals import Approvals
+from federation.enrolment.certificates import create_node_key
+from federation.gateway import arrival, departure, exchange, proxy
+from federation.gateway.credentials import NodeKey
+from federation.gateway.exchange import Exchange
+from federation.gateway.proxy import Proxy
+from federation.gateway.schema import Schema
+from federation.gateway.spool import Spool
+from federation.gateway.upstream import Declined, Unreachable, Unusable, Upstream
+from federation.ledger.chain import Ledger, ledger_file
+from pipeline.site import Site, init_site, site_settings
+from tests.federation.gateway.messages import PATIENTS, arrays_of, first_of, train_here
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 30.0  # of the gateway with the server, by this clock
+CALLS_AT_MOST = 3000  # of the gateway to the server in one scenario
+
+log = logging.getLogger("fedthorax.gateway")
+
+
+class Wedged(AssertionError):
+    """Everybody waits, and nothing will wake anybody."""
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock goes to the next timer whenever nothing else is to be done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = time.time()
+        self._clock_resolution = 1e-3  # of seconds since 1970 a double has no finer ones than microseconds
+        self.problems: list[str] = []
+        self.set_exception_handler(lambda loop, context: self.problems.append(repr(context)))
+
+    def time(self) -> float:
+        return self._seconds
+
+    def _run_once(self) -> None:
+        inner = cast(Any, self)
+        if not inner._ready:
+            if not inner._scheduled:
+                raise Wedged
+            self._seconds = max(self._seconds, inner._scheduled[0]._when)
+        super()._run_once()  # type: ignore[misc]
+
+
+async def _at_once(function: Callable[..., T], *arguments: Any) -> T:
+    """In place of asyncio.to_thread: other tasks get their turn, but no thread takes any time."""
+    await asyncio.sleep(0)
+    return function(*arguments)
+
+
+Answer = bytes | Exception | Callable[[bytes], "bytes | Exception"]
+
+
+@dataclass
+class Server:
+    """What the server answers by path, as bytes; and all that it was sent."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    calls: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def answer(self, path: str, body: bytes) -> bytes:
+        self.calls.append((path, body))
+        if len(self.calls) > CALLS_AT_MOST:
+            raise Wedged(f"{path} is asked for without end")
+        answer = self.answers.get(path, b"")
+        answer = answer(body) if callable(answer) else answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class DirectUpstream(Upstream):
+    """The gateway's own client, its HTTP replaced by a call."""
+
+    def __init__(self, key: NodeKey, server: Server) -> None:
+        self._key, self._server = key, server
+
+    async def _post(self, path: str, content: BytesIO, timeout: ClientTimeout, limit: int) -> bytearray:
+        await asyncio.sleep(0)
+        body = self._server.answer(path, content.read())
+        if len(body) > limit:
+            raise Unusable("the answer is too long")
+        return bytearray(body)
+
+
+class _Body:
+    """A request's body, as aiohttp gives it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+
+class Errors(logging.Handler):
+    """What the gateway did not expect: it is logged with its traceback, and is a finding here."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.texts.append(logging.Formatter().format(record))
+
+
+async def _ended(tasks: set[asyncio.Task[Any]]) -> None:
+    await asyncio.wait(tasks)
+
+
+class World:
+    """A site's gateway, started in `folder`. Use as a context manager."""
+
+    def __init__(self, folder: Path, schema: Schema) -> None:
+        self.site: Site = init_site(folder, site_settings(None, name="north", server="127.0.0.1:1"))
+        self.site.settings.gateway.histograms = True
+        self.site.settings.gateway.max_rounds_a_day = 10**6
+        create_node_key(self.site.node_key)
+        self.server = Server()
+        self.loop = VirtualLoop()
+        self.errors = Errors()
+        self._key = NodeKey(self.site)
+        self._trained = folder.with_name("trained")  # what the gateway remembers of a run in which the site trained
+        train_here(self.site, schema, first_of(schema))
+        (self.site.folder / "gateway" / "models").rename(self._trained)
+        clock = SimpleNamespace(time=self.loop.time, monotonic=self.loop.time)
+        self._patches = [
+            *(patch.object(module, "time", clock) for module in (arrival, departure, proxy)),
+            *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (arrival, exchange)),
+            patch.object(arrival, "schema_of", lambda study, folder: schema),
+            patch.object(exchange, "first_model_of", lambda study, folder: arrays_of(first_of(schema))),
+            patch.object(exchange, "policy_digest", lambda settings: "0" * 64),
+            patch.object(arrival, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
+            patch.object(departure, "GIVE_UP_SECONDS", PATIENCE_SECONDS),
+            patch.object(asyncio, "to_thread", _at_once),
+        ]
+
+    def __enter__(self) -> "World":
+        for each in self._patches:
+            each.start()
+        log.addHandler(self.errors)
+        log.propagate = False
+        log.setLevel(logging.ERROR)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.loop.close()
+        log.removeHandler(self.errors)
+        log.propagate = True
+        log.setLevel(logging.NOTSET)
+        for each in self._patches:
+            each.stop()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def start(self) -> None:
+        """Start the gateway with what lies in its spool."""
+        spool = Spool(self.site.folder / "gateway")
+        connection = DirectUpstream(self._key, self.server)
+        self.exchange = Exchange(
+            self.site,
+            connection,
+            ledger=Ledger(ledger_file(self.site)),
+            approvals=Approvals(self.site),
+            spool=spool,
+        )
+        self.proxy = Proxy(self._key, connection, self.exchange)
+        self.run(self.exchange.started())
+
+    def stop(self) -> None:
+        """End the gateway where it stands."""
+        if tasks := asyncio.all_tasks(self.loop):
+            for task in tasks:
+                task.cancel()
+            self.run(_ended(tasks))
+
+    def forget_budgets(self, *, trained: bool) -> None:
+        """Let the gateway forget what it has answered; `trained`: it remembers one round of training alone."""
+        spool = self.site.folder / "gateway"
+        for name in ("models", "answers"):
+            shutil.rmtree(spool / name, ignore_errors=True)
+        for name in ("rounds.json", "private.json"):
+            (spool / name).unlink(missing_ok=True)
+        if trained:
+            shutil.copytree(self._trained, spool / "models")
+
+    def clean(self) -> None:
+        """Forget what grows with each scenario: the ledger, apps that were not approved, the day's rounds."""
+        self.stop()
+        for name in ("ledger", "gateway", "apps"):
+            shutil.rmtree(self.site.folder / name, ignore_errors=True)
+        self.start()
+
+    async def node_asks(self, path: str, request: ProtobufMessage | bytes) -> tuple[int, bytes]:
+        """The status and the body that the node gets to a request."""
+        body = request if isinstance(request, bytes) else request.SerializeToString()
+        asked = cast(web.Request, SimpleNamespace(content=_Body(body)))
+        response = await self.proxy._respond(path, asked)
+        assert response.status == 200 or 400 <= response.status < 600, (
+            f"{path}: the node takes {response.status} for good"
+        )
+        payload = response.body
+        content = getattr(payload, "_value", payload)
+        return response.status, content.read() if isinstance(content, BytesIO) else bytes(content or b"")
+
+    @property
+    def is_idle(self) -> bool:
+        state = self.exchange
+        return state._task is None and state._reply is None and state._departure is None and state._arrival is None
+
+    def check(self) -> None:
+        """Raises AssertionError if the gateway met with what it did not expect."""
+        problems = self.errors.texts + self.loop.problems
+        self.errors.texts, self.loop.problems = [], []
+        assert not problems, "\n".join(problems)
+
+
+def fault(number: int) -> Exception:
+    """One of the ways in which a request fails."""
+    statuses = (201, 204, 301, 400, 401, 403, 404, 413, 429, 500, 503, 599, 999)
+    bodies = (b"", b'{"detail": "E_RUN_OVER"}', b'{"code": "x"}', b"\xff", b"[" * 5000, b'{"detail": 5}', b"7")
+    if number % 3 == 0:
+        return Unreachable("no line")
+    return Declined(statuses[number % len(statuses)], bodies[number % len(bodies)])
