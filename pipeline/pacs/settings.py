@@ -3,7 +3,6 @@
 Passwords, tokens and keys are never in site.toml: it names files, read against the site's folder.
 """
 
-from datetime import date
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from models.refusal import Refusal
 from pipeline import reasons
+from pipeline.days import Day
 
 AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6.2)
 
@@ -92,8 +92,8 @@ class Filters(BaseModel, extra="forbid"):
 
     modality: str = "CT"
     body_parts: list[str] = []  # any if empty; "" stands for a series whose body part the PACS does not tell
-    from_date: date | None = None
-    to_date: date | None = None
+    from_date: Day | None = None
+    to_date: Day | None = None
     accessions: Path | None = None  # a text file with one accession number a line
 
     @model_validator(mode="after")

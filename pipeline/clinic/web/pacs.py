@@ -1,6 +1,5 @@
 """Scans in the hospital's PACS: found, and one of them fetched to be scored."""
 
-from datetime import date
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
@@ -14,6 +13,7 @@ from pipeline.clinic.web.needs import Scorer, TheClinic, TheStore
 from pipeline.clinic.web.problems import documented
 from pipeline.clinic.web.scans import job_json
 from pipeline.clinic.web.texts import inert
+from pipeline.days import Day
 from pipeline.reasons import NO_PACS
 
 routes = APIRouter(tags=["PACS"])
@@ -31,8 +31,8 @@ def get_series(
     _: Scorer,
     patient_id: _Identifier = "",
     accession: _Identifier = "",
-    from_date: Annotated[date | None, Query(alias="from", description="First day of the study.")] = None,
-    to_date: Annotated[date | None, Query(alias="to", description="Last day of the study.")] = None,
+    from_date: Annotated[Day | None, Query(alias="from", description="First day of the study.")] = None,
+    to_date: Annotated[Day | None, Query(alias="to", description="Last day of the study.")] = None,
 ) -> Any:
     """Those that fit all that is given: at least an identifier, or days that are at most a month apart."""
     found = _source(clinic).list_series(
