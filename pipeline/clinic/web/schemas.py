@@ -216,7 +216,7 @@ class KeptModels(BaseModel):
 
 
 class AuditRecord(BaseModel):
-    """Who did what, and when; no patient is in it. `output`: what the model said, or what else was done."""
+    """Who did what, and when; no patient is named. `output`: what the model said, was shown, or what else was done."""
 
     number: int
     at: str
