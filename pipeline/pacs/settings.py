@@ -3,6 +3,7 @@
 Passwords, tokens and keys are never in site.toml: it names files, read against the site's folder.
 """
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -14,6 +15,14 @@ from pipeline import reasons
 from pipeline.days import Day
 
 AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6.2)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a port that listens on `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class DicomWebTable(BaseModel, extra="forbid"):
@@ -70,6 +79,7 @@ class DimseTable(BaseModel, extra="forbid"):
     retrieve: Literal["c-get", "c-move"] = "c-get"
     receiver_host: str = "127.0.0.1"  # the address on which we listen for C-MOVE
     receiver_port: int = Field(default=11112, ge=1, le=65535)
+    receiver_without_tls: bool = False  # beyond this machine: images may come in the clear, from whoever names the PACS
     ca_certificate: Path | None = None  # given: TLS, and only what this authority signed is trusted
     certificate: Path | None = None  # ours, which the PACS may ask for
     key: Path | None = None
@@ -84,6 +94,16 @@ class DimseTable(BaseModel, extra="forbid"):
             raise ValueError("certificate needs ca_certificate, by which the PACS is checked")
         if self.ca_certificate and self.retrieve == "c-move" and not self.certificate:
             raise ValueError("c-move over TLS needs certificate and key, which the receiver shows")
+        return self
+
+    @model_validator(mode="after")
+    def nothing_comes_in_the_clear(self) -> Self:
+        is_open = self.retrieve == "c-move" and not is_loopback(self.receiver_host)
+        if is_open and not (self.ca_certificate or self.receiver_without_tls):
+            raise ValueError(
+                "a receiver_host beyond this machine takes ca_certificate, certificate and key, "
+                "or receiver_without_tls = true"
+            )
         return self
 
 
