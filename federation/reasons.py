@@ -660,6 +660,16 @@ APP_MANIFEST = Reason(
     "the app's files are not exactly those that its own list (.info/CONTENT) names, with these hashes",
     "Do not approve it; ask whoever made the study for the app as it was built.",
 )
+APP_PACKING = Reason(
+    "E_APP_PACKING",
+    "the app's archive is not packed as Flower packs it, so that it could hold bytes that belong to none of its files",
+    "Do not approve it; ask whoever made the study for the app as `flwr build` or fedthorax has built it.",
+)
+APP_SHADOW = Reason(
+    "E_APP_SHADOW",
+    "the app brings a module named {name}, which would take the place of the one that is installed here",
+    "Do not approve it; whoever made the study renames the module, or leaves it out: each site has its own libraries.",
+)
 APP_TEXT = Reason(
     "E_APP_TEXT",
     "a file of the app is not text in UTF-8, so nobody can read what would run",

@@ -11,11 +11,14 @@ import io
 import re
 import stat
 import sys
+import sysconfig
 import tokenize
 import tomllib
 import unicodedata
 import zipfile
 from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import all_suffixes
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +32,14 @@ MAX_BYTES = 10 * 2**20  # flwr.common.constant.FAB_MAX_SIZE; for us of the unpac
 MAX_FILES = 500
 _DATE = (2024, 10, 1, 0, 0, 0)  # flwr.common.constant.FAB_DATE
 _VALUE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:-]{0,99}")
-_UNIX = 3  # of the zip's header: by which system's rules its file modes are read
+_UNIX, _DOS = 3, 0  # of the zip's header: by which system's rules its file modes are read
+# How an honest app is packed, by system and mode: by us, and by Flower's own build on Unix and on Windows.
+_FORMS = ((_UNIX, stat.S_IFREG | 0o600), (_UNIX, 0o600), (_DOS, 0o600))
+_IMPORTABLE = (*all_suffixes(), ".pyd")
+# What an app calls, whether or not it lies beside the libraries; and what Python imports by itself at its start.
+_OURS = frozenset(("configs", "federation", "flwr", "models", "monai", "numpy", "opacus", "pipeline", "torch"))
+_AT_START = frozenset(("sitecustomize", "usercustomize"))
+_NEVER_IMPORTED = frozenset(("benchmarks", "docs", "examples", "scripts", "tests"))  # that some libraries leave behind
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,18 @@ def pack(files: dict[str, bytes]) -> bytes:
     """A FAB of these files, by path: the same bytes on every machine and at every time."""
     names = [CONFIG, *sorted(files.keys() - {CONFIG})]
     lines = [f"{name},{hashlib.sha256(files[name]).hexdigest()},{8 * len(files[name])}" for name in names]
+    listed = {**{name: files[name] for name in names}, MANIFEST: "\n".join(lines).encode()}
+    return _archive(listed, _UNIX, stat.S_IFREG | 0o600)
+
+
+def _archive(files: dict[str, bytes], system: int, mode: int) -> bytes:
+    """The zip of these files, in their order, as `zipfile` writes it."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as fab:
-        for name, data in [*((name, files[name]) for name in names), (MANIFEST, "\n".join(lines).encode())]:
+        for name, data in files.items():
             entry = zipfile.ZipInfo(name, _DATE)
-            entry.create_system = _UNIX
-            entry.external_attr = (stat.S_IFREG | 0o600) << 16
+            entry.create_system = system
+            entry.external_attr = mode << 16
             fab.writestr(entry, data)
     return content.getvalue()
 
@@ -83,7 +99,8 @@ def pack(files: dict[str, bytes]) -> bytes:
 def read(content: bytes) -> App:
     """Look into a FAB without writing or running anything of it.
 
-    Raises Refusal: E_APP_SIZE, E_APP_ARCHIVE, E_APP_PATH, E_APP_MANIFEST, E_APP_TEXT, E_APP_CONFIG.
+    Raises Refusal: E_APP_SIZE, E_APP_ARCHIVE, E_APP_PATH, E_APP_MANIFEST, E_APP_PACKING, E_APP_SHADOW, E_APP_TEXT,
+    E_APP_CONFIG.
     """
     if len(content) > MAX_BYTES:
         raise _too_large()
@@ -98,7 +115,9 @@ def read(content: bytes) -> App:
     except Exception as error:  # zipfile and its decompressors have no common exception
         raise Refusal(reasons.APP_ARCHIVE, private=repr(str(error))) from None
     _check_manifest(files)
+    _check_packing(content, entries[0], files)
     del files[MANIFEST]
+    _check_shadows(files)
     for name, data in files.items():
         _check_text(name, data)
     return App(hashlib.sha256(content).hexdigest(), files, _config(files))
@@ -142,6 +161,30 @@ def _check_manifest(files: dict[str, bytes]) -> None:
         listed[name] = sha256
     if listed != {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != MANIFEST}:
         raise Refusal(reasons.APP_MANIFEST)
+
+
+def _check_packing(content: bytes, first: zipfile.ZipInfo, files: dict[str, bytes]) -> None:
+    """The archive must be these files and nothing else: what lies around or between them is shown to nobody."""
+    form = (first.create_system, first.external_attr >> 16)
+    if form not in _FORMS or _archive(files, *form) != content:
+        raise Refusal(reasons.APP_PACKING)
+
+
+def _check_shadows(files: dict[str, bytes]) -> None:
+    """The app's folder comes first where Python looks for modules: a `torch.py` there is what all code would import."""
+    importable = [PurePosixPath(name) for name in files if name.lower().endswith(_IMPORTABLE)]
+    brought = {_same(path.parts[0] if len(path.parts) > 1 else path.name.partition(".")[0]) for path in importable}
+    for name in sorted(brought & _known_modules()):
+        raise Refusal(reasons.APP_SHADOW, name=name)
+
+
+@cache
+def _known_modules() -> frozenset[str]:
+    """Names of modules that code here imports: Python's own, ours, and those of the installed libraries."""
+    folders = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    installed = {path.name.partition(".")[0] for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    known = sys.stdlib_module_names | (installed - _NEVER_IMPORTED) | _OURS | _AT_START
+    return frozenset(_same(name) for name in known)
 
 
 def _check_text(name: str, data: bytes) -> None:

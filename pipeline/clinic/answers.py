@@ -11,6 +11,7 @@ from pipeline.clinic.database import now, stamp
 from pipeline.clinic.queue import Jobs, end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
 from pipeline.clinic.records import Answer, Delivery, DeliveryState, Job, Pcr, PcrResult, PcrSource, Role
+from pipeline.days import check_day
 
 _SELECT = """
     SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers
@@ -75,11 +76,12 @@ class Answers(Jobs):
     ) -> Answer:
         """Note the PCR result that goes with an answer, in place of the one that was there.
 
-        Raises Refusal E_NO_SUCH_ANSWER.
+        Raises Refusal E_NO_SUCH_ANSWER; TypeError where `collected_on` is no day.
         """
         answer = self.answer_by_id(answer_id)
+        checked = check_day(collected_on)
+        day = checked.isoformat() if checked else None
         with self.transaction() as db:
-            day = collected_on and collected_on.isoformat()
             db.execute("INSERT OR REPLACE INTO pcr VALUES (?, ?, ?, ?, ?)", (answer_id, result, day, source, by))
             said = {"result": result, "source": source}
             write_record(db, by, "pcr", job_id=answer.job_id, answer_id=answer_id, output=said)

@@ -30,7 +30,10 @@ class Parts(TypedDict, total=False):
 
 class Audit(Database):
     def audit_record(self, who: str, action: str, **parts: Unpack[Parts]) -> None:
-        """Write one record; `records.AuditRecord` says what each part means. Nothing in it may name a patient."""
+        """Write one record; `records.AuditRecord` says what each part means.
+
+        Nothing in it may name a patient. Identifiers go in as keys (`patient_key`, `hidden`).
+        """
         with self.transaction() as db:
             write_record(db, who, action, **parts)
 
@@ -95,7 +98,7 @@ def write_record(db: sqlite3.Connection, who: str, action: str, **parts: Unpack[
         (
             *(stamp(now()), who, action),
             *(parts.get(part) for part in ("job_id", "answer_id", "input_sha256", "model_sha256")),
-            *(output and json.dumps(output), parts.get("code"), version("fedthorax")),
+            *(json.dumps(output) if output else None, parts.get("code"), version("fedthorax")),
         ),
     )
 

@@ -200,10 +200,16 @@ class Database:
         """
         if not patient_id:
             return ""
+        return self._key(f"{len(issuer)}|{issuer}|{patient_id}")
+
+    def hidden(self, kind: str, text: str) -> str:
+        """32 hex digits that stand for a text of a kind, as `patient_key` does for a patient; '' for none."""
+        return self._key(f"{kind}|{text}") if text else ""
+
+    def _key(self, text: str) -> str:
         found = self.row("SELECT value FROM secret WHERE name = 'patients'")
         assert found is not None
-        text = f"{len(issuer)}|{issuer}|{patient_id}"
-        return hmac.new(found["value"], text.encode(), hashlib.sha256).hexdigest()[:32]
+        return hmac.new(found["value"], text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
     def _prepare(self) -> None:
         db = self._db

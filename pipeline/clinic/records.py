@@ -179,11 +179,11 @@ class Model:
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One line of the record of what was done here; no patient is in it.
+    """One line of the record of what was done here; no patient is named in it.
 
-    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", "list", "look", ... `input_sha256`: of the
-    volume in Hounsfield units.
-    `output`: what the model said, or what else was done. `code`: why there is no score. `version`: of fedthorax.
+    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", what was shown ("look", "job", "worklist",
+    "list", "history", "search"), ... `input_sha256`: of the volume in Hounsfield units. `output`: what the model said,
+    what was shown, or what else was done. `code`: why there is no score. `version`: of fedthorax.
     """
 
     number: int

@@ -11,7 +11,6 @@ work              where the worker unpacks and writes; cleared whenever one star
 
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,18 +20,11 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
-from pipeline.pacs.settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable
+from pipeline.pacs.settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable, is_loopback
 from pipeline.site import Site
 
 SETTINGS = "clinic.toml"
 FOLDERS = ("scans", "answers", "models", "logs", "work")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class ServerTable(BaseModel, extra="forbid"):
@@ -50,7 +42,7 @@ class ServerTable(BaseModel, extra="forbid"):
     def tls_is_whole(self) -> Self:
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key belong together")
-        if not (self.certificate or self.without_tls or _is_loopback(self.host)):
+        if not (self.certificate or self.without_tls or is_loopback(self.host)):
             raise ValueError("a host beyond this machine takes certificate and key, or without_tls = true")
         return self
 
@@ -129,11 +121,16 @@ class ReceiverTable(BaseModel, extra="forbid"):
     certificate: Path | None = None  # ours; given: TLS alone
     key: Path | None = None
     ca_certificate: Path | None = None  # the authority whose certificate the PACS must show
+    without_tls: bool = False  # beyond this machine: images may come in the clear, from whoever names the PACS
 
     @model_validator(mode="after")
     def tls_is_whole(self) -> Self:
         if len({bool(path) for path in (self.certificate, self.key, self.ca_certificate)}) > 1:
             raise ValueError("certificate, key and ca_certificate belong together")
+        if self.enabled and not (self.certificate or self.without_tls or is_loopback(self.host)):
+            raise ValueError(
+                "a host beyond this machine takes certificate, key and ca_certificate, or without_tls = true"
+            )
         return self
 
 

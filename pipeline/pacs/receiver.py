@@ -14,11 +14,13 @@ from typing import Any, Protocol
 from pydicom import uid
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from models.refusal import Refusal
 from pipeline import reasons
+from pipeline.pacs.places import Places
 
 log = logging.getLogger("fedthorax.pacs")
 
@@ -47,8 +49,8 @@ TRANSFER_SYNTAXES = (
 PDU_BYTES = 2**17  # what we ask peers to keep to
 _MAX_PDU_BYTES = 2**20  # what we take from those who do not; their first PDU may be longer than the others
 _MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
-_MAX_CONNECTIONS = 8
 _QUEUED_IMAGES = 4
+_NO_LIMIT = 10**6
 _REQUEST_SECONDS = 10  # from the connection to the association request
 
 # Statuses of C-STORE (PS3.4, table B.2-1, and PS3.7, annex C).
@@ -178,8 +180,17 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
     return bound
 
 
+class _Contexts(list[PresentationContext]):
+    """What a receiver supports. pynetdicom copies it for each connection, which takes 40 ms; none changes it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[PresentationContext]:
+        return list(self)
+
+
 class _Server(ThreadedAssociationServer):
     """pynetdicom's server, where no peer holds up the next one, and nothing is printed."""
+
+    request_queue_size = 64  # connections that the kernel keeps until they are taken
 
     def get_request(self) -> tuple[Any, Any]:
         """A connection; its TLS handshake takes place in a thread of its own, when it is first read from."""
@@ -188,9 +199,6 @@ class _Server(ThreadedAssociationServer):
         if self.ssl_context:
             connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return sum(each.dul.is_alive() for each in self.active_associations) < _MAX_CONNECTIONS
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the default prints addresses and a stack trace."""
@@ -219,16 +227,31 @@ def receiver(
     entity.maximum_pdu_size = PDU_BYTES
     entity.acse_timeout = _REQUEST_SECONDS
     entity.network_timeout = silence_seconds
+    entity.maximum_associations = _NO_LIMIT  # `Places` counts them
     entity.add_supported_context(Verification)
     entity.add_supported_context(CTImageStorage, list(TRANSFER_SYNTAXES))
     if others_too:
         for each in {context.abstract_syntax for context in AllStoragePresentationContexts} - {CTImageStorage, None}:
             entity.add_supported_context(str(each), ALL_TRANSFER_SYNTAXES)
-    handlers: list[evt.EventHandlerType] = [(evt.EVT_CONN_OPEN, guard(silence_seconds)), (evt.EVT_C_STORE, inbox.store)]
+    places = Places((pacs_title, our_title))
+
+    def store(event: Event) -> int:
+        places.image(event.assoc)
+        status = inbox.store(event)
+        places.image(event.assoc)
+        return status
+
+    handlers: list[evt.EventHandlerType] = [
+        (evt.EVT_CONN_OPEN, guard(silence_seconds)),
+        (evt.EVT_CONN_OPEN, places.opened),
+        (evt.EVT_REQUESTED, places.requested),
+        (evt.EVT_C_STORE, store),
+    ]
     try:
         server = entity.make_server(address, ssl_context=tls, evt_handlers=handlers, server_class=_Server)
     except OSError as error:
         raise Refusal(reasons.PACS_RECEIVER, private=f"{address[0]}:{address[1]}: {error.strerror}") from error
+    server.contexts = _Contexts(server.contexts)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

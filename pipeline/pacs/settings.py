@@ -3,7 +3,7 @@
 Passwords, tokens and keys are never in site.toml: it names files, read against the site's folder.
 """
 
-from datetime import date
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -12,8 +12,17 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from models.refusal import Refusal
 from pipeline import reasons
+from pipeline.days import Day
 
 AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6.2)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach a port that listens on `host`."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class DicomWebTable(BaseModel, extra="forbid"):
@@ -70,6 +79,7 @@ class DimseTable(BaseModel, extra="forbid"):
     retrieve: Literal["c-get", "c-move"] = "c-get"
     receiver_host: str = "127.0.0.1"  # the address on which we listen for C-MOVE
     receiver_port: int = Field(default=11112, ge=1, le=65535)
+    receiver_without_tls: bool = False  # beyond this machine: images may come in the clear, from whoever names the PACS
     ca_certificate: Path | None = None  # given: TLS, and only what this authority signed is trusted
     certificate: Path | None = None  # ours, which the PACS may ask for
     key: Path | None = None
@@ -86,14 +96,24 @@ class DimseTable(BaseModel, extra="forbid"):
             raise ValueError("c-move over TLS needs certificate and key, which the receiver shows")
         return self
 
+    @model_validator(mode="after")
+    def nothing_comes_in_the_clear(self) -> Self:
+        is_open = self.retrieve == "c-move" and not is_loopback(self.receiver_host)
+        if is_open and not (self.ca_certificate or self.receiver_without_tls):
+            raise ValueError(
+                "a receiver_host beyond this machine takes ca_certificate, certificate and key, "
+                "or receiver_without_tls = true"
+            )
+        return self
+
 
 class Filters(BaseModel, extra="forbid"):
     """[pacs.filters]: what is fetched; days are study dates and count themselves."""
 
     modality: str = "CT"
     body_parts: list[str] = []  # any if empty; "" stands for a series whose body part the PACS does not tell
-    from_date: date | None = None
-    to_date: date | None = None
+    from_date: Day | None = None
+    to_date: Day | None = None
     accessions: Path | None = None  # a text file with one accession number a line
 
     @model_validator(mode="after")

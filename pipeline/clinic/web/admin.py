@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 
 from pipeline.clinic import models_kept
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.needs import Admin, Reader, TheClinic, TheStore
 from pipeline.clinic.web.problems import documented
 from pipeline.clinic.web.schemas import Sha256
+from pipeline.days import Moment
 
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -70,7 +70,7 @@ def post_promote(
 def get_audit(
     store: TheStore,
     _: Admin,
-    since: Annotated[AwareDatetime | None, Query(ge=_EARLIEST)] = None,
+    since: Annotated[Moment | None, Query(ge=_EARLIEST)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Any:
     """The oldest first: from a time on, or else the newest."""

@@ -13,6 +13,7 @@ from pipeline.clinic.records import Answer
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.fhir import MEDIA_TYPE, risk_assessment
+from pipeline.clinic.web.looks import View
 from pipeline.clinic.web.needs import Reader, Scorer, TheClinic, TheLooks, TheStore
 from pipeline.clinic.web.problems import BINARY, PNG, documented
 from pipeline.clinic.web.schemas import Id
@@ -52,7 +53,7 @@ def _shown(store: Store, answer_id: str) -> Answer:
 def _opened(store: TheStore, caller: Reader, looks: TheLooks, answer_id: Id) -> Answer:
     """The answer that somebody looks at, on record. Raises Refusal E_NO_SUCH_ANSWER."""
     answer = _shown(store, answer_id)
-    looks.note(store, caller, answer.job_id, answer.id)
+    looks.note(store, caller, View("look", job_id=answer.job_id, answer_id=answer.id))
     return answer
 
 
@@ -68,8 +69,9 @@ def get_answers(
     before: Annotated[Id | None, Query(description="An answer's id: only those that came before it.")] = None,
 ) -> Any:
     """The newest first."""
-    looks.note(store, caller)
-    return {"answers": [answer_json(answer) for answer in store.answers(limit, before)]}
+    found = store.answers(limit, before)
+    looks.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
+    return {"answers": [answer_json(answer) for answer in found]}
 
 
 @routes.get(
@@ -80,8 +82,9 @@ def get_answers(
 )
 def get_history(store: TheStore, caller: Reader, looks: TheLooks, key: Id) -> Any:
     """The newest first; none where nobody has this key."""
-    looks.note(store, caller)
-    return {"answers": [answer_json(answer) for answer in store.history(key)]}
+    found = store.history(key)
+    looks.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
+    return {"answers": [answer_json(answer) for answer in found]}
 
 
 @routes.get("/answers/{answer_id}", response_model=schemas.Answer, responses=documented(404), summary="One answer")

@@ -1,14 +1,51 @@
-"""The record of who looked at what: one for each opening, not for each figure and picture that belongs to it."""
+"""The record of who was shown what: one for each opening, not for each figure and picture that belongs to it."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any, Literal
 
 from pipeline.clinic.store import Store
 from pipeline.clinic.web.auth import Caller
 
 SITTING_SECONDS = 900.0  # without a request, after which somebody who looks again opens it anew
-_MOST = 10_000  # that are remembered; beyond, a sitting may be recorded twice
+_MOST = 10_000  # sittings, and entries of one, that are remembered; beyond, something may be recorded twice
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown. `action`: as it is recorded.
+
+    look       an answer, or the pictures of a scan without a score
+    job        one scan of the worklist
+    worklist   the worklist
+    list       the list of answers
+    history    the answers for one patient
+
+    `patient`: the key of the patient. `shown`: ids of the jobs or answers that a list shows; each is recorded once in
+    a sitting.
+    """
+
+    action: Literal["look", "job", "worklist", "list", "history"]
+    job_id: str | None = None
+    answer_id: str | None = None
+    patient: str | None = None
+    shown: tuple[str, ...] | None = None
+
+    def output(self, new: list[str]) -> dict[str, Any]:
+        """What the record says besides the ids of job and answer."""
+        patient = {"patient": self.patient} if self.patient else {}
+        return {**patient, "shown": new} if self.shown is not None else {}
+
+
+@dataclass
+class _Sitting:
+    """What one caller looks at, without a break. `shown`: what is on record."""
+
+    lock: Lock = field(default_factory=Lock)
+    last: float | None = None
+    shown: set[str] = field(default_factory=set)
 
 
 class Looks:
@@ -17,24 +54,31 @@ class Looks:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._last: dict[tuple[str, str | None], float] = {}  # when somebody last asked for something of this scan
+        self._sittings: dict[tuple[str, str, str | None], _Sitting] = {}
 
-    def note(self, store: Store, caller: Caller, job_id: str | None = None, answer_id: str | None = None) -> None:
-        """Record that somebody opens an answer, or a scan without a score; without both: the list of answers.
+    def note(self, store: Store, caller: Caller, view: View) -> None:
+        """Record what somebody is shown, unless it is on record for this sitting.
 
         Raises Refusal E_CLINIC_FILE: what cannot be recorded is not shown.
         """
-        key, at = (caller.name, job_id), self._clock()
+        sitting = self._sitting((caller.name, view.action, view.job_id or view.patient))
+        with sitting.lock:  # who asks for the same at the same time waits until it is on record
+            now = self._clock()
+            is_open = sitting.last is not None and now - sitting.last < SITTING_SECONDS
+            known = sitting.shown if is_open and len(sitting.shown) < _MOST else set()
+            new = [each for each in view.shown or () if each not in known]
+            if new or not is_open:
+                store.audit_record(
+                    caller.name,
+                    view.action,
+                    job_id=view.job_id,
+                    answer_id=view.answer_id,
+                    output=view.output(new),
+                )
+            sitting.last, sitting.shown = now, known | set(new)
+
+    def _sitting(self, key: tuple[str, str, str | None]) -> _Sitting:
         with self._lock:
-            is_open = key in self._last and at - self._last[key] < SITTING_SECONDS
-            if not is_open and len(self._last) >= _MOST:
-                self._last.clear()
-            self._last[key] = at
-        if is_open:
-            return
-        try:
-            store.audit_record(caller.name, "look" if job_id else "list", job_id=job_id, answer_id=answer_id)
-        except BaseException:
-            with self._lock:
-                self._last.pop(key, None)
-            raise
+            if key not in self._sittings and len(self._sittings) >= _MOST:
+                self._sittings.clear()
+            return self._sittings.setdefault(key, _Sitting())

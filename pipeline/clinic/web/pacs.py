@@ -1,19 +1,20 @@
 """Scans in the hospital's PACS: found, and one of them fetched to be scored."""
 
-from datetime import date
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from models.refusal import Refusal
-from pipeline.clinic.pacs_source import PacsSource
+from pipeline.clinic.pacs_source import Listing, PacsSource
 from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.guard import API
-from pipeline.clinic.web.needs import Scorer, TheClinic, TheStore
+from pipeline.clinic.web.needs import Scorer, TheClinic, TheLooks, TheStore
 from pipeline.clinic.web.problems import documented
-from pipeline.clinic.web.scans import job_json
+from pipeline.clinic.web.scans import show_job
 from pipeline.clinic.web.texts import inert
+from pipeline.days import Day
 from pipeline.reasons import NO_PACS
 
 routes = APIRouter(tags=["PACS"])
@@ -28,16 +29,24 @@ _Identifier = Annotated[str, Query(max_length=64)]
 )
 def get_series(
     clinic: TheClinic,
-    _: Scorer,
+    store: TheStore,
+    caller: Scorer,
     patient_id: _Identifier = "",
     accession: _Identifier = "",
-    from_date: Annotated[date | None, Query(alias="from", description="First day of the study.")] = None,
-    to_date: Annotated[date | None, Query(alias="to", description="Last day of the study.")] = None,
+    from_date: Annotated[Day | None, Query(alias="from", description="First day of the study.")] = None,
+    to_date: Annotated[Day | None, Query(alias="to", description="Last day of the study.")] = None,
 ) -> Any:
     """Those that fit all that is given: at least an identifier, or days that are at most a month apart."""
     found = _source(clinic).list_series(
         patient_id=patient_id, accession=accession, from_date=from_date, to_date=to_date
     )
+    asked = {
+        "patient": store.patient_key(patient_id.strip()),
+        "accession": store.hidden("accession", accession.strip()),
+        "from": from_date.isoformat() if from_date else "",
+        "to": to_date.isoformat() if to_date else "",
+    }
+    store.audit_record(caller.name, "search", output=_on_record(store, asked, found))
     return inert(found.to_json())
 
 
@@ -49,13 +58,29 @@ def get_series(
     summary="Have a scan of the PACS scored",
 )
 def post_scan(
-    response: Response, clinic: TheClinic, store: TheStore, caller: Scorer, choice: schemas.PacsChoice
+    response: Response,
+    clinic: TheClinic,
+    store: TheStore,
+    caller: Scorer,
+    looks: TheLooks,
+    choice: schemas.PacsChoice,
 ) -> Any:
     """Queue a series of the PACS; it is fetched first."""
     at_most = clinic.settings.limits.waiting_scans
     job = _source(clinic).ask(store, choice.study_uid, choice.series_uid, by=caller.name, at_most=at_most)
     response.headers["Location"] = f"{API}/jobs/{job.id}"
-    return job_json(store, job)
+    return show_job(store, caller, looks, job)
+
+
+def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str, Any]:
+    """What was asked for and what is shown, without a name or an identifier. `unnamed`: series without a patient ID."""
+    patients = [store.patient_key(series.patient_id, series.issuer) for series in found.series]
+    return {
+        "asked": {key: value for key, value in asked.items() if value},
+        "series": len(patients),
+        "patients": sorted(set(patients) - {""}),
+        "unnamed": patients.count(""),
+    }
 
 
 def _source(clinic: Clinic) -> PacsSource:

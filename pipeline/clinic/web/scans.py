@@ -15,8 +15,10 @@ from pipeline.clinic.records import Job, JobState
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web import schemas
+from pipeline.clinic.web.auth import Caller
 from pipeline.clinic.web.guard import API, MB
 from pipeline.clinic.web.limits import Room
+from pipeline.clinic.web.looks import Looks, View
 from pipeline.clinic.web.needs import Reader, Scorer, TheClinic, TheLooks, TheStore
 from pipeline.clinic.web.problems import PNG, documented
 from pipeline.clinic.web.schemas import Id, Uid
@@ -60,6 +62,7 @@ async def post_scan(
     response: Response,
     clinic: TheClinic,
     caller: Scorer,
+    looks: TheLooks,
     series_uid: Annotated[Uid | None, Query(description="Which series to score, where there are several.")] = None,
 ) -> Any:
     """Queue one chest CT. The answer comes later: ask for the job until its state is `answered` or `no_score`.
@@ -74,25 +77,28 @@ async def post_scan(
         await receive(request, incoming)
         await run_in_threadpool(_queue, clinic, incoming, job_id, by=caller.name, series_uid=series_uid)
     response.headers["Location"] = f"{API}/jobs/{job_id}"
-    return await run_in_threadpool(_told, clinic, job_id)
+    return await run_in_threadpool(_told, clinic, caller, looks, job_id)
 
 
 @routes.get("/jobs", response_model=schemas.Jobs, responses=documented(), summary="The worklist")
 def get_jobs(
     store: TheStore,
-    _: Reader,
+    caller: Reader,
+    looks: TheLooks,
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     before: Annotated[Id | None, Query(description="A job's id: only those that came before it.")] = None,
 ) -> Any:
     """The newest first."""
-    return {"jobs": [job_json(store, job) for job in store.jobs(state, limit, before)]}
+    found = store.jobs(state, limit, before)
+    looks.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
+    return {"jobs": [job_json(store, job) for job in found]}
 
 
 @routes.get("/jobs/{job_id}", response_model=schemas.Job, responses=documented(404), summary="One scan of the worklist")
-def get_job(store: TheStore, _: Reader, job_id: Id) -> Any:
+def get_job(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Any:
     """How far it is, and in the end its answer's id, or why there is no score."""
-    return job_json(store, store.job(job_id))
+    return show_job(store, caller, looks, store.job(job_id))
 
 
 def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
@@ -103,7 +109,7 @@ def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
     job = store.job(job_id)
     if not job.has_pictures:
         raise Refusal(NO_SUCH_PICTURE)
-    looks.note(store, caller, job.id)
+    looks.note(store, caller, View("look", job_id=job.id))
     return job.pictures
 
 
@@ -129,8 +135,14 @@ def get_slice(folder: Seen, plane: pictures.Plane, index: Annotated[int, PathPar
     return Response(pictures.slice_png(folder, plane, index), media_type="image/png")
 
 
+def show_job(store: Store, caller: Caller, looks: Looks, job: Job) -> Any:
+    """The job as the API gives it, on record where it names a patient. Raises Refusal E_CLINIC_FILE."""
+    if job.patient:
+        looks.note(store, caller, View("job", job_id=job.id, answer_id=job.answer_id))
+    return job_json(store, job)
+
+
 def job_json(store: Store, job: Job) -> Any:
-    """The job as the API gives it."""
     return inert(job.to_json(store.position(job)))
 
 
@@ -157,6 +169,6 @@ def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: 
         raise
 
 
-def _told(clinic: Clinic, job_id: str) -> Any:
+def _told(clinic: Clinic, caller: Caller, looks: Looks, job_id: str) -> Any:
     with clinic.store() as store:
-        return job_json(store, store.job(job_id))
+        return show_job(store, caller, looks, store.job(job_id))

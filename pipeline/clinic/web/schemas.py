@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source
 from pipeline.clinic.web.auth import Access
+from pipeline.days import Day
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # of a release, its name
@@ -116,7 +117,7 @@ class PcrEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     result: PcrResult
-    collected_on: date | None = None
+    collected_on: Day | None = None
 
     @field_validator("collected_on")
     @classmethod
@@ -215,7 +216,7 @@ class KeptModels(BaseModel):
 
 
 class AuditRecord(BaseModel):
-    """Who did what, and when; no patient is in it. `output`: what the model said, or what else was done."""
+    """Who did what, and when; no patient is named. `output`: what the model said, was shown, or what else was done."""
 
     number: int
     at: str

@@ -1,11 +1,14 @@
 """The app bundle: the same bytes everywhere, taken by Flower, and read without harm whoever made it."""
 
 import hashlib
+import io
 import os
 import shutil
 import struct
 import tomllib
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -183,6 +186,160 @@ def test_files_and_list_must_be_the_same() -> None:
         assert refused(archive(files)) == "E_APP_MANIFEST"
 
 
+def rezipped(change: Callable[[zipfile.ZipInfo], None], *, comment: bytes = b"", deflate: bool = False) -> bytes:
+    """The small app, each entry of its archive changed."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as made:
+        for name, data in unpack(small_app()).items():
+            entry = zipfile.ZipInfo(name, (2024, 10, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o100600 << 16
+            change(entry)
+            made.writestr(entry, data, zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED)
+        made.comment = comment
+    return content.getvalue()
+
+
+def between(good: bytes, hidden: bytes, place: int) -> bytes:
+    """The archive with bytes at a place, and every offset in it put right, so that all of its files are found."""
+    end = good.rindex(b"PK\5\6")
+    (start,) = struct.unpack_from("<L", good, end + 16)
+    content = bytearray(good)
+    at = start
+    while content[at : at + 4] == b"PK\1\2":
+        lengths = struct.unpack_from("<3H", content, at + 28)
+        (offset,) = struct.unpack_from("<L", content, at + 42)
+        struct.pack_into("<L", content, at + 42, offset + len(hidden) * (offset >= place))
+        at += 46 + sum(lengths)
+    struct.pack_into("<L", content, end + 16, start + len(hidden) * (start >= place))
+    return bytes(content[:place]) + hidden + bytes(content[place:])
+
+
+def hidden_bytes() -> dict[str, bytes]:
+    """Archives whose files are those of the small app, each with bytes besides."""
+    good, hidden = small_app(), b"import os  # nobody is shown this\n"
+    headers = [place for place in range(len(good)) if good[place : place + 4] == b"PK\3\4"]
+    contents, end = good.index(b"PK\1\2"), good.rindex(b"PK\5\6")
+
+    def with_extra(entry: zipfile.ZipInfo) -> None:
+        entry.extra = struct.pack("<HH", 0xCAFE, len(hidden)) + hidden
+
+    def with_comment(entry: zipfile.ZipInfo) -> None:
+        entry.comment = hidden
+
+    def with_date(entry: zipfile.ZipInfo) -> None:
+        entry.date_time = (2107, 12, 31, 23, 59, 58)
+
+    def with_attributes(entry: zipfile.ZipInfo) -> None:
+        entry.external_attr |= 0xBEEF
+        entry.internal_attr = 0xBEEF
+
+    def with_version(entry: zipfile.ZipInfo) -> None:
+        entry.create_version = 45
+
+    local = bytearray(good)  # a date in the file's own header alone; readers take the one of the list of contents
+    struct.pack_into("<L", local, headers[1] + 10, 0xCAFEBABE)
+    return {
+        "before": hidden + good,
+        "before, offsets put right": between(good, hidden, 0),
+        "between two files": between(good, hidden, headers[1]),
+        "before the contents": between(good, hidden, contents),
+        "after the contents": between(good, hidden, end),
+        "after": good + hidden,
+        "in the archive's comment": rezipped(lambda _: None, comment=hidden),
+        "in extra fields": rezipped(with_extra),
+        "in comments": rezipped(with_comment),
+        "in dates": rezipped(with_date),
+        "in attributes": rezipped(with_attributes),
+        "in versions": rezipped(with_version),
+        "in a local header": bytes(local),
+        "in how it is compressed": rezipped(lambda _: None, deflate=True),
+        "two archives": good + good,
+    }
+
+
+HIDDEN = hidden_bytes()
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_bytes_that_belong_to_no_file_are_refused(where: str) -> None:
+    """zipfile itself reads most of these without a word: see the next test."""
+    assert HIDDEN[where] != small_app()
+    assert refused(HIDDEN[where]) in ("E_APP_PACKING", "E_APP_ARCHIVE")
+
+
+def test_the_forgeries_are_archives_of_the_same_files() -> None:
+    readable = set()
+    for where, content in HIDDEN.items():
+        with suppress(zipfile.BadZipFile):
+            if unpack(content) == unpack(small_app()):
+                readable.add(where)
+    assert readable == HIDDEN.keys() - {"after the contents"}
+    assert rezipped(lambda _: None) == small_app()
+    assert between(small_app(), b"", 0) == small_app()
+
+
+@pytest.mark.parametrize("system", [0, 3])
+def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zipfile.sys.platform", "win32" if system == 0 else "linux")
+    content = build_fab_from_disk(APP)
+    with zipfile.ZipFile(io.BytesIO(content)) as made:
+        assert {entry.create_system for entry in made.infolist()} == {system}
+    assert read(content).name == "fedthorax/fedthorax-app 0.1.0"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch.py",
+        "torch/__init__.py",
+        "torch/nn/functional.py",  # a package without __init__.py: it would be joined with others of its name
+        "numpy.py",
+        "flwr/clientapp.py",
+        "federation/__init__.py",
+        "models.py",
+        "pipeline/site.py",
+        "configs/__init__.py",
+        "opacus.py",
+        "json.py",
+        "os.py",
+        "_thread.py",
+        "xml/etree.py",
+        "pydicom/__init__.py",  # of a library that is installed
+        "PIL/Image.py",
+        "pil.py",
+        "Torch.py",
+        "ｔorch.py",
+        "TORCH.PY",
+        "torch.pyc",
+        "torch.cpython-311-x86_64-linux-gnu.so",
+        "torch.abi3.so",
+        "sitecustomize.py",
+        "usercustomize/__init__.py",
+    ],
+)
+def test_a_module_in_the_place_of_an_installed_one_is_refused(path: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        read(pack({**FILES, path: b"import os\n"}))
+    assert caught.value.code == "E_APP_SHADOW"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "small/torch.py",  # small.torch
+        "small/json/__init__.py",
+        "docs/index.md",
+        "torch/README.md",  # nothing that Python imports
+        "site.toml",
+        "LICENSE",
+        "tests/test_app.py",
+        "smaller.py",
+    ],
+)
+def test_a_name_that_takes_nothings_place_is_allowed(path: str) -> None:
+    assert path in read(pack({**FILES, path: b"# text\n"})).files
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -238,4 +395,4 @@ def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:
     except Refusal as refusal:
         assert refusal.code.startswith("E_APP_")
         return
-    assert app.files == FILES  # dates, modes and what lies between the files may differ; what is installed may not
+    assert (app.files, bytes(content)) == (FILES, small_app())

@@ -85,12 +85,33 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ('[results]\nsend = "sometimes"\n', "results.send"),
         (f'[node]\nfolder = "../site"\n{DICOMWEB}', "of the clinic's own"),
         ('[receiver]\naet = "a name that is too long"\n', "receiver.aet"),
+        ('[receiver]\nenabled = true\nhost = "0.0.0.0"\n', "without_tls"),
+        ('[receiver]\nenabled = true\nhost = "::"\n', "without_tls"),
+        ('[receiver]\nenabled = true\nhost = "10.1.2.3"\nwithout_tls = false\n', "without_tls"),
+        ('[receiver]\nenabled = true\nhost = "pacs.hospital.example"\n', "without_tls"),
+        ('[receiver]\nenabled = true\nhost = "10.1.2.3"\ncertificate = "a.crt"\nkey = "a.key"\n', "belong together"),
     ],
 )
 def test_wrong_settings_are_refused_by_key(tmp_path: Path, text: str, key: str) -> None:
     refusal = refused(tmp_path, text)
     assert refusal.code == "E_SETTINGS_KEY"
     assert key in refusal.says
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "enabled = true\n",
+        'enabled = true\nhost = "localhost"\n',
+        'enabled = true\nhost = "127.0.0.7"\n',
+        'enabled = true\nhost = "::1"\n',
+        'enabled = true\nhost = "0.0.0.0"\nwithout_tls = true\n',
+        'enabled = true\nhost = "0.0.0.0"\ncertificate = "a.crt"\nkey = "a.key"\nca_certificate = "ca.crt"\n',
+        'enabled = false\nhost = "0.0.0.0"\n',  # it opens no port
+    ],
+)
+def test_a_receiver_speaks_tls_stays_on_this_machine_or_has_it_in_writing(tmp_path: Path, text: str) -> None:
+    assert opened(tmp_path, f"[receiver]\n{text}").settings.receiver
 
 
 def test_results_name_the_pacs_they_go_to(tmp_path: Path) -> None:

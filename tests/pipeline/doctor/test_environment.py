@@ -1,7 +1,7 @@
 """The machine and the site's own files: what is wrong with them is a line with a remedy."""
 
-import re
 import shutil
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from pipeline.doctor import environment
 from pipeline.doctor.environment import TESTED, configuration, machine
@@ -35,10 +38,46 @@ def of_configuration(site: Site) -> dict[str, Line]:
     return {line.name: line for line in configuration(site)}
 
 
+def constraints() -> dict[str, SpecifierSet]:
+    """What constraints.txt binds, by library. Fails on anything but a name with versions: an option, or an address."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    bound = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert not any(each.url or each.extras or each.marker for each in bound)
+    assert len({canonicalize_name(each.name) for each in bound}) == len(bound)
+    return {canonicalize_name(each.name): each.specifier for each in bound}
+
+
+def asked_for() -> list[Requirement]:
+    """What pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    return [Requirement(each) for each in [*project["dependencies"], *extras] if not each.startswith("fedthorax[")]
+
+
 def test_what_was_tested_is_what_the_tests_run_with() -> None:
-    """torch's builds differ from machine to machine, so that constraints.txt does not name one."""
-    constraints = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
-    assert {name: constraints.get(name, version) for name, version in TESTED.items()} == TESTED
+    pinned = {each.name: each.specifier for each in asked_for() if str(each.specifier).startswith("==")}
+    assert pinned.keys() == {"flwr"}  # in pyproject.toml, not in constraints.txt
+    for name, version in TESTED.items():
+        specifier = {**constraints(), **pinned}[canonicalize_name(name)]
+        assert specifier.contains(version), name
+        assert name == "torch" or str(specifier) == f"=={version}"
+
+
+def test_every_library_is_bound_to_one_version_and_torch_to_one_minor_version() -> None:
+    """torch's builds (2.13.0+cpu, +cu130, ...) differ from machine to machine, so that none of them may be named."""
+    bound = constraints()
+    loose = {name: specifier for name, specifier in bound.items() if [each.operator for each in specifier] != ["=="]}
+    assert loose == {"torch": SpecifierSet(">=2.13,<2.14")}
+    assert not any("+" in str(specifier) or "*" in str(specifier) for specifier in bound.values())
+    assert loose["torch"].contains("2.13.1+cpu") and not loose["torch"].contains("2.14.0")
+
+
+def test_constraints_lie_within_what_the_package_asks_for() -> None:
+    bound = constraints()
+    for each in asked_for():
+        versions = [part.version for part in bound.get(canonicalize_name(each.name), ()) if part.operator != "<"]
+        assert versions or each.name == "flwr", each.name
+        assert all(each.specifier.contains(version) for version in versions), each.name
 
 
 def test_other_and_missing_libraries(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[at
 from models.refusal import Refusal
 from pipeline.codecs import is_readable
 from pipeline.pacs.association import keep_answers
+from pipeline.pacs.places import MOST_WAITING
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
@@ -229,19 +230,17 @@ def test_half_a_packet_holds_nobody_up_for_longer_than_the_silence_allowed() -> 
         assert stranger.recv(100) == b""  # closed by the receiver
 
 
-def test_more_than_a_few_connections_are_closed_at_once_until_some_end() -> None:
-    (image,) = images(1)
-    desk = Desk([image])
-    with desk.open():
-        held = [socket.create_connection(("127.0.0.1", desk.port), timeout=5) for _ in range(8)]
-        time.sleep(0.3)
-        with socket.create_connection(("127.0.0.1", desk.port), timeout=5) as one_more:
-            assert one_more.recv(1) == b""
-        for each in held:
-            each.close()
-        time.sleep(0.3)
-        with desk.association() as association:
-            assert association.send_c_store(image).Status == 0
+def test_of_many_connections_without_an_association_the_oldest_end() -> None:
+    desk = Desk([])
+    with desk.open(), ExitStack() as stack:
+        held = []
+        for _ in range(MOST_WAITING + 3):
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", desk.port), timeout=5)))
+            time.sleep(0.02)
+        assert [each.recv(1) for each in held[:3]] == [b""] * 3
+        held[3].settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            held[3].recv(1)
 
 
 def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:

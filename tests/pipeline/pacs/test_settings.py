@@ -14,6 +14,7 @@ from pipeline.site import SiteSettings
 
 WEB = {"url": "https://pacs.example/dicom-web"}
 DIMSE = {"host": "pacs.example", "port": 104, "called_aet": "PACS"}
+MOVE = DIMSE | {"retrieve": "c-move"}
 
 
 def template() -> str:
@@ -67,6 +68,9 @@ def test_every_example_in_the_template_can_be_used() -> None:
         ({"protocol": "dimse", "dimse": DIMSE | {"calling_aet": "SEVENTEENLETTERS-"}}, "calling_aet"),
         ({"protocol": "dimse", "dimse": DIMSE | {"certificate": "c"}}, "belong together"),
         ({"protocol": "dimse", "dimse": DIMSE | {"certificate": "c", "key": "k"}}, "needs ca_certificate"),
+        ({"protocol": "dimse", "dimse": MOVE | {"receiver_host": "0.0.0.0"}}, "receiver_without_tls"),
+        ({"protocol": "dimse", "dimse": MOVE | {"receiver_host": ""}}, "receiver_without_tls"),
+        ({"protocol": "dimse", "dimse": MOVE | {"receiver_host": "node.example"}}, "receiver_without_tls"),
         (
             {"protocol": "dimse", "dimse": DIMSE, "filters": {"from_date": "2021-02-01", "to_date": "2021-01-01"}},
             "after to_date",
@@ -104,3 +108,16 @@ def test_a_file_without_secret_is_refused(tmp_path: Path, content: bytes | None)
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="E_PACS_FILE"):
         named_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "dimse",
+    [
+        MOVE,
+        MOVE | {"receiver_host": "10.1.2.3", "receiver_without_tls": True},
+        MOVE | {"receiver_host": "10.1.2.3", "ca_certificate": "ca.crt", "certificate": "c.crt", "key": "c.key"},
+        DIMSE | {"receiver_host": "10.1.2.3"},  # c-get: nobody listens
+    ],
+)
+def test_a_receiver_for_c_move_speaks_tls_stays_on_this_machine_or_has_it_in_writing(dimse: dict[str, Any]) -> None:
+    assert DimseTable.model_validate(dimse)

@@ -167,6 +167,17 @@ def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, cli
     assert done[-3:] == [("a score", "pcr"), ("a read", "look"), ("a admin", "pcr")]
 
 
+@pytest.mark.parametrize("day", [0, 86400, "0", "86400", 0.0, True, "2020-03-05T00:00:00", "05.03.2020"], ids=repr)
+def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: Clients, clinic: Clinic) -> None:
+    answer = answer_to()
+    entry = {"result": "positive", "collected_on": day}
+    assert refused(client("score").put(f"/api/v1/answers/{answer.id}/pcr", json=entry)) == "E_REQUEST"
+    with clinic.store() as store:
+        with pytest.raises(TypeError):
+            store.set_pcr(answer.id, "positive", day, "entered", "test")  # type: ignore[arg-type]
+        assert store.answer_by_id(answer.id).pcr is None
+
+
 def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     now = [1000.0]
     client().app.state.looks = Looks(lambda: now[0])  # type: ignore[attr-defined]
@@ -182,7 +193,7 @@ def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, 
             found = store.audit()
         return [(each.who, each.action, each.job_id, each.answer_id) for each in found if each.action in seen]
 
-    seen = ("look", "list")
+    seen = ("look", "list", "history")
     told = [
         ("a read", "look", first.job_id, first.id),
         ("a admin", "look", first.job_id, first.id),
@@ -202,7 +213,7 @@ def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, 
     assert client("read").get(f"/api/v1/answers/{'0' * 32}").status_code == 404
     for path in ("answers", f"patients/{'0' * 32}/answers", "answers"):
         assert client("read").get(f"/api/v1/{path}").status_code == 200
-    assert records()[4:] == [("a read", "list", None, None)]
+    assert records()[4:] == [("a read", "list", None, None), ("a read", "history", None, None)]
 
 
 def test_what_cannot_be_recorded_is_not_shown(

@@ -39,6 +39,8 @@ def test_a_pacs_that_is_silent_is_no_failure_of_ours(silent: None, client: Clien
         ({"from": "2026-01-01", "to": "2026-12-31"}, "E_PACS_CRITERIA"),
         ({"patient_id": "1" * 65}, "E_REQUEST"),
         ({"from": "yesterday"}, "E_REQUEST"),
+        ({"patient_id": "SYNTHETIC-1", "from": "0"}, "E_REQUEST"),  # a number is no day
+        ({"patient_id": "SYNTHETIC-1", "to": "86400"}, "E_REQUEST"),
     ],
 )
 def test_a_search_must_be_narrow(asked: dict[str, str], code: str, silent: None, client: Clients) -> None:
