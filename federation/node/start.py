@@ -206,7 +206,7 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
     saved_at = -math.inf
     while True:
         is_last_look = not node.running
-        news = [text for tail in tails for line in tail.lines() if (text := state.read(line))]
+        news = [text for tail in tails for line in tail.lines() if (text := state.read(line, tail.path.name))]
         for text in news:
             tell(text)
         state.touch()
