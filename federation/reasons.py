@@ -105,6 +105,12 @@ NODE_KEY_OTHER = Reason(
     "the request is signed with another key than the one that the caller's certificate is for",
     "Use keys/node and keys/node.crt of one and the same site; if they do not belong together, join again.",
 )
+NOT_FOR_NODE = Reason(
+    "E_NOT_FOR_NODE",
+    "the request concerns a message, an object or a run that this node was not sent",
+    "A node of this version sends no such request while its task lasts. If the server's log repeats it for one site, "
+    "ask that site's operator, and revoke its certificate if the key was stolen.",
+)
 CLOCK = Reason(
     "E_CLOCK",
     "the request was signed {seconds} s {direction} the server's time",

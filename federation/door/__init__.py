@@ -11,6 +11,9 @@ issued to a site of this study, has ended or was revoked is judged here, at ever
 privilege. Flower's own signature covers a time alone, valid for 300 s; copied, it opens nothing, for the door wants it
 made with the very key of the caller's certificate, and whoever has that key needs no copy.
 
+Which messages, objects and runs are the caller's is judged at the SuperLink, where requests are read and messages are
+known (federation.server.fleet_binding). It knows the caller by the key that was compared here with the certificate's.
+
 Where nginx stands in front, the door listens on a Unix socket, which the file system keeps from everybody else, and
 nginx passes the certificate on in a header.
 """

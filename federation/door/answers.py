@@ -23,7 +23,7 @@ from federation import reasons
 from federation.enrolment.invitations import JoinRequest, accept, renew
 from federation.enrolment.registry import Holder, holder
 from federation.processes.process import LOOPBACK
-from federation.server.control import ServerConfig, ca_certificate
+from federation.server.control import REFUSED_HEADER, ServerConfig, ca_certificate
 from models.refusal import Reason, Refusal
 
 FLEET = frozenset(
@@ -125,6 +125,8 @@ class Door:
                 asyncio.timeout(REQUEST_SECONDS),
                 self._session.post(self._superlink + request.raw_path, data=request.content, headers=sent) as answer,
             ):
+                if code := answer.headers.get(REFUSED_HEADER):
+                    self._log("refused", request, code)
                 response.set_status(answer.status)
                 response.headers.update({name: value for name, value in answer.headers.items() if _travels(name)})
                 await response.prepare(request)

@@ -1,4 +1,4 @@
-"""Where the door listens, until when, and to how many: TLS with the caller's certificate, or nginx's socket."""
+"""Where the door listens, and until when: TLS with the caller's certificate, or nginx's socket."""
 
 import asyncio
 import logging
@@ -11,14 +11,13 @@ from aiohttp import web
 
 from federation import reasons
 from federation.door.answers import Door
+from federation.door.connections import Gate, raise_descriptor_limit
 from federation.enrolment.certificates import trust
 from federation.enrolment.registry import registry
 from federation.server.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 
-HANDSHAKE_SECONDS = 10.0
 # Also the time for a whole request header: aiohttp ends a connection on which no request has begun by then.
 IDLE_SECONDS = 60.0
-MAX_CONNECTIONS_OF_ADDRESS = 64
 # OpenSSL's X509_V_FLAG_NO_CHECK_TIME: an expired certificate is refused at the request, with a code and in the
 # site's name, rather than by a broken connection.
 _NO_CHECK_TIME = 0x200000
@@ -38,18 +37,14 @@ class _TlsObject(ssl.SSLObject):
 
 
 class _Server(web.Server):
-    """Lets no address hold more than its share of connections."""
+    """Tells the gate when a connection has ended."""
 
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        peer = transport.get_extra_info("peername")
-        if not peer:
-            return  # a Unix socket: nginx counts
-        if sum(other.peername is not None and other.peername[0] == peer[0] for other in self.connections) > (
-            MAX_CONNECTIONS_OF_ADDRESS
-        ):
-            log.info("refused site=? from=%s a connection  %s", peer[0], reasons.DOOR_BUSY.code)
-            transport.abort()
+    gate: Gate | None = None  # none where nginx counts
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        if self.gate is not None:
+            self.gate.ended(handler)
 
 
 def server_tls(folder: Path) -> ssl.SSLContext:
@@ -94,12 +89,11 @@ async def serve(folder: Path, ended: asyncio.Event) -> None:
             await server.shutdown(timeout=2.0)
 
 
-async def _listen(server: web.Server, folder: Path, config: ServerConfig) -> asyncio.Server:
+async def _listen(server: _Server, folder: Path, config: ServerConfig) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if config.socket is not None:
         listener = await loop.create_unix_server(server, config.socket)
         config.socket.chmod(0o660)  # and the group that its folder gives it: nginx's
         return listener
-    return await loop.create_server(
-        server, config.host, config.port, ssl=server_tls(folder), ssl_handshake_timeout=HANDSHAKE_SECONDS
-    )
+    server.gate = Gate(server, server_tls(folder), room=raise_descriptor_limit())
+    return await loop.create_server(server.gate, config.host, config.port)

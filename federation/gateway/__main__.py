@@ -72,8 +72,18 @@ def _tls(site: Site) -> ssl.SSLContext:
     return client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
 
 
+class OneLine(logging.Formatter):
+    """A message is one line of printable characters: it may quote what the server or the study's code sent."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)
+        return super().formatMessage(record)
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         main(Site.open(Path(os.environ["FEDTHORAX_SITE_DIR"])), int(sys.argv[1]))
     except Refusal as refusal:

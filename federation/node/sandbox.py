@@ -4,7 +4,8 @@ Flower's SuperExec runs there and starts a ClientApp for each task (as a fork: s
 
 * no network but a loopback of their own, one port of which a relay leads to the SuperNode (see relay.py);
 * of the site: site.toml, cohort/ and sandbox/ to read, logs/client.log to write;
-* of the machine: programs and libraries to read, an empty /tmp, their own processes.
+* of the machine: programs and libraries to read, an empty /tmp, their own processes;
+* of the kernel: the system calls that training needs (see confinement.py), no keyring of anybody's.
 
 What is not named here is not there: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml says
 who builds the walls: bubblewrap, started by the node; or systemd, whose fedthorax-app@.service runs beside the node.
@@ -22,12 +23,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from federation import reasons
+from federation.node import confinement
 from federation.processes.process import LOOPBACK, QUIET, Process, flower_command
 from models.refusal import Reason, Refusal
 from pipeline.doctor.lines import Line, refused
 from pipeline.site import Site
 
 RELAY = Path(__file__).with_name("relay.py")
+CONFINEMENT = Path(confinement.__file__)
 # A port of the sandbox's own loopback, where nobody else can be; Flower's default for a SuperNode.
 INNER_PORT = 9094
 PACKAGES = ("models", "pipeline", "federation", "configs")
@@ -202,15 +205,16 @@ def confined(site: Site, *command: str) -> list[str]:
 
     Later lines lie over earlier ones: a site or a Python below /tmp is seen, the rest of /tmp is not. The kernel's
     settings are covered because root may write them without any capability, and some would start a program outside
-    (core_pattern).
+    (core_pattern). So are the lists of keys: they name the keys of the user who started the node.
     """
     seen = [*_programs(), site.folder / "site.toml", site.cohort_folder, _folder(site)]
     return [
-        shutil.which("bwrap") or "bwrap",
+        *(sys.executable, "-I", str(CONFINEMENT), shutil.which("bwrap") or "bwrap"),
         *("--unshare-all", "--unshare-user", "--disable-userns", "--hostname", "sandbox"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
         *_system(),
         *("--proc", "/proc", *_each("--ro-bind", [Path("/proc/sys")]), "--dev", "/dev"),
+        *(word for path in confinement.KEY_LISTS if path.exists() for word in ("--ro-bind", "/dev/null", str(path))),
         *("--size", str(TMP_BYTES), "--tmpfs", TMP),
         *_each("--dev-bind", sorted(Path("/dev").glob("nvidia*"))),
         *_each("--ro-bind", seen),
@@ -267,6 +271,7 @@ def _holes(site: Site) -> Iterator[tuple[str, str]]:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     if int(status["CapEff"], 16) or status["NoNewPrivs"].strip() != "1":
         yield "privileges", "/proc/self/status"
+    yield from confinement.reachable()
 
 
 def _devices_with_a_route() -> set[str]:

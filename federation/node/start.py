@@ -43,6 +43,17 @@ _NOT_ENROLLED = "[code: 2004]"
 # What the gateway prints of a server that moved or lost its memory: it had let the node in, and no longer knows the
 # number that it gave it. Flower's SuperNode ends there, and does not always come to say why.
 _FORGOTTEN = re.compile(r"the server declined (?!activate-node)[a-z-]+: HTTP 401")
+# What a server or the gateway can refuse a node for. The remedy of another code, which a hostile server could send,
+# may be to switch the sandbox off.
+_OF_SERVER = {
+    reason.code
+    for reason in (
+        *(reasons.NO_CERTIFICATE, reasons.CERTIFICATE_UNKNOWN, reasons.CERTIFICATE_EXPIRED),
+        *(reasons.CERTIFICATE_REVOKED, reasons.CERTIFICATE_REFUSED, reasons.NODE_KEY_OTHER, reasons.CLOCK),
+        *(reasons.NO_WAY, reasons.NOT_FOR_NODE, reasons.BODY_SIZE, reasons.DOOR_BUSY, reasons.TOO_SLOW),
+        *(reasons.SUPERLINK_SILENT, reasons.SERVER_UNREACHABLE, reasons.SERVER_UNTRUSTED, reasons.GATEWAY_KEY),
+    )
+}
 _CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")
 
 
@@ -135,7 +146,7 @@ def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
 def _cause(output: str, otherwise: Reason) -> Reason:
     if _NOT_ENROLLED in output:
         return reasons.NOT_ENROLLED
-    codes = _CODED.findall(output)
+    codes = [code for code in _CODED.findall(output) if code in _OF_SERVER]
     if not codes and _FORGOTTEN.search(output):
         return reasons.NODE_FORGOTTEN
     found = REASONS.get(codes[-1]) if codes else None
@@ -206,7 +217,7 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
     saved_at = -math.inf
     while True:
         is_last_look = not node.running
-        news = [text for tail in tails for line in tail.lines() if (text := state.read(line))]
+        news = [text for tail in tails for line in tail.lines() if (text := state.read(line, tail.path.name))]
         for text in news:
             tell(text)
         state.touch()

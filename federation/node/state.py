@@ -1,11 +1,15 @@
 """What a running node does, read from its logs and kept for `fedthorax node status`.
 
-Flower's SuperNode, our app and the gateway each write a log at the site. A line of theirs becomes one of a few fixed
-texts, or nothing: whatever a study's code prints, none of it reaches the operator's screen or the journal.
+Flower's SuperNode, the study's code and the gateway each write a log at the site. A line of the SuperNode's or of the
+gateway's becomes one of a few fixed texts, or nothing. Study code can write whatever it likes into its log: what it
+says that it does, and the code of what it refuses, are passed on as its own words: quoted, in printable ASCII, short,
+and few a minute. A line of its log never counts as one of the SuperNode's or of the gateway's.
 """
 
+import json
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -16,7 +20,9 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from federation.reasons import SERVER_SILENT, SITE_FAILED, TASK_DIED
 from federation.refusals_page import TABLES, table
+from models import reasons as model_reasons
 from models.refusal import Reason
+from pipeline import reasons as pipeline_reasons
 
 _STATE = "node.json"
 _MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts
@@ -24,12 +30,28 @@ _MAX_LOOK_BYTES = 2**20  # of news at once
 _MAX_LINE_BYTES = 500
 _FAILURES_BEFORE_ALARM = 2  # one may be a packet that was lost
 
+_MAX_WORDS = 100  # characters that are passed on of a line of study code
+_APP_LINES_A_MINUTE = 20
+APP_LOG = "client.log"
+_OF_APP = ": the app's own answer"  # ends the gateway's line on a refusal that is not its own
+
 REASONS = {reason.code: reason for module in TABLES.values() for reason in table(module)}
+# Of what study code says that it refused, the remedy is told where it is about data and models. It has no say in
+# whether apps are approved, sandboxes opened or certificates renewed.
+_OF_DATA = {reason.code for module in (model_reasons, pipeline_reasons) for reason in table(module)} | {
+    reason.code for reason in (SITE_FAILED, TASK_DIED)
+}
 
 
 def now() -> datetime:
     """Local time with its zone, to the second."""
     return datetime.now().astimezone().replace(microsecond=0)
+
+
+def quoted(text: str) -> str:
+    """The beginning of a text in quotes: what is not printable ASCII is spelt out, quotes within too."""
+    cut = text[:_MAX_WORDS] + ("..." if len(text) > _MAX_WORDS else "")
+    return json.dumps(cut).replace("\x7f", "\\u007f")
 
 
 class Tail:
@@ -80,6 +102,8 @@ class NodeState(BaseModel, extra="ignore"):
     _kind: str = PrivateAttr("")  # of the task at hand
     _answer: str = PrivateAttr("")  # "done", or the code of its refusal
     _counted: bool = PrivateAttr(False)  # the last reply, as a round
+    _app_minute: int = PrivateAttr(0)
+    _app_lines: int = PrivateAttr(0)  # in that minute
 
     @classmethod
     def begin(cls, logs: Path) -> "NodeState":
@@ -103,12 +127,23 @@ class NodeState(BaseModel, extra="ignore"):
             temporary.write_text(self.model_dump_json(indent=1))
             temporary.replace(logs / _STATE)
 
-    def read(self, line: str) -> str | None:
-        """Take in one line of any log; what to tell the operator, if anything."""
-        for pattern, react in _RULES:
+    def read(self, line: str, log: str) -> str | None:
+        """Take in one line of the log of that name; what to tell the operator, if anything."""
+        for pattern, react in RULES[log]:
             if found := pattern.search(line):
-                return react(self, found)
+                text = react(self, found)
+                return self._few(text) if text and log == APP_LOG else text
         return None
+
+    def _few(self, text: str) -> str | None:
+        """The text, or None where study code has had enough of them this minute."""
+        minute = int(time.monotonic() // 60)
+        if minute != self._app_minute:
+            self._app_minute, self._app_lines = minute, 0
+        self._app_lines += 1
+        if self._app_lines == _APP_LINES_A_MINUTE:
+            return f"the app writes too much; the rest of this minute is in logs/{APP_LOG} alone"
+        return text if self._app_lines < _APP_LINES_A_MINUTE else None
 
     def touch(self) -> None:
         """All of the logs is read: a node that is online and idle asks for work every 3 s, and says when it cannot."""
@@ -141,14 +176,17 @@ class NodeState(BaseModel, extra="ignore"):
         return f"task received: {self._kind}"
 
     def _working(self, found: re.Match[str]) -> str:
-        self.doing = found[1]
+        self.doing = f"the app says: {quoted(found[1])}"
         return self.doing
 
     def _done(self, _: re.Match[str]) -> None:
         self._answer = "done"
 
-    def _refused(self, found: re.Match[str]) -> str:
-        return self._refuse(REASONS.get(found[1] or "", SITE_FAILED))
+    def _app_refused(self, found: re.Match[str]) -> str:
+        reason = REASONS.get(found[1] or "", SITE_FAILED)
+        self._refuse(reason)
+        what = reason.remedy if reason.code in _OF_DATA else "docs/refusals.md tells what the code means."
+        return f"the app says that it refused the task ({reason.code}); if so: {what}"
 
     def _raised(self, _: re.Match[str]) -> str:
         return self._refuse(SITE_FAILED)
@@ -168,7 +206,10 @@ class NodeState(BaseModel, extra="ignore"):
 
     def _held_back(self, found: re.Match[str]) -> str:
         """By the gateway: a task before the node saw it, or a reply that the node took for sent."""
-        says = self._refuse(REASONS.get(found[2], SITE_FAILED))
+        reason = REASONS.get(found[2], SITE_FAILED)
+        says = self._refuse(reason)
+        if found[0].endswith(_OF_APP):
+            says = f"the app itself answered with a refusal ({reason.code})"
         if self._counted:
             self.rounds, self._counted, self._answer = self.rounds - 1, False, ""
         return says
@@ -187,22 +228,28 @@ class NodeState(BaseModel, extra="ignore"):
 
 
 # Flower 1.42, supernode/start_client_internal.py and supercore/retry/http_retry.py; then our app's own log, whose
-# lines begin with the time.
-_RULES: Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str | None]]] = [
-    (re.compile(pattern), react)
-    for pattern, react in (
-        (r"INFO .*SuperNode ID: \d+$", NodeState._online),
-        (r"WARNING .*Connection attempt failed, retrying", NodeState._failed),
-        (r"INFO .*Connection successful after ([\d.]+) seconds", NodeState._connected_again),
-        (r"INFO .*Receiving: ([a-z.]+) message", NodeState._task),
-        (r"INFO .*Sent successfully$", NodeState._sent),
-        (r"INFO .*is not in `RUNNING` status", NodeState._dropped),
-        (r"ERROR .*Failed to (receive|send) message", NodeState._not_passed),
-        (r"ERROR .*raised an exception$", NodeState._raised),
-        (r"INFO .*SuperNode terminated gracefully", NodeState._ended),
-        (r"^\d{4}-\S+ \S+ INFO task: (.+)$", NodeState._working),
-        (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
-        (r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+)", NodeState._held_back),
-        (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._refused),
-    )
-]
+# and the gateway's, whose lines begin with the time.
+_Rules = Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str | None]]]
+# By the name of the log.
+RULES: dict[str, _Rules] = {
+    name: [(re.compile(pattern, re.ASCII), react) for pattern, react in rules]
+    for name, rules in {
+        "node.log": (
+            (r"INFO .*SuperNode ID: \d+$", NodeState._online),
+            (r"WARNING .*Connection attempt failed, retrying", NodeState._failed),
+            (r"INFO .*Connection successful after ([\d.]+) seconds", NodeState._connected_again),
+            (r"INFO .*Receiving: ([a-z.]+) message", NodeState._task),
+            (r"INFO .*Sent successfully$", NodeState._sent),
+            (r"INFO .*is not in `RUNNING` status", NodeState._dropped),
+            (r"ERROR .*Failed to (receive|send) message", NodeState._not_passed),
+            (r"ERROR .*raised an exception$", NodeState._raised),
+            (r"INFO .*SuperNode terminated gracefully", NodeState._ended),
+        ),
+        APP_LOG: (
+            (r"^\d{4}-\S+ \S+ INFO task: (.+)$", NodeState._working),
+            (r"^\d{4}-\S+ \S+ INFO done$", NodeState._done),
+            (r"^\d{4}-\S+ \S+ ERROR (E_\w+)?", NodeState._app_refused),
+        ),
+        "gateway.log": ((r"^\d{4}-\S+ \S+ WARNING refused (in|out): (E_\w+).*", NodeState._held_back),),
+    }.items()
+}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
 
+# By which the SuperLink tells the ingress that a request was refused in federation.server.fleet_binding.
+REFUSED_HEADER = "x-fedthorax-refused"
 # In a server's folder: its study goes on elsewhere; an import is under way (federation.server.move).
 MOVED = "MOVED"
 IMPORTING = ".importing"

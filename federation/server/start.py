@@ -45,6 +45,7 @@ from federation.processes.process import (
 )
 from federation.processes.together import Together
 from federation.server.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
+from federation.server.superlink import ENROLLED
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def start_server(folder: Path) -> Together:
                     f"--ssl-ca-certfile={certificate}",
                     f"--ssl-certfile={certificate}",
                     f"--ssl-keyfile={certificate.with_suffix('.key')}",
-                    "--enable-supernode-auth",
+                    ENROLLED,
                     f"--database={folder / 'state.db'}",
                     "--isolation=process",
                     secret,

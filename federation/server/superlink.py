@@ -1,4 +1,4 @@
-"""Flower's SuperLink, each of whose connections keeps little in memory.
+"""Flower's SuperLink, each of whose connections keeps little in memory and each of whose nodes has its own messages.
 
     python -I -m federation.server.superlink [OPTION...]
 
@@ -7,9 +7,12 @@ then keeps a buffer of that size for as long as the connection lasts. Behind the
 hospitals and 400 with 64; in pieces it is 255 and 290. Where 64 connect to it directly, it is 370 instead of 740.
 """
 
+import sys
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+ENROLLED = "--enable-supernode-auth"  # an option of the SuperLink's
 PIECE_BYTES = 2**16  # what uvicorn lets wait for the line before it asks the application to wait
 
 
@@ -36,11 +39,21 @@ class Pieces:
 
 
 def main() -> None:
-    """Run the SuperLink until it ends."""
+    """Run the SuperLink until it ends.
+
+    Where nodes are enrolled, each is held to its own messages, by the middleware that runs last: after Flower has read
+    and authenticated the request.
+    """
     from flwr.superlink import extensions
+    from flwr.superlink import main as application
     from flwr.superlink.cli import flower_superlink
 
     extensions.get_middleware = lambda: (Middleware(Pieces),)
+    if ENROLLED in sys.argv:
+        from federation.server.fleet_binding import FleetBinding
+
+        of_flower = application._get_middleware
+        application._get_middleware = lambda: [*of_flower(), Middleware(FleetBinding)]
     flower_superlink()
 
 

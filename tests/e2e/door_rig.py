@@ -263,7 +263,8 @@ def _nginx(rig: Rig, run: Path) -> Iterator[None]:
     kept = "\n".join(f"{name}_temp_path {run}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     (run / "nginx.conf").write_text(
         f"daemon off; user root; worker_processes 1; pid {run}/nginx.pid; error_log {run}/error.log;\n"
-        f"events {{ worker_connections 256; }}\nhttp {{\n{kept}\ninclude {run}/fedthorax.conf;\n}}\n"
+        f"worker_rlimit_nofile 16384;\nevents {{ worker_connections 8192; }}\n"
+        f"http {{\n{kept}\ninclude {run}/fedthorax.conf;\n}}\n"
     )
     process = subprocess.Popen([NGINX, "-p", str(run), "-c", str(run / "nginx.conf")], stderr=subprocess.DEVNULL)
     try:

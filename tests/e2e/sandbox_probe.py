@@ -7,6 +7,8 @@ argument names, as JSON, what stands outside for it to find.
 import ctypes
 import json
 import os
+import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,19 @@ TO = json.loads(sys.argv[1])
 SECONDS = 3
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 CLONE_NEWUSER = 0x10000000
+LIBC = ctypes.CDLL(None, use_errno=True)
+# By their numbers, for the C library has no function for most of them.
+NUMBERS = {
+    "x86_64": {
+        **{"add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321, "userfaultfd": 323, "clone3": 435},
+        **{"perf_event_open": 298, "process_vm_readv": 310, "io_uring_setup": 425, "kcmp": 312, "personality": 135},
+    },
+    "aarch64": {
+        **{"add_key": 217, "request_key": 218, "keyctl": 219, "bpf": 280, "userfaultfd": 282, "clone3": 435},
+        **{"perf_event_open": 241, "process_vm_readv": 270, "io_uring_setup": 425, "kcmp": 272, "personality": 92},
+    },
+}[platform.machine()]
+SESSION_KEYRING, KEYCTL_SEARCH, KEYCTL_READ = -3, 10, 11
 
 
 class NotHereError(Exception):
@@ -101,6 +116,95 @@ def sysctl():
     setting.write_text(setting.read_text())
 
 
+def call(name, *arguments):
+    """A system call; raises OSError where it fails."""
+    words = [a if isinstance(a, (bytes, ctypes.Array)) else ctypes.c_long(a) for a in arguments]
+    answer = LIBC.syscall(ctypes.c_long(NUMBERS[name]), *words)
+    if answer == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return answer
+
+
+def read_key():
+    """The secret that lies in the session keyring outside."""
+    key = call("keyctl", KEYCTL_SEARCH, SESSION_KEYRING, b"user", TO["key"].encode(), 0)
+    content = ctypes.create_string_buffer(100)
+    length = call("keyctl", KEYCTL_READ, key, content, 100)
+    assert content.raw[:length] == b"secret of another"
+
+
+def key_names():
+    assert TO["key"] in Path("/proc/keys").read_text()
+
+
+def descriptor(name, *arguments):
+    """Calls that open something."""
+    os.close(call(name, *arguments))
+
+
+def perf():
+    """Count this process's own clock: PERF_TYPE_SOFTWARE, 112 bytes, PERF_COUNT_SW_CPU_CLOCK, without the kernel."""
+    attributes = bytearray(112)
+    attributes[0], attributes[4], attributes[40] = 1, 112, 0b01100000
+    descriptor("perf_event_open", (ctypes.c_char * 112).from_buffer(attributes), 0, -1, -1, 0)
+
+
+def bpf():
+    """An array map with one entry: map_type 2, key 4 bytes, value 4 bytes, one entry."""
+    attributes = b"".join(number.to_bytes(4, "little") for number in (2, 4, 4, 1)) + bytes(56)
+    descriptor("bpf", 0, ctypes.create_string_buffer(attributes, 72), 72)
+
+
+def io_uring():
+    descriptor("io_uring_setup", 1, ctypes.create_string_buffer(120))
+
+
+def another_memory():
+    """A child's memory, by process_vm_readv: this process may read it, were the call not denied."""
+    secret = ctypes.create_string_buffer(b"of the child", 12)
+    copy = ctypes.create_string_buffer(12)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    local, remote = (
+        ctypes.create_string_buffer(ctypes.addressof(buffer).to_bytes(8, "little") + (12).to_bytes(8, "little"), 16)
+        for buffer in (copy, secret)
+    )
+    try:
+        call("process_vm_readv", child, local, 1, remote, 1, 0)
+        assert copy.raw == b"of the child"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def traced_child():
+    """PTRACE_TRACEME in a child of its own."""
+    child = os.fork()
+    if child == 0:
+        os._exit(LIBC.ptrace(0, 0, 0, 0) and 1)
+    assert os.waitpid(child, 0)[1] == 0, "refused"
+
+
+def family(name):
+    socket.socket(getattr(socket, name), socket.SOCK_DGRAM if name == "AF_NETLINK" else socket.SOCK_STREAM).close()
+
+
+def alg():
+    socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET).close()
+
+
+def clone_namespace():
+    """clone(2) with CLONE_NEWUSER, rather than unshare(2); the child ends at once."""
+    number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+    child = LIBC.syscall(ctypes.c_long(number), ctypes.c_long(CLONE_NEWUSER | signal.SIGCHLD), 0, 0, 0, 0)
+    if child == 0:
+        os._exit(0)
+    if child == -1:
+        raise OSError(ctypes.get_errno(), "clone")
+    os.waitpid(child, 0)
+
+
 def write(path):
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
     os.utime(path)
@@ -133,6 +237,21 @@ RESULTS = {
     "memory of another": attempt(memory),
     "new namespace": attempt(namespace),
     "kernel setting": attempt(sysctl),
+    "read key": attempt(read_key),
+    "names of keys": attempt(key_names),
+    "add key": attempt(call, "add_key", b"user", TO["key"].encode() + b" planted", b"?", 1, SESSION_KEYRING),
+    "request key": attempt(call, "request_key", b"user", TO["key"].encode(), 0, 0),
+    "bpf": attempt(bpf),
+    "perf": attempt(perf),
+    "io_uring": attempt(io_uring),
+    "userfaultfd": attempt(descriptor, "userfaultfd", 1),  # UFFD_USER_MODE_ONLY
+    "memory of a child": attempt(another_memory),
+    "traced child": attempt(traced_child),
+    "compared processes": attempt(call, "kcmp", os.getpid(), os.getpid(), 0, 0, 0),
+    "personality": attempt(call, "personality", 0xFFFFFFFF),
+    "cloned namespace": attempt(clone_namespace),
+    **{f"socket {name}": attempt(family, name) for name in ("AF_VSOCK", "AF_NETLINK", "AF_INET6")},
+    "socket AF_ALG": attempt(alg),
     "proxy variable": attempt(proxy),
     "name of the machine": attempt(machine),
     "runtime": attempt(tcp, "127.0.0.1", 9094),

@@ -4,9 +4,10 @@ import hashlib
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -19,6 +20,7 @@ from federation.enrolment.join import join, renew
 from federation.server.control import read_server_config
 from pipeline.site import Site, init_site, site_settings
 from tests.e2e.door_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig
+from tests.federation.door.test_connections import ADDRESSES, CONNECTIONS_OF_ADDRESS, Flood, half_a_hello, silent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -248,6 +250,22 @@ def test_nginx_itself_knows_whom_the_study_has_revoked(tmp_path: Path) -> None:
             assert rig.ask(node) == (401, "E_CERTIFICATE_REVOKED")
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+@needs_nginx
+@pytest.mark.parametrize("connect", [silent, half_a_hello])
+def test_a_node_gets_in_through_nginx_while_strangers_flood(tmp_path: Path, connect: Callable[[Rig, str], Any]) -> None:
+    with open_rig(tmp_path / "server", nginx=True) as rig:
+        node = rig.enrol_node("north")
+        with Flood(rig, connect) as flood:
+            deadline = time.monotonic() + 60
+            while len(flood.held) < CONNECTIONS_OF_ADDRESS * len(ADDRESSES):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            for _ in range(5):
+                began = time.monotonic()
+                assert rig.ask(node)[0] == 200
+                assert time.monotonic() - began < 5
 
 
 def test_the_configuration_names_what_the_door_lets_through() -> None:

@@ -2,9 +2,12 @@
 where nothing stops it, finds each of them open. Then a real task, through a real SuperLink, SuperNode and SuperExec.
 """
 
+import ctypes
 import json
 import os
+import platform
 import shutil
+import signal
 import socket
 import socketserver
 import subprocess
@@ -55,6 +58,7 @@ class Outside:
     abstract: str = ""
     unix: str = ""
     sleeper: int = 0
+    key: str = ""  # in the session keyring of these tests
     stack: ExitStack = field(default_factory=ExitStack)
 
     def serve(self, server: socketserver.BaseServer) -> Any:
@@ -72,6 +76,7 @@ class Outside:
             "abstract": self.abstract,
             "unix": self.unix,
             "sleeper": self.sleeper,
+            "key": self.key,
             "read": {
                 "pseudonym key": str(keys / "pseudonym.key"),
                 "node key": str(keys / "node"),
@@ -136,7 +141,17 @@ def outside(
         there.stack.callback(sleeper.wait)
         there.stack.callback(sleeper.kill)
         there.sleeper = sleeper.pid
+        there.key = f"fedthorax-test-{os.getpid()}"
+        add_key(there.key, b"secret of another")
         yield there
+
+
+def add_key(name: str, secret: bytes) -> None:
+    """Put a key into this process's session keyring, which all that it starts inherit; unlike a user's, it is ours."""
+    add, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(ctypes.c_long(keyctl), ctypes.c_long(1), None)  # KEYCTL_JOIN_SESSION_KEYRING
+    libc.syscall(ctypes.c_long(add), b"user", name.encode(), secret, ctypes.c_long(len(secret)), ctypes.c_long(-3))
 
 
 def probed(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -181,6 +196,9 @@ WAYS = [
     *("tcp loopback", "tcp address", "udp loopback", "udp address", "dns query", "curl", "raw socket"),
     *("abstract socket", "unix socket", "foreign processes", "signal", "ptrace", "memory of another"),
     *("proxy variable", "name of the machine", "new namespace", "kernel setting"),
+    *("read key", "names of keys", "add key", "request key", "bpf", "perf", "io_uring", "userfaultfd"),
+    *("memory of a child", "traced child", "compared processes", "personality", "cloned namespace"),
+    *("socket AF_VSOCK", "socket AF_NETLINK", "socket AF_INET6", "socket AF_ALG"),
     *("read pseudonym key", "read node key", "read ledger", "read node log", "read source", "read users"),
     *("read name servers", "read project"),
     *("write cohort", "write tensors", "write site.toml", "write sandbox", "write program"),
@@ -188,7 +206,11 @@ WAYS = [
 
 # /tmp and /dev/shm within, and what lies below them here, are memory of the sandbox's own.
 MEMORY = ("write tmp", "write shm", "write site", "write drop")
-PRIVILEGED = {"raw socket", "ptrace", "new namespace", "kernel setting"}  # what many a system allows to root alone
+# What many a system allows to root alone, or a kernel or container does not have.
+PRIVILEGED = {"raw socket", "ptrace", "new namespace", "kernel setting", "cloned namespace", "traced child"}
+PRIVILEGED |= {"bpf", "perf", "io_uring", "userfaultfd", "compared processes", "memory of a child"}
+PRIVILEGED |= {"socket AF_VSOCK", "socket AF_ALG", "socket AF_INET6"}
+PRIVILEGED |= {"read key", "names of keys", "add key", "request key"}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -252,6 +274,51 @@ def test_within_a_hole_in_the_walls_is_found_before_anything_starts(
     assert ("started" in done.stdout) == (found == ""), done.stderr
     assert ("E_SANDBOX_OPEN" in done.stderr) == (found != "")
     assert found in done.stderr
+
+
+def test_without_the_filter_of_system_calls_nothing_starts(outside: Outside) -> None:
+    site = outside.site
+    command = sandbox.confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))
+    assert command[1:3] == ["-I", str(sandbox.CONFINEMENT)]
+    command = command[3:]
+    at = command.index("/proc/keys") - 2
+    del command[at : at + 6]  # and without what covers the lists of keys
+    done = subprocess.run(
+        command, env=sandbox.environment(site), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "E_SANDBOX_OPEN" in done.stderr
+    assert "every system call" in done.stderr
+    assert "/proc/keys" in done.stderr
+
+
+# mov eax, 20; int 0x80; ret: getpid, as a 32-bit program asks for it.
+INT_80 = """
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes.fromhex("b814000000cd80c3"))
+ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()
+print("went on")
+"""
+X32 = """
+import ctypes
+ctypes.CDLL(None).syscall(ctypes.c_long(0x40000000 + 39))
+print("went on")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has several kinds of system calls")
+@pytest.mark.parametrize("code", [INT_80, X32], ids=["int 0x80", "x32"])
+def test_a_call_of_another_architecture_ends_the_process(outside: Outside, code: str) -> None:
+    program = [sys.executable, "-I", "-c", code]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
+    bare = subprocess.run(program, check=False, **options)
+    if bare.stdout != "went on\n":
+        pytest.skip("this kernel has no such calls")
+    command = sandbox.confined(outside.site, *program)
+    within = subprocess.run(command, check=False, env=sandbox.environment(outside.site), **options)
+    assert within.stdout == ""
+    assert within.returncode in (-signal.SIGSYS, 128 + signal.SIGSYS), within.stderr
 
 
 # --- how it ends ------------------------------------------------------------------------------------------

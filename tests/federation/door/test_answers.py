@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from federation.door import answers, listener
+from federation.door import answers, connections, listener
 from federation.enrolment import invitations as enrolment
 from tests.e2e.door_rig import PULL, Node, Rig, open_rig
 from tests.federation.enrolment.test_certificates import group_authority
@@ -104,7 +104,7 @@ def test_a_body_that_never_comes_is_given_up(rig: Rig, north: Node, monkeypatch:
 
 
 def test_an_address_gets_its_share_of_connections(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MAX_CONNECTIONS_OF_ADDRESS", 3)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_OF_ADDRESS", 3)
     tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
     held = [
         tls.wrap_socket(socket.create_connection(("127.0.0.1", rig.port)), server_hostname="localhost")

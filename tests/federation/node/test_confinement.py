@@ -1,0 +1,287 @@
+"""The filter of system calls: what it says of each call, that its numbers are right, and that it works for real."""
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from federation.node import confinement
+from federation.node.confinement import ALLOW, ARCHITECTURES, DENIED, KILL, NEW_NAMESPACES, build_filter, fail
+
+UNIT = Path(__file__).resolve().parents[3] / "docs" / "systemd" / "fedthorax-app@.service"
+I386 = 0x40000003
+# Ordinary calls (x86_64, aarch64), which training makes.
+ORDINARY = {"read": (0, 63), "mmap": (9, 222), "execve": (59, 221), "futex": (202, 98), "wait4": (61, 260)}
+
+
+def run_filter(content: bytes, *, number: int, architecture: int, argument: int = 0) -> int:
+    """What a filter answers to a system call: the instructions of bpf(4) that it uses, one after the other."""
+    steps = [struct.unpack_from("=HBBI", content, at) for at in range(0, len(content), 8)]
+    data = struct.pack("<IIQQ", number, architecture, 0, argument)
+    loaded, at = 0, 0
+    while True:
+        code, if_true, if_false, value = steps[at]
+        at += 1
+        match code:
+            case 0x20:
+                (loaded,) = struct.unpack_from("<I", data, value)
+            case 0x06:
+                return value
+            case 0x15 | 0x35 | 0x45:
+                holds = {0x15: loaded == value, 0x35: loaded >= value, 0x45: bool(loaded & value)}[code]
+                at += if_true if holds else if_false
+            case _:
+                raise AssertionError(f"an instruction of another kind: {code:#x}")
+
+
+@pytest.fixture(params=list(ARCHITECTURES))
+def ask(request: pytest.FixtureRequest) -> Callable[..., int]:
+    """What the filter of an architecture answers; a call is given by its numbers on all of them."""
+    content, column = build_filter(request.param), list(ARCHITECTURES).index(request.param)
+
+    def ask(call: tuple[int | None, ...] | int, argument: int = 0, architecture: int = 0) -> int:
+        number = call if isinstance(call, int) else call[column]
+        assert number is not None
+        own = ARCHITECTURES[request.param]
+        return run_filter(content, number=number, architecture=architecture or own, argument=argument)
+
+    ask.column = column  # type: ignore[attr-defined]
+    return ask
+
+
+def test_ordinary_calls_are_allowed(ask: Callable[..., int]) -> None:
+    assert {ask(call) for call in ORDINARY.values()} == {ALLOW}
+
+
+def test_each_denied_call_fails_with_eperm(ask: Callable[..., int]) -> None:
+    here = [numbers for numbers in DENIED.values() if numbers[ask.column] is not None]  # type: ignore[attr-defined]
+    assert len(here) > 70
+    assert {ask(numbers) for numbers in here} == {fail(errno.EPERM)}
+
+
+@pytest.mark.parametrize("call", [confinement.SOCKET, confinement.SOCKETPAIR])
+def test_sockets_are_of_two_families(ask: Callable[..., int], call: tuple[int, int]) -> None:
+    answers = {family: ask(call, argument=family) for family in range(64)}
+    assert {family for family, answer in answers.items() if answer == ALLOW} == {1, 2}
+    assert {answer for answer in answers.values() if answer != ALLOW} == {fail(errno.EAFNOSUPPORT)}
+    assert ask(call, argument=40 | 1 << 32) == fail(errno.EAFNOSUPPORT)  # the kernel looks at the low half alone
+    assert ask(call, argument=2 | 1 << 40) == ALLOW
+
+
+def test_a_thread_and_a_process_are_allowed_and_a_namespace_is_not(ask: Callable[..., int]) -> None:
+    threads, fork, vfork = 0x3D0F00, 0x1200011, 0x4111
+    assert [ask(confinement.CLONE, argument=flags) for flags in (threads, fork, vfork)] == [ALLOW] * 3
+    for bit in range(32):
+        if NEW_NAMESPACES >> bit & 1:
+            assert ask(confinement.CLONE, argument=fork | 1 << bit) == fail(errno.EPERM)
+    assert ask(confinement.CLONE3) == fail(errno.ENOSYS)
+
+
+def test_what_this_table_does_not_know_does_not_exist(ask: Callable[..., int]) -> None:
+    assert ask(confinement.NEWEST) == ALLOW
+    assert {ask(number) for number in range(confinement.NEWEST + 1, 1000)} == {fail(errno.ENOSYS)}
+
+
+def test_another_architecture_ends_the_process(ask: Callable[..., int]) -> None:
+    assert ask(20, architecture=I386) == KILL
+    assert {ask(call, architecture=I386) for call in ORDINARY.values()} == {KILL}
+    assert {ask(confinement.X32 + number) for number in (0, 1, 41, 512, 545)} == {KILL}
+
+
+def test_a_machine_without_a_table_gets_no_filter() -> None:
+    with pytest.raises(KeyError):
+        build_filter("riscv64")
+
+
+# --- the numbers ------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_libseccomp() -> None:
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not here")
+    calls = DENIED | {
+        **{"clone": confinement.CLONE, "clone3": confinement.CLONE3},
+        **{"socket": confinement.SOCKET, "socketpair": confinement.SOCKETPAIR},
+        "lsm_list_modules": (confinement.NEWEST, confinement.NEWEST),
+        **ORDINARY,
+    }
+
+    def number(name: str, architecture: int) -> int | None:
+        found = library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(architecture), name.encode())
+        return found if found >= 0 else None  # negative: not of this architecture
+
+    found = {name: tuple(number(name, architecture) for architecture in ARCHITECTURES.values()) for name in calls}
+    assert found == calls
+
+
+# Calls that systemd forbids because its list of allowed ones is older than they are, and that tell nobody anything.
+HARMLESS = {"cachestat", "futex_requeue", "futex_wait", "futex_wake", "pkey_alloc", "pkey_free", "pkey_mprotect"}
+GONE = {"afs_syscall", "getpmsg", "putpmsg", "security", "tuxcall", "vserver"}  # no Linux has ever had them
+
+
+def test_bubblewrap_and_systemd_deny_the_same_calls() -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here")
+    first, *more = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.M)
+    assert all(line.startswith("~") for line in more)
+    by_systemd = members("@known") - members(first) | set(expand(" ".join(more).replace("~", "").split()))
+    by_us = {*DENIED, "clone3"}
+    assert by_us - by_systemd == {"clone3"}  # RestrictNamespaces= sees to it
+    with_numbers = {name for name in by_systemd if is_here(name)}
+    assert with_numbers - by_us - HARMLESS - GONE == set()
+
+
+def expand(names: list[str]) -> Iterator[str]:
+    for name in names:
+        yield from members(name) if name.startswith("@") else [name]
+
+
+def members(group: str) -> set[str]:
+    command = ["systemd-analyze", "syscall-filter", "--no-pager", group]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.strip() for line in listed.splitlines()[1:]]
+    return set(expand([name for name in names if name and not name.startswith("#")]))
+
+
+def is_here(name: str) -> bool:
+    """Whether there is such a call on the architectures of the table, below the newest."""
+    try:
+        library = ctypes.CDLL("libseccomp.so.2")
+    except OSError:
+        pytest.skip("libseccomp is not here")
+    numbers = [
+        library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(architecture), name.encode())
+        for architecture in ARCHITECTURES.values()
+    ]
+    return any(0 <= number <= confinement.NEWEST for number in numbers)
+
+
+def test_both_allow_the_same_families_of_sockets() -> None:
+    (names,) = re.findall(r"^RestrictAddressFamilies=(.*)$", UNIT.read_text(), re.M)
+    assert set(names.split()) == {"AF_UNIX", "AF_INET"}
+    assert confinement.FAMILIES == (1, 2)
+
+
+def test_the_unit_hides_the_lists_of_keys() -> None:
+    (paths,) = re.findall(r"^InaccessiblePaths=(.*)$", UNIT.read_text(), re.M)
+    assert [word.removeprefix("-+") for word in paths.split()] == list(map(str, confinement.KEY_LISTS))
+
+
+# --- for real ---------------------------------------------------------------------------------------------
+
+APPLY = """
+import ctypes, json, platform, sys
+from federation.node import confinement
+
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
+
+libc = ctypes.CDLL(None, use_errno=True)
+if sys.argv[1] == "filtered":
+    content = confinement.build_filter(platform.machine())
+    program = Program(len(content) // 8, content)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+"""
+WORK = """
+import multiprocessing, subprocess
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def square(number):
+    return number * number
+
+if __name__ == "__main__":
+    layer = torch.nn.Conv3d(1, 2, 3)
+    for (batch,) in DataLoader(TensorDataset(torch.ones(4, 1, 8, 8, 8)), batch_size=2, num_workers=2):
+        layer(batch).sum().backward()
+    squares = {}
+    for way in ("fork", "spawn", "forkserver"):
+        with multiprocessing.get_context(way).Pool(2) as pool:
+            squares[way] = pool.map(square, [2, 3])
+    echo = subprocess.run(["echo", "hello"], capture_output=True, text=True).stdout
+    print(json.dumps({"grown": layer.weight.grad.abs().sum().item() > 0, "squares": squares, "echo": echo}))
+"""
+
+
+def in_process(code: str, *arguments: str, folder: Path) -> str:
+    script = folder / "script.py"
+    script.write_text(APPLY + code)
+    root = str(Path(confinement.__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_training_with_worker_processes_works_under_the_filter(tmp_path: Path) -> None:
+    done = json.loads(in_process(WORK, "filtered", folder=tmp_path))
+    squares = {way: [4, 9] for way in ("fork", "spawn", "forkserver")}
+    assert done == {"grown": True, "squares": squares, "echo": "hello\n"}
+
+
+def test_what_is_reachable_is_found_and_named(tmp_path: Path) -> None:
+    look = "print(json.dumps([what for what, _ in confinement.reachable()]))"
+    bare = json.loads(in_process(look, "bare", folder=tmp_path))
+    assert "every system call" in bare
+    filtered = set(json.loads(in_process(look, "filtered", folder=tmp_path)))
+    assert filtered <= {"the names of the kernel's keys"}  # which no filter hides; see tests/e2e/test_sandbox.py
+
+
+# --- the keyring ------------------------------------------------------------------------------------------
+
+SEARCH = """
+import ctypes, errno, platform, sys
+numbers = {"x86_64": (248, 250), "aarch64": (217, 219)}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+ADD_KEY, KEYCTL = (ctypes.c_long(number) for number in numbers)
+SESSION, JOIN, SEARCH = ctypes.c_long(-3), ctypes.c_long(1), ctypes.c_long(10)
+
+def add(name):
+    return libc.syscall(ADD_KEY, b"user", name, b"secret", ctypes.c_long(6), SESSION)
+
+def search(name):
+    return libc.syscall(KEYCTL, SEARCH, SESSION, b"user", name, ctypes.c_long(0)) > 0
+"""
+
+
+INSIDE = "print(search(b'outside'), add(b'inside') > 0, search(b'inside'), sys.argv[1:2] == ['--seccomp'])"
+OUTSIDE = """
+import subprocess
+libc.syscall(KEYCTL, JOIN, None)  # not the keyring of whoever runs the tests
+if add(b"outside") < 0:
+    sys.exit(77)
+inside = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+print(inside.stdout + inside.stderr + str(search(b"inside")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("confined", "found"), [(False, "True True True False\nTrue\n"), (True, "False True True True\nFalse\n")]
+)
+def test_a_key_outside_is_not_found_inside_and_none_is_left(tmp_path: Path, confined: bool, found: str) -> None:
+    """Without the filter, which would deny keyctl itself: the stand-in for bubblewrap only looks for keys."""
+    if platform.machine() not in ARCHITECTURES:
+        pytest.skip("no filter for this machine")
+    inside = tmp_path / "bwrap"
+    inside.write_text(f"#!{sys.executable} -I\n{SEARCH}\n{INSIDE}\n")
+    inside.chmod(0o755)
+    program = [sys.executable, "-I", confinement.__file__] if confined else []
+    command = [sys.executable, "-I", "-c", SEARCH + OUTSIDE, *program, str(inside)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode == 77:
+        pytest.skip("this kernel or container has no keyrings for us")
+    assert done.stdout == found, done.stderr
