@@ -113,6 +113,7 @@ class Watched:
             site = self.folder / "sites" / hospital.name
             self._run([FEDTHORAX, "node", "init", str(site), "--from", str(hospital)])
             _edit(site / "site.toml", "[site]\n", "[site]\nmin_patients = 2\n")
+            _edit(site / "site.toml", "[gateway]\n", "[gateway]\nmin_local_steps = 1\n")
             self._run([FEDTHORAX, "node", "ingest", str(site)])
         if not self._sandbox:
             path = self.site / "site.toml"
@@ -232,6 +233,8 @@ class Watched:
         """Start a study; with `app` in place of our own."""
         path = self.folder / "study.toml"
         path.write_text(_STUDY.format(rounds=rounds))
+        for name in (WATCHED, OTHER):
+            self._ok("node", "approve-study", self.folder / "sites" / name, path, "--yes", end=name)
         if app is None:
             return self._start("study", "run", path, "--server", self.server)
         command = [sys.executable, "-m", "tests.canary.submit", *map(str, (app, path, self.server))]

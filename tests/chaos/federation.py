@@ -20,7 +20,7 @@ from typing import Any
 from federation.processes.process import GUARD, free_port
 from federation.server.control import read_server_config
 from tests.chaos.network import Link
-from tests.e2e.conftest import Command, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, for_few_patients, ok, run_command
 
 Start = Callable[..., Command]
 NAMES = ("north", "south", "west", "east", "coast")
@@ -119,6 +119,8 @@ class Federation:
                 strategy=strategy,
             )
         )
+        for name in self.names:
+            allow(self.site(name), path)
         return self.start("study", "run", path, "--server", self.server_folder)
 
     def resume(self, run: Command) -> Command:
@@ -182,8 +184,7 @@ def federation(folder: Path, start: Start, names: Sequence[str]) -> Iterator[Fed
         for name, hospital in zip(names, made, strict=True):
             site = here.site(name)
             ok("node", "init", site, "--from", hospital)
-            settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
-            (site / "site.toml").write_text(settings)
+            for_few_patients(site)
             ok("node", "ingest", site)
             enter(site, folder / "server", name)
             settings = (site / "site.toml").read_text()

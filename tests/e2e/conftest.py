@@ -94,6 +94,18 @@ def enter(site: Path, server: Path, name: str) -> None:
             settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "a test with synthetic patients"\n')
 
 
+def allow(site: Path, study: Path) -> None:
+    """Let a study that is none of the release's run at a site."""
+    ok("node", "approve-study", site, study, "--yes")
+
+
+def for_few_patients(site: Path) -> None:
+    """Let a site with a handful of patients take part: figures over two of them leave, and rounds of one step."""
+    settings = site / "site.toml"
+    text = settings.read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
+    settings.write_text(text.replace("[gateway]\n", "[gateway]\nmin_local_steps = 1\n", 1))
+
+
 @pytest.fixture(scope="session")
 def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two ingested synthetic hospitals, north and south. Copy it before you change anything."""
@@ -102,8 +114,7 @@ def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("north", "south"):
         site = folder / "sites" / name
         ok("node", "init", site, "--from", folder / "hospitals" / name)
-        settings = (site / "site.toml").read_text().replace("[site]\n", "[site]\nmin_patients = 2\n", 1)
-        (site / "site.toml").write_text(settings)
+        for_few_patients(site)
         ok("node", "ingest", site)
     return folder / "sites"
 

@@ -20,7 +20,7 @@ from federation.rounds.checkpoint import State, load_latest
 from federation.server.control import MOVED
 from pipeline.site import Site
 from tests.chaos.network import Link
-from tests.e2e.conftest import Command, enter, ok, run_command
+from tests.e2e.conftest import allow, Command, enter, ok, run_command
 from tests.e2e.test_federation import STUDY, run_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -75,6 +75,7 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
     with Link(ports[0]) as name_of_the_server:
         for name in ("north", "south"):
             enter(sites / name, old, name)
+            allow(sites / name, folder / "study.toml")
         settings = sites / "south" / "site.toml"
         settings.write_text(
             settings.read_text().replace(f"localhost:{ports[0]}", f"localhost:{name_of_the_server.port}")

@@ -11,7 +11,7 @@ import pytest
 from federation.processes.process import free_port
 from models.release import CARD, load_release
 from pipeline.privacy_budget import PrivateRound, epsilon_of, step_costs
-from tests.e2e.conftest import Command, enter, ok, run_command
+from tests.e2e.conftest import allow, Command, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -42,16 +42,17 @@ def test_a_private_study_ends_at_each_site_with_its_budget(
     """One hospital can pay for both rounds, the other for one; the study goes on with whoever is left."""
     server, sites = tmp_path / "server", tmp_path / "sites"
     shutil.copytree(two_sites, sites)
+    study = tmp_path / "study.toml"
+    text = STUDY.replace("sites = 3", "sites = 2").replace("quorum = 2", "quorum = 1")
+    study.write_text(text.replace("rounds = 4", f"rounds = {ROUNDS}") + PRIVACY)
     ok("server", "init", server, "--port", str(free_port()))
     start("server", "start", server).wait_for("The server is up", seconds=90)
     for name, budget in (("north", 8.0), ("south", epsilon(1, 1e-4) + 0.01)):
         with (sites / name / "site.toml").open("a") as settings:
             settings.write(f"\n[privacy]\nrequired = true\nmax_epsilon = {budget}\n")
         enter(sites / name, server, name)
+        allow(sites / name, study)
         start("node", "start", sites / name).wait_for("is online", seconds=120)
-    study = tmp_path / "study.toml"
-    text = STUDY.replace("sites = 3", "sites = 2").replace("quorum = 2", "quorum = 1")
-    study.write_text(text.replace("rounds = 4", f"rounds = {ROUNDS}") + PRIVACY)
     done = run_command("study", "run", study, "--server", server, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "south: E_PRIVACY_BUDGET" in done.stderr
