@@ -20,7 +20,7 @@ from federation.rounds.checkpoint import State, load_latest
 from federation.server.control import MOVED
 from pipeline.site import Site
 from tests.chaos.network import Link
-from tests.e2e.conftest import allow, Command, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY, run_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

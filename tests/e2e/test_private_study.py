@@ -11,7 +11,7 @@ import pytest
 from federation.processes.process import free_port
 from models.release import CARD, load_release
 from pipeline.privacy_budget import PrivateRound, epsilon_of, step_costs
-from tests.e2e.conftest import allow, Command, enter, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
