@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.ledger.chain import PASSED, Head, Line
+from federation.ledger.chain import PASSED, Entry, Head, Ledger, Line, read_lines, verify
 from federation.ledger.view import heads_in_record, month_of, reason_of, remedy
 from models.refusal import Refusal
 
@@ -127,3 +127,20 @@ def test_what_is_no_record_of_this_site_is_refused(tmp_path: Path, text: str) ->
         with pytest.raises(Refusal) as refused:
             heads_in_record(path, "a")
         assert refused.value.code == "E_LEDGER_RECORD"
+
+
+def test_codes_that_were_told_stand_beside_the_errors_of_earlier_releases(tmp_path: Path) -> None:
+    """One file, with lines of both, is whole and readable."""
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for kind in ("error", "error E_SITE_FAILED", "error E_TOO_FEW_PATIENTS", "error E_SITE_FAILED"):
+        head = ledger.append(Entry("7", 2, "out", kind, 300, "d" * 64, "a" * 64, "p" * 64, PASSED))
+    assert verify(path) == head
+    lines = list(read_lines(path))
+    month = month_of(lines, lines[0].time[:7])
+    assert [(p.kind, p.count) for p in month.left] == [
+        ("error", 1),
+        ("error E_SITE_FAILED", 2),
+        ("error E_TOO_FEW_PATIENTS", 1),
+    ]
+    assert month.codes == {}  # they left, and are no refusals of this gateway
