@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from pipeline.privacy_budget import PrivateRound
 
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
 MAX_STUDY_BYTES = 64 * 1024
+KEPT_SCHEMAS = 32
 _SECONDS = 300.0  # torch's first import from a slow disk takes its time
 
 
@@ -190,7 +192,19 @@ def schema_of(study: str, folder: Path) -> Schema:
     temporary = kept.with_suffix(f".{os.getpid()}")
     temporary.write_text(schema.to_json())
     temporary.replace(kept)
+    _forget_old(folder)
     return schema
+
+
+def _forget_old(folder: Path) -> None:
+    """Keep the newest schemas alone: each run brings a study whose name and seeds are the server's to choose."""
+    schemas = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for old in schemas[KEPT_SCHEMAS:]:
+        old.unlink(missing_ok=True)
+    kept = {path.stem for path in schemas[:KEPT_SCHEMAS]}
+    for models in folder.glob("*.first"):
+        if models.stem not in kept:
+            shutil.rmtree(models, ignore_errors=True)
 
 
 def first_model_of(study: str, folder: Path) -> Arrays:

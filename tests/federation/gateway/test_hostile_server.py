@@ -3,13 +3,13 @@
 # ruff: noqa: F811 (the fixtures are those of test_exchange)
 
 import asyncio
+import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from aiohttp import web
 from flwr.app import Message
@@ -21,6 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from federation import reasons
 from federation.approval import fab
 from federation.gateway import arrival, inbound
+from federation.gateway import schema as schemas
 from federation.gateway.upstream import MAX_SMALL_BYTES
 from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, Server
@@ -38,6 +39,7 @@ from tests.federation.gateway.test_exchange import (  # noqa: F401
     wait_until_idle,
     work,
 )
+from tests.fuzz.gateway.steady import memory_bytes
 
 RNG = np.random.default_rng(2)
 DROPPED = ("in", "message", reasons.TASK_UNANSWERABLE.code)
@@ -239,7 +241,7 @@ def test_nothing_is_fetched_for_a_message_that_was_refused(bench: Bench, monkeyp
         return never(body)
 
     monkeypatch.setattr(bench.server, "pull_object", pull_object)
-    rss = psutil.Process().memory_info().rss
+    rss = memory_bytes()
     with bench.node() as node:
         for number in range(1, 61):
             answer = answer_with(group_id=str(number))
@@ -257,7 +259,7 @@ def test_nothing_is_fetched_for_a_message_that_was_refused(bench: Bench, monkeyp
     time.sleep(0.5)
     assert pulls(bench) == before
     assert before < 60 * 20
-    assert psutil.Process().memory_info().rss - rss < 30 * 2**20
+    assert memory_bytes() - rss < 30 * 2**20
     monkeypatch.undo()
     honest_round(bench, 61)
 
@@ -324,3 +326,16 @@ def test_a_record_that_is_too_large_is_refused_at_once(bench: Bench, monkeypatch
         assert node.receive() is None
     is_refused(bench, "E_TASK_DAMAGED")
     assert pulls(bench) <= 8
+
+
+def test_what_is_kept_of_studies_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run may bring a study of another seed, with a first model of its own."""
+    monkeypatch.setattr(schemas, "_in_a_process", lambda study, *folder: SCHEMA)
+    for number in range(schemas.KEPT_SCHEMAS + 10):
+        study = json.dumps({"study": {"seed": number}})
+        assert schemas.schema_of(study, tmp_path).rounds == SCHEMA.rounds
+        schemas.first_model_of(study, tmp_path)
+    newest = sorted(path.stem for path in tmp_path.glob("*.json"))
+    assert len(newest) == schemas.KEPT_SCHEMAS
+    assert len(list(tmp_path.glob("*.first"))) == schemas.KEPT_SCHEMAS
+    assert schemas._key(study) in newest

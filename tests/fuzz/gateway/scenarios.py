@@ -27,13 +27,14 @@ from federation.gateway.objects import object_id, parse
 from federation.rounds.handshake import KEYS
 from tests.federation.gateway.messages import KINDS, Case, first_of, message, moments, record_of, schema_for
 from tests.fuzz.gateway.choices import Choices
-from tests.fuzz.gateway.mutations import CANARY, change_bytes, change_message
+from tests.fuzz.gateway.mutations import CANARY, change_bytes, change_json, change_message
 from tests.fuzz.gateway.parts import Part, change_part
 from tests.fuzz.gateway.world import Answer, Wedged, World, fault
 
 NODE_ID = 42
 RUN_ID, HOSTILE_RUN_ID = 7, 8  # two, so that the gateway asks the server about each run anew
 SCHEMA = schema_for(60, 4)
+STUDY = '{"study": {"name": "trial", "rounds": 3, "sites": 1}, "network": {"architecture": "resnet18"}}'
 PULLS_AT_MOST = 12  # of the node, until the gateway is done with a task
 _ASKED = [
     *("pull-messages", "get-run", "get-fab", "pull-object", "confirm-message-received"),
@@ -80,7 +81,7 @@ def app() -> bytes:
 
 
 def run_answer(run_id: int) -> run_pb2.GetRunResponse:
-    config = user_config_to_proto({"study": '{"study": {}}', "run": "trial-0123abcd"})
+    config = user_config_to_proto({"study": STUDY, "run": "trial-0123abcd"})
     return run_pb2.GetRunResponse(run=run_pb2.Run(run_id=run_id, fab_hash=object_id(app()), override_config=config))
 
 
@@ -305,7 +306,7 @@ def hostile_server(world: World, content: bytes) -> None:
     kind = choices.pick(list(KINDS))
     _forget_budgets(world, kind)
     task = copy.deepcopy(material(kind).task)
-    changes = [choices.below(9) for _ in range(1 + choices.below(3))]
+    changes = [choices.below(10) for _ in range(1 + choices.below(3))]
     for _ in range(changes.count(0) + changes.count(1)):
         change_part(task, choices)
     story = Story.of(world, kind, task, HOSTILE_RUN_ID)
@@ -337,6 +338,9 @@ def _change_story(story: Story, change: int, choices: Choices) -> None:
     elif change == 7:
         _change_object(story, choices)
     elif change == 8:
+        text = change_json(STUDY.encode(), choices).decode(errors="replace")
+        story.run.run.override_config["study"].string = text
+    elif change == 9:
         path = choices.pick(_ASKED)
         story.more[path] = _sometimes(story, path, choices)
 
