@@ -19,13 +19,14 @@ from tests.attacks.trap import influence, keys, moved_biases, row_of
 
 ADVERSARY = "the weights of each round, which drift by a bounded share"
 SHARES = (0.05, 0.1, 0.25, 0.5)
-_SLOPE = 0.003  # of a unit, per year
+_SLOPE = 3e-4  # of a unit, per year
+_HEAD = 0.15  # weight of each unit
 _UNITS = 8
 
 
 def drift_study() -> Study:
     """Default settings, but a small learning rate."""
-    return make_study(training={"learning_rate": 1e-5}, study={"rounds": 1000})
+    return make_study(training={"learning_rate": 3e-5}, study={"rounds": 1000})
 
 
 def towards(network: SeverityNetwork, seed: SeverityNetwork, target: Mapping[str, Tensor], share: float) -> None:
@@ -39,11 +40,12 @@ def towards(network: SeverityNetwork, seed: SeverityNetwork, target: Mapping[str
 
 
 def stairs_target(study: Study, thresholds: Sequence[float]) -> dict[str, Tensor]:
-    """The seed's weights, but for the tabular layer: one threshold of age and sex in each unit."""
+    """The seed's weights, but one threshold of age and sex in each tabular unit, and one weight of the head for all."""
     target = {name: weight.clone() for name, weight in seed_network(study).state_dict().items()}
     for unit, threshold in enumerate(thresholds):
         target["tabular.0.weight"][unit] = torch.tensor([20.0, 0.0, 60.0, 0.0]) * _SLOPE
         target["tabular.0.bias"][unit] = _SLOPE * (120.0 - threshold)
+    target["head.weight"][:, -len(thresholds) :] = _HEAD
     return target
 
 
