@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer unit lint format bench canary chaos soak fuzz clean
+.PHONY: demo test peers viewer unit lint format bench canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -48,6 +48,9 @@ bench: .venv/installed peers  ## speed and memory as ratios, how well federation
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md
 	$(BIN)/python -m tests.canary
+
+attack: .venv/installed  ## what a hostile server learns from the real gateway: every attack, as a table; 1 if any patient
+	$(BIN)/python -W ignore -m tests.attacks
 
 chaos: .venv/installed peers  ## processes killed, networks cut, disks full: the faults of docs/reliability.md, an hour or more
 	$(BIN)/pytest -m chaos --ignore=tests/chaos/test_soak.py

@@ -1,0 +1,42 @@
+"""A hostile app that writes a name where a code belongs: no approval of apps helps who has approved the wrong one."""
+
+from collections.abc import Iterator
+
+from flwr.app import Context, Error, Message
+
+from tests.attacks.result import Result
+from tests.attacks.rig import Rig, make_study, rig, seed_network
+
+ADVERSARY = "the app's code"
+_NAMES = {
+    "a name as a code": "E_SMITH_JOHN_BORN_MARCH",
+    "a name as a warning": "W_SMITH_JOHN",
+    "a name after a code": "E_SITE_FAILED_SMITH_JOHN",
+    "a name behind a code's colon": "E_SITE_FAILED: SMITH JOHN",
+}
+
+
+def names_as_codes(attacked: Rig) -> Result:
+    """Each way of writing a name; what of it reaches the server."""
+    study, said = make_study(), ""
+
+    def app(message: Message, context: Context) -> Message:
+        return Message(Error(1, said), reply_to=message)
+
+    attacked.app = app
+    attacked.approve(study)
+    arrived = []
+    for how, text in _NAMES.items():
+        said = text
+        answer = attacked.ask("train", study, seed_network(study))
+        if "SMITH" in answer.code:
+            arrived.append(how)
+    stopped_by = "" if arrived else attacked.first_code
+    note = ", ".join(arrived)
+    return Result("a name in an error's code", ADVERSARY, "a name", len(arrived), 0, len(_NAMES), stopped_by, note)
+
+
+def attacks() -> Iterator[Result]:
+    """On a hospital of its own."""
+    with rig() as attacked:
+        yield names_as_codes(attacked)

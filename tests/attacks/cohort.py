@@ -1,0 +1,136 @@
+"""A hospital whose patients are known: rows and small tensors, written as an ingest would have left them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.enrolment.certificates import create_node_key
+from pipeline.cohort import Cohort, PatientRow, Scan, save_tensor
+from pipeline.measures import Measures
+from pipeline.preprocess import Preprocessing, settings_digest
+from pipeline.site import Site, Split, init_site, site_settings
+
+PREPROCESSING = Preprocessing(shape=(16, 16, 16))
+PATIENTS: dict[Split, int] = {"train": 64, "validation": 24, "test": 40}
+_MEASURES = Measures(
+    slice_mm=5.0,
+    pixel_mm=0.8,
+    thickness_mm=5.0,
+    slices=60,
+    lungs_ml=4000,
+    is_cut=False,
+    air_hu=-1000.0,
+    aerated_hu=-920,
+    spine_behind_mm=40.0,
+    windpipe_above_mm2=100.0,
+    heart_left=0.2,
+    position="HFS",
+    manufacturer="SIEMENS",
+    kernel="B30f",
+    sharpness="soft",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """The truth of one patient. `severe` as the network learns it: None for who is PCR-negative."""
+
+    split: Split
+    age: int
+    sex: str
+    pcr: bool
+    severe: bool | None
+    tensor: NDArray[np.float16]
+
+    @property
+    def row(self) -> tuple[int, str, bool]:
+        return self.age, self.sex, self.pcr
+
+    @property
+    def whole_row(self) -> tuple[int, str, bool, bool | None]:
+        return (*self.row, self.severe)
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A site and the truth of its patients, in the order in which its app sees those of a split."""
+
+    site: Site
+    patients: Sequence[Patient]
+
+    def of(self, split: Split) -> list[Patient]:
+        return [patient for patient in self.patients if patient.split == split]
+
+
+def make_hospital(
+    folder: Path, *, seed: int = 1, patients: dict[Split, int] | None = None, settings: Mapping[str, str] | None = None
+) -> Hospital:
+    """A site with the settings of the template, but one thread; `settings`: lines of it, and what replaces them."""
+    text = site_settings(None, name="north", server="127.0.0.1:1", threads=1)
+    for line, other in (settings or {}).items():
+        assert line in text
+        text = text.replace(line, other)
+    site = init_site(folder, text)
+    create_node_key(site.node_key)
+    hospital = Hospital(site, draw_patients(seed, patients or PATIENTS))
+    write_cohort(hospital)
+    return hospital
+
+
+def draw_patients(seed: int, numbers: dict[Split, int]) -> list[Patient]:
+    """Older patients are severe more often; six of ten are PCR-positive."""
+    rng = np.random.default_rng(seed)
+    return [_draw(split, rng) for split, count in numbers.items() for _ in range(count)]
+
+
+def _draw(split: Split, rng: np.random.Generator) -> Patient:
+    age, sex, pcr = int(rng.integers(20, 96)), str(rng.choice(["F", "M"])), bool(rng.random() < 0.6)
+    severe = bool(rng.random() < age / 120) if pcr else None
+    return Patient(split, age, sex, pcr, severe, _scan(bool(severe), rng))
+
+
+def _scan(is_severe: bool, rng: np.random.Generator) -> NDArray[np.float16]:
+    """Lung window and mask: an ellipsoid of lung in tissue, denser spots in it where the illness is severe."""
+    shape = PREPROCESSING.shape
+    axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
+    size = rng.uniform(0.6, 0.85, 3)
+    mask = sum((axis / half) ** 2 for axis, half in zip(axes, size, strict=True)) < 1
+    density = rng.normal(-0.8, 0.04) + rng.normal(0, 0.05, shape)
+    spots = rng.random(shape) < (0.25 if is_severe else 0.05)
+    lung = np.where(spots, rng.normal(0.1, 0.1, shape), density)
+    window = np.where(mask, lung, rng.normal(0.7, 0.05, shape)).clip(-1, 1)
+    return np.stack([window, mask]).astype(np.float16)
+
+
+def write_cohort(hospital: Hospital) -> None:
+    """Write the cohort of the hospital's site anew; pseudonyms are in the order of the patients."""
+    digest = settings_digest(PREPROCESSING)
+    with Cohort(hospital.site) as cohort:
+        rows = []
+        for number, patient in enumerate(hospital.patients):
+            name = f"{number:05d}"
+            save_tensor(cohort.tensors, f"{name}.npy", patient.tensor)
+            cohort.add_scan(Scan(name, digest, None, None, "", name, f"{name}.npy", _MEASURES))
+            rows.append(
+                PatientRow(
+                    pseudonym=name,
+                    split=patient.split,
+                    tensor=f"{name}.npy",
+                    age_years=float(patient.age),
+                    sex=patient.sex,
+                    pcr_positive=patient.pcr,
+                    severe=patient.severe,
+                )
+            )
+        cohort.replace(rows, [], [row.pseudonym for row in rows])
+        cohort.sweep()
+
+
+def with_patient(hospital: Hospital, patient: Patient) -> Hospital:
+    """The hospital with one patient more, written to its cohort."""
+    grown = replace(hospital, patients=[*hospital.patients, patient])
+    write_cohort(grown)
+    return grown
