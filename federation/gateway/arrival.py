@@ -18,15 +18,16 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation import reasons
-from federation.allowed import FIGURES, Kind
+from federation.allowed import FIGURES
 from federation.approval.approvals import Approvals
 from federation.approval.fab import read as read_app
 from federation.approval.studies import StudyApprovals, study_digest
 from federation.gateway import inbound
+from federation.gateway.admission import Admission, Asked
 from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
-from federation.gateway.patients import Patients, count_patients
-from federation.gateway.questions import QUESTIONS, KeptAnswer, Question
+from federation.gateway.patients import count_patients
+from federation.gateway.questions import KeptAnswer
 from federation.gateway.reply import bare_message
 from federation.gateway.schema import TRAINING, Schema, schema_of
 from federation.gateway.spool import Spool
@@ -41,7 +42,6 @@ from federation.gateway.upstream import (
     Upstream,
 )
 from federation.ledger.chain import Ledger
-from federation.rounds.calibration_answers import check_settings
 from models.refusal import Refusal
 from pipeline.privacy_budget import check_and_spend
 from pipeline.site import Site
@@ -78,7 +78,6 @@ class Task:
     small: Mapping[str, bytes] = field(default_factory=dict)
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     deliveries: int = 0  # to the node
-    question: Question | None = None  # if it asks about a model
     earlier: KeptAnswer | None = None  # to the same question
     epsilon: float | None = None  # of the run so far at this site, if its study is private
     offered_at: float = 0.0  # to the node, by the monotonic clock
@@ -130,6 +129,13 @@ class Task:
         """In bytes."""
         return sum(map(len, self.small.values())) + sum(length for length, _ in self.chunks.values())
 
+    def asked(self) -> Asked:
+        """As `Admission` looks at it, once its content is known."""
+        assert self.run is not None and self.round is not None
+        settings = inbound.deployed_settings(self.content.configs["config"])
+        kind = inbound.task_kind(self.kind)
+        return Asked(self.run.name, self.run.study, self.run.schema, kind, self.round, self.content, settings)
+
     def answerable(self) -> Message:
         """As Flower's class, without content: what a reply refers to."""
         return bare_message(self.message)
@@ -142,14 +148,14 @@ class Arrivals:
         self._site, self._upstream, self._spool = site, upstream, spool
         self._approvals, self._ledger = approvals, ledger
         self._studies = StudyApprovals(site)
-        self._questions = spool.questions(site.settings.gateway.max_questions_a_month)
+        self._admission = Admission(spool.folder, site.settings.gateway)
         self._run: Run | None = None
 
     async def examine(self, task: Task) -> None:
         """Look at everything of a task but the data of its arrays, and fill the task in.
 
         Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED, E_TASK_DAMAGED,
-        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `_examine_question` and of
+        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of
         `check_and_spend`.
         """
         task.kind = kind = inbound.task_kind(task.message.metadata.message_type)
@@ -167,34 +173,17 @@ class Arrivals:
         task.round, head = inbound.check_config(task.content.configs["config"], kind)
         if not await asyncio.to_thread(self._ledger.contains, head):
             raise Refusal(reasons.LEDGER_CUT, line=head.lines)
-        if kind in QUESTIONS:
-            await self._examine_question(task, kind, schema, patients)
+        can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients
+        earlier = functools.partial(self._admission.earlier, task.asked(), can_calibrate=can_calibrate)
+        if (kept := await asyncio.to_thread(earlier)) is not None:
+            task.earlier = kept
+            return
         if kind in TRAINING:
             self._spool.count_round(self._site.settings.gateway.max_rounds_a_day)
         self._spool.check_privacy(schema.name, is_private=schema.private_round is not None)
         if kind == "train" and (planned := schema.private_round):
             spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
             task.epsilon = await asyncio.to_thread(spend)
-
-    async def _examine_question(self, task: Task, kind: Kind, schema: Schema, patients: Patients) -> None:
-        """Whether a question about a model may be answered; the answer of the first time, if it is asked again.
-
-        Raises Refusal: E_ASKED_ALREADY, E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_THRESHOLDS.
-        """
-        assert task.run is not None
-        task.question = question = Question.of(task.run.name, kind, task.content)
-        earlier = await asyncio.to_thread(self._questions.earlier, question)
-        if earlier is not None:
-            task.earlier = None if kind in TRAINING else earlier  # a model was not kept: the node fits the same again
-            return
-        await asyncio.to_thread(self._questions.check_budget, question, schema.questions)
-        told = inbound.deployed_settings(task.content.configs["config"])
-        if told:
-            own = await asyncio.to_thread(self._questions.figures_of, question.model, "evaluate.calibrate")
-            can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients
-            answers = inbound.calibrations(task.content, own, can_calibrate=can_calibrate)
-            check = functools.partial(check_settings, told, answers, is_robust=schema.is_robust)
-            await asyncio.to_thread(check)
 
     async def _run_of(self, task: Task) -> Run:
         """The task's run, if its app may run here now and it is a study."""

@@ -9,10 +9,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from contextlib import suppress
 from io import BytesIO
-from typing import Any
 
 from flwr.app import MetricRecord
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
@@ -26,22 +25,21 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 
 from federation import reasons
-from federation.allowed import EPSILON, HANDSHAKE, TRAINING
+from federation.allowed import EPSILON, HANDSHAKE
 from federation.approval.approvals import Approvals
 from federation.gateway.about import about_site
+from federation.gateway.admission import Admission
 from federation.gateway.arrival import Arrivals, Run, Task
 from federation.gateway.departure import Departures
-from federation.gateway.first_model import MODEL_RECORDS, heads_of, told
+from federation.gateway.first_model import heads_of
 from federation.gateway.inbound import max_objects, task_kind
-from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, Content, object_id, with_content
 from federation.gateway.outbound import Rules, Values, check_reply
 from federation.gateway.patients import count_patients
 from federation.gateway.policy import policy_digest
-from federation.gateway.questions import KeptAnswer, Question
+from federation.gateway.questions import KeptAnswer
 from federation.gateway.reception import Reception
 from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
-from federation.gateway.schema import first_model_of
 from federation.gateway.spool import Spool
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
@@ -71,7 +69,7 @@ class Exchange:
         self._arrivals = Arrivals(site, upstream, approvals, ledger, spool)
         self._departures = Departures(upstream, spool.going_out.get)
         self._policy = policy_digest(site.settings)
-        self._questions = spool.questions(site.settings.gateway.max_questions_a_month)
+        self._admission = Admission(spool.folder, site.settings.gateway)
         self._task: Task | None = None
         self._reply: Reception | None = None
         self._arrival: asyncio.Task[bool] | None = None
@@ -279,13 +277,12 @@ class Exchange:
         content = reply.content()
         settings = self._site.settings
         assert task.run is not None
-        lineage, kind, model = self._lineage(task.run), task_kind(task.kind), self._model(task)
-        if kind != "query.handshake":
-            await asyncio.to_thread(lineage.check, kind, task.round or 0, model)
+        asked, came_in, going_out = task.asked(), self._spool.came_in, self._spool.going_out
+        await asyncio.to_thread(self._admission.check_model, asked, came_in.get)
         rules = Rules(
-            kind=task_kind(task.kind),
+            kind=asked.kind,
             schema=task.run.schema,
-            came_in=Arrays(task.content.arrays, self._spool.came_in.get),
+            came_in=Arrays(task.content.arrays, came_in.get),
             patients=await asyncio.to_thread(count_patients, self._site),
             min_patients=settings.site.min_patients,
             max_update=settings.gateway.max_update,
@@ -293,12 +290,11 @@ class Exchange:
             embeddings=settings.gateway.embedding_statistics,
             about=await self._about(task),
         )
-        values = await asyncio.to_thread(check_reply, content, self._spool.going_out.get, rules)
+        values = await asyncio.to_thread(check_reply, content, going_out.get, rules)
         if task.epsilon is not None:
             values["metrics"][EPSILON] = task.epsilon
-        if task.question is not None:
-            await asyncio.to_thread(self._keep_answer, task.question, content, values["metrics"])
-        await asyncio.to_thread(lineage.accept, kind, task.round or 0, model, self._spool.came_in.folder)
+        figures = dict(values["metrics"]) if "metrics" in values else {}
+        await asyncio.to_thread(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
         return await self._let_out(task, content, values)
 
     async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
@@ -308,25 +304,6 @@ class Exchange:
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
         log.info("let out: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
-
-    def _lineage(self, run: Run) -> Lineage:
-        return Lineage(
-            self._spool.models,
-            run.name,
-            run.schema,
-            read_first=lambda: first_model_of(run.study, self._spool.schemas),
-            max_missed=self._site.settings.gateway.max_missed_rounds,
-        )
-
-    def _model(self, task: Task) -> Arrays:
-        heads = {name: heads for name, heads in task.content.arrays.items() if name in MODEL_RECORDS}
-        return Arrays(heads, self._spool.came_in.get)
-
-    def _keep_answer(self, question: Question, content: Content, figures: Mapping[str, Any]) -> None:
-        is_model = question.kind in TRAINING  # too large to keep; the same question makes the node fit the same again
-        arrays = {} if is_model else told(content.arrays)
-        chunks = {} if is_model else {id: self._spool.going_out.get(id) for id in content.chunks()}
-        self._questions.keep(question, KeptAnswer(figures, arrays, chunks))
 
     async def _about(self, task: Task) -> dict[str, str]:
         """What the site tells of itself, if that is what it was asked for. Raises Refusal E_GATEWAY_FAILED."""

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from flwr.common.serde import user_config_from_proto
@@ -18,8 +18,7 @@ from federation.gateway.buffers import steps_of_round
 from federation.gateway.objects import Content
 from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
-from federation.rounds.calibration_answers import Answer, from_record
-from federation.rounds.replies import CALIBRATIONS, EXAMPLES
+from federation.rounds.replies import CALIBRATIONS
 from models.refusal import Reason, Refusal
 from pipeline.site import GatewayTable, SiteSettings
 
@@ -195,22 +194,6 @@ def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
 def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
     """The calibration and the thresholds among a test's settings."""
     return {name: value for name, value in config.items() if name in _DEPLOYED}
-
-
-def calibrations(content: Content, own: Mapping[str, Any] | None, *, can_calibrate: bool) -> Sequence[Answer]:
-    """The sites' calibrations that come with a test; `own` is what this site answered, and must be among them.
-
-    Raises Refusal E_THRESHOLDS. A site whose patients are enough for a calibration has to be asked for it first.
-    """
-    answers = from_record(content.configs.get(CALIBRATIONS, {}))
-    if own is None:
-        if can_calibrate:
-            raise Refusal(reasons.THRESHOLDS, private="this site's own calibration was not asked for")
-        return answers
-    figures = {name: value for name, value in own.items() if name != EXAMPLES}
-    if not any({name: value for name, value in each.items() if name != EXAMPLES} == figures for each in answers):
-        raise Refusal(reasons.THRESHOLDS, private="this site's own calibration is not among them")
-    return answers
 
 
 def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:

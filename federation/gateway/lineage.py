@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation import reasons
-from federation.allowed import TRAINING, Kind
+from federation.allowed import Kind
 from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_of, model_digest, told
 from federation.gateway.objects import Arrays
 from federation.gateway.outbound import pieces
@@ -115,10 +115,8 @@ class Lineage:
             return
         raise Refusal(reasons.MODEL_DRIFT)
 
-    def accept(self, kind: Kind, round_number: int, model: Arrays, folder: Path) -> None:
+    def accept(self, round_number: int, model: Arrays, folder: Path) -> None:
         """Remember a model that was trained here; `folder` holds its chunks by their ids. Raises OSError."""
-        if kind not in TRAINING or kind == "train.head":
-            return
         state, digest = self._read(), model_digest(model.heads)
         heads = {record: dict(model.heads[record]) for record in MODEL_RECORDS if model.heads.get(record)}
         chain = _Chain(round_number, digest, heads)

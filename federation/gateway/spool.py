@@ -18,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from federation import reasons
-from federation.gateway.questions import Questions
 from models.refusal import Refusal
 
 _DAY_SECONDS = 24 * 3600.0
@@ -64,8 +63,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, mode=0o700)
         self.came_in, self.going_out = Objects(folder / "in"), Objects(folder / "out")
-        self.schemas, self.models = folder / "schemas", folder / "models"
-        self._answers, self._private = folder / "answers", folder / "private.json"
+        self.folder, self.schemas = folder, folder / "schemas"
+        self._private = folder / "private.json"
         self._unanswered, self._rounds = folder / "unanswered", folder / "rounds.json"
 
     def clear(self) -> None:
@@ -85,10 +84,6 @@ class Spool:
     def forget(self) -> None:
         with suppress(OSError):  # a file that cannot be deleted must not stop the gateway
             self._unanswered.unlink(missing_ok=True)
-
-    def questions(self, a_month: int) -> Questions:
-        """The questions about models that were answered here."""
-        return Questions(self._answers, a_month=a_month)
 
     def check_privacy(self, study: str, *, is_private: bool) -> None:
         """Remember by its name a study that is private. Raises Refusal E_PRIVACY_DOWNGRADE once it no longer is."""

@@ -135,7 +135,7 @@ def train_here(site: Site, schema: Schema, came_in: Model, *, run: str = "trial-
     lineage = Lineage(folder / "models", run, schema, read_first=lambda: arrays_of(first_of(schema)), max_missed=5)
     with TemporaryDirectory() as chunks:
         write_chunks(came_in, Path(chunks))
-        lineage.accept("train", 1, arrays_of(came_in), Path(chunks))
+        lineage.accept(1, arrays_of(came_in), Path(chunks))
 
 
 def model(schema: Schema, rng: np.random.Generator) -> Model:

@@ -21,7 +21,7 @@ from federation import reasons
 from federation.allowed import MAX_PROBED
 from federation.approval import fab
 from federation.enrolment.certificates import create_node_key
-from federation.gateway import arrival, exchange, proxy
+from federation.gateway import admission, arrival, exchange, proxy
 from federation.gateway.credentials import NodeKey
 from federation.gateway.schema import Schema
 from federation.gateway.upstream import MAX_BODY_BYTES
@@ -73,7 +73,7 @@ def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
 
     def set_schema(schema: Schema) -> None:
         monkeypatch.setattr(arrival, "schema_of", lambda study, folder: schema)
-        monkeypatch.setattr(exchange, "first_model_of", lambda study, folder: arrays_of(first_of(schema)))
+        monkeypatch.setattr(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema)))
 
     set_schema(SCHEMA)
     return set_schema

@@ -54,7 +54,7 @@ class Site:
         chunks = self.folder / "chunks"
         chunks.mkdir(exist_ok=True)
         write_chunks(model, chunks)
-        self.lineage(**settings).accept("train", number, arrays_of(model), chunks)  # type: ignore[arg-type]
+        self.lineage(**settings).accept(number, arrays_of(model), chunks)  # type: ignore[arg-type]
 
 
 def moved(model: Model, start: int, end: int, rms: float) -> Model:

@@ -21,7 +21,7 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from federation.approval.approvals import Approvals
 from federation.enrolment.certificates import create_node_key
-from federation.gateway import arrival, departure, exchange, proxy
+from federation.gateway import admission, arrival, departure, exchange, proxy
 from federation.gateway.credentials import NodeKey
 from federation.gateway.exchange import Exchange
 from federation.gateway.proxy import Proxy
@@ -152,7 +152,7 @@ class World:
             *(patch.object(module, "time", clock) for module in (arrival, departure, proxy)),
             *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (arrival, exchange)),
             patch.object(arrival, "schema_of", lambda study, folder: schema),
-            patch.object(exchange, "first_model_of", lambda study, folder: arrays_of(first_of(schema))),
+            patch.object(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema))),
             patch.object(exchange, "policy_digest", lambda settings: "0" * 64),
             patch.object(arrival, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
             patch.object(departure, "GIVE_UP_SECONDS", PATIENCE_SECONDS),

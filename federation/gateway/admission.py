@@ -1,0 +1,121 @@
+"""Which models and which questions about models a site admits, and what it remembers of those that it answered.
+
+Brings together `lineage` (where a model comes from), `questions` (how often it is asked about) and
+`calibration_answers` (at which thresholds). Everything here reads and writes files: call it in a thread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from federation import reasons
+from federation.allowed import TRAINING, Kind
+from federation.gateway.first_model import MODEL_RECORDS, told
+from federation.gateway.lineage import Lineage
+from federation.gateway.objects import Arrays, Content, ReadChunk
+from federation.gateway.questions import QUESTIONS, KeptAnswer, Question, Questions
+from federation.gateway.schema import Schema, first_model_of
+from federation.rounds.calibration_answers import Answer, check_settings, from_record
+from federation.rounds.replies import CALIBRATIONS, EXAMPLES
+from models.refusal import Refusal
+from pipeline.site import GatewayTable
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task as far as this module looks at it. `settings`: calibration and thresholds among a test's settings."""
+
+    run: str
+    study: str  # JSON
+    schema: Schema
+    kind: Kind
+    round: int
+    content: Content
+    settings: Mapping[str, float]
+
+
+class Admission:
+    """The models and questions of a site. `folder`: SITE_DIR/gateway."""
+
+    def __init__(self, folder: Path, limits: GatewayTable) -> None:
+        self._folder, self._limits = folder, limits
+        self._questions = Questions(folder / "answers", a_month=limits.max_questions_a_month)
+
+    def earlier(self, asked: Asked, *, can_calibrate: bool) -> KeptAnswer | None:
+        """The answer to the same question, if it left before; None where the question is new and may be answered.
+
+        `can_calibrate`: whether the site has enough validation patients. Raises Refusal: E_ASKED_ALREADY,
+        E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_THRESHOLDS.
+        """
+        if asked.kind not in QUESTIONS:
+            return None
+        question = _question(asked)
+        kept = self._questions.earlier(question)
+        if kept is not None:  # a head is too large to keep: the node fits the same one again
+            return None if asked.kind in TRAINING else kept
+        self._questions.check_budget(question, asked.schema.questions)
+        if asked.settings:
+            own = self._questions.figures_of(question.model, "evaluate.calibrate")
+            answers = _answers(asked.content, own, can_calibrate=can_calibrate)
+            check_settings(asked.settings, answers, is_robust=asked.schema.is_robust)
+        return None
+
+    def check_model(self, asked: Asked, read: ReadChunk) -> None:
+        """Whether the task's model may have come about in this run; `read` gives its chunks.
+
+        Raises Refusal as `Lineage.check` does.
+        """
+        if asked.schema.takes(asked.kind):
+            self._lineage(asked).check(asked.kind, asked.round, _model(asked, read))
+
+    def remember(self, asked: Asked, chunks: Path, reply: Content, figures: Mapping[str, Any], read: ReadChunk) -> None:
+        """Write down, before it leaves, what was answered about a model, or that the model was trained here.
+
+        `chunks`: the folder with the model's chunks by their ids; `read` gives those of the reply. Raises OSError.
+        """
+        if asked.kind in QUESTIONS:
+            is_model = asked.kind in TRAINING
+            arrays = {} if is_model else told(reply.arrays)
+            kept = {} if is_model else {id: read(id) for id in reply.chunks()}
+            self._questions.keep(_question(asked), KeptAnswer(figures, arrays, kept))
+        if asked.kind == "train":
+            model = _model(asked, lambda chunk: (chunks / chunk).read_bytes())
+            self._lineage(asked).accept(asked.round, model, chunks)
+
+    def _lineage(self, asked: Asked) -> Lineage:
+        return Lineage(
+            self._folder / "models",
+            asked.run,
+            asked.schema,
+            read_first=lambda: first_model_of(asked.study, self._folder / "schemas"),
+            max_missed=self._limits.max_missed_rounds,
+        )
+
+
+def _question(asked: Asked) -> Question:
+    return Question.of(asked.run, asked.kind, asked.content)
+
+
+def _model(asked: Asked, read: ReadChunk) -> Arrays:
+    return Arrays({name: heads for name, heads in asked.content.arrays.items() if name in MODEL_RECORDS}, read)
+
+
+def _answers(content: Content, own: Mapping[str, Any] | None, *, can_calibrate: bool) -> list[Answer]:
+    """The sites' calibrations that come with a test; `own` is what this site answered, and must be among them.
+
+    Raises Refusal E_THRESHOLDS. A site whose patients are enough for a calibration has to be asked for it first.
+    """
+    answers = list(from_record(content.configs.get(CALIBRATIONS, {})))
+    if own is None:
+        if can_calibrate:
+            raise Refusal(reasons.THRESHOLDS, private="this site's own calibration was not asked for")
+        return answers
+    if not any(_figures(each) == _figures(own) for each in answers):
+        raise Refusal(reasons.THRESHOLDS, private="this site's own calibration is not among them")
+    return answers
+
+
+def _figures(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer without its weight: the server may count a site with fewer patients, as it was enrolled with."""
+    return {name: value for name, value in answer.items() if name != EXAMPLES}
