@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from configs import usual_studies
 from federation import reasons
+from federation.approval.presets import names_of
+from federation.approval.studies import study_digest
 from federation.rounds.flower_strategies import build_strategy
 from federation.rounds.tracking import how_to_see
 from federation.server.control import read_server_config
@@ -99,14 +102,26 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
     Raises Refusal: what `build_strategy` and `submit` raise, and E_RUN_FAILED when the run is not completed.
     """
     build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
-    read_server_config(server)  # before anything is written beside a server that is not there
+    config = read_server_config(server)  # before anything is written beside a server that is not there
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     folder.mkdir(parents=True)
     write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
     say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")
+    if not config.simulated_sites and (approve := _to_approve(study)):
+        say(approve)
     return _submit(study, server, name, say, began)
+
+
+def _to_approve(study: Study) -> str:
+    """What each hospital has to approve before it takes part; "" where a new site's settings do already."""
+    digest = study_digest(study.model_dump_json())
+    names = names_of(digest)
+    if set(names) & set(usual_studies()):
+        return ""
+    named = f"the study {names[0]!r}" if names else f"the study {digest[:12]} (`fedthorax node approve-study`)"
+    return f"each hospital must have approved {named}"
 
 
 def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
