@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from federation.gateway import arrival
+from federation.gateway import arrival, exchange
 from tests.fuzz.gateway.scenarios import hostile_app, hostile_server
 from tests.fuzz.gateway.steady import Steady
 
@@ -46,6 +46,13 @@ DEFECTS: dict[str, tuple[Any, object, str, object, str]] = {
         "checked_metadata",
         lambda told, node_id: told,
         "Invalid message type|does not come to an end",
+    ),
+    "an app's own words are its code": (
+        hostile_app,
+        exchange,
+        "code_in",
+        lambda text, *_: text,
+        "tells what an app wrote",
     ),
     "the server tells the node of its run": (
         hostile_server,
