@@ -21,6 +21,7 @@ from federation import reasons
 from federation.allowed import FIGURES
 from federation.approval.approvals import Approvals
 from federation.approval.fab import read as read_app
+from federation.approval.presets import names_by_digest
 from federation.approval.studies import StudyApprovals, study_digest
 from federation.gateway import inbound
 from federation.gateway.admission import Admission, Asked
@@ -205,15 +206,22 @@ class Arrivals:
         if run is None:
             study, name = inbound.run_config(fab.fab.content, info.run)
             digest = study_digest(study)
+            await self._check_study(study, digest)  # before any of it is worked out
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
             told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
             app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
             self._run = run = Run(told, app, task.app, name, schema, study, digest)
-        decided = await asyncio.to_thread(self._studies.verdict, run.digest, run.schema.presets)
-        if decided not in ("preset", "approved"):
-            await asyncio.to_thread(self._studies.keep, run.study)
-            raise Refusal(reasons.STUDY_REFUSED, private=f"{decided}: {run.digest}")
+        else:
+            await self._check_study(run.study, run.digest)
         return run
+
+    async def _check_study(self, study: str, digest: str) -> None:
+        """Whether the study may run here now. Raises Refusal: E_STUDY_REFUSED, E_APPROVALS, E_GATEWAY_FAILED."""
+        names = await asyncio.to_thread(names_by_digest, self._spool.folder)
+        verdict = await asyncio.to_thread(self._studies.verdict, digest, names.get(digest, ()))
+        if verdict not in ("preset", "approved"):
+            await asyncio.to_thread(self._studies.keep, study)
+            raise Refusal(reasons.STUDY_REFUSED, private=f"{verdict}: {digest}")
 
     async def _small_objects(self, task: Task, ids: list[str]) -> dict[str, bytes]:
         """All objects but the chunks. The first one that is refused, or an end of patience, ends every request."""

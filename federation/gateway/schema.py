@@ -84,11 +84,12 @@ class Schema:
 
     `local_steps`: of a round, where it is counted in steps; else 0. `private_round`: what a round costs of the site's
     privacy budget; None where the study has no [privacy]. `features`: how many numbers the network makes of a scan.
-    `head_from`: from where on in the packed weights the head's lie; it is their end. `presets`: the names of the
-    release's own studies that this one equals. `augment`: whether training changes each scan at random. `draws_sites`:
-    whether a round asks only some of the sites. `questions`: how many questions of each kind a run may ask of a site.
-    `first`: the heads of the weights and buffers that the study's seed gives (`first_model.told`). `parts`: the
-    tensors in each packed array (`first_model.Part`).
+    `head_from`: from where on in the packed weights the head's lie; it is their end.
+
+    `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
+    `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
+    that the study's seed gives (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
+
     `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
     `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
     medians.
@@ -104,7 +105,6 @@ class Schema:
     features: int
     head_from: int
     name: str = ""
-    presets: tuple[str, ...] = ()
     augment: bool = True
     draws_sites: bool = False
     questions: Mapping[str, int] = field(default_factory=dict)
@@ -174,9 +174,8 @@ class Schema:
             kind: {name: ArraySpec(**spec) for name, spec in content[kind].items()} for kind in ("arrays", "buffers")
         }
         private = content["private_round"] and PrivateRound(**content["private_round"])
-        presets = tuple(content["presets"])
         parts = {name: [first_model.Part(*part) for part in group] for name, group in content["parts"].items()}
-        return cls(**{**content, **specs, "private_round": private, "presets": presets, "parts": parts})
+        return cls(**{**content, **specs, "private_round": private, "parts": parts})
 
 
 def schema_of(study: str, folder: Path) -> Schema:
@@ -247,8 +246,6 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
 
     Raises pydantic's ValidationError.
     """
-    from federation.approval.presets import names_of
-    from federation.approval.studies import study_digest
     from federation.gateway.questions import questions_of
     from federation.rounds.flower_strategies import build_strategy, is_robust, server_optimiser
     from federation.rounds.packing import WEIGHTS, pack
@@ -269,7 +266,6 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
         arrays=arrays,
         buffers=buffers,
         name=study.study.name,
-        presets=names_of(study_digest(study_json.decode())),
         augment=study.training.augment,
         draws_sites=study.study.sites_per_round > 0,
         questions=questions_of(study),

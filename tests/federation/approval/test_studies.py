@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from configs import preset_files
-from federation.approval.presets import names_of, presets
+from federation.approval.presets import names_by_digest, names_of, presets
 from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, canonical, study_digest
 from federation.approval.study_review import weakenings
 from federation.ledger.chain import ledger_file, read_lines
@@ -163,3 +163,13 @@ def test_a_private_study_with_usual_settings_weakens_nothing() -> None:
 
 def test_the_digest_covers_what_a_study_model_writes() -> None:
     assert canonical(Study.model_validate(FULL).model_dump_json()) == canonical(TEXT)
+
+
+def test_the_gateways_process_knows_the_presets_and_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = names_by_digest(tmp_path)
+    assert {name for names in found.values() for name in names} == set(preset_files())
+    assert found[study_digest(presets()["demo"].model_dump_json())] == ["demo"]
+    monkeypatch.setattr("federation.approval.presets.subprocess.run", None)
+    assert names_by_digest(tmp_path) == found

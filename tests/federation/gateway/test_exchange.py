@@ -33,6 +33,7 @@ from pipeline.privacy_budget import PrivateRound
 from pipeline.site import Site, init_site, site_settings
 from tests.federation.gateway.fake_server import NODE_ID, RUN_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import (
+    EveryStudy,
     Model,
     arrays_of,
     fine_tuned,
@@ -73,6 +74,7 @@ def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
 
     def set_schema(schema: Schema) -> None:
         monkeypatch.setattr(arrival, "schema_of", lambda study, folder: schema)
+        monkeypatch.setattr(arrival, "names_by_digest", lambda folder: EveryStudy())
         monkeypatch.setattr(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema)))
 
     set_schema(SCHEMA)

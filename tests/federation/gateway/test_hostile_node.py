@@ -23,6 +23,7 @@ from tests.federation.gateway.fake_server import Bench, NodeSide, Server
 from tests.federation.gateway.messages import first_of, objects_of, trained
 from tests.federation.gateway.test_exchange import (  # noqa: F401
     SCHEMA,
+    STEPS,
     bench,
     is_refused,
     reply_content,
@@ -47,7 +48,7 @@ def reply_to(bench: Bench, node: NodeSide) -> Message:
     bench.server.give(task_content(came_in := first_of(SCHEMA)))
     task = node.fetch()
     assert task is not None
-    reply = Message(reply_content(trained(came_in, RNG)), reply_to=task)
+    reply = Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task)
     reply.metadata.__dict__["_message_id"] = reply.object_id
     return reply
 

@@ -28,6 +28,7 @@ from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import first_of, message, trained
 from tests.federation.gateway.test_exchange import (  # noqa: F401
     SCHEMA,
+    STEPS,
     bench,
     is_refused,
     reply_content,
@@ -90,7 +91,7 @@ def honest_round(bench: Bench, number: int = 1) -> None:
     came_in = first_of(SCHEMA)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
-        work(node, lambda task: Message(reply_content(trained(came_in, RNG)), reply_to=task))
+        work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert not wait_for_reply(bench.server, number).has_error()
     wait_until_idle(bench)
 

@@ -261,13 +261,15 @@ def test_thresholds_without_a_sound_record_of_calibrations_are_refused(bench: Be
         is_refused(bench, "E_THRESHOLDS")
 
 
-def test_studies_that_are_not_approved_are_refused_and_kept_to_look_at(
-    bench: Bench,
-    schema: Callable[[Any], None],  # noqa: F811
+def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    schema(replace(SCHEMA, presets=()))
+    worked_out: list[str] = []
+    monkeypatch.setattr(arrival, "names_by_digest", lambda folder: {})
+    monkeypatch.setattr(arrival, "schema_of", lambda study, folder: worked_out.append(study))
     bench.server.give(task_content(trained_here(bench)))
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_STUDY_REFUSED")
     assert len(list((bench.site.folder / "studies").glob("*.json"))) == 1
+    assert worked_out == []  # no network is built for a study that nobody approved

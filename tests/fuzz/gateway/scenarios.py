@@ -280,7 +280,7 @@ def _pushed_objects(world: World) -> list[message_pb2.PushObjectRequest]:
 def check_what_left(world: World) -> None:
     """Whether the gateway itself composed all that the server was sent, as far as bytes can tell."""
     for path, body in world.server.calls:
-        assert CANARY.encode() not in body, f"{path} tells what an app wrote"
+        assert CANARY.encode() not in body and CANARY.upper().encode() not in body, f"{path} tells what an app wrote"
         if path == "push-messages":
             for sent in fleet_pb2.PushMessagesRequest.FromString(body).messages_list:
                 assert not sent.HasField("error") or _CODE.fullmatch(sent.error.reason), sent.error.reason
@@ -452,7 +452,7 @@ def _changed_requests(
     elif kind == 4:
         requests.insert(place, _any_request(task, choices))
     elif kind == 5:
-        reason = choices.pick([CANARY, f"E_{CANARY}", "E_SITE_FAILED " + CANARY, "", "\0"])
+        reason = choices.pick([CANARY, f"E_{CANARY}", f"E_{CANARY.upper()}", "E_SITE_FAILED " + CANARY, "", "\0"])
         metadata = message_pb2.Metadata(run_id=task.run_id, reply_to_message_id=task.message_id)
         failed = message_pb2.Message(metadata=metadata, error=Error(code=choices.byte(), reason=reason))
         tree = message_pb2.ObjectTree(object_id="a" * 64)

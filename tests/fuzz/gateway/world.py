@@ -30,7 +30,7 @@ from federation.gateway.spool import Spool
 from federation.gateway.upstream import Declined, Unreachable, Unusable, Upstream
 from federation.ledger.chain import Ledger, ledger_file
 from pipeline.site import Site, init_site, site_settings
-from tests.federation.gateway.messages import PATIENTS, arrays_of, first_of, train_here
+from tests.federation.gateway.messages import ABOUT, PATIENTS, EveryStudy, arrays_of, first_of, train_here
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 30.0  # of the gateway with the server, by this clock
@@ -149,10 +149,12 @@ class World:
         (self.site.folder / "gateway" / "models").rename(self._trained)
         clock = SimpleNamespace(time=self.loop.time, monotonic=self.loop.time)
         self._patches = [
-            *(patch.object(module, "time", clock) for module in (arrival, departure, proxy)),
+            *(patch.object(module, "time", clock) for module in (arrival, departure, exchange, proxy)),
             *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (arrival, exchange)),
             patch.object(arrival, "schema_of", lambda study, folder: schema),
             patch.object(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema))),
+            patch.object(arrival, "names_by_digest", lambda folder: EveryStudy()),
+            patch.object(exchange, "about_site", lambda site, study: dict(ABOUT)),  # else a process with torch
             patch.object(exchange, "policy_digest", lambda settings: "0" * 64),
             patch.object(arrival, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
             patch.object(departure, "GIVE_UP_SECONDS", PATIENCE_SECONDS),
