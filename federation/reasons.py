@@ -474,8 +474,8 @@ REPLY_METRICS = Reason(
 )
 REPLY_EXAMPLES = Reason(
     "E_REPLY_EXAMPLES",
-    "the reply's number of examples is not between 1 and the study's limit",
-    "Look at the size of the site's cohort and at the limit in the study's file.",
+    "the reply's number of examples is not the number of patients that it is over, or beyond the study's limit",
+    "Repeat the task if the cohort changed while it ran; else look at the cohort's size and at the study's limit.",
 )
 UPDATE_NORM = Reason(
     "E_UPDATE_NORM",
