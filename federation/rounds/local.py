@@ -97,14 +97,17 @@ def train_site(
     metrics = round_figures(predict(network, validation), validation.targets, min_patients=least)
     if study.private_round is not None and not charged:
         metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
-    metrics |= _train(network, examples, study, round_number)
+    seed = order_seed(study.study.seed, examples, arrays)
+    metrics |= _train(network, examples, study, round_number, seed)
     trained, trained_buffers = pack(network)
     return Trained(trained, trained_buffers, _told(site, "train", metrics), len(examples))
 
 
-def _train(network: SeverityNetwork, examples: Examples, study: Study, round_number: int) -> dict[str, float]:
+def _train(
+    network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int
+) -> dict[str, float]:
     """The local epochs of a round; their loss, which a private study does not tell."""
-    schedule, seed = study.schedule(round_number), order_seed(study.study.seed, examples)
+    schedule = study.schedule(round_number)
     if study.privacy is None:
         loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
         return {"train_loss": loss}
@@ -114,14 +117,19 @@ def _train(network: SeverityNetwork, examples: Examples, study: Study, round_num
     return {}
 
 
-def order_seed(seed: int, examples: Examples) -> int:
-    """The seed of the order of patients and of the augmentation at this site, for a study's seed.
+def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
+    """The seed of the order of patients and of the augmentation at this site, for a study's seed and a round's weights.
 
     It also follows from the names of the site's tensors, which the server does not know. So the server does not know
-    which patient is in which training step. The same cohort and the same study give the same order.
+    which patient is in which training step. It follows from the weights that came in as well: two rounds from different
+    weights then never have the same order. With the same order in both, the difference of their updates would tell
+    exactly which patients the two models treat otherwise. The same cohort, study and weights give the same order.
     """
     names = "|".join(sorted(example.tensor.name for example in examples.examples))
-    return int.from_bytes(hashlib.sha256(f"{seed}|{names}".encode()).digest()[:8], "big")
+    digest = hashlib.sha256(f"{seed}|{names}".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"|{name}|".encode() + array.tobytes())
+    return int.from_bytes(digest.digest()[:8], "big")
 
 
 def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:
