@@ -18,20 +18,24 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from round_rig import MEMORY_MB, gateway_peak_mb, make_site
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from federation.approval.studies import StudyApprovals
+from federation.gateway.buffers import steps_of_round
+from federation.gateway.patients import count_patients
 from federation.gateway.schema import Schema, schema_of
-from federation.study import Study
-from models.network import NetworkSettings
+from federation.rounds.packing import WEIGHTS, pack
+from federation.study import Study, StudyNetwork
+from models.network import build_network
 from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, NodeSide, Server
-from tests.federation.gateway.messages import Model, model, objects_of, record_of, trained
+from tests.federation.gateway.messages import Model, objects_of, record_of, trained
 
 SMALL_REPEATS, LARGE_REPEATS = 30, 5
 SMALL_MS = 50.0
 
 
 def measure(folder: Path) -> Part:
-    small = _study(NetworkSettings(architecture="resnet10", widen_factor=1 / 16))
-    large = _study(NetworkSettings(architecture="resnet18", widen_factor=1.0))
+    small = _study(StudyNetwork(architecture="resnet10", widen_factor=1 / 16))
+    large = _study(StudyNetwork(architecture="resnet18", widen_factor=1.0))
     figures = []
     for study, name, unit, scale, repeats in (
         (small, "a small message, there and back", "ms", 1000.0, SMALL_REPEATS),
@@ -56,16 +60,22 @@ def measure(folder: Path) -> Part:
     return Part(notes, figures)
 
 
-def _study(network: NetworkSettings) -> Study:
-    study = Study.model_validate({"study": {"name": "bench", "rounds": 1, "sites": 1, "quorum": 1}})
-    return study.model_copy(update={"network": network})
+def _study(network: StudyNetwork) -> Study:
+    table = {"name": "bench", "rounds": 1000, "sites": 1, "quorum": 1}
+    return Study.model_validate({"study": table, "network": network.model_dump()})
 
 
 def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], float]:
     """Seconds of a message there and back with the gateway and without, in turn; and the gateway's peak memory."""
     rng = np.random.default_rng(1)
-    came_in = model(schema, rng)
-    out = trained(came_in, rng)
+    StudyApprovals(site).approve(study.model_dump_json(), by="the benchmark")
+    arrays, buffers = pack(build_network(study.network, seed=study.study.seed))
+    came_in: Model = {"arrays": arrays, "buffers": buffers}
+    patients = count_patients(site).of_split["train"]
+    steps = steps_of_round(patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=0)
+    out = trained(came_in, rng, steps)
+    for start, end in schema.fixed(WEIGHTS):
+        out["arrays"][WEIGHTS][start:end] = arrays[WEIGHTS][start:end]
     server = Server(study=study.model_dump_json())
     bench = Bench(site, server, own_process=True)
     times: tuple[list[float], list[float]] = ([], [])
@@ -86,7 +96,7 @@ def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list
 def _there_and_back(server: Server, node: NodeSide, came_in: Model, out: Model, number: int) -> float:
     server.replies.clear()
     server.received.clear()
-    config = ConfigRecord({"server-round": number, "ledger-head": "", "ledger-lines": 0})
+    config = ConfigRecord({"server-round": 1, "ledger-head": "", "ledger-lines": 0})
     server.give(RecordDict({**{name: record_of(arrays) for name, arrays in came_in.items()}, "config": config}))
     began = time.perf_counter()
     while (received := node.receive()) is None:  # the first time, the gateway looks at the app and the study

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from flower_app import packed, start, supernode, wait
 
 from federation.approval.approvals import Approvals
+from federation.approval.studies import StudyApprovals
 from federation.enrolment.certificates import create_node_key, load_node_key, public_pem
 from federation.enrolment.join import node_certificate, with_server_address
 from federation.gateway.loopback import loopback_certificate, self_signed
@@ -156,6 +157,7 @@ class Rig:
 
     def run(self, study: Study, *, both: bool) -> dict[str, list[Round]]:
         """The study's rounds by site: each asks both sites in turn, or the one behind the gateway alone."""
+        StudyApprovals(self._sites[THROUGH]).approve(study.model_dump_json(), by="the benchmark")
         # The gateway's first look at a study takes as long as an import of torch, and is no round.
         schema_of(study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas")
         config = {"study": study.model_dump_json(), "run": "both" if both else "one"}

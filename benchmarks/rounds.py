@@ -15,16 +15,16 @@ from common import Figure, Part, Table
 from round_rig import DIRECT, MEMORY_MB, THROUGH, Rig, Round, gateway_peak_mb, make_site
 
 from federation.rounds.packing import WEIGHTS, pack
-from federation.study import Study
-from models.network import NetworkSettings, build_network
+from federation.study import Study, StudyNetwork
+from models.network import build_network
 from pipeline.train import step
 
 REPEATS = 2
 TRAINING_SECONDS = 20.0
 MODELS = {
-    "0.2 MB": NetworkSettings(architecture="resnet10", widen_factor=1 / 16),
-    "8 MB": NetworkSettings(),
-    "133 MB": NetworkSettings(architecture="resnet18", widen_factor=1.0),
+    "0.2 MB": StudyNetwork(architecture="resnet10", widen_factor=1 / 16),
+    "8 MB": StudyNetwork(),
+    "133 MB": StudyNetwork(architecture="resnet18", widen_factor=1.0),
 }
 SMALL, LARGE = "0.2 MB", "133 MB"
 AT_MOST = {"float32": "at most 1.1", "float16": "at most 0.6"}  # of the bytes; the small model has no bound
@@ -33,7 +33,7 @@ STAGES = ("down", "start", "compute", "up", "aggregate")
 Rounds = Mapping[str, Sequence[Round]]  # by site
 
 
-def study(network: NetworkSettings, precision: str = "float32", rounds: int = REPEATS) -> Study:
+def study(network: StudyNetwork, precision: str = "float32", rounds: int = REPEATS) -> Study:
     table = {"name": "bench", "rounds": rounds, "sites": 1, "quorum": 1}
     return Study.model_validate({"study": table, "network": network.model_dump(), "wire": {"precision": precision}})
 
@@ -57,7 +57,7 @@ def measure(folder: Path) -> Part:
     return Part(_notes(), figures, [Table("Seconds of a round by stage, medians", head, rows)])
 
 
-def _bytes(name: str, network: NetworkSettings, precision: str, rounds: Sequence[Round]) -> list[Figure]:
+def _bytes(name: str, network: StudyNetwork, precision: str, rounds: Sequence[Round]) -> list[Figure]:
     """What passes between the site and the server, beside the weights' bytes in single precision."""
     weights = pack(build_network(network, seed=1))[0][WEIGHTS].nbytes / 1e6
     target = "" if name == SMALL else AT_MOST[precision]
