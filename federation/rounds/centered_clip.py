@@ -8,8 +8,8 @@ benchmarks/results/robustness.md has figures of the result.
   low median distance between the sites' updates and v.
 - A site's share follows its number of patients up to the low median number: a hospital with half of all patients has
   not half of the votes.
-- v begins at zero and not at the last round's update. A round is many local steps here, and that start gained nothing
-  with three, five or seven sites; with two, one of them hostile, it kept and added up what the hostile one had done.
+- v begins at zero and not at the last round's update. A round is many local steps here, and in trials that start gained
+  nothing with three, five or seven sites; with two, one of them hostile, it kept and added up what the hostile one had done.
 """
 
 import statistics
