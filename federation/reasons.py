@@ -479,7 +479,7 @@ REPLY_EXAMPLES = Reason(
 )
 UPDATE_NORM = Reason(
     "E_UPDATE_NORM",
-    "the site's update is far larger than those of the other sites",
+    "the length of the site's update is not a finite number",
     "Look at the site's data and at the study's learning rate.",
 )
 QUORUM = Reason(
@@ -521,6 +521,12 @@ EXAMPLES_CAPPED = Reason(
     "W_EXAMPLES_CAPPED",
     "the site claims more patients than it was enrolled with, and counts with the enrolled number",
     "Ask the site for the size of its cohort; enrol it with the right number if it has grown.",
+)
+UPDATE_CLIPPED = Reason(
+    "W_UPDATE_CLIPPED",
+    "the site's update is more than twice as long as is usual in the round, and counts at twice that length",
+    "A hospital with many more patients than the others takes more steps; local_steps in the study's file makes them "
+    "alike. If it has not, look at its data. In a round of two sites either may be the unusual one.",
 )
 STRATEGY_SITES = Reason(
     "E_STRATEGY_SITES",

@@ -57,9 +57,9 @@ class StudyTable(BaseModel, extra="forbid"):
 
 
 class StrategyTable(BaseModel, extra="forbid"):
-    """[strategy]: one of Flower's strategies by name, with its own options."""
+    """[strategy]: a strategy by name, with its own options; see `federation.rounds.flower_strategies`."""
 
-    name: str = "FedAvg"
+    name: str = "CenteredClip"
     options: dict[str, float] = {}
 
 

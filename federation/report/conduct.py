@@ -72,6 +72,7 @@ def absences(results: Results) -> list[dict[str, Any]]:
     for entry in results.history:
         refused = [(site, code) for site, code in entry.get("refused", {}).items()]
         refused += [(site, reasons.EXAMPLES_CAPPED.code) for site in entry.get("capped", [])]
+        refused += [(site, reasons.UPDATE_CLIPPED.code) for site in entry.get("clipped", [])]
         for site, code in refused:
             counts[code][site] += 1
             when[code].append(str(entry.get("round", entry.get("step", ""))))

@@ -2,7 +2,7 @@
 
 A mean takes one reply after the other, so Flower is given arrays that are read when it asks for their numbers. A robust
 strategy needs all sites at once, but only one place of the model at a time, and is run over one part of it after the
-other; what Krum compares is whole models, see `_chosen`.
+other; what Krum and centred clipping compare is whole models, see `_points`.
 """
 
 import gc
@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from numpy.typing import NDArray
 
+from federation.rounds.centered_clip import CenteredClip
 from federation.rounds.flower_strategies import is_robust
 from federation.rounds.replies import EXAMPLES, encode
 from federation.rounds.spool import Filed
@@ -56,6 +57,8 @@ class Aggregation:
         if isinstance(inner, MultiKrum):
             messages = self._messages(whole, self._chosen(inner, inner.num_nodes_to_select))
             return self._joined([(whole, FedAvg.aggregate_train(inner, number, messages)[0])])
+        if isinstance(inner, CenteredClip):
+            return self._centred(inner)
         if not is_robust(inner):
             return self._joined([(whole, inner.aggregate_train(number, self._messages(whole))[0])])
         with _many_as_one(), self._choosing():
@@ -85,12 +88,24 @@ class Aggregation:
         return Message(content, dst_node_id=1, message_type="train")
 
     def _numbers(self, reply: Filed, part: Part) -> NDArray:
-        row = reply.row("arrays", *part)
+        origin = self.model[part.name].reshape(-1)[part.at]
+        row = reply.clipped("arrays", part.name, origin, part.at)
         return row - self._origin(part) if is_robust(self.inner) else row.reshape(self.model[part.name].shape)
 
     def _origin(self, part: Part) -> NDArray | int:
         """Where updates begin."""
         return self.model[part.name].reshape(-1)[part.at].astype(np.float64) if is_robust(self.inner) else 0
+
+    def _centred(self, inner: CenteredClip) -> dict[str, NDArray]:
+        """The model moved by centred clipping."""
+        shares = inner.shares(self._points().T, self.weights)
+        rows = {name: np.empty(array.size, array.dtype) for name, array in self.model.items()}
+        for part in self._parts():
+            moved = np.asarray(self._origin(part))
+            for share, reply in zip(shares, self.replies, strict=True):
+                moved = moved + share * self._numbers(reply, part)
+            rows[part.name][part.at] = moved
+        return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
 
     def _parts(self) -> Iterator[Part]:
         """All of the model, in parts of which all sites' are small together."""
@@ -114,19 +129,22 @@ class Aggregation:
             self.inner.selection_rule = rule
 
     def _chosen(self, krum: MultiKrum | Bulyan, count: int) -> list[int]:
-        """The places of the `count` replies that Flower's Krum chooses, in its order.
+        """The places of the `count` replies that Flower's Krum chooses, in its order."""
+        contents = [RecordDict({"arrays": encode({"point": point})}) for point in self._points().T]
+        places = {id(content): place for place, content in enumerate(contents)}
+        return [places[id(each)] for each in select_multikrum(contents, krum.num_malicious_nodes, count)]
 
-        Krum looks at distances between updates alone. A QR decomposition X = QR of the updates as columns leaves in R
-        as many points as there are sites, in as many dimensions, with the same distances; it is made part by part, for
-        R of (R above the next rows of X) is R of all rows so far.
+    def _points(self) -> NDArray:
+        """The updates as columns of few numbers, with the same lengths and distances.
+
+        A QR decomposition X = QR of the updates as columns leaves in R as many points as there are sites, in as many
+        dimensions; it is made part by part, for R of (R above the next rows of X) is R of all rows so far.
         """
         points: NDArray = np.zeros((0, len(self.replies)))
         for part in self._parts():
             rows = np.stack([self._numbers(reply, part) for reply in self.replies], axis=1)
             points = np.asarray(np.linalg.qr(np.vstack([points, rows]), mode="r"))
-        contents = [RecordDict({"arrays": encode({"point": point})}) for point in points.T]
-        places = {id(content): place for place, content in enumerate(contents)}
-        return [places[id(each)] for each in select_multikrum(contents, krum.num_malicious_nodes, count)]
+        return points
 
 
 class _OnDisk(Array):

@@ -1,4 +1,4 @@
-"""Flower's strategies by name: their options, how many replies each needs, what each remembers for checkpoints."""
+"""Strategies by name, Flower's and one of ours: options, how many replies each needs, what each remembers."""
 
 import inspect
 import math
@@ -12,10 +12,11 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, Mu
 from numpy.typing import NDArray
 
 from federation import reasons
+from federation.rounds.centered_clip import CenteredClip
 from models.refusal import Refusal
 
-# Flower's strategies that work on any model, with the options of theirs that have an effect. Sampling, record
-# names and weighting are not options: the wrapper relies on them.
+# Strategies that work on any model, with the options of theirs that have an effect. Sampling, record names and
+# weighting are not options: the wrapper relies on them.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "FedAvg": (),
     "FedAvgM": ("server_learning_rate", "server_momentum"),
@@ -28,7 +29,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "Krum": ("num_malicious_nodes",),
     "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
     "Bulyan": ("num_malicious_nodes",),
+    "CenteredClip": ("clip_factor", "iterations"),
 }
+_OURS = {"CenteredClip": CenteredClip}
 # Least value and first value too large, where they are not 0 and infinity: outside, the formulas divide by
 # zero or run away.
 _RANGES = {
@@ -38,23 +41,25 @@ _RANGES = {
     "server_momentum": (0.0, 1.0),
     "tau": (1e-12, math.inf),
     "num_nodes_to_select": (1, math.inf),
+    "clip_factor": (0.1, 10.0),
+    "iterations": (1, 101),
 }
 # What these strategies remember from round to round, besides the model itself.
 _MEMORY = ("m_t", "v_t", "momentum_vector")
 _ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")  # they divide each weight's change by its own size
 # Those made to withstand some hostile sites; Krum is a MultiKrum.
-_ROBUST = (FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
+_ROBUST = (CenteredClip, FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
 def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None = None) -> FedAvg:
-    """Flower's strategy of this name with its options (Flower's names for both), for a study of so many sites.
+    """The strategy of this name with its options, by Flower's names for both, for a study of so many sites.
 
     Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of its range),
     E_STRATEGY_SITES (see `least_replies`).
     """
     if name not in OPTIONS:
         raise Refusal(reasons.STRATEGY, private=name, known=", ".join(OPTIONS))
-    strategy = getattr(flower, name)
+    strategy: type = _OURS.get(name) or getattr(flower, name)
     chosen = {option: _checked(name, strategy, option, value) for option, value in options.items()}
     built = cast(FedAvg, strategy(**chosen))
     if sites is not None and (needed := least_replies(built)) > sites:
@@ -104,7 +109,10 @@ def least_replies(inner: Strategy, *, shown: int = 0) -> int:
 
     With f hostile nodes Krum needs 2f + 3 (Blanchard et al. 2017), and f more than it selects, so that it need not
     select a hostile one; Bulyan needs 4f + 3 (El Mhamdi et al. 2018). The median of two is their mean, and a
-    trimmed mean that cuts off nobody is a mean: both would let through what they are chosen to stop.
+    trimmed mean that cuts off nobody is a mean: both would let through what they are chosen to stop. Centred clipping
+    stands no hostile site of two either, but then moves the model no further than the shorter of both updates. It
+    leaves to the study's quorum how many replies a round needs, so that one site that is off does not end a study of
+    three.
     `shown`: how many nodes have shown themselves by replies that had to be refused. So many fewer are left to be
     withstood among the others; otherwise one malformed reply would be enough to lose every round.
     """

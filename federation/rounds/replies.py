@@ -2,7 +2,7 @@
 
 A reply comes from outside: its names, shapes, numbers and texts may be anything. Checked here is what is true
 or false of a reply alone (`refusal_code`), whether its ledger goes on from where it was (`LedgerHead`), and its size
-against the other sites' (`outliers`).
+against the other sites' (`longest`).
 """
 
 import math
@@ -30,9 +30,8 @@ CALIBRATIONS = "calibrations"  # the record of a test's message in which the ser
 ABOUT = "site"  # the record in which a site tells of itself in the handshake
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# A site's update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
+# The longest update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
 _LENGTHS_ALONE = 2.0
-_LENGTHS_ALWAYS = 0.1  # and what is never too much, however little the others moved
 
 Kept = TypeVar("Kept")  # what stays of a valid reply
 
@@ -244,30 +243,25 @@ def figures(reply: Message) -> dict[str, float]:
 
 def update_norm(new: Mapping[str, NDArray], old: Mapping[str, NDArray]) -> float:
     """Euclidean length of an update over all tensors but counters, summed in float64."""
-    with np.errstate(over="ignore"):  # an overflow is an infinite norm, which is refused
+    with np.errstate(over="ignore"):  # an overflow is an infinite norm, which `GuardedStrategy` refuses
         squares = (
             float(np.sum(np.square(new[name].astype(np.float64) - old[name]))) for name in old if not is_counter(name)
         )
         return math.sqrt(sum(squares))
 
 
-def outliers(norms: Mapping[int, float], factor: float, *, model_norm: float) -> set[int]:
-    """The sites whose update norm is infinite or too large: above `factor` times the low median of all.
+def longest(norms: Iterable[float], factor: float, *, model_norm: float) -> float:
+    """The length that no update of a round may exceed: `factor` times the low median of `norms`, which are finite.
 
-    The low median keeps one huge norm among four from lifting the bound. Fewer than three finite norms have no
-    majority, and an earlier round's would let whoever sends tiny updates shut the others out; so the bound is then
-    twice the length of the model that went out (`model_norm`). A round of training moves our networks' weights by
-    some 2 % of their length and their buffers by some 25 %; a diverged or scaled update is many times as long. A
-    model of zeros has no length, and no such bound.
-
-    What is shorter than a tenth of the model is never too long: where the others are so small that they take a step or
-    two in the round, an honest hospital with many patients moves the weights by more than `factor` times as much.
+    The low median keeps one huge norm among four from lifting the bound. What is longer is clipped and not refused, so
+    that a hospital which takes many more steps than the others still counts, at the bound. Of two updates the bound is
+    that many times the shorter: a hostile site can hold the model still, which shows in each round's report, but cannot
+    replace it. Fewer than three updates are no majority, and may both be far too long: the bound is then also twice the
+    length of the model that went out (`model_norm`), if that is not zero.
     """
-    finite = [norm for norm in norms.values() if math.isfinite(norm)]
-    alone = _LENGTHS_ALONE * model_norm or math.inf
-    usual = _LENGTHS_ALWAYS * model_norm
-    bound = max(usual, factor * statistics.median_low(finite)) if len(finite) >= 3 else alone
-    return {site for site, norm in norms.items() if not math.isfinite(norm) or norm > bound}
+    known = list(norms)
+    bound = factor * statistics.median_low(known) if known else math.inf
+    return bound if len(known) >= 3 else min(bound, _LENGTHS_ALONE * model_norm or math.inf)
 
 
 def length(tensors: Mapping[str, NDArray]) -> float:

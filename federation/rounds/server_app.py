@@ -28,7 +28,7 @@ from federation.rounds.grid import EagerGrid
 from federation.rounds.handshake import shake_hands
 from federation.rounds.local import load_network
 from federation.rounds.replies import EXAMPLES
-from federation.rounds.reports import RoundReport, by_code, weighted_means
+from federation.rounds.reports import RoundReport, by_code, flags, weighted_means
 from federation.rounds.sites import gather
 from federation.rounds.tracking import Tracker, hand_over_rest
 from federation.rounds.training import Model, Training
@@ -231,12 +231,11 @@ def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> st
     told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
     if "auroc_severe" in means:
         told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
-    flags = by_code(entry["refused"]) + by_code(dict.fromkeys(entry["capped"], reasons.EXAMPLES_CAPPED.code))
     lost = f" LOST ({report.lost_for})" if report.lost else ""
     return (
         f"round {report.round} of {rounds}{lost}"
         f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
-        + "".join(f" · {flag}" for flag in flags)
+        + "".join(f" · {flag}" for flag in flags(entry))
     )
 
 

@@ -9,14 +9,16 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import safetensors.numpy
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from federation.rounds.buffers import is_counter
 from federation.rounds.replies import decode, figures, update_norm
 
 _PREFIX = "replies-"
@@ -28,19 +30,33 @@ class Filed:
     """A site's reply: its arrays in a file (safetensors, each as one row), the rest here.
 
     `norms`: lengths of its updates, by record. `order`: SHA-256 of its arrays; and its figures, to tell equals apart.
+    `scales`: what part of an update counts, by record, where it is clipped; it is so when it is read, for the bound is
+    known when all replies have come.
     """
 
     file: Path
     figures: Mapping[str, float]
     norms: Mapping[str, float]
     order: tuple[bytes, str]
+    scales: Mapping[str, float] = field(default_factory=dict)
 
-    def arrays(self, record: str, like: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Its arrays of a record, of the shapes in `like`."""
-        return {name: self.row(record, name).reshape(array.shape) for name, array in like.items()}
+    def arrays(self, record: str, origin: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Its arrays of a record, clipped towards those of the model that went out."""
+        return {
+            name: self.clipped(record, name, array.reshape(-1)).reshape(array.shape) for name, array in origin.items()
+        }
+
+    def clipped(self, record: str, name: str, origin: NDArray, part: slice = slice(None)) -> NDArray:
+        """An array as one row, or a part of that, clipped. `origin`: the same part of the model that went out."""
+        row = self.row(record, name, part)
+        scale = self.scales.get(record, 1.0)
+        if scale == 1.0 or is_counter(name):
+            return row
+        clipped = origin + scale * (row.astype(np.float64) - origin)
+        return np.asarray(clipped, row.dtype)
 
     def row(self, record: str, name: str, part: slice = slice(None)) -> NDArray:
-        """An array as one row, or a part of that."""
+        """An array as one row, or a part of that, as it came."""
         with safetensors.safe_open(self.file, "numpy") as file:
             row: NDArray = file.get_slice(f"{record}/{name}")[part]
         return row

@@ -1,15 +1,15 @@
-"""The guarded strategy: any of Flower's, with what Flower leaves open.
+"""The guarded strategy: one of `flower_strategies`, with what Flower leaves open.
 
 Flower aggregates whatever arrives: one bad reply poisons the model or ends the run, one lost site can leave a
 round to a single hospital or block it for good, batch-norm buffers are treated as weights, and nothing is
-saved. The wrapper here validates each reply, caps its weight, demands a quorum, combines buffers apart, reports
-each round, and lets the optimiser's state be saved and restored. The aggregation itself stays Flower's.
+saved. The wrapper here validates each reply, clips its update, caps its weight, demands a quorum, combines buffers
+apart, reports each round, and lets the optimiser's state be saved and restored. The aggregation is the strategy's.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -32,7 +32,7 @@ from federation.rounds.replies import (
     decode,
     encode,
     length,
-    outliers,
+    longest,
     shows_itself,
     sift,
 )
@@ -66,8 +66,9 @@ class GuardedStrategy(Strategy):
     `quorum`: least number of valid replies for a round to count; the strategy itself may need more
     (`least_replies`). `metrics`: figures that a reply may bring. `max_examples`: a reply that claims more is
     refused. `enrolled`: patients of nodes that were enrolled with a number; a reply that claims more counts with
-    that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: how many times the median update a site's
-    may measure. `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
+    that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: an update that is longer than so many low
+    median ones is clipped to that length, weights and buffers each for themselves.
+    `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
     before a round. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`, which nodes
     last told of their ledgers, are kept up to date in place. `choose` says whom of those that are there a round asks.
     `folder`: in which a round's replies lie until they are summed (see `spool`).
@@ -87,7 +88,7 @@ class GuardedStrategy(Strategy):
         max_examples: int,
         enrolled: Mapping[int, int] | None = None,
         buffers: Mapping[str, NDArray] | None = None,
-        norm_factor: float = 10.0,
+        norm_factor: float = 2.0,
         max_lost_rounds: int = 2,
         wait_s: float = 600.0,
         first_round: int = 1,
@@ -180,6 +181,7 @@ class GuardedStrategy(Strategy):
             refused=refused,
             metrics=metrics,
             capped=tuple(site for site, reply in valid.items() if metrics[site] != reply.figures),
+            clipped=tuple(sorted(site for site, reply in valid.items() if reply.scales)),
             aggregated={} if isinstance(outcome, Reason) else outcome,
             lost_for=reason.code if reason else None,
             ledger=heads,
@@ -207,15 +209,23 @@ class GuardedStrategy(Strategy):
             return file_reply(reply, folder / f"{reply.metadata.src_node_id}{TEMPORARY}", model)
 
         sifted = sift(replies, self._sampled, expected, self.heads, keep)
-        refused = dict(sifted.refused)
-        for record, current in model.items():
-            norms = {site: reply.norms[record] for site, reply in sifted.valid.items()}
-            for site in outliers(norms, self.norm_factor, model_norm=length(current)):
-                refused[site] = reasons.UPDATE_NORM.code
+        endless = {site for site, reply in sifted.valid.items() if not np.isfinite(list(reply.norms.values())).all()}
+        refused = sifted.refused | dict.fromkeys(endless, reasons.UPDATE_NORM.code)
         for site, code in sorted(refused.items()):
             log.warning("node %d does not count in this round: %s", site, code)
-        valid = {site: reply for site, reply in sifted.valid.items() if site not in refused}
+        valid = self._clipped({site: reply for site, reply in sifted.valid.items() if site not in endless})
         return dict(sorted(valid.items(), key=lambda item: item[1].order)), refused, sifted.heads
+
+    def _clipped(self, valid: Mapping[int, Filed]) -> dict[int, Filed]:
+        """The replies, each of which moves the model by no more than the round's bound."""
+        scales: dict[int, dict[str, float]] = {site: {} for site in valid}
+        for record, current in (("arrays", self.arrays), ("buffers", self.buffers)):
+            norms = {site: reply.norms[record] for site, reply in valid.items()}
+            bound = longest(norms.values(), self.norm_factor, model_norm=length(current))
+            for site, norm in norms.items():
+                if norm > bound:
+                    scales[site][record] = bound / norm
+        return {site: replace(reply, scales=scales[site]) for site, reply in valid.items()}
 
     def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
         """A reply's figures, with no more examples than the site was enrolled with."""

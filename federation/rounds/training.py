@@ -137,6 +137,7 @@ def _entry(report: RoundReport, sites: Sites) -> dict[str, Any]:
         "sites": sorted(map(sites.name, report.valid)),
         "refused": {sites.name(node): code for node, code in report.refused.items()},
         "capped": sorted(map(sites.name, report.capped)),
+        "clipped": sorted(map(sites.name, report.clipped)),
         "ledger": sites.ledger(report.ledger),
         "epsilon": {sites.name(node): m[EPSILON] for node, m in report.metrics.items() if EPSILON in m},
         "means": dict(report.aggregated),

@@ -137,13 +137,12 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The table of rounds: number, sites that counted (of many how many of those asked), loss, mean AUROC of severe,
     seconds, MB up and down, flags.
     """
-    from federation.rounds.reports import by_code
+    from federation.rounds.reports import flags
 
     lines = []
     for entry in rounds_of(history):
-        flags = [f"LOST ({entry['lost_for']})"] if entry["lost"] else []
-        flags += by_code(entry.get("refused", {}))
-        flags += by_code(dict.fromkeys(entry.get("capped", []), reasons.EXAMPLES_CAPPED.code))
+        told = [f"LOST ({entry['lost_for']})"] if entry["lost"] else []
+        told += flags(entry)
         lines.append(
             [
                 str(entry["round"]),
@@ -152,7 +151,7 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 _figure(entry["means"], "auroc_severe", 2),
                 f"{entry['seconds']:.0f}",
                 f"{entry['bytes_up'] / 1e6:.1f} / {entry['bytes_down'] / 1e6:.1f}",
-                "\n".join(flags),
+                "\n".join(told),
             ]
         )
     return lines

@@ -89,7 +89,7 @@ def test_runs_are_compared_for_people_and_machines(tmp_path, monkeypatch):
         study = results.study.with_seed(seed)
         write_run(tmp_path, f"trial-{seed}", of=study, results=results, group="seeds", number=seed)
     text = typed("compare", "seeds", "--server", tmp_path)
-    assert "FedAvg, 2 seeds" in text
+    assert "CenteredClip, 2 seeds" in text
     assert "±" in text
     told = json.loads(typed("compare", "seeds", "--server", tmp_path, "--json"))
     assert told["columns"][0]["runs"] == ["trial-1", "trial-2"]

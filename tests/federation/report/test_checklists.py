@@ -67,7 +67,7 @@ def test_what_the_run_did_not_do_is_not_told(full, bare):
 def test_settings_of_the_run_stand_in_their_items(full):
     model = items(full["tripod_ai"])["12c"]["says"]
     assert "resnet18" in model
-    assert "FedAvg" in model
+    assert "CenteredClip" in model
     assert "seed 1" in model
     assert "60 % training" in items(full["claim"])["20"]["says"]
 

@@ -1,11 +1,10 @@
 """One attacker among five sites that really train: what each does to the model under each strategy.
 
-A small network with batch norm learns a synthetic task at five sites that differ somewhat. The figure is the AUROC on
-patients of none of them. Two things are asked: with a robust strategy the study ends, stays finite and loses at most
-0.03 of AUROC to any attacker; and without one the same attackers do harm, or the first would say nothing.
+The task is that of `toy_task.py`, whose hospitals differ somewhat. The figure is the AUROC on patients of none of them.
+Two things are asked: with a robust strategy the study ends, stays finite and loses at most 0.03 of AUROC to any
+attacker; and without one the same attackers do harm, or the first would say nothing.
 """
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -13,81 +12,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from sklearn.metrics import roc_auc_score
 
-from federation.allowed import Figure
 from federation.rounds.flower_strategies import build_strategy
-from federation.rounds.packing import Arrays, pack, unpack
+from federation.rounds.packing import pack
 from federation.rounds.replies import decode, encode
 from federation.rounds.reports import RoundReport
-from federation.rounds.strategy import GuardedStrategy
+from federation.study import StrategyTable
 from tests.federation.rounds.fake_grid import FakeGrid
+from tests.federation.rounds.hostile_sites import ATTACKS as KNOWING
+from tests.federation.rounds.hostile_sites import hostile, label_flip
+from tests.federation.rounds.toy_task import Hostile, Sites, auroc, fresh, hospitals, play
 
-ROUNDS = 4
 HOSTILE = 3  # the attacker's place among the sites
-FEATURES, PATIENTS, HELD_OUT = 12, 240, 2000
-LOSS = {"loss": Figure(0, 1000, "train")}
 MOST_LOST = 0.03
-Hostile = Callable[[Message, RecordDict], RecordDict]
-
-
-# --- the task ----------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def patients(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of one site's patients, shifted and scaled as its scanner does, and who of them is severe."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, FEATURES, generator=draw)
-    logit = 2.0 * x[:, 0] + 1.5 * x[:, 1] * x[:, 2] + x[:, 3]
-    severe = (torch.rand(count, generator=draw) < torch.sigmoid(logit)).float()
-    return x * (0.9 + 0.05 * (seed % 5)) + 0.1 * (seed % 3), severe
-
-
-torch.manual_seed(0)
-FRESH = torch.nn.Sequential(
-    torch.nn.Linear(FEATURES, 24), torch.nn.BatchNorm1d(24), torch.nn.ReLU(), torch.nn.Linear(24, 1)
-)
-
-
-def loaded(arrays: Arrays, buffers: Arrays) -> torch.nn.Module:
-    net = copy.deepcopy(FRESH)
-    unpack(net, arrays, buffers)
-    return net
-
-
-def trained(message: Message, number: int, *, flip: bool = False) -> RecordDict:
-    """A site's reply after some steps on all its own patients; `flip`: with every label turned over."""
-    records = message.content.array_records
-    net = loaded(decode(records["arrays"]), decode(records["buffers"]))
-    x, severe = patients(number, PATIENTS)
-    severe = 1 - severe if flip else severe
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
-    net.train()
-    for _ in range(8):
-        optimiser.zero_grad()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(net(x)[:, 0], severe)
-        loss.backward()
-        optimiser.step()
-    arrays, buffers = pack(net)
-    metrics = MetricRecord({"loss": loss.item(), "num-examples": PATIENTS})
-    return RecordDict({"arrays": encode(arrays), "buffers": encode(buffers), "metrics": metrics})
-
-
-def held_out_auroc(arrays: Arrays, buffers: Arrays) -> float:
-    """On patients of a site that trains nowhere."""
-    net = loaded(arrays, buffers).eval()
-    x, severe = patients(1000, HELD_OUT)
-    with torch.no_grad():
-        return float(roc_auc_score(severe.numpy(), net(x)[:, 0].numpy()))
+Change = Callable[[Message, RecordDict], RecordDict]
+DEFAULT = StrategyTable().name
 
 
 # --- the attackers -----------------------------------------------------------------------------------------
 
 
-def on(record: str, change: Callable[[np.ndarray, np.ndarray], np.ndarray], only: str = "") -> Hostile:
+def on(record: str, change: Callable[[np.ndarray, np.ndarray], np.ndarray], only: str = "") -> Change:
     """Turns the honest tensors of a record into others, given what came in."""
 
     def hostile(message: Message, honest: RecordDict) -> RecordDict:
@@ -101,11 +47,11 @@ def on(record: str, change: Callable[[np.ndarray, np.ndarray], np.ndarray], only
     return hostile
 
 
-def update_times(factor: float) -> Hostile:
+def update_times(factor: float) -> Change:
     return on("arrays", lambda after, before: before + factor * (after - before))
 
 
-def metrics(**changes: Any) -> Hostile:
+def metrics(**changes: Any) -> Change:
     def hostile(message: Message, honest: RecordDict) -> RecordDict:
         honest["metrics"] = MetricRecord({**honest.metric_records["metrics"], **changes})
         return honest
@@ -113,7 +59,7 @@ def metrics(**changes: Any) -> Hostile:
     return hostile
 
 
-def arrays(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Hostile:
+def arrays(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Change:
     def hostile(message: Message, honest: RecordDict) -> RecordDict:
         changed = change(decode(honest.array_records["arrays"]))
         honest["arrays"] = ArrayRecord({name: Array(np.asarray(value)) for name, value in changed.items()})
@@ -122,11 +68,11 @@ def arrays(change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> 
     return hostile
 
 
-def label_flip(message: Message, honest: RecordDict) -> RecordDict:
-    return trained(message, HOSTILE, flip=True)
+def labels_turned(message: Message, honest: RecordDict) -> RecordDict:
+    return hostile(label_flip, hospitals("alike", 5)[HOSTILE - 1])(message, honest, [honest])
 
 
-def replay() -> Hostile:
+def replay() -> Change:
     """The reply of round 1, again and again."""
     kept: list[RecordDict] = []
 
@@ -143,22 +89,24 @@ def one_nan(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 # Each makes a new attacker, for some remember.
-WELL_FORMED: dict[str, Callable[[], Hostile]] = {
-    "label flip": lambda: label_flip,
+WELL_FORMED: dict[str, Callable[[], Change]] = {
+    "label flip": lambda: labels_turned,
     "sign flip": lambda: update_times(-1),
-    "sign flip x 8": lambda: update_times(-8),  # within the bound on norms
+    "sign flip x 8": lambda: update_times(-8),
     "sign flip x 30": lambda: update_times(-30),
+    "x 1e6": lambda: on("arrays", lambda after, before: after * 1e6),
     "scaling x 8": lambda: update_times(8),
     "no update": lambda: update_times(0),
     "constant weights": lambda: on("arrays", lambda after, before: np.full_like(after, 0.1)),
     "replay of round 1": replay,
     "moments shifted": lambda: on("buffers", lambda after, before: after + 0.4, only="running"),
-    "label flip, 500 times the weight": lambda: lambda m, h: metrics(**{"num-examples": 60_000})(m, label_flip(m, h)),
+    "label flip, 500 times the weight": lambda: (
+        lambda m, h: metrics(**{"num-examples": 60_000})(m, labels_turned(m, h))
+    ),
 }
-MALFORMED: dict[str, Callable[[], Hostile]] = {
+MALFORMED: dict[str, Callable[[], Change]] = {
     "one NaN": lambda: arrays(one_nan),
     "all Inf": lambda: on("arrays", lambda after, before: np.full_like(after, math.inf)),
-    "x 1e6": lambda: on("arrays", lambda after, before: after * 1e6),
     "wrong shape": lambda: arrays(lambda a: {"weights": a["weights"][:-1]}),
     "broadcastable row": lambda: arrays(lambda a: {"weights": np.full(1, 7, np.float32)}),
     "broadcastable scalar": lambda: arrays(lambda a: {"weights": np.float32(7)}),
@@ -171,9 +119,10 @@ MALFORMED: dict[str, Callable[[], Hostile]] = {
     "NaN metric": lambda: metrics(loss=math.nan),
     "extra metric": lambda: metrics(secret=1.0),
 }
-ATTACKS = WELL_FORMED | MALFORMED
+CHANGES = WELL_FORMED | MALFORMED
 
 ROBUST: dict[str, dict[str, float]] = {
+    "CenteredClip": {},
     "FedMedian": {},
     "FedTrimmedAvg": {"beta": 0.2},
     "Krum": {"num_malicious_nodes": 1},
@@ -185,17 +134,11 @@ ROBUST: dict[str, dict[str, float]] = {
 # --- a study -----------------------------------------------------------------------------------------------
 
 
-def grid_of(sites: int, attack: str | None) -> FakeGrid:
-    hostile = ATTACKS[attack]() if attack else None
-
-    def site(number: int):
-        def answer(message: Message) -> list[Any]:
-            honest = trained(message, number)
-            return [hostile(message, honest) if hostile and number == HOSTILE else honest]
-
-        return answer
-
-    return FakeGrid({number: site(number) for number in range(1, sites + 1)})
+def attacker(name: str, sites: int) -> Hostile:
+    if name in KNOWING:
+        return hostile(KNOWING[name], hospitals("alike", sites)[HOSTILE - 1])
+    change = CHANGES[name]()
+    return lambda message, honest, others: change(message, honest)
 
 
 class Trained(NamedTuple):
@@ -207,22 +150,21 @@ class Trained(NamedTuple):
 
 
 @functools.cache
-def study(strategy: str, attack: str | None, rounds: int = ROUNDS) -> Trained:
-    """A whole study; Bulyan needs seven sites to withstand one, the others have five."""
-    weights, buffers = pack(FRESH)
-    reports: list[RoundReport] = []
-    guard = GuardedStrategy(
-        build_strategy(strategy, ROBUST.get(strategy, {})),
-        quorum=3,
-        metrics=LOSS,
-        max_examples=100_000,
-        enrolled=dict.fromkeys(range(1, 8), PATIENTS),
-        buffers=buffers,
-        on_round=reports.append,
+def study(strategy: str, attack: str | None, rounds: int = 4, sites: int = 5, enrolled: bool = True) -> Trained:
+    """A whole study; Bulyan needs seven sites to withstand one."""
+    sites = 7 if strategy == "Bulyan" else sites
+    trained = play(
+        strategy,
+        ROBUST.get(strategy, {}),
+        hospitals("alike", sites),
+        hostile=attacker(attack, sites) if attack else None,
+        place=HOSTILE,
+        rounds=rounds,
+        enrolled=enrolled,
     )
-    guard.start(grid_of(7 if strategy == "Bulyan" else 5, attack), encode(weights), num_rounds=rounds)
-    assert all(np.isfinite(array).all() for array in (*guard.arrays.values(), *guard.buffers.values()))
-    return Trained(held_out_auroc(guard.arrays, guard.buffers), guard.arrays["weights"], tuple(reports))
+    model = trained.model
+    assert all(np.isfinite(array).all() for array in (*model.arrays.values(), *model.buffers.values()))
+    return Trained(auroc(model), model.arrays["weights"], trained.reports)
 
 
 def lost_to(strategy: str, attack: str) -> float:
@@ -242,7 +184,7 @@ STRONGEST = ("label flip", "sign flip", "sign flip x 8")
 @pytest.mark.parametrize(
     ("strategy", "attack"),
     [
-        *(("FedMedian", attack) for attack in WELL_FORMED),
+        *((name, attack) for name in ("FedMedian", DEFAULT) for attack in WELL_FORMED),
         *((name, attack) for name in ("FedTrimmedAvg", "MultiKrum") for attack in (*STRONGEST, "no update")),
         *((name, attack) for name in ("Krum", "Bulyan") for attack in STRONGEST),
     ],
@@ -250,6 +192,17 @@ STRONGEST = ("label flip", "sign flip", "sign flip x 8")
 def test_a_robust_strategy_loses_little_to_an_attacker(strategy, attack):
     assert lost_to(strategy, attack) <= MOST_LOST
     assert not any(report.lost for report in study(strategy, attack).reports)
+
+
+@pytest.mark.parametrize("attack", KNOWING)
+def test_the_default_loses_little_to_a_site_that_knows_all(attack):
+    """And stays within the bound on lengths, so that nothing but the strategy stops it."""
+    assert study(DEFAULT, None).auroc - study(DEFAULT, attack).auroc <= MOST_LOST
+    assert not any(report.lost for report in study(DEFAULT, attack).reports)
+
+
+def test_the_default_costs_honest_sites_nothing():
+    assert study("FedAvg", None).auroc - study(DEFAULT, None).auroc <= 0.005
 
 
 @pytest.mark.parametrize("strategy", ROBUST)
@@ -273,9 +226,9 @@ def test_every_malformed_reply_costs_the_same(attack):
 def test_the_attackers_do_harm_to_a_mean(attack):
     """The control: with FedAvg behind the same checks, or without the cap on weights, a study is spoilt."""
     if attack.startswith("label"):
-        assert uncapped(attack) < study("FedAvg", None).auroc - 0.1
+        assert study("FedAvg", None).auroc - study("FedAvg", attack, enrolled=False).auroc > 0.1
     else:
-        assert lost_to("FedAvg", attack) > 0.1
+        assert lost_to("FedAvg", attack) > MOST_LOST
 
 
 def test_krum_falls_to_a_site_that_sends_nothing_new():
@@ -286,38 +239,36 @@ def test_krum_falls_to_a_site_that_sends_nothing_new():
     assert lost_to("Krum", "no update") > MOST_LOST
 
 
-def uncapped(attack: str) -> float:
-    weights, buffers = pack(FRESH)
-    guard = GuardedStrategy(build_strategy("FedAvg", {}), quorum=3, metrics=LOSS, max_examples=100_000, buffers=buffers)
-    guard.start(grid_of(5, attack), encode(weights), num_rounds=ROUNDS)
-    return held_out_auroc(guard.arrays, guard.buffers)
-
-
 @pytest.mark.parametrize("attack", ["one NaN", "x 1e6", "missing key", "-600 examples", "broadcastable scalar"])
 def test_flowers_own_fedavg_is_poisoned_or_ends(attack):
     """The other control: without the guard, on the same messages."""
-    weights, buffers = pack(FRESH)
+    weights, buffers = pack(fresh())
 
     class WithBuffers(FakeGrid):
         """Plain FedAvg takes one record of arrays: buffers are left out of what it sends and gets."""
+
+        def __init__(self, within: FakeGrid) -> None:
+            super().__init__(within.sites)
+            self.within = within
 
         def send_and_receive(self, messages, *, timeout=None):
             messages = list(messages)
             for message in messages:
                 message.content["buffers"] = encode(buffers)
-            replies = list(super().send_and_receive(messages, timeout=timeout))
+            replies = list(self.within.send_and_receive(messages, timeout=timeout))
             for reply in replies:
                 del reply.content["buffers"]
             return replies
 
-    def result_of(sites: FakeGrid) -> np.ndarray:
+    def result_of(attack: str | None) -> np.ndarray:
         flower = build_strategy("FedAvg", {})
-        result = flower.start(WithBuffers(sites.sites), encode(weights), num_rounds=1)
+        sites = Sites(hospitals("alike", 5), attacker(attack, 5) if attack else None, HOSTILE, lambda _: ())
+        result = flower.start(WithBuffers(sites), encode(weights), num_rounds=1)
         return decode(result.arrays)["weights"]
 
-    honest = result_of(grid_of(5, None))
+    honest = result_of(None)
     try:
-        spoilt = result_of(grid_of(5, attack))
+        spoilt = result_of(attack)
     except Exception as error:
         assert type(error).__name__ in ("InconsistentMessageReplies", "ZeroDivisionError", "ValueError")
         return

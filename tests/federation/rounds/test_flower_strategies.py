@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
+from federation.rounds.centered_clip import CenteredClip
 from federation.rounds.flower_strategies import (
     OPTIONS,
     build_strategy,
@@ -21,11 +22,12 @@ from models.refusal import Refusal
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_name_and_option_is_flowers_own(name):
-    parameters = inspect.signature(getattr(flower, name)).parameters
+def test_every_name_and_option_is_flowers_own_but_one(name):
+    kind = CenteredClip if name == "CenteredClip" else getattr(flower, name)
+    parameters = inspect.signature(kind).parameters
     defaults = {option: parameters[option].default for option in OPTIONS[name]}
     strategy = build_strategy(name, defaults)
-    assert type(strategy) is getattr(flower, name)
+    assert type(strategy) is kind
     assert isinstance(strategy, FedAvg)
 
 
@@ -46,6 +48,7 @@ def test_whole_numbers_of_a_study_file_come_as_floats_and_stay_whole():
     [
         ("FedAvg", {}, 1),
         ("FedAdam", {}, 1),
+        ("CenteredClip", {}, 1),  # the quorum says
         ("FedMedian", {}, 3),
         ("FedTrimmedAvg", {}, 5),  # beta 0.2
         ("FedTrimmedAvg", {"beta": 0.1}, 10),
@@ -123,7 +126,7 @@ def test_a_trimmed_mean_cuts_off_one_from_the_number_of_replies_that_is_needed(b
 
 def test_which_strategies_are_robust():
     robust = {name for name in OPTIONS if is_robust(build_strategy(name, {}))}
-    assert robust == {"FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
+    assert robust == {"CenteredClip", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,11 @@ def test_unknown_names_are_refused(name):
         ("Krum", {"num_malicious_nodes": 1.5}),
         ("Krum", {"num_malicious_nodes": math.inf}),
         ("MultiKrum", {"num_nodes_to_select": 0}),
+        ("CenteredClip", {"tau": 1.0}),
+        ("CenteredClip", {"clip_factor": 0.0}),  # a mean that never moves
+        ("CenteredClip", {"clip_factor": 100.0}),  # a mean
+        ("CenteredClip", {"iterations": 0}),
+        ("CenteredClip", {"iterations": 1.5}),
     ],
 )
 def test_unknown_or_impossible_options_are_refused(name, options):

@@ -18,7 +18,7 @@ from federation.rounds.replies import (
     figures,
     ledger_head,
     length,
-    outliers,
+    longest,
     refusal_code,
     sift,
     update_norm,
@@ -244,29 +244,26 @@ def test_update_norm_does_not_overflow_in_single_precision():
 
 
 @pytest.mark.parametrize(
-    ("norms", "named"),
+    ("norms", "bound"),
     [
-        ({1: 1.0, 2: 1.2, 3: 9.9}, set()),
-        ({1: 1.0, 2: 1.0, 3: 10.1}, {3}),
-        ({1: 1.0, 2: 1.2, 3: 1e6, 4: 1e6}, {3, 4}),  # the plain median would be 5e5
-        ({1: 1.0, 2: 199.0}, set()),  # who of two is right? neither moved a model of length 100 by twice that
-        ({1: 1.0, 2: 201.0}, {2}),
-        ({1: 201.0}, {1}),
-        ({1: 0.0, 2: 1.0}, set()),  # a site that sends nothing new shuts nobody out
-        ({1: 1.0, 2: math.inf}, {2}),
-        ({1: 1.0, 2: 1.0, 3: math.inf, 4: math.inf, 5: math.inf}, {3, 4, 5}),
-        ({1: 0.0, 2: 0.0, 3: 0.0}, set()),
-        ({1: 0.0, 2: 0.0, 3: 9.9}, set()),  # a large hospital among such as hardly moved a model of length 100
-        ({1: 0.0, 2: 0.0, 3: 10.1}, {3}),
-        ({}, set()),
+        ([1.0, 1.2, 9.9], 2.4),
+        ([1.0, 1.2, 1e6, 1e6], 2.4),  # the plain median would be 5e5
+        ([1.0, 99.0], 2.0),  # who of two is right? neither may replace the model
+        ([0.0, 1.0], 0.0),
+        ([150.0, 160.0], 200.0),  # both are far too long for a model of length 100
+        ([150.0, 160.0, 170.0], 320.0),
+        ([1e6], 200.0),
+        ([0.0, 0.0, 5.0], 0.0),
+        ([], 200.0),
     ],
 )
-def test_outliers(norms, named):
-    assert outliers(norms, 10.0, model_norm=100.0) == named
+def test_longest(norms, bound):
+    assert longest(norms, 2.0, model_norm=100.0) == bound
 
 
 def test_a_model_of_zeros_sets_no_bound():
-    assert outliers({1: 5.0, 2: math.inf}, 10.0, model_norm=0.0) == {2}
+    assert longest([5.0], 2.0, model_norm=0.0) == 10.0
+    assert longest([], 2.0, model_norm=0.0) == math.inf
 
 
 def test_length_leaves_counters_out():

@@ -10,7 +10,9 @@ import pytest
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 
 from federation.rounds import server_app
+from federation.rounds.replies import decode, encode
 from federation.rounds.server_app import main
+from federation.study import StrategyTable
 from models.refusal import Refusal
 from models.release import load_release
 from tests.federation.rounds.whole_run import NAMES, Grid, execute, head, rounds_of, study
@@ -91,6 +93,30 @@ def test_what_is_refused_in_the_final_evaluation_is_told(server):
     assert final["refused"] == {"west": "E_TOO_FEW_PATIENTS"}
     assert final["sites"] == ["north", "south"]
     assert "DOE" not in json.dumps(history)
+
+
+def test_a_site_whose_update_is_clipped_is_named(server, caplog):
+    def long(message: Message, content: RecordDict):
+        if message.metadata.message_type == "train":
+            after = decode(content.array_records["arrays"])
+            content["arrays"] = encode({name: array + np.float32(3) for name, array in after.items()})
+        return content
+
+    with caplog.at_level("INFO", logger="flwr"):
+        rounds = rounds_of(execute(server, Grid(long)))
+    assert [entry["clipped"] for entry in rounds] == [["west"]] * 3
+    assert [entry["refused"] for entry in rounds] == [{}] * 3
+    assert "west: W_UPDATE_CLIPPED" in caplog.text
+
+
+def test_a_study_that_names_no_strategy_goes_on_with_two_of_three_sites(server):
+    def silent_in_2(message: Message, content: RecordDict):
+        is_second = message.content.config_records["config"]["server-round"] == 2
+        return Error(1, "E_TOO_FEW") if is_second else content
+
+    rounds = rounds_of(execute(server, Grid(silent_in_2), study(**StrategyTable().model_dump())))
+    assert [entry["lost_for"] for entry in rounds] == [None, None, None]
+    assert [len(entry["sites"]) for entry in rounds] == [3, 2, 3]
 
 
 @pytest.mark.parametrize(("strategy", "is_spoilt"), [("FedMedian", False), ("FedAvg", True)])

@@ -25,7 +25,7 @@ def study(**strategy: Any) -> Study:
         "study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2, "wait_s": 1, "synthetic": True},
         "network": {"architecture": "resnet10", "widen_factor": 0.125},
     }
-    return Study.model_validate(tables | ({"strategy": strategy} if strategy else {}))
+    return Study.model_validate(tables | {"strategy": strategy or {"name": "FedAvg"}})
 
 
 ABOUT = {"version": version("fedthorax"), "contract": "c" * 64, "golden": "d" * 64, "patients": "20-49"}

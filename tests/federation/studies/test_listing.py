@@ -31,7 +31,7 @@ def test_runs_are_listed_in_the_order_in_which_they_began(tmp_path):
     write_run(tmp_path, "trial-c", number=0)
     assert run_names(tmp_path) == ["trial-c", "trial-b", "trial-a"]
     line = list_lines(summaries(tmp_path))[1]
-    assert line[:6] == ["trial-b", "stopped", "2 of 4", "FedAvg", "1", "seeds"]
+    assert line[:6] == ["trial-b", "stopped", "2 of 4", "CenteredClip", "1", "seeds"]
     assert line[6] == "0.70", "the last round's"
 
 
@@ -172,7 +172,7 @@ def test_strategies_of_a_group_are_columns_of_their_own(tmp_path):
         results = results.model_copy(update={"study": prox})
         write_run(tmp_path, f"prox-{seed}", number=seed + 2, of=prox, group="both", results=results)
     titles = [column.title for column in compare(tmp_path, ["both"]).columns]
-    assert titles == ["both\nFedAvg, 2 seeds", "both\nFedProx, 2 seeds"]
+    assert titles == ["both\nCenteredClip, 2 seeds", "both\nFedProx, 2 seeds"]
 
 
 def test_runs_of_different_questions_are_compared_with_a_warning(tmp_path):
