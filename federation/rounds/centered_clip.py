@@ -9,12 +9,7 @@ benchmarks/results/robustness.md has figures of the result.
 - A site's share follows its number of patients up to the low median number: a hospital with half of all patients has
   not half of the votes.
 - v begins at zero and not at the last round's update. A round is many local steps here, and in trials that start gained
-<<<<<<< HEAD
   nothing with three, five or seven sites; with two, one of them hostile, it kept and added up what that one had done.
-=======
-  nothing with three, five or seven sites; with two, one of them hostile, it kept and added up what that one
-  had done.
->>>>>>> wt-robust
 """
 
 import statistics
