@@ -54,8 +54,12 @@ def table(results: Iterable[Result]) -> str:
     """As Markdown, with the known limits and their reasons below it."""
     results = list(results)
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(result)) for result in results)]
-    limits = [f"- **{r.name}** ({r.note}): {KNOWN[r.name]}\n" for r in results if r.name in KNOWN]
+    limits = [f"- {_limit(result)}\n" for result in results if result.name in KNOWN]
     return "".join(lines) + ("\nKnown limits:\n\n" if limits else "") + "".join(limits)
+
+
+def _limit(result: Result) -> str:
+    return f"**{result.name}**{f' ({result.note})' if result.note else ''}: {KNOWN[result.name]}"
 
 
 def with_table(page: str, results: Iterable[Result]) -> str:

@@ -35,6 +35,9 @@ def _by_size(figure: Figure, rng: np.random.Generator) -> float:
     return float(rng.integers(1, int(highest)).astype(np.uint64).view(np.float64))
 
 
+_LUCK = float(np.log2(np.e))  # a rounded number is nearer than half a step, and by so many bits on average
+
+
 def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> float:
     """How many bits the two share: the better of their agreement in value and in place among all numbers."""
     if not len(sent) or sent.shape != arrived.shape:
@@ -42,7 +45,7 @@ def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> 
     off = np.abs(arrived.astype(np.float64) - sent.astype(np.float64))
     width = 52 if sent.dtype == np.float64 else 23
     by_value = np.log2(np.maximum(1.0, (high - low) / np.maximum(2 * off, (high - low) * 2.0**-width)))
-    return float(by_value.sum())
+    return max(0.0, float(by_value.sum()) - _LUCK * len(sent))
 
 
 def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> float:
@@ -52,7 +55,7 @@ def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> f
     whole = np.uint64 if sent.dtype == np.float64 else np.uint32
     places = float(sent.dtype.type(highest).view(whole))
     off = np.abs(arrived.view(whole).astype(np.float64) - sent.view(whole).astype(np.float64))
-    return float(np.log2(np.maximum(1.0, places / np.maximum(1.0, 2 * off))).sum())
+    return max(0.0, float(np.log2(np.maximum(1.0, places / np.maximum(1.0, 2 * off))).sum()) - _LUCK * len(sent))
 
 
 # --- the hostile app --------------------------------------------------------------------------------------
@@ -88,8 +91,9 @@ def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **o
     for name in names:
         figure = FIGURES[kind][name]
         one, other = np.array([sent[name]]), np.array([float(answer.metrics[name])])
-        by_size = bits_by_size(one, other, figure.high) if draw is _by_size else 0.0
-        found += max(bits(one, other, figure.low, figure.high), by_size)
+        # Numbers drawn by their size are nearly all next to zero, so that nearness to them says nothing.
+        by_size = draw is _by_size
+        found += bits_by_size(one, other, figure.high) if by_size else bits(one, other, figure.low, figure.high)
     return found, answer.code, len(names)
 
 
@@ -124,10 +128,10 @@ def in_figures(kind: Kind) -> Result:
 
 
 def _result(kind: Kind, carrier: str, found: float, code: str, note: str) -> Result:
-    allowed = None if kind == "train" and carrier != "figures" else ceil(allowed_bits(kind, features=32))
+    allowed = 0 if kind == "train" and carrier != "figures" else ceil(allowed_bits(kind, features=32))
     whole = round(found)
-    note = f"{note}; {whole} bits" + ("" if allowed is None else f", {allowed} allowed")
-    over = 0 if allowed is None else max(0, whole - allowed)
+    note = f"{note}; {whole} bits, {allowed} allowed"
+    over = max(0, whole - allowed)
     return Result(f"bits hidden in {carrier} of {kind}", ADVERSARY, "bits too many", over, 0, whole, code, note)
 
 
@@ -187,8 +191,9 @@ def _counters(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def _low_bits(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """The last 12 of 24 bits at random: a change of some ten thousandths."""
+    """The last 12 of 24 bits at random: a change of some ten thousandths. Fixed weights, which are round, stay."""
     last = rng.integers(0, 0x1000, like.size).astype(np.uint32)
+    last[(like.view(np.uint32) & np.uint32(0xFFF)) == 0] = 0
     return ((like.view(np.uint32) & ~np.uint32(0xFFF)) | last).view(np.float32)
 
 

@@ -7,7 +7,7 @@ age of either sex, and 0 below it. In a late round, with a low learning rate, th
 several heads are then linear equations in the number of patients in each band and sex. The second label is only known
 of PCR-positive patients, so its equations count those.
 
-It takes the settings of a released study as they are, and messages that every guard of a model lets in.
+The settings of a released study stay as they are, and every message is one that the guards of models let in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,15 @@ from scipy.special import expit
 from federation.study import Study
 from models.network import SeverityNetwork
 from tests.attacks.result import Result
-from tests.attacks.rig import Refused, Rig, rig, seed_network
+from tests.attacks.rig import Refused, Rig, own_study, released_study, rig, seed_network
 from tests.attacks.score import HOSPITALS, score
 from tests.attacks.trap import influence
 
 HOLDS = "weights within bounds, a released study"
+WORST = "weights within bounds, a study that the hospital was talked into"
 BAND_YEARS = 5
 BANDS = range(20, 100, BAND_YEARS)
 CELLS = [(band, sex) for sex in "FM" for band in BANDS]
-_STEEPNESS = 30.0
-_HOPS = (6, 12, 18)  # rounds on the way to the last one: no more may be left out between two
 PATIENTS = 40
 Matrix = NDArray[np.float64]
 Row = tuple[int, str, bool]
@@ -67,7 +66,7 @@ def gate(age: int) -> Matrix:
     weights = np.zeros(8)
     weights[:2] = 1.0, -1.0
     weights[2], weights[3] = -rises(age + BAND_YEARS) / 1.5, -rises(age) / 1.5  # these are 1.5 for men, for women
-    return weights * _STEEPNESS
+    return weights
 
 
 @torch.no_grad()
@@ -92,18 +91,26 @@ def equations(before: SeverityNetwork, after: SeverityNetwork, study: Study, pat
     return Equations((known * probability[:, None]).T, -(head(after) - head(before) + decayed) / each)
 
 
-def read(attacked: Rig, study: Study, ages: Sequence[int], *, run: str) -> list[Row]:
+@dataclass(frozen=True)
+class Way:
+    """The rounds in which each gate's run trains; in the last one its update is read. Between two, no more may be left
+    out; the head grows by `growth` from each to the next. `steepness`: of the gate at the end.
+    """
+
+    rounds: Sequence[int] = (6, 12, 18, 20)
+    growth: Sequence[float] = (12.0, 12.0, 1.0)
+    steepness: float = 30.0
+
+
+def read(attacked: Rig, study: Study, ages: Sequence[int], way: Way) -> list[Row]:
     """Rows that the updates of gates at these ages tell. Raises Refused."""
     found, patients = [], 0
     for place, age in enumerate(ages):
-        # On the way the head grows towards the gate, by what the rounds in between allow.
-        for hop, number in enumerate(_HOPS):
-            model = gated(study, gate(age) / 12.0 ** (len(_HOPS) - 1 - hop))
-            attacked.must("train", study, model, round_number=number, run=f"{run}-{place:04d}")
-        last = study.study.rounds
-        answer = attacked.must("train", study, model, round_number=last, run=f"{run}-{place:04d}")
+        for hop, number in enumerate(way.rounds):
+            model = gated(study, gate(age) * way.steepness / np.prod(way.growth[hop:]))
+            answer = attacked.must("train", study, model, round_number=number, run=f"gate-{place:04d}")
         patients = int(answer.metrics["num-examples"])
-        found.append(equations(model, answer.network(study), study, patients, last))
+        found.append(equations(model, answer.network(study), study, patients, number))
     return decode(found, patients)
 
 
@@ -112,17 +119,28 @@ def decode(found: Sequence[Equations], patients: int) -> list[Row]:
     everybody = _counts(found, 0)
     everybody *= patients / max(everybody.sum(), 1e-9)
     positive = _counts(found, 1)
+    positive *= _share_positive(positive, patients)
     rows: list[Row] = []
     for cell, many, with_pcr in zip(CELLS, everybody, positive, strict=True):
         count = max(round(many), int(many > _LEAST))
-        # Positive patients have a larger influence on the second label, for there are fewer of them in a step.
-        known = min(count, max(round(with_pcr * _SHARE_POSITIVE), int(with_pcr > _LEAST)))
+        known = min(count, max(round(with_pcr), int(with_pcr > _LEAST)))
         rows += [(*cell, True)] * known + [(*cell, False)] * (count - known)
     return rows
 
 
 _LEAST = 0.25  # of a patient's usual influence
-_SHARE_POSITIVE = 0.6
+_USUAL_SHARE = 0.6  # of patients whose second label is known
+
+
+def _share_positive(counts: Matrix, patients: int) -> float:
+    """By how much a patient's influence on the second label is larger: the share that makes all counts whole, if any.
+
+    The loss is a mean over the patients of a step whose label is known, and they are fewer.
+    """
+    shares = np.arange(1, patients + 1) / patients
+    misfits = [float(np.abs(counts * share - np.round(counts * share)).mean()) for share in shares if share > 0.2]
+    best = int(np.argmin(misfits))
+    return float(shares[shares > 0.2][best]) if misfits[best] < 0.02 else _USUAL_SHARE
 
 
 def _counts(found: Sequence[Equations], label: int) -> Matrix:
@@ -135,23 +153,42 @@ def _counts(found: Sequence[Equations], label: int) -> Matrix:
     return counts
 
 
-def head_gating(study: Study, ages: Sequence[int], *, name: str, seeds: Sequence[int]) -> Result:
-    claims, truths, asked = [], [], 0
+def head_gating(study: Study, way: Way, *, name: str, holds: str, seeds: Sequence[int]) -> Result:
+    """A gate at each age band, against a hospital for each seed."""
+    claims, truths, asked, what = [], [], 0, "age band, sex, PCR"
     for seed in seeds:
         with rig(seed=seed, patients={"train": PATIENTS, "validation": 24, "test": 40}) as attacked:
+            if holds == WORST:
+                attacked.talk_into(study)
             truths.append([row(*patient.row) for patient in attacked.hospital.of("train")])
             try:
-                claims.append(read(attacked, study, ages, run="gate"))
+                claims.append(read(attacked, study, BANDS, way))
             except Refused as refused:
-                return Result(name, HOLDS, "age band, sex, PCR", 0, 0, PATIENTS, stopped_by=refused.code)
+                return Result(name, holds, what, 0, 0, PATIENTS, stopped_by=refused.code)
             asked = attacked.asked
-    note = f"{asked} messages to each hospital"
-    return Result.scored(name, HOLDS, "age band, sex, PCR", score(claims, truths), note=note)
+    return Result.scored(name, holds, what, score(claims, truths), note=f"{asked} messages to each hospital")
+
+
+def worst_study() -> Study:
+    """Each step over all patients, so that no order hides who counts how much; a low rate, so that steps add up."""
+    return own_study(
+        study={"rounds": 1000}, training={"batch_size": 64, "learning_rate": 1e-3, "momentum": 0.5, "weight_decay": 0.0}
+    )
+
+
+SEEDS = range(101, 101 + HOSPITALS)
+
+
+def in_released_study() -> Result:
+    return head_gating(released_study(), Way(), name="head gating, default settings", holds=HOLDS, seeds=SEEDS)
+
+
+def in_worst_study() -> Result:
+    name, way = "head gating, steps over all patients", Way((6,), (1.0,), 3.0)
+    return head_gating(worst_study(), way, name=name, holds=WORST, seeds=SEEDS)
 
 
 def attacks() -> Iterator[Result]:
-    """With one round of 16 gates; 64 messages."""
-    from tests.attacks.rig import released_study
-
-    seeds = range(101, 101 + HOSPITALS)
-    yield head_gating(released_study(), list(BANDS), name="head gating: a gate at each age band", seeds=seeds)
+    """On hospitals that the decoder never saw."""
+    yield in_worst_study()
+    yield in_released_study()
