@@ -1,17 +1,26 @@
-"""`python -m tests.attacks`: every attack against the real gateway, as a table; 1 if any of them learns a patient."""
+"""Every attack against the real gateway, as a table; 1 if any of them learns more than guessing gives.
+
+    python -m tests.attacks [MODULE ...]
+
+Without a module's name it also writes the table into docs/one-reply.md. What `known` names may learn something.
+"""
 
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
-from tests.attacks import capacity, codes, downgrade, drift, head, questions, tomography, trap
+from tests.attacks import capacity, codes, downgrade, drift, gate, head, joined, questions, tomography, trap
+from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
 
-MODULES = (trap, head, drift, tomography, questions, codes, downgrade, capacity)
-_HEADINGS = ("attack", "the adversary holds", "what it seeks", "learnt", "wrong", "of", "stopped by", "note")
+MODULES = (trap, head, drift, tomography, gate, joined, questions, codes, downgrade, capacity)
+BEGIN, END = "<!-- begin: attacks -->", "<!-- end: attacks -->"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
+_HEADINGS = ("attack", "what the server holds", "learnt / wrong / of", "by chance", "stopped by")
 
 
 def main(names: Sequence[str]) -> int:
@@ -19,21 +28,54 @@ def main(names: Sequence[str]) -> int:
     torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
     logging.disable(logging.CRITICAL)
     began, results = time.monotonic(), []
-    sys.stdout.write(_line(_HEADINGS) + _line(["---"] * len(_HEADINGS)))
     for module in MODULES:
         if not names or module.__name__.rpartition(".")[2] in names:
             for result in module.attacks():
                 results.append(result)
-                sys.stdout.write(_line(_cells(result)))
+                sys.stdout.write(f"{time.monotonic() - began:4.0f} s {'|'.join(_cells(result))} {result.note}\n"[:300])
                 sys.stdout.flush()
-    succeeded = sum(result.learnt > 0 for result in results)
-    sys.stdout.write(f"\n{len(results)} attacks, {succeeded} of them succeeded, {time.monotonic() - began:.0f} s\n")
-    return int(succeeded > 0)
+    if not names:
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
+    failed = unknown(results)
+    learnt = sum(result.is_learnt for result in results)
+    sys.stdout.write(
+        f"\n{len(results)} attacks, {learnt} of them learn more than guessing gives, "
+        f"{len(failed)} of these not named in tests/attacks/known.py, {time.monotonic() - began:.0f} s\n"
+    )
+    return int(bool(failed))
+
+
+def unknown(results: Iterable[Result]) -> list[Result]:
+    """What learns something and is not named as a known limit."""
+    return [result for result in results if result.is_learnt and result.name not in KNOWN]
+
+
+def table(results: Iterable[Result]) -> str:
+    """As Markdown, with the known limits and their reasons below it."""
+    results = list(results)
+    lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(result)) for result in results)]
+    limits = [f"- {_limit(result)}\n" for result in results if result.name in KNOWN]
+    return "".join(lines) + ("\nKnown limits:\n\n" if limits else "") + "".join(limits)
+
+
+def _limit(result: Result) -> str:
+    return f"**{result.name}**{f' ({result.note})' if result.note else ''}: {KNOWN[result.name]}"
+
+
+def with_table(page: str, results: Iterable[Result]) -> str:
+    """The page with the table in its place. Raises ValueError where it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError("the page has no place for the table")
+    return f"{before}{begin}\n{table(results)}{end}{after}"
 
 
 def _cells(result: Result) -> list[str]:
-    numbers = (result.learnt, result.wrong, result.of)
-    return [result.name, result.adversary, result.what, *map(str, numbers), result.stopped_by or "-", result.note]
+    numbers = f"{result.learnt} / {result.wrong} / {result.of}"
+    chance = f"{result.by_chance:.1f}" if result.by_chance else "-"
+    stopped = f"`{result.stopped_by}`" if result.stopped_by else "**not stopped**" if result.is_learnt else "-"
+    return [f"{result.name}: {result.what}", result.adversary, numbers, chance, stopped]
 
 
 def _line(cells: Sequence[str]) -> str:

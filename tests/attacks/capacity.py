@@ -6,24 +6,21 @@ logarithm of its size (all numbers that a computer can hold).
 """
 
 from collections.abc import Callable, Iterator
+from math import ceil
 from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from federation.allowed import EXAMPLES_OF, FIGURES, LABELS, LOOKS, MAX_PROBED, Figure, Kind, unspoken
+from federation.allowed import EXAMPLES_OF, FIGURES, LOOKS, MAX_PROBED, Figure, Kind, unspoken
+from federation.capacity import bits as allowed_bits
 from federation.rounds.client_app import app as own_app
 from tests.attacks.result import Result
-from tests.attacks.rig import Answer, Rig, make_study, rig, seed_network
+from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
 from tests.federation.gateway.messages import record_of
 
 ADVERSARY = "the app's code"
-ALLOWED_BITS: dict[tuple[Kind, str], int] = {  # of one reply; docs/threat-model.md says them
-    ("train", "figures"): 64,
-    ("evaluate.test", "figures"): 1000,
-    ("query.handshake", "digests"): 0,
-}
 Draw = Callable[[Figure, np.random.Generator], float]
 DrawArray = Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 
@@ -38,6 +35,9 @@ def _by_size(figure: Figure, rng: np.random.Generator) -> float:
     return float(rng.integers(1, int(highest)).astype(np.uint64).view(np.float64))
 
 
+_LUCK = float(np.log2(np.e))  # a rounded number is nearer than half a step, and by so many bits on average
+
+
 def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> float:
     """How many bits the two share: the better of their agreement in value and in place among all numbers."""
     if not len(sent) or sent.shape != arrived.shape:
@@ -45,7 +45,7 @@ def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> 
     off = np.abs(arrived.astype(np.float64) - sent.astype(np.float64))
     width = 52 if sent.dtype == np.float64 else 23
     by_value = np.log2(np.maximum(1.0, (high - low) / np.maximum(2 * off, (high - low) * 2.0**-width)))
-    return float(by_value.sum())
+    return max(0.0, float(by_value.sum()) - _LUCK * len(sent))
 
 
 def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> float:
@@ -55,7 +55,7 @@ def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> f
     whole = np.uint64 if sent.dtype == np.float64 else np.uint32
     places = float(sent.dtype.type(highest).view(whole))
     off = np.abs(arrived.view(whole).astype(np.float64) - sent.view(whole).astype(np.float64))
-    return float(np.log2(np.maximum(1.0, places / np.maximum(1.0, 2 * off))).sum())
+    return max(0.0, float(np.log2(np.maximum(1.0, places / np.maximum(1.0, 2 * off))).sum()) - _LUCK * len(sent))
 
 
 # --- the hostile app --------------------------------------------------------------------------------------
@@ -74,9 +74,9 @@ class Hostile:
 
 def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **options: Any) -> tuple[float, str, int]:
     """Bits in the figures of a reply, the code if there is one, and how many figures carry any."""
-    study = make_study()
-    attacked.approve(study)
+    study = released_study()
     silent = unspoken(kind, is_private=False)
+    _train_first(attacked, kind)
     sent: dict[str, float] = {}
 
     def fill(content: RecordDict) -> RecordDict:
@@ -91,15 +91,21 @@ def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **o
     for name in names:
         figure = FIGURES[kind][name]
         one, other = np.array([sent[name]]), np.array([float(answer.metrics[name])])
-        by_size = bits_by_size(one, other, figure.high) if draw is _by_size else 0.0
-        found += max(bits(one, other, figure.low, figure.high), by_size)
+        # Numbers drawn by their size are nearly all next to zero, so that nearness to them says nothing.
+        by_size = draw is _by_size
+        found += bits_by_size(one, other, figure.high) if by_size else bits(one, other, figure.low, figure.high)
     return found, answer.code, len(names)
 
 
+def _train_first(attacked: Rig, kind: Kind) -> None:
+    """Questions are answered about models that were trained here."""
+    if kind.startswith("evaluate"):
+        attacked.must("train", released_study(), seed_network(released_study()))
+
+
 def _options(kind: Kind, features: int) -> dict[str, Any]:
-    deployed = {f"{what}_{label}": 0.5 for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
     return {
-        "evaluate.test": {"config": {**deployed, "audit": True}},
+        "evaluate.test": {"config": {"audit": True}},
         "evaluate.calibrate": {"records": {"typical": dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))}},
         "evaluate.assign": {
             "config": {"probed": 2},
@@ -113,7 +119,7 @@ def in_figures(kind: Kind) -> Result:
     best, code, carriers = 0.0, "", 0
     for draw in (_even, _by_size):
         with rig() as attacked:
-            options = _options(kind, seed_network(make_study()).features)
+            options = _options(kind, seed_network(released_study()).features)
             found, refused, names = figures(attacked, kind, draw, np.random.default_rng(1), **options)
         code = code or refused
         if found > best:
@@ -122,19 +128,18 @@ def in_figures(kind: Kind) -> Result:
 
 
 def _result(kind: Kind, carrier: str, found: float, code: str, note: str) -> Result:
-    allowed = ALLOWED_BITS.get((kind, carrier))
+    allowed = 0 if kind == "train" and carrier != "figures" else ceil(allowed_bits(kind, features=32))
     whole = round(found)
-    note = f"{note}; {whole} bits" + ("" if allowed is None else f", {allowed} allowed")
-    over = 0 if allowed is None else max(0, whole - allowed)
-    return Result(f"covert: {carrier} of {kind}", ADVERSARY, "bits too many in a reply", over, 0, whole, code, note)
+    note = f"{note}; {whole} bits, {allowed} allowed"
+    over = max(0, whole - allowed)
+    return Result(f"bits hidden in {carrier} of {kind}", ADVERSARY, "bits too many", over, 0, whole, code, note)
 
 
 def in_digests() -> Result:
     """Two digests that the app makes up."""
-    study, rng = make_study(), np.random.default_rng(2)
+    study, rng = released_study(), np.random.default_rng(2)
     made_up = {key: rng.bytes(32).hex() for key in ("contract", "golden")}
     with rig() as attacked:
-        attacked.approve(study)
         attacked.app = Hostile(
             lambda content: RecordDict({"site": ConfigRecord({**content.config_records["site"], **made_up})})
         )
@@ -150,7 +155,7 @@ def in_arrays(
     kind: Kind, record: str, name: str, draw: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 ) -> Result:
     """Bits in one array of a reply."""
-    study, rng = make_study(), np.random.default_rng(3)
+    study, rng = released_study(), np.random.default_rng(3)
     sent: list[NDArray[Any]] = []
 
     def fill(content: RecordDict) -> RecordDict:
@@ -160,7 +165,7 @@ def in_arrays(
         return RecordDict(filled)
 
     with rig() as attacked:
-        attacked.approve(study)
+        _train_first(attacked, kind)
         attacked.app = Hostile(fill)
         answer = attacked.ask(kind, study, seed_network(study))
     found = _array_bits(sent[0], answer, record, name) if sent and not answer.code else 0.0
@@ -186,14 +191,15 @@ def _counters(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def _low_bits(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """The last 12 of 24 bits at random: a change of some ten thousandths."""
+    """The last 12 of 24 bits at random: a change of some ten thousandths. Fixed weights, which are round, stay."""
     last = rng.integers(0, 0x1000, like.size).astype(np.uint32)
+    last[(like.view(np.uint32) & np.uint32(0xFFF)) == 0] = 0
     return ((like.view(np.uint32) & ~np.uint32(0xFFF)) | last).view(np.float32)
 
 
 def in_weights() -> Result:
     """Bits that survive among the last twelve of each weight."""
-    study, rng = make_study(), np.random.default_rng(4)
+    study, rng = released_study(), np.random.default_rng(4)
     sent: list[NDArray[Any]] = []
 
     def fill(content: RecordDict) -> RecordDict:
@@ -202,7 +208,6 @@ def in_weights() -> Result:
         return RecordDict(filled)
 
     with rig() as attacked:
-        attacked.approve(study)
         attacked.app = Hostile(fill)
         answer = attacked.ask("train", study, seed_network(study))
     found = 0
@@ -218,7 +223,7 @@ def attacks() -> Iterator[Result]:
     """Every carrier."""
     yield in_digests()
     for kind in EXAMPLES_OF:
-        if FIGURES[kind] and kind != "train.head":
+        if FIGURES[kind] and kind != "train.head":  # which no released study but fedavg asks for
             yield in_figures(kind)
     yield in_arrays("train", "buffers", "batch_norm.running_mean", _any_size)
     yield in_arrays("train", "buffers", "batch_norm.running_var", _any_size)

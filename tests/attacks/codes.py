@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from flwr.app import Context, Error, Message
 
 from tests.attacks.result import Result
-from tests.attacks.rig import Rig, make_study, rig, seed_network
+from tests.attacks.rig import Rig, released_study, rig, seed_network
 
 ADVERSARY = "the app's code"
 _NAMES = {
@@ -18,13 +18,12 @@ _NAMES = {
 
 def names_as_codes(attacked: Rig) -> Result:
     """Each way of writing a name; what of it reaches the server."""
-    study, said = make_study(), ""
+    study, said = released_study(), ""
 
     def app(message: Message, context: Context) -> Message:
         return Message(Error(1, said), reply_to=message)
 
     attacked.app = app
-    attacked.approve(study)
     arrived = []
     for how, text in _NAMES.items():
         said = text

@@ -2,33 +2,29 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from tests.attacks.result import Result
-from tests.attacks.rig import Rig, make_study, rig, seed_network
-from tests.attacks.trap import one_step
+from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
 
 ADVERSARY = "the study's settings"
 _ROUNDS_A_DAY = 3
 
 
 def without_privacy(attacked: Rig) -> Result:
-    """A private study once, then one of the same name without privacy."""
-    private = make_study(network={"norm": "group"}, privacy={"noise_multiplier": 1.5, "sample_rate": 0.1})
-    attacked.approve(private)
-    answer = attacked.ask("train", private, seed_network(private), run="trial-00000001")
-    result = one_step(attacked)
+    """A private study, then one of the same name without privacy."""
+    private, plain = released_study("private"), released_study()
     name = "a private study without privacy"
-    if answer.code:
-        return replace(result, name=name, learnt=0, wrong=0, note=f"the private round itself: {answer.code}")
-    return replace(result, name=name, adversary=ADVERSARY)
+    attacked.ask("train", private, seed_network(private), run="trial-00000001")
+    answer = attacked.ask("train", plain, seed_network(plain), run="trial-00000002")
+    return Result(name, ADVERSARY, "an update without noise", int(not answer.code), 0, 1, answer.code)
 
 
 def _allowed(attacked: Rig) -> int:
     """How many more rounds of training are answered, of twice as many as a day allows."""
-    study = make_study()
-    attacked.approve(study)
+    study = released_study()
     numbers = range(1, 2 * _ROUNDS_A_DAY + 1)
     return sum(not attacked.ask("train", study, seed_network(study), round_number=n).code for n in numbers)
 
@@ -74,15 +70,19 @@ def restored(attacked: Rig) -> Result:
 
 
 def replayed(attacked: Rig) -> Result:
-    """One message three times; of each but the first the answer is one too many."""
-    study = make_study()
-    attacked.approve(study)
-    again = 0
+    """One message three times: answers that differ from the first one."""
+    study = released_study()
     first = attacked.ask("train", study, seed_network(study))
-    for _ in range(2):
-        again += not attacked.repeat().code
-    return Result(
-        "a message sent again", "a message of before", "answers", again, 0, 2, first.code or attacked.first_code
+    answers = [attacked.repeat() for _ in range(2)]
+    other = sum(not _is_same(first, answer) for answer in answers if not answer.code)
+    return Result("a message sent again", "a message of before", "other answers", other, 0, 2, attacked.first_code)
+
+
+def _is_same(one: Answer, other: Answer) -> bool:
+    return one.metrics == other.metrics and all(
+        np.array_equal(array, other.arrays[record][name])
+        for record, arrays in one.arrays.items()
+        for name, array in arrays.items()
     )
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.shortcuts import embed
 from pipeline.examples import Example, Examples
 from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
 from tests.attacks.result import Result, compare
-from tests.attacks.rig import Answer, Refused, Rig, make_study, rig, seed_network
+from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network
 from tests.attacks.trap import AGES, SEX_STEP, blind, row_of
 
 ADVERSARY = "the weights, thresholds and discriminants of its questions"
@@ -108,7 +108,6 @@ def thresholds(attacked: Rig, setting: Setting, name: str, between: Callable[[],
     code = ""
     while attacked.asked < _MOST and any(ruler.widest() for ruler in rulers):
         study, run, model = setting(attacked.asked)
-        attacked.approve(study)
         asked = {ruler.label: (ruler.widest() * 2 or [AGES.start + 1] * 2)[:2] for ruler in rulers}
         answer = attacked.ask("evaluate.test", study, model, config=_deployed(asked), run=run)
         if answer.code:
@@ -138,7 +137,7 @@ def _deployed(asked: Mapping[str, Sequence[int]]) -> dict[str, float]:
 
 
 def one_run(attacked: Rig) -> Result:
-    study = make_study()
+    study = released_study()
     model = ruler_network(study)
     return thresholds(attacked, lambda _: (study, "trial-0123abcd", model), "thresholds, one run")
 
@@ -147,7 +146,7 @@ def many_runs(attacked: Rig) -> Result:
     """Each question in a study, a run and of a model of its own, and a month after the last."""
 
     def setting(number: int) -> tuple[Study, str, SeverityNetwork]:
-        study = make_study(study={"name": f"trial-{number // 5}"})
+        study = released_study()
         model = ruler_network(study)
         with torch.no_grad():
             model.head.bias += number * 1e-7
@@ -170,11 +169,10 @@ def features_of(study: Study, model: SeverityNetwork, patients: Sequence[Patient
 
 def discriminants(attacked: Rig) -> Result:
     """Bisect one feature of the scans by how many patients fall to each of 32 made-up sites."""
-    study = make_study()
+    study = released_study()
     model = seed_network(study)
     truth = np.sort(features_of(study, model, attacked.hospital.of("test"), attacked.hospital)[:, 0])
     what = "a feature of the scan to 1/1000 of its spread"
-    attacked.approve(study)
     edges, low_high = [0.0, 64.0], 64.0
     shares: dict[float, int] = {0.0: len(truth), 64.0: 0}  # patients at or above
     code = ""
@@ -223,12 +221,11 @@ def _steps(cuts: Sequence[float], features: int) -> NDArray[np.float32]:
 
 def one_patient_more(attacked: Rig) -> Result:
     """Means of features over N patients, and over N + 1."""
-    study = make_study()
+    study = released_study()
     model = seed_network(study)
     new = draw_patients(99, {"train": 1})[0]
     name, what = "means before and after one patient", "all features of the scan"
     try:
-        attacked.approve(study)
         before = attacked.must("evaluate.embed", study, model)
         attacked.hospital = with_patient(attacked.hospital, new)
         after = attacked.must("evaluate.embed", study, model)

@@ -4,12 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+from tests.attacks.score import Score
+
 
 @dataclass(frozen=True)
 class Result:
-    """`learnt`: patients of whom the adversary knows something exactly; `wrong`: claims that are not true; `of`: all.
+    """What came of an attack.
 
-    `what`: what was learnt of each. `stopped_by`: the first code that the hospital answered in place of data, or "".
+    `adversary`: what the hostile server chooses. `what`: what it seeks of each patient. `learnt`: claims that are
+    right; `wrong`: claims that are not; `of`: all there is. `by_chance`: right claims that guessing gives, 0 where it
+    gives none. `stopped_by`: the first code that the hospital answered in place of data, or "". `is_learnt`: whether
+    more is right than guessing gives.
     """
 
     name: str
@@ -20,6 +25,28 @@ class Result:
     of: int
     stopped_by: str = ""
     note: str = ""
+    by_chance: float = 0.0
+    guessed: bool = False  # what is right is no more than guessing gives
+
+    @property
+    def is_learnt(self) -> bool:
+        return self.learnt > 0 and not self.guessed
+
+    @classmethod
+    def scored(cls, name: str, adversary: str, what: str, scored: Score, *, note: str = "") -> "Result":
+        """Of an attack that always answers."""
+        more = f"{note}; p = {scored.p:.2f}" if note else f"p = {scored.p:.2f}"
+        return cls(
+            name,
+            adversary,
+            what,
+            scored.right,
+            scored.wrong,
+            scored.of,
+            note=more,
+            by_chance=scored.by_chance,
+            guessed=not scored.is_learnt,
+        )
 
 
 Attack = Callable[[], Result]

@@ -1,14 +1,16 @@
 """A hospital behind its real gateway, a server that may send anything, and a node that answers with the real app.
 
-Two places are the rig's alone, so that attacks need not know of them: `Rig.approve`, where the hospital takes a study,
-and `Rig.ask`, where a message is made.
+The hospital has approved what the template of site.toml approves and nothing else: the release's own studies. They
+run with small scans and the smallest network (`released_study`); all other settings are the release's.
 """
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,11 +23,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
 from federation.allowed import Kind
+from federation.approval.presets import presets
+from federation.approval.studies import StudyApprovals
 from federation.gateway.objects import object_id
 from federation.rounds.client_app import app as own_app
 from federation.rounds.packing import pack
 from federation.study import Study
-from models.network import SeverityNetwork, build_network
+from models.network import NetworkSettings, SeverityNetwork, build_network
+from pipeline.train import TrainSettings
 from tests.attacks.cohort import PREPROCESSING, Hospital, make_hospital
 from tests.federation.gateway.fake_server import NODE_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import record_of
@@ -35,13 +40,43 @@ App = Callable[[Message, Context], Message]
 _WAIT_SECONDS = 300.0
 
 
-def make_study(**tables: Mapping[str, Any]) -> Study:
-    """The smallest network on the cohort's tensors; `tables` change what study.toml says."""
+class AnyStudy(Study):
+    """A study as a hostile server may write it: networks and training that this release no longer takes."""
+
+    network: NetworkSettings = NetworkSettings()  # type: ignore[assignment]
+    training: TrainSettings = TrainSettings()  # type: ignore[assignment]
+
+
+_SMALL = {"architecture": "resnet10", "widen_factor": 0.0625}  # the smallest network, so that attacks take seconds
+
+
+def any_study(**tables: Mapping[str, Any]) -> AnyStudy:
+    """A study of the server's own; `tables` change what study.toml says."""
+    return AnyStudy.model_validate(_small(tables))
+
+
+def own_study(**tables: Mapping[str, Any]) -> Study:
+    """As `any_study`, within the bounds that this release sets to every study."""
+    return Study.model_validate(_small(tables))
+
+
+def _small(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     study = {"name": "trial", "rounds": 20, "sites": 1, "quorum": 1, **tables.get("study", {})}
-    network = {"architecture": "resnet10", "widen_factor": 0.0625, **tables.get("network", {})}
+    network = {**_SMALL, **tables.get("network", {})}
     others = {name: table for name, table in tables.items() if name not in ("study", "network")}
-    preprocessing = PREPROCESSING.model_dump()
-    return Study.model_validate({"study": study, "network": network, "preprocessing": preprocessing, **others})
+    return {"study": study, "network": network, "preprocessing": PREPROCESSING.model_dump(), **others}
+
+
+def released_study(preset: str = "study", *, seed: int = 1) -> Study:
+    """One of the release's own studies, with small scans and the smallest network, and else as it is.
+
+    The name, the seed and how many sites take part are the server's to choose for every study.
+    """
+    study = presets()[preset].model_dump()
+    study["study"] |= {"name": "trial", "seed": seed, "seeds": (), "sites": 1, "quorum": 1}
+    return Study.model_validate(
+        {**study, "network": {**study["network"], **_SMALL}, "preprocessing": PREPROCESSING.model_dump()}
+    )
 
 
 @dataclass
@@ -100,6 +135,7 @@ class Rig:
     @contextmanager
     def running(self) -> Iterator["Rig"]:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, NODE_ID, 1
+        self._approve_released()
         clock = time.time
         failure: Exception | None = None
         before = os.environ.get("FEDTHORAX_SITE_DIR")
@@ -119,8 +155,14 @@ class Rig:
             if before is not None:
                 os.environ["FEDTHORAX_SITE_DIR"] = before
 
-    def approve(self, study: Study) -> None:
-        """The hospital approves the study, as one that was shown to it. Today there is nothing to approve."""
+    def _approve_released(self) -> None:
+        """What site.toml approves by name, in its small form (`released_study`), whose digest is another."""
+        for preset in self.hospital.site.settings.gateway.studies:
+            self.talk_into(released_study(preset))
+
+    def talk_into(self, study: Study) -> None:
+        """The hospital approves a study that is none of the release's own."""
+        StudyApprovals(self.hospital.site).approve(study.model_dump_json(), by="the hospital")
 
     def pass_time(self, *, days: float) -> None:
         """Let days go by, as the gateway sees its clock."""
@@ -232,5 +274,15 @@ def rig(
     """A new hospital and its gateway, in a temporary folder; `settings`: lines of site.toml, and what replaces them."""
     with TemporaryDirectory(prefix="attack-") as folder:
         hospital = make_hospital(Path(folder) / "site", seed=seed, settings=settings, patients=patients)
+        (gateway := hospital.site.folder / "gateway").mkdir(exist_ok=True, mode=0o700)
+        (gateway / "schemas").symlink_to(_schemas())  # each takes seconds; they hold nothing of a hospital
         with Rig(hospital).running() as made:
             yield made
+
+
+@cache
+def _schemas() -> Path:
+    """A folder in which all hospitals of this process keep the schemas of studies."""
+    folder = TemporaryDirectory(prefix="attack-schemas-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)

@@ -15,7 +15,7 @@ from federation.study import Study
 from models.network import SeverityNetwork
 from pipeline.train import epoch_batches
 from tests.attacks.result import Result, compare
-from tests.attacks.rig import Answer, Refused, Rig, make_study, rig, seed_network
+from tests.attacks.rig import Answer, Refused, Rig, own_study, rig, seed_network
 from tests.attacks.trap import influence
 
 ADVERSARY = "the seed's own weights in each of many late rounds, and the order of patients"
@@ -32,7 +32,6 @@ def late_rounds(study: Study, count: int) -> range:
 
 def ask_all(attacked: Rig, study: Study, model: SeverityNetwork) -> dict[int, Answer]:
     """The answers of many late rounds to one and the same model. Raises Refused."""
-    attacked.approve(study)
     return {number: attacked.must("train", study, model, round_number=number) for number in late_rounds(study, ROUNDS)}
 
 
@@ -131,8 +130,8 @@ def from_running_means(attacked: Rig, study: Study, name: str) -> Result:
 
 def attacks() -> Iterator[Result]:
     """Each on a hospital of its own."""
-    plain = make_study(study={"rounds": 1000}, training={"learning_rate": 1e-3, "augment": False})
-    usual = make_study(study={"rounds": 1000}, training={"learning_rate": 1e-3})
+    plain = own_study(study={"rounds": 1000}, training={"learning_rate": 1e-3, "augment": False})
+    usual = own_study(study={"rounds": 1000}, training={"learning_rate": 1e-3})
     few = {"train": PATIENTS, "validation": 24, "test": 40}
     for study, how in ((plain, "without augmentation"), (usual, "default training")):
         with rig(patients=few) as attacked:

@@ -1,0 +1,75 @@
+"""Before and after one patient joined: means over N patients and over N + 1, from two runs.
+
+The first question is about the seed's model. The second one is about nearly the same model in another run, for it would
+otherwise get the first answer again. How a scan looks (51 numbers) does not depend on a model at all.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from federation.allowed import LOOKS
+from pipeline.evaluation.shortcuts import looks
+from pipeline.examples import Example, Examples
+from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
+from tests.attacks.result import Result
+from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network
+from tests.attacks.score import HOSPITALS, from_matrix
+
+HOLDS = "two questions about nearly the same model"
+NAME = "one patient more: means of looks before and after"
+_CLOSE = 0.25  # of a number's spread over the patients
+_PATIENTS = 40
+Vector = NDArray[np.float64]
+
+
+def looks_of(hospital: Hospital, patients: Sequence[Patient]) -> Vector:
+    """The truth, shape (patients, looks)."""
+    tensors, everybody = hospital.site.cohort_folder / "tensors", list(hospital.patients)
+    names = [f"{everybody.index(patient):05d}.npy" for patient in patients]
+    found: Vector = looks(Examples([Example(tensors / name, None, None, None, None) for name in names]))
+    return found
+
+
+def claimed_looks(attacked: Rig, new: Patient) -> Vector:
+    """What the difference of two answers tells of the new patient. Raises Refused."""
+    study = released_study()
+    model = seed_network(study)
+    attacked.must("train", study, model, run="joined-1")
+    before = attacked.must("evaluate.embed", study, model, run="joined-1")
+    attacked.hospital = with_patient(attacked.hospital, new)
+    with torch.no_grad():
+        model.head.bias += 1e-6
+    attacked.must("train", study, model, run="joined-2", round_number=2)
+    after = attacked.must("evaluate.embed", study, model, run="joined-2")
+    return _total(after) - _total(before)
+
+
+def _total(answer: Answer) -> Vector:
+    total: Vector = answer.arrays["looks"]["mean"].astype(np.float64) * answer.metrics["num-examples"]
+    return total
+
+
+def before_and_after(seeds: Sequence[int]) -> Result:
+    """How many of the 51 numbers are known to a quarter of their spread, against other hospitals' new patients."""
+    claims, truths, spreads = [], [], []
+    for seed in seeds:
+        with rig(seed=seed, patients={"train": _PATIENTS, "validation": 24, "test": 40}) as attacked:
+            new = draw_patients(1000 + seed, {"train": 1})[0]
+            try:
+                claims.append(claimed_looks(attacked, new))
+            except Refused as refused:
+                return Result(NAME, HOLDS, "looks of its scan", 0, 0, LOOKS, refused.code)
+            truths.append(looks_of(attacked.hospital, [new])[0])
+            spreads.append(looks_of(attacked.hospital, attacked.hospital.of("train")).std(axis=0))
+    spread = np.mean(spreads, axis=0)
+    close = [[int((np.abs(claim - truth) <= _CLOSE * spread).sum()) for truth in truths] for claim in claims]
+    scored = from_matrix(np.array(close), claimed=len(seeds) * LOOKS, of=len(seeds) * LOOKS)
+    return Result.scored(NAME, HOLDS, "looks of its scan", scored, note="4 messages to each hospital")
+
+
+def attacks() -> Iterator[Result]:
+    """On hospitals that the decoder never saw."""
+    yield before_and_after(range(201, 201 + HOSPITALS))

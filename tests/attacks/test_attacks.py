@@ -1,0 +1,84 @@
+"""A fast part of `make attack`: an attack of each kind against the real gateway, and what they may learn."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from tests.attacks import codes, gate, joined, questions
+from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
+from tests.attacks.known import KNOWN
+from tests.attacks.result import Result
+from tests.attacks.rig import released_study, rig, seed_network
+from tests.attacks.score import from_matrix, score
+from tests.attacks.trap import Trap, any_study, keys, one_step, trap_network
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_repeatable() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+
+
+def test_the_first_attacks_are_stopped() -> None:
+    """Each message as it was before there were guards, at one hospital."""
+    with rig() as attacked:
+        results = [one_step(attacked), questions.one_run(attacked)]
+        results += [questions.discriminants(attacked), questions.one_patient_more(attacked)]
+        results.append(codes.names_as_codes(attacked))
+    assert not unknown(results)
+    assert all(result.stopped_by for result in results)
+
+
+def test_trap_weights_are_stopped_in_a_released_study() -> None:
+    study = released_study()
+    trap = trap_network(
+        any_study(network={"tabular_features": 8}), [key - 0.5 for key in keys()[:8]], Trap(1e-6, (1, 0))
+    )
+    with rig() as attacked:
+        answer = attacked.ask("train", study, trap)
+        assert answer.code == "E_MODEL_FIRST"
+        assert not attacked.ask("train", study, seed_network(study)).code
+
+
+def test_an_order_of_patients_blurs_gates() -> None:
+    """With one order for all gates most patients would be read; see `order_seed`."""
+    with rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:
+        truth = [gate.row(*patient.row) for patient in attacked.hospital.of("train")]
+        claims = gate.read(attacked, released_study(), gate.BANDS[::2], gate.Way())
+    assert score([claims], [truth]).right < 0.75 * len(truth)
+
+
+def test_a_chance_baseline_takes_guesses_away() -> None:
+    rng = np.random.default_rng(1)
+    guesses = from_matrix(rng.integers(20, 30, (5, 5)), claimed=200, of=200)
+    assert not guesses.is_learnt
+    known = from_matrix(np.full((5, 5), 20) + 10 * np.eye(5, dtype=int), claimed=200, of=200)
+    assert known.is_learnt
+    assert (known.right, known.by_chance) == (150, 100)
+
+
+def test_each_claim_counts_once() -> None:
+    found = score([["a", "a", "b"], ["c"]], [["a", "b"], ["b"]])
+    assert (found.right, found.wrong, found.of) == (2, 2, 3)
+
+
+def test_what_is_learnt_and_not_named_fails() -> None:
+    new = Result("a new attack", "everything", "names", 1, 0, 1)
+    old = Result(joined.NAME, joined.HOLDS, "looks", 1, 0, 1)
+    assert unknown([new, old]) == [new]
+    assert "**not stopped**" in table([new])
+    assert KNOWN[joined.NAME] in table([old])
+
+
+def test_the_page_has_a_table_of_all_known_limits() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    written = page.partition(BEGIN)[2].partition(END)[0]
+    assert all(name in written and reason in written for name, reason in KNOWN.items())
+    assert with_table(page, []).count(BEGIN) == 1
