@@ -820,6 +820,17 @@ ROUNDS_A_DAY = Reason(
     "this site has taken part in {allowed} rounds within 24 hours, as many as it allows",
     "Wait, or raise max_rounds_a_day in [gateway] of site.toml.",
 )
+ROUNDS_A_MONTH = Reason(
+    "E_ROUNDS_A_MONTH",
+    "this site has taken part in {allowed} rounds within 31 days, as many as it allows",
+    "Wait, or raise max_rounds_a_month in [gateway] of site.toml.",
+)
+COHORT_ALMOST_SAME = Reason(
+    "E_COHORT_ALMOST_SAME",
+    "statistics of almost the same training patients were told before: their difference would tell of single patients",
+    "Nothing is to be done: they are told again once min_patients patients have joined or left since. The study goes "
+    "on without this site's statistics.",
+)
 PRIVACY_REQUIRED = Reason(
     "E_PRIVACY_REQUIRED",
     "this site takes part only in studies with differential privacy",

@@ -80,9 +80,10 @@ class GatewayTable(BaseModel, extra="forbid"):
     max_local_epochs: int = Field(default=10, ge=1)
     max_batch_size: int = Field(default=64, ge=1)
     min_batch_size: int = Field(default=4, ge=2)  # patients that a training step mixes
-    min_local_steps: int = Field(default=2, ge=1)  # training steps that a round mixes
+    min_local_steps: int = Field(default=4, ge=1)  # training steps that a round mixes
     require_augmentation: bool = True  # scans are changed at random in training
     max_rounds_a_day: int = Field(default=500, ge=1)
+    max_rounds_a_month: int = Field(default=2000, ge=1)  # in 31 days
     max_missed_rounds: int = Field(default=5, ge=0)  # rounds that this site may miss and still accept the next model
     max_questions_a_month: int = Field(default=100, ge=0)  # answers about models, of all runs together, in 31 days
     max_update: float = Field(default=2.0, gt=0)  # length of an update, in lengths of the weights that came in

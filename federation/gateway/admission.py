@@ -4,7 +4,7 @@ Brings together `lineage` (where a model comes from), `questions` (how often it 
 `calibration_answers` (at which thresholds). Everything here reads and writes files: call it in a thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from federation.allowed import TRAINING, Kind
 from federation.gateway.first_model import MODEL_RECORDS, told
 from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, Content, ReadChunk
-from federation.gateway.questions import QUESTIONS, KeptAnswer, Question, Questions
+from federation.gateway.questions import EMBED, QUESTIONS, KeptAnswer, Question, Questions
 from federation.gateway.schema import Schema, first_model_of
 from federation.rounds.calibration_answers import Answer, check_settings, from_record
 from federation.rounds.replies import CALIBRATIONS, EXAMPLES
@@ -33,20 +33,21 @@ class Asked:
     round: int
     content: Content
     settings: Mapping[str, float]
+    cohort: Collection[str]  # digests of the training patients
 
 
 class Admission:
     """The models and questions of a site. `folder`: SITE_DIR/gateway."""
 
-    def __init__(self, folder: Path, limits: GatewayTable) -> None:
-        self._folder, self._limits = folder, limits
+    def __init__(self, folder: Path, limits: GatewayTable, *, min_patients: int) -> None:
+        self._folder, self._limits, self._min_patients = folder, limits, min_patients
         self._questions = Questions(folder / "answers", a_month=limits.max_questions_a_month)
 
     def earlier(self, asked: Asked, *, can_calibrate: bool) -> KeptAnswer | None:
         """The answer to the same question, if it left before; None where the question is new and may be answered.
 
         `can_calibrate`: whether the site has enough validation patients. Raises Refusal: E_ASKED_ALREADY,
-        E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_THRESHOLDS.
+        E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_COHORT_ALMOST_SAME, E_THRESHOLDS.
         """
         if asked.kind not in QUESTIONS:
             return None
@@ -55,6 +56,8 @@ class Admission:
         if kept is not None:  # a head is too large to keep: the node fits the same one again
             return None if asked.kind in TRAINING else kept
         self._questions.check_budget(question, asked.schema.questions)
+        if asked.kind == EMBED:
+            self._questions.check_cohort(asked.cohort, min_patients=self._min_patients)
         if asked.settings:
             own = self._questions.figures_of(question.model, "evaluate.calibrate")
             answers = _answers(asked.content, own, can_calibrate=can_calibrate)
@@ -78,7 +81,7 @@ class Admission:
             is_model = asked.kind in TRAINING
             arrays = {} if is_model else told(reply.arrays)
             kept = {} if is_model else {id: read(id) for id in reply.chunks()}
-            self._questions.keep(_question(asked), KeptAnswer(figures, arrays, kept))
+            self._questions.keep(_question(asked), KeptAnswer(figures, arrays, kept), asked.cohort)
         if asked.kind == "train":
             model = _model(asked, lambda chunk: (chunks / chunk).read_bytes())
             self._lineage(asked).accept(asked.round, model, chunks)

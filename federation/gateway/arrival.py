@@ -27,8 +27,8 @@ from federation.gateway import inbound
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.metadata import checked_metadata, run_for_node
 from federation.gateway.objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
-from federation.gateway.patients import count_patients
-from federation.gateway.questions import KeptAnswer
+from federation.gateway.patients import count_patients, training_patients
+from federation.gateway.questions import EMBED, KeptAnswer
 from federation.gateway.reply import bare_message
 from federation.gateway.schema import TRAINING, Schema, schema_of
 from federation.gateway.spool import Spool
@@ -79,6 +79,7 @@ class Task:
     small: Mapping[str, bytes] = field(default_factory=dict)
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
     deliveries: int = 0  # to the node
+    cohort: frozenset[str] = frozenset()  # digests of the training patients, as the task came in
     earlier: KeptAnswer | None = None  # to the same question
     epsilon: float | None = None  # of the run so far at this site, if its study is private
     offered_at: float = 0.0  # to the node, by the monotonic clock
@@ -135,7 +136,8 @@ class Task:
         assert self.run is not None and self.round is not None
         settings = inbound.deployed_settings(self.content.configs["config"])
         kind = inbound.task_kind(self.kind)
-        return Asked(self.run.name, self.run.study, self.run.schema, kind, self.round, self.content, settings)
+        run = self.run
+        return Asked(run.name, run.study, run.schema, kind, self.round, self.content, settings, self.cohort)
 
     def answerable(self) -> Message:
         """As Flower's class, without content: what a reply refers to."""
@@ -149,15 +151,15 @@ class Arrivals:
         self._site, self._upstream, self._spool = site, upstream, spool
         self._approvals, self._ledger = approvals, ledger
         self._studies = StudyApprovals(site)
-        self._admission = Admission(spool.folder, site.settings.gateway)
+        self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None
 
     async def examine(self, task: Task) -> None:
         """Look at everything of a task but the data of its arrays, and fill the task in.
 
         Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED, E_TASK_DAMAGED,
-        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of
-        `check_and_spend`.
+        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier`
+        and of `check_and_spend`.
         """
         task.kind = kind = inbound.task_kind(task.message.metadata.message_type)
         task.run = await self._run_of(task)
@@ -174,13 +176,16 @@ class Arrivals:
         task.round, head = inbound.check_config(task.content.configs["config"], kind)
         if not await asyncio.to_thread(self._ledger.contains, head):
             raise Refusal(reasons.LEDGER_CUT, line=head.lines)
+        if kind == EMBED:
+            task.cohort = await asyncio.to_thread(training_patients, self._site)
         can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients
         earlier = functools.partial(self._admission.earlier, task.asked(), can_calibrate=can_calibrate)
         if (kept := await asyncio.to_thread(earlier)) is not None:
             task.earlier = kept
             return
         if kind in TRAINING:
-            self._spool.count_round(self._site.settings.gateway.max_rounds_a_day)
+            limits = self._site.settings.gateway
+            self._spool.count_round(limits.max_rounds_a_day, limits.max_rounds_a_month)
         self._spool.check_privacy(schema.name, is_private=schema.private_round is not None)
         if kind == "train" and (planned := schema.private_round):
             spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)

@@ -69,7 +69,7 @@ class Exchange:
         self._arrivals = Arrivals(site, upstream, approvals, ledger, spool)
         self._departures = Departures(upstream, spool.going_out.get)
         self._policy = policy_digest(site.settings)
-        self._admission = Admission(spool.folder, site.settings.gateway)
+        self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._task: Task | None = None
         self._reply: Reception | None = None
         self._arrival: asyncio.Task[bool] | None = None

@@ -19,7 +19,9 @@ from federation.gateway.objects import ArrayHead, object_id
 from federation.rounds.buffers import MEAN, VARIANCE, is_buffer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from models.network import SeverityNetwork
 
 MODEL_RECORDS = ("arrays", "buffers")
 Heads = Mapping[str, Mapping[str, ArrayHead]]
@@ -73,30 +75,47 @@ def heads_of(content: Mapping[str, Mapping[str, Sequence[Any]]]) -> Heads:
     }
 
 
-# How far a tensor may move in a round: `share` of its root mean square (now or at the seed, whichever is larger), or
-# `floor` where that is more. Twice what training moved at one hospital of 60 and of 400 synthetic patients with the
-# default study; docs/one-reply.md has the measurement.
-_CONVOLUTION = (0.7, 0.0)
-_FIRST_CONVOLUTION = (2.5, 0.0)
-_NORM_SCALE = (0.12, 0.0)
-_NORM_SHIFT = (0.0, 0.1)  # zero at the seed
-_HEAD_WEIGHT, _HEAD_BIAS = (3.0, 0.0), (0.0, 0.25)
-_OTHER = (0.7, 0.05)
-_RUNNING_MEAN, _RUNNING_VARIANCE = (4.0, 6.0), (16.0, 16.0)
-_FIXED = (0.0, 0.0)
+class Bound(NamedTuple):
+    """How far a tensor may move in a round, and how long it may become, as root mean squares.
+
+    In a round by `share` of its own (now or at the seed, whichever is larger), or by `floor` where that is more. It
+    becomes no longer than `times` its own at the seed, or than `longest` where that is more.
+    """
+
+    share: float
+    floor: float
+    times: float
+    longest: float
+
+
+# About twice what training did with the default study at one hospital of 60 to 400 synthetic patients, in a round and
+# over 20 rounds. docs/one-reply.md has the measurement.
+_CONVOLUTION = Bound(0.7, 0, 3, 0)
+_FIRST_CONVOLUTION = Bound(2.5, 0, 6, 0)
+_NORM_SCALE = Bound(0.12, 0, 2, 0)
+_NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
+_HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 1.3), Bound(0, 0.25, 0, 1.2)
+_OTHER = Bound(0.7, 0.05, 6, 0.6)
+_UNBOUNDED = 1e30  # running means and variances have no length that says something
+_RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, _UNBOUNDED)
+_FIXED = Bound(0, 0, 1, 0)
 _USUAL_RATE, _USUAL_EPOCHS = 0.05, 2
 
 
 class Part(NamedTuple):
-    """One tensor of a packed array: where it begins, its root mean square at the seed, how far it may move."""
+    """One tensor of a packed array, or a piece of it: where it begins, its root mean square at the seed, its bound.
+
+    `longest` is what the piece's root mean square may become.
+    """
 
     start: int
     rms: float
     share: float
     floor: float
+    longest: float
 
 
-def parts_of(network: "nn.Module", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
+def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
     """The tensors of each packed array of a network that is trained at this rate for so many epochs a round."""
     from federation.rounds.packing import group_of
 
@@ -106,23 +125,34 @@ def parts_of(network: "nn.Module", *, learning_rate: float, epochs: int) -> dict
     ends: dict[str, int] = {}
     for name, tensor in network.state_dict().items():
         group = group_of(name)
-        start = ends.get(group, 0)
-        ends[group] = start + tensor.numel()
-        share, floor = _bound(name, tensor) if name in learnt or is_buffer(name) else _FIXED
-        rms = float(tensor.double().square().mean().sqrt())
-        parts.setdefault(group, []).append(Part(start, rms, faster * share, faster * floor))
+        for piece, usual in _pieces(name, tensor, network.features):
+            start = ends.get(group, 0)
+            ends[group] = start + piece.numel()
+            bound = usual if name in learnt or is_buffer(name) else _FIXED
+            rms = float(piece.double().square().mean().sqrt())
+            longest = faster * max(bound.times * rms, bound.longest)
+            parts.setdefault(group, []).append(Part(start, rms, faster * bound.share, faster * bound.floor, longest))
     return parts
 
 
-def _bound(name: str, tensor: "Tensor") -> tuple[float, float]:
-    if name.startswith("head."):
-        return _HEAD_BIAS if name.endswith("bias") else _HEAD_WEIGHT
-    if name.endswith(MEAN):
-        return _RUNNING_MEAN
-    if name.endswith(VARIANCE):
-        return _RUNNING_VARIANCE
-    if name in ("backbone.conv1.weight", "backbone.encoder.conv1.weight"):
-        return _FIRST_CONVOLUTION
-    if tensor.ndim == 1:
-        return _NORM_SHIFT if name.endswith("bias") else _NORM_SCALE
-    return _CONVOLUTION if tensor.ndim > 2 else _OTHER
+def _pieces(name: str, tensor: "Tensor", features: int) -> "Iterator[tuple[Tensor, Bound]]":
+    """A tensor with its bound; the head's weights label by label, those on the scan apart from those on age and sex.
+
+    Large weights on age and sex alone would make an update a count of patients in a group.
+    """
+    if name == "head.weight":
+        for row in tensor:
+            yield row[:features], _HEAD_OF_SCAN
+            yield row[features:], _HEAD_OF_AGE_AND_SEX
+    elif name == "head.bias":
+        yield tensor, _HEAD_BIAS
+    elif name.endswith(MEAN):
+        yield tensor, _RUNNING_MEAN
+    elif name.endswith(VARIANCE):
+        yield tensor, _RUNNING_VARIANCE
+    elif name in ("backbone.conv1.weight", "backbone.encoder.conv1.weight"):
+        yield tensor, _FIRST_CONVOLUTION
+    elif tensor.ndim <= 1:
+        yield tensor, _NORM_SHIFT if name.endswith("bias") else _NORM_SCALE
+    else:
+        yield tensor, _CONVOLUTION if tensor.ndim > 2 else _OTHER

@@ -32,6 +32,7 @@ from models.refusal import Refusal
 from pipeline.durable import write_durably
 
 KEPT_RUNS = 16
+_ANY = np.inf
 _TASKS_A_ROUND = 2  # a round that was lost is asked again
 
 ReadFirst = Callable[[], Arrays]  # the seed's own model, worked out when it is needed
@@ -154,36 +155,37 @@ class Lineage:
                     if not self._counts_on(old, new, record, name):
                         return False
                     continue
-                moved, length = self._lengths(old, new, record, name)
-                if not (moved <= self._allowed(record, name, length, rounds)).all():  # nor is NaN
+                moved, before, after = self._lengths(old, new, record, name)
+                far, long = self._allowed(record, name, before, rounds)
+                if not ((moved <= far) & (after <= long)).all():  # nor is NaN
                     return False
         return True
 
-    def _lengths(self, old: Arrays, new: Arrays, record: str, name: str) -> tuple[NDArray, NDArray]:
-        """Of each tensor in an array, as root mean squares: how far it moved, and how long it was."""
+    def _lengths(self, old: Arrays, new: Arrays, record: str, name: str) -> NDArray:
+        """Of each tensor in an array, as root mean squares: how far it moved, how long it was and is; shape (3, n)."""
         spec = self._schema.model[record][name]
         starts = np.array([part[0] for part in self._schema.parts[name]], dtype=np.int64)
         sizes = np.diff([*starts, spec.length])
-        squares = np.zeros((2, len(starts)))
+        squares = np.zeros((3, len(starts)))
         at = 0
         for before, after in _both(old, new, record, name, spec):
-            wide = before.astype(np.float64)
+            wide = before.astype(np.float64), after.astype(np.float64)
             with np.errstate(over="ignore", invalid="ignore"):
-                change = after.astype(np.float64) - wide
-                for row, values in enumerate((change, wide)):
+                for row, values in enumerate((wide[1] - wide[0], *wide)):
                     _add_by_tensor(squares[row], starts, at, values * values)
-            at += len(wide)
-        moved, length = np.sqrt(squares / sizes)
-        return moved, length
+            at += len(before)
+        return np.sqrt(squares / sizes)
 
-    def _allowed(self, record: str, name: str, length: NDArray, rounds: int) -> NDArray:
-        """How far each tensor of an array may move in so many rounds, as root mean squares."""
-        _, at_seed, share, floor = np.array(self._schema.parts[name]).T
-        allowed = np.maximum(share * np.maximum(length, at_seed), floor)
+    def _allowed(self, record: str, name: str, length: NDArray, rounds: int) -> tuple[NDArray, NDArray]:
+        """How far each tensor of an array may move in so many rounds, and how long it may become."""
+        _, at_seed, share, floor, longest = np.array(self._schema.parts[name]).T
+        far = np.maximum(share * np.maximum(length, at_seed), floor)
         if record == "arrays":
             is_fixed = (share == 0) & (floor == 0)
-            allowed = np.where(is_fixed, 0, self._schema.server_factor * allowed + self._schema.server_step)
-        return rounds * allowed
+            step = np.where(is_fixed, 0, self._schema.server_step)
+            far, longest = self._schema.server_factor * far + step, longest + self._schema.rounds * step
+            longest = np.where(is_fixed, _ANY, longest)  # it may not move at all
+        return rounds * far, longest
 
     def _counts_on(self, old: Arrays, new: Arrays, record: str, name: str) -> bool:
         spec = self._schema.model[record][name]

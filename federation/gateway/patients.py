@@ -1,8 +1,10 @@
 """How many patients the site has, by split, label and group: over so many a figure can be, and no more."""
 
+import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -65,6 +67,16 @@ class Patients:
         if figure.group:
             return self.in_group.get((split, figure.label, value, figure.group), 0)
         return self.with_value.get((split, figure.label, value), 0)
+
+
+def training_patients(site: Site) -> frozenset[str]:
+    """The site's training patients as short digests, which never leave: to tell whether it is the same cohort."""
+    path = site.cohort_folder / "cohort.sqlite"
+    if not path.is_file():
+        return frozenset()
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as database:
+        rows = database.execute("SELECT pseudonym, tensor FROM patients WHERE split = 'train'").fetchall()
+    return frozenset(hashlib.sha256("|".join(row).encode()).hexdigest()[:16] for row in rows)
 
 
 def count_patients(site: Site) -> Patients:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ QUESTIONS: tuple[Kind, ...] = (
     "evaluate.embed",
     "evaluate.assign",
 )
+EMBED: Kind = "evaluate.embed"
 MONTH_SECONDS = 31 * 24 * 3600.0
 # Settings of a message that do not change what is asked.
 _AROUND = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
@@ -118,12 +119,25 @@ class Questions:
         if of_month >= self._a_month:
             raise Refusal(reasons.QUESTIONS_MONTH, allowed=self._a_month)
 
-    def keep(self, question: Question, answer: KeptAnswer) -> None:
-        """Write an answer down, before it leaves. Raises OSError, and it must not leave then."""
+    def check_cohort(self, cohort: Collection[str], *, min_patients: int) -> None:
+        """Whether means over these training patients may leave, `cohort` being their digests.
+
+        Raises Refusal E_COHORT_ALMOST_SAME where means over a cohort left that differs by fewer than `min_patients`.
+        """
+        for kept in self._all():
+            if kept["kind"] == EMBED and 0 < len(set(kept["cohort"]) ^ set(cohort)) < min_patients:
+                raise Refusal(reasons.COHORT_ALMOST_SAME)
+
+    def keep(self, question: Question, answer: KeptAnswer, cohort: Collection[str] = ()) -> None:
+        """Write an answer down, before it leaves; `cohort`: digests of the training patients that it is over.
+
+        Raises OSError, and it must not leave then.
+        """
         self._folder.mkdir(exist_ok=True, mode=0o700)
         content = {
             **asdict(question),
             "at": time.time(),
+            "cohort": sorted(cohort),
             "figures": dict(answer.figures),
             "arrays": dict(answer.arrays),
             "chunks": {id: base64.b64encode(chunk).decode() for id, chunk in answer.chunks.items()},

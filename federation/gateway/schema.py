@@ -129,7 +129,9 @@ class Schema:
         parts = self.parts.get(name, ())
         ends = [*(int(part[0]) for part in parts[1:]), self.arrays[name].length]
         return [
-            (int(start), end) for (start, _, share, floor), end in zip(parts, ends, strict=True) if share == floor == 0
+            (int(start), end)
+            for (start, _, share, floor, _), end in zip(parts, ends, strict=True)
+            if share == floor == 0
         ]
 
     @property

@@ -3,7 +3,7 @@
 SITE_DIR/gateway/in/, out/     objects by their ids, of the one task that is under way
 SITE_DIR/gateway/unanswered    that task, so that after a restart its failure can be told to the server
 SITE_DIR/gateway/schemas/      see `schema`
-SITE_DIR/gateway/rounds.json   when the rounds of the last 24 hours were let in
+SITE_DIR/gateway/rounds.json   when the rounds of the last 31 days were let in
 SITE_DIR/gateway/private.json  the names of studies that ran here with differential privacy
 SITE_DIR/gateway/models/       see `lineage`
 SITE_DIR/gateway/answers/      see `questions`
@@ -21,6 +21,7 @@ from federation import reasons
 from models.refusal import Refusal
 
 _DAY_SECONDS = 24 * 3600.0
+_MONTH_SECONDS = 31 * _DAY_SECONDS
 
 
 class Objects:
@@ -96,16 +97,18 @@ class Spool:
         if not is_private and study in known:
             raise Refusal(reasons.PRIVACY_DOWNGRADE)
 
-    def count_round(self, allowed: int) -> None:
-        """Count one more round of training. Raises Refusal E_ROUNDS_A_DAY, and counts nothing then."""
+    def count_round(self, a_day: int, a_month: int) -> None:
+        """Count one more round of training. Raises Refusal E_ROUNDS_A_DAY or E_ROUNDS_A_MONTH, and counts nothing."""
         now = time.time()
         try:
             known = [float(at) for at in json.loads(self._rounds.read_text())]
         except FileNotFoundError:
             known = []
-        recent = [at for at in known if now - _DAY_SECONDS < at]
-        if len(recent) >= allowed:
-            raise Refusal(reasons.ROUNDS_A_DAY, allowed=allowed)
+        recent = [at for at in known if now - _MONTH_SECONDS < at]
+        if sum(now - _DAY_SECONDS < at for at in recent) >= a_day:
+            raise Refusal(reasons.ROUNDS_A_DAY, allowed=a_day)
+        if len(recent) >= a_month:
+            raise Refusal(reasons.ROUNDS_A_MONTH, allowed=a_month)
         _write(self._rounds, json.dumps([*recent, now]).encode())
 
 

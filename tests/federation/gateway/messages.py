@@ -36,6 +36,7 @@ from pipeline.site import Site
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
 MIN_PATIENTS = 10
+LONG = 1e30  # how long a tensor may become
 ANYWHERE = 1e9  # how far a tensor may move where a test is not about that
 TASKS = 500
 MEAN, VARIANCE, COUNTER = (f"batch_norm.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked"))
@@ -119,7 +120,7 @@ def schema_for(
 
 def parts_for(schema: Schema, *, share: float) -> dict[str, list[list[float]]]:
     """The tensors of a schema's arrays, one in each, which may move by `share` of their length in a round."""
-    return {name: [[0, 1.0, share, 0.0]] for name in [*schema.arrays, *schema.buffers]}
+    return {name: [[0, 1.0, share, 0.0, LONG]] for name in [*schema.arrays, *schema.buffers]}
 
 
 def first_of(schema: Schema) -> Model:

@@ -395,7 +395,11 @@ def test_a_kinds_own_settings_are_of_their_type_and_range(kind: Kind, config: di
 
 
 SITE = SiteSettings.model_validate(
-    {"site": {"name": "north"}, "labels": {"file": "labels.csv"}, "gateway": {"max_local_epochs": 3}}
+    {
+        "site": {"name": "north"},
+        "labels": {"file": "labels.csv"},
+        "gateway": {"max_local_epochs": 3, "min_local_steps": 1},
+    }
 )
 
 
@@ -414,6 +418,28 @@ SITE = SiteSettings.model_validate(
 def test_local_steps_are_bounded_as_epochs_are(steps: int, patients: int, code: str) -> None:
     schema = schema_for(40, 4, epochs=1, steps=steps)
     assert code_of(inbound.check_bounds, "train", schema, SITE, patients) == code
+
+
+@pytest.mark.parametrize(
+    ("change", "patients", "code"),
+    [
+        ({}, 25, ""),
+        ({}, 24, ""),  # two epochs of three steps
+        ({}, 8, "E_SITE_LEAST"),  # two epochs of one step
+        ({"local_epochs": 1}, 25, "E_SITE_LEAST"),  # the last step of one patient joins the one before
+        ({"local_epochs": 1, "batch_size": 4}, 25, ""),
+        ({"batch_size": 3}, 60, "E_SITE_LEAST"),
+        ({"batch_size": 64}, 40, "E_SITE_LEAST"),  # each step over all patients
+        ({"local_steps": 2}, 60, "E_SITE_LEAST"),
+        ({"augment": False}, 60, "E_AUGMENTATION"),
+    ],
+)
+def test_a_round_mixes_enough_patients_and_steps(change: dict[str, Any], patients: int, code: str) -> None:
+    site = SiteSettings.model_validate({**SITE.model_dump(), "gateway": {}})
+    schema = replace(schema_for(40, 4, epochs=2), **change)
+    assert code_of(inbound.check_bounds, "train", schema, site, patients) == code
+    private = replace(schema, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))  # noise covers few patients and steps
+    assert code_of(inbound.check_bounds, "train", private, site, patients) == ""
 
 
 def test_local_epochs_and_batches_are_bounded() -> None:
@@ -451,10 +477,21 @@ def test_rounds_of_the_last_day_are_counted_over_restarts(tmp_path: Path, monkey
     now = 1_800_000_000.0
     monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
     for _ in range(3):
-        Spool(tmp_path / "gateway").count_round(3)
-    assert code_of(Spool(tmp_path / "gateway").count_round, 3) == "E_ROUNDS_A_DAY"
+        Spool(tmp_path / "gateway").count_round(3, 7)
+    assert code_of(Spool(tmp_path / "gateway").count_round, 3, 7) == "E_ROUNDS_A_DAY"
     now += 24 * 3600 + 1
-    assert code_of(Spool(tmp_path / "gateway").count_round, 3) == ""
+    assert code_of(Spool(tmp_path / "gateway").count_round, 3, 7) == ""
+
+
+def test_rounds_of_the_last_month_are_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
+    for _ in range(4):
+        Spool(tmp_path / "gateway").count_round(3, 4)
+        now += 24 * 3600 + 1
+    assert code_of(Spool(tmp_path / "gateway").count_round, 3, 4) == "E_ROUNDS_A_MONTH"
+    now += 30 * 24 * 3600
+    assert code_of(Spool(tmp_path / "gateway").count_round, 3, 4) == ""
 
 
 def test_what_was_on_its_way_is_deleted_and_the_task_remembered(tmp_path: Path) -> None:

@@ -12,15 +12,16 @@ from federation.gateway.lineage import KEPT_RUNS, Lineage
 from federation.gateway.schema import Schema
 from federation.rounds.packing import WEIGHTS
 from models.refusal import Refusal
-from tests.federation.gateway.messages import COUNTER, MEAN, Model, arrays_of, first_of, parts_for, schema_for
+from tests.federation.gateway.messages import COUNTER, LONG, MEAN, Model, arrays_of, first_of, parts_for, schema_for
 
 RNG = np.random.default_rng(5)
 SHARE = 0.5
+LONGEST = 10.0
 # Three tensors: the first may move by half of its length, the second by 0.1, the third not at all.
 PLAIN = schema_for(70_000, 8)
 PARTS = {
     **parts_for(PLAIN, share=SHARE),
-    WEIGHTS: [Part(0, 1.0, SHARE, 0.0), Part(40_000, 0.0, 0.0, 0.1), Part(69_000, 1.0, 0.0, 0.0)],
+    WEIGHTS: [Part(0, 1.0, SHARE, 0.0, LONGEST), Part(40_000, 0.0, 0.0, 0.1, LONG), Part(69_000, 1.0, 0.0, 0.0, 0.0)],
 }
 SCHEMA = replace(PLAIN, rounds=20, parts=PARTS, questions={"evaluate.test": 1})
 FIRST = first_of(SCHEMA)
@@ -144,6 +145,21 @@ def test_the_bound_is_held_against_the_last_model_and_not_the_first(site: Site) 
         model = moved(model, 0, 40_000, 0.9 * SHARE * rms(model, 0, 40_000))
     assert site.code(model, 6) == ""
     assert site.code(moved(FIRST, 0, 40_000, 0.01), 6) == "E_MODEL_DRIFT"
+
+
+def test_a_tensor_becomes_no_longer_than_it_may_however_slowly(site: Site) -> None:
+    model, number, length = FIRST, 0, 1.0
+    while length < 0.9 * LONGEST:
+        number += 1
+        site.train(model, number)
+        length *= 1 + 0.99 * SHARE
+        model = {**model, "arrays": {WEIGHTS: model["arrays"][WEIGHTS].copy()}}
+        model["arrays"][WEIGHTS][:40_000] *= np.float32(1 + 0.99 * SHARE)
+        if rms(model, 0, 40_000) > LONGEST:
+            break
+    assert site.code(model, number + 1) == ("E_MODEL_DRIFT" if rms(model, 0, 40_000) > LONGEST else "")
+    model["arrays"][WEIGHTS][:40_000] *= np.float32(1.01 * LONGEST / rms(model, 0, 40_000))
+    assert site.code(model, number + 1) == "E_MODEL_DRIFT"
 
 
 def test_a_site_may_miss_some_rounds_and_no_more(site: Site) -> None:

@@ -17,6 +17,7 @@ from federation.rounds.calibration_answers import to_record
 from federation.rounds.pooled_calibration import pooled, settings_of
 from federation.study import Study
 from models.refusal import Refusal
+from pipeline.cohort import Cohort, PatientRow
 from pipeline.site import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import Model, model, moments, record_of, schema_for, train_here
@@ -90,6 +91,21 @@ def test_a_month_has_its_number_of_questions_over_all_runs(tmp_path: Path, monke
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
 
 
+def test_means_over_a_cohort_with_some_patients_more_or_fewer_are_not_told(tmp_path: Path) -> None:
+    kept, before = Questions(tmp_path, a_month=100), {f"patient {number}" for number in range(30)}
+    kept.keep(replace(TEST, kind="evaluate.embed"), ANSWER, before)
+
+    def refused(cohort: set[str]) -> str:
+        return code(lambda: kept.check_cohort(cohort, min_patients=10))
+
+    assert refused(before) == ""
+    assert refused({*before, "new"}) == refused(before - {"patient 3"}) == "E_COHORT_ALMOST_SAME"
+    assert refused({*before - {f"patient {number}" for number in range(4)}, *"abcde"}) == "E_COHORT_ALMOST_SAME"
+    assert refused({*before, *"abcdefghij"}) == ""
+    kept.keep(replace(TEST, kind="evaluate.embed", model="later"), ANSWER, {*before, *"abcdefghij"})
+    assert refused({*before, *"abcdefghijk"}) == "E_COHORT_ALMOST_SAME"
+
+
 @pytest.mark.parametrize(
     ("evaluation", "tests", "heads"),
     [
@@ -158,6 +174,23 @@ def test_statistics_of_features_are_given_again_to_the_bit(bench: Bench) -> None
     for record, arrays in out.items():
         for name, array in arrays.items():
             assert again.content.array_records[record][name].numpy().tobytes() == array.tobytes()
+
+
+def test_the_gateway_notices_one_patient_more(bench: Bench) -> None:
+    first, out = trained_here(bench), moments(SCHEMA, RNG)
+    records = {record: record_of(arrays) for record, arrays in out.items()}
+    content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
+    with bench.node() as node:
+        bench.server.give(task_content(first), message_type="evaluate.embed")
+        work(node, lambda task: Message(content, reply_to=task))
+        wait_for_reply(bench.server)
+        wait_until_idle(bench)
+        with Cohort(bench.site) as cohort:
+            rows = [*cohort.patients(), PatientRow("newcomer", "train", "new.npy", 71.0, "M", True, True)]
+            cohort.replace(rows, [], [])  # type: ignore[arg-type]
+        bench.server.give(task_content(trained_here(bench)), message_type="evaluate.embed")
+        assert node.fetch() is None
+        assert wait_for_reply(bench.server, 2).error.reason == "E_COHORT_ALMOST_SAME"
 
 
 def test_another_audit_of_the_same_model_is_refused(bench: Bench) -> None:
