@@ -56,7 +56,7 @@ CONFIGS: dict[Kind, dict[str, Any]] = {"evaluate.test": {**DEPLOYED, "audit": Tr
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A site with a cohort, which lets histograms out. Leave it as it is."""
-    tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true"
+    tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true\nmin_local_steps = 1"
     site = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1, min_patients=3, tables=tables)
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
     write_cohort(site, at, patients=40, seed=1, settings=STUDY.preprocessing)
