@@ -12,6 +12,7 @@ LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "se
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0
+HEAD_RMS = 0.4  # of a label's weights on fixed features of age and sex, at most
 _BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
 
 
@@ -121,6 +122,7 @@ class SeverityNetwork(nn.Module):
         self.features = int(get_inplanes()[-1] * settings.widen_factor)  # that the backbone makes of a scan
         self.backbone = SlicesBackbone(resnet, self.features) if settings.is_slicewise else resnet
         self.age_band_years = settings.age_band_years
+        self.fixed = settings.tabular == "fixed"
         layer = nn.Linear(TABULAR, settings.tabular_features)
         if settings.tabular == "fixed":
             _fix_features(layer)
@@ -132,6 +134,18 @@ class SeverityNetwork(nn.Module):
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """`scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32."""
         return self.head(self.joined(scan, tabular)).float()
+
+    @torch.no_grad()
+    def hold_short(self) -> None:
+        """Shorten each label's weights on fixed features of age and sex to HEAD_RMS, after a training step.
+
+        A max-norm constraint (Srebro & Shraibman, COLT 2005). Without it a model with large weights there, which then
+        looks like any other, would make an update a count of patients by age and sex. Learnt features have no bound.
+        """
+        if self.fixed:
+            weights = self.head.weight[:, self.features :]
+            rms = weights.square().mean(dim=1, keepdim=True).sqrt()
+            weights.mul_((HEAD_RMS / rms.clamp(min=1e-12)).clamp(max=1.0))
 
     def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
         """What the head sees: the scan's features, then those of age and sex, shape (batch, features)."""

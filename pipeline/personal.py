@@ -34,6 +34,7 @@ def fit_head(network: SeverityNetwork, examples: Examples, *, penalty: float = P
         return loss
 
     optimiser.step(closure)
+    network.hold_short()
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ def train_privately(
                     group["lr"] = rate
                 drawn = draw(len(examples), privacy.sample_rate)
                 step(hooked, optimiser, examples, drawn, at_once=settings.batch_size, augment=augment)
+                network.hold_short()  # after the noise: it costs no privacy
     finally:
         hooked.to_standard_module()  # takes the hooks out, and each patient's gradients
 

@@ -157,6 +157,7 @@ def step(
             weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimiser.step()
+    network.hold_short()
     return float(loss.detach())
 
 

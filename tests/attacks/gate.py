@@ -184,7 +184,7 @@ def worst_study() -> Study:
     )
 
 
-LONGEST = 1.3  # `first_model.parts_of`, at the default learning rate and epochs
+LONGEST = 0.6  # `first_model.parts_of`, at the default learning rate and epochs
 SEEDS = range(101, 101 + HOSPITALS)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from models.network import LABELS, TABULAR, NetworkSettings, build_network, tabular
+from models.network import HEAD_RMS, LABELS, TABULAR, NetworkSettings, build_network, tabular
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 
@@ -81,3 +81,53 @@ def test_the_seed_fixes_the_weights_and_nothing_else_is_touched() -> None:
 def test_impossible_networks_are_refused_before_they_are_built(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         NetworkSettings.model_validate(wrong)
+
+
+# --- age and sex in a study's networks ---------------------------------------------------------------------
+
+FIXED = NetworkSettings.model_validate({**SMALL.model_dump(), "tabular": "fixed", "age_band_years": 5})
+
+
+def test_two_ages_of_one_band_are_the_same_to_the_network():
+    network = build_network(FIXED, seed=1).eval()
+    scan = torch.zeros(4, 2, 16, 16, 16)
+    ages = torch.tensor([tabular(age, "F") for age in (65, 69, 70, None)])
+    with torch.no_grad():
+        first, same, other, unknown = network(scan, ages)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(unknown, network(scan[:1], torch.tensor([tabular(60, "F")]))[0])
+
+
+def test_fixed_features_are_the_same_for_every_seed_and_are_not_learnt():
+    one, two = (build_network(FIXED, seed=seed) for seed in (1, 2))
+    for mine, other in zip(one.tabular.parameters(), two.tabular.parameters(), strict=True):
+        assert torch.equal(mine, other)
+        assert not mine.requires_grad
+
+
+def test_each_fixed_feature_is_active_for_many_ages():
+    network = build_network(FIXED.model_copy(update={"tabular_features": 16}), seed=1)
+    everybody = torch.tensor([tabular(age, sex) for age in range(20, 96) for sex in "FM"])
+    active = (network.tabular(everybody) > 0).float().mean(dim=0)
+    assert (active >= 0.3).all()
+
+
+def test_weights_on_age_and_sex_are_held_short_and_those_on_the_scan_left_alone():
+    network = build_network(FIXED, seed=1)
+    with torch.no_grad():
+        network.head.weight.fill_(3.0)
+        network.head.weight[1, network.features :] = 0.1
+    network.hold_short()
+    long, short = network.head.weight.detach()[:, network.features :]
+    assert long.square().mean().sqrt() == pytest.approx(HEAD_RMS)
+    assert torch.equal(short, torch.full_like(short, 0.1))
+    assert (network.head.weight[:, : network.features] == 3.0).all()
+
+
+def test_learnt_features_have_no_bound():
+    network = build_network(SMALL, seed=1)
+    with torch.no_grad():
+        network.head.weight.fill_(3.0)
+    network.hold_short()
+    assert (network.head.weight == 3.0).all()
