@@ -15,9 +15,9 @@ KNOWN: Mapping[str, str] = {
     ),
     "thresholds on the scan in the last layer, default settings": (
         "the update of a head on thresholds of a scan's measure depends on how many patients of which label lie above "
-        "each. At five hospitals this is not told from guessing at the level of this table. At simulated hospitals the "
-        "same decoder is right of 75 % of the patients where guessing is of 69 %, and passes the level in half of the "
-        "trials. What it tells are counts; augmentation and the batches blur them."
+        "each. Little is told: at simulated hospitals the decoder is right of 75 % of the patients where guessing is of "
+        "69 %, and passes the level of this table in half of the trials with five hospitals. "
+        "What it tells are counts; augmentation and the batches blur them."
     ),
     "one patient more: means of looks before and after": (
         "answers over two cohorts that differ by one patient tell how its scan looks (51 numbers, no image). "

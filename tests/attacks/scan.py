@@ -222,10 +222,17 @@ def fit(observed: Matrix, counts: Matrix) -> Decoder:
     return best
 
 
-def learn(pool: Pool, patients: int, kinds: Callable[[Simulated], NDArray[np.int64]], observe: Observe) -> Decoder:
+def learn(
+    pool: Pool,
+    patients: int,
+    kinds: Callable[[Simulated], NDArray[np.int64]],
+    observe: Observe,
+    *,
+    simulated: int = SIMULATED,
+) -> Decoder:
     """A decoder for hospitals of so many patients. `kinds`: the number of each patient's kind, from 0."""
     rng = np.random.default_rng(POOL_SEED)
-    hospitals = [simulate(pool, patients, rng) for _ in range(SIMULATED)]
+    hospitals = [simulate(pool, patients, rng) for _ in range(simulated)]
     found = [kinds(hospital) for hospital in hospitals]
     most = 1 + max(int(each.max()) for each in found)
     counts = np.stack([np.bincount(each, minlength=most) for each in found]).astype(np.float64)
