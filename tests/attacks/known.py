@@ -15,8 +15,8 @@ KNOWN: Mapping[str, str] = {
     ),
     "thresholds on the scan in the last layer, default settings": (
         "the update of a head on thresholds of a scan's measure depends on how many patients of which label lie above "
-        "each. Little is told: at simulated hospitals the decoder is right of 75 % of the patients where guessing is of "
-        "69 %, and passes the level of this table in half of the trials with five hospitals. "
+        "each. Little is told: at simulated hospitals the decoder is right of 75 % of the patients where guessing "
+        "is of 69 %, and passes the level of this table in half of the trials with five hospitals. "
         "What it tells are counts; augmentation and the batches blur them."
     ),
     "one patient more: means of looks before and after": (
