@@ -13,11 +13,24 @@ from pathlib import Path
 
 import torch
 
-from tests.attacks import capacity, codes, downgrade, drift, gate, head, joined, questions, tomography, trap
+from tests.attacks import (
+    capacity,
+    codes,
+    downgrade,
+    drift,
+    gate,
+    head,
+    joined,
+    moments,
+    questions,
+    scan_trap,
+    tomography,
+    trap,
+)
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
 
-MODULES = (trap, head, drift, tomography, gate, joined, questions, codes, downgrade, capacity)
+MODULES = (trap, head, drift, tomography, gate, scan_trap, moments, joined, questions, codes, downgrade, capacity)
 BEGIN, END = "<!-- begin: attacks -->", "<!-- end: attacks -->"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
 _HEADINGS = ("attack", "what the server holds", "learnt / wrong / of", "by chance", "stopped by")

@@ -184,12 +184,12 @@ def worst_study() -> Study:
     )
 
 
+SHORT = Way(growth=(3.0, 1.0, 1.0), longest=0.97 * HEAD_RMS)
 SEEDS = range(101, 101 + HOSPITALS)
 
 
 def in_released_study() -> Result:
-    way = Way(growth=(3.0, 1.0, 1.0), longest=0.97 * HEAD_RMS)
-    return head_gating(released_study(), way, name="head gating, default settings", holds=HOLDS, seeds=SEEDS)
+    return head_gating(released_study(), SHORT, name="head gating, default settings", holds=HOLDS, seeds=SEEDS)
 
 
 def with_a_long_head() -> Result:

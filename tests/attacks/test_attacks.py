@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attacks import codes, gate, joined, questions
+from tests.attacks import codes, gate, joined, questions, scan
 from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
@@ -47,12 +47,47 @@ def test_trap_weights_are_stopped_in_a_released_study() -> None:
         assert not attacked.ask("train", study, seed_network(study)).code
 
 
-def test_an_order_of_patients_blurs_gates() -> None:
-    """With one order for all gates most patients would be read; see `order_seed`."""
+def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
+    with (
+        rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked,
+        pytest.raises(Refused, match="E_MODEL_DRIFT"),
+    ):
+        gate.read(attacked, released_study(), gate.BANDS[:1], gate.Way())
+
+
+def test_gates_that_training_leaves_alone_read_few_patients() -> None:
+    """With long weights on age and sex, or one order of patients for all gates, most would be read."""
     with rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:
         truth = [gate.row(*patient.row) for patient in attacked.hospital.of("train")]
-        claims = gate.read(attacked, released_study(), gate.BANDS[::2], gate.Way())
-    assert score([claims], [truth]).right < 0.75 * len(truth)
+        claims = gate.read(attacked, released_study(), gate.BANDS[::2], gate.SHORT)
+    assert score([claims], [truth]).right < 0.5 * len(truth)
+
+
+def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
+    """Rounds later they are let in; `scan_trap` and `moments` measure what they tell then."""
+    study = released_study()
+    with rig() as attacked:
+        attacked.must("train", study, seed_network(study), round_number=1)
+        answers = [
+            attacked.ask("train", study, scan.scan_trap(study, gates=gates), round_number=2) for gates in ("bn1", "bn2")
+        ]
+    assert [answer.code for answer in answers] == ["E_MODEL_DRIFT"] * 2
+
+
+def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
+    """Else the attacks on them would show nothing."""
+    pool = scan.make_pool(scan.scan_trap(released_study(), gates="bn2"), gates="bn2")
+    assert np.corrcoef(pool.last.mean(axis=1), pool.measure)[0, 1] > 0.9
+    assert np.corrcoef(pool.first.mean(axis=1), pool.measure)[0, 1] > 0.9
+
+
+def test_a_decoder_reads_what_an_observation_tells() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(40, np.full(24, 1 / 24), size=1_000).astype(np.float64)
+    decoder = scan.fit(counts @ rng.normal(size=(24, 60)), counts)
+    blind = scan.fit(rng.normal(size=(1_000, 60)), counts)
+    assert decoder.gain > 0.9
+    assert blind.gain < 0.05
 
 
 def test_a_chance_baseline_takes_guesses_away() -> None:
