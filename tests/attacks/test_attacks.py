@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attacks import codes, gate, joined, questions, scan
+from tests.attacks import codes, gate, questions, scan
 from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
-from tests.attacks.rig import released_study, rig, seed_network
+from tests.attacks.rig import Refused, released_study, rig, seed_network
 from tests.attacks.score import from_matrix, score
 from tests.attacks.trap import Trap, any_study, keys, one_step, trap_network
 
@@ -106,10 +106,11 @@ def test_each_claim_counts_once() -> None:
 
 def test_what_is_learnt_and_not_named_fails() -> None:
     new = Result("a new attack", "everything", "names", 1, 0, 1)
-    old = Result(joined.NAME, joined.HOLDS, "looks", 1, 0, 1)
+    name = next(iter(KNOWN))
+    old = Result(name, "a study", "rows", 1, 0, 1)
     assert unknown([new, old]) == [new]
     assert "**not stopped**" in table([new])
-    assert KNOWN[joined.NAME] in table([old])
+    assert KNOWN[name] in table([old])
 
 
 def test_the_page_has_a_table_of_all_known_limits() -> None:
