@@ -52,7 +52,6 @@ HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's no
 # after 3 s. For so long the gateway asks in its stead.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3
-MAX_RUNTIME_SECONDS = 1e6
 
 log = logging.getLogger("fedthorax.gateway")
 
