@@ -20,7 +20,7 @@ from typing import Any
 from federation.processes.process import GUARD, free_port
 from federation.server.control import read_server_config
 from tests.chaos.network import Link
-from tests.e2e.conftest import Command, allow, enter, for_few_patients, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 
 Start = Callable[..., Command]
 NAMES = ("north", "south", "west", "east", "coast")
@@ -185,7 +185,7 @@ def federation(folder: Path, start: Start, names: Sequence[str]) -> Iterator[Fed
             site = here.site(name)
             ok("node", "init", site, "--from", hospital)
             for_few_patients(site)
-            ok("node", "ingest", site)
+            ingest(site)
             enter(site, folder / "server", name)
             settings = (site / "site.toml").read_text()
             (site / "site.toml").write_text(settings.replace(f"localhost:{port}", f"localhost:{links[name].port}"))

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from federation.processes.process import free_port
-from tests.e2e.conftest import Command, allow, enter, for_few_patients, ok, run_command
+from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 NAMES = ("north", "south", "west")
@@ -81,7 +81,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Co
         site = folder / "sites" / name
         ok("node", "init", site, "--from", folder / "hospitals" / name)
         for_few_patients(site)
-        ok("node", "ingest", site)
+        ingest(site)
         enter(site, folder / "server", name)
         allow(site, folder / "study.toml")
         federation.start_node(name)
