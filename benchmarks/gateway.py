@@ -42,7 +42,7 @@ def measure(folder: Path) -> Part:
         (large, "a model of 133 MB, there and back", "s", 1.0, LARGE_REPEATS),
     ):
         site = make_site(folder / f"site-{len(figures)}")
-        schema = schema_of(study.model_dump_json(), site.folder / "gateway" / "schemas")
+        schema = schema_of(study.model_dump_json(), site.folder / "gateway" / "schemas", site.folder)
         with_gateway, without, peak_mb = _times(site, study, schema, repeats)
         figures += [
             Figure(

@@ -159,7 +159,9 @@ class Rig:
         """The study's rounds by site: each asks both sites in turn, or the one behind the gateway alone."""
         StudyApprovals(self._sites[THROUGH]).approve(study.model_dump_json(), by="the benchmark")
         # The gateway's first look at a study takes as long as an import of torch, and is no round.
-        schema_of(study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas")
+        schema_of(
+            study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas", self._sites[THROUGH].folder
+        )
         config = {"study": study.model_dump_json(), "run": "both" if both else "one"}
         wait(self._server, start(self._server, self._app, config))
         found: dict[str, list[Round]] = {}

@@ -757,6 +757,27 @@ STUDY_REFUSED = Reason(
     "Look at them with `fedthorax node studies` and, if such a study may run here, `fedthorax node approve-study` it. "
     "A study of this release is approved by its name under studies in [gateway] of site.toml.",
 )
+BEGIN_REFUSED = Reason(
+    "E_BEGIN_REFUSED",
+    "the study begins from a release that is not approved at this site",
+    "Get the release's signed folder and the public key of who made it; `fedthorax node approve-release` approves it.",
+)
+BEGIN_UNLIKE = Reason(
+    "E_BEGIN_UNLIKE",
+    "the release that the study begins from has another network or preprocessing, or weights that training does not "
+    "make",
+    "Give the study the [network] and [preprocessing] of the release's own study, as they stand in its model.json.",
+)
+BEGIN_UNKNOWN = Reason(
+    "E_BEGIN_UNKNOWN",
+    "the server has no release of the name that the study begins from",
+    "Put the release's folder into SERVER_DIR/releases; begin_from is the SHA-256 that its card.md tells first.",
+)
+RELEASE_UNKNOWN = Reason(
+    "E_RELEASE_UNKNOWN",
+    "no release with this name is known at this site",
+    "`fedthorax node releases` lists those that were decided on, by their SHA-256.",
+)
 STUDY_UNKNOWN = Reason(
     "E_STUDY_UNKNOWN",
     "no study with this name or digest is known at this site",

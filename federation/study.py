@@ -43,6 +43,7 @@ class StudyTable(BaseModel, extra="forbid"):
     local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps of a round in place of epochs; 0: epochs
     seed: int = Field(default=1, ge=0, le=MAX_SEED)
     seeds: tuple[int, ...] = ()  # one run for each; none: one run with `seed`
+    begin_from: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # name of the release whose weights come first
     sites: int = Field(ge=1)  # how many are waited for before round 1
     sites_per_round: int = Field(default=0, ge=0)  # so many are drawn for each round; 0: all that are there
     quorum: int = Field(ge=1)  # fewer valid replies, and a round is lost
@@ -123,6 +124,20 @@ class Study(BaseModel, extra="forbid"):
             raise ValueError("[privacy] pays for one model: no local_models, leave_one_out, pooled or fine_tune")
         if self.privacy is not None and self.study.local_steps:
             raise ValueError("[privacy] counts epochs: no local_steps")
+        return self
+
+    @model_validator(mode="after")
+    def what_a_release_learnt_before_is_not_counted_again(self) -> Self:
+        asked = self.evaluation
+        if not self.study.begin_from:
+            return self
+        if self.privacy is not None:
+            raise ValueError("[privacy] counts what this study learns, not what a release before it did: no begin_from")
+        if asked.local_models or asked.leave_one_out or asked.pooled:
+            raise ValueError(
+                "a study with begin_from is compared with no local_models, leave_one_out or pooled: these begin anew, "
+                "and the release may have learnt from the site that is left out"
+            )
         return self
 
     def with_seed(self, seed: int) -> "Study":

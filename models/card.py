@@ -102,6 +102,7 @@ def _training(p: Provenance) -> str:
         "at each hospital in a round": local,
         "options of the strategy": _settings(p.strategy_options),
         "local training": _settings(training),
+        "began from": f"the release `{begun}`" if (begun := study.get("begin_from")) else "weights drawn from the seed",
         "seed": str(p.seed),
         "candidate that was tested (SHA-256)": f"`{p.candidate}`, the same weights",
     }

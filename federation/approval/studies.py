@@ -11,6 +11,7 @@ Light on purpose: the gateway imports this, and has no torch.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ MAX_BYTES = 64 * 1024
 # Tables and keys of [study] that the digest leaves out.
 _FREE_TABLES = {"stopping"}
 FREE_KEYS = {"name", "seed", "seeds", "sites", "quorum", "wait_s", "round_timeout_s", "synthetic"}
+
+_RELEASE = re.compile(r"[0-9a-f]{64}")
 
 Verdict = Literal["preset", "approved", "revoked", "unknown"]
 
@@ -48,6 +51,17 @@ def canonical(study: str) -> bytes:
 def study_digest(study: str) -> str:
     """The SHA-256 by which a study is approved. Raises Refusal E_RUN_CONFIG as `canonical` does."""
     return hashlib.sha256(canonical(study)).hexdigest()
+
+
+def begins_from(study: str) -> str:
+    """The name of the release that a study (JSON) begins from; "" where it begins from its seed.
+
+    Raises Refusal E_RUN_CONFIG where it is no such name: it becomes the name of a folder.
+    """
+    name = json.loads(study)["study"].get("begin_from", "")
+    if name != "" and not (isinstance(name, str) and _RELEASE.fullmatch(name)):
+        raise Refusal(reasons.RUN_CONFIG, private="begin_from is no release's name")
+    return name
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

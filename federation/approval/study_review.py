@@ -66,6 +66,11 @@ def _of_privacy(study: "Study") -> list[str]:
 def _of_training(study: "Study") -> list[str]:
     training, table = study.training, study.study
     found = []
+    if table.begin_from:
+        found.append(
+            "It begins with the weights of a release, not with the seed's: whoever made that release chose what the "
+            "first update follows. The release needs an approval of its own (`fedthorax node approve-release`)."
+        )
     if not training.augment:
         found.append("Augmentation is off: each scan is seen as it is, so an update follows single scans more closely.")
     if training.batch_size < FEW_PATIENTS_A_STEP:

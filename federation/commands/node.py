@@ -8,6 +8,7 @@ import typer
 
 from federation.commands.apps import approve, apps, ledger, revoke
 from federation.commands.console import print_json, print_table, progress_bar, say
+from federation.commands.node_releases import approve_release, releases, revoke_release
 from federation.commands.node_studies import approve_study, revoke_study, studies
 
 if TYPE_CHECKING:
@@ -223,5 +224,16 @@ def start(site_dir: SiteDir) -> None:
     run_node(Site.open(site_dir), say)
 
 
-for command in (apps, approve, revoke, studies, approve_study, revoke_study, ledger):
+for command in (
+    apps,
+    approve,
+    revoke,
+    studies,
+    approve_study,
+    revoke_study,
+    releases,
+    approve_release,
+    revoke_release,
+    ledger,
+):
     app.command()(command)

@@ -11,6 +11,7 @@ from typing import Any
 
 from federation import reasons
 from federation.allowed import TRAINING, Kind
+from federation.approval.releases import BEGINS_FROM
 from federation.gateway.first_model import MODEL_RECORDS, told
 from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, Content, ReadChunk
@@ -91,7 +92,7 @@ class Admission:
             self._folder / "models",
             asked.run,
             asked.schema,
-            read_first=lambda: first_model_of(asked.study, self._folder / "schemas"),
+            read_first=lambda: first_model_of(asked.study, self._folder / "schemas", self._folder.parent / BEGINS_FROM),
             max_missed=self._limits.max_missed_rounds,
         )
 

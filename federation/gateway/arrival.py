@@ -22,7 +22,8 @@ from federation.allowed import FIGURES
 from federation.approval.approvals import Approvals
 from federation.approval.fab import read as read_app
 from federation.approval.presets import names_by_digest
-from federation.approval.studies import StudyApprovals, study_digest
+from federation.approval.releases import ReleaseApprovals
+from federation.approval.studies import StudyApprovals, begins_from, study_digest
 from federation.gateway import inbound
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.metadata import checked_metadata, run_for_node
@@ -150,16 +151,16 @@ class Arrivals:
     def __init__(self, site: Site, upstream: Upstream, approvals: Approvals, ledger: Ledger, spool: Spool) -> None:
         self._site, self._upstream, self._spool = site, upstream, spool
         self._approvals, self._ledger = approvals, ledger
-        self._studies = StudyApprovals(site)
+        self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
         self._run: Run | None = None
 
     async def examine(self, task: Task) -> None:
         """Look at everything of a task but the data of its arrays, and fill the task in.
 
-        Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED, E_TASK_DAMAGED,
-        E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE, those of `Admission.earlier`
-        and of `check_and_spend`.
+        Raises Refusal: those of `inbound`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED, E_BEGIN_REFUSED,
+        E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE,
+        those of `Admission.earlier` and of `check_and_spend`.
         """
         task.kind = kind = inbound.task_kind(task.message.metadata.message_type)
         task.run = await self._run_of(task)
@@ -212,7 +213,7 @@ class Arrivals:
             study, name = inbound.run_config(fab.fab.content, info.run)
             digest = study_digest(study)
             await self._check_study(study, digest)  # before any of it is worked out
-            schema = await asyncio.to_thread(schema_of, study, self._spool.schemas)
+            schema = await asyncio.to_thread(schema_of, study, self._spool.schemas, self._releases.folder)
             told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
             app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
             self._run = run = Run(told, app, task.app, name, schema, study, digest)
@@ -221,12 +222,18 @@ class Arrivals:
         return run
 
     async def _check_study(self, study: str, digest: str) -> None:
-        """Whether the study may run here now. Raises Refusal: E_STUDY_REFUSED, E_APPROVALS, E_GATEWAY_FAILED."""
+        """Whether the study may run here now, and may begin from its release.
+
+        Raises Refusal: E_STUDY_REFUSED, E_BEGIN_REFUSED, E_APPROVALS, E_GATEWAY_FAILED.
+        """
         names = await asyncio.to_thread(names_by_digest, self._spool.folder)
         verdict = await asyncio.to_thread(self._studies.verdict, digest, names.get(digest, ()))
         if verdict not in ("preset", "approved"):
             await asyncio.to_thread(self._studies.keep, study)
             raise Refusal(reasons.STUDY_REFUSED, private=f"{verdict}: {digest}")
+        begun = begins_from(study)
+        if begun and not await asyncio.to_thread(self._releases.may_begin, begun):
+            raise Refusal(reasons.BEGIN_REFUSED, private=begun)
 
     async def _small_objects(self, task: Task, ids: list[str]) -> dict[str, bytes]:
         """All objects but the chunks. The first one that is refused, or an end of patience, ends every request."""

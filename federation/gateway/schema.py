@@ -3,7 +3,9 @@
 Only torch can tell the arrays of a network, and torch would take several times the memory that the gateway may have.
 So a process of its own reads the study on its standard input and answers in JSON, once for each study:
 
-    python -m federation.gateway.schema [FOLDER]    with a folder, it also writes the chunks of the first model there
+    python -m federation.gateway.schema RELEASES [FOLDER]
+
+RELEASES has the releases that a study may begin from; the chunks of the study's first model are written into FOLDER.
 """
 
 import hashlib
@@ -35,6 +37,7 @@ from pipeline.privacy_budget import PrivateRound
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
+_UNLIKE = 3  # the exit status where a release does not fit the study that begins from it
 _SECONDS = 300.0  # torch's first import from a slow disk takes its time
 
 
@@ -88,7 +91,7 @@ class Schema:
 
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
     `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
-    that the study's seed gives (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
+    that the study begins with (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
 
     `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
     `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
@@ -116,7 +119,7 @@ class Schema:
 
     @cached_property
     def first_model(self) -> str:
-        """The digest of the model that the study's seed gives."""
+        """The digest of the model that the study begins with."""
         return first_model.model_digest(first_model.heads_of(self.first))
 
     @property
@@ -180,15 +183,17 @@ class Schema:
         return cls(**{**content, **specs, "private_round": private, "parts": parts})
 
 
-def schema_of(study: str, folder: Path) -> Schema:
+def schema_of(study: str, folder: Path, releases: Path) -> Schema:
     """The schema of a study, given as JSON; kept in `folder`, so that each is worked out once.
 
-    Raises Refusal E_RUN_CONFIG if it is not a study of this release.
+    `releases`: has the release that the study begins from, if it does; the caller has seen that it is approved.
+
+    Raises Refusal: E_RUN_CONFIG if it is not a study of this release, E_BEGIN_UNLIKE.
     """
     kept = folder / f"{_key(study)}.json"
     if kept.is_file():
         return Schema.from_json(kept.read_bytes())
-    schema = _in_a_process(study)
+    schema = _in_a_process(study, str(releases))
     folder.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(f".{os.getpid()}")
     temporary.write_text(schema.to_json())
@@ -208,15 +213,15 @@ def _forget_old(folder: Path) -> None:
             shutil.rmtree(models, ignore_errors=True)
 
 
-def first_model_of(study: str, folder: Path) -> Arrays:
-    """The model that a study's seed gives, its chunks kept in `folder`. Raises Refusal E_RUN_CONFIG."""
+def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
+    """The model that a study begins with, its chunks kept in `folder`. Raises Refusal as `schema_of` does."""
     chunks = folder / f"{_key(study)}.first"
-    schema = schema_of(study, folder)
+    schema = schema_of(study, folder, releases)
     heads = first_model.heads_of(schema.first)
     wanted = [chunk for group in heads.values() for head in group.values() for chunk in head.chunks]
     if not all((chunks / chunk).is_file() for chunk in wanted):
         chunks.mkdir(parents=True, exist_ok=True)
-        _in_a_process(study, str(chunks))
+        _in_a_process(study, str(releases), str(chunks))
     return Arrays(heads, lambda chunk: (chunks / chunk).read_bytes())
 
 
@@ -240,23 +245,25 @@ def _in_a_process(study: str, *arguments: str) -> Schema:
         )
         return Schema.from_json(done.stdout)
     except subprocess.CalledProcessError as error:
+        if error.returncode == _UNLIKE:
+            raise Refusal(reasons.BEGIN_UNLIKE, private=error.stderr.decode(errors="replace")[-2000:]) from error
         raise Refusal(reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
 
 
-def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
+def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = None) -> Schema:
     """The schema of a study, from its network itself; the chunks of its first model are written into `folder`.
 
-    Raises pydantic's ValidationError.
+    Raises pydantic's ValidationError, and Refusal as `begin_network` does.
     """
+    from federation.beginning import begin_network
     from federation.gateway.questions import questions_of
     from federation.rounds.flower_strategies import build_strategy, is_robust, server_optimiser
     from federation.rounds.packing import WEIGHTS, pack
     from federation.rounds.wire import rounded
     from federation.study import Study
-    from models.network import build_network
 
     study = Study.model_validate_json(study_json)
-    network = build_network(study.network, seed=study.study.seed)
+    network = begin_network(study, releases)
     weights, packed_buffers = pack(network)
     first = {"arrays": rounded(weights, study.wire.precision), "buffers": packed_buffers}
     arrays, buffers = (
@@ -287,4 +294,8 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(work_out(sys.stdin.buffer.read(), Path(sys.argv[1]) if sys.argv[1:] else None).to_json())
+    try:
+        sys.stdout.write(work_out(sys.stdin.buffer.read(), *map(Path, sys.argv[1:])).to_json())
+    except Refusal as refusal:
+        sys.stderr.write(f"{refusal} {refusal.private}")
+        sys.exit(_UNLIKE)

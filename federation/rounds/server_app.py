@@ -21,6 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import reasons
 from federation.allowed import LOSS
+from federation.approval.releases import BEGINS_FROM
+from federation.beginning import begun_sites
 from federation.rounds.deployment import to_config
 from federation.rounds.examination import Examination, Figures
 from federation.rounds.flower_strategies import build_strategy, is_robust
@@ -90,7 +92,9 @@ class ServerRun:
         table = self.study.study
         inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
         self.robust = is_robust(inner)
-        self.training = Training(self.study, self.folder / "checkpoints", self.name, self._after_round)
+        self.training = Training(
+            self.study, self.folder / "checkpoints", self.name, self._after_round, self.folder / BEGINS_FROM
+        )
         self._tell_start()
         hand_over_rest(self.server_folder, say)
         self.tracker = Tracker(self.server_folder, self.study, self.name, say)
@@ -151,7 +155,8 @@ class ServerRun:
         """Examine the model at the sites; write the results, and the candidate that comes of them."""
         examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
         rounds = [entry for entry in self.history if "round" in entry]
-        trained_at = sorted({site for entry in rounds for site in entry["sites"]})
+        begun = begun_sites(self.study, self.folder / BEGINS_FROM)
+        trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
         network = load_network(self.study, model.arrays, model.buffers)
         # Embedding and audit are of training patients too, and the noise of a private study does not cover that.
         is_private = self.study.privacy is not None

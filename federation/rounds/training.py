@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from federation import reasons
 from federation.allowed import EPSILON, FIGURES
+from federation.beginning import begin_network
 from federation.rounds import checkpoint
 from federation.rounds.flower_strategies import build_strategy, strategy_state
 from federation.rounds.packing import Arrays, pack
@@ -23,7 +24,6 @@ from federation.rounds.sites import MAX_EXAMPLES, Sites
 from federation.rounds.strategy import GuardedStrategy
 from federation.rounds.wire import rounded
 from federation.study import StoppingTable, Study
-from models.network import build_network
 from models.refusal import Refusal
 
 OnRound = Callable[[RoundReport, Mapping[str, Any], Path], None]
@@ -46,24 +46,29 @@ class Training:
     """The training of one model, from its last checkpoint in `folder` if there is one.
 
     `on_round` is told of each round: what happened, what the history keeps of it, the checkpoint's file.
+    `begins_from`: holds the release that the study begins from, if it does (see `beginning.begin_network`).
     """
 
     study: Study
     folder: Path
     run: str
     on_round: OnRound = lambda *_: None
+    begins_from: Path = Path()
     state: checkpoint.State = field(init=False)
     damaged_rounds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Raises Refusal E_CHECKPOINT_DAMAGED where there are checkpoints, and none is intact."""
+        """Begin anew only where there is no checkpoint.
+
+        Raises Refusal: E_CHECKPOINT_DAMAGED where there are some and none is intact, and as `begin_network`.
+        """
         try:
             loaded = checkpoint.load_latest(self.folder)
             self.state, self.damaged_rounds = loaded.state, loaded.damaged_rounds
         except Refusal as refusal:
             if refusal.reason is not reasons.CHECKPOINT_NONE:
                 raise
-            arrays, buffers = pack(build_network(self.study.network, seed=self.study.study.seed))
+            arrays, buffers = pack(begin_network(self.study, self.begins_from))
             self.state = checkpoint.State(round=0, arrays=arrays, buffers=buffers, memory={}, history=[], about={})
         self.history: list[Mapping[str, Any]] = list(self.state.history)
 

@@ -12,6 +12,7 @@ from configs import usual_studies
 from federation import reasons
 from federation.approval.presets import names_of
 from federation.approval.studies import study_digest
+from federation.beginning import bring_release
 from federation.rounds.flower_strategies import build_strategy
 from federation.rounds.tracking import how_to_see
 from federation.server.control import read_server_config
@@ -99,13 +100,17 @@ def launch_all(
 def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
     """Run a study on the running server in `server`; lines of progress go to `say`.
 
-    Raises Refusal: what `build_strategy` and `submit` raise, and E_RUN_FAILED when the run is not completed.
+    Raises Refusal: what `build_strategy` and `submit` raise, E_RUN_FAILED when the run is not completed, and where it
+    begins from a release, what `bring_release` raises.
     """
     build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
     config = read_server_config(server)  # before anything is written beside a server that is not there
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
-    folder.mkdir(parents=True)
+    bring_release(study, server, folder)
+    if study.study.begin_from and not config.simulated_sites:
+        say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study begins from")
+    folder.mkdir(parents=True, exist_ok=True)
     write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
     say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+from federation.beginning import bring_release
 from federation.rounds.grid import EagerGrid
 from federation.studies.run_folder import RunNote, write_note
 from federation.study import Study
@@ -20,14 +21,15 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
 
     Runs of one `group` belong together (`study compare`).
 
-    Raises Refusal: those of a run.
+    Raises Refusal: those of a run, and of `bring_release`.
     """
     from federation.rounds.inprocess import InProcessGrid, playing
     from federation.rounds.server_app import ServerRun
 
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     run = server / "runs" / name
-    run.mkdir(parents=True)
+    bring_release(study, server, run)
+    run.mkdir(parents=True, exist_ok=True)
     (server / "server.toml").write_text(f"# A rehearsal.\nport = 1\nsimulated_sites = {len(folders)}\n")
     begun = RunNote(begun=datetime.now(UTC), group=group)
     write_note(run, begun)

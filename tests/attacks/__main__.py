@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from tests.attacks import (
+    begun,
     capacity,
     codes,
     downgrade,
@@ -30,7 +31,21 @@ from tests.attacks import (
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
 
-MODULES = (trap, head, drift, tomography, gate, scan_trap, moments, joined, questions, codes, downgrade, capacity)
+MODULES = (
+    trap,
+    head,
+    drift,
+    begun,
+    tomography,
+    gate,
+    scan_trap,
+    moments,
+    joined,
+    questions,
+    codes,
+    downgrade,
+    capacity,
+)
 BEGIN, END = "<!-- begin: attacks -->", "<!-- end: attacks -->"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
 _HEADINGS = ("attack", "what the server holds", "learnt / wrong / of", "by chance", "stopped by")

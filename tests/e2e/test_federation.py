@@ -14,6 +14,7 @@ import pydicom
 import pytest
 
 from federation.processes.process import free_port
+from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -137,8 +138,6 @@ def test_a_killed_server_costs_one_round_at_most(broken: Command, resumed: Comma
 def test_the_candidate_is_registered_with_its_hash(federation: Federation, resumed: Command) -> None:
     from mlflow import MlflowClient
 
-    from models.release import load_release
-
     client = MlflowClient(f"sqlite:///{federation.server_folder / 'mlflow.db'}")
     version = client.get_model_version_by_alias("end-to-end", "candidate")
     release = load_release(federation.server_folder / "runs" / run_name(resumed) / "release")
@@ -193,6 +192,27 @@ def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
     identifiers = {p.name for p in (federation.folder / "hospitals" / "north" / "ct").iterdir()}
     assert len(pseudonyms) == 14
     assert not identifiers & set(pseudonyms)
+
+
+def test_a_study_begins_from_a_release_where_hospitals_approved_it(federation: Federation, resumed: Command) -> None:
+    """Two of three hospitals approve the release; the third one takes no part."""
+    server = federation.server_folder
+    flags = ("--despite-flags", "a test")
+    released = json.loads(ok("study", "release", run_name(resumed), "--server", server, *flags, "--json"))
+    study = federation.folder / "begun.toml"
+    begin = f'begin_from = "{released["sha256"]}"\n'
+    study.write_text(STUDY.replace("rounds = 4", "rounds = 1").replace("[study]\n", f"[study]\n{begin}"))
+    for name in NAMES:
+        site = federation.folder / "sites" / name
+        allow(site, study)
+        if name != "west":
+            ok("node", "approve-release", site, released["release"], "--trust", released["public_key"], "--yes")
+    done = run_command("study", "run", study, "--server", server, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without west: E_BEGIN_REFUSED" in done.stderr
+    assert "round 1 of 1 · 2 of 3 sites" in done.stderr
+    about = load_release(Path(json.loads(done.stdout)["release"])).description
+    assert about.sites == 3, "the release learnt from the third hospital too"
 
 
 def test_ctrl_c_stops_the_run_at_the_server_too(federation: Federation, resumed: Command) -> None:

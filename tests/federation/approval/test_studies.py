@@ -173,3 +173,9 @@ def test_the_gateways_process_knows_the_presets_and_is_asked_once(
     assert found[study_digest(presets()["demo"].model_dump_json())] == ["demo"]
     monkeypatch.setattr("federation.approval.presets.subprocess.run", None)
     assert names_by_digest(tmp_path) == found
+
+
+def test_a_study_that_begins_from_a_release_says_so() -> None:
+    tables = {"study": {**FULL["study"], "begin_from": "a" * 64}}
+    assert any("approve-release" in line for line in weakenings(Study.model_validate(tables)))
+    assert not any("approve-release" in line for line in weakenings(Study.model_validate(FULL)))

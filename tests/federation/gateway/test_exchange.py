@@ -73,9 +73,9 @@ def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
     """Says what the study's schema is, without torch."""
 
     def set_schema(schema: Schema) -> None:
-        monkeypatch.setattr(arrival, "schema_of", lambda study, folder: schema)
+        monkeypatch.setattr(arrival, "schema_of", lambda *_: schema)
         monkeypatch.setattr(arrival, "names_by_digest", lambda folder: EveryStudy())
-        monkeypatch.setattr(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema)))
+        monkeypatch.setattr(admission, "first_model_of", lambda *_: arrays_of(first_of(schema)))
 
     set_schema(SCHEMA)
     return set_schema

@@ -334,8 +334,8 @@ def test_what_is_kept_of_studies_is_bounded(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(schemas, "_in_a_process", lambda study, *folder: SCHEMA)
     for number in range(schemas.KEPT_SCHEMAS + 10):
         study = json.dumps({"study": {"seed": number}})
-        assert schemas.schema_of(study, tmp_path).rounds == SCHEMA.rounds
-        schemas.first_model_of(study, tmp_path)
+        assert schemas.schema_of(study, tmp_path, tmp_path).rounds == SCHEMA.rounds
+        schemas.first_model_of(study, tmp_path, tmp_path)
     newest = sorted(path.stem for path in tmp_path.glob("*.json"))
     assert len(newest) == schemas.KEPT_SCHEMAS
     assert len(list(tmp_path.glob("*.first"))) == schemas.KEPT_SCHEMAS

@@ -181,15 +181,15 @@ def test_an_arrays_bytes_are_numpys(dtype: str) -> None:
 
 def test_the_process_that_reads_studies_answers_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = STUDY.model_dump_json()
-    found = schema_of(text, tmp_path)
+    found = schema_of(text, tmp_path, tmp_path)
     assert found == work_out(text.encode())
     monkeypatch.setattr(schema.subprocess, "run", lambda *_, **__: pytest.fail("it was asked again"))
-    assert schema_of(text, tmp_path) == found
-    assert code_of(schema_of, "x" * 70_000, tmp_path) == "E_RUN_CONFIG"
+    assert schema_of(text, tmp_path, tmp_path) == found
+    assert code_of(schema_of, "x" * 70_000, tmp_path, tmp_path) == "E_RUN_CONFIG"
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
-    assert code_of(schema_of, '{"study": {"name": "/etc/passwd"}}', tmp_path) == "E_RUN_CONFIG"
+    assert code_of(schema_of, '{"study": {"name": "/etc/passwd"}}', tmp_path, tmp_path) == "E_RUN_CONFIG"
     assert not list(tmp_path.iterdir())
 
 

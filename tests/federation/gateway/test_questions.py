@@ -299,10 +299,21 @@ def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
 ) -> None:
     worked_out: list[str] = []
     monkeypatch.setattr(arrival, "names_by_digest", lambda folder: {})
-    monkeypatch.setattr(arrival, "schema_of", lambda study, folder: worked_out.append(study))
+    monkeypatch.setattr(arrival, "schema_of", lambda study, *_: worked_out.append(study))
     bench.server.give(task_content(trained_here(bench)))
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_STUDY_REFUSED")
     assert len(list((bench.site.folder / "studies").glob("*.json"))) == 1
     assert worked_out == []  # no network is built for a study that nobody approved
+
+
+def test_a_study_from_a_release_that_is_not_approved_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out: list[str] = []
+    monkeypatch.setattr(arrival, "begins_from", lambda study: "a" * 64)
+    monkeypatch.setattr(arrival, "schema_of", lambda study, *_: worked_out.append(study))
+    bench.server.give(task_content(trained_here(bench)))
+    with bench.node() as node:
+        assert node.fetch() is None
+        is_refused(bench, "E_BEGIN_REFUSED")
+    assert worked_out == []

@@ -151,8 +151,8 @@ class World:
         self._patches = [
             *(patch.object(module, "time", clock) for module in (arrival, departure, exchange, proxy)),
             *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (arrival, exchange)),
-            patch.object(arrival, "schema_of", lambda study, folder: schema),
-            patch.object(admission, "first_model_of", lambda study, folder: arrays_of(first_of(schema))),
+            patch.object(arrival, "schema_of", lambda *_: schema),
+            patch.object(admission, "first_model_of", lambda *_: arrays_of(first_of(schema))),
             patch.object(arrival, "names_by_digest", lambda folder: EveryStudy()),
             patch.object(exchange, "about_site", lambda site, study: dict(ABOUT)),  # else a process with torch
             patch.object(exchange, "policy_digest", lambda settings: "0" * 64),

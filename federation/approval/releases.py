@@ -1,0 +1,63 @@
+"""From which releases a study may begin here: the hospital's decisions, by each release's name.
+
+SITE_DIR/begins-from/<sha256>/     an approved release: model.json, whose SHA-256 is its name, and its weights
+SITE_DIR/begins-from/approvals.json, <sha256>.json   the decisions, and what was decided on (`decisions`)
+
+Light on purpose: the gateway imports this, and has no torch.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from federation.approval.decisions import Decision, Decisions
+from federation.ledger.chain import ledger_file
+from pipeline.durable import write_durably
+from pipeline.site import Site
+
+BEGINS_FROM = "begins-from"  # the folder of a site or of a run with such releases
+FILES = ("model.safetensors", "model.json")  # of a release; the second one last, for it names the first
+_MAX_DESCRIPTION_BYTES = 16 * 1024 * 1024
+
+
+def copy_release(release: Path, folder: Path) -> str:
+    """Copy what is needed of a release into `folder`, under its name, which is returned. Raises OSError."""
+    weights, description = ((release / name).read_bytes() for name in FILES)
+    sha256 = hashlib.sha256(description).hexdigest()
+    (folder / sha256).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name, content in zip(FILES, (weights, description), strict=True):
+        write_durably(folder / sha256 / name, content)
+    return sha256
+
+
+class ReleaseApprovals:
+    """A site's decisions about releases."""
+
+    def __init__(self, site: Site) -> None:
+        self.folder = site.folder / BEGINS_FROM
+        self._decisions = Decisions(
+            self.folder, ledger_file(site), suffix=".json", max_bytes=_MAX_DESCRIPTION_BYTES, what="release"
+        )
+
+    def may_begin(self, sha256: str) -> bool:
+        """Whether a study may begin from this release now. Raises Refusal E_APPROVALS."""
+        decision = self._decisions.last(sha256)
+        return decision is not None and decision.decided == "approved" and (self.folder / sha256 / FILES[1]).is_file()
+
+    def decisions(self) -> list[Decision]:
+        """The last decision on each release, the newest first. Raises Refusal E_APPROVALS."""
+        last = {decision.sha256: decision for decision in self._decisions.all()}
+        return sorted(last.values(), key=lambda decision: decision.at, reverse=True)
+
+    def approve(self, release: Path, *, by: str, note: str = "") -> str:
+        """Let studies begin from a release, which the caller has verified, signature too; its name.
+
+        Raises OSError, and Refusal as `Decisions.approve` does.
+        """
+        sha256 = copy_release(release, self.folder)
+        return self._decisions.approve((self.folder / sha256 / FILES[1]).read_bytes(), by=by, note=note)
+
+    def revoke(self, sha256: str, *, by: str, note: str = "") -> None:
+        """Let no study begin from a release any more. Raises Refusal as `Decisions.revoke` does."""
+        self._decisions.revoke(sha256, by=by, note=note)
+        shutil.rmtree(self.folder / sha256, ignore_errors=True)

@@ -1,0 +1,64 @@
+"""From which releases studies may begin at a site: decisions, and what becomes of the files."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.approval.releases import ReleaseApprovals, copy_release
+from federation.approval.studies import begins_from
+from federation.ledger.chain import ledger_file, read_lines
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import load_release, save_release
+from pipeline.site import Site
+from tests.descriptions import description
+
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    save_release(tmp_path / "release", build_network(SMALL, seed=1), description(network=SMALL))
+    return tmp_path / "release"
+
+
+def test_nothing_may_begin_before_it_is_approved_nor_after_it_is_revoked(site: Site, release: Path) -> None:
+    approvals, sha256 = ReleaseApprovals(site), load_release(release).sha256
+    assert not approvals.may_begin(sha256)
+    assert approvals.approve(release, by="me", note="signed by the study's office") == sha256
+    assert approvals.may_begin(sha256)
+    assert load_release(approvals.folder / sha256).sha256 == sha256
+    approvals.revoke(sha256, by="me")
+    assert not approvals.may_begin(sha256)
+    assert not (approvals.folder / sha256).exists()
+    assert [decision.decided for decision in approvals.decisions()] == ["revoked"]
+
+
+def test_decisions_stand_in_the_ledger(site: Site, release: Path) -> None:
+    sha256 = ReleaseApprovals(site).approve(release, by="me")
+    ReleaseApprovals(site).revoke(sha256, by="me")
+    kinds = [line.kind for line in read_lines(ledger_file(site))]
+    assert kinds == ["release approval", "release revocation"]
+
+
+def test_a_copy_that_came_without_a_decision_does_not_count(site: Site, release: Path) -> None:
+    sha256 = copy_release(release, ReleaseApprovals(site).folder)
+    assert not ReleaseApprovals(site).may_begin(sha256)
+
+
+def test_an_approved_release_whose_files_are_gone_does_not_count(site: Site, release: Path) -> None:
+    approvals = ReleaseApprovals(site)
+    sha256 = approvals.approve(release, by="me")
+    (approvals.folder / sha256 / "model.json").unlink()
+    assert not approvals.may_begin(sha256)
+
+
+@pytest.mark.parametrize("name", ['"../north"', '"ABC"', "3", "null", '["a"]', '"' + "0" * 65 + '"'])
+def test_a_name_that_would_be_another_path_is_refused(name: str) -> None:
+    with pytest.raises(Refusal, match="E_RUN_CONFIG"):
+        begins_from(f'{{"study": {{"begin_from": {name}}}}}')
+
+
+def test_a_study_without_a_release_begins_from_its_seed() -> None:
+    assert begins_from('{"study": {}}') == begins_from('{"study": {"begin_from": ""}}') == ""
+    assert begins_from(f'{{"study": {{"begin_from": "{"a" * 64}"}}}}') == "a" * 64
