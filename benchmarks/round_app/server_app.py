@@ -14,7 +14,7 @@ from federation.rounds.grid import EagerGrid, PartOfGrid
 from federation.rounds.packing import pack
 from federation.rounds.replies import encode
 from federation.rounds.strategy import GuardedStrategy
-from federation.rounds.wire import Wire
+from federation.rounds.wire_grid import Wire
 from federation.server.nodes import sites
 from federation.study import Study
 from models.network import build_network

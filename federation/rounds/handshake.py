@@ -1,4 +1,4 @@
-"""The handshake before round 1: what each site is, told by itself, and whether all of them are alike enough to begin.
+"""The handshake before round 1: what each site is, told by itself; `site_agreement` judges whether all are alike.
 
 A site tells four things: the version of its software, the digest of its data contract, the digest of the golden volume
 that its own preprocessing makes, and about how many patients it may learn from. Sites that differ in one of the
@@ -9,19 +9,15 @@ import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flwr.app import Message, RecordDict
+from pydantic import BaseModel
 
-from federation import reasons
 from federation.gateway.patients import count_patients
-from federation.rounds.replies import ABOUT, Expected
-from models.refusal import Refusal
+from federation.rounds.replies import Expected
 from pipeline.site import Site
 
 if TYPE_CHECKING:
-    from federation.rounds.sites import Sites
-    from federation.studies.results import SiteAbout
     from federation.study import Study
 
 KEYS = ("version", "contract", "golden", "patients")
@@ -37,10 +33,15 @@ BANDS = frozenset(
 )
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+]{0,39}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 
 
-# --- at the site ------------------------------------------------------------------------------------------
+class SiteAbout(BaseModel, extra="forbid"):
+    """What a site told in the handshake. `patients`: a band such as "50-99"."""
+
+    version: str
+    contract: str
+    golden: str
+    patients: str
 
 
 def answer(site: Site, study: "Study") -> dict[str, str]:
@@ -85,62 +86,3 @@ def is_answer(record: Mapping[str, object]) -> bool:
 
 
 EXPECTED = Expected({}, {}, {}, 0, about=is_answer)
-
-
-# --- at the server ----------------------------------------------------------------------------------------
-
-
-def shake_hands(sites: "Sites", study: "Study") -> tuple[dict[str, "SiteAbout"], dict[str, Any]]:
-    """What each site that is online tells of itself, by its name, and what the history keeps of the question.
-
-    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM where fewer than the study's quorum answer as they should.
-    """
-    timeout_s = study.study.round_timeout_s
-    sifted = sites.ask("query.handshake", lambda _: RecordDict(), EXPECTED, nodes=sites.nodes(), timeout_s=timeout_s)
-    about = {sites.name(node): read(reply) for node, reply in sifted.valid.items()}
-    entry = sites.entry("handshake", sifted)
-    judge(about)
-    if len(about) < study.study.quorum:
-        refused = ", ".join(f"{site}: {code}" for site, code in entry["refused"].items())
-        others = refused or "no other is online"
-        raise Refusal(reasons.HANDSHAKE_QUORUM, quorum=study.study.quorum, present=len(about), others=others)
-    return about, entry
-
-
-def read(reply: Message) -> "SiteAbout":
-    """What a site told in a reply that is as EXPECTED."""
-    from federation.studies.results import SiteAbout
-
-    return SiteAbout.model_validate(dict(reply.content.config_records[ABOUT]))
-
-
-def judge(answers: Mapping[str, "SiteAbout"]) -> None:
-    """Whether these sites, by name, are alike. Raises Refusal E_SITES_UNLIKE, which names who differs in what.
-
-    The version that counts is this server's own. In the rest nobody knows who is right: where most sites agree the
-    others are named, and else all groups.
-    """
-    own = version("fedthorax")
-    other = [f"{site} ({about.version})" for site, about in answers.items() if about.version != own]
-    found = [f"the version of {_all(other)} is not the server's ({own})"] if other else []
-    for key, what in _DIFFERS.items():
-        groups: dict[str, list[str]] = {}
-        for site, about in answers.items():
-            groups.setdefault(getattr(about, key), []).append(site)
-        if len(groups) > 1:
-            found.append(_told(what, sorted(groups.values(), key=len, reverse=True)))
-    if found:
-        raise Refusal(reasons.SITES_UNLIKE, differences="; ".join(found))
-
-
-def _told(what: str, groups: list[list[str]]) -> str:
-    """`groups`: the sites that agree with each other, most first."""
-    most, *rest = groups
-    if len(most) > len(rest[0]):
-        others = [site for group in rest for site in group]
-        return f"{what} of {_all(others)} is another than that of {len(most)} other sites"
-    return f"{what} differs between " + " / ".join(map(_all, groups))
-
-
-def _all(sites: list[str]) -> str:
-    return ", ".join(sorted(sites))

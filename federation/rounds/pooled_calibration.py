@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from federation.allowed import LABELS
 from federation.rounds.calibration_answers import Answer
+from federation.rounds.pooled_figures import middle_figures, weighted_means
 from federation.rounds.replies import EXAMPLES
-from federation.rounds.reports import middle_figures, weighted_means
 from models import calibration
 from models.calibration import Platt
 

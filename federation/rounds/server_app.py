@@ -27,14 +27,16 @@ from federation.rounds.deployment import to_config
 from federation.rounds.examination import Examination, Figures
 from federation.rounds.flower_strategies import build_strategy, is_robust
 from federation.rounds.grid import EagerGrid
-from federation.rounds.handshake import shake_hands
+from federation.rounds.handshake import SiteAbout
 from federation.rounds.local import load_network
+from federation.rounds.pooled_figures import weighted_means
 from federation.rounds.replies import EXAMPLES
-from federation.rounds.reports import RoundReport, by_code, flags, weighted_means
+from federation.rounds.reports import RoundReport, by_code, flags
+from federation.rounds.site_agreement import shake_hands
 from federation.rounds.sites import gather
 from federation.rounds.tracking import Tracker, hand_over_rest
 from federation.rounds.training import Model, Training
-from federation.studies.results import FEDERATED, RESULTS, Results, SiteAbout
+from federation.studies.results import FEDERATED, RESULTS, Results
 from federation.studies.runs import MARK
 from federation.study import Study
 from models.calibration import Platt

@@ -16,7 +16,8 @@ from federation.enrolment.invitations import enrolled_patients
 from federation.rounds.grid import EagerGrid, PartOfGrid
 from federation.rounds.replies import EXAMPLES, NO_HEAD, Expected, LedgerHead, Sifted, figures, sift
 from federation.rounds.simulated import simulated_folders
-from federation.rounds.wire import Precision, Wire
+from federation.rounds.wire import Precision
+from federation.rounds.wire_grid import Wire
 from federation.server.control import read_server_config
 from federation.server.nodes import sites as registered_sites
 

@@ -24,6 +24,7 @@ from federation.allowed import Figure
 from federation.rounds.aggregation import Aggregation
 from federation.rounds.buffers import combine, combine_by_median
 from federation.rounds.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
+from federation.rounds.pooled_figures import weighted_means
 from federation.rounds.replies import (
     EXAMPLES,
     NO_HEAD,
@@ -36,7 +37,7 @@ from federation.rounds.replies import (
     shows_itself,
     sift,
 )
-from federation.rounds.reports import RoundReport, weighted_means
+from federation.rounds.reports import RoundReport
 from federation.rounds.sampling import Choose, everybody
 from federation.rounds.spool import TEMPORARY, Filed, file_reply, spool
 from models.refusal import Reason, Refusal

@@ -193,7 +193,7 @@ def federated(results: Results) -> dict[str, dict[str, float]]:
 
 def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Each figure's mean, weighted by the sites' test patients. A mean of AUROCs is not the AUROC of all patients."""
-    from federation.rounds.reports import weighted_means
+    from federation.rounds.pooled_figures import weighted_means
 
     return weighted_means(list(figures.values()))
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from federation import reasons
+from federation.rounds.handshake import SiteAbout
 from federation.study import Study
 from models.calibration import Platt
 from models.refusal import Refusal
@@ -21,15 +22,6 @@ Kind = Literal["federated", "local", "left_out", "fine_tuned", "pooled"]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class SiteAbout(_Part):
-    """What a site told in the handshake. `patients`: a band such as "50-99"."""
-
-    version: str
-    contract: str
-    golden: str
-    patients: str
 
 
 class ModelFigures(_Part):

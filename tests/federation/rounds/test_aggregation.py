@@ -18,7 +18,7 @@ from federation.rounds.grid import EagerGrid
 from federation.rounds.replies import decode, encode, update_norm
 from federation.rounds.spool import Filed, file_reply, spool
 from federation.rounds.strategy import GuardedStrategy
-from federation.rounds.wire import Wire
+from federation.rounds.wire_grid import Wire
 from tests.federation.rounds.fake_grid import FakeGrid, honest, honest_answer, over_the_wire
 
 SITES = 7

@@ -9,11 +9,10 @@ from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.rounds import handshake
-from federation.rounds.handshake import BANDS, EXPECTED, UNTOLD, answer, band, is_answer, judge, shake_hands
+from federation.rounds.handshake import BANDS, EXPECTED, UNTOLD, SiteAbout, answer, band, is_answer
 from federation.rounds.replies import LedgerHead, validate
+from federation.rounds.site_agreement import judge, read, shake_hands
 from federation.rounds.sites import Sites
-from federation.studies.results import SiteAbout
 from federation.study import Study
 from models.refusal import Refusal
 from pipeline.cohort import Cohort, PatientRow
@@ -98,7 +97,7 @@ def test_an_answer_is_read_as_it_was_told() -> None:
     ledger = ConfigRecord({"head": "c" * 64, "lines": 3})
     for records in ({"site": about}, {"site": about, "ledger": ledger}):
         assert refused_for(records) == ""
-        assert handshake.read(reply(RecordDict(dict(records)))) == ALIKE
+        assert read(reply(RecordDict(dict(records)))) == ALIKE
 
 
 @pytest.mark.parametrize(

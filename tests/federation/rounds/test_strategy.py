@@ -12,8 +12,9 @@ from federation.allowed import Figure
 from federation.rounds import checkpoint, strategy
 from federation.rounds.buffers import combine, split
 from federation.rounds.flower_strategies import OPTIONS, build_strategy, strategy_state
+from federation.rounds.pooled_figures import middle_figures
 from federation.rounds.replies import NO_HEAD, LedgerHead, decode, encode, update_norm
-from federation.rounds.reports import RoundReport, middle_figures
+from federation.rounds.reports import RoundReport
 from federation.rounds.strategy import GuardedStrategy
 from models.refusal import Refusal
 from tests.federation.rounds.fake_grid import FakeGrid, honest, honest_answer

@@ -8,7 +8,8 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from federation.rounds.replies import Expected, decode, encode, refusal_code
-from federation.rounds.wire import HALF, UPDATE, Wire, changes, rounded
+from federation.rounds.wire import HALF, UPDATE, changes, rounded
+from federation.rounds.wire_grid import Wire
 from models.refusal import Refusal
 from tests.federation.rounds.fake_grid import FakeGrid
 

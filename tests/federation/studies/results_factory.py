@@ -10,16 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from federation.studies.results import (
-    FEDERATED,
-    Audit,
-    Flag,
-    ModelFigures,
-    OperatingPoint,
-    Probe,
-    Results,
-    SiteAbout,
-)
+from federation.rounds.handshake import SiteAbout
+from federation.studies.results import FEDERATED, Audit, Flag, ModelFigures, OperatingPoint, Probe, Results
 from federation.study import EvaluationTable, Study, StudyTable
 from models.calibration import Platt
 from models.network import LABELS
