@@ -32,7 +32,8 @@ BINS = 20  # of a histogram
 LOOKS = 51  # numbers that say how a scan looks (`models.familiarity`)
 MAX_PROBED = 32  # sites that a test patient can be assigned to
 
-NATS = Digits(3, 0.1)  # losses, and logarithms of distances
+NATS = Digits(3, 0.1)  # losses
+OF_DISTANCES = Step(0.05)  # logarithms of distances
 AUC = Step(0.01)  # areas under a curve
 OF_LOGITS = Digits(4, 0.1)  # what applies to logits: a calibration, a threshold
 
@@ -100,8 +101,8 @@ def _calibrate(label: str) -> dict[str, Figure]:
 def _distances() -> dict[str, Figure]:
     """Mean and standard deviation of the patients' logarithms of distance (`models.familiarity.log_distances`)."""
     return {
-        "distance_mean": Figure(-20, 20, "validation", embedding=True, grid=NATS),
-        "distance_sd": Figure(0, 20, "validation", embedding=True, grid=NATS),
+        "distance_mean": Figure(-20, 20, "validation", embedding=True, grid=OF_DISTANCES),
+        "distance_sd": Figure(0, 20, "validation", embedding=True, grid=OF_DISTANCES),
     }
 
 

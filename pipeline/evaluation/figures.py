@@ -25,6 +25,7 @@ from pipeline.examples import Examples
 SENSITIVITY = SPECIFICITY = 0.90  # of the thresholds for ruling out, and for ruling in
 RATES_PERCENT = (90, 95)
 BENEFITS_PERCENT = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
+LEAST_LOG_DISTANCE = math.log(0.5)  # few patients of a site are nearer to what is typical; nearer ones count as this
 LARGEST = 100.0  # no sound figure is further from zero; where a model has run away, its figures stay here
 
 Logits = NDArray[np.float32]
@@ -111,9 +112,10 @@ def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -
 def distance_figures(looks: Logits, mean: Logits, variance: Logits) -> Figures:
     """How far patients lie from what is typical: `distance_mean` and `distance_sd`, of the distances' logarithms.
 
-    `looks`: shape (patients, LOOKS) of at least two patients; `mean` and `variance`: shape (LOOKS,).
+    `looks`: shape (patients, LOOKS) of at least two patients; `mean` and `variance`: shape (LOOKS,). The logarithm of a
+    distance of nearly 0 would outweigh all other patients, and so tell whether a scan with just these looks is there.
     """
-    distances = log_distances(looks, mean, variance)
+    distances = np.maximum(log_distances(looks, mean, variance), LEAST_LOG_DISTANCE)
     return _sound({"distance_mean": float(distances.mean()), "distance_sd": float(distances.std(ddof=1))})
 
 

@@ -174,7 +174,7 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("kind", "config", "figures"),
     [
-        ("evaluate.calibrate", {}, {"slope_severe": 1.1, "variance_slope_severe": 0.1, "distance_mean": 0.02}),
+        ("evaluate.calibrate", {}, {"slope_severe": 1.1, "variance_slope_severe": 0.1, "distance_mean": 0.05}),
         ("evaluate.test", {"audit": True}, {"auroc_severe": 0.8, "brier_severe": 0.2}),
         ("evaluate.assign", {"probed": 3}, {"assigned_00": 0.5, "assigned_02": 0.5}),
     ],

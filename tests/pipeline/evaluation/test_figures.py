@@ -152,3 +152,12 @@ def test_calibration_is_fitted_to_raw_logits_with_thresholds_that_do_what_they_s
         x, y = known_of(logits[:, column], validation.targets[:, column])
         assert (x[y == 1] >= found[f"rule_out_{label}"]).mean() >= 0.9
         assert (x[y == 0] < found[f"rule_in_{label}"]).mean() >= 0.9
+
+
+def test_a_patient_next_to_what_is_typical_does_not_outweigh_the_others() -> None:
+    looks = np.random.default_rng(3).normal(size=(24, 51)).astype(np.float32)
+    ones = np.ones(51, np.float32)
+    there = figures.distance_figures(looks, looks[0] + np.float32(1e-6), ones)
+    elsewhere = figures.distance_figures(looks[1:], looks[0] + np.float32(1e-6), ones)
+    assert abs(there["distance_mean"] - elsewhere["distance_mean"]) < 0.05
+    assert there["distance_sd"] < 0.3
