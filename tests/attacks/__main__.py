@@ -21,12 +21,14 @@ from tests.attacks import (
     drift,
     gate,
     head,
+    invented,
     joined,
     moments,
     questions,
     scan_trap,
     tomography,
     trap,
+    typical,
 )
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
@@ -42,6 +44,8 @@ MODULES = (
     moments,
     joined,
     questions,
+    invented,
+    typical,
     codes,
     downgrade,
     capacity,

@@ -183,9 +183,13 @@ class Rig:
         round_number: int = 1,
         config: Mapping[str, Any] | None = None,
         records: Mapping[str, Arrays] | None = None,
+        configs: Mapping[str, ConfigRecord] | None = None,
         run: str = "trial-0123abcd",
     ) -> Answer:
-        """Send one message, have the node answer it, and say what reached the server."""
+        """Send one message, have the node answer it, and say what reached the server.
+
+        `config`: settings of the message; `records` and `configs`: further records of arrays and of settings.
+        """
         content = RecordDict()
         if model is not None:
             arrays, buffers = pack(model) if isinstance(model, SeverityNetwork) else model
@@ -194,6 +198,8 @@ class Rig:
                 content["buffers"] = record_of(buffers)
         for name, extra in (records or {}).items():
             content[name] = record_of(extra)
+        for name, more in (configs or {}).items():
+            content[name] = more
         content["config"] = ConfigRecord({"server-round": round_number, **(config or {})})
         created_at = time.time() + self.asked * 1e-6
         metadata = {"message_type": kind, "run_id": self._run_id(study, run), "created_at": created_at}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attacks import codes, gate, questions, scan
+from tests.attacks import codes, gate, invented, questions, scan, typical
 from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
@@ -79,6 +79,33 @@ def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
     pool = scan.make_pool(scan.scan_trap(released_study(), gates="bn2"), gates="bn2")
     assert np.corrcoef(pool.last.mean(axis=1), pool.measure)[0, 1] > 0.9
     assert np.corrcoef(pool.first.mean(axis=1), pool.measure)[0, 1] > 0.9
+
+
+def test_invented_calibrations_put_thresholds_where_the_server_wants_them() -> None:
+    """A known limit, at one hospital: else the attack with more questions would show nothing."""
+    study = released_study()
+    (probe,) = invented.draw_probes(study, 1)
+    with rig(seed=invented.SEEDS[0], patients=invented.PATIENTS) as attacked:
+        told = invented.ask(attacked, study, probe, run="trial-1")
+        truth = [invented.row(patient) for patient in attacked.hospital.of("test")]
+    for label, wanted in probe.wanted.items():
+        assert list(told.thresholds[label].values()) == pytest.approx(wanted, abs=1e-3)
+    assert len(list(told.shares())) == 8
+    assert invented.misses([told], invented.counts_of(truth)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_known_scan_moves_the_told_distances_little() -> None:
+    """With the mean of looks next to it. Without a least distance the figures told whether it is there."""
+    decoder = typical.Decoder.fitted(beside=0)
+    patients = typical.pool()[:48]
+    right = 0
+    for place in range(24):
+        others = np.delete(patients, place, axis=0)[:23]
+        (mean,) = typical.means(patients[place], beside=0)
+        told = [typical.figures_at(np.vstack([others, some[None]]), mean) for some in (patients[place], patients[-1])]
+        assert abs(told[0][0] - told[1][0]) <= 0.1
+        right += decoder.is_there(typical.observed(told[:1])) + (not decoder.is_there(typical.observed(told[1:])))
+    assert right < 0.9 * 48
 
 
 def test_a_decoder_reads_what_an_observation_tells() -> None:

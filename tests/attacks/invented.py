@@ -1,0 +1,336 @@
+"""Invented calibrations: the gateway pools what all hospitals are said to have answered, and knows only its own answer.
+
+A server that invents two more answers puts the pooled thresholds where it wants, once for each model. The models are
+heads on age and sex alone, each in a run of its own: a logit is then a function of a patient's band of age and sex, and
+sensitivity and specificity at a threshold are counts of patients over some bands, in steps of three patients. Many
+heads order the bands in many ways. The counts are linear equations in the number of patients of each kind, and their
+rounding averages out.
+
+`own`: the control. The server invents nobody, and the thresholds are those that the hospital's own answer gives.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from federation.allowed import LABELS, LOOKS
+from federation.grids import Shares, parts_of
+from federation.rounds.calibration_answers import to_record
+from federation.rounds.pooled_calibration import POINTS, pooled, settings_of
+from federation.study import Study
+from models.network import SeverityNetwork
+from tests.attacks.cohort import Patient, draw_patients, with_patient
+from tests.attacks.gate import CELLS, Matrix, features_of_cells, gated
+from tests.attacks.gate import row as banded_row
+from tests.attacks.result import Result
+from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
+from tests.attacks.score import HOSPITALS, score
+
+HEADS = "heads on age and sex, a released study"
+HOLDS = "heads on age and sex, and the other hospitals' calibrations"
+ALL_BUT_ONE = "the same, and all patients but one"
+WHAT = "age band, sex, PCR, severity"
+NAME = "invented calibrations, 16 tests"
+OWN_NAME = "thresholds of the hospital's own calibration, 16 tests"
+KNOWN_NAME = "invented calibrations, all patients but one known"
+JOINED_NAME = "invented calibrations, before and after one patient"
+SEEDS = range(401, 401 + HOSPITALS)
+PATIENTS = {"train": 40, "validation": 24, "test": 40}
+TESTS = 16  # with a calibration each a third of the questions that a month has
+_RMS = 0.55  # of a head's weights; the gateway admits 0.6
+_SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of a number that is known, of one in steps of three
+_TIE = 2e-4  # logits nearer to a threshold than this may lie on either side
+_TRIED = 12  # sizes of classes
+_UNTOLD = dict.fromkeys(("mean", "variance"), np.zeros(LOOKS, np.float32))
+
+# Of both labels: negative; positive and not severe; positive and severe. Severity is known of who is positive alone.
+Kind = tuple[bool, bool | None]
+KINDS: tuple[Kind, ...] = ((False, None), (True, False), (True, True))
+_POSITIVE = {"pcr_positive": (1, 2), "severe": (2,)}
+_NEGATIVE = {"pcr_positive": (0,), "severe": (1,)}
+Row = tuple[int, str, bool, bool | None]
+ROWS: list[Row] = [(*cell, *kind) for kind in KINDS for cell in CELLS]
+
+
+def row(patient: Patient) -> Row:
+    return (*banded_row(*patient.row), patient.severe)
+
+
+# --- a question -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """One answer: by label the logits of each cell, the thresholds, and the figures."""
+
+    logits: Mapping[str, Matrix]
+    thresholds: Mapping[str, Mapping[str, float]]
+    figures: Mapping[str, Any]
+
+    def shares(self) -> Iterator[tuple[str, bool, Matrix, float]]:
+        """Label, whether of its positives, whether each cell is over a threshold, and the share of patients who are.
+
+        A cell that may lie on either side counts half.
+        """
+        for label, points in self.thresholds.items():
+            for point, at in points.items():
+                over = np.where(np.abs(self.logits[label] - at) < _TIE, 0.5, self.logits[label] >= at)
+                sensitivity, specificity = (self.figures.get(f"{what}_at_{point}_{label}") for what in ("sens", "spec"))
+                if sensitivity is not None and specificity is not None:
+                    yield label, True, over, float(sensitivity)
+                    yield label, False, over, 1 - float(specificity)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A head for each label, shape (labels, features), and by label where its two thresholds shall lie."""
+
+    weights: Matrix
+    wanted: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def drawn(cls, study: Study, rng: np.random.Generator) -> "Probe":
+        """Heads at random, thresholds between two cells."""
+        weights = rng.normal(size=(len(LABELS), study.network.tabular_features))
+        weights *= _RMS / np.sqrt(np.square(weights).mean(axis=1, keepdims=True))
+        network = gated(study, np.zeros_like(weights))
+        wanted = {}
+        for label, logits in cell_logits(network, weights).items():
+            inner = np.sort(logits)[4:-4]
+            wanted[label] = [float(inner[k : k + 2].mean()) for k in rng.choice(len(inner) - 1, 2, replace=False)]
+        return cls(weights, wanted)
+
+    def nearly(self, step: int) -> "Probe":
+        """Another model to the gateway, and the same one to the patients: nothing is answered twice about a model."""
+        return replace(self, weights=self.weights * (1 + step * 1e-6))
+
+
+def cell_logits(network: SeverityNetwork, weights: Matrix) -> dict[str, Matrix]:
+    features = features_of_cells(network)[:, :-1]
+    return {label: features @ each.astype(np.float32) for label, each in zip(LABELS, weights, strict=True)}
+
+
+def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = False) -> Told:
+    """Train the seed's model once, calibrate a head, and test it at thresholds of the server's. Raises Refused."""
+    model = gated(study, probe.weights)
+    attacked.must("train", study, run=run, model=seed_network(study))
+    told = attacked.must("evaluate.calibrate", study, model, records={"typical": _UNTOLD}, run=run)
+    invented = {
+        f"{point}_{label}": at for label in LABELS for point, at in zip(POINTS, probe.wanted[label], strict=True)
+    }
+    answers = [dict(told.metrics), *([] if own else [{**invented, "num-examples": 1e9}] * 2)]
+    fits, thresholds = pooled(answers, is_robust=True)
+    tested = attacked.must(
+        "evaluate.test",
+        study,
+        model,
+        config=settings_of(fits, thresholds),
+        configs={"calibrations": to_record(answers)},
+        run=run,
+    )
+    return Told(cell_logits(model, probe.weights), thresholds, tested.metrics)
+
+
+def ask_all(attacked: Rig, study: Study, probes: Sequence[Probe], *, name: str, own: bool = False) -> list[Told]:
+    """A run for each probe; then the month is over. Raises Refused."""
+    told = [ask(attacked, study, probe, run=f"{name}-{n:04d}", own=own) for n, probe in enumerate(probes)]
+    attacked.pass_time(days=32)
+    return told
+
+
+def draw_probes(study: Study, number: int) -> list[Probe]:
+    rng = np.random.default_rng(7)
+    return [Probe.drawn(study, rng) for _ in range(number)]
+
+
+# --- what the answers say ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many test patients there are of each of KINDS."""
+
+    of_kind: tuple[int, int, int]
+
+    def of(self, label: str, positive: bool) -> int:
+        return sum(self.of_kind[kind] for kind in (_POSITIVE if positive else _NEGATIVE)[label])
+
+    def plus(self, kind: int) -> "Sizes":
+        grown = [size + (place == kind) for place, size in enumerate(self.of_kind)]
+        return Sizes((grown[0], grown[1], grown[2]))
+
+
+def possible_sizes(answers: Sequence[Told]) -> list[Sizes]:
+    """Sizes whose shares have all the values that were told."""
+    patients = int(answers[0].figures["num-examples"])
+    told: dict[tuple[str, bool], set[float]] = {}
+    for answer in answers:
+        for label, positive, _, share in answer.shares():
+            told.setdefault((label, positive), set()).add(share)
+
+    def fits(sizes: Sizes) -> bool:
+        return all(
+            abs(share * parts - round(share * parts)) < 1e-6
+            for key, shares in told.items()
+            for parts in [parts_of(sizes.of(*key))]
+            for share in shares
+        )
+
+    every = (
+        Sizes((patients - positive, positive - severe, severe))
+        for positive, severe in product(range(1, patients), repeat=2)
+        if severe < positive
+    )
+    found = [sizes for sizes in every if fits(sizes)]
+    most = max((sum(parts_of(sizes.of(*key)) for key in told) for sizes in found), default=0)
+    usual = np.array([0.4, 0.3, 0.3]) * patients
+    finest = [sizes for sizes in found if sum(parts_of(sizes.of(*key)) for key in told) <= most]
+    return sorted(finest, key=lambda sizes: float(np.abs(np.array(sizes.of_kind) - usual).sum()))[:_TRIED]
+
+
+@dataclass(frozen=True)
+class System:
+    """Linear equations in the number of patients of each of ROWS, in units of their standard deviations."""
+
+    left: Matrix
+    right: Matrix
+
+    @classmethod
+    def of(cls, answers: Sequence[Told], sizes: Sizes) -> "System":
+        left, right = [], []
+        for kind, size in enumerate(sizes.of_kind):
+            left.append(np.repeat(np.eye(3)[kind], len(CELLS)) / _SURE)
+            right.append(size / _SURE)
+        for answer in answers:
+            for label, positive, over, share in answer.shares():
+                kinds = np.isin(range(3), (_POSITIVE if positive else _NEGATIVE)[label])
+                left.append(np.outer(kinds, over).ravel() / _ROUNDED)
+                right.append(share * sizes.of(label, positive) / _ROUNDED)
+        usual = np.repeat(sizes.of_kind, len(CELLS)) / len(CELLS)
+        pull = 1 / np.sqrt(np.maximum(usual, 0.1))
+        return cls(np.vstack([*left, np.diag(pull)]), np.concatenate([right, pull * usual]))
+
+    @cached_property
+    def solved(self) -> tuple[Matrix, float]:
+        """The numbers that fit best, none negative, and the sum of squares that is left."""
+        counts, misfit = nnls(self.left, self.right)
+        return counts, float(misfit) ** 2
+
+
+def decode(answers: Sequence[Told]) -> list[Row]:
+    """The rows that fit best, as many as there are patients."""
+    systems = [System.of(answers, sizes) for sizes in possible_sizes(answers)]
+    left = min(systems, key=lambda system: system.solved[1]).solved[0].copy()
+    claimed = []
+    for _ in range(int(answers[0].figures["num-examples"])):
+        place = int(left.argmax())
+        left[place] -= 1
+        claimed.append(ROWS[place])
+    return claimed
+
+
+def decode_joined(before: Sequence[Told], after: Sequence[Told]) -> Row:
+    """The row of the one who joined: with whom both answers fit best."""
+    best = (np.inf, ROWS[0])
+    for sizes in possible_sizes(before):
+        first = System.of(before, sizes)
+        for kind in range(len(KINDS)):
+            second = System.of(after, sizes.plus(kind))
+            left = np.vstack([first.left, second.left[: -len(ROWS)]])
+            for cell in range(len(CELLS)):
+                place = kind * len(CELLS) + cell
+                right = second.right[: -len(ROWS)] - second.left[: -len(ROWS), place]
+                misfit = float(nnls(left, np.concatenate([first.right, right]))[1])
+                best = min(best, (misfit, ROWS[place]), key=lambda each: each[0])
+    return best[1]
+
+
+def decode_last(answers: Sequence[Told], others: Sequence[Row]) -> Row:
+    """The row of the one patient of whom nothing is known: with whom most figures are as they were told."""
+    counts = counts_of(others)
+    return ROWS[int(np.argmin([misses(answers, counts + counts_of([claimed])) for claimed in ROWS]))]
+
+
+def counts_of(rows: Sequence[Row]) -> Matrix:
+    """How many patients there are of each kind and cell."""
+    counts = np.zeros((len(KINDS), len(CELLS)))
+    for each in rows:
+        counts[KINDS.index(each[2:]), CELLS.index(each[:2])] += 1
+    return counts
+
+
+def misses(answers: Sequence[Told], counts: Matrix) -> float:
+    """How far the figures are from those that these patients would give, in all."""
+    grid, total = Shares(), 0.0
+    for answer in answers:
+        for label, positive, over, share in answer.shares():
+            of_class = counts[list((_POSITIVE if positive else _NEGATIVE)[label])].sum(axis=0)
+            size = int(of_class.sum())
+            exact = float(of_class @ over) / max(size, 1)
+            told = grid.rounded(exact if positive else 1 - exact, size)
+            total += abs((told if positive else 1 - told) - share)
+    return total
+
+
+# --- against several hospitals ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one hospital answered, and the truth: rows of its test patients, and of the one who joined them later.
+
+    `own`: at the thresholds of the hospital's own calibration. `after`: the first questions again, with one patient
+    more.
+    """
+
+    truth: Sequence[Row]
+    joined: Row
+    invented: Sequence[Told]
+    own: Sequence[Told]
+    after: Sequence[Told]
+
+
+def attack_one(study: Study, probes: Sequence[Probe], seed: int) -> Seen:
+    """A hospital of this seed, in three months. Raises Refused."""
+    with rig(seed=seed, patients=PATIENTS) as attacked:
+        truth = [row(patient) for patient in attacked.hospital.of("test")]
+        invented = ask_all(attacked, study, probes, name="invented")
+        own = ask_all(attacked, study, [probe.nearly(1) for probe in probes], name="own", own=True)
+        joined = draw_patients(1000 + seed, {"test": 1})[0]
+        attacked.hospital = with_patient(attacked.hospital, joined)
+        after = ask_all(attacked, study, [probe.nearly(2) for probe in probes], name="after")
+        return Seen(truth, row(joined), invented, own, after)
+
+
+def last_patients(seen: Seen) -> list[Row]:
+    """Claims of servers each of which knows all patients but one."""
+    return [decode_last(seen.invented, [*seen.truth[:n], *seen.truth[n + 1 :]]) for n in range(len(seen.truth))]
+
+
+def results(hospitals: Sequence[Seen]) -> Iterator[Result]:
+    truths, tests = [each.truth for each in hospitals], len(hospitals[0].invented)
+    note = f"{2 * tests} questions to each hospital"
+    found = score([decode(each.invented) for each in hospitals], truths)
+    yield Result.scored(NAME, HOLDS, WHAT, found, note=note)
+    yield Result.scored(OWN_NAME, HEADS, WHAT, score([decode(each.own) for each in hospitals], truths), note=note)
+    numbered = [list(enumerate(truth)) for truth in truths]
+    last = score([list(enumerate(last_patients(each))) for each in hospitals], numbered)
+    yield Result.scored(KNOWN_NAME, ALL_BUT_ONE, WHAT, last, note=note)
+    claims = [[decode_joined(each.invented, each.after)] for each in hospitals]
+    joined = score(claims, [[each.joined] for each in hospitals])
+    yield Result.scored(JOINED_NAME, HOLDS, WHAT, joined, note=f"{4 * tests} questions to each hospital")
+
+
+def attacks() -> Iterator[Result]:
+    """On hospitals whose patients are drawn from other seeds than anything here."""
+    study = released_study()
+    probes = draw_probes(study, TESTS)
+    try:
+        yield from results([attack_one(study, probes, seed) for seed in SEEDS])
+    except Refused as refused:
+        yield Result(NAME, HOLDS, WHAT, 0, 0, PATIENTS["test"], stopped_by=refused.code)

@@ -1,0 +1,147 @@
+"""Chosen typical looks: one calibration tells whether a scan that the server has is among the validation patients.
+
+`evaluate.calibrate` brings a mean and a variance of how scans look, and the hospital tells mean and standard deviation
+of the logarithms of its patients' distances from them. A server that puts a known scan's own looks there has a patient
+at distance 0, if he is among them. It may also ask with means beside that scan, each about a model of its own, and
+compare. The decoder is fitted to simulated hospitals, with the figures as the release tells them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from federation.allowed import FIGURES, LOOKS
+from federation.grids import Step
+from models.familiarity import look
+from pipeline.evaluation.figures import distance_figures
+from tests.attacks.cohort import Patient, draw_patients
+from tests.attacks.result import Result
+from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
+from tests.attacks.score import HOSPITALS, score
+
+HOLDS = "the typical looks of calibrations, and the scans of some patients"
+WHAT = "whether a known scan is among the validation patients"
+NAME = "typical looks of a known scan, one calibration"
+BESIDE_NAME = "typical looks of a known scan and beside it, five calibrations"
+SEEDS = range(501, 501 + HOSPITALS)
+SCANS = 10  # asked about at each hospital
+VALIDATION = 24
+BESIDE = 4
+_AWAY = 0.7  # standard deviations, in each look
+_NEAR = 1e-3  # at distance 0 itself a standard deviation would be out of its range, and the reply refused
+_POOL_SEED, _POOL, _SIMULATED = 9_100, 300, 1_500
+Vector = NDArray[np.float64]
+Looks = NDArray[np.float32]
+
+
+def look_of(patient: Patient) -> Looks:
+    return look(patient.tensor.astype(np.float32))
+
+
+@cache
+def pool() -> Looks:
+    """Looks of patients whom the server draws itself, shape (patients, LOOKS)."""
+    return np.stack([look_of(patient) for patient in draw_patients(_POOL_SEED, {"validation": _POOL})])
+
+
+def means(known: Looks, beside: int) -> list[Looks]:
+    """The scan's own looks, or next to, then pairs that lie on either side of them; all in float32."""
+    rng, spread = np.random.default_rng(_POOL_SEED), pool().std(axis=0)
+    found: list[Looks] = [known + np.float32(_NEAR) * spread]
+    for _ in range(beside // 2):
+        signs: Looks = rng.choice([-1.0, 1.0], LOOKS).astype(np.float32)
+        step: Looks = np.float32(_AWAY) * spread * signs
+        found += [np.add(known, step), np.subtract(known, step)]
+    return found
+
+
+def observed(told: Sequence[tuple[float, float]]) -> Vector:
+    """Mean and standard deviation of the first question, and how far both are from their means over the others."""
+    first, *others = np.array(told, dtype=np.float64)
+    return np.concatenate([first, first - np.mean(others, axis=0)]) if others else first
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A line through what is observed: above 0.5 the scan is among the patients."""
+
+    weights: Vector
+
+    @classmethod
+    def fitted(cls, beside: int) -> "Decoder":
+        rng, rows, truths = np.random.default_rng(1), [], []
+        for number in range(_SIMULATED):
+            chosen = pool()[rng.choice(_POOL, VALIDATION + 1, replace=False)]
+            is_there = number % 2 == 0
+            patients = chosen[:VALIDATION] if is_there else chosen[1:]
+            rows.append(observed([figures_at(patients, mean) for mean in means(chosen[0], beside)]))
+            truths.append(float(is_there))
+        found = np.hstack([np.array(rows), np.ones((len(rows), 1))])
+        return cls(np.linalg.lstsq(found, np.array(truths), rcond=None)[0])
+
+    def is_there(self, seen: Vector) -> bool:
+        return bool(self.weights[:-1] @ seen + self.weights[-1] > 0.5)
+
+
+def figures_at(patients: Looks, mean: Looks) -> tuple[float, float]:
+    """Mean and standard deviation of these patients' distances from a mean, as a hospital tells them."""
+    told = distance_figures(patients, mean, pool().var(axis=0))
+    return _told("distance_mean", told), _told("distance_sd", told)
+
+
+def _told(name: str, figures: dict[str, float]) -> float:
+    """As it leaves; at the end of its range what the hospital would not tell."""
+    figure = FIGURES["evaluate.calibrate"][name]
+    assert isinstance(figure.grid, Step)
+    return figure.grid.rounded(min(max(figures.get(name, figure.high), figure.low), figure.high))
+
+
+def ask(attacked: Rig, known: Looks, beside: int) -> Vector:
+    """Calibrations with these typical looks, each in a run and of a model of its own. Raises Refused."""
+    study, told = released_study(), []
+    for mean in means(known, beside):
+        run, model = f"typical-{attacked.asked:06d}", seed_network(study)
+        attacked.must("train", study, model, run=run)
+        with torch.no_grad():
+            model.head.bias += attacked.asked * 1e-6
+        typical = {"mean": mean, "variance": pool().var(axis=0)}
+        answer = attacked.must("evaluate.calibrate", study, model, records={"typical": typical}, run=run)
+        told.append((float(answer.metrics["distance_mean"]), float(answer.metrics["distance_sd"])))
+    return observed(told)
+
+
+def known_scans(attacked: Rig, seed: int, scans: int) -> list[tuple[Patient, bool]]:
+    """Patients of whom the server has the scan, each with whether he is a validation patient here."""
+    rng = np.random.default_rng(seed)
+    here, strangers = attacked.hospital.of("validation"), draw_patients(1000 + seed, {"validation": scans})
+    return [(here[n] if is_there else strangers[n], is_there) for n, is_there in enumerate(rng.random(scans) < 0.5)]
+
+
+def membership(scans: int, beside: int, *, name: str, seeds: Sequence[int]) -> Result:
+    """Of so many scans at a hospital for each seed; `beside`: how many more questions about each scan."""
+    decoder = Decoder.fitted(beside)
+    claims: list[list[tuple[int, bool]]] = []
+    truths: list[list[tuple[int, bool]]] = []
+    asked = 0
+    for seed in seeds:
+        with rig(seed=seed, patients={"train": 40, "validation": VALIDATION, "test": 40}) as attacked:
+            known = known_scans(attacked, seed, scans)
+            try:
+                seen = [ask(attacked, look_of(patient), beside) for patient, _ in known]
+            except Refused as refused:
+                return Result(name, HOLDS, WHAT, 0, 0, scans, stopped_by=refused.code)
+            claims.append([(place, decoder.is_there(each)) for place, each in enumerate(seen)])
+            truths.append([(place, bool(is_there)) for place, (_, is_there) in enumerate(known)])
+            asked = attacked.asked
+    note = f"{asked // 2} calibrations at each hospital"
+    return Result.scored(name, HOLDS, WHAT, score(claims, truths), note=note)
+
+
+def attacks() -> Iterator[Result]:
+    """On hospitals that the decoder never saw."""
+    yield membership(SCANS, 0, name=NAME, seeds=SEEDS)
+    yield membership(SCANS, BESIDE, name=BESIDE_NAME, seeds=SEEDS)
