@@ -35,6 +35,7 @@ from pipeline.privacy_budget import PrivateRound
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
+_FORMAT = 2  # of a kept schema; without `reaches` it would bound less
 _SECONDS = 300.0  # torch's first import from a slow disk takes its time
 
 
@@ -89,6 +90,7 @@ class Schema:
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
     `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
     that the study's seed gives (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
+    `reaches`: filters and channels that stay near the seed's (`first_model.Reach`).
 
     `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
     `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
@@ -110,6 +112,7 @@ class Schema:
     questions: Mapping[str, int] = field(default_factory=dict)
     first: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    reaches: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     server_step: float = 0.0
     server_factor: float = 1.0
     is_robust: bool = False
@@ -177,7 +180,8 @@ class Schema:
         }
         private = content["private_round"] and PrivateRound(**content["private_round"])
         parts = {name: [first_model.Part(*part) for part in group] for name, group in content["parts"].items()}
-        return cls(**{**content, **specs, "private_round": private, "parts": parts})
+        reaches = {name: [first_model.Reach(*reach) for reach in group] for name, group in content["reaches"].items()}
+        return cls(**{**content, **specs, "private_round": private, "parts": parts, "reaches": reaches})
 
 
 def schema_of(study: str, folder: Path) -> Schema:
@@ -221,7 +225,7 @@ def first_model_of(study: str, folder: Path) -> Arrays:
 
 
 def _key(study: str) -> str:
-    return hashlib.sha256(f"{version('fedthorax')}|{study}".encode()).hexdigest()
+    return hashlib.sha256(f"{version('fedthorax')}|{_FORMAT}|{study}".encode()).hexdigest()
 
 
 def _in_a_process(study: str, *arguments: str) -> Schema:
@@ -273,6 +277,12 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
         questions=questions_of(study),
         first=first_model.told(first_model.write_chunks(first, folder)),
         parts=first_model.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
+        reaches=first_model.reaches_of(
+            network,
+            learning_rate=study.training.learning_rate,
+            epochs=study.epochs_a_round,
+            rounds=study.study.rounds,
+        ),
         server_step=optimiser.step,
         server_factor=optimiser.factor,
         is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
