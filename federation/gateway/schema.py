@@ -19,7 +19,7 @@ from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
@@ -31,6 +31,10 @@ from federation.gateway.objects import ArrayHead, Arrays
 from federation.rounds.wire import HALF, UPDATE
 from models.refusal import Refusal
 from pipeline.privacy_budget import PrivateRound
+
+if TYPE_CHECKING:
+    from federation.study import Study
+    from models.network import SeverityNetwork
 
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
 MAX_STUDY_BYTES = 64 * 1024
@@ -277,12 +281,7 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
         questions=questions_of(study),
         first=first_model.told(first_model.write_chunks(first, folder)),
         parts=first_model.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
-        reaches=first_model.reaches_of(
-            network,
-            learning_rate=study.training.learning_rate,
-            epochs=study.epochs_a_round,
-            rounds=study.study.rounds,
-        ),
+        reaches={} if study.privacy is not None else _reaches(study, network),
         server_step=optimiser.step,
         server_factor=optimiser.factor,
         is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
@@ -293,6 +292,16 @@ def work_out(study_json: bytes, folder: Path | None = None) -> Schema:
         private_round=study.private_round,
         features=network.features,
         head_from=weights[WEIGHTS].size - sum(weight.numel() for weight in network.head.parameters()),
+    )
+
+
+def _reaches(study: "Study", network: "SeverityNetwork") -> dict[str, list[first_model.Reach]]:
+    """Not for a private study: its noise moves filters further, and bounds what an update tells."""
+    return first_model.reaches_of(
+        network,
+        learning_rate=study.training.learning_rate,
+        epochs=study.epochs_a_round,
+        rounds=study.study.rounds,
     )
 
 
