@@ -22,6 +22,7 @@ from tests.attacks import (
     head,
     joined,
     moments,
+    picture,
     questions,
     scan_trap,
     tomography,
@@ -30,7 +31,21 @@ from tests.attacks import (
 from tests.attacks.known import KNOWN
 from tests.attacks.result import Result
 
-MODULES = (trap, head, drift, tomography, gate, scan_trap, moments, joined, questions, codes, downgrade, capacity)
+MODULES = (
+    trap,
+    head,
+    drift,
+    tomography,
+    gate,
+    scan_trap,
+    moments,
+    picture,
+    joined,
+    questions,
+    codes,
+    downgrade,
+    capacity,
+)
 BEGIN, END = "<!-- begin: attacks -->", "<!-- end: attacks -->"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
 _HEADINGS = ("attack", "what the server holds", "learnt / wrong / of", "by chance", "stopped by")
