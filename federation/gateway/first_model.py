@@ -101,6 +101,14 @@ _RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, 
 _FIXED = Bound(0, 0, 1, 0)
 _USUAL_RATE, _USUAL_EPOCHS = 0.05, 2
 
+# How far one filter or channel may be from the seed's over a whole run, filters as a share of their own length. It is
+# 1.5 to 2 times what training did in 20 rounds with 300 synthetic patients (docs/one-reply.md), and less than 1 for
+# filters, else one could be replaced by any other. Those of the first convolution and stage moved further: not held.
+_FILTER = 0.85
+_STEM_SCALE, _STEM_SHIFT, _SCALE, _SHIFT = 1.0, 0.7, 0.5, 0.4
+_HELD_STAGES = (".layer2.", ".layer3.", ".layer4.")
+_USUAL_ROUNDS = 40
+
 
 class Part(NamedTuple):
     """One tensor of a packed array, or a piece of it: where it begins, its root mean square at the seed, its bound.
@@ -115,11 +123,61 @@ class Part(NamedTuple):
     longest: float
 
 
+def _faster(learning_rate: float, epochs: int) -> float:
+    return max(1.0, learning_rate / _USUAL_RATE) * max(1.0, epochs / _USUAL_EPOCHS)
+
+
+class Reach(NamedTuple):
+    """A filter or channel of a packed array, or a longer piece: where it begins, and how far it may be from the seed's.
+
+    `farthest` is a root mean square, and holds for the whole run.
+    """
+
+    start: int
+    farthest: float
+
+
+def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int, rounds: int) -> dict[str, list[Reach]]:
+    """The pieces of the packed weights of a network that is trained at this rate, for so many epochs and rounds."""
+    from federation.rounds.packing import group_of
+
+    longer = _faster(learning_rate, epochs) * max(1.0, rounds / _USUAL_ROUNDS)
+    reaches: dict[str, list[Reach]] = {}
+    ends: dict[str, int] = {}
+    for name, tensor in network.state_dict().items():
+        if is_buffer(name):
+            continue
+        group = group_of(name)
+        for piece, farthest in _held(name, tensor):
+            start = ends.get(group, 0)
+            ends[group] = start + piece.numel()
+            reaches.setdefault(group, []).append(Reach(start, longer * farthest))
+    return reaches
+
+
+def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
+    """The filters or channels of a tensor, each with how far it may be from the seed's.
+
+    A filter that may be replaced, or a shift that may be large, makes a unit that answers to one patient alone.
+    """
+    is_backbone = name.startswith("backbone.")
+    if is_backbone and tensor.ndim > 2 and any(stage in name for stage in _HELD_STAGES):
+        for weights in tensor:
+            yield weights, _FILTER * float(weights.double().square().mean().sqrt())
+    elif is_backbone and tensor.ndim == 1 and (".bn" in name or ".downsample." in name):
+        is_stem, is_shift = ".layer" not in name, name.endswith("bias")
+        scale, shift = (_STEM_SCALE, _STEM_SHIFT) if is_stem else (_SCALE, _SHIFT)
+        for channel in tensor:
+            yield channel, shift if is_shift else scale
+    else:
+        yield tensor, _UNBOUNDED
+
+
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
     """The tensors of each packed array of a network that is trained at this rate for so many epochs a round."""
     from federation.rounds.packing import group_of
 
-    faster = max(1.0, learning_rate / _USUAL_RATE) * max(1.0, epochs / _USUAL_EPOCHS)
+    faster = _faster(learning_rate, epochs)
     learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
     parts: dict[str, list[Part]] = {}
     ends: dict[str, int] = {}

@@ -3,7 +3,7 @@
 A hostile server could otherwise send weights that make an update tell of single patients. So the first model is the
 one that the study's seed gives. Every later one differs from a model that this site trained in the same run, tensor by
 tensor, by no more than `first_model.parts_of` allows for each round in between, and no tensor becomes longer than it
-allows.
+allows. And no filter or channel is ever further from the seed's than `first_model.reaches_of` allows.
 
 SITE_DIR/gateway/models/<run>/state.json   the run's chains: of each the last model that this site trained
 SITE_DIR/gateway/models/<run>/<chunk id>   the chunks of those models
@@ -83,6 +83,8 @@ class Lineage:
             self._check_training(state, round_number, digest, model)
         else:
             self._check_question(state, digest, model)
+        if digest != self._schema.first_model and digest not in state.trained:
+            self._check_reach(model)
 
     def _check_training(self, state: _State, round_number: int, digest: str, model: Arrays) -> None:
         if not 1 <= round_number <= self._schema.rounds:
@@ -156,16 +158,32 @@ class Lineage:
                     if not self._counts_on(old, new, record, name):
                         return False
                     continue
-                moved, before, after = self._lengths(old, new, record, name)
+                starts = np.array([part[0] for part in self._schema.parts[name]])
+                moved, before, after = self._lengths(old, new, record, name, starts)
                 far, long = self._allowed(record, name, before, rounds)
                 if not ((moved <= far) & (after <= long)).all():  # nor is NaN
                     return False
         return True
 
-    def _lengths(self, old: Arrays, new: Arrays, record: str, name: str) -> NDArray:
-        """Of each tensor in an array, as root mean squares: how far it moved, how long it was and is; shape (3, n)."""
+    def _check_reach(self, model: Arrays) -> None:
+        """Whether each filter and channel is as near to the seed's as it has to be. Raises Refusal E_MODEL_DRIFT.
+
+        Bounds on whole tensors let a server replace some filters altogether, and move a few channels far.
+        """
+        for name, reaches in self._schema.reaches.items():
+            starts, farthest = np.array(reaches).T
+            moved = self._lengths(self._read_first(), model, "arrays", name, starts)[0]
+            step = self._schema.rounds * self._schema.server_step
+            if not (moved <= self._schema.server_factor * farthest + step).all():
+                raise Refusal(reasons.MODEL_DRIFT, private="a filter or channel is far from the seed's")
+
+    def _lengths(self, old: Arrays, new: Arrays, record: str, name: str, starts: NDArray) -> NDArray:
+        """Of each piece of an array, as root mean squares: how far it moved, how long it was and is; shape (3, n).
+
+        `starts`: where each piece begins.
+        """
         spec = self._schema.model[record][name]
-        starts = np.array([part[0] for part in self._schema.parts[name]], dtype=np.int64)
+        starts = starts.astype(np.int64)
         sizes = np.diff([*starts, spec.length])
         squares = np.zeros((3, len(starts)))
         at = 0

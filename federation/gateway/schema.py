@@ -21,7 +21,7 @@ from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
@@ -34,10 +34,15 @@ from federation.rounds.wire import HALF, UPDATE
 from models.refusal import Refusal
 from pipeline.privacy_budget import PrivateRound
 
+if TYPE_CHECKING:
+    from federation.study import Study
+    from models.network import SeverityNetwork
+
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
 _UNLIKE = 3  # the exit status where a release does not fit the study that begins from it
+_FORMAT = 2  # of a kept schema; without `reaches` it would bound less
 _SECONDS = 300.0  # torch's first import from a slow disk takes its time
 
 
@@ -92,6 +97,7 @@ class Schema:
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
     `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
     that the study begins with (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
+    `reaches`: filters and channels that stay near those (`first_model.Reach`).
 
     `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
     `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
@@ -113,6 +119,7 @@ class Schema:
     questions: Mapping[str, int] = field(default_factory=dict)
     first: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    reaches: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     server_step: float = 0.0
     server_factor: float = 1.0
     is_robust: bool = False
@@ -180,7 +187,8 @@ class Schema:
         }
         private = content["private_round"] and PrivateRound(**content["private_round"])
         parts = {name: [first_model.Part(*part) for part in group] for name, group in content["parts"].items()}
-        return cls(**{**content, **specs, "private_round": private, "parts": parts})
+        reaches = {name: [first_model.Reach(*reach) for reach in group] for name, group in content["reaches"].items()}
+        return cls(**{**content, **specs, "private_round": private, "parts": parts, "reaches": reaches})
 
 
 def schema_of(study: str, folder: Path, releases: Path) -> Schema:
@@ -226,7 +234,7 @@ def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
 
 
 def _key(study: str) -> str:
-    return hashlib.sha256(f"{version('fedthorax')}|{study}".encode()).hexdigest()
+    return hashlib.sha256(f"{version('fedthorax')}|{_FORMAT}|{study}".encode()).hexdigest()
 
 
 def _in_a_process(study: str, *arguments: str) -> Schema:
@@ -280,6 +288,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         questions=questions_of(study),
         first=first_model.told(first_model.write_chunks(first, folder)),
         parts=first_model.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
+        reaches={} if study.privacy is not None else _reaches(study, network),
         server_step=optimiser.step,
         server_factor=optimiser.factor,
         is_robust=is_robust(build_strategy(study.strategy.name, study.strategy.options)),
@@ -290,6 +299,16 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         private_round=study.private_round,
         features=network.features,
         head_from=weights[WEIGHTS].size - sum(weight.numel() for weight in network.head.parameters()),
+    )
+
+
+def _reaches(study: "Study", network: "SeverityNetwork") -> dict[str, list[first_model.Reach]]:
+    """Not for a private study: its noise moves filters further, and bounds what an update tells."""
+    return first_model.reaches_of(
+        network,
+        learning_rate=study.training.learning_rate,
+        epochs=study.epochs_a_round,
+        rounds=study.study.rounds,
     )
 
 

@@ -60,22 +60,32 @@ class Hospital:
 
     site: Site
     patients: Sequence[Patient]
+    preprocessing: Preprocessing = PREPROCESSING
 
     def of(self, split: Split) -> list[Patient]:
         return [patient for patient in self.patients if patient.split == split]
 
 
 def make_hospital(
-    folder: Path, *, seed: int = 1, patients: dict[Split, int] | None = None, settings: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    seed: int = 1,
+    patients: dict[Split, int] | None = None,
+    settings: Mapping[str, str] | None = None,
+    drawn: Sequence[Patient] | None = None,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> Hospital:
-    """A site with the settings of the template, but one thread; `settings`: lines of it, and what replaces them."""
+    """A site with the settings of the template, but one thread; `settings`: lines of it, and what replaces them.
+
+    `drawn`: its patients, whose scans were prepared by `preprocessing`; else so many `patients` are drawn from `seed`.
+    """
     text = site_settings(None, name="north", server="127.0.0.1:1", threads=1)
     for line, other in (settings or {}).items():
         assert line in text
         text = text.replace(line, other)
     site = init_site(folder, text)
     create_node_key(site.node_key)
-    hospital = Hospital(site, draw_patients(seed, patients or PATIENTS))
+    hospital = Hospital(site, drawn or draw_patients(seed, patients or PATIENTS), preprocessing)
     write_cohort(hospital)
     return hospital
 
@@ -107,7 +117,7 @@ def _scan(is_severe: bool, rng: np.random.Generator) -> NDArray[np.float16]:
 
 def write_cohort(hospital: Hospital) -> None:
     """Write the cohort of the hospital's site anew; pseudonyms are in the order of the patients."""
-    digest = settings_digest(PREPROCESSING)
+    digest = settings_digest(hospital.preprocessing)
     with Cohort(hospital.site) as cohort:
         rows = []
         for number, patient in enumerate(hospital.patients):

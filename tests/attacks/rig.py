@@ -7,7 +7,7 @@ run with small scans and the smallest network (`released_study`); all other sett
 import atexit
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,8 +30,9 @@ from federation.rounds.client_app import app as own_app
 from federation.rounds.packing import pack
 from federation.study import Study
 from models.network import NetworkSettings, SeverityNetwork, build_network
+from pipeline.preprocess import Preprocessing
 from pipeline.train import TrainSettings
-from tests.attacks.cohort import PREPROCESSING, Hospital, make_hospital
+from tests.attacks.cohort import PREPROCESSING, Hospital, Patient, make_hospital
 from tests.federation.gateway.fake_server import NODE_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import record_of
 
@@ -67,16 +68,18 @@ def _small(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"study": study, "network": network, "preprocessing": PREPROCESSING.model_dump(), **others}
 
 
-def released_study(preset: str = "study", *, seed: int = 1) -> Study:
+def released_study(
+    preset: str = "study", *, seed: int = 1, preprocessing: Preprocessing = PREPROCESSING, is_small: bool = True
+) -> Study:
     """One of the release's own studies, with small scans and the smallest network, and else as it is.
 
-    The name, the seed and how many sites take part are the server's to choose for every study.
+    The name, the seed and how many sites take part are the server's to choose for every study. `preprocessing`: another
+    one, for scans of another size. `is_small`: else with the network of its own.
     """
     study = presets()[preset].model_dump()
     study["study"] |= {"name": "trial", "seed": seed, "seeds": (), "sites": 1, "quorum": 1}
-    return Study.model_validate(
-        {**study, "network": {**study["network"], **_SMALL}, "preprocessing": PREPROCESSING.model_dump()}
-    )
+    network = {**study["network"], **(_SMALL if is_small else {})}
+    return Study.model_validate({**study, "network": network, "preprocessing": preprocessing.model_dump()})
 
 
 @dataclass
@@ -275,11 +278,23 @@ def network_of(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork
 
 @contextmanager
 def rig(
-    *, seed: int = 1, settings: Mapping[str, str] | None = None, patients: dict[Any, int] | None = None
+    *,
+    seed: int = 1,
+    settings: Mapping[str, str] | None = None,
+    patients: dict[Any, int] | None = None,
+    drawn: Sequence[Patient] | None = None,
+    preprocessing: Preprocessing = PREPROCESSING,
 ) -> Iterator[Rig]:
-    """A new hospital and its gateway, in a temporary folder; `settings`: lines of site.toml, and what replaces them."""
+    """A new hospital and its gateway, in a temporary folder; arguments as `make_hospital` has them."""
     with TemporaryDirectory(prefix="attack-") as folder:
-        hospital = make_hospital(Path(folder) / "site", seed=seed, settings=settings, patients=patients)
+        hospital = make_hospital(
+            Path(folder) / "site",
+            seed=seed,
+            settings=settings,
+            patients=patients,
+            drawn=drawn,
+            preprocessing=preprocessing,
+        )
         (gateway := hospital.site.folder / "gateway").mkdir(exist_ok=True, mode=0o700)
         (gateway / "schemas").symlink_to(_schemas())  # each takes seconds; they hold nothing of a hospital
         with Rig(hospital).running() as made:

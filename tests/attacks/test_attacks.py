@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.attacks import codes, gate, invented, questions, scan, typical
+from tests.attacks import codes, gate, invented, picture, questions, scan, typical
 from tests.attacks.__main__ import BEGIN, END, PAGE, table, unknown, with_table
+from tests.attacks.imprint import imprint, look, within_reach
 from tests.attacks.known import KNOWN
+from tests.attacks.phantoms import scans, ward_patients
 from tests.attacks.result import Result
 from tests.attacks.rig import Refused, released_study, rig, seed_network
 from tests.attacks.score import from_matrix, score
@@ -106,6 +108,25 @@ def test_a_known_scan_moves_the_told_distances_little() -> None:
         assert abs(told[0][0] - told[1][0]) <= 0.1
         right += decoder.is_there(typical.observed(told[:1])) + (not decoder.is_there(typical.observed(told[1:])))
     assert right < 0.9 * 48
+
+
+def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
+    study = released_study()
+    made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
+    with rig() as attacked:
+        attacked.must("train", study, scan.halfway(study, within_reach(study, made).network), round_number=6)
+        assert attacked.ask("train", study, made.network, round_number=12).code == "E_MODEL_DRIFT"
+        assert not attacked.ask("train", study, within_reach(study, made).network, round_number=12).code
+
+
+def test_thresholds_by_place_depend_little_on_the_other_patients_of_a_batch() -> None:
+    """Else the attack with them would show nothing: batch norm would make them relative to the other patients."""
+    study = released_study(preprocessing=picture.PREPROCESSING)
+    made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
+    patients = scans(ward_patients(0, 24))
+    order = np.random.default_rng(1).permutation(len(patients))
+    alone, mixed = look(made, patients).measure[order], look(made, patients[order]).measure
+    assert np.corrcoef(alone, mixed)[0, 1] > 0.9
 
 
 def test_a_decoder_reads_what_an_observation_tells() -> None:

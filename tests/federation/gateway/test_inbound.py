@@ -129,6 +129,7 @@ def test_a_studys_schema_is_that_of_its_network() -> None:
         assert (found.rounds, found.local_epochs, found.local_steps, found.batch_size) == (3, 2, 0, 8)
         assert found.private_round == study.private_round
         assert Schema.from_json(found.to_json()) == found
+        assert bool(found.reaches) == (study.privacy is None)  # noise moves filters further
     assert private.private_round is not None
 
 

@@ -162,6 +162,40 @@ def test_a_tensor_becomes_no_longer_than_it_may_however_slowly(site: Site) -> No
     assert site.code(model, number + 1) == "E_MODEL_DRIFT"
 
 
+def test_a_filter_stays_near_that_of_the_seed_however_slowly_it_moves(site: Site) -> None:
+    """Bounds on the whole tensor would let a server replace one filter in a single round."""
+    held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]})
+    model = FIRST
+    for number in range(1, 5):
+        site.train(model, number, schema=held)
+        model = along(FIRST, 100, 200, 0.19 * number)
+    assert site.code(model, 5, schema=held) == ""
+    assert site.code(along(FIRST, 100, 200, 0.81), 5, schema=held) == "E_MODEL_DRIFT"
+    assert site.code(along(FIRST, 100, 200, 0.81), 5) == ""
+    assert site.code(along(FIRST, 200, 300, 0.81), 5, schema=held) == ""
+
+
+def test_questions_are_about_models_near_that_of_the_seed(site: Site) -> None:
+    held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]})
+    site.train(FIRST, 1, schema=held)
+    assert site.code(along(FIRST, 100, 200, 0.79), 0, kind="evaluate.test", schema=held) == ""
+    assert site.code(along(FIRST, 100, 200, 0.81), 0, kind="evaluate.test", schema=held) == "E_MODEL_DRIFT"
+
+
+def test_a_server_optimiser_may_move_a_filter_further(site: Site) -> None:
+    held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]}, server_factor=2.0)
+    site.train(FIRST, 1, schema=held)
+    assert site.code(along(FIRST, 100, 200, 1.59), 2, schema=held) == ""
+    assert site.code(along(FIRST, 100, 200, 1.61), 2, schema=held) == "E_MODEL_DRIFT"
+
+
+def along(model: Model, start: int, end: int, distance: float) -> Model:
+    """The model with each weight from `start` to `end` moved by this distance."""
+    weights = model["arrays"][WEIGHTS].copy()
+    weights[start:end] += np.float32(distance)
+    return {**model, "arrays": {WEIGHTS: weights}}
+
+
 def test_a_site_may_miss_some_rounds_and_no_more(site: Site) -> None:
     site.train(FIRST, 1)
     near = moved(FIRST, 0, 40_000, 0.01)

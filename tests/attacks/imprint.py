@@ -1,0 +1,229 @@
+"""A network in which one unit alone answers to one patient, so that the unit's weights move by a picture of that scan.
+
+Robbing the Fed (Fowl et al., ICLR 2022) and curious abandon honesty (Boenisch et al., EuroS&P 2023) put thresholds on
+one measure of an image into a linear layer: the gradient of a unit is then the sum of the inputs of the patients above
+its threshold. Here the layer is the last stage's second convolution. Batch norm would make each threshold relative to
+the other patients of a step. Two things make it absolute:
+
+- The measure is a difference between two halves of the volume, and is there with both signs, so that its mean is zero
+  in each batch. Batch norm then subtracts nothing of it.
+- Zero padding tells where in the volume a position lies. A channel that is constant everywhere becomes a pattern by
+  place through it, much larger than the measure. Batch norm then divides by the pattern's deviation, which is the same
+  in each batch.
+
+The measure is dense tissue in the lungs, one half of the slices against the other. The channels beside it pass on a
+coarse picture: in each channel a stage's first convolution takes one of the eight voxels of a cube.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from federation.gateway.first_model import reaches_of
+from federation.rounds.packing import WEIGHTS, pack, unpack
+from federation.study import Study
+from models.network import SeverityNetwork
+from tests.attacks.rig import seed_network
+
+Matrix = NDArray[np.float64]
+Taps = Mapping[int, Sequence[tuple[int, tuple[int, int, int], float]]]  # of an output: (input, place, weight)
+_CUBE = tuple(itertools.product((0, 1), repeat=3))
+_AROUND = tuple(itertools.product((0, 1, 2), repeat=3))
+_PASSING_SCALE, _PASSING_SHIFT = 0.1, 0.5  # five standard deviations pass a ReLU uncut
+_DENSE_SCALE, _DENSE_SHIFT = 0.3, -0.2  # of window plus mask: what is dense and in the lungs is left
+_SCALE = 0.25  # of the batch norm that holds the thresholds
+_PATTERN = 0.3  # weight of the pattern by place, beside 1 for the measure
+_HIGH = 3**0.5  # the pattern where a quarter of all places is high, in standard deviations
+MEASURE, FIRST = 0, 1  # channels: the measure, and the picture's first one
+
+
+@dataclass(frozen=True)
+class Imprint:
+    """The network, how many channels of the picture it has (from FIRST on), and the threshold of each feature."""
+
+    network: SeverityNetwork
+    pictures: int
+    thresholds: Matrix
+
+
+@torch.no_grad()
+def imprint(study: Study, thresholds: Matrix, *, head: float) -> Imprint:
+    """The network of a study with these thresholds, in standard deviations of the pattern, one for each feature.
+
+    `head`: weight of each feature for PCR, with the sign of every other one turned, so that the features of a patient
+    above all thresholds leave the probability at a half.
+    """
+    network = seed_network(study)
+    backbone = network.backbone
+    _set(backbone.conv1, _stem(backbone.conv1))
+    _pass(backbone.bn1)
+    backbone.bn1.weight[MEASURE], backbone.bn1.bias[MEASURE] = _DENSE_SCALE, _DENSE_SHIFT
+    channels = 1
+    for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        for block in layer:
+            if block.downsample is None:
+                _silence(block.bn2)  # the block passes on what comes in
+                continue
+            is_last = layer is backbone.layer4
+            _silence(block.downsample[1])
+            before, channels = channels, min(8 * channels, block.conv1.out_channels - 1 - is_last)
+            _set(block.conv1, _one_voxel_each(before, channels))
+            _pass(block.bn1)
+            if not is_last:
+                _set(block.conv2, {channel: [(channel, (1, 1, 1), 1.0)] for channel in range(1 + channels)})
+                _pass(block.bn2)
+    _thresholds(backbone.layer4[0], thresholds)
+    network.head.weight.zero_()
+    network.head.bias.zero_()
+    network.head.weight[0, : network.features] = head * torch.from_numpy(signs(network.features)).float()
+    return Imprint(network, channels, thresholds)
+
+
+def signs(features: int) -> Matrix:
+    """Of each feature's weight in the head."""
+    return np.tile([1.0, -1.0], features // 2)
+
+
+def _stem(convolution: nn.Conv3d) -> Taps:
+    """Local means: of window plus mask for the measure, of the window for the picture."""
+    middle = [side // 2 for side in convolution.kernel_size]
+    box = [tuple(centre + offset - 1 for centre, offset in zip(middle, place, strict=True)) for place in _AROUND]
+    return {
+        MEASURE: [(channel, place, 1.0) for place in box for channel in (0, 1)],
+        FIRST: [(0, place, 1.0) for place in box],
+    }
+
+
+def _one_voxel_each(before: int, channels: int) -> Taps:
+    """The measure's mean, and in each channel of the picture one voxel of each cube in a channel that came before."""
+    taps: dict[int, list[tuple[int, tuple[int, int, int], float]]] = {
+        MEASURE: [(MEASURE, place, 1 / len(_AROUND)) for place in _AROUND]
+    }
+    for number in range(channels):
+        z, y, x = _CUBE[number // before]
+        taps[FIRST + number] = [(FIRST + number % before, (1 + z, 1 + y, 1 + x), 1.0)]
+    return taps
+
+
+def _thresholds(block: nn.Module, thresholds: Matrix) -> None:
+    """Thresholds on the upper half against the lower, at the places where the pattern is high."""
+    constant = block.bn1.num_features - 1
+    block.bn1.weight[constant], block.bn1.bias[constant] = 0.0, _PASSING_SHIFT
+    difference = [(MEASURE, place, 1.0 if place[0] == 1 else -1.0) for place in _AROUND]
+    taps = [*difference, (constant, (2, 2, 1), _PATTERN)]  # through the padding, in the first slices and rows alone
+    _set(block.conv2, dict.fromkeys(range(len(thresholds)), taps))
+    block.bn2.weight.fill_(_SCALE)
+    block.bn2.bias.copy_(torch.from_numpy(-_SCALE * thresholds))
+
+
+def _set(convolution: nn.Conv3d, taps: Taps) -> None:
+    """These weights and no others, at twice the length of those of the seed."""
+    length = 2 * float(convolution.weight.norm())
+    convolution.weight.zero_()
+    for output, parts in taps.items():
+        for source, place, weight in parts:
+            convolution.weight[(output, source, *place)] += weight
+    convolution.weight.mul_(length / convolution.weight.norm())
+
+
+def _pass(norm: nn.BatchNorm3d) -> None:
+    norm.weight.fill_(_PASSING_SCALE)
+    norm.bias.fill_(_PASSING_SHIFT)
+
+
+def _silence(norm: nn.BatchNorm3d) -> None:
+    norm.weight.zero_()
+    norm.bias.zero_()
+
+
+# --- what the network sees of a patient -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of each patient: `measure`, as thresholds are, and `picture`, shape (patients, places), mirrored."""
+
+    measure: Matrix
+    picture: Matrix
+
+
+@torch.no_grad()
+def look(made: Imprint, scans: NDArray[np.float32], *, batch: int = 8) -> Seen:
+    """In batches of the patients' own order, as a training step would see them."""
+    network = copy.deepcopy(made.network).train()  # else its running moments would change
+    block = network.backbone.layer4[0]
+    inputs: list[Tensor] = []
+    outputs: list[Tensor] = []
+    block.conv2.register_forward_pre_hook(lambda _, given: inputs.append(given[0].detach().clone()))
+    block.bn2.register_forward_pre_hook(lambda _, given: outputs.append(_normal(given[0][:, 0].detach())))
+    for start in range(0, len(scans), batch):
+        network.backbone(torch.from_numpy(scans[start : start + batch]))
+    pictures = torch.cat(inputs)[:, FIRST : FIRST + made.pictures].flatten(2).double().numpy()
+    return Seen(torch.cat(outputs)[:, 0, 0].mean(dim=1).double().numpy(), mirrored(pictures).reshape(len(scans), -1))
+
+
+def _normal(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std(unbiased=False)
+
+
+def mirrored(pictures: Matrix) -> Matrix:
+    """The mean of a picture and its mirror image, shape (..., 8): augmentation turns half of all scans round."""
+    cubes = pictures.reshape(*pictures.shape[:-1], 2, 2, 2)
+    both: Matrix = ((cubes + cubes[..., ::-1]) / 2).reshape(pictures.shape)
+    return both
+
+
+# --- what an update tells ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Update:
+    """Of each threshold: how its shift moved, and how its weights on the picture's channels did, by octant."""
+
+    shift: Matrix
+    weights: Matrix  # (thresholds, channels, 8)
+
+    def picture(self, threshold: int) -> Matrix:
+        """The mean picture of the patients above a threshold, but for an offset that all hospitals share."""
+        return mirrored(2 * self.weights[threshold] / self.shift[threshold]).ravel()
+
+
+def update(made: Imprint, after: SeverityNetwork, *, decay: float) -> Update:
+    """`decay`: the share by which weight decay shortened all weights meanwhile."""
+    old, new = made.network.backbone.layer4[0], after.backbone.layer4[0]
+    sign = signs(made.network.features)
+    shift = (new.bn2.bias.double() - (1 - decay) * old.bn2.bias.double()).detach().numpy()
+    moved = (new.conv2.weight.double() - old.conv2.weight.double()).detach().numpy()[:, FIRST : FIRST + made.pictures]
+    octants = [(1 + z, 1 + y, 2 * x) for z, y, x in _CUBE]  # places of the weights that see each octant
+    weights = np.stack([moved[(slice(None), slice(None), *place)] for place in octants], axis=-1)
+    return Update(sign * shift, sign[:, None, None] * weights)
+
+
+# --- what a run of a study lets in ------------------------------------------------------------------------
+
+
+def within_reach(study: Study, made: Imprint) -> Imprint:
+    """The network with each filter and channel moved from the seed's towards its own, as far as a run may move it."""
+    network = seed_network(study)
+    (first, buffers), (target, _) = pack(network), pack(made.network)
+    reaches = reaches_of(
+        network,
+        learning_rate=study.training.learning_rate,
+        epochs=study.epochs_a_round,
+        rounds=study.study.rounds,
+    )
+    starts, farthest = np.array(reaches[WEIGHTS]).T
+    starts = starts.astype(np.int64)
+    way = target[WEIGHTS].astype(np.float64) - first[WEIGHTS]
+    sizes = np.diff([*starts, way.size])
+    distance = np.sqrt(np.add.reduceat(way * way, starts) / sizes)
+    share = np.minimum(1.0, 0.999 * farthest / np.maximum(distance, 1e-30))
+    weights = first[WEIGHTS] + way * np.repeat(share, sizes)
+    unpack(network, {WEIGHTS: weights.astype(np.float32)}, buffers)
+    return Imprint(network, made.pictures, made.thresholds)
