@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation import reasons
-from federation.approval.releases import BEGINS_FROM, copy_release
+from federation.approval.release_files import BEGINS_FROM, copy_release
 from federation.rounds.buffers import is_counter
 from federation.study import Study
 from models.network import SeverityNetwork, build_network
@@ -84,10 +84,10 @@ def _check_like(study: Study, begun: "Description") -> None:
 
 
 def _check_weights(study: Study, seed: SeverityNetwork, begun: SeverityNetwork) -> None:
-    """No tensor is longer than training may make it (`first_model.Bound`), and the fixed ones are as they are."""
+    """No tensor is longer than training may make it (`tensor_bounds.Bound`), and the fixed ones are as they are."""
     import torch
 
-    from federation.gateway.first_model import parts_of
+    from federation.gateway.tensor_bounds import parts_of
 
     usual, found = (
         parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round)

@@ -6,28 +6,15 @@ SITE_DIR/begins-from/approvals.json, <sha256>.json   the decisions, and what was
 Light on purpose: the gateway imports this, and has no torch.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from federation.approval.decisions import Decision, Decisions
+from federation.approval.release_files import BEGINS_FROM, FILES, copy_release
 from federation.ledger.chain import ledger_file
-from pipeline.durable import write_durably
 from pipeline.site import Site
 
-BEGINS_FROM = "begins-from"  # the folder of a site or of a run with such releases
-FILES = ("model.safetensors", "model.json")  # of a release; the second one last, for it names the first
 _MAX_DESCRIPTION_BYTES = 16 * 1024 * 1024
-
-
-def copy_release(release: Path, folder: Path) -> str:
-    """Copy what is needed of a release into `folder`, under its name, which is returned. Raises OSError."""
-    weights, description = ((release / name).read_bytes() for name in FILES)
-    sha256 = hashlib.sha256(description).hexdigest()
-    (folder / sha256).mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, content in zip(FILES, (weights, description), strict=True):
-        write_durably(folder / sha256 / name, content)
-    return sha256
 
 
 class ReleaseApprovals:

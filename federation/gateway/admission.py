@@ -11,7 +11,7 @@ from typing import Any
 
 from federation import reasons
 from federation.allowed import TRAINING, Kind
-from federation.approval.releases import BEGINS_FROM
+from federation.approval.release_files import BEGINS_FROM
 from federation.gateway.first_model import MODEL_RECORDS, told
 from federation.gateway.lineage import Lineage
 from federation.gateway.objects import Arrays, Content, ReadChunk

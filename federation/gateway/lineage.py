@@ -2,8 +2,8 @@
 
 A hostile server could otherwise send weights that make an update tell of single patients. So the first model is the
 one that the study's seed gives. Every later one differs from a model that this site trained in the same run, tensor by
-tensor, by no more than `first_model.parts_of` allows for each round in between, and no tensor becomes longer than it
-allows. And no filter or channel is ever further from the seed's than `first_model.reaches_of` allows.
+tensor, by no more than `tensor_bounds.parts_of` allows for each round in between, and no tensor becomes longer than it
+allows. And no filter or channel is ever further from the seed's than `tensor_bounds.reaches_of` allows.
 
 SITE_DIR/gateway/models/<run>/state.json   the run's chains: of each the last model that this site trained
 SITE_DIR/gateway/models/<run>/<chunk id>   the chunks of those models

@@ -28,7 +28,7 @@ from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTE
 
 from federation import reasons
 from federation.allowed import LOOKS, MAX_PROBED, Kind
-from federation.gateway import first_model
+from federation.gateway import first_model, tensor_bounds
 from federation.gateway.objects import ArrayHead, Arrays
 from federation.rounds.wire import HALF, UPDATE
 from models.refusal import Refusal
@@ -96,8 +96,8 @@ class Schema:
 
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
     `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
-    that the study begins with (`first_model.told`). `parts`: the tensors in each packed array (`first_model.Part`).
-    `reaches`: filters and channels that stay near those (`first_model.Reach`).
+    that the study begins with (`first_model.told`). `parts`: the tensors in each packed array (`tensor_bounds.Part`).
+    `reaches`: filters and channels that stay near those (`tensor_bounds.Reach`).
 
     `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
     `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
@@ -186,8 +186,8 @@ class Schema:
             kind: {name: ArraySpec(**spec) for name, spec in content[kind].items()} for kind in ("arrays", "buffers")
         }
         private = content["private_round"] and PrivateRound(**content["private_round"])
-        parts = {name: [first_model.Part(*part) for part in group] for name, group in content["parts"].items()}
-        reaches = {name: [first_model.Reach(*reach) for reach in group] for name, group in content["reaches"].items()}
+        parts = {name: [tensor_bounds.Part(*part) for part in group] for name, group in content["parts"].items()}
+        reaches = {name: [tensor_bounds.Reach(*reach) for reach in group] for name, group in content["reaches"].items()}
         return cls(**{**content, **specs, "private_round": private, "parts": parts, "reaches": reaches})
 
 
@@ -287,7 +287,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         draws_sites=study.study.sites_per_round > 0,
         questions=questions_of(study),
         first=first_model.told(first_model.write_chunks(first, folder)),
-        parts=first_model.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
+        parts=tensor_bounds.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
         reaches={} if study.privacy is not None else _reaches(study, network),
         server_step=optimiser.step,
         server_factor=optimiser.factor,
@@ -302,9 +302,9 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
     )
 
 
-def _reaches(study: "Study", network: "SeverityNetwork") -> dict[str, list[first_model.Reach]]:
+def _reaches(study: "Study", network: "SeverityNetwork") -> dict[str, list[tensor_bounds.Reach]]:
     """Not for a private study: its noise moves filters further, and bounds what an update tells."""
-    return first_model.reaches_of(
+    return tensor_bounds.reaches_of(
         network,
         learning_rate=study.training.learning_rate,
         epochs=study.epochs_a_round,

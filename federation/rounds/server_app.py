@@ -21,7 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from federation import reasons
 from federation.allowed import LOSS
-from federation.approval.releases import BEGINS_FROM
+from federation.approval.release_files import BEGINS_FROM
 from federation.beginning import begun_sites
 from federation.rounds.deployment import to_config
 from federation.rounds.examination import Examination, Figures

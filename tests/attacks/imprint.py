@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from federation.gateway.first_model import reaches_of
+from federation.gateway.tensor_bounds import reaches_of
 from federation.rounds.packing import WEIGHTS, pack, unpack
 from federation.study import Study
 from models.network import SeverityNetwork

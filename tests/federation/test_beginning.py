@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from federation.approval.releases import BEGINS_FROM, copy_release
+from federation.approval.release_files import BEGINS_FROM, copy_release
 from federation.beginning import begin_network, begun_sites, bring_release
 from federation.gateway.first_model import write_chunks
 from federation.gateway.schema import first_model_of, schema_of

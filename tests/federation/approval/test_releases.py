@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from federation.approval.releases import ReleaseApprovals, copy_release
+from federation.approval.release_files import copy_release
+from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import begins_from
 from federation.ledger.chain import ledger_file, read_lines
 from models.network import NetworkSettings, build_network

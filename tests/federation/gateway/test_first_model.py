@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from federation.gateway.first_model import reaches_of
+from federation.gateway.tensor_bounds import reaches_of
 from federation.rounds.packing import WEIGHTS, pack
 from federation.study import StudyNetwork
 from models.network import SeverityNetwork, build_network

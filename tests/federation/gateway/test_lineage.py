@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.gateway.first_model import Part, told, write_chunks
+from federation.gateway.first_model import told, write_chunks
 from federation.gateway.lineage import KEPT_RUNS, Lineage
 from federation.gateway.schema import Schema
+from federation.gateway.tensor_bounds import Part
 from federation.rounds.packing import WEIGHTS
 from models.refusal import Refusal
 from tests.federation.gateway.messages import COUNTER, LONG, MEAN, Model, arrays_of, first_of, parts_for, schema_for
