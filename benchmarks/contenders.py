@@ -16,11 +16,11 @@ def ours() -> Work:
     """What ingestion does with a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
     import nibabel  # noqa: F401  # which, like the next ones, is imported when it is needed
 
-    from pipeline import measures, scans  # noqa: F401
-    from pipeline.examine import examine
-    from pipeline.memory import keep_memory
-    from pipeline.preprocess import Preprocessing
-    from pipeline.series import find_series
+    from pipeline.cohort.workers import examine
+    from pipeline.imaging import readers  # noqa: F401
+    from pipeline.imaging.discovery import find_series
+    from pipeline.preprocessing.preprocess import Preprocessing
+    from pipeline.system.malloc import keep_memory
 
     keep_memory()
 
@@ -34,11 +34,11 @@ def ours() -> Work:
 
 def ours_all() -> Work:
     """The same with all series of a folder, found, examined by one process a core, and remembered."""
-    from pipeline.cohort import Cohort
-    from pipeline.examine import Examination, expect_series
-    from pipeline.preprocess import Preprocessing, settings_digest
-    from pipeline.series import find_series
-    from pipeline.site import init_site, site_settings
+    from pipeline.cohort.store import Cohort
+    from pipeline.cohort.workers import Examination, expect_series
+    from pipeline.imaging.discovery import find_series
+    from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+    from pipeline.site.folder import init_site, site_settings
 
     def work(folder: Path) -> None:
         expect_series()
@@ -48,8 +48,8 @@ def ours_all() -> Work:
                 for each in find_series(folder, examination.add)[0]:
                     examination.add(each)
                 number = examination.finish()
-                scans = cohort.scans(settings_digest(Preprocessing()))
-        assert [scan.code for scan in scans.values()] == [None] * number
+                readers = cohort.scans(settings_digest(Preprocessing()))
+        assert [scan.code for scan in readers.values()] == [None] * number
 
     return work
 
@@ -135,7 +135,7 @@ def _scoring(model: str, *, has_map: bool) -> Work:
     import torch
 
     from models.release import load_release
-    from pipeline.score import score
+    from pipeline.scoring.score import score
 
     torch.set_num_threads(1)
     load = cache(load_release)
@@ -151,9 +151,9 @@ def an_epoch() -> Work:
     import torch
 
     from models.network import NetworkSettings, build_network
-    from pipeline.examples import Example, Examples
-    from pipeline.memory import keep_memory
-    from pipeline.train import Schedule, TrainSettings, train
+    from pipeline.cohort.dataset import Example, Examples
+    from pipeline.system.malloc import keep_memory
+    from pipeline.training.train import Schedule, TrainSettings, train
 
     torch.set_num_threads(1)
     keep_memory()
@@ -173,7 +173,7 @@ def decoding_and_forward() -> Work:
     from pydicom import dcmread
 
     from models.release import load_release
-    from pipeline.preprocess import Preprocessing
+    from pipeline.preprocessing.preprocess import Preprocessing
 
     torch.set_num_threads(1)
     load = cache(load_release)
@@ -190,8 +190,8 @@ def decoding_and_forward() -> Work:
 
 def reading_alone() -> Work:
     """What scoring does first: find the series, check and read it."""
-    from pipeline.dicom import read_series
-    from pipeline.series import find_series
+    from pipeline.imaging.discovery import find_series
+    from pipeline.imaging.series_reader import read_series
 
     def work(folder: Path) -> None:
         (series,), _ = find_series(folder / "series")

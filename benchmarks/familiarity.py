@@ -25,24 +25,24 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import beta
 
-from federation.rounds.examination import Examination
-from federation.rounds.inprocess import sites_here
-from federation.rounds.packing import pack
-from federation.rounds.training import Model
-from federation.studies.demo import TRAINING, UNSEEN
-from federation.study import Study
+from federation.cli.demo import TRAINING, UNSEEN
+from federation.coordinator.final_evaluation import Examination
+from federation.coordinator.inprocess import sites_here
+from federation.coordinator.rounds import Model
+from federation.protocol.flat_weights import pack
+from federation.protocol.study_config import Study
 from models.calibration import fit_platt, middle, pool
 from models.familiarity import Familiarity, Looks, look
 from models.refusal import Refusal
 from models.release import load_release
-from pipeline.lungs import find_lungs
 from pipeline.phantom.anatomy import Field, Grid, smooth_noise
 from pipeline.phantom.cohorts import volume_of
 from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
-from pipeline.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.lungs import find_lungs
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
 
 RESULTS = Path(__file__).with_name("results")
 SEED = 4711

@@ -10,11 +10,11 @@ from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.fab_pb2 import Fab
 
 from federation.approval import fab
-from federation.gateway.objects import object_id
-from federation.processes.process import LOOPBACK, flower_command
-from federation.server.control import control
-from federation.studies.runs import status
-from pipeline.site import Site
+from federation.gateway.flower_objects import object_id
+from federation.runs.submission import status
+from federation.superlink.control import control
+from federation.system.process import LOOPBACK, flower_command
+from pipeline.site.folder import Site
 
 Config = Mapping[str, str | int | bool]
 _PYPROJECT = """\

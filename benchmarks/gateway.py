@@ -19,13 +19,13 @@ from round_rig import MEMORY_MB, gateway_peak_mb, make_site
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation.approval.studies import StudyApprovals
-from federation.gateway.buffers import steps_of_round
-from federation.gateway.patients import count_patients
+from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.schema import Schema, schema_of
-from federation.rounds.packing import WEIGHTS, pack
-from federation.study import Study, StudyNetwork
+from federation.protocol.flat_weights import WEIGHTS, pack
+from federation.protocol.patient_counts import count_patients
+from federation.protocol.study_config import Study, StudyNetwork
 from models.network import build_network
-from pipeline.site import Site
+from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, NodeSide, Server
 from tests.federation.gateway.messages import Model, objects_of, record_of, trained
 

@@ -22,14 +22,14 @@ from learning_sites import Order, areas, orders, unseen_order, write
 from learning_tables import Mean
 from run import RESULTS, circumstances, markdown
 
-from federation.rounds.inprocess import sites_here
-from federation.rounds.local import load_examples, load_network
-from federation.rounds.training import Training
-from federation.rounds.wire import HALF, rounded
-from federation.study import WireTable
+from federation.client.site_tasks import load_examples, load_network
+from federation.coordinator.inprocess import sites_here
+from federation.coordinator.rounds import Training
+from federation.protocol.half_precision import HALF, rounded
+from federation.protocol.study_config import WireTable
 from models.network import LABELS
-from pipeline.site import Site
-from pipeline.train import predict
+from pipeline.site.folder import Site
+from pipeline.training.train import predict
 
 SEEDS = tuple(range(1, 9))
 KIND = "label shift"

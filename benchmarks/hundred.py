@@ -25,13 +25,13 @@ from common import Figure, Part, Table
 from hundred_faults import AWAY, HELD_UP, Faults, history_of
 from hundred_sites import PREPROCESSING, orders, write_all
 
-from federation.processes.guard import descendants, read_parents
-from federation.rounds.local import train_site
-from federation.rounds.packing import pack
+from federation.client.site_tasks import train_site
+from federation.protocol.flat_weights import pack
+from federation.protocol.study_config import Study
 from federation.server.start import SUPERLINK
-from federation.study import Study
+from federation.system.reaper import descendants, read_parents
 from models.network import build_network
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 SITES, ROUNDS, DRAWN = 100, 20, 30
 DEADLINE_S = 25.0  # under the 30 s for which a site waits for its cohort's file

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from federation.rounds.sampling import draw
-from federation.studies.progress import rounds_of
-from federation.studies.run_folder import read_history, run_names
-from federation.study import Study
+from federation.protocol.study_config import Study
+from federation.runs.progress import rounds_of
+from federation.runs.run_folder import read_history, run_names
+from federation.strategy.sampling import draw
 from models.refusal import Refusal
 
 AWAY = 10  # sites at any time

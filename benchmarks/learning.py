@@ -24,9 +24,9 @@ import numpy as np
 from common import Part
 from learning_sites import KINDS, PREPROCESSING, areas, orders, unseen_order, write
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import LABELS
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 SEEDS = (1, 2, 3, 4, 5)
 ROUNDS, LOCAL_EPOCHS = 8, 2
@@ -87,7 +87,7 @@ class Outcome:
 
 def run(job: Job) -> Outcome:
     """Train one model and judge it. In a worker process."""
-    from federation.rounds.local import load_examples
+    from federation.client.site_tasks import load_examples
 
     began = time.process_time()
     sites = {each.at.name: Site.open(each.folder) for each in orders(job.root, job.kind, job.seed)}
@@ -104,11 +104,11 @@ def run(job: Job) -> Outcome:
 
 
 def _network(job: Job, sites: dict[str, Site], what: Study) -> Callable[[Any], np.ndarray]:
-    from federation.rounds.inprocess import sites_here
-    from federation.rounds.local import load_network
-    from federation.rounds.training import Training
-    from federation.studies.baselines import train_together
-    from pipeline.train import predict
+    from federation.client.site_tasks import load_network
+    from federation.coordinator.baselines import train_together
+    from federation.coordinator.inprocess import sites_here
+    from federation.coordinator.rounds import Training
+    from pipeline.training.train import predict
 
     if job.options is None:
         alone = [site for name, site in sites.items() if job.method in (POOLED, f"{name} alone")]
@@ -126,7 +126,7 @@ def _age_and_sex(sites: dict[str, Site], what: Study) -> Callable[[Any], np.ndar
     """Logistic regression on age and sex of the pooled training patients."""
     from sklearn.linear_model import LogisticRegression
 
-    from federation.studies.baselines import pooled_examples
+    from federation.coordinator.baselines import pooled_examples
     from models.network import tabular
 
     def table(examples: Any) -> np.ndarray:

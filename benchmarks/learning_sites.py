@@ -11,12 +11,12 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from models.network import LABELS
-from pipeline.cohort import Cohort
+from pipeline.cohort.store import Cohort
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import CaseMix
-from pipeline.preprocess import Preprocessing
+from pipeline.preprocessing.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(shape=(24, 32, 32), working_spacing_mm=5.0)
 PATIENTS = 450  # of the three that train, together; three in five of them are learnt from

@@ -24,13 +24,13 @@ from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import Description, Release, load_release
-from pipeline.dicom import finish
-from pipeline.one_scan import OneScan
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.series_reader import finish
+from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Field, Grid
-from pipeline.preprocess import Preprocessing
-from pipeline.score import score, score_scan
-from pipeline.series import Series
-from pipeline.volume import Volume
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.scoring.score import score, score_scan
+from pipeline.scoring.single_scan import OneScan
 
 RESULTS = Path(__file__).with_name("results")
 REAL = Path(__file__).parents[2] / "shared/data"

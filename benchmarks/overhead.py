@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from common import Figure, Part, processor_seconds
 
-from federation.rounds.inprocess import sites_here
-from federation.rounds.training import Training
-from federation.studies.baselines import train_together
-from federation.study import Study
+from federation.coordinator.baselines import train_together
+from federation.coordinator.inprocess import sites_here
+from federation.coordinator.rounds import Training
+from federation.protocol.study_config import Study
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 REPEATS = 3
 PATIENTS = 100  # of each site: some 60 to learn from, 15 to validate with

@@ -35,16 +35,16 @@ from scipy.stats import binomtest, bootstrap, spearmanr
 
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
 from models.saliency import baseline, saliency
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.discrimination import auroc
-from pipeline.examples import Example, Examples
+from pipeline.imaging.volume import Volume, whole_hu
 from pipeline.phantom.cohorts import volume_of
 from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
-from pipeline.preprocess import Prepared, Preprocessing, orient, prepare, resample
-from pipeline.train import Schedule, TrainSettings, predict, train
-from pipeline.volume import Volume, whole_hu
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare, resample
+from pipeline.training.train import Schedule, TrainSettings, predict, train
 
 RESULTS = Path(__file__).with_name("results")
 TRAINING, JUDGED = ((0, 170, 1), (1, 170, 1)), (3, 200, 3)  # hospital, patients, seed

@@ -16,13 +16,13 @@ import torch
 
 from models.membership import JOINT, infer_membership
 from models.network import LABELS, NetworkSettings, build_network
-from pipeline.cohort import Cohort
+from pipeline.cohort.dataset import Examples
+from pipeline.cohort.store import Cohort
 from pipeline.evaluation.discrimination import auroc
-from pipeline.examples import Examples
-from pipeline.privacy_budget import PrivacySettings, epsilon_of, step_costs
-from pipeline.private_training import train_privately
-from pipeline.site import Site, Split
-from pipeline.train import Schedule, TrainSettings, predict, train
+from pipeline.site.folder import Site, Split
+from pipeline.training.privacy_budget import PrivacySettings, epsilon_of, step_costs
+from pipeline.training.private_training import train_privately
+from pipeline.training.train import Schedule, TrainSettings, predict, train
 
 EPOCHS, SAMPLE_RATE = 40, 0.1
 

@@ -14,7 +14,7 @@ from dicomweb_client import DICOMwebClient
 from pydicom import dcmread
 
 from pipeline.pacs.pull import pull
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.e2e.orthanc import AET, DICOMWEB, ORTHANC, PASSWORD, USER, Orthanc

@@ -6,9 +6,9 @@ from chest import SYNTAXES, can_write, write_chest
 from common import Figure, Part, processor_seconds
 from pydicom import dcmread
 
-from pipeline.dicom import read_series
-from pipeline.memory import keep_memory
-from pipeline.series import find_series
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.system.malloc import keep_memory
 
 REPEATS, SLICES = 5, 60
 SHORT = 3, 24  # the same of the short form

@@ -4,7 +4,7 @@
     python benchmarks/robustness.py --phantoms [--seeds 2]   the benchmark of learning, without hostile hospitals
 
 Both write results/robustness.json, and each keeps what the other found. The small task is a network with batch norm on
-12 synthetic features (tests/federation/rounds/toy_task.py), a study of 4 rounds under the real guard. Phantoms are the
+12 synthetic features (tests/helpers/toy_task.py), a study of 4 rounds under the real guard. Phantoms are the
 synthetic hospitals of learning.py with a 3D network. Not in `make bench`: some two minutes of one core for each seed
 of the small task, and three for each of the phantoms.
 """
@@ -74,8 +74,8 @@ class Job:
 
 def jobs(seed: int) -> list[Job]:
     """All studies of a seed."""
-    from tests.federation.rounds.hostile_sites import ATTACKS
-    from tests.federation.rounds.toy_task import KINDS
+    from tests.helpers.hostile_sites import ATTACKS
+    from tests.helpers.toy_task import KINDS
 
     made = []
     for name, contender in CONTENDERS.items():
@@ -104,8 +104,8 @@ def as_it_was(norms: Sequence[float], model: float) -> float:
 
 def run(job: Job) -> dict[str, float]:
     """One study's AUROC, and the share of marked patients that its model calls severe. In a worker process."""
-    from tests.federation.rounds.hostile_sites import ATTACKS, hostile, twice_the_median
-    from tests.federation.rounds.toy_task import auroc, backdoor_success, hospitals, play
+    from tests.helpers.hostile_sites import ATTACKS, hostile, twice_the_median
+    from tests.helpers.toy_task import auroc, backdoor_success, hospitals, play
 
     contender = CONTENDERS[job.contender]
     at = hospitals(job.kind, job.sites, job.seed)

@@ -28,15 +28,15 @@ from federation.enrolment.join import node_certificate, with_server_address
 from federation.gateway.loopback import loopback_certificate, self_signed
 from federation.gateway.process import start_gateway
 from federation.gateway.schema import schema_of
-from federation.processes.guard import descendants, read_parents
-from federation.processes.process import GUARD, LOOPBACK, Process, flower_environment, free_port
-from federation.server.control import loopback_certificate as server_certificate
-from federation.server.control import read_server_config
-from federation.server.nodes import enrol
+from federation.protocol.study_config import Study
 from federation.server.start import init_server, start_server
-from federation.study import Study
-from pipeline.cohort import Cohort, PatientRow
-from pipeline.site import Site, init_site, site_settings
+from federation.superlink.control import loopback_certificate as server_certificate
+from federation.superlink.control import read_server_config
+from federation.superlink.nodes import enrol
+from federation.system.process import GUARD, LOOPBACK, Process, flower_environment, free_port
+from federation.system.reaper import descendants, read_parents
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.site.folder import Site, init_site, site_settings
 
 MEMORY_MB = 150.0
 THROUGH, DIRECT = "through", "direct"

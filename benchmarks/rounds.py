@@ -14,10 +14,10 @@ import torch
 from common import Figure, Part, Table
 from round_rig import DIRECT, MEMORY_MB, THROUGH, Rig, Round, gateway_peak_mb, make_site
 
-from federation.rounds.packing import WEIGHTS, pack
-from federation.study import Study, StudyNetwork
+from federation.protocol.flat_weights import WEIGHTS, pack
+from federation.protocol.study_config import Study, StudyNetwork
 from models.network import build_network
-from pipeline.train import step
+from pipeline.training.train import step
 
 REPEATS = 2
 TRAINING_SECONDS = 20.0

@@ -28,7 +28,7 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.descriptions import description
+from tests.helpers.descriptions import description
 
 REPEATS = 3  # of processes in turn
 ANSWERS = 3  # of the clinic, after its first

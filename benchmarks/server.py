@@ -41,11 +41,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from federation.enrolment.certificates import client_tls, create_node_key, load_node_key
 from federation.enrolment.invitations import JoinRequest, accept, invite
 from federation.enrolment.join import JoinCode
-from federation.processes.guard import descendants, read_parents
-from federation.processes.process import GUARD, LOOPBACK, free_port
-from federation.rounds.packing import pack
-from federation.server.control import ca_certificate, read_server_config
+from federation.protocol.flat_weights import pack
 from federation.server.start import SUPERLINK, init_server, start_server
+from federation.superlink.control import ca_certificate, read_server_config
+from federation.system.process import GUARD, LOOPBACK, free_port
+from federation.system.reaper import descendants, read_parents
 from models.network import NetworkSettings, build_network
 from tests.federation.gateway.messages import message, record_of
 
@@ -54,7 +54,7 @@ FEW, SOME, MANY, MOST = SITES
 AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink has as much to do at once with any number
 MEMORY = 1.3
 REPEATS = 3  # of FEW and MANY, whose memory is compared
-DOOR = "federation.door"
+DOOR = "federation.ingress"
 _ANSWER = "measured.json"
 _APP = {
     "server_app": f"""\
@@ -66,12 +66,12 @@ from pathlib import Path
 from flwr.serverapp import ServerApp
 
 from federation.rounds import server_app  # what a study's own app imports
-from federation.rounds.aggregation import Aggregation
-from federation.rounds.flower_strategies import build_strategy
-from federation.rounds.grid import EagerGrid
-from federation.rounds.packing import pack
-from federation.rounds.replies import encode
-from federation.rounds.strategy import GuardedStrategy
+from federation.strategy.aggregation import Aggregation
+from federation.strategy.flower_strategies import build_strategy
+from federation.coordinator.eager_grid import EagerGrid
+from federation.protocol.flat_weights import pack
+from federation.protocol.reply_validation import encode
+from federation.strategy.guarded import GuardedStrategy
 from models.network import NetworkSettings, build_network
 
 app = ServerApp()

@@ -26,21 +26,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from federation.studies.audit import discriminants, judge, probe
+from federation.coordinator.shortcut_audit import discriminants, judge, probe
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
-from pipeline.cohort import Cohort
+from pipeline.cohort.dataset import Example, Examples
+from pipeline.cohort.store import Cohort
 from pipeline.evaluation.discrimination import auroc
 from pipeline.evaluation.shortcuts import assigned_shares, embed, moments, shortcut_figures, tags_auroc
-from pipeline.examples import Example, Examples
-from pipeline.measures import Measures
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import Acquisition, synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.marks import Shortcut, TwoScanners
 from pipeline.phantom.patients import CaseMix
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site
-from pipeline.train import Schedule, TrainSettings, predict, train
+from pipeline.preprocessing.measures import Measures
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site
+from pipeline.training.train import Schedule, TrainSettings, predict, train
 
 RESULTS = Path(__file__).with_name("results")
 PATIENTS = (160, 40, 40)

@@ -21,12 +21,12 @@ from federation.enrolment.certificates import create_node_key, load_node_key, pu
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join
 from federation.node import sandbox
-from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
-from federation.server.control import loopback_certificate, read_server_config
-from federation.server.nodes import enrol
 from federation.server.start import init_server, start_server
+from federation.superlink.control import loopback_certificate, read_server_config
+from federation.superlink.nodes import enrol
+from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 
 COMMAND_REPEATS, PROCESS_REPEATS, MESSAGES = 3, 2, 3
 LOOK_SECONDS, LIMIT_SECONDS = 0.02, 120.0
@@ -59,8 +59,8 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 from flwr.serverapp import ServerApp
 
-from federation.rounds.grid import EagerGrid
-from federation.server.nodes import sites
+from federation.coordinator.eager_grid import EagerGrid
+from federation.superlink.nodes import sites
 
 app = ServerApp()
 

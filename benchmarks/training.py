@@ -16,12 +16,12 @@ from common import Figure, Part, Work, processor_seconds, runs_in_turn, wall_sec
 from monai.data.meta_obj import set_track_meta
 
 from models.network import NetworkSettings, SeverityNetwork, build_network
-from pipeline.dicom import read_series
-from pipeline.examples import Batch, Example, Examples
-from pipeline.memory import keep_memory
-from pipeline.preprocess import Preprocessing, prepare
-from pipeline.series import find_series
-from pipeline.train import augmentation, step
+from pipeline.cohort.dataset import Batch, Example, Examples
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.system.malloc import keep_memory
+from pipeline.training.train import augmentation, step
 
 REPEATS = 9
 REPEATS_SHORT = 5
@@ -120,11 +120,11 @@ def _ways_to_compute(batch: Batch) -> list[Figure]:
     contiguous = _stepper(plain)
 
     def in_bf16() -> None:
-        with patch("pipeline.train.use_bf16", lambda: True):
+        with patch("pipeline.training.train.use_bf16", lambda: True):
             usual(*batch)
 
     def in_float32() -> None:
-        with patch("pipeline.train.use_bf16", lambda: False):
+        with patch("pipeline.training.train.use_bf16", lambda: False):
             usual(*batch)
 
     bf16, float32, channels_first = processor_seconds(REPEATS, in_bf16, in_float32, lambda: contiguous(*batch))

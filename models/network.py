@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models.lean import import_lean
+from models.import_lean import import_lean
 
 LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "severe")
 CHANNELS = 2  # lung window, lung mask
@@ -19,7 +19,7 @@ _BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices"
 class NetworkSettings(BaseModel):
     """What is needed to build the network again; part of every release.
 
-    `architecture`: MONAI's 3D ResNets, or with "_slices" the 2D one on each slice (`models.slices_network`).
+    `architecture`: MONAI's 3D ResNets, or with "_slices" the 2D one on each slice (`models.slicewise`).
     `age_band_years`: the network sees the middle of a band of so many years in place of the age. Releases made before
     this setting existed were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or
     the same fixed ones in every network (`_fix_features`).
@@ -100,7 +100,7 @@ class SeverityNetwork(nn.Module):
         from monai.networks.nets.resnet import ResNet, get_inplanes
 
         from models.blocks import OutOfPlaceBlock, replace_batch_norm
-        from models.slices_network import SlicesBackbone
+        from models.slicewise import SlicesBackbone
 
         super().__init__()
         grouped = settings.norm == "group"

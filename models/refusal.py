@@ -1,7 +1,7 @@
 """A refusal: a coded reason with a remedy, raised instead of a stack trace.
 
-Each package keeps one table of its reasons (`models/reasons.py`, `pipeline/reasons.py`,
-`federation/reasons.py`); `docs/refusals.md` prints all of them on one page.
+Each package keeps one table of its reasons (`models/reasons.py`, `pipeline/system/reasons.py`,
+`federation/system/reasons.py`); `docs/refusals.md` prints all of them on one page.
 """
 
 from dataclasses import dataclass

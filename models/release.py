@@ -6,7 +6,7 @@
     attacks.json        what attacks on it found, once they were measured
 
 The SHA-256 of model.json is the release's name; it covers the weights through their hash. The card is always what
-`card` makes of model.json and attacks.json, and attacks.json names the model that was attacked: measuring attacks
+`model_card` makes of model.json and attacks.json, and attacks.json names the model that was attacked: measuring attacks
 writes these two anew, touches nothing that the name covers, and anyone can make the card again to compare.
 
 A run's candidate holds these. `study release` makes of it a MONAI bundle too (`pipeline.bundle`) and signs the whole
@@ -28,8 +28,8 @@ from safetensors.torch import save as save_tensors
 
 from models.attacks import Attacks
 from models.calibration import Platt
-from models.card import card
 from models.familiarity import Familiarity
+from models.model_card import card
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
 from models.provenance import Provenance
 from models.reasons import MODEL_ALTERED, MODEL_FORMAT, MODEL_SIGNED, NO_MODEL

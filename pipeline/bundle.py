@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from models.calibration import Platt
 from models.network import CHANNELS, LABELS, TABULAR
 from models.release import WEIGHTS, Description, Release
-from pipeline.one_scan import read_one
-from pipeline.preprocess import Preprocessing, prepare
-from pipeline.score import NOTICE, calibrated, network_input
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.scoring.score import NOTICE, calibrated, network_input
+from pipeline.scoring.single_scan import read_one
 
 METADATA, INFERENCE, MODEL = "configs/metadata.json", "configs/inference.json", "models/model.pt"
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -36,7 +36,7 @@ class ReadScan:
     """A transform: the path of one chest CT to what the network sees of it.
 
     Gives {"image": (2, slices, rows, columns), "tabular": (4)}, float32. Raises Refusal: those of
-    `pipeline.score.score`.
+    `pipeline.scoring.score.score`.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.ingest import Assessment, ingest
+from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.phantom.generate import make_hospitals
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site, init_site
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site, init_site
 
 torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
 
@@ -68,6 +68,6 @@ class OneThread(ThreadPoolExecutor):
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let hospitals be written and scans be examined in this process, one after the other."""
-    monkeypatch.setattr("pipeline.examine.ProcessPoolExecutor", OneThread)
-    monkeypatch.setattr("pipeline.examine.forkserver.ensure_running", lambda: None)
+    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", OneThread)
+    monkeypatch.setattr("pipeline.cohort.workers.forkserver.ensure_running", lambda: None)
     monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)

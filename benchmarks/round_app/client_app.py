@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from flwr.clientapp import ClientApp
 
-from federation.gateway.buffers import steps_of_round
-from federation.gateway.patients import count_patients
-from federation.rounds import client_app
-from federation.rounds.buffers import is_counter
-from federation.rounds.local import Trained
+from federation.client import client_app
+from federation.client.site_tasks import Trained
+from federation.gateway.batch_norm_bounds import steps_of_round
+from federation.protocol.batch_norm import is_counter
+from federation.protocol.patient_counts import count_patients
 
 
 def train_site(site, study, arrays, buffers, **_):

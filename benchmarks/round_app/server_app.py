@@ -8,15 +8,15 @@ from pathlib import Path
 from flwr.app import ConfigRecord
 from flwr.serverapp import ServerApp
 
-from federation.allowed import FIGURES
-from federation.rounds.flower_strategies import build_strategy
-from federation.rounds.grid import EagerGrid, PartOfGrid
-from federation.rounds.packing import pack
-from federation.rounds.replies import encode
-from federation.rounds.strategy import GuardedStrategy
-from federation.rounds.wire_grid import Wire
-from federation.server.nodes import sites
-from federation.study import Study
+from federation.coordinator.eager_grid import EagerGrid, PartOfGrid
+from federation.coordinator.wire_grid import Wire
+from federation.protocol.flat_weights import pack
+from federation.protocol.metric_allowlist import FIGURES
+from federation.protocol.reply_validation import encode
+from federation.protocol.study_config import Study
+from federation.strategy.flower_strategies import build_strategy
+from federation.strategy.guarded import GuardedStrategy
+from federation.superlink.nodes import sites
 from models.network import build_network
 
 app = ServerApp()

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from federation import reasons
 from federation.approval import fab
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 Verdict = Literal["own", "approved", "revoked", "unknown"]
 

@@ -16,11 +16,11 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
-from federation import reasons
 from federation.ledger.chain import PASSED, Entry, Ledger
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.durable import write_durably
-from pipeline.locks import alone
+from pipeline.system.atomic_files import write_durably
+from pipeline.system.locks import alone
 
 KEPT = 20  # undecided things of a kind, however many a server sends
 _SHA256 = re.compile(r"[0-9a-f]{64}")

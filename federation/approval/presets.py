@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs import preset_files
-from federation import reasons
 from federation.approval.studies import study_digest
+from federation.system import reasons
 from models.refusal import Refusal
 from models.settings import load_settings
-from pipeline.durable import write_durably
+from pipeline.system.atomic_files import write_durably
 
 if TYPE_CHECKING:
-    from federation.study import Study
+    from federation.protocol.study_config import Study
 
 
 @functools.cache
 def presets() -> dict[str, "Study"]:
     """The release's own studies by name."""
-    from federation.study import Study
+    from federation.protocol.study_config import Study
 
     return {name: load_settings(path, Study) for name, path in preset_files().items()}
 

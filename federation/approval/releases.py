@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 
 from federation.approval.decisions import Decision, Decisions
-from federation.approval.release_files import BEGINS_FROM, FILES, copy_release
 from federation.ledger.chain import ledger_file
-from pipeline.site import Site
+from federation.protocol.release_files import BEGINS_FROM, FILES, copy_release
+from pipeline.site.folder import Site
 
 _MAX_DESCRIPTION_BYTES = 16 * 1024 * 1024
 

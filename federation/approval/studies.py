@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from federation import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 MAX_BYTES = 64 * 1024
 # Tables and keys of [study] that the digest leaves out.

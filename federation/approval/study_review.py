@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from federation.approval.studies import FREE_KEYS
 
 if TYPE_CHECKING:
-    from federation.study import Study
+    from federation.protocol.study_config import Study
 
 FEW_PATIENTS_A_STEP = 8
 MANY_ROUNDS = 50

@@ -18,12 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field
 
-from federation import reasons
 from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem, replace_file
 from federation.enrolment.registry import Holder, record, registry, transaction, utc, valid_certificates
-from federation.server.control import ca_certificate, read_server_config
-from federation.server.nodes import enrol, strike_off
-from federation.server.nodes import sites as registered_sites
+from federation.superlink.control import ca_certificate, read_server_config
+from federation.superlink.nodes import enrol, strike_off
+from federation.superlink.nodes import sites as registered_sites
+from federation.system import reasons
 from models.refusal import Refusal
 
 INVITATION_SECONDS = 7 * 86_400

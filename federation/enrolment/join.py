@@ -22,7 +22,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from federation import reasons
 from federation.enrolment.certificates import (
     client_tls,
     create_node_key,
@@ -32,9 +31,10 @@ from federation.enrolment.certificates import (
     trust,
     valid_until,
 )
-from federation.processes.process import without_proxy
+from federation.system import reasons
+from federation.system.process import without_proxy
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 if TYPE_CHECKING:
     import httpx

@@ -16,15 +16,15 @@ from federation.approval.approvals import Approvals
 from federation.enrolment.certificates import client_tls
 from federation.enrolment.join import node_certificate, renew_if_due
 from federation.gateway.credentials import NodeKey
-from federation.gateway.exchange import Exchange
 from federation.gateway.loopback import loopback_tls
 from federation.gateway.proxy import make_app
 from federation.gateway.spool import Spool
+from federation.gateway.task_exchange import Exchange
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import Ledger, ledger_file
-from federation.processes.process import LOOPBACK
+from federation.system.process import LOOPBACK
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 _DAY_SECONDS = 24 * 3600.0
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from federation import reasons
-from federation.rounds.handshake import answer
+from federation.protocol.handshake import answer
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 _SECONDS = 300.0  # torch's first import from a slow disk takes its time
 
@@ -42,7 +42,7 @@ def about_site(site: Site, study: str) -> dict[str, str]:
 
 def work_out(question: bytes) -> dict[str, str]:
     """The answer to a question as `about_site` puts it. Raises what `answer` raises."""
-    from federation.study import Study
+    from federation.protocol.study_config import Study
 
     asked = json.loads(question)
     return answer(Site.open(Path(asked["site"])), Study.model_validate_json(asked["study"]))

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation import reasons
-from federation.allowed import TRAINING, Kind
-from federation.approval.release_files import BEGINS_FROM
 from federation.gateway.first_model import MODEL_RECORDS, told
+from federation.gateway.flower_objects import Arrays, Content, ReadChunk
 from federation.gateway.lineage import Lineage
-from federation.gateway.objects import Arrays, Content, ReadChunk
 from federation.gateway.questions import EMBED, QUESTIONS, KeptAnswer, Question, Questions
 from federation.gateway.schema import Schema, first_model_of
-from federation.rounds.calibration_answers import Answer, check_settings, from_record
-from federation.rounds.replies import CALIBRATIONS, EXAMPLES
+from federation.protocol.calibration_answers import Answer, check_settings, from_record
+from federation.protocol.metric_allowlist import TRAINING, Kind
+from federation.protocol.release_files import BEGINS_FROM
+from federation.protocol.reply_validation import CALIBRATIONS, EXAMPLES
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import GatewayTable
+from pipeline.site.folder import GatewayTable
 
 
 @dataclass(frozen=True)

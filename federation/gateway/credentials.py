@@ -20,7 +20,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_messa
 from flwr.supercore.version import package_name, package_version
 
 from federation.enrolment.certificates import load_node_key
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 _SIGN_SECONDS = 60.0  # a signature takes about as long as the rest of a small request
 

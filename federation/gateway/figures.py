@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from federation import reasons
-from federation.allowed import EXAMPLES_OF, FIGURES, Figure, Kind
-from federation.gateway.patients import Patients
-from federation.gateway.rounding import HIGH, LOW, figure_of_end, rounded
+from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
+from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, Figure, Kind
+from federation.protocol.patient_counts import Patients
+from federation.system import reasons
 from models.refusal import Refusal
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply

@@ -15,7 +15,7 @@ import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from numpy.typing import NDArray
 
-from federation.gateway.objects import ArrayHead, object_id
+from federation.gateway.flower_objects import ArrayHead, object_id
 
 MODEL_RECORDS = ("arrays", "buffers")
 Heads = Mapping[str, Mapping[str, ArrayHead]]

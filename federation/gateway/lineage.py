@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from federation import reasons
-from federation.allowed import Kind
 from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_of, model_digest, told
-from federation.gateway.objects import Arrays
-from federation.gateway.outbound import pieces
+from federation.gateway.flower_objects import Arrays
+from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import Schema
-from federation.rounds.buffers import is_counter
+from federation.protocol.batch_norm import is_counter
+from federation.protocol.metric_allowlist import Kind
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.durable import write_durably
+from pipeline.system.atomic_files import write_durably
 
 KEPT_RUNS = 16
 _ANY = np.inf

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from federation.enrolment.certificates import valid_until
-from federation.processes.process import LOOPBACK
-from pipeline.site import Site
+from federation.system.process import LOOPBACK
+from pipeline.site.folder import Site
 
 _VALIDITY = timedelta(days=5 * 365)
 _CLOCK_SKEW = timedelta(days=1)  # it must be valid already for a clock that was set back

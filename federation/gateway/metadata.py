@@ -11,8 +11,8 @@ from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Metadata
 from flwr.proto.run_pb2 import Run
 
-from federation import reasons
 from federation.approval import fab
+from federation.system import reasons
 from models.refusal import Refusal
 
 MAX_TTL_SECONDS = 366 * 24 * 3600.0

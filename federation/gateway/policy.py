@@ -4,8 +4,8 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from federation.allowed import EXAMPLES_OF, FIGURES
-from pipeline.site import SiteSettings
+from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES
+from pipeline.site.folder import SiteSettings
 
 
 def policy_digest(settings: SiteSettings) -> str:

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from federation.processes.process import LOOPBACK, Process, flower_environment, port_is_taken
-from pipeline.site import Site
+from federation.system.process import LOOPBACK, Process, flower_environment, port_is_taken
+from pipeline.site.folder import Site
 
 START_SECONDS = 60.0
 

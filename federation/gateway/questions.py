@@ -16,15 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation import reasons
-from federation.allowed import Kind
 from federation.gateway.first_model import MODEL_RECORDS, model_digest, told
-from federation.gateway.objects import Content
+from federation.gateway.flower_objects import Content
+from federation.protocol.metric_allowlist import Kind
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.durable import write_durably
+from pipeline.system.atomic_files import write_durably
 
 if TYPE_CHECKING:
-    from federation.study import Study
+    from federation.protocol.study_config import Study
 
 QUESTIONS: tuple[Kind, ...] = (
     "train.head",

@@ -14,7 +14,7 @@ from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.message_pb2 import ObjectTree
 
-from federation.gateway.objects import Content, compose, compose_array, compose_names, object_id
+from federation.gateway.flower_objects import Content, compose, compose_array, compose_names, object_id
 from federation.ledger.chain import Head
 
 REFUSED = 1001  # Flower wants a number; the code in the text is what counts

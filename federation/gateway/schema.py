@@ -26,16 +26,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
-from federation import reasons
-from federation.allowed import LOOKS, MAX_PROBED, Kind
-from federation.gateway import first_model, tensor_bounds
-from federation.gateway.objects import ArrayHead, Arrays
-from federation.rounds.wire import HALF, UPDATE
+from federation.gateway import first_model
+from federation.gateway.flower_objects import ArrayHead, Arrays
+from federation.protocol import tensor_bounds
+from federation.protocol.half_precision import HALF, UPDATE
+from federation.protocol.metric_allowlist import LOOKS, MAX_PROBED, Kind
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.privacy_budget import PrivateRound
+from pipeline.training.privacy_budget import PrivateRound
 
 if TYPE_CHECKING:
-    from federation.study import Study
+    from federation.protocol.study_config import Study
     from models.network import SeverityNetwork
 
 TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
@@ -146,7 +147,7 @@ class Schema:
 
     @property
     def is_half(self) -> bool:
-        """Whether weights travel in half precision: a reply then brings what changed in them (see `rounds.wire`)."""
+        """Whether weights travel in half precision: a reply then brings what changed in them (see `half_precision`)."""
         return all(spec.dtype == HALF for spec in self.arrays.values())
 
     def reply_name(self, name: str) -> str:
@@ -263,12 +264,12 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
 
     Raises pydantic's ValidationError, and Refusal as `begin_network` does.
     """
-    from federation.beginning import begin_network
     from federation.gateway.questions import questions_of
-    from federation.rounds.flower_strategies import build_strategy, is_robust, server_optimiser
-    from federation.rounds.packing import WEIGHTS, pack
-    from federation.rounds.wire import rounded
-    from federation.study import Study
+    from federation.protocol.first_weights import begin_network
+    from federation.protocol.flat_weights import WEIGHTS, pack
+    from federation.protocol.half_precision import rounded
+    from federation.protocol.study_config import Study
+    from federation.strategy.flower_strategies import build_strategy, is_robust, server_optimiser
 
     study = Study.model_validate_json(study_json)
     network = begin_network(study, releases)

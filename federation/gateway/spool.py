@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from federation import reasons
+from federation.system import reasons
 from models.refusal import Refusal
 
 _DAY_SECONDS = 24 * 3600.0

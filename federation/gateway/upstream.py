@@ -12,8 +12,8 @@ import aiohttp
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from google.protobuf.message import DecodeError, Message
 
-from federation import reasons
 from federation.gateway.credentials import NodeKey
+from federation.system import reasons
 from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"

@@ -26,10 +26,10 @@ from typing import BinaryIO, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from federation import reasons
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.durable import sync_folder
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.system.atomic_files import sync_folder
 
 PASSED = "passed"
 _TAIL_BYTES = 4096  # of the file's end, read first in search of the last line; a line has some 600

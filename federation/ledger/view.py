@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from federation import reasons
 from federation.ledger.chain import PASSED, Head, Line
-from federation.refusals_page import TABLES, table
+from federation.system import reasons
+from federation.system.refusals_page import TABLES, table
 from models.refusal import Reason, Refusal
 
 

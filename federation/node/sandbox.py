@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from federation import reasons
 from federation.node import confinement
-from federation.processes.process import LOOPBACK, QUIET, Process, flower_command
+from federation.system import reasons
+from federation.system.process import LOOPBACK, QUIET, Process, flower_command
 from models.refusal import Reason, Refusal
-from pipeline.doctor.lines import Line, refused
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.system.check_line import Line, refused
 
-RELAY = Path(__file__).with_name("relay.py")
+RELAY = Path(__file__).with_name("socket_relay.py")
 CONFINEMENT = Path(confinement.__file__)
 # A port of the sandbox's own loopback, where nobody else can be; Flower's default for a SuperNode.
 INNER_PORT = 9094
@@ -143,7 +143,7 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
     the SuperNode is opened; the unit does the rest. Raises what `available` raises, E_COHORT_FILE, and OSError where
     the site's folder cannot be written.
     """
-    from pipeline.cohort import Cohort
+    from pipeline.cohort.store import Cohort
 
     available(site)
     with Cohort(site):  # within, nobody may finish what a killed ingest left half done
@@ -171,7 +171,7 @@ def _hand_over(secret: Path, to: Path) -> None:
 
 def _superexec(site: Site, port: int) -> list[str]:
     return [
-        *(sys.executable, "-I", "-m", "federation.node.warm"),
+        *(sys.executable, "-I", "-m", "federation.node.clientapp_forks"),
         flower_command("flower-superexec"),
         f"--runtime-api-address={LOOPBACK}:{port}",
         "--insecure",

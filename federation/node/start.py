@@ -18,17 +18,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from federation import reasons
 from federation.enrolment.join import node_certificate
 from federation.gateway.loopback import loopback_certificate
 from federation.gateway.process import start_gateway
 from federation.node import sandbox
 from federation.node.state import REASONS, NodeState, Tail, now, put_aside
-from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port
-from federation.processes.together import Together
+from federation.system import reasons
+from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
+from federation.system.process_group import Together
 from models.refusal import Reason, Refusal
-from pipeline.locks import alone
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.system.locks import alone
 
 ONLINE_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
@@ -254,7 +254,7 @@ def node_status(site: Site) -> dict[str, Any]:
 
     Times are ISO 8601 with their zone; None stands for what has never been.
     """
-    from pipeline.cohort import Cohort
+    from pipeline.cohort.store import Cohort
 
     state, is_running = NodeState.load(site.logs), _is_running(site)
     with Cohort(site) as cohort:

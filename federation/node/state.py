@@ -18,11 +18,11 @@ from typing import Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
-from federation.reasons import SERVER_SILENT, SITE_FAILED, TASK_DIED
-from federation.refusals_page import TABLES, table
+from federation.system.reasons import SERVER_SILENT, SITE_FAILED, TASK_DIED
+from federation.system.refusals_page import TABLES, table
 from models import reasons as model_reasons
 from models.refusal import Reason
-from pipeline import reasons as pipeline_reasons
+from pipeline.system import reasons as pipeline_reasons
 
 _STATE = "node.json"
 _MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts

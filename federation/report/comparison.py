@@ -18,7 +18,7 @@ from federation.report.estimates import (
     spread,
     value_of,
 )
-from federation.studies.results import FEDERATED, ModelFigures, Results
+from federation.runs.results import FEDERATED, ModelFigures, Results
 
 ORDER = ("federated", "pooled", "left_out", "fine_tuned", "local")
 

@@ -4,15 +4,15 @@ from collections import Counter, defaultdict
 from statistics import median
 from typing import Any
 
-from federation import reasons
-from federation.allowed import LOSS
-from federation.refusals_page import TABLES, table
+from federation.coordinator.shortcut_audit import FALSE_ALARM
+from federation.protocol.metric_allowlist import LOSS
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.report.overview import rounds_of
-from federation.studies.audit import FALSE_ALARM
-from federation.studies.results import Results
+from federation.runs.results import Results
+from federation.system import reasons
+from federation.system.refusals_page import TABLES, table
 from models.refusal import Reason
-from pipeline.waterfall import plain
+from pipeline.cohort.attrition import plain
 
 REASONS: dict[str, Reason] = {reason.code: reason for module in TABLES.values() for reason in table(module)}
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from federation.report import comparison, conduct, overview, together, trust
 from federation.report.checklists import CHECKLISTS, filled_in
-from federation.studies.results import Results
-from pipeline.site import TEST_SHARE, VALIDATION_SHARE
+from federation.runs.results import Results
+from pipeline.site.folder import TEST_SHARE, VALIDATION_SHARE
 
 FORMAT = 1
 SECTIONS = {

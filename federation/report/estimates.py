@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-from federation.studies.results import FEDERATED, Results
+from federation.runs.results import FEDERATED, Results
 
 PRIMARY = "severe"
 LABELS = (PRIMARY, "pcr_positive")  # in the order in which the report tells of them

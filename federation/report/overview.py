@@ -3,8 +3,8 @@
 from typing import Any
 
 from federation.report.estimates import EXAMPLES, LABELS, estimate, federated, number, over_sites, sites
-from federation.studies.progress import asked_in
-from federation.studies.results import Results
+from federation.runs.progress import asked_in
+from federation.runs.results import Results
 
 RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90", "spec_at_sens95")
 

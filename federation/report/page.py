@@ -18,11 +18,11 @@ from federation.report.content import SECTION, SECTIONS, content
 from federation.report.drawing import MANY, WIDE, Figure, shown
 from federation.report.estimates import LABELS, NAMES, PRIMARY
 from federation.report.trust import GROUPS, PERCENTS
-from federation.studies.results import Results
+from federation.runs.results import Results
 from models.refusal import Refusal
-from pipeline.durable import write_durably
-from pipeline.pages import page_environment
-from pipeline.reasons import REPORT_WRITE
+from pipeline.system.atomic_files import write_durably
+from pipeline.system.reasons import REPORT_WRITE
+from pipeline.system.templating import page_environment
 
 PAGE, NUMBERS = "report.html", "report.json"
 NOT_TOLD = "–"

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
+from federation.comparison.pooled import Pooled, pool
 from federation.report.estimates import LABELS, federated
-from federation.studies.pooled import Pooled, pool
-from federation.studies.results import Results
+from federation.runs.results import Results
 
 
 def pooled(results: Results) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from federation.report.estimates import (
     spread,
     value_of,
 )
-from federation.studies.results import Results
+from federation.runs.results import Results
 from models.calibration import Platt
 
 PERCENTS = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve

@@ -9,7 +9,7 @@ started          a word drawn at each start
 flower_home/     what Flower keeps for itself, the apps it was sent
 logs/
 
-The door (federation.door) alone can be reached from outside. The SuperLink listens on loopback behind it.
+The door (federation.ingress) alone can be reached from outside. The SuperLink listens on loopback behind it.
 """
 
 import http.client
@@ -26,7 +26,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation import reasons
 from federation.enrolment.certificates import (
     create_server_certificates,
     renew_server_certificate,
@@ -34,7 +33,10 @@ from federation.enrolment.certificates import (
     valid_until,
     write_new,
 )
-from federation.processes.process import (
+from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
+from federation.superlink.superlink import ENROLLED
+from federation.system import reasons
+from federation.system.process import (
     LOOPBACK,
     QUIET,
     Process,
@@ -43,9 +45,7 @@ from federation.processes.process import (
     free_port,
     port_is_taken,
 )
-from federation.processes.together import Together
-from federation.server.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
-from federation.server.superlink import ENROLLED
+from federation.system.process_group import Together
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8443
 START_SECONDS = 60.0
 WARN_BEFORE = timedelta(days=30)
-SUPERLINK = "federation.server.superlink"
+SUPERLINK = "federation.superlink.superlink"
 STARTED = "started"  # a word drawn at each start: what an earlier start had under way, it has no longer
 
 # The SuperLink handles objects of 5 MiB in many threads, and glibc would keep a heap for each, in which such blocks
@@ -175,7 +175,7 @@ def start_server(folder: Path) -> Together:
         door = started.enter_context(
             Process(
                 "the server's door",
-                [sys.executable, "-P", "-m", "federation.door", str(folder)],
+                [sys.executable, "-P", "-m", "federation.ingress", str(folder)],
                 log=folder / "logs" / "door.err",
                 environment={**os.environ, **QUIET},
             )

@@ -11,7 +11,7 @@ from pipeline.clinic.database import now, stamp
 from pipeline.clinic.queue import Jobs, end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
 from pipeline.clinic.records import Answer, Delivery, DeliveryState, Job, Pcr, PcrResult, PcrSource, Role
-from pipeline.days import check_day
+from pipeline.system.days import check_day
 
 _SELECT = """
     SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import CLINIC_FILE
-from pipeline.durable import write_ahead
+from pipeline.system.atomic_files import write_ahead
 
 FILE = "clinic.sqlite"
 SCHEMA_VERSION = 1

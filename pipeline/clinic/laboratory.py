@@ -13,15 +13,15 @@ from pathlib import Path
 from threading import Lock
 
 from models.refusal import Refusal
-from pipeline import reasons
 from pipeline.clinic.records import Pcr
 from pipeline.clinic.records import PcrResult as Result
-from pipeline.join import JoinRules, label_pcr
-from pipeline.laboratory import Laboratory, PcrResult, read_pcr
-from pipeline.laboratory.results import files_of
-from pipeline.series import fingerprint
-from pipeline.site import Site, SiteTable
-from pipeline.sources import SPOILS_NEGATIVE
+from pipeline.imaging.discovery import fingerprint
+from pipeline.records.join import JoinRules, label_pcr
+from pipeline.records.laboratory import Laboratory, PcrResult, read_pcr
+from pipeline.records.laboratory.results import files_of
+from pipeline.site.folder import Site, SiteTable
+from pipeline.site.site_data import SPOILS_NEGATIVE
+from pipeline.system import reasons
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -42,11 +42,12 @@ _feeds: dict[Path, tuple[tuple[str, str, date], _Feed | Refusal]] = {}
 
 
 def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) -> Pcr | None:
-    """The laboratory's result for the patient at the day of the scan; None where it has none that decides.
+    """Find the patient's PCR result for the day of the scan; None without a result that decides.
 
-    It is the result by which the node would label the scan (`pipeline.join`): a positive in its window, else a negative
-    with no positive near, else an indeterminate one in either window. `collected_on`: the day of the specimen, of
-    several the nearest to the scan. A feed that cannot be used is no reason not to score: its code is logged.
+    It is the result by which the node would label the scan (`records.join`): a positive one in its window, else a
+    negative one with no positive near, else an indeterminate one in either window. `collected_on`: the day of the
+    specimen; of several, the nearest to the scan. A feed that cannot be read does not prevent scoring: its code is
+    logged.
     """
     try:
         site = Site.open(site_folder)

@@ -23,14 +23,14 @@ from typing import Any, cast
 from pydicom.uid import UID
 
 from models.refusal import Refusal
-from pipeline import reasons
-from pipeline.archive import MAX_BYTES, MAX_ENTRIES
 from pipeline.clinic.reasons import INTERNAL, PACS_CRITERIA, PACS_NO_SERIES, PACS_UID, SERIES_SIZE
 from pipeline.clinic.records import Job
 from pipeline.clinic.store import Store, new_id
+from pipeline.imaging.archive import MAX_BYTES, MAX_ENTRIES
+from pipeline.imaging.discovery import read_header, tags, text
 from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, connect
-from pipeline.pacs.settings import PacsTable
-from pipeline.series import read_header, tags, text
+from pipeline.site.pacs_settings import PacsTable
+from pipeline.system import reasons
 
 log = logging.getLogger("fedthorax.clinic")
 

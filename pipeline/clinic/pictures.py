@@ -23,11 +23,11 @@ from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NO_SUCH_PICTURE
-from pipeline.heat import CONTOUR_RGB, heat_rgba
-from pipeline.volume import LUNG_WINDOW_HU, Volume, whole_hu
+from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume, whole_hu
+from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
 
 if TYPE_CHECKING:
-    from pipeline.score import Score
+    from pipeline.scoring.score import Score
 
 IMAGE, LUNGS, SALIENCY = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz"
 MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: some 10 MB compressed, and enough to find one's way
@@ -60,7 +60,7 @@ def write_pictures(score: "Score", folder: Path) -> None:
 
 def write_scan(volume: Volume, folder: Path) -> None:
     """Write the scan alone, where there is no score; `volume`: as it was read. Raises OSError."""
-    from pipeline.preprocess import orient
+    from pipeline.preprocessing.preprocess import orient
 
     _save(*_coarser(orient(volume)), folder / IMAGE)
 
@@ -125,8 +125,8 @@ def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overla
 
 def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Means over blocks of whole voxels, so that no axis is longer than MOST_VOXELS; what is left over is cut off."""
-    from pipeline.area import area_means
-    from pipeline.preprocess import resampled_affine
+    from pipeline.preprocessing.area_resample import area_means
+    from pipeline.preprocessing.preprocess import resampled_affine
 
     block = [ceil(size / most) for size, most in zip(volume.hu.shape, MOST_VOXELS, strict=True)]
     shape = [size // step for size, step in zip(volume.hu.shape, block, strict=True)]

@@ -25,7 +25,7 @@ from models.refusal import Refusal
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_BUSY, CLINIC_TLS
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import Clinic
-from pipeline.locks import alone
+from pipeline.system.locks import alone
 
 if TYPE_CHECKING:
     import uvicorn
@@ -125,7 +125,7 @@ def _tasks(clinic: Clinic) -> dict[str, Task]:
 
     Raises Refusal E_PACS_FILE.
     """
-    from pipeline.results.outbox import Outbox
+    from pipeline.clinic.results.outbox import Outbox
 
     tasks: dict[str, Task] = {
         "worker": partial(run_worker, clinic),
@@ -137,7 +137,7 @@ def _tasks(clinic: Clinic) -> dict[str, Task]:
 
         tasks["fetching"] = PacsSource(clinic.folder, *clinic.pacs).run
     if clinic.settings.receiver.enabled:
-        from pipeline.clinic.received import Reception
+        from pipeline.clinic.cstore_receiver import Reception
 
         tasks["receiver"] = Reception(clinic).run
     return tasks
@@ -183,7 +183,7 @@ def _server(clinic: Clinic) -> "uvicorn.Server":
     import uvicorn
 
     from pipeline.clinic.web.app import make_app
-    from pipeline.clinic.web.punctual import Punctual
+    from pipeline.clinic.web.header_timeout import Punctual
 
     table = clinic.settings.server
     config = uvicorn.Config(

@@ -20,8 +20,8 @@ from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_EXISTS, NO_CLINIC
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store
-from pipeline.pacs.settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable, is_loopback
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.site.pacs_settings import AE_TITLE, DicomWebTable, DimseTable, PacsTable, is_loopback
 
 SETTINGS = "clinic.toml"
 FOLDERS = ("scans", "answers", "models", "logs", "work")

@@ -30,21 +30,22 @@ from typing import NoReturn
 from models.reasons import MODEL_ALTERED, NO_MODEL
 from models.refusal import Refusal
 from models.release import Release, load_release
-from pipeline.archive import open_images
 from pipeline.clinic.laboratory import find_pcr
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.reasons import ALREADY_ANSWERED, DISK_FULL, SCORING_FAILED, SCORING_MEMORY
 from pipeline.clinic.records import Answer, Job, Patient, Role
+from pipeline.clinic.results.source import keep_source, read_source
+from pipeline.clinic.results.write import RESULTS, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id, now
-from pipeline.clinic.without_score import keep_to_be_seen
-from pipeline.durable import sync_folder, sync_tree
-from pipeline.one_scan import OneScan, read_one
-from pipeline.results.source import keep_source, read_source
-from pipeline.results.write import RESULTS, write_results
-from pipeline.score import Score, score_scan
-from pipeline.series import Series, quiet_pydicom, read_header, tags, text
-from pipeline.volume_files import is_volume_file
+from pipeline.clinic.unscored import keep_to_be_seen
+from pipeline.imaging.archive import open_images
+from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.nifti_reader import is_volume_file
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.scoring.score import Score, score_scan
+from pipeline.scoring.single_scan import OneScan, read_one
+from pipeline.system.atomic_files import sync_folder, sync_tree
 
 SCORE = "score.json"
 POLL_SECONDS = 0.2

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from models.refusal import Reason
-from pipeline import reasons
-from pipeline.cohort import PatientRow
+from pipeline.cohort.ingest import Assessment, Member
+from pipeline.cohort.store import PatientRow
 from pipeline.doctor.duplicates import near_duplicates
-from pipeline.findings import Finding
-from pipeline.ingest import Assessment, Member
-from pipeline.measures import Measures
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site, Split
+from pipeline.preprocessing.measures import Measures
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site, Split
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
 
 Severity = Literal["refuses", "flags", "informs"]
 ADULT_YEARS = 18

@@ -5,12 +5,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from pipeline.cohort.attrition import waterfall
+from pipeline.cohort.ingest import Assessment, Material
 from pipeline.doctor import contract
-from pipeline.ingest import Assessment, Material
-from pipeline.join import JoinRules
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site
-from pipeline.waterfall import waterfall
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records.join import JoinRules
+from pipeline.site.folder import Site
 
 _WORDS = {"intubated": "intubated", "icu": "in intensive care", "died": "dead"}
 

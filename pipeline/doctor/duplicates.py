@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from pipeline.preprocess import resample
+from pipeline.preprocessing.preprocess import resample
 
 LEAST_CORRELATION = 0.6
 _LOCAL = 4  # voxels over which the mean is taken away

@@ -11,9 +11,9 @@ from pathlib import Path
 from cryptography import x509
 
 from models.refusal import Refusal
-from pipeline.doctor.lines import Line, Status, refused
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site
+from pipeline.system.check_line import Line, Status, refused
 
 AREA, CONFIGURATION = "environment", "configuration"
 # What this release was tested with; a test holds the libraries equal to constraints.txt.

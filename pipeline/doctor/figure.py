@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 
 from pipeline.doctor.suppression import leaks, rounded, within
-from pipeline.join import JoinRules
-from pipeline.windows import VARIED, Variant
+from pipeline.records.join import JoinRules
+from pipeline.records.join_sensitivity import VARIED, Variant
 
 CURVES = ("positive", "negative", "undecided")
 _TITLES = {

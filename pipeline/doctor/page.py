@@ -14,13 +14,13 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from models.refusal import Refusal
-from pipeline import reasons
-from pipeline.check import Checkup
+from pipeline.cohort.attrition import Count, plain
 from pipeline.doctor import figure
+from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
 from pipeline.doctor.suppression import hidden, shown, shown_of
-from pipeline.pages import page_environment
-from pipeline.waterfall import Count, plain
+from pipeline.system import reasons
+from pipeline.system.templating import page_environment
 
 PAGE = "check.html"
 _RANK = ("fail", "refuses", "warn", "flags", "skip", "informs")

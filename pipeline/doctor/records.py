@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from pipeline.doctor.lines import Line
-from pipeline.join import Records
+from pipeline.records.join import Records
+from pipeline.system.check_line import Line
 
 AREA = "records"
 

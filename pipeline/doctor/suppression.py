@@ -14,7 +14,7 @@ The ranges of rule 3 are exact: the sums form a tree, and there one pass up and 
 from collections.abc import Sequence
 from itertools import chain, combinations
 
-from pipeline.waterfall import Count
+from pipeline.cohort.attrition import Count
 
 Range = tuple[float, float]  # the least and the most that a count can be, to a reader's knowledge
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.examples import Examples
+from pipeline.cohort.dataset import Examples
 
 # Poorly and not aerated lung, which foretells oxygen and intubation: Lanza et al., Eur Radiol 2020; 30:6770,
 # https://doi.org/10.1007/s00330-020-07013-2.
@@ -26,10 +26,10 @@ def age_sex_scores(train: Examples, test: Examples, column: int, *, min_patients
 
 
 def lesion_load(tensor: NDArray[np.floating], window_hu: tuple[float, float]) -> float:
-    """Share of the lung mask's voxels within COMPROMISED_HU, 0 to 1; vessels within the mask count in.
+    """Share of the lung mask's voxels within COMPROMISED_HU, 0 to 1. Vessels within the mask count too.
 
-    `tensor`: as `pipeline.preprocess.Prepared` has it, (2, slices, rows, columns), made with this window: its HU are
-    those after the alignment of the aerated lung.
+    `tensor`: as in `preprocess.Prepared`, (2, slices, rows, columns), made with this window. Its HU are those after the
+    alignment of the aerated lung.
     """
     low, high = window_hu
     hu = (tensor[0].astype(np.float32) + 1) / 2 * (high - low) + low

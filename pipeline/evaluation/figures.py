@@ -1,7 +1,7 @@
-"""What a site hands out of an evaluation: named figures, finite and over enough patients.
+"""The figures that leave a site after an evaluation: named, finite, and each over enough patients.
 
-`federation/allowed.py` lists the names, and the site's gateway lets no other out. `logits` and `targets` have the
-shape (patients, labels), in the order of LABELS; a target is NaN where missing.
+`federation/protocol/metric_allowlist.py` lists the names; the site's gateway blocks all others. `logits` and `targets`
+have the shape (patients, labels), in the order of LABELS; a missing target is NaN.
 """
 
 import math
@@ -15,12 +15,12 @@ from scipy.special import expit
 from models.calibration import Platt, fit_platt
 from models.familiarity import log_distances
 from models.network import LABELS
+from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import calibration as calibrated
 from pipeline.evaluation import discrimination as told
 from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
 from pipeline.evaluation.histograms import histograms as merged_histograms
 from pipeline.evaluation.subgroups import GROUPS, groups_of
-from pipeline.examples import Examples
 
 SENSITIVITY = SPECIFICITY = 0.90  # of the thresholds for ruling out, and for ruling in
 RATES_PERCENT = (90, 95)
@@ -129,7 +129,7 @@ def test_figures(
     histograms: bool,
     window_hu: tuple[float, float],
 ) -> Figures:
-    """Of test patients, `logits` being theirs: everything of `federation.allowed` but the shortcut audit's figures.
+    """Figures of the test patients: everything in `metric_allowlist` except those of the shortcut audit.
 
     `train`: on whom the baseline of age and sex is fitted. `histograms`: whether counts may leave. `window_hu`: of the
     preprocessing, from which the lesion load is measured.

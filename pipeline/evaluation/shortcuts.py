@@ -22,9 +22,9 @@ from torch import Tensor
 from models.familiarity import LOOKS, Moments, look
 from models.network import LABELS, SeverityNetwork
 from models.precision import use_bf16
+from pipeline.cohort.dataset import Examples
 from pipeline.evaluation.discrimination import Auroc, auroc, delong_variance, logit_interval
-from pipeline.examples import Examples
-from pipeline.measures import Measures
+from pipeline.preprocessing.measures import Measures
 
 FOLDS = 5
 PERMUTATIONS = 1000
@@ -230,10 +230,10 @@ def moments(features: Features) -> Moments:
 
 
 def assigned_shares(embeddings: Features, discriminants: Features, probed: int) -> list[float]:
-    """The share of patients that falls to each of the first `probed` sites.
+    """The share of patients that is assigned to each of the first `probed` sites.
 
-    `discriminants`: as `federation.studies.audit.discriminants` makes them, for each site a weight for every feature
-    and a constant, flat. A patient falls to the site whose discriminant is largest.
+    `discriminants`: flat; for each site one weight per feature and a constant, see `shortcut_audit.discriminants`.
+    A patient is assigned to the site with the largest discriminant.
     """
     table = discriminants.reshape(-1, embeddings.shape[1] + 1)[:probed].astype(np.float64)
     nearest = (embeddings @ table[:, :-1].T + table[:, -1]).argmax(axis=1)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from pipeline.pacs.settings import PacsTable
-    from pipeline.site import Site
+    from pipeline.site.folder import Site
+    from pipeline.site.pacs_settings import PacsTable
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Pacs(Protocol):
         """
 
     def store(self, files: Sequence[Path]) -> list[int]:
-        """Send DICOM files; the status of each, which `pipeline.pacs.storing.not_stored` explains.
+        """Send DICOM files; the status of each, which `pipeline.pacs.store_status.not_stored` explains.
 
         Raises also Refusal E_PACS_STORE and E_PACS_SERVICE: the PACS does not take them.
         """

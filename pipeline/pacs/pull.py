@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from models.refusal import Reason, Refusal
-from pipeline import reasons
-from pipeline.deidentify import check_patient, image_file, strip
-from pipeline.findings import Finding
-from pipeline.locks import alone
-from pipeline.pacs.journal import Entry, Journal
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.pacs.deidentify import check_patient, image_file, strip
 from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, open_pacs
-from pipeline.pacs.settings import Limits, PacsTable, named_file
+from pipeline.pacs.pull_log import Entry, Journal
 from pipeline.pacs.store import SeriesStore
-from pipeline.series import quiet_pydicom
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.site.pacs_settings import Limits, PacsTable, named_file
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+from pipeline.system.locks import alone
 
 _ENDS_THE_PULL = {
     *(reasons.PACS_AUTH, reasons.PACS_UNTRUSTED, reasons.PACS_PROXY, reasons.PACS_SERVICE),

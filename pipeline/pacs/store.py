@@ -8,9 +8,9 @@ power cut may therefore leave files short; they are noticed by their size and fe
 import shutil
 import time
 
-from pipeline.deidentify import series_folder
+from pipeline.pacs.deidentify import series_folder
 from pipeline.pacs.pacs import RemoteSeries
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 
 class SeriesStore:

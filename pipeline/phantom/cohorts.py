@@ -18,18 +18,18 @@ import numpy as np
 from numpy.random import Generator
 
 from models.refusal import Refusal
-from pipeline import reasons
-from pipeline.cohort import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Field, Grid
 from pipeline.phantom.generate import Truth, make_body
 from pipeline.phantom.hospitals import Hospital, Scanner
 from pipeline.phantom.patients import Patient, draw_patient
 from pipeline.phantom.records import LOST_TO_FOLLOW_UP
 from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
-from pipeline.preprocess import Preprocessing, settings_digest
-from pipeline.series import Series
-from pipeline.site import SYNTHETIC_STUDIES, Site, init_site
-from pipeline.volume import Volume
+from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.site.folder import SYNTHETIC_STUDIES, Site, init_site
+from pipeline.system import reasons
 
 STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
 
@@ -161,9 +161,9 @@ def volume_of(hu: Field, grid: Grid) -> Volume:
 def _examine(
     pseudonym: str, patient: Patient, hu: Field, scanner: Scanner, settings: Preprocessing, tensors: Path
 ) -> Scan:
-    """As `pipeline.examine` does with a series that it has read."""
-    from pipeline.measures import flags, measure
-    from pipeline.preprocess import prepare
+    """As `pipeline.cohort.workers` does with a series that it has read."""
+    from pipeline.preprocessing.measures import flags, measure
+    from pipeline.preprocessing.preprocess import prepare
 
     volume = volume_of(hu, scanner.grid)
     series = _series(pseudonym, patient, scanner, hashlib.sha256(volume.hu.data).hexdigest())

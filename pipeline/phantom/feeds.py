@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from pipeline.laboratory.settings import canonical
 from pipeline.phantom.hospitals import LaboratoryDialect
 from pipeline.phantom.records import PcrRow, write_laboratory
+from pipeline.records.laboratory.settings import canonical
 
 LaboratoryFormat = Literal["csv", "hl7", "fhir"]
 FILES: dict[LaboratoryFormat, str] = {"csv": "laboratory.csv", "hl7": "laboratory.hl7", "fhir": "laboratory.ndjson"}

@@ -34,7 +34,7 @@ from pipeline.phantom.records import (
     write_outcomes,
 )
 from pipeline.phantom.scans import acquire, write_series
-from pipeline.site import SYNTHETIC_STUDIES
+from pipeline.site.folder import SYNTHETIC_STUDIES
 
 
 @dataclass(frozen=True)

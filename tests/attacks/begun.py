@@ -9,14 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from federation.approval.releases import ReleaseApprovals
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import HEAD_RMS, SeverityNetwork
 from models.release import save_release
 from tests.attacks import gate
 from tests.attacks.result import Result
 from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
 from tests.attacks.score import score
-from tests.descriptions import description
+from tests.helpers.descriptions import description
 
 HOLDS = "the weights of a release, a released study that begins from it"
 WHAT = "age band, sex, PCR"

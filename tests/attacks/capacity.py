@@ -13,9 +13,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from federation.allowed import EXAMPLES_OF, FIGURES, LOOKS, MAX_PROBED, Figure, Kind, unspoken
-from federation.capacity import bits as allowed_bits
-from federation.rounds.client_app import app as own_app
+from federation.client.client_app import app as own_app
+from federation.protocol.capacity import bits as allowed_bits
+from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LOOKS, MAX_PROBED, Figure, Kind, unspoken
 from tests.attacks.result import Result
 from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
 from tests.federation.gateway.messages import record_of

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.enrolment.certificates import create_node_key
-from pipeline.cohort import Cohort, PatientRow, Scan, save_tensor
-from pipeline.measures import Measures
-from pipeline.preprocess import Preprocessing, settings_digest
-from pipeline.site import Site, Split, init_site, site_settings
+from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
+from pipeline.preprocessing.measures import Measures
+from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.site.folder import Site, Split, init_site, site_settings
 
 PREPROCESSING = Preprocessing(shape=(16, 16, 16))
 PATIENTS: dict[Split, int] = {"train": 64, "validation": 24, "test": 40}

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
 from tests.attacks.result import Result, compare
 from tests.attacks.rig import Refused, Rig, any_study, rig, seed_network

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.special import expit
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import HEAD_RMS, SeverityNetwork
 from tests.attacks.result import Result
 from tests.attacks.rig import Refused, Rig, own_study, released_study, rig, seed_network

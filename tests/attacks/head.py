@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
-from pipeline.personal import PENALTY
+from pipeline.training.head_finetune import PENALTY
 from tests.attacks.result import Result, compare
 from tests.attacks.rig import Refused, Rig, any_study, rig, seed_network
 from tests.attacks.trap import AGES, SEX_STEP, blind, keys, row_of

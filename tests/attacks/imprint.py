@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from federation.gateway.tensor_bounds import reaches_of
-from federation.rounds.packing import WEIGHTS, pack, unpack
-from federation.study import Study
+from federation.protocol.flat_weights import WEIGHTS, pack, unpack
+from federation.protocol.study_config import Study
+from federation.protocol.tensor_bounds import reaches_of
 from models.network import SeverityNetwork
 from tests.attacks.rig import seed_network
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from federation.allowed import LABELS, LOOKS
-from federation.grids import Shares, parts_of
-from federation.rounds.calibration_answers import to_record
-from federation.rounds.pooled_calibration import POINTS, pooled, settings_of
-from federation.study import Study
+from federation.protocol.calibration_answers import to_record
+from federation.protocol.grids import Shares, parts_of
+from federation.protocol.metric_allowlist import LABELS, LOOKS
+from federation.protocol.pooled_calibration import POINTS, pooled, settings_of
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
 from tests.attacks.cohort import Patient, draw_patients, with_patient
 from tests.attacks.gate import CELLS, Matrix, features_of_cells, gated

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.allowed import LOOKS
+from federation.protocol.metric_allowlist import LOOKS
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.shortcuts import looks
-from pipeline.examples import Example, Examples
 from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
 from tests.attacks.result import Result
 from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.gateway.buffers import MOMENTUM
-from federation.study import Study
+from federation.gateway.batch_norm_bounds import MOMENTUM
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
 from tests.attacks.result import Result
 from tests.attacks.rig import Refused, Rig, own_study, released_study, rig

@@ -18,8 +18,8 @@ from pipeline.phantom.generate import make_body
 from pipeline.phantom.hospitals import hospital
 from pipeline.phantom.patients import draw_patient
 from pipeline.phantom.scans import acquire
-from pipeline.preprocess import Preprocessing, prepare
-from pipeline.site import Split
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.site.folder import Split
 from tests.attacks.cohort import Patient
 
 PREPROCESSING = Preprocessing()

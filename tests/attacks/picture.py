@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from federation.study import Study
-from pipeline.examples import Batch, Example, Examples
-from pipeline.site import Split
-from pipeline.train import epoch_batches, train
+from federation.protocol.study_config import Study
+from pipeline.cohort.dataset import Batch, Example, Examples
+from pipeline.site.folder import Split
+from pipeline.training.train import epoch_batches, train
 from tests.attacks.cohort import Patient
 from tests.attacks.imprint import Imprint, Matrix, Update, imprint, look, update, within_reach
 from tests.attacks.phantoms import PREPROCESSING, scans, ward_patients

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.allowed import LABELS, MAX_PROBED
-from federation.study import Study
+from federation.protocol.metric_allowlist import LABELS, MAX_PROBED
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.shortcuts import embed
-from pipeline.examples import Example, Examples
 from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
 from tests.attacks.result import Result, compare
 from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network

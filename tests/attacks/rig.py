@@ -22,16 +22,16 @@ from flwr.proto import run_pb2
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from federation.allowed import Kind
 from federation.approval.presets import presets
 from federation.approval.studies import StudyApprovals
-from federation.gateway.objects import object_id
-from federation.rounds.client_app import app as own_app
-from federation.rounds.packing import pack
-from federation.study import Study
+from federation.client.client_app import app as own_app
+from federation.gateway.flower_objects import object_id
+from federation.protocol.flat_weights import pack
+from federation.protocol.metric_allowlist import Kind
+from federation.protocol.study_config import Study
 from models.network import NetworkSettings, SeverityNetwork, build_network
-from pipeline.preprocess import Preprocessing
-from pipeline.train import TrainSettings
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.training.train import TrainSettings
 from tests.attacks.cohort import PREPROCESSING, Hospital, Patient, make_hospital
 from tests.federation.gateway.fake_server import NODE_ID, Bench, NodeSide, Server
 from tests.federation.gateway.messages import record_of
@@ -271,7 +271,7 @@ def seed_network(study: Study) -> SeverityNetwork:
 
 
 def network_of(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
-    from federation.rounds.local import load_network
+    from federation.client.site_tasks import load_network
 
     return load_network(study, arrays, buffers)
 

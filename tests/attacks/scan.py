@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
-from pipeline.train import augmentation, epoch_batches
+from pipeline.training.train import augmentation, epoch_batches
 from tests.attacks.cohort import Patient, draw_patients
 from tests.attacks.rig import seed_network
 

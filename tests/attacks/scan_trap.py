@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
 from tests.attacks.result import Result
 from tests.attacks.rig import Refused, Rig, released_study, rig

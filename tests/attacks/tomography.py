@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
-from pipeline.train import epoch_batches
+from pipeline.training.train import epoch_batches
 from tests.attacks.result import Result, compare
 from tests.attacks.rig import Answer, Refused, Rig, own_study, rig, seed_network
 from tests.attacks.trap import influence

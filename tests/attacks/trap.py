@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
-from pipeline.train import epoch_batches
+from pipeline.training.train import epoch_batches
 from tests.attacks.result import Result, compare
 from tests.attacks.rig import Refused, Rig, any_study, rig, seed_network
 

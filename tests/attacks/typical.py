@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.allowed import FIGURES, LOOKS
-from federation.grids import Step
+from federation.protocol.grids import Step
+from federation.protocol.metric_allowlist import FIGURES, LOOKS
 from models.familiarity import look
 from pipeline.evaluation.figures import distance_figures
 from tests.attacks.cohort import Patient, draw_patients

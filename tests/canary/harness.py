@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.phantom.generate import make_hospitals
-from pipeline.site import Site
+from pipeline.site.folder import Site
 from tests.canary.cable import SERVER, Cable, Tap
 from tests.canary.leaks import PLANTED
 from tests.canary.plant import planted, rename, with_tensors

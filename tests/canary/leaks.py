@@ -21,8 +21,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from federation.rounds import client_app
-from federation.rounds.packing import WEIGHTS
+from federation.client import client_app
+from federation.protocol.flat_weights import WEIGHTS
 
 PLANTED = "planted.json"  # below cohort/
 SECONDS = 3.0

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 
-from pipeline.cohort import Cohort
-from pipeline.site import Site
-from pipeline.slices import decode_slice, inspect_slice
+from pipeline.cohort.store import Cohort
+from pipeline.imaging.ct_slice import decode_slice, inspect_slice
+from pipeline.site.folder import Site
 from tests.canary.scanner import Planted
 
 _RECORDS = ("laboratory.csv", "outcomes.csv")

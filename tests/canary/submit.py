@@ -20,13 +20,13 @@ def leaking_app(folder: Path) -> Path:
 
 def submit(app: Path, study: Path, server: Path) -> None:
     """Run a study with another app than ours, to its end."""
-    from federation.commands.console import say
-    from federation.studies import runs
-    from federation.studies.launch import launch
-    from federation.study import Study
+    from federation.cli.console import say
+    from federation.protocol.study_config import Study
+    from federation.runs import submission
+    from federation.runs.launch import launch
     from models.settings import load_settings
 
-    runs.APP = app
+    submission.APP = app
     say(f"Run {launch(load_settings(study, Study), server, say).run} is complete.")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import MetricRecord
 
-from federation.rounds.codes import OF_SITES
+from federation.protocol.error_codes import OF_SITES
 from tests.canary import carriers, layers
 from tests.canary.test_scanner import IDENTIFIER, NAME, TEXT_SCANNER, noise
 

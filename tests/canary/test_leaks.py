@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from federation.rounds.packing import WEIGHTS
+from federation.protocol.flat_weights import WEIGHTS
 from tests.canary.leaks import AROUND, LEAKS, PIXELS, Loot
 from tests.canary.scanner import Planted, Scanner
 from tests.canary.table import LEAVES_UNSEEN

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from federation.processes.process import GUARD, free_port
-from federation.server.control import read_server_config
+from federation.superlink.control import read_server_config
+from federation.system.process import GUARD, free_port
 from tests.chaos.network import Link
 from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.rounds.checkpoint import State, load_latest, save
+from federation.strategy.checkpoint import State, load_latest, save
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 KILLS = 100

@@ -29,7 +29,7 @@ def test_f20_a_long_study_with_random_faults(three: Federation):
     run = three.run_study(rounds=ROUNDS, wait_s=300, timeout_s=150)
     warm = max(3, ROUNDS // 10)
     run.wait_for(rf"round {warm} of {ROUNDS}", seconds=120 * warm)
-    watched = {name: member(three.server, name) for name in (SUPERLINK, "flwr-serverapp", "federation.door")}
+    watched = {name: member(three.server, name) for name in (SUPERLINK, "flwr-serverapp", "federation.ingress")}
     before = {name: (resident_kb(pid), open_files(pid)) for name, pid in watched.items() if pid}
     assert set(before) == set(watched)
     while run.process.poll() is None and f"round {ROUNDS - 2} of" not in run.text():

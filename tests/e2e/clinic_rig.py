@@ -20,10 +20,10 @@ from pipeline.clinic.web.auth import Tokens
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import hospital
 from pipeline.phantom.scans import acquire, write_series
-from tests.descriptions import description
 from tests.e2e.conftest import Command
 from tests.e2e.orthanc import DICOMWEB, ORTHANC, PASSWORD, USER, Orthanc
-from tests.pipeline.phantoms import SOMEBODY, thorax
+from tests.helpers.descriptions import description
+from tests.helpers.phantoms import SOMEBODY, thorax
 
 GRID = Grid(shape=(66, 110, 128), spacing_mm=(5.0, 3.2, 3.2))
 MARKUP = '<img src=x onerror="document.title=1">'  # as a patient's identifier

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from federation.node import sandbox
-from federation.processes.guard import descendants, read_parents
+from federation.system.reaper import descendants, read_parents
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 

@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from federation.door.listener import serve
 from federation.enrolment.authority import Authority
 from federation.enrolment.certificates import (
     client_tls,
@@ -37,9 +36,10 @@ from federation.enrolment.certificates import (
     trust,
 )
 from federation.enrolment.registry import record, registry
-from federation.processes.process import free_port, port_is_taken
-from federation.server.control import ca_certificate, read_server_config
+from federation.ingress.listener import serve
 from federation.server.start import init_server
+from federation.superlink.control import ca_certificate, read_server_config
+from federation.system.process import free_port, port_is_taken
 
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if Path("/usr/sbin/nginx").exists() else None)
 CONFIGURATION = Path(__file__).resolve().parents[2] / "docs" / "nginx" / "fedthorax.conf"

@@ -26,9 +26,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from federation.enrolment.certificates import load_node_key, public_pem
-from federation.processes.process import flower_command, flower_environment, free_port
-from federation.server.control import loopback_certificate, read_server_config
-from pipeline.site import Site
+from federation.superlink.control import loopback_certificate, read_server_config
+from federation.system.process import flower_command, flower_environment, free_port
+from pipeline.site.folder import Site
 from tests.e2e.conftest import Command
 from tests.e2e.door_rig import NGINX, Rig, _nginx
 from tests.e2e.test_door import Running, fleet, join, ok

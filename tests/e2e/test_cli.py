@@ -10,8 +10,8 @@ import pytest
 import configs
 from models.network import LABELS, NetworkSettings, build_network
 from models.release import save_release
-from tests.descriptions import description
 from tests.e2e.conftest import run_command
+from tests.helpers.descriptions import description
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

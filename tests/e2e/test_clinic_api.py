@@ -20,17 +20,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from federation.processes.guard import descendants, read_parents
-from federation.processes.process import free_port
+from federation.system.process import free_port
+from federation.system.reaper import descendants, read_parents
 from models.network import NetworkSettings, build_network
 from models.release import save_release
 from pipeline.clinic.settings import SETTINGS
 from pipeline.clinic.web.auth import Access, Tokens
-from tests.descriptions import description
 from tests.e2e.conftest import Command, ok, run_command
-from tests.pipeline.dicom_files import write_series
+from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import write_series
 from tests.pipeline.pacs.authority import Authority
-from tests.pipeline.test_score import SPACING_MM, chest
+from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

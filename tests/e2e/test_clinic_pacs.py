@@ -22,25 +22,25 @@ from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from models.network import NetworkSettings, build_network
 from models.release import Release, load_release, save_release
-from pipeline.clinic import models_kept
+from pipeline.clinic import model_registry
+from pipeline.clinic.cstore_receiver import Reception
 from pipeline.clinic.pacs_source import PacsSource
-from pipeline.clinic.received import Reception
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.pacs.association import keep_answers
-from pipeline.pacs.settings import PacsTable
-from pipeline.score import score
-from tests.descriptions import description
+from pipeline.scoring.score import score
+from pipeline.site.pacs_settings import PacsTable
 from tests.e2e.conftest import Command
 from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
-from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID, write_series
+from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, write_series
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
-from tests.pipeline.test_score import SPACING_MM, chest
+from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 STUDY_UID = "2.25.2718281828459045"
 RECEIVE = "import sys\nfrom pathlib import Path\nfrom threading import Event\n" + (
-    "from pipeline.clinic.received import Reception\nfrom pipeline.clinic.settings import Clinic\n"
+    "from pipeline.clinic.cstore_receiver import Reception\nfrom pipeline.clinic.settings import Clinic\n"
     "Reception(Clinic.open(Path(sys.argv[1]))).run(Event())\n"
 )
 
@@ -305,7 +305,7 @@ def test_what_the_pacs_sends_is_answered_once_and_goes_back_to_it_whatever_is_ki
     hospital: Hospital, model: Path, expected: dict[str, float]
 ) -> None:
     clinic = hospital.clinic("service")
-    kept = models_kept.add(clinic, model, by="test")
+    kept = model_registry.add(clinic, model, by="test")
     with clinic.store() as store:
         store.set_live(kept.sha256, by="test")
         with _serving(hospital, clinic):

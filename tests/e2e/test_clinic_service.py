@@ -16,19 +16,19 @@ from pathlib import Path
 import httpx
 import pytest
 
-from federation.processes.guard import descendants, read_parents
-from federation.processes.process import free_port
+from federation.system.process import free_port
+from federation.system.reaper import descendants, read_parents
 from models.network import NetworkSettings, build_network
 from models.release import save_release
-from pipeline.clinic import models_kept
+from pipeline.clinic import model_registry
 from pipeline.clinic.records import Job
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web.auth import Tokens
-from tests.descriptions import description
 from tests.e2e.conftest import Command
-from tests.pipeline.dicom_files import write_series
-from tests.pipeline.test_score import SPACING_MM, chest
+from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import write_series
+from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -53,7 +53,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
     clinic = Clinic.open(folder)
     release = tmp_path_factory.mktemp("release")
     save_release(release, build_network(NetworkSettings(), seed=0), description())
-    model = models_kept.add(clinic, release, by="test")
+    model = model_registry.add(clinic, release, by="test")
     with clinic.store() as store:
         store.set_live(model.sha256, by="test")
     return clinic

@@ -19,10 +19,10 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from federation.enrolment.certificates import client_tls, load_node_key, public_pem
 from federation.enrolment.join import node_certificate
-from federation.processes.guard import read_parents
-from federation.processes.process import free_port
-from federation.server.control import read_server_config
-from pipeline.site import Site
+from federation.superlink.control import read_server_config
+from federation.system.process import free_port
+from federation.system.reaper import read_parents
+from pipeline.site.folder import Site
 from tests.e2e.conftest import Command, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -177,7 +177,7 @@ def test_if_the_door_ends_the_whole_server_ends(server: Running, north: Site, st
     """The last test: it takes the server away. What Flower remembers may be lost with it; the sites stay enrolled."""
     family = server.command.family()
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family}
-    (door,) = (pid for pid, line in commands.items() if b"federation.door" in line and b"guard.py" not in line)
+    (door,) = (pid for pid, line in commands.items() if b"federation.ingress" in line and b"reaper.py" not in line)
     os.kill(door, signal.SIGKILL)
     assert server.command.wait(seconds=60) != 0
     assert not set(family) & set(read_parents())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from federation.processes.process import free_port
+from federation.system.process import free_port
 from models.release import load_release
 from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
 

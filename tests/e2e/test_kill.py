@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.processes.guard import read_parents
+from federation.system.reaper import read_parents
 from pipeline.phantom.generate import make_hospitals
-from pipeline.site import Site
+from pipeline.site.folder import Site
 from tests.e2e.conftest import Command, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

@@ -19,12 +19,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from federation.processes.process import LOOPBACK, QUIET, Process, free_port
-from federation.rounds.replies import LedgerHead
-from federation.rounds.reports import RoundReport
-from federation.rounds.tracking import CANDIDATE, SPOOL, Tracker, hand_over_rest, how_to_see
-from federation.studies.run_folder import RunNote, write_note
-from federation.study import Study
+from federation.protocol.reply_validation import LedgerHead
+from federation.protocol.study_config import Study
+from federation.runs.run_folder import RunNote, write_note
+from federation.runs.tracking import CANDIDATE, SPOOL, Tracker, hand_over_rest, how_to_see
+from federation.strategy.round_report import RoundReport
+from federation.system.process import LOOPBACK, QUIET, Process, free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from federation.ledger.chain import Head, Ledger, ledger_file
-from federation.processes.process import free_port
-from federation.rounds.checkpoint import State, load_latest
-from federation.server.control import MOVED
-from pipeline.site import Site
+from federation.strategy.checkpoint import State, load_latest
+from federation.superlink.control import MOVED
+from federation.system.process import free_port
+from pipeline.site.folder import Site
 from tests.chaos.network import Link
 from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY, run_name

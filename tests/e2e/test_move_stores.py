@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from federation.commands.console import progress_bar
-from federation.processes.process import free_port
-from federation.rounds.tracking import WHERE, tracking_uri
-from federation.server.move.experiments import Experiment, read_experiment
-from federation.server.move.leave import export_server
-from federation.server.move.settle import import_server
+from federation.cli.console import progress_bar
+from federation.migration.experiments import Experiment, read_experiment
+from federation.migration.export import export_server
+from federation.migration.import_archive import import_server
+from federation.runs.tracking import WHERE, tracking_uri
 from federation.server.start import init_server
+from federation.system.process import free_port
 from tests.e2e.test_mlflow_stores import Stores, as_user, run_folder, stores, track, users  # noqa: F401
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

@@ -12,15 +12,15 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.door.answers import FLEET, MAX_BODY_BYTES
 from federation.enrolment import invitations as enrolment
 from federation.enrolment.authority import Authority
 from federation.enrolment.invitations import revoke
 from federation.enrolment.join import join, renew
-from federation.server.control import read_server_config
-from pipeline.site import Site, init_site, site_settings
+from federation.ingress.answers import FLEET, MAX_BODY_BYTES
+from federation.superlink.control import read_server_config
+from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig
-from tests.federation.door.test_connections import ADDRESSES, CONNECTIONS_OF_ADDRESS, Flood, half_a_hello, silent
+from tests.federation.ingress.test_connections import ADDRESSES, CONNECTIONS_OF_ADDRESS, Flood, half_a_hello, silent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")

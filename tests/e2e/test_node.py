@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.processes.process import free_port
+from federation.system.process import free_port
 from tests.e2e.conftest import Command, enter, ok, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]

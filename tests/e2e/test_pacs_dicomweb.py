@@ -21,13 +21,13 @@ from pydicom import Dataset
 from pydicom.uid import JPEG2000Lossless
 
 from models.refusal import Refusal
-from pipeline.dicom import read_series
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
 from pipeline.pacs.pacs import open_pacs
 from pipeline.pacs.pull import PullReport, pull
-from pipeline.series import find_series
-from pipeline.site import Site, init_site
+from pipeline.site.folder import Site, init_site
 from tests.e2e.orthanc import PASSWORD, USER, Orthanc, require_orthanc
-from tests.pipeline.dicom_files import anything_goes, body, write_series
+from tests.helpers.dicom_files import anything_goes, body, write_series
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.planted import NAME, holds, plant
 
@@ -55,7 +55,7 @@ import json, sys
 from pathlib import Path
 from models.refusal import Refusal
 from pipeline.pacs.pull import pull
-from pipeline.site import Site
+from pipeline.site.folder import Site
 try:
     print(json.dumps(pull(Site.open(Path(sys.argv[1])), lambda done, total: print(done, total, flush=True)).to_json()))
 except Refusal as refusal:

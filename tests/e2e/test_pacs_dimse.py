@@ -17,16 +17,16 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
-from pipeline.dicom import read_series
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.dimse import DimsePacs
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.pull import PullReport, pull
-from pipeline.pacs.settings import DimseTable
-from pipeline.series import find_series
-from pipeline.site import Site, init_site
+from pipeline.site.folder import Site, init_site
+from pipeline.site.pacs_settings import DimseTable
 from tests.e2e.orthanc import AET, Orthanc, require_orthanc
-from tests.pipeline.dicom_files import PATIENT_ID, body, write_series
+from tests.helpers.dicom_files import PATIENT_ID, body, write_series
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port, images
 

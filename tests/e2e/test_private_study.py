@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from federation.processes.process import free_port
+from federation.system.process import free_port
 from models.release import CARD, load_release
-from pipeline.privacy_budget import PrivateRound, epsilon_of, step_costs
+from pipeline.training.privacy_budget import PrivateRound, epsilon_of, step_costs
 from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY
 

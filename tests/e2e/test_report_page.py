@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from federation.report.page import write_report
-from tests.federation.studies.results_factory import make_results
+from tests.helpers.results_factory import make_results
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 # Written into a copy of the page, which itself runs no script.

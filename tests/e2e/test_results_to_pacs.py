@@ -16,14 +16,14 @@ from highdicom.sr import srread
 from pydicom import dcmread
 
 from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.results.write import PICTURE, REPORT, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.pacs.pacs import RemoteSeries, connect
-from pipeline.results.write import PICTURE, REPORT, write_results
-from pipeline.score import Score
+from pipeline.scoring.score import Score
 from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
+from tests.helpers.scored_answers import SEVERE, answer_to, score_of, series_of, write_scan
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, free_port
-from tests.pipeline.results.answers import SEVERE, answer_to, score_of, series_of, write_scan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 WAYS = ("stow", "c-store")
@@ -47,7 +47,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
-from pipeline.results.outbox import Outbox
+from pipeline.clinic.results.outbox import Outbox
 if sys.argv[2:] == ["kill"]:
     Store.set_delivery = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Outbox(Clinic.open(Path(sys.argv[1]))).run(threading.Event())

@@ -23,10 +23,10 @@ from typing import Any
 import pytest
 
 from federation.node import sandbox
-from federation.processes.guard import descendants, read_parents
-from federation.processes.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
+from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port, port_is_taken
+from federation.system.reaper import descendants, read_parents
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -396,7 +396,7 @@ run = "sandboxed-1"
 answer = "{answer}"
 """
 CLIENT_APP = """
-from federation.rounds.client_app import app
+from federation.client.client_app import app
 
 __all__ = ["app"]
 """
@@ -408,9 +408,9 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 
-from federation.rounds.packing import pack
-from federation.rounds.replies import encode
-from federation.study import Study
+from federation.protocol.flat_weights import pack
+from federation.protocol.reply_validation import encode
+from federation.protocol.study_config import Study
 from models.network import build_network
 
 app = ServerApp()

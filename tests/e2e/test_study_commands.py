@@ -14,7 +14,7 @@ from threading import Thread
 
 import pytest
 
-from federation.studies.listing import summaries
+from federation.runs.listing import summaries
 from tests.e2e.conftest import FEDTHORAX, Command, ok, run_command
 from tests.e2e.test_federation import STUDY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.node.warm import PROGRAM
+from federation.node.clientapp_forks import PROGRAM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

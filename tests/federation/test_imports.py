@@ -22,12 +22,12 @@ def imported(code: str, *names: str) -> list[str]:
 @pytest.mark.parametrize(
     ("module", "not_needed"),
     [
-        ("federation.cli", ("flwr", "torch", "pydantic", "numpy", "rich.table")),
+        ("federation.cli.main", ("flwr", "torch", "pydantic", "numpy", "rich.table")),
         ("federation.node.start", ("flwr", "torch", "numpy", "pydicom", "aiohttp")),
-        ("pipeline.cohort", ("torch", "numpy", "pydicom")),  # which a node's start imports when it comes to it
+        ("pipeline.cohort.store", ("torch", "numpy", "pydicom")),  # which a node's start imports when it comes to it
         ("federation.server.start", ("flwr", "torch", "numpy", "sqlalchemy", "mlflow")),
         ("federation.gateway.__main__", ("torch", "scipy", "pydicom")),
-        ("federation.commands.scoring", ("flwr", "monai", "nibabel", *JUDGES, *BROUGHT_ALONG)),
+        ("federation.cli.scoring", ("flwr", "monai", "nibabel", *JUDGES, *BROUGHT_ALONG)),
     ],
 )
 def test_what_a_command_does_not_need_is_not_imported(module: str, not_needed: tuple[str, ...]) -> None:
@@ -35,7 +35,7 @@ def test_what_a_command_does_not_need_is_not_imported(module: str, not_needed: t
 
 
 def test_a_message_imports_a_network_alone_and_nothing_that_monai_would_bring_along() -> None:
-    app = "import federation.rounds.client_app"
+    app = "import federation.client.client_app"
     network = "from models.network import NetworkSettings, build_network; build_network(NetworkSettings(), seed=1)"
     asked = (
         f"import sys; early = [name for name in {(*JUDGES, 'monai')!r} if name in sys.modules]; assert not early, early"

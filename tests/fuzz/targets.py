@@ -37,7 +37,7 @@ def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
     """One small slice in every encoding that can be written here."""
     from pydicom import uid
 
-    from tests.pipeline.dicom_files import body, ct_slice, save
+    from tests.helpers.dicom_files import body, ct_slice, save
 
     seeds = []
     for syntax in (
@@ -58,8 +58,9 @@ def strippable_seeds(folder: Path) -> list[bytes]:
 
 
 def read_dicom(folder: Path) -> Parse:
-    from pipeline.series import find_series, quiet_pydicom
-    from pipeline.slices import decode_slice, inspect_slice
+    from pipeline.imaging.ct_slice import decode_slice, inspect_slice
+    from pipeline.imaging.discovery import find_series
+    from pipeline.imaging.pydicom_silence import quiet_pydicom
 
     @quiet_pydicom()
     def parse(path: Path) -> None:
@@ -70,8 +71,8 @@ def read_dicom(folder: Path) -> Parse:
 
 
 def strip_dicom(folder: Path) -> Parse:
-    from pipeline.deidentify import strip
-    from pipeline.site import init_site, site_settings
+    from pipeline.pacs.deidentify import strip
+    from pipeline.site.folder import init_site, site_settings
 
     site = init_site(folder / "site", site_settings(None, name="north"))
     return lambda path: strip(path.read_bytes(), site)
@@ -89,8 +90,8 @@ def zip_seeds(folder: Path) -> list[bytes]:
 
 
 def unpack(folder: Path) -> Parse:
-    from pipeline.archive import open_images
-    from pipeline.series import find_series
+    from pipeline.imaging.archive import open_images
+    from pipeline.imaging.discovery import find_series
 
     def parse(path: Path) -> None:
         with open_images(path) as images:
@@ -104,8 +105,8 @@ def unpack(folder: Path) -> Parse:
 
 def volume_seeds(suffix: str, *, packed: bool) -> Callable[[Path], list[bytes]]:
     def seeds(folder: Path) -> list[bytes]:
-        from tests.pipeline.dicom_files import body
-        from tests.pipeline.volume_images import image, save
+        from tests.helpers.dicom_files import body
+        from tests.helpers.volume_images import image, save
 
         return [save(image(body()), folder / f"seed{suffix}", packed=packed).read_bytes()]
 
@@ -113,7 +114,7 @@ def volume_seeds(suffix: str, *, packed: bool) -> Callable[[Path], list[bytes]]:
 
 
 def read_volume(folder: Path) -> Parse:
-    from pipeline.volume_files import find_volume_files, read_volume_file
+    from pipeline.imaging.nifti_reader import find_volume_files, read_volume_file
 
     def parse(path: Path) -> None:
         find_volume_files(path)
@@ -131,7 +132,7 @@ def csv_seeds(folder: Path) -> list[bytes]:
 
 
 def read_csv(folder: Path) -> Parse:
-    from pipeline.laboratory import CsvLaboratory, read_pcr
+    from pipeline.records.laboratory import CsvLaboratory, read_pcr
 
     return lambda path: read_pcr(CsvLaboratory(file=path), today=TODAY)
 
@@ -142,21 +143,21 @@ def outcome_seeds(folder: Path) -> list[bytes]:
 
 
 def read_outcomes(folder: Path) -> Parse:
-    from pipeline.outcomes import OutcomeFile
-    from pipeline.outcomes import read_outcomes as read
+    from pipeline.records.outcomes import OutcomeFile
+    from pipeline.records.outcomes import read_outcomes as read
 
     return lambda path: read(OutcomeFile(file=path), today=TODAY)
 
 
 def hl7_seeds(folder: Path) -> list[bytes]:
-    from tests.pipeline import test_laboratory_hl7 as known
+    from tests.pipeline.records.laboratory import test_hl7 as known
 
     texts = (known.HOSPITAL_251, known.OLD_23, known.TEXT_REPORT, known.TWO_SPECIMENS)
     return [text.encode("latin-1") for text in texts]
 
 
 def read_hl7(folder: Path) -> Parse:
-    from pipeline.laboratory import Hl7Laboratory, read_pcr
+    from pipeline.records.laboratory import Hl7Laboratory, read_pcr
 
     def parse(path: Path) -> None:
         table = Hl7Laboratory(format="hl7", file=path, encoding="latin-1", tests=["COVPCR"], max_unmapped_percent=100)
@@ -166,14 +167,14 @@ def read_hl7(folder: Path) -> Parse:
 
 
 def fhir_seeds(folder: Path) -> list[bytes]:
-    from tests.pipeline import test_laboratory_fhir as known
+    from tests.pipeline.records.laboratory import test_fhir as known
 
     everything = [known.patient("A"), known.specimen("s", "2020-04-01"), known.observation("A")]
     return [json.dumps(each).encode() for each in (known.bundle(*everything), everything)]
 
 
 def read_fhir(folder: Path) -> Parse:
-    from pipeline.laboratory import FhirLaboratory, read_pcr
+    from pipeline.records.laboratory import FhirLaboratory, read_pcr
 
     return lambda path: read_pcr(FhirLaboratory(format="fhir", file=path), time_zone="Europe/Paris", today=TODAY)
 

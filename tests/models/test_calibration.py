@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from federation.grids import Digits
+from federation.protocol.grids import Digits
 from models.calibration import Platt, fit_platt, middle, pool
 
 

@@ -5,10 +5,10 @@ import string
 
 import pytest
 
-from federation import reasons as federation_reasons
+from federation.system import reasons as federation_reasons
 from models import reasons as models_reasons
 from models.refusal import Reason, Refusal
-from pipeline import reasons as pipeline_reasons
+from pipeline.system import reasons as pipeline_reasons
 
 TABLES = (models_reasons, pipeline_reasons, federation_reasons)
 REASONS = [

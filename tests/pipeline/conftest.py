@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.site import Site
-from tests.pipeline.own import Own
+from pipeline.site.folder import Site
+from tests.helpers.own import Own
 
 
 @pytest.fixture

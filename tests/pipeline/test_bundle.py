@@ -13,8 +13,8 @@ from models.calibration import Platt
 from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
 from models.release import Release, load_release, save_release
 from pipeline.bundle import INFERENCE, METADATA, MODEL, Calibrate, ReadScan, write_bundle
-from pipeline.score import score
-from tests.descriptions import description
+from pipeline.scoring.score import score
+from tests.helpers.descriptions import description
 
 # What the specification and its schema of 2024-07-25 ask for.
 TENSOR = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")

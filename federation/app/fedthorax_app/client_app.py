@@ -1,5 +1,5 @@
 """What a site runs: its own installed fedthorax."""
 
-from federation.rounds.client_app import app
+from federation.client.client_app import app
 
 __all__ = ["app"]

@@ -1,5 +1,5 @@
 """What the server runs: its own installed fedthorax."""
 
-from federation.rounds.server_app import app
+from federation.coordinator.server_app import app
 
 __all__ = ["app"]

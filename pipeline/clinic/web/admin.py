@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from pipeline.clinic import models_kept
+from pipeline.clinic import model_registry
 from pipeline.clinic.web import schemas
-from pipeline.clinic.web.needs import Admin, Reader, TheClinic, TheStore
-from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.dependencies import Admin, Reader, TheClinic, TheStore
+from pipeline.clinic.web.error_responses import documented
 from pipeline.clinic.web.schemas import Sha256
-from pipeline.days import Moment
+from pipeline.system.days import Moment
 
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -20,7 +20,7 @@ routes = APIRouter(tags=["administration"])
 @routes.get("/models", response_model=schemas.KeptModels, responses=documented(409), summary="The models")
 def get_models(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
     """Which is live, which runs in shadow, and how far the two agree."""
-    return {"models": models_kept.overview(clinic, store)}
+    return {"models": model_registry.overview(clinic, store)}
 
 
 @routes.post(
@@ -31,8 +31,8 @@ def get_models(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
 )
 def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
     """It is asked beside the live one from the next scan on; clinicians see nothing of it."""
-    models_kept.set_shadow(store, sha256, by=caller.name)
-    return {"models": models_kept.overview(clinic, store)}
+    model_registry.set_shadow(store, sha256, by=caller.name)
+    return {"models": model_registry.overview(clinic, store)}
 
 
 @routes.delete(
@@ -43,9 +43,9 @@ def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha25
 )
 def delete_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
     """It stays, and so do its answers."""
-    if models_kept.named(store, sha256).role == "shadow":
+    if model_registry.named(store, sha256).role == "shadow":
         store.set_shadow(None, by=caller.name)
-    return {"models": models_kept.overview(clinic, store)}
+    return {"models": model_registry.overview(clinic, store)}
 
 
 @routes.post(
@@ -62,8 +62,8 @@ def post_promote(
     force: Annotated[bool, Query(description="Though it never ran in shadow.")] = False,
 ) -> Any:
     """It answers from the next scan on. Earlier answers keep the name of the model that gave them."""
-    models_kept.promote(store, sha256, by=caller.name, force=force)
-    return {"models": models_kept.overview(clinic, store)}
+    model_registry.promote(store, sha256, by=caller.name, force=force)
+    return {"models": model_registry.overview(clinic, store)}
 
 
 @routes.get("/audit", response_model=schemas.AuditRecords, responses=documented(), summary="Who did what, and when")

@@ -10,16 +10,16 @@ from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE
 from pipeline.clinic.records import Answer
+from pipeline.clinic.results.outbox import Outbox
+from pipeline.clinic.results.write import PICTURE, REPORT
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
+from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.error_responses import BINARY, PNG, documented
 from pipeline.clinic.web.fhir import MEDIA_TYPE, risk_assessment
-from pipeline.clinic.web.looks import View
-from pipeline.clinic.web.needs import Reader, Scorer, TheClinic, TheLooks, TheStore
-from pipeline.clinic.web.problems import BINARY, PNG, documented
+from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.schemas import Id
-from pipeline.clinic.web.texts import inert
-from pipeline.results.outbox import Outbox
-from pipeline.results.write import PICTURE, REPORT
+from pipeline.clinic.web.view_audit import View
 
 # What may be fetched of an answer's folder; the rest of it is for ourselves.
 _FILES = {

@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 import pipeline.clinic
 from models.refusal import Refusal
 from pipeline.clinic.settings import Clinic
-from pipeline.clinic.web import admin, answers, metrics, pacs, problems, scans, sessions
+from pipeline.clinic.web import admin, answers, error_responses, metrics, pacs, scans, sessions
 from pipeline.clinic.web.auth import Tokens
-from pipeline.clinic.web.callers import Callers
-from pipeline.clinic.web.guard import API, OPENAPI, Guard
+from pipeline.clinic.web.authentication import Callers
 from pipeline.clinic.web.limits import Room
-from pipeline.clinic.web.looks import Looks
+from pipeline.clinic.web.middleware import API, OPENAPI, Guard
+from pipeline.clinic.web.view_audit import Looks
 
 VERSION = "1.0"  # of the API; the first number changes when something that was there goes
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -58,9 +58,9 @@ def make_app(clinic: Clinic) -> FastAPI:
         upload_mb=settings.limits.upload_mb,
         behind_proxy=settings.server.without_tls,
     )
-    app.add_exception_handler(Refusal, problems.of_refusal)
-    app.add_exception_handler(RequestValidationError, problems.of_validation)
-    app.add_exception_handler(HTTPException, problems.of_http)
+    app.add_exception_handler(Refusal, error_responses.of_refusal)
+    app.add_exception_handler(RequestValidationError, error_responses.of_validation)
+    app.add_exception_handler(HTTPException, error_responses.of_http)
     for each in (sessions, scans, answers, pacs, admin):
         app.include_router(each.routes, prefix=API)
     app.include_router(metrics.health)

@@ -7,7 +7,7 @@ and invariant ras-2 allows up to 100). The status is preliminary: nobody has rev
 from typing import Any
 
 from pipeline.clinic.records import Answer
-from pipeline.clinic.web.texts import inert
+from pipeline.clinic.web.inert_text import inert
 
 MEDIA_TYPE = "application/fhir+json"
 _OUTCOMES = {

@@ -14,9 +14,9 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Tokens
-from pipeline.clinic.web.guard import MB
-from pipeline.clinic.web.needs import Reader, TheClinic
-from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.dependencies import Reader, TheClinic
+from pipeline.clinic.web.error_responses import documented
+from pipeline.clinic.web.middleware import MB
 from pipeline.clinic.web.scans import KEEP_FREE_MB
 
 _STAGES = ("read", "prepare", "predict", "explain", "total")

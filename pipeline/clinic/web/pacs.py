@@ -9,13 +9,13 @@ from pipeline.clinic.pacs_source import Listing, PacsSource
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
-from pipeline.clinic.web.guard import API
-from pipeline.clinic.web.needs import Scorer, TheClinic, TheLooks, TheStore
-from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.dependencies import Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.error_responses import documented
+from pipeline.clinic.web.inert_text import inert
+from pipeline.clinic.web.middleware import API
 from pipeline.clinic.web.scans import show_job
-from pipeline.clinic.web.texts import inert
-from pipeline.days import Day
-from pipeline.reasons import NO_PACS
+from pipeline.system.days import Day
+from pipeline.system.reasons import NO_PACS
 
 routes = APIRouter(tags=["PACS"])
 _Identifier = Annotated[str, Query(max_length=64)]

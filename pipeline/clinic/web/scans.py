@@ -16,15 +16,15 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Caller
-from pipeline.clinic.web.guard import API, MB
+from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.error_responses import PNG, documented
+from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.limits import Room
-from pipeline.clinic.web.looks import Looks, View
-from pipeline.clinic.web.needs import Reader, Scorer, TheClinic, TheLooks, TheStore
-from pipeline.clinic.web.problems import PNG, documented
+from pipeline.clinic.web.middleware import API, MB
 from pipeline.clinic.web.schemas import Id, Uid
-from pipeline.clinic.web.texts import inert
 from pipeline.clinic.web.uploads import INCOMING, receive
-from pipeline.durable import sync_folder, sync_tree
+from pipeline.clinic.web.view_audit import Looks, View
+from pipeline.system.atomic_files import sync_folder, sync_tree
 
 KEEP_FREE_MB = 500  # of the disk, for the store and the answers
 _BODY = {

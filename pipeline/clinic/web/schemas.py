@@ -1,6 +1,6 @@
 """What the API (v1) takes and gives; the OpenAPI document is made of it. Keys are stable: new ones may come, none goes.
 
-Times are ISO 8601. Texts that come from a scan's headers may hold anything a PACS lets through; see `texts.py`.
+Times are ISO 8601. Texts that come from a scan's headers may hold anything a PACS lets through; see `inert_text.py`.
 """
 
 from datetime import date
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from pipeline.clinic.records import DeliveryState, JobState, PcrResult, PcrSource, Role, Source
 from pipeline.clinic.web.auth import Access
-from pipeline.days import Day
+from pipeline.system.days import Day
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # of a release, its name

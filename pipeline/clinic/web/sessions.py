@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from pipeline.clinic.records import moment
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Caller
-from pipeline.clinic.web.callers import Callers
-from pipeline.clinic.web.needs import Reader
-from pipeline.clinic.web.problems import documented
+from pipeline.clinic.web.authentication import Callers
+from pipeline.clinic.web.dependencies import Reader
+from pipeline.clinic.web.error_responses import documented
 
 routes = APIRouter(tags=["session"])
 

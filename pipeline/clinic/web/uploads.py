@@ -1,7 +1,7 @@
 """Scans that are uploaded: written to the disk as they come, chunk by chunk, and gone again if they do not come whole.
 
 Names of files are not kept, for they may name a patient: a number stands in their place, and the ending, by which
-volumes are told from DICOM. What is in a zip is looked at when it is scored, by `pipeline/archive.py`.
+volumes are told from DICOM. What is in a zip is looked at when it is scored, by `pipeline/imaging/archive.py`.
 """
 
 import shutil
@@ -15,9 +15,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from models.refusal import Refusal
-from pipeline.archive import MAX_ENTRIES
 from pipeline.clinic.reasons import REQUEST_TYPE, UPLOAD_BROKEN, UPLOAD_EMPTY, UPLOAD_FILES
-from pipeline.series import VOLUME_SUFFIXES, is_companion
+from pipeline.imaging.archive import MAX_ENTRIES
+from pipeline.imaging.discovery import VOLUME_SUFFIXES, is_companion
 
 INCOMING = ".incoming-"  # what folders of uploads that are still coming are called
 _WRITE_BYTES = 2**18

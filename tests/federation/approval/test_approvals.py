@@ -12,11 +12,11 @@ from federation.approval.approvals import Approvals, own_app_sha256
 from federation.approval.decisions import KEPT
 from federation.approval.fab import APP, MAX_BYTES, build
 from federation.ledger.chain import ledger_file, read_lines
-from federation.studies.runs import build_app
+from federation.runs.submission import build_app
 from models.refusal import Refusal
-from pipeline.locks import alone
-from pipeline.reasons import NO_SITE
-from pipeline.site import Site
+from pipeline.site.folder import Site
+from pipeline.system.locks import alone
+from pipeline.system.reasons import NO_SITE
 from tests.federation.approval.apps import SMALL, altered_apps, archive, listed, small_app, unpack
 
 
@@ -172,7 +172,7 @@ def test_a_crash_while_writing_leaves_the_decisions_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.durable.os.fsync", full)
+    monkeypatch.setattr("pipeline.system.atomic_files.os.fsync", full)
     monkeypatch.setattr("federation.approval.decisions.Decisions._record", lambda *_: None)  # the ledger has space left
     with pytest.raises(OSError, match="No space"):
         approvals.revoke(SMALL, by="ben")
@@ -229,7 +229,7 @@ def test_a_full_disk_does_not_stop_a_refusal(approvals: Approvals, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.durable.os.fsync", full)
+    monkeypatch.setattr("pipeline.system.atomic_files.os.fsync", full)
     assert approvals.keep(small_app()) == SMALL
     assert approvals.kept() == []
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from federation.approval import fab
 from federation.approval.fab import APP, CONFIG, MANIFEST, MAX_BYTES, build, pack, read
-from federation.studies.runs import build_app
+from federation.runs.submission import build_app
 from models.refusal import Refusal
 from tests.federation.approval.apps import CLIENT, FILES, PYPROJECT, archive, listed, small_app, unpack
 
@@ -297,7 +297,7 @@ def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatc
         "flwr/clientapp.py",
         "federation/__init__.py",
         "models.py",
-        "pipeline/site.py",
+        "pipeline/site/folder.py",
         "configs/__init__.py",
         "opacus.py",
         "json.py",

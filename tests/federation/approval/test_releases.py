@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from federation.approval.release_files import copy_release
 from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import begins_from
 from federation.ledger.chain import ledger_file, read_lines
+from federation.protocol.release_files import copy_release
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import load_release, save_release
-from pipeline.site import Site
-from tests.descriptions import description
+from pipeline.site.folder import Site
+from tests.helpers.descriptions import description
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
 

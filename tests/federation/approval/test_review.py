@@ -77,7 +77,7 @@ def findings(source: str) -> set[tuple[int, str]]:
         ("x = '\0'\n", 0, "not looked at"),
         (f"x = {'(' * 500}{')' * 500}\n", 0, "not looked at"),
         (f"x = {'-' * 100_000}1\n", 0, "not looked at"),
-        ("from pipeline.site import Site\n", 1, "pipeline.site.Site"),
+        ("from pipeline.site.folder import Site\n", 1, "pipeline.site.folder.Site"),
     ],
 )
 def test_it_is_pointed_out(source: str, line: int, what: str) -> None:

@@ -12,9 +12,9 @@ from federation.approval.presets import names_by_digest, names_of, presets
 from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, canonical, study_digest
 from federation.approval.study_review import weakenings
 from federation.ledger.chain import ledger_file, read_lines
-from federation.study import Study
+from federation.protocol.study_config import Study
 from models.refusal import Refusal
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 FULL: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 20, "sites": 3, "quorum": 2},

@@ -11,7 +11,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from federation import reasons
 from federation.enrolment import invitations as enrolment
 from federation.enrolment.certificates import fingerprint, public_pem
 from federation.enrolment.invitations import (
@@ -28,9 +27,10 @@ from federation.enrolment.invitations import (
     revoke,
 )
 from federation.enrolment.registry import holder, registry
-from federation.server.control import ca_certificate
-from federation.server.nodes import Site
 from federation.server.start import init_server
+from federation.superlink.control import ca_certificate
+from federation.superlink.nodes import Site
+from federation.system import reasons
 from models.refusal import Refusal
 
 Key = ec.EllipticCurvePrivateKey

@@ -16,10 +16,10 @@ from federation.enrolment.certificates import create_node_key, load_node_key, op
 from federation.enrolment.invitations import invite, revoke
 from federation.enrolment.join import JoinCode, node_certificate, renew_if_due, with_server_address
 from federation.enrolment.registry import record, registry
-from federation.processes.process import free_port
-from federation.server.control import ca_certificate
+from federation.superlink.control import ca_certificate
+from federation.system.process import free_port
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import Rig, open_rig
 
 
@@ -123,7 +123,7 @@ def test_a_certificate_that_was_not_asked_for_is_not_kept(
     for authority, key in ((Authority.new(), site.node_key), (signer, other)):
         certificate = authority.node_certificate(load_node_key(key).public_key(), "hospital-e")
         pem = certificate.public_bytes(join.Encoding.PEM).decode()
-        monkeypatch.setattr("federation.door.answers.accept", lambda folder, form, pem=pem: ("hospital-e", pem))
+        monkeypatch.setattr("federation.ingress.answers.accept", lambda folder, form, pem=pem: ("hospital-e", pem))
         with pytest.raises(Refusal, match="E_NODE_CERTIFICATE"):
             join.join(site, code)
     assert files(site) == before

@@ -11,7 +11,7 @@ from federation.enrolment.certificates import create_node_key
 from federation.enrolment.invitations import invite, revoke
 from federation.enrolment.join import join, move
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import Rig, open_rig
 
 

@@ -27,15 +27,15 @@ from federation.approval.approvals import Approvals
 from federation.enrolment.certificates import load_node_key
 from federation.enrolment.join import node_certificate, with_server_address
 from federation.gateway.credentials import NodeKey
-from federation.gateway.exchange import Exchange
 from federation.gateway.loopback import loopback_tls, self_signed
 from federation.gateway.process import start_gateway
 from federation.gateway.proxy import PREFIX, make_app
 from federation.gateway.spool import Spool
+from federation.gateway.task_exchange import Exchange
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import Ledger, ledger_file
-from federation.processes.process import Process, free_port
-from pipeline.site import Site
+from federation.system.process import Process, free_port
+from pipeline.site.folder import Site
 from tests.federation.gateway.messages import message, objects_of
 
 NODE_ID, RUN_ID = 42, 7
@@ -101,7 +101,7 @@ class Server:
         )
 
     def get_run(self, body: bytes) -> Any:
-        from federation.gateway.objects import object_id
+        from federation.gateway.flower_objects import object_id
 
         config = user_config_to_proto({"study": self.study, "run": "trial-0123abcd"})
         hash_str = self.named_hash or object_id(self.app)

@@ -16,22 +16,22 @@ from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
-from federation.allowed import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
-from federation.gateway.buffers import steps_of_round
+from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.first_model import chunks_of, told, write_chunks
+from federation.gateway.flower_objects import Arrays, object_id, read_content
 from federation.gateway.lineage import Lineage
-from federation.gateway.objects import Arrays, object_id, read_content
-from federation.gateway.outbound import Rules
-from federation.gateway.patients import Patients
 from federation.gateway.questions import QUESTIONS
-from federation.gateway.rounding import HIGH, LOW, figure_of_end, rounded
+from federation.gateway.reply_checks import Rules
 from federation.gateway.schema import TRAINING, ArraySpec, Schema
-from federation.reasons import TASK_DAMAGED
-from federation.rounds.coarse import RANGES
-from federation.rounds.packing import WEIGHTS
-from federation.rounds.wire import UPDATE
+from federation.protocol.coarse_moments import RANGES
+from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
+from federation.protocol.flat_weights import WEIGHTS
+from federation.protocol.half_precision import UPDATE
+from federation.protocol.metric_allowlist import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
+from federation.protocol.patient_counts import Patients
+from federation.system.reasons import TASK_DAMAGED
 from pipeline.evaluation.subgroups import GROUPS
-from pipeline.site import Site
+from pipeline.site.folder import Site
 
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name

@@ -16,7 +16,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 
-from federation import reasons
 from federation.enrolment import invitations
 from federation.enrolment.certificates import create_node_key, fingerprint, load_node_key, open_authority
 from federation.enrolment.invitations import invite
@@ -26,9 +25,10 @@ from federation.gateway import __main__ as gateway
 from federation.gateway.credentials import NodeKey
 from federation.gateway.loopback import loopback_certificate, loopback_tls
 from federation.gateway.upstream import Declined, Unreachable, Upstream
-from federation.server.control import ca_certificate
+from federation.superlink.control import ca_certificate
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import Rig, open_rig
 
 DAYS_LEFT = 14
@@ -152,7 +152,7 @@ def test_one_that_somebody_else_fetched_is_shown_too(
 @pytest.mark.parametrize(
     ("place", "failure", "level"),
     [
-        ("federation.door.answers.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
+        ("federation.ingress.answers.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
         ("federation.enrolment.join.replace_file", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
     ],
 )

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from federation.allowed import EXAMPLES_OF, FIGURES, LABELS, Kind
 from federation.gateway.figures import check_figures
-from federation.gateway.patients import Patients, count_patients
-from federation.gateway.rounding import rounded
+from federation.protocol.figure_rounding import rounded
+from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LABELS, Kind
+from federation.protocol.patient_counts import Patients, count_patients
 from models.refusal import Refusal
-from pipeline.cohort import Cohort, PatientRow, Scan
+from pipeline.cohort.dataset import Examples
+from pipeline.cohort.store import Cohort, PatientRow, Scan
 from pipeline.evaluation import discrimination
 from pipeline.evaluation import figures as evaluation
 from pipeline.evaluation.figures import Deployed
-from pipeline.examples import Examples
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
+from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
-from tests.pipeline.scan_list import measures
 
 LEAST = 10
 SPLITS = ("train", "validation", "test")

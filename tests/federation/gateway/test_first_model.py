@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from federation.gateway.tensor_bounds import reaches_of
-from federation.rounds.packing import WEIGHTS, pack
-from federation.study import StudyNetwork
+from federation.protocol.flat_weights import WEIGHTS, pack
+from federation.protocol.study_config import StudyNetwork
+from federation.protocol.tensor_bounds import reaches_of
 from models.network import SeverityNetwork, build_network
 
 USUAL = {"learning_rate": 0.05, "epochs": 2, "rounds": 20}

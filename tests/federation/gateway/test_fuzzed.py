@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from federation.gateway import arrival, exchange
+from federation.gateway import task_exchange, task_intake
 from tests.fuzz.gateway.scenarios import hostile_app, hostile_server
 from tests.fuzz.gateway.steady import Steady
 
@@ -42,21 +42,21 @@ def test_nothing_that_is_sent_stops_the_gateway(play: Play, scenario: Any) -> No
 DEFECTS: dict[str, tuple[Any, object, str, object, str]] = {
     "any metadata are taken": (
         hostile_server,
-        arrival,
+        task_intake,
         "checked_metadata",
         lambda told, node_id: told,
         "Invalid message type|does not come to an end",
     ),
     "an app's own words are its code": (
         hostile_app,
-        exchange,
+        task_exchange,
         "code_in",
         lambda text, *_: text,
         "tells what an app wrote",
     ),
     "the server tells the node of its run": (
         hostile_server,
-        arrival,
+        task_intake,
         "run_for_node",
         lambda told, *_: told,
         "",

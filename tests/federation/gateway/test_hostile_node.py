@@ -18,10 +18,11 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.gateway.credentials import NodeKey
-from pipeline.site import Site
+from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, NodeSide, Server
 from tests.federation.gateway.messages import first_of, objects_of, trained
-from tests.federation.gateway.test_exchange import (  # noqa: F401
+from tests.federation.gateway.test_hostile_server import answer_with, honest_round
+from tests.federation.gateway.test_task_exchange import (  # noqa: F401
     SCHEMA,
     STEPS,
     bench,
@@ -34,7 +35,6 @@ from tests.federation.gateway.test_exchange import (  # noqa: F401
     wait_for_reply,
     wait_until_idle,
 )
-from tests.federation.gateway.test_hostile_server import answer_with, honest_round
 
 RNG = np.random.default_rng(3)
 
@@ -113,8 +113,8 @@ PULL = b"/v1/fleet/pull-messages"
         (b"/v1/fleet/../fleet/%00", b"", {}, b"403"),
         (PULL, b"no gzip", {"content-encoding": b"gzip"}, b"400"),
         (PULL, b"no deflate", {"content-encoding": b"deflate"}, b"400"),
-        (PULL, gzip.compress(b"a" * 1000)[:-9], {"content-encoding": b"gzip"}, b"400"),
-        (PULL, gzip.compress(bytes(30_000_000)), {"content-encoding": b"gzip"}, b"413"),
+        (PULL, gzip.compress(b"a" * 1000, mtime=0)[:-9], {"content-encoding": b"gzip"}, b"400"),
+        (PULL, gzip.compress(bytes(30_000_000), mtime=0), {"content-encoding": b"gzip"}, b"413"),
         (PULL, b"", {"content-length": b"-1"}, b"400"),
         (PULL, b"\xff" * 100, {}, b"400"),
         (PULL, b"", {"flwr-timestamp": b"2026-11-27\xff13:00:00+00:00"}, b"401"),

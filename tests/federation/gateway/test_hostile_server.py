@@ -18,15 +18,15 @@ from flwr.proto import fleet_pb2, message_pb2
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
-from federation import reasons
 from federation.approval import fab
-from federation.gateway import arrival, inbound
 from federation.gateway import schema as schemas
+from federation.gateway import task_checks, task_intake
 from federation.gateway.upstream import MAX_SMALL_BYTES
-from pipeline.site import Site
+from federation.system import reasons
+from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import first_of, message, trained
-from tests.federation.gateway.test_exchange import (  # noqa: F401
+from tests.federation.gateway.test_task_exchange import (  # noqa: F401
     SCHEMA,
     STEPS,
     bench,
@@ -218,7 +218,7 @@ def pulls(bench: Bench) -> int:
     return bench.server.paths.count("pull-object")
 
 
-@pytest.mark.parametrize("count", [inbound.max_objects(SCHEMA.takes("train")), 3000])
+@pytest.mark.parametrize("count", [task_checks.max_objects(SCHEMA.takes("train")), 3000])
 def test_a_message_of_too_many_objects_is_refused_before_one_is_fetched(bench: Bench, count: int) -> None:
     answer = answer_with()
     del answer.message_object_trees[:]
@@ -232,8 +232,8 @@ def test_a_message_of_too_many_objects_is_refused_before_one_is_fetched(bench: B
 
 def test_nothing_is_fetched_for_a_message_that_was_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty messages, each with one bad object among slow ones: requests end with the refusal, and memory is flat."""
-    monkeypatch.setattr(arrival, "RETRY_SECONDS", 0.05)
-    most = inbound.max_objects(SCHEMA.takes("train"))
+    monkeypatch.setattr(task_intake, "RETRY_SECONDS", 0.05)
+    most = task_checks.max_objects(SCHEMA.takes("train"))
     bad = "b" * 64
 
     def pull_object(body: bytes) -> Any:
@@ -279,7 +279,7 @@ def test_objects_that_never_come_are_given_up(
     limit: str,
 ) -> None:
     if limit == "ours":
-        monkeypatch.setattr(arrival, "MAX_FETCH_SECONDS", 0.5)
+        monkeypatch.setattr(task_intake, "MAX_FETCH_SECONDS", 0.5)
     bench.server.give(
         task_content(first_of(SCHEMA)), created_at=time.time(), ttl=0.5 if limit == "the task's" else 3600.0
     )
@@ -306,7 +306,7 @@ def test_an_object_that_is_long_on_its_way_is_given_up(
     schema: object,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arrival, "MAX_FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(task_intake, "MAX_FETCH_SECONDS", 0.3)
     bench = Bench(site, SlowServer())
     bench.server.give(task_content(first_of(SCHEMA)))
     began = time.monotonic()

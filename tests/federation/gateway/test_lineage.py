@@ -10,8 +10,8 @@ import pytest
 from federation.gateway.first_model import told, write_chunks
 from federation.gateway.lineage import KEPT_RUNS, Lineage
 from federation.gateway.schema import Schema
-from federation.gateway.tensor_bounds import Part
-from federation.rounds.packing import WEIGHTS
+from federation.protocol.flat_weights import WEIGHTS
+from federation.protocol.tensor_bounds import Part
 from models.refusal import Refusal
 from tests.federation.gateway.messages import COUNTER, LONG, MEAN, Model, arrays_of, first_of, parts_for, schema_for
 

@@ -12,25 +12,25 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
-from federation.allowed import LABELS, LOOKS, MAX_PROBED, Kind
-from federation.gateway import inbound
+from federation.client.site_tasks import calibrate_site, embed_site
+from federation.coordinator.inprocess import InProcessGrid
+from federation.gateway import task_checks
 from federation.gateway.about import about_site
-from federation.gateway.objects import Arrays, Content, read_content
-from federation.gateway.outbound import Rules, check_reply
-from federation.gateway.patients import count_patients
+from federation.gateway.flower_objects import Arrays, Content, read_content
+from federation.gateway.reply_checks import Rules, check_reply
 from federation.gateway.schema import Schema, work_out
-from federation.reasons import REPLY_DAMAGED, TASK_DAMAGED
-from federation.rounds.inprocess import InProcessGrid
-from federation.rounds.local import calibrate_site, embed_site
-from federation.rounds.packing import WEIGHTS, pack
-from federation.rounds.wire import UPDATE, rounded
-from federation.study import Study, WireTable
+from federation.protocol.flat_weights import WEIGHTS, pack
+from federation.protocol.half_precision import UPDATE, rounded
+from federation.protocol.metric_allowlist import LABELS, LOOKS, MAX_PROBED, Kind
+from federation.protocol.patient_counts import count_patients
+from federation.protocol.study_config import Study, WireTable
+from federation.system.reasons import REPLY_DAMAGED, TASK_DAMAGED
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
-from pipeline.site import Site
+from pipeline.site.folder import Site
 from tests.federation.gateway.messages import KINDS, Objects, objects_of, record_of
 
 STUDY = Study.model_validate(
@@ -86,11 +86,11 @@ def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Aske
     task = Message(RecordDict(records), dst_node_id=1, message_type=kind)
     task.metadata.__dict__["_message_id"] = task.object_id
 
-    inbound.check_bounds(kind, schema, site.settings, count_patients(site).of_split["train"])
+    task_checks.check_bounds(kind, schema, site.settings, count_patients(site).of_split["train"])
     tree, objects = get_object_tree(task), objects_of(task)
     content = read_content(tree.object_id, objects, TASK_DAMAGED)
-    inbound.check_content(content, inbound.tree_ids(tree), schema.takes(kind), kind)
-    inbound.check_config(content.configs["config"], inbound.task_kind(kind))
+    task_checks.check_content(content, task_checks.tree_ids(tree), schema.takes(kind), kind)
+    task_checks.check_config(content.configs["config"], task_checks.task_kind(kind))
 
     (reply,) = grid.send_and_receive([task])
     assert not reply.has_error(), reply.error.reason

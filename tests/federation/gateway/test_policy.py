@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from federation.allowed import FIGURES, Figure
 from federation.gateway import policy
-from federation.gateway.patients import Patients, count_patients
 from federation.gateway.policy import policy_digest
-from pipeline.cohort import Cohort, PatientRow
-from pipeline.site import Site, init_site, site_settings
+from federation.protocol.metric_allowlist import FIGURES, Figure
+from federation.protocol.patient_counts import Patients, count_patients
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.site.folder import Site, init_site, site_settings
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from federation.allowed import LABELS
-from federation.gateway import arrival, exchange, questions
+from federation.gateway import questions, task_exchange, task_intake
 from federation.gateway.questions import KeptAnswer, Question, Questions, questions_of
-from federation.rounds.calibration_answers import to_record
-from federation.rounds.pooled_calibration import pooled, settings_of
-from federation.study import Study
+from federation.protocol.calibration_answers import to_record
+from federation.protocol.metric_allowlist import LABELS
+from federation.protocol.pooled_calibration import pooled, settings_of
+from federation.protocol.study_config import Study
 from models.refusal import Refusal
-from pipeline.cohort import Cohort, PatientRow
-from pipeline.site import Site
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import Model, model, moments, record_of, schema_for, train_here
-from tests.federation.gateway.test_exchange import (  # noqa: F401
+from tests.federation.gateway.test_task_exchange import (  # noqa: F401
     is_refused,
     lines,
     schema,
@@ -126,8 +126,8 @@ def test_a_study_says_how_many_questions_its_runs_have(evaluation: Mapping[str, 
 
 @pytest.fixture
 def bench(site: Site, schema: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:  # noqa: F811
-    monkeypatch.setattr(arrival, "RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(exchange, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(task_intake, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(task_exchange, "SOON_SECONDS", 0.0)
     bench = Bench(site, Server())
     yield bench
     bench.close()
@@ -298,8 +298,8 @@ def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked_out: list[str] = []
-    monkeypatch.setattr(arrival, "names_by_digest", lambda folder: {})
-    monkeypatch.setattr(arrival, "schema_of", lambda study, *_: worked_out.append(study))
+    monkeypatch.setattr(task_intake, "names_by_digest", lambda folder: {})
+    monkeypatch.setattr(task_intake, "schema_of", lambda study, *_: worked_out.append(study))
     bench.server.give(task_content(trained_here(bench)))
     with bench.node() as node:
         assert node.fetch() is None
@@ -310,8 +310,8 @@ def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
 
 def test_a_study_from_a_release_that_is_not_approved_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     worked_out: list[str] = []
-    monkeypatch.setattr(arrival, "begins_from", lambda study: "a" * 64)
-    monkeypatch.setattr(arrival, "schema_of", lambda study, *_: worked_out.append(study))
+    monkeypatch.setattr(task_intake, "begins_from", lambda study: "a" * 64)
+    monkeypatch.setattr(task_intake, "schema_of", lambda study, *_: worked_out.append(study))
     bench.server.give(task_content(trained_here(bench)))
     with bench.node() as node:
         assert node.fetch() is None

@@ -12,12 +12,12 @@ from sqlalchemy import create_engine, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from federation.allowed import Figure
-from federation.rounds.flower_strategies import build_strategy
-from federation.rounds.grid import EagerGrid
-from federation.rounds.replies import encode
-from federation.rounds.strategy import GuardedStrategy
-from tests.federation.rounds.fake_grid import FakeGrid, honest, honest_answer
+from federation.coordinator.eager_grid import EagerGrid
+from federation.protocol.metric_allowlist import Figure
+from federation.protocol.reply_validation import encode
+from federation.strategy.flower_strategies import build_strategy
+from federation.strategy.guarded import GuardedStrategy
+from tests.helpers.fake_grid import FakeGrid, honest, honest_answer
 
 
 def test_the_servers_database_keeps_one_reply_for_each_message(tmp_path):
@@ -64,7 +64,7 @@ class Repeating(FakeGrid):
 
 
 def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatch):
-    monkeypatch.setattr("federation.rounds.grid.POLL_S", 0.0)
+    monkeypatch.setattr("federation.coordinator.eager_grid.POLL_S", 0.0)
 
     def after(repeats: bool) -> dict[str, np.ndarray]:
         guard = GuardedStrategy(

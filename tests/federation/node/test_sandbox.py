@@ -13,7 +13,7 @@ import pytest
 
 from federation.node import sandbox
 from models.refusal import Refusal
-from pipeline.site import Site, init_site
+from pipeline.site.folder import Site, init_site
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from federation import reasons
 from federation.enrolment.join import node_certificate
 from federation.gateway.loopback import loopback_certificate
 from federation.node import start as node
 from federation.node.start import Node, node_status, run_node, start_node, wait_online
 from federation.node.state import NodeState
+from federation.system import reasons
 from models.refusal import Refusal
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 
 
 class RecordedProcess:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from federation.cli import app
+from federation.cli.main import app
 from federation.node import sandbox
-from pipeline.site import init_site
+from pipeline.site.folder import init_site
 
 UNITS = Path(__file__).resolve().parents[3] / "docs" / "systemd"
 SERVICES = ("fedthorax-node@.service", "fedthorax-ingest@.service", "fedthorax-clinic@.service")

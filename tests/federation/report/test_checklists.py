@@ -7,7 +7,7 @@ import pytest
 
 from federation.report.checklists import AUTHORS, CHECKLISTS, read
 from federation.report.content import content
-from tests.federation.studies.results_factory import make_results
+from tests.helpers.results_factory import make_results
 
 
 @pytest.fixture(scope="module")

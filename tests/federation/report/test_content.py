@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from federation.allowed import FIGURES
+from federation.protocol.metric_allowlist import FIGURES
 from federation.report import comparison, conduct, overview, together, trust
 from federation.report.content import content
 from federation.report.estimates import over_sites, spread
-from federation.studies.results import Audit, Flag, Kind, ModelFigures, Results
+from federation.runs.results import Audit, Flag, Kind, ModelFigures, Results
 from models.calibration import Platt
-from tests.federation.studies.results_factory import make_results
+from tests.helpers.results_factory import make_results
 
 Figures = dict[str, float]
 

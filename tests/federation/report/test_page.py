@@ -12,9 +12,9 @@ import pytest
 from federation.report import figures, figures_many
 from federation.report.content import SECTIONS, content
 from federation.report.page import cell, duration, render, write_report
-from federation.studies.results import Results
+from federation.runs.results import Results
 from models.refusal import Refusal
-from tests.federation.studies.results_factory import make_results
+from tests.helpers.results_factory import make_results
 
 NOTHING = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
 HOSTILE = ['<script>alert("1")</script>', "\u202egnp.exe", "$x_1$ & 'sons'", "a" * 200, "__class__ {{ 7 * 7 }}"]

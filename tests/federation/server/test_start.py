@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from federation.enrolment.certificates import valid_until
-from federation.processes.process import free_port
-from federation.processes.together import Together
 from federation.server import start as server
-from federation.server.control import ca_certificate, read_server_config
-from federation.server.nodes import sites
 from federation.server.start import init_server, renew_server, start_server
+from federation.superlink.control import ca_certificate, read_server_config
+from federation.superlink.nodes import sites
+from federation.system.process import free_port
+from federation.system.process_group import Together
 from models.refusal import Refusal
 
 
@@ -197,7 +197,7 @@ def test_only_the_door_is_outside(folder: Path, recorded: list[RecordedProcess])
     for process in (superlink, superexec):
         assert process.environment["FEDTHORAX_SERVER_DIR"] == str(folder)
         assert process.environment["FLWR_HOME"] == f"{folder}/flower_home"
-    assert door.command[-2:] == ["federation.door", str(folder)]
+    assert door.command[-2:] == ["federation.ingress", str(folder)]
 
 
 def test_no_secret_is_on_a_command_line(folder: Path, recorded: list[RecordedProcess]) -> None:
@@ -221,7 +221,7 @@ def test_what_does_not_come_up_takes_the_rest_along(
     folder: Path, recorded: list[RecordedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait_until(process: RecordedProcess, ready: object, *, seconds: float) -> None:
-        if "federation.door" in process.command:
+        if "federation.ingress" in process.command:
             raise Refusal(server.reasons.NOT_STARTED, process=process.name, log="x")
 
     monkeypatch.setattr(RecordedProcess, "wait_until", wait_until)

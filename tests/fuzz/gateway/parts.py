@@ -8,7 +8,7 @@ from flwr.proto import message_pb2, recorddict_pb2
 from flwr.proto.message_pb2 import ObjectTree
 from google.protobuf.message import DecodeError
 
-from federation.gateway.objects import compose, object_id, parse
+from federation.gateway.flower_objects import compose, object_id, parse
 from tests.federation.gateway.messages import objects_of
 from tests.fuzz.gateway.choices import Choices
 from tests.fuzz.gateway.mutations import change_bytes, change_json, change_message

@@ -21,10 +21,10 @@ from flwr.proto.error_pb2 import Error
 from flwr.proto.node_pb2 import Node
 from google.protobuf.message import Message as ProtobufMessage
 
-from federation.allowed import EPSILON, FIGURES, MAX_PROBED, Kind
 from federation.approval import fab
-from federation.gateway.objects import object_id, parse
-from federation.rounds.handshake import KEYS
+from federation.gateway.flower_objects import object_id, parse
+from federation.protocol.handshake import KEYS
+from federation.protocol.metric_allowlist import EPSILON, FIGURES, MAX_PROBED, Kind
 from tests.federation.gateway.messages import KINDS, Case, first_of, message, moments, record_of, schema_for
 from tests.fuzz.gateway.choices import Choices
 from tests.fuzz.gateway.mutations import CANARY, change_bytes, change_json, change_message

@@ -21,15 +21,15 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from federation.approval.approvals import Approvals
 from federation.enrolment.certificates import create_node_key
-from federation.gateway import admission, arrival, departure, exchange, proxy
+from federation.gateway import admission, proxy, reply_sender, task_exchange, task_intake
 from federation.gateway.credentials import NodeKey
-from federation.gateway.exchange import Exchange
 from federation.gateway.proxy import Proxy
 from federation.gateway.schema import Schema
 from federation.gateway.spool import Spool
+from federation.gateway.task_exchange import Exchange
 from federation.gateway.upstream import Declined, Unreachable, Unusable, Upstream
 from federation.ledger.chain import Ledger, ledger_file
-from pipeline.site import Site, init_site, site_settings
+from pipeline.site.folder import Site, init_site, site_settings
 from tests.federation.gateway.messages import ABOUT, PATIENTS, EveryStudy, arrays_of, first_of, train_here
 
 T = TypeVar("T")
@@ -149,15 +149,15 @@ class World:
         (self.site.folder / "gateway" / "models").rename(self._trained)
         clock = SimpleNamespace(time=self.loop.time, monotonic=self.loop.time)
         self._patches = [
-            *(patch.object(module, "time", clock) for module in (arrival, departure, exchange, proxy)),
-            *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (arrival, exchange)),
-            patch.object(arrival, "schema_of", lambda *_: schema),
+            *(patch.object(module, "time", clock) for module in (task_intake, reply_sender, task_exchange, proxy)),
+            *(patch.object(module, "count_patients", lambda site: PATIENTS) for module in (task_intake, task_exchange)),
+            patch.object(task_intake, "schema_of", lambda *_: schema),
             patch.object(admission, "first_model_of", lambda *_: arrays_of(first_of(schema))),
-            patch.object(arrival, "names_by_digest", lambda folder: EveryStudy()),
-            patch.object(exchange, "about_site", lambda site, study: dict(ABOUT)),  # else a process with torch
-            patch.object(exchange, "policy_digest", lambda settings: "0" * 64),
-            patch.object(arrival, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
-            patch.object(departure, "GIVE_UP_SECONDS", PATIENCE_SECONDS),
+            patch.object(task_intake, "names_by_digest", lambda folder: EveryStudy()),
+            patch.object(task_exchange, "about_site", lambda site, study: dict(ABOUT)),  # else a process with torch
+            patch.object(task_exchange, "policy_digest", lambda settings: "0" * 64),
+            patch.object(task_intake, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
+            patch.object(reply_sender, "GIVE_UP_SECONDS", PATIENCE_SECONDS),
             patch.object(asyncio, "to_thread", _at_once),
         ]
 

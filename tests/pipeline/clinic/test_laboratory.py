@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.clinic import laboratory
 from pipeline.clinic.laboratory import find_pcr
-from pipeline.site import init_site
+from pipeline.site.folder import init_site
 
 SCAN = date(2021, 3, 10)
 SITE = """

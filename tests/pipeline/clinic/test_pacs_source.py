@@ -17,9 +17,9 @@ from pipeline.clinic import pacs_source
 from pipeline.clinic.pacs_source import PacsSource
 from pipeline.clinic.records import Job
 from pipeline.clinic.store import Store
-from pipeline.pacs.settings import PacsTable
-from pipeline.series import quiet_pydicom
-from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.site.pacs_settings import PacsTable
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images
 
 STUDY_UID = "2.25.2718281828459045"

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.refusal import Refusal
-from pipeline.burden import burden
 from pipeline.clinic import pictures
 from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, planes, slice_png, write_pictures
-from pipeline.heat import CONTOUR_RGB
-from pipeline.preprocess import Preprocessing, prepare
-from pipeline.score import Score
-from pipeline.volume import Volume
-from tests.descriptions import description
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.lesion_burden import burden
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from pipeline.scoring.colormap import CONTOUR_RGB
+from pipeline.scoring.score import Score
+from tests.helpers.descriptions import description
 
 SPACING_MM = (2.5, 3.0, 2.0)  # slices, rows, columns
 SHAPE = (100, 80, 160)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Refusal
-from pipeline import reasons
 from pipeline.clinic import service
 from pipeline.clinic.reasons import CLINIC_BUSY
 from pipeline.clinic.settings import SETTINGS, Clinic
-from pipeline.locks import alone
+from pipeline.system import reasons
+from pipeline.system.locks import alone
 
 CERTIFICATE = '[server]\ncertificate = "page.crt"\nkey = "page.key"\n'
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Refusal
-from pipeline import reasons
 from pipeline.clinic.database import FILE
 from pipeline.clinic.queue import MOST_ATTEMPTS
 from pipeline.clinic.records import Answer, Delivery, Job, Patient, Role
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store, new_id, now
+from pipeline.system import reasons
 
 PATIENT = Patient("SYNTHETIC-7", "WARD", "CANARY^SYNTHETIC", "F", 63.0)
 SCORE = {

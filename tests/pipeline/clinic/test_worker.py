@@ -15,7 +15,7 @@ import pytest
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import save_release
-from pipeline.clinic import without_score as without_score_module
+from pipeline.clinic import unscored as without_score_module
 from pipeline.clinic import worker
 from pipeline.clinic.database import now, stamp
 from pipeline.clinic.pictures import planes
@@ -24,10 +24,10 @@ from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.worker import Worker
-from tests.descriptions import description
-from tests.pipeline import volume_images
-from tests.pipeline.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
-from tests.pipeline.test_score import SPACING_MM, chest
+from tests.helpers import volume_images
+from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
+from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 MODELS = ("live", "shadow")
 

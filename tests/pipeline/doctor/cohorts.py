@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pipeline.findings import Finding
-from pipeline.ingest import Assessment, Material, Member, _patient
-from pipeline.join import Labels, Records
-from pipeline.selection import USED
-from pipeline.site import Site
-from pipeline.waterfall import waterfall
-from tests.pipeline.scan_list import DAY, measures, scan, series
+from pipeline.cohort.attrition import waterfall
+from pipeline.cohort.ingest import Assessment, Material, Member, _patient
+from pipeline.cohort.selection import USED
+from pipeline.records.join import Labels, Records
+from pipeline.site.folder import Site
+from pipeline.system.findings import Finding
+from tests.helpers.scan_list import DAY, measures, scan, series
 
 
 def member(
@@ -31,7 +31,7 @@ def assessed(
 ) -> Assessment:
     """`refused`: how many series more were refused for which code; there is a finding for each."""
     refused = refused or {}
-    from pipeline.reasons import BY_CODE
+    from pipeline.system.reasons import BY_CODE
 
     found = [Finding(BY_CODE[code], f"{code}-{i}") for code, count in refused.items() for i in range(count)]
     found += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason]

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import reasons
-from pipeline.cohort import PatientRow
+from pipeline.cohort.ingest import Assessment, Member
+from pipeline.cohort.store import PatientRow
 from pipeline.doctor.contract import Facts, Result, contract, numbers
-from pipeline.findings import Finding
-from pipeline.ingest import Assessment, Member
-from pipeline.join import Labels
-from pipeline.preprocess import Preprocessing
-from pipeline.reasons import BY_CODE
-from pipeline.site import Site, init_site
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records.join import Labels
+from pipeline.site.folder import Site, init_site
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+from pipeline.system.reasons import BY_CODE
+from tests.helpers.scan_list import DAY, series
 from tests.pipeline.doctor.cohorts import assessed, member
-from tests.pipeline.scan_list import DAY, series
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
 POSITIVE, MILD, NEGATIVE = Labels(True, True), Labels(True, False), Labels(False, False)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Reason
-from pipeline import reasons
-from pipeline.cohort import Cohort, PatientRow
+from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.doctor import contract
 from pipeline.doctor.digest import contract_digest, severe_means
-from pipeline.join import JoinRules
-from pipeline.labels import LabelsFile
-from pipeline.site import init_site, site_settings
+from pipeline.records.join import JoinRules
+from pipeline.records.labels import LabelsFile
+from pipeline.site.folder import init_site, site_settings
+from pipeline.system import reasons
 
 FROM_RECORDS = (
     '[site]\nname = "{name}"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\nicu = "icu"\n'

@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.dicom import read_series
 from pipeline.doctor.duplicates import near_duplicates
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Build, Grid, make_thorax
-from pipeline.preprocess import Preprocessing, prepare
-from pipeline.series import find_series
-from pipeline.volume import Volume
-from tests.pipeline.phantoms import volume
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from tests.helpers.phantoms import volume
 
 GRID = Grid((57, 96, 96), (5.0, 3.9, 3.9))
 

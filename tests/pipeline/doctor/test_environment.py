@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 
 from pipeline.doctor import environment
 from pipeline.doctor.environment import TESTED, configuration, machine
-from pipeline.doctor.lines import Line
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site, init_site
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site, init_site
+from pipeline.system.check_line import Line
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
 ROOT = Path(__file__).resolve().parents[3]

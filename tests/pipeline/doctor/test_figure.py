@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.doctor.figure import CURVES, draw, points
-from pipeline.join import JoinRules
-from pipeline.windows import Variant
+from pipeline.records.join import JoinRules
+from pipeline.records.join_sensitivity import Variant
 
 
 def variant(positive: int, negative: int, undecided: int, rule: str = "positive_to_days", days: int = 2) -> Variant:

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Refusal
-from pipeline import reasons
-from pipeline.check import Checkup
+from pipeline.cohort.ingest import Member
+from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Facts, contract, numbers
-from pipeline.doctor.lines import Line, refused
 from pipeline.doctor.page import content, render, write_page
-from pipeline.findings import Finding
-from pipeline.ingest import Member
-from pipeline.join import JoinRules, Labels
-from pipeline.preprocess import Preprocessing
-from pipeline.site import Site, init_site
-from pipeline.windows import Variant
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records.join import JoinRules, Labels
+from pipeline.records.join_sensitivity import Variant
+from pipeline.site.folder import Site, init_site
+from pipeline.system import reasons
+from pipeline.system.check_line import Line, refused
+from pipeline.system.findings import Finding
 from tests.pipeline.doctor.cohorts import assessed, member
 
 SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'

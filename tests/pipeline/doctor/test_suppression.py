@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from pipeline.cohort.attrition import Count
 from pipeline.doctor.suppression import hidden, leaks, rounded, shown, shown_of, within
-from pipeline.waterfall import Count
 
 SIZES = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 9, 9, 10, 11, 15, 18, 20, 40, 80])
 

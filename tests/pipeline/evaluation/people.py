@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.examples import Example, Examples
-from tests.pipeline.scan_list import measures
+from pipeline.cohort.dataset import Example, Examples
+from tests.helpers.scan_list import measures
 
 MANUFACTURERS = ("SIEMENS", "GE", "PHILIPS", "CANON", "HITACHI", "")
 WINDOW_HU = (-1000.0, 200.0)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation.baselines import age_sex_scores, lesion_load, lesion_loads
 from pipeline.evaluation.discrimination import auroc
-from pipeline.examples import Example, Examples
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
-from pipeline.preprocess import Preprocessing, prepare
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+from tests.helpers.phantoms import thorax, volume
 from tests.pipeline.evaluation.people import WINDOW_HU, people, tensor
-from tests.pipeline.phantoms import thorax, volume
 
 SEVERE = 1
 

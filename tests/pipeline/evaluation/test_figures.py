@@ -11,14 +11,14 @@ from scipy.special import logit
 
 from models.calibration import Platt, fit_platt
 from models.network import LABELS
+from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, figures
 from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import auroc, known_of
 from pipeline.evaluation.figures import Deployed, calibration_figures, round_figures
 from pipeline.evaluation.subgroups import GROUPS, groups_of
-from pipeline.examples import Example, Examples
+from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
-from tests.pipeline.scan_list import measures
 
 LEAST = 10
 Evaluate = Callable[..., dict[str, float]]

@@ -11,7 +11,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from models.network import NetworkSettings, SeverityNetwork, build_network
-from pipeline.cohort import Cohort
+from pipeline.cohort.dataset import Example, Examples
+from pipeline.cohort.store import Cohort
 from pipeline.evaluation.shortcuts import (
     assigned_shares,
     blank_lungs,
@@ -23,14 +24,13 @@ from pipeline.evaluation.shortcuts import (
     shortcut_figures,
     tags_auroc,
 )
-from pipeline.examples import Example, Examples
-from pipeline.measures import Measures
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.marks import Shortcut
-from pipeline.preprocess import Preprocessing
-from pipeline.train import Schedule, TrainSettings, predict, train
+from pipeline.preprocessing.measures import Measures
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.training.train import Schedule, TrainSettings, predict, train
 
 SHAPE = (16, 20, 20)
 SEVERE = 1  # column of the label

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from pipeline.pacs.association import FIND, GET, MOVE, keep_answers
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, guard
-from tests.pipeline.dicom_files import ct_slice
+from tests.helpers.dicom_files import ct_slice
 
 PACS_TITLE, OUR_TITLE = "FAKEPACS", "FEDTHORAX"
 Answers = Callable[[Event], Iterator[tuple[int, Dataset | None]]]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from models.refusal import Refusal
 from pipeline.pacs.dicomweb import DicomWebPacs, split_multipart
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
-from pipeline.pacs.settings import DicomWebTable
+from pipeline.site.pacs_settings import DicomWebTable
 
 BOUNDARY = b"a-boundary"
 SERIES = RemoteSeries("CANARY-0042", "", "A1", "1.2.3141", "1.2.3141.1", "CT", "CHEST", 3)

@@ -15,12 +15,12 @@ import pytest
 from pydicom import dcmread
 
 from models.refusal import Reason, Refusal
-from pipeline import reasons
+from pipeline.imaging.discovery import find_series
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.pull import PullReport, pull, study_query
-from pipeline.series import find_series
-from pipeline.site import Site, init_site
-from tests.pipeline.dicom_files import ct_slice, save
+from pipeline.site.folder import Site, init_site
+from pipeline.system import reasons
+from tests.helpers.dicom_files import ct_slice, save
 
 SITE = """
 [site]

@@ -20,7 +20,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
-from pipeline.codecs import is_readable
+from pipeline.imaging.codecs import is_readable
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.places import MOST_WAITING
 from pipeline.pacs.receiver import TRANSFER_SYNTAXES, Inbox, receiver

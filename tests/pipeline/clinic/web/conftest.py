@@ -13,9 +13,9 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id, now
 from pipeline.clinic.web.app import make_app
 from pipeline.clinic.web.auth import ACCESSES, Tokens
-from pipeline.score import Score
-from pipeline.series import Series
-from tests.pipeline.results import answers
+from pipeline.imaging.discovery import Series
+from pipeline.scoring.score import Score
+from tests.helpers import scored_answers as answers
 
 ADDRESS = "http://localhost:8765"
 NAME = "Doe^Jane\u202e\x07<script>alert(1)</script>"

@@ -8,10 +8,10 @@ from fastapi.testclient import TestClient
 
 from models.network import NetworkSettings, build_network
 from models.release import save_release
-from pipeline.clinic import models_kept
+from pipeline.clinic import model_registry
 from pipeline.clinic.records import Answer
 from pipeline.clinic.settings import Clinic
-from tests.descriptions import description
+from tests.helpers.descriptions import description
 from tests.pipeline.clinic.web.conftest import refused
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
@@ -24,7 +24,7 @@ def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Client
         for name in ("first", "second")
     )
     for name in ("first", "second"):
-        models_kept.add(clinic, tmp_path / name, by="test")
+        model_registry.add(clinic, tmp_path / name, by="test")
     with clinic.store() as store:
         store.set_live(first, by="test")
     admin = client("admin")

@@ -14,16 +14,16 @@ from models.refusal import Refusal
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
+from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
-from pipeline.clinic.web.looks import SITTING_SECONDS, Looks
-from pipeline.clinic.web.texts import inert
-from pipeline.reasons import NO_LUNGS
-from pipeline.results.write import REPORT
-from pipeline.score import Score
-from pipeline.series import Series
+from pipeline.clinic.web.inert_text import inert
+from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
+from pipeline.imaging.discovery import Series
+from pipeline.scoring.score import Score
+from pipeline.system.reasons import NO_LUNGS
+from tests.helpers.scored_answers import SEVERE
 from tests.pipeline.clinic.web.conftest import NAME, refused
-from tests.pipeline.results.answers import SEVERE
 
 Clients = Callable[..., TestClient]
 Put = Callable[..., Answer]

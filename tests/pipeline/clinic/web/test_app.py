@@ -17,13 +17,13 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from pipeline.clinic.records import Patient
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
-from pipeline.clinic.web import callers
+from pipeline.clinic.web import authentication
 from pipeline.clinic.web.app import make_app
 from pipeline.clinic.web.auth import Tokens
-from pipeline.score import Score
-from pipeline.series import Series
+from pipeline.imaging.discovery import Series
+from pipeline.scoring.score import Score
+from tests.helpers import scored_answers as answers
 from tests.pipeline.clinic.web.conftest import NAME
-from tests.pipeline.results import answers
 
 Clients = Callable[..., TestClient]
 # Where more is asked of what is sent than a schema can say: files that may be a scan, days that have been.
@@ -83,7 +83,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, scored: tuple[Score, Series
         store.answer(job, made)
         store.set_worker("ready")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callers, "WRONG_TOKENS", 10**6)  # schemathesis looks whether wrong ones are let in
+        patch.setattr(authentication, "WRONG_TOKENS", 10**6)  # schemathesis looks whether wrong ones are let in
         app = make_app(clinic)
     return Served(app, made.id, job.id, patient.key, Tokens(clinic.folder).make("t", "admin", by="test"))
 

@@ -9,7 +9,7 @@ from fhir.resources.R4B.riskassessment import RiskAssessment
 
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.web.fhir import risk_assessment
-from tests.pipeline.results.answers import BAND, MODEL_SHA256, PCR_POSITIVE, SEVERE
+from tests.helpers.scored_answers import BAND, MODEL_SHA256, PCR_POSITIVE, SEVERE
 
 
 def resource_of(answer: Answer) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from pipeline.clinic.settings import Clinic
-from pipeline.pacs.settings import DicomWebTable, PacsTable
+from pipeline.site.pacs_settings import DicomWebTable, PacsTable
 from tests.pipeline.clinic.web.conftest import refused
 
 Clients = Callable[..., TestClient]

@@ -1,0 +1,219 @@
+"""`fedthorax clinic ...`: the folder behind `fedthorax serve`, its tokens, its models and its record."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from federation.cli.console import print_json, print_table, say
+from federation.cli.serve import BY, SignedBy
+
+if TYPE_CHECKING:
+    from pipeline.clinic.settings import Clinic
+
+app = typer.Typer(help="The clinician's page: its folder, who may use it, and with which model.", no_args_is_help=True)
+ClinicDir = Annotated[Path, typer.Argument(metavar="CLINIC", help="The clinic's folder.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's SHA-256, or how it begins.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+class AccessRole(StrEnum):
+    read = "read"
+    score = "score"
+    admin = "admin"
+
+
+@app.command()
+def init(folder: ClinicDir) -> None:
+    """Make a clinic's folder, with settings to be edited."""
+    from pipeline.clinic.settings import init_clinic
+
+    init_clinic(folder)
+    say(f"Made a clinic. Edit {folder / 'clinic.toml'}, then run `fedthorax serve {folder} --model MODEL_DIR`.")
+
+
+# --- who may use it ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def token(
+    folder: ClinicDir,
+    name: Annotated[str, typer.Argument(help="Who or what will use it; the record names them so.")],
+    role: Annotated[
+        AccessRole, typer.Option(help="See answers (read); also have scans scored (score); also manage (admin).")
+    ] = AccessRole.score,
+    days: Annotated[float | None, typer.Option(min=0.01, max=3650, help="Until it ends; never if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token, with which a person signs in and a program asks. It is shown once and kept nowhere."""
+    from pipeline.clinic.web.auth import Tokens
+
+    secret = Tokens(_open(folder).folder).make(name, role.value, by=BY, days=days)
+    if as_json:
+        print_json({"name": name, "role": role.value, "token": secret})
+        return
+    typer.echo(secret)
+    say(f"Give it to {name} by a way that only they read. To end it: fedthorax clinic revoke {folder} '{name}'")
+
+
+@app.command()
+def tokens(folder: ClinicDir, as_json: Json = False) -> None:
+    """The tokens that were made; never the tokens themselves."""
+    from pipeline.clinic.web.auth import Tokens
+
+    made = [each.to_json() for each in Tokens(_open(folder).folder).all()]
+    if as_json:
+        print_json(made)
+        return
+    columns = ("name", "role", "made_at", "ends_at", "revoked_at")
+    _print(columns, made)
+
+
+@app.command()
+def revoke(folder: ClinicDir, name: Annotated[str, typer.Argument(help="The token's name.")]) -> None:
+    """End a token at once, and the sessions of browsers that signed in with it."""
+    from pipeline.clinic.web.auth import Tokens
+
+    Tokens(_open(folder).folder).revoke(name, by=BY)
+    say(f"{name} is out.")
+
+
+# --- with which model -------------------------------------------------------------------------------------
+
+
+@app.command()
+def models(folder: ClinicDir, as_json: Json = False) -> None:
+    """The models that the clinic keeps, and how far a shadow agrees with the live one."""
+    from pipeline.clinic.model_registry import overview
+
+    clinic = _open(folder)
+    with clinic.store() as store:
+        kept = overview(clinic, store)
+    if as_json:
+        print_json(kept)
+        return
+    print_table(
+        ["model", "study", "role", "answers", "beside the live one", "signed by"],
+        [
+            [
+                each["sha256"][:12],
+                each["study"],
+                each["role"] or "",
+                str(each["answers"]),
+                _beside(each["beside_live"]),
+                (each["signed_by"] or "not checked")[:12],
+            ]
+            for each in kept
+        ],
+        whole=1,
+    )
+
+
+@app.command("add-model")
+def add_model(
+    folder: ClinicDir,
+    model: Annotated[Path, typer.Argument(help="Folder of a release.")],
+    signed_by: SignedBy = None,
+    live: Annotated[bool, typer.Option("--live", help="Let it answer, where no model does yet.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Verify a release and keep a copy of it."""
+    from federation.cli.trust import trusted_keys
+    from pipeline.clinic import model_registry
+
+    clinic = _open(folder)
+    added = model_registry.add(clinic, model, trusted_keys(signed_by or []), by=BY)
+    if live:
+        with clinic.store() as store:
+            added = model_registry.take_up(store, added, by=BY)
+    if as_json:
+        print_json(added.to_json())
+    else:
+        say(f"Keeps model {added.sha256[:12]} ({added.name}); role: {added.role or 'none yet'}.")
+
+
+@app.command()
+def shadow(
+    folder: ClinicDir,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `promote`; none ends it.")] = None,
+) -> None:
+    """Ask a model beside the live one; clinicians see nothing of its answers."""
+    from pipeline.clinic.model_registry import named, set_shadow
+
+    with _open(folder).store() as store:
+        if model is None:
+            store.set_shadow(None, by=BY)
+            say("No model runs in shadow.")
+            return
+        chosen = named(store, model)
+        set_shadow(store, chosen.sha256, by=BY)
+    say(f"Model {chosen.sha256[:12]} runs in shadow from the next scan on. Compare: fedthorax clinic models {folder}")
+
+
+@app.command()
+def promote(
+    folder: ClinicDir,
+    model: ModelName,
+    force: Annotated[bool, typer.Option("--force", help="Though it never ran in shadow.")] = False,
+) -> None:
+    """Let a model answer from the next scan on. Earlier answers keep the name of the model that gave them."""
+    from pipeline.clinic.model_registry import named
+    from pipeline.clinic.model_registry import promote as let_answer
+
+    with _open(folder).store() as store:
+        chosen = named(store, model)
+        let_answer(store, chosen.sha256, by=BY, force=force)
+    say(f"Model {chosen.sha256[:12]} is live.")
+
+
+# --- what was done ----------------------------------------------------------------------------------------
+
+
+@app.command()
+def audit(
+    folder: ClinicDir,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="From this day on.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000)] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Who did what, and when; each answer with the hashes of its scan and its model. No patient is named in it."""
+    with _open(folder).store() as store:
+        records = [record.to_json() for record in store.audit(since, limit)]
+    if as_json:
+        print_json(records)
+        return
+    columns = ("at", "who", "action", "answer_id", "model_sha256", "code")
+    _print(columns, records)
+
+
+def _print(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
+    """As a table; hashes and times as far as a person reads them."""
+
+    def shown(column: str, value: Any) -> str:
+        text = str(value or "")
+        if column.endswith(("_id", "_sha256")):
+            return text[:12]
+        return text[:16].replace("T", " ") if column == "at" or column.endswith("_at") else text
+
+    print_table(
+        [column.replace("_", " ") for column in columns],
+        [[shown(column, line[column]) for column in columns] for line in lines],
+    )
+
+
+def _open(folder: Path) -> "Clinic":
+    from pipeline.clinic.settings import Clinic
+
+    return Clinic.open(folder)
+
+
+def _beside(comparison: dict[str, object] | None) -> str:
+    if comparison is None:
+        return ""
+    agreement = comparison["agreement"]
+    assert isinstance(agreement, dict)
+    shares = ", ".join(f"{label} {100 * share:.0f} %" for label, share in agreement.items())
+    return f"{comparison['scans']} scans, same level: {shares}"

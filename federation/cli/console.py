@@ -1,0 +1,162 @@
+"""How the command line speaks: results to standard output, progress and refusals to standard error.
+
+With --json a command prints one JSON object; a refusal is {"refused": {"code", "says", "remedy"}}.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from federation.runs.progress import Standing
+
+
+def errors() -> "Console":
+    """The console for people, on standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line for people."""
+    errors().print(text, markup=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """The result for machines."""
+    sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def print_table(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None, whole: int = 0
+) -> None:
+    """The result for people, on standard output. The first `whole` columns are never cut or broken."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place < whole, overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))  # a remedy may name [join] of site.toml
+    Console(highlight=False).print(table)
+
+
+def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
+    """Why nothing was done and what to do next. `private` is for this screen alone, never for the JSON."""
+    if as_json:
+        print_json({"refused": {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}})
+        return
+    say(f"{refusal}")
+    if refusal.private and not goes_to_the_journal():
+        say(f"  here: {refusal.private}")
+    say(f"  {refusal.remedy}")
+
+
+def goes_to_the_journal() -> bool:
+    """Whether systemd keeps what this process writes to standard error (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(2)
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; hand it `(done, total)`. Nothing is drawn where there is nothing to do."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors()
+    ) as bar:
+        task = bar.add_task(what, total=None)
+
+        def report(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=max(total, 1) if done else total)
+
+        yield report
+
+
+@contextmanager
+def live(standing: Callable[[], "Standing | None"]) -> Iterator[Callable[[str], None]]:
+    """Lines on standard error, for the length of the block; below them, on a terminal, a bar that `standing` fills."""
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def draw() -> "RenderableType":
+        if (now := standing()) is None:
+            return Text("")
+        table = Table.grid(padding=(0, 1))
+        table.add_row(
+            ProgressBar(total=now.total, completed=now.done, width=20),
+            Text(now.text, no_wrap=True, overflow="ellipsis"),
+        )
+        return table
+
+    console = errors()
+    if not console.is_terminal:
+        yield say
+        return
+    with Live(
+        console=console,
+        get_renderable=draw,
+        refresh_per_second=1,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ):
+        yield lambda text: console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def outliving_the_terminal() -> Iterator[None]:
+    """For the length of the block nothing ends because a terminal is closed, or whoever reads our output goes away."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with (
+            redirect_stdout(cast(IO[str], _Outlet(sys.stdout))),
+            redirect_stderr(cast(IO[str], _Outlet(sys.stderr))),
+        ):
+            yield
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class _Outlet:
+    """A stream to whoever reads it; once nobody does, to nowhere."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._to_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._to_nowhere()
+
+    def _to_nowhere(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # so that what is still in the stream's buffer can go somewhere
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

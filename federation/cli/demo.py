@@ -1,0 +1,246 @@
+"""The demo: the whole loop on synthetic hospitals, on this machine, with the real parts.
+
+Three hospitals train and one never does. Their files are written, checked and ingested; a SuperLink and three
+SuperNodes run a study over TLS; local and pooled baselines train beside it; at the end stand a table, a figure, a
+scored scan and the experiment in MLflow. Everything lies in one folder; a second run keeps what is there and
+trains anew.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from federation.cli.console import progress_bar, say
+from federation.comparison.side_by_side import ALL, Hospital, compare, markdown, write_results
+from federation.enrolment.invitations import invite
+from federation.enrolment.join import join, node_certificate
+from federation.node import sandbox
+from federation.node.start import start_node, wait_online
+from federation.protocol.study_config import Study
+from federation.runs.launch import Finished, launch
+from federation.server.start import init_server, start_server
+from federation.superlink.control import read_server_config
+from federation.system.process import free_port
+from models.network import LABELS
+from models.refusal import Refusal
+from models.release import ATTACKS, load_release
+from models.settings import load_settings
+from pipeline.site.folder import Site, init_site, site_settings
+
+SEED = 1
+TRAINING = ("north", "south", "west")
+UNSEEN = "east"
+UNSEEN_EXTRA = 40  # the unseen hospital has more patients, for a narrower interval
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the demo keeps what."""
+
+    root: Path
+
+    def hospital(self, name: str) -> Path:
+        return self.root / "hospitals" / name
+
+    def site(self, name: str) -> Path:
+        return self.root / "sites" / name
+
+    @property
+    def server(self) -> Path:
+        return self.root / "server"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+
+def run_demo(root: Path, *, patients: int) -> None:
+    """Run the demo in `root`. Ctrl-C ends every process that it started."""
+    import configs
+
+    began = time.monotonic()
+    folders = Folders(root.resolve())
+    study = load_settings(Path(configs.__file__).with_name("demo.toml"), Study)
+    step("1/6 Synthetic hospitals: CT series, laboratory and outcome files, with planted defects")
+    _make_hospitals(folders, patients)
+    step("2/6 Each hospital checks and ingests its own files")
+    sites = {name: _ingest(folders, name) for name in (*TRAINING, UNSEEN)}
+    step("3/6 A server and three hospitals' nodes over TLS; baselines train beside them")
+    with _baselines(study, folders) as baselines:
+        finished = _federate(study, folders, sites)
+        step("4/6 Baselines: each hospital alone, and all pooled (possible with synthetic hospitals only)")
+        for baseline in baselines:
+            say(f"  {baseline.result()} is trained")
+    step("5/6 Every model at every hospital")
+    _compare(study, folders, sites, finished)
+    _report(folders, finished)
+    step("6/6 One new scan is scored")
+    _score(folders, sites[UNSEEN])
+    _tell_paths(folders, finished, time.monotonic() - began)
+
+
+def step(text: str) -> None:
+    """The heading of a step."""
+    say(f"\n{text}")
+
+
+def _make_hospitals(folders: Folders, patients: int) -> None:
+    from pipeline.phantom.generate import make_hospitals
+
+    counts = [patients] * len(TRAINING) + [patients + UNSEEN_EXTRA]
+    wanted = {"seed": SEED, "patients": counts}
+    done = folders.root / "hospitals" / "complete.json"
+    if done.exists() and json.loads(done.read_text()) == wanted:
+        say("  they are there from the run before")
+        return
+    with progress_bar("synthetic patients") as progress:
+        make_hospitals(done.parent, patients=counts, seed=SEED, progress=progress)
+    done.write_text(json.dumps(wanted))
+
+
+def _ingest(folders: Folders, name: str) -> Site:
+    """Make the site if it is new, ingest, and hold the doctor against the planted defects."""
+    from pipeline.cohort.ingest import ingest
+    from pipeline.doctor.checkup import judge
+    from pipeline.preprocessing.preprocess import Preprocessing
+
+    if (folders.site(name) / "site.toml").exists():
+        site = Site.open(folders.site(name))
+    else:
+        # A real site draws its key at random; here splits must follow from the seed.
+        key = hashlib.sha256(f"synthetic {name} {SEED}".encode()).digest()
+        site = init_site(folders.site(name), site_settings(folders.hospital(name), name=name, threads=1), key=key)
+    with progress_bar(f"  {name}") as progress:
+        assessment = ingest(site, Preprocessing(), progress)
+    verdict = judge(site, assessment, folders.hospital(name) / "truth.json")
+    say(
+        f"  {name}: {len(assessment.patients)} patients accepted; defects found {verdict.found} of "
+        f"{verdict.planted} planted (precision {verdict.precision:.2f}, recall {verdict.recall:.2f})"
+    )
+    return site
+
+
+@contextmanager
+def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
+    """Train the baselines, in what time the federation leaves, while the block runs."""
+    from federation.coordinator.baselines import train_in_background
+
+    jobs = {"pooled": list(TRAINING)} | {f"{name} alone": [name] for name in TRAINING}  # longest first
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        try:
+            yield [
+                pool.submit(
+                    train_in_background,
+                    study,
+                    [folders.site(name) for name in names],
+                    folders.root / "baselines" / title,
+                )
+                for title, names in jobs.items()
+            ]
+        except BaseException:
+            for process in list(pool._processes.values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _federate(study: Study, folders: Folders, sites: dict[str, Site]) -> Finished:
+    """Start the server and the nodes, let them join, run the study, stop everything."""
+    if not (folders.server / "server.toml").exists():
+        init_server(folders.server, port=free_port())
+    with ExitStack() as stack:
+        stack.enter_context(start_server(folders.server))
+        say(f"  the server is up on port {read_server_config(folders.server).port} of this machine, TLS")
+        nodes = []
+        for name in TRAINING:
+            site = sites[name]
+            if not node_certificate(site).exists():
+                join(site, invite(folders.server, name))
+            site = _confined(Site.open(site.folder))  # joining wrote the server's address into site.toml
+            nodes.append(stack.enter_context(start_node(site)))
+        for node in nodes:
+            wait_online(node)
+        say(f"  the nodes of {', '.join(TRAINING)} are online; {sandbox.describe(site)}")
+        finished = launch(study, folders.server, lambda line: say(f"  {line}"))
+        for node in nodes:
+            node.let_go()  # all at once, rather than one after the other as the stack unwinds
+        return finished
+
+
+def _confined(site: Site) -> Site:
+    """The site as it is where the study's code can be confined; else with what a hospital would have to write."""
+    if site.settings.sandbox.kind == "none":
+        return site
+    try:
+        sandbox.available(site)
+        return site
+    except Refusal as refusal:
+        say(f"  {site.name}: {refusal} {refusal.remedy}")
+        with (site.folder / "site.toml").open("a", encoding="utf-8") as settings:
+            settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "the demo: synthetic patients alone"\n')
+        return Site.open(site.folder)
+
+
+def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: Finished) -> None:
+    models = {f"{name} alone": folders.root / "baselines" / f"{name} alone" for name in TRAINING}
+    models |= {"pooled": folders.root / "baselines" / "pooled", "federated": Path(finished.release)}
+    hospitals = [
+        Hospital(sites[name], ALL if name == UNSEEN else ("test",), folders.hospital(name) / "truth.json")
+        for name in (*TRAINING, UNSEEN)
+    ]
+    cells = compare({title: load_release(path) for title, path in models.items()}, hospitals, study)
+    write_results(cells, folders.root)
+    _keep_model(Path(finished.release), folders.model)
+    say("\nSYNTHETIC hospitals: these figures say nothing about patients.")
+    for label in reversed(LABELS):
+        say("\n" + markdown(cells, label))
+
+
+def _report(folders: Folders, finished: Finished) -> None:
+    from federation.report.page import write_report
+    from federation.runs.results import read_results
+
+    write_report(read_results(folders.server / "runs" / finished.run), folders.root / "report")
+
+
+def _keep_model(release: Path, model: Path) -> None:
+    """Copy the newest candidate to where `fedthorax score` looks for a model."""
+    model.mkdir(exist_ok=True)
+    (model / ATTACKS).unlink(missing_ok=True)  # they were measured on another model
+    for file in release.iterdir():
+        temporary = model / f".{file.name}.{os.getpid()}"
+        temporary.write_bytes(file.read_bytes())
+        temporary.replace(model / file.name)
+
+
+def _score(folders: Folders, unseen: Site) -> None:
+    """Score one severe patient of the hospital that never trained."""
+    from federation.cli.scoring import score_series
+
+    truth = json.loads((folders.hospital(unseen.name) / "truth.json").read_text())
+    patient = next(p for p in truth["patients"] if p["severe"] and p["pcr_positive"] and p["defect"] is None)
+    scan = folders.hospital(unseen.name) / "ct" / patient["patient_id"]
+    score_series([scan], model=folders.model, out=folders.root / "scored", as_json=False)
+
+
+def _tell_paths(folders: Folders, finished: Finished, seconds: float) -> None:
+    lines: Sequence[tuple[str, object]] = (
+        ("table", folders.root / "results.md"),
+        ("figure", folders.root / "results.png"),
+        ("report", folders.root / "report" / "report.html"),
+        ("scored scan", folders.root / "scored" / "score.html"),
+        ("model and its card", folders.model),
+        ("experiment", finished.mlflow),
+        ("clinician's page", f"{Path(sys.executable).with_name('fedthorax')} serve clinic --model {folders.model}"),
+    )
+    say(f"\nDone in {seconds:.0f} s.")
+    for what, where in lines:
+        say(f"  {what}: {where}")

@@ -1,0 +1,57 @@
+"""What `node check` and `node ingest` show on the site's own terminal: exact counts, and whose they are."""
+
+from collections.abc import Iterator
+
+from federation.cli.console import print_table, say
+from pipeline.cohort.attrition import Count
+from pipeline.cohort.ingest import Assessment
+from pipeline.doctor.checkup import Checkup
+from pipeline.doctor.contract import Result
+
+_MARKS = {"ok": "ok", "warn": "LOOK", "fail": "MEND", "skip": "-"}
+
+
+def show_checkup(checkup: Checkup) -> None:
+    """The lines, the rules that are met, the waterfall, and the verdict where the truth was given."""
+    lines = [[_MARKS[line.status], line.area, line.name, line.exactly, line.remedy] for line in checkup.lines]
+    print_table(["", "", "", "found", "what to do"], lines)
+    for line in checkup.lines:
+        _show_private(line.name, line.private)
+    if checkup.assessment is None:
+        return
+    met = [result for result in checkup.contract if result.is_met]
+    print_table(["rule", "severity", "count", "share", "what to do"], [_row(result) for result in met])
+    say(f"{len(checkup.contract) - len(met)} other rules of the data contract are met nowhere.")
+    for result in met:
+        _show_private(result.reason.code, result.private)
+    show_waterfall(checkup.assessment)
+    if checkup.verdict:
+        v = checkup.verdict
+        say(f"Planted defects: {v.planted}, found {v.found}; precision {v.precision:.3f}, recall {v.recall:.3f}.")
+
+
+def _show_private(name: str, private: str) -> None:
+    if private:
+        say(f"  {name}, here: {private}")
+
+
+def _row(result: Result) -> list[str]:
+    share = f"{100 * result.count / result.of:.1f} %" if result.of else ""
+    return [result.reason.code, result.severity, f"{result.count} {result.unit}", share, result.reason.remedy]
+
+
+def show_waterfall(assessment: Assessment) -> None:
+    """How many fell out at each rule, and what is left."""
+    print_table(["", "count"], list(_steps(assessment.waterfall)))
+    content = assessment.to_json()
+    say(
+        f"{content['series']} series; {content['patients']} patients accepted, {content['pcr_positive']} of them "
+        f"PCR-positive, of those {content['severe_among_positive']} severe "
+        f"({content['severe_known_among_positive']} known)."
+    )
+
+
+def _steps(waterfall: Count) -> Iterator[list[str]]:
+    for depth, count in waterfall.walk():
+        code = f"  {count.code}" if count.code else ""
+        yield [f"{'  ' * depth}{'' if count.stays else '- '}{count.says}{code}", str(count.count)]

@@ -1,0 +1,115 @@
+"""The command line's root: `fedthorax`. Heavy libraries are imported inside the commands that need them."""
+
+import os
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from federation.cli import clinic, importing, node, server, study
+from federation.cli.console import print_json, print_refusal, progress_bar, say
+from federation.cli.serve import serve
+from federation.system.process import QUIET
+from models.reasons import SYSTEM
+from models.refusal import Refusal
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+app = typer.Typer(
+    help="Hospitals learn together to recognise severe Covid-19 from chest CT and PCR; no raw data leaves any of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(node.app, name="node")
+app.add_typer(importing.app, name="import")
+app.add_typer(clinic.app, name="clinic")
+app.add_typer(server.app, name="server")
+app.add_typer(study.app, name="study")
+
+
+class LaboratoryFeed(StrEnum):
+    csv = "csv"
+    hl7 = "hl7"
+    fhir = "fhir"
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything of the demo is written.")] = Path("demo"),
+    patients: Annotated[int, typer.Option(min=30, help="Patients of each training hospital.")] = 100,
+) -> None:
+    """The whole loop on synthetic hospitals, on this machine."""
+    from federation.cli.demo import run_demo
+
+    run_demo(folder, patients=patients)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
+    sites: Annotated[int, typer.Option(min=1, max=100, help="How many hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients of each, beside the spoilt ones.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 1,
+    defects: Annotated[bool, typer.Option(help="Plant one patient more for each kind of defect.")] = True,
+    laboratory: Annotated[LaboratoryFeed, typer.Option(help="How the laboratories export.")] = LaboratoryFeed.csv,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic hospitals: DICOM, laboratory and outcome files, and the truth beside them."""
+    from pipeline.phantom.generate import make_hospitals
+
+    with progress_bar("synthetic patients") as progress:
+        folders = make_hospitals(
+            out,
+            patients=[patients] * sites,
+            seed=seed,
+            defects=defects,
+            laboratory=laboratory.value,
+            progress=progress,
+        )
+    if as_json:
+        print_json({"hospitals": [folder.name for folder in folders]})
+    else:
+        say(f"Wrote {', '.join(folder.name for folder in folders)} under {out}.")
+
+
+@app.command()
+def score(
+    series: Annotated[list[Path], typer.Argument(help="A DICOM folder, a zip, or DICOM files of one chest CT.")],
+    model: Annotated[
+        Path | None, typer.Option(envvar="FEDTHORAX_MODEL", help="Folder of a release; demo/model if left out.")
+    ] = None,
+    signed_by: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key (.pub) that must have signed the release; repeat it to trust several."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the page and the JSON into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How likely severe Covid is in one scan, with quality checks. Research use, not a medical device."""
+    from federation.cli.scoring import score_series
+    from federation.cli.trust import trusted_keys
+
+    trusted = trusted_keys(signed_by or [])
+    score_series(series, model=model or Path("demo/model"), trusted=trusted, out=out, as_json=as_json)
+
+
+app.command()(serve)
+
+
+def main() -> None:
+    """Run a command; a refusal or a failing disk ends in a code and a remedy, never in a stack trace."""
+    os.environ.update(QUIET)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what we started is ended
+    try:
+        app()
+    except Refusal as refusal:
+        print_refusal(refusal, as_json="--json" in sys.argv)
+        sys.exit(1)
+    except OSError as error:
+        problem = Refusal(SYSTEM, problem=error.strerror or type(error).__name__, private=str(error.filename or ""))
+        print_refusal(problem, as_json="--json" in sys.argv)
+        sys.exit(1)

@@ -1,0 +1,239 @@
+"""`fedthorax node ...`: what hospital IT does."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from federation.cli.apps import approve, apps, ledger, revoke
+from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.node_releases import approve_release, releases, revoke_release
+from federation.cli.node_studies import approve_study, revoke_study, studies
+
+if TYPE_CHECKING:
+    from pipeline.site.folder import Site
+
+app = typer.Typer(help="Hospital IT: make, check, feed and run this hospital's node.", no_args_is_help=True)
+SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+StudyFile = Annotated[
+    Path | None,
+    typer.Option("--study", help="Prepare scans as this study file says, where it differs from the default."),
+]
+
+
+@app.command()
+def init(
+    site_dir: SiteDir,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            exists=True,
+            file_okay=False,
+            help="The hospital's files; a site.toml there is taken over.",
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="The site's name, where --from has no site.toml.")] = "my-hospital",
+    server: Annotated[str, typer.Option(help="The study's server, host:port.")] = "",
+    ca: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate of the study's authority.")
+    ] = None,
+) -> None:
+    """Make a site: settings, a pseudonym key, and the node's key. `node join` makes it part of a study."""
+    from federation.enrolment.certificates import create_node_key
+    from pipeline.site.folder import init_site, site_settings
+
+    site = init_site(site_dir, site_settings(source, name=name, server=server))
+    create_node_key(site.node_key)
+    if ca is not None:
+        shutil.copyfile(ca, site.ca_certificate)
+    say(f"Made the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
+    say(f"To join a study, ask its office for a code: `fedthorax node join {site_dir} CODE`.")
+
+
+@app.command()
+def join(
+    site_dir: SiteDir, code: Annotated[str, typer.Argument(help="The one-time code from the study's office.")]
+) -> None:
+    """Join a study: check its server by the code, and get the certificate that the node shows there."""
+    from federation.enrolment.join import join as enter
+    from pipeline.site.folder import Site
+
+    name = enter(Site.open(site_dir), code)
+    say(f"Joined; the study knows this site as {name}. Run its node: `fedthorax node start {site_dir}`.")
+
+
+@app.command()
+def renew(site_dir: SiteDir) -> None:
+    """Renew the node's certificate, while the one it has still holds."""
+    from federation.enrolment.join import renew as prolong
+    from pipeline.site.folder import Site
+
+    say(f"The node's certificate is valid until {prolong(Site.open(site_dir)):%Y-%m-%d}.")
+
+
+@app.command()
+def move(
+    site_dir: SiteDir, address: Annotated[str, typer.Argument(help="Where the study's server is now, host:port.")]
+) -> None:
+    """The study's server has moved: make sure that it is the same study's, and dial it there from now on."""
+    from federation.enrolment.join import move as dial_elsewhere
+    from pipeline.site.folder import Site
+
+    dial_elsewhere(Site.open(site_dir), address)
+    say(f"It is the study's server, and it knows this site. Start the node again to dial {address}.")
+
+
+@app.command()
+def check(
+    site_dir: SiteDir,
+    study: StudyFile = None,
+    truth: Annotated[Path | None, typer.Option(help="truth.json of a synthetic hospital, to judge the check.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Where the page goes that may be mailed; SITE_DIR/check.html if left out.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The doctor: what is wrong with this site, and how to mend it. Fetches nothing, changes nothing in the cohort."""
+    from federation.cli.doctor_screen import show_checkup
+    from federation.node import sandbox
+    from federation.protocol.study_config import preprocessing_of
+    from pipeline.doctor import checkup as doctor
+    from pipeline.doctor.page import write_page
+    from pipeline.site.folder import Site
+    from pipeline.training import privacy_budget
+
+    site = Site.open(site_dir)
+    with progress_bar("examining series") as progress:
+        result = doctor.check(
+            site, preprocessing_of(study), progress, truth=truth, more=[sandbox.line(site), privacy_budget.line(site)]
+        )
+    page = page or site.folder / "check.html"
+    write_page(result, page)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        show_checkup(result)
+        say(f"The page, which names no patient and may be mailed: {page}")
+    raise typer.Exit(int(result.is_refused))
+
+
+@app.command()
+def pull(site_dir: SiteDir, as_json: Json = False) -> None:
+    """Fetch what is new from the PACS into the site's folder, stripped of everything that names a patient."""
+    from models.refusal import Refusal
+    from pipeline.site.folder import Site
+    from pipeline.system.reasons import NO_PACS
+
+    site = Site.open(site_dir)
+    if site.settings.pacs is None:
+        raise Refusal(NO_PACS)
+    content = _pull(site)
+    if as_json:
+        print_json(content)
+
+
+def _pull(site: "Site") -> dict[str, Any]:
+    """Fetch from the PACS and say what came; the same as JSON."""
+    from pipeline.pacs.pull import pull as run
+
+    with progress_bar("fetching series") as progress:
+        report = run(site, progress)
+    content = report.to_json()
+    say(
+        f"PACS: {content['series']} series match; {content['fetched_now']} fetched now "
+        f"({content['megabytes']:.0f} MB), {content['already']} were here, {content['failed']} failed."
+    )
+    return content
+
+
+@app.command()
+def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
+    """Bring the cohort up to date with the PACS and the site's files; what is known is not read again."""
+    from federation.cli.doctor_screen import show_waterfall
+    from federation.protocol.study_config import preprocessing_of
+    from pipeline.cohort.ingest import ingest as run
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)
+    pulled = _pull(site) if site.settings.pacs is not None else None
+    with progress_bar("examining series") as progress:
+        assessment = run(site, preprocessing_of(study), progress)
+    if as_json:
+        print_json({**assessment.to_json(), "examined_now": assessment.examined_now, "pulled": pulled})
+        return
+    print_table(
+        ["finding", "count", "what to do"],
+        [[reason.code, str(count), reason.remedy] for reason, count in assessment.counts],
+    )
+    show_waterfall(assessment)
+    say(f"Each refusal with its pseudonym: {site.cohort_folder / 'refusals.csv'}")
+
+
+@app.command()
+def status(site_dir: SiteDir, as_json: Json = False) -> None:
+    """Whether the node runs, what it last did, and how many patients the cohort has."""
+    from federation.node.start import node_status
+    from pipeline.site.folder import Site
+
+    content = node_status(Site.open(site_dir))
+    if as_json:
+        print_json(content)
+    else:
+        shown = {key: value for key, value in content.items() if key != "site" and value not in (None, "")}
+        print_table(
+            ["", ""], [[k.replace("_", " "), str(v)] for k, v in shown.items()], title=f"site {content['site']}"
+        )
+
+
+@app.command()
+def find(
+    site_dir: SiteDir, pseudonym: Annotated[str, typer.Argument(help="As refusals.csv and the cohort show it.")]
+) -> None:
+    """Whose pseudonym it is: the patient's folders, or the accession numbers in the PACS, on this screen alone."""
+    from pipeline.imaging.readers import find_scans
+    from pipeline.pacs.pacs import open_pacs
+    from pipeline.pacs.pull import study_query
+    from pipeline.site.folder import Site
+
+    site = Site.open(site_dir)
+    if site.settings.pacs is not None:
+        with open_pacs(site) as pacs:
+            remote = pacs.find(study_query(site, site.settings.pacs))
+        places = {
+            f"patient {r.patient_id}, accession {r.accession}"
+            for r in remote
+            if site.pseudonym(r.patient_id) == pseudonym
+        }
+    else:
+        series, _ = find_scans(site.ct_folder)
+        places = {str(s.files[0].parent) for s in series if site.pseudonym(s.patient_id) == pseudonym}
+    for place in sorted(places):
+        typer.echo(place)
+    say(f"{len(places)} examinations or folders of this patient.")
+
+
+@app.command()
+def start(site_dir: SiteDir) -> None:
+    """Run this hospital's node until Ctrl-C. It dials the study's server; nothing here is reachable from outside."""
+    from federation.node.start import run_node
+    from pipeline.site.folder import Site
+
+    run_node(Site.open(site_dir), say)
+
+
+for command in (
+    apps,
+    approve,
+    revoke,
+    studies,
+    approve_study,
+    revoke_study,
+    releases,
+    approve_release,
+    revoke_release,
+    ledger,
+):
+    app.command()(command)

@@ -1,0 +1,99 @@
+"""`fedthorax node releases | approve-release | revoke-release`: whose weights a study may begin with."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from federation.cli.apps import Json, Note, SiteDir, user
+from federation.cli.console import print_json, print_table, say
+from federation.system import reasons
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from models.release import Release
+
+_NAME = re.compile(r"[0-9a-f]{8,64}")
+_SHOWN_DIGITS = 12
+
+
+def releases(site_dir: SiteDir, as_json: Json = False) -> None:
+    """The releases that were decided on, and from which of them a study may begin."""
+    from federation.approval.releases import ReleaseApprovals
+    from pipeline.site.folder import Site
+
+    decisions = ReleaseApprovals(Site.open(site_dir)).decisions()
+    if as_json:
+        print_json([decision.model_dump(mode="json") for decision in decisions])
+        return
+    rows = [[d.sha256[:_SHOWN_DIGITS], d.decided, f"{d.at:%Y-%m-%d}", d.by, d.note] for d in decisions]
+    print_table(["release", "a study may begin from it", "decided", "by", "note"], rows)
+
+
+def approve_release(
+    site_dir: SiteDir,
+    release_dir: Annotated[Path, typer.Argument(help="The release's folder, with its signature.")],
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="The public key (.pub) of who made it; repeat it. Get it by another way than the release."),
+    ] = None,
+    note: Note = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked: it was looked at before.")] = False,
+) -> None:
+    """Let studies begin with the weights of a signed release, after a look at where it comes from."""
+    from federation.approval.releases import ReleaseApprovals
+    from federation.cli.trust import trusted_keys
+    from models.reasons import TRUSTED_KEY
+    from models.release import load_release
+    from pipeline.site.folder import Site
+
+    approvals = ReleaseApprovals(Site.open(site_dir))
+    keys = trusted_keys(trust or [])
+    if not keys:
+        raise Refusal(TRUSTED_KEY, private="no key was named")
+    _show(load_release(release_dir, keys))
+    if not yes:
+        typer.confirm("Let studies begin with these weights at this hospital?", abort=True, err=True)
+    sha256 = approvals.approve(release_dir, by=user(), note=note)
+    say(f"Approved {sha256}. A study that begins from it needs an approval too: `fedthorax node approve-study`.")
+
+
+def revoke_release(
+    site_dir: SiteDir,
+    name: Annotated[str, typer.Argument(metavar="RELEASE", help="The release's SHA-256, or its first 8 digits.")],
+    note: Note = "",
+) -> None:
+    """Let no study begin from a release any more; runs that began from it are refused from now on."""
+    from federation.approval.releases import ReleaseApprovals
+    from pipeline.site.folder import Site
+
+    approvals = ReleaseApprovals(Site.open(site_dir))
+    known = [decision.sha256 for decision in approvals.decisions()]
+    found = [sha256 for sha256 in known if _NAME.fullmatch(name.lower()) and sha256.startswith(name.lower())]
+    if len(found) != 1:
+        raise Refusal(reasons.RELEASE_UNKNOWN)
+    approvals.revoke(found[0], by=user(), note=note)
+    say(f"Revoked {found[0]}.")
+
+
+def _show(release: "Release") -> None:
+    """Where a release comes from, with nothing in it that a terminal would obey."""
+    from federation.approval.review import printable
+
+    about = release.description
+    origin = "SYNTHETIC hospitals" if about.trained_on_synthetic_data else f"{about.sites} hospitals"
+    rows = {
+        "release": release.sha256,
+        "signed by": f"the key with SHA-256 {release.signed_by}",
+        "study, run": f"{about.study}, {about.run}",
+        "learnt from": f"{origin} in {about.rounds} rounds",
+        "network": about.network.architecture,
+        "software": about.software,
+    }
+    for name, value in rows.items():
+        typer.echo(f"{name:<12}{printable(value)}")
+    typer.echo(
+        "\nWeights can be made so that the first update tells of single patients. fedthorax refuses weights that are "
+        "longer than training makes them; beyond that, what stands for these weights is the signature."
+    )

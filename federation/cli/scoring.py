@@ -1,0 +1,71 @@
+"""`fedthorax score`: find the model, score, print, write the page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from federation.cli.console import print_json, print_table, say
+from models.release import POINTS, load_release
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES
+from pipeline.scoring.html_report import write_report
+from pipeline.scoring.score import score
+
+
+def score_series(
+    series: Sequence[Path], *, model: Path, trusted: Sequence[Path] = (), out: Path | None, as_json: bool
+) -> None:
+    """Score one series and show the answer; with `out`, write score.json and score.html there.
+
+    `trusted`: public keys, one of which must have signed the model; without any, that is not checked.
+
+    Raises Refusal: what `load_release` and `score` raise.
+    """
+    torch.set_num_threads(1)  # as in the clinic: the network is small, threads would wait for each other
+    release = load_release(model, trusted)
+    result = score(series[0] if len(series) == 1 else series, release)
+    content = result.to_json()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "score.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        page = write_report(result, out)
+    if as_json:
+        print_json(content)
+        return
+    points = release.description.operating_points
+    print_table(
+        ["", "probability", "95 % band", "level", "rule out below", "rule in from"],
+        [
+            [
+                label,
+                _percent(p),
+                " to ".join(map(_percent, result.intervals.get(label, ()))),
+                result.levels[label] or "",
+                *(_percent(points.get(label, {}).get(point)) for point in POINTS),
+            ]
+            for label, p in result.probabilities.items()
+        ],
+    )
+    regions = result.burden.regions
+    print_table(
+        ["ground glass, solid", *SIDES],
+        [
+            [
+                part,
+                *(f"{_percent(of[part].ground_glass)}, {_percent(of[part].consolidation)}" for of in regions.values()),
+            ]
+            for part in PARTS
+        ],
+    )
+    print_table(
+        ["check", "value", "verdict"], [[c.name, f"{c.value} {c.unit}".strip(), c.verdict] for c in result.checks]
+    )
+    say(f"Model {release.sha256[:12]}: {result.signature}")
+    say(content["notice"])
+    if out is not None:
+        say(f"Page: {page}")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,214 @@
+"""`fedthorax server ...`: what whoever hosts the study does."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.system.reasons import PASSPHRASE
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from federation.migration.common import Moved
+
+app = typer.Typer(help="The study's server: make it, enrol hospitals, run it.", no_args_is_help=True)
+ServerDir = Annotated[Path, typer.Argument(help="The server's folder.")]
+Archive = Annotated[Path, typer.Argument(dir_okay=False, help="The archive, one file.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="A file whose first line is the archive's passphrase."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+@app.command()
+def init(
+    folder: ServerDir,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or address under which nodes reach it, the first is dialled; this machine if none."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8443,
+    ca_certificate: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The hospital group's authority for this study, PEM.")
+    ] = None,
+    ca_key: Annotated[Path | None, typer.Option(dir_okay=False, help="Its key, PEM, without a passphrase.")] = None,
+) -> None:
+    """Make a server: its settings, its certificates, and its own authority unless one is given."""
+    from federation.enrolment.authority import Authority
+    from federation.server.start import init_server
+
+    if (ca_certificate is None) != (ca_key is None):
+        raise typer.BadParameter("give --ca-certificate and --ca-key together, or neither")
+    authority = Authority.read(ca_certificate, ca_key) if ca_certificate and ca_key else None
+    init_server(folder, hosts=host or [], port=port, authority=authority)
+    say(f"Made a server. Start it (`fedthorax server start {folder}`), then invite each hospital:")
+    say(f"  fedthorax server enrol {folder} NAME --patients N")
+
+
+@app.command()
+def start(folder: ServerDir) -> None:
+    """Run the server until Ctrl-C."""
+    from federation.server.start import start_server
+
+    with start_server(folder) as server:
+        say("The server is up. Ctrl-C ends it.")
+        raise typer.Exit(server.wait())
+
+
+@app.command()
+def enrol(
+    folder: ServerDir,
+    name: Annotated[str, typer.Argument(help="The site's name in the study.")],
+    patients: Annotated[
+        int | None, typer.Option(min=1, help="How many patients it says it has; its weight never counts for more.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Invite a hospital: prints the code with which its node joins, once, within 7 days."""
+    from federation.enrolment.invitations import invite
+
+    code = invite(folder, name, patients=patients)
+    if as_json:
+        print_json({"site": name, "code": code})
+        return
+    typer.echo(code)
+    say(f"Send this code to {name} by a way that only {name} reads: whoever has it can join once in its place.")
+    say("There: fedthorax node join SITE_DIR CODE")
+
+
+@app.command()
+def revoke(folder: ServerDir, name: Annotated[str, typer.Argument(help="The site's name in the study.")]) -> None:
+    """Shut a hospital out at once: its certificates, its open code, its node."""
+    from federation.enrolment.invitations import revoke as shut_out
+
+    shut_out(folder, name)
+    say(f"{name} is out. It can be enrolled again, with a new key.")
+
+
+@app.command()
+def renew(folder: ServerDir) -> None:
+    """Renew the server's own certificate; the hospitals notice nothing."""
+    from federation.server.start import renew_server
+
+    say(f"The certificate is valid until {renew_server(folder):%Y-%m-%d}. Start the server again to use it.")
+
+
+@app.command()
+def sites(folder: ServerDir, as_json: Json = False) -> None:
+    """The sites that were invited or have joined, and whether they are online. The server must be running."""
+    from federation.enrolment.invitations import overview
+
+    found = overview(folder)
+    if as_json:
+        print_json(
+            [
+                {
+                    "site": s.name,
+                    "online": s.online,
+                    "state": s.state,
+                    "patients": s.patients,
+                    "until": s.until.isoformat() if s.until else None,
+                }
+                for s in found
+            ]
+        )
+        return
+    print_table(
+        ["site", "online", "state", "patients", "certificate until"],
+        [
+            [
+                s.name,
+                "yes" if s.online else "no",
+                s.state,
+                str(s.patients or ""),
+                f"{s.until:%Y-%m-%d}" if s.until else "",
+            ]
+            for s in found
+        ],
+    )
+
+
+# --- the move ---------------------------------------------------------------------------------------------
+
+
+@app.command("export")
+def leave(
+    folder: ServerDir,
+    archive: Archive,
+    seal: Annotated[bool, typer.Option("--seal", help="Seal it with a passphrase, which is asked for.")] = False,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put the stopped server into one file, with which another provider goes on; this one starts no more."""
+    from federation.migration.export import export_server
+
+    if archive.resolve().is_relative_to(folder.resolve()):
+        raise typer.BadParameter("put the archive outside the server's folder")
+    passphrase = _passphrase(passphrase_file, ask=seal, confirm=True)
+    moved = export_server(folder, archive, passphrase=passphrase, say=say, bar=progress_bar)
+    archive = archive.resolve()
+    _tell(moved, archive, as_json=as_json)
+    if passphrase:
+        say("It is sealed (age format). Send the passphrase by another way than the archive.")
+    else:
+        say("It holds the key of the study's authority, unsealed: whoever has the file can make certificates of the")
+        say("study. Send it by a way that only the new host reads, or export again with --seal.")
+    say(f"There: fedthorax server import {archive.name} SERVER_DIR --host NAME, and compare the SHA-256.")
+    say("This server is marked as moved and starts no more. Once the new one is up and has been checked, delete its")
+    say(f"folder. Should the move not take place: delete the archive and {folder / 'MOVED'}, and it goes on here.")
+
+
+@app.command("import")
+def settle(
+    archive: Archive,
+    folder: ServerDir,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name or address under which nodes reach it, the first is dialled; as before if none."),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="As before if left out.")] = None,
+    passphrase_file: PassphraseFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a server from another provider's export: it goes on where that one ended."""
+    from federation.migration.common import is_sealed_archive
+    from federation.migration.import_archive import import_server
+
+    passphrase = _passphrase(passphrase_file, ask=is_sealed_archive(archive) and sys.stdin.isatty(), confirm=False)
+    moved = import_server(archive, folder, hosts=host or [], port=port, passphrase=passphrase, bar=progress_bar)
+    _tell(moved, archive, as_json=as_json)
+    say(
+        "All of it is here, checked against the archive. Compare the SHA-256 and the table with what the export showed."
+    )
+    say(f"Then start it: fedthorax server start {folder}")
+    say(f"A site that dials another address: fedthorax node move SITE_DIR {moved.address}, then start its node again.")
+    for run in moved.contents.runs:
+        say(f"Go on with a run that was not over: fedthorax study resume {run} --server {folder}")
+
+
+def _passphrase(file: Path | None, *, ask: bool, confirm: bool) -> str | None:
+    """The archive's passphrase; None if none is wanted or given."""
+    if file is not None:
+        if file.stat().st_mode & 0o077:
+            raise Refusal(PASSPHRASE, problem="others than its owner may read its file (chmod 600)")
+        return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)) if ask else None
+
+
+def _tell(moved: "Moved", archive: Path, *, as_json: bool) -> None:
+    contents = moved.contents
+    if as_json:
+        about: dict[str, Any] = asdict(moved) | {"archive": str(archive), "contents": contents.model_dump(mode="json")}
+        print_json(about)
+        return
+    roster = {"sites": contents.sites, "certificates of sites": contents.certificates, "codes": contents.invitations}
+    lines = [[f"roster: {what}", str(count)] for what, count in roster.items()]
+    lines += [[f"run {name}", f"up to round {number}"] for name, number in contents.runs.items()]
+    for name, amount in contents.experiments.items():
+        lines += [[f"MLflow, {name}: {what}", str(count)] for what, count in amount.model_dump().items()]
+    print_table(["what", "how much"], lines, title=f"{archive.name}, {moved.bytes / 1e6:.1f} MB")
+    typer.echo(f"SHA-256 {moved.sha256}")

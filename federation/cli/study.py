@@ -1,0 +1,229 @@
+"""`fedthorax study ...`: what a data scientist does."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, say
+from federation.cli.release import release
+from federation.cli.report import report
+
+if TYPE_CHECKING:
+    from federation.runs.launch import Finished, Say
+
+app = typer.Typer(help="Data scientists: launch, resume and compare federated training.", no_args_is_help=True)
+StudyFile = Annotated[Path, typer.Argument(help="The study file; configs/study.toml explains it.")]
+ServerDir = Annotated[Path, typer.Option("--server", help="The server's folder.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study run` or `study list` tells it.")]
+Simulate = Annotated[
+    list[Path] | None,
+    typer.Option(help="A site's folder on this machine, or one of such; repeat it. On Flower's simulation, no server."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+@app.command()
+def init(
+    study_file: Annotated[Path, typer.Argument(help="The file to write.")],
+    preset: Annotated[str, typer.Option(help="What to begin with; a wrong name lists them.")] = "study",
+) -> None:
+    """Write a study file to begin with: every key explained, or a preset for one purpose."""
+    import configs
+    from federation.system.reasons import STUDY_EXISTS
+    from models.refusal import Refusal
+
+    folder = Path(configs.__file__).parent
+    known = {path.stem: path for path in [folder / "study.toml", *sorted((folder / "presets").glob("*.toml"))]}
+    if preset not in known:
+        raise typer.BadParameter(f"the presets are {', '.join(known)}", param_hint="--preset")
+    if study_file.exists():
+        raise Refusal(STUDY_EXISTS, file=study_file.name)
+    study_file.write_bytes(known[preset].read_bytes())
+    say(f"Wrote {study_file}: look through it, then `fedthorax study run {study_file}`")
+
+
+@app.command()
+def run(
+    study_files: Annotated[list[Path], typer.Argument(help="Study files; configs/study.toml explains them.")],
+    server: ServerDir = Path("server"),
+    simulate: Simulate = None,
+    group: Annotated[str, typer.Option(help="What the runs have in common: a name for comparing them.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Run studies, one run for each file and seed, on a running server or over site folders of this machine.
+
+    A closed terminal ends nothing (`study follow RUN` watches it again); Ctrl-C stops the run.
+    """
+    from federation.runs.launch import launch_all, plan, server_of
+    from federation.runs.run_folder import NAME
+
+    if group and not re.fullmatch(NAME, group):
+        raise typer.BadParameter("a group's name is made of the letters a to z, digits and hyphens")
+    studies = plan(study_files)
+    with outliving_the_terminal():
+        with _watching(server) as (tell, began), server_of(server, simulate):
+            finished = launch_all(studies, server, tell, group=group, began=began)
+        _tell(finished, as_json=as_json)
+
+
+@app.command()
+def resume(
+    run_name: RunName, server: ServerDir = Path("server"), simulate: Simulate = None, as_json: Json = False
+) -> None:
+    """Go on with a run from its last checkpoint, after the server or the study came to a halt."""
+    from federation.runs.launch import resume as go_on
+    from federation.runs.launch import server_of
+
+    with outliving_the_terminal():
+        with _watching(server) as (tell, began), server_of(server, simulate):
+            finished = go_on(run_name, server, tell, began=began)
+        _tell([finished], as_json=as_json)
+
+
+@app.command()
+def follow(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
+    """Watch a run that is under way, from its first line on; Ctrl-C ends the watching alone. Says how it ended."""
+    from federation.runs.launch import follow as watch
+
+    try:
+        with _watching(server) as (tell, began):
+            finished = watch(run_name, server, tell, began=began)
+    except KeyboardInterrupt:
+        say(f"{run_name} goes on; `fedthorax study follow {run_name} --server {server}` watches it again")
+        return
+    _tell([finished], as_json=as_json)
+
+
+@app.command()
+def stop(run_name: RunName, server: ServerDir = Path("server")) -> None:
+    """Stop a run; it can be resumed."""
+    from federation.runs.launch import stop_run
+
+    stop_run(run_name, server)
+    say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {server}` goes on with it")
+
+
+@app.command(name="list")
+def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None:
+    """The runs of a server's folder, oldest first, with the means over sites of their last round."""
+    from federation.runs.listing import list_lines, summaries
+
+    runs = summaries(server)
+    if as_json:
+        print_json(runs)
+        return
+    columns = ["run", "state", "round", "strategy", "seed", "group", "mean AUROC severe", "begun (UTC)"]
+    print_table(columns, list_lines(runs), whole=1)
+
+
+@app.command()
+def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
+    """One run: its rounds, its sites, what was refused, what the final model does, and where things lie."""
+    from federation.runs.listing import detail, final_table, results_or_none, round_lines
+    from federation.runs.run_folder import find_run
+
+    told = detail(server, run_name)
+    if as_json:
+        print_json(told)
+        return
+    title = f"{run_name}: {told['strategy']}, seed {told['seed']}, {told['state']}"
+    say(title + (f", group {told['group']}" if told["group"] else ""))
+    columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
+    print_table(columns, round_lines(told["history"]), title="Rounds (means over sites, on validation patients)")
+    if results := results_or_none(find_run(server, run_name)):
+        print_table(*final_table(results), title="The final model on the sites' test patients")
+    for what, where in told["where"].items():
+        typer.echo(f"{what}: {where}")
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or groups of runs, by name.")],
+    server: ServerDir = Path("server"),
+    as_json: Json = False,
+) -> None:
+    """Final figures side by side. Runs of a group that differ by seed alone: their mean ± standard deviation."""
+    from federation.comparison.compare_runs import compare as set_side_by_side
+
+    comparison = set_side_by_side(server, names)
+    if as_json:
+        print_json(comparison.to_json())
+        return
+    columns = ["figure", "site", *(column.title for column in comparison.columns)]
+    print_table(columns, comparison.lines(), title="The final models on the sites' test patients", whole=1)
+    for warning in comparison.warnings:
+        say(f"{warning}. {warning.remedy}")
+
+
+app.command()(report)
+app.command()(release)
+
+
+@app.command()
+def baseline(
+    study_file: StudyFile,
+    sites: Annotated[list[Path], typer.Argument(help="One site: a local model. Several: a pooled one.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    threads: Annotated[int, typer.Option(min=1, help="Processor cores to use.")] = 1,
+) -> None:
+    """Train without federation, by the same step: one site alone, or synthetic sites pooled on this machine."""
+    from federation.coordinator.baselines import train_baseline
+    from federation.protocol.study_config import Study
+    from models.settings import load_settings
+    from pipeline.site.folder import Site
+
+    release = train_baseline(
+        load_settings(study_file, Study), [Site.open(folder) for folder in sites], out, threads=threads
+    )
+    say(f"Wrote {out}, release {release.sha256[:12]}.")
+
+
+@app.command()
+def attack(
+    model: Annotated[Path, typer.Argument(help="Folder of the release; attacks.json and its card are written there.")],
+    members: Annotated[list[Path], typer.Option(help="A site that trained it, on this machine; repeat it.")],
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="The study's file; without it, the default training is assumed.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what attacks find out from a model about its training patients, and write it into its card."""
+    from federation.comparison.attack import measure, require_controls, study_of
+    from models.attacks import attacks_section
+    from models.release import add_attacks, load_release
+    from pipeline.site.folder import Site
+
+    study = study_of(load_release(model).description, study_file)
+    with progress_bar("attacks") as progress:
+        attacks = measure(model, [Site.open(folder) for folder in members], study, progress)
+    add_attacks(model, attacks)
+    require_controls(attacks)
+    if as_json:
+        print_json(attacks.model_dump(mode="json"))
+    else:
+        typer.echo(attacks_section(attacks))
+
+
+@contextmanager
+def _watching(server: Path) -> Iterator[tuple["Say", Callable[[str], None]]]:
+    """What tells of runs on `server`, and what is to be told of each run that begins."""
+    from federation.runs.progress import Progress
+
+    progress = Progress(server)
+    with live(progress.now) as tell:
+        yield tell, progress.watch
+
+
+def _tell(finished: Sequence["Finished"], *, as_json: bool) -> None:
+    """One run is one object for machines; several are {"runs": [...]}."""
+    if as_json:
+        runs = [each.to_json() for each in finished]
+        print_json(runs[0] if len(runs) == 1 else {"runs": runs})
+        return
+    for each in finished:
+        say(f"Run {each.run} is complete. Candidate model: {each.release}")
+        say(f"See it in MLflow: {each.mlflow}")

@@ -1,0 +1,201 @@
+"""What a site does for a study, one function for each kind of message. The work itself is in `site_tasks`."""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from federation.client.site_tasks import (
+    Evaluated,
+    Trained,
+    assign_site,
+    calibrate_site,
+    embed_site,
+    fine_tune_site,
+    judge_site,
+    train_site,
+)
+from federation.protocol.coarse_moments import RANGES
+from federation.protocol.deployment import from_config
+from federation.protocol.flat_weights import Arrays
+from federation.protocol.half_precision import HALF, changes
+from federation.protocol.handshake import answer as shake
+from federation.protocol.reply_validation import EXAMPLES, decode, encode
+from federation.protocol.simulated_sites import simulated_folders
+from federation.protocol.study_config import Study
+from federation.system import reasons
+from models.refusal import Refusal
+from pipeline.site.folder import Site
+
+Handler = Callable[[Message, Context], Message]
+REFUSED, FAILED = 1001, 1002  # Flower wants a number; the code in the text is what counts
+app = ClientApp()
+
+
+def coded(handler: Handler) -> Handler:
+    """Answer with a code where `handler` fails.
+
+    Flower would send the exception's text to the server as it is, and that text may hold a path or a patient.
+    The full text goes to the site's own log.
+    """
+
+    @functools.wraps(handler)
+    def wrapped(message: Message, context: Context) -> Message:
+        try:
+            reply = handler(message, context)
+            _log().info("done")
+            return reply
+        except Refusal as refusal:
+            _log().error("%s %s", refusal, refusal.private)
+            return Message(Error(REFUSED, refusal.code), reply_to=message)
+        except Exception:
+            _log().exception("the study's code failed")
+            return Message(Error(FAILED, reasons.SITE_FAILED.code), reply_to=message)
+
+    return wrapped
+
+
+def site_folder(context: Context) -> Path:
+    """The site's folder: of this node, or the one that this simulated node plays."""
+    if simulated := simulated_folders():
+        return simulated[int(context.node_config["partition-id"])]
+    return Path(os.environ["FEDTHORAX_SITE_DIR"])
+
+
+def _log() -> logging.Logger:
+    """A log that stays in the site's folder, of this process alone."""
+    log = logging.getLogger("fedthorax.site")
+    folder = os.environ.get("FEDTHORAX_SITE_DIR")
+    if folder and not log.handlers:
+        with suppress(OSError):  # its text holds the path, and would cross the network
+            handler = logging.FileHandler(Path(folder) / "logs" / "client.log")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # Flower's own log would take it along
+    return log
+
+
+def _study(context: Context) -> Study:
+    return Study.model_validate_json(str(context.run_config["study"]))
+
+
+def _site(context: Context) -> Site:
+    return Site.open(site_folder(context))
+
+
+def _model(message: Message) -> tuple[Arrays, Arrays]:
+    """The weights, rounded where the study says so, and the buffers that came in."""
+    records = message.content.array_records
+    return decode(records["arrays"]), decode(records.get("buffers") or ArrayRecord())
+
+
+def _config(message: Message) -> Mapping[str, Any]:
+    return message.content.config_records["config"]
+
+
+def _trained(message: Message, context: Context, result: Trained) -> Message:
+    is_half = _study(context).wire.precision == HALF
+    arrays = changes(result.arrays, _model(message)[0]) if is_half else result.arrays
+    content = RecordDict({"arrays": encode(arrays)})
+    if result.buffers:  # with group norm there are none
+        content["buffers"] = encode(result.buffers)
+    content["metrics"] = MetricRecord({**result.metrics, EXAMPLES: result.examples})
+    return Message(content, reply_to=message)
+
+
+def _evaluated(message: Message, result: Evaluated) -> Message:
+    metrics = MetricRecord({**result.metrics, EXAMPLES: result.examples})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.query("handshake")
+@coded
+def handshake(message: Message, context: Context) -> Message:
+    """What this site is, so that a study begins with sites that are alike."""
+    _log().info("task: handshake")
+    answer = ConfigRecord(dict(shake(_site(context), _study(context))))
+    return Message(RecordDict({"site": answer}), reply_to=message)
+
+
+@app.query("partition")
+@coded
+def partition(message: Message, context: Context) -> Message:
+    """Which of the simulated sites this node plays; a real node has no such number, and its gateway asks for none."""
+    metrics = MetricRecord({"partition": int(context.node_config["partition-id"]), EXAMPLES: 1})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+@app.train()
+@coded
+def train(message: Message, context: Context) -> Message:
+    """Evaluate the model on this site's validation patients, then train it on its own."""
+    round_number = int(str(_config(message)["server-round"]))
+    _log().info("task: training for round %d", round_number)
+    result = train_site(
+        _site(context),
+        _study(context),
+        *_model(message),
+        round_number=round_number,
+        run=str(context.run_config["run"]),
+        # Of a simulated node there is no gateway, which else charges a private round before it lets the task in.
+        charged=not simulated_folders(),
+    )
+    return _trained(message, context, result)
+
+
+@app.train("head")
+@coded
+def fine_tune(message: Message, context: Context) -> Message:
+    """Fit the model's head once more, to this site's patients alone."""
+    _log().info("task: fitting the head")
+    return _trained(message, context, fine_tune_site(_site(context), _study(context), *_model(message)))
+
+
+@app.evaluate("calibrate")
+@coded
+def calibrate(message: Message, context: Context) -> Message:
+    """Fit calibration and thresholds to this site's validation patients, and tell how far from typical they are."""
+    _log().info("task: calibrating the model")
+    typical = decode(message.content.array_records["typical"])
+    return _evaluated(message, calibrate_site(_site(context), _study(context), *_model(message), typical))
+
+
+@app.evaluate("test")
+@coded
+def test(message: Message, context: Context) -> Message:
+    """Judge the model, with the calibration and the thresholds that came with it, on this site's test patients."""
+    _log().info("task: testing the model")
+    deployed, audit = from_config(_config(message)), bool(_config(message).get("audit", False))
+    result = judge_site(_site(context), _study(context), *_model(message), deployed, audit=audit)
+    return _evaluated(message, result)
+
+
+@app.evaluate("embed")
+@coded
+def embed(message: Message, context: Context) -> Message:
+    """Means and variances of the model's features, and of scans' looks, over this site's training patients."""
+    _log().info("task: features of the training patients")
+    features, looks = embed_site(_site(context), _study(context), *_model(message))
+    content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
+    for record, found in (("moments", features), ("looks", looks)):
+        told = {"mean": found.mean, "variance": found.variance}
+        content[record] = encode({name: RANGES[name].rounded(array) for name, array in told.items()})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate("assign")
+@coded
+def assign(message: Message, context: Context) -> Message:
+    """To which site the model's features of this site's test patients would be taken to belong."""
+    _log().info("task: features of the test patients")
+    discriminants = decode(message.content.array_records["probe"])["discriminants"]
+    probed = int(str(_config(message)["probed"]))
+    result = assign_site(_site(context), _study(context), *_model(message), discriminants, probed)
+    return _evaluated(message, result)

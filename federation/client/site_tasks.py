@@ -1,0 +1,221 @@
+"""The work of one site in a round, as plain functions: arrays in, arrays and allowed figures out."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from federation.protocol.figure_rounding import rounded
+from federation.protocol.flat_weights import Arrays, pack, unpack
+from federation.protocol.metric_allowlist import Kind, unspoken
+from federation.protocol.patient_counts import count_patients
+from federation.protocol.study_config import Study
+from federation.system.reasons import EMBEDDINGS
+from models.familiarity import Moments
+from models.network import SeverityNetwork, build_network
+from models.refusal import Refusal
+from pipeline.cohort.dataset import Examples
+from pipeline.cohort.store import Cohort
+from pipeline.evaluation.figures import Deployed, calibration_figures, distance_figures, round_figures, test_figures
+from pipeline.evaluation.shortcuts import assigned_shares, embed, looks, moments, shortcut_figures
+from pipeline.preprocessing.preprocess import settings_digest
+from pipeline.site.folder import Site, Split
+from pipeline.system.malloc import keep_memory
+from pipeline.system.reasons import PREPROCESSING, TOO_FEW_PATIENTS
+from pipeline.training.head_finetune import fit_head
+from pipeline.training.privacy_budget import check_and_spend
+from pipeline.training.train import predict, train
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The site's weights after its local epochs, and its figures; `examples` is the weight it asks for."""
+
+    arrays: dict[str, NDArray]
+    buffers: dict[str, NDArray]
+    metrics: dict[str, float]
+    examples: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The site's figures of a model, and over how many patients it was asked."""
+
+    metrics: dict[str, float]
+    examples: int
+
+
+def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
+    """The study's network with these packed tensors."""
+    network = build_network(study.network, seed=study.study.seed)
+    unpack(network, arrays, buffers)
+    return network
+
+
+def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
+    """The site's examples of some splits. Raises Refusal E_PREPROCESSING where they were prepared otherwise."""
+    with Cohort.read(site) as cohort:
+        if cohort.settings() - {settings_digest(study.preprocessing)}:
+            raise Refusal(PREPROCESSING)
+        return Examples(cohort.examples(*splits))
+
+
+def _enough(site: Site, examples: Examples) -> Examples:
+    """Raises Refusal E_TOO_FEW_PATIENTS under the site's own minimum."""
+    needed = site.settings.site.min_patients
+    if len(examples) < needed:
+        raise Refusal(TOO_FEW_PATIENTS, patients=len(examples), needed=needed)
+    return examples
+
+
+def _told(site: Site, kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
+    """Figures as they leave: on their grids, as the site's gateway rounds them too."""
+    return rounded(metrics, kind, count_patients(site))
+
+
+def train_site(
+    site: Site,
+    study: Study,
+    arrays: Arrays,
+    buffers: Arrays,
+    *,
+    round_number: int,
+    run: str = "",
+    charged: bool = False,
+) -> Trained:
+    """One site's round: figures of the model that came in, on validation patients; then local epochs.
+
+    In a private study the round is first charged to the site's budget, in the name of `run`; not where the gateway has
+    done so already (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
+    """
+    network = _opened(site, study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    validation = load_examples(site, study, "validation")
+    least = site.settings.site.min_patients
+    metrics = round_figures(predict(network, validation), validation.targets, min_patients=least)
+    if study.private_round is not None and not charged:
+        metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
+    seed = order_seed(study.study.seed, examples, arrays)
+    metrics |= _train(network, examples, study, round_number, seed)
+    trained, trained_buffers = pack(network)
+    return Trained(trained, trained_buffers, _told(site, "train", metrics), len(examples))
+
+
+def _train(
+    network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int
+) -> dict[str, float]:
+    """The local epochs of a round; their loss, which a private study does not tell."""
+    schedule = study.schedule(round_number)
+    if study.privacy is None:
+        loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
+        return {"train_loss": loss}
+    from pipeline.training.private_training import train_privately  # Opacus takes a second, and most studies need none
+
+    train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)
+    return {}
+
+
+def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
+    """The seed of the order of patients and of the augmentation at this site, for a study's seed and a round's weights.
+
+    It also follows from the names of the site's tensors, which the server does not know. So the server does not know
+    which patient is in which training step. It follows from the weights that came in as well: two rounds from different
+    weights then never have the same order. With the same order in both, the difference of their updates would tell
+    exactly which patients the two models treat otherwise. The same cohort, study and weights give the same order.
+    """
+    names = "|".join(sorted(example.tensor.name for example in examples.examples))
+    digest = hashlib.sha256(f"{seed}|{names}".encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"|{name}|".encode() + array.tobytes())
+    return int.from_bytes(digest.digest()[:8], "big")
+
+
+def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:
+    """The model with its head fitted once more to this site's training patients.
+
+    Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING.
+    """
+    network = _opened(site, study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    fit_head(network, examples)
+    weights, _ = pack(network)
+    return Trained(weights, dict(buffers), {}, len(examples))
+
+
+def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, typical: Arrays) -> Evaluated:
+    """Calibration and thresholds, fitted to the site's validation patients; and how far they lie from the `typical`.
+
+    `typical`: mean and variance over all sites of how scans look; without variance there is nothing to tell, and where
+    the site lets no such statistics out it is not told. Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    validation = _enough(site, load_examples(site, study, "validation"))
+    least = site.settings.site.min_patients
+    metrics = calibration_figures(predict(network, validation), validation.targets, min_patients=least)
+    if typical["variance"].any() and site.settings.gateway.embedding_statistics:
+        metrics |= distance_figures(looks(validation), typical["mean"], typical["variance"])
+    return Evaluated(_told(site, "evaluate.calibrate", metrics), len(validation))
+
+
+def judge_site(
+    site: Site, study: Study, arrays: Arrays, buffers: Arrays, deployed: Deployed, *, audit: bool
+) -> Evaluated:
+    """Figures on the site's test patients, with a calibration and thresholds; `audit`: those of shortcuts as well.
+
+    Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    test, train = _enough(site, load_examples(site, study, "test")), load_examples(site, study, "train")
+    least = site.settings.site.min_patients
+    metrics = test_figures(
+        predict(network, test),
+        test,
+        train,
+        deployed,
+        min_patients=least,
+        histograms=site.settings.gateway.histograms,
+        window_hu=study.preprocessing.window_hu,
+    )
+    if audit:
+        everybody = load_examples(site, study, "train", "validation", "test")
+        held_out = load_examples(site, study, "validation", "test")
+        metrics |= shortcut_figures(network, everybody, held_out, min_patients=least)
+    untold = unspoken("evaluate.test", is_private=study.privacy is not None)
+    metrics = {name: value for name, value in metrics.items() if name not in untold}
+    return Evaluated(_told(site, "evaluate.test", metrics), len(test))
+
+
+def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[Moments, Moments]:
+    """Means and variances over the site's training patients: of the network's features, and of how their scans look.
+
+    Raises as `fine_tune_site` does, and E_EMBEDDINGS where the site lets none of it out.
+    """
+    if not site.settings.gateway.embedding_statistics:
+        raise Refusal(EMBEDDINGS)
+    network = _opened(site, study, arrays, buffers)
+    examples = _enough(site, load_examples(site, study, "train"))
+    return moments(embed(network, examples)), moments(looks(examples))
+
+
+def assign_site(
+    site: Site, study: Study, arrays: Arrays, buffers: Arrays, discriminants: NDArray[np.float32], probed: int
+) -> Evaluated:
+    """To which of `probed` sites the features of this site's test patients would be taken to belong, as shares.
+
+    Raises as `fine_tune_site` does.
+    """
+    network = _opened(site, study, arrays, buffers)
+    test = _enough(site, load_examples(site, study, "test"))
+    shares = assigned_shares(embed(network, test), discriminants, probed)
+    metrics = {f"assigned_{number:02d}": share for number, share in enumerate(shares)}
+    return Evaluated(_told(site, "evaluate.assign", metrics), len(test))
+
+
+def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
+    """The network, with as many threads as the site allows."""
+    keep_memory()
+    if site.settings.training.threads:
+        torch.set_num_threads(site.settings.training.threads)
+    return load_network(study, arrays, buffers)

@@ -1,0 +1,168 @@
+"""Runs side by side: `fedthorax study compare`.
+
+Runs of one group that differ by their seed alone are one column, with the mean over the seeds and its spread; every
+other run is a column of its own. Rows are the federated model's figures at each site, and the mean over the sites.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from federation.runs.listing import (
+    HEADLINES,
+    MANY,
+    MEAN,
+    SPREAD,
+    Run,
+    federated,
+    mean_over_sites,
+    read_run,
+    results_or_none,
+)
+from federation.runs.results import Results
+from federation.runs.run_folder import read_note, run_names
+from federation.system import reasons
+from models.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure's mean over the seeds, and its standard deviation over them; None for one seed."""
+
+    mean: float
+    deviation: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.deviation:.3f}" if self.deviation is not None else "")
+
+
+@dataclass(frozen=True)
+class Column:
+    """Runs that differ by seed alone, and the results of each."""
+
+    title: str
+    runs: tuple[Run, ...]
+    results: tuple[Results, ...]
+
+    def values(self) -> dict[str, dict[str, Value]]:
+        """By figure, then by site or MEAN: over the runs that have it."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for results in self.results:
+            figures = federated(results)
+            for place, row in {**figures, MEAN: mean_over_sites(figures) if figures else {}}.items():
+                for name, value in row.items():
+                    found.setdefault(name, {}).setdefault(place, []).append(value)
+        return {
+            name: {place: Value(fmean(v), stdev(v) if len(v) > 1 else None) for place, v in places.items()}
+            for name, places in found.items()
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Columns, and what to bear in mind as they are read."""
+
+    columns: list[Column]
+    warnings: list[Refusal]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "columns": [
+                {
+                    "title": column.title,
+                    "runs": [run.name for run in column.runs],
+                    "seeds": [run.study.study.seed for run in column.runs],
+                    "figures": {
+                        name: {place: {"mean": v.mean, "deviation": v.deviation} for place, v in places.items()}
+                        for name, places in column.values().items()
+                    },
+                }
+                for column in self.columns
+            ],
+            "warnings": [{"code": warning.code, "says": warning.says} for warning in self.warnings],
+        }
+
+    def lines(self) -> list[list[str]]:
+        """The table of the headlines: figure, place, then one cell for each column.
+
+        Where columns have many sites, these places are the lowest, the median and the highest of them.
+        """
+        values = [column.values() for column in self.columns]
+        lines = []
+        for name in HEADLINES:
+            places = dict.fromkeys(place for each in values for place in each.get(name, {}))
+            if len(places) > MANY + 1:  # the mean is a place too
+                lines += [
+                    [name, f"{word} site", *(_over(each, name, of) for each in values)] for word, of in SPREAD.items()
+                ]
+                places = dict.fromkeys(place for place in places if place == MEAN)
+            for place in sorted(places, key=lambda place: (place == MEAN, place)):
+                cells = [str(each.get(name, {}).get(place, "")) for each in values]
+                lines.append([name, place, *cells])
+        return lines
+
+
+def _over(values: Mapping[str, Mapping[str, Value]], name: str, of: Callable[[Sequence[float]], float]) -> str:
+    told = [value.mean for place, value in values.get(name, {}).items() if place != MEAN]
+    return f"{of(told):.3f}" if told else ""
+
+
+def compare(server: Path, names: Sequence[str]) -> Comparison:
+    """Compare runs, by their names or by those of their groups.
+
+    Runs that are not complete are left out with a warning. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES, E_RESULTS where
+    none of them is complete.
+    """
+    found: list[tuple[Run, Results]] = []
+    warnings = []
+    for name in dict.fromkeys(member for each in names for member in _members(server, each)):
+        run = read_run(server, name)
+        if results := results_or_none(run.folder):
+            found.append((run, results))
+        else:
+            warnings.append(Refusal(reasons.RUN_LEFT_OUT, run=name, state=run.state))
+    if not found:
+        raise Refusal(reasons.RESULTS)
+    return Comparison(_columns(found), [*_unlike(found), *warnings])
+
+
+def _members(server: Path, name: str) -> list[str]:
+    """The runs of a group of this name; else the run, which may turn out to be unknown."""
+    runs = server / "runs"
+    members = [run for run in run_names(server) if read_note(runs / run).group == name]
+    return members if members and not (runs / name).is_dir() else [name]
+
+
+def _columns(found: Sequence[tuple[Run, Results]]) -> list[Column]:
+    alike: dict[str, list[tuple[Run, Results]]] = {}
+    for run, results in found:
+        key = run.note.group + run.study.with_seed(0).model_dump_json() if run.note.group else run.name
+        alike.setdefault(key, []).append((run, results))
+    columns = [
+        Column(_title([run for run, _ in each]), tuple(run for run, _ in each), tuple(results for _, results in each))
+        for each in alike.values()
+    ]
+    titles = [column.title for column in columns]
+    return [
+        Column(f"{c.title}\n{c.runs[0].name}", c.runs, c.results) if titles.count(c.title) > 1 else c for c in columns
+    ]
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """The run's name, or what its group has in common."""
+    first = runs[0]
+    if len(runs) == 1:
+        return f"{first.name}\n{first.study.strategy.name}"
+    return f"{first.note.group}\n{first.study.strategy.name}, {len(runs)} seeds"
+
+
+def _unlike(found: Sequence[tuple[Run, Results]]) -> list[Refusal]:
+    """What makes figures of these runs answers to different questions."""
+    differ: dict[str, set[Any]] = {
+        "preprocessing": {results.study.preprocessing.model_dump_json() for _, results in found},
+        "the sites": {tuple(sorted(federated(results))) for _, results in found},
+        "whether the patients are synthetic": {results.synthetic for _, results in found},
+    }
+    return [Refusal(reasons.RUNS_UNLIKE, what=what) for what, kinds in differ.items() if len(kinds) > 1]

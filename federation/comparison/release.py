@@ -1,0 +1,220 @@
+"""From a run to a signed model: `fedthorax study release`.
+
+What was judged is released: the candidate's weights and calibration, with the thresholds and the story of the run from
+results.json. The folder becomes a MONAI bundle too and is signed as a whole; the registered version of the run gets
+MLflow's alias `released`.
+
+    SERVER_DIR/release.key            signs; made when it is first needed, and never leaves the server
+    SERVER_DIR/releases/<run>/        the release
+    SERVER_DIR/releases/<run>.pub     the public key, to be handed out by another way than the release
+"""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from federation.runs.results import FEDERATED, Audit, Results, read_results
+from federation.runs.run_folder import find_run
+from federation.system import reasons
+from models.attacks import Attacks
+from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord
+from models.refusal import Refusal
+from models.release import ATTACKS, Description, Release, add_attacks, load_release, save_release
+from models.signature import fingerprint, new_private_key, public_key, sign
+from pipeline.bundle import write_bundle
+from pipeline.system.atomic_files import write_durably
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+RELEASED = "released"  # the alias
+RELEASES, KEY = "releases", "release.key"
+# Of what a site told, by how the names begin; results.json has the rest.
+_FIGURES = ("auroc_", "auprc_", "brier_", "ece_", "calibration_", "prevalence_", "sens_at_rule", "spec_at_rule")
+_INTERNAL = "No hospital outside the training has judged it: how it does elsewhere is not known."
+
+
+@dataclass(frozen=True)
+class Released:
+    """What came of it. `key_sha256` is the fingerprint of the public key, `version` MLflow's."""
+
+    folder: Path
+    public_key: Path
+    sha256: str
+    key_sha256: str
+    version: str
+
+    def to_json(self) -> dict[str, str]:
+        return {
+            "release": str(self.folder),
+            "sha256": self.sha256,
+            "public_key": str(self.public_key),
+            "key_sha256": self.key_sha256,
+            "mlflow_version": self.version,
+        }
+
+
+def release_run(
+    run_name: str,
+    server: Path,
+    say: Callable[[str], None],
+    *,
+    out: Path | None = None,
+    key: Path | None = None,
+    despite_flags: str = "",
+) -> Released:
+    """Release a run's candidate into the folder `out`, signed with `key`. All is there in the end, or nothing.
+
+    `despite_flags` is the reason to release a model that the audit flagged.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
+    E_MLFLOW_SILENT, and those of `load_release` for the candidate.
+    """
+    run = find_run(server, run_name)
+    results = read_results(run)
+    candidate = load_release(run / "release")
+    if candidate.sha256 != results.release:
+        raise Refusal(reasons.CANDIDATE_OTHER, private=str(run))
+    flags = results.audit.flags if results.audit else []
+    if flags and not despite_flags.strip():
+        raise Refusal(reasons.AUDIT_FLAGS, flags=", ".join(sorted({flag.code for flag in flags})))
+    out = (out or server / RELEASES / run_name).absolute()
+    public = out.with_name(f"{out.name}.pub")
+    if out.exists() or public.exists():
+        raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
+    key = key or _own_key(server)
+    public_pem = public_key(key)
+    described = describe(candidate.description, results, despite_flags=despite_flags if flags else "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
+        folder, handed_out = Path(temporary) / out.name, Path(temporary) / public.name
+        handed_out.write_bytes(public_pem)
+        release = _write(folder, candidate, described, run / "release" / ATTACKS)
+        sign(folder, key)
+        load_release(folder, [handed_out])  # as every scorer will
+        version = mark_released(server, results, folder, release.sha256, say)
+        handed_out.rename(public)
+        folder.rename(out)
+    return Released(out, public, release.sha256, fingerprint(public), version)
+
+
+def describe(candidate: Description, results: Results, *, despite_flags: str) -> Description:
+    """The candidate's description with what its run found: thresholds, hospitals, audit, limits."""
+    provenance = Provenance(
+        candidate=results.release,
+        seed=results.study.study.seed,
+        rounds_planned=results.study.study.rounds,
+        rounds_lost=sum(bool(entry["lost"]) for entry in _rounds(results)),
+        stopped_early=results.stopped_early,
+        strategy_options=dict(results.study.strategy.options),
+        sites=_sites(results),
+        audit=_audit(results.audit),
+        despite_flags=despite_flags,
+        study=results.study.model_dump(mode="json", exclude_none=True),
+    )
+    has_external = any(record.figures and not record.trained for record in provenance.sites.values())
+    points = {
+        label: {point: found.threshold for point, found in points.items()}
+        for label, points in results.operating_points.items()
+    }
+    return candidate.model_copy(
+        update={
+            "operating_points": points or candidate.operating_points,
+            "provenance": provenance,
+            "limits": candidate.limits if has_external else (*candidate.limits, _INTERNAL),
+        }
+    )
+
+
+def mark_released(server: Path, results: Results, folder: Path, sha256: str, say: Callable[[str], None]) -> str:
+    """Give the version that the run's candidate is registered as the alias `released`, and its run the signed folder.
+
+    Returns the version. Raises Refusal E_MLFLOW_SILENT, also where the candidate is not registered yet.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by itself it tries for minutes
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from federation.runs.tracking import hand_over_rest, tracking_uri
+
+    hand_over_rest(server, say)
+    uri, name = tracking_uri(server), results.study.study.name
+    try:
+        client = MlflowClient(uri, uri)
+        version = _version(client, name, results.release)
+        client.log_artifacts(str(version.run_id), str(folder), RELEASED)
+        client.set_model_version_tag(name, version.version, "release_sha256", sha256)
+        client.set_registered_model_alias(name, RELEASED, version.version)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise Refusal(reasons.MLFLOW_SILENT, private=str(error)) from error
+    return str(version.version)
+
+
+def _version(client: "MlflowClient", name: str, candidate: str) -> "ModelVersion":
+    """The newest version whose weights are the candidate's."""
+    found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == candidate]
+    if not found:
+        raise Refusal(reasons.MLFLOW_SILENT)
+    return max(found, key=lambda version: int(version.version))
+
+
+def _own_key(server: Path) -> Path:
+    key = server / KEY
+    if not key.exists():
+        write_durably(key, new_private_key())  # readable by its owner alone
+    return key
+
+
+def _write(folder: Path, candidate: Release, described: Description, attacks: Path) -> Release:
+    """The release's files, unsigned; attacks that were measured on the candidate come along."""
+    release = save_release(folder, candidate.network, described)
+    if attacks.exists():
+        add_attacks(folder, Attacks.model_validate_json(attacks.read_bytes()))
+    write_bundle(folder, release)
+    return release
+
+
+def _rounds(results: Results) -> list[dict[str, Any]]:
+    return [entry for entry in results.history if "round" in entry]
+
+
+def _sites(results: Results) -> dict[str, SiteRecord]:
+    """Each site that answered before the first round, trained, or judged the model."""
+    federated, rounds = results.model(FEDERATED), _rounds(results)
+    counted = Counter(site for entry in rounds for site in entry["sites"])
+    trained = set(federated.trained_at if federated else counted)
+    figures = federated.figures if federated else {}
+    records = {}
+    for site in sorted({*results.sites, *trained, *figures}):
+        about, without = results.sites.get(site), results.model(f"without {site}")
+        records[site] = SiteRecord(
+            patients=about.patients if about else "",
+            software=about.version if about else "",
+            trained=site in trained,
+            rounds=counted[site],
+            dropouts=dict(Counter(entry["refused"][site] for entry in rounds if site in entry["refused"])),
+            figures=_kept(figures.get(site, {})),
+            left_out=_kept(without.figures.get(site, {})) if without else {},
+        )
+    return records
+
+
+def _kept(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in sorted(figures.items()) if name.startswith(_FIGURES)}
+
+
+def _audit(audit: Audit | None) -> AuditRecord | None:
+    if audit is None:
+        return None
+    return AuditRecord(
+        probe_accuracy=audit.probe.accuracy if audit.probe else None,
+        probe_chance=audit.probe.chance if audit.probe else None,
+        sites=audit.sites,
+        flags=tuple(FlagRecord(**flag.model_dump()) for flag in audit.flags),
+    )

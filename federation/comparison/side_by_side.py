@@ -1,0 +1,132 @@
+"""Models side by side on synthetic hospitals: a table and a figure of AUROC with 95 % intervals.
+
+Rows are models (each local one, pooled, federated) and the best possible reader, who knows the planted lesions;
+columns are hospitals: test patients of those that trained, every patient of one that never did.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.client.site_tasks import load_examples
+from federation.protocol.study_config import Study
+from models.network import LABELS
+from models.release import Release
+from pipeline.cohort.dataset import Examples
+from pipeline.cohort.store import Cohort
+from pipeline.evaluation.discrimination import Auroc, auroc
+from pipeline.site.folder import Site, Split
+from pipeline.training.train import predict
+
+READER = "best possible reader"
+ALL: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model at one hospital for one label."""
+
+    model: str
+    site: str
+    label: str
+    auroc: Auroc
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """Where models are compared: an opened site, which of its patients, and the truth planted beside it."""
+
+    site: Site
+    splits: tuple[Split, ...]
+    truth: Path
+
+    @property
+    def name(self) -> str:
+        return self.site.name if self.splits != ALL else f"{self.site.name} (never trained)"
+
+
+def reader_scores(hospital: Hospital) -> NDArray[np.float32]:
+    """What the best possible reader says: planted chance of `severe` and whether Covid was planted at all.
+
+    Shape (patients, labels), in the order of the site's examples.
+    """
+    patients = json.loads(hospital.truth.read_text())["patients"]
+    known = {hospital.site.pseudonym(p["patient_id"]): p for p in patients}
+    with Cohort(hospital.site) as cohort:
+        rows = [known[p.pseudonym] for p in cohort.patients() if p.split in hospital.splits]
+    scores = [[{"covid": 1.0, "none": 0.0, "other": -1.0}[p["pattern"]], p["p_severe"]] for p in rows]
+    return np.array(scores, dtype=np.float32)
+
+
+def compare(models: Mapping[str, Release], hospitals: Sequence[Hospital], study: Study) -> list[Cell]:
+    """AUROC of every model and of the best possible reader at every hospital, for both labels."""
+    cells = []
+    for hospital in hospitals:
+        examples: Examples = load_examples(hospital.site, study, *hospital.splits)
+        scores = {name: predict(release.network, examples) for name, release in models.items()}
+        scores[READER] = reader_scores(hospital)
+        for name, values in scores.items():
+            for column, label in enumerate(LABELS):
+                found = auroc(values[:, column], examples.targets[:, column])
+                cells.append(Cell(name, hospital.name, label, found))
+    return cells
+
+
+def names(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """Models and hospitals in the order in which they were compared."""
+    return list(dict.fromkeys(c.model for c in cells)), list(dict.fromkeys(c.site for c in cells))
+
+
+def find(cells: Sequence[Cell], model: str, site: str, label: str) -> Auroc:
+    return next(c.auroc for c in cells if (c.model, c.site, c.label) == (model, site, label))
+
+
+def markdown(cells: Sequence[Cell], label: str) -> str:
+    """The table of one label in Markdown."""
+    models, sites = names(cells)
+    head = [f"AUROC of `{label}` (95 % interval)", *sites]
+    lines = [head, ["---"] * len(head)]
+    lines += [[model, *(str(find(cells, model, site, label)) for site in sites)] for model in models]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_results(cells: Sequence[Cell], out: Path) -> None:
+    """results.json, results.md and results.png under `out`."""
+    (out / "results.json").write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+    text = "Synthetic hospitals: these figures say nothing about patients.\n\n"
+    text += "\n\n".join(markdown(cells, label) for label in reversed(LABELS))
+    (out / "results.md").write_text(text + "\n", encoding="utf-8")
+    draw(cells, out / "results.png")
+
+
+def draw(cells: Sequence[Cell], path: Path) -> None:
+    """One panel a hospital: AUROC of `severe` of each model as a point with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    models, sites = names(cells)
+    figure, axes = plt.subplots(1, len(sites), figsize=(3.1 * len(sites), 3.4), sharey=True, layout="constrained")
+    rows = np.arange(len(models))[::-1]
+    for axis, site in zip(np.atleast_1d(axes), sites, strict=True):
+        for row, model in zip(rows, models, strict=True):
+            found = find(cells, model, site, "severe")
+            colour = "#b3261e" if model == "federated" else "#8a8a8a" if model == READER else "#1f4e79"
+            axis.plot([found.low, found.high], [row, row], color=colour, linewidth=2, alpha=0.6)
+            axis.plot(found.value, row, "D" if model == READER else "o", color=colour)
+        if all(math.isnan(find(cells, model, site, "severe").value) for model in models):
+            axis.text(0.66, rows.mean(), "no figure:\none outcome only", ha="center", va="center", color="#666666")
+        axis.axvline(0.5, color="#cccccc", linewidth=1, linestyle=":")
+        axis.set(xlim=(0.3, 1.02), title=site, xlabel="AUROC of severe")
+        axis.set_yticks(rows, models)
+        axis.grid(axis="x", color="#eeeeee")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Severe Covid-19 among PCR-positive patients, SYNTHETIC hospitals (95 % intervals)")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

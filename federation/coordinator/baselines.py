@@ -1,0 +1,69 @@
+"""Baselines: one hospital alone, or all in one pool, trained by the same step as a federated round.
+
+Pooling is what a federation must not do; it is possible here because synthetic hospitals lie on one machine, and it
+tells what the federation costs.
+"""
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from federation.client.site_tasks import load_examples
+from federation.protocol.study_config import Study
+from models.calibration import fit_platt
+from models.network import LABELS, SeverityNetwork, build_network
+from models.release import Description, Release, save_release
+from pipeline.cohort.dataset import Examples
+from pipeline.site.folder import Site, Split
+from pipeline.system.malloc import keep_memory
+from pipeline.training.train import Schedule, predict, train
+
+
+def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Examples:
+    """The examples of several sites together."""
+    return Examples([e for site in sites for e in load_examples(site, study, *splits).examples])
+
+
+def train_together(study: Study, sites: Sequence[Site]) -> SeverityNetwork:
+    """A network trained on the patients of all given sites, for as many epochs (or steps) as in a federation."""
+    keep_memory()
+    network = build_network(study.network, seed=study.study.seed)
+    examples = pooled_examples(sites, study, "train")
+    steps = study.study.local_steps * len(sites)  # as many as all of them take together
+    schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs, steps=steps)
+    train(network, examples, study.training, schedule, seed=study.study.seed)
+    return network
+
+
+def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: int = 1) -> Release:
+    """Train on the given sites as `train_together` does, calibrate, write a release to `out`."""
+    torch.set_num_threads(threads)
+    network = train_together(study, sites)
+    validation = pooled_examples(sites, study, "validation")
+    logits = predict(network, validation)
+    return save_release(
+        out,
+        network,
+        Description(
+            network=study.network,
+            preprocessing=study.preprocessing.model_dump(mode="json"),
+            calibration={label: fit_platt(logits[:, k], validation.targets[:, k]) for k, label in enumerate(LABELS)},
+            study=study.study.name,
+            run="baseline",
+            rounds=0,
+            sites=len(sites),
+            strategy="pooled" if len(sites) > 1 else "local",
+            software=f"fedthorax {version('fedthorax')}",
+            trained_on_synthetic_data=study.study.synthetic,
+        ),
+    )
+
+
+def train_in_background(study: Study, folders: Sequence[Path], out: Path) -> str:
+    """`train_baseline` for a worker process that leaves the machine to the federation; returns `out`'s name."""
+    os.nice(19)
+    train_baseline(study, [Site.open(folder) for folder in folders], out)
+    return out.name

@@ -1,0 +1,41 @@
+"""A whole run in this process, over site folders of this machine: for notebooks and tests, where seconds count.
+
+The server's own run with the app's own answers, and the same weights as in a simulation; only Flower's processes are
+not there, nor is anything that they could do wrong. `study run --simulate` is the rehearsal with them.
+"""
+
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from federation.coordinator.eager_grid import EagerGrid
+from federation.protocol.first_weights import bring_release
+from federation.protocol.study_config import Study
+from federation.runs.run_folder import RunNote, write_note
+
+
+def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str = "") -> Path:
+    """Run a study over these sites; returns the run's folder under `server`, as a server would have left it.
+
+    Runs of one `group` belong together (`study compare`).
+
+    Raises Refusal: those of a run, and of `bring_release`.
+    """
+    from federation.coordinator.inprocess import InProcessGrid, playing
+    from federation.coordinator.server_app import ServerRun
+
+    name = f"{study.study.name}-{secrets.token_hex(4)}"
+    run = server / "runs" / name
+    bring_release(study, server, run)
+    run.mkdir(parents=True, exist_ok=True)
+    (server / "server.toml").write_text(f"# A rehearsal.\nport = 1\nsimulated_sites = {len(folders)}\n")
+    begun = RunNote(begun=datetime.now(UTC), group=group)
+    write_note(run, begun)
+    (run / "study.json").write_text(study.model_dump_json(indent=1))
+    grid = InProcessGrid(study, folders, name)
+    with playing(folders):
+        ServerRun(server, study, name, cast(EagerGrid, grid)).execute()
+    write_note(run, begun.model_copy(update={"ended": "completed"}))
+    return run

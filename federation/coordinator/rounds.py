@@ -1,0 +1,164 @@
+"""One federated training: rounds under the guarded strategy, a checkpoint after each, and when to stop.
+
+The study's own model comes about so, and so does the model of the federation without one site.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from flwr.serverapp import Grid
+
+from federation.coordinator.connected_sites import MAX_EXAMPLES, Sites
+from federation.protocol.first_weights import begin_network
+from federation.protocol.flat_weights import Arrays, pack
+from federation.protocol.half_precision import rounded
+from federation.protocol.metric_allowlist import EPSILON, FIGURES
+from federation.protocol.reply_validation import encode
+from federation.protocol.study_config import StoppingTable, Study
+from federation.strategy import checkpoint
+from federation.strategy.flower_strategies import build_strategy, strategy_state
+from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.round_report import RoundReport
+from federation.strategy.sampling import draw
+from federation.system import reasons
+from models.refusal import Refusal
+
+OnRound = Callable[[RoundReport, Mapping[str, Any], Path], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network's packed tensors."""
+
+    arrays: Arrays
+    buffers: Arrays
+
+
+class _Enough(Exception):
+    """The training has come as far as it will."""
+
+
+@dataclass
+class Training:
+    """The training of one model, from its last checkpoint in `folder` if there is one.
+
+    `on_round` is told of each round: what happened, what the history keeps of it, the checkpoint's file.
+    `begins_from`: holds the release that the study begins from, if it does (see `first_weights.begin_network`).
+    """
+
+    study: Study
+    folder: Path
+    run: str
+    on_round: OnRound = lambda *_: None
+    begins_from: Path = Path()
+    state: checkpoint.State = field(init=False)
+    damaged_rounds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Begin anew only where there is no checkpoint.
+
+        Raises Refusal: E_CHECKPOINT_DAMAGED where there are some and none is intact, and as `begin_network`.
+        """
+        try:
+            loaded = checkpoint.load_latest(self.folder)
+            self.state, self.damaged_rounds = loaded.state, loaded.damaged_rounds
+        except Refusal as refusal:
+            if refusal.reason is not reasons.CHECKPOINT_NONE:
+                raise
+            arrays, buffers = pack(begin_network(self.study, self.begins_from))
+            self.state = checkpoint.State(round=0, arrays=arrays, buffers=buffers, memory={}, history=[], about={})
+        self.history: list[Mapping[str, Any]] = list(self.state.history)
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.state.round < self.study.study.rounds and has_stopped_rising(self.history, self.study.stopping)
+
+    @property
+    def model(self) -> Model:
+        """As the sites get it, so that what they judge is what is released; the checkpoint has what was rounded off."""
+        sent = rounded(self.state.arrays, self.study.wire.precision)
+        arrays = {name: array.astype(self.state.arrays[name].dtype, copy=False) for name, array in sent.items()}
+        return Model(arrays, self.state.buffers)
+
+    def execute(self, sites: Sites) -> Model:
+        """All rounds that are still to do. Raises Refusal: those of `GuardedStrategy` and `build_strategy`."""
+        table = self.study.study
+        if self.state.round >= table.rounds or self.stopped_early:
+            return self.model
+        inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
+        self._strategy = GuardedStrategy(
+            inner,
+            quorum=table.quorum,
+            metrics=FIGURES["train"],
+            max_examples=MAX_EXAMPLES,
+            enrolled=sites.enrolled,
+            buffers=self.state.buffers,
+            wait_s=table.wait_s,
+            first_round=self.state.round + 1,
+            memory=self.state.memory,
+            heads=sites.heads,
+            choose=lambda number, nodes: draw(nodes, sites.name, table.sites_per_round, seed=table.seed, what=number),
+            folder=self.folder,
+            on_round=lambda report: self._keep(report, sites),
+        )
+        self._wire = sites.wire
+        with suppress(_Enough):
+            self._strategy.start(
+                grid=cast(Grid, self._wire),
+                initial_arrays=encode(self.state.arrays),
+                num_rounds=table.rounds - self.state.round,
+                timeout=table.round_timeout_s,
+            )
+        return self.model
+
+    def _keep(self, report: RoundReport, sites: Sites) -> None:
+        """Save a round and tell of it; the last one too if the figures no longer rise."""
+        report = replace(report, bytes_down=self._wire.bytes_down, bytes_up=self._wire.bytes_up)
+        entry = _entry(report, sites)
+        self.history.append(entry)
+        strategy = self._strategy
+        self.state = checkpoint.State(
+            round=report.round,
+            arrays=strategy.arrays,
+            buffers=strategy.buffers,
+            memory=strategy_state(strategy.inner),
+            history=self.history,
+            about={"study": self.study.study.name, "run": self.run},
+        )
+        self.on_round(report, entry, checkpoint.save(self.folder, self.state))
+        if self.stopped_early:
+            raise _Enough
+
+
+def _entry(report: RoundReport, sites: Sites) -> dict[str, Any]:
+    """What the history tells of a round."""
+    return {
+        "round": report.round,
+        "lost": report.lost,
+        "lost_for": report.lost_for,
+        "sites": sorted(map(sites.name, report.valid)),
+        "refused": {sites.name(node): code for node, code in report.refused.items()},
+        "capped": sorted(map(sites.name, report.capped)),
+        "clipped": sorted(map(sites.name, report.clipped)),
+        "ledger": sites.ledger(report.ledger),
+        "epsilon": {sites.name(node): m[EPSILON] for node, m in report.metrics.items() if EPSILON in m},
+        "means": dict(report.aggregated),
+        "seconds": round(report.seconds, 1),
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+    }
+
+
+def has_stopped_rising(history: Sequence[Mapping[str, Any]], rule: StoppingTable | None) -> bool:
+    """Whether the last rounds' mean validation figure was not `least_gain` above the best before them.
+
+    A round tells the figure of the model that it began with. Rounds without the figure do not count.
+    """
+    if rule is None:
+        return False
+    figures = [means[rule.figure] for entry in history if rule.figure in (means := entry.get("means", {}))]
+    before, last = figures[: -rule.patience_rounds], figures[-rule.patience_rounds :]
+    return bool(before) and max(last) < max(before) + rule.least_gain

@@ -1,0 +1,254 @@
+"""What the server does for a study: rounds, the examination of the model, tracking, results and a candidate.
+
+`rounds` trains, `final_evaluation` asks the sites about the model, `checkpoint` keeps files, `tracking` logs to MLflow.
+Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, results.json, and history.json,
+which tells of each round who took part, who was refused and why, and where each site's ledger ended.
+"""
+
+import errno
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from federation.client.site_tasks import load_network
+from federation.coordinator.connected_sites import gather
+from federation.coordinator.eager_grid import EagerGrid
+from federation.coordinator.final_evaluation import Examination, Figures
+from federation.coordinator.rounds import Model, Training
+from federation.coordinator.site_agreement import shake_hands
+from federation.protocol.deployment import to_config
+from federation.protocol.first_weights import begun_sites
+from federation.protocol.handshake import SiteAbout
+from federation.protocol.metric_allowlist import LOSS
+from federation.protocol.pooled_figures import weighted_means
+from federation.protocol.release_files import BEGINS_FROM
+from federation.protocol.reply_validation import EXAMPLES
+from federation.protocol.study_config import Study
+from federation.runs.results import FEDERATED, RESULTS, Results
+from federation.runs.submission import MARK
+from federation.runs.tracking import Tracker, hand_over_rest
+from federation.strategy.flower_strategies import build_strategy, is_robust
+from federation.strategy.round_report import RoundReport, by_code, flags
+from federation.system import reasons
+from models.calibration import Platt
+from models.network import LABELS
+from models.refusal import Refusal
+from models.release import Description, Privacy, Release, save_release
+from pipeline.system.atomic_files import write_durably
+
+HEADLINES = tuple(f"{kind}_{label}" for label in LABELS for kind in ("auroc", "auprc", "loss", "brier"))
+# What a file system says when it takes no more: full, over quota, over a limit, not ours, read-only.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+MANY = 8  # sites that one line names
+log = logging.getLogger("flwr")
+app = ServerApp()
+
+
+def say(text: str) -> None:
+    """A line for whoever watches the run."""
+    log.info("%s%s", MARK, text)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run or resume the study that the run's configuration holds."""
+    study = Study.model_validate_json(str(context.run_config["study"]))
+    run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), EagerGrid(grid))
+    try:
+        run.execute()
+    except Refusal as refusal:
+        say(f"{refusal}. {refusal.remedy}")
+        raise
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        full = Refusal(reasons.SERVER_DISK, private=str(error))
+        say(f"{full}. {full.remedy}")
+        raise full from error
+
+
+@dataclass
+class ServerRun:
+    """One run of a study on the server."""
+
+    server_folder: Path
+    study: Study
+    name: str
+    grid: EagerGrid
+
+    @property
+    def folder(self) -> Path:
+        return self.server_folder / "runs" / self.name
+
+    def execute(self) -> None:
+        """All rounds that are still to do, then the examination, the results and the candidate."""
+        table = self.study.study
+        inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
+        self.robust = is_robust(inner)
+        self.training = Training(
+            self.study, self.folder / "checkpoints", self.name, self._after_round, self.folder / BEGINS_FROM
+        )
+        self._tell_start()
+        hand_over_rest(self.server_folder, say)
+        self.tracker = Tracker(self.server_folder, self.study, self.name, say)
+        self.tracker.begin({"fedthorax.version": version("fedthorax"), "synthetic": str(table.synthetic).lower()})
+        try:
+            sites = gather(self.server_folder, self.grid, table.sites, table.wait_s, self.history)
+            self.sites = replace(sites, precision=self.study.wire.precision)
+            say(f"{len(self.sites.nodes())} of {table.sites} sites are there")
+            self.about = self._handshake()
+            model = self.training.execute(self.sites)
+            if self.training.stopped_early:
+                say(f"stopped after round {self.training.state.round}: {self._stopping()}")
+            self._finish(model)
+        except BaseException:
+            self.tracker.end(completed=False)
+            raise
+        self.tracker.end(completed=True)
+
+    @property
+    def history(self) -> list[Mapping[str, Any]]:
+        return self.training.history
+
+    def _tell_start(self) -> None:
+        for number in self.training.damaged_rounds:
+            say(f"the checkpoint of round {number} is damaged; the one before is used")
+        if self.training.state.round:
+            say(f"going on after round {self.training.state.round} of {self.study.study.rounds}")
+
+    def _stopping(self) -> str:
+        rule = self.study.stopping
+        assert rule is not None
+        return f"mean validation {rule.figure} has not risen by {rule.least_gain} for {rule.patience_rounds} rounds"
+
+    def _handshake(self) -> dict[str, SiteAbout]:
+        """What each site is: nothing starts with sites that are not alike.
+
+        Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
+        """
+        about, entry = shake_hands(self.sites, self.study)
+        for line in by_code(entry["refused"]):
+            say(f"handshake without {line}")
+        say(f"{len(about)} sites are alike: {_cohorts(about)}")
+        self.history.append(entry)
+        return about
+
+    def _write_history(self) -> None:
+        write_durably(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
+
+    def _after_round(self, report: RoundReport, entry: Mapping[str, Any], saved: Path) -> None:
+        """Tell and track one round."""
+        say(round_line(report, entry, self.study.study.rounds))
+        self._write_history()
+        self.tracker.log_round(report, self.sites.names)
+        if report.round == self.study.study.rounds or self.training.stopped_early:
+            self.tracker.add_artifacts(saved, "checkpoint")
+
+    def _finish(self, model: Model) -> None:
+        """Examine the model at the sites; write the results, and the candidate that comes of them."""
+        examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
+        rounds = [entry for entry in self.history if "round" in entry]
+        begun = begun_sites(self.study, self.folder / BEGINS_FROM)
+        trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
+        network = load_network(self.study, model.arrays, model.buffers)
+        # Embedding and audit are of training patients too, and the noise of a private study does not cover that.
+        is_private = self.study.privacy is not None
+        embedded = {} if is_private else examination.embed(model, network.features)
+        calibrated = examination.calibrate(model, embedded)
+        audited = self.study.evaluation.shortcut_audit and not is_private
+        config = {**to_config(calibrated.deployed), "audit": audited}
+        found = examination.judge(FEDERATED, "federated", model, trained_at, config, calibrated.answers)
+        audit = examination.audit(model, found, embedded) if audited else None
+        examination.compare(model, self.training.state.round)
+        self._write_history()
+        means = weighted_means(list(found.values())) if found else {}
+        points = calibrated.operating_points()
+        release = save_release(
+            self.folder / "release",
+            network,
+            Description(
+                network=self.study.network,
+                preprocessing=self.study.preprocessing.model_dump(mode="json"),
+                calibration={label: calibrated.deployed.calibration.get(label, Platt()) for label in LABELS},
+                operating_points={label: {p: at.threshold for p, at in of.items()} for label, of in points.items()},
+                familiarity=calibrated.familiarity,
+                study=self.study.study.name,
+                run=self.name,
+                rounds=sum(not entry["lost"] for entry in rounds),
+                sites=len(trained_at),
+                strategy=self.study.strategy.name,
+                software=f"fedthorax {version('fedthorax')}",
+                trained_on_synthetic_data=self.study.study.synthetic,
+                metrics={f"mean_{k}": v for k, v in means.items() if k in HEADLINES},
+                privacy=self._privacy(rounds),
+            ),
+        )
+        results = Results(
+            run=self.name,
+            software=f"fedthorax {version('fedthorax')}",
+            synthetic=self.study.study.synthetic,
+            study=self.study,
+            sites=self.about,
+            history=[dict(entry) for entry in self.history],
+            models=examination.models,
+            calibration=dict(calibrated.deployed.calibration),
+            operating_points=points,
+            audit=audit,
+            release=release.sha256,
+            stopped_early=self.training.stopped_early,
+        )
+        write_durably(self.folder / RESULTS, results.model_dump_json(indent=1).encode())
+        self._register(found, means, release)
+
+    def _register(self, found: Figures, means: Mapping[str, float], release: Release) -> None:
+        """Hand the final figures, the results and the candidate to MLflow."""
+        self.tracker.log_final(
+            {f"{self.sites.name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
+            | {f"mean_{k}": v for k, v in means.items()},
+            self.study.study.rounds,
+        )
+        self.tracker.add_artifacts(self.folder / "history.json", "history")
+        self.tracker.add_artifacts(self.folder / RESULTS, "results")
+        number = self.tracker.register(self.folder / "release", release.sha256)
+        where = f"is version {number} of" if number else "waits to be registered as"
+        say(f"candidate {release.sha256[:12]} {where} the model {self.study.study.name}")
+
+    def _privacy(self, rounds: Sequence[Mapping[str, Any]]) -> Privacy | None:
+        """How private the model is: ε of each site that took part, as of its last reply that counted."""
+        if self.study.privacy is None:
+            return None
+        epsilon: dict[str, float | None] = {site: None for entry in rounds for site in entry["sites"]}
+        for entry in rounds:
+            epsilon |= entry.get("epsilon", {})
+        return Privacy(**self.study.privacy.model_dump(), epsilon=epsilon)
+
+
+def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> str:
+    """One round in one line."""
+    means = report.aggregated
+    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
+    if "auroc_severe" in means:
+        told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
+    lost = f" LOST ({report.lost_for})" if report.lost else ""
+    return (
+        f"round {report.round} of {rounds}{lost}"
+        f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
+        + "".join(f" · {flag}" for flag in flags(entry))
+    )
+
+
+def _cohorts(about: Mapping[str, SiteAbout]) -> str:
+    """The sites with their numbers of patients, in bands; of many only how many there are of each."""
+    if len(about) <= MANY:
+        return ", ".join(f"{site} ({each.patients})" for site, each in about.items())
+    bands = Counter(each.patients for each in about.values())
+    return ", ".join(f"{count} with {band} patients" for band, count in bands.most_common())

@@ -1,0 +1,70 @@
+"""Whether the sites are alike enough to begin a study, by what each tells of itself in the handshake before round 1."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from federation.coordinator.connected_sites import Sites
+from federation.protocol.handshake import EXPECTED, SiteAbout
+from federation.protocol.reply_validation import ABOUT
+from federation.protocol.study_config import Study
+from federation.system import reasons
+from models.refusal import Refusal
+
+_DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
+
+
+def shake_hands(sites: Sites, study: Study) -> tuple[dict[str, SiteAbout], dict[str, Any]]:
+    """What each site that is online tells of itself, by its name, and what the history keeps of the question.
+
+    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM where fewer than the study's quorum answer as they should.
+    """
+    timeout_s = study.study.round_timeout_s
+    sifted = sites.ask("query.handshake", lambda _: RecordDict(), EXPECTED, nodes=sites.nodes(), timeout_s=timeout_s)
+    about = {sites.name(node): read(reply) for node, reply in sifted.valid.items()}
+    entry = sites.entry("handshake", sifted)
+    judge(about)
+    if len(about) < study.study.quorum:
+        refused = ", ".join(f"{site}: {code}" for site, code in entry["refused"].items())
+        others = refused or "no other is online"
+        raise Refusal(reasons.HANDSHAKE_QUORUM, quorum=study.study.quorum, present=len(about), others=others)
+    return about, entry
+
+
+def read(reply: Message) -> SiteAbout:
+    """What a site told in a reply that is as EXPECTED."""
+    return SiteAbout.model_validate(dict(reply.content.config_records[ABOUT]))
+
+
+def judge(answers: Mapping[str, SiteAbout]) -> None:
+    """Whether these sites, by name, are alike. Raises Refusal E_SITES_UNLIKE, which names who differs in what.
+
+    The version that counts is this server's own. In the rest nobody knows who is right: where most sites agree the
+    others are named, and else all groups.
+    """
+    own = version("fedthorax")
+    other = [f"{site} ({about.version})" for site, about in answers.items() if about.version != own]
+    found = [f"the version of {_all(other)} is not the server's ({own})"] if other else []
+    for key, what in _DIFFERS.items():
+        groups: dict[str, list[str]] = {}
+        for site, about in answers.items():
+            groups.setdefault(getattr(about, key), []).append(site)
+        if len(groups) > 1:
+            found.append(_told(what, sorted(groups.values(), key=len, reverse=True)))
+    if found:
+        raise Refusal(reasons.SITES_UNLIKE, differences="; ".join(found))
+
+
+def _told(what: str, groups: list[list[str]]) -> str:
+    """`groups`: the sites that agree with each other, most first."""
+    most, *rest = groups
+    if len(most) > len(rest[0]):
+        others = [site for group in rest for site in group]
+        return f"{what} of {_all(others)} is another than that of {len(most)} other sites"
+    return f"{what} differs between " + " / ".join(map(_all, groups))
+
+
+def _all(sites: list[str]) -> str:
+    return ", ".join(sorted(sites))

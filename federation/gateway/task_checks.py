@@ -1,0 +1,209 @@
+"""What a task must be before the node sees anything of it: approved code, a study within bounds, the study's model."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from flwr.common.serde import user_config_from_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.run_pb2 import Run
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+from federation.approval import fab
+from federation.gateway.batch_norm_bounds import steps_of_round
+from federation.gateway.flower_objects import Content
+from federation.gateway.schema import Schema, Specs
+from federation.ledger.chain import EMPTY, Head
+from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
+from federation.protocol.reply_validation import CALIBRATIONS
+from federation.system import reasons
+from models.refusal import Reason, Refusal
+from pipeline.site.folder import GatewayTable, SiteSettings
+
+MAX_ROUND = 100_000
+SPARE_OBJECTS = 16  # so many more than its arrays need may a message have, and is then refused for its records
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
+_DEPTH = 5  # message, record dict, record, array, chunk
+_WITHOUT_ARRAYS = 3  # objects: message, record dict, a record of values
+# What Flower's strategies and our server tell a site with a task.
+_CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
+# And with a model that is judged: its calibration and its thresholds on raw logits.
+_DEPLOYED = {f"{what}_{label}" for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
+
+
+def run_config(app: bytes, run: Run) -> tuple[str, str]:
+    """The study (JSON) and the name of a run: what it was started with, over what its app sets.
+
+    As flwr.common.config.get_fused_config_from_fab does, whose module would bring five megabytes of command line with
+    it. Raises Refusal E_RUN_CONFIG.
+    """
+    try:
+        preset = fab.read(app).config["tool"]["flwr"]["app"].get("config", {})
+        config = {**preset, **user_config_from_proto(run.override_config)}
+    except Exception as error:  # whatever a strange app makes the parsers raise
+        raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
+    study, name = config.get("study"), config.get("run")
+    keys = set(preset) == set(config) == {"study", "run"}  # what the app does not preset, Flower lets nobody set
+    texts = all(isinstance(value, str) for value in preset.values())
+    if not (keys and texts and isinstance(study, str) and _RUN_NAME.fullmatch(str(name))):
+        raise Refusal(reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
+    return study, str(name)
+
+
+def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
+    """Whether the site takes part in such a study, and answers such a question in it.
+
+    Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
+    """
+    limits = settings.gateway
+    for what, asked, allowed in (
+        ("local epochs in a round", _epochs(schema, train_patients), limits.max_local_epochs),
+        ("scans in a batch", schema.batch_size, limits.max_batch_size),
+    ):
+        if asked > allowed:
+            raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
+    if schema.private_round is None:  # noise covers what few patients and steps would show
+        _check_mixing(schema, limits, train_patients)
+    if settings.privacy.required and schema.private_round is None:
+        raise Refusal(reasons.PRIVACY_REQUIRED)
+    # What both tell of the training patients has no noise, and no budget pays for it.
+    if schema.private_round is not None and kind in ("train.head", "evaluate.embed"):
+        raise Refusal(reasons.PRIVACY_KIND)
+    if kind == "evaluate.embed" and not limits.embedding_statistics:
+        raise Refusal(reasons.EMBEDDINGS)
+
+
+def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:
+    """Whether a round's update mixes enough patients and steps. Raises Refusal: E_SITE_LEAST, E_AUGMENTATION."""
+    steps = steps_of_round(
+        train_patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=schema.local_steps
+    )
+    for what, asked, least in (
+        ("patients in a training step", schema.batch_size, limits.min_batch_size),
+        ("training steps", steps, limits.min_local_steps),
+    ):
+        if asked < least:
+            raise Refusal(reasons.SITE_LEAST, what=what, asked=asked, allowed=least)
+    if limits.require_augmentation and not schema.augment:
+        raise Refusal(reasons.AUGMENTATION)
+
+
+def _epochs(schema: Schema, train_patients: int) -> int:
+    """How often a round goes over the site's patients, begun epochs included."""
+    if not schema.local_steps:
+        return schema.local_epochs
+    steps_an_epoch = max(1, math.ceil(train_patients / schema.batch_size))
+    return math.ceil(schema.local_steps / steps_an_epoch)
+
+
+def task_kind(message_type: str) -> Kind:
+    """Raises Refusal E_TASK_KIND."""
+    if message_type not in FIGURES:
+        raise Refusal(reasons.TASK_KIND, private=repr(message_type[:80]))
+    return cast(Kind, message_type)
+
+
+def max_objects(arrays: Mapping[str, Specs]) -> int:
+    """How many objects a message with these records of arrays and one other record has, and some to spare."""
+    records = sum(1 + sum(1 + len(list(spec.chunk_bytes())) for spec in specs.values()) for specs in arrays.values())
+    return _WITHOUT_ARRAYS + records + SPARE_OBJECTS
+
+
+def small_objects(tree: ObjectTree, damaged: Reason, *, most: int) -> list[str]:
+    """The ids of a message's objects but the arrays' chunks, the message first.
+
+    Raises Refusal `damaged` for a tree that is no message's, or has more than `most` objects.
+    """
+    small: list[str] = []
+    level, count = [tree], 1
+    for depth in range(_DEPTH):
+        count += sum(len(node.children) for node in level)  # before a list of them is made
+        if count > most or not all(_HASH.fullmatch(node.object_id) for node in level):
+            raise Refusal(damaged, private="too many objects, or one that is named by no SHA-256")
+        if depth < _DEPTH - 1:
+            small += [node.object_id for node in level]
+        level = [child for node in level for child in node.children]
+    if level:
+        raise Refusal(damaged, private="objects within chunks")
+    return list(dict.fromkeys(small))
+
+
+def tree_ids(tree: ObjectTree) -> set[str]:
+    return {node.object_id for node in iterate_object_tree(tree)}
+
+
+def check_content(content: Content, ids: set[str], expected: Mapping[str, Specs], kind: Kind) -> None:
+    """Whether a task holds the arrays that are `expected` and the round's settings, and nothing else.
+
+    A test may also hold the sites' calibrations.
+
+    `ids`: of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
+    """
+    needed = {name for name, specs in expected.items() if specs}
+    configs = set(content.configs) - ({CALIBRATIONS} if kind == "evaluate.test" else set())
+    if content.metrics or configs != {"config"} or not needed <= set(content.arrays) <= set(expected):
+        raise Refusal(reasons.TASK_RECORDS, private="other records")
+    for record, heads in content.arrays.items():
+        specs = expected[record]
+        if set(heads) != set(specs) or not all(spec.fits(heads[name]) for name, spec in specs.items()):
+            raise Refusal(reasons.TASK_RECORDS, private=f"other arrays in {record}")
+    if ids != content.ids:
+        raise Refusal(reasons.TASK_DAMAGED, private="objects that belong to no record")
+
+
+def expected_chunks(content: Content, expected: Mapping[str, Specs]) -> dict[str, tuple[int, bytes]]:
+    """How long the data of each chunk of the arrays is, and how it begins, by the chunk's id.
+
+    One id is one content, so it is the same wherever it stands. Raises Refusal E_TASK_DAMAGED.
+    """
+    chunks: dict[str, tuple[int, bytes]] = {}
+    for record, heads in content.arrays.items():
+        for name, head in heads.items():
+            spec = expected[record][name]
+            for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
+                looks = (length, b"" if number else spec.header)
+                if chunks.setdefault(chunk, looks) != looks:
+                    raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places where it cannot be")
+    return chunks
+
+
+def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
+    """The round's number, and the head of our ledger as the server last had it. Raises Refusal E_TASK_RECORDS."""
+    number, mu = config.get("server-round"), config.get("proximal-mu", 0.0)
+    digest, lines = config.get("ledger-head", ""), config.get("ledger-lines", 0)
+    own = {name: value for name, value in config.items() if name not in _CONFIG}
+    good = (
+        type(number) is int
+        and 0 <= number <= MAX_ROUND
+        and type(mu) in (int, float)
+        and 0 <= mu < math.inf
+        and type(lines) is int
+        and isinstance(digest, str)
+        and ((lines > 0 and _HASH.fullmatch(digest)) or (lines, digest) == (EMPTY.lines, EMPTY.sha256))
+        and _are_own(own, kind)
+    )
+    if not good:
+        raise Refusal(reasons.TASK_RECORDS, private="other settings of the round: " + json.dumps(sorted(config))[:500])
+    return cast(int, number), Head(cast(int, lines), str(digest))
+
+
+def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
+    """The calibration and the thresholds among a test's settings."""
+    return {name: value for name, value in config.items() if name in _DEPLOYED}
+
+
+def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
+    """Whether these are settings that a message of that kind alone has."""
+    if kind == "evaluate.test":
+        numbers = {name: value for name, value in settings.items() if name != "audit"}
+        is_told_whether_to_audit = type(settings.get("audit", False)) is bool
+        are_numbers = all(type(value) is float and math.isfinite(value) for value in numbers.values())
+        return set(numbers) <= _DEPLOYED and are_numbers and is_told_whether_to_audit
+    if kind == "evaluate.assign":
+        probed = settings.get("probed")
+        return set(settings) == {"probed"} and type(probed) is int and 2 <= probed <= MAX_PROBED
+    return not settings

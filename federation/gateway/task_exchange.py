@@ -1,0 +1,395 @@
+"""The one task that is under way: from the server's hands to the node's, and its answer back. Decides, and records.
+
+A SuperNode works on one message at a time. A task is taken in and looked at, offered to the node, its reply is taken
+into the spool, judged as a whole, and composed anew for the server. A refusal at any point is an answer too: the server
+gets its code, so that the round goes on without this site. Until an answer has left, the node is given nothing new.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from io import BytesIO
+
+from flwr.app import MetricRecord
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ConfirmMessageReceivedResponse,
+    ObjectTree,
+    PullObjectResponse,
+    PushObjectRequest,
+)
+from flwr.proto.node_pb2 import Node
+
+from federation.approval.approvals import Approvals
+from federation.gateway.about import about_site
+from federation.gateway.admission import Admission
+from federation.gateway.first_model import heads_of
+from federation.gateway.flower_objects import Arrays, Content, object_id, with_content
+from federation.gateway.policy import policy_digest
+from federation.gateway.questions import KeptAnswer
+from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
+from federation.gateway.reply_checks import Rules, Values, check_reply
+from federation.gateway.reply_intake import Reception
+from federation.gateway.reply_sender import Departures
+from federation.gateway.spool import Spool
+from federation.gateway.task_checks import max_objects, task_kind
+from federation.gateway.task_intake import Arrivals, Run, Task
+from federation.gateway.upstream import Upstream
+from federation.ledger.chain import PASSED, Entry, Head, Ledger
+from federation.protocol.error_codes import OF_APPS, code_in
+from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
+from federation.protocol.patient_counts import count_patients
+from federation.system import reasons
+from models.refusal import Reason, Refusal
+from pipeline.site.folder import Site
+
+HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's node gives up after 30 s
+# Whoever has just answered is soon asked the next thing, and Flower's node, told that there is nothing yet, comes back
+# after 3 s. For so long the gateway asks in its stead.
+SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
+MAX_DELIVERIES = 3
+
+log = logging.getLogger("fedthorax.gateway")
+
+
+class Forbidden(Exception):
+    """The node asks for what is not its task now; Flower's node drops what it was about then."""
+
+
+class Exchange:
+    """See the module. `started` first; `node_id` as the server has named the node."""
+
+    def __init__(self, site: Site, upstream: Upstream, *, ledger: Ledger, approvals: Approvals, spool: Spool) -> None:
+        self._site, self._upstream, self._ledger, self._spool = site, upstream, ledger, spool
+        self._arrivals = Arrivals(site, upstream, approvals, ledger, spool)
+        self._departures = Departures(upstream, spool.going_out.get)
+        self._policy = policy_digest(site.settings)
+        self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
+        self._task: Task | None = None
+        self._reply: Reception | None = None
+        self._arrival: asyncio.Task[bool] | None = None
+        self._departure: asyncio.Task[None] | None = None
+        self._pulling = asyncio.Lock()
+        self._answered = -math.inf  # when, by the event loop's clock
+        self.node_id = 0
+
+    async def started(self) -> None:
+        """Tell the server of the task that an earlier gateway took and did not answer."""
+        try:
+            left = self._spool.unanswered
+            self._task = Task.remembered(left) if left else None
+        except (Refusal, OSError) as error:  # whatever the file holds, the gateway starts
+            await self._drop(b"", _unanswerable(error))
+            self._spool.forget()
+        if self._task is not None:
+            self._refuse(self._task, Refusal(reasons.GATEWAY_ENDED))
+
+    def node_restarted(self) -> None:
+        """The node has begun anew and knows of nothing: what it was sending is of no use, its task it gets again."""
+        if self._reply is not None and self._departure is None:
+            self._reply = None
+            self._spool.going_out.clear()
+
+    # --- the task, on its way in --------------------------------------------------------------------------
+
+    async def pull(self) -> PullMessagesResponse:
+        """The next task for the node, if there is one. Raises Unreachable, Declined."""
+        async with self._pulling:
+            if self._departure is not None:
+                await asyncio.wait({self._departure}, timeout=SOON_SECONDS)
+            if self._departure is not None:
+                return PullMessagesResponse()
+            if self._arrival is None and self._task is not None:
+                return self._offer_again(self._task)
+            if self._arrival is None:
+                response = await self._next()
+                if not response.messages_list:
+                    return PullMessagesResponse()
+                try:
+                    self._task = Task.of(response, self.node_id)
+                except Refusal as refusal:
+                    await self._drop(response.messages_list[0].metadata.SerializeToString(), refusal)
+                    return PullMessagesResponse()
+                self._arrival = asyncio.create_task(self._take_in(self._task))
+            await asyncio.wait({self._arrival}, timeout=HOLD_SECONDS)
+            if not self._arrival.done():
+                return PullMessagesResponse()
+            accepted, self._arrival = self._arrival.result(), None
+            return self._offer(self._task) if accepted and self._task else PullMessagesResponse()
+
+    async def _next(self) -> PullMessagesResponse:
+        """What the server has for the node; soon after an answer it is asked more than once."""
+        request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
+        while True:
+            response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
+            if response.messages_list or clock() > self._answered + SOON_SECONDS - ASK_SECONDS:
+                return response
+            await asyncio.sleep(ASK_SECONDS)
+
+    async def _take_in(self, task: Task) -> bool:
+        """Whether the node may have the task; if not, the server is told."""
+        try:
+            await asyncio.to_thread(self._spool.remember, task.message.SerializeToString())
+            await self._arrivals.examine(task)
+            await self._record(task, "in", task.kind, task.size, task.id, PASSED)
+            log.info("let in: %s, round %s", task.kind, task.round)
+            if task.earlier is not None:
+                answer = self._answer_again(task, task.earlier)
+                self._departure = asyncio.create_task(self._conclude(task, answer))
+                return False
+            return True
+        except Refusal as refusal:
+            self._refuse(task, refusal, "in")
+        except Exception:
+            log.exception("the task could not be looked at")
+            self._refuse(task, Refusal(reasons.GATEWAY_FAILED), "in")
+        return False
+
+    def _offer(self, task: Task) -> PullMessagesResponse:
+        task.deliveries += 1
+        task.offered_at = time.monotonic()
+        return PullMessagesResponse(messages_list=[task.message], message_object_trees=[task.tree])
+
+    def _offer_again(self, task: Task) -> PullMessagesResponse:
+        """The node asks for work though it has a task: it has begun anew, or has dropped the task or its reply."""
+        if self._reply is not None or task.deliveries >= MAX_DELIVERIES:
+            self._refuse(task, Refusal(reasons.SITE_FAILED, private="the node dropped the task"))
+            return PullMessagesResponse()
+        return self._offer(task)
+
+    def run(self, run_id: int) -> Run:
+        """The run of the node's task. Raises Forbidden for any other."""
+        run = self._current(run_id).run
+        if run is None:
+            raise Forbidden
+        return run
+
+    async def object(self, run_id: int, id: str) -> PullObjectResponse | BytesIO:
+        """The answer with an object of the node's task. Raises Forbidden, Unreachable."""
+        task = self._current(run_id)
+        if id not in task.small and id not in task.chunks:
+            return PullObjectResponse()
+        content = task.small[id] if id in task.small else await self._chunk(task, id)
+        answer = PullObjectResponse(object_found=True, object_available=content is not None)
+        return with_content(answer, content or b"")
+
+    async def _chunk(self, task: Task, id: str) -> bytes | None:
+        try:
+            return await self._arrivals.chunk(task, id)
+        except (Refusal, OSError) as error:
+            self._refuse(task, _refusal(error), "in")
+            raise Forbidden from error
+
+    async def confirm(self, run_id: int) -> ConfirmMessageReceivedResponse:
+        """The node has all of the task, and the server may delete it. Raises Forbidden, Unreachable, Declined."""
+        task = self._current(run_id)
+        for id in task.chunks:  # what the node had from elsewhere, the gateway still needs for comparison
+            if id not in self._spool.came_in:
+                await self._chunk(task, id)
+        node = Node(node_id=self.node_id)
+        request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=task.id)
+        return await self._upstream.ask("confirm-message-received", request, ConfirmMessageReceivedResponse)
+
+    def _current(self, run_id: int) -> Task:
+        task = self._task
+        if task is None or task.run_id != run_id or self._arrival is not None or self._departure is not None:
+            raise Forbidden
+        return task
+
+    # --- the reply, on its way out ------------------------------------------------------------------------
+
+    def announce(self, request: PushMessagesRequest) -> PushMessagesResponse:
+        """The node's reply is held back until all of it is here. Raises Forbidden if it answers no task."""
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise Forbidden
+        message, tree = request.messages_list[0], request.message_object_trees[0]
+        task = self._current(message.metadata.run_id)
+        if message.metadata.reply_to_message_id != task.id:
+            raise Forbidden
+        # By the gateway's clock: what the node tells may be a number of the app's choosing.
+        task.runtime_s = time.monotonic() - task.offered_at
+        results = {message.metadata.message_id: 0}
+        if message.HasField("error"):
+            self._refuse_with(task, code_in(message.error.reason, OF_APPS))
+            return PushMessagesResponse(results=results)
+        try:
+            if self._reply is None or self._reply.root != tree.object_id:
+                self._reply = self._reception(task, tree)
+        except Refusal as refusal:
+            self._refuse(task, refusal)
+            return PushMessagesResponse(results=results)
+        missing, session = self._reply.missing(), self._reply.session
+        return PushMessagesResponse(results=results, objects_to_push=missing, session_id=session)
+
+    def _reception(self, task: Task, tree: ObjectTree) -> Reception:
+        assert task.run is not None
+        kind, schema = task_kind(task.kind), task.run.schema
+        most = max_objects(schema.gives(kind))
+        return Reception(tree, self._spool.going_out, max_array_bytes=schema.reply_bytes(kind), max_objects=most)
+
+    async def take(self, request: PushObjectRequest) -> bool:
+        """Take in one object of the reply; whether it was as announced. Raises Forbidden outside a reply."""
+        task, reply = self._task, self._reply
+        if task is None or reply is None or request.session_id != reply.session:
+            raise Forbidden
+        if self._departure is not None:  # it is here already and asked for twice, or what becomes of it is decided
+            return True
+        try:
+            await reply.take(request.object_id, request.object_content)
+        except (Refusal, OSError) as error:
+            self._refuse(task, _refusal(error))
+            return False
+        if self._reply is reply and self._departure is None and not reply.missing():
+            self._departure = asyncio.create_task(self._conclude(task, self._judge(task, reply)))
+        return True
+
+    async def _judge(self, task: Task, reply: Reception) -> Outgoing:
+        """The reply as it may leave, or the answer that says why it may not."""
+        try:
+            return await self._compose(task, reply)
+        except Refusal as refusal:
+            return await self._failure(task, refusal.code, refusal)
+        except Exception:
+            log.exception("the reply could not be judged")
+            return await self._failure(task, reasons.GATEWAY_FAILED.code)
+
+    async def _answer_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
+        """The answer that left the first time; the node is not asked."""
+        try:
+            return await self._compose_again(task, earlier)
+        except Exception:
+            log.exception("the earlier answer could not be given again")
+            return await self._failure(task, reasons.GATEWAY_FAILED.code)
+
+    async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
+        for id, chunk in earlier.chunks.items():
+            await asyncio.to_thread(self._spool.going_out.put, id, chunk)
+        content = Content(arrays=heads_of(earlier.arrays))
+        return await self._let_out(task, content, {"metrics": MetricRecord(dict(earlier.figures))})
+
+    async def _compose(self, task: Task, reply: Reception) -> Outgoing:
+        """The message that goes out in place of the node's. Raises Refusal; OSError where the disk is full."""
+        content = reply.content()
+        settings = self._site.settings
+        assert task.run is not None
+        asked, came_in, going_out = task.asked(), self._spool.came_in, self._spool.going_out
+        await asyncio.to_thread(self._admission.check_model, asked, came_in.get)
+        rules = Rules(
+            kind=asked.kind,
+            schema=task.run.schema,
+            came_in=Arrays(task.content.arrays, came_in.get),
+            patients=await asyncio.to_thread(count_patients, self._site),
+            min_patients=settings.site.min_patients,
+            max_update=settings.gateway.max_update,
+            histograms=settings.gateway.histograms,
+            embeddings=settings.gateway.embedding_statistics,
+            about=await self._about(task),
+        )
+        values = await asyncio.to_thread(check_reply, content, going_out.get, rules)
+        if task.epsilon is not None:
+            values["metrics"][EPSILON] = task.epsilon
+        figures = dict(values["metrics"]) if "metrics" in values else {}
+        await asyncio.to_thread(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
+        return await self._let_out(task, content, values)
+
+    async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
+        """Compose the reply from what was checked, with its line in the ledger."""
+        records = compose_records(content, values)
+        size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
+        head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
+        log.info("let out: %s, round %s", task.kind, task.round)
+        return compose_reply(task.answerable(), records, head)
+
+    async def _about(self, task: Task) -> dict[str, str]:
+        """What the site tells of itself, if that is what it was asked for. Raises Refusal E_GATEWAY_FAILED."""
+        if task.kind != HANDSHAKE or task.run is None:
+            return {}
+        return await asyncio.to_thread(about_site, self._site, task.run.study)
+
+    # --- refusals, and the end of a task ------------------------------------------------------------------
+
+    def _refuse(self, task: Task, refusal: Refusal, direction: str = "out") -> None:
+        self._refuse_with(task, refusal.code, refusal, direction)
+
+    def _refuse_with(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> None:
+        """Answer the task with a code. Only the first answer counts; a task that has been answered gets no other."""
+        if self._task is task and self._departure is None:
+            answer = self._failure(task, code, refusal, direction)
+            self._departure = asyncio.create_task(self._conclude(task, answer))
+
+    async def _drop(self, message: bytes, refusal: Refusal) -> None:
+        """Record a message of the server's that cannot be answered. Nothing else is done with it."""
+        log.warning("dropped: %s %s %s", refusal.code, refusal.says, refusal.private)
+        digest = object_id(message)
+        entry = Entry("", None, "in", "message", len(message), digest, "", self._policy, refusal.code)
+        with suppress(Refusal):
+            await asyncio.to_thread(self._ledger.append, entry)
+
+    async def _failure(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> Outgoing:
+        """The answer that holds a code alone; even where the ledger cannot be written, for it tells of no patient."""
+        says = f"{refusal.says} {refusal.private}" if refusal else "the app's own answer"
+        log.warning("refused %s: %s (%s, round %s): %s", direction, code, task.kind, task.round, says)
+        outgoing = compose_failure(task.answerable(), code)
+        with suppress(Refusal):
+            if refusal is not None and direction == "in":
+                await self._record(task, "in", task.kind, task.size, task.id, code)
+            elif refusal is not None:
+                root = self._reply.root if self._reply else task.id
+                await self._record(task, "out", task.kind, self._spool.going_out.size, root, code)
+            size = sum(map(len, outgoing.objects.values()))
+            await self._record(task, "out", f"error {code}", size, outgoing.tree.object_id, PASSED)
+        return outgoing
+
+    async def _conclude(self, task: Task, answer: Awaitable[Outgoing]) -> None:
+        """Deliver the answer; then all that belonged to the task is deleted, and the next one may come.
+
+        That holds for every failure, or the node would never get another task. Only a gateway that is being stopped
+        keeps the task, to tell the server of it at its next start.
+        """
+        try:
+            outgoing = await answer
+            if not await self._departures.deliver(task, outgoing):
+                log.warning("the answer was not sent: %s", reasons.RUN_OVER.says)
+                with suppress(Refusal):
+                    await self._record(task, "out", "dropped", 0, outgoing.tree.object_id, reasons.RUN_OVER.code)
+        except Exception:
+            log.exception("the answer could not be composed or sent")
+        self._task = self._reply = self._departure = None
+        self._answered = asyncio.get_running_loop().time()
+        self._spool.forget()
+        self._spool.clear()
+
+    async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
+        """One line of the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
+        entry = Entry(
+            run=task.run.name if task.run else str(task.run_id),
+            round=task.round,
+            direction="in" if direction == "in" else "out",
+            kind=kind,
+            bytes=size,
+            digest=digest,
+            app=task.app,
+            policy=self._policy,
+            verdict=verdict,
+        )
+        return await asyncio.to_thread(self._ledger.append, entry)
+
+    async def record_request(self, path: str, reason: Reason) -> None:
+        """A request that is none of a node's becomes a line too."""
+        entry = Entry("", None, "out", "request", 0, object_id(path.encode()), "", self._policy, reason.code)
+        with suppress(Refusal):
+            await asyncio.to_thread(self._ledger.append, entry)
+
+
+def _unanswerable(error: Refusal | OSError) -> Refusal:
+    """What a spool file means that cannot be read or used."""
+    return error if isinstance(error, Refusal) else Refusal(reasons.TASK_UNANSWERABLE, private=str(error))
+
+
+def _refusal(error: Refusal | OSError) -> Refusal:
+    """What a full disk means, too."""
+    return error if isinstance(error, Refusal) else Refusal(reasons.GATEWAY_FAILED, private=str(error))

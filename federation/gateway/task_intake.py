@@ -1,0 +1,330 @@
+"""Taking a task in: its run and its app, its records and the chunks of its arrays, each looked at before it counts."""
+
+import asyncio
+import functools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.proto.fab_pb2 import Fab, GetFabRequest, GetFabResponse
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import Node
+from flwr.proto.recorddict_pb2 import RecordDict
+from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from google.protobuf.message import DecodeError
+from google.protobuf.message import Message as ProtobufMessage
+
+from federation.approval.approvals import Approvals
+from federation.approval.fab import read as read_app
+from federation.approval.presets import names_by_digest
+from federation.approval.releases import ReleaseApprovals
+from federation.approval.studies import StudyApprovals, begins_from, study_digest
+from federation.gateway import task_checks
+from federation.gateway.admission import Admission, Asked
+from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
+from federation.gateway.metadata import checked_metadata, run_for_node
+from federation.gateway.questions import EMBED, KeptAnswer
+from federation.gateway.reply import bare_message
+from federation.gateway.schema import TRAINING, Schema, schema_of
+from federation.gateway.spool import Spool
+from federation.gateway.upstream import (
+    MAX_APP_BYTES,
+    MAX_BODY_BYTES,
+    MAX_SMALL_BYTES,
+    Answer,
+    Declined,
+    Unreachable,
+    Unusable,
+    Upstream,
+)
+from federation.ledger.chain import Ledger
+from federation.protocol.metric_allowlist import FIGURES
+from federation.protocol.patient_counts import count_patients, training_patients
+from federation.system import reasons
+from models.refusal import Refusal
+from pipeline.site.folder import Site
+from pipeline.training.privacy_budget import check_and_spend
+
+RETRY_SECONDS = 2.0
+MAX_FETCH_SECONDS = 6 * 3600.0  # for all that belongs to a task, however long the server says that it waits
+_AT_ONCE = 4  # requests
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that may take place here: what the node is told of it, its app's hash, its name and its study (JSON)."""
+
+    info: GetRunResponse
+    fab: GetFabResponse
+    app: str
+    name: str
+    schema: Schema
+    study: str = "{}"  # JSON
+    digest: str = ""  # of the study
+
+
+@dataclass
+class Task:
+    """The one message that the site works on. What it is for is known bit by bit, as it is looked at."""
+
+    message: ProtoMessage
+    tree: ObjectTree
+    kind: str = "task"
+    round: int | None = None
+    app: str = ""
+    run: Run | None = None
+    content: Content = field(default_factory=Content)
+    small: Mapping[str, bytes] = field(default_factory=dict)
+    chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
+    deliveries: int = 0  # to the node
+    cohort: frozenset[str] = frozenset()  # digests of the training patients, as the task came in
+    earlier: KeptAnswer | None = None  # to the same question
+    epsilon: float | None = None  # of the run so far at this site, if its study is private
+    offered_at: float = 0.0  # to the node, by the monotonic clock
+    runtime_s: float = 0.0  # from then until its answer
+    received: float = 0.0  # in seconds since 1970
+
+    @classmethod
+    def of(cls, response: PullMessagesResponse, node_id: int) -> "Task":
+        """The first message of a server's answer, which has one. What it holds beside its objects is left out.
+
+        Raises Refusal E_TASK_UNANSWERABLE.
+        """
+        trees = response.message_object_trees
+        metadata = checked_metadata(response.messages_list[0].metadata, node_id)
+        message, tree = ProtoMessage(metadata=metadata, content=RecordDict()), trees[0] if trees else ObjectTree()
+        return cls(message, tree, received=time.time())
+
+    @classmethod
+    def remembered(cls, content: bytes) -> "Task":
+        """The task that an earlier gateway wrote into its spool. Raises Refusal E_TASK_UNANSWERABLE."""
+        try:
+            message = ProtoMessage.FromString(content)
+        except DecodeError as error:
+            raise Refusal(reasons.TASK_UNANSWERABLE, private="the spool's file is damaged") from error
+        metadata = checked_metadata(message.metadata, node_id=0)
+        kind = metadata.message_type if metadata.message_type in FIGURES else "task"
+        return cls(ProtoMessage(metadata=metadata, content=RecordDict()), ObjectTree(), kind)
+
+    @property
+    def id(self) -> str:
+        return self.message.metadata.message_id
+
+    @property
+    def run_id(self) -> int:
+        return self.message.metadata.run_id
+
+    @property
+    def expires(self) -> float:
+        """When nobody waits for its answer any more, in seconds since 1970."""
+        return self.message.metadata.created_at + self.message.metadata.ttl
+
+    @property
+    def given_up(self) -> float:
+        """When the gateway stops to ask the server for what belongs to it, in seconds since 1970."""
+        return min(self.expires, self.received + MAX_FETCH_SECONDS)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(map(len, self.small.values())) + sum(length for length, _ in self.chunks.values())
+
+    def asked(self) -> Asked:
+        """As `Admission` looks at it, once its content is known."""
+        assert self.run is not None and self.round is not None
+        settings = task_checks.deployed_settings(self.content.configs["config"])
+        kind = task_checks.task_kind(self.kind)
+        run = self.run
+        return Asked(run.name, run.study, run.schema, kind, self.round, self.content, settings, self.cohort)
+
+    def answerable(self) -> Message:
+        """As Flower's class, without content: what a reply refers to."""
+        return bare_message(self.message)
+
+
+class Arrivals:
+    """Asks the server for all that belongs to a task."""
+
+    def __init__(self, site: Site, upstream: Upstream, approvals: Approvals, ledger: Ledger, spool: Spool) -> None:
+        self._site, self._upstream, self._spool = site, upstream, spool
+        self._approvals, self._ledger = approvals, ledger
+        self._studies, self._releases = StudyApprovals(site), ReleaseApprovals(site)
+        self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
+        self._run: Run | None = None
+
+    async def examine(self, task: Task) -> None:
+        """Look at everything of a task but the data of its arrays, and fill the task in.
+
+        Raises Refusal: those of `task_checks`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
+        E_BEGIN_REFUSED,
+        E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE,
+        those of `Admission.earlier` and of `check_and_spend`.
+        """
+        task.kind = kind = task_checks.task_kind(task.message.metadata.message_type)
+        task.run = await self._run_of(task)
+        schema = task.run.schema
+        patients = await asyncio.to_thread(count_patients, self._site)
+        task_checks.check_bounds(kind, schema, self._site.settings, patients.of_split.get("train", 0))
+        if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
+            raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
+        ids = task_checks.small_objects(
+            task.tree, reasons.TASK_DAMAGED, most=task_checks.max_objects(schema.takes(kind))
+        )
+        task.small = await self._small_objects(task, ids)
+        task.content = read_content(task.id, task.small, reasons.TASK_DAMAGED)
+        task_checks.check_content(task.content, task_checks.tree_ids(task.tree), schema.takes(kind), kind)
+        task.chunks = task_checks.expected_chunks(task.content, schema.takes(kind))
+        task.round, head = task_checks.check_config(task.content.configs["config"], kind)
+        if not await asyncio.to_thread(self._ledger.contains, head):
+            raise Refusal(reasons.LEDGER_CUT, line=head.lines)
+        if kind == EMBED:
+            task.cohort = await asyncio.to_thread(training_patients, self._site)
+        can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients
+        earlier = functools.partial(self._admission.earlier, task.asked(), can_calibrate=can_calibrate)
+        if (kept := await asyncio.to_thread(earlier)) is not None:
+            task.earlier = kept
+            return
+        if kind in TRAINING:
+            limits = self._site.settings.gateway
+            self._spool.count_round(limits.max_rounds_a_day, limits.max_rounds_a_month)
+        self._spool.check_privacy(schema.name, is_private=schema.private_round is not None)
+        if kind == "train" and (planned := schema.private_round):
+            spend = functools.partial(check_and_spend, self._site, planned, run=task.run.name)
+            task.epsilon = await asyncio.to_thread(spend)
+
+    async def _run_of(self, task: Task) -> Run:
+        """The task's run, if its app may run here now and it is a study."""
+        run = self._run if self._run and self._run.info.run.run_id == task.run_id else None
+        task.app = run.app if run else ""
+        if run is None:
+            node = Node(node_id=task.message.metadata.dst_node_id)
+            info = await self._ask(task, "get-run", GetRunRequest(node=node, run_id=task.run_id), GetRunResponse)
+            request = GetFabRequest(node=node, hash_str=info.run.fab_hash, run_id=task.run_id)
+            fab = await self._ask(task, "get-fab", request, GetFabResponse, max_bytes=MAX_APP_BYTES)
+            task.app = object_id(fab.fab.content)
+            if info.run.run_id != task.run_id or not task.app == info.run.fab_hash == fab.fab.hash_str:
+                raise Refusal(reasons.APP_DAMAGED)
+        verdict = await asyncio.to_thread(self._approvals.verdict, task.app)
+        if verdict not in ("own", "approved"):
+            if run is None:
+                self._approvals.keep(fab.fab.content)
+            raise Refusal(reasons.APP_REFUSED, private=f"{verdict}: {task.app}")
+        if run is None:
+            study, name = task_checks.run_config(fab.fab.content, info.run)
+            digest = study_digest(study)
+            await self._check_study(study, digest)  # before any of it is worked out
+            schema = await asyncio.to_thread(schema_of, study, self._spool.schemas, self._releases.folder)
+            told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
+            app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
+            self._run = run = Run(told, app, task.app, name, schema, study, digest)
+        else:
+            await self._check_study(run.study, run.digest)
+        return run
+
+    async def _check_study(self, study: str, digest: str) -> None:
+        """Whether the study may run here now, and may begin from its release.
+
+        Raises Refusal: E_STUDY_REFUSED, E_BEGIN_REFUSED, E_APPROVALS, E_GATEWAY_FAILED.
+        """
+        names = await asyncio.to_thread(names_by_digest, self._spool.folder)
+        verdict = await asyncio.to_thread(self._studies.verdict, digest, names.get(digest, ()))
+        if verdict not in ("preset", "approved"):
+            await asyncio.to_thread(self._studies.keep, study)
+            raise Refusal(reasons.STUDY_REFUSED, private=f"{verdict}: {digest}")
+        begun = begins_from(study)
+        if begun and not await asyncio.to_thread(self._releases.may_begin, begun):
+            raise Refusal(reasons.BEGIN_REFUSED, private=begun)
+
+    async def _small_objects(self, task: Task, ids: list[str]) -> dict[str, bytes]:
+        """All objects but the chunks. The first one that is refused, or an end of patience, ends every request."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def fetch(id: str) -> bytes:
+            async with limit:
+                while (content := await self._object(task, id, MAX_SMALL_BYTES, patient=True)) is None:
+                    _check_patience(task, "the server was not sent all of its own message")
+                    await asyncio.sleep(RETRY_SECONDS)
+            if len(content) > MAX_HEAD_BYTES:
+                raise Refusal(reasons.TASK_DAMAGED, private="a record that is too large")
+            return content
+
+        try:
+            async with asyncio.timeout(task.given_up - time.time()), asyncio.TaskGroup() as group:
+                fetches = {id: group.create_task(fetch(id)) for id in ids}
+        except TimeoutError as error:
+            raise Refusal(reasons.RUN_OVER, private="the task's objects took too long") from error
+        except ExceptionGroup as group_error:
+            raise next((e for e in group_error.exceptions if isinstance(e, Refusal)), group_error) from None
+        return {id: fetched.result() for id, fetched in fetches.items()}
+
+    async def _object(self, task: Task, id: str, max_bytes: int, *, patient: bool) -> bytes | None:
+        """An object, which is what its id says; None while the server itself is still being sent it.
+
+        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable unless `patient`.
+        """
+        node = Node(node_id=task.message.metadata.dst_node_id)
+        request = PullObjectRequest(node=node, run_id=task.run_id, object_id=id)
+        answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient, max_bytes=max_bytes)
+        if not answer.object_found:
+            raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its own message")
+        if not answer.object_available:
+            return None
+        content = answer.object_content  # each time that it is asked for, it is copied
+        if await asyncio.to_thread(object_id, content) != id:
+            raise Refusal(reasons.TASK_DAMAGED, private="an object that is not what its hash says")
+        return content
+
+    async def chunk(self, task: Task, id: str) -> bytes | None:
+        """A chunk of the task's arrays, which is kept in the spool from the first time on; None as `_object` has it.
+
+        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable; OSError where the disk is full.
+        """
+        if id in self._spool.came_in:
+            return await asyncio.to_thread(self._spool.came_in.get, id)
+        if (content := await self._object(task, id, MAX_BODY_BYTES, patient=False)) is None:
+            return None
+        length, beginning = task.chunks[id]
+        try:
+            body = chunk_body(content)
+        except ValueError as error:
+            raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
+        if len(body) != length or body[: len(beginning)] != beginning:
+            raise Refusal(reasons.TASK_DAMAGED, private="an array that is not the model's")
+        await asyncio.to_thread(self._spool.came_in.put, id, content)
+        return content
+
+    async def _ask(
+        self,
+        task: Task,
+        path: str,
+        request: ProtobufMessage,
+        answer: type[Answer],
+        *,
+        patient: bool = True,
+        max_bytes: int = MAX_SMALL_BYTES,
+    ) -> Answer:
+        """Ask, and again until there is an answer if `patient`, as long as the task is worth it.
+
+        Raises Refusal: E_RUN_OVER, E_TASK_DAMAGED; Unreachable unless `patient`.
+        """
+        while True:
+            try:
+                return await self._upstream.ask(path, request, answer, max_bytes=max_bytes)
+            except Declined as error:
+                raise Refusal(reasons.RUN_OVER, private=str(error)) from error
+            except Unusable as error:
+                raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
+            except Unreachable as error:
+                if not patient:
+                    raise
+                _check_patience(task, str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _check_patience(task: Task, problem: str) -> None:
+    """Raises Refusal E_RUN_OVER where the next try would come too late."""
+    if time.time() + RETRY_SECONDS > task.given_up:
+        raise Refusal(reasons.RUN_OVER, private=problem)

@@ -1,0 +1,155 @@
+"""A file sealed with a passphrase, in the age format: whatever else is lost, `age --decrypt` opens it.
+
+The format is age's, version 1, with its scrypt recipient (https://c2sp.org/age): a random key for the file, wrapped
+with the passphrase; the content in pieces of 64 KiB, each ChaCha20-Poly1305 with its number and a mark on the last, so
+that no piece can be changed, left out, moved or cut off unseen.
+"""
+
+import base64
+import hmac
+import re
+import secrets
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from federation.migration.archive import Writable
+from federation.system import reasons
+from models.refusal import Refusal
+
+MIN_PASSPHRASE = 12  # characters
+WORK_FACTOR = 18  # log2 of scrypt's N, as age itself takes it: about a second and 256 MiB
+MAX_WORK_FACTOR = 20  # a file may not ask for more: 1 GiB
+
+_MAGIC = b"age-encryption.org/v1\n"
+_PIECE_BYTES = 64 * 1024
+_TAG_BYTES = 16
+_MAX_HEADER_BYTES = 1024
+_HEADER = re.compile(
+    rb"(age-encryption\.org/v1\n-> scrypt ([A-Za-z0-9+/]{22}) ([1-9][0-9]?)\n([A-Za-z0-9+/]{43})\n---) "
+    rb"([A-Za-z0-9+/]{43})\n"
+)
+
+
+def is_sealed(stream: BinaryIO) -> bool:
+    """Whether a file is in the age format; it is left at its beginning."""
+    begins = stream.read(len(_MAGIC))
+    stream.seek(0)
+    return begins == _MAGIC
+
+
+def require_length(passphrase: str) -> None:
+    """Raises Refusal E_PASSPHRASE where it could be guessed."""
+    if len(passphrase) < MIN_PASSPHRASE:
+        raise Refusal(reasons.PASSPHRASE, problem=f"it has fewer than {MIN_PASSPHRASE} characters")
+
+
+class SealingWriter:
+    """What is written to it goes into `out` sealed; `close` writes the last piece and leaves `out` open."""
+
+    def __init__(self, out: Writable, passphrase: str) -> None:
+        file_key, salt, nonce = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(16)
+        wrapped = ChaCha20Poly1305(_wrapping_key(passphrase, salt, WORK_FACTOR)).encrypt(bytes(12), file_key, None)
+        header = _MAGIC + b"-> scrypt %s %d\n%s\n---" % (_base64(salt), WORK_FACTOR, _base64(wrapped))
+        out.write(b"%s %s\n%s" % (header, _base64(_header_mac(file_key, header)), nonce))
+        self._out, self._pieces, self._waiting = out, _Pieces(file_key, nonce), bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._waiting += data
+        while len(self._waiting) > _PIECE_BYTES:  # the last piece is not known to be the last before `close`
+            self._out.write(self._pieces.seal(bytes(self._waiting[:_PIECE_BYTES]), is_last=False))
+            del self._waiting[:_PIECE_BYTES]
+        return len(data)
+
+    def close(self) -> None:
+        self._out.write(self._pieces.seal(bytes(self._waiting), is_last=True))
+
+
+class UnsealingReader:
+    """Reads what was sealed, piece by piece; nothing of a piece is handed out before it is known to be whole."""
+
+    def __init__(self, stream: BinaryIO, passphrase: str) -> None:
+        """`stream` stands at its beginning.
+
+        Raises Refusal: E_PASSPHRASE if it is another, E_ARCHIVE_DAMAGED if the header is not as it was written.
+        """
+        header = _HEADER.match(stream.read(_MAX_HEADER_BYTES))
+        if header is None or not 1 <= int(header[3]) <= MAX_WORK_FACTOR:
+            raise Refusal(reasons.ARCHIVE_DAMAGED, private="the header of the age format")
+        key = _wrapping_key(passphrase, _bytes(header[2]), int(header[3]))
+        try:
+            file_key = ChaCha20Poly1305(key).decrypt(bytes(12), _bytes(header[4]), None)
+        except InvalidTag as error:
+            raise Refusal(reasons.PASSPHRASE, problem="it does not open the archive") from error
+        # Compared as it is written: the last letter of base64 has bits that mean nothing, and those must not be free.
+        if not hmac.compare_digest(_base64(_header_mac(file_key, header[1])), header[5]):
+            raise Refusal(reasons.ARCHIVE_DAMAGED, private="the header's MAC")
+        stream.seek(header.end())
+        self._stream, self._pieces = stream, _Pieces(file_key, stream.read(16))
+        self._sealed, self._open = stream.read(_PIECE_BYTES + _TAG_BYTES), b""
+        self._is_over = False
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes, fewer only at the end. Raises Refusal E_ARCHIVE_DAMAGED."""
+        parts = []
+        while count > 0 and (self._open or not self._is_over):
+            if not self._open:
+                self._next()
+            part, self._open = self._open[:count], self._open[count:]
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def _next(self) -> None:
+        following = self._stream.read(_PIECE_BYTES + _TAG_BYTES)
+        self._is_over = not following
+        self._open = self._pieces.unseal(self._sealed, is_last=self._is_over)
+        self._sealed = following
+
+
+class _Pieces:
+    """The cipher of the content: a piece's nonce is its number and whether it is the last (STREAM)."""
+
+    def __init__(self, file_key: bytes, nonce: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(_derive(file_key, salt=nonce, info=b"payload"))
+        self._number = 0
+
+    def seal(self, data: bytes, *, is_last: bool) -> bytes:
+        return self._cipher.encrypt(self._nonce(is_last), data, None)
+
+    def unseal(self, data: bytes, *, is_last: bool) -> bytes:
+        try:
+            return self._cipher.decrypt(self._nonce(is_last), data, None)
+        except InvalidTag as error:
+            raise Refusal(
+                reasons.ARCHIVE_DAMAGED, private="a sealed piece is changed, or the last is missing"
+            ) from error
+
+    def _nonce(self, is_last: bool) -> bytes:
+        number, self._number = self._number, self._number + 1
+        return number.to_bytes(11, "big") + bytes([is_last])
+
+
+def _wrapping_key(passphrase: str, salt: bytes, work_factor: int) -> bytes:
+    scrypt = Scrypt(salt=b"age-encryption.org/v1/scrypt" + salt, length=32, n=2**work_factor, r=8, p=1)
+    return scrypt.derive(passphrase.encode())
+
+
+def _derive(file_key: bytes, *, salt: bytes, info: bytes) -> bytes:
+    return HKDF(hashes.SHA256(), length=32, salt=salt, info=info).derive(file_key)
+
+
+def _header_mac(file_key: bytes, header: bytes) -> bytes:
+    return hmac.digest(_derive(file_key, salt=b"", info=b"header"), header, "sha256")
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.b64encode(data).rstrip(b"=")
+
+
+def _bytes(text: bytes) -> bytes:
+    return base64.b64decode(text + b"=" * (-len(text) % 4))

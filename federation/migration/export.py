@@ -1,0 +1,156 @@
+"""How a study's server leaves its provider: all that it needs elsewhere in one file, and a mark that it is gone."""
+
+import hashlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+from federation.enrolment.certificates import host_names, open_authority, write_new
+from federation.migration import archive, experiments
+from federation.migration.age_file import SealingWriter, require_length
+from federation.migration.archive import Manifest, Progress
+from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
+from federation.runs.run_folder import read_study
+from federation.runs.tracking import SPOOL, hand_over_rest, tracking_uri
+from federation.superlink.control import MOVED, ca_certificate, read_server_config
+from federation.system import reasons
+from federation.system.process import LOOPBACK, port_is_taken
+from models.refusal import Refusal
+from pipeline.system.atomic_files import sync_folder
+
+_MARK = """\
+This server was exported on {date} into {archive}, for its study to go on elsewhere; so it does not start here.
+If nobody imported the archive or ever will, delete this file, and the server goes on here.
+"""
+_AUTHORITY = ("ca.crt", "ca.key")
+
+
+def export_server(
+    folder: Path, file: Path, *, passphrase: str | None = None, say: Callable[[str], None], bar: Bar
+) -> Moved:
+    """Write all that the server in `folder` needs to go on elsewhere into one file, and mark the server as moved.
+
+    The server must be stopped. The archive, of mode 0600, holds the authority's key; with a `passphrase` it is sealed.
+    It is read back before it gets its name. After a Refusal there is no archive, and the server is as it was.
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_SERVER_RUNS, E_AUTHORITY, E_ARCHIVE_EXISTS, E_ARCHIVE_NAME,
+    E_PASSPHRASE, E_MOVE_LINK, E_MOVE_WRITE, E_MLFLOW_SILENT, E_MLFLOW_SOURCE, E_SERVER_DATABASE, E_RUN_FILES;
+    E_ARCHIVE_DAMAGED if what is read back differs.
+    """
+    if passphrase is not None:
+        require_length(passphrase)
+    config = read_server_config(folder)
+    if port_is_taken(LOOPBACK, config.control_port):
+        raise Refusal(reasons.SERVER_RUNS, port=config.control_port)
+    certificates = ca_certificate(folder).parent
+    open_authority(certificates)
+    if file.exists():
+        raise Refusal(reasons.ARCHIVE_EXISTS, private=str(file))
+    with (
+        files_can_be_used(),
+        _marked_as_moved(folder, file.name),
+        tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.", ignore_cleanup_errors=True) as work,
+    ):
+        with bar("MLflow, runs") as progress:
+            found = _experiments(folder, Path(work) / "mlflow", say, progress)
+        sources = _sources(folder, Path(work))
+        with bar("reading, MiB") as progress:
+            files = archive.entries(sources, progress)
+        manifest = Manifest(
+            software=f"fedthorax {version('fedthorax')}",
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            hosts=host_names(certificates / "server.crt"),
+            address=config.address,
+            port=config.port,
+            contents=contents_of(Path(work) / ROSTER, folder / "runs", found),
+            files=files,
+        )
+        written = Path(work) / "archive"
+        with bar("writing, MiB") as progress:
+            sha256 = _write(written, manifest, sources, passphrase, progress)
+        with bar("reading back, MiB") as progress, opened(written, passphrase) as stream:
+            archive.unpack(stream, None, progress)
+        size = written.stat().st_size
+        written.replace(file)
+        sync_folder(file.parent)
+    return Moved(sha256, size, config.address, manifest.contents)
+
+
+@contextmanager
+def _marked_as_moved(folder: Path, name: str) -> Iterator[None]:
+    """Nothing starts or changes the server from now on; unless the block fails, never again."""
+    mark = folder / MOVED
+    write_new(mark, _MARK.format(date=f"{datetime.now(UTC):%Y-%m-%d}", archive=name).encode(), mode=0o600)
+    try:
+        yield
+    except BaseException:
+        mark.unlink()
+        raise
+
+
+def _experiments(
+    folder: Path, work: Path, say: Callable[[str], None], progress: Progress
+) -> list[experiments.Experiment]:
+    """Write the experiments of the server's studies to `work`, once MLflow has all that the runs had for it."""
+    names = {read_study(path.parent).study.name for path in (folder / "runs").glob("*/study.json")}
+    if not names:
+        return []
+    with experiments.answering():
+        hand_over_rest(folder, say)
+        if any((folder / "runs").glob(f"*/{SPOOL}")):
+            raise Refusal(reasons.MLFLOW_SILENT)
+        client = experiments.connect(tracking_uri(folder.resolve()))
+        found = [each for name in sorted(names) if (each := experiments.read_experiment(client, name, progress))]
+        for each in found:
+            experiments.save_experiment(client, each, work / each.name)
+    return found
+
+
+def _sources(folder: Path, work: Path) -> dict[str, Path]:
+    """The archive's files by their paths in it. The roster is copied to `work`, as one state of the database."""
+    sources = {f"certificates/{name}": ca_certificate(folder).with_name(name) for name in _AUTHORITY}
+    with roster_of(folder / ROSTER) as old, closing(sqlite3.connect(work / ROSTER)) as new:
+        old.backup(new)
+    sources[ROSTER] = work / ROSTER
+    for top, below in (("runs", folder / "runs"), ("mlflow", work / "mlflow")):
+        for path in below.rglob("*"):
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                raise Refusal(reasons.MOVE_LINK, private=str(path))
+            if path.is_file() and path.suffix != ".tmp":  # what a process left that was killed as it wrote
+                sources[f"{top}/{path.relative_to(below)}"] = path
+    return sources
+
+
+def _write(
+    path: Path, manifest: Manifest, sources: Mapping[str, Path], passphrase: str | None, progress: Progress
+) -> str:
+    """Write the archive, sealed if there is a passphrase; its SHA-256."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        hashed = _HashingWriter(file)
+        if passphrase is not None:
+            sealing = SealingWriter(hashed, passphrase)
+            archive.pack(sealing, manifest, sources, progress)
+            sealing.close()
+        else:
+            archive.pack(hashed, manifest, sources, progress)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.sha256.hexdigest()
+
+
+class _HashingWriter:
+    """Passes on what is written, and knows its SHA-256."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes, /) -> int:
+        self.sha256.update(data)
+        return self._out.write(data)

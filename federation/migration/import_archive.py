@@ -1,0 +1,130 @@
+"""How a study's server settles with another provider: made from the archive, checked, whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from federation.enrolment.certificates import alternative_names, open_authority
+from federation.enrolment.invitations import publish_revocations
+from federation.migration import archive, experiments, mlflow_restore
+from federation.migration.archive import Progress
+from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
+from federation.runs.run_folder import NOTE, read_note, read_study, write_note
+from federation.runs.tracking import WHERE, artifact_place, tracking_uri, without_user
+from federation.server.start import init_server
+from federation.superlink.control import IMPORTING, read_server_config
+from federation.system import reasons
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
+
+
+def import_server(
+    file: Path,
+    folder: Path,
+    *,
+    hosts: Sequence[str] = (),
+    port: int | None = None,
+    passphrase: str | None = None,
+    bar: Bar,
+) -> Moved:
+    """Make a server in `folder`, which is empty or not there, that goes on where the exported one ended.
+
+    `hosts` and `port` as of `init_server`; without hosts the sites dial the same name as before. Every byte is checked
+    before anything is written. After a Refusal the folder is as it was, and MLflow has nothing of the study.
+
+    Raises Refusal: E_PASSPHRASE, E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED, E_IMPORT_FOLDER,
+    E_IMPORT_UNFINISHED, E_AUTHORITY, E_HOST_NAME, E_MLFLOW_SILENT, E_MLFLOW_TAKEN, E_MOVE_LOST, E_MOVE_WRITE,
+    E_SERVER_DATABASE, E_RUN_FILES.
+    """
+    alternative_names(hosts)  # a wrong one is better found now
+    with files_can_be_used():
+        with bar("checking, MiB") as progress, opened(file, passphrase) as stream:
+            archive.unpack(stream, None, progress)
+        with file.open("rb") as whole:
+            sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+        with _filling(folder) as work:
+            with bar("unpacking, MiB") as progress, opened(file, passphrase) as stream:
+                manifest = archive.unpack(stream, work, progress)
+            authority = open_authority(work / "certificates")
+            found = mlflow_restore.load_experiments(work / "mlflow")
+            (work / "runs").mkdir(exist_ok=True)
+            for name in ("runs", ROSTER):
+                (work / name).rename(folder / name)
+            _forget_flower(folder / "runs")
+            with bar("MLflow, runs") as progress, _restored(folder.resolve(), found, work / "mlflow", progress) as made:
+                _note_mlflow(folder / "runs", tracking_uri(folder.resolve()), made)
+                init_server(
+                    folder,
+                    hosts=hosts or manifest.hosts,
+                    port=port or manifest.port,
+                    authority=authority,
+                    address="" if hosts or port else manifest.address,
+                )
+                with roster_of(folder / ROSTER) as db:
+                    publish_revocations(db, folder / "certificates")
+                contents = contents_of(folder / ROSTER, folder / "runs", found)
+                if contents != manifest.contents:
+                    raise Refusal(reasons.MOVE_LOST, what="runs or roster")
+    return Moved(sha256, file.stat().st_size, read_server_config(folder).address, contents)
+
+
+@contextmanager
+def _filling(folder: Path) -> Iterator[Path]:
+    """A folder to work in, within the empty `folder`; when the block fails, `folder` is as it was before."""
+    was_there = folder.is_dir()
+    work = folder / IMPORTING
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        work.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise Refusal(reasons.IMPORT_UNFINISHED if work.exists() else reasons.IMPORT_FOLDER) from error
+    if list(folder.iterdir()) != [work]:
+        work.rmdir()
+        raise Refusal(reasons.IMPORT_FOLDER, private=str(folder))
+    try:
+        yield work
+        os.sync()  # a power cut must not take what the mark's absence says is there
+        shutil.rmtree(work)
+    except BaseException:
+        for each in sorted(folder.iterdir(), key=lambda each: each == work):  # the mark last
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if not was_there:
+            folder.rmdir()
+        raise
+
+
+def _forget_flower(runs: Path) -> None:
+    """The numbers of runs in the old server's Flower mean nothing to the new one."""
+    for note in runs.glob(f"*/{NOTE}"):
+        write_note(note.parent, read_note(note.parent).model_copy(update={"run_id": 0}))
+
+
+@contextmanager
+def _restored(
+    folder: Path, found: Sequence[experiments.Experiment], work: Path, progress: Progress
+) -> Iterator[mlflow_restore.Restored]:
+    """The experiments in the new server's MLflow, unless it is the old one's. `folder` is absolute."""
+    if not found:
+        yield mlflow_restore.Restored()
+        return
+    uri = tracking_uri(folder)
+    place = artifact_place(folder, uri)
+    with experiments.answering():
+        client = experiments.connect(uri)
+        missing = [each for each in found if not mlflow_restore.is_there(client, each)]
+        with mlflow_restore.restoring(client, missing, work, place, progress) as made:
+            yield made
+
+
+def _note_mlflow(runs: Path, uri: str, made: mlflow_restore.Restored) -> None:
+    """Let each run's note say where its figures are now."""
+    for note in runs.glob(f"*/{WHERE}"):
+        old = json.loads(note.read_text())
+        if old["run"] in made.runs:
+            name = read_study(note.parent).study.name
+            now = {"uri": without_user(uri), "experiment": made.experiments[name], "run": made.runs[old["run"]]}
+            write_durably(note, json.dumps(now).encode())

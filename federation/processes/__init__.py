@@ -1,1 +1,0 @@
-"""The processes that we start, and their certain end."""

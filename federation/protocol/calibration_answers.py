@@ -1,0 +1,75 @@
+"""The sites' calibrations as they travel with a test, and whether the settings of the test are what they give.
+
+A server cannot ask for figures at thresholds that it chose: each site's gateway computes the settings again from these
+answers, its own among them. Light on purpose: the gateway has no scipy.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import ConfigRecord
+
+from federation.protocol.metric_allowlist import FIGURES
+from federation.protocol.reply_validation import EXAMPLES
+from federation.system import reasons
+from models.refusal import Refusal
+
+Answer = Mapping[str, float]  # a site's figures of its calibration, the number of patients among them
+_SECONDS = 120.0
+_CLOSE = 1e-3  # between two machines: other libraries round otherwise
+
+
+def to_record(answers: Sequence[Answer]) -> ConfigRecord:
+    """The sites' answers as a record: a list for each figure, NaN where a site did not tell it."""
+    names = sorted({name for each in answers for name in each})
+    return ConfigRecord({name: [float(each.get(name, math.nan)) for each in answers] for name in names})
+
+
+def from_record(record: Mapping[str, Any]) -> Sequence[Answer]:
+    """The reverse of `to_record`. Raises Refusal E_THRESHOLDS for what is no such record."""
+    known = {*FIGURES["evaluate.calibrate"], EXAMPLES}
+    columns = list(record.values())
+    good = (
+        0 < len(record) <= len(known)
+        and set(record) <= known
+        and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+        and all(type(value) is float for column in columns for value in column)
+    )
+    if not good:
+        raise Refusal(reasons.THRESHOLDS, private="no record of calibrations")
+    answers = [
+        {name: value for name, value in zip(record, row, strict=True) if not math.isnan(value)}
+        for row in zip(*columns, strict=True)
+    ]
+    if not answers or not all(map(_is_possible, answers)):
+        raise Refusal(reasons.THRESHOLDS, private="an answer that no site gives")
+    return answers
+
+
+def _is_possible(answer: Answer) -> bool:
+    table = FIGURES["evaluate.calibrate"]
+    in_range = all(table[name].low <= value <= table[name].high for name, value in answer.items() if name != EXAMPLES)
+    return in_range and 1 <= answer.get(EXAMPLES, 0) < math.inf
+
+
+def check_settings(told: Mapping[str, float], answers: Sequence[Answer], *, is_robust: bool) -> None:
+    """Whether these settings are what the answers give. Raises Refusal E_THRESHOLDS."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "federation.protocol.pooled_calibration"],
+        input=json.dumps({"answers": list(map(dict, answers)), "is_robust": is_robust}).encode(),
+        capture_output=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise Refusal(reasons.THRESHOLDS, private=done.stderr.decode(errors="replace")[-2000:])
+    found = json.loads(done.stdout)
+    alike = set(found) == set(told) and all(
+        math.isclose(told[name], found[name], rel_tol=_CLOSE, abs_tol=_CLOSE) for name in found
+    )
+    if not alike:
+        raise Refusal(reasons.THRESHOLDS, private="the sites' answers give other settings")

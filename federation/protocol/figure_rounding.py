@@ -1,0 +1,53 @@
+"""Rounds a reply's figures to their grids: by the app before it answers, and by the gateway as it composes the reply.
+
+The grid of a share depends on the number of patients that it is over, which both take from the cohort.
+"""
+
+from collections.abc import Mapping
+
+from federation.protocol.grids import Digits, Shares, Toward
+from federation.protocol.metric_allowlist import FIGURES, Figure, Kind
+from federation.protocol.patient_counts import Patients
+
+LOW, HIGH = "_low", "_high"  # after a figure's name: the ends of its interval
+
+
+def rounded(figures: Mapping[str, float], kind: Kind, patients: Patients) -> dict[str, float]:
+    """The figures on their grids, in the same order.
+
+    An interval is rounded outwards, and always holds its figure; an end without the figure or the other end is left
+    out. Names that are not of the table, and figures without a grid, stay as they are.
+    """
+    table = FIGURES[kind]
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        base = figure_of_end(name, table)
+        if name not in table:
+            found[name] = value
+        elif not base:
+            found[name] = _on_grid(value, table[name], patients, "nearest")
+        elif {base, base + LOW, base + HIGH} <= set(figures):
+            middle = _on_grid(figures[base], table[base], patients, "nearest")
+            if name.endswith(LOW):
+                found[name] = min(middle, _on_grid(value, table[name], patients, "down"))
+            else:
+                found[name] = max(middle, _on_grid(value, table[name], patients, "up"))
+    return found
+
+
+def figure_of_end(name: str, table: Mapping[str, Figure]) -> str:
+    """The name of the figure whose interval ends in this one; "" where it is no end of an interval."""
+    for end in (LOW, HIGH):
+        base = name.removesuffix(end)
+        if base != name and base in table:
+            return base
+    return ""
+
+
+def _on_grid(value: float, figure: Figure, patients: Patients, toward: Toward) -> float:
+    grid = figure.grid
+    if grid is None:
+        return value
+    if isinstance(grid, Shares):
+        return grid.rounded(value, patients.among(figure, grid.of), toward)
+    return grid.rounded(value) if isinstance(grid, Digits) else grid.rounded(value, toward)

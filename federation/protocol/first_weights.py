@@ -1,0 +1,104 @@
+"""The network that a study begins with: drawn from its seed, or with the weights of a release that it names.
+
+A server that chose the first weights freely could choose a trap, which makes an update tell of single patients. So a
+release counts only where the hospital has approved it, and even then its weights must look as training makes them.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation.protocol.batch_norm import is_counter
+from federation.protocol.release_files import BEGINS_FROM, copy_release
+from federation.protocol.study_config import Study
+from federation.system import reasons
+from models.network import SeverityNetwork, build_network
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from models.release import Description
+
+
+def begin_network(study: Study, folder: Path) -> SeverityNetwork:
+    """The study's network before its first round, in training mode.
+
+    `folder`: has each release in a folder of its name, the SHA-256 of its model.json.
+
+    Raises Refusal: E_BEGIN_UNLIKE where the release does not fit the study, and those of `load_release`.
+    """
+    network = build_network(study.network, seed=study.study.seed)
+    if study.study.begin_from:
+        _fill(network, study, folder / study.study.begin_from)
+    return network
+
+
+def bring_release(study: Study, server: Path, run: Path) -> None:
+    """Copy the release that a study begins from out of the server's releases to its run, if it begins from one.
+
+    So it is with the run, whatever becomes of the releases, and wherever the run moves.
+
+    Raises Refusal: E_BEGIN_UNKNOWN, and as `begin_network`, before anything is copied.
+    """
+    if not study.study.begin_from:
+        return
+    for description in (server / "releases").glob("*/model.json"):
+        if hashlib.sha256(description.read_bytes()).hexdigest() == study.study.begin_from:
+            _fill(build_network(study.network, seed=study.study.seed), study, description.parent)
+            copy_release(description.parent, run / BEGINS_FROM)
+            return
+    raise Refusal(reasons.BEGIN_UNKNOWN)
+
+
+def begun_sites(study: Study, folder: Path) -> list[str]:
+    """The sites on whose patients the release was trained that the study begins from; none without one.
+
+    Raises Refusal as `load_release` does.
+    """
+    if not study.study.begin_from:
+        return []
+    from models.release import load_release
+
+    provenance = load_release(folder / study.study.begin_from).description.provenance
+    return [] if provenance is None else [name for name, site in provenance.sites.items() if site.trained]
+
+
+def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
+    """Give the network, as it was drawn from the seed, the weights of the release in `folder`."""
+    from models.release import load_release
+
+    release = load_release(folder)
+    if release.sha256 != study.study.begin_from:
+        raise Refusal(reasons.BEGIN_UNLIKE, private="the release has another name")
+    _check_like(study, release.description)
+    _check_weights(study, network, release.network)
+    network.load_state_dict(release.network.state_dict(), strict=True)
+    network.hold_short()  # as after each step of training
+
+
+def _check_like(study: Study, begun: "Description") -> None:
+    """Same network, same preprocessing: weights are of no use for other scans than those that they were learnt from."""
+    if begun.network.model_dump() != study.network.model_dump():
+        raise Refusal(reasons.BEGIN_UNLIKE, private="another network")
+    if begun.preprocessing != study.preprocessing.model_dump(mode="json"):
+        raise Refusal(reasons.BEGIN_UNLIKE, private="another preprocessing")
+
+
+def _check_weights(study: Study, seed: SeverityNetwork, begun: SeverityNetwork) -> None:
+    """No tensor is longer than training may make it (`tensor_bounds.Bound`), and the fixed ones are as they are."""
+    import torch
+
+    from federation.protocol.tensor_bounds import parts_of
+
+    usual, found = (
+        parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round)
+        for network in (seed, begun)
+    )
+    for group, parts in usual.items():
+        if not is_counter(group) and not all(
+            there.rms <= part.longest for part, there in zip(parts, found[group], strict=True)
+        ):  # nor is NaN
+            raise Refusal(reasons.BEGIN_UNLIKE, private=f"too long: {group}")
+    weights = dict(begun.named_parameters())
+    for name, weight in seed.named_parameters():
+        if not weight.requires_grad and not torch.equal(weight, weights[name]):
+            raise Refusal(reasons.BEGIN_UNLIKE, private=f"not as it is fixed: {name}")

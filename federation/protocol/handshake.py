@@ -1,0 +1,88 @@
+"""The handshake before round 1: what each site is, told by itself; `site_agreement` judges whether all are alike.
+
+A site tells four things: the version of its software, the digest of its data contract, the digest of the golden volume
+that its own preprocessing makes, and about how many patients it may learn from. Sites that differ in one of the
+first three would learn from different data under one name. Light where it is imported: the gateway has no torch.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from federation.protocol.patient_counts import count_patients
+from federation.protocol.reply_validation import Expected
+from pipeline.site.folder import Site
+
+if TYPE_CHECKING:
+    from federation.protocol.study_config import Study
+
+KEYS = ("version", "contract", "golden", "patients")
+UNTOLD = "not told"
+_BOUNDS = (20, 50, 100, 200, 500, 1000)  # patients
+BANDS = frozenset(
+    (
+        *(f"under {bound}" for bound in _BOUNDS),
+        *(f"{low}-{high - 1}" for low, high in pairwise(_BOUNDS)),
+        f"{_BOUNDS[-1]} or more",
+        UNTOLD,
+    )
+)
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+]{0,39}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class SiteAbout(BaseModel, extra="forbid"):
+    """What a site told in the handshake. `patients`: a band such as "50-99"."""
+
+    version: str
+    contract: str
+    golden: str
+    patients: str
+
+
+def answer(site: Site, study: "Study") -> dict[str, str]:
+    """What this site tells of itself, by KEYS.
+
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST where its preprocessing does not know the golden volume.
+    """
+    from pipeline.doctor.digest import contract_digest
+    from pipeline.preprocessing.golden_volume import golden_digest
+
+    learnt_from = count_patients(site).of_split.get("train", 0)
+    return {
+        "version": version("fedthorax"),
+        "contract": contract_digest(site),
+        "golden": golden_digest(study.preprocessing),
+        "patients": band(learnt_from, site.settings.site.min_patients),
+    }
+
+
+def band(count: int, min_patients: int) -> str:
+    """About how many patients: one of BANDS. None of them parts numbers below `min_patients` from each other."""
+    bounds = [bound for bound in _BOUNDS if bound >= min_patients]
+    if not bounds:
+        return UNTOLD
+    if count < bounds[0]:
+        return f"under {bounds[0]}"
+    below = (f"{low}-{high - 1}" for low, high in pairwise(bounds) if count < high)
+    return next(below, f"{bounds[-1]} or more")
+
+
+def is_answer(record: Mapping[str, object]) -> bool:
+    """Whether a record holds what `answer` gives, as far as its form tells, and nothing else."""
+    fits: dict[str, Callable[[str], object]] = {
+        "version": _VERSION.fullmatch,
+        "contract": _SHA256.fullmatch,
+        "golden": _SHA256.fullmatch,
+        "patients": BANDS.__contains__,
+    }
+    return set(record) == set(KEYS) and all(
+        isinstance(value, str) and fits[key](value) for key, value in record.items()
+    )
+
+
+EXPECTED = Expected({}, {}, {}, 0, about=is_answer)

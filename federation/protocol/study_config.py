@@ -1,0 +1,185 @@
+"""A study: study.toml in one model, sent as JSON to the server's app and to every site's."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from models.network import NetworkSettings
+from models.settings import load_settings
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.training.privacy_budget import PrivacySettings, PrivateRound
+from pipeline.training.train import Schedule, TrainSettings
+
+MAX_SEED = 2**31 - 1
+
+
+class StudyNetwork(NetworkSettings):
+    """[network]: the networks that a study may train. Narrower than what a release may hold.
+
+    Features of age and sex are few and fixed, and ages come in bands: with many features that are learnt, each with a
+    threshold of its own, one round's update tells age, sex and label of single patients.
+    """
+
+    tabular_features: int = Field(default=8, ge=1, le=16)
+    age_band_years: Literal[5] = 5
+    tabular: Literal["fixed"] = "fixed"
+
+
+class StudyTraining(TrainSettings):
+    """[training] of a study: steps that follow the data and mix many patients."""
+
+    learning_rate: float = Field(default=0.05, ge=1e-4, le=0.5)
+    momentum: float = Field(default=0.9, ge=0.5, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0, le=0.1)
+
+
+class StudyTable(BaseModel, extra="forbid"):
+    """[study]: how long, with whom, under which conditions."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    rounds: int = Field(ge=1, le=1000)
+    local_epochs: int = Field(default=2, ge=1, le=50)
+    local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps of a round in place of epochs; 0: epochs
+    seed: int = Field(default=1, ge=0, le=MAX_SEED)
+    seeds: tuple[int, ...] = ()  # one run for each; none: one run with `seed`
+    begin_from: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # name of the release whose weights come first
+    sites: int = Field(ge=1)  # how many are waited for before round 1
+    sites_per_round: int = Field(default=0, ge=0)  # so many are drawn for each round; 0: all that are there
+    quorum: int = Field(ge=1)  # fewer valid replies, and a round is lost
+    wait_s: float = Field(default=300, gt=0)  # how long to wait for sites
+    round_timeout_s: float = Field(default=3600, gt=0)  # a slower reply is missed
+    synthetic: bool = False  # true where the sites are phantoms; the release will say so
+
+    @property
+    def asked_a_round(self) -> int:
+        """To how many sites a round goes where all that are waited for are there."""
+        return min(self.sites_per_round or self.sites, self.sites)
+
+
+class StrategyTable(BaseModel, extra="forbid"):
+    """[strategy]: a strategy by name, with its own options; see `federation.strategy.flower_strategies`."""
+
+    name: str = "CenteredClip"
+    options: dict[str, float] = {}
+
+
+class WireTable(BaseModel, extra="forbid"):
+    """[wire]: how weights travel."""
+
+    precision: Literal["float32", "float16"] = (
+        "float32"  # float16: half the bytes; see `federation.protocol.half_precision`
+    )
+
+
+class StoppingTable(BaseModel, extra="forbid"):
+    """[stopping]: end before the last round where the sites' mean validation figure no longer rises."""
+
+    figure: Literal["auroc_severe", "auroc_pcr_positive"] = "auroc_severe"
+    patience_rounds: int = Field(ge=1, le=1000)  # rounds without a rise of `least_gain`
+    least_gain: float = Field(default=0.005, ge=0, le=1)
+
+
+class EvaluationTable(BaseModel, extra="forbid"):
+    """[evaluation]: what the report at the end of a run compares the federated model with."""
+
+    local_models: bool = False  # each site alone, by as many rounds: as much training again
+    leave_one_out: bool = False  # federations without one site each: as many trainings as there are sites
+    pooled: bool = False  # all patients in one place: in a simulation alone, where they lie on one machine
+    fine_tune: bool = False  # the final model's head, fitted once more to each site
+    compared_sites: int = Field(default=0, ge=0)  # of so many, drawn by the seed, the models of single sites; 0: of all
+    shortcut_audit: bool = True  # does the embedding tell the site, do tags alone tell the label?
+
+
+class Study(BaseModel, extra="forbid"):
+    """study.toml; configs/study.toml explains each line."""
+
+    study: StudyTable
+    strategy: StrategyTable = StrategyTable()
+    network: StudyNetwork = StudyNetwork()
+    preprocessing: Preprocessing = Preprocessing()
+    training: StudyTraining = StudyTraining()
+    wire: WireTable = WireTable()
+    privacy: PrivacySettings | None = None
+    stopping: StoppingTable | None = None
+    evaluation: EvaluationTable = EvaluationTable()
+
+    @model_validator(mode="after")
+    def quorum_can_be_met(self) -> Self:
+        if self.study.sites_per_round > self.study.sites:
+            raise ValueError("sites_per_round is larger than the number of sites")
+        if self.study.quorum > self.study.asked_a_round:
+            raise ValueError("quorum is larger than the number of sites that a round asks")
+        return self
+
+    @model_validator(mode="after")
+    def a_patient_has_a_gradient(self) -> Self:
+        if self.privacy is not None and self.network.norm != "group":
+            raise ValueError('[privacy] needs norm = "group" in [network]: batch norm mixes the patients of a batch')
+        return self
+
+    @model_validator(mode="after")
+    def private_rounds_are_for_one_model(self) -> Self:
+        asked = self.evaluation
+        extra = asked.local_models or asked.leave_one_out or asked.pooled or asked.fine_tune
+        if self.privacy is not None and extra:
+            raise ValueError("[privacy] pays for one model: no local_models, leave_one_out, pooled or fine_tune")
+        if self.privacy is not None and self.study.local_steps:
+            raise ValueError("[privacy] counts epochs: no local_steps")
+        return self
+
+    @model_validator(mode="after")
+    def what_a_release_learnt_before_is_not_counted_again(self) -> Self:
+        asked = self.evaluation
+        if not self.study.begin_from:
+            return self
+        if self.privacy is not None:
+            raise ValueError("[privacy] counts what this study learns, not what a release before it did: no begin_from")
+        if asked.local_models or asked.leave_one_out or asked.pooled:
+            raise ValueError(
+                "a study with begin_from is compared with no local_models, leave_one_out or pooled: these begin anew, "
+                "and the release may have learnt from the site that is left out"
+            )
+        return self
+
+    def with_seed(self, seed: int) -> "Study":
+        """The study of one run."""
+        return self.model_copy(update={"study": self.study.model_copy(update={"seed": seed, "seeds": ()})})
+
+    @property
+    def proximal_mu(self) -> float:
+        """How strongly FedProx holds a site's weights near the global ones; 0 with any other strategy."""
+        return self.strategy.options.get("proximal_mu", 0.0)
+
+    @property
+    def epochs_a_round(self) -> int:
+        """Local epochs of a round; where it is counted in steps, these are one epoch."""
+        return 1 if self.study.local_steps else self.study.local_epochs
+
+    @property
+    def total_epochs(self) -> int:
+        """Local epochs over all rounds; baselines are trained for as many."""
+        return self.study.rounds * self.epochs_a_round
+
+    @property
+    def private_round(self) -> PrivateRound | None:
+        """What a round costs each site of its privacy budget; None where the study has no [privacy]."""
+        if self.privacy is None:
+            return None
+        return PrivateRound(
+            noise_multiplier=self.privacy.noise_multiplier,
+            sample_rate=self.privacy.sample_rate,
+            steps=self.study.local_epochs * self.privacy.steps_an_epoch,
+            delta=self.privacy.delta,
+        )
+
+    def schedule(self, round_number: int) -> Schedule:
+        """The stretch of training that belongs to a round (1, 2, ...)."""
+        epochs = self.epochs_a_round
+        first = (round_number - 1) * epochs
+        return Schedule(first, epochs, self.total_epochs, steps=self.study.local_steps)
+
+
+def preprocessing_of(study_file: Path | None) -> Preprocessing:
+    """The preprocessing that a study file asks for; the default without one."""
+    return Preprocessing() if study_file is None else load_settings(study_file, Study).preprocessing

@@ -1,0 +1,215 @@
+"""Launch studies: hand them to a running server, or to Flower's simulation, and follow them to their end."""
+
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from configs import usual_studies
+from federation.approval.presets import names_of
+from federation.approval.studies import study_digest
+from federation.protocol.first_weights import bring_release
+from federation.protocol.study_config import Study
+from federation.runs.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
+from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
+from federation.runs.tracking import how_to_see
+from federation.server.start import this_start
+from federation.strategy.flower_strategies import build_strategy
+from federation.superlink.control import read_server_config
+from federation.system import reasons
+from models.reasons import SETTINGS_KEY
+from models.refusal import Refusal
+from models.settings import load_settings
+
+Say = Callable[[str], None]
+LAST_LINES = 12  # of the server's own log, shown on its screen where a run failed
+ENDS: dict[str, Ended] = {"finished:completed": "completed", "finished:stopped": "stopped"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A completed run: its name, its release's folder, and how to open its experiment."""
+
+    run: str
+    release: str
+    mlflow: str
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def plan(files: Sequence[Path]) -> list[Study]:
+    """The studies of files, one for each seed, all of them looked at before the first one starts.
+
+    Raises Refusal: what `load_settings` and `build_strategy` raise, and E_SETTINGS_KEY for a seed that stands twice.
+    """
+    studies = []
+    for file in files:
+        study = load_settings(file, Study)
+        seeds = study.study.seeds or (study.study.seed,)
+        if len(set(seeds)) < len(seeds):
+            raise Refusal(SETTINGS_KEY, file=file.name, problems="study.seeds: a seed stands there twice")
+        try:
+            build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
+        except Refusal as refusal:
+            raise Refusal(refusal.reason, private=f"[strategy] in {file}", **refusal.numbers) from refusal
+        studies += [study.with_seed(seed) for seed in seeds]
+    return studies
+
+
+def server_of(server: Path, sites: Sequence[Path] | None) -> AbstractContextManager[object]:
+    """A simulation in the folder `server` while the block lasts; the running server if there are no `sites`.
+
+    Each of these is a site's folder, or a folder of such.
+    """
+    return (
+        simulation_server(server, [site for folder in sites for site in _sites_in(folder)]) if sites else nullcontext()
+    )
+
+
+def _sites_in(folder: Path) -> list[Path]:
+    within = sorted(file.parent for file in folder.glob("*/site.toml"))
+    return within if within and not (folder / "site.toml").exists() else [folder]
+
+
+def launch_all(
+    studies: Sequence[Study], server: Path, say: Say, *, group: str = "", began: Say = lambda name: None
+) -> list[Finished]:
+    """Run studies one after the other on the server that runs in `server`; one that fails is the last.
+
+    Several are a group: `group`, or the first study's name with four digits. `began` is told each run's name.
+    Raises Refusal: what `launch` raises.
+    """
+    if len(studies) > 1:
+        group = group or f"{studies[0].study.name}-{secrets.token_hex(2)}"
+        say(f"group {group}: {len(studies)} runs, one after the other")
+    finished: list[Finished] = []
+    for study in studies:
+        try:
+            finished.append(launch(study, server, say, group=group, began=began))
+        except BaseException:
+            if left := len(studies) - len(finished) - 1:
+                say(f"{left} of the group's {len(studies)} runs were not begun")
+            raise
+    return finished
+
+
+def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
+    """Run a study on the running server in `server`; lines of progress go to `say`.
+
+    Raises Refusal: what `build_strategy` and `submit` raise, E_RUN_FAILED when the run is not completed, and where it
+    begins from a release, what `bring_release` raises.
+    """
+    build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
+    config = read_server_config(server)  # before anything is written beside a server that is not there
+    name = f"{study.study.name}-{secrets.token_hex(4)}"
+    folder = server / "runs" / name
+    bring_release(study, server, folder)
+    if study.study.begin_from and not config.simulated_sites:
+        say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study begins from")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
+    (folder / "study.json").write_text(study.model_dump_json(indent=1))
+    say(f"run {name}: {study.strategy.name}, seed {study.study.seed}")
+    if not config.simulated_sites and (approve := _to_approve(study)):
+        say(approve)
+    return _submit(study, server, name, say, began)
+
+
+def _to_approve(study: Study) -> str:
+    """What each hospital has to approve before it takes part; "" where a new site's settings do already."""
+    digest = study_digest(study.model_dump_json())
+    names = names_of(digest)
+    if set(names) & set(usual_studies()):
+        return ""
+    named = f"the study {names[0]!r}" if names else f"the study {digest[:12]} (`fedthorax node approve-study`)"
+    return f"each hospital must have approved {named}"
+
+
+def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
+    """Go on with a run from its last checkpoint.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, and what `launch` raises.
+    """
+    folder = find_run(server, name)
+    if state(server, folder) in UNDER_WAY:
+        raise Refusal(reasons.RUN_UNDER_WAY)
+    return _submit(read_study(folder), server, name, say, began)
+
+
+def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
+    """Watch a run that is under way from its first line to its end; of one that ended, say how.
+
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FAILED where it is not complete, and what `wait` raises.
+    """
+    folder = find_run(server, name)
+    if state(server, folder) in UNDER_WAY:
+        began(name)
+        try:
+            return _follow(server, name, say)
+        except Refusal:
+            if read_note(folder).ended is None:
+                raise
+            # A simulation's server ends with its last run, perhaps before we could ask it how that ended.
+    stands = state(server, folder)
+    if stands != "completed":
+        raise Refusal(reasons.RUN_FAILED, status=stands, run=name)
+    return _finished(server, name)
+
+
+def stop_run(name: str, server: Path) -> None:
+    """Stop a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_ENDED where it is not under way, and what `stop` raises."""
+    folder = find_run(server, name)
+    stands = state(server, folder)
+    if stands not in UNDER_WAY:
+        raise Refusal(reasons.RUN_ENDED, state=stands)
+    stop(server, read_note(folder).run_id)
+    _note_end(folder, "stopped")
+
+
+def _submit(study: Study, server: Path, name: str, say: Say, began: Say) -> Finished:
+    folder = server / "runs" / name
+    run_id = submit(server, {"study": study.model_dump_json(), "run": name})
+    taken = {"run_id": run_id, "server_start": this_start(server), "ended": None}
+    write_note(folder, read_note(folder).model_copy(update=taken))
+    began(name)
+    try:
+        return _follow(server, name, say)
+    except KeyboardInterrupt:
+        again = f"`fedthorax study resume {name} --server {server}`"
+        simulated = read_server_config(server).simulated_sites
+        say(f"stopping {name}; {again} {'with the same --simulate ' if simulated else ''}goes on with it")
+        stop(server, run_id)
+        _note_end(folder, "stopped")
+        raise
+
+
+def _follow(server: Path, name: str, say: Say) -> Finished:
+    rest: deque[str] = deque(maxlen=LAST_LINES)
+
+    def pass_on(line: str) -> None:
+        _, mark, text = line.partition(MARK)
+        if mark:
+            say(text)
+        else:
+            rest.append(line)
+
+    folder = server / "runs" / name
+    status = wait(server, read_note(folder).run_id, pass_on)
+    _note_end(folder, ENDS.get(status, "failed"))
+    if status != "finished:completed":
+        why = "" if status == "finished:stopped" else "\n".join(["", *rest])
+        raise Refusal(reasons.RUN_FAILED, status=status, run=name, private=f"{server / 'logs'}{why}")
+    return _finished(server, name)
+
+
+def _note_end(folder: Path, ended: Ended) -> None:
+    write_note(folder, read_note(folder).model_copy(update={"ended": ended}))
+
+
+def _finished(server: Path, name: str) -> Finished:
+    folder = server / "runs" / name
+    return Finished(name, str(folder / "release"), how_to_see(server, folder))

@@ -1,0 +1,101 @@
+"""What a finished run found, in one file: the input of its report, of comparisons and of its release.
+
+SERVER_DIR/runs/<run>/results.json. Site names stand for hospitals; every figure is one that a site let out.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from federation.protocol.handshake import SiteAbout
+from federation.protocol.study_config import Study
+from federation.system import reasons
+from models.calibration import Platt
+from models.refusal import Refusal
+
+RESULTS = "results.json"
+FEDERATED = "federated"
+
+Kind = Literal["federated", "local", "left_out", "fine_tuned", "pooled"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelFigures(_Part):
+    """One model at every site that evaluated it.
+
+    `name`: "federated", "north alone", "without north", "north fine-tuned", "pooled". `trained_at`: the sites whose
+    patients it learnt from. `figures`: by site, then by the names of `protocol.metric_allowlist` and `num-examples`.
+    """
+
+    name: str
+    kind: Kind
+    trained_at: list[str]
+    figures: dict[str, dict[str, float]]
+
+
+class Probe(_Part):
+    """How well held-out embeddings tell the site.
+
+    `confusion`: for each site the share of its test patients that is assigned to each site. `accuracy` is the mean of
+    the diagonal (balanced), `chance` 1 / sites.
+    """
+
+    confusion: dict[str, dict[str, float]]
+    accuracy: float
+    chance: float
+
+
+class Flag(_Part):
+    """A reason to distrust: a code of the table of reasons, the site, and the figure that led to it."""
+
+    code: str
+    site: str
+    says: str
+
+
+class Audit(_Part):
+    """The shortcut audit. `sites`: by site the audit's figures. `probe` is None where too few sites took part."""
+
+    probe: Probe | None
+    sites: dict[str, dict[str, float]]
+    flags: list[Flag]
+
+
+class OperatingPoint(_Part):
+    """A threshold on the calibrated probability, learnt from the sites' validation patients."""
+
+    threshold: float
+    sites: int  # that it is the mean of
+
+
+class Results(_Part):
+    """Everything of a run that its report needs."""
+
+    format: Literal[1] = 1
+    run: str
+    software: str
+    synthetic: bool
+    study: Study
+    sites: dict[str, SiteAbout]
+    history: list[dict[str, Any]]
+    models: list[ModelFigures]
+    calibration: dict[str, Platt]
+    operating_points: dict[str, dict[str, OperatingPoint]]  # by label, then rule_out or rule_in
+    audit: Audit | None
+    release: str  # SHA-256 of the candidate
+    stopped_early: bool = False
+
+    def model(self, name: str) -> ModelFigures | None:
+        return next((each for each in self.models if each.name == name), None)
+
+
+def read_results(run: Path) -> Results:
+    """Of a run's folder. Raises Refusal E_RESULTS where there are none yet or they are not of this format."""
+    try:
+        return Results.model_validate_json((run / RESULTS).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Refusal(reasons.RESULTS, private=str(error)) from error

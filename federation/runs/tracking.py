@@ -1,0 +1,290 @@
+"""What the server writes to MLflow, and nobody else does: parameters, figures of each round, artifacts, the model.
+
+SQLite and files under the server's folder by default; MLFLOW_TRACKING_URI names another tracking server. What is
+written is listed here, so that nothing else gets there: no path of a site, no user, no count of a site's patients.
+docs/mlflow.md tells how to set up a tracking server.
+
+The runs of a group, which differ by seed or strategy, lie below one parent run with the group's name, as MLflow's own
+interface shows nested runs.
+
+A study does not stop because MLflow does. What it cannot take now waits in the run's folder, in tracking.jsonl, and is
+handed over before whatever comes next: the next round's figures, or the next run on this server.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from federation.protocol.reply_validation import EXAMPLES
+from federation.protocol.study_config import Study
+from federation.runs.run_folder import read_note
+from federation.strategy.round_report import RoundReport
+from federation.system import reasons
+from models.refusal import Reason, Refusal
+from pipeline.system.atomic_files import write_durably
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CANDIDATE = "candidate"
+SPOOL = "tracking.jsonl"
+WHERE = "mlflow.json"
+GROUP = "fedthorax.group"  # tag: of which group a run is, or which one it stands for
+_IS_GROUP = {"fedthorax.kind": "group"}
+# MLflow would fill these in with the user and the script of this machine.
+_NEUTRAL_TAGS = {"mlflow.user": "fedthorax", "mlflow.source.name": "fedthorax", "mlflow.source.type": "PROJECT"}
+_HABITS = {
+    # By itself MLflow tries for minutes, while the sites wait for the next round.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def tracking_uri(server_folder: Path) -> str:
+    """Where a server's experiments are: its own SQLite file, unless MLFLOW_TRACKING_URI names a tracking server."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{server_folder / 'mlflow.db'}"
+
+
+def artifact_place(server_folder: Path, uri: str) -> str | None:
+    """Where artifacts go: beside our own SQLite file. None: a tracking server keeps them where it likes."""
+    return (server_folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
+
+
+def how_to_see(server_folder: Path, run_folder: Path) -> str:
+    """How to open a run's figures in a browser: an address, or the command that shows a database's.
+
+    As the server noted it, which may see another tracking server than this process does.
+    """
+    path, where = run_folder / WHERE, {"uri": without_user(tracking_uri(server_folder.resolve()))}
+    if path.exists():
+        where = json.loads(path.read_text())
+    if urlsplit(where["uri"]).scheme in ("http", "https"):
+        page = f"/#/experiments/{where['experiment']}/runs/{where['run']}" if "run" in where else ""
+        return where["uri"].rstrip("/") + page
+    mlflow = Path(sys.executable).with_name("mlflow")
+    return f"MLFLOW_DISABLE_TELEMETRY=true {mlflow} ui --backend-store-uri {where['uri']}"
+
+
+def without_user(uri: str) -> str:
+    """An address without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
+    """Hand over what earlier runs on this server could not."""
+    for spool in sorted((server_folder / "runs").glob(f"*/{SPOOL}")):
+        study = Study.model_validate_json((spool.parent / "study.json").read_text())
+        Tracker(server_folder, study, spool.parent.name, say).hand_over()
+
+
+class Tracker:
+    """One run of a study in MLflow. A resumed study goes on in the same run.
+
+    `say` is told when MLflow does not answer, and when it does again.
+    """
+
+    def __init__(self, server_folder: Path, study: Study, run_name: str, say: Callable[[str], None]) -> None:
+        self.server_folder = server_folder
+        self.study = study
+        self.run_name = run_name
+        self.say = say
+        self.spool = server_folder / "runs" / run_name / SPOOL
+        lines = self.spool.read_text().splitlines() if self.spool.exists() else []
+        self._waiting: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        self._trouble: Reason | None = reasons.TRACKING_SILENT if lines else None
+        self._client: MlflowClient | None = None
+        self._version: str | None = None
+
+    def begin(self, tags: Mapping[str, str]) -> None:
+        """Say that the run goes on, and with which study."""
+        self._record("begin", params=params(self.study), tags=dict(tags))
+
+    def log_round(self, report: RoundReport, names: Mapping[int, str]) -> None:
+        """Figures of one round: means over sites (named as such), each site's own, and what the round cost.
+
+        The head that a site told of its ledger becomes the run's tag `ledger.<site>`.
+        """
+        figures = {f"mean_{name}": value for name, value in report.aggregated.items()}
+        for node_id, metrics in report.metrics.items():
+            site = names.get(node_id, "unknown")
+            figures |= {f"{site}/{k}": v for k, v in metrics.items() if k != EXAMPLES}
+        figures |= {
+            "round_seconds": report.seconds,
+            "round_sites": len(report.valid),
+            "round_lost": float(report.lost),
+            "bytes_up": report.bytes_up,
+            "bytes_down": report.bytes_down,
+        }
+        heads = {names.get(node, "unknown"): head for node, head in report.ledger.items()}
+        tags = {f"ledger.{site}": f"{head.lines} {head.head}" for site, head in heads.items()}
+        self._record("figures", values=figures, step=report.round, at_ms=_now_ms(), tags=tags)
+
+    def log_final(self, figures: Mapping[str, float], rounds: int) -> None:
+        """Figures of the final model on the sites' test patients."""
+        values = {f"final/{name}": value for name, value in figures.items()}
+        self._record("figures", values=values, step=rounds, at_ms=_now_ms(), tags={})
+
+    def add_artifacts(self, path: Path, name: str) -> None:
+        """Copy a folder or a file into the run's artifacts."""
+        self._record("artifacts", path=str(path), name=name)
+
+    def register(self, release: Path, sha256: str) -> str | None:
+        """Register a release as the study's newest model version, with the alias `candidate`.
+
+        Returns its version; None if MLflow does not answer now.
+        """
+        self._version = None
+        self._record("artifacts", path=str(release), name="model")
+        self._record("version", sha256=sha256)
+        return self._version
+
+    def end(self, *, completed: bool) -> None:
+        self._record("end", status="FINISHED" if completed else "FAILED")
+
+    # --- handing over ------------------------------------------------------------------------------------------
+
+    def _record(self, what: str, **details: Any) -> None:
+        self._waiting.append({"what": what, **details})
+        self.hand_over()
+
+    def hand_over(self) -> None:
+        """Give MLflow all that waits, in its order; what it does not take is kept in the run's folder."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        before = self._trouble
+        try:
+            while self._waiting:
+                details = dict(self._waiting[0])
+                self._deliver(details.pop("what"), details)
+                self._waiting.pop(0)
+            self._trouble = None
+        except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' exceptions are OSErrors
+            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+                raise  # ours to mend, and no better later
+            self._trouble, self._client = _trouble(error), None
+        if self._waiting:
+            self.spool.write_text("".join(json.dumps(each) + "\n" for each in self._waiting))
+        else:
+            self.spool.unlink(missing_ok=True)
+        if self._trouble and self._trouble != before:
+            self.say(f"{Refusal(self._trouble)}. {self._trouble.remedy}")
+        elif before and not self._trouble:
+            self.say("MLflow answers again and has what waited")
+
+    def _deliver(self, what: str, details: Mapping[str, Any]) -> None:
+        client = self._client = self._client or self._connect()
+        deliver: Mapping[str, Callable[..., None]] = {
+            "begin": self._begin,
+            "figures": self._figures,
+            "artifacts": self._artifacts,
+            "version": self._new_version,
+            "end": self._end,
+        }
+        deliver[what](client, **details)
+
+    def _connect(self) -> "MlflowClient":
+        """A client, once the run is there: found by its name or made."""
+        for name, value in _HABITS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        uri = tracking_uri(self.server_folder)
+        client = MlflowClient(uri, uri)
+        name = self.study.study.name
+        experiment = client.get_experiment_by_name(name)
+        place = artifact_place(self.server_folder, uri)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, place)
+        group, tags = read_note(self.spool.parent).group, {}
+        self._parent_id = ""
+        if group:
+            self._parent_id = self._run(client, experiment_id, group, {GROUP: group, **_IS_GROUP})
+            tags = {GROUP: group, "mlflow.parentRunId": self._parent_id}
+        self.run_id = self._run(client, experiment_id, self.run_name, tags)
+        where = {"uri": without_user(uri), "experiment": experiment_id, "run": self.run_id}
+        write_durably(self.spool.parent / WHERE, json.dumps(where).encode())
+        return client
+
+    def _run(self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """The id of the run of this name, which is made if it is not there."""
+        found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{name}'", max_results=1)
+        run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={**_NEUTRAL_TAGS, **tags})
+        return str(run.info.run_id)
+
+    def _begin(self, client: "MlflowClient", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        for run_id in filter(None, (self.run_id, self._parent_id)):
+            client.update_run(run_id, status="RUNNING")
+        client.log_batch(
+            self.run_id,
+            params=[Param(name, value) for name, value in params.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+
+    def _figures(
+        self, client: "MlflowClient", values: Mapping[str, float], step: int, at_ms: int, tags: Mapping[str, str]
+    ) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        client.log_batch(
+            self.run_id,
+            # MLflow allows no @ in names, with which ours name a subgroup.
+            metrics=[Metric(name.replace("@", "/"), float(value), at_ms, step) for name, value in values.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+
+    def _artifacts(self, client: "MlflowClient", path: str, name: str) -> None:
+        if Path(path).is_dir():
+            client.log_artifacts(self.run_id, path, name)
+        elif Path(path).exists():  # a checkpoint that waited may have been replaced
+            client.log_artifact(self.run_id, path, name)
+
+    def _new_version(self, client: "MlflowClient", sha256: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        name = self.study.study.name
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = client.create_model_version(
+            name, f"runs:/{self.run_id}/model", run_id=self.run_id, tags={"sha256": sha256}, await_creation_for=0
+        )
+        client.set_registered_model_alias(name, CANDIDATE, version.version)
+        self._version = str(version.version)
+
+    def _end(self, client: "MlflowClient", status: str) -> None:
+        client.set_terminated(self.run_id, status)
+        if self._parent_id:  # nobody knows which run of a group is its last; the next one sets it running again
+            client.set_terminated(self._parent_id, "FINISHED")
+
+
+def params(study: Study) -> dict[str, str]:
+    """A study's settings as MLflow compares them: `table.key`, and `strategy.options.name` for each option."""
+    found: dict[str, str] = {}
+    for table, values in study.model_dump(mode="json", exclude_none=True, exclude={"study": {"seeds"}}).items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                found |= {f"{table}.{key}.{part}": str(each) for part, each in value.items()}
+            else:
+                found[f"{table}.{key}"] = str(value)
+    return found
+
+
+def _trouble(error: Exception) -> Reason:
+    """Why MLflow did not take what it was given."""
+    refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+    return reasons.TRACKING_ACCESS if refused else reasons.TRACKING_SILENT
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,175 @@
+"""Flower's strategies over replies that lie on disk, with the results that they have over replies in memory.
+
+A mean takes one reply after the other, so Flower is given arrays that are read when it asks for their numbers. A robust
+strategy needs all sites at once, but only one place of the model at a time, and is run over one part of it after the
+other; what Krum and centred clipping compare is whole models, see `_points`.
+"""
+
+import gc
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum
+from flwr.serverapp.strategy.multikrum import select_multikrum
+from numpy.typing import NDArray
+
+from federation.protocol.reply_validation import EXAMPLES, encode
+from federation.strategy.centered_clip import CenteredClip
+from federation.strategy.flower_strategies import is_robust
+from federation.strategy.reply_files import Filed
+
+PART_NUMBERS = 2**20  # of all sites together, which a robust strategy is given at once
+LEAST_NUMBERS = 2**14  # of each site: with fewer most of the work would be Flower's around them
+
+
+class Part(NamedTuple):
+    """Some numbers of one of the model's arrays, which is seen as a row."""
+
+    name: str
+    at: slice
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """One round for a strategy: `replies` in the order in which they are summed, and their weights.
+
+    `model` are the arrays that went out. A robust strategy is given updates in float64 instead of weights. Medians,
+    trimmed means and Krum's distances are the same for both, but Flower computes a distance as |x|² + |y|² - 2xy, in
+    which float32 loses an update that is small beside the weights.
+    """
+
+    inner: FedAvg
+    number: int
+    replies: Sequence[Filed]
+    weights: Sequence[int]
+    model: Mapping[str, NDArray]
+
+    def run(self) -> dict[str, NDArray] | None:
+        """The new arrays, of the shapes and dtypes of the model; None where the strategy makes none."""
+        inner, number = self.inner, self.number
+        whole = [Part(name, slice(None)) for name in sorted(self.model)]
+        if isinstance(inner, MultiKrum):
+            messages = self._messages(whole, self._chosen(inner, inner.num_nodes_to_select))
+            return self._joined([(whole, FedAvg.aggregate_train(inner, number, messages)[0])])
+        if isinstance(inner, CenteredClip):
+            return self._centred(inner)
+        if not is_robust(inner):
+            return self._joined([(whole, inner.aggregate_train(number, self._messages(whole))[0])])
+        with _many_as_one(), self._choosing():
+            return self._joined(
+                ([part], inner.aggregate_train(number, self._messages([part]))[0]) for part in self._parts()
+            )
+
+    def _joined(self, made: Iterable[tuple[Sequence[Part], ArrayRecord | None]]) -> dict[str, NDArray] | None:
+        """The model from its parts. Some strategies compute in float64; the model keeps its own dtypes."""
+        rows = {name: np.empty(array.size, array.dtype) for name, array in self.model.items()}
+        for parts, record in made:
+            if record is None:
+                return None
+            for part in parts:
+                rows[part.name][part.at] = record[part.name].numpy().reshape(-1) + self._origin(part)
+        return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
+
+    def _messages(self, parts: Sequence[Part], places: Iterable[int] | None = None) -> list[Message]:
+        """Replies, all or those at `places`, as Flower is given them; their numbers are still on disk."""
+        return [self._message(place, parts) for place in (range(len(self.replies)) if places is None else places)]
+
+    def _message(self, place: int, parts: Sequence[Part]) -> Message:
+        arrays = ArrayRecord()
+        for part in parts:
+            arrays[part.name] = _OnDisk(partial(self._numbers, self.replies[place], part))
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({EXAMPLES: self.weights[place]})})
+        return Message(content, dst_node_id=1, message_type="train")
+
+    def _numbers(self, reply: Filed, part: Part) -> NDArray:
+        origin = self.model[part.name].reshape(-1)[part.at]
+        row = reply.clipped("arrays", part.name, origin, part.at)
+        return row - self._origin(part) if is_robust(self.inner) else row.reshape(self.model[part.name].shape)
+
+    def _origin(self, part: Part) -> NDArray | int:
+        """Where updates begin."""
+        return self.model[part.name].reshape(-1)[part.at].astype(np.float64) if is_robust(self.inner) else 0
+
+    def _centred(self, inner: CenteredClip) -> dict[str, NDArray]:
+        """The model moved by centred clipping."""
+        shares = inner.shares(self._points().T, self.weights)
+        rows = {name: np.empty(array.size, array.dtype) for name, array in self.model.items()}
+        for part in self._parts():
+            moved = np.asarray(self._origin(part))
+            for share, reply in zip(shares, self.replies, strict=True):
+                moved = moved + share * self._numbers(reply, part)
+            rows[part.name][part.at] = moved
+        return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
+
+    def _parts(self) -> Iterator[Part]:
+        """All of the model, in parts of which all sites' are small together."""
+        length = max(LEAST_NUMBERS, PART_NUMBERS // len(self.replies))
+        for name in sorted(self.model):
+            for start in range(0, self.model[name].size, length):
+                yield Part(name, slice(start, min(start + length, self.model[name].size)))
+
+    @contextmanager
+    def _choosing(self) -> Iterator[None]:
+        """Let Bulyan's first step, if it is Bulyan, choose by whole models in every part."""
+        if not isinstance(self.inner, Bulyan):
+            yield
+            return
+        selected = len(self.replies) - 2 * self.inner.num_malicious_nodes
+        rule, chosen = self.inner.selection_rule, self._chosen(self.inner, selected)
+        self.inner.selection_rule = lambda contents, *_: [contents[place] for place in chosen]
+        try:
+            yield
+        finally:
+            self.inner.selection_rule = rule
+
+    def _chosen(self, krum: MultiKrum | Bulyan, count: int) -> list[int]:
+        """The places of the `count` replies that Flower's Krum chooses, in its order."""
+        contents = [RecordDict({"arrays": encode({"point": point})}) for point in self._points().T]
+        places = {id(content): place for place, content in enumerate(contents)}
+        return [places[id(each)] for each in select_multikrum(contents, krum.num_malicious_nodes, count)]
+
+    def _points(self) -> NDArray:
+        """The updates as columns of few numbers, with the same lengths and distances.
+
+        A QR decomposition X = QR of the updates as columns leaves in R as many points as there are sites, in as many
+        dimensions; it is made part by part, for R of (R above the next rows of X) is R of all rows so far.
+        """
+        points: NDArray = np.zeros((0, len(self.replies)))
+        for part in self._parts():
+            rows = np.stack([self._numbers(reply, part) for reply in self.replies], axis=1)
+            points = np.asarray(np.linalg.qr(np.vstack([points, rows]), mode="r"))
+        return points
+
+
+class _OnDisk(Array):
+    """An array whose numbers are read when Flower asks for them."""
+
+    def __init__(self, read: Callable[[], NDArray]) -> None:
+        super().__init__(dtype="", shape=(), stype="numpy.ndarray", data=b"")
+        self._read = read
+
+    def numpy(self) -> NDArray:
+        return self._read()
+
+
+@contextmanager
+def _many_as_one() -> Iterator[None]:
+    """Flower logs each aggregation, and Bulyan collects garbage at every array; a round is many of them here.
+
+    What is frozen is no garbage, and not looked through.
+    """
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.WARNING)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        flower.setLevel(level)

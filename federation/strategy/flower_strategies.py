@@ -1,0 +1,184 @@
+"""Strategies by name, Flower's and one of ours: options, how many replies each needs, what each remembers."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import flwr.serverapp.strategy as flower
+import numpy as np
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
+from numpy.typing import NDArray
+
+from federation.strategy.centered_clip import CenteredClip
+from federation.system import reasons
+from models.refusal import Refusal
+
+# Strategies that work on any model, with the options of theirs that have an effect. Sampling, record names and
+# weighting are not options: the wrapper relies on them.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "FedAvg": (),
+    "FedAvgM": ("server_learning_rate", "server_momentum"),
+    "FedAdam": ("eta", "beta_1", "beta_2", "tau"),
+    "FedYogi": ("eta", "beta_1", "beta_2", "tau"),
+    "FedAdagrad": ("eta", "tau"),
+    "FedProx": ("proximal_mu",),
+    "FedMedian": (),
+    "FedTrimmedAvg": ("beta",),
+    "Krum": ("num_malicious_nodes",),
+    "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    "Bulyan": ("num_malicious_nodes",),
+    "CenteredClip": ("clip_factor", "iterations"),
+}
+_OURS = {"CenteredClip": CenteredClip}
+# Least value and first value too large, where they are not 0 and infinity: outside, the formulas divide by
+# zero or run away.
+_RANGES = {
+    "beta": (0.01, 0.5),
+    "beta_1": (0.0, 1.0),
+    "beta_2": (0.0, 1.0),
+    "server_momentum": (0.0, 1.0),
+    "tau": (1e-12, math.inf),
+    "num_nodes_to_select": (1, math.inf),
+    "clip_factor": (0.1, 10.0),
+    "iterations": (1, 101),
+}
+# What these strategies remember from round to round, besides the model itself.
+_MEMORY = ("m_t", "v_t", "momentum_vector")
+_ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")  # they divide each weight's change by its own size
+# Those made to withstand some hostile sites; Krum is a MultiKrum.
+_ROBUST = (CenteredClip, FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
+
+
+def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None = None) -> FedAvg:
+    """The strategy of this name with its options, by Flower's names for both, for a study of so many sites.
+
+    Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of its range),
+    E_STRATEGY_SITES (see `least_replies`).
+    """
+    if name not in OPTIONS:
+        raise Refusal(reasons.STRATEGY, private=name, known=", ".join(OPTIONS))
+    strategy: type = _OURS.get(name) or getattr(flower, name)
+    chosen = {option: _checked(name, strategy, option, value) for option, value in options.items()}
+    built = cast(FedAvg, strategy(**chosen))
+    if sites is not None and (needed := least_replies(built)) > sites:
+        raise Refusal(reasons.STRATEGY_SITES, needed=needed, sites=sites)
+    return built
+
+
+def _checked(name: str, strategy: type, option: str, value: object) -> float:
+    """An option's value, whole where Flower wants a whole number: a study file's numbers come as floats."""
+    if option in OPTIONS[name] and isinstance(value, int | float) and not isinstance(value, bool):
+        default = inspect.signature(strategy).parameters[option].default
+        least, too_large = _RANGES.get(option, (0.0, math.inf))
+        is_whole = not isinstance(default, int) or float(value).is_integer()
+        if least <= value < too_large and is_whole:
+            return int(value) if isinstance(default, int) else value
+    raise Refusal(reasons.STRATEGY_OPTION, option=option, known=", ".join(OPTIONS[name]) or "none")
+
+
+class ServerOptimiser(NamedTuple):
+    """How far a strategy's own optimiser may move the model in a round, beyond the mean of what sites learnt.
+
+    `factor`: by how much it may lengthen that mean. `step`: by how much it may move each weight beside it.
+    """
+
+    factor: float = 1.0
+    step: float = 0.0
+
+
+def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser:
+    """What a strategy with these options may do. Raises Refusal as `build_strategy` does."""
+    strategy = build_strategy(name, options)
+    if name == "FedAvgM":
+        momentum, rate = getattr(strategy, "server_momentum", 0.0), getattr(strategy, "server_learning_rate", 1.0)
+        return ServerOptimiser(factor=max(1.0, rate / (1 - momentum)))
+    if name in _ADAPTIVE:
+        return ServerOptimiser(step=float(getattr(strategy, "eta", 0.1)))
+    return ServerOptimiser()
+
+
+def is_robust(inner: Strategy) -> bool:
+    """Whether a strategy is made to withstand hostile sites; those take no notice of weights, or hardly."""
+    return isinstance(inner, _ROBUST)
+
+
+def least_replies(inner: Strategy, *, shown: int = 0) -> int:
+    """On how many valid replies a strategy withstands what it is set to withstand; with fewer it must not be used.
+
+    With f hostile nodes Krum needs 2f + 3 (Blanchard et al. 2017), and f more than it selects, so that it need not
+    select a hostile one; Bulyan needs 4f + 3 (El Mhamdi et al. 2018). The median of two is their mean, and a
+    trimmed mean that cuts off nobody is a mean: both would let through what they are chosen to stop. Centred clipping
+    stands no hostile site of two either, but then moves the model no further than the shorter of both updates. It
+    leaves to the study's quorum how many replies a round needs, so that one site that is off does not end a study of
+    three.
+    `shown`: how many nodes have shown themselves by replies that had to be refused. So many fewer are left to be
+    withstood among the others; otherwise one malformed reply would be enough to lose every round.
+    """
+    if isinstance(inner, MultiKrum):
+        hostile = max(0, inner.num_malicious_nodes - shown)
+        return max(2 * hostile + 3, inner.num_nodes_to_select + hostile)
+    if isinstance(inner, Bulyan):
+        return 4 * max(0, inner.num_malicious_nodes - shown) + 3
+    if isinstance(inner, FedTrimmedAvg):
+        cuts_one = next(count for count in range(3, 200) if int(inner.beta * count) >= 1)  # as Flower rounds
+        return max(3, cuts_one - shown)
+    return 3 if isinstance(inner, FedMedian) else 1
+
+
+@contextmanager
+def told_apart(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
+    """Set a strategy to what is left to withstand among `valid` replies, for the length of a block.
+
+    Of the hostile nodes that it expects, `shown` have shown themselves. A trimmed mean goes on cutting off as many
+    as it would have of all, for what was taken for hostile may have been an unusual hospital, and the hostile one
+    be still there.
+    """
+    option, value = "", 0.0
+    if isinstance(inner, MultiKrum | Bulyan):
+        option, value = "num_malicious_nodes", max(0, inner.num_malicious_nodes - shown)
+    elif isinstance(inner, FedTrimmedAvg):
+        cut = min(int(inner.beta * (valid + shown)), (valid - 1) // 2)
+        option, value = "beta", (cut + 0.25) / valid  # of which Flower takes the whole part
+    if not option:
+        yield
+        return
+    set_to = getattr(inner, option)
+    setattr(inner, option, value)
+    try:
+        yield
+    finally:
+        setattr(inner, option, set_to)
+
+
+def strategy_state(inner: Strategy) -> dict[str, NDArray]:
+    """What a strategy remembers between rounds, as named arrays: `<attribute>/<array>`; empty if nothing.
+
+    FedAdam, FedYogi and FedAdagrad keep two moments by name, FedAvgM a list in the arrays' order. Not copied:
+    these strategies replace their arrays and never write into them.
+    """
+    state: dict[str, NDArray] = {}
+    for attribute in _MEMORY:
+        memory = getattr(inner, attribute, None) or {}
+        if isinstance(memory, list):
+            memory = {f"{place:06d}": array for place, array in enumerate(memory)}
+        state |= {f"{attribute}/{name}": np.asarray(array) for name, array in memory.items()}
+    return state
+
+
+def restore_strategy(inner: Strategy, state: Mapping[str, NDArray]) -> None:
+    """Give a strategy what `strategy_state` took from one of its kind.
+
+    Raises `Refusal` E_CHECKPOINT_STRATEGY if the state holds what this strategy does not remember.
+    """
+    if any(not hasattr(inner, name.partition("/")[0]) for name in state):
+        raise Refusal(reasons.CHECKPOINT_STRATEGY)
+    for attribute in _MEMORY:
+        if hasattr(inner, attribute):
+            prefix = f"{attribute}/"
+            memory = {name.removeprefix(prefix): state[name] for name in sorted(state) if name.startswith(prefix)}
+            value = list(memory.values()) if attribute == "momentum_vector" else memory
+            setattr(inner, attribute, value or None)
+    if hasattr(inner, "current_arrays"):
+        inner.current_arrays = None  # taken anew from the model that the next round sends out

@@ -1,0 +1,287 @@
+"""The guarded strategy: one of `flower_strategies`, with what Flower leaves open.
+
+Flower aggregates whatever arrives: one bad reply poisons the model or ends the run, one lost site can leave a
+round to a single hospital or block it for good, batch-norm buffers are treated as weights, and nothing is
+saved. The wrapper here validates each reply, clips its update, caps its weight, demands a quorum, combines buffers
+apart, reports each round, and lets the optimiser's state be saved and restored. The aggregation is the strategy's.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+from numpy.typing import NDArray
+
+from federation.protocol.batch_norm import combine, combine_by_median
+from federation.protocol.metric_allowlist import Figure
+from federation.protocol.pooled_figures import weighted_means
+from federation.protocol.reply_validation import (
+    EXAMPLES,
+    NO_HEAD,
+    Expected,
+    LedgerHead,
+    decode,
+    encode,
+    length,
+    longest,
+    shows_itself,
+    sift,
+)
+from federation.strategy.aggregation import Aggregation
+from federation.strategy.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
+from federation.strategy.reply_files import TEMPORARY, Filed, file_reply, spool
+from federation.strategy.round_report import RoundReport
+from federation.strategy.sampling import Choose, everybody
+from federation.system import reasons
+from models.refusal import Reason, Refusal
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Roster:
+    """The nodes that a round asks; all that a strategy asks of a grid.
+
+    Flower's own sampling waits for nodes without end; on a fixed list it cannot.
+    """
+
+    node_ids: Sequence[int]
+
+    def get_node_ids(self) -> Sequence[int]:
+        return self.node_ids
+
+
+class GuardedStrategy(Strategy):
+    """Wraps a strategy (see `flower_strategies`) and guards it.
+
+    Run it with `start`, giving the trainable tensors alone as `initial_arrays`.
+    `quorum`: least number of valid replies for a round to count; the strategy itself may need more
+    (`least_replies`). `metrics`: figures that a reply may bring. `max_examples`: a reply that claims more is
+    refused. `enrolled`: patients of nodes that were enrolled with a number; a reply that claims more counts with
+    that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: an update that is longer than so many low
+    median ones is clipped to that length, weights and buffers each for themselves.
+    `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
+    before a round. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`, which nodes
+    last told of their ledgers, are kept up to date in place. `choose` says whom of those that are there a round asks.
+    `folder`: in which a round's replies lie until they are summed (see `reply_files`).
+    `on_round` gets each round's report, lost rounds' too.
+
+    After each round `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the
+    count, `heads` what each node last told of its ledger, which it is reminded of in the next message's config.
+    Evaluation is not a message of its own: a site evaluates the model it gets before it trains.
+    """
+
+    def __init__(
+        self,
+        inner: FedAvg,
+        *,
+        quorum: int,
+        metrics: Mapping[str, Figure],
+        max_examples: int,
+        enrolled: Mapping[int, int] | None = None,
+        buffers: Mapping[str, NDArray] | None = None,
+        norm_factor: float = 2.0,
+        max_lost_rounds: int = 2,
+        wait_s: float = 600.0,
+        first_round: int = 1,
+        memory: Mapping[str, NDArray] | None = None,
+        heads: dict[int, LedgerHead] | None = None,
+        choose: Choose = everybody,
+        folder: Path | None = None,
+        on_round: Callable[[RoundReport], None] | None = None,
+    ) -> None:
+        # All nodes of the roster are asked: waiting for enough of them, and drawing from them, is done here.
+        inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 1.0, 1, 1
+        inner.fraction_evaluate, inner.min_evaluate_nodes = 0.0, 0
+        restore_strategy(inner, memory or {})
+        self.inner = inner
+        self.is_robust = is_robust(inner)
+        self.quorum = quorum
+        self.needed = max(quorum, least_replies(inner))
+        self.metrics = metrics
+        self.max_examples = max_examples
+        self.enrolled = dict(enrolled or {})
+        self.norm_factor = norm_factor
+        self.max_lost_rounds = max_lost_rounds
+        self.wait_s = wait_s
+        self.first_round = first_round
+        self.heads = {} if heads is None else heads
+        self.choose = choose
+        self.folder = folder
+        self.on_round = on_round
+        self.arrays: dict[str, NDArray] = {}
+        self.buffers: dict[str, NDArray] = dict(buffers or {})
+        self.aggregated_rounds = 0
+        self.lost_rounds = 0
+        self._lost_in_a_row = 0
+        self._sampled: tuple[int, ...] = ()
+        self._began_s = 0.0
+
+    def summary(self) -> None:
+        """Log the settings of the strategy within."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The messages of a round, each with the trainable `arrays`, the `buffers` if any, and its own `config`.
+
+        Raises `Refusal` E_QUORUM if too few nodes are there within `wait_s`.
+        """
+        number = self.first_round - 1 + server_round
+        roster = cast(Grid, _Roster(self.choose(number, self._wait_for_quorum(grid))))
+        self._began_s = time.monotonic()
+        self.arrays = decode(arrays)
+        messages = list(self.inner.configure_train(number, encode(self.arrays), config, roster))
+        buffers = {"buffers": encode(self.buffers)} if self.buffers else {}
+        for message in messages:
+            head = self.heads.get(message.metadata.dst_node_id, NO_HEAD)
+            config = ConfigRecord({**message.content.config_records["config"], **head.config()})
+            message.content = RecordDict({"arrays": message.content["arrays"], **buffers, "config": config})
+        self._sampled = tuple(sorted(message.metadata.dst_node_id for message in messages))
+        return messages
+
+    def _wait_for_quorum(self, grid: Grid) -> list[int]:
+        deadline_s = time.monotonic() + self.wait_s
+        while len(node_ids := list(grid.get_node_ids())) < self.needed:
+            if time.monotonic() >= deadline_s:
+                raise Refusal(reasons.QUORUM, quorum=self.needed, present=len(node_ids))
+            time.sleep(POLL_S)
+        return node_ids
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The new model and its metrics, or (None, None) if the round is lost and the model stays.
+
+        Raises `Refusal` after more than `max_lost_rounds` lost rounds in a row, for the reason of the last:
+        E_QUORUM, E_STRATEGY_REPLIES, E_MODEL_NOT_FINITE.
+        """
+        number = self.first_round - 1 + server_round
+        with spool(self.folder) as folder:
+            valid, refused, heads = self._sift(_one_by_one(replies), folder)
+            metrics = {site: self._capped(site, reply.figures) for site, reply in valid.items()}
+            shown = sum(map(shows_itself, refused.values()))
+            outcome = self._aggregate(number, valid, metrics, shown)
+        self.heads |= heads
+        reason = outcome if isinstance(outcome, Reason) else None
+        self._count(lost=reason is not None)
+        report = RoundReport(
+            round=number,
+            sampled=self._sampled,
+            valid=tuple(sorted(valid)),
+            refused=refused,
+            metrics=metrics,
+            capped=tuple(site for site, reply in valid.items() if metrics[site] != reply.figures),
+            clipped=tuple(sorted(site for site, reply in valid.items() if reply.scales)),
+            aggregated={} if isinstance(outcome, Reason) else outcome,
+            lost_for=reason.code if reason else None,
+            ledger=heads,
+            seconds=time.monotonic() - self._began_s,
+        )
+        if self.on_round:
+            self.on_round(report)
+        if reason and self._lost_in_a_row > self.max_lost_rounds:
+            needed = least_replies(self.inner, shown=shown)
+            raise Refusal(reason, quorum=self.quorum, needed=needed, present=len(valid))
+        return (None, None) if reason else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
+
+    def _sift(
+        self, replies: Iterable[Message], folder: Path
+    ) -> tuple[dict[int, Filed], dict[int, str], dict[int, LedgerHead]]:
+        """Valid replies by node, the code for each node that was asked and does not count, the ledgers' heads.
+
+        Sorted by what they hold, so that sums do not depend on who answered first, nor on the numbers that Flower
+        drew for the nodes: the same updates make the same model, bit for bit.
+        """
+        model = {"arrays": self.arrays, "buffers": self.buffers}
+        expected = Expected(self.arrays, self.buffers, self.metrics, self.max_examples)
+
+        def keep(reply: Message) -> Filed:
+            return file_reply(reply, folder / f"{reply.metadata.src_node_id}{TEMPORARY}", model)
+
+        sifted = sift(replies, self._sampled, expected, self.heads, keep)
+        endless = {site for site, reply in sifted.valid.items() if not np.isfinite(list(reply.norms.values())).all()}
+        refused = sifted.refused | dict.fromkeys(endless, reasons.UPDATE_NORM.code)
+        for site, code in sorted(refused.items()):
+            log.warning("node %d does not count in this round: %s", site, code)
+        valid = self._clipped({site: reply for site, reply in sifted.valid.items() if site not in endless})
+        return dict(sorted(valid.items(), key=lambda item: item[1].order)), refused, sifted.heads
+
+    def _clipped(self, valid: Mapping[int, Filed]) -> dict[int, Filed]:
+        """The replies, each of which moves the model by no more than the round's bound."""
+        scales: dict[int, dict[str, float]] = {site: {} for site in valid}
+        for record, current in (("arrays", self.arrays), ("buffers", self.buffers)):
+            norms = {site: reply.norms[record] for site, reply in valid.items()}
+            bound = longest(norms.values(), self.norm_factor, model_norm=length(current))
+            for site, norm in norms.items():
+                if norm > bound:
+                    scales[site][record] = bound / norm
+        return {site: replace(reply, scales=scales[site]) for site, reply in valid.items()}
+
+    def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
+        """A reply's figures, with no more examples than the site was enrolled with."""
+        return {**figure, EXAMPLES: min(figure[EXAMPLES], self.enrolled.get(site, self.max_examples))}
+
+    def _aggregate(
+        self, number: int, valid: Mapping[int, Filed], metrics: Mapping[int, Mapping[str, float]], shown: int
+    ) -> dict[str, float] | Reason:
+        """Take the replies into the model; a reason, with nothing changed, if no model may come of them."""
+        if len(valid) < self.quorum:
+            return reasons.QUORUM
+        if len(valid) < least_replies(self.inner, shown=shown):
+            return reasons.STRATEGY_REPLIES
+        replies, weights = list(valid.values()), [figure[EXAMPLES] for figure in metrics.values()]
+        aggregation = Aggregation(self.inner, number, replies, [int(weight) for weight in weights], self.arrays)
+        memory = strategy_state(self.inner)
+        apart = told_apart(self.inner, shown=shown, valid=len(valid))
+        with np.errstate(all="ignore"), apart:  # what overflows is caught below
+            new = aggregation.run()
+        if new is None or not _finite(new, strategy_state(self.inner)):
+            restore_strategy(self.inner, memory)
+            return reasons.MODEL_NOT_FINITE
+        self.arrays = new
+        if self.buffers:
+            sites = [reply.arrays("buffers", self.buffers) for reply in replies]
+            self.buffers = combine_by_median(sites) if self.is_robust else combine(sites, weights)
+        return weighted_means(list(metrics.values()))
+
+    def _count(self, *, lost: bool) -> None:
+        self.lost_rounds += lost
+        self.aggregated_rounds += not lost
+        self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: see the class."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing: see the class."""
+        return None
+
+
+def _one_by_one(replies: Iterable[Message]) -> Iterator[Message]:
+    """Each reply is emptied when the next is asked for.
+
+    Flower's views of a message's records refer to themselves: what they show would stay until garbage is collected.
+    """
+    for reply in replies:
+        yield reply
+        for record in reply.content.values() if reply.has_content() else ():
+            record.clear()
+        del reply
+
+
+def _finite(*groups: Mapping[str, NDArray]) -> bool:
+    return all(np.isfinite(array).all() for group in groups for array in group.values())

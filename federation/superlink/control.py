@@ -1,0 +1,118 @@
+"""How commands on the server's machine talk to the running server: its settings, Flower's Control API.
+
+The Control API asks nobody who they are (Flower keeps that for its enterprise edition): whoever reaches it
+can enrol nodes and start code. So it listens on loopback alone, and the door does not lead to it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from federation.system import reasons
+from federation.system.process import LOOPBACK, without_proxy
+from models.refusal import Refusal
+from models.settings import load_settings
+
+if TYPE_CHECKING:
+    import httpx
+    from flwr.supercore.control import ControlHttpClient
+
+
+# By which the SuperLink tells the ingress that a request was refused in federation.superlink.fleet_binding.
+REFUSED_HEADER = "x-fedthorax-refused"
+# In a server's folder: its study goes on elsewhere; an import is under way (federation.migration).
+MOVED = "MOVED"
+IMPORTING = ".importing"
+
+
+class ServerConfig(BaseModel):
+    """`server.toml`: where the study's server listens.
+
+    `superlink_port` is where Flower's SuperLink listens on loopback; without it, as in a simulation, there is no
+    door and the SuperLink has `port`. `simulated_sites` is only set for a simulation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
+    host: str = LOOPBACK
+    port: int = Field(ge=1, le=65535)
+    superlink_port: int = Field(default=0, ge=0, le=65535)
+    socket: Path | None = None
+    simulated_sites: int = Field(default=0, ge=0)
+
+    @property
+    def control_port(self) -> int:
+        """Where the SuperLink listens on loopback."""
+        return self.superlink_port or self.port
+
+
+def ca_certificate(folder: Path) -> Path:
+    """The certificate that every node of this server pins."""
+    return folder / "certificates" / "ca.crt"
+
+
+def loopback_certificate(folder: Path) -> Path:
+    """The certificate that the SuperLink shows on loopback, and that its callers there pin."""
+    return folder / "certificates" / "loopback.crt"
+
+
+def read_server_config(folder: Path) -> ServerConfig:
+    """The settings of the server in `folder`.
+
+    Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, and those of `load_settings`.
+    """
+    if (folder / IMPORTING).exists():
+        raise Refusal(reasons.IMPORT_UNFINISHED, private=str(folder))
+    if (folder / MOVED).exists():
+        raise Refusal(reasons.SERVER_MOVED, private=str(folder / MOVED))
+    if not (folder / "server.toml").is_file():
+        raise Refusal(reasons.NO_SERVER, private=str(folder))
+    return load_settings(folder / "server.toml", ServerConfig)
+
+
+@contextmanager
+def control(folder: Path) -> Iterator["ControlHttpClient"]:
+    """A client of the Control API of the server in `folder`.
+
+    Raises Refusal, then and within the block: those of `read_server_config`, E_SERVER_UNREACHABLE,
+    E_RUN_UNKNOWN, and E_CONTROL_FAILED for whatever else the server refuses.
+    """
+    import httpx
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    config = read_server_config(folder)
+    os.environ["no_proxy"] = without_proxy()  # Flower's client offers no other way to say so
+    client = ControlHttpClient.from_server_address(
+        server_address=f"{LOOPBACK}:{config.control_port}",
+        insecure=bool(config.simulated_sites),
+        root_certificates=None if config.simulated_sites else loopback_certificate(folder).read_bytes(),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="fedthorax")],
+    )
+    try:
+        yield client
+    except httpx.HTTPStatusError as error:
+        raise _refusal(error) from error
+    except httpx.TransportError as error:
+        raise Refusal(reasons.SERVER_UNREACHABLE, private=str(error), port=config.control_port) from error
+    finally:
+        client.close()
+
+
+def _refusal(error: "httpx.HTTPStatusError") -> Refusal:
+    """What Flower answers its client; what it writes to its own log stays there."""
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+
+    answer = FlowerError.from_json(error.response.text)
+    if answer and answer.code == ApiErrorCode.RUN_ID_NOT_FOUND:
+        return Refusal(reasons.RUN_UNKNOWN)
+    return Refusal(
+        reasons.CONTROL_FAILED,
+        private=str(error),
+        answer=answer.message if answer else f"HTTP {error.response.status_code}",
+    )

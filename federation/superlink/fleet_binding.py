@@ -1,0 +1,234 @@
+"""Holds each node to its own messages: ASGI middleware of the SuperLink, behind Flower's own authentication.
+
+The ingress lets in whoever holds the key of a certificate of the study, and wants Flower's signature made with that
+key. Flower 1.42 then makes sure that the node id of a request belongs to the key. It does not look whose messages,
+sessions and objects the request names. So this does, where the requests are read and the messages are known:
+
+* A node sends answers to messages that it was sent, in its own name, and no other message.
+* It pushes objects into sessions of its own answers.
+* It reads the objects of messages that it was sent, and runs and apps of which it was sent a message.
+* It confirms, by which they are deleted, the messages that it was sent.
+
+What is refused here is answered with 403 and a code; the header REFUSED_HEADER lets the ingress write a line.
+"""
+
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    PushMessagesResponse,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest, PushObjectRequest
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.server.superlink.linkstate import SqlLinkState
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
+from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+from flwr.supercore.state.schema.objectstore_models import ObjectChild, StoredObject
+from flwr.supercore.utils import uint64_to_int64
+from flwr.superlink.dependencies.linkstate import get_linkstate
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
+
+from federation.superlink.control import REFUSED_HEADER
+from federation.system import reasons
+from models.refusal import Refusal
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from sqlalchemy.orm import Session
+
+PREFIX = "/v1/fleet/"
+_REMEMBERED = 32  # announcements of a node
+_TREES_KEPT = 256  # messages; some 30 kB each for a model of 250 arrays
+_AT_ONCE = 10_000  # ids in one statement; SQLite takes 32,766
+
+
+@dataclass
+class Announced:
+    """What a node has announced since the SuperLink started: sessions that were opened, ids of its answers."""
+
+    sessions: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    answers: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+
+class Trees:
+    """Which objects messages consist of. A message's never change; to find them takes several milliseconds."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, session: "Session", root: str) -> frozenset[str]:
+        """The ids of a message's objects, itself included."""
+        with self._lock:
+            found = self._kept.get(root)
+        if found is None:
+            found = _objects_below(session, root)
+            with self._lock:
+                self._kept[root] = found
+                if len(self._kept) > _TREES_KEPT:
+                    self._kept.popitem(last=False)
+        return found
+
+
+class FleetBinding:
+    """Lets a request of the Fleet API through to its handler if it concerns the caller's own messages alone.
+
+    Flower forgets whose answer a session is for as soon as the study's code has asked for the answer. So the last ones
+    of each node are kept here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._announced: defaultdict[int, Announced] = defaultdict(Announced)
+        self._trees = Trees()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        # As Flower's own middleware has read it; without it nothing was authenticated either.
+        asked = getattr(request.state, "protobuf_request", None)
+        node_id = asked.node.node_id if asked is not None and hasattr(asked, "node") else 0
+        try:
+            await run_in_threadpool(check, asked, get_linkstate(request), self._announced[node_id], self._trees)
+        except Refusal as refusal:
+            content = {"code": 403, "detail": refusal.code, "extra": refusal.says}
+            response = JSONResponse(content, status_code=403, headers={REFUSED_HEADER: refusal.code})
+            await response(scope, receive, send)
+            return
+
+        async def send_on(message: ASGIMessage) -> None:
+            answer = getattr(request.state, "protobuf_response", None)  # is set before the first part is sent
+            if message["type"] == "http.response.start" and isinstance(answer, PushMessagesResponse):
+                self._announced[node_id].sessions.append(answer.session_id)
+                self._announced[node_id].answers.extend(answer.results)
+            await send(message)
+
+        await self._app(scope, receive, send_on)
+
+
+def check(request: "Message | None", state: object, announced: Announced, trees: Trees) -> None:
+    """Raises Refusal E_NOT_FOR_NODE where the request concerns what is another node's.
+
+    The node id of a request is known to be the caller's; `announced` is the caller's.
+    """
+    if not isinstance(state, SqlLinkState):
+        raise TypeError("the server keeps its messages elsewhere than in a database")
+    with state.session() as session:
+        match request:
+            case ActivateNodeRequest() | DeactivateNodeRequest() | SendNodeHeartbeatRequest() | PullMessagesRequest():
+                allowed = True  # they name a node and nothing else
+            case RegisterNodeFleetRequest() | UnregisterNodeFleetRequest():
+                allowed = True  # Flower refuses both where nodes are enrolled
+            case GetRunRequest() | GetFabRequest():
+                allowed = bool(_messages_to(session, request.node.node_id, request.run_id))
+            case PushMessagesRequest():
+                allowed = _is_own_answer(session, request, announced)
+            case PushObjectRequest():
+                allowed = _is_own_session(session, request, announced)
+            case PullObjectRequest():
+                roots = _messages_to(session, request.node.node_id, request.run_id)
+                allowed = any(request.object_id in trees.of(session, root) for root in roots)
+            case ConfirmMessageReceivedRequest():
+                roots = _messages_to(session, request.node.node_id, request.run_id)
+                allowed = request.message_object_id in roots
+            case _:
+                allowed = False
+    if not allowed:
+        raise Refusal(reasons.NOT_FOR_NODE)
+
+
+def _messages_to(session: "Session", node_id: int, run_id: int) -> set[str]:
+    """The ids of the messages of a run that were sent to a node and are not done with."""
+    found = session.scalars(
+        select(MessageIns.message_id).where(
+            MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.run_id == uint64_to_int64(run_id)
+        )
+    )
+    return {message_id for message_id in found if message_id is not None}
+
+
+def _objects_below(session: "Session", root: str) -> frozenset[str]:
+    """The ids of a message's objects, itself included."""
+    below = select(ObjectChild.child_id).where(ObjectChild.parent_id == root).cte(recursive=True)
+    below = below.union(select(ObjectChild.child_id).join(below, ObjectChild.parent_id == below.c.child_id))
+    # Most objects are those of the model, which all nodes are sent: one string each.
+    return frozenset(map(sys.intern, (root, *session.scalars(select(below.c.child_id)))))
+
+
+def _is_own_answer(session: "Session", request: PushMessagesRequest, announced: Announced) -> bool:
+    """Whether a request holds one answer, of the caller, to a message that the caller was sent.
+
+    Where the answered message is no longer known, Flower itself drops the answer.
+    """
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        return False
+    answer, tree, node_id = request.messages_list[0].metadata, request.message_object_trees[0], request.node.node_id
+    if answer.src_node_id != node_id or answer.dst_node_id != SUPERLINK_NODE_ID or not answer.reply_to_message_id:
+        return False
+    if not answer.message_id or tree.object_id != answer.message_id:
+        return False
+    asked = session.execute(
+        select(MessageIns.dst_node_id, MessageIns.run_id).where(MessageIns.message_id == answer.reply_to_message_id)
+    ).first()
+    if asked is not None and tuple(asked) != (uint64_to_int64(node_id), uint64_to_int64(answer.run_id)):
+        return False
+    messages = _messages_among(session, [part.object_id for part in iterate_object_tree(tree)])
+    # Whole messages that come with the answer would end with it. The one that may be there is the answer itself, when
+    # it is announced again.
+    again = set(announced.answers) | _answers_of(session, node_id, {answer.message_id})
+    return messages <= again & {answer.message_id}
+
+
+def _messages_among(session: "Session", ids: Sequence[str]) -> set[str]:
+    """Which objects are whole messages, of anybody: known as such, or stored and part of nothing."""
+    found: set[str | None] = set()
+    for first in range(0, len(ids), _AT_ONCE):
+        some = ids[first : first + _AT_ONCE]
+        found.update(session.scalars(select(MessageIns.message_id).where(MessageIns.message_id.in_(some))))
+        found.update(session.scalars(select(MessageRes.message_id).where(MessageRes.message_id.in_(some))))
+        stored = select(StoredObject.object_id).where(StoredObject.object_id.in_(some), StoredObject.ref_count == 0)
+        found.update(session.scalars(stored))
+    return {id for id in found if id is not None}
+
+
+def _answers_of(session: "Session", node_id: int, ids: Collection[str]) -> set[str]:
+    """Which of these are answers of the node that the study's code has not asked for yet."""
+    found = session.scalars(
+        select(MessageRes.message_id).where(
+            MessageRes.message_id.in_(ids), MessageRes.src_node_id == uint64_to_int64(node_id)
+        )
+    )
+    return {id for id in found if id is not None}
+
+
+def _is_own_session(session: "Session", request: PushObjectRequest, announced: Announced) -> bool:
+    """Whether objects are pushed for the caller's own answer. A session that is over Flower itself answers."""
+    if not request.session_id:  # Flower would look for any that waits for the object
+        return False
+    if request.session_id in announced.sessions or session.get(ObjectPushSession, request.session_id) is None:
+        return True
+    roots = session.scalars(
+        select(ObjectPushSessionRoot.root_object_id).where(ObjectPushSessionRoot.session_id == request.session_id)
+    ).all()
+    return bool(roots) and _answers_of(session, request.node.node_id, roots) == set(roots)

@@ -1,0 +1,61 @@
+"""Flower's SuperLink, each of whose connections keeps little in memory and each of whose nodes has its own messages.
+
+    python -I -m federation.superlink.superlink [OPTION...]
+
+The options are those of `flower-superlink`. Flower 1.42 answers with a whole object, up to 5 MiB, in one piece. OpenSSL
+then keeps a buffer of that size for as long as the connection lasts. Behind the door the SuperLink took 290 MB with 4
+hospitals and 400 with 64; in pieces it is 255 and 290. Where 64 connect to it directly, it is 370 instead of 740.
+"""
+
+import sys
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ENROLLED = "--enable-supernode-auth"  # an option of the SuperLink's
+PIECE_BYTES = 2**16  # what uvicorn lets wait for the line before it asks the application to wait
+
+
+class Pieces:
+    """ASGI middleware: long answers go out in pieces, and what a request was turned into is forgotten after it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_pieces(message: Message) -> None:
+            rest = memoryview(message.get("body", b""))
+            while len(rest) > PIECE_BYTES:
+                await send({"type": message["type"], "body": bytes(rest[:PIECE_BYTES]), "more_body": True})
+                rest = rest[PIECE_BYTES:]
+            await send({**message, "body": bytes(rest)} if "body" in message else message)
+
+        await self._app(scope, receive, send_pieces)
+        scope["state"].clear()  # the connection would keep it until its next request
+
+
+def main() -> None:
+    """Run the SuperLink until it ends.
+
+    Where nodes are enrolled, each is held to its own messages, by the middleware that runs last: after Flower has read
+    and authenticated the request.
+    """
+    from flwr.superlink import extensions
+    from flwr.superlink import main as application
+    from flwr.superlink.cli import flower_superlink
+
+    extensions.get_middleware = lambda: (Middleware(Pieces),)
+    if ENROLLED in sys.argv:
+        from federation.superlink.fleet_binding import FleetBinding
+
+        of_flower = application._get_middleware
+        application._get_middleware = lambda: [*of_flower(), Middleware(FleetBinding)]
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

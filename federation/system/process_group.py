@@ -1,0 +1,52 @@
+"""Several processes that are of use together alone: if one ends, all end."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from federation.system.process import POLL_SECONDS, Process
+
+_log = logging.getLogger("fedthorax")
+
+
+class Together:
+    """Used like one Process. `log` is the file to look into first; the processes are asked to end in their order."""
+
+    def __init__(self, processes: Sequence[Process], *, log: Path) -> None:
+        self._processes = tuple(processes)
+        self.log = log
+
+    @property
+    def running(self) -> bool:
+        return all(process.running for process in self._processes)
+
+    def wait(self) -> int:
+        """Wait until one of its processes ends by itself, and end the others; the exit code of the first."""
+        while self.running:
+            time.sleep(POLL_SECONDS)
+        ended = next(process for process in self._processes if not process.running)
+        _log.warning("%s has ended; its log is %s", ended.name, ended.log.name)
+        self.stop()
+        return ended.wait()
+
+    def let_go(self) -> None:
+        """Ask all of it to end, without waiting."""
+        for process in self._processes:
+            process.let_go()
+
+    def stop(self) -> None:
+        """End all of it. Returns when nothing is left."""
+        self.let_go()
+        for process in self._processes:
+            process.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

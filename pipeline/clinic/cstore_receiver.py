@@ -1,0 +1,251 @@
+"""The automatic mode: a DICOM receiver (C-STORE) that queues each series that the PACS sends.
+
+CLINIC/received/SERIES/IMAGE.dcm   what came, under keyed names, on the disk before the PACS is told so
+
+C-STORE does not say when a series is whole. It counts as whole when no image of it has come for `quiet_seconds` and the
+associations that brought it are over; where one broke off, much later, for the PACS sends it again. What is missing all
+the same the scorer finds: it refuses gaps between slices and lungs that are cut.
+
+A series is queued under a name that follows from its images, so that a kill at any moment loses nothing and queues
+nothing twice. The images stay an hour longer: if more of them come, the series is queued anew, and whole. Each axial
+series is a scan of its own. What scoring ignores (localizers, reformats, anything that is not CT) is accepted with the
+status "success", so that the PACS does not send it again, and is not queued.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import ssl
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from pynetdicom.association import Association
+from pynetdicom.events import Event as StoreEvent
+from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
+
+from models.refusal import Refusal
+from pipeline.clinic.pacs_source import hold_back_libraries, image_file
+from pipeline.clinic.reasons import NO_SUCH_JOB
+from pipeline.clinic.records import Patient
+from pipeline.clinic.settings import Clinic, ReceiverTable
+from pipeline.clinic.store import Store
+from pipeline.imaging.ct_slice import inspect_slice
+from pipeline.imaging.discovery import age_in_years, read_header, tags, text
+from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
+from pipeline.pacs.tls import as_server
+from pipeline.scoring.single_scan import BESIDES_THE_SCAN
+from pipeline.system import reasons
+from pipeline.system.atomic_files import sync_folder
+
+log = logging.getLogger("fedthorax.clinic")
+
+CANNOT_UNDERSTAND = 0xC000  # PS3.4, table B.2-1
+_IDLE_SECONDS = 60.0  # an association on which so long nothing comes is ended
+_BROKEN_OFF_FACTOR = 30  # times `quiet_seconds`
+_KEEP_SECONDS = 3600.0
+_RESERVE_BYTES = 2**30  # of the disk, for the scans that are being scored
+_LOOK_SECONDS = 0.5
+_SERIES = tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
+_IMAGE = tags("SOPInstanceUID")
+_PATIENT = tags("PatientName", "PatientSex", "PatientAge")
+
+
+@dataclass
+class _Arrival:
+    """What is known of a series whose images are here. `at`: when the last one came, on the monotonic clock."""
+
+    at: float
+    associations: set[Association] = field(default_factory=set)
+    last: Association | None = None
+    is_queued: bool = False
+
+    def is_over(self, now: float, quiet_seconds: float) -> bool:
+        """Whether no more images are to be expected."""
+        if any(association.is_alive() for association in self.associations):
+            return False
+        broke_off = self.last is not None and not self.last.is_released
+        return now - self.at >= quiet_seconds * (_BROKEN_OFF_FACTOR if broke_off else 1)
+
+
+class Reception:
+    """Takes in what the PACS sends, and queues it. `counts`: images, by what became of them."""
+
+    def __init__(self, clinic: Clinic) -> None:
+        """Raises Refusal E_PACS_FILE where certificate, key or authority cannot be used."""
+        hold_back_libraries()
+        self._clinic, self._table = clinic, clinic.settings.receiver
+        self._tls = _tls(self._table, clinic.folder)
+        self._folder = clinic.folder / "received"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for part in self._folder.glob(".*.part"):
+            part.unlink()
+        self._lock = Lock()
+        self._is_closed = Event()
+        # What lies here from before may still grow: whoever sent it counts from now on.
+        self._arrivals = {path.name: _Arrival(time.monotonic()) for path in self._folder.iterdir()}
+        self.counts: Counter[str] = Counter({"kept": 0, "set_aside": 0, "unreadable": 0, "no_room": 0})
+
+    def run(self, stop: Event) -> None:
+        """Receive and queue until `stop`; for a thread of its own. Raises Refusal E_PACS_RECEIVER, E_CLINIC_FILE."""
+        table = self._table
+        self._is_closed.clear()  # the service may run it again
+        told = 0
+        with (
+            self._clinic.store() as store,
+            receiver(
+                self,
+                (table.host, table.port),
+                our_title=table.aet,
+                pacs_title=table.pacs_aet,
+                tls=self._tls,
+                silence_seconds=_IDLE_SECONDS,
+                others_too=True,
+            ),
+        ):
+            while not stop.wait(_LOOK_SECONDS):
+                try:
+                    self.sweep(store)
+                    if self.counts["set_aside"] != told:
+                        told = self.counts["set_aside"]
+                        log.info("of the images received since the start, %d are no axial CT and were left out", told)
+                except (Refusal, OSError) as error:  # the disk may have room again later
+                    code = error.code if isinstance(error, Refusal) else type(error).__name__
+                    log.warning("received series cannot be queued: %s", code)
+
+    def store(self, event: StoreEvent) -> int:
+        """Answer a C-STORE request with a status: success once the image lies on the disk, or is not wanted."""
+        if self._is_closed.is_set():
+            return OUT_OF_RESOURCES
+        event.assoc.network_timeout_response = "A-RELEASE"  # who leaves an association open has not broken off
+        request: Any = event.request
+        if request.AffectedSOPClassUID != CTImageStorage:
+            return self._count("set_aside", SUCCESS)
+        part = self._folder / f".{os.urandom(16).hex()}.part"
+        try:
+            self._write(event.encoded_dataset(), part)
+            try:
+                inspect_slice(part)
+            except Refusal as refusal:
+                if refusal.reason in BESIDES_THE_SCAN:
+                    return self._count("set_aside", SUCCESS)
+                # What else is wrong with a slice is the scorer's to say.
+            self._keep(part, event.assoc)
+            return self._count("kept", SUCCESS)
+        except OSError as error:
+            log.warning("a received image cannot be written: %s", errno.errorcode.get(error.errno or 0, "?"))
+            return self._count("no_room", OUT_OF_RESOURCES)
+        except Refusal as refusal:
+            log.warning("a received image cannot be read: %s", refusal.code)
+            return self._count("unreadable", CANNOT_UNDERSTAND)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        self._is_closed.set()
+
+    def sweep(self, store: Store) -> None:
+        """Queue each series that is whole as far as can be told; forget those that were queued an hour ago.
+
+        Raises Refusal E_CLINIC_FILE, and OSError.
+        """
+        for key in list(self._arrivals):
+            with self._lock:  # no image comes in between
+                arrival, now = self._arrivals[key], time.monotonic()
+                if arrival.is_queued:
+                    if now - arrival.at >= _KEEP_SECONDS:
+                        shutil.rmtree(self._folder / key)
+                        del self._arrivals[key]
+                elif arrival.is_over(now, self._table.quiet_seconds):
+                    self._queue(key, store)
+                    arrival.is_queued = True
+                    arrival.associations.clear()
+
+    def _count(self, fate: str, status: int) -> int:
+        with self._lock:
+            self.counts[fate] += 1
+        return status
+
+    def _write(self, content: bytes, part: Path) -> None:
+        """Raises OSError."""
+        if shutil.disk_usage(self._folder).free < _RESERVE_BYTES + len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _keep(self, part: Path, association: Association) -> None:
+        """Put an image among those of its series. Raises Refusal E_NOT_DICOM, E_PARSE, and OSError."""
+        header = read_header(part, _SERIES + _IMAGE)
+        names = [text(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
+        uids = [text(header, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+        if not all(uids):
+            raise Refusal(reasons.PARSE)
+        key = _digest(*names, *uids[:2])
+        folder = self._folder / key
+        with self._lock:
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                sync_folder(self._folder)
+            part.replace(folder / image_file(uids[2]))
+            sync_folder(folder)
+            arrival = self._arrivals.setdefault(key, _Arrival(0.0))
+            arrival.at, arrival.last, arrival.is_queued = time.monotonic(), association, False
+            arrival.associations.add(association)
+
+    def _queue(self, key: str, store: Store) -> None:
+        """Make a job of the images of a series, unless there is one already. Raises Refusal E_CLINIC_FILE, OSError."""
+        images = sorted((self._folder / key).glob("*.dcm"))
+        job_id = _digest(key, *(path.name for path in images))
+        if not images or _is_known(job_id, store):
+            return
+        folder = self._clinic.scans / job_id
+        shutil.rmtree(folder, ignore_errors=True)  # what a kill left there
+        folder.mkdir(mode=0o700)
+        for path in images:
+            (folder / path.name).hardlink_to(path)
+        sync_folder(folder)
+        header = read_header(images[0], _SERIES + _PATIENT)
+        store.add_job(
+            job_id,
+            source="received",
+            asked_by=self._table.pacs_aet,
+            study_uid=text(header, "StudyInstanceUID"),
+            series_uid=text(header, "SeriesInstanceUID"),
+            patient=Patient(
+                id=text(header, "PatientID"),
+                issuer=text(header, "IssuerOfPatientID"),
+                name=text(header, "PatientName"),
+                sex=text(header, "PatientSex") or None,
+                age_years=age_in_years(text(header, "PatientAge")),
+            ),
+        )
+
+
+def _tls(table: ReceiverTable, folder: Path) -> ssl.SSLContext | None:
+    """None where the table asks for no TLS. Raises Refusal E_PACS_FILE."""
+    if not (table.certificate and table.key and table.ca_certificate):
+        return None
+    return as_server(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
+
+
+def _is_known(job_id: str, store: Store) -> bool:
+    try:
+        store.job(job_id)
+    except Refusal as refusal:
+        if refusal.reason is not NO_SUCH_JOB:
+            raise
+        return False
+    return True
+
+
+def _digest(*parts: str) -> str:
+    """32 hex digits that stand for texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

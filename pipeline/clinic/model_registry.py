@@ -1,0 +1,201 @@
+"""The models that a clinic keeps: verified before they are, copied into CLINIC/models/SHA256, swapped without a gap.
+
+A new model is first scored in shadow beside the live one, where clinicians see nothing of it; an administrator compares
+the two and promotes it. What was answered keeps the name of the model that answered it.
+"""
+
+import json
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.reasons import MODEL_ALTERED, NO_MODEL
+from models.refusal import Reason, Refusal
+from models.signature import fingerprint
+from pipeline.clinic.reasons import IS_LIVE, NO_SUCH_MODEL, NOT_SHADOWED
+from pipeline.clinic.records import Model
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
+from pipeline.system.atomic_files import sync_folder, sync_tree
+
+MOST_COMPARED = 1000  # scans, the newest
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A shadow beside the live model, over the scans that both answered.
+
+    `agreement`: by label, the share of scans that both put on the same level; where the release names no level, on the
+    same side of 0.5. `mean_difference`: by label, shadow less live probability.
+    """
+
+    scans: int
+    agreement: dict[str, float]
+    mean_difference: dict[str, float]
+
+
+def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
+    """Copy a release and keep the copy if it is whole and, where keys are trusted, signed by one of them.
+
+    Imports torch. Raises Refusal: what `load_release` raises; E_CLINIC_FILE. Raises OSError where the disk is full.
+    """
+    from models.release import DESCRIPTION, load_release
+
+    if not (folder / DESCRIPTION).is_file():
+        raise Refusal(NO_MODEL, private=str(folder))
+    incoming = clinic.models / f".incoming-{secrets.token_hex(8)}"
+    try:
+        shutil.copytree(folder, incoming)
+        release = load_release(incoming, trusted_keys)  # of the copy: nobody changes it between the look and the use
+        _settle(incoming, clinic.models / release.sha256)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+    with clinic.store() as store:
+        store.add_model(release.sha256, release.description.study, signed_by=release.signed_by, by=by)
+        return named(store, release.sha256)
+
+
+def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
+    """As `add`, for a process that shall not import torch. What is kept already is not looked through again."""
+    if kept := _kept(clinic, folder, trusted_keys):
+        return kept
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as child:
+        added = child.submit(_add_or_refusal, clinic.folder, folder, trusted_keys, by).result()
+    if isinstance(added, Model):
+        return added
+    reason, private, numbers = added
+    raise Refusal(reason, private=private, **numbers)
+
+
+def named(store: Store, start: str) -> Model:
+    """The model whose SHA-256 begins so. Raises Refusal E_NO_SUCH_MODEL where it is none, or several."""
+    found = [model for model in store.models() if start and model.sha256.startswith(start.lower())]
+    if len(found) != 1:
+        raise Refusal(NO_SUCH_MODEL)
+    return found[0]
+
+
+def set_shadow(store: Store, sha256: str, *, by: str) -> None:
+    """Ask this model beside the live one from now on. Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE."""
+    if named(store, sha256).role == "live":
+        raise Refusal(IS_LIVE)
+    store.set_shadow(sha256, by=by)
+
+
+def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
+    """Let this model answer from now on.
+
+    Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE, and unless `force` E_NOT_SHADOWED where it never answered in shadow.
+    """
+    if named(store, sha256).role == "live":
+        raise Refusal(IS_LIVE)
+    ran = store.row("SELECT 1 FROM answers WHERE role = 'shadow' AND model_sha256 = ?", sha256)
+    if not (ran or force):
+        raise Refusal(NOT_SHADOWED)
+    store.set_live(sha256, by=by)
+
+
+def take_up(store: Store, model: Model, *, by: str) -> Model:
+    """Make use of a model that was added: live where none is yet, else in shadow beside another that is."""
+    live = store.model("live")
+    if live is None:
+        store.set_live(model.sha256, by=by)
+    elif live.sha256 != model.sha256 and model.role != "shadow":
+        store.set_shadow(model.sha256, by=by)
+    return named(store, model.sha256)
+
+
+def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
+    """The models, the oldest first, as the API (v1) returns them. Raises Refusal E_MODEL_ALTERED."""
+    given = dict(map(tuple, store.rows("SELECT model_sha256, count(*) FROM answers GROUP BY 1")))
+    listed = []
+    for model in store.models():
+        try:
+            told = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
+            about = {name: told[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Refusal(MODEL_ALTERED, private=model.sha256) from error
+        beside = compare(store, model.sha256)
+        answers = given.get(model.sha256, 0)
+        listed.append({**model.to_json(), **about, "answers": answers, "beside_live": beside and vars(beside)})
+    return listed
+
+
+def compare(store: Store, sha256: str) -> Agreement | None:
+    """A model in shadow beside the one that was live then; None while no scan has both answers."""
+    rows = store.rows(
+        "SELECT shadow.score, live.score FROM answers AS shadow JOIN answers AS live USING (job_id)"
+        " WHERE shadow.role = 'shadow' AND live.role = 'live' AND shadow.model_sha256 = ?"
+        " ORDER BY shadow.number DESC LIMIT ?",
+        sha256,
+        MOST_COMPARED,
+    )
+    if not rows:
+        return None
+    pairs = [(json.loads(shadow), json.loads(live)) for shadow, live in rows]
+    labels = pairs[0][0]["probability"]
+    return Agreement(
+        scans=len(pairs),
+        agreement={
+            label: sum(_level(shadow, label) == _level(live, label) for shadow, live in pairs) / len(pairs)
+            for label in labels
+        },
+        mean_difference={
+            label: sum(shadow["probability"][label] - live["probability"][label] for shadow, live in pairs) / len(pairs)
+            for label in labels
+        },
+    )
+
+
+def _level(score: dict[str, Any], label: str) -> str | bool:
+    return (score.get("level") or {}).get(label) or score["probability"][label] >= 0.5
+
+
+def _kept(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path]) -> Model | None:
+    """The model, if these very files were verified before, against one of these keys where some are trusted.
+
+    Raises Refusal E_TRUSTED_KEY.
+    """
+    trusted = {fingerprint(key) for key in trusted_keys}
+    with clinic.store() as store:
+        for model in store.models():
+            is_trusted = model.signed_by in trusted if trusted else True
+            if is_trusted and folder.is_dir() and _same(folder, clinic.models / model.sha256):
+                return model
+    return None
+
+
+def _add_or_refusal(
+    clinic_folder: Path, folder: Path, trusted_keys: Sequence[Path], by: str
+) -> Model | tuple[Reason, str, dict[str, float | int | str]]:
+    """In the child; a Refusal itself does not pass from one process to another."""
+    try:
+        return add(Clinic.open(clinic_folder), folder, trusted_keys, by=by)
+    except Refusal as refusal:
+        return refusal.reason, refusal.private, refusal.numbers
+
+
+def _settle(incoming: Path, place: Path) -> None:
+    """Let the copy be found under its name, whole or not at all, after a power cut too."""
+    if place.is_dir() and _same(incoming, place):
+        return
+    sync_tree(incoming)
+    if place.exists():  # damaged, or without the files that came with it this time
+        place.rename(incoming.with_name(f"{incoming.name}-before"))
+    incoming.rename(place)
+    sync_folder(place.parent)
+    shutil.rmtree(incoming.with_name(f"{incoming.name}-before"), ignore_errors=True)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files."""
+    names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
+    if names != {path.relative_to(other) for path in other.rglob("*") if path.is_file()}:
+        return False
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)

@@ -1,0 +1,55 @@
+"""What every file of one answer's results shares: where it belongs, who made it, and names that never change."""
+
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+from uuid import UUID, uuid5
+
+from pydicom import Dataset
+from pydicom.uid import UID
+from pydicom.valuerep import DA, DT, TM
+
+from pipeline.clinic.records import Answer
+from pipeline.clinic.results.source import UNICODE
+
+MAKER = "fedthorax"
+_NAMESPACE = UUID("6f1d2c1e-6a0f-4d7e-9b57-0a3c5b8f4e21")
+
+
+def uid(*parts: str) -> UID:
+    """A UID (DICOM PS3.5, B.2) that is always the same for the same parts: what is sent twice is one file."""
+    return UID(f"2.25.{uuid5(_NAMESPACE, ' '.join(parts)).int}")
+
+
+def series(answer: Answer, kind: str, number: int, description: str) -> dict[str, Any]:
+    """highdicom's arguments for a series that holds one file of this kind ("report", "picture")."""
+    made = _made(answer)
+    return {
+        "series_instance_uid": uid(answer.id, kind, "series"),
+        "sop_instance_uid": uid(answer.id, kind, "instance"),
+        "series_number": number,
+        "instance_number": 1,
+        "series_description": description,
+        "manufacturer": MAKER,
+        "manufacturer_model_name": MAKER,
+        "software_versions": version(MAKER),
+        "series_date": DA(made.date()),
+        "series_time": TM(made.time()),
+        "content_date": DA(made.date()),
+        "content_time": TM(made.time()),
+        "specific_character_set": UNICODE,
+    }
+
+
+def sign(made: Dataset, answer: Answer) -> None:
+    """Let a file tell the time of its answer, not of its writing: written again, it is the same."""
+    at = _made(answer)
+    made.InstanceCreationDate, made.InstanceCreationTime = DA(at.date()), TM(at.time())
+    for equipment in made.ContributingEquipmentSequence:
+        if "ContributionDateTime" in equipment:
+            equipment.ContributionDateTime = DT(at)
+
+
+def _made(answer: Answer) -> datetime:
+    """In this machine's time, as scanners write it, to the second."""
+    return answer.created_at.astimezone().replace(microsecond=0, tzinfo=None)

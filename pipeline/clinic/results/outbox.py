@@ -1,0 +1,96 @@
+"""Sends an answer's results to the PACS, and does not give up.
+
+What waits stands in the clinic's store, written with the answer in one transaction; the files lie in the answer's
+folder. So nothing is lost by a kill or a power cut. What was sent before one, and not yet noted, is sent again: its
+UIDs never change (`identity.uid`), so the PACS holds it once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Event
+
+from models.refusal import Refusal
+from pipeline.clinic.database import now
+from pipeline.clinic.reasons import NO_RESULTS
+from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.results.write import RESULTS
+from pipeline.clinic.settings import Clinic
+from pipeline.pacs.pacs import connect
+from pipeline.pacs.store_status import not_stored
+from pipeline.system.reasons import PACS_SERVICE, PACS_STORE
+
+LONGEST_PAUSE = timedelta(hours=1)
+_LOOK_EVERY_SECONDS = 1.0
+_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS)
+
+
+class Outbox:
+    """Of one clinic; each call opens a store of its own, so that any thread may use it."""
+
+    def __init__(self, clinic: Clinic) -> None:
+        self._clinic = clinic
+        self._is_on = clinic.settings.results.send != "off"
+        self._first_pause = timedelta(seconds=clinic.settings.results.retry_seconds)
+
+    def put(self, answer: Answer) -> None:
+        """Let the answer's results be sent, now and, where they failed for good or were sent already, once more.
+
+        Raises Refusal E_NO_RESULTS, E_CLINIC_FILE.
+        """
+        if not self._is_on or answer.role != "live" or not _files(answer):
+            raise Refusal(NO_RESULTS)
+        with self._clinic.store() as store:
+            store.set_delivery(Delivery(answer.id, "waiting", due_at=now()))
+
+    def run(self, stop: Event) -> None:
+        """Send what is due until `stop` is set; for a thread of its own. Raises Refusal E_CLINIC_FILE."""
+        if not self._is_on:
+            stop.wait()
+        while not stop.is_set():
+            with self._clinic.store() as store:
+                due = store.deliveries("waiting", due=now())
+            for delivery in due:
+                if stop.is_set():
+                    return
+                self.attempt(delivery)
+            stop.wait(_LOOK_EVERY_SECONDS)
+
+    def attempt(self, delivery: Delivery) -> Delivery:
+        """Send once, and note what came of it. Raises Refusal E_CLINIC_FILE."""
+        with self._clinic.store() as store:
+            answer = store.answer_by_id(delivery.answer_id)
+        tried = replace(delivery, attempts=delivery.attempts + 1)
+        try:
+            self._send(_files(answer))
+            outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
+        except Refusal as refusal:
+            if refusal.reason in _FOR_GOOD:
+                outcome = replace(tried, state="failed", code=refusal.code, due_at=None)
+            else:
+                outcome = replace(tried, code=refusal.code, due_at=now() + self._pause(tried.attempts))
+        with self._clinic.store() as store:
+            if outcome.state != "waiting":
+                store.audit_record(
+                    "outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code
+                )
+            store.set_delivery(outcome)
+        return outcome
+
+    def _send(self, files: Sequence[Path]) -> None:
+        """Raises Refusal: one for good, if there is one, for the others will not help then."""
+        if not files:
+            raise Refusal(NO_RESULTS)
+        with connect(self._clinic.settings.results.pacs, self._clinic.folder) as pacs:
+            refusals = [refusal for status in pacs.store(files) if (refusal := not_stored(status))]
+        for refusal in sorted(refusals, key=lambda each: each.reason not in _FOR_GOOD):
+            raise refusal
+
+    def _pause(self, attempts: int) -> timedelta:
+        """Twice as long after each attempt."""
+        return min(self._first_pause * 2 ** min(attempts - 1, 20), LONGEST_PAUSE)
+
+
+def _files(answer: Answer) -> list[Path]:
+    return [path for name in RESULTS if (path := answer.folder / name).is_file()]

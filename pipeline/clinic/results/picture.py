@@ -1,0 +1,168 @@
+"""The picture of one answer: axial slices through the lungs, with the map of where the model looked, if there is one.
+
+A secondary capture (DICOM PS3.3, A.8) and no segmentation: every viewer shows it, it carries its probability and its
+caveats wherever it is copied, and nobody can take its colours for the contour of a lesion, as they might a segment.
+No name is in it.
+"""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from highdicom.sc import SCImage
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, Overlay, draw_slice, laid_over
+from pipeline.clinic.records import Answer
+from pipeline.clinic.results import identity
+from pipeline.clinic.results.source import Source
+from pipeline.scoring.html_report import percent
+
+SERIES_NUMBER = 902
+DESCRIPTION = "fedthorax picture, research use only"
+ROWS, COLUMNS = 3, 4  # of slices
+AROUND_LUNGS_MM = 25.0
+_TILE = 280  # pixels, of the longer side
+_GAP, _TEXT, _LINE = 12, 17, 26
+_HEAD_LINES, _FOOT_LINES = 3, 2
+_BAR = 110  # pixels beside the slices, for the colour bar
+_INK, _PAPER = (235, 235, 235), (0, 0, 0)
+_FONT = ImageFont.load_default(_TEXT)
+_NAMES = {
+    "severe": "intubation or death within 30 days (if PCR positive)",
+    "pcr_positive": "a positive PCR for SARS-CoV-2",
+}
+
+
+def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
+    """A colour secondary capture that belongs to the source's study, from the pictures in the answer's folder."""
+    made: Dataset = SCImage.from_ref_dataset(
+        source.header,
+        pixel_array=draw(answer, folder),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **identity.series(answer, "picture", SERIES_NUMBER, DESCRIPTION),
+    )
+    made.copy_patient_and_study_information(source.header)
+    made.BodyPartExamined = "CHEST"
+    made.BurnedInAnnotation = "NO"  # none that names the patient
+    identity.sign(made, answer)
+    made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
+    return made
+
+
+def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
+    """RGB, shape (rows, columns, 3)."""
+    has_map = (folder / SALIENCY).is_file()
+    slices, crop = _choose(folder)
+    overlays: tuple[Overlay, ...] = ("saliency", "lungs") if has_map else ("lungs",)
+    tiles = [_crop(draw_slice(folder, "axial", index, overlays), crop) for index, _ in slices]
+    scale = _TILE / max(tiles[0].size)
+    width, height = (round(side * scale) for side in tiles[0].size)
+    top, across, down = _HEAD_LINES * _LINE + _GAP, COLUMNS * (width + _GAP), ROWS * (height + _GAP)
+    bar = _BAR if has_map else 0
+    canvas = Image.new("RGB", (_GAP + across + bar, top + down + _FOOT_LINES * _LINE + _GAP))
+    pen = ImageDraw.Draw(canvas)
+    for place, (tile, (_, height_mm)) in enumerate(zip(tiles, slices, strict=True)):
+        row, column = divmod(place, COLUMNS)
+        left, upper = _GAP + column * (width + _GAP), top + row * (height + _GAP)
+        canvas.paste(tile.resize((width, height), Image.Resampling.BILINEAR), (left, upper))
+        _mark(pen, (left, upper, left + width, upper + height), f"z {height_mm:.0f} mm")
+    if has_map:
+        _draw_bar(canvas, pen, (_GAP + across, top, _GAP + across + _BAR // 4, top + down - _GAP))
+    for number, line in enumerate(_head(answer, has_map)):
+        pen.text((_GAP, _GAP // 2 + number * _LINE), line, _INK, _FONT)
+    for number, line in enumerate(_foot(answer)):
+        pen.text((_GAP, top + down + number * _LINE), line, _INK, _FONT)
+    return np.asarray(canvas)
+
+
+def _choose(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
+    """Slices from the top of the lungs to their base, each with its height in mm as DICOM counts; what to crop to.
+
+    The slice through the highest saliency takes the place of the one nearest to it. The crop, to the lungs and what
+    surrounds them: left, upper, right and lower edge, as shares of a slice.
+    """
+    image, lungs = (nib.Nifti1Image.from_filename(folder / name) for name in (IMAGE, LUNGS))
+    ends = np.argwhere(np.asanyarray(lungs.dataobj) > 0)
+    low, high = _moved(np.array([ends.min(axis=0), ends.max(axis=0)]), lungs, image)
+    margin = AROUND_LUNGS_MM / np.linalg.norm(image.affine[:3, :3], axis=0)
+    crop = np.clip(np.array([low - margin, high + margin + 1])[:, :2] / image.shape[:2], 0, 1)
+    planes = np.linspace(high[2], low[2], ROWS * COLUMNS + 2)[1:-1]
+    if (folder / SALIENCY).is_file():
+        saliency = nib.Nifti1Image.from_filename(folder / SALIENCY)
+        voxels = np.asanyarray(saliency.dataobj)
+        (peak,) = _moved(np.array([np.unravel_index(voxels.argmax(), voxels.shape)]), saliency, image)
+        planes[np.abs(planes - peak[2]).argmin()] = peak[2]
+    indices = planes.round().clip(0, image.shape[2] - 1).astype(int)
+    return [(int(index), float((image.affine @ [0, 0, index, 1])[2])) for index in indices], crop.ravel()
+
+
+def _moved(voxels: NDArray[np.int64], of: nib.Nifti1Image, to: nib.Nifti1Image) -> NDArray[np.float64]:
+    """Voxels, shape (n, 3), of one image in those of another."""
+    return nib.affines.apply_affine(np.linalg.inv(to.affine) @ of.affine, voxels)
+
+
+def _crop(drawn: NDArray[np.uint8], crop: NDArray[np.float64]) -> Image.Image:
+    rows, columns = drawn.shape[:2]
+    left, upper, right, lower = (crop * [columns, rows, columns, rows]).round().astype(int).tolist()
+    return Image.fromarray(drawn[upper:lower, left:right])
+
+
+def _mark(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], height: str) -> None:
+    """Where the patient's right and left are, and how high the slice lies."""
+    left, upper, right, lower = box
+    middle = (upper + lower) // 2
+    for place, text, anchor in (
+        ((left + 4, middle), "R", "lm"),
+        ((right - 4, middle), "L", "rm"),
+        ((left + 4, lower - 4), height, "ls"),
+    ):
+        pen.text(place, text, _INK, _FONT, anchor=anchor, stroke_width=2, stroke_fill=_PAPER)
+
+
+def _draw_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+    """What the colours mean, over black as over air."""
+    left, upper, right, lower = box
+    height = np.repeat(np.linspace(1, 0, lower - upper, dtype=np.float32)[:, None], right - left, axis=1)
+    colours = laid_over(np.zeros((*height.shape, 3), dtype=np.float32), height)
+    canvas.paste(Image.fromarray(colours.astype(np.uint8)), (left, upper))
+    for share in (0, 25, 50, 75, 100):
+        at = lower - (lower - upper) * share // 100
+        anchor = "ls" if share == 0 else "lt" if share == 100 else "lm"
+        pen.text((right + 6, at), f"{share} %", _INK, _FONT, anchor=anchor)
+
+
+def _head(answer: Answer, has_map: bool) -> list[str]:
+    saliency = answer.score.get("saliency") or {}
+    explained = saliency.get("label") if has_map else None
+    labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))
+    probabilities = [f"Probability of {_NAMES[label]}: {_said(answer, label)}" for label in labels]
+    if has_map:
+        shown = "where the model looked for the first, in percent of this scan's own maximum; not a lesion contour"
+        return [*probabilities, f"Colours: {shown}. Lungs outlined."]
+    return [*probabilities, f"No map: {saliency.get('why_not') or 'none was made'}. Lungs outlined."]
+
+
+def _said(answer: Answer, label: str) -> str:
+    """The probability with its band and level, as far as there are."""
+    score = answer.score
+    band, level = (score.get("interval") or {}).get(label), (score.get("level") or {}).get(label)
+    within = f" (95 % band {percent(band[0])} to {percent(band[1])})" if band else ""
+    return f"{percent(score['probability'][label])}{within}" + (f", level {level}" if level else "")
+
+
+def _foot(answer: Answer) -> list[str]:
+    synthetic = " Trained on synthetic data alone: not to be believed on a patient." if _is_synthetic(answer) else ""
+    model = f"{answer.model_name[:60]}, SHA-256 {answer.model_sha256[:16]}, {answer.score['scored_at']}"
+    return [f"{answer.score['notice']} Nobody has verified this.{synthetic}", f"Model: {model}"]
+
+
+def _is_synthetic(answer: Answer) -> bool:
+    return bool(answer.score["trained_on_synthetic_data"])

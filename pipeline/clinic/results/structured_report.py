@@ -1,0 +1,191 @@
+"""The structured report of one answer: a Measurement Report (DICOM PS3.16, TID 1500) made with highdicom.
+
+One group (TID 1501) for each probability, one for each lung and both, one for the quality of the scan.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr.value_types import ContentSequence
+from pydicom import Dataset
+from pydicom.sr.codedict import codes as standard
+from pydicom.sr.coding import Code
+
+from pipeline.clinic.records import Answer
+from pipeline.clinic.results import codes, identity
+from pipeline.clinic.results.source import Source
+
+SERIES_NUMBER = 901
+DESCRIPTION = "fedthorax probabilities, research use only"
+UNVERIFIED = "Made by software; nobody has verified it."
+SYNTHETIC = "The model was trained on synthetic data alone and must not be believed on a patient."
+MEANINGS = {
+    "severe": "Meant for patients with a positive PCR alone.",
+    "pcr_positive": "No replacement for a PCR.",
+}
+_CONTAINS = sr.RelationshipTypeValues.CONTAINS
+_PROPERTY = sr.RelationshipTypeValues.HAS_PROPERTIES
+
+Group = sr.MeasurementsAndQualitativeEvaluations
+
+
+def structured_report(answer: Answer, source: Source) -> Dataset:
+    """A Comprehensive 3D SR that belongs to the source's study and refers to its images; unverified."""
+    report = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=_device()),
+        procedure_reported=codes.CT_CHEST,
+        imaging_measurements=_groups(answer),
+        language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
+            sr.CodedConcept.from_code(codes.ENGLISH)
+        ),
+    )
+    report[0].ContentSequence.extend(_comments(_caveats(answer)))
+    made: Dataset = sr.Comprehensive3DSR(
+        evidence=[_evidence(source, *image) for image in source.images],
+        content=report[0],
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        coding_schemes=[CodingSchemeIdentificationItem(codes.SCHEME, name=codes.SCHEME_NAME)],
+        **identity.series(answer, "report", SERIES_NUMBER, DESCRIPTION),
+    )
+    identity.sign(made, answer)
+    return made
+
+
+def _evidence(source: Source, sop_class: str, instance: str) -> Dataset:
+    image = Dataset()
+    image.update(source.header)
+    image.SOPClassUID, image.SOPInstanceUID = sop_class, instance
+    return image
+
+
+def _device() -> sr.ObserverContext:
+    release = version(identity.MAKER)
+    attributes = sr.DeviceObserverIdentifyingAttributes(
+        uid=identity.uid("device", release),
+        name=identity.MAKER,
+        manufacturer_name=identity.MAKER,
+        model_name=f"{identity.MAKER} {release}",
+    )
+    return sr.ObserverContext(observer_type=standard.DCM.Device, observer_identifying_attributes=attributes)
+
+
+def _caveats(answer: Answer) -> list[str]:
+    synthetic = [SYNTHETIC] if answer.score["trained_on_synthetic_data"] else []
+    return [answer.score["notice"], UNVERIFIED, *synthetic]
+
+
+def _groups(answer: Answer) -> list[Group]:
+    score = answer.score
+    groups = [_probability(answer, label) for label in codes.PROBABILITIES if label in score["probability"]]
+    regions = (score.get("lungs") or {}).get("regions", {})
+    groups += [_lungs(answer, side, regions[side]) for side in codes.SIDES if side in regions]
+    return [*groups, _quality(answer)]
+
+
+def _probability(answer: Answer, label: str) -> Group:
+    score = answer.score
+    band = (score.get("interval") or {}).get(label)
+    ends = [_number(name, end, codes.NO_UNITS) for name, end in zip(codes.BAND, band or (), strict=bool(band))]
+    points = score["operating_points"].get(label, {})
+    level = codes.LEVELS.get((score.get("level") or {}).get(label) or "")
+    group = _group(
+        answer,
+        label,
+        measurements=[
+            _measurement(codes.PROBABILITIES[label], score["probability"][label], codes.NO_UNITS, ends),
+            *[_measurement(codes.THRESHOLDS[name], at["threshold"], codes.NO_UNITS) for name, at in points.items()],
+        ],
+        qualitative_evaluations=[sr.QualitativeEvaluation(codes.LEVEL, level)] if level else None,
+        finding_sites=[sr.FindingSite(codes.LUNG)],
+        algorithm_id=_algorithm(answer),
+    )
+    group[0].ContentSequence.extend(_comments([MEANINGS[label], *_caveats(answer)]))
+    return group
+
+
+def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
+    """TID 4019: which model said it."""
+    model = answer.score["model"]
+    return sr.AlgorithmIdentification(
+        name=answer.model_name,
+        version=f"SHA-256 {answer.model_sha256}",
+        manufacturer=identity.MAKER,
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        parameters=[
+            f"software: {identity.MAKER} {version(identity.MAKER)}",
+            f"study: {model['study']}",
+            f"rounds of training: {model['rounds']}",
+            f"hospitals: {model['sites']}",
+            f"trained on: {'synthetic data alone' if answer.score['trained_on_synthetic_data'] else 'patients'}",
+            f"signature: {model['signature']}",
+        ],
+    )
+
+
+def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group:
+    laterality = codes.SIDES[side]
+    measurements = []
+    for part, region in parts.items():
+        site = [sr.FindingSite(codes.PARTS[part], laterality)]
+        measurements.append(_measurement(codes.VOLUME, region["ml"], codes.MILLILITRE, sites=site))
+        measurements += [
+            _measurement(name, round(100 * region[share], 2), codes.PERCENT, sites=site)
+            for share, name in codes.SHARES.items()
+            if region[share] is not None
+        ]
+    group = _group(
+        answer,
+        f"lungs, {side}",
+        measurements=measurements,
+        finding_sites=[sr.FindingSite(codes.LUNG, laterality)],
+    )
+    bands = answer.score["lungs"]["bands_hu"]
+    texts = [f"{name}: {low:.0f} to {high:.0f} HU, whatever the cause" for name, (low, high) in bands.items()]
+    group[0].ContentSequence.extend(_comments([text.replace("_", " ") for text in texts]))
+    return group
+
+
+def _quality(answer: Answer) -> Group:
+    familiarity = answer.score.get("familiarity")
+    measurements = []
+    if familiarity:
+        limit = [_number(codes.DISTANCE_LIMIT, familiarity["limit"], codes.NO_UNITS)]
+        measurements.append(_measurement(codes.DISTANCE, familiarity["distance"], codes.NO_UNITS, limit))
+    group = _group(answer, "quality", measurements=measurements)
+    flags = [f"{check['code']}: {check['says']}" for check in answer.score["quality"] if check["code"]]
+    remarks = _texts(codes.QUALITY, flags or ["none of the checks found anything"])
+    group[0].ContentSequence.extend(remarks)
+    return group
+
+
+def _group(answer: Answer, name: str, **content: Any) -> Group:
+    tracking = sr.TrackingIdentifier(uid=identity.uid(answer.id, name), identifier=name)
+    return Group(tracking_identifier=tracking, **content)
+
+
+def _measurement(
+    name: Code, value: float, unit: Code, properties: Iterable[Dataset] = (), sites: list[sr.FindingSite] | None = None
+) -> sr.Measurement:
+    """TID 300; `properties`: what belongs to the figure."""
+    measurement = sr.Measurement(name=name, value=value, unit=unit, finding_sites=sites)
+    content = [*measurement[0].get("ContentSequence", []), *properties]
+    if content:
+        measurement[0].ContentSequence = ContentSequence(content)
+    return measurement
+
+
+def _number(name: Code, value: float, unit: Code) -> Dataset:
+    return sr.NumContentItem(name=name, value=value, unit=unit, relationship_type=_PROPERTY)
+
+
+def _comments(texts: Iterable[str]) -> list[Dataset]:
+    return _texts(codes.COMMENT, texts)
+
+
+def _texts(name: Code, texts: Iterable[str]) -> list[Dataset]:
+    return [sr.TextContentItem(name=name, value=text, relationship_type=_CONTAINS) for text in texts]

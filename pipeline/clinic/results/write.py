@@ -1,0 +1,47 @@
+"""Writes the results of an answer into its folder, ready to be sent."""
+
+import logging
+from pathlib import Path
+
+from models.refusal import Refusal
+from pipeline.clinic.reasons import RESULT_NO_DICOM, RESULT_WRITE
+from pipeline.clinic.records import Answer
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # it names the scan
+
+REPORT, PICTURE = "sr.dcm", "picture.dcm"
+RESULTS = (REPORT, PICTURE)
+
+
+@quiet_pydicom()
+def write_results(answer: Answer, folder: Path, *, report: bool = True, picture: bool = True) -> Refusal | None:
+    """Write sr.dcm and picture.dcm, from what `keep_source` and `write_pictures` left in `folder`.
+
+    Returns None, or why there are none: E_RESULT_NO_DICOM or E_RESULT_WRITE. It raises nothing: an answer is not lost
+    over its results. Written again they are the same, bit for bit.
+    """
+    from pydicom import Dataset
+
+    from pipeline.clinic.results.source import read_source
+
+    source = read_source(folder)
+    if source is None:
+        return Refusal(RESULT_NO_DICOM)
+    made: dict[str, Dataset] = {}
+    try:
+        if report:
+            from pipeline.clinic.results.structured_report import structured_report
+
+            made[REPORT] = structured_report(answer, source)
+        if picture:
+            from pipeline.clinic.results.picture import picture as draw_picture
+
+            made[PICTURE] = draw_picture(answer, source, folder)
+        for name, dataset in made.items():
+            dataset.save_as(folder / name, enforce_file_format=True)
+    except Exception as error:  # headers that highdicom or pydicom would not write come in endless variety
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        return Refusal(RESULT_WRITE, private=f"{type(error).__name__}: {error}")
+    return None

@@ -1,0 +1,79 @@
+"""Who sends a request: found by its token or cookie, and never by a page of somebody else's."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.types import Scope
+
+from models.refusal import Refusal
+from pipeline.clinic import reasons
+from pipeline.clinic.web.auth import Caller, Tokens
+from pipeline.clinic.web.error_responses import address
+from pipeline.clinic.web.limits import Buckets
+
+WRONG_TOKENS, WRONG_TOKENS_PER_MINUTE = 10, 2  # from one address
+_SAFE = ("GET", "HEAD")
+
+T = TypeVar("T")
+
+
+class Callers:
+    """Tells who asks. `tls`: whether browsers reach us by TLS; `hours`: how long a browser stays signed in."""
+
+    def __init__(self, tokens: Tokens, *, hours: float, tls: bool) -> None:
+        self.tokens, self.hours, self.tls = tokens, hours, tls
+        self._wrong = Buckets(WRONG_TOKENS_PER_MINUTE, WRONG_TOKENS)
+
+    @property
+    def cookie(self) -> str:
+        """The cookie's name; a browser takes one with the prefix from us alone, and by TLS alone (RFC 6265bis)."""
+        return "__Host-fedthorax" if self.tls else "fedthorax"
+
+    async def of(self, scope: Scope) -> Caller:
+        """By the token in the header, else by the cookie.
+
+        Raises Refusal E_NO_TOKEN, E_TOKEN, E_SIGN_IN_TRIES, and E_OTHER_SITE where a cookie comes with a request that
+        changes something, and not from our own page.
+        """
+        headers = Headers(scope=scope)
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return await self._counted(scope, lambda: self.tokens.caller(token.strip()))
+        secret = self.session_secret(headers)
+        if not secret:
+            raise Refusal(reasons.NO_TOKEN)
+        if scope["method"] not in _SAFE and not _from_our_page(headers):
+            raise Refusal(reasons.OTHER_SITE)
+        return await run_in_threadpool(self.tokens.session, secret)
+
+    async def sign_in(self, request: Request, token: str) -> tuple[str, Caller]:
+        """The secret for the cookie, and who has signed in. Raises Refusal E_TOKEN, E_SIGN_IN_TRIES, E_OTHER_SITE."""
+        browser = {"origin", "sec-fetch-site"} & set(request.headers)
+        if browser and not _from_our_page(request.headers):
+            raise Refusal(reasons.OTHER_SITE)
+        return await self._counted(request.scope, lambda: self.tokens.sign_in(token, hours=self.hours))
+
+    def session_secret(self, headers: Headers) -> str:
+        """What the cookie holds; '' if there is none."""
+        return cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+
+    async def _counted(self, scope: Scope, check: Callable[[], T]) -> T:
+        """Check a token; an address that shows many wrong ones is told to wait."""
+        try:
+            return await run_in_threadpool(check)
+        except Refusal as refusal:
+            if refusal.reason is reasons.TOKEN and (wait := self._wrong.take(address(scope))):
+                raise Refusal(reasons.SIGN_IN_TRIES, seconds=wait) from None
+            raise
+
+
+def _from_our_page(headers: Headers) -> bool:
+    """Browsers say where a request comes from (Fetch Metadata); older ones name at least the origin of a change."""
+    if site := headers.get("sec-fetch-site"):
+        return site == "same-origin"
+    _, _, origin = headers.get("origin", "").partition("://")
+    return origin.lower() == headers.get("host", "").lower() != ""

@@ -1,0 +1,60 @@
+"""What routes need: the clinic, its store, and a caller whose role suffices."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyCookie, HTTPBearer
+
+from models.refusal import Refusal
+from pipeline.clinic.reasons import ROLE
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
+from pipeline.clinic.web.auth import Access, Caller
+from pipeline.clinic.web.view_audit import Looks
+
+_bearer = HTTPBearer(auto_error=False, description="A token of `fedthorax clinic token`.")
+_cookie = APIKeyCookie(
+    name="fedthorax", auto_error=False, description="The session of a browser that signed in; __Host-fedthorax by TLS."
+)
+
+
+class Role:
+    """A dependency: the caller. Raises Refusal E_ROLE where their role does not suffice."""
+
+    def __init__(self, needed: Access) -> None:
+        self._needed = needed
+
+    def __call__(
+        self,
+        request: Request,
+        _token: Annotated[object, Security(_bearer)],  # both for the OpenAPI document: the guard has looked by now
+        _session: Annotated[object, Security(_cookie)],
+    ) -> Caller:
+        caller: Caller = request.state.caller
+        if not caller.may(self._needed):
+            raise Refusal(ROLE, role=self._needed)
+        return caller
+
+
+def _clinic(request: Request) -> Clinic:
+    clinic: Clinic = request.app.state.clinic
+    return clinic
+
+
+def _looks(request: Request) -> Looks:
+    looks: Looks = request.app.state.looks
+    return looks
+
+
+def _store(request: Request) -> Iterator[Store]:
+    with _clinic(request).store() as store:
+        yield store
+
+
+TheClinic = Annotated[Clinic, Depends(_clinic)]
+TheStore = Annotated[Store, Depends(_store)]
+TheLooks = Annotated[Looks, Depends(_looks)]
+Reader = Annotated[Caller, Depends(Role("read"))]
+Scorer = Annotated[Caller, Depends(Role("score"))]
+Admin = Annotated[Caller, Depends(Role("admin"))]

@@ -1,0 +1,111 @@
+"""How many fell out at each rule, from the series found to the patients whose course is known.
+
+A tree of counts: what a count is made of adds up to it, because every series and every patient ends in one place.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
+from pipeline.records.join import Labels
+from pipeline.system.reasons import BY_CODE, DUPLICATE_SCAN, SHARED_STUDY
+
+_AFTER_ACCEPTANCE = {DUPLICATE_SCAN.code, SHARED_STUDY.code}
+
+
+@dataclass(frozen=True)
+class Count:
+    """One count; `parts` add up to it. `key`: unlike all others; where one rule refuses, its code.
+
+    `stays`: what it counts goes on to the next rule; the others are there only where they are not 0.
+    """
+
+    key: str
+    says: str
+    count: int
+    parts: tuple["Count", ...] = ()
+    stays: bool = False
+
+    @property
+    def code(self) -> str:
+        """The code of the reason, '' if it is no refusal."""
+        code = self.key.removeprefix("positive_").removeprefix("untested_")
+        return code if code in BY_CODE else ""
+
+    def walk(self, depth: int = 0) -> Iterator[tuple[int, "Count"]]:
+        """Every count with its depth, in reading order."""
+        yield depth, self
+        for part in self.parts:
+            yield from part.walk(depth + 1)
+
+    def to_json(self) -> dict[str, Any]:
+        parts = [part.to_json() for part in self.parts]
+        return {"key": self.key, "says": self.says, "count": self.count, "stays": self.stays, "parts": parts}
+
+
+def plain(text: str) -> str:
+    """The text of a reason without the numbers of one case."""
+    without_asides = re.sub(r" \([^()]*\{\w+\}[^()]*\)", "", text)
+    return re.sub(r"\{\w+\}", "…", re.sub(r"^\{\w+\} (?!%)", "", without_asides))
+
+
+def waterfall(fates: Counter[str], labels: Sequence[Labels] | None) -> Count:
+    """`fates`: of all series found, as in `Selection`. `labels`: of the used series, None where they are not known."""
+    refused = Counter({code: n for code, n in fates.items() if code in BY_CODE and code not in _AFTER_ACCEPTANCE})
+    shared = Counter({code: n for code, n in fates.items() if code in _AFTER_ACCEPTANCE})
+    patients = Count("patients", "patients with a usable CT", fates[USED], _labelled(labels or ()), stays=True)
+    accepted = Count(
+        "accepted",
+        "series accepted",
+        fates.total() - refused.total(),
+        (
+            *_reasons(shared),
+            *_unused("other_series", "other series of the same examination", fates[OTHER_SERIES]),
+            *_unused("later", "series of later examinations", fates[LATER]),
+            patients,
+        ),
+        stays=True,
+    )
+    return Count("found", "series found", fates.total(), (*_reasons(refused), accepted), stays=True)
+
+
+def _reasons(counts: Counter[str], of: str = "") -> Iterator[Count]:
+    """By code: an order by counts would tell something of those that are not shown."""
+    for code, count in sorted(counts.items()):
+        yield Count(of + code, plain(BY_CODE[code].says), count)
+
+
+def _unused(key: str, says: str, count: int) -> Iterator[Count]:
+    if count:
+        yield Count(key, says, count)
+
+
+def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
+    if not labels:
+        return ()
+    refused = Counter(each.reason.code for each in labels if each.reason)
+    kept = [each for each in labels if each.reason is None]
+    # Only public data sets have patients without PCR result, some of them no others.
+    untested = [each for each in kept if each.pcr_positive is None]
+    tested = (("positive", True), ("negative", False)) if len(untested) < len(kept) or not kept else ()
+    parts = tuple(_class(key, [each for each in kept if each.pcr_positive is label]) for key, label in tested)
+    if untested:
+        parts += (_class("untested", untested),)
+    return (*_reasons(refused), Count("labelled", "patients labelled", len(kept), parts, stays=True))
+
+
+def _class(key: str, labels: Sequence[Labels]) -> Count:
+    """One class of the PCR label; the course of negative patients is not asked for."""
+    if key == "negative":
+        return Count(key, "PCR-negative", len(labels), stays=True)
+    unknown = Counter(each.severe_reason.code for each in labels if each.severe_reason)
+    course = (
+        Count(f"{key}_severe", "severe course", sum(each.severe is True for each in labels), stays=True),
+        Count(f"{key}_mild", "no severe course", sum(each.severe is False for each in labels), stays=True),
+        *_reasons(unknown, f"{key}_"),
+    )
+    says = "PCR-positive" if key == "positive" else "without PCR result"
+    return Count(key, says, len(labels), course if labels else (), stays=True)

@@ -1,0 +1,200 @@
+"""From a hospital's files to its cohort: examine every new series, join laboratory and outcomes, count refusals."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.refusal import Reason
+from pipeline.cohort.attrition import Count, waterfall
+from pipeline.cohort.selection import Selection, select
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan
+from pipeline.cohort.workers import Examination, expect_series
+from pipeline.imaging.discovery import Series
+from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.records.join import Labels, Records, label
+from pipeline.site.folder import Site
+from pipeline.site.site_data import read_records, read_series_list
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+_NOBODYS = {reasons.NO_PATIENT_ID, reasons.ISSUER}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a site's files hold, under pseudonyms. `records` is None where the doctor could not read them."""
+
+    series: list[Series]
+    records: Records | None
+    scan_findings: list[Finding]
+    record_findings: list[Finding]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One patient with a usable CT, and what the join made of it."""
+
+    series: Series
+    scan: Scan
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What a site's files amount to. All of it is for the site's own eyes but `counts`, the sizes and `waterfall`.
+
+    `accepted`: every scan that can be used. `members`: one for each patient with one, empty without records.
+    `patients`: those of them with a label.
+    """
+
+    material: Material
+    accepted: list[Scan]
+    members: list[Member]
+    patients: list[PatientRow]
+    findings: list[Finding]
+    waterfall: Count
+    examined_now: int
+
+    @property
+    def series(self) -> int:
+        return len(self.material.series)
+
+    @property
+    def counts(self) -> list[tuple[Reason, int]]:
+        """How often each reason was met, most frequent first."""
+        return Counter(finding.reason for finding in self.findings).most_common()
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts and remedies alone: no patient, file or date."""
+        positive = [p for p in self.patients if p.pcr_positive]
+        return {
+            "series": self.series,
+            "patients": len(self.patients),
+            "pcr_positive": len(positive),
+            "severe_known_among_positive": sum(p.severe is not None for p in positive),
+            "severe_among_positive": sum(bool(p.severe) for p in positive),
+            "waterfall": self.waterfall.to_json(),
+            "findings": [
+                {"code": r.code, "count": n, "remedy": r.remedy, "refuses": r.refuses} for r, n in self.counts
+            ],
+        }
+
+
+def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
+    """Examine what is new and judge everything; writes nothing but `scans` and tensors.
+
+    Raises Refusal where a whole file (laboratory, outcomes) cannot be used or no image is found.
+    """
+    expect_series()
+    records, record_findings = read_records(site)
+    with Examination(cohort, settings, progress) as examination:
+        # Later, when few series are new, one that lies in several folders would be read in part again each time.
+        series, scan_findings = read_series_list(site, examination.add if examination.is_first else None)
+        return assess_material(site, cohort, Material(series, records, scan_findings, record_findings), examination)
+
+
+def assess_material(site: Site, cohort: Cohort, material: Material, examination: Examination) -> Assessment:
+    """The same for files that have been read. Without records nobody gets a label."""
+    series, records = material.series, material.records
+    for each in series:
+        examination.add(each)
+    examined_now = examination.finish()
+    scans = cohort.scans(settings_digest(examination.settings))
+    selection = select(series, scans, dated=records is None or records.labels is None)
+    members = [] if records is None else _join(site, selection, scans, records)
+    findings = [*material.record_findings, *material.scan_findings, *selection.findings]
+    findings += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason is not None]
+    if records is not None:
+        without_ct = records.outcomes.keys() - {s.patient_id for s in series}
+        findings += [Finding(reasons.OUTCOME_WITHOUT_CT, p) for p in sorted(without_ct)]
+    nobodys = Counter(f.reason.code for f in material.scan_findings if f.reason in _NOBODYS)
+    return Assessment(
+        material=material,
+        accepted=[scan for s in series if (scan := scans[s.fingerprint]).code is None],
+        members=members,
+        patients=[_patient(site, m) for m in members if m.labels.reason is None],
+        findings=findings,
+        waterfall=waterfall(nobodys + selection.fates, [m.labels for m in members] if records else None),
+        examined_now=examined_now,
+    )
+
+
+def _join(site: Site, selection: Selection, scans: dict[str, Scan], records: Records) -> list[Member]:
+    rules = site.settings.join
+    return [Member(s, scans[s.fingerprint], label(s.patient_id, s.acquired, records, rules)) for s in selection.used]
+
+
+def _patient(site: Site, member: Member) -> PatientRow:
+    series, labels, tensor = member.series, member.labels, member.scan.tensor
+    assert tensor is not None
+    return PatientRow(
+        pseudonym=series.patient_id,
+        split=site.split(series.patient_id),
+        tensor=tensor,
+        age_years=series.age_years if labels.age_years is None else labels.age_years,
+        sex=series.sex or labels.sex,
+        pcr_positive=labels.pcr_positive,
+        severe=labels.severe,
+    )
+
+
+def rows(findings: Iterable[Finding]) -> list[FindingRow]:
+    """Findings as they may be stored: under pseudonyms, without their details."""
+    return [FindingRow(f.reason.code, f.patient_id, f.series, f.says or f.reason.says) for f in findings]
+
+
+def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
+    """Bring the cohort up to date with the site's files; what is known already is not read again.
+
+    Raises Refusal: E_COHORT_BUSY, and those of `assess`.
+    """
+    with Cohort(site) as cohort, cohort.alone():
+        assessment = assess(site, cohort, settings, progress)
+        found = rows(assessment.findings)
+        cohort.replace(assessment.patients, found, {s.fingerprint for s in assessment.material.series})
+        _list_refusals(cohort.folder / "refusals.csv", found)
+        _export(cohort.folder / "cohort.csv", cohort)
+        cohort.sweep()
+    return assessment
+
+
+def _list_refusals(path: Path, found: Sequence[FindingRow]) -> None:
+    """The findings as a table for hospital IT; `fedthorax node find` tells whose pseudonym it is."""
+    ordered = sorted(found, key=lambda row: (row.code, row.pseudonym, row.series))
+    lines = [[r.code, r.pseudonym, r.series, r.says, reasons.BY_CODE[r.code].remedy] for r in ordered]
+    _write_table(path, ["code", "pseudonym", "series", "says", "remedy"], lines)
+
+
+def _export(path: Path, cohort: Cohort) -> None:
+    """The cohort as a table: the same files and settings give the same bytes, whatever happened on the way."""
+    lines = [
+        [p.pseudonym, p.split, p.age_years, p.sex, _bit(p.pcr_positive), _bit(p.severe), digest]
+        for p, digest in ((p, _digest(cohort.tensors / p.tensor)) for p in cohort.patients())
+    ]
+    _write_table(path, ["pseudonym", "split", "age_years", "sex", "pcr_positive", "severe", "tensor_sha256"], lines)
+
+
+def _bit(value: bool | None) -> str:
+    return "" if value is None else str(int(value))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, whole or not at all. No cell holds text of the hospital's, so none can start a formula."""
+    temporary = path.with_suffix(".writing")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,93 @@
+"""Which series stands for a patient: of the first examination that can be used, the one with most slices."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+
+from models.refusal import Reason
+from pipeline.cohort.store import Scan
+from pipeline.imaging.discovery import Series
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+# What becomes of a series that was not refused.
+USED, OTHER_SERIES, LATER = "used", "other series", "later examination"
+
+
+@dataclass
+class Selection:
+    """`used`: one series a patient. `fates`: how many series were refused for each code, or met one of the above.
+
+    Every series has exactly one fate.
+    """
+
+    used: list[Series] = field(default_factory=list)
+    fates: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> Selection:
+    """Choose among the examined series.
+
+    `dated`: whether the labels hang on the day of the CT, so that a series without one is of no use.
+    Findings: those of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_SEVERAL_SERIES.
+    """
+    selection = Selection()
+    accepted = []
+    for s in series:
+        reason = _judge(s, scans[s.fingerprint], selection, dated=dated)
+        if reason is None:
+            accepted.append(s)
+        else:
+            selection.fates[reason.code] += 1
+    for reason, owned_by in (
+        (reasons.DUPLICATE_SCAN, lambda s: scans[s.fingerprint].scan_digest),
+        (reasons.SHARED_STUDY, lambda s: s.study_uid),
+    ):
+        shared = _shared(accepted, owned_by)
+        selection.findings += [Finding(reason, patient) for patient in sorted(shared)]
+        selection.fates[reason.code] += sum(s.patient_id in shared for s in accepted)
+        accepted = [s for s in accepted if s.patient_id not in shared]
+    _choose(accepted, selection)
+    selection.fates += Counter()  # drops what was met by none
+    return selection
+
+
+def _judge(series: Series, scan: Scan, selection: Selection, *, dated: bool) -> Reason | None:
+    """Note what was found at one scan; returns why it is refused, if it is."""
+    found = partial(
+        Finding, patient_id=series.patient_id, detail=series.files[0].parent.name, series=series.fingerprint[:12]
+    )
+    if scan.code is not None:
+        selection.findings.append(found(reasons.BY_CODE[scan.code], says=scan.says or ""))
+        return reasons.BY_CODE[scan.code]
+    selection.findings += [found(reasons.BY_CODE[flag]) for flag in scan.flags.split(",") if flag]
+    if series.acquired is None and dated:
+        selection.findings.append(found(reasons.CT_DATE))
+        return reasons.CT_DATE
+    return None
+
+
+def _shared(accepted: Iterable[Series], owned_by: Callable[[Series], str | None]) -> set[str]:
+    """Patients who share with another what only one of them can own."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    for s in accepted:
+        if owned := owned_by(s):
+            owners[owned].add(s.patient_id)
+    return {patient for patients in owners.values() if len(patients) > 1 for patient in patients}
+
+
+def _choose(accepted: Iterable[Series], selection: Selection) -> None:
+    of_patient: dict[str, list[Series]] = defaultdict(list)
+    for s in accepted:
+        of_patient[s.patient_id].append(s)
+    for patient_id, owned in sorted(of_patient.items()):
+        first = min(owned, key=lambda s: (s.acquired or datetime.min, s.study_uid))
+        same_study = [s for s in owned if s.study_uid == first.study_uid]
+        if len(same_study) > 1:
+            folder = first.files[0].parent.name
+            selection.findings.append(Finding(reasons.SEVERAL_SERIES, patient_id, folder, first.fingerprint[:12]))
+        selection.used.append(max(same_study, key=lambda s: (len(s.files), s.series_uid)))
+        selection.fates += Counter({USED: 1, OTHER_SERIES: len(same_study) - 1, LATER: len(owned) - len(same_study)})

@@ -1,0 +1,273 @@
+"""The cohort of a site: one SQLite file and a folder of tensors.
+
+`scans` remembers every series that was examined, by fingerprint, so that nothing is read twice. `patients` and
+`findings` say what the last ingest made of them; they are replaced in one transaction.
+
+What the site's files no longer hold is forgotten with that same transaction, whatever it was prepared with, and its
+tensors are deleted after it. Tensors of series that are still there stay, those of other settings too: a study with
+them may be running, and going back to it shall cost nothing.
+
+Light where it is imported: a node opens it at its start, and then waits for months.
+"""
+
+import os
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from models.refusal import Refusal
+from pipeline.site.folder import Site, Split
+from pipeline.system import reasons
+from pipeline.system.locks import alone
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.cohort.dataset import Example
+    from pipeline.preprocessing.measures import Measures
+
+SCHEMA_VERSION = 4
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS scans (
+    fingerprint TEXT NOT NULL,     -- of the series' files
+    settings TEXT NOT NULL,        -- digest of the preprocessing that made the tensor
+    code TEXT,                     -- why it was refused; NULL if accepted
+    says TEXT,
+    flags TEXT NOT NULL,           -- W_ codes, comma-separated
+    scan_digest TEXT,              -- SHA-256 of the HU on the working grid: that of a scan under two names is the same
+    tensor TEXT,                   -- file name under tensors/
+    measures TEXT,                 -- JSON, for the data contract: numbers and words of closed lists
+    PRIMARY KEY (fingerprint, settings)
+);
+CREATE TABLE IF NOT EXISTS patients (
+    pseudonym TEXT PRIMARY KEY,
+    split TEXT NOT NULL,
+    tensor TEXT NOT NULL,
+    age_years REAL,
+    sex TEXT,
+    pcr_positive INTEGER,
+    severe INTEGER
+);
+CREATE TABLE IF NOT EXISTS findings (
+    code TEXT NOT NULL,
+    pseudonym TEXT NOT NULL,
+    series TEXT NOT NULL,  -- start of the fingerprint; '' where it is about no series
+    says TEXT NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What became of one series."""
+
+    fingerprint: str
+    settings: str
+    code: str | None
+    says: str | None
+    flags: str
+    scan_digest: str | None
+    tensor: str | None
+    measures: "Measures | None"
+
+
+@dataclass(frozen=True)
+class PatientRow:
+    """One accepted patient."""
+
+    pseudonym: str
+    split: Split
+    tensor: str
+    age_years: float | None
+    sex: str | None
+    pcr_positive: bool | None
+    severe: bool | None
+
+
+@dataclass(frozen=True)
+class FindingRow:
+    """One finding, under the patient's pseudonym ('' where it belongs to nobody)."""
+
+    code: str
+    pseudonym: str
+    series: str
+    says: str
+
+
+class Cohort:
+    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE where SQLite fails.
+
+    SQLite keeps a rollback journal here, no write-ahead log: that one asks its readers too to write (to the shared
+    memory beside the file, https://www.sqlite.org/wal.html#readonly), and where a study's code runs, nothing can be
+    written. Taking the file for immutable instead would be wrong as soon as an ingest goes on beside it. A journal's
+    readers take their locks on a read-only mount as well, and wait while a change is written, some milliseconds.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._place(site)
+        self.tensors.mkdir(parents=True, exist_ok=True)
+        self._connect("rwc")
+        with self._refusing():
+            self._db.execute("PRAGMA journal_mode=DELETE")
+            self._forget_other_versions()
+            self._db.executescript(SCHEMA)
+
+    @classmethod
+    def read(cls, site: Site) -> Self:
+        """The cohort, to be read alone: nothing is made or written, so that the folder may be read-only.
+
+        Raises Refusal E_COHORT_FILE where there is none yet, or one of another version.
+        """
+        cohort = cls.__new__(cls)
+        cohort._place(site)
+        cohort._connect("ro")
+        with cohort._refusing():
+            if cohort._version() != SCHEMA_VERSION:
+                raise Refusal(reasons.COHORT_FILE, private=f"version {cohort._version()}, not {SCHEMA_VERSION}")
+        return cohort
+
+    def _place(self, site: Site) -> None:
+        self.folder = site.cohort_folder
+        self.tensors = self.folder / "tensors"
+
+    def _connect(self, mode: str) -> None:
+        with self._refusing():
+            path = f"{(self.folder / 'cohort.sqlite').absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(path, uri=True, timeout=30, isolation_level=None)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise Refusal(reasons.COHORT_FILE, private=str(error)) from error
+
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+    def _forget_other_versions(self) -> None:
+        """Everything here is made from the source files, so a file of another version is begun anew."""
+        if self._version() != SCHEMA_VERSION:
+            for table in ("scans", "patients", "findings"):
+                self._db.execute(f"DROP TABLE IF EXISTS {table}")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise Refusal(reasons.COHORT_FILE, private=str(error)) from error
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let nobody else examine or change this cohort; reading it is free. Raises Refusal E_COHORT_BUSY."""
+        with alone(self.folder / "lock", reasons.COHORT_BUSY):
+            yield
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def add_scan(self, scan: Scan) -> None:
+        """Remember one examined series; written through at once, so that an interruption loses nothing."""
+        row = vars(scan) | {"measures": scan.measures and scan.measures.to_json()}
+        self._insert("scans", [tuple(row.values())])
+
+    def scans(self, settings: str) -> dict[str, Scan]:
+        """Examined series by fingerprint: those prepared with these settings whose tensor is still there."""
+        rows = self._db.execute("SELECT * FROM scans WHERE settings = ?", (settings,))
+        scans = [_scan(row) for row in rows]
+        return {s.fingerprint: s for s in scans if s.tensor is None or (self.tensors / s.tensor).is_file()}
+
+    def replace(
+        self, patients: Iterable[PatientRow], findings: Iterable[FindingRow], fingerprints: Collection[str]
+    ) -> None:
+        """Put a new list of patients and findings in place of the old one, all or nothing.
+
+        `fingerprints`: of all series that the site's files hold now; other scans are forgotten.
+        """
+        with self._transaction():
+            self._db.execute("DELETE FROM patients")
+            self._db.execute("DELETE FROM findings")
+            self._insert("patients", map(astuple, patients))
+            self._insert("findings", map(astuple, findings))
+            known = {row[0] for row in self._db.execute("SELECT DISTINCT fingerprint FROM scans")}
+            gone = [(fingerprint,) for fingerprint in known.difference(fingerprints)]
+            self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
+
+    def sweep(self) -> None:
+        """Delete what lies among the tensors and belongs to no scan, what a killed process left there included.
+
+        A kill on the way leaves the rest to the next time.
+        """
+        named = {row[0] for row in self._db.execute("SELECT tensor FROM scans WHERE tensor IS NOT NULL")}
+        for path in self.tensors.iterdir():
+            if path.name not in named:
+                path.unlink(missing_ok=True)
+
+    def _insert(self, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        for row in rows:
+            marks = ", ".join("?" for _ in row)
+            self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608
+
+    def patients(self) -> list[PatientRow]:
+        """All accepted patients, by pseudonym."""
+        rows = self._db.execute("SELECT * FROM patients ORDER BY pseudonym").fetchall()
+        return [
+            PatientRow(pseudonym, split, tensor, age, sex, _bool(pcr), _bool(severe))
+            for pseudonym, split, tensor, age, sex, pcr, severe in rows
+        ]
+
+    def settings(self) -> set[str]:
+        """Digests of the preprocessing that made the patients' tensors: one, or none without patients."""
+        rows = self._db.execute("SELECT DISTINCT settings FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
+        return {row[0] for row in rows}
+
+    def examples(self, *splits: Split) -> "list[Example]":
+        """The examples of some splits, in the order of the pseudonyms."""
+        from pipeline.cohort.dataset import Example
+        from pipeline.preprocessing.measures import Measures
+
+        rows = self._db.execute("SELECT tensor, measures FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
+        measures = {tensor: stored and Measures.from_json(stored) for tensor, stored in rows}
+        return [
+            Example(self.tensors / p.tensor, p.age_years, p.sex, p.pcr_positive, p.severe, measures.get(p.tensor))
+            for p in self.patients()
+            if p.split in splits
+        ]
+
+
+def _scan(row: tuple[Any, ...]) -> Scan:
+    from pipeline.preprocessing.measures import Measures
+
+    values = dict(zip((field.name for field in fields(Scan)), row, strict=True))
+    return Scan(**{**values, "measures": values["measures"] and Measures.from_json(values["measures"])})
+
+
+def _bool(stored: int | None) -> bool | None:
+    return None if stored is None else bool(stored)
+
+
+def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
+    """Write a tensor so that the file is either whole or not there."""
+    import numpy as np
+
+    temporary = folder / f".{name}.{os.getpid()}"
+    with temporary.open("wb") as file:
+        np.save(file, tensor)
+        file.flush()
+        os.fsync(file.fileno())  # before the name, or a power cut could leave an empty file behind it
+    temporary.replace(folder / name)

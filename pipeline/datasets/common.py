@@ -1,0 +1,119 @@
+"""What the importers share: looking at the published layout, and making site folders that refer to it."""
+
+import csv
+import hashlib
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs import usual_studies
+from models.refusal import Reason, Refusal
+from pipeline.records.csv_tables import CsvTable, read_rows
+from pipeline.site.folder import init_site
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+Progress = Callable[[int, int], None]
+LABEL_COLUMNS = ("patient_id", "pcr_positive", "severe")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a data set: the number of patients of each new site, and why others fell out."""
+
+    sites: dict[str, int]
+    findings: list[Finding]
+
+    @property
+    def counts(self) -> list[tuple[Reason, int]]:
+        """How often each reason was met, most frequent first."""
+        return Counter(finding.reason for finding in self.findings).most_common()
+
+
+def check_layout(data_set: str, folder: Path, needed: Iterable[str]) -> None:
+    """Raises Refusal E_LAYOUT where something of the published layout is missing."""
+    for name in needed:
+        if not (folder / name).exists():
+            raise Refusal(reasons.LAYOUT, data_set=data_set, missing=name, private=str(folder))
+
+
+def check_out(out: Path, folder: Path) -> None:
+    """Raises Refusal E_IMPORT_OUT unless `out` is new or empty, and outside the data set."""
+    if out.resolve().is_relative_to(folder.resolve()) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise Refusal(reasons.IMPORT_OUT, private=str(out))
+
+
+def read_labels_table(
+    table: CsvTable, columns: Sequence[str], allowed: Iterable[str]
+) -> tuple[dict[str, list[str]], list[Finding]]:
+    """The cells of a published label table by patient, the first of `columns`; other cells must be `allowed` ones.
+
+    Raises Refusal: E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
+    """
+    rows, findings = read_rows(table, "labels", columns)
+    times = Counter(patient_id for patient_id, *_ in rows)
+    repeated = [patient_id for patient_id, count in times.items() if count > 1]
+    if repeated:
+        raise Refusal(reasons.IMPORT_DUPLICATE, patients=len(repeated), private=", ".join(repeated[:10]))
+    valid = set(allowed)
+    wrong = [patient_id for patient_id, *cells in rows if not valid.issuperset(cells)]
+    if wrong:
+        raise Refusal(reasons.IMPORT_LABEL, rows=len(wrong), private=", ".join(wrong[:10]))
+    return {patient_id: cells for patient_id, *cells in rows}, findings
+
+
+def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path], findings: list[Finding]) -> list[str]:
+    """The patients who have both a row and a scan, sorted; the others become findings.
+
+    Raises Refusal E_LAYOUT if there are none.
+    """
+    both = sorted(rows.keys() & scans.keys())
+    if not both:
+        raise Refusal(reasons.LAYOUT, data_set=data_set, missing="a scan for any row of the labels")
+    findings += [Finding(reasons.NO_SCAN, patient_id) for patient_id in sorted(rows.keys() - scans.keys())]
+    findings += [Finding(reasons.NO_LABEL, patient_id) for patient_id in sorted(scans.keys() - rows.keys())]
+    return both
+
+
+def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) -> None:
+    """Make one site: its settings, its key, and links to its scans, by their names under ct/.
+
+    `about`: what its settings file says of where the patients come from. `tables`: of site.toml, beside [site].
+    """
+    comment = textwrap.fill(about, width=118, initial_indent="# ", subsequent_indent="# ")
+    name = json.dumps(folder.name)
+    text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n\n{tables}\n{_STUDIES}{_JOINING}"
+    # Published patients need no secret key; with this one, every import gives the same training and test patients.
+    init_site(folder, text, key=hashlib.sha256(f"public data set, site {folder.name}".encode()).digest())
+    for link, target in links.items():
+        place = folder / "ct" / link
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+
+
+_STUDIES = f"""[gateway]
+# The studies of this release that may run here; `fedthorax node studies` shows what each asks for.
+studies = {json.dumps(usual_studies())}
+
+"""
+_JOINING = """[server]
+# Where the study's server listens, "host:port", and the certificate of its authority (from the study's office).
+address = ""
+ca_certificate = "keys/ca.crt"
+"""
+
+
+def labels_table(severe_means: str) -> str:
+    """[labels] of a site whose labels are in labels.csv."""
+    return f'[labels]\nfile = "labels.csv"\nsevere_means = {json.dumps(severe_means)}\n'
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write one of a site's CSV files."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

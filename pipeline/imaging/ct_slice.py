@@ -1,0 +1,282 @@
+"""One file, one slice: what its header says, checked, and its pixels in Hounsfield units.
+
+Attributes and what they mean: DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, uid
+from pydicom.filereader import read_dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+
+from models.refusal import Reason, Refusal
+from pipeline.imaging import codecs
+from pipeline.imaging.codecs import Form
+from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, read_header, tags, text
+from pipeline.imaging.fast_header import head_tags, read_head
+from pipeline.imaging.volume import HU_ENDS, whole_hu
+from pipeline.system import reasons
+
+AIR_HU = -1024
+BRIGHTEST_HU = 3071  # 12 bits from -1024 on, the range of CT scanners
+_DARKEST_TISSUE_HU = -950.0
+_MAX_SLOPE = 100.0
+_MAX_INTERCEPT = 2.0**16
+
+_KEYWORDS = (
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "BurnedInAnnotation", "ContrastBolusAgent"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "LossyImageCompression",
+)
+_HEADER, _IN_HEAD = tags(*_KEYWORDS), head_tags(*_KEYWORDS)
+_POSITION = int(Tag("ImagePositionPatient"))
+_DECIMAL = rb" *([-+]?[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?) *"
+# The whole element: tag, VR and length, or length alone in four bytes, and the plainest form of three Decimal Strings.
+_PLAIN_POSITION = re.compile(rb".{4}(?:DS..|..\0\0)" + rb"\\".join([_DECIMAL] * 3), re.DOTALL)
+_ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
+# What vendors write after ORIGINAL\PRIMARY\AXIAL in images that are not single slices all the same.
+REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The header of one CT slice, checked as far as one file tells.
+
+    `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
+    `thickness_mm`: NaN where absent. `padding`: first and last stored value that mean 'outside the scan'.
+    `pixels_at`, `native`: where the pixels are in the file (see `fast_header.Head`); None if unknown.
+    """
+
+    path: Path
+    form: Form
+    position_mm: list[float]
+    orientation: list[float]
+    pixel_spacing_mm: list[float]
+    thickness_mm: float
+    slope: float
+    intercept: float
+    padding: tuple[int, int] | None
+    flags: tuple[str, ...]
+    pixels_at: int | None = None
+    native: tuple[int, int] | None = None
+
+
+def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
+    """Read and check the headers of a series; those that say the same but for the position are checked once.
+
+    Raises `Refusal` for the first of which `inspect_slice` does.
+    """
+    slices = []
+    checked: dict[bytes, Slice] = {}
+    for path in paths:
+        head = read_head(path, _IN_HEAD)
+        plain = head and _PLAIN_POSITION.fullmatch(head.elements.pop(_POSITION, b""))
+        if not head or not plain:
+            slices.append(inspect_slice(path))
+            continue
+        same = head.same
+        if same not in checked:
+            checked[same] = inspect_slice(path)
+        position_mm = [float(number) for number in plain.groups()]
+        slices.append(
+            replace(checked[same], path=path, position_mm=position_mm, pixels_at=head.pixels_at, native=head.native)
+        )
+    return slices
+
+
+def inspect_slice(path: Path) -> Slice:
+    """Read and check the header of one file.
+
+    Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_MODALITY, E_MODALITY_MISMATCH, E_MULTIFRAME, E_LOCALIZER,
+    E_NOT_AXIAL, E_BURNED_IN, E_PIXEL, E_TRANSFER_SYNTAX, E_RESCALE, E_GEOMETRY.
+    Flags: W_MODALITY_EMPTY, W_LOSSY, W_CONTRAST.
+    """
+    header = read_header(path, _HEADER)
+    try:
+        flags = _check_kind(header)
+        form, stored_range = _pixel_format(header)
+        slope, intercept = _rescale(header)
+        return Slice(
+            path=path,
+            form=form,
+            position_mm=_numbers(header, "ImagePositionPatient", 3, reasons.GEOMETRY),
+            orientation=_numbers(header, "ImageOrientationPatient", 6, reasons.GEOMETRY),
+            pixel_spacing_mm=_numbers(header, "PixelSpacing", 2, reasons.GEOMETRY),
+            thickness_mm=next(iter(_floats(header, "SliceThickness")), np.nan),
+            slope=slope,
+            intercept=intercept,
+            padding=_padding(header, stored_range, slope, intercept),
+            flags=flags,
+        )
+    except Refusal as refusal:
+        refusal.private = f"{path} {refusal.private}"
+        raise
+
+
+def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
+    """The pixels in whole HU, shape (rows, columns), not clipped but to int16; declared padding is -1024.
+
+    Written to `out` if given.
+
+    Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
+    """
+    try:
+        stored = codecs.decode(*_pixel_data(header))
+    except Refusal as refusal:
+        refusal.private = f"{header.path} {refusal.private}"
+        raise
+    hu = np.empty(stored.shape, np.int16) if out is None else out
+    if header.slope == 1 and header.intercept.is_integer() and abs(header.intercept) < HU_ENDS.max:
+        _add(stored, int(header.intercept), hu)
+    else:
+        hu[:] = whole_hu(stored * np.float32(header.slope) + np.float32(header.intercept))
+    if header.padding is not None:
+        hu[(stored >= header.padding[0]) & (stored <= header.padding[1])] = AIR_HU
+    return hu
+
+
+def _add(stored: NDArray[np.integer], intercept: int, hu: NDArray[np.int16]) -> None:
+    """The same for whole numbers, without a detour through float32."""
+    kind = stored.dtype.newbyteorder("=") if stored.itemsize == hu.itemsize else hu.dtype
+    native, ends = stored.astype(kind, copy=False), np.iinfo(kind)
+    least, most = max(ends.min, HU_ENDS.min - intercept), min(ends.max, HU_ENDS.max - intercept)
+    # What is more than int16 holds wraps here, and is back in its place with the intercept.
+    np.clip(native, kind.type(least), kind.type(most), out=hu.view(kind))
+    hu += np.int16(intercept)
+
+
+def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:
+    """What `codecs.decode` takes. Raises `Refusal`: those of `read_header`."""
+    form = header.form
+    if header.native and not form.syntax.is_encapsulated:
+        return _native_pixels(header.path, *header.native, form), form, "OW"
+    if header.pixels_at is None:
+        element = read_header(header.path, [PIXEL_DATA]).get_item(PIXEL_DATA)
+    else:
+        try:
+            with header.path.open("rb") as file:
+                rest = cast(BinaryIO, BoundedFile(file))
+                rest.seek(header.pixels_at)
+                is_implicit = form.syntax.is_implicit_VR
+                element = read_dataset(rest, is_implicit, True, specific_tags=[PIXEL_DATA]).get_item(PIXEL_DATA)
+        except Exception as error:
+            raise Refusal(reasons.PARSE, private=str(error)) from None
+    return (b"", form, "OW") if element is None else (element.value, form, element.VR or "OW")
+
+
+def _native_pixels(path: Path, begins: int, length: int, form: Form) -> bytes:
+    """Nothing but bytes in a row: pydicom takes twice as long to come to them as to read them takes."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(begins)
+            return file.read(min(length, 2 * form.frame_bytes))  # by two frames `codecs.decode` sees that it is not one
+    except OSError as error:
+        raise Refusal(reasons.PARSE, private=str(error)) from None
+
+
+def _check_kind(header: Dataset) -> tuple[str, ...]:
+    """Refuse what is not an original axial CT slice; returns flags."""
+    flags = []
+    modality = text(header, "Modality")
+    sop_class = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
+    is_ct_class = sop_class == uid.CTImageStorage or sop_class in _ENHANCED_CT
+    is_capture = f"{sop_class}.".startswith(f"{uid.SecondaryCaptureImageStorage}.")
+    if modality not in ("CT", "") or (not modality and not is_ct_class):
+        raise Refusal(reasons.MODALITY_MISMATCH if is_ct_class else reasons.MODALITY)
+    if not modality:
+        flags.append(reasons.MODALITY_EMPTY.code)
+    if is_capture:
+        raise Refusal(reasons.NOT_AXIAL)
+    if sop_class and not is_ct_class:
+        raise Refusal(reasons.MODALITY_MISMATCH)
+    if sop_class in _ENHANCED_CT or _floats(header, "NumberOfFrames") not in ([], [1.0]):
+        raise Refusal(reasons.MULTIFRAME)
+
+    lossy = text(header, "LossyImageCompression").strip()
+    if lossy == "01" or (lossy != "00" and text(header.file_meta, "TransferSyntaxUID") in codecs.MAY_BE_LOSSY):
+        flags.append(reasons.LOSSY.code)
+    kind = [word.strip().upper() for word in text(header, "ImageType").split("\\")]
+    if "LOCALIZER" in kind:
+        raise Refusal(reasons.LOCALIZER)
+    # Compression with loss turns ORIGINAL into DERIVED (PS3.3, C.7.6.1.1.5.1).
+    is_original = kind[0] == "ORIGINAL" or (kind[0] == "DERIVED" and lossy == "01")
+    is_reformatted = REFORMATTED.intersection(" ".join(kind[3:]).split())
+    if not is_original or kind[1:3] != ["PRIMARY", "AXIAL"] or is_reformatted:
+        raise Refusal(reasons.NOT_AXIAL)
+    if text(header, "BurnedInAnnotation").upper() == "YES":
+        raise Refusal(reasons.BURNED_IN)
+    if text(header, "ContrastBolusAgent").strip().upper() not in ("", "NO", "NONE"):
+        flags.append(reasons.CONTRAST.code)
+    return tuple(flags)
+
+
+def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:
+    """How the pixels are stored, and the range of values that can be."""
+    keywords = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+    numbers = [_numbers(header, keyword, 1, reasons.PIXEL)[0] for keyword in keywords]
+    if not all(number.is_integer() for number in numbers):
+        raise Refusal(reasons.PIXEL)
+    rows, columns, samples, allocated, stored, signed = map(int, numbers)
+    is_grey = samples == 1 and text(header, "PhotometricInterpretation") == "MONOCHROME2"
+    is_laid_out = allocated in (8, 16) and 1 <= stored <= allocated and signed in (0, 1)
+    is_flush = _floats(header, "HighBit") in ([], [stored - 1])  # no other value is allowed; often left out
+    if rows < 1 or columns < 1 or not is_grey or not is_laid_out or not is_flush:
+        raise Refusal(reasons.PIXEL)
+    syntax = uid.UID(text(header.file_meta, "TransferSyntaxUID"))
+    if not codecs.is_readable(syntax):
+        raise Refusal(reasons.TRANSFER_SYNTAX)
+    lowest = -(2 ** (stored - 1)) if signed else 0
+    return Form(syntax, rows, columns, allocated, stored, bool(signed)), (lowest, lowest + 2**stored - 1)
+
+
+def _rescale(header: Dataset) -> tuple[float, float]:
+    (slope,) = _numbers(header, "RescaleSlope", 1, reasons.RESCALE)
+    (intercept,) = _numbers(header, "RescaleIntercept", 1, reasons.RESCALE)
+    is_hu = text(header, "RescaleType").strip() in ("", "HU", "US")
+    if not is_hu or not 0 < slope <= _MAX_SLOPE or not abs(intercept) <= _MAX_INTERCEPT:
+        raise Refusal(reasons.RESCALE)
+    return slope, intercept
+
+
+def _padding(header: Dataset, stored_range: tuple[int, int], slope: float, intercept: float) -> tuple[int, int] | None:
+    """Declared padding, as stored; refused where it could not be told from tissue."""
+    declared = _floats(header, "PixelPaddingValue") + _floats(header, "PixelPaddingRangeLimit")
+    if not declared:
+        return None
+    if not all(number.is_integer() for number in declared):
+        raise Refusal(reasons.PIXEL, private="PixelPaddingValue")
+    # Scanners write -2000 as 63536 and the other way round: the same 16 bits.
+    lowest = -(2**15) if stored_range[0] < 0 else 0
+    as_stored = [(int(number) - lowest) % 2**16 + lowest for number in declared]
+    first, last = min(as_stored), max(as_stored)
+    can_be_stored = stored_range[0] <= first and last <= stored_range[1]
+    is_tissue = first * slope + intercept <= BRIGHTEST_HU and last * slope + intercept >= _DARKEST_TISSUE_HU
+    if not can_be_stored or is_tissue:
+        raise Refusal(reasons.PIXEL, private="PixelPaddingValue")
+    return first, last
+
+
+def _floats(header: Dataset, keyword: str) -> list[float]:
+    """The numbers of an attribute, NaN among them; none where it is absent or not numeric."""
+    try:
+        value = header.get(keyword)
+        return [float(item) for item in (value if isinstance(value, MultiValue) else [value])]
+    except Exception:  # pydicom converts values only now
+        return []
+
+
+def _numbers(header: Dataset, keyword: str, count: int, reason: Reason) -> list[float]:
+    values = _floats(header, keyword)
+    if len(values) != count:
+        raise Refusal(reason, private=keyword)
+    return values

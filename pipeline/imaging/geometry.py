@@ -1,0 +1,116 @@
+"""The geometry of a stack of axial slices: order, regularity, affine. Plain arrays in LPS mm, no files.
+
+Positions, orientations and pixel spacings are ImagePositionPatient, ImageOrientationPatient and PixelSpacing
+as DICOM writes them (PS3.3, C.7.6.2.1.1): x to the patient's left, y to the back, z to the head.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.system import reasons
+
+Floats = NDArray[np.float64]
+
+MIN_SLICES = 20
+MAX_OBLIQUE_DEGREES = 30.0
+MAX_TILT_DEGREES = 1.0
+_MAX_SIDE_STEP_MM = 0.5
+_MIN_SPACING_MM, _MAX_SPACING_MM = 0.05, 10.0
+_MAX_POSITION_MM = 1e5  # far beyond any scanner's table
+_SAME_POSITION_MM = 0.01
+_UNEVEN_SHARE, _UNEVEN_MM = 0.05, 0.1 + 1e-6  # the larger of both: positions may be written with one decimal
+_SAME_DIRECTION = 1e-3  # of a unit vector: 0.06 degrees
+
+
+def headward_normal(orientations: Floats) -> Floats:
+    """Unit vector across the slices, towards the head, from the orientations of all, shape (slices, 6).
+
+    Raises `Refusal`: E_GEOMETRY, E_MIXED_GEOMETRY, E_OBLIQUE.
+    """
+    row, column = orientations[0, :3], orientations[0, 3:]
+    off = np.abs([row @ row - 1, column @ column - 1, row @ column])
+    if not np.isfinite(orientations).all() or off.max() > _SAME_DIRECTION:
+        raise Refusal(reasons.GEOMETRY)
+    if np.ptp(orientations, axis=0).max() > _SAME_DIRECTION:
+        raise Refusal(reasons.MIXED_GEOMETRY)
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    degrees = math.degrees(math.acos(min(1.0, abs(normal[2]))))
+    if degrees > MAX_OBLIQUE_DEGREES:
+        raise Refusal(reasons.OBLIQUE, degrees=round(degrees))
+    return normal if normal[2] > 0 else -normal
+
+
+def feet_to_head(positions_mm: Floats, normal: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Order of the slices, and which of them (in that order) lies where the one before it lies.
+
+    Raises `Refusal`: E_GEOMETRY.
+    """
+    if not (np.abs(positions_mm) < _MAX_POSITION_MM).all():  # NaN compares false
+        raise Refusal(reasons.GEOMETRY)
+    height_mm = positions_mm @ normal
+    order = np.argsort(height_mm, kind="stable")
+    return order, np.diff(height_mm[order], prepend=-np.inf) < _SAME_POSITION_MM
+
+
+def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_spacings_mm: Floats) -> Floats:
+    """Affine from (slice, row, column, 1) to RAS millimetres, for positions in order and all different.
+
+    `pixel_spacings_mm`, shape (slices, 2): distance between rows, distance between columns.
+    Raises `Refusal`: E_TOO_FEW, E_SPACING, E_MIXED_GEOMETRY, E_SLICE_GAP, E_TILT.
+    """
+    if len(positions_mm) < 2:  # with more, gap and tilt say more than the number does
+        raise Refusal(reasons.TOO_FEW, slices=len(positions_mm), least=MIN_SLICES)
+    steps_mm = np.diff(positions_mm, axis=0)
+    upward_mm = steps_mm @ normal
+    usual_mm = float(np.median(upward_mm))
+    for spacing_mm in (*pixel_spacings_mm.ravel(), usual_mm):
+        check_spacing(spacing_mm)
+    if np.ptp(pixel_spacings_mm, axis=0).max() > 1e-3 * pixel_spacings_mm.max():
+        raise Refusal(reasons.MIXED_GEOMETRY)
+    _check_even(upward_mm, usual_mm)
+    _check_upright(steps_mm - np.outer(upward_mm, normal), usual_mm)
+    if len(positions_mm) < MIN_SLICES:
+        raise Refusal(reasons.TOO_FEW, slices=len(positions_mm), least=MIN_SLICES)
+
+    lps = np.eye(4)
+    lps[:3, 0] = steps_mm.mean(axis=0)
+    lps[:3, 1] = orientation[3:] * pixel_spacings_mm[0, 0]  # the second direction is that down a column
+    lps[:3, 2] = orientation[:3] * pixel_spacings_mm[0, 1]
+    lps[:3, 3] = positions_mm[0]
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def check_spacing(spacing_mm: float) -> None:
+    """Raises `Refusal`: E_SPACING."""
+    if not _MIN_SPACING_MM <= spacing_mm <= _MAX_SPACING_MM:  # NaN compares false
+        raise Refusal(
+            reasons.SPACING,
+            spacing_mm=round(float(spacing_mm), 3),
+            least_mm=_MIN_SPACING_MM,
+            most_mm=_MAX_SPACING_MM,
+        )
+
+
+def _check_even(upward_mm: Floats, usual_mm: float) -> None:
+    uneven = np.abs(upward_mm - usual_mm) > max(_UNEVEN_SHARE * usual_mm, _UNEVEN_MM)
+    if uneven.any():
+        raise Refusal(
+            reasons.SLICE_GAP,
+            gaps=int(uneven.sum()),
+            usual_mm=round(usual_mm, 2),
+            largest_mm=round(float(upward_mm.max()), 2),
+        )
+
+
+def _check_upright(sideways_mm: Floats, usual_mm: float) -> None:
+    """A tilted gantry shifts all slices a little, a moved reconstruction centre one of them much."""
+    drift_mm = float(np.linalg.norm(sideways_mm.mean(axis=0)))
+    jump_mm = float(np.linalg.norm(sideways_mm, axis=1).max())
+    tilt_degrees = math.degrees(math.atan2(drift_mm, usual_mm))
+    if tilt_degrees > MAX_TILT_DEGREES or jump_mm > _MAX_SIDE_STEP_MM:
+        degrees = math.degrees(math.atan2(max(drift_mm, jump_mm), usual_mm))
+        raise Refusal(reasons.TILT, degrees=round(degrees, 1))

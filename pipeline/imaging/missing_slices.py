@@ -1,0 +1,80 @@
+"""Whether slices of a series never came, as far as the headers of the others tell.
+
+Where a regular part of a series is missing, every second slice say, the distances are regular all the same. What
+tells then is their size, against SpacingBetweenSlices and SliceThickness, and InstanceNumber, which counts a series
+(DICOM PS3.3, C.7.6.2 and C.7.6.1). Neither alone is proof: reconstructions with gaps are made on purpose, slices often
+overlap, and a series that somebody split keeps the numbers that it had. Where numbers and distance tell of the same
+share of the slices, they are missing.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydicom import Dataset
+
+from models.refusal import Reason, Refusal
+from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.nifti_reader import is_volume_file
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.system import reasons
+
+_MUCH_FURTHER = 1.5  # times
+_SAME_SHARE = 0.1
+_LEAST_MM = 0.05  # some write 0 where they do not know
+_HEADER = tags("SpacingBetweenSlices", "SliceThickness")
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the headers say; None where they do not.
+
+    `number_step`: by how much InstanceNumber goes up from one image to the next, where it does so evenly.
+    `spacing_mm`, `thickness_mm`: SpacingBetweenSlices (centre to centre) and SliceThickness of one slice.
+    """
+
+    number_step: int | None = None
+    spacing_mm: float | None = None
+    thickness_mm: float | None = None
+
+
+@quiet_pydicom()
+def stated(series: Series) -> Stated:
+    """Look into the first file of a DICOM series; what cannot be read there does not count."""
+    first = series.files[0]
+    if is_volume_file(first.name):
+        return Stated()
+    steps = {after - before for before, after in pairwise(sorted(set(series.numbers)))}
+    try:
+        header = read_header(first, _HEADER)
+    except Refusal:
+        header = Dataset()
+    return Stated(
+        steps.pop() if len(steps) == 1 else None, _mm(header, "SpacingBetweenSlices"), _mm(header, "SliceThickness")
+    )
+
+
+def require_whole(found: Stated, apart_mm: float) -> None:
+    """Refuse a scan whose slices lie `apart_mm` apart if both signs say that part of them is missing.
+
+    Raises Refusal E_SLICES_MISSING.
+    """
+    step = found.number_step or 1
+    usual_mm = [each for each in (found.spacing_mm, found.thickness_mm) if each is not None]
+    if step > 1 and any(abs(apart_mm / each - step) <= _SAME_SHARE * step for each in usual_mm):
+        raise Refusal(reasons.SLICES_MISSING, step=step, apart_mm=round(apart_mm, 2))
+
+
+def remark(found: Stated, apart_mm: float) -> Reason | None:
+    """What a reader should know of slices that lie `apart_mm` apart: W_SLICES_MISSING, W_SLICES_APART."""
+    if (found.number_step or 1) > 1 or apart_mm > _MUCH_FURTHER * (found.spacing_mm or apart_mm):
+        return reasons.SLICES_FEWER
+    return reasons.SLICES_APART if apart_mm > _MUCH_FURTHER * (found.thickness_mm or apart_mm) else None
+
+
+def _mm(header: Dataset, keyword: str) -> float | None:
+    try:
+        value = float(text(header, keyword))
+    except (Refusal, ValueError):
+        return None
+    return value if _LEAST_MM <= value < math.inf else None

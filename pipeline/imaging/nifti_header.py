@@ -1,0 +1,210 @@
+"""What a NIfTI or MetaImage file says of itself, and whether its voxels are all there.
+
+SimpleITK takes much on trust. With 2.5, a NIfTI file that was cut short and a MetaImage whose packed voxels are damaged
+became volumes all the same, NaN in a NIfTI file became 0 HU, which is tissue, a MetaImage could name any file of the
+disk as its voxels, and a file without an orientation got one. So the header is looked at and the voxels are counted
+here, before SimpleITK sees the file.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from models.refusal import Refusal
+from pipeline.imaging.archive import MAX_BYTES, MAX_RATIO
+from pipeline.imaging.series_reader import MAX_VOXELS
+from pipeline.system import reasons
+
+_CHUNK_BYTES = 2**20
+_MAX_EXTRA_BYTES = 2**20  # of notes between header and voxels, and of what may follow the voxels
+_MAX_META_HEADER_BYTES = 2**16
+# The types that hold one real number, as numpy calls them: nifti1.h, DT_*; MetaIO, MET_*.
+_NIFTI_TYPES = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8"}
+_META_TYPES = {
+    **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"},
+    **{"MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+}
+# MetaIO's words for one thing each.
+_META_MATRIX = {"TransformMatrix", "Rotation", "Orientation"}
+_META_ORIGIN = {"Offset", "Position", "Origin"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the voxels are stored. `before`: bytes in front of them. `size`: columns, rows, slices, as stored."""
+
+    path: Path
+    before: int
+    size: tuple[int, ...]
+    kind: "np.dtype[Any]"
+    packing: Literal["", "gzip", "zlib"]
+
+    @property
+    def voxel_bytes(self) -> int:
+        return math.prod(self.size) * self.kind.itemsize
+
+
+def inspect(path: Path) -> Stored:
+    """Look at a volume file without keeping any of it.
+
+    Raises `Refusal`: E_VOLUME_FILE, E_NOT_ONE_VOLUME, E_VOLUME_ELSEWHERE, E_DIMENSIONS, E_ARCHIVE_RATIO, E_TRUNCATED,
+    E_DECODE, E_GEOMETRY; OSError.
+    """
+    stored = _inspect_meta(path) if is_meta(path) else _inspect_nifti(path)
+    _check_whole(stored)
+    return stored
+
+
+def is_meta(path: Path) -> bool:
+    return path.suffix.lower() in (".mha", ".mhd")
+
+
+def _inspect_nifti(path: Path) -> Stored:
+    """Look at the header of a NIfTI-1 file; the offsets are those of nifti1.h."""
+    packing: Literal["", "gzip"] = "gzip" if path.suffix.lower() == ".gz" else ""
+    try:
+        with gzip.open(path) if packing else path.open("rb") as stream:
+            header = stream.read(348)
+    except (EOFError, zlib.error) as error:
+        raise Refusal(reasons.VOLUME_FILE, private=str(error)) from None
+    if header[344:] != b"n+1\0":
+        raise Refusal(reasons.VOLUME_FILE, private="not a NIfTI-1 file")
+    order = "<" if header.startswith(struct.pack("<i", 348)) else ">"
+    axes, *sizes = struct.unpack_from(f"{order}8h", header, 40)
+    (kind,) = struct.unpack_from(f"{order}h", header, 70)
+    (before,) = struct.unpack_from(f"{order}f", header, 108)
+    if kind not in _NIFTI_TYPES or not 3 <= axes <= 7 or any(size != 1 for size in sizes[3:axes]):
+        raise Refusal(reasons.NOT_ONE_VOLUME)
+    if min(sizes[:3]) < 1 or not 352 <= before <= _MAX_EXTRA_BYTES:  # NaN compares false
+        raise Refusal(reasons.VOLUME_FILE, private="impossible NIfTI header")
+    by_quaternion, by_matrix = struct.unpack_from(f"{order}2h", header, 252)
+    numbers = struct.unpack_from(f"{order}3f", header, 80)
+    numbers += struct.unpack_from(f"{order}6f", header, 256) if by_quaternion else ()
+    numbers += struct.unpack_from(f"{order}12f", header, 280) if by_matrix else ()
+    if not (by_quaternion or by_matrix) or not np.isfinite(numbers).all():
+        raise Refusal(reasons.GEOMETRY)
+    return Stored(path, int(before), tuple(sizes[:3]), np.dtype(order + _NIFTI_TYPES[kind]), packing)
+
+
+def _inspect_meta(path: Path) -> Stored:
+    """Look at the header of a MetaImage."""
+    header, end = read_meta_header(path)
+    if header.get("NDims") != "3" or header.get("ElementNumberOfChannels", "1") != "1":
+        raise Refusal(reasons.NOT_ONE_VOLUME)
+    if "ElementSpacing" not in header or not header.keys() & _META_MATRIX or not header.keys() & _META_ORIGIN:
+        raise Refusal(reasons.GEOMETRY)  # MetaIO makes up what is not there
+    sizes = header.get("DimSize", "").split()
+    are_sizes = len(sizes) == 3 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes)
+    voxels = meta_voxel_file(path, header)
+    before = end if voxels == path else 0
+    packed = {"True": True, "False": False}.get(header.get("CompressedData", "False"))
+    # With another number, or none, MetaIO unpacks part of the voxels and says nothing.
+    is_measured = header.get("CompressedDataSize") == str(voxels.stat().st_size - before)
+    is_binary = header.get("BinaryData") == "True" and header.get("ElementType") in _META_TYPES
+    if not are_sizes or not is_binary or packed is None or (packed and not is_measured):
+        raise Refusal(reasons.VOLUME_FILE, private="impossible MetaImage header")
+    return Stored(
+        path=voxels,
+        before=before,
+        size=tuple(map(int, sizes)),
+        kind=np.dtype(_META_TYPES[header["ElementType"]]),
+        packing="zlib" if packed else "",
+    )
+
+
+def read_meta_header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage, up to the one that ends its header, and where that is.
+
+    Raises `Refusal`: E_VOLUME_FILE.
+    """
+    with path.open("rb") as file:
+        start = file.read(_MAX_META_HEADER_BYTES)
+    fields: dict[str, str] = {}
+    end = 0
+    while "ElementDataFile" not in fields:
+        line, newline, _ = start[end:].partition(b"\n")
+        key, equals, value = (part.strip() for part in line.decode("latin-1").partition("="))
+        if not equals or key in fields:  # of two values, who knows which one SimpleITK would take
+            raise Refusal(reasons.VOLUME_FILE, private="not a MetaImage header")
+        fields[key] = value
+        end += len(line) + len(newline)
+    return fields, end
+
+
+def meta_voxel_file(path: Path, header: dict[str, str]) -> Path:
+    """Where a MetaImage has its voxels: in the file itself or in one beside it.
+
+    MetaIO would also take a list of files, a pattern with %, and a path to anywhere.
+    Raises `Refusal`: E_VOLUME_ELSEWHERE.
+    """
+    name = header["ElementDataFile"]
+    if name == "LOCAL":
+        return path
+    if not name or name.startswith((".", "LIST")) or set(name) & set("%/\\\0"):
+        raise Refusal(reasons.VOLUME_ELSEWHERE)
+    voxels = path.with_name(name)
+    if voxels.is_symlink() or not voxels.is_file():
+        raise Refusal(reasons.VOLUME_ELSEWHERE)
+    return voxels
+
+
+def _check_whole(stored: Stored) -> None:
+    """Refuse what would not fit into memory, what is shorter than its header says, and what is damaged."""
+    columns, rows, slices = stored.size
+    if math.prod(stored.size) > MAX_VOXELS:
+        raise Refusal(reasons.DIMENSIONS, rows=rows, columns=columns, slices=slices)
+    there = stored.path.stat().st_size
+    if stored.packing and stored.voxel_bytes > MAX_RATIO * there:
+        raise Refusal(reasons.ARCHIVE_RATIO, ratio=MAX_RATIO, gigabytes=MAX_BYTES >> 30)
+    try:
+        is_plain = not stored.packing and stored.kind.kind != "f"
+        count = there - stored.before if is_plain else _read_through(stored)
+    except EOFError:
+        count = 0
+    except (gzip.BadGzipFile, zlib.error) as error:  # check sums among them
+        raise Refusal(reasons.DECODE, private=str(error)) from None
+    if count < stored.voxel_bytes:
+        raise Refusal(reasons.TRUNCATED)
+
+
+def _read_through(stored: Stored) -> int:
+    """The number of bytes that follow the header, all of which have been looked at and none kept.
+
+    Raises `Refusal`: E_NOT_A_NUMBER, E_VOLUME_FILE; EOFError, BadGzipFile or zlib.error where they are damaged.
+    """
+    count = 0
+    for chunk in _inflate(stored) if stored.packing == "zlib" else _read(stored):
+        if stored.kind.kind == "f" and stored.packing != "zlib":  # what SimpleITK does not change is checked later
+            here = max(0, min(len(chunk), stored.voxel_bytes - count)) // stored.kind.itemsize
+            if not np.isfinite(np.frombuffer(chunk, stored.kind, here)).all():
+                raise Refusal(reasons.NOT_A_NUMBER)
+        count += len(chunk)
+        if count > stored.voxel_bytes + _MAX_EXTRA_BYTES:
+            raise Refusal(reasons.VOLUME_FILE, private="longer than its header says")
+    return count
+
+
+def _read(stored: Stored) -> Iterator[bytes]:
+    with gzip.open(stored.path) if stored.packing == "gzip" else stored.path.open("rb") as stream:
+        stream.read(stored.before)
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _inflate(stored: Stored) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj()
+    with stored.path.open("rb") as file:
+        file.seek(stored.before)
+        while not unpacker.eof:
+            packed = unpacker.unconsumed_tail or file.read(_CHUNK_BYTES)
+            if not packed:
+                raise EOFError
+            yield unpacker.decompress(packed, _CHUNK_BYTES)

@@ -1,0 +1,38 @@
+"""Silences pydicom's warnings and log lines, which quote values and paths of patients."""
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+_lock = threading.Lock()
+_inside = 0
+_restore = ExitStack()
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Silence pydicom in the whole process. Threads may overlap: the last one that leaves restores its log."""
+    global _inside, _restore  # noqa: PLW0603  # the log and the warnings are the process's, too
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _restore = _silence()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restore.close()
+
+
+def _silence() -> ExitStack:
+    """Silence pydicom; closing the stack undoes it."""
+    stack, log = ExitStack(), logging.getLogger("pydicom")
+    stack.callback(setattr, log, "propagate", log.propagate)
+    log.propagate = False
+    stack.enter_context(warnings.catch_warnings())
+    warnings.simplefilter("ignore")
+    return stack

@@ -1,0 +1,113 @@
+"""Turns one CT series into a volume in Hounsfield units, or refuses it: nothing is mended in silence."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.imaging.ct_slice import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slices
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.geometry import feet_to_head, headward_normal, ras_affine
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.imaging.volume import Volume
+from pipeline.system import reasons
+
+MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
+LOWEST_HU, HIGHEST_HU = -2000, 10_000  # below: not even noise; above: no metal is as dense
+THICK_MM = 5.0
+_NOT_AIR_HU = -500
+_MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
+
+
+@quiet_pydicom()
+def read_series(series: Series) -> Volume:
+    """Read a series of axial CT slices.
+
+    Slice 0 of the volume is the one nearest to the feet, whatever the order of the files and the position of
+    the patient. Rows and columns stay as they are stored: the affine tells where they point. HU are clipped
+    to [-1024, 3071]; padding around the scan becomes -1024.
+
+    Raises `Refusal` with a reason from `pipeline/system/reasons.py`, files and series. Flags: W_MODALITY_EMPTY,
+    W_DUPLICATE_SLICE, W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
+    """
+    slices = inspect_slices(series.files)
+    flags = {flag for each in slices for flag in each.flags}
+    shapes = {(each.form.rows, each.form.columns) for each in slices}
+    if len(shapes) > 1:
+        raise Refusal(reasons.MIXED_GEOMETRY)
+    ((rows, columns),) = shapes
+    if rows * columns * len(slices) > MAX_VOXELS:
+        raise Refusal(reasons.DIMENSIONS, rows=rows, columns=columns, slices=len(slices))
+
+    normal = headward_normal(np.array([each.orientation for each in slices]))
+    order, is_copy = feet_to_head(np.array([each.position_mm for each in slices]), normal)
+    slices = [slices[index] for index in order]
+    if is_copy.any():
+        _check_copies(slices, is_copy)
+        slices = [each for each, copy in zip(slices, is_copy, strict=True) if not copy]
+        flags.add(reasons.DUPLICATE_DROPPED.code)
+    affine = ras_affine(
+        np.array([each.position_mm for each in slices]),
+        normal,
+        np.array(slices[0].orientation),
+        np.array([each.pixel_spacing_mm for each in slices]),
+    )
+    if np.nanmax([np.linalg.norm(affine[:3, 0]), *(each.thickness_mm for each in slices)]) > THICK_MM:
+        flags.add(reasons.THICK.code)
+
+    hu = np.empty((len(slices), rows, columns), dtype=np.int16)
+    for index, each in enumerate(slices):
+        decode_slice(each, out=hu[index])
+    return finish(hu, affine, flags)
+
+
+def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
+    """Slices at one position must hold the same pixels: the same UID alone does not make them copies."""
+    for index in np.flatnonzero(is_copy):
+        if not np.array_equal(decode_slice(slices[index - 1]), decode_slice(slices[index])):
+            raise Refusal(reasons.DUPLICATE_SLICE, duplicates=int(is_copy.sum()), private=str(slices[index].path))
+
+
+def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
+    """The last step of every reader, in place: padding becomes air, and HU are checked and clipped.
+
+    Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
+    """
+    lowest, highest = _range(hu)
+    if lowest < LOWEST_HU and _fill_undeclared_padding(hu, lowest):
+        flags = {*flags, reasons.PADDING.code}
+        lowest, highest = _range(hu)
+    if lowest < LOWEST_HU or highest > HIGHEST_HU:
+        raise Refusal(reasons.HU_RANGE, lowest_hu=lowest, highest_hu=highest)
+    if lowest == highest or _is_all_air(hu):
+        raise Refusal(reasons.EMPTY_VOLUME)
+    if not AIR_HU <= lowest <= highest <= BRIGHTEST_HU:
+        np.clip(hu, AIR_HU, BRIGHTEST_HU, out=hu)
+    return Volume(hu=hu, affine=affine, flags=tuple(sorted(flags)))
+
+
+def _range(hu: NDArray[np.int16]) -> tuple[int, int]:
+    """Lowest and highest value. Slice by slice: each stays in the processor's cache."""
+    ends = np.array([(each.min(), each.max()) for each in hu])
+    return int(ends[:, 0].min()), int(ends[:, 1].max())
+
+
+def _is_all_air(hu: NDArray[np.int16]) -> bool:
+    not_air = 0
+    for each in hu:  # the first slices tell
+        not_air += int(np.count_nonzero(each > _NOT_AIR_HU))
+        if not_air >= _MIN_NOT_AIR * hu.size:
+            return False
+    return True
+
+
+def _fill_undeclared_padding(hu: NDArray[np.int16], lowest: int) -> bool:
+    """Turn padding that no header declares into air; returns whether there was any.
+
+    Outside the circle of reconstruction scanners write one value, e.g. -3024 or -2048 HU. Measured values
+    below the range would vary, and stay as they are.
+    """
+    below = hu < LOWEST_HU
+    if not (hu[below] == lowest).all():
+        return False
+    hu[below] = AIR_HU
+    return True

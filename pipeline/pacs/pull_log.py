@@ -1,0 +1,75 @@
+"""What a site has fetched, in one SQLite file: keyed hashes, no identifier.
+
+It saves asking the PACS about series that are here already. Lost, it costs questions but no second transfer, since
+the files themselves tell what is here.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.system.atomic_files import write_ahead
+
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 30.0
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS series (
+    series TEXT PRIMARY KEY,
+    pseudonym TEXT NOT NULL,  -- of the patient to whom the PACS gave it then
+    images INTEGER,           -- how many the PACS had when all were here; NULL while some are missing
+    bytes INTEGER NOT NULL    -- size of their files, by which damage is noticed
+);
+CREATE TABLE IF NOT EXISTS refused (
+    series TEXT NOT NULL,
+    image TEXT NOT NULL,
+    code TEXT NOT NULL,       -- why it became no file
+    PRIMARY KEY (series, image)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table `series`."""
+
+    series: str
+    pseudonym: str
+    images: int | None
+    bytes: int
+
+
+class Journal:
+    """A context manager; every change is written through at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+        write_ahead(self._db, seconds=_BUSY_SECONDS)
+        if self._db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
+            self._db.executescript("DROP TABLE IF EXISTS series; DROP TABLE IF EXISTS refused;")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._db.executescript(SCHEMA)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def entry(self, series: str) -> Entry | None:
+        row = self._db.execute("SELECT * FROM series WHERE series = ?", (series,)).fetchone()
+        return Entry(*row) if row else None
+
+    def write(self, entry: Entry) -> None:
+        values = (entry.series, entry.pseudonym, entry.images, entry.bytes)
+        self._db.execute("INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?)", values)
+
+    def forget(self, series: str) -> None:
+        self._db.execute("DELETE FROM refused WHERE series = ?", (series,))
+        self._db.execute("DELETE FROM series WHERE series = ?", (series,))
+
+    def refuse(self, series: str, image: str, code: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", (series, image, code))
+
+    def refused(self, series: str) -> dict[str, str]:
+        """Image to code."""
+        return dict(self._db.execute("SELECT image, code FROM refused WHERE series = ?", (series,)))

@@ -1,0 +1,59 @@
+"""A scan that every site makes from formulas, to see that all of them prepare scans alike before a study starts.
+
+No patient is in it and no random number: two lungs, a lesion, bone, air around the body and in the stomach. It goes
+through `prepare` itself, and the means of its tensor over blocks are rounded coarsely and hashed. Another processor
+adds up in another order and changes the last digits, which are rounded away; another method, window or library
+changes blocks. HU vary smoothly, so that no larger part of the tensor lies exactly between two of its numbers.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from pipeline.imaging.volume import Volume, whole_hu
+from pipeline.preprocessing.preprocess import Preprocessing, prepare
+
+BLOCKS = (4, 4, 4)  # of each channel, along slices, rows and columns
+STEP = 1 / 64  # of the tensor's numbers, which reach from -1 to 1: about 9 HU of the usual window
+
+_SHAPE = (96, 140, 164)  # slices, rows, columns
+_SPACING_MM = (3.0, 2.2, 2.2)
+
+
+def golden_digest(settings: Preprocessing) -> str:
+    """SHA-256 (hex) that two sites share if they prepare scans alike under these settings.
+
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST where this installation no longer finds the lungs.
+    """
+    rounded = np.rint(block_means(settings) / STEP).astype(int)
+    text = json.dumps(rounded.tolist(), separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def block_means(settings: Preprocessing) -> NDArray[np.float64]:
+    """Means of the golden volume's tensor over blocks, shape (2, *BLOCKS)."""
+    tensor = torch.from_numpy(prepare(golden_volume(), settings).tensor.astype(np.float64))
+    return F.adaptive_avg_pool3d(tensor[None], BLOCKS)[0].numpy()
+
+
+def golden_volume() -> Volume:
+    """The scan, stored as DICOM has it: rows towards the back, columns towards the left, slices towards the head."""
+    z, y, x = np.meshgrid(
+        *((np.arange(n) - (n - 1) / 2) * step for n, step in zip(_SHAPE, _SPACING_MM, strict=True)),
+        indexing="ij",
+        sparse=True,
+    )
+    waves = 1 + 0.1 * np.sin(z / 17) + 0.1 * np.cos(y / 13) + 0.1 * np.sin(x / 19)
+    hu = np.where((x / 165) ** 2 + (y / 112) ** 2 < 1, 43.0 * waves, -997.0)  # the body
+    hu = np.where((x / 20) ** 2 + ((y - 75) / 20) ** 2 < 1, 310.0 * waves, hu)  # the spine
+    lesion = ((z + 31) / 24) ** 2 + ((y - 20) / 27) ** 2 + ((x + 108) / 26) ** 2 < 1  # from lung to chest wall
+    for side, height_mm in ((-1, 105), (1, 112)):
+        lung = ((z - 5) / height_mm) ** 2 + ((y + 3) / 77) ** 2 + ((x - side * 74) / 54) ** 2 < 1
+        hu = np.where(lung, np.where(lesion, -340.0 * waves, -873.0 + 0.6 * y + 31 * (waves - 1)), hu)
+    hu = np.where(((z + 125) / 15) ** 2 + ((y + 40) / 22) ** 2 + ((x - 62) / 25) ** 2 < 1, -997.0, hu)  # the stomach
+    affine = np.array([[0, 0, -_SPACING_MM[2], 0], [0, -_SPACING_MM[1], 0, 0], [_SPACING_MM[0], 0, 0, 0], [0, 0, 0, 1]])
+    return Volume(hu=whole_hu(hu), affine=affine.astype(np.float64))

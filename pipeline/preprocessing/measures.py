@@ -1,0 +1,171 @@
+"""What the data contract wants to know of one scan: geometry, plausibility of HU, where the body lies, the scanner.
+
+All of it is stored in the site's cohort: numbers and words of closed lists, nothing that a header could bring in.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.imaging.ct_slice import AIR_HU
+from pipeline.imaging.discovery import Series, read_header, tags, text
+from pipeline.imaging.nifti_reader import is_volume_file
+from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufacturer
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing
+from pipeline.system import reasons
+
+# An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom); the air
+# around a patient has scatter in it, and -1024 ends the range.
+AIR_BETWEEN_HU = (-1050.0, -940.0)
+_AIR_BELOW_HU = -700
+_LEAST_AIR = 0.1  # share of a border of the image: less is no sample of air
+_AIR_SLICES = 16  # some hundred thousand voxels of air: a median of more is the same
+_BONE_ABOVE_HU = 150.0
+_WINDPIPE_BELOW_HU = -600.0
+_WINDPIPE_HALF_MM = 16.0
+_LEAST_WINDPIPE_MM2 = 40.0
+_LEAST_TURN_MM = 8.0  # phantoms have the spine at least 12 mm behind the lungs' centre, a real thorax 37 mm
+_HEART_HALF_MM = 80.0
+_POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")
+_HEADER = tags("PatientPosition", "SliceThickness")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One scan. `None` or '' where it is not known.
+
+    `slice_mm`, `pixel_mm`: between slices, and the larger of both in plane. `air_hu`: around the patient.
+    `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach the first or the last slice.
+    `spine_behind_mm`: centre of bone behind that of the lungs. `windpipe_above_mm2`: air in the midline of the upper
+    fifth of the lungs, less that of the lowest. `heart_left`: -1 to 1, where the soft tissue between the lungs lies.
+    `position`: PatientPosition. `manufacturer`, `kernel`, `sharpness`: as in `pipeline/imaging/vendor_tags.py`.
+    """
+
+    slice_mm: float
+    pixel_mm: float
+    thickness_mm: float | None
+    slices: int
+    lungs_ml: float
+    is_cut: bool
+    air_hu: float | None
+    aerated_hu: float
+    spine_behind_mm: float | None
+    windpipe_above_mm2: float
+    heart_left: float
+    position: str
+    manufacturer: str
+    kernel: str
+    sharpness: Sharpness
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, stored: str) -> "Measures":
+        return cls(**json.loads(stored))
+
+
+def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
+    """Measure one scan on the working grid of its preparation; of the scan itself only the border is looked at."""
+    position, thickness_mm = _header(series)
+    slice_mm, *in_plane = volume.spacing_mm
+    kernel, sharpness = known_kernel(series.kernel)
+    spine, windpipe, heart = lie_of_body(prepared)
+    return Measures(
+        slice_mm=round(slice_mm, 2),
+        pixel_mm=round(max(in_plane), 2),
+        thickness_mm=thickness_mm,
+        slices=len(volume.hu),
+        lungs_ml=round(prepared.lungs_ml),
+        is_cut=bool(prepared.lungs[0].any() or prepared.lungs[-1].any()),
+        air_hu=air_around(volume.hu),
+        aerated_hu=round(float(np.percentile(prepared.image_hu[prepared.lungs], 10))),
+        spine_behind_mm=spine,
+        windpipe_above_mm2=windpipe,
+        heart_left=heart,
+        position=position,
+        manufacturer=known_manufacturer(series.manufacturer),
+        kernel=kernel,
+        sharpness=sharpness,
+    )
+
+
+def flags(measures: Measures, settings: Preprocessing) -> set[str]:
+    """Codes of what deserves a look at this one scan: W_LUNGS_CUT, W_HU_SHIFT, W_AIR_HU, W_TURNED."""
+    low, high = AIR_BETWEEN_HU
+    met = {
+        reasons.LUNGS_CUT: measures.is_cut,
+        reasons.HU_SHIFT: abs(settings.aerated_lung_hu - measures.aerated_hu) > settings.largest_shift_hu,
+        reasons.AIR_HU: measures.air_hu is not None and not low <= measures.air_hu <= high,
+        reasons.TURNED: is_turned(measures.spine_behind_mm, measures.windpipe_above_mm2),
+    }
+    return {reason.code for reason, is_met in met.items() if is_met}
+
+
+def is_turned(spine_behind_mm: float | None, windpipe_above_mm2: float) -> bool:
+    """Whether the body lies otherwise than the header says: the spine in front, or the windpipe below."""
+    is_prone = spine_behind_mm is not None and spine_behind_mm < -_LEAST_TURN_MM
+    return is_prone or windpipe_above_mm2 <= -_LEAST_WINDPIPE_MM2
+
+
+def _header(series: Series) -> tuple[str, float | None]:
+    """PatientPosition and SliceThickness of one slice."""
+    first = series.files[0]
+    if is_volume_file(first.name):
+        return "", None
+    try:
+        header = read_header(first, _HEADER)
+        position = text(header, "PatientPosition").strip().upper()
+        thickness = float(text(header, "SliceThickness"))
+    except (Refusal, ValueError):
+        return "", None
+    return position if position in _POSITIONS else "", round(thickness, 2) if 0 < thickness < 100 else None
+
+
+def air_around(hu: NDArray[np.int16]) -> float | None:
+    """Median HU of air at the emptiest border of the image; None where patient or padding fill all of them."""
+    rows, columns = (max(1, size // 32) for size in hu.shape[1:])
+    some = hu[:: max(1, len(hu) // _AIR_SLICES)]
+    medians = []
+    for border in (some[:, :rows], some[:, -rows:], some[:, :, :columns], some[:, :, -columns:]):
+        air = border[(border > AIR_HU) & (border < _AIR_BELOW_HU)]  # padding is exactly AIR_HU
+        if air.size >= _LEAST_AIR * border.size:
+            medians.append(float(np.median(air)))
+    return round(min(medians), 1) if medians else None
+
+
+def lie_of_body(prepared: Prepared) -> tuple[float | None, float, float]:
+    """Where spine, windpipe and heart lie: `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`.
+
+    The grid runs from the feet to the head, to the back, and to the patient's left, if the header is right.
+    """
+    hu, lungs, step = prepared.image_hu, prepared.lungs, prepared.spacing_mm
+    inside = np.nonzero(lungs)
+    bottom, top, front, back = inside[0].min(), inside[0].max() + 1, inside[1].min(), inside[1].max() + 1
+    bone = np.nonzero(hu[bottom:top] > _BONE_ABOVE_HU)
+    if not bone[0].size:
+        return None, 0.0, 0.0
+    middle = round(float(np.median(bone[2])))
+
+    def slab(image: NDArray[Any], low: float, high: float, half_mm: float, depth: float) -> NDArray[Any]:
+        """Between two shares of the lungs' height, about the midline, from their front to a share of their depth."""
+        height, half = top - bottom, round(half_mm / step)
+        rows = slice(front, front + max(1, round((back - front) * depth)))
+        return image[
+            bottom + int(height * low) : bottom + int(height * high), rows, max(0, middle - half) : middle + half + 1
+        ]
+
+    def windpipe(low: float, high: float) -> float:
+        area = (slab(hu, low, high, _WINDPIPE_HALF_MM, 1.0) < _WINDPIPE_BELOW_HU).sum(axis=(1, 2))
+        return float(np.median(area)) * step**2 if area.size else 0.0
+
+    heart = (slab(hu, 0.2, 0.5, _HEART_HALF_MM, 0.6) > -200) & ~slab(lungs, 0.2, 0.5, _HEART_HALF_MM, 0.6)
+    half = heart.shape[2] // 2
+    right, left = int(heart[..., :half].sum()), int(heart[..., -half:].sum())
+    spine = (float(np.mean(bone[1])) - float(np.mean(inside[1]))) * step
+    return round(spine, 1), windpipe(0.8, 1.0) - windpipe(0.0, 0.2), round((left - right) / max(left + right, 1), 3)

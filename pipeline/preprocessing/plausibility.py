@@ -1,0 +1,170 @@
+"""Is this an upright, whole, adult chest in Hounsfield units? Where it is not, the answer is 'no score'.
+
+Each limit comes from anatomy or physics, with its source beside it, and is far from the values of patients. Values that
+are only unusual are flagged (`scoring.quality_checks`). `lungs` has already refused scans without lungs of adult size.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.refusal import Refusal
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.lesion_burden import TISSUE_ABOVE_HU, middle_of_body
+from pipeline.preprocessing.lungs import at_sides, bounding_box
+from pipeline.preprocessing.measures import air_around, is_turned, lie_of_body
+from pipeline.preprocessing.preprocess import Prepared
+from pipeline.system import reasons
+
+# Air is -1000 HU by definition. W_AIR_HU is flagged from 50 HU beside it; no calibration is off by twice as much.
+AIR_HU = (-1100.0, -880.0)
+# Fat lies near -100 HU, water at 0, muscle, blood and organs between 20 and 80, contrasted ones seldom above 200; bone
+# is some tenth of a body. DenOtter & Schubert, Hounsfield Unit, StatPearls 2023.
+SOFT_TISSUE_HU, LEAST_SOFT_TISSUE = (-200.0, 200.0), 0.6
+MUSCLE_HU, LEAST_MUSCLE = (-20.0, 130.0), 0.1
+# Inflated lung has a mean near -850 HU (Cheng et al., Int J COPD 2019; 14:1657), with emphysema some -930; gas in the
+# bowel is air.
+LUNG_HU = (-960.0, -500.0)
+# Of one voxel of the working grid, edges of tissues included; fat and water differ by 100 HU.
+MOST_NOISE_HU = 60.0
+# The range of 12 bits ends at 3071; bone does not come near it. Boas & Fleischmann, Imaging Med 2012; 4:229. Wires of
+# the sternum and a valve have 1 to 5 mL; rods along the spine or a pump for the heart have more than MOST_METAL_ML.
+METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500, 10.0, 1.0, 10.0
+# The section of the lungs at the end of the scan, as a share of the widest. An ellipsoid that is cut there lacks a
+# tenth of its height and 2 % of its volume.
+MOST_CUT = 1 / 3
+# Heart and stomach, from -1 (right) to 1 (left). The sides are exchanged in some 1 of 10,000 people (Lin et al., Am J
+# Med Genet A 2014; 164:2581); disease draws the heart alone to the right: it needs the stomach, or must be clear.
+HEART_RIGHT = -0.1
+LEAST_GAS_ML, BESIDE_MIDLINE_MM = 5.0, 24.0
+# The left lung has some 45 % of both.
+LEAST_SMALLER_LUNG = 0.25
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What was found. None where it cannot be told.
+
+    `air_hu`: around the patient. `soft_tissue`, `muscle`: shares of the body at the lungs' height, lungs left out.
+    `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `metal_ml`: in and beside the
+    chest. `cut_low`, `cut_high`: the lungs' section in the first and last slice, as a share of the widest.
+    `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see `measures.Measures`. `stomach_left`: -1 to 1, the side of
+    the gas below the lungs. `smaller_lung`: its share of both.
+    """
+
+    air_hu: float | None
+    soft_tissue: float
+    muscle: float
+    noise_hu: float | None
+    lung_hu: float
+    metal_ml: float
+    cut_low: float
+    cut_high: float
+    spine_behind_mm: float | None
+    windpipe_above_mm2: float
+    heart_left: float
+    stomach_left: float | None
+    smaller_lung: float
+
+
+def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
+    """Measure one scan. `volume`: upright, as `pipeline.preprocessing.preprocess.orient` gives it."""
+    hu, lungs = prepared.image_hu, prepared.lungs
+    section = lungs.sum(axis=(1, 2)) / lungs.sum(axis=(1, 2)).max()
+    tissue = _tissue(prepared)
+    spine, windpipe, heart = lie_of_body(prepared)
+    right = float(lungs[:, :, : round(middle_of_body(prepared)) + 1].sum() / lungs.sum())
+    return Anatomy(
+        air_hu=air_around(volume.hu),
+        soft_tissue=_share(hu[tissue], SOFT_TISSUE_HU),
+        muscle=_share(hu[tissue], MUSCLE_HU),
+        noise_hu=_noise(hu, tissue),
+        lung_hu=float(np.median(hu[lungs])),
+        metal_ml=_metal_ml(volume, prepared),
+        cut_low=float(section[0]),
+        cut_high=float(section[-1]),
+        spine_behind_mm=spine,
+        windpipe_above_mm2=windpipe,
+        heart_left=heart,
+        stomach_left=_stomach_left(prepared),
+        smaller_lung=min(right, 1 - right),
+    )
+
+
+def require_chest(found: Anatomy) -> None:
+    """Raises Refusal E_AIR_HU, E_TISSUE_HU, E_NOISE, E_NOT_LUNG, E_METAL, E_LUNGS_CUT, E_TURNED, E_MIRRORED."""
+    if found.air_hu is not None and not AIR_HU[0] <= found.air_hu <= AIR_HU[1]:
+        raise Refusal(reasons.NOT_AIR, air_hu=round(found.air_hu))
+    if found.soft_tissue < LEAST_SOFT_TISSUE or found.muscle < LEAST_MUSCLE:
+        raise Refusal(reasons.NOT_TISSUE, soft=round(100 * found.soft_tissue), muscle=round(100 * found.muscle))
+    if found.noise_hu is not None and found.noise_hu > MOST_NOISE_HU:
+        raise Refusal(reasons.NOISE, noise_hu=round(found.noise_hu))
+    if not LUNG_HU[0] <= found.lung_hu <= LUNG_HU[1]:
+        raise Refusal(reasons.NOT_LUNG, lung_hu=round(found.lung_hu))
+    if found.metal_ml > MOST_METAL_ML:
+        raise Refusal(reasons.MUCH_METAL, metal_ml=round(found.metal_ml))
+    if (cut := max(found.cut_low, found.cut_high)) > MOST_CUT:
+        raise Refusal(reasons.LUNGS_CUT_OFF, percent=round(100 * cut))
+    if is_turned(found.spine_behind_mm, found.windpipe_above_mm2):
+        raise Refusal(reasons.BODY_TURNED)
+    if _is_mirrored(found.heart_left, found.stomach_left):
+        raise Refusal(reasons.MIRRORED_BODY)
+
+
+def _is_mirrored(heart_left: float, stomach_left: float | None) -> bool:
+    return heart_left < HEART_RIGHT if stomach_left is None else heart_left < 0 and stomach_left < 0
+
+
+def _stomach_left(prepared: Prepared) -> float | None:
+    """Where gas lies that is no lung, from the lower third of the lungs on downwards."""
+    heights = np.flatnonzero(prepared.lungs.any(axis=(1, 2)))
+    below = slice(heights[0] + len(heights) // 3)
+    pieces, _ = ndimage.label(prepared.image_hu < TISSUE_ABOVE_HU)
+    gas = (pieces > 0) & ~np.isin(pieces, at_sides(pieces)) & ~prepared.lungs
+    columns = np.arange(gas.shape[2]) - middle_of_body(prepared)
+    aside = BESIDE_MIDLINE_MM / prepared.spacing_mm
+    right, left = (int(gas[below][..., beside].sum()) for beside in (columns < -aside, columns > aside))
+    if (right + left) * prepared.spacing_mm**3 / 1000 < LEAST_GAS_ML:
+        return None
+    return (left - right) / (left + right)
+
+
+def _tissue(prepared: Prepared) -> NDArray[np.bool_]:
+    """The patient without lungs, at their height: the largest piece of what is denser than lung. No table."""
+    pieces, _ = ndimage.label(prepared.image_hu > TISSUE_ABOVE_HU)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    tissue = (pieces == sizes.argmax()) & ~prepared.lungs
+    tissue[~prepared.lungs.any(axis=(1, 2))] = False
+    return tissue
+
+
+def _share(hu: NDArray[np.float32], band: tuple[float, float]) -> float:
+    return float(np.mean((hu >= band[0]) & (hu <= band[1]))) if hu.size else 0.0
+
+
+def _noise(hu: NDArray[np.float32], tissue: NDArray[np.bool_]) -> float | None:
+    """Spread of voxels about the mean of their neighbourhood, by the median of its size: edges are few."""
+    around = ndimage.uniform_filter(hu, 3)
+    inner = ndimage.binary_erosion(tissue) & (around > SOFT_TISSUE_HU[0]) & (around < SOFT_TISSUE_HU[1])
+    if not inner.any():
+        return None
+    own_share = 26 / 27  # the voxel itself is one of the neighbourhood
+    return float(1.4826 * np.median(np.abs(hu - around)[inner]) / np.sqrt(own_share))
+
+
+def _metal_ml(volume: Volume, prepared: Prepared) -> float:
+    """Millilitres of metal, in each slice within the rectangle about the lungs: a pacemaker lies in front of it."""
+    margin = round(METAL_MARGIN_MM / prepared.spacing_mm)
+    lungs = ndimage.maximum_filter1d(prepared.lungs, 2 * margin + 1, axis=0)
+    finer = np.divide(volume.hu.shape, lungs.shape)
+    voxels = 0
+    for index, hu in enumerate(volume.hu):
+        section = lungs[int((index + 0.5) / finer[0])]
+        if section.any():
+            rectangle = bounding_box(section, margin)
+            fine = [slice(int(s.start * f), int(s.stop * f)) for s, f in zip(rectangle, finer[1:], strict=True)]
+            voxels += int(np.count_nonzero(hu[tuple(fine)] > METAL_ABOVE_HU))
+    return voxels * float(np.prod(volume.spacing_mm)) / 1000

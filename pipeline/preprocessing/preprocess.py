@@ -1,0 +1,144 @@
+"""From a volume in HU to what the network sees. One function, used by training, evaluation and scoring alike."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.area_resample import area_means
+from pipeline.preprocessing.lungs import bounding_box, find_lungs
+
+AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
+Size = Annotated[int, Field(ge=8, le=512)]
+
+
+class Preprocessing(BaseModel):
+    """The numbers of the preprocessing; they travel with every model, and their digest is compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal[1] = 1  # of `prepare` itself; grows when the same numbers give other tensors
+    shape: tuple[Size, Size, Size] = (40, 56, 56)
+    working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
+    margin_mm: float = Field(default=8.0, ge=0, le=50)
+    aerated_lung_hu: float = Field(default=-920.0, ge=-1000, le=-700)
+    largest_shift_hu: float = Field(default=80.0, ge=0, le=200)
+    window_hu: tuple[float, float] = (-1000.0, 200.0)
+
+
+def settings_digest(settings: Preprocessing) -> str:
+    """Names the preprocessing; a tensor made with other settings is made again."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the network sees of a scan, and what was learnt on the way.
+
+    `tensor`: float16, shape (2, slices, rows, columns): lung window scaled to -1..1, and the lung mask.
+    `image_hu`, `lungs`: the scan and its mask on the working grid, axes as in AXES, for pictures.
+    `affine`: float64, shape (4, 4), takes (slice, row, column, 1) of the working grid to millimetres in RAS.
+    `box`: the part of the working grid that the tensor shows, stretched to its shape.
+    """
+
+    tensor: NDArray[np.float16]
+    image_hu: NDArray[np.float32]
+    lungs: NDArray[np.bool_]
+    spacing_mm: float
+    lungs_ml: float
+    shift_hu: float
+    affine: NDArray[np.float64]
+    box: tuple[slice, ...]
+
+    @property
+    def tensor_affine(self) -> NDArray[np.float64]:
+        """Takes (slice, row, column, 1) of the tensor to millimetres in RAS."""
+        move = np.eye(4)
+        move[:3, 3] = [side.start for side in self.box]
+        extent = [side.stop - side.start for side in self.box]
+        return resampled_affine(self.affine @ move, extent, self.tensor.shape[1:])
+
+    @property
+    def scan_digest(self) -> str:
+        """SHA-256 of `image_hu`: the same scan under two names gets the same, prepared with the same settings.
+
+        Each voxel counts into an average, and one HU in one of them shows there; the scan itself, a hundred times as
+        many voxels, takes nearly as long to hash as to read.
+        """
+        return hashlib.sha256(np.ascontiguousarray(self.image_hu).data).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tensor: two sites that prepare the same scan alike get the same."""
+        return hashlib.sha256(np.ascontiguousarray(self.tensor).tobytes()).hexdigest()
+
+
+def orient(volume: Volume) -> Volume:
+    """The same scan with its axes in the order and direction of AXES; nothing is interpolated."""
+    # All of nibabel comes along, and whoever trains on prepared scans needs none of it.
+    from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+    move = ornt_transform(io_orientation(volume.affine), axcodes2ornt(AXES))
+    hu = apply_orientation(volume.hu, move)
+    affine = volume.affine @ inv_ornt_aff(move, volume.hu.shape)
+    return Volume(hu=np.ascontiguousarray(hu), affine=affine, flags=volume.flags)
+
+
+def resample(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Resample (slices, rows, columns) to `shape`: averages where it gets coarser, linear where it gets finer."""
+    x = hu[None, None]
+    coarser = tuple(min(a, b) for a, b in zip(hu.shape, shape, strict=True))
+    if coarser != tuple(hu.shape):
+        x = F.interpolate(x, size=coarser, mode="area")
+    if coarser != tuple(shape):
+        x = F.interpolate(x, size=shape, mode="trilinear", align_corners=False)
+    return x[0, 0]
+
+
+def resampled_affine(affine: NDArray[np.float64], old: Sequence[int], new: Sequence[int]) -> NDArray[np.float64]:
+    """The affine after `resample` from the shape `old` to `new`: the outer faces of the grid stay where they are."""
+    scale = np.divide(old, new)
+    to_old = np.diag([*scale, 1.0])
+    to_old[:3, 3] = (scale - 1) / 2  # of the centre of the first voxel
+    return affine @ to_old
+
+
+def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
+    """Orient, resample, find the lungs, crop to them, centre the lungs' HU, window.
+
+    HU are shifted so that the aerated part of this scan's lungs (10th percentile inside the mask) comes to lie at
+    `aerated_lung_hu`, by at most `largest_shift_hu`: this takes out differences of calibration, kernel and
+    inspiration between scanners, at the site and from this scan alone.
+
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest.
+    """
+    upright = orient(volume)
+    step = settings.working_spacing_mm
+    size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
+    image = resample(area_means(upright.hu, size), size)
+    hu = image.numpy()
+    lungs = find_lungs(hu, (step, step, step))
+    shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
+    shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
+    box = bounding_box(lungs, round(settings.margin_mm / step))
+    low, high = settings.window_hu
+    window = ((image[box] + shift).clamp(low, high) - low) / (high - low) * 2 - 1
+    mask = torch.from_numpy(lungs[box].astype(np.float32))
+    tensor = torch.stack([resample(window, settings.shape), resample(mask, settings.shape)])
+    return Prepared(
+        tensor=tensor.numpy().astype(np.float16),
+        image_hu=hu,
+        lungs=lungs,
+        spacing_mm=step,
+        lungs_ml=float(lungs.sum() * step**3 / 1000),
+        shift_hu=shift,
+        affine=resampled_affine(upright.affine, upright.hu.shape, size),
+        box=box,
+    )

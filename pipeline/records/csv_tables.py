@@ -1,0 +1,146 @@
+"""Reading a CSV table that the hospital has declared in site.toml, and judging how much of a file is faulty."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, Field, field_validator
+
+from models.refusal import Reason, Refusal
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+# Above this share of its rows, what is a finding at one row means that the file or its declaration is wrong:
+# a day and a month that are swapped, for instance, leave 60 % of dates unreadable and the others false.
+MAX_FAULTY_PERCENT = 20
+FILE_REASONS = {
+    reasons.ROW: reasons.ROWS,
+    reasons.NO_IDENTIFIER: reasons.IDENTIFIERS,
+    reasons.IDENTIFIER_AMBIGUOUS: reasons.IDENTIFIERS,
+    reasons.DATE: reasons.DATES,
+    reasons.PCR_UNMAPPED_ROW: reasons.PCR_UNMAPPED,
+    reasons.LABEL: reasons.LABELS,
+    reasons.HL7: reasons.HL7_FILES,
+    reasons.FHIR: reasons.FHIR_FILES,
+}
+MAX_DETAIL_CHARACTERS = 80
+
+
+def known_encoding(encoding: str) -> str:
+    """The encoding's name as it was given; ValueError if Python has no text encoding of this name."""
+    try:
+        "".encode(encoding)
+    except LookupError as error:
+        raise ValueError("no text encoding has this name; utf-8-sig, latin-1 and cp1252 are common") from error
+    return encoding
+
+
+class CsvTable(BaseModel, extra="forbid"):
+    """A CSV file as a hospital declares it; columns may come in any order and among others."""
+
+    file: Path
+    encoding: str = "utf-8-sig"
+    separator: str = Field(default=",", pattern=r'^[^"\r\n\x00]$')
+    patient_id: str = "patient_id"
+
+    @field_validator("encoding")
+    @classmethod
+    def encoding_is_known(cls, encoding: str) -> str:
+        return known_encoding(encoding)
+
+
+class TableFile(CsvTable):
+    """A CSV file with dates."""
+
+    date_format: str
+
+    @field_validator("date_format")
+    @classmethod
+    def date_format_holds_a_day(cls, date_format: str) -> str:
+        """Only a format that reads back the day that it wrote is complete. %z is refused: times are local."""
+        moment = datetime(2020, 12, 31, 23, 59)
+        try:
+            complete = datetime.strptime(moment.strftime(date_format), date_format).date() == moment.date()
+        except (ValueError, re.error):
+            complete = False
+        if not complete:
+            raise ValueError("must hold day, month and year and no time zone, as in %d/%m/%Y %H:%M")
+        return date_format
+
+
+def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Finding]]:
+    """The stripped cells of `columns`, row by row; `columns` starts with the patient's identifier.
+
+    Blank rows do not count. A row of another length than the header, or without identifier, is a finding.
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
+    """
+    (_, header), *rows = read_lines(table, name) or [(1, [])]
+    for column in columns:
+        if header.count(column) != 1:
+            fault = f"column {column!r} is there {header.count(column)} times"
+            raise Refusal(reasons.SCHEMA, private=f"first row: {str(header)[:1000]}", table=name, fault=fault)
+    positions = [header.index(column) for column in columns]
+    whole, findings = [], []
+    for line, row in rows:
+        if len(row) != len(header):
+            findings.append(note(reasons.ROW, "", f"line {line}"))
+        elif not row[positions[0]]:
+            findings.append(note(reasons.NO_IDENTIFIER, "", f"line {line}"))
+        else:
+            whole.append([row[position] for position in positions])
+    return whole, findings
+
+
+def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
+    """The rows that are not blank: the number of the line on which each ends, and its cells, stripped."""
+    check_file(table.file, name)
+    try:
+        with table.file.open(encoding=table.encoding, newline="") as stream:
+            reader = csv.reader(stream, delimiter=table.separator, strict=True)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except OSError as error:
+        raise Refusal(reasons.TABLE_FILE, private=str(error), table=name) from error
+    except UnicodeError as error:
+        raise Refusal(reasons.ENCODING, private=f"{table.file}: {error}", table=name) from error
+    except csv.Error as error:
+        fault = "a quotation mark is out of place or a cell is oversized"
+        raise Refusal(reasons.SCHEMA, private=f"{table.file}: {error}", table=name, fault=fault) from error
+    return [(line, row) for line, row in rows if any(row)]
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raises Refusal E_TABLE_FILE unless `path` is an ordinary file: a pipe or a device would never end."""
+    if not path.is_file():
+        raise Refusal(reasons.TABLE_FILE, private=f"not a file: {path}", table=name)
+
+
+def read_moment(text: str, date_format: str) -> datetime | None:
+    """The moment that `text` names in exactly this format, or None."""
+    try:
+        return datetime.strptime(text, date_format)
+    except ValueError:
+        return None
+
+
+def note(reason: Reason, patient_id: str, detail: str) -> Finding:
+    """A finding whose detail is short enough to be read, and cannot steer the terminal that shows it."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in detail[:MAX_DETAIL_CHARACTERS])
+    return Finding(reason, patient_id, shown)
+
+
+def refuse_when_many(
+    findings: Sequence[Finding], row_count: int, name: str, *, max_unmapped_percent: float = MAX_FAULTY_PERCENT
+) -> None:
+    """Refuse the whole file when more than MAX_FAULTY_PERCENT of its rows have the same fault.
+
+    For results in none of the word lists, the hospital may say how many percent are too many.
+    """
+    for row_reason, file_reason in FILE_REASONS.items():
+        details = Counter(finding.detail for finding in findings if finding.reason == row_reason)
+        percent = 100 * details.total() / max(row_count, 1)
+        if percent > (max_unmapped_percent if row_reason == reasons.PCR_UNMAPPED_ROW else MAX_FAULTY_PERCENT):
+            private = "; ".join(f"{detail!r} {count} times" for detail, count in details.most_common(10))
+            raise Refusal(file_reason, private=private, table=name, percent=round(percent))

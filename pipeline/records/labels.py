@@ -1,0 +1,75 @@
+"""Labels as a data set publishes them: one CSV file in place of laboratory and outcome records.
+
+Public data sets rarely give dates, so nothing is joined here: the publisher has decided what each scan shows.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from pipeline.records.csv_tables import CsvTable, note, read_rows, refuse_when_many
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+OLDEST_YEARS = 120
+_BITS = {"0": False, "1": True, "": None}
+
+
+class LabelsFile(CsvTable):
+    """The table [labels] of site.toml: one row for each patient, 1 for yes, 0 for no, empty for unknown.
+
+    `age_years`, `sex`: columns with age in years and M or F; empty where the file has no such column.
+    `severe_means`: what the column `severe` says in this data set, in words, for reports.
+    """
+
+    pcr_positive: str = "pcr_positive"
+    severe: str = "severe"
+    age_years: str = ""
+    sex: str = ""
+    severe_means: str = "intubated or dead within 30 days of the CT"
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the data set says of one patient; None where it says nothing."""
+
+    pcr_positive: bool | None
+    severe: bool | None
+    age_years: float | None = None
+    sex: str | None = None
+
+
+def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
+    """Read the labels file: labels by patient, and what was left out. Who has neither label is not in it.
+
+    A patient whose rows disagree, or hold anything but 0, 1 or nothing, has no labels. Equal rows count once.
+
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
+    E_IDENTIFIERS or E_LABELS.
+    """
+    optional = [column for column in (table.age_years, table.sex) if column]
+    rows, findings = read_rows(table, "labels", (table.patient_id, table.pcr_positive, table.severe, *optional))
+    row_count = len(rows) + len(findings)
+    told: dict[str, set[Label]] = defaultdict(set)
+    faulty = set()
+    for patient_id, pcr, severe, *cells in rows:
+        if pcr not in _BITS or severe not in _BITS:
+            findings.append(note(reasons.LABEL, patient_id, f"{pcr}, {severe}"))
+            faulty.add(patient_id)
+            continue
+        known = dict(zip(optional, cells, strict=True))
+        age, sex = known.get(table.age_years, ""), known.get(table.sex, "")
+        told[patient_id].add(Label(_BITS[pcr], _BITS[severe], _age(age), sex if sex in {"M", "F"} else None))
+    refuse_when_many(findings, row_count, "labels")
+    for patient_id in [patient_id for patient_id, labels in told.items() if len(labels) > 1]:
+        findings.append(Finding(reasons.LABEL_CONFLICT, patient_id))
+        faulty.add(patient_id)
+    found = {patient_id: labels.pop() for patient_id, labels in told.items() if patient_id not in faulty}
+    return {p: label for p, label in found.items() if (label.pcr_positive, label.severe) != (None, None)}, findings
+
+
+def _age(text: str) -> float | None:
+    try:
+        years = float(text)
+    except ValueError:
+        return None
+    return years if 0 < years <= OLDEST_YEARS else None

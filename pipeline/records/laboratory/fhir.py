@@ -1,0 +1,211 @@
+"""Raw results from FHIR R4: Observations, their components, and DiagnosticReports that conclude without them.
+
+Patients and Specimens are found by reference, wherever in the files they are. Two that share a name but differ are
+nobody's: nothing is guessed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from models.refusal import Reason
+from pipeline.records.laboratory.codes import Code, names_of
+from pipeline.records.laboratory.fhir_files import Placed, read_resources
+from pipeline.records.laboratory.fhir_models import (
+    Concept,
+    DiagnosticReport,
+    Event,
+    FhirIdentifier,
+    Observation,
+    Patient,
+    Specimen,
+)
+from pipeline.records.laboratory.results import RANK, Identifier, RawResult, Reading, Status, choose
+from pipeline.records.laboratory.settings import FhirLaboratory
+from pipeline.records.laboratory.times import LONG_AGO, Clock, fhir_time
+from pipeline.system import reasons
+
+# Of Observation and DiagnosticReport; what is not listed (registered, preliminary, partial, unknown) is not final.
+STATUSES: dict[str, Status] = {
+    "final": "final", "amended": "corrected", "corrected": "corrected", "appended": "corrected",
+    "cancelled": "withdrawn", "entered-in-error": "withdrawn",
+}  # fmt: skip
+
+# A name, in one document or (None) in all files.
+Name = tuple[int | None, str]
+
+
+def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
+    """The raw results of all files; a resource that cannot be read is one finding.
+
+    Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
+    """
+    reading = Reading(table)
+    files = _Files(clock, issuer)
+    for placed in read_resources(table.file, reading):
+        files.add(placed, reading)
+    reading.results += files.results(reading)
+    return reading
+
+
+class _Files:
+    """What all files hold together: identifiers of patients, times of specimens, and the events to be judged."""
+
+    def __init__(self, clock: Clock, issuer: str) -> None:
+        self.clock, self.issuer = clock, issuer
+        self.patients: dict[Name, set[Identifier | Reason]] = defaultdict(set)
+        self.specimens: dict[Name, set[str]] = defaultdict(set)
+        self.events: list[Placed] = []
+        self.parents: dict[Name, list[Placed]] = defaultdict(list)  # of an Observation: its panels and reports
+
+    def add(self, placed: Placed, reading: Reading) -> None:
+        resource = placed.resource
+        for name in _scoped(placed, placed.names()):
+            if isinstance(resource, Patient):
+                self.patients[name].add(self._choose(resource.identifier))
+            elif isinstance(resource, Specimen):
+                self.specimens[name].add(resource.collected)
+        if isinstance(resource, Event):
+            # No short cut: results of other tests are counted here.
+            wanted = [reading.wants(_test(code)) for code, _ in _told(resource)]
+            if any(wanted) or resource.children:
+                self.events.append(placed)
+
+    def results(self, reading: Reading) -> Iterator[RawResult]:
+        """Call it when all files are read."""
+        newest = self._newest()
+        for placed in newest:
+            for child in _event(placed).children:
+                for name in _scoped(placed, placed.called(child.reference)):
+                    self.parents[name].append(placed)
+        for placed in newest:
+            yield from self._results_of(placed, reading)
+
+    def _results_of(self, placed: Placed, reading: Reading) -> Iterator[RawResult]:
+        event = _event(placed)
+        chain = [placed, *self._parents(placed)]
+        patient = self._patient(chain)
+        collected_text = self._collected(chain)
+        collected = fhir_time(collected_text)
+        for code, words in _told(event):
+            test = _test(code)
+            if reading.kind(test) in ("overall", "gene"):
+                yield RawResult(
+                    patient=patient,
+                    key=(*_number(placed, patient), *names_of(test)),
+                    version=self._version(event),
+                    test=test,
+                    value=words,
+                    status=_status(chain),
+                    collected=collected and self.clock.local(collected),
+                    collected_text=collected_text,
+                    where=placed.where,
+                )
+
+    def _newest(self) -> list[Placed]:
+        """Of each event its newest version, and of several of one time that which takes back more; order is kept."""
+
+        def age(placed: Placed) -> tuple[tuple[datetime, datetime, int], int]:
+            event = _event(placed)
+            return self._version(event), RANK[STATUSES.get(event.status, "pending")]
+
+        best: dict[str, tuple[tuple[datetime, datetime, int], int]] = {}
+        for placed in self.events:
+            best[_name(placed)] = max(best.get(_name(placed), age(placed)), age(placed))
+        return [placed for placed in self.events if best[_name(placed)] == age(placed)]
+
+    def _version(self, event: Event) -> tuple[datetime, datetime, int]:
+        version = event.meta.version_id
+        number = int(version) if version.isascii() and version.isdecimal() and len(version) < 18 else 0
+        return self.clock.instant(fhir_time(event.meta.last_updated or event.issued)), LONG_AGO, number
+
+    def _parents(self, placed: Placed) -> list[Placed]:
+        return next((self.parents[name] for name in _scoped(placed, placed.names()) if name in self.parents), [])
+
+    def _patient(self, chain: Sequence[Placed]) -> Identifier | Reason:
+        """The patient of the first event that names one: an Observation may leave it to its report."""
+        for placed in chain:
+            subject = _event(placed).subject
+            names = _scoped(placed, placed.called(subject.reference))
+            known = next((self.patients[name] for name in names if name in self.patients), set())
+            if known:
+                return next(iter(known)) if len(known) == 1 else reasons.IDENTIFIER_AMBIGUOUS
+            if subject.identifier is not None:
+                return self._choose([subject.identifier])
+            if subject.reference:
+                return reasons.NO_IDENTIFIER
+        return reasons.NO_IDENTIFIER
+
+    def _choose(self, identifiers: Sequence[FhirIdentifier]) -> Identifier | Reason:
+        return choose((_identifier(each) for each in identifiers if each.use != "old"), self.issuer)
+
+    def _collected(self, chain: Sequence[Placed]) -> str:
+        """When the specimen was taken: Specimen.collection, else effective[x], never issued; "" if in doubt."""
+        for placed in chain:
+            texts: set[str] = set()
+            for specimen in _event(placed).specimens:
+                names = _scoped(placed, placed.called(specimen.reference))
+                texts |= next((self.specimens[name] for name in names if name in self.specimens), set())
+            if texts - {""}:
+                return texts.pop() if len(texts) == 1 else ""
+        return next((event.effective for event in map(_event, chain) if event.effective), "")
+
+
+def _event(placed: Placed) -> Event:
+    assert isinstance(placed.resource, Event)
+    return placed.resource
+
+
+def _scoped(placed: Placed, names: Sequence[str]) -> list[Name]:
+    """Each name as it is understood in the resource's own document, then in all files."""
+    return [(scope, name) for name in names for scope in (placed.document, None)]
+
+
+def _name(placed: Placed) -> str:
+    return next(iter(placed.names()), str(placed.number))
+
+
+def _number(placed: Placed, patient: Identifier | Reason) -> tuple[str, str]:
+    """What a newer version is known by: the laboratory's identifier for the patient's result, else the resource."""
+    given = next((each for each in _event(placed).identifier if each.value), None)
+    if given is None or not isinstance(patient, Identifier):
+        return _name(placed), ""
+    return f"{given.system}|{given.value}", patient.value
+
+
+def _status(chain: Sequence[Placed]) -> Status:
+    """The event's own status, unless every report of it was withdrawn."""
+    own, *parents = ((placed.resource, STATUSES.get(_event(placed).status, "pending")) for placed in chain)
+    reports = [status for resource, status in parents if isinstance(resource, DiagnosticReport)]
+    return "withdrawn" if reports and all(status == "withdrawn" for status in reports) else own[1]
+
+
+def _told(event: Event) -> Iterator[tuple[Concept, tuple[str, ...]]]:
+    """Each test of an event with its value; a heading of components or members has none of its own."""
+    if isinstance(event, Observation):
+        if event.words() or not (event.component or event.children):
+            yield event.code, event.words() or tuple(_absence(event))
+        for component in event.component:
+            yield component.code, component.words()
+    elif isinstance(event, DiagnosticReport) and not event.children:
+        concluded = [tuple(concept.words()) for concept in event.conclusion_code]
+        for words in concluded or [(event.conclusion,)]:
+            yield event.code, words
+
+
+def _absence(event: Observation) -> Iterator[str]:
+    """Why there is no value: for the list of unmapped results, where it belongs unless a site lists it."""
+    if event.data_absent_reason is not None:
+        yield from event.data_absent_reason.words()
+
+
+def _test(code: Concept) -> tuple[Code, ...]:
+    names = [Code(each.system, each.code, each.display) for each in code.coding]
+    return (*names, Code("", "", code.text)) if code.text else tuple(names)
+
+
+def _identifier(given: FhirIdentifier) -> Identifier:
+    """The system may be an object identifier, which HL7 v2 and DICOM write without `urn:oid:`."""
+    names = dict.fromkeys(filter(None, (given.system, given.system.removeprefix("urn:oid:"))))
+    kinds = {coding.code for coding in given.type.coding}
+    return Identifier(given.value.strip(), tuple(names), "MR" if "MR" in kinds else "")

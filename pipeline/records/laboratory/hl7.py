@@ -1,0 +1,184 @@
+"""Raw results from HL7 v2 messages (ORU^R01), as an interface engine stores them in files."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from models.refusal import Reason
+from pipeline.records.csv_tables import note
+from pipeline.records.laboratory.codes import Code, names_of
+from pipeline.records.laboratory.hl7_messages import (
+    BrokenError,
+    messages,
+    moment,
+    other_charset,
+    other_kind,
+    parse,
+    part,
+    repetitions,
+    unescaped,
+)
+from pipeline.records.laboratory.results import Identifier, RawResult, Reading, Status, choose, counted, files_of
+from pipeline.records.laboratory.settings import Hl7Laboratory
+from pipeline.records.laboratory.times import Clock, hl7_time
+from pipeline.system import reasons
+
+if TYPE_CHECKING:
+    from hl7 import Message, Segment
+
+CODED, LINES = {"CE", "CWE", "CNE", "CF"}, {"TX", "FT"}
+# HL7 table 0085; what is not listed (I, P, R, S, U) is not final yet. N, O and X never will be.
+STATUSES: dict[str, Status] = {
+    "F": "final", "V": "final", "A": "corrected", "B": "corrected", "C": "corrected",
+    "D": "withdrawn", "N": "withdrawn", "O": "withdrawn", "W": "withdrawn", "X": "withdrawn",
+}  # fmt: skip
+
+
+@dataclass
+class _Order:
+    """One OBR with its results: each OBX, or several of one text, and how many specimens came before it."""
+
+    patient: Identifier | Reason
+    obr: "Segment"
+    results: list[tuple[list["Segment"], int]] = field(default_factory=list)
+    specimens: list["Segment"] = field(default_factory=list)
+
+
+def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
+    """The raw results of all messages; a message that cannot be read is one finding.
+
+    Raises Refusal: E_TABLE_FILE, E_ENCODING, E_TIME_ZONE.
+    """
+    reading = Reading(table)
+    others: Counter[str] = Counter()
+    charsets: Counter[str] = Counter()
+    for path in files_of(table.file):
+        for number, lines in enumerate(messages(path, table.encoding), start=1):
+            reading.units += 1
+            where = f"{path.name}, message {number}"
+            try:
+                message = parse(lines)
+                if charset := other_charset(message, lines, table.encoding):
+                    charsets[charset] += 1
+                if other := other_kind(message):
+                    others[other] += 1
+                else:
+                    reading.results += _results(message, reading, clock, issuer, where)
+            except BrokenError as error:
+                reading.findings.append(note(reasons.HL7, "", f"{where}: {error}"))
+    for reason, counts in ((reasons.OTHER_MESSAGE, others), (reasons.HL7_CHARSET, charsets)):
+        reading.findings += counted(reason, counts)
+    return reading
+
+
+def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, where: str) -> Iterator[RawResult]:
+    sent = hl7_time(moment(message[0], 7))
+    zone = clock.zone_of(sent)
+    for order in _orders(message, issuer):
+        changed = hl7_time(moment(order.obr, 22), zone) or sent
+        version = (clock.instant(changed), clock.instant(sent), 0)
+        for lines, specimens_before in order.results:
+            obx = lines[0]
+            test = _test(obx)
+            if not reading.wants(test):
+                continue
+            specimens = order.specimens[specimens_before - 1 : specimens_before] or order.specimens
+            collected_text = _collected(specimens, order.obr, obx)
+            collected = hl7_time(collected_text, zone)
+            for value in _values(lines):
+                yield RawResult(
+                    patient=order.patient,
+                    key=_key(order, specimens, test, obx, collected_text),
+                    version=version,
+                    test=test,
+                    value=value,
+                    status=STATUSES.get(part(obx, 11), "pending"),
+                    collected=collected and clock.local(collected),
+                    collected_text=collected_text,
+                    where=where,
+                )
+
+
+def _orders(message: "Message", issuer: str) -> list[_Order]:
+    """Raises BrokenError where a result belongs to no order."""
+    orders: list[_Order] = []
+    patient: Identifier | Reason = reasons.NO_IDENTIFIER
+    for segment in message[1:]:
+        name = part(segment, 0)
+        if name == "PID":
+            patient = choose(_identifiers(segment), issuer)
+        elif name == "OBR":
+            orders.append(_Order(patient, segment))
+        elif not orders:
+            raise BrokenError(f"{name} before OBR")
+        elif name == "SPM":
+            orders[-1].specimens.append(segment)
+        else:
+            _add_result(orders[-1], segment)
+    return orders
+
+
+def _add_result(order: _Order, obx: "Segment") -> None:
+    """A text may come line by line, each in an OBX of its own with the same test, sub-identifier and status."""
+
+    def what(segment: "Segment") -> list[str]:
+        return [part(segment, 2), *(str(segment[n]) if n < len(segment) else "" for n in (3, 4, 11))]
+
+    lines, specimens = order.results[-1] if order.results else ([], 0)
+    if lines and part(obx, 2) in LINES and what(lines[0]) == what(obx) and specimens == len(order.specimens):
+        lines.append(obx)
+    else:
+        order.results.append(([obx], len(order.specimens)))
+
+
+def _identifiers(pid: "Segment") -> Iterator[Identifier]:
+    for repetition in range(1, repetitions(pid, 3) + 1):
+        names = (part(pid, 3, 4, repetition, sub) for sub in (1, 2))
+        yield Identifier(
+            part(pid, 3, 1, repetition), tuple(name for name in names if name), part(pid, 3, 5, repetition)
+        )
+
+
+def _collected(specimens: Sequence["Segment"], obr: "Segment", obx: "Segment") -> str:
+    """When the specimen was taken: SPM-17, which means nothing else; else OBR-7, else OBX-14.
+
+    By the standard both of these are the specimen's time too. OBX-14 comes last because many systems put the time
+    of the analysis there. If several specimens were taken at different times, only OBX-14 can tell which it was.
+    """
+    taken = {moment(specimen, 17) for specimen in specimens} - {""}
+    if len(taken) > 1:
+        return moment(obx, 14)
+    return next((text for text in (*taken, moment(obr, 7), moment(obx, 14)) if text), "")
+
+
+def _key(
+    order: _Order, specimens: Sequence["Segment"], test: Sequence[Code], obx: "Segment", collected_text: str
+) -> tuple[str, ...]:
+    """Filler's order number (OBR-3), else the placer's (OBR-2) and the time; specimen; test and sub-identifier.
+
+    The patient belongs to it, because some laboratories begin again with their numbers.
+    """
+    patient = order.patient.value if isinstance(order.patient, Identifier) else ""
+    filler, placer = (str(order.obr[n]) if n < len(order.obr) else "" for n in (3, 2))
+    number = (filler,) if filler else (placer, part(order.obr, 4), collected_text)
+    specimen = str(specimens[0][2]) if len(specimens) == 1 and len(specimens[0]) > 2 else ""
+    return (patient, *number, specimen, *names_of(test), part(obx, 4))
+
+
+def _test(obx: "Segment") -> tuple[Code, ...]:
+    """OBX-3: the test's code and its alternate."""
+    names = [Code(part(obx, 3, n + 2), part(obx, 3, n), part(obx, 3, n + 1)) for n in (1, 4)]
+    return tuple(name for name in names if name.code or name.text)
+
+
+def _values(lines: Sequence["Segment"]) -> list[tuple[str, ...]]:
+    """OBX-5: of a coded value, codes and names, each repetition a value of its own; else the whole text."""
+    if part(lines[0], 2) in CODED:
+        values = [
+            tuple(filter(None, (part(lines[0], 5, n, repetition) for n in (1, 2, 4, 5, 9))))
+            for repetition in range(1, repetitions(lines[0], 5) + 1)
+        ]
+        return values or [()]
+    texts = [unescaped(str(each), obx) for obx in lines if len(obx) > 5 for each in obx[5]]
+    return [(" ".join(texts),)]

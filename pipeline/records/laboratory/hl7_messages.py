@@ -1,0 +1,153 @@
+"""HL7 v2 messages from files, and the texts in their fields.
+
+The library `hl7` splits messages at their own separators. Its way of undoing escape sequences is not used: it logs
+the field that it cannot read, and repeats a character as often as the field asks for.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.refusal import Refusal
+from pipeline.system import reasons
+
+if TYPE_CHECKING:
+    from hl7 import Message, Segment
+
+NEEDED = {"MSH", "PID", "OBR", "OBX", "SPM"}
+ENVELOPE = {"FHS", "BHS", "BTS", "FTS"}  # of batches; what is in them is what counts
+DOCUMENT = {"ED", "RP"}
+SEGMENT_NAME = re.compile(r"[A-Z][A-Z0-9]{2}")
+FRAMING = " \t\n\x0b\x1c\ufeff"  # MLLP's start and end of a block, and blanks around a segment
+MAX_LINE_CHARACTERS = 16_000_000  # documents may be embedded
+MAX_MESSAGE_CHARACTERS = 300_000  # without them; each separator becomes an object
+# HL7 table 0211, as Python calls them.
+CHARSETS = {"ASCII": "ascii", "UNICODE UTF-8": "utf-8", "UTF-8": "utf-8", "UTF8": "utf-8"} | {
+    f"8859/{part}": f"iso8859-{part}" for part in range(1, 16)
+}
+
+
+class BrokenError(Exception):
+    """The message is not well-formed; the text says where, without its content."""
+
+
+def messages(path: Path, encoding: str) -> Iterator[list[str]]:
+    """The lines of each message. Lines before the first MSH come as a message without one.
+
+    Raises Refusal: E_TABLE_FILE, E_ENCODING.
+    """
+    lines: list[str] = []
+    size = 0
+    try:
+        with path.open(encoding=encoding) as stream:  # \r, \n and \r\n all end a line
+            while raw := stream.readline(MAX_LINE_CHARACTERS):
+                line = raw.strip(FRAMING)
+                if line.startswith("MSH") and lines:
+                    yield lines
+                    lines, size = [], 0
+                if line and line[:3] not in ENVELOPE and not _is_document(line):
+                    size += len(line)
+                    lines.append(line)
+                    if size > MAX_MESSAGE_CHARACTERS:
+                        lines[1:] = ["oversized"]  # which is no segment
+    except OSError as error:
+        raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
+    except UnicodeError as error:
+        raise Refusal(reasons.ENCODING, private=f"{path}: {error}", table="laboratory") from error
+    if lines:
+        yield lines
+
+
+def _is_document(line: str) -> bool:
+    """Whether it is an OBX that holds a document, such as the report as PDF."""
+    fields = line.split(line[3:4] or "|", 3)
+    return fields[0] == "OBX" and len(fields) > 2 and fields[2] in DOCUMENT
+
+
+def parse(lines: Sequence[str]) -> "Message":
+    """Raises BrokenError."""
+    import hl7
+
+    separators = lines[0][3:8]
+    if not lines[0].startswith("MSH"):
+        raise BrokenError("text before MSH")
+    if len(set(separators)) < 5 or any(each.isalnum() or each.isspace() for each in separators):
+        raise BrokenError("MSH-1 or MSH-2")
+    for number, line in enumerate(lines, start=1):
+        if not SEGMENT_NAME.fullmatch(line[:3]) or line[3:4] not in ("", separators[0]):
+            raise BrokenError(f"line {number} is no segment")
+    try:
+        message = hl7.parse("\r".join(line for line in lines if line[:3] in NEEDED))
+    except Exception as error:  # the library has no error of its own for most of what may be wrong
+        raise BrokenError("cannot be split into segments and fields") from error
+    return message
+
+
+def other_kind(message: "Message") -> str:
+    """What the message is, if it is no result of a patient: another type, or one sent for training or debugging."""
+    msh = message[0]
+    kind, event, processing = part(msh, 9), part(msh, 9, 2), part(msh, 11)
+    if kind == "ORU" and event in ("R01", "") and processing in ("P", ""):
+        return ""
+    return f"{kind}^{event} ({processing})"
+
+
+def other_charset(message: "Message", lines: Iterable[str], encoding: str) -> str:
+    """MSH-18, if it names another encoding and there is a character for which that matters."""
+    declared = codecs.lookup(encoding).name.replace("utf-8-sig", "utf-8")
+    named = part(message[0], 18)
+    known = CHARSETS.get(named.upper())
+    differs = known is not None and codecs.lookup(known).name != declared
+    return named if differs and not all(line.isascii() for line in lines) else ""
+
+
+# --- texts of fields --------------------------------------------------------------------------------------
+
+
+def repetitions(segment: "Segment", number: int) -> int:
+    return len(segment[number]) if number < len(segment) else 0
+
+
+def part(segment: "Segment", number: int, component: int = 1, repetition: int = 1, sub: int | None = None) -> str:
+    """A component of a field, or one of its subcomponents, without escapes and outer blanks; "" where it is absent.
+
+    Where a field is less finely divided than asked for, its text is the first piece of every level below. HL7's null
+    is "" too.
+    """
+    at = segment[number] if number < len(segment) else ""
+    for index in (repetition, component, sub):
+        if index is not None:
+            pieces = [at] if isinstance(at, str) else at
+            at = pieces[index - 1] if index <= len(pieces) else ""
+    text = unescaped(str(at), segment).strip()
+    return "" if text == '""' else text
+
+
+def moment(segment: "Segment", number: int) -> str:
+    """A field of time; of a range its beginning, and without the old mark of precision."""
+    return part(segment, number, sub=1)
+
+
+def unescaped(text: str, segment: "Segment") -> str:
+    r"""The text that escape sequences stand for (HL7 v2.5.1, 2.7): separators, line breaks, ASCII in hexadecimal.
+
+    Others are left as they are, so that no list of words holds the result.
+    """
+    escape, (_, fields, repetition, component, sub) = segment.esc, segment.separators
+    plain = {"F": fields, "R": repetition, "S": component, "T": sub, "E": escape, ".br": " ", ".sp": " "}
+    plain |= {"H": "", "N": ""}
+
+    def stands_for(match: re.Match[str]) -> str:
+        code = match[1]
+        if code in plain:
+            return plain[code]
+        try:
+            letters = bytes.fromhex(code[1:]).decode("ascii") if code.startswith("X") else ""
+        except ValueError:
+            return match[0]
+        return " ".join(letters.split()) or " " if letters else match[0]
+
+    mark = re.escape(escape)
+    return re.sub(f"{mark}([^{mark}]*){mark}", stands_for, text)

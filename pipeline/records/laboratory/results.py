@@ -1,0 +1,200 @@
+"""One meaning for what CSV rows, HL7 messages and FHIR resources tell: from raw results to PCR results.
+
+What a result means is never guessed from its text: the laboratory signs lists of words, and a word in none of them
+is reported. Of several versions of one result the newest counts. Results for single genes decide nothing.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import Literal
+
+from models.refusal import Reason, Refusal
+from pipeline.records.csv_tables import note
+from pipeline.records.laboratory.codes import Code, Kind, kind_of
+from pipeline.records.laboratory.settings import Interpretation, canonical
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+# The last two leave no result behind: "withdrawn" takes an older one away, "pending" may yet bring one.
+Status = Literal["final", "corrected", "withdrawn", "pending"]
+NO_RESULT: dict[Status, Reason] = {"withdrawn": reasons.PCR_WITHDRAWN, "pending": reasons.PCR_PRELIMINARY}
+RANK: dict[Status, int] = {"pending": 0, "final": 1, "corrected": 2, "withdrawn": 3}
+
+
+@dataclass(frozen=True)
+class PcrResult:
+    """The overall PCR result of one specimen; `positive` is None when the laboratory could not decide.
+
+    `collected`: when the specimen was taken, site-local without zone; midnight where only the day is known.
+    """
+
+    patient_id: str
+    collected: datetime
+    positive: bool | None
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """One identifier of a patient; `authorities` are the names of the one authority that issued it."""
+
+    value: str
+    authorities: tuple[str, ...] = ()
+    kind: str = ""  # of HL7 table 0203; MR is the medical record number
+
+
+@dataclass(frozen=True)
+class RawResult:
+    """One result of one test, as a row, message or resource tells it and before anything is judged."""
+
+    patient: Identifier | Reason  # the reason for which it is nobody's
+    key: tuple[str, ...]  # order, specimen and test: what a newer version replaces
+    version: tuple[datetime, datetime, int]  # a larger one is newer
+    test: tuple[Code, ...]  # names of one test
+    value: tuple[str, ...]  # codes and words, all for the same thing
+    status: Status
+    collected: datetime | None  # site-local without zone
+    collected_text: str
+    where: str = field(default="", compare=False)  # for the site's screen
+
+
+@dataclass
+class Reading:
+    """What a reader has found so far.
+
+    `units`: rows, messages or resources, good and bad. `others`: how many results other tests had.
+    """
+
+    words: Interpretation
+    results: list[RawResult] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    units: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._declared = frozenset(canonical(test) for test in self.words.tests)
+
+    def kind(self, test: Iterable[Code]) -> Kind:
+        return kind_of(test, self._declared)
+
+    def wants(self, test: Sequence[Code]) -> bool:
+        """Whether results of this test matter; those of other tests are counted."""
+        kind = self.kind(test)
+        if kind == "other":
+            self.others[" ".join(f"{name.code} {name.text}".strip() for name in test)] += 1
+        return kind in ("overall", "gene")
+
+
+def choose(identifiers: Iterable[Identifier], issuer: str) -> Identifier | Reason:
+    """The identifier that the site's authority issued; of several, the medical record number.
+
+    Where no authority is named at all, a single identifier is the site's, as in a CSV file. Nothing is ever bent:
+    leading zeros and case stay. Reasons: E_NO_IDENTIFIER, E_IDENTIFIER_AMBIGUOUS.
+    """
+    given = [identifier for identifier in identifiers if identifier.value]
+    ours = [each for each in given if not issuer or issuer in each.authorities]
+    if not ours and not any(each.authorities for each in given):
+        ours = given
+    if len({each.value for each in ours}) > 1:
+        ours = [each for each in ours if each.kind == "MR"] or ours
+    if len({each.value for each in ours}) > 1:
+        return reasons.IDENTIFIER_AMBIGUOUS
+    return replace(ours[0], kind="") if ours else reasons.NO_IDENTIFIER
+
+
+def interpret(reading: Reading, today: date) -> tuple[list[PcrResult], list[Finding], int]:
+    """The PCR results, what was left out, and how many overall results that is together.
+
+    Equal results count once. Raises Refusal E_NO_PCR_TEST, E_LABORATORY_ISSUERS.
+    """
+    raw = list(dict.fromkeys(reading.results))
+    overall = _newest([each for each in raw if reading.kind(each.test) == "overall"])
+    genes = _newest([each for each in raw if reading.kind(each.test) == "gene"])
+    if reading.others and not raw:
+        private = "; ".join(f"{test}: {count}" for test, count in reading.others.most_common(20))
+        raise Refusal(reasons.NO_PCR_TEST, private=private, results=reading.others.total())
+    _check_authorities(overall)
+    meanings = reading.words.meanings()
+    judged = [_judge(each, meanings, today) for each in overall]
+    results = [each for each in judged if isinstance(each, PcrResult)]
+    findings = [each for each in judged if isinstance(each, Finding)]
+    return list(dict.fromkeys(results)), findings + _genes_only(genes, overall), len(overall)
+
+
+def _newest(raw: Sequence[RawResult]) -> list[RawResult]:
+    """Of each result its newest version; of versions of one time, that which takes back more. Order is kept.
+
+    Two final versions of one time are both kept: if they differ, they are one specimen that is both.
+    """
+    best: dict[tuple[str, ...], tuple[tuple[datetime, datetime, int], int]] = {}
+    for each in raw:
+        best[each.key] = max(best.get(each.key, (each.version, 0)), (each.version, RANK[each.status]))
+    return [each for each in raw if best[each.key] == (each.version, RANK[each.status])]
+
+
+def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> PcrResult | Finding:
+    if not isinstance(raw.patient, Identifier):
+        return note(raw.patient, "", raw.where)
+    patient_id = raw.patient.value
+    if raw.status in NO_RESULT:
+        return note(NO_RESULT[raw.status], patient_id, raw.where)
+    if raw.collected is None:
+        return note(reasons.DATE, patient_id, raw.collected_text)
+    if raw.collected.date() > today:
+        return note(reasons.PCR_DATE, patient_id, raw.collected_text)
+    told = {meanings[word] for word in map(canonical, raw.value) if word in meanings}
+    if len(told) != 1:  # nothing that is known, or a code and a word that contradict each other
+        return note(reasons.PCR_UNMAPPED_ROW, patient_id, " / ".join(raw.value))
+    return PcrResult(patient_id, raw.collected, told.pop())
+
+
+def _genes_only(genes: Iterable[RawResult], overall: Iterable[RawResult]) -> list[Finding]:
+    """A finding for each specimen, known by patient and time, that has genes alone."""
+    decided = {_specimen(each) for each in overall}
+    alone = dict.fromkeys(_specimen(each) for each in genes if each.status in ("final", "corrected"))
+    return [
+        note(reasons.PCR_GENES_ONLY, patient_id, str(collected or ""))
+        for patient_id, collected in alone
+        if patient_id and (patient_id, collected) not in decided
+    ]
+
+
+def _specimen(raw: RawResult) -> tuple[str, datetime | None]:
+    return raw.patient.value if isinstance(raw.patient, Identifier) else "", raw.collected
+
+
+def counted(reason: Reason, counts: Counter[str]) -> list[Finding]:
+    """A finding for each kind of thing that was met so often, the most frequent first."""
+    return [
+        replace(note(reason, "", f"{name}: {count}"), says=f"{reason.says} ({count} times)")
+        for name, count in counts.most_common()
+    ]
+
+
+def _check_authorities(raw: Iterable[RawResult]) -> None:
+    """Two authorities may give one number to two people; one authority may have several names."""
+    authorities = {each.patient.authorities for each in raw if isinstance(each.patient, Identifier)} - {()}
+    if authorities and not set.intersection(*map(set, authorities)):
+        named = "; ".join(sorted(" or ".join(names) for names in authorities))
+        raise Refusal(reasons.LABORATORY_ISSUERS, private=named, issuers=len(authorities))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the folder's files at any depth, sorted, but for hidden ones.
+
+    Raises Refusal E_TABLE_FILE.
+    """
+    try:
+        if path.is_dir():
+            return sorted(
+                each
+                for each in path.rglob("*")
+                if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts)
+            )
+        if path.is_file():
+            return [path]
+    except OSError as error:
+        raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
+    raise Refusal(reasons.TABLE_FILE, private=f"neither file nor folder: {path}", table="laboratory")

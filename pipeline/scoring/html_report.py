@@ -1,0 +1,154 @@
+"""The page of one score: a single HTML file that opens without a network and prints on one sheet of A4."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from models.refusal import Refusal
+from pipeline.imaging.volume import LUNG_WINDOW_HU
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES, middle_of_body
+from pipeline.preprocessing.preprocess import Prepared, resample
+from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
+from pipeline.scoring.score import NOTICE, Score
+from pipeline.system import reasons
+from pipeline.system.templating import page_environment
+
+PAGE = "score.html"
+AROUND_LUNGS_MM = 40.0
+_ENLARGED = 8  # pixels of the picture for each voxel
+_CONTOUR_PIXELS = 2
+
+
+@dataclass(frozen=True)
+class View:
+    """One plane through the scan as seen by a radiologist: the patient's right on the left of the picture.
+
+    `letters`: at the left, right, top and bottom edge. `png`: data URI; `map_png`: the saliency, to be laid over it.
+    `columns`, `rows`: size in voxels.
+    """
+
+    title: str
+    letters: tuple[str, str, str, str]
+    png: str
+    map_png: str | None
+    columns: int
+    rows: int
+
+
+def write_report(score: Score, out: Path) -> Path:
+    """Write the page into the folder `out`, which is made; returns its path.
+
+    Raises Refusal E_REPORT_WRITE.
+    """
+    page = out / PAGE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page.write_text(render(score), encoding="utf-8")
+    except OSError as error:
+        raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
+    return page
+
+
+def render(score: Score) -> str:
+    """The page as text."""
+    environment = page_environment()
+    environment.filters["percent"] = percent
+    environment.filters["share"] = share
+    return environment.get_template(PAGE).render(
+        score=score,
+        said=score.to_json(),
+        notice=NOTICE,
+        parts=PARTS,
+        sides=SIDES,
+        views=views(score.prepared, score.saliency),
+        flags=[check for check in score.checks if check.reason],
+    )
+
+
+def percent(probability: float) -> str:
+    """In percent with one decimal; never 0 or 100, which no model can know."""
+    if probability < 0.001:
+        return "< 0.1 %"
+    if probability > 0.999:
+        return "> 99.9 %"
+    return f"{probability * 100:.1f} %"
+
+
+def share(of_volume: float | None) -> str:
+    """In percent with one decimal; a dash where there is no volume."""
+    return "–" if of_volume is None else f"{of_volume * 100:.1f} %"
+
+
+def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> list[View]:
+    """Axial, coronal and sagittal, cropped to the lungs' surroundings.
+
+    Of each direction the plane in which the saliency is strongest; without one, that which cuts most lung: the plane
+    through the middle would show the mediastinum on the sagittal view.
+    """
+    margin = round(AROUND_LUNGS_MM / prepared.spacing_mm)
+    (box,) = ndimage.find_objects(prepared.lungs.astype(np.uint8))
+    around = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
+    hu, lungs = prepared.image_hu[around], prepared.lungs[around]
+    heat = None if saliency is None else _on_working_grid(saliency, prepared)[around]
+    weight = lungs if heat is None else heat
+    up, back, left = (int(weight.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
+    side = "right" if left < middle_of_body(prepared) - around[2].start else "left"
+    # The working grid runs feet to head, front to back, right to left; pictures begin at the top.
+    planes = (
+        ("Axial", ("R", "L", "A", "P"), np.s_[up]),
+        ("Coronal", ("R", "L", "H", "F"), np.s_[::-1, back]),
+        (f"Sagittal, {side} lung", ("A", "P", "H", "F"), np.s_[::-1, :, left]),
+    )
+    return [
+        _view(title, letters, hu[plane], lungs[plane], None if heat is None else heat[plane])
+        for title, letters, plane in planes
+    ]
+
+
+def _on_working_grid(saliency: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
+    """From the tensor's grid back to where the tensor was cut out; 0 elsewhere."""
+    heat = np.zeros_like(prepared.image_hu)
+    shape = heat[prepared.box].shape
+    heat[prepared.box] = resample(torch.from_numpy(saliency), shape).numpy()
+    return heat
+
+
+def _view(
+    title: str,
+    letters: tuple[str, str, str, str],
+    hu: NDArray[np.float32],
+    lungs: NDArray[np.bool_],
+    heat: NDArray[np.float32] | None,
+) -> View:
+    """Draw one plane, rows from the top, columns from the left; voxels are cubes, so its aspect is right."""
+    size = (hu.shape[1] * _ENLARGED, hu.shape[0] * _ENLARGED)
+    smooth = np.asarray(Image.fromarray(hu).resize(size, Image.Resampling.BICUBIC))
+    low, high = LUNG_WINDOW_HU
+    grey = ((smooth - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+    inside = np.asarray(Image.fromarray(lungs.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)) > 0.5
+    picture = np.repeat(grey[..., None], 3, axis=2)
+    picture[inside & ~ndimage.binary_erosion(inside, iterations=_CONTOUR_PIXELS)] = CONTOUR_RGB
+    return View(
+        title, letters, _png(picture), None if heat is None else _map(heat, size), columns=hu.shape[1], rows=hu.shape[0]
+    )
+
+
+def _map(heat: NDArray[np.float32], size: tuple[int, int]) -> str:
+    smooth = np.asarray(Image.fromarray(np.ascontiguousarray(heat)).resize(size, Image.Resampling.BILINEAR))
+    rgba = heat_rgba(smooth.clip(0, 1))
+    rgba[..., 3] *= 255
+    return _png(np.rint(rgba).astype(np.uint8))
+
+
+def _png(picture: NDArray[np.uint8]) -> str:
+    """A data URI."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

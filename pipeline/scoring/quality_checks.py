@@ -1,0 +1,101 @@
+"""The checks of one scan that are shown beside its answer: what was looked at, what was found, what needs a look."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.refusal import Reason
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.missing_slices import remark
+from pipeline.preprocessing.measures import AIR_BETWEEN_HU
+from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing
+from pipeline.scoring.single_scan import OneScan
+from pipeline.system import reasons
+
+ADULT_YEARS = 18
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `reason` (a `W_` one) says why it needs a look; None where all is well."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+    reason: Reason | None = None
+
+    @property
+    def verdict(self) -> str:
+        return "flag" if self.reason else "ok"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": self.value,
+            "unit": self.unit,
+            "verdict": self.verdict,
+            "code": self.reason and self.reason.code,
+            "says": self.reason and self.reason.says,
+            "remedy": self.reason and self.reason.remedy,
+        }
+
+
+def checks(scan: OneScan, prepared: Prepared, found: Anatomy, settings: Preprocessing) -> tuple[Check, ...]:
+    """All checks of one scan, in the order in which they are shown."""
+    return (
+        *_of_files(scan, settings),
+        *_of_lungs(prepared, found),
+        *_of_density(prepared, found, settings),
+        *_of_patient(scan.series),
+    )
+
+
+def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
+    volume = scan.volume
+    slice_mm, row_mm, column_mm = volume.spacing_mm
+    pixel_mm = max(row_mm, column_mm)
+    is_coarse = pixel_mm > settings.working_spacing_mm
+    read = [reasons.BY_CODE[flag] for flag in volume.flags]
+    return [
+        Check("slices", len(volume.hu)),
+        Check("slice_distance", round(slice_mm, 2), "mm", remark(scan.stated, slice_mm)),
+        Check("pixel_spacing", round(pixel_mm, 2), "mm", reasons.COARSE if is_coarse else None),
+        Check("other_series", scan.other_series),
+        Check("unreadable_files", scan.unread, "", reasons.FILES_UNREADABLE if scan.unread else None),
+        *[Check("reader", reason.code, "", reason) for reason in read],
+    ]
+
+
+def _of_lungs(prepared: Prepared, found: Anatomy) -> list[Check]:
+    ends = [name for name, cut in (("lowest", found.cut_low), ("highest", found.cut_high)) if cut > 0]
+    is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
+    return [
+        Check("lungs", round(prepared.lungs_ml), "mL"),
+        Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
+        Check("lungs_cut", " and ".join(ends) or "no", "", reasons.LUNGS_CUT if ends else None),
+    ]
+
+
+def _of_density(prepared: Prepared, found: Anatomy, settings: Preprocessing) -> list[Check]:
+    low, high = AIR_BETWEEN_HU
+    is_air = found.air_hu is None or low <= found.air_hu <= high
+    is_shift_spent = abs(prepared.shift_hu) >= settings.largest_shift_hu
+    return [
+        Check(
+            "air",
+            "not seen" if found.air_hu is None else round(found.air_hu),
+            "HU" if found.air_hu else "",
+            None if is_air else reasons.AIR_HU,
+        ),
+        Check("hu_shift", round(prepared.shift_hu), "HU", reasons.HU_SHIFT if is_shift_spent else None),
+        Check("metal", round(found.metal_ml, 1), "mL", reasons.METAL if found.metal_ml > SOME_METAL_ML else None),
+    ]
+
+
+def _of_patient(series: Series) -> list[Check]:
+    age, sex = series.age_years, series.sex
+    age_reason = reasons.AGE_MISSING if age is None else reasons.NOT_ADULT if age < ADULT_YEARS else None
+    return [
+        Check("age", "missing" if age is None else "known", "", age_reason),
+        Check("sex", "known" if sex else "missing", "", None if sex else reasons.SEX_MISSING),
+    ]

@@ -1,0 +1,288 @@
+"""Scores one scan: reads it, prepares it as in training, asks the model, and says what speaks against trusting it."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from models.calibration import Platt
+from models.familiarity import look
+from models.network import LABELS, tabular
+from models.reasons import MODEL_FORMAT
+from models.refusal import Refusal
+from models.release import POINTS, Description, Release
+from models.saliency import METHOD, saliency
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.missing_slices import require_whole
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.lesion_burden import Burden, burden
+from pipeline.preprocessing.plausibility import look_at, require_chest
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
+from pipeline.scoring.quality_checks import Check, checks
+from pipeline.scoring.single_scan import OneScan, read_one
+from pipeline.system import reasons
+
+NOTICE = "Research use only. Not a medical device."
+Level = Literal["low", "intermediate", "high"]
+EXPLAINED = ("severe", "pcr_positive")  # which probability the map is of: the first that is not low
+LOW_BELOW = 0.1  # where the release names no operating points
+ALL_LOW = "the probabilities are low, and a map would show nothing that counts"
+NOTHING_RAISES = "nothing in the lungs raises the probability"
+_BAND_YEARS, _TOP_BAND_YEARS = 5, 90
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of one scan; it holds nothing that names the patient or the place of the files.
+
+    `probabilities`: of each label, calibrated, 0 to 1. `age_band`: five years, e.g. 60-64. `model`, `model_sha256`:
+    the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
+    `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
+    the lungs is dense. `distance`: from the scans that the model was trained on, where the release tells. `hu_sha256`:
+    of the volume as read. `seconds`: read, prepare, predict, explain, total.
+
+    For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
+    in `preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32, 0 to 1, on
+    the tensor's grid (`prepared.tensor_affine`), or None.
+    """
+
+    probabilities: dict[str, float]
+    checks: tuple[Check, ...]
+    age_band: str | None
+    sex: str | None
+    model: Description
+    model_sha256: str
+    hu_sha256: str
+    seconds: dict[str, float]
+    scored_at: datetime
+    prepared: Prepared = field(repr=False)
+    volume: Volume = field(repr=False)
+    burden: Burden = field(repr=False)
+    saliency: NDArray[np.float32] | None = field(default=None, repr=False)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    distance: float | None = None
+    signed_by: str | None = None
+
+    @property
+    def signature(self) -> str:
+        return f"signed by {self.signed_by}" if self.signed_by else "signature not checked"
+
+    @property
+    def levels(self) -> dict[str, Level | None]:
+        """By label: low below rule_out, high from rule_in on, else intermediate; None where the release lacks one.
+
+        In a model that tells well the two points overlap; between them a probability is intermediate too.
+        """
+        return {label: _level(p, self.model.operating_points.get(label, {})) for label, p in self.probabilities.items()}
+
+    @property
+    def explained(self) -> str | None:
+        """The label whose probability the saliency explains; None where both are low."""
+        return explained_label(self.probabilities, self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """The score for machines. The keys are stable:
+
+        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; operating_points: {label:
+        {rule_out, rule_in: {threshold, met}}}, as far as the release has them; level: {label: low, intermediate, high
+        or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
+        `lesion_burden.Burden`; saliency: {shown, label, method, why_not}; familiarity: {distance, limit} or null;
+        quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256, signature, study,
+        rounds, sites}; input: {age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict,
+        explain, total}.
+        """
+        return {
+            "notice": NOTICE,
+            "trained_on_synthetic_data": self.model.trained_on_synthetic_data,
+            "scored_at": self.scored_at.isoformat(timespec="seconds"),
+            "probability": self.probabilities,
+            "operating_points": self._operating_points(),
+            "level": self.levels,
+            "interval": {label: list(band) for label, band in self.intervals.items()} or None,
+            "lungs": self.burden.to_json(),
+            "saliency": self._saliency(),
+            "familiarity": self._familiarity(),
+            "quality": [check.to_json() for check in self.checks],
+            "model": {
+                "sha256": self.model_sha256,
+                "signature": self.signature,
+                "study": self.model.study,
+                "rounds": self.model.rounds,
+                "sites": self.model.sites,
+            },
+            "input": {
+                "age_band": self.age_band,
+                "sex": self.sex,
+                "hu_sha256": self.hu_sha256,
+                "tensor_sha256": self.prepared.digest,
+            },
+            "timing_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+        }
+
+    def _operating_points(self) -> dict[str, dict[str, dict[str, float | bool]]]:
+        answer: dict[str, dict[str, dict[str, float | bool]]] = {}
+        for label, points in self.model.operating_points.items():
+            p = self.probabilities[label]
+            answer[label] = {
+                point: {"threshold": at, "met": p < at if point == "rule_out" else p >= at}
+                for point, at in points.items()
+            }
+        return answer
+
+    def _saliency(self) -> dict[str, Any]:
+        is_shown = self.saliency is not None
+        return {
+            "shown": is_shown,
+            "label": self.explained if is_shown else None,
+            "method": METHOD if is_shown else None,
+            "why_not": None if is_shown else NOTHING_RAISES if self.explained else ALL_LOW,
+        }
+
+    def _familiarity(self) -> dict[str, float] | None:
+        known = self.model.familiarity
+        return {"distance": self.distance, "limit": known.limit} if known and self.distance is not None else None
+
+
+def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None) -> Score:
+    """Score the one chest CT in a folder, zip or files, be it a DICOM series, a NIfTI or a MetaImage file.
+
+    `series_uid` chooses where there are several DICOM series.
+
+    Raises Refusal, never a number that cannot be trusted at all: those of `read_one` and `score_scan`.
+    """
+    return score_scan(read_one(source, series_uid), release)
+
+
+def score_scan(scan: OneScan, release: Release) -> Score:
+    """Score a scan that has been read.
+
+    Raises Refusal E_MODEL_FORMAT, E_SLICES_MISSING, E_NO_PROBABILITY, E_UNFAMILIAR, and those of `prepare` and
+    `require_chest`.
+    """
+    require_whole(scan.stated, scan.volume.spacing_mm[0])
+    settings = _settings(release.description)
+    # Beside this thread goes what does not wait for the model; Python's lock is not held meanwhile.
+    with ThreadPoolExecutor(2) as beside:
+        hu_sha256 = beside.submit(_sha256, scan.volume.hu)
+        clock = [time.perf_counter()]
+        volume = orient(scan.volume)
+        prepared = prepare(volume, settings)
+        looked_at = beside.submit(look_at, volume, prepared)
+        measured = burden(prepared)
+        clock.append(time.perf_counter())
+        seen = network_input(prepared, scan.series)
+        logits = _ask(release, *seen)
+        probabilities = calibrated(release.description.calibration, logits)
+        clock.append(time.perf_counter())
+        label = explained_label(probabilities, release.description)
+        heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
+        anatomy = looked_at.result()
+        require_chest(anatomy)
+        distance = _distance(release.description, seen[0])
+        clock.append(time.perf_counter())
+    seconds = {
+        "read": scan.seconds,
+        **dict(zip(("prepare", "predict", "explain"), np.diff(clock).tolist(), strict=True)),
+    }
+    return Score(
+        probabilities=probabilities,
+        checks=checks(scan, prepared, anatomy, settings),
+        age_band=age_band(scan.series.age_years),
+        sex=scan.series.sex,
+        model=release.description,
+        model_sha256=release.sha256,
+        hu_sha256=hu_sha256.result(),
+        seconds={**seconds, "total": sum(seconds.values())},
+        scored_at=datetime.now().astimezone(),
+        prepared=prepared,
+        volume=volume,
+        burden=measured,
+        saliency=heat if heat is not None and heat.any() else None,
+        intervals=_intervals(release.description.calibration, logits),
+        distance=distance,
+        signed_by=release.signed_by,
+    )
+
+
+def explained_label(probabilities: Mapping[str, float], model: Description) -> str | None:
+    """The first of EXPLAINED whose probability is not low: from rule_out on, without one from LOW_BELOW on."""
+    for label in EXPLAINED:
+        if probabilities[label] >= model.operating_points.get(label, {}).get("rule_out", LOW_BELOW):
+            return label
+    return None
+
+
+def _level(p: float, points: Mapping[str, float]) -> Level | None:
+    if points.keys() != set(POINTS):
+        return None
+    is_out, is_in = p < points["rule_out"], p >= points["rule_in"]
+    return "intermediate" if is_out == is_in else "low" if is_out else "high"
+
+
+def network_input(prepared: Prepared, series: Series) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scan (2, slices, rows, columns) and tabular data (4), float32.
+
+    In float32 whatever the machine: bfloat16 would move the answer between one and the next.
+    """
+    scan = torch.from_numpy(prepared.tensor.astype(np.float32))
+    return scan, torch.tensor(tabular(series.age_years, series.sex))
+
+
+def calibrated(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, float]:
+    """The probability of each label from logits in the order of LABELS. Raises Refusal E_NO_PROBABILITY."""
+    answer = {label: float(calibration[label].probability(z)) for label, z in zip(LABELS, logits, strict=True)}
+    if not np.isfinite(list(answer.values())).all():
+        raise Refusal(reasons.NO_PROBABILITY)
+    return answer
+
+
+def age_band(years: float | None) -> str | None:
+    """Five years, e.g. 60-64, and 90+ from there on: the exact age may single a patient out."""
+    if years is None:
+        return None
+    low = int(years // _BAND_YEARS) * _BAND_YEARS
+    return f"{_TOP_BAND_YEARS}+" if low >= _TOP_BAND_YEARS else f"{low}-{low + _BAND_YEARS - 1}"
+
+
+def _settings(model: Description) -> Preprocessing:
+    """The release's own preprocessing; refused where a label has no calibration or the numbers are not ours."""
+    if model.calibration.keys() != set(LABELS):
+        raise Refusal(MODEL_FORMAT)
+    try:
+        return Preprocessing.model_validate(model.preprocessing)
+    except ValidationError as error:
+        raise Refusal(MODEL_FORMAT) from error
+
+
+def _sha256(hu: NDArray[np.int16]) -> str:
+    return hashlib.sha256(hu.data).hexdigest()
+
+
+@torch.inference_mode()
+def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[np.float32]:
+    """The logits in the order of LABELS."""
+    return release.network.eval()(scan[None], known[None])[0].numpy()
+
+
+def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
+    bands = {label: calibration[label].band(float(z)) for label, z in zip(LABELS, logits, strict=True)}
+    return {label: band for label, band in bands.items() if band is not None}
+
+
+def _distance(model: Description, scan: torch.Tensor) -> float | None:
+    """How far the scan lies from those of the training. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
+    if model.familiarity is None:
+        return None
+    distance = model.familiarity.distance(look(scan.numpy()))
+    if not model.familiarity.is_familiar(distance):
+        raise Refusal(reasons.UNFAMILIAR, distance=round(distance, 2), limit=round(model.familiarity.limit, 2))
+    return distance

@@ -1,0 +1,85 @@
+"""The one scan of a folder, zip or files that shall be scored: found, chosen, read."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.refusal import Refusal
+from pipeline.imaging.archive import open_images
+from pipeline.imaging.ct_slice import inspect_slice
+from pipeline.imaging.discovery import Series
+from pipeline.imaging.missing_slices import Stated, stated
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.imaging.readers import find_scans, read_scan
+from pipeline.imaging.volume import Volume
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+BESIDES_THE_SCAN = {reasons.MODALITY, reasons.LOCALIZER, reasons.NOT_AXIAL}
+
+
+@dataclass(frozen=True)
+class OneScan:
+    """The one scan of a source. Site-only: `series` names the patient.
+
+    `other_series` were found beside it and left out, `unread` files could not be read. `seconds`: to find and read it.
+    `stated`: what its headers say about the distance of its slices.
+    """
+
+    series: Series
+    volume: Volume
+    other_series: int
+    unread: int
+    seconds: float
+    stated: Stated = field(default_factory=Stated)
+
+
+def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> OneScan:
+    """The one chest CT in a folder, zip or files.
+
+    `series_uid` chooses where there are several DICOM series.
+
+    Raises Refusal: E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans` and
+    `read_scan`.
+    """
+    began = time.perf_counter()
+    with open_images(source) as images:
+        found, unread = find_scans(images)
+        series = _choose(found, unread, series_uid)
+        volume = read_scan(series)
+        said = stated(series)
+    return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said)
+
+
+def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:
+    """The one series to score. Scouts, reformats and what is not CT may lie beside it; a second scan may not."""
+    if not found:
+        first = unread[0] if unread else Finding(reasons.NO_IMAGES)
+        raise Refusal(first.reason, private=first.detail)
+    asked = [s for s in found if series_uid in (None, s.series_uid)]
+    if not asked:
+        raise Refusal(reasons.UNKNOWN_SERIES, private=str(series_uid))
+    patients = {(s.patient_id, s.issuer) for s in asked}
+    if len(patients) > 1:
+        raise Refusal(reasons.MIXED_PATIENT, patients=len(patients))
+    if len(asked) == 1:
+        return asked[0]  # whatever it is, `read_scan` says best why it cannot be used
+    refusals = [_not_the_scan(s) for s in asked]
+    scans = [s for s, refusal in zip(asked, refusals, strict=True) if refusal is None]
+    if not scans:
+        raise next(refusal for refusal in refusals if refusal)
+    if len(scans) > 1:
+        choice = ", ".join(f"{s.series_uid} ({len(s.files)} files)" for s in scans)
+        raise Refusal(reasons.MIXED_SERIES, series=len(scans), private=choice)
+    return scans[0]
+
+
+@quiet_pydicom()
+def _not_the_scan(series: Series) -> Refusal | None:
+    """Why a series is not an axial CT scan, by its first file; a broken scan is a scan all the same."""
+    try:
+        inspect_slice(series.files[0])
+    except Refusal as refusal:
+        return refusal if refusal.reason in BESIDES_THE_SCAN else None
+    return None

@@ -1,0 +1,107 @@
+"""What a site has: its series, PCR results, outcomes. Here, and nowhere later, identifiers become pseudonyms."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from models.refusal import Reason, Refusal
+from pipeline.imaging.discovery import Series, find_series
+from pipeline.imaging.readers import find_scans
+from pipeline.records.join import Records
+from pipeline.records.labels import read_labels
+from pipeline.records.laboratory import PcrResult, read_pcr
+from pipeline.records.outcomes import read_outcomes
+from pipeline.site.folder import Site
+from pipeline.system import reasons
+from pipeline.system.findings import Finding
+
+# A row that was left out might have been the positive that forbids calling the patient negative.
+SPOILS_NEGATIVE = {
+    reasons.DATE,
+    reasons.PCR_DATE,
+    reasons.PCR_UNMAPPED_ROW,
+    reasons.PCR_PRELIMINARY,
+    reasons.PCR_GENES_ONLY,
+}
+
+
+def read_records(site: Site) -> tuple[Records, list[Finding]]:
+    """Read the site's laboratory and outcome files, or its labels.
+
+    Raises Refusal where a whole file cannot be used.
+    """
+    settings = site.settings
+    if settings.labels is not None:
+        labels, findings = read_labels(settings.labels)
+        under = {site.pseudonym(patient): label for patient, label in labels.items()}
+        return Records({}, {}, set(), under), list(_pseudonymous(site, findings))
+    assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings sees to it
+    rows, laboratory_findings = read_pcr(
+        settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer
+    )
+    outcomes, outcome_findings = read_outcomes(settings.outcomes)
+    results: dict[str, list[PcrResult]] = defaultdict(list)
+    for row in rows:
+        results[site.pseudonym(row.patient_id)].append(row)
+    spoilt = {site.pseudonym(f.patient_id) for f in laboratory_findings if f.reason in SPOILS_NEGATIVE}
+    records = Records(results, {site.pseudonym(p): outcome for p, outcome in outcomes.items()}, spoilt)
+    return records, list(_pseudonymous(site, [*laboratory_findings, *outcome_findings]))
+
+
+def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
+    """Find the site's series, and those that belong to no patient.
+
+    `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
+
+    Raises Refusal: E_CT_FOLDER, E_NO_IMAGES.
+    """
+    folder = site.ct_folder
+    if not folder.is_dir():
+        raise Refusal(reasons.NOTHING_PULLED if site.settings.pacs else reasons.CT_FOLDER, private=str(folder))
+
+    issuer, is_pulled = site.settings.site.issuer, site.settings.pacs is not None
+
+    def tell(each: Series) -> None:
+        if soon and _no_owner(each, issuer) is None:
+            soon(_under_pseudonym(each, site))
+
+    # Scans in other forms than DICOM say nothing of patient and day: only labels of their own can belong to them.
+    find = find_scans if site.settings.labels else find_series
+    found, findings = find(folder, soon if is_pulled else tell)
+    if not found:
+        raise Refusal(reasons.NO_IMAGES)
+    if is_pulled:  # `pull` has put the pseudonym in place already
+        return found, findings
+    series = []
+    findings = list(_pseudonymous(site, findings))
+    for each in found:
+        reason = _no_owner(each, issuer)
+        if reason is None:
+            series.append(_under_pseudonym(each, site))
+        else:
+            findings.append(Finding(reason, detail=str(each.files[0].parent), series=each.fingerprint[:12]))
+    _check_issuers(series)
+    return series, findings
+
+
+def _under_pseudonym(series: Series, site: Site) -> Series:
+    return replace(series, patient_id=site.pseudonym(series.patient_id))
+
+
+def _no_owner(series: Series, issuer: str) -> Reason | None:
+    if not series.patient_id:
+        return reasons.NO_PATIENT_ID
+    # An identifier without issuer is the site's own.
+    return reasons.ISSUER if issuer and series.issuer not in ("", issuer) else None
+
+
+def _check_issuers(series: Iterable[Series]) -> None:
+    """Two authorities may give one number to two people."""
+    issuers = {each.issuer for each in series if each.issuer}
+    if len(issuers) > 1:
+        raise Refusal(reasons.ISSUERS, issuers=len(issuers), private=", ".join(sorted(issuers)))
+
+
+def _pseudonymous(site: Site, findings: Iterable[Finding]) -> Iterable[Finding]:
+    for finding in findings:
+        yield replace(finding, patient_id=finding.patient_id and site.pseudonym(finding.patient_id))

@@ -1,0 +1,102 @@
+"""`fedthorax clinic ...`, as hospital IT types it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from federation.cli.clinic import app as clinic_commands
+from federation.cli.serve import _announce
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import save_release
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.web.auth import Tokens
+from tests.helpers.descriptions import description
+
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    assert run("init", tmp_path / "clinic").exit_code == 0
+    return tmp_path / "clinic"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(clinic_commands, [str(argument) for argument in arguments])
+
+
+def done(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, Refusal), result.output
+    return result.exception.code
+
+
+def release(tmp_path: Path, study: str) -> Path:
+    save_release(tmp_path / study, build_network(SMALL, seed=1), description(study=study, network=SMALL))
+    return tmp_path / study
+
+
+def test_a_clinic_is_made_once_with_settings_that_are_the_defaults(folder: Path) -> None:
+    assert Clinic.open(folder).settings.server.port == 8765
+    assert refused("init", folder) == "E_CLINIC_EXISTS"
+    assert refused("tokens", folder / "nowhere") == "E_NO_CLINIC"
+
+
+def test_a_token_is_shown_once_and_revoked_by_name(folder: Path) -> None:
+    secret = done("token", folder, "ward", "--role", "read", "--days", "30").strip()
+    assert Tokens(folder).caller(secret).role == "read"
+    (listed,) = json.loads(done("tokens", folder, "--json"))
+    assert (listed["name"], listed["role"], listed["revoked_at"]) == ("ward", "read", None)
+    assert secret not in done("tokens", folder) + done("tokens", folder, "--json") + done("audit", folder, "--json")
+    assert refused("token", folder, "ward") == "E_TOKEN_NAME"
+    done("revoke", folder, "ward")
+    assert json.loads(done("tokens", folder, "--json"))[0]["revoked_at"]
+    with pytest.raises(Refusal, match="E_TOKEN"):
+        Tokens(folder).caller(secret)
+    assert run("token", folder, "desk", "--role", "boss").exit_code == 2
+
+
+def test_models_are_added_shadowed_and_promoted(folder: Path, tmp_path: Path) -> None:
+    first = json.loads(done("add-model", folder, release(tmp_path, "first"), "--live", "--json"))
+    second = json.loads(done("add-model", folder, release(tmp_path, "second"), "--json"))
+    assert (first["role"], second["role"]) == ("live", None)
+    assert refused("add-model", folder, tmp_path / "nowhere") == "E_NO_MODEL"
+    done("shadow", folder, second["sha256"][:8])
+    assert "shadow" in done("models", folder)
+    assert refused("promote", folder, second["sha256"]) == "E_NOT_SHADOWED"
+    done("shadow", folder)
+    done("promote", folder, second["sha256"], "--force")
+    roles = {model["study"]: model["role"] for model in json.loads(done("models", folder, "--json"))}
+    assert roles == {"first": None, "second": "live"}
+    records = json.loads(done("audit", folder, "--json"))
+    assert {record["who"] for record in records} == {"command line"}
+    assert records[-1]["action"] == "promote"
+    assert "promote" in done("audit", folder, "--limit", "1")
+    assert json.loads(done("audit", folder, "--since", "2999-01-01", "--json")) == []
+
+
+def test_the_first_start_tells_an_address_for_one_sign_in_and_later_ones_do_not(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic = Clinic.open(folder)
+    monkeypatch.setattr("federation.cli.serve.goes_to_the_journal", lambda: True)
+    _announce(clinic)
+    assert "http://127.0.0.1:8765/" in (told := capsys.readouterr().err)
+    assert "token=" not in told  # a journal keeps what it is told
+    assert Tokens(folder).all() == []
+    monkeypatch.undo()
+    _announce(clinic)
+    secret = capsys.readouterr().err.partition("http://127.0.0.1:8765/#token=")[2].split()[0]
+    assert Tokens(folder).sign_in(secret, hours=1)[1].role == "admin"
+    _announce(clinic)
+    assert "token=" not in capsys.readouterr().err

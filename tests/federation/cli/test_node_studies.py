@@ -1,0 +1,83 @@
+"""`fedthorax node studies | approve-study | revoke-study`, as hospital IT types them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from federation.approval.studies import StudyApprovals, study_digest
+from federation.cli.node import app as node
+from federation.protocol.study_config import Study
+from models.refusal import Refusal
+from pipeline.site.folder import Site, init_site, site_settings
+
+OWN = '[study]\nname = "own"\nrounds = 9\nsites = 3\nquorum = 2\n[evaluation]\nfine_tune = true\n'
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", site_settings(None, name="hospital-a"))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    file = tmp_path / "study.toml"
+    file.write_text(OWN)
+    return file
+
+
+def run(command: str, site: Site, *arguments: str, answer: str = "") -> Result:
+    return CliRunner().invoke(node, [command, str(site.folder), *arguments], input=answer)
+
+
+def verdicts(site: Site) -> dict[str, str]:
+    found = json.loads(run("studies", site, "--json").stdout)
+    return {each["presets"][0] if each["presets"] else each["study"]: each["verdict"] for each in found}
+
+
+def test_the_list_shows_the_releases_studies(site: Site) -> None:
+    assert verdicts(site)["fedprox"] == "preset"
+    assert verdicts(site)["fedavg"] == "unknown"
+    assert "fedprox" in run("studies", site).stdout
+
+
+def test_a_study_file_is_shown_approved_and_revoked(site: Site, study_file: Path) -> None:
+    shown = run("studies", site, "--show", str(study_file)).stdout
+    assert "Fine tuning" in shown
+    assert "unknown" in shown
+    assert run("approve-study", site, str(study_file), answer="n\n").exit_code == 1
+    assert run("approve-study", site, str(study_file), answer="y\n").exit_code == 0
+    (digest,) = [name for name, verdict in verdicts(site).items() if verdict == "approved"]
+    assert run("revoke-study", site, digest[:10]).exit_code == 0
+    assert verdicts(site)[digest] == "revoked"
+
+
+def test_one_command_approves_a_preset_by_name(site: Site) -> None:
+    assert run("approve-study", site, "demo", "--yes").exit_code == 0
+    assert verdicts(site)["demo"] == "approved"
+
+
+def test_a_study_that_was_asked_for_is_listed_and_can_be_approved_by_its_digest(site: Site) -> None:
+    asked = Study.model_validate({"study": {"name": "asked", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
+    digest = StudyApprovals(site).keep(asked)
+    assert verdicts(site)[digest] == "unknown"
+    assert run("approve-study", site, digest[:8], "--yes").exit_code == 0
+    assert StudyApprovals(site).verdict(study_digest(asked), ()) == "approved"
+
+
+def test_what_the_server_wrote_cannot_move_the_cursor(site: Site) -> None:
+    content = json.loads(
+        Study.model_validate({"study": {"name": "a", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
+    )
+    content["strategy"]["options"] = {"\u001b[2J": 1.0}
+    digest = StudyApprovals(site).keep(json.dumps(content))
+    assert "\u001b[2J" not in run("studies", site, "--show", digest).stdout
+
+
+@pytest.mark.parametrize(("name", "code"), [("nothing", "E_STUDY_UNKNOWN"), ("0" * 64, "E_STUDY_UNKNOWN")])
+def test_an_unknown_study_is_refused(site: Site, name: str, code: str) -> None:
+    result = run("approve-study", site, name, "--yes")
+    assert isinstance(result.exception, Refusal)
+    assert result.exception.code == code

@@ -1,0 +1,103 @@
+"""`fedthorax study ...` as it is typed, without a server. All figures are invented."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import configs
+from federation.cli.study import app
+from federation.protocol.study_config import Study
+from federation.runs.launch import plan
+from models.refusal import Refusal
+from models.settings import load_settings
+from tests.helpers.results_factory import make_results
+from tests.helpers.run_files import entry, write_run
+
+PRESETS = sorted((Path(configs.__file__).parent / "presets").glob("*.toml"))
+
+
+def typed(*arguments: str | Path) -> str:
+    """What a command writes to standard output. Raises what it refuses."""
+    done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_is_a_study_that_could_start(preset):
+    assert plan([preset])
+    assert preset.read_text().startswith("# "), "what it is for"
+
+
+def test_presets_that_are_to_be_compared_are_of_one_study():
+    fedavg, *others = (
+        load_settings(PRESETS[0].with_name(f"{name}.toml"), Study).study for name in ("fedavg", "fedprox", "fedavgm")
+    )
+    assert all(other == fedavg for other in others)
+
+
+def test_a_study_file_is_begun_from_a_preset_and_never_overwritten(tmp_path):
+    path = tmp_path / "mine.toml"
+    typed("init", path, "--preset", "fedprox")
+    assert load_settings(path, Study).strategy.name == "FedProx"
+    with pytest.raises(Refusal, match="E_STUDY_EXISTS"):
+        typed("init", path)
+    typed("init", tmp_path / "whole.toml")
+    assert (tmp_path / "whole.toml").read_text() == (PRESETS[0].parents[1] / "study.toml").read_text()
+    wrong = CliRunner().invoke(app, ["init", str(tmp_path / "x.toml"), "--preset", "none"])
+    assert wrong.exit_code == 2
+    assert "fedavg" in wrong.output
+
+
+def test_a_group_has_a_name_that_files_and_tags_can_have(tmp_path):
+    done = CliRunner().invoke(app, ["run", str(PRESETS[0]), "--group", "Ünser/../x", "--server", str(tmp_path)])
+    assert done.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_listed_for_people_and_machines(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a-study-with-a-name-of-some-length-0a1b2c3d"
+    write_run(tmp_path, name, history=[entry(1)], ended="stopped")
+    assert name in typed("list", "--server", tmp_path), "a name is to be typed again, and not cut"
+    (run,) = json.loads(typed("list", "--server", tmp_path, "--json"))
+    assert (run["run"], run["state"], run["round"], run["rounds"]) == (name, "stopped", 1, 4)
+    assert run["means"]["auroc_severe"] == 0.65
+    assert json.loads(typed("list", "--server", tmp_path / "empty", "--json")) == []
+
+
+def test_a_run_is_shown_for_people_and_machines(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    results = make_results(2)
+    history = [entry(1, refused={"south": "E_SITE_MISSING"})]
+    write_run(tmp_path, "trial-a", of=results.study, history=history, results=results)
+    text = typed("show", "trial-a", "--server", tmp_path)
+    assert "south: E_SITE_MISSING" in text
+    assert "mean over sites" in text
+    assert "mlflow: " in text
+    told = json.loads(typed("show", "trial-a", "--server", tmp_path, "--json"))
+    assert told["final"]["models"][0]["figures"]["north"]["auroc_severe"]
+    assert told["history"][0]["refused"] == {"south": "E_SITE_MISSING"}
+
+
+def test_runs_are_compared_for_people_and_machines(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for seed in (1, 2):
+        results = make_results(2, seed=seed)
+        study = results.study.with_seed(seed)
+        write_run(tmp_path, f"trial-{seed}", of=study, results=results, group="seeds", number=seed)
+    text = typed("compare", "seeds", "--server", tmp_path)
+    assert "CenteredClip, 2 seeds" in text
+    assert "±" in text
+    told = json.loads(typed("compare", "seeds", "--server", tmp_path, "--json"))
+    assert told["columns"][0]["runs"] == ["trial-1", "trial-2"]
+    assert told["columns"][0]["figures"]["auroc_severe"]["mean over sites"]["deviation"] > 0
+
+
+@pytest.mark.parametrize("command", ["show", "follow", "stop", "resume", "compare"])
+def test_an_unknown_run_is_refused_everywhere(tmp_path, command):
+    write_run(tmp_path, "trial-a")
+    with pytest.raises(Refusal, match="E_RUN_UNKNOWN"):
+        typed(command, "trial-x", "--server", tmp_path)

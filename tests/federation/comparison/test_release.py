@@ -1,0 +1,296 @@
+"""From a run to a signed model: what is released, what is refused, and that the scorer takes nothing else."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from federation.comparison.release import KEY, RELEASED, Released, describe, release_run
+from federation.runs.results import RESULTS, Results
+from federation.runs.tracking import Tracker, tracking_uri
+from models.attacks import Attacks, Control
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, add_attacks, card, load_release, save_release
+from models.signature import SIGNATURE, new_private_key
+from pipeline.bundle import INFERENCE, METADATA, MODEL
+from tests.helpers.descriptions import description
+from tests.helpers.results_factory import make_results
+
+RUN = "severe-covid-1"
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
+REASON = "one hospital's\n## protocol, | known"
+
+
+def make_run(server: Path, **changes: Any) -> Results:
+    """The folder of a finished run, as the server leaves it, with a candidate of random weights."""
+    folder = server / "runs" / RUN
+    described = description(network=SMALL, study="severe-covid", run=RUN)
+    candidate = save_release(folder / "release", build_network(SMALL, seed=3), described)
+    attacks = Attacks(
+        release=candidate.sha256,
+        software="test",
+        membership_control=Control(value=1, needed=0.9),
+        membership={},
+        inversion_control=Control(value=30, needed=20),
+        inversion=[],
+    )
+    add_attacks(folder / "release", attacks)
+    results = make_results(("north", "south", "east"), **{"run": RUN, "release": candidate.sha256, **changes})
+    (folder / RESULTS).write_text(results.model_dump_json())
+    (folder / "study.json").write_text(results.study.model_dump_json())
+    return results
+
+
+def release(server: Path, **options: Any) -> Released:
+    return release_run(RUN, server, lambda _: None, **options)
+
+
+def code(server: Path, **options: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        release(server, **options)
+    assert str(server) not in str(caught.value)
+    return caught.value.code
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server whose run is complete and registered in MLflow. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("server")
+    results = make_run(folder)
+    tracker = Tracker(folder, results.study, RUN, lambda _: None)
+    tracker.begin({})
+    assert tracker.register(folder / "runs" / RUN / "release", results.release) == "1"
+    tracker.end(completed=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(server: Path) -> Released:
+    """What was released of it, although the audit had a flag. Leave it as it is."""
+    return release(server, despite_flags=REASON)
+
+
+@pytest.fixture
+def copy(released: Released, tmp_path: Path) -> Path:
+    """A copy of the release that may be spoilt."""
+    return shutil.copytree(released.folder, tmp_path / "copy")
+
+
+# --- what is released -------------------------------------------------------------------------------------
+
+
+def test_it_is_the_candidate_with_its_thresholds_and_signed(server: Path, released: Released) -> None:
+    read = load_release(released.folder, [released.public_key])
+    candidate = load_release(server / "runs" / RUN / "release")
+    assert read.sha256 == released.sha256 != candidate.sha256
+    assert read.signed_by == released.key_sha256
+    assert read.description.weights_sha256 == candidate.description.weights_sha256
+    assert read.description.calibration == candidate.description.calibration
+    assert read.description.operating_points["severe"] == {"rule_out": 0.18, "rule_in": 0.55}
+    files = {str(path.relative_to(released.folder)) for path in released.folder.rglob("*") if path.is_file()}
+    assert files == {WEIGHTS, DESCRIPTION, CARD, ATTACKS, METADATA, INFERENCE, MODEL, SIGNATURE}
+
+
+def test_it_tells_how_the_run_went(server: Path, released: Released) -> None:
+    results = Results.model_validate_json((server / "runs" / RUN / RESULTS).read_bytes())
+    told = load_release(released.folder).description.provenance
+    assert told is not None
+    assert told.candidate == results.release
+    assert (told.rounds_planned, told.rounds_lost) == (12, 1)
+    assert {site: record.rounds for site, record in told.sites.items()} == {"north": 11, "south": 12, "east": 10}
+    assert told.sites["north"].dropouts == {"E_UPDATE_NORM": 1}
+    assert told.sites["east"].dropouts == {"E_SITE_MISSING": 2}
+    assert told.sites["north"].patients == results.sites["north"].patients
+    federated, without = results.models[0].figures["north"], results.model("without north")
+    assert without is not None
+    for name in ("auroc_severe", "auroc_severe_low", "brier_severe", "sens_at_rule_out_severe", "auroc_severe@female"):
+        assert told.sites["north"].figures[name] == federated[name]
+    assert told.sites["north"].left_out["auroc_severe"] == without.figures["north"]["auroc_severe"]
+    assert told.audit is not None and results.audit is not None and results.audit.probe is not None
+    assert told.audit.probe_accuracy == results.audit.probe.accuracy
+    assert told.despite_flags == REASON
+
+
+def test_no_count_of_patients_gets_out_with_it(released: Released) -> None:
+    text = (released.folder / DESCRIPTION).read_text() + (released.folder / CARD).read_text()
+    assert "num-examples" not in text and "count_severe" not in text
+
+
+def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> None:
+    text = (released.folder / CARD).read_text(encoding="utf-8")
+    d = load_release(released.folder).description
+    assert d.provenance is not None
+    north = d.provenance.sites["north"]
+    auroc = (north.figures[f"auroc_severe{end}"] for end in ("", "_low", "_high"))
+    for said in (
+        "Research use only. Not a medical device.",
+        "SYNTHETIC hospitals",
+        released.sha256,
+        d.provenance.candidate,
+        f"| north | {north.patients} | yes | 11 | 1 × E_UPDATE_NORM |",
+        "| {:.3f} ({:.3f}–{:.3f}) |".format(*auroc),
+        "| severe | 0.180 | 0.550 |",
+        "W_SHORTCUT_TAGS",
+        "because: one hospital's ## protocol, | known\n",
+        "rounds planned, lost | 12, 1",
+        "how it does elsewhere is not known",
+        "Attacks measured",
+    ):
+        assert said in text
+    attacks = Attacks.model_validate_json((released.folder / ATTACKS).read_bytes())
+    assert card(d, released.sha256, attacks) == text
+
+
+def test_where_a_hospital_outside_the_training_judged_it_no_limit_denies_that() -> None:
+    results = make_results(("north", "south", "east"))
+    internal = describe(description(), results, despite_flags="")
+    results.models[0].trained_at.remove("east")
+    external = describe(description(), results, despite_flags="")
+    assert len(internal.limits) == len(external.limits) + 1
+    assert external.provenance is not None and not external.provenance.sites["east"].trained
+
+
+def test_mlflow_knows_which_version_is_released(server: Path, released: Released) -> None:
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    version = client.get_model_version_by_alias("severe-covid", RELEASED)
+    assert str(version.version) == released.version == "1"
+    assert version.tags["release_sha256"] == released.sha256
+    kept = {file.path for file in client.list_artifacts(version.run_id, RELEASED)}
+    assert f"{RELEASED}/{SIGNATURE}" in kept
+
+
+def test_the_private_key_stays_on_the_server_and_is_used_again(
+    server: Path, released: Released, tmp_path: Path
+) -> None:
+    assert (server / KEY).stat().st_mode & 0o777 == 0o600
+    again = release(server, despite_flags=REASON, out=tmp_path / "again")
+    assert again.key_sha256 == released.key_sha256
+    assert again.sha256 == released.sha256, "the same run is released under the same name"
+    secret = (server / KEY).read_bytes().split(b"\n")[1]
+    assert not any(secret in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    own = tmp_path / "own.key"
+    own.write_bytes(new_private_key())
+    other = release(server, despite_flags=REASON, out=tmp_path / "other", key=own)
+    assert other.key_sha256 != released.key_sha256
+    with pytest.raises(Refusal, match="E_SIGNATURE"):
+        load_release(other.folder, [released.public_key])
+
+
+def test_monai_loads_what_was_released(released: Released) -> None:
+    network = monai.bundle.load(
+        released.folder.name,
+        bundle_dir=released.folder.parent,
+        workflow_type="inference",
+        source="github",
+        device="cpu",
+    )
+    ours = load_release(released.folder).network.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in network.state_dict().items())
+
+
+# --- what the scorer refuses ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION, CARD, ATTACKS, METADATA, INFERENCE, MODEL])
+def test_no_file_of_it_can_be_altered_or_lost(released: Released, copy: Path, name: str) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(Refusal, match="E_SIGNATURE"):
+        load_release(copy, [released.public_key])
+    (copy / name).unlink()
+    with pytest.raises(Refusal, match=r"E_SIGNATURE|E_NO_MODEL"):
+        load_release(copy, [released.public_key])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda folder: (folder / SIGNATURE).unlink(), "E_NOT_SIGNED"),
+        (lambda folder: (folder / SIGNATURE).write_text("{}"), "E_SIGNATURE"),
+        (lambda folder: (folder / "models" / "__init__.py").write_text("print()"), "E_SIGNATURE"),
+    ],
+    ids=["unsigned", "no signature", "code beside the weights"],
+)
+def test_what_was_not_signed_so_is_refused(
+    released: Released, copy: Path, change: Callable[[Path], object], expected: str
+) -> None:
+    assert load_release(copy, [released.public_key]).sha256 == released.sha256
+    change(copy)
+    with pytest.raises(Refusal, match=expected):
+        load_release(copy, [released.public_key])
+
+
+# --- what is not released ---------------------------------------------------------------------------------
+
+
+def nothing_written(server: Path) -> bool:
+    return not any((server / "releases").glob("*")) if (server / "releases").exists() else True
+
+
+def test_a_run_without_results_or_with_another_candidate_is_refused(tmp_path: Path) -> None:
+    assert code(tmp_path) == "E_RUN_UNKNOWN"
+    make_run(tmp_path)
+    (tmp_path / "runs" / RUN / RESULTS).rename(tmp_path / "results.json")
+    assert code(tmp_path) == "E_RESULTS"
+    make_run(tmp_path, release="0" * 64)
+    assert code(tmp_path, despite_flags=REASON) == "E_CANDIDATE_OTHER"
+    assert nothing_written(tmp_path)
+
+
+@pytest.mark.parametrize("reason", ["", "  \n"])
+def test_a_flagged_model_is_not_released_without_a_reason(tmp_path: Path, reason: str) -> None:
+    make_run(tmp_path)
+    assert code(tmp_path, despite_flags=reason) == "E_AUDIT_FLAGS"
+    assert nothing_written(tmp_path) and not (tmp_path / KEY).exists()
+
+
+def test_an_altered_candidate_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    weights = tmp_path / "runs" / RUN / "release" / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert code(tmp_path, despite_flags=REASON) == "E_MODEL_ALTERED"
+
+
+def test_a_release_is_never_written_over(server: Path, released: Released) -> None:
+    before = {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
+    assert code(server, despite_flags=REASON) == "E_RELEASE_EXISTS"
+    assert before == {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
+
+
+def test_a_key_that_cannot_sign_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    (tmp_path / "own.key").write_text("no key")
+    assert code(tmp_path, despite_flags=REASON, key=tmp_path / "own.key") == "E_SIGNING_KEY"
+    assert nothing_written(tmp_path)
+
+
+def test_without_mlflow_nothing_is_half_released(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "folder" / "model"
+
+    def outage(*_: object, **__: object) -> None:
+        raise MlflowException("the connection was refused")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", outage)
+    assert code(server, despite_flags=REASON, out=out) == "E_MLFLOW_SILENT"
+    assert not any(out.parent.iterdir())
+
+
+def test_a_candidate_that_is_not_registered_yet_waits(server: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(server, tmp_path / "server", ignore=shutil.ignore_patterns("releases"))
+    folder = moved / "runs" / RUN
+    other = save_release(
+        folder / "release", build_network(SMALL, seed=4), description(network=SMALL, study="severe-covid", run=RUN)
+    )
+    content = json.loads((folder / RESULTS).read_text()) | {"release": other.sha256}
+    (folder / RESULTS).write_text(json.dumps(content))
+    assert code(moved, despite_flags=REASON) == "E_MLFLOW_SILENT"
+    assert nothing_written(moved)

@@ -1,0 +1,122 @@
+"""The grid that looks for replies often and hands each on, over a grid of lists."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from federation.coordinator import eager_grid as grids
+from federation.coordinator.eager_grid import AT_ONCE, EagerGrid, PartOfGrid
+
+
+class Clock:
+    """Time that passes only while someone sleeps, or when a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(grids.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(grids.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds >= 0
+        self.now_s += seconds
+
+
+class Lists:
+    """Has a reply to each message `at` its time; `log` tells what was done in which order."""
+
+    def __init__(self, clock: Clock, at: dict[str, float]) -> None:
+        self.clock, self.at = clock, at
+        self.log: list[str] = []
+        self.asked: list[int] = []
+
+    def get_node_ids(self):
+        return iter([1, 2, 3])
+
+    def push_messages(self, messages):
+        self.log += [f"push {message}" for message in messages]
+        return [f"id of {message}" for message in messages]
+
+    def pull_messages(self, ids):
+        self.asked.append(len(ids))
+        there = [each for each in ids if self.at[each.removeprefix("id of ")] <= self.clock.now_s]
+        self.log += [f"pull {each}" for each in there]
+        return [SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=each)) for each in there]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def ids(replies) -> list[str]:
+    return [reply.metadata.reply_to_message_id for reply in replies]
+
+
+def test_all_replies_are_collected_once(clock):
+    grid = Lists(clock, {"a": 0, "b": 7, "c": 3})
+    assert ids(EagerGrid(grid).send_and_receive(["a", "b", "c"], timeout=10)) == ["id of a", "id of c", "id of b"]
+    assert clock.now_s == 7
+    assert grid.log[:3] == ["push a", "push b", "push c"]
+
+
+def test_what_is_missing_is_waited_for_no_longer_than_the_timeout(clock):
+    grid = Lists(clock, {"a": 0, "b": 11, "c": 3})
+    assert ids(EagerGrid(grid).send_and_receive(["a", "b", "c"], timeout=10)) == ["id of a", "id of c"]
+    assert clock.now_s == pytest.approx(10)
+
+
+def test_without_a_timeout_it_is_waited_for(clock):
+    grid = Lists(clock, {"a": 10_000})
+    assert ids(EagerGrid(grid).send_and_receive(["a"])) == ["id of a"]
+
+
+def test_messages_are_sent_before_the_first_reply_is_asked_for(clock):
+    grid = Lists(clock, {"a": 0})
+    EagerGrid(grid).send_and_receive(["a"])
+    assert grid.log == ["push a"]
+
+
+def test_messages_are_made_and_sent_one_by_one(clock):
+    grid = Lists(clock, {"a": 0, "b": 0})
+
+    def messages():
+        for name in ("a", "b"):
+            grid.log.append(f"make {name}")
+            yield name
+
+    EagerGrid(grid).send_and_receive(messages())
+    assert grid.log == ["make a", "push a", "make b", "push b"]
+
+
+def test_few_replies_are_fetched_before_these_are_handed_on(clock):
+    many = [f"m{number}" for number in range(50)]
+    grid = Lists(clock, dict.fromkeys(many, 0.0))
+    for count, _ in enumerate(EagerGrid(grid).send_and_receive(many), start=1):
+        assert sum(line.startswith("pull") for line in grid.log) < count + AT_ONCE
+    assert count == 50
+    assert max(grid.asked) == AT_ONCE
+
+
+def test_what_came_in_time_is_handed_on_however_long_each_takes(clock):
+    many = [f"m{number}" for number in range(20)]
+    grid = Lists(clock, dict.fromkeys(many, 1.0))
+    replies = EagerGrid(grid).send_and_receive(many, timeout=2)
+    taken = 0
+    for _ in replies:
+        clock.now_s += 30
+        taken += 1
+    assert taken == 20
+
+
+def test_the_more_sites_the_less_often_each_is_looked_for(clock):
+    """The server's time for looks has a bound."""
+    many = [f"m{number}" for number in range(1000)]
+    grid = Lists(clock, dict.fromkeys(many, 100.0))
+    list(EagerGrid(grid).send_and_receive(many, timeout=90))
+    assert len(grid.asked) <= 90 * grids.LOOKS_PER_S + 2 * 1000 / AT_ONCE  # and the first look and the last
+
+
+def test_a_part_of_a_grid_sends_and_receives_as_the_whole(clock):
+    part = PartOfGrid(EagerGrid(Lists(clock, {"a": 0})), frozenset({2, 9}))
+    assert part.get_node_ids() == [2]
+    assert ids(part.send_and_receive(["a"])) == ["id of a"]

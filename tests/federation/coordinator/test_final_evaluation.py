@@ -1,0 +1,239 @@
+"""What comes after the last round: which models are judged where, what a missing site costs, what is asked of whom."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
+
+from federation.protocol.reply_validation import decode
+from federation.protocol.study_config import EvaluationTable, StoppingTable, Study
+from federation.runs.results import Results, read_results
+from models.refusal import Refusal
+from models.release import load_release
+from tests.helpers.whole_run import Grid, execute, rounds_of, study
+
+ALL_THREE = ["north", "south", "west"]
+
+
+def with_evaluation(**asked: Any) -> Study:
+    return study().model_copy(update={"evaluation": EvaluationTable(**asked)})
+
+
+def results_of(folder: Path) -> Results:
+    return read_results(folder / "runs" / "trial-1")
+
+
+def test_the_federated_model_alone_is_judged_unless_more_is_asked(server):
+    execute(server, Grid())
+    found = results_of(server)
+    assert [(model.name, model.trained_at) for model in found.models] == [("federated", ALL_THREE)]
+    assert found.models[0].figures["north"]["auroc_severe_low"] == 0.7
+    assert set(found.sites) == set(ALL_THREE)
+    severe = found.calibration["severe"]
+    assert 1.2 < severe.slope < 1.6, "the penalty that each site's fit has is counted once"
+    assert severe.band(0.5)[0] < severe.probability(np.array([0.5]))[0] < severe.band(0.5)[1]
+    assert found.operating_points["severe"]["rule_out"].sites == 3
+    assert found.audit is not None
+    assert found.audit.probe is not None
+    assert found.audit.probe.confusion["south"] == {"north": 0.4, "south": 0.3, "west": 0.3}
+
+
+def test_every_model_that_was_asked_for_is_judged_at_every_site(server):
+    grid = Grid()
+    execute(server, grid, with_evaluation(local_models=True, leave_one_out=True, fine_tune=True))
+    models = results_of(server).models
+    expected = {"federated": ALL_THREE}
+    for site in ALL_THREE:
+        expected |= {f"{site} fine-tuned": [site], f"{site} alone": [site]}
+        expected[f"without {site}"] = [other for other in ALL_THREE if other != site]
+    assert {model.name: model.trained_at for model in models} == expected
+    assert all(set(model.figures) == set(ALL_THREE) for model in models)
+    # Three rounds of the study, three of local models at three sites each, three of three federations of two sites.
+    assert grid.kinds.count("train") == 3 * 3 + 3 * 3 + 3 * 3 * 2
+
+
+def test_models_of_single_sites_can_be_those_of_some_sites(server):
+    grid = Grid()
+    asked = with_evaluation(local_models=True, leave_one_out=True, fine_tune=True, compared_sites=1)
+    execute(server, grid, asked)
+    federated, *others = results_of(server).models
+    drawn = {model.name.split()[0] for model in others if model.kind != "left_out"}
+    assert federated.name == "federated"
+    assert len(drawn) == 1
+    assert {model.kind for model in others} == {"local", "left_out", "fine_tuned"}
+    assert {f"without {site}" for site in drawn} == {model.name for model in others if model.kind == "left_out"}
+    assert all(set(model.figures) == set(ALL_THREE) for model in others), "each is judged at every site"
+    # Three rounds of the study, of one local model, and of one federation of two sites.
+    assert grid.kinds.count("train") == 3 * 3 + 3 + 3 * 2
+    assert grid.kinds.count("train.head") == 1
+
+
+def test_a_round_asks_so_many_sites_and_the_questions_after_it_ask_all(server):
+    table = study().study.model_copy(update={"sites_per_round": 2})
+    history = execute(server, grid := Grid(), study().model_copy(update={"study": table}))
+    rounds = rounds_of(history)
+    assert [len(entry["sites"]) for entry in rounds] == [2, 2, 2]
+    assert grid.kinds.count("train") == 3 * 2
+    assert grid.kinds.count("evaluate.test") == 3
+
+
+def test_a_local_model_is_its_sites_own(server):
+    """What a site gets in a later round is what it gave in the one before, and nobody else's."""
+    came: dict[int, list[bytes]] = {}
+    gave: dict[int, list[bytes]] = {}
+
+    class Watched(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            content = super().content(node, message)
+            if message.metadata.message_type == "train":
+                came.setdefault(node, []).append(message.content.array_records["arrays"]["weights"].data)
+                gave.setdefault(node, []).append(content.array_records["arrays"]["weights"].data)
+            return content
+
+    execute(server, Watched(), with_evaluation(local_models=True))
+    for node, models in came.items():
+        assert models[4:] == gave[node][3:5]
+        assert models[3] == models[0]
+
+
+def test_local_models_go_on_where_they_were_cut_off(server):
+    asked = with_evaluation(local_models=True)
+
+    class Dies(Grid):
+        def send_and_receive(self, messages, *, timeout=None):
+            if self.kinds.count("train") >= 3 * 3 + 2 * 3:
+                raise KeyboardInterrupt
+            return super().send_and_receive(messages, timeout=timeout)
+
+    first = Dies()
+    with pytest.raises(KeyboardInterrupt):
+        execute(server, first, asked)
+    grid = Grid()
+    grid.lines = dict(first.lines)
+    execute(server, grid, asked)
+    assert grid.kinds.count("train") == 3
+    assert len(results_of(server).models) == 4
+
+
+def test_a_site_that_does_not_answer_has_no_local_model_and_no_figures(server, caplog):
+    def silent(message: Message, content: RecordDict) -> Any:
+        kind, number = message.metadata.message_type, message.content.config_records["config"]["server-round"]
+        is_alone = kind == "train" and sent.kinds.count("evaluate.test") and number == 2
+        return Error(1, "E_TOO_FEW_PATIENTS") if is_alone or kind == "evaluate.calibrate" else content
+
+    sent = Grid(silent)
+    with caplog.at_level("INFO", logger="flwr"):
+        execute(server, sent, with_evaluation(local_models=True))
+    found = results_of(server)
+    assert [model.name for model in found.models] == ["federated", "north alone", "south alone"]
+    assert found.operating_points["severe"]["rule_out"].sites == 2
+    assert "no local model of west: E_TOO_FEW_PATIENTS" in caplog.text
+
+
+def test_training_ends_where_the_figure_no_longer_rises(server):
+    """The validation figure stays as it is from round 1 on; two rounds of patience, so round 3 of 6 is the last."""
+
+    class Flat(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            content = super().content(node, message)
+            if message.metadata.message_type == "train":
+                content["metrics"] = MetricRecord({"train_loss": 0.5, "auroc_severe": 0.7, "num-examples": 20})
+            return content
+
+    table = study().study.model_copy(update={"rounds": 6})
+    asked = study().model_copy(update={"study": table, "stopping": StoppingTable(patience_rounds=2)})
+    first = Flat()
+    history = execute(server, first, asked)
+    assert [entry["round"] for entry in rounds_of(history)] == [1, 2, 3]
+    assert results_of(server).stopped_early
+    grid = Flat()
+    grid.lines = dict(first.lines)
+    execute(server, grid, asked)  # resumed: there is nothing left to train
+    assert "train" not in grid.kinds
+
+
+def test_unlike_sites_do_not_start(server):
+    class Unlike(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            content = super().content(node, message)
+            if message.metadata.message_type == "query.handshake" and node == 22:
+                content.config_records["site"]["golden"] = "e" * 64
+            return content
+
+    grid = Unlike()
+    with pytest.raises(Refusal) as refused:
+        execute(server, grid)
+    assert refused.value.code == "E_SITES_UNLIKE"
+    assert "south" in str(refused.value)
+    assert set(grid.kinds) == {"query.handshake"}
+
+
+def test_a_release_knows_what_is_like_the_scans_of_training(server):
+    """The sites' looks have the means and variances 11, 22 and 33; all together they vary between sites too."""
+    came: list[dict[str, np.ndarray]] = []
+
+    class Watched(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            if message.metadata.message_type == "evaluate.calibrate":
+                came.append(decode(message.content.array_records["typical"]))
+            return super().content(node, message)
+
+    execute(server, Watched())
+    familiarity = load_release(server / "runs" / "trial-1" / "release").description.familiarity
+    assert familiarity is not None
+    assert familiarity.sites == 3
+    assert all(told["mean"].tolist() == list(familiarity.mean) for told in came)
+    assert set(familiarity.mean) == {22.0}
+    assert familiarity.variance == pytest.approx([22 + 2 / 3 * 11**2] * len(familiarity.mean), rel=1e-6)
+    assert familiarity.is_familiar(1.0)
+    assert not familiarity.is_familiar(10.0)
+
+
+def test_one_site_that_lets_features_out_is_not_published_alone(server, caplog):
+    def silent(message: Message, content: RecordDict) -> Any:
+        return Error(1, "E_EMBEDDINGS") if message.metadata.message_type == "evaluate.embed" else content
+
+    class OneTells(Grid):
+        def content(self, node: int, message: Message) -> RecordDict:
+            content = super().content(node, message)
+            kind = message.metadata.message_type
+            if kind == "evaluate.calibrate":
+                assert not message.content.array_records["typical"]["variance"].numpy().any()
+                assert "distance_mean" in content.metric_records["metrics"], "told unasked, it counts for nothing"
+            if kind == "evaluate.embed" and node == 22:
+                del content["moments"]
+            return content
+
+    grid = OneTells(silent)
+    with caplog.at_level("INFO", logger="flwr"):
+        execute(server, grid)
+    assert load_release(server / "runs" / "trial-1" / "release").description.familiarity is None
+    assert "what is unlike the scans of training is not known" in caplog.text
+
+
+def test_a_fit_that_its_patients_cannot_have_given_does_not_count(server):
+    """West claims to know its calibration as from thousands of patients; it has five."""
+
+    def sure(message: Message, content: RecordDict) -> Any:
+        if message.metadata.message_type == "evaluate.calibrate":
+            claimed = {"variance_slope_severe": 1e-4, "covariance_severe": 0.0, "variance_intercept_severe": 1e-4}
+            content["metrics"] = MetricRecord({**content.metric_records["metrics"], "slope_severe": 50.0, **claimed})
+        return content
+
+    execute(server, Grid(sure))
+    assert results_of(server).calibration["severe"].slope < 2
+
+
+def test_a_private_study_is_not_audited(server):
+    """The audit looks at training patients, which the noise of a private study is to cover."""
+    privacy = {"noise_multiplier": 1.5, "sample_rate": 0.1}
+    content = study().model_dump() | {"privacy": privacy}
+    content["network"] |= {"norm": "group"}
+    grid = Grid()
+    execute(server, grid, Study.model_validate(content))
+    assert results_of(server).audit is None
+    assert results_of(server).calibration["severe"].band(0.5) is not None
+    assert load_release(server / "runs" / "trial-1" / "release").description.familiarity is None
+    assert not {"evaluate.embed", "evaluate.assign"} & set(grid.kinds)

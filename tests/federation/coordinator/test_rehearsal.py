@@ -1,0 +1,63 @@
+"""A whole run over synthetic sites in one process: real patients' way through training, examination and audit."""
+
+import pytest
+
+from federation.coordinator.rehearsal import rehearse
+from federation.protocol.study_config import Study
+from federation.runs.results import Results, read_results
+from pipeline.phantom.cohorts import synthetic_site, write_cohort
+from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.site.folder import Site
+
+SMALL = Preprocessing(shape=(16, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> list[Site]:
+    place, made = tmp_path_factory.mktemp("rehearsal"), []
+    for hospital in HOSPITALS[:2]:
+        site = synthetic_site(place / hospital.name, hospital.name, seed=1, min_patients=3)
+        write_cohort(site, hospital, patients=24, seed=1, settings=SMALL)
+        made.append(site)
+    return made
+
+
+@pytest.fixture(scope="module")
+def results(sites: list[Site], tmp_path_factory: pytest.TempPathFactory) -> Results:
+    study = Study.model_validate(
+        {
+            "study": {"name": "rehearsal", "rounds": 2, "local_steps": 3, "sites": 2, "quorum": 2, "synthetic": True},
+            "network": {"architecture": "resnet10", "widen_factor": 0.0625},
+            "preprocessing": SMALL.model_dump(),
+            "wire": {"precision": "float16"},
+            "evaluation": {"fine_tune": True, "local_models": True, "pooled": True},
+        }
+    )
+    return read_results(rehearse(study, tmp_path_factory.mktemp("server"), [site.folder for site in sites]))
+
+
+def test_every_model_has_figures_at_every_site_under_the_sites_own_names(results: Results) -> None:
+    names = [model.name for model in results.models]
+    assert sorted(names) == sorted(
+        ["federated", "north alone", "south alone", "north fine-tuned", "south fine-tuned", "pooled"]
+    )
+    for model in results.models:
+        assert set(model.figures) == {"north", "south"}
+        for figures in model.figures.values():
+            assert figures["auroc_pcr_positive_low"] <= figures["auroc_pcr_positive"]
+
+
+def test_the_audit_is_about_the_federated_model_alone(results: Results) -> None:
+    assert results.audit is not None
+    assert set(results.audit.sites) == {"north", "south"}
+    for model in results.models:
+        audited = any("outside" in name for figures in model.figures.values() for name in figures)
+        assert not audited or model.name == "federated"
+
+
+def test_no_figure_is_of_a_name_that_a_gateway_would_not_let_out(results: Results) -> None:
+    from federation.protocol.metric_allowlist import FIGURES
+
+    known = {*FIGURES["evaluate.test"], "num-examples"}
+    assert all(set(figures) <= known for model in results.models for figures in model.figures.values())

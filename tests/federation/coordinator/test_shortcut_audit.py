@@ -1,0 +1,147 @@
+"""The audit at the server: sites told apart by their features, shortcuts flagged, and chance let be."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from federation.coordinator.shortcut_audit import discriminants, judge, probe, strict_low
+from federation.protocol.metric_allowlist import MAX_PROBED
+from models.familiarity import Moments
+from pipeline.evaluation.discrimination import auroc
+from pipeline.evaluation.shortcuts import assigned_shares
+from pipeline.evaluation.shortcuts import moments as moments_of
+
+FEATURES = 6
+Embeddings = dict[str, np.ndarray]
+
+
+def embeddings(patients: Mapping[str, int], seed: int) -> Embeddings:
+    """Features of independent spread, another mean at each site; the last one never varies."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for number, (site, count) in enumerate(patients.items()):
+        features = rng.normal(size=(count, FEATURES)) * (1, 3, 0.5, 2, 1, 0)
+        features[:, 0] += 1.5 * number
+        made[site] = features.astype(np.float32)
+    return made
+
+
+def moments(found: Embeddings) -> dict[str, Moments]:
+    return {site: moments_of(features) for site, features in found.items()}
+
+
+def figures(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+# --- the probe --------------------------------------------------------------------------------------------
+
+
+def test_sites_are_told_apart_as_a_full_discriminant_analysis_of_all_patients_would() -> None:
+    patients = {"north": 300, "south": 80, "west": 150}
+    train, test = embeddings(patients, 1), embeddings(patients, 2)
+    table = discriminants(moments(train))
+    shares = {site: assigned_shares(features, table, 3) for site, features in test.items()}
+    found = probe(shares, list(patients))
+    known = LinearDiscriminantAnalysis(priors=[1 / 3] * 3).fit(
+        np.concatenate(list(train.values()))[:, :-1], np.repeat(list(patients), list(patients.values()))
+    )
+    for site, features in test.items():
+        told = known.predict(features[:, :-1])
+        for other in patients:
+            assert found.confusion[site][other] == pytest.approx(np.mean(told == other), abs=0.03)
+    assert found.chance == pytest.approx(1 / 3)
+    assert found.accuracy == pytest.approx(np.mean([found.confusion[site][site] for site in patients]))
+    assert found.accuracy > 0.6
+
+
+def test_sites_that_do_not_differ_are_told_apart_by_chance() -> None:
+    same = {site: embeddings({"north": 200}, seed)["north"] for seed, site in enumerate(("a", "b", "c", "d"))}
+    table = discriminants(moments(same))
+    fresh = embeddings({"north": 400}, 9)["north"]
+    found = probe({site: assigned_shares(fresh, table, 4) for site in same}, list(same))
+    assert found.accuracy == pytest.approx(found.chance)
+
+
+def test_the_message_has_one_size_and_a_feature_that_does_not_vary_no_weight() -> None:
+    patients = {"north": 20, "south": 30}
+    table = discriminants(moments(embeddings(patients, 1))).reshape(MAX_PROBED, FEATURES + 1)
+    assert table.dtype == np.float32
+    assert np.isfinite(table).all()
+    assert (table[:2, 0] != 0).all()
+    assert not table[:, FEATURES - 1].any()
+    assert not table[2:].any()
+
+
+@pytest.mark.parametrize("sites", [1, MAX_PROBED + 1])
+def test_one_site_or_too_many_are_not_told_apart(sites: int) -> None:
+    patients = {str(number): 5 for number in range(sites)}
+    with pytest.raises(ValueError, match="sites"):
+        discriminants(moments(embeddings(patients, 1)))
+
+
+# --- the judgement ----------------------------------------------------------------------------------------
+
+
+def test_what_no_chance_explains_is_flagged_with_its_site_and_figure() -> None:
+    audit = judge(
+        {
+            "north": figures("auroc_severe_tags", 0.91, 0.82, 0.96) | {"loss_severe": 0.4},
+            "south": figures("auroc_severe_outside", 0.88, 0.78, 0.94) | {"scanner_from_embedding": 0.99},
+            "west": figures("auroc_severe_outside", 0.66, 0.52, 0.78),  # above chance, as one site in twenty is
+        },
+        None,
+    )
+    assert [(flag.code, flag.site) for flag in audit.flags] == [
+        ("W_SHORTCUT_TAGS", "north"),
+        ("W_SHORTCUT_OUTSIDE", "south"),
+    ]
+    assert "severe" in audit.flags[0].says
+    assert "0.91" in audit.flags[0].says
+    assert "{" not in audit.flags[0].says + audit.flags[1].says
+    assert "loss_severe" not in audit.sites["north"]
+    assert audit.sites["south"]["scanner_from_embedding"] == 0.99
+
+
+def test_sites_and_scanners_that_are_told_apart_are_no_fault_by_themselves() -> None:
+    apart = probe({"north": [1.0, 0.0], "south": [0.0, 1.0]}, ["north", "south"])
+    audit = judge({site: {"scanner_from_embedding": 1.0, "scanner_chance": 0.5} for site in apart.confusion}, apart)
+    assert audit.probe == apart
+    assert audit.flags == []
+
+
+def test_a_large_site_is_not_flagged_for_a_small_effect() -> None:
+    assert judge({"north": figures("auroc_severe_tags", 0.56, 0.545, 0.575)}, None).flags == []
+
+
+def test_more_figures_make_the_rule_stricter() -> None:
+    suspect, calm = figures("auroc_severe_tags", 0.75, 0.62, 0.85), figures("auroc_severe_tags", 0.5, 0.4, 0.6)
+    assert judge({"north": suspect}, None).flags
+    assert not judge({"north": suspect, **{str(n): calm for n in range(30)}}, None).flags
+
+
+def test_the_level_of_the_site_s_interval_gives_its_own_low_end() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(80) < 0.4).astype(np.float64)
+    overlapping, apart = auroc(labels + rng.normal(size=80), labels), auroc(labels, labels)
+    assert apart.value == 1
+    for found in (overlapping, apart):
+        assert strict_low(found.value, found.low, level=0.975) == pytest.approx(found.low)
+        assert strict_low(found.value, found.low, level=0.999) < found.low
+    assert strict_low(0.0, 0.0, level=0.999) == 0
+
+
+def test_clean_studies_are_flagged_no_oftener_than_promised() -> None:
+    """Two hundred studies of three sites whose scores tell nothing: two flags would be the promise."""
+    rng = np.random.default_rng(0)
+    flagged = 0
+    for _ in range(200):
+        sites = {}
+        for site in ("north", "south", "west"):
+            labels = (rng.random(30) < 0.3).astype(np.float64)
+            found = auroc(rng.normal(size=30), labels)
+            sites[site] = figures("auroc_severe_outside", found.value, found.low, found.high)
+        flagged += bool(judge(sites, None).flags)
+    assert flagged <= 4

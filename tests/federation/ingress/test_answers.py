@@ -1,0 +1,176 @@
+"""The door's finer points: what it logs, and what one caller can take from the others."""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from federation.enrolment import invitations as enrolment
+from federation.ingress import answers, connections, listener
+from tests.e2e.door_rig import PULL, Node, Rig, open_rig
+from tests.federation.enrolment.test_certificates import group_authority
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(tmp_path / "server") as rig:
+        yield rig
+
+
+@pytest.fixture
+def north(rig: Rig) -> Node:
+    return rig.enrol_node("north")
+
+
+def test_a_refusal_is_a_line_with_site_code_and_reason(rig: Rig, north: Node) -> None:
+    rig.ask(north, headers=north.headers(seconds_ago=412))
+    (line,) = rig.lines
+    assert line.startswith(f"refused site=north from=127.0.0.1 POST '{PULL}'  E_CLOCK")
+    assert "412 s before" in line
+    enrolment.revoke(rig.folder, "north")
+    rig.ask(north)
+    assert "site=north" in rig.lines[-1]
+    assert "E_CERTIFICATE_REVOKED" in rig.lines[-1]
+
+
+def test_a_path_cannot_write_lines_of_its_own(rig: Rig, north: Node) -> None:
+    rig.ask(north, "/%0arefused'" + "a" * 500, method="PROPFIND")
+    (line,) = rig.lines
+    assert line.startswith("refused site=north ")
+    assert "\n" not in line
+    assert len(line) < 300
+    tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
+    with tls.wrap_socket(socket.create_connection(("127.0.0.1", rig.port)), server_hostname="localhost") as raw:
+        raw.sendall(b"POST /\x1b[2J\x85\nrefused site=south HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 400 " in raw.recv(1000)
+    assert rig.lines == [line]
+
+
+def test_what_passes_leaves_no_line(rig: Rig, north: Node) -> None:
+    assert rig.ask(north)[0] == 200
+    assert rig.lines == []
+
+
+def test_headers_of_proxies_and_cookies_stay_outside(rig: Rig, north: Node) -> None:
+    extra = {"X-Forwarded-For": "192.0.2.1", "Cookie": "a=b", "Authorization": "Bearer x", "flwr-package-name": "flwr"}
+    rig.ask(north, headers=north.headers() | extra)
+    assert set(rig.seen[0].headers) == {
+        *("host", "content-type", "content-length", "accept"),
+        *("flwr-public-key", "flwr-timestamp", "flwr-signature", "flwr-package-name"),
+    }
+
+
+def test_a_body_of_unknown_length_is_refused(rig: Rig, north: Node) -> None:
+    connection = rig.connect(north)
+    connection.request("POST", PULL, body=iter([b"a", b"b"]), headers=north.headers(), encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+    assert not rig.seen
+
+
+def test_a_site_with_too_many_requests_waits_and_others_do_not(rig: Rig, north: Node) -> None:
+    """Requests whose bodies never come, held open by one site."""
+    south = rig.enrol_node("south")
+    held = []
+    for _ in range(answers.MAX_REQUESTS_OF_SITE):
+        connection = rig.connect(north)
+        connection.putrequest("POST", PULL)
+        for name, value in (north.headers() | {"content-length": "10"}).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        held.append(connection)
+    deadline = time.monotonic() + 10
+    while rig.ask(north) != (503, "E_DOOR_BUSY"):
+        assert time.monotonic() < deadline
+    assert rig.ask(south)[0] == 200
+    for connection in held:
+        connection.close()
+    while rig.ask(north)[0] != 200:
+        assert time.monotonic() < deadline
+
+
+def test_a_body_that_never_comes_is_given_up(rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "REQUEST_SECONDS", 0.5)
+    connection = rig.connect(north)
+    connection.request("POST", PULL, headers=north.headers() | {"content-length": "10"})
+    response = connection.getresponse()
+    assert (response.status, b"E_TOO_SLOW" in response.read()) == (504, True)
+
+
+def test_an_address_gets_its_share_of_connections(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_OF_ADDRESS", 3)
+    tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
+    held = [
+        tls.wrap_socket(socket.create_connection(("127.0.0.1", rig.port)), server_hostname="localhost")
+        for _ in range(3)
+    ]
+    time.sleep(0.3)
+    status, _ = rig.ask(None, "/enrolment/ca.crt", method="GET", body=b"")
+    assert status == 0
+    assert any("E_DOOR_BUSY" in line for line in rig.lines)
+    for connection in held:
+        connection.close()
+    deadline = time.monotonic() + 5
+    while rig.ask(None, "/enrolment/ca.crt", method="GET", body=b"")[0] != 200:
+        assert time.monotonic() < deadline
+
+
+def test_a_header_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "IDLE_SECONDS", 1.0)
+    with open_rig(tmp_path / "server") as rig:
+        tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
+        with tls.wrap_socket(socket.create_connection(("127.0.0.1", rig.port)), server_hostname="localhost") as slow:
+            slow.settimeout(10)
+            began = time.monotonic()
+            trickle = threading.Thread(target=_trickle, args=(slow,), daemon=True)
+            trickle.start()
+            with contextlib.suppress(ConnectionError):
+                assert slow.recv(1) == b""
+            assert time.monotonic() - began < 5
+
+
+def _trickle(connection: ssl.SSLSocket) -> None:
+    try:
+        for byte in b"POST / HTTP/1.1\r\nX-Slow: " + b"a" * 100:
+            connection.send(bytes([byte]))
+            time.sleep(0.2)
+    except OSError:
+        return
+
+
+def test_tries_to_join_are_few_a_minute(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers.time, "monotonic", lambda: 1000.0)  # one and the same minute
+    codes = [rig.ask(None, "/enrolment/join", body=b"{}")[1] for _ in range(answers.MAX_TRIES_A_MINUTE + 1)]
+    assert codes == ["E_INVITATION"] * answers.MAX_TRIES_A_MINUTE + ["E_DOOR_BUSY"]
+
+
+def test_a_silent_superlink_is_a_code_that_nodes_try_again_after(
+    rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise aiohttp.ClientConnectionError("nobody there")
+
+    monkeypatch.setattr(aiohttp.ClientSession, "post", fail)
+    assert rig.ask(north) == (502, "E_SUPERLINK_SILENT")
+
+
+def test_the_authority_of_a_hospital_group_does_as_well(tmp_path: Path) -> None:
+    """It is signed by another, of which neither door nor node needs to know."""
+    with open_rig(tmp_path / "server", authority=group_authority(tmp_path / "group")) as rig:
+        assert rig.ask(rig.enrol_node("north"))[0] == 200
+        assert rig.ask(rig.make_node("payroll")) == (401, "E_CERTIFICATE_UNKNOWN")
+
+
+def test_old_tls_is_not_spoken(rig: Rig) -> None:
+    tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
+    tls.minimum_version = ssl.TLSVersion.TLSv1
+    tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    tls.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError), socket.create_connection(("127.0.0.1", rig.port)) as plain:
+        tls.wrap_socket(plain, server_hostname="localhost")

@@ -1,0 +1,198 @@
+"""Floods without a certificate, from many addresses: a node gets in meanwhile, and little is held."""
+
+import contextlib
+import itertools
+import resource
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from federation.enrolment.certificates import client_tls
+from federation.ingress import connections
+from federation.ingress.connections import MAX_STRANGERS, MAX_STRANGERS_OF_ADDRESS
+from tests.e2e.door_rig import Rig, open_rig
+
+ADDRESSES = [f"127.0.1.{number}" for number in range(1, 18)]  # all of them are loopback
+CONNECTIONS_OF_ADDRESS = 60
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with open_rig(tmp_path / "server") as rig:
+        yield rig
+
+
+def silent(rig: Rig, address: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", rig.port), timeout=5, source_address=(address, 0))
+
+
+def half_a_hello(rig: Rig, address: str) -> socket.socket:
+    """The beginning of a TLS record that is never finished."""
+    connection = silent(rig, address)
+    connection.sendall(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + bytes(200))
+    return connection
+
+
+def without_certificate(rig: Rig, address: str) -> socket.socket:
+    """TLS stands, and no request comes."""
+    tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
+    return tls.wrap_socket(silent(rig, address), server_hostname="localhost")
+
+
+class Flood:
+    """Opens connections, of each address in turn, until it has as many as it wants; then it goes on with new ones."""
+
+    def __init__(self, rig: Rig, connect: Callable[[Rig, str], socket.socket]) -> None:
+        self._rig, self._connect = rig, connect
+        self.held: list[socket.socket] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        for address in itertools.cycle(ADDRESSES):
+            if self._ended.is_set():
+                return
+            with contextlib.suppress(OSError):
+                self.held.append(self._connect(self._rig, address))
+            if len(self.held) > CONNECTIONS_OF_ADDRESS * len(ADDRESSES):
+                self.held.pop(0).close()
+
+    def __enter__(self) -> "Flood":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(10)
+        for connection in self.held:
+            connection.close()
+
+    def still_open(self) -> int:
+        return sum(is_open(connection) for connection in list(self.held))
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the server has not ended it."""
+    connection.settimeout(0)
+    try:
+        return bool(connection.recv(1))
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("connect", [silent, half_a_hello, without_certificate])
+def test_a_node_gets_in_while_strangers_flood(rig: Rig, connect: Callable[[Rig, str], socket.socket]) -> None:
+    node = rig.enrol_node("north")
+    with contextlib.closing(rig.connect(node)) as before, Flood(rig, connect) as flood:
+        assert rig.ask(node, connection=before)[0] == 200
+        deadline = time.monotonic() + 60
+        while len(flood.held) < 2 * MAX_STRANGERS:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for _ in range(5):
+            began = time.monotonic()
+            assert rig.ask(node)[0] == 200
+            assert time.monotonic() - began < 5
+        assert rig.ask(node, connection=before)[0] == 200  # and the open connection was not ended
+        assert rig.ask(None, "/enrolment/ca.crt", method="GET", body=b"")[0] == 200
+        flood._ended.set()
+        flood._thread.join(10)
+        assert flood.still_open() <= MAX_STRANGERS + 5
+        lines = [line for line in rig.lines if "E_DOOR_BUSY" in line]
+        assert 1 <= len(lines) <= len(ADDRESSES)  # one of each address a minute
+
+
+def test_an_address_gets_its_share_before_any_handshake(rig: Rig) -> None:
+    held = [silent(rig, ADDRESSES[0]) for _ in range(MAX_STRANGERS_OF_ADDRESS + 10)]
+    time.sleep(0.5)
+    assert sum(is_open(connection) for connection in held) == MAX_STRANGERS_OF_ADDRESS
+    assert is_open(silent(rig, ADDRESSES[1]))
+    for connection in held:
+        connection.close()
+
+
+def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)
+    with open_rig(tmp_path / "server") as rig:
+        node = rig.enrol_node("north")
+        known = rig.connect(node)
+        assert rig.ask(node, connection=known)[0] == 200
+        slow, idle = silent(rig, ADDRESSES[0]), without_certificate(rig, ADDRESSES[1])
+        time.sleep(0.8)
+        assert not is_open(slow)
+        assert is_open(idle)
+        time.sleep(0.6)
+        assert not is_open(idle)
+        opened = known.sock
+        assert rig.ask(node, connection=known)[0] == 200
+        assert known.sock is opened
+
+
+def test_a_certificate_gets_its_share_from_wherever_it_comes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile hospital with many addresses cannot keep the others out."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_OF_CERTIFICATE", 3)
+    north, south = rig.enrol_node("north"), rig.enrol_node("south")
+    tls = client_tls(rig.folder / "certificates" / "ca.crt", certificate=north.certificate, private_key=north.key)
+    held = [tls.wrap_socket(silent(rig, address), server_hostname="localhost") for address in ADDRESSES[:5]]
+    time.sleep(0.5)
+    assert [is_open(connection) for connection in held] == [True] * 3 + [False] * 2
+    assert rig.ask(south)[0] == 200
+    held[0].close()
+    deadline = time.monotonic() + 5
+    while rig.ask(north)[0] != 200:
+        assert time.monotonic() < deadline
+
+
+def test_what_ended_is_no_longer_counted(rig: Rig) -> None:
+    node = rig.enrol_node("north")
+    for connect in (silent, half_a_hello, without_certificate):
+        for _ in range(3 * MAX_STRANGERS_OF_ADDRESS):
+            connect(rig, ADDRESSES[0]).close()
+            time.sleep(0.005)
+    for _ in range(70):  # more than an address may hold
+        assert rig.ask(node)[0] == 200
+    assert is_open(silent(rig, ADDRESSES[0]))
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_ipv6_is_counted_by_customer(host: str, counted: str) -> None:
+    assert connections._counted(host) == counted
+
+
+def test_as_many_files_as_allowed_may_be_open() -> None:
+    code = "import resource; from federation.ingress import connections\n"
+    code += "room = connections.raise_descriptor_limit(); print(room, *resource.getrlimit(resource.RLIMIT_NOFILE))"
+
+    def limited(soft: int, hard: int) -> list[int]:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        done = subprocess.run(
+            [sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, timeout=60, check=True
+        )
+        return [int(word) for word in done.stdout.split()]
+
+    assert limited(256, 1024) == [448, 1024, 1024]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard >= 16_384:
+        assert limited(1024, 16_384) == [4096, 8320, 16_384]
+        assert limited(10_000, 16_384) == [4096, 10_000, 16_384]  # never lowered

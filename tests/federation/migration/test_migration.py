@@ -1,0 +1,481 @@
+"""A server leaves as one file and settles elsewhere, with all that the study has learnt; or nothing has happened."""
+
+import json
+import shutil
+import socket
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from mlflow import MlflowClient
+
+from federation.enrolment import invitations as enrolment
+from federation.enrolment.certificates import host_names, public_pem
+from federation.enrolment.invitations import JoinRequest, accept, enrolled_patients, invite, restore_roster, revoke
+from federation.enrolment.registry import holder, registry
+from federation.migration import age_file, archive, import_archive
+from federation.migration.common import Moved
+from federation.migration.export import export_server
+from federation.migration.import_archive import import_server
+from federation.protocol.study_config import Study
+from federation.runs.run_folder import RunNote, read_note, write_note
+from federation.runs.tracking import SPOOL, WHERE, Tracker, tracking_uri
+from federation.server.start import init_server, start_server
+from federation.strategy.checkpoint import State, load_latest, save
+from federation.superlink.control import IMPORTING, MOVED, ca_certificate, read_server_config
+from federation.system.process import free_port
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
+from tests.federation.runs.test_tracking import report
+
+STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2, "quorum": 1}})
+PASSPHRASE = "correct horse battery staple"
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    yield lambda done, total: None
+
+
+def leave(folder: Path, file: Path, passphrase: str | None = None) -> Moved:
+    return export_server(folder, file, passphrase=passphrase, say=lambda _: None, bar=bar)
+
+
+def arrive(file: Path, folder: Path, **how: object) -> Moved:
+    return import_server(file, folder, bar=bar, **how)
+
+
+def refused(act: Callable[[], object]) -> str:
+    with pytest.raises(Refusal) as refusal:
+        act()
+    assert refusal.value.remedy
+    return refusal.value.code
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def admit(folder: Path, name: str, patients: int) -> tuple[str, bytes]:
+    """Let a site join; its certificate and its public key."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA384())
+    _, _, invitation, secret = invite(folder, name, patients=patients).split("/")
+    text = request.public_bytes(Encoding.PEM).decode()
+    _, pem = accept(folder, JoinRequest(invitation=invitation, secret=secret, request=text))
+    return pem, public_pem(key.public_key())
+
+
+@pytest.fixture(autouse=True)
+def known_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The nodes that the SuperLink would know."""
+    nodes: dict[str, bytes] = {}
+    monkeypatch.setattr(enrolment, "enrol", lambda folder, key, name: nodes.update({name: key}))
+    monkeypatch.setattr(enrolment, "strike_off", lambda folder, name: nodes.pop(name, None))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return nodes
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(age_file, "WORK_FACTOR", 4)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A server with one site and a run of no study: nothing that MLflow would have to do with."""
+    folder = tmp_path / "old"
+    init_server(folder, hosts=["old.example", "192.0.2.7"], port=free_port())
+    admit(folder, "north", 80)
+    (folder / "runs" / "notes").mkdir(parents=True)
+    (folder / "runs" / "notes" / "a").write_text("text")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment store with nothing in it: to make one takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
+    return path
+
+
+def state(number: int) -> State:
+    draw = np.random.default_rng(number)
+    return State(
+        round=number,
+        arrays={"w": draw.normal(size=(5, 3)).astype(np.float32)},
+        buffers={"n.running_var": np.ones(3, np.float32)},
+        memory={"m_t/w": draw.normal(size=(5, 3))},
+        history=[{"round": r, "ledger": {"north": {"lines": r, "head": "0a" * 32}}} for r in range(1, number + 1)],
+        about={"study": "trial"},
+    )
+
+
+@pytest.fixture
+def old(bare: Path, empty_database: Path) -> Path:
+    """A server in the middle of a study."""
+    shutil.copy(empty_database, bare / "mlflow.db")
+    run = bare / "runs" / "trial-1"
+    run.mkdir()
+    (run / "study.json").write_text(STUDY.model_dump_json())
+    write_note(run, RunNote(begun=datetime(2026, 1, 1, tzinfo=UTC), run_id=77))
+    tracker = Tracker(bare, STUDY, "trial-1", lambda _: None)
+    tracker.begin({"synthetic": "true"})
+    for number in (1, 2):
+        save(run / "checkpoints", state(number))
+        tracker.log_round(report(number), {1: "north"})
+    write_durably(run / "history.json", json.dumps(state(2).history).encode())
+    (run / "release").mkdir()
+    (run / "release" / "card.md").write_text("a card")
+    tracker.register(run / "release", "ab" * 32)
+    (run / "checkpoints" / "killed.tmp").write_bytes(b"half")
+    return bare
+
+
+@pytest.fixture
+def other_mlflow(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From when it is called on, MLFLOW_TRACKING_URI names a store with nothing in it."""
+
+    def use() -> None:
+        shutil.copy(empty_database, tmp_path / "other.db")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+
+    return use
+
+
+# --- it goes on --------------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_elsewhere_with_all_that_it_has_learnt(
+    old: Path, tmp_path: Path, other_mlflow: Callable[[], None]
+):
+    before = files(old)
+    left = leave(old, tmp_path / "archive.tar")
+    other_mlflow()
+    assert stat.S_IMODE((tmp_path / "archive.tar").stat().st_mode) == 0o600
+    new = tmp_path / "new"
+    came = arrive(tmp_path / "archive.tar", new, hosts=["new.example"], port=9443)
+    assert came == Moved(left.sha256, left.bytes, "new.example:9443", left.contents)
+    assert came.contents.runs == {"trial-1": 2}
+    assert (came.contents.sites, came.contents.certificates) == (1, 1)
+    assert came.contents.experiments["trial"].versions == 1
+
+    after = files(new)
+    for name, content in before.items():
+        if name.startswith("runs/") and not name.endswith((".tmp", WHERE, "run.json")):
+            assert after[name] == content, name
+    assert not [name for name in after if name.endswith(".tmp")]
+    loaded = load_latest(new / "runs" / "trial-1" / "checkpoints").state
+    np.testing.assert_array_equal(loaded.arrays["w"], state(2).arrays["w"])
+    np.testing.assert_array_equal(loaded.memory["m_t/w"], state(2).memory["m_t/w"])
+    assert loaded.history[-1]["ledger"]["north"]["lines"] == 2
+    assert read_note(new / "runs" / "trial-1").run_id == 0, "the new server's Flower has other numbers"
+    assert not (new / IMPORTING).exists()
+    assert stat.S_IMODE(new.stat().st_mode) == 0o700
+    assert set(after) & {"state.db", "logs", MOVED} == set()
+
+
+def test_the_run_goes_on_in_mlflow_too(old: Path, tmp_path: Path):
+    leave(old, tmp_path / "archive.tar")
+    new = tmp_path / "new"
+    arrive(tmp_path / "archive.tar", new)
+    where = json.loads((new / "runs" / "trial-1" / WHERE).read_text())
+    assert where["uri"] == f"sqlite:///{new / 'mlflow.db'}"
+    tracker = Tracker(new, STUDY, "trial-1", lambda _: None)
+    tracker.begin({"synthetic": "true"})
+    tracker.log_round(report(3), {1: "north"})
+    client = MlflowClient(tracking_uri(new), tracking_uri(new))
+    (run,) = client.search_runs([client.get_experiment_by_name("trial").experiment_id])
+    assert run.info.run_id == where["run"]
+    losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "north/train_loss")}
+    assert losses == {1: 0.5, 2: 0.25, 3: 0.5 / 3}
+    assert client.get_model_version_by_alias("trial", "candidate").tags["sha256"] == "ab" * 32
+    assert list((new / "mlartifacts").rglob("card.md"))
+
+
+def test_a_tracking_server_that_both_use_is_left_as_it_is(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(old, tmp_path / "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    leave(old, tmp_path / "archive.tar")
+    arrive(tmp_path / "archive.tar", tmp_path / "new")
+    client = MlflowClient(tracking_uri(tmp_path), tracking_uri(tmp_path))
+    assert len(client.search_runs([client.get_experiment_by_name("trial").experiment_id])) == 1
+    assert not (tmp_path / "new" / "mlflow.db").exists()
+
+
+def test_the_sites_keep_their_certificates_and_revoked_ones_stay_revoked(
+    bare: Path, tmp_path: Path, known_nodes: dict[str, bytes]
+):
+    south, south_key = admit(bare, "south", 120)
+    gone, _ = admit(bare, "gone", 10)
+    revoke(bare, "gone")
+    authority = ca_certificate(bare).read_bytes()
+    leave(bare, tmp_path / "archive.tar")
+    new = tmp_path / "new"
+    arrive(tmp_path / "archive.tar", new, hosts=["new.example"])
+    assert ca_certificate(new).read_bytes() == authority
+    assert enrolled_patients(new) == {"north": 80, "south": 120}
+    known_nodes.clear()
+    restore_roster(new)
+    assert set(known_nodes) == {"north", "south"}
+    assert known_nodes["south"] == south_key
+    with registry(new) as db:
+        holder(db, x509.load_pem_x509_certificate(south.encode())).judge()
+        with pytest.raises(Refusal, match="E_CERTIFICATE_REVOKED"):
+            holder(db, x509.load_pem_x509_certificate(gone.encode())).judge()
+    listed = x509.load_pem_x509_crl((new / "certificates" / "crl.pem").read_bytes())
+    serial = x509.load_pem_x509_certificate(gone.encode()).serial_number
+    assert [entry.serial_number for entry in listed] == [serial]
+    admit(new, "west", 5)  # the authority signs as before
+
+
+def test_the_server_has_a_certificate_of_its_own_from_the_same_authority(bare: Path, tmp_path: Path):
+    leave(bare, tmp_path / "archive.tar")
+    arrive(tmp_path / "archive.tar", tmp_path / "new", hosts=["new.example", "2001:db8::1"])
+    certificates = tmp_path / "new" / "certificates"
+    assert host_names(certificates / "server.crt") == ["new.example", "2001:db8::1"]
+    certificate = x509.load_pem_x509_certificate((certificates / "server.crt").read_bytes())
+    certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(ca_certificate(bare).read_bytes()))
+    for secret in ("certificates/server.key", "certificates/loopback.key", "superexec.secret"):
+        assert (tmp_path / "new" / secret).read_bytes() != (bare / secret).read_bytes()
+
+
+def test_without_a_new_name_the_sites_dial_what_they_dialled(bare: Path, tmp_path: Path):
+    toml = bare / "server.toml"
+    port = read_server_config(bare).port
+    toml.write_text(toml.read_text().replace(f'"old.example:{port}"', '"study.example:443"'))  # nginx in front
+    before = read_server_config(bare)
+    assert before.address == "study.example:443"
+    leave(bare, tmp_path / "archive.tar")
+    came = arrive(tmp_path / "archive.tar", tmp_path / "new")
+    after = read_server_config(tmp_path / "new")
+    assert came.address == after.address == before.address
+    assert (after.port, after.host) == (before.port, before.host)
+    assert host_names(tmp_path / "new" / "certificates" / "server.crt") == ["old.example", "192.0.2.7"]
+
+
+def test_a_sealed_archive_goes_the_same_way(bare: Path, tmp_path: Path):
+    left = leave(bare, tmp_path / "sealed", PASSPHRASE)
+    key = (bare / "certificates" / "ca.key").read_bytes()
+    assert key not in (tmp_path / "sealed").read_bytes()
+    for wrong in (None, "another passphrase"):
+        assert refused(lambda wrong=wrong: arrive(tmp_path / "sealed", tmp_path / "new", passphrase=wrong)) == (
+            "E_PASSPHRASE"
+        )
+    assert not (tmp_path / "new").exists()
+    assert arrive(tmp_path / "sealed", tmp_path / "new", passphrase=PASSPHRASE).sha256 == left.sha256
+    assert (tmp_path / "new" / "certificates" / "ca.key").read_bytes() == key
+
+
+def test_a_server_that_has_no_site_and_no_run_can_move_too(tmp_path: Path):
+    init_server(tmp_path / "old", port=free_port())
+    leave(tmp_path / "old", tmp_path / "archive.tar")
+    arrive(tmp_path / "archive.tar", tmp_path / "new")
+    assert enrolled_patients(tmp_path / "new") == {}
+    assert read_server_config(tmp_path / "new").host == "127.0.0.1"
+
+
+# --- the old server ----------------------------------------------------------------------------------------
+
+
+def test_what_was_exported_goes_on_nowhere_else(bare: Path, tmp_path: Path):
+    leave(bare, tmp_path / "archive.tar")
+    for act in (
+        lambda: start_server(bare),
+        lambda: invite(bare, "west"),
+        lambda: revoke(bare, "north"),
+        lambda: leave(bare, tmp_path / "again.tar"),
+    ):
+        assert refused(act) == "E_SERVER_MOVED"
+    assert "archive.tar" in (bare / MOVED).read_text()
+    (bare / MOVED).unlink()  # as the refusal's remedy says, where nobody imported it
+    assert enrolled_patients(bare) == {"north": 80}
+
+
+def break_roster(folder: Path) -> None:
+    (folder / "sites.sqlite").write_bytes(b"this is no database " * 100)
+
+
+def break_authority(folder: Path) -> None:
+    (folder / "certificates" / "ca.key").write_text("")
+
+
+def add_link(folder: Path) -> None:
+    (folder / "runs" / "link").symlink_to("/etc/passwd")
+
+
+def add_long_name(folder: Path) -> None:
+    (folder / "runs" / ("n" * 120)).write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (break_roster, "E_SERVER_DATABASE"),
+        (break_authority, "E_AUTHORITY"),
+        (add_link, "E_MOVE_LINK"),
+        (add_long_name, "E_ARCHIVE_NAME"),
+        (lambda folder: (folder / "server.toml").unlink(), "E_NO_SERVER"),
+        (lambda folder: (folder.parent / "archive.tar").write_text("mine"), "E_ARCHIVE_EXISTS"),
+    ],
+)
+def test_an_export_that_is_refused_changes_nothing(bare: Path, tmp_path: Path, spoil: Callable, code: str):
+    spoil(bare)
+    before = files(tmp_path)
+    assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == code
+    assert files(tmp_path) == before
+
+
+def test_a_full_disk_leaves_no_archive_and_no_mark(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive, "pack", full)
+    before = files(tmp_path)
+    assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == "E_MOVE_WRITE"
+    assert files(tmp_path) == before
+    assert [path for path in tmp_path.iterdir() if path != bare] == []
+
+
+def test_a_server_that_runs_is_not_exported(bare: Path, tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", read_server_config(bare).control_port))
+        taken.listen()
+        assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == "E_SERVER_RUNS"
+    assert not (bare / MOVED).exists()
+
+
+def test_figures_that_wait_for_mlflow_are_not_left_behind(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_mlflow: Callable[[], None]
+):
+    """What an outage held back is handed over first; where that is not possible, the export is refused."""
+    run = old / "runs" / "trial-1"
+    line = {"what": "figures", "values": {"late": 1.0}, "step": 2, "at_ms": 5, "tags": {}}
+    (run / SPOOL).write_text(json.dumps(line) + "\n")
+    with monkeypatch.context() as silent:
+        silent.setattr(Tracker, "_connect", lambda self: (_ for _ in ()).throw(OSError("the connection was refused")))
+        assert refused(lambda: leave(old, tmp_path / "archive.tar")) == "E_MLFLOW_SILENT"
+    assert not (old / MOVED).exists()
+    leave(old, tmp_path / "archive.tar")
+    other_mlflow()
+    assert not (run / SPOOL).exists()
+    arrive(tmp_path / "archive.tar", tmp_path / "new")
+    client = MlflowClient(tracking_uri(tmp_path / "new"), tracking_uri(tmp_path / "new"))
+    (found,) = client.search_runs([client.get_experiment_by_name("trial").experiment_id])
+    assert found.data.metrics["late"] == 1.0
+
+
+# --- an import that is refused ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def carried(bare: Path, tmp_path: Path) -> Path:
+    """The archive of the bare server."""
+    leave(bare, tmp_path / "archive.tar")
+    return tmp_path / "archive.tar"
+
+
+def test_a_folder_that_is_in_use_is_left_alone(carried: Path, bare: Path, tmp_path: Path):
+    before = files(bare)
+    assert refused(lambda: arrive(carried, bare)) == "E_IMPORT_FOLDER"
+    assert refused(lambda: arrive(carried, carried)) == "E_IMPORT_FOLDER"
+    assert files(bare) == before
+
+
+def test_an_empty_folder_is_filled_and_emptied_again_and_stays(carried: Path, tmp_path: Path):
+    new = tmp_path / "volume"
+    new.mkdir()
+    assert refused(lambda: arrive(carried, new, hosts=["no host name"])) == "E_HOST_NAME"
+    assert refused(lambda: arrive(spoilt(carried, "certificates/ca.key", b"no key"), new)) == "E_AUTHORITY"
+    assert list(new.iterdir()) == []
+    arrive(carried, new)
+    assert enrolled_patients(new) == {"north": 80}
+
+
+def test_what_a_killed_import_left_is_no_server(carried: Path, tmp_path: Path):
+    new = tmp_path / "new"
+    arrive(carried, new)
+    (new / IMPORTING).mkdir()
+    assert refused(lambda: start_server(new)) == "E_IMPORT_UNFINISHED"
+    assert refused(lambda: arrive(carried, new)) == "E_IMPORT_UNFINISHED"
+
+
+def spoilt(carried: Path, name: str, content: bytes) -> Path:
+    """An archive that is whole, and holds another file than any export would have written."""
+    work = carried.parent / "spoilt"
+    shutil.rmtree(work, ignore_errors=True)
+    with carried.open("rb") as stream:
+        told = archive.unpack(stream, work, lambda done, total: None)
+    write_durably(work / name, content)
+    sources = {entry.path: work / entry.path for entry in told.files}
+    again = told.model_copy(update={"files": archive.entries(sources, lambda done, total: None)})
+    with (carried.parent / "spoilt.tar").open("wb") as out:
+        archive.pack(out, again, sources, lambda done, total: None)
+    return carried.parent / "spoilt.tar"
+
+
+def another_roster(carried: Path) -> Path:
+    path = carried.parent / "roster"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE sites (name TEXT)")
+    db.close()
+    return spoilt(carried, "sites.sqlite", path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda file: write_durably(file, file.read_bytes()[:-600]), "E_ARCHIVE_DAMAGED"),
+        (lambda file: write_durably(file, b"x" * 5000), "E_ARCHIVE_FORMAT"),
+        (lambda file: spoilt(file, "certificates/ca.crt", b""), "E_AUTHORITY"),
+        (lambda file: spoilt(file, "sites.sqlite", b"no database" * 100), "E_SERVER_DATABASE"),
+        (another_roster, "E_MOVE_LOST"),
+    ],
+)
+def test_an_import_that_is_refused_leaves_nothing(carried: Path, tmp_path: Path, spoil: Callable, code: str):
+    file = spoil(carried) or carried
+    before = set(tmp_path.iterdir())
+    assert refused(lambda: arrive(file, tmp_path / "new")) == code
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("step", ["open_authority", "init_server", "publish_revocations", "contents_of"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_wherever_it_breaks_off_nothing_half_made_stays(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
+):
+    real = getattr(import_archive, step)
+
+    def after(*arguments: object, **how: object) -> None:
+        real(*arguments, **how)
+        raise error
+
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(import_archive, step, after)
+    with pytest.raises((Refusal, KeyboardInterrupt)) as end:
+        arrive(carried, tmp_path / "new")
+    assert isinstance(end.value, KeyboardInterrupt) or end.value.code == "E_MOVE_WRITE"
+    assert set(tmp_path.iterdir()) == before
+    monkeypatch.undo()
+    arrive(carried, tmp_path / "new")
+    assert enrolled_patients(tmp_path / "new") == {"north": 80}
+
+
+def test_a_name_that_is_taken_in_mlflow_stops_the_import(old: Path, tmp_path: Path, other_mlflow: Callable[[], None]):
+    leave(old, tmp_path / "archive.tar")
+    other_mlflow()
+    client = MlflowClient(tracking_uri(tmp_path), tracking_uri(tmp_path))
+    client.create_experiment("trial")
+    assert refused(lambda: arrive(tmp_path / "archive.tar", tmp_path / "new")) == "E_MLFLOW_TAKEN"
+    assert not (tmp_path / "new").exists()
+    assert client.search_runs([client.get_experiment_by_name("trial").experiment_id]) == []

@@ -1,0 +1,65 @@
+"""Errors carry codes of a closed table: whatever an app spells, nothing but one of them leaves."""
+
+import math
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.protocol.error_codes import FAILED, OF_APPS, OF_SITES, code_in
+from federation.system.refusals_page import TABLES, table
+
+MAX_BITS = 9.0
+NAME = "BERGQVIST_SYLVI"
+
+
+def test_codes_are_few_and_of_the_tables_of_reasons() -> None:
+    every = {reason.code for module in TABLES.values() for reason in table(module)}
+    assert FAILED in OF_APPS < OF_SITES < every
+    assert math.log2(len(OF_SITES)) <= MAX_BITS
+    assert len(OF_APPS) <= 16
+    assert all(code.startswith("E_") for code in OF_SITES)
+
+
+@pytest.mark.parametrize("allowed", [OF_APPS, OF_SITES], ids=["at the gateway", "at the server"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"E_{NAME}",
+        f"E_{NAME}: E_SITE_FAILED",
+        f"E_SITE_FAILED_{NAME}",
+        f"E_TOO_FEW_PATIENTS_{NAME}",
+        f"E_{NAME[::-1]}",
+        f"E_{NAME.replace('_', '')}",
+        "E_" + "".join(chr(ord("A") + int(digit)) for digit in "4401728395566"),
+        "E_PCR_POSITIVE",
+        "E_TOO_FEW_PATIENT",
+        "E_TOO_FEW_PATIENTSS",
+        "E__TOO_FEW_PATIENTS",
+        "W_TILT",
+        "e_site_failed",
+        "E_TOO_FEW_PATIENTS\u200b",
+        "\ufeffE_TOO_FEW_PATIENTS",
+        "E_TOO_FEW_P\u0410TIENTS",  # a Cyrillic letter
+    ],
+)
+def test_a_name_spelt_as_a_code_stays(text: str, allowed: frozenset[str]) -> None:
+    assert code_in(text, allowed) == FAILED
+
+
+@given(st.text(string.ascii_uppercase + "_", max_size=42), st.sampled_from(["", ":", " ", "\n", ": ok"]))
+def test_no_text_makes_a_code_that_is_not_in_the_table(letters: str, after: str) -> None:
+    assert code_in(f"E_{letters}{after}", OF_APPS) in OF_APPS
+
+
+@pytest.mark.parametrize("code", sorted(OF_APPS))
+def test_a_code_of_the_app_passes_without_what_follows(code: str) -> None:
+    for text in (code, f"{code}: {NAME}", f"{code}\n{NAME}"):
+        assert code_in(text, OF_APPS) == code
+
+
+def test_what_only_a_gateway_may_say_an_app_may_not() -> None:
+    assert code_in("E_REPLY_UPDATE", OF_APPS) == FAILED
+    assert code_in("E_REPLY_UPDATE") == "E_REPLY_UPDATE"
+    assert code_in(None) == FAILED

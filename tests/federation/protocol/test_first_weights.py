@@ -1,0 +1,219 @@
+"""A study that begins with the weights of a release: the release fits, its weights look as training makes them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from federation.coordinator.rounds import Training
+from federation.gateway.first_model import write_chunks
+from federation.gateway.schema import first_model_of, schema_of
+from federation.protocol.first_weights import begin_network, begun_sites, bring_release
+from federation.protocol.flat_weights import pack
+from federation.protocol.release_files import BEGINS_FROM, copy_release
+from federation.protocol.study_config import Study
+from models.network import HEAD_RMS, SeverityNetwork, build_network
+from models.provenance import Provenance, SiteRecord
+from models.refusal import Refusal
+from models.release import save_release
+from tests.helpers.descriptions import description
+
+TABLES: dict[str, Any] = {
+    "study": {"name": "trial", "rounds": 4, "sites": 2, "quorum": 2},
+    "network": {"architecture": "resnet10", "widen_factor": 0.0625},
+    "preprocessing": {"shape": (16, 16, 16), "working_spacing_mm": 8.0},
+}
+STUDY = Study.model_validate(TABLES)
+
+
+def study_from(sha256: str, **tables: Any) -> Study:
+    changed = {**TABLES, **tables}
+    return Study.model_validate({**changed, "study": {**changed["study"], "begin_from": sha256}})
+
+
+def another_network(change: Callable[[SeverityNetwork], None] = lambda _: None) -> SeverityNetwork:
+    network = build_network(STUDY.network, seed=7)
+    with torch.no_grad():
+        change(network)
+    return network
+
+
+def make_release(releases: Path, network: SeverityNetwork, **about: Any) -> str:
+    """A release in a folder of any name among `releases`; its own name."""
+    fields = {"network": STUDY.network, "preprocessing": STUDY.preprocessing.model_dump(mode="json")}
+    return save_release(
+        releases / f"any-{len(list(releases.glob('*')))}", network, description(**fields | about)
+    ).sha256
+
+
+def begun(tmp_path: Path, network: SeverityNetwork, **about: Any) -> tuple[str, Path]:
+    """A release and the folder of a run or a site that holds it."""
+    sha256 = make_release(tmp_path / "releases", network, **about)
+    (made,) = (tmp_path / "releases").glob("*")
+    assert copy_release(made, tmp_path / "here") == sha256
+    return sha256, tmp_path / "here"
+
+
+def code(function: Callable[..., object], *arguments: Any) -> str:
+    with pytest.raises(Refusal) as refused:
+        function(*arguments)
+    return refused.value.code
+
+
+def test_without_a_release_the_seed_gives_the_first_weights(tmp_path: Path) -> None:
+    first = begin_network(STUDY, tmp_path).state_dict()
+    assert all(torch.equal(first[k], v) for k, v in build_network(STUDY.network, seed=1).state_dict().items())
+
+
+def test_the_first_weights_are_the_releases(tmp_path: Path) -> None:
+    def train(network: SeverityNetwork) -> None:
+        """As training leaves a model: counters and running moments have moved."""
+        network(torch.rand(4, 2, 16, 16, 16), torch.zeros(4, 4))
+
+    trained = another_network(train)
+    sha256, folder = begun(tmp_path, trained)
+    network = begin_network(study_from(sha256), folder)
+    assert network.training
+    assert all(torch.equal(network.state_dict()[k], v) for k, v in trained.state_dict().items())
+    assert int(network.state_dict()["backbone.bn1.num_batches_tracked"]) == 1
+
+
+def lengthen(network: SeverityNetwork) -> None:
+    network.head.weight.mul_(100)
+
+
+def change_fixed(network: SeverityNetwork) -> None:
+    network.tabular[0].bias[0] += 1e-3
+
+
+def poison(network: SeverityNetwork) -> None:
+    network.head.bias[0] = float("nan")
+
+
+@pytest.mark.parametrize("change", [lengthen, change_fixed, poison])
+def test_weights_that_training_does_not_make_are_refused(
+    tmp_path: Path, change: Callable[[SeverityNetwork], None]
+) -> None:
+    sha256, folder = begun(tmp_path, another_network(change))
+    assert code(begin_network, study_from(sha256), folder) == "E_BEGIN_UNLIKE"
+
+
+def test_weights_on_age_and_sex_are_shortened_as_training_does(tmp_path: Path) -> None:
+    def stretch(network: SeverityNetwork) -> None:
+        network.head.weight[:, network.features :] = 0.55
+
+    sha256, folder = begun(tmp_path, another_network(stretch))
+    network = begin_network(study_from(sha256), folder)
+    rms = network.head.weight.detach()[:, network.features :].square().mean().sqrt()
+    assert float(rms) == pytest.approx(HEAD_RMS)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"network": {"architecture": "resnet10", "widen_factor": 0.125}}, {"preprocessing": {"shape": (8, 8, 8)}}],
+)
+def test_a_release_of_another_network_or_other_scans_is_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
+    sha256, folder = begun(tmp_path, another_network())
+    assert code(begin_network, study_from(sha256, **tables), folder) == "E_BEGIN_UNLIKE"
+
+
+def test_a_release_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+    sha256, folder = begun(tmp_path, another_network())
+    (folder / sha256).rename(folder / ("0" * 64))
+    assert code(begin_network, study_from("0" * 64), folder) == "E_BEGIN_UNLIKE"
+
+
+def test_altered_weights_and_a_release_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    sha256, folder = begun(tmp_path, another_network())
+    weights = folder / sha256 / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert code(begin_network, study_from(sha256), folder) == "E_MODEL_ALTERED"
+    assert code(begin_network, study_from("1" * 64), folder) == "E_NO_MODEL"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "ABCDEF" * 10 + "0000", "1" * 63, "1" * 64 + "\n"])
+def test_a_name_that_is_no_sha256_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        study_from(name)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"privacy": {"noise_multiplier": 1.0, "sample_rate": 0.1}, "network": {"norm": "group"}},
+        {"evaluation": {"local_models": True}},
+        {"evaluation": {"leave_one_out": True}},
+        {"evaluation": {"pooled": True}},
+    ],
+)
+def test_what_the_release_learnt_before_is_not_passed_over(tables: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="begin_from"):
+        study_from("1" * 64, **tables)
+
+
+def test_a_run_brings_its_release_along(tmp_path: Path) -> None:
+    releases = tmp_path / "server" / "releases"
+    wanted, _ = make_release(releases, another_network()), make_release(releases, another_network(lengthen))
+    run = tmp_path / "server" / "runs" / "trial-00000000"
+    bring_release(study_from(wanted), tmp_path / "server", run)
+    assert [path.name for path in (run / BEGINS_FROM).iterdir()] == [wanted]
+    begin_network(study_from(wanted), run / BEGINS_FROM)
+
+
+def test_nothing_is_brought_where_the_release_is_unknown_or_unlike(tmp_path: Path) -> None:
+    unlike = make_release(tmp_path / "releases", another_network(lengthen))
+    assert code(bring_release, study_from("1" * 64), tmp_path, tmp_path / "run") == "E_BEGIN_UNKNOWN"
+    assert code(bring_release, study_from(unlike), tmp_path, tmp_path / "run") == "E_BEGIN_UNLIKE"
+    bring_release(STUDY, tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sites_that_the_release_learnt_from_are_not_unseen(tmp_path: Path) -> None:
+    site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
+    story = Provenance(
+        candidate="",
+        seed=1,
+        rounds_planned=3,
+        rounds_lost=0,
+        stopped_early=False,
+        strategy_options={},
+        sites={"north": site, "coast": site.model_copy(update={"trained": False})},
+        audit=None,
+        despite_flags="",
+        study={},
+    )
+    sha256, folder = begun(tmp_path, another_network(), provenance=story)
+    assert begun_sites(study_from(sha256), folder) == ["north"]
+    assert begun_sites(STUDY, folder) == []
+
+
+def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
+    sha256, folder = begun(tmp_path, another_network())
+    study = study_from(sha256)
+    text = study.model_dump_json()
+    weights, buffers = pack(another_network())
+    heads = write_chunks({"arrays": weights, "buffers": buffers})
+    found = first_model_of(text, tmp_path / "schemas", folder)
+    assert {name: head.chunks for name, head in found.heads["arrays"].items()} == {
+        name: head.chunks for name, head in heads["arrays"].items()
+    }
+    assert (
+        schema_of(STUDY.model_dump_json(), tmp_path / "schemas", folder).first_model
+        != schema_of(text, tmp_path / "schemas", folder).first_model
+    )
+
+
+def test_the_gateways_process_tells_a_release_that_does_not_fit(tmp_path: Path) -> None:
+    sha256, folder = begun(tmp_path, another_network(lengthen))
+    text = study_from(sha256).model_dump_json()
+    assert code(schema_of, text, tmp_path / "schemas", folder) == "E_BEGIN_UNLIKE"
+
+
+def test_a_training_begins_with_it(tmp_path: Path) -> None:
+    sha256, folder = begun(tmp_path, another_network())
+    training = Training(study_from(sha256), tmp_path / "checkpoints", "run", begins_from=folder)
+    expected, _ = pack(another_network())
+    assert all((training.state.arrays[name] == array).all() for name, array in expected.items())

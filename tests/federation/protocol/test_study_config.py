@@ -1,0 +1,133 @@
+"""Studies, and the files that people edit."""
+
+from pathlib import Path
+
+import pytest
+
+import configs
+from configs import usual_studies
+from federation.protocol.study_config import Study
+from models.refusal import Refusal
+from models.settings import load_settings
+from pipeline.site.folder import SiteSettings
+
+FOLDER = Path(configs.__file__).parent
+
+
+def test_the_study_template_shows_the_defaults():
+    study = load_settings(FOLDER / "study.toml", Study)
+    assert study == Study(study=study.study)
+
+
+def test_the_site_template_shows_the_defaults():
+    site = load_settings(FOLDER / "site.toml", SiteSettings)
+    plain = SiteSettings.model_validate(
+        {
+            "site": {"name": site.site.name},
+            "laboratory": {"file": site.laboratory.file},
+            "outcomes": {"file": site.outcomes.file},
+            "gateway": {"studies": usual_studies()},
+        }
+    )
+    assert site == plain
+
+
+def test_the_demo_study_is_valid_and_called_synthetic():
+    assert load_settings(FOLDER / "demo.toml", Study).study.synthetic
+
+
+def test_rounds_share_one_schedule():
+    study = load_settings(FOLDER / "demo.toml", Study)
+    epochs = [study.schedule(number) for number in range(1, study.study.rounds + 1)]
+    assert [e.first_epoch for e in epochs] == list(range(0, study.total_epochs, study.study.local_epochs))
+    assert {e.total_epochs for e in epochs} == {study.total_epochs}
+
+
+def test_a_quorum_above_the_number_of_sites_is_refused(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text('[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 3\n')
+    with pytest.raises(Refusal) as caught:
+        load_settings(path, Study)
+    assert caught.value.code == "E_SETTINGS_KEY"
+
+
+@pytest.mark.parametrize(
+    ("per_round", "quorum", "says"),
+    [(4, 2, "sites_per_round"), (2, 3, "quorum"), (-1, 2, "sites_per_round")],
+)
+def test_a_round_that_could_not_count_is_refused(tmp_path, per_round, quorum, says):
+    path = tmp_path / "study.toml"
+    table = f'[study]\nname = "x"\nrounds = 1\nsites = 3\nsites_per_round = {per_round}\nquorum = {quorum}\n'
+    path.write_text(table)
+    with pytest.raises(Refusal, match=says) as caught:
+        load_settings(path, Study)
+    assert caught.value.code == "E_SETTINGS_KEY"
+    path.write_text(table.replace(f"sites_per_round = {per_round}", "sites_per_round = 3"))
+    assert load_settings(path, Study).study.asked_a_round == 3
+
+
+PRIVATE = """
+[study]
+name = "x"
+rounds = 4
+local_epochs = 3
+sites = 2
+quorum = 2
+
+[network]
+norm = "group"
+
+[privacy]
+noise_multiplier = 1.5
+sample_rate = 0.1
+"""
+
+
+def test_weights_travel_in_a_precision_that_there_is(tmp_path):
+    path = tmp_path / "study.toml"
+    text = '[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 2\n[wire]\nprecision = "{}"\n'
+    path.write_text(text.format("float16"))
+    assert load_settings(path, Study).wire.precision == "float16"
+    path.write_text(text.format("bfloat16"))
+    with pytest.raises(Refusal) as caught:
+        load_settings(path, Study)
+    assert (caught.value.code, "precision" in caught.value.says) == ("E_SETTINGS_KEY", True)
+
+
+def private_study(tmp_path, text=PRIVATE):
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    return load_settings(path, Study)
+
+
+def test_a_round_of_a_private_study_is_charged_with_all_its_steps(tmp_path):
+    study = private_study(tmp_path)
+    planned = study.private_round
+    assert (planned.noise_multiplier, planned.sample_rate, planned.steps) == (1.5, 0.1, 30)
+    assert planned.delta == study.privacy.delta
+    assert Study.model_validate_json(study.model_dump_json()) == study, "as it travels"
+    assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0]).private_round is None
+
+
+def test_the_template_shows_a_valid_private_study(tmp_path):
+    text = (FOLDER / "study.toml").read_text()
+    settings = text[text.index("# [privacy]") :].replace("# ", "", 1).replace("\n# ", "\n")
+    assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0] + settings).privacy.noise_multiplier == 1.5
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ('norm = "group"', 'norm = "batch"', "group"),
+        ('norm = "group"', "", "group"),
+        ("noise_multiplier = 1.5", "", "noise_multiplier"),
+        ("noise_multiplier = 1.5", "noise_multiplier = 0.0", "noise_multiplier"),
+        ("sample_rate = 0.1", "sample_rate = 2", "sample_rate"),
+        ("sample_rate = 0.1", "sample_rate = 0.1\nepsilon = 8", "epsilon"),
+    ],
+)
+def test_what_does_not_go_together_in_a_private_study_is_refused(tmp_path, right, wrong, says):
+    with pytest.raises(Refusal) as caught:
+        private_study(tmp_path, PRIVATE.replace(right, wrong))
+    assert caught.value.code == "E_SETTINGS_KEY"
+    assert says in caught.value.says

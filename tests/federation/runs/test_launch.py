@@ -1,0 +1,205 @@
+"""What is launched for which files, what is noted of it, and what happens as it ends. No server."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from federation.runs import launch
+from federation.runs.launch import follow, launch_all, plan, resume, stop_run
+from federation.runs.run_folder import read_note, run_names, write_note
+from federation.system import reasons
+from models.refusal import Refusal
+from tests.helpers.run_files import study, write_run
+
+STUDY = '[study]\nname = "trial"\nrounds = 2\nsites = 3\nquorum = 2\nseeds = [3, 4]\n[strategy]\nname = "FedProx"\n'
+
+
+class Server:
+    """A server that takes every run and ends it as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.folder, self.submitted, self.stopped = folder, [], []
+        self.ends: list[str | BaseException] = []
+        (folder / "server.toml").write_text("port = 1\nsimulated_sites = 2\n")
+        for name in ("submit", "wait", "stop"):
+            monkeypatch.setattr(launch, name, getattr(self, name))
+
+    def submit(self, folder, config):
+        self.submitted.append((config["run"], json.loads(config["study"])["study"]["seed"]))
+        return 70 + len(self.submitted)
+
+    def wait(self, folder, run_id, on_line):
+        on_line("INFO :      not for people")
+        on_line("INFO :      fedthorax: round 1 of 2")
+        end = self.ends.pop(0) if self.ends else "finished:completed"
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    def stop(self, folder, run_id):
+        self.stopped.append(run_id)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch) -> Server:
+    return Server(monkeypatch, tmp_path)
+
+
+def study_file(folder: Path, text: str = STUDY, name: str = "study.toml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_one_run_for_each_file_and_seed(tmp_path):
+    plain = study_file(tmp_path, STUDY.replace("seeds = [3, 4]", "seed = 9"), "plain.toml")
+    planned = plan([study_file(tmp_path), plain])
+    assert [each.study.seed for each in planned] == [3, 4, 9]
+    assert all(each.study.seeds == () for each in planned)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "code", "says"),
+    [
+        ("rounds = 2", "rounds = 2\nruonds = 3", "E_SETTINGS_KEY", "study.toml.*study.ruonds"),
+        ("[3, 4]", "[3, 4, 3]", "E_SETTINGS_KEY", "study.toml.*study.seeds"),
+        ("FedProx", "FedPorx", "E_STRATEGY", "FedAvg"),
+        ('name = "FedProx"', 'name = "FedProx"\noptions = {mu = 1}', "E_STRATEGY_OPTION", "proximal_mu"),
+        ('"FedProx"', '"Bulyan"\noptions = {num_malicious_nodes = 1}', "E_STRATEGY_SITES", "7"),
+    ],
+)
+def test_every_file_is_looked_at_before_anything_starts(tmp_path, server, right, wrong, code, says):
+    good, bad = study_file(tmp_path, name="good.toml"), study_file(tmp_path, STUDY.replace(right, wrong))
+    with pytest.raises(Refusal, match=f"{code}: .*{says}"):
+        launch_all(plan([good, bad]), tmp_path, print)
+    assert server.submitted == []
+
+
+def test_a_wrong_strategy_is_found_by_the_file_that_names_it(tmp_path):
+    with pytest.raises(Refusal) as caught:
+        plan([study_file(tmp_path, STUDY.replace("FedProx", "FedPorx"))])
+    assert str(tmp_path / "study.toml") in caught.value.private
+
+
+def test_a_strategy_needs_its_replies_from_the_sites_that_a_round_asks(tmp_path):
+    text = STUDY.replace("sites = 3\n", "sites = 9\nsites_per_round = 4\n").replace('"FedProx"', '"Krum"')
+    wrong = study_file(tmp_path, text + "options = { num_malicious_nodes = 1 }\n")
+    with pytest.raises(Refusal, match="E_STRATEGY_SITES"):
+        plan([wrong])
+    assert plan([study_file(tmp_path, wrong.read_text().replace("round = 4", "round = 5"))])
+
+
+def test_a_folder_of_sites_is_as_good_as_each_of_them(tmp_path, monkeypatch):
+    played = []
+    monkeypatch.setattr(launch, "simulation_server", lambda server, sites: played.append(sites))
+    for name in ("b", "a"):
+        (tmp_path / "sites" / name).mkdir(parents=True)
+        (tmp_path / "sites" / name / "site.toml").touch()
+    one = tmp_path / "sites" / "a"
+    launch.server_of(tmp_path / "server", [tmp_path / "sites"])
+    launch.server_of(tmp_path / "server", [one, tmp_path / "absent"])
+    assert played == [[one, tmp_path / "sites" / "b"], [one, tmp_path / "absent"]]
+
+
+def test_runs_of_one_command_are_a_group(tmp_path, server):
+    said, began = [], []
+    done = launch_all(plan([study_file(tmp_path)]), tmp_path, said.append, began=began.append)
+    assert [seed for _, seed in server.submitted] == [3, 4]
+    assert began == run_names(tmp_path) == [each.run for each in done]
+    notes = [read_note(tmp_path / "runs" / name) for name in began]
+    assert {note.ended for note in notes} == {"completed"}
+    assert [note.run_id for note in notes] == [71, 72]
+    (group,) = {note.group for note in notes}
+    assert group.startswith("trial-")
+    assert f"group {group}" in said[0]
+    assert "round 1 of 2" in said
+    assert not any("not for people" in line for line in said)
+
+
+def test_a_single_run_is_of_the_group_that_is_named_or_of_none(tmp_path, server):
+    for group in ("", "mine"):
+        (done,) = launch_all([study()], tmp_path, print, group=group)
+        assert read_note(tmp_path / "runs" / done.run).group == group
+
+
+def test_a_run_that_fails_is_the_last_of_its_group(tmp_path, server):
+    server.ends, said = ["finished:failed"], []
+    with pytest.raises(Refusal, match="E_RUN_FAILED") as caught:
+        launch_all(plan([study_file(tmp_path)]), tmp_path, said.append)
+    assert "not for people" in caught.value.private, "the end of the server's log, on the server's own screen"
+    assert len(server.submitted) == 1
+    assert said[-1] == "1 of the group's 2 runs were not begun"
+    (name,) = run_names(tmp_path)
+    assert read_note(tmp_path / "runs" / name).ended == "failed"
+
+
+def test_ctrl_c_stops_the_run_and_says_how_to_go_on(tmp_path, server):
+    server.ends, said = [KeyboardInterrupt()], []
+    with pytest.raises(KeyboardInterrupt):
+        launch_all([study()], tmp_path, said.append)
+    (name,) = run_names(tmp_path)
+    assert server.stopped == [71]
+    assert f"fedthorax study resume {name} --server {tmp_path}` with the same --simulate" in said[-1]
+    assert read_note(tmp_path / "runs" / name).ended == "stopped"
+
+
+def test_a_resumed_run_goes_on_under_its_name(tmp_path, server):
+    write_run(tmp_path, "trial-a", ended="stopped", group="seeds", run_id=5)
+    assert resume("trial-a", tmp_path, print).run == "trial-a"
+    assert server.submitted == [("trial-a", 1)]
+    note = read_note(tmp_path / "runs" / "trial-a")
+    assert (note.run_id, note.ended, note.group) == (71, "completed", "seeds")
+
+
+def test_a_run_that_is_under_way_is_not_resumed(tmp_path, server, monkeypatch):
+    write_run(tmp_path, "trial-a", ended=None, run_id=5)
+    monkeypatch.setattr(launch, "state", lambda *_: "running")
+    with pytest.raises(Refusal, match="E_RUN_UNDER_WAY"):
+        resume("trial-a", tmp_path, print)
+    assert server.submitted == []
+
+
+def test_a_run_is_followed_to_its_end_or_told_how_it_ended(tmp_path, server, monkeypatch):
+    write_run(tmp_path, "trial-a", ended=None, run_id=5)
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "state", lambda *_: "running")
+        assert follow("trial-a", tmp_path, said.append).run == "trial-a"
+    assert said == ["round 1 of 2"]
+    assert follow("trial-a", tmp_path, said.append).run == "trial-a", "it has ended now"
+    assert len(said) == 1
+    write_run(tmp_path, "trial-b", ended="stopped")
+    with pytest.raises(Refusal, match=r"E_RUN_FAILED: .*stopped"):
+        follow("trial-b", tmp_path, said.append)
+
+
+def test_a_simulation_that_ended_before_it_could_be_asked_is_told_by_its_note(tmp_path, server, monkeypatch):
+    folder = write_run(tmp_path, "trial-a", ended=None, run_id=5)
+    states = iter(["running", "completed"])
+    monkeypatch.setattr(launch, "state", lambda *_: next(states))
+
+    def wait(*_):
+        write_note(folder, read_note(folder).model_copy(update={"ended": "completed"}))
+        raise Refusal(reasons.SERVER_UNREACHABLE, port=1)
+
+    monkeypatch.setattr(launch, "wait", wait)
+    assert follow("trial-a", tmp_path, print).run == "trial-a"
+
+
+def test_a_server_that_goes_away_meanwhile_is_named(tmp_path, server, monkeypatch):
+    write_run(tmp_path, "trial-a", ended=None, run_id=5)
+    monkeypatch.setattr(launch, "state", lambda *_: "running")
+    server.ends = [Refusal(reasons.SERVER_UNREACHABLE, port=1)]
+    with pytest.raises(Refusal, match="E_SERVER_UNREACHABLE"):
+        follow("trial-a", tmp_path, print)
+
+
+def test_only_a_run_that_is_under_way_can_be_stopped(tmp_path, server, monkeypatch):
+    write_run(tmp_path, "trial-a", ended="completed")
+    with pytest.raises(Refusal, match=r"E_RUN_ENDED: .*completed"):
+        stop_run("trial-a", tmp_path)
+    write_run(tmp_path, "trial-b", ended=None, run_id=5)
+    monkeypatch.setattr(launch, "state", lambda *_: "running")
+    stop_run("trial-b", tmp_path)
+    assert server.stopped == [5]
+    assert read_note(tmp_path / "runs" / "trial-b").ended == "stopped"

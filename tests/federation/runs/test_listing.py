@@ -1,0 +1,230 @@
+"""What is told of runs by their files, and of several side by side. All figures are invented."""
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from federation.comparison.compare_runs import compare
+from federation.protocol.study_config import Study
+from federation.runs import submission
+from federation.runs.listing import detail, final_table, list_lines, round_lines, summaries
+from federation.runs.progress import Progress, duration, standing
+from federation.runs.run_folder import find_run, run_names
+from models.refusal import Refusal
+from tests.helpers.results_factory import make_results
+from tests.helpers.run_files import entry, study, write_run
+
+
+def make(server: Path, name: str, *, seed: int = 1, group: str = "", sites: int = 2, number: int = 0, **changes):
+    """A completed run; its study, results and note belong together."""
+    results = make_results(sites, seed=seed, **changes)
+    results = results.model_copy(update={"run": name, "study": results.study.with_seed(seed)})
+    write_run(server, name, number=number, of=results.study, history=results.history, group=group, results=results)
+    return results
+
+
+def test_runs_are_listed_in_the_order_in_which_they_began(tmp_path):
+    write_run(tmp_path, "trial-b", number=1, history=[entry(1), entry(2)], ended="stopped", group="seeds")
+    write_run(tmp_path, "trial-a", number=2)
+    write_run(tmp_path, "trial-c", number=0)
+    assert run_names(tmp_path) == ["trial-c", "trial-b", "trial-a"]
+    line = list_lines(summaries(tmp_path))[1]
+    assert line[:6] == ["trial-b", "stopped", "2 of 4", "CenteredClip", "1", "seeds"]
+    assert line[6] == "0.70", "the last round's"
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(tmp_path):
+    write_run(tmp_path, "trial-a")
+    for name, file in (("trial-b", "study.json"), ("trial-c", "run.json"), ("trial-d", "history.json")):
+        (write_run(tmp_path, name) / file).write_text("{")
+    states = {run["run"]: run["state"] for run in summaries(tmp_path)}
+    assert states == {"trial-a": "completed"} | dict.fromkeys(("trial-b", "trial-c", "trial-d"), "E_RUN_FILES")
+    assert len(list_lines(summaries(tmp_path))) == 4
+
+
+def test_a_run_that_an_older_release_launched_has_no_note(tmp_path):
+    folder = write_run(tmp_path, "trial-a")
+    (folder / "run.json").unlink()
+    assert summaries(tmp_path)[0]["state"] == "interrupted"
+    (folder / "release").mkdir()
+    assert summaries(tmp_path)[0]["state"] == "completed"
+
+
+@pytest.mark.parametrize("name", ["trial-x", "../trial-a", "", "."])
+def test_a_wrong_name_is_answered_with_what_there_is(tmp_path, name):
+    write_run(tmp_path, "trial-a")
+    with pytest.raises(Refusal, match="E_RUN_UNKNOWN") as caught:
+        find_run(tmp_path, name)
+    assert caught.value.private.endswith(": trial-a")
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ("running", "running"),
+        ("pending", "waiting"),
+        ("finished:stopped", "stopped"),
+        (Refusal(submission.reasons.RUN_UNKNOWN), "interrupted"),
+        (Refusal(submission.reasons.SERVER_UNREACHABLE, port=1), "server down"),
+        (Refusal(submission.reasons.NO_SERVER), "server down"),
+    ],
+)
+def test_the_server_is_asked_for_a_run_whose_end_nobody_saw(tmp_path, monkeypatch, says, expected):
+    asked = []
+
+    def status(folder, run_id):
+        asked.append(run_id)
+        if isinstance(says, Refusal):
+            raise says
+        return says
+
+    monkeypatch.setattr(submission, "status", status)
+    write_run(tmp_path, "trial-a", ended=None, run_id=7)
+    write_run(tmp_path, "trial-b", ended="completed", run_id=8)
+    assert [run["state"] for run in summaries(tmp_path)] == [expected, "completed"]
+    assert asked == [7]
+
+
+def test_a_run_is_shown_with_its_rounds_and_where_things_lie(tmp_path):
+    refused = entry(2, sites=["north"], refused={"south": "E_SITE_MISSING"}, capped=["north"])
+    lost = entry(3, sites=[], lost=True, lost_for="E_QUORUM", means={})
+    history = [{"handshake": "first", "refused": {}}, entry(1), refused, lost]
+    folder = write_run(tmp_path, "trial-a", history=history)
+    (folder / "release").mkdir()
+    told = detail(tmp_path, "trial-a")
+    lines = round_lines(told["history"])
+    assert [line[0] for line in lines] == ["1", "2", "3"]
+    assert lines[1][1] == "north"
+    assert lines[1][-1] == "south: E_SITE_MISSING\nnorth: W_EXAMPLES_CAPPED"
+    assert lines[2][1:4] == ["none", "", ""]
+    assert "E_QUORUM" in lines[2][-1]
+    assert told["final"] is None
+    assert set(told["where"]) == {"candidate", "mlflow"}
+    assert json.dumps(told)
+
+
+def test_final_figures_have_intervals_and_means_are_called_so(tmp_path):
+    results = make(tmp_path, "trial-a")
+    columns, lines = final_table(results)
+    north, south = results.models[0].figures["north"], results.models[0].figures["south"]
+    assert columns == ["figure", "north", "south", "mean over sites"]
+    (auroc,) = [line for line in lines if line[0] == "auroc_severe"]
+    low, high = north["auroc_severe_low"], north["auroc_severe_high"]
+    assert auroc[1] == f"{north['auroc_severe']:.2f} ({low:.2f}–{high:.2f})"
+    weights = north["num-examples"], south["num-examples"]
+    mean = (north["auroc_severe"] * weights[0] + south["auroc_severe"] * weights[1]) / sum(weights)
+    assert auroc[3] == f"{mean:.2f}"
+    assert detail(tmp_path, "trial-a")["final"]["release"] == results.release
+
+
+def test_many_sites_are_told_by_their_number_and_their_spread(tmp_path):
+    results = make_results(30, local=False, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
+    figures = results.models[0].figures
+    counted, missed = sorted(figures)[:20], dict.fromkeys(sorted(figures)[20:26], "E_SITE_MISSING")
+    (line,) = round_lines([entry(1, sites=counted, refused=missed)])
+    assert line[1] == "20 of 26"
+    first = sorted(missed)[:3]
+    assert line[-1] == f"6 sites ({', '.join(first)} and 3 more): E_SITE_MISSING"
+    columns, lines = final_table(results)
+    assert columns == ["figure", "lowest", "median", "highest", "sites", "mean over sites"]
+    told = sorted(each["auroc_severe"] for each in figures.values())
+    middle = (told[14] + told[15]) / 2
+    assert lines[0][:5] == ["auroc_severe", f"{told[0]:.2f}", f"{middle:.2f}", f"{told[-1]:.2f}", "30"]
+    for seed in (1, 2):
+        write_run(tmp_path, f"trial-{seed}", of=results.study.with_seed(seed), results=results, number=seed)
+    rows = compare(tmp_path, ["trial-1", "trial-2"]).lines()
+    assert [row[1] for row in rows[:4]] == ["lowest site", "median site", "highest site", "mean over sites"]
+    assert rows[0][2:] == [f"{told[0]:.3f}"] * 2
+    assert len(rows) <= 4 * 6
+
+
+def test_results_of_another_version_are_refused_and_not_hidden(tmp_path):
+    (write_run(tmp_path, "trial-a") / "results.json").write_text('{"format": 99}')
+    with pytest.raises(Refusal, match="E_RESULTS"):
+        detail(tmp_path, "trial-a")
+
+
+def test_seeds_of_a_group_are_one_column_with_mean_and_spread(tmp_path):
+    found = [make(tmp_path, f"trial-{seed}", seed=seed, group="seeds", number=seed) for seed in (1, 2, 3)]
+    make(tmp_path, "trial-4", seed=1, number=4)
+    comparison = compare(tmp_path, ["seeds", "trial-4"])
+    assert [len(column.runs) for column in comparison.columns] == [3, 1]
+    aurocs = [results.models[0].figures["north"]["auroc_severe"] for results in found]
+    seeds, alone = (column.values()["auroc_severe"]["north"] for column in comparison.columns)
+    assert (seeds.mean, seeds.deviation) == pytest.approx((fmean(aurocs), stdev(aurocs)))
+    assert alone.deviation is None
+    assert "±" in str(seeds)
+    assert comparison.warnings == []
+    rows = [line[:2] for line in comparison.lines() if line[0] == "auroc_severe"]
+    assert rows == [["auroc_severe", "north"], ["auroc_severe", "south"], ["auroc_severe", "mean over sites"]]
+    assert json.loads(json.dumps(comparison.to_json()))["columns"][0]["seeds"] == [1, 2, 3]
+
+
+def test_strategies_of_a_group_are_columns_of_their_own(tmp_path):
+    for seed in (1, 2):
+        make(tmp_path, f"plain-{seed}", seed=seed, group="both", number=seed)
+        results = make_results(2, seed=seed)
+        prox = Study.model_validate(
+            results.study.with_seed(seed).model_dump() | {"strategy": {"name": "FedProx", "options": {}}}
+        )
+        results = results.model_copy(update={"study": prox})
+        write_run(tmp_path, f"prox-{seed}", number=seed + 2, of=prox, group="both", results=results)
+    titles = [column.title for column in compare(tmp_path, ["both"]).columns]
+    assert titles == ["both\nCenteredClip, 2 seeds", "both\nFedProx, 2 seeds"]
+
+
+def test_runs_of_different_questions_are_compared_with_a_warning(tmp_path):
+    make(tmp_path, "trial-a", sites=2)
+    other = make(tmp_path, "trial-b", sites=3, number=1, synthetic=False)
+    said = [str(warning) for warning in compare(tmp_path, ["trial-a", "trial-b"]).warnings]
+    assert len(said) == 2
+    assert "the sites" in said[0]
+    assert "synthetic" in said[1]
+    narrower = other.study.preprocessing.model_copy(update={"margin_mm": 1.0})
+    changed = other.study.model_copy(update={"preprocessing": narrower})
+    results = other.model_copy(update={"study": changed})
+    write_run(tmp_path, "trial-c", number=2, of=changed, results=results)
+    (warning,) = compare(tmp_path, ["trial-b", "trial-c"]).warnings
+    assert "preprocessing" in str(warning)
+
+
+def test_what_is_not_complete_is_left_out_and_named(tmp_path):
+    make(tmp_path, "trial-a")
+    write_run(tmp_path, "trial-b", number=1, ended="stopped")
+    comparison = compare(tmp_path, ["trial-a", "trial-b"])
+    assert [column.runs[0].name for column in comparison.columns] == ["trial-a"]
+    assert "trial-b" in str(comparison.warnings[0])
+    with pytest.raises(Refusal, match="E_RESULTS"):
+        compare(tmp_path, ["trial-b"])
+    with pytest.raises(Refusal, match="E_RUN_UNKNOWN"):
+        compare(tmp_path, ["trial-a", "seeds"])
+
+
+def test_progress_tells_rounds_sites_figures_and_the_time_left():
+    now = standing(study(rounds=10), [{"handshake": "first"}, entry(1), entry(2, seconds=60.0, sites=["north"])])
+    assert (now.done, now.total) == (2, 10)
+    assert now.text == (
+        "round 2 of 10 · about 6 min left · 1 of 2 sites · loss 0.400 · mean validation AUROC of severe 0.70"
+    )
+    stopping = study(rounds=10).model_copy(update={"stopping": {"patience_rounds": 3}})
+    assert "at most 4 min left" in standing(stopping, [entry(2)]).text
+    assert "left" not in standing(study(rounds=2), [entry(2)]).text
+
+
+def test_time_left_is_told_in_words_that_fit():
+    assert [duration(seconds) for seconds in (9.6, 90, 3599, 7320)] == ["10 s", "2 min", "1 h 0 min", "2 h 2 min"]
+
+
+def test_progress_keeps_what_it_had_while_a_file_is_written(tmp_path):
+    progress = Progress(tmp_path)
+    assert progress.now() is None
+    folder = write_run(tmp_path, "trial-a", history=[entry(1)])
+    progress.watch("trial-a")
+    assert progress.now().done == 1
+    (folder / "history.json").write_text('[{"round":')
+    assert progress.now().done == 1
+    write_run(tmp_path, "trial-b")
+    progress.watch("trial-b")
+    assert progress.now().done == 0

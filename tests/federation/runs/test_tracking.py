@@ -1,0 +1,309 @@
+"""What goes to MLflow, and what becomes of it while MLflow does not answer."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+
+from federation.protocol.reply_validation import LedgerHead
+from federation.protocol.study_config import StrategyTable, Study
+from federation.runs.run_folder import RunNote, write_note
+from federation.runs.tracking import (
+    CANDIDATE,
+    GROUP,
+    SPOOL,
+    Tracker,
+    hand_over_rest,
+    how_to_see,
+    params,
+    tracking_uri,
+)
+from federation.strategy.round_report import RoundReport
+from federation.system.process import QUIET
+
+STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
+
+BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def report(number: int) -> RoundReport:
+    return RoundReport(
+        round=number,
+        sampled=(1, 2),
+        valid=(1,),
+        refused={2: "E_SITE_MISSING"},
+        metrics={1: {"train_loss": 0.5 / number, "num-examples": 77}},
+        capped=(),
+        aggregated={"train_loss": 0.5 / number},
+        lost_for=None,
+        ledger={1: LedgerHead("0a" * 32, number)},
+        seconds=1.5,
+        bytes_up=10,
+        bytes_down=20,
+    )
+
+
+class Outage:
+    """MLflow as it does not answer, from when it is begun until it is ended."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.is_on = False
+        for name in ("get_experiment_by_name", "log_batch", "log_artifact", "log_artifacts", "set_terminated"):
+            patch.setattr(MlflowClient, name, self.watched(getattr(MlflowClient, name)))
+
+    def watched(self, real):
+        def call(*args, **kwargs):
+            if self.is_on:
+                raise MlflowException("the connection was refused")
+            return real(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment store with nothing in it: to make one takes seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    folder = tmp_path / "runs" / "trial-1"
+    (folder / "release").mkdir(parents=True)
+    (folder / "study.json").write_text(STUDY.model_dump_json())
+    write_note(folder, RunNote(begun=BEGUN))
+    (folder / "release" / "card.md").write_text("a card")
+    return tmp_path
+
+
+def a_study(server: Path, said: list[str], outage: Outage, off: set[int] = frozenset()) -> str | None:
+    """Three rounds and a candidate; in the rounds of `off` (4: the end) MLflow does not answer."""
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    outage.is_on = 0 in off
+    tracker.begin({"synthetic": "false"})
+    for number in (1, 2, 3):
+        outage.is_on = number in off
+        tracker.log_round(report(number), {1: "north"})
+    outage.is_on = 4 in off
+    tracker.log_final({"mean_auroc_severe": 0.8}, 3)
+    version = tracker.register(server / "runs" / "trial-1" / "release", "ab" * 32)
+    tracker.end(completed=True)
+    return version
+
+
+def recorded(server: Path):
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    experiment = client.get_experiment_by_name("trial")
+    (run,) = client.search_runs([experiment.experiment_id])
+    losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "north/train_loss")}
+    return client, run, losses
+
+
+def assert_all_is_recorded(server: Path):
+    client, run, losses = recorded(server)
+    assert losses == {1: 0.5, 2: 0.25, 3: 0.5 / 3}
+    assert run.info.status == "FINISHED"
+    assert run.data.params["study.rounds"] == "3"
+    assert run.data.tags["synthetic"] == "false"
+    assert run.data.tags["mlflow.user"] == "fedthorax"
+    assert run.data.tags["ledger.north"] == f"3 {'0a' * 32}"
+    assert run.data.metrics["final/mean_auroc_severe"] == 0.8
+    assert "77" not in str(run.data.metrics)  # no site's number of patients
+    version = client.get_model_version_by_alias("trial", CANDIDATE)
+    assert version.tags["sha256"] == "ab" * 32
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/card.md"]
+    assert not (server / "runs" / "trial-1" / SPOOL).exists()
+
+
+def test_a_study_is_recorded(server, monkeypatch):
+    said: list[str] = []
+    assert a_study(server, said, Outage(monkeypatch)) == "1"
+    assert_all_is_recorded(server)
+    assert said == []
+
+
+@pytest.mark.parametrize("off", [{0}, {0, 1}, {2}, {1, 2, 3}, {0, 1, 2, 3}])
+def test_what_an_outage_held_back_is_handed_over_after_it(server, monkeypatch, off):
+    said: list[str] = []
+    assert a_study(server, said, Outage(monkeypatch), off) == "1"
+    assert_all_is_recorded(server)
+    assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow answers ag"]
+
+
+def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch):
+    said: list[str] = []
+    outage = Outage(monkeypatch)
+    assert a_study(server, said, outage, {3, 4}) is None
+    spool = server / "runs" / "trial-1" / SPOOL
+    assert [json.loads(line)["what"] for line in spool.read_text().splitlines()] == [
+        *("figures", "figures", "artifacts", "version", "end")
+    ]
+    outage.is_on = False
+    hand_over_rest(server, said.append)
+    assert_all_is_recorded(server)
+    assert said[-1] == "MLflow answers again and has what waited"
+
+
+def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypatch):
+    outage, clock = Outage(monkeypatch), iter(range(1000, 9000, 1000))
+    monkeypatch.setattr("federation.runs.tracking._now_ms", lambda: next(clock))
+    a_study(server, [], outage, {1, 2})
+    client, run, _ = recorded(server)
+    history = client.get_metric_history(run.info.run_id, "round_sites")
+    assert {m.step: m.timestamp for m in history} == {1: 1000, 2: 2000, 3: 3000}
+
+
+def test_a_damaged_database_is_an_outage(server, monkeypatch):
+    """SQLite says so in its own words; the study goes on, and restoring the file is enough."""
+    database = server / "mlflow.db"
+    intact = database.read_bytes()
+    database.write_bytes(b"this is no database" * 100)
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    tracker.begin({"synthetic": "false"})
+    tracker.log_round(report(1), {1: "north"})
+    assert [line[:17] for line in said] == ["W_TRACKING_SILENT"]
+    database.write_bytes(intact)
+    tracker.log_round(report(2), {1: "north"})
+    _, _, losses = recorded(server)
+    assert losses == {1: 0.5, 2: 0.25}
+
+
+def test_what_mlflow_will_never_take_is_not_kept_for_ever(server, monkeypatch):
+    tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
+    with pytest.raises(MlflowException):
+        tracker.log_final({"a name\nthat cannot be": 1.0}, 3)
+
+
+def test_a_resumed_study_goes_on_in_the_same_run(server, monkeypatch):
+    outage = Outage(monkeypatch)
+    first = Tracker(server, STUDY, "trial-1", lambda _: None)
+    first.begin({"synthetic": "false"})
+    first.log_round(report(1), {1: "north"})
+    first.end(completed=False)
+    _, run, _ = recorded(server)
+    assert run.info.status == "FAILED"
+    a_study(server, [], outage)
+    assert_all_is_recorded(server)
+
+
+def test_a_wrong_password_is_told_apart_from_an_outage(server, monkeypatch):
+    """And what waits is not lost by it: the right one hands it over."""
+    said: list[str] = []
+    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    real = MlflowClient.get_experiment_by_name
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", _unauthenticated)
+    tracker.begin({})
+    assert said[0].startswith("W_TRACKING_ACCESS: ")
+    assert "MLFLOW_TRACKING_PASSWORD" in said[0]
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", real)
+    tracker.log_round(report(1), {1: "north"})
+    _, run, losses = recorded(server)
+    assert losses == {1: 0.5}
+    assert run.data.params["study.rounds"] == "3"
+
+
+def _unauthenticated(*_):
+    raise MlflowException("error code 401", error_code=UNAUTHENTICATED)
+
+
+def test_runs_of_a_group_lie_below_one_parent(server):
+    for seed in (1, 2):
+        name = f"trial-seed-{seed}"
+        study = STUDY.with_seed(seed)
+        folder = server / "runs" / name
+        folder.mkdir()
+        write_note(folder, RunNote(begun=BEGUN, group="seeds"))
+        tracker = Tracker(server, study, name, lambda _: None)
+        tracker.begin({})
+        tracker.end(completed=True)
+    client = MlflowClient(tracking_uri(server), tracking_uri(server))
+    runs = client.search_runs([client.get_experiment_by_name("trial").experiment_id])
+    (parent,) = [run for run in runs if run.info.run_name == "seeds"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {run.data.params["study.seed"] for run in children} == {"1", "2"}
+    assert {run.data.tags[GROUP] for run in runs} == {"seeds"}
+    assert parent.info.status == "FINISHED"
+
+
+def test_parameters_can_be_compared_one_by_one():
+    study = STUDY.model_copy(update={"strategy": StrategyTable(name="FedProx", options={"proximal_mu": 0.1})})
+    found = params(study)
+    assert found["strategy.name"] == "FedProx"
+    assert found["strategy.options.proximal_mu"] == "0.1"
+    assert found["study.seed"] == "1"
+    assert "study.seeds" not in found
+
+
+def test_figures_of_subgroups_reach_mlflow(server):
+    tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
+    tracker.log_final({"north/auroc_severe@female": 0.7}, 3)
+    _, run, _ = recorded(server)
+    assert run.data.metrics["final/north/auroc_severe/female"] == 0.7
+
+
+def test_where_a_run_can_be_seen(tmp_path, server, monkeypatch):
+    run = server / "runs" / "trial-1"
+    Tracker(server, STUDY, "trial-1", lambda _: None).begin({})
+    assert how_to_see(server, run).endswith(f"mlflow ui --backend-store-uri sqlite:///{server}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:secret@mlflow.example/tracking/")
+    assert "sqlite" in how_to_see(server, run), "it was written there, whatever this process would use"
+    assert how_to_see(server, tmp_path) == "https://mlflow.example/tracking"
+    (run / "mlflow.json").write_text('{"uri": "https://mlflow.example/tracking/", "experiment": "3", "run": "0a"}')
+    assert how_to_see(server, run) == "https://mlflow.example/tracking/#/experiments/3/runs/0a"
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from federation.runs.tracking import Tracker
+from federation.protocol.study_config import Study
+
+def hook(event, arguments):
+    if event == "socket.getaddrinfo" or (event == "socket.connect" and isinstance(arguments[1], tuple)):
+        print("CALLS", event, arguments[-1 if event == "socket.connect" else 0], flush=True)
+
+sys.addaudithook(hook)
+server = Path(sys.argv[1])
+study = Study.model_validate_json((server / "runs" / "trial-1" / "study.json").read_text())
+tracker = Tracker(server, study, "trial-1", print)
+tracker.begin({})
+tracker.log_final({"mean_auroc_severe": 0.8}, 3)
+tracker.register(server / "runs" / "trial-1" / "release", "ab" * 32)
+tracker.end(completed=True)
+import mlflow.telemetry.client as telemetry
+import mlflow.telemetry.utils as utils
+print("CLIENT", telemetry.get_telemetry_client(), utils.is_telemetry_disabled())
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_nothing_calls_home(server, quiet):
+    """In a process as ours are: pytest and continuous integration alone would keep MLflow from it."""
+    own = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "OMP_NUM_THREADS")}
+    # The control looks at MLflow's own answer alone: it must not call anybody either.
+    code = WATCHED if quiet else "import mlflow.telemetry.utils as u; print('DISABLED', u.is_telemetry_disabled())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(server)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**own, **(QUIET if quiet else {})},
+    )
+    if quiet:
+        assert "CLIENT None True" in done.stdout
+        assert "CALLS" not in done.stdout
+    else:
+        assert "DISABLED False" in done.stdout, "without our settings it would call"

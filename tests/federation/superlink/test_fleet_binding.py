@@ -1,0 +1,210 @@
+"""Whose messages, sessions and objects a request names: judged on Flower's own database.
+
+Two nodes at a real server: tests/e2e/test_binding.py.
+"""
+
+import hashlib
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata, ObjectTree, PullObjectRequest, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.server.superlink.linkstate import InMemoryLinkState, SqlLinkState
+from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
+
+from federation.superlink import fleet_binding
+from federation.superlink.fleet_binding import Announced, Trees, check
+from models.refusal import Refusal
+
+RUN = 5
+# As Flower draws them: up to 64 bits, which its database keeps with a sign.
+NORTH, SOUTH = 2**64 - 7, 12
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tree(root: str, *children: ObjectTree) -> ObjectTree:
+    return ObjectTree(object_id=sha(root), children=children)
+
+
+TASKS = {node: tree(f"task {node}", tree(f"records {node}", tree("model"))) for node in (NORTH, SOUTH)}
+ANSWER = tree("answer of north", tree("its records"))
+
+
+def signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[SqlLinkState]:
+    """Both nodes were sent a message; north has announced its answer, which the study's code has not asked for."""
+    database = tmp_path / "state.db"
+    _, factory = get_objectstore_linkstate_factories(str(database), get_federation_manager(is_simulation=False))
+    state = factory.state()
+    assert isinstance(state, SqlLinkState)
+    for task in TASKS.values():
+        state.object_store.preregister(RUN, task)
+    with closing(sqlite3.connect(database)) as db:  # without foreign keys: no run, no nodes
+        for node, task in TASKS.items():
+            row = (task.object_id, RUN, 1, signed(node))
+            db.execute(
+                "INSERT INTO message_ins (message_id, run_id, src_node_id, dst_node_id) VALUES (?, ?, ?, ?)", row
+            )
+        row = (ANSWER.object_id, RUN, signed(NORTH), 1, TASKS[NORTH].object_id)
+        db.execute(
+            "INSERT INTO message_res (message_id, run_id, src_node_id, dst_node_id, reply_to_message_id) "
+            "VALUES (?, ?, ?, ?, ?)",
+            row,
+        )
+        db.commit()
+    yield state
+
+
+def announce(state: SqlLinkState) -> str:
+    """Open the session of north's answer."""
+    session = state.start_session(RUN)
+    state.preregister_object_tree(ANSWER, session)
+    return session
+
+
+def push(
+    node: int, *, announced: ObjectTree = ANSWER, to: int | None = None, **metadata: object
+) -> PushMessagesRequest:
+    fields = {
+        **{"run_id": RUN, "message_id": announced.object_id, "src_node_id": node, "dst_node_id": 1},
+        "reply_to_message_id": TASKS[to or node].object_id,
+        **metadata,
+    }
+    message = Message(metadata=Metadata(**fields))  # type: ignore[arg-type]
+    return PushMessagesRequest(node=Node(node_id=node), messages_list=[message], message_object_trees=[announced])
+
+
+def judged(state: object, request: object, announced: Announced | None = None) -> bool:
+    try:
+        check(request, state, announced or Announced(), Trees())  # type: ignore[arg-type]
+    except Refusal as refusal:
+        assert refusal.code == "E_NOT_FOR_NODE"
+        return False
+    return True
+
+
+def test_objects_of_a_message_are_its_nodes(state: SqlLinkState) -> None:
+    def may_read(node: int, name: str, run: int = RUN) -> bool:
+        return judged(state, PullObjectRequest(node=Node(node_id=node), run_id=run, object_id=sha(name)))
+
+    for mine, other in ((NORTH, SOUTH), (SOUTH, NORTH)):
+        assert all(may_read(mine, name) for name in (f"task {mine}", f"records {mine}", "model"))
+        assert not any(may_read(mine, name) for name in (f"task {other}", f"records {other}", "elsewhere"))
+        assert not may_read(mine, f"task {mine}", run=RUN + 1)
+    assert not may_read(NORTH, "answer of north")
+    assert not may_read(99, "model")
+
+
+def test_an_object_has_one_spelling(state: SqlLinkState) -> None:
+    for id in (sha("model").upper(), f" {sha('model')}", "", "%"):
+        assert not judged(state, PullObjectRequest(node=Node(node_id=NORTH), run_id=RUN, object_id=id))
+
+
+def test_after_a_restart_a_session_is_still_its_owners(state: SqlLinkState) -> None:
+    """What was announced before is no longer remembered; Flower's database tells until the answer was asked for."""
+    session = announce(state)
+
+    def may_push(node: int, session: str = session) -> bool:
+        request = PushObjectRequest(
+            node=Node(node_id=node), run_id=RUN, session_id=session, object_id=sha("its records")
+        )
+        return judged(state, request)
+
+    assert may_push(NORTH)
+    assert not may_push(SOUTH)
+    assert not may_push(NORTH, "")
+    assert may_push(SOUTH, "over")  # which Flower answers with "not stored"
+
+
+def test_a_session_stays_its_owners_once_the_answer_was_asked_for(state: SqlLinkState) -> None:
+    session = announce(state)
+    with state.session():
+        state.delete_messages({TASKS[NORTH].object_id})
+    request = PushObjectRequest(node=Node(node_id=NORTH), run_id=RUN, session_id=session, object_id=sha("its records"))
+    assert judged(state, request, Announced(sessions=deque([session])))
+    assert not judged(state, request)  # as south: nothing tells that it is south's
+
+
+def test_an_answer_is_announced_again_by_its_sender_alone(state: SqlLinkState) -> None:
+    announce(state)
+    assert judged(state, push(NORTH))
+    assert not judged(state, push(SOUTH))
+    assert not judged(state, push(SOUTH, to=NORTH))
+    with state.session():
+        state.delete_messages({TASKS[NORTH].object_id})
+    assert judged(state, push(NORTH), Announced(answers=deque([ANSWER.object_id])))
+    assert not judged(state, push(SOUTH))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"src_node_id": NORTH},
+        {"src_node_id": 1, "dst_node_id": NORTH, "reply_to_message_id": ""},
+        {"reply_to_message_id": ""},
+        {"reply_to_message_id": TASKS[NORTH].object_id},
+        {"dst_node_id": NORTH},
+        {"message_id": ""},
+        {"message_id": TASKS[NORTH].object_id},
+        {"message_id": sha("another")},
+        {"run_id": RUN + 1},
+    ],
+)
+def test_souths_answer_with_one_lie_in_it_is_refused(state: SqlLinkState, change: dict[str, object]) -> None:
+    answer = tree("answer of south", tree("its own"), tree("model"))
+    assert judged(state, push(SOUTH, announced=answer))
+    assert not judged(state, push(SOUTH, announced=answer, **change))
+
+
+@pytest.mark.parametrize("below", [TASKS[NORTH], TASKS[SOUTH], ANSWER])
+def test_no_whole_message_is_part_of_an_answer(state: SqlLinkState, below: ObjectTree) -> None:
+    announce(state)
+    deep = tree("answer of south", tree("records", tree("array", below)))
+    assert not judged(state, push(SOUTH, announced=deep))
+
+
+def test_many_objects_are_looked_up_in_parts(state: SqlLinkState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_binding, "_AT_ONCE", 3)
+    objects = [tree(f"own {number}") for number in range(10)]
+    assert judged(state, push(SOUTH, announced=tree("answer of south", *objects)))
+    assert not judged(state, push(SOUTH, announced=tree("answer of south", *objects, TASKS[NORTH])))
+
+
+def test_a_run_is_shown_to_those_that_were_sent_a_message_of_it(state: SqlLinkState) -> None:
+    assert judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN))
+    assert not judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN + 1))
+    assert not judged(state, GetRunRequest(node=Node(node_id=99), run_id=RUN))
+
+
+def test_what_is_not_known_is_refused(state: SqlLinkState) -> None:
+    assert judged(state, PullMessagesRequest(node=Node(node_id=NORTH)))
+    assert not judged(state, None)
+    assert not judged(state, Metadata())
+
+
+def test_a_server_without_a_database_serves_nobody() -> None:
+    make: Callable[..., InMemoryLinkState] = InMemoryLinkState.__new__
+    with pytest.raises(TypeError):
+        check(PullMessagesRequest(node=Node(node_id=NORTH)), make(InMemoryLinkState), Announced(), Trees())
+
+
+def test_few_trees_are_kept(state: SqlLinkState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_binding, "_TREES_KEPT", 1)
+    trees = Trees()
+    with state.session() as session:
+        for task in (*TASKS.values(), *TASKS.values()):
+            assert len(trees.of(session, task.object_id)) == 3
+    assert len(trees._kept) == 1

@@ -1,0 +1,71 @@
+"""What our processes are started with, and whom the guard counts as family. (Real processes: tests/e2e.)"""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from federation.system.process import flower_environment, free_port, port_is_taken
+from federation.system.reaper import descendants
+
+
+def test_the_family_is_everyone_below_at_any_depth() -> None:
+    parents = {2: 1, 10: 2, 11: 10, 12: 11, 13: 10, 20: 1, 21: 20}
+    assert descendants(10, parents) == [11, 13, 12]
+    assert descendants(12, parents) == []
+
+
+def test_nothing_calls_home(tmp_path: Path) -> None:
+    environment = flower_environment(tmp_path, FEDTHORAX_SITE_DIR="x")
+    expected = {
+        "FLWR_HOME": str(tmp_path),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "FEDTHORAX_SITE_DIR": "x",
+    }
+    assert expected.items() <= environment.items()
+
+
+def test_flower_itself_takes_that_as_a_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore import update_check
+
+    asked: list[object] = []
+    monkeypatch.setattr(update_check, "_read_flwr_update_check_cache", lambda: None)
+    monkeypatch.setattr(update_check, "_start_flwr_update_check_refresh_thread", asked.append)
+    monkeypatch.delenv("FLWR_DISABLE_UPDATE_CHECK", raising=False)
+    update_check.warn_if_flwr_update_available("flower-superlink")
+    assert asked == ["flower-superlink"]  # what Flower does by default
+    monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", flower_environment(tmp_path)["FLWR_DISABLE_UPDATE_CHECK"])
+    update_check.warn_if_flwr_update_available("flower-superlink")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_a_proxy_for_the_outside_is_not_asked_for_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    from httpx._utils import get_environment_proxies
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(variable, "pacs.example.org")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    for name, value in flower_environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    proxies = get_environment_proxies()
+    assert proxies["https://"] == "http://proxy.example.org:3128"
+    unproxied = {pattern for pattern, proxy in proxies.items() if proxy is None}
+    assert any("127.0.0.1" in pattern for pattern in unproxied)
+    assert any("pacs.example.org" in pattern for pattern in unproxied)
+
+
+def test_a_port_is_taken_while_somebody_listens() -> None:
+    port = free_port()
+    assert not port_is_taken("127.0.0.1", port)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        assert port_is_taken("127.0.0.1", port)
+    assert not port_is_taken("127.0.0.1", port)

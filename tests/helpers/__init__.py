@@ -1,0 +1,1 @@
+"""What the tests of several rooms share: synthetic files, grids, results; no test is here."""

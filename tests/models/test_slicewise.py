@@ -1,0 +1,155 @@
+"""The 2.5D network: attention over slices, and everything around a network treats it like the 3D one."""
+
+from pathlib import Path
+
+import monai.bundle
+import numpy as np
+import torch
+from torch import Tensor
+
+from federation.protocol.flat_weights import pack, unpack
+from models.inversion import seen_update
+from models.network import LABELS, TABULAR, NetworkSettings, SeverityNetwork, build_network
+from models.release import load_release, save_release
+from models.saliency import saliency
+from models.slicewise import SlicesBackbone
+from pipeline.bundle import write_bundle
+from pipeline.training.private_training import hook, patient_losses
+from tests.helpers.descriptions import description
+from tests.models.planted import learnt, plant
+
+SMALL = NetworkSettings(architecture="resnet18_slices", widen_factor=0.125)
+PRIVATE = SMALL.model_copy(update={"norm": "group"})
+
+
+def scans(count: int = 3) -> Tensor:
+    return torch.randn(count, 2, 6, 32, 28, generator=torch.Generator().manual_seed(0))
+
+
+def backbone(network: SeverityNetwork) -> SlicesBackbone:
+    assert isinstance(network.backbone, SlicesBackbone)
+    return network.backbone
+
+
+def moved() -> SeverityNetwork:
+    """A network whose buffers are no longer the initial ones."""
+    network = build_network(SMALL, seed=3).train()
+    with torch.no_grad():
+        network(scans(), torch.zeros(3, TABULAR))
+    return network.eval()
+
+
+def test_one_logit_a_label_whatever_the_number_of_slices() -> None:
+    network = build_network(SMALL, seed=1).eval()
+    for slices in (1, 5):
+        logits = network(torch.zeros(3, 2, slices, 32, 28), torch.zeros(3, TABULAR))
+        assert logits.shape == (3, len(LABELS))
+        assert torch.isfinite(logits).all()
+
+
+def test_the_attention_of_a_scan_adds_up_to_one_and_follows_its_slices() -> None:
+    reader = backbone(moved())
+    with torch.inference_mode():
+        here = reader.attention(reader.encode(scans()))
+        there = reader.attention(reader.encode(scans().flip(2)))
+    assert here.shape == (3, 6)
+    torch.testing.assert_close(here.sum(dim=1), torch.ones(3))
+    assert (here.std(dim=1) > 1e-4).all(), "it looks at all slices alike"
+    torch.testing.assert_close(there, here.flip(1))
+
+
+def test_a_scan_is_what_attention_makes_of_its_slices() -> None:
+    """Each slice alone through the encoder, then the weighted mean: no slice sees another, no patient another."""
+    reader = backbone(moved())
+    with torch.inference_mode():
+        together = reader(scans())
+        for scan, features in zip(scans(), together, strict=True):
+            alone = torch.cat([reader.encoder(scan[None, :, number]) for number in range(scan.shape[1])])
+            weights = reader.attention(alone[None])[0]
+            torch.testing.assert_close(weights @ alone, features, atol=1e-5, rtol=1e-5)
+
+
+def test_a_slice_without_attention_does_not_count() -> None:
+    network = moved()
+    reader = backbone(network)
+    with torch.no_grad():
+        reader.importance.mul_(1e4)  # all of the attention goes to one slice
+        chosen = int(reader.attention(reader.encode(scans(1))).argmax())
+        before = network(scans(1), torch.zeros(1, TABULAR))
+        changed = scans(1)
+        changed[:, :, [number for number in range(6) if number != chosen]] *= 0.9
+        torch.testing.assert_close(network(changed, torch.zeros(1, TABULAR)), before, atol=1e-4, rtol=1e-4)
+        changed[:, :, chosen] *= 0.5
+        assert not torch.allclose(network(changed, torch.zeros(1, TABULAR)), before, atol=1e-2)
+
+
+def test_it_travels_and_comes_back_as_it_was() -> None:
+    sent, received = moved(), build_network(SMALL, seed=2)
+    arrays, buffers = pack(sent)
+    assert {name.rpartition(".")[2] for name in buffers} == {"running_mean", "running_var", "num_batches_tracked"}
+    unpack(received, arrays, buffers)
+    assert all(torch.equal(tensor, received.state_dict()[name]) for name, tensor in sent.state_dict().items())
+
+
+def test_a_release_of_it_answers_as_before_and_its_card_says_what_it_is(tmp_path: Path) -> None:
+    network = moved()
+    save_release(tmp_path, network, description(network=SMALL))
+    with torch.inference_mode():
+        before, after = (n(scans(), torch.ones(3, TABULAR)) for n in (network, load_release(tmp_path).network))
+    assert torch.equal(before, after)
+    assert "2.5D resnet18_slices" in (tmp_path / "card.md").read_text()
+
+
+def test_each_patient_has_a_gradient_of_their_own_for_differential_privacy() -> None:
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    network = build_network(PRIVATE, seed=1).train()
+    patient_losses(hook(network)(scans(), torch.zeros(3, TABULAR)), targets).sum().backward()
+    found = torch.cat([parameter.grad_sample.flatten(1) for parameter in network.parameters()], dim=1)
+    for number in range(3):
+        alone, own = build_network(PRIVATE, seed=1).train(), slice(number, number + 1)
+        patient_losses(alone(scans()[own], torch.zeros(1, TABULAR)), targets[own]).sum().backward()
+        expected = torch.cat([p.grad.flatten() for p in alone.parameters() if p.grad is not None])
+        torch.testing.assert_close(found[number], expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_without_batch_norm_no_statistics_of_patients_are_left() -> None:
+    assert not list(build_network(PRIVATE, seed=1).buffers())
+
+
+def test_the_attack_on_an_update_sees_its_batch_norms_too() -> None:
+    before = build_network(SMALL, seed=1).train()
+    after = build_network(SMALL, seed=1).train()
+    after(scans(), torch.zeros(3, TABULAR))
+    seen = seen_update(before, after)
+    assert len(seen.moments) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in after.modules()) > 10
+    images = scans().transpose(1, 2).flatten(0, 1)
+    stem = backbone(before).encoder.conv1(images)
+    mean, variance = seen.moments["backbone.encoder.bn1"]
+    torch.testing.assert_close(mean, stem.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(variance.detach(), stem.var(dim=(0, 2, 3)).detach(), rtol=1e-2)
+
+
+def test_monai_loads_its_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    release = save_release(folder, moved(), description(network=SMALL))
+    write_bundle(folder, release)
+    loaded = monai.bundle.load(
+        folder.name, bundle_dir=tmp_path, workflow_type="inference", source="github", device="cpu"
+    )
+    assert isinstance(backbone(loaded), SlicesBackbone)
+    ours = release.network.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_little_training_moves_the_attention_to_where_the_lesion_is() -> None:
+    network = learnt(SMALL, steps=60)
+    reader = backbone(network)
+    rng = np.random.default_rng(99)
+    ill = [plant(rng, with_lesion=True) for _ in range(20)]
+    with torch.inference_mode():
+        attention = reader.attention(reader.encode(torch.stack([case.scan for case in ill]))).numpy()
+    held = [case.lesion.any(axis=(1, 2)) for case in ill]
+    on_lesion = np.mean([paid[there].sum() for paid, there in zip(attention, held, strict=True)])
+    assert on_lesion > 2 * np.mean([there.mean() for there in held])
+    found = [saliency(network, case.scan, torch.zeros(TABULAR), 1) for case in ill]
+    assert np.mean([case.lesion.flat[each.argmax()] for each, case in zip(found, ill, strict=True)]) >= 0.9

@@ -1,0 +1,233 @@
+"""The outbox: what is waiting, sent, tried again or given to somebody to look at. The PACS is a function here."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.refusal import Reason, Refusal
+from pipeline.clinic.database import now
+from pipeline.clinic.records import Answer, Delivery
+from pipeline.clinic.results.outbox import Outbox
+from pipeline.clinic.settings import Clinic, ClinicSettings
+from pipeline.clinic.store import new_id
+from pipeline.system import reasons
+from tests.helpers.scored_answers import ANSWERED_AT, MODEL_SHA256
+
+SETTINGS = {"send": "always", "by": "stow", "url": "http://127.0.0.1:1/dicom-web", "retry_seconds": 30}
+
+
+class Pacs:
+    """Takes files as told: a status for each, or a refusal of all."""
+
+    def __init__(self) -> None:
+        self.says: list[int] | Reason = [0, 0]
+        self.received: list[list[str]] = []
+
+    @contextmanager
+    def connect(self, *_: object) -> Iterator["Pacs"]:
+        yield self
+
+    def store(self, files: list[Path]) -> list[int]:
+        self.received.append([path.name for path in files])
+        if isinstance(self.says, Reason):
+            raise Refusal(self.says, service="", status="400")
+        return self.says[: len(files)]
+
+
+@pytest.fixture
+def pacs(monkeypatch: pytest.MonkeyPatch) -> Pacs:
+    made = Pacs()
+    monkeypatch.setattr("pipeline.clinic.results.outbox.connect", made.connect)
+    return made
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Clinic:
+    return clinic_at(tmp_path)
+
+
+def clinic_at(folder: Path, **settings: Any) -> Clinic:
+    return Clinic(folder, ClinicSettings.model_validate({"results": SETTINGS | settings}))
+
+
+def answered(clinic: Clinic, *, deliver: bool = False, files: tuple[str, ...] = ("sr.dcm", "picture.dcm")) -> Answer:
+    """An answer in the clinic's store, with files."""
+    with clinic.store() as store:
+        store.add_job(new_id(), source="upload", asked_by="test")
+        job = store.take()
+        assert job is not None
+        answer_id = new_id()
+        answer = Answer(
+            id=answer_id,
+            job_id=job.id,
+            created_at=ANSWERED_AT,
+            study_uid="1.2",
+            series_uid="1.2.3",
+            accession="",
+            acquired_at=None,
+            score={"input": {"hu_sha256": "f" * 64}},
+            model_sha256=MODEL_SHA256,
+            model_name="trial",
+            role="live",
+            folder=clinic.folder / "answers" / answer_id,
+        )
+        answer.folder.mkdir(parents=True)
+        for name in files:
+            (answer.folder / name).write_bytes(b"synthetic")
+        store.answer(job, answer, deliver=deliver)
+    return answer
+
+
+def delivery(clinic: Clinic, answer: Answer) -> Delivery | None:
+    with clinic.store() as store:
+        return store.answer_by_id(answer.id).pacs
+
+
+def attempt(clinic: Clinic) -> Delivery:
+    """Send what waits, due or not."""
+    with clinic.store() as store:
+        (waiting,) = store.deliveries("waiting")
+    return Outbox(clinic).attempt(waiting)
+
+
+def test_what_is_put_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
+    answer = answered(clinic)
+    assert delivery(clinic, answer) is None
+    Outbox(clinic).put(answer)
+    waiting = delivery(clinic, answer)
+    assert waiting is not None
+    assert (waiting.state, waiting.attempts, waiting.code) == ("waiting", 0, None)
+    assert attempt(clinic) == delivery(clinic, answer)
+    sent = delivery(clinic, answer)
+    assert sent is not None
+    assert (sent.state, sent.attempts, sent.code, sent.due_at) == ("sent", 1, None, None)
+    assert sent.sent_at is not None
+    assert pacs.received == [["sr.dcm", "picture.dcm"]]
+    with clinic.store() as store:
+        assert store.deliveries("waiting") == []
+
+
+@pytest.mark.parametrize(
+    ("says", "state", "code"),
+    [
+        ([0x0000, 0xB000], "sent", None),
+        ([0x0111, 0x0111], "sent", None),
+        ([0x0000, 0xA700], "waiting", "E_PACS_SILENT"),
+        ([0x0000, 0xC000], "failed", "E_PACS_STORE"),
+        ([0xA700, 0xA900], "failed", "E_PACS_STORE"),
+        (reasons.PACS_SILENT, "waiting", "E_PACS_SILENT"),
+        (reasons.PACS_AUTH, "waiting", "E_PACS_AUTH"),
+        (reasons.PACS_UNTRUSTED, "waiting", "E_PACS_UNTRUSTED"),
+        (reasons.PACS_FILE, "waiting", "E_PACS_FILE"),
+        (reasons.PACS_ANSWER, "waiting", "E_PACS_ANSWER"),
+        (reasons.PACS_STORE, "failed", "E_PACS_STORE"),
+        (reasons.PACS_SERVICE, "failed", "E_PACS_SERVICE"),
+    ],
+    ids=str,
+)
+def test_what_the_pacs_says_decides(
+    says: list[int] | Reason, state: str, code: str | None, clinic: Clinic, pacs: Pacs
+) -> None:
+    answer = answered(clinic, deliver=True)
+    pacs.says = says
+    outcome = attempt(clinic)
+    assert (outcome.state, outcome.attempts, outcome.code) == (state, 1, code)
+    assert delivery(clinic, answer) == outcome
+    with clinic.store() as store:
+        records = [(each.who, each.action, each.code) for each in store.audit() if each.action != "answer"]
+    assert records == ([] if state == "waiting" else [("outbox", state, code)])
+    assert (outcome.due_at is not None) == (state == "waiting")
+
+
+def test_the_pauses_grow_to_an_hour_and_it_never_gives_up(
+    clinic: Clinic, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = datetime(2026, 5, 4, tzinfo=now().tzinfo)
+    monkeypatch.setattr("pipeline.clinic.results.outbox.now", lambda: at)
+    answered(clinic, deliver=True)
+    pacs.says = reasons.PACS_SILENT
+    outcomes = [attempt(clinic) for _ in range(40)]
+    pauses = [(outcome.due_at or at) - at for outcome in outcomes]
+    assert pauses[:4] == [timedelta(seconds=seconds) for seconds in (30, 60, 120, 240)]
+    assert set(pauses[8:]) == {timedelta(hours=1)}
+    assert [outcome.attempts for outcome in outcomes] == list(range(1, 41))
+    pacs.says = [0, 0]
+    assert attempt(clinic).state == "sent"
+
+
+def test_what_failed_stays_until_somebody_sends_it_again(clinic: Clinic, pacs: Pacs) -> None:
+    answer = answered(clinic, deliver=True)
+    pacs.says = [0, 0xC000]
+    attempt(clinic)
+    with clinic.store() as store:
+        assert store.deliveries("waiting") == []
+    assert (answer.folder / "sr.dcm").exists()
+    Outbox(clinic).put(answer)
+    pacs.says = [0, 0]
+    assert attempt(clinic).state == "sent"
+
+
+@pytest.mark.parametrize("why", ["shadow", "no files", "off"])
+def test_what_cannot_be_sent_is_not_put(why: str, clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
+    answer = answered(clinic, files=() if why == "no files" else ("sr.dcm",))
+    if why == "shadow":
+        answer = replace(answer, role="shadow")
+    outbox = Outbox(clinic_at(tmp_path, send="off") if why == "off" else clinic)
+    with pytest.raises(Refusal, match="E_NO_RESULTS"):
+        outbox.put(answer)
+    assert delivery(clinic, answer) is None
+
+
+def test_files_that_went_away_fail_for_good(clinic: Clinic, pacs: Pacs) -> None:
+    answer = answered(clinic, deliver=True)
+    for path in answer.folder.iterdir():
+        path.unlink()
+    assert (attempt(clinic).state, pacs.received) == ("failed", [])
+
+
+@contextmanager
+def running(outbox: Outbox) -> Iterator[threading.Thread]:
+    """The outbox in a thread."""
+    stop = threading.Event()
+    thread = threading.Thread(target=outbox.run, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        stop.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_the_thread_sends_what_is_due_and_leaves_the_rest(clinic: Clinic, pacs: Pacs) -> None:
+    due, later = answered(clinic, deliver=True), answered(clinic)
+    with clinic.store() as store:
+        store.set_delivery(Delivery(later.id, "waiting", attempts=3, due_at=now() + timedelta(hours=1)))
+    arrived = threading.Event()
+    usual = pacs.store
+
+    def store_and_tell(files: list[Path]) -> list[int]:
+        arrived.set()
+        return usual(files)
+
+    pacs.store = store_and_tell  # type: ignore[method-assign]
+    with running(Outbox(clinic)):
+        assert arrived.wait(10)
+    states = [(delivery(clinic, answer) or pytest.fail()).state for answer in (due, later)]
+    assert states == ["sent", "waiting"]
+    assert len(pacs.received) == 1
+
+
+def test_nothing_is_sent_where_sending_was_switched_off(clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
+    answer = answered(clinic, deliver=True)
+    with running(Outbox(clinic_at(tmp_path, send="off"))) as thread:
+        thread.join(0.1)
+        assert thread.is_alive()
+    assert pacs.received == []
+    assert (delivery(clinic, answer) or pytest.fail()).state == "waiting"

@@ -1,0 +1,258 @@
+"""The structured report, read back with other programs than the one that wrote it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from highdicom.sr import srread
+from pydicom import Dataset, dcmread
+from pydicom.sr.coding import Code
+
+from pipeline.clinic.records import Answer
+from pipeline.clinic.results import codes
+from pipeline.clinic.results.write import PICTURE, REPORT, write_results
+from pipeline.scoring.score import Score
+from tests.helpers.scored_answers import (
+    BAND,
+    DISTANCE,
+    FLAG,
+    LIMIT,
+    MODEL_SHA256,
+    PCR_POSITIVE,
+    SEVERE,
+    answer_to,
+    rename,
+    series_of,
+)
+
+
+@pytest.fixture(scope="module")
+def answer(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> Answer:
+    """An answer with its results. Leave it as it is."""
+    made = answer_to(score, series_of(scan), tmp_path_factory.mktemp("answers") / "one")
+    assert write_results(made, made.folder) is None
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(answer: Answer) -> Any:
+    return srread(answer.folder / REPORT)
+
+
+@pytest.fixture(scope="module")
+def groups(report: Any) -> dict[str, Any]:
+    return groups_of(report)
+
+
+def groups_of(report: Any) -> dict[str, Any]:
+    return {each.tracking_identifier: each for each in report.content.get_image_measurement_groups()}
+
+
+def figures(group: Any) -> dict[str, float]:
+    """Each figure, and those that belong to it, by the value of its code."""
+    found = {}
+    for measurement in group.get_measurements():
+        found[measurement.name.value] = measurement.value
+        for item in measurement[0].get("ContentSequence", []):
+            if item.ValueType == "NUM":
+                found[item.ConceptNameCodeSequence[0].CodeValue] = float(item.MeasuredValueSequence[0].NumericValue)
+    return found
+
+
+def texts(dataset: Dataset) -> list[str]:
+    return [item.TextValue for item in dataset.ContentSequence if item.ValueType == "TEXT"]
+
+
+def test_highdicom_reads_the_figures_back(groups: dict[str, Any]) -> None:
+    assert figures(groups["severe"]) == {
+        "severe": pytest.approx(SEVERE),
+        "band_low": pytest.approx(BAND[0]),
+        "band_high": pytest.approx(BAND[1]),
+        "rule_out": 0.1,
+        "rule_in": 0.6,
+    }
+    assert figures(groups["pcr_positive"]) == {"pcr_positive": pytest.approx(PCR_POSITIVE)}
+    assert figures(groups["quality"]) == {"distance": DISTANCE, "distance_limit": LIMIT}
+    assert all(each.unit == codes.NO_UNITS for each in groups["severe"].get_measurements())
+
+
+def test_the_level_is_told_in_a_standard_code(groups: dict[str, Any]) -> None:
+    (level,) = groups["severe"].get_qualitative_evaluations(name=codes.LEVEL)
+    assert (level.name, level.value) == (codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
+    assert groups["pcr_positive"].get_qualitative_evaluations(name=codes.LEVEL) == []
+
+
+def test_the_lungs_are_told_by_side_and_third(groups: dict[str, Any], answer: Answer) -> None:
+    regions = answer.score["lungs"]["regions"]
+    for side in ("both", "right", "left"):
+        told = groups[f"lungs, {side}"].get_measurements(name=codes.VOLUME)
+        assert [each.value for each in told] == [regions[side][part]["ml"] for part in codes.PARTS]
+        assert [each.finding_sites[0].value for each in told] == list(codes.PARTS.values())
+        assert {each.finding_sites[0].laterality for each in told} == {codes.SIDES[side]}
+        (whole, *_) = groups[f"lungs, {side}"].get_measurements(name=codes.SHARES["ground_glass"])
+        assert whole.value == pytest.approx(100 * regions[side]["whole"]["ground_glass"])
+        assert whole.unit == codes.PERCENT
+
+
+def test_it_says_which_model_said_it_and_what_that_is_worth(report: Any, groups: dict[str, Any]) -> None:
+    told = texts(groups["severe"][0])
+    for expected in (
+        "trial of synthetic hospitals",
+        f"SHA-256 {MODEL_SHA256}",
+        "rounds of training: 7",
+        "hospitals: 3",
+        "trained on: synthetic data alone",
+        "signature: signature not checked",
+        "Research use only. Not a medical device.",
+        "Made by software; nobody has verified it.",
+    ):
+        assert expected in told
+    assert "Research use only. Not a medical device." in texts(report)
+    assert f"{FLAG.code}: {FLAG.says}" in texts(groups["quality"][0])
+    (observer,) = report.content.get_observer_contexts()
+    assert observer.observer_type == Code("121007", "DCM", "Device")
+    assert observer.observer_identifying_attributes.name == "fedthorax"
+    assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
+
+
+def test_it_claims_no_finding(answer: Answer) -> None:
+    """A viewer that shows codes without their figures would state a diagnosis."""
+    assert "121071" not in {item.CodeValue for item in coded(dcmread(answer.folder / REPORT))}
+    assert "840539006" not in {item.CodeValue for item in coded(dcmread(answer.folder / REPORT))}
+
+
+def coded(dataset: Dataset) -> list[Dataset]:
+    found = []
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                found += [item] if "CodeValue" in item else []
+                found += coded(item)
+    return found
+
+
+def test_all_of_the_codes_are_standard_or_marked_as_ours(answer: Answer) -> None:
+    for item in coded(dcmread(answer.folder / REPORT)):
+        assert item.CodingSchemeDesignator in {"DCM", "SCT", "UCUM", "LN", "RFC5646", codes.SCHEME}
+        assert 0 < len(item.CodeMeaning) <= 64
+
+
+@pytest.mark.parametrize("name", [REPORT, PICTURE])
+def test_each_file_is_a_new_series_of_the_same_study(name: str, answer: Answer, scan: Path) -> None:
+    made, source = dcmread(answer.folder / name), dcmread(series_of(scan).files[0])
+    for keyword in ("PatientID", "PatientName", "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate", "StudyID"):
+        assert made[keyword].value == source[keyword].value
+    assert made.SeriesInstanceUID not in {source.SeriesInstanceUID, source.StudyInstanceUID}
+    assert 900 < made.SeriesNumber < 1000
+    assert "research use only" in made.SeriesDescription
+    assert made.SpecificCharacterSet == "ISO_IR 192"
+    for keyword in ("SeriesInstanceUID", "SOPInstanceUID"):
+        assert made[keyword].value.startswith("2.25.")
+        assert made[keyword].value.is_valid
+
+
+def test_the_report_refers_to_every_image_of_the_scan(report: Any, scan: Path) -> None:
+    referred = {(str(series), str(image)) for _, series, image, _ in report.get_evidence()}
+    series = series_of(scan)
+    assert referred == {(series.series_uid, str(dcmread(path).SOPInstanceUID)) for path in series.files}
+
+
+def test_written_again_they_are_the_same_to_the_bit_and_another_answer_has_other_names(
+    answer: Answer, scan: Path, score: Score, tmp_path: Path
+) -> None:
+    again = answer_to(score, series_of(scan), tmp_path / "one")
+    other = answer_to(score, series_of(scan), tmp_path / "other")
+    for each in (again, other):
+        assert write_results(each, each.folder) is None
+    for name in (REPORT, PICTURE):
+        assert (again.folder / name).read_bytes() == (answer.folder / name).read_bytes()
+        mine, theirs = dcmread(answer.folder / name), dcmread(other.folder / name)
+        assert mine.SOPInstanceUID != theirs.SOPInstanceUID
+        assert mine.SeriesInstanceUID != theirs.SeriesInstanceUID
+
+
+def test_what_a_release_does_not_tell_is_left_out(scan: Path, score: Score, tmp_path: Path) -> None:
+    bare = {"interval": None, "level": {"severe": None}, "operating_points": {}, "familiarity": None, "quality": []}
+    made = answer_to(score, series_of(scan), tmp_path / "bare", score=score.to_json() | bare)
+    assert write_results(made, made.folder, picture=False) is None
+    assert not (made.folder / PICTURE).exists()
+    groups = groups_of(srread(made.folder / REPORT))
+    assert figures(groups["severe"]) == {"severe": pytest.approx(SEVERE)}
+    assert "none of the checks found anything" in texts(groups["quality"][0])
+
+
+def test_without_a_source_there_are_no_results(scan: Path, score: Score, tmp_path: Path) -> None:
+    made = answer_to(score, series_of(scan), tmp_path / "none")
+    (made.folder / "source.dcm").unlink()
+    refusal = write_results(made, made.folder)
+    assert refusal is not None
+    assert refusal.code == "E_RESULT_NO_DICOM"
+
+
+def test_what_cannot_be_written_costs_the_results_alone(scan: Path, score: Score, tmp_path: Path) -> None:
+    made = answer_to(score, series_of(scan), tmp_path / "odd")
+    (made.folder / "lungs.nii.gz").unlink()  # the report could be written, the picture not
+    refusal = write_results(made, made.folder)
+    assert refusal is not None
+    assert refusal.code == "E_RESULT_WRITE"
+    assert not (made.folder / REPORT).exists()
+
+
+def objections(path: Path) -> list[str]:
+    """What dciodvfy says against a file, but for what the scan itself lacks."""
+    done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert {"Comprehensive3DSR", "SCImage"} & set(lines)  # it knew what it is
+    is_found = re.compile("(Error|Warning) - (?!.*Missing attribute or value that would be needed to build DICOMDIR)")
+    return [line for line in lines if is_found.match(line)]
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"PatientName": "Yamada^Tarou=山田^太郎", "PatientBirthDate": "19600102", "AccessionNumber": "ACC7"},
+        {"PatientName": "", "PatientSex": "", "PatientAge": "", "StudyDate": "", "StudyTime": "", "Manufacturer": ""},
+        {"PatientIdentityRemoved": "YES"},
+        {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "a synthetic one"},
+    ],
+    ids=["phantom", "full", "empty", "pseudonymised", "and how"],
+)
+def test_dciodvfy_objects_to_nothing_but_our_own_codes(
+    attributes: dict[str, Any], scan: Path, score: Score, tmp_path: Path
+) -> None:
+    made = answer_to(score, rename(scan, tmp_path / "scan", **attributes), tmp_path / "answer")
+    assert write_results(made, made.folder) is None
+    assert objections(made.folder / PICTURE) == []
+    for line in objections(made.folder / REPORT):
+        assert re.fullmatch(r"Warning - .* - Unrecognized defined term = <99FEDTHORAX>", line)
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
+def test_dciodvfy_finds_no_error_under_the_headers_of_a_real_scan(
+    real_data: Path, score: Score, tmp_path: Path
+) -> None:
+    real = series_of(real_data / "real-thorax-64" / "ct-64Dicom")
+    made = answer_to(score, real, tmp_path / "answer")
+    assert write_results(made, made.folder) is None
+    for name in (REPORT, PICTURE):
+        assert [line for line in objections(made.folder / name) if line.startswith("Error")] == []
+
+
+@pytest.mark.skipif(not shutil.which("dsrdump"), reason="dsrdump is absent (Debian package dcmtk)")
+def test_dsrdump_reads_it(answer: Answer) -> None:
+    command = ["dsrdump", "+Pl", "+Pc", answer.folder / REPORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for line in (
+        'NUM:(severe,99FEDTHORAX,"Probability of intubation or death within 30 days")="0.2345" (1,UCUM,"no units")',
+        'NUM:(band_high,99FEDTHORAX,"Upper end of the 95 % band of the calibration")="0.3456" (1,UCUM,"no units")',
+        'CODE:(level,99FEDTHORAX,"Level of the probability by the model\'s thresholds")=(11896004,SCT,"Intermediate")',
+        'TEXT:(121106,DCM,"Comment")="Research use only. Not a medical device."',
+        "Verification Flag   : UNVERIFIED",
+    ):
+        assert line in done.stdout
+    assert done.stderr in {"", "W: The VR checker does not support this Specific Character Set: ISO_IR 192\n"}

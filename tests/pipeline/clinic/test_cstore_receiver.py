@@ -1,0 +1,449 @@
+"""The automatic mode: what the PACS sends becomes a job, once, whole, and whatever happens in between."""
+
+import errno
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread, dcmwrite
+from pydicom.uid import CTImageStorage, EnhancedSRStorage, JPEG2000Lossless, MRImageStorage
+from pynetdicom import AE
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from models.refusal import Refusal
+from pipeline.clinic import cstore_receiver
+from pipeline.clinic.cstore_receiver import Reception
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store
+from pipeline.pacs.association import keep_answers
+from pipeline.pacs.tls import as_client
+from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID
+from tests.pipeline.pacs.authority import Authority
+from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
+
+SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+QUIET_SECONDS = 1e-9
+
+
+class Sender:
+    """An association as the receiver sees it."""
+
+    def __init__(self) -> None:
+        self.is_released = False
+        self._is_alive = True
+
+    def is_alive(self) -> bool:
+        return self._is_alive
+
+    def end(self, *, is_released: bool = True) -> None:
+        self.is_released, self._is_alive = is_released, False
+
+
+def settings(
+    folder: Path, *, quiet_seconds: float = QUIET_SECONDS, port: int = 11112, tls: dict[str, Path] | None = None
+) -> Clinic:
+    folder.mkdir(exist_ok=True)
+    (folder / "clinic.toml").write_text(
+        f'[receiver]\nenabled = true\naet = "{OUR_TITLE}"\npacs_aet = "{PACS_TITLE}"\n'
+        f"port = {port}\nquiet_seconds = {quiet_seconds}\n"
+        + "".join(f'{key} = "{path}"\n' for key, path in (tls or {}).items())
+    )
+    return Clinic.open(folder)
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Clinic:
+    return settings(tmp_path / "clinic")
+
+
+@pytest.fixture
+def store(clinic: Clinic) -> Iterator[Store]:
+    with clinic.store() as opened:
+        yield opened
+
+
+def encoded(image: Dataset) -> bytes:
+    file = BytesIO()
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    dcmwrite(file, image, enforce_file_format=True)
+    return file.getvalue()
+
+
+def send(reception: Reception, sender: Sender, *sent: Dataset | bytes, sop_class: Any = CTImageStorage) -> list[int]:
+    """C-STORE requests, as pynetdicom hands them over; returns the statuses."""
+    contents = [each if isinstance(each, bytes) else encoded(each) for each in sent]
+    return [
+        reception.store(
+            SimpleNamespace(  # type: ignore[arg-type]
+                request=SimpleNamespace(AffectedSOPClassUID=sop_class),
+                assoc=sender,
+                encoded_dataset=lambda content=content: content,
+            )
+        )
+        for content in contents
+    ]
+
+
+def deliver(reception: Reception, *sent: Dataset) -> None:
+    """A whole association."""
+    sender = Sender()
+    assert send(reception, sender, *sent) == [SUCCESS] * len(sent)
+    sender.end()
+
+
+def test_a_series_becomes_one_job_when_its_association_is_over(clinic: Clinic, store: Store) -> None:
+    reception, sender, sent = Reception(clinic), Sender(), images(5)
+    assert send(reception, sender, *sent) == [SUCCESS] * 5
+    reception.sweep(store)
+    assert store.take() is None  # more may come
+    sender.end()
+    reception.sweep(store)
+    reception.sweep(store)
+    job = store.take()
+    assert job is not None and store.take() is None
+    assert (job.source, job.asked_by, job.series_uid) == ("received", PACS_TITLE, SERIES_UID)
+    assert job.patient is not None and (job.patient.id, job.patient.sex, job.patient.age_years) == (PATIENT_ID, "F", 63)
+    here = sorted((dcmread(path) for path in job.folder.iterdir()), key=lambda image: image.ImagePositionPatient[2])
+    assert here == sent
+    assert not any(SERIES_UID in str(path) or PATIENT_ID in str(path) for path in clinic.folder.rglob("*"))
+
+
+def test_an_image_is_on_the_disk_before_the_sender_hears_of_success(clinic: Clinic, store: Store) -> None:
+    """So whatever ends the process afterwards, the series is taken up again by the next one."""
+    sent = images(4)
+    assert send(Reception(clinic), Sender(), *sent[:3]) == [SUCCESS] * 3
+    (clinic.folder / "received" / ".0000.part").write_bytes(b"half an image, as a kill leaves it")
+    again = Reception(clinic)
+    assert not list((clinic.folder / "received").glob(".*"))
+    deliver(again, sent[3])
+    again.sweep(store)
+    job = store.take()
+    assert job is not None and len(list(job.folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("moment", ["before the job", "after the job"])
+def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
+    clinic: Clinic, store: Store, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reception, add = Reception(clinic), store.add_job
+    deliver(reception, *images(3))
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        if moment == "after the job":
+            add(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "add_job", killed)
+        reception.sweep(store)
+    Reception(clinic).sweep(store)
+    (job,) = store.jobs()
+    assert len(list(job.folder.iterdir())) == 3
+
+
+def test_after_an_association_that_broke_off_the_rest_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic, sent, now = settings(tmp_path / "clinic", quiet_seconds=10), images(6), [1000.0]
+    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with clinic.store() as store:
+        reception, broken, whole = Reception(clinic), Sender(), Sender()
+        send(reception, broken, *sent[:3])
+        broken.end(is_released=False)
+        now[0] += 100
+        reception.sweep(store)
+        assert store.jobs() == []
+        send(reception, whole, *sent)  # the PACS tries again, with all of it
+        whole.end()
+        now[0] += 9
+        reception.sweep(store)
+        assert store.jobs() == []
+        now[0] += 2
+        reception.sweep(store)
+        (job,) = store.jobs()
+        assert len(list(job.folder.iterdir())) == 6
+
+
+def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic, now = settings(tmp_path / "clinic", quiet_seconds=10), [1000.0]
+    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with clinic.store() as store:
+        reception, broken = Reception(clinic), Sender()
+        send(reception, broken, *images(3))
+        broken.end(is_released=False)
+        now[0] += 301
+        reception.sweep(store)
+        assert len(store.jobs()) == 1
+
+
+def test_a_series_that_grows_is_queued_anew_with_all_of_its_images(clinic: Clinic, store: Store) -> None:
+    reception, sent = Reception(clinic), images(5)
+    deliver(reception, *sent[:3])
+    reception.sweep(store)
+    first = store.take()
+    deliver(reception, *sent[3:])
+    reception.sweep(store)
+    second = store.take()
+    assert first is not None and second is not None
+    assert [len(list(job.folder.iterdir())) for job in (first, second)] == [3, 5]
+
+
+def test_images_that_are_sent_again_are_no_new_scan(clinic: Clinic, store: Store) -> None:
+    sent = images(3)
+    for reception in (Reception(clinic), Reception(clinic)):
+        for _ in range(2):
+            deliver(reception, *sent)
+            reception.sweep(store)
+    assert len(store.jobs()) == 1
+
+
+def test_two_series_and_two_patients_are_never_mixed(clinic: Clinic, store: Store) -> None:
+    reception = Reception(clinic)
+    others = [{"SeriesInstanceUID": "1.2.3"}, {"PatientID": "CANARY-0043"}, {"IssuerOfPatientID": "OTHER"}]
+    deliver(reception, *images(2), *(image for other in others for image in images(2, **other)))
+    reception.sweep(store)
+    jobs = store.jobs()
+    assert len(jobs) == 4
+    assert {len(list(job.folder.iterdir())) for job in jobs} == {2}
+
+
+def test_what_is_no_axial_ct_image_is_taken_and_left_out(clinic: Clinic, store: Store) -> None:
+    reception, sender = Reception(clinic), Sender()
+    scout = images(1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    reformat = images(1, ImageType=["DERIVED", "SECONDARY", "AXIAL", "MPR"])
+    assert send(reception, sender, *scout, *reformat) == [SUCCESS, SUCCESS]
+    for sop_class in (MRImageStorage, EnhancedSRStorage):
+        assert send(reception, sender, b"never looked at", sop_class=sop_class) == [SUCCESS]
+    sender.end()
+    reception.sweep(store)
+    assert store.jobs() == []
+    assert reception.counts["set_aside"] == 4
+    assert list((clinic.folder / "received").iterdir()) == []
+
+
+def test_a_slice_that_is_faulty_otherwise_is_left_to_the_scorer(clinic: Clinic, store: Store) -> None:
+    reception = Reception(clinic)
+    deliver(reception, *images(2), *images(3, RescaleSlope=0.0)[2:])
+    reception.sweep(store)
+    (job,) = store.jobs()
+    assert len(list(job.folder.iterdir())) == 3
+
+
+def test_what_cannot_be_read_is_not_acknowledged(clinic: Clinic, store: Store) -> None:
+    reception, (anonymous,) = Reception(clinic), images(1, SeriesInstanceUID="")
+    assert send(reception, Sender(), b"\0" * 500, anonymous) == [CANNOT_UNDERSTAND] * 2
+    assert reception.counts["unreadable"] == 2
+    assert list((clinic.folder / "received").iterdir()) == []
+
+
+def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
+    clinic: Clinic, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reception, sender, sent = Reception(clinic), Sender(), images(3)
+    assert send(reception, sender, sent[0]) == [SUCCESS]
+    with monkeypatch.context() as patch:
+        patch.setattr(cstore_receiver.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
+        assert send(reception, sender, sent[1]) == [OUT_OF_RESOURCES]
+    with monkeypatch.context() as patch:
+
+        def full(handle: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(cstore_receiver.os, "fsync", full)
+        assert send(reception, sender, sent[1]) == [OUT_OF_RESOURCES]
+    assert not list((clinic.folder / "received").glob(".*"))
+    assert send(reception, sender, *sent[1:]) == [SUCCESS] * 2
+    sender.end()
+    reception.sweep(store)
+    (job,) = store.jobs()
+    assert len(list(job.folder.iterdir())) == 3
+
+
+def test_images_are_forgotten_an_hour_after_they_were_queued(
+    clinic: Clinic, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reception = Reception(clinic)
+    deliver(reception, *images(3))
+    now[0] += 1
+    for passed, left in ((0, 1), (3500, 1), (200, 0)):
+        now[0] += passed
+        reception.sweep(store)
+        assert len(list((clinic.folder / "received").iterdir())) == left
+    (job,) = store.jobs()
+    assert len(list(job.folder.iterdir())) == 3
+
+
+# --- over the network ---
+
+
+@contextmanager
+def running(clinic: Clinic) -> Iterator[Reception]:
+    stop, reception = Event(), Reception(clinic)
+    thread = Thread(target=reception.run, args=(stop,))
+    thread.start()
+    try:
+        yield reception
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+@contextmanager
+def association(
+    port: int, *, calling: str = PACS_TITLE, tls: ssl.SSLContext | None = None, tries: int = 50
+) -> Iterator[Association]:
+    sender = AE(ae_title=calling)
+    sender.acse_timeout = sender.dimse_timeout = sender.connection_timeout = 5
+    for each in (Verification, MRImageStorage, EnhancedSRStorage):
+        sender.add_requested_context(each)
+    for syntax in ("1.2.840.10008.1.2.1", JPEG2000Lossless):
+        sender.add_requested_context(CTImageStorage, syntax)
+    for _ in range(tries):  # the receiver's thread may not listen yet
+        opened = sender.associate("127.0.0.1", port, ae_title=OUR_TITLE, tls_args=(tls, "127.0.0.1") if tls else None)
+        if opened.is_established or opened.is_rejected:
+            break
+        Event().wait(0.1)
+    keep_answers(opened)
+    yield opened
+    if opened.is_established:
+        opened.release()
+
+
+def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=0.1)
+    port = clinic.settings.receiver.port
+    sent = images(2, size=64, syntax=JPEG2000Lossless)
+    (mr,) = images(1, SOPClassUID=MRImageStorage, Modality="MR")
+    with caplog.at_level(logging.DEBUG), running(clinic), clinic.store() as store:
+        with association(port) as opened:
+            assert opened.send_c_echo().Status == SUCCESS
+            assert [opened.send_c_store(image).Status for image in (*sent, mr)] == [SUCCESS] * 3
+        with association(port, calling="STRANGER") as stranger:
+            assert stranger.is_rejected
+        for _ in range(100):
+            job = store.take()
+            if job is not None or Event().wait(0.05):
+                break
+        assert job is not None
+        here = [dcmread(path) for path in job.folder.iterdir()]
+    assert {image.SOPInstanceUID: image.PixelData for image in here} == {
+        image.SOPInstanceUID: image.PixelData for image in sent
+    }
+    assert "CANARY" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cstore_receiver, "_IDLE_SECONDS", 0.3)
+    clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=1)  # 30 s, had it broken off
+    with running(clinic), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
+        assert [opened.send_c_store(image).Status for image in images(3)] == [SUCCESS] * 3
+        for _ in range(100):
+            job = store.take()
+            if job is not None or Event().wait(0.1):
+                break
+        assert job is not None
+        assert not opened.is_established
+
+
+def test_an_address_in_use_is_told_at_the_start(tmp_path: Path) -> None:
+    clinic = settings(tmp_path / "clinic", port=free_port())
+    other = settings(tmp_path / "other", port=clinic.settings.receiver.port)
+    with running(clinic):
+        with association(clinic.settings.receiver.port) as opened:
+            assert opened.is_established
+        with pytest.raises(Refusal, match="E_PACS_RECEIVER"):
+            Reception(other).run(Event())
+
+
+# --- TLS ---
+
+
+def receiver_files(authority: Authority) -> dict[str, Path]:
+    certificate, key = authority.sign("receiver")
+    return {"certificate": certificate, "key": key, "ca_certificate": authority.path}
+
+
+def shows(authority: Authority, *identity: Path) -> ssl.SSLContext:
+    """The PACS's side: it trusts the authority, and shows a certificate if it has one."""
+    certificate, key = identity or (None, None)
+    return as_client(Path(), authority=authority.path, certificate=certificate, key=key)
+
+
+def test_over_tls_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path) -> None:
+    authority = Authority.make(tmp_path)
+    clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=0.1, tls=receiver_files(authority))
+    port, sent = clinic.settings.receiver.port, images(2, size=64)
+    with running(clinic) as reception, clinic.store() as store:
+        with association(port, tls=shows(authority, *authority.sign("pacs"))) as opened:
+            assert [opened.send_c_store(image).Status for image in sent] == [SUCCESS] * 2
+        for _ in range(100):
+            job = store.take()
+            if job is not None or Event().wait(0.05):
+                break
+        assert job is not None and len(list(job.folder.iterdir())) == 2
+        with association(port, tls=shows(authority, *authority.sign("pacs")), calling="STRANGER") as stranger:
+            assert stranger.is_rejected
+        assert reception.counts["kept"] == 2
+
+
+@pytest.mark.parametrize("sender", ["in the clear", "no certificate", "of another authority", "over"])
+def test_over_tls_nobody_else_gets_in_and_the_log_tells_why(
+    tmp_path: Path, sender: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, other = Authority.make(tmp_path), Authority.make(tmp_path, "other")
+    clinic = settings(tmp_path / "clinic", port=free_port(), tls=receiver_files(authority))
+    tls, line = {
+        "in the clear": (None, ""),
+        "no certificate": (shows(authority), "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+        "of another authority": (shows(authority, *other.sign("pacs")), "CERTIFICATE_VERIFY_FAILED"),
+        "over": (shows(authority, *authority.sign("pacs", is_over=True)), "CERTIFICATE_VERIFY_FAILED"),
+    }[sender]
+    with running(clinic) as reception:
+        with association(clinic.settings.receiver.port, tls=shows(authority, *authority.sign("pacs"))) as known:
+            assert known.is_established  # it listens
+        with association(clinic.settings.receiver.port, tls=tls, tries=1) as opened:
+            assert not opened.is_established and not opened.is_rejected
+        for _ in range(100):
+            if "receiver was closed" in caplog.text or Event().wait(0.05):
+                break
+        assert f"the DICOM receiver was closed, TLS: {line}" in caplog.text
+    assert reception.counts["kept"] == 0
+
+
+@pytest.mark.parametrize("fault", ["missing", "no certificate", "key of another", "open to others"])
+def test_files_for_tls_that_cannot_be_used_are_told_at_the_start(tmp_path: Path, fault: str) -> None:
+    authority = Authority.make(tmp_path)
+    files = receiver_files(authority)
+    if fault == "missing":
+        files["certificate"].unlink()
+    if fault == "no certificate":
+        authority.path.write_text("nothing")
+    if fault == "key of another":
+        files["key"] = authority.sign("other")[1]
+    if fault == "open to others":
+        files["key"].chmod(0o644)
+    with pytest.raises(Refusal, match="E_PACS_FILE"):
+        Reception(settings(tmp_path / "clinic", tls=files))
+
+
+@pytest.mark.parametrize("given", [("certificate",), ("certificate", "key"), ("ca_certificate",)])
+def test_one_file_for_tls_without_the_others_is_refused(tmp_path: Path, given: tuple[str, ...]) -> None:
+    with pytest.raises(Refusal, match="belong together"):
+        settings(tmp_path / "clinic", tls={key: Path(key) for key in given})

@@ -1,0 +1,230 @@
+"""Models that a clinic keeps: verified, copied whole, run in shadow, compared and promoted."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.network import NetworkSettings, build_network
+from models.refusal import Refusal
+from models.release import WEIGHTS, save_release
+from models.signature import fingerprint, new_private_key, public_key, sign
+from pipeline.clinic import model_registry
+from pipeline.clinic.records import Answer
+from pipeline.clinic.settings import Clinic
+from pipeline.clinic.store import Store, new_id
+from tests.helpers.descriptions import description
+
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
+
+
+@pytest.fixture
+def clinic(tmp_path: Path) -> Clinic:
+    (tmp_path / "clinic").mkdir()
+    return Clinic.open(tmp_path / "clinic")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes releases with random weights, each of a study of its own."""
+
+    def make(study: str) -> Path:
+        save_release(tmp_path / study, build_network(SMALL, seed=1), description(study=study, network=SMALL))
+        return tmp_path / study
+
+    return make
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, Path]:
+    """A private key and its public one."""
+    private, public = tmp_path / "release.key", tmp_path / "release.pub"
+    private.write_bytes(new_private_key())
+    public.write_bytes(public_key(private))
+    return private, public
+
+
+def code(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        call(*arguments, **options)
+    return caught.value.code
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def answer(store: Store, job_id: str, sha256: str, role: str, severe: float, level: str | None = None) -> None:
+    """What a worker would write, without a scan."""
+    score = {
+        "probability": {"severe": severe},
+        "level": {"severe": level},
+        "interval": None,
+        "input": {"hu_sha256": "f" * 64},
+    }
+    made = Answer(
+        **{"id": new_id(), "job_id": job_id, "created_at": datetime.now(UTC), "study_uid": "1", "series_uid": "1.1"},
+        **{"accession": "", "acquired_at": None, "score": score, "model_sha256": sha256, "model_name": "study"},
+        **{"role": role, "folder": store.folder / "answers"},
+    )
+    store.answer(store.job(job_id), made)
+
+
+def scan(store: Store) -> str:
+    store.add_job(new_id(), source="upload", asked_by="test")
+    job = store.take()
+    assert job
+    return job.id
+
+
+def test_a_release_is_kept_under_its_hash(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    folder = release("first")
+    kept = model_registry.add(clinic, folder, by="test")
+    assert (kept.name, kept.role, kept.signed_by, kept.added_by) == ("first", None, None, "test")
+    assert contents(clinic.models / kept.sha256) == contents(folder)
+    assert [path.name for path in clinic.models.iterdir()] == [kept.sha256]
+    assert model_registry.add(clinic, folder, by="somebody else") == kept
+    with clinic.store() as store:
+        assert [record.action for record in store.audit()] == ["add_model"]
+
+
+def test_a_signed_release_is_kept_with_its_signer(
+    clinic: Clinic, release: Callable[[str], Path], keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    folder = release("signed")
+    assert code(model_registry.add, clinic, folder, [public], by="test") == "E_NOT_SIGNED"
+    assert model_registry.add(clinic, folder, by="test").signed_by is None
+    sign(folder, private)
+    kept = model_registry.add(clinic, folder, [public], by="test")
+    assert kept.signed_by == fingerprint(public)
+    assert model_registry.add(clinic, folder, by="test") == kept
+    with clinic.store() as store:
+        assert [record.action for record in store.audit()] == ["add_model", "add_model"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "release.key").write_bytes(new_private_key())
+    (other / "release.pub").write_bytes(public_key(other / "release.key"))
+    assert code(model_registry.add, clinic, folder, [other / "release.pub"], by="test") == "E_SIGNATURE"
+
+
+def test_what_is_no_whole_release_is_not_kept(clinic: Clinic, release: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = release("damaged")
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    weights[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(weights)
+    assert code(model_registry.add, clinic, folder, by="test") == "E_MODEL_ALTERED"
+    assert code(model_registry.add, clinic, tmp_path / "nowhere", by="test") == "E_NO_MODEL"
+    assert list(clinic.models.iterdir()) == []
+    with clinic.store() as store:
+        assert store.models() == []
+
+
+def test_a_damaged_copy_is_mended_by_adding_the_release_again(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    folder = release("first")
+    place = clinic.models / model_registry.add(clinic, folder, by="test").sha256
+    (place / WEIGHTS).write_bytes(b"")
+    model_registry.add(clinic, folder, by="test")
+    assert contents(place) == contents(folder)
+    assert list(clinic.models.iterdir()) == [place]
+
+
+def test_what_is_kept_already_is_not_verified_in_a_child_again(
+    clinic: Clinic, release: Callable[[str], Path], keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    def start(*_: Any, **__: Any) -> None:
+        raise Started
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", start)
+    folder, (_, public) = release("first"), keys
+    with pytest.raises(Started):
+        model_registry.add_in_a_child(clinic, folder, by="test")
+    kept = model_registry.add(clinic, folder, by="test")
+    assert model_registry.add_in_a_child(clinic, folder, by="test") == kept
+    with pytest.raises(Started):  # it was kept, but nobody has looked who signed it
+        model_registry.add_in_a_child(clinic, folder, [public], by="test")
+    (folder / "card.md").write_text("altered")
+    with pytest.raises(Started):
+        model_registry.add_in_a_child(clinic, folder, by="test")
+
+
+def test_the_first_model_answers_and_the_next_runs_in_shadow(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
+    with clinic.store() as store:
+        assert model_registry.take_up(store, first, by="test").role == "live"
+        assert model_registry.take_up(store, model_registry.named(store, first.sha256), by="test").role == "live"
+        assert model_registry.take_up(store, second, by="test").role == "shadow"
+        records = len(store.audit())
+        assert model_registry.take_up(store, model_registry.named(store, second.sha256), by="test").role == "shadow"
+        assert len(store.audit()) == records
+
+
+def test_a_model_is_promoted_after_it_ran_in_shadow_or_by_force(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
+    with clinic.store() as store:
+        model_registry.take_up(store, first, by="test")
+        model_registry.set_shadow(store, second.sha256, by="test")
+        assert code(model_registry.promote, store, second.sha256, by="test") == "E_NOT_SHADOWED"
+        assert code(model_registry.set_shadow, store, first.sha256, by="test") == "E_IS_LIVE"
+        assert code(model_registry.promote, store, first.sha256, by="test") == "E_IS_LIVE"
+        assert code(model_registry.promote, store, "0" * 64, by="test") == "E_NO_SUCH_MODEL"
+        job = scan(store)
+        answer(store, job, first.sha256, "live", 0.5)
+        answer(store, job, second.sha256, "shadow", 0.5)
+        model_registry.promote(store, second.sha256, by="me")
+        assert store.model("live") == replace(second, role="live")
+        assert store.model("shadow") is None
+        done = store.audit()[-1]
+        assert (done.who, done.action, done.model_sha256) == ("me", "promote", second.sha256)
+        assert {each.model_sha256 for each in store.answers(role=None)} == {first.sha256, second.sha256}
+        model_registry.promote(store, first.sha256, by="me", force=True)
+        assert store.model("live") == replace(first, role="live")
+
+
+def test_a_model_is_named_by_how_its_hash_begins(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    kept = [model_registry.add(clinic, release(name), by="test") for name in ("first", "second")]
+    with clinic.store() as store:
+        for model in kept:
+            assert model_registry.named(store, model.sha256[:12].upper()) == model
+        for name in ("", "x", "0" * 64):
+            assert code(model_registry.named, store, name) == "E_NO_SUCH_MODEL"
+
+
+def test_shadow_and_live_answers_are_compared_scan_by_scan(clinic: Clinic, release: Callable[[str], Path]) -> None:
+    first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
+    with clinic.store() as store:
+        model_registry.take_up(store, first, by="test")
+        assert model_registry.compare(store, second.sha256) is None
+        figures = [
+            (0.2, "low", 0.3, "low"),
+            (0.4, None, 0.6, None),
+            (0.8, "high", 0.7, "high"),
+            (0.1, "low", 0.9, "high"),
+        ]
+        for live, live_level, shadow, shadow_level in figures:
+            job = scan(store)
+            answer(store, job, first.sha256, "live", live, live_level)
+            answer(store, job, second.sha256, "shadow", shadow, shadow_level)
+        answer(store, scan(store), first.sha256, "live", 0.9)  # without a shadow beside it
+        beside = model_registry.compare(store, second.sha256)
+        assert beside
+        assert beside.scans == 4
+        assert beside.agreement == {"severe": 0.5}
+        assert beside.mean_difference["severe"] == pytest.approx((0.1 + 0.2 - 0.1 + 0.8) / 4)
+        told = {each["sha256"]: each for each in model_registry.overview(clinic, store)}
+        assert (told[first.sha256]["answers"], told[first.sha256]["beside_live"]) == (5, None)
+        assert (told[second.sha256]["answers"], told[second.sha256]["beside_live"]) == (4, vars(beside))
+        assert (told[first.sha256]["rounds"], told[first.sha256]["sites"], told[first.sha256]["study"]) == (
+            7,
+            3,
+            "first",
+        )
+        shutil.rmtree(clinic.models / first.sha256)
+        assert code(model_registry.overview, clinic, store) == "E_MODEL_ALTERED"

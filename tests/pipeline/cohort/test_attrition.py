@@ -1,0 +1,82 @@
+"""The waterfall: it adds up whatever happened, and says of a synthetic hospital what was planted there."""
+
+from collections import Counter
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cohort.attrition import Count, plain, waterfall
+from pipeline.cohort.ingest import Assessment
+from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
+from pipeline.records.join import Labels
+from pipeline.site.folder import Site
+from pipeline.system import reasons
+from pipeline.system.reasons import BY_CODE
+from tests.helpers.own import truth_of
+
+CODES = ["E_TILT", "E_SLICE_GAP", "E_CT_DATE", "E_NO_PATIENT_ID", "E_DUPLICATE_SCAN", "E_SHARED_STUDY"]
+LABELS = [
+    Labels(True, True),
+    Labels(True, False),
+    Labels(True, None, severe_reason=reasons.NO_OUTCOME),
+    Labels(True, None, severe_reason=reasons.FOLLOWED_TOO_SHORT),
+    Labels(False, None, severe_reason=reasons.EVENT_BEFORE_CT),
+    Labels(False, False),
+    Labels(None, True),
+    Labels(None, None, severe_reason=reasons.NO_OUTCOME),
+    Labels(None, None, reasons.NO_PCR),
+    Labels(None, None, reasons.PCR_WINDOW),
+]
+
+
+def counts(root: Count) -> dict[str, int]:
+    return {count.key: count.count for _, count in root.walk()}
+
+
+@given(
+    fates=st.dictionaries(st.sampled_from([*CODES, OTHER_SERIES, LATER]), st.integers(1, 30)),
+    labels=st.lists(st.sampled_from(LABELS), max_size=30),
+)
+def test_every_count_is_the_sum_of_its_parts(fates: dict[str, int], labels: list[Labels]) -> None:
+    total = Counter(fates) + Counter({USED: len(labels)})
+    root = waterfall(total, labels)
+    assert root.count == total.total()
+    for _, count in root.walk():
+        assert not count.parts or count.count == sum(part.count for part in count.parts), count.key
+    keys = [count.key for _, count in root.walk()]
+    assert len(keys) == len(set(keys)), "keys tell counts apart"
+    assert counts(root)["patients"] == len(labels)
+
+
+def test_what_falls_out_is_listed_only_where_it_does() -> None:
+    root = waterfall(Counter({USED: 2, "E_TILT": 1}), [Labels(True, True), Labels(None, None, reasons.NO_PCR)])
+    assert counts(root) == {
+        **{"found": 3, "E_TILT": 1, "accepted": 2, "patients": 2, "E_NO_PCR": 1, "labelled": 1},
+        **{"positive": 1, "positive_severe": 1, "positive_mild": 0, "negative": 0},
+    }
+
+
+def test_without_records_it_ends_with_the_patients() -> None:
+    assert counts(waterfall(Counter({USED: 2}), None)) == {"found": 2, "accepted": 2, "patients": 2}
+
+
+def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+    truth = truth_of(small_hospital)
+    planted = Counter(each["code"] for each in truth["defects"])
+    found = counts(small_ingest[1].waterfall)
+    spoilt_rows = {"E_PCR_DATE", "W_PCR_UNMAPPED", "W_OUTCOME_WITHOUT_CT", "W_SEVERAL_SERIES", "W_LUNGS_CUT"}
+    assert {code: n for code, n in found.items() if code in BY_CODE} == {
+        code: n for code, n in planted.items() if code not in spoilt_rows
+    }
+    folders = len(list((small_hospital / "ct").iterdir()))
+    assert found["found"] == folders + 2, "one second series, one stray MR"
+    assert found["other_series"] == 1
+    assert found["labelled"] == len(small_ingest[1].patients) == found["positive"] + found["negative"]
+
+
+def test_a_reasons_text_without_its_case() -> None:
+    assert plain(reasons.SLICE_GAP.says) == "distances between slices differ from the usual … mm"
+    assert plain(reasons.DUPLICATE_SLICE.says) == "different images lie at one position"
+    assert plain(reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")
+    assert plain("nothing of a case") == "nothing of a case"

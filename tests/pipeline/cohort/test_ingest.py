@@ -1,0 +1,380 @@
+"""Ingest: it finds what was planted and nothing else, reads nothing twice, loses nothing, and stores no identity."""
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from models.refusal import Refusal
+from pipeline.cohort.ingest import Assessment, ingest
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.site.folder import Site
+from pipeline.system.reasons import BY_CODE
+from tests.conftest import OneThread
+from tests.helpers.own import CLEAN, SETTINGS, Own, truth_of
+
+OTHER = Preprocessing(shape=(16, 24, 24))
+ALL = ("train", "validation", "test")
+
+
+def interrupted_after(count: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# --- the whole small hospital -----------------------------------------------------------------------------
+
+
+def test_the_planted_defects_are_found_and_nothing_else(
+    small_hospital: Path, small_ingest: tuple[Site, Assessment]
+) -> None:
+    site, assessment = small_ingest
+    planted = Counter((e["code"], site.pseudonym(e["patient_id"])) for e in truth_of(small_hospital)["defects"])
+    found = Counter((finding.reason.code, finding.patient_id) for finding in assessment.findings)
+    assert found == planted
+    assert dict(assessment.counts) == Counter(BY_CODE[each["code"]] for each in truth_of(small_hospital)["defects"])
+
+
+def test_a_patient_is_accepted_unless_what_was_planted_forbids_it(
+    small_hospital: Path, small_ingest: tuple[Site, Assessment]
+) -> None:
+    """A stray MR and a second series leave the CT usable; a row left out spoils negatives alone."""
+    site, assessment = small_ingest
+    expected = set()
+    for each in truth_of(small_hospital)["patients"]:
+        harmless = each["defect"] in (None, "W_SEVERAL_SERIES", "E_MODALITY")
+        spoils_negative = each["defect"] in ("W_PCR_UNMAPPED", "E_PCR_DATE")
+        if harmless or (spoils_negative and each["pcr_positive"]):
+            expected.add(site.pseudonym(each["patient_id"]))
+    assert {patient.pseudonym for patient in assessment.patients} == expected
+    assert len(expected) >= 10
+
+
+def test_labels_age_and_sex_are_the_truth(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+    site, assessment = small_ingest
+    truth = {site.pseudonym(each["patient_id"]): each for each in truth_of(small_hospital)["patients"]}
+    lost = {site.pseudonym(patient) for patient in lost_to_follow_up(small_hospital)}
+    for patient in assessment.patients:
+        true = truth[patient.pseudonym]
+        assert patient.pcr_positive == true["pcr_positive"]
+        assert (patient.age_years, patient.sex) == (true["age_years"], true["sex"])
+        assert patient.severe == (None if patient.pseudonym in lost else true["severe"])
+        assert patient.split == site.split(patient.pseudonym)
+    assert {patient.severe for patient in assessment.patients} >= {True, False}
+    assert {patient.pcr_positive for patient in assessment.patients} == {True, False}
+
+
+def lost_to_follow_up(hospital: Path) -> set[str]:
+    """Patients without event who were not followed for 30 days after their CT."""
+    lost = set()
+    with (hospital / "outcomes.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            folder = hospital / "ct" / row["patient_id"]
+            if not folder.is_dir() or row["intubated"] or row["died"]:
+                continue
+            day = dcmread(next(folder.iterdir()), stop_before_pixels=True).AcquisitionDate
+            if date.fromisoformat(row["followed_until"]) < date.fromisoformat(day) + timedelta(days=30):
+                lost.add(row["patient_id"])
+    return lost
+
+
+def test_a_second_ingest_examines_nothing_and_finds_the_same(small_ingest: tuple[Site, Assessment]) -> None:
+    site, first = small_ingest
+    calls: list[tuple[int, int]] = []
+    second = ingest(site, SETTINGS, lambda done, total: calls.append((done, total)))
+    assert (first.examined_now, second.examined_now) == (first.series, 0)
+    assert calls == [(0, 0)]
+    assert second.patients == first.patients
+    assert Counter(second.findings) == Counter(first.findings)
+
+
+def test_the_cohort_holds_what_was_assessed(small_ingest: tuple[Site, Assessment]) -> None:
+    site, assessment = small_ingest
+    with Cohort(site) as cohort:
+        assert cohort.patients() == sorted(assessment.patients, key=lambda patient: patient.pseudonym)
+        assert cohort.settings() == {settings_digest(SETTINGS)}
+        examples = cohort.examples(*ALL)
+    assert len(examples) == len(assessment.patients)
+    for example in examples:
+        tensor = np.load(example.tensor)
+        assert tensor.shape == (2, *SETTINGS.shape)
+        assert np.isfinite(tensor).all()
+
+
+def test_of_several_series_the_one_with_most_slices_is_taken(
+    small_hospital: Path, small_ingest: tuple[Site, Assessment]
+) -> None:
+    site, assessment = small_ingest
+    (patient_id,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "W_SEVERAL_SERIES"]
+    (patient,) = [p for p in assessment.patients if p.pseudonym == site.pseudonym(patient_id)]
+    with Cohort(site) as cohort:
+        (scan,) = [s for s in cohort.scans(settings_digest(SETTINGS)).values() if s.tensor == patient.tensor]
+    whole, cut = (len(list((small_hospital / "ct" / patient_id).glob(f"{number}-*.dcm"))) for number in (2, 3))
+    assert scan.measures is not None
+    assert scan.measures.slices == whole > cut
+
+
+def test_nothing_that_is_stored_identifies_anybody(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+    """Neither in a file nor in a file's name; only the site's own screen may show identifiers."""
+    site, assessment = small_ingest
+    identifying = {folder.name for folder in (small_hospital / "ct").iterdir()}
+    for folder in (small_hospital / "ct").iterdir():
+        for path in (next(folder.glob("2-*.dcm")), max(folder.iterdir())):
+            ds = dcmread(path, stop_before_pixels=True)
+            identifying |= {str(ds.PatientID), str(ds.PatientName), ds.StudyInstanceUID, ds.SeriesInstanceUID}
+            identifying |= {ds.SOPInstanceUID, ds.FrameOfReferenceUID}
+    with (small_hospital / "outcomes.csv").open(encoding="utf-8") as file:
+        identifying |= {row["patient_id"] for row in csv.DictReader(file)}
+    assert len(identifying) > 5 * 20
+    stored = [path for path in site.folder.rglob("*") if path.is_file()]
+    assert {"cohort.sqlite", "site.toml", "refusals.csv"} <= {path.name for path in stored}
+    assert sum(path.suffix == ".npy" for path in stored) > 15
+    for path in stored:
+        content = path.read_bytes() + str(path.relative_to(site.folder)).encode()
+        assert not [text for text in identifying if text.encode() in content], path.name
+    shown = " ".join(finding.patient_id for finding in assessment.findings)
+    assert not [text for text in identifying if text in shown]
+
+
+def test_the_list_of_refusals_says_what_and_where_without_a_name(
+    small_hospital: Path, small_ingest: tuple[Site, Assessment]
+) -> None:
+    site, assessment = small_ingest
+    with (site.cohort_folder / "refusals.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["code"] for row in rows) == Counter(f.reason.code for f in assessment.findings)
+    by_code = {row["code"]: row for row in rows}
+    (gap,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "E_SLICE_GAP"]
+    assert by_code["E_SLICE_GAP"]["pseudonym"] == site.pseudonym(gap)
+    assert by_code["E_SLICE_GAP"]["says"].startswith("1 distances between slices differ from the usual 5")
+    assert not any("{" in row["says"] for row in rows), "its numbers are filled in"
+    assert all(row["remedy"] for row in rows)
+    with Cohort(site) as cohort:
+        fingerprints = cohort.scans(settings_digest(SETTINGS)).keys()
+    for code in ("E_SLICE_GAP", "E_TILT", "E_NO_LUNGS", "W_SEVERAL_SERIES"):
+        assert sum(each.startswith(by_code[code]["series"]) for each in fingerprints) == 1
+    assert by_code["E_NO_PCR"]["series"] == ""
+
+
+# --- step by step -----------------------------------------------------------------------------------------
+
+
+def test_an_interruption_loses_nothing_and_a_new_patient_costs_one(
+    own: Own, small_ingest: tuple[Site, Assessment]
+) -> None:
+    own.add(*CLEAN[:3])
+    with pytest.raises(KeyboardInterrupt):
+        own.ingest(progress=interrupted_after(2))
+    with Cohort(own.site) as cohort:
+        assert len(cohort.scans(settings_digest(SETTINGS))) == 2
+        assert cohort.patients() == [], "half a cohort is none"
+
+    resumed = own.ingest()
+    assert resumed.examined_now == 1
+    assert resumed.patients == expected_rows(small_ingest, CLEAN[:3]), "as without interruption"
+
+    own.add(CLEAN[3])
+    grown = own.ingest()
+    assert (grown.examined_now, grown.series) == (1, 4)
+    assert grown.patients == expected_rows(small_ingest, CLEAN[:4])
+
+    shutil.rmtree(own.folder / "ct" / CLEAN[0])
+    shrunk = own.ingest()
+    assert shrunk.examined_now == 0
+    assert shrunk.patients == expected_rows(small_ingest, CLEAN[1:4])
+
+
+def expected_rows(small_ingest: tuple[Site, Assessment], patients: list[str]) -> list[PatientRow]:
+    """What the whole small hospital's ingest said of some of its patients; both sites have the same key."""
+    site, assessment = small_ingest
+    wanted = {site.pseudonym(patient) for patient in patients}
+    return [row for row in assessment.patients if row.pseudonym in wanted]
+
+
+def test_a_lost_tensor_is_made_again_and_half_of_one_is_none(own: Own) -> None:
+    own.add(CLEAN[0])
+    (patient,) = own.ingest().patients
+    tensor = own.site.cohort_folder / "tensors" / patient.tensor
+    whole = tensor.read_bytes()
+    tensor.rename(tensor.with_name(f".{tensor.name}.4711"))  # as a process that died while writing leaves it
+    again = own.ingest()
+    assert again.examined_now == 1
+    assert again.patients == [patient]
+    assert tensor.read_bytes() == whole
+
+
+def test_other_settings_make_new_tensors_and_the_cohort_is_never_half_old_half_new(own: Own) -> None:
+    own.add(*CLEAN[:2])
+    old = own.ingest().patients
+    with pytest.raises(KeyboardInterrupt):
+        own.ingest(OTHER, interrupted_after(1))
+    assert shapes(own.site) == {(2, *SETTINGS.shape)}
+    with Cohort(own.site) as cohort:
+        assert cohort.patients() == sorted(old, key=lambda patient: patient.pseudonym)
+        assert cohort.settings() == {settings_digest(SETTINGS)}
+
+    assert own.ingest(OTHER).examined_now == 1
+    assert shapes(own.site) == {(2, *OTHER.shape)}
+    with Cohort(own.site) as cohort:
+        assert cohort.settings() == {settings_digest(OTHER)}
+    assert own.ingest(SETTINGS).examined_now == 0, "the former tensors are still there"
+    assert shapes(own.site) == {(2, *SETTINGS.shape)}
+
+
+def shapes(site: Site) -> set[tuple[int, ...]]:
+    with Cohort(site) as cohort:
+        return {np.load(example.tensor).shape for example in cohort.examples(*ALL)}
+
+
+def test_a_file_that_changed_is_read_again(own: Own) -> None:
+    own.add(CLEAN[0])
+    (before,) = own.ingest().patients
+    path = next((own.folder / "ct" / CLEAN[0]).glob("2-*.dcm"))
+    ds = dcmread(path)
+    ds.PatientComments = "SYNTHETIC"
+    ds.save_as(path)
+    assert own.ingest().examined_now == 1
+    path.unlink()
+    after = own.ingest()
+    assert after.patients == [] or after.patients[0].tensor != before.tensor
+
+
+def test_a_row_left_out_takes_back_a_negative_but_no_positive(own: Own, small_hospital: Path) -> None:
+    """What could not be read might have been the positive result."""
+    pcr = {each["patient_id"]: each["pcr_positive"] for each in truth_of(small_hospital)["patients"]}
+    negative = next(patient for patient in CLEAN if not pcr[patient])
+    positive = next(patient for patient in CLEAN if pcr[patient])
+    own.add(negative, positive)
+    text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
+    assert len(own.ingest().patients) == 2
+    for faulty in ("2020-04-01T10:00,see comment", "01.04.2020,NEGATIVE", "2099-04-01T10:00,NEGATIVE"):
+        own.laboratory(text + "".join(f"99,{patient},{faulty}\r\n" for patient in (negative, positive)))
+        assert [row.pseudonym for row in own.ingest().patients] == [own.site.pseudonym(positive)]
+
+
+def test_what_cannot_be_used_at_all_is_refused_and_the_cohort_stays(own: Own) -> None:
+    own.add(CLEAN[0])
+    (patient,) = own.ingest().patients
+    text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
+    own.laboratory("no,patient_id,collected\r\n")
+    assert code_of(own) == "E_SCHEMA"
+    (own.folder / "laboratory.csv").unlink()
+    assert code_of(own) == "E_TABLE_FILE"
+    own.laboratory(text)
+    shutil.rmtree(own.folder / "ct" / CLEAN[0])
+    assert code_of(own) == "E_NO_IMAGES"
+    (own.folder / "ct").rmdir()
+    assert code_of(own) == "E_CT_FOLDER"
+    with Cohort(own.site) as cohort:
+        assert cohort.patients() == [patient]
+
+
+def code_of(own: Own) -> str:
+    with pytest.raises(Refusal) as caught:
+        own.ingest()
+    assert str(own.folder) not in str(caught.value)
+    return caught.value.code
+
+
+def test_findings_about_files_and_cells_are_stored_without_them(own: Own) -> None:
+    """A stray file's path and a cell's text may name a patient."""
+    own.add(CLEAN[0])
+    (own.folder / "ct" / "CANARY^JANE.dcm").write_bytes(b"no DICOM" * 100)
+    text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
+    own.laboratory(f"{text}99,{CLEAN[0]},2020-04-01T10:00,CANARY^JANE\r\n")
+    details = {f.reason.code: f.detail for f in own.ingest().findings}
+    assert "CANARY" in details["E_NOT_DICOM"] and "CANARY" in details["W_PCR_UNMAPPED"]
+    for path in own.site.folder.rglob("*"):
+        assert path.is_dir() or b"CANARY" not in path.read_bytes()
+
+
+# --- what is no longer needed -----------------------------------------------------------------------------
+
+
+def tensors(site: Site) -> set[str]:
+    return {path.name for path in (site.cohort_folder / "tensors").iterdir()}
+
+
+def test_tensors_of_scans_that_are_gone_are_deleted_with_all_their_settings(own: Own) -> None:
+    own.add(*CLEAN[:2])
+    own.ingest()
+    own.ingest(OTHER)
+    assert len(tensors(own.site)) == 4
+    (own.site.cohort_folder / "tensors" / ".half.npy.4711").write_bytes(b"of a process that was killed")
+    shutil.rmtree(own.folder / "ct" / CLEAN[0])
+    own.ingest()
+    left = tensors(own.site)
+    assert len(left) == 2, "one scan, prepared in two ways"
+    assert {name[:32] for name in left} == {next(iter(left))[:32]}
+    assert own.ingest(OTHER).examined_now == 0
+
+
+def test_tensors_of_patients_without_a_label_stay_for_the_day_they_get_one(own: Own) -> None:
+    own.add(CLEAN[0])
+    text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
+    own.laboratory(text.replace(CLEAN[0], "N0-999999"))
+    assert own.ingest().patients == []
+    assert len(tensors(own.site)) == 1
+    own.laboratory(text)
+    again = own.ingest()
+    assert (again.examined_now, len(again.patients)) == (0, 1)
+
+
+def test_a_series_in_two_folders_is_one_scan_and_what_its_first_half_gave_is_forgotten(
+    own: Own, small_ingest: tuple[Site, Assessment]
+) -> None:
+    own.add(*CLEAN[:2])
+    (own.folder / "ct" / CLEAN[0] / "more").mkdir()
+    for path in sorted((own.folder / "ct" / CLEAN[0]).glob("*.dcm"))[::2]:
+        path.rename(path.parent / "more" / path.name)
+    ingested = own.ingest()
+    assert (ingested.series, ingested.examined_now) == (2, 3)
+    expected = expected_rows(small_ingest, CLEAN[:2])
+    assert [patient.pseudonym for patient in ingested.patients] == [row.pseudonym for row in expected]
+    assert len(tensors(own.site)) == 2
+    with Cohort(own.site) as cohort:
+        assert len(cohort.scans(settings_digest(SETTINGS))) == 2
+    assert own.ingest().examined_now == 0
+
+
+def test_two_ingests_at_once_are_refused(own: Own) -> None:
+    own.add(CLEAN[0])
+    with Cohort(own.site) as cohort, cohort.alone(), pytest.raises(Refusal) as caught:
+        own.ingest()
+    assert caught.value.code == "E_COHORT_BUSY"
+
+
+@pytest.mark.parametrize("step", ["_join", "_patient", "_list_refusals", "_export", "Cohort.replace", "Cohort.sweep"])
+def test_an_end_at_any_step_leaves_nothing_that_the_next_run_does_not_mend(
+    own: Own, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As a kill between two steps would; tests/e2e/test_kill.py kills for real."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    own.add(*CLEAN[:3])
+    own.ingest()
+    shutil.rmtree(own.folder / "ct" / CLEAN[0])
+    monkeypatch.setattr(f"pipeline.cohort.ingest.{step}", end)
+    with pytest.raises(KeyboardInterrupt):
+        own.ingest()
+    monkeypatch.undo()
+    monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", OneThread)
+    own.ingest()
+    resumed = {path.name: path.read_bytes() for path in own.site.cohort_folder.glob("*.csv")}
+    left = tensors(own.site)
+    shutil.rmtree(own.site.cohort_folder)
+    own.ingest()
+    assert resumed == {path.name: path.read_bytes() for path in own.site.cohort_folder.glob("*.csv")}
+    assert left == tensors(own.site)

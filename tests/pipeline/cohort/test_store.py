@@ -1,0 +1,258 @@
+"""The cohort: what it remembers, and that a write is whole or not there."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.refusal import Refusal
+from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, save_tensor
+from pipeline.preprocessing.measures import Measures
+from pipeline.site.folder import Site, init_site
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+MEASURES = Measures(1.25, 0.7, None, 240, 4200, False, -998.0, -905, 31.2, 180.0, 0.2, "HFS", "SIEMENS", "B30F", "soft")
+SCAN = Scan("f1", "s1", None, None, "W_THICK", "d1", "f1-s1.npy", MEASURES)
+REFUSED = Scan("f2", "s1", "E_TILT", "tilted by 15 degrees", "", None, None, None)
+ALL = {"f1", "f2", "f3", "f4"}
+ANNE = PatientRow("a" * 16, "train", "f1-s1.npy", 63.0, "F", True, True)
+BERT = PatientRow("b" * 16, "test", "f3-s1.npy", None, None, False, None)
+CARL = PatientRow("c" * 16, "train", "f4-s1.npy", 70.5, "M", True, False)
+FOUND = FindingRow("E_TILT", "d" * 16, "f2", "tilted by 15 degrees")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return init_site(tmp_path / "site", SETTINGS)
+
+
+@pytest.fixture
+def cohort(site: Site) -> Iterator[Cohort]:
+    with Cohort(site) as cohort:
+        yield cohort
+
+
+def test_patients_come_back_as_they_were_in_the_order_of_their_pseudonyms(site: Site, cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
+    assert cohort.patients() == [ANNE, BERT, CARL]
+    with Cohort(site) as again:
+        assert again.patients() == [ANNE, BERT, CARL]
+
+
+def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [], ALL)
+    train = cohort.examples("train")
+    assert [(e.tensor.name, e.age_years, e.sex, e.pcr_positive, e.severe) for e in train] == [
+        ("f1-s1.npy", 63.0, "F", True, True),
+        ("f4-s1.npy", 70.5, "M", True, False),
+    ]
+    assert [e.severe for e in cohort.examples("test", "validation")] == [None]
+    assert len(cohort.examples("train", "validation", "test")) == 3
+    assert cohort.examples() == []
+
+
+def test_a_replacement_that_breaks_off_leaves_the_old_cohort(cohort: Cohort) -> None:
+    cohort.replace([ANNE], [FOUND], ALL)
+
+    def breaking() -> Iterator[PatientRow]:
+        yield BERT
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.replace(breaking(), [], ALL)
+    assert cohort.patients() == [ANNE]
+    cohort.replace([CARL], [], ALL)
+    assert cohort.patients() == [CARL]
+
+
+def test_a_scan_is_remembered_under_its_settings_for_as_long_as_its_tensor_is_there(site: Site, cohort: Cohort) -> None:
+    save_tensor(cohort.tensors, "f1-s1.npy", np.zeros(3, np.float16))
+    cohort.add_scan(SCAN)
+    cohort.add_scan(REFUSED)
+    with Cohort(site) as again:
+        assert again.scans("s1") == {"f1": SCAN, "f2": REFUSED}
+        assert again.scans("s2") == {}
+    (cohort.tensors / "f1-s1.npy").unlink()
+    assert cohort.scans("s1") == {"f2": REFUSED}, "it must be prepared again"
+
+
+def test_other_settings_do_not_make_a_scan_forgotten(cohort: Cohort) -> None:
+    cohort.add_scan(REFUSED)
+    cohort.add_scan(replace(REFUSED, settings="s2"))
+    assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
+
+
+def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort) -> None:
+    assert cohort.settings() == set()
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
+    cohort.replace([ANNE], [], ALL)
+    assert cohort.settings() == {"s1"}
+    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [], ALL)
+    assert cohort.settings() == {"s2"}
+
+
+def test_an_example_knows_what_was_measured_of_the_scan_that_it_is(cohort: Cohort) -> None:
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy", measures=replace(MEASURES, manufacturer="GE")))
+    cohort.replace([ANNE, BERT], [], ALL)
+    found = {example.tensor.name: example.measures for example in cohort.examples("train", "validation", "test")}
+    assert found == {ANNE.tensor: MEASURES, BERT.tensor: None}
+    cohort.replace([replace(ANNE, tensor="f1-s2.npy")], [], ALL)
+    assert [example.measures.manufacturer for example in cohort.examples(ANNE.split) if example.measures] == ["GE"]
+
+
+def test_what_the_files_no_longer_hold_is_forgotten_whatever_it_was_prepared_with(cohort: Cohort) -> None:
+    for settings in ("s1", "s2"):
+        cohort.add_scan(replace(REFUSED, settings=settings))
+        cohort.add_scan(replace(REFUSED, fingerprint="f5", settings=settings))
+    cohort.replace([], [], {"f2"})
+    assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
+
+
+def test_a_sweep_deletes_what_belongs_to_no_scan_and_nothing_else(cohort: Cohort) -> None:
+    for name in ("f1-s1.npy", "f1-s2.npy", "f9-s1.npy"):
+        save_tensor(cohort.tensors, name, np.zeros(3, np.float16))
+    (cohort.tensors / ".f1-s1.npy.4711").write_bytes(b"half")
+    cohort.add_scan(SCAN)
+    cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
+    cohort.sweep()
+    assert {path.name for path in cohort.tensors.iterdir()} == {"f1-s1.npy", "f1-s2.npy"}
+    cohort.sweep()
+    assert cohort.scans("s1") == {"f1": SCAN}
+
+
+def test_one_writer_at_a_time_and_readers_as_they_like(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    with cohort.alone():
+        with Cohort(site) as other:
+            assert other.patients() == [ANNE]
+            with pytest.raises(Refusal) as caught, other.alone():
+                raise AssertionError
+        assert caught.value.code == "E_COHORT_BUSY"
+    with Cohort(site) as other, other.alone():
+        pass
+
+
+# --- read alone -------------------------------------------------------------------------------------------
+
+
+def test_a_reader_sees_the_same_and_leaves_no_trace(site: Site, cohort: Cohort) -> None:
+    cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
+    cohort.add_scan(SCAN)
+    before = {path: path.stat().st_mtime_ns for path in site.cohort_folder.rglob("*")}
+    with Cohort.read(site) as reader:
+        assert reader.patients() == cohort.patients()
+        assert reader.examples("train") == cohort.examples("train")
+        assert reader.settings() == cohort.settings() == {"s1"}
+        assert {path: path.stat().st_mtime_ns for path in site.cohort_folder.rglob("*")} == before
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.add_scan(REFUSED)
+
+
+def test_nothing_but_the_file_itself_is_needed_to_read(site: Site) -> None:
+    """A write-ahead log would need its shared memory beside it, which nobody can make on a read-only mount."""
+    with Cohort(site) as cohort:
+        cohort.replace([ANNE], [], ALL)
+        assert {path.name for path in site.cohort_folder.iterdir()} == {"cohort.sqlite", "tensors"}
+    with sqlite3.connect(site.cohort_folder / "cohort.sqlite") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_a_file_that_an_earlier_release_left_with_a_write_ahead_log_can_be_read(site: Site) -> None:
+    with Cohort(site) as cohort:
+        cohort.replace([ANNE], [], ALL)
+    database = sqlite3.connect(site.cohort_folder / "cohort.sqlite")
+    assert database.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    database.close()
+    with Cohort(site):
+        pass
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [ANNE]
+
+
+def test_a_reader_sees_the_cohort_as_it_was_until_a_change_is_whole(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+    seen = []
+
+    def looking() -> Iterator[PatientRow]:
+        yield BERT
+        with Cohort.read(site) as reader:
+            seen.append(reader.patients())
+
+    cohort.replace(looking(), [], ALL)
+    assert seen == [[ANNE]]
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [BERT]
+
+
+def test_a_change_waits_until_a_reader_has_finished(site: Site, cohort: Cohort) -> None:
+    cohort.replace([ANNE], [], ALL)
+
+    def write() -> None:
+        with Cohort(site) as other:
+            other.replace([BERT], [], ALL)
+
+    with Cohort.read(site) as reader:
+        reader._db.execute("BEGIN")
+        assert reader.patients() == [ANNE]
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive()
+        assert reader.patients() == [ANNE]
+        reader._db.execute("COMMIT")
+    writer.join(10)
+    with Cohort.read(site) as reader:
+        assert reader.patients() == [BERT]
+
+
+@pytest.mark.parametrize("left", ["nothing", "another version", "half a file"])
+def test_what_cannot_be_read_is_a_refusal_and_is_left_as_it_is(site: Site, left: str) -> None:
+    file = site.cohort_folder / "cohort.sqlite"
+    if left != "nothing":
+        with Cohort(site) as cohort:
+            cohort.replace([ANNE], [], ALL)
+        with sqlite3.connect(file) as database:
+            database.execute("PRAGMA user_version = 1")
+    if left == "half a file":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = file.read_bytes() if file.exists() else None
+    with pytest.raises(Refusal) as caught:
+        Cohort.read(site)
+    assert caught.value.code == "E_COHORT_FILE"
+    assert (file.read_bytes() if file.exists() else None) == before
+
+
+def test_a_damaged_file_is_a_refusal(site: Site) -> None:
+    site.cohort_folder.mkdir()
+    (site.cohort_folder / "cohort.sqlite").write_bytes(b"no SQLite at all" * 300)
+    with pytest.raises(Refusal) as caught:
+        Cohort(site)
+    assert caught.value.code == "E_COHORT_FILE"
+
+
+def test_a_tensor_that_breaks_off_while_being_written_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tensor(tmp_path, "old.npy", np.ones(3, np.float16))
+    whole = np.save
+
+    def half(file: object, tensor: object) -> None:
+        file.write(b"\x93NUMPY")  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "save", half)
+    for name in ("old.npy", "new.npy"):
+        with pytest.raises(KeyboardInterrupt):
+            save_tensor(tmp_path, name, np.zeros(3, np.float16))
+    assert np.load(tmp_path / "old.npy").tolist() == [1, 1, 1]
+    assert not (tmp_path / "new.npy").exists()
+    assert list(tmp_path.glob("*.npy")) == [tmp_path / "old.npy"]
+    monkeypatch.setattr(np, "save", whole)
+    save_tensor(tmp_path, "new.npy", np.zeros(3, np.float16))
+    assert np.load(tmp_path / "new.npy").tolist() == [0, 0, 0]

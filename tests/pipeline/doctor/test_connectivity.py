@@ -1,0 +1,292 @@
+"""Reaching the study's server and the PACS: what is told of every way in which it can fail, within seconds."""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from models.refusal import Refusal
+from pipeline.doctor import connectivity
+from pipeline.doctor.connectivity import Endpoint, knock, network, pacs
+from pipeline.site.folder import Site, init_site
+from pipeline.system import reasons
+from pipeline.system.check_line import Line
+from tests.pipeline.pacs.authority import Authority
+
+SETTINGS = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectivity, "TIMEOUT_SECONDS", 0.5)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.make(tmp_path)
+
+
+@contextlib.contextmanager
+def serving(authority: Authority | None, ahead: timedelta = timedelta()) -> Iterator[int]:
+    """An HTTP server on loopback, over TLS with an authority; its clock is ahead of ours."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return format_datetime(datetime.now(UTC) + ahead, usegmt=True)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if authority is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*authority.sign("server"))
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@contextlib.contextmanager
+def listening(behave: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A port of loopback where each connection meets `behave`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    threading.Thread(target=behave, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+def tunnel(connection: socket.socket) -> None:
+    """A proxy that connects to wherever it is told, once."""
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while received := source.recv(65536):
+                target.sendall(received)
+
+    request = connection.recv(65536).decode()
+    assert request.startswith("CONNECT ")
+    host, _, port = request.split()[1].rpartition(":")
+    with socket.create_connection((host, int(port))) as target:
+        connection.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        threading.Thread(target=pass_on, args=(target, connection), daemon=True).start()
+        pass_on(connection, target)
+
+
+def test_a_server_with_the_studys_certificate_tells_its_time(authority: Authority) -> None:
+    with serving(authority, ahead=timedelta(minutes=-3)) as port:
+        answer = knock(Endpoint("127.0.0.1", port, ca=authority.path))
+    assert not answer.failed
+    assert answer.ahead_seconds == pytest.approx(180, abs=2)
+
+
+def test_a_server_of_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with serving(Authority.make(tmp_path / "other")) as port:
+        assert "certificate" in knock(Endpoint("127.0.0.1", port, ca=authority.path)).failed
+
+
+def test_a_certificate_for_another_name_is_not_trusted(authority: Authority) -> None:
+    with serving(authority) as port:
+        assert "another name" in knock(Endpoint("localhost", port, ca=authority.path)).failed
+
+
+def test_nobody_there(authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    answer = knock(Endpoint("127.0.0.1", port, ca=authority.path))
+    assert answer.failed == "nothing listens there"
+    assert "Refused" in answer.private
+
+
+def test_a_name_that_does_not_exist(authority: Authority) -> None:
+    assert "name is not known" in knock(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
+
+
+def test_what_speaks_no_tls(authority: Authority) -> None:
+    with serving(None) as port:
+        assert "TLS" in knock(Endpoint("127.0.0.1", port, ca=authority.path)).failed
+
+
+def test_who_never_answers_and_who_answers_byte_by_byte(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(b"H")
+                time.sleep(0.1)
+
+    for behave in (lambda connection: time.sleep(5), drip):
+        with listening(behave) as port:
+            started = time.monotonic()
+            for is_tls in (True, False):
+                knock(Endpoint("127.0.0.1", port, is_tls, authority.path if is_tls else None))
+            assert time.monotonic() - started < 2 * 3 * 0.5 + 1
+
+
+def test_an_authority_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "cannot be read" in knock(Endpoint("127.0.0.1", 1, ca=tmp_path / "no.crt")).failed
+
+
+def test_through_a_proxy(authority: Authority) -> None:
+    with serving(authority) as port, listening(tunnel) as proxy:
+        answer = knock(Endpoint("127.0.0.1", port, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
+    assert not answer.failed, answer
+    assert answer.ahead_seconds is not None
+
+
+def test_a_proxy_that_refuses_and_one_that_is_not_there(authority: Authority) -> None:
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    with listening(refuse) as proxy:
+        answer = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
+    assert "proxy does not let" in answer.failed
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    gone = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{port}"))
+    assert gone.failed == "the proxy cannot be reached"
+
+
+# --- the lines --------------------------------------------------------------------------------------------
+
+
+def site(tmp_path: Path, more: str = "") -> Site:
+    return init_site(tmp_path / "site", SETTINGS + more)
+
+
+def lines(of: Site) -> dict[str, Line]:
+    return {line.name: line for line in network(of)}
+
+
+def test_nothing_is_contacted_where_no_server_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connectivity, "knock", lambda endpoint: pytest.fail("somebody was contacted"))
+    found = lines(site(tmp_path))
+    assert {line.status for line in found.values()} == {"skip"}
+
+
+@pytest.mark.parametrize(
+    ("behind", "status"), [(0, "ok"), (30, "ok"), (70, "warn"), (-70, "warn"), (290, "warn"), (320, "fail")]
+)
+def test_the_clock_is_held_against_the_servers(tmp_path: Path, authority: Authority, behind: int, status: str) -> None:
+    with serving(authority, ahead=timedelta(seconds=-behind)) as port:
+        made = site(tmp_path, f'[server]\naddress = "127.0.0.1:{port}"\nca_certificate = "{authority.path}"\n')
+        found = lines(made)
+    assert (found["study's server"].status, found["clock"].status) == ("ok", status)
+
+
+def test_a_server_that_cannot_be_reached_is_a_line_without_its_name(tmp_path: Path, authority: Authority) -> None:
+    made = site(tmp_path, f'[server]\naddress = "no-such-host.invalid:443"\nca_certificate = "{authority.path}"\n')
+    line = lines(made)["study's server"]
+    assert line.status == "fail"
+    assert "no-such-host" not in line.says + line.remedy + line.detail
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxy"),
+    [
+        ({}, ""),
+        ({"https_proxy": "http://proxy.example:3128"}, "proxy.example:3128"),
+        ({"https_proxy": "proxy.example:3128"}, "proxy.example:3128"),
+        ({"https_proxy": "http://user:secret@proxy.example:3128/"}, "proxy.example:3128"),
+        ({"https_proxy": "http://proxy.example:3128", "no_proxy": "study.example"}, ""),
+        ({"http_proxy": "http://proxy.example:3128"}, ""),
+    ],
+)
+def test_the_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxy: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    endpoint = connectivity.server_endpoint(site(tmp_path, '[server]\naddress = "study.example:443"\n'))
+    assert (endpoint.host, endpoint.port, endpoint.proxy) == ("study.example", 443, proxy)
+
+
+def test_an_ipv6_address_loses_its_brackets(tmp_path: Path) -> None:
+    endpoint = connectivity.server_endpoint(site(tmp_path, '[server]\naddress = "[::1]:8443"\n'))
+    assert (endpoint.host, endpoint.port) == ("::1", 8443)
+
+
+PACS = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:1/dicom-web"\n'
+
+
+@pytest.mark.parametrize(
+    ("matching", "here", "last"),
+    [(0, 0, ("filters", "warn")), (5, 3, ("fetched", "warn")), (5, 5, ("fetched", "ok"))],
+)
+def test_what_matches_at_the_pacs_and_what_is_here(
+    tmp_path: Path, matching: int, here: int, last: tuple[str, str]
+) -> None:
+    found = list(pacs(site(tmp_path, PACS), lambda site: (matching, here)))
+    assert [(line.name, line.status) for line in found] == [("PACS", "ok"), last]
+    assert str(matching) in found[-1].detail
+    assert str(matching) not in found[-1].says
+
+
+def test_a_pacs_that_refuses_is_a_line(tmp_path: Path) -> None:
+    def refuse(site: Site) -> tuple[int, int]:
+        raise Refusal(reasons.PACS_AUTH, private="https://pacs.example")
+
+    (line,) = pacs(site(tmp_path, PACS), refuse)
+    assert (line.status, line.says.split(":")[0], line.private) == ("fail", "E_PACS_AUTH", "https://pacs.example")
+
+
+def test_without_a_pacs_nothing_is_asked(tmp_path: Path) -> None:
+    (line,) = pacs(site(tmp_path), lambda site: pytest.fail("the PACS was asked"))
+    assert line.status == "skip"
+
+
+def test_counting_at_the_pacs_follows_the_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.pacs.deidentify import series_folder
+    from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+
+    made = site(tmp_path, PACS + '[pacs.filters]\nbody_parts = ["CHEST"]\n')
+    remote = [
+        RemoteSeries("p", "", "1", "1.2", f"1.2.{n}", modality, part, 60)
+        for n, (modality, part) in enumerate([("CT", "CHEST"), ("CT", "chest"), ("CT", "HEAD"), ("SR", "CHEST")])
+    ]
+
+    class Pacs:
+        def echo(self) -> None:
+            """Let in."""
+
+        def find(self, query: StudyQuery) -> list[RemoteSeries]:
+            return remote
+
+    @contextlib.contextmanager
+    def opened(site: Site) -> Iterator[Pacs]:
+        assert site.settings.pacs and site.settings.pacs.dicomweb
+        assert site.settings.pacs.dicomweb.timeout_seconds == connectivity.PACS_TIMEOUT_SECONDS, (
+            "a check is not patient"
+        )
+        yield Pacs()
+
+    monkeypatch.setattr("pipeline.pacs.pacs.open_pacs", opened)
+    assert connectivity.count_at_pacs(made) == (2, 0)
+    (made.ct_folder / series_folder(made, "1.2", "1.2.1")).mkdir(parents=True)
+    (made.ct_folder / series_folder(made, "1.2", "1.2.2")).mkdir()
+    assert connectivity.count_at_pacs(made) == (2, 1)
+    assert made.settings.pacs and made.settings.pacs.dicomweb
+    assert made.settings.pacs.dicomweb.timeout_seconds == 60

@@ -1,0 +1,207 @@
+"""Finding and grouping DICOM files, on synthetic series."""
+
+import logging
+import os
+import warnings
+from datetime import datetime, timedelta
+
+import pytest
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.fast_header import read_head
+from tests.helpers.dicom_files import PATIENT_ID, body, ct_slice, save, write_series
+
+AIR = [[-1000, -1000], [-1000, -1000]]
+
+
+def write_one(path, **attributes):
+    save(ct_slice(AIR, position_mm=(0, 0, 0), **attributes), path)
+
+
+def only(found):
+    (series,), findings = found
+    assert findings == []
+    return series
+
+
+def test_describes_one_series(tmp_path):
+    paths = write_series(tmp_path / "a", body(slices=3), names=["z", "IM1.ima", "k.dcm"])
+    series = only(find_series(tmp_path))
+    assert series.files == tuple(sorted(paths))
+    assert (series.patient_id, series.issuer, series.modality) == (PATIENT_ID, "", "CT")
+    assert (series.age_years, series.sex, series.kernel) == (63.0, "F", "B30f")
+    assert series.acquired == datetime(2021, 3, 4, 10, 11, 12)
+
+
+def test_groups_by_patient_study_and_series_never_by_folder(tmp_path):
+    write_one(tmp_path / "a" / "1")
+    write_one(tmp_path / "b" / "2")
+    write_one(tmp_path / "a" / "3", SeriesInstanceUID="2.25.9")
+    write_one(tmp_path / "a" / "4", StudyInstanceUID="2.25.8")
+    write_one(tmp_path / "a" / "5", PatientID="0042")
+    write_one(tmp_path / "a" / "6", PatientID="42")
+    write_one(tmp_path / "a" / "7", IssuerOfPatientID="other hospital")
+    series, findings = find_series(tmp_path)
+    assert findings == []
+    assert sorted(len(each.files) for each in series) == [1, 1, 1, 1, 1, 2]
+    assert {"0042", "42"} <= {each.patient_id for each in series}
+
+
+def test_files_without_series_uid_are_kept_apart_by_folder(tmp_path):
+    for name in ("a/1", "a/2", "b/1"):
+        write_one(tmp_path / name, SeriesInstanceUID="")
+    series, _ = find_series(tmp_path)
+    assert sorted(len(each.files) for each in series) == [1, 2]
+
+
+def test_takes_files_and_folders_alike(tmp_path):
+    write_one(tmp_path / "a" / "1")
+    write_one(tmp_path / "2")
+    assert len(only(find_series([tmp_path / "a", tmp_path / "2"])).files) == 2
+
+
+def test_companions_are_passed_over_in_silence(tmp_path):
+    write_one(tmp_path / "1")
+    for name in ("LICENSE", "notes.txt", "readme.md", "list.csv", "x.json", ".DS_Store", "DICOMDIR"):
+        (tmp_path / name).write_text("not an image")
+    directory = Dataset()
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "2.25.1"
+    directory.FileSetID = "X"
+    directory.save_as(tmp_path / "index", enforce_file_format=True)
+    os.mkfifo(tmp_path / "pipe")
+    assert len(only(find_series(tmp_path)).files) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "E_NOT_DICOM"),
+        (b"<html>" * 100, "E_NOT_DICOM"),
+        (bytes(128) + b"DICM", "E_NOT_DICOM"),
+        (bytes(128) + b"DICM" + bytes(range(256)) * 4, "E_NOT_DICOM"),
+    ],
+)
+def test_what_is_not_dicom_is_reported(tmp_path, content, code):
+    write_one(tmp_path / "1.dcm")
+    (tmp_path / "2.dcm").write_bytes(content)
+    series, findings = find_series(tmp_path)
+    assert len(series) == 1
+    assert [(each.reason.code, each.detail) for each in findings] == [(code, str(tmp_path / "2.dcm"))]
+
+
+def test_archives_in_a_folder_are_not_passed_over_in_silence(tmp_path):
+    (tmp_path / "patient.zip").write_bytes(b"PK\x03\x04")
+    assert [each.reason.code for each in find_series(tmp_path)[1]] == ["E_NOT_DICOM"]
+
+
+def test_an_unreadable_file_is_reported(tmp_path, monkeypatch):
+    write_one(tmp_path / "1.dcm")
+
+    def refuse(*args, **options):
+        raise PermissionError("no")
+
+    monkeypatch.setattr("pipeline.imaging.discovery.dcmread", refuse)
+    series, findings = find_series(tmp_path)
+    assert series == []
+    assert [each.reason.code for each in findings] == ["E_PARSE"]
+
+
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [
+        ("063Y", 63.0),
+        ("010M", 10 / 12),
+        ("002W", 14 / 365.25),
+        ("63Y", 63.0),
+        ("000Y", None),
+        ("130Y", None),
+        ("-01Y", None),
+        ("063", None),
+        ("old", None),
+        ("", None),
+    ],
+)
+def test_age(tmp_path, age, years):
+    write_one(tmp_path / "1", PatientAge=age)
+    assert only(find_series(tmp_path)).age_years == (years if years is None else pytest.approx(years))
+
+
+@pytest.mark.parametrize(("sex", "kept"), [("M", "M"), ("O", None), ("X", None), ("", None)])
+def test_sex(tmp_path, sex, kept):
+    write_one(tmp_path / "1", PatientSex=sex)
+    assert only(find_series(tmp_path)).sex == kept
+
+
+@pytest.mark.parametrize(
+    ("attributes", "acquired"),
+    [
+        (
+            {"AcquisitionDate": "20200405", "AcquisitionTime": "060708.25", "SeriesDate": "20200101"},
+            datetime(2020, 4, 5, 6, 7, 8),
+        ),
+        ({"SeriesDate": "20200405", "SeriesTime": "0607"}, datetime(2020, 4, 5, 6, 7)),
+        ({"AcquisitionDate": "20200405"}, datetime(2020, 4, 5)),
+        ({"AcquisitionDate": "20201340"}, datetime(2021, 3, 4, 10, 11, 12)),
+        ({"AcquisitionDate": "05.04.20"}, datetime(2021, 3, 4, 10, 11, 12)),
+        ({"StudyDate": "00010101"}, None),
+        ({"StudyDate": "19000101"}, None),
+        ({"StudyDate": (datetime.now() + timedelta(days=400)).strftime("%Y%m%d")}, None),
+        ({"StudyDate": ""}, None),
+    ],
+)
+def test_time_of_acquisition(tmp_path, attributes, acquired):
+    write_one(tmp_path / "1", **attributes)
+    assert only(find_series(tmp_path)).acquired == acquired
+
+
+def test_fingerprint_follows_content_not_place(tmp_path):
+    for place in ("here", "there"):
+        paths = write_series(tmp_path / place, body(slices=2))
+        for path in paths:
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+    here = only(find_series(tmp_path / "here")).fingerprint
+    assert here == only(find_series(tmp_path / "there")).fingerprint
+    os.utime(paths[0], (1_600_000_001, 1_600_000_001))
+    assert here != only(find_series(tmp_path / "there")).fingerprint
+
+
+def test_each_series_is_told_once_as_soon_as_its_folder_was_looked_through(tmp_path, monkeypatch):
+    for folder in "abc":
+        for name in "123":
+            write_one(tmp_path / folder / name, SeriesInstanceUID=f"2.25.{ord(folder)}")
+    told, read = [], []
+    monkeypatch.setattr(
+        "pipeline.imaging.discovery.read_head", lambda path, wanted: read.append(path) or read_head(path, wanted)
+    )
+    found, _ = find_series(tmp_path, lambda each: told.append((each, len(read))))
+    assert [(each.files, when) for each, when in told] == [(found[0].files, 3), (found[1].files, 6)], (
+        "the last one is in what is returned"
+    )
+
+
+def test_a_series_in_two_folders_is_told_with_what_the_first_one_holds(tmp_path):
+    for folder in ("a", "b", "c"):
+        write_one(tmp_path / folder / folder)
+    told = []
+    series = only(find_series(tmp_path, told.append))
+    assert len(series.files) == 3
+    (early,) = told
+    assert early.files == series.files[:1]
+    assert early.fingerprint != series.fingerprint
+
+
+def test_reading_says_nothing_about_patients(tmp_path, caplog, capfd):
+    write_one(tmp_path / "1", PatientID="CANARY" * 20, StudyDate="CANARY", SpecificCharacterSet="CANARY")
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):
+        warnings.simplefilter("always")
+        assert only(find_series(tmp_path)).patient_id == "CANARY" * 20
+    assert warned == []
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,44 @@
+"""pydicom quotes values of patients: it stays silent while anybody reads, and speaks again afterwards."""
+
+import logging
+import threading
+import warnings
+
+import pytest
+
+from pipeline.imaging.pydicom_silence import quiet_pydicom
+
+
+def speak() -> None:
+    logging.getLogger("pydicom").warning("CANARY")
+    warnings.warn("CANARY", stacklevel=1)
+
+
+def test_it_is_silent_within_and_speaks_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with quiet_pydicom(), quiet_pydicom():
+            speak()
+        assert (caplog.text, warned) == ("", [])
+        speak()
+    assert "CANARY" in caplog.text
+    assert len(warned) == 1
+
+
+def test_a_thread_that_leaves_first_lets_nothing_out(caplog: pytest.LogCaptureFixture) -> None:
+    entered, left = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with quiet_pydicom():
+            entered.set()
+            left.wait(10)
+
+    thread = threading.Thread(target=read)
+    with quiet_pydicom():
+        thread.start()
+        assert entered.wait(10)
+    logging.getLogger("pydicom").warning("CANARY")
+    assert caplog.text == ""
+    left.set()
+    thread.join()
+    assert logging.getLogger("pydicom").propagate

@@ -1,0 +1,632 @@
+"""Reading one series, on synthetic and on real DICOM."""
+
+import gzip
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, dcmread
+from pydicom import uid as uids
+from pydicom.encaps import encapsulate
+
+from models.refusal import Refusal
+from pipeline.imaging.ct_slice import decode_slice, inspect_slice
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.imaging.volume import Volume
+from tests.helpers.dicom_files import PATIENT_ID, SUPINE, body, ct_slice, save, write_series
+
+
+def read(folder: Path) -> Volume:
+    (series,), findings = find_series(folder)
+    assert findings == []
+    return read_series(series)
+
+
+def refusal(folder: Path) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read(folder)
+    assert PATIENT_ID not in str(caught.value)
+    assert str(folder) not in str(caught.value)
+    return caught.value
+
+
+# --- what a good series becomes ---------------------------------------------------------------------------
+
+HALF = math.sqrt(0.5)
+TEN_DEGREES = (math.cos(math.radians(10)), math.sin(math.radians(10)))
+POSITIONS = {
+    "supine": SUPINE,
+    "prone": (-1, 0, 0, 0, -1, 0),
+    "upside down rows": (1, 0, 0, 0, -1, 0),
+    "mirrored rows": (-1, 0, 0, 0, 1, 0),
+    "lying on the right side": (0, 1, 0, -1, 0, 0),
+    "turned by 45 degrees": (HALF, HALF, 0, -HALF, HALF, 0),
+    "10 degrees from axial": (1, 0, 0, 0, *TEN_DEGREES),
+}
+
+
+def ramp(ras_mm: np.ndarray) -> np.ndarray:
+    """Synthetic HU that differ in every direction: what stands at a place tells where it is."""
+    return ras_mm @ np.array([3.0, 5.0, -7.0]) + 100.0
+
+
+@pytest.mark.parametrize("orientation", POSITIONS.values(), ids=POSITIONS)
+@pytest.mark.parametrize("feet_first", [False, True])
+def test_every_voxel_lies_where_it_was_scanned(tmp_path, orientation, feet_first):
+    shape, spacing_mm, origin_mm = (21, 5, 7), (2.5, 1.5, 0.75), np.array([-9.0, 4.0, 13.0])
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    step_mm = np.cross(row, column) * (-spacing_mm[0] if feet_first else spacing_mm[0])
+    k, r, c = np.indices(shape)[..., None]
+    lps_mm = origin_mm + k * step_mm + r * column * spacing_mm[1] + c * row * spacing_mm[2]
+    names = [f"{number}.dcm" for number in random.Random(7).sample(range(100), shape[0])]
+    write_series(
+        tmp_path,
+        ramp(lps_mm * [-1, -1, 1]),
+        spacing_mm=spacing_mm,
+        origin_mm=origin_mm,
+        orientation=orientation,
+        step_mm=step_mm,
+        names=names,
+    )
+    volume = read(tmp_path)
+    voxels = np.stack([*np.indices(volume.hu.shape), np.ones(volume.hu.shape)], axis=-1)
+    expected = ramp((voxels @ volume.affine.T)[..., :3])
+    assert np.abs(volume.hu - expected).max() <= 0.51  # stored as integers
+    assert volume.affine[2, 0] > 0  # slice 0 is nearest to the feet
+    assert volume.spacing_mm == pytest.approx(spacing_mm)
+    assert volume.flags == ()
+
+
+def test_values_are_clipped_and_typed(tmp_path):
+    hu = body()
+    hu[0, 0, 0], hu[0, 0, 1] = -1500, 9000
+    write_series(tmp_path, hu)
+    volume = read(tmp_path)
+    assert volume.hu.dtype == np.int16
+    assert np.array_equal(volume.hu, hu.clip(-1024, 3071))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+@pytest.mark.parametrize("intercept", [0.0, -1024.0, 1000.0, 40_000.0, -1024.25])
+@pytest.mark.parametrize("syntax", [uids.ExplicitVRLittleEndian, uids.ExplicitVRBigEndian])
+def test_stored_values_become_whole_hu_and_never_wrap(tmp_path, kind, slope, intercept, syntax):
+    ends = np.iinfo(kind)
+    stored = np.random.default_rng(2).integers(ends.min, ends.max + 1, (16, 12)).astype(kind)
+    stored[0, :2] = ends.min, ends.max
+    slice_ = ct_slice(stored, position_mm=(0, 0, 0), RescaleSlope=slope, RescaleIntercept=intercept)
+    slice_.BitsAllocated = slice_.BitsStored = ends.bits
+    slice_.HighBit, slice_.PixelRepresentation = ends.bits - 1, int(ends.min < 0)
+    order = "<" if syntax.is_little_endian else ">"
+    slice_["PixelData"].VR = "OB" if ends.bits == 8 else "OW"
+    slice_.PixelData = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    save(slice_, tmp_path / "1.dcm", transfer_syntax=syntax)
+    exact = np.rint((stored.astype(np.float64) * slope + intercept).astype(np.float32))
+    assert np.array_equal(decode_slice(inspect_slice(tmp_path / "1.dcm")), exact.clip(-(2**15), 2**15 - 1))
+
+
+def test_each_slice_keeps_its_own_rescale(tmp_path):
+    def rescale(ds: Dataset, index: int) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = 2.0, -5.0 * index
+
+    hu = body()
+    write_series(tmp_path, hu // 2, edit=rescale)
+    expected = hu // 2 * 2 - 5.0 * np.arange(len(hu))[:, None, None]
+    assert np.array_equal(read(tmp_path).hu, expected.clip(-1024, 3071))
+
+
+def test_rescale_does_not_wrap(tmp_path):
+    hu = body()
+    hu[0, 0, 0] = 4000
+
+    def enlarge(ds: Dataset, index: int) -> None:
+        ds.RescaleSlope, ds.RescaleIntercept = 20.0, -40_000.0
+
+    write_series(tmp_path, (hu + 40_000) // 20, edit=enlarge)
+    assert read(tmp_path).hu.max() == 3071
+
+
+def set_padding(value, limit=None, vr="SS"):
+    def edit(ds: Dataset, index: int) -> None:
+        ds.add_new("PixelPaddingValue", vr, value)
+        if limit is not None:
+            ds.add_new("PixelPaddingRangeLimit", vr, limit)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        set_padding(-2000),
+        set_padding(63536, vr="US"),
+        set_padding(-2010, -1990),
+        set_padding(-1990, -2010),
+    ],
+    ids=["same sign", "as unsigned", "range", "range the other way round"],
+)
+def test_declared_padding_becomes_air(tmp_path, edit):
+    hu = body()
+    hu[:, 0] = -2000
+    write_series(tmp_path, hu, edit=edit)
+    volume = read(tmp_path)
+    assert (volume.hu[:, 0] == -1024).all()
+    assert (volume.hu[:, 1] == -1000).all()
+    assert volume.flags == ()
+
+
+def test_undeclared_padding_becomes_air_and_is_flagged(tmp_path):
+    hu = body()
+    hu[:, 0] = -3024
+    write_series(tmp_path, hu)
+    volume = read(tmp_path)
+    assert (volume.hu[:, 0] == -1024).all()
+    assert volume.flags == ("W_PADDING",)
+
+
+def test_unused_bits_are_no_values(tmp_path):
+    def mark_high_bits(ds: Dataset, index: int) -> None:
+        stored = np.frombuffer(ds.PixelData, np.uint16) + 1024
+        ds.PixelData = (stored | 0xA000).astype(np.uint16).tobytes()  # old overlays live there
+        ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.RescaleIntercept = 12, 11, 0, -1024
+
+    write_series(tmp_path, body(), edit=mark_high_bits)
+    assert np.array_equal(read(tmp_path).hu, body())
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        *(uids.ImplicitVRLittleEndian, uids.DeflatedExplicitVRLittleEndian),
+        *(uids.RLELossless, uids.JPEG2000Lossless, uids.JPEGLSLossless),
+    ],
+    ids=lambda syntax: syntax.name,
+)
+def test_lossless_encodings_change_nothing(tmp_path, syntax):
+    hu = body(rows=70, columns=50)
+    write_series(tmp_path, hu, transfer_syntax=syntax)
+    volume = read(tmp_path)
+    assert np.array_equal(volume.hu, hu)
+    assert volume.flags == ()
+
+
+def attributes(**values):
+    def edit(ds: Dataset, index: int) -> None:
+        for keyword, value in values.items():
+            setattr(ds, keyword, value)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "flags"),
+    [
+        (attributes(Modality=""), ("W_MODALITY_EMPTY",)),
+        (attributes(LossyImageCompression="01"), ("W_LOSSY",)),
+        (
+            attributes(LossyImageCompression="01", ImageType=["DERIVED", "PRIMARY", "AXIAL"]),
+            ("W_LOSSY",),
+        ),
+        (attributes(ContrastBolusAgent="APPLIED"), ("W_CONTRAST",)),
+        (attributes(ContrastBolusAgent="NONE"), ()),
+        (attributes(SliceThickness=6.0), ("W_THICK",)),
+        (attributes(SliceThickness=""), ()),
+        (attributes(SOPClassUID=""), ()),
+        (attributes(HighBit=""), ()),
+        (attributes(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"]), ()),
+    ],
+)
+def test_flags(tmp_path, edit, flags):
+    write_series(tmp_path, body(), edit=edit)
+    assert read(tmp_path).flags == flags
+
+
+def test_wide_steps_are_flagged(tmp_path):
+    write_series(tmp_path, body(), spacing_mm=(7.5, 1, 1))
+    assert read(tmp_path).flags == ("W_THICK",)
+
+
+def test_identical_copies_are_dropped_and_flagged(tmp_path):
+    hu = body()
+    write_series(tmp_path, hu)
+    save(ct_slice(hu[5], position_mm=(0, 0, 10)), tmp_path / "0-copy.dcm")
+    volume = read(tmp_path)
+    assert np.array_equal(volume.hu, hu)
+    assert volume.flags == ("W_DUPLICATE_SLICE",)
+
+
+def test_positions_written_with_one_decimal_are_even(tmp_path):
+    def round_position(ds: Dataset, index: int) -> None:
+        ds.ImagePositionPatient = [0, 0, round(1.25 * index, 1)]
+
+    write_series(tmp_path, body(), edit=round_position)
+    assert read(tmp_path).spacing_mm[0] == pytest.approx(1.25, abs=0.01)
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+def at(index: int, **values):
+    """Attributes of one slice alone."""
+
+    def edit(ds: Dataset, number: int) -> None:
+        if number == index:
+            attributes(**values)(ds, number)
+
+    return edit
+
+
+def without(*keywords):
+    def edit(ds: Dataset, index: int) -> None:
+        for keyword in keywords:
+            delattr(ds, keyword)
+
+    return edit
+
+
+REFUSED = {
+    "mr": ("E_MODALITY", attributes(Modality="MR", SOPClassUID=uids.MRImageStorage)),
+    "sr": ("E_MODALITY", attributes(Modality="SR", SOPClassUID=uids.XRayRadiationDoseSRStorage)),
+    "no modality, no ct class": ("E_MODALITY", attributes(Modality="", SOPClassUID=uids.MRImageStorage)),
+    "mr modality, ct class": ("E_MODALITY_MISMATCH", attributes(Modality="MR")),
+    "ct modality, mr class": ("E_MODALITY_MISMATCH", attributes(SOPClassUID=uids.MRImageStorage)),
+    "enhanced": ("E_MULTIFRAME", attributes(SOPClassUID=uids.EnhancedCTImageStorage)),
+    "two frames": ("E_MULTIFRAME", attributes(NumberOfFrames=2)),
+    "localizer": ("E_LOCALIZER", attributes(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+    "localizer among slices": ("E_LOCALIZER", at(3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+    "derived": ("E_NOT_AXIAL", attributes(ImageType=["DERIVED", "PRIMARY", "AXIAL"])),
+    "secondary": ("E_NOT_AXIAL", attributes(ImageType=["ORIGINAL", "SECONDARY", "AXIAL"])),
+    "mpr": ("E_NOT_AXIAL", attributes(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 MPR"])),
+    "dose report": ("E_NOT_AXIAL", attributes(SOPClassUID=uids.SecondaryCaptureImageStorage)),
+    "no image type": ("E_NOT_AXIAL", without("ImageType")),
+    "burned in": ("E_BURNED_IN", attributes(BurnedInAnnotation="YES")),
+    "no position": ("E_GEOMETRY", without("ImagePositionPatient")),
+    "one position missing": ("E_GEOMETRY", at(7, ImagePositionPatient=None)),
+    "position with two numbers": ("E_GEOMETRY", attributes(ImagePositionPatient=[0, 0])),
+    "position nan": ("E_GEOMETRY", at(2, ImagePositionPatient=[0, float("nan"), 0])),
+    "position absurd": ("E_GEOMETRY", at(2, ImagePositionPatient=[0, 0, 1e300])),
+    "no orientation": ("E_GEOMETRY", without("ImageOrientationPatient")),
+    "orientation not square": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0, 0, 1, 0, 0])),
+    "orientation of zeros": ("E_GEOMETRY", attributes(ImageOrientationPatient=[0, 0, 0, 0, 0, 0])),
+    "orientation nan": ("E_GEOMETRY", attributes(ImageOrientationPatient=[1, 0, 0, 0, float("nan"), 0])),
+    "no pixel spacing": ("E_GEOMETRY", without("PixelSpacing")),
+    "pixel spacing zero": ("E_SPACING", attributes(PixelSpacing=[0, 1])),
+    "pixel spacing negative": ("E_SPACING", attributes(PixelSpacing=[1, -1])),
+    "pixel spacing nan": ("E_SPACING", attributes(PixelSpacing=[float("nan"), 1])),
+    "pixel spacing infinite": ("E_SPACING", attributes(PixelSpacing=[1, float("inf")])),
+    "mixed orientation": ("E_MIXED_GEOMETRY", at(4, ImageOrientationPatient=[0, 1, 0, -1, 0, 0])),
+    "mixed pixel spacing": ("E_MIXED_GEOMETRY", at(4, PixelSpacing=[1.1, 1])),
+    "mixed size": ("E_MIXED_GEOMETRY", at(4, Rows=12, Columns=16)),
+    "sagittal": ("E_OBLIQUE", attributes(ImageOrientationPatient=[0, 1, 0, 0, 0, -1])),
+    "moved slice": ("E_TILT", at(4, ImagePositionPatient=[3, 0, 8])),
+    "missing rescale slope": ("E_RESCALE", without("RescaleSlope")),
+    "missing rescale intercept": ("E_RESCALE", without("RescaleIntercept")),
+    "rescale slope zero": ("E_RESCALE", at(3, RescaleSlope=0)),
+    "rescale slope nan": ("E_RESCALE", attributes(RescaleSlope=float("nan"))),
+    "rescale slope huge": ("E_RESCALE", attributes(RescaleSlope=1e6)),
+    "rescale intercept nan": ("E_RESCALE", attributes(RescaleIntercept=float("nan"))),
+    "not hounsfield": ("E_RESCALE", attributes(RescaleType="Z_EFF")),
+    "too bright": ("E_HU_RANGE", attributes(RescaleIntercept=12_000)),
+    "below air": ("E_HU_RANGE", attributes(RescaleIntercept=-3000)),
+    "one value": ("E_EMPTY_VOLUME", attributes(PixelData=bytes(16 * 12 * 2))),
+    "all air": ("E_EMPTY_VOLUME", attributes(RescaleIntercept=-800)),
+    "inverted": ("E_PIXEL", attributes(PhotometricInterpretation="MONOCHROME1")),
+    "colour": ("E_PIXEL", attributes(SamplesPerPixel=3, PhotometricInterpretation="RGB")),
+    "no rows": ("E_PIXEL", without("Rows")),
+    "zero rows": ("E_PIXEL", attributes(Rows=0)),
+    "32 bits": ("E_PIXEL", attributes(BitsAllocated=32)),
+    "more bits stored than allocated": ("E_PIXEL", attributes(BitsStored=17, HighBit=16)),
+    "shifted bits": ("E_PIXEL", attributes(BitsStored=12, HighBit=15)),
+    "padding like tissue": ("E_PIXEL", set_padding(40)),
+    "padding that cannot be stored": (
+        "E_PIXEL",
+        lambda ds, index: (attributes(BitsStored=12, HighBit=11)(ds, index), set_padding(-3000)(ds, index)),
+    ),
+    "absurd size": ("E_DIMENSIONS", attributes(Rows=65535, Columns=65535)),
+    "short pixels": ("E_TRUNCATED", at(9, PixelData=bytes(16 * 12 * 2 - 2))),
+    "no pixels": ("E_TRUNCATED", without("PixelData")),
+}
+
+
+@pytest.mark.parametrize(("code", "edit"), REFUSED.values(), ids=REFUSED)
+def test_refused(tmp_path, code, edit):
+    write_series(tmp_path, body(), edit=edit)
+    refused = refusal(tmp_path)
+    assert refused.code == code
+    assert refused.remedy
+
+
+def test_the_same_series_unbroken_is_read(tmp_path):
+    """So that no case above is refused for what the synthetic series itself lacks."""
+    write_series(tmp_path, body())
+    assert np.array_equal(read(tmp_path).hu, body())
+
+
+def test_missing_slices(tmp_path):
+    paths = write_series(tmp_path, body())
+    paths[5].unlink()
+    paths[12].unlink()
+    paths[13].unlink()
+    assert refusal(tmp_path).numbers == {"gaps": 2, "usual_mm": 2.0, "largest_mm": 6.0}
+
+
+def test_uneven_slices(tmp_path):
+    write_series(tmp_path, body(), edit=at(5, ImagePositionPatient=[0, 0, 10.3]))
+    assert refusal(tmp_path).code == "E_SLICE_GAP"
+
+
+def test_different_images_at_one_position(tmp_path):
+    """Even under one SOP Instance UID: one of them is damaged, and nobody knows which."""
+    hu = body()
+    write_series(tmp_path, hu, edit=attributes(SOPInstanceUID="2.25.1"))
+    save(ct_slice(hu[6], position_mm=(0, 0, 10), SOPInstanceUID="2.25.1"), tmp_path / "copy.dcm")
+    refused = refusal(tmp_path)
+    assert (refused.code, refused.numbers) == ("E_DUPLICATE_SLICE", {"duplicates": 1})
+
+
+def test_gantry_tilt(tmp_path):
+    angle = math.radians(5)
+    tilted = (1, 0, 0, 0, math.cos(angle), -math.sin(angle))
+    write_series(tmp_path, body(), orientation=tilted, step_mm=(0, 0, 2))
+    refused = refusal(tmp_path)
+    assert (refused.code, refused.numbers) == ("E_TILT", {"degrees": 5.0})
+
+
+def test_slices_too_far_apart(tmp_path):
+    write_series(tmp_path, body(), spacing_mm=(12, 1, 1))
+    refused = refusal(tmp_path)
+    assert (refused.code, refused.numbers["spacing_mm"]) == ("E_SPACING", 12.0)
+
+
+@pytest.mark.parametrize("slices", [1, 2, 19])
+def test_too_few_slices(tmp_path, slices):
+    write_series(tmp_path, body(slices=slices))
+    refused = refusal(tmp_path)
+    assert (refused.code, refused.numbers["slices"]) == ("E_TOO_FEW", slices)
+
+
+def test_unknown_transfer_syntax(tmp_path):
+    paths = write_series(tmp_path, body())
+    ds = dcmread(paths[3])
+    ds.file_meta.TransferSyntaxUID = uids.MPEG2MPML
+    ds.PixelData = encapsulate([ds.PixelData])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(paths[3])
+    assert refusal(tmp_path).code == "E_TRANSFER_SYNTAX"
+
+
+@pytest.mark.parametrize("syntax", [uids.JPEG2000Lossless, uids.JPEGLSLossless, uids.RLELossless])
+@pytest.mark.parametrize("lost", [0.3, 0.9])
+def test_cut_compressed_pixels_are_never_filled_up(tmp_path, syntax, lost):
+    paths = write_series(tmp_path, np.random.default_rng(1).normal(0, 99, (20, 64, 64)), transfer_syntax=syntax)
+    size = paths[3].stat().st_size
+    whole = paths[3].read_bytes()
+    paths[3].write_bytes(whole[: int(size * (1 - 0.5 * lost))])
+    assert refusal(tmp_path).code == "E_TRUNCATED"
+    ds = dcmread(paths[4])
+    frame = ds.PixelData[16:]  # without the empty offset table and the item's head
+    ds.PixelData = encapsulate([frame[: int(len(frame) * (1 - lost))]])
+    ds.save_as(paths[4])
+    paths[3].write_bytes(whole)
+    assert refusal(tmp_path).code in {"E_TRUNCATED", "E_DECODE"}
+
+
+def test_damaged_compressed_pixels(tmp_path):
+    paths = write_series(tmp_path, body(rows=70, columns=50), transfer_syntax=uids.JPEG2000Lossless)
+    ds = dcmread(paths[3])
+    ds.PixelData = encapsulate([b"\xff\x4f" + b"CANARY" * 20 + b"\xff\xd9"])
+    ds.save_as(paths[3])
+    assert refusal(tmp_path).code == "E_DECODE"
+
+
+@pytest.mark.parametrize("cut", [140, 300, 700, 1000])
+def test_cut_files(tmp_path, cut):
+    paths = write_series(tmp_path, body())
+    paths[3].write_bytes(paths[3].read_bytes()[:cut])
+    series, _ = find_series(tmp_path)
+    codes = set()
+    for each in series:
+        with pytest.raises(Refusal) as caught:
+            read_series(each)
+        codes.add(caught.value.code)
+    assert codes
+
+
+# --- anything at all --------------------------------------------------------------------------------------
+
+
+def read_or_refuse(folder: Path) -> None:
+    """What reading promises whatever lies in the folder: volumes that can be relied on, or coded refusals."""
+    series, findings = find_series(folder)
+    assert all(finding.reason.refuses for finding in findings)
+    for each in series:
+        try:
+            volume = read_series(each)
+        except Refusal as refused:
+            assert refused.code.startswith("E_")
+            assert str(refused)
+        else:
+            assert np.isfinite(volume.hu).all()
+            assert np.isfinite(volume.affine).all()
+            assert -1024 <= volume.hu.min() < volume.hu.max() <= 3071
+            assert 0 < min(volume.spacing_mm) <= max(volume.spacing_mm) <= 10
+
+
+EXTRA = {
+    **{"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1990, "NumberOfFrames": 1, "RescaleType": "HU"},
+    **{"BurnedInAnnotation": "NO", "LossyImageCompression": "00", "ContrastBolusAgent": "NONE"},
+}
+KEYWORDS = [each.keyword for each in ct_slice([[0, 1], [2, 3]], position_mm=(0, 0, 0), **EXTRA)]
+JUNK = st.one_of(
+    st.sampled_from([b"", b"NaN", b"inf", b"-1", b"0", b"1e400", b"\\", b"1\\2\\3", b"\0", b"\xff\xfe"]),
+    st.binary(max_size=12),
+    st.floats().map(lambda number: str(number).encode()),
+)
+VRS = st.sampled_from([b"DS", b"IS", b"CS", b"UI", b"US", b"SS", b"FD", b"LO", b"ZZ", b"\0\0"])
+
+
+@pytest.fixture(scope="module")
+def whole_series(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    return write_series(folder, body(slices=20, rows=8, columns=8), edit=attributes(**EXTRA))
+
+
+def replace_elements(path: Path, changes: dict[str, tuple[bytes, bytes] | None]) -> None:
+    """Give elements another VR and value, bytes that pydicom would not write, or drop them (None)."""
+    content, ds = path.read_bytes(), dcmread(path)
+    places = {keyword: ds.get_item(keyword) for keyword in changes}
+    for keyword, place in sorted(places.items(), key=lambda item: -item[1].value_tell):
+        end = place.value_tell + place.length
+        start = place.value_tell - (12 if place.VR in ("OW", "OB", "UN") else 8)
+        new = b""
+        if changes[keyword] is not None:
+            vr, value = changes[keyword]
+            value += b" " * (len(value) % 2)
+            new = content[start : start + 4] + vr + len(value).to_bytes(2, "little") + value
+        content = content[:start] + new + content[end:]
+    path.write_bytes(content)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    changes=st.dictionaries(st.sampled_from(KEYWORDS), st.none() | st.tuples(VRS, JUNK), min_size=1, max_size=3),
+    everywhere=st.booleans(),
+)
+def test_any_change_of_elements_gives_a_volume_or_a_refusal(whole_series, changes, everywhere):
+    touched = whole_series if everywhere else whole_series[2:3]
+    originals = [path.read_bytes() for path in touched]
+    try:
+        for path in touched:
+            replace_elements(path, changes)
+        read_or_refuse(whole_series[0].parent)
+    finally:
+        for path, original in zip(touched, originals, strict=True):
+            path.write_bytes(original)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=6),
+    kept=st.floats(0, 1) | st.just(1.0),
+)
+def test_any_change_of_bytes_gives_a_volume_or_a_refusal(whole_series, changes, kept):
+    path = whole_series[3]
+    original = path.read_bytes()
+    mutated = bytearray(original)
+    for place, junk in changes:
+        start = 132 + int(place * (len(mutated) - 136))
+        mutated[start : start + len(junk)] = junk
+    path.write_bytes(mutated[: int(kept * len(mutated))])
+    try:
+        read_or_refuse(path.parent)
+    finally:
+        path.write_bytes(original)
+
+
+# --- real data --------------------------------------------------------------------------------------------
+
+
+def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (slices, rows, columns), LPS origin and spacing (x, y, z) of this one file's kind of NRRD."""
+    head, _, packed = path.read_bytes().partition(b"\n\n")
+    fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
+    labels = np.frombuffer(gzip.decompress(packed), "<u2")
+    directions = [
+        [float(number) for number in vector.strip("()").split(",")] for vector in fields["space directions"].split()
+    ]
+    origin = [float(number) for number in fields["space origin"].strip("()").split(",")]
+    shape = tuple(int(size) for size in fields["sizes"].split())[::-1]
+    return labels.reshape(shape), np.array(origin), np.diag(directions)
+
+
+def test_real_thorax_has_its_lungs_where_an_expert_tool_saw_them(real_data):
+    volume = read(real_data / "real-thorax-64" / "ct-64Dicom")
+    assert volume.hu.shape == (79, 64, 64)
+    assert volume.flags == ()
+    assert -600 < volume.hu.mean() < -300
+    labels, origin, spacing = read_nrrd(real_data / "real-thorax-64" / "lm-64.nrrd")
+    z, y, x = np.nonzero(labels)
+    ras = (origin + np.stack([x, y, z], axis=1) * spacing) * [-1, -1, 1]
+    voxels = np.linalg.solve(volume.affine, np.column_stack([ras, np.ones(len(ras))]).T)[:3]
+    assert np.abs(voxels - np.rint(voxels)).max() < 0.01
+    is_lung = np.zeros(volume.hu.shape, dtype=bool)
+    is_lung[tuple(np.rint(voxels).astype(int))] = True
+    assert np.median(volume.hu[is_lung]) < -750
+    assert (volume.hu[is_lung] < -400).mean() > 0.85
+    assert volume.affine[2, 0] > 0
+
+
+def test_real_abdomen_with_overlapping_slices_is_a_volume(real_data):
+    volume = read(real_data / "abdomen-ct" / "example_ct_dicom")
+    assert volume.hu.shape == (20, 512, 512)
+    assert volume.spacing_mm == pytest.approx((2.0, 0.9765625, 0.9765625))
+    assert volume.flags == ("W_CONTRAST",)
+
+
+def test_real_lossless_codecs_are_bit_equal(real_data):
+    folder = real_data / "awkward-dicom" / "cornerstone-chest-slice"
+    expected = dcmread(folder / "CTImage.dcm").pixel_array.astype(np.float32) - 1024
+    lossless = [
+        path
+        for path in sorted(folder.glob("CTImage*.dcm"))
+        if not path.name.endswith((".91.dcm", ".81.dcm", ".50.dcm", ".51.dcm", ".53.dcm", ".55.dcm"))
+    ]
+    assert len(lossless) == 10
+    for path in lossless:
+        assert np.array_equal(decode_slice(inspect_slice(path)), expected), path.name
+
+
+@pytest.mark.parametrize("syntax", ["91", "81", "50"])
+def test_real_lossy_codecs_are_near_and_flagged(real_data, syntax):
+    folder = real_data / "awkward-dicom" / "cornerstone-chest-slice"
+    expected = dcmread(folder / "CTImage.dcm").pixel_array.astype(np.float32) - 1024
+    (path,) = folder.glob(f"CTImage*.4.{syntax}.dcm")
+    header = inspect_slice(path)
+    assert header.flags == ("W_LOSSY",)
+    assert np.abs(decode_slice(header) - expected).mean() < 20  # .50 keeps 8 bits, 32 HU apart
+
+
+@pytest.mark.parametrize("syntax", ["51", "53", "55"])
+def test_real_codecs_that_cannot_be_decoded(real_data, syntax):
+    folder = real_data / "awkward-dicom" / "cornerstone-chest-slice"
+    (path,) = folder.glob(f"CTImage*.4.{syntax}.dcm")
+    with pytest.raises(Refusal) as caught:
+        inspect_slice(path)
+    assert caught.value.code == "E_TRANSFER_SYNTAX"
+
+
+@pytest.mark.parametrize(
+    ("folder", "code"),
+    [
+        ("dcm_qa_ct/GE_gantry_tilt_variable_spacing", "E_TILT"),
+        ("dcm_qa_ct/Philips_localizer", "E_LOCALIZER"),
+        ("dcm_qa_ct/I10", "E_NOT_AXIAL"),
+        ("dicom2nifti-failing/gantrytilting", "E_TILT"),
+        ("dicom2nifti-failing/notavolume", "E_DUPLICATE_SLICE"),
+        ("dicom2nifti-failing/sliceincrement/001", "E_NOT_AXIAL"),
+        ("dicom2nifti-failing/sliceincrement/002", "E_SLICE_GAP"),
+        ("lungmask", "E_TOO_FEW"),
+        ("pydicom-data/eCT_Supplemental.dcm", "E_MULTIFRAME"),
+        ("pydicom-data/emri_small_jpeg_2k_lossless_too_short.dcm", "E_MODALITY"),
+        ("cornerstone-chest-slice/no-pixel-data.dcm", "E_MODALITY"),
+    ],
+)
+def test_real_awkward_series_are_refused_for_what_they_are(real_data, folder, code):
+    assert refusal(real_data / "awkward-dicom" / folder).code == code
+
+
+def test_real_slices_without_modality_are_read_and_flagged(real_data):
+    header = inspect_slice(real_data / "awkward-dicom" / "lungmask" / "0.dcm")
+    assert header.flags == ("W_MODALITY_EMPTY",)
+    assert decode_slice(header).min() == -2048
+
+
+def test_no_real_file_or_folder_raises_anything_but_a_refusal(real_data):
+    top = real_data / "awkward-dicom"
+    for place in sorted(top.rglob("*")):
+        read_or_refuse(place)

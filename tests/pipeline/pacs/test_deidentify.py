@@ -1,0 +1,283 @@
+"""Nothing passes that could name a patient, and everything that the reader needs does."""
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import Dataset, dcmread, uid
+
+from models.refusal import Refusal
+from pipeline.imaging.ct_slice import decode_slice, inspect_slice
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.imaging.vendor_tags import known_kernel
+from pipeline.pacs.deidentify import image_file, strip
+from pipeline.site.folder import Site, init_site
+from tests.helpers.dicom_files import PATIENT_ID, anything_goes, body, ct_slice, save, write_series
+from tests.pipeline.pacs.planted import NAME, holds, plant
+
+SETTINGS = '[site]\nname = "ward"\n[labels]\nfile = "labels.csv"\n'
+SYNTAXES = [
+    uid.ImplicitVRLittleEndian,
+    uid.ExplicitVRLittleEndian,
+    uid.ExplicitVRBigEndian,
+    uid.RLELossless,
+    uid.JPEG2000Lossless,
+    uid.JPEGLSLossless,
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return init_site(tmp_path_factory.mktemp("site"), SETTINGS, key=b"k" * 32)
+
+
+def part10(folder: Path, *, transfer_syntax: uid.UID = uid.ExplicitVRLittleEndian, **attributes: Any) -> bytes:
+    """A CT image as a file, with noise in its pixels."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (16, 12))
+    save(ct_slice(hu, position_mm=(0, 0, 1.5), **attributes), folder / "image.dcm", transfer_syntax=transfer_syntax)
+    return (folder / "image.dcm").read_bytes()
+
+
+def stripped(content: bytes, site: Site) -> Dataset:
+    return dcmread(BytesIO(strip(content, site)[1]))
+
+
+def refusal_of(content: bytes, site: Site, **options: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        strip(content, site, **options)
+    return caught.value.code
+
+
+def test_what_passes_is_this_and_nothing_else(site: Site, tmp_path: Path) -> None:
+    image = stripped(part10(tmp_path, ContrastBolusAgent="Iomeron 350", KVP=120), site)
+    assert {element.keyword: element.value for element in image if element.keyword != "PixelData"} == {
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "SOPClassUID": uid.CTImageStorage,
+        "SOPInstanceUID": image.file_meta.MediaStorageSOPInstanceUID,
+        "StudyDate": "20210304",
+        "StudyTime": "101112",
+        "Modality": "CT",
+        "Manufacturer": "SYNTHETIC",
+        "ContrastBolusAgent": "YES",
+        "PatientID": site.pseudonym(PATIENT_ID),
+        "PatientSex": "F",
+        "PatientAge": "063Y",
+        "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "fedthorax allow-list",
+        "SliceThickness": 2.0,
+        "KVP": 120.0,
+        "ConvolutionKernel": "B30F",
+        "StudyInstanceUID": image.StudyInstanceUID,
+        "SeriesInstanceUID": image.SeriesInstanceUID,
+        "ImagePositionPatient": [0.0, 0.0, 1.5],
+        "ImageOrientationPatient": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": 16,
+        "Columns": 12,
+        "PixelSpacing": [1.0, 1.0],
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        "RescaleIntercept": 0.0,
+        "RescaleSlope": 1.0,
+    }
+    assert image.preamble == b"\0" * 128
+
+
+@pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless])
+def test_planted_names_are_left_behind(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+    image = ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0))
+    with anything_goes():
+        assert plant(image) > 40
+    save(image, tmp_path / "image.dcm", transfer_syntax=syntax)
+    planted = dcmread(tmp_path / "image.dcm")
+    planted.file_meta.SourceApplicationEntityTitle = NAME.upper()
+    planted.file_meta.PrivateInformationCreatorUID, planted.file_meta.PrivateInformation = "1.2.3", NAME.encode()
+    planted.preamble = NAME.encode().ljust(128, b"\0")
+    with anything_goes():
+        planted.save_as(tmp_path / "image.dcm")
+    content = (tmp_path / "image.dcm").read_bytes()
+    words = (NAME, "Ptarmigan", "1.2.840.3141", "19570203", "Iomeron", "for ", image.SOPInstanceUID)
+    assert {word for word in words if holds(content, word)} == set(words) - {"Iomeron"}
+    name, kept = strip(content, site)
+    assert [word for word in words if holds(kept, word) or holds(name.encode(), word)] == []
+    assert dcmread(BytesIO(kept)).ImageType == ["ORIGINAL", "PRIMARY", "AXIAL", "OTHER"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("Manufacturer", "SIEMENS Healthineers", "SIEMENS"),
+        ("Manufacturer", "Qvickstrom", "OTHER"),
+        ("ConvolutionKernel", "Bl57d", "BL57D"),
+        ("ConvolutionKernel", "QVICKSTROM", "OTHER"),
+        ("ImageType", ["DERIVED", "PRIMARY", "MPR THICK"], ["DERIVED", "PRIMARY", "MPR OTHER"]),
+        ("Modality", "DOE", "OTHER"),
+        ("PatientPosition", "HFS", "HFS"),
+        ("PatientPosition", "DOE", None),
+        ("ManufacturerModelName", "Somatom", None),
+        ("BodyPartExamined", "CHEST", None),
+    ],
+)
+def test_words_are_those_of_closed_lists(
+    site: Site, tmp_path: Path, keyword: str, value: str | list[str], kept: str | list[str] | None
+) -> None:
+    assert stripped(part10(tmp_path, **{keyword: value}), site).get(keyword) == kept
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
+def test_the_reader_sees_the_same_scan(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+    def in_its_byte_order(image: Dataset, index: int) -> None:
+        if not syntax.is_little_endian:
+            image.PixelData = np.frombuffer(image.PixelData, "<i2").byteswap().tobytes()
+
+    hu = body(24, 64, 64)
+    paths = write_series(tmp_path / "source", hu, transfer_syntax=syntax, edit=in_its_byte_order)
+    (tmp_path / "stored").mkdir()
+    for path in paths:
+        name, content = strip(path.read_bytes(), site)
+        (tmp_path / "stored" / name).write_bytes(content)
+        assert dcmread(BytesIO(content)).file_meta.TransferSyntaxUID == syntax
+    (before,), _ = find_series(tmp_path / "source")
+    (after,), findings = find_series(tmp_path / "stored")
+    assert findings == []
+    assert np.array_equal(read_series(before).hu, read_series(after).hu)
+    assert np.array_equal(read_series(before).affine, read_series(after).affine)
+    kept = ("modality", "age_years", "sex", "acquired")
+    assert [getattr(before, field) for field in kept] == [getattr(after, field) for field in kept]
+    assert known_kernel(before.kernel) == known_kernel(after.kernel) == ("B30F", "soft")
+    assert after.patient_id == site.pseudonym(before.patient_id)
+
+
+def outcome(path: Path) -> tuple[object, ...]:
+    """What the reader makes of one file: the slice with its pixels, or the code."""
+    try:
+        header = inspect_slice(path)
+        pixels = hashlib.sha256(decode_slice(header).tobytes()).hexdigest()
+        return (*(value for key, value in vars(header).items() if key not in ("path", "thickness_mm")), pixels)
+    except Refusal as refusal:
+        return (refusal.code,)
+
+
+def test_the_reader_judges_real_images_alike(site: Site, real_data: Path, tmp_path: Path) -> None:
+    """Every file of the real data: the same geometry, pixels and flags, or the same refusal."""
+    compared = []
+    for path in sorted(path for path in real_data.rglob("*") if path.is_file()):
+        try:
+            _, content = strip(path.read_bytes(), site)
+        except Refusal as refusal:
+            assert refusal.code in {"E_NOT_DICOM", "E_PARSE", "E_TRANSFER_SYNTAX", "E_NO_PATIENT_ID"}
+            continue
+        (tmp_path / "stored.dcm").write_bytes(content)
+        assert outcome(tmp_path / "stored.dcm") == outcome(path), path.name
+        compared.append(outcome(path)[0])
+    assert len(compared) > 100
+    assert {"E_LOCALIZER", "E_NOT_AXIAL", "E_MULTIFRAME"} <= set(compared)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "code"),
+    [
+        ({"BurnedInAnnotation": "YES"}, "E_BURNED_IN"),
+        ({"BurnedInAnnotation": "yes "}, "E_BURNED_IN"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "E_NOT_AXIAL"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "E_LOCALIZER"),
+        ({"SOPClassUID": uid.SecondaryCaptureImageStorage}, "E_NOT_AXIAL"),
+        ({"SOPClassUID": "1.2.3.4.5"}, "E_MODALITY_MISMATCH"),
+        ({"RescaleType": "Z_EFF"}, "E_RESCALE"),
+        ({"Modality": "OT"}, "E_MODALITY_MISMATCH"),
+    ],
+)
+def test_pixels_that_may_hold_writing_stay_behind_and_the_reader_still_says_why(
+    site: Site, tmp_path: Path, attributes: dict[str, Any], code: str
+) -> None:
+    content = part10(tmp_path, **attributes)
+    assert outcome(tmp_path / "image.dcm") == (code,)
+    image = stripped(content, site)
+    (tmp_path / "stored.dcm").write_bytes(strip(content, site)[1])
+    assert outcome(tmp_path / "stored.dcm") == (code,)
+    if code not in ("E_RESCALE", "E_MODALITY_MISMATCH"):  # the same images but for their numbers
+        assert "PixelData" not in image
+
+
+def test_a_class_that_only_the_file_s_head_names_counts(site: Site, tmp_path: Path) -> None:
+    for class_in_the_image in ("", None):
+        content = part10(tmp_path, SOPClassUID=class_in_the_image)
+        assert len(outcome(tmp_path / "image.dcm")) > 1
+        before = outcome(tmp_path / "image.dcm")
+        (tmp_path / "stored.dcm").write_bytes(strip(content, site)[1])
+        assert outcome(tmp_path / "stored.dcm") == before
+
+
+def test_identifiers_are_keyed_valid_and_the_same_each_time(site: Site, tmp_path: Path) -> None:
+    content = part10(tmp_path)
+    first, again = stripped(content, site), stripped(content, site)
+    other = stripped(content, init_site(tmp_path / "other", SETTINGS))
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        assert uid.UID(first[keyword].value).is_valid
+        assert first[keyword].value == again[keyword].value != other[keyword].value
+    original = dcmread(BytesIO(content)).SOPInstanceUID
+    assert strip(content, site)[0] == image_file(site, original) != image_file(site, original + "1")
+
+
+@pytest.mark.parametrize(
+    ("patient_id", "charset"), [("Ñandú-7", "ISO_IR 192"), ("Ñandú-7", "ISO_IR 100"), ("山田7", "ISO 2022 IR 87")]
+)
+def test_an_identifier_in_any_alphabet_has_the_pseudonym_of_its_text(
+    site: Site, tmp_path: Path, patient_id: str, charset: str
+) -> None:
+    charsets = ["", charset] if charset.startswith("ISO 2022") else charset
+    content = part10(tmp_path, SpecificCharacterSet=charsets, PatientID=patient_id)
+    assert stripped(content, site).PatientID == site.pseudonym(patient_id)
+    assert refusal_of(content, site, patient_id="another") == "E_PATIENT_DIFFERS"
+
+
+def test_whose_image_it_is_must_be_known(tmp_path: Path) -> None:
+    site = init_site(tmp_path / "site", SETTINGS.replace("[labels]", 'issuer = "HOSP"\n[labels]'))
+    assert refusal_of(part10(tmp_path, PatientID=" "), site) == "E_NO_PATIENT_ID"
+    assert refusal_of(part10(tmp_path, IssuerOfPatientID="ELSEWHERE"), site) == "E_ISSUER"
+    assert "IssuerOfPatientID" not in stripped(part10(tmp_path, IssuerOfPatientID="HOSP"), site)
+    assert stripped(part10(tmp_path), site).PatientID == site.pseudonym(PATIENT_ID)
+    assert refusal_of(part10(tmp_path), site, patient_id="CANARY-0043") == "E_PATIENT_DIFFERS"
+    strip(part10(tmp_path), site, patient_id=PATIENT_ID)
+
+
+def test_what_cannot_be_stripped_is_refused(site: Site, tmp_path: Path) -> None:
+    content = part10(tmp_path)
+    assert refusal_of(b"", site) == refusal_of(content[132:], site) == "E_NOT_DICOM"
+    assert refusal_of(content[:200], site) == "E_TRANSFER_SYNTAX"
+    assert refusal_of(part10(tmp_path, SOPInstanceUID=""), site) == "E_PARSE"
+    assert refusal_of(part10(tmp_path, transfer_syntax=uid.DeflatedExplicitVRLittleEndian), site) == "E_TRANSFER_SYNTAX"
+
+
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("seed")
+    image = ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0))
+    with anything_goes():
+        plant(image)
+    save(image, folder / "image.dcm")
+    return (folder / "image.dcm").read_bytes()
+
+
+@settings(max_examples=400, deadline=2000)
+@given(damage=st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=4)), max_size=6))
+def test_damaged_files_end_in_an_image_or_a_refusal(site: Site, seed: bytes, damage: list[tuple[int, bytes]]) -> None:
+    content = bytearray(seed)
+    for place, value in damage:
+        content[place : place + len(value)] = value
+    try:
+        _, kept = strip(bytes(content), site)
+    except Refusal as refusal:
+        assert refusal.code in {"E_NOT_DICOM", "E_PARSE", "E_TRANSFER_SYNTAX", "E_NO_PATIENT_ID"}
+    else:
+        dcmread(BytesIO(kept))
+        assert not holds(kept, "Ptarmigan^")

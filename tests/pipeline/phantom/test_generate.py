@@ -1,0 +1,215 @@
+"""Synthetic hospitals: the same seed writes the same bytes, the files are good DICOM, the truth is the truth."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from scipy.special import expit
+
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.defects import DEFECTS
+from pipeline.phantom.generate import Order, make_hospitals, make_patient
+from pipeline.phantom.hospitals import HOSPITALS, Hospital, hospital
+from pipeline.phantom.lesions import add_lesions
+from pipeline.phantom.patients import draw_patient, probability_severe
+from pipeline.preprocessing.preprocess import orient
+from pipeline.records.laboratory import read_pcr
+from pipeline.records.outcomes import read_outcomes
+from pipeline.site.folder import init_site
+from pipeline.system.reasons import BY_CODE
+from tests.helpers import phantoms
+
+NAMES = [each.name for each in HOSPITALS]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    """One patient in each of the four dialects, so each transfer syntax is written."""
+    first, again, other = (
+        hashes(make_hospitals(tmp_path / name, patients=[1, 1, 1, 1], seed=seed, defects=False)[0].parent)
+        for name, seed in (("first", 3), ("again", 3), ("other", 4))
+    )
+    assert first == again
+    scans = {name for name in first if name.endswith(".dcm")}
+    assert len(scans) == sum(each.scanner.grid.shape[0] for each in HOSPITALS)
+    assert not any(first[name] == other[name] for name in scans)
+
+
+@pytest.mark.parametrize(
+    "code", [None, "E_DUPLICATE_SLICE", "W_SEVERAL_SERIES", "E_MODALITY", "E_NO_LUNGS", "E_DUPLICATE_SCAN"]
+)
+def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: Path, code: str | None) -> None:
+    """The small hospital was written by worker processes, one patient after another in each."""
+    number = 3 if code is None else 9 + list(DEFECTS).index(code)
+    truth, _, _ = make_patient(Order(tmp_path, 0, number, 1, code))
+    for folder in (tmp_path / "ct").iterdir():
+        assert hashes(folder) == hashes(small_hospital / "ct" / folder.name)
+    assert truth.patient_id in {folder.name for folder in (tmp_path / "ct").iterdir()}
+
+
+@pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
+def test_the_files_read_back_with_the_grid_s_geometry(tmp_path: Path, at: Hospital) -> None:
+    volume, hu = phantoms.scan(at, tmp_path)
+    grid = at.scanner.grid
+    assert volume.hu.shape == grid.shape
+    assert volume.spacing_mm == pytest.approx(grid.spacing_mm)
+    # Rounded to whole HU when stored, and as it was otherwise: row and column 0 of the grid may be stored last.
+    upright = orient(volume)
+    np.testing.assert_allclose(upright.hu, np.clip(hu, -1024, 3071), atol=0.5 + 1e-3)
+    np.testing.assert_allclose(upright.affine, phantoms.volume(hu, grid).affine, atol=1e-3)
+
+
+def test_one_hospital_stores_its_rows_and_columns_backwards(tmp_path: Path) -> None:
+    """Otherwise the test above would not show that direction is read from the header."""
+    volume, hu = phantoms.scan(HOSPITALS[NAMES.index("west")], tmp_path)
+    np.testing.assert_allclose(volume.hu[:, ::-1, ::-1], np.clip(hu, -1024, 3071), atol=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("name", ["north", "west"])
+def test_the_heart_lies_on_the_left_and_the_spine_at_the_back(tmp_path: Path, name: str) -> None:
+    at = HOSPITALS[NAMES.index(name)]
+    upright = orient(phantoms.scan(at, tmp_path)[0])
+
+    def mean_hu(right: float, anterior: float, superior: float) -> float:
+        """Mean over a small box about a point in RAS millimetres; the chest's middle is the origin."""
+        centre = np.linalg.inv(upright.affine) @ (right, anterior, superior, 1)
+        box = tuple(slice(round(c) - 1, round(c) + 2) for c in centre[:3])
+        return float(upright.hu[box].mean())
+
+    heart, opposite = mean_hu(-45, 28, -30), mean_hu(45, 28, -30)
+    assert -60 < heart < 140
+    assert opposite < -600, "there is lung on the right"
+    spine, front = mean_hu(0, -78, 0), mean_hu(0, 78, 0)
+    assert spine > 150 > front
+    apex, base = mean_hu(-70, 0, 100), mean_hu(60, 0, -130)
+    assert apex < -500, "lung towards the head"
+    assert base > -60, "the liver towards the feet"
+
+
+def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
+    """But for the scan that is filed twice."""
+    images = [
+        dcmread(path, stop_before_pixels=True).SOPInstanceUID
+        for path in small_hospital.rglob("*.dcm")
+        if not path.parent.name.endswith("-B")
+    ]
+    assert len(set(images)) == len(images) > 1000
+
+
+def test_the_truth_names_every_planted_defect(small_hospital: Path) -> None:
+    truth = json.loads((small_hospital / "truth.json").read_text())
+    assert truth["synthetic"] is True
+    spoilt = [each for each in truth["patients"] if each["defect"] is not None]
+    assert [each["defect"] for each in spoilt] == list(DEFECTS)
+    told = [(each["code"], each["patient_id"]) for each in truth["defects"]]
+    assert {(each["defect"], each["patient_id"]) for each in spoilt} < set(told)
+    assert set(DEFECTS) <= set(BY_CODE)
+    assert len(truth["patients"]) == 8 + len(DEFECTS)
+    assert sum(each["defect"] is None for each in truth["patients"]) == 8
+
+
+def test_the_planted_chance_is_the_published_formula(small_hospital: Path) -> None:
+    for each in json.loads((small_hospital / "truth.json").read_text())["patients"]:
+        logit = -4.4 + 16 * each["load"] + 20 * each["consolidation"] + 0.055 * (each["age_years"] - 60)
+        assert each["p_severe"] == pytest.approx(expit(logit), abs=2e-4)
+        assert 0 <= each["consolidation"] <= each["load"] <= 0.8
+        assert (each["load"] > 0) == (each["pattern"] != "none")
+
+
+def test_the_outcome_file_tells_what_was_drawn(small_hospital: Path) -> None:
+    with (small_hospital / "outcomes.csv").open(encoding="utf-8") as file:
+        events = {row["patient_id"]: bool(row["intubated"] or row["died"]) for row in csv.DictReader(file)}
+    for each in json.loads((small_hospital / "truth.json").read_text())["patients"]:
+        assert events[each["patient_id"]] == each["severe"]
+
+
+@pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
+def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> None:
+    """200 patients on a coarse body, without scans."""
+    grid = Grid((30, 32, 32), (10.0, 12.0, 12.0))
+    body = phantoms.thorax(grid)
+    severe, ages_of_severe, ages = [], [], []
+    for number in range(200):
+        rng = np.random.default_rng([1, number])
+        patient = draw_patient("SYNTHETIC", "SYNTHETIC", at.mix, rng)
+        if not patient.pcr_positive:
+            continue
+        lesions = add_lesions(
+            body, grid, pattern=patient.pattern, load=patient.load, consolidated=patient.consolidated, rng=rng
+        )
+        severe.append(rng.random() < probability_severe(lesions, patient.age_years))
+        ages.append(patient.age_years)
+        ages_of_severe += [patient.age_years] if severe[-1] else []
+    assert len(severe) / 200 == pytest.approx(at.mix.pcr_prevalence, abs=0.08)
+    assert 0.1 < np.mean(severe) < 0.5
+    assert np.mean(ages_of_severe) > np.mean(ages), "older patients fare worse"
+
+
+def test_lesions_lie_where_their_cause_puts_them() -> None:
+    """Covid-19: both lungs, more at the back; other pneumonia: one lung."""
+    grid = Grid((60, 64, 64), (5.0, 5.5, 5.5))
+    body = phantoms.thorax(grid)
+    _, y, x = np.broadcast_arrays(*grid.axes_mm())
+    behind = []
+    for seed in range(6):
+        added = {
+            pattern: add_lesions(
+                body, grid, pattern=pattern, load=0.15, consolidated=0.3, rng=np.random.default_rng(seed)
+            ).hu
+            - body.hu
+            > 100
+            for pattern in ("covid", "other")
+        }
+        left = {pattern: (where & (x > 0)).sum() / where.sum() for pattern, where in added.items()}
+        assert 0.05 < left["covid"] < 0.95
+        assert left["other"] in (0, 1)
+        behind.append(y[added["covid"]].mean() - y[body.lungs].mean())
+        for where in added.values():
+            assert not (where & ~body.lungs).any()
+    assert np.mean(behind) > 10, "millimetres"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_each_hospital_tells_a_node_how_to_read_it(tmp_path: Path) -> None:
+    """The fifth is the second of the first dialect."""
+    folders = make_hospitals(tmp_path, patients=[1, 1, 1, 1, 1], seed=1, defects=False)
+    assert [folder.name for folder in folders] == [*NAMES, "north-2"]
+    for folder in folders:
+        site = init_site(folder, (folder / "site.toml").rename(folder / "text").read_text())
+        (patient,) = json.loads((folder / "truth.json").read_text())["patients"]
+        results, findings = read_pcr(site.settings.laboratory)
+        assert findings == []
+        assert any(result.positive is patient["pcr_positive"] for result in results)
+        outcomes, findings = read_outcomes(site.settings.outcomes)
+        assert findings == []
+        assert list(outcomes) == [patient["patient_id"]]
+        assert [series.patient_id for series in find_series(site.settings.ct.folder)[0]] == [patient["patient_id"]]
+
+
+def test_after_the_named_hospitals_the_dialects_come_round_again_under_new_names() -> None:
+    names = [hospital(index).name for index in range(12)]
+    assert names[:4] == NAMES
+    assert len(set(names)) == 12
+    assert hospital(6).scanner == HOSPITALS[2].scanner
+
+
+def test_a_planted_slice_is_all_that_is_wrong_with_its_scan(small_hospital: Path, tmp_path: Path) -> None:
+    truth = json.loads((small_hospital / "truth.json").read_text())
+    patient = next(each["patient_id"] for each in truth["defects"] if each["code"] == "E_DUPLICATE_SLICE")
+    shutil.copytree(small_hospital / "ct" / patient, tmp_path / "ct")
+    (extra,) = (tmp_path / "ct").glob("again-*")
+    extra.unlink()
+    (series,), _ = find_series(tmp_path / "ct")
+    assert read_series(series).hu.shape == HOSPITALS[0].scanner.grid.shape

@@ -1,0 +1,114 @@
+"""How much of each lung is dense, against what was planted. Synthetic scans but one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.lesions import add_lesions
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing, prepare
+from tests.helpers import phantoms
+from tests.pipeline.scoring.test_html_report import prepared
+
+GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
+HEALTHY = 0.06  # vessels of a healthy lung, at most
+
+
+def measured(hu: NDArray[np.float32]) -> dict[str, dict[str, float | None]]:
+    """By side and part, ground glass and consolidation together."""
+    regions = burden(prepare(phantoms.volume(hu, GRID), Preprocessing())).regions
+    return {
+        side: {part: region.ground_glass + region.consolidation for part, region in parts.items()}  # type: ignore[operator]
+        for side, parts in regions.items()
+    }
+
+
+def test_bands_and_regions_are_counted_exactly() -> None:
+    """Lungs 40 and 30 voxels high; slices 10 to 22 are the right one's lower third, 15 to 24 the left one's."""
+    scan = prepared()
+    scan.image_hu[10:23, 10:40, 10:32] = -500  # ground glass throughout the right lower third
+    scan.image_hu[35:45, 15:35, 38:60] = 0  # the left upper third is solid
+    regions = burden(scan).regions
+    right, left = regions["right"], regions["left"]
+    assert (right["lower"].ground_glass, right["lower"].consolidation) == (1.0, 0.0)
+    assert (left["upper"].ground_glass, left["upper"].consolidation) == (0.0, 1.0)
+    for side, part in (("right", "middle"), ("right", "upper"), ("left", "lower"), ("left", "middle")):
+        assert (regions[side][part].ground_glass, regions[side][part].consolidation) == (0.0, 0.0)
+    # The outermost voxels do not count: 12 of 38 slices that are left.
+    assert right["whole"].ground_glass == pytest.approx(12 / 38, abs=1e-4)
+    assert sum(right[part].ml for part in PARTS[1:]) == pytest.approx(right["whole"].ml, abs=0.2)
+    assert right["whole"].ml + left["whole"].ml == pytest.approx(regions["both"]["whole"].ml, abs=0.2)
+
+
+def test_the_shift_of_the_scanner_is_evened_out() -> None:
+    scan = prepared()
+    scan.image_hu[scan.lungs] = -690
+    assert burden(scan).regions["both"]["whole"].ground_glass == 1.0
+    assert burden(replace(scan, shift_hu=-20.0)).regions["both"]["whole"].ground_glass == 0.0
+
+
+def test_a_lung_that_is_missing_has_no_shares() -> None:
+    scan = prepared()
+    scan.lungs[:, :, 35:] = False
+    regions = burden(scan).regions
+    assert {region.ground_glass for region in regions["left"].values()} == {None}
+    assert regions["left"]["whole"].ml == 0
+    assert regions["right"]["whole"].ground_glass == 0.0
+
+
+@pytest.mark.parametrize(("side", "centre_x"), [("right", -72.0), ("left", 78.0)])
+@pytest.mark.parametrize(("part", "centre_z"), [("upper", 75.0), ("lower", -55.0)])
+def test_a_planted_lesion_is_found_where_it_is(side: str, centre_x: float, part: str, centre_z: float) -> None:
+    """Its share of that third within a quarter; the other lung changes by less than 1 % of itself."""
+    body = phantoms.thorax(GRID)
+    z, y, x = GRID.axes_mm()
+    lesion = ((z - centre_z) ** 2 + (y - 20) ** 2 + (x - centre_x) ** 2 < 24**2) & body.lungs
+    before, after = measured(body.hu), measured(np.where(lesion, -600.0, body.hu).astype(np.float32))
+    own = body.lungs & (x * centre_x > 0)
+    heights = np.flatnonzero(own.any(axis=(1, 2)))
+    low, high = np.array_split(heights, 3)[0 if part == "lower" else 2][[0, -1]]
+    planted = lesion[low : high + 1].sum() / own[low : high + 1].sum()
+    gained = {s: {p: after[s][p] - before[s][p] for p in PARTS} for s in SIDES}  # type: ignore[operator]
+    assert gained[side][part] == pytest.approx(planted, rel=0.25)
+    other = "left" if side == "right" else "right"
+    assert max(abs(value) for value in gained[other].values()) < 0.01
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("load", [0.0, 0.1, 0.25])
+def test_whole_lungs_follow_the_planted_load(load: float, seed: int) -> None:
+    """Ground glass and consolidation together, less what vessels add, to 6 % of the lungs."""
+    rng = np.random.default_rng(seed)
+    body = phantoms.thorax(GRID)
+    sick = add_lesions(body, GRID, pattern="covid", load=load, consolidated=0.2, rng=rng)
+    found = measured(sick.hu)["both"]["whole"]
+    assert found is not None
+    assert -0.06 < found - sick.load < HEALTHY
+
+
+def test_a_real_lung_without_lesions(real_data: Path) -> None:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    regions = burden(prepare(read_series(series), Preprocessing())).regions
+    for side in SIDES:
+        assert regions[side]["whole"].ground_glass < HEALTHY  # type: ignore[operator]
+        assert regions[side]["whole"].consolidation < 0.03  # type: ignore[operator]
+
+
+def test_json_holds_plain_numbers() -> None:
+    scan: Prepared = prepared()
+    said = json.loads(json.dumps(burden(scan).to_json(), allow_nan=False))
+    assert said["bands_hu"] == {"ground_glass": [-700.0, -300.0], "consolidation": [-300.0, 100.0]}
+    assert tuple(said["regions"]) == SIDES
+    assert all(tuple(parts) == PARTS for parts in said["regions"].values())
+    assert said["regions"]["right"]["whole"] == {
+        "ml": 2000.0,
+        "ground_glass": 0,
+        "consolidation": 0,
+    }

@@ -1,0 +1,146 @@
+"""What is no upright, whole, adult chest in Hounsfield units gets no score. All scans here are synthetic but one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.imaging.volume import Volume
+from pipeline.phantom.hospitals import HOSPITALS, Hospital
+from pipeline.phantom.scans import acquire
+from pipeline.preprocessing.plausibility import Anatomy, look_at, require_chest
+from pipeline.preprocessing.preprocess import Preprocessing, orient, prepare
+from tests.helpers import phantoms
+
+Hu = NDArray[np.float32]
+NORTH = HOSPITALS[0]
+GRID = NORTH.scanner.grid
+Z, Y, X = GRID.axes_mm()
+
+
+def found_in(scan: Volume) -> Anatomy:
+    upright = orient(scan)
+    return look_at(upright, prepare(upright, Preprocessing()))
+
+
+def code(found: Anatomy) -> str:
+    try:
+        require_chest(found)
+    except Refusal as refusal:
+        assert "{" not in refusal.says
+        return refusal.code
+    return ""
+
+
+@pytest.fixture(scope="module")
+def hu() -> Hu:
+    """A healthy scan as the northern scanner sees it."""
+    return acquire(phantoms.thorax(GRID).hu, NORTH.scanner, np.random.default_rng(8))
+
+
+@pytest.fixture(scope="module")
+def good(hu: Hu) -> Anatomy:
+    return found_in(phantoms.volume(hu, GRID))
+
+
+@pytest.fixture(scope="module")
+def real(real_data: Path) -> Volume:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    return read_series(series)
+
+
+@pytest.mark.parametrize("hospital", HOSPITALS, ids=lambda hospital: hospital.name)
+def test_every_synthetic_scanner_makes_a_chest(hospital: Hospital) -> None:
+    grid = hospital.scanner.grid
+    seen = acquire(phantoms.thorax(grid).hu, hospital.scanner, np.random.default_rng(8))
+    assert code(found_in(phantoms.volume(seen, grid))) == ""
+
+
+def test_the_real_thorax_is_one_until_its_pixels_contradict_its_header(real: Volume) -> None:
+    assert code(found_in(real)) == ""
+    for axis, expected in ((0, "E_TURNED"), (1, "E_TURNED"), (2, "E_MIRRORED")):
+        assert code(found_in(replace(real, hu=np.flip(real.hu, axis).copy()))) == expected
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(0, "E_TURNED"), (1, "E_TURNED"), (2, "E_MIRRORED")])
+def test_turned_and_mirrored_bodies_unless_the_header_says_so(hu: Hu, axis: int, expected: str) -> None:
+    scan = phantoms.volume(np.flip(hu, axis).copy(), GRID)
+    assert code(found_in(scan)) == expected
+    consistent = scan.affine.copy()
+    consistent[:, 3] += consistent[:, axis] * (hu.shape[axis] - 1)
+    consistent[:, axis] *= -1
+    assert code(found_in(replace(scan, affine=consistent))) == ""
+
+
+def test_lungs_cut_by_more_than_a_little(hu: Hu, real: Volume) -> None:
+    lungs = np.flatnonzero(phantoms.thorax(GRID).lungs.any(axis=(1, 2)))
+    gone = round(0.3 * len(lungs))
+    for part in (hu[lungs[0] + gone :], hu[: lungs[-1] + 1 - gone]):
+        assert code(found_in(phantoms.volume(part, GRID))) == "E_LUNGS_CUT"
+    assert code(found_in(phantoms.volume(hu[: lungs[-1]], GRID))) == ""
+    assert code(found_in(replace(real, hu=real.hu[:-5]))) == "", "20 mm"
+    assert code(found_in(replace(real, hu=real.hu[:-15]))) == "E_LUNGS_CUT", "60 mm"
+
+
+def within(inside: NDArray[np.bool_], value: float) -> Callable[[Hu], Hu]:
+    return lambda hu: np.where(inside, value, hu).astype(np.float32)
+
+
+ROD = (np.abs(X - 15) < 5) & (np.abs(Y - 75) < 5) & (np.abs(Z) < 120)
+SPOILT: dict[str, tuple[str, Callable[[Hu], Hu]]] = {
+    "gas for lung": ("E_NOT_LUNG", lambda hu: np.where((hu < -600) & (hu > -980), -1000, hu)),
+    "a rod": ("E_METAL", within(ROD, 3071)),
+    "a valve": ("", within(Z**2 + (Y + 20) ** 2 + (X - 20) ** 2 < 9**2, 3071)),
+    "a pacemaker": ("", within((np.abs(Z - 60) < 20) & (np.abs(Y + 105) < 7) & (np.abs(X - 70) < 25), 3071)),
+    "noise": ("E_NOISE", lambda hu: hu + np.random.default_rng(1).normal(0, 200, hu.shape)),
+    "stored values doubled": ("E_TISSUE_HU", lambda hu: (hu + 1024) * 2 - 1024),
+    "a scale of 0.85": ("E_AIR_HU", lambda hu: hu * 0.85),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_values_that_are_not_those_of_a_chest(spoilt: str, hu: Hu) -> None:
+    expected, spoil = SPOILT[spoilt]
+    assert code(found_in(phantoms.volume(spoil(hu).clip(-1024, 3071), GRID))) == expected
+
+
+def test_metal_is_told_in_millilitres(hu: Hu) -> None:
+    voxel_ml = np.prod(GRID.spacing_mm) / 1000
+    found = found_in(phantoms.volume(within(ROD, 3071)(hu), GRID))
+    in_the_chest = ROD & phantoms.thorax(GRID).lungs.any(axis=(1, 2))[:, None, None]
+    assert found.metal_ml == pytest.approx(in_the_chest.sum() * voxel_ml, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"air_hu": None, "noise_hu": None, "spine_behind_mm": None}, ""),
+        ({"heart_left": -0.3, "stomach_left": 0.9}, ""),  # the heart alone: drawn there, not mirrored
+        ({"heart_left": -0.05, "stomach_left": -0.9}, "E_MIRRORED"),
+        ({"heart_left": 0.2, "stomach_left": -0.9}, ""),
+        ({"heart_left": -0.05, "stomach_left": None}, ""),
+        ({"heart_left": -0.3, "stomach_left": None}, "E_MIRRORED"),
+        ({"muscle": 0.05}, "E_TISSUE_HU"),
+        ({"lung_hu": -480.0}, "E_NOT_LUNG"),
+        ({"windpipe_above_mm2": -50.0}, "E_TURNED"),
+    ],
+    ids=str,
+)
+def test_one_sign_against_the_others(changed: dict[str, Any], expected: str, good: Anatomy) -> None:
+    assert code(replace(good, **changed)) == expected
+
+
+def test_what_was_found_is_plausible(good: Anatomy) -> None:
+    assert good.air_hu == pytest.approx(-1000, abs=15)
+    assert good.soft_tissue > 0.75 and good.muscle > 0.3
+    assert good.noise_hu is not None and 5 < good.noise_hu < 40
+    assert good.metal_ml == good.cut_low == good.cut_high == 0
+    assert good.heart_left > 0.1 and good.stomach_left is not None and good.stomach_left > 0.9
+    assert 0.4 < good.smaller_lung <= 0.5

@@ -1,0 +1,236 @@
+"""Preprocessing: the same body gives the same tensor, however a scanner stored it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.refusal import Refusal
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.imaging.volume import Volume
+from pipeline.phantom.anatomy import Grid
+from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.phantom.scans import acquire
+from pipeline.preprocessing.preprocess import AXES, Preprocessing, orient, prepare, resample, settings_digest
+from tests.helpers import phantoms
+
+SETTINGS = Preprocessing()
+NORTH = HOSPITALS[0].scanner
+
+
+@pytest.fixture(scope="module")
+def chest() -> Volume:
+    hu = acquire(phantoms.thorax(NORTH.grid).hu, NORTH, np.random.default_rng(8))
+    return phantoms.volume(hu, NORTH.grid)
+
+
+def correlation(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
+    return float(np.corrcoef(one[0].ravel().astype(float), other[0].ravel().astype(float))[0, 1])
+
+
+def stored_otherwise(volume: Volume, change: Callable[[NDArray], NDArray]) -> Volume:
+    """The same body with its array turned by `change`; the affine follows, by where the corners went."""
+    index = np.stack(np.meshgrid(*map(np.arange, volume.hu.shape), indexing="ij"), axis=-1)
+    moved = np.stack([change(index[..., axis]) for axis in range(3)], axis=-1)
+    origin = moved[0, 0, 0]
+    steps = [moved[1, 0, 0] - origin, moved[0, 1, 0] - origin, moved[0, 0, 1] - origin]
+    move = np.eye(4)
+    move[:3, :3], move[:3, 3] = np.array(steps).T, origin
+    return Volume(hu=change(volume.hu), affine=volume.affine @ move)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a[::-1],
+        lambda a: a[:, ::-1, ::-1],
+        lambda a: a[:, :, ::-1],
+        lambda a: np.rot90(a, axes=(1, 2)),
+        lambda a: np.rot90(a, k=3, axes=(1, 2)),
+        lambda a: a.transpose(2, 0, 1),
+    ],
+    ids=["feet first", "half a turn", "mirrored columns", "quarter", "three quarters", "sagittal"],
+)
+def test_how_the_body_was_stored_makes_no_difference(chest: Volume, change: Callable[[NDArray], NDArray]) -> None:
+    other = stored_otherwise(chest, change)
+    assert not (other.hu.shape == chest.hu.shape and np.array_equal(other.hu, chest.hu))
+    expected, found = prepare(chest, SETTINGS), prepare(other, SETTINGS)
+    np.testing.assert_array_equal(found.tensor, expected.tensor)
+    assert found.digest == expected.digest
+    np.testing.assert_allclose(orient(other).affine, orient(chest).affine, atol=1e-9)
+
+
+def test_a_mirrored_body_is_another_body(chest: Volume) -> None:
+    """The same array with the affine unchanged: heart on the right."""
+    assert (
+        prepare(Volume(hu=chest.hu[:, :, ::-1], affine=chest.affine), SETTINGS).digest
+        != prepare(chest, SETTINGS).digest
+    )
+
+
+def test_oriented_axes_point_up_back_and_left(chest: Volume) -> None:
+    assert AXES == ("S", "P", "L")
+    upright = orient(stored_otherwise(chest, lambda a: a.transpose(2, 0, 1)[::-1, :, ::-1]))
+    steps = upright.affine[:3, :3]
+    assert steps[2, 0] > 0 and steps[1, 1] < 0 and steps[0, 2] < 0, "RAS: superior, posterior, left"
+    assert upright.hu.flags.c_contiguous
+
+
+@pytest.mark.parametrize("offset_hu", [30.0, -25.0])
+def test_an_offset_of_the_scanner_is_taken_out(chest: Volume, offset_hu: float) -> None:
+    expected = prepare(chest, SETTINGS)
+    found = prepare(replace(chest, hu=chest.hu + np.int16(offset_hu)), SETTINGS)
+    assert found.shift_hu - expected.shift_hu == pytest.approx(-offset_hu, abs=1.5)
+    np.testing.assert_allclose(found.image_hu + found.shift_hu, expected.image_hu + expected.shift_hu, atol=1.5)
+    # Not equal: a voxel more or less in the mask can move the crop by one.
+    assert correlation(found.tensor, expected.tensor) > 0.98
+    low, high = SETTINGS.window_hu
+    difference = (found.tensor[0].astype(float) - expected.tensor[0])[expected.tensor[1] == 1]
+    assert abs(np.median(difference)) * (high - low) / 2 < 5, "HU"
+    assert found.lungs_ml == pytest.approx(expected.lungs_ml, rel=0.02)
+
+
+def test_the_shift_has_an_end(chest: Volume) -> None:
+    found = prepare(replace(chest, hu=chest.hu + np.int16(150)), SETTINGS)
+    assert found.shift_hu == -SETTINGS.largest_shift_hu
+
+
+def test_the_aerated_lung_comes_to_lie_where_it_is_said(chest: Volume) -> None:
+    found = prepare(chest, SETTINGS)
+    inside = found.image_hu[found.lungs] + found.shift_hu
+    assert np.percentile(inside, 10) == pytest.approx(SETTINGS.aerated_lung_hu, abs=0.1)
+
+
+def test_finer_voxels_of_the_same_scan_give_nearly_the_same_tensor(chest: Volume) -> None:
+    fine = ndimage.zoom(chest.hu, 2, order=1, grid_mode=True, mode="nearest")
+    affine = chest.affine.copy()
+    affine[:3, :3] /= 2
+    affine[:3, 3] -= affine[:3, :3].sum(axis=1) / 2
+    assert correlation(prepare(Volume(fine, affine), SETTINGS).tensor, prepare(chest, SETTINGS).tensor) > 0.97
+
+
+def test_the_same_body_on_another_grid_gives_nearly_the_same_tensor(chest: Volume) -> None:
+    """Other voxels, other noise, other vessels."""
+    grid = Grid((140, 190, 190), (2.1, 2.0, 2.0))
+    other = phantoms.volume(phantoms.thorax(grid).hu, grid)
+    one, two = prepare(other, SETTINGS), prepare(chest, SETTINGS)
+    assert correlation(one.tensor, two.tensor) > 0.95
+    assert one.lungs_ml == pytest.approx(two.lungs_ml, rel=0.05)
+
+
+def test_the_tensor_is_what_the_network_expects(chest: Volume) -> None:
+    found = prepare(chest, SETTINGS)
+    scan, mask = found.tensor
+    assert found.tensor.shape == (2, *SETTINGS.shape)
+    assert found.tensor.dtype == np.float16
+    assert -1 <= scan.min() < -0.9 and 0.6 < scan.max() <= 1, "from air to bone"
+    assert mask.min() == 0 and mask.max() == 1
+    assert found.image_hu.shape == found.lungs.shape
+    assert 0.2 < mask.mean() < 0.7, "cropped to the lungs"
+
+
+def test_the_mask_is_the_lungs_of_the_phantom(chest: Volume) -> None:
+    true = torch.from_numpy(phantoms.thorax(NORTH.grid).lungs.astype(np.float32))
+    found = prepare(chest, SETTINGS)
+    expected = resample(true, found.lungs.shape).numpy() > 0.5
+    assert 2 * (found.lungs & expected).sum() / (found.lungs.sum() + expected.sum()) > 0.95
+    voxel_ml = np.prod(NORTH.grid.spacing_mm) / 1000
+    assert found.lungs_ml == pytest.approx(float(true.sum()) * voxel_ml, rel=0.05)
+
+
+def test_the_digest_is_the_same_each_time_and_tells_scans_apart(chest: Volume) -> None:
+    expected = prepare(chest, SETTINGS).digest
+    try:
+        torch.set_num_threads(2)
+        assert prepare(chest, SETTINGS).digest == expected
+    finally:
+        torch.set_num_threads(1)
+    nodule = chest.hu.copy()
+    nodule[28:32, 46:50, 28:32] += 300
+    assert prepare(replace(chest, hu=nodule), SETTINGS).digest != expected
+
+
+def test_the_digest_of_a_scan_tells_one_hu_in_one_voxel(chest: Volume) -> None:
+    other = chest.hu.copy()
+    other[10, 20, 30] += 1
+    expected = prepare(chest, SETTINGS).scan_digest
+    assert prepare(replace(chest, hu=chest.hu.copy()), SETTINGS).scan_digest == expected
+    assert prepare(replace(chest, hu=other), SETTINGS).scan_digest != expected
+
+
+def test_the_scan_itself_is_left_as_it_was(chest: Volume) -> None:
+    before = chest.hu.copy()
+    prepare(chest, SETTINGS)
+    np.testing.assert_array_equal(chest.hu, before)
+
+
+def test_each_number_of_the_settings_counts_for_their_digest() -> None:
+    other = {"shape": (16, 16, 16), "working_spacing_mm": 5, "margin_mm": 9, "aerated_lung_hu": -870}
+    other |= {"largest_shift_hu": 50, "window_hu": (-1000, 100)}
+    assert other.keys() == Preprocessing.model_fields.keys() - {"method"}
+    digests = {settings_digest(Preprocessing.model_validate({key: value})) for key, value in other.items()}
+    assert len(digests | {settings_digest(SETTINGS)}) == len(other) + 1
+    assert settings_digest(Preprocessing(margin_mm=8)) == settings_digest(SETTINGS)
+
+
+def test_resampling_averages_where_it_gets_coarser_and_keeps_a_ramp_where_it_gets_finer() -> None:
+    fine = torch.arange(8.0).reshape(8, 1, 1).expand(8, 4, 4).contiguous()
+    assert resample(fine, (4, 4, 4))[:, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    finer = resample(fine, (16, 4, 2))
+    assert finer.shape == (16, 4, 2)
+    assert finer[1:-1].diff(dim=0).numpy() == pytest.approx(0.5)
+    assert torch.equal(resample(fine, (8, 4, 4)), fine)
+
+
+def test_a_real_thorax_is_accepted(real_data: Path) -> None:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    found = prepare(read_series(series), SETTINGS)
+    assert found.lungs_ml == pytest.approx(4590, rel=0.05), "its label map holds 4590 mL of lung"
+    assert 0.2 < found.tensor[1].mean() < 0.7
+
+
+def test_a_real_abdomen_is_refused(real_data: Path) -> None:
+    (series,), _ = find_series(real_data / "abdomen-ct" / "example_ct_dicom")
+    with pytest.raises(Refusal) as caught:
+        prepare(read_series(series), SETTINGS)
+    assert caught.value.code in ("E_NO_LUNGS", "E_NOT_A_WHOLE_CHEST")
+
+
+@pytest.mark.parametrize("kind", ["noise", "air", "tissue", "one voxel"])
+def test_what_is_no_chest_is_refused(kind: str) -> None:
+    shape = (1, 1, 1) if kind == "one voxel" else NORTH.grid.shape
+    hu = {
+        "noise": np.random.default_rng(0).normal(-300, 400, shape),
+        "air": np.full(shape, -1024.0),
+        "tissue": np.full(shape, 40.0),
+        "one voxel": np.full(shape, -900.0),
+    }[kind]
+    with pytest.raises(Refusal) as caught:
+        prepare(phantoms.volume(hu, Grid(shape, NORTH.grid.spacing_mm)), SETTINGS)
+    assert caught.value.code == "E_NO_LUNGS"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a, lambda a: a[::-1], lambda a: a[:, :, ::-1]], ids=["", "feet", "mirror"]
+)
+def test_affines_tell_where_the_working_grid_and_the_tensor_lie(
+    chest: Volume, change: Callable[[NDArray], NDArray]
+) -> None:
+    """A dense ball in the right lung is found at its place in the body, to half a voxel."""
+    z, y, x = NORTH.grid.axes_mm()
+    centre_ras_mm = np.array([70.0, -10.0, 20.0])
+    ball = (x + centre_ras_mm[0]) ** 2 + (y + centre_ras_mm[1]) ** 2 + (z - centre_ras_mm[2]) ** 2 < 15**2
+    sick = stored_otherwise(replace(chest, hu=np.where(ball, 900, chest.hu).astype(np.int16)), change)
+    prepared = prepare(sick, SETTINGS)
+    for image, affine in (
+        (prepared.image_hu * prepared.lungs, prepared.affine),
+        (prepared.tensor[0].astype(float) * (prepared.tensor[1] > 0.5), prepared.tensor_affine),
+    ):
+        voxel = ndimage.center_of_mass(image > 0.95 * image.max())
+        assert (affine @ [*voxel, 1.0])[:3] == pytest.approx(centre_ras_mm, abs=3.0)

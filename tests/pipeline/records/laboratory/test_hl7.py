@@ -1,0 +1,681 @@
+"""The laboratory as HL7 v2: messages as several systems write them, all synthetic, and what must not be taken."""
+
+import logging
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from models.refusal import Refusal
+from pipeline.records.laboratory import Hl7Laboratory, PcrResult, read_pcr
+
+TODAY = date(2020, 5, 1)
+MORNING = datetime(2020, 4, 1, 8, 30)
+MSH = r"MSH|^~\&|LIS|LAB|FED|SITE|20200402101500||ORU^R01^ORU_R01|{control}|P|2.5.1"
+PID = "PID|1||{patient}^^^HOSP^MR||SYNTHETIC^ONE||19500101|F"
+OBR = "OBR|1|P{order}|F{order}|94531-1^SARS-CoV-2 RNA panel^LN|||20200401083000"
+OBX = "OBX|1|CWE|94500-6^SARS-CoV-2 RNA^LN||{code}^{word}^SCT||||||{status}"
+DETECTED, NOT_DETECTED = ("260373001", "Detected"), ("260415000", "Not detected")
+
+
+def message(*segments: str, control: str = "1", end: str = "\r") -> str:
+    return end.join([MSH.format(control=control), *segments]) + end
+
+
+def usual(patient: str, value: tuple[str, str], *, order: str = "1", status: str = "F", sent: str = "") -> str:
+    """One final result, without specimen segment."""
+    code, word = value
+    obx = OBX.format(code=code, word=word, status=status)
+    text = message(PID.format(patient=patient), OBR.format(order=order), obx)
+    return text.replace("20200402101500", sent) if sent else text
+
+
+GOOD = "".join(usual(f"G{number}", NOT_DETECTED, order=f"G{number}") for number in range(10))
+
+
+def read(
+    folder: Path, content: str | bytes, *, time_zone: str = "", issuer: str = "", **declared: Any
+) -> tuple[list[PcrResult], list[tuple[str, str, str]]]:
+    """Results, and findings as (code, patient, detail)."""
+    table = Hl7Laboratory(format="hl7", file=folder / "synthetic.hl7", **declared)
+    table.file.write_bytes(content if isinstance(content, bytes) else content.encode(table.encoding))
+    results, findings = read_pcr(table, time_zone=time_zone, issuer=issuer, today=TODAY)
+    return results, [(finding.reason.code, finding.patient_id, finding.detail) for finding in findings]
+
+
+def told(folder: Path, content: str | bytes, **how: Any) -> dict[str, list[bool | None]]:
+    """Patients with what their results say, where there must be no finding."""
+    results, findings = read(folder, content, **how)
+    assert findings == []
+    by_patient: dict[str, list[bool | None]] = {}
+    for result in results:
+        by_patient.setdefault(result.patient_id, []).append(result.positive)
+    return by_patient
+
+
+def refused(folder: Path, content: str | bytes, **how: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read(folder, content, **how)
+    return caught.value
+
+
+# --- systems and their habits -----------------------------------------------------------------------------
+
+HOSPITAL_251 = message(
+    "PID|1||000123^^^HOSP&1.2.3.4&ISO^MR~98765^^^INSURANCE^NI||SYNTHETIC^ONE",
+    "PV1|1|I",
+    "ORC|RE|P77^ORDERS|F77^LAB",
+    "OBR|1|P77^ORDERS|F77^LAB|94531-1^SARS-CoV-2 RNA panel^LN|||202004010830+0200|||||||||||||||20200402||MB|F",
+    "OBX|1|CWE|94500-6^SARS-CoV-2 RNA NAA+probe Ql Resp^LN^COVPCR^Covid PCR^L"
+    "||260373001^Detected^SCT^POS^Positive^L||Not detected|A|||F|||202004010830+0200",
+    "OBX|2|CWE|94533-7^N gene^LN||260415000^Not detected^SCT||||||F",
+    "OBX|3|NM|94745-7^Ct^LN||31.5|{Ct_value}|||||F",
+    "NTE|1|L|A note on the method",
+    "SPM|1|S77^ORDERS||258500001^Nasopharyngeal swab^SCT|||||||||||||202004010830+0200^202004010835+0200",
+)
+OLD_23 = (
+    "MSH|^~\\&|LABO|HOP|||20200402||ORU^R01|44|P|2.3\r"
+    "PID|||0042||DUPONT^SYNTHETIQUE\r"
+    "OBR|1||9001^LABO|COVPCR^PCR SARS-CoV-2^L|||20200401|||||||20200401110000\r"
+    "OBX|1|ST|COVPCR^PCR SARS-CoV-2^L||Non détecté||||||F|||20200402093000\r"
+)
+TEXT_REPORT = message(
+    "PID|1||T1^^^HOSP^MR",
+    "OBR|1||F1|MOLEC^Molecular virology^L|||202004010830",
+    "OBX|1|TX|COVPCR^SARS-CoV-2 PCR^L||SARS-CoV-2 RNA:||||||F",
+    "OBX|2|TX|COVPCR^SARS-CoV-2 PCR^L||not detected||||||F",
+    "OBX|3|TX|INFA^Influenza A^L||detected||||||F",
+)
+TWO_SPECIMENS = message(
+    "PID|1||T2^^^HOSP^MR",
+    "OBR|1||F1|94531-1^panel^LN|||20200401083000",
+    "OBX|1|CWE|94500-6^RNA^LN||260415000^Not detected^SCT||||||F",
+    "SPM|1|S1|||||||||||||||20200401083000",
+    "OBR|2||F2|94531-1^panel^LN|||20200403070000",
+    "OBX|1|CWE|94500-6^RNA^LN||260373001^Detected^SCT||||||F",
+    "SPM|2|S2|||||||||||||||20200403070000",
+)
+
+
+def test_a_modern_system_with_codes_genes_zones_and_two_identifiers(tmp_path: Path) -> None:
+    """The overall result says detected; a gene that says otherwise changes nothing."""
+    expected = [PcrResult("000123", MORNING, True)]
+    for how in ({}, {"issuer": "HOSP"}, {"issuer": "1.2.3.4"}):
+        assert read(tmp_path, HOSPITAL_251, time_zone="Europe/Paris", **how) == (expected, [])
+
+
+def test_an_old_system_with_local_codes_days_without_times_and_latin_1(tmp_path: Path) -> None:
+    """The result is reported a day later than the specimen was taken."""
+    declared: dict[str, Any] = {"encoding": "latin-1", "tests": ["COVPCR"], "negative": ["Non détecté"]}
+    results, findings = read(tmp_path, OLD_23, **declared)
+    assert results == [PcrResult("0042", datetime(2020, 4, 1), False)]
+    assert findings == []
+
+
+def test_a_text_line_by_line_is_one_text(tmp_path: Path) -> None:
+    """Its second line alone would say something else than the site has signed."""
+    results, findings = read(tmp_path, TEXT_REPORT, tests=["COVPCR"], negative=["SARS-CoV-2 RNA: not detected"])
+    assert results == [PcrResult("T1", MORNING, False)]
+    assert findings == [("W_OTHER_TEST", "", "INFA Influenza A: 1")]
+    assert refused(tmp_path, TEXT_REPORT, tests=["COVPCR"]).code == "E_PCR_UNMAPPED"
+
+
+def test_two_specimens_of_one_message_keep_their_times(tmp_path: Path) -> None:
+    results, findings = read(tmp_path, TWO_SPECIMENS)
+    assert results == [PcrResult("T2", MORNING, False), PcrResult("T2", datetime(2020, 4, 3, 7), True)]
+    assert findings == []
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+@pytest.mark.parametrize("framed", [False, True])
+@pytest.mark.parametrize("batch", [False, True])
+def test_files_come_with_any_line_end_framed_for_the_wire_and_in_batches(
+    tmp_path: Path, end: str, framed: bool, batch: bool
+) -> None:
+    messages = [usual("A", DETECTED, order="1"), usual("B", NOT_DETECTED, order="2"), usual("C", DETECTED, order="3")]
+    messages = [each.replace("\r", end) for each in messages]
+    if framed:
+        messages = [f"\x0b{each}\x1c\r" for each in messages]
+    if batch:
+        messages = [f"FHS|^~\\&{end}BHS|^~\\&{end}", *messages, f"BTS|3{end}FTS|1{end}"]
+    assert told(tmp_path, "".join(messages).encode()) == {"A": [True], "B": [False], "C": [True]}
+
+
+def test_a_folder_is_read_at_any_depth_and_hidden_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "in" / "2020" / "04").mkdir(parents=True)
+    (tmp_path / "in" / "b.hl7").write_text(usual("B", NOT_DETECTED, order="2"))
+    (tmp_path / "in" / "2020" / "04" / "a.txt").write_text(usual("A", DETECTED))
+    (tmp_path / "in" / ".swap").write_text("not HL7")
+    results, findings = read_pcr(Hl7Laboratory(format="hl7", file=tmp_path / "in"), today=TODAY)
+    assert [result.patient_id for result in results] == ["A", "B"]
+    assert findings == []
+
+
+def test_other_separators_than_the_usual_ones(tmp_path: Path) -> None:
+    text = usual("A^1", DETECTED).replace("A^1", "A1")
+    assert told(tmp_path, text.translate(str.maketrans("|^~\\&", "#*!@%"))) == {"A1": [True]}
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (r"POS\T\NEG", "pos&neg"),
+        (r"a\F\b\S\c\R\d\E\e", r"a|b^c~d\e"),
+        (r"is\.br\there", "is there"),
+        (r"is\X0D0A\there", "is there"),
+        (r"\H\detected\N\ ", "detected"),
+        (r"\X706F73\ ", "pos"),
+        (r"d\XE9\tect", r"d\XE9\tect"),
+        (r"\.sp999999999\x", r"\.sp999999999\x"),
+        (r"\Zx\pos", r"\Zx\pos"),
+        (r"50\% pos", r"50\% pos"),
+    ],
+)
+def test_escape_sequences_stand_for_what_they_say_and_others_for_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, meant: str
+) -> None:
+    text = usual("A", DETECTED).replace("|CWE|", "|ST|").replace("260373001^Detected^SCT", written)
+    with caplog.at_level(logging.DEBUG):
+        assert told(tmp_path, text, positive=[meant]) == {"A": [True]}
+    assert caplog.text == ""
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "positive"),
+    [
+        ("CWE", "260373001^Detected^SCT", True),
+        ("CE", "10828004^^SCT", True),
+        ("CWE", "NEG^Negative^L^260385009^Negative^SCT", False),
+        ("CWE", "X17^^L", "X17"),
+        ("CWE", "^^^^^^^^Not detected", False),
+        ("CWE", "LA11882-0^Detected^LN", True),
+        ("CWE", "419984006^Inconclusive^SCT", None),
+        ("CWE", "260373001^Not detected^SCT", "260373001 / Not detected"),
+        ("CWE", "X17^Detected & invalid^L", "X17 / Detected & invalid"),
+        ("ST", "NOT DETECTED", False),
+        ("ST", "RNA non presente", "RNA non presente"),
+        ("ST", "Negative^Positive", "Negative^Positive"),
+        ("ST", "", ""),
+        ("ST", '""', '""'),
+        ("FT", "not~detected", False),
+        ("NM", "31.5", "31.5"),
+        ("SN", "<^1000", "<^1000"),
+        ("", "Detected", True),
+    ],
+)
+def test_a_value_means_what_the_lists_say_or_is_listed(tmp_path: Path, kind: str, value: str, positive: Any) -> None:
+    text = usual("A", DETECTED).replace("|CWE|", f"|{kind}|").replace("260373001^Detected^SCT", value)
+    results, findings = read(tmp_path, GOOD + text)
+    if isinstance(positive, str):
+        assert findings == [("W_PCR_UNMAPPED", "A", positive)]
+        assert len(results) == 10
+    else:
+        assert findings == []
+        assert results[10:] == [PcrResult("A", MORNING, positive)]
+
+
+def test_repeated_codes_are_several_results(tmp_path: Path) -> None:
+    text = usual("A", DETECTED).replace("Detected^SCT", "Detected^SCT~260415000^Not detected^SCT")
+    assert told(tmp_path, text) == {"A": [True, False]}
+
+
+@pytest.mark.parametrize(
+    ("test", "taken"),
+    [
+        ("94309-2^RNA^LN", True),
+        ("94309-2^RNA^L", False),
+        ("94309-2^RNA", False),
+        ("COVPCR^PCR^L^94500-6^RNA^LN", True),
+        ("covpcr^^L", True),
+        ("^Covid PCR^L", True),
+        ("94559-2^ORF1ab^LN^COVPCR^Overall^L", True),
+        ("94558-4^Antigen^LN", False),
+        ("94660-8^RNA in blood^LN", False),
+    ],
+)
+def test_the_test_is_known_by_loinc_or_by_the_site_s_own_code(tmp_path: Path, test: str, taken: bool) -> None:
+    text = usual("A", DETECTED).replace("94500-6^SARS-CoV-2 RNA^LN", test)
+    results, findings = read(tmp_path, GOOD + text, tests=["COVPCR", "Covid PCR"])
+    assert [result.patient_id for result in results[10:]] == ["A"] * taken
+    assert [code for code, _, _ in findings] == ["W_OTHER_TEST"] * (not taken)
+
+
+def test_genes_neither_stand_for_an_overall_result_nor_override_one(tmp_path: Path) -> None:
+    def gene(patient: str, order: str) -> str:
+        return usual(patient, DETECTED, order=order).replace("94500-6^SARS-CoV-2 RNA", "94533-7^N gene")
+
+    results, findings = read(tmp_path, gene("A", "1") + usual("B", NOT_DETECTED, order="2") + gene("B", "3"))
+    assert results == [PcrResult("B", MORNING, False)]
+    assert findings == [("W_PCR_GENES_ONLY", "A", "2020-04-01 08:30:00")]
+
+
+def test_a_file_without_a_pcr_is_refused_and_says_which_tests_there_are(tmp_path: Path) -> None:
+    refusal = refused(tmp_path, GOOD.replace("94500-6^SARS-CoV-2 RNA^LN", "COVPCR^Covid PCR^L"))
+    assert refusal.code == "E_NO_PCR_TEST"
+    assert "10" in refusal.says
+    assert refusal.private == "COVPCR Covid PCR: 10"
+
+
+# --- statuses and versions --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["F", "C", "V", "A", "B"])
+def test_released_results_are_taken(tmp_path: Path, status: str) -> None:
+    assert told(tmp_path, usual("A", DETECTED, status=status)) == {"A": [True]}
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(status, "W_PCR_PRELIMINARY") for status in ("P", "I", "R", "S", "U", "", "Z", '""')]
+    + [(status, "W_PCR_WITHDRAWN") for status in ("D", "W", "X", "N", "O")],
+)
+def test_others_are_not(tmp_path: Path, status: str, code: str) -> None:
+    results, findings = read(tmp_path, GOOD + usual("A", DETECTED, status=status))
+    assert len(results) == 10
+    assert [finding[:2] for finding in findings] == [(code, "A")]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_correction_replaces_what_it_corrects_whatever_the_order_of_files(tmp_path: Path, backwards: bool) -> None:
+    versions = [
+        usual("A", DETECTED, status="P", sent="20200401120000"),
+        usual("A", DETECTED, status="F", sent="20200401180000"),
+        usual("A", NOT_DETECTED, status="C", sent="20200402100000"),
+        usual("A", DETECTED, order="2", sent="20200401090000"),  # another order, not corrected
+    ]
+    text = "".join(reversed(versions) if backwards else versions)
+    assert {key: sorted(values) for key, values in told(tmp_path, text).items()} == {"A": [False, True]}
+
+
+@pytest.mark.parametrize("status", ["D", "W", "X"])
+def test_a_withdrawal_takes_the_earlier_result_away(tmp_path: Path, status: str) -> None:
+    text = usual("A", DETECTED, sent="20200401120000") + usual("A", ("", ""), status=status, sent="20200402120000")
+    results, findings = read(tmp_path, GOOD + text)
+    assert len(results) == 10
+    assert [finding[:2] for finding in findings] == [("W_PCR_WITHDRAWN", "A")]
+    again = text + usual("A", NOT_DETECTED, status="C", sent="20200403120000")
+    assert told(tmp_path, again) == {"A": [False]}
+
+
+def test_of_two_messages_of_one_second_the_correction_counts(tmp_path: Path) -> None:
+    first, second = usual("A", DETECTED, status="C"), usual("A", NOT_DETECTED, status="F")
+    assert told(tmp_path, first + second) == told(tmp_path, second + first) == {"A": [True]}
+    withdrawn = usual("A", DETECTED, status="W")
+    assert [code for code, _, _ in read(tmp_path, GOOD + withdrawn + first)[1]] == ["W_PCR_WITHDRAWN"]
+
+
+def test_two_final_results_of_one_time_are_both_kept(tmp_path: Path) -> None:
+    """They have one specimen and contradict each other: the join calls that a conflict."""
+    assert told(tmp_path, usual("A", DETECTED) + usual("A", NOT_DETECTED)) == {"A": [True, False]}
+
+
+def test_the_time_of_the_result_goes_before_that_of_the_message(tmp_path: Path) -> None:
+    """An archive that is exported anew has all messages at once, and in any order."""
+
+    def exported(value: tuple[str, str], status: str, changed: str, sent: str) -> str:
+        text = usual("A", value, status=status, sent=sent)
+        return text.replace("20200401083000", f"20200401083000{'|' * 15}{changed}")
+
+    old = exported(DETECTED, "F", "202004011200", "20200430120005")
+    new = exported(NOT_DETECTED, "C", "202004021200", "20200430120001")
+    assert told(tmp_path, old + new) == told(tmp_path, new + old) == {"A": [False]}
+
+
+def test_the_same_file_twice_is_one_record(tmp_path: Path) -> None:
+    assert read(tmp_path, HOSPITAL_251 * 3, time_zone="Europe/Paris") == read(
+        tmp_path, HOSPITAL_251, time_zone="Europe/Paris"
+    )
+
+
+def test_a_number_that_is_given_again_does_not_replace_another_patient_s_result(tmp_path: Path) -> None:
+    text = usual("A", DETECTED, order="1", sent="20200401") + usual("B", NOT_DETECTED, order="1", sent="20200402")
+    assert told(tmp_path, text) == {"A": [True], "B": [False]}
+
+
+def test_without_filler_s_number_specimens_of_one_standing_order_stay_apart(tmp_path: Path) -> None:
+    first = usual("A", DETECTED).replace("|F1|", "||")
+    second = usual("A", NOT_DETECTED, sent="20200405").replace("|F1|", "||").replace("20200401083000", "20200404083000")
+    assert told(tmp_path, first + second) == {"A": [True, False]}
+    other = usual("A", NOT_DETECTED, order="2", sent="20200405").replace("|F2|", "||")  # taken at the same time
+    assert told(tmp_path, first + other) == {"A": [True, False]}
+
+
+def test_tests_of_one_order_stay_apart_by_code_by_name_and_by_sub_identifier(tmp_path: Path) -> None:
+    """A later message about one of them says nothing of the other."""
+    code = "94500-6^SARS-CoV-2 RNA^LN|"
+    pairs = [(code, "94309-2^RNA^LN|"), ("^Covid PCR^L|", "^Covid PCR, repeated^L|"), (f"{code}1", f"{code}2")]
+    for first, second in pairs:
+        text = usual("A", DETECTED).replace(code, first)
+        text += usual("A", NOT_DETECTED, sent="20200405").replace(code, second)
+        assert told(tmp_path, text, tests=["Covid PCR", "Covid PCR, repeated"]) == {"A": [True, False]}
+
+
+# --- times ------------------------------------------------------------------------------------------------
+
+
+def times(obr_7: str = "", obx_14: str = "", *spm_17: str) -> str:
+    """A result with these times of collection, and a report a fortnight later."""
+    obr = f"OBR|1|P1|F1|94531-1^panel^LN|||{obr_7}|||||||20200402||||||||20200415|||F"
+    obx = f"{OBX.format(code='260373001', word='Detected', status='F')}|||{obx_14}|||||20200415"
+    spm = [f"SPM|{n}|S{n}{'|' * 15}{time}" for n, time in enumerate(spm_17, start=1)]
+    return message("PID|1||A^^^HOSP^MR", obr, obx, *spm)
+
+
+@pytest.mark.parametrize(
+    ("content", "day"),
+    [
+        (times("20200402", "20200403", "20200401"), 1),
+        (times("20200402", "20200403", "20200401^20200410"), 1),
+        (times("20200402", "20200403", "20200401&D^20200410&D"), 1),
+        (times("20200402", "20200403"), 2),
+        (times("", "20200403"), 3),
+        (times("20200402", "20200403", ""), 2),
+        (times("20200402", "", "20200401", "20200401"), 1),
+        (times("20200402", "20200403", "20200401", "20200405"), 3),  # which of the two, OBX-14 alone can tell
+    ],
+)
+def test_the_time_is_that_of_collection_never_of_receipt_or_report(tmp_path: Path, content: str, day: int) -> None:
+    results, findings = read(tmp_path, content)
+    assert [result.collected.day for result in results] == [day]
+    assert findings == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        times(),
+        times("20200402", "", "20200401", "20200405"),
+        *(
+            times(text)
+            for text in ("2020", "202004", "01.04.2020", "200401", "20200431", "2020040124", "20200401T0830")
+        ),
+        times("202004010830+9900"),
+        times("00000101"),
+    ],
+)
+def test_a_result_without_a_day_of_collection_is_left_out(tmp_path: Path, content: str) -> None:
+    results, findings = read(tmp_path, GOOD + content)
+    assert len(results) == 10
+    assert [finding[:2] for finding in findings] == [("E_DATE", "A")]
+
+
+def test_a_specimen_from_the_future_is_left_out(tmp_path: Path) -> None:
+    results, findings = read(tmp_path, GOOD + times("209904010830"))
+    assert len(results) == 10
+    assert findings == [("E_PCR_DATE", "A", "209904010830")]
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("202004010030+0200", datetime(2020, 4, 1, 0, 30)),
+        ("202003312230+0000", datetime(2020, 4, 1, 0, 30)),
+        ("202003311830-0400", datetime(2020, 4, 1, 0, 30)),
+        ("20200401003015.1234+0200", datetime(2020, 4, 1, 0, 30, 15)),
+        ("2020040100+0200", datetime(2020, 4, 1)),
+        ("20200401+1200", datetime(2020, 4, 1)),  # a day is a day
+        ("202003290059+0000", datetime(2020, 3, 29, 1, 59)),  # clocks skip an hour: 01:59, then 03:00
+        ("202003290100+0000", datetime(2020, 3, 29, 3, 0)),
+        ("201910270030+0000", datetime(2019, 10, 27, 2, 30)),  # and repeat one: 02:30 twice
+        ("201910270130+0000", datetime(2019, 10, 27, 2, 30)),
+        ("202003290230", datetime(2020, 3, 29, 2, 30)),
+    ],
+)
+def test_times_become_the_site_s_own(tmp_path: Path, text: str, local: datetime) -> None:
+    results, findings = read(tmp_path, times(text), time_zone="Europe/Paris")
+    assert [result.collected for result in results] == [local]
+    assert findings == []
+
+
+def test_a_time_with_a_zone_is_refused_until_the_site_says_where_it_lies(tmp_path: Path) -> None:
+    refusal = refused(tmp_path, times("202004010830+0200"))
+    assert refusal.code == "E_TIME_ZONE"
+    assert "time_zone" in refusal.remedy
+
+
+@pytest.mark.parametrize(
+    ("sent", "local"),
+    [
+        ("20200402101500+0200", datetime(2020, 1, 15, 0, 30)),  # the site's own zone: in winter it is +0100
+        ("20200402081500+0000", datetime(2020, 1, 15, 1, 30)),  # a sender that keeps another: that is its zone
+        ("20200402101500", datetime(2020, 1, 15, 0, 30)),
+    ],
+)
+def test_a_time_without_zone_is_in_the_zone_of_its_message(tmp_path: Path, sent: str, local: datetime) -> None:
+    text = times("202001150030").replace("20200402101500", sent)
+    results, _ = read(tmp_path, text, time_zone="Europe/Paris")
+    assert [result.collected for result in results] == [local]
+
+
+# --- patients ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pid_3", "issuer", "expected"),
+    [
+        ("00123^^^HOSP^MR", "", "00123"),
+        ("00123", "", "00123"),
+        ("00123", "HOSP", "00123"),  # no authority is named: the site's own, as in a CSV file
+        ("a7b^^^HOSP^MR~A7B^^^CITY^PI", "", "a7b"),
+        ("1^^^CITY^PI~2^^^HOSP&1.2.3&ISO^PI", "HOSP", "2"),
+        ("1^^^CITY^PI~2^^^HOSP&1.2.3&ISO^PI", "1.2.3", "2"),
+        ("1^^^CITY^MR~2^^^HOSP^PI", "HOSP", "2"),
+        ("1^^^HOSP^PI~2^^^HOSP^MR", "HOSP", "2"),
+        ("7^^^HOSP^MR~7^^^HOSP^PI", "", "7"),
+        ("1^^^CITY^PI~2^^^HOSP^PI", "", "E_IDENTIFIER_AMBIGUOUS"),
+        ("1^^^CITY^MR~2^^^HOSP^MR", "", "E_IDENTIFIER_AMBIGUOUS"),
+        ("1^^^HOSP^PI~2^^^HOSP^PI", "HOSP", "E_IDENTIFIER_AMBIGUOUS"),
+        ("1~2", "HOSP", "E_IDENTIFIER_AMBIGUOUS"),
+        ("1^^^CITY^MR", "HOSP", "E_NO_IDENTIFIER"),
+        ("1^^^hosp^MR", "HOSP", "E_NO_IDENTIFIER"),
+        ("", "", "E_NO_IDENTIFIER"),
+        ('""^^^HOSP^MR', "", "E_NO_IDENTIFIER"),
+        ("^^^HOSP^MR", "", "E_NO_IDENTIFIER"),
+    ],
+)
+def test_the_identifier_is_the_site_s_own_or_none(tmp_path: Path, pid_3: str, issuer: str, expected: str) -> None:
+    text = usual("A", DETECTED).replace("A^^^HOSP^MR", pid_3)
+    good = GOOD if expected.startswith("E_") else ""
+    results, findings = read(tmp_path, good + text, issuer=issuer)
+    if expected.startswith("E_"):
+        assert [finding[:2] for finding in findings] == [(expected, "")]
+    else:
+        assert [result.patient_id for result in results] == [expected]
+        assert findings == []
+
+
+def test_one_authority_may_have_several_names(tmp_path: Path) -> None:
+    text = usual("A", DETECTED) + usual("B", DETECTED, order="2").replace("^HOSP^", "^HOSP&1.2.3&ISO^")
+    assert told(tmp_path, text) == {"A": [True], "B": [True]}
+
+
+def test_the_laboratory_may_name_the_authority_otherwise_than_the_scans(tmp_path: Path) -> None:
+    table = Hl7Laboratory(format="hl7", file=tmp_path / "synthetic.hl7", issuer="HOSP")
+    table.file.write_text(usual("A", DETECTED))
+    results, _ = read_pcr(table, issuer="HOSPITAL", today=TODAY)
+    assert [result.patient_id for result in results] == ["A"]
+
+
+def test_numbers_of_two_authorities_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+    text = GOOD + usual("A", DETECTED).replace("HOSP", "CITY")
+    refusal = refused(tmp_path, text)
+    assert refusal.code == "E_LABORATORY_ISSUERS"
+    assert refusal.private == "CITY; HOSP"
+    assert len(read(tmp_path, text, issuer="HOSP")[0]) == 10
+
+
+def test_results_of_nobody_refuse_the_file(tmp_path: Path) -> None:
+    assert refused(tmp_path, GOOD.replace("^^^HOSP^MR", "^^^CITY^MR"), issuer="HOSP").code == "E_IDENTIFIERS"
+
+
+def test_a_second_patient_in_one_message_is_not_the_first(tmp_path: Path) -> None:
+    negative = OBX.format(code="260415000", word="Not detected", status="F")
+    positive = OBX.format(code="260373001", word="Detected", status="F")
+    text = message(
+        PID.format(patient="A"), OBR.format(order="1"), negative,
+        PID.format(patient="B"), OBR.format(order="2"), positive,
+    )  # fmt: skip
+    assert told(tmp_path, text) == {"A": [False], "B": [True]}
+
+
+# --- what is no such message ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "PID|1||A\r",
+        "MSH\r",
+        "MSH|\r",
+        "MSH|^~\\\r",
+        "MSH|||||||||||||\r",
+        "MSHA^~\\&ALISA\r",
+        "MSH|^^\\&|LIS\r",
+        message(PID.format(patient="A"), OBX.format(code="260373001", word="Detected", status="F")),
+        message(PID.format(patient="A"), OBR.format(order="1"), "second line of a text"),
+        message(PID.format(patient="A"), OBR.format(order="1"), "obx|1|ST"),
+        message(PID.format(patient="A"), OBR.format(order="1"), "OBX^1^ST"),
+        message(PID.format(patient="A"), OBR.format(order="1"), "OBX|1|TX|X||" + "~" * 400_000),
+    ],
+    ids=lambda text: text[:12].strip(),
+)
+def test_a_broken_message_is_one_finding_and_many_refuse_the_files(tmp_path: Path, broken: str) -> None:
+    results, findings = read(tmp_path, GOOD + broken if broken[:3] == "MSH" else broken + GOOD)
+    assert len(results) == 10
+    ((code, patient, detail),) = findings
+    assert (code, patient) == ("E_HL7", "")
+    assert "SYNTHETIC" not in detail
+    assert refused(tmp_path, broken).code == "E_HL7_FILES"
+
+
+def test_other_messages_are_counted(tmp_path: Path) -> None:
+    admission = message("EVN|A08", PID.format(patient="A")).replace("ORU^R01^ORU_R01", "ADT^A08")
+    training = usual("A", DETECTED).replace("|P|2.5.1", "|T|2.5.1")
+    results, findings = read(tmp_path, GOOD + admission * 2 + training)
+    assert len(results) == 10
+    assert findings == [
+        ("W_OTHER_MESSAGE", "", "ADT^A08 (P): 2"),
+        ("W_OTHER_MESSAGE", "", "ORU^R01 (T): 1"),
+    ]
+    assert refused(tmp_path, admission).code == "E_NO_PCR_TEST"
+
+
+def test_an_embedded_document_is_passed_over(tmp_path: Path) -> None:
+    document = "OBX|2|ED|REPORT^Report^L||^application^pdf^Base64^" + "QUJD" * 500_000 + "||||||F"
+    assert told(tmp_path, usual("A", DETECTED) + document + "\r") == {"A": [True]}
+
+
+@pytest.mark.parametrize("content", ["", "\r\n\r\n", "FHS|^~\\&\rFTS|0\r"])
+def test_files_without_a_message_are_refused(tmp_path: Path, content: str) -> None:
+    assert refused(tmp_path, content).code == "E_NO_PCR_TEST"
+
+
+def test_an_encoding_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    text = OLD_23.encode("latin-1")
+    assert refused(tmp_path, text, tests=["COVPCR"]).code == "E_ENCODING"
+
+
+def test_a_message_that_names_another_character_set_is_flagged_where_it_matters(tmp_path: Path) -> None:
+    """It is read as the site says; what that makes of it stands in no list of words."""
+    plain = usual("A", DETECTED).replace("|2.5.1\r", "|2.5.1||||||UNICODE UTF-8\r")  # MSH-12 to MSH-18
+    accented = plain.replace("SYNTHETIC", "SYNTHÉTIQUE")
+    assert told(tmp_path, plain, encoding="latin-1") == {"A": [True]}
+    results, findings = read(tmp_path, accented.encode(), encoding="latin-1")
+    assert [result.positive for result in results] == [True]
+    assert findings == [("W_HL7_CHARSET", "", "UNICODE UTF-8: 1")]
+    assert told(tmp_path, accented.encode(), encoding="utf-8") == {"A": [True]}
+
+
+def test_nothing_that_names_a_patient_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = GOOD.replace("|F\r", "|\r").replace("SYNTHETIC", "CANARY\\Zname\\") + "OBX|1|ST|CANARY\\Q"
+    with caplog.at_level(logging.DEBUG):
+        results, _ = read(tmp_path, text)
+    assert results == []
+    refusal = refused(tmp_path, GOOD.replace("20200401083000", "CANARY"))
+    assert refusal.code == "E_DATES"
+    assert "CANARY" not in caplog.text + str(refusal)
+
+
+# --- anything at all --------------------------------------------------------------------------------------
+
+SEGMENTS = st.sampled_from(
+    [
+        MSH.format(control="1"),
+        PID.format(patient="A"),
+        OBR.format(order="1"),
+        OBX.format(code="260373001", word="Detected", status="F"),
+        OBX.format(code="260415000", word="Not detected", status="C"),
+        OBX.format(code="", word="", status="W"),
+        "SPM|1|S1|||||||||||||||20200401083000+0200",
+        "FHS|^~\\&",
+        "BTS|1",
+        "\x0bMSH|^~\\&",
+    ]
+)
+MUTATED = st.builds(
+    lambda text, at, put: text[: at % (len(text) + 1)] + put + text[(at + 1) % (len(text) + 1) :],
+    SEGMENTS,
+    st.integers(0, 200),
+    st.text(alphabet="|^~\\&\r\n\x0b\x1cXZ09é\0\u2028", max_size=3),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.lists(SEGMENTS | MUTATED | st.text(max_size=20), max_size=12).map(lambda parts: "\r".join(parts).encode()),
+    ),
+    encoding=st.sampled_from(["utf-8-sig", "latin-1", "utf-16"]),
+    time_zone=st.sampled_from(["", "Europe/Paris"]),
+)
+@example(content=b"MSH|^~\\&|\rOBR\rOBX", encoding="utf-8-sig", time_zone="")
+@example(content=b"MSH|^~\\&||||||ORU\rPID\rOBR\rOBX\rSPM", encoding="utf-8-sig", time_zone="")
+@example(content=b"MSH|^~\\&|||||||ORU\rPID||\rOBR|1\rOBX|1|CE|94500-6^^LN|", encoding="utf-8-sig", time_zone="")
+@example(content=b"MSH|^~\\&|||||||ORU\rPID|||1\rOBR|1|2\rOBX|1|CE|94500-6^^LN", encoding="utf-8-sig", time_zone="")
+def test_any_text_ends_in_results_or_a_refusal(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, encoding: str, time_zone: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        results, findings = read(folder, content, encoding=encoding, time_zone=time_zone)
+    except Refusal as refusal:
+        assert refusal.code in {
+            "E_ENCODING", "E_HL7_FILES", "E_NO_PCR_TEST", "E_TIME_ZONE", "E_IDENTIFIERS", "E_DATES", "E_PCR_UNMAPPED",
+            "E_LABORATORY_ISSUERS",
+        }  # fmt: skip
+    else:
+        assert all(result.patient_id and result.collected.date() <= TODAY for result in results)
+        assert all(code[:2] in {"E_", "W_"} for code, _, _ in findings)
+
+
+VERSIONS = st.builds(
+    lambda patient, value, order, status, hour: usual(
+        patient, value, order=order, status=status, sent=f"2020040112{hour:02}00"
+    ),
+    st.sampled_from("AB"),
+    st.sampled_from([DETECTED, NOT_DETECTED]),
+    st.sampled_from("12"),
+    st.sampled_from("FCPWX"),
+    st.integers(0, 3),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages=st.lists(VERSIONS, max_size=6), data=st.data())
+def test_the_order_of_messages_never_matters(
+    tmp_path_factory: pytest.TempPathFactory, messages: list[str], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+
+    def met(messages: list[str]) -> tuple[set[PcrResult], set[tuple[str, str]]]:
+        results, findings = read(folder, GOOD + "".join(messages))
+        return set(results), {finding[:2] for finding in findings}
+
+    assert met(messages) == met(data.draw(st.permutations(messages)))

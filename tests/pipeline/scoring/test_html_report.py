@@ -1,0 +1,254 @@
+"""The page of one score: what it shows, which way round, and that it needs nothing from outside. Synthetic scans."""
+
+import base64
+import html
+import io
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.refusal import Refusal
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.lesion_burden import burden
+from pipeline.preprocessing.preprocess import Prepared
+from pipeline.scoring.colormap import CONTOUR_RGB
+from pipeline.scoring.html_report import View, percent, render, views, write_report
+from pipeline.scoring.quality_checks import Check
+from pipeline.scoring.score import Score
+from pipeline.system import reasons
+from tests.helpers.descriptions import description
+
+BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
+
+
+def prepared() -> Prepared:
+    """Two lungs, the patient's right one larger, and a bone at each of: right, front, top (of the right lung)."""
+    hu = np.full((60, 50, 70), TISSUE_HU, dtype=np.float32)
+    lungs = np.zeros(hu.shape, dtype=bool)
+    lungs[10:50, 10:40, 10:32] = True
+    lungs[15:45, 15:35, 38:60] = True
+    hu[lungs] = LUNG_HU
+    hu[:, :, 2:6] = hu[:, 3:6, :] = hu[54:57] = BONE_HU
+    return Prepared(
+        tensor=np.zeros((2, 4, 5, 6), dtype=np.float16),
+        image_hu=hu,
+        lungs=lungs,
+        spacing_mm=4.0,
+        lungs_ml=3000.0,
+        shift_hu=0.0,
+        affine=np.diag([-4.0, -4.0, 4.0, 1.0])[:, [2, 1, 0, 3]],
+        box=(slice(8, 52), slice(8, 42), slice(8, 62)),
+    )
+
+
+MAP = np.zeros((4, 5, 6), dtype=np.float32)
+MAP[1, 3, 1] = 1.0  # in the right lung
+
+
+def score(*, synthetic: bool = False, study: str = "trial") -> Score:
+    model = description(study=study, trained_on_synthetic_data=synthetic)
+    scan = prepared()
+    return Score(
+        probabilities={"severe": 0.1234, "pcr_positive": 0.98765},
+        checks=(Check("slices", 52), Check("lungs", 3000, "mL")),
+        age_band="60-64",
+        sex="F",
+        model=model,
+        model_sha256="a1" * 32,
+        hu_sha256="b2" * 32,
+        seconds={"read": 0.1, "prepare": 0.2, "predict": 0.2, "explain": 0.1, "total": 0.6},
+        scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
+        prepared=scan,
+        volume=Volume(scan.image_hu.astype(np.int16), scan.affine),
+        burden=burden(scan),
+    )
+
+
+def pixels(view: View) -> NDArray[np.uint8]:
+    head, data = view.png.split(",", 1)
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def bright_edge(view: View, letter: str) -> bool:
+    """Whether the outermost sixth of the picture on the side that bears `letter` holds a line of bone."""
+    grey = pixels(view)[..., 0].astype(float)
+    side = view.letters.index(letter)
+    lines = grey.mean(axis=0 if side < 2 else 1)
+    if side in (1, 3):
+        lines = lines[::-1]
+    return bool(lines[: len(lines) // 6].max() > 240)
+
+
+def test_letters_stand_where_the_patient_is() -> None:
+    axial, coronal, sagittal = views(prepared())
+    assert bright_edge(axial, "R") and not bright_edge(axial, "L")
+    assert bright_edge(axial, "A") and not bright_edge(axial, "P")
+    assert bright_edge(coronal, "R") and not bright_edge(coronal, "L")
+    assert bright_edge(coronal, "H") and not bright_edge(coronal, "F")
+    assert bright_edge(sagittal, "A") and not bright_edge(sagittal, "P")
+    assert bright_edge(sagittal, "H") and not bright_edge(sagittal, "F")
+    assert axial.letters[:2] == coronal.letters[:2] == ("R", "L")  # radiological: the right is on the left
+
+
+def test_sagittal_plane_goes_through_the_larger_lung_and_says_which() -> None:
+    scan = prepared()
+    mirrored = replace(scan, lungs=scan.lungs[:, :, ::-1].copy(), image_hu=scan.image_hu[:, :, ::-1].copy())
+    alone = scan.lungs.copy()
+    alone[:, :, :35] = False
+    assert views(scan)[2].title == "Sagittal, right lung"
+    assert views(mirrored)[2].title == "Sagittal, left lung"
+    assert views(replace(scan, lungs=alone))[2].title == "Sagittal, left lung"
+
+
+def test_pictures_keep_the_aspect() -> None:
+    for view in views(prepared()):
+        height, width, _ = pixels(view).shape
+        assert height / view.rows == width / view.columns
+    axial, coronal, sagittal = views(prepared())
+    assert axial.columns == coronal.columns
+    assert coronal.rows == sagittal.rows
+    assert sagittal.columns == axial.rows
+
+
+def test_contour_follows_the_lung() -> None:
+    axial = views(prepared())[0]
+    drawn = (pixels(axial) == CONTOUR_RGB).all(axis=2)
+    scale = drawn.shape[1] // axial.columns
+    # The crop begins 40 mm, ten voxels, before the lungs: at voxel 0 of both axes.
+    near = np.zeros(drawn.shape, dtype=bool)
+    for rows, columns in ((slice(10, 40), slice(10, 32)), (slice(15, 35), slice(38, 60))):
+        top, bottom, left, right = (scale * n for n in (rows.start, rows.stop, columns.start, columns.stop))
+        near[top - 4 : bottom + 4, left - 4 : right + 4] = True
+        near[top + 6 : bottom - 6, left + 6 : right - 6] = False
+        assert drawn[(top + bottom) // 2, left - 4 : left + 6].any()
+        assert drawn[top - 4 : top + 6, (left + right) // 2].any()
+    assert not drawn[~near].any()
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"),
+    [
+        (0.0, "< 0.1 %"),
+        (0.0004, "< 0.1 %"),
+        (0.1234, "12.3 %"),
+        (0.5, "50.0 %"),
+        (0.9996, "> 99.9 %"),
+        (1.0, "> 99.9 %"),
+    ],
+)
+def test_percent(probability: float, shown: str) -> None:
+    assert percent(probability) == shown
+
+
+def test_page_says_what_must_be_said() -> None:
+    page = render(score())
+    for text in (
+        "Research use only. Not a medical device.",
+        "12.3 %",
+        "98.8 %",
+        "No interval is available",
+        "60-64 years",
+        "female",
+        "7 rounds at 3",
+        "a1" * 32,
+        "2021-03-04 at 03:15",
+        "3000 mL",
+        "0.6 s",
+    ):
+        assert text in page
+    assert "flagged." not in page
+
+
+def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
+    points = {"severe": {"rule_out": 0.08, "rule_in": 0.4}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
+    told = replace(
+        score(), model=description(operating_points=points), intervals={"severe": (0.051, 0.302)}, saliency=MAP
+    )
+    page = html.unescape(" ".join(render(told).split()))
+    assert "Intermediate: between the release's points for ruling out and ruling in (8.0 %, 40.0 %)." in page
+    assert "High: from the release's point for ruling in on (20.0 %, 90.0 %)." in page
+    assert "95 % band 5.1 % to 30.2 %" in page
+    assert "names no points" not in page and "No interval" not in page
+    assert "names no points: nothing here says low or high" in " ".join(render(score()).split())
+
+
+def test_lungs_are_told_by_side_and_third() -> None:
+    scan = prepared()
+    scan.image_hu[10:23, 10:40, 10:32] = -500
+    page = render(replace(score(), burden=burden(scan)))
+    rows = re.findall(r'<th scope="row">(Whole|Upper third|Middle third|Lower third)</th>(.*?)</tr>', page, re.DOTALL)
+    cells = {name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in rows}
+    assert [name for name, _ in rows] == ["Whole", "Upper third", "Middle third", "Lower third"]
+    assert cells["Lower third"][2:] == ["100.0 %", "0.0 %", "0.0 %", "0.0 %"]
+    assert cells["Upper third"] == ["0.0 %"] * 6
+
+
+def test_the_map_lies_over_the_views_and_can_be_faded_without_a_script() -> None:
+    page = render(replace(score(), saliency=MAP))
+    assert page.count('class="map"') == 3
+    assert len(re.findall(r'<input type="radio" name="map"', page)) == 3
+    assert "#map-off:checked ~ .views .map { opacity: 0; }" in page
+    assert "Not a lesion contour" in page and "Severe course\n  (12.3 %)" in page
+
+
+def test_the_map_is_where_the_model_looked() -> None:
+    """Over the right lung, towards the back, and in planes that go through it."""
+    axial, coronal, sagittal = views(prepared(), MAP)
+    assert sagittal.title == "Sagittal, right lung"
+    for view, (row, column) in ((axial, (0.7, 0.3)), (coronal, (0.6, 0.3)), (sagittal, (0.6, 0.7))):
+        assert view.map_png is not None
+        alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(view.map_png.split(",")[1]))))[..., 3]
+        brightest = np.array(np.unravel_index(alpha.argmax(), alpha.shape)) / alpha.shape
+        assert brightest == pytest.approx((row, column), abs=0.15), view.title
+    assert all(view.map_png is None for view in views(prepared()))
+
+
+def test_no_map_without_a_word_why() -> None:
+    low = replace(score(), probabilities={"severe": 0.05, "pcr_positive": 0.02})
+    page = " ".join(render(low).split())
+    assert "No map of where the model looked: the probabilities are low" in page
+    assert 'class="map"' not in page and "<input" not in page
+
+
+def test_page_needs_nothing_from_outside() -> None:
+    page, pictures = re.subn(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", render(replace(score(), saliency=MAP)))
+    assert pictures == page.count("<img") == 6
+    assert "default-src 'none'" in page
+    assert not re.search(r"//|src=|href=|<script|<link|@import|url\(", page)
+
+
+def test_synthetic_training_is_shouted_about() -> None:
+    assert "say nothing about a patient" in render(score(synthetic=True))
+    assert "synthetic" not in re.sub(r"<style>.*</style>", "", render(score()), flags=re.DOTALL)
+
+
+def test_flags_come_with_their_remedy() -> None:
+    flagged = replace(score(), checks=(Check("slices", 52), Check("lungs_cut", "lowest", "", reasons.LUNGS_CUT)))
+    page = render(flagged)
+    assert "1 of 2 checks\n    is flagged." in page
+    assert reasons.LUNGS_CUT.says in page
+    assert reasons.LUNGS_CUT.remedy in page
+    assert "W_LUNGS_CUT" in page
+
+
+def test_names_are_escaped() -> None:
+    page = render(score(study="<script>alert(1)</script>"))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_writes_into_a_new_folder_and_says_when_it_cannot(tmp_path: Path) -> None:
+    page = write_report(score(), tmp_path / "new" / "out")
+    assert page == tmp_path / "new" / "out" / "score.html"
+    assert page.read_text(encoding="utf-8") == render(score())
+    with pytest.raises(Refusal) as caught:
+        write_report(score(), page)
+    assert caught.value.code == "E_REPORT_WRITE"
+    assert str(tmp_path) not in str(caught.value)

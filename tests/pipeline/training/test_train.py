@@ -1,0 +1,224 @@
+"""Training: the same seed gives the same network, it learns what can be learnt, and missing labels teach nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.network import NetworkSettings, SeverityNetwork, build_network
+from pipeline.cohort.dataset import Example, Examples
+from pipeline.training.train import Schedule, TrainSettings, augmentation, batches, epoch_batches, predict, train
+
+SHAPE = (2, 16, 16, 16)
+SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
+PLAIN = TrainSettings(augment=False)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    """Synthetic and easy: a bright cube in the positives, twice as large in the severe ones; noise in all."""
+    folder = tmp_path_factory.mktemp("easy")
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(24):
+        positive, severe = number % 2 == 0, number % 4 == 0
+        scan = rng.normal(0, 0.3, SHAPE)
+        if positive:
+            size = 8 if severe else 4
+            scan[0, 4 : 4 + size, 4 : 4 + size, 4 : 4 + size] += 2
+        np.save(folder / f"{number}.npy", scan.astype(np.float16))
+        made.append(Example(folder / f"{number}.npy", 60.0, "F", positive, severe))
+    return Examples(made)
+
+
+def trained(
+    examples: Examples, settings: TrainSettings = PLAIN, *stretches: Schedule, seed: int = 3
+) -> tuple[SeverityNetwork, list[float]]:
+    network = build_network(SMALL, seed=1)
+    losses = [train(network, examples, settings, stretch, seed=seed) for stretch in stretches or [Schedule(0, 2, 2)]]
+    return network, losses
+
+
+def same(first: SeverityNetwork, second: SeverityNetwork) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_same_seed_gives_the_same_network_bit_for_bit(examples: Examples, augment: bool) -> None:
+    settings = TrainSettings(augment=augment)
+    torch.manual_seed(11)
+    first, losses = trained(examples, settings)
+    torch.manual_seed(12)  # nothing may depend on the state of the process
+    np.random.seed(12)
+    again, losses_again = trained(examples, settings)
+    other, _ = trained(examples, settings, seed=4)
+    assert same(first, again) and losses == losses_again
+    assert not same(first, other)
+
+
+def test_the_loss_falls_and_the_classes_part(examples: Examples) -> None:
+    network, (first, last) = trained(examples, PLAIN, Schedule(0, 1, 20), Schedule(1, 19, 20))
+    assert last < first / 3
+    logits, targets = predict(network, examples), examples.targets
+    for label in (0, 1):
+        positive, negative = logits[targets[:, label] == 1, label], logits[targets[:, label] == 0, label]
+        assert positive.min() > negative.max()
+
+
+def test_two_stretches_are_one_but_for_the_momentum(examples: Examples) -> None:
+    """Order, augmentation and rate go on; momentum starts anew, as it must when weights come from a server."""
+    halves = Schedule(0, 1, 2), Schedule(1, 1, 2)
+    assert not same(trained(examples)[0], trained(examples, PLAIN, *halves)[0])
+    without = TrainSettings(momentum=1e-9)
+    whole, parts = trained(examples, without)[0], trained(examples, without, *halves)[0]
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rate_warms_up_then_falls_to_nothing_however_it_is_split() -> None:
+    whole = Schedule(0, 10, 10)
+    rates = [whole.learning_rate(0.1, epoch, progress) for epoch in range(10) for progress in (0.0, 0.5)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[2], "the first epoch warms up"
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert whole.learning_rate(0.1, 9, 1.0) == pytest.approx(0, abs=1e-9)
+    assert Schedule(7, 3, 10).learning_rate(0.1, 1, 0.5) == whole.learning_rate(0.1, 8, 0.5)
+
+
+def test_an_epoch_of_steps_goes_over_everybody_before_anyone_comes_again() -> None:
+    rng = np.random.default_rng(1)
+    drawn = epoch_batches(10, 4, 7, rng)  # a pass has three batches
+    assert len(drawn) == 7
+    for begins in (0, 3):
+        assert sorted(np.concatenate(drawn[begins : begins + 3]).tolist()) == list(range(10))
+    assert len(epoch_batches(10, 4, 0, rng)) == 3
+    assert len(epoch_batches(10, 4, 2, rng)) == 2
+
+
+def test_steps_make_the_work_of_a_round_the_same_everywhere(examples: Examples) -> None:
+    """As many steps as an epoch has batches are that epoch, and twice as many are more."""
+    batches_a_pass = len(epoch_batches(len(examples), PLAIN.batch_size, 0, np.random.default_rng(0)))
+    one, _ = trained(examples, PLAIN, Schedule(0, 1, 2))
+    as_steps, _ = trained(examples, PLAIN, Schedule(0, 1, 2, steps=batches_a_pass))
+    more, _ = trained(examples, PLAIN, Schedule(0, 1, 2, steps=2 * batches_a_pass))
+    assert same(one, as_steps)
+    assert not same(one, more)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_batches_hold_everybody_once_and_nobody_alone(size: int) -> None:
+    for count in range(2, 40):
+        found = list(batches(count, size, np.random.default_rng(count)))
+        assert sorted(np.concatenate(found).tolist()) == list(range(count))
+        assert min(map(len, found)) >= 2
+        assert max(map(len, found)) <= size + 1
+    first, second = (np.concatenate(list(batches(40, size, np.random.default_rng(s)))).tolist() for s in (1, 2))
+    assert first != second != list(range(40))
+
+
+def test_one_patient_alone_still_makes_a_batch() -> None:
+    assert [each.tolist() for each in batches(1, 8, np.random.default_rng(0))] == [[0]]
+
+
+def test_a_label_that_nobody_has_is_not_learnt(examples: Examples) -> None:
+    """No weight decay here: it moves weights without any evidence."""
+    unknown = Examples([Example(e.tensor, e.age_years, e.sex, e.pcr_positive, None) for e in examples.examples])
+    before = build_network(SMALL, seed=1)
+    after, losses = trained(unknown, TrainSettings(augment=False, weight_decay=0))
+    assert torch.equal(after.head.weight[1], before.head.weight[1])
+    assert torch.equal(after.head.bias[1], before.head.bias[1])
+    assert not torch.equal(after.head.weight[0], before.head.weight[0])
+    assert np.isfinite(losses).all()
+
+
+def test_without_any_label_nothing_is_learnt(examples: Examples) -> None:
+    nothing = Examples([Example(e.tensor, e.age_years, e.sex, None, None) for e in examples.examples])
+    after, losses = trained(nothing, TrainSettings(augment=False, weight_decay=0))
+    assert losses == [0.0]
+    before = dict(build_network(SMALL, seed=1).named_parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.named_parameters())
+
+
+def test_training_follows_the_statistics_of_its_batches(examples: Examples) -> None:
+    """Whatever mode the network was left in: evaluation leaves it in another."""
+    network = build_network(SMALL, seed=1)
+    predict(network, examples)
+    untouched = network.backbone.bn1.running_mean.clone()
+    assert torch.equal(untouched, torch.zeros_like(untouched)), "predicting does not move them"
+    train(network, examples, PLAIN, Schedule(0, 1, 1), seed=3)
+    assert not torch.equal(network.backbone.bn1.running_mean, untouched)
+
+
+def test_predictions_depend_on_the_patient_alone(examples: Examples) -> None:
+    network, _ = trained(examples)
+    logits = predict(network, examples)
+    assert logits.shape == (24, 2) and logits.dtype == np.float32
+    np.testing.assert_allclose(predict(network, examples, batch_size=3), logits, atol=1e-5)
+    backwards = predict(network, Examples(examples.examples[::-1]))
+    np.testing.assert_allclose(backwards[::-1], logits, atol=1e-5)
+    assert predict(network, Examples([])).shape == (0, 2)
+
+
+def _ramp() -> Tensor:
+    """Grows along slices, rows and columns at once."""
+    axis = torch.linspace(-1, 1, 12)
+    return (axis[:, None, None] + axis[None, :, None] + axis[None, None, :]).expand(2, -1, -1, -1).clone()
+
+
+def test_augmentation_mirrors_left_and_right_and_no_other_axis() -> None:
+    mirrored = 0
+    for seed in range(30):
+        found = augmentation(seed)(_ramp())
+        assert found.shape == (2, 12, 12, 12)
+        slices, rows, columns = (float(found.diff(dim=dim).mean()) for dim in (1, 2, 3))
+        assert slices > 0.1 and rows > 0.1, "head and feet, front and back stay where they are"
+        assert abs(columns) > 0.1
+        mirrored += columns < 0
+    assert 5 < mirrored < 25
+
+
+def test_augmentation_follows_from_its_seed() -> None:
+    first, again, other = (augmentation(seed)(_ramp()) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_scan_that_is_gone_ends_the_training(examples: Examples, tmp_path: Path) -> None:
+    gone = Examples([*examples.examples[:8], Example(tmp_path / "gone.npy", None, None, True, True)])
+    with pytest.raises(FileNotFoundError):
+        trained(gone)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 1},
+        {"learning_rate": 0},
+        {"learning_rate": float("nan")},
+        {"momentum": 0},
+        {"momentum": 1},
+        {"weight_decay": -1},
+        {"epochs": 3},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_train_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TrainSettings.model_validate(wrong)
+
+
+def test_fedprox_holds_the_weights_near_those_that_came_in(examples: Examples) -> None:
+    came_in = build_network(SMALL, seed=1)
+
+    def distance(mu: float) -> float:
+        network = build_network(SMALL, seed=1)
+        train(network, examples, PLAIN, Schedule(0, 4, 4), seed=3, proximal_mu=mu)
+        pairs = zip(network.parameters(), came_in.parameters(), strict=True)
+        return sum(float((weight - before).detach().square().sum()) for weight, before in pairs) ** 0.5
+
+    free, held, tight = (distance(mu) for mu in (0.0, 1.0, 5.0))
+    assert tight < 0.7 * held < 0.7 * free
