@@ -1,7 +1,7 @@
 """A refusal: a coded reason with a remedy, raised instead of a stack trace.
 
-Each package keeps one table of its reasons (`models/reasons.py`, `pipeline/system/reasons.py`,
-`federation/system/reasons.py`); `docs/refusals.md` prints all of them on one page.
+Each room keeps a table of its reasons, the module `reasons` (see `models.reason_tables`). `docs/refusals.md` prints all
+of them on one page.
 """
 
 from dataclasses import dataclass

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from federation.approval import fab
+from federation.approval import fab, reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 

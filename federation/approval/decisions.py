@@ -16,8 +16,8 @@ from typing import Literal
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
+from federation.approval import reasons
 from federation.ledger.chain import PASSED, Entry, Ledger
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from pipeline.system.locks import alone

@@ -22,7 +22,7 @@ from importlib.machinery import all_suffixes
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from federation.system import reasons
+from federation.approval import reasons
 from models.refusal import Refusal
 
 APP = Path(__file__).parents[1] / "app"  # the app that this release ships

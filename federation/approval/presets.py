@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs import preset_files
+from federation.approval import reasons
 from federation.approval.studies import study_digest
-from federation.system import reasons
 from models.refusal import Refusal
 from models.settings import load_settings
 from pipeline.system.atomic_files import write_durably

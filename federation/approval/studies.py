@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 

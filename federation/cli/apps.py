@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation.cli import reasons
 from federation.cli.console import print_json, print_table, say
-from federation.system import reasons
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -124,8 +124,8 @@ def check(
 def pull(site_dir: SiteDir, as_json: Json = False) -> None:
     """Fetch what is new from the PACS into the site's folder, stripped of everything that names a patient."""
     from models.refusal import Refusal
+    from pipeline.pacs.reasons import NO_PACS
     from pipeline.site.folder import Site
-    from pipeline.system.reasons import NO_PACS
 
     site = Site.open(site_dir)
     if site.settings.pacs is None:

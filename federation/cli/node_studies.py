@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from federation.cli import reasons
 from federation.cli.apps import Json, Note, SiteDir, user
 from federation.cli.console import print_json, print_table, say
-from federation.system import reasons
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.console import print_json, print_table, progress_bar, say
-from federation.system.reasons import PASSPHRASE
+from federation.migration.reasons import PASSPHRASE
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ def init(
 ) -> None:
     """Write a study file to begin with: every key explained, or a preset for one purpose."""
     import configs
-    from federation.system.reasons import STUDY_EXISTS
+    from federation.cli.reasons import STUDY_EXISTS
     from models.refusal import Refusal
 
     folder = Path(configs.__file__).parent

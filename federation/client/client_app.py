@@ -21,6 +21,7 @@ from federation.client.site_tasks import (
     judge_site,
     train_site,
 )
+from federation.protocol import reasons
 from federation.protocol.coarse_moments import RANGES
 from federation.protocol.deployment import from_config
 from federation.protocol.flat_weights import Arrays
@@ -29,7 +30,6 @@ from federation.protocol.handshake import answer as shake
 from federation.protocol.reply_validation import EXAMPLES, decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import Study
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 

@@ -11,19 +11,20 @@ from federation.protocol.figure_rounding import rounded
 from federation.protocol.flat_weights import Arrays, pack, unpack
 from federation.protocol.metric_allowlist import Kind, unspoken
 from federation.protocol.patient_counts import count_patients
+from federation.protocol.reasons import EMBEDDINGS
 from federation.protocol.study_config import Study
-from federation.system.reasons import EMBEDDINGS
 from models.familiarity import Moments
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
 from pipeline.cohort.dataset import Examples
+from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
+from pipeline.doctor.reasons import TOO_FEW_PATIENTS
 from pipeline.evaluation.figures import Deployed, calibration_figures, distance_figures, round_figures, test_figures
 from pipeline.evaluation.shortcuts import assigned_shares, embed, looks, moments, shortcut_figures
 from pipeline.preprocessing.preprocess import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
-from pipeline.system.reasons import PREPROCESSING, TOO_FEW_PATIENTS
 from pipeline.training.head_finetune import fit_head
 from pipeline.training.privacy_budget import check_and_spend
 from pipeline.training.train import predict, train

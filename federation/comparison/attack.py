@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from federation.client.site_tasks import load_examples, load_network, train_site
+from federation.comparison.reasons import ATTACK_CONTROL, ATTACK_STUDY
 from federation.protocol.flat_weights import pack
 from federation.protocol.study_config import Study, StudyTable
-from federation.system.reasons import ATTACK_CONTROL, ATTACK_STUDY
 from models import inversion, membership
 from models.attacks import Attacks, Inversion
 from models.inversion import Seen, compare, invert, seen_gradient, seen_update
@@ -31,9 +31,9 @@ from models.refusal import Refusal
 from models.release import Description, Release, load_release
 from models.settings import load_settings
 from pipeline.cohort.dataset import Examples
+from pipeline.doctor.reasons import TOO_FEW_PATIENTS
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site, Split
-from pipeline.system.reasons import TOO_FEW_PATIENTS
 from pipeline.training.train import Schedule, predict, train
 
 BATCH = 8  # scans of the one step; and as many are drawn from a round's update

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from federation.comparison import reasons
+from federation.runs import reasons as runs_reasons
 from federation.runs.listing import (
     HEADLINES,
     MANY,
@@ -23,7 +25,6 @@ from federation.runs.listing import (
 )
 from federation.runs.results import Results
 from federation.runs.run_folder import read_note, run_names
-from federation.system import reasons
 from models.refusal import Refusal
 
 
@@ -124,7 +125,7 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
         else:
             warnings.append(Refusal(reasons.RUN_LEFT_OUT, run=name, state=run.state))
     if not found:
-        raise Refusal(reasons.RESULTS)
+        raise Refusal(runs_reasons.RESULTS)
     return Comparison(_columns(found), [*_unlike(found), *warnings])
 
 

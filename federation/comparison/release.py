@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from federation.comparison import reasons
+from federation.runs import reasons as runs_reasons
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run
-from federation.system import reasons
 from models.attacks import Attacks
 from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord
 from models.refusal import Refusal
@@ -152,7 +153,7 @@ def mark_released(server: Path, results: Results, folder: Path, sha256: str, say
         client.set_model_version_tag(name, version.version, "release_sha256", sha256)
         client.set_registered_model_alias(name, RELEASED, version.version)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise Refusal(reasons.MLFLOW_SILENT, private=str(error)) from error
+        raise Refusal(runs_reasons.MLFLOW_SILENT, private=str(error)) from error
     return str(version.version)
 
 
@@ -160,7 +161,7 @@ def _version(client: "MlflowClient", name: str, candidate: str) -> "ModelVersion
     """The newest version whose weights are the candidate's."""
     found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == candidate]
     if not found:
-        raise Refusal(reasons.MLFLOW_SILENT)
+        raise Refusal(runs_reasons.MLFLOW_SILENT)
     return max(found, key=lambda version: int(version.version))
 
 

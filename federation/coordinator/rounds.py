@@ -18,12 +18,11 @@ from federation.protocol.half_precision import rounded
 from federation.protocol.metric_allowlist import EPSILON, FIGURES
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import StoppingTable, Study
-from federation.strategy import checkpoint
+from federation.strategy import checkpoint, reasons
 from federation.strategy.flower_strategies import build_strategy, strategy_state
 from federation.strategy.guarded import GuardedStrategy
 from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import draw
-from federation.system import reasons
 from models.refusal import Refusal
 
 OnRound = Callable[[RoundReport, Mapping[str, Any], Path], None]

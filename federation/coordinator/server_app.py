@@ -20,6 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from federation.client.site_tasks import load_network
+from federation.coordinator import reasons
 from federation.coordinator.connected_sites import gather
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.final_evaluation import Examination, Figures
@@ -38,7 +39,6 @@ from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
 from federation.strategy.flower_strategies import build_strategy, is_robust
 from federation.strategy.round_report import RoundReport, by_code, flags
-from federation.system import reasons
 from models.calibration import Platt
 from models.network import LABELS
 from models.refusal import Refusal

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
+from federation.coordinator import reasons
 from federation.protocol.metric_allowlist import MAX_PROBED
 from federation.runs.results import Audit, Flag, Probe
-from federation.system import reasons
 from models.familiarity import Moments
 from models.refusal import Reason
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
+from federation.coordinator import reasons
 from federation.coordinator.connected_sites import Sites
 from federation.protocol.handshake import EXPECTED, SiteAbout
 from federation.protocol.reply_validation import ABOUT
 from federation.protocol.study_config import Study
-from federation.system import reasons
 from models.refusal import Refusal
 
 _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}

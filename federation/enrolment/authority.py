@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from federation.system import reasons
+from federation.enrolment import reasons
 from models.refusal import Refusal
 
 AUTHORITY_DAYS, SERVER_DAYS, NODE_DAYS = 3650, 365, 365

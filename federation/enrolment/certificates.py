@@ -30,8 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
+from federation.enrolment import reasons
 from federation.enrolment.authority import Authority, self_signed
-from federation.system import reasons
 from models.refusal import Refusal
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)*", re.I)

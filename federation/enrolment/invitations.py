@@ -18,12 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 from pydantic import BaseModel, ConfigDict, Field
 
+from federation.enrolment import reasons
 from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem, replace_file
 from federation.enrolment.registry import Holder, record, registry, transaction, utc, valid_certificates
+from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import ca_certificate, read_server_config
 from federation.superlink.nodes import enrol, strike_off
 from federation.superlink.nodes import sites as registered_sites
-from federation.system import reasons
 from models.refusal import Refusal
 
 INVITATION_SECONDS = 7 * 86_400
@@ -99,7 +100,9 @@ def revoke(folder: Path, name: str) -> None:
     try:
         strike_off(folder, name)
     except Refusal as refusal:
-        if refusal.reason is not reasons.SERVER_UNREACHABLE:  # a server that is down has no node to strike off
+        if (
+            refusal.reason is not superlink_reasons.SERVER_UNREACHABLE
+        ):  # a server that is down has no node to strike off
             raise
 
 
@@ -185,7 +188,7 @@ def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
             if db.execute(
                 "SELECT 1 FROM certificates WHERE public_key = ? AND revoked IS NOT NULL", (public_key,)
             ).fetchone():
-                raise Refusal(reasons.KEY_REVOKED)
+                raise Refusal(superlink_reasons.KEY_REVOKED)
             enrol(folder, public_key, site)
             pem = _issue(db, folder, site, public_key)
             db.execute("INSERT OR REPLACE INTO sites (name, patients) VALUES (?, ?)", (site, patients))

@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from federation.enrolment import reasons
 from federation.enrolment.certificates import (
     client_tls,
     create_node_key,
@@ -31,7 +32,6 @@ from federation.enrolment.certificates import (
     trust,
     valid_until,
 )
-from federation.system import reasons
 from federation.system.process import without_proxy
 from models.refusal import Refusal
 from pipeline.site.folder import Site

@@ -15,9 +15,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from federation.enrolment import reasons
 from federation.enrolment.certificates import fingerprint, public_pem
 from federation.superlink.control import read_server_config
-from federation.system import reasons
 from models.refusal import Refusal
 
 _SCHEMA = """

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from federation.approval import reasons
 from federation.protocol.handshake import answer
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from federation.gateway import reasons
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
 from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, Figure, Kind
 from federation.protocol.patient_counts import Patients
-from federation.system import reasons
 from models.refusal import Refusal
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
@@ -41,30 +42,30 @@ def check_figures(
         if name not in unspoken and (embeddings or not figure.embedding)
     }
     if EXAMPLES not in metrics or not set(metrics) <= {*known, EXAMPLES}:
-        raise Refusal(reasons.REPLY_METRICS)
+        raise Refusal(protocol_reasons.REPLY_METRICS)
     examples = metrics[EXAMPLES]
     here = patients.of_split.get(EXAMPLES_OF[kind], 0)
     if type(examples) is not int or not min_patients <= examples == here:
-        raise Refusal(reasons.REPLY_EXAMPLES)
+        raise Refusal(protocol_reasons.REPLY_EXAMPLES)
     told = {name: metrics[name] for name in known if name in metrics}
     for name, value in told.items():
         # NaN is between no two numbers.
         if type(value) not in (int, float) or not known[name].low <= value <= known[name].high:
-            raise Refusal(reasons.REPLY_METRICS)
+            raise Refusal(protocol_reasons.REPLY_METRICS)
         if patients.behind(known[name]) < min_patients:
             raise Refusal(reasons.REPLY_PATIENTS)
     for name in told:
         base = figure_of_end(name, known)
         if base and not {base, base + LOW, base + HIGH} <= set(told):
-            raise Refusal(reasons.REPLY_METRICS)
+            raise Refusal(protocol_reasons.REPLY_METRICS)
     counts = {name: value for name, value in told.items() if known[name].counts is not None}
     if counts and not histograms:
-        raise Refusal(reasons.REPLY_METRICS)
+        raise Refusal(protocol_reasons.REPLY_METRICS)
     _check_counts(counts, known, patients, min_patients)
     told = rounded(told, kind, patients)
     own = {name: patients.prevalence(known[name]) for name in told if known[name].tells_classes}
     if any(told[name] != value for name, value in rounded(own, kind, patients).items()):
-        raise Refusal(reasons.REPLY_METRICS)
+        raise Refusal(protocol_reasons.REPLY_METRICS)
     return {**told, EXAMPLES: examples}
 
 
@@ -75,7 +76,7 @@ def _check_counts(
     of_class: Counter[tuple[str, str, bool]] = Counter()
     for name, count in counts.items():
         if type(count) is not int:
-            raise Refusal(reasons.REPLY_METRICS)
+            raise Refusal(protocol_reasons.REPLY_METRICS)
         if count < min_patients:
             raise Refusal(reasons.REPLY_PATIENTS)
         of_class[known[name].of_class] += count

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.gateway import reasons
 from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_of, model_digest, told
 from federation.gateway.flower_objects import Arrays
 from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import Schema
 from federation.protocol.batch_norm import is_counter
 from federation.protocol.metric_allowlist import Kind
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 

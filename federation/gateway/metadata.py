@@ -12,7 +12,7 @@ from flwr.proto.message_pb2 import Metadata
 from flwr.proto.run_pb2 import Run
 
 from federation.approval import fab
-from federation.system import reasons
+from federation.gateway import reasons
 from models.refusal import Refusal
 
 MAX_TTL_SECONDS = 366 * 24 * 3600.0

@@ -36,10 +36,10 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from google.protobuf.message import DecodeError, Message
 
+from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
 from federation.gateway.task_exchange import Exchange, Forbidden
 from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, TooLong, Unreachable, Upstream, read_body
-from federation.system import reasons
 from models.refusal import Reason
 
 PREFIX = "/v1/fleet/"

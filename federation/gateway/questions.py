@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from federation.gateway import reasons
 from federation.gateway.first_model import MODEL_RECORDS, model_digest, told
 from federation.gateway.flower_objects import Content
 from federation.protocol.metric_allowlist import Kind
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 

@@ -13,17 +13,18 @@ import numpy as np
 from flwr.app import ConfigRecord, MetricRecord
 from numpy.typing import NDArray
 
+from federation.gateway import reasons
 from federation.gateway.batch_norm_bounds import could_follow, steps_of_round
 from federation.gateway.figures import check_figures
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, ReadChunk, chunk_body
 from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter, is_variance
 from federation.protocol.coarse_moments import RANGES
 from federation.protocol.handshake import is_answer
 from federation.protocol.metric_allowlist import HANDSHAKE, Kind, unspoken
 from federation.protocol.patient_counts import Patients
 from federation.protocol.reply_validation import ABOUT
-from federation.system import reasons
 from models.refusal import Refusal
 
 _PIECE = 2**15  # elements looked at together: they stay in the processor's cache
@@ -93,21 +94,21 @@ def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: 
     configs = set() if metrics else {ABOUT}
     is_known = set(content.configs) == configs and set(content.metrics) == metrics
     if not is_known or not needed <= set(content.arrays) <= set(expected):
-        raise Refusal(reasons.REPLY_RECORDS)
+        raise Refusal(protocol_reasons.REPLY_RECORDS)
 
 
 def _checked_about(record: Mapping[str, Any], about: Mapping[str, str]) -> ConfigRecord:
     """What a site tells of itself, which is what the gateway found: nothing in it is of the app's choosing."""
     if not is_answer(about) or dict(record) != dict(about):
-        raise Refusal(reasons.HANDSHAKE)
+        raise Refusal(protocol_reasons.HANDSHAKE)
     return ConfigRecord(dict(about))
 
 
 def _check_shapes(heads: Mapping[str, ArrayHead], specs: Mapping[str, ArraySpec]) -> None:
     if set(heads) != set(specs):
-        raise Refusal(reasons.REPLY_KEYS)
+        raise Refusal(protocol_reasons.REPLY_KEYS)
     if not all(spec.fits(heads[name]) for name, spec in specs.items()):
-        raise Refusal(reasons.REPLY_SHAPE)
+        raise Refusal(protocol_reasons.REPLY_SHAPE)
 
 
 # --- arrays -----------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def _check_buffers(went_out: Arrays, rules: Rules) -> None:
     for name, spec in schema.buffers.items():
         for new, old in _pairs("buffers", name, spec, went_out, rules):
             if is_variance(name) and (new < 0).any():
-                raise Refusal(reasons.REPLY_VARIANCE)
+                raise Refusal(protocol_reasons.REPLY_VARIANCE)
             if is_counter(name) and not (new == old + steps).all():
                 raise Refusal(reasons.REPLY_COUNTER)
     for name, spec in schema.buffers.items():
@@ -187,9 +188,9 @@ def _check_moments(record: str, went_out: Arrays, specs: Specs) -> None:
     for name, spec in specs.items():
         for values in pieces(went_out.heads[record][name], spec, went_out.read):
             if not np.isfinite(values).all():
-                raise Refusal(reasons.REPLY_NOT_FINITE)
+                raise Refusal(protocol_reasons.REPLY_NOT_FINITE)
             if name == "variance" and (values < 0).any():
-                raise Refusal(reasons.REPLY_VARIANCE)
+                raise Refusal(protocol_reasons.REPLY_VARIANCE)
             if not RANGES[name].holds(values):
                 raise Refusal(reasons.REPLY_DIGITS)
 
@@ -206,7 +207,7 @@ def _pairs(
         strict=True,
     ):
         if not np.isfinite(new).all():
-            raise Refusal(reasons.REPLY_NOT_FINITE)
+            raise Refusal(protocol_reasons.REPLY_NOT_FINITE)
         yield new, old
 
 

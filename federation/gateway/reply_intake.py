@@ -6,10 +6,10 @@ import secrets
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from flwr.proto.message_pb2 import ObjectTree
 
+from federation.gateway import reasons
 from federation.gateway.flower_objects import CHUNK_OVERHEAD, MAX_HEAD_BYTES, Content, object_id, read_content
 from federation.gateway.spool import Objects
 from federation.gateway.task_checks import small_objects, tree_ids
-from federation.system import reasons
 from models.refusal import Refusal
 
 SLACK_BYTES = 2**20  # of a reply, besides its arrays

@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
+from federation.approval import reasons as approval_reasons
 from federation.gateway import first_model
 from federation.gateway.flower_objects import ArrayHead, Arrays
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
 from federation.protocol.metric_allowlist import LOOKS, MAX_PROBED, Kind
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.training.privacy_budget import PrivateRound
 
@@ -240,7 +241,7 @@ def _key(study: str) -> str:
 
 def _in_a_process(study: str, *arguments: str) -> Schema:
     if len(study.encode()) > MAX_STUDY_BYTES:
-        raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
+        raise Refusal(approval_reasons.RUN_CONFIG, private="the study is too long")
     # The one thread that it needs; a thread for each core would only cost time.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     try:
@@ -255,8 +256,10 @@ def _in_a_process(study: str, *arguments: str) -> Schema:
         return Schema.from_json(done.stdout)
     except subprocess.CalledProcessError as error:
         if error.returncode == _UNLIKE:
-            raise Refusal(reasons.BEGIN_UNLIKE, private=error.stderr.decode(errors="replace")[-2000:]) from error
-        raise Refusal(reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
+            raise Refusal(
+                protocol_reasons.BEGIN_UNLIKE, private=error.stderr.decode(errors="replace")[-2000:]
+            ) from error
+        raise Refusal(approval_reasons.RUN_CONFIG, private=error.stderr.decode(errors="replace")[-2000:]) from error
 
 
 def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = None) -> Schema:

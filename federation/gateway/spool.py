@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from federation.system import reasons
+from federation.gateway import reasons
 from models.refusal import Refusal
 
 _DAY_SECONDS = 24 * 3600.0

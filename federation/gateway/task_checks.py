@@ -12,13 +12,15 @@ from flwr.proto.run_pb2 import Run
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from federation.approval import fab
+from federation.approval import reasons as approval_reasons
+from federation.gateway import reasons
 from federation.gateway.batch_norm_bounds import steps_of_round
 from federation.gateway.flower_objects import Content
 from federation.gateway.schema import Schema, Specs
 from federation.ledger.chain import EMPTY, Head
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.reply_validation import CALIBRATIONS
-from federation.system import reasons
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import GatewayTable, SiteSettings
 
@@ -45,12 +47,12 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
         preset = fab.read(app).config["tool"]["flwr"]["app"].get("config", {})
         config = {**preset, **user_config_from_proto(run.override_config)}
     except Exception as error:  # whatever a strange app makes the parsers raise
-        raise Refusal(reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
+        raise Refusal(approval_reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
     study, name = config.get("study"), config.get("run")
     keys = set(preset) == set(config) == {"study", "run"}  # what the app does not preset, Flower lets nobody set
     texts = all(isinstance(value, str) for value in preset.values())
     if not (keys and texts and isinstance(study, str) and _RUN_NAME.fullmatch(str(name))):
-        raise Refusal(reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
+        raise Refusal(approval_reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
     return study, str(name)
 
 
@@ -74,7 +76,7 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
     if schema.private_round is not None and kind in ("train.head", "evaluate.embed"):
         raise Refusal(reasons.PRIVACY_KIND)
     if kind == "evaluate.embed" and not limits.embedding_statistics:
-        raise Refusal(reasons.EMBEDDINGS)
+        raise Refusal(protocol_reasons.EMBEDDINGS)
 
 
 def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:

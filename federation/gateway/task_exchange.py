@@ -24,7 +24,9 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 
+from federation.approval import reasons as approval_reasons
 from federation.approval.approvals import Approvals
+from federation.gateway import reasons
 from federation.gateway.about import about_site
 from federation.gateway.admission import Admission
 from federation.gateway.first_model import heads_of
@@ -40,10 +42,10 @@ from federation.gateway.task_checks import max_objects, task_kind
 from federation.gateway.task_intake import Arrivals, Run, Task
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
 from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
 from federation.protocol.patient_counts import count_patients
-from federation.system import reasons
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 
@@ -146,7 +148,7 @@ class Exchange:
             self._refuse(task, refusal, "in")
         except Exception:
             log.exception("the task could not be looked at")
-            self._refuse(task, Refusal(reasons.GATEWAY_FAILED), "in")
+            self._refuse(task, Refusal(approval_reasons.GATEWAY_FAILED), "in")
         return False
 
     def _offer(self, task: Task) -> PullMessagesResponse:
@@ -157,7 +159,7 @@ class Exchange:
     def _offer_again(self, task: Task) -> PullMessagesResponse:
         """The node asks for work though it has a task: it has begun anew, or has dropped the task or its reply."""
         if self._reply is not None or task.deliveries >= MAX_DELIVERIES:
-            self._refuse(task, Refusal(reasons.SITE_FAILED, private="the node dropped the task"))
+            self._refuse(task, Refusal(protocol_reasons.SITE_FAILED, private="the node dropped the task"))
             return PullMessagesResponse()
         return self._offer(task)
 
@@ -255,7 +257,7 @@ class Exchange:
             return await self._failure(task, refusal.code, refusal)
         except Exception:
             log.exception("the reply could not be judged")
-            return await self._failure(task, reasons.GATEWAY_FAILED.code)
+            return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
 
     async def _answer_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
         """The answer that left the first time; the node is not asked."""
@@ -263,7 +265,7 @@ class Exchange:
             return await self._compose_again(task, earlier)
         except Exception:
             log.exception("the earlier answer could not be given again")
-            return await self._failure(task, reasons.GATEWAY_FAILED.code)
+            return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
 
     async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
         for id, chunk in earlier.chunks.items():
@@ -392,4 +394,4 @@ def _unanswerable(error: Refusal | OSError) -> Refusal:
 
 def _refusal(error: Refusal | OSError) -> Refusal:
     """What a full disk means, too."""
-    return error if isinstance(error, Refusal) else Refusal(reasons.GATEWAY_FAILED, private=str(error))
+    return error if isinstance(error, Refusal) else Refusal(approval_reasons.GATEWAY_FAILED, private=str(error))

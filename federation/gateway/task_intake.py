@@ -22,7 +22,7 @@ from federation.approval.fab import read as read_app
 from federation.approval.presets import names_by_digest
 from federation.approval.releases import ReleaseApprovals
 from federation.approval.studies import StudyApprovals, begins_from, study_digest
-from federation.gateway import task_checks
+from federation.gateway import reasons, task_checks
 from federation.gateway.admission import Admission, Asked
 from federation.gateway.flower_objects import MAX_HEAD_BYTES, Content, chunk_body, object_id, read_content
 from federation.gateway.metadata import checked_metadata, run_for_node
@@ -40,10 +40,10 @@ from federation.gateway.upstream import (
     Unusable,
     Upstream,
 )
+from federation.ledger import reasons as ledger_reasons
 from federation.ledger.chain import Ledger
 from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.patient_counts import count_patients, training_patients
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.training.privacy_budget import check_and_spend
@@ -179,7 +179,7 @@ class Arrivals:
         task.chunks = task_checks.expected_chunks(task.content, schema.takes(kind))
         task.round, head = task_checks.check_config(task.content.configs["config"], kind)
         if not await asyncio.to_thread(self._ledger.contains, head):
-            raise Refusal(reasons.LEDGER_CUT, line=head.lines)
+            raise Refusal(ledger_reasons.LEDGER_CUT, line=head.lines)
         if kind == EMBED:
             task.cohort = await asyncio.to_thread(training_patients, self._site)
         can_calibrate = patients.of_split.get("validation", 0) >= self._site.settings.site.min_patients

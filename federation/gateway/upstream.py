@@ -12,8 +12,9 @@ import aiohttp
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from google.protobuf.message import DecodeError, Message
 
+from federation.enrolment import reasons as enrolment_reasons
+from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
-from federation.system import reasons
 from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"
@@ -116,7 +117,7 @@ class Upstream:
         except TooLong as error:
             raise Unusable("the answer is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
-            raise _untrusted(error, reasons.SERVER_UNTRUSTED) from error
+            raise _untrusted(error, enrolment_reasons.SERVER_UNTRUSTED) from error
         except (aiohttp.ClientError, OSError) as error:
             if "alert" in str(error).lower():  # of TLS: the server has closed the connection for our certificate
                 raise _untrusted(error, reasons.CERTIFICATE_REFUSED) from error

@@ -19,10 +19,12 @@ from aiohttp import web
 from cryptography import x509
 from pydantic import ValidationError
 
+from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.invitations import JoinRequest, accept, renew
 from federation.enrolment.registry import Holder, holder
+from federation.ingress import reasons
+from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import REFUSED_HEADER, ServerConfig, ca_certificate
-from federation.system import reasons
 from federation.system.process import LOOPBACK
 from models.refusal import Reason, Refusal
 
@@ -54,15 +56,15 @@ MAX_AGE_SECONDS, MAX_AHEAD_SECONDS = 300.0, 5.0
 
 _STATUS: dict[Reason, int] = {
     reasons.NO_CERTIFICATE: 401,
-    reasons.CERTIFICATE_UNKNOWN: 401,
-    reasons.CERTIFICATE_EXPIRED: 401,
-    reasons.CERTIFICATE_REVOKED: 401,
-    reasons.NODE_KEY_OTHER: 401,
+    enrolment_reasons.CERTIFICATE_UNKNOWN: 401,
+    enrolment_reasons.CERTIFICATE_EXPIRED: 401,
+    enrolment_reasons.CERTIFICATE_REVOKED: 401,
+    reasons.NODE_KEY: 401,
     reasons.CLOCK: 401,
     reasons.BODY_SIZE: 413,
     # Flower's nodes try again after these three.
     reasons.SUPERLINK_SILENT: 502,
-    reasons.SERVER_UNREACHABLE: 502,
+    superlink_reasons.SERVER_UNREACHABLE: 502,
     reasons.DOOR_BUSY: 503,
     reasons.TOO_SLOW: 504,
 }
@@ -166,7 +168,7 @@ class Door:
         try:
             return holder(self._known, x509.load_der_x509_certificate(certificate))
         except ValueError as error:
-            raise Refusal(reasons.CERTIFICATE_UNKNOWN) from error
+            raise Refusal(enrolment_reasons.CERTIFICATE_UNKNOWN) from error
 
     def _certificate(self, request: web.BaseRequest) -> bytes | None:
         """The certificate (DER) whose key the caller holds, as TLS or nginx has proven."""
@@ -175,7 +177,7 @@ class Door:
             try:
                 return ssl.PEM_cert_to_DER_cert(pem) if pem else None
             except ValueError as error:
-                raise Refusal(reasons.CERTIFICATE_UNKNOWN) from error
+                raise Refusal(enrolment_reasons.CERTIFICATE_UNKNOWN) from error
         tls = request.transport.get_extra_info("ssl_object") if request.transport else None
         return tls.getpeercert(binary_form=True) if tls else None
 
@@ -205,7 +207,7 @@ class Door:
         try:
             form = JoinRequest.model_validate_json(await _read_form(request))
         except ValidationError as error:
-            raise Refusal(reasons.INVITATION) from error
+            raise Refusal(enrolment_reasons.INVITATION) from error
         site, certificate = await asyncio.to_thread(accept, self._folder, form)
         self._log("joined", request, site)
         return web.json_response({"site": site, "certificate": certificate})
@@ -249,8 +251,8 @@ def _check_signed_headers(request: web.BaseRequest, node: Holder) -> None:
         signed = datetime.fromisoformat(request.headers["flwr-timestamp"])
         age = time.time() - signed.timestamp() if signed.tzinfo else None
     except (KeyError, ValueError, OverflowError, binascii.Error) as error:
-        raise Refusal(reasons.NODE_KEY_OTHER) from error
+        raise Refusal(reasons.NODE_KEY) from error
     if age is None or key != node.public_key:
-        raise Refusal(reasons.NODE_KEY_OTHER)
+        raise Refusal(reasons.NODE_KEY)
     if not -MAX_AHEAD_SECONDS < age < MAX_AGE_SECONDS:
         raise Refusal(reasons.CLOCK, seconds=round(abs(age)), direction="before" if age > 0 else "after")

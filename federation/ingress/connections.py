@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp import web
 
-from federation.system import reasons
+from federation.ingress import reasons
 
 HANDSHAKE_SECONDS = 5.0
 # For the handshake and the one request that a stranger has to send: to join, or to fetch the authority's certificate.

@@ -9,12 +9,12 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from federation.enrolment import reasons
 from federation.enrolment.certificates import trust
 from federation.enrolment.registry import registry
 from federation.ingress.answers import Door
 from federation.ingress.connections import Gate, raise_descriptor_limit
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
-from federation.system import reasons
 
 # Also the time for a whole request header: aiohttp ends a connection on which no request has begun by then.
 IDLE_SECONDS = 60.0

@@ -26,7 +26,7 @@ from typing import BinaryIO, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from federation.system import reasons
+from federation.ledger import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 from pipeline.system.atomic_files import sync_folder

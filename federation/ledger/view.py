@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from federation.ledger import reasons
 from federation.ledger.chain import PASSED, Head, Line
-from federation.system import reasons
-from federation.system.refusals_page import TABLES, table
+from federation.system.refusals_page import REASONS
 from models.refusal import Reason, Refusal
 
 
@@ -100,7 +100,7 @@ def month_of(lines: Iterable[Line], month: str) -> Month:
 
 def reason_of(code: str) -> Reason | None:
     """The reason with this code, of whichever package; None if the installed release knows none."""
-    return next((reason for module in TABLES.values() for reason in table(module) if reason.code == code), None)
+    return REASONS.get(code)
 
 
 def remedy(reason: Reason | None) -> str:

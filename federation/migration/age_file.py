@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from federation.migration import reasons
 from federation.migration.archive import Writable
-from federation.system import reasons
 from models.refusal import Refusal
 
 MIN_PASSPHRASE = 12  # characters

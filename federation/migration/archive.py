@@ -23,7 +23,7 @@ from typing import BinaryIO, Final, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from federation.system import reasons
+from federation.migration import reasons
 from models.refusal import Refusal
 
 FORMAT: Final = 1

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from federation.enrolment.registry import open_registry
+from federation.migration import reasons
 from federation.migration.age_file import UnsealingReader, is_sealed
 from federation.migration.archive import Contents, Progress, Readable
 from federation.migration.experiments import Experiment
-from federation.system import reasons
+from federation.server import reasons as server_reasons
 from models.refusal import Refusal
 
 # Shows how far something is: called with what is done, it gives what takes (done, total).
@@ -56,7 +57,7 @@ def roster_of(path: Path) -> Iterator[sqlite3.Connection]:
         with open_registry(path) as db:
             yield db
     except sqlite3.DatabaseError as error:
-        raise Refusal(reasons.SERVER_DATABASE, file=path.name, private=str(error)) from error
+        raise Refusal(server_reasons.SERVER_DATABASE, file=path.name, private=str(error)) from error
 
 
 @contextmanager

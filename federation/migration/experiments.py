@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from federation.migration import reasons
 from federation.migration.archive import Experiments, Progress
-from federation.system import reasons
+from federation.runs import reasons as runs_reasons
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def answering() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, RequestException) as error:
-        raise Refusal(reasons.MLFLOW_SILENT, private=str(error)) from error
+        raise Refusal(runs_reasons.MLFLOW_SILENT, private=str(error)) from error
 
 
 def read_experiment(client: "MlflowClient", name: str, progress: Progress | None = None) -> Experiment | None:

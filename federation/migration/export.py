@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from federation.enrolment.certificates import host_names, open_authority, write_new
-from federation.migration import archive, experiments
+from federation.migration import archive, experiments, reasons
 from federation.migration.age_file import SealingWriter, require_length
 from federation.migration.archive import Manifest, Progress
 from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
+from federation.runs import reasons as runs_reasons
 from federation.runs.run_folder import read_study
 from federation.runs.tracking import SPOOL, hand_over_rest, tracking_uri
 from federation.superlink.control import MOVED, ca_certificate, read_server_config
-from federation.system import reasons
 from federation.system.process import LOOPBACK, port_is_taken
 from models.refusal import Refusal
 from pipeline.system.atomic_files import sync_folder
@@ -104,7 +104,7 @@ def _experiments(
     with experiments.answering():
         hand_over_rest(folder, say)
         if any((folder / "runs").glob(f"*/{SPOOL}")):
-            raise Refusal(reasons.MLFLOW_SILENT)
+            raise Refusal(runs_reasons.MLFLOW_SILENT)
         client = experiments.connect(tracking_uri(folder.resolve()))
         found = [each for name in sorted(names) if (each := experiments.read_experiment(client, name, progress))]
         for each in found:

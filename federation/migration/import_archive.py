@@ -10,14 +10,14 @@ from pathlib import Path
 
 from federation.enrolment.certificates import alternative_names, open_authority
 from federation.enrolment.invitations import publish_revocations
-from federation.migration import archive, experiments, mlflow_restore
+from federation.migration import archive, experiments, mlflow_restore, reasons
 from federation.migration.archive import Progress
 from federation.migration.common import ROSTER, Bar, Moved, contents_of, files_can_be_used, opened, roster_of
 from federation.runs.run_folder import NOTE, read_note, read_study, write_note
 from federation.runs.tracking import WHERE, artifact_place, tracking_uri, without_user
 from federation.server.start import init_server
+from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import IMPORTING, read_server_config
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 
@@ -81,7 +81,7 @@ def _filling(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         work.mkdir(mode=0o700)
     except FileExistsError as error:
-        raise Refusal(reasons.IMPORT_UNFINISHED if work.exists() else reasons.IMPORT_FOLDER) from error
+        raise Refusal(superlink_reasons.IMPORT_UNFINISHED if work.exists() else reasons.IMPORT_FOLDER) from error
     if list(folder.iterdir()) != [work]:
         work.rmdir()
         raise Refusal(reasons.IMPORT_FOLDER, private=str(folder))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
+from federation.migration import reasons
 from federation.migration.archive import Progress
 from federation.migration.experiments import (
     PAGE,
@@ -19,7 +20,6 @@ from federation.migration.experiments import (
     all_pages,
     read_experiment,
 )
-from federation.system import reasons
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from federation.node import confinement
-from federation.system import reasons
+from federation.node import confinement, reasons
 from federation.system.process import LOOPBACK, QUIET, Process, flower_command
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site

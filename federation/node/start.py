@@ -18,14 +18,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from federation.approval import reasons as approval_reasons
+from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.join import node_certificate
+from federation.gateway import reasons as gateway_reasons
 from federation.gateway.loopback import loopback_certificate
 from federation.gateway.process import start_gateway
-from federation.node import sandbox
-from federation.node.state import REASONS, NodeState, Tail, now, put_aside
-from federation.system import reasons
+from federation.ingress import reasons as ingress_reasons
+from federation.node import reasons, sandbox
+from federation.node.state import NodeState, Tail, now, put_aside
+from federation.superlink import reasons as superlink_reasons
 from federation.system.process import LOOPBACK, Process, flower_command, flower_environment, free_port
 from federation.system.process_group import Together
+from federation.system.refusals_page import REASONS
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 from pipeline.system.locks import alone
@@ -48,10 +53,26 @@ _FORGOTTEN = re.compile(r"the server declined (?!activate-node)[a-z-]+: HTTP 401
 _OF_SERVER = {
     reason.code
     for reason in (
-        *(reasons.NO_CERTIFICATE, reasons.CERTIFICATE_UNKNOWN, reasons.CERTIFICATE_EXPIRED),
-        *(reasons.CERTIFICATE_REVOKED, reasons.CERTIFICATE_REFUSED, reasons.NODE_KEY_OTHER, reasons.CLOCK),
-        *(reasons.NO_WAY, reasons.NOT_FOR_NODE, reasons.BODY_SIZE, reasons.DOOR_BUSY, reasons.TOO_SLOW),
-        *(reasons.SUPERLINK_SILENT, reasons.SERVER_UNREACHABLE, reasons.SERVER_UNTRUSTED, reasons.GATEWAY_KEY),
+        *(ingress_reasons.NO_CERTIFICATE, enrolment_reasons.CERTIFICATE_UNKNOWN, enrolment_reasons.CERTIFICATE_EXPIRED),
+        *(
+            enrolment_reasons.CERTIFICATE_REVOKED,
+            gateway_reasons.CERTIFICATE_REFUSED,
+            ingress_reasons.NODE_KEY,
+            ingress_reasons.CLOCK,
+        ),
+        *(
+            ingress_reasons.NO_WAY,
+            superlink_reasons.NOT_FOR_NODE,
+            ingress_reasons.BODY_SIZE,
+            ingress_reasons.DOOR_BUSY,
+            ingress_reasons.TOO_SLOW,
+        ),
+        *(
+            ingress_reasons.SUPERLINK_SILENT,
+            superlink_reasons.SERVER_UNREACHABLE,
+            enrolment_reasons.SERVER_UNTRUSTED,
+            gateway_reasons.GATEWAY_KEY,
+        ),
     )
 }
 _CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")
@@ -67,7 +88,7 @@ class Node(Together):
     @property
     def ended_by(self) -> Reason:
         """What it means that the node is not running, if its logs tell no more."""
-        return reasons.NODE_ENDED if self.gateway.running else reasons.GATEWAY_FAILED
+        return reasons.NODE_ENDED if self.gateway.running else approval_reasons.GATEWAY_FAILED
 
     def outputs(self) -> tuple[str, str]:
         """What gateway and SuperNode have printed since this start."""
@@ -139,7 +160,7 @@ def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
         node.stop()
         output = "\n".join(node.outputs())
         is_silent = "Connection attempt failed" in output
-        reason = _cause(output, reasons.SERVER_SILENT if is_silent else refusal.reason)
+        reason = _cause(output, enrolment_reasons.SERVER_SILENT if is_silent else refusal.reason)
         raise Refusal(reason, private=refusal.private, **refusal.numbers) from None
 
 
@@ -168,14 +189,14 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
     asked for.
     """
     if not site.settings.server.address:
-        raise Refusal(reasons.NO_SERVER_SET)
+        raise Refusal(enrolment_reasons.NO_SERVER_SET)
     for what, path in (
         ("the study's certificate", site.ca_certificate),
         ("the node's key", site.node_key),
         ("the node's certificate", node_certificate(site)),
     ):
         if not os.access(path, os.R_OK):
-            raise Refusal(reasons.NODE_FILE, file=what, private=str(path))
+            raise Refusal(enrolment_reasons.NODE_FILE, file=what, private=str(path))
 
     def tell(text: str) -> None:
         say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")

@@ -18,11 +18,14 @@ from typing import Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
-from federation.system.reasons import SERVER_SILENT, SITE_FAILED, TASK_DIED
-from federation.system.refusals_page import TABLES, table
+from federation.enrolment.reasons import SERVER_SILENT
+from federation.node.reasons import TASK_DIED
+from federation.protocol.reasons import SITE_FAILED
+from federation.system.refusals_page import REASONS
 from models import reasons as model_reasons
+from models.reason_tables import reasons_in
 from models.refusal import Reason
-from pipeline.system import reasons as pipeline_reasons
+from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
 _MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts
@@ -35,12 +38,9 @@ _APP_LINES_A_MINUTE = 20
 APP_LOG = "client.log"
 _OF_APP = ": the app's own answer"  # ends the gateway's line on a refusal that is not its own
 
-REASONS = {reason.code: reason for module in TABLES.values() for reason in table(module)}
 # Of what study code says that it refused, the remedy is told where it is about data and models. It has no say in
 # whether apps are approved, sandboxes opened or certificates renewed.
-_OF_DATA = {reason.code for module in (model_reasons, pipeline_reasons) for reason in table(module)} | {
-    reason.code for reason in (SITE_FAILED, TASK_DIED)
-}
+_OF_DATA = {*BY_CODE, *(reason.code for reason in (*reasons_in(model_reasons), SITE_FAILED, TASK_DIED))}
 
 
 def now() -> datetime:

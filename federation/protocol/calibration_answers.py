@@ -13,9 +13,9 @@ from typing import Any
 
 from flwr.app import ConfigRecord
 
+from federation.protocol import reasons
 from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reply_validation import EXAMPLES
-from federation.system import reasons
 from models.refusal import Refusal
 
 Answer = Mapping[str, float]  # a site's figures of its calibration, the number of patients among them

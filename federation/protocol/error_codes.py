@@ -6,38 +6,41 @@ rest of the text is never passed on.
 
 import re
 
-import federation.system.reasons
 import models.reasons
-import pipeline.system.reasons
-from federation.system.refusals_page import table
+from federation.protocol.reasons import EMBEDDINGS, SITE_FAILED
+from models.reason_tables import reasons_in, tables
+from pipeline.cohort.reasons import COHORT_FILE, PREPROCESSING
+from pipeline.doctor.reasons import TOO_FEW_PATIENTS
+from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
+from pipeline.site.reasons import NO_SITE, SITE_KEY
+from pipeline.system.codes import BY_CODE
 
 _CODE = re.compile(r"E_[A-Z_]{2,40}(?=\Z|[:\s])")
-FAILED = federation.system.reasons.SITE_FAILED.code
+FAILED = SITE_FAILED.code
 
 # What the release's own app raises for a site whose gateway is at work. A private round's budget is not among them:
 # the gateway charges it before the app has the task.
 OF_APPS: frozenset[str] = frozenset(
     reason.code
     for reason in (
-        federation.system.reasons.SITE_FAILED,
-        federation.system.reasons.EMBEDDINGS,
+        SITE_FAILED,
+        EMBEDDINGS,
         models.reasons.SETTINGS_FILE,
         models.reasons.SETTINGS_KEY,
         models.reasons.SETTINGS_SYNTAX,
-        pipeline.system.reasons.COHORT_FILE,
-        pipeline.system.reasons.NO_LUNGS,
-        pipeline.system.reasons.NO_SITE,
-        pipeline.system.reasons.NOT_A_WHOLE_CHEST,
-        pipeline.system.reasons.PREPROCESSING,
-        pipeline.system.reasons.SITE_KEY,
-        pipeline.system.reasons.TOO_FEW_PATIENTS,
+        COHORT_FILE,
+        NO_LUNGS,
+        NO_SITE,
+        NOT_A_WHOLE_CHEST,
+        PREPROCESSING,
+        SITE_KEY,
+        TOO_FEW_PATIENTS,
     )
 )
 # What a gateway refuses for, its app's codes included. Also of simulated sites, which have no gateway.
 OF_SITES: frozenset[str] = frozenset(
     reason.code
-    for module in (federation.system.reasons, pipeline.system.reasons, models.reasons)
-    for reason in table(module)
+    for reason in (*reasons_in(models.reasons, *tables("federation").values()), *BY_CODE.values())
     if reason.refuses
 )
 

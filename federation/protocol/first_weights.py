@@ -8,10 +8,10 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from federation.protocol import reasons
 from federation.protocol.batch_norm import is_counter
 from federation.protocol.release_files import BEGINS_FROM, copy_release
 from federation.protocol.study_config import Study
-from federation.system import reasons
 from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from federation.system import reasons
+from federation.protocol import reasons
 from models.refusal import Refusal
 
 Arrays = Mapping[str, NDArray]

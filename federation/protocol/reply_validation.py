@@ -16,10 +16,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from numpy.typing import NDArray
 
+from federation.protocol import reasons
 from federation.protocol.batch_norm import is_counter, is_variance
 from federation.protocol.error_codes import code_in
 from federation.protocol.metric_allowlist import Figure
-from federation.system import reasons
 from models.refusal import Reason
 
 EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply

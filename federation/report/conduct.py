@@ -9,12 +9,9 @@ from federation.protocol.metric_allowlist import LOSS
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.report.overview import rounds_of
 from federation.runs.results import Results
-from federation.system import reasons
-from federation.system.refusals_page import TABLES, table
-from models.refusal import Reason
+from federation.strategy import reasons
+from federation.system.refusals_page import REASONS
 from pipeline.cohort.attrition import plain
-
-REASONS: dict[str, Reason] = {reason.code: reason for module in TABLES.values() for reason in table(module)}
 
 
 def explained(code: str) -> dict[str, str]:

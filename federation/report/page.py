@@ -20,8 +20,8 @@ from federation.report.estimates import LABELS, NAMES, PRIMARY
 from federation.report.trust import GROUPS, PERCENTS
 from federation.runs.results import Results
 from models.refusal import Refusal
+from pipeline.scoring.reasons import REPORT_WRITE
 from pipeline.system.atomic_files import write_durably
-from pipeline.system.reasons import REPORT_WRITE
 from pipeline.system.templating import page_environment
 
 PAGE, NUMBERS = "report.html", "report.json"

@@ -13,13 +13,13 @@ from federation.approval.presets import names_of
 from federation.approval.studies import study_digest
 from federation.protocol.first_weights import bring_release
 from federation.protocol.study_config import Study
+from federation.runs import reasons
 from federation.runs.run_folder import Ended, RunNote, find_run, read_note, read_study, write_note
 from federation.runs.submission import MARK, UNDER_WAY, simulation_server, state, stop, submit, wait
 from federation.runs.tracking import how_to_see
 from federation.server.start import this_start
 from federation.strategy.flower_strategies import build_strategy
 from federation.superlink.control import read_server_config
-from federation.system import reasons
 from models.reasons import SETTINGS_KEY
 from models.refusal import Refusal
 from models.settings import load_settings

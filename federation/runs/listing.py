@@ -11,12 +11,12 @@ from statistics import median
 from typing import Any
 
 from federation.protocol.study_config import Study
+from federation.runs import reasons
 from federation.runs.progress import asked_in, rounds_of, standing
 from federation.runs.results import FEDERATED, Results, read_results
 from federation.runs.run_folder import RunNote, find_run, read_history, read_note, read_study, run_names
 from federation.runs.submission import State, state
 from federation.runs.tracking import how_to_see
-from federation.system import reasons
 from models.refusal import Refusal
 
 # What people are shown of the final model; --json has every figure.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from federation.protocol.handshake import SiteAbout
 from federation.protocol.study_config import Study
-from federation.system import reasons
+from federation.runs import reasons
 from models.calibration import Platt
 from models.refusal import Refusal
 

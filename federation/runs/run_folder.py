@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from federation.protocol.study_config import Study
-from federation.system import reasons
+from federation.runs import reasons
+from federation.superlink import reasons as superlink_reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 
@@ -49,7 +50,7 @@ def find_run(server: Path, name: str) -> Path:
     folder = server / "runs" / name
     if not NAME.fullmatch(name) or not (folder / "study.json").is_file():
         known = ", ".join(run_names(server)) or "none"
-        raise Refusal(reasons.RUN_UNKNOWN, private=f"runs in {server}: {known}")
+        raise Refusal(superlink_reasons.RUN_UNKNOWN, private=f"runs in {server}: {known}")
     return folder
 
 

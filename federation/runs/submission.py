@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from federation.approval.fab import APP, build
+from federation.runs import reasons
 from federation.runs.run_folder import Ended, read_note
+from federation.server import reasons as server_reasons
 from federation.server.start import start_superlink, this_start
+from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import control, read_server_config
-from federation.system import reasons
 from federation.system.process import Process, free_port, port_is_taken
 from models.refusal import Refusal
 
@@ -95,7 +97,7 @@ def state(folder: Path, run: Path) -> State:
         is_over = known in UNDER_WAY and note.server_start != this_start(folder)
         return "interrupted" if is_over else known
     except Refusal as refusal:
-        return "interrupted" if refusal.reason is reasons.RUN_UNKNOWN else "server down"
+        return "interrupted" if refusal.reason is superlink_reasons.RUN_UNKNOWN else "server down"
 
 
 def wait(folder: Path, run_id: int, on_line: Callable[[str], None]) -> str:
@@ -170,9 +172,9 @@ def _refuse_other_server(folder: Path) -> None:
     """Refuse a folder that is in use; what a simulation left that was killed is none."""
     config = read_server_config(folder)
     if not config.simulated_sites:
-        raise Refusal(reasons.SERVER_EXISTS, private=str(folder))
+        raise Refusal(server_reasons.EXISTS, private=str(folder))
     if port_is_taken(config.host, config.port):
-        raise Refusal(reasons.PORT_IN_USE, port=config.port)
+        raise Refusal(server_reasons.PORT_IN_USE, port=config.port)
 
 
 def _simulation(sites: int) -> "SimulationConfig | None":

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 from federation.protocol.reply_validation import EXAMPLES
 from federation.protocol.study_config import Study
+from federation.runs import reasons
 from federation.runs.run_folder import read_note
 from federation.strategy.round_report import RoundReport
-from federation.system import reasons
 from models.refusal import Reason, Refusal
 from pipeline.system.atomic_files import write_durably
 

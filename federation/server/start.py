@@ -26,6 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.certificates import (
     create_server_certificates,
     renew_server_certificate,
@@ -33,9 +34,9 @@ from federation.enrolment.certificates import (
     valid_until,
     write_new,
 )
+from federation.server import reasons
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 from federation.superlink.superlink import ENROLLED
-from federation.system import reasons
 from federation.system.process import (
     LOOPBACK,
     QUIET,
@@ -97,7 +98,7 @@ def init_server(
     """
     certificates = ca_certificate(folder).parent
     if (folder / "server.toml").exists() or certificates.exists():
-        raise Refusal(reasons.SERVER_EXISTS, private=str(folder))
+        raise Refusal(reasons.EXISTS, private=str(folder))
     create_server_certificates(certificates, hosts=hosts, authority=authority)
     folder.chmod(0o700)
     write_new(folder / "superexec.secret", secrets.token_hex(32).encode(), mode=0o600)
@@ -234,7 +235,7 @@ def _judge_certificates(folder: Path) -> None:
     ):
         until = valid_until(path)
         if until < now:
-            raise Refusal(reasons.CERTIFICATE_EXPIRED, holder=holder, until=f"{until:%Y-%m-%d}")
+            raise Refusal(enrolment_reasons.CERTIFICATE_EXPIRED, holder=holder, until=f"{until:%Y-%m-%d}")
         if until < now + WARN_BEFORE:
             log.warning(str(Refusal(reasons.CERTIFICATE_ENDS, holder=holder, until=f"{until:%Y-%m-%d}")))
 

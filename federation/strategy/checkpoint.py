@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from federation.system import reasons
+from federation.strategy import reasons
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 

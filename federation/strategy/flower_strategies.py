@@ -11,8 +11,8 @@ import numpy as np
 from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 from numpy.typing import NDArray
 
+from federation.strategy import reasons
 from federation.strategy.centered_clip import CenteredClip
-from federation.system import reasons
 from models.refusal import Refusal
 
 # Strategies that work on any model, with the options of theirs that have an effect. Sampling, record names and

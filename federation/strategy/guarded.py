@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from numpy.typing import NDArray
 
+from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import combine, combine_by_median
 from federation.protocol.metric_allowlist import Figure
 from federation.protocol.pooled_figures import weighted_means
@@ -34,12 +35,12 @@ from federation.protocol.reply_validation import (
     shows_itself,
     sift,
 )
+from federation.strategy import reasons
 from federation.strategy.aggregation import Aggregation
 from federation.strategy.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
 from federation.strategy.reply_files import TEMPORARY, Filed, file_reply, spool
 from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import Choose, everybody
-from federation.system import reasons
 from models.refusal import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class GuardedStrategy(Strategy):
 
         sifted = sift(replies, self._sampled, expected, self.heads, keep)
         endless = {site for site, reply in sifted.valid.items() if not np.isfinite(list(reply.norms.values())).all()}
-        refused = sifted.refused | dict.fromkeys(endless, reasons.UPDATE_NORM.code)
+        refused = sifted.refused | dict.fromkeys(endless, protocol_reasons.UPDATE_NORM.code)
         for site, code in sorted(refused.items()):
             log.warning("node %d does not count in this round: %s", site, code)
         valid = self._clipped({site: reply for site, reply in sifted.valid.items() if site not in endless})
@@ -248,7 +249,7 @@ class GuardedStrategy(Strategy):
             new = aggregation.run()
         if new is None or not _finite(new, strategy_state(self.inner)):
             restore_strategy(self.inner, memory)
-            return reasons.MODEL_NOT_FINITE
+            return protocol_reasons.MODEL_NOT_FINITE
         self.arrays = new
         if self.buffers:
             sites = [reply.arrays("buffers", self.buffers) for reply in replies]

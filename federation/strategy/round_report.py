@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.protocol.reply_validation import LedgerHead
-from federation.system import reasons
+from federation.strategy import reasons
 
 FEW = 4  # sites that are told one by one; more are told by their number and some names
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from federation.system import reasons
+from federation.superlink import reasons
 from federation.system.process import LOOPBACK, without_proxy
 from models.refusal import Refusal
 from models.settings import load_settings

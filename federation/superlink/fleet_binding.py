@@ -47,8 +47,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
+from federation.superlink import reasons
 from federation.superlink.control import REFUSED_HEADER
-from federation.system import reasons
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

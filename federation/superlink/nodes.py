@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.superlink import reasons
 from federation.superlink.control import control
-from federation.system import reasons
 from models.refusal import Refusal
 
 _UNREGISTERED = "unregistered"  # Flower's NodeStatus of a node that was struck off; it stays in the list for good

@@ -35,12 +35,12 @@ from pipeline.clinic.reasons import NO_SUCH_JOB
 from pipeline.clinic.records import Patient
 from pipeline.clinic.settings import Clinic, ReceiverTable
 from pipeline.clinic.store import Store
+from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import inspect_slice
 from pipeline.imaging.discovery import age_in_years, read_header, tags, text
 from pipeline.pacs.receiver import OUT_OF_RESOURCES, SUCCESS, receiver
 from pipeline.pacs.tls import as_server
 from pipeline.scoring.single_scan import BESIDES_THE_SCAN
-from pipeline.system import reasons
 from pipeline.system.atomic_files import sync_folder
 
 log = logging.getLogger("fedthorax.clinic")

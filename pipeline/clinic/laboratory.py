@@ -16,12 +16,13 @@ from models.refusal import Refusal
 from pipeline.clinic.records import Pcr
 from pipeline.clinic.records import PcrResult as Result
 from pipeline.imaging.discovery import fingerprint
+from pipeline.records import reasons as records_reasons
 from pipeline.records.join import JoinRules, label_pcr
 from pipeline.records.laboratory import Laboratory, PcrResult, read_pcr
 from pipeline.records.laboratory.results import files_of
+from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site, SiteTable
 from pipeline.site.site_data import SPOILS_NEGATIVE
-from pipeline.system import reasons
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -55,7 +56,7 @@ def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) ->
             return None
         ours = site.settings.site.issuer
         if ours and issuer not in ("", ours):
-            raise Refusal(reasons.ISSUER)
+            raise Refusal(site_reasons.ISSUER)
         with _reading:  # a feed may take long to read: once is enough
             feed = _feed(site, date.today())
         return _decide(patient_id, scan_day, feed, site.settings.join)
@@ -63,7 +64,7 @@ def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) ->
         log.warning("no PCR result was looked up in the laboratory's feed: %s", refusal.code)
         return None
     except OSError:
-        log.warning("no PCR result was looked up in the laboratory's feed: %s", reasons.TABLE_FILE.code)
+        log.warning("no PCR result was looked up in the laboratory's feed: %s", records_reasons.TABLE_FILE.code)
         return None
 
 
@@ -103,7 +104,7 @@ def _decide(patient_id: str, scan_day: date, feed: _Feed, rules: JoinRules) -> P
         return _pcr("positive", results, scan_day, rules.positive_window)
     if label.positive is False and patient_id not in feed.spoilt:
         return _pcr("negative", results, scan_day, rules.negative_window)
-    if label.reason is reasons.PCR_INDETERMINATE:
+    if label.reason is records_reasons.PCR_INDETERMINATE:
         return _pcr("indeterminate", results, scan_day, rules.positive_window, rules.negative_window)
     return None
 

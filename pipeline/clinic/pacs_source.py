@@ -28,9 +28,9 @@ from pipeline.clinic.records import Job
 from pipeline.clinic.store import Store, new_id
 from pipeline.imaging.archive import MAX_BYTES, MAX_ENTRIES
 from pipeline.imaging.discovery import read_header, tags, text
+from pipeline.pacs import reasons
 from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, connect
 from pipeline.site.pacs_settings import PacsTable
-from pipeline.system import reasons
 
 log = logging.getLogger("fedthorax.clinic")
 

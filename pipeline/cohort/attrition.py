@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.cohort.reasons import DUPLICATE_SCAN, SHARED_STUDY
 from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
 from pipeline.records.join import Labels
-from pipeline.system.reasons import BY_CODE, DUPLICATE_SCAN, SHARED_STUDY
+from pipeline.system.codes import BY_CODE
 
 _AFTER_ACCEPTANCE = {DUPLICATE_SCAN.code, SHARED_STUDY.code}
 

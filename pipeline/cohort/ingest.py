@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.refusal import Reason
+from pipeline.cohort import reasons
 from pipeline.cohort.attrition import Count, waterfall
 from pipeline.cohort.selection import Selection, select
 from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan
@@ -17,12 +18,13 @@ from pipeline.cohort.workers import Examination, expect_series
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.records.join import Labels, Records, label
+from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_records, read_series_list
-from pipeline.system import reasons
+from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
-_NOBODYS = {reasons.NO_PATIENT_ID, reasons.ISSUER}
+_NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.ISSUER}
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
 def _list_refusals(path: Path, found: Sequence[FindingRow]) -> None:
     """The findings as a table for hospital IT; `fedthorax node find` tells whose pseudonym it is."""
     ordered = sorted(found, key=lambda row: (row.code, row.pseudonym, row.series))
-    lines = [[r.code, r.pseudonym, r.series, r.says, reasons.BY_CODE[r.code].remedy] for r in ordered]
+    lines = [[r.code, r.pseudonym, r.series, r.says, BY_CODE[r.code].remedy] for r in ordered]
     _write_table(path, ["code", "pseudonym", "series", "says", "remedy"], lines)
 
 

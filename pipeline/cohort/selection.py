@@ -7,9 +7,11 @@ from datetime import datetime
 from functools import partial
 
 from models.refusal import Reason
+from pipeline.cohort import reasons
 from pipeline.cohort.store import Scan
 from pipeline.imaging.discovery import Series
-from pipeline.system import reasons
+from pipeline.site import reasons as site_reasons
+from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
 # What becomes of a series that was not refused.
@@ -61,12 +63,12 @@ def _judge(series: Series, scan: Scan, selection: Selection, *, dated: bool) -> 
         Finding, patient_id=series.patient_id, detail=series.files[0].parent.name, series=series.fingerprint[:12]
     )
     if scan.code is not None:
-        selection.findings.append(found(reasons.BY_CODE[scan.code], says=scan.says or ""))
-        return reasons.BY_CODE[scan.code]
-    selection.findings += [found(reasons.BY_CODE[flag]) for flag in scan.flags.split(",") if flag]
+        selection.findings.append(found(BY_CODE[scan.code], says=scan.says or ""))
+        return BY_CODE[scan.code]
+    selection.findings += [found(BY_CODE[flag]) for flag in scan.flags.split(",") if flag]
     if series.acquired is None and dated:
-        selection.findings.append(found(reasons.CT_DATE))
-        return reasons.CT_DATE
+        selection.findings.append(found(site_reasons.CT_DATE))
+        return site_reasons.CT_DATE
     return None
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from models.refusal import Refusal
+from pipeline.cohort import reasons
 from pipeline.site.folder import Site, Split
-from pipeline.system import reasons
 from pipeline.system.locks import alone
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from queue import SimpleQueue
 from typing import Self
 
 from models.refusal import Refusal
+from pipeline.cohort import reasons
 from pipeline.cohort.store import Cohort, Scan, save_tensor
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
-from pipeline.system import reasons
 from pipeline.system.malloc import keep_memory
 
 

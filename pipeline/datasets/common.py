@@ -11,9 +11,10 @@ from pathlib import Path
 
 from configs import usual_studies
 from models.refusal import Reason, Refusal
+from pipeline.datasets import reasons
+from pipeline.records import reasons as records_reasons
 from pipeline.records.csv_tables import CsvTable, read_rows
 from pipeline.site.folder import init_site
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 Progress = Callable[[int, int], None]
@@ -74,7 +75,7 @@ def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path]
     if not both:
         raise Refusal(reasons.LAYOUT, data_set=data_set, missing="a scan for any row of the labels")
     findings += [Finding(reasons.NO_SCAN, patient_id) for patient_id in sorted(rows.keys() - scans.keys())]
-    findings += [Finding(reasons.NO_LABEL, patient_id) for patient_id in sorted(scans.keys() - rows.keys())]
+    findings += [Finding(records_reasons.NO_LABEL, patient_id) for patient_id in sorted(scans.keys() - rows.keys())]
     return both
 
 

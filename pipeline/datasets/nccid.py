@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from models.refusal import Refusal
+from pipeline.datasets import reasons
 from pipeline.datasets.common import Imported, Progress, check_layout, check_out, make_site, write_table
 from pipeline.datasets.nccid_records import Clinical, read_outcome, read_swabs, trusted_orders
 from pipeline.imaging.discovery import find_series, read_header, tags, text
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.system import reasons
+from pipeline.site import reasons as site_reasons
 from pipeline.system.findings import Finding
 
 _FILE = re.compile(r"(data|status)_(\d{4}-\d{2}-\d{2})\.json", flags=re.ASCII)
@@ -117,7 +118,7 @@ def _dated_series(root: Path, patient_id: str, findings: list[Finding]) -> dict[
         if _is_truly_dated(first):
             found[folder.relative_to(root).as_posix()] = folder
         else:
-            findings.append(Finding(reasons.CT_DATE, patient_id, str(folder)))
+            findings.append(Finding(site_reasons.CT_DATE, patient_id, str(folder)))
     if not found:
         raise Refusal(reasons.NO_SCAN)
     return found

@@ -19,8 +19,8 @@ from itertools import product
 from typing import Any, Literal
 
 from models.refusal import Reason
+from pipeline.datasets import reasons
 from pipeline.records.outcomes import Outcome
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 Order = Literal["day first", "month first"]

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from models.refusal import Refusal
+from pipeline.datasets import reasons
 from pipeline.datasets.common import (
     LABEL_COLUMNS,
     Imported,
@@ -30,7 +31,6 @@ from pipeline.datasets.common import (
 from pipeline.imaging.discovery import age_in_years
 from pipeline.imaging.nifti_header import read_meta_header
 from pipeline.records.csv_tables import CsvTable
-from pipeline.system import reasons
 
 SPLITS = {
     "equal": "Patients were ordered by the SHA-256 of the seed and their PatientID and dealt out in turn: every site "

@@ -16,7 +16,7 @@ from models.refusal import Refusal
 from pipeline.cohort.ingest import Assessment, Material, assess_material
 from pipeline.cohort.store import Cohort
 from pipeline.cohort.workers import Examination
-from pipeline.doctor import connectivity
+from pipeline.doctor import connectivity, reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.doctor.environment import configuration, machine
 from pipeline.doctor.records import read_lines
@@ -24,9 +24,9 @@ from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.records.join import JoinRules, Records
 from pipeline.records.join_sensitivity import Variant, vary
+from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_records, read_series_list
-from pipeline.system import reasons
 from pipeline.system.check_line import Line, Status, refused
 from pipeline.system.findings import Finding
 
@@ -158,7 +158,7 @@ def _read(site: Site, lines: list[Line]) -> Material:
     except Refusal as refusal:
         line = refused("scans", "scans", refusal)
         # Not a fault: it is what comes next.
-        lines.append(replace(line, status="skip") if refusal.reason == reasons.NOTHING_PULLED else line)
+        lines.append(replace(line, status="skip") if refusal.reason == site_reasons.NOTHING_PULLED else line)
     return Material(series, records, scan_findings, record_findings)
 
 

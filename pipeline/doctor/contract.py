@@ -13,13 +13,18 @@ from typing import Any, Literal
 import numpy as np
 
 from models.refusal import Reason
+from pipeline.cohort import reasons as cohort_reasons
 from pipeline.cohort.ingest import Assessment, Member
 from pipeline.cohort.store import PatientRow
+from pipeline.doctor import reasons
 from pipeline.doctor.duplicates import near_duplicates
+from pipeline.imaging import reasons as imaging_reasons
+from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.measures import Measures
 from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records import reasons as records_reasons
+from pipeline.scoring import reasons as scoring_reasons
 from pipeline.site.folder import Site, Split
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 Severity = Literal["refuses", "flags", "informs"]
@@ -35,26 +40,56 @@ MOST_WORDS = 50  # that are listed on the site's screen
 # Reasons for which one scan or one patient is refused or flagged, by what they are about.
 _AREAS: dict[str, tuple[Reason, ...]] = {
     "geometry": (
-        *(reasons.GEOMETRY, reasons.SPACING, reasons.MIXED_GEOMETRY, reasons.DIMENSIONS, reasons.SLICE_GAP),
-        *(reasons.DUPLICATE_SLICE, reasons.DUPLICATE_DROPPED, reasons.TILT, reasons.OBLIQUE, reasons.TOO_FEW),
-        reasons.THICK,
+        *(
+            imaging_reasons.GEOMETRY,
+            imaging_reasons.SPACING,
+            imaging_reasons.MIXED_GEOMETRY,
+            imaging_reasons.DIMENSIONS,
+            imaging_reasons.SLICE_GAP,
+        ),
+        *(
+            imaging_reasons.DUPLICATE_SLICE,
+            imaging_reasons.DUPLICATE_SLICE_FLAGGED,
+            imaging_reasons.TILT,
+            imaging_reasons.OBLIQUE,
+            imaging_reasons.TOO_FEW,
+        ),
+        imaging_reasons.THICK,
     ),
-    "HU": (reasons.RESCALE, reasons.HU_RANGE, reasons.EMPTY_VOLUME, reasons.PADDING, reasons.AIR_HU, reasons.HU_SHIFT),
-    "orientation": (reasons.TURNED,),
-    "lungs": (reasons.NO_LUNGS, reasons.NOT_A_WHOLE_CHEST, reasons.LUNGS_CUT),
-    "contrast": (reasons.CONTRAST,),
-    "duplicates": (reasons.DUPLICATE_SCAN, reasons.SHARED_STUDY, reasons.SEVERAL_SERIES),
+    "HU": (
+        imaging_reasons.RESCALE,
+        imaging_reasons.HU_RANGE,
+        imaging_reasons.EMPTY_VOLUME,
+        imaging_reasons.PADDING,
+        preprocessing_reasons.AIR_HU,
+        preprocessing_reasons.HU_SHIFT,
+    ),
+    "orientation": (preprocessing_reasons.TURNED,),
+    "lungs": (preprocessing_reasons.NO_LUNGS, preprocessing_reasons.NOT_A_WHOLE_CHEST, preprocessing_reasons.LUNGS_CUT),
+    "contrast": (imaging_reasons.CONTRAST,),
+    "duplicates": (cohort_reasons.DUPLICATE_SCAN, cohort_reasons.SHARED_STUDY, cohort_reasons.SEVERAL_SERIES),
     "join": (
-        *(reasons.NO_PCR, reasons.PCR_CONFLICT, reasons.PCR_WINDOW, reasons.PCR_INDETERMINATE),
-        *(reasons.PCR_INCOMPLETE, reasons.NO_LABEL),
+        *(
+            records_reasons.NO_PCR,
+            records_reasons.PCR_CONFLICT,
+            records_reasons.PCR_WINDOW,
+            records_reasons.PCR_INDETERMINATE,
+        ),
+        *(records_reasons.PCR_INCOMPLETE, records_reasons.NO_LABEL),
     ),
-    "records": (reasons.OUTCOME_WITHOUT_CT,),
+    "records": (cohort_reasons.OUTCOME_WITHOUT_CT,),
 }
 _AREA_OF = {reason: area for area, found in _AREAS.items() for reason in found}
 _INFORM = {
-    *(reasons.DUPLICATE_DROPPED, reasons.PADDING, reasons.CONTRAST, reasons.SEVERAL_SERIES, reasons.MODALITY_EMPTY),
+    *(
+        imaging_reasons.DUPLICATE_SLICE_FLAGGED,
+        imaging_reasons.PADDING,
+        imaging_reasons.CONTRAST,
+        cohort_reasons.SEVERAL_SERIES,
+        imaging_reasons.MODALITY_EMPTY,
+    ),
     *(reasons.KERNEL_UNKNOWN, reasons.SCANNER_MIX, reasons.REPEATED, reasons.PRONE, reasons.FEET_FIRST),
-    *(reasons.EVENT_BEFORE_CT, reasons.AGE_MISSING, reasons.SEX_MISSING),
+    *(records_reasons.EVENT_BEFORE_CT, scoring_reasons.AGE_MISSING, scoring_reasons.SEX_MISSING),
 }
 
 
@@ -146,18 +181,20 @@ def _findings(facts: Facts) -> Iterator[Result]:
             unit,
             count > 0,
             base,
-            of_waterfall=reason.code in in_waterfall or reason == reasons.SEVERAL_SERIES,
-            private=_words(assessment.material.record_findings) if reason == reasons.PCR_UNMAPPED_ROW else "",
+            of_waterfall=reason.code in in_waterfall or reason == cohort_reasons.SEVERAL_SERIES,
+            private=_words(assessment.material.record_findings)
+            if reason == records_reasons.PCR_UNMAPPED_FLAGGED
+            else "",
         )
 
 
 def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
     """Of which count of the waterfall a finding is a part ('' where of none), and of what it is counted."""
     flagged = {code for scan in facts.assessment.accepted for code in scan.flags.split(",")}
-    if area == "join" or reason == reasons.SEVERAL_SERIES:
+    if area == "join" or reason == cohort_reasons.SEVERAL_SERIES:
         return "patients", "patients"
     if area == "records":
-        return "", "patients" if reason == reasons.OUTCOME_WITHOUT_CT else "times"
+        return "", "patients" if reason == cohort_reasons.OUTCOME_WITHOUT_CT else "times"
     if reason.code in flagged or (area in _AREAS and not reason.refuses):
         return "accepted", "series"
     if area in _AREAS or reason.code in {count.key for count in facts.assessment.waterfall.parts}:
@@ -167,7 +204,7 @@ def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
 
 def _words(findings: Sequence[Finding]) -> str:
     """The words that are in none of the laboratory's lists, most frequent first: they may name a patient."""
-    words = Counter(f.detail for f in findings if f.reason == reasons.PCR_UNMAPPED_ROW)
+    words = Counter(f.detail for f in findings if f.reason == records_reasons.PCR_UNMAPPED_FLAGGED)
     listed = [f"{word!r} {count} times" for word, count in words.most_common(MOST_WORDS)]
     return "; ".join(listed) + (f"; {len(words) - MOST_WORDS} more words" if len(words) > MOST_WORDS else "")
 
@@ -180,7 +217,7 @@ def _scans(facts: Facts) -> Iterator[Result]:
         count = sum(map(meets, scans))
         return Result(reason, area, count, len(scans), "series", count > 0, "accepted")
 
-    yield scans_with(reasons.COARSE, "geometry", lambda m: m.pixel_mm > facts.settings.working_spacing_mm)
+    yield scans_with(scoring_reasons.COARSE, "geometry", lambda m: m.pixel_mm > facts.settings.working_spacing_mm)
     yield scans_with(reasons.PRONE, "orientation", lambda m: m.position[2:] not in ("", "S"))
     yield scans_with(reasons.FEET_FIRST, "orientation", lambda m: m.position.startswith("FF"))
     yield scans_with(reasons.SMALL_LUNGS, "lungs", lambda m: m.lungs_ml < SMALL_LUNGS_ML)
@@ -232,19 +269,19 @@ def _labels(facts: Facts) -> Iterator[Result]:
         return Result(reason, area, count, of, "patients", count > 0, "labelled", of_waterfall)
 
     yield most(reasons.LABEL_YIELD, "labels", len(members) - len(patients), len(members))
-    unmatched = sum(m.labels.reason in (reasons.NO_PCR, reasons.NO_LABEL) for m in members)
+    unmatched = sum(m.labels.reason in (records_reasons.NO_PCR, records_reasons.NO_LABEL) for m in members)
     yield most(reasons.IDENTIFIERS_DIFFER, "labels", unmatched, len(members))
     balances = [_rarer(known) for known in _known(patients).values() if known]
     rarer, of = min(balances, key=lambda found: found[0] / found[1], default=(0, 0))
     is_skewed = rarer < SKEWED_BELOW * of
     yield Result(reasons.PREVALENCE, "labels", rarer, of, "patients", is_skewed, of_waterfall=True)
-    yield some(reasons.AGE_MISSING, "labels", sum(p.age_years is None for p in patients), len(patients))
+    yield some(scoring_reasons.AGE_MISSING, "labels", sum(p.age_years is None for p in patients), len(patients))
     minors = sum(p.age_years is not None and p.age_years < ADULT_YEARS for p in patients)
-    yield some(reasons.NOT_ADULT, "labels", minors, len(patients))
-    yield some(reasons.SEX_MISSING, "labels", sum(p.sex is None for p in patients), len(patients))
+    yield some(scoring_reasons.NOT_ADULT, "labels", minors, len(patients))
+    yield some(scoring_reasons.SEX_MISSING, "labels", sum(p.sex is None for p in patients), len(patients))
     asked = [m.labels for m in members if m.labels.reason is None and m.labels.pcr_positive is not False]
     unknown = Counter(labels.severe_reason for labels in asked)
-    for reason in (reasons.NO_OUTCOME, reasons.FOLLOWED_TOO_SHORT, reasons.EVENT_BEFORE_CT):
+    for reason in (records_reasons.NO_OUTCOME, records_reasons.FOLLOWED_TOO_SHORT, records_reasons.EVENT_BEFORE_CT):
         yield some(reason, "outcomes", unknown[reason], len(asked), of_waterfall=True)
     yield most(reasons.OUTCOME_YIELD, "outcomes", sum(labels.severe is None for labels in asked), len(asked))
 

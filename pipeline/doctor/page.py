@@ -19,7 +19,7 @@ from pipeline.doctor import figure
 from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
 from pipeline.doctor.suppression import hidden, shown, shown_of
-from pipeline.system import reasons
+from pipeline.scoring import reasons
 from pipeline.system.templating import page_environment
 
 PAGE = "check.html"

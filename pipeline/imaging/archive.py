@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.imaging import reasons
 
 MAX_RATIO = 100  # unpacked to packed bytes; lossless CT reaches 4
 MAX_BYTES = 4 * 2**30

@@ -15,7 +15,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.imaging import reasons
 
 _PLUGINS = {
     uid.RLELossless: "pipeline.imaging.rle",

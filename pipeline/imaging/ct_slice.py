@@ -17,12 +17,11 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
 from models.refusal import Reason, Refusal
-from pipeline.imaging import codecs
+from pipeline.imaging import codecs, reasons
 from pipeline.imaging.codecs import Form
 from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, read_header, tags, text
 from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.volume import HU_ENDS, whole_hu
-from pipeline.system import reasons
 
 AIR_HU = -1024
 BRIGHTEST_HU = 3071  # 12 bits from -1024 on, the range of CT scanners

@@ -20,9 +20,9 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons
 from pipeline.imaging.fast_header import Head, head_tags, read_head
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 

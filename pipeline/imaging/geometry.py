@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.imaging import reasons
 
 Floats = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ from itertools import pairwise
 from pydicom import Dataset
 
 from models.refusal import Reason, Refusal
+from pipeline.imaging import reasons
 from pipeline.imaging.discovery import Series, read_header, tags, text
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
-from pipeline.system import reasons
 
 _MUCH_FURTHER = 1.5  # times
 _SAME_SHARE = 0.1
@@ -68,7 +68,7 @@ def require_whole(found: Stated, apart_mm: float) -> None:
 def remark(found: Stated, apart_mm: float) -> Reason | None:
     """What a reader should know of slices that lie `apart_mm` apart: W_SLICES_MISSING, W_SLICES_APART."""
     if (found.number_step or 1) > 1 or apart_mm > _MUCH_FURTHER * (found.spacing_mm or apart_mm):
-        return reasons.SLICES_FEWER
+        return reasons.SLICES_MISSING_FLAGGED
     return reasons.SLICES_APART if apart_mm > _MUCH_FURTHER * (found.thickness_mm or apart_mm) else None
 
 

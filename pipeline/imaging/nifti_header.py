@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons
 from pipeline.imaging.archive import MAX_BYTES, MAX_RATIO
 from pipeline.imaging.series_reader import MAX_VOXELS
-from pipeline.system import reasons
 
 _CHUNK_BYTES = 2**20
 _MAX_EXTRA_BYTES = 2**20  # of notes between header and voxels, and of what may follow the voxels

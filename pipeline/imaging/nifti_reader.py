@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons
 from pipeline.imaging.discovery import VOLUME_SUFFIXES, Series, age_in_years, fingerprint, walk
 from pipeline.imaging.geometry import check_spacing, feet_to_head, headward_normal, ras_affine
 from pipeline.imaging.nifti_header import inspect, is_meta, meta_voxel_file, read_meta_header
 from pipeline.imaging.series_reader import THICK_MM, finish
 from pipeline.imaging.volume import Volume, whole_hu
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons
 from pipeline.imaging.ct_slice import AIR_HU, BRIGHTEST_HU, Slice, decode_slice, inspect_slices
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.geometry import feet_to_head, headward_normal, ras_affine
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.volume import Volume
-from pipeline.system import reasons
 
 MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
 LOWEST_HU, HIGHEST_HU = -2000, 10_000  # below: not even noise; above: no metal is as dense
@@ -44,7 +44,7 @@ def read_series(series: Series) -> Volume:
     if is_copy.any():
         _check_copies(slices, is_copy)
         slices = [each for each, copy in zip(slices, is_copy, strict=True) if not copy]
-        flags.add(reasons.DUPLICATE_DROPPED.code)
+        flags.add(reasons.DUPLICATE_SLICE_FLAGGED.code)
     affine = ras_affine(
         np.array([each.position_mm for each in slices]),
         normal,

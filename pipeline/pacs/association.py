@@ -19,10 +19,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from models.refusal import Refusal
+from pipeline.pacs import reasons
 from pipeline.pacs.receiver import PDU_BYTES, TRANSFER_SYNTAXES, Inbox, guard
 from pipeline.pacs.tls import as_client, as_server
 from pipeline.site.pacs_settings import DimseTable
-from pipeline.system import reasons
 
 FIND = StudyRootQueryRetrieveInformationModelFind
 GET = StudyRootQueryRetrieveInformationModelGet

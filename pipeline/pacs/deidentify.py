@@ -25,12 +25,14 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.ct_slice import REFORMATTED
 from pipeline.imaging.discovery import PIXEL_DATA, BoundedFile, tags, text
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
+from pipeline.pacs import reasons
+from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
-from pipeline.system import reasons
 
 IMPLEMENTATION_UID = uid.UID("2.25.184716237519960213187036450927313064537")
 _UNSAID = b"OTHER"  # in place of a text that may not pass: leaving it out would mean something else to the reader
@@ -132,7 +134,7 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
     meta, source = _read(part10)
     study, series, image = (_text(source, tag) for tag in _UIDS)
     if not (study and series and image):
-        raise Refusal(reasons.PARSE, private="a UID is missing")
+        raise Refusal(imaging_reasons.PARSE, private="a UID is missing")
     owner = _patient(source, site, patient_id)
     passing = _passing(source)
     if _CLASS not in passing:
@@ -164,10 +166,10 @@ def series_folder(site: Site, study_uid: str, series_uid: str) -> str:
 def check_patient(patient_id: str, issuer: str, site: Site) -> None:
     """Raises Refusal: E_NO_PATIENT_ID without identifier, E_ISSUER with one that another authority gave."""
     if not patient_id:
-        raise Refusal(reasons.NO_PATIENT_ID)
+        raise Refusal(site_reasons.NO_PATIENT_ID)
     expected = site.settings.site.issuer
     if expected and issuer and issuer != expected:
-        raise Refusal(reasons.ISSUER, private=issuer)
+        raise Refusal(site_reasons.ISSUER, private=issuer)
 
 
 def _read(part10: bytes) -> tuple[Dataset, Dataset]:
@@ -176,7 +178,7 @@ def _read(part10: bytes) -> tuple[Dataset, Dataset]:
     Raises Refusal: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX.
     """
     if part10[128:132] != b"DICM":
-        raise Refusal(reasons.NOT_DICOM)
+        raise Refusal(imaging_reasons.NOT_DICOM)
     stream = cast(BinaryIO, BoundedFile(BytesIO(part10)))
     stream.seek(132)
     try:
@@ -186,7 +188,7 @@ def _read(part10: bytes) -> tuple[Dataset, Dataset]:
     except Refusal:
         raise
     except Exception as error:  # broken files make pydicom raise nearly anything
-        raise Refusal(reasons.PARSE, private=str(error)) from None
+        raise Refusal(imaging_reasons.PARSE, private=str(error)) from None
 
 
 @lru_cache(maxsize=64)
@@ -198,7 +200,7 @@ def _encoding(transfer_syntax: str) -> tuple[bool, str]:
     syntax = uid.UID(transfer_syntax)
     # Deflated files can blow up to any size, and hardly exist.
     if syntax.is_private or not syntax.is_transfer_syntax or syntax.is_deflated:
-        raise Refusal(reasons.TRANSFER_SYNTAX, private=transfer_syntax)
+        raise Refusal(imaging_reasons.TRANSFER_SYNTAX, private=transfer_syntax)
     return syntax.is_implicit_VR, "<" if syntax.is_little_endian else ">"
 
 

@@ -22,11 +22,11 @@ from requests import exceptions
 from urllib3.util import Retry
 
 from models.refusal import Refusal
+from pipeline.pacs import reasons
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.pacs.tls import as_client
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
-from pipeline.system import reasons
 
 _ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored: the PACS need not convert
 _CHUNK_BYTES = 2**20

@@ -16,11 +16,11 @@ from pynetdicom.status import STATUS_PENDING, STATUS_SUCCESS, STATUS_WARNING, co
 from models.refusal import Refusal
 from pipeline.imaging.discovery import text
 from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
-from pipeline.system import reasons
 
 _PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
 _STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)

@@ -21,14 +21,17 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from models.refusal import Reason, Refusal
+from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.pacs import reasons
 from pipeline.pacs.deidentify import check_patient, image_file, strip
 from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, open_pacs
 from pipeline.pacs.pull_log import Entry, Journal
 from pipeline.pacs.store import SeriesStore
+from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import Limits, PacsTable, named_file
-from pipeline.system import reasons
+from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 from pipeline.system.locks import alone
 
@@ -36,7 +39,11 @@ _ENDS_THE_PULL = {
     *(reasons.PACS_AUTH, reasons.PACS_UNTRUSTED, reasons.PACS_PROXY, reasons.PACS_SERVICE),
     *(reasons.PACS_RECEIVER, reasons.PACS_NO_DELIVERY, reasons.DISK),
 }
-_BAD_IMAGE = {reasons.NOT_DICOM, reasons.PARSE, reasons.TRANSFER_SYNTAX}  # whatever `strip` refuses else: the series
+_BAD_IMAGE = {
+    imaging_reasons.NOT_DICOM,
+    imaging_reasons.PARSE,
+    imaging_reasons.TRANSFER_SYNTAX,
+}  # whatever `strip` refuses else: the series
 
 
 @dataclass
@@ -99,11 +106,11 @@ def study_query(site: Site, table: PacsTable) -> StudyQuery:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError:
-            raise Refusal(reasons.PACS_FILE, private=f"{path}: not UTF-8") from None
+            raise Refusal(site_reasons.PACS_FILE, private=f"{path}: not UTF-8") from None
         accessions = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
         # No number, or one with a wildcard, would ask for everything.
         if not accessions or any(set(number) & set("*?\\") for number in accessions):
-            raise Refusal(reasons.PACS_FILE, private=f"{path}: no accession numbers, or * or ? in them")
+            raise Refusal(site_reasons.PACS_FILE, private=f"{path}: no accession numbers, or * or ? in them")
     parts = tuple(part.upper() for part in filters.body_parts)
     return StudyQuery(filters.modality, filters.from_date, filters.to_date, accessions, parts)
 
@@ -165,7 +172,7 @@ class _Pull:
             self._report.failed += 1
             self._note(refusal.reason, store, refusal.private)
         for code, count in Counter(self._journal.refused(store.key).values()).items():
-            self._note(reasons.BY_CODE[code], store, f"{count} images")
+            self._note(BY_CODE[code], store, f"{count} images")
 
     def _note(self, reason: Reason, store: SeriesStore, detail: str) -> None:
         self._report.findings.append(Finding(reason, store.pseudonym, detail, series=store.key[:12]))

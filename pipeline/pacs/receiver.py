@@ -19,8 +19,8 @@ from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[at
 from pynetdicom.transport import ThreadedAssociationServer
 
 from models.refusal import Refusal
+from pipeline.pacs import reasons
 from pipeline.pacs.places import Places
-from pipeline.system import reasons
 
 log = logging.getLogger("fedthorax.pacs")
 

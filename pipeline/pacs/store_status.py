@@ -4,7 +4,7 @@ Statuses: DICOM PS3.4, table B.2-1; PS3.7, annex C; PS3.18, table I.2-2.
 """
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.pacs import reasons
 
 PROCESSING_FAILURE = 0x0110
 _STORED = {0x0000, 0x0111, 0xB000, 0xB006, 0xB007}  # success; it has the file already; stored, with a remark

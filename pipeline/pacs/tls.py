@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.refusal import Refusal
+from pipeline.site import reasons
 from pipeline.site.pacs_settings import read_secret
-from pipeline.system import reasons
 
 
 def as_client(

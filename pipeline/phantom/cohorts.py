@@ -29,7 +29,7 @@ from pipeline.phantom.records import LOST_TO_FOLLOW_UP
 from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.site.folder import SYNTHETIC_STUDIES, Site, init_site
-from pipeline.system import reasons
+from pipeline.system.codes import BY_CODE
 
 STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
 
@@ -205,5 +205,5 @@ def _findings(made: list[_Made]) -> list[FindingRow]:
     for _, scan, row in made:
         codes = [scan.code] if scan.code else [flag for flag in scan.flags.split(",") if flag]
         pseudonym = row.pseudonym if row else ""
-        found += [FindingRow(c, pseudonym, scan.fingerprint[:12], reasons.BY_CODE[c].says) for c in codes]
+        found += [FindingRow(c, pseudonym, scan.fingerprint[:12], BY_CODE[c].says) for c in codes]
     return found

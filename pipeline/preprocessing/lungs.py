@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from models.refusal import Refusal
-from pipeline.system.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
+from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
 
 AIR_BELOW_HU = -500  # between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find it near here
 SMALLEST_LUNG_ML = 250

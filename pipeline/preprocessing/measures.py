@@ -16,8 +16,8 @@ from pipeline.imaging.discovery import Series, read_header, tags, text
 from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.vendor_tags import Sharpness, known_kernel, known_manufacturer
 from pipeline.imaging.volume import Volume
+from pipeline.preprocessing import reasons
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing
-from pipeline.system import reasons
 
 # An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom); the air
 # around a patient has scatter in it, and -1024 ends the range.

@@ -12,11 +12,11 @@ from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
+from pipeline.preprocessing import reasons
 from pipeline.preprocessing.lesion_burden import TISSUE_ABOVE_HU, middle_of_body
 from pipeline.preprocessing.lungs import at_sides, bounding_box
 from pipeline.preprocessing.measures import air_around, is_turned, lie_of_body
 from pipeline.preprocessing.preprocess import Prepared
-from pipeline.system import reasons
 
 # Air is -1000 HU by definition. W_AIR_HU is flagged from 50 HU beside it; no calibration is off by twice as much.
 AIR_HU = (-1100.0, -880.0)
@@ -96,21 +96,21 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
 def require_chest(found: Anatomy) -> None:
     """Raises Refusal E_AIR_HU, E_TISSUE_HU, E_NOISE, E_NOT_LUNG, E_METAL, E_LUNGS_CUT, E_TURNED, E_MIRRORED."""
     if found.air_hu is not None and not AIR_HU[0] <= found.air_hu <= AIR_HU[1]:
-        raise Refusal(reasons.NOT_AIR, air_hu=round(found.air_hu))
+        raise Refusal(reasons.AIR_HU_REFUSED, air_hu=round(found.air_hu))
     if found.soft_tissue < LEAST_SOFT_TISSUE or found.muscle < LEAST_MUSCLE:
-        raise Refusal(reasons.NOT_TISSUE, soft=round(100 * found.soft_tissue), muscle=round(100 * found.muscle))
+        raise Refusal(reasons.TISSUE_HU, soft=round(100 * found.soft_tissue), muscle=round(100 * found.muscle))
     if found.noise_hu is not None and found.noise_hu > MOST_NOISE_HU:
         raise Refusal(reasons.NOISE, noise_hu=round(found.noise_hu))
     if not LUNG_HU[0] <= found.lung_hu <= LUNG_HU[1]:
         raise Refusal(reasons.NOT_LUNG, lung_hu=round(found.lung_hu))
     if found.metal_ml > MOST_METAL_ML:
-        raise Refusal(reasons.MUCH_METAL, metal_ml=round(found.metal_ml))
+        raise Refusal(reasons.METAL_REFUSED, metal_ml=round(found.metal_ml))
     if (cut := max(found.cut_low, found.cut_high)) > MOST_CUT:
-        raise Refusal(reasons.LUNGS_CUT_OFF, percent=round(100 * cut))
+        raise Refusal(reasons.LUNGS_CUT_REFUSED, percent=round(100 * cut))
     if is_turned(found.spine_behind_mm, found.windpipe_above_mm2):
-        raise Refusal(reasons.BODY_TURNED)
+        raise Refusal(reasons.TURNED_REFUSED)
     if _is_mirrored(found.heart_left, found.stomach_left):
-        raise Refusal(reasons.MIRRORED_BODY)
+        raise Refusal(reasons.MIRRORED_REFUSED)
 
 
 def _is_mirrored(heart_left: float, stomach_left: float | None) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, field_validator
 
 from models.refusal import Reason, Refusal
-from pipeline.system import reasons
+from pipeline.records import reasons
 from pipeline.system.findings import Finding
 
 # Above this share of its rows, what is a finding at one row means that the file or its declaration is wrong:
@@ -21,7 +21,7 @@ FILE_REASONS = {
     reasons.NO_IDENTIFIER: reasons.IDENTIFIERS,
     reasons.IDENTIFIER_AMBIGUOUS: reasons.IDENTIFIERS,
     reasons.DATE: reasons.DATES,
-    reasons.PCR_UNMAPPED_ROW: reasons.PCR_UNMAPPED,
+    reasons.PCR_UNMAPPED_FLAGGED: reasons.PCR_UNMAPPED,
     reasons.LABEL: reasons.LABELS,
     reasons.HL7: reasons.HL7_FILES,
     reasons.FHIR: reasons.FHIR_FILES,
@@ -141,6 +141,6 @@ def refuse_when_many(
     for row_reason, file_reason in FILE_REASONS.items():
         details = Counter(finding.detail for finding in findings if finding.reason == row_reason)
         percent = 100 * details.total() / max(row_count, 1)
-        if percent > (max_unmapped_percent if row_reason == reasons.PCR_UNMAPPED_ROW else MAX_FAULTY_PERCENT):
+        if percent > (max_unmapped_percent if row_reason == reasons.PCR_UNMAPPED_FLAGGED else MAX_FAULTY_PERCENT):
             private = "; ".join(f"{detail!r} {count} times" for detail, count in details.most_common(10))
             raise Refusal(file_reason, private=private, table=name, percent=round(percent))

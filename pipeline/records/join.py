@@ -12,10 +12,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from models.refusal import Reason
+from pipeline.records import reasons
 from pipeline.records.labels import Label
 from pipeline.records.laboratory import PcrResult
 from pipeline.records.outcomes import Outcome
-from pipeline.system import reasons
 
 Event = Literal["intubated", "icu", "died"]
 

@@ -6,8 +6,8 @@ Public data sets rarely give dates, so nothing is joined here: the publisher has
 from collections import defaultdict
 from dataclasses import dataclass
 
+from pipeline.records import reasons
 from pipeline.records.csv_tables import CsvTable, note, read_rows, refuse_when_many
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 OLDEST_YEARS = 120

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import date
 
 from models.refusal import Reason
+from pipeline.records import reasons
 from pipeline.records.csv_tables import TableFile, note, read_moment, read_rows, refuse_when_many
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 

@@ -15,9 +15,9 @@ from models.refusal import Refusal
 from pipeline.imaging.volume import LUNG_WINDOW_HU
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES, middle_of_body
 from pipeline.preprocessing.preprocess import Prepared, resample
+from pipeline.scoring import reasons
 from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
 from pipeline.scoring.score import NOTICE, Score
-from pipeline.system import reasons
 from pipeline.system.templating import page_environment
 
 PAGE = "score.html"

@@ -6,11 +6,13 @@ from typing import Any
 from models.refusal import Reason
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import remark
+from pipeline.preprocessing import reasons as preprocessing_reasons
 from pipeline.preprocessing.measures import AIR_BETWEEN_HU
 from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing
+from pipeline.scoring import reasons
 from pipeline.scoring.single_scan import OneScan
-from pipeline.system import reasons
+from pipeline.system.codes import BY_CODE
 
 ADULT_YEARS = 18
 
@@ -55,7 +57,7 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
     slice_mm, row_mm, column_mm = volume.spacing_mm
     pixel_mm = max(row_mm, column_mm)
     is_coarse = pixel_mm > settings.working_spacing_mm
-    read = [reasons.BY_CODE[flag] for flag in volume.flags]
+    read = [BY_CODE[flag] for flag in volume.flags]
     return [
         Check("slices", len(volume.hu)),
         Check("slice_distance", round(slice_mm, 2), "mm", remark(scan.stated, slice_mm)),
@@ -72,7 +74,7 @@ def _of_lungs(prepared: Prepared, found: Anatomy) -> list[Check]:
     return [
         Check("lungs", round(prepared.lungs_ml), "mL"),
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
-        Check("lungs_cut", " and ".join(ends) or "no", "", reasons.LUNGS_CUT if ends else None),
+        Check("lungs_cut", " and ".join(ends) or "no", "", preprocessing_reasons.LUNGS_CUT if ends else None),
     ]
 
 
@@ -85,9 +87,9 @@ def _of_density(prepared: Prepared, found: Anatomy, settings: Preprocessing) -> 
             "air",
             "not seen" if found.air_hu is None else round(found.air_hu),
             "HU" if found.air_hu else "",
-            None if is_air else reasons.AIR_HU,
+            None if is_air else preprocessing_reasons.AIR_HU,
         ),
-        Check("hu_shift", round(prepared.shift_hu), "HU", reasons.HU_SHIFT if is_shift_spent else None),
+        Check("hu_shift", round(prepared.shift_hu), "HU", preprocessing_reasons.HU_SHIFT if is_shift_spent else None),
         Check("metal", round(found.metal_ml, 1), "mL", reasons.METAL if found.metal_ml > SOME_METAL_ML else None),
     ]
 

@@ -27,9 +27,9 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
+from pipeline.scoring import reasons
 from pipeline.scoring.quality_checks import Check, checks
 from pipeline.scoring.single_scan import OneScan, read_one
-from pipeline.system import reasons
 
 NOTICE = "Research use only. Not a medical device."
 Level = Literal["low", "intermediate", "high"]

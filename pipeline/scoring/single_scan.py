@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.refusal import Refusal
+from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.archive import open_images
 from pipeline.imaging.ct_slice import inspect_slice
 from pipeline.imaging.discovery import Series
@@ -13,10 +14,10 @@ from pipeline.imaging.missing_slices import Stated, stated
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.readers import find_scans, read_scan
 from pipeline.imaging.volume import Volume
-from pipeline.system import reasons
+from pipeline.scoring import reasons
 from pipeline.system.findings import Finding
 
-BESIDES_THE_SCAN = {reasons.MODALITY, reasons.LOCALIZER, reasons.NOT_AXIAL}
+BESIDES_THE_SCAN = {imaging_reasons.MODALITY, imaging_reasons.LOCALIZER, imaging_reasons.NOT_AXIAL}
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> On
 def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:
     """The one series to score. Scouts, reformats and what is not CT may lie beside it; a second scan may not."""
     if not found:
-        first = unread[0] if unread else Finding(reasons.NO_IMAGES)
+        first = unread[0] if unread else Finding(imaging_reasons.NO_IMAGES)
         raise Refusal(first.reason, private=first.detail)
     asked = [s for s in found if series_uid in (None, s.series_uid)]
     if not asked:

@@ -28,7 +28,7 @@ from pipeline.records.labels import LabelsFile
 from pipeline.records.laboratory import Laboratory
 from pipeline.records.outcomes import OutcomeFile
 from pipeline.site.pacs_settings import PacsTable
-from pipeline.system.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
+from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
 Split = Literal["train", "validation", "test"]
 # Shares of patients, by keyed hash: the first is tested on, the second calibrates, the rest is learnt from.

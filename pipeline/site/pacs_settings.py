@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.site import reasons
 from pipeline.system.days import Day
 
 AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6.2)

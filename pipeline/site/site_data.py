@@ -5,23 +5,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from models.refusal import Reason, Refusal
+from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.discovery import Series, find_series
 from pipeline.imaging.readers import find_scans
+from pipeline.records import reasons as records_reasons
 from pipeline.records.join import Records
 from pipeline.records.labels import read_labels
 from pipeline.records.laboratory import PcrResult, read_pcr
 from pipeline.records.outcomes import read_outcomes
+from pipeline.site import reasons
 from pipeline.site.folder import Site
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 # A row that was left out might have been the positive that forbids calling the patient negative.
 SPOILS_NEGATIVE = {
-    reasons.DATE,
-    reasons.PCR_DATE,
-    reasons.PCR_UNMAPPED_ROW,
-    reasons.PCR_PRELIMINARY,
-    reasons.PCR_GENES_ONLY,
+    records_reasons.DATE,
+    records_reasons.PCR_DATE,
+    records_reasons.PCR_UNMAPPED_FLAGGED,
+    records_reasons.PCR_PRELIMINARY,
+    records_reasons.PCR_GENES_ONLY,
 }
 
 
@@ -69,7 +71,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
     find = find_scans if site.settings.labels else find_series
     found, findings = find(folder, soon if is_pulled else tell)
     if not found:
-        raise Refusal(reasons.NO_IMAGES)
+        raise Refusal(imaging_reasons.NO_IMAGES)
     if is_pulled:  # `pull` has put the pseudonym in place already
         return found, findings
     series = []

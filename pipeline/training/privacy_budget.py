@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.refusal import Refusal
 from pipeline.site.folder import Site
-from pipeline.system import reasons
 from pipeline.system.check_line import Line, refused
+from pipeline.training import reasons
 
 # Of Rényi divergence: those of Opacus's accountant, and two for small budgets.
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + [*range(12, 64), 128, 256], dtype=np.float64)

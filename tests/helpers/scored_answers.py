@@ -16,12 +16,12 @@ from pipeline.clinic.records import Answer
 from pipeline.clinic.results.source import keep_source
 from pipeline.imaging.discovery import Series, find_series
 from pipeline.phantom.hospitals import HOSPITALS
+from pipeline.preprocessing import reasons
 from pipeline.preprocessing.lesion_burden import burden
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
 from pipeline.scoring.quality_checks import Check
 from pipeline.scoring.score import Score
 from pipeline.scoring.single_scan import read_one
-from pipeline.system import reasons
 from tests.helpers import phantoms
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import anything_goes

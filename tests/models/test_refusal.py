@@ -5,12 +5,11 @@ import string
 
 import pytest
 
-from federation.system import reasons as federation_reasons
 from models import reasons as models_reasons
+from models.reason_tables import tables
 from models.refusal import Reason, Refusal
-from pipeline.system import reasons as pipeline_reasons
 
-TABLES = (models_reasons, pipeline_reasons, federation_reasons)
+TABLES = (models_reasons, *tables("pipeline").values(), *tables("federation").values())
 REASONS = [
     (table.__name__, name, reason)
     for table in TABLES

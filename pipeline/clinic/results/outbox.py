@@ -18,8 +18,8 @@ from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.write import RESULTS
 from pipeline.clinic.settings import Clinic
 from pipeline.pacs.pacs import connect
+from pipeline.pacs.reasons import PACS_SERVICE, PACS_STORE
 from pipeline.pacs.store_status import not_stored
-from pipeline.system.reasons import PACS_SERVICE, PACS_STORE
 
 LONGEST_PAUSE = timedelta(hours=1)
 _LOOK_EVERY_SECONDS = 1.0

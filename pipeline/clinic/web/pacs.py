@@ -14,8 +14,8 @@ from pipeline.clinic.web.error_responses import documented
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.middleware import API
 from pipeline.clinic.web.scans import show_job
+from pipeline.pacs.reasons import NO_PACS
 from pipeline.system.days import Day
-from pipeline.system.reasons import NO_PACS
 
 routes = APIRouter(tags=["PACS"])
 _Identifier = Annotated[str, Query(max_length=64)]

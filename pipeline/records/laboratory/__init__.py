@@ -7,11 +7,11 @@ to tell what those mean; `results` makes PCR results of them, in one way for all
 from datetime import date
 
 from models.refusal import Refusal
+from pipeline.records import reasons
 from pipeline.records.csv_tables import refuse_when_many
 from pipeline.records.laboratory.results import PcrResult, Reading, counted, interpret
 from pipeline.records.laboratory.settings import CsvLaboratory, FhirLaboratory, Hl7Laboratory, Laboratory
 from pipeline.records.laboratory.times import Clock
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 __all__ = ["CsvLaboratory", "FhirLaboratory", "Hl7Laboratory", "Laboratory", "PcrResult", "read_pcr"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from models.refusal import Reason
+from pipeline.records import reasons
 from pipeline.records.laboratory.codes import Code, names_of
 from pipeline.records.laboratory.fhir_files import Placed, read_resources
 from pipeline.records.laboratory.fhir_models import (
@@ -23,7 +24,6 @@ from pipeline.records.laboratory.fhir_models import (
 from pipeline.records.laboratory.results import RANK, Identifier, RawResult, Reading, Status, choose
 from pipeline.records.laboratory.settings import FhirLaboratory
 from pipeline.records.laboratory.times import LONG_AGO, Clock, fhir_time
-from pipeline.system import reasons
 
 # Of Observation and DiagnosticReport; what is not listed (registered, preliminary, partial, unknown) is not final.
 STATUSES: dict[str, Status] = {

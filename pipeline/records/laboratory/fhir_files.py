@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from models.refusal import Refusal
+from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.laboratory.fhir_models import DiagnosticReport, Observation, Patient, Resource, Specimen
 from pipeline.records.laboratory.results import Reading, files_of
-from pipeline.system import reasons
 
 MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)

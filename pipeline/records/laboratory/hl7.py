@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from models.refusal import Reason
+from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.laboratory.codes import Code, names_of
 from pipeline.records.laboratory.hl7_messages import (
@@ -22,7 +23,6 @@ from pipeline.records.laboratory.hl7_messages import (
 from pipeline.records.laboratory.results import Identifier, RawResult, Reading, Status, choose, counted, files_of
 from pipeline.records.laboratory.settings import Hl7Laboratory
 from pipeline.records.laboratory.times import Clock, hl7_time
-from pipeline.system import reasons
 
 if TYPE_CHECKING:
     from hl7 import Message, Segment

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.records import reasons
 
 if TYPE_CHECKING:
     from hl7 import Message, Segment

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from models.refusal import Reason, Refusal
+from pipeline.records import reasons
 from pipeline.records.csv_tables import note
 from pipeline.records.laboratory.codes import Code, Kind, kind_of
 from pipeline.records.laboratory.settings import Interpretation, canonical
-from pipeline.system import reasons
 from pipeline.system.findings import Finding
 
 # The last two leave no result behind: "withdrawn" takes an older one away, "pending" may yet bring one.
@@ -146,7 +146,7 @@ def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> Pcr
         return note(reasons.PCR_DATE, patient_id, raw.collected_text)
     told = {meanings[word] for word in map(canonical, raw.value) if word in meanings}
     if len(told) != 1:  # nothing that is known, or a code and a word that contradict each other
-        return note(reasons.PCR_UNMAPPED_ROW, patient_id, " / ".join(raw.value))
+        return note(reasons.PCR_UNMAPPED_FLAGGED, patient_id, " / ".join(raw.value))
     return PcrResult(patient_id, raw.collected, told.pop())
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
 
 from models.refusal import Refusal
-from pipeline.system import reasons
+from pipeline.records import reasons
 
 # HL7 v2.5.1's data type DTM and FHIR R4's dateTime and instant, to the day at least. FHIR wants seconds and a zone
 # with every time; systems leave out both.

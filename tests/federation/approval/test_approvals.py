@@ -15,8 +15,8 @@ from federation.ledger.chain import ledger_file, read_lines
 from federation.runs.submission import build_app
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.site.reasons import NO_SITE
 from pipeline.system.locks import alone
-from pipeline.system.reasons import NO_SITE
 from tests.federation.approval.apps import SMALL, altered_apps, archive, listed, small_app, unpack
 
 

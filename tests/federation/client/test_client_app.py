@@ -10,7 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from federation.client.client_app import coded
 from models.refusal import Refusal
-from pipeline.system.reasons import SITE_KEY
+from pipeline.site.reasons import SITE_KEY
 
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 MESSAGE = Message(RecordDict(), dst_node_id=1, message_type="train")

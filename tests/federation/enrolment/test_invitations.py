@@ -28,9 +28,9 @@ from federation.enrolment.invitations import (
 )
 from federation.enrolment.registry import holder, registry
 from federation.server.start import init_server
+from federation.superlink import reasons
 from federation.superlink.control import ca_certificate
 from federation.superlink.nodes import Site
-from federation.system import reasons
 from models.refusal import Refusal
 
 Key = ec.EllipticCurvePrivateKey

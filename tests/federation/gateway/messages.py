@@ -21,6 +21,7 @@ from federation.gateway.first_model import chunks_of, told, write_chunks
 from federation.gateway.flower_objects import Arrays, object_id, read_content
 from federation.gateway.lineage import Lineage
 from federation.gateway.questions import QUESTIONS
+from federation.gateway.reasons import TASK_DAMAGED
 from federation.gateway.reply_checks import Rules
 from federation.gateway.schema import TRAINING, ArraySpec, Schema
 from federation.protocol.coarse_moments import RANGES
@@ -29,7 +30,6 @@ from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.half_precision import UPDATE
 from federation.protocol.metric_allowlist import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
 from federation.protocol.patient_counts import Patients
-from federation.system.reasons import TASK_DAMAGED
 from pipeline.evaluation.subgroups import GROUPS
 from pipeline.site.folder import Site
 

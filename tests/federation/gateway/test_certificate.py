@@ -25,8 +25,8 @@ from federation.gateway import __main__ as gateway
 from federation.gateway.credentials import NodeKey
 from federation.gateway.loopback import loopback_certificate, loopback_tls
 from federation.gateway.upstream import Declined, Unreachable, Upstream
+from federation.ingress import reasons
 from federation.superlink.control import ca_certificate
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import Rig, open_rig

@@ -19,10 +19,9 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
 from federation.approval import fab
+from federation.gateway import reasons, task_checks, task_intake
 from federation.gateway import schema as schemas
-from federation.gateway import task_checks, task_intake
 from federation.gateway.upstream import MAX_SMALL_BYTES
-from federation.system import reasons
 from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import first_of, message, trained

@@ -17,6 +17,7 @@ from federation.coordinator.inprocess import InProcessGrid
 from federation.gateway import task_checks
 from federation.gateway.about import about_site
 from federation.gateway.flower_objects import Arrays, Content, read_content
+from federation.gateway.reasons import REPLY_DAMAGED, TASK_DAMAGED
 from federation.gateway.reply_checks import Rules, check_reply
 from federation.gateway.schema import Schema, work_out
 from federation.protocol.flat_weights import WEIGHTS, pack
@@ -24,7 +25,6 @@ from federation.protocol.half_precision import UPDATE, rounded
 from federation.protocol.metric_allowlist import LABELS, LOOKS, MAX_PROBED, Kind
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.study_config import Study, WireTable
-from federation.system.reasons import REPLY_DAMAGED, TASK_DAMAGED
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.phantom.anatomy import Grid

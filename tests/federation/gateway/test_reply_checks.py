@@ -12,12 +12,12 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from federation.gateway import schema as gateway_schema
 from federation.gateway.flower_objects import Arrays, object_id, read_content
+from federation.gateway.reasons import REPLY_DAMAGED
 from federation.gateway.reply import compose_records, compose_reply
 from federation.gateway.reply_checks import Values, check_reply
 from federation.ledger.chain import Head
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.metric_allowlist import EXAMPLES_OF, Kind
-from federation.system.reasons import REPLY_DAMAGED
 from models.refusal import Refusal
 from pipeline.training.privacy_budget import PrivateRound
 from tests.federation.gateway.messages import (

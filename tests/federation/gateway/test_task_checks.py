@@ -20,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from federation.approval import fab
 from federation.gateway import schema, task_checks
 from federation.gateway.flower_objects import read_content
+from federation.gateway.reasons import TASK_DAMAGED
 from federation.gateway.schema import ArraySpec, Schema, schema_of, work_out
 from federation.gateway.spool import Spool
 from federation.ledger.chain import EMPTY, Head
@@ -27,7 +28,6 @@ from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.half_precision import UPDATE
 from federation.protocol.metric_allowlist import LABELS, MAX_PROBED, Kind
 from federation.protocol.study_config import Study, WireTable
-from federation.system.reasons import TASK_DAMAGED
 from models.network import CHANNELS, build_network
 from models.refusal import Refusal
 from pipeline.site.folder import SiteSettings

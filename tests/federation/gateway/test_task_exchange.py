@@ -23,10 +23,10 @@ from federation.gateway import admission, proxy, task_exchange, task_intake
 from federation.gateway.credentials import NodeKey
 from federation.gateway.schema import Schema
 from federation.gateway.upstream import MAX_BODY_BYTES
+from federation.ledger import reasons
 from federation.ledger.chain import Ledger, Line, ledger_file, read_lines
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.metric_allowlist import MAX_PROBED
-from federation.system import reasons
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.site.folder import Site, init_site, site_settings

@@ -11,10 +11,11 @@ import pytest
 
 from federation.enrolment.join import node_certificate
 from federation.gateway.loopback import loopback_certificate
+from federation.node import reasons
 from federation.node import start as node
 from federation.node.start import Node, node_status, run_node, start_node, wait_online
 from federation.node.state import NodeState
-from federation.system import reasons
+from federation.system import reasons as system_reasons
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
 
@@ -54,7 +55,7 @@ class EndedProcess:
     def wait_until(self, ready: Callable[[], int | None], *, seconds: float) -> int:
         if answer := ready():
             return answer
-        raise Refusal(reasons.NOT_STARTED, private="its log", process="the node", log="node.log")
+        raise Refusal(system_reasons.NOT_STARTED, private="its log", process="the node", log="node.log")
 
     def let_go(self) -> None:
         self.stopped = True

@@ -8,7 +8,7 @@ import pytest
 from federation.runs import launch
 from federation.runs.launch import follow, launch_all, plan, resume, stop_run
 from federation.runs.run_folder import read_note, run_names, write_note
-from federation.system import reasons
+from federation.superlink import reasons
 from models.refusal import Refusal
 from tests.helpers.run_files import study, write_run
 

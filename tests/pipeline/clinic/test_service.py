@@ -13,7 +13,7 @@ from models.refusal import Refusal
 from pipeline.clinic import service
 from pipeline.clinic.reasons import CLINIC_BUSY
 from pipeline.clinic.settings import SETTINGS, Clinic
-from pipeline.system import reasons
+from pipeline.pacs import reasons
 from pipeline.system.locks import alone
 
 CERTIFICATE = '[server]\ncertificate = "page.crt"\nkey = "page.key"\n'

@@ -17,7 +17,8 @@ from pipeline.clinic.database import FILE
 from pipeline.clinic.queue import MOST_ATTEMPTS
 from pipeline.clinic.records import Answer, Delivery, Job, Patient, Role
 from pipeline.clinic.store import LEAST_AUDIT_DAYS, Store, new_id, now
-from pipeline.system import reasons
+from pipeline.pacs import reasons as pacs_reasons
+from pipeline.preprocessing import reasons as preprocessing_reasons
 
 PATIENT = Patient("SYNTHETIC-7", "WARD", "CANARY^SYNTHETIC", "F", 63.0)
 SCORE = {
@@ -133,7 +134,7 @@ def test_a_scan_that_is_still_to_come_is_not_taken(store: Store) -> None:
 
 def test_a_scan_that_does_not_come_ends_without_a_score(store: Store) -> None:
     coming = store.add_job(new_id(), source="pacs", asked_by="x", is_whole=False)
-    store.refuse(coming, Refusal(reasons.PACS_SILENT))
+    store.refuse(coming, Refusal(pacs_reasons.PACS_SILENT))
     assert store.job(coming.id).code == "E_PACS_SILENT"
     assert (store.arriving(), store.take()) == ([], None)
 
@@ -209,7 +210,7 @@ def test_a_worker_that_was_thought_dead_answers_no_more(store: Store) -> None:
     assert code_of(store.answer, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
     again = taken(store)
     assert code_of(store.answer, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
-    assert code_of(store.refuse, late, Refusal(reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
+    assert code_of(store.refuse, late, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
     assert store.job(late.id).state == "working"
     store.answer(again, answer_to(store, again))
     assert len(store.answers()) == len(store.audit()) == 1
@@ -238,7 +239,7 @@ def test_nothing_is_answered_twice(store: Store) -> None:
     first = answer_to(store, job)
     store.answer(job, first)
     assert code_of(store.answer, job, answer_to(store, job)) == "E_ALREADY_ANSWERED"
-    assert code_of(store.refuse, job, Refusal(reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
+    assert code_of(store.refuse, job, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
     assert [answer.id for answer in store.answers()] == [first.id]
     assert store.job(job.id).state == "answered"
     assert store.recover() == []
@@ -270,11 +271,13 @@ def test_a_shadow_answers_beside_the_live_model_and_is_not_shown(store: Store) -
 def test_a_refused_scan_says_why(store: Store) -> None:
     queued(store)
     job = taken(store)
-    store.refuse(job, Refusal(reasons.NO_LUNGS, private="/a/secret/place"), input_sha256="b" * 64, model_sha256="m")
+    store.refuse(
+        job, Refusal(preprocessing_reasons.NO_LUNGS, private="/a/secret/place"), input_sha256="b" * 64, model_sha256="m"
+    )
     said = store.job(job.id).to_json()
     assert (said["state"], said["code"], said["answer_id"]) == ("no_score", "E_NO_LUNGS", None)
-    assert said["says"] == reasons.NO_LUNGS.says
-    assert said["remedy"] == reasons.NO_LUNGS.remedy
+    assert said["says"] == preprocessing_reasons.NO_LUNGS.says
+    assert said["remedy"] == preprocessing_reasons.NO_LUNGS.remedy
     (record,) = store.audit()
     assert (record.code, record.input_sha256, record.model_sha256) == ("E_NO_LUNGS", "b" * 64, "m")
     assert "secret" not in str([said, record])

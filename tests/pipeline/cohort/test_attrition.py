@@ -9,24 +9,25 @@ from hypothesis import strategies as st
 from pipeline.cohort.attrition import Count, plain, waterfall
 from pipeline.cohort.ingest import Assessment
 from pipeline.cohort.selection import LATER, OTHER_SERIES, USED
+from pipeline.imaging import reasons as imaging_reasons
+from pipeline.records import reasons as records_reasons
 from pipeline.records.join import Labels
 from pipeline.site.folder import Site
-from pipeline.system import reasons
-from pipeline.system.reasons import BY_CODE
+from pipeline.system.codes import BY_CODE
 from tests.helpers.own import truth_of
 
 CODES = ["E_TILT", "E_SLICE_GAP", "E_CT_DATE", "E_NO_PATIENT_ID", "E_DUPLICATE_SCAN", "E_SHARED_STUDY"]
 LABELS = [
     Labels(True, True),
     Labels(True, False),
-    Labels(True, None, severe_reason=reasons.NO_OUTCOME),
-    Labels(True, None, severe_reason=reasons.FOLLOWED_TOO_SHORT),
-    Labels(False, None, severe_reason=reasons.EVENT_BEFORE_CT),
+    Labels(True, None, severe_reason=records_reasons.NO_OUTCOME),
+    Labels(True, None, severe_reason=records_reasons.FOLLOWED_TOO_SHORT),
+    Labels(False, None, severe_reason=records_reasons.EVENT_BEFORE_CT),
     Labels(False, False),
     Labels(None, True),
-    Labels(None, None, severe_reason=reasons.NO_OUTCOME),
-    Labels(None, None, reasons.NO_PCR),
-    Labels(None, None, reasons.PCR_WINDOW),
+    Labels(None, None, severe_reason=records_reasons.NO_OUTCOME),
+    Labels(None, None, records_reasons.NO_PCR),
+    Labels(None, None, records_reasons.PCR_WINDOW),
 ]
 
 
@@ -50,7 +51,7 @@ def test_every_count_is_the_sum_of_its_parts(fates: dict[str, int], labels: list
 
 
 def test_what_falls_out_is_listed_only_where_it_does() -> None:
-    root = waterfall(Counter({USED: 2, "E_TILT": 1}), [Labels(True, True), Labels(None, None, reasons.NO_PCR)])
+    root = waterfall(Counter({USED: 2, "E_TILT": 1}), [Labels(True, True), Labels(None, None, records_reasons.NO_PCR)])
     assert counts(root) == {
         **{"found": 3, "E_TILT": 1, "accepted": 2, "patients": 2, "E_NO_PCR": 1, "labelled": 1},
         **{"positive": 1, "positive_severe": 1, "positive_mild": 0, "negative": 0},
@@ -76,7 +77,7 @@ def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_inges
 
 
 def test_a_reasons_text_without_its_case() -> None:
-    assert plain(reasons.SLICE_GAP.says) == "distances between slices differ from the usual … mm"
-    assert plain(reasons.DUPLICATE_SLICE.says) == "different images lie at one position"
-    assert plain(reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")
+    assert plain(imaging_reasons.SLICE_GAP.says) == "distances between slices differ from the usual … mm"
+    assert plain(imaging_reasons.DUPLICATE_SLICE.says) == "different images lie at one position"
+    assert plain(records_reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")
     assert plain("nothing of a case") == "nothing of a case"

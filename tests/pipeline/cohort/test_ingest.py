@@ -16,7 +16,7 @@ from pipeline.cohort.ingest import Assessment, ingest
 from pipeline.cohort.store import Cohort, PatientRow
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.site.folder import Site
-from pipeline.system.reasons import BY_CODE
+from pipeline.system.codes import BY_CODE
 from tests.conftest import OneThread
 from tests.helpers.own import CLEAN, SETTINGS, Own, truth_of
 

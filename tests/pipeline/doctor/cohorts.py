@@ -31,7 +31,7 @@ def assessed(
 ) -> Assessment:
     """`refused`: how many series more were refused for which code; there is a finding for each."""
     refused = refused or {}
-    from pipeline.system.reasons import BY_CODE
+    from pipeline.system.codes import BY_CODE
 
     found = [Finding(BY_CODE[code], f"{code}-{i}") for code, count in refused.items() for i in range(count)]
     found += [Finding(m.labels.reason, m.series.patient_id) for m in members if m.labels.reason]

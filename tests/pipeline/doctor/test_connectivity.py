@@ -16,8 +16,8 @@ import pytest
 from models.refusal import Refusal
 from pipeline.doctor import connectivity
 from pipeline.doctor.connectivity import Endpoint, knock, network, pacs
+from pipeline.pacs import reasons
 from pipeline.site.folder import Site, init_site
-from pipeline.system import reasons
 from pipeline.system.check_line import Line
 from tests.pipeline.pacs.authority import Authority
 

@@ -9,13 +9,14 @@ import pytest
 
 from pipeline.cohort.ingest import Assessment, Member
 from pipeline.cohort.store import PatientRow
+from pipeline.doctor import reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records import reasons as records_reasons
 from pipeline.records.join import Labels
 from pipeline.site.folder import Site, init_site
-from pipeline.system import reasons
+from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
-from pipeline.system.reasons import BY_CODE
 from tests.helpers.scan_list import DAY, series
 from tests.pipeline.doctor.cohorts import assessed, member
 
@@ -96,8 +97,11 @@ def test_mixed_kernels(judge: Judge, sharp: int, is_met: bool) -> None:
 
 
 def test_findings_are_counted_where_they_belong(judge: Judge) -> None:
-    findings = [Finding(reasons.PCR_UNMAPPED_ROW, "p", "CANARY^JANE"), Finding(reasons.PCR_DATE, "q", "2099")]
-    nobody = member("odd", Labels(None, None, reasons.NO_PCR))
+    findings = [
+        Finding(records_reasons.PCR_UNMAPPED_FLAGGED, "p", "CANARY^JANE"),
+        Finding(records_reasons.PCR_DATE, "q", "2099"),
+    ]
+    nobody = member("odd", Labels(None, None, records_reasons.NO_PCR))
     results = judge([*ward(), nobody], refused={"E_TILT": 2, "E_MODALITY": 1}, findings=findings)
     assert (results["E_TILT"].count, results["E_TILT"].of, results["E_TILT"].area) == (2, 44, "geometry")
     assert (results["E_MODALITY"].count, results["E_MODALITY"].of, results["E_MODALITY"].unit) == (1, 44, "series")
@@ -123,14 +127,14 @@ def test_the_gravest_and_most_frequent_come_first(site: Site, judge: Judge) -> N
 
 @pytest.mark.parametrize(("unlabelled", "is_met"), [(20, False), (21, True)])
 def test_label_yield(judge: Judge, unlabelled: int, is_met: bool) -> None:
-    without = [member(f"w{i}", Labels(None, None, reasons.PCR_WINDOW)) for i in range(unlabelled)]
+    without = [member(f"w{i}", Labels(None, None, records_reasons.PCR_WINDOW)) for i in range(unlabelled)]
     results = judge([*ward(10, 10), *without])
     assert ("W_LABEL_YIELD" in met(results)) == is_met
     assert "W_IDENTIFIERS_DIFFER" not in met(results)
 
 
 def test_identifiers_that_match_hardly_anybody(judge: Judge) -> None:
-    without = [member(f"w{i}", Labels(None, None, reasons.NO_PCR)) for i in range(21)]
+    without = [member(f"w{i}", Labels(None, None, records_reasons.NO_PCR)) for i in range(21)]
     assert met(judge([*ward(10, 10), *without])) >= {"W_LABEL_YIELD", "W_IDENTIFIERS_DIFFER"}
 
 
@@ -186,9 +190,9 @@ def test_age_and_sex(judge: Judge) -> None:
 
 
 def test_outcomes_are_asked_of_the_positive_alone(judge: Judge) -> None:
-    lost = Labels(True, None, severe_reason=reasons.FOLLOWED_TOO_SHORT)
-    unknown = Labels(True, None, severe_reason=reasons.NO_OUTCOME)
-    negative = Labels(False, None, severe_reason=reasons.NO_OUTCOME)
+    lost = Labels(True, None, severe_reason=records_reasons.FOLLOWED_TOO_SHORT)
+    unknown = Labels(True, None, severe_reason=records_reasons.NO_OUTCOME)
+    negative = Labels(False, None, severe_reason=records_reasons.NO_OUTCOME)
     members = [*ward(120, 60), member("l", lost), member("u", unknown), member("n", negative)]
     results = judge(members)
     assert met(results) == {"W_FOLLOWED_TOO_SHORT", "W_NO_OUTCOME"}

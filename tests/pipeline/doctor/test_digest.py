@@ -6,12 +6,11 @@ import pytest
 
 from models.refusal import Reason
 from pipeline.cohort.store import Cohort, PatientRow
-from pipeline.doctor import contract
+from pipeline.doctor import contract, reasons
 from pipeline.doctor.digest import contract_digest, severe_means
 from pipeline.records.join import JoinRules
 from pipeline.records.labels import LabelsFile
 from pipeline.site.folder import init_site, site_settings
-from pipeline.system import reasons
 
 FROM_RECORDS = (
     '[site]\nname = "{name}"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\nicu = "icu"\n'

@@ -14,10 +14,10 @@ from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Facts, contract, numbers
 from pipeline.doctor.page import content, render, write_page
 from pipeline.preprocessing.preprocess import Preprocessing
+from pipeline.records import reasons
 from pipeline.records.join import JoinRules, Labels
 from pipeline.records.join_sensitivity import Variant
 from pipeline.site.folder import Site, init_site
-from pipeline.system import reasons
 from pipeline.system.check_line import Line, refused
 from pipeline.system.findings import Finding
 from tests.pipeline.doctor.cohorts import assessed, member
@@ -151,7 +151,7 @@ def test_quartiles_are_shown_of_enough_scans_alone(site: Site) -> None:
 
 def test_nothing_identifies_a_patient_or_a_place(site: Site) -> None:
     members = [member(f"CANARY{i}", MILD) for i in range(30)]
-    findings = [Finding(reasons.PCR_UNMAPPED_ROW, "CANARY-P", "CANARY^JANE")]
+    findings = [Finding(reasons.PCR_UNMAPPED_FLAGGED, "CANARY-P", "CANARY^JANE")]
     page = render(checkup(site, members, findings=findings), NOW)
     assert "W_PCR_UNMAPPED" in page
     assert "CANARY" not in page

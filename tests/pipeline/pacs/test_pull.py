@@ -16,10 +16,10 @@ from pydicom import dcmread
 
 from models.refusal import Reason, Refusal
 from pipeline.imaging.discovery import find_series
+from pipeline.pacs import reasons
 from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.pull import PullReport, pull, study_query
 from pipeline.site.folder import Site, init_site
-from pipeline.system import reasons
 from tests.helpers.dicom_files import ct_slice, save
 
 SITE = """

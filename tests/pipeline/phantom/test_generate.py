@@ -23,7 +23,7 @@ from pipeline.preprocessing.preprocess import orient
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site.folder import init_site
-from pipeline.system.reasons import BY_CODE
+from pipeline.system.codes import BY_CODE
 from tests.helpers import phantoms
 
 NAMES = [each.name for each in HOSPITALS]

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.records import reasons
 from pipeline.records.join import JoinRules, Labels, PcrLabel, Records, label_pcr, label_severe
 from pipeline.records.join import label as label_both
 from pipeline.records.labels import Label
 from pipeline.records.laboratory import PcrResult
 from pipeline.records.outcomes import Outcome
-from pipeline.system import reasons
 
 CT = datetime(2020, 4, 1, 14, 20)
 RULES = JoinRules()

@@ -15,13 +15,13 @@ from PIL import Image
 
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
+from pipeline.preprocessing import reasons
 from pipeline.preprocessing.lesion_burden import burden
 from pipeline.preprocessing.preprocess import Prepared
 from pipeline.scoring.colormap import CONTOUR_RGB
 from pipeline.scoring.html_report import View, percent, render, views, write_report
 from pipeline.scoring.quality_checks import Check
 from pipeline.scoring.score import Score
-from pipeline.system import reasons
 from tests.helpers.descriptions import description
 
 BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0

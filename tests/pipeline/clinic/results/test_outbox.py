@@ -16,7 +16,8 @@ from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.settings import Clinic, ClinicSettings
 from pipeline.clinic.store import new_id
-from pipeline.system import reasons
+from pipeline.pacs import reasons as pacs_reasons
+from pipeline.site import reasons as site_reasons
 from tests.helpers.scored_answers import ANSWERED_AT, MODEL_SHA256
 
 SETTINGS = {"send": "always", "by": "stow", "url": "http://127.0.0.1:1/dicom-web", "retry_seconds": 30}
@@ -121,13 +122,13 @@ def test_what_is_put_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
         ([0x0000, 0xA700], "waiting", "E_PACS_SILENT"),
         ([0x0000, 0xC000], "failed", "E_PACS_STORE"),
         ([0xA700, 0xA900], "failed", "E_PACS_STORE"),
-        (reasons.PACS_SILENT, "waiting", "E_PACS_SILENT"),
-        (reasons.PACS_AUTH, "waiting", "E_PACS_AUTH"),
-        (reasons.PACS_UNTRUSTED, "waiting", "E_PACS_UNTRUSTED"),
-        (reasons.PACS_FILE, "waiting", "E_PACS_FILE"),
-        (reasons.PACS_ANSWER, "waiting", "E_PACS_ANSWER"),
-        (reasons.PACS_STORE, "failed", "E_PACS_STORE"),
-        (reasons.PACS_SERVICE, "failed", "E_PACS_SERVICE"),
+        (pacs_reasons.PACS_SILENT, "waiting", "E_PACS_SILENT"),
+        (pacs_reasons.PACS_AUTH, "waiting", "E_PACS_AUTH"),
+        (pacs_reasons.PACS_UNTRUSTED, "waiting", "E_PACS_UNTRUSTED"),
+        (site_reasons.PACS_FILE, "waiting", "E_PACS_FILE"),
+        (pacs_reasons.PACS_ANSWER, "waiting", "E_PACS_ANSWER"),
+        (pacs_reasons.PACS_STORE, "failed", "E_PACS_STORE"),
+        (pacs_reasons.PACS_SERVICE, "failed", "E_PACS_SERVICE"),
     ],
     ids=str,
 )
@@ -151,7 +152,7 @@ def test_the_pauses_grow_to_an_hour_and_it_never_gives_up(
     at = datetime(2026, 5, 4, tzinfo=now().tzinfo)
     monkeypatch.setattr("pipeline.clinic.results.outbox.now", lambda: at)
     answered(clinic, deliver=True)
-    pacs.says = reasons.PACS_SILENT
+    pacs.says = pacs_reasons.PACS_SILENT
     outcomes = [attempt(clinic) for _ in range(40)]
     pauses = [(outcome.due_at or at) - at for outcome in outcomes]
     assert pauses[:4] == [timedelta(seconds=seconds) for seconds in (30, 60, 120, 240)]

@@ -20,8 +20,8 @@ from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
 from pipeline.imaging.discovery import Series
+from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.score import Score
-from pipeline.system.reasons import NO_LUNGS
 from tests.helpers.scored_answers import SEVERE
 from tests.pipeline.clinic.web.conftest import NAME, refused
 

@@ -9,7 +9,7 @@ from models.refusal import Refusal
 from pipeline.clinic.records import Answer
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
-from pipeline.system.reasons import NO_LUNGS
+from pipeline.preprocessing.reasons import NO_LUNGS
 from tests.pipeline.clinic.web.conftest import refused
 
 Clients = Callable[..., TestClient]

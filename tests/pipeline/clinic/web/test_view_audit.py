@@ -19,9 +19,9 @@ from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web.auth import Tokens
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
 from pipeline.imaging.discovery import Series
+from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.score import Score
 from pipeline.site.pacs_settings import PacsTable
-from pipeline.system.reasons import NO_LUNGS
 from tests.pipeline.clinic.web.conftest import ADDRESS, PATIENT, refused
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset
 
