@@ -9,6 +9,13 @@ import pytest
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Libraries that configure logging disable the loggers of others."""
+    monkeypatch.setattr(logging.getLogger("pydicom"), "disabled", False)
+    caplog.set_level(logging.WARNING, "pydicom")
+
+
 def speak() -> None:
     logging.getLogger("pydicom").warning("CANARY")
     warnings.warn("CANARY", stacklevel=1)
