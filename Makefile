@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer unit lint docs format bench canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer unit lint docs pictures format bench canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -40,6 +40,9 @@ lint: .venv/installed
 
 docs: .venv/installed  ## the documentation as a site in build/docs; a broken link is an error; needs no network
 	$(BIN)/sphinx-build --fresh-env --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
+
+pictures: .venv/installed  ## what the three users see, from the demo's folder into docs/pictures; needs Chromium and `make demo`
+	$(BIN)/python -m tests.pictures demo docs/pictures
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
