@@ -3,12 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer unit lint format bench canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer unit lint docs pictures format bench canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
 
-test: lint peers  ## everything: style, types, unit tests, end-to-end tests with real processes, a few benchmarks
+test: lint docs peers  ## everything: style, types, documentation, unit tests, end-to-end tests with real processes, a few benchmarks
 	@# Side by side, for each leaves a core idle much of the time. What runs in the background would else ignore Ctrl-C.
 	@mkdir -p build
 	@env --default-signal=INT,QUIT sh -c '\
@@ -37,6 +37,12 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed  ## the documentation as a site in build/docs; a broken link is an error; needs no network
+	$(BIN)/sphinx-build --fresh-env --quiet --nitpicky --fail-on-warning --keep-going docs build/docs
+
+pictures: .venv/installed  ## what the three users see, from the demo's folder into docs/pictures; needs Chromium and `make demo`
+	$(BIN)/python -m tests.pictures demo docs/pictures
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
