@@ -37,6 +37,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docstrings
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .
