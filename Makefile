@@ -37,6 +37,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docstrings
 
 docs: .venv/installed  ## the documentation as a site in build/docs; a broken link is an error; needs no network
 	$(BIN)/sphinx-build --fresh-env --quiet --nitpicky --fail-on-warning --keep-going docs build/docs

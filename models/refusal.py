@@ -27,8 +27,16 @@ class Reason:
 class Refusal(Exception):
     """Something was refused for a coded reason.
 
-    The text holds the reason and numbers alone, so that it may be shown, logged and sent. Whatever identifies a
-    patient or a file goes into `private`, which only the site's own screen and log may show.
+    The text holds the reason and numbers alone, so that it may be shown, logged and sent.
+
+    Parameters
+    ----------
+    reason : Reason
+        The reason: a stable code, what it says and its remedy.
+    private : str
+        Whatever identifies a patient or a file; only the site's own screen and log may show it.
+    **numbers : float, int or str
+        Values for the braces in the reason's text.
     """
 
     def __init__(self, reason: Reason, *, private: str = "", **numbers: float | int | str) -> None:

@@ -107,7 +107,19 @@ class Description(BaseModel):
 
 @dataclass(frozen=True)
 class Release:
-    """A release in memory; `sha256` is its name, `signed_by` the fingerprint of the key, None if it was not checked."""
+    """A release in memory.
+
+    Parameters
+    ----------
+    network : SeverityNetwork
+        The network with its weights, in evaluation mode when `load_release` read it.
+    description : Description
+        The content of model.json.
+    sha256 : str
+        SHA-256 of model.json, the release's name.
+    signed_by : str or None
+        Fingerprint of the trusted key that signed it; None if the signature was not checked.
+    """
 
     network: SeverityNetwork
     description: Description
@@ -130,10 +142,27 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
 
 
 def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
-    """Read and verify a release; its signature, too, where public keys are trusted (see `models.signature.verify`).
+    """Read and verify a release, and its signature where public keys are trusted.
 
-    Raises Refusal E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT, and with `trusted_keys`
-    those of `verify`.
+    `models.signature.verify` checks the signature.
+
+    Parameters
+    ----------
+    folder : Path
+        The release's folder.
+    trusted_keys : sequence of Path
+        Files of public keys (.pub); with none, the signature is not checked.
+
+    Returns
+    -------
+    Release
+        The release, its network in evaluation mode.
+
+    Raises
+    ------
+    Refusal
+        E_NO_MODEL, E_MODEL_ALTERED (hash or tensors do not fit), E_MODEL_FORMAT; with `trusted_keys` also those of
+        `verify`: E_TRUSTED_KEY, E_NOT_SIGNED, E_SIGNATURE.
     """
     try:
         text, weights = (folder / DESCRIPTION).read_bytes(), (folder / WEIGHTS).read_bytes()

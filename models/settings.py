@@ -13,9 +13,24 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def load_settings(path: Path, model: type[Settings]) -> Settings:
-    """Read `path` into `model`.
+    """Read a TOML file into a pydantic model, such as study.toml into `Study`.
 
-    Raises Refusal E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last names every wrong key at once.
+    Parameters
+    ----------
+    path : Path
+        The TOML file.
+    model : type
+        The pydantic model.
+
+    Returns
+    -------
+    Settings
+        An instance of `model`.
+
+    Raises
+    ------
+    Refusal
+        E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last names every wrong key at once.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -111,10 +111,25 @@ def _over(values: Mapping[str, Mapping[str, Value]], name: str, of: Callable[[Se
 
 
 def compare(server: Path, names: Sequence[str]) -> Comparison:
-    """Compare runs, by their names or by those of their groups.
+    """Compare runs of one server's folder, given by their names or by the names of their groups.
 
-    Runs that are not complete are left out with a warning. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES, E_RESULTS where
-    none of them is complete.
+    Parameters
+    ----------
+    server : Path
+        The server's folder, which holds runs/.
+    names : sequence of str
+        Names of runs or of groups.
+
+    Returns
+    -------
+    Comparison
+        One column for each run, or for runs of a group that differ by their seed alone, and warnings. Runs that are
+        not complete are left out with a warning.
+
+    Raises
+    ------
+    Refusal
+        E_RUN_UNKNOWN, E_RUN_FILES; E_RESULTS where none of the runs is complete.
     """
     found: list[tuple[Run, Results]] = []
     warnings = []

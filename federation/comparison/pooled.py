@@ -63,9 +63,20 @@ def _cells(figures: Mapping[str, float], label: str, value: int) -> list[_Cell]:
 
 
 def pool(sites: Mapping[str, Mapping[str, float]], label: str) -> Pooled | None:
-    """Pool the figures of an "evaluate.test" by site.
+    """Pool the histograms of all sites' test patients: ROC curve, AUROC, calibration.
 
-    None where no site told histograms of this label, or their cells are too few to say how the classes lie.
+    Parameters
+    ----------
+    sites : mapping of str to mapping of str to float
+        Figures by site, as a model's `figures` in `read_results` holds them.
+    label : str
+        "pcr_positive" or "severe".
+
+    Returns
+    -------
+    Pooled or None
+        None where no site let out histograms of this label, or where their cells are too few to fit the distributions
+        of the classes.
     """
     cells = {name: [_cells(figures, label, value) for value in (0, 1)] for name, figures in sites.items()}
     telling = tuple(name for name, (negative, positive) in cells.items() if negative and positive)

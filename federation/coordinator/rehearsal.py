@@ -17,11 +17,30 @@ from federation.runs.run_folder import RunNote, write_note
 
 
 def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str = "") -> Path:
-    """Run a study over these sites; returns the run's folder under `server`, as a server would have left it.
+    """Run a study in this process over site folders of this machine.
 
-    Runs of one `group` belong together (`study compare`).
+    Weights are the same as on a server. Flower's processes are not started.
 
-    Raises Refusal: those of a run, and of `bring_release`.
+    Parameters
+    ----------
+    study : Study
+        The study's settings.
+    server : Path
+        The server's folder; the run is written below it.
+    folders : sequence of Path
+        The sites' folders, with their cohorts.
+    group : str
+        Runs with the same group belong together (`compare`).
+
+    Returns
+    -------
+    Path
+        The run's folder, as a server would have left it; `read_results` reads it.
+
+    Raises
+    ------
+    Refusal
+        Those of a run, and of `bring_release`.
     """
     from federation.coordinator.inprocess import InProcessGrid, playing
     from federation.coordinator.server_app import ServerRun

@@ -92,7 +92,32 @@ class EvaluationTable(BaseModel, extra="forbid"):
 
 
 class Study(BaseModel, extra="forbid"):
-    """study.toml; configs/study.toml explains each line."""
+    """The settings of one federated training, the content of study.toml.
+
+    configs/study.toml explains each line. Read a file with `load_settings(path, Study)`, a dict with
+    `Study.model_validate(content)`; pydantic's ValidationError names what does not fit.
+
+    Parameters
+    ----------
+    study : StudyTable
+        How long, with whom, under which conditions.
+    strategy : StrategyTable
+        The strategy that aggregates replies, and its options.
+    network : StudyNetwork
+        The network's architecture.
+    preprocessing : Preprocessing
+        The settings of `prepare`, the same at every site.
+    training : StudyTraining
+        Optimiser settings of the local training.
+    wire : WireTable
+        How weights travel.
+    privacy : PrivacySettings or None
+        Differential privacy; None for none.
+    stopping : StoppingTable or None
+        Early stopping; None for none.
+    evaluation : EvaluationTable
+        What the federated model is compared with at the end.
+    """
 
     study: StudyTable
     strategy: StrategyTable = StrategyTable()

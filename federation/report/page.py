@@ -37,7 +37,25 @@ class Written:
 
 
 def write_report(results: Results, out: Path) -> Written:
-    """Write the page and its numbers into the folder `out`, which is made. Raises Refusal E_REPORT_WRITE."""
+    """Write the report of a run: an HTML page and its numbers as JSON.
+
+    Parameters
+    ----------
+    results : Results
+        What `read_results` gives.
+    out : Path
+        The folder for report.html and report.json, which is made.
+
+    Returns
+    -------
+    Written
+        The paths of the page and of its numbers.
+
+    Raises
+    ------
+    Refusal
+        E_REPORT_WRITE where a file cannot be written.
+    """
     told = content(results)
     written = Written(out / PAGE, out / NUMBERS)
     numbers = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)

@@ -94,7 +94,23 @@ class Results(_Part):
 
 
 def read_results(run: Path) -> Results:
-    """Of a run's folder. Raises Refusal E_RESULTS where there are none yet or they are not of this format."""
+    """Read results.json of a finished run.
+
+    Parameters
+    ----------
+    run : Path
+        The run's folder, such as `rehearse` returns.
+
+    Returns
+    -------
+    Results
+        The study, its sites, its rounds, each model's figures at each site, thresholds and audit.
+
+    Raises
+    ------
+    Refusal
+        E_RESULTS where there are none yet or they are of another format.
+    """
     try:
         return Results.model_validate_json((run / RESULTS).read_bytes())
     except (OSError, ValidationError) as error:

@@ -151,9 +151,26 @@ def rows(findings: Iterable[Finding]) -> list[FindingRow]:
 
 
 def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
-    """Bring the cohort up to date with the site's files; what is known already is not read again.
+    """Bring the cohort up to date with the site's files; known series are not read again.
 
-    Raises Refusal: E_COHORT_BUSY, and those of `assess`.
+    Parameters
+    ----------
+    site : Site
+        The site whose cohort is updated.
+    settings : Preprocessing
+        The settings with which scans are prepared, those of the study.
+    progress : callable
+        Called with the number of series that are done and their total.
+
+    Returns
+    -------
+    Assessment
+        Accepted scans and patients, findings, and counts by reason. Only counts may leave the site.
+
+    Raises
+    ------
+    Refusal
+        E_COHORT_BUSY, and those of `assess`.
     """
     with Cohort(site) as cohort, cohort.alone():
         assessment = assess(site, cohort, settings, progress)

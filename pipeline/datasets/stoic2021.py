@@ -45,14 +45,35 @@ SEVERE_MEANS = "intubated or dead within a month (STOIC2021; known for PCR-posit
 def import_stoic2021(
     folder: Path, out: Path, *, sites: int, split: Literal["equal", "skewed"], seed: int, progress: Progress
 ) -> Imported:
-    """Make `sites` site folders under `out`; a patient belongs to one of them by the rule in SPLITS.
+    """Make site folders of the public data set STOIC2021; each patient belongs to one of them.
 
     `severe` is kept for PCR-positive patients alone: the published table has no severe patient among the 795
     negative ones, who were not followed for it. The pseudonym keys are new each time, the split is not.
 
-    Raises Refusal: E_LAYOUT, E_IMPORT_OUT, E_IMPORT_SITES, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of
-    `read_rows`.
-    Findings: E_NO_SCAN, E_NO_LABEL, E_ROW, E_NO_IDENTIFIER.
+    Parameters
+    ----------
+    folder : Path
+        The unpacked data set, with data/mha and metadata/reference.csv.
+    out : Path
+        Folder for the sites; new or empty, and outside `folder`.
+    sites : int
+        Number of sites.
+    split : {"equal", "skewed"}
+        The rule in SPLITS: patients dealt out in turn, or sorted by age and slice spacing.
+    seed : int
+        Seed of the split.
+    progress : callable
+        Called with the number of sites that are done and their total.
+
+    Returns
+    -------
+    Imported
+        Number of patients by site, and the findings E_NO_SCAN, E_NO_LABEL, E_ROW, E_NO_IDENTIFIER.
+
+    Raises
+    ------
+    Refusal
+        E_LAYOUT, E_IMPORT_OUT, E_IMPORT_SITES, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
     """
     check_layout("STOIC2021", folder, ("metadata/reference.csv", "data/mha"))
     check_out(out, folder)

@@ -24,7 +24,17 @@ _TABLE = 2**21  # numbers of a table of resamples that are held at once
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval over `patients`; NaN where it is not defined."""
+    """A figure of a model with its 95 % interval over patients.
+
+    Parameters
+    ----------
+    value : float
+        The figure; NaN where it is not defined.
+    low, high : float
+        Ends of the interval.
+    patients : int
+        Number of patients with a known label.
+    """
 
     value: float
     low: float
@@ -54,11 +64,23 @@ def has_both(labels: NDArray[np.int64]) -> bool:
 
 
 def auroc(scores: Scores, labels: Labels) -> Auroc:
-    """AUROC by scikit-learn; its interval by DeLong's variance on the logit scale.
+    """Area under the ROC curve, by scikit-learn, with DeLong's interval on the logit scale.
 
     DeLong, DeLong & Clarke-Pearson, Biometrics 1988; 44:837. On the logit scale (Pepe, The Statistical Evaluation of
-    Medical Tests for Classification and Prediction, 2003, 5.2.5) the interval stays within 0 to 1 and covers in small
-    cohorts too, where the percentile bootstrap is too narrow (benchmarks/results/coverage.md).
+    Medical Tests for Classification and Prediction, 2003, 5.2.5) the interval stays within 0 to 1. It also covers in
+    small cohorts, where the percentile bootstrap is too narrow (benchmarks/results/coverage.md).
+
+    Parameters
+    ----------
+    scores : array of float, shape (patients,)
+        Higher means more likely positive.
+    labels : array, shape (patients,)
+        0, 1 or NaN where missing; patients without a label are left out.
+
+    Returns
+    -------
+    Auroc
+        The estimate; NaN where a class is missing.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -114,9 +136,19 @@ def delong_variance(x: NDArray[np.float64], y: NDArray[np.int64]) -> float:
 
 
 def auroc_difference(scores: Scores, others: Scores, labels: Labels) -> Estimate:
-    """AUROC of `scores` less that of `others` on the same patients, with DeLong's interval for pairs, within -1 to 1.
+    """AUROC of `scores` minus AUROC of `others` on the same patients, with DeLong's paired interval.
 
-    NaN where a class has fewer than two patients.
+    Parameters
+    ----------
+    scores, others : array of float, shape (patients,)
+        Scores of two models; higher means more likely positive.
+    labels : array, shape (patients,)
+        0, 1 or NaN where missing; patients without a label are left out.
+
+    Returns
+    -------
+    Estimate
+        The difference, its interval cut off at -1 and 1; NaN where a class has fewer than two patients.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -204,9 +236,23 @@ def _draws(patients: int, resamples: int, rng: np.random.Generator) -> NDArray[n
 
 
 def auprc(scores: Scores, labels: Labels, *, seed: int = 0) -> Estimate:
-    """Average precision by scikit-learn; its interval by the bootstrap's standard error on the logit scale.
+    """Average precision, by scikit-learn, with the bootstrap's standard error on the logit scale.
 
-    The percentile interval, as wide on average, covers by 0.02 to 0.07 less with 10 to 25 positives.
+    The percentile interval has the same mean width, but covers by 0.02 to 0.07 less with 10 to 25 positives.
+
+    Parameters
+    ----------
+    scores : array of float, shape (patients,)
+        Higher means more likely positive.
+    labels : array, shape (patients,)
+        0, 1 or NaN where missing; patients without a label are left out.
+    seed : int
+        Seed of the bootstrap, 2000 resamples.
+
+    Returns
+    -------
+    Estimate
+        The estimate; NaN where a class is missing.
     """
     from sklearn.metrics import average_precision_score
 
@@ -221,10 +267,26 @@ def auprc(scores: Scores, labels: Labels, *, seed: int = 0) -> Estimate:
 
 
 def sensitivity_at(specificity: float, scores: Scores, labels: Labels, *, seed: int = 0) -> Estimate:
-    """The highest sensitivity of a threshold with at least this specificity, with its percentile bootstrap interval.
+    """Highest sensitivity of a threshold with at least this specificity, with its percentile bootstrap interval.
 
-    With ten patients in the class whose rate is held fixed it is too narrow: it covers 0.80 to 0.87
+    With ten patients in the class whose rate is held fixed, the interval is too narrow: it covers 0.80 to 0.87
     (benchmarks/results/coverage.md).
+
+    Parameters
+    ----------
+    specificity : float
+        Least specificity, 0 to 1.
+    scores : array of float, shape (patients,)
+        Higher means more likely positive.
+    labels : array, shape (patients,)
+        0, 1 or NaN where missing; patients without a label are left out.
+    seed : int
+        Seed of the bootstrap, 2000 resamples.
+
+    Returns
+    -------
+    Estimate
+        The sensitivity; NaN where a class is missing.
     """
     from sklearn.metrics import roc_curve
 
@@ -244,5 +306,22 @@ def sensitivity_at(specificity: float, scores: Scores, labels: Labels, *, seed: 
 
 
 def specificity_at(sensitivity: float, scores: Scores, labels: Labels, *, seed: int = 0) -> Estimate:
-    """The highest specificity of a threshold with at least this sensitivity, with its percentile bootstrap interval."""
+    """Highest specificity of a threshold with at least this sensitivity, with its percentile bootstrap interval.
+
+    Parameters
+    ----------
+    sensitivity : float
+        Least sensitivity, 0 to 1.
+    scores : array of float, shape (patients,)
+        Higher means more likely positive.
+    labels : array, shape (patients,)
+        0, 1 or NaN where missing; patients without a label are left out.
+    seed : int
+        Seed of the bootstrap, 2000 resamples.
+
+    Returns
+    -------
+    Estimate
+        The specificity; NaN where a class is missing.
+    """
     return sensitivity_at(sensitivity, -np.asarray(scores), 1 - np.asarray(labels), seed=seed)

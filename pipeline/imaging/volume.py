@@ -11,15 +11,24 @@ LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: what a radiologist 
 
 @dataclass(frozen=True)
 class Volume:
-    """A CT scan.
+    """A CT scan in HU with its full geometry.
 
-    `hu`: int16, shape (slices, rows, columns), whole Hounsfield units from -1024 to 3071: scanners store no others,
-    and a volume of them takes half the memory, and half the time, of one in float32.
-    `affine`: float64, shape (4, 4), takes (slice, row, column, 1) to millimetres in RAS (right, anterior,
-    superior positive).
-    `flags`: codes of `W_` reasons met while reading.
+    Scanners store no other HU than whole ones from -1024 to 3071. A volume of int16 takes half the memory and half the
+    time of one in float32.
 
-    Raises TypeError for HU of another kind.
+    Parameters
+    ----------
+    hu : array of int16, shape (slices, rows, columns)
+        Hounsfield units.
+    affine : array of float64, shape (4, 4)
+        Takes (slice, row, column, 1) to millimetres in RAS (right, anterior, superior positive).
+    flags : tuple of str
+        Codes of `W_` reasons met while reading.
+
+    Raises
+    ------
+    TypeError
+        For HU of another type than int16.
     """
 
     hu: NDArray[np.int16]

@@ -54,10 +54,30 @@ def plain(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]
 
 
 def synthetic_site(folder: Path, name: str, *, seed: int, min_patients: int = 10, tables: str = "") -> Site:
-    """Make the folder of a synthetic site, whose key and so whose splits follow from `name` and `seed`.
+    """Make the folder of a synthetic site, whose key and splits follow from `name` and `seed`.
 
-    `tables`: more of site.toml, such as "[training]\\nthreads = 1". Raises Refusal E_SITE_EXISTS, or what
-    `load_settings` raises.
+    Parameters
+    ----------
+    folder : Path
+        The site's folder, which is made.
+    name : str
+        The site's name.
+    seed : int
+        Seed of the key.
+    min_patients : int
+        Figures over fewer patients do not leave the site.
+    tables : str
+        More of site.toml, such as "[training]\\nthreads = 1".
+
+    Returns
+    -------
+    Site
+        The opened site, without a cohort yet.
+
+    Raises
+    ------
+    Refusal
+        E_SITE_EXISTS, or what `load_settings` raises.
     """
     key = hashlib.sha256(f"synthetic {name} {seed}".encode()).digest()
     text = f"""# A synthetic hospital.
@@ -83,13 +103,31 @@ def write_cohort(
     acquisition: Acquisition = plain,
     workers: int = 1,
 ) -> list[Truth]:
-    """Fill the cohort of `site` with synthetic patients of the hospital `at`, in place of what it held.
+    """Fill the cohort of a site with synthetic patients, in place of what it held.
 
-    `at`: scanner and case mix; `dataclasses.replace` makes others of those in `hospitals`. `workers`: processes, of
-    which each takes seconds to start; `acquisition` must then be a module's function. The same site name, hospital,
-    seed and settings write the same tensors and rows, whatever the number of workers.
+    The same site name, hospital, seed and settings write the same tensors and rows, whatever the number of workers.
 
-    Returns the truth of each patient, those included whose scan was refused.
+    Parameters
+    ----------
+    site : Site
+        The site, such as `synthetic_site` makes it.
+    at : Hospital
+        Scanner and case mix, one of `HOSPITALS`; `dataclasses.replace` makes others of those.
+    patients : int
+        Number of patients.
+    seed : int
+        Seed of the patients and their scans.
+    settings : Preprocessing or None
+        The settings with which scans are prepared; the default where None.
+    acquisition : callable
+        What the scanner makes of a body; with several workers, a module's function.
+    workers : int
+        Number of processes; each takes seconds to start.
+
+    Returns
+    -------
+    list of Truth
+        The truth of each patient, those included whose scan was refused.
     """
     settings = settings or Preprocessing()
     with Cohort(site) as cohort, cohort.alone():

@@ -20,7 +20,25 @@ Size = Annotated[int, Field(ge=8, le=512)]
 
 
 class Preprocessing(BaseModel):
-    """The numbers of the preprocessing; they travel with every model, and their digest is compared."""
+    """The settings of `prepare`; they travel with every model, and their digest is compared.
+
+    Parameters
+    ----------
+    method : 1
+        Version of `prepare` itself; it grows when the same settings give other tensors.
+    shape : tuple of int
+        Shape of the tensor: slices, rows, columns; each 8 to 512 voxels.
+    working_spacing_mm : float
+        Spacing of the isotropic grid on which the lungs are found, 1 to 10 mm.
+    margin_mm : float
+        Margin around the lungs' bounding box, 0 to 50 mm.
+    aerated_lung_hu : float
+        HU to which the aerated part of the lungs is shifted, -1000 to -700 HU.
+    largest_shift_hu : float
+        Largest such shift, 0 to 200 HU.
+    window_hu : tuple of float
+        Lowest and highest HU of the window that is scaled to -1 to 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -113,11 +131,27 @@ def resampled_affine(affine: NDArray[np.float64], old: Sequence[int], new: Seque
 def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     """Orient, resample, find the lungs, crop to them, centre the lungs' HU, window.
 
-    HU are shifted so that the aerated part of this scan's lungs (10th percentile inside the mask) comes to lie at
-    `aerated_lung_hu`, by at most `largest_shift_hu`: this takes out differences of calibration, kernel and
-    inspiration between scanners, at the site and from this scan alone.
+    HU are shifted so that the aerated part of this scan's lungs (10th percentile inside the mask) lies at
+    `aerated_lung_hu`, by at most `largest_shift_hu`. This removes differences of calibration, kernel and inspiration
+    between scanners, at the site and from this scan alone.
 
-    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest.
+    Parameters
+    ----------
+    volume : Volume
+        A chest CT in HU, in any orientation.
+    settings : Preprocessing
+        The settings, those of the release where one is used.
+
+    Returns
+    -------
+    Prepared
+        `tensor`, float16, shape (2, slices, rows, columns): lung window scaled to -1 to 1, and lung mask. Beside it
+        the scan on the working grid, its affine, and what was measured.
+
+    Raises
+    ------
+    Refusal
+        E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest.
     """
     upright = orient(volume)
     step = settings.working_spacing_mm

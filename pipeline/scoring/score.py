@@ -153,11 +153,29 @@ class Score:
 
 
 def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None) -> Score:
-    """Score the one chest CT in a folder, zip or files, be it a DICOM series, a NIfTI or a MetaImage file.
+    """Score the one chest CT in a folder, zip or files.
 
-    `series_uid` chooses where there are several DICOM series.
+    A scan whose score cannot be trusted at all gets no number but a refusal.
 
-    Raises Refusal, never a number that cannot be trusted at all: those of `read_one` and `score_scan`.
+    Parameters
+    ----------
+    source : Path or sequence of Path
+        A folder, a zip, one file or several: a DICOM series, NIfTI or MetaImage.
+    release : Release
+        The model, from `load_release`.
+    series_uid : str or None
+        SeriesInstanceUID that chooses among several DICOM series.
+
+    Returns
+    -------
+    Score
+        Calibrated probabilities (0 to 1) by label, their intervals, quality checks and saliency; `to_json` for
+        machines.
+
+    Raises
+    ------
+    Refusal
+        Those of `read_one` and `score_scan`.
     """
     return score_scan(read_one(source, series_uid), release)
 

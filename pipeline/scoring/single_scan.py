@@ -37,12 +37,24 @@ class OneScan:
 
 
 def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> OneScan:
-    """The one chest CT in a folder, zip or files.
+    """Find and read the one chest CT in a folder, zip or files.
 
-    `series_uid` chooses where there are several DICOM series.
+    Parameters
+    ----------
+    source : Path or sequence of Path
+        A folder, a zip, one file or several: a DICOM series, NIfTI or MetaImage.
+    series_uid : str or None
+        SeriesInstanceUID that chooses among several DICOM series.
 
-    Raises Refusal: E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans` and
-    `read_scan`.
+    Returns
+    -------
+    OneScan
+        `volume`, the scan in HU, and what was found beside it. `series` names the patient and must stay at the site.
+
+    Raises
+    ------
+    Refusal
+        E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans` and `read_scan`.
     """
     began = time.perf_counter()
     with open_images(source) as images:

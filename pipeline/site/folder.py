@@ -152,14 +152,38 @@ class SiteSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Site:
-    """An opened site folder."""
+    """An opened site folder; open one with `Site.open(folder)`.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder that holds site.toml, keys and the cohort.
+    settings : SiteSettings
+        The content of site.toml.
+    """
 
     folder: Path
     settings: SiteSettings
 
     @classmethod
     def open(cls, folder: Path) -> "Site":
-        """Raises Refusal E_NO_SITE, or what `load_settings` raises."""
+        """Open a site folder and read its settings.
+
+        Parameters
+        ----------
+        folder : Path
+            The folder that holds site.toml.
+
+        Returns
+        -------
+        Site
+            The opened site.
+
+        Raises
+        ------
+        Refusal
+            E_NO_SITE, or what `load_settings` raises.
+        """
         folder = folder.resolve()
         if not (folder / "site.toml").is_file():
             raise Refusal(NO_SITE, private=str(folder))

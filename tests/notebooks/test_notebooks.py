@@ -1,5 +1,6 @@
-"""The notebooks run from their first cell to their last, and hold no output that somebody left in them."""
+"""The notebooks run from their first cell to their last, need the public API alone, and are kept without output."""
 
+import ast
 from pathlib import Path
 
 import nbclient
@@ -36,6 +37,17 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_it_is_kept_without_output(path: Path) -> None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_of_this_project_it_imports_the_public_api_alone(path: Path) -> None:
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    roots = {module.partition(".")[0] for module in modules}
+    assert "fedthorax" in roots
+    assert not roots & {"configs", "federation", "models", "pipeline"}
 
 
 def test_there_are_notebooks() -> None:
