@@ -1,1 +1,1 @@
-"""How hospitals learn together: Flower apps, strategy, certificates, processes, tracking, the command line."""
+"""Federated learning between hospitals: Flower apps, strategies, certificates, processes, tracking, command line."""

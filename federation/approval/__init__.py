@@ -1,1 +1,1 @@
-"""Which code may run at a hospital: bundles of apps, what they hold, what was decided about them."""
+"""What may run at a hospital: apps, studies and releases, their review, and the hospital's decisions about them."""

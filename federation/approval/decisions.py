@@ -1,7 +1,7 @@
-"""A hospital's decisions about things that are known by their SHA-256: apps, studies.
+"""A hospital's decisions about items that are identified by their SHA-256: apps, studies, releases.
 
-FOLDER/approvals.json     every decision, in order; the last one about a thing holds
-FOLDER/<sha256>.<suffix>  things that were decided on, and the newest that the gateway refused, to look at
+FOLDER/approvals.json     every decision, in order; the last one about an item applies
+FOLDER/<sha256>.<suffix>  items that were decided on, and the newest ones that the gateway refused, for review
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from pipeline.system.locks import alone
 
-KEPT = 20  # undecided things of a kind, however many a server sends
+KEPT = 20  # undecided items of a kind, however many a server sends
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Decision(BaseModel, extra="forbid", frozen=True):
-    """What somebody at the hospital decided about one thing. `by` and `note` never leave the site."""
+    """What somebody at the hospital decided about one item. `by` and `note` never leave the site."""
 
-    sha256: str = Field(validation_alias=AliasChoices("sha256", "app"), pattern=_SHA256.pattern)  # "app": older files
+    sha256: str = Field(validation_alias=AliasChoices("sha256", "app"), pattern=_SHA256.pattern)  # "app" in older files
     decided: Literal["approved", "revoked"]
     at: datetime
     by: str
@@ -41,10 +41,10 @@ class _File(BaseModel, extra="forbid"):
 
 
 class Decisions:
-    """The decisions about one kind of thing. Each question reads the file, so a decision holds at once everywhere.
+    """The decisions about one kind of item. Each call reads the file, so that a decision takes effect at once.
 
-    `suffix`: of the kept files. `max_bytes`: of a thing that is kept. `what`: precedes "approval" and "revocation" in
-    the ledger's lines.
+    `suffix`: of the kept files. `max_bytes`: the largest item that is kept. `what`: precedes "approval" and
+    "revocation" in the ledger's lines.
     """
 
     def __init__(self, folder: Path, ledger: Path, *, suffix: str, max_bytes: int, what: str = "") -> None:
@@ -54,7 +54,7 @@ class Decisions:
         self._suffix, self._max_bytes, self._what = suffix, max_bytes, what
 
     def all(self) -> list[Decision]:
-        """All decisions, the oldest first. Raises Refusal E_APPROVALS."""
+        """Return all decisions, the oldest first. Raises Refusal E_APPROVALS."""
         try:
             with self._file.open("rb") as file:
                 others_may_write = os.fstat(file.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -68,24 +68,24 @@ class Decisions:
         return decisions
 
     def last(self, sha256: str) -> Decision | None:
-        """The last decision about a thing. Raises Refusal E_APPROVALS."""
+        """Return the last decision about an item. Raises Refusal E_APPROVALS."""
         return next((d for d in reversed(self.all()) if d.sha256 == sha256), None)
 
     def approve(self, content: bytes, *, by: str, note: str) -> str:
-        """Approve the thing with these bytes; its SHA-256.
+        """Approve the item with these bytes, and return its SHA-256.
 
         Raises Refusal: E_APPROVALS, E_APPROVALS_BUSY, E_LEDGER_WRITE, E_LEDGER_BROKEN.
         """
         sha256 = self.keep(content)
         with self._alone():
-            self._record(sha256, "approval")  # first: nothing is approved that the ledger does not hold
+            self._record(sha256, "approval")  # first, so that every approval is in the ledger
             self._add(Decision(sha256=sha256, decided="approved", at=datetime.now(UTC), by=by, note=note))
         return sha256
 
     def revoke(self, sha256: str, *, by: str, note: str) -> None:
-        """Revoke a thing, whether it is known here or not.
+        """Revoke an item, whether it is known here or not.
 
-        Raises Refusal: E_APPROVALS, E_APPROVALS_BUSY; E_LEDGER_WRITE and E_LEDGER_BROKEN, after it was revoked.
+        Raises Refusal: E_APPROVALS, E_APPROVALS_BUSY; E_LEDGER_WRITE and E_LEDGER_BROKEN, but only after revoking it.
         """
         with self._alone():
             try:
@@ -94,12 +94,12 @@ class Decisions:
                 self._add(Decision(sha256=sha256, decided="revoked", at=datetime.now(UTC), by=by, note=note))
 
     def kept(self) -> list[Path]:
-        """The files of the things that can be looked at, the newest first."""
+        """Return the files of the items that can be reviewed, the newest first."""
         files = [path for path in self.folder.glob(f"*{self._suffix}") if _SHA256.fullmatch(path.stem)]
         return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path.name))
 
     def content(self, sha256: str) -> bytes | None:
-        """The bytes of a kept thing; None if there is none, or if they are not what was kept."""
+        """Return the bytes of a kept item; None if it is missing or was changed."""
         try:
             content = (self.folder / f"{sha256}{self._suffix}").read_bytes()
         except OSError:
@@ -107,9 +107,9 @@ class Decisions:
         return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
     def keep(self, content: bytes) -> str:
-        """Keep a thing to look at later, unread and not run; its SHA-256.
+        """Keep an item for a later review, without reading or running it; return its SHA-256.
 
-        Of the undecided ones the newest `KEPT` stay. What is too large is not kept, nor anything where the disk is
+        The newest `KEPT` undecided items are kept. An item that is too large is not kept, nor is any when the disk is
         full. Raises Refusal E_APPROVALS.
         """
         sha256 = hashlib.sha256(content).hexdigest()
@@ -118,7 +118,7 @@ class Decisions:
             with suppress(OSError):
                 if self.content(sha256) is None:
                     self._write(path, content)
-                now = time.time_ns()  # finer than the clock by which the system would date it
+                now = time.time_ns()  # more precise than the clock that the file system uses
                 os.utime(path, ns=(now, now))
         decided = {decision.sha256 for decision in self.all()}
         undecided = [path for path in self.kept() if path.stem not in decided]
@@ -131,7 +131,7 @@ class Decisions:
         Ledger(self._ledger).append(Entry("", None, "here", kind, 0, "", sha256, "", PASSED))
 
     def _alone(self) -> AbstractContextManager[None]:
-        """Keep other commands from deciding meanwhile."""
+        """Prevent other commands from deciding at the same time."""
         self.folder.mkdir(exist_ok=True, mode=0o700)
         return alone(self.folder / "lock", reasons.APPROVALS_BUSY)
 
@@ -139,6 +139,6 @@ class Decisions:
         self._write(self._file, _File(decisions=[*self.all(), decision]).model_dump_json(indent=1).encode())
 
     def _write(self, path: Path, content: bytes) -> None:
-        """The whole file or nothing, readable by its owner alone, whenever the power goes."""
+        """Write the file completely or not at all, even on a power failure; only its owner may read it."""
         self.folder.mkdir(exist_ok=True, mode=0o700)
         write_durably(path, content)

@@ -1,9 +1,9 @@
-"""The release's own studies: study.toml's defaults, the presets and the demo, by name.
+"""The studies that this release ships, by name: study.toml's defaults, the presets and the demo.
 
-Reading them takes torch, for a study names its network. The gateway asks a process for their digests, once for each
-release:
+Reading them requires torch, because a study names its network. The gateway therefore asks a separate process for their
+digests, once per release:
 
-    python -m federation.approval.presets     digests and names in JSON
+    python -m federation.approval.presets     prints digests and names as JSON
 """
 
 import functools
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 @functools.cache
 def presets() -> dict[str, "Study"]:
-    """The release's own studies by name."""
+    """Return the studies that this release ships, by name."""
     from federation.protocol.study_config import Study
 
     return {name: load_settings(path, Study) for name, path in preset_files().items()}
 
 
 def _names() -> dict[str, list[str]]:
-    """The names of the release's own studies by digest; some are equal but for their names and seeds."""
+    """Return the names of the shipped studies by digest; some differ only in name and seed and share a digest."""
     names: dict[str, list[str]] = {}
     for name, study in presets().items():
         names.setdefault(study_digest(study.model_dump_json()), []).append(name)
@@ -43,7 +43,7 @@ def _names() -> dict[str, list[str]]:
 
 
 def names_by_digest(folder: Path) -> Mapping[str, list[str]]:
-    """As `_names`, worked out by a process of its own and kept in `folder`. Raises Refusal E_GATEWAY_FAILED."""
+    """Return what `_names` returns, computed in a separate process and kept in `folder`. Raises E_GATEWAY_FAILED."""
     kept = folder / f"presets-{version('fedthorax')}.json"
     if not kept.is_file():
         command = [sys.executable, "-P", "-m", "federation.approval.presets"]
@@ -56,7 +56,7 @@ def names_by_digest(folder: Path) -> Mapping[str, list[str]]:
 
 
 def names_of(digest: str) -> tuple[str, ...]:
-    """The names of the release's own studies that have this digest; there may be several, or none."""
+    """Return the names of the shipped studies that have this digest; possibly several, or none."""
     return tuple(_names().get(digest, ()))
 
 

@@ -1,12 +1,12 @@
-"""Reasons why an app, a study or a release may not run."""
+"""Reasons for which an app, a study or a release may not run."""
 
 from models.refusal import Reason
 
 APPROVALS = Reason(
     "E_APPROVALS",
-    "approvals.json is damaged, or others than its owner may change it; until it is mended no app runs",
-    "Run the node and its commands as the user who owns the site; bring back SITE_DIR/apps from the backup, or move "
-    "approvals.json away and approve again.",
+    "approvals.json is damaged, or other users may change it; no app runs until this is corrected",
+    "Run the node and its commands as the user who owns the site. Restore SITE_DIR/apps from a backup, or move "
+    "approvals.json away and approve the apps again.",
 )
 APPROVALS_BUSY = Reason(
     "E_APPROVALS_BUSY",
@@ -15,51 +15,51 @@ APPROVALS_BUSY = Reason(
 )
 APP_ARCHIVE = Reason(
     "E_APP_ARCHIVE",
-    "the app is not a readable archive of Flower's (FAB)",
-    "Ask whoever made the study for an app that `flwr build` or fedthorax has built.",
+    "the app is not a readable app archive of Flower (FAB)",
+    "Ask the study's author for an app that was built with `flwr build` or fedthorax.",
 )
 APP_SIZE = Reason(
     "E_APP_SIZE",
     "the app is larger than {megabytes} MB, packed or unpacked, or has more than {files} files",
-    "An app holds code alone: ask whoever made the study for one without data and models.",
+    "An app should hold only code: ask the study's author for an app without data and models.",
 )
 APP_PATH = Reason(
     "E_APP_PATH",
-    "the app holds a link, or two files of one name, or a name that could reach outside its folder",
+    "the app contains a link, two files of one name, or a file name that could point outside its folder",
     "Do not approve it. No honest tool makes such an app: ask whoever sent it.",
 )
 APP_MANIFEST = Reason(
     "E_APP_MANIFEST",
-    "the app's files are not exactly those that its own list (.info/CONTENT) names, with these hashes",
-    "Do not approve it; ask whoever made the study for the app as it was built.",
+    "the app's files do not match its own file list (.info/CONTENT) and the hashes there",
+    "Do not approve it. Ask the study's author for the app exactly as it was built.",
 )
 APP_PACKING = Reason(
     "E_APP_PACKING",
-    "the app's archive is not packed as Flower packs it, so that it could hold bytes that belong to none of its files",
-    "Do not approve it; ask whoever made the study for the app as `flwr build` or fedthorax has built it.",
+    "the app's archive is not packed as Flower packs it, so it could contain bytes that belong to none of its files",
+    "Do not approve it. Ask the study's author for the app exactly as `flwr build` or fedthorax built it.",
 )
 APP_SHADOW = Reason(
     "E_APP_SHADOW",
-    "the app brings a module named {name}, which would take the place of the one that is installed here",
-    "Do not approve it; whoever made the study renames the module, or leaves it out: each site has its own libraries.",
+    "the app contains a module named {name}, which would replace the one that is installed here",
+    "Do not approve it. The study's author must rename or remove the module: each site uses its own libraries.",
 )
 APP_TEXT = Reason(
     "E_APP_TEXT",
-    "a file of the app is not text in UTF-8, so nobody can read what would run",
-    "Ask whoever made the study for an app of sources in UTF-8 alone.",
+    "a file of the app is not UTF-8 text, so nobody can review what would run",
+    "Ask the study's author for an app that contains only UTF-8 source files.",
 )
 APP_CONFIG = Reason(
     "E_APP_CONFIG",
-    "the app's pyproject.toml lacks or spoils what Flower needs: {problem}",
-    "Ask whoever made the study to correct it; `flwr build` names what is wrong.",
+    "the app's pyproject.toml lacks a value that Flower needs, or it is invalid: {problem}",
+    "Ask the study's author to correct it; `flwr build` reports what is wrong.",
 )
 GATEWAY_FAILED = Reason(
     "E_GATEWAY_FAILED",
-    "the site's gateway failed, and so let nothing pass",
+    "the site's gateway failed, and therefore let nothing pass",
     "Read the end of logs/gateway.log in the site's folder.",
 )
 RUN_CONFIG = Reason(
     "E_RUN_CONFIG",
-    "the run's configuration is not a study as this release knows it",
+    "the run's configuration is not a valid study of this release",
     "Install the same version of fedthorax at the site and at the server.",
 )

@@ -1,9 +1,9 @@
-"""From which releases a study may begin here: the hospital's decisions, by each release's name.
+"""A site's decisions about releases that a study may start from, by each release's name.
 
 SITE_DIR/begins-from/<sha256>/     an approved release: model.json, whose SHA-256 is its name, and its weights
-SITE_DIR/begins-from/approvals.json, <sha256>.json   the decisions, and what was decided on (`decisions`)
+SITE_DIR/begins-from/approvals.json, <sha256>.json   the decisions, and the descriptions decided on (`decisions`)
 
-Light on purpose: the gateway imports this, and has no torch.
+Works without torch, for the gateway.
 """
 
 import shutil
@@ -27,17 +27,17 @@ class ReleaseApprovals:
         )
 
     def may_begin(self, sha256: str) -> bool:
-        """Whether a study may begin from this release now. Raises Refusal E_APPROVALS."""
+        """Tell whether a study may start from this release now. Raises Refusal E_APPROVALS."""
         decision = self._decisions.last(sha256)
         return decision is not None and decision.decided == "approved" and (self.folder / sha256 / FILES[1]).is_file()
 
     def decisions(self) -> list[Decision]:
-        """The last decision on each release, the newest first. Raises Refusal E_APPROVALS."""
+        """Return the last decision about each release, the newest first. Raises Refusal E_APPROVALS."""
         last = {decision.sha256: decision for decision in self._decisions.all()}
         return sorted(last.values(), key=lambda decision: decision.at, reverse=True)
 
     def approve(self, release: Path, *, by: str, note: str = "") -> str:
-        """Let studies begin from a release, which the caller has verified, signature too; its name.
+        """Allow studies to start from a release, and return its name. The caller has verified it and its signature.
 
         Raises OSError, and Refusal as `Decisions.approve` does.
         """
@@ -45,6 +45,6 @@ class ReleaseApprovals:
         return self._decisions.approve((self.folder / sha256 / FILES[1]).read_bytes(), by=by, note=note)
 
     def revoke(self, sha256: str, *, by: str, note: str = "") -> None:
-        """Let no study begin from a release any more. Raises Refusal as `Decisions.revoke` does."""
+        """Forbid studies to start from a release. Raises Refusal as `Decisions.revoke` does."""
         self._decisions.revoke(sha256, by=by, note=note)
         shutil.rmtree(self.folder / sha256, ignore_errors=True)

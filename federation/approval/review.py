@@ -1,9 +1,9 @@
-"""What an app is, for the person at the hospital who decides whether it may run.
+"""Describe an app to the person at the hospital who decides whether it may run.
 
-Its files, what changed since the last approved app, and the places in its sources that are worth a look, found in
-their syntax trees (`ast`); nothing of the app is run, imported or written. Such a list proves nothing: code that
-wants to hide what it does can (a name put together from letters, a value that comes with the weights). It shows where
-to begin to read.
+A review lists the app's files, the changes since the last approved app, and the places in its sources to check. It
+finds them in the syntax trees (`ast`); nothing of the app is run, imported or written. The list proves nothing: code
+can hide what it does, for example in a name assembled from letters or in a value that comes with the weights. The list
+shows where to begin reading.
 """
 
 import ast
@@ -19,21 +19,21 @@ from typing import Any
 from federation.approval.fab import App
 
 CAUTION = (
-    "This list proves nothing: code that wants to hide what it does is on no list. Approve only what you have read, "
-    "or what comes from somebody whom you trust, by a hash that they gave you on another way."
+    "This list proves nothing: code that hides what it does is not on it. Approve only code that you have read, or "
+    "code from somebody whom you trust, by a hash that you received from them in another way."
 )
 MAX_DIFF_LINES = 1000
-_MAX_COMPARED_LINES = 2000  # of one file: comparing takes time with the square of them
+_MAX_COMPARED_LINES = 2000  # of one file: the time for a comparison grows with their square
 _MAX_PARSED_CHARACTERS = 2**18
-_LONG = 1000  # characters, of a line or a text
+_LONG = 1000  # characters in a line or a text
 
-HOSPITAL = "calls the hospital's own fedthorax: what that does is not part of this app"
+HOSPITAL = "calls the hospital's installed fedthorax, whose code is not part of this app"
 FILES = "writes, moves or deletes files"
-REFLECTION = "reaches parts of Python by name, a way to hide what is called"
-HIDDEN = "unpacks or decodes: could be code or data that is hidden from the eye"
-# What is said of names, as they are imported, and of all that is below them; the longest that fits counts.
+REFLECTION = "accesses Python objects by name, which can hide what is called"
+HIDDEN = "unpacks or decodes data, which can hide code or data from the reader"
+# Explanations by imported name; each also covers the names below it, and the longest matching name applies.
 _WORTH_A_LOOK = {
-    "network: could send data out, past the gateway; the sandbox gives it none": """
+    "network: could send data past the gateway; the sandbox has no network": """
         socket ssl select selectors socketserver http urllib urllib3 requests httpx aiohttp ftplib smtplib poplib
         imaplib nntplib telnetlib xmlrpc grpc paramiko websockets websocket zmq dns boto3 botocore google.cloud azure
         mlflow wandb huggingface_hub torch.hub torch.distributed asyncio.open_connection asyncio.start_server
@@ -48,29 +48,29 @@ _WORTH_A_LOOK = {
         os.makedirs os.symlink os.link os.mkfifo os.mknod os.truncate os.chmod os.chown os.open os.write
         os.memfd_create torch.save numpy.save numpy.savez numpy.savez_compressed numpy.savetxt numpy.memmap
         logging.FileHandler logging.handlers sqlite3 zipfile tarfile""",
-    "runs text as code: what runs need not stand here": """
+    "runs text as code: what runs may not be visible here": """
         eval exec compile code codeop runpy timeit torch.jit torch._dynamo numexpr""",
-    "imports by a name that is made while it runs, or changes where imports are looked for": """
+    "imports by a name that is computed at run time, or changes where Python looks for modules": """
         __import__ importlib imp pkgutil zipimport zipapp site sys.path sys.modules sys.meta_path sys.path_hooks""",
-    "reaches below Python, where no rule of Python holds": """
+    "accesses memory or native code, outside Python's rules": """
         ctypes cffi _ctypes mmap gc faulthandler torch.utils.cpp_extension torch.ops""",
-    "pickle or its kin: reading it runs whatever code the data brings": """
+    "pickle or similar: reading it runs any code that the data contains": """
         pickle _pickle cPickle cloudpickle dill joblib marshal shelve copyreg torch.load torch.serialization numpy.load
         pandas.read_pickle""",
-    "reads or changes the environment, which can hold passwords and paths": """
+    "reads or changes the environment, which may contain passwords and paths": """
         os.environ os.environb os.getenv os.getenvb os.putenv os.unsetenv dotenv getpass""",
     REFLECTION: """
         globals locals vars inspect builtins __builtins__ sys._getframe sys.settrace sys.setprofile
         operator.attrgetter operator.methodcaller types.CodeType types.FunctionType unittest.mock""",
     HIDDEN: "base64 binascii codecs zlib gzip bz2 lzma quopri uu",
-    "goes on beside the task, or after it": "threading _thread atexit signal sched daemon weakref.finalize",
+    "continues to run beside the task or after it": "threading _thread atexit signal sched daemon weakref.finalize",
     HOSPITAL: "federation pipeline models",
 }
 _NAMES = {name: why for why, names in _WORTH_A_LOOK.items() for name in names.split()}
 _WRITERS = """
     write_text write_bytes touch unlink mkdir rmdir rename symlink_to hardlink_to to_csv to_pickle to_parquet to_json
     to_excel to_hdf to_sql tofile savefig save_file save_as"""
-_WRITING_METHODS = frozenset(_WRITERS.split())  # of whatever object
+_WRITING_METHODS = frozenset(_WRITERS.split())  # of any object
 _PLAIN_DUNDERS = frozenset(("__init__", "__name__", "__doc__", "__version__"))
 NOWHERE = "/dev/null"
 _LINE_END = re.compile(r"\r\n|\r|\n")  # as Python counts lines
@@ -78,7 +78,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")  # as Python counts lines
 
 @dataclass(frozen=True)
 class Finding:
-    """A place that is worth a look; `line` 0 stands for the whole file."""
+    """A place to check; `line` 0 means the whole file."""
 
     file: str
     line: int
@@ -88,15 +88,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Review:
-    """All that is shown of an app. Texts of the app's are as they are: show them through `printable`."""
+    """Everything that is shown of an app. Texts from the app are unchanged: show them through `printable`."""
 
     app: str
     sha256: str
     files: list[tuple[str, int, str]]  # path, bytes, SHA-256
     dependencies: list[str]
-    imports: list[str]  # the first part of each import's name
+    imports: list[str]  # the top-level names of imported modules
     findings: list[Finding]
-    compared_with: str  # SHA-256 of the app that `difference` starts from; "" without one
+    compared_with: str  # SHA-256 of the app that `difference` is relative to; "" if none
     difference: list[str] = field(default_factory=list)
     left_out: int = 0  # lines of the difference beyond `MAX_DIFF_LINES`
 
@@ -105,7 +105,7 @@ class Review:
 
 
 def review(app: App, before: App | None = None) -> Review:
-    """Look at an app; `before` is what its difference is shown from."""
+    """Review an app; `before` is the app that its difference is relative to."""
     sources = {name: data.decode("utf-8-sig") for name, data in sorted(app.files.items())}
     findings: list[Finding] = []
     imports: set[str] = set()
@@ -131,7 +131,7 @@ def review(app: App, before: App | None = None) -> Review:
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may show it: what could move the cursor, colour, or turn the direction is spelt out."""
+    """Escape characters that could move a terminal's cursor, change its colours or reverse the text's direction."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.expandtabs(4))
 
 
@@ -139,7 +139,7 @@ def printable(text: str) -> str:
 
 
 def _difference(old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
-    """A unified difference of all files, without end-of-line characters."""
+    """Yield a unified difference of all files, without end-of-line characters."""
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)
         if before == after:
@@ -158,29 +158,29 @@ def _lines(data: bytes) -> list[str]:
     return _LINE_END.split(data.decode("utf-8"))
 
 
-# --- what is worth a look ---------------------------------------------------------------------------------
+# --- places to check --------------------------------------------------------------------------------------
 
 
 def _odd_characters(file: str, text: str) -> Iterator[Finding]:
-    """Characters that make a source look other than it is ("Trojan Source", CVE-2021-42574)."""
+    """Find characters that make a source look different from what it is ("Trojan Source", CVE-2021-42574)."""
     for number, line in enumerate(_LINE_END.split(text), start=1):
         odd = sorted({c for c in line if not c.isprintable() and c not in "\t\f"})
         if odd:
             names = " ".join(f"U+{ord(c):04X}" for c in odd[:5])
-            yield Finding(file, number, names, "invisible characters: what is shown may not be what runs")
+            yield Finding(file, number, names, "invisible characters: the code that runs may differ from what is shown")
         elif file.endswith(".py") and len(line) > _LONG:
-            yield Finding(file, number, f"{len(line)} characters", "a line too long to be read: look at all of it")
+            yield Finding(file, number, f"{len(line)} characters", "a very long line: read all of it")
 
 
 def _look(file: str, text: str) -> tuple[list[Finding], set[str]]:
-    """The findings of one source, and the modules that it imports."""
+    """Return the findings of one source, and the modules that it imports."""
     try:
         if len(text) > _MAX_PARSED_CHARACTERS:
             raise ValueError
-        with warnings.catch_warnings(action="ignore"):  # it would quote the source on the terminal
+        with warnings.catch_warnings(action="ignore"):  # a warning would print part of the source on the terminal
             nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return [Finding(file, 0, "not looked at", "it is no Python or too long, and may run all the same")], set()
+        return [Finding(file, 0, "not looked at", "it is not valid Python or too long, but may still run")], set()
     imported = _imported(nodes)
     found = {
         Finding(file, getattr(node, "lineno", 0), what, why)
@@ -191,7 +191,7 @@ def _look(file: str, text: str) -> tuple[list[Finding], set[str]]:
 
 
 def _imported(nodes: list[ast.AST]) -> dict[str, str]:
-    """What each imported name stands for, wherever in the file it is imported."""
+    """Map each imported name to what it stands for, wherever in the file it is imported."""
     names: dict[str, str] = {}
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -204,7 +204,7 @@ def _imported(nodes: list[ast.AST]) -> dict[str, str]:
 
 
 def _findings(node: ast.AST, imported: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What is to be said of one node of the tree, and why."""
+    """Yield what one node of the tree uses, and the explanation."""
     if isinstance(node, ast.Import):
         yield from ((alias.name, why) for alias in node.names if (why := _why(alias.name)))
     elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -212,7 +212,7 @@ def _findings(node: ast.AST, imported: Mapping[str, str]) -> Iterator[tuple[str,
             if why := _why(f"{node.module}.{alias.name}"):
                 yield f"{node.module}.{alias.name}", why
             if alias.name == "*":
-                yield f"{node.module}.*", "imports all names of a module: what is called below may come from there"
+                yield f"{node.module}.*", "imports all names of a module: calls below may refer to them"
     elif isinstance(node, ast.Name) and (hasattr(builtins, node.id) or node.id == "__builtins__"):
         if node.id in _NAMES:
             yield node.id, _NAMES[node.id]
@@ -244,7 +244,7 @@ def _call(node: ast.Call, imported: Mapping[str, str]) -> Iterator[tuple[str, st
 
 
 def _may_write(call: ast.Call, imported: Mapping[str, str]) -> bool:
-    """Whether an `open` may write: its mode says so, or is not to be seen here."""
+    """Tell whether an `open` may write: its mode says so, or is not a constant."""
     is_function = isinstance(call.func, ast.Name) or _is_imported(call.func, imported)
     position = 1 if is_function else 0  # open(path, mode), path.open(mode)
     modes = [*call.args[position : position + 1], *(k.value for k in call.keywords if k.arg in ("mode", None))]
@@ -252,14 +252,14 @@ def _may_write(call: ast.Call, imported: Mapping[str, str]) -> bool:
 
 
 def _is_imported(node: ast.AST, imported: Mapping[str, str]) -> bool:
-    """Whether `a` of `a.b.c` is an imported name."""
+    """Tell whether `a` of `a.b.c` is an imported name."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return isinstance(node, ast.Name) and node.id in imported
 
 
 def _dotted(node: ast.AST, imported: Mapping[str, str]) -> str:
-    """`a.b.c` by the names that were imported; what does not begin with a name begins with "?"."""
+    """Return `a.b.c` with imported names resolved; "?" stands for a first part that is not a name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -269,7 +269,7 @@ def _dotted(node: ast.AST, imported: Mapping[str, str]) -> str:
 
 
 def _why(name: str) -> str:
-    """The reason of the longest known name that `name` is, or is below of; "" without one."""
+    """Return the explanation of the longest known name that is `name` or contains it; "" if there is none."""
     while name and name not in _NAMES:
         name = name.rpartition(".")[0]
     return _NAMES.get(name, "")

@@ -1,12 +1,12 @@
-"""Which studies may run at a site: the hospital's decisions, by each study's digest, in SITE_DIR/studies.
+"""A site's decisions about studies, by each study's digest, in SITE_DIR/studies.
 
 A study's digest covers every setting that decides what is learnt from patients and what is asked about them: network,
 preprocessing, training, strategy, privacy, evaluation, wire, and the length of the training. It does not cover the
-study's name, its seeds, how many sites take part and how long they are waited for.
+study's name, its seeds, the number of sites, or how long to wait for them.
 
-The release ships studies of its own (`configs/presets`). A hospital approves those by name in site.toml.
+The release ships its own studies (`configs/presets`). A hospital approves those by name in site.toml.
 
-Light on purpose: the gateway imports this, and has no torch.
+Works without torch, for the gateway.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from models.refusal import Refusal
 from pipeline.site.folder import Site
 
 MAX_BYTES = 64 * 1024
-# Tables and keys of [study] that the digest leaves out.
+# The tables, and the keys of [study], that the digest does not cover.
 _FREE_TABLES = {"stopping"}
 FREE_KEYS = {"name", "seed", "seeds", "sites", "quorum", "wait_s", "round_timeout_s", "synthetic"}
 
@@ -33,9 +33,9 @@ Verdict = Literal["preset", "approved", "revoked", "unknown"]
 
 
 def canonical(study: str) -> bytes:
-    """The settings of a study (JSON, as the server sends it) that its digest covers, always spelt the same way.
+    """Return the settings of a study that its digest covers, in canonical JSON; `study` is JSON from the server.
 
-    Raises Refusal E_RUN_CONFIG for what is no JSON object, or holds a key twice: two readers could see two studies.
+    Raises Refusal E_RUN_CONFIG if it is not a JSON object, or repeats a key: two readers could then see two studies.
     """
     if len(study.encode()) > MAX_BYTES:
         raise Refusal(reasons.RUN_CONFIG, private="the study is too long")
@@ -49,30 +49,30 @@ def canonical(study: str) -> bytes:
 
 
 def study_digest(study: str) -> str:
-    """The SHA-256 by which a study is approved. Raises Refusal E_RUN_CONFIG as `canonical` does."""
+    """Return the SHA-256 by which a study is approved. Raises Refusal E_RUN_CONFIG as `canonical` does."""
     return hashlib.sha256(canonical(study)).hexdigest()
 
 
 def begins_from(study: str) -> str:
-    """The name of the release that a study (JSON) begins from; "" where it begins from its seed.
+    """Return the name of the release that a study (JSON) starts from; "" if it starts from its seed.
 
-    Raises Refusal E_RUN_CONFIG where it is no such name: it becomes the name of a folder.
+    Raises Refusal E_RUN_CONFIG if it is not a valid name: it is used as the name of a folder.
     """
     name = json.loads(study)["study"].get("begin_from", "")
     if name != "" and not (isinstance(name, str) and _RELEASE.fullmatch(name)):
-        raise Refusal(reasons.RUN_CONFIG, private="begin_from is no release's name")
+        raise Refusal(reasons.RUN_CONFIG, private="begin_from is not the name of a release")
     return name
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key is repeated")
     return table
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 class StudyApprovals:
@@ -85,10 +85,10 @@ class StudyApprovals:
         )
 
     def verdict(self, digest: str, presets: Sequence[str]) -> Verdict:
-        """Whether a study may run now: "preset" and "approved" may, "revoked" and "unknown" may not.
+        """Return a study's status: "preset" and "approved" may run, "revoked" and "unknown" may not.
 
-        `presets`: the names of the release's own studies that have this digest. Raises Refusal E_APPROVALS, and no
-        study may run then.
+        `presets`: the names of the shipped studies that have this digest. Raises Refusal E_APPROVALS (then no study may
+        run).
         """
         decision = self.decision(digest)
         if decision is not None:
@@ -96,39 +96,39 @@ class StudyApprovals:
         return "preset" if self.presets & set(presets) else "unknown"
 
     def decision(self, digest: str) -> Decision | None:
-        """The last decision about a study. Raises Refusal E_APPROVALS."""
+        """Return the last decision about a study. Raises Refusal E_APPROVALS."""
         return self._decisions.last(digest)
 
     def decisions(self) -> list[Decision]:
-        """All decisions, the oldest first. Raises Refusal E_APPROVALS."""
+        """Return all decisions, the oldest first. Raises Refusal E_APPROVALS."""
         return self._decisions.all()
 
     def approve(self, study: str, *, by: str, note: str = "") -> str:
-        """Let a study (JSON) run here; its digest.
+        """Allow a study (JSON) to run here, and return its digest.
 
         Raises Refusal: E_RUN_CONFIG, E_APPROVALS, E_APPROVALS_BUSY, E_LEDGER_WRITE, E_LEDGER_BROKEN.
         """
         return self._decisions.approve(canonical(study), by=by, note=note)
 
     def revoke(self, digest: str, *, by: str, note: str = "") -> None:
-        """Let a study run no more. Raises Refusal as `Decisions.revoke` does."""
+        """Forbid a study to run. Raises Refusal as `Decisions.revoke` does."""
         self._decisions.revoke(digest, by=by, note=note)
 
     def keep(self, study: str) -> str:
-        """Keep a study to look at later; its digest. Raises Refusal: E_RUN_CONFIG, E_APPROVALS."""
+        """Keep a study for a later review; return its digest. Raises Refusal: E_RUN_CONFIG, E_APPROVALS."""
         return self._decisions.keep(canonical(study))
 
     def kept(self) -> list[Path]:
-        """The files of the studies that can be looked at, the newest first."""
+        """Return the files of the studies that can be reviewed, the newest first."""
         return self._decisions.kept()
 
     def content(self, digest: str) -> dict[str, Any] | None:
-        """The settings of a kept study; None if it is not here."""
+        """Return the settings of a kept study; None if it is not kept."""
         found = self._decisions.content(digest)
         return None if found is None else json.loads(found)
 
 
 def as_study(settings: Mapping[str, Any]) -> str:
-    """A study (JSON) with the settings that a digest covers, and placeholders for what it leaves out."""
+    """Return a study (JSON) with the settings that a digest covers, and placeholders for the others."""
     free = {"name": "a-study", "sites": 1, "quorum": 1}
     return json.dumps({**settings, "study": {**settings["study"], **free}})

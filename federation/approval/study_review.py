@@ -1,4 +1,4 @@
-"""What a study asks of a hospital, in plain words, for the person who decides whether it may run."""
+"""Describe a study in plain words to the person at the hospital who decides whether it may run."""
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ MANY_TABULAR = 8
 
 @dataclass(frozen=True)
 class StudyReview:
-    """A study's digest, its settings (table, key, value), and what in it weakens privacy."""
+    """A study's digest, its settings (table, key, value), and the settings that weaken privacy."""
 
     digest: str
     presets: tuple[str, ...]
@@ -28,7 +28,7 @@ class StudyReview:
 
 
 def review_study(study: "Study", digest: str, presets: tuple[str, ...]) -> StudyReview:
-    """Look at a study; nothing of it is run."""
+    """Review a study without running any part of it."""
     content = study.model_dump(mode="json")
     rows = [
         (table, key, _text(value))
@@ -45,15 +45,15 @@ def _text(value: object) -> str:
 
 
 def weakenings(study: "Study") -> list[str]:
-    """Each setting that lets a server learn more of a patient than the safest setting would, in plain words."""
+    """List in plain words each setting that lets a server learn more about a patient than the safest setting would."""
     return [*_of_privacy(study), *_of_training(study), *_of_evaluation(study)]
 
 
 def _of_privacy(study: "Study") -> list[str]:
     if study.privacy is None:
         return [
-            "No differential privacy: an update of this hospital's weights is sent as it was learnt. Nothing bounds "
-            "mathematically what it tells of one patient."
+            "No differential privacy: this hospital's updates are sent without noise. No mathematical bound limits "
+            "what an update reveals about one patient."
         ]
     if study.privacy.noise_multiplier < 1:
         return [
@@ -68,24 +68,25 @@ def _of_training(study: "Study") -> list[str]:
     found = []
     if table.begin_from:
         found.append(
-            "It begins with the weights of a release, not with the seed's: whoever made that release chose what the "
-            "first update follows. The release needs an approval of its own (`fedthorax node approve-release`)."
+            "It begins with the weights of a release, not with weights from the seed. Whoever made that release chose "
+            "the weights that the first update depends on. The release needs its own approval (`fedthorax node "
+            "approve-release`)."
         )
     if not training.augment:
-        found.append("Augmentation is off: each scan is seen as it is, so an update follows single scans more closely.")
+        found.append("Augmentation is off: scans are not varied, so an update follows single scans more closely.")
     if training.batch_size < FEW_PATIENTS_A_STEP:
         found.append(f"A training step uses only {training.batch_size} patients: each has more influence on it.")
     if 0 < table.local_steps < FEW_PATIENTS_A_STEP:
         found.append(f"A round has only {table.local_steps} training steps: an update is close to a single gradient.")
     if training.learning_rate > HIGH_RATE:
-        found.append(f"The learning rate is high ({training.learning_rate:g}): a patient moves the weights further.")
+        found.append(f"The learning rate is high ({training.learning_rate:g}): each patient changes the weights more.")
     if study.network.tabular_features > MANY_TABULAR:
         found.append(
-            f"{study.network.tabular_features} features are made of age and sex: with more features, smaller groups "
-            "of patients can be told apart."
+            f"{study.network.tabular_features} features are computed from age and sex: with more features, smaller "
+            "groups of patients can be distinguished."
         )
     if table.rounds > MANY_ROUNDS:
-        found.append(f"{table.rounds} rounds: each round sends one more update that was learnt from the same patients.")
+        found.append(f"{table.rounds} rounds: each round sends one more update learnt from the same patients.")
     return found
 
 
@@ -94,16 +95,16 @@ def _of_evaluation(study: "Study") -> list[str]:
     found = []
     if asked.local_models:
         found.append(
-            "Local models: a model of this hospital alone is trained and sent, and this hospital's test patients are "
-            "used to judge the models of other hospitals, which were not trained here."
+            "Local models: a model trained only at this hospital is sent. Models of other hospitals, which were not "
+            "trained here, are evaluated on this hospital's test patients."
         )
     if asked.leave_one_out:
         found.append(
-            "Leave one out: as many further trainings as there are sites; models that were not trained here are "
-            "judged on this hospital's test patients."
+            "Leave one out: there is one additional training per site. Models that were not trained here are evaluated "
+            "on this hospital's test patients."
         )
     if asked.fine_tune:
-        found.append("Fine tuning: a head that was fitted to this hospital's patients alone is sent.")
+        found.append("Fine tuning: a head that was fitted only to this hospital's patients is sent.")
     if asked.shortcut_audit and study.privacy is None:
         found.append(
             "Shortcut audit: means and variances of the network's features over the training patients are sent once."

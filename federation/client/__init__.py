@@ -1,4 +1,4 @@
-"""The ClientApp: what a hospital does in a round, and the tasks that it runs on its own data.
+"""The ClientApp: the tasks that a hospital runs on its own data in a round.
 
-May import `protocol` and what is below. Begin with `client_app`.
+May import `protocol` and the rooms below it. Begin with `client_app`.
 """

@@ -1,4 +1,4 @@
-"""What a site does for a study, one function for each kind of message. The work itself is in `site_tasks`."""
+"""The study's ClientApp: one handler for each kind of message. `site_tasks` does the work itself."""
 
 import functools
 import logging
@@ -34,15 +34,15 @@ from models.refusal import Refusal
 from pipeline.site.folder import Site
 
 Handler = Callable[[Message, Context], Message]
-REFUSED, FAILED = 1001, 1002  # Flower wants a number; the code in the text is what counts
+REFUSED, FAILED = 1001, 1002  # Flower requires a number; only the code in the text has a meaning
 app = ClientApp()
 
 
 def coded(handler: Handler) -> Handler:
-    """Answer with a code where `handler` fails.
+    """Decorate a handler to reply with a code if it fails.
 
-    Flower would send the exception's text to the server as it is, and that text may hold a path or a patient.
-    The full text goes to the site's own log.
+    Flower would send the exception's text to the server, and the text may contain a path or a patient's data. The full
+    text goes to the site's own log.
     """
 
     @functools.wraps(handler)
@@ -62,23 +62,23 @@ def coded(handler: Handler) -> Handler:
 
 
 def site_folder(context: Context) -> Path:
-    """The site's folder: of this node, or the one that this simulated node plays."""
+    """Return the site's folder: this node's, or that of the site which this node simulates."""
     if simulated := simulated_folders():
         return simulated[int(context.node_config["partition-id"])]
     return Path(os.environ["FEDTHORAX_SITE_DIR"])
 
 
 def _log() -> logging.Logger:
-    """A log that stays in the site's folder, of this process alone."""
+    """Return this process's logger, which writes only into the site's folder."""
     log = logging.getLogger("fedthorax.site")
     folder = os.environ.get("FEDTHORAX_SITE_DIR")
     if folder and not log.handlers:
-        with suppress(OSError):  # its text holds the path, and would cross the network
+        with suppress(OSError):  # the error's text holds the path, and would be sent to the server
             handler = logging.FileHandler(Path(folder) / "logs" / "client.log")
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             log.addHandler(handler)
     log.setLevel(logging.INFO)
-    log.propagate = False  # Flower's own log would take it along
+    log.propagate = False  # otherwise Flower's own log would include it
     return log
 
 
@@ -91,7 +91,7 @@ def _site(context: Context) -> Site:
 
 
 def _model(message: Message) -> tuple[Arrays, Arrays]:
-    """The weights, rounded where the study says so, and the buffers that came in."""
+    """Return the received weights (rounded if the study says so) and buffers."""
     records = message.content.array_records
     return decode(records["arrays"]), decode(records.get("buffers") or ArrayRecord())
 
@@ -104,7 +104,7 @@ def _trained(message: Message, context: Context, result: Trained) -> Message:
     is_half = _study(context).wire.precision == HALF
     arrays = changes(result.arrays, _model(message)[0]) if is_half else result.arrays
     content = RecordDict({"arrays": encode(arrays)})
-    if result.buffers:  # with group norm there are none
+    if result.buffers:  # none with group norm
         content["buffers"] = encode(result.buffers)
     content["metrics"] = MetricRecord({**result.metrics, EXAMPLES: result.examples})
     return Message(content, reply_to=message)
@@ -118,7 +118,7 @@ def _evaluated(message: Message, result: Evaluated) -> Message:
 @app.query("handshake")
 @coded
 def handshake(message: Message, context: Context) -> Message:
-    """What this site is, so that a study begins with sites that are alike."""
+    """Describe this site, so that the study can check that all sites agree."""
     _log().info("task: handshake")
     answer = ConfigRecord(dict(shake(_site(context), _study(context))))
     return Message(RecordDict({"site": answer}), reply_to=message)
@@ -127,7 +127,7 @@ def handshake(message: Message, context: Context) -> Message:
 @app.query("partition")
 @coded
 def partition(message: Message, context: Context) -> Message:
-    """Which of the simulated sites this node plays; a real node has no such number, and its gateway asks for none."""
+    """Report which simulated site this node runs. A real node has none, and its gateway refuses the question."""
     metrics = MetricRecord({"partition": int(context.node_config["partition-id"]), EXAMPLES: 1})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -135,7 +135,7 @@ def partition(message: Message, context: Context) -> Message:
 @app.train()
 @coded
 def train(message: Message, context: Context) -> Message:
-    """Evaluate the model on this site's validation patients, then train it on its own."""
+    """Evaluate the model on the site's validation patients, then train it on the training patients."""
     round_number = int(str(_config(message)["server-round"]))
     _log().info("task: training for round %d", round_number)
     result = train_site(
@@ -144,7 +144,7 @@ def train(message: Message, context: Context) -> Message:
         *_model(message),
         round_number=round_number,
         run=str(context.run_config["run"]),
-        # Of a simulated node there is no gateway, which else charges a private round before it lets the task in.
+        # A simulated node has no gateway. A gateway charges a private round before it accepts the task.
         charged=not simulated_folders(),
     )
     return _trained(message, context, result)
@@ -153,7 +153,7 @@ def train(message: Message, context: Context) -> Message:
 @app.train("head")
 @coded
 def fine_tune(message: Message, context: Context) -> Message:
-    """Fit the model's head once more, to this site's patients alone."""
+    """Fit the model's head again, on this site's patients only."""
     _log().info("task: fitting the head")
     return _trained(message, context, fine_tune_site(_site(context), _study(context), *_model(message)))
 
@@ -161,7 +161,7 @@ def fine_tune(message: Message, context: Context) -> Message:
 @app.evaluate("calibrate")
 @coded
 def calibrate(message: Message, context: Context) -> Message:
-    """Fit calibration and thresholds to this site's validation patients, and tell how far from typical they are."""
+    """Fit calibration and thresholds on the site's validation patients, and report the distance to typical scans."""
     _log().info("task: calibrating the model")
     typical = decode(message.content.array_records["typical"])
     return _evaluated(message, calibrate_site(_site(context), _study(context), *_model(message), typical))
@@ -170,7 +170,7 @@ def calibrate(message: Message, context: Context) -> Message:
 @app.evaluate("test")
 @coded
 def test(message: Message, context: Context) -> Message:
-    """Judge the model, with the calibration and the thresholds that came with it, on this site's test patients."""
+    """Evaluate the model on the site's test patients, with the received calibration and thresholds."""
     _log().info("task: testing the model")
     deployed, audit = from_config(_config(message)), bool(_config(message).get("audit", False))
     result = judge_site(_site(context), _study(context), *_model(message), deployed, audit=audit)
@@ -180,7 +180,7 @@ def test(message: Message, context: Context) -> Message:
 @app.evaluate("embed")
 @coded
 def embed(message: Message, context: Context) -> Message:
-    """Means and variances of the model's features, and of scans' looks, over this site's training patients."""
+    """Report means and variances of the model's features and of scans' looks, over the site's training patients."""
     _log().info("task: features of the training patients")
     features, looks = embed_site(_site(context), _study(context), *_model(message))
     content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
@@ -193,7 +193,7 @@ def embed(message: Message, context: Context) -> Message:
 @app.evaluate("assign")
 @coded
 def assign(message: Message, context: Context) -> Message:
-    """To which site the model's features of this site's test patients would be taken to belong."""
+    """Report to which sites the features of this site's test patients would be assigned."""
     _log().info("task: features of the test patients")
     discriminants = decode(message.content.array_records["probe"])["discriminants"]
     probed = int(str(_config(message)["probed"]))

@@ -1,4 +1,4 @@
-"""The work of one site in a round, as plain functions: arrays in, arrays and allowed figures out."""
+"""The work of one site in a round, as plain functions: arrays in, arrays and listed figures out."""
 
 import hashlib
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from pipeline.training.train import predict, train
 
 @dataclass(frozen=True)
 class Trained:
-    """The site's weights after its local epochs, and its figures; `examples` is the weight it asks for."""
+    """The site's weights after its local epochs, and its figures. `examples`: the weight of the reply."""
 
     arrays: dict[str, NDArray]
     buffers: dict[str, NDArray]
@@ -42,21 +42,21 @@ class Trained:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The site's figures of a model, and over how many patients it was asked."""
+    """The site's figures of a model. `examples`: the number of patients evaluated."""
 
     metrics: dict[str, float]
     examples: int
 
 
 def load_network(study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
-    """The study's network with these packed tensors."""
+    """Build the study's network with these packed tensors."""
     network = build_network(study.network, seed=study.study.seed)
     unpack(network, arrays, buffers)
     return network
 
 
 def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
-    """The site's examples of some splits. Raises Refusal E_PREPROCESSING where they were prepared otherwise."""
+    """Load the site's examples of some splits. Raises Refusal E_PREPROCESSING if they were prepared differently."""
     with Cohort.read(site) as cohort:
         if cohort.settings() - {settings_digest(study.preprocessing)}:
             raise Refusal(PREPROCESSING)
@@ -64,7 +64,7 @@ def load_examples(site: Site, study: Study, *splits: Split) -> Examples:
 
 
 def _enough(site: Site, examples: Examples) -> Examples:
-    """Raises Refusal E_TOO_FEW_PATIENTS under the site's own minimum."""
+    """Raise Refusal E_TOO_FEW_PATIENTS if there are fewer than the site's own minimum."""
     needed = site.settings.site.min_patients
     if len(examples) < needed:
         raise Refusal(TOO_FEW_PATIENTS, patients=len(examples), needed=needed)
@@ -72,7 +72,7 @@ def _enough(site: Site, examples: Examples) -> Examples:
 
 
 def _told(site: Site, kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
-    """Figures as they leave: on their grids, as the site's gateway rounds them too."""
+    """Round figures to their grids, as the site's gateway does too."""
     return rounded(metrics, kind, count_patients(site))
 
 
@@ -86,10 +86,10 @@ def train_site(
     run: str = "",
     charged: bool = False,
 ) -> Trained:
-    """One site's round: figures of the model that came in, on validation patients; then local epochs.
+    """Run one site's round: evaluate the received model on validation patients, then train for the local epochs.
 
-    In a private study the round is first charged to the site's budget, in the name of `run`; not where the gateway has
-    done so already (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
+    In a private study the round is first charged to the site's budget under the name `run`, unless the gateway has
+    already done so (`charged`). Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING, and those of `check_and_spend`.
     """
     network = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
@@ -107,24 +107,24 @@ def train_site(
 def _train(
     network: SeverityNetwork, examples: Examples, study: Study, round_number: int, seed: int
 ) -> dict[str, float]:
-    """The local epochs of a round; their loss, which a private study does not tell."""
+    """Run the local epochs of a round; return their loss, which a private study does not report."""
     schedule = study.schedule(round_number)
     if study.privacy is None:
         loss = train(network, examples, study.training, schedule, seed=seed, proximal_mu=study.proximal_mu)
         return {"train_loss": loss}
-    from pipeline.training.private_training import train_privately  # Opacus takes a second, and most studies need none
+    from pipeline.training.private_training import train_privately  # importing Opacus takes a second
 
     train_privately(network, examples, study.training, study.privacy, schedule, seed=seed)
     return {}
 
 
 def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
-    """The seed of the order of patients and of the augmentation at this site, for a study's seed and a round's weights.
+    """Return the seed for the order of patients and the augmentation, from the study's seed and the round's weights.
 
-    It also follows from the names of the site's tensors, which the server does not know. So the server does not know
-    which patient is in which training step. It follows from the weights that came in as well: two rounds from different
-    weights then never have the same order. With the same order in both, the difference of their updates would tell
-    exactly which patients the two models treat otherwise. The same cohort, study and weights give the same order.
+    It also depends on the names of the site's tensors, which the server does not know. The server therefore does not
+    know which patient is in which training step. It depends on the received weights too, so that two rounds from
+    different weights never use the same order. With the same order in both, the difference of their updates would show
+    exactly which patients the two models treat differently. The same cohort, study and weights give the same order.
     """
     names = "|".join(sorted(example.tensor.name for example in examples.examples))
     digest = hashlib.sha256(f"{seed}|{names}".encode())
@@ -134,7 +134,7 @@ def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
 
 
 def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> Trained:
-    """The model with its head fitted once more to this site's training patients.
+    """Fit the model's head again to this site's training patients.
 
     Raises Refusal: E_TOO_FEW_PATIENTS, E_PREPROCESSING.
     """
@@ -146,10 +146,10 @@ def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) ->
 
 
 def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, typical: Arrays) -> Evaluated:
-    """Calibration and thresholds, fitted to the site's validation patients; and how far they lie from the `typical`.
+    """Fit calibration and thresholds on the site's validation patients; measure their distance from the `typical` scan.
 
-    `typical`: mean and variance over all sites of how scans look; without variance there is nothing to tell, and where
-    the site lets no such statistics out it is not told. Raises as `fine_tune_site` does.
+    `typical`: mean and variance of scans' looks over all sites. The distance is omitted if the variance is zero, or if
+    the site does not allow such statistics to leave. Raises as `fine_tune_site` does.
     """
     network = _opened(site, study, arrays, buffers)
     validation = _enough(site, load_examples(site, study, "validation"))
@@ -163,7 +163,7 @@ def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, ty
 def judge_site(
     site: Site, study: Study, arrays: Arrays, buffers: Arrays, deployed: Deployed, *, audit: bool
 ) -> Evaluated:
-    """Figures on the site's test patients, with a calibration and thresholds; `audit`: those of shortcuts as well.
+    """Compute figures on the site's test patients, with a calibration and thresholds; `audit`: also those of shortcuts.
 
     Raises as `fine_tune_site` does.
     """
@@ -189,9 +189,9 @@ def judge_site(
 
 
 def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[Moments, Moments]:
-    """Means and variances over the site's training patients: of the network's features, and of how their scans look.
+    """Compute means and variances over the site's training patients: of the network's features, and of scans' looks.
 
-    Raises as `fine_tune_site` does, and E_EMBEDDINGS where the site lets none of it out.
+    Raises as `fine_tune_site` does, and E_EMBEDDINGS if the site does not allow them to leave.
     """
     if not site.settings.gateway.embedding_statistics:
         raise Refusal(EMBEDDINGS)
@@ -203,7 +203,7 @@ def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tup
 def assign_site(
     site: Site, study: Study, arrays: Arrays, buffers: Arrays, discriminants: NDArray[np.float32], probed: int
 ) -> Evaluated:
-    """To which of `probed` sites the features of this site's test patients would be taken to belong, as shares.
+    """Compute the shares of this site's test patients whose features would be assigned to each of `probed` sites.
 
     Raises as `fine_tune_site` does.
     """
@@ -215,7 +215,7 @@ def assign_site(
 
 
 def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:
-    """The network, with as many threads as the site allows."""
+    """Load the network, and use as many threads as the site allows."""
     keep_memory()
     if site.settings.training.threads:
         torch.set_num_threads(site.settings.training.threads)

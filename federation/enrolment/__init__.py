@@ -1,1 +1,1 @@
-"""Who takes part in a study: invitations, certificates and the authority that signs them."""
+"""Enrolment of hospitals in a study: invitations, certificates, and the authority that signs them."""

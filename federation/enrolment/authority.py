@@ -1,6 +1,6 @@
-"""What a study's certificate authority signs: certificates of its server and its nodes, and the list of revoked ones.
+"""A study's certificate authority: it signs the certificates of server and nodes, and the list of revoked ones.
 
-The profile is RFC 5280's. A study has an authority of its own, or one that the hospital group made for it.
+The profile follows RFC 5280. A study has its own authority, or one that the hospital group made for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ from federation.enrolment import reasons
 from models.refusal import Refusal
 
 AUTHORITY_DAYS, SERVER_DAYS, NODE_DAYS = 3650, 365, 365
-# Clocks of hospitals differ; a certificate made just now must already be valid for a clock that is behind.
+# Hospitals' clocks differ: a new certificate must already be valid for a clock that is slow.
 CLOCK_SKEW = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Authority:
-    """An authority's certificate and the key that it signs with."""
+    """An authority's certificate and its signing key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
     @classmethod
     def new(cls) -> "Authority":
-        """A study's own authority (ECDSA P-384), which no other stands above, for `AUTHORITY_DAYS` days."""
+        """Create a study's own root authority (ECDSA P-384), valid for `AUTHORITY_DAYS` days."""
         key = ec.generate_private_key(ec.SECP384R1())
         name = _name("fedthorax study authority")
         now = datetime.now(UTC)
@@ -46,7 +46,7 @@ class Authority:
 
     @classmethod
     def read(cls, certificate: Path, key: Path) -> "Authority":
-        """The authority in two PEM files. Raises Refusal E_AUTHORITY if it may not or cannot sign."""
+        """Read an authority from two PEM files. Raises Refusal E_AUTHORITY if it may not or cannot sign."""
         try:
             authority = x509.load_pem_x509_certificate(certificate.read_bytes())
             private = load_pem_private_key(key.read_bytes(), password=None)
@@ -55,15 +55,15 @@ class Authority:
         if not isinstance(private, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
             raise Refusal(reasons.AUTHORITY, problem="its key is neither ECDSA nor RSA")
         if private.public_key() != authority.public_key():
-            raise Refusal(reasons.AUTHORITY, problem="its key is not the one in its certificate")
+            raise Refusal(reasons.AUTHORITY, problem="its key does not match its certificate")
         if authority.not_valid_after_utc < datetime.now(UTC):
-            raise Refusal(reasons.AUTHORITY, problem=f"it ended on {authority.not_valid_after_utc:%Y-%m-%d}")
+            raise Refusal(reasons.AUTHORITY, problem=f"it expired on {authority.not_valid_after_utc:%Y-%m-%d}")
         if not _may_sign(authority):
-            raise Refusal(reasons.AUTHORITY, problem="its certificate does not let it sign certificates and CRLs")
+            raise Refusal(reasons.AUTHORITY, problem="its certificate does not allow it to sign certificates and CRLs")
         return cls(authority, private)
 
     def server_certificate(self, key: ec.EllipticCurvePublicKey, names: Sequence[x509.GeneralName]) -> x509.Certificate:
-        """For the study's server under `names`, as TLS checks them (RFC 9525); `SERVER_DAYS` days."""
+        """Issue a certificate for the study's server under `names` (RFC 9525), valid for `SERVER_DAYS` days."""
         builder = self._builder(_name("fedthorax study server"), key, datetime.now(UTC), days=SERVER_DAYS)
         return (
             builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -74,17 +74,17 @@ class Authority:
     def node_certificate(
         self, key: ec.EllipticCurvePublicKey, site: str, *, now: datetime | None = None
     ) -> x509.Certificate:
-        """For a site's node, over the node's own key, from `now` for `NODE_DAYS` days."""
+        """Issue a certificate for a site's node and its own key, valid from `now` for `NODE_DAYS` days."""
         builder = self._builder(_name(site), key, now or datetime.now(UTC), days=NODE_DAYS)
         return builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False).sign(
             self.key, hashes.SHA384()
         )
 
     def revocation_list(self, revoked: Mapping[int, datetime]) -> x509.CertificateRevocationList:
-        """The CRL with these serial numbers and when each was revoked.
+        """Return the CRL with these serial numbers and their times of revocation.
 
-        It does not age: who reads it reads our file, not a copy from a distribution point, and a list that ended
-        would shut every site out.
+        It does not expire before the authority: its readers read this file itself, not a copy from a distribution
+        point, and an expired list would lock out every site.
         """
         now = datetime.now(UTC)
         builder = (
@@ -103,7 +103,7 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, *, days: int
     ) -> x509.CertificateBuilder:
-        """What the certificates of server and nodes have in common; none outlives the authority."""
+        """Return the common part of server and node certificates; none is valid longer than the authority."""
         begins = max(now - CLOCK_SKEW, self.certificate.not_valid_before_utc)
         ends = min(now + timedelta(days=days), self.certificate.not_valid_after_utc)
         return (
@@ -123,7 +123,7 @@ class Authority:
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey, names: Sequence[x509.GeneralName]) -> x509.Certificate:
-    """A certificate that vouches for itself alone: for two processes of one machine that share its file."""
+    """Create a self-signed certificate for two processes of one machine that share its file."""
     subject = _name("fedthorax loopback")
     now = datetime.now(UTC)
     return (

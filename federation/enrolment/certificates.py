@@ -1,8 +1,7 @@
-"""Keys and certificates as files, and TLS made from them.
+"""Keys and certificates as files, and TLS contexts made from them.
 
-Every node pins the study's own authority and trusts no other, so that a certificate bought elsewhere opens
-nothing. Private keys are written once, readable by their owner alone, and never overwritten. authority.py holds
-what is signed.
+Every node pins the study's own authority and trusts no other, so a certificate from another authority is useless.
+Private keys are written once, readable only by their owner, and never overwritten. `authority` defines what is signed.
 """
 
 import ipaddress
@@ -42,14 +41,14 @@ _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
 def create_server_certificates(folder: Path, *, hosts: Sequence[str], authority: Authority | None = None) -> None:
-    """Write the certificates of a server into `folder`: PEM, new keys ECDSA P-384.
+    """Write a server's certificates into `folder`: PEM, with new ECDSA P-384 keys.
 
     ca.crt, ca.key            the study's authority: `authority`, or a new one
-    server.crt, server.key    what the hospitals meet; for localhost, 127.0.0.1 and `hosts`
-    loopback.crt, .key        what processes of this machine meet behind the door
+    server.crt, server.key    what hospitals connect to; for localhost, 127.0.0.1 and `hosts`
+    loopback.crt, .key        what processes of this machine use behind the ingress
     crl.pem                   the list of revoked certificates, still empty
 
-    `ca.crt` is what the hospitals pin; `ca.key` stays with whoever runs the study.
+    Hospitals pin `ca.crt`; `ca.key` stays with the operator of the study.
     Raises Refusal: E_HOST_NAME, E_KEY_EXISTS.
     """
     names = alternative_names(hosts)
@@ -67,12 +66,12 @@ def create_server_certificates(folder: Path, *, hosts: Sequence[str], authority:
 
 
 def open_authority(folder: Path) -> Authority:
-    """The authority of a server's certificates. Raises Refusal E_AUTHORITY."""
+    """Open the authority of a server's certificates. Raises Refusal E_AUTHORITY."""
     return Authority.read(folder / "ca.crt", folder / "ca.key")
 
 
 def renew_server_certificate(folder: Path) -> datetime:
-    """Give the server's key a new certificate for the names of the old one; when the new one ends.
+    """Issue a new certificate for the server's key with the old one's names; return when it expires.
 
     Raises Refusal E_AUTHORITY.
     """
@@ -97,12 +96,12 @@ def create_loopback_certificate(certificate: Path, key: Path) -> None:
 
 
 def alternative_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
-    """This machine's names and `hosts`, each once, as a certificate holds them. Raises Refusal E_HOST_NAME."""
+    """Return this machine's names and `hosts`, without duplicates, as in a certificate. Raises Refusal E_HOST_NAME."""
     return [_alternative_name(host) for host in dict.fromkeys([*_THIS_MACHINE, *hosts])]
 
 
 def host_names(certificate: Path) -> list[str]:
-    """The names and addresses that a server's certificate (PEM) holds, other than this machine's own."""
+    """Return the names and addresses in a server's certificate (PEM), without those of this machine itself."""
     found = x509.load_pem_x509_certificate(certificate.read_bytes())
     names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [name for name in map(str, (each.value for each in names)) if name not in _THIS_MACHINE]
@@ -112,7 +111,7 @@ def host_names(certificate: Path) -> list[str]:
 
 
 def create_node_key(private_key: Path) -> Path:
-    """Write a node's private key (ECDSA P-384, OpenSSH format, mode 0600) and, beside it, the public one.
+    """Write a node's private key (ECDSA P-384, OpenSSH format, mode 0600) and next to it the public key.
 
     Returns the path of the public key, `<private_key>.pub`. Raises Refusal: E_KEY_EXISTS.
     """
@@ -126,7 +125,7 @@ def create_node_key(private_key: Path) -> Path:
 
 
 def load_node_key(private_key: Path) -> ec.EllipticCurvePrivateKey:
-    """A node's private key. Raises Refusal E_NODE_FILE."""
+    """Load a node's private key. Raises Refusal E_NODE_FILE."""
     try:
         key = load_ssh_private_key(private_key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -137,7 +136,7 @@ def load_node_key(private_key: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def load_node_public_key(public_key: Path) -> bytes:
-    """The public key in a `.pub` file as PEM, the form in which Flower keeps it.
+    """Return the public key in a `.pub` file as PEM, the format that Flower stores.
 
     Raises Refusal: E_PUBLIC_KEY.
     """
@@ -151,17 +150,17 @@ def load_node_public_key(public_key: Path) -> bytes:
 
 
 def is_node_key(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
-    """Whether it is a public key as nodes have them."""
+    """Tell whether this is a public key of the kind that nodes have."""
     return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
 
 
 def public_pem(key: CertificatePublicKeyTypes) -> bytes:
-    """A public key as PEM, the form in which Flower sends and keeps it."""
+    """Return a public key as PEM, the format that Flower sends and stores."""
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def client_tls(ca: Path, *, certificate: Path, private_key: Path) -> ssl.SSLContext:
-    """TLS as a node speaks it to the study's server: trusts `ca` alone and shows the node's certificate.
+    """Return the TLS context of a node towards the study's server: trusts only `ca`, and presents the certificate.
 
     Raises Refusal: E_NODE_FILE, E_NODE_CERTIFICATE.
     """
@@ -171,7 +170,7 @@ def client_tls(ca: Path, *, certificate: Path, private_key: Path) -> ssl.SSLCont
             raise Refusal(reasons.NODE_FILE, file=what, private=str(path))
     try:
         context = trust(ca.read_text(encoding="ascii"))
-        # OpenSSL reads files alone, and not OpenSSH's format, in which Flower wants the key.
+        # OpenSSL reads only files, and not the OpenSSH format that Flower requires for the key.
         with tempfile.NamedTemporaryFile(dir=private_key.parent) as pem:
             pem.write(_private(key))
             pem.flush()
@@ -182,7 +181,7 @@ def client_tls(ca: Path, *, certificate: Path, private_key: Path) -> ssl.SSLCont
 
 
 def trust(ca: str) -> ssl.SSLContext:
-    """TLS of a client that trusts this authority (PEM) alone, even if another stands above it."""
+    """Return a client's TLS context that trusts only this authority (PEM), even if it is not a root."""
     context = ssl.create_default_context(cadata=ca)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -192,26 +191,26 @@ def trust(ca: str) -> ssl.SSLContext:
 
 
 def valid_until(certificate: Path) -> datetime:
-    """When the PEM certificate ends, in UTC."""
+    """Return when a PEM certificate expires, in UTC."""
     return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """The SHA-256 of the certificate (DER), 64 hex digits; `openssl x509 -fingerprint -sha256` shows the same."""
+    """Return the SHA-256 of a certificate (DER) in 64 hex digits, as `openssl x509 -fingerprint -sha256` shows it."""
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write what is no secret in one step: a reader sees the old content or the new one."""
+    """Replace a file that is not secret in one step: a reader sees either the old or the new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
 
 
 def write_new(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a file that is not there yet. Raises FileExistsError."""
-    # O_EXCL: even if another process was quicker since we looked, nothing is overwritten; and the mode holds from
-    # the first byte on.
+    """Write a file that does not exist yet. Raises FileExistsError."""
+    # O_EXCL: nothing is overwritten, even if another process created the file since the check; and the mode applies
+    # from the first byte.
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
 

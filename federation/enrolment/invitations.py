@@ -1,7 +1,7 @@
-"""Who takes part in a study: invited by a one-time code, joined with a certificate, revoked.
+"""The participants of a study: invited with a one-time code, joined with a certificate, revoked.
 
-All of it stands in the registry; certificates/crl.pem repeats what was revoked for nginx. Of a code's secret the
-server keeps the hash alone: 192 random bits cannot be guessed, so no slow hash is needed.
+The registry stores all of it; certificates/crl.pem lists the revoked certificates for nginx. Of a code's secret the
+server stores only the hash: 192 random bits cannot be guessed, so no slow hash is needed.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ from models.refusal import Refusal
 
 INVITATION_SECONDS = 7 * 86_400
 MAX_WRONG_TRIES = 10
-# A node's certificate is renewed when less than this is left; before, the one it has is good enough.
+# A node's certificate is renewed when it expires within this time; before that, the node keeps the present one.
 RENEW_BEFORE_SECONDS = 30 * 86_400
 
 _SITE_NAME = re.compile(r"[a-z0-9-]{1,63}")
 
 
 class JoinRequest(BaseModel):
-    """What a node sends with its code: the request for a certificate (PKCS #10, PEM) over its own key."""
+    """What a node sends with its code: a certificate request (PKCS #10, PEM) with its own key."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +47,7 @@ class JoinRequest(BaseModel):
 
 @dataclass(frozen=True)
 class EnrolledSite:
-    """A site as the study's office sees it. `until` is when its newest certificate ends, None before it joined."""
+    """A site as the study's office sees it. `until`: when its newest certificate expires; None before it joined."""
 
     name: str
     state: str  # invited, enrolled, expired or revoked
@@ -60,10 +60,10 @@ class EnrolledSite:
 
 
 def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
-    """A one-time code with which one node may join as site `name`, within 7 days.
+    """Create a one-time code with which one node may join as site `name` within 7 days.
 
-    It holds the door's address, the SHA-256 of the study's authority, the invitation's number and a secret.
-    `patients` is the size that the site's weight is held to. A second invitation of the same name voids the first.
+    It holds the ingress's address, the SHA-256 of the study's authority, the invitation's number and a secret.
+    `patients`: the upper limit of the site's weight. A second invitation of the same name cancels the first.
 
     Raises Refusal: E_SITE_NAME, E_SITE_NAME_TAKEN, E_NO_SERVER.
     """
@@ -83,9 +83,9 @@ def invite(folder: Path, name: str, *, patients: int | None = None) -> str:
 
 
 def revoke(folder: Path, name: str) -> None:
-    """Shut site `name` out: its certificates, its invitation, and its node if the server runs.
+    """Exclude site `name`: revoke its certificates and invitation, and remove its node if the server is running.
 
-    The door refuses the certificates from this moment on, also on connections that are open.
+    From this moment the ingress refuses the certificates, also on open connections.
     Raises Refusal: E_SITE_UNKNOWN, E_NO_SERVER, E_AUTHORITY.
     """
     with registry(folder) as db, transaction(db):
@@ -95,19 +95,17 @@ def revoke(folder: Path, name: str) -> None:
         ).rowcount
         if not known:
             raise Refusal(reasons.SITE_UNKNOWN)
-    with registry(folder) as db:  # the site is out by now, whatever comes of the rest
+    with registry(folder) as db:  # the site is already excluded, even if the rest fails
         publish_revocations(db, ca_certificate(folder).parent)
     try:
         strike_off(folder, name)
     except Refusal as refusal:
-        if (
-            refusal.reason is not superlink_reasons.SERVER_UNREACHABLE
-        ):  # a server that is down has no node to strike off
+        if refusal.reason is not superlink_reasons.SERVER_UNREACHABLE:  # a stopped server has no node to remove
             raise
 
 
 def publish_revocations(db: sqlite3.Connection, certificates: Path) -> None:
-    """Write what the registry says is revoked as `certificates`/crl.pem. Raises Refusal E_AUTHORITY."""
+    """Write the registry's revoked certificates to `certificates`/crl.pem. Raises Refusal E_AUTHORITY."""
     rows = db.execute("SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL").fetchall()
     serials = {int(serial, 16): utc(when) for serial, when in rows}
     crl = open_authority(certificates).revocation_list(serials)
@@ -115,7 +113,7 @@ def publish_revocations(db: sqlite3.Connection, certificates: Path) -> None:
 
 
 def enrolled_patients(folder: Path) -> dict[str, int | None]:
-    """The sites that may take part now, and how many patients each enrolled with; None where the office set none.
+    """Return the sites that may take part now, each with its enrolled number of patients; None if the office set none.
 
     Raises Refusal: E_NO_SERVER.
     """
@@ -125,7 +123,7 @@ def enrolled_patients(folder: Path) -> dict[str, int | None]:
 
 
 def overview(folder: Path) -> list[EnrolledSite]:
-    """Every site that was invited or has joined, by name; the server must be running.
+    """List every invited or joined site by name; the server must be running.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
     """
@@ -148,7 +146,7 @@ def overview(folder: Path) -> list[EnrolledSite]:
 
 
 def restore_roster(folder: Path) -> None:
-    """Register every site that may take part with the running SuperLink, which may have lost its memory (state.db).
+    """Register every site that may take part with the running SuperLink, in case its state.db was lost.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
     """
@@ -160,14 +158,14 @@ def restore_roster(folder: Path) -> None:
         enrol(folder, public_key, site)
 
 
-# --- the door ---------------------------------------------------------------------------------------------
+# --- the ingress ------------------------------------------------------------------------------------------
 
 
 def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
-    """Let a node join with its code: the site's name and the node's certificate (PEM).
+    """Let a node join with its code; return the site's name and the node's certificate (PEM).
 
-    The key is registered with the running SuperLink. The same node may ask again, should the answer have been lost;
-    for any other the code is used up.
+    The key is registered with the running SuperLink. The same node may repeat the request in case the answer was lost;
+    for any other node the code is used up.
 
     Raises Refusal: E_INVITATION, E_INVITATION_OVER, E_PUBLIC_KEY, E_KEY_REVOKED, E_ALREADY_ENROLLED,
     E_SERVER_UNREACHABLE.
@@ -197,7 +195,7 @@ def accept(folder: Path, join: JoinRequest) -> tuple[str, str]:
 
 
 def renew(folder: Path, held: Holder) -> str:
-    """A new certificate (PEM) for the node that holds one; the newest it has, while that is good for long.
+    """Return a new certificate (PEM) for a node that holds one; its newest one while that remains valid long enough.
 
     Raises Refusal: E_CERTIFICATE_REVOKED, E_CERTIFICATE_EXPIRED.
     """
@@ -205,7 +203,7 @@ def renew(folder: Path, held: Holder) -> str:
     with registry(folder) as db, transaction(db):
         if good := valid_certificates(db, held.site, valid_at=time.time() + RENEW_BEFORE_SECONDS):
             return good[0]
-        if not valid_certificates(db, held.site, valid_at=time.time()):  # revoked since we looked
+        if not valid_certificates(db, held.site, valid_at=time.time()):  # revoked since the check above
             raise Refusal(reasons.CERTIFICATE_REVOKED)
         return _issue(db, folder, held.site, held.public_key)
 
@@ -224,12 +222,12 @@ def _check_secret(db: sqlite3.Connection, join: JoinRequest) -> None:
 
 
 def _requested_key(request: str) -> bytes:
-    """The key (PEM) of a request for a certificate; nothing else that the request says counts."""
+    """Return the key (PEM) in a certificate request; everything else in the request is ignored."""
     try:
         parsed = x509.load_pem_x509_csr(request.encode())
         key = parsed.public_key()
         if not (is_node_key(key) and parsed.is_signature_valid):
-            raise ValueError("another kind of key, or not signed with it")
+            raise ValueError("the key is of another kind, or the request is not signed with it")
     except ValueError as error:
         raise Refusal(reasons.PUBLIC_KEY, private=str(error)) from error
     return public_pem(key)
@@ -237,7 +235,7 @@ def _requested_key(request: str) -> bytes:
 
 def _issue(db: sqlite3.Connection, folder: Path, site: str, public_key: bytes) -> str:
     key = load_pem_public_key(public_key)
-    assert is_node_key(key), "it was one when it was accepted"
+    assert is_node_key(key), "checked when it was accepted"
     certificate = open_authority(ca_certificate(folder).parent).node_certificate(key, site)
     pem = certificate.public_bytes(Encoding.PEM).decode()
     record(db, site, certificate)

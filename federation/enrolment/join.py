@@ -1,9 +1,9 @@
-"""How a site joins a study and keeps its certificate: the hospital's side of enrolment.
+"""The hospital's side of enrolment: join a study, and keep the node's certificate valid.
 
 SITE_DIR/keys/ca.crt      the study's authority
-SITE_DIR/keys/node.crt    the certificate that the node shows, over the node's own key
+SITE_DIR/keys/node.crt    the certificate that the node presents, for the node's own key
 
-The code that the study's office sent names the authority, so that whoever answers in the server's place is found out
+The code from the study's office identifies the authority. A server that impersonates the study's is therefore detected
 before the code's secret leaves this machine.
 """
 
@@ -50,7 +50,7 @@ _REFUSAL = re.compile(r"[EW]_[A-Z0-9_]{1,40}")
 
 @dataclass(frozen=True)
 class JoinCode:
-    """What the study's office hands to a hospital; `authority` is the SHA-256 of the authority's certificate."""
+    """The code that the study's office gives to a hospital. `authority`: SHA-256 of the authority's certificate."""
 
     address: str
     authority: str
@@ -59,7 +59,7 @@ class JoinCode:
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """A code, also one that a mail program has broken into lines. Raises Refusal E_JOIN_CODE."""
+        """Parse a code, even if a mail program broke it into lines. Raises Refusal E_JOIN_CODE."""
         found = _CODE.fullmatch("".join(text.split()))
         if not found:
             raise Refusal(reasons.JOIN_CODE)
@@ -67,14 +67,14 @@ class JoinCode:
 
 
 def node_certificate(site: Site) -> Path:
-    """The certificate that the site's node shows to the study's server."""
+    """Return the path of the certificate that the site's node presents to the study's server."""
     return site.node_key.with_name("node.crt")
 
 
 def join(site: Site, code: str) -> str:
-    """Join the study that the code is for; the name under which the study knows this site.
+    """Join the study of the code; return the name under which the study knows this site.
 
-    Makes the node's key if there is none, writes the certificates, and the server's address into site.toml.
+    Creates the node's key if there is none, writes the certificates, and sets the server's address in site.toml.
 
     Raises Refusal: E_JOIN_CODE, E_OTHER_AUTHORITY, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_NODE_FILE,
     E_JOIN_REFUSED with the server's own code, E_NODE_CERTIFICATE.
@@ -95,7 +95,7 @@ def join(site: Site, code: str) -> str:
 
 
 def renew(site: Site) -> datetime:
-    """Renew the node's certificate while the one it has still holds; when the newest one ends.
+    """Renew the node's certificate while the present one is valid; return when the newest one expires.
 
     Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_CERTIFICATE, E_SERVER_SILENT, E_SERVER_UNTRUSTED,
     E_JOIN_REFUSED.
@@ -107,10 +107,10 @@ def renew(site: Site) -> datetime:
 
 
 def move(site: Site, address: str) -> None:
-    """Dial the study's server at another `address` (host:port) from the node's next start on.
+    """Use another `address` (host:port) for the study's server from the node's next start.
 
-    Only if what answers there has a certificate of the study's authority and knows this node; site.toml is as it
-    was otherwise. Raises Refusal: E_SERVER_ADDRESS, and those of `renew`.
+    The server there must have a certificate of the study's authority and know this node. Nothing else in site.toml
+    changes. Raises Refusal: E_SERVER_ADDRESS, and those of `renew`.
     """
     if not site.settings.server.address:
         raise Refusal(reasons.NO_SERVER_SET)
@@ -128,7 +128,7 @@ def _renew_at(site: Site, address: str) -> datetime:
 
 
 def renew_if_due(site: Site) -> bool:
-    """Renew the node's certificate if less than 30 days are left; whether it was. Raises Refusal as `renew` does."""
+    """Renew the node's certificate if it expires within 30 days; return whether it did. Raises as `renew` does."""
     if valid_until(node_certificate(site)) > datetime.now(UTC) + RENEW_BEFORE:
         return False
     renew(site)
@@ -141,7 +141,7 @@ def _write_address(site: Site, address: str) -> None:
 
 
 def with_server_address(settings: str, address: str) -> str:
-    """The text of a site.toml with this `address` in its table [server]; everything else stays as it was written."""
+    """Return the text of a site.toml with this `address` in its table [server]; everything else stays unchanged."""
     line = f'address = "{address}"'
     table = re.search(r"^\[server\][^\n]*\n((?:(?!\[)[^\n]*\n?)*)", settings, re.M)
     if table is None:
@@ -151,7 +151,7 @@ def with_server_address(settings: str, address: str) -> str:
 
 
 def _fetch_authority(invitation: JoinCode) -> str:
-    """The certificate (PEM) of the authority that the code names, from a server that nothing is known of yet."""
+    """Fetch the authority's certificate (PEM) from a still untrusted server, and compare it with the code."""
     unverified = ssl.create_default_context()
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
@@ -167,27 +167,27 @@ def _fetch_authority(invitation: JoinCode) -> str:
 
 
 def _request(private_key: Path) -> str:
-    """A request for a certificate (PKCS #10) over the node's key. It names nobody: the server knows the site's name."""
+    """Create a certificate request (PKCS #10) for the node's key. It holds no name: the server knows the site's."""
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return request.sign(load_node_key(private_key), hashes.SHA384()).public_bytes(Encoding.PEM).decode()
 
 
 def _keep(site: Site, authority: str, pem: str) -> None:
-    """Write the certificates, if they are what was asked for. Raises Refusal E_NODE_CERTIFICATE."""
+    """Store the certificates if they are the requested ones. Raises Refusal E_NODE_CERTIFICATE."""
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode())
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.encode()))
-    except Exception as error:  # InvalidSignature, ValueError, TypeError: none of them is one to go on with
+    except Exception as error:  # InvalidSignature, ValueError, TypeError: the certificate is unusable
         raise Refusal(reasons.NODE_CERTIFICATE, private=repr(error)) from error
     if certificate.public_key() != load_node_key(site.node_key).public_key():
-        raise Refusal(reasons.NODE_CERTIFICATE, private="for another key")
+        raise Refusal(reasons.NODE_CERTIFICATE, private="the certificate is for another key")
     replace_file(site.ca_certificate, authority.encode())
     replace_file(node_certificate(site), certificate.public_bytes(Encoding.PEM))
 
 
 @contextmanager
 def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
-    """An HTTP client, by the proxy that the machine uses; what goes wrong on the way becomes a Refusal."""
+    """Open an HTTP client that uses the machine's proxy settings; transport errors become a Refusal."""
     import httpx
 
     os.environ["no_proxy"] = without_proxy()
@@ -202,7 +202,7 @@ def _client(tls: ssl.SSLContext) -> Iterator["httpx.Client"]:
 
 
 def _ask(tls: ssl.SSLContext, method: str, url: str, **content: Any) -> dict[str, str]:
-    """The server's answer {"site", "certificate"}. Raises Refusal, E_JOIN_REFUSED with the server's code among them."""
+    """Return the server's answer {"site", "certificate"}. Raises Refusal; E_JOIN_REFUSED holds the server's code."""
     import json
 
     with _client(tls) as client:
@@ -210,17 +210,17 @@ def _ask(tls: ssl.SSLContext, method: str, url: str, **content: Any) -> dict[str
             answer = json.loads(_bounded(client, method, url, **content))
             return {"site": str(answer["site"]), "certificate": str(answer["certificate"])}
         except (ValueError, KeyError, TypeError) as error:
-            raise Refusal(reasons.JOIN_REFUSED, answer="no certificate came", private=str(error)) from error
+            raise Refusal(reasons.JOIN_REFUSED, answer="no certificate in the answer", private=str(error)) from error
 
 
 def _bounded(client: "httpx.Client", method: str, url: str, **content: Any) -> bytes:
-    """The body of an answer, if it is one of success and short."""
+    """Return the body of a successful and short response."""
     with client.stream(method, url, **content) as answer:
         body = b""
         for piece in answer.iter_bytes():
             body += piece
             if len(body) > MAX_ANSWER_BYTES:
-                raise Refusal(reasons.JOIN_REFUSED, answer="far too long an answer")
+                raise Refusal(reasons.JOIN_REFUSED, answer="the answer is too long")
     if answer.status_code != 200:
         code = _REFUSAL.search(body.decode(errors="replace"))
         raise Refusal(reasons.JOIN_REFUSED, answer=code[0] if code else f"HTTP {answer.status_code}")

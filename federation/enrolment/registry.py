@@ -1,7 +1,7 @@
-"""SERVER_DIR/sites.sqlite: who was invited to a study, who joined, and which certificates were issued to them.
+"""The study's registry, SERVER_DIR/sites.sqlite: invitations, joined sites, and the certificates issued to them.
 
-The door admits a certificate only if it stands here, whoever else may hold one of the same authority. A server whose
-registry is lost admits nobody.
+The ingress accepts a certificate only if it is in the registry, even if the same authority signed others. A server
+without its registry accepts nobody.
 """
 
 import sqlite3
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS certificates (
 
 @dataclass(frozen=True)
 class Holder:
-    """Whom a certificate was issued to. Times are seconds since 1970; `public_key` is PEM."""
+    """The site to which a certificate was issued. Times are seconds since 1970; `public_key` is PEM."""
 
     site: str
     public_key: bytes
@@ -43,7 +43,7 @@ class Holder:
     revoked: float | None
 
     def judge(self) -> None:
-        """Raises Refusal: E_CERTIFICATE_REVOKED, E_CERTIFICATE_EXPIRED."""
+        """Raise Refusal E_CERTIFICATE_REVOKED or E_CERTIFICATE_EXPIRED if the certificate is no longer valid."""
         if self.revoked is not None:
             raise Refusal(reasons.CERTIFICATE_REVOKED)
         if self.ends <= time.time():
@@ -52,7 +52,7 @@ class Holder:
 
 @contextmanager
 def registry(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The open sites.sqlite of a server. Statements stand for themselves; see `transaction`.
+    """Open a server's sites.sqlite. Each statement takes effect at once; see `transaction`.
 
     Raises Refusal: E_NO_SERVER, and those of `load_settings`.
     """
@@ -63,7 +63,7 @@ def registry(folder: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def open_registry(path: Path) -> Iterator[sqlite3.Connection]:
-    """The registry in a file, made if there is none. Raises sqlite3.DatabaseError where it is damaged."""
+    """Open the registry in a file, or create it. Raises sqlite3.DatabaseError if it is damaged."""
     path.touch(mode=0o600)
     connection = sqlite3.connect(path, timeout=30, isolation_level=None)
     try:
@@ -75,7 +75,7 @@ def open_registry(path: Path) -> Iterator[sqlite3.Connection]:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, and nobody else writes meanwhile."""
+    """Run the block as one transaction: all or nothing, and no other writer at the same time."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -86,7 +86,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def holder(db: sqlite3.Connection, certificate: x509.Certificate) -> Holder:
-    """Whom this study issued the certificate to. Raises Refusal E_CERTIFICATE_UNKNOWN."""
+    """Return the site to which this study issued the certificate. Raises Refusal E_CERTIFICATE_UNKNOWN."""
     row = db.execute(
         "SELECT site, public_key, ends, revoked FROM certificates WHERE fingerprint = ?", (fingerprint(certificate),)
     ).fetchone()
@@ -96,7 +96,7 @@ def holder(db: sqlite3.Connection, certificate: x509.Certificate) -> Holder:
 
 
 def record(db: sqlite3.Connection, site: str, certificate: x509.Certificate) -> None:
-    """Enter a certificate that was issued to `site`; from now on the door knows it."""
+    """Register a certificate that was issued to `site`; from now on the ingress accepts it."""
     db.execute(
         "INSERT INTO certificates (fingerprint, site, public_key, serial, ends, pem) VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -111,7 +111,7 @@ def record(db: sqlite3.Connection, site: str, certificate: x509.Certificate) -> 
 
 
 def valid_certificates(db: sqlite3.Connection, site: str, *, valid_at: float) -> list[str]:
-    """The certificates (PEM) of a site that hold at that time, the newest first."""
+    """Return the certificates (PEM) of a site that are valid at that time, the newest first."""
     rows = db.execute(
         "SELECT pem FROM certificates WHERE site = ? AND revoked IS NULL AND ends > ? ORDER BY rowid DESC",
         (site, valid_at),
@@ -120,5 +120,5 @@ def valid_certificates(db: sqlite3.Connection, site: str, *, valid_at: float) ->
 
 
 def utc(seconds: float) -> datetime:
-    """Seconds since 1970 as a time."""
+    """Convert seconds since 1970 to a time."""
     return datetime.fromtimestamp(seconds, UTC)

@@ -1,7 +1,10 @@
-"""The gateway: the hospital's own process between its node and the study's server. It alone speaks to the server.
+"""The gateway: the hospital's process between its Flower node and the study's server.
 
-What comes in is looked at before the node sees it, and what goes out is not passed on but composed anew from what was
-checked. Whatever is not named is refused, and every decision is a line of the ledger before it takes effect.
+Only the gateway connects to the server. It checks every incoming message before the node receives it. It does not
+forward the node's replies: it composes each outgoing message from the values that it checked. Anything that no rule
+allows is refused. Every decision is written to the ledger before it takes effect.
 
-SITE_DIR/gateway/   what is on its way, deleted once it has arrived; shapes of models; times of the last rounds
+Begin with `task_exchange`, which follows one task from the server to the node and back.
+
+SITE_DIR/gateway/   data of the current task (deleted on delivery), schemas of studies, times of recent rounds
 """

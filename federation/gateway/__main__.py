@@ -1,6 +1,6 @@
-"""The gateway's process: `python -m federation.gateway PORT`, the site's folder in FEDTHORAX_SITE_DIR.
+"""Run the gateway: `python -m federation.gateway PORT`, with the site's folder in FEDTHORAX_SITE_DIR.
 
-(The list of processes shows a command line to every user of the machine, but no environment.)
+The folder is an environment variable because any user of the machine can read a process's command line.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ log = logging.getLogger("fedthorax.gateway")
 
 
 def main(site: Site, port: int) -> None:
-    """Serve until SIGTERM. Raises Refusal where the ledger cannot be written."""
+    """Serve until SIGTERM. Raises Refusal if the ledger cannot be written."""
     key = NodeKey(site)
     upstream = Upstream(site.settings.server.address, key, _tls(site))
     ledger, approvals, spool = Ledger(ledger_file(site)), Approvals(site), Spool(site.folder / "gateway")
@@ -52,7 +52,7 @@ def main(site: Site, port: int) -> None:
 
 
 async def keep_certificate(site: Site, upstream: Upstream) -> None:
-    """Look each day whether the node's certificate has to be renewed; a new one, whoever fetched it, is shown."""
+    """Once a day, renew the node's certificate if it is due, and load a certificate that another process renewed."""
     shown = node_certificate(site).read_bytes()
     while True:
         try:
@@ -61,9 +61,9 @@ async def keep_certificate(site: Site, upstream: Upstream) -> None:
                 await upstream.show(_tls(site))
                 shown = newest
                 log.info("the node has a new certificate")
-        except Refusal as refusal:  # the old one holds for weeks yet; once it does not, the server says so
+        except Refusal as refusal:  # the present one is valid for weeks; then the server refuses it
             log.warning("the node's certificate could not be renewed: %s %s", refusal, refusal.private)
-        except Exception:  # a full disk, say; tomorrow is another day
+        except Exception:  # for example a full disk; try again tomorrow
             log.exception("the node's certificate could not be renewed")
         await asyncio.sleep(_DAY_SECONDS)
 
@@ -73,7 +73,7 @@ def _tls(site: Site) -> ssl.SSLContext:
 
 
 class OneLine(logging.Formatter):
-    """A message is one line of printable characters: it may quote what the server or the study's code sent."""
+    """Log each message as one line of printable characters, because it may quote the server or the study's code."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in record.message)

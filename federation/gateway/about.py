@@ -1,7 +1,7 @@
-"""What a site tells of itself in the handshake, worked out without its app.
+"""Compute a site's answer to the handshake in a process of its own.
 
-Both digests need torch, which would take several times the memory that the gateway may have. So a process of its own
-reads the site's folder and the study on its standard input and answers in JSON, once in each run:
+Both digests in the answer need torch, which takes several times the memory that the gateway may use. Once per run, a
+separate process reads the site's folder and the study from its standard input and writes the answer as JSON:
 
     python -m federation.gateway.about
 """
@@ -17,11 +17,11 @@ from federation.protocol.handshake import answer
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
-_SECONDS = 300.0  # torch's first import from a slow disk takes its time
+_SECONDS = 300.0  # importing torch from a slow disk for the first time takes long
 
 
 def about_site(site: Site, study: str) -> dict[str, str]:
-    """The answer to a study's handshake; `study` is JSON. Raises Refusal E_GATEWAY_FAILED."""
+    """Return the answer to a study's handshake; `study` is JSON. Raises Refusal E_GATEWAY_FAILED."""
     question = json.dumps({"site": str(site.folder.absolute()), "study": study})
     try:
         done = subprocess.run(
@@ -36,12 +36,12 @@ def about_site(site: Site, study: str) -> dict[str, str]:
         says = error.stderr.decode(errors="replace")[-2000:]
         raise Refusal(reasons.GATEWAY_FAILED, private=says) from error
     except subprocess.TimeoutExpired as error:
-        raise Refusal(reasons.GATEWAY_FAILED, private="the digests of the handshake took too long") from error
+        raise Refusal(reasons.GATEWAY_FAILED, private="computing the handshake's digests took too long") from error
     return dict(json.loads(done.stdout))
 
 
 def work_out(question: bytes) -> dict[str, str]:
-    """The answer to a question as `about_site` puts it. Raises what `answer` raises."""
+    """Answer the question that `about_site` sends. Raises what `answer` raises."""
     from federation.protocol.study_config import Study
 
     asked = json.loads(question)

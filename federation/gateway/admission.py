@@ -1,7 +1,7 @@
-"""Which models and which questions about models a site admits, and what it remembers of those that it answered.
+"""Decide which models and which questions a site accepts, and remember the answers that it gave.
 
-Brings together `lineage` (where a model comes from), `questions` (how often it is asked about) and
-`calibration_answers` (at which thresholds). Everything here reads and writes files: call it in a thread.
+Combines `lineage` (where a model comes from), `questions` (how often it is asked about) and `calibration_answers`
+(with which thresholds). All functions here read and write files: call them in a thread.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ from pipeline.site.folder import GatewayTable
 
 @dataclass(frozen=True)
 class Asked:
-    """A task as far as this module looks at it. `settings`: calibration and thresholds among a test's settings."""
+    """The fields of a task that this module needs. `settings`: the calibration and thresholds of a test."""
 
     run: str
     study: str  # JSON
@@ -38,14 +38,14 @@ class Asked:
 
 
 class Admission:
-    """The models and questions of a site. `folder`: SITE_DIR/gateway."""
+    """The models and questions that a site accepts. `folder`: SITE_DIR/gateway."""
 
     def __init__(self, folder: Path, limits: GatewayTable, *, min_patients: int) -> None:
         self._folder, self._limits, self._min_patients = folder, limits, min_patients
         self._questions = Questions(folder / "answers", a_month=limits.max_questions_a_month)
 
     def earlier(self, asked: Asked, *, can_calibrate: bool) -> KeptAnswer | None:
-        """The answer to the same question, if it left before; None where the question is new and may be answered.
+        """Return the earlier answer to the same question; None if the question is new and may be answered.
 
         `can_calibrate`: whether the site has enough validation patients. Raises Refusal: E_ASKED_ALREADY,
         E_QUESTIONS_RUN, E_QUESTIONS_MONTH, E_COHORT_ALMOST_SAME, E_THRESHOLDS.
@@ -54,7 +54,7 @@ class Admission:
             return None
         question = _question(asked)
         kept = self._questions.earlier(question)
-        if kept is not None:  # a head is too large to keep: the node fits the same one again
+        if kept is not None:  # a fitted head is too large to keep: the node fits the same head again
             return None if asked.kind in TRAINING else kept
         self._questions.check_budget(question, asked.schema.questions)
         if asked.kind == EMBED:
@@ -66,7 +66,7 @@ class Admission:
         return None
 
     def check_model(self, asked: Asked, read: ReadChunk) -> None:
-        """Whether the task's model may have come about in this run; `read` gives its chunks.
+        """Check that the task's model can be a result of this run. `read` reads the model's chunks.
 
         Raises Refusal as `Lineage.check` does.
         """
@@ -74,9 +74,9 @@ class Admission:
             self._lineage(asked).check(asked.kind, asked.round, _model(asked, read))
 
     def remember(self, asked: Asked, chunks: Path, reply: Content, figures: Mapping[str, Any], read: ReadChunk) -> None:
-        """Write down, before it leaves, what was answered about a model, or that the model was trained here.
+        """Record, before the reply leaves, the answer about a model, or that the model was trained here.
 
-        `chunks`: the folder with the model's chunks by their ids; `read` gives those of the reply. Raises OSError.
+        `chunks`: folder of the model's chunks, named by their ids. `read` reads the reply's chunks. Raises OSError.
         """
         if asked.kind in QUESTIONS:
             is_model = asked.kind in TRAINING
@@ -106,20 +106,20 @@ def _model(asked: Asked, read: ReadChunk) -> Arrays:
 
 
 def _answers(content: Content, own: Mapping[str, Any] | None, *, can_calibrate: bool) -> list[Answer]:
-    """The sites' calibrations that come with a test; `own` is what this site answered, and must be among them.
+    """Return the sites' calibrations that accompany a test; `own`, this site's calibration, must be among them.
 
-    Raises Refusal E_THRESHOLDS. A site whose patients are enough for a calibration has to be asked for it first.
+    A site with enough patients for a calibration must have been asked for it first. Raises Refusal E_THRESHOLDS.
     """
     answers = list(from_record(content.configs.get(CALIBRATIONS, {})))
     if own is None:
         if can_calibrate:
-            raise Refusal(reasons.THRESHOLDS, private="this site's own calibration was not asked for")
+            raise Refusal(reasons.THRESHOLDS, private="this site was not asked for its own calibration")
         return answers
     if not any(_figures(each) == _figures(own) for each in answers):
-        raise Refusal(reasons.THRESHOLDS, private="this site's own calibration is not among them")
+        raise Refusal(reasons.THRESHOLDS, private="the calibrations do not include this site's own")
     return answers
 
 
 def _figures(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer without its weight: the server may count a site with fewer patients, as it was enrolled with."""
+    """Return an answer without its weight: the server may count fewer patients, at most the site's enrolled number."""
     return {name: value for name, value in answer.items() if name != EXAMPLES}

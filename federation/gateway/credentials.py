@@ -1,4 +1,4 @@
-"""The node's signature: Flower's node proves by it that it is the node, and so does the gateway to the server."""
+"""The node's signature: the node proves its identity to the gateway with it, and the gateway to the server."""
 
 import binascii
 import math
@@ -22,17 +22,17 @@ from flwr.supercore.version import package_name, package_version
 from federation.enrolment.certificates import load_node_key
 from pipeline.site.folder import Site
 
-_SIGN_SECONDS = 60.0  # a signature takes about as long as the rest of a small request
+_SIGN_SECONDS = 60.0  # creating a signature takes about as long as the rest of a small request
 
 
 class NodeKey:
-    """The node's own key: known by its headers, and signing them (flwr.supernode.node_auth_http_interceptor)."""
+    """The node's key pair: verifies and creates signed headers (flwr.supernode.node_auth_http_interceptor)."""
 
     def __init__(self, site: Site) -> None:
-        """Raises Refusal where the key is missing or is none."""
+        """Raises Refusal if the key is missing or invalid."""
         self._private = load_node_key(site.node_key)
         self.public_pem = public_key_to_bytes(self._private.public_key())
-        # As flwr's RuntimeVersionMetadata has it, whose module would bring five megabytes of FastAPI with it.
+        # Same content as flwr's RuntimeVersionMetadata. Importing its module would load FastAPI (5 MB).
         self._version = {
             FLWR_PACKAGE_NAME_METADATA_KEY: package_name,
             FLWR_PACKAGE_VERSION_METADATA_KEY: package_version,
@@ -42,7 +42,7 @@ class NodeKey:
         self._signed_s = -math.inf
 
     def signed(self, headers: Mapping[str, str]) -> bool:
-        """Whether the headers of a request are this key's, and of these minutes."""
+        """Tell whether a request's headers carry a recent signature of this key."""
         try:
             key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
             signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
@@ -56,7 +56,7 @@ class NodeKey:
         return recent and ours and verify_signature(self._private.public_key(), signed, signature)
 
     def headers(self) -> dict[str, str]:
-        """Headers that the study's server knows the node by. They are good for five minutes, and new each minute."""
+        """Return signed headers that identify the node to the server: valid for five minutes, renewed every minute."""
         if time.monotonic() > self._signed_s + _SIGN_SECONDS:
             timestamp, self._signed_s = now().isoformat(), time.monotonic()
             self._headers = {

@@ -1,6 +1,6 @@
-"""Which figures of a reply may leave: each is of the table, a finite number of its range, over enough patients.
+"""Check the figures of a reply: listed in the table, finite, in range, and computed over enough patients.
 
-What leaves is the figure rounded to its grid, whatever digits the app gave it.
+Each figure leaves rounded to its grid, whatever precision the app gave it.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, Figure, K
 from federation.protocol.patient_counts import Patients
 from models.refusal import Refusal
 
-EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
+EXAMPLES = "num-examples"  # Flower's name for the weight of a reply
 
 
 def check_figures(
@@ -27,12 +27,12 @@ def check_figures(
     embeddings: bool,
     unspoken: Collection[str] = (),
 ) -> dict[str, float]:
-    """The rounded figures of a reply to a message of that kind, in the table's order, and the weight of the reply.
+    """Return the rounded figures of a reply to a message of this kind, in the table's order, and the reply's weight.
 
-    The weight and the prevalences are what the site's own cohort gives, or the reply is refused.
+    The weight and the prevalences must equal those of the site's own cohort; otherwise the reply is refused.
 
-    `histograms`: whether the site lets counts of its patients out. `embeddings`: whether it lets statistics of scans'
-    looks and features out. `unspoken`: figures of the table that this study must not tell.
+    `histograms`: whether the site allows counts of patients to leave. `embeddings`: whether it allows statistics of
+    scans' appearance and features to leave. `unspoken`: listed figures that this study must not report.
 
     Raises Refusal: E_REPLY_METRICS, E_REPLY_EXAMPLES, E_REPLY_PATIENTS.
     """
@@ -49,7 +49,7 @@ def check_figures(
         raise Refusal(protocol_reasons.REPLY_EXAMPLES)
     told = {name: metrics[name] for name in known if name in metrics}
     for name, value in told.items():
-        # NaN is between no two numbers.
+        # This comparison also refuses NaN.
         if type(value) not in (int, float) or not known[name].low <= value <= known[name].high:
             raise Refusal(protocol_reasons.REPLY_METRICS)
         if patients.behind(known[name]) < min_patients:
@@ -72,7 +72,7 @@ def check_figures(
 def _check_counts(
     counts: Mapping[str, Any], known: Mapping[str, Figure], patients: Patients, min_patients: int
 ) -> None:
-    """Each count is of enough patients, and those of a class are together no more than it has."""
+    """Refuse a count over too few patients, and counts of a class that exceed the class's size in total."""
     of_class: Counter[tuple[str, str, bool]] = Counter()
     for name, count in counts.items():
         if type(count) is not int:

@@ -1,7 +1,7 @@
-"""The model that a study's seed gives, as the gateway knows it: its digest, its tensors, and if asked for its weights.
+"""The first model of a study, which its seed determines: its digest, its arrays and, on demand, its weights.
 
-A model's digest is made of the ids of its chunks, so the gateway knows it before it has fetched the model. The process
-that works out a study's schema builds the network once more and computes the same ids. Used there, where torch is.
+A model's digest is computed from the ids of its chunks, so the gateway knows it before it fetches the model. The
+process that computes a study's schema, where torch is loaded, also builds the network and computes the same ids.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Records = Mapping[str, Mapping[str, NDArray]]
 
 
 def model_digest(heads: Heads) -> str:
-    """The SHA-256 over the names and the chunks of a model's arrays; `heads` by record and name."""
+    """Return the SHA-256 over the names and chunk ids of a model's arrays; `heads` by record and name."""
     chunks = {
         record: {name: head.chunks for name, head in heads[record].items()}
         for record in MODEL_RECORDS
@@ -33,7 +33,7 @@ def model_digest(heads: Heads) -> str:
 
 
 def chunks_of(array: NDArray) -> Iterator[bytes]:
-    """The chunks of an array as Flower makes them: in numpy's file format, cut into pieces."""
+    """Yield an array's chunks as Flower makes them: numpy's file format, cut into pieces."""
     file = BytesIO()
     np.save(file, array, allow_pickle=False)
     data = file.getvalue()
@@ -43,7 +43,7 @@ def chunks_of(array: NDArray) -> Iterator[bytes]:
 
 
 def write_chunks(first: Records, folder: Path | None = None) -> Heads:
-    """The heads of a model's arrays; its chunks are written into `folder`, each under its id, if one is given."""
+    """Return the heads of a model's arrays. If `folder` is given, write each chunk there under its id."""
     heads: dict[str, dict[str, ArrayHead]] = {}
     for record, group in first.items():
         for name, array in group.items():
@@ -57,12 +57,12 @@ def write_chunks(first: Records, folder: Path | None = None) -> Heads:
 
 
 def told(heads: Heads) -> dict[str, dict[str, list[Any]]]:
-    """Heads as JSON holds them; `heads_of` is the reverse."""
+    """Convert heads to JSON values; `heads_of` is the inverse."""
     return {r: {n: [h.dtype, list(h.shape), list(h.chunks)] for n, h in group.items()} for r, group in heads.items()}
 
 
 def heads_of(content: Mapping[str, Mapping[str, Sequence[Any]]]) -> Heads:
-    """The reverse of `told`."""
+    """Convert JSON values back to heads; the inverse of `told`."""
     return {
         record: {name: ArrayHead(dtype, tuple(shape), tuple(chunks)) for name, (dtype, shape, chunks) in group.items()}
         for record, group in content.items()

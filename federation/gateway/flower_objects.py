@@ -1,8 +1,8 @@
-"""Flower's objects as bytes, each named by its SHA-256: read without trust, and composed.
+"""Parse and compose Flower's objects: byte strings named by their SHA-256. Input is untrusted.
 
-An object is `Type child,child length`, a zero byte, and a body of that length. A message is a tree of them: Message,
-RecordDict, its records, arrays, and the arrays' chunks, which are too large to be held together in memory. So arrays
-are read here as heads, which name their chunks. (flwr.supercore.inflatable, flwr.app.message; version 1.42.)
+An object is `Type child,child length`, a zero byte, and a body of that length. A message is a tree of objects: Message,
+RecordDict, its records, their arrays, and the arrays' chunks. The chunks together are too large for the memory, so this
+module reads an array as a head, which names its chunks. (flwr.supercore.inflatable, flwr.app.message; version 1.42.)
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from models.refusal import Reason, Refusal
 
-MAX_HEAD_BYTES = 64 * 1024  # of every object but a chunk
-CHUNK_OVERHEAD = 64  # bytes of a chunk's own head, at most
+MAX_HEAD_BYTES = 64 * 1024  # of every object except a chunk
+CHUNK_OVERHEAD = 64  # maximum length of a chunk's own header, in bytes
 NUMPY = "numpy.ndarray"
-_LENGTH_DELIMITED = 2  # protobuf's wire type of bytes
+_LENGTH_DELIMITED = 2  # protobuf's wire type for bytes
 
 _HEAD = re.compile(rb"([A-Za-z]{1,20}) ([0-9a-f,]*) (0|[1-9][0-9]{0,9})\x00")
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -30,7 +30,7 @@ Names = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Parsed:
-    """One object, taken apart."""
+    """One parsed object."""
 
     kind: str
     children: tuple[str, ...]
@@ -39,19 +39,19 @@ class Parsed:
 
 @dataclass(frozen=True)
 class ArrayHead:
-    """An array without its data: `chunks` are the ids of its pieces in order; equal pieces have one id."""
+    """An array without its data. `chunks`: the ids of its pieces in order; equal pieces share an id."""
 
     dtype: str
     shape: tuple[int, ...]
     chunks: tuple[str, ...]
 
 
-ReadChunk = Callable[[str], bytes]  # an ArrayChunk by its id; KeyError or OSError if it is not there
+ReadChunk = Callable[[str], bytes]  # returns an ArrayChunk by its id; raises KeyError or OSError if it is missing
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays by record and name, and where their chunks are read."""
+    """Arrays by record and name, and the function that reads their chunks."""
 
     heads: Mapping[str, Mapping[str, ArrayHead]]
     read: ReadChunk
@@ -59,7 +59,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Content:
-    """A message's records by name, without the data of their arrays; `ids` of all the objects that it is made of."""
+    """A message's records by name, without array data. `ids`: the ids of all objects of the message."""
 
     arrays: Mapping[str, Mapping[str, ArrayHead]] = field(default_factory=dict)
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Content:
     ids: frozenset[str] = frozenset()
 
     def chunks(self) -> list[str]:
-        """The ids of all chunks, each once."""
+        """Return the ids of all chunks, without duplicates."""
         heads = [head for record in self.arrays.values() for head in record.values()]
         return list(dict.fromkeys(chunk for head in heads for chunk in head.chunks))
 
@@ -77,15 +77,15 @@ def object_id(content: bytes) -> str:
 
 
 def parse(content: bytes) -> Parsed:
-    """Raises ValueError for anything but one whole object."""
+    """Parse exactly one whole object. Raises ValueError for anything else."""
     found = _HEAD.match(content)
     if not found:
-        raise ValueError("no head of an object")
+        raise ValueError("the object has no valid header")
     children = tuple(found[2].decode().split(",")) if found[2] else ()
     if not all(_ID.fullmatch(child) for child in children):
-        raise ValueError("a child that is no SHA-256")
+        raise ValueError("the id of a child is not a SHA-256")
     if len(content) - found.end() != int(found[3]):
-        raise ValueError("a body of another length")
+        raise ValueError("the body has another length than its header states")
     return Parsed(found[1].decode(), children, content[found.end() :])
 
 
@@ -94,7 +94,7 @@ def compose(kind: str, children: Sequence[str], body: bytes) -> bytes:
 
 
 def compose_names(kind: str, names: Names) -> bytes:
-    """A RecordDict or an ArrayRecord: which child has which name."""
+    """Compose a RecordDict or an ArrayRecord, which maps names to children."""
     return compose(kind, list(dict.fromkeys(names.values())), json.dumps(dict(names)).encode())
 
 
@@ -111,18 +111,18 @@ def compose_array(head: ArrayHead) -> bytes:
 
 
 def chunk_body(content: bytes) -> memoryview:
-    """The data of an ArrayChunk whose head is to the byte what Flower writes. Raises ValueError for anything else."""
+    """Return the data of an ArrayChunk whose header is exactly what Flower writes. Raises ValueError otherwise."""
     divider = content.find(b"\x00", 0, CHUNK_OVERHEAD)
     body = memoryview(content)[divider + 1 :]
     if content[: divider + 1] != f"ArrayChunk  {len(body)}".encode() + b"\x00":
-        raise ValueError("no chunk of an array")
+        raise ValueError("not the chunk of an array")
     return body
 
 
 def with_content(message: ProtobufMessage, content: bytes) -> BytesIO:
-    """The message as bytes, its field `object_content` being `content`, which is copied once.
+    """Serialise the message with `content` in its field `object_content`, copying `content` once.
 
-    Protobuf itself would hold a large content four times. A field may stand last whatever its number is
+    Protobuf itself would hold a large content four times. A field may come last whatever its number is
     (protobuf.dev, Encoding, "Field Order").
     """
     field = message.DESCRIPTOR.fields_by_name["object_content"]
@@ -135,7 +135,7 @@ def with_content(message: ProtobufMessage, content: bytes) -> BytesIO:
 
 
 def _varint(number: int) -> bytes:
-    """Protobuf's number: seven bits in each byte, the lowest first."""
+    """Encode a number as a protobuf varint: seven bits per byte, the lowest first."""
     parts = []
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)
@@ -144,20 +144,20 @@ def _varint(number: int) -> bytes:
 
 
 def read_content(root: str, objects: Mapping[str, bytes], damaged: Reason) -> Content:
-    """The records of the message `root`; `objects` holds all of its objects but the chunks, by their ids.
+    """Return the records of the message `root`. `objects`: all its objects except the chunks, by id.
 
-    Raises Refusal with the reason `damaged` for whatever is not a message with content.
+    Raises Refusal with the reason `damaged` for anything that is not a message with content.
     """
     try:
         return _read_content(root, objects)
-    except Exception as error:  # whatever hostile bytes make a parser raise, they are no message
+    except Exception as error:  # whatever a parser raises on hostile bytes, they are not a message
         raise Refusal(damaged, private=f"{type(error).__name__}: {error}") from error
 
 
 def _read_content(root: str, objects: Mapping[str, bytes]) -> Content:
     message = parse(objects[root])
     if message.kind != "Message" or len(message.children) != 1:
-        raise ValueError("no message with content")
+        raise ValueError("not a message with content")
     arrays: dict[str, Mapping[str, ArrayHead]] = {}
     metrics: dict[str, Mapping[str, Any]] = {}
     configs: dict[str, Mapping[str, Any]] = {}
@@ -175,7 +175,7 @@ def _read_content(root: str, objects: Mapping[str, bytes]) -> Content:
         elif kind == "ConfigRecord":
             configs[name] = _read_values(content, kind)
         else:
-            raise ValueError("no record")
+            raise ValueError("a child is not a record")
     return Content(arrays, metrics, configs, frozenset(ids))
 
 
@@ -183,7 +183,7 @@ def _read_names(content: bytes, kind: str) -> dict[str, str]:
     parsed = parse(content)
     names = json.loads(parsed.body)
     if parsed.kind != kind or not isinstance(names, dict) or set(names.values()) != set(parsed.children):
-        raise ValueError(f"no {kind}")
+        raise ValueError(f"not a valid {kind}")
     return names
 
 
@@ -191,17 +191,17 @@ def _read_array(content: bytes) -> ArrayHead:
     parsed = parse(content)
     body = json.loads(parsed.body)
     if parsed.kind != "Array" or set(body) != {"dtype", "shape", "stype", "arraychunk_ids"} or body["stype"] != NUMPY:
-        raise ValueError("no array of numpy's")
+        raise ValueError("not a numpy array")
     places = body["arraychunk_ids"]
     if any(type(number) is not int or number < 0 for number in [*body["shape"], *places]):
-        raise ValueError("a shape or place that is no number")
+        raise ValueError("a shape or index is not a valid number")
     if set(places) != set(range(len(parsed.children))):
-        raise ValueError("chunks that are not the array's")
+        raise ValueError("the chunks do not match the array")
     return ArrayHead(body["dtype"], tuple(body["shape"]), tuple(parsed.children[place] for place in places))
 
 
 def _read_values(content: bytes, kind: str) -> dict[str, Any]:
     record: type[ConfigRecord] | type[MetricRecord] = MetricRecord if kind == "MetricRecord" else ConfigRecord
     if parse(content).children:
-        raise ValueError("a record of values with children")
+        raise ValueError("a record of values has children")
     return dict(record.inflate(content))

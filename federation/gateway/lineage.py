@@ -1,14 +1,14 @@
-"""Which models a run may send here: the seed's own first, then what grows out of models that this site trained.
+"""Check that a model comes from the study's seed or from models that this site trained in the same run.
 
-A hostile server could otherwise send weights that make an update tell of single patients. So the first model is the
-one that the study's seed gives. Every later one differs from a model that this site trained in the same run, tensor by
-tensor, by no more than `tensor_bounds.parts_of` allows for each round in between, and no tensor becomes longer than it
-allows. And no filter or channel is ever further from the seed's than `tensor_bounds.reaches_of` allows.
+A hostile server could otherwise send weights whose update reveals single patients. The first model must be the one
+that the study's seed determines. Every later model must be near a model that this site trained in the same run:
+`tensor_bounds.parts_of` limits how far each tensor may move per round in between, and how long it may become. In
+addition, `tensor_bounds.reaches_of` limits how far each filter and channel may ever be from the seed's.
 
-SITE_DIR/gateway/models/<run>/state.json   the run's chains: of each the last model that this site trained
+SITE_DIR/gateway/models/<run>/state.json   the run's chains: for each, the last model that this site trained
 SITE_DIR/gateway/models/<run>/<chunk id>   the chunks of those models
 
-A run has more than one chain where its study also trains local models or leaves sites out.
+A run has several chains if its study also trains local models or leaves sites out.
 """
 
 import json
@@ -34,14 +34,14 @@ from pipeline.system.atomic_files import write_durably
 
 KEPT_RUNS = 16
 _ANY = np.inf
-_TASKS_A_ROUND = 2  # a round that was lost is asked again
+_TASKS_A_ROUND = 2  # a lost round is asked for again
 
-ReadFirst = Callable[[], Arrays]  # the seed's own model, worked out when it is needed
+ReadFirst = Callable[[], Arrays]  # returns the seed's model, computed on demand
 
 
 @dataclass
 class _Chain:
-    """The last model of one training, as this site trained it. `round`: the last one it was trained in."""
+    """The last model of one training, as this site trained it. `round`: the latest round in which it was trained."""
 
     round: int
     digest: str
@@ -50,7 +50,7 @@ class _Chain:
 
 @dataclass
 class _State:
-    """What is known of a run. `first`: digest of the seed's model. `trained`: models trained here, by first round."""
+    """What is known of a run. `first`: digest of the seed's model. `trained`: first round of each trained model."""
 
     first: str
     tasks: int = 0
@@ -61,24 +61,24 @@ class _State:
 class Lineage:
     """The models of one run at this site.
 
-    `read_first`: gives the model of the seed. `max_missed`: how many rounds a site may miss.
+    `read_first`: returns the seed's model. `max_missed`: how many rounds a site may miss.
     """
 
     def __init__(self, folder: Path, run: str, schema: Schema, *, read_first: ReadFirst, max_missed: int) -> None:
         self._folder = folder / run
         self._schema, self._read_first = schema, read_first
         self._gap = max_missed + 1 if not schema.draws_sites else schema.rounds
-        # A model of each site alone, and one for each site that is left out, have chains of their own.
+        # The model of each single site, and the model without each left-out site, have chains of their own.
         self._max_chains = max(1, schema.questions.get("evaluate.test", 1))
 
     def check(self, kind: Kind, round_number: int, model: Arrays) -> None:
-        """Whether the model of a task may have come about in this run. Only its chunks are read that are needed.
+        """Check that the model of a task can be a result of this run. Reads only the chunks that it needs.
 
         Raises Refusal: E_MODEL_FIRST, E_MODEL_DRIFT, E_MODEL_UNTRAINED, E_ROUND_NUMBER.
         """
         state, digest = self._read(), model_digest(model.heads)
         if state.first != self._schema.first_model:
-            raise Refusal(reasons.MODEL_FIRST, private="the run had another study before")
+            raise Refusal(reasons.MODEL_FIRST, private="the run had a different study before")
         if kind == "train":
             self._check_training(state, round_number, digest, model)
         else:
@@ -104,7 +104,7 @@ class Lineage:
         raise Refusal(reasons.MODEL_DRIFT if state.chains else reasons.MODEL_FIRST)
 
     def _check_question(self, state: _State, digest: str, model: Arrays) -> None:
-        """A question is about a model that this site helped to train, at most some rounds older than the last one."""
+        """Accept a question only about a model that this site trained, or that few rounds can make of one."""
         if not state.chains:
             raise Refusal(reasons.MODEL_UNTRAINED)
         if digest in state.trained:
@@ -113,7 +113,7 @@ class Lineage:
             rounds = min(self._gap, self._schema.rounds + 1 - chain.round)
             if self._fits(chain, model, max(1, rounds)):
                 return
-        # The study that the hospital approved also judges models of other sites, and models without this site.
+        # The approved study also evaluates models of other sites, and models trained without this site.
         judges_others = self._schema.questions.get("evaluate.test", 1) > 1
         if judges_others and self._is_near(self._read_first(), model, self._schema.rounds):
             return
@@ -132,7 +132,7 @@ class Lineage:
         self._write(state)
 
     def _place(self, state: _State, round_number: int, digest: str, model: Arrays) -> int:
-        """Which chain a model goes on with; one past the last for a new chain."""
+        """Return the index of the chain that the model continues; one past the last for a new chain."""
         for place, chain in enumerate(state.chains):
             if chain.digest == digest:
                 return place
@@ -142,7 +142,7 @@ class Lineage:
                 return place
         return len(state.chains) if len(state.chains) < self._max_chains else 0
 
-    # --- how far a model is from another ------------------------------------------------------------------
+    # --- distance between models --------------------------------------------------------------------------
 
     def _fits(self, chain: _Chain, model: Arrays, rounds: int) -> bool:
         def read(chunk: str) -> bytes:
@@ -151,7 +151,7 @@ class Lineage:
         return self._is_near(Arrays(chain.heads, read), model, rounds)
 
     def _is_near(self, old: Arrays, new: Arrays, rounds: int) -> bool:
-        """Whether no tensor moved further than it may in so many rounds."""
+        """Tell whether no tensor moved further than `rounds` rounds allow."""
         for record, specs in self._schema.model.items():
             for name in specs:
                 if is_counter(name):
@@ -161,24 +161,24 @@ class Lineage:
                 starts = np.array([part[0] for part in self._schema.parts[name]])
                 moved, before, after = self._lengths(old, new, record, name, starts)
                 far, long = self._allowed(record, name, before, rounds)
-                if not ((moved <= far) & (after <= long)).all():  # nor is NaN
+                if not ((moved <= far) & (after <= long)).all():  # NaN fails this comparison too
                     return False
         return True
 
     def _check_reach(self, model: Arrays) -> None:
-        """Whether each filter and channel is as near to the seed's as it has to be. Raises Refusal E_MODEL_DRIFT.
+        """Check that each filter and channel is near enough to the seed's. Raises Refusal E_MODEL_DRIFT.
 
-        Bounds on whole tensors let a server replace some filters altogether, and move a few channels far.
+        Bounds on whole tensors alone would let a server replace single filters or move a few channels far.
         """
         for name, reaches in self._schema.reaches.items():
             starts, farthest = np.array(reaches).T
             moved = self._lengths(self._read_first(), model, "arrays", name, starts)[0]
             step = self._schema.rounds * self._schema.server_step
             if not (moved <= self._schema.server_factor * farthest + step).all():
-                raise Refusal(reasons.MODEL_DRIFT, private="a filter or channel is far from the seed's")
+                raise Refusal(reasons.MODEL_DRIFT, private="a filter or channel is too far from the first model's")
 
     def _lengths(self, old: Arrays, new: Arrays, record: str, name: str, starts: NDArray) -> NDArray:
-        """Of each piece of an array, as root mean squares: how far it moved, how long it was and is; shape (3, n).
+        """Return three root mean squares per piece of an array: its change, its old and its new values; shape (3, n).
 
         `starts`: where each piece begins.
         """
@@ -196,21 +196,21 @@ class Lineage:
         return np.sqrt(squares / sizes)
 
     def _allowed(self, record: str, name: str, length: NDArray, rounds: int) -> tuple[NDArray, NDArray]:
-        """How far each tensor of an array may move in so many rounds, and how long it may become."""
+        """Return how far each tensor of an array may move in `rounds` rounds, and how long it may become."""
         _, at_seed, share, floor, longest = np.array(self._schema.parts[name]).T
         far = np.maximum(share * np.maximum(length, at_seed), floor)
         if record == "arrays":
             is_fixed = (share == 0) & (floor == 0)
             step = np.where(is_fixed, 0, self._schema.server_step)
             far, longest = self._schema.server_factor * far + step, longest + self._schema.rounds * step
-            longest = np.where(is_fixed, _ANY, longest)  # it may not move at all
+            longest = np.where(is_fixed, _ANY, longest)  # these may not move at all
         return rounds * far, longest
 
     def _counts_on(self, old: Arrays, new: Arrays, record: str, name: str) -> bool:
         spec = self._schema.model[record][name]
         return all(bool((after >= before).all()) for before, after in _both(old, new, record, name, spec))
 
-    # --- on the disk --------------------------------------------------------------------------------------
+    # --- files --------------------------------------------------------------------------------------------
 
     def _read(self) -> _State:
         try:
@@ -230,7 +230,7 @@ class Lineage:
         write_durably(self._folder / "state.json", json.dumps(content).encode())
 
     def _keep_chunks(self, state: _State, folder: Path) -> None:
-        """The chunks of all chains, and no others, lie in the run's folder; old runs' folders are deleted."""
+        """Keep the chunks of all chains, and only those, in the run's folder; delete the folders of old runs."""
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, mode=0o700)
             _forget_old_runs(self._folder.parent)
@@ -258,7 +258,7 @@ def _both(old: Arrays, new: Arrays, record: str, name: str, spec: Any) -> Iterat
 
 
 def _add_by_tensor(sums: NDArray, starts: NDArray, at: int, values: NDArray) -> None:
-    """Add up `values`, which begin at place `at` of the array, tensor by tensor."""
+    """Add `values`, which begin at index `at` of the array, to the sums of their tensors."""
     first = int(np.searchsorted(starts, at, side="right")) - 1
     last = int(np.searchsorted(starts, at + len(values), side="left"))
     cuts = np.maximum(starts[first:last] - at, 0)
@@ -266,7 +266,7 @@ def _add_by_tensor(sums: NDArray, starts: NDArray, at: int, values: NDArray) -> 
 
 
 def _forget_old_runs(folder: Path) -> None:
-    """Only the newest runs' models stay."""
+    """Delete all but the `KEPT_RUNS` newest runs' models."""
     runs = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime_ns)
     for old in runs[KEPT_RUNS:]:
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""The site's own certificate for TLS between node and gateway, which Flower's node insists on even on loopback.
+"""TLS certificate for the connection between node and gateway; Flower's node requires TLS even on loopback.
 
-SITE_DIR/keys/gateway.crt, .key   made when missing; the node trusts nothing else
+SITE_DIR/keys/gateway.crt, .key   created if missing; the node trusts no other certificate
 """
 
 import ipaddress
@@ -20,12 +20,12 @@ from federation.system.process import LOOPBACK
 from pipeline.site.folder import Site
 
 _VALIDITY = timedelta(days=5 * 365)
-_CLOCK_SKEW = timedelta(days=1)  # it must be valid already for a clock that was set back
+_CLOCK_SKEW = timedelta(days=1)  # valid even if the clock was set back
 _RENEW_BEFORE = timedelta(days=30)
 
 
 def loopback_tls(site: Site) -> ssl.SSLContext:
-    """TLS of the gateway towards the node."""
+    """Return the gateway's TLS settings for connections from the node."""
     certificate, key = loopback_certificate(site)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -34,7 +34,7 @@ def loopback_tls(site: Site) -> ssl.SSLContext:
 
 
 def loopback_certificate(site: Site) -> tuple[Path, Path]:
-    """The site's certificate for loopback and its key (ECDSA P-384), made where they are missing or about to end."""
+    """Return the loopback certificate and its key (ECDSA P-384); create them if missing or about to expire."""
     certificate, key = (site.folder / "keys" / f"gateway.{kind}" for kind in ("crt", "key"))
     if not (certificate.is_file() and key.is_file()) or valid_until(certificate) < datetime.now(UTC) + _RENEW_BEFORE:
         private = ec.generate_private_key(ec.SECP384R1())
@@ -45,7 +45,7 @@ def loopback_certificate(site: Site) -> tuple[Path, Path]:
 
 
 def self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    """A certificate for loopback over this key, by itself."""
+    """Return a self-signed certificate for loopback with this key."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedthorax gateway")])
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
     begin = datetime.now(UTC) - _CLOCK_SKEW

@@ -1,6 +1,7 @@
-"""What the server tells of its messages and its runs, composed anew: the node is given nothing else of it.
+"""Check the server's descriptions of messages and runs, and compose them anew for the node.
 
-A message's metadata are checked before anything else, because without them no answer can be composed.
+The node receives no other metadata from the server. A message's metadata is checked first, because no reply can be
+composed without it.
 """
 
 import math
@@ -16,7 +17,7 @@ from federation.gateway import reasons
 from models.refusal import Refusal
 
 MAX_TTL_SECONDS = 366 * 24 * 3600.0
-MAX_CREATED_AT = 1e11  # seconds since 1970, the year 5138: sums of times stay numbers
+MAX_CREATED_AT = 1e11  # seconds since 1970 (the year 5138): sums of times stay finite
 MAX_TYPE_CHARACTERS = 80
 MAX_GROUP_CHARACTERS = 255
 
@@ -24,24 +25,24 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def checked_metadata(told: Metadata, node_id: int) -> Metadata:
-    """The metadata composed anew, without unknown fields. `node_id` is this node's; 0 if it is not known yet.
+    """Return the metadata without unknown fields. `node_id`: this node's id, or 0 if not known yet.
 
-    Raises Refusal E_TASK_UNANSWERABLE for metadata that Flower's classes reject, or that are not a task's.
+    Raises Refusal E_TASK_UNANSWERABLE if Flower's classes reject the metadata, or if it is not that of a task.
     """
     problem = _problem(told, node_id)
     if problem:
         raise Refusal(reasons.TASK_UNANSWERABLE, private=problem)
     try:
         return metadata_to_proto(metadata_from_proto(told))
-    except ValueError as error:  # Flower checks the type
+    except ValueError as error:  # Flower checks the message's type
         raise Refusal(reasons.TASK_UNANSWERABLE, private=ascii(told.message_type)) from error
 
 
 def run_for_node(told: Run, app: fab.App, study: str, name: str) -> Run:
-    """The run as the node is told of it: what it needs to start the app, each from where it was checked.
+    """Return the run as the node receives it: only what starts the app, each value from a checked source.
 
-    The server's own text would choose more than that: the folder in which the node looks for the app (by its name and
-    version), and the program that it starts (by the type of the task).
+    The server's own values would also choose the folder in which the node looks for the app (by the app's name and
+    version) and the program that it starts (by the task's type).
     """
     project = app.config["project"]
     return Run(
@@ -55,7 +56,7 @@ def run_for_node(told: Run, app: fab.App, study: str, name: str) -> Run:
 
 
 def _problem(told: Metadata, node_id: int) -> str:
-    """Which field is wrong, "" if none is. Ids and texts are bounded because the ledger and the log hold them."""
+    """Name the wrong fields, or "" for none. Ids and texts are bounded because the ledger and the log hold them."""
     are_times = math.isfinite(told.created_at) and math.isfinite(told.ttl)
     wrong = {
         "times": not (are_times and 0 <= told.created_at <= MAX_CREATED_AT and 0 < told.ttl <= MAX_TTL_SECONDS),

@@ -1,4 +1,4 @@
-"""The rules that a site's gateway judges by, as one hash: it stands in every line of the ledger."""
+"""The digest of the site's rules, which every line of the ledger holds."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pipeline.site.folder import SiteSettings
 
 
 def policy_digest(settings: SiteSettings) -> str:
-    """SHA-256 over the canonical JSON of all that decides: site.toml's tables, and the figures that may leave."""
+    """Return the SHA-256 over the canonical JSON of all rules: site.toml's tables and the figures that may leave."""
     rules = {
         "min_patients": settings.site.min_patients,
         "gateway": settings.gateway.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""How a node starts its gateway."""
+"""Start a site's gateway from its node."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,9 @@ START_SECONDS = 60.0
 
 
 def start_gateway(site: Site, *, port: int, log: Path) -> Process:
-    """Start the site's gateway; it listens on `port` of loopback when this returns.
+    """Start the site's gateway and wait until it listens on `port` of loopback.
 
-    Raises Refusal E_NOT_STARTED, the reason being in `log`.
+    Raises Refusal E_NOT_STARTED; the cause is in `log`.
     """
     process = Process(
         "the gateway",
@@ -21,7 +21,7 @@ def start_gateway(site: Site, *, port: int, log: Path) -> Process:
         environment=flower_environment(
             site.folder / "flower_home",
             FEDTHORAX_SITE_DIR=str(site.folder),
-            # Without these the C library keeps memory apart for every thread, and hardly gives large pieces back.
+            # By default, the C library reserves memory for every thread and rarely returns large blocks.
             MALLOC_ARENA_MAX="1",
             OPENBLAS_NUM_THREADS="1",
             MALLOC_MMAP_THRESHOLD_="524288",

@@ -1,6 +1,6 @@
-"""The gateway's own server, on loopback: the few paths that a node needs, each by name, for the node's key alone.
+"""The gateway's HTTP server on loopback: the few paths that a node needs, for the node's key only.
 
-No request is passed on as it came. Each is read, and what the server is asked is composed anew from it.
+It forwards no request. It reads each request and composes a new one for the server from it.
 """
 
 import asyncio
@@ -43,20 +43,20 @@ from federation.gateway.upstream import MAX_BODY_BYTES, MEDIA_TYPE, Declined, To
 from models.refusal import Reason
 
 PREFIX = "/v1/fleet/"
-_LARGE = ("pull-object", "push-object")  # one at a time, from first byte to last, or the memory would not do
-# Flower's client gives up a request after 30 s (flwr.supercore.protobuf.client); a last try must end before.
+_LARGE = ("pull-object", "push-object")  # one request at a time, complete, to limit memory
+# Flower's client gives up a request after 30 s (flwr.supercore.protobuf.client); our last try must end before that.
 _NODE_WAITS_SECONDS, _HEARTBEAT_SECONDS, _HEARTBEAT_PAUSE_SECONDS = 22.0, 4.0, 2.0
-_CANNOT_CONNECT = 421  # a status that Flower's node does not try again after
+_CANNOT_CONNECT = 421  # a status after which Flower's node does not try again
 
 log = logging.getLogger("fedthorax.gateway")
 
 
 class Proxy:
-    """The handlers by path."""
+    """Handlers of the node's requests, by path."""
 
     def __init__(self, key: NodeKey, upstream: Upstream, exchange: Exchange) -> None:
         self._key, self._upstream, self._exchange = key, upstream, exchange
-        self._connections: WeakSet[asyncio.Transport] = WeakSet()  # that are the node's
+        self._connections: WeakSet[asyncio.Transport] = WeakSet()  # those of the node
         self._large = asyncio.Lock()
         self._paths: dict[str, tuple[type[Message], Callable[..., Awaitable[Message | BytesIO]]]] = {
             "activate-node": (ActivateNodeRequest, self._activate),
@@ -74,7 +74,7 @@ class Proxy:
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request of the node."""
         if not self._is_node(request):
-            log.warning("a stranger: %s", reasons.GATEWAY_KEY.code)
+            log.warning("refused a caller other than the node: %s", reasons.GATEWAY_KEY.code)
             return _coded(401, reasons.GATEWAY_KEY)
         path = request.path.removeprefix(PREFIX)
         if request.method != "POST" or not request.path.startswith(PREFIX) or path not in self._paths:
@@ -87,11 +87,11 @@ class Proxy:
             response = await self._respond(path, request)
             await response.prepare(request)
             await response.write_eof()
-            response.body = None  # aiohttp keeps the last answer of each connection until its next
+            response.body = None  # aiohttp keeps each connection's last response until its next request
             return response
 
     async def _respond(self, path: str, request: web.Request) -> web.Response:
-        """The answer, also where there is none to give."""
+        """Return the response, also for errors."""
         try:
             return await self._answer(path, request)
         except DecodeError:
@@ -101,7 +101,7 @@ class Proxy:
         except Forbidden:
             return web.Response(status=403)
         except Declined as error:
-            # Told 401, Flower's node ends without a word; at its start it shall say why.
+            # On 401, Flower's node ends without a message. At its start it must report the cause.
             status = _CANNOT_CONNECT if (path, error.status) == ("activate-node", 401) else error.status
             return _error(status, error.code, error.detail)
 
@@ -109,19 +109,19 @@ class Proxy:
         """Raises DecodeError, TooLong, Forbidden, Declined."""
         kind, handler = self._paths[path]
         try:
-            # Not by request.read(), which keeps what it has read until the connection's next request.
+            # request.read() would keep the body until the connection's next request.
             answer = await handler(kind.FromString(await read_body(request.content, MAX_BODY_BYTES)))
         except Unreachable as error:
             log.info("%s: %s", path, error)
             if error.reason is not None and path == "activate-node":
                 return _coded(_CANNOT_CONNECT, error.reason)
             return web.Response(status=503)
-        # A stream is encrypted and sent piece by piece.
+        # A stream is encrypted and sent in pieces, without a second copy.
         body = answer if isinstance(answer, BytesIO) else BytesIO(answer.SerializeToString())
         return web.Response(body=body, content_type=MEDIA_TYPE)
 
     def _is_node(self, request: web.Request) -> bool:
-        """Whether the node's key has signed, this request or an earlier one of the same connection."""
+        """Tell whether the node's key signed this request or an earlier one on the same connection."""
         transport = request.transport
         if transport is None:
             return False
@@ -145,10 +145,10 @@ class Proxy:
         return await self._upstream.ask("deactivate-node", ours, DeactivateNodeResponse)
 
     async def _heartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:
-        """Tried again and again while the line is dead, as long as the node waits for the answer.
+        """Repeat the heartbeat while the connection is down, as long as the node waits for the answer.
 
-        The server takes a node for gone that it has not heard of for a minute, and Flower's node waits for up to
-        twenty seconds after a heartbeat that failed: half a minute without a line would cost a round.
+        The server considers a node gone after one minute without a heartbeat. Flower's node waits up to twenty seconds
+        after a failed heartbeat. Without the repetitions, half a minute without a connection would cost a round.
         """
         node = Node(node_id=self._known(request.node.node_id))
         ours = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
@@ -164,7 +164,7 @@ class Proxy:
             await asyncio.sleep(_HEARTBEAT_PAUSE_SECONDS)
 
     def _known(self, node_id: int) -> int:
-        """The node's id; after the gateway alone was started anew, it is the one that the node itself names."""
+        """Return the node's id. After a restart of the gateway alone, this is the id in the node's request."""
         self._exchange.node_id = self._exchange.node_id or node_id
         return self._exchange.node_id
 
@@ -201,7 +201,7 @@ def _coded(status: int, reason: Reason) -> web.Response:
 
 
 def _error(status: int, code: int, detail: str) -> web.Response:
-    """An error in Flower's form; its node writes the text to its log."""
+    """Return an error in Flower's format; Flower's node writes `detail` to its log."""
     return web.json_response({"code": code, "detail": detail}, status=status)
 
 
@@ -211,7 +211,7 @@ _PROXY = web.AppKey("proxy", Proxy)
 def make_app(
     key: NodeKey, upstream: Upstream, make_exchange: Callable[[], Exchange], *chores: Coroutine[None, None, None]
 ) -> web.Application:
-    """The gateway as an aiohttp application. Its connections to the server, and `chores`, live as long as it runs."""
+    """Create the gateway's aiohttp application. The server connections and the `chores` run as long as it does."""
     app = web.Application()
 
     async def run(app: web.Application) -> AsyncIterator[None]:
@@ -227,10 +227,10 @@ def make_app(
     async def handle(request: web.Request) -> web.Response:
         try:
             return await request.app[_PROXY].handle(request)
-        except ConnectionResetError:  # of the node's side: those towards the server are Unreachable
-            log.info("the node hung up before it was answered; it asks again")
+        except ConnectionResetError:  # the node closed it; a failure towards the server raises Unreachable
+            log.info("the node hung up before the response was complete; it will repeat the request")
             return web.Response(status=400)
-        except web.RequestPayloadError:  # of chunks or a compression that are not what the header says
+        except web.RequestPayloadError:  # the chunks or the compression contradict the header
             log.info("the node's request cannot be read")
             return web.Response(status=400)
 

@@ -1,10 +1,10 @@
-"""Questions about models are counted: one answer for each model and kind, so many in a run, so many in a month.
+"""Count the questions about models: one answer per model and kind, and limits per run and per month.
 
-Many answers about models that differ a little tell single patients, even if each is over enough patients. So a model
-is asked about once in each way. The same question asked again, after a server was killed say, gets the same answer from
-here, and the node is not troubled; another question about the same model is refused.
+Many answers about slightly different models can reveal single patients, even if each covers enough patients. So each
+kind of question may be asked once about a model. If the server repeats the same question, for example after a crash,
+this module returns the kept answer without asking the node. A different question about the same model is refused.
 
-SITE_DIR/gateway/answers/<key>.json   one answer that left; the key follows from the model and the kind of question
+SITE_DIR/gateway/answers/<key>.json   one answer that left; the key is derived from the model and the question's kind
 """
 
 import base64
@@ -35,12 +35,12 @@ QUESTIONS: tuple[Kind, ...] = (
 )
 EMBED: Kind = "evaluate.embed"
 MONTH_SECONDS = 31 * 24 * 3600.0
-# Settings of a message that do not change what is asked.
+# Settings of a message that are not part of the question.
 _AROUND = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
 
 
 def questions_of(study: "Study") -> dict[str, int]:
-    """How many models a run of this study may ask a site about, by the kind of question."""
+    """Return how many models a run of this study may ask a site about, by kind of question."""
     asked, table = study.evaluation, study.study
     compared = min(asked.compared_sites or table.sites, table.sites)
     others = sum((asked.local_models, asked.leave_one_out, asked.fine_tune))
@@ -56,7 +56,7 @@ def questions_of(study: "Study") -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a model. `asked`: the digest of all that comes with the model."""
+    """A question about a model. `asked`: the digest of everything that accompanies the model."""
 
     run: str
     kind: str
@@ -65,7 +65,7 @@ class Question:
 
     @classmethod
     def of(cls, run: str, kind: Kind, content: Content) -> "Question":
-        """The question that a task's content asks."""
+        """Return the question in a task's content."""
         config = {key: value for key, value in content.configs["config"].items() if key not in _AROUND}
         more = {record: heads for record, heads in content.arrays.items() if record not in MODEL_RECORDS}
         spelt = json.dumps([config, told(more)], sort_keys=True)
@@ -78,7 +78,7 @@ class Question:
 
 @dataclass(frozen=True)
 class KeptAnswer:
-    """An answer that left: figures by name, and the heads and chunks of its arrays, if it had any."""
+    """An answer that left the site: figures by name, and the heads and chunks of its arrays, if any."""
 
     figures: Mapping[str, Any]
     arrays: Mapping[str, Any]
@@ -86,15 +86,15 @@ class KeptAnswer:
 
 
 class Questions:
-    """The answers of a site. `a_month`: how many new ones may leave in 31 days."""
+    """The answers that a site gave. `a_month`: the limit of new answers in 31 days."""
 
     def __init__(self, folder: Path, *, a_month: int) -> None:
         self._folder, self._a_month = folder, a_month
 
     def earlier(self, question: Question) -> KeptAnswer | None:
-        """The answer to the same question, if there was one.
+        """Return the answer to the same question, if it was asked before.
 
-        Raises Refusal E_ASKED_ALREADY where this kind of question was asked about the same model in another way.
+        Raises Refusal E_ASKED_ALREADY if a different question of this kind was asked about the same model.
         """
         kept = self._kept(question.key)
         if kept is None:
@@ -105,7 +105,7 @@ class Questions:
         return KeptAnswer(kept["figures"], kept["arrays"], chunks)
 
     def check_budget(self, question: Question, allowed: Mapping[str, int]) -> None:
-        """Whether one more answer may leave; `allowed` in a run, by kind.
+        """Check that one more answer may leave. `allowed`: the limit in a run, by kind.
 
         Raises Refusal: E_QUESTIONS_RUN, E_QUESTIONS_MONTH.
         """
@@ -120,18 +120,18 @@ class Questions:
             raise Refusal(reasons.QUESTIONS_MONTH, allowed=self._a_month)
 
     def check_cohort(self, cohort: Collection[str], *, min_patients: int) -> None:
-        """Whether means over these training patients may leave, `cohort` being their digests.
+        """Check that means over these training patients may leave. `cohort`: the patients' digests.
 
-        Raises Refusal E_COHORT_ALMOST_SAME where means over a cohort left that differs by fewer than `min_patients`.
+        Raises Refusal E_COHORT_ALMOST_SAME if means over a cohort left that differs by fewer than `min_patients`.
         """
         for kept in self._all():
             if kept["kind"] == EMBED and 0 < len(set(kept["cohort"]) ^ set(cohort)) < min_patients:
                 raise Refusal(reasons.COHORT_ALMOST_SAME)
 
     def keep(self, question: Question, answer: KeptAnswer, cohort: Collection[str] = ()) -> None:
-        """Write an answer down, before it leaves; `cohort`: digests of the training patients that it is over.
+        """Write an answer to disk before it leaves. `cohort`: digests of the training patients that it covers.
 
-        Raises OSError, and it must not leave then.
+        If this raises OSError, the answer must not leave.
         """
         self._folder.mkdir(exist_ok=True, mode=0o700)
         content = {
@@ -145,7 +145,7 @@ class Questions:
         write_durably(self._folder / f"{question.key}.json", json.dumps(content).encode())
 
     def figures_of(self, model: str, kind: Kind) -> Mapping[str, Any] | None:
-        """The figures that left about a model, if this kind of question was asked about it."""
+        """Return the figures that left about a model for this kind of question; None if it was not asked."""
         kept = self._kept(Question("", kind, model, "").key)
         return None if kept is None else kept["figures"]
 

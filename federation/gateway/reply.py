@@ -1,7 +1,7 @@
-"""The messages that the gateway itself sends: a reply composed from what was checked, or a failure's code alone.
+"""Compose the messages that the gateway sends: a reply of checked values, or only the code of a failure.
 
-Nothing that the app wrote as text goes into them. What describes the message (round, run, times) is taken from the task
-that is answered.
+They contain no text that the app wrote. The description of a message (round, run, times) is taken from the task that
+it answers.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,12 @@ from flwr.proto.message_pb2 import ObjectTree
 from federation.gateway.flower_objects import Content, compose, compose_array, compose_names, object_id
 from federation.ledger.chain import Head
 
-REFUSED = 1001  # Flower wants a number; the code in the text is what counts
+REFUSED = 1001  # Flower requires a number; only the code in the text has a meaning
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A message as it is sent: `objects` are its small ones by id; the chunks in its tree lie in the spool."""
+    """A message to send. `objects`: its small objects by id; the chunks of its tree are in the spool."""
 
     message: ProtoMessage
     tree: ObjectTree
@@ -31,7 +31,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Records:
-    """The records of a reply, composed, by their names."""
+    """The composed records of a reply, by name."""
 
     names: Mapping[str, str]
     objects: Mapping[str, bytes]
@@ -39,12 +39,12 @@ class Records:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that the records hold, for the ledger (whose head is not yet among them)."""
+        """The SHA-256 over all records, for the ledger; the ledger's own record is added later."""
         return object_id(compose_names("RecordDict", self.names))
 
 
 def compose_records(content: Content, values: Mapping[str, MetricRecord | ConfigRecord]) -> Records:
-    """Arrays as they came, under the names that were checked, and records of values; no record without arrays."""
+    """Compose array records with the checked names and the chunks as received, and value records; omit empty ones."""
     objects: dict[str, bytes] = {}
     trees: dict[str, ObjectTree] = {}
 
@@ -68,7 +68,7 @@ def compose_records(content: Content, values: Mapping[str, MetricRecord | Config
 
 
 def compose_reply(task: Message, records: Records, head: Head) -> Outgoing:
-    """The reply to a task: the records, and how far the site's ledger had come with it."""
+    """Return the reply to a task: the records, and the head of the site's ledger after the reply's own line."""
     ledger = ConfigRecord({"head": head.sha256, "lines": head.lines}).deflate()
     trees = {**records.trees, "ledger": _tree(object_id(ledger))}
     record_dict = compose_names("RecordDict", {name: tree.object_id for name, tree in trees.items()})
@@ -83,7 +83,7 @@ def compose_reply(task: Message, records: Records, head: Head) -> Outgoing:
 
 
 def compose_failure(task: Message, code: str) -> Outgoing:
-    """The answer to a task that failed or was refused: the code, and no text."""
+    """Return the answer to a failed or refused task: only the code, no text."""
     message = Message(Error(REFUSED, code), reply_to=task)
     content = message.deflate()
     message.metadata.__dict__["_message_id"] = object_id(content)
@@ -91,7 +91,7 @@ def compose_failure(task: Message, code: str) -> Outgoing:
 
 
 def bare_message(proto: ProtoMessage) -> Message:
-    """A task without its content, to be answered."""
+    """Return a task without its content, to compose an answer to it."""
     return make_message(metadata_from_proto(proto.metadata), content=RecordDict())
 
 

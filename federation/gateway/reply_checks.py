@@ -1,7 +1,7 @@
-"""What a reply must be before anything of it leaves the site. Pure functions: they read, and refuse or not.
+"""Check a reply before any part of it leaves the site. Pure functions that raise a Refusal or return the values.
 
-The reply's arrays are compared with those that came in, piece by piece, so that a model of any size needs little
-memory. What passes here is all that leaves: names, shapes and figures are composed anew from it (`reply`).
+They compare the reply's arrays with the received ones in pieces, so that a model of any size needs little memory. Only
+what passes here leaves: `reply` composes names, shapes and figures anew from it.
 """
 
 import math
@@ -27,16 +27,16 @@ from federation.protocol.patient_counts import Patients
 from federation.protocol.reply_validation import ABOUT
 from models.refusal import Refusal
 
-_PIECE = 2**15  # elements looked at together: they stay in the processor's cache
+_PIECE = 2**15  # elements per piece: they fit into the processor's cache
 
 Values = dict[str, MetricRecord | ConfigRecord]  # by their names in a reply
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a reply is held against: the task it answers, and the site's own limits and patients.
+    """What a reply is checked against: its task, and the site's own limits and patients.
 
-    `about`: of a handshake alone, what the site tells of itself, as the gateway has worked it out.
+    `about`: for a handshake only, the site's description of itself as the gateway computed it.
     """
 
     kind: Kind
@@ -51,7 +51,7 @@ class Rules:
 
 
 def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
-    """The records of values of a reply that may leave, made anew. `read` gives the chunks of its arrays.
+    """Return the value records of a reply that may leave, composed anew. `read` reads the chunks of its arrays.
 
     Raises Refusal: E_REPLY_RECORDS, E_REPLY_KEYS, E_REPLY_SHAPE, E_REPLY_DAMAGED, E_REPLY_NOT_FINITE,
     E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_BUFFERS, E_REPLY_DIGITS, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE,
@@ -89,7 +89,7 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
 
 
 def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: set[str]) -> None:
-    """Exactly the records that belong to such a reply: of arrays, and either figures or what a site is."""
+    """Require exactly the records of such a reply: its arrays, and either figures or the site's description."""
     needed = {name for name, specs in expected.items() if specs}
     configs = set() if metrics else {ABOUT}
     is_known = set(content.configs) == configs and set(content.metrics) == metrics
@@ -98,7 +98,7 @@ def _check_records(content: Content, expected: Mapping[str, Specs], *, metrics: 
 
 
 def _checked_about(record: Mapping[str, Any], about: Mapping[str, str]) -> ConfigRecord:
-    """What a site tells of itself, which is what the gateway found: nothing in it is of the app's choosing."""
+    """Require that the site's description equals the one that the gateway computed, so that the app chooses nothing."""
     if not is_answer(about) or dict(record) != dict(about):
         raise Refusal(protocol_reasons.HANDSHAKE)
     return ConfigRecord(dict(about))
@@ -115,15 +115,15 @@ def _check_shapes(heads: Mapping[str, ArrayHead], specs: Mapping[str, ArraySpec]
 
 
 def _check_weights(went_out: Arrays, rules: Rules) -> None:
-    """Finite, and no further from the weights that came in than `max_update` lengths of those.
+    """Require finite weights, and an update of at most `max_update` times the length of the received weights.
 
-    In half precision the reply brings the way from them itself.
+    In half precision the reply holds the update itself.
     """
     moved = length = 0.0
     for name, spec in rules.schema.arrays.items():
         for new, old in _pairs("arrays", name, spec, went_out, rules):
             old_wide = old.astype(np.float64)
-            with np.errstate(over="ignore"):  # an update of infinite length is too long
+            with np.errstate(over="ignore"):  # an update of infinite length is refused below
                 change = new.astype(np.float64) - (0 if rules.schema.is_half else old_wide)
                 moved += float(change @ change)
                 length += float(old_wide @ old_wide)
@@ -132,7 +132,7 @@ def _check_weights(went_out: Arrays, rules: Rules) -> None:
 
 
 def _check_fixed(went_out: Arrays, rules: Rules) -> None:
-    """Tensors that training does not move are as they came, to the bit."""
+    """Require that tensors which training does not change are identical to the received ones, bit by bit."""
     for name, spec in rules.schema.arrays.items():
         fixed = rules.schema.fixed(name)
         at = 0
@@ -146,7 +146,7 @@ def _check_fixed(went_out: Arrays, rules: Rules) -> None:
 
 
 def _check_buffers(went_out: Arrays, rules: Rules) -> None:
-    """Finite; variances are not negative; counters, means and variances are what so many steps can make of them."""
+    """Require finite values, variances of at least 0, and values that the round's number of steps can produce."""
     schema = rules.schema
     steps = steps_of_round(
         rules.patients.of_split.get("train", 0),
@@ -171,7 +171,7 @@ def _check_buffers(went_out: Arrays, rules: Rules) -> None:
 
 
 def _check_all_but_the_head(went_out: Arrays, rules: Rules) -> None:
-    """Whoever fits the head alone leaves all else as it came, to the bit."""
+    """Require that a task which fits only the head leaves everything else identical, bit by bit."""
     for record, specs in rules.schema.model.items():
         for name, spec in specs.items():
             left = rules.schema.head_from if record == "arrays" else spec.length
@@ -184,7 +184,7 @@ def _check_all_but_the_head(went_out: Arrays, rules: Rules) -> None:
 
 
 def _check_moments(record: str, went_out: Arrays, specs: Specs) -> None:
-    """Means and variances: finite, with few digits, and no variance is negative."""
+    """Require means and variances that are finite and have few digits, and variances of at least 0."""
     for name, spec in specs.items():
         for values in pieces(went_out.heads[record][name], spec, went_out.read):
             if not np.isfinite(values).all():
@@ -198,7 +198,7 @@ def _check_moments(record: str, went_out: Arrays, specs: Specs) -> None:
 def _pairs(
     record: str, name: str, spec: ArraySpec, went_out: Arrays, rules: Rules
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """The values of one array, piece by piece: of the reply, and of what came in (in half precision see `Schema`)."""
+    """Yield an array's values piece by piece: of the reply, and of the received model (see `Schema.is_half`)."""
     came_in = rules.came_in
     reply_name = rules.schema.reply_name(name) if record == "arrays" else name
     for new, old in zip(
@@ -212,29 +212,29 @@ def _pairs(
 
 
 def pieces(head: ArrayHead, spec: ArraySpec, read: ReadChunk) -> Iterator[NDArray[Any]]:
-    """The values of an array in order, some at a time; its bytes are exactly those of a file of numpy's.
+    """Yield the values of an array in order, in pieces; its bytes must be exactly those of a numpy file.
 
-    Raises Refusal E_REPLY_DAMAGED where a chunk is missing, of another length, or begins otherwise.
+    Raises Refusal E_REPLY_DAMAGED if a chunk is missing, has another length, or begins with other bytes.
     """
     dtype = np.dtype(spec.dtype)
-    rest = b""  # of a value that two chunks share
+    rest = b""  # the first bytes of a value that continues in the next chunk
     for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
         data = _chunk_data(read, chunk, length, b"" if number else spec.header)
         data = memoryview(rest + bytes(data)) if rest else data
         whole = len(data) // dtype.itemsize * dtype.itemsize
         rest = bytes(data[whole:])
         for start in range(0, whole, _PIECE * dtype.itemsize):
-            # Copied, so that whoever looks at it does not hold the whole chunk.
+            # Copied, so that the caller does not keep the whole chunk in memory.
             yield np.frombuffer(data[start : min(whole, start + _PIECE * dtype.itemsize)], dtype).copy()
-        del data  # before the next chunk is read
+        del data  # free it before reading the next chunk
 
 
 def _chunk_data(read: ReadChunk, chunk: str, length: int, beginning: bytes) -> memoryview:
-    """What a chunk holds after its beginning. Raises Refusal E_REPLY_DAMAGED."""
+    """Return a chunk's data after its beginning. Raises Refusal E_REPLY_DAMAGED."""
     try:
         body = chunk_body(read(chunk))
     except (KeyError, OSError, ValueError) as error:
         raise Refusal(reasons.REPLY_DAMAGED, private=str(error)) from error
     if len(body) != length or body[: len(beginning)] != beginning:
-        raise Refusal(reasons.REPLY_DAMAGED, private="not a file of numpy's as it should be")
+        raise Refusal(reasons.REPLY_DAMAGED, private="the chunk is not part of the expected numpy file")
     return body[len(beginning) :]

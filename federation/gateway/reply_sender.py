@@ -1,4 +1,4 @@
-"""Sending an answer to the server, as often as it takes, until nobody waits for it any more."""
+"""Send an answer to the server, and repeat until it arrives or the task has expired."""
 
 import asyncio
 import time
@@ -19,13 +19,13 @@ GIVE_UP_SECONDS = 6 * 3600.0
 
 
 class Departures:
-    """Sends answers; `read` gives the chunks that lie in the spool."""
+    """Sends answers. `read`: reads a chunk from the spool."""
 
     def __init__(self, upstream: Upstream, read: Callable[[str], bytes]) -> None:
         self._upstream, self._read = upstream, read
 
     async def deliver(self, task: Task, outgoing: Outgoing) -> bool:
-        """Send the answer to a task; whether the server has it."""
+        """Send the answer to a task; return whether the server accepted it."""
         last = min(task.expires, time.time() + GIVE_UP_SECONDS)
         wait_s = 1.0
         while True:
@@ -50,7 +50,7 @@ class Departures:
         )
         answer = await self._upstream.ask("push-messages", request, PushMessagesResponse)
         wanted = set(answer.objects_to_push)
-        # Only what is the message's own; children first; one at a time, for chunks are large.
+        # Only objects of this message, children first, and one at a time because chunks are large.
         for id in dict.fromkeys(part.object_id for part in iterate_object_tree(outgoing.tree)):
             if id in wanted:
                 await self._push(task, id, answer.session_id, outgoing)
@@ -64,6 +64,6 @@ class Departures:
             session_id=session,
         )
         body = with_content(request, content)
-        del content  # while its copy is on the way
+        del content  # the body holds a copy
         if not (await self._upstream.ask("push-object", body, PushObjectResponse)).stored:
-            raise Unreachable("the session has ended; the next try begins another")
+            raise Unreachable("the session has ended; the next attempt starts another")

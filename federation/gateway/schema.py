@@ -1,11 +1,11 @@
-"""What a study's messages must look like: the arrays of its model and of its audit, how long it trains.
+"""The schema of a study: the arrays of its messages, and how long it trains.
 
-Only torch can tell the arrays of a network, and torch would take several times the memory that the gateway may have.
-So a process of its own reads the study on its standard input and answers in JSON, once for each study:
+Only torch can determine the arrays of a network, and torch takes several times the memory that the gateway may use.
+Once per study, a separate process reads the study from its standard input and writes the schema as JSON:
 
     python -m federation.gateway.schema RELEASES [FOLDER]
 
-RELEASES has the releases that a study may begin from; the chunks of the study's first model are written into FOLDER.
+RELEASES: folder of the releases that a study may start from. FOLDER: where to write the chunks of the first model.
 """
 
 import hashlib
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
     from federation.protocol.study_config import Study
     from models.network import SeverityNetwork
 
-TRAINING: tuple[Kind, ...] = ("train", "train.head")  # what a reply to these brings is a model
+TRAINING: tuple[Kind, ...] = ("train", "train.head")  # the replies to these kinds hold a model
 MAX_STUDY_BYTES = 64 * 1024
 KEPT_SCHEMAS = 32
-_UNLIKE = 3  # the exit status where a release does not fit the study that begins from it
-_FORMAT = 2  # of a kept schema; without `reaches` it would bound less
-_SECONDS = 300.0  # torch's first import from a slow disk takes its time
+_UNLIKE = 3  # the exit status if a release does not fit the study that starts from it
+_FORMAT = 2  # of a stored schema; older ones lack `reaches`, so fewer bounds would apply
+_SECONDS = 300.0  # importing torch from a slow disk for the first time takes long
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """A one-dimensional array, as it travels: in numpy's file format, cut into chunks."""
+    """A one-dimensional array in a message: numpy's file format, cut into chunks."""
 
     dtype: str
     length: int
 
     @cached_property
     def header(self) -> bytes:
-        """What numpy writes before the data (numpy.lib.format, version 1.0)."""
+        """The bytes that numpy writes before the data (numpy.lib.format, version 1.0)."""
         file = BytesIO()
         descr = np.lib.format.dtype_to_descr(np.dtype(self.dtype))
         about = {"descr": descr, "fortran_order": False, "shape": (self.length,)}
@@ -66,16 +66,16 @@ class ArraySpec:
 
     @property
     def size(self) -> int:
-        """In bytes, with the header."""
+        """In bytes, including the header."""
         return len(self.header) + self.length * np.dtype(self.dtype).itemsize
 
     def chunk_bytes(self) -> Iterator[int]:
-        """The length of each chunk in turn, as Flower cuts them."""
+        """Yield the length of each chunk, as Flower cuts them."""
         for start in range(0, self.size, CHUNK_BYTES):
             yield min(CHUNK_BYTES, self.size - start)
 
     def fits(self, head: ArrayHead) -> bool:
-        """Whether the head is that of such an array."""
+        """Tell whether the head describes such an array."""
         about = (head.dtype, head.shape, len(head.chunks))
         return about == (self.dtype, (self.length,), math.ceil(self.size / CHUNK_BYTES))
 
@@ -84,26 +84,25 @@ Specs = Mapping[str, ArraySpec]
 
 
 def _moments(length: int) -> Specs:
-    """Mean and variance of each of so many numbers."""
+    """Return the arrays that hold the mean and variance of each of `length` numbers."""
     return {name: ArraySpec("float32", length) for name in ("mean", "variance")}
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What the gateway needs to know of a study. `buffers` may be empty.
+    """What the gateway needs to know about a study. `buffers` may be empty.
 
-    `local_steps`: of a round, where it is counted in steps; else 0. `private_round`: what a round costs of the site's
-    privacy budget; None where the study has no [privacy]. `features`: how many numbers the network makes of a scan.
-    `head_from`: from where on in the packed weights the head's lie; it is their end.
+    `local_steps`: steps of a round if the study counts in steps; else 0. `private_round`: what a round costs of the
+    site's privacy budget; None if the study has no [privacy]. `features`: numbers that the network computes per scan.
+    `head_from`: index in the packed weights where the head's weights begin; they extend to the end.
 
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
-    `questions`: how many questions of each kind a run may ask of a site. `first`: the heads of the weights and buffers
-    that the study begins with (`first_model.told`). `parts`: the tensors in each packed array (`tensor_bounds.Part`).
-    `reaches`: filters and channels that stay near those (`tensor_bounds.Reach`).
+    `questions`: how many questions of each kind a run may ask a site. `first`: the heads of the weights and buffers
+    that the study starts from (`first_model.told`). `parts`: the tensors in each packed array (`tensor_bounds.Part`).
+    `reaches`: filters and channels that must stay near the first model's (`tensor_bounds.Reach`).
 
-    `server_step`: by how much the server's own optimiser may move each weight in a round, beside what sites learnt.
-    `server_factor`: by how much it may lengthen what sites learnt. `is_robust`: whether calibrations are pooled by
-    medians.
+    `server_step`: how far the server's own optimiser may move each weight in a round, besides the sites' updates.
+    `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
     """
 
     arrays: Specs
@@ -128,16 +127,16 @@ class Schema:
 
     @cached_property
     def first_model(self) -> str:
-        """The digest of the model that the study begins with."""
+        """The digest of the model that the study starts from."""
         return first_model.model_digest(first_model.heads_of(self.first))
 
     @property
     def model(self) -> dict[str, Specs]:
-        """The records of a model's arrays by name; without buffers there may be an empty record of them."""
+        """The records of a model's arrays, by name; the record of buffers may be empty."""
         return {"arrays": self.arrays, "buffers": self.buffers}
 
     def fixed(self, name: str) -> list[tuple[int, int]]:
-        """From where to where in a packed array training moves nothing."""
+        """Return the ranges (start, end) of a packed array that training does not change."""
         parts = self.parts.get(name, ())
         ends = [*(int(part[0]) for part in parts[1:]), self.arrays[name].length]
         return [
@@ -148,26 +147,26 @@ class Schema:
 
     @property
     def is_half(self) -> bool:
-        """Whether weights travel in half precision: a reply then brings what changed in them (see `half_precision`)."""
+        """Whether weights are sent in half precision; a reply then holds their changes (see `half_precision`)."""
         return all(spec.dtype == HALF for spec in self.arrays.values())
 
     def reply_name(self, name: str) -> str:
-        """Under which name a reply to training brings what belongs to an array of weights."""
+        """Return the name under which a reply to a training task holds an array of weights."""
         return UPDATE + name if self.is_half else name
 
     def takes(self, kind: Kind) -> dict[str, Specs]:
-        """The records of arrays that come in with a message of that kind."""
+        """Return the records of arrays in a task of this kind."""
         if kind == "query.handshake":
             return {}
         if kind == "evaluate.calibrate":
             return {**self.model, "typical": _moments(LOOKS)}
         if kind != "evaluate.assign":
             return self.model
-        # A linear discriminant for each site, with its constant; of as many sites as there can be.
+        # One linear discriminant with its constant per site, for the maximum number of sites.
         return {**self.model, "probe": {"discriminants": ArraySpec("float32", MAX_PROBED * (self.features + 1))}}
 
     def gives(self, kind: Kind) -> dict[str, Specs]:
-        """The records of arrays that a reply to it brings."""
+        """Return the records of arrays in a reply of this kind."""
         if kind in TRAINING:
             return {**self.model, "arrays": {self.reply_name(name): spec for name, spec in self.arrays.items()}}
         if kind != "evaluate.embed":
@@ -175,7 +174,7 @@ class Schema:
         return {"moments": _moments(self.features), "looks": _moments(LOOKS)}
 
     def reply_bytes(self, kind: Kind) -> int:
-        """The size of all arrays of such a reply together."""
+        """Return the total size of all arrays in a reply of this kind, in bytes."""
         return sum(spec.size for specs in self.gives(kind).values() for spec in specs.values())
 
     def to_json(self) -> str:
@@ -194,9 +193,9 @@ class Schema:
 
 
 def schema_of(study: str, folder: Path, releases: Path) -> Schema:
-    """The schema of a study, given as JSON; kept in `folder`, so that each is worked out once.
+    """Return the schema of a study, given as JSON. It is computed once and kept in `folder`.
 
-    `releases`: has the release that the study begins from, if it does; the caller has seen that it is approved.
+    `releases`: holds the release that the study starts from, if any. The caller has checked its approval.
 
     Raises Refusal: E_RUN_CONFIG if it is not a study of this release, E_BEGIN_UNLIKE.
     """
@@ -213,7 +212,7 @@ def schema_of(study: str, folder: Path, releases: Path) -> Schema:
 
 
 def _forget_old(folder: Path) -> None:
-    """Keep the newest schemas alone: each run brings a study whose name and seeds are the server's to choose."""
+    """Keep only the newest schemas, because the server chooses the names and seeds of studies."""
     schemas = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for old in schemas[KEPT_SCHEMAS:]:
         old.unlink(missing_ok=True)
@@ -224,7 +223,7 @@ def _forget_old(folder: Path) -> None:
 
 
 def first_model_of(study: str, folder: Path, releases: Path) -> Arrays:
-    """The model that a study begins with, its chunks kept in `folder`. Raises Refusal as `schema_of` does."""
+    """Return the model that a study starts from; its chunks are kept in `folder`. Raises as `schema_of` does."""
     chunks = folder / f"{_key(study)}.first"
     schema = schema_of(study, folder, releases)
     heads = first_model.heads_of(schema.first)
@@ -242,7 +241,7 @@ def _key(study: str) -> str:
 def _in_a_process(study: str, *arguments: str) -> Schema:
     if len(study.encode()) > MAX_STUDY_BYTES:
         raise Refusal(approval_reasons.RUN_CONFIG, private="the study is too long")
-    # The one thread that it needs; a thread for each core would only cost time.
+    # One thread is enough; one per core would only cost time.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
@@ -263,7 +262,7 @@ def _in_a_process(study: str, *arguments: str) -> Schema:
 
 
 def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = None) -> Schema:
-    """The schema of a study, from its network itself; the chunks of its first model are written into `folder`.
+    """Compute the schema of a study from its network; write the chunks of its first model into `folder`.
 
     Raises pydantic's ValidationError, and Refusal as `begin_network` does.
     """
@@ -307,7 +306,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
 
 
 def _reaches(study: "Study", network: "SeverityNetwork") -> dict[str, list[tensor_bounds.Reach]]:
-    """Not for a private study: its noise moves filters further, and bounds what an update tells."""
+    """Return the limits on filters; none for a private study, whose noise moves filters further and limits updates."""
     return tensor_bounds.reaches_of(
         network,
         learning_rate=study.training.learning_rate,

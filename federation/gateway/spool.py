@@ -1,9 +1,9 @@
-"""What is on its way, on the disk: a model in each direction would not fit into the gateway's memory.
+"""Data in transit, kept on disk because a model in each direction would not fit into the gateway's memory.
 
-SITE_DIR/gateway/in/, out/     objects by their ids, of the one task that is under way
-SITE_DIR/gateway/unanswered    that task, so that after a restart its failure can be told to the server
+SITE_DIR/gateway/in/, out/     objects of the current task, named by their ids
+SITE_DIR/gateway/unanswered    the current task, so that its failure can be reported after a restart
 SITE_DIR/gateway/schemas/      see `schema`
-SITE_DIR/gateway/rounds.json   when the rounds of the last 31 days were let in
+SITE_DIR/gateway/rounds.json   when the rounds of the last 31 days were accepted
 SITE_DIR/gateway/private.json  the names of studies that ran here with differential privacy
 SITE_DIR/gateway/models/       see `lineage`
 SITE_DIR/gateway/answers/      see `questions`
@@ -25,7 +25,7 @@ _MONTH_SECONDS = 31 * _DAY_SECONDS
 
 
 class Objects:
-    """A folder of objects, each in a file that is named by its id, of a bounded size together."""
+    """A folder of objects, each in a file named by its id. `size`: their total size in bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,8 +37,8 @@ class Objects:
         return sum(self.sizes.values())
 
     def put(self, object_id: str, content: bytes) -> None:
-        """`object_id` has been compared with the content's SHA-256, and is therefore no path. Raises OSError."""
-        temporary = self.folder / f".{object_id}.{threading.get_ident()}"  # it may be asked for twice at a time
+        """Store an object whose id equals its SHA-256; the caller checked it, so it is a safe name. Raises OSError."""
+        temporary = self.folder / f".{object_id}.{threading.get_ident()}"  # two requests may store it at once
         temporary.write_bytes(content)
         temporary.replace(self.folder / object_id)
         self.sizes[object_id] = len(content)
@@ -47,7 +47,7 @@ class Objects:
         return object_id in self.sizes
 
     def get(self, object_id: str) -> bytes:
-        """Raises KeyError, OSError."""
+        """Return an object's content. Raises KeyError, OSError."""
         if object_id not in self.sizes:
             raise KeyError(object_id)
         return (self.folder / object_id).read_bytes()
@@ -55,11 +55,11 @@ class Objects:
     def clear(self) -> None:
         self.sizes.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a file that is just being written stays
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a file that is being written right now may remain
 
 
 class Spool:
-    """The gateway's folder at a site; what an earlier gateway left on its way there is deleted."""
+    """The gateway's folder at a site. Data in transit that an earlier gateway left there is deleted."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -74,7 +74,7 @@ class Spool:
 
     @property
     def unanswered(self) -> bytes | None:
-        """The task that an earlier gateway took and did not answer, as it was remembered. Raises OSError."""
+        """The task that an earlier gateway accepted but did not answer, as stored by `remember`. Raises OSError."""
         with suppress(FileNotFoundError):
             return self._unanswered.read_bytes() or None
         return None
@@ -87,7 +87,7 @@ class Spool:
             self._unanswered.unlink(missing_ok=True)
 
     def check_privacy(self, study: str, *, is_private: bool) -> None:
-        """Remember by its name a study that is private. Raises Refusal E_PRIVACY_DOWNGRADE once it no longer is."""
+        """Remember the names of private studies. Raises Refusal E_PRIVACY_DOWNGRADE if one is no longer private."""
         try:
             known = set(json.loads(self._private.read_text()))
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class Spool:
             raise Refusal(reasons.PRIVACY_DOWNGRADE)
 
     def count_round(self, a_day: int, a_month: int) -> None:
-        """Count one more round of training. Raises Refusal E_ROUNDS_A_DAY or E_ROUNDS_A_MONTH, and counts nothing."""
+        """Count one more round of training. If it raises E_ROUNDS_A_DAY or E_ROUNDS_A_MONTH, it counts nothing."""
         now = time.time()
         try:
             known = [float(at) for at in json.loads(self._rounds.read_text())]
@@ -113,7 +113,7 @@ class Spool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Put a file there so that it is either the old one or the new one, whole."""
+    """Replace a file so that it always holds either its old or its new content completely."""
     temporary = path.with_suffix(".new")
     with temporary.open("wb") as file:
         file.write(content)

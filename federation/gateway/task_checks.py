@@ -1,4 +1,4 @@
-"""What a task must be before the node sees anything of it: approved code, a study within bounds, the study's model."""
+"""Check a task before the node receives any of it: approved code, a study within limits, and the study's model."""
 
 import json
 import math
@@ -25,39 +25,39 @@ from models.refusal import Reason, Refusal
 from pipeline.site.folder import GatewayTable, SiteSettings
 
 MAX_ROUND = 100_000
-SPARE_OBJECTS = 16  # so many more than its arrays need may a message have, and is then refused for its records
+SPARE_OBJECTS = 16  # a message may have this many objects more than it needs; its records are checked afterwards
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
 _DEPTH = 5  # message, record dict, record, array, chunk
-_WITHOUT_ARRAYS = 3  # objects: message, record dict, a record of values
-# What Flower's strategies and our server tell a site with a task.
+_WITHOUT_ARRAYS = 3  # message, record dict, one record of values
+# The settings that Flower's strategies and our server send with a task.
 _CONFIG = {"server-round", "proximal-mu", "ledger-head", "ledger-lines"}
-# And with a model that is judged: its calibration and its thresholds on raw logits.
+# Additional settings of a test: the calibration, and the thresholds on raw logits.
 _DEPLOYED = {f"{what}_{label}" for what in ("slope", "intercept", "rule_out", "rule_in") for label in LABELS}
 
 
 def run_config(app: bytes, run: Run) -> tuple[str, str]:
-    """The study (JSON) and the name of a run: what it was started with, over what its app sets.
+    """Return a run's study (JSON) and name: the values it was started with, over the app's preset values.
 
-    As flwr.common.config.get_fused_config_from_fab does, whose module would bring five megabytes of command line with
-    it. Raises Refusal E_RUN_CONFIG.
+    This does the same as flwr.common.config.get_fused_config_from_fab. Importing that module would load the command
+    line (5 MB). Raises Refusal E_RUN_CONFIG.
     """
     try:
         preset = fab.read(app).config["tool"]["flwr"]["app"].get("config", {})
         config = {**preset, **user_config_from_proto(run.override_config)}
-    except Exception as error:  # whatever a strange app makes the parsers raise
+    except Exception as error:  # whatever a parser raises on a malformed app
         raise Refusal(approval_reasons.RUN_CONFIG, private=f"{type(error).__name__}: {error}") from error
     study, name = config.get("study"), config.get("run")
-    keys = set(preset) == set(config) == {"study", "run"}  # what the app does not preset, Flower lets nobody set
+    keys = set(preset) == set(config) == {"study", "run"}  # Flower accepts only keys that the app presets
     texts = all(isinstance(value, str) for value in preset.values())
     if not (keys and texts and isinstance(study, str) and _RUN_NAME.fullmatch(str(name))):
-        raise Refusal(approval_reasons.RUN_CONFIG, private="other keys than study and run, or a strange name")
+        raise Refusal(approval_reasons.RUN_CONFIG, private="keys other than study and run, or an invalid name")
     return study, str(name)
 
 
 def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
-    """Whether the site takes part in such a study, and answers such a question in it.
+    """Check that the site takes part in such a study and answers such a question.
 
     Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
     """
@@ -68,11 +68,11 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
     ):
         if asked > allowed:
             raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
-    if schema.private_round is None:  # noise covers what few patients and steps would show
+    if schema.private_round is None:  # noise covers what few patients or steps reveal
         _check_mixing(schema, limits, train_patients)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
-    # What both tell of the training patients has no noise, and no budget pays for it.
+    # Replies of these kinds describe the training patients without noise, and the budget does not cover them.
     if schema.private_round is not None and kind in ("train.head", "evaluate.embed"):
         raise Refusal(reasons.PRIVACY_KIND)
     if kind == "evaluate.embed" and not limits.embedding_statistics:
@@ -80,7 +80,7 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
 
 
 def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> None:
-    """Whether a round's update mixes enough patients and steps. Raises Refusal: E_SITE_LEAST, E_AUGMENTATION."""
+    """Check that a round's update combines enough patients and steps. Raises Refusal: E_SITE_LEAST, E_AUGMENTATION."""
     steps = steps_of_round(
         train_patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=schema.local_steps
     )
@@ -95,7 +95,7 @@ def _check_mixing(schema: Schema, limits: GatewayTable, train_patients: int) -> 
 
 
 def _epochs(schema: Schema, train_patients: int) -> int:
-    """How often a round goes over the site's patients, begun epochs included."""
+    """Return how often a round goes through the site's patients; a partial epoch counts as one."""
     if not schema.local_steps:
         return schema.local_epochs
     steps_an_epoch = max(1, math.ceil(train_patients / schema.batch_size))
@@ -103,34 +103,34 @@ def _epochs(schema: Schema, train_patients: int) -> int:
 
 
 def task_kind(message_type: str) -> Kind:
-    """Raises Refusal E_TASK_KIND."""
+    """Return the kind of task of a message type. Raises Refusal E_TASK_KIND."""
     if message_type not in FIGURES:
         raise Refusal(reasons.TASK_KIND, private=repr(message_type[:80]))
     return cast(Kind, message_type)
 
 
 def max_objects(arrays: Mapping[str, Specs]) -> int:
-    """How many objects a message with these records of arrays and one other record has, and some to spare."""
+    """Return the maximum number of objects in a message with these array records and one other record."""
     records = sum(1 + sum(1 + len(list(spec.chunk_bytes())) for spec in specs.values()) for specs in arrays.values())
     return _WITHOUT_ARRAYS + records + SPARE_OBJECTS
 
 
 def small_objects(tree: ObjectTree, damaged: Reason, *, most: int) -> list[str]:
-    """The ids of a message's objects but the arrays' chunks, the message first.
+    """Return the ids of a message's objects except the arrays' chunks, the message first.
 
-    Raises Refusal `damaged` for a tree that is no message's, or has more than `most` objects.
+    Raises Refusal `damaged` if the tree is not that of a message, or has more than `most` objects.
     """
     small: list[str] = []
     level, count = [tree], 1
     for depth in range(_DEPTH):
-        count += sum(len(node.children) for node in level)  # before a list of them is made
+        count += sum(len(node.children) for node in level)  # before the next list is built
         if count > most or not all(_HASH.fullmatch(node.object_id) for node in level):
-            raise Refusal(damaged, private="too many objects, or one that is named by no SHA-256")
+            raise Refusal(damaged, private="too many objects, or an id that is not a SHA-256")
         if depth < _DEPTH - 1:
             small += [node.object_id for node in level]
         level = [child for node in level for child in node.children]
     if level:
-        raise Refusal(damaged, private="objects within chunks")
+        raise Refusal(damaged, private="a chunk contains objects")
     return list(dict.fromkeys(small))
 
 
@@ -139,28 +139,26 @@ def tree_ids(tree: ObjectTree) -> set[str]:
 
 
 def check_content(content: Content, ids: set[str], expected: Mapping[str, Specs], kind: Kind) -> None:
-    """Whether a task holds the arrays that are `expected` and the round's settings, and nothing else.
+    """Require exactly the `expected` arrays and the round's settings; a test may also hold the sites' calibrations.
 
-    A test may also hold the sites' calibrations.
-
-    `ids`: of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
+    `ids`: the ids of all objects that the node would fetch. Raises Refusal: E_TASK_RECORDS, E_TASK_DAMAGED.
     """
     needed = {name for name, specs in expected.items() if specs}
     configs = set(content.configs) - ({CALIBRATIONS} if kind == "evaluate.test" else set())
     if content.metrics or configs != {"config"} or not needed <= set(content.arrays) <= set(expected):
-        raise Refusal(reasons.TASK_RECORDS, private="other records")
+        raise Refusal(reasons.TASK_RECORDS, private="unexpected or missing records")
     for record, heads in content.arrays.items():
         specs = expected[record]
         if set(heads) != set(specs) or not all(spec.fits(heads[name]) for name, spec in specs.items()):
-            raise Refusal(reasons.TASK_RECORDS, private=f"other arrays in {record}")
+            raise Refusal(reasons.TASK_RECORDS, private=f"unexpected or missing arrays in {record}")
     if ids != content.ids:
-        raise Refusal(reasons.TASK_DAMAGED, private="objects that belong to no record")
+        raise Refusal(reasons.TASK_DAMAGED, private="some objects belong to no record")
 
 
 def expected_chunks(content: Content, expected: Mapping[str, Specs]) -> dict[str, tuple[int, bytes]]:
-    """How long the data of each chunk of the arrays is, and how it begins, by the chunk's id.
+    """Return for each chunk of the arrays, by id, the length of its data and the bytes it must begin with.
 
-    One id is one content, so it is the same wherever it stands. Raises Refusal E_TASK_DAMAGED.
+    An id stands for one content, so both must be the same wherever it occurs. Raises Refusal E_TASK_DAMAGED.
     """
     chunks: dict[str, tuple[int, bytes]] = {}
     for record, heads in content.arrays.items():
@@ -169,12 +167,12 @@ def expected_chunks(content: Content, expected: Mapping[str, Specs]) -> dict[str
             for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
                 looks = (length, b"" if number else spec.header)
                 if chunks.setdefault(chunk, looks) != looks:
-                    raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places where it cannot be")
+                    raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places that must differ")
     return chunks
 
 
 def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
-    """The round's number, and the head of our ledger as the server last had it. Raises Refusal E_TASK_RECORDS."""
+    """Return the round's number, and the ledger head that the server last received. Raises Refusal E_TASK_RECORDS."""
     number, mu = config.get("server-round"), config.get("proximal-mu", 0.0)
     digest, lines = config.get("ledger-head", ""), config.get("ledger-lines", 0)
     own = {name: value for name, value in config.items() if name not in _CONFIG}
@@ -189,17 +187,17 @@ def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
         and _are_own(own, kind)
     )
     if not good:
-        raise Refusal(reasons.TASK_RECORDS, private="other settings of the round: " + json.dumps(sorted(config))[:500])
+        raise Refusal(reasons.TASK_RECORDS, private="unexpected round settings: " + json.dumps(sorted(config))[:500])
     return cast(int, number), Head(cast(int, lines), str(digest))
 
 
 def deployed_settings(config: Mapping[str, Any]) -> dict[str, float]:
-    """The calibration and the thresholds among a test's settings."""
+    """Return the calibration and the thresholds in a test's settings."""
     return {name: value for name, value in config.items() if name in _DEPLOYED}
 
 
 def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
-    """Whether these are settings that a message of that kind alone has."""
+    """Tell whether these are valid settings that only messages of this kind have."""
     if kind == "evaluate.test":
         numbers = {name: value for name, value in settings.items() if name != "audit"}
         is_told_whether_to_audit = type(settings.get("audit", False)) is bool

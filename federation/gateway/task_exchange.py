@@ -1,8 +1,9 @@
-"""The one task that is under way: from the server's hands to the node's, and its answer back. Decides, and records.
+"""Process the one current task, from the server to the node and back: decide on it, and record the decision.
 
-A SuperNode works on one message at a time. A task is taken in and looked at, offered to the node, its reply is taken
-into the spool, judged as a whole, and composed anew for the server. A refusal at any point is an answer too: the server
-gets its code, so that the round goes on without this site. Until an answer has left, the node is given nothing new.
+A SuperNode works on one message at a time. The gateway fetches a task, checks it and offers it to the node. It receives
+the node's reply into the spool, checks it as a whole, and composes a new reply for the server. If it refuses at any
+point, it answers the server with the refusal's code, so that the round goes on without this site. The node receives no
+new task until the answer to the current one was delivered.
 """
 
 import asyncio
@@ -49,9 +50,9 @@ from federation.protocol.patient_counts import count_patients
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 
-HOLD_SECONDS = 15.0  # a task that is being looked at is waited for; Flower's node gives up after 30 s
-# Whoever has just answered is soon asked the next thing, and Flower's node, told that there is nothing yet, comes back
-# after 3 s. For so long the gateway asks in its stead.
+HOLD_SECONDS = 15.0  # how long a pull waits while a task is checked; Flower's node gives up after 30 s
+# The next task often follows soon after an answer. Flower's node, told that there is none, asks again only after 3 s.
+# Therefore the gateway itself asks the server repeatedly for this long.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3
 
@@ -59,11 +60,11 @@ log = logging.getLogger("fedthorax.gateway")
 
 
 class Forbidden(Exception):
-    """The node asks for what is not its task now; Flower's node drops what it was about then."""
+    """The node asked for something outside its current task; Flower's node then abandons what it was doing."""
 
 
 class Exchange:
-    """See the module. `started` first; `node_id` as the server has named the node."""
+    """The site's current task (see the module). Call `started` first. `node_id`: the id that the server assigned."""
 
     def __init__(self, site: Site, upstream: Upstream, *, ledger: Ledger, approvals: Approvals, spool: Spool) -> None:
         self._site, self._upstream, self._ledger, self._spool = site, upstream, ledger, spool
@@ -80,26 +81,26 @@ class Exchange:
         self.node_id = 0
 
     async def started(self) -> None:
-        """Tell the server of the task that an earlier gateway took and did not answer."""
+        """Report to the server a task that an earlier gateway accepted but did not answer."""
         try:
             left = self._spool.unanswered
             self._task = Task.remembered(left) if left else None
-        except (Refusal, OSError) as error:  # whatever the file holds, the gateway starts
+        except (Refusal, OSError) as error:  # whatever the file holds, the gateway must start
             await self._drop(b"", _unanswerable(error))
             self._spool.forget()
         if self._task is not None:
             self._refuse(self._task, Refusal(reasons.GATEWAY_ENDED))
 
     def node_restarted(self) -> None:
-        """The node has begun anew and knows of nothing: what it was sending is of no use, its task it gets again."""
+        """Handle a restart of the node: discard its partial reply; it will receive its task again."""
         if self._reply is not None and self._departure is None:
             self._reply = None
             self._spool.going_out.clear()
 
-    # --- the task, on its way in --------------------------------------------------------------------------
+    # --- the incoming task --------------------------------------------------------------------------------
 
     async def pull(self) -> PullMessagesResponse:
-        """The next task for the node, if there is one. Raises Unreachable, Declined."""
+        """Return the next task for the node, if there is one. Raises Unreachable, Declined."""
         async with self._pulling:
             if self._departure is not None:
                 await asyncio.wait({self._departure}, timeout=SOON_SECONDS)
@@ -124,7 +125,7 @@ class Exchange:
             return self._offer(self._task) if accepted and self._task else PullMessagesResponse()
 
     async def _next(self) -> PullMessagesResponse:
-        """What the server has for the node; soon after an answer it is asked more than once."""
+        """Ask the server for the node's next message; soon after an answer, ask repeatedly."""
         request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
         while True:
             response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
@@ -133,12 +134,12 @@ class Exchange:
             await asyncio.sleep(ASK_SECONDS)
 
     async def _take_in(self, task: Task) -> bool:
-        """Whether the node may have the task; if not, the server is told."""
+        """Return whether the node may have the task; if not, answer the server."""
         try:
             await asyncio.to_thread(self._spool.remember, task.message.SerializeToString())
             await self._arrivals.examine(task)
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
-            log.info("let in: %s, round %s", task.kind, task.round)
+            log.info("accepted for the node: %s, round %s", task.kind, task.round)
             if task.earlier is not None:
                 answer = self._answer_again(task, task.earlier)
                 self._departure = asyncio.create_task(self._conclude(task, answer))
@@ -147,7 +148,7 @@ class Exchange:
         except Refusal as refusal:
             self._refuse(task, refusal, "in")
         except Exception:
-            log.exception("the task could not be looked at")
+            log.exception("the task could not be checked")
             self._refuse(task, Refusal(approval_reasons.GATEWAY_FAILED), "in")
         return False
 
@@ -157,21 +158,21 @@ class Exchange:
         return PullMessagesResponse(messages_list=[task.message], message_object_trees=[task.tree])
 
     def _offer_again(self, task: Task) -> PullMessagesResponse:
-        """The node asks for work though it has a task: it has begun anew, or has dropped the task or its reply."""
+        """Handle a node that asks for work while it has a task: it restarted, or dropped the task or its reply."""
         if self._reply is not None or task.deliveries >= MAX_DELIVERIES:
             self._refuse(task, Refusal(protocol_reasons.SITE_FAILED, private="the node dropped the task"))
             return PullMessagesResponse()
         return self._offer(task)
 
     def run(self, run_id: int) -> Run:
-        """The run of the node's task. Raises Forbidden for any other."""
+        """Return the run of the node's task. Raises Forbidden for any other run."""
         run = self._current(run_id).run
         if run is None:
             raise Forbidden
         return run
 
     async def object(self, run_id: int, id: str) -> PullObjectResponse | BytesIO:
-        """The answer with an object of the node's task. Raises Forbidden, Unreachable."""
+        """Return the response with an object of the node's task. Raises Forbidden, Unreachable."""
         task = self._current(run_id)
         if id not in task.small and id not in task.chunks:
             return PullObjectResponse()
@@ -187,9 +188,9 @@ class Exchange:
             raise Forbidden from error
 
     async def confirm(self, run_id: int) -> ConfirmMessageReceivedResponse:
-        """The node has all of the task, and the server may delete it. Raises Forbidden, Unreachable, Declined."""
+        """Tell the server that the node has the whole task. Raises Forbidden, Unreachable, Declined."""
         task = self._current(run_id)
-        for id in task.chunks:  # what the node had from elsewhere, the gateway still needs for comparison
+        for id in task.chunks:  # chunks that the node already had; the gateway needs them to check the reply
             if id not in self._spool.came_in:
                 await self._chunk(task, id)
         node = Node(node_id=self.node_id)
@@ -202,17 +203,17 @@ class Exchange:
             raise Forbidden
         return task
 
-    # --- the reply, on its way out ------------------------------------------------------------------------
+    # --- the outgoing reply -------------------------------------------------------------------------------
 
     def announce(self, request: PushMessagesRequest) -> PushMessagesResponse:
-        """The node's reply is held back until all of it is here. Raises Forbidden if it answers no task."""
+        """Begin to receive the node's reply, to be checked once complete. Raises Forbidden if it answers no task."""
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise Forbidden
         message, tree = request.messages_list[0], request.message_object_trees[0]
         task = self._current(message.metadata.run_id)
         if message.metadata.reply_to_message_id != task.id:
             raise Forbidden
-        # By the gateway's clock: what the node tells may be a number of the app's choosing.
+        # Measured with the gateway's clock, because the app could choose the number that the node reports.
         task.runtime_s = time.monotonic() - task.offered_at
         results = {message.metadata.message_id: 0}
         if message.HasField("error"):
@@ -234,11 +235,11 @@ class Exchange:
         return Reception(tree, self._spool.going_out, max_array_bytes=schema.reply_bytes(kind), max_objects=most)
 
     async def take(self, request: PushObjectRequest) -> bool:
-        """Take in one object of the reply; whether it was as announced. Raises Forbidden outside a reply."""
+        """Store one object of the reply; return whether it was as announced. Raises Forbidden outside a reply."""
         task, reply = self._task, self._reply
         if task is None or reply is None or request.session_id != reply.session:
             raise Forbidden
-        if self._departure is not None:  # it is here already and asked for twice, or what becomes of it is decided
+        if self._departure is not None:  # a repeated request, or the task is being answered
             return True
         try:
             await reply.take(request.object_id, request.object_content)
@@ -250,21 +251,21 @@ class Exchange:
         return True
 
     async def _judge(self, task: Task, reply: Reception) -> Outgoing:
-        """The reply as it may leave, or the answer that says why it may not."""
+        """Return the reply as it may leave, or an answer with the code of its refusal."""
         try:
             return await self._compose(task, reply)
         except Refusal as refusal:
             return await self._failure(task, refusal.code, refusal)
         except Exception:
-            log.exception("the reply could not be judged")
+            log.exception("the reply could not be checked")
             return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
 
     async def _answer_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
-        """The answer that left the first time; the node is not asked."""
+        """Return the earlier answer to the same question, without asking the node."""
         try:
             return await self._compose_again(task, earlier)
         except Exception:
-            log.exception("the earlier answer could not be given again")
+            log.exception("the earlier answer could not be repeated")
             return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
 
     async def _compose_again(self, task: Task, earlier: KeptAnswer) -> Outgoing:
@@ -274,7 +275,7 @@ class Exchange:
         return await self._let_out(task, content, {"metrics": MetricRecord(dict(earlier.figures))})
 
     async def _compose(self, task: Task, reply: Reception) -> Outgoing:
-        """The message that goes out in place of the node's. Raises Refusal; OSError where the disk is full."""
+        """Compose the message that replaces the node's reply. Raises Refusal, or OSError if the disk is full."""
         content = reply.content()
         settings = self._site.settings
         assert task.run is not None
@@ -299,15 +300,15 @@ class Exchange:
         return await self._let_out(task, content, values)
 
     async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
-        """Compose the reply from what was checked, with its line in the ledger."""
+        """Compose the reply from the checked values, and record it in the ledger."""
         records = compose_records(content, values)
         size = sum(map(len, records.objects.values())) + sum(self._spool.going_out.sizes[id] for id in content.chunks())
         head = await self._record(task, "out", task.kind, size, records.digest, PASSED)
-        log.info("let out: %s, round %s", task.kind, task.round)
+        log.info("passed to the server: %s, round %s", task.kind, task.round)
         return compose_reply(task.answerable(), records, head)
 
     async def _about(self, task: Task) -> dict[str, str]:
-        """What the site tells of itself, if that is what it was asked for. Raises Refusal E_GATEWAY_FAILED."""
+        """Return the site's description of itself if a handshake asks for it. Raises Refusal E_GATEWAY_FAILED."""
         if task.kind != HANDSHAKE or task.run is None:
             return {}
         return await asyncio.to_thread(about_site, self._site, task.run.study)
@@ -318,21 +319,21 @@ class Exchange:
         self._refuse_with(task, refusal.code, refusal, direction)
 
     def _refuse_with(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> None:
-        """Answer the task with a code. Only the first answer counts; a task that has been answered gets no other."""
+        """Answer the task with a code. Only the first answer to a task counts; later ones are ignored."""
         if self._task is task and self._departure is None:
             answer = self._failure(task, code, refusal, direction)
             self._departure = asyncio.create_task(self._conclude(task, answer))
 
     async def _drop(self, message: bytes, refusal: Refusal) -> None:
-        """Record a message of the server's that cannot be answered. Nothing else is done with it."""
-        log.warning("dropped: %s %s %s", refusal.code, refusal.says, refusal.private)
+        """Record a message of the server that cannot be answered, and ignore it."""
+        log.warning("dropped a message of the server: %s %s %s", refusal.code, refusal.says, refusal.private)
         digest = object_id(message)
         entry = Entry("", None, "in", "message", len(message), digest, "", self._policy, refusal.code)
         with suppress(Refusal):
             await asyncio.to_thread(self._ledger.append, entry)
 
     async def _failure(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> Outgoing:
-        """The answer that holds a code alone; even where the ledger cannot be written, for it tells of no patient."""
+        """Compose an answer that holds only a code; allowed without a ledger line, because it reveals no patient."""
         says = f"{refusal.says} {refusal.private}" if refusal else "the app's own answer"
         log.warning("refused %s: %s (%s, round %s): %s", direction, code, task.kind, task.round, says)
         outgoing = compose_failure(task.answerable(), code)
@@ -347,10 +348,10 @@ class Exchange:
         return outgoing
 
     async def _conclude(self, task: Task, answer: Awaitable[Outgoing]) -> None:
-        """Deliver the answer; then all that belonged to the task is deleted, and the next one may come.
+        """Deliver the answer, then delete all data of the task, so that the next one can come.
 
-        That holds for every failure, or the node would never get another task. Only a gateway that is being stopped
-        keeps the task, to tell the server of it at its next start.
+        This also happens after any failure; otherwise the node would never get another task. Only a gateway that is
+        being stopped keeps the task, and reports it to the server at its next start.
         """
         try:
             outgoing = await answer
@@ -366,7 +367,7 @@ class Exchange:
         self._spool.clear()
 
     async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
-        """One line of the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
+        """Append one line to the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
         entry = Entry(
             run=task.run.name if task.run else str(task.run_id),
             round=task.round,
@@ -381,17 +382,17 @@ class Exchange:
         return await asyncio.to_thread(self._ledger.append, entry)
 
     async def record_request(self, path: str, reason: Reason) -> None:
-        """A request that is none of a node's becomes a line too."""
+        """Record a request that no node makes in the ledger."""
         entry = Entry("", None, "out", "request", 0, object_id(path.encode()), "", self._policy, reason.code)
         with suppress(Refusal):
             await asyncio.to_thread(self._ledger.append, entry)
 
 
 def _unanswerable(error: Refusal | OSError) -> Refusal:
-    """What a spool file means that cannot be read or used."""
+    """Return the refusal for a spool file that cannot be read or used."""
     return error if isinstance(error, Refusal) else Refusal(reasons.TASK_UNANSWERABLE, private=str(error))
 
 
 def _refusal(error: Refusal | OSError) -> Refusal:
-    """What a full disk means, too."""
+    """Return the refusal for an error of the disk, or the refusal itself."""
     return error if isinstance(error, Refusal) else Refusal(approval_reasons.GATEWAY_FAILED, private=str(error))

@@ -1,4 +1,4 @@
-"""Taking a task in: its run and its app, its records and the chunks of its arrays, each looked at before it counts."""
+"""Fetch a task from the server and check it: its run and app, its records, and the chunks of its arrays."""
 
 import asyncio
 import functools
@@ -49,13 +49,13 @@ from pipeline.site.folder import Site
 from pipeline.training.privacy_budget import check_and_spend
 
 RETRY_SECONDS = 2.0
-MAX_FETCH_SECONDS = 6 * 3600.0  # for all that belongs to a task, however long the server says that it waits
-_AT_ONCE = 4  # requests
+MAX_FETCH_SECONDS = 6 * 3600.0  # limit for fetching all of a task, even if its lifetime is longer
+_AT_ONCE = 4  # concurrent requests
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that may take place here: what the node is told of it, its app's hash, its name and its study (JSON)."""
+    """A run that is allowed here: what the node is told about it, its app's hash, its name and its study (JSON)."""
 
     info: GetRunResponse
     fab: GetFabResponse
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass
 class Task:
-    """The one message that the site works on. What it is for is known bit by bit, as it is looked at."""
+    """The one message that the site works on. The checks fill its fields step by step."""
 
     message: ProtoMessage
     tree: ObjectTree
@@ -79,17 +79,17 @@ class Task:
     content: Content = field(default_factory=Content)
     small: Mapping[str, bytes] = field(default_factory=dict)
     chunks: Mapping[str, tuple[int, bytes]] = field(default_factory=dict)
-    deliveries: int = 0  # to the node
-    cohort: frozenset[str] = frozenset()  # digests of the training patients, as the task came in
-    earlier: KeptAnswer | None = None  # to the same question
-    epsilon: float | None = None  # of the run so far at this site, if its study is private
-    offered_at: float = 0.0  # to the node, by the monotonic clock
-    runtime_s: float = 0.0  # from then until its answer
+    deliveries: int = 0  # times it was offered to the node
+    cohort: frozenset[str] = frozenset()  # digests of the training patients when the task arrived
+    earlier: KeptAnswer | None = None  # the kept answer, if the question is a repetition
+    epsilon: float | None = None  # spent in the run so far at this site, if its study is private
+    offered_at: float = 0.0  # when the node last received it, by the monotonic clock
+    runtime_s: float = 0.0  # from then until the node's reply
     received: float = 0.0  # in seconds since 1970
 
     @classmethod
     def of(cls, response: PullMessagesResponse, node_id: int) -> "Task":
-        """The first message of a server's answer, which has one. What it holds beside its objects is left out.
+        """Create a task from the first message of a server's response. Only its metadata and object tree are used.
 
         Raises Refusal E_TASK_UNANSWERABLE.
         """
@@ -100,11 +100,11 @@ class Task:
 
     @classmethod
     def remembered(cls, content: bytes) -> "Task":
-        """The task that an earlier gateway wrote into its spool. Raises Refusal E_TASK_UNANSWERABLE."""
+        """Create the task that an earlier gateway stored in its spool. Raises Refusal E_TASK_UNANSWERABLE."""
         try:
             message = ProtoMessage.FromString(content)
         except DecodeError as error:
-            raise Refusal(reasons.TASK_UNANSWERABLE, private="the spool's file is damaged") from error
+            raise Refusal(reasons.TASK_UNANSWERABLE, private="the file in the spool is damaged") from error
         metadata = checked_metadata(message.metadata, node_id=0)
         kind = metadata.message_type if metadata.message_type in FIGURES else "task"
         return cls(ProtoMessage(metadata=metadata, content=RecordDict()), ObjectTree(), kind)
@@ -119,12 +119,12 @@ class Task:
 
     @property
     def expires(self) -> float:
-        """When nobody waits for its answer any more, in seconds since 1970."""
+        """When its answer is no longer awaited, in seconds since 1970."""
         return self.message.metadata.created_at + self.message.metadata.ttl
 
     @property
     def given_up(self) -> float:
-        """When the gateway stops to ask the server for what belongs to it, in seconds since 1970."""
+        """When the gateway stops fetching the task's data, in seconds since 1970."""
         return min(self.expires, self.received + MAX_FETCH_SECONDS)
 
     @property
@@ -133,7 +133,7 @@ class Task:
         return sum(map(len, self.small.values())) + sum(length for length, _ in self.chunks.values())
 
     def asked(self) -> Asked:
-        """As `Admission` looks at it, once its content is known."""
+        """Return the fields that `Admission` needs; its content must be known."""
         assert self.run is not None and self.round is not None
         settings = task_checks.deployed_settings(self.content.configs["config"])
         kind = task_checks.task_kind(self.kind)
@@ -141,12 +141,12 @@ class Task:
         return Asked(run.name, run.study, run.schema, kind, self.round, self.content, settings, self.cohort)
 
     def answerable(self) -> Message:
-        """As Flower's class, without content: what a reply refers to."""
+        """Return the task as Flower's class, without content, to compose a reply to it."""
         return bare_message(self.message)
 
 
 class Arrivals:
-    """Asks the server for all that belongs to a task."""
+    """Fetches all data of a task from the server and checks it."""
 
     def __init__(self, site: Site, upstream: Upstream, approvals: Approvals, ledger: Ledger, spool: Spool) -> None:
         self._site, self._upstream, self._spool = site, upstream, spool
@@ -156,12 +156,11 @@ class Arrivals:
         self._run: Run | None = None
 
     async def examine(self, task: Task) -> None:
-        """Look at everything of a task but the data of its arrays, and fill the task in.
+        """Check everything of a task except its arrays' data, and fill in the task's fields.
 
         Raises Refusal: those of `task_checks`, E_APP_REFUSED, E_APP_DAMAGED, E_APPROVALS, E_STUDY_REFUSED,
-        E_BEGIN_REFUSED,
-        E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER, E_PRIVACY_DOWNGRADE,
-        those of `Admission.earlier` and of `check_and_spend`.
+        E_BEGIN_REFUSED, E_BEGIN_UNLIKE, E_TASK_DAMAGED, E_LEDGER_CUT, E_ROUNDS_A_DAY, E_ROUNDS_A_MONTH, E_RUN_OVER,
+        E_PRIVACY_DOWNGRADE, those of `Admission.earlier` and of `check_and_spend`.
         """
         task.kind = kind = task_checks.task_kind(task.message.metadata.message_type)
         task.run = await self._run_of(task)
@@ -169,7 +168,7 @@ class Arrivals:
         patients = await asyncio.to_thread(count_patients, self._site)
         task_checks.check_bounds(kind, schema, self._site.settings, patients.of_split.get("train", 0))
         if task.message.metadata.reply_to_message_id or task.tree.object_id != task.id:
-            raise Refusal(reasons.TASK_DAMAGED, private="not a message with its objects")
+            raise Refusal(reasons.TASK_DAMAGED, private="it is a reply, or its objects are not its own")
         ids = task_checks.small_objects(
             task.tree, reasons.TASK_DAMAGED, most=task_checks.max_objects(schema.takes(kind))
         )
@@ -196,7 +195,7 @@ class Arrivals:
             task.epsilon = await asyncio.to_thread(spend)
 
     async def _run_of(self, task: Task) -> Run:
-        """The task's run, if its app may run here now and it is a study."""
+        """Return the task's run, if its app and study are allowed here now."""
         run = self._run if self._run and self._run.info.run.run_id == task.run_id else None
         task.app = run.app if run else ""
         if run is None:
@@ -215,7 +214,7 @@ class Arrivals:
         if run is None:
             study, name = task_checks.run_config(fab.fab.content, info.run)
             digest = study_digest(study)
-            await self._check_study(study, digest)  # before any of it is worked out
+            await self._check_study(study, digest)  # before any part of it is processed
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas, self._releases.folder)
             told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
             app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
@@ -225,7 +224,7 @@ class Arrivals:
         return run
 
     async def _check_study(self, study: str, digest: str) -> None:
-        """Whether the study may run here now, and may begin from its release.
+        """Check that the study may run here now, and that the release it starts from is approved.
 
         Raises Refusal: E_STUDY_REFUSED, E_BEGIN_REFUSED, E_APPROVALS, E_GATEWAY_FAILED.
         """
@@ -239,29 +238,29 @@ class Arrivals:
             raise Refusal(reasons.BEGIN_REFUSED, private=begun)
 
     async def _small_objects(self, task: Task, ids: list[str]) -> dict[str, bytes]:
-        """All objects but the chunks. The first one that is refused, or an end of patience, ends every request."""
+        """Fetch all objects except the chunks. The first refused object, or the time limit, stops all requests."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def fetch(id: str) -> bytes:
             async with limit:
                 while (content := await self._object(task, id, MAX_SMALL_BYTES, patient=True)) is None:
-                    _check_patience(task, "the server was not sent all of its own message")
+                    _check_patience(task, "the server has not received all of its message yet")
                     await asyncio.sleep(RETRY_SECONDS)
             if len(content) > MAX_HEAD_BYTES:
-                raise Refusal(reasons.TASK_DAMAGED, private="a record that is too large")
+                raise Refusal(reasons.TASK_DAMAGED, private="a record is too large")
             return content
 
         try:
             async with asyncio.timeout(task.given_up - time.time()), asyncio.TaskGroup() as group:
                 fetches = {id: group.create_task(fetch(id)) for id in ids}
         except TimeoutError as error:
-            raise Refusal(reasons.RUN_OVER, private="the task's objects took too long") from error
+            raise Refusal(reasons.RUN_OVER, private="fetching the task's objects took too long") from error
         except ExceptionGroup as group_error:
             raise next((e for e in group_error.exceptions if isinstance(e, Refusal)), group_error) from None
         return {id: fetched.result() for id, fetched in fetches.items()}
 
     async def _object(self, task: Task, id: str, max_bytes: int, *, patient: bool) -> bytes | None:
-        """An object, which is what its id says; None while the server itself is still being sent it.
+        """Fetch an object and compare it with its id; None if the server has not received it yet.
 
         Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable unless `patient`.
         """
@@ -269,18 +268,18 @@ class Arrivals:
         request = PullObjectRequest(node=node, run_id=task.run_id, object_id=id)
         answer = await self._ask(task, "pull-object", request, PullObjectResponse, patient=patient, max_bytes=max_bytes)
         if not answer.object_found:
-            raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its own message")
+            raise Refusal(reasons.TASK_DAMAGED, private="the server lacks an object of its message")
         if not answer.object_available:
             return None
-        content = answer.object_content  # each time that it is asked for, it is copied
+        content = answer.object_content  # each access to the field copies it
         if await asyncio.to_thread(object_id, content) != id:
-            raise Refusal(reasons.TASK_DAMAGED, private="an object that is not what its hash says")
+            raise Refusal(reasons.TASK_DAMAGED, private="an object does not match its hash")
         return content
 
     async def chunk(self, task: Task, id: str) -> bytes | None:
-        """A chunk of the task's arrays, which is kept in the spool from the first time on; None as `_object` has it.
+        """Return a chunk of the task's arrays, fetched once and then kept in the spool; None as in `_object`.
 
-        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable; OSError where the disk is full.
+        Raises Refusal: E_TASK_DAMAGED, E_RUN_OVER; Unreachable; OSError if the disk is full.
         """
         if id in self._spool.came_in:
             return await asyncio.to_thread(self._spool.came_in.get, id)
@@ -292,7 +291,7 @@ class Arrivals:
         except ValueError as error:
             raise Refusal(reasons.TASK_DAMAGED, private=str(error)) from error
         if len(body) != length or body[: len(beginning)] != beginning:
-            raise Refusal(reasons.TASK_DAMAGED, private="an array that is not the model's")
+            raise Refusal(reasons.TASK_DAMAGED, private="an array does not fit the model")
         await asyncio.to_thread(self._spool.came_in.put, id, content)
         return content
 
@@ -306,7 +305,7 @@ class Arrivals:
         patient: bool = True,
         max_bytes: int = MAX_SMALL_BYTES,
     ) -> Answer:
-        """Ask, and again until there is an answer if `patient`, as long as the task is worth it.
+        """Send a request. If `patient`, repeat it until the server answers or the task is given up.
 
         Raises Refusal: E_RUN_OVER, E_TASK_DAMAGED; Unreachable unless `patient`.
         """
@@ -325,6 +324,6 @@ class Arrivals:
 
 
 def _check_patience(task: Task, problem: str) -> None:
-    """Raises Refusal E_RUN_OVER where the next try would come too late."""
+    """Raise Refusal E_RUN_OVER if the next attempt would come too late."""
     if time.time() + RETRY_SECONDS > task.given_up:
         raise Refusal(reasons.RUN_OVER, private=problem)

@@ -1,4 +1,4 @@
-"""The client to the study's server: TLS both ways, the node's signature, bounded answers. The only way out."""
+"""The gateway's only client to the study's server: mutual TLS, the node's signature, responses of limited size."""
 
 import json
 import logging
@@ -19,20 +19,20 @@ from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"
 MAX_BODY_BYTES = CHUNK_BYTES + 256 * 1024
-MAX_SMALL_BYTES = 256 * 1024  # of every answer that is neither an object nor an app
-MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and what is around it
+MAX_SMALL_BYTES = 256 * 1024  # of every response that is neither an object nor an app
+MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and the message around it
 _ERROR_STATUSES, _BAD_GATEWAY = range(400, 600), 502
 _MAX_DETAIL_CHARACTERS = 300
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
-_CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # as the study's door answers
+_CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # the format of the study's ingress
 
 Answer = TypeVar("Answer", bound=Message)
 log = logging.getLogger("fedthorax.gateway")
 
 
 class Unreachable(Exception):
-    """No answer now, but perhaps later. `reason` is given where the cause is known."""
+    """The server gave no usable response now; a later attempt may succeed. `reason`: the cause, if known."""
 
     def __init__(self, text: str, reason: Reason | None = None) -> None:
         super().__init__(text)
@@ -40,13 +40,13 @@ class Unreachable(Exception):
 
 
 class Unusable(Unreachable):
-    """An answer that is too long, or not of Flower's form."""
+    """The response is too long, or not in Flower's format."""
 
 
 class Declined(Exception):
-    """The server's own no: its HTTP status (502 for one that is no error's), its error's number, and what it says.
+    """The server declined the request: HTTP status (502 if it was not an error status), Flower error code, and text.
 
-    Of its body only these are taken over, the text without control characters: the node is given nothing else of it.
+    The node receives nothing else of the response's body; control characters are removed from the text.
     """
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -56,11 +56,11 @@ class Declined(Exception):
 
 
 class TooLong(Exception):
-    """A body that is longer than it may be."""
+    """A body exceeds its size limit."""
 
 
 class Upstream:
-    """The Fleet API of the study's server at `address` ("host:port"). Use as a context manager, in an event loop."""
+    """The Fleet API of the study's server at `address` ("host:port"). Use it as an async context manager."""
 
     def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext) -> None:
         self._base = f"https://{address}/v1/fleet/"
@@ -76,7 +76,7 @@ class Upstream:
         await self._session.close()
 
     async def show(self, tls: ssl.SSLContext) -> None:
-        """Show another certificate from now on. What is under way fails, and is tried again."""
+        """Use another certificate from now on. Requests in progress fail and are repeated."""
         before, self._session = self._session, self._connect(tls)
         await before.close()
 
@@ -94,18 +94,18 @@ class Upstream:
         seconds: float | None = None,
         max_bytes: int = MAX_SMALL_BYTES,
     ) -> Answer:
-        """Send a request, which may be bytes already, and read its answer, within `seconds` if they are given.
+        """Send a request, serialised or not, and return the response; `seconds` limits the time.
 
-        A longer answer than `max_bytes` is not read to its end. Raises Unreachable, Declined.
+        A response longer than `max_bytes` is not read completely. Raises Unreachable, Declined.
         """
-        # As a stream it is encrypted and sent piece by piece; as bytes, several copies of it would be held.
+        # A stream is encrypted and sent in pieces; bytes would be copied several times.
         content = request if isinstance(request, BytesIO) else BytesIO(request.SerializeToString(deterministic=True))
         timeout = aiohttp.ClientTimeout(total=seconds) if seconds else _TIMEOUT
         body = await self._post(path, content, timeout, max_bytes)
         try:
             return answer.FromString(body)
         except DecodeError as error:
-            raise Unusable("the answer is not of Flower's form") from error
+            raise Unusable("the response is not in Flower's format") from error
 
     async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
@@ -115,11 +115,11 @@ class Upstream:
             ) as response:
                 body = await read_body(response.content, limit)
         except TooLong as error:
-            raise Unusable("the answer is too long") from error
+            raise Unusable("the response is too long") from error
         except aiohttp.ClientConnectorCertificateError as error:
             raise _untrusted(error, enrolment_reasons.SERVER_UNTRUSTED) from error
         except (aiohttp.ClientError, OSError) as error:
-            if "alert" in str(error).lower():  # of TLS: the server has closed the connection for our certificate
+            if "alert" in str(error).lower():  # a TLS alert: the server rejected our certificate
                 raise _untrusted(error, reasons.CERTIFICATE_REFUSED) from error
             raise Unreachable(f"{type(error).__name__}: {error}") from error
         if response.status in _TRY_AGAIN:
@@ -134,7 +134,7 @@ class Upstream:
 
 
 def _error_of(body: bytes) -> tuple[int, str]:
-    """The number and the text of an error in Flower's form (flwr.supercore.error); 0 and "" of anything else."""
+    """Return the code and text of an error in Flower's format (flwr.supercore.error); 0 and "" for anything else."""
     try:
         content = json.loads(body)
         code, detail = content.get("code"), content.get("detail")
@@ -150,7 +150,7 @@ def _untrusted(error: Exception, reason: Reason) -> Unreachable:
 
 
 async def read_body(content: aiohttp.StreamReader, limit: int) -> bytearray:
-    """A body of at most `limit` bytes; held once, and not in parts too. Raises TooLong."""
+    """Read a body of at most `limit` bytes into one buffer. Raises TooLong."""
     body = bytearray()
     async for part in content.iter_any():
         body += part

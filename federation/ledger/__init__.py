@@ -1,1 +1,1 @@
-"""What came in and went out at a site: the chain of lines, and how people read it."""
+"""The ledger of what came in and went out at a site: its hash-chained file, and its views for people."""

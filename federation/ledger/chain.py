@@ -1,12 +1,12 @@
-"""A site's ledger: every decision about what comes in and goes out, as one line of a hash-chained file.
+"""A site's ledger: every decision about incoming and outgoing data, as one line of a hash-chained file.
 
-SITE_DIR/ledger/ledger.jsonl   one JSON object a line, each holding the hash of the line before
-SITE_DIR/ledger/ledger.torn    ends of lines that a power cut left incomplete
+SITE_DIR/ledger/ledger.jsonl   one JSON object per line; each holds the hash of the previous line
+SITE_DIR/ledger/ledger.torn    incomplete last lines, as a power failure leaves them
 
-Each line is the canonical JSON of its fields (keys sorted, no spaces, ASCII), so that not even a space can be changed
-unseen. The chain proves that the lines are the ones that were written, in their order, and that none between them is
-missing. It cannot prove that none is missing at the end, nor that the whole file was not written anew: for that the
-server keeps the head of each round (`Head`), and the gateway and `node ledger --record` compare.
+Each line is the canonical JSON of its fields (keys sorted, no spaces, ASCII), so that even an added space is detected.
+The chain proves that the lines are unchanged and in order, and that none between them is missing. It cannot prove that
+no line is missing at the end, nor that the whole file was not rewritten. Therefore the server keeps the ledger's head
+of each round (`Head`), and the gateway and `node ledger --record` compare.
 """
 
 import bisect
@@ -32,18 +32,18 @@ from pipeline.site.folder import Site
 from pipeline.system.atomic_files import sync_folder
 
 PASSED = "passed"
-_TAIL_BYTES = 4096  # of the file's end, read first in search of the last line; a line has some 600
+_TAIL_BYTES = 4096  # of the file's end, read first to find the last line; a line has about 600
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Entry:
-    """One decision. `direction` is "here" for what concerns the site alone: an approval, a torn line.
+    """One decision. `direction` is "here" for events that concern only the site, such as an approval or a torn line.
 
-    `run` and `round` as the server numbers them ("" and None outside a run); `kind`: what it was, e.g. "app",
-    "train", or "error" with the code that the server was told, as in "error E_SITE_FAILED" (ledgers of earlier
-    releases: "error" alone); `bytes`: its size; `digest`: its SHA-256; `app`: the SHA-256 of the run's app; `policy`:
-    the SHA-256 of the rules that it was judged by; `verdict`: `PASSED`, or the code of the reason.
+    `run` and `round`: as the server numbers them ("" and None outside a run). `kind`: what it was, for example "app",
+    "train", or "error" with the code that the server received, as in "error E_SITE_FAILED" (in ledgers of earlier
+    releases: only "error"). `bytes`: its size. `digest`: its SHA-256. `app`: the SHA-256 of the run's app. `policy`:
+    the SHA-256 of the rules that were applied. `verdict`: `PASSED`, or the code of the reason.
     """
 
     run: str
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True, config=_STRICT)
 class Line(Entry):
-    """A line of the file: an entry with its number (1, 2, ...), its time (UTC) and its link of the chain."""
+    """A line of the file: an entry with its number (1, 2, ...), its time (UTC) and its link in the chain."""
 
     number: int
     time: str
@@ -69,7 +69,7 @@ class Line(Entry):
 
 @dataclass(frozen=True, config=_STRICT)
 class Head:
-    """How long a ledger is, and the hash of its last line; 0 and "" where it is empty."""
+    """The number of lines of a ledger, and the hash of its last line; 0 and "" if it is empty."""
 
     lines: int
     sha256: str
@@ -81,18 +81,17 @@ _LINE = TypeAdapter(Line)
 
 
 def ledger_file(site: Site) -> Path:
-    """Where a site's ledger lies."""
+    """Return the path of a site's ledger."""
     return site.folder / "ledger" / "ledger.jsonl"
 
 
 class Ledger:
-    """A ledger to write to. Several threads and processes may: each line is written under the file's lock."""
+    """A ledger for writing. Several threads and processes may write: each line is written under the file's lock."""
 
     def __init__(self, path: Path) -> None:
-        """Open the ledger, or begin it. An incomplete last line is set aside, and a line of the ledger says so.
+        """Open or create the ledger. An incomplete last line is moved to another file, and the ledger records this.
 
-        Raises Refusal: E_LEDGER_BROKEN if the last line is not as it was written (`verify` looks at all of them),
-        E_LEDGER_WRITE.
+        Raises Refusal: E_LEDGER_BROKEN if the last line was changed (`verify` checks all lines), E_LEDGER_WRITE.
         """
         self.path = path
         self._size, self._head = 0, EMPTY
@@ -101,23 +100,23 @@ class Ledger:
 
     @property
     def head(self) -> Head:
-        """As of the last line that this object has written or read."""
+        """The head after the last line that this object has written or read."""
         return self._head
 
     def append(self, entry: Entry) -> Head:
-        """Write one line and wait until the disk has it.
+        """Append one line, and return when it is on disk.
 
-        Raises Refusal: E_LEDGER_WRITE, and what was to be done must not be done then; E_LEDGER_BROKEN if the file
-        was cut meanwhile.
+        Raises Refusal: E_LEDGER_WRITE, and then the recorded action must not take place; E_LEDGER_BROKEN if the file
+        was cut in the meantime.
         """
         with self._locked() as file:
             self._catch_up(file)
             return self._write(file, entry)
 
     def contains(self, head: Head) -> bool:
-        """Whether a line of this number with this hash is here; of an empty head always.
+        """Tell whether the ledger holds a line of this number with this hash; true for an empty head.
 
-        The line is found by halving, so that a ledger of years answers at once.
+        A binary search finds the line, so that even a ledger of many years answers quickly.
         """
         if head == EMPTY:
             return True
@@ -137,7 +136,7 @@ class Ledger:
             raise Refusal(reasons.LEDGER_WRITE, private=str(error)) from error
 
     def _catch_up(self, file: BinaryIO) -> None:
-        """Take in what another process has written since we looked, and mend a torn end."""
+        """Read what other processes have written since the last call, and repair a torn last line."""
         size = os.fstat(file.fileno()).st_size
         if size == self._size:
             return
@@ -177,7 +176,7 @@ class Ledger:
             if self._head == EMPTY:
                 sync_folder(self.path.parent)
         except OSError:
-            os.ftruncate(file.fileno(), self._size)  # half a line, or a whole one that nobody was promised
+            os.ftruncate(file.fileno(), self._size)  # half a line, or a whole line that no caller was told about
             raise
         self._size += len(data)
         self._head = Head(self._head.lines + 1, sha256)
@@ -185,15 +184,15 @@ class Ledger:
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The ledger's lines in their order, each compared with the chain before it is given. A missing file is empty.
+    """Yield the ledger's lines in order, each checked against the chain. A missing file is empty.
 
-    Raises Refusal: E_LEDGER_BROKEN with the number of the first line that was changed, removed, moved or put in;
-    E_LEDGER_INCOMPLETE for a last line that is incomplete, as a power cut leaves it.
+    Raises Refusal: E_LEDGER_BROKEN with the number of the first line that was changed, removed, moved or inserted;
+    E_LEDGER_INCOMPLETE if the last line is incomplete, as a power failure leaves it.
     """
     before = EMPTY
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # a line that is just being written is waited for
+            fcntl.flock(file, fcntl.LOCK_SH)  # wait for a line that is being written
             size = os.fstat(file.fileno()).st_size
             fcntl.flock(file, fcntl.LOCK_UN)
             while file.tell() < size:
@@ -210,7 +209,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def verify(path: Path, known: Iterable[Head] = ()) -> Head:
-    """Check every line, and that each head of `known`, as the server was told it, is here. Gives the ledger's head.
+    """Check every line, and that the ledger contains each head of `known`, as the server received it; return its head.
 
     Raises Refusal: those of `read_lines`; E_LEDGER_CUT if a known head is missing.
     """
@@ -236,7 +235,7 @@ def _hash(content: dict[str, object]) -> str:
 
 
 def _read(raw: bytes) -> Line | None:
-    """The line if it is, to the byte, one that `Ledger` could have written, and its hash is right."""
+    """Parse a line; None unless it is exactly, byte by byte, what `Ledger` writes, and its hash is right."""
     try:
         line = _LINE.validate_json(raw)
     except ValidationError:
@@ -248,7 +247,7 @@ def _read(raw: bytes) -> Line | None:
 
 
 def _last_line(file: BinaryIO, size: int) -> tuple[int, bytes]:
-    """Where the last complete line ends, and the line (empty if there is none). Reads from the end."""
+    """Return where the last complete line ends, and that line (empty if there is none). Reads from the end."""
     back = _TAIL_BYTES
     while True:
         file.seek(max(0, size - back))
@@ -261,13 +260,13 @@ def _last_line(file: BinaryIO, size: int) -> tuple[int, bytes]:
 
 
 def _find(file: BinaryIO, size: int, number: int) -> Line | None:
-    """The line with this number; None if it is not there, or if a line on the way to it is not intact."""
+    """Return the line of this number; None if it is missing, or if a line read during the search is damaged."""
 
     def line_from(offset: int) -> Line | None:
-        """The first line that begins at `offset` or after it."""
+        """Return the first line that begins at or after `offset`."""
         file.seek(max(0, offset - 1))
         if offset:
-            file.readline()  # the rest of the line before
+            file.readline()  # the rest of the previous line
         return _read(file.readline())
 
     def number_from(offset: int) -> int:
@@ -279,5 +278,5 @@ def _find(file: BinaryIO, size: int, number: int) -> Line | None:
 
 
 def _open(path: Path) -> BinaryIO:
-    """To read, and to write at the end; made if need be, for its owner alone."""
+    """Open a file for reading and appending; create it if necessary, accessible only to its owner."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b")

@@ -1,6 +1,6 @@
-"""What left this hospital in a month, told from its ledger; and a run's record held against the ledger.
+"""Summarise what left this hospital in a month, from its ledger; and compare a run's record with the ledger.
 
-Months are those of UTC, as the ledger's times are.
+Months are in UTC, like the ledger's times.
 """
 
 import json
@@ -19,7 +19,7 @@ from models.refusal import Reason, Refusal
 
 @dataclass
 class Passage:
-    """What passed in one direction, of one kind, in one round of a run. Times are ISO 8601, UTC."""
+    """Messages of one kind in one direction, in one round of a run. Times are ISO 8601, UTC."""
 
     run: str
     round: int | None
@@ -35,7 +35,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class Month:
-    """A month of the ledger. `left` and `came` passed; `refused` did not, whichever way it went."""
+    """A month of the ledger. `left` and `came`: messages that passed. `refused`: messages in either direction."""
 
     month: str
     left: list[Passage]
@@ -45,7 +45,7 @@ class Month:
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
-        """How many messages and bytes of each."""
+        """The number of messages and bytes in each group."""
         groups = {"left": self.left, "came": self.came, "refused": self.refused}
         return {
             name: {"count": sum(p.count for p in group), "bytes": sum(p.bytes for p in group)}
@@ -54,7 +54,7 @@ class Month:
 
     @property
     def codes(self) -> dict[str, int]:
-        """How often each code was the reason to refuse."""
+        """How often each code was the reason of a refusal."""
         counts: dict[str, int] = {}
         for passage in self.refused:
             counts[passage.verdict] = counts.get(passage.verdict, 0) + passage.count
@@ -73,7 +73,7 @@ class Month:
 
 
 def month_of(lines: Iterable[Line], month: str) -> Month:
-    """The lines of a month ("2026-11"), those alike within a round added up, in the order of their first times."""
+    """Summarise the lines of a month ("2026-11"): equal ones of a round are added up, ordered by their first times."""
     passages: dict[tuple[object, ...], Passage] = {}
     for line in lines:
         if not line.time.startswith(month):
@@ -99,27 +99,27 @@ def month_of(lines: Iterable[Line], month: str) -> Month:
 
 
 def reason_of(code: str) -> Reason | None:
-    """The reason with this code, of whichever package; None if the installed release knows none."""
+    """Return the reason of this code; None if the installed release does not know it."""
     return REASONS.get(code)
 
 
 def remedy(reason: Reason | None) -> str:
-    """What to do about a reason that `reason_of` gave."""
-    return reason.remedy if reason else "Another release of fedthorax wrote this code; look it up in that one."
+    """Return the remedy of a reason that `reason_of` returned."""
+    return reason.remedy if reason else "Another release of fedthorax wrote this code; look it up there."
 
 
 # --- a run's record ---------------------------------------------------------------------------------------
 
 
 class _Told(BaseModel, strict=True):
-    """Where a site's ledger ended, as the server was told."""
+    """The end of a site's ledger, as the server received it."""
 
     head: str
     lines: int
 
 
 class _Round(BaseModel):
-    """What concerns us of a round in a run's history.json."""
+    """The part of a round in a run's history.json that is needed here."""
 
     ledger: dict[str, _Told] = {}
 
@@ -128,9 +128,9 @@ _RECORD = TypeAdapter(list[_Round])
 
 
 def heads_in_record(record: Path, site_name: str) -> list[Head]:
-    """The heads of a site's ledger that a run's record (history.json) holds, as the server was told them.
+    """Return the heads of a site's ledger in a run's record (history.json), as the server received them.
 
-    Raises Refusal E_LEDGER_RECORD if the file is none, or names no head of this site.
+    Raises Refusal E_LEDGER_RECORD if the file is not a record, or contains no head of this site.
     """
     try:
         rounds = _RECORD.validate_python(json.loads(record.read_bytes()))

@@ -1,7 +1,7 @@
-"""Batch-norm buffers: which tensors they are, and how those of several sites become one.
+"""Batch-norm buffers: recognise them in a state dict, and combine those of several sites.
 
-A strategy averages or optimises whatever it is given, which is wrong for buffers: a counter is not a weight,
-and an optimiser's step can make a variance negative. So they travel apart and are combined here.
+A strategy averages or optimises any array that it receives, which is wrong for buffers: a counter is not a weight, and
+an optimiser's step can make a variance negative. Buffers are therefore sent in a record of their own and combined here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ def _kind(name: str) -> str:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor of this name in a PyTorch state dict is a batch-norm buffer."""
+    """Tell whether a tensor of this name in a PyTorch state dict is a batch-norm buffer."""
     return _kind(name) in (MEAN, VARIANCE, COUNTER)
 
 
@@ -33,21 +33,20 @@ def is_counter(name: str) -> bool:
 
 
 def split(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
-    """The trainable tensors and the buffers of a state dict, each in the order given."""
+    """Split a state dict into its trainable tensors and its buffers, each in the given order."""
     buffers = {name: tensor for name, tensor in tensors.items() if is_buffer(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in buffers}, buffers
 
 
 def combine(sites: Sequence[Mapping[str, NDArray]], weights: Sequence[float]) -> dict[str, NDArray]:
-    """One set of buffers from those of several sites, with the shapes and dtypes of the first.
+    """Combine the buffers of several sites, with the shapes and dtypes of the first site's.
 
-    Means are averaged with `weights` (any positive scale). Variances are those of the pooled data: the
-    weighted variance within sites plus the weighted variance of their means (the law of total variance; the
-    same as sum w (var + mean^2) - mean^2, without its cancellation). Counters are the largest one, not
-    averaged.
+    Means are averaged with `weights` (any positive scale). Variances are those of the pooled data: the weighted
+    variance within sites plus the weighted variance of their means (the law of total variance). This equals
+    sum w (var + mean^2) - mean^2 but avoids its cancellation. Of counters, the largest is taken.
     """
     share = np.asarray(weights, dtype=np.float64) / np.sum(weights, dtype=np.float64)
-    # Any numbers of dimensions: the sites are the first axis.
+    # Arrays may have any number of dimensions; the first axis of a stack is the sites.
     stacks = {name: np.stack([site[name] for site in sites]) for name in sites[0]}
     combined = {}
     for name, stack in stacks.items():
@@ -60,11 +59,11 @@ def combine(sites: Sequence[Mapping[str, NDArray]], weights: Sequence[float]) ->
 
 
 def combine_by_median(sites: Sequence[Mapping[str, NDArray]]) -> dict[str, NDArray]:
-    """As `combine`, but so that less than half of the sites, whatever they send, cannot carry the buffers away.
+    """Combine buffers as `combine` does, but so that fewer than half of the sites cannot distort them.
 
     Each number is the median over sites (Yin et al. 2018, the coordinate-wise median): of the means; of each site's
-    second moment about that median mean, which is never negative; of the counters, whose low median is whole. Sites
-    count alike, for a weight is a claim.
+    second moment about that median mean, which is never negative; and of the counters, whose low median is an
+    integer. All sites count the same, because a site could claim any weight.
     """
     stacks = {name: np.stack([site[name] for site in sites]) for name in sites[0]}
     combined = {}

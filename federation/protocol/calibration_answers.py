@@ -1,7 +1,7 @@
-"""The sites' calibrations as they travel with a test, and whether the settings of the test are what they give.
+"""The sites' calibrations that accompany a test, and the check that the test's settings follow from them.
 
-A server cannot ask for figures at thresholds that it chose: each site's gateway computes the settings again from these
-answers, its own among them. Light on purpose: the gateway has no scipy.
+The check keeps a server from asking for figures at thresholds of its own choice: each site's gateway recomputes the
+settings from these answers, which must include its own. Imports no scipy, which the gateway does not load.
 """
 
 import json
@@ -18,19 +18,19 @@ from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reply_validation import EXAMPLES
 from models.refusal import Refusal
 
-Answer = Mapping[str, float]  # a site's figures of its calibration, the number of patients among them
+Answer = Mapping[str, float]  # the figures of a site's calibration, including its number of patients
 _SECONDS = 120.0
-_CLOSE = 1e-3  # between two machines: other libraries round otherwise
+_CLOSE = 1e-3  # tolerance between two machines, whose libraries round differently
 
 
 def to_record(answers: Sequence[Answer]) -> ConfigRecord:
-    """The sites' answers as a record: a list for each figure, NaN where a site did not tell it."""
+    """Encode the sites' answers as a record: one list per figure, NaN where a site did not report it."""
     names = sorted({name for each in answers for name in each})
     return ConfigRecord({name: [float(each.get(name, math.nan)) for each in answers] for name in names})
 
 
 def from_record(record: Mapping[str, Any]) -> Sequence[Answer]:
-    """The reverse of `to_record`. Raises Refusal E_THRESHOLDS for what is no such record."""
+    """Decode what `to_record` encoded. Raises Refusal E_THRESHOLDS if the record is not valid."""
     known = {*FIGURES["evaluate.calibrate"], EXAMPLES}
     columns = list(record.values())
     good = (
@@ -40,13 +40,13 @@ def from_record(record: Mapping[str, Any]) -> Sequence[Answer]:
         and all(type(value) is float for column in columns for value in column)
     )
     if not good:
-        raise Refusal(reasons.THRESHOLDS, private="no record of calibrations")
+        raise Refusal(reasons.THRESHOLDS, private="not a record of calibrations")
     answers = [
         {name: value for name, value in zip(record, row, strict=True) if not math.isnan(value)}
         for row in zip(*columns, strict=True)
     ]
     if not answers or not all(map(_is_possible, answers)):
-        raise Refusal(reasons.THRESHOLDS, private="an answer that no site gives")
+        raise Refusal(reasons.THRESHOLDS, private="an answer with impossible values")
     return answers
 
 
@@ -57,7 +57,7 @@ def _is_possible(answer: Answer) -> bool:
 
 
 def check_settings(told: Mapping[str, float], answers: Sequence[Answer], *, is_robust: bool) -> None:
-    """Whether these settings are what the answers give. Raises Refusal E_THRESHOLDS."""
+    """Check that the settings follow from the answers. Raises Refusal E_THRESHOLDS."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "federation.protocol.pooled_calibration"],
         input=json.dumps({"answers": list(map(dict, answers)), "is_robust": is_robust}).encode(),
@@ -72,4 +72,4 @@ def check_settings(told: Mapping[str, float], answers: Sequence[Answer], *, is_r
         math.isclose(told[name], found[name], rel_tol=_CLOSE, abs_tol=_CLOSE) for name in found
     )
     if not alike:
-        raise Refusal(reasons.THRESHOLDS, private="the sites' answers give other settings")
+        raise Refusal(reasons.THRESHOLDS, private="the sites' answers result in other settings")

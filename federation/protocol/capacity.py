@@ -1,10 +1,10 @@
-"""How many bits one reply of a site can carry beside a model: counted from the tables, not estimated.
+"""Compute how many bits a site's reply can carry besides a model, counted from the tables.
 
-    python -m federation.protocol.capacity     writes the table of docs/one-reply.md anew
+    python -m federation.protocol.capacity     updates the table in docs/one-reply.md
 
-Counted are the replies that can be told apart: every figure on its grid or absent, every number of an array of moments,
-every code. What the gateway sets or demands itself (the weight of a reply, prevalences, ε, digests, counters) carries
-nothing of an app's choosing. A model's weights are not counted: no bound holds for them.
+It counts the distinct possible replies: every figure on its grid or absent, every number in an array of moments, every
+code. Values that the gateway sets or verifies itself (the weight of a reply, prevalences, ε, digests, counters) carry
+no bits, because the app cannot choose them. A model's weights are not counted: no bound is known for them.
 """
 
 import math
@@ -27,57 +27,57 @@ from federation.protocol.metric_allowlist import (
     Kind,
 )
 
-FEATURES = 128  # of a scan, in the default network
+FEATURES = 128  # per scan, in the default network
 BEGIN, END = "<!-- begin: bits -->", "<!-- end: bits -->"
 _PAGE = Path(__file__).resolve().parents[2] / "docs" / "one-reply.md"
 _SAYS: Mapping[Kind, str] = {
     "query.handshake": "the handshake: version, two digests, a band of patients",
-    "train": "a round of training, beside the model",
-    "train.head": "the head fitted, beside the model",
+    "train": "a round of training, besides the model",
+    "train.head": "fitting the head, besides the model",
     "evaluate.calibrate": "calibration and thresholds",
     "evaluate.test": "a test, with the shortcut audit",
     "evaluate.embed": "moments of features and looks",
-    "evaluate.assign": "the sites that test patients are taken for",
+    "evaluate.assign": "the sites that test patients are assigned to",
 }
 
 
 def bits(kind: Kind, *, histograms: int = 0, features: int = FEATURES) -> float:
-    """Bits of the values that an app can choose in a reply of that kind, without a model's weights.
+    """Return the bits of the values that an app can choose in a reply of this kind, without a model's weights.
 
-    `histograms`: where a site lets counts of its patients out, the size of its largest class; else 0. `features`: how
-    many numbers the network makes of a scan.
+    `histograms`: the size of the site's largest class if the site allows counts of patients to leave; else 0.
+    `features`: how many numbers the network computes per scan.
     """
     table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON and figure.counts is None}
     told = sum(_bits_of(name, table) for name in table if not figure_of_end(name, table))
     if kind == "evaluate.embed":
         told += (features + LOOKS) * sum(math.log2(numbers.points) for numbers in RANGES.values())
     if kind == "evaluate.test" and histograms:
-        # The counts of a class are at most as many as it has: so many patients on BINS bins, and those left out.
+        # The counts of a class sum to at most its size: that many patients are spread over BINS bins and "not counted".
         told += 2 * len(LABELS) * math.log2(math.comb(histograms + BINS, BINS))
     return told
 
 
 def code_bits(codes: frozenset[str] = OF_SITES) -> float:
-    """Bits of an answer that is a code."""
+    """Return the bits of an answer that is a code."""
     return math.log2(len(codes))
 
 
 def _bits_of(name: str, table: Mapping[str, Figure]) -> float:
-    """Of a figure with its interval, if it has one; that it is absent is a value too."""
+    """Return the bits of a figure with its interval, if it has one; being absent counts as a value."""
     figure = table[name]
-    if figure.tells_classes:  # the gateway knows it: it is there or not
+    if figure.tells_classes:  # the gateway knows its value: it is present or absent
         return 1.0
     if figure.grid is None:
         raise ValueError(f"{name} has no grid")
     points = figure.grid.points(figure.low, figure.high)
     if {name + LOW, name + HIGH} <= set(table):
-        # The figure alone, or three numbers in order, equal ones included.
+        # Either the figure alone, or three numbers in ascending order, which may be equal.
         return math.log2(1 + points + math.comb(points + 2, 3))
     return math.log2(1 + points)
 
 
 def page_table() -> str:
-    """The table of docs/one-reply.md."""
+    """Return the table in docs/one-reply.md."""
     head = ("| reply | bits | besides |", "| --- | --- | --- |")
     rows = [f"| `{kind}`: {_SAYS[kind]} | {math.ceil(bits(kind))} | {_besides(kind)} |" for kind in FIGURES]
     codes = f"| a code: refused, or failed | {code_bits():.1f} | an app alone: {code_bits(OF_APPS):.1f} |"
@@ -86,17 +86,17 @@ def page_table() -> str:
 
 def _besides(kind: Kind) -> str:
     if kind in TRAINING:
-        return "the model's weights: not bounded"
+        return "the model's weights: no bound"
     if kind == "evaluate.test":
         more = math.ceil(bits(kind, histograms=100) - bits(kind))
         return f"with histograms, classes of 100 patients: {more} more"
     if kind == "evaluate.embed":
         return f"for {FEATURES} features and {LOOKS} looks"
-    return "nothing is of the app's choosing" if kind == HANDSHAKE else ""
+    return "the app chooses nothing" if kind == HANDSHAKE else ""
 
 
 def with_table(page: str) -> str:
-    """The page with the table in its place. Raises ValueError where it has none."""
+    """Return the page with the table in its place. Raises ValueError if the page has no place for it."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:

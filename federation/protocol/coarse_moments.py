@@ -1,6 +1,6 @@
-"""Moments of scans and features with few digits: of each float32 the first twelve bits after the leading one.
+"""Round moments of scans and features: keep of each float32 the first twelve bits after the leading one.
 
-The site's app rounds them, and the gateway refuses what is not rounded. Light: the gateway has no torch.
+The site's app rounds them, and the gateway refuses values that are not rounded. Works without torch, for the gateway.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANTISSA_BITS = 12
-_DROPPED = 23 - MANTISSA_BITS  # bits of a float32's mantissa that are zero
+_DROPPED = 23 - MANTISSA_BITS  # low bits of a float32's mantissa, set to zero
 
 
 @dataclass(frozen=True)
 class Range:
-    """Magnitudes that are told: 0, and the powers of two from 2**least to 2**most with what lies between.
+    """The magnitudes that may be reported: 0, and from 2**least to 2**most.
 
-    `signed`: with either sign.
+    `signed`: whether negative numbers are allowed.
     """
 
     least: int
@@ -25,12 +25,12 @@ class Range:
 
     @property
     def points(self) -> int:
-        """How many numbers are told apart."""
+        """How many distinct numbers can be reported."""
         magnitudes = (self.most - self.least) * 2**MANTISSA_BITS + 1
         return magnitudes * (2 if self.signed else 1) + 1
 
     def rounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The numbers as they are told; what is beyond the range becomes its end. The values are finite."""
+        """Round finite numbers to the reported precision; values beyond the range become its limit."""
         low = -(2.0**self.most) if self.signed else 0.0
         bits = np.clip(values, low, 2.0**self.most).astype(np.float32).view(np.uint32)
         half = np.uint32(1 << (_DROPPED - 1))
@@ -38,9 +38,9 @@ class Range:
         return np.where(np.abs(told) < 2.0**self.least, np.float32(0), told)
 
     def holds(self, values: NDArray[np.float32]) -> bool:
-        """Whether all numbers are, to the bit, as `rounded` leaves them."""
+        """Tell whether all numbers are already rounded, bit by bit as `rounded` returns them."""
         return bool(np.isfinite(values).all()) and self.rounded(values).tobytes() == values.tobytes()
 
 
-# The network's features are means of rectified activations, and looks are shares and means of a scaled window.
+# The network's features are means of rectified activations; looks are shares and means of a scaled window.
 RANGES = {"mean": Range(-20, 10, signed=True), "variance": Range(-30, 20, signed=False)}

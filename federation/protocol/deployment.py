@@ -1,4 +1,4 @@
-"""Calibration and thresholds as the settings of a message: the server writes them, the site reads them."""
+"""Encode calibration and thresholds as settings of a message: the server writes them, the site reads them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from pipeline.evaluation.figures import Deployed
 
 
 def to_config(deployed: Deployed) -> dict[str, float]:
-    """Of each label slope, intercept and thresholds (on raw logits), as far as they are known."""
+    """Return slope, intercept and thresholds (on raw logits) of each label, as far as they are known."""
     return settings_of(deployed.calibration, deployed.thresholds)
 
 
 def from_config(config: Mapping[str, Any]) -> Deployed:
-    """The reverse of `to_config`; other settings of the message are left aside."""
+    """Decode what `to_config` encoded; the message's other settings are ignored."""
     return Deployed(
         calibration={
             label: Platt(slope=config[f"slope_{label}"], intercept=config[f"intercept_{label}"])

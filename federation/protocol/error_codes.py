@@ -1,7 +1,7 @@
-"""The codes that may stand in a site's error: closed tables, so that a code can spell nothing.
+"""The codes that an error from a site may contain: closed tables, so that a code cannot carry a message.
 
-A code is read at the beginning of an error's text and looked up. What is not in the table becomes E_SITE_FAILED; the
-rest of the text is never passed on.
+A code is read at the beginning of an error's text and looked up. A code that is not in the table becomes E_SITE_FAILED;
+the rest of the text is discarded.
 """
 
 import re
@@ -18,8 +18,8 @@ from pipeline.system.codes import BY_CODE
 _CODE = re.compile(r"E_[A-Z_]{2,40}(?=\Z|[:\s])")
 FAILED = SITE_FAILED.code
 
-# What the release's own app raises for a site whose gateway is at work. A private round's budget is not among them:
-# the gateway charges it before the app has the task.
+# The codes that this release's own app can raise at a site with a gateway. A private round's budget is not among them:
+# the gateway charges it before the app receives the task.
 OF_APPS: frozenset[str] = frozenset(
     reason.code
     for reason in (
@@ -37,7 +37,7 @@ OF_APPS: frozenset[str] = frozenset(
         TOO_FEW_PATIENTS,
     )
 )
-# What a gateway refuses for, its app's codes included. Also of simulated sites, which have no gateway.
+# The codes with which a gateway refuses, including its app's; also those of simulated sites, which have no gateway.
 OF_SITES: frozenset[str] = frozenset(
     reason.code
     for reason in (*reasons_in(models.reasons, *tables("federation").values()), *BY_CODE.values())
@@ -46,6 +46,6 @@ OF_SITES: frozenset[str] = frozenset(
 
 
 def code_in(text: str | None, allowed: frozenset[str] = OF_SITES) -> str:
-    """The code at the beginning of an error's text if it is one of the `allowed`; else E_SITE_FAILED."""
+    """Return the code at the beginning of an error's text if it is `allowed`; else E_SITE_FAILED."""
     match = _CODE.match(text or "")
     return match.group() if match and match.group() in allowed else FAILED

@@ -1,6 +1,6 @@
-"""Rounds a reply's figures to their grids: by the app before it answers, and by the gateway as it composes the reply.
+"""Round a reply's figures to their grids: in the app before it replies, and in the gateway as it composes the reply.
 
-The grid of a share depends on the number of patients that it is over, which both take from the cohort.
+The grid of a share depends on the number of patients that it covers, which both take from the cohort.
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from federation.protocol.grids import Digits, Shares, Toward
 from federation.protocol.metric_allowlist import FIGURES, Figure, Kind
 from federation.protocol.patient_counts import Patients
 
-LOW, HIGH = "_low", "_high"  # after a figure's name: the ends of its interval
+LOW, HIGH = "_low", "_high"  # suffixes of a figure's name: the limits of its interval
 
 
 def rounded(figures: Mapping[str, float], kind: Kind, patients: Patients) -> dict[str, float]:
-    """The figures on their grids, in the same order.
+    """Round the figures to their grids, keeping their order.
 
-    An interval is rounded outwards, and always holds its figure; an end without the figure or the other end is left
-    out. Names that are not of the table, and figures without a grid, stay as they are.
+    An interval is rounded outwards and always contains its figure; a limit without the figure or the other limit is
+    omitted. Names that are not in the table, and figures without a grid, stay unchanged.
     """
     table = FIGURES[kind]
     found: dict[str, float] = {}
@@ -36,7 +36,7 @@ def rounded(figures: Mapping[str, float], kind: Kind, patients: Patients) -> dic
 
 
 def figure_of_end(name: str, table: Mapping[str, Figure]) -> str:
-    """The name of the figure whose interval ends in this one; "" where it is no end of an interval."""
+    """Return the name of the figure whose interval has this limit; "" if it is not a limit of an interval."""
     for end in (LOW, HIGH):
         base = name.removesuffix(end)
         if base != name and base in table:

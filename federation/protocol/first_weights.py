@@ -1,7 +1,7 @@
-"""The network that a study begins with: drawn from its seed, or with the weights of a release that it names.
+"""The network that a study starts from: drawn from its seed, or with the weights of a named release.
 
-A server that chose the first weights freely could choose a trap, which makes an update tell of single patients. So a
-release counts only where the hospital has approved it, and even then its weights must look as training makes them.
+A server that could choose the first weights freely could choose weights whose update reveals single patients. A release
+is therefore used only if the hospital has approved it and its weights are within the limits of training.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def begin_network(study: Study, folder: Path) -> SeverityNetwork:
-    """The study's network before its first round, in training mode.
+    """Return the study's network before its first round, in training mode.
 
-    `folder`: has each release in a folder of its name, the SHA-256 of its model.json.
+    `folder`: holds each release in a folder named by the SHA-256 of its model.json.
 
-    Raises Refusal: E_BEGIN_UNLIKE where the release does not fit the study, and those of `load_release`.
+    Raises Refusal: E_BEGIN_UNLIKE if the release does not fit the study, and those of `load_release`.
     """
     network = build_network(study.network, seed=study.study.seed)
     if study.study.begin_from:
@@ -33,9 +33,9 @@ def begin_network(study: Study, folder: Path) -> SeverityNetwork:
 
 
 def bring_release(study: Study, server: Path, run: Path) -> None:
-    """Copy the release that a study begins from out of the server's releases to its run, if it begins from one.
+    """Copy the release that a study starts from, if any, from the server's releases to its run.
 
-    So it is with the run, whatever becomes of the releases, and wherever the run moves.
+    The run then has its own copy, even if the releases change or the run is moved.
 
     Raises Refusal: E_BEGIN_UNKNOWN, and as `begin_network`, before anything is copied.
     """
@@ -50,7 +50,7 @@ def bring_release(study: Study, server: Path, run: Path) -> None:
 
 
 def begun_sites(study: Study, folder: Path) -> list[str]:
-    """The sites on whose patients the release was trained that the study begins from; none without one.
+    """Return the sites whose patients trained the release that the study starts from; empty without a release.
 
     Raises Refusal as `load_release` does.
     """
@@ -63,28 +63,28 @@ def begun_sites(study: Study, folder: Path) -> list[str]:
 
 
 def _fill(network: SeverityNetwork, study: Study, folder: Path) -> None:
-    """Give the network, as it was drawn from the seed, the weights of the release in `folder`."""
+    """Load the weights of the release in `folder` into the network, which was drawn from the seed."""
     from models.release import load_release
 
     release = load_release(folder)
     if release.sha256 != study.study.begin_from:
-        raise Refusal(reasons.BEGIN_UNLIKE, private="the release has another name")
+        raise Refusal(reasons.BEGIN_UNLIKE, private="the release has a different SHA-256")
     _check_like(study, release.description)
     _check_weights(study, network, release.network)
     network.load_state_dict(release.network.state_dict(), strict=True)
-    network.hold_short()  # as after each step of training
+    network.hold_short()  # as after each training step
 
 
 def _check_like(study: Study, begun: "Description") -> None:
-    """Same network, same preprocessing: weights are of no use for other scans than those that they were learnt from."""
+    """Require the same network and preprocessing: weights are only useful for scans prepared as in their training."""
     if begun.network.model_dump() != study.network.model_dump():
-        raise Refusal(reasons.BEGIN_UNLIKE, private="another network")
+        raise Refusal(reasons.BEGIN_UNLIKE, private="a different network")
     if begun.preprocessing != study.preprocessing.model_dump(mode="json"):
-        raise Refusal(reasons.BEGIN_UNLIKE, private="another preprocessing")
+        raise Refusal(reasons.BEGIN_UNLIKE, private="a different preprocessing")
 
 
 def _check_weights(study: Study, seed: SeverityNetwork, begun: SeverityNetwork) -> None:
-    """No tensor is longer than training may make it (`tensor_bounds.Bound`), and the fixed ones are as they are."""
+    """Require tensors no longer than training can make them (`tensor_bounds.Bound`), and unchanged fixed tensors."""
     import torch
 
     from federation.protocol.tensor_bounds import parts_of
@@ -96,9 +96,9 @@ def _check_weights(study: Study, seed: SeverityNetwork, begun: SeverityNetwork) 
     for group, parts in usual.items():
         if not is_counter(group) and not all(
             there.rms <= part.longest for part, there in zip(parts, found[group], strict=True)
-        ):  # nor is NaN
+        ):  # NaN fails this comparison too
             raise Refusal(reasons.BEGIN_UNLIKE, private=f"too long: {group}")
     weights = dict(begun.named_parameters())
     for name, weight in seed.named_parameters():
         if not weight.requires_grad and not torch.equal(weight, weights[name]):
-            raise Refusal(reasons.BEGIN_UNLIKE, private=f"not as it is fixed: {name}")
+            raise Refusal(reasons.BEGIN_UNLIKE, private=f"differs from its fixed value: {name}")

@@ -1,8 +1,8 @@
-"""How a model travels: its tensors laid end to end, one array for the weights and one for each kind of buffer.
+"""Encode a model for a message: one flat array of all weights, and one for each kind of batch-norm buffer.
 
-Flower stores and sends every array as an object of its own, several requests each: a network of 120 tensors cost the
-server some 25 processor seconds a round with three sites. Four arrays of fixed length hold the same numbers, and are
-as easy to check for shape and dtype.
+Flower stores and sends every array as an object of its own, with several requests each. A network of 120 tensors cost
+the server some 25 processor seconds a round with three sites. Four arrays of fixed length hold the same numbers, and
+their shape and dtype are as easy to check.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from federation.protocol.batch_norm import is_buffer, split
 
 Arrays = Mapping[str, NDArray]
 WEIGHTS = "weights"
-BATCH_NORM = "batch_norm."  # then running_mean, running_var or num_batches_tracked
+BATCH_NORM = "batch_norm."  # followed by running_mean, running_var or num_batches_tracked
 
 
 def group_of(name: str) -> str:
-    """Which array a tensor of the network travels in."""
+    """Return the name of the array that holds this tensor of the network."""
     return BATCH_NORM + name.rpartition(".")[2] if is_buffer(name) else WEIGHTS
 
 
 def pack(network: nn.Module) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """The network's weights and its batch-norm buffers, each array one-dimensional."""
+    """Return the network's weights and its batch-norm buffers as one-dimensional arrays."""
     weights, buffers = split(network.state_dict())
     kinds: dict[str, list[Tensor]] = {}
     for name, tensor in buffers.items():
@@ -38,9 +38,9 @@ def _join(tensors: list[Tensor]) -> NDArray:
 
 
 def unpack(network: nn.Module, arrays: Arrays, buffers: Arrays) -> None:
-    """Put packed arrays into a network of the same architecture.
+    """Load packed arrays into a network of the same architecture.
 
-    Raises ValueError where an array is missing or of another length.
+    Raises ValueError if an array is missing or has another length.
     """
     packed = {**arrays, **buffers}
     taken = dict.fromkeys(packed, 0)

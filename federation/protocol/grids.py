@@ -1,7 +1,7 @@
-"""The values that a figure may take, so that its digits carry no more than a figure needs.
+"""Grids: the finite sets of values that figures may take, so that their digits carry no more than necessary.
 
-A grid is a finite set of numbers. The site's app rounds each figure to it, and the gateway does so once more when it
-composes a reply. Exact decimals throughout: rounding a rounded number changes nothing. Light: the gateway has no torch.
+The site's app rounds each figure to its grid, and the gateway does so again when it composes a reply. Rounding uses
+exact decimals, so rounding twice changes nothing. Works without torch, for the gateway.
 """
 
 import math
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_DOWN, ROUND_FLOOR, ROUND_HALF_EVEN, ROUND_UP, Decimal
 from typing import Literal
 
-Toward = Literal["nearest", "down", "up", "zero", "infinity"]  # "zero" and "infinity": of the number's magnitude
-MAX_PARTS = 100  # a share is told in hundredths at best
+Toward = Literal["nearest", "down", "up", "zero", "infinity"]  # "zero" and "infinity" refer to the number's magnitude
+MAX_PARTS = 100  # the finest steps of a share are hundredths
 _PATIENTS_A_STEP = 3
 _ROUNDING = {
     "nearest": ROUND_HALF_EVEN,
@@ -22,28 +22,28 @@ _ROUNDING = {
 
 
 def parts_of(patients: int) -> int:
-    """L, where a share of so many patients is told in steps of 1/L: a step is worth three patients or more."""
+    """Return L, where shares over `patients` patients have steps of 1/L: a step covers three patients or more."""
     return max(1, min(MAX_PARTS, patients // _PATIENTS_A_STEP))
 
 
 @dataclass(frozen=True)
 class Step:
-    """Multiples of `size`, which divides 1."""
+    """Multiples of `size`; 1 is a multiple of `size`."""
 
     size: float
 
     def rounded(self, value: float, toward: Toward = "nearest") -> float:
-        """The grid's number next to `value` in that direction."""
+        """Return the grid's number nearest to `value` in the given direction."""
         return _to_parts(value, round(1 / self.size), toward)
 
     def points(self, low: float, high: float) -> int:
-        """How many numbers of the grid lie from `low` to `high`."""
+        """Return how many numbers of the grid lie from `low` to `high`."""
         return _points(low, high, round(1 / self.size))
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Multiples of 1/L, with L of `parts_of` the patients: all with the label, or those whose label is true or false.
+    """Multiples of 1/L, with L = `parts_of` the patients: all with the label, or those whose label is true or false.
 
     Without a label: all patients of the split.
     """
@@ -51,17 +51,17 @@ class Shares:
     of: Literal["all", "true", "false"] = "all"
 
     def rounded(self, value: float, patients: int, toward: Toward = "nearest") -> float:
-        """The grid's number next to `value` where it is over so many patients."""
+        """Return the grid's number nearest to `value`, which covers `patients` patients."""
         return _to_parts(value, parts_of(patients), toward)
 
     def points(self, low: float, high: float) -> int:
-        """How many numbers lie from `low` to `high` at most, whatever the number of patients."""
+        """Return the largest possible number of values from `low` to `high`, for any number of patients."""
         return _points(low, high, MAX_PARTS)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Numbers of so many significant digits; below `least` the steps are those at `least`, which is a power of ten.
+    """Numbers of `digits` significant digits; below `least`, a power of ten, the steps are as fine as at `least`.
 
     `toward`: the direction of rounding.
     """
@@ -71,7 +71,7 @@ class Digits:
     toward: Toward = "nearest"
 
     def rounded(self, value: float) -> float:
-        """The grid's number next to `value`."""
+        """Return the grid's number nearest to `value`."""
         exact = Decimal(repr(float(value)))
         exponent = max(exact.adjusted() if exact else self._exponent, self._exponent) - self.digits + 1
         return float(exact.quantize(Decimal(1).scaleb(exponent), rounding=_ROUNDING[self.toward]))
@@ -81,13 +81,13 @@ class Digits:
         return Decimal(repr(float(self.least))).adjusted()
 
     def points(self, low: float, high: float) -> int:
-        """How many numbers of the grid lie from `low` to `high`."""
+        """Return how many numbers of the grid lie from `low` to `high`."""
         if low >= 0:
             return self._up_to(high) - self._up_to(low) + 1
         return self._up_to(high) + self._up_to(-low) - 1
 
     def _up_to(self, high: float) -> int:
-        """How many numbers lie from 0 to `high`."""
+        """Return how many numbers of the grid lie from 0 to `high`."""
         top, exponent, count = Decimal(repr(float(high))), self._exponent, 1
         start = Decimal(0)
         while start < top:
@@ -101,7 +101,7 @@ Grid = Step | Shares | Digits
 
 
 def _to_parts(value: float, parts: int, toward: Toward) -> float:
-    """The multiple of 1/`parts` next to `value`. What is one but for the last bits of a float is taken for one."""
+    """Return the multiple of 1/`parts` nearest to `value`; a value within float error of a multiple counts as it."""
     scaled = value * parts
     nearest = round(scaled)
     if toward == "nearest" or math.isclose(scaled, nearest, rel_tol=1e-9, abs_tol=1e-9):

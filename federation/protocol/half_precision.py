@@ -1,13 +1,13 @@
-"""How weights travel between the server and the sites: as they are, or in half precision ([wire] in study.toml).
+"""Encode weights for messages in full or in half precision ([wire] in study.toml).
 
-In half precision the weights go down as float16, and up comes what a site's training changed in them, as float16 too.
-The server adds that to the weights that it holds in float32. So no number that is kept from round to round is ever
-rounded: what is lost is at most 2^-11 of a change, once, and of a change below 6e-8 all; of the weights themselves it
-would be 2^-11 of numbers that a round moves by some per cent. Batch-norm buffers, one number in a thousand, stay as
-they are, for variances may be large and counters must be exact.
+In half precision the server sends the weights as float16, and a site returns the changes that its training made, also
+as float16. The server adds the changes to the weights, which it keeps in float32. So no number that is kept between
+rounds is ever rounded. The loss is at most 2^-11 of a change, once, and the whole of a change below 6e-8. Rounding the
+weights themselves would lose 2^-11 of numbers that a round changes by some per cent. Batch-norm buffers, one number in
+a thousand, keep full precision: variances may be large, and counters must be exact.
 
-All who ask sites for anything do it through a `Wire`, and see float32 on their side of it. Light where it is imported:
-the gateway has no torch.
+All code that sends tasks to sites uses a `Wire` and works with float32 itself. This module imports torch only inside
+`changes`, because the gateway has no torch.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ from models.refusal import Refusal
 Arrays = Mapping[str, NDArray]
 Precision = Literal["float32", "float16"]
 HALF: Precision = "float16"
-UPDATE = "update."  # before the name of an array that holds what changed
+UPDATE = "update."  # prefix of the name of an array that holds changes
 
 
 def rounded(arrays: Arrays, precision: Precision) -> dict[str, NDArray]:
-    """Weights as they go down.
+    """Return the weights as the server sends them.
 
-    Raises Refusal E_MODEL_NOT_FINITE where one is too large for half precision, which ends at 65,504.
+    Raises Refusal E_MODEL_NOT_FINITE if one is too large for half precision, whose maximum is 65,504.
     """
     with np.errstate(over="ignore"):
         sent = {name: array.astype(precision, copy=False) for name, array in arrays.items()}
@@ -38,10 +38,10 @@ def rounded(arrays: Arrays, precision: Precision) -> dict[str, NDArray]:
 
 
 def changes(new: Arrays, sent: Arrays) -> dict[str, NDArray]:
-    """What goes up: of weights in float32, how they differ from the rounded ones that came, rounded as well.
+    """Return a site's reply: the differences between its float32 weights and the received weights, as float16.
 
-    A change that is too large becomes infinite, and is refused. Torch rounds, to the same bits: numpy takes fifty times
-    as long over numbers under 6e-5, which most changes are.
+    A change that is too large becomes infinite, and is refused. Torch rounds the numbers, with the same bits as
+    numpy: numpy takes fifty times as long for numbers under 6e-5, which most changes are.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""The handshake before round 1: what each site is, told by itself; `site_agreement` judges whether all are alike.
+"""The handshake before round 1: each site describes itself; `site_agreement` checks that all sites agree.
 
-A site tells four things: the version of its software, the digest of its data contract, the digest of the golden volume
-that its own preprocessing makes, and about how many patients it may learn from. Sites that differ in one of the
-first three would learn from different data under one name. Light where it is imported: the gateway has no torch.
+A site reports four things: its software version, the digest of its data contract, the digest of the golden volume after
+its own preprocessing, and the approximate number of its training patients. Sites that differ in one of the first three
+would train on different data under one name. Works without torch where it is imported, for the gateway.
 """
 
 import re
@@ -36,7 +36,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SiteAbout(BaseModel, extra="forbid"):
-    """What a site told in the handshake. `patients`: a band such as "50-99"."""
+    """What a site reported in the handshake. `patients`: a band such as "50-99"."""
 
     version: str
     contract: str
@@ -45,9 +45,9 @@ class SiteAbout(BaseModel, extra="forbid"):
 
 
 def answer(site: Site, study: "Study") -> dict[str, str]:
-    """What this site tells of itself, by KEYS.
+    """Return this site's description of itself, by KEYS.
 
-    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST where its preprocessing does not know the golden volume.
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST if its preprocessing does not accept the golden volume.
     """
     from pipeline.doctor.digest import contract_digest
     from pipeline.preprocessing.golden_volume import golden_digest
@@ -62,7 +62,7 @@ def answer(site: Site, study: "Study") -> dict[str, str]:
 
 
 def band(count: int, min_patients: int) -> str:
-    """About how many patients: one of BANDS. None of them parts numbers below `min_patients` from each other."""
+    """Return the band (one of BANDS) of a number of patients; no band distinguishes numbers below `min_patients`."""
     bounds = [bound for bound in _BOUNDS if bound >= min_patients]
     if not bounds:
         return UNTOLD
@@ -73,7 +73,7 @@ def band(count: int, min_patients: int) -> str:
 
 
 def is_answer(record: Mapping[str, object]) -> bool:
-    """Whether a record holds what `answer` gives, as far as its form tells, and nothing else."""
+    """Tell whether a record has exactly the fields of `answer`, each in its format."""
     fits: dict[str, Callable[[str], object]] = {
         "version": _VERSION.fullmatch,
         "contract": _SHA256.fullmatch,

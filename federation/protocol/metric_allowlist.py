@@ -1,7 +1,7 @@
-"""The figures that may leave a site beside weights: each by name, with its range and the patients it is over.
+"""The figures that may leave a site besides weights: each with its name, its range and the patients it covers.
 
-One table for all: the app reports no other figure, the gateway lets no other out, the server takes no other in. It is
-part of the policy whose hash stands in every line of a site's ledger. Light on purpose: the gateway has no torch.
+There is one table for all: the app reports no other figure, the gateway lets no other leave, and the server accepts no
+other. It is part of the policy whose hash is in every line of a site's ledger. Works without torch, for the gateway.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ from typing import Literal
 from federation.protocol.grids import Digits, Grid, Shares, Step
 from pipeline.evaluation.subgroups import GROUPS
 
-# What a message asks for, as Flower's message types have it.
+# What a message asks for, by Flower's message type.
 Kind = Literal[
     "query.handshake", "train", "train.head", "evaluate.calibrate", "evaluate.test", "evaluate.embed", "evaluate.assign"
 ]
 HANDSHAKE: Kind = "query.handshake"
-TRAINING: tuple[Kind, ...] = ("train", "train.head")  # replies to these bring a model
+TRAINING: tuple[Kind, ...] = ("train", "train.head")  # replies to these kinds hold a model
 Split = Literal["train", "validation", "test"]
 SPLITS: Mapping[str, tuple[Split, ...]] = {
     "train": ("train",),
@@ -25,29 +25,29 @@ SPLITS: Mapping[str, tuple[Split, ...]] = {
     "held_out": ("validation", "test"),
     "all": ("train", "validation", "test"),
 }
-ANY = "any"  # whoever has a label at all
+ANY = "any"  # patients with a value for at least one label
 
-LABELS = ("pcr_positive", "severe")  # as the networks predict them
-BINS = 20  # of a histogram
-LOOKS = 51  # numbers that say how a scan looks (`models.familiarity`)
-MAX_PROBED = 32  # sites that a test patient can be assigned to
+LABELS = ("pcr_positive", "severe")  # the labels that the networks predict
+BINS = 20  # per histogram
+LOOKS = 51  # numbers that describe the appearance of a scan (`models.familiarity`)
+MAX_PROBED = 32  # the most sites that a test patient can be assigned to
 
 NATS = Digits(3, 0.1)  # losses
 OF_DISTANCES = Step(0.05)  # logarithms of distances
 AUC = Step(0.01)  # areas under a curve
-OF_LOGITS = Digits(4, 0.1)  # what applies to logits: a calibration, a threshold
+OF_LOGITS = Digits(4, 0.1)  # numbers on the scale of logits: a calibration, a threshold
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number from `low` to `high` over patients of some SPLITS: those with `label` (or ANY), or all if it is empty.
+    """A number from `low` to `high` over the patients of some SPLITS that have `label` (or ANY); all patients if empty.
 
-    `both`: it is defined only where some of them have the label true and some false. `group`: over one group of
-    `pipeline.evaluation.subgroups` alone. `fitted`: it is of a score that was fitted to train patients with the label.
-    `tells_classes`: it gives away how many there are of either class. `counts`: it is no more than a number of
-    patients whose label is this, an integer; only where the site lets histograms out. `embedding`: it is of scans'
-    looks or features; only where the site lets their statistics out. `grid`: the values between `low` and `high` that
-    it may have; None for what the gateway counts itself.
+    `both`: it is defined only if the label is true for some of them and false for others. `group`: it covers only one
+    group of `pipeline.evaluation.subgroups`. `fitted`: it describes a score that was fitted to the train patients with
+    the label. `tells_classes`: it reveals the size of each class. `counts`: it is an integer number of patients whose
+    label has this value; reported only if the site allows histograms. `embedding`: it describes scans' appearance or
+    features; reported only if the site allows such statistics. `grid`: the values between `low` and `high` that it may
+    take; None for a number that the gateway computes itself.
     """
 
     low: float
@@ -64,28 +64,28 @@ class Figure:
 
     @property
     def of_class(self) -> tuple[str, str, bool]:
-        """Whom a count counts: split, label, its value."""
+        """The class that a count covers: split, label, label's value."""
         return self.split, self.label, bool(self.counts)
 
 
 def _with_interval(name: str, figure: Figure) -> dict[str, Figure]:
-    """The figure and the ends of its 95 % interval."""
+    """Return the figure and the limits of its 95 % interval."""
     return {name: figure, f"{name}_low": figure, f"{name}_high": figure}
 
 
 def _round() -> dict[str, Figure]:
-    """What `pipeline.evaluation.figures.round_figures` gives of validation patients; losses are in nats."""
+    """Return the figures of `pipeline.evaluation.figures.round_figures`, over validation patients; losses in nats."""
     losses = {f"loss_{label}": Figure(0, 100, "validation", label, grid=NATS) for label in LABELS}
     return losses | {f"auroc_{label}": Figure(0, 1, "validation", label, both=True, grid=AUC) for label in LABELS}
 
 
 def _calibrate(label: str) -> dict[str, Figure]:
-    """Platt's slope and intercept with their covariance, and two thresholds, all on raw logits (`calibration_figures`).
+    """Return Platt's slope and intercept, their covariance, and two thresholds, on raw logits (`calibration_figures`).
 
     The fit's penalty counts as information, so a variance is at most 1/4 and the covariance 1/8; the rest is rounding.
     """
     threshold = Figure(-100, 100, "validation", label, both=True, grid=OF_LOGITS)
-    # Rounded outwards: the matrix of the three stays positive definite.
+    # Rounded outwards, so that the covariance matrix stays positive definite.
     variance = Figure(0, 0.26, "validation", label, grid=Digits(4, 1e-4, "infinity"))
     return {
         f"slope_{label}": Figure(0, 100, "validation", label, grid=OF_LOGITS),
@@ -99,7 +99,7 @@ def _calibrate(label: str) -> dict[str, Figure]:
 
 
 def _distances() -> dict[str, Figure]:
-    """Mean and standard deviation of the patients' logarithms of distance (`models.familiarity.log_distances`)."""
+    """Return mean and standard deviation of the logarithms of distance (`models.familiarity.log_distances`)."""
     return {
         "distance_mean": Figure(-20, 20, "validation", embedding=True, grid=OF_DISTANCES),
         "distance_sd": Figure(0, 20, "validation", embedding=True, grid=OF_DISTANCES),
@@ -107,7 +107,7 @@ def _distances() -> dict[str, Figure]:
 
 
 def _test(label: str) -> dict[str, Figure]:
-    """What `test_figures` gives of one label, but subgroups and histograms."""
+    """Return the figures of `test_figures` for one label, without subgroups and histograms."""
     area = Figure(0, 1, "test", label, both=True, grid=AUC)
     of_positives = Figure(0, 1, "test", label, both=True, grid=Shares("true"))
     of_negatives = Figure(0, 1, "test", label, both=True, grid=Shares("false"))
@@ -117,7 +117,7 @@ def _test(label: str) -> dict[str, Figure]:
         f"prevalence_{label}": Figure(0, 1, "test", label, tells_classes=True, grid=Shares()),
         f"calibration_slope_{label}": of_fit,
         f"calibration_intercept_{label}": of_fit,
-        # A model whose probabilities are all 0 or 1 makes a count of these two, and of net benefit.
+        # If a model's probabilities are all 0 or 1, these two and the net benefit are counts of patients.
         f"brier_{label}": Figure(0, 1, "test", label, grid=Shares()),
         f"ece_{label}": Figure(0, 1, "test", label, grid=Shares()),
     }
@@ -145,7 +145,7 @@ def _subgroups(label: str) -> dict[str, Figure]:
 
 
 def _histogram(label: str) -> dict[str, Figure]:
-    """Counts of patients by label and bin of the probability."""
+    """Return the counts of patients by label and by bin of the probability."""
     return {
         f"count_{label}_{value:d}_{bin:02}": Figure(0, 1_000_000, "test", label, both=True, counts=value)
         for value in (False, True)
@@ -154,7 +154,7 @@ def _histogram(label: str) -> dict[str, Figure]:
 
 
 def _shortcuts() -> dict[str, Figure]:
-    """The shortcut audit (`pipeline.evaluation.shortcuts.shortcut_figures`)."""
+    """Return the figures of the shortcut audit (`pipeline.evaluation.shortcuts.shortcut_figures`)."""
     figures = {name: Figure(0, 1, "all", grid=Step(0.01)) for name in ("scanner_from_embedding", "scanner_chance")}
     for label in LABELS:
         figures |= _with_interval(f"auroc_{label}_tags", Figure(0, 1, "all", label, both=True, grid=AUC))
@@ -165,12 +165,12 @@ def _of_labels(*tables: Callable[[str], dict[str, Figure]]) -> dict[str, Figure]
     return {name: figure for label in LABELS for table in tables for name, figure in table(label).items()}
 
 
-EPSILON = "epsilon"  # of all rounds of a private study's run so far; the gateway's own figure, from the site's budget
-LOSS = "train_loss"  # which a private study does not tell
+EPSILON = "epsilon"  # of all rounds of a private study's run so far; from the site's budget, through the gateway
+LOSS = "train_loss"  # not reported in a private study
 
 _TRAIN = {LOSS: Figure(0, 1000, "train", ANY, grid=NATS), EPSILON: Figure(0, 1000, "train"), **_round()}
 
-# By the kind of the message that asks for them.
+# The figures by the kind of message that asks for them.
 FIGURES: Mapping[Kind, Mapping[str, Figure]] = {
     "query.handshake": {},
     "train": _TRAIN,
@@ -180,7 +180,7 @@ FIGURES: Mapping[Kind, Mapping[str, Figure]] = {
     "evaluate.embed": {},
     "evaluate.assign": {f"assigned_{site:02}": Figure(0, 1, "test", grid=Shares()) for site in range(MAX_PROBED)},
 }
-# Whose number the weight of a reply is (`num-examples`); a handshake has none.
+# The split whose patients the weight of a reply counts (`num-examples`); a handshake has no weight.
 EXAMPLES_OF: Mapping[Kind, Split] = {
     "train": "train",
     "train.head": "train",
@@ -192,9 +192,9 @@ EXAMPLES_OF: Mapping[Kind, Split] = {
 
 
 def unspoken(kind: Kind, *, is_private: bool) -> set[str]:
-    """Figures of the table that an app must not tell: ε, which is the gateway's own to tell.
+    """Return the listed figures that an app must not report: ε, which the gateway reports itself.
 
-    And in a private study all that comes of training patients, for no noise covers it.
+    In a private study also every figure computed from training patients, because no noise protects it.
     """
     table = FIGURES[kind]
     of_train = {name for name, figure in table.items() if figure.fitted or "train" in SPLITS[figure.split]}

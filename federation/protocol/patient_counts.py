@@ -1,4 +1,4 @@
-"""How many patients the site has, by split, label and group: over so many a figure can be, and no more."""
+"""Count a site's patients by split, label and group: the upper bound of the patients that a figure covers."""
 
 import hashlib
 import sqlite3
@@ -12,7 +12,7 @@ from federation.protocol.metric_allowlist import ANY, LABELS, SPLITS, Figure
 from pipeline.evaluation.subgroups import groups_of
 from pipeline.site.folder import Site
 
-# Severity is judged among those who are not known to be PCR-negative, as in pipeline/cohort/dataset.py.
+# Severity is evaluated among patients who are not known to be PCR-negative, as in pipeline/cohort/dataset.py.
 _QUERY = """
 SELECT split, age_years, sex, json_extract(measures, '$.manufacturer'),
        pcr_positive, CASE WHEN pcr_positive = 0 THEN NULL ELSE severe END
@@ -22,7 +22,7 @@ FROM patients LEFT JOIN (SELECT tensor, measures FROM scans WHERE tensor IS NOT 
 
 @dataclass(frozen=True)
 class Patients:
-    """Counts of patients: in each split, in each split with any label, by (split, label, its value), and of groups.
+    """Counts of patients: by split; with any label, by split; by (split, label, its value); and by group.
 
     `in_group`: by (split, label, its value, group).
     """
@@ -33,7 +33,7 @@ class Patients:
     in_group: Mapping[tuple[str, str, bool, str], int] = field(default_factory=dict)
 
     def behind(self, figure: Figure) -> int:
-        """Over how many patients such a figure is here at least; 0 where it is not defined."""
+        """Return the smallest number of patients that this figure covers here; 0 if it is not defined."""
         splits = SPLITS[figure.split]
         if figure.label in ("", ANY):
             of = self.labelled if figure.label else self.of_split
@@ -49,7 +49,7 @@ class Patients:
         return min(numbers)
 
     def among(self, figure: Figure, of: Literal["all", "true", "false"]) -> int:
-        """Over how many patients a share of this kind is: with the figure's label, or of one class of it.
+        """Return how many patients a share covers: those with the figure's label, or with one value of it.
 
         Without a label: all patients of its splits.
         """
@@ -60,7 +60,7 @@ class Patients:
         return sum(self._of(figure, split, value) for split in splits for value in values)
 
     def prevalence(self, figure: Figure) -> float:
-        """The share of those with the figure's label of whom it is true; 0 where nobody has it."""
+        """Return the share with a true label among the patients with the figure's label; 0 if there are none."""
         return self.among(figure, "true") / max(1, self.among(figure, "all"))
 
     def _of(self, figure: Figure, split: str, value: bool) -> int:
@@ -70,7 +70,7 @@ class Patients:
 
 
 def training_patients(site: Site) -> frozenset[str]:
-    """The site's training patients as short digests, which never leave: to tell whether it is the same cohort."""
+    """Return short digests of the training patients, to recognise the same cohort; they never leave the site."""
     path = site.cohort_folder / "cohort.sqlite"
     if not path.is_file():
         return frozenset()
@@ -80,7 +80,7 @@ def training_patients(site: Site) -> frozenset[str]:
 
 
 def count_patients(site: Site) -> Patients:
-    """The counts of the site's cohort as it is now; none where there is no cohort."""
+    """Return the counts of the site's present cohort; empty if there is no cohort."""
     path = site.cohort_folder / "cohort.sqlite"
     if not path.is_file():
         return Patients()

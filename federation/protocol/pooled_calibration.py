@@ -1,7 +1,7 @@
-"""One calibration and one set of thresholds, made of what each site fitted to its validation patients.
+"""Pool the sites' calibrations and thresholds into one set.
 
-The server computes them. Each site's gateway computes them again in a process of its own, which reads answers from its
-standard input and writes settings to its standard output, both in JSON (`calibration_answers.check_settings`):
+The server computes it. Each site's gateway computes it again in a separate process, which reads answers from its
+standard input and writes settings to its standard output, both as JSON (`calibration_answers.check_settings`):
 
     python -m federation.protocol.pooled_calibration
 """
@@ -21,9 +21,9 @@ POINTS = ("rule_out", "rule_in")
 
 
 def pooled(answers: Sequence[Answer], *, is_robust: bool) -> tuple[dict[str, Platt], dict[str, dict[str, float]]]:
-    """By label the calibration, and the thresholds on raw logits, as far as the sites' answers give them.
+    """Return the calibration by label, and the thresholds on raw logits, as far as the sites' answers allow.
 
-    `is_robust`: by medians, which no single site can carry away.
+    `is_robust`: pool by medians, which no single site can distort.
     """
     pool = calibration.middle if is_robust else calibration.pool
     fits = {label: [fit for each in answers if (fit := fit_of(each, label))] for label in LABELS}
@@ -35,7 +35,7 @@ def pooled(answers: Sequence[Answer], *, is_robust: bool) -> tuple[dict[str, Pla
 
 
 def fit_of(figures: Answer, label: str) -> Platt | None:
-    """The calibration of a label that a site has fitted; None where it told none that its patients could have given."""
+    """Return a site's calibration of a label; None if it is missing or impossible for that number of patients."""
     names = (f"variance_slope_{label}", f"covariance_{label}", f"variance_intercept_{label}")
     needed = (f"slope_{label}", f"intercept_{label}", *names)
     if not set(needed) <= set(figures):
@@ -46,7 +46,7 @@ def fit_of(figures: Answer, label: str) -> Platt | None:
 
 
 def settings_of(fits: Mapping[str, Platt], thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Calibration and thresholds as the settings of a message."""
+    """Return calibration and thresholds as settings of a message."""
     settings: dict[str, float] = {}
     for label, platt in fits.items():
         settings |= {f"slope_{label}": platt.slope, f"intercept_{label}": platt.intercept}

@@ -1,4 +1,4 @@
-"""How the figures of several sites become one."""
+"""Pool the figures of several sites."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +8,9 @@ from federation.protocol.reply_validation import EXAMPLES
 
 
 def weighted_means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each figure over the sites that gave it, weighted by their examples.
+    """Return the mean of each figure over the sites that reported it, weighted by their examples.
 
-    A mean of AUROCs is that and no more: it is not the AUROC of all patients together.
+    A mean of AUROCs is not the AUROC of all patients together.
     """
     names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
     means = {}
@@ -22,6 +22,6 @@ def weighted_means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def middle_figures(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each figure over the sites that gave it: no single site can carry it away."""
+    """Return the median of each figure over the sites that reported it; no single site can distort it."""
     names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
     return {name: float(np.median([figure[name] for figure in reports if name in figure])) for name in names}

@@ -1,21 +1,21 @@
-"""Reasons why a study, a message or a reply is refused at either end."""
+"""Reasons for which either end refuses a study, a message or a reply."""
 
 from models.refusal import Reason
 
 SITE_MISSING = Reason(
     "E_SITE_MISSING",
     "the site did not answer in time",
-    "The round went on without it; look at the site's node and its log.",
+    "The round went on without it. Check the site's node and its log.",
 )
 SITE_FAILED = Reason(
     "E_SITE_FAILED",
     "the site reported a failure",
-    "Its own log holds the details, which do not leave the site.",
+    "The site's own log holds the details, which do not leave the site.",
 )
 REPLY_TWICE = Reason(
     "E_REPLY_TWICE",
     "the site answered more than once in one round",
-    "None of its answers counts; look at the site's node.",
+    "None of its answers counts. Check the site's node.",
 )
 REPLY_RECORDS = Reason(
     "E_REPLY_RECORDS",
@@ -24,23 +24,23 @@ REPLY_RECORDS = Reason(
 )
 REPLY_KEYS = Reason(
     "E_REPLY_KEYS",
-    "the reply names other tensors than the model has",
+    "the reply's tensors have other names than the model's",
     "Install the same version of fedthorax at the site and at the server.",
 )
 REPLY_SHAPE = Reason(
     "E_REPLY_SHAPE",
-    "a tensor of the reply has another shape or dtype than the model's",
+    "a tensor in the reply has another shape or dtype than the model's",
     "Install the same version of fedthorax at the site and at the server.",
 )
 REPLY_NOT_FINITE = Reason(
     "E_REPLY_NOT_FINITE",
-    "a tensor of the reply holds NaN or infinity",
-    "Training diverged at the site: lower the learning rate, and look at the site's cohort.",
+    "a tensor in the reply holds NaN or infinity",
+    "Training diverged at the site. Lower the learning rate, and check the site's cohort.",
 )
 REPLY_VARIANCE = Reason(
     "E_REPLY_VARIANCE",
-    "a variance of the reply is negative",
-    "Look at the site's log; such a variance cannot come from data.",
+    "a variance in the reply is negative",
+    "Check the site's log; data cannot produce such a variance.",
 )
 REPLY_METRICS = Reason(
     "E_REPLY_METRICS",
@@ -49,53 +49,53 @@ REPLY_METRICS = Reason(
 )
 REPLY_EXAMPLES = Reason(
     "E_REPLY_EXAMPLES",
-    "the reply's number of examples is not the number of patients that it is over, or beyond the study's limit",
-    "Repeat the task if the cohort changed while it ran; else look at the cohort's size and at the study's limit.",
+    "the reply's number of examples is not the number of patients that it covers, or exceeds the study's limit",
+    "Repeat the task if the cohort changed while it ran. Otherwise check the cohort's size and the study's limit.",
 )
 UPDATE_NORM = Reason(
     "E_UPDATE_NORM",
     "the length of the site's update is not a finite number",
-    "Look at the site's data and at the study's learning rate.",
+    "Check the site's data and the study's learning rate.",
 )
 HANDSHAKE = Reason(
     "E_HANDSHAKE",
-    "what the site tells of itself is not its version, two hashes and the band of its patients",
+    "the site's description of itself is not its version, two hashes and the band of its number of patients",
     "Install the same version of fedthorax at the site and at the server.",
 )
 REPLY_LEDGER = Reason(
     "E_REPLY_LEDGER",
-    "what the reply says about the site's ledger is not a hash and a number of lines",
+    "the reply's description of the site's ledger is not a hash and a number of lines",
     "Install the same version of fedthorax at the site and at the server.",
 )
 REPLY_LEDGER_CUT = Reason(
     "E_REPLY_LEDGER_CUT",
-    "the site's ledger has fewer lines than when it was last told of, or is no longer told of",
-    "Ask the site to verify its ledger (fedthorax node ledger --verify). If it restored an older one, begin a new run.",
+    "the site's ledger has fewer lines than it last reported, or is no longer reported",
+    "Ask the site to verify its ledger (fedthorax node ledger --verify). If it restored an older one, start a new run.",
 )
 MODEL_NOT_FINITE = Reason(
     "E_MODEL_NOT_FINITE",
-    "the replies were finite, but the model made of them is not",
-    "Lower the learning rates of strategy and sites, then resume the study.",
+    "the replies were finite, but the model computed from them is not",
+    "Lower the learning rates of the strategy and the sites, then resume the study.",
 )
 BEGIN_UNLIKE = Reason(
     "E_BEGIN_UNLIKE",
-    "the release that the study begins from has another network or preprocessing, or weights that training does not "
-    "make",
-    "Give the study the [network] and [preprocessing] of the release's own study, as they stand in its model.json.",
+    "the release that the study starts from has another network or preprocessing, or weights that training cannot "
+    "produce",
+    "Give the study the [network] and [preprocessing] of the release's own study, as stated in its model.json.",
 )
 BEGIN_UNKNOWN = Reason(
     "E_BEGIN_UNKNOWN",
-    "the server has no release of the name that the study begins from",
-    "Put the release's folder into SERVER_DIR/releases; begin_from is the SHA-256 that its card.md tells first.",
+    "the server does not have the release that the study starts from",
+    "Put the release's folder into SERVER_DIR/releases. begin_from is the SHA-256 at the top of its card.md.",
 )
 THRESHOLDS = Reason(
     "E_THRESHOLDS",
-    "the calibration or the thresholds of a test are not those that the sites' calibrations give",
-    "Install the same version of fedthorax at the site and at the server. If they are the same, the server chose them: "
-    "ask the study's office why.",
+    "the calibration or the thresholds of a test do not follow from the sites' calibrations",
+    "Install the same version of fedthorax at the site and at the server. If they are the same, the server chose other "
+    "settings: ask the study's office why.",
 )
 EMBEDDINGS = Reason(
     "E_EMBEDDINGS",
-    "this site lets no statistics of the network's features out",
+    "this site does not allow statistics of the network's features to leave",
     "The audit goes on without this site. To allow them, set embedding_statistics in [gateway] of site.toml.",
 )

@@ -1,16 +1,16 @@
-"""The files of a release from which a study may begin: at a site, and in a run's folder. Light: without torch."""
+"""The files of a release that a study may start from, at a site and in a run's folder. Works without torch."""
 
 import hashlib
 from pathlib import Path
 
 from pipeline.system.atomic_files import write_durably
 
-BEGINS_FROM = "begins-from"  # the folder of a site or of a run with such releases
-FILES = ("model.safetensors", "model.json")  # of a release; the second one last, for it names the first
+BEGINS_FROM = "begins-from"  # the folder of such releases at a site or in a run
+FILES = ("model.safetensors", "model.json")  # the description comes last: it names the weights
 
 
 def copy_release(release: Path, folder: Path) -> str:
-    """Copy what is needed of a release into `folder`, under its name, which is returned. Raises OSError."""
+    """Copy a release's files into `folder`, under its SHA-256, and return that. Raises OSError."""
     weights, description = ((release / name).read_bytes() for name in FILES)
     sha256 = hashlib.sha256(description).hexdigest()
     (folder / sha256).mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,8 +1,8 @@
-"""What one site's reply must be before it may count, and what of a refused one may be shown.
+"""Check a site's reply at the server before it counts, and reduce a refused one to a code.
 
-A reply comes from outside: its names, shapes, numbers and texts may be anything. Checked here is what is true
-or false of a reply alone (`refusal_code`), whether its ledger goes on from where it was (`LedgerHead`), and its size
-against the other sites' (`longest`).
+A reply is untrusted: its names, shapes, numbers and texts may be anything. This module checks a reply by itself
+(`refusal_code`), whether its ledger continues from the last known line (`LedgerHead`), and its length against those of
+the other sites (`longest`).
 """
 
 import math
@@ -22,36 +22,36 @@ from federation.protocol.error_codes import code_in
 from federation.protocol.metric_allowlist import Figure
 from models.refusal import Reason
 
-EXAMPLES = "num-examples"  # Flower's own name for the weight of a reply
+EXAMPLES = "num-examples"  # Flower's name for the weight of a reply
 
-LEDGER = "ledger"  # the record in which a site's gateway tells how far its ledger has grown
+LEDGER = "ledger"  # the record in which a site's gateway reports the head of its ledger
 _ARRAYS = ("arrays", "buffers", "moments", "looks")  # the records of arrays, as `Expected` names them
-CALIBRATIONS = "calibrations"  # the record of a test's message in which the server tells the sites' calibrations
-ABOUT = "site"  # the record in which a site tells of itself in the handshake
+CALIBRATIONS = "calibrations"  # the record of a test in which the server sends the sites' calibrations
+ABOUT = "site"  # the record in which a site describes itself in the handshake
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-# The longest update where no majority can tell what is usual, in lengths of the model: as much as a gateway allows.
+# Limit of an update, in lengths of the model, if too few sites form a majority; a gateway's limit is the same.
 _LENGTHS_ALONE = 2.0
 
-Kept = TypeVar("Kept")  # what stays of a valid reply
+Kept = TypeVar("Kept")  # what `sift` keeps of a valid reply
 
 
 @dataclass(frozen=True)
 class LedgerHead:
-    """The newest line of a site's ledger: its SHA-256 in hex digits, and how many lines lead to it; none: "" and 0.
+    """The newest line of a site's ledger: its SHA-256 in hex digits, and the number of lines; "" and 0 if empty.
 
-    Kept at the server and sent back to the site, so that neither can cut off the ledger's end unnoticed.
+    The server keeps it and sends it back to the site, so that neither can cut off the ledger's end unnoticed.
     """
 
     head: str = ""
     lines: int = 0
 
     def follows(self, last: "LedgerHead") -> bool:
-        """Whether a ledger that once ended in `last` may end in this one now: longer, or the same."""
+        """Tell whether a ledger that once ended in `last` may now end in this head: longer, or unchanged."""
         return self.lines > last.lines or self == last
 
     def config(self) -> dict[str, str | int]:
-        """As a site is told of it."""
+        """Return the head as settings of a message to the site."""
         return {"ledger-head": self.head, "ledger-lines": self.lines}
 
 
@@ -62,11 +62,11 @@ NO_HEAD = LedgerHead()
 class Expected:
     """What each reply of a round is compared with.
 
-    `arrays` and `buffers` are the global model that was sent out; empty where none is to come back. `metrics` are
-    the figures that a reply may bring, each within its range (a site with few patients leaves some out), besides the
-    number of examples, which is 1 to `max_examples` and always there. `moments` and `looks` are arrays of the shapes of
-    the `mean` and the `variance` that are to come back, if any. `about`: of a handshake alone, which brings no figures:
-    whether a record is what a site tells of itself.
+    `arrays` and `buffers` are the global model that was sent; empty if no model is expected back. `metrics` are the
+    figures that a reply may contain, each within its range; a site with few patients omits some. The number of examples
+    is always required, from 1 to `max_examples`. `moments` and `looks` are arrays with the shapes of the expected
+    `mean` and `variance`, if any. `about`: for a handshake only, which has no figures: tells whether a record is a
+    valid description of a site.
     """
 
     arrays: Mapping[str, NDArray]
@@ -79,22 +79,21 @@ class Expected:
 
 
 def encode(arrays: Mapping[str, NDArray]) -> ArrayRecord:
-    """Flower's record of named arrays, sorted by name.
+    """Encode named arrays as Flower's record, sorted by name.
 
-    Several of Flower's strategies join arrays by their place and not by their name, so every record that they
-    see has one order.
+    Several of Flower's strategies match arrays by position, not by name, so every record must have the same order.
     """
     return ArrayRecord({name: Array(np.asarray(arrays[name])) for name in sorted(arrays)})
 
 
 def decode(record: ArrayRecord) -> dict[str, NDArray]:
-    """The arrays of a record of ours, or of one that `validate` has let through."""
+    """Return the arrays of our own record, or of one that `validate` accepted."""
     return {name: array.numpy() for name, array in record.items()}
 
 
 @dataclass(frozen=True)
 class Sifted(Generic[Kept]):
-    """A round's answers by site: of those that count what was kept, of others the code, and the ledgers' new heads."""
+    """A round's replies by site: what was kept of valid ones, the code of others, and the new heads of ledgers."""
 
     valid: dict[int, Kept]
     refused: dict[int, str]
@@ -110,9 +109,9 @@ def sift(
 ) -> Sifted[Kept]:
     """Sort the replies of the sites that were asked, in the order of `asked`.
 
-    Each reply is judged as it comes, and is let go before the next; what stays of a valid one is what `keep` makes of
-    it. An answer from a node that was not asked counts for nothing; the server's own errors for a lost node come as
-    such. A head is taken from a refused reply as well: the site's ledger holds that reply too.
+    Each reply is checked as it arrives, and released before the next; of a valid one, only the result of `keep` stays.
+    Replies from nodes that were not asked are ignored; the server's own errors for lost nodes arrive as replies. A head
+    is also taken from a refused reply, because the site's ledger holds that reply too.
     """
     codes: dict[int, str | None] = dict.fromkeys(asked, reasons.SITE_MISSING.code)
     kept: dict[int, Kept] = {}
@@ -138,10 +137,10 @@ def sift(
 
 
 def refusal_code(reply: Message, expected: Expected, last_head: LedgerHead = NO_HEAD) -> str | None:
-    """The code for which a site's reply does not count, or None.
+    """Return the code for which a site's reply does not count, or None.
 
-    `last_head`: how the site's ledger ended when it was last told of; a ledger that has become shorter since, or is
-    no longer told of, has been cut.
+    `last_head`: the end of the site's ledger as last reported. A ledger that is now shorter, or is no longer reported,
+    has been cut.
     """
     if reply.has_error():
         return code_in(reply.error.reason)
@@ -152,18 +151,18 @@ def refusal_code(reply: Message, expected: Expected, last_head: LedgerHead = NO_
 
 
 def shows_itself(code: str) -> bool:
-    """Whether a site that does not count for this reason sent something that no honest site sends.
+    """Tell whether this code means that the site sent something that no honest site sends.
 
-    A site that is missing or reports a failure may be as honest as any.
+    A site that is missing or reports a failure may be honest.
     """
     return code.startswith("E_REPLY_") or code == reasons.UPDATE_NORM.code
 
 
 def validate(reply: Message, expected: Expected) -> Reason | None:
-    """Why this reply may not count, or None when it may.
+    """Return the reason why this reply may not count, or None.
 
-    Flower's aggregation broadcasts wrong shapes silently, spreads NaN, believes any weight, and ends the
-    whole run on an unknown name; so names, shapes, dtypes and numbers have to agree exactly with `expected`.
+    Flower's aggregation silently broadcasts wrong shapes, propagates NaN, accepts any weight, and ends the whole run on
+    an unknown name. Names, shapes, dtypes and numbers must therefore agree exactly with `expected`.
     """
     if reply.has_error() or not reply.has_content():
         return reasons.SITE_FAILED
@@ -198,14 +197,14 @@ def _check_arrays(record: ArrayRecord, current: Mapping[str, NDArray]) -> Reason
 
 
 def read_array(array: Array, like: NDArray) -> NDArray | None:
-    """The array if it is of the shape and dtype of `like`, in its label as well as in its bytes."""
+    """Return the array if its label and its bytes both have the shape and dtype of `like`; else None."""
     if (array.dtype, tuple(array.shape)) != (str(like.dtype), like.shape):
         return None
     try:
         value = array.numpy()
-    except Exception:  # whatever hostile bytes make numpy raise, they are not our array
+    except Exception:  # whatever numpy raises on hostile bytes, they are not our array
         return None
-    if not isinstance(value, np.ndarray):  # a zip archive loads as something that is no array
+    if not isinstance(value, np.ndarray):  # a zip archive loads as something that is not an array
         return None
     return value if (value.dtype, value.shape) == (like.dtype, like.shape) else None
 
@@ -218,13 +217,13 @@ def _check_metrics(metrics: MetricRecord, expected: Expected) -> Reason | None:
         return reasons.REPLY_EXAMPLES
     for name, allowed in expected.metrics.items():
         value = metrics.get(name, allowed.low)
-        if not isinstance(value, int | float) or not allowed.low <= value <= allowed.high:  # nor is NaN
+        if not isinstance(value, int | float) or not allowed.low <= value <= allowed.high:  # NaN is refused too
             return reasons.REPLY_METRICS
     return None
 
 
 def ledger_head(reply: Message) -> LedgerHead | None:
-    """Where the site's ledger ends, empty if the reply does not tell; None if what it tells is none."""
+    """Return the head of the site's ledger, empty if not reported; None if the record is invalid."""
     if not reply.has_content() or LEDGER not in reply.content:
         return NO_HEAD
     record = reply.content[LEDGER]
@@ -237,13 +236,13 @@ def ledger_head(reply: Message) -> LedgerHead | None:
 
 
 def figures(reply: Message) -> dict[str, float]:
-    """The metrics of a reply that `validate` has let through, the number of examples among them."""
+    """Return the metrics of a reply that `validate` accepted, including the number of examples."""
     return {name: float(value) for name, value in reply.content.metric_records["metrics"].items()}  # type: ignore[arg-type]
 
 
 def update_norm(new: Mapping[str, NDArray], old: Mapping[str, NDArray]) -> float:
-    """Euclidean length of an update over all tensors but counters, summed in float64."""
-    with np.errstate(over="ignore"):  # an overflow is an infinite norm, which `GuardedStrategy` refuses
+    """Return the Euclidean length of an update over all tensors except counters, summed in float64."""
+    with np.errstate(over="ignore"):  # an overflow gives an infinite length, which `GuardedStrategy` refuses
         squares = (
             float(np.sum(np.square(new[name].astype(np.float64) - old[name]))) for name in old if not is_counter(name)
         )
@@ -251,13 +250,13 @@ def update_norm(new: Mapping[str, NDArray], old: Mapping[str, NDArray]) -> float
 
 
 def longest(norms: Iterable[float], factor: float, *, model_norm: float) -> float:
-    """The length that no update of a round may exceed: `factor` times the low median of `norms`, which are finite.
+    """Return the limit of an update's length: `factor` times the low median of `norms`, which are finite.
 
-    The low median keeps one huge norm among four from lifting the bound. What is longer is clipped and not refused, so
-    that a hospital which takes many more steps than the others still counts, at the bound. Of two updates the bound is
-    that many times the shorter: a hostile site can hold the model still, which shows in each round's report, but cannot
-    replace it. Fewer than three updates are no majority, and may both be far too long: the bound is then also twice the
-    length of the model that went out (`model_norm`), if that is not zero.
+    The low median keeps one huge norm among four from raising the limit. A longer update is clipped, not refused, so
+    that a hospital which takes many more steps than the others still counts. With two updates, the limit is a multiple
+    of the shorter one: a hostile site can then slow the model down, which each round's report shows, but cannot replace
+    it. Fewer than three updates form no majority, and both may be far too long. The limit is then also at most twice
+    the length of the model that was sent (`model_norm`), if that is not zero.
     """
     known = list(norms)
     bound = factor * statistics.median_low(known) if known else math.inf
@@ -265,5 +264,5 @@ def longest(norms: Iterable[float], factor: float, *, model_norm: float) -> floa
 
 
 def length(tensors: Mapping[str, NDArray]) -> float:
-    """Euclidean length of tensors, counters left out."""
+    """Return the Euclidean length of tensors, without counters."""
     return update_norm(tensors, {name: np.zeros((), array.dtype) for name, array in tensors.items()})

@@ -1,12 +1,12 @@
-"""Simulated sites: one machine plays the nodes of several site folders, which an environment variable lists."""
+"""Simulated sites: one machine runs the nodes of several site folders, listed in an environment variable."""
 
 import os
 from pathlib import Path
 
-SIMULATED = "FEDTHORAX_SIMULATED_SITES"  # folders joined by os.pathsep; a node plays the one of its partition-id
+SIMULATED = "FEDTHORAX_SIMULATED_SITES"  # folders joined by os.pathsep; a node's partition-id is its index
 
 
 def simulated_folders() -> list[Path]:
-    """The folders, in the order of Flower's partitions; none where the nodes are real."""
+    """Return the folders in the order of Flower's partitions; empty if the nodes are real."""
     listed = os.environ.get(SIMULATED, "")
     return [Path(folder) for folder in listed.split(os.pathsep)] if listed else []

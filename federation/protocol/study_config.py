@@ -1,4 +1,4 @@
-"""A study: study.toml in one model, sent as JSON to the server's app and to every site's."""
+"""The settings of a study: study.toml as one model, sent as JSON to the server's app and to every site's."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -17,8 +17,8 @@ MAX_SEED = 2**31 - 1
 class StudyNetwork(NetworkSettings):
     """[network]: the networks that a study may train. Narrower than what a release may hold.
 
-    Features of age and sex are few and fixed, and ages come in bands: with many features that are learnt, each with a
-    threshold of its own, one round's update tells age, sex and label of single patients.
+    The features of age and sex are few and fixed, and ages are grouped into bands. With many learnt features, each with
+    its own threshold, one round's update would reveal age, sex and label of single patients.
     """
 
     tabular_features: int = Field(default=8, ge=1, le=16)
@@ -27,7 +27,7 @@ class StudyNetwork(NetworkSettings):
 
 
 class StudyTraining(TrainSettings):
-    """[training] of a study: steps that follow the data and mix many patients."""
+    """[training] of a study: its limits keep each step an average over many patients."""
 
     learning_rate: float = Field(default=0.05, ge=1e-4, le=0.5)
     momentum: float = Field(default=0.9, ge=0.5, lt=1)
@@ -35,37 +35,37 @@ class StudyTraining(TrainSettings):
 
 
 class StudyTable(BaseModel, extra="forbid"):
-    """[study]: how long, with whom, under which conditions."""
+    """[study]: duration, participants and conditions."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     rounds: int = Field(ge=1, le=1000)
     local_epochs: int = Field(default=2, ge=1, le=50)
-    local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps of a round in place of epochs; 0: epochs
+    local_steps: int = Field(default=0, ge=0, le=100_000)  # optimiser steps per round instead of epochs; 0: epochs
     seed: int = Field(default=1, ge=0, le=MAX_SEED)
-    seeds: tuple[int, ...] = ()  # one run for each; none: one run with `seed`
-    begin_from: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # name of the release whose weights come first
-    sites: int = Field(ge=1)  # how many are waited for before round 1
-    sites_per_round: int = Field(default=0, ge=0)  # so many are drawn for each round; 0: all that are there
-    quorum: int = Field(ge=1)  # fewer valid replies, and a round is lost
+    seeds: tuple[int, ...] = ()  # one run per seed; empty: one run with `seed`
+    begin_from: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")  # the release with the first weights
+    sites: int = Field(ge=1)  # how many sites to wait for before round 1
+    sites_per_round: int = Field(default=0, ge=0)  # how many sites are drawn for each round; 0: all connected ones
+    quorum: int = Field(ge=1)  # with fewer valid replies, a round is lost
     wait_s: float = Field(default=300, gt=0)  # how long to wait for sites
-    round_timeout_s: float = Field(default=3600, gt=0)  # a slower reply is missed
-    synthetic: bool = False  # true where the sites are phantoms; the release will say so
+    round_timeout_s: float = Field(default=3600, gt=0)  # a later reply does not count
+    synthetic: bool = False  # true if the sites are phantoms; the release will say so
 
     @property
     def asked_a_round(self) -> int:
-        """To how many sites a round goes where all that are waited for are there."""
+        """How many sites a round asks when all expected sites are connected."""
         return min(self.sites_per_round or self.sites, self.sites)
 
 
 class StrategyTable(BaseModel, extra="forbid"):
-    """[strategy]: a strategy by name, with its own options; see `federation.strategy.flower_strategies`."""
+    """[strategy]: the name of a strategy and its options; see `federation.strategy.flower_strategies`."""
 
     name: str = "CenteredClip"
     options: dict[str, float] = {}
 
 
 class WireTable(BaseModel, extra="forbid"):
-    """[wire]: how weights travel."""
+    """[wire]: the precision in which weights are sent."""
 
     precision: Literal["float32", "float16"] = (
         "float32"  # float16: half the bytes; see `federation.protocol.half_precision`
@@ -73,7 +73,7 @@ class WireTable(BaseModel, extra="forbid"):
 
 
 class StoppingTable(BaseModel, extra="forbid"):
-    """[stopping]: end before the last round where the sites' mean validation figure no longer rises."""
+    """[stopping]: end early when the sites' mean validation figure no longer rises."""
 
     figure: Literal["auroc_severe", "auroc_pcr_positive"] = "auroc_severe"
     patience_rounds: int = Field(ge=1, le=1000)  # rounds without a rise of `least_gain`
@@ -83,12 +83,12 @@ class StoppingTable(BaseModel, extra="forbid"):
 class EvaluationTable(BaseModel, extra="forbid"):
     """[evaluation]: what the report at the end of a run compares the federated model with."""
 
-    local_models: bool = False  # each site alone, by as many rounds: as much training again
-    leave_one_out: bool = False  # federations without one site each: as many trainings as there are sites
-    pooled: bool = False  # all patients in one place: in a simulation alone, where they lie on one machine
-    fine_tune: bool = False  # the final model's head, fitted once more to each site
-    compared_sites: int = Field(default=0, ge=0)  # of so many, drawn by the seed, the models of single sites; 0: of all
-    shortcut_audit: bool = True  # does the embedding tell the site, do tags alone tell the label?
+    local_models: bool = False  # each site trained alone for as many rounds: doubles the training
+    leave_one_out: bool = False  # one federation without each site: as many trainings as there are sites
+    pooled: bool = False  # all patients in one place: only in a simulation, where one machine holds them
+    fine_tune: bool = False  # the final model's head, fitted again to each site
+    compared_sites: int = Field(default=0, ge=0)  # single sites to compare, drawn by the seed; 0: all
+    shortcut_audit: bool = True  # can the embedding predict the site, and tags alone the label?
 
 
 class Study(BaseModel, extra="forbid"):
@@ -148,9 +148,9 @@ class Study(BaseModel, extra="forbid"):
         asked = self.evaluation
         extra = asked.local_models or asked.leave_one_out or asked.pooled or asked.fine_tune
         if self.privacy is not None and extra:
-            raise ValueError("[privacy] pays for one model: no local_models, leave_one_out, pooled or fine_tune")
+            raise ValueError("[privacy] covers one model: remove local_models, leave_one_out, pooled and fine_tune")
         if self.privacy is not None and self.study.local_steps:
-            raise ValueError("[privacy] counts epochs: no local_steps")
+            raise ValueError("[privacy] counts epochs: remove local_steps")
         return self
 
     @model_validator(mode="after")
@@ -159,36 +159,36 @@ class Study(BaseModel, extra="forbid"):
         if not self.study.begin_from:
             return self
         if self.privacy is not None:
-            raise ValueError("[privacy] counts what this study learns, not what a release before it did: no begin_from")
+            raise ValueError("[privacy] does not count what a release learnt before this study: remove begin_from")
         if asked.local_models or asked.leave_one_out or asked.pooled:
             raise ValueError(
-                "a study with begin_from is compared with no local_models, leave_one_out or pooled: these begin anew, "
-                "and the release may have learnt from the site that is left out"
+                "a study with begin_from allows no local_models, leave_one_out or pooled: these models start from the "
+                "seed, and the release may have learnt from the site that is left out"
             )
         return self
 
     def with_seed(self, seed: int) -> "Study":
-        """The study of one run."""
+        """Return the study of one run, with this seed."""
         return self.model_copy(update={"study": self.study.model_copy(update={"seed": seed, "seeds": ()})})
 
     @property
     def proximal_mu(self) -> float:
-        """How strongly FedProx holds a site's weights near the global ones; 0 with any other strategy."""
+        """How strongly FedProx keeps a site's weights near the global ones; 0 with any other strategy."""
         return self.strategy.options.get("proximal_mu", 0.0)
 
     @property
     def epochs_a_round(self) -> int:
-        """Local epochs of a round; where it is counted in steps, these are one epoch."""
+        """Local epochs of a round; if a round is counted in steps, these are one epoch."""
         return 1 if self.study.local_steps else self.study.local_epochs
 
     @property
     def total_epochs(self) -> int:
-        """Local epochs over all rounds; baselines are trained for as many."""
+        """Local epochs over all rounds; baselines are trained for the same number."""
         return self.study.rounds * self.epochs_a_round
 
     @property
     def private_round(self) -> PrivateRound | None:
-        """What a round costs each site of its privacy budget; None where the study has no [privacy]."""
+        """What a round costs of each site's privacy budget; None if the study has no [privacy]."""
         if self.privacy is None:
             return None
         return PrivateRound(
@@ -199,12 +199,12 @@ class Study(BaseModel, extra="forbid"):
         )
 
     def schedule(self, round_number: int) -> Schedule:
-        """The stretch of training that belongs to a round (1, 2, ...)."""
+        """Return the part of the training schedule that belongs to a round (1, 2, ...)."""
         epochs = self.epochs_a_round
         first = (round_number - 1) * epochs
         return Schedule(first, epochs, self.total_epochs, steps=self.study.local_steps)
 
 
 def preprocessing_of(study_file: Path | None) -> Preprocessing:
-    """The preprocessing that a study file asks for; the default without one."""
+    """Return the preprocessing in a study file; the default without a file."""
     return Preprocessing() if study_file is None else load_settings(study_file, Study).preprocessing

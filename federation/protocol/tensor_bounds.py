@@ -1,7 +1,7 @@
-"""How far training may move each tensor, filter and channel of a network, and how long a tensor may become.
+"""Bounds on how far training may move each tensor, filter and channel, and on how long a tensor may become.
 
-A server that could choose weights freely could make an update tell of single patients. The gateway holds every model
-to these bounds, and so does a study that begins from a release. Used where torch is.
+A server that could choose weights freely could choose weights whose update reveals single patients. The gateway checks
+every model against these bounds, and a study that starts from a release checks it as well. Needs torch.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Bound(NamedTuple):
     """How far a tensor may move in a round, and how long it may become, as root mean squares.
 
-    In a round by `share` of its own (now or at the seed, whichever is larger), or by `floor` where that is more. It
-    becomes no longer than `times` its own at the seed, or than `longest` where that is more.
+    In a round it may move by `share` of its length (now or at the seed, whichever is larger), or by `floor` if that is
+    larger. Its length may reach `times` its length at the seed, or `longest` if that is larger.
     """
 
     share: float
@@ -29,21 +29,22 @@ class Bound(NamedTuple):
 
 
 # About twice what training did with the default study at one hospital of 60 to 400 synthetic patients, in a round and
-# over 20 rounds. docs/one-reply.md has the measurement. Weights on age and sex are held to 0.4 by training itself.
+# over 20 rounds (measured in docs/one-reply.md). Training itself limits the weights on age and sex to 0.4.
 _CONVOLUTION = Bound(0.7, 0, 3, 0)
 _FIRST_CONVOLUTION = Bound(2.5, 0, 6, 0)
 _NORM_SCALE = Bound(0.12, 0, 2, 0)
 _NORM_SHIFT = Bound(0, 0.1, 0, 0.6)  # zero at the seed
 _HEAD_OF_SCAN, _HEAD_OF_AGE_AND_SEX, _HEAD_BIAS = Bound(3, 0, 0, 0.6), Bound(3, 0, 0, 0.6), Bound(0, 0.25, 0, 1.2)
 _OTHER = Bound(0.7, 0.05, 6, 0.6)
-_UNBOUNDED = 1e30  # running means and variances have no length that says something
+_UNBOUNDED = 1e30  # the length of running means and variances has no meaning
 _RUNNING_MEAN, _RUNNING_VARIANCE = Bound(4, 6, 0, _UNBOUNDED), Bound(16, 16, 0, _UNBOUNDED)
 _FIXED = Bound(0, 0, 1, 0)
 _USUAL_RATE, _USUAL_EPOCHS = 0.05, 2
 
-# How far one filter or channel may be from the seed's over a whole run, filters as a share of their own length. It is
-# 1.5 to 2 times what training did in 20 rounds with 300 synthetic patients (docs/one-reply.md), and less than 1 for
-# filters, else one could be replaced by any other. Those of the first convolution and stage moved further: not held.
+# How far one filter or channel may be from the seed's during a whole run; filters as a share of their own length. These
+# are 1.5 to 2 times what training did in 20 rounds with 300 synthetic patients (docs/one-reply.md). For filters the
+# share is less than 1, because a filter could otherwise be replaced by any other. Filters of the first convolution and
+# the first stage moved further; they are not bounded here.
 _FILTER = 0.85
 _STEM_SCALE, _STEM_SHIFT, _SCALE, _SHIFT = 1.0, 0.7, 0.5, 0.4
 _HELD_STAGES = (".layer2.", ".layer3.", ".layer4.")
@@ -51,9 +52,9 @@ _USUAL_ROUNDS = 40
 
 
 class Part(NamedTuple):
-    """One tensor of a packed array, or a piece of it: where it begins, its root mean square at the seed, its bound.
+    """A tensor in a packed array, or a piece of it: where it begins, its root mean square at the seed, and its bound.
 
-    `longest` is what the piece's root mean square may become.
+    `longest`: the largest root mean square that the piece may reach.
     """
 
     start: int
@@ -68,9 +69,9 @@ def _faster(learning_rate: float, epochs: int) -> float:
 
 
 class Reach(NamedTuple):
-    """A filter or channel of a packed array, or a longer piece: where it begins, and how far it may be from the seed's.
+    """A filter or channel of a packed array, or a longer piece: its start, and its largest distance from the seed's.
 
-    `farthest` is a root mean square, and holds for the whole run.
+    `farthest`: a root mean square; it holds for the whole run.
     """
 
     start: int
@@ -78,7 +79,7 @@ class Reach(NamedTuple):
 
 
 def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int, rounds: int) -> dict[str, list[Reach]]:
-    """The pieces of the packed weights of a network that is trained at this rate, for so many epochs and rounds."""
+    """Return the pieces of a network's packed weights with their bounds, for a training of these settings."""
     from federation.protocol.flat_weights import group_of
 
     longer = _faster(learning_rate, epochs) * max(1.0, rounds / _USUAL_ROUNDS)
@@ -96,9 +97,9 @@ def reaches_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int,
 
 
 def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
-    """The filters or channels of a tensor, each with how far it may be from the seed's.
+    """Yield the filters or channels of a tensor, each with its largest distance from the seed's.
 
-    A filter that may be replaced, or a shift that may be large, makes a unit that answers to one patient alone.
+    A replaced filter, or a large shift, can create a unit that responds to a single patient.
     """
     is_backbone = name.startswith("backbone.")
     if is_backbone and tensor.ndim > 2 and any(stage in name for stage in _HELD_STAGES):
@@ -114,7 +115,7 @@ def _held(name: str, tensor: "Tensor") -> "Iterator[tuple[Tensor, float]]":
 
 
 def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -> dict[str, list[Part]]:
-    """The tensors of each packed array of a network that is trained at this rate for so many epochs a round."""
+    """Return the tensors of each packed array of a network with their bounds, for a training of these settings."""
     from federation.protocol.flat_weights import group_of
 
     faster = _faster(learning_rate, epochs)
@@ -134,9 +135,9 @@ def parts_of(network: "SeverityNetwork", *, learning_rate: float, epochs: int) -
 
 
 def _pieces(name: str, tensor: "Tensor", features: int) -> "Iterator[tuple[Tensor, Bound]]":
-    """A tensor with its bound; the head's weights label by label, those on the scan apart from those on age and sex.
+    """Yield a tensor with its bound; of the head, each label's weights on the scan and those on age and sex separately.
 
-    Large weights on age and sex alone would make an update a count of patients in a group.
+    Large weights on age and sex alone would turn an update into a count of the patients in a group.
     """
     if name == "head.weight":
         for row in tensor:

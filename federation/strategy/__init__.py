@@ -1,4 +1,4 @@
-"""Makes one model of the hospitals' replies: the guarded strategy, aggregation, sampling, checkpoints.
+"""Combine the hospitals' replies into one model: the guarded strategy, aggregation, sampling, checkpoints.
 
-May import `protocol` and what is below. Begin with `guarded`.
+May import `protocol` and the rooms below it. Begin with `guarded`.
 """

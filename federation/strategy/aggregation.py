@@ -1,8 +1,8 @@
-"""Flower's strategies over replies that lie on disk, with the results that they have over replies in memory.
+"""Run Flower's strategies over replies on disk, with the same results as over replies in memory.
 
-A mean takes one reply after the other, so Flower is given arrays that are read when it asks for their numbers. A robust
-strategy needs all sites at once, but only one place of the model at a time, and is run over one part of it after the
-other; what Krum and centred clipping compare is whole models, see `_points`.
+A mean processes one reply after another, so Flower receives arrays whose numbers are read on demand. A robust strategy
+needs all sites at once, but only one part of the model at a time, and runs over the parts in turn. Krum and centred
+clipping compare whole models; see `_points`.
 """
 
 import gc
@@ -24,12 +24,12 @@ from federation.strategy.centered_clip import CenteredClip
 from federation.strategy.flower_strategies import is_robust
 from federation.strategy.reply_files import Filed
 
-PART_NUMBERS = 2**20  # of all sites together, which a robust strategy is given at once
-LEAST_NUMBERS = 2**14  # of each site: with fewer most of the work would be Flower's around them
+PART_NUMBERS = 2**20  # of all sites together, in one part for a robust strategy
+LEAST_NUMBERS = 2**14  # of each site in one part: with fewer, Flower's overhead would dominate
 
 
 class Part(NamedTuple):
-    """Some numbers of one of the model's arrays, which is seen as a row."""
+    """A range of one of the model's arrays, flattened."""
 
     name: str
     at: slice
@@ -37,11 +37,11 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Aggregation:
-    """One round for a strategy: `replies` in the order in which they are summed, and their weights.
+    """One round of a strategy: `replies` in the order in which they are summed, and their weights.
 
-    `model` are the arrays that went out. A robust strategy is given updates in float64 instead of weights. Medians,
-    trimmed means and Krum's distances are the same for both, but Flower computes a distance as |x|² + |y|² - 2xy, in
-    which float32 loses an update that is small beside the weights.
+    `model`: the arrays that were sent out. A robust strategy receives updates in float64 instead of weights. Medians,
+    trimmed means and Krum's distances are the same for both. But Flower computes a distance as |x|² + |y|² - 2xy, and
+    in float32 this loses an update that is small compared with the weights.
     """
 
     inner: FedAvg
@@ -51,7 +51,7 @@ class Aggregation:
     model: Mapping[str, NDArray]
 
     def run(self) -> dict[str, NDArray] | None:
-        """The new arrays, of the shapes and dtypes of the model; None where the strategy makes none."""
+        """Return the new arrays, with the model's shapes and dtypes; None if the strategy returns none."""
         inner, number = self.inner, self.number
         whole = [Part(name, slice(None)) for name in sorted(self.model)]
         if isinstance(inner, MultiKrum):
@@ -67,7 +67,7 @@ class Aggregation:
             )
 
     def _joined(self, made: Iterable[tuple[Sequence[Part], ArrayRecord | None]]) -> dict[str, NDArray] | None:
-        """The model from its parts. Some strategies compute in float64; the model keeps its own dtypes."""
+        """Join the model's parts. Some strategies compute in float64; the model keeps its own dtypes."""
         rows = {name: np.empty(array.size, array.dtype) for name, array in self.model.items()}
         for parts, record in made:
             if record is None:
@@ -77,7 +77,7 @@ class Aggregation:
         return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
 
     def _messages(self, parts: Sequence[Part], places: Iterable[int] | None = None) -> list[Message]:
-        """Replies, all or those at `places`, as Flower is given them; their numbers are still on disk."""
+        """Return the replies (all, or those at `places`) as messages for Flower; their numbers are still on disk."""
         return [self._message(place, parts) for place in (range(len(self.replies)) if places is None else places)]
 
     def _message(self, place: int, parts: Sequence[Part]) -> Message:
@@ -93,11 +93,11 @@ class Aggregation:
         return row - self._origin(part) if is_robust(self.inner) else row.reshape(self.model[part.name].shape)
 
     def _origin(self, part: Part) -> NDArray | int:
-        """Where updates begin."""
+        """Return the model's values, which updates are measured from; 0 if the strategy receives weights."""
         return self.model[part.name].reshape(-1)[part.at].astype(np.float64) if is_robust(self.inner) else 0
 
     def _centred(self, inner: CenteredClip) -> dict[str, NDArray]:
-        """The model moved by centred clipping."""
+        """Return the model moved by centred clipping."""
         shares = inner.shares(self._points().T, self.weights)
         rows = {name: np.empty(array.size, array.dtype) for name, array in self.model.items()}
         for part in self._parts():
@@ -108,7 +108,7 @@ class Aggregation:
         return {name: row.reshape(self.model[name].shape) for name, row in rows.items()}
 
     def _parts(self) -> Iterator[Part]:
-        """All of the model, in parts of which all sites' are small together."""
+        """Yield the whole model in parts that are small even for all sites together."""
         length = max(LEAST_NUMBERS, PART_NUMBERS // len(self.replies))
         for name in sorted(self.model):
             for start in range(0, self.model[name].size, length):
@@ -116,7 +116,7 @@ class Aggregation:
 
     @contextmanager
     def _choosing(self) -> Iterator[None]:
-        """Let Bulyan's first step, if it is Bulyan, choose by whole models in every part."""
+        """For Bulyan, make its first step select by whole models in every part."""
         if not isinstance(self.inner, Bulyan):
             yield
             return
@@ -129,16 +129,16 @@ class Aggregation:
             self.inner.selection_rule = rule
 
     def _chosen(self, krum: MultiKrum | Bulyan, count: int) -> list[int]:
-        """The places of the `count` replies that Flower's Krum chooses, in its order."""
+        """Return the places of the `count` replies that Flower's Krum selects, in its order."""
         contents = [RecordDict({"arrays": encode({"point": point})}) for point in self._points().T]
         places = {id(content): place for place, content in enumerate(contents)}
         return [places[id(each)] for each in select_multikrum(contents, krum.num_malicious_nodes, count)]
 
     def _points(self) -> NDArray:
-        """The updates as columns of few numbers, with the same lengths and distances.
+        """Return the updates as columns of few numbers, with the same lengths and distances.
 
-        A QR decomposition X = QR of the updates as columns leaves in R as many points as there are sites, in as many
-        dimensions; it is made part by part, for R of (R above the next rows of X) is R of all rows so far.
+        A QR decomposition X = QR of the updates (as columns) reduces them to R: as many points as there are sites, in
+        as many dimensions. It is computed part by part: R of (R above the next rows of X) equals R of all rows so far.
         """
         points: NDArray = np.zeros((0, len(self.replies)))
         for part in self._parts():
@@ -160,9 +160,9 @@ class _OnDisk(Array):
 
 @contextmanager
 def _many_as_one() -> Iterator[None]:
-    """Flower logs each aggregation, and Bulyan collects garbage at every array; a round is many of them here.
+    """Silence Flower's log of each aggregation, and speed up Bulyan's garbage collection at every array.
 
-    What is frozen is no garbage, and not looked through.
+    A round consists of many aggregations here. Frozen objects are skipped by the garbage collector.
     """
     flower = logging.getLogger("flwr")
     level = flower.level

@@ -1,15 +1,16 @@
 """Centred clipping: a mean that no single site can move far. Flower has no strategy of this kind.
 
 Karimireddy, He and Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021: some steps
-v <- v + sum of share_i * clip(x_i - v, radius) lead to a round's update. Three things differ from the paper, and
-benchmarks/results/robustness.md has figures of the result.
+v <- v + sum of share_i * clip(x_i - v, radius) lead to a round's update. This implementation differs from the paper in
+three points; benchmarks/results/robustness.md has figures of the result.
 
-- The radius is no constant, which would have to be guessed for each network and learning rate, but a multiple of the
-  low median distance between the sites' updates and v.
-- A site's share follows its number of patients up to the low median number: a hospital with half of all patients has
-  not half of the votes.
-- v begins at zero and not at the last round's update. A round is many local steps here, and in trials that start gained
-  nothing with three, five or seven sites; with two, one of them hostile, it kept and added up what that one had done.
+- The radius is not a constant, which would have to be guessed for each network and learning rate. It is a multiple of
+  the low median distance between the sites' updates and v.
+- A site's share is proportional to its number of patients, up to the low median number: a hospital with half of all
+  patients does not have half of the votes.
+- v begins at zero, not at the last round's update. A round is many local steps here. In trials, beginning at the last
+  update gained nothing with three, five or seven sites. With two sites, one of them hostile, it accumulated the hostile
+  site's updates.
 """
 
 import statistics
@@ -26,10 +27,10 @@ class CenteredClip(FedAvg):
 
     `clip_factor`: the radius in low median distances. `iterations`: steps of a round.
 
-    With two replies nobody can tell which is the hostile one. Then the longer update counts as no longer than the
-    other, so that one which is merely turned around holds the model still.
+    With two replies it is impossible to tell which one is hostile. The longer update is then clipped to the length of
+    the shorter one, so that a reversed update only stops the model from moving.
 
-    `Aggregation` sums the updates by what `shares` gives, part by part: whole models never lie in memory.
+    `Aggregation` sums the updates with the factors of `shares`, part by part, so that whole models are never in memory.
     """
 
     def __init__(self, clip_factor: float = 1.0, iterations: int = 3) -> None:
@@ -38,7 +39,7 @@ class CenteredClip(FedAvg):
         self.iterations = iterations
 
     def shares(self, updates: NDArray, weights: Sequence[float]) -> NDArray:
-        """What part of each update is in the round's, in their order; the rest, to 1, is no update.
+        """Return the factor of each update in the round's update, in their order; the rest, up to 1, is no update.
 
         `updates` has shape (sites, dimensions): points with the same lengths and distances as the models' updates.
         """
@@ -55,5 +56,5 @@ class CenteredClip(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Raises TypeError: see the class. The mean that is inherited would be no defence."""
-        raise TypeError("the updates are summed by their shares")
+        """Raise TypeError: see the class. The inherited mean would be no defence."""
+        raise TypeError("the updates are summed with the factors of `shares`")

@@ -1,8 +1,8 @@
-"""Checkpoints of a study: one file per round, whole or not there at all, whenever the process is killed.
+"""Checkpoints of a study: one file per round, always complete, even if the process is killed.
 
-A file is safetensors (tensors, and text for the rest; never pickle) under a name that holds its round and its
-SHA-256. It is written under another name, flushed to the disk and renamed, so a name stands only for a
-complete file, and damage later on is found by its hash; then the one before is used.
+A file is safetensors (tensors, and text for the rest; never pickle). Its name holds the round and the file's SHA-256.
+It is written under a temporary name, flushed to disk and renamed, so that the final name always means a complete file.
+Later damage is detected by the hash; then the previous checkpoint is used.
 """
 
 import hashlib
@@ -31,11 +31,10 @@ _GROUPS = ("arrays", "buffers", "memory")
 
 @dataclass(frozen=True)
 class State:
-    """All that a study needs to go on after `round`.
+    """Everything that a study needs to continue after `round`.
 
-    `arrays`: the trainable tensors. `buffers`: the batch-norm buffers. `memory`: what the strategy remembers
-    (see `flower_strategies`). `history`: what to tell about each round so far, and `about`: the study, both
-    as plain JSON.
+    `arrays`: the trainable tensors. `buffers`: the batch-norm buffers. `memory`: the strategy's state (see
+    `flower_strategies`). `history`: the report of each round so far. `about`: the study. Both are plain JSON.
     """
 
     round: int
@@ -48,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The newest intact checkpoint, and the rounds of those after it that were found damaged."""
+    """The newest intact checkpoint, and the rounds of newer ones that are damaged."""
 
     state: State
     damaged_rounds: tuple[int, ...]
@@ -57,13 +56,13 @@ class Loaded:
 def save(folder: Path, state: State) -> Path:
     """Write a checkpoint, make it the latest, and remove all but the last three.
 
-    Raises `Refusal` E_CHECKPOINT_WRITE (disk full, no permission); the checkpoints before are untouched then.
+    Raises `Refusal` E_CHECKPOINT_WRITE (disk full, no permission); earlier checkpoints are then unchanged.
     """
     data = _pack(state)
     final = folder / f"round-{state.round:06d}-{hashlib.sha256(data).hexdigest()}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.tmp"):  # left by a process that was killed here
+        for stale in folder.glob("*.tmp"):  # left by a process that was killed while writing
             stale.unlink()
         write_durably(final, data)
         _prune(folder, final)
@@ -73,9 +72,9 @@ def save(folder: Path, state: State) -> Path:
 
 
 def load_latest(folder: Path) -> Loaded:
-    """The newest checkpoint whose hash is right; damaged ones are skipped, logged and named.
+    """Load the newest checkpoint whose hash is right; damaged ones are skipped, logged and listed.
 
-    Raises `Refusal`: E_CHECKPOINT_NONE (there is none), E_CHECKPOINT_DAMAGED (there are, but none is intact).
+    Raises `Refusal`: E_CHECKPOINT_NONE (none exists), E_CHECKPOINT_DAMAGED (none is intact).
     """
     files = _newest_first(folder)
     if not files:
@@ -86,13 +85,13 @@ def load_latest(folder: Path) -> Loaded:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() == digest:
             return Loaded(_unpack(data), tuple(damaged))
-        log.warning("the checkpoint of round %d is damaged; trying the one before", number)
+        log.warning("the checkpoint of round %d is damaged; trying the previous one", number)
         damaged.append(number)
     raise Refusal(reasons.CHECKPOINT_DAMAGED, count=len(files))
 
 
 def _pack(state: State) -> bytes:
-    # In C order: safetensors writes the bytes as they lie, so another order would come back scrambled.
+    # In C order: safetensors writes the bytes in memory order, so another order would be read back wrongly.
     tensors = {
         f"{group}/{name}": np.asarray(array, order="C")
         for group in _GROUPS
@@ -114,10 +113,10 @@ def _unpack(data: bytes) -> State:
 
 
 def _prune(folder: Path, latest: Path) -> None:
-    """Keep `latest` and those of the rounds just before it.
+    """Keep `latest` and the checkpoints of the rounds just before it.
 
-    Files of its round or later ones are damaged: they were skipped when the study went on from an earlier
-    round.
+    Other files of its round or of later rounds are damaged: they were skipped when the study continued from an
+    earlier round.
     """
     number, _ = _identity(latest)
     before = [path for path in _newest_first(folder) if _identity(path)[0] < number]
@@ -130,7 +129,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> tuple[int, str]:
-    """Round and SHA-256 that a checkpoint's name tells."""
+    """Return the round and the SHA-256 in a checkpoint's name."""
     match = _NAME.fullmatch(path.name)
     assert match
     return int(match[1]), match[2]

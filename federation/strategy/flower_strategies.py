@@ -1,4 +1,4 @@
-"""Strategies by name, Flower's and one of ours: options, how many replies each needs, what each remembers."""
+"""Strategies by name, Flower's and one of ours: their options, the replies they need, and their state."""
 
 import inspect
 import math
@@ -15,8 +15,8 @@ from federation.strategy import reasons
 from federation.strategy.centered_clip import CenteredClip
 from models.refusal import Refusal
 
-# Strategies that work on any model, with the options of theirs that have an effect. Sampling, record names and
-# weighting are not options: the wrapper relies on them.
+# Strategies that work on any model, with those of their options that have an effect. Sampling, record names and
+# weighting are not options, because the wrapper relies on them.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "FedAvg": (),
     "FedAvgM": ("server_learning_rate", "server_momentum"),
@@ -32,8 +32,8 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "CenteredClip": ("clip_factor", "iterations"),
 }
 _OURS = {"CenteredClip": CenteredClip}
-# Least value and first value too large, where they are not 0 and infinity: outside, the formulas divide by
-# zero or run away.
+# Lowest allowed value and lowest value too large, if they are not 0 and infinity. Outside this range, the formulas
+# divide by zero or diverge.
 _RANGES = {
     "beta": (0.01, 0.5),
     "beta_1": (0.0, 1.0),
@@ -44,17 +44,17 @@ _RANGES = {
     "clip_factor": (0.1, 10.0),
     "iterations": (1, 101),
 }
-# What these strategies remember from round to round, besides the model itself.
+# The state that these strategies keep between rounds, besides the model itself.
 _MEMORY = ("m_t", "v_t", "momentum_vector")
 _ADAPTIVE = ("FedAdam", "FedYogi", "FedAdagrad")  # they divide each weight's change by its own size
-# Those made to withstand some hostile sites; Krum is a MultiKrum.
+# Strategies designed to withstand some hostile sites; Krum is a MultiKrum.
 _ROBUST = (CenteredClip, FedMedian, FedTrimmedAvg, MultiKrum, Bulyan)
 
 
 def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None = None) -> FedAvg:
-    """The strategy of this name with its options, by Flower's names for both, for a study of so many sites.
+    """Build a strategy by its name and options, both as Flower names them, for a study with `sites` sites.
 
-    Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of its range),
+    Raises `Refusal`: E_STRATEGY (unknown name), E_STRATEGY_OPTION (unknown, not a number, out of range),
     E_STRATEGY_SITES (see `least_replies`).
     """
     if name not in OPTIONS:
@@ -68,7 +68,7 @@ def build_strategy(name: str, options: Mapping[str, float], *, sites: int | None
 
 
 def _checked(name: str, strategy: type, option: str, value: object) -> float:
-    """An option's value, whole where Flower wants a whole number: a study file's numbers come as floats."""
+    """Check an option's value, and return an integer if Flower expects one: a study file's numbers are floats."""
     if option in OPTIONS[name] and isinstance(value, int | float) and not isinstance(value, bool):
         default = inspect.signature(strategy).parameters[option].default
         least, too_large = _RANGES.get(option, (0.0, math.inf))
@@ -79,9 +79,9 @@ def _checked(name: str, strategy: type, option: str, value: object) -> float:
 
 
 class ServerOptimiser(NamedTuple):
-    """How far a strategy's own optimiser may move the model in a round, beyond the mean of what sites learnt.
+    """How far a strategy's own optimiser may move the model in a round, beyond the mean of the sites' updates.
 
-    `factor`: by how much it may lengthen that mean. `step`: by how much it may move each weight beside it.
+    `factor`: how much it may lengthen that mean. `step`: how far it may additionally move each weight.
     """
 
     factor: float = 1.0
@@ -89,7 +89,7 @@ class ServerOptimiser(NamedTuple):
 
 
 def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser:
-    """What a strategy with these options may do. Raises Refusal as `build_strategy` does."""
+    """Return the limits of a strategy with these options. Raises Refusal as `build_strategy` does."""
     strategy = build_strategy(name, options)
     if name == "FedAvgM":
         momentum, rate = getattr(strategy, "server_momentum", 0.0), getattr(strategy, "server_learning_rate", 1.0)
@@ -100,21 +100,20 @@ def server_optimiser(name: str, options: Mapping[str, float]) -> ServerOptimiser
 
 
 def is_robust(inner: Strategy) -> bool:
-    """Whether a strategy is made to withstand hostile sites; those take no notice of weights, or hardly."""
+    """Tell whether a strategy is designed to withstand hostile sites; such strategies (almost) ignore weights."""
     return isinstance(inner, _ROBUST)
 
 
 def least_replies(inner: Strategy, *, shown: int = 0) -> int:
-    """On how many valid replies a strategy withstands what it is set to withstand; with fewer it must not be used.
+    """Return the least number of valid replies with which a strategy gives its protection; it must not run with fewer.
 
     With f hostile nodes Krum needs 2f + 3 (Blanchard et al. 2017), and f more than it selects, so that it need not
-    select a hostile one; Bulyan needs 4f + 3 (El Mhamdi et al. 2018). The median of two is their mean, and a
-    trimmed mean that cuts off nobody is a mean: both would let through what they are chosen to stop. Centred clipping
-    stands no hostile site of two either, but then moves the model no further than the shorter of both updates. It
-    leaves to the study's quorum how many replies a round needs, so that one site that is off does not end a study of
-    three.
-    `shown`: how many nodes have shown themselves by replies that had to be refused. So many fewer are left to be
-    withstood among the others; otherwise one malformed reply would be enough to lose every round.
+    select a hostile one. Bulyan needs 4f + 3 (El Mhamdi et al. 2018). The median of two is their mean, and a trimmed
+    mean that cuts off nobody is a mean: neither would stop a hostile reply. Centred clipping does not withstand one
+    hostile site of two either, but then moves the model no further than the shorter of the two updates. It leaves the
+    number of replies to the study's quorum, so that one missing site does not end a study of three.
+    `shown`: how many nodes sent replies that had to be refused. The number of hostile nodes still to withstand is
+    reduced by it; otherwise a single malformed reply could lose every round.
     """
     if isinstance(inner, MultiKrum):
         hostile = max(0, inner.num_malicious_nodes - shown)
@@ -129,18 +128,17 @@ def least_replies(inner: Strategy, *, shown: int = 0) -> int:
 
 @contextmanager
 def told_apart(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
-    """Set a strategy to what is left to withstand among `valid` replies, for the length of a block.
+    """Within this context, set a strategy to the hostile nodes that may remain among `valid` replies.
 
-    Of the hostile nodes that it expects, `shown` have shown themselves. A trimmed mean goes on cutting off as many
-    as it would have of all, for what was taken for hostile may have been an unusual hospital, and the hostile one
-    be still there.
+    Of the hostile nodes that it expects, `shown` were already refused. A trimmed mean still cuts off as many as it
+    would of all replies: the refused one may have been an unusual hospital, and the hostile one still be there.
     """
     option, value = "", 0.0
     if isinstance(inner, MultiKrum | Bulyan):
         option, value = "num_malicious_nodes", max(0, inner.num_malicious_nodes - shown)
     elif isinstance(inner, FedTrimmedAvg):
         cut = min(int(inner.beta * (valid + shown)), (valid - 1) // 2)
-        option, value = "beta", (cut + 0.25) / valid  # of which Flower takes the whole part
+        option, value = "beta", (cut + 0.25) / valid  # Flower takes its integer part
     if not option:
         yield
         return
@@ -153,10 +151,10 @@ def told_apart(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
 
 
 def strategy_state(inner: Strategy) -> dict[str, NDArray]:
-    """What a strategy remembers between rounds, as named arrays: `<attribute>/<array>`; empty if nothing.
+    """Return a strategy's state between rounds as named arrays, `<attribute>/<array>`; empty if it has none.
 
-    FedAdam, FedYogi and FedAdagrad keep two moments by name, FedAvgM a list in the arrays' order. Not copied:
-    these strategies replace their arrays and never write into them.
+    FedAdam, FedYogi and FedAdagrad keep two moments by name; FedAvgM keeps a list in the arrays' order. The arrays are
+    not copied: these strategies replace their arrays and never write into them.
     """
     state: dict[str, NDArray] = {}
     for attribute in _MEMORY:
@@ -168,9 +166,9 @@ def strategy_state(inner: Strategy) -> dict[str, NDArray]:
 
 
 def restore_strategy(inner: Strategy, state: Mapping[str, NDArray]) -> None:
-    """Give a strategy what `strategy_state` took from one of its kind.
+    """Restore the state that `strategy_state` took from a strategy of the same kind.
 
-    Raises `Refusal` E_CHECKPOINT_STRATEGY if the state holds what this strategy does not remember.
+    Raises `Refusal` E_CHECKPOINT_STRATEGY if this strategy does not have such a state.
     """
     if any(not hasattr(inner, name.partition("/")[0]) for name in state):
         raise Refusal(reasons.CHECKPOINT_STRATEGY)
@@ -181,4 +179,4 @@ def restore_strategy(inner: Strategy, state: Mapping[str, NDArray]) -> None:
             value = list(memory.values()) if attribute == "momentum_vector" else memory
             setattr(inner, attribute, value or None)
     if hasattr(inner, "current_arrays"):
-        inner.current_arrays = None  # taken anew from the model that the next round sends out
+        inner.current_arrays = None  # set again from the model that the next round sends out

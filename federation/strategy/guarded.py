@@ -1,9 +1,9 @@
-"""The guarded strategy: one of `flower_strategies`, with what Flower leaves open.
+"""The guarded strategy: wraps one of `flower_strategies` and adds the checks that Flower lacks.
 
-Flower aggregates whatever arrives: one bad reply poisons the model or ends the run, one lost site can leave a
-round to a single hospital or block it for good, batch-norm buffers are treated as weights, and nothing is
-saved. The wrapper here validates each reply, clips its update, caps its weight, demands a quorum, combines buffers
-apart, reports each round, and lets the optimiser's state be saved and restored. The aggregation is the strategy's.
+Flower aggregates any reply. One bad reply can destroy the model or end the run. One lost site can leave a round to a
+single hospital or block it forever. Batch-norm buffers are treated as weights, and nothing is saved. This wrapper
+validates each reply, clips its update, caps its weight, requires a quorum, combines buffers separately, reports each
+round, and lets the optimiser's state be saved and restored. The wrapped strategy does the aggregation.
 """
 
 import logging
@@ -50,9 +50,9 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class _Roster:
-    """The nodes that a round asks; all that a strategy asks of a grid.
+    """A fixed list of nodes for a round, in place of a grid; a strategy uses only this method of a grid.
 
-    Flower's own sampling waits for nodes without end; on a fixed list it cannot.
+    Flower's own sampling can wait for nodes forever; with a fixed list it cannot.
     """
 
     node_ids: Sequence[int]
@@ -64,21 +64,21 @@ class _Roster:
 class GuardedStrategy(Strategy):
     """Wraps a strategy (see `flower_strategies`) and guards it.
 
-    Run it with `start`, giving the trainable tensors alone as `initial_arrays`.
-    `quorum`: least number of valid replies for a round to count; the strategy itself may need more
-    (`least_replies`). `metrics`: figures that a reply may bring. `max_examples`: a reply that claims more is
-    refused. `enrolled`: patients of nodes that were enrolled with a number; a reply that claims more counts with
-    that. `buffers`: the model's batch-norm buffers, if any. `norm_factor`: an update that is longer than so many low
-    median ones is clipped to that length, weights and buffers each for themselves.
-    `max_lost_rounds`: lost rounds in a row that are borne. `wait_s`: how long to wait for enough nodes
-    before a round. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`, which nodes
-    last told of their ledgers, are kept up to date in place. `choose` says whom of those that are there a round asks.
-    `folder`: in which a round's replies lie until they are summed (see `reply_files`).
-    `on_round` gets each round's report, lost rounds' too.
+    Run it with `start`; `initial_arrays` must be the trainable tensors only.
+    `quorum`: least number of valid replies for a round to count; the strategy itself may need more (`least_replies`).
+    `metrics`: figures that a reply may contain. `max_examples`: a reply that claims more is refused. `enrolled`: how
+    many patients a node was enrolled with; a reply that claims more counts with that number. `buffers`: the model's
+    batch-norm buffers, if any. `norm_factor`: an update longer than this many low median lengths is clipped to that
+    length; weights and buffers are clipped separately.
+    `max_lost_rounds`: how many consecutive lost rounds are tolerated. `wait_s`: how long to wait before a round for
+    enough nodes. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`: the ledger heads
+    that nodes last reported, updated in place. `choose`: selects which connected nodes a round samples.
+    `folder`: where a round's replies are stored until they are summed (see `reply_files`).
+    `on_round`: receives each round's report, also of lost rounds.
 
-    After each round `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the
-    count, `heads` what each node last told of its ledger, which it is reminded of in the next message's config.
-    Evaluation is not a message of its own: a site evaluates the model it gets before it trains.
+    After each round, `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the counts, and
+    `heads` the last reported ledger heads, which the next messages send back to the nodes.
+    There is no separate evaluation message: a site evaluates the model that it receives before it trains.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class GuardedStrategy(Strategy):
         folder: Path | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        # All nodes of the roster are asked: waiting for enough of them, and drawing from them, is done here.
+        # All nodes of the roster are asked: this class itself waits for enough nodes and samples them.
         inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 1.0, 1, 1
         inner.fraction_evaluate, inner.min_evaluate_nodes = 0.0, 0
         restore_strategy(inner, memory or {})
@@ -128,15 +128,15 @@ class GuardedStrategy(Strategy):
         self._began_s = 0.0
 
     def summary(self) -> None:
-        """Log the settings of the strategy within."""
+        """Log the settings of the wrapped strategy."""
         self.inner.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """The messages of a round, each with the trainable `arrays`, the `buffers` if any, and its own `config`.
+        """Return the messages of a round, each with the trainable `arrays`, the `buffers` if any, and its own `config`.
 
-        Raises `Refusal` E_QUORUM if too few nodes are there within `wait_s`.
+        Raises `Refusal` E_QUORUM if too few nodes are connected within `wait_s`.
         """
         number = self.first_round - 1 + server_round
         roster = cast(Grid, _Roster(self.choose(number, self._wait_for_quorum(grid))))
@@ -162,9 +162,9 @@ class GuardedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new model and its metrics, or (None, None) if the round is lost and the model stays.
+        """Return the new model and its metrics, or (None, None) if the round is lost and the model unchanged.
 
-        Raises `Refusal` after more than `max_lost_rounds` lost rounds in a row, for the reason of the last:
+        Raises `Refusal` after more than `max_lost_rounds` consecutive lost rounds, with the reason of the last one:
         E_QUORUM, E_STRATEGY_REPLIES, E_MODEL_NOT_FINITE.
         """
         number = self.first_round - 1 + server_round
@@ -199,10 +199,10 @@ class GuardedStrategy(Strategy):
     def _sift(
         self, replies: Iterable[Message], folder: Path
     ) -> tuple[dict[int, Filed], dict[int, str], dict[int, LedgerHead]]:
-        """Valid replies by node, the code for each node that was asked and does not count, the ledgers' heads.
+        """Return valid replies by node, the code of each asked node that does not count, and the ledgers' heads.
 
-        Sorted by what they hold, so that sums do not depend on who answered first, nor on the numbers that Flower
-        drew for the nodes: the same updates make the same model, bit for bit.
+        Replies are sorted by their content, so that sums depend neither on who replied first nor on Flower's random
+        node ids: the same updates give the same model, bit for bit.
         """
         model = {"arrays": self.arrays, "buffers": self.buffers}
         expected = Expected(self.arrays, self.buffers, self.metrics, self.max_examples)
@@ -219,7 +219,7 @@ class GuardedStrategy(Strategy):
         return dict(sorted(valid.items(), key=lambda item: item[1].order)), refused, sifted.heads
 
     def _clipped(self, valid: Mapping[int, Filed]) -> dict[int, Filed]:
-        """The replies, each of which moves the model by no more than the round's bound."""
+        """Scale the replies so that each moves the model by at most the round's limit."""
         scales: dict[int, dict[str, float]] = {site: {} for site in valid}
         for record, current in (("arrays", self.arrays), ("buffers", self.buffers)):
             norms = {site: reply.norms[record] for site, reply in valid.items()}
@@ -230,13 +230,13 @@ class GuardedStrategy(Strategy):
         return {site: replace(reply, scales=scales[site]) for site, reply in valid.items()}
 
     def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
-        """A reply's figures, with no more examples than the site was enrolled with."""
+        """Return a reply's figures, with at most the number of examples that the site was enrolled with."""
         return {**figure, EXAMPLES: min(figure[EXAMPLES], self.enrolled.get(site, self.max_examples))}
 
     def _aggregate(
         self, number: int, valid: Mapping[int, Filed], metrics: Mapping[int, Mapping[str, float]], shown: int
     ) -> dict[str, float] | Reason:
-        """Take the replies into the model; a reason, with nothing changed, if no model may come of them."""
+        """Aggregate the replies into the model; if no model can result, return the reason and change nothing."""
         if len(valid) < self.quorum:
             return reasons.QUORUM
         if len(valid) < least_replies(self.inner, shown=shown):
@@ -245,7 +245,7 @@ class GuardedStrategy(Strategy):
         aggregation = Aggregation(self.inner, number, replies, [int(weight) for weight in weights], self.arrays)
         memory = strategy_state(self.inner)
         apart = told_apart(self.inner, shown=shown, valid=len(valid))
-        with np.errstate(all="ignore"), apart:  # what overflows is caught below
+        with np.errstate(all="ignore"), apart:  # overflows are detected below
             new = aggregation.run()
         if new is None or not _finite(new, strategy_state(self.inner)):
             restore_strategy(self.inner, memory)
@@ -264,18 +264,19 @@ class GuardedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing: see the class."""
+        """Return nothing: see the class."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing: see the class."""
+        """Return nothing: see the class."""
         return None
 
 
 def _one_by_one(replies: Iterable[Message]) -> Iterator[Message]:
-    """Each reply is emptied when the next is asked for.
+    """Yield each reply, and empty it before the next one is requested.
 
-    Flower's views of a message's records refer to themselves: what they show would stay until garbage is collected.
+    Flower's views of a message's records refer to themselves, so their memory would only be freed by the garbage
+    collector.
     """
     for reply in replies:
         yield reply

@@ -1,7 +1,7 @@
-"""The valid replies of a round, on disk until all are there.
+"""Store the valid replies of a round on disk until all have arrived.
 
-Whether a reply counts is known when the others have come, and a number that was added to a sum cannot be taken out of
-it again. So each reply is written down as it arrives, and read piece by piece when the round is summed: the server's
+Whether a reply counts is known only when the others have arrived, and a number cannot be removed again from a sum.
+So each reply is written to a file as it arrives, and read piece by piece when the round is summed. The server's
 memory does not grow with the number of sites.
 """
 
@@ -22,16 +22,16 @@ from federation.protocol.batch_norm import is_counter
 from federation.protocol.reply_validation import decode, figures, update_norm
 
 _PREFIX = "replies-"
-TEMPORARY = ".tmp"  # how a reply's file ends: no single site's weights move with a study that was killed in a round
+TEMPORARY = ".tmp"  # suffix of a reply's file; a study that is moved leaves such files behind
 
 
 @dataclass(frozen=True)
 class Filed:
-    """A site's reply: its arrays in a file (safetensors, each as one row), the rest here.
+    """A site's reply: its arrays in a file (safetensors, each flattened), the rest here.
 
-    `norms`: lengths of its updates, by record. `order`: SHA-256 of its arrays; and its figures, to tell equals apart.
-    `scales`: what part of an update counts, by record, where it is clipped; it is so when it is read, for the bound is
-    known when all replies have come.
+    `norms`: lengths of its updates, by record. `order`: SHA-256 of its arrays, and its figures to order equal ones.
+    `scales`: the factor of a clipped update, by record. It is applied when the file is read, because the limit is known
+    only when all replies have arrived.
     """
 
     file: Path
@@ -41,13 +41,13 @@ class Filed:
     scales: Mapping[str, float] = field(default_factory=dict)
 
     def arrays(self, record: str, origin: Mapping[str, NDArray]) -> dict[str, NDArray]:
-        """Its arrays of a record, clipped towards those of the model that went out."""
+        """Return its arrays of a record, clipped towards the model that was sent out."""
         return {
             name: self.clipped(record, name, array.reshape(-1)).reshape(array.shape) for name, array in origin.items()
         }
 
     def clipped(self, record: str, name: str, origin: NDArray, part: slice = slice(None)) -> NDArray:
-        """An array as one row, or a part of that, clipped. `origin`: the same part of the model that went out."""
+        """Return a flattened array, or a part of it, clipped. `origin`: the same part of the model that was sent."""
         row = self.row(record, name, part)
         scale = self.scales.get(record, 1.0)
         if scale == 1.0 or is_counter(name):
@@ -56,7 +56,7 @@ class Filed:
         return np.asarray(clipped, row.dtype)
 
     def row(self, record: str, name: str, part: slice = slice(None)) -> NDArray:
-        """An array as one row, or a part of that, as it came."""
+        """Return an array, flattened, or a part of it, as received."""
         with safetensors.safe_open(self.file, "numpy") as file:
             row: NDArray = file.get_slice(f"{record}/{name}")[part]
         return row
@@ -64,9 +64,9 @@ class Filed:
 
 @contextmanager
 def spool(folder: Path | None) -> Iterator[Path]:
-    """An empty folder for a round's replies, in `folder` or where the system keeps what is temporary.
+    """Create an empty folder for a round's replies, in `folder` or in the system's temporary folder.
 
-    It is removed at the end, and before that what a process that was killed has left in `folder`.
+    It is removed at the end. First, folders that a killed process left in `folder` are removed.
     """
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def spool(folder: Path | None) -> Iterator[Path]:
 
 
 def file_reply(reply: Message, file: Path, current: Mapping[str, Mapping[str, NDArray]]) -> Filed:
-    """Write a valid reply down. `current`: the model's arrays by record. Raises OSError (disk full)."""
+    """Write a valid reply to disk. `current`: the model's arrays by record. Raises OSError (disk full)."""
     records = reply.content.array_records
     arrays = {record: decode(records[record]) if group else {} for record, group in current.items()}
     rows = {f"{record}/{name}": array.reshape(-1) for record, group in arrays.items() for name, array in group.items()}

@@ -1,4 +1,4 @@
-"""What is told of a round."""
+"""The report of a round."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ from typing import Any
 from federation.protocol.reply_validation import LedgerHead
 from federation.strategy import reasons
 
-FEW = 4  # sites that are told one by one; more are told by their number and some names
+FEW = 4  # up to this many sites are listed one by one; of more, their number and some names
 
 
 @dataclass(frozen=True)
 class RoundReport:
     """What happened in one round.
 
-    `sampled` and `valid` are node ids; `refused` gives the code for each node that was asked and did not
-    count. `metrics` are those of each valid reply (with the number of examples that counts; of the nodes in
-    `capped`, which claimed more, it is the enrolled number). The updates of the nodes in `clipped` were longer than the
-    round's bound and count at that length. `aggregated` are the figures of all, weighted by examples; empty
-    if the round was lost. `lost_for` is the code for which it was, or None. `ledger` gives the head that each node
-    told of its ledger, if it has one. `bytes_up` and `bytes_down` count the arrays alone, all sites together, as they
-    travelled: the `Wire` knows, not the strategy.
+    `sampled` and `valid`: node ids. `refused`: the code of each node that was asked and did not count. `metrics`: those
+    of each valid reply, with the number of examples that counts; for nodes in `capped`, which claimed more, this is the
+    enrolled number. `clipped`: nodes whose updates were longer than the round's limit and count at that length.
+    `aggregated`: the figures of all, weighted by examples; empty if the round was lost. `lost_for`: the code for which
+    it was lost, or None. `ledger`: the ledger head that each node reported, if it has one. `bytes_up` and `bytes_down`:
+    the size of the arrays as sent, all sites together; the `Wire` sets them, not the strategy.
     """
 
     round: int
@@ -43,7 +42,7 @@ class RoundReport:
 
 
 def by_code(refused: Mapping[str, str]) -> list[str]:
-    """Who did not count and why, for a line of text: "south: E_SITE_MISSING", or many sites of one code together."""
+    """List the sites that did not count and their codes: "south: E_SITE_MISSING", or many sites per code."""
     sites: dict[str, list[str]] = {}
     for site, code in sorted(refused.items()):
         sites.setdefault(code, []).append(site)
@@ -54,14 +53,14 @@ def by_code(refused: Mapping[str, str]) -> list[str]:
 
 
 def flags(entry: Mapping[str, Any]) -> list[str]:
-    """What a round's entry in the history tells of single sites: who did not count, or not as it wished."""
+    """List the remarks on single sites in a round's history: those that did not count, or counted differently."""
     capped = dict.fromkeys(entry.get("capped", []), reasons.EXAMPLES_CAPPED.code)
     clipped = dict.fromkeys(entry.get("clipped", []), reasons.UPDATE_CLIPPED.code)
     return by_code(entry.get("refused", {})) + by_code(capped) + by_code(clipped)
 
 
 def some(sites: Sequence[str]) -> str:
-    """Names of sites; of many their number and the first ones."""
+    """Return the sites' names; of many sites, their number and the first names."""
     if len(sites) <= FEW:
         return ", ".join(sites)
     return f"{len(sites)} sites ({', '.join(sites[: FEW - 1])} and {len(sites) - FEW + 1} more)"

@@ -1,25 +1,25 @@
-"""Which sites are drawn: for a round, and for the models that single sites are compared by.
+"""Draw sites at random: for a round, and for the comparison of single sites' models.
 
-Drawn by name and not by node, whose numbers Flower draws anew in a simulation. So a run can be repeated, one that is
-resumed asks whom it would have asked, and a site that is away changes nobody's place but its own.
+Sites are drawn by name, not by node id, which Flower assigns anew in a simulation. So a run can be repeated, a resumed
+run asks the same sites, and an absent site does not change the priority of the others.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
-Choose = Callable[[int, Sequence[int]], list[int]]  # of a round's number and the nodes that are there, those to ask
+Choose = Callable[[int, Sequence[int]], list[int]]  # from a round's number and the connected nodes: the nodes to ask
 
 
 def everybody(_: int, nodes: Sequence[int]) -> list[int]:
-    """All that are there, in every round."""
+    """Choose all connected nodes, in every round."""
     return list(nodes)
 
 
 def draw(nodes: Iterable[int], name: Callable[[int], str], count: int, *, seed: int, what: int | str) -> list[int]:
-    """`count` of the nodes, each as likely as any other; all of them where there are no more, or `count` is 0.
+    """Draw `count` nodes with equal probability; all of them if there are no more, or if `count` is 0.
 
-    The lowest SHA-256 of seed, `what` (a round's number, or another purpose) and the site's name win: sampling without
-    replacement by random priorities, anew for each purpose.
+    The nodes with the lowest SHA-256 of seed, `what` (a round's number, or another purpose) and site name are drawn:
+    sampling without replacement by random priorities, independently for each purpose.
     """
 
     def priority(node: int) -> bytes:

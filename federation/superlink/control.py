@@ -1,7 +1,7 @@
-"""How commands on the server's machine talk to the running server: its settings, Flower's Control API.
+"""Access to the running server for commands on its machine: the server's settings and Flower's Control API.
 
-The Control API asks nobody who they are (Flower keeps that for its enterprise edition): whoever reaches it
-can enrol nodes and start code. So it listens on loopback alone, and the door does not lead to it.
+The Control API has no authentication (Flower provides that only in its enterprise edition): everybody who can reach it
+can enrol nodes and start code. Therefore it listens only on loopback, and the ingress does not forward to it.
 """
 
 import os
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
 
 
-# By which the SuperLink tells the ingress that a request was refused in federation.superlink.fleet_binding.
+# The header with which federation.superlink.fleet_binding tells the ingress that it refused a request.
 REFUSED_HEADER = "x-fedthorax-refused"
-# In a server's folder: its study goes on elsewhere; an import is under way (federation.migration).
+# Files in a server's folder: its study continues elsewhere; an import is in progress (federation.migration).
 MOVED = "MOVED"
 IMPORTING = ".importing"
 
@@ -32,8 +32,8 @@ IMPORTING = ".importing"
 class ServerConfig(BaseModel):
     """`server.toml`: where the study's server listens.
 
-    `superlink_port` is where Flower's SuperLink listens on loopback; without it, as in a simulation, there is no
-    door and the SuperLink has `port`. `simulated_sites` is only set for a simulation.
+    `superlink_port`: the port of Flower's SuperLink on loopback. Without it, as in a simulation, there is no ingress
+    and the SuperLink uses `port`. `simulated_sites`: set only for a simulation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,22 +47,22 @@ class ServerConfig(BaseModel):
 
     @property
     def control_port(self) -> int:
-        """Where the SuperLink listens on loopback."""
+        """The port on which the SuperLink listens on loopback."""
         return self.superlink_port or self.port
 
 
 def ca_certificate(folder: Path) -> Path:
-    """The certificate that every node of this server pins."""
+    """Return the path of the certificate that every node of this server pins."""
     return folder / "certificates" / "ca.crt"
 
 
 def loopback_certificate(folder: Path) -> Path:
-    """The certificate that the SuperLink shows on loopback, and that its callers there pin."""
+    """Return the path of the certificate that the SuperLink uses on loopback, and that its clients there pin."""
     return folder / "certificates" / "loopback.crt"
 
 
 def read_server_config(folder: Path) -> ServerConfig:
-    """The settings of the server in `folder`.
+    """Read the settings of the server in `folder`.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_IMPORT_UNFINISHED, and those of `load_settings`.
     """
@@ -77,17 +77,17 @@ def read_server_config(folder: Path) -> ServerConfig:
 
 @contextmanager
 def control(folder: Path) -> Iterator["ControlHttpClient"]:
-    """A client of the Control API of the server in `folder`.
+    """Open a client of the Control API of the server in `folder`.
 
-    Raises Refusal, then and within the block: those of `read_server_config`, E_SERVER_UNREACHABLE,
-    E_RUN_UNKNOWN, and E_CONTROL_FAILED for whatever else the server refuses.
+    Raises Refusal on opening and within the block: those of `read_server_config`, E_SERVER_UNREACHABLE, E_RUN_UNKNOWN,
+    and E_CONTROL_FAILED for anything else that the server refuses.
     """
     import httpx
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
     config = read_server_config(folder)
-    os.environ["no_proxy"] = without_proxy()  # Flower's client offers no other way to say so
+    os.environ["no_proxy"] = without_proxy()  # Flower's client has no other way to bypass the proxy
     client = ControlHttpClient.from_server_address(
         server_address=f"{LOOPBACK}:{config.control_port}",
         insecure=bool(config.simulated_sites),
@@ -105,7 +105,7 @@ def control(folder: Path) -> Iterator["ControlHttpClient"]:
 
 
 def _refusal(error: "httpx.HTTPStatusError") -> Refusal:
-    """What Flower answers its client; what it writes to its own log stays there."""
+    """Convert Flower's answer to its client; details stay in Flower's own log."""
     from flwr.supercore.error import ApiErrorCode, FlowerError
 
     answer = FlowerError.from_json(error.response.text)

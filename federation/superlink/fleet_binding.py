@@ -1,15 +1,15 @@
-"""Holds each node to its own messages: ASGI middleware of the SuperLink, behind Flower's own authentication.
+"""Restrict each node to its own messages: ASGI middleware of the SuperLink, behind Flower's authentication.
 
-The ingress lets in whoever holds the key of a certificate of the study, and wants Flower's signature made with that
-key. Flower 1.42 then makes sure that the node id of a request belongs to the key. It does not look whose messages,
-sessions and objects the request names. So this does, where the requests are read and the messages are known:
+The ingress admits every holder of a certificate's key of the study, and requires Flower's signature with that key.
+Flower 1.42 then checks that the node id in a request belongs to the key. It does not check whose messages, sessions and
+objects the request names. This middleware does so, where the requests are parsed and the messages are known:
 
-* A node sends answers to messages that it was sent, in its own name, and no other message.
-* It pushes objects into sessions of its own answers.
-* It reads the objects of messages that it was sent, and runs and apps of which it was sent a message.
-* It confirms, by which they are deleted, the messages that it was sent.
+* A node may send replies to messages that it received, in its own name, and no other message.
+* It may push objects only into sessions of its own replies.
+* It may read objects of messages that it received, and the runs and apps of those messages.
+* It may confirm messages that it received, which deletes them.
 
-What is refused here is answered with 403 and a code; the header REFUSED_HEADER lets the ingress write a line.
+A refused request is answered with 403 and a code; the header REFUSED_HEADER tells the ingress to log it.
 """
 
 import sys
@@ -56,28 +56,28 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 PREFIX = "/v1/fleet/"
-_REMEMBERED = 32  # announcements of a node
-_TREES_KEPT = 256  # messages; some 30 kB each for a model of 250 arrays
-_AT_ONCE = 10_000  # ids in one statement; SQLite takes 32,766
+_REMEMBERED = 32  # announcements per node
+_TREES_KEPT = 256  # messages; about 30 kB each for a model of 250 arrays
+_AT_ONCE = 10_000  # ids in one statement; SQLite allows 32,766
 
 
 @dataclass
 class Announced:
-    """What a node has announced since the SuperLink started: sessions that were opened, ids of its answers."""
+    """What a node has announced since the SuperLink started: opened sessions, and ids of its replies."""
 
     sessions: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     answers: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
 
 class Trees:
-    """Which objects messages consist of. A message's never change; to find them takes several milliseconds."""
+    """The objects of each message. They never change, and finding them takes several milliseconds, so they are kept."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._lock = Lock()
 
     def of(self, session: "Session", root: str) -> frozenset[str]:
-        """The ids of a message's objects, itself included."""
+        """Return the ids of a message's objects, including its own."""
         with self._lock:
             found = self._kept.get(root)
         if found is None:
@@ -90,10 +90,10 @@ class Trees:
 
 
 class FleetBinding:
-    """Lets a request of the Fleet API through to its handler if it concerns the caller's own messages alone.
+    """Passes a Fleet API request to its handler only if it concerns the caller's own messages.
 
-    Flower forgets whose answer a session is for as soon as the study's code has asked for the answer. So the last ones
-    of each node are kept here.
+    Flower forgets whose reply a session belongs to once the study's code has fetched the reply. Therefore this class
+    keeps the latest sessions of each node.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -106,7 +106,7 @@ class FleetBinding:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        # As Flower's own middleware has read it; without it nothing was authenticated either.
+        # Set by Flower's own middleware when it has parsed the request; without it, nothing was authenticated either.
         asked = getattr(request.state, "protobuf_request", None)
         node_id = asked.node.node_id if asked is not None and hasattr(asked, "node") else 0
         try:
@@ -118,7 +118,7 @@ class FleetBinding:
             return
 
         async def send_on(message: ASGIMessage) -> None:
-            answer = getattr(request.state, "protobuf_response", None)  # is set before the first part is sent
+            answer = getattr(request.state, "protobuf_response", None)  # set before the first part is sent
             if message["type"] == "http.response.start" and isinstance(answer, PushMessagesResponse):
                 self._announced[node_id].sessions.append(answer.session_id)
                 self._announced[node_id].answers.extend(answer.results)
@@ -128,18 +128,18 @@ class FleetBinding:
 
 
 def check(request: "Message | None", state: object, announced: Announced, trees: Trees) -> None:
-    """Raises Refusal E_NOT_FOR_NODE where the request concerns what is another node's.
+    """Raise Refusal E_NOT_FOR_NODE if the request concerns another node's data.
 
-    The node id of a request is known to be the caller's; `announced` is the caller's.
+    The request's node id is known to be the caller's; `announced` is the caller's.
     """
     if not isinstance(state, SqlLinkState):
-        raise TypeError("the server keeps its messages elsewhere than in a database")
+        raise TypeError("the server does not keep its messages in a database")
     with state.session() as session:
         match request:
             case ActivateNodeRequest() | DeactivateNodeRequest() | SendNodeHeartbeatRequest() | PullMessagesRequest():
-                allowed = True  # they name a node and nothing else
+                allowed = True  # they name only the node
             case RegisterNodeFleetRequest() | UnregisterNodeFleetRequest():
-                allowed = True  # Flower refuses both where nodes are enrolled
+                allowed = True  # Flower refuses both if nodes are enrolled
             case GetRunRequest() | GetFabRequest():
                 allowed = bool(_messages_to(session, request.node.node_id, request.run_id))
             case PushMessagesRequest():
@@ -159,7 +159,7 @@ def check(request: "Message | None", state: object, announced: Announced, trees:
 
 
 def _messages_to(session: "Session", node_id: int, run_id: int) -> set[str]:
-    """The ids of the messages of a run that were sent to a node and are not done with."""
+    """Return the ids of a run's messages that were sent to a node and are not completed."""
     found = session.scalars(
         select(MessageIns.message_id).where(
             MessageIns.dst_node_id == uint64_to_int64(node_id), MessageIns.run_id == uint64_to_int64(run_id)
@@ -169,17 +169,17 @@ def _messages_to(session: "Session", node_id: int, run_id: int) -> set[str]:
 
 
 def _objects_below(session: "Session", root: str) -> frozenset[str]:
-    """The ids of a message's objects, itself included."""
+    """Return the ids of a message's objects, including its own."""
     below = select(ObjectChild.child_id).where(ObjectChild.parent_id == root).cte(recursive=True)
     below = below.union(select(ObjectChild.child_id).join(below, ObjectChild.parent_id == below.c.child_id))
-    # Most objects are those of the model, which all nodes are sent: one string each.
+    # Most objects belong to the model, which is sent to all nodes: keep one string for each.
     return frozenset(map(sys.intern, (root, *session.scalars(select(below.c.child_id)))))
 
 
 def _is_own_answer(session: "Session", request: PushMessagesRequest, announced: Announced) -> bool:
-    """Whether a request holds one answer, of the caller, to a message that the caller was sent.
+    """Tell whether a request holds exactly one reply of the caller, to a message that the caller received.
 
-    Where the answered message is no longer known, Flower itself drops the answer.
+    If the answered message is no longer known, Flower itself drops the reply.
     """
     if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
         return False
@@ -194,14 +194,14 @@ def _is_own_answer(session: "Session", request: PushMessagesRequest, announced: 
     if asked is not None and tuple(asked) != (uint64_to_int64(node_id), uint64_to_int64(answer.run_id)):
         return False
     messages = _messages_among(session, [part.object_id for part in iterate_object_tree(tree)])
-    # Whole messages that come with the answer would end with it. The one that may be there is the answer itself, when
-    # it is announced again.
+    # Whole messages within the reply would be deleted with it. The only one allowed is the reply itself, when it is
+    # announced again.
     again = set(announced.answers) | _answers_of(session, node_id, {answer.message_id})
     return messages <= again & {answer.message_id}
 
 
 def _messages_among(session: "Session", ids: Sequence[str]) -> set[str]:
-    """Which objects are whole messages, of anybody: known as such, or stored and part of nothing."""
+    """Return which objects are whole messages of any node: known as messages, or stored and part of nothing."""
     found: set[str | None] = set()
     for first in range(0, len(ids), _AT_ONCE):
         some = ids[first : first + _AT_ONCE]
@@ -213,7 +213,7 @@ def _messages_among(session: "Session", ids: Sequence[str]) -> set[str]:
 
 
 def _answers_of(session: "Session", node_id: int, ids: Collection[str]) -> set[str]:
-    """Which of these are answers of the node that the study's code has not asked for yet."""
+    """Return which of these are replies of the node that the study's code has not fetched yet."""
     found = session.scalars(
         select(MessageRes.message_id).where(
             MessageRes.message_id.in_(ids), MessageRes.src_node_id == uint64_to_int64(node_id)
@@ -223,8 +223,8 @@ def _answers_of(session: "Session", node_id: int, ids: Collection[str]) -> set[s
 
 
 def _is_own_session(session: "Session", request: PushObjectRequest, announced: Announced) -> bool:
-    """Whether objects are pushed for the caller's own answer. A session that is over Flower itself answers."""
-    if not request.session_id:  # Flower would look for any that waits for the object
+    """Tell whether objects are pushed for the caller's own reply. Flower itself answers for an ended session."""
+    if not request.session_id:  # Flower would use any session that waits for the object
         return False
     if request.session_id in announced.sessions or session.get(ObjectPushSession, request.session_id) is None:
         return True

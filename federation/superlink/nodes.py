@@ -1,4 +1,4 @@
-"""The hospitals' nodes that a running SuperLink knows: registered, struck off, listed."""
+"""Register, remove and list the hospitals' nodes of a running SuperLink."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from federation.superlink import reasons
 from federation.superlink.control import control
 from models.refusal import Refusal
 
-_UNREGISTERED = "unregistered"  # Flower's NodeStatus of a node that was struck off; it stays in the list for good
+_UNREGISTERED = "unregistered"  # Flower's NodeStatus of a removed node, which stays in the list forever
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Site:
 
 
 def enrol(folder: Path, public_key: bytes, name: str) -> int:
-    """Let the holder of a node key (PEM) take part as site `name`, on the running server. Returns the node's id.
+    """Register a node key (PEM) as site `name` on the running server; return the node's id.
 
-    Whoever had the name before with another key is struck off. Raises Refusal: E_ALREADY_ENROLLED if another site
-    has the key, E_KEY_REVOKED if it was struck off, E_NO_SERVER, E_SERVER_UNREACHABLE.
+    A node of this name with another key is removed. Raises Refusal: E_ALREADY_ENROLLED if another site has the key,
+    E_KEY_REVOKED if the key was removed before, E_NO_SERVER, E_SERVER_UNREACHABLE.
     """
     from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
 
@@ -43,7 +43,7 @@ def enrol(folder: Path, public_key: bytes, name: str) -> int:
 
 
 def strike_off(folder: Path, name: str) -> None:
-    """Let the node of site `name` take part no longer. Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE."""
+    """Remove the node of site `name`. Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE."""
     from flwr.proto.control_pb2 import ListNodesRequest, UnregisterNodeRequest
 
     with control(folder) as client:
@@ -53,7 +53,7 @@ def strike_off(folder: Path, name: str) -> None:
 
 
 def sites(folder: Path) -> list[Site]:
-    """The sites whose nodes are registered with the running server, by name.
+    """Return the sites whose nodes are registered with the running server, by name.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE.
     """

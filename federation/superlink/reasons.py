@@ -1,11 +1,11 @@
-"""Reasons why the study's server cannot be asked."""
+"""Reasons for which the study's server cannot be reached or refuses a request."""
 
 from models.refusal import Reason
 
 NO_SERVER = Reason(
     "E_NO_SERVER",
-    "this folder holds no server",
-    "Make one first: fedthorax server init DIR.",
+    "this folder does not contain a server",
+    "Create one first: fedthorax server init DIR.",
 )
 SERVER_UNREACHABLE = Reason(
     "E_SERVER_UNREACHABLE",
@@ -15,34 +15,34 @@ SERVER_UNREACHABLE = Reason(
 ALREADY_ENROLLED = Reason(
     "E_ALREADY_ENROLLED",
     "this key is already enrolled, for the site {site}",
-    "Nothing is left to do if that is the site you mean; each site needs a key of its own.",
+    "Nothing to do if this is the intended site. Each site needs its own key.",
 )
 NOT_FOR_NODE = Reason(
     "E_NOT_FOR_NODE",
-    "the request concerns a message, an object or a run that this node was not sent",
-    "A node of this version sends no such request while its task lasts. If the server's log repeats it for one site, "
-    "ask that site's operator, and revoke its certificate if the key was stolen.",
+    "the request concerns a message, an object or a run that was not sent to this node",
+    "A node of this version sends no such request during its task. If the server's log shows this repeatedly for a "
+    "site, ask that site's operator, and revoke its certificate if the key was stolen.",
 )
 KEY_REVOKED = Reason(
     "E_KEY_REVOKED",
     "this node's key was revoked",
-    "Move keys/node and keys/node.pub away and join again: a new key is made.",
+    "Move keys/node and keys/node.pub away and join again. This creates a new key.",
 )
 SERVER_MOVED = Reason(
     "E_SERVER_MOVED",
-    "this server was exported, and its study goes on elsewhere",
-    "Two servers with one roster would part ways. If nobody imported the archive or ever will: delete the file MOVED "
-    "in the server's folder, and this one goes on.",
+    "this server was exported, and its study continues elsewhere",
+    "Two servers with the same sites would diverge. If nobody has imported the archive or ever will, delete the file "
+    "MOVED in the server's folder; then this server can continue.",
 )
 IMPORT_UNFINISHED = Reason(
     "E_IMPORT_UNFINISHED",
-    "an import into this folder is under way, or was broken off",
-    "If none is under way: delete the folder, and import the archive again.",
+    "an import into this folder is in progress or was interrupted",
+    "If none is in progress, delete the folder and import the archive again.",
 )
 RUN_UNKNOWN = Reason(
     "E_RUN_UNKNOWN",
-    "the server knows no such run",
-    "fedthorax study list names them; a run belongs to the server folder that it was started on (--server).",
+    "the server does not know this run",
+    "List the runs with `fedthorax study list`. A run belongs to the server folder that it was started on (--server).",
 )
 CONTROL_FAILED = Reason(
     "E_CONTROL_FAILED",

@@ -1,10 +1,11 @@
-"""Flower's SuperLink, each of whose connections keeps little in memory and each of whose nodes has its own messages.
+"""Flower's SuperLink with less memory per connection, and with each node restricted to its own messages.
 
     python -I -m federation.superlink.superlink [OPTION...]
 
-The options are those of `flower-superlink`. Flower 1.42 answers with a whole object, up to 5 MiB, in one piece. OpenSSL
-then keeps a buffer of that size for as long as the connection lasts. Behind the door the SuperLink took 290 MB with 4
-hospitals and 400 with 64; in pieces it is 255 and 290. Where 64 connect to it directly, it is 370 instead of 740.
+The options are those of `flower-superlink`. Flower 1.42 sends a whole object, up to 5 MiB, in one piece. OpenSSL then
+keeps a buffer of that size as long as the connection lasts. Behind the ingress the SuperLink took 290 MB with 4
+hospitals and 400 with 64; when it sends pieces, it takes 255 and 290. If 64 connect to it directly, it takes 370
+instead of 740.
 """
 
 import sys
@@ -12,12 +13,12 @@ import sys
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ENROLLED = "--enable-supernode-auth"  # an option of the SuperLink's
-PIECE_BYTES = 2**16  # what uvicorn lets wait for the line before it asks the application to wait
+ENROLLED = "--enable-supernode-auth"  # an option of the SuperLink
+PIECE_BYTES = 2**16  # uvicorn's limit of unsent data before it makes the application wait
 
 
 class Pieces:
-    """ASGI middleware: long answers go out in pieces, and what a request was turned into is forgotten after it."""
+    """ASGI middleware that sends long responses in pieces, and drops a request's parsed form after the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -35,13 +36,13 @@ class Pieces:
             await send({**message, "body": bytes(rest)} if "body" in message else message)
 
         await self._app(scope, receive, send_pieces)
-        scope["state"].clear()  # the connection would keep it until its next request
+        scope["state"].clear()  # otherwise the connection would keep it until its next request
 
 
 def main() -> None:
     """Run the SuperLink until it ends.
 
-    Where nodes are enrolled, each is held to its own messages, by the middleware that runs last: after Flower has read
+    If nodes are enrolled, each is restricted to its own messages. That middleware runs last, after Flower has parsed
     and authenticated the request.
     """
     from flwr.superlink import extensions

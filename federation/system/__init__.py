@@ -1,4 +1,4 @@
-"""Processes with a certain end, and the table of reasons.
+"""Child processes that always end, and the page of all reasons.
 
 Imports no other room of `federation`. Begin with `process`.
 """

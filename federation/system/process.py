@@ -1,7 +1,7 @@
-"""The processes that we start: each with its log, a way to know when it is ready, and a certain end.
+"""Child processes, each with a log, a check for readiness, and a guaranteed end.
 
-Between us and each process stands a small guard (guard.py) that holds a lifeline to us: when this Python
-ends, however it ends, the process and all its descendants end too.
+Between this process and each child runs a small guard (reaper.py) that holds a pipe to this process. When this Python
+process ends for any reason, the child and all its descendants end too.
 """
 
 import errno
@@ -20,14 +20,14 @@ from models.refusal import Refusal
 
 LOOPBACK = "127.0.0.1"
 GUARD = Path(__file__).with_name("reaper.py")
-# Flower gives itself 5 s for a graceful exit (FORCE_EXIT_TIMEOUT_SECONDS); its children a little more.
+# Flower allows itself 5 s to end (FORCE_EXIT_TIMEOUT_SECONDS), and its children a little more.
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.2
 
 T = TypeVar("T")
 
 
-# For every process of ours: no library calls home, and MLflow unpickles nothing.
+# For all our processes: no library sends telemetry, and MLflow loads no pickles.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -37,10 +37,10 @@ QUIET = {
 
 
 class Process:
-    """A command that runs from now on until `stop`, its own end, or ours.
+    """A command that runs until `stop`, until it ends itself, or until this process ends.
 
-    Use as a context manager. Everything the command prints goes to the end of `log`, which only its owner may
-    read: a site's log may name what must not leave the site.
+    Use it as a context manager. The command's output is appended to `log`, which only its owner may read, because a
+    site's log may contain data that must not leave the site.
     """
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
@@ -56,9 +56,9 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
-                # A terminal's Ctrl-C reaches us alone; the order in which things end is ours.
+                # Only this process receives a terminal's Ctrl-C, and then ends its children in the right order.
                 start_new_session=True,
-                # What it writes (database, caches, apps) is its owner's alone too.
+                # The files that it writes (database, caches, apps) are also accessible only to their owner.
                 umask=0o077,
             )
 
@@ -67,15 +67,15 @@ class Process:
         return self._guard.poll() is None
 
     def output(self) -> str:
-        """What the command has printed since this start."""
+        """Return what the command has printed since this start."""
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
     def wait_until(self, ready: Callable[[], T | None], *, seconds: float) -> T:
-        """The first true answer of `ready`, asked again and again for up to `seconds`.
+        """Call `ready` repeatedly for up to `seconds`, and return its first true answer.
 
-        Raises Refusal E_NOT_STARTED if the command ends before or the time is over; it is stopped then.
+        Raises Refusal E_NOT_STARTED, after stopping the command, if the command ends first or the time is over.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -93,16 +93,16 @@ class Process:
             time.sleep(POLL_SECONDS)
 
     def wait(self) -> int:
-        """Wait for the command to end by itself; its exit code."""
+        """Wait until the command ends by itself, and return its exit code."""
         return self._guard.wait()
 
     def let_go(self) -> None:
-        """Ask the whole family to end, without waiting for it: several can end side by side."""
+        """Ask the command and its descendants to end, without waiting, so that several can end at the same time."""
         if self._guard.stdin and not self._guard.stdin.closed:
             self._guard.stdin.close()
 
     def stop(self) -> None:
-        """End the whole family: asked first, killed after a grace. Returns when nothing is left."""
+        """End the command and its descendants: ask first, kill after a grace period. Returns when all have ended."""
         self.let_go()
         self._guard.wait()
 
@@ -116,15 +116,15 @@ class Process:
 
 
 def flower_command(name: str) -> str:
-    """The path of one of Flower's programs, from the Python environment that we run in."""
+    """Return the path of one of Flower's programs in the current Python environment."""
     return str(Path(sys.executable).parent / name)
 
 
 def flower_environment(flower_home: Path, **ours: str) -> dict[str, str]:
-    """The environment of every Flower process that we start.
+    """Return the environment of every Flower process that we start.
 
-    Nothing calls home, Flower's files stay below `flower_home`, Flower finds its own programs by name, and a
-    proxy that the machine uses for the outside is not asked for this machine itself.
+    No telemetry is sent, Flower's files stay below `flower_home`, Flower finds its own programs by name, and the
+    machine's proxy is not used for the machine itself.
     """
     return {
         **os.environ,
@@ -133,23 +133,23 @@ def flower_environment(flower_home: Path, **ours: str) -> dict[str, str]:
         "FLWR_HOME": str(flower_home),
         **QUIET,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray would hide every GPU from a worker that has not asked for one.
+        # Otherwise Ray hides every GPU from a worker that did not request one.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONUNBUFFERED": "1",
-        # Seconds between two looks for a task: Flower's 1 s is felt in each round, 0.2 s as load.
+        # Seconds between two checks for a task. Flower's 1 s delays each round noticeably; 0.2 s causes too much load.
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         **ours,
     }
 
 
 def without_proxy() -> str:
-    """The hosts for which no proxy is asked: those that the machine names already, and the machine itself."""
+    """Return the hosts to reach without a proxy: those that the machine already names, and the machine itself."""
     named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     return ",".join(dict.fromkeys([*filter(None, named.split(",")), "localhost", LOOPBACK]))
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on just now."""
+    """Return a loopback port on which nobody listens at the moment."""
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         port: int = listener.getsockname()[1]
@@ -157,9 +157,9 @@ def free_port() -> int:
 
 
 def port_is_taken(host: str, port: int) -> bool:
-    """Whether another process already listens there."""
+    """Tell whether another process already listens there."""
     with socket.socket() as listener:
-        # As servers do: a port that was only just given up is free.
+        # As servers do: a port that was just released counts as free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

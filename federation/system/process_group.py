@@ -1,4 +1,4 @@
-"""Several processes that are of use together alone: if one ends, all end."""
+"""A group of processes that need each other: when one ends, all end."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ _log = logging.getLogger("fedthorax")
 
 
 class Together:
-    """Used like one Process. `log` is the file to look into first; the processes are asked to end in their order."""
+    """Used like one Process. `log`: the log to read first. The processes are asked to end in their given order."""
 
     def __init__(self, processes: Sequence[Process], *, log: Path) -> None:
         self._processes = tuple(processes)
@@ -24,7 +24,7 @@ class Together:
         return all(process.running for process in self._processes)
 
     def wait(self) -> int:
-        """Wait until one of its processes ends by itself, and end the others; the exit code of the first."""
+        """Wait until one process ends by itself, then end the others; return the exit code of the first."""
         while self.running:
             time.sleep(POLL_SECONDS)
         ended = next(process for process in self._processes if not process.running)
@@ -33,12 +33,12 @@ class Together:
         return ended.wait()
 
     def let_go(self) -> None:
-        """Ask all of it to end, without waiting."""
+        """Ask all processes to end, without waiting."""
         for process in self._processes:
             process.let_go()
 
     def stop(self) -> None:
-        """End all of it. Returns when nothing is left."""
+        """End all processes. Returns when all have ended."""
         self.let_go()
         for process in self._processes:
             process.stop()

@@ -1,14 +1,14 @@
-"""Runs one command and takes its whole family of processes down when the parent lets go.
+"""Run one command, and end it with all its descendants when the parent process ends.
 
-    python -I guard.py GRACE_SECONDS COMMAND [ARGUMENT...]
+    python -I reaper.py GRACE_SECONDS COMMAND [ARGUMENT...]
 
-Our standard input is the lifeline: a pipe whose other end only the parent holds. However the parent ends
-(return, Ctrl-C, kill -9), the kernel closes the pipe, and everything below us is first asked to end and,
-after the grace, killed. Flower starts some children in sessions of their own, so no process group holds them
-all; on Linux we adopt every orphan below us instead (PR_SET_CHILD_SUBREAPER), so that none gets away.
-Elsewhere we end the command itself, and Flower's children end when they miss their parent.
+Standard input is a pipe whose other end only the parent holds. When the parent ends for any reason (return, Ctrl-C,
+kill -9), the kernel closes the pipe. This program then asks all its descendants to end, and kills them after the grace
+period. Flower starts some children in their own sessions, so no process group contains all of them. On Linux this
+program instead adopts every orphaned descendant (PR_SET_CHILD_SUBREAPER), so that none is missed. On other systems it
+ends the command itself, and Flower's children end when they notice that their parent is gone.
 
-Only the standard library is imported: this file runs as a program beside every process that we start.
+It imports only the standard library, because it runs beside every process that we start.
 """
 
 import ctypes
@@ -26,12 +26,12 @@ LINUX = sys.platform == "linux"
 # From <linux/prctl.h>.
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.2
-# After SIGKILL only the kernel can hold a process back, and not for long.
+# After SIGKILL only the kernel can delay the end of a process, and not for long.
 KILL_SECONDS = 5.0
 
 
 class Family:
-    """One command and all processes that descend from it."""
+    """One command and all its descendants."""
 
     def __init__(self, command: list[str]) -> None:
         libc = ctypes.CDLL(None) if LINUX else None
@@ -47,7 +47,7 @@ class Family:
         self.exit_code: int | None = None
 
     def reap(self) -> None:
-        """Collect whoever has ended: a zombie would still count as alive for Flower's watch over parents."""
+        """Collect ended processes: Flower's check of parent processes would count a zombie as alive."""
         try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -59,18 +59,18 @@ class Family:
             return
 
     def alive(self) -> list[int]:
-        """The members that have not ended, the command itself first."""
+        """Return the processes that have not ended, the command itself first."""
         self.reap()
         if LINUX:
             return descendants(os.getpid(), read_parents())
         return [self.head.pid] if self.exit_code is None else []
 
     def end(self, grace_seconds: float) -> None:
-        """Ask the command to end, then those it leaves behind; kill whoever is left after the grace."""
+        """Ask the command to end, then any remaining descendants; kill what is left after the grace period."""
         deadline = time.monotonic() + grace_seconds
         asked: set[int] = set()
         while (members := self.alive()) and time.monotonic() < deadline:
-            # While the command lives, it ends its own children in its own order.
+            # While the command runs, it ends its own children in its own order.
             targets = {self.head.pid} if self.exit_code is None else set(members)
             send(signal.SIGTERM, targets - asked)
             asked |= targets
@@ -82,7 +82,7 @@ class Family:
 
 
 def descendants(root: int, parents: Mapping[int, int]) -> list[int]:
-    """All processes below `root`, parents before their children, from a map of each process to its parent."""
+    """Return all processes below `root`, parents before children; `parents` maps each process to its parent."""
     found = [root]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
@@ -90,14 +90,14 @@ def descendants(root: int, parents: Mapping[int, int]) -> list[int]:
 
 
 def read_parents() -> dict[int, int]:
-    """The parent of every process on this machine (Linux)."""
+    """Return the parent of every process on this machine (Linux)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             # "pid (name) state parent ...": the name may hold spaces and brackets.
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
-            continue  # it ended while we looked
+            continue  # it ended in the meantime
     return parents
 
 

@@ -1,9 +1,9 @@
-"""Reasons why a process could not be started."""
+"""Reasons for which a process could not be started."""
 
 from models.refusal import Reason
 
 NOT_STARTED = Reason(
     "E_NOT_STARTED",
-    "{process} did not come up; the end of its log {log} says why",
+    "{process} did not start; the end of its log {log} shows the cause",
     "Read the log, remove the cause and start it again.",
 )

@@ -1,4 +1,4 @@
-"""The page docs/refusals.md, made from the tables of reasons: `python -m federation.system.refusals_page`."""
+"""Generate docs/refusals.md from the tables of reasons: `python -m federation.system.refusals_page`."""
 
 import sys
 
@@ -24,7 +24,7 @@ for numbers, or for names that identify no patient. Generated from the tables in
 
 
 def page() -> str:
-    """The page in Markdown."""
+    """Return the page as Markdown."""
     parts = [HEAD]
     for title, reasons in SECTIONS.items():
         rows = [f"| `{r.code}` | {r.says} | {r.remedy} |" for r in reasons]

@@ -80,7 +80,7 @@ def test_a_reply_that_the_gateway_held_back_is_no_round(state: NodeState) -> Non
 
 def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
     texts = told(state, f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved")
-    assert texts[0].startswith("refused (E_APP_REFUSED): Look at it with")
+    assert texts[0].startswith("refused (E_APP_REFUSED): Review the app with")
     assert state.refused == "E_APP_REFUSED"
 
 
