@@ -1,4 +1,4 @@
-"""Settings files: TOML loaded into one pydantic model, with errors that name file, key and remedy."""
+"""Loads a TOML settings file into a pydantic model, with errors that name file, key and remedy."""
 
 import tomllib
 from pathlib import Path
@@ -15,7 +15,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 def load_settings(path: Path, model: type[Settings]) -> Settings:
     """Read `path` into `model`.
 
-    Raises Refusal E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last names every wrong key at once.
+    Raises Refusal E_SETTINGS_FILE, E_SETTINGS_SYNTAX or E_SETTINGS_KEY; the last one lists all invalid keys.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
