@@ -1,4 +1,4 @@
-"""Tests gradient inversion: can an attacker, above all the server, reconstruct a scan from a hospital's update?
+"""Tests gradient inversion: whether an attacker, above all the server, can reconstruct a scan from an update.
 
 The attacker searches for scans whose gradient has the direction of the update (cosine, with a penalty on total
 variation: Geiping et al., NeurIPS 2020). If batch-norm buffers are sent too, the scans must also have the means and

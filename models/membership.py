@@ -1,4 +1,4 @@
-"""Tests membership inference: can an attacker with a model tell whether a patient was in its training data?
+"""Tests membership inference: whether an attacker with a model can tell if a patient was in its training data.
 
 The attack says yes if the model's loss on the patient is small (Yeom et al., CSF 2018). Its area under the ROC curve is
 reported together with its true positive rates at few false alarms, as Carlini et al. (IEEE S&P 2022) recommend: an

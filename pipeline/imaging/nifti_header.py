@@ -187,7 +187,7 @@ def _read_through(stored: Stored) -> int:
                 raise Refusal(reasons.NOT_A_NUMBER)
         count += len(chunk)
         if count > stored.voxel_bytes + _MAX_EXTRA_BYTES:
-            raise Refusal(reasons.VOLUME_FILE, private="longer than its header says")
+            raise Refusal(reasons.VOLUME_FILE, private="the file is longer than its header says")
     return count
 
 

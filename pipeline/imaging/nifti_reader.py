@@ -127,7 +127,7 @@ def _decode(path: Path, size: tuple[int, ...]) -> tuple[NDArray[np.float32], NDA
         reason = reasons.VOLUME_FILE if is_meta(path) else reasons.GEOMETRY
         raise Refusal(reason, private=str(error)) from None
     if reader.GetSize()[:3] != size or reader.GetNumberOfComponents() != 1:
-        raise Refusal(reasons.VOLUME_FILE, private="SimpleITK reads another header")
+        raise Refusal(reasons.VOLUME_FILE, private="SimpleITK reads a different header")
     _check_axes(reader)
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:

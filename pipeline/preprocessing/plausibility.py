@@ -36,7 +36,7 @@ METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500, 10.0, 1.0,
 # tenth of its height and 2 % of its volume.
 MOST_CUT = 1 / 3
 # Side of heart and stomach, from -1 (right) to 1 (left). The sides are exchanged in about 1 of 10,000 people (Lin et
-# al., Am J Med Genet A 2014; 164:2581). Disease can pull the heart alone to the right. So a scan is taken as mirrored
+# al., Am J Med Genet A 2014; 164:2581). Disease can pull only the heart to the right. So a scan is taken as mirrored
 # if the stomach is on the right too; without a visible stomach, the heart must be clearly on the right.
 HEART_RIGHT = -0.1
 LEAST_GAS_ML, BESIDE_MIDLINE_MM = 5.0, 24.0

@@ -112,7 +112,10 @@ def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
 
 
 def check_file(path: Path, name: str) -> None:
-    """Raises Refusal E_TABLE_FILE unless `path` is a regular file; reading a pipe or a device might never end."""
+    """Refuse a pipe or a device, because reading it might never end.
+
+    Raises Refusal E_TABLE_FILE unless `path` is a regular file.
+    """
     if not path.is_file():
         raise Refusal(reasons.TABLE_FILE, private=f"not a file: {path}", table=name)
 
