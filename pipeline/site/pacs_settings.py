@@ -84,7 +84,7 @@ class DimseTable(BaseModel, extra="forbid"):
     certificate: Path | None = None  # the node's certificate, if the PACS requires one
     key: Path | None = None
     connect_seconds: float = Field(default=30, gt=0)
-    timeout_seconds: float = Field(default=60, gt=0)  # of silence within an association
+    timeout_seconds: float = Field(default=60, gt=0)  # without a response, within an association
 
     @model_validator(mode="after")
     def tls_is_whole(self) -> Self:
