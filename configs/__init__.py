@@ -1,21 +1,21 @@
-"""The files that people edit, as templates and presets; each is documented line by line."""
+"""Holds templates and presets of the settings files that people edit; comments explain each line."""
 
 from functools import cache
 from pathlib import Path
 
-# Not in a new site's list of approved studies: `fedavg` also judges models of other hospitals on a hospital's test
-# patients, and `demo` is for synthetic hospitals.
+# A new site does not approve these studies by default: `fedavg` also evaluates models of other hospitals on a
+# hospital's test patients, and `demo` is for synthetic hospitals.
 _ON_REQUEST = ("fedavg", "demo")
 
 
 @cache
 def preset_files() -> dict[str, Path]:
-    """The files of the release's own studies by name: "study" (the defaults), the presets, "demo"."""
+    """Return the files of the release's own studies by name: "study" (the defaults), the presets, "demo"."""
     folder = Path(__file__).parent
     files = [folder / "study.toml", *sorted((folder / "presets").glob("*.toml")), folder / "demo.toml"]
     return {path.stem: path for path in files}
 
 
 def usual_studies() -> list[str]:
-    """The names of the release's own studies that a new site approves in its site.toml."""
+    """Return the names of the release's own studies that a new site approves in its site.toml."""
     return [name for name in preset_files() if name not in _ON_REQUEST]

@@ -1,1 +1,1 @@
-"""What is learnt: networks, losses, calibration and the release format. Imports neither pipeline nor federation."""
+"""Defines networks, losses, calibration and the release format; imports neither `pipeline` nor `federation`."""

@@ -1,4 +1,4 @@
-"""What attacks on a release found: the content of attacks.json, and the section of the card made from it."""
+"""Defines the results of attacks on a release: the content of attacks.json, and its section in the card."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,9 +19,9 @@ class Interval(_Record):
 
 
 class Membership(_Record):
-    """How well members of the training are told from others by one loss.
+    """How well one loss distinguishes training patients from others.
 
-    0.5 and the rate itself (0.01, 0.1) are what guessing gives.
+    Guessing gives an AUROC of 0.5 and true positive rates equal to the false positive rates (0.01, 0.1).
     """
 
     members: int
@@ -32,20 +32,20 @@ class Membership(_Record):
 
 
 class Inversion(_Record):
-    """How near the best reconstruction came to a scan, beside what is known of that scan without any attack.
+    """How similar the best reconstruction is to a scan, with reference values without any attack.
 
-    All in dB (PSNR): of the reconstruction, of the constant image of the scan's mean, of the mean of other scans.
+    All are in dB (PSNR): of the reconstruction, of a constant image with the scan's mean, of the mean of other scans.
     """
 
     seen: str  # what the attacker saw, in words
-    scans: int  # how many scans that was made from
+    scans: int  # number of scans from which it was made
     best_db: float
     constant_db: float
     typical_db: float
 
 
 class Control(_Record):
-    """An attack that must succeed, or else the measurement could not have found a leak either."""
+    """An attack that must succeed; if it fails, the measurement cannot find a leak."""
 
     value: float
     needed: float
@@ -61,13 +61,13 @@ class Attacks(_Record):
     release: str
     software: str
     membership_control: Control  # AUROC
-    membership: dict[str, Membership]  # by what the loss is of: joint, or one label
+    membership: dict[str, Membership]  # by loss: joint, or of one label
     inversion_control: Control  # dB
     inversion: list[Inversion]
 
 
 def attacks_section(attacks: Attacks) -> str:
-    """The card's section in Markdown."""
+    """Return the card's section in Markdown."""
     a = attacks
     told = "\n".join(
         f"| {loss} | {m.members} | {m.others} | {m.auroc} | {m.tpr_at_1_percent_fpr} | {m.tpr_at_10_percent_fpr} |"
@@ -79,26 +79,26 @@ def attacks_section(attacks: Attacks) -> str:
     return f"""
 ## Attacks measured
 Measured by {a.software} on patients of hospitals that trained. An attack that fails proves nothing: a better one may
-succeed. The figures are about those patients themselves, without noise.
+succeed. The figures are computed from these patients, without noise.
 
-### Was a patient in the training? (membership inference: a small loss means yes)
+### Was a patient in the training data? (membership inference: a small loss means yes)
 {_verdict(a.membership_control, "a network overfitted on purpose: AUROC", 2)}
 
 | loss of | members | others | AUROC (95 % interval) | found at 1 % false alarms | found at 10 % false alarms |
 | --- | --- | --- | --- | --- | --- |
 {told}
 
-Guessing gives 0.5, 0.01 and 0.1. With fewer than 100 others, 1 % false alarms means none at all, and then
-guessing finds one member in (others + 1).
+Guessing gives 0.5, 0.01 and 0.1. With fewer than 100 others, 1 % false alarms means no false alarm; guessing
+then finds one member in (others + 1).
 
-### Can a scan be drawn from an update? (gradient inversion: PSNR in dB, more is nearer)
+### Can a scan be reconstructed from an update? (gradient inversion: PSNR in dB, higher is more similar)
 {_verdict(a.inversion_control, "one scan's raw gradient in a small network: dB", 1)}
 
 | what the attacker sees | of scans | best reconstruction | constant image | mean of other scans |
 | --- | --- | --- | --- | --- |
 {drawn}
 
-The constant image is what an attack draws that learnt nothing; the mean of other scans is what public data give.
+The constant image needs no attack; the mean of other scans needs only public data.
 """
 
 

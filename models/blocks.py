@@ -1,7 +1,7 @@
-"""What MONAI's ResNet lacks for training with differential privacy: group norm everywhere, and nothing in place.
+"""Adapts MONAI's ResNet to training with differential privacy: group norm everywhere, no in-place operations.
 
-Batch norm mixes the patients of a batch, so that no patient's own gradient exists; MONAI's `norm` argument reaches the
-stem alone. And the hooks that take each patient's gradient cannot bear a layer's output that is changed afterwards.
+Batch norm mixes the patients of a batch, so there is no gradient per patient; MONAI's `norm` argument changes only the
+stem. The hooks that compute gradients per patient do not work if a layer's output is modified in place.
 """
 
 import math
@@ -10,24 +10,24 @@ from typing import Any
 from monai.networks.nets.resnet import ResNetBlock
 from torch import Tensor, nn
 
-GROUPS = 8  # of channels that are normalised together; fewer where they do not divide the channels
+GROUPS = 8  # groups of channels; fewer if this does not divide the number of channels
 
 
 class OutOfPlaceBlock(ResNetBlock):
-    """MONAI's basic block: the same numbers, and no tensor is overwritten."""
+    """MONAI's basic block with the same result, but without in-place operations."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` (batch, channels, slices, rows, columns) to the same with the block's channels and stride."""
+        """Apply the block to `x` (batch, channels, slices, rows, columns)."""
         out = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
         return self.act(out + (x if self.downsample is None else self.downsample(x)))
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Put group norm (Wu & He 2018) in the place of each batch norm within `module`, under the same name."""
+    """Replace each batch norm in `module` by group norm (Wu & He 2018), under the same name."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
             channels = child.num_features

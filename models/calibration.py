@@ -1,6 +1,7 @@
-"""Calibration: a logit becomes a probability through slope and intercept, one pair for each label (Platt scaling).
+"""Calibrates logits to probabilities with a slope and an intercept for each label (Platt scaling).
 
-Each hospital fits its own pair, penalised towards "as it is"; `pool` makes one of them all, with a band for it.
+Each hospital fits its own pair, with a penalty towards the identity (slope 1, intercept 0). `pool` combines the pairs
+of all hospitals, with a confidence band.
 """
 
 from collections.abc import Sequence
@@ -10,26 +11,26 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy.special import expit, logit, ndtri
 
-PENALTY = 2.0  # pulls towards "as it is" by about this many patients' worth of evidence
-LOWEST_SLOPE = 0.05  # calibration never turns the order of patients round
-# How hospitals are taken to differ, as standard deviations of slope and intercept, and how many hospitals' worth of
-# evidence that is. A few cannot tell by themselves: where three are alike by chance the band would be far too narrow.
+PENALTY = 2.0  # weight of the identity, in about this number of patients
+LOWEST_SLOPE = 0.05  # positive, so that calibration never reverses the order of patients
+# Prior for the differences between hospitals (standard deviations of slope and intercept), and its weight in hospitals.
+# A few hospitals are not enough evidence: if three are similar by chance, the band would be far too narrow.
 BETWEEN = (0.2, 0.4)
 BETWEEN_WORTH = 2.0
-_STEPS = 200  # of expectation and maximisation; each is some matrices of 2 x 2
+_STEPS = 200  # of expectation-maximisation; each computes a few 2 x 2 matrices
 
 _AS_IT_IS = np.array([1.0, 0.0])
-_OF_PENALTY = 2 * PENALTY * np.eye(2)  # its information: a variance is at most 1/4
+_OF_PENALTY = 2 * PENALTY * np.eye(2)  # information of the penalty; a Bernoulli variance is at most 1/4
 _ROUNDING = 1e-6
-_TOLD_DIGITS, _FINEST = 4, 1e-7  # significant digits of a covariance as hospitals tell it, and its finest step
+_TOLD_DIGITS, _FINEST = 4, 1e-7  # significant digits of a covariance that hospitals report, and its smallest step
 
 
 class Platt(BaseModel):
     """probability = sigmoid(slope * logit + intercept); Platt, Advances in Large Margin Classifiers, 1999.
 
-    `covariance`: variance of the slope, covariance of slope and intercept, variance of the intercept, as they are
-    uncertain for a patient of one hospital: after `fit_platt` by the number of patients alone, after `pool` also by
-    how hospitals differ. None where that is not known.
+    `covariance`: variance of the slope, covariance of slope and intercept, variance of the intercept, for a patient of
+    one hospital. After `fit_platt` it reflects only the number of patients, after `pool` also the differences between
+    hospitals. None if it is not known.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,10 +43,10 @@ class Platt(BaseModel):
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def band(self, logit: float, level: float = 0.95) -> tuple[float, float] | None:
-        """Between which probabilities the true one of all patients with this `logit` lies, at a hospital of this kind.
+        """Return the confidence band of the true probability of all patients with this `logit`, at a similar hospital.
 
-        By the delta method on the scale of logits. It covers the calibration alone: that validation patients are few
-        and hospitals differ; not that another training would have given another model. None without a covariance.
+        It uses the delta method on the scale of logits. It covers only the calibration (few validation patients,
+        differences between hospitals), not that another training would give another model. None without a covariance.
         """
         if self.covariance is None:
             return None
@@ -56,14 +57,14 @@ class Platt(BaseModel):
         return float(expit(middle - half)), float(expit(middle + half))
 
     def logit_of(self, probability: float) -> float:
-        """The logit that is calibrated to `probability`, which is above 0 and below 1; the slope is not 0."""
+        """Return the logit that is calibrated to `probability`, which is above 0 and below 1; the slope is not 0."""
         return float((logit(probability) - self.intercept) / self.slope)
 
     def could_be_of(self, patients: float) -> bool:
-        """Whether `fit_platt` could have found this, with its covariance, on so many patients.
+        """Whether `fit_platt` could have given this result, with its covariance, for this number of patients.
 
-        The covariance may have been rounded to four significant digits; what that changes in the information, to first
-        order and in either direction, is allowed for.
+        The covariance may be rounded to four significant digits; the first-order effect of rounding on the information
+        is tolerated in both directions.
         """
         if self.covariance is None:
             return False
@@ -74,9 +75,9 @@ class Platt(BaseModel):
         information = inverse - _OF_PENALTY
         rounding = _ROUNDING * (1 + np.abs(information).max())
         unsure = np.abs(inverse) @ _steps_of(own) @ np.abs(inverse)
-        # A diagonal of the sums of absolute rows is no less than the matrix in any direction (Gershgorin).
+        # The diagonal of the absolute row sums is an upper bound of the matrix in every direction (Gershgorin).
         is_information = np.linalg.eigvalsh(information + np.diag(unsure.sum(axis=1))).min() >= -rounding
-        # Whatever is rounded, nobody is believed to know more than twice as much as so many patients tell.
+        # With any rounding, the information must not exceed twice that of this number of patients.
         least = information[1, 1] - min(unsure[1, 1], inverse[1, 1] / 2)
         return bool(is_information and least <= patients / 4 + _ROUNDING * (1 + inverse[1, 1]))
 
@@ -84,11 +85,10 @@ class Platt(BaseModel):
 def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt:
     """Fit slope and intercept to `labels` (0, 1 or NaN where missing), shape (patients,).
 
-    Penalised towards slope 1 and intercept 0, so that a handful of patients cannot turn the answer; without any
-    known label the result is "as it is". The covariance is the inverse of the Fisher information, the penalty's
-    included.
+    A penalty towards slope 1 and intercept 0 prevents large changes from a few patients; without any known label the
+    result is the identity. The covariance is the inverse of the Fisher information, including the penalty.
     """
-    from scipy.optimize import minimize  # a third of a second, and who scores fits nothing
+    from scipy.optimize import minimize  # imported here: it takes a third of a second, and scoring does not need it
 
     known = ~np.isnan(labels)
     if not known.any():
@@ -109,25 +109,25 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> Platt
 
 
 def pool(fits: Sequence[Platt]) -> Platt:
-    """One calibration of several hospitals' fits, each with its covariance; for no fit "as it is".
+    """Combine the fits of several hospitals, each with its covariance; without fits the result is the identity.
 
-    Each hospital's true pair is taken to be normal about a common one (random effects; DerSimonian & Laird, Controlled
-    Clin Trials 1986; 7:177). Its likelihood is known by a parabola at its own fit, so the common pair is one Newton
-    step from the hospitals' fits to that of all patients together, with the penalty counted once; the better a fit is
-    known, the more it counts. How hospitals differ is estimated by expectation and maximisation, from BETWEEN on. The
-    covariance is that of a further hospital's pair: the common one's and that between hospitals.
+    The model is random effects: each hospital's true pair is normally distributed around a common pair (DerSimonian &
+    Laird, Controlled Clin Trials 1986; 7:177). A parabola at each fit approximates its likelihood. The common pair is
+    therefore one Newton step from the hospitals' fits to the fit of all patients, with the penalty counted once; more
+    certain fits weigh more. Expectation-maximisation, starting from BETWEEN, estimates the differences between
+    hospitals. The covariance is that of a new hospital's pair: of the common pair plus between hospitals.
     """
     if not fits:
         return Platt()
     own = np.linalg.inv(np.stack([_matrix(fit.covariance) for fit in fits]))
     away = np.array([[fit.slope, fit.intercept] for fit in fits]) - _AS_IT_IS
-    known = own - _OF_PENALTY  # information of the patients alone
+    known = own - _OF_PENALTY  # information from the patients, without the penalty
     pull = own @ away[..., None]
     prior = np.diag(np.square(BETWEEN))
     between = prior
     for _ in range(_STEPS):
         common, of_common = _common(known, pull, between)
-        # A hospital's own deviation, given its patients, and how uncertain it is.
+        # Deviation of each hospital from the common pair, given its patients, and its uncertainty.
         of_own = np.linalg.inv(np.eye(2) + between @ known) @ between
         deviation = of_own @ (pull - known @ common)
         through = of_own @ known
@@ -140,17 +140,17 @@ def pool(fits: Sequence[Platt]) -> Platt:
 
 
 def middle(fits: Sequence[Platt]) -> Platt:
-    """As `pool`, but so that no single hospital can carry it away: by medians; for no fit "as it is".
+    """Combine fits as `pool` does, but with medians, so that no single hospital can dominate; identity without fits.
 
-    The common pair is the median's, and no better known than a middling hospital's own: the penalty pulls each fit the
-    same way. How hospitals differ, of either number, is the median deviation from it, and BETWEEN.
+    The common pair is the median. Its covariance is that of a typical single hospital, because the penalty biases all
+    fits in the same direction. The differences between hospitals are estimated from the median deviation and BETWEEN.
     """
     if not fits:
         return Platt()
     pairs = np.array([[fit.slope, fit.intercept] for fit in fits])
     common = np.median(pairs, axis=0)
     typical = sorted((_matrix(fit.covariance) for fit in fits), key=np.linalg.det)[len(fits) // 2]
-    spread = 1.4826 * np.median(np.abs(pairs - common), axis=0)  # of a normal distribution's deviations
+    spread = 1.4826 * np.median(np.abs(pairs - common), axis=0)  # factor for a normal distribution
     between = (BETWEEN_WORTH * np.square(BETWEEN) + len(fits) * spread**2) / (BETWEEN_WORTH + len(fits))
     return Platt(slope=float(common[0]), intercept=float(common[1]), covariance=_three(typical + np.diag(between)))
 
@@ -158,14 +158,14 @@ def middle(fits: Sequence[Platt]) -> Platt:
 def _common(
     known: NDArray[np.float64], pull: NDArray[np.float64], between: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The common pair's deviation from "as it is", shape (2, 1), and its covariance, given how hospitals differ."""
+    """Return the common pair's deviation from the identity, shape (2, 1), and its covariance, given `between`."""
     less = np.linalg.inv(np.eye(2) + known @ between)
     covariance = np.linalg.inv((less @ known).sum(axis=0) + _OF_PENALTY)
     return covariance @ (less @ pull).sum(axis=0), covariance
 
 
 def _matrix(covariance: tuple[float, float, float] | None) -> NDArray[np.float64]:
-    """Raises ValueError where there is none."""
+    """Return the covariance as a matrix. Raises ValueError if there is none."""
     if covariance is None:
         raise ValueError("a fit without its covariance cannot be pooled")
     of_slope, of_both, of_intercept = covariance
@@ -173,7 +173,7 @@ def _matrix(covariance: tuple[float, float, float] | None) -> NDArray[np.float64
 
 
 def _steps_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """By how much rounding can have changed each number."""
+    """Return by how much rounding can have changed each number."""
     exponents = np.floor(np.log10(np.maximum(np.abs(matrix), _FINEST)))
     steps: NDArray[np.float64] = np.maximum(10.0 ** (exponents + 1 - _TOLD_DIGITS), _FINEST)
     return steps

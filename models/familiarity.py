@@ -1,10 +1,10 @@
-"""How far a scan lies from those that a model was trained on: a distance of how it looks, and a limit to it.
+"""Measures the distance of a scan from the training scans of a model, and sets a limit for scoring.
 
-Both are learnt from sites' aggregates alone: means and variances of the looks of training patients, then mean and
-standard deviation of the logarithm of distance over validation patients.
+Both are learnt only from aggregates of the sites: means and variances of the appearance features of training patients,
+then mean and standard deviation of the logarithm of the distance over validation patients.
 
-What a scan looks like is measured on what the network sees, and not in the network: in trials the last features of the
-backbone, which have learnt to tell one illness and little else, took noise and wrong HU for any other scan.
+The features describe the network's input, not its activations. In tests, the last features of the backbone, trained for
+one disease, did not distinguish noise and wrong HU from other scans.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.special import nctdtrit, ndtri
 
-INSIDE = 0.99  # share of a site's good scans that its limit shall leave inside
-SURE = 0.8  # how surely: a site with few patients has a limit further out
-LEAST_VARIANCE = 0.02  # of the middle one, added to each: what hardly varied in training would else decide alone
-THIN_USUAL = 3.0  # standard deviations beyond which what may be cloth or foam counts by a line, no more by a square
+INSIDE = 0.99  # share of a site's good scans that should be within its limit
+SURE = 0.8  # confidence of that share; a site with few patients gets a larger limit
+LEAST_VARIANCE = 0.02  # share of the median variance, added to each; features with little variance must not dominate
+THIN_USUAL = 3.0  # standard deviations beyond which features of cloth or foam count linearly instead of squared
 
-# Bounds of bins of what the network sees: -1 is the bottom of the window (air), 1 its top; narrow where much lies.
+# Bounds of bins of the network's input: -1 is the bottom of the window (air), 1 its top; narrow for common values.
 _IN_LUNGS = (-1.01, -0.98, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.4, -0.1, 0.2, 0.6, 0.9, 1.01)
 _OUTSIDE = (-1.01, -0.9, -0.5, 0.0, 0.5, 0.65, 0.75, 0.85, 0.98, 1.01)
-_PROFILE = 4  # parts of each axis in which the lungs' share is measured
-_PARTS = (len(_IN_LUNGS) - 1, 1, 2, 6, 3, 3, 3, 3 * _PROFILE, 2**3)  # how many numbers, in the order of `look`
+_PROFILE = 4  # parts of each axis in which the share of lung is measured
+_PARTS = (len(_IN_LUNGS) - 1, 1, 2, 6, 3, 3, 3, 3 * _PROFILE, 2**3)  # numbers of features, in the order of `look`
 LOOKS = sum(_PARTS)
-_THIN = np.repeat([part in (2, 5) for part in range(len(_PARTS))], _PARTS)  # outside: thin as cloth or foam, and steps
+_THIN = np.repeat([part in (2, 5) for part in range(len(_PARTS))], _PARTS)  # outside the lungs: cloth or foam, steps
 
 Looks = NDArray[np.float32]
 Scan = NDArray[np.float32]
@@ -34,7 +34,7 @@ _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Moments(NamedTuple):
-    """Mean and variance of each of some numbers, both of one length, over so many patients of a site."""
+    """Mean and variance of each feature, and the number of patients of a site."""
 
     mean: NDArray[np.float32]
     variance: NDArray[np.float32]
@@ -42,7 +42,7 @@ class Moments(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """Mean and standard deviation of the logarithms of distance of so many validation patients of a site."""
+    """Mean and standard deviation of the logarithms of distance, and the number of validation patients of a site."""
 
     mean: float
     sd: float
@@ -50,9 +50,9 @@ class Distances(NamedTuple):
 
 
 class Familiarity(BaseModel):
-    """Mean and variance of the looks over all sites, and the distance beyond which a scan is unlike those of any site.
+    """Mean and variance of the appearance features over all sites, and the largest distance that may be scored.
 
-    `sites`: how many told their distances.
+    `sites`: number of sites that reported distances.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,15 +65,15 @@ class Familiarity(BaseModel):
     @model_validator(mode="after")
     def is_of_these_looks(self) -> Self:
         if not len(self.mean) == len(self.variance) == LOOKS:
-            raise ValueError(f"what is familiar is told by {LOOKS} numbers")
+            raise ValueError(f"mean and variance must have {LOOKS} numbers each")
         return self
 
     def distance(self, looks: Looks) -> float:
-        """Of one scan's `look`, as `log_distances` says; about 1 for a scan like those of training."""
+        """Return the distance of one scan's features from training (`log_distances`); about 1 for a typical scan."""
         return float(np.exp(log_distances(looks[None], np.array(self.mean), np.array(self.variance))[0]))
 
     def is_familiar(self, distance: float) -> bool:
-        """Whether a scan of this distance may be scored. One that cannot be told (NaN) may not."""
+        """Whether a scan with this distance may be scored; an unknown distance (NaN) may not."""
         return distance <= self.limit
 
 
@@ -81,11 +81,11 @@ class Familiarity(BaseModel):
 
 
 def look(scan: Scan) -> Looks:
-    """How a scan looks, shape (LOOKS,), from what the network sees: (2, slices, rows, columns), lung window and mask.
+    """Compute the appearance features, shape (LOOKS,), of the network's input: (2, slices, rows, columns).
 
-    Square roots of the shares of voxels in bins, in the lungs and outside them, and of the mean step from voxel to
-    voxel there; how alike neighbours in the lungs are; the lungs' share in parts of each axis; the median of each
-    eighth of the lungs.
+    The features are: square roots of the shares of voxels in bins, and of the mean step between neighbours, both inside
+    and outside the lungs; the correlation of neighbours in the lungs; the share of lung in parts of each axis; the
+    median of each eighth of the lungs.
     """
     window, mask = scan[0], scan[1] > 0.5
     inside, outside = window[mask], window[~mask]
@@ -114,7 +114,7 @@ def _median(values: Scan) -> float:
 
 
 def _neighbours(window: Scan, where: NDArray[np.bool_]) -> Iterator[tuple[Scan, Scan]]:
-    """Of each axis the pairs of voxels next to each other that both lie `where`, as two arrays of one length."""
+    """Yield for each axis the neighbouring voxels that are both in `where`, as two arrays of equal length."""
     for axis in range(3):
         first, second = (tuple([slice(None)] * axis + [part]) for part in (slice(None, -1), slice(1, None)))
         both = where[first] & where[second]
@@ -122,7 +122,7 @@ def _neighbours(window: Scan, where: NDArray[np.bool_]) -> Iterator[tuple[Scan, 
 
 
 def _likeness(window: Scan, mask: NDArray[np.bool_]) -> list[float]:
-    """The correlation of neighbours in the lungs, along each axis."""
+    """Return the correlation of neighbours in the lungs, along each axis."""
     inside = window[mask].astype(np.float64)
     middle, spread = (inside.mean(), inside.var() + 1e-4) if inside.size else (0.0, 1.0)
     return [
@@ -147,12 +147,12 @@ def _eighths(values: NDArray) -> list[NDArray]:
 
 
 def log_distances(looks: Looks, mean: NDArray[np.floating], variance: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Logarithm of each patient's distance, shape (patients,), from `looks` of shape (patients, LOOKS).
+    """Return the logarithm of each patient's distance, shape (patients,), from `looks` of shape (patients, LOOKS).
 
-    The distance is the root of the mean squared deviation from `mean`, in standard deviations: Mahalanobis' with a
-    diagonal covariance, for correlations are no aggregate that sites let out. Around the lungs, of what is thin and of
-    steps, a line takes the square's place beyond THIN_USUAL (Huber, Robust Estimation of a Location Parameter, 1964):
-    clothes, a mattress and the voxels that skin shares with air tell little of a scan, and shall not decide alone.
+    The distance is the root of the mean squared deviation from `mean`, in standard deviations: the Mahalanobis distance
+    with a diagonal covariance, because sites do not release correlations. For low densities and steps outside the
+    lungs, deviations beyond THIN_USUAL count linearly (Huber, Robust Estimation of a Location Parameter, 1964):
+    clothes, a mattress and voxels between skin and air say little about a scan and must not dominate.
     """
     wide = np.asarray(variance, dtype=np.float64)
     away = np.abs(np.asarray(looks, dtype=np.float64) - mean) / np.sqrt(wide + LEAST_VARIANCE * np.median(wide))
@@ -162,9 +162,9 @@ def log_distances(looks: Looks, mean: NDArray[np.floating], variance: NDArray[np
 
 
 def pool_moments(sites: Sequence[Moments], *, robust: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and variance over all sites' patients, what lies between sites included; float32.
+    """Return mean and variance over the patients of all sites, including the variance between sites; float32.
 
-    `robust`: medians over sites in place of means, so that no single one can carry them away.
+    `robust`: use medians over sites instead of means, so that no single site can dominate.
     """
     means = np.array([site.mean for site in sites], dtype=np.float64)
     variances = np.array([site.variance for site in sites], dtype=np.float64)
@@ -180,17 +180,17 @@ def pool_moments(sites: Sequence[Moments], *, robust: bool) -> tuple[NDArray[np.
 
 
 def limit(sites: Sequence[Distances], *, robust: bool) -> float:
-    """The distance within which the good scans of every site lie.
+    """Return the distance within which the good scans of every site are.
 
-    Of each site the upper tolerance limit of a normal distribution (Hahn & Meeker, Statistical Intervals, 1991): with
-    a chance of SURE, INSIDE of its patients are below. Of these the largest; with `robust` the median, so that no
-    single site can make every scan familiar.
+    For each site it is the upper tolerance limit of a normal distribution (Hahn & Meeker, Statistical Intervals, 1991):
+    with confidence SURE, a share INSIDE of its patients is below. The largest limit is used; with `robust` the median,
+    so that no single site can make every scan familiar.
     """
     limits = [site.mean + _factor(site.patients) * site.sd for site in sites]
     return float(np.exp(min(20.0, np.median(limits) if robust else max(limits))))
 
 
 def _factor(patients: int) -> float:
-    """How many standard deviations above the mean that is; of at least two patients."""
+    """Return the tolerance factor in standard deviations, for at least two patients."""
     root = patients**0.5
     return float(nctdtrit(patients - 1, ndtri(INSIDE) * root, SURE) / root)

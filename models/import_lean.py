@@ -1,8 +1,8 @@
-"""Libraries without the other libraries that they bring along and that nothing here asks them for.
+"""Imports a heavy library without its unused optional dependencies.
 
-MONAI's package imports all of its modules, and they import whatever optional library is installed: of its 2.8 processor
-seconds and 210 MB beside PyTorch, two thirds go to MLflow, pandas, Matplotlib, ITK and the like. scikit-learn imports
-pandas where it finds it.
+MONAI imports all of its modules, and they import every optional library that is installed. This takes 2.8 processor
+seconds and 210 MB in addition to PyTorch; two thirds are for MLflow, pandas, Matplotlib, ITK and similar libraries.
+scikit-learn imports pandas if it is installed.
 """
 
 import sys
@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 from threading import get_ident
 from types import ModuleType
 
-# Slow to import, and of no use to networks, to the transforms that training augments with, and to figures of a model.
+# Slow to import, and not needed for networks, augmentation in training or metrics of a model.
 OPTIONAL = frozenset(
     {
         *("IPython", "PIL", "huggingface_hub", "ignite", "itk", "matplotlib", "mlflow", "nibabel", "onnx"),
@@ -23,7 +23,7 @@ OPTIONAL = frozenset(
 
 
 class _Absent:
-    """A finder (importlib.abc.MetaPathFinder) to which some libraries are not installed, in this thread alone."""
+    """A finder (importlib.abc.MetaPathFinder) that hides some libraries, only in this thread."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names, self._thread = names, get_ident()
@@ -37,10 +37,10 @@ class _Absent:
 
 
 def import_lean(module: str) -> None:
-    """Import a module as where the OPTIONAL libraries are not installed; nothing if its package is there already.
+    """Import a module as if the OPTIONAL libraries were not installed, unless its package is already imported.
 
-    The package then does without them in this process for good: whoever wants MONAI's plots or readers imports it
-    first. Everybody else finds the libraries as ever.
+    The package then works without them for the rest of the process. To use MONAI's plots or readers, import MONAI
+    before. Other modules can import the libraries as usual.
     """
     package = module.partition(".")[0]
     if package in sys.modules:

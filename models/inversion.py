@@ -1,9 +1,9 @@
-"""Gradient inversion: can whoever sees a hospital's update, the server above all, draw a patient's scan from it?
+"""Tests gradient inversion: whether an attacker, above all the server, can reconstruct a scan from an update.
 
-The attacker looks for scans whose gradient points where the update points (by cosine, with a penalty on total
-variation: Geiping et al., NeurIPS 2020) and, where batch-norm buffers travel along, whose means and variances in each
-layer are those that the buffers tell (Hatamizadeh et al., IEEE TMI 2023). Labels, age and sex are given to the
-attacker, who in truth would have to guess them.
+The attacker searches for scans whose gradient has the direction of the update (cosine, with a penalty on total
+variation: Geiping et al., NeurIPS 2020). If batch-norm buffers are sent too, the scans must also have the means and
+variances in each layer that the buffers reveal (Hatamizadeh et al., IEEE TMI 2023). The attacker is given labels, age
+and sex, which a real attacker would have to guess.
 """
 
 import copy
@@ -19,7 +19,7 @@ from models.loss import masked_bce
 from models.network import CHANNELS, LABELS, TABULAR
 
 STEP_SIZE = 0.1
-# Of each start: the weight of total variation, and of what the batch-norm buffers tell.
+# For each start: the weight of total variation, and the weight of the batch-norm moments.
 STARTS = ((1e-5, 0.0), (1e-2, 0.0), (1e-2, 1e-2))
 RANGE = 2.0  # of the lung window, -1..1
 CONTROL_DB = 30.0
@@ -31,9 +31,9 @@ Moments = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Seen:
-    """What an attacker has: a gradient up to its length, shape (parameters,), and each batch norm's mean and variance.
+    """What an attacker sees: the direction of a gradient, shape (parameters,), and the moments of each batch norm.
 
-    `moments` is empty where there is no batch norm or its buffers were not seen.
+    `moments` is empty if there is no batch norm or its buffers were not seen.
     """
 
     gradient: Tensor
@@ -42,7 +42,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Match:
-    """The reconstruction that came nearest to a scan, in dB, and what is known of that scan without any attack."""
+    """The best reconstruction of a scan, in dB, and reference values without any attack."""
 
     best_db: float
     constant_db: float
@@ -50,19 +50,19 @@ class Match:
 
     @property
     def gain_db(self) -> float:
-        """Over the constant image, which an attack draws that learnt nothing."""
+        """Gain over the constant image, which needs no information from the update."""
         return self.best_db - self.constant_db
 
 
 def seen_gradient(network: nn.Module, scans: Tensor, tabular: Tensor, targets: Tensor) -> Seen:
-    """The raw gradient of one plain step. The network is used in the mode, training or evaluation, that it is in."""
+    """Return the raw gradient of one step; the network keeps its mode (training or evaluation)."""
     return Seen(_gradient(network, scans, tabular, targets).detach(), {})
 
 
 def seen_update(before: nn.Module, after: nn.Module) -> Seen:
-    """What an update tells: the way the weights went, and the moments of the batches from the buffers.
+    """Return what an update reveals: the change of the weights, and the moments of the batches from the buffers.
 
-    PyTorch's batch norm keeps running = (1 - momentum) * running + momentum * batch at each step, and counts steps.
+    At each step PyTorch's batch norm sets running = (1 - momentum) * running + momentum * batch, and counts the steps.
     """
     changes = [old - new for old, new in zip(_learnt(before), _learnt(after), strict=True)]
     later = _batch_norms(after)
@@ -84,7 +84,7 @@ def _between(before: BatchNorm, after: BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def _learnt(network: nn.Module) -> list[nn.Parameter]:
-    """The weights that training moves."""
+    """Return the weights that training changes."""
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
@@ -104,9 +104,10 @@ def invert(
     steps: int,
     start: int,
 ) -> Tensor:
-    """Scans (batch, 2, *shape) that explain what was seen, as many as `targets` (batch, 2) has rows.
+    """Reconstruct scans (batch, 2, *shape) that explain what was seen, one for each row of `targets` (batch, 2).
 
-    Adam on the sign of the gradient, from noise, as in Geiping et al. `start` picks one of STARTS and seeds the noise.
+    Starts from noise and uses Adam on the sign of the gradient, as in Geiping et al. `start` selects one of STARTS and
+    seeds the noise.
     """
     smoothness, trust_in_moments = STARTS[start]
     network = copy.deepcopy(network)
@@ -129,7 +130,7 @@ def invert(
 
 
 def watch_moments(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """A table that holds, after each pass through `network`, the mean and variance of what reached these layers."""
+    """Return a table with the mean and variance of the inputs of these layers, updated at each forward pass."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def note(name: str, inputs: tuple[Tensor, ...]) -> None:
@@ -147,7 +148,7 @@ def _total_variation(scans: Tensor) -> Tensor:
 
 
 def moments_misfit(found: Moments, told: Moments) -> Tensor:
-    """Mean over layers of the squared distances of means and variances, in units of the variance told."""
+    """Return the mean over layers of the squared distances of means and variances, in units of the seen variance."""
     if not told:
         return torch.zeros(())
     layers = []
@@ -158,10 +159,10 @@ def moments_misfit(found: Moments, told: Moments) -> Tensor:
 
 
 def compare(drawn: Tensor, scans: Tensor, typical: Tensor) -> Match:
-    """The pair of a reconstruction and a scan with the most gain, over all pairs, mirrored ones included.
+    """Find the pair of a reconstruction and a scan with the largest gain, including mirrored reconstructions.
 
-    `drawn` (reconstructions, ...), `scans` (scans, ...), `typical` (...) the mean of other scans; each (2, slices,
-    rows, columns), of which the lung window counts. Peak signal to noise with RANGE as the peak.
+    `drawn` (reconstructions, ...), `scans` (scans, ...) and `typical` (...), the mean of other scans, have the shape
+    (2, slices, rows, columns); only the lung window is compared. Peak signal-to-noise ratio with RANGE as the peak.
     """
     truth = scans[:, 0].flatten(1)
     either_way = torch.cat([drawn[:, 0], drawn[:, 0].flip(-1)]).flatten(1)
@@ -177,7 +178,7 @@ def _db(squared_error: Tensor) -> Tensor:
 
 
 class ControlNetwork(nn.Module):
-    """Two smooth convolutions with group norm, and a head that sees every voxel: it gives away what it was shown."""
+    """Two smooth convolutions with group norm, and a head on every voxel; its gradient reveals its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,12 +194,12 @@ class ControlNetwork(nn.Module):
         self.head = nn.Linear(8 * CONTROL_SIDE**3 + TABULAR, len(LABELS))
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """As `SeverityNetwork.forward`."""
+        """Compute logits as `SeverityNetwork.forward` does."""
         return self.head(torch.cat([self.layers(scan), tabular], dim=1))
 
 
 def control(*, seed: int = 0) -> Control:
-    """The attack where it must succeed: one small synthetic scan, its raw gradient, a small network; some seconds."""
+    """Run the attack where it must succeed: a small synthetic scan, its raw gradient, a small network; some seconds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ControlNetwork()
@@ -211,7 +212,7 @@ def control(*, seed: int = 0) -> Control:
 
 
 def _lungs() -> Tensor:
-    """Two dark ellipsoids with coarse noise and their mask, (1, 2, side, side, side)."""
+    """Make two dark ellipsoids with coarse noise, and their mask, (1, 2, side, side, side)."""
     z, y, x = torch.meshgrid(*3 * [torch.linspace(-1, 1, CONTROL_SIDE)], indexing="ij")
     distance = ((x.abs() - 0.45) / 0.4) ** 2 + (y / 0.7) ** 2 + (z / 0.85) ** 2
     mask = (distance < 1).float()

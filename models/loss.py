@@ -1,4 +1,4 @@
-"""The loss: two labels, either of which may be missing."""
+"""Computes the loss for two labels, each of which may be missing."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy over known labels, each label weighing the same.
+    """Return the mean binary cross-entropy over known labels, with equal weight for each label.
 
-    `logits`, `targets`: (batch, labels); a missing target is NaN. A label that nobody in the batch has adds
-    nothing; without any known label the loss is 0 with a gradient of 0.
+    `logits`, `targets`: (batch, labels); a missing target is NaN. A label that is missing in the whole batch is
+    ignored; without any known label the loss is 0 with a gradient of 0.
     """
     known = ~torch.isnan(targets)
     losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")

@@ -1,8 +1,8 @@
-"""Membership inference: can whoever holds a model tell whether a patient was in its training?
+"""Tests membership inference: whether an attacker with a model can tell if a patient was in its training data.
 
-The attack says yes where the model's loss on the patient is small (Yeom et al., CSF 2018). Beside the area under its
-ROC curve stand its hits at few false alarms, as Carlini et al. (IEEE S&P 2022) ask: an attack that is sure of a few
-patients is a breach even if it is right no more often than chance overall.
+The attack says yes if the model's loss on the patient is small (Yeom et al., CSF 2018). Its area under the ROC curve is
+reported together with its true positive rates at few false alarms, as Carlini et al. (IEEE S&P 2022) recommend: an
+attack that is certain about a few patients is a breach, even if overall it is no better than chance.
 """
 
 import numpy as np
@@ -23,9 +23,9 @@ Answers = tuple[NDArray[np.float32], NDArray[np.float32]]  # logits and targets,
 
 
 def patient_losses(logits: NDArray[np.float32], targets: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Each patient's loss, shape (patients,), of each label and jointly; NaN where no label is known.
+    """Return each patient's loss, shape (patients,), for each label and jointly; NaN where no label is known.
 
-    `logits`, `targets`: (patients, labels). The joint loss is `masked_bce` of the patient alone.
+    `logits`, `targets`: (patients, labels). The joint loss is `masked_bce` of one patient.
     """
     x, y = logits.astype(np.float64), targets.astype(np.float64)
     losses = np.logaddexp(0, x) - y * x
@@ -35,7 +35,7 @@ def patient_losses(logits: NDArray[np.float32], targets: NDArray[np.float32]) ->
 
 
 def attack_figures(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """AUROC, and the share of members found at each of FALSE_ALARMS at most, of the threshold on losses (patients,)."""
+    """Return the AUROC of the losses (patients,), and the share of members found at each of FALSE_ALARMS at most."""
     from sklearn.metrics import auc, roc_curve
 
     truth = np.repeat([1, 0], [len(members), len(others)])
@@ -44,9 +44,9 @@ def attack_figures(members: NDArray[np.float64], others: NDArray[np.float64]) ->
 
 
 def attack_losses(members: NDArray[np.float64], others: NDArray[np.float64], *, seed: int = 0) -> Membership:
-    """The attack on known losses (patients,) with percentile bootstrap intervals over patients, each side on its own.
+    """Attack with known losses (patients,), with percentile bootstrap intervals over patients, separately by side.
 
-    Efron & Tibshirani 1993, ch. 13. At 1 % false alarms the interval needs some hundreds of others to be sharp.
+    Efron & Tibshirani 1993, ch. 13. At 1 % false alarms a narrow interval needs some hundreds of others.
     """
     rng = np.random.default_rng(seed)
     drawn = [
@@ -65,9 +65,9 @@ def attack_losses(members: NDArray[np.float64], others: NDArray[np.float64], *, 
 
 
 def infer_membership(members: Answers, others: Answers, *, min_patients: int) -> dict[str, Membership]:
-    """The attack by the joint loss and by that of each label.
+    """Attack with the joint loss and with the loss of each label.
 
-    A loss that is known of fewer than `min_patients` on either side is left out.
+    A loss that is known for fewer than `min_patients` on either side is omitted.
     """
     inside, outside = patient_losses(*members), patient_losses(*others)
     known = {name: (loss[~np.isnan(loss)], outside[name][~np.isnan(outside[name])]) for name, loss in inside.items()}
@@ -75,9 +75,9 @@ def infer_membership(members: Answers, others: Answers, *, min_patients: int) ->
 
 
 def control(settings: NetworkSettings, *, seed: int = 0) -> Control:
-    """The attack on a network that has learnt its few patients by heart, a tenth of their labels being wrong.
+    """Attack a network that is overfitted to a few patients, with a tenth of their labels wrong.
 
-    A small network with the norm of `settings`, on synthetic scans of CONTROL_SIDE voxels a side; some seconds.
+    It is a small network with the norm of `settings`, on synthetic scans with CONTROL_SIDE voxels a side; some seconds.
     """
     small = settings.model_copy(update={"architecture": "resnet10", "widen_factor": 1 / 8})
     network = build_network(small, seed=seed)
@@ -89,7 +89,7 @@ def control(settings: NetworkSettings, *, seed: int = 0) -> Control:
 
 
 def _patients(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, a little brighter where the labels are 1; then every tenth label is turned round."""
+    """Make noise that is slightly brighter if the labels are 1, then invert every tenth label."""
     targets = rng.integers(0, 2, (CONTROL_PATIENTS, len(LABELS)))
     noise = rng.normal(0, 1, (CONTROL_PATIENTS, CHANNELS, *3 * (CONTROL_SIDE,)))
     scans = noise + 0.1 * targets[:, :, None, None, None]

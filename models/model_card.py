@@ -1,6 +1,6 @@
-"""The model card in Markdown, made of model.json and attacks.json alone: anybody can make it again to compare.
+"""Makes the model card in Markdown from model.json and attacks.json only, so that anybody can make it again to compare.
 
-Its order is that of TRIPOD+AI (BMJ 2024;385:e078378): purpose, data, model, performance, limits.
+The order follows TRIPOD+AI (BMJ 2024;385:e078378): purpose, data, model, performance, limits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +14,13 @@ from models.provenance import AuditRecord, Provenance
 if TYPE_CHECKING:
     from models.release import Description, Privacy
 
-_POINTS = {"rule_out": "rule out below (learnt for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
-_UNKNOWN = "not told"
+_POINTS = {"rule_out": "rule out below (set for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
+_UNKNOWN = "not reported"
 _TOLD = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 
 
 def card(description: "Description", sha256: str, attacks: Attacks | None = None) -> str:
-    """What the model is, what it was learnt from, how it did, and what it must not be used for."""
+    """Make the card: what the model is, its training data, its performance, and its limits."""
     d = description
     parts = [_head(d, sha256)]
     if d.provenance is not None:
@@ -49,9 +49,9 @@ def _head(d: "Description", sha256: str) -> str:
     facts = {
         "release (SHA-256 of model.json)": f"`{sha256}`",
         "network": f"{dimensions} {d.network.architecture}, width {d.network.widen_factor}, {d.network.norm} norm, "
-        "age, sex joined late",
+        "late fusion of age and sex",
         "labels": ", ".join(d.labels),
-        "learnt from": origin,
+        "trained on": origin,
         "hospitals": str(d.sites),
         "rounds": str(d.rounds),
         "strategy": d.strategy,
@@ -86,8 +86,8 @@ def _hospitals(p: Provenance) -> str:
     ]
     columns = ("hospital", "patients (band)", "in the training", "rounds that counted", "rounds it dropped out of")
     return f"""## Hospitals
-Training, validation and test patients are each hospital's own and never left it; they are divided by patient.
-Truth is the hospital's own: intubation or death within 30 days of the CT, and the PCR result.
+The data of training, validation and test patients never left their hospital; each patient is in only one of the three.
+The labels come from each hospital: intubation or death within 30 days of the CT, and the PCR result.
 
 {_table(columns, rows)}
 """
@@ -102,7 +102,7 @@ def _training(p: Provenance) -> str:
         "at each hospital in a round": local,
         "options of the strategy": _settings(p.strategy_options),
         "local training": _settings(training),
-        "began from": f"the release `{begun}`" if (begun := study.get("begin_from")) else "weights drawn from the seed",
+        "initial weights": f"the release `{begun}`" if (begun := study.get("begin_from")) else "drawn from the seed",
         "seed": str(p.seed),
         "candidate that was tested (SHA-256)": f"`{p.candidate}`, the same weights",
     }
@@ -135,9 +135,9 @@ def _performance(p: Provenance) -> str:
         columns = ("hospital", *kinds, "AUROC of the federation without it")
         parts.append(f"### {label}\n{_table(columns, rows)}\n")
     return """## Performance at each hospital
-On test patients who were in no training, with 95 % intervals where the hospital's patients allow one. Where a
-hospital was in the training, this is internal validation of it. How a model of the same kind does at a hospital that
-it does not know, the last column tells, where the study asked for it.
+On test patients who were not used in training, with 95 % intervals if the number of patients allows one. For a hospital
+that took part in the training, this is internal validation. The last column shows the performance at a hospital that
+did not take part in the training of a model of the same kind, if the study requested it.
 
 """ + "\n".join(parts)
 
@@ -150,19 +150,19 @@ def _means(metrics: Mapping[str, float]) -> str:
 
 
 def _trust(d: "Description") -> str:
-    """How far a probability holds, and which scans get none."""
+    """Make the section on the confidence band of a probability, and on scans that get none."""
     rows = [(label, *(_band(platt, told) for told in _TOLD)) for label, platt in sorted(d.calibration.items())]
-    familiar = "What is unlike the scans of training was not learnt: such a scan gets a probability as any other."
+    familiar = "There is no limit for scans that differ from the training scans: they get a probability, too."
     if d.familiarity:
         beyond, sites = f"{d.familiarity.limit:.2f}", d.familiarity.sites
         familiar = (
-            f"A scan further than {beyond} from those of training gets no probability (learnt at {sites} hospitals)."
+            f"A scan with a distance above {beyond} from the training scans gets no probability ({sites} hospitals)."
         )
-    return f"""## What a probability is worth
-Where the true one lies at a hospital of this kind, with 95 % confidence: validation patients are few, and hospitals
-differ. It does not cover that another training would have given another model.
+    return f"""## Confidence bands of probabilities
+The 95 % band of the true probability at a similar hospital. It covers the small number of validation patients and the
+differences between hospitals. It does not cover that another training would give another model.
 
-{_table(("label", *(f"told {told:g}" for told in _TOLD)), rows)}
+{_table(("label", *(f"reported {told:g}" for told in _TOLD)), rows)}
 
 {familiar}
 """
@@ -179,7 +179,7 @@ def _operating_points(d: "Description") -> str:
         for label, points in sorted(d.operating_points.items())
     ]
     text = f"""## Operating points
-Thresholds on the calibrated probability, learnt from the hospitals' validation patients. They are no recommendation.
+Thresholds on the calibrated probability, set with the hospitals' validation patients. They are not a recommendation.
 
 {_table(("label", *_POINTS.values()), thresholds)}
 """
@@ -193,7 +193,7 @@ Thresholds on the calibrated probability, learnt from the hospitals' validation 
     ]
     columns = [f"{kind} at {point}" for point in ("rule out", "rule in") for kind in ("sensitivity", "specificity")]
     return f"""{text}
-How they held on each hospital's test patients:
+Their results on each hospital's test patients:
 
 {_table(("hospital", "label", *columns), rows)}
 """
@@ -216,7 +216,7 @@ def _subgroups(p: Provenance) -> str:
         for site, record in sorted(p.sites.items())
     ]
     return f"""## Subgroups: AUROC of severe
-Groups with too few patients are not told.
+Groups with too few patients are not reported.
 
 {_table(("hospital", *groups), rows)}
 """
@@ -224,7 +224,7 @@ Groups with too few patients are not told.
 
 def _audit(p: Provenance) -> str:
     if p.audit is None:
-        return "## Shortcut audit\nNone was made: the model may read the scanner instead of the lung.\n"
+        return "## Shortcut audit\nThere was no audit: the model may use the scanner instead of the lungs.\n"
     told = _probe(p.audit)
     names = {
         "severe from acquisition tags alone": "auroc_severe_tags",
@@ -234,26 +234,26 @@ def _audit(p: Provenance) -> str:
     }
     rows = [(site, *(_figure(found, name) for name in names.values())) for site, found in sorted(p.audit.sites.items())]
     text = f"""## Shortcut audit
-Does the model read the lung, or what goes along with the label at one hospital? {told}
+Does the model use the lungs, or features that correlate with the label at one hospital? {told}
 
 {_table(("hospital", *names), rows)}
 """
     if not p.audit.flags:
-        return text + "\nNo figure was flagged.\n"
+        return text + "\nNo figure is flagged.\n"
     flags = "\n".join(f"- **{flag.code}**, {flag.site or 'all'}: {_line(flag.says)}" for flag in p.audit.flags)
     return f"""{text}
 **Flagged: reasons to distrust**
 {flags}
 
-Released all the same, because: {_line(p.despite_flags)}
+Released nevertheless, because: {_line(p.despite_flags)}
 """
 
 
 def _probe(audit: AuditRecord) -> str:
     if audit.probe_accuracy is None or audit.probe_chance is None:
-        return "Whether its embedding tells the hospital was not measured."
+        return "It was not measured whether its embedding identifies the hospital."
     return (
-        f"Its embedding of a test patient tells the hospital with accuracy {audit.probe_accuracy:.2f} "
+        f"Its embedding of a test patient identifies the hospital with accuracy {audit.probe_accuracy:.2f} "
         f"(guessing: {audit.probe_chance:.2f})."
     )
 
@@ -264,14 +264,14 @@ def _privacy(privacy: "Privacy") -> str:
     ]
     return f"""## Differential privacy
 At each hospital below, training was (ε, δ)-differentially private with δ = {privacy.delta:g}. The unit is the patient:
-it covers all that the model learnt of one there. Noise multiplier {privacy.noise_multiplier:g}, sampling rate
+the guarantee covers all training on one patient there. Noise multiplier {privacy.noise_multiplier:g}, sampling rate
 {privacy.sample_rate:g}, gradients clipped to {privacy.max_grad_norm:g}.
 
 {_table(("hospital", "ε"), rows)}
 
-The patients on whom the model was tested and calibrated are not covered: the figures above are about them, without
-noise. A small ε bounds what anybody can find out; one of 8 does not by itself stop an attack that asks whether a
-patient was in the training data.
+Test and calibration patients are not covered: the figures above are computed from them, without noise. A small ε limits
+what anybody can learn about a patient. An ε of 8 does not by itself stop an attack that asks whether a patient was in
+the training data.
 """
 
 
@@ -281,7 +281,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _figure(figures: Mapping[str, float], name: str) -> str:
-    """A figure with its 95 % interval, as far as told."""
+    """Format a figure with its 95 % interval, if reported."""
     if name not in figures:
         return _UNKNOWN
     low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
@@ -298,5 +298,5 @@ def _settings(settings: Mapping[str, object]) -> str:
 
 
 def _line(text: str) -> str:
-    """On one line, so that it cannot pass for another part of the card."""
+    """Put a text on one line, so that it cannot imitate another part of the card."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The networks: a MONAI backbone, 3D or slice by slice, age and sex joined late, one logit per label."""
+"""Defines the networks: a MONAI backbone (3D or slice by slice), late fusion of age and sex, one logit per label."""
 
 from typing import Literal
 
@@ -12,17 +12,17 @@ LABELS: tuple[Literal["pcr_positive"], Literal["severe"]] = ("pcr_positive", "se
 CHANNELS = 2  # lung window, lung mask
 TABULAR = 4  # see `tabular`
 AGE_SCALE_YEARS = 20.0
-HEAD_RMS = 0.4  # of a label's weights on fixed features of age and sex, at most
+HEAD_RMS = 0.4  # largest RMS of a label's weights on fixed features of age and sex
 _BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet18_slices": [2, 2, 2, 2]}
 
 
 class NetworkSettings(BaseModel):
-    """What is needed to build the network again; part of every release.
+    """The settings that define the network; part of every release.
 
-    `architecture`: MONAI's 3D ResNets, or with "_slices" the 2D one on each slice (`models.slicewise`).
-    `age_band_years`: the network sees the middle of a band of so many years in place of the age. Releases made before
-    this setting existed were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or
-    the same fixed ones in every network (`_fix_features`).
+    `architecture`: MONAI's 3D ResNets, or with "_slices" a 2D ResNet on each slice (`models.slicewise`).
+    `age_band_years`: the network receives the middle of an age band of this width instead of the age. Releases without
+    this setting were trained on exact ages (0). `tabular`: whether the features of age and sex are learnt, or the same
+    fixed ones in every network (`_fix_features`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,12 +36,12 @@ class NetworkSettings(BaseModel):
 
     @property
     def is_slicewise(self) -> bool:
-        """2.5D: the backbone reads slice by slice."""
+        """Whether the backbone is 2.5D and reads slice by slice."""
         return self.architecture.endswith("_slices")
 
 
 def tabular(age_years: float | None, sex: str | None) -> list[float]:
-    """Age and sex as four numbers: scaled age, age known, sex (female -1, male 1), sex known; 0 where missing."""
+    """Encode age and sex as four numbers: scaled age, age known, sex (female -1, male 1), sex known; 0 if missing."""
     return [
         0.0 if age_years is None else (age_years - 60.0) / AGE_SCALE_YEARS,
         0.0 if age_years is None else 1.0,
@@ -51,9 +51,9 @@ def tabular(age_years: float | None, sex: str | None) -> list[float]:
 
 
 def banded(tabular: Tensor, band_years: int) -> Tensor:
-    """`tabular` (batch, 4) with each known age replaced by the middle of its band of `band_years` years; 0: unchanged.
+    """Replace each known age in `tabular` (batch, 4) by the middle of its band of `band_years` years; 0: no change.
 
-    With exact ages, a unit whose threshold lies between two ages can single out one patient.
+    With exact ages, a unit with a threshold between two ages could single out one patient.
     """
     if not band_years:
         return tabular
@@ -63,7 +63,7 @@ def banded(tabular: Tensor, band_years: int) -> Tensor:
     return torch.cat([age[:, None], tabular[:, 1:]], dim=1)
 
 
-# Each row makes one feature: weights of age, age known, sex, sex known.
+# Each row defines one feature: weights of age, age known, sex, sex known.
 _DIRECTIONS = (
     (1, 0, 0, 0),
     (-1, 0, 0, 0),
@@ -74,15 +74,15 @@ _DIRECTIONS = (
     (1, 0, -1, 0),
     (-1, 0, -1, 0),
 )
-_OFFSETS = (0.5, 1.5)  # added to each feature: with the first, its threshold lies 10 years from the age of 60
+_OFFSETS = (0.5, 1.5)  # added to each feature; with the first, the threshold is 10 years from the age of 60
 
 
 def _fix_features(layer: nn.Linear) -> None:
-    """Give the layer of age and sex its fixed weights: hinges on age and sex, each active for many patients.
+    """Set the fixed weights of the layer for age and sex: hinge functions, each active for many patients.
 
-    A layer that is learnt tells by its gradient, threshold by threshold, how many patients of which age and sex have
-    the label; one that was drawn from a seed could be chosen so that a threshold singles out one patient. Fixed
-    features leave only the head to be learnt, over groups that nobody chooses.
+    The gradient of a learnt layer would reveal, threshold by threshold, how many patients of each age and sex have the
+    label. A layer drawn from a seed could be chosen so that a threshold singles out one patient. With fixed features
+    only the head is learnt, over groups that nobody can choose.
     """
     with torch.no_grad():
         for place in range(layer.out_features):
@@ -92,10 +92,10 @@ def _fix_features(layer: nn.Linear) -> None:
 
 
 class SeverityNetwork(nn.Module):
-    """Scan and tabular data to two logits, in the order of LABELS."""
+    """Maps a scan and tabular data to two logits, in the order of LABELS."""
 
     def __init__(self, settings: NetworkSettings) -> None:
-        # Imported here because it takes a second, and the workers that ingest scans need no network.
+        # Imported here because it takes a second, and the workers that ingest scans do not need it.
         import_lean("monai")
         from monai.networks.nets.resnet import ResNet, get_inplanes
 
@@ -111,7 +111,7 @@ class SeverityNetwork(nn.Module):
             spatial_dims=2 if settings.is_slicewise else 3,
             n_input_channels=CHANNELS,
             conv1_t_size=5,
-            conv1_t_stride=2,  # MONAI's default of 1 costs some ten times as much
+            conv1_t_stride=2,  # MONAI's default of 1 takes about ten times as long
             shortcut_type="B",
             widen_factor=settings.widen_factor,
             feed_forward=False,
@@ -119,7 +119,7 @@ class SeverityNetwork(nn.Module):
         )
         if grouped:
             replace_batch_norm(resnet)
-        self.features = int(get_inplanes()[-1] * settings.widen_factor)  # that the backbone makes of a scan
+        self.features = int(get_inplanes()[-1] * settings.widen_factor)  # number of features of the backbone
         self.backbone = SlicesBackbone(resnet, self.features) if settings.is_slicewise else resnet
         self.age_band_years = settings.age_band_years
         self.fixed = settings.tabular == "fixed"
@@ -132,15 +132,16 @@ class SeverityNetwork(nn.Module):
         self.to(memory_format=channels_last)  # type: ignore[call-overload]  # a fifth faster on CPUs
 
     def forward(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """`scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32."""
+        """Map `scan` (batch, 2, slices, rows, columns) and `tabular` (batch, 4) to logits (batch, 2), float32."""
         return self.head(self.joined(scan, tabular)).float()
 
     @torch.no_grad()
     def hold_short(self) -> None:
-        """Shorten each label's weights on fixed features of age and sex to HEAD_RMS, after a training step.
+        """Limit each label's weights on fixed features of age and sex to HEAD_RMS, after a training step.
 
-        A max-norm constraint (Srebro & Shraibman, COLT 2005). Without it a model with large weights there, which then
-        looks like any other, would make an update a count of patients by age and sex. Learnt features have no bound.
+        This is a max-norm constraint (Srebro & Shraibman, COLT 2005). Without it, a model with large weights there
+        would turn an update into a count of patients by age and sex, and would look like any other model. Learnt
+        features have no limit.
         """
         if self.fixed:
             weights = self.head.weight[:, self.features :]
@@ -148,13 +149,13 @@ class SeverityNetwork(nn.Module):
             weights.mul_((HEAD_RMS / rms.clamp(min=1e-12)).clamp(max=1.0))
 
     def joined(self, scan: Tensor, tabular: Tensor) -> Tensor:
-        """What the head sees: the scan's features, then those of age and sex, shape (batch, features)."""
+        """Return the input of the head: the scan's features, then those of age and sex, shape (batch, features)."""
         scan = scan.contiguous(memory_format=torch.channels_last_3d)
         return torch.cat([self.backbone(scan), self.tabular(banded(tabular, self.age_band_years))], dim=1)
 
 
 def build_network(settings: NetworkSettings, *, seed: int) -> SeverityNetwork:
-    """A network with weights drawn from `seed`; the global random state is left as it was."""
+    """Build a network with weights drawn from `seed`, without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return SeverityNetwork(settings)

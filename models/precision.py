@@ -1,4 +1,4 @@
-"""Which numbers to compute with: bfloat16 where the processor has matrix units for it and they can be trusted."""
+"""Decides whether to compute with bfloat16: only if the processor has matrix units for it that work correctly."""
 
 from functools import cache
 
@@ -7,18 +7,18 @@ import torch
 
 @cache
 def use_bf16() -> bool:
-    """Whether bfloat16 autocast is fast and sound on this processor.
+    """Whether bfloat16 autocast is fast and correct on this processor.
 
-    It needs AMX tiles. It must also give the same finite gradients twice: with torch 2.13 on AVX-512 BF16, where a step
-    would take 0.7 of the time, the backward pass of 3D convolutions on two slices returned values from uninitialised
-    memory, different each time and at times not finite.
+    It needs AMX tiles, and must give the same finite gradients twice. With torch 2.13 on AVX-512 BF16 a step would take
+    0.7 of the time, but the backward pass of 3D convolutions on two slices returned values from uninitialised memory:
+    different each time and sometimes not finite.
     """
-    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private to torch: it may go away
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private in torch: it may be removed
     return has_tiles is not None and bool(has_tiles()) and _same_gradients_twice()
 
 
 def _same_gradients_twice() -> bool:
-    """Of a network's first layer, and of its last ones, which see two slices; there alone torch 2.13 was wrong."""
+    """Check a network's first layer and its last layers, which have two slices; only there torch 2.13 was wrong."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         first = torch.nn.Conv3d(2, 16, 7, stride=2, padding=3, bias=False), torch.randn(4, 2, 32, 32, 32)

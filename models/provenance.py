@@ -1,6 +1,6 @@
-"""How a released model came about: its hospitals, rounds, audit and training, as far as the run knows.
+"""Records the origin of a released model: its hospitals, rounds, audit and training, as known to the run.
 
-Part of model.json. Patients appear in bands alone, and every figure is one that its hospital let out.
+Part of model.json. Numbers of patients are given only in bands, and every figure was released by its hospital.
 """
 
 from typing import Any
@@ -15,10 +15,11 @@ class _Record(BaseModel):
 class SiteRecord(_Record):
     """One hospital of the run.
 
-    `patients`: a band such as "50-99", or "" where it did not tell. `trained`: its patients are in the model. `rounds`:
-    in which its update counted. `dropouts`: rounds in which it was asked and did not count, by the code of why.
-    `figures`: of the model on its test patients; `left_out`: of the federation without this hospital on the same, where
-    the study asked for that. Intervals are at `_low` and `_high` (95 %).
+    `patients`: a band such as "50-99", or "" if it was not reported. `trained`: the model was trained on its patients.
+    `rounds`: number of rounds in which its update counted. `dropouts`: number of rounds in which it was asked but its
+    update did not count, by code. `figures`: metrics of the model on its test patients. `left_out`: metrics on the same
+    patients of the federation without this hospital, if the study requested them. Intervals (95 %) have the suffixes
+    `_low` and `_high`.
     """
 
     patients: str
@@ -31,7 +32,7 @@ class SiteRecord(_Record):
 
 
 class FlagRecord(_Record):
-    """A reason to distrust: a code, the hospital, and the figure that led to it, in words."""
+    """A reason to distrust the model: a code, the hospital, and the figure behind it, in words."""
 
     code: str
     site: str
@@ -39,10 +40,10 @@ class FlagRecord(_Record):
 
 
 class AuditRecord(_Record):
-    """What the shortcut audit found.
+    """The results of the shortcut audit.
 
-    `probe_accuracy`: how well the embedding of a held-out patient tells the hospital (balanced accuracy), beside what
-    guessing gives; both None where it was not measured. `sites`: the audit's figures by hospital.
+    `probe_accuracy`: balanced accuracy with which the embedding of a held-out patient identifies the hospital;
+    `probe_chance`: accuracy of guessing. Both are None if not measured. `sites`: the audit's figures by hospital.
     """
 
     probe_accuracy: float | None
@@ -52,10 +53,10 @@ class AuditRecord(_Record):
 
 
 class Provenance(_Record):
-    """Of the run whose candidate was released.
+    """The run whose candidate was released.
 
-    `candidate`: its SHA-256; the weights are the same. `audit` is None where none was made. `despite_flags`: why it was
-    released although the audit had flags. `study`: the study file as it ran.
+    `candidate`: SHA-256 of the candidate, which has the same weights. `audit` is None if there was none.
+    `despite_flags`: why the model was released although the audit had flags. `study`: the study file of the run.
     """
 
     candidate: str

@@ -1,4 +1,4 @@
-"""The table of reasons of the package `models`: settings files and releases."""
+"""Reasons why settings files and releases are refused."""
 
 from models.refusal import Reason
 
@@ -6,56 +6,56 @@ SETTINGS_FILE = Reason(
     "E_SETTINGS_FILE", "{file} cannot be read", "Give the path of an existing file, or write one with `init`."
 )
 SETTINGS_SYNTAX = Reason(
-    "E_SETTINGS_SYNTAX", "{file} is not valid TOML: {problem}", "Correct the file at the place that is named."
+    "E_SETTINGS_SYNTAX", "{file} is not valid TOML: {problem}", "Correct the file at the stated position."
 )
 SETTINGS_KEY = Reason(
     "E_SETTINGS_KEY",
-    "{file} holds wrong settings: {problems}",
-    "Correct the keys that are named; the templates under configs/ explain each of them.",
+    "{file} contains invalid settings: {problems}",
+    "Correct the listed keys. The templates in configs/ explain each of them.",
 )
 
 NO_MODEL = Reason(
     "E_NO_MODEL",
-    "there is no released model to score with",
+    "there is no released model for scoring",
     "Give --model with the folder of a release, set FEDTHORAX_MODEL, or run `make demo` to make one.",
 )
 MODEL_ALTERED = Reason(
     "E_MODEL_ALTERED",
     "the model's files do not match their hashes",
-    "Do not use this copy: fetch the release again.",
+    "Do not use this copy. Fetch the release again.",
 )
 MODEL_FORMAT = Reason(
     "E_MODEL_FORMAT",
-    "the model's description cannot be read by this version",
-    "Use the version of fedthorax that the release's card names.",
+    "this version cannot read the model's description",
+    "Use the version of fedthorax that is named in the release's card.",
 )
 MODEL_SIGNED = Reason(
     "E_MODEL_SIGNED",
-    "the release is signed, and its files may not change",
-    "Measure attacks on the run's candidate, then release it: `study release` takes them along.",
+    "the release is signed, so its files must not change",
+    "Measure attacks on the run's candidate, then release it: `study release` includes the results.",
 )
 NOT_SIGNED = Reason(
     "E_NOT_SIGNED",
-    "the release is not signed, and a trusted key was named",
-    "Fetch the signed folder from the study's server; only a model of your own may be scored without a key.",
+    "the release is not signed, but a trusted key was given",
+    "Fetch the signed folder from the study's server. Score without a key only with your own model.",
 )
 SIGNATURE_WRONG = Reason(
     "E_SIGNATURE",
-    "no trusted key signed these files as they are",
-    "Do not use this copy: fetch the release again, and compare the key's SHA-256 with its sender by another way.",
+    "no trusted key signed exactly these files",
+    "Do not use this copy. Fetch the release again, and compare the key's SHA-256 with its sender by another channel.",
 )
 TRUSTED_KEY = Reason(
     "E_TRUSTED_KEY",
     "a trusted key cannot be read",
-    "Name the .pub file (PEM, elliptic curve) that the study's server handed out, or a folder that holds some.",
+    "Give the .pub file (PEM, elliptic curve) from the study's server, or a folder with such files.",
 )
 SIGNING_KEY = Reason(
     "E_SIGNING_KEY",
-    "the key to sign with cannot be used",
-    "Give a private key on P-256, P-384 or P-521 as PEM without password, or leave --key out.",
+    "the signing key cannot be used",
+    "Give a private key on P-256, P-384 or P-521 as PEM without password, or omit --key.",
 )
 SYSTEM = Reason(
     "E_SYSTEM",
-    "the operating system refused: {problem}",
-    "Check permissions and free space of the folder, then run the command again; what was done is kept.",
+    "the operating system reported an error: {problem}",
+    "Check permissions and free space of the folder, then run the command again. Finished work is kept.",
 )

@@ -1,7 +1,7 @@
-"""A refusal: a coded reason with a remedy, raised instead of a stack trace.
+"""Defines refusals: coded reasons with a remedy, raised instead of errors with a stack trace.
 
-Each room keeps a table of its reasons, the module `reasons` (see `models.reason_tables`). `docs/refusals.md` prints all
-of them on one page.
+Each room has a table of its reasons, the module `reasons` (see `models.reason_tables`). `docs/refusals.md` lists all of
+them on one page.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Reason:
     """One line of a package's table of reasons.
 
-    `code` is stable and starts with `E_` (refused) or `W_` (accepted, flagged). `says` may name numbers in
-    braces; it never names patients, identifiers, dates or paths. `remedy` tells what to do next.
+    `code` is stable and starts with `E_` (refused) or `W_` (accepted, flagged). `says` may contain numbers in braces,
+    but never patients, identifiers, dates or paths. `remedy` says what to do next.
     """
 
     code: str
@@ -25,7 +25,7 @@ class Reason:
 
 
 class Refusal(Exception):
-    """Something was refused for a coded reason.
+    """An exception with a coded reason.
 
     The text holds the reason and numbers alone, so that it may be shown, logged and sent.
 

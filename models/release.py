@@ -1,16 +1,16 @@
-"""The release format: a folder that holds a model fit to score with, and nothing that must be unpickled to score.
+"""Defines the release format: a folder with a model for scoring, which can be loaded without unpickling.
 
     model.safetensors   weights and buffers
     model.json          architecture, preprocessing, labels, calibration, thresholds, origin, hash of the weights
     card.md             the same in words, with intended use and limits
-    attacks.json        what attacks on it found, once they were measured
+    attacks.json        results of attacks on the model, after they were measured
 
-The SHA-256 of model.json is the release's name; it covers the weights through their hash. The card is always what
-`model_card` makes of model.json and attacks.json, and attacks.json names the model that was attacked: measuring attacks
-writes these two anew, touches nothing that the name covers, and anyone can make the card again to compare.
+The SHA-256 of model.json is the name of the release; it covers the weights through their hash. `model_card` makes the
+card only from model.json and attacks.json, and attacks.json names the model that was attacked. So measuring attacks
+rewrites these two files, does not change the name, and anyone can make the card again to compare.
 
-A run's candidate holds these. `study release` makes of it a MONAI bundle too (`pipeline.bundle`) and signs the whole
-folder (`models.signature`); from then on nothing in it may change.
+The candidate of a run contains these files. `study release` also makes it a MONAI bundle (`pipeline.bundle`) and signs
+the whole folder (`models.signature`); after that no file may change.
 """
 
 import hashlib
@@ -53,9 +53,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Privacy(BaseModel):
-    """How private the training was: (ε, `delta`)-differentially, of each patient, at each site by its name.
+    """Differential privacy of the training: (ε, `delta`) for each patient, by site.
 
-    `epsilon` is None where a site that took part did not tell.
+    `epsilon` is None if a site took part but did not report it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -70,8 +70,8 @@ class Privacy(BaseModel):
 class Description(BaseModel):
     """The content of model.json.
 
-    `operating_points`: by label, thresholds on the calibrated probability: below "rule_out" and from "rule_in" on.
-    `provenance`: of a released model; a candidate and a baseline have none.
+    `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
+    above "rule_in". `provenance`: of a released model; a candidate and a baseline have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -101,7 +101,7 @@ class Description(BaseModel):
     @classmethod
     def points_are_known(cls, points: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         if points.keys() - set(LABELS) or any(each.keys() - set(POINTS) for each in points.values()):
-            raise ValueError(f"operating points are {POINTS} of {LABELS}")
+            raise ValueError(f"operating points must be {POINTS} for {LABELS}")
         return points
 
 
@@ -128,7 +128,7 @@ class Release:
 
 
 def save_release(folder: Path, network: SeverityNetwork, description: Description) -> Release:
-    """Write the three files into `folder`, which is made; returns the release as it will be read."""
+    """Write the three files into `folder`, which is created if needed, and return the release as it will be read."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = save_tensors({name: t.contiguous().clone() for name, t in network.state_dict().items()})
     described = description.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
@@ -137,7 +137,7 @@ def save_release(folder: Path, network: SeverityNetwork, description: Descriptio
     (folder / WEIGHTS).write_bytes(weights)
     (folder / DESCRIPTION).write_bytes(text)
     (folder / CARD).write_text(card(described, sha256), encoding="utf-8")
-    (folder / ATTACKS).unlink(missing_ok=True)  # they were on the release that was here before
+    (folder / ATTACKS).unlink(missing_ok=True)  # they belong to the previous release in this folder
     return Release(network, described, sha256)
 
 
@@ -185,11 +185,11 @@ def load_release(folder: Path, trusted_keys: Sequence[Path] = ()) -> Release:
 
 
 def add_attacks(folder: Path, attacks: Attacks) -> None:
-    """Write attacks.json beside a release, and its card anew; the release keeps its name.
+    """Write attacks.json into a release and rewrite its card; the release keeps its name.
 
-    Attacks on a run's candidate are attacks on what was released of it: the weights are the same. Raises Refusal
-    E_MODEL_ALTERED where it was another model that was attacked, E_MODEL_SIGNED where nothing may change any more, and
-    what `load_release` raises.
+    Attacks on a run's candidate also count for the release made from it, because the weights are the same. Raises
+    Refusal E_MODEL_ALTERED if another model was attacked, E_MODEL_SIGNED if the release is signed, and as
+    `load_release` does.
     """
     release = load_release(folder)
     if (folder / SIGNATURE).exists():

@@ -1,4 +1,4 @@
-"""Settings files: TOML loaded into one pydantic model, with errors that name file, key and remedy."""
+"""Loads a TOML settings file into a pydantic model, with errors that name file, key and remedy."""
 
 import tomllib
 from pathlib import Path

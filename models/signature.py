@@ -1,10 +1,10 @@
-"""Signatures of releases: OpenSSF model signing (in-toto statement, DSSE envelope) with an elliptic-curve key, offline.
+"""Signs and verifies releases offline with OpenSSF model signing (in-toto, DSSE) and an elliptic-curve key.
 
-    model.sig   names every other file of the folder with its SHA-256, and signs that list
+    model.sig   a signed list of all other files in the folder with their SHA-256
 
-Nothing may be added, left out or changed: links, hidden files and what belongs to git count too. What is not covered
-are the folder's own name, empty folders, times and permissions. A signature says who released these files; it does not
-say that the model is good. The key's fingerprint is the SHA-256 of its .pub file.
+The signature becomes invalid if a file is added, removed or changed, including links, hidden files and files of git. It
+does not cover the name of the folder, empty folders, times and permissions. A signature shows who released these files;
+it does not show that the model is good. The key's fingerprint is the SHA-256 of its .pub file.
 
 https://github.com/sigstore/model-transparency; ECDSA on P-256, P-384 or P-521 (FIPS 186-5).
 """
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from model_signing.hashing import Config
 
 SIGNATURE = "model.sig"
-_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)  # those that model signing knows
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)  # the curves that model signing supports
 
 
 def new_private_key() -> bytes:
-    """A key to sign with (P-256), as PEM without password: keep it where its owner alone can read it."""
+    """Make a private key for signing (P-256), as PEM without password; only its owner should be able to read it."""
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 def public_key(private_key: Path) -> bytes:
-    """What belongs to a private key and may be handed out, as PEM. Raises Refusal E_SIGNING_KEY."""
+    """Return the public key of a private key, as PEM. Raises Refusal E_SIGNING_KEY."""
     try:
         key = load_pem_private_key(private_key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: it has a password
+    except (OSError, ValueError, TypeError) as error:  # TypeError: the key has a password
         raise Refusal(SIGNING_KEY, private=f"{private_key}: {error}") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _CURVES):
         raise Refusal(SIGNING_KEY, private=str(private_key))
@@ -54,7 +54,7 @@ def public_key(private_key: Path) -> bytes:
 
 
 def fingerprint(trusted_key: Path) -> str:
-    """SHA-256 of a public key as PEM; what `sha256sum` gives of the .pub file. Raises Refusal E_TRUSTED_KEY."""
+    """Return the SHA-256 of a public key as PEM, as `sha256sum` of its .pub file. Raises Refusal E_TRUSTED_KEY."""
     try:
         key = load_pem_public_key(trusted_key.read_bytes())
     except (OSError, ValueError) as error:
@@ -74,10 +74,10 @@ def sign(folder: Path, private_key: Path) -> None:
 
 
 def verify(folder: Path, trusted_keys: Sequence[Path]) -> str:
-    """The fingerprint of the key, one of `trusted_keys`, that signed exactly these files.
+    """Return the fingerprint of the key in `trusted_keys` that signed exactly these files.
 
-    Raises Refusal: E_TRUSTED_KEY where one of the keys is none, E_NOT_SIGNED, E_SIGNATURE where no trusted key signed
-    or a file was changed, added or left out.
+    Raises Refusal: E_TRUSTED_KEY if one of the keys is invalid, E_NOT_SIGNED, E_SIGNATURE if no trusted key signed or a
+    file was changed, added or removed.
     """
     prints = [fingerprint(key) for key in trusted_keys]
     if not (folder / SIGNATURE).exists():
@@ -88,9 +88,9 @@ def verify(folder: Path, trusted_keys: Sequence[Path]) -> str:
     for key, name in zip(trusted_keys, prints, strict=True):
         config = verifying.Config().use_elliptic_key_verifier(public_key=key).set_hashing_config(_every_file(folder))
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # it prints warnings where our JSON goes
+            with contextlib.redirect_stdout(sys.stderr):  # the library prints warnings to stdout, which is for JSON
                 config.verify(folder, folder / SIGNATURE)
-        except Exception as error:  # of its parsers, too: whatever they say of a file that somebody made up
+        except Exception as error:  # includes errors of its parsers about forged files
             causes.append(f"{key.name}: {type(error).__name__} {error}")
         else:
             return name
@@ -98,7 +98,7 @@ def verify(folder: Path, trusted_keys: Sequence[Path]) -> str:
 
 
 def _every_file(folder: Path) -> "Config":
-    """Hash all but the signature itself; by default files of git would be left out."""
+    """Hash all files except the signature; by default the library would skip files of git."""
     from model_signing import hashing
 
     return hashing.Config().set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)

@@ -1,6 +1,6 @@
-"""How many fell out at each rule, from the series found to the patients whose course is known.
+"""Counts how many series and patients each rule excludes, from the series found to patients with a known outcome.
 
-A tree of counts: what a count is made of adds up to it, because every series and every patient ends in one place.
+The counts form a tree: the parts of a count add up to it, because every series and every patient is counted once.
 """
 
 import re
@@ -19,9 +19,9 @@ _AFTER_ACCEPTANCE = {DUPLICATE_SCAN.code, SHARED_STUDY.code}
 
 @dataclass(frozen=True)
 class Count:
-    """One count; `parts` add up to it. `key`: unlike all others; where one rule refuses, its code.
+    """One count; its `parts` add up to it. `key`: unique; for a refusal, it is the code.
 
-    `stays`: what it counts goes on to the next rule; the others are there only where they are not 0.
+    `stays`: the counted series or patients continue to the next rule. Other counts are omitted if they are 0.
     """
 
     key: str
@@ -32,12 +32,12 @@ class Count:
 
     @property
     def code(self) -> str:
-        """The code of the reason, '' if it is no refusal."""
+        """The code of the reason, '' if it is not a refusal."""
         code = self.key.removeprefix("positive_").removeprefix("untested_")
         return code if code in BY_CODE else ""
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, "Count"]]:
-        """Every count with its depth, in reading order."""
+        """Yield every count with its depth, in reading order."""
         yield depth, self
         for part in self.parts:
             yield from part.walk(depth + 1)
@@ -48,13 +48,13 @@ class Count:
 
 
 def plain(text: str) -> str:
-    """The text of a reason without the numbers of one case."""
+    """Return the text of a reason without the numbers of one case."""
     without_asides = re.sub(r" \([^()]*\{\w+\}[^()]*\)", "", text)
     return re.sub(r"\{\w+\}", "…", re.sub(r"^\{\w+\} (?!%)", "", without_asides))
 
 
 def waterfall(fates: Counter[str], labels: Sequence[Labels] | None) -> Count:
-    """`fates`: of all series found, as in `Selection`. `labels`: of the used series, None where they are not known."""
+    """Make the tree of counts from the `fates` of all series and the `labels` of the used ones (None if unknown)."""
     refused = Counter({code: n for code, n in fates.items() if code in BY_CODE and code not in _AFTER_ACCEPTANCE})
     shared = Counter({code: n for code, n in fates.items() if code in _AFTER_ACCEPTANCE})
     patients = Count("patients", "patients with a usable CT", fates[USED], _labelled(labels or ()), stays=True)
@@ -74,7 +74,7 @@ def waterfall(fates: Counter[str], labels: Sequence[Labels] | None) -> Count:
 
 
 def _reasons(counts: Counter[str], of: str = "") -> Iterator[Count]:
-    """By code: an order by counts would tell something of those that are not shown."""
+    """Yield counts sorted by code; an order by count would reveal something about suppressed counts."""
     for code, count in sorted(counts.items()):
         yield Count(of + code, plain(BY_CODE[code].says), count)
 
@@ -89,7 +89,7 @@ def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
         return ()
     refused = Counter(each.reason.code for each in labels if each.reason)
     kept = [each for each in labels if each.reason is None]
-    # Only public data sets have patients without PCR result, some of them no others.
+    # Only public data sets have patients without PCR result; in some of them no patient has one.
     untested = [each for each in kept if each.pcr_positive is None]
     tested = (("positive", True), ("negative", False)) if len(untested) < len(kept) or not kept else ()
     parts = tuple(_class(key, [each for each in kept if each.pcr_positive is label]) for key, label in tested)
@@ -99,7 +99,7 @@ def _labelled(labels: Sequence[Labels]) -> tuple[Count, ...]:
 
 
 def _class(key: str, labels: Sequence[Labels]) -> Count:
-    """One class of the PCR label; the course of negative patients is not asked for."""
+    """Make the count of one class of the PCR label; the outcome of negative patients is not used."""
     if key == "negative":
         return Count(key, "PCR-negative", len(labels), stays=True)
     unknown = Counter(each.severe_reason.code for each in labels if each.severe_reason)

@@ -1,4 +1,4 @@
-"""From a hospital's files to its cohort: examine every new series, join laboratory and outcomes, count refusals."""
+"""Makes the cohort from a hospital's files: examines new series, joins laboratory and outcomes, counts refusals."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ _NOBODYS = {site_reasons.NO_PATIENT_ID, site_reasons.ISSUER}
 
 @dataclass(frozen=True)
 class Material:
-    """What a site's files hold, under pseudonyms. `records` is None where the doctor could not read them."""
+    """The content of a site's files, under pseudonyms. `records` is None if `node check` could not read them."""
 
     series: list[Series]
     records: Records | None
@@ -39,7 +39,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Member:
-    """One patient with a usable CT, and what the join made of it."""
+    """One patient with a usable CT, and its labels from the join."""
 
     series: Series
     scan: Scan
@@ -48,10 +48,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What a site's files amount to. All of it is for the site's own eyes but `counts`, the sizes and `waterfall`.
+    """The result of an ingest. Only `counts`, the numbers and `waterfall` may be shown outside the site.
 
-    `accepted`: every scan that can be used. `members`: one for each patient with one, empty without records.
-    `patients`: those of them with a label.
+    `accepted`: all usable scans. `members`: one for each patient with a usable scan; empty without records.
+    `patients`: the members with a label.
     """
 
     material: Material
@@ -68,11 +68,11 @@ class Assessment:
 
     @property
     def counts(self) -> list[tuple[Reason, int]]:
-        """How often each reason was met, most frequent first."""
+        """Number of findings for each reason, the most frequent first."""
         return Counter(finding.reason for finding in self.findings).most_common()
 
     def to_json(self) -> dict[str, Any]:
-        """Counts and remedies alone: no patient, file or date."""
+        """Return counts and remedies, without patients, files or dates."""
         positive = [p for p in self.patients if p.pcr_positive]
         return {
             "series": self.series,
@@ -88,20 +88,20 @@ class Assessment:
 
 
 def assess(site: Site, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> Assessment:
-    """Examine what is new and judge everything; writes nothing but `scans` and tensors.
+    """Examine new series and assess all; only `scans` and tensors are written.
 
-    Raises Refusal where a whole file (laboratory, outcomes) cannot be used or no image is found.
+    Raises Refusal if a whole file (laboratory, outcomes) cannot be used or no image is found.
     """
     expect_series()
     records, record_findings = read_records(site)
     with Examination(cohort, settings, progress) as examination:
-        # Later, when few series are new, one that lies in several folders would be read in part again each time.
+        # Only in the first run: later, a series in several folders would be read again, in part, each time.
         series, scan_findings = read_series_list(site, examination.add if examination.is_first else None)
         return assess_material(site, cohort, Material(series, records, scan_findings, record_findings), examination)
 
 
 def assess_material(site: Site, cohort: Cohort, material: Material, examination: Examination) -> Assessment:
-    """The same for files that have been read. Without records nobody gets a label."""
+    """Assess files that have been read; without records no patient gets a label."""
     series, records = material.series, material.records
     for each in series:
         examination.add(each)
@@ -146,7 +146,7 @@ def _patient(site: Site, member: Member) -> PatientRow:
 
 
 def rows(findings: Iterable[Finding]) -> list[FindingRow]:
-    """Findings as they may be stored: under pseudonyms, without their details."""
+    """Convert findings for storage: under pseudonyms, without details."""
     return [FindingRow(f.reason.code, f.patient_id, f.series, f.says or f.reason.says) for f in findings]
 
 
@@ -183,14 +183,14 @@ def ingest(site: Site, settings: Preprocessing, progress: Callable[[int, int], N
 
 
 def _list_refusals(path: Path, found: Sequence[FindingRow]) -> None:
-    """The findings as a table for hospital IT; `fedthorax node find` tells whose pseudonym it is."""
+    """Write the findings as a table for hospital IT; `fedthorax node find` finds the patient of a pseudonym."""
     ordered = sorted(found, key=lambda row: (row.code, row.pseudonym, row.series))
     lines = [[r.code, r.pseudonym, r.series, r.says, BY_CODE[r.code].remedy] for r in ordered]
     _write_table(path, ["code", "pseudonym", "series", "says", "remedy"], lines)
 
 
 def _export(path: Path, cohort: Cohort) -> None:
-    """The cohort as a table: the same files and settings give the same bytes, whatever happened on the way."""
+    """Write the cohort as a table; the same files and settings always give the same bytes."""
     lines = [
         [p.pseudonym, p.split, p.age_years, p.sex, _bit(p.pcr_positive), _bit(p.severe), digest]
         for p, digest in ((p, _digest(cohort.tensors / p.tensor)) for p in cohort.patients())
@@ -208,7 +208,7 @@ def _digest(path: Path) -> str:
 
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, whole or not at all. No cell holds text of the hospital's, so none can start a formula."""
+    """Write a CSV file atomically; no cell contains text from the hospital, so none can be a formula."""
     temporary = path.with_suffix(".writing")
     with temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

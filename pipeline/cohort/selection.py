@@ -1,4 +1,4 @@
-"""Which series stands for a patient: of the first examination that can be used, the one with most slices."""
+"""Selects one series for each patient: the one with the most slices of the first usable examination."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -14,13 +14,13 @@ from pipeline.site import reasons as site_reasons
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
-# What becomes of a series that was not refused.
+# The fates of a series that was not refused.
 USED, OTHER_SERIES, LATER = "used", "other series", "later examination"
 
 
 @dataclass
 class Selection:
-    """`used`: one series a patient. `fates`: how many series were refused for each code, or met one of the above.
+    """The selected series. `used`: one series for each patient. `fates`: number of series by code of refusal or fate.
 
     Every series has exactly one fate.
     """
@@ -31,10 +31,10 @@ class Selection:
 
 
 def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> Selection:
-    """Choose among the examined series.
+    """Select among the examined series.
 
-    `dated`: whether the labels hang on the day of the CT, so that a series without one is of no use.
-    Findings: those of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_SEVERAL_SERIES.
+    `dated`: whether the labels depend on the day of the CT, so that a series without a date cannot be used.
+    Findings: the findings of the scans, E_CT_DATE, E_DUPLICATE_SCAN, E_SHARED_STUDY, W_SEVERAL_SERIES.
     """
     selection = Selection()
     accepted = []
@@ -53,12 +53,12 @@ def select(series: Sequence[Series], scans: dict[str, Scan], *, dated: bool) -> 
         selection.fates[reason.code] += sum(s.patient_id in shared for s in accepted)
         accepted = [s for s in accepted if s.patient_id not in shared]
     _choose(accepted, selection)
-    selection.fates += Counter()  # drops what was met by none
+    selection.fates += Counter()  # remove zero counts
     return selection
 
 
 def _judge(series: Series, scan: Scan, selection: Selection, *, dated: bool) -> Reason | None:
-    """Note what was found at one scan; returns why it is refused, if it is."""
+    """Add the findings of one scan, and return the reason for its refusal, or None."""
     found = partial(
         Finding, patient_id=series.patient_id, detail=series.files[0].parent.name, series=series.fingerprint[:12]
     )
@@ -73,7 +73,7 @@ def _judge(series: Series, scan: Scan, selection: Selection, *, dated: bool) -> 
 
 
 def _shared(accepted: Iterable[Series], owned_by: Callable[[Series], str | None]) -> set[str]:
-    """Patients who share with another what only one of them can own."""
+    """Return the patients who share a scan or study with another patient, although it can belong to only one."""
     owners: dict[str, set[str]] = defaultdict(set)
     for s in accepted:
         if owned := owned_by(s):

@@ -1,13 +1,13 @@
-"""The cohort of a site: one SQLite file and a folder of tensors.
+"""Stores the cohort of a site in one SQLite file and a folder of tensors.
 
-`scans` remembers every series that was examined, by fingerprint, so that nothing is read twice. `patients` and
-`findings` say what the last ingest made of them; they are replaced in one transaction.
+The table `scans` holds every examined series by fingerprint, so that nothing is read twice. `patients` and `findings`
+hold the result of the last ingest; one transaction replaces them.
 
-What the site's files no longer hold is forgotten with that same transaction, whatever it was prepared with, and its
-tensors are deleted after it. Tensors of series that are still there stay, those of other settings too: a study with
-them may be running, and going back to it shall cost nothing.
+The same transaction removes series that are no longer in the site's files, for all settings; their tensors are deleted
+afterwards. Tensors of existing series are kept, also for other settings: a study with these settings may be running,
+and returning to it must not need a new ingest.
 
-Light where it is imported: a node opens it at its start, and then waits for months.
+The module imports little, because a node imports it at its start and then runs for months.
 """
 
 import os
@@ -38,9 +38,9 @@ CREATE TABLE IF NOT EXISTS scans (
     code TEXT,                     -- why it was refused; NULL if accepted
     says TEXT,
     flags TEXT NOT NULL,           -- W_ codes, comma-separated
-    scan_digest TEXT,              -- SHA-256 of the HU on the working grid: that of a scan under two names is the same
+    scan_digest TEXT,              -- SHA-256 of the HU on the working grid; copies of a scan have the same
     tensor TEXT,                   -- file name under tensors/
-    measures TEXT,                 -- JSON, for the data contract: numbers and words of closed lists
+    measures TEXT,                 -- JSON, for the data contract: numbers and words from closed lists
     PRIMARY KEY (fingerprint, settings)
 );
 CREATE TABLE IF NOT EXISTS patients (
@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS patients (
 CREATE TABLE IF NOT EXISTS findings (
     code TEXT NOT NULL,
     pseudonym TEXT NOT NULL,
-    series TEXT NOT NULL,  -- start of the fingerprint; '' where it is about no series
+    series TEXT NOT NULL,  -- start of the fingerprint; '' if it concerns no series
     says TEXT NOT NULL
 );
 """
@@ -63,7 +63,7 @@ CREATE TABLE IF NOT EXISTS findings (
 
 @dataclass(frozen=True)
 class Scan:
-    """What became of one series."""
+    """The result of the examination of one series."""
 
     fingerprint: str
     settings: str
@@ -90,7 +90,7 @@ class PatientRow:
 
 @dataclass(frozen=True)
 class FindingRow:
-    """One finding, under the patient's pseudonym ('' where it belongs to nobody)."""
+    """One finding, under the patient's pseudonym ('' if it belongs to no patient)."""
 
     code: str
     pseudonym: str
@@ -99,12 +99,12 @@ class FindingRow:
 
 
 class Cohort:
-    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE where SQLite fails.
+    """The cohort of one site; a context manager. Raises Refusal E_COHORT_FILE if SQLite fails.
 
-    SQLite keeps a rollback journal here, no write-ahead log: that one asks its readers too to write (to the shared
-    memory beside the file, https://www.sqlite.org/wal.html#readonly), and where a study's code runs, nothing can be
-    written. Taking the file for immutable instead would be wrong as soon as an ingest goes on beside it. A journal's
-    readers take their locks on a read-only mount as well, and wait while a change is written, some milliseconds.
+    SQLite uses a rollback journal here, not a write-ahead log. With a write-ahead log, readers must write too (to the
+    shared memory beside the file, https://www.sqlite.org/wal.html#readonly), but the study's code runs on a read-only
+    mount. SQLite's immutable mode would be wrong while an ingest is running. With a journal, readers can lock the file
+    on a read-only mount, and wait some milliseconds while a change is written.
     """
 
     def __init__(self, site: Site) -> None:
@@ -118,9 +118,9 @@ class Cohort:
 
     @classmethod
     def read(cls, site: Site) -> Self:
-        """The cohort, to be read alone: nothing is made or written, so that the folder may be read-only.
+        """Open the cohort for reading only: nothing is created or written, so the folder may be read-only.
 
-        Raises Refusal E_COHORT_FILE where there is none yet, or one of another version.
+        Raises Refusal E_COHORT_FILE if there is no cohort yet, or one of another version.
         """
         cohort = cls.__new__(cls)
         cohort._place(site)
@@ -151,7 +151,7 @@ class Cohort:
         return version
 
     def _forget_other_versions(self) -> None:
-        """Everything here is made from the source files, so a file of another version is begun anew."""
+        """Empty a file of another version; its content can be made again from the source files."""
         if self._version() != SCHEMA_VERSION:
             for table in ("scans", "patients", "findings"):
                 self._db.execute(f"DROP TABLE IF EXISTS {table}")
@@ -167,7 +167,7 @@ class Cohort:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Let nobody else examine or change this cohort; reading it is free. Raises Refusal E_COHORT_BUSY."""
+        """Lock the cohort against other examinations and changes; reading is allowed. Raises Refusal E_COHORT_BUSY."""
         with alone(self.folder / "lock", reasons.COHORT_BUSY):
             yield
 
@@ -182,12 +182,12 @@ class Cohort:
         self._db.execute("COMMIT")
 
     def add_scan(self, scan: Scan) -> None:
-        """Remember one examined series; written through at once, so that an interruption loses nothing."""
+        """Store one examined series at once, so that an interruption loses nothing."""
         row = vars(scan) | {"measures": scan.measures and scan.measures.to_json()}
         self._insert("scans", [tuple(row.values())])
 
     def scans(self, settings: str) -> dict[str, Scan]:
-        """Examined series by fingerprint: those prepared with these settings whose tensor is still there."""
+        """Return the series examined with these settings, by fingerprint, if their tensor still exists."""
         rows = self._db.execute("SELECT * FROM scans WHERE settings = ?", (settings,))
         scans = [_scan(row) for row in rows]
         return {s.fingerprint: s for s in scans if s.tensor is None or (self.tensors / s.tensor).is_file()}
@@ -195,9 +195,9 @@ class Cohort:
     def replace(
         self, patients: Iterable[PatientRow], findings: Iterable[FindingRow], fingerprints: Collection[str]
     ) -> None:
-        """Put a new list of patients and findings in place of the old one, all or nothing.
+        """Replace the lists of patients and findings in one transaction.
 
-        `fingerprints`: of all series that the site's files hold now; other scans are forgotten.
+        `fingerprints`: of all series that are now in the site's files; other scans are removed.
         """
         with self._transaction():
             self._db.execute("DELETE FROM patients")
@@ -209,9 +209,9 @@ class Cohort:
             self._db.executemany("DELETE FROM scans WHERE fingerprint = ?", gone)
 
     def sweep(self) -> None:
-        """Delete what lies among the tensors and belongs to no scan, what a killed process left there included.
+        """Delete files in the tensor folder that belong to no scan, including those that a killed process left.
 
-        A kill on the way leaves the rest to the next time.
+        If this process is killed too, the next call deletes the rest.
         """
         named = {row[0] for row in self._db.execute("SELECT tensor FROM scans WHERE tensor IS NOT NULL")}
         for path in self.tensors.iterdir():
@@ -224,7 +224,7 @@ class Cohort:
             self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)  # noqa: S608
 
     def patients(self) -> list[PatientRow]:
-        """All accepted patients, by pseudonym."""
+        """Return all accepted patients, sorted by pseudonym."""
         rows = self._db.execute("SELECT * FROM patients ORDER BY pseudonym").fetchall()
         return [
             PatientRow(pseudonym, split, tensor, age, sex, _bool(pcr), _bool(severe))
@@ -232,12 +232,12 @@ class Cohort:
         ]
 
     def settings(self) -> set[str]:
-        """Digests of the preprocessing that made the patients' tensors: one, or none without patients."""
+        """Return the digests of the settings of the patients' tensors: one, or none without patients."""
         rows = self._db.execute("SELECT DISTINCT settings FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
         return {row[0] for row in rows}
 
     def examples(self, *splits: Split) -> "list[Example]":
-        """The examples of some splits, in the order of the pseudonyms."""
+        """Return the examples of some splits, sorted by pseudonym."""
         from pipeline.cohort.dataset import Example
         from pipeline.preprocessing.measures import Measures
 
@@ -262,12 +262,12 @@ def _bool(stored: int | None) -> bool | None:
 
 
 def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
-    """Write a tensor so that the file is either whole or not there."""
+    """Write a tensor atomically: the file is either complete or absent."""
     import numpy as np
 
     temporary = folder / f".{name}.{os.getpid()}"
     with temporary.open("wb") as file:
         np.save(file, tensor)
         file.flush()
-        os.fsync(file.fileno())  # before the name, or a power cut could leave an empty file behind it
+        os.fsync(file.fileno())  # before the rename; otherwise a power cut could leave an empty file
     temporary.replace(folder / name)

@@ -1,4 +1,4 @@
-"""Examines series: each is read, prepared and cached by a worker process, and remembered as soon as it is done."""
+"""Examines series in worker processes: each series is read, preprocessed, cached and stored as soon as it is done."""
 
 import gc
 import multiprocessing
@@ -24,14 +24,14 @@ from pipeline.system.malloc import keep_memory
 
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
-    """Read one series, prepare it and cache its tensor; a refusal is an answer too. Runs in a worker process."""
+    """Read and preprocess one series, and cache its tensor, in a worker process; a refusal is a valid result."""
     import torch
 
     from pipeline.imaging.readers import read_scan
     from pipeline.preprocessing.measures import flags, measure
     from pipeline.preprocessing.preprocess import prepare
 
-    torch.set_num_threads(1)  # one process a core; threads on top would only wait for each other
+    torch.set_num_threads(1)  # there is one process for each core; more threads would only compete
     digest, tensor, measures = None, None, None
     flagged: set[str] = set()
     refused: Refusal | None = None
@@ -42,13 +42,13 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
         flagged.update(flags(measures, settings))
-        # Named after the settings too, so that the present cohort keeps its tensors until `replace`.
+        # The name contains the settings, so that the current cohort keeps its tensors until `replace`.
         tensor = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
         save_tensor(tensors, tensor, prepared.tensor)
     except Refusal as error:
         refused = error
     except OSError:
-        raise  # a full disk says nothing about the scan
+        raise  # a full disk is not a fault of the scan
     except Exception:
         refused = Refusal(reasons.EXAMINE_FAILED)
         _log_failure(tensors.parents[1] / "logs" / "failures.log", series)
@@ -65,14 +65,14 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
 
 
 def _log_failure(path: Path, series: Series) -> None:
-    """The error in full, for the site's own eyes: it may name a file, so a study's code must not see it."""
+    """Log the full error at the site; it may name a file, so the study's code must not read it."""
     path.parent.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as log:
         log.write(f"series {series.fingerprint[:12]}\n{traceback.format_exc()}\n")
 
 
 def _workers() -> ForkServerContext:
-    """Worker processes begin as forks of one that has what they need imported already, and nothing else."""
+    """Return a context in which workers are forks of a process that has imported only their modules."""
     context = get_context("forkserver")
     context.set_forkserver_preload(
         ["nibabel", "pipeline.cohort.workers", "pipeline.preprocessing.measures", "pipeline.imaging.readers"]
@@ -81,20 +81,20 @@ def _workers() -> ForkServerContext:
 
 
 def expect_series() -> None:
-    """Let what the workers need be imported in the background, while their series are still being searched for."""
+    """Import the workers' modules in the background, while the search for series continues."""
     _workers()
     forkserver.ensure_running()
 
 
 def _begin() -> None:
-    """What each worker does first."""
-    gc.freeze()  # what is imported: to look through it for garbage would copy all of it from the process forked
-    keep_memory()  # the next series has the size of the last one
+    """Initialise a worker."""
+    gc.freeze()  # exclude imported objects: collecting them would copy their memory from the parent process
+    keep_memory()  # the next series needs about as much memory as the last one
     _end_with_parent()
 
 
 def _end_with_parent() -> None:
-    """Let a worker end when the process that feeds it is killed; it would wait for work for ever."""
+    """End a worker when its parent process is killed; otherwise it would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -106,13 +106,13 @@ def _end_with_parent() -> None:
 
 
 class Examination:
-    """Series given to worker processes, one on each core that this process may use; those already known are not.
+    """Examines series in worker processes, one for each core that this process may use; known series are skipped.
 
-    Each is remembered in the cohort as soon as it is done. `progress(done, total)` is called whenever one more is done,
-    or all are given. `is_first`: no series was known. A context manager; what is not done when it is left by an
-    exception is given up.
+    Each result is stored in the cohort as soon as it is done. `progress(done, total)` is called when a series is done
+    and when all have been added. `is_first`: no series was known before. This is a context manager: if an exception
+    leaves it, unfinished series are cancelled.
 
-    Raises Refusal E_WORKER_DIED where it is left, if the system ended a worker.
+    Raises Refusal E_WORKER_DIED on exit, if the system ended a worker.
     """
 
     def __init__(self, cohort: Cohort, settings: Preprocessing, progress: Callable[[int, int], None]) -> None:
@@ -123,7 +123,7 @@ class Examination:
         self._finished: SimpleQueue[Future[Scan]] = SimpleQueue()
         self._given = self._done = 0
         cores = len(os.sched_getaffinity(0))
-        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # each starts when needed
+        self._pool = ProcessPoolExecutor(cores, mp_context=_workers(), initializer=_begin)  # workers start when needed
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +134,7 @@ class Examination:
             raise Refusal(reasons.WORKER_DIED) from error
 
     def add(self, series: Series) -> None:
-        """Have one series examined while others are still searched for."""
+        """Submit one series, while the search for others continues."""
         if series.fingerprint in self._known:
             return
         self._known.add(series.fingerprint)
@@ -145,7 +145,7 @@ class Examination:
             self._remember(self._finished.get())
 
     def finish(self) -> int:
-        """Wait for all that were given; returns how many were examined."""
+        """Wait for all submitted series, and return how many were examined."""
         self._progress(self._done, self._given)
         while self._done < self._given:
             self._remember(self._finished.get())

@@ -1,5 +1,5 @@
 """Reads CT images: DICOM, NIfTI and MetaImage files become one checked volume in Hounsfield units.
 
-Discovery of files, headers, pixel codecs, the geometry of slices, missing slices. May import `pipeline.system` and
-`models` alone. Begin with `readers`, then `series_reader`.
+Contains discovery of files, headers, pixel codecs, geometry of slices and missing slices. May import only
+`pipeline.system` and `models`. Begin with `readers`, then `series_reader`.
 """

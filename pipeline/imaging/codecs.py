@@ -1,8 +1,8 @@
-"""Decodes the pixels of one file, each encoding with the one library that survives damaged data.
+"""Decodes the pixels of one file, with one library for each encoding: the one that is safe with damaged data.
 
-Tried on thousands of damaged frames: GDCM ends the whole process on damaged JPEG 2000, JPEG-LS and JPEG
-headers, pylibjpeg-rle panics, and OpenJPEG allocates whatever size a frame claims. So the choice is not left
-to pydicom, which tries all that are installed, and the head of a frame is checked before a decoder sees it.
+Tests with thousands of damaged frames showed: GDCM ends the whole process on damaged JPEG 2000, JPEG-LS and JPEG
+headers, pylibjpeg-rle panics, and OpenJPEG allocates whatever size a frame states. pydicom would try all installed
+libraries; so this module names the library, and checks the head of a frame before decoding.
 """
 
 from dataclasses import dataclass
@@ -53,11 +53,11 @@ class Form:
 
     @property
     def frame_bytes(self) -> int:
-        """Of the frame, where it is not encapsulated."""
+        """Size of the frame in bytes, if it is not encapsulated."""
         return self.rows * self.columns * self.bits_allocated // 8
 
     def options(self, vr: str) -> Any:
-        """The same in pydicom's words, with the VR of PixelData: to hand it a dataset costs more than to decode one."""
+        """Return the options of pydicom's decoders; passing a dataset instead takes longer than the decoding."""
         return {
             "rows": self.rows,
             "columns": self.columns,
@@ -74,7 +74,7 @@ class Form:
 
 
 def is_readable(syntax: uid.UID) -> bool:
-    """Whether pixels in this transfer syntax can be decoded here."""
+    """Whether an installed library can decode this transfer syntax."""
     try:
         plugins = get_decoder(syntax).available_plugins
     except NotImplementedError:
@@ -83,7 +83,7 @@ def is_readable(syntax: uid.UID) -> bool:
 
 
 def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
-    """The stored values of a grey frame, shape (rows, columns), from the value of PixelData; not to be written to.
+    """Return the stored values of a grey frame, shape (rows, columns), from the value of PixelData; read-only.
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE.
     """
@@ -91,10 +91,10 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
     try:
         if syntax.is_encapsulated:
             frame = get_frame(pixels, 0, number_of_frames=1)
-            is_whole = syntax == uid.RLELossless or b"\xff\xd9" in frame[-16:]  # end of image; RLE counts
+            is_whole = syntax == uid.RLELossless or b"\xff\xd9" in frame[-16:]  # end of image; RLE states lengths
         else:
             is_whole = len(pixels) >= form.frame_bytes
-    except Exception:  # no pixels at all, or fragments that do not add up
+    except Exception:  # no pixels, or inconsistent fragments
         is_whole = False
     if not is_whole:
         raise Refusal(reasons.TRUNCATED)
@@ -107,7 +107,7 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
         elif plugin in ("pyjpegls", "pillow", "gdcm"):
             pixels = encapsulate([_checked_jpeg(frame, rows, columns)])
         stored, _ = get_decoder(syntax).as_array(pixels, raw=True, decoding_plugin=plugin, **form.options(vr))
-    except Exception as error:  # each decoder fails in its own way
+    except Exception as error:  # each decoder has its own exceptions
         raise Refusal(reasons.DECODE, private=str(error)) from None
     if stored.shape != (rows, columns):
         raise Refusal(reasons.DECODE)
@@ -115,7 +115,7 @@ def decode(pixels: bytes, form: Form, vr: str = "OW") -> NDArray[np.integer]:
 
 
 def _native(pixels: bytes, form: Form) -> NDArray[np.integer]:
-    """Values in a row, perhaps padded, without what unused bits hold (DICOM PS3.5, 8.1.1)."""
+    """Decode native values, which may be padded, and ignore unused bits (DICOM PS3.5, 8.1.1)."""
     if len(pixels) >= 2 * form.frame_bytes:
         raise Refusal(reasons.DECODE)
     kind = np.dtype(f"<{'i' if form.is_signed else 'u'}{form.bits_allocated // 8}")
@@ -125,14 +125,14 @@ def _native(pixels: bytes, form: Form) -> NDArray[np.integer]:
 
 
 def _check_jpeg2000(frame: bytes, rows: int, columns: int) -> None:
-    """The image and tile size marker must come first and agree with the header (ITU-T T.800, A.5.1)."""
+    """Check that the image and tile size marker comes first and agrees with the header (ITU-T T.800, A.5.1)."""
     width, height, left, top = (int.from_bytes(frame[at : at + 4], "big") for at in (8, 12, 16, 20))
     if not frame.startswith(b"\xff\x4f\xff\x51") or (height - top, width - left) != (rows, columns):
-        raise ValueError("the JPEG 2000 frame is not of the size in the header")
+        raise ValueError("the size of the JPEG 2000 frame differs from the header")
 
 
 def _checked_jpeg(frame: bytes, rows: int, columns: int) -> bytes:
-    """The frame without its notes (APPn, COM), if what is left is well-formed and agrees with the header."""
+    """Return the frame without comments (APPn, COM), if the rest is well-formed and agrees with the header."""
     kept = [frame[:2]]
     sizes = []
     at, marker = 2, 0
@@ -140,14 +140,14 @@ def _checked_jpeg(frame: bytes, rows: int, columns: int) -> bytes:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
         segment = frame[at : at + 2 + length]
         if frame[at] != 0xFF or length < 2 or len(segment) < 2 + length:
-            raise ValueError("the JPEG frame is not a row of segments")
+            raise ValueError("the JPEG frame is not a sequence of segments")
         if marker in _START_OF_FRAME and length == 11 and segment[4] <= 16:  # one component, bits
             sizes.append((int.from_bytes(segment[5:7], "big"), int.from_bytes(segment[7:9], "big")))
         elif marker not in _TABLES | _NOTES and not (marker == _START_OF_SCAN and length == 8):
-            raise ValueError("the JPEG frame is not that of one grey image")
+            raise ValueError("the JPEG frame is not one grey image")
         if marker not in _NOTES:
             kept.append(segment)
         at += 2 + length
     if sizes != [(rows, columns)]:
-        raise ValueError("the JPEG frame is not of the size in the header")
+        raise ValueError("the size of the JPEG frame differs from the header")
     return b"".join([*kept, frame[at:]])

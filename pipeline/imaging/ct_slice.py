@@ -1,6 +1,6 @@
-"""One file, one slice: what its header says, checked, and its pixels in Hounsfield units.
+"""Reads one file with one slice: checks its header and converts its pixels to Hounsfield units.
 
-Attributes and what they mean: DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
+The attributes are defined in DICOM PS3.3, C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.8.2.1 (CT image).
 """
 
 import re
@@ -24,7 +24,7 @@ from pipeline.imaging.fast_header import head_tags, read_head
 from pipeline.imaging.volume import HU_ENDS, whole_hu
 
 AIR_HU = -1024
-BRIGHTEST_HU = 3071  # 12 bits from -1024 on, the range of CT scanners
+BRIGHTEST_HU = 3071  # end of the 12-bit range of CT scanners, which begins at -1024
 _DARKEST_TISSUE_HU = -950.0
 _MAX_SLOPE = 100.0
 _MAX_INTERCEPT = 2.0**16
@@ -40,20 +40,20 @@ _KEYWORDS = (
 _HEADER, _IN_HEAD = tags(*_KEYWORDS), head_tags(*_KEYWORDS)
 _POSITION = int(Tag("ImagePositionPatient"))
 _DECIMAL = rb" *([-+]?[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?) *"
-# The whole element: tag, VR and length, or length alone in four bytes, and the plainest form of three Decimal Strings.
+# The whole element: tag, VR and length (or only a length of four bytes), and three Decimal Strings in simple form.
 _PLAIN_POSITION = re.compile(rb".{4}(?:DS..|..\0\0)" + rb"\\".join([_DECIMAL] * 3), re.DOTALL)
 _ENHANCED_CT = {uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage}
-# What vendors write after ORIGINAL\PRIMARY\AXIAL in images that are not single slices all the same.
+# Words that vendors write after ORIGINAL\PRIMARY\AXIAL in images that are nevertheless not single slices.
 REFORMATTED = {"AVERAGE", "DOSE_INFO", "MINIP", "MIP", "MPR", "REFORMATTED", "SCREEN", "VRT"}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """The header of one CT slice, checked as far as one file tells.
+    """The header of one CT slice, with the checks that need only one file.
 
     `position_mm`, `orientation`, `pixel_spacing_mm` (between rows, between columns): as in DICOM, LPS.
-    `thickness_mm`: NaN where absent. `padding`: first and last stored value that mean 'outside the scan'.
-    `pixels_at`, `native`: where the pixels are in the file (see `fast_header.Head`); None if unknown.
+    `thickness_mm`: NaN if absent. `padding`: first and last stored value that mean 'outside the scan'.
+    `pixels_at`, `native`: location of the pixels in the file (see `fast_header.Head`); None if unknown.
     """
 
     path: Path
@@ -71,9 +71,9 @@ class Slice:
 
 
 def inspect_slices(paths: Iterable[Path]) -> list[Slice]:
-    """Read and check the headers of a series; those that say the same but for the position are checked once.
+    """Read and check the headers of a series; headers that differ only in the position are checked once.
 
-    Raises `Refusal` for the first of which `inspect_slice` does.
+    Raises `Refusal` for the first file that `inspect_slice` refuses.
     """
     slices = []
     checked: dict[bytes, Slice] = {}
@@ -123,9 +123,9 @@ def inspect_slice(path: Path) -> Slice:
 
 
 def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray[np.int16]:
-    """The pixels in whole HU, shape (rows, columns), not clipped but to int16; declared padding is -1024.
+    """Return the pixels in whole HU, shape (rows, columns), clipped only to int16; declared padding is -1024.
 
-    Written to `out` if given.
+    The pixels are written to `out` if given.
 
     Raises `Refusal`: E_TRUNCATED, E_DECODE, and those of `read_header`.
     """
@@ -145,17 +145,17 @@ def decode_slice(header: Slice, out: NDArray[np.int16] | None = None) -> NDArray
 
 
 def _add(stored: NDArray[np.integer], intercept: int, hu: NDArray[np.int16]) -> None:
-    """The same for whole numbers, without a detour through float32."""
+    """Add a whole intercept without a conversion to float32."""
     kind = stored.dtype.newbyteorder("=") if stored.itemsize == hu.itemsize else hu.dtype
     native, ends = stored.astype(kind, copy=False), np.iinfo(kind)
     least, most = max(ends.min, HU_ENDS.min - intercept), min(ends.max, HU_ENDS.max - intercept)
-    # What is more than int16 holds wraps here, and is back in its place with the intercept.
+    # Values beyond int16 wrap around here; adding the intercept wraps them back.
     np.clip(native, kind.type(least), kind.type(most), out=hu.view(kind))
     hu += np.int16(intercept)
 
 
 def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:
-    """What `codecs.decode` takes. Raises `Refusal`: those of `read_header`."""
+    """Return the arguments of `codecs.decode`. Raises `Refusal` as `read_header` does."""
     form = header.form
     if header.native and not form.syntax.is_encapsulated:
         return _native_pixels(header.path, *header.native, form), form, "OW"
@@ -174,17 +174,17 @@ def _pixel_data(header: Slice) -> tuple[bytes, Form, str]:
 
 
 def _native_pixels(path: Path, begins: int, length: int, form: Form) -> bytes:
-    """Nothing but bytes in a row: pydicom takes twice as long to come to them as to read them takes."""
+    """Read native pixels directly: locating the element with pydicom takes twice as long as reading it."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(begins)
-            return file.read(min(length, 2 * form.frame_bytes))  # by two frames `codecs.decode` sees that it is not one
+            return file.read(min(length, 2 * form.frame_bytes))  # two frames suffice for `codecs.decode` to refuse
     except OSError as error:
         raise Refusal(reasons.PARSE, private=str(error)) from None
 
 
 def _check_kind(header: Dataset) -> tuple[str, ...]:
-    """Refuse what is not an original axial CT slice; returns flags."""
+    """Refuse a file that is not an original axial CT slice, and return its flags."""
     flags = []
     modality = text(header, "Modality")
     sop_class = text(header, "SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID")
@@ -220,7 +220,7 @@ def _check_kind(header: Dataset) -> tuple[str, ...]:
 
 
 def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:
-    """How the pixels are stored, and the range of values that can be."""
+    """Return how the pixels are stored, and the range of values that can be stored."""
     keywords = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
     numbers = [_numbers(header, keyword, 1, reasons.PIXEL)[0] for keyword in keywords]
     if not all(number.is_integer() for number in numbers):
@@ -228,7 +228,7 @@ def _pixel_format(header: Dataset) -> tuple[Form, tuple[int, int]]:
     rows, columns, samples, allocated, stored, signed = map(int, numbers)
     is_grey = samples == 1 and text(header, "PhotometricInterpretation") == "MONOCHROME2"
     is_laid_out = allocated in (8, 16) and 1 <= stored <= allocated and signed in (0, 1)
-    is_flush = _floats(header, "HighBit") in ([], [stored - 1])  # no other value is allowed; often left out
+    is_flush = _floats(header, "HighBit") in ([], [stored - 1])  # no other value is allowed; often absent
     if rows < 1 or columns < 1 or not is_grey or not is_laid_out or not is_flush:
         raise Refusal(reasons.PIXEL)
     syntax = uid.UID(text(header.file_meta, "TransferSyntaxUID"))
@@ -248,13 +248,13 @@ def _rescale(header: Dataset) -> tuple[float, float]:
 
 
 def _padding(header: Dataset, stored_range: tuple[int, int], slope: float, intercept: float) -> tuple[int, int] | None:
-    """Declared padding, as stored; refused where it could not be told from tissue."""
+    """Return the declared padding as stored values; refuse padding that cannot be distinguished from tissue."""
     declared = _floats(header, "PixelPaddingValue") + _floats(header, "PixelPaddingRangeLimit")
     if not declared:
         return None
     if not all(number.is_integer() for number in declared):
         raise Refusal(reasons.PIXEL, private="PixelPaddingValue")
-    # Scanners write -2000 as 63536 and the other way round: the same 16 bits.
+    # Scanners write -2000 as 63536 and vice versa; both are the same 16 bits.
     lowest = -(2**15) if stored_range[0] < 0 else 0
     as_stored = [(int(number) - lowest) % 2**16 + lowest for number in declared]
     first, last = min(as_stored), max(as_stored)
@@ -266,11 +266,11 @@ def _padding(header: Dataset, stored_range: tuple[int, int], slope: float, inter
 
 
 def _floats(header: Dataset, keyword: str) -> list[float]:
-    """The numbers of an attribute, NaN among them; none where it is absent or not numeric."""
+    """Return the numbers of an attribute, including NaN; an empty list if it is absent or not numeric."""
     try:
         value = header.get(keyword)
         return [float(item) for item in (value if isinstance(value, MultiValue) else [value])]
-    except Exception:  # pydicom converts values only now
+    except Exception:  # pydicom converts values only on access
         return []
 
 

@@ -1,6 +1,6 @@
-"""Finds DICOM files and groups them into series, from their headers alone; nothing here judges an image.
+"""Finds DICOM files and groups them into series from their headers; it does not check the images.
 
-Also how every header is read, and the silence that pydicom needs around patient data.
+Also reads headers, with limits on damaged and hostile files.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from pipeline.system.findings import Finding
 
 
 def tags(*keywords: str) -> list[BaseTag]:
-    """Tags for `read_header`; pydicom would look keywords up anew for each file, half as slow again."""
+    """Return tags for `read_header`; given keywords, pydicom looks them up per file and takes 1.5 times as long."""
     return [Tag(keyword) for keyword in keywords]
 
 
@@ -46,8 +46,8 @@ _HEADER = tags(
 )
 _NUMBER = int(Tag("InstanceNumber"))
 _IN_HEAD = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
-VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in a file: see `pipeline/imaging/nifti_reader.py`
-# What lies beside images in an export. All other files are expected to be DICOM, whatever their name.
+VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in one file, see `pipeline/imaging/nifti_reader`
+# Other files that exports contain beside images. All remaining files are expected to be DICOM, whatever their name.
 _COMPANIONS = (
     *(".csv", ".dll", ".doc", ".docx", ".exe", ".htm", ".html", ".inf", ".ini", ".jpeg", ".jpg", ".js"),
     *(".json", ".log", ".md", ".nrrd", ".pdf", ".png", ".raw", ".toml", ".tsv", ".txt", ".xls", ".xlsx"),
@@ -55,7 +55,7 @@ _COMPANIONS = (
     *VOLUME_SUFFIXES,
 )
 _COMPANION_NAMES = frozenset(("DICOMDIR", "LICENSE", "LICENCE", "README", "VERSION", "THUMBS.DB"))
-_MAX_READS = 100_000  # of one file; an ordinary header takes a few hundred, a plan of radiotherapy some ten thousand
+_MAX_READS = 100_000  # of one file; an ordinary header takes a few hundred, a radiotherapy plan about ten thousand
 _MAX_INFLATED_BYTES = 2**26
 _FIRST_CT_YEAR = 1972  # earlier dates are placeholders of de-identification tools
 _OLDEST_YEARS = 120
@@ -64,13 +64,13 @@ _YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 @dataclass(frozen=True)
 class Series:
-    """One scan, from the headers of its files. Site-only: it holds identifiers and paths.
+    """One scan, as described by the headers of its files. Stays at the site: it holds identifiers and paths.
 
-    `files`: those of a DICOM series, sorted by name, or one volume file.
-    `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' where absent), never guessed.
-    `acquired`: site-local time without zone; None if unusable.
-    `fingerprint`: SHA-256 over relative path, size and time of change of all files.
-    `numbers`: the InstanceNumbers of the files that have one, in no order.
+    `files`: the files of a DICOM series, sorted by name, or one volume file.
+    `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' if absent), never guessed.
+    `acquired`: local time of the site without time zone; None if the header has no usable date.
+    `fingerprint`: SHA-256 over relative path, size and modification time of all files.
+    `numbers`: the InstanceNumbers of the files that have one, in no particular order.
     """
 
     files: tuple[Path, ...]
@@ -89,10 +89,10 @@ class Series:
 
 
 class BoundedFile:
-    """A file for pydicom to read, which ends with an error where an honest one would have ended long before.
+    """A file object for pydicom that limits the number of reads and the size of inflated data.
 
-    pydicom reads the head of each element and item by itself, and unpacks a deflated file in one piece: a few
-    megabytes can keep it busy for minutes, or become gigabytes.
+    pydicom reads the head of each element and item separately, and inflates a deflated file in one piece. Without
+    limits a hostile file of a few megabytes can occupy it for minutes or expand to gigabytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -102,13 +102,13 @@ class BoundedFile:
         file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
-        """Raises ValueError beyond a limit."""
+        """Read at most `size` bytes. Raises ValueError beyond a limit."""
         self._reads_left -= 1
         if self._reads_left < 0:
             raise ValueError("the header has too many elements")
         if size >= 0:
-            return self._file.read(min(size, self._size))  # room is made for as much as is asked for
-        deflated = self._file.read(_MAX_INFLATED_BYTES)  # nothing else is read to its end
+            return self._file.read(min(size, self._size))  # a read allocates as much memory as is requested
+        deflated = self._file.read(_MAX_INFLATED_BYTES)  # only a deflated file is read without a size
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflater.decompress(deflated, _MAX_INFLATED_BYTES)
         if inflater.unconsumed_tail:
@@ -117,7 +117,7 @@ class BoundedFile:
 
 
 def read_header(path: Path, wanted: Collection[BaseTag]) -> Dataset:
-    """Read the `wanted` tags of one file; the pixels only if they are among them.
+    """Read the `wanted` tags of one file; the pixels are read only if `wanted` contains them.
 
     Raises `Refusal`: E_NOT_DICOM, E_PARSE.
     """
@@ -126,16 +126,16 @@ def read_header(path: Path, wanted: Collection[BaseTag]) -> Dataset:
             header = dcmread(BoundedFile(file), specific_tags=list(wanted), stop_before_pixels=PIXEL_DATA not in wanted)
     except InvalidDicomError:
         raise Refusal(reasons.NOT_DICOM, private=str(path)) from None
-    except Exception as error:  # broken files make pydicom raise nearly anything
+    except Exception as error:  # on damaged files pydicom raises many kinds of exceptions
         raise Refusal(reasons.PARSE, private=f"{path}: {error}") from None
-    # pydicom takes garbage after the magic word for an empty dataset; a DICOMDIR has nothing that we want.
+    # If garbage follows the magic word, pydicom returns an empty dataset. A DICOMDIR has none of the wanted tags.
     if not header and "MediaStorageSOPClassUID" not in header.file_meta:
         raise Refusal(reasons.NOT_DICOM, private=str(path))
     return header
 
 
 def text(header: Dataset, keyword: str) -> str:
-    """The value of a text attribute, '' where absent or empty; several values stay joined by backslashes.
+    """Return the value of a text attribute, '' if absent or empty; several values are joined by backslashes.
 
     Raises `Refusal`: E_PARSE.
     """
@@ -143,28 +143,28 @@ def text(header: Dataset, keyword: str) -> str:
         value = header.get(keyword)
         parts = value if isinstance(value, MultiValue) else [value]
         return "\\".join("" if part is None else str(part) for part in parts)
-    except Exception as error:  # pydicom converts values only now
+    except Exception as error:  # pydicom converts values only on access
         raise Refusal(reasons.PARSE, private=f"{keyword}: {error}") from None
 
 
 @dataclass
 class _Group:
-    """The files of one series as they are found: (name relative to its root, path)."""
+    """The files of one series found so far: (name relative to its root, path)."""
 
-    header: Dataset  # of the first
+    header: Dataset  # of the first file
     files: list[tuple[str, Path]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    series: Series | None = None  # of as many files as it has
+    series: Series | None = None  # made by `complete`; made again if more files are found later
 
     def complete(self) -> Series:
-        """Raises Refusal or OSError where header or files cannot be read."""
+        """Return the series with all files found so far. Raises Refusal or OSError if a file cannot be read."""
         if self.series is None or len(self.series.files) != len(self.files):
             self.series = _series(self.header, sorted(self.files), tuple(self.numbers))
         return self.series
 
 
 class _Groups:
-    """Files put to their series, one by one."""
+    """Groups files into series, one file at a time."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], _Group] = {}
@@ -172,7 +172,7 @@ class _Groups:
         self._untold: list[_Group] = []
 
     def put(self, name: str, path: Path) -> None:
-        """Raises Refusal: E_NOT_DICOM, E_PARSE."""
+        """Add one file to its series. Raises Refusal: E_NOT_DICOM, E_PARSE."""
         head = read_head(path, _IN_HEAD)
         number = _number(head)
         key = self._known.get(head.same) if head else None
@@ -193,17 +193,17 @@ class _Groups:
             group.numbers.append(number)
 
     def tell(self, soon: Callable[[Series], None]) -> None:
-        """Hand over, as they are, those that began after the last time."""
+        """Pass each series found since the last call to `soon`, with the files found so far."""
         untold, self._untold = self._untold, []
         for group in untold:
             try:
                 series = group.complete()
             except (Refusal, OSError):
-                continue  # which is said in the end
+                continue  # `complete` reports the error
             soon(series)
 
     def complete(self, findings: list[Finding]) -> list[Series]:
-        """All series; what cannot be read is added to `findings`."""
+        """Return all series, and add unreadable ones to `findings`."""
         series = []
         for key, group in self._groups.items():
             try:
@@ -219,11 +219,11 @@ def find_series(
 ) -> tuple[list[Series], list[Finding]]:
     """Find all series among files and folders (searched to any depth), and the files that could not be read.
 
-    Files are grouped by patient, issuer, study and series, so that two patients never share a series; where
-    the series has no UID, its folder stands for it. Findings: E_NOT_DICOM, E_PARSE.
+    Files are grouped by patient, issuer, study and series, so that two patients never share a series. If a series has
+    no UID, its folder identifies it. Findings: E_NOT_DICOM, E_PARSE.
 
-    `soon` is given each series once, as soon as the first folder with files of it was looked through. Few series lie in
-    several folders: such a one is another in the end, with more files and another fingerprint.
+    `soon` receives each series once, as soon as the search of the first folder with its files ends. If a series has
+    files in several folders, which is rare, the final series has more files and another fingerprint.
     """
     findings: list[Finding] = []
     groups, folder = _Groups(), ""
@@ -241,9 +241,9 @@ def find_series(
 def walk(
     root: Path | Sequence[Path], is_wanted: Callable[[str], bool], findings: list[Finding]
 ) -> Iterator[tuple[str, Path]]:
-    """Yield (name relative to its root, path) of each given file and each wanted one in folders, in order.
+    """Yield (name relative to its root, path) of each given file and of each wanted file in folders, in order.
 
-    Links to folders are followed; no folder is entered twice, so that a link to a folder above ends.
+    Links to folders are followed. No folder is searched twice, so a link to a parent folder cannot cause a loop.
     """
 
     def unreadable(error: OSError) -> None:
@@ -264,13 +264,13 @@ def walk(
             inside = Path(folder).relative_to(top).as_posix()
             for name in sorted(names):
                 path = Path(folder, name)
-                # is_file: opening a pipe would wait for ever.
+                # is_file excludes pipes: opening one would wait forever.
                 if is_wanted(name) and path.is_file():
                     yield name if inside == "." else f"{inside}/{name}", path
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name lies beside images in exports, and is none itself."""
+    """Whether exports contain files of this name beside images."""
     return name.startswith(".") or name.upper() in _COMPANION_NAMES or name.lower().endswith(_COMPANIONS)
 
 
@@ -280,7 +280,7 @@ def _key(header: Dataset, path: Path) -> tuple[str, ...]:
 
 
 def _number(head: Head | None, header: Dataset | None = None) -> int | None:
-    """InstanceNumber, taken out of the head, for each file has its own; None where there is none that can be read."""
+    """Return InstanceNumber, None if absent or unreadable; it is removed from the head, because it differs per file."""
     try:
         if head is not None:
             return int(head.elements.pop(_NUMBER, b"")[8:].strip(b" \0"))
@@ -290,7 +290,7 @@ def _number(head: Head | None, header: Dataset | None = None) -> int | None:
 
 
 def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, ...]) -> Series:
-    """`header` is that of one file; `files` holds (relative name, path), sorted."""
+    """Make a series from the `header` of one file and the sorted `files`: (relative name, path)."""
     sex = text(header, "PatientSex")
     return Series(
         files=tuple(path for _, path in files),
@@ -310,7 +310,7 @@ def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, 
 
 
 def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
-    """SHA-256 over relative name, size and time of change of files. Raises OSError."""
+    """Return the SHA-256 over relative name, size and modification time of files. Raises OSError."""
     digest = hashlib.sha256()
     for name, path in files:
         status = path.stat()
@@ -319,14 +319,14 @@ def fingerprint(files: Sequence[tuple[str, Path]]) -> str:
 
 
 def age_in_years(age: str) -> float | None:
-    """Age String, e.g. 063Y or 010M (DICOM PS3.5, 6.2); zero is what scanners write for 'not entered'."""
+    """Convert an Age String, e.g. 063Y or 010M (DICOM PS3.5, 6.2); scanners write zero for 'not entered'."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", age.strip(), flags=re.ASCII)
     years = int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else 0.0
     return years if 0 < years <= _OLDEST_YEARS else None
 
 
 def _acquired(header: Dataset) -> datetime | None:
-    """The first usable date of acquisition, series, study with its own time, or midnight."""
+    """Return the first usable date of acquisition, series or study, with its own time or midnight."""
     for event in ("Acquisition", "Series", "Study"):
         day = re.fullmatch(r"\d{8}", text(header, f"{event}Date").strip(), flags=re.ASCII)
         clock = re.match(r"\d{6}|\d{4}|\d{2}", text(header, f"{event}Time").strip(), flags=re.ASCII)
@@ -335,7 +335,7 @@ def _acquired(header: Dataset) -> datetime | None:
                 moment = datetime.strptime(day[0] + (clock[0] if clock else "").ljust(6, "0"), "%Y%m%d%H%M%S")
             except ValueError:
                 continue
-            # A day of grace: the scanner may stand in another time zone than this machine.
+            # One day of tolerance: the scanner may be in another time zone than this machine.
             if moment.year >= _FIRST_CT_YEAR and moment <= datetime.now() + timedelta(days=1):
                 return moment
     return None

@@ -1,7 +1,7 @@
-"""The geometry of a stack of axial slices: order, regularity, affine. Plain arrays in LPS mm, no files.
+"""Computes the geometry of a stack of axial slices: order, regularity, affine. It reads no files.
 
-Positions, orientations and pixel spacings are ImagePositionPatient, ImageOrientationPatient and PixelSpacing
-as DICOM writes them (PS3.3, C.7.6.2.1.1): x to the patient's left, y to the back, z to the head.
+Positions, orientations and pixel spacings are arrays of ImagePositionPatient, ImageOrientationPatient and PixelSpacing
+in LPS mm, as in DICOM (PS3.3, C.7.6.2.1.1): x to the patient's left, y to the back, z to the head.
 """
 
 import math
@@ -21,12 +21,12 @@ _MAX_SIDE_STEP_MM = 0.5
 _MIN_SPACING_MM, _MAX_SPACING_MM = 0.05, 10.0
 _MAX_POSITION_MM = 1e5  # far beyond any scanner's table
 _SAME_POSITION_MM = 0.01
-_UNEVEN_SHARE, _UNEVEN_MM = 0.05, 0.1 + 1e-6  # the larger of both: positions may be written with one decimal
-_SAME_DIRECTION = 1e-3  # of a unit vector: 0.06 degrees
+_UNEVEN_SHARE, _UNEVEN_MM = 0.05, 0.1 + 1e-6  # the larger one applies: positions may have only one decimal
+_SAME_DIRECTION = 1e-3  # difference of unit vectors: 0.06 degrees
 
 
 def headward_normal(orientations: Floats) -> Floats:
-    """Unit vector across the slices, towards the head, from the orientations of all, shape (slices, 6).
+    """Return the unit vector across the slices, towards the head, from all orientations, shape (slices, 6).
 
     Raises `Refusal`: E_GEOMETRY, E_MIXED_GEOMETRY, E_OBLIQUE.
     """
@@ -45,7 +45,7 @@ def headward_normal(orientations: Floats) -> Floats:
 
 
 def feet_to_head(positions_mm: Floats, normal: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Order of the slices, and which of them (in that order) lies where the one before it lies.
+    """Return the order of the slices, and which of them (in that order) have the position of the slice before.
 
     Raises `Refusal`: E_GEOMETRY.
     """
@@ -57,12 +57,12 @@ def feet_to_head(positions_mm: Floats, normal: Floats) -> tuple[NDArray[np.intp]
 
 
 def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_spacings_mm: Floats) -> Floats:
-    """Affine from (slice, row, column, 1) to RAS millimetres, for positions in order and all different.
+    """Return the affine from (slice, row, column, 1) to RAS millimetres, for sorted, distinct positions.
 
     `pixel_spacings_mm`, shape (slices, 2): distance between rows, distance between columns.
     Raises `Refusal`: E_TOO_FEW, E_SPACING, E_MIXED_GEOMETRY, E_SLICE_GAP, E_TILT.
     """
-    if len(positions_mm) < 2:  # with more, gap and tilt say more than the number does
+    if len(positions_mm) < 2:  # with two or more, gap and tilt are more informative than the number
         raise Refusal(reasons.TOO_FEW, slices=len(positions_mm), least=MIN_SLICES)
     steps_mm = np.diff(positions_mm, axis=0)
     upward_mm = steps_mm @ normal
@@ -78,14 +78,14 @@ def ras_affine(positions_mm: Floats, normal: Floats, orientation: Floats, pixel_
 
     lps = np.eye(4)
     lps[:3, 0] = steps_mm.mean(axis=0)
-    lps[:3, 1] = orientation[3:] * pixel_spacings_mm[0, 0]  # the second direction is that down a column
+    lps[:3, 1] = orientation[3:] * pixel_spacings_mm[0, 0]  # the second direction of `orientation` points down a column
     lps[:3, 2] = orientation[:3] * pixel_spacings_mm[0, 1]
     lps[:3, 3] = positions_mm[0]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
 
 
 def check_spacing(spacing_mm: float) -> None:
-    """Raises `Refusal`: E_SPACING."""
+    """Refuse a spacing outside the limits. Raises `Refusal`: E_SPACING."""
     if not _MIN_SPACING_MM <= spacing_mm <= _MAX_SPACING_MM:  # NaN compares false
         raise Refusal(
             reasons.SPACING,
@@ -107,7 +107,7 @@ def _check_even(upward_mm: Floats, usual_mm: float) -> None:
 
 
 def _check_upright(sideways_mm: Floats, usual_mm: float) -> None:
-    """A tilted gantry shifts all slices a little, a moved reconstruction centre one of them much."""
+    """Refuse sideways shifts: small between all slices (tilted gantry), or large once (moved reconstruction centre)."""
     drift_mm = float(np.linalg.norm(sideways_mm.mean(axis=0)))
     jump_mm = float(np.linalg.norm(sideways_mm, axis=1).max())
     tilt_degrees = math.degrees(math.atan2(drift_mm, usual_mm))

@@ -1,10 +1,10 @@
-"""Whether slices of a series never came, as far as the headers of the others tell.
+"""Detects missing slices of a series from the headers of the slices that are there.
 
-Where a regular part of a series is missing, every second slice say, the distances are regular all the same. What
-tells then is their size, against SpacingBetweenSlices and SliceThickness, and InstanceNumber, which counts a series
-(DICOM PS3.3, C.7.6.2 and C.7.6.1). Neither alone is proof: reconstructions with gaps are made on purpose, slices often
-overlap, and a series that somebody split keeps the numbers that it had. Where numbers and distance tell of the same
-share of the slices, they are missing.
+If slices are missing regularly, for example every second one, the distances stay regular. Two signs remain: distances
+larger than SpacingBetweenSlices or SliceThickness, and gaps in InstanceNumber, which counts the images of a series
+(DICOM PS3.3, C.7.6.2 and C.7.6.1). One sign alone is no proof: reconstructions with gaps are made on purpose, slices
+often overlap, and the parts of a split series keep their numbers. If both signs indicate the same missing share, slices
+are missing.
 """
 
 import math
@@ -21,15 +21,15 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 
 _MUCH_FURTHER = 1.5  # times
 _SAME_SHARE = 0.1
-_LEAST_MM = 0.05  # some write 0 where they do not know
+_LEAST_MM = 0.05  # some scanners write 0 for an unknown value
 _HEADER = tags("SpacingBetweenSlices", "SliceThickness")
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What the headers say; None where they do not.
+    """Values from the headers; None if absent.
 
-    `number_step`: by how much InstanceNumber goes up from one image to the next, where it does so evenly.
+    `number_step`: step of InstanceNumber from one image to the next, if it is constant.
     `spacing_mm`, `thickness_mm`: SpacingBetweenSlices (centre to centre) and SliceThickness of one slice.
     """
 
@@ -40,7 +40,7 @@ class Stated:
 
 @quiet_pydicom()
 def stated(series: Series) -> Stated:
-    """Look into the first file of a DICOM series; what cannot be read there does not count."""
+    """Read the values from the first file of a DICOM series; unreadable values are None."""
     first = series.files[0]
     if is_volume_file(first.name):
         return Stated()
@@ -55,7 +55,7 @@ def stated(series: Series) -> Stated:
 
 
 def require_whole(found: Stated, apart_mm: float) -> None:
-    """Refuse a scan whose slices lie `apart_mm` apart if both signs say that part of them is missing.
+    """Refuse a scan with slices `apart_mm` apart if both signs indicate missing slices.
 
     Raises Refusal E_SLICES_MISSING.
     """
@@ -66,7 +66,7 @@ def require_whole(found: Stated, apart_mm: float) -> None:
 
 
 def remark(found: Stated, apart_mm: float) -> Reason | None:
-    """What a reader should know of slices that lie `apart_mm` apart: W_SLICES_MISSING, W_SLICES_APART."""
+    """Return the flag for slices that are `apart_mm` apart: W_SLICES_MISSING, W_SLICES_APART or None."""
     if (found.number_step or 1) > 1 or apart_mm > _MUCH_FURTHER * (found.spacing_mm or apart_mm):
         return reasons.SLICES_MISSING_FLAGGED
     return reasons.SLICES_APART if apart_mm > _MUCH_FURTHER * (found.thickness_mm or apart_mm) else None

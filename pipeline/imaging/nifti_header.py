@@ -1,9 +1,8 @@
-"""What a NIfTI or MetaImage file says of itself, and whether its voxels are all there.
+"""Checks the header of a NIfTI or MetaImage file, and that all of its voxels are there, before SimpleITK reads it.
 
-SimpleITK takes much on trust. With 2.5, a NIfTI file that was cut short and a MetaImage whose packed voxels are damaged
-became volumes all the same, NaN in a NIfTI file became 0 HU, which is tissue, a MetaImage could name any file of the
-disk as its voxels, and a file without an orientation got one. So the header is looked at and the voxels are counted
-here, before SimpleITK sees the file.
+SimpleITK does not check enough. Version 2.5 reads a truncated NIfTI file and a MetaImage with damaged compressed voxels
+without an error. It turns NaN in a NIfTI file into 0 HU, which is tissue. A MetaImage can name any file on the disk as
+its voxels. A file without an orientation gets a default one.
 """
 
 import gzip
@@ -24,22 +23,22 @@ from pipeline.imaging.archive import MAX_BYTES, MAX_RATIO
 from pipeline.imaging.series_reader import MAX_VOXELS
 
 _CHUNK_BYTES = 2**20
-_MAX_EXTRA_BYTES = 2**20  # of notes between header and voxels, and of what may follow the voxels
+_MAX_EXTRA_BYTES = 2**20  # of extensions between header and voxels, and of data after the voxels
 _MAX_META_HEADER_BYTES = 2**16
-# The types that hold one real number, as numpy calls them: nifti1.h, DT_*; MetaIO, MET_*.
+# Numpy names of the types that hold one real number: nifti1.h, DT_*; MetaIO, MET_*.
 _NIFTI_TYPES = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8"}
 _META_TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2"},
     **{"MET_INT": "i4", "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
-# MetaIO's words for one thing each.
+# Alternative field names of MetaIO.
 _META_MATRIX = {"TransformMatrix", "Rotation", "Orientation"}
 _META_ORIGIN = {"Offset", "Position", "Origin"}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How the voxels are stored. `before`: bytes in front of them. `size`: columns, rows, slices, as stored."""
+    """How the voxels are stored. `before`: bytes before the voxels. `size`: columns, rows, slices, as stored."""
 
     path: Path
     before: int
@@ -53,7 +52,7 @@ class Stored:
 
 
 def inspect(path: Path) -> Stored:
-    """Look at a volume file without keeping any of it.
+    """Check a volume file without loading it into memory.
 
     Raises `Refusal`: E_VOLUME_FILE, E_NOT_ONE_VOLUME, E_VOLUME_ELSEWHERE, E_DIMENSIONS, E_ARCHIVE_RATIO, E_TRUNCATED,
     E_DECODE, E_GEOMETRY; OSError.
@@ -68,7 +67,7 @@ def is_meta(path: Path) -> bool:
 
 
 def _inspect_nifti(path: Path) -> Stored:
-    """Look at the header of a NIfTI-1 file; the offsets are those of nifti1.h."""
+    """Check the header of a NIfTI-1 file; the offsets are those of nifti1.h."""
     packing: Literal["", "gzip"] = "gzip" if path.suffix.lower() == ".gz" else ""
     try:
         with gzip.open(path) if packing else path.open("rb") as stream:
@@ -95,18 +94,18 @@ def _inspect_nifti(path: Path) -> Stored:
 
 
 def _inspect_meta(path: Path) -> Stored:
-    """Look at the header of a MetaImage."""
+    """Check the header of a MetaImage."""
     header, end = read_meta_header(path)
     if header.get("NDims") != "3" or header.get("ElementNumberOfChannels", "1") != "1":
         raise Refusal(reasons.NOT_ONE_VOLUME)
     if "ElementSpacing" not in header or not header.keys() & _META_MATRIX or not header.keys() & _META_ORIGIN:
-        raise Refusal(reasons.GEOMETRY)  # MetaIO makes up what is not there
+        raise Refusal(reasons.GEOMETRY)  # MetaIO would use defaults for missing fields
     sizes = header.get("DimSize", "").split()
     are_sizes = len(sizes) == 3 and all(re.fullmatch("[1-9][0-9]{0,8}", size) for size in sizes)
     voxels = meta_voxel_file(path, header)
     before = end if voxels == path else 0
     packed = {"True": True, "False": False}.get(header.get("CompressedData", "False"))
-    # With another number, or none, MetaIO unpacks part of the voxels and says nothing.
+    # With a wrong or missing size, MetaIO decompresses only part of the voxels, without an error.
     is_measured = header.get("CompressedDataSize") == str(voxels.stat().st_size - before)
     is_binary = header.get("BinaryData") == "True" and header.get("ElementType") in _META_TYPES
     if not are_sizes or not is_binary or packed is None or (packed and not is_measured):
@@ -121,7 +120,7 @@ def _inspect_meta(path: Path) -> Stored:
 
 
 def read_meta_header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage, up to the one that ends its header, and where that is.
+    """Return the fields of a MetaImage header, and the offset of its end.
 
     Raises `Refusal`: E_VOLUME_FILE.
     """
@@ -132,7 +131,7 @@ def read_meta_header(path: Path) -> tuple[dict[str, str], int]:
     while "ElementDataFile" not in fields:
         line, newline, _ = start[end:].partition(b"\n")
         key, equals, value = (part.strip() for part in line.decode("latin-1").partition("="))
-        if not equals or key in fields:  # of two values, who knows which one SimpleITK would take
+        if not equals or key in fields:  # with two values, SimpleITK could use either
             raise Refusal(reasons.VOLUME_FILE, private="not a MetaImage header")
         fields[key] = value
         end += len(line) + len(newline)
@@ -140,9 +139,9 @@ def read_meta_header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def meta_voxel_file(path: Path, header: dict[str, str]) -> Path:
-    """Where a MetaImage has its voxels: in the file itself or in one beside it.
+    """Return the file with the voxels of a MetaImage: the file itself or one in the same folder.
 
-    MetaIO would also take a list of files, a pattern with %, and a path to anywhere.
+    MetaIO also accepts a list of files, a pattern with %, and any path; these are refused.
     Raises `Refusal`: E_VOLUME_ELSEWHERE.
     """
     name = header["ElementDataFile"]
@@ -157,7 +156,7 @@ def meta_voxel_file(path: Path, header: dict[str, str]) -> Path:
 
 
 def _check_whole(stored: Stored) -> None:
-    """Refuse what would not fit into memory, what is shorter than its header says, and what is damaged."""
+    """Refuse a file that is too large for memory, shorter than its header says, or damaged."""
     columns, rows, slices = stored.size
     if math.prod(stored.size) > MAX_VOXELS:
         raise Refusal(reasons.DIMENSIONS, rows=rows, columns=columns, slices=slices)
@@ -169,26 +168,26 @@ def _check_whole(stored: Stored) -> None:
         count = there - stored.before if is_plain else _read_through(stored)
     except EOFError:
         count = 0
-    except (gzip.BadGzipFile, zlib.error) as error:  # check sums among them
+    except (gzip.BadGzipFile, zlib.error) as error:  # includes wrong checksums
         raise Refusal(reasons.DECODE, private=str(error)) from None
     if count < stored.voxel_bytes:
         raise Refusal(reasons.TRUNCATED)
 
 
 def _read_through(stored: Stored) -> int:
-    """The number of bytes that follow the header, all of which have been looked at and none kept.
+    """Read and check all bytes after the header, without keeping them, and return their number.
 
-    Raises `Refusal`: E_NOT_A_NUMBER, E_VOLUME_FILE; EOFError, BadGzipFile or zlib.error where they are damaged.
+    Raises `Refusal`: E_NOT_A_NUMBER, E_VOLUME_FILE; EOFError, BadGzipFile or zlib.error if they are damaged.
     """
     count = 0
     for chunk in _inflate(stored) if stored.packing == "zlib" else _read(stored):
-        if stored.kind.kind == "f" and stored.packing != "zlib":  # what SimpleITK does not change is checked later
+        if stored.kind.kind == "f" and stored.packing != "zlib":  # other voxels are checked after reading
             here = max(0, min(len(chunk), stored.voxel_bytes - count)) // stored.kind.itemsize
             if not np.isfinite(np.frombuffer(chunk, stored.kind, here)).all():
                 raise Refusal(reasons.NOT_A_NUMBER)
         count += len(chunk)
         if count > stored.voxel_bytes + _MAX_EXTRA_BYTES:
-            raise Refusal(reasons.VOLUME_FILE, private="longer than its header says")
+            raise Refusal(reasons.VOLUME_FILE, private="the file is longer than its header says")
     return count
 
 

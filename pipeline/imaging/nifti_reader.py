@@ -1,4 +1,4 @@
-"""Finds and reads scans that are one NIfTI or MetaImage file each, by the same rules as DICOM series."""
+"""Finds and reads scans stored as one NIfTI or MetaImage file each, with the same rules as for DICOM series."""
 
 import math
 from collections import Counter
@@ -21,20 +21,20 @@ from pipeline.system.findings import Finding
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
-# Nothing in these files says that the values are HU. Every chest has air in it, and air is -1000.
+# These files do not state that their values are HU. Every chest scan contains air, which has -1000 HU.
 _DENSEST_AIR_HU = -500.0
 
 
 def is_volume_file(name: str) -> bool:
-    """Whether a file of this name holds a whole scan; hidden files never do."""
+    """Whether a file of this name holds a whole scan; hidden files do not."""
     return name.lower().endswith(VOLUME_SUFFIXES) and not name.startswith(".")
 
 
 def find_volume_files(root: Path | Sequence[Path]) -> tuple[list[Series], list[Finding]]:
     """Find all volume files among files and folders (searched to any depth), and those that cannot be used.
 
-    The patient is the one whom the file is named after; age and sex are known where a MetaImage tells them, as
-    PatientAge (035Y) and PatientSex. Two files of one name may be of two patients: neither is used.
+    The file name identifies the patient. A MetaImage can state age and sex, as PatientAge (035Y) and PatientSex. Two
+    files with the same name may belong to two patients: neither is used.
     Findings: E_VOLUME_FILE, E_VOLUME_ELSEWHERE, E_VOLUME_NAME.
     """
     series, findings = [], []
@@ -60,7 +60,7 @@ def _patient(path: Path) -> str:
 
 
 def _series(name: str, path: Path) -> Series:
-    """`name` is relative to the folder that was searched."""
+    """Make a series from one volume file; `name` is relative to the folder that was searched."""
     header: dict[str, str] = {}
     files = [(name, path)]
     if is_meta(path):
@@ -86,14 +86,14 @@ def _series(name: str, path: Path) -> Series:
 def read_volume_file(path: Path) -> Volume:
     """Read a NIfTI-1 file (.nii, .nii.gz) or a MetaImage (.mha, .mhd) that holds one CT scan in HU.
 
-    Slice 0 of the volume is the one nearest to the feet, rows run to the back and columns to the patient's left,
-    however the file stores them. HU are clipped to [-1024, 3071]; padding around the scan becomes -1024.
+    Slice 0 of the volume is nearest to the feet, row numbers increase to the back and column numbers to the patient's
+    left, whatever the order in the file. HU are clipped to [-1024, 3071]; padding around the scan becomes -1024.
 
     Raises `Refusal`: E_VOLUME_FILE, E_NOT_ONE_VOLUME, E_VOLUME_ELSEWHERE, E_DIMENSIONS, E_ARCHIVE_RATIO, E_TRUNCATED,
     E_DECODE, E_GEOMETRY, E_SPACING, E_OBLIQUE, E_TILT, E_TOO_FEW, E_NOT_A_NUMBER, E_HU_RANGE, E_EMPTY_VOLUME.
     Flags: W_THICK, W_PADDING.
     """
-    path = path.resolve()  # a link to a header does not lie beside the voxels; the header itself does
+    path = path.resolve()  # follow a link to the header: the voxels are beside the header itself
     try:
         hu, affine = _decode(path, inspect(path).size)
         if not np.isfinite(hu).all():
@@ -111,9 +111,9 @@ def read_volume_file(path: Path) -> Volume:
 
 
 def _decode(path: Path, size: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Voxels as stored in the file, float32, and their affine, with axes up, to the back and to the left.
+    """Return the stored voxels as float32, and their affine, with axes to the head, to the back and to the left.
 
-    Raises `Refusal`: E_VOLUME_FILE, E_DECODE, and those of `_check_axes` and `_affine`.
+    Raises `Refusal`: E_VOLUME_FILE, E_DECODE, and the reasons of `_check_axes` and `_affine`.
     """
     import SimpleITK as sitk  # noqa: N813
 
@@ -123,11 +123,11 @@ def _decode(path: Path, size: tuple[int, ...]) -> tuple[NDArray[np.float32], NDA
     reader.SetImageIO("MetaImageIO" if is_meta(path) else "NiftiImageIO")
     try:
         reader.ReadImageInformation()
-    except RuntimeError as error:  # what else would be wrong with a NIfTI header was looked for: oblique axes are left
+    except RuntimeError as error:  # `inspect` has checked the rest of a NIfTI header: only its axes can be wrong
         reason = reasons.VOLUME_FILE if is_meta(path) else reasons.GEOMETRY
         raise Refusal(reason, private=str(error)) from None
     if reader.GetSize()[:3] != size or reader.GetNumberOfComponents() != 1:
-        raise Refusal(reasons.VOLUME_FILE, private="SimpleITK reads another header")
+        raise Refusal(reasons.VOLUME_FILE, private="SimpleITK reads a different header")
     _check_axes(reader)
     reader.SetOutputPixelType(sitk.sitkFloat32)
     try:
@@ -139,7 +139,7 @@ def _decode(path: Path, size: tuple[int, ...]) -> tuple[NDArray[np.float32], NDA
 
 
 def _check_axes(reader: "sitk.ImageFileReader") -> None:
-    """Refuse axes over which SimpleITK would stumble. Raises `Refusal`: E_GEOMETRY, E_SPACING."""
+    """Refuse axes that make SimpleITK fail. Raises `Refusal`: E_GEOMETRY, E_SPACING."""
     directions = np.array(reader.GetDirection())
     if not np.isfinite([*directions, *reader.GetOrigin()]).all():
         raise Refusal(reasons.GEOMETRY)
@@ -150,7 +150,7 @@ def _check_axes(reader: "sitk.ImageFileReader") -> None:
 
 
 def _affine(image: "sitk.Image") -> NDArray[np.float64]:
-    """Checked like the slices of a DICOM series, with which it shares what can be wrong with a stack.
+    """Return the affine of an image, after the same checks as for the slices of a DICOM series.
 
     Raises `Refusal`: E_GEOMETRY, E_OBLIQUE, E_TOO_FEW, E_SPACING, E_TILT.
     """
@@ -159,5 +159,5 @@ def _affine(image: "sitk.Image") -> NDArray[np.float64]:
     orientation = np.concatenate([along_row, along_column])
     normal = headward_normal(orientation[None])
     positions_mm = image.GetOrigin() + np.outer(np.arange(image.GetSize()[2]), upwards * slice_mm)
-    feet_to_head(positions_mm, normal)  # they are in order; it looks whether they are possible
+    feet_to_head(positions_mm, normal)  # the order is known; this checks the positions
     return ras_affine(positions_mm, normal, orientation, np.array([[row_mm, column_mm]]))

@@ -1,4 +1,4 @@
-"""Silences pydicom's warnings and log lines, which quote values and paths of patients."""
+"""Silences pydicom's warnings and log lines, because they quote header values and paths of patients."""
 
 import logging
 import threading
@@ -13,8 +13,8 @@ _restore = ExitStack()
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Silence pydicom in the whole process. Threads may overlap: the last one that leaves restores its log."""
-    global _inside, _restore  # noqa: PLW0603  # the log and the warnings are the process's, too
+    """Silence pydicom in the whole process. If threads overlap, the last one that leaves restores its log."""
+    global _inside, _restore  # noqa: PLW0603  # the log and the warnings are global to the process, too
     with _lock:
         _inside += 1
         if _inside == 1:
@@ -29,7 +29,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def _silence() -> ExitStack:
-    """Silence pydicom; closing the stack undoes it."""
+    """Silence pydicom; closing the returned stack restores it."""
     stack, log = ExitStack(), logging.getLogger("pydicom")
     stack.callback(setattr, log, "propagate", log.propagate)
     log.propagate = False

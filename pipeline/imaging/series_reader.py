@@ -1,4 +1,4 @@
-"""Turns one CT series into a volume in Hounsfield units, or refuses it: nothing is mended in silence."""
+"""Turns one CT series into a volume in Hounsfield units, or refuses it; every correction is flagged."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.volume import Volume
 
 MAX_VOXELS = 2**29  # 1024 x 1024 x 512: 1 GB
-LOWEST_HU, HIGHEST_HU = -2000, 10_000  # below: not even noise; above: no metal is as dense
+LOWEST_HU, HIGHEST_HU = -2000, 10_000  # noise does not go lower, and no metal is denser
 THICK_MM = 5.0
 _NOT_AIR_HU = -500
 _MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
@@ -22,12 +22,12 @@ _MIN_NOT_AIR = 0.01  # share of voxels; a chest fills about half of the image
 def read_series(series: Series) -> Volume:
     """Read a series of axial CT slices.
 
-    Slice 0 of the volume is the one nearest to the feet, whatever the order of the files and the position of
-    the patient. Rows and columns stay as they are stored: the affine tells where they point. HU are clipped
-    to [-1024, 3071]; padding around the scan becomes -1024.
+    Slice 0 of the volume is nearest to the feet, whatever the order of the files and the position of the patient.
+    Rows and columns keep their stored order; the affine gives their directions. HU are clipped to [-1024, 3071].
+    Padding around the scan becomes -1024.
 
-    Raises `Refusal` with a reason from `pipeline/system/reasons.py`, files and series. Flags: W_MODALITY_EMPTY,
-    W_DUPLICATE_SLICE, W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
+    Raises `Refusal` with a reason from `pipeline/imaging/reasons.py`. Flags: W_MODALITY_EMPTY, W_DUPLICATE_SLICE,
+    W_LOSSY, W_CONTRAST, W_THICK, W_PADDING.
     """
     slices = inspect_slices(series.files)
     flags = {flag for each in slices for flag in each.flags}
@@ -61,14 +61,14 @@ def read_series(series: Series) -> Volume:
 
 
 def _check_copies(slices: list[Slice], is_copy: NDArray[np.bool_]) -> None:
-    """Slices at one position must hold the same pixels: the same UID alone does not make them copies."""
+    """Refuse slices at one position with different pixels; the same UID is not enough to make them copies."""
     for index in np.flatnonzero(is_copy):
         if not np.array_equal(decode_slice(slices[index - 1]), decode_slice(slices[index])):
             raise Refusal(reasons.DUPLICATE_SLICE, duplicates=int(is_copy.sum()), private=str(slices[index].path))
 
 
 def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) -> Volume:
-    """The last step of every reader, in place: padding becomes air, and HU are checked and clipped.
+    """Finish a volume in place, as the last step of every reader: turn padding into air, check and clip HU.
 
     Raises `Refusal`: E_HU_RANGE, E_EMPTY_VOLUME. Flags: W_PADDING.
     """
@@ -86,14 +86,14 @@ def finish(hu: NDArray[np.int16], affine: NDArray[np.float64], flags: set[str]) 
 
 
 def _range(hu: NDArray[np.int16]) -> tuple[int, int]:
-    """Lowest and highest value. Slice by slice: each stays in the processor's cache."""
+    """Return the lowest and highest value; it works slice by slice, because a slice fits the processor's cache."""
     ends = np.array([(each.min(), each.max()) for each in hu])
     return int(ends[:, 0].min()), int(ends[:, 1].max())
 
 
 def _is_all_air(hu: NDArray[np.int16]) -> bool:
     not_air = 0
-    for each in hu:  # the first slices tell
+    for each in hu:  # usually the first slices are enough
         not_air += int(np.count_nonzero(each > _NOT_AIR_HU))
         if not_air >= _MIN_NOT_AIR * hu.size:
             return False
@@ -101,10 +101,10 @@ def _is_all_air(hu: NDArray[np.int16]) -> bool:
 
 
 def _fill_undeclared_padding(hu: NDArray[np.int16], lowest: int) -> bool:
-    """Turn padding that no header declares into air; returns whether there was any.
+    """Turn padding that no header declares into air, and return whether there was any.
 
-    Outside the circle of reconstruction scanners write one value, e.g. -3024 or -2048 HU. Measured values
-    below the range would vary, and stay as they are.
+    Outside the circle of reconstruction, scanners write one value, e.g. -3024 or -2048 HU. Measured values below the
+    range would vary; they are not changed.
     """
     below = hu < LOWEST_HU
     if not (hu[below] == lowest).all():

@@ -1,4 +1,4 @@
-"""What a header says of scanner and kernel, in words of closed lists: a header can hold anything, a name included."""
+"""Maps the scanner and kernel of a header to words of closed lists, because headers can contain names of patients."""
 
 import re
 from typing import Literal
@@ -21,8 +21,8 @@ _NAMED: dict[str, Sharpness] = {
     **dict.fromkeys(("A", "B", "C", "UA", "UB", "UC", "YA", "YB"), "soft"),  # Philips
     **dict.fromkeys(("D", "E", "L", "YC", "YD", "YE"), "sharp"),
 }
-# The number grows with the sharpness. Siemens: B30f, Br40d, I50f, Bl57; Canon: FC08 for the body, FC30 for bone, FC52
-# for lung.
+# The number increases with the sharpness. Siemens: B30f, Br40d, I50f, Bl57; Canon: FC08 for the body, FC30 for bone,
+# FC52 for lung.
 _NUMBERED = (
     (re.compile(r"(?:B|BF|BL|BR|BV|I|Q|QR|HR|U|UB|UR)(\d\d)[DFHS]?"), 50),
     (re.compile(r"FC(\d\d)"), 30),
@@ -30,14 +30,14 @@ _NUMBERED = (
 
 
 def known_manufacturer(text: str) -> str:
-    """The manufacturer's name, OTHER for one that is not on the list, '' for none."""
+    """Return the name of the manufacturer, OTHER if it is not on the list, '' if there is none."""
     name = f"{text.strip().upper()} "
     found = (known for known, starts in _MANUFACTURERS.items() if name.startswith(starts))
     return next(found, "OTHER" if name.strip() else "")
 
 
 def known_kernel(text: str) -> tuple[str, Sharpness]:
-    """The kernel's name and whether it is soft or sharp; ('', '') for one that is not known."""
+    """Return the name of the kernel and whether it is soft or sharp; ('', '') if it is unknown."""
     name = text.partition("\\")[0].strip().upper().replace(" ", "")
     if name in _NAMED:
         return name, _NAMED[name]

@@ -1,12 +1,12 @@
-"""A CT volume in HU with its full geometry: what every reader makes and every later step takes."""
+"""Defines a CT volume in HU with its geometry: the output of every reader and the input of every later step."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-HU_ENDS = np.iinfo(np.int16)  # far beyond what is taken for a scan
-LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: what a radiologist reads lungs in
+HU_ENDS = np.iinfo(np.int16)  # far outside the HU that are accepted in a scan
+LUNG_WINDOW_HU = (-1350.0, 150.0)  # width 1500, level -600: the window in which radiologists read lungs
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.hu.dtype != np.int16:
-            raise TypeError("HU must be int16: of others the sums would be cut off in silence")
+            raise TypeError("HU must be int16: sums of other types would be truncated without an error")
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -53,5 +53,5 @@ class Volume:
 
 
 def whole_hu(hu: NDArray[np.floating]) -> NDArray[np.int16]:
-    """HU rounded to whole ones, those beyond int16 at its ends; there are no NaN among them."""
+    """Round HU to whole numbers and clip them to the range of int16. `hu` must not contain NaN."""
     return np.rint(hu).clip(HU_ENDS.min, HU_ENDS.max).astype(np.int16)

@@ -1,9 +1,9 @@
-"""A scan that every site makes from formulas, to see that all of them prepare scans alike before a study starts.
+"""A scan computed from formulas, with which sites check before a study that they preprocess scans in the same way.
 
-No patient is in it and no random number: two lungs, a lesion, bone, air around the body and in the stomach. It goes
-through `prepare` itself, and the means of its tensor over blocks are rounded coarsely and hashed. Another processor
-adds up in another order and changes the last digits, which are rounded away; another method, window or library
-changes blocks. HU vary smoothly, so that no larger part of the tensor lies exactly between two of its numbers.
+It contains no patient data and no random numbers: two lungs, a lesion, bone, air around the body and in the stomach.
+`prepare` processes it; the means of its tensor over blocks are rounded coarsely and hashed. Another processor adds in
+another order and changes only the last digits, which rounding removes. Another method, window or library changes the
+means. HU vary smoothly, so that no large part of the tensor is exactly between two numbers that it can hold.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from pipeline.imaging.volume import Volume, whole_hu
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 
 BLOCKS = (4, 4, 4)  # of each channel, along slices, rows and columns
-STEP = 1 / 64  # of the tensor's numbers, which reach from -1 to 1: about 9 HU of the usual window
+STEP = 1 / 64  # rounding step of the tensor's values, which range from -1 to 1: about 9 HU of the usual window
 
 _SHAPE = (96, 140, 164)  # slices, rows, columns
 _SPACING_MM = (3.0, 2.2, 2.2)
 
 
 def golden_digest(settings: Preprocessing) -> str:
-    """SHA-256 (hex) that two sites share if they prepare scans alike under these settings.
+    """Return the SHA-256 (hex), equal at two sites that preprocess scans in the same way under these settings.
 
-    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST where this installation no longer finds the lungs.
+    Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST if this installation does not find the lungs.
     """
     rounded = np.rint(block_means(settings) / STEP).astype(int)
     text = json.dumps(rounded.tolist(), separators=(",", ":"))
@@ -35,13 +35,13 @@ def golden_digest(settings: Preprocessing) -> str:
 
 
 def block_means(settings: Preprocessing) -> NDArray[np.float64]:
-    """Means of the golden volume's tensor over blocks, shape (2, *BLOCKS)."""
+    """Return the means of the golden volume's tensor over blocks, shape (2, *BLOCKS)."""
     tensor = torch.from_numpy(prepare(golden_volume(), settings).tensor.astype(np.float64))
     return F.adaptive_avg_pool3d(tensor[None], BLOCKS)[0].numpy()
 
 
 def golden_volume() -> Volume:
-    """The scan, stored as DICOM has it: rows towards the back, columns towards the left, slices towards the head."""
+    """Make the scan with the axes of DICOM: rows to the back, columns to the left, slices to the head."""
     z, y, x = np.meshgrid(
         *((np.arange(n) - (n - 1) / 2) * step for n, step in zip(_SHAPE, _SPACING_MM, strict=True)),
         indexing="ij",

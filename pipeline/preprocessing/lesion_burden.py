@@ -1,10 +1,11 @@
-"""How much of each lung is dense, in figures that a radiologist can check against the pictures.
+"""Measures how much of each lung is dense, in figures that a radiologist can check against the images.
 
 Densities of lung in Covid-19 pneumonia: well aerated from -950 to -700 HU (Colombi et al., Radiology 2020; 296:E86,
-https://doi.org/10.1148/radiol.2020201433); ground glass and consolidation are parted best at -300 HU (Quantitative CT
-for detecting COVID-19 pneumonia, BMC Infect Dis 2021; 21:836, https://doi.org/10.1186/s12879-021-06556-z). Bands know
-no vessels: what is dense for another reason, and what another disease made dense, counts in; some 5 % of a healthy
-lung. Consolidation at the chest wall that was not found as lung does not count.
+https://doi.org/10.1148/radiol.2020201433); -300 HU separates ground glass and consolidation best (Quantitative CT for
+detecting COVID-19 pneumonia, BMC Infect Dis 2021; 21:836, https://doi.org/10.1186/s12879-021-06556-z).
+
+The bands do not distinguish causes: vessels and density from other diseases count too. In a healthy lung this is
+about 5 %. Consolidation at the chest wall that is not in the lung mask does not count.
 """
 
 from dataclasses import asdict, dataclass
@@ -25,9 +26,9 @@ TISSUE_ABOVE_HU = -500.0
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the lungs. `ground_glass`, `consolidation`: shares of its volume, 0 to 1; None where it is empty.
+    """A part of the lungs. `ground_glass`, `consolidation`: shares of its volume, 0 to 1; None if it is empty.
 
-    The outermost voxel is left out of the shares: it is part lung, part chest wall, and as dense as ground glass.
+    The shares exclude the outermost layer of voxels, which is part lung, part chest wall and as dense as ground glass.
     """
 
     ml: float
@@ -37,7 +38,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Burden:
-    """By side (SIDES) and part (PARTS): thirds of each lung's own height, or of both together."""
+    """Lesion burden by side (SIDES) and part (PARTS): thirds of the height of each lung, or of both together."""
 
     regions: dict[str, dict[str, Region]]
 
@@ -51,7 +52,7 @@ class Burden:
 
 
 def burden(prepared: Prepared) -> Burden:
-    """Measure the lungs on the working grid, the calibration of the scanner evened out as for the model."""
+    """Measure the lungs on the working grid, with the same HU shift as for the model."""
     hu = prepared.image_hu + prepared.shift_hu
     inner = ndimage.binary_erosion(prepared.lungs)
     voxel_ml = prepared.lungs_ml / prepared.lungs.sum()
@@ -69,12 +70,12 @@ def burden(prepared: Prepared) -> Burden:
 
 
 def middle_of_body(prepared: Prepared) -> float:
-    """The column of the working grid that divides right from left: of the body, not of the lungs, one may be small."""
+    """Return the column that divides right from left; it uses the body, because one lung may be small."""
     return float(ndimage.center_of_mass(prepared.image_hu > TISSUE_ABOVE_HU)[2])
 
 
 def _thirds(lung: NDArray[np.bool_]) -> dict[str, slice]:
-    """The slices of each of PARTS."""
+    """Return the slices of each of PARTS."""
     heights = np.flatnonzero(lung.any(axis=(1, 2)))
     bottom, top = (int(heights[0]), int(heights[-1]) + 1) if heights.size else (0, 0)
     first, second = round(bottom + (top - bottom) / 3), round(bottom + 2 * (top - bottom) / 3)

@@ -1,8 +1,8 @@
-"""Find the lungs in a chest CT by threshold and connected components, and say whether it is a chest at all.
+"""Finds the lungs in a chest CT by threshold and connected components, and refuses scans without a whole chest.
 
-A plain method on purpose: it needs no weights, runs in tens of milliseconds, and a radiologist can follow it. Dense
-consolidation that touches the chest wall is recovered in part only, by closing. Another segmenter may take its
-place: anything that maps HU to a mask.
+The method is simple on purpose: it needs no weights, runs in tens of milliseconds, and a radiologist can follow it.
+Closing recovers only part of a dense consolidation that touches the chest wall. Any other function that maps HU to a
+mask can replace this one.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
 
-AIR_BELOW_HU = -500  # between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find it near here
+# Between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find a threshold near this value.
+AIR_BELOW_HU = -500
 SMALLEST_LUNG_ML = 250
-SMALLER_LUNG = 0.2  # of the larger one, or of both where they touch: less is the stomach or the colon
+SMALLER_LUNG = 0.2  # least share of the larger lung, or of both if they touch; a smaller region is stomach or colon
 LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
 SHORTEST_LUNGS_MM = 120
 CLOSING_MM = 14
@@ -24,18 +25,18 @@ WIDEST_AIRWAY_MM2 = 700  # trachea at most 25 x 27 mm, 530 mm2; Breatnach et al.
 
 
 def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
-    """Mask of both lungs, vessels and most lesions included.
+    """Return the mask of both lungs, with vessels and most lesions.
 
-    `hu`: shape (slices, rows, columns), from the feet to the head, at a few millimetres a voxel.
+    `hu`: shape (slices, rows, columns), from the feet to the head, with voxels of a few millimetres.
 
-    Raises Refusal E_NO_LUNGS where no lung is found and E_NOT_A_WHOLE_CHEST where what is found is too small, too
-    short or too large for a whole chest.
+    Raises Refusal E_NO_LUNGS if no lung is found, and E_NOT_A_WHOLE_CHEST if the lungs found are too small, too short
+    or too large for a whole chest.
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     labels, count = ndimage.label(hu < AIR_BELOW_HU)
     if count == 0:
         raise Refusal(NO_LUNGS)
-    # Air that reaches the sides of the image is outside the patient; lungs may reach the first or last slice.
+    # Air that touches the sides of the image is outside the patient. Lungs may touch the first or last slice.
     outside = at_sides(labels)
     volume_ml = np.bincount(labels.ravel()) * voxel_ml
     volume_ml[0] = 0
@@ -50,13 +51,13 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
 
 
 def at_sides(labels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The labels that reach a side of the image; its first and last slice are none."""
+    """Return the labels that touch a side of the image. The first and the last slice do not count as sides."""
     sides = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])
     return np.unique(np.concatenate([side.ravel() for side in sides]))
 
 
 def _without_neck(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
-    """The mask without what lies above the lungs: the trachea opens into them and would draw the crop up the neck."""
+    """Remove the trachea above the lungs from the mask; it is connected to them and would extend the crop."""
     area_mm2 = mask.sum(axis=(1, 2)) * spacing_mm[1] * spacing_mm[2]
     wide = np.flatnonzero(area_mm2 > WIDEST_AIRWAY_MM2)
     if not wide.size:
@@ -67,13 +68,13 @@ def _without_neck(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float
 
 
 def _close(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
-    """Closing with a ball of CLOSING_MM, by distances: exact for unequal spacing; then holes are filled.
+    """Close the mask with a ball of CLOSING_MM, by distances (exact for unequal spacing), then fill its holes.
 
-    Filled in sagittal planes: there a lung rings its vessels and lesions. In axial ones both lungs, where they touch,
-    ring the mediastinum.
+    Holes are filled in sagittal planes, where a lung encloses its vessels and lesions. In axial planes two lungs that
+    touch would enclose the mediastinum.
     """
     margin = [int(np.ceil(CLOSING_MM / s)) + 1 for s in spacing_mm]
-    box = bounding_box(mask, 0)  # a closing stays inside the convex hull, and so inside this box
+    box = bounding_box(mask, 0)  # a closing stays inside the convex hull, and therefore inside this box
     padded = np.pad(mask[box], [(m, m) for m in margin])
     closed = ~grown(~grown(padded, spacing_mm, CLOSING_MM), spacing_mm, CLOSING_MM)
     inner = tuple(slice(m, -m) for m in margin)
@@ -85,10 +86,10 @@ def _close(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> N
 
 
 def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float) -> NDArray[np.bool_]:
-    """The mask and all that lies within `reach_mm` of it.
+    """Return the mask with all voxels that are within `reach_mm` of it.
 
-    Squares of distances add up axis by axis (Felzenszwalb & Huttenlocher, Theory of Computing 2012; 8:415-428). Looked
-    for no further than it matters they take a seventh of the time of scipy's distance transform.
+    Squared distances are added axis by axis (Felzenszwalb & Huttenlocher, Theory of Computing 2012; 8:415-428). The
+    search stops at `reach_mm`, and so takes a seventh of the time of scipy's distance transform.
     """
     squared = np.where(mask, np.float32(0), np.float32(np.inf))
     for axis, step_mm in enumerate(spacing_mm):
@@ -110,7 +111,7 @@ def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float
 
 
 def bounding_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """The smallest box around the mask, grown by `margin` voxels where the image goes on."""
+    """Return the smallest box around the mask, enlarged by `margin` voxels within the image."""
     slices = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))

@@ -1,6 +1,6 @@
-"""What the data contract wants to know of one scan: geometry, plausibility of HU, where the body lies, the scanner.
+"""Measures of one scan for the data contract: geometry, plausibility of HU, pose of the body, scanner.
 
-All of it is stored in the site's cohort: numbers and words of closed lists, nothing that a header could bring in.
+The site's cohort stores them. They are numbers and words from closed lists; no free text of a header is stored.
 """
 
 import json
@@ -19,17 +19,17 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing
 
-# An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom); the air
-# around a patient has scatter in it, and -1024 ends the range.
+# An accredited scanner measures air between -1005 and -970 HU (American College of Radiology, CT phantom). Air around a
+# patient contains scatter, and the range of values begins at -1024.
 AIR_BETWEEN_HU = (-1050.0, -940.0)
 _AIR_BELOW_HU = -700
-_LEAST_AIR = 0.1  # share of a border of the image: less is no sample of air
-_AIR_SLICES = 16  # some hundred thousand voxels of air: a median of more is the same
+_LEAST_AIR = 0.1  # share of a border of the image; a smaller share is not a sample of air
+_AIR_SLICES = 16  # about a hundred thousand voxels of air; more slices give the same median
 _BONE_ABOVE_HU = 150.0
-_WINDPIPE_BELOW_HU = -600.0
-_WINDPIPE_HALF_MM = 16.0
-_LEAST_WINDPIPE_MM2 = 40.0
-_LEAST_TURN_MM = 8.0  # phantoms have the spine at least 12 mm behind the lungs' centre, a real thorax 37 mm
+_TRACHEA_BELOW_HU = -600.0
+_TRACHEA_HALF_MM = 16.0
+_LEAST_TRACHEA_MM2 = 40.0
+_LEAST_TURN_MM = 8.0  # the spine is at least 12 mm behind the centre of the lungs in phantoms, 37 mm in a real thorax
 _HEART_HALF_MM = 80.0
 _POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")
 _HEADER = tags("PatientPosition", "SliceThickness")
@@ -37,12 +37,13 @@ _HEADER = tags("PatientPosition", "SliceThickness")
 
 @dataclass(frozen=True)
 class Measures:
-    """One scan. `None` or '' where it is not known.
+    """Measures of one scan. `None` or '' where a value is not known.
 
-    `slice_mm`, `pixel_mm`: between slices, and the larger of both in plane. `air_hu`: around the patient.
-    `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach the first or the last slice.
-    `spine_behind_mm`: centre of bone behind that of the lungs. `windpipe_above_mm2`: air in the midline of the upper
-    fifth of the lungs, less that of the lowest. `heart_left`: -1 to 1, where the soft tissue between the lungs lies.
+    `slice_mm`: distance between slices. `pixel_mm`: the larger of the two in-plane spacings. `air_hu`: around the
+    patient. `aerated_hu`: 10th percentile inside the lungs. `is_cut`: the lungs reach the first or the last slice.
+    `spine_behind_mm`: distance of the centre of bone behind the centre of the lungs. `windpipe_above_mm2`: area of the
+    trachea, i.e. air in the midline of the upper fifth of the lungs minus that of the lowest fifth; stored cohorts
+    hold it under this name. `heart_left`: -1 (right) to 1 (left), side of the soft tissue between the lungs.
     `position`: PatientPosition. `manufacturer`, `kernel`, `sharpness`: as in `pipeline/imaging/vendor_tags.py`.
     """
 
@@ -71,11 +72,11 @@ class Measures:
 
 
 def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
-    """Measure one scan on the working grid of its preparation; of the scan itself only the border is looked at."""
+    """Measure one scan on the working grid of its preprocessing; only the air at the border uses the full scan."""
     position, thickness_mm = _header(series)
     slice_mm, *in_plane = volume.spacing_mm
     kernel, sharpness = known_kernel(series.kernel)
-    spine, windpipe, heart = lie_of_body(prepared)
+    spine, trachea, heart = body_pose(prepared)
     return Measures(
         slice_mm=round(slice_mm, 2),
         pixel_mm=round(max(in_plane), 2),
@@ -86,7 +87,7 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
         air_hu=air_around(volume.hu),
         aerated_hu=round(float(np.percentile(prepared.image_hu[prepared.lungs], 10))),
         spine_behind_mm=spine,
-        windpipe_above_mm2=windpipe,
+        windpipe_above_mm2=trachea,
         heart_left=heart,
         position=position,
         manufacturer=known_manufacturer(series.manufacturer),
@@ -96,7 +97,7 @@ def measure(series: Series, volume: Volume, prepared: Prepared) -> Measures:
 
 
 def flags(measures: Measures, settings: Preprocessing) -> set[str]:
-    """Codes of what deserves a look at this one scan: W_LUNGS_CUT, W_HU_SHIFT, W_AIR_HU, W_TURNED."""
+    """Return the codes of unusual measures of this scan: W_LUNGS_CUT, W_HU_SHIFT, W_AIR_HU, W_TURNED."""
     low, high = AIR_BETWEEN_HU
     met = {
         reasons.LUNGS_CUT: measures.is_cut,
@@ -108,13 +109,13 @@ def flags(measures: Measures, settings: Preprocessing) -> set[str]:
 
 
 def is_turned(spine_behind_mm: float | None, windpipe_above_mm2: float) -> bool:
-    """Whether the body lies otherwise than the header says: the spine in front, or the windpipe below."""
+    """Whether the body is not oriented as the header says: the spine is in front, or the trachea is below."""
     is_prone = spine_behind_mm is not None and spine_behind_mm < -_LEAST_TURN_MM
-    return is_prone or windpipe_above_mm2 <= -_LEAST_WINDPIPE_MM2
+    return is_prone or windpipe_above_mm2 <= -_LEAST_TRACHEA_MM2
 
 
 def _header(series: Series) -> tuple[str, float | None]:
-    """PatientPosition and SliceThickness of one slice."""
+    """Return PatientPosition and SliceThickness of one slice."""
     first = series.files[0]
     if is_volume_file(first.name):
         return "", None
@@ -128,7 +129,7 @@ def _header(series: Series) -> tuple[str, float | None]:
 
 
 def air_around(hu: NDArray[np.int16]) -> float | None:
-    """Median HU of air at the emptiest border of the image; None where patient or padding fill all of them."""
+    """Return the lowest median HU of air at the borders of the image; None if patient or padding fill all borders."""
     rows, columns = (max(1, size // 32) for size in hu.shape[1:])
     some = hu[:: max(1, len(hu) // _AIR_SLICES)]
     medians = []
@@ -139,10 +140,10 @@ def air_around(hu: NDArray[np.int16]) -> float | None:
     return round(min(medians), 1) if medians else None
 
 
-def lie_of_body(prepared: Prepared) -> tuple[float | None, float, float]:
-    """Where spine, windpipe and heart lie: `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`.
+def body_pose(prepared: Prepared) -> tuple[float | None, float, float]:
+    """Locate spine, trachea and heart: `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`.
 
-    The grid runs from the feet to the head, to the back, and to the patient's left, if the header is right.
+    If the header is right, the axes of the grid point to the head, to the back and to the patient's left.
     """
     hu, lungs, step = prepared.image_hu, prepared.lungs, prepared.spacing_mm
     inside = np.nonzero(lungs)
@@ -153,19 +154,19 @@ def lie_of_body(prepared: Prepared) -> tuple[float | None, float, float]:
     middle = round(float(np.median(bone[2])))
 
     def slab(image: NDArray[Any], low: float, high: float, half_mm: float, depth: float) -> NDArray[Any]:
-        """Between two shares of the lungs' height, about the midline, from their front to a share of their depth."""
+        """Cut a slab: between two shares of the lungs' height, around the midline, to a share of the lungs' depth."""
         height, half = top - bottom, round(half_mm / step)
         rows = slice(front, front + max(1, round((back - front) * depth)))
         return image[
             bottom + int(height * low) : bottom + int(height * high), rows, max(0, middle - half) : middle + half + 1
         ]
 
-    def windpipe(low: float, high: float) -> float:
-        area = (slab(hu, low, high, _WINDPIPE_HALF_MM, 1.0) < _WINDPIPE_BELOW_HU).sum(axis=(1, 2))
+    def trachea(low: float, high: float) -> float:
+        area = (slab(hu, low, high, _TRACHEA_HALF_MM, 1.0) < _TRACHEA_BELOW_HU).sum(axis=(1, 2))
         return float(np.median(area)) * step**2 if area.size else 0.0
 
     heart = (slab(hu, 0.2, 0.5, _HEART_HALF_MM, 0.6) > -200) & ~slab(lungs, 0.2, 0.5, _HEART_HALF_MM, 0.6)
     half = heart.shape[2] // 2
     right, left = int(heart[..., :half].sum()), int(heart[..., -half:].sum())
     spine = (float(np.mean(bone[1])) - float(np.mean(inside[1]))) * step
-    return round(spine, 1), windpipe(0.8, 1.0) - windpipe(0.0, 0.2), round((left - right) / max(left + right, 1), 3)
+    return round(spine, 1), trachea(0.8, 1.0) - trachea(0.0, 0.2), round((left - right) / max(left + right, 1), 3)

@@ -1,7 +1,7 @@
-"""Is this an upright, whole, adult chest in Hounsfield units? Where it is not, the answer is 'no score'.
+"""Checks that a scan shows an upright, whole, adult chest in Hounsfield units; otherwise it gets no score.
 
-Each limit comes from anatomy or physics, with its source beside it, and is far from the values of patients. Values that
-are only unusual are flagged (`scoring.quality_checks`). `lungs` has already refused scans without lungs of adult size.
+Each limit comes from anatomy or physics, with its source beside it, and is far from the values of patients. Unusual
+values are flagged, not refused (`scoring.quality_checks`). `lungs` refuses scans without lungs of adult size earlier.
 """
 
 from dataclasses import dataclass
@@ -15,43 +15,44 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
 from pipeline.preprocessing.lesion_burden import TISSUE_ABOVE_HU, middle_of_body
 from pipeline.preprocessing.lungs import at_sides, bounding_box
-from pipeline.preprocessing.measures import air_around, is_turned, lie_of_body
+from pipeline.preprocessing.measures import air_around, body_pose, is_turned
 from pipeline.preprocessing.preprocess import Prepared
 
-# Air is -1000 HU by definition. W_AIR_HU is flagged from 50 HU beside it; no calibration is off by twice as much.
+# Air is -1000 HU by definition. W_AIR_HU is flagged at a difference of 50 HU; no calibration has twice this error.
 AIR_HU = (-1100.0, -880.0)
-# Fat lies near -100 HU, water at 0, muscle, blood and organs between 20 and 80, contrasted ones seldom above 200; bone
-# is some tenth of a body. DenOtter & Schubert, Hounsfield Unit, StatPearls 2023.
+# Fat is near -100 HU, water at 0, muscle, blood and organs between 20 and 80, with contrast agent seldom above 200.
+# Bone is about a tenth of a body. DenOtter & Schubert, Hounsfield Unit, StatPearls 2023.
 SOFT_TISSUE_HU, LEAST_SOFT_TISSUE = (-200.0, 200.0), 0.6
 MUSCLE_HU, LEAST_MUSCLE = (-20.0, 130.0), 0.1
-# Inflated lung has a mean near -850 HU (Cheng et al., Int J COPD 2019; 14:1657), with emphysema some -930; gas in the
-# bowel is air.
+# Inflated lung has a mean near -850 HU (Cheng et al., Int J COPD 2019; 14:1657), with emphysema about -930. Gas in the
+# bowel has the HU of air.
 LUNG_HU = (-960.0, -500.0)
-# Of one voxel of the working grid, edges of tissues included; fat and water differ by 100 HU.
+# Noise of one voxel of the working grid, including edges of tissues. Fat and water differ by 100 HU.
 MOST_NOISE_HU = 60.0
-# The range of 12 bits ends at 3071; bone does not come near it. Boas & Fleischmann, Imaging Med 2012; 4:229. Wires of
-# the sternum and a valve have 1 to 5 mL; rods along the spine or a pump for the heart have more than MOST_METAL_ML.
+# The 12-bit range ends at 3071, far above bone. Boas & Fleischmann, Imaging Med 2012; 4:229. Sternal wires and a heart
+# valve have 1 to 5 mL; spinal rods or a heart pump have more than MOST_METAL_ML.
 METAL_ABOVE_HU, METAL_MARGIN_MM, SOME_METAL_ML, MOST_METAL_ML = 2500, 10.0, 1.0, 10.0
-# The section of the lungs at the end of the scan, as a share of the widest. An ellipsoid that is cut there lacks a
+# Area of the lungs in the first or last slice, as a share of their largest area. An ellipsoid cut at this limit loses a
 # tenth of its height and 2 % of its volume.
 MOST_CUT = 1 / 3
-# Heart and stomach, from -1 (right) to 1 (left). The sides are exchanged in some 1 of 10,000 people (Lin et al., Am J
-# Med Genet A 2014; 164:2581); disease draws the heart alone to the right: it needs the stomach, or must be clear.
+# Side of heart and stomach, from -1 (right) to 1 (left). The sides are exchanged in about 1 of 10,000 people (Lin et
+# al., Am J Med Genet A 2014; 164:2581). Disease can pull only the heart to the right. So a scan is taken as mirrored
+# if the stomach is on the right too; without a visible stomach, the heart must be clearly on the right.
 HEART_RIGHT = -0.1
 LEAST_GAS_ML, BESIDE_MIDLINE_MM = 5.0, 24.0
-# The left lung has some 45 % of both.
+# The left lung has about 45 % of the volume of both.
 LEAST_SMALLER_LUNG = 0.25
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What was found. None where it cannot be told.
+    """Measured anatomy of one scan. None where a value cannot be measured.
 
-    `air_hu`: around the patient. `soft_tissue`, `muscle`: shares of the body at the lungs' height, lungs left out.
-    `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `metal_ml`: in and beside the
-    chest. `cut_low`, `cut_high`: the lungs' section in the first and last slice, as a share of the widest.
-    `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see `measures.Measures`. `stomach_left`: -1 to 1, the side of
-    the gas below the lungs. `smaller_lung`: its share of both.
+    `air_hu`: around the patient. `soft_tissue`, `muscle`: shares of the body at the height of the lungs, without the
+    lungs. `noise_hu`: standard deviation in soft tissue on the working grid. `lung_hu`: median. `metal_ml`: in and
+    beside the chest. `cut_low`, `cut_high`: area of the lungs in the first and last slice, as a share of their largest
+    area. `spine_behind_mm`, `windpipe_above_mm2`, `heart_left`: see `measures.Measures`. `stomach_left`: -1 to 1, the
+    side of the gas below the lungs. `smaller_lung`: share of the smaller lung in the volume of both.
     """
 
     air_hu: float | None
@@ -74,7 +75,7 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
     hu, lungs = prepared.image_hu, prepared.lungs
     section = lungs.sum(axis=(1, 2)) / lungs.sum(axis=(1, 2)).max()
     tissue = _tissue(prepared)
-    spine, windpipe, heart = lie_of_body(prepared)
+    spine, trachea, heart = body_pose(prepared)
     right = float(lungs[:, :, : round(middle_of_body(prepared)) + 1].sum() / lungs.sum())
     return Anatomy(
         air_hu=air_around(volume.hu),
@@ -86,7 +87,7 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
         cut_low=float(section[0]),
         cut_high=float(section[-1]),
         spine_behind_mm=spine,
-        windpipe_above_mm2=windpipe,
+        windpipe_above_mm2=trachea,
         heart_left=heart,
         stomach_left=_stomach_left(prepared),
         smaller_lung=min(right, 1 - right),
@@ -94,7 +95,10 @@ def look_at(volume: Volume, prepared: Prepared) -> Anatomy:
 
 
 def require_chest(found: Anatomy) -> None:
-    """Raises Refusal E_AIR_HU, E_TISSUE_HU, E_NOISE, E_NOT_LUNG, E_METAL, E_LUNGS_CUT, E_TURNED, E_MIRRORED."""
+    """Refuse a scan that does not show an upright, whole, adult chest in HU.
+
+    Raises Refusal E_AIR_HU, E_TISSUE_HU, E_NOISE, E_NOT_LUNG, E_METAL, E_LUNGS_CUT, E_TURNED, E_MIRRORED.
+    """
     if found.air_hu is not None and not AIR_HU[0] <= found.air_hu <= AIR_HU[1]:
         raise Refusal(reasons.AIR_HU_REFUSED, air_hu=round(found.air_hu))
     if found.soft_tissue < LEAST_SOFT_TISSUE or found.muscle < LEAST_MUSCLE:
@@ -118,7 +122,7 @@ def _is_mirrored(heart_left: float, stomach_left: float | None) -> bool:
 
 
 def _stomach_left(prepared: Prepared) -> float | None:
-    """Where gas lies that is no lung, from the lower third of the lungs on downwards."""
+    """Return the side of gas outside the lungs, from the lower third of the lungs downwards."""
     heights = np.flatnonzero(prepared.lungs.any(axis=(1, 2)))
     below = slice(heights[0] + len(heights) // 3)
     pieces, _ = ndimage.label(prepared.image_hu < TISSUE_ABOVE_HU)
@@ -132,7 +136,7 @@ def _stomach_left(prepared: Prepared) -> float | None:
 
 
 def _tissue(prepared: Prepared) -> NDArray[np.bool_]:
-    """The patient without lungs, at their height: the largest piece of what is denser than lung. No table."""
+    """Return the patient without the lungs, at their height: the largest region denser than lung, without the table."""
     pieces, _ = ndimage.label(prepared.image_hu > TISSUE_ABOVE_HU)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
@@ -146,17 +150,20 @@ def _share(hu: NDArray[np.float32], band: tuple[float, float]) -> float:
 
 
 def _noise(hu: NDArray[np.float32], tissue: NDArray[np.bool_]) -> float | None:
-    """Spread of voxels about the mean of their neighbourhood, by the median of its size: edges are few."""
+    """Estimate noise from the differences between voxels and the mean of their neighbourhood.
+
+    The median of the differences is used, because few voxels are at edges.
+    """
     around = ndimage.uniform_filter(hu, 3)
     inner = ndimage.binary_erosion(tissue) & (around > SOFT_TISSUE_HU[0]) & (around < SOFT_TISSUE_HU[1])
     if not inner.any():
         return None
-    own_share = 26 / 27  # the voxel itself is one of the neighbourhood
+    own_share = 26 / 27  # the voxel itself is part of its neighbourhood
     return float(1.4826 * np.median(np.abs(hu - around)[inner]) / np.sqrt(own_share))
 
 
 def _metal_ml(volume: Volume, prepared: Prepared) -> float:
-    """Millilitres of metal, in each slice within the rectangle about the lungs: a pacemaker lies in front of it."""
+    """Measure the metal (mL) within the rectangle around the lungs in each slice; a pacemaker is in front of it."""
     margin = round(METAL_MARGIN_MM / prepared.spacing_mm)
     lungs = ndimage.maximum_filter1d(prepared.lungs, 2 * margin + 1, axis=0)
     finer = np.divide(volume.hu.shape, lungs.shape)

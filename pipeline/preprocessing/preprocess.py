@@ -1,4 +1,4 @@
-"""From a volume in HU to what the network sees. One function, used by training, evaluation and scoring alike."""
+"""Turns a volume in HU into the tensor that the network reads; training, evaluation and scoring share one function."""
 
 import hashlib
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal[1] = 1  # of `prepare` itself; grows when the same numbers give other tensors
+    method: Literal[1] = 1  # version of `prepare`; increases when the same settings give other tensors
     shape: tuple[Size, Size, Size] = (40, 56, 56)
     working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
     margin_mm: float = Field(default=8.0, ge=0, le=50)
@@ -52,18 +52,18 @@ class Preprocessing(BaseModel):
 
 
 def settings_digest(settings: Preprocessing) -> str:
-    """Names the preprocessing; a tensor made with other settings is made again."""
+    """Return a digest that identifies the settings; tensors made with other settings are made again."""
     return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the network sees of a scan, and what was learnt on the way.
+    """A preprocessed scan: the network's input, and values found during preprocessing.
 
     `tensor`: float16, shape (2, slices, rows, columns): lung window scaled to -1..1, and the lung mask.
     `image_hu`, `lungs`: the scan and its mask on the working grid, axes as in AXES, for pictures.
-    `affine`: float64, shape (4, 4), takes (slice, row, column, 1) of the working grid to millimetres in RAS.
-    `box`: the part of the working grid that the tensor shows, stretched to its shape.
+    `affine`: float64, shape (4, 4), maps (slice, row, column, 1) of the working grid to millimetres in RAS.
+    `box`: the part of the working grid that the tensor shows, resampled to its shape.
     """
 
     tensor: NDArray[np.float16]
@@ -77,7 +77,7 @@ class Prepared:
 
     @property
     def tensor_affine(self) -> NDArray[np.float64]:
-        """Takes (slice, row, column, 1) of the tensor to millimetres in RAS."""
+        """Affine from (slice, row, column, 1) of the tensor to millimetres in RAS."""
         move = np.eye(4)
         move[:3, 3] = [side.start for side in self.box]
         extent = [side.stop - side.start for side in self.box]
@@ -85,22 +85,22 @@ class Prepared:
 
     @property
     def scan_digest(self) -> str:
-        """SHA-256 of `image_hu`: the same scan under two names gets the same, prepared with the same settings.
+        """SHA-256 of `image_hu`; copies of a scan under two names have the same digest with the same settings.
 
-        Each voxel counts into an average, and one HU in one of them shows there; the scan itself, a hundred times as
-        many voxels, takes nearly as long to hash as to read.
+        Each voxel of the scan contributes to an average, so a difference of one HU in one voxel changes the digest.
+        Hashing the scan itself, with a hundred times as many voxels, would take nearly as long as reading it.
         """
         return hashlib.sha256(np.ascontiguousarray(self.image_hu).data).hexdigest()
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tensor: two sites that prepare the same scan alike get the same."""
+        """SHA-256 of the tensor; two sites that preprocess the same scan in the same way get the same digest."""
         return hashlib.sha256(np.ascontiguousarray(self.tensor).tobytes()).hexdigest()
 
 
 def orient(volume: Volume) -> Volume:
-    """The same scan with its axes in the order and direction of AXES; nothing is interpolated."""
-    # All of nibabel comes along, and whoever trains on prepared scans needs none of it.
+    """Return the same scan with its axes in the order and direction of AXES, without interpolation."""
+    # Imported here because nibabel is large and training on preprocessed scans does not need it.
     from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
     move = ornt_transform(io_orientation(volume.affine), axcodes2ornt(AXES))
@@ -110,7 +110,7 @@ def orient(volume: Volume) -> Volume:
 
 
 def resample(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Resample (slices, rows, columns) to `shape`: averages where it gets coarser, linear where it gets finer."""
+    """Resample (slices, rows, columns) to `shape`: area average to a coarser grid, trilinear to a finer one."""
     x = hu[None, None]
     coarser = tuple(min(a, b) for a, b in zip(hu.shape, shape, strict=True))
     if coarser != tuple(hu.shape):
@@ -121,7 +121,7 @@ def resample(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def resampled_affine(affine: NDArray[np.float64], old: Sequence[int], new: Sequence[int]) -> NDArray[np.float64]:
-    """The affine after `resample` from the shape `old` to `new`: the outer faces of the grid stay where they are."""
+    """Return the affine after `resample` from shape `old` to `new`; the outer faces of the grid do not move."""
     scale = np.divide(old, new)
     to_old = np.diag([*scale, 1.0])
     to_old[:3, 3] = (scale - 1) / 2  # of the centre of the first voxel

@@ -1,4 +1,4 @@
-"""Reading a CSV table that the hospital has declared in site.toml, and judging how much of a file is faulty."""
+"""Reads a CSV table that the hospital declares in site.toml, and refuses a file with too many faulty rows."""
 
 import csv
 import re
@@ -13,8 +13,8 @@ from models.refusal import Reason, Refusal
 from pipeline.records import reasons
 from pipeline.system.findings import Finding
 
-# Above this share of its rows, what is a finding at one row means that the file or its declaration is wrong:
-# a day and a month that are swapped, for instance, leave 60 % of dates unreadable and the others false.
+# If more than this share of the rows has the same fault, the file or its declaration is wrong. For example, swapped day
+# and month make 60 % of the dates unreadable and the others false.
 MAX_FAULTY_PERCENT = 20
 FILE_REASONS = {
     reasons.ROW: reasons.ROWS,
@@ -30,7 +30,7 @@ MAX_DETAIL_CHARACTERS = 80
 
 
 def known_encoding(encoding: str) -> str:
-    """The encoding's name as it was given; ValueError if Python has no text encoding of this name."""
+    """Return the encoding's name unchanged. Raises ValueError if Python has no text encoding of this name."""
     try:
         "".encode(encoding)
     except LookupError as error:
@@ -39,7 +39,7 @@ def known_encoding(encoding: str) -> str:
 
 
 class CsvTable(BaseModel, extra="forbid"):
-    """A CSV file as a hospital declares it; columns may come in any order and among others."""
+    """A CSV file that a hospital declares; its columns may have any order, and other columns are ignored."""
 
     file: Path
     encoding: str = "utf-8-sig"
@@ -60,7 +60,7 @@ class TableFile(CsvTable):
     @field_validator("date_format")
     @classmethod
     def date_format_holds_a_day(cls, date_format: str) -> str:
-        """Only a format that reads back the day that it wrote is complete. %z is refused: times are local."""
+        """Refuse a format that cannot read back the day that it writes, and %z, because times are local."""
         moment = datetime(2020, 12, 31, 23, 59)
         try:
             complete = datetime.strptime(moment.strftime(date_format), date_format).date() == moment.date()
@@ -72,15 +72,15 @@ class TableFile(CsvTable):
 
 
 def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[list[str]], list[Finding]]:
-    """The stripped cells of `columns`, row by row; `columns` starts with the patient's identifier.
+    """Return the stripped cells of `columns`, row by row; the first column is the patient's identifier.
 
-    Blank rows do not count. A row of another length than the header, or without identifier, is a finding.
+    Blank rows do not count. A row with another length than the header, or without identifier, is a finding.
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
     """
     (_, header), *rows = read_lines(table, name) or [(1, [])]
     for column in columns:
         if header.count(column) != 1:
-            fault = f"column {column!r} is there {header.count(column)} times"
+            fault = f"column {column!r} occurs {header.count(column)} times"
             raise Refusal(reasons.SCHEMA, private=f"first row: {str(header)[:1000]}", table=name, fault=fault)
     positions = [header.index(column) for column in columns]
     whole, findings = [], []
@@ -95,7 +95,7 @@ def read_rows(table: CsvTable, name: str, columns: Sequence[str]) -> tuple[list[
 
 
 def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not blank: the number of the line on which each ends, and its cells, stripped."""
+    """Return the rows that are not blank: the number of the line on which each ends, and its stripped cells."""
     check_file(table.file, name)
     try:
         with table.file.open(encoding=table.encoding, newline="") as stream:
@@ -106,19 +106,22 @@ def read_lines(table: CsvTable, name: str) -> list[tuple[int, list[str]]]:
     except UnicodeError as error:
         raise Refusal(reasons.ENCODING, private=f"{table.file}: {error}", table=name) from error
     except csv.Error as error:
-        fault = "a quotation mark is out of place or a cell is oversized"
+        fault = "a quotation mark is misplaced or a cell is too large"
         raise Refusal(reasons.SCHEMA, private=f"{table.file}: {error}", table=name, fault=fault) from error
     return [(line, row) for line, row in rows if any(row)]
 
 
 def check_file(path: Path, name: str) -> None:
-    """Raises Refusal E_TABLE_FILE unless `path` is an ordinary file: a pipe or a device would never end."""
+    """Refuse a pipe or a device, because reading it might never end.
+
+    Raises Refusal E_TABLE_FILE unless `path` is a regular file.
+    """
     if not path.is_file():
         raise Refusal(reasons.TABLE_FILE, private=f"not a file: {path}", table=name)
 
 
 def read_moment(text: str, date_format: str) -> datetime | None:
-    """The moment that `text` names in exactly this format, or None."""
+    """Return the time that `text` states in exactly this format, or None."""
     try:
         return datetime.strptime(text, date_format)
     except ValueError:
@@ -126,7 +129,7 @@ def read_moment(text: str, date_format: str) -> datetime | None:
 
 
 def note(reason: Reason, patient_id: str, detail: str) -> Finding:
-    """A finding whose detail is short enough to be read, and cannot steer the terminal that shows it."""
+    """Make a finding with a short, printable detail, so that it cannot send control characters to a terminal."""
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in detail[:MAX_DETAIL_CHARACTERS])
     return Finding(reason, patient_id, shown)
 
@@ -134,9 +137,9 @@ def note(reason: Reason, patient_id: str, detail: str) -> Finding:
 def refuse_when_many(
     findings: Sequence[Finding], row_count: int, name: str, *, max_unmapped_percent: float = MAX_FAULTY_PERCENT
 ) -> None:
-    """Refuse the whole file when more than MAX_FAULTY_PERCENT of its rows have the same fault.
+    """Refuse the whole file if more than MAX_FAULTY_PERCENT of its rows have the same fault.
 
-    For results in none of the word lists, the hospital may say how many percent are too many.
+    For results in none of the word lists, the hospital can set another limit, `max_unmapped_percent`.
     """
     for row_reason, file_reason in FILE_REASONS.items():
         details = Counter(finding.detail for finding in findings if finding.reason == row_reason)

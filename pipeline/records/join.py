@@ -1,7 +1,7 @@
-"""The join: which PCR result and which outcome belong to one CT, and so its two labels.
+"""Joins one CT to its PCR results and its outcome, which gives its two labels.
 
-Days are calendar days at the site: a specimen taken at 23:50 lies one day before a CT at 00:10. Both ends of
-a window belong to it.
+Days are calendar days at the site: a specimen taken at 23:50 is one day before a CT at 00:10. Both ends of a window
+belong to it.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,14 @@ Event = Literal["intubated", "icu", "died"]
 
 
 class JoinRules(BaseModel, extra="forbid"):
-    """The table [join] of site.toml: days from the CT (negative before it) within which something counts.
+    """The table [join] of site.toml: windows in days from the CT (negative before it).
 
-    A positive may precede the CT by a week, a negative may follow it by one: repeated swabs turned from
-    negative to positive after 5.1 days on average, and from positive to negative after 6.9 (Ai et al.,
-    Radiology 2020, PMID 32101510). So nobody who is positive within `guard_days` is called negative.
-    Severe means one of `severe_events` within `horizon_days`; STOIC2021 takes intubation and death within a
-    month (Revel et al., Radiology 2021, doi 10.1148/radiol.2021210384).
+    A positive result may be up to a week before the CT, and a negative one up to a week after it: repeated swabs
+    changed from negative to positive after 5.1 days on average, and from positive to negative after 6.9 (Ai et al.,
+    Radiology 2020, PMID 32101510). So a patient who is positive within `guard_days` is never labelled negative.
+
+    Severe means one of `severe_events` within `horizon_days`. STOIC2021 uses intubation and death within a month
+    (Revel et al., Radiology 2021, doi 10.1148/radiol.2021210384).
     """
 
     positive_from_days: int = -7
@@ -58,10 +59,10 @@ class JoinRules(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Records:
-    """What is known of the patients, each under the pseudonym.
+    """The records of all patients, by pseudonym.
 
-    `results`, `outcomes`: from the laboratory and the outcome file. `spoilt`: patients with a laboratory row that was
-    left out. `labels`: where a data set publishes labels in place of both; then the other three are empty.
+    `results`, `outcomes`: from the laboratory and the outcome file. `spoilt`: patients with a skipped laboratory row.
+    `labels`: the labels that a data set publishes instead of both; then the other three are empty.
     """
 
     results: dict[str, list[PcrResult]]
@@ -72,9 +73,9 @@ class Records:
 
 @dataclass(frozen=True)
 class Labels:
-    """What one CT is learnt with; with a `reason` it is not used. Age and sex only where the labels tell them.
+    """The labels of one CT for training; a CT with a `reason` is not used.
 
-    `severe_reason` says why `severe` is None.
+    `severe_reason` says why `severe` is None. Age and sex are set only if a labels file states them.
     """
 
     pcr_positive: bool | None
@@ -87,7 +88,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class PcrLabel:
-    """`positive` is None when the results do not decide; `reason` then says why, and is None otherwise."""
+    """The PCR label. `positive` is None if the results do not decide; only then `reason` is set and says why."""
 
     positive: bool | None
     reason: Reason | None = None
@@ -95,16 +96,16 @@ class PcrLabel:
 
 @dataclass(frozen=True)
 class SevereLabel:
-    """`severe` is None when the outcome does not tell; `reason` then says why, and is None otherwise."""
+    """The severity label. `severe` is None if the outcome does not decide; only then `reason` is set and says why."""
 
     severe: bool | None
     reason: Reason | None = None
 
 
 def label(pseudonym: str, ct: datetime | None, records: Records, rules: JoinRules) -> Labels:
-    """The labels of the CT that a patient had at time `ct` (None only where `records.labels` is there).
+    """Return the labels of a patient's CT at time `ct`, which may be None only if `records.labels` is set.
 
-    Reasons: those of `label_pcr`, E_PCR_INCOMPLETE, E_NO_LABEL.
+    Reasons: the reasons of `label_pcr`, E_PCR_INCOMPLETE, E_NO_LABEL.
     """
     if records.labels is not None:
         known = records.labels.get(pseudonym)
@@ -123,10 +124,10 @@ def label(pseudonym: str, ct: datetime | None, records: Records, rules: JoinRule
 
 
 def label_pcr(results: Sequence[PcrResult], ct: datetime, rules: JoinRules) -> PcrLabel:
-    """Whether the CT at time `ct` shows a patient with Covid-19, from all results of this one patient.
+    """Decide whether the patient has Covid-19 at the time `ct` of the CT, from all results of this patient.
 
-    A contradictory specimen in either window spoils the label. Else any positive in its window makes it
-    positive. Else any negative in its window makes it negative, unless a positive lies within `guard_days`.
+    A contradictory specimen in either window gives no label. Otherwise a positive result in its window gives a positive
+    label. Otherwise a negative result in its window gives a negative label, unless a positive is within `guard_days`.
     Reasons: E_NO_PCR, E_PCR_CONFLICT, E_PCR_WINDOW, E_PCR_INDETERMINATE.
     """
     if not results:
@@ -148,18 +149,18 @@ def label_pcr(results: Sequence[PcrResult], ct: datetime, rules: JoinRules) -> P
 
 
 def has_contradiction(results: Sequence[PcrResult]) -> bool:
-    """Whether one specimen, known by its collection time, is both positive and negative."""
+    """Whether one specimen, identified by its collection time, is both positive and negative."""
     positive = {result.collected for result in results if result.positive is True}
     return any(result.positive is False and result.collected in positive for result in results)
 
 
 def label_severe(outcome: Outcome | None, ct: datetime, rules: JoinRules) -> SevereLabel:
-    """Whether a severe event lies between the day of the CT and `horizon_days` later, inclusive.
+    """Decide whether a severe event is between the day of the CT and `horizon_days` later, inclusive.
 
-    Unknown where it cannot be told: only a patient known for the whole horizon is False, and one lost before
-    it never is. One with an event before the day of the CT is unknown, whatever follows: STOIC2021 scanned
-    patients as they came to the emergency department, and a scan that shows the tube foretells nothing. A
-    death before the CT is an error of the record. Reasons: W_NO_OUTCOME, W_EVENT_BEFORE_CT, W_FOLLOWED_TOO_SHORT.
+    The label is False only if the patient was followed for the whole horizon; with a shorter follow-up it is unknown.
+    With an event before the day of the CT it is unknown too, whatever follows: STOIC2021 scanned patients on arrival
+    at the emergency department, and a scan that shows the tube predicts nothing. A death before the CT is an error in
+    the record. Reasons: W_NO_OUTCOME, W_EVENT_BEFORE_CT, W_FOLLOWED_TOO_SHORT.
     """
     if outcome is None or outcome.known_until is None:
         return SevereLabel(None, reasons.NO_OUTCOME)

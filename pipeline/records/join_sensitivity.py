@@ -1,4 +1,4 @@
-"""How the cohort would change with the windows of the join: the same labelling, once for each window."""
+"""Shows how the cohort depends on the windows of the join, by labelling it once for each window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.records.join import JoinRules, Records, label
 
-# Which rule is varied over which days, the others staying as they are.
+# The rules that are varied, and over which days. The other rules keep their values.
 VARIED = {
     "positive_from_days": range(-14, 1),
     "positive_to_days": range(8),
@@ -18,7 +18,7 @@ VARIED = {
 
 @dataclass(frozen=True)
 class Variant:
-    """How many patients would be what, if `rule` were `days`."""
+    """Number of positive, negative and undecided patients if `rule` were `days`."""
 
     rule: str
     days: int
@@ -28,7 +28,7 @@ class Variant:
 
 
 def vary(cts: Sequence[tuple[str, datetime]], records: Records, rules: JoinRules) -> list[Variant]:
-    """Label all CTs (pseudonym, time) anew for each window; what [join] would not allow is left out."""
+    """Label all CTs (pseudonym, time) again for each window; windows that [join] does not allow are skipped."""
     variants = []
     for rule, usual in VARIED.items():
         for days in sorted({*usual, getattr(rules, rule)}):

@@ -1,6 +1,6 @@
-"""Labels as a data set publishes them: one CSV file in place of laboratory and outcome records.
+"""Reads labels that a data set publishes in one CSV file, instead of laboratory and outcome records.
 
-Public data sets rarely give dates, so nothing is joined here: the publisher has decided what each scan shows.
+Public data sets rarely contain dates, so there is no join: the publisher has decided the labels of each scan.
 """
 
 from collections import defaultdict
@@ -17,8 +17,8 @@ _BITS = {"0": False, "1": True, "": None}
 class LabelsFile(CsvTable):
     """The table [labels] of site.toml: one row for each patient, 1 for yes, 0 for no, empty for unknown.
 
-    `age_years`, `sex`: columns with age in years and M or F; empty where the file has no such column.
-    `severe_means`: what the column `severe` says in this data set, in words, for reports.
+    `age_years`, `sex`: columns with age in years and M or F; empty if the file has no such column.
+    `severe_means`: meaning of the column `severe` in this data set, in words, for reports.
     """
 
     pcr_positive: str = "pcr_positive"
@@ -30,7 +30,7 @@ class LabelsFile(CsvTable):
 
 @dataclass(frozen=True)
 class Label:
-    """What the data set says of one patient; None where it says nothing."""
+    """The labels of one patient in the data set; None where a label is not known."""
 
     pcr_positive: bool | None
     severe: bool | None
@@ -39,9 +39,9 @@ class Label:
 
 
 def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
-    """Read the labels file: labels by patient, and what was left out. Who has neither label is not in it.
+    """Read the labels file: labels by patient, and findings for skipped rows; patients without labels are omitted.
 
-    A patient whose rows disagree, or hold anything but 0, 1 or nothing, has no labels. Equal rows count once.
+    A patient has no labels if the rows disagree or contain anything other than 0, 1 or nothing. Equal rows count once.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
     E_IDENTIFIERS or E_LABELS.

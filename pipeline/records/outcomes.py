@@ -1,6 +1,6 @@
-"""What became of each patient, from the hospital's outcome file: intensive care, intubation, death, follow-up.
+"""Reads each patient's outcome from the hospital's outcome file: intensive care, intubation, death, follow-up.
 
-Severity is in no PCR result and in no scan: it comes from here alone.
+This file is the only source of severity: PCR results and scans do not contain it.
 """
 
 from collections import defaultdict
@@ -14,11 +14,11 @@ from pipeline.system.findings import Finding
 
 
 class OutcomeFile(TableFile):
-    """The table [outcomes] of site.toml: one row for each patient, a cell empty where there is no such day.
+    """The table [outcomes] of site.toml: one row for each patient; a cell is empty if there is no such day.
 
-    `intubated`: first day of invasive ventilation in this illness. `died`: day of death. `followed_until`:
-    last day on which the hospital knows how the patient was; without it, a patient without event is unknown.
-    `icu`: first day in intensive care; "" where the file has no such column.
+    `intubated`: first day of invasive ventilation in this illness. `died`: day of death. `followed_until`: last day on
+    which the hospital knows the patient's condition; without it, the outcome of a patient without event is unknown.
+    `icu`: first day in intensive care; "" if the file has no such column.
     """
 
     intubated: str = "intubated"
@@ -30,7 +30,7 @@ class OutcomeFile(TableFile):
 
 @dataclass(frozen=True)
 class Outcome:
-    """One patient's course; None where nothing was recorded."""
+    """One patient's outcome; None where nothing was recorded."""
 
     patient_id: str
     intubated: date | None
@@ -40,16 +40,16 @@ class Outcome:
 
     @property
     def known_until(self) -> date | None:
-        """The last day of which the record says anything: an event shows that the patient was observed."""
+        """The last day in the record; an event counts too, because it shows that the patient was observed."""
         days = (self.intubated, self.died, self.followed_until, self.icu)
         return max((day for day in days if day), default=None)
 
 
 def read_outcomes(table: OutcomeFile, *, today: date | None = None) -> tuple[dict[str, Outcome], list[Finding]]:
-    """Read the outcome file: patients' outcomes by identifier, and what was left out.
+    """Read the outcome file: outcomes by patient identifier, and findings for skipped rows.
 
-    A patient with any finding has no outcome, even when another of the rows is in order: a death whose date
-    cannot be read must not leave a survivor behind. Equal rows count once.
+    A patient with any finding has no outcome, even if another row is valid: otherwise a patient whose date of death
+    cannot be read could count as a survivor. Equal rows count once.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, and, above MAX_FAULTY_PERCENT of the rows, E_ROWS,
     E_IDENTIFIERS or E_DATES.
@@ -77,7 +77,7 @@ def read_outcomes(table: OutcomeFile, *, today: date | None = None) -> tuple[dic
 
 
 def fault(outcome: Outcome, today: date) -> Reason | None:
-    """Why an outcome cannot be true. Follow-up that ends before an event or after death is only careless."""
+    """Return why an outcome is impossible, or None. Follow-up that ends before an event or after death is tolerated."""
     if outcome.known_until and outcome.known_until > today:
         return reasons.OUTCOME_DATE
     if outcome.died and any(day and day > outcome.died for day in (outcome.intubated, outcome.icu)):

@@ -1,18 +1,19 @@
-"""The colours of what is drawn over a scan, the same on every page.
+"""Defines the colours of overlays on a scan, the same on every page.
 
-A saliency map goes from dark purple over orange to pale yellow: as bright as it is high, whatever the eye's colours.
+A saliency map goes from dark purple over orange to pale yellow. Brightness increases with the value, so that
+colour-blind readers can read it.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONTOUR_RGB = (0, 200, 255)  # of the lungs; on neither end of the greys, and told apart by the colour-blind
+CONTOUR_RGB = (0, 200, 255)  # of the lungs; differs from all greys, also for colour-blind readers
 MOST_OPAQUE = 0.75
 _AT = (0.0, 0.25, 0.5, 0.75, 1.0)
 _RGB = ((10, 0, 20), (90, 15, 110), (190, 55, 80), (245, 130, 20), (252, 255, 165))
 
 
 def heat_rgba(height: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Red, green, blue (0 to 255) and opacity (0 to 1) of heights from 0 to 1, along a new last axis."""
+    """Map heights from 0 to 1 to red, green, blue (0 to 255) and opacity (0 to 1), along a new last axis."""
     colours = [np.interp(height, _AT, channel) for channel in zip(*_RGB, strict=True)]
     return np.stack([*colours, MOST_OPAQUE * height], axis=-1)

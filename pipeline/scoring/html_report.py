@@ -1,4 +1,4 @@
-"""The page of one score: a single HTML file that opens without a network and prints on one sheet of A4."""
+"""Writes the page of one score: a single HTML file that opens without a network and prints on one A4 sheet."""
 
 import base64
 import io
@@ -28,9 +28,9 @@ _CONTOUR_PIXELS = 2
 
 @dataclass(frozen=True)
 class View:
-    """One plane through the scan as seen by a radiologist: the patient's right on the left of the picture.
+    """One plane through the scan in radiological orientation: the patient's right is on the left of the picture.
 
-    `letters`: at the left, right, top and bottom edge. `png`: data URI; `map_png`: the saliency, to be laid over it.
+    `letters`: at the left, right, top and bottom edge. `png`: data URI; `map_png`: overlay with the saliency.
     `columns`, `rows`: size in voxels.
     """
 
@@ -43,7 +43,7 @@ class View:
 
 
 def write_report(score: Score, out: Path) -> Path:
-    """Write the page into the folder `out`, which is made; returns its path.
+    """Write the page into the folder `out`, which is created if needed, and return its path.
 
     Raises Refusal E_REPORT_WRITE.
     """
@@ -57,7 +57,7 @@ def write_report(score: Score, out: Path) -> Path:
 
 
 def render(score: Score) -> str:
-    """The page as text."""
+    """Return the page as text."""
     environment = page_environment()
     environment.filters["percent"] = percent
     environment.filters["share"] = share
@@ -73,7 +73,7 @@ def render(score: Score) -> str:
 
 
 def percent(probability: float) -> str:
-    """In percent with one decimal; never 0 or 100, which no model can know."""
+    """Format a probability in percent with one decimal; never as 0 or 100, because no model is certain."""
     if probability < 0.001:
         return "< 0.1 %"
     if probability > 0.999:
@@ -82,15 +82,15 @@ def percent(probability: float) -> str:
 
 
 def share(of_volume: float | None) -> str:
-    """In percent with one decimal; a dash where there is no volume."""
+    """Format a share in percent with one decimal; a dash if there is no volume."""
     return "–" if of_volume is None else f"{of_volume * 100:.1f} %"
 
 
 def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> list[View]:
-    """Axial, coronal and sagittal, cropped to the lungs' surroundings.
+    """Make the axial, coronal and sagittal views, cropped to the surroundings of the lungs.
 
-    Of each direction the plane in which the saliency is strongest; without one, that which cuts most lung: the plane
-    through the middle would show the mediastinum on the sagittal view.
+    Each view is the plane with the strongest saliency; without saliency, the plane with the most lung. The middle
+    plane would show the mediastinum in the sagittal view.
     """
     margin = round(AROUND_LUNGS_MM / prepared.spacing_mm)
     (box,) = ndimage.find_objects(prepared.lungs.astype(np.uint8))
@@ -100,7 +100,7 @@ def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> li
     weight = lungs if heat is None else heat
     up, back, left = (int(weight.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
     side = "right" if left < middle_of_body(prepared) - around[2].start else "left"
-    # The working grid runs feet to head, front to back, right to left; pictures begin at the top.
+    # The axes of the working grid point to the head, the back and the left; pictures begin at the top.
     planes = (
         ("Axial", ("R", "L", "A", "P"), np.s_[up]),
         ("Coronal", ("R", "L", "H", "F"), np.s_[::-1, back]),
@@ -113,7 +113,7 @@ def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> li
 
 
 def _on_working_grid(saliency: NDArray[np.float32], prepared: Prepared) -> NDArray[np.float32]:
-    """From the tensor's grid back to where the tensor was cut out; 0 elsewhere."""
+    """Resample from the tensor's grid to its place in the working grid; 0 elsewhere."""
     heat = np.zeros_like(prepared.image_hu)
     shape = heat[prepared.box].shape
     heat[prepared.box] = resample(torch.from_numpy(saliency), shape).numpy()
@@ -127,7 +127,7 @@ def _view(
     lungs: NDArray[np.bool_],
     heat: NDArray[np.float32] | None,
 ) -> View:
-    """Draw one plane, rows from the top, columns from the left; voxels are cubes, so its aspect is right."""
+    """Draw one plane, rows from the top, columns from the left; voxels are cubes, so the aspect ratio is right."""
     size = (hu.shape[1] * _ENLARGED, hu.shape[0] * _ENLARGED)
     smooth = np.asarray(Image.fromarray(hu).resize(size, Image.Resampling.BICUBIC))
     low, high = LUNG_WINDOW_HU
@@ -148,7 +148,7 @@ def _map(heat: NDArray[np.float32], size: tuple[int, int]) -> str:
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
-    """A data URI."""
+    """Encode a picture as a data URI."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""The checks of one scan that are shown beside its answer: what was looked at, what was found, what needs a look."""
+"""Makes the quality checks of one scan that are shown beside its score: the value found, and flags for review."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ ADULT_YEARS = 18
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `reason` (a `W_` one) says why it needs a look; None where all is well."""
+    """One check. `reason` is the `W_` reason of a flag; None if the check is passed."""
 
     name: str
     value: float | str
@@ -43,7 +43,7 @@ class Check:
 
 
 def checks(scan: OneScan, prepared: Prepared, found: Anatomy, settings: Preprocessing) -> tuple[Check, ...]:
-    """All checks of one scan, in the order in which they are shown."""
+    """Return all checks of one scan, in the order of display."""
     return (
         *_of_files(scan, settings),
         *_of_lungs(prepared, found),

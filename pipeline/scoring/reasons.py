@@ -1,63 +1,67 @@
-"""Reasons why a scan is not scored, and what is shown beside its answer."""
+"""Reasons why a scan is not scored, and flags that are shown beside its score."""
 
 from models.refusal import Reason
 
 MIXED_PATIENT = Reason(
     "E_MIXED_PATIENT",
     "the images belong to {patients} patients",
-    "Give the images of one patient alone; find out first how they came together.",
+    "Give only the images of one patient. Find out first why they were mixed.",
 )
 MIXED_SERIES = Reason(
     "E_MIXED_SERIES",
-    "there are {series} CT series, and one is needed",
-    "Give one series alone, or name it by its SeriesInstanceUID.",
+    "there are {series} CT series, but exactly one is needed",
+    "Give only one series, or select it by its SeriesInstanceUID.",
 )
 UNKNOWN_SERIES = Reason(
     "E_UNKNOWN_SERIES",
     "no series has the given SeriesInstanceUID",
-    "Compare the UID with the one in the PACS, or give the series alone.",
+    "Compare the UID with the PACS, or give only the series itself.",
 )
 NO_PROBABILITY = Reason(
     "E_NO_PROBABILITY",
-    "the model's answer is not a number",
-    "Do not use this release; tell those who made it.",
+    "the model's output is not a number",
+    "Do not use this release, and inform its authors.",
 )
 UNFAMILIAR = Reason(
     "E_UNFAMILIAR",
-    "the scan is unlike those that the model was trained on: its distance is {distance}, the limit {limit}",
-    "Look at the scan: another disease, an unusual protocol or a wrong series may be why. This model has no answer.",
+    "the scan is too different from the training scans: its distance is {distance}, the limit is {limit}",
+    "Check the scan for another disease, an unusual protocol or a wrong series. This model cannot score it.",
 )
 REPORT_WRITE = Reason(
     "E_REPORT_WRITE",
     "the page cannot be written",
-    "Give a folder that this user may write to, on a disk with space.",
+    "Give a folder to which this user may write, on a disk with free space.",
 )
 FILES_UNREADABLE = Reason(
     "W_FILES_UNREADABLE",
     "some files could not be read; slices at an end of the scan may be missing",
-    "Check that the lungs are whole in the pictures, or export the series again.",
+    "Check in the pictures that the lungs are complete, or export the series again.",
 )
 METAL = Reason(
     "W_METAL",
-    "there is metal in the chest, and its streaks may go through the lungs",
-    "Look at the lungs beside it before you read the figures.",
+    "there is metal in the chest, and its streaks may cross the lungs",
+    "Check the lungs beside the metal before you use the figures.",
 )
 ONE_LUNG = Reason(
     "W_ONE_LUNG",
     "one lung has less than a quarter of the volume of both",
-    "Look for a collapsed, resected or wholly consolidated lung: the model has hardly seen such.",
+    "Look for a collapsed, resected or completely consolidated lung. The training data contain few of these.",
 )
 COARSE = Reason(
     "W_COARSE",
-    "the pixels are larger than the model works with",
-    "Take the original series, if this one was reduced.",
+    "the pixels are larger than those that the model uses",
+    "Use the original series, if the resolution of this one was reduced.",
 )
 NOT_ADULT = Reason(
-    "W_NOT_ADULT", "the patient is under 18; the model is meant for adults", "Do not rely on the figures."
+    "W_NOT_ADULT", "the patient is under 18; the model is only for adults", "Do not rely on the figures."
 )
 AGE_MISSING = Reason(
-    "W_AGE_MISSING", "the scan does not give the patient's age", "Nothing to do; the model answers without it."
+    "W_AGE_MISSING",
+    "the scan does not state the patient's age",
+    "No action is needed. The model scores the scan without it.",
 )
 SEX_MISSING = Reason(
-    "W_SEX_MISSING", "the scan does not give the patient's sex", "Nothing to do; the model answers without it."
+    "W_SEX_MISSING",
+    "the scan does not state the patient's sex",
+    "No action is needed. The model scores the scan without it.",
 )

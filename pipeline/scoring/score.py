@@ -1,4 +1,4 @@
-"""Scores one scan: reads it, prepares it as in training, asks the model, and says what speaks against trusting it."""
+"""Scores one scan: reads and preprocesses it as in training, runs the model, and reports reasons to distrust it."""
 
 import hashlib
 import time
@@ -33,9 +33,9 @@ from pipeline.scoring.single_scan import OneScan, read_one
 
 NOTICE = "Research use only. Not a medical device."
 Level = Literal["low", "intermediate", "high"]
-EXPLAINED = ("severe", "pcr_positive")  # which probability the map is of: the first that is not low
-LOW_BELOW = 0.1  # where the release names no operating points
-ALL_LOW = "the probabilities are low, and a map would show nothing that counts"
+EXPLAINED = ("severe", "pcr_positive")  # the map explains the first of these whose probability is not low
+LOW_BELOW = 0.1  # if the release has no operating points
+ALL_LOW = "the probabilities are low, so a map would show nothing relevant"
 NOTHING_RAISES = "nothing in the lungs raises the probability"
 _BAND_YEARS, _TOP_BAND_YEARS = 5, 90
 
@@ -188,7 +188,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
     """
     require_whole(scan.stated, scan.volume.spacing_mm[0])
     settings = _settings(release.description)
-    # Beside this thread goes what does not wait for the model; Python's lock is not held meanwhile.
+    # Work that does not need the model runs in other threads, without holding Python's global lock.
     with ThreadPoolExecutor(2) as beside:
         hu_sha256 = beside.submit(_sha256, scan.volume.hu)
         clock = [time.perf_counter()]
@@ -272,7 +272,7 @@ def age_band(years: float | None) -> str | None:
 
 
 def _settings(model: Description) -> Preprocessing:
-    """The release's own preprocessing; refused where a label has no calibration or the numbers are not ours."""
+    """Return the release's preprocessing; refuse a label without calibration and settings that are not known."""
     if model.calibration.keys() != set(LABELS):
         raise Refusal(MODEL_FORMAT)
     try:
@@ -287,7 +287,7 @@ def _sha256(hu: NDArray[np.int16]) -> str:
 
 @torch.inference_mode()
 def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[np.float32]:
-    """The logits in the order of LABELS."""
+    """Return the logits in the order of LABELS."""
     return release.network.eval()(scan[None], known[None])[0].numpy()
 
 
@@ -297,7 +297,7 @@ def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) ->
 
 
 def _distance(model: Description, scan: torch.Tensor) -> float | None:
-    """How far the scan lies from those of the training. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
+    """Return the scan's distance from the training scans. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
     if model.familiarity is None:
         return None
     distance = model.familiarity.distance(look(scan.numpy()))

@@ -1,4 +1,4 @@
-"""The one scan of a folder, zip or files that shall be scored: found, chosen, read."""
+"""Finds, selects and reads the one scan in a folder, zip or files that is to be scored."""
 
 import time
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ BESIDES_THE_SCAN = {imaging_reasons.MODALITY, imaging_reasons.LOCALIZER, imaging
 
 @dataclass(frozen=True)
 class OneScan:
-    """The one scan of a source. Site-only: `series` names the patient.
+    """The one scan of a source. Stays at the site: `series` identifies the patient.
 
-    `other_series` were found beside it and left out, `unread` files could not be read. `seconds`: to find and read it.
-    `stated`: what its headers say about the distance of its slices.
+    `other_series`: number of other series found, which are not used. `unread`: number of unreadable files.
+    `seconds`: time to find and read it. `stated`: slice distances according to its headers.
     """
 
     series: Series
@@ -66,7 +66,7 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> On
 
 
 def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:
-    """The one series to score. Scouts, reformats and what is not CT may lie beside it; a second scan may not."""
+    """Select the series to score; scouts, reformatted and non-CT series are ignored, but a second scan is refused."""
     if not found:
         first = unread[0] if unread else Finding(imaging_reasons.NO_IMAGES)
         raise Refusal(first.reason, private=first.detail)
@@ -77,7 +77,7 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
     if len(patients) > 1:
         raise Refusal(reasons.MIXED_PATIENT, patients=len(patients))
     if len(asked) == 1:
-        return asked[0]  # whatever it is, `read_scan` says best why it cannot be used
+        return asked[0]  # if it cannot be used, `read_scan` gives the best reason
     refusals = [_not_the_scan(s) for s in asked]
     scans = [s for s, refusal in zip(asked, refusals, strict=True) if refusal is None]
     if not scans:
@@ -90,7 +90,7 @@ def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str 
 
 @quiet_pydicom()
 def _not_the_scan(series: Series) -> Refusal | None:
-    """Why a series is not an axial CT scan, by its first file; a broken scan is a scan all the same."""
+    """Return why a series is not an axial CT scan, from its first file; a damaged scan still counts as a scan."""
     try:
         inspect_slice(series.files[0])
     except Refusal as refusal:

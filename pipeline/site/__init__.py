@@ -1,5 +1,5 @@
-"""A hospital's site: its folder, its settings (site.toml), its keys, and what files it has.
+"""Manages a hospital's site: its folder, its settings (site.toml), its keys and its data files.
 
-Identifiers become pseudonyms here and nowhere later. May import `preprocessing`, `imaging`, `records` and `system`.
-Begin with `folder`.
+Identifiers become pseudonyms here; later rooms see only pseudonyms. May import `preprocessing`, `imaging`, `records`
+and `system`. Begin with `folder`.
 """

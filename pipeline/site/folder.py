@@ -1,9 +1,9 @@
-"""A site: one hospital's folder, its settings (site.toml), its keys and its pseudonyms.
+"""Opens a site: one hospital's folder, its settings (site.toml), its keys and its pseudonyms.
 
-SITE_DIR/site.toml            what hospital IT edits
-SITE_DIR/keys/                pseudonym.key, node key; never leaves, never shown
+SITE_DIR/site.toml            settings that hospital IT edits
+SITE_DIR/keys/                pseudonym.key, node key; never leave the site, are never shown
 SITE_DIR/cohort/              cohort.sqlite, tensors, refusals.csv
-SITE_DIR/logs/                what happened here, in full words
+SITE_DIR/logs/                logs with full detail
 """
 
 import hashlib
@@ -31,99 +31,99 @@ from pipeline.site.pacs_settings import PacsTable
 from pipeline.site.reasons import NO_SITE, SITE_EXISTS, SITE_KEY
 
 Split = Literal["train", "validation", "test"]
-# Shares of patients, by keyed hash: the first is tested on, the second calibrates, the rest is learnt from.
+# Shares of patients for testing and for validation (calibration), by keyed hash; the others are for training.
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.15
 KEY_BYTES = 32
 
 
 class SiteTable(BaseModel, extra="forbid"):
-    """[site]"""
+    """[site]: the site's name and rules for its data."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
-    source: Path = Path()  # folder against which the paths below are read; the site's own folder if empty
-    min_patients: int = Field(default=10, ge=2)  # no figure over fewer patients leaves
-    issuer: str = ""  # authority of the patient identifiers; empty: no file names another
-    time_zone: str = ""  # IANA name; needed where the laboratory writes times with a zone
+    source: Path = Path()  # folder to which the paths below are relative; the site's folder if empty
+    min_patients: int = Field(default=10, ge=2)  # figures over fewer patients do not leave the site
+    issuer: str = ""  # authority of the patient identifiers; empty if all files use only one
+    time_zone: str = ""  # IANA name; needed if the laboratory writes times with a zone
 
     @field_validator("time_zone")
     @classmethod
     def time_zone_is_known(cls, name: str) -> str:
         if name and name not in available_timezones():
-            raise ValueError("no time zone has this name; Europe/Paris is one")
+            raise ValueError("no time zone has this name; an example is Europe/Paris")
         return name
 
 
 class CtTable(BaseModel, extra="forbid"):
-    """[ct]"""
+    """[ct]: where the CT series are."""
 
     folder: Path = Path("ct")
 
 
 class ServerTable(BaseModel, extra="forbid"):
-    """[server]: where the study's server is; empty until the node has joined one."""
+    """[server]: address of the study's server; empty until the node has joined one."""
 
     address: str = Field(default="", pattern=r"^$|^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$")
     ca_certificate: Path = Path("keys/ca.crt")
 
 
 class TrainingTable(BaseModel, extra="forbid"):
-    """[training]"""
+    """[training]: resources for training."""
 
-    threads: int = Field(default=0, ge=0)  # processor cores that a study may use here; 0 means all
+    threads: int = Field(default=0, ge=0)  # processor cores that a study may use; 0 means all
 
 
 class GatewayTable(BaseModel, extra="forbid"):
-    """[gateway]: what a study may ask of this site, and how far its weights may move here."""
+    """[gateway]: what a study may request from this site, and how far a round may change its weights."""
 
-    own_app: bool = True  # the app that the installed release ships may run; any other by `node approve` alone
-    studies: tuple[str, ...] = ()  # the release's own studies that may run; any other by `node approve-study` alone
+    own_app: bool = True  # the app of the installed release may run; other apps need `node approve`
+    studies: tuple[str, ...] = ()  # studies of the release that may run; other studies need `node approve-study`
     max_local_epochs: int = Field(default=10, ge=1)
     max_batch_size: int = Field(default=64, ge=1)
-    min_batch_size: int = Field(default=4, ge=2)  # patients that a training step mixes
-    min_local_steps: int = Field(default=4, ge=1)  # training steps that a round mixes
-    require_augmentation: bool = True  # scans are changed at random in training
+    min_batch_size: int = Field(default=4, ge=2)  # least number of patients in a training step
+    min_local_steps: int = Field(default=4, ge=1)  # least number of training steps in a round
+    require_augmentation: bool = True  # training must change scans at random
     max_rounds_a_day: int = Field(default=500, ge=1)
     max_rounds_a_month: int = Field(default=2000, ge=1)  # in 31 days
     max_missed_rounds: int = Field(default=5, ge=0)  # rounds that this site may miss and still accept the next model
-    max_questions_a_month: int = Field(default=100, ge=0)  # answers about models, of all runs together, in 31 days
-    max_update: float = Field(default=2.0, gt=0)  # length of an update, in lengths of the weights that came in
-    histograms: bool = False  # counts of test patients by score may leave, none under min_patients
-    embedding_statistics: bool = True  # means and variances of the network's features may leave
+    max_questions_a_month: int = Field(default=100, ge=0)  # answers about models in 31 days, over all runs
+    max_update: float = Field(default=2.0, gt=0)  # norm of an update, relative to the norm of the received weights
+    histograms: bool = False  # counts of test patients by score may leave the site, but none under min_patients
+    embedding_statistics: bool = True  # means and variances of the network's features may leave the site
 
     @field_validator("studies")
     @classmethod
     def studies_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := set(names) - set(preset_files()):
             raise ValueError(
-                f"no study of this release is called {', '.join(sorted(unknown))}; known are "
+                f"this release has no study named {', '.join(sorted(unknown))}; its studies are "
                 f"{', '.join(preset_files())}"
             )
         return names
 
 
 class SandboxTable(BaseModel, extra="forbid"):
-    """[sandbox]: what keeps the study's code from the network and from the site's other files."""
+    """[sandbox]: how the study's code is isolated from the network and from other files of the site."""
 
     kind: Literal["bwrap", "systemd", "none"] = "bwrap"
-    accepted_by: str = ""  # with "none": who accepted to run without, and why
+    accepted_by: str = ""  # with "none": who accepted to run without a sandbox, and why
 
     @model_validator(mode="after")
     def none_is_accepted(self) -> Self:
         if self.kind == "none" and not self.accepted_by.strip():
-            raise ValueError('kind = "none" takes the name of whoever accepted it, and why, in accepted_by')
+            raise ValueError('kind = "none" needs accepted_by: who accepted it, and why')
         return self
 
 
 class PrivacyTable(BaseModel, extra="forbid"):
-    """[privacy]: how much of a patient studies may ever learn here (differential privacy)."""
+    """[privacy]: total privacy budget of all studies at this site (differential privacy)."""
 
-    required: bool = False  # only studies with [privacy] of their own may run
-    max_epsilon: float = Field(default=8.0, gt=0, le=100)  # of all of them together, at delta = max_delta
+    required: bool = False  # only studies with a table [privacy] may run
+    max_epsilon: float = Field(default=8.0, gt=0, le=100)  # over all studies, at delta = max_delta
     max_delta: float = Field(default=1e-4, gt=0, lt=1)
 
 
 class SiteSettings(BaseModel):
-    """site.toml; configs/site.toml explains each line."""
+    """The settings in site.toml; configs/site.toml explains each line."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -144,9 +144,9 @@ class SiteSettings(BaseModel):
     def labels_come_one_way(self) -> Self:
         from_records = self.laboratory is not None and self.outcomes is not None
         if from_records == (self.labels is not None):
-            raise ValueError("give [laboratory] and [outcomes], or [labels] in their place")
+            raise ValueError("give either [laboratory] and [outcomes], or [labels]")
         if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.icu:
-            raise ValueError("severe_events in [join] names icu, and [outcomes] names no column for it")
+            raise ValueError("severe_events in [join] contains icu, but [outcomes] names no column for it")
         return self
 
 
@@ -189,7 +189,7 @@ class Site:
             raise Refusal(NO_SITE, private=str(folder))
         settings = load_settings(folder / "site.toml", SiteSettings)
         source = folder / settings.site.source
-        # Paths of site.toml are read against the source folder here, once, so that nobody else needs to know.
+        # Resolve all paths of site.toml against the source folder here, once.
         settings.ct.folder = source / settings.ct.folder
         for table in (settings.laboratory, settings.outcomes, settings.labels):
             if table is not None:
@@ -218,7 +218,7 @@ class Site:
 
     @cached_property
     def _key(self) -> bytes:
-        """Raises Refusal E_SITE_KEY; with an empty key anyone could make the pseudonyms."""
+        """The pseudonym key. Raises Refusal E_SITE_KEY, because with an empty key anyone could compute pseudonyms."""
         path = self.folder / "keys" / "pseudonym.key"
         try:
             key = path.read_bytes()
@@ -229,7 +229,7 @@ class Site:
         return key
 
     def keyed(self, purpose: str, text: str) -> str:
-        """64 hex digits that stand for a text, for one purpose; only this site can make them (HMAC-SHA-256).
+        """Return 64 hex digits that represent a text for one purpose; only this site can compute them (HMAC-SHA-256).
 
         Raises Refusal E_SITE_KEY.
         """
@@ -237,18 +237,18 @@ class Site:
 
     @property
     def ct_folder(self) -> Path:
-        """Where the series are: fetched from the PACS, or as the hospital exports them."""
+        """Folder of the series: fetched from the PACS, or exported by the hospital."""
         return self.folder / "pacs" if self.settings.pacs else self.settings.ct.folder
 
     def pseudonym(self, patient_id: str) -> str:
-        """16 hex digits that stand for the patient wherever something is shown; only this site can make them.
+        """Return the 16 hex digits that represent the patient in all output; only this site can compute them.
 
         Raises Refusal E_SITE_KEY, as `split` does.
         """
         return self.keyed("pseudonym", patient_id)[:16]
 
     def split(self, pseudonym: str) -> Split:
-        """Where the patient belongs, fixed for good by the keyed hash."""
+        """Return the split of the patient, which the keyed hash determines permanently."""
         place = int(self.keyed("split", pseudonym)[:8], 16) / 2**32
         if place < TEST_SHARE:
             return "test"
@@ -256,9 +256,9 @@ class Site:
 
 
 def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> Site:
-    """Make a site folder with its settings and a new pseudonym key, readable by its owner alone.
+    """Make a site folder with its settings and a new pseudonym key, which only its owner may read.
 
-    `key` is given for synthetic hospitals only, where splits must follow from the seed. Raises Refusal E_SITE_EXISTS.
+    Only synthetic hospitals give `key`, so that their splits depend on the seed. Raises Refusal E_SITE_EXISTS.
     """
     if (folder / "site.toml").exists():
         raise Refusal(SITE_EXISTS, private=str(folder))
@@ -266,7 +266,7 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
     for private in (folder, folder / "keys"):
         private.chmod(0o700)
     (folder / "logs").mkdir(exist_ok=True)
-    with suppress(FileExistsError):  # a key that is there stays: a new one would rename every patient
+    with suppress(FileExistsError):  # keep an existing key: a new one would rename every patient
         descriptor = os.open(folder / "keys" / "pseudonym.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key or secrets.token_bytes(KEY_BYTES))
@@ -274,17 +274,17 @@ def init_site(folder: Path, settings_text: str, *, key: bytes | None = None) -> 
     return Site.open(folder)
 
 
-# What a synthetic hospital's site.toml says of studies.
+# The table [gateway] of a synthetic hospital's site.toml.
 SYNTHETIC_STUDIES = f"""[gateway]
 studies = {json.dumps(list(preset_files()))}
 """
 
 
 def site_settings(source: Path | None, *, name: str, server: str = "", threads: int = 0) -> str:
-    """The text of a new site.toml.
+    """Make the text of a new site.toml.
 
-    With `source`, a folder of the hospital's files that has a site.toml of its own (synthetic hospitals have), that
-    file is taken over; else it is the template, which hospital IT then edits.
+    If the folder `source` with the hospital's files contains a site.toml, as in synthetic hospitals, that file is used.
+    Otherwise it is the template, which hospital IT then edits.
     """
     import configs
 

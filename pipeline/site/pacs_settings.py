@@ -1,6 +1,6 @@
-"""The table [pacs] of site.toml; configs/site.toml explains each line.
+"""Defines the table [pacs] of site.toml; configs/site.toml explains each line.
 
-Passwords, tokens and keys are never in site.toml: it names files, read against the site's folder.
+site.toml never contains passwords, tokens or keys: it names files, relative to the site's folder.
 """
 
 from ipaddress import ip_address
@@ -18,7 +18,7 @@ AE_TITLE = r"^[ -\[\]-~]{1,16}$"  # printable, without backslash (DICOM PS3.5, 6
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach a port that listens on `host`."""
+    """Whether only programs on this machine can reach a port on `host`."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -26,14 +26,14 @@ def is_loopback(host: str) -> bool:
 
 
 class DicomWebTable(BaseModel, extra="forbid"):
-    """[pacs.dicomweb]: QIDO-RS and WADO-RS below one address."""
+    """[pacs.dicomweb]: QIDO-RS and WADO-RS under one URL."""
 
     url: str
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
-    ca_certificate: Path | None = None  # the hospital's own authority; else the public ones
-    certificate: Path | None = None  # ours, which the PACS may ask for
+    ca_certificate: Path | None = None  # of the hospital's certificate authority; public authorities if None
+    certificate: Path | None = None  # the node's certificate, if the PACS requires one
     key: Path | None = None
     proxy: str = ""
     timeout_seconds: float = Field(default=60, gt=0)
@@ -41,7 +41,7 @@ class DicomWebTable(BaseModel, extra="forbid"):
     @field_validator("url", "proxy")
     @classmethod
     def is_an_address(cls, address: str) -> str:
-        """The proxy may be empty; neither may hold a password."""
+        """Check an address; the proxy may be empty, and neither may contain a password."""
         parts = urlsplit(address)
         if address and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
             raise ValueError("must be like https://host:port/path, without user and password")
@@ -62,7 +62,7 @@ class DicomWebTable(BaseModel, extra="forbid"):
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key belong together")
         if (self.ca_certificate or self.certificate) and not self.url.lower().startswith("https:"):
-            raise ValueError("ca_certificate and certificate are for an address that begins with https")
+            raise ValueError("ca_certificate and certificate need a url that begins with https")
         return self
 
 
@@ -74,26 +74,26 @@ class DimseTable(BaseModel, extra="forbid"):
 
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
-    called_aet: str = Field(pattern=AE_TITLE)  # the PACS's title
-    calling_aet: str = Field(default="FEDTHORAX", pattern=AE_TITLE)  # ours
+    called_aet: str = Field(pattern=AE_TITLE)  # AE title of the PACS
+    calling_aet: str = Field(default="FEDTHORAX", pattern=AE_TITLE)  # AE title of the node
     retrieve: Literal["c-get", "c-move"] = "c-get"
-    receiver_host: str = "127.0.0.1"  # the address on which we listen for C-MOVE
+    receiver_host: str = "127.0.0.1"  # address on which the node listens for C-MOVE
     receiver_port: int = Field(default=11112, ge=1, le=65535)
-    receiver_without_tls: bool = False  # beyond this machine: images may come in the clear, from whoever names the PACS
-    ca_certificate: Path | None = None  # given: TLS, and only what this authority signed is trusted
-    certificate: Path | None = None  # ours, which the PACS may ask for
+    receiver_without_tls: bool = False  # accept unencrypted images from other machines, from any sender
+    ca_certificate: Path | None = None  # if set: use TLS and trust only certificates of this authority
+    certificate: Path | None = None  # the node's certificate, if the PACS requires one
     key: Path | None = None
     connect_seconds: float = Field(default=30, gt=0)
-    timeout_seconds: float = Field(default=60, gt=0)  # of silence within an association
+    timeout_seconds: float = Field(default=60, gt=0)  # without a response, within an association
 
     @model_validator(mode="after")
     def tls_is_whole(self) -> Self:
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key belong together")
         if self.certificate and not self.ca_certificate:
-            raise ValueError("certificate needs ca_certificate, by which the PACS is checked")
+            raise ValueError("certificate needs ca_certificate, to verify the PACS")
         if self.ca_certificate and self.retrieve == "c-move" and not self.certificate:
-            raise ValueError("c-move over TLS needs certificate and key, which the receiver shows")
+            raise ValueError("c-move over TLS needs certificate and key for the receiver")
         return self
 
     @model_validator(mode="after")
@@ -101,39 +101,39 @@ class DimseTable(BaseModel, extra="forbid"):
         is_open = self.retrieve == "c-move" and not is_loopback(self.receiver_host)
         if is_open and not (self.ca_certificate or self.receiver_without_tls):
             raise ValueError(
-                "a receiver_host beyond this machine takes ca_certificate, certificate and key, "
+                "a receiver_host that other machines can reach needs ca_certificate, certificate and key, "
                 "or receiver_without_tls = true"
             )
         return self
 
 
 class Filters(BaseModel, extra="forbid"):
-    """[pacs.filters]: what is fetched; days are study dates and count themselves."""
+    """[pacs.filters]: which series are fetched; dates are study dates, inclusive."""
 
     modality: str = "CT"
-    body_parts: list[str] = []  # any if empty; "" stands for a series whose body part the PACS does not tell
+    body_parts: list[str] = []  # any if empty; "" matches a series without a body part in the PACS
     from_date: Day | None = None
     to_date: Day | None = None
-    accessions: Path | None = None  # a text file with one accession number a line
+    accessions: Path | None = None  # a text file with one accession number in each line
 
     @model_validator(mode="after")
     def days_are_in_order(self) -> Self:
         if self.from_date and self.to_date and self.from_date > self.to_date:
-            raise ValueError("from_date lies after to_date")
+            raise ValueError("from_date is after to_date")
         return self
 
 
 class Limits(BaseModel, extra="forbid"):
-    """[pacs.limits]: how much we may ask of the PACS, the network and the disk."""
+    """[pacs.limits]: limits on the load of the PACS, the network and the disk."""
 
     megabytes_per_second: float = Field(default=0, ge=0)  # 0: no limit
-    retries: int = Field(default=5, ge=0)  # after a silence, before giving up
-    retry_seconds: float = Field(default=2, ge=0)  # before the first retry; doubled for each further one
-    keep_free_gb: float = Field(default=10, ge=0)  # of disk
+    retries: int = Field(default=5, ge=0)  # if the PACS does not respond
+    retry_seconds: float = Field(default=2, ge=0)  # wait before the first retry; doubled for each further one
+    keep_free_gb: float = Field(default=10, ge=0)  # free space that is kept on the disk
 
 
 class PacsTable(BaseModel, extra="forbid"):
-    """[pacs]"""
+    """[pacs]: how to fetch series from the PACS."""
 
     protocol: Literal["dicomweb", "dimse"]
     dicomweb: DicomWebTable | None = None
@@ -149,7 +149,7 @@ class PacsTable(BaseModel, extra="forbid"):
 
 
 def named_file(path: Path) -> Path:
-    """The path, if a file is there that can be read. Raises Refusal E_PACS_FILE."""
+    """Return the path if it is a readable file. Raises Refusal E_PACS_FILE."""
     try:
         with path.open("rb"):
             return path
@@ -158,7 +158,7 @@ def named_file(path: Path) -> Path:
 
 
 def read_secret(path: Path) -> str:
-    """The first line of a file that only its owner may read: a password or a token.
+    """Read a password or token: the first line of a file that only its owner may read.
 
     Raises Refusal E_PACS_FILE.
     """

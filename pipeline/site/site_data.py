@@ -1,4 +1,4 @@
-"""What a site has: its series, PCR results, outcomes. Here, and nowhere later, identifiers become pseudonyms."""
+"""Reads a site's series, PCR results and outcomes, and replaces identifiers with pseudonyms."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from pipeline.site import reasons
 from pipeline.site.folder import Site
 from pipeline.system.findings import Finding
 
-# A row that was left out might have been the positive that forbids calling the patient negative.
+# A row skipped for one of these reasons may have been positive, so the patient cannot be labelled negative.
 SPOILS_NEGATIVE = {
     records_reasons.DATE,
     records_reasons.PCR_DATE,
@@ -30,14 +30,14 @@ SPOILS_NEGATIVE = {
 def read_records(site: Site) -> tuple[Records, list[Finding]]:
     """Read the site's laboratory and outcome files, or its labels.
 
-    Raises Refusal where a whole file cannot be used.
+    Raises Refusal if a whole file cannot be used.
     """
     settings = site.settings
     if settings.labels is not None:
         labels, findings = read_labels(settings.labels)
         under = {site.pseudonym(patient): label for patient, label in labels.items()}
         return Records({}, {}, set(), under), list(_pseudonymous(site, findings))
-    assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings sees to it
+    assert settings.laboratory is not None and settings.outcomes is not None  # SiteSettings ensures it
     rows, laboratory_findings = read_pcr(
         settings.laboratory, time_zone=settings.site.time_zone, issuer=settings.site.issuer
     )
@@ -51,7 +51,7 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
 
 
 def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
-    """Find the site's series, and those that belong to no patient.
+    """Find the site's series; a series without a patient becomes a finding.
 
     `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
 
@@ -67,12 +67,12 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
         if soon and _no_owner(each, issuer) is None:
             soon(_under_pseudonym(each, site))
 
-    # Scans in other forms than DICOM say nothing of patient and day: only labels of their own can belong to them.
+    # Other formats than DICOM contain no patient and no date, so they can be used only with a labels file.
     find = find_scans if site.settings.labels else find_series
     found, findings = find(folder, soon if is_pulled else tell)
     if not found:
         raise Refusal(imaging_reasons.NO_IMAGES)
-    if is_pulled:  # `pull` has put the pseudonym in place already
+    if is_pulled:  # `pull` has already replaced identifiers with pseudonyms
         return found, findings
     series = []
     findings = list(_pseudonymous(site, findings))
@@ -93,12 +93,12 @@ def _under_pseudonym(series: Series, site: Site) -> Series:
 def _no_owner(series: Series, issuer: str) -> Reason | None:
     if not series.patient_id:
         return reasons.NO_PATIENT_ID
-    # An identifier without issuer is the site's own.
+    # An identifier without issuer belongs to the site.
     return reasons.ISSUER if issuer and series.issuer not in ("", issuer) else None
 
 
 def _check_issuers(series: Iterable[Series]) -> None:
-    """Two authorities may give one number to two people."""
+    """Refuse identifiers of two authorities, which may give one number to two people."""
     issuers = {each.issuer for each in series if each.issuer}
     if len(issuers) > 1:
         raise Refusal(reasons.ISSUERS, issuers=len(issuers), private=", ".join(sorted(issuers)))

@@ -1,4 +1,4 @@
-"""What all rooms need from the machine: whole files, locks, memory, templates, reasons.
+"""Contains what all rooms use: atomic files, locks, memory settings, templates, findings, codes of reasons.
 
-May import `models` alone. Begin with `reasons`.
+May import only `models`. Begin with `findings` and `codes`.
 """

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and still there after a power cut."""
+"""Writes files atomically, so that they are complete or absent, also after a power cut."""
 
 import os
 import sqlite3
@@ -10,7 +10,7 @@ _LOOK_SECONDS = 0.01
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file, readable by its owner alone, over what may be there. Raises OSError, with nothing changed."""
+    """Write or replace a file that only its owner may read. Raises OSError and then changes nothing."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:  # mode 0600
         try:
             file.write(content)
@@ -24,7 +24,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's own list of names survive a power cut."""
+    """Flush a folder's list of names to the disk, so that it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -33,16 +33,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder with all that is below it survive a power cut; its own name is the folder's above it to keep."""
+    """Flush a folder with all of its content to the disk; its own name needs `sync_folder` of its parent."""
     for path in [*folder.rglob("*"), folder]:
-        sync_folder(path)  # a file as well
+        sync_folder(path)  # works for files, too
 
 
 def write_ahead(database: sqlite3.Connection, *, seconds: float) -> None:
-    """Put a database into WAL mode. Raises sqlite3.Error, e.g. if another holds it for so many seconds.
+    """Put a database into WAL mode. Raises sqlite3.Error, e.g. if another process locks it for `seconds`.
 
-    Several may open a new file at once, and for this change SQLite does not wait while another writes, whatever the
-    connection's timeout (https://sqlite.org/c3ref/busy_handler.html: where waiting could be a deadlock).
+    Several processes may open a new file at once. For this change SQLite does not wait for another writer, whatever the
+    timeout of the connection, because waiting could be a deadlock (https://sqlite.org/c3ref/busy_handler.html).
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""One thing that the doctor looked at."""
+"""Defines one line of `node check`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,10 +10,10 @@ Status = Literal["ok", "warn", "fail", "skip"]
 
 @dataclass(frozen=True)
 class Line:
-    """How one thing is.
+    """The result of one check.
 
-    `says` and `remedy` may be shown to anybody: no host, path, name or count; "…" stands for one. `detail` holds the
-    exact figures, for the site's terminal and JSON. `private` is for the site's own screen alone.
+    `says` and `remedy` may be shown to anybody: they contain "…" instead of hosts, paths, names and counts. `detail`
+    holds the exact figures, for the site's terminal and JSON. `private` is shown only on the site's own screen.
     """
 
     area: str
@@ -26,7 +26,7 @@ class Line:
 
     @property
     def exactly(self) -> str:
-        """What it says with its figures."""
+        """The text with its exact figures."""
         if "…" in self.says and self.detail:
             return self.detail
         return f"{self.says}: {self.detail}" if self.detail else self.says
@@ -38,7 +38,7 @@ class Line:
 
 
 def refused(area: str, name: str, refusal: Refusal) -> Line:
-    """The line of something that cannot be used; words of the refusal may be shown to anybody, numbers may not."""
+    """Make the line of a refusal; its words may be shown to anybody, its numbers may not."""
     words = {key: value if isinstance(value, str) else "…" for key, value in refusal.numbers.items()}
     says = refusal.reason.says.format(**words)
     return Line(

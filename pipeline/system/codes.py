@@ -1,4 +1,4 @@
-"""Every reason of the hospital's data by its code, as files and tables store it."""
+"""Maps the codes stored in files and tables to the reasons about a hospital's data."""
 
 from models.reason_tables import reasons_in, tables
 

@@ -1,6 +1,6 @@
-"""Types for pydantic models: a calendar day and a time, as ISO 8601 writes them.
+"""Types for pydantic models: a calendar day and a time in ISO 8601.
 
-pydantic also takes numbers for both, as seconds since 1970, and so turns a slip such as 0 into the day 1970-01-01.
+pydantic also accepts numbers for both, as seconds since 1970, and would turn a mistake such as 0 into 1970-01-01.
 """
 
 import re
@@ -14,24 +14,24 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d.*", re.ASCII)
 
 
 def check_day(day: date | None) -> date | None:
-    """The same day. Raises TypeError for anything but a day or None, a datetime included."""
+    """Return the same day. Raises TypeError for anything but a date or None, also for a datetime."""
     if day is not None and type(day) is not date:
         raise TypeError(f"a day is a date, not {type(day).__name__}")
     return day
 
 
 def _day(value: Any) -> Any:
-    """Raises ValueError."""
+    """Check a day before pydantic parses it. Raises ValueError."""
     if type(value) is date or (isinstance(value, str) and _DAY.fullmatch(value)):
         return value
-    raise ValueError("a day is written YYYY-MM-DD")
+    raise ValueError("a day must have the form YYYY-MM-DD")
 
 
 def _moment(value: Any) -> Any:
-    """Raises ValueError."""
+    """Check a time before pydantic parses it. Raises ValueError."""
     if isinstance(value, datetime) or (isinstance(value, str) and _MOMENT.fullmatch(value)):
         return value
-    raise ValueError("a time is written YYYY-MM-DDTHH:MM, with its zone")
+    raise ValueError("a time must have the form YYYY-MM-DDTHH:MM, with its time zone")
 
 
 Day = Annotated[date, BeforeValidator(_day)]

@@ -1,4 +1,4 @@
-"""A finding: one reason met at one patient or file, for the site's own eyes until it is counted."""
+"""Defines a finding: one reason found for one patient or file; only counts of findings leave the site."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,11 @@ from models.refusal import Reason
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason, where it was met.
+    """One reason, and where it was found.
 
-    `patient_id` and `detail` (a path, the text of a cell) are for the site's own screen: what is stored has a
-    pseudonym in place of the first and nothing in place of the second. `series` is the start of the series'
-    fingerprint, `says` the reason's text with its numbers, where it has any. Only counts of findings are ever shown
-    elsewhere.
+    `patient_id` and `detail` (a path, the text of a cell) are shown only on the site's own screen. A stored finding has
+    a pseudonym instead of the first and nothing instead of the second. `series` is the start of the series'
+    fingerprint; `says` is the reason's text with its numbers, if it has any.
     """
 
     reason: Reason

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks a resource for one process at a time."""
 
 import fcntl
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from models.refusal import Reason, Refusal
 
 @contextmanager
 def alone(path: Path, reason: Reason) -> Iterator[None]:
-    """Hold the lock `path`, or raise Refusal with `reason` where another process holds it.
+    """Hold the lock `path`, or raise Refusal with `reason` if another process holds it.
 
-    The system lets go of it when this process ends, however it does.
+    The system releases the lock when this process ends, also after a crash.
     """
     with path.open("w") as lock:
         try:

@@ -1,4 +1,4 @@
-"""Memory between steps of training, or between scans: kept, not handed back."""
+"""Keeps freed memory in the process between training steps or scans."""
 
 import ctypes
 
@@ -7,10 +7,11 @@ _BYTES = 2**30
 
 
 def keep_memory() -> None:
-    """Let glibc keep what a step frees, for the rest of this process.
+    """Make glibc keep freed memory for the rest of this process.
 
-    It hands large pieces back to the kernel, and the next step faults them in again: in the short processes of a
-    round that cost a tenth of the training (docs/learning.md). Other C libraries have no such setting and need none.
+    By default glibc returns large blocks to the kernel, and the next step causes page faults for them again. In the
+    short processes of a round this took a tenth of the training time (docs/learning.md). Other C libraries have no such
+    setting and need none.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

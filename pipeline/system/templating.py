@@ -1,10 +1,10 @@
-"""The pages of this package: how their templates are filled in."""
+"""Makes the template environment for the HTML pages of this package."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def page_environment() -> Environment:
-    """Templates of pipeline/templates; whatever goes in is escaped, and a name that is not given is an error."""
+    """Load templates from pipeline/templates; all values are escaped, and an undefined name is an error."""
     return Environment(
         loader=PackageLoader("pipeline"),
         autoescape=True,

@@ -281,7 +281,7 @@ def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release
     described = describe(network=SETTINGS.model_copy(update={"norm": "group"}), privacy=privacy)
     save_release(folder.parent / "private", network, described)
     text = (folder.parent / "private" / CARD).read_text(encoding="utf-8")
-    assert "| north | 3.20 |\n| south | 7.91 |\n| west | not told |" in text
+    assert "| north | 3.20 |\n| south | 7.91 |\n| west | not reported |" in text
     assert "δ = 1e-05" in text and "not by itself stop" in text
     assert load_release(folder.parent / "private").description.privacy == privacy
 
@@ -289,8 +289,8 @@ def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release
 def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     old = (folder / CARD).read_text(encoding="utf-8")
-    assert "| severe | not told | not told | not told | not told |" in old
-    assert "was not learnt" in old
+    assert "| severe | not reported | not reported | not reported | not reported |" in old
+    assert "There is no limit for scans that differ" in old
     known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=2.125, sites=3)
     banded = Platt(slope=2.0, covariance=(0.04, 0.0, 0.25))
     described = describe(calibration={label: banded for label in LABELS}, familiarity=known)
@@ -299,7 +299,7 @@ def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(save
     low, high = banded.band(0.0) or (0, 0)
     row = next(line for line in text.splitlines() if line.startswith("| severe |") and "–" in line)
     assert row.split(" | ")[3] == f"{low:.2f}–{high:.2f}", "told 0.5"
-    assert "further than 2.12 from those of training gets no probability (learnt at 3 hospitals)" in text
+    assert "with a distance above 2.12 from the training scans gets no probability (3 hospitals)" in text
     assert load_release(folder.parent / "new").description == described.model_copy(
         update={"weights_sha256": written.description.weights_sha256}
     )

@@ -1,7 +1,7 @@
-"""PCR results from the laboratory's files, be they CSV, HL7 v2 or FHIR R4: all become one table of results.
+"""Reads PCR results from the laboratory's files (CSV, HL7 v2 or FHIR R4) into one table of results.
 
-`settings` is [laboratory] of site.toml. `csv`, `hl7` and `fhir` read files into raw results, with `codes` and `times`
-to tell what those mean; `results` makes PCR results of them, in one way for all three.
+`settings` is [laboratory] of site.toml. `csv`, `hl7` and `fhir` read files into raw results; `codes` and `times`
+interpret test codes and times. `results` turns raw results into PCR results, in the same way for all formats.
 """
 
 from datetime import date
@@ -20,16 +20,16 @@ __all__ = ["CsvLaboratory", "FhirLaboratory", "Hl7Laboratory", "Laboratory", "Pc
 def read_pcr(
     table: Laboratory, *, time_zone: str = "", issuer: str = "", today: date | None = None
 ) -> tuple[list[PcrResult], list[Finding]]:
-    """Read the laboratory's files: its results in their order, equal ones once, and what was left out.
+    """Read the laboratory's files: results in their order without duplicates, and findings for skipped results.
 
-    `time_zone`: the IANA name of the site's. `issuer`: the authority of its identifiers, "" if but one is used.
+    `time_zone`: IANA name of the site's time zone. `issuer`: authority of its identifiers, "" if only one is used.
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA, E_TIME_ZONE, E_NO_PCR_TEST, E_LABORATORY_ISSUERS, and, above
     MAX_FAULTY_PERCENT, E_ROWS, E_HL7_FILES, E_FHIR_FILES, E_IDENTIFIERS, E_DATES or E_PCR_UNMAPPED.
     """
     reading = _read(table, Clock.of(time_zone), issuer)
     refuse_when_many(reading.findings, reading.units, "laboratory")
     if not reading.results and not reading.others and not isinstance(table, CsvLaboratory):
-        raise Refusal(reasons.NO_PCR_TEST, results=0)  # a table may be empty, an interface is not
+        raise Refusal(reasons.NO_PCR_TEST, results=0)  # a CSV table may be empty, an HL7 or FHIR export may not
     results, findings, judged = interpret(reading, today or date.today())
     refuse_when_many(findings, judged, "laboratory", max_unmapped_percent=table.max_unmapped_percent)
     return results, reading.findings + findings + counted(reasons.OTHER_TEST, reading.others)

@@ -1,8 +1,8 @@
-"""Which test a code names: the LOINC codes of SARS-CoV-2 nucleic acid tests, and what their results can say.
+"""Classifies test codes: the LOINC codes of SARS-CoV-2 nucleic acid tests, and what their results can decide.
 
-The LOINC lists follow the value set of Covid-19 tests that WHO's DDCC guide takes over from the eHealth Network of
-the European Union (LabTestTypeCovid19LoincValueSet, version 1.0.0). Tests on blood, on donors and by sequencing are
-left out: a negative one does not say that the airways are free of the virus.
+The LOINC lists follow the value set of Covid-19 tests that WHO's DDCC guide adopts from the eHealth Network of the
+European Union (LabTestTypeCovid19LoincValueSet, version 1.0.0). Tests on blood, on donors and by sequencing are not
+included: a negative one does not show that the airways are free of the virus.
 """
 
 from collections.abc import Collection, Iterable
@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline.records.laboratory.settings import canonical
 
-# "overall" decides, "gene" is one target of several, "silent" says nothing of presence, "other" is another test.
+# "overall" decides, "gene" is one of several targets, "silent" does not state presence, "other" is another test.
 Kind = Literal["overall", "gene", "silent", "other"]
 
 LOINC_NAMES = {"ln", "loinc", "http://loinc.org", "https://loinc.org", "urn:oid:2.16.840.1.113883.6.1"}
@@ -30,7 +30,7 @@ GENES = frozenset((
     "96957-6", "97098-8",
     "94502-2", "94647-5", "94532-9",
 ))  # fmt: skip
-# Panels, which hold other results (103202-8 is an old name of 94531-1), cycle thresholds, viral loads.
+# Panels, which contain other results (103202-8 is an old code of 94531-1), cycle thresholds, viral loads.
 SILENT = frozenset((
     "94306-8", "94531-1", "103202-8", "95826-4", "96897-4", "96094-8", "98080-5", "95422-2", "95380-2",
     "95941-1", "100345-8",
@@ -42,7 +42,7 @@ SILENT = frozenset((
 
 @dataclass(frozen=True)
 class Code:
-    """One name of a test; `system` says whose code it is, `text` is in words, and each may be empty."""
+    """One name of a test: `system` is the code system, `text` is the name in words; each may be empty."""
 
     system: str
     code: str
@@ -50,9 +50,9 @@ class Code:
 
 
 def kind_of(test: Iterable[Code], declared: Collection[str]) -> Kind:
-    """What a result under these names of one test can say; `declared` holds canonical codes and names.
+    """Classify a test by all of its names; `declared` holds the site's canonical codes and names.
 
-    What the site declares comes first: some laboratories report their overall result under the code of a gene.
+    The site's declaration has priority: some laboratories report their overall result with the code of a gene.
     """
     names = list(test)
     if any(canonical(each) in declared for name in names for each in (name.code, name.text) if each):
@@ -63,6 +63,6 @@ def kind_of(test: Iterable[Code], declared: Collection[str]) -> Kind:
 
 
 def names_of(test: Iterable[Code]) -> tuple[str, ...]:
-    """What stays the same from one version of a result to the next: codes, or names where there are none."""
+    """Return the names that all versions of a result share: codes, or texts if there are no codes."""
     names = list(test)
     return tuple(sorted({name.code for name in names} - {""} or {name.text for name in names}))

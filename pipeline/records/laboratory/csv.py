@@ -1,4 +1,4 @@
-"""Raw results from the laboratory's CSV file."""
+"""Reads raw results from the laboratory's CSV file."""
 
 from pipeline.records.csv_tables import read_moment, read_rows
 from pipeline.records.laboratory.codes import Code
@@ -6,11 +6,11 @@ from pipeline.records.laboratory.results import Identifier, RawResult, Reading, 
 from pipeline.records.laboratory.settings import CsvLaboratory, canonical
 from pipeline.records.laboratory.times import LONG_AGO
 
-LOINC = "LN"  # a column of tests has no column for whose codes they are: LOINC's have a form of their own
+LOINC = "LN"  # the file does not name the code system of a test; the form of LOINC codes is unique
 
 
 def read(table: CsvLaboratory) -> Reading:
-    """One raw result for each row; a row never replaces another.
+    """Read one raw result from each row; no row replaces another.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_SCHEMA.
     """

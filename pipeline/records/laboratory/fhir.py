@@ -1,7 +1,7 @@
-"""Raw results from FHIR R4: Observations, their components, and DiagnosticReports that conclude without them.
+"""Reads raw results from FHIR R4: Observations, their components, and DiagnosticReports without Observations.
 
-Patients and Specimens are found by reference, wherever in the files they are. Two that share a name but differ are
-nobody's: nothing is guessed.
+References to Patients and Specimens are resolved across all files. If two different resources have the same name, the
+reference is ambiguous and neither is used.
 """
 
 from collections import defaultdict
@@ -25,18 +25,18 @@ from pipeline.records.laboratory.results import RANK, Identifier, RawResult, Rea
 from pipeline.records.laboratory.settings import FhirLaboratory
 from pipeline.records.laboratory.times import LONG_AGO, Clock, fhir_time
 
-# Of Observation and DiagnosticReport; what is not listed (registered, preliminary, partial, unknown) is not final.
+# Of Observation and DiagnosticReport. Other statuses (registered, preliminary, partial, unknown) are not final.
 STATUSES: dict[str, Status] = {
     "final": "final", "amended": "corrected", "corrected": "corrected", "appended": "corrected",
     "cancelled": "withdrawn", "entered-in-error": "withdrawn",
 }  # fmt: skip
 
-# A name, in one document or (None) in all files.
+# A name, valid in one document or (None) in all files.
 Name = tuple[int | None, str]
 
 
 def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
-    """The raw results of all files; a resource that cannot be read is one finding.
+    """Read the raw results of all files; each unreadable resource is a finding.
 
     Raises Refusal: E_TABLE_FILE, E_TIME_ZONE.
     """
@@ -49,14 +49,14 @@ def read(table: FhirLaboratory, clock: Clock, issuer: str) -> Reading:
 
 
 class _Files:
-    """What all files hold together: identifiers of patients, times of specimens, and the events to be judged."""
+    """The contents of all files: identifiers of patients, times of specimens, and events with results."""
 
     def __init__(self, clock: Clock, issuer: str) -> None:
         self.clock, self.issuer = clock, issuer
         self.patients: dict[Name, set[Identifier | Reason]] = defaultdict(set)
         self.specimens: dict[Name, set[str]] = defaultdict(set)
         self.events: list[Placed] = []
-        self.parents: dict[Name, list[Placed]] = defaultdict(list)  # of an Observation: its panels and reports
+        self.parents: dict[Name, list[Placed]] = defaultdict(list)  # panels and reports of an Observation
 
     def add(self, placed: Placed, reading: Reading) -> None:
         resource = placed.resource
@@ -66,13 +66,13 @@ class _Files:
             elif isinstance(resource, Specimen):
                 self.specimens[name].add(resource.collected)
         if isinstance(resource, Event):
-            # No short cut: results of other tests are counted here.
+            # A list, not a generator: `wants` must count the results of all other tests.
             wanted = [reading.wants(_test(code)) for code, _ in _told(resource)]
             if any(wanted) or resource.children:
                 self.events.append(placed)
 
     def results(self, reading: Reading) -> Iterator[RawResult]:
-        """Call it when all files are read."""
+        """Yield the results; call this after all files are read."""
         newest = self._newest()
         for placed in newest:
             for child in _event(placed).children:
@@ -103,7 +103,7 @@ class _Files:
                 )
 
     def _newest(self) -> list[Placed]:
-        """Of each event its newest version, and of several of one time that which takes back more; order is kept."""
+        """Return the newest version of each event in order; at equal times, the one with the higher RANK."""
 
         def age(placed: Placed) -> tuple[tuple[datetime, datetime, int], int]:
             event = _event(placed)
@@ -123,7 +123,7 @@ class _Files:
         return next((self.parents[name] for name in _scoped(placed, placed.names()) if name in self.parents), [])
 
     def _patient(self, chain: Sequence[Placed]) -> Identifier | Reason:
-        """The patient of the first event that names one: an Observation may leave it to its report."""
+        """Return the patient of the first event that names one; an Observation may rely on its report for it."""
         for placed in chain:
             subject = _event(placed).subject
             names = _scoped(placed, placed.called(subject.reference))
@@ -140,7 +140,7 @@ class _Files:
         return choose((_identifier(each) for each in identifiers if each.use != "old"), self.issuer)
 
     def _collected(self, chain: Sequence[Placed]) -> str:
-        """When the specimen was taken: Specimen.collection, else effective[x], never issued; "" if in doubt."""
+        """Return the collection time: Specimen.collection, else effective[x], never issued; "" if ambiguous."""
         for placed in chain:
             texts: set[str] = set()
             for specimen in _event(placed).specimens:
@@ -157,7 +157,7 @@ def _event(placed: Placed) -> Event:
 
 
 def _scoped(placed: Placed, names: Sequence[str]) -> list[Name]:
-    """Each name as it is understood in the resource's own document, then in all files."""
+    """Return each name with the scope of the resource's own document, then of all files."""
     return [(scope, name) for name in names for scope in (placed.document, None)]
 
 
@@ -166,7 +166,7 @@ def _name(placed: Placed) -> str:
 
 
 def _number(placed: Placed, patient: Identifier | Reason) -> tuple[str, str]:
-    """What a newer version is known by: the laboratory's identifier for the patient's result, else the resource."""
+    """Return the key of all versions of a result: the laboratory's identifier and the patient, else the resource."""
     given = next((each for each in _event(placed).identifier if each.value), None)
     if given is None or not isinstance(patient, Identifier):
         return _name(placed), ""
@@ -181,7 +181,7 @@ def _status(chain: Sequence[Placed]) -> Status:
 
 
 def _told(event: Event) -> Iterator[tuple[Concept, tuple[str, ...]]]:
-    """Each test of an event with its value; a heading of components or members has none of its own."""
+    """Yield each test of an event with its value; the heading of components or members has no value."""
     if isinstance(event, Observation):
         if event.words() or not (event.component or event.children):
             yield event.code, event.words() or tuple(_absence(event))
@@ -194,7 +194,7 @@ def _told(event: Event) -> Iterator[tuple[Concept, tuple[str, ...]]]:
 
 
 def _absence(event: Observation) -> Iterator[str]:
-    """Why there is no value: for the list of unmapped results, where it belongs unless a site lists it."""
+    """Yield the reason why there is no value; it counts as an unmapped result unless a word list contains it."""
     if event.data_absent_reason is not None:
         yield from event.data_absent_reason.words()
 
@@ -205,7 +205,7 @@ def _test(code: Concept) -> tuple[Code, ...]:
 
 
 def _identifier(given: FhirIdentifier) -> Identifier:
-    """The system may be an object identifier, which HL7 v2 and DICOM write without `urn:oid:`."""
+    """Convert an identifier; HL7 v2 and DICOM write a system that is an object identifier without `urn:oid:`."""
     names = dict.fromkeys(filter(None, (given.system, given.system.removeprefix("urn:oid:"))))
     kinds = {coding.code for coding in given.type.coding}
     return Identifier(given.value.strip(), tuple(names), "MR" if "MR" in kinds else "")

@@ -1,4 +1,4 @@
-"""FHIR R4 resources from files: Bundles of any kind, single resources and arrays as JSON, and NDJSON."""
+"""Reads FHIR R4 resources from files: Bundles of any kind, single resources and arrays in JSON, and NDJSON."""
 
 import codecs
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ MODELS: dict[str, type[Resource]] = {
     model.__name__: model for model in (Patient, Specimen, Observation, DiagnosticReport)
 }
 LINES = {".ndjson", ".jsonl"}
-MAX_BYTES = 32_000_000  # of a JSON file, or of a line of NDJSON; as objects it takes ten times that
+MAX_BYTES = 32_000_000  # of a JSON file or a line of NDJSON; parsed objects take ten times as much memory
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A resource and where it stands, on which it depends what references to it and in it mean.
+    """A resource and its place, which determines the meaning of references to it and in it.
 
-    `document`: number of the file or line. `number`: of the resource among all; `container`: of the resource that
-    contains it. `where`: for the site's screen.
+    `document`: number of the file or line. `number`: number of the resource among all. `container`: number of the
+    resource that contains it. `where`: location, shown only at the site.
     """
 
     resource: Resource
@@ -40,12 +40,12 @@ class Placed:
 
     @property
     def base(self) -> str:
-        """The address of its server, which completes relative references; "" if unknown."""
+        """Address of the resource's server, the base of relative references; "" if unknown."""
         own = f"/{self.resource.resource_type}/{self.resource.id}"
         return self.full_url.removesuffix(own) if self.full_url.endswith(own) else ""
 
     def names(self) -> list[str]:
-        """What references may call it; the name that begins with ? leaves open whose server's it is."""
+        """Return the names by which references can refer to it; a name that begins with ? matches any server."""
         own = f"{self.resource.resource_type}/{self.resource.id}"
         if self.container is not None:
             return [f"{self.container}#{self.resource.id}"]
@@ -54,7 +54,7 @@ class Placed:
         return [self.full_url or own, f"?{own}"]
 
     def called(self, reference: str) -> list[str]:
-        """The names that a reference in this resource may mean, the surest first."""
+        """Return the names to which a reference in this resource can refer, the most certain first."""
         if reference.startswith("#"):
             return [f"{self.number if self.container is None else self.container}{reference}"]
         name = reference.split("/_history/", maxsplit=1)[0]
@@ -66,7 +66,7 @@ class Placed:
 
 
 def read_resources(path: Path, reading: Reading) -> Iterator[Placed]:
-    """The patients, specimens, observations and reports of all files; what cannot be read becomes a finding.
+    """Yield the patients, specimens, observations and reports of all files; unreadable ones become findings.
 
     Raises Refusal E_TABLE_FILE.
     """
@@ -81,7 +81,7 @@ def read_resources(path: Path, reading: Reading) -> Iterator[Placed]:
             try:
                 resource = MODELS[raw["resourceType"]].model_validate(raw)
             except (TypeError, KeyError):
-                reading.findings.append(note(reasons.FHIR, "", f"{where}: no resource in JSON"))
+                reading.findings.append(note(reasons.FHIR, "", f"{where}: not a resource in JSON"))
             except ValidationError as error:
                 first = error.errors(include_url=False, include_input=False, include_context=False)[0]
                 element = ".".join(map(str, (error.title, *first["loc"])))
@@ -91,7 +91,7 @@ def read_resources(path: Path, reading: Reading) -> Iterator[Placed]:
 
 
 def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Each JSON file and each line of NDJSON that is not blank, and where it is; oversized ones come empty."""
+    """Yield the location and content of each JSON file and each non-blank line of NDJSON; oversized ones are empty."""
     try:
         for file in files_of(path):
             with file.open("rb") as stream:
@@ -109,7 +109,10 @@ def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
 def _walk(
     tree: Any, full_url: str, container: int | None, numbers: Iterator[int]
 ) -> Iterator[tuple[Any, str, int | None, int]]:
-    """Each resource with its fullUrl, the number of what contains it, and its own number. JSON is 200 deep at most."""
+    """Yield each resource with its fullUrl, the number of its container and its own number.
+
+    The JSON parser limits the depth to 200.
+    """
     kind = tree.get("resourceType") if isinstance(tree, dict) else None
     if isinstance(tree, list):
         for each in tree:

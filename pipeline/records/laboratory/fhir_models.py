@@ -1,4 +1,4 @@
-"""The few elements of FHIR R4 that a PCR result needs (hl7.org/fhir/R4); whatever else a resource holds is ignored."""
+"""Models the elements of FHIR R4 that a PCR result needs (hl7.org/fhir/R4); all other elements are ignored."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ class Concept(Element):
     text: str = ""
 
     def words(self) -> Iterator[str]:
-        """Codes, their names and the text: all ways of saying one thing."""
+        """Yield codes, their names and the text, which all mean the same."""
         for coding in self.coding:
             yield from filter(None, (coding.code, coding.display))
         if self.text:
@@ -74,7 +74,7 @@ class Specimen(Resource):
 
 
 class Valued(Element):
-    """What has a code and a value: an Observation or one of its components."""
+    """An element with a code and a value: an Observation or one of its components."""
 
     code: Concept = Concept()
     value_codeable_concept: Concept | None = None
@@ -85,7 +85,7 @@ class Valued(Element):
     data_absent_reason: Concept | None = None
 
     def words(self) -> tuple[str, ...]:
-        """The value as codes and words; empty if there is none. Numbers and absence are there to be shown."""
+        """Return the value as codes and words; empty if there is none. Numbers are included only for display."""
         if self.value_codeable_concept is not None:
             return tuple(self.value_codeable_concept.words())
         plain = (self.value_string, self.value_boolean, self.value_integer)
@@ -96,7 +96,7 @@ class Valued(Element):
 
 
 class Event(Resource):
-    """What Observation and DiagnosticReport have in common."""
+    """The common elements of Observation and DiagnosticReport."""
 
     identifier: list[FhirIdentifier] = []
     status: str = ""
@@ -117,7 +117,7 @@ class Event(Resource):
 
     @property
     def children(self) -> list[Reference]:
-        """The Observations that belong to it."""
+        """References to the Observations that belong to this event."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""Raw results from HL7 v2 messages (ORU^R01), as an interface engine stores them in files."""
+"""Reads raw results from HL7 v2 messages (ORU^R01) that an interface engine stores in files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hl7 import Message, Segment
 
 CODED, LINES = {"CE", "CWE", "CNE", "CF"}, {"TX", "FT"}
-# HL7 table 0085; what is not listed (I, P, R, S, U) is not final yet. N, O and X never will be.
+# HL7 table 0085. Statuses that are not listed (I, P, R, S, U) are not final yet. N, O and X never become final.
 STATUSES: dict[str, Status] = {
     "F": "final", "V": "final", "A": "corrected", "B": "corrected", "C": "corrected",
     "D": "withdrawn", "N": "withdrawn", "O": "withdrawn", "W": "withdrawn", "X": "withdrawn",
@@ -37,7 +37,7 @@ STATUSES: dict[str, Status] = {
 
 @dataclass
 class _Order:
-    """One OBR with its results: each OBX, or several of one text, and how many specimens came before it."""
+    """One OBR with its results: each OBX (or several of one text) and the number of specimens before it."""
 
     patient: Identifier | Reason
     obr: "Segment"
@@ -46,7 +46,7 @@ class _Order:
 
 
 def read(table: Hl7Laboratory, clock: Clock, issuer: str) -> Reading:
-    """The raw results of all messages; a message that cannot be read is one finding.
+    """Read the raw results of all messages; each unreadable message is a finding.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING, E_TIME_ZONE.
     """
@@ -101,7 +101,7 @@ def _results(message: "Message", reading: Reading, clock: Clock, issuer: str, wh
 
 
 def _orders(message: "Message", issuer: str) -> list[_Order]:
-    """Raises BrokenError where a result belongs to no order."""
+    """Return the orders of a message. Raises BrokenError if a result belongs to no order."""
     orders: list[_Order] = []
     patient: Identifier | Reason = reasons.NO_IDENTIFIER
     for segment in message[1:]:
@@ -120,7 +120,7 @@ def _orders(message: "Message", issuer: str) -> list[_Order]:
 
 
 def _add_result(order: _Order, obx: "Segment") -> None:
-    """A text may come line by line, each in an OBX of its own with the same test, sub-identifier and status."""
+    """Add a result; a text may have one OBX for each line, with the same test, sub-identifier and status."""
 
     def what(segment: "Segment") -> list[str]:
         return [part(segment, 2), *(str(segment[n]) if n < len(segment) else "" for n in (3, 4, 11))]
@@ -141,10 +141,10 @@ def _identifiers(pid: "Segment") -> Iterator[Identifier]:
 
 
 def _collected(specimens: Sequence["Segment"], obr: "Segment", obx: "Segment") -> str:
-    """When the specimen was taken: SPM-17, which means nothing else; else OBR-7, else OBX-14.
+    """Return the collection time: SPM-17, which is unambiguous, else OBR-7, else OBX-14.
 
-    By the standard both of these are the specimen's time too. OBX-14 comes last because many systems put the time
-    of the analysis there. If several specimens were taken at different times, only OBX-14 can tell which it was.
+    In the standard, OBR-7 and OBX-14 are the collection time too. OBX-14 is last, because many systems write the time
+    of the analysis there. If several specimens have different times, only OBX-14 identifies the right one.
     """
     taken = {moment(specimen, 17) for specimen in specimens} - {""}
     if len(taken) > 1:
@@ -155,9 +155,10 @@ def _collected(specimens: Sequence["Segment"], obr: "Segment", obx: "Segment") -
 def _key(
     order: _Order, specimens: Sequence["Segment"], test: Sequence[Code], obx: "Segment", collected_text: str
 ) -> tuple[str, ...]:
-    """Filler's order number (OBR-3), else the placer's (OBR-2) and the time; specimen; test and sub-identifier.
+    """Return the key of a result: patient, order number, specimen, test and sub-identifier.
 
-    The patient belongs to it, because some laboratories begin again with their numbers.
+    The order number is the filler's (OBR-3), else the placer's (OBR-2) with the test and the time. The patient is part
+    of the key, because some laboratories reuse order numbers.
     """
     patient = order.patient.value if isinstance(order.patient, Identifier) else ""
     filler, placer = (str(order.obr[n]) if n < len(order.obr) else "" for n in (3, 2))
@@ -167,13 +168,13 @@ def _key(
 
 
 def _test(obx: "Segment") -> tuple[Code, ...]:
-    """OBX-3: the test's code and its alternate."""
+    """Return the test's code and its alternate code (OBX-3)."""
     names = [Code(part(obx, 3, n + 2), part(obx, 3, n), part(obx, 3, n + 1)) for n in (1, 4)]
     return tuple(name for name in names if name.code or name.text)
 
 
 def _values(lines: Sequence["Segment"]) -> list[tuple[str, ...]]:
-    """OBX-5: of a coded value, codes and names, each repetition a value of its own; else the whole text."""
+    """Return the values (OBX-5): codes and names for each repetition of a coded value, else the whole text."""
     if part(lines[0], 2) in CODED:
         values = [
             tuple(filter(None, (part(lines[0], 5, n, repetition) for n in (1, 2, 4, 5, 9))))

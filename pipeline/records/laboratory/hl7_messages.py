@@ -1,7 +1,7 @@
-"""HL7 v2 messages from files, and the texts in their fields.
+"""Reads HL7 v2 messages from files, and the texts in their fields.
 
-The library `hl7` splits messages at their own separators. Its way of undoing escape sequences is not used: it logs
-the field that it cannot read, and repeats a character as often as the field asks for.
+The library `hl7` splits messages at their separators. Its decoding of escape sequences is not used: it logs fields that
+it cannot read, and repeats a character as often as the field says.
 """
 
 import codecs
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from hl7 import Message, Segment
 
 NEEDED = {"MSH", "PID", "OBR", "OBX", "SPM"}
-ENVELOPE = {"FHS", "BHS", "BTS", "FTS"}  # of batches; what is in them is what counts
+ENVELOPE = {"FHS", "BHS", "BTS", "FTS"}  # of batches; only the messages inside are read
 DOCUMENT = {"ED", "RP"}
 SEGMENT_NAME = re.compile(r"[A-Z][A-Z0-9]{2}")
-FRAMING = " \t\n\x0b\x1c\ufeff"  # MLLP's start and end of a block, and blanks around a segment
-MAX_LINE_CHARACTERS = 16_000_000  # documents may be embedded
-MAX_MESSAGE_CHARACTERS = 300_000  # without them; each separator becomes an object
-# HL7 table 0211, as Python calls them.
+FRAMING = " \t\n\x0b\x1c\ufeff"  # start and end of a block in MLLP, and spaces around a segment
+MAX_LINE_CHARACTERS = 16_000_000  # a line may contain a document
+MAX_MESSAGE_CHARACTERS = 300_000  # without documents; each separator becomes an object
+# Python names of the encodings in HL7 table 0211.
 CHARSETS = {"ASCII": "ascii", "UNICODE UTF-8": "utf-8", "UTF-8": "utf-8", "UTF8": "utf-8"} | {
     f"8859/{part}": f"iso8859-{part}" for part in range(1, 16)
 }
 
 
 class BrokenError(Exception):
-    """The message is not well-formed; the text says where, without its content."""
+    """The message is not well-formed; the text says where, without quoting the content."""
 
 
 def messages(path: Path, encoding: str) -> Iterator[list[str]]:
-    """The lines of each message. Lines before the first MSH come as a message without one.
+    """Yield the lines of each message; lines before the first MSH form a message of their own.
 
     Raises Refusal: E_TABLE_FILE, E_ENCODING.
     """
@@ -51,7 +51,7 @@ def messages(path: Path, encoding: str) -> Iterator[list[str]]:
                     size += len(line)
                     lines.append(line)
                     if size > MAX_MESSAGE_CHARACTERS:
-                        lines[1:] = ["oversized"]  # which is no segment
+                        lines[1:] = ["oversized"]  # not a segment, so `parse` refuses the message
     except OSError as error:
         raise Refusal(reasons.TABLE_FILE, private=str(error), table="laboratory") from error
     except UnicodeError as error:
@@ -61,13 +61,13 @@ def messages(path: Path, encoding: str) -> Iterator[list[str]]:
 
 
 def _is_document(line: str) -> bool:
-    """Whether it is an OBX that holds a document, such as the report as PDF."""
+    """Whether a line is an OBX with a document, for example a report in PDF."""
     fields = line.split(line[3:4] or "|", 3)
     return fields[0] == "OBX" and len(fields) > 2 and fields[2] in DOCUMENT
 
 
 def parse(lines: Sequence[str]) -> "Message":
-    """Raises BrokenError."""
+    """Parse the needed segments of a message. Raises BrokenError."""
     import hl7
 
     separators = lines[0][3:8]
@@ -77,16 +77,16 @@ def parse(lines: Sequence[str]) -> "Message":
         raise BrokenError("MSH-1 or MSH-2")
     for number, line in enumerate(lines, start=1):
         if not SEGMENT_NAME.fullmatch(line[:3]) or line[3:4] not in ("", separators[0]):
-            raise BrokenError(f"line {number} is no segment")
+            raise BrokenError(f"line {number} is not a segment")
     try:
         message = hl7.parse("\r".join(line for line in lines if line[:3] in NEEDED))
-    except Exception as error:  # the library has no error of its own for most of what may be wrong
+    except Exception as error:  # for most faults the library has no exception of its own
         raise BrokenError("cannot be split into segments and fields") from error
     return message
 
 
 def other_kind(message: "Message") -> str:
-    """What the message is, if it is no result of a patient: another type, or one sent for training or debugging."""
+    """Return the kind of a message if it is not a patient's result (another type, or for training or debugging)."""
     msh = message[0]
     kind, event, processing = part(msh, 9), part(msh, 9, 2), part(msh, 11)
     if kind == "ORU" and event in ("R01", "") and processing in ("P", ""):
@@ -95,7 +95,7 @@ def other_kind(message: "Message") -> str:
 
 
 def other_charset(message: "Message", lines: Iterable[str], encoding: str) -> str:
-    """MSH-18, if it names another encoding and there is a character for which that matters."""
+    """Return MSH-18 if it names another encoding and the message contains characters outside ASCII, else ''."""
     declared = codecs.lookup(encoding).name.replace("utf-8-sig", "utf-8")
     named = part(message[0], 18)
     known = CHARSETS.get(named.upper())
@@ -111,10 +111,9 @@ def repetitions(segment: "Segment", number: int) -> int:
 
 
 def part(segment: "Segment", number: int, component: int = 1, repetition: int = 1, sub: int | None = None) -> str:
-    """A component of a field, or one of its subcomponents, without escapes and outer blanks; "" where it is absent.
+    """Return a component or subcomponent of a field, unescaped and stripped; "" if it is absent or HL7's null.
 
-    Where a field is less finely divided than asked for, its text is the first piece of every level below. HL7's null
-    is "" too.
+    If a field has fewer levels than requested, its text is the first part of every lower level.
     """
     at = segment[number] if number < len(segment) else ""
     for index in (repetition, component, sub):
@@ -126,14 +125,14 @@ def part(segment: "Segment", number: int, component: int = 1, repetition: int = 
 
 
 def moment(segment: "Segment", number: int) -> str:
-    """A field of time; of a range its beginning, and without the old mark of precision."""
+    """Return a time field: the start of a range, without the obsolete degree of precision."""
     return part(segment, number, sub=1)
 
 
 def unescaped(text: str, segment: "Segment") -> str:
-    r"""The text that escape sequences stand for (HL7 v2.5.1, 2.7): separators, line breaks, ASCII in hexadecimal.
+    r"""Decode escape sequences (HL7 v2.5.1, 2.7): separators, line breaks, hexadecimal ASCII.
 
-    Others are left as they are, so that no list of words holds the result.
+    Other sequences are kept unchanged, so that the text does not match any word list.
     """
     escape, (_, fields, repetition, component, sub) = segment.esc, segment.separators
     plain = {"F": fields, "R": repetition, "S": component, "T": sub, "E": escape, ".br": " ", ".sp": " "}

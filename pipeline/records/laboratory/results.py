@@ -1,7 +1,7 @@
-"""One meaning for what CSV rows, HL7 messages and FHIR resources tell: from raw results to PCR results.
+"""Turns raw results from CSV rows, HL7 messages and FHIR resources into PCR results, with the same rules for all.
 
-What a result means is never guessed from its text: the laboratory signs lists of words, and a word in none of them
-is reported. Of several versions of one result the newest counts. Results for single genes decide nothing.
+The meaning of a result is never guessed from its text: the laboratory signs lists of words, and a word in none of them
+is reported. The newest version of a result counts. Results for single genes decide nothing.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from pipeline.records.laboratory.codes import Code, Kind, kind_of
 from pipeline.records.laboratory.settings import Interpretation, canonical
 from pipeline.system.findings import Finding
 
-# The last two leave no result behind: "withdrawn" takes an older one away, "pending" may yet bring one.
+# The last two give no result: "withdrawn" removes an older result, "pending" may become a result later.
 Status = Literal["final", "corrected", "withdrawn", "pending"]
 NO_RESULT: dict[Status, Reason] = {"withdrawn": reasons.PCR_WITHDRAWN, "pending": reasons.PCR_PRELIMINARY}
 RANK: dict[Status, int] = {"pending": 0, "final": 1, "corrected": 2, "withdrawn": 3}
@@ -26,9 +26,9 @@ RANK: dict[Status, int] = {"pending": 0, "final": 1, "corrected": 2, "withdrawn"
 
 @dataclass(frozen=True)
 class PcrResult:
-    """The overall PCR result of one specimen; `positive` is None when the laboratory could not decide.
+    """The overall PCR result of one specimen; `positive` is None if the laboratory could not decide.
 
-    `collected`: when the specimen was taken, site-local without zone; midnight where only the day is known.
+    `collected`: local time of collection without zone; midnight if only the day is known.
     """
 
     patient_id: str
@@ -38,33 +38,33 @@ class PcrResult:
 
 @dataclass(frozen=True)
 class Identifier:
-    """One identifier of a patient; `authorities` are the names of the one authority that issued it."""
+    """One identifier of a patient; `authorities` holds all names of the authority that issued it."""
 
     value: str
     authorities: tuple[str, ...] = ()
-    kind: str = ""  # of HL7 table 0203; MR is the medical record number
+    kind: str = ""  # code from HL7 table 0203; MR is the medical record number
 
 
 @dataclass(frozen=True)
 class RawResult:
-    """One result of one test, as a row, message or resource tells it and before anything is judged."""
+    """One result of one test, as stated in a row, message or resource, before interpretation."""
 
-    patient: Identifier | Reason  # the reason for which it is nobody's
-    key: tuple[str, ...]  # order, specimen and test: what a newer version replaces
-    version: tuple[datetime, datetime, int]  # a larger one is newer
-    test: tuple[Code, ...]  # names of one test
-    value: tuple[str, ...]  # codes and words, all for the same thing
+    patient: Identifier | Reason  # or the reason why the patient is unknown
+    key: tuple[str, ...]  # order, specimen and test; a newer version has the same key
+    version: tuple[datetime, datetime, int]  # larger means newer
+    test: tuple[Code, ...]  # all names of one test
+    value: tuple[str, ...]  # codes and words with the same meaning
     status: Status
-    collected: datetime | None  # site-local without zone
+    collected: datetime | None  # local time without zone
     collected_text: str
-    where: str = field(default="", compare=False)  # for the site's screen
+    where: str = field(default="", compare=False)  # shown only at the site
 
 
 @dataclass
 class Reading:
-    """What a reader has found so far.
+    """The results and findings of a reader so far.
 
-    `units`: rows, messages or resources, good and bad. `others`: how many results other tests had.
+    `units`: number of rows, messages or resources, valid or not. `others`: number of results of each other test.
     """
 
     words: Interpretation
@@ -80,7 +80,7 @@ class Reading:
         return kind_of(test, self._declared)
 
     def wants(self, test: Sequence[Code]) -> bool:
-        """Whether results of this test matter; those of other tests are counted."""
+        """Whether results of this test are needed; results of other tests are only counted."""
         kind = self.kind(test)
         if kind == "other":
             self.others[" ".join(f"{name.code} {name.text}".strip() for name in test)] += 1
@@ -88,10 +88,10 @@ class Reading:
 
 
 def choose(identifiers: Iterable[Identifier], issuer: str) -> Identifier | Reason:
-    """The identifier that the site's authority issued; of several, the medical record number.
+    """Choose the identifier that the site's authority issued; of several, the medical record number.
 
-    Where no authority is named at all, a single identifier is the site's, as in a CSV file. Nothing is ever bent:
-    leading zeros and case stay. Reasons: E_NO_IDENTIFIER, E_IDENTIFIER_AMBIGUOUS.
+    If no identifier names an authority, a single identifier is the site's, as in a CSV file. Identifiers are never
+    changed: leading zeros and case are kept. Reasons: E_NO_IDENTIFIER, E_IDENTIFIER_AMBIGUOUS.
     """
     given = [identifier for identifier in identifiers if identifier.value]
     ours = [each for each in given if not issuer or issuer in each.authorities]
@@ -105,7 +105,7 @@ def choose(identifiers: Iterable[Identifier], issuer: str) -> Identifier | Reaso
 
 
 def interpret(reading: Reading, today: date) -> tuple[list[PcrResult], list[Finding], int]:
-    """The PCR results, what was left out, and how many overall results that is together.
+    """Return the PCR results, the findings for skipped results, and the number of overall results.
 
     Equal results count once. Raises Refusal E_NO_PCR_TEST, E_LABORATORY_ISSUERS.
     """
@@ -124,9 +124,9 @@ def interpret(reading: Reading, today: date) -> tuple[list[PcrResult], list[Find
 
 
 def _newest(raw: Sequence[RawResult]) -> list[RawResult]:
-    """Of each result its newest version; of versions of one time, that which takes back more. Order is kept.
+    """Return the newest version of each result in order; at equal times, the version with the higher RANK.
 
-    Two final versions of one time are both kept: if they differ, they are one specimen that is both.
+    Two final versions with the same time are both kept: if they differ, the specimen is contradictory.
     """
     best: dict[tuple[str, ...], tuple[tuple[datetime, datetime, int], int]] = {}
     for each in raw:
@@ -145,13 +145,13 @@ def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> Pcr
     if raw.collected.date() > today:
         return note(reasons.PCR_DATE, patient_id, raw.collected_text)
     told = {meanings[word] for word in map(canonical, raw.value) if word in meanings}
-    if len(told) != 1:  # nothing that is known, or a code and a word that contradict each other
+    if len(told) != 1:  # no known word, or a code and a word that contradict each other
         return note(reasons.PCR_UNMAPPED_FLAGGED, patient_id, " / ".join(raw.value))
     return PcrResult(patient_id, raw.collected, told.pop())
 
 
 def _genes_only(genes: Iterable[RawResult], overall: Iterable[RawResult]) -> list[Finding]:
-    """A finding for each specimen, known by patient and time, that has genes alone."""
+    """Return a finding for each specimen (patient and time) with results only for single genes."""
     decided = {_specimen(each) for each in overall}
     alone = dict.fromkeys(_specimen(each) for each in genes if each.status in ("final", "corrected"))
     return [
@@ -166,7 +166,7 @@ def _specimen(raw: RawResult) -> tuple[str, datetime | None]:
 
 
 def counted(reason: Reason, counts: Counter[str]) -> list[Finding]:
-    """A finding for each kind of thing that was met so often, the most frequent first."""
+    """Return a finding with the count for each key of `counts`, the most frequent first."""
     return [
         replace(note(reason, "", f"{name}: {count}"), says=f"{reason.says} ({count} times)")
         for name, count in counts.most_common()
@@ -174,7 +174,10 @@ def counted(reason: Reason, counts: Counter[str]) -> list[Finding]:
 
 
 def _check_authorities(raw: Iterable[RawResult]) -> None:
-    """Two authorities may give one number to two people; one authority may have several names."""
+    """Refuse identifiers of two authorities, which may give one number to two people.
+
+    One authority may have several names.
+    """
     authorities = {each.patient.authorities for each in raw if isinstance(each.patient, Identifier)} - {()}
     if authorities and not set.intersection(*map(set, authorities)):
         named = "; ".join(sorted(" or ".join(names) for names in authorities))
@@ -182,7 +185,7 @@ def _check_authorities(raw: Iterable[RawResult]) -> None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file itself, or the folder's files at any depth, sorted, but for hidden ones.
+    """Return the file itself, or the folder's files at any depth, sorted, without hidden ones.
 
     Raises Refusal E_TABLE_FILE.
     """

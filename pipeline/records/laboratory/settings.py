@@ -1,4 +1,4 @@
-"""The table [laboratory] of site.toml: which files, which tests, which words; configs/site.toml explains each line."""
+"""Defines the table [laboratory] of site.toml: files, tests and word lists; configs/site.toml explains each line."""
 
 import unicodedata
 from pathlib import Path
@@ -10,16 +10,16 @@ from pipeline.records.csv_tables import MAX_FAULTY_PERCENT, TableFile, known_enc
 
 
 def canonical(word: str) -> str:
-    """One spelling for words that differ in case, outer blanks or the coding of accents alone."""
+    """Return one spelling for words that differ only in case, surrounding spaces or the encoding of accents."""
     return unicodedata.normalize("NFC", word.strip().casefold())
 
 
 class Interpretation(BaseModel, extra="forbid"):
-    """What every format needs to be understood, signed by the laboratory.
+    """How to interpret results of every format; the laboratory signs these lists.
 
-    `tests`: the laboratory's own codes, or names, of the overall SARS-CoV-2 PCR result; LOINC's are known.
-    `positive`, `negative` and `indeterminate` list every text and code that a result may be. Upper and lower case
-    do not matter; nothing else is bent. The defaults are English words, SNOMED CT codes and LOINC answers.
+    `tests`: the laboratory's own codes or names of the overall SARS-CoV-2 PCR result; LOINC codes are built in.
+    `positive`, `negative` and `indeterminate` list every text and code that a result can have. Case is ignored;
+    otherwise a result must match exactly. The defaults are English words, SNOMED CT codes and LOINC answers.
     """
 
     tests: list[str] = []
@@ -36,13 +36,13 @@ class Interpretation(BaseModel, extra="forbid"):
     def each_word_means_one_thing(self) -> Self:
         lists = [{canonical(word) for word in words} for words in (self.positive, self.negative, self.indeterminate)]
         if sum(map(len, lists)) > len(set.union(*lists)):
-            raise ValueError("a word stands in more than one of positive, negative and indeterminate")
+            raise ValueError("a word is in more than one of positive, negative and indeterminate")
         if "" in set.union(*lists):
-            raise ValueError("an empty result means nothing; take it out of the word lists")
+            raise ValueError("an empty result has no meaning; remove it from the word lists")
         return self
 
     def meanings(self) -> dict[str, bool | None]:
-        """Canonical word to its meaning: True positive, False negative, None indeterminate."""
+        """Map each canonical word to its meaning: True positive, False negative, None indeterminate."""
         lists = ((self.positive, True), (self.negative, False), (self.indeterminate, None))
         return {canonical(word): meaning for words, meaning in lists for word in words}
 
@@ -50,9 +50,9 @@ class Interpretation(BaseModel, extra="forbid"):
 class CsvLaboratory(TableFile, Interpretation):
     """format = "csv": one row for each result.
 
-    `collected` is the time at which the specimen was taken, local to the site, never the time of the report.
-    Without the columns `test` and `status`, every row is a final overall result. With them, `tests` says which rows
-    are overall results, and `final` which statuses are those of a released result.
+    `collected` is the local time at which the specimen was taken, never the time of the report. Without the columns
+    `test` and `status`, every row is a final overall result. With them, `tests` lists the tests that are overall
+    results, and `final` lists the statuses of released results.
     """
 
     format: Literal["csv"] = "csv"
@@ -65,12 +65,12 @@ class CsvLaboratory(TableFile, Interpretation):
 
 
 class Hl7Laboratory(Interpretation):
-    """format = "hl7": a file of HL7 v2 messages, or a folder of such files; ORU^R01 is read."""
+    """format = "hl7": a file of HL7 v2 messages, or a folder of such files; only ORU^R01 messages are read."""
 
     format: Literal["hl7"]
     file: Path
     encoding: str = "utf-8-sig"
-    issuer: str = ""  # as PID-3.4 names it, if otherwise than [site] does
+    issuer: str = ""  # the name in PID-3.4, if it differs from [site]
 
     @field_validator("encoding")
     @classmethod
@@ -83,7 +83,7 @@ class FhirLaboratory(Interpretation):
 
     format: Literal["fhir"]
     file: Path
-    issuer: str = ""  # as Patient.identifier.system names it, if otherwise than [site] does
+    issuer: str = ""  # the name in Patient.identifier.system, if it differs from [site]
 
 
 def _format(table: Any) -> Any:

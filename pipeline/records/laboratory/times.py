@@ -1,8 +1,7 @@
-"""Times as HL7 v2 and FHIR write them, brought to the site's own time.
+"""Converts times in HL7 v2 and FHIR to the site's local time.
 
-A time without zone is the site's. It is kept as it is written even in the hour that clocks skip or repeat when
-summer time begins or ends: what counts is the calendar day, and of that there is no doubt. A day without time is
-that day's midnight.
+A time without zone is local to the site. It is not changed, even in the hour that clocks skip or repeat when summer
+time begins or ends: only the calendar day counts, and it is certain. A day without time means midnight of that day.
 """
 
 import re
@@ -13,23 +12,23 @@ from zoneinfo import ZoneInfo
 from models.refusal import Refusal
 from pipeline.records import reasons
 
-# HL7 v2.5.1's data type DTM and FHIR R4's dateTime and instant, to the day at least. FHIR wants seconds and a zone
-# with every time; systems leave out both.
+# The data type DTM of HL7 v2.5.1, and dateTime and instant of FHIR R4, with at least the day. FHIR requires seconds and
+# a zone with every time, but some systems omit both.
 HL7_TIME = re.compile(r"(\d{8})(?:(\d\d)(?:(\d\d)(?:(\d\d)(?:\.\d{1,6})?)?)?)?([+-]\d{4})?", re.ASCII)
 FHIR_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:T(\d\d):(\d\d)(?::(\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 
 
 def hl7_time(text: str, zone: tzinfo | None = None) -> datetime | None:
-    """The time that `text` names, without fractions of a second; None unless it is well-formed and exists.
+    """Return the time in `text`, without fractions of a second; None unless it is well-formed and exists.
 
-    A time without offset gets `zone`; a day without time gets none.
+    A time without offset gets `zone`. A day without time gets no zone.
     """
     return _time(HL7_TIME.fullmatch(text), zone)
 
 
 def fhir_time(text: str) -> datetime | None:
-    """As `hl7_time`, for FHIR's way of writing."""
+    """Return the time in `text` as `hl7_time` does, for the format of FHIR."""
     return _time(FHIR_TIME.fullmatch(text), None)
 
 
@@ -48,7 +47,7 @@ def _time(match: re.Match[str] | None, zone: tzinfo | None) -> datetime | None:
 
 
 def _offset(text: str) -> tzinfo:
-    """ValueError unless less than a day."""
+    """Return the offset as a time zone. Raises ValueError if it is a day or more."""
     if text == "Z":
         return UTC
     hours, minutes = int(text[1:3]), int(text[-2:])
@@ -56,7 +55,7 @@ def _offset(text: str) -> tzinfo:
 
 
 def _at(moment: datetime, zone: tzinfo) -> datetime | None:
-    """The same instant there; None beyond the ends of the calendar."""
+    """Return the same instant in `zone`; None beyond the ends of the calendar."""
     try:
         return moment.astimezone(zone)
     except OverflowError:
@@ -65,17 +64,20 @@ def _at(moment: datetime, zone: tzinfo) -> datetime | None:
 
 @dataclass(frozen=True)
 class Clock:
-    """The site's time; `zone` is None where the site has not said in which it lies."""
+    """The site's clock; `zone` is None if the site has not set its time zone."""
 
     zone: ZoneInfo | None
 
     @classmethod
     def of(cls, name: str) -> "Clock":
-        """The clock of an IANA zone, or of no known zone if `name` is empty."""
+        """Make the clock of an IANA zone, or without a zone if `name` is empty."""
         return cls(ZoneInfo(name) if name else None)
 
     def local(self, moment: datetime) -> datetime | None:
-        """The site's own time, without zone; None beyond the ends of the calendar. Raises Refusal E_TIME_ZONE."""
+        """Return the site's local time, without zone; None beyond the ends of the calendar.
+
+        Raises Refusal E_TIME_ZONE.
+        """
         if moment.tzinfo is None:
             return moment
         if self.zone is None:
@@ -84,19 +86,19 @@ class Clock:
         return there and there.replace(tzinfo=None, fold=0)
 
     def instant(self, moment: datetime | None) -> datetime:
-        """A time by which versions are put in order; `LONG_AGO` for None. Raises Refusal E_TIME_ZONE."""
+        """Return a time that sorts versions, `LONG_AGO` for None. Raises Refusal E_TIME_ZONE."""
         if moment is None:
             return LONG_AGO
         if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=self.zone or UTC)  # without a zone anywhere, any will do
+            moment = moment.replace(tzinfo=self.zone or UTC)  # if no time has a zone, any zone gives the same order
         elif self.zone is None:
             raise Refusal(reasons.TIME_ZONE)
         return _at(moment, UTC) or LONG_AGO
 
     def zone_of(self, sent: datetime | None) -> tzinfo | None:
-        """The zone of a message's own time, which holds for all its times without one (HL7 v2.5.1, MSH-7).
+        """Return the zone of a message's own time, which applies to all its times without one (HL7 v2.5.1, MSH-7).
 
-        None where that is the site's zone: then those times change with summer time, as the site's do.
+        Returns None if it is the site's zone: then these times follow the site's summer time.
         """
         if sent is None or sent.tzinfo is None:
             return None

@@ -78,6 +78,6 @@ def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_inges
 
 def test_a_reasons_text_without_its_case() -> None:
     assert plain(imaging_reasons.SLICE_GAP.says) == "distances between slices differ from the usual … mm"
-    assert plain(imaging_reasons.DUPLICATE_SLICE.says) == "different images lie at one position"
+    assert plain(imaging_reasons.DUPLICATE_SLICE.says) == "different images have the same position"
     assert plain(records_reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")
     assert plain("nothing of a case") == "nothing of a case"

@@ -191,7 +191,7 @@ def test_where_all_is_well_it_says_so() -> None:
 def test_words_of_a_refusal_are_shown_and_its_numbers_are_not() -> None:
     refusal = Refusal(reasons.PCR_UNMAPPED, private="'CANARY' 3 times", table="laboratory", percent=37)
     line = refused("records", "laboratory", refusal)
-    assert line.says == "E_PCR_UNMAPPED: … % of the laboratory file's rows hold a result that is in none of the " + (
+    assert line.says == "E_PCR_UNMAPPED: … % of the laboratory file's rows have a result that is in none of the " + (
         "laboratory's word lists"
     )
     assert "37" in line.detail

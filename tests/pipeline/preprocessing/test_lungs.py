@@ -82,7 +82,7 @@ def test_a_mask_grows_as_far_as_it_reaches(spacing_mm: tuple[float, float, float
     assert not grown(np.zeros((3, 3, 3), bool), spacing_mm, reach_mm).any()
 
 
-def test_the_windpipe_is_not_followed_up_the_neck() -> None:
+def test_the_trachea_is_not_followed_up_the_neck() -> None:
     body = phantoms.thorax(GRID)
     z, y, x = GRID.axes_mm()
     branch = (np.abs(x) < 45) & (np.abs(y - 22) < 5) & (np.abs(z - 20) < 5)

@@ -49,7 +49,7 @@ AWKWARD = {
 
 
 def chest(*, above_mm: float = 40.0, below_mm: float = 40.0, lung_hu: float = -850.0) -> np.ndarray:
-    """A synthetic chest: two ellipsoids of lung, 180 mm long, joined by a windpipe that leaves through the neck.
+    """A synthetic chest: two ellipsoids of lung, 180 mm long, joined by a trachea that leaves through the neck.
 
     `above_mm`, `below_mm`: tissue beyond the lungs; negative cuts them off. Shape (slices, rows, columns).
     """
@@ -59,8 +59,8 @@ def chest(*, above_mm: float = 40.0, below_mm: float = 40.0, lung_hu: float = -8
     hu = np.where((x / 150) ** 2 + (y / 105) ** 2 < 1, 40.0, -1000.0) + 0 * z
     for centre_mm in (-65.0, 65.0):
         hu[((x - centre_mm) / 52) ** 2 + (y / 70) ** 2 + (z / 90) ** 2 < 1] = lung_hu
-    windpipe = (np.hypot(x, y) < 9) & (z > -20) | (np.abs(x) < 40) & (np.abs(y) < 6) & (np.abs(z + 20) < 6)
-    hu[windpipe] = -1000.0
+    trachea = (np.hypot(x, y) < 9) & (z > -20) | (np.abs(x) < 40) & (np.abs(y) < 6) & (np.abs(z + 20) < 6)
+    hu[trachea] = -1000.0
     return hu
 
 
@@ -204,7 +204,7 @@ def test_a_whole_chest_is_not_flagged(scored: Score) -> None:
     assert values(scored)["slice_distance"] == 5.0
     assert values(scored)["pixel_spacing"] == 4.0
     assert values(scored)["lungs"] == pytest.approx(2 * 4 / 3 * np.pi * 5.2 * 7.0 * 9.0, rel=0.15)
-    assert values(scored)["lungs_cut"] == "no"  # though the windpipe reaches the last slice
+    assert values(scored)["lungs_cut"] == "no"  # though the trachea reaches the last slice
 
 
 def test_json_says_which_operating_points_are_met(scored: Score) -> None:
