@@ -190,6 +190,7 @@ def test_sites_that_the_release_learnt_from_are_not_unseen(tmp_path: Path) -> No
     assert begun_sites(STUDY, folder) == []
 
 
+@pytest.mark.slow
 def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     study = study_from(sha256)
