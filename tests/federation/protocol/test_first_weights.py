@@ -207,6 +207,7 @@ def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_gateways_process_tells_a_release_that_does_not_fit(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network(lengthen))
     text = study_from(sha256).model_dump_json()
