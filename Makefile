@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer unit lint docs pictures format bench canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format bench canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -28,6 +28,9 @@ viewer:  ## the full viewer of the clinician's page (NiiVue) into the package, b
 	@# Its package brings no licence file, and its bundle holds what it depends on; all of them ask to be named.
 	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' | sort) \
 		> ../pipeline/clinic/page/static/niivue.LICENSE.txt
+
+check: lint  ## the quick loop: style, types, imports, then the fast unit tests on all cores
+	$(BIN)/pytest -m "not e2e and not chaos and not slow" -n $$(nproc) --maxprocesses 8 --dist worksteal
 
 unit: .venv/installed  ## the tests that start no process
 	$(BIN)/pytest -m "not e2e and not chaos"

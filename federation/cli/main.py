@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,31 @@ app.add_typer(importing.app, name="import")
 app.add_typer(clinic.app, name="clinic")
 app.add_typer(server.app, name="server")
 app.add_typer(study.app, name="study")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="With --version: the environment report of a bug report.")
+    ] = False,
+) -> None:
+    if verbose and not version:
+        context.fail("--verbose needs --version.")
+    if version:
+        typer.echo(_version(verbose=verbose))
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")
+
+
+def _version(*, verbose: bool) -> str:
+    if not verbose:
+        return f"fedthorax {metadata.version('fedthorax')}"
+    from federation.cli.environment_report import environment_report
+
+    return environment_report().rstrip()
 
 
 class LaboratoryFeed(StrEnum):

@@ -28,6 +28,7 @@ def quiet_and_repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_first_attacks_are_stopped() -> None:
     """Each message as it was before there were guards, at one hospital."""
     with rig() as attacked:
@@ -38,6 +39,7 @@ def test_the_first_attacks_are_stopped() -> None:
     assert all(result.stopped_by for result in results)
 
 
+@pytest.mark.slow
 def test_trap_weights_are_stopped_in_a_released_study() -> None:
     study = released_study()
     trap = trap_network(
@@ -49,6 +51,7 @@ def test_trap_weights_are_stopped_in_a_released_study() -> None:
         assert not attacked.ask("train", study, seed_network(study)).code
 
 
+@pytest.mark.slow
 def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
     with (
         rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked,
@@ -57,6 +60,7 @@ def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
         gate.read(attacked, released_study(), gate.BANDS[:1], gate.Way())
 
 
+@pytest.mark.slow
 def test_gates_that_training_leaves_alone_read_few_patients() -> None:
     """With long weights on age and sex, or one order of patients for all gates, most would be read."""
     with rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:
@@ -65,6 +69,7 @@ def test_gates_that_training_leaves_alone_read_few_patients() -> None:
     assert score([claims], [truth]).right < 0.5 * len(truth)
 
 
+@pytest.mark.slow
 def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
     """Rounds later they are let in; `scan_trap` and `moments` measure what they tell then."""
     study = released_study()
@@ -83,6 +88,7 @@ def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
     assert np.corrcoef(pool.first.mean(axis=1), pool.measure)[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_invented_calibrations_put_thresholds_where_the_server_wants_them() -> None:
     """A known limit, at one hospital: else the attack with more questions would show nothing."""
     study = released_study()
@@ -110,6 +116,7 @@ def test_a_known_scan_moves_the_told_distances_little() -> None:
     assert right < 0.9 * 48
 
 
+@pytest.mark.slow
 def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
     study = released_study()
     made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
@@ -119,6 +126,7 @@ def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
         assert not attacked.ask("train", study, within_reach(study, made).network, round_number=12).code
 
 
+@pytest.mark.slow
 def test_thresholds_by_place_depend_little_on_the_other_patients_of_a_batch() -> None:
     """Else the attack with them would show nothing: batch norm would make them relative to the other patients."""
     study = released_study(preprocessing=picture.PREPROCESSING)

@@ -70,6 +70,7 @@ def test_a_reply_without_a_leak_is_clean() -> None:
     assert scanner().scan(sent(exchange()[1])) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", THROUGH)
 def test_what_leaks_through_a_reply_is_found_where_no_gateway_is(name: str) -> None:
     request, reply = exchange()

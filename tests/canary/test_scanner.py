@@ -103,6 +103,7 @@ SPELLINGS: dict[str, Callable[[str], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writing", WRITINGS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
@@ -117,6 +118,7 @@ def test_a_text_is_found_wherever_it_is(writing: str, text: str, spelling: str, 
     assert {hit.planted for hit in TEXT_SCANNER.scan(data)} == {"text"}, (writing, spelling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["<f8", ">f8", "<f4", ">f4", "<f2", ">f2", "<i4", ">i4", "<i2", ">i2", "<u2", ">u2", "u1", "i1", "<i8"]
 )
@@ -179,6 +181,7 @@ def test_pixels_as_decimal_numbers_are_found() -> None:
         assert [hit.planted for hit in SCANNER.scan(text.encode())][:1] == ["scan"]
 
 
+@pytest.mark.slow
 def test_a_shortest_stretch_is_found_at_every_byte() -> None:
     values = body()[500 : 500 + STRETCH].astype("<f4").tobytes()
     for before in range(0, WINDOW * 4, 3):  # a window's bytes: beyond, the cuts fall as they did
@@ -207,10 +210,12 @@ def test_a_weak_line_is_refused(line: NDArray) -> None:
         Scanner([Planted("scan", lines=(line,))])
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_random_bytes() -> None:
     assert SCANNER.scan(noise(5, 1 << 20)) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_weights() -> None:
     network = build_network(NetworkSettings(architecture="resnet10", widen_factor=0.1), seed=1)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -227,6 +232,7 @@ def test_nothing_is_found_in_weights() -> None:
         assert SCANNER.scan(flat.astype(kind).tobytes()) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_counting_bytes_and_tables() -> None:
     counting = bytes(range(256)) * 200
     table = "\n".join(f"{k},{k * k},{k % 7}" for k in range(5000)).encode()

@@ -34,6 +34,7 @@ def test_what_a_command_does_not_need_is_not_imported(module: str, not_needed: t
     assert imported(f"import {module}", *not_needed) == []
 
 
+@pytest.mark.slow
 def test_a_message_imports_a_network_alone_and_nothing_that_monai_would_bring_along() -> None:
     app = "import federation.client.client_app"
     network = "from models.network import NetworkSettings, build_network; build_network(NetworkSettings(), seed=1)"

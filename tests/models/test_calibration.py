@@ -109,6 +109,7 @@ def test_many_hospitals_find_what_each_alone_cannot() -> None:
     assert pooled.intercept == pytest.approx(-0.8, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_hospital_of_its_own_is_known_less_well_where_hospitals_differ() -> None:
     alike, unlike = (pool(federation(8, 100, seed=4, differ=differ)) for differ in (0.0, 1.0))
     one = pool(federation(1, 100, seed=4))
@@ -118,6 +119,7 @@ def test_a_hospital_of_its_own_is_known_less_well_where_hospitals_differ() -> No
     assert width["alike"] < width["one"] < width["unlike"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [pool, middle])
 def test_the_band_holds_the_truth_of_differing_hospitals(make: Callable[[Sequence[Platt]], Platt]) -> None:
     """Forty federations of four; each hospital's true probability at three logits."""
@@ -164,6 +166,7 @@ def four_digits(fit: Platt) -> Platt:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patients", [3, 10, 50, 200, 1000, 5000])
 @pytest.mark.parametrize("spread", [0, 0.01, 0.3, 1, 3, 10, 30])
 def test_a_fit_with_four_digits_could_be_of_its_patients_too(patients: int, spread: float) -> None:
@@ -174,6 +177,7 @@ def test_a_fit_with_four_digits_could_be_of_its_patients_too(patients: int, spre
         assert fit.could_be_of(patients) and four_digits(fit).could_be_of(patients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [pool, middle])
 @pytest.mark.parametrize("patients", [20, 60, 300])
 def test_four_digits_are_enough_to_pool(make: Callable[[Sequence[Platt]], Platt], patients: int) -> None:

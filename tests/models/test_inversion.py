@@ -41,6 +41,7 @@ def one_step(network: SeverityNetwork, batch: Tensor, *, rate: float = 0.1) -> S
     return after
 
 
+@pytest.mark.slow
 def test_the_control_draws_the_scan() -> None:
     found = control()
     assert found.holds and found.value >= 30

@@ -18,6 +18,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "BOOTSTRAPS", 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_the_control_finds_who_was_learnt_by_heart(norm: str) -> None:
     found = control(NetworkSettings.model_validate({"norm": norm}))
@@ -69,6 +70,7 @@ def losses(seed: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.float
     return rng.exponential(1, count), rng.exponential(1, count)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     found = [attack_losses(*losses(seed, 50)).auroc for seed in range(20)]
     assert sum(interval.low < 0.5 < interval.high for interval in found) >= 16

@@ -40,6 +40,7 @@ def test_it_points_to_the_lesion_and_not_to_what_is_densest(network: SeverityNet
     assert energy > 5 * share
 
 
+@pytest.mark.slow
 def test_it_follows_the_weights(network: SeverityNetwork, ill: list[Planted]) -> None:
     """Sanity check by random weights (Adebayo et al., NeurIPS 2018), in the head alone and in all layers."""
     head_alone, everything = (learnt_copy(network), build_network(SMALL, seed=7).eval())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import monai.bundle
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -129,6 +130,7 @@ def test_the_attack_on_an_update_sees_its_batch_norms_too() -> None:
     np.testing.assert_allclose(variance.detach(), stem.var(dim=(0, 2, 3)).detach(), rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_monai_loads_its_bundle(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     release = save_release(folder, moved(), description(network=SMALL))
@@ -141,6 +143,7 @@ def test_monai_loads_its_bundle(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_little_training_moves_the_attention_to_where_the_lesion_is() -> None:
     network = learnt(SMALL, steps=60)
     reader = backbone(network)

@@ -62,6 +62,7 @@ def test_output_that_nobody_reads_any_more_ends_nothing():
     """In a process of its own, whose output goes into pipes that are closed at their other end; and a hangup comes."""
     code = """
 import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
 from federation.cli.console import outliving_the_terminal, print_json, say
 with outliving_the_terminal():
     say("first")

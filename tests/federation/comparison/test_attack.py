@@ -26,6 +26,7 @@ from pipeline.site.folder import Site, Split, init_site
 from pipeline.training.privacy_budget import PrivacySettings
 from pipeline.training.train import Schedule, train
 
+pytestmark = pytest.mark.slow
 PREPROCESSING = Preprocessing(shape=(16, 16, 16))
 STUDY = Study(
     study=StudyTable(name="small", rounds=1, local_epochs=1, sites=1, quorum=1),

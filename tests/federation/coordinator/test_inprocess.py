@@ -75,6 +75,7 @@ def bits(model: Model) -> dict[str, bytes]:
     return {name: array.tobytes() for name, array in {**model.arrays, **model.buffers}.items()}
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_give_the_same_weights_bit_for_bit(folders: list[Path], tmp_path: Path) -> None:
     first, again = (bits(train(study(), folders, tmp_path / name).model) for name in ("first", "again"))
     assert first == again

@@ -10,6 +10,7 @@ from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 
+pytestmark = pytest.mark.slow
 SMALL = Preprocessing(shape=(16, 16, 16))
 
 

@@ -64,6 +64,7 @@ DEFECTS: dict[str, tuple[Any, object, str, object, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_a_defect_is_found(play: Play, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     scenario, owner, name, value, text = DEFECTS[defect]

@@ -229,6 +229,7 @@ def test_a_message_of_too_many_objects_is_refused_before_one_is_fetched(bench: B
     assert pulls(bench) == 0
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_for_a_message_that_was_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixty messages, each with one bad object among slow ones: requests end with the refusal, and memory is flat."""
     monkeypatch.setattr(task_intake, "RETRY_SECONDS", 0.05)

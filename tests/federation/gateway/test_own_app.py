@@ -159,6 +159,7 @@ def test_in_half_precision_the_same_is_let_out(site: Site, kind: Kind) -> None:
         assert head.dtype == came.dtype == "float16"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["query.handshake", "evaluate.calibrate", "evaluate.test", "evaluate.assign"])
 def test_a_private_study_is_judged_too(site: Site, kind: Kind) -> None:
     config = DEPLOYED if kind == "evaluate.test" else CONFIGS.get(kind, {})

@@ -63,6 +63,7 @@ def cut_into(monkeypatch: pytest.MonkeyPatch) -> object:
     return set_size
 
 
+@pytest.mark.slow
 def test_ten_thousand_replies(cut_into: object) -> None:
     """None that is in order is refused, none that is spoilt passes."""
     wrong: list[str] = []

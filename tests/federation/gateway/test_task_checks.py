@@ -180,6 +180,7 @@ def test_an_arrays_bytes_are_numpys(dtype: str) -> None:
         assert sum(spec.chunk_bytes()) == len(written)
 
 
+@pytest.mark.slow
 def test_the_process_that_reads_studies_answers_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = STUDY.model_dump_json()
     found = schema_of(text, tmp_path, tmp_path)
@@ -189,6 +190,7 @@ def test_the_process_that_reads_studies_answers_once_for_each(tmp_path: Path, mo
     assert code_of(schema_of, "x" * 70_000, tmp_path, tmp_path) == "E_RUN_CONFIG"
 
 
+@pytest.mark.slow
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
     assert code_of(schema_of, '{"study": {"name": "/etc/passwd"}}', tmp_path, tmp_path) == "E_RUN_CONFIG"
     assert not list(tmp_path.iterdir())

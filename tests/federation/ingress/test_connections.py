@@ -89,6 +89,7 @@ def is_open(connection: socket.socket) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("connect", [silent, half_a_hello, without_certificate])
 def test_a_node_gets_in_while_strangers_flood(rig: Rig, connect: Callable[[Rig, str], socket.socket]) -> None:

@@ -227,6 +227,7 @@ def in_process(code: str, *arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_training_with_worker_processes_works_under_the_filter(tmp_path: Path) -> None:
     done = json.loads(in_process(WORK, "filtered", folder=tmp_path))
     squares = {way: [4, 9] for way in ("fork", "spawn", "forkserver")}

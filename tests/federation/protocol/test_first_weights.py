@@ -190,6 +190,7 @@ def test_sites_that_the_release_learnt_from_are_not_unseen(tmp_path: Path) -> No
     assert begun_sites(STUDY, folder) == []
 
 
+@pytest.mark.slow
 def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     study = study_from(sha256)
@@ -206,6 +207,7 @@ def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_gateways_process_tells_a_release_that_does_not_fit(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network(lengthen))
     text = study_from(sha256).model_dump_json()

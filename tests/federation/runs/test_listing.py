@@ -12,7 +12,7 @@ from federation.runs import submission
 from federation.runs.listing import detail, final_table, list_lines, round_lines, summaries
 from federation.runs.progress import Progress, duration, standing
 from federation.runs.run_folder import find_run, run_names
-from federation.superlink import reasons as superlink_reasons
+from federation.superlink.reasons import NO_SERVER, RUN_UNKNOWN, SERVER_UNREACHABLE
 from models.refusal import Refusal
 from tests.helpers.results_factory import make_results
 from tests.helpers.run_files import entry, study, write_run
@@ -67,9 +67,9 @@ def test_a_wrong_name_is_answered_with_what_there_is(tmp_path, name):
         ("running", "running"),
         ("pending", "waiting"),
         ("finished:stopped", "stopped"),
-        (Refusal(superlink_reasons.RUN_UNKNOWN), "interrupted"),
-        (Refusal(superlink_reasons.SERVER_UNREACHABLE, port=1), "server down"),
-        (Refusal(superlink_reasons.NO_SERVER), "server down"),
+        (Refusal(RUN_UNKNOWN), "interrupted"),
+        (Refusal(SERVER_UNREACHABLE, port=1), "server down"),
+        (Refusal(NO_SERVER), "server down"),
     ],
 )
 def test_the_server_is_asked_for_a_run_whose_end_nobody_saw(tmp_path, monkeypatch, says, expected):

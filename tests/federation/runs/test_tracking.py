@@ -289,6 +289,7 @@ print("CLIENT", telemetry.get_telemetry_client(), utils.is_telemetry_disabled())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [True, False])
 def test_nothing_calls_home(server, quiet):
     """In a process as ours are: pytest and continuous integration alone would keep MLflow from it."""

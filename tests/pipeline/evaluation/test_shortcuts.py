@@ -191,6 +191,7 @@ def test_tags_that_go_with_the_label_tell_it() -> None:
     assert found == tags_auroc(tagged(labels, measures), SEVERE)
 
 
+@pytest.mark.slow
 def test_tags_that_go_with_nothing_are_at_chance() -> None:
     """One interval in forty would lie above chance if each held it as it should; folds alone would give twice that."""
     above = below = 0

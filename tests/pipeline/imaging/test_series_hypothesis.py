@@ -149,6 +149,7 @@ def look_at(path: Path, site: Site) -> bool:
     return pixels is not None
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=5000, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     changes=elements(),

@@ -37,6 +37,7 @@ def test_a_scan_is_prepared_as_if_it_had_been_written_and_read(tmp_path: Path, a
     assert direct.digest == prepare(read, Preprocessing()).digest
 
 
+@pytest.mark.slow
 def test_a_cohort_has_what_a_study_and_the_data_contract_need(tmp_path: Path) -> None:
     truth = write_cohort(site(tmp_path), COARSE, patients=12, seed=1)
     with Cohort.read(Site.open(tmp_path)) as cohort:
@@ -55,6 +56,7 @@ def test_a_cohort_has_what_a_study_and_the_data_contract_need(tmp_path: Path) ->
         assert patient.severe in (known.severe, None)  # some are lost to follow-up
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_cohort_and_another_name_others(tmp_path: Path) -> None:
     for folder, name, seed in (("a", "north", 1), ("b", "north", 1), ("c", "south", 1), ("d", "north", 2)):
         write_cohort(site(tmp_path / folder, name), COARSE, patients=3, seed=seed)

@@ -34,6 +34,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     """One patient in each of the four dialects, so each transfer syntax is written."""
@@ -98,6 +99,7 @@ def test_the_heart_lies_on_the_left_and_the_spine_at_the_back(tmp_path: Path, na
     assert base > -60, "the liver towards the feet"
 
 
+@pytest.mark.slow
 def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
     """But for the scan that is filed twice."""
     images = [
@@ -135,6 +137,7 @@ def test_the_outcome_file_tells_what_was_drawn(small_hospital: Path) -> None:
         assert events[each["patient_id"]] == each["severe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
 def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> None:
     """200 patients on a coarse body, without scans."""
@@ -181,6 +184,7 @@ def test_lesions_lie_where_their_cause_puts_them() -> None:
     assert np.mean(behind) > 10, "millimetres"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_each_hospital_tells_a_node_how_to_read_it(tmp_path: Path) -> None:
     """The fifth is the second of the first dialect."""

@@ -316,6 +316,7 @@ def weighed_look(path: Path) -> tuple[str, float]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_header_is_refused_at_once(whole: bytes, tmp_path: Path, extra: bytes) -> None:
     path = tmp_path / "1.dcm"
@@ -333,6 +334,7 @@ def test_a_value_without_end_takes_no_memory(whole: bytes, tmp_path: Path) -> No
     assert megabytes < 100
 
 
+@pytest.mark.slow
 def test_a_deflated_bomb_is_refused(tmp_path: Path) -> None:
     """Half a gigabyte in half a megabyte, as a private element of a deflated file."""
     syntax = uids.DeflatedExplicitVRLittleEndian.encode()
@@ -451,6 +453,7 @@ HOSTILE_TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_hostile_identifiers_and_names_reach_nothing_that_is_stored_or_shown(
     own: Own, text: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture

@@ -307,6 +307,7 @@ FORMS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_scan_in_another_form(form: str, sick: tuple[Path, Score], release: Release, tmp_path: Path) -> None:
     """The same probabilities, and the sick lung stays the right one."""

@@ -281,6 +281,7 @@ def test_a_cost_that_is_none_refuses_the_round(site: Site, answer: str, monkeypa
     assert spent_epsilon(site, delta=1e-5) == 0
 
 
+@pytest.mark.slow
 def test_the_cost_is_worked_out_in_a_process_of_its_own(tmp_path: Path) -> None:
     """So that whoever keeps the account needs no torch."""
     site = make(tmp_path)
@@ -298,6 +299,7 @@ def test_the_cost_is_worked_out_in_a_process_of_its_own(tmp_path: Path) -> None:
 # --- the settings -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_setting_that_a_study_may_have_has_a_cost() -> None:
     for noise in (0.3, 1.0, 100.0):
         for rate in (0.001, 0.01, 0.5, 1.0):

@@ -60,6 +60,7 @@ def test_the_same_seed_gives_the_same_network_bit_for_bit(examples: Examples, au
     assert not same(first, other)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_classes_part(examples: Examples) -> None:
     network, (first, last) = trained(examples, PLAIN, Schedule(0, 1, 20), Schedule(1, 19, 20))
     assert last < first / 3

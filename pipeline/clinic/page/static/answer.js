@@ -188,4 +188,3 @@ export function announcement([job, ...others]) {
   const whose = personName(job.patient?.name) || "a scan";
   return job.state === "answered" ? `Answered: ${whose}.` : `No score: ${whose}.`;
 }
-

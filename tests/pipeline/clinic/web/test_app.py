@@ -88,6 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, scored: tuple[Score, Series
     return Served(app, made.id, job.id, patient.key, Tokens(clinic.folder).make("t", "admin", by="test"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_whatever_is_sent_the_server_answers_as_described(mode: GenerationMode, served: Served) -> None:
     """As it is described and as it is not: no status of 500 or more, and every answer as the description says."""

@@ -1,0 +1,69 @@
+"""`fedthorax --version`, and the environment report of a bug report."""
+
+import getpass
+import re
+import socket
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from federation.cli import environment_report as report
+from federation.cli.main import app
+from tests.federation.test_imports import imported
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    return done.exit_code, done.output
+
+
+def test_version_is_one_line():
+    assert run("--version") == (0, f"fedthorax {version('fedthorax')}\n")
+
+
+def test_verbose_version_names_what_a_bug_report_needs():
+    code, text = run("--version", "--verbose")
+    assert code == 0
+    for name in ("fedthorax", "Python", "OS", "processor", "memory"):
+        assert re.search(rf"^{name}: .", text, re.MULTILINE), name
+    for library in ("torch", "monai", "flwr", "pydicom", "numpy"):
+        assert f"{library} {version(library)}" in text
+    for name in (*report.LIBRARIES, *report.CODECS, *report.TOOLS):
+        assert re.search(rf"(: |, ){re.escape(name)}\b", text), name
+
+
+def test_the_report_holds_no_path_host_or_user_name(monkeypatch):
+    monkeypatch.setattr("platform.release", lambda: "6.1.0-anna-ward7")
+    monkeypatch.setenv("HOME", "/home/anna-ward7")
+    text = report.environment_report().replace("GNU/Linux", "")
+    assert "/" not in text
+    assert "ward7" not in text
+    words = set(re.findall(r"[\w.-]+", text))
+    assert not {socket.gethostname(), getpass.getuser(), str(Path.home()), sys.prefix} & words
+
+
+def test_missing_packages_and_tools_are_named(monkeypatch):
+    monkeypatch.setattr(report, "LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr(report, "TOOLS", {"no-such-tool": "no-such-command", "python": Path(sys.executable).name})
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    text = report.environment_report()
+    assert "libraries (missing): no-such-library\n" in text
+    assert "tools (found): python\n" in text
+    assert "tools (not found): no-such-tool\n" in text
+
+
+@pytest.mark.parametrize("arguments", [("--verbose",), ("--verbose", "demo"), ("no-such-command",)])
+def test_wrong_usage_ends_with_2(arguments):
+    assert run(*arguments)[0] == 2
+
+
+def test_no_command_prints_the_help():
+    assert "--version" in run()[1]
+
+
+def test_the_report_imports_none_of_the_libraries():
+    code = "from federation.cli.environment_report import environment_report; environment_report()"
+    assert imported(code, "torch", "monai", "flwr", "numpy", "pydicom", "pydantic") == []
