@@ -22,7 +22,7 @@ PACS_UNTRUSTED = Reason(
 )
 PACS_PROXY = Reason(
     "E_PACS_PROXY",
-    "the proxy does not forward this node to the PACS",
+    "the proxy refuses this node's connection to the PACS",
     "Correct `proxy` in [pacs.dicomweb] of site.toml. Leave it empty if the PACS is reached directly.",
 )
 PACS_ANSWER = Reason(
