@@ -56,12 +56,12 @@ CREATE TABLE IF NOT EXISTS answers (
     study_uid TEXT NOT NULL,
     series_uid TEXT NOT NULL,
     accession TEXT NOT NULL,
-    acquired_at TEXT,                  -- local time of the scan, without zone
+    acquired_at TEXT,                  -- local time of the scan, without time zone
     score TEXT NOT NULL,               -- JSON of Score.to_json()
     model_sha256 TEXT NOT NULL,
     model_name TEXT NOT NULL,
     role TEXT NOT NULL CHECK (role IN ('live', 'shadow')),
-    UNIQUE (job_id, role)              -- nothing is answered twice
+    UNIQUE (job_id, role)              -- no job is answered twice
 );
 CREATE INDEX IF NOT EXISTS answers_by_patient ON answers (patient_key);
 CREATE TABLE IF NOT EXISTS pcr (
@@ -88,19 +88,19 @@ CREATE TABLE IF NOT EXISTS models (
     added_by TEXT NOT NULL,
     role TEXT UNIQUE CHECK (role IN ('live', 'shadow'))
 );
-CREATE TABLE IF NOT EXISTS worker (      -- the process that scores, as it last told
+CREATE TABLE IF NOT EXISTS worker (      -- the scoring process: its last reported state
     one INTEGER PRIMARY KEY CHECK (one = 1),
     state TEXT NOT NULL CHECK (state IN ('starting', 'ready', 'no_model')),
     code TEXT
 );
-CREATE TABLE IF NOT EXISTS tokens (      -- who may ask for what; see web/auth.py
+CREATE TABLE IF NOT EXISTS tokens (      -- access tokens; see web/auth.py
     name TEXT PRIMARY KEY,
-    sha256 TEXT NOT NULL UNIQUE,       -- of the token, which is shown once and kept nowhere
+    sha256 TEXT NOT NULL UNIQUE,       -- of the token itself, which is shown once and not stored
     role TEXT NOT NULL CHECK (role IN ('read', 'score', 'admin')),
     made_at TEXT NOT NULL,
     ends_at TEXT,
     revoked_at TEXT,
-    once INTEGER NOT NULL,             -- 1: good for one sign-in of a browser, and for nothing else
+    once INTEGER NOT NULL,             -- 1: valid only for a single sign-in of a browser
     used_at TEXT
 );
 CREATE TABLE IF NOT EXISTS sessions (    -- of browsers
@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS audit (
     version TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS audit_by_time ON audit (at);
--- Whatever a program of ours gets wrong, it rewrites no record, and none goes before its time.
+-- Even a faulty program of ours cannot change a record, or delete one too early.
 CREATE TRIGGER IF NOT EXISTS audit_is_final BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'audit records are final'); END;
 CREATE TRIGGER IF NOT EXISTS audit_is_kept BEFORE DELETE ON audit

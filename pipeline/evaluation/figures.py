@@ -91,9 +91,10 @@ def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figu
 
 
 def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
-    """Of validation patients: `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`,
-    `variance_intercept_`; and the thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a
-    specificity of 0.90.
+    """Return the metrics of the validation patients from which the model's calibration is computed.
+
+    `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`, `variance_intercept_`; and the
+    thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a specificity of 0.90.
     """
     figures: Figures = {}
     for known in _known(logits, targets, min_patients):

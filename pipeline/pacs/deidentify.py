@@ -227,9 +227,7 @@ def _text(source: Dataset, tag: BaseTag) -> str:
         return ""
     element = _raw(source, tag)
     value = element.value if element is not None else None
-    if (
-        isinstance(value, bytes) and value.isascii() and b"\x1b" not in value
-    ):  # the escape selects another character set
+    if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:  # an escape changes the character set
         return value.decode().strip(" \0")
     return text(source, keyword_for_tag(tag)).strip(" \0")
 

@@ -28,9 +28,7 @@ from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.pacs.tls import as_client
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
 
-_ANY_SYNTAX = (
-    'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, without conversion by the PACS
-)
+_ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, without conversion
 _CHUNK_BYTES = 2**20
 _MAX_IMAGE_BYTES = 2**30
 _CONNECT_SECONDS = 15.0
@@ -47,11 +45,7 @@ _NEVER_STORED = {
     *(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     *(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
 }
-_BROKE_OFF = (
-    "RemoteDisconnected",
-    "ConnectionResetError",
-    "EOF occurred",
-)  # parts of the messages of proxy and TLS errors
+_BROKE_OFF = ("RemoteDisconnected", "ConnectionResetError", "EOF occurred")  # in messages of proxy and TLS errors
 
 
 class DicomWebPacs:

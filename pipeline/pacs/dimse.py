@@ -135,9 +135,7 @@ class DimsePacs:
             else:
                 association = stack.enter_context(self._associate(GET, inbox=inbox))
                 answers = association.send_c_get(key, GET)
-            association.dimse_timeout = (
-                None  # with C-MOVE the images come over another association: the inbox has the timeout
-            )
+            association.dimse_timeout = None  # the inbox has a timeout: C-MOVE sends over another association
             thread = Thread(target=self._follow, args=(answers, inbox), daemon=True)
             thread.start()
             try:

@@ -45,9 +45,8 @@ class _Place:
         connection = self.association.dul.socket
         if connection and connection.socket:
             with suppress(OSError):
-                socket.socket.shutdown(
-                    connection.socket, socket.SHUT_RDWR
-                )  # the plain socket's method: a TLS thread may be reading
+                # The plain socket's method: a TLS socket's thread may be reading.
+                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
         if not self.is_associated:  # its thread waits for a request; None means timeout
             self.association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
 

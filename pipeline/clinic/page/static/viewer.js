@@ -99,7 +99,7 @@ function drawControls() {
       ),
     ),
   );
-  show(byId("window-label"), false); // the service's slices have the lung window alone
+  show(byId("window-label"), false); // the service's slices have only the lung window
 }
 
 const overlay = () => byId("overlays").querySelector(":checked").value;
