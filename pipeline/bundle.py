@@ -1,12 +1,12 @@
-"""A release as a MONAI bundle: the files that MONAI asks for beside ours, and what their configuration calls.
+"""A release as a MONAI bundle: the additional files of MONAI, and the classes that their configuration names.
 
-    configs/metadata.json    what goes in and comes out, after MONAI's schema
-    configs/inference.json   network, preprocessing, calibration: one scan in, probabilities out
-    models/model.pt          the weights as a plain state_dict: `monai.bundle.load` reads nothing else
+    configs/metadata.json    description of inputs and outputs in MONAI's schema
+    configs/inference.json   network, preprocessing, calibration: from one scan to probabilities
+    models/model.pt          the weights as a plain state_dict, the only format of `monai.bundle.load`
 
-model.pt is a torch file and holds a pickle, of tensors alone: it loads with weights_only=True. Nothing of ours reads
-it.
-A bundle's configuration is code to MONAI: check the signature of the release before MONAI sees it.
+model.pt is a torch file with a pickle that contains only tensors: it loads with weights_only=True. Our own code does
+not read it. MONAI executes a bundle's configuration as code: check the signature of the release before you open it with
+MONAI.
 
 https://docs.monai.io/en/stable/mb_specification.html
 """
@@ -33,9 +33,9 @@ SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 
 
 class ReadScan:
-    """A transform: the path of one chest CT to what the network sees of it.
+    """A transform from the path of one chest CT to the network's input.
 
-    Gives {"image": (2, slices, rows, columns), "tabular": (4)}, float32. Raises Refusal: those of
+    Returns {"image": (2, slices, rows, columns), "tabular": (4)}, float32. Raises Refusal: those of
     `pipeline.scoring.score.score`.
     """
 
@@ -49,7 +49,7 @@ class ReadScan:
 
 
 class Calibrate:
-    """What follows the network: logits (2) to {label: calibrated probability}. Raises Refusal E_NO_PROBABILITY."""
+    """A transform from logits (2) to {label: calibrated probability}. Raises Refusal E_NO_PROBABILITY."""
 
     def __init__(self, calibration: Mapping[str, Mapping[str, float]]) -> None:
         self.calibration = {label: Platt.model_validate(platt) for label, platt in calibration.items()}
@@ -59,13 +59,13 @@ class Calibrate:
 
 
 def with_weights(network: torch.nn.Module, weights: str, device: str) -> torch.nn.Module:
-    """The network with the weights of a safetensors file, ready to answer."""
+    """Load the weights of a safetensors file into the network, and set it to inference."""
     network.load_state_dict(load_file(weights))
     return network.to(device).eval()
 
 
 def write_bundle(folder: Path, release: Release) -> None:
-    """Write the three files into a release's folder."""
+    """Write the three files of the bundle into a release's folder."""
     contents = {METADATA: _metadata(release), INFERENCE: _inference(release.description)}
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -75,7 +75,10 @@ def write_bundle(folder: Path, release: Release) -> None:
 
 
 def _inference(d: Description) -> dict[str, Any]:
-    """`python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCAN`."""
+    """Return the configuration of an inference with MONAI.
+
+    `python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCAN` runs it.
+    """
     return {
         "imports": ["$import json", "$import torch"],
         "bundle_root": ".",
@@ -119,10 +122,10 @@ def _metadata(release: Release) -> dict[str, Any]:
         "required_packages_version": {name: version(name) for name in ("fedthorax", "safetensors", "pydicom")},
         "name": d.study,
         "task": "Severe Covid-19 and positive PCR from one chest CT, age and sex",
-        "description": f"Learnt by {hospitals} of the study {d.study} together; card.md tells how. {NOTICE}",
+        "description": f"Trained by {hospitals} of the study {d.study} together; see card.md. {NOTICE}",
         "authors": f"{hospitals} of the study {d.study}",
-        "copyright": f"{hospitals} of the study {d.study}; their agreement says who may use it",
-        "data_source": "patients of the hospitals, which stay there",
+        "copyright": f"{hospitals} of the study {d.study}; their agreement defines who may use it",
+        "data_source": "patients of the hospitals; the data stays there",
         "data_type": "dicom",
         "image_classes": "lung window scaled to -1..1, lung mask",
         "pred_classes": ", ".join(LABELS),

@@ -1,1 +1,1 @@
-"""The clinician's page and its API: a queue of scans, their answers, and what became of them."""
+"""The clinician's page and its API: a queue of scans, their answers, and the delivery to the PACS."""

@@ -1,4 +1,4 @@
-"""Answers: what the models said, the PCR results that go with it, and its way to the PACS."""
+"""Answers: the models' output, the matching PCR results, and the delivery to the PACS."""
 
 import json
 import sqlite3
@@ -21,10 +21,11 @@ _SELECT = """
 
 class Answers(Jobs):
     def answer(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
-        """Keep an answer whose files lie in its folder by now; end the job with it; record it: all or nothing.
+        """Store an answer, end its job and write an audit record, in one transaction.
 
-        The answer of a shadow comes after the live one and ends nothing. `deliver`: it also waits to be sent to the
-        PACS. Raises Refusal E_ALREADY_ANSWERED, where another worker was faster.
+        The answer's files must already be in its folder. An answer of a shadow model comes after the live one and does
+        not end the job. `deliver`: also queue the answer for the PACS. Raises Refusal E_ALREADY_ANSWERED if another
+        worker was faster.
         """
         with self.transaction() as db:
             if answer.role == "live":
@@ -56,7 +57,7 @@ class Answers(Jobs):
         return found[0]
 
     def answers(self, limit: int = 100, before: str | None = None, role: Role | None = "live") -> list[Answer]:
-        """The newest first. `before`: the id of an answer; only what came before it."""
+        """Return answers, newest first. `before`: the id of an answer; only older ones are returned."""
         return self._answers(
             "(?1 IS NULL OR role = ?1) AND (?2 IS NULL OR answers.number < (SELECT number FROM answers WHERE id = ?2))"
             " ORDER BY answers.number DESC LIMIT ?3",
@@ -66,7 +67,7 @@ class Answers(Jobs):
         )
 
     def history(self, patient_key: str) -> list[Answer]:
-        """All live answers for one patient, the newest first."""
+        """Return all live answers for one patient, newest first."""
         if not patient_key:
             return []
         return self._answers("patient_key = ? AND role = 'live' ORDER BY answers.number DESC", patient_key)
@@ -74,9 +75,9 @@ class Answers(Jobs):
     def set_pcr(
         self, answer_id: str, result: PcrResult, collected_on: date | None, source: PcrSource, by: str
     ) -> Answer:
-        """Note the PCR result that goes with an answer, in place of the one that was there.
+        """Set the PCR result of an answer, replacing any earlier one.
 
-        Raises Refusal E_NO_SUCH_ANSWER; TypeError where `collected_on` is no day.
+        Raises Refusal E_NO_SUCH_ANSWER; TypeError if `collected_on` is not a day.
         """
         answer = self.answer_by_id(answer_id)
         checked = check_day(collected_on)
@@ -88,14 +89,14 @@ class Answers(Jobs):
         return self.answer_by_id(answer_id)
 
     def without_pcr(self, since: datetime) -> list[Answer]:
-        """Live answers of known patients to which no PCR result belongs yet, the oldest first."""
+        """Return live answers of known patients without a PCR result, oldest first."""
         return self._answers(
             "created_at >= ? AND role = 'live' AND patient_key <> '' AND result IS NULL ORDER BY answers.number",
             stamp(since),
         )
 
     def set_delivery(self, delivery: Delivery) -> None:
-        """Note how far an answer has come on its way to the PACS, in place of what was noted before."""
+        """Set the delivery state of an answer, replacing the earlier one."""
         due, sent = delivery.due_at, delivery.sent_at
         with self.transaction() as db:
             db.execute(
@@ -111,7 +112,7 @@ class Answers(Jobs):
             )
 
     def deliveries(self, state: DeliveryState = "waiting", due: datetime | None = None) -> list[Delivery]:
-        """Those in a state, the first due first. `due`: only those that are due by then."""
+        """Return deliveries in a state, the first due first. `due`: only those that are due by this time."""
         found = self.rows(
             "SELECT * FROM deliveries WHERE state = ?1 AND (?2 IS NULL OR due_at <= ?2) ORDER BY due_at",
             state,

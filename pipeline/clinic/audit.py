@@ -1,8 +1,8 @@
-"""The record of what was done in the clinic, and the models that it keeps.
+"""The audit records of a clinic, and the table of its models.
 
-A record is never changed, and none goes before six months have passed: the database itself refuses both
-(`database.py`). It is not chained by hash: whoever may write to the file could make the chain anew, so that it would
-only prove something to those who keep its head elsewhere.
+A record is never changed, and never deleted before six months have passed: triggers in the database prevent both
+(`database.py`). Records have no hash chain: anyone who can write to the file could compute the chain again, so a chain
+proves something only to those who store its last hash elsewhere.
 """
 
 import json
@@ -18,7 +18,7 @@ from pipeline.clinic.records import AuditRecord, Model, Role
 
 
 class Parts(TypedDict, total=False):
-    """What a record may tell besides who did what, and when."""
+    """Optional parts of an audit record, besides who did what and when."""
 
     job_id: str | None
     answer_id: str | None
@@ -30,15 +30,15 @@ class Parts(TypedDict, total=False):
 
 class Audit(Database):
     def audit_record(self, who: str, action: str, **parts: Unpack[Parts]) -> None:
-        """Write one record; `records.AuditRecord` says what each part means.
+        """Write one audit record; `records.AuditRecord` explains each part.
 
-        Nothing in it may name a patient. Identifiers go in as keys (`patient_key`, `hidden`).
+        No part may name a patient. Identifiers are written as keys (`patient_key`, `hidden`).
         """
         with self.transaction() as db:
             write_record(db, who, action, **parts)
 
     def audit(self, since: datetime | None = None, limit: int = 1000) -> list[AuditRecord]:
-        """The records since a time, the oldest first; without a time, the newest `limit` of them."""
+        """Return the records since a time, oldest first; without a time, the newest `limit` records."""
         if since:
             found = self.rows("SELECT * FROM audit WHERE at >= ? ORDER BY number LIMIT ?", stamp(since), limit)
         else:
@@ -48,9 +48,9 @@ class Audit(Database):
 
 class Models(Database):
     def add_model(self, sha256: str, name: str, *, signed_by: str | None, by: str) -> None:
-        """Keep a release that was verified and lies in CLINIC/models/SHA256.
+        """Add a verified release, whose files are in CLINIC/models/SHA256.
 
-        One that is kept already stays as is, but is noted as signed once its signature was checked.
+        A model that exists already is not changed, except that it is marked as signed once its signature was checked.
         """
         with self.transaction() as db:
             values = (sha256, name, signed_by, stamp(now()), by)
@@ -66,16 +66,16 @@ class Models(Database):
         return [_model(row) for row in self.rows("SELECT * FROM models ORDER BY added_at, sha256")]
 
     def model(self, role: Role) -> Model | None:
-        """The live or the shadow model; None where none is set."""
+        """Return the live or the shadow model; None if none is set."""
         row = self.row("SELECT * FROM models WHERE role = ?", role)
         return _model(row) if row else None
 
     def set_live(self, sha256: str, *, by: str) -> None:
-        """From the next scan on, this model answers. Raises Refusal E_NO_SUCH_MODEL."""
+        """Use this model as the live one, from the next scan on. Raises Refusal E_NO_SUCH_MODEL."""
         self._set("live", sha256, "promote", by)
 
     def set_shadow(self, sha256: str | None, *, by: str) -> None:
-        """From the next scan on, this model is asked beside the live one; None: no model is.
+        """Run this model in shadow beside the live one, from the next scan on; None: run no shadow model.
 
         Raises Refusal E_NO_SUCH_MODEL.
         """
@@ -90,7 +90,7 @@ class Models(Database):
 
 
 def write_record(db: sqlite3.Connection, who: str, action: str, **parts: Unpack[Parts]) -> None:
-    """Write one record, within a transaction."""
+    """Write one audit record within a transaction."""
     output = parts.get("output")
     db.execute(
         "INSERT INTO audit (at, who, action, job_id, answer_id, input_sha256, model_sha256, output, code, version)"

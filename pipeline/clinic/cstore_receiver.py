@@ -1,15 +1,15 @@
-"""The automatic mode: a DICOM receiver (C-STORE) that queues each series that the PACS sends.
+"""The automatic mode: a DICOM receiver (C-STORE) that queues every series that the PACS sends.
 
-CLINIC/received/SERIES/IMAGE.dcm   what came, under keyed names, on the disk before the PACS is told so
+CLINIC/received/SERIES/IMAGE.dcm   received images under hashed names, on the disk before the PACS gets "success"
 
-C-STORE does not say when a series is whole. It counts as whole when no image of it has come for `quiet_seconds` and the
-associations that brought it are over; where one broke off, much later, for the PACS sends it again. What is missing all
-the same the scorer finds: it refuses gaps between slices and lungs that are cut.
+C-STORE does not signal the end of a series. A series counts as complete when no image has come for `quiet_seconds` and
+all associations that sent it have ended. After a broken association the receiver waits much longer, because the PACS
+sends the series again. If images are still missing, scoring detects it: it refuses gaps between slices and cut lungs.
 
-A series is queued under a name that follows from its images, so that a kill at any moment loses nothing and queues
-nothing twice. The images stay an hour longer: if more of them come, the series is queued anew, and whole. Each axial
-series is a scan of its own. What scoring ignores (localizers, reformats, anything that is not CT) is accepted with the
-status "success", so that the PACS does not send it again, and is not queued.
+The job's name is derived from the images of the series. A kill at any moment therefore loses nothing and queues nothing
+twice. The images are kept one hour longer: if more images of the series arrive, the complete series is queued again.
+Each axial series is a scan of its own. Images that scoring ignores (localizers, reformats, everything that is not CT)
+are accepted with the status "success", so that the PACS does not send them again, and are not queued.
 """
 
 import errno
@@ -46,10 +46,10 @@ from pipeline.system.atomic_files import sync_folder
 log = logging.getLogger("fedthorax.clinic")
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4, table B.2-1
-_IDLE_SECONDS = 60.0  # an association on which so long nothing comes is ended
+_IDLE_SECONDS = 60.0  # an association without data for this time is ended
 _BROKEN_OFF_FACTOR = 30  # times `quiet_seconds`
 _KEEP_SECONDS = 3600.0
-_RESERVE_BYTES = 2**30  # of the disk, for the scans that are being scored
+_RESERVE_BYTES = 2**30  # disk space reserved for the scans that are being scored
 _LOOK_SECONDS = 0.5
 _SERIES = tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _IMAGE = tags("SOPInstanceUID")
@@ -58,7 +58,7 @@ _PATIENT = tags("PatientName", "PatientSex", "PatientAge")
 
 @dataclass
 class _Arrival:
-    """What is known of a series whose images are here. `at`: when the last one came, on the monotonic clock."""
+    """State of a received series. `at`: when its last image arrived, on the monotonic clock."""
 
     at: float
     associations: set[Association] = field(default_factory=set)
@@ -66,7 +66,7 @@ class _Arrival:
     is_queued: bool = False
 
     def is_over(self, now: float, quiet_seconds: float) -> bool:
-        """Whether no more images are to be expected."""
+        """Whether no more images are expected."""
         if any(association.is_alive() for association in self.associations):
             return False
         broke_off = self.last is not None and not self.last.is_released
@@ -74,10 +74,10 @@ class _Arrival:
 
 
 class Reception:
-    """Takes in what the PACS sends, and queues it. `counts`: images, by what became of them."""
+    """Receives what the PACS sends, and queues it. `counts`: number of images by outcome."""
 
     def __init__(self, clinic: Clinic) -> None:
-        """Raises Refusal E_PACS_FILE where certificate, key or authority cannot be used."""
+        """Raises Refusal E_PACS_FILE if certificate, key or authority cannot be used."""
         hold_back_libraries()
         self._clinic, self._table = clinic, clinic.settings.receiver
         self._tls = _tls(self._table, clinic.folder)
@@ -87,12 +87,12 @@ class Reception:
             part.unlink()
         self._lock = Lock()
         self._is_closed = Event()
-        # What lies here from before may still grow: whoever sent it counts from now on.
+        # Series from an earlier run may still grow: their quiet time starts now.
         self._arrivals = {path.name: _Arrival(time.monotonic()) for path in self._folder.iterdir()}
         self.counts: Counter[str] = Counter({"kept": 0, "set_aside": 0, "unreadable": 0, "no_room": 0})
 
     def run(self, stop: Event) -> None:
-        """Receive and queue until `stop`; for a thread of its own. Raises Refusal E_PACS_RECEIVER, E_CLINIC_FILE."""
+        """Receive and queue until `stop`, in its own thread. Raises Refusal E_PACS_RECEIVER, E_CLINIC_FILE."""
         table = self._table
         self._is_closed.clear()  # the service may run it again
         told = 0
@@ -113,16 +113,16 @@ class Reception:
                     self.sweep(store)
                     if self.counts["set_aside"] != told:
                         told = self.counts["set_aside"]
-                        log.info("of the images received since the start, %d are no axial CT and were left out", told)
-                except (Refusal, OSError) as error:  # the disk may have room again later
+                        log.info("%d of the images received since the start are not axial CT and were left out", told)
+                except (Refusal, OSError) as error:  # the disk may have space again later
                     code = error.code if isinstance(error, Refusal) else type(error).__name__
                     log.warning("received series cannot be queued: %s", code)
 
     def store(self, event: StoreEvent) -> int:
-        """Answer a C-STORE request with a status: success once the image lies on the disk, or is not wanted."""
+        """Return the status of a C-STORE request: success if the image is on the disk, or is ignored."""
         if self._is_closed.is_set():
             return OUT_OF_RESOURCES
-        event.assoc.network_timeout_response = "A-RELEASE"  # who leaves an association open has not broken off
+        event.assoc.network_timeout_response = "A-RELEASE"  # an association that is left open is not broken
         request: Any = event.request
         if request.AffectedSOPClassUID != CTImageStorage:
             return self._count("set_aside", SUCCESS)
@@ -134,7 +134,7 @@ class Reception:
             except Refusal as refusal:
                 if refusal.reason in BESIDES_THE_SCAN:
                     return self._count("set_aside", SUCCESS)
-                # What else is wrong with a slice is the scorer's to say.
+                # All other problems of a slice are reported when it is scored.
             self._keep(part, event.assoc)
             return self._count("kept", SUCCESS)
         except OSError as error:
@@ -147,16 +147,16 @@ class Reception:
             part.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Accept no more images."""
         self._is_closed.set()
 
     def sweep(self, store: Store) -> None:
-        """Queue each series that is whole as far as can be told; forget those that were queued an hour ago.
+        """Queue each series that counts as complete; remove those that were queued an hour ago.
 
         Raises Refusal E_CLINIC_FILE, and OSError.
         """
         for key in list(self._arrivals):
-            with self._lock:  # no image comes in between
+            with self._lock:  # no image arrives in between
                 arrival, now = self._arrivals[key], time.monotonic()
                 if arrival.is_queued:
                     if now - arrival.at >= _KEEP_SECONDS:
@@ -182,7 +182,7 @@ class Reception:
             os.fsync(file.fileno())
 
     def _keep(self, part: Path, association: Association) -> None:
-        """Put an image among those of its series. Raises Refusal E_NOT_DICOM, E_PARSE, and OSError."""
+        """Move an image into the folder of its series. Raises Refusal E_NOT_DICOM, E_PARSE, and OSError."""
         header = read_header(part, _SERIES + _IMAGE)
         names = [text(header, keyword) for keyword in ("PatientID", "IssuerOfPatientID")]
         uids = [text(header, keyword) for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
@@ -201,13 +201,13 @@ class Reception:
             arrival.associations.add(association)
 
     def _queue(self, key: str, store: Store) -> None:
-        """Make a job of the images of a series, unless there is one already. Raises Refusal E_CLINIC_FILE, OSError."""
+        """Create a job for the images of a series, unless it exists. Raises Refusal E_CLINIC_FILE, OSError."""
         images = sorted((self._folder / key).glob("*.dcm"))
         job_id = _digest(key, *(path.name for path in images))
         if not images or _is_known(job_id, store):
             return
         folder = self._clinic.scans / job_id
-        shutil.rmtree(folder, ignore_errors=True)  # what a kill left there
+        shutil.rmtree(folder, ignore_errors=True)  # left by a kill
         folder.mkdir(mode=0o700)
         for path in images:
             (folder / path.name).hardlink_to(path)
@@ -230,7 +230,7 @@ class Reception:
 
 
 def _tls(table: ReceiverTable, folder: Path) -> ssl.SSLContext | None:
-    """None where the table asks for no TLS. Raises Refusal E_PACS_FILE."""
+    """Return the TLS context, None if the table configures no TLS. Raises Refusal E_PACS_FILE."""
     if not (table.certificate and table.key and table.ca_certificate):
         return None
     return as_server(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
@@ -247,5 +247,5 @@ def _is_known(job_id: str, store: Store) -> bool:
 
 
 def _digest(*parts: str) -> str:
-    """32 hex digits that stand for texts."""
+    """Return 32 hex digits of the SHA-256 of the texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

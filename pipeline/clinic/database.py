@@ -1,7 +1,7 @@
-"""The clinic's one SQLite file: its tables, how it is opened, and how it is written to.
+"""The clinic's SQLite database: its tables, and how it is opened and written.
 
-Every change is one transaction and is on the disk before it counts (WAL with synchronous=FULL). Each thread and each
-process opens its own; SQLite lets one of them write at a time, and the others wait.
+Every change is one transaction, which is on the disk when it is committed (WAL with synchronous=FULL). Each thread and
+each process opens its own connection; SQLite lets one of them write at a time, and the others wait.
 """
 
 import hashlib
@@ -56,12 +56,12 @@ CREATE TABLE IF NOT EXISTS answers (
     study_uid TEXT NOT NULL,
     series_uid TEXT NOT NULL,
     accession TEXT NOT NULL,
-    acquired_at TEXT,                  -- local time of the scan, without zone
+    acquired_at TEXT,                  -- local time of the scan, without time zone
     score TEXT NOT NULL,               -- JSON of Score.to_json()
     model_sha256 TEXT NOT NULL,
     model_name TEXT NOT NULL,
     role TEXT NOT NULL CHECK (role IN ('live', 'shadow')),
-    UNIQUE (job_id, role)              -- nothing is answered twice
+    UNIQUE (job_id, role)              -- no job is answered twice
 );
 CREATE INDEX IF NOT EXISTS answers_by_patient ON answers (patient_key);
 CREATE TABLE IF NOT EXISTS pcr (
@@ -88,19 +88,19 @@ CREATE TABLE IF NOT EXISTS models (
     added_by TEXT NOT NULL,
     role TEXT UNIQUE CHECK (role IN ('live', 'shadow'))
 );
-CREATE TABLE IF NOT EXISTS worker (      -- the process that scores, as it last told
+CREATE TABLE IF NOT EXISTS worker (      -- the scoring process: its last reported state
     one INTEGER PRIMARY KEY CHECK (one = 1),
     state TEXT NOT NULL CHECK (state IN ('starting', 'ready', 'no_model')),
     code TEXT
 );
-CREATE TABLE IF NOT EXISTS tokens (      -- who may ask for what; see web/auth.py
+CREATE TABLE IF NOT EXISTS tokens (      -- access tokens; see web/auth.py
     name TEXT PRIMARY KEY,
-    sha256 TEXT NOT NULL UNIQUE,       -- of the token, which is shown once and kept nowhere
+    sha256 TEXT NOT NULL UNIQUE,       -- of the token itself, which is shown once and not stored
     role TEXT NOT NULL CHECK (role IN ('read', 'score', 'admin')),
     made_at TEXT NOT NULL,
     ends_at TEXT,
     revoked_at TEXT,
-    once INTEGER NOT NULL,             -- 1: good for one sign-in of a browser, and for nothing else
+    once INTEGER NOT NULL,             -- 1: valid only for a single sign-in of a browser
     used_at TEXT
 );
 CREATE TABLE IF NOT EXISTS sessions (    -- of browsers
@@ -122,7 +122,7 @@ CREATE TABLE IF NOT EXISTS audit (
     version TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS audit_by_time ON audit (at);
--- Whatever a program of ours gets wrong, it rewrites no record, and none goes before its time.
+-- Even a faulty program of ours cannot change a record, or delete one too early.
 CREATE TRIGGER IF NOT EXISTS audit_is_final BEFORE UPDATE ON audit
     BEGIN SELECT RAISE(ABORT, 'audit records are final'); END;
 CREATE TRIGGER IF NOT EXISTS audit_is_kept BEFORE DELETE ON audit
@@ -136,23 +136,23 @@ def now() -> datetime:
 
 
 def stamp(at: datetime) -> str:
-    """A time as the tables hold it: UTC, of one width, so that texts sort as times do."""
+    """Format a time for the tables: UTC with a fixed width, so that texts sort like times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 class Database:
-    """An open clinic.sqlite, for one thread at a time. A context manager.
+    """An open clinic.sqlite, used by one thread at a time; a context manager.
 
-    Raises Refusal E_CLINIC_FILE, here and wherever it is used, for what SQLite or the disk refuses.
+    The constructor and all methods raise Refusal E_CLINIC_FILE for errors of SQLite or the disk.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with _refusing():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileExistsError):  # SQLite gives its companions the mode of the file itself
+            with suppress(FileExistsError):  # SQLite creates its WAL files with the mode of the database file
                 os.close(os.open(folder / FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            # FastAPI may close in one thread what it opened in another.
+            # FastAPI may close a connection in another thread than the one that opened it.
             self._db = sqlite3.connect(
                 folder / FILE, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
@@ -174,7 +174,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the changes within, on the disk when it ends, or none."""
+        """Run a transaction: all changes are on the disk when it ends, or none."""
         with _refusing():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -185,25 +185,25 @@ class Database:
                     self._db.execute("ROLLBACK")
 
     def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        """All rows that a SELECT finds."""
+        """Return all rows of a SELECT."""
         with _refusing():
             return self._db.execute(query, values).fetchall()
 
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
-        """The first row that a SELECT finds."""
+        """Return the first row of a SELECT, or None."""
         return next(iter(self.rows(query, *values)), None)
 
     def patient_key(self, patient_id: str, issuer: str = "") -> str:
-        """32 hex digits that stand for a patient in addresses and are good for this clinic alone (HMAC-SHA-256).
+        """Return the patient's key in URLs: 32 hex digits, valid in this clinic only (HMAC-SHA-256).
 
-        '' where there is no identifier: nobody knows who that is.
+        '' if there is no identifier: the patient is unknown.
         """
         if not patient_id:
             return ""
         return self._key(f"{len(issuer)}|{issuer}|{patient_id}")
 
     def hidden(self, kind: str, text: str) -> str:
-        """32 hex digits that stand for a text of a kind, as `patient_key` does for a patient; '' for none."""
+        """Return a key for a text of a kind, like `patient_key` for a patient; '' for an empty text."""
         return self._key(f"{kind}|{text}") if text else ""
 
     def _key(self, text: str) -> str:
@@ -216,9 +216,9 @@ class Database:
         write_ahead(db, seconds=_BUSY_SECONDS)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
-        db.execute("PRAGMA secure_delete = ON")  # what is forgotten leaves no trace in the file
+        db.execute("PRAGMA secure_delete = ON")  # deleted rows leave no trace in the file
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:  # another process may be at it too: all of this can be done twice
+        if version == 0:  # another process may do the same: all of this can be repeated safely
             db.create_function("secret_key", 0, lambda: secrets.token_bytes(32))
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         elif version != SCHEMA_VERSION:

@@ -1,7 +1,7 @@
-"""The PCR result that goes with a scan, from the laboratory's feed of the node, by the site's own rules.
+"""The PCR result that matches a scan, from the node's laboratory feed, by the site's own rules.
 
-The clinic reads what the node reads: [laboratory] and [join] of site.toml. A feed is read anew when a file of it has
-changed, or the day has; in between a lookup costs a look at the files' sizes and times.
+The clinic uses the node's settings: [laboratory] and [join] of site.toml. A feed is read again when one of its files or
+the day has changed. Otherwise a lookup only compares the files' sizes and times.
 """
 
 import logging
@@ -26,29 +26,32 @@ from pipeline.site.site_data import SPOILS_NEGATIVE
 
 log = logging.getLogger("fedthorax.clinic")
 
-LABORATORY = "laboratory"  # who tells the result
+LABORATORY = "laboratory"  # the source of the result
 _reading = Lock()
 
 
 @dataclass(frozen=True)
 class _Feed:
-    """`results`: by patient. `spoilt`: patients with a row that was left out, so that no negative is certain."""
+    """A parsed feed.
+
+    `results`: by patient. `spoilt`: patients with a row that was left out, so that no negative result is certain.
+    """
 
     results: dict[str, list[PcrResult]]
     spoilt: frozenset[str]
 
 
-# By site folder: what the feed was like when it was read, and what was read.
+# By site folder: the state of the feed when it was read, and its content.
 _feeds: dict[Path, tuple[tuple[str, str, date], _Feed | Refusal]] = {}
 
 
 def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) -> Pcr | None:
-    """Find the patient's PCR result for the day of the scan; None without a result that decides.
+    """Find the patient's PCR result for the day of the scan; None if there is no decisive result.
 
-    It is the result by which the node would label the scan (`records.join`): a positive one in its window, else a
-    negative one with no positive near, else an indeterminate one in either window. `collected_on`: the day of the
-    specimen; of several, the nearest to the scan. A feed that cannot be read does not prevent scoring: its code is
-    logged.
+    It is the result by which the node would label the scan (`records.join`): a positive result in its window; else a
+    negative one without a positive one nearby; else an indeterminate one in either window. `collected_on` is the day of
+    the specimen; of several days, the one nearest to the scan. A feed that cannot be read does not prevent scoring: its
+    code is logged.
     """
     try:
         site = Site.open(site_folder)
@@ -57,19 +60,19 @@ def find_pcr(patient_id: str, issuer: str, scan_day: date, site_folder: Path) ->
         ours = site.settings.site.issuer
         if ours and issuer not in ("", ours):
             raise Refusal(site_reasons.ISSUER)
-        with _reading:  # a feed may take long to read: once is enough
+        with _reading:  # reading a feed can take long: read it only once
             feed = _feed(site, date.today())
         return _decide(patient_id, scan_day, feed, site.settings.join)
     except Refusal as refusal:
-        log.warning("no PCR result was looked up in the laboratory's feed: %s", refusal.code)
+        log.warning("the PCR lookup in the laboratory's feed failed: %s", refusal.code)
         return None
     except OSError:
-        log.warning("no PCR result was looked up in the laboratory's feed: %s", records_reasons.TABLE_FILE.code)
+        log.warning("the PCR lookup in the laboratory's feed failed: %s", records_reasons.TABLE_FILE.code)
         return None
 
 
 def _feed(site: Site, today: date) -> _Feed:
-    """The feed as it was read last, if neither files nor settings nor the day have changed; else read anew.
+    """Return the feed; read it again only if files, settings or the day have changed.
 
     Raises Refusal as `read_pcr` does, and OSError.
     """
@@ -86,7 +89,7 @@ def _feed(site: Site, today: date) -> _Feed:
 
 
 def _read(table: Laboratory, site: SiteTable, today: date) -> _Feed | Refusal:
-    """The feed, or why it cannot be used: that is kept too, for a broken feed takes as long to read as a good one."""
+    """Read the feed, or return why it cannot be used: a broken feed takes as long to read, so that is cached too."""
     try:
         rows, findings = read_pcr(table, time_zone=site.time_zone, issuer=site.issuer, today=today)
     except Refusal as refusal:
@@ -110,7 +113,7 @@ def _decide(patient_id: str, scan_day: date, feed: _Feed, rules: JoinRules) -> P
 
 
 def _pcr(result: Result, results: Sequence[PcrResult], scan_day: date, *windows: range) -> Pcr:
-    """That result with the day nearest to the scan on which one counts."""
+    """Return the result with its specimen day that is nearest to the scan and inside a window."""
     means = {"positive": True, "negative": False, "indeterminate": None}[result]
     days = [(each.collected.date() - scan_day).days for each in results if each.positive is means]
     nearest = min((day for day in days if any(day in window for window in windows)), key=abs)

@@ -1,7 +1,7 @@
-"""The models that a clinic keeps: verified before they are, copied into CLINIC/models/SHA256, swapped without a gap.
+"""The models of a clinic: verified, copied into CLINIC/models/SHA256, and replaced without downtime.
 
-A new model is first scored in shadow beside the live one, where clinicians see nothing of it; an administrator compares
-the two and promotes it. What was answered keeps the name of the model that answered it.
+A new model first runs in shadow beside the live one, invisible to clinicians. An administrator compares the two and
+promotes it. Each answer keeps the name of the model that gave it.
 """
 
 import json
@@ -21,15 +21,15 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.system.atomic_files import sync_folder, sync_tree
 
-MOST_COMPARED = 1000  # scans, the newest
+MOST_COMPARED = 1000  # newest scans
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """A shadow beside the live model, over the scans that both answered.
+    """Comparison of a shadow model with the live one, over the scans that both answered.
 
-    `agreement`: by label, the share of scans that both put on the same level; where the release names no level, on the
-    same side of 0.5. `mean_difference`: by label, shadow less live probability.
+    `agreement`: by label, the share of scans with the same level in both; if the release defines no levels, on the same
+    side of 0.5. `mean_difference`: by label, mean of shadow minus live probability.
     """
 
     scans: int
@@ -38,9 +38,9 @@ class Agreement:
 
 
 def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
-    """Copy a release and keep the copy if it is whole and, where keys are trusted, signed by one of them.
+    """Copy a release, and keep the copy if it is intact and, if `trusted_keys` are given, signed by one of them.
 
-    Imports torch. Raises Refusal: what `load_release` raises; E_CLINIC_FILE. Raises OSError where the disk is full.
+    Imports torch. Raises Refusal E_CLINIC_FILE and what `load_release` raises. Raises OSError if the disk is full.
     """
     from models.release import DESCRIPTION, load_release
 
@@ -49,7 +49,7 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
     incoming = clinic.models / f".incoming-{secrets.token_hex(8)}"
     try:
         shutil.copytree(folder, incoming)
-        release = load_release(incoming, trusted_keys)  # of the copy: nobody changes it between the look and the use
+        release = load_release(incoming, trusted_keys)  # verify the copy: nobody can change it between check and use
         _settle(incoming, clinic.models / release.sha256)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
@@ -59,7 +59,7 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
 
 
 def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
-    """As `add`, for a process that shall not import torch. What is kept already is not looked through again."""
+    """Add like `add`, without importing torch in this process. A known model is not verified again."""
     if kept := _kept(clinic, folder, trusted_keys):
         return kept
     from concurrent.futures import ProcessPoolExecutor
@@ -74,7 +74,7 @@ def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = 
 
 
 def named(store: Store, start: str) -> Model:
-    """The model whose SHA-256 begins so. Raises Refusal E_NO_SUCH_MODEL where it is none, or several."""
+    """Return the model whose SHA-256 has this prefix. Raises Refusal E_NO_SUCH_MODEL if there is none, or several."""
     found = [model for model in store.models() if start and model.sha256.startswith(start.lower())]
     if len(found) != 1:
         raise Refusal(NO_SUCH_MODEL)
@@ -82,16 +82,16 @@ def named(store: Store, start: str) -> Model:
 
 
 def set_shadow(store: Store, sha256: str, *, by: str) -> None:
-    """Ask this model beside the live one from now on. Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE."""
+    """Run this model in shadow beside the live one from now on. Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE."""
     if named(store, sha256).role == "live":
         raise Refusal(IS_LIVE)
     store.set_shadow(sha256, by=by)
 
 
 def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
-    """Let this model answer from now on.
+    """Make this model the live one from now on.
 
-    Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE, and unless `force` E_NOT_SHADOWED where it never answered in shadow.
+    Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE, and, without `force`, E_NOT_SHADOWED if it never ran in shadow.
     """
     if named(store, sha256).role == "live":
         raise Refusal(IS_LIVE)
@@ -102,7 +102,7 @@ def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
 
 
 def take_up(store: Store, model: Model, *, by: str) -> Model:
-    """Make use of a model that was added: live where none is yet, else in shadow beside another that is."""
+    """Start to use an added model: as the live one if there is none, else in shadow."""
     live = store.model("live")
     if live is None:
         store.set_live(model.sha256, by=by)
@@ -112,7 +112,7 @@ def take_up(store: Store, model: Model, *, by: str) -> Model:
 
 
 def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
-    """The models, the oldest first, as the API (v1) returns them. Raises Refusal E_MODEL_ALTERED."""
+    """Return the models, oldest first, as the API (v1) gives them. Raises Refusal E_MODEL_ALTERED."""
     given = dict(map(tuple, store.rows("SELECT model_sha256, count(*) FROM answers GROUP BY 1")))
     listed = []
     for model in store.models():
@@ -128,7 +128,7 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
 
 
 def compare(store: Store, sha256: str) -> Agreement | None:
-    """A model in shadow beside the one that was live then; None while no scan has both answers."""
+    """Compare a shadow model with the model that was live then; None while no scan has both answers."""
     rows = store.rows(
         "SELECT shadow.score, live.score FROM answers AS shadow JOIN answers AS live USING (job_id)"
         " WHERE shadow.role = 'shadow' AND live.role = 'live' AND shadow.model_sha256 = ?"
@@ -158,7 +158,7 @@ def _level(score: dict[str, Any], label: str) -> str | bool:
 
 
 def _kept(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path]) -> Model | None:
-    """The model, if these very files were verified before, against one of these keys where some are trusted.
+    """Return the model if exactly these files were verified before, with one of the trusted keys if there are any.
 
     Raises Refusal E_TRUSTED_KEY.
     """
@@ -174,7 +174,7 @@ def _kept(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path]) -> Model |
 def _add_or_refusal(
     clinic_folder: Path, folder: Path, trusted_keys: Sequence[Path], by: str
 ) -> Model | tuple[Reason, str, dict[str, float | int | str]]:
-    """In the child; a Refusal itself does not pass from one process to another."""
+    """Run `add` in the child process; a Refusal itself cannot be pickled."""
     try:
         return add(Clinic.open(clinic_folder), folder, trusted_keys, by=by)
     except Refusal as refusal:
@@ -182,11 +182,11 @@ def _add_or_refusal(
 
 
 def _settle(incoming: Path, place: Path) -> None:
-    """Let the copy be found under its name, whole or not at all, after a power cut too."""
+    """Move the copy to its final name, completely or not at all, even after a power cut."""
     if place.is_dir() and _same(incoming, place):
         return
     sync_tree(incoming)
-    if place.exists():  # damaged, or without the files that came with it this time
+    if place.exists():  # damaged, or with fewer files than this copy
         place.rename(incoming.with_name(f"{incoming.name}-before"))
     incoming.rename(place)
     sync_folder(place.parent)
@@ -194,7 +194,7 @@ def _settle(incoming: Path, place: Path) -> None:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files."""
+    """Whether two folders contain the same files."""
     names = {path.relative_to(one) for path in one.rglob("*") if path.is_file()}
     if names != {path.relative_to(other) for path in other.rglob("*") if path.is_file()}:
         return False

@@ -1,11 +1,11 @@
-"""A clinician's way to the scans in the hospital's PACS: which series there are, and one of them brought here.
+"""Search the hospital's PACS for CT series, and fetch the series that a clinician chose.
 
-Unlike `pipeline/pacs/pull.py` this strips nothing: the answer goes back to the PACS under the same patient. Images are
-written as they are received; nobody decodes them before the scoring worker does.
+Unlike `pipeline/pacs/pull.py` this does not de-identify: the answer goes back to the PACS under the same patient.
+Images are written as received; only the scoring worker decodes them.
 
-A series that was asked for is a job of the store from the start, which nobody takes before all of its images lie in
-its folder. A kill at any moment therefore loses nothing: what the store still awaits is asked for again, and of a
-series only the images that are not here.
+A requested series is a job in the store from the start, but no worker takes it before all of its images are in its
+folder. A kill at any moment therefore loses nothing: series that are still incomplete are requested again, and only
+their missing images.
 """
 
 import hashlib
@@ -34,28 +34,28 @@ from pipeline.site.pacs_settings import PacsTable
 
 log = logging.getLogger("fedthorax.clinic")
 
-MOST_SERIES = 200  # on a clinician's list
-_MOST_DAYS = 31  # where days alone are asked for: every CT of these days
-_MOST_CHARACTERS = 64  # of an identifier (DICOM PS3.5, 6.2, LO)
+MOST_SERIES = 200  # in one search result
+_MOST_DAYS = 31  # for a search by days only, which returns every CT of these days
+_MOST_CHARACTERS = 64  # in an identifier (DICOM PS3.5, 6.2, LO)
 _LOOK_SECONDS = 0.5
-_PART = ".part"  # hidden: whoever reads the folder passes it by
+_PART = ".part"  # a hidden file: readers of the folder ignore it
 _IDENTITY = tags("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """CT series, the newest study first. `is_complete`: False where the PACS has more than are listed."""
+    """CT series, newest study first. `is_complete`: False if the PACS has more than are listed."""
 
     series: tuple[RemoteSeries, ...]
     is_complete: bool
 
     def to_json(self) -> dict[str, Any]:
-        """What the API (v1) returns. `study_date`: ISO 8601 or null. `images`: their number, or null."""
+        """Return the JSON of the API (v1). `study_date`: ISO 8601 or null. `images`: their number, or null."""
         return {"complete": self.is_complete, "series": [_to_json(each) for each in self.series]}
 
 
 class PacsSource:
-    """The PACS of `table`; `folder`: against which its paths are read. `clinic`: the clinic's folder."""
+    """The PACS of `table`. `folder`: the base of relative paths in `table`. `clinic`: the clinic's folder."""
 
     def __init__(self, clinic: Path, table: PacsTable, folder: Path) -> None:
         hold_back_libraries()
@@ -64,7 +64,7 @@ class PacsSource:
     def list_series(
         self, *, patient_id: str = "", accession: str = "", from_date: date | None = None, to_date: date | None = None
     ) -> Listing:
-        """CT series that fit all that is given; at least one criterion, and days alone at most a month apart.
+        """Find CT series that match all criteria; at least one is needed, and days alone at most a month apart.
 
         Raises Refusal E_PACS_CRITERIA, E_PACS_FILE, and those of `Pacs`.
         """
@@ -75,7 +75,7 @@ class PacsSource:
         return Listing(tuple(found[:MOST_SERIES]), is_complete=len(found) <= MOST_SERIES)
 
     def ask(self, store: Store, study_uid: str, series_uid: str, *, by: str, at_most: int | None = None) -> Job:
-        """Queue a series, which `run` then fetches. `at_most`: as in `Store.add_job`.
+        """Queue a series; `run` then fetches it. `at_most`: as in `Store.add_job`.
 
         Raises Refusal E_PACS_UID, E_QUEUE_FULL, E_CLINIC_FILE.
         """
@@ -92,23 +92,23 @@ class PacsSource:
         )
 
     def run(self, stop: Event) -> None:
-        """Fetch what was asked for, one series after another, until `stop`; for a thread of its own."""
+        """Fetch the requested series, one after another, until `stop`, in its own thread."""
         with Store(self._clinic) as store:
             while not stop.wait(_LOOK_SECONDS):
                 try:
                     self.fetch_all(store, stop)
-                except Refusal as refusal:  # of the store: its disk may have room again later
+                except Refusal as refusal:  # raised by the store: its disk may have space again later
                     log.warning("the queue of series to fetch cannot be read: %s", refusal.code)
 
     def fetch_all(self, store: Store, stop: Event) -> None:
-        """Fetch what the store awaits. A series that cannot be fetched ends without a score, and leaves no file.
+        """Fetch all series that the store waits for. A series that cannot be fetched ends without score and files.
 
         Raises Refusal E_CLINIC_FILE.
         """
         for job in store.arriving():
             try:
                 is_here = self._fetch(job, stop)
-            except Exception as error:  # one series must not stop those that come after it
+            except Exception as error:  # one series must not stop the next ones
                 refusal = error if isinstance(error, Refusal) else Refusal(INTERNAL, private=type(error).__name__)
                 log.warning("a series was not fetched from the PACS: %s", refusal.code)
                 shutil.rmtree(job.folder, ignore_errors=True)
@@ -119,7 +119,7 @@ class PacsSource:
             store.arrived(job)
 
     def _fetch(self, job: Job, stop: Event) -> bool:
-        """Bring all images into the job's folder, asking again where the PACS falls silent; False if stopped."""
+        """Fetch all images into the job's folder, with retries if the PACS does not respond; False if stopped."""
         limits = self._table.limits
         tries = 0
         while True:
@@ -155,7 +155,7 @@ class PacsSource:
     def _receive(
         self, pacs: Pacs, series: RemoteSeries, wanted: Collection[str] | None, folder: Path, stop: Event
     ) -> bool:
-        """Keep the images that the PACS sends; False if stopped."""
+        """Write the images that the PACS sends; False if stopped."""
         total_bytes = 0
         contents = pacs.fetch(series, None if wanted is None else set(wanted))
         with closing(cast("Generator[bytes, None, None]", contents)):
@@ -169,7 +169,7 @@ class PacsSource:
         return True
 
     def _keep(self, content: bytes, series: RemoteSeries, folder: Path) -> None:
-        """Write one image under its keyed name. Raises Refusal E_DISK, E_NOT_DICOM, E_PARSE, E_PACS_ANSWER."""
+        """Write one image under its hashed name. Raises Refusal E_DISK, E_NOT_DICOM, E_PARSE, E_PACS_ANSWER."""
         keep_free_gb = self._table.limits.keep_free_gb
         if shutil.disk_usage(folder).free < keep_free_gb * 1e9 + len(content):
             raise Refusal(reasons.DISK, gigabytes=keep_free_gb)
@@ -183,9 +183,10 @@ class PacsSource:
 
 
 def hold_back_libraries() -> None:
-    """Silence for good the libraries that quote patients' values and addresses in warnings and log lines.
+    """Silence, permanently, the libraries that quote patients' values and addresses in warnings and log lines.
 
-    `quiet_pydicom` and the DICOMweb client do so for a while; where several threads do, one lifts the other's.
+    `quiet_pydicom` and the DICOMweb client do this temporarily; with several threads, one would end the other's
+    silence.
     """
     warnings.filterwarnings("ignore", module="pydicom")
     for name in ("pydicom", "dicomweb_client", "retrying", "urllib3"):
@@ -193,7 +194,7 @@ def hold_back_libraries() -> None:
 
 
 def image_file(image: str) -> str:
-    """The name of an image's file, by its SOP instance UID, which may tell where and when it was made."""
+    """Return the file name of an image: a hash, because its SOP instance UID may tell where and when it was made."""
     return f"{hashlib.sha256(image.encode()).hexdigest()[:32]}.dcm"
 
 
@@ -202,9 +203,9 @@ def _names(folder: Path) -> set[str]:
 
 
 def _query(patient_id: str, accession: str, from_date: date | None, to_date: date | None) -> StudyQuery:
-    """Raises Refusal E_PACS_CRITERIA."""
+    """Build the query. Raises Refusal E_PACS_CRITERIA."""
     for identifier in (patient_id, accession):
-        is_odd = not identifier.isprintable() or set(identifier) & set("*?\\")  # a wildcard would ask for everything
+        is_odd = not identifier.isprintable() or set(identifier) & set("*?\\")  # a wildcard would match everything
         if is_odd or len(identifier) > _MOST_CHARACTERS:
             raise Refusal(PACS_CRITERIA)
     if from_date and to_date and from_date > to_date:

@@ -1,7 +1,7 @@
-"""Pictures of an answer's scan: volumes for the viewer in the browser, and single slices drawn on the server.
+"""Pictures of an answer's scan: volumes for the browser's viewer, and single slices drawn on the server.
 
-Volumes are NIfTI files with true affines, axes towards the patient's left, back and head. Slices are seen as a
-radiologist sees them, the patient's right on the left. Neither is for diagnosis: the scan is made coarser.
+Volumes are NIfTI files with correct affines; their axes point to the patient's left, back and head. Slices are in
+radiological view, the patient's right on the left. Neither is for diagnosis: the resolution is reduced.
 
 The server's main process draws slices and never imports torch; only `write_pictures`, in the scoring worker, does.
 """
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from pipeline.scoring.score import Score
 
 IMAGE, LUNGS, SALIENCY = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz"
-MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: some 10 MB compressed, and enough to find one's way
-_GZIP = 31  # for zlib: a gzip file. Runs alone are looked for: twice as fast as gzip's fastest, and a tenth larger
-_KEPT_VOLUMES = 6  # those of two answers
+MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: about 10 MB compressed, and enough for orientation
+_GZIP = 31  # zlib's wbits for gzip. Only runs are compressed (Z_RLE): twice as fast as gzip's fastest, a tenth larger
+_KEPT_VOLUMES = 6  # the volumes of two answers
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Overlay = Literal["none", "lungs", "saliency"]
-# By plane: the axis of the stored volume that it cuts, and the letters at its left, right, top and bottom edge.
+# By plane: its axis in the stored volume, and the letters at its left, right, top and bottom edge.
 PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
     "axial": (2, ("R", "L", "A", "P")),
     "coronal": (1, ("R", "L", "H", "F")),
@@ -47,9 +47,9 @@ _reading = Lock()
 
 
 def write_pictures(score: "Score", folder: Path) -> None:
-    """Write the scan in HU (int16) and the lungs (0 or 1), and the saliency (0 to 255) where there is one.
+    """Write the scan in HU (int16), the lungs (0 or 1) and, if there is one, the saliency (0 to 255).
 
-    Raises OSError where the disk is full.
+    Raises OSError if the disk is full.
     """
     _save(*_coarser(score.volume), folder / IMAGE)
     prepared = score.prepared
@@ -59,17 +59,17 @@ def write_pictures(score: "Score", folder: Path) -> None:
 
 
 def write_scan(volume: Volume, folder: Path) -> None:
-    """Write the scan alone, where there is no score; `volume`: as it was read. Raises OSError."""
+    """Write only the scan, for a scan without a score; `volume`: as it was read. Raises OSError."""
     from pipeline.preprocessing.preprocess import orient
 
     _save(*_coarser(orient(volume)), folder / IMAGE)
 
 
 def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
-    """Of each plane: count of its slices, spacing_mm between them, rows and columns of a picture, letters, start.
+    """Describe each plane: count of slices, spacing_mm between them, rows and columns of a picture, letters, start.
 
-    `start` is the slice to begin with: through the highest saliency, else where there is most lung; the middle where
-    neither was looked for. Raises Refusal E_NO_SUCH_PICTURE.
+    `start` is the first slice to show: through the maximum of the saliency, else where the lungs are largest, else the
+    middle slice. Raises Refusal E_NO_SUCH_PICTURE.
     """
     volume, affine = _read(folder / IMAGE)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -89,9 +89,10 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
 
 
 def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none") -> bytes:
-    """One slice in the lung window as PNG, with square pixels; `index` counts from the foot, the front or the right.
+    """Draw one slice in the lung window as PNG, with square pixels.
 
-    `overlay`: the contour of the lungs, or the saliency in colours; fade it by laying the picture over one without.
+    `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, or the saliency in
+    colours. To fade it, blend this picture over one without overlay.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
@@ -102,7 +103,7 @@ def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none")
 
 
 def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overlay] = ()) -> NDArray[np.uint8]:
-    """The slice as RGB, shape (rows, columns, 3), its overlays one over the other.
+    """Draw the slice as RGB, shape (rows, columns, 3), with its overlays in the given order.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
@@ -124,7 +125,7 @@ def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overla
 
 
 def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-    """Means over blocks of whole voxels, so that no axis is longer than MOST_VOXELS; what is left over is cut off."""
+    """Average over blocks of voxels, so that no axis is longer than MOST_VOXELS; incomplete blocks are cut off."""
     from pipeline.preprocessing.area_resample import area_means
     from pipeline.preprocessing.preprocess import resampled_affine
 
@@ -136,7 +137,7 @@ def _coarser(volume: Volume) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
 
 
 def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None:
-    """`voxels`: (slices, rows, columns), as everywhere here; NIfTI wants them the other way round."""
+    """Write a gzipped NIfTI file; `voxels`: (slices, rows, columns), which is the reverse of NIfTI's order."""
     image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
     image.set_sform(image.affine, code="scanner")
     image.header.set_xyzt_units("mm")
@@ -145,8 +146,8 @@ def _save(voxels: NDArray[Any], affine: NDArray[np.float64], path: Path) -> None
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels and affine. Raises Refusal E_NO_SUCH_PICTURE."""
-    with _reading:  # the three planes are asked for at once: one of them reads
+    """Return voxels and affine. Raises Refusal E_NO_SUCH_PICTURE."""
+    with _reading:  # the three planes are requested at once: only one of them reads the file
         try:
             return _load(path)
         except FileNotFoundError as error:
@@ -174,14 +175,14 @@ def _start(folder: Path) -> list[int]:
 
 
 def _picture_size(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], axis: int) -> tuple[int, int]:
-    """Columns and rows of a plane's picture when its pixels are squares of the smallest spacing."""
+    """Return columns and rows of a plane's picture with square pixels of the smallest spacing."""
     across, down = (a for a in range(3) if a != axis)
     least = spacing_mm.min()
     return round(shape[across] * spacing_mm[across] / least), round(shape[down] * spacing_mm[down] / least)
 
 
 def _upright(cut: NDArray[np.float32], axis: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """A cut through the stored volume as rows from the top: the front above in axial slices, else the head."""
+    """Resize a cut and orient its rows from the top: the front on top in axial slices, else the head."""
     rows = cut.T if axis == 2 else cut.T[::-1]
     return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, Image.Resampling.BILINEAR))
 
@@ -189,7 +190,7 @@ def _upright(cut: NDArray[np.float32], axis: int, size: tuple[int, int]) -> NDAr
 def _cut(
     over: NDArray[np.uint8], to_over: NDArray[np.float64], shape: tuple[int, ...], axis: int, index: int
 ) -> NDArray[np.float32]:
-    """The overlay where the image's slice `index` lies; `to_over` takes the image's voxels to the overlay's."""
+    """Sample the overlay at the image's slice `index`; `to_over` maps the image's voxels to the overlay's."""
     grid = [np.array([index]) if a == axis else np.arange(size) for a, size in enumerate(shape)]
     voxels = np.stack([*np.meshgrid(*grid, indexing="ij"), np.ones([len(each) for each in grid])])
     places = np.tensordot(to_over[:3], voxels, axes=1)
@@ -208,7 +209,7 @@ def _draw_heat(picture: NDArray[np.float32], saliency: NDArray[np.float32]) -> N
 
 
 def laid_over(picture: NDArray[np.float32], height: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A map, from 0 to 1, in colours over a picture: the higher, the less of the picture shines through."""
+    """Blend a map with values from 0 to 1 over a picture, in colours that are more opaque for higher values."""
     heat = heat_rgba(height).astype(np.float32)
     colours, opacity = heat[..., :3], heat[..., 3:]
     return picture * (1 - opacity) + colours * opacity

@@ -1,6 +1,6 @@
-"""The queue: scans that wait, are worked on, and end answered or without a score.
+"""The queue of scans: waiting, being scored, answered, or ended without a score.
 
-Only the worker that took a scan last can end it, and once.
+Only the worker that took a scan last can end it, and only once.
 """
 
 import json
@@ -17,16 +17,16 @@ from pipeline.clinic.database import Database, now, stamp
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_JOB, QUEUE_FULL, SCORING_DIED
 from pipeline.clinic.records import Job, JobState, Patient, Source, WorkerState
 
-MOST_ATTEMPTS = 3  # to score a scan over which workers die
+MOST_ATTEMPTS = 3  # to score a scan during which the worker dies
 
 
 def new_id() -> str:
-    """A name for a job or an answer, which nobody can guess."""
+    """Return an id for a job or an answer that nobody can guess."""
     return secrets.token_hex(16)
 
 
 class Jobs(Database):
-    """The queue."""
+    """The queue of scans."""
 
     def add_job(
         self,
@@ -40,10 +40,10 @@ class Jobs(Database):
         at_most: int | None = None,
         is_whole: bool = True,
     ) -> Job:
-        """Queue a scan. `job_id`: of `new_id`; its files lie in CLINIC/scans/JOB_ID by now, whole.
+        """Queue a scan. `job_id`: from `new_id`; its files must already be in CLINIC/scans/JOB_ID.
 
-        `is_whole`: False where they are still to come; nobody takes the scan until `arrived` says that they are here.
-        `at_most`: raises Refusal E_QUEUE_FULL if so many scans wait already.
+        `is_whole`: False if the files are still to come; no worker takes the scan before `arrived` is called.
+        `at_most`: raises Refusal E_QUEUE_FULL if this many scans already wait.
         """
         with self.transaction() as db:
             if at_most is not None and (waiting := self.waiting()) >= at_most:
@@ -56,14 +56,14 @@ class Jobs(Database):
         return self.job(job_id)
 
     def job(self, job_id: str) -> Job:
-        """Raises Refusal E_NO_SUCH_JOB."""
+        """Return a job by its id. Raises Refusal E_NO_SUCH_JOB."""
         row = self.row("SELECT * FROM jobs WHERE id = ?", job_id)
         if row is None:
             raise Refusal(NO_SUCH_JOB)
         return self._job(row)
 
     def jobs(self, state: JobState | None = None, limit: int = 100, before: str | None = None) -> list[Job]:
-        """The newest first. `before`: the id of a job; only what came before it."""
+        """Return jobs, newest first. `before`: the id of a job; only older ones are returned."""
         found = self.rows(
             "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1)"
             " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2)) ORDER BY number DESC LIMIT ?3",
@@ -74,24 +74,24 @@ class Jobs(Database):
         return [self._job(row) for row in found]
 
     def arriving(self) -> list[Job]:
-        """Scans whose files are still to come, the oldest first."""
+        """Return scans whose files are still to come, oldest first."""
         found = self.rows("SELECT * FROM jobs WHERE state = 'waiting' AND NOT is_whole ORDER BY number")
         return [self._job(row) for row in found]
 
     def arrived(self, job: Job) -> None:
-        """All of the scan's files lie in its folder now: it can be taken."""
+        """Mark all files of a scan as present in its folder, so that a worker can take it."""
         with self.transaction() as db:
             db.execute("UPDATE jobs SET is_whole = 1 WHERE id = ?", (job.id,))
 
     def waiting(self) -> int:
-        """How many scans wait."""
+        """Count the waiting scans."""
         return self.count("waiting")
 
     def count(self, state: JobState) -> int:
         return int(self.rows("SELECT count(*) FROM jobs WHERE state = ?", state)[0][0])
 
     def position(self, job: Job) -> int | None:
-        """Its place among those that wait, from 1 on; None where it does not wait."""
+        """Return a job's place among the waiting ones, from 1; None if it does not wait."""
         if job.state != "waiting":
             return None
         before = self.rows(
@@ -102,9 +102,9 @@ class Jobs(Database):
         return int(before[0][0]) + 1
 
     def take(self) -> Job | None:
-        """The scan that has waited longest, now worked on; None where none waits.
+        """Take the scan that has waited longest, and mark it as being scored; None if none waits.
 
-        One over which a worker died waits behind those over which none did.
+        Scans during which a worker died come after all others.
         """
         with self.transaction() as db:
             row = db.execute(
@@ -124,7 +124,9 @@ class Jobs(Database):
         input_sha256: str | None = None,
         model_sha256: str | None = None,
     ) -> None:
-        """End a job that is worked on, or still to arrive, without a score, and record it; `patient`: if it is known.
+        """End a job without a score, and write an audit record; `patient`: if known.
+
+        The job must be in the state "working", or still wait for its files.
 
         Raises Refusal E_ALREADY_ANSWERED.
         """
@@ -133,10 +135,10 @@ class Jobs(Database):
             _end_without(db, job, refusal, patient=whose, input_sha256=input_sha256, model_sha256=model_sha256)
 
     def recover(self, *, is_our_doing: bool = False) -> list[Job]:
-        """Let jobs wait again that no worker works on any more; call it when none runs.
+        """Requeue the jobs of a worker that has ended; call it while no worker runs.
 
         After three attempts a job ends without a score, E_SCORING_DIED. `is_our_doing`: the worker was stopped on
-        purpose, and the attempt does not count. Returns the jobs that were worked on.
+        purpose, so the attempt does not count. Returns the jobs that were in the state "working".
         """
         with self.transaction() as db:
             left = [self._job(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'working'").fetchall()]
@@ -149,17 +151,17 @@ class Jobs(Database):
         return left
 
     def set_worker(self, state: WorkerState, code: str | None = None) -> None:
-        """How far the worker is. `code`: why there is no model, or none that can be loaded."""
+        """Set the worker's state. `code`: why there is no model, or why it cannot be loaded."""
         with self.transaction() as db:
             db.execute("INSERT OR REPLACE INTO worker VALUES (1, ?, ?)", (state, code))
 
     def worker(self) -> tuple[WorkerState, str | None]:
-        """What was last told by `set_worker`."""
+        """Return what `set_worker` set last."""
         row = self.row("SELECT state, code FROM worker")
         return (row["state"], row["code"]) if row else ("starting", None)
 
     def keyed(self, patient: Patient) -> Patient:
-        """The patient with the key that stands for them here."""
+        """Return the patient with their key in this clinic filled in."""
         return replace(patient, key=self.patient_key(patient.id, patient.issuer))
 
     def patient_text(self, patient: Patient | None) -> str | None:
@@ -188,7 +190,7 @@ def end_job(
     patient: str | None = None,
     refusal: Refusal | None = None,
 ) -> None:
-    """End a job, within a transaction. Raises Refusal E_ALREADY_ANSWERED where another worker has it, or had."""
+    """End a job within a transaction. Raises Refusal E_ALREADY_ANSWERED if another worker took or ended it."""
     why = (refusal.code, refusal.says, refusal.remedy) if refusal else (None, None, None)
     done = db.execute(
         "UPDATE jobs SET state = ?, ended_at = ?, answer_id = ?, patient = coalesce(?, patient), code = ?, says = ?,"

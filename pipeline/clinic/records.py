@@ -1,6 +1,6 @@
-"""What the clinic's store keeps: scans in the queue, their answers, models, and who did what.
+"""The data classes of the clinic's store: queued scans, answers, models, and audit records.
 
-Times with a zone are UTC. `to_json` gives what the API (v1) returns; its keys are stable.
+Times with a time zone are UTC. `to_json` returns the JSON of the API (v1); its keys are stable.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,9 +21,9 @@ JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 
 @dataclass(frozen=True)
 class Patient:
-    """Whose scan it is, as its headers say.
+    """The patient according to the scan's headers.
 
-    `key` stands for (id, issuer) in addresses; the store fills it in. '' where there is no id.
+    `key` replaces (id, issuer) in URLs; the store fills it in. '' if there is no id.
     """
 
     id: str
@@ -41,10 +41,9 @@ class Patient:
 class Job:
     """One scan in the queue.
 
-    `folder`: its files, until it is answered. `pictures`: the scan to be seen, where there is no score but the scan was
-    read. `study_uid`, `series_uid`: which series is to be scored, None where that
-    is not told. `attempts`: how often a worker took it. `is_whole`: whether all of its
-    files are here. `code`, `says`, `remedy`: why there is no score.
+    `folder`: its files, until it is answered. `pictures`: the viewable scan, if it was read but got no score.
+    `study_uid`, `series_uid`: the series to score, None if not given. `attempts`: how often a worker took it.
+    `is_whole`: whether all of its files are present. `code`, `says`, `remedy`: why there is no score.
     """
 
     id: str
@@ -71,7 +70,7 @@ class Job:
         return self.state == "no_score" and self.pictures.is_dir()
 
     def to_json(self, position: int | None = None) -> dict[str, Any]:
-        """`position`: its place among those that wait, from 1 on (`Store.position`)."""
+        """Return the JSON of the API. `position`: the place among the waiting jobs, from 1 (`Store.position`)."""
         return {
             "id": self.id,
             "state": self.state,
@@ -91,7 +90,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Pcr:
-    """A PCR result that belongs to an answer. `by`: who entered it."""
+    """The PCR result of an answer. `by`: who entered it."""
 
     result: PcrResult
     collected_on: date | None
@@ -104,7 +103,7 @@ class Pcr:
 
 @dataclass(frozen=True)
 class Delivery:
-    """An answer's way to the PACS. `code`: why the last attempt failed. `due_at`: when the next one is due."""
+    """The delivery of an answer to the PACS. `code`: why the last attempt failed. `due_at`: time of the next one."""
 
     answer_id: str
     state: DeliveryState
@@ -119,10 +118,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said about one scan.
+    """The model's answer for one scan.
 
-    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without zone. `role`: of the model, then; the
-    answers of a shadow are for comparison, no clinician sees them. `folder`: its files.
+    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without time zone. `role`: the model's role at
+    that time; answers of a shadow model are for comparison only, and no clinician sees them. `folder`: its files.
     """
 
     id: str
@@ -164,7 +163,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Model:
-    """A verified release in CLINIC/models/SHA256. `role`: None if it is kept, but not asked."""
+    """A verified release in CLINIC/models/SHA256. `role`: None if it is stored but not in use."""
 
     sha256: str
     name: str
@@ -179,11 +178,11 @@ class Model:
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """One line of the record of what was done here; no patient is named in it.
+    """One audit record; it names no patient.
 
-    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", what was shown ("look", "job", "worklist",
-    "list", "history", "search"), ... `input_sha256`: of the volume in Hounsfield units. `output`: what the model said,
-    what was shown, or what else was done. `code`: why there is no score. `version`: of fedthorax.
+    `action`: "answer", "no_score", "pcr", "send", "promote", "sign_in", a view ("look", "job", "worklist", "list",
+    "history", "search"), ... `input_sha256`: SHA-256 of the volume in Hounsfield units. `output`: the model's output,
+    what was shown, or other details. `code`: why there is no score. `version`: of fedthorax.
     """
 
     number: int
@@ -203,5 +202,5 @@ class AuditRecord:
 
 
 def moment(at: datetime | None) -> str | None:
-    """ISO 8601 to the second, with the zone where it is known."""
+    """Format a time as ISO 8601 in seconds, with its time zone if known."""
     return at.isoformat(timespec="seconds") if at else None

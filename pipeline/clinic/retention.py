@@ -1,4 +1,4 @@
-"""What is kept for how long, and what is left lying about by a kill: both are removed here."""
+"""Removal of old answers and records, and of files that a kill left behind."""
 
 import logging
 import shutil
@@ -9,14 +9,14 @@ from pathlib import Path
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, now
 
-# A folder that no row names may still be coming in, while the service runs; after a day it is not.
+# A folder without a row may be an upload in progress while the service runs, but not after a day.
 _COMING_IN = timedelta(days=1)
 
 log = logging.getLogger("fedthorax.clinic")
 
 
 def forget_old(clinic: Clinic, store: Store) -> None:
-    """Remove answers and records that were kept for as long as clinic.toml says. Raises Refusal E_CLINIC_FILE."""
+    """Remove answers and records older than clinic.toml allows. Raises Refusal E_CLINIC_FILE."""
     keep, today = clinic.settings.keep, now()
     answers_before = today - timedelta(days=keep.answers_days) if keep.answers_days else None
     gone = store.forget(answers_before, today - timedelta(days=keep.audit_days))
@@ -26,12 +26,12 @@ def forget_old(clinic: Clinic, store: Store) -> None:
 
 
 def tidy(clinic: Clinic, store: Store, *, at_start: bool = False) -> None:
-    """Remove the files of scans that are done, and folders that belong to no scan and no answer.
+    """Remove the files of finished scans, and folders that belong to no scan and no answer.
 
-    `at_start`: nothing comes in yet; otherwise a folder without a row may be on its way, and stays for a day. Raises
+    `at_start`: no upload is in progress yet. Otherwise a folder without a row may be one, and is kept for a day. Raises
     Refusal E_CLINIC_FILE.
     """
-    before = [*_folders(clinic.scans), *_folders(clinic.answers)]  # what comes in later has its row later too
+    before = [*_folders(clinic.scans), *_folders(clinic.answers)]  # listed before the rows are read
     jobs = {row["id"]: row["ended_at"] for row in store.rows("SELECT id, ended_at FROM jobs")}
     shown = store.rows("SELECT id FROM answers UNION SELECT id FROM jobs WHERE state = 'no_score'")
     answers = {row["id"] for row in shown}
@@ -44,7 +44,7 @@ def tidy(clinic: Clinic, store: Store, *, at_start: bool = False) -> None:
 
 
 def clear_work(clinic: Clinic) -> None:
-    """Remove what a worker has left half done; only while none runs."""
+    """Remove a worker's unfinished files; call it only while no worker runs."""
     _remove(clinic.work.iterdir())
 
 

@@ -1,7 +1,7 @@
-"""The service of one clinic: the page and its API in this process, the worker that scores in a child.
+"""The service of one clinic: the page and its API in this process, the scoring worker in a child process.
 
-This process never imports torch. Threads send results, receive and fetch scans, and tidy up; one keeps the worker
-alive. All of them know each other through the store alone, so that each may end at any moment: what was worked on waits
+This process never imports torch. Threads send results, receive and fetch scans, and remove old files; one thread keeps
+the worker running. They share state only through the store, so each may end at any moment: unfinished work is queued
 again, nothing is lost and nothing is answered twice.
 """
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import uvicorn
 
 TIDY_SECONDS = 3600.0
-LOG_BYTES = 16_000_000  # of each log, before it begins anew beside the old one
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before what has ended is started again
-_STEADY_SECONDS = 60.0  # what ran so long does not count as failing at once
+LOG_BYTES = 16_000_000  # size of a log file before it is rotated
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before an ended task is restarted
+_STEADY_SECONDS = 60.0  # a task that ran this long did not fail at its start
 _LOOK_SECONDS = 0.1
-_GRACE_SECONDS = 5.0  # for requests and threads, when the service ends
+_GRACE_SECONDS = 5.0  # for requests and threads to end when the service stops
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -49,10 +49,10 @@ def run_service(
     port: int | None = None,
     on_start: Callable[[Clinic], None] = lambda clinic: None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `on_start` is called once requests are taken.
+    """Serve until SIGTERM or Ctrl-C. `on_start` is called when requests are accepted.
 
-    Raises Refusal E_CLINIC_BUSY where another service runs over the folder, E_CLINIC_ADDRESS, E_CLINIC_TLS,
-    E_CLINIC_FILE, E_PACS_FILE where the receiver's certificates cannot be used, and what `Clinic.open` raises.
+    Raises Refusal E_CLINIC_BUSY if another service uses the folder, E_CLINIC_ADDRESS, E_CLINIC_TLS, E_CLINIC_FILE,
+    E_PACS_FILE if the receiver's certificates cannot be used, and what `Clinic.open` raises.
     """
     clinic = Clinic.open(clinic_folder, host=host, port=port)
     with alone(clinic.folder / "service.lock", CLINIC_BUSY), _logging(clinic.logs / "service.log"), _ending():
@@ -67,7 +67,7 @@ def run_service(
 
 
 def run_worker(clinic: Clinic, stop: threading.Event) -> None:
-    """One worker, until it ends or `stop`; what it was working on then waits again.
+    """Run one worker until it ends or `stop`; then requeue the scan that it was scoring.
 
     Raises Refusal E_CLINIC_FILE.
     """
@@ -82,12 +82,12 @@ def run_worker(clinic: Clinic, stop: threading.Event) -> None:
         tidy(clinic, store)
         if died is not None:
             store.set_worker("starting")
-            log.error("the worker %s; %d scan in its hands; see worker.log", _how_it_ended(died), len(left))
+            log.error("the worker %s; scans in progress: %d; see worker.log", _how_it_ended(died), len(left))
 
 
 @contextmanager
 def _started(clinic: Clinic) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker, which is killed at the end: it may be at any moment. It also ends when this process does."""
+    """Start a worker and kill it at the end, which is safe at any moment. It also ends with this process."""
     path = clinic.logs / "worker.log"
     if path.exists() and path.stat().st_size > LOG_BYTES:
         path.replace(path.with_suffix(".log.1"))
@@ -95,10 +95,10 @@ def _started(clinic: Clinic) -> Iterator[subprocess.Popen[bytes]]:
     with path.open("ab") as output:
         worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "pipeline.clinic.worker", str(clinic.folder)],
-            stdin=subprocess.PIPE,  # it holds on to the other end
+            stdin=subprocess.PIPE,  # the worker ends when this pipe closes
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a terminal's Ctrl-C reaches us alone
+            start_new_session=True,  # a terminal's Ctrl-C reaches only this process
         )
     try:
         yield worker
@@ -121,7 +121,7 @@ def _tidy_up(clinic: Clinic, stop: threading.Event) -> None:
 
 
 def _tasks(clinic: Clinic) -> dict[str, Task]:
-    """What runs beside the page, by name; each in a thread of its own until it is told to stop.
+    """Return the background tasks by name; each runs in its own thread until it is stopped.
 
     Raises Refusal E_PACS_FILE.
     """
@@ -146,7 +146,7 @@ def _tasks(clinic: Clinic) -> dict[str, Task]:
 @contextmanager
 def _running(tasks: Mapping[str, Task]) -> Iterator[None]:
     stop = threading.Event()
-    # Daemons: one that waits for a PACS does not hold up the end.
+    # Daemon threads: one that waits for a PACS does not delay the end.
     threads = [threading.Thread(target=_again, args=(*task, stop), name=task[0], daemon=True) for task in tasks.items()]
     for thread in threads:
         thread.start()
@@ -160,7 +160,7 @@ def _running(tasks: Mapping[str, Task]) -> Iterator[None]:
 
 
 def _again(name: str, task: Task, stop: threading.Event) -> None:
-    """Run a task until it is told to stop; should it end before, again after a pause, ever longer."""
+    """Run a task until it is stopped. If it ends earlier, restart it after a pause that doubles each time."""
     pause = _FIRST_PAUSE_SECONDS
     while not stop.is_set():
         began = time.monotonic()
@@ -179,7 +179,7 @@ def _again(name: str, task: Task, stop: threading.Event) -> None:
 
 
 def _server(clinic: Clinic) -> "uvicorn.Server":
-    """Raises Refusal E_CLINIC_TLS, and what `make_app` raises."""
+    """Create the HTTP server. Raises Refusal E_CLINIC_TLS, and what `make_app` raises."""
     import uvicorn
 
     from pipeline.clinic.web.app import make_app
@@ -191,8 +191,8 @@ def _server(clinic: Clinic) -> "uvicorn.Server":
         http=Punctual,
         ws="none",
         log_config=None,
-        access_log=False,  # addresses name patients' keys; the audit record tells who did what
-        proxy_headers=False,  # whoever sends X-Forwarded-For is not believed
+        access_log=False,  # URLs contain patients' keys; the audit records say who did what
+        proxy_headers=False,  # X-Forwarded-For is not trusted
         server_header=False,
         timeout_graceful_shutdown=round(_GRACE_SECONDS),
         ssl_certfile=table.certificate and clinic.path(table.certificate),
@@ -207,7 +207,7 @@ def _server(clinic: Clinic) -> "uvicorn.Server":
 
 @contextmanager
 def _listening(clinic: Clinic) -> Iterator[socket.socket]:
-    """Raises Refusal E_CLINIC_ADDRESS."""
+    """Open the listening socket. Raises Refusal E_CLINIC_ADDRESS."""
     host, port = clinic.settings.server.host, clinic.settings.server.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -223,7 +223,7 @@ def _listening(clinic: Clinic) -> Iterator[socket.socket]:
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the block in order, and then this function in peace."""
+    """End the block in order on SIGTERM and Ctrl-C, without an exception."""
 
     def end(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -239,7 +239,7 @@ def _ending() -> Iterator[None]:
 
 @contextmanager
 def _logging(path: Path) -> Iterator[None]:
-    """Write what happens to a file that its owner alone may read."""
+    """Write log lines to a file that only its owner can read."""
     path.touch(mode=0o600)
     handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -1,12 +1,12 @@
-"""A clinic: one folder with its settings (clinic.toml) and all that the service keeps.
+"""A clinic: one folder with its settings (clinic.toml) and all data of the service.
 
-clinic.toml       what hospital IT edits; without it the defaults hold
-clinic.sqlite     queue, answers, models, tokens, record (see `store.py`)
-scans, received   what waits to be scored, and what the PACS is still sending
+clinic.toml       settings, edited by hospital IT; without it, the defaults apply
+clinic.sqlite     queue, answers, models, tokens, audit records (see `store.py`)
+scans, received   scans that wait to be scored, and series that the PACS is still sending
 answers           one folder for each answer
 models            verified releases
-logs              what happened here, in full words
-work              where the worker unpacks and writes; cleared whenever one starts
+logs              log files
+work              temporary files of the worker; emptied when a worker starts
 """
 
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ FOLDERS = ("scans", "answers", "models", "logs", "work")
 
 
 class ServerTable(BaseModel, extra="forbid"):
-    """[server]: where browsers find the page."""
+    """[server]: the address of the page."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8765, ge=1, le=65535)
-    names: list[str] = []  # by which browsers call it, besides localhost and `host`
+    names: list[str] = []  # further host names of the page, besides localhost and `host`
     certificate: Path | None = None
     key: Path | None = None
-    without_tls: bool = False  # beyond this machine: a proxy in front of it does TLS
+    without_tls: bool = False  # for other machines: a proxy in front of the service does TLS
     session_hours: float = Field(default=12, gt=0, le=168)
 
     @model_validator(mode="after")
@@ -43,40 +43,40 @@ class ServerTable(BaseModel, extra="forbid"):
         if bool(self.certificate) != bool(self.key):
             raise ValueError("certificate and key belong together")
         if not (self.certificate or self.without_tls or is_loopback(self.host)):
-            raise ValueError("a host beyond this machine takes certificate and key, or without_tls = true")
+            raise ValueError("a host other than this machine needs certificate and key, or without_tls = true")
         return self
 
 
 class LimitsTable(BaseModel, extra="forbid"):
-    """[limits]: what one request, and all of them, may take."""
+    """[limits]: limits of requests and of the worker."""
 
     upload_mb: int = Field(default=2000, ge=1)  # of one scan
     waiting_scans: int = Field(default=200, ge=1)
-    requests_per_minute: int = Field(default=600, ge=1)  # of one token or address
-    scoring_seconds: int = Field(default=300, ge=1)  # of one scan, after which its worker is ended
+    requests_per_minute: int = Field(default=600, ge=1)  # from one token or address
+    scoring_seconds: int = Field(default=300, ge=1)  # for one scan, then its worker is ended
     worker_mb: int = Field(default=3000, ge=1000)  # of the worker's memory
 
 
 class KeepTable(BaseModel, extra="forbid"):
-    """[keep]: for how long."""
+    """[keep]: how long data is kept."""
 
-    answers_days: int = Field(default=0, ge=0)  # 0: for ever
+    answers_days: int = Field(default=0, ge=0)  # 0: forever
     audit_days: int = Field(default=LEAST_AUDIT_DAYS, ge=LEAST_AUDIT_DAYS)
-    uploads: bool = False  # scans after they were answered, as long as their answers
+    uploads: bool = False  # keep the files of answered scans as long as their answers
 
 
 class NodeTable(BaseModel, extra="forbid"):
-    """[node]: a node's site folder, whose [pacs] and [laboratory] the clinic uses too."""
+    """[node]: the site folder of a node; the clinic also uses its [pacs] and [laboratory]."""
 
     folder: Path
 
 
 class ResultsTable(BaseModel, extra="forbid"):
-    """[results]: what goes back to the PACS."""
+    """[results]: what is sent to the PACS."""
 
     send: Literal["off", "on_request", "always"] = "off"
     by: Literal["stow", "c-store"] = "stow"
-    url: str = ""  # stow: what comes before /studies
+    url: str = ""  # stow: the part of the URL before /studies
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
@@ -84,8 +84,8 @@ class ResultsTable(BaseModel, extra="forbid"):
     port: int = Field(default=104, ge=1, le=65535)
     called_aet: str = Field(default="PACS", pattern=AE_TITLE)
     calling_aet: str = Field(default="FEDTHORAX", pattern=AE_TITLE)
-    ca_certificate: Path | None = None  # stow: else the public ones; c-store: given, TLS
-    certificate: Path | None = None  # ours, which the PACS may ask for
+    ca_certificate: Path | None = None  # stow: default are the public authorities; c-store: if given, TLS is used
+    certificate: Path | None = None  # client certificate, if the PACS requires one
     key: Path | None = None
     sr: bool = True
     picture: bool = True
@@ -100,7 +100,7 @@ class ResultsTable(BaseModel, extra="forbid"):
 
     @property
     def pacs(self) -> PacsTable:
-        """The PACS to which results go. Raises pydantic's ValidationError where none is set up."""
+        """The PACS that receives the results. Raises pydantic's ValidationError if none is configured."""
         if self.by == "stow":
             return PacsTable(protocol="dicomweb", dicomweb=DicomWebTable.model_validate(self._given(DicomWebTable)))
         return PacsTable(protocol="dimse", dimse=DimseTable.model_validate(self._given(DimseTable)))
@@ -110,18 +110,18 @@ class ResultsTable(BaseModel, extra="forbid"):
 
 
 class ReceiverTable(BaseModel, extra="forbid"):
-    """[receiver]: a DICOM receiver (C-STORE) that scores what the PACS sends."""
+    """[receiver]: a DICOM receiver (C-STORE); what the PACS sends to it is scored."""
 
     enabled: bool = False
-    aet: str = Field(default="FEDTHORAX", pattern=AE_TITLE)  # ours
+    aet: str = Field(default="FEDTHORAX", pattern=AE_TITLE)  # the receiver's title
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=11112, ge=1, le=65535)
-    pacs_aet: str = Field(default="PACS", pattern=AE_TITLE)  # who may send
-    quiet_seconds: float = Field(default=10, gt=0)  # without a further image, after which a series counts as whole
-    certificate: Path | None = None  # ours; given: TLS alone
+    pacs_aet: str = Field(default="PACS", pattern=AE_TITLE)  # the only permitted sender
+    quiet_seconds: float = Field(default=10, gt=0)  # a series without a new image for this time is complete
+    certificate: Path | None = None  # of the receiver; if given, only TLS is accepted
     key: Path | None = None
-    ca_certificate: Path | None = None  # the authority whose certificate the PACS must show
-    without_tls: bool = False  # beyond this machine: images may come in the clear, from whoever names the PACS
+    ca_certificate: Path | None = None  # the authority that must have signed the PACS's certificate
+    without_tls: bool = False  # for other machines: any sender that uses the PACS's title, unencrypted
 
     @model_validator(mode="after")
     def tls_is_whole(self) -> Self:
@@ -129,7 +129,7 @@ class ReceiverTable(BaseModel, extra="forbid"):
             raise ValueError("certificate, key and ca_certificate belong together")
         if self.enabled and not (self.certificate or self.without_tls or is_loopback(self.host)):
             raise ValueError(
-                "a host beyond this machine takes certificate, key and ca_certificate, or without_tls = true"
+                "a host other than this machine needs certificate, key and ca_certificate, or without_tls = true"
             )
         return self
 
@@ -150,20 +150,20 @@ class ClinicSettings(BaseModel):
     @model_validator(mode="after")
     def the_pacs_is_named_once(self) -> Self:
         if self.node and self.pacs:
-            raise ValueError("give [node], whose [pacs] is used, or a [pacs] of the clinic's own")
+            raise ValueError("give either [node], whose [pacs] is used, or the clinic's own [pacs]")
         return self
 
 
 @dataclass(frozen=True)
 class Clinic:
-    """An opened clinic's folder. Paths in its settings are read against the folder: `clinic.path(...)`."""
+    """An opened clinic. Paths in its settings are relative to its folder: `clinic.path(...)`."""
 
     folder: Path
     settings: ClinicSettings
 
     @classmethod
     def open(cls, folder: Path, *, host: str | None = None, port: int | None = None) -> "Clinic":
-        """`host`, `port`: in place of those of clinic.toml.
+        """Open a clinic's folder. `host`, `port`: replace those of clinic.toml.
 
         Raises Refusal E_NO_CLINIC, E_CLINIC_ADDRESS, and what `load_settings` raises.
         """
@@ -182,21 +182,21 @@ class Clinic:
         return cls(folder, settings)
 
     def store(self) -> Store:
-        """The clinic's store, to be opened anew by each thread and process. Raises Refusal E_CLINIC_FILE."""
+        """Open the clinic's store, once in each thread and process. Raises Refusal E_CLINIC_FILE."""
         return Store(self.folder)
 
     def path(self, named: Path) -> Path:
-        """A file that the settings name."""
+        """Return the path of a file that the settings name."""
         return self.folder / named
 
     @cached_property
     def node(self) -> Site | None:
-        """The node whose PACS and laboratory are used. Raises what `Site.open` raises."""
+        """The node whose PACS and laboratory the clinic uses. Raises what `Site.open` raises."""
         return Site.open(self.path(self.settings.node.folder)) if self.settings.node else None
 
     @property
     def pacs(self) -> tuple[PacsTable, Path] | None:
-        """The PACS that scans are chosen from, and the folder against which its paths are read."""
+        """The PACS in which scans are searched, and the base folder of its relative paths."""
         if self.node:
             table = self.node.settings.pacs
             return (table, self.node.folder) if table else None
@@ -224,7 +224,7 @@ class Clinic:
 
 
 def init_clinic(folder: Path) -> Clinic:
-    """Make a clinic's folder, for its owner's eyes alone, with the template of clinic.toml.
+    """Create a clinic's folder, readable by its owner only, with the template of clinic.toml.
 
     Raises Refusal E_CLINIC_EXISTS.
     """

@@ -1,9 +1,9 @@
-"""What the clinic knows: the queue of scans, their answers, the models, and the record of it all.
+"""The clinic's store: the queue of scans, their answers, the models, and the audit records.
 
-CLINIC/clinic.sqlite          all of it (see `database.py`)
+CLINIC/clinic.sqlite          the database (see `database.py`)
 CLINIC/scans/JOB_ID/          a scan's files, until it is answered
 CLINIC/answers/ANSWER_ID/     an answer's files
-CLINIC/answers/JOB_ID/        a scan without a score, to be seen, if it could be read
+CLINIC/answers/JOB_ID/        pictures of a scan without a score, if it could be read
 CLINIC/models/SHA256/         verified releases
 """
 
@@ -18,17 +18,17 @@ __all__ = ["LEAST_AUDIT_DAYS", "Store", "new_id", "now"]
 
 
 class Store(Answers, Models, Audit):
-    """An open clinic: `Store(clinic_folder)`; one for each thread and process. A context manager.
+    """An open clinic: `Store(clinic_folder)`, one for each thread and process; a context manager.
 
-    Its methods are those of `Jobs`, `Answers`, `Models` and `Audit`. Each raises Refusal E_CLINIC_FILE for what SQLite
-    or the disk refuses.
+    Its methods are those of `Jobs`, `Answers`, `Models` and `Audit`. Each raises Refusal E_CLINIC_FILE for errors of
+    SQLite or the disk.
     """
 
     def forget(self, answers_before: datetime | None, audit_before: datetime | None) -> list[str]:
-        """Remove what ended before a time: answers with their jobs, and records; None: nothing.
+        """Remove answers with their jobs, and audit records, older than a time; None: remove nothing.
 
-        Answers that still wait to be sent stay. Returns the ids of the answers that went; their folders are the
-        caller's to remove. Raises Refusal E_CLINIC_FILE for records that are younger than six months.
+        Answers that still wait to be sent are kept. Returns the ids of the removed answers; the caller must remove
+        their folders. Raises Refusal E_CLINIC_FILE if records younger than six months would be removed.
         """
         gone: list[str] = []
         with self.transaction() as db:

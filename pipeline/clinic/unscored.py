@@ -1,4 +1,4 @@
-"""A scan that got no score, kept to be seen: a head, a thorax upside down, much metal explain themselves."""
+"""Pictures of a scan without a score: they show causes such as a head, an upside-down thorax or much metal."""
 
 import logging
 import shutil
@@ -13,18 +13,18 @@ log = logging.getLogger("fedthorax.clinic")
 
 
 def keep_to_be_seen(volume: Volume, job: Job, work: Path) -> None:
-    """Write the scan into `job.pictures`, whole or not at all. It raises nothing: the reason stands without it.
+    """Write the scan into `job.pictures`, completely or not at all; never raises, because the pictures are optional.
 
-    `volume`: as it was read. `work`: a folder on the same disk, to write in.
+    `volume`: as it was read. `work`: a folder for temporary files on the same disk.
     """
     folder = work / job.id
     try:
         folder.mkdir(mode=0o700)
         write_scan(volume, folder)
         sync_tree(folder)
-        shutil.rmtree(job.pictures, ignore_errors=True)  # of an attempt that was killed
+        shutil.rmtree(job.pictures, ignore_errors=True)  # left by a killed attempt
         folder.replace(job.pictures)
         sync_folder(job.pictures.parent)
-    except Exception as error:  # disk or memory are full, perhaps, as the reason says then
+    except Exception as error:  # disk or memory may be full
         shutil.rmtree(folder, ignore_errors=True)
-        log.warning("a scan without a score cannot be shown: %s", type(error).__name__)
+        log.warning("the pictures of a scan without a score cannot be written: %s", type(error).__name__)

@@ -1,10 +1,10 @@
-"""The process that scores: takes one scan after another from the queue, and leaves an answer for each.
+"""The scoring process: takes one scan after another from the queue, and writes an answer for each.
 
     python -m pipeline.clinic.worker CLINIC
 
-It is a child of the service (`service.py`) and ends with it. It may be killed at any moment: an answer counts from the
-transaction on that names it; whatever else was written is removed later. A scan may be meant to do harm, so that the
-process bounds its own memory (`worker_mb`), and its time for each scan (`scoring_seconds`) by a signal that ends it.
+It is a child of the service (`service.py`) and ends with it. It may be killed at any moment: an answer exists only
+after its transaction, and all other files are removed later. A scan may be malicious, so the process limits its own
+memory (`worker_mb`), and its time for each scan (`scoring_seconds`) with a signal that ends the process.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ from pipeline.system.atomic_files import sync_folder, sync_tree
 
 SCORE = "score.json"
 POLL_SECONDS = 0.2
-NO_MODEL_SECONDS = 5.0  # until it is looked again whether there is a model
+NO_MODEL_SECONDS = 5.0  # between two checks for a model
 LOOK_AGAIN_SECONDS, LOOK_BACK = 900.0, timedelta(days=30)
 _NAME = tags("PatientName")
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -58,12 +58,12 @@ log = logging.getLogger("fedthorax.clinic")
 
 
 class Worker:
-    """Scores for one clinic, with the models that its store names."""
+    """Scores the scans of one clinic, with the models that its store names."""
 
     def __init__(self, clinic: Clinic, store: Store) -> None:
         self._clinic, self._store = clinic, store
         self._loaded: dict[str, Release] = {}  # by SHA-256
-        self._look_at = 0.0  # when the laboratory is next asked for what it did not have before
+        self._look_at = 0.0  # when missing PCR results are looked up again
 
     def run(self) -> NoReturn:
         while True:
@@ -71,7 +71,7 @@ class Worker:
                 live = self._release("live")
                 self._store.set_worker("ready")
             except Refusal as refusal:
-                log.warning("there is no model to score with: %s", refusal.code)
+                log.warning("no model is available for scoring: %s", refusal.code)
                 self._store.set_worker("no_model", refusal.code)
                 time.sleep(NO_MODEL_SECONDS)
                 continue
@@ -82,7 +82,7 @@ class Worker:
                     time.sleep(POLL_SECONDS)
 
     def work_off_one(self, live: Release) -> bool:
-        """Answer one scan; False if none waits. Raises Refusal E_CLINIC_FILE."""
+        """Score one scan; False if none waits. Raises Refusal E_CLINIC_FILE."""
         job = self._store.take() if self._store.waiting() else None
         if job is None:
             return False
@@ -111,7 +111,7 @@ class Worker:
         self._add_pcr(answer)
 
     def _answer(self, job: Job, scan: OneScan, patient: Patient | None, release: Release, role: Role) -> Answer:
-        """Score, write the answer's files, then the answer. Raises Refusal, OSError."""
+        """Score a scan, write the answer's files, then store the answer. Raises Refusal, OSError."""
         score = score_scan(scan, release)
         answer_id = new_id()
         folder = self._clinic.work / answer_id
@@ -137,7 +137,7 @@ class Worker:
 
     @staticmethod
     def _tell(why_not: Refusal | None) -> None:
-        """An answer without results for the PACS is an answer all the same."""
+        """Log why there are no results for the PACS: the answer is valid without them."""
         if why_not:
             log.warning("no results for the PACS: %s", why_not.code)
 
@@ -169,7 +169,7 @@ class Worker:
         )
 
     def _patient(self, series: Series) -> Patient | None:
-        """Whose scan it is; None for a volume file, whose name need not be a patient's."""
+        """Return the scan's patient; None for a volume file, whose name may not be a patient's."""
         if is_volume_file(series.files[0].name) or not series.patient_id:
             return None
         with quiet_pydicom():
@@ -177,7 +177,7 @@ class Worker:
         return self._store.keyed(Patient(series.patient_id, series.issuer, name, series.sex, series.age_years))
 
     def _ask_shadow(self, job: Job, scan: OneScan, patient: Patient | None) -> None:
-        """Ask the model that is tried beside the live one. Whatever goes wrong here costs the clinician nothing."""
+        """Score with the shadow model too. An error here does not affect the clinician."""
         try:
             if self._store.model("shadow"):
                 with self._time_limit():
@@ -186,23 +186,23 @@ class Worker:
             log.warning("the shadow model gave no answer: %s", _why_not(error).code)
 
     def _look_for_pcr(self) -> None:
-        """Ask the laboratory again: a specimen's result comes hours after the scan."""
+        """Look up missing PCR results again: a result comes hours after the scan."""
         self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
         if self._clinic.node:
             for answer in self._store.without_pcr(now() - LOOK_BACK):
                 self._add_pcr(answer)
 
     def _add_pcr(self, answer: Answer) -> None:
-        """Note the laboratory's PCR result, if it has one that goes with the scan."""
+        """Store the laboratory's PCR result that matches the scan, if there is one."""
         if not (self._clinic.node and answer.patient and answer.acquired_at):
             return
         patient, day = answer.patient, answer.acquired_at.date()
         pcr = find_pcr(patient.id, patient.issuer, day, self._clinic.node.folder)
-        if pcr and not self._store.answer_by_id(answer.id).pcr:  # nobody has entered one meanwhile
+        if pcr and not self._store.answer_by_id(answer.id).pcr:  # nobody has entered a result in the meantime
             self._store.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
 
     def _release(self, role: Role) -> Release:
-        """The model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""
+        """Return the model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""
         model = self._store.model(role)
         if model is None:
             raise Refusal(NO_MODEL)
@@ -213,7 +213,7 @@ class Worker:
             if release.sha256 != model.sha256:
                 raise Refusal(MODEL_ALTERED)
             self._loaded[model.sha256] = release
-        # Its signature was checked when it was taken in, and the hash that it is kept under covers all of it.
+        # Its signature was checked when it was added, and its SHA-256 covers all of its files.
         return replace(self._loaded[model.sha256], signed_by=model.signed_by)
 
     def _is_live(self, release: Release) -> bool:
@@ -222,7 +222,7 @@ class Worker:
 
     @contextmanager
     def _time_limit(self) -> Iterator[None]:
-        """End this process if it takes too long; nothing softer stops a decoder that hangs."""
+        """End this process if scoring takes too long; nothing else stops a decoder that hangs."""
         signal.alarm(self._clinic.settings.limits.scoring_seconds)
         try:
             yield
@@ -231,25 +231,25 @@ class Worker:
 
 
 def _source(folder: Path) -> Path:
-    """A scan's files; where there is but one, it may be a zip."""
+    """Return the scan's folder, or its only file, which may be a zip."""
     inside = list(folder.iterdir()) if folder.is_dir() else []
     return inside[0] if len(inside) == 1 else folder
 
 
 def _why_not(error: Exception) -> Refusal:
-    """The refusal that says why there is no score; what was not foreseen goes into the log in full."""
+    """Return the refusal for an error; log an unexpected error with its traceback."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
         return Refusal(DISK_FULL)
     if isinstance(error, MemoryError):
         return Refusal(SCORING_MEMORY)
-    log.error("a scan could not be scored", exc_info=error)
+    log.error("a scan could not be scored because of an unexpected error", exc_info=error)
     return Refusal(SCORING_FAILED)
 
 
 def _sha256(scan: OneScan | None, folder: Path) -> str:
-    """Of the volume in HU, as in an answer; of the files where no volume came of them."""
+    """Return the SHA-256 of the volume in HU, as in an answer; if there is no volume, of the files."""
     if scan:
         return hashlib.sha256(scan.volume.hu.data).hexdigest()
     digest = hashlib.sha256()
@@ -260,7 +260,7 @@ def _sha256(scan: OneScan | None, folder: Path) -> str:
 
 
 def _end_with_parent() -> None:
-    """End when the service does, however that happens: at once by the kernel (Linux), else by the pipe it holds."""
+    """End when the service ends for any reason: by a signal from the kernel (Linux), else when the pipe closes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -272,7 +272,7 @@ def _end_with_parent() -> None:
 
 
 def _bound_memory(most_bytes: int) -> None:
-    """Let whatever would take more fail; what was loaded from files does not count (RLIMIT_DATA)."""
+    """Limit the memory of this process; mapped files do not count (RLIMIT_DATA)."""
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if most == resource.RLIM_INFINITY or most > most_bytes:
         resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most))
@@ -284,11 +284,11 @@ def main(clinic_folder: Path) -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     clinic = Clinic.open(clinic_folder)
     _bound_memory(clinic.settings.limits.worker_mb * 10**6)
-    tempfile.tempdir = str(clinic.work)  # zips are unpacked there
-    import highdicom.sr  # noqa: F401  the first scan shall not wait for it
+    tempfile.tempdir = str(clinic.work)  # zips are unpacked here
+    import highdicom.sr  # noqa: F401  import it now, so that the first scan does not wait
     import torch
 
-    torch.set_num_threads(1)  # the network is small: where others want the cores too, threads wait for each other
+    torch.set_num_threads(1)  # the network is small: on busy cores, threads would wait for each other
 
     with clinic.store() as store:
         Worker(clinic, store).run()

@@ -1,4 +1,4 @@
-"""Public data sets as sites: each importer makes site folders of a published layout, to study federations with.
+"""Public data sets as sites: each importer creates site folders from a published layout, for research on federations.
 
-The data stays where it is and as it is: a site refers to its scans by links. Who has no use is counted, by reason.
+The data is not moved or changed: a site links to its scans. Unusable patients are counted by reason.
 """

@@ -1,4 +1,4 @@
-"""What the importers share: looking at the published layout, and making site folders that refer to it."""
+"""Common functions of the importers: checking the published layout, and creating site folders that link to it."""
 
 import csv
 import hashlib
@@ -23,26 +23,26 @@ LABEL_COLUMNS = ("patient_id", "pcr_positive", "severe")
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a data set: the number of patients of each new site, and why others fell out."""
+    """The result of an import: the number of patients of each new site, and why others were left out."""
 
     sites: dict[str, int]
     findings: list[Finding]
 
     @property
     def counts(self) -> list[tuple[Reason, int]]:
-        """How often each reason was met, most frequent first."""
+        """Each reason with its number of findings, most frequent first."""
         return Counter(finding.reason for finding in self.findings).most_common()
 
 
 def check_layout(data_set: str, folder: Path, needed: Iterable[str]) -> None:
-    """Raises Refusal E_LAYOUT where something of the published layout is missing."""
+    """Check that the published layout is complete. Raises Refusal E_LAYOUT."""
     for name in needed:
         if not (folder / name).exists():
             raise Refusal(reasons.LAYOUT, data_set=data_set, missing=name, private=str(folder))
 
 
 def check_out(out: Path, folder: Path) -> None:
-    """Raises Refusal E_IMPORT_OUT unless `out` is new or empty, and outside the data set."""
+    """Check that `out` is new or empty, and outside the data set. Raises Refusal E_IMPORT_OUT."""
     if out.resolve().is_relative_to(folder.resolve()) or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise Refusal(reasons.IMPORT_OUT, private=str(out))
 
@@ -50,7 +50,7 @@ def check_out(out: Path, folder: Path) -> None:
 def read_labels_table(
     table: CsvTable, columns: Sequence[str], allowed: Iterable[str]
 ) -> tuple[dict[str, list[str]], list[Finding]]:
-    """The cells of a published label table by patient, the first of `columns`; other cells must be `allowed` ones.
+    """Read a published label table: cells by patient, the first of `columns`; other cells must be in `allowed`.
 
     Raises Refusal: E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
     """
@@ -67,7 +67,7 @@ def read_labels_table(
 
 
 def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path], findings: list[Finding]) -> list[str]:
-    """The patients who have both a row and a scan, sorted; the others become findings.
+    """Return the patients with both a row and a scan, sorted; the others become findings.
 
     Raises Refusal E_LAYOUT if there are none.
     """
@@ -80,14 +80,14 @@ def matched(data_set: str, rows: Mapping[str, object], scans: Mapping[str, Path]
 
 
 def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) -> None:
-    """Make one site: its settings, its key, and links to its scans, by their names under ct/.
+    """Create one site: its settings, its key, and links to its scans by their names under ct/.
 
-    `about`: what its settings file says of where the patients come from. `tables`: of site.toml, beside [site].
+    `about`: a comment in site.toml about the origin of the patients. `tables`: of site.toml, besides [site].
     """
     comment = textwrap.fill(about, width=118, initial_indent="# ", subsequent_indent="# ")
     name = json.dumps(folder.name)
     text = f"{comment}\n\n[site]\nname = {name}\nmin_patients = 10\n\n{tables}\n{_STUDIES}{_JOINING}"
-    # Published patients need no secret key; with this one, every import gives the same training and test patients.
+    # Published patients need no secret key; a constant key gives the same training and test patients in every import.
     init_site(folder, text, key=hashlib.sha256(f"public data set, site {folder.name}".encode()).digest())
     for link, target in links.items():
         place = folder / "ct" / link
@@ -96,19 +96,19 @@ def make_site(folder: Path, about: str, tables: str, links: Mapping[str, Path]) 
 
 
 _STUDIES = f"""[gateway]
-# The studies of this release that may run here; `fedthorax node studies` shows what each asks for.
+# The studies of this release that may run here; `fedthorax node studies` shows what each requires.
 studies = {json.dumps(usual_studies())}
 
 """
 _JOINING = """[server]
-# Where the study's server listens, "host:port", and the certificate of its authority (from the study's office).
+# Address of the study's server, "host:port", and the certificate of its authority (from the study's office).
 address = ""
 ca_certificate = "keys/ca.crt"
 """
 
 
 def labels_table(severe_means: str) -> str:
-    """[labels] of a site whose labels are in labels.csv."""
+    """Return the table [labels] of a site with labels in labels.csv."""
     return f'[labels]\nfile = "labels.csv"\nsevere_means = {json.dumps(severe_means)}\n'
 
 

@@ -1,11 +1,11 @@
 """MosMedData: 1110 CTs of Moscow's hospitals, by extent of findings (Morozov et al. 2020, arXiv 2005.06465).
 
-    DIR/studies/CT-<k>/<study_id>.nii.gz    every tenth slice, some 8 mm apart; one study a patient
+    DIR/studies/CT-<k>/<study_id>.nii.gz    every tenth slice, about 8 mm apart; one study per patient
     DIR/dataset_registry.csv                study_id, category (CT-0 to CT-4); the .xlsx of the same name is not read
 
-Licence of the data: CC BY-NC-ND 3.0. There is no PCR result and no outcome: a radiologist's estimate of how much of
-the lungs is affected stands in for severity (CT-1 under a quarter, CT-2 under half, CT-3 under three quarters, CT-4
-more), which is another thing than to be intubated or to die.
+Licence of the data: CC BY-NC-ND 3.0. There are no PCR results and no outcomes. A radiologist's estimate of the affected
+part of the lungs replaces severity (CT-1 under a quarter, CT-2 under half, CT-3 under three quarters, CT-4 more); this
+differs from intubation or death.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ _SUFFIX = ".nii.gz"
 
 
 def import_mosmed(folder: Path, out: Path, *, progress: Progress) -> Imported:
-    """Make one site folder under `out`.
+    """Create one site folder under `out`.
 
     Raises Refusal: E_LAYOUT, E_IMPORT_OUT, E_IMPORT_DUPLICATE, E_IMPORT_LABEL, and those of `read_rows`.
     Findings: E_NO_SCAN, E_NO_LABEL, E_ROW, E_NO_IDENTIFIER.
@@ -46,7 +46,7 @@ def import_mosmed(folder: Path, out: Path, *, progress: Progress) -> Imported:
     progress(0, 1)
     table = CsvTable(file=folder / "dataset_registry.csv", patient_id="study_id")
     categories, findings = read_labels_table(table, ("study_id", "category"), SEVERE)
-    # The category is part of the place: a scan in another folder than the registry says is not matched.
+    # The category is part of the key: a scan in another folder than in the registry is not matched.
     rows = {f"{category}/{study}": (study, "", SEVERE[category]) for study, (category,) in categories.items()}
     files = sorted((folder / "studies").glob(f"CT-*/*{_SUFFIX}"))
     scans = {f"{file.parent.name}/{file.name.removesuffix(_SUFFIX)}": file for file in files}

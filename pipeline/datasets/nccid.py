@@ -1,12 +1,12 @@
-"""NCCID, the National COVID-19 Chest Imaging Database of NHSX: patients of some 20 British hospital trusts.
+"""NCCID, the National COVID-19 Chest Imaging Database of NHSX: patients of about 20 British hospital trusts.
 
     DIR/training/ct/<patient>/<study>/<series>/*.dcm     (DIR may be the folder training itself)
     DIR/training/data/<patient>/data_<date>.json         clinical record of a patient with a positive swab
-    DIR/training/data/<patient>/status_<date>.json       one swab, as a rule a negative one
+    DIR/training/data/<patient>/status_<date>.json       one swab, usually a negative one
 
-Use of the data needs NHSX's access agreement. The newest file of each kind counts, for centres send corrected ones.
-A site is a SubmittingCentre; laboratory and outcome records are written as a hospital would export them, and joined by
-the site's own rules.
+Use of the data requires NHSX's access agreement. The newest file of each kind is used, because centres send
+corrections. A site is a SubmittingCentre. Its laboratory and outcome records are written like a hospital's exports, and
+joined by the site's own rules.
 """
 
 import json
@@ -43,11 +43,11 @@ file = "outcomes.csv"
 
 
 def import_nccid(folder: Path, out: Path, *, progress: Progress) -> Imported:
-    """Make one site folder under `out` for each submitting centre that has a usable patient.
+    """Create one site folder under `out` for each submitting centre that has a usable patient.
 
     Raises Refusal: E_LAYOUT, E_IMPORT_OUT.
     Findings: E_NO_SCAN, E_NO_CLINICAL, E_CLINICAL_FILE, E_CENTRE, E_CT_DATE, E_SWABS, E_SWAB_RESULT, E_AMBIGUOUS_DATE,
-    E_UNREADABLE_DATE, E_EVENT_DATE; the last three may cost an outcome and not the patient.
+    E_UNREADABLE_DATE, E_EVENT_DATE; the last three may remove only an outcome, not the patient.
     """
     training = folder / "training" if (folder / "training").is_dir() else folder
     check_layout("NCCID", training, ("ct", "data"))
@@ -109,7 +109,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _dated_series(root: Path, patient_id: str, findings: list[Finding]) -> dict[str, Path]:
-    """A patient's series whose day can be believed, by their place under `root`. Raises Refusal E_NO_SCAN."""
+    """Return a patient's series with a reliable date, by path under `root`. Raises Refusal E_NO_SCAN."""
     found = {}
     for folder in sorted(path for path in (root / patient_id).glob("*/*") if path.is_dir()):
         first = next((file for file in _files(folder) if file.suffix == ".dcm"), None)
@@ -126,17 +126,17 @@ def _dated_series(root: Path, patient_id: str, findings: list[Finding]) -> dict[
 
 @quiet_pydicom()
 def _is_truly_dated(file: Path) -> bool:
-    """Whether ingestion would take the series' day from a tag that NCCID left as it was."""
+    """Whether ingestion would take the series' day from a tag that NCCID did not shift."""
     series, _ = find_series(file)
     if not series or series[0].acquired is None:
-        return True  # ingestion says what is wrong with it
+        return True  # ingestion reports the problem
     header = read_header(file, tags("AcquisitionDate", "StudyDate"))
     kept = {text(header, keyword).strip() for keyword in ("AcquisitionDate", "StudyDate")}
     return f"{series[0].acquired:%Y%m%d}" in kept
 
 
 def _site_names(centres: dict[str, list[Clinical]]) -> list[tuple[str, str]]:
-    """A site's name for each centre: its own, shortened, and numbered where two would become one."""
+    """Return a site's name for each centre: its own name, shortened, and numbered if not unique."""
     names: dict[str, str] = {}
     for centre in sorted(centres):
         name, number = centre[:_MAX_NAME], 1
@@ -148,7 +148,7 @@ def _site_names(centres: dict[str, list[Clinical]]) -> list[tuple[str, str]]:
 
 
 def _make_site(site: Path, patients: list[Clinical], links: dict[str, dict[str, Path]], findings: list[Finding]) -> int:
-    """Make the site of one centre; returns its number of patients, and makes nothing if there are none."""
+    """Create the site of one centre; return its number of patients. Without patients, create nothing."""
     orders = trusted_orders(patients)
     swabs, outcomes = [], []
     kept: dict[str, Path] = {}

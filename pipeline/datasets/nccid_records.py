@@ -1,14 +1,14 @@
-"""The clinical files of NCCID: one patient's swabs and course, with dates that are read in one way or not at all.
+"""The clinical files of NCCID: one patient's swabs and course; ambiguous dates are not used.
 
-How the files write dates is told in three places, which contradict each other: the data set's questions and answers
-(nhsx.github.io/covid-chest-imaging-database/faq.html), NHSX's cleaning tool (github.com/nhsx/nccid-cleaning), and
-what submitting centres do. The rule here:
+Three sources describe the date formats and contradict each other: the data set's questions and answers
+(nhsx.github.io/covid-chest-imaging-database/faq.html), NHSX's cleaning tool (github.com/nhsx/nccid-cleaning), and the
+practice of submitting centres. The rules here:
 
-1. An ISO date is that date, also behind a text in brackets: "[text] - 2020-03-27".
-2. A date with slashes that has one reading is that date: its day is over 12, or the same as its month.
+1. An ISO date is used, also after a text in brackets: "[text] - 2020-03-27".
+2. A date with slashes is used if it has only one reading: its day is over 12, or equals its month.
 3. Any other date with slashes is read in the order of its field, if the sources agree on one (AGREED_ORDER) and the
    centre wrote no date in that field which contradicts it.
-4. What is left is ambiguous and is not used.
+4. All other dates are ambiguous and are not used.
 """
 
 import re
@@ -32,7 +32,7 @@ AGREED_ORDER: dict[str, Order] = {
 }
 _POSITIVE_SWAB = "Date of Positive Covid Swab"
 _ALIVE = "Date last known alive"
-_SWABS = {  # result and day of collection; a day of result is something else
+_SWABS = {  # result and day of collection; the day of the result is a different field
     "1st RT-PCR result": "Date of acquisition of 1st RT-PCR",
     "2nd RT-PCR result": "Date of acquisition of 2nd RT-PCR",
     "SwabStatus": "SwabDate",
@@ -45,9 +45,9 @@ _RESULTS = {**_BITS, "RNA DETECTED (SARS-CoV-2)": True}
 
 @dataclass(frozen=True)
 class Clinical:
-    """One patient's newest clinical files, {} where there is none.
+    """One patient's newest clinical files, {} if there is none.
 
-    `data`: of the cohort with a positive swab. `status`: of a single swab, negative as a rule.
+    `data`: of the cohort with a positive swab. `status`: of a single swab, usually negative.
     """
 
     patient_id: str
@@ -56,7 +56,7 @@ class Clinical:
 
 
 def trusted_orders(patients: Iterable[Clinical]) -> dict[str, Order]:
-    """AGREED_ORDER without the fields in which the centre, whose patients these are, wrote otherwise."""
+    """Return AGREED_ORDER without the fields in which the centre of these patients used another order."""
     records = [record for patient in patients for record in (patient.data, patient.status)]
     return {
         name: order
@@ -66,10 +66,10 @@ def trusted_orders(patients: Iterable[Clinical]) -> dict[str, Order]:
 
 
 def read_swabs(patient: Clinical, orders: Mapping[str, Order]) -> tuple[list[Swab], list[Finding]]:
-    """The patient's swabs, as far as they prove anything, and what could not be read.
+    """Return the patient's reliable swabs, and findings for what could not be read.
 
-    Nobody becomes negative because something was left out: where a swab cannot be read, the negative ones do not count,
-    nor do they in a patient of the positive cohort (who has a `data` file) without a readable positive one.
+    Nobody becomes negative because something was left out. Negative swabs do not count if another swab cannot be read,
+    or if a patient of the positive cohort (with a `data` file) has no readable positive swab.
     """
     dated = [(patient.data, _POSITIVE_SWAB, True)] if _text(patient.data, _POSITIVE_SWAB) else []
     findings = []
@@ -92,11 +92,11 @@ def read_swabs(patient: Clinical, orders: Mapping[str, Order]) -> tuple[list[Swa
 
 
 def read_outcome(patient: Clinical, orders: Mapping[str, Order]) -> tuple[Outcome | None, list[Finding]]:
-    """The patient's course, None if it is not known, and what could not be read.
+    """Return the patient's course, None if unknown, and findings for what could not be read.
 
-    It is not known if an event has no readable day, if a day is given for an event that is denied, or if nobody says
-    whether the patient was intubated: none of these may look like a mild course. Where nobody says whether the patient
-    died, the day on which the patient was last known to be alive says how far the record reaches.
+    The course is unknown if an event has no readable day, if a day is given for an event that is denied, or if
+    intubation is not recorded: none of these may look like a mild course. If death is not recorded, the last day on
+    which the patient was known to be alive ends the follow-up.
     """
     data = patient.data
     intubated = _event(data, "Intubation", "Date of intubation", orders)
@@ -110,7 +110,7 @@ def read_outcome(patient: Clinical, orders: Mapping[str, Order]) -> tuple[Outcom
 
 
 def _event(record: Mapping[str, Any], name: str, day: str, orders: Mapping[str, Order]) -> date | Reason | None:
-    """The day of an event, None if it is denied, or why it is not known."""
+    """Return the day of an event, None if it is denied, or why it is unknown."""
     happened = _BITS.get(_text(record, name))
     if _text(record, day) and happened is not False:
         return _day(record, day, orders)
@@ -118,7 +118,7 @@ def _event(record: Mapping[str, Any], name: str, day: str, orders: Mapping[str, 
 
 
 def _day(record: Mapping[str, Any], name: str, orders: Mapping[str, Order]) -> date | Reason:
-    """The day in a field by the rule above, or why it cannot be read."""
+    """Return the day in a field by the rules above, or why it cannot be read."""
     text = _text(record, name)
     if iso := _ISO.fullmatch(text):
         return _date(*map(int, iso.groups())) or reasons.UNREADABLE_DATE
@@ -131,7 +131,7 @@ def _day(record: Mapping[str, Any], name: str, orders: Mapping[str, Order]) -> d
 
 
 def _slashed(text: str) -> dict[Order, date]:
-    """The dates as which a text with slashes can be read, by order."""
+    """Return the possible readings of a date with slashes, by order."""
     match = _SLASHED.fullmatch(text)
     if not match:
         return {}

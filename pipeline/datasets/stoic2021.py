@@ -3,7 +3,7 @@
     DIR/data/mha/<PatientID>.mha      one CT each, with tags PatientAge (decades, 035Y to 085Y) and PatientSex
     DIR/metadata/reference.csv        PatientID, probCOVID, probSevere: 0 or 1
 
-Licence of the data: CC BY-NC 4.0. Nothing says in which hospital a scan was taken, so sites are made by a rule.
+Licence of the data: CC BY-NC 4.0. The hospital of a scan is not published, so sites are created by a rule.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def import_stoic2021(
 ) -> Imported:
     """Make site folders of the public data set STOIC2021; each patient belongs to one of them.
 
-    `severe` is kept for PCR-positive patients alone: the published table has no severe patient among the 795
-    negative ones, who were not followed for it. The pseudonym keys are new each time, the split is not.
+    `severe` is used only for PCR-positive patients: the published table has no severe patient among the 795 negative
+    ones, who were not followed up for it. The pseudonym keys are new each time, the split is not.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def _skewed(patients: Sequence[str], scans: dict[str, Path], sites: int, seed: i
 
 
 def _age_and_spacing(scan: Path) -> tuple[float | None, float | None]:
-    """Age in years and slice spacing in mm, as far as the header tells; ingestion says what is wrong with it."""
+    """Return age in years and slice spacing in mm, None if unreadable; ingestion reports problems."""
     try:
         header, _ = read_meta_header(scan)
         spacing_mm = float(header["ElementSpacing"].split()[2])

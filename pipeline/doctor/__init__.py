@@ -1,12 +1,11 @@
-"""The doctor: what is wrong with a site, from the machine to the data, and what to do about it.
+"""The checks of `fedthorax node check`: problems of a site, from the machine to the data, and their remedies.
 
-lines          one thing looked at, and how it is
 environment    machine, libraries, keys and certificates
-reach          the study's server and the PACS
+connectivity   the study's server and the PACS
 records        laboratory and outcome files
 contract       the data contract: rules with counts
 digest         the contract as one hash
 duplicates     one scan under two patients
-suppression    which counts may be shown to others
-figure, page   the page that may be mailed
+suppression    rules for the counts that others may see
+figure, page   the HTML page, which may be sent to others
 """

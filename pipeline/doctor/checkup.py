@@ -1,8 +1,8 @@
-"""The doctor: looks at a site from the machine to the data; and how well the doctor itself does.
+"""All checks of a site, from the machine to the data, and an evaluation of the checks themselves.
 
-It examines as an ingest would, fetches nothing and changes nothing in the cohort. What cannot be read is one of its
-lines, and it goes on. Where a synthetic hospital's truth is given, its findings are held against the defects that
-were planted.
+A check examines scans like an ingest, but fetches nothing and does not change the cohort. Something that cannot be read
+becomes one line of the result, and the check continues. For a synthetic hospital with known truth, the findings are
+compared with the planted defects.
 """
 
 import json
@@ -33,7 +33,7 @@ from pipeline.system.findings import Finding
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the findings compare with what was planted in a synthetic hospital."""
+    """Comparison of the findings with the defects planted in a synthetic hospital."""
 
     planted: int
     found: int
@@ -55,9 +55,9 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Checkup:
-    """The result of `check`, for the site's own eyes.
+    """The result of `check`, for the site itself only.
 
-    `assessment` is None where there are no scans to look at, and then `contract`, `numbers` and `variants` are empty.
+    `assessment` is None if there are no scans; then `contract`, `numbers` and `variants` are empty.
     """
 
     site: str
@@ -72,11 +72,11 @@ class Checkup:
 
     @property
     def is_refused(self) -> bool:
-        """Whether something keeps the site from working; single scans and patients that are refused do not."""
+        """Whether a problem prevents the site from working; refused scans and patients do not."""
         return any(line.status == "fail" for line in self.lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Exact counts and remedies: no patient, file or date."""
+        """Return exact counts and remedies, without patients, files or dates."""
         return {
             "site": self.site,
             "refused": self.is_refused,
@@ -90,7 +90,7 @@ class Checkup:
 
 
 def judge(site: Site, assessment: Assessment, truth: Path) -> Verdict:
-    """Hold the findings against the truth of a synthetic hospital, code by code and patient by patient."""
+    """Compare the findings with the truth of a synthetic hospital, by code and patient."""
     defects = json.loads(truth.read_text())["defects"]
     planted = Counter((d["code"], site.pseudonym(d["patient_id"])) for d in defects)
     reported = Counter((f.reason.code, f.patient_id) for f in assessment.findings)
@@ -110,9 +110,9 @@ def check(
     truth: Path | None = None,
     more: Sequence[Line] = (),
 ) -> Checkup:
-    """Look at everything. Raises Refusal E_COHORT_BUSY; whatever else is refused becomes a line.
+    """Run all checks. Raises Refusal E_COHORT_BUSY; all other refusals become lines.
 
-    `more`: what others have looked at on this machine.
+    `more`: lines of further checks on this machine.
     """
     lines = [*configuration(site), *connectivity.network(site), *connectivity.pacs(site, connectivity.count_at_pacs)]
     material = _read(site, lines)
@@ -142,7 +142,7 @@ def check(
 
 
 def _read(site: Site, lines: list[Line]) -> Material:
-    """What can be read; what cannot is a line more."""
+    """Read records and list of series; add a line for what cannot be read."""
     records: Records | None = None
     record_findings: list[Finding] = []
     scan_findings: list[Finding] = []
@@ -157,19 +157,19 @@ def _read(site: Site, lines: list[Line]) -> Material:
         lines.append(Line("scans", "scans", "ok", "can be found", detail=f"{len(series)} series"))
     except Refusal as refusal:
         line = refused("scans", "scans", refusal)
-        # Not a fault: it is what comes next.
+        # Not an error: pulling is the next step.
         lines.append(replace(line, status="skip") if refusal.reason == site_reasons.NOTHING_PULLED else line)
     return Material(series, records, scan_findings, record_findings)
 
 
 def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: int) -> list[Line]:
-    """What the cohort as a whole is fit for."""
+    """Check size and splits of the whole cohort."""
     patients = len(assessment.patients)
     detail = f"{patients} patients have a usable CT and a label; {minimum} are needed"
     if patients >= minimum:
         lines = [Line("cohort", "size", "ok", "enough patients to take part", detail=detail)]
     else:
-        remedy = reasons.TOO_FEW_PATIENTS.remedy if assessment.material.records else "Mend the records first."
+        remedy = reasons.TOO_FEW_PATIENTS.remedy if assessment.material.records else "Correct the records first."
         lines = [Line("cohort", "size", "warn", "too few patients to take part", remedy, detail)]
     split = next(result for result in results if result.reason == reasons.OTHER_SPLIT)
     says = f"{split.reason.code}: {split.reason.says}" if split.is_met else "every patient is in one split"
@@ -178,7 +178,7 @@ def _cohort_lines(assessment: Assessment, results: Sequence[Result], minimum: in
 
 
 def _variants(assessment: Assessment, rules: JoinRules) -> list[Variant]:
-    """How the windows would change the cohort; published labels hang on no day."""
+    """Return how the windows change the cohort; published labels do not depend on days."""
     records = assessment.material.records
     if records is None or records.labels is not None:
         return []

@@ -1,4 +1,4 @@
-"""What the node must reach: the study's server and the PACS. Every look ends within seconds."""
+"""Checks of the connections to the study's server and the PACS. Each check ends within seconds."""
 
 import http.client
 import socket
@@ -18,16 +18,16 @@ from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, Status, refused
 
 AREA = "network"
-TIMEOUT_SECONDS = 5.0  # for each step; all together take at most three times as long
-PACS_TIMEOUT_SECONDS = 15.0  # of silence; a large archive may think for a while
-# The server refuses signatures that are more than 300 s old or come from the future (Flower's node authentication).
+TIMEOUT_SECONDS = 5.0  # for each step; all steps together take at most three times as long
+PACS_TIMEOUT_SECONDS = 15.0  # without data; a large archive may respond slowly
+# The server rejects signatures older than 300 s or from the future (Flower's node authentication).
 LARGEST_SKEW_SECONDS = 300.0
 NOTED_SKEW_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to knock. `ca`: the only authority to trust; None for those of the system. `proxy`: "host:port" or ''."""
+    """An address to check. `ca`: the only trusted authority, None for the system's. `proxy`: "host:port" or ''."""
 
     host: str
     port: int
@@ -38,7 +38,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: `failed` says what is wrong, '' if nothing. `ahead_seconds`: of our clock, if theirs is told."""
+    """The result. `failed`: what is wrong, '' if nothing. `ahead_seconds`: our clock minus theirs, None if unknown."""
 
     failed: str = ""
     remedy: str = ""
@@ -47,7 +47,7 @@ class Answer:
 
 
 def server_endpoint(site: Site) -> Endpoint:
-    """The study's server, through the proxy that the environment names for https."""
+    """Return the study's server, with the environment's proxy for https."""
     host, _, port = site.settings.server.address.rpartition(":")
     host = host.strip("[]")
     proxy = "" if proxy_bypass(host) else getproxies().get("https", "")
@@ -66,7 +66,7 @@ def _dicomweb_endpoint(site: Site) -> Endpoint | None:
 
 
 def network(site: Site) -> Iterator[Line]:
-    """Reach the server, compare the clocks. Nothing is contacted where no server and no PACS is set."""
+    """Connect to the server and compare the clocks, as far as a server or a PACS is configured."""
     answers = []
     if site.settings.server.address:
         answer = knock(server_endpoint(site))
@@ -77,7 +77,11 @@ def network(site: Site) -> Iterator[Line]:
             yield Line(AREA, "study's server", "ok", "reached over TLS, with the study's certificate")
     else:
         yield Line(
-            AREA, "study's server", "skip", "no server of a study is set", "Fill in [server] of site.toml to take part."
+            AREA,
+            "study's server",
+            "skip",
+            "no study's server is configured",
+            "Fill in [server] of site.toml to take part.",
         )
     if all(answer.ahead_seconds is None for answer in answers) and (endpoint := _dicomweb_endpoint(site)):
         answers.append(knock(endpoint))
@@ -87,44 +91,48 @@ def network(site: Site) -> Iterator[Line]:
 
 def _clock(ahead_seconds: float | None) -> Line:
     if ahead_seconds is None:
-        return Line(AREA, "clock", "skip", "there is no other clock to compare with")
+        return Line(AREA, "clock", "skip", "no other clock to compare with")
     off = abs(ahead_seconds)
     status: Status = "fail" if off > LARGEST_SKEW_SECONDS else "warn" if off >= NOTED_SKEW_SECONDS else "ok"
     says = f"{off:.0f} s {'ahead of' if ahead_seconds > 0 else 'behind'} the other side's" if off >= 1 else "right"
-    remedy = "" if status == "ok" else "Set this machine's clock by NTP; beyond 300 s the server lets no node in."
+    remedy = (
+        ""
+        if status == "ok"
+        else "Synchronise this machine's clock with NTP; the server rejects differences over 300 s."
+    )
     return Line(AREA, "clock", status, says, remedy)
 
 
 def knock(endpoint: Endpoint) -> Answer:
-    """Connect, through the proxy if there is one, shake hands over TLS and ask for the time. Never raises."""
+    """Connect, if necessary through the proxy, do the TLS handshake and read the peer's time. Never raises."""
     answer: list[Answer] = []
-    # In a thread of its own: neither the resolver nor a peer that sends one byte a second can then hold us up.
+    # In its own thread: neither the resolver nor a peer that sends one byte per second can block this check.
     thread = threading.Thread(target=lambda: answer.append(_knock(endpoint)), daemon=True)
     thread.start()
     thread.join(3 * TIMEOUT_SECONDS)
     return answer[0] if answer else _SILENT
 
 
-_SILENT = Answer("no answer", "Let the firewall open the way out to this address and port; check both in site.toml.")
-_UNKNOWN = Answer(
-    "the host's name is not known to this machine", "Check the name in site.toml, and this machine's DNS."
+_SILENT = Answer(
+    "no response", "Check address and port in site.toml, and allow outgoing connections to them in the firewall."
 )
-_CLOSED = Answer("nothing listens there", "Check host and port in site.toml, and with those who run the server.")
+_UNKNOWN = Answer("this machine cannot resolve the host name", "Check the name in site.toml, and this machine's DNS.")
+_CLOSED = Answer("no service listens there", "Check host and port in site.toml, and ask the server's administrator.")
 _NO_PROXY = Answer(
     "the proxy cannot be reached",
     "Check `https_proxy` of this machine for the study's server, `proxy` in [pacs.dicomweb] of site.toml for the PACS.",
 )
 _PROXY = Answer(
-    "the proxy does not let the node through",
-    "Have the proxy allow CONNECT to this host and port without a login, or except the host with no_proxy.",
+    "the proxy refuses the node's connection",
+    "Allow CONNECT to this host and port without a login in the proxy, or exclude the host with no_proxy.",
 )
 _UNTRUSTED = Answer(
-    "its certificate is not signed by the expected authority, is not valid, or is for another name",
-    "Compare the authority's certificate here with theirs, and dial the name that the certificate is for. A proxy that "
-    "opens TLS must let this address through unopened.",
+    "its certificate is not signed by the expected authority, is invalid, or is for another name",
+    "Compare the authority's certificate here with theirs, and use the host name of the certificate. A proxy that "
+    "intercepts TLS must exclude this address.",
 )
-_NO_TLS = Answer("what answers there does not speak TLS", "Check host and port in site.toml.")
-_CERTIFICATE_FILE = Answer("the authority's certificate cannot be read", "Put it where site.toml says.")
+_NO_TLS = Answer("the service there does not use TLS", "Check host and port in site.toml.")
+_CERTIFICATE_FILE = Answer("the authority's certificate cannot be read", "Store it at the path that site.toml names.")
 
 
 def _knock(endpoint: Endpoint) -> Answer:
@@ -159,7 +167,7 @@ def _with(answer: Answer, error: Exception) -> Answer:
 
 
 def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
-    """Raises OSError where the authority's certificate cannot be read."""
+    """Raises OSError if the authority's certificate cannot be read."""
     via_host, via_port = endpoint.host, endpoint.port
     if endpoint.proxy:
         proxy = urlsplit(f"http://{endpoint.proxy}")
@@ -176,40 +184,42 @@ def _connection(endpoint: Endpoint) -> http.client.HTTPConnection:
 
 
 def _ahead(connection: http.client.HTTPConnection) -> float | None:
-    """Seconds by which our clock is ahead of the peer's; None if the peer does not tell (RFC 9110, 6.6.1)."""
+    """Return the seconds by which our clock is ahead; None if the peer sends no time (RFC 9110, 6.6.1)."""
     try:
         asked = time.time()
         connection.request("HEAD", "/", headers={"User-Agent": "fedthorax"})
         response = connection.getresponse()
         told = parsedate_to_datetime(response.headers.get("Date", ""))
-        theirs = (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() + 0.5  # they drop the fraction
+        theirs = (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() + 0.5  # the header has whole seconds
         return round((asked + time.time()) / 2 - theirs, 1)
     except (OSError, ValueError, http.client.HTTPException):
         return None
 
 
 def pacs(site: Site, count: Callable[[Site], tuple[int, int]]) -> Iterator[Line]:
-    """Ask the PACS whether it answers, and how much of what the filters let through is here."""
+    """Check that the PACS responds, and count the series that match the filters and are stored here."""
     if site.settings.pacs is None:
-        yield Line("PACS", "PACS", "skip", "no PACS is set; scans are read from a folder")
+        yield Line("PACS", "PACS", "skip", "no PACS is configured; scans are read from a folder")
         return
     try:
         matching, here = count(site)
     except Refusal as refusal:
         yield refused("PACS", "PACS", refusal)
         return
-    yield Line("PACS", "PACS", "ok", "answers")
-    detail = f"{matching} series match the filters, {here} of them are here"
+    yield Line("PACS", "PACS", "ok", "responds")
+    detail = f"{matching} series match the filters, {here} of them are stored here"
     if not matching:
-        yield Line("PACS", "filters", "warn", "nothing matches", "Widen [pacs.filters] in site.toml.", detail)
+        yield Line("PACS", "filters", "warn", "no series matches", "Widen [pacs.filters] in site.toml.", detail)
     elif here < matching:
-        yield Line("PACS", "fetched", "warn", "not all that matches is here", "Run `fedthorax node pull`.", detail)
+        yield Line(
+            "PACS", "fetched", "warn", "not all matching series are stored here", "Run `fedthorax node pull`.", detail
+        )
     else:
-        yield Line("PACS", "fetched", "ok", "all that matches is here", detail=detail)
+        yield Line("PACS", "fetched", "ok", "all matching series are stored here", detail=detail)
 
 
 def count_at_pacs(site: Site) -> tuple[int, int]:
-    """How many series the filters let through, and how many of these are here. Raises Refusal as `Pacs` does."""
+    """Count the series that match the filters, and those of them stored here. Raises Refusal as `Pacs` does."""
     from pipeline.pacs.deidentify import series_folder
     from pipeline.pacs.pacs import open_pacs
     from pipeline.pacs.pull import study_query

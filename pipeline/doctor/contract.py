@@ -1,7 +1,7 @@
-"""The data contract: what a site's scans, labels and outcomes are held against, rule by rule.
+"""The data contract: the rules for a site's scans, labels and outcomes.
 
-Each rule has an identifier, the code of its reason, and a severity: what `refuses` leaves scans or patients out, what
-`flags` deserves a look, what `informs` needs none. It counts where it is met, and of how many.
+Each rule has an identifier, the code of its reason, and a severity: `refuses` leaves scans or patients out, `flags`
+needs a review, `informs` needs none. A rule counts how often it is met, and of how many.
 """
 
 from collections import Counter
@@ -33,11 +33,11 @@ SMALL_LUNGS_ML = 2000
 MIXED_FROM = 0.1  # share of the rarer kind
 SKEWED_BELOW = 0.05  # share of the rarer PCR label
 MOST = 0.5
-HEARTS_FOR_A_SIDE = 10  # lesions hide where the heart lies in one scan of twenty
+HEARTS_FOR_A_SIDE = 10  # lesions hide the side of the heart in one scan of twenty
 FEW_IN_SPLIT = 5
-MOST_WORDS = 50  # that are listed on the site's screen
+MOST_WORDS = 50  # listed on the site's screen
 
-# Reasons for which one scan or one patient is refused or flagged, by what they are about.
+# Reasons for which one scan or one patient is refused or flagged, by area.
 _AREAS: dict[str, tuple[Reason, ...]] = {
     "geometry": (
         *(
@@ -95,7 +95,7 @@ _INFORM = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What the rules look at. `measures`: of all accepted scans. `tensors`: the folder of their tensors.
+    """The input of the rules. `measures`: of all accepted scans. `tensors`: the folder of their tensors.
 
     `stored`: the patients of the last ingest.
     """
@@ -121,11 +121,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Result:
-    """One rule and where it is met.
+    """One rule and how often it is met.
 
-    `count` of `of` `unit` (0 where it is not known of how many). `base`: the count of the waterfall that `of` is, if
-    it is one. `of_waterfall`: the count stands in the waterfall, or follows from it. `private`: whose they are, for the
-    site's screen.
+    It is met by `count` of `of` `unit` (`of` is 0 if unknown). `base`: the key of the waterfall's count that equals
+    `of`, if there is one. `of_waterfall`: the count is in the waterfall, or follows from it. `private`: the affected
+    patients, for the site's screen.
     """
 
     reason: Reason
@@ -157,14 +157,14 @@ class Result:
 
 
 def contract(facts: Facts) -> list[Result]:
-    """All rules, those that are met first, the graver ones first among them."""
+    """Return all rules, met rules first, ordered by severity."""
     order = {"refuses": 0, "flags": 1, "informs": 2}
     results = [*_findings(facts), *_scans(facts), *_duplicates(facts), *_labels(facts), *_splits(facts)]
     return sorted(results, key=lambda r: (not r.is_met, order[r.severity], -r.count, r.reason.code))
 
 
 def _findings(facts: Facts) -> Iterator[Result]:
-    """The rules that are judged one by one: those of `_AREAS` even if unmet, all others where they are met."""
+    """Yield the rules of single findings: those of `_AREAS` always, all others only if met."""
     assessment = facts.assessment
     counts = Counter(f.reason for f in assessment.findings)
     in_waterfall = {count.key: count.count for _, count in assessment.waterfall.walk()}
@@ -189,7 +189,7 @@ def _findings(facts: Facts) -> Iterator[Result]:
 
 
 def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
-    """Of which count of the waterfall a finding is a part ('' where of none), and of what it is counted."""
+    """Return the waterfall's count that a finding belongs to ('' if none), and its unit."""
     flagged = {code for scan in facts.assessment.accepted for code in scan.flags.split(",")}
     if area == "join" or reason == cohort_reasons.SEVERAL_SERIES:
         return "patients", "patients"
@@ -203,14 +203,14 @@ def _base(reason: Reason, area: str, facts: Facts) -> tuple[str, str]:
 
 
 def _words(findings: Sequence[Finding]) -> str:
-    """The words that are in none of the laboratory's lists, most frequent first: they may name a patient."""
+    """List the words that are in none of the laboratory's lists, most frequent first; they may name a patient."""
     words = Counter(f.detail for f in findings if f.reason == records_reasons.PCR_UNMAPPED_FLAGGED)
     listed = [f"{word!r} {count} times" for word, count in words.most_common(MOST_WORDS)]
     return "; ".join(listed) + (f"; {len(words) - MOST_WORDS} more words" if len(words) > MOST_WORDS else "")
 
 
 def _scans(facts: Facts) -> Iterator[Result]:
-    """Rules over the accepted scans as a whole."""
+    """Yield the rules over all accepted scans."""
     scans = facts.measures
 
     def scans_with(reason: Reason, area: str, meets: Callable[[Measures], bool]) -> Result:
@@ -235,7 +235,7 @@ def _scans(facts: Facts) -> Iterator[Result]:
 
 
 def _duplicates(facts: Facts) -> Iterator[Result]:
-    """Rules about what is there twice. Without records there is no list of patients to compare."""
+    """Yield the rules about duplicates. Without records there is no list of patients to compare."""
     members = facts.members
     pairs = list(near_duplicates([facts.tensors / str(m.scan.tensor) for m in members]))
     names = [m.series.patient_id for m in members]
@@ -259,7 +259,7 @@ def _duplicates(facts: Facts) -> Iterator[Result]:
 
 
 def _labels(facts: Facts) -> Iterator[Result]:
-    """Yield and balance of labels, age, sex and outcomes."""
+    """Yield the rules about number and balance of labels, age, sex and outcomes."""
     members, patients = facts.members, facts.patients
 
     def most(reason: Reason, area: str, count: int, of: int) -> Result:
@@ -287,7 +287,7 @@ def _labels(facts: Facts) -> Iterator[Result]:
 
 
 def _splits(facts: Facts) -> Iterator[Result]:
-    """That no patient is in two splits, and that each split has both classes."""
+    """Yield the rules about splits: no patient is in two splits, and each split has both classes."""
     splits: dict[str, set[str]] = {}
     for p in (*facts.patients, *facts.stored):
         splits.setdefault(p.pseudonym, set()).add(p.split)
@@ -310,7 +310,7 @@ def _splits(facts: Facts) -> Iterator[Result]:
 
 
 def _known(patients: Sequence[PatientRow]) -> dict[str, list[tuple[Split, bool]]]:
-    """Split and value of each of the two labels, where it is known; severity is not asked of negative patients."""
+    """Return split and value of each known label; severity is defined only for patients who are not negative."""
     return {
         "PCR": [(p.split, p.pcr_positive) for p in patients if p.pcr_positive is not None],
         "severe": [(p.split, p.severe) for p in patients if p.severe is not None and p.pcr_positive is not False],
@@ -318,13 +318,13 @@ def _known(patients: Sequence[PatientRow]) -> dict[str, list[tuple[Split, bool]]
 
 
 def _rarer(known: Sequence[tuple[Split, bool]]) -> tuple[int, int]:
-    """How many have the rarer value, and how many there are."""
+    """Return the number of patients with the rarer value, and of all."""
     true = sum(value for _, value in known)
     return min(true, len(known) - true), len(known)
 
 
 def numbers(facts: Facts) -> dict[str, dict[str, float]]:
-    """Range and quartiles of what was measured in the accepted scans."""
+    """Return range and quartiles of the measures of the accepted scans."""
     found: dict[str, Sequence[float | None]] = {
         "distance between slices, mm": [m.slice_mm for m in facts.measures],
         "pixel, mm": [m.pixel_mm for m in facts.measures],

@@ -1,4 +1,4 @@
-"""The data contract as one hash: two sites that share it hold their data against the same rules."""
+"""The hash of the data contract: two sites with the same hash check their data with the same rules."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ _WORDS = {"intubated": "intubated", "icu": "in intensive care", "died": "dead"}
 
 
 def contract_digest(site: Site) -> str:
-    """SHA-256 (hex) over the canonical JSON of the contract's rules and limits, of [join], and of what severe means.
+    """Return the SHA-256 (hex) of the canonical JSON of rules, limits, [join], and the definition of severe.
 
-    Published labels are joined by nobody here: for such a site [join] says by which rules its publisher is taken to
-    have worked, and `severe_means` in [labels] what severe is. It is another digest where those words are others.
+    A site with published labels joins nothing itself: [join] then states the rules that its publisher is assumed to
+    have used, and `severe_means` in [labels] defines severe. Another definition gives another digest.
     """
     settings = site.settings
-    # The rules as they are listed for a site that has no patient yet.
+    # The rules of a site without patients.
     nobody = Assessment(Material([], None, [], []), [], [], [], [], waterfall(Counter(), None), 0)
     rules = contract.contract(contract.Facts(site, Preprocessing(), nobody, Path(), ()))
     limits = {name: value for name, value in vars(contract).items() if name.isupper() and type(value) in (int, float)}
@@ -36,6 +36,6 @@ def contract_digest(site: Site) -> str:
 
 
 def severe_means(rules: JoinRules) -> str:
-    """What severe is by [join], in the words of `severe_means` in [labels]."""
+    """Define severe according to [join], in the words of `severe_means` in [labels]."""
     events = [word for event, word in _WORDS.items() if event in rules.severe_events]
     return f"{' or '.join(events)} within {rules.horizon_days} days of the CT"

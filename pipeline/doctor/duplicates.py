@@ -1,12 +1,12 @@
-"""One scan filed under two patients, though not byte for byte: another reconstruction, another export, a new crop.
+"""Find one scan under two patients, even if the files differ: another reconstruction, export or crop.
 
-The lungs of two people are shaped alike, their vessels are not. So what is compared is the detail that is left when
-the local mean of the lung is taken away, by correlation, on the tensors that are cached anyway.
+Lungs of different people have similar shapes but different vessels. The method subtracts the local mean of the lung and
+correlates the remaining detail, on the cached tensors.
 
-On synthetic hospitals (26 822 pairs of different bodies, four scanners) the correlation of two bodies stayed below
-0.45. The same body with other noise, a sharp or soft kernel, other spacing or 15 mm less of it gave 0.61 and more
-(64 bodies each). A real thorax under the same changes gave 0.68 and more, against synthetic ones below 0.1. A scan
-that lacks much of the other is not recognised: its crop is another one.
+On synthetic hospitals (26 822 pairs of different bodies, four scanners) the correlation of two bodies was below 0.45.
+The same body with other noise, a sharp or soft kernel, other spacing or 15 mm less of it gave 0.61 or more (64 bodies
+each). A real thorax with the same changes gave 0.68 or more, and below 0.1 against synthetic ones. A scan that lacks a
+large part of the other is not recognised, because its crop differs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from pipeline.preprocessing.preprocess import resample
 
 LEAST_CORRELATION = 0.6
-_LOCAL = 4  # voxels over which the mean is taken away
+_LOCAL = 4  # voxels over which the local mean is computed
 _INSIDE = 0.9  # share of lung in a voxel
 _BLOCK = 256  # patients compared at once
 
 
 def near_duplicates(tensors: Sequence[Path]) -> Iterator[tuple[int, int, float]]:
-    """Pairs of places in `tensors` whose lungs show the same vessels, with their correlation.
+    """Yield pairs of indices in `tensors` whose lungs show the same vessels, with their correlation.
 
-    Tensors as `prepare` makes them, of one shape.
+    The tensors come from `prepare` and have one shape.
     """
     details = _details(tensors)
     for start in range(0, len(details), _BLOCK):
@@ -39,11 +39,11 @@ def near_duplicates(tensors: Sequence[Path]) -> Iterator[tuple[int, int, float]]
 
 
 def _details(tensors: Sequence[Path]) -> NDArray[np.float32]:
-    """One row for each tensor."""
+    """Return one row of details for each tensor."""
     if not tensors:
         return np.zeros((0, 1), np.float32)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these are small: threads would wait for each other, ten times as long
+    torch.set_num_threads(1)  # small tensors: with threads this takes ten times as long
     try:
         return np.stack([_detail(np.load(path)) for path in tensors])
     finally:
@@ -51,7 +51,7 @@ def _details(tensors: Sequence[Path]) -> NDArray[np.float32]:
 
 
 def _detail(tensor: NDArray[np.float16]) -> NDArray[np.float32]:
-    """What distinguishes one lung from another, as a vector of length 1 (0 where there is no lung)."""
+    """Return the individual detail of a lung as a vector of length 1 (0 if there is no lung)."""
     image, mask = torch.from_numpy(tensor.astype(np.float32))
     inside = (mask > _INSIDE).float()
     coarse = tuple(max(1, size // _LOCAL) for size in image.shape)

@@ -1,4 +1,4 @@
-"""The machine: versions, disk, memory, cores; and the files that a node keeps: keys, certificate, cohort."""
+"""Checks of the machine (versions, disk, memory, cores) and of the node's keys, certificate and settings."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, Status, refused
 
 AREA, CONFIGURATION = "environment", "configuration"
-# What this release was tested with; a test holds the libraries equal to constraints.txt.
+# The versions that this release was tested with; a test compares the libraries with constraints.txt.
 TESTED_PYTHON = "3.11"
 TESTED = {
     "cryptography": "50.0.2",
@@ -32,12 +32,12 @@ TESTED = {
     "torch": "2.13.0",
 }
 KEEP_FREE_GB = 2.0
-GB_A_WORKER = 2.0  # a thin-slice chest of 600 slices while it is read and prepared
+GB_A_WORKER = 2.0  # to read and prepare a thin-slice chest of 600 slices
 SOON = timedelta(days=60)
 
 
 def machine(site: Site, settings: Preprocessing, new_series: int) -> Iterator[Line]:
-    """Look at the machine. `new_series`: how many are still to be prepared."""
+    """Check the machine. `new_series`: number of series still to be prepared."""
     yield _python()
     yield _libraries()
     yield _disk(site, settings, new_series)
@@ -51,12 +51,12 @@ def _python() -> Line:
     running = platform.python_version()
     if running.startswith(f"{TESTED_PYTHON}."):
         return Line(AREA, "Python", "ok", f"{running}, as tested")
-    remedy = "Nothing to do unless something fails; then try the version that was tested."
+    remedy = "Nothing to do unless something fails. Then try the tested version."
     return Line(AREA, "Python", "warn", f"{running}; this release was tested with {TESTED_PYTHON}", remedy)
 
 
 def _libraries() -> Line:
-    """Compared without what follows a plus sign: builds of torch differ from machine to machine."""
+    """Compare library versions without the part after a plus sign, which differs between builds of torch."""
     found = {}
     for name in TESTED:
         try:
@@ -67,18 +67,18 @@ def _libraries() -> Line:
     if not other:
         return Line(AREA, "libraries", "ok", f"fedthorax {version('fedthorax')}; {len(TESTED)} libraries as tested")
     status: Status = "fail" if "missing" in found.values() else "warn"
-    return Line(AREA, "libraries", status, "; ".join(other), "Install fedthorax again, with its constraints.txt.")
+    return Line(AREA, "libraries", status, "; ".join(other), "Reinstall fedthorax with its constraints.txt.")
 
 
 def _disk(site: Site, settings: Preprocessing, new_series: int) -> Line:
     needed_gb = new_series * 4 * settings.shape[0] * settings.shape[1] * settings.shape[2] / 1e9  # two float16
     free_gb = shutil.disk_usage(site.folder).free / 1e9
-    detail = f"{free_gb:.1f} GB free; {new_series} series to prepare take {needed_gb:.2f} GB"
+    detail = f"{free_gb:.1f} GB free; {new_series} series to prepare need {needed_gb:.2f} GB"
     if free_gb < needed_gb:
-        return Line(AREA, "disk", "fail", "too little room", "Free space, or move the site's folder.", detail)
+        return Line(AREA, "disk", "fail", "not enough space", "Free space, or move the site's folder.", detail)
     if free_gb < needed_gb + KEEP_FREE_GB:
-        return Line(AREA, "disk", "warn", "hardly any room is left after this", "Free space before long.", detail)
-    return Line(AREA, "disk", "ok", "room enough", detail=detail)
+        return Line(AREA, "disk", "warn", "almost no space will be left", "Free space soon.", detail)
+    return Line(AREA, "disk", "ok", "enough space", detail=detail)
 
 
 def _memory() -> Line:
@@ -86,15 +86,15 @@ def _memory() -> Line:
     try:
         available = _available_gb()
     except (OSError, ValueError, KeyError):
-        return Line(AREA, "memory", "skip", "this system does not tell how much there is")
-    says = f"{available:.0f} GB available; series of many thin slices take {GB_A_WORKER:.0f} GB on each core"
+        return Line(AREA, "memory", "skip", "this system does not report its memory")
+    says = f"{available:.0f} GB available; series of many thin slices need {GB_A_WORKER:.0f} GB per core"
     if available >= needed:
         return Line(AREA, "memory", "ok", says)
     return Line(AREA, "memory", "warn", says, "End other programs, or give the node fewer cores.")
 
 
 def _available_gb() -> float:
-    """What the kernel would give without swapping (proc(5)), or what the control group leaves if that is less."""
+    """Return the memory available without swapping (proc(5)), or the rest of the control group if that is less."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
@@ -104,7 +104,7 @@ def _available_gb() -> float:
 
 
 def configuration(site: Site) -> Iterator[Line]:
-    """Look at what site.toml says and names: keys and secrets whole and private, the cohort's folder writable."""
+    """Check site.toml and its files: keys and secrets are valid and private, and the site's folder is writable."""
     settings = site.settings
     source = f"the PACS over {settings.pacs.protocol}" if settings.pacs else "a folder"
     events = ", ".join(settings.join.severe_events)
@@ -112,7 +112,7 @@ def configuration(site: Site) -> Iterator[Line]:
     yield Line(CONFIGURATION, "site.toml", "ok", f"valid; scans from {source}, labels from {labels}")
     try:
         site.pseudonym("")
-        yield Line(CONFIGURATION, "pseudonym key", "ok", "there and whole")
+        yield Line(CONFIGURATION, "pseudonym key", "ok", "present and intact")
     except Refusal as refusal:
         yield refused(CONFIGURATION, "pseudonym key", refusal)
     yield _permissions(site)
@@ -123,18 +123,18 @@ def configuration(site: Site) -> Iterator[Line]:
 def _permissions(site: Site) -> Line:
     name = "permissions"
     if not os.access(site.folder, os.W_OK):
-        remedy = "Give the node's user the site's folder."
-        return Line(CONFIGURATION, name, "fail", "this user may not write to the site's folder", remedy)
+        remedy = "Make the node's user the owner of the site's folder."
+        return Line(CONFIGURATION, name, "fail", "this user cannot write to the site's folder", remedy)
     shared = [path for path in secret_files(site) if path.is_file() and path.stat().st_mode & 0o077]
     if not shared:
-        return Line(CONFIGURATION, name, "ok", "keys and passwords are readable by the node's user alone")
-    remedy = "Let the node's user alone read them: chmod 600 on the files, 700 on the folder keys."
+        return Line(CONFIGURATION, name, "ok", "only the node's user can read keys and passwords")
+    remedy = "Restrict access to the node's user: chmod 600 on the files, 700 on the folder keys."
     places = ", ".join(map(str, shared))
-    return Line(CONFIGURATION, name, "fail", "other users may read keys or passwords", remedy, private=places)
+    return Line(CONFIGURATION, name, "fail", "other users can read keys or passwords", remedy, private=places)
 
 
 def secret_files(site: Site) -> list[Path]:
-    """The files that hold a key, a password or a token."""
+    """Return the files that contain a key, a password or a token."""
     pacs = site.settings.pacs
     tables = (pacs.dicomweb, pacs.dimse) if pacs else ()
     named = [getattr(table, key, None) for table in tables for key in ("password_file", "token_file", "key")]
@@ -142,9 +142,9 @@ def secret_files(site: Site) -> list[Path]:
 
 
 def _certificate(path: Path) -> Line:
-    """The certificate of the study's authority, which the server's is checked with."""
+    """Check the certificate of the study's authority, which verifies the server's certificate."""
     name = "study's certificate"
-    ask = "Ask the study's office for its ca.crt, and put it where [server] ca_certificate of site.toml says."
+    ask = "Ask the study's office for its ca.crt, and store it at the path of [server] ca_certificate in site.toml."
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -164,7 +164,7 @@ def _certificate(path: Path) -> Line:
             name,
             "fail",
             f"the study's certificate is not valid today; {says}",
-            f"{ask} Check this machine's date too.",
+            f"{ask} Also check this machine's date.",
         )
     is_soon = until < now + SOON
     return Line(CONFIGURATION, name, "warn" if is_soon else "ok", says, ask if is_soon else "")

@@ -1,4 +1,4 @@
-"""The figure of how the cohort would change with the windows of the join."""
+"""The figure that shows how the cohort changes with the windows of the join."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ _TITLES = {
     "positive_to_days": "last day for a positive",
     "negative_to_days": "last day for a negative",
 }
-# Told apart in grey print and by the colour-blind (Okabe and Ito).
+# Distinguishable in grey print and for colour-blind readers (Okabe and Ito).
 _STYLES = {
     "positive": {"color": "#0072b2", "marker": "o", "linestyle": "-"},
     "negative": {"color": "#d55e00", "marker": "s", "linestyle": "--"},
@@ -24,9 +24,9 @@ Point = dict[str, int | None]
 
 
 def points(variants: Sequence[Variant], minimum: int, curves: Sequence[str]) -> list[Point]:
-    """What may be drawn of each variant: multiples of `minimum`, None for what is not shown.
+    """Return the values to draw for each variant: multiples of `minimum`, None for hidden values.
 
-    Where the number of all patients and the other curves would tell a small count, nothing is drawn at that window.
+    If the total and the other curves would reveal a small count, nothing is drawn at that window.
     """
     return [_point(variant, minimum, curves) for variant in variants]
 
@@ -38,14 +38,14 @@ def _point(variant: Variant, minimum: int, curves: Sequence[str]) -> Point:
         return point
     total = variant.positive + variant.negative + variant.undecided
     ranges = [(value or 0, (value or 0) + minimum - 1) for value in point.values()]
-    # As in the waterfall, nobody is protected where nobody falls out.
+    # As in the waterfall: a count of zero undecided patients needs no protection.
     sensitive = [i for i, curve in enumerate(CURVES) if counts[curve] or curve != "undecided"]
     tells = any(leaks(within((total, total), ranges, i), minimum) for i in sensitive)
     return dict.fromkeys(CURVES) if tells else point
 
 
 def draw(variants: Sequence[Variant], rules: JoinRules, minimum: int, curves: Sequence[str]) -> str:
-    """The figure as a data URI (SVG), '' where nothing may be drawn. The counts in it are those of `points`."""
+    """Return the figure as a data URI (SVG), '' if nothing may be drawn. Its counts are those of `points`."""
     drawn = points(variants, minimum, curves)
     if not any(value for point in drawn for value in point.values()):
         return ""

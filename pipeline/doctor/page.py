@@ -1,7 +1,7 @@
-"""The doctor's page: one HTML file that opens without a network, prints, and may be mailed.
+"""The HTML page of `node check`: one self-contained file that can be printed and sent to others.
 
-It is made of what may be shown alone: texts without case, and counts as `pipeline/doctor/suppression.py` lets them
-through. No pseudonym, date of a patient, path, host or word from a header is handed to it.
+It contains only general texts, and counts that `pipeline/doctor/suppression.py` permits. It receives no pseudonym, no
+patient's date, no path, no host and no word from a header.
 """
 
 import os
@@ -24,12 +24,12 @@ from pipeline.system.templating import page_environment
 
 PAGE = "check.html"
 _RANK = ("fail", "refuses", "warn", "flags", "skip", "informs")
-_QUARTER_HAS = 4  # times the minimum: then each quarter has enough scans for its bounds to be nobody's
+_QUARTER_HAS = 4  # times the minimum: then each quarter has enough scans, and its bounds identify nobody
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row of the waterfall. `bar`: share of the largest count shown, None where the count is not."""
+    """One row of the waterfall. `bar`: share of the largest shown count, None if the count is hidden."""
 
     depth: int
     code: str
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to mend or to look at. `status`: one of `_RANK`. `about`: a rule's code, or what was looked at."""
+    """A problem to fix or to review. `status`: one of `_RANK`. `about`: a rule's code, or the checked item."""
 
     status: str
     says: str
@@ -52,7 +52,7 @@ class Problem:
 
 
 def write_page(checkup: Checkup, path: Path) -> None:
-    """Write the page, whole or not at all, for the node's user alone to hand on. Raises Refusal E_REPORT_WRITE."""
+    """Write the page atomically, readable only by the node's user. Raises Refusal E_REPORT_WRITE."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch(mode=0o600)
@@ -64,20 +64,20 @@ def write_page(checkup: Checkup, path: Path) -> None:
 
 
 def render(checkup: Checkup, now: datetime) -> str:
-    """The page as text."""
+    """Render the page as text."""
     environment = page_environment()
     environment.filters["code"] = _code
     return environment.get_template(PAGE).render(now=now, **content(checkup))
 
 
 def _code(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """Format text between backticks as code."""
     parts = enumerate(text.split("`"))
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in parts)
 
 
 def content(checkup: Checkup) -> dict[str, Any]:
-    """All that the page shows."""
+    """Collect all content of the page."""
     waterfall = checkup.assessment.waterfall if checkup.assessment else None
     unseen = hidden(waterfall, checkup.minimum) if waterfall else set()
     met = [result for result in checkup.contract if result.is_met]
@@ -95,14 +95,14 @@ def content(checkup: Checkup) -> dict[str, Any]:
 
 
 def _order(problem: Problem) -> tuple[int, int, str]:
-    """The gravest first, then by counts that are shown: an order by others would tell something of them."""
+    """Order by severity, then by shown counts: an order by hidden counts would reveal them."""
     shown_count = problem.count.partition(" ")[0]
     count = int(shown_count) if shown_count.isdecimal() else 0
     return _RANK.index(problem.status), -count, problem.about
 
 
 def _problems(checkup: Checkup) -> Iterator[Problem]:
-    """What is wrong with the machine and the files, and what is not there yet."""
+    """Yield the problems of the machine and the files."""
     for line in checkup.lines:
         if line.status != "ok" and line.remedy:
             yield Problem(line.status, line.says, f"{line.area}: {line.name}", line.remedy)
@@ -118,7 +118,7 @@ def _problem(result: Result, checkup: Checkup, unseen: set[str]) -> Problem:
 
 
 def _count(result: Result, checkup: Checkup, unseen: set[str]) -> str:
-    """The count of a rule as others may read it."""
+    """Format the count of a rule for others."""
     minimum = checkup.minimum
     assert checkup.assessment is not None
     if result.unit == "classes":
@@ -134,7 +134,7 @@ def _count(result: Result, checkup: Checkup, unseen: set[str]) -> str:
 
 
 def _passed(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Codes of the rules that are met nowhere, by area."""
+    """Return the codes of the rules that found nothing, by area."""
     passed: dict[str, list[str]] = {}
     for result in results:
         if not result.is_met:
@@ -143,7 +143,7 @@ def _passed(results: Sequence[Result]) -> dict[str, list[str]]:
 
 
 def _steps(waterfall: Count, unseen: set[str], minimum: int) -> Iterator[Step]:
-    """The rows of the waterfall; what a small count is made of is not among them."""
+    """Yield the rows of the waterfall, without the parts of small counts."""
     largest = max((c.count for _, c in waterfall.walk() if c.key not in unseen), default=1)
     small_at: int | None = None
     for depth, count in waterfall.walk():
@@ -156,7 +156,7 @@ def _steps(waterfall: Count, unseen: set[str], minimum: int) -> Iterator[Step]:
 
 
 def _numbers(checkup: Checkup) -> list[tuple[str, str]]:
-    """The middle half of what was measured, where it is of enough scans."""
+    """Return the interquartile range of each measure that covers enough scans."""
     return [
         (name, f"{_short(found['first quartile'])} to {_short(found['third quartile'])}")
         for name, found in checkup.numbers.items()
@@ -169,7 +169,7 @@ def _short(value: float) -> str:
 
 
 def _figure(checkup: Checkup, unseen: set[str]) -> str:
-    """The figure, with the curves that tell nothing which the waterfall hides."""
+    """Draw the figure with the curves that reveal nothing that the waterfall hides."""
     of = {"positive": "positive", "negative": "negative", "undecided": "patients"}
     curves = [curve for curve in figure.CURVES if of[curve] not in unseen]
     return figure.draw(checkup.variants, checkup.rules, checkup.minimum, curves)

@@ -1,4 +1,4 @@
-"""Laboratory and outcome files, or labels: whether they can be read, and how much there is in them."""
+"""Checks of laboratory and outcome files, or labels: whether they can be read, and their size."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ AREA = "records"
 
 
 def read_lines(records: Records) -> Iterator[Line]:
-    """What was left out is counted by the data contract."""
+    """Check the records; the data contract counts the rows that were left out."""
     if records.labels is not None:
         yield _line("labels", len(records.labels), f"{len(records.labels)} patients have labels")
         return
@@ -22,4 +22,4 @@ def _line(name: str, count: int, detail: str) -> Line:
     if count:
         return Line(AREA, name, "ok", "can be read", detail=detail)
     remedy = "Check the export, and the table of this name in site.toml."
-    return Line(AREA, name, "fail", "can be read, but holds nothing that can be used", remedy, detail)
+    return Line(AREA, name, "fail", "can be read, but contains no usable row", remedy, detail)

@@ -1,14 +1,14 @@
-"""Which counts others may see: none under the site's minimum, nor one from which such a count would follow.
+"""Suppression of small counts: hide counts under the site's minimum, and counts that would reveal them.
 
-1. A count under the minimum k is shown as "<k", 0 too.
-2. What such a count is made of is not listed.
-3. Where counts add up to one that is shown, a reader can subtract. Then of each hidden count a range follows, from
-   what the others can be; it must still hold at least half of the values that "<k" says. Where it would not, other
-   counts are hidden too, as "≥k": the fewest that will do.
-4. A count c of n is hidden, as "<k" or "≥k", unless c and n - c both reach k or n - c is 0, and n is shown.
-5. A figure shows multiples of k alone, and nothing where rule 3 would not hold for what is left out.
+1. A count under the minimum k is shown as "<k", including 0.
+2. The parts of such a count are not listed.
+3. If counts add up to a shown count, a reader can subtract. The possible values of the other counts then give a range
+for each hidden count, which must contain at least half of the values that "<k" allows. Otherwise further counts are
+hidden as "≥k", as few as possible.
+4. A count c of n is hidden, as "<k" or "≥k", unless n is shown, and c and n - c both reach k or n - c is 0.
+5. A figure shows only multiples of k, and nothing if rule 3 would not hold for the rest.
 
-The ranges of rule 3 are exact: the sums form a tree, and there one pass up and one pass down find them.
+The ranges of rule 3 are exact: the sums form a tree, and one pass up and one pass down compute them.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from itertools import chain, combinations
 
 from pipeline.cohort.attrition import Count
 
-Range = tuple[float, float]  # the least and the most that a count can be, to a reader's knowledge
+Range = tuple[float, float]  # the smallest and largest value of a count that a reader can infer
 
 
 def hidden(root: Count, minimum: int) -> set[str]:
-    """Keys of the counts of a tree that must not be shown as they are.
+    """Return the keys of the counts of a tree that must be hidden.
 
-    As few as will do, sums before their parts, and what falls out at a rule last: there are a dozen sums at most.
+    As few as possible are hidden, sums before their parts, and exclusions last; there are at most a dozen sums.
     """
     counts = [count for _, count in root.walk()]
     small = {count.key for count in counts if count.count < minimum}
@@ -34,13 +34,13 @@ def hidden(root: Count, minimum: int) -> set[str]:
 
 
 def leaks(known: Range, minimum: int) -> bool:
-    """Whether what is known of a count under the minimum is too much."""
+    """Whether a reader knows too much about a count under the minimum."""
     least, most = known
     return most < minimum and most - least < (minimum - 1) // 2
 
 
 def _leaks(root: Count, keys: set[str], minimum: int) -> bool:
-    """Whether any small count of the tree follows too closely if those of `keys` are hidden."""
+    """Whether any small count of the tree can be inferred too precisely if those of `keys` are hidden."""
     below = _from_below(root, keys, minimum)
 
     def search(total: Count, known: Range) -> bool:
@@ -55,7 +55,7 @@ def _leaks(root: Count, keys: set[str], minimum: int) -> bool:
 
 
 def _from_below(total: Count, keys: set[str], minimum: int) -> dict[str, Range]:
-    """What is known of each count from itself and what it is made of."""
+    """Return the known range of each count, from itself and its parts."""
     known: dict[str, Range] = {}
     for part in total.parts if total.count >= minimum else ():
         known |= _from_below(part, keys, minimum)
@@ -72,7 +72,7 @@ def _from_below(total: Count, keys: set[str], minimum: int) -> dict[str, Range]:
 
 
 def within(total: Range, parts: Sequence[Range], i: int) -> Range:
-    """What is known of the i-th part if the parts add up to the total."""
+    """Return the known range of the i-th part if the parts add up to the total."""
     others = [*parts[:i], *parts[i + 1 :]]
     least = total[0] - sum(most for _, most in others)
     most = total[1] - sum(least for least, _ in others)
@@ -80,21 +80,21 @@ def within(total: Range, parts: Sequence[Range], i: int) -> Range:
 
 
 def shown(count: int, minimum: int, *, is_hidden: bool = False) -> str:
-    """The count as others may read it."""
+    """Format a count for others."""
     if count < minimum:
         return f"<{minimum}"
     return f"≥{minimum}" if is_hidden else str(count)
 
 
 def shown_of(count: int, of: int, minimum: int, *, is_of_shown: bool) -> str:
-    """A count of a part of `of`, which itself may be shown or not."""
+    """Format a count that is a part of `of`, which itself may be hidden."""
     rest = of - count
     if not is_of_shown or not 0 < rest < minimum or count < minimum:
         return shown(count, minimum, is_hidden=not is_of_shown)
-    # "≥k" tells that the rest is small, and so no more than `of` without k.
+    # "≥k" reveals that the rest is small: at most `of` minus k.
     return "not shown" if leaks((1, min(minimum - 1, of - minimum)), minimum) else shown(count, minimum, is_hidden=True)
 
 
 def rounded(count: int, minimum: int) -> int | None:
-    """The count as a figure may show it: the multiple of the minimum at or below it, None below the first."""
+    """Round a count down to a multiple of the minimum, for a figure; None below the minimum."""
     return count // minimum * minimum or None

@@ -1,1 +1,1 @@
-"""How well a model tells, how far its probabilities can be trusted, for whom, and what of that a site hands out."""
+"""Evaluation of a model at one site: discrimination, calibration, subgroups, shortcuts, and the released metrics."""

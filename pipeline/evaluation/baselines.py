@@ -1,19 +1,20 @@
-"""What a model must beat: age and sex alone, and a simple measure of how much of the lungs is diseased."""
+"""Baselines for a model: age and sex alone, and a simple measure of the diseased share of the lungs."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cohort.dataset import Examples
 
-# Poorly and not aerated lung, which foretells oxygen and intubation: Lanza et al., Eur Radiol 2020; 30:6770,
+# Poorly aerated and non-aerated lung, which predicts oxygen support and intubation: Lanza et al., Eur Radiol 2020;
+# 30:6770,
 # https://doi.org/10.1007/s00330-020-07013-2.
 COMPROMISED_HU = (-500.0, 100.0)
 
 
 def age_sex_scores(train: Examples, test: Examples, column: int, *, min_patients: int) -> NDArray[np.float64] | None:
-    """Log odds for each test patient, by a logistic regression on age and sex, fitted to the train patients.
+    """Return log odds of the test patients from a logistic regression on age and sex, fitted to `train`.
 
-    `column`: of the targets. Missing values are told as such (`models.network.tabular`). None where fewer than
+    `column`: of the targets. Missing values have their own indicators (`models.network.tabular`). None if fewer than
     `min_patients` train patients have a label, or all have the same.
     """
     from sklearn.linear_model import LogisticRegression
@@ -26,10 +27,10 @@ def age_sex_scores(train: Examples, test: Examples, column: int, *, min_patients
 
 
 def lesion_load(tensor: NDArray[np.floating], window_hu: tuple[float, float]) -> float:
-    """Share of the lung mask's voxels within COMPROMISED_HU, 0 to 1. Vessels within the mask count too.
+    """Return the share of the lung mask's voxels within COMPROMISED_HU, 0 to 1, including vessels.
 
-    `tensor`: as in `preprocess.Prepared`, (2, slices, rows, columns), made with this window. Its HU are those after the
-    alignment of the aerated lung.
+    `tensor`: as in `preprocess.Prepared`, (2, slices, rows, columns), made with this window. Its HU values are those
+    after the alignment of the aerated lung.
     """
     low, high = window_hu
     hu = (tensor[0].astype(np.float32) + 1) / 2 * (high - low) + low
@@ -39,5 +40,5 @@ def lesion_load(tensor: NDArray[np.floating], window_hu: tuple[float, float]) ->
 
 
 def lesion_loads(examples: Examples, window_hu: tuple[float, float]) -> NDArray[np.float64]:
-    """The lesion load of each example, shape (patients,); one tensor is in memory at a time."""
+    """Return the lesion load of each example, shape (patients,); one tensor is in memory at a time."""
     return np.array([lesion_load(np.load(example.tensor), window_hu) for example in examples.examples])

@@ -1,6 +1,7 @@
-"""How far probabilities can be trusted, and what deciding by them is worth.
+"""Calibration of probabilities, and the net benefit of decisions based on them.
 
-Probabilities and labels have the shape (patients,); labels are 0 or 1 and known of all, unless it says otherwise.
+Probabilities and labels have the shape (patients,); labels are 0 or 1, and known for all patients unless stated
+otherwise.
 """
 
 import math
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 BINS = 10
-LARGEST = 100.0  # a slope or intercept beyond is that of classes that hardly overlap, and says nothing
+LARGEST = 100.0  # larger slopes or intercepts come from classes that hardly overlap, and are meaningless
 
 
 def calibration_slope(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Slope of the logistic regression of the labels on the logits, by scikit-learn: 1 is right, below 1 too extreme.
+    """Return the slope of the logistic regression of labels on logits: 1 is ideal, below 1 is too extreme.
 
-    Cox, Biometrika 1958; 45:562; Van Calster et al., BMC Medicine 2019; 17:230. NaN where it is not defined: one class
-    alone, classes that a threshold separates, logits that are all the same.
+    Cox, Biometrika 1958; 45:562; Van Calster et al., BMC Medicine 2019; 17:230. NaN if undefined: only one class,
+    classes separated by a threshold, or identical logits.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -28,22 +29,22 @@ def calibration_slope(logits: NDArray[np.float64], labels: NDArray[np.int64]) ->
         return math.nan
     if positive.min() >= negative.max() or positive.max() <= negative.min():
         return math.nan
-    centre, scale = logits.mean(), logits.std()  # the solver stops by an absolute gradient
+    centre, scale = logits.mean(), logits.std()  # the solver's stopping criterion is an absolute gradient
     fitted = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit((logits[:, None] - centre) / scale, labels)
     return _within(float(fitted.coef_[0, 0] / scale))
 
 
 def calibration_intercept(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """What must be added to every logit for the mean probability to be the prevalence: 0 is right.
+    """Return the shift of all logits that makes the mean probability equal the prevalence: 0 is ideal.
 
     The intercept of the logistic regression with the slope fixed at 1 ("calibration in the large", Van Calster et al.
-    2019). NaN where one class is alone.
+    2019). NaN if there is only one class.
     """
     from scipy.optimize import brentq
 
     if not 0 < labels.sum() < len(labels):
         return math.nan
-    reach = float(np.abs(logits).max()) + 50  # beyond, all probabilities are 0, or 1
+    reach = float(np.abs(logits).max()) + 50  # beyond this, all probabilities are 0 or 1
 
     def excess(intercept: float) -> float:
         return float(np.mean(expit(logits + intercept)) - np.mean(labels))
@@ -56,13 +57,13 @@ def _within(value: float) -> float:
 
 
 def brier(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean squared distance of probability and label (Brier, Monthly Weather Review 1950; 78:1)."""
+    """Return the mean squared difference of probability and label (Brier, Monthly Weather Review 1950; 78:1)."""
     return float(np.mean((probabilities - labels) ** 2))
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """By bins of equal width: patients, their mean probability, the share of positives; NaN where nobody is."""
+    """By bins of equal width: patients, their mean probability, the share of positives; NaN in empty bins."""
 
     patients: NDArray[Any]
     predicted: NDArray[np.float64]
@@ -70,12 +71,12 @@ class Reliability:
 
 
 def bin_of(probabilities: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
-    """In which of so many bins of equal width each probability is; 1 is in the last."""
+    """Return the index of each probability's bin, of `bins` with equal width; 1 is in the last bin."""
     return np.minimum((probabilities * bins).astype(np.int64), bins - 1)
 
 
 def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], bins: int = BINS) -> Reliability:
-    """The reliability curve."""
+    """Compute the reliability curve."""
     where = bin_of(probabilities, bins)
     patients = np.bincount(where, minlength=bins)
     sums = [np.bincount(where, weights=values, minlength=bins) for values in (probabilities, labels)]
@@ -84,19 +85,19 @@ def reliability(probabilities: NDArray[np.float64], labels: NDArray[np.int64], b
 
 
 def expected_calibration_error(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean distance of predicted and observed over the patients' bins (Naeini et al., AAAI 2015).
+    """Return the mean absolute difference of predicted and observed, weighted by patients (Naeini et al., AAAI 2015).
 
-    It grows with chance alone in small cohorts, so it is read beside slope and intercept.
+    In small cohorts chance alone increases it, so read it together with slope and intercept.
     """
     curve = reliability(probabilities, labels)
     return float(np.nansum(curve.patients * np.abs(curve.predicted - curve.observed)) / len(labels))
 
 
 def net_benefit(probabilities: NDArray[np.float64], labels: NDArray[np.int64], threshold: float) -> float:
-    """True positives less false positives at the threshold's odds, each as a share of the patients.
+    """Return true positives minus false positives weighted by the threshold's odds, as shares of the patients.
 
     A point of the decision curve (Vickers & Elkin, Med Decis Making 2006; 26:565). `threshold`: above 0, below 1;
-    who reaches it is treated. Treating nobody is worth 0.
+    patients at or above it are treated. Treating nobody has the value 0.
     """
     treated = probabilities >= threshold
     true, false = np.mean(treated & (labels == 1)), np.mean(treated & (labels == 0))

@@ -1,4 +1,4 @@
-"""The figures that leave a site after an evaluation: named, finite, and each over enough patients.
+"""The metrics that leave a site after an evaluation: named, finite, and each over enough patients.
 
 `federation/protocol/metric_allowlist.py` lists the names; the site's gateway blocks all others. `logits` and `targets`
 have the shape (patients, labels), in the order of LABELS; a missing target is NaN.
@@ -22,11 +22,11 @@ from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
 from pipeline.evaluation.histograms import histograms as merged_histograms
 from pipeline.evaluation.subgroups import GROUPS, groups_of
 
-SENSITIVITY = SPECIFICITY = 0.90  # of the thresholds for ruling out, and for ruling in
+SENSITIVITY = SPECIFICITY = 0.90  # targets of the thresholds for ruling out and ruling in
 RATES_PERCENT = (90, 95)
 BENEFITS_PERCENT = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
-LEAST_LOG_DISTANCE = math.log(0.5)  # few patients of a site are nearer to what is typical; nearer ones count as this
-LARGEST = 100.0  # no sound figure is further from zero; where a model has run away, its figures stay here
+LEAST_LOG_DISTANCE = math.log(0.5)  # smaller distances are rare and are clipped to this value
+LARGEST = 100.0  # no valid metric is larger; larger ones, of a diverged model, stay at the site
 
 Logits = NDArray[np.float32]
 Figures = dict[str, float]
@@ -34,9 +34,9 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Deployed:
-    """What goes with the model, by label: its calibration, and thresholds on raw logits, `rule_out` and `rule_in`.
+    """The model's settings by label: calibration, and the thresholds `rule_out` and `rule_in` on raw logits.
 
-    Both may lack a label: then probabilities are as they are, and there is no figure at a threshold.
+    Both may lack a label: then probabilities are not calibrated, and there is no metric at a threshold.
     """
 
     calibration: Mapping[str, Platt] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Deployed:
 
 @dataclass(frozen=True)
 class _Known:
-    """The patients whose label is known: `where` they are among all, logits and labels (patients,)."""
+    """The patients with a known label: indices `where` among all patients, logits and labels, shape (patients,)."""
 
     column: int
     where: NDArray[np.int64]
@@ -58,7 +58,7 @@ class _Known:
 
 
 def _known(logits: Logits, targets: Logits, min_patients: int) -> list[_Known]:
-    """For each label that is known of enough patients."""
+    """Select the patients with a known label, for each label with enough of them."""
     found = []
     for column in range(len(LABELS)):
         where = np.flatnonzero(~np.isnan(targets[:, column]))
@@ -77,12 +77,12 @@ def _with_interval(name: str, estimate: told.Estimate) -> Figures:
 
 
 def _loss(known: _Known) -> float:
-    """Mean binary cross-entropy in nats."""
+    """Return the mean binary cross-entropy in nats."""
     return float(np.mean(np.logaddexp(0, known.logits) - known.labels * known.logits))
 
 
 def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
-    """After a round: `loss_<label>` and `auroc_<label>`."""
+    """Return the metrics after a round: `loss_<label>` and `auroc_<label>`."""
     figures: Figures = {}
     for known in _known(logits, targets, min_patients):
         figures[f"loss_{known.label}"] = _loss(known)
@@ -91,9 +91,10 @@ def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figu
 
 
 def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
-    """Of validation patients: `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`,
-    `variance_intercept_`; and the thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a
-    specificity of 0.90.
+    """Return the metrics of the validation patients from which the model's calibration is computed.
+
+    `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`, `variance_intercept_`; and the
+    thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a specificity of 0.90.
     """
     figures: Figures = {}
     for known in _known(logits, targets, min_patients):
@@ -110,10 +111,10 @@ def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -
 
 
 def distance_figures(looks: Logits, mean: Logits, variance: Logits) -> Figures:
-    """How far patients lie from what is typical: `distance_mean` and `distance_sd`, of the distances' logarithms.
+    """Return `distance_mean` and `distance_sd` of the log distances of patients from the typical scan.
 
     `looks`: shape (patients, LOOKS) of at least two patients; `mean` and `variance`: shape (LOOKS,). The logarithm of a
-    distance of nearly 0 would outweigh all other patients, and so tell whether a scan with just these looks is there.
+    distance near 0 would outweigh all other patients, and reveal whether a scan with exactly these features is present.
     """
     distances = np.maximum(log_distances(looks, mean, variance), LEAST_LOG_DISTANCE)
     return _sound({"distance_mean": float(distances.mean()), "distance_sd": float(distances.std(ddof=1))})
@@ -129,10 +130,10 @@ def test_figures(
     histograms: bool,
     window_hu: tuple[float, float],
 ) -> Figures:
-    """Figures of the test patients: everything in `metric_allowlist` except those of the shortcut audit.
+    """Return the metrics of the test patients: all of `metric_allowlist` except those of the shortcut audit.
 
-    `train`: on whom the baseline of age and sex is fitted. `histograms`: whether counts may leave. `window_hu`: of the
-    preprocessing, from which the lesion load is measured.
+    `train`: patients to fit the baseline of age and sex. `histograms`: whether counts may leave the site. `window_hu`:
+    of the preprocessing, needed to measure the lesion load.
     """
     loads = lesion_loads(test, window_hu)
     figures: Figures = {}
@@ -151,7 +152,7 @@ def test_figures(
 
 
 def _prevalence(known: _Known, min_patients: int) -> Figures:
-    """With the number of patients it tells the size of each class, so each must be large enough."""
+    """Return the prevalence, if each class is large enough: with the number of patients it reveals both sizes."""
     positives = int(known.labels.sum())
     if min(positives, len(known.labels) - positives) < min_patients:
         return {}
@@ -170,7 +171,7 @@ def _discrimination(known: _Known) -> Figures:
 
 
 def _calibration(known: _Known, logits: NDArray[np.float64]) -> Figures:
-    """`logits`: after the model's calibration."""
+    """Return the calibration metrics. `logits`: after the model's calibration."""
     y, label, probabilities = known.labels, known.label, expit(logits)
     figures = {
         f"calibration_slope_{label}": calibrated.calibration_slope(logits, y),
@@ -184,7 +185,7 @@ def _calibration(known: _Known, logits: NDArray[np.float64]) -> Figures:
 
 
 def _operating_points(known: _Known, thresholds: Mapping[str, float]) -> Figures:
-    """Sensitivity and specificity at the model's own thresholds, where both classes are there."""
+    """Return sensitivity and specificity at the model's own thresholds, if both classes are present."""
     figures: Figures = {}
     if told.has_both(known.labels):
         for name, threshold in thresholds.items():

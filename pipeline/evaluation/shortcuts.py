@@ -1,12 +1,12 @@
-"""Does the model read the scanner and not the lung? What one site can measure of it, over its own patients.
+"""The shortcut audit of one site: does the model use the scanner instead of the lungs?
 
-Models of chest images have told the hospital, the scanner or a metal marker where they should have told the illness
+Models of chest images have recognised the hospital, the scanner or a metal marker instead of the disease
 (Zech et al., PLoS Med 2018; 15:e1002683. DeGrave, Janizek & Lee, Nat Mach Intell 2021; 3:610). Three questions:
 
-- do acquisition tags alone tell the label (`tags_auroc`)? Then there is a shortcut to learn, learnt or not;
-- does the model tell severity with the lungs blanked out (`outside_auroc`)? Then it has learnt one;
-- do the model's features tell the scanner (`scanner_accuracy`), and the site (`moments`,
-  `assigned_shares`)? They nearly always do, so this is no fault by itself: it says that a shortcut could be read.
+- Do acquisition tags alone predict the label (`tags_auroc`)? Then a shortcut exists, whether or not the model uses it.
+- Does the model predict severity with the lungs blanked out (`outside_auroc`)? Then it uses a shortcut.
+- Do the model's features identify the scanner (`scanner_accuracy`) and the site (`moments`, `assigned_shares`)?
+  They nearly always do, which is not an error by itself: it shows that a shortcut is possible.
 """
 
 import math
@@ -31,9 +31,9 @@ PERMUTATIONS = 1000
 RIDGE = 1.0  # in units of one patient, with standardised tags
 WORDS = ("manufacturer", "kernel", "sharpness", "position")
 NUMBERS = ("slice_mm", "pixel_mm", "thickness_mm", "slices")
-BLANK_BEYOND = 0.05  # how far past the lungs' hull is blanked, as a share of the scan's sides: some 12 mm
+BLANK_BEYOND = 0.05  # blanked margin around the lungs' hull, as a share of the scan's sides: about 12 mm
 SOFT_TISSUE = (0.33, 0.93)  # -200 to 160 HU in the default window
-SOFT_TISSUE_AT = 0.73  # where it is brought to: muscle
+SOFT_TISSUE_AT = 0.73  # the common level: muscle
 
 Features = NDArray[np.float32]
 _BATCH = 16
@@ -41,7 +41,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class ScannerAccuracy:
-    """Balanced accuracy of telling `scanners` of one site apart; `chance` is one in as many."""
+    """Balanced accuracy of classifying the `scanners` of one site; `chance` is 1 / `scanners`."""
 
     value: float
     chance: float
@@ -51,9 +51,9 @@ class ScannerAccuracy:
 def shortcut_figures(
     network: SeverityNetwork, patients: Examples, held_out: Examples, *, min_patients: int
 ) -> dict[str, float]:
-    """What a site hands out of its audit: figures that are finite and over at least `min_patients`.
+    """Return the metrics of the audit that may leave the site: finite, over at least `min_patients`.
 
-    `patients`: all of the site's, for tags and scanners; `held_out`: those not trained on, for the blanked lungs.
+    `patients`: all of the site's, for tags and scanners; `held_out`: not used in training, for the blanked lungs.
     Names: auroc_<label>_tags and auroc_severe_outside, each with _low and _high; scanner_from_embedding and
     scanner_chance.
     """
@@ -72,14 +72,14 @@ def shortcut_figures(
 
 
 def tags_auroc(patients: Examples, column: int) -> Auroc:
-    """How well acquisition tags alone tell the label of that column.
+    """Return the AUROC of acquisition tags alone for the label of that column.
 
-    Undefined where no tag varies, or where a fold would have one patient of a class.
+    Undefined if no tag varies, or if a fold would have one patient of a class.
 
     Ridge regression on one-hot words and standardised numbers, cross-validated: least squares on a 0/1 label ranks as
     Fisher's discriminant does (Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, ex. 4.2), and
-    solves for a thousand labels at once. What depends on the body rather than on the protocol (volume and density of
-    the lungs) is left out. The value is the mean of the folds' AUROCs. The folds share their training patients, so
+    solves for a thousand labels at once. Measures of the body (volume and density of the lungs) are excluded. The value
+    is the mean of the folds' AUROCs. The folds share their training patients, so
     DeLong's variance alone is too small; the interval takes, on the logit scale, the larger of that and of the spread
     about chance when labels are permuted within folds (Ojala & Garriga, J Mach Learn Res 2010; 11:1833).
     """
@@ -96,7 +96,7 @@ def tags_auroc(patients: Examples, column: int) -> Auroc:
     tags = _encode([measures for measures, _ in known])
     folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(tags, labels))
     rng = np.random.default_rng(0)
-    drawn = np.repeat(labels[:, None], 1 + PERMUTATIONS, axis=1)  # the first column stays as it is
+    drawn = np.repeat(labels[:, None], 1 + PERMUTATIONS, axis=1)  # the first column is not permuted
     for _, test in folds:
         drawn[test, 1:] = rng.permuted(drawn[test, 1:], axis=0)
     scores = np.zeros(drawn.shape)
@@ -105,14 +105,14 @@ def tags_auroc(patients: Examples, column: int) -> Auroc:
     values = np.mean([_aurocs(scores[test], drawn[test]) for _, test in folds], axis=0)
     value, pooled = float(values[0]), float(_aurocs(scores[:, :1], drawn[:, :1])[0])
     of_patients = delong_variance(scores[:, 0], labels) / max(pooled * (1 - pooled), 1e-9) ** 2
-    permuted = logit(values[1:].clip(0.5 / len(labels), 1 - 0.5 / len(labels)))  # 0 and 1 have none
+    permuted = logit(values[1:].clip(0.5 / len(labels), 1 - 0.5 / len(labels)))  # 0 and 1 have no logit
     of_logit = max(of_patients, float(np.mean(permuted**2)))
     low, high = logit_interval(value, of_logit * (value * (1 - value)) ** 2, rarer=rarer)
     return Auroc(value, low, high, len(labels))
 
 
 def _encode(measures: list[Measures]) -> NDArray[np.float64]:
-    """One-hot words and numbers, standardised; a number that is not known is the mean of those that are."""
+    """Return one-hot words and numbers, standardised; unknown numbers are replaced by the mean."""
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -124,7 +124,10 @@ def _encode(measures: list[Measures]) -> NDArray[np.float64]:
 
 
 def _aurocs(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """AUROC of each column, by ranks (Mann-Whitney); both (patients, columns), as many positives in each column."""
+    """Return the AUROC of each column by ranks (Mann-Whitney).
+
+    Both arrays have the shape (patients, columns), with the same number of positives in each column.
+    """
     from scipy.stats import rankdata
 
     positive = labels.sum(axis=0)
@@ -137,10 +140,10 @@ def _aurocs(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[n
 
 
 def outside_auroc(network: SeverityNetwork, held_out: Examples) -> Auroc:
-    """AUROC of the model's own score of `severe` where all patients have the same lungs, and no age and sex.
+    """Return the AUROC of the model's score for `severe` with equal lungs for all, and without age and sex.
 
-    The lungs are those of the mean scan of these patients. A constant in their place is like no scan that the network
-    knows, and hid a learnt mark from it in trials. The score as a function of what lies outside alone is a partial
+    The lungs are those of the mean scan of these patients. With a constant instead, the input resembles no scan that
+    the network knows, and in trials this hid a learned mark. The score as a function of the outside alone is a partial
     dependence (Friedman, Ann Stat 2001; 29:1189).
     """
     indices = _indices(held_out)
@@ -165,10 +168,9 @@ def _score_outside(
 
 
 def blank_lungs(scan: NDArray[np.float32], typical: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The scan, shape (2, slices, rows, columns), with the lungs and all of the mask taken from `typical`.
+    """Replace the lungs and the mask of a scan, shape (2, slices, rows, columns), by those of `typical`.
 
-    Soft tissue outside is brought to one level, for the preparation has shifted the whole scan by the density of its
-    lungs.
+    Soft tissue outside is shifted to a common level, because preprocessing has shifted the scan by its lungs' density.
     """
     window, mask = scan
     hidden = lung_hull(mask)
@@ -180,9 +182,9 @@ def blank_lungs(scan: NDArray[np.float32], typical: NDArray[np.float32]) -> NDAr
 
 
 def lung_hull(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The convex hull of both lungs, and what lies within BLANK_BEYOND of it.
+    """Return the convex hull of both lungs with a margin of BLANK_BEYOND.
 
-    So generous because consolidation at the pleura is not always in the mask.
+    The margin is large because consolidation at the pleura is not always in the mask.
     """
     from scipy.spatial import ConvexHull
 
@@ -191,7 +193,7 @@ def lung_hull(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
     rows, columns = np.meshgrid(*(np.arange(n, dtype=np.float32) / n for n in mask.shape[1:]), indexing="ij")
     in_plane = faces[:, 1, None] * rows.ravel() + faces[:, 2, None] * columns.ravel() + faces[:, 3, None]
     heights = np.arange(len(mask), dtype=np.float32) / len(mask)
-    beyond = [(in_plane + faces[:, :1] * height).max(axis=0) for height in heights]  # a slice at a time: less memory
+    beyond = [(in_plane + faces[:, :1] * height).max(axis=0) for height in heights]  # slice by slice, to save memory
     return np.stack(beyond).reshape(mask.shape) <= BLANK_BEYOND
 
 
@@ -204,7 +206,7 @@ def _indices(examples: Examples) -> list[NDArray[np.int64]]:
 
 @torch.inference_mode()
 def embed(network: SeverityNetwork, examples: Examples) -> Features:
-    """The backbone's features, before age and sex join; shape (patients, features)."""
+    """Return the backbone's features, without age and sex; shape (patients, features)."""
     network.eval()
     found: list[Tensor] = []
     for index in _indices(examples):
@@ -215,13 +217,13 @@ def embed(network: SeverityNetwork, examples: Examples) -> Features:
 
 
 def looks(examples: Examples) -> Features:
-    """How the patients' scans look (`models.familiarity.look`); shape (patients, LOOKS)."""
+    """Return the appearance features of the scans (`models.familiarity.look`); shape (patients, LOOKS)."""
     found = [look(scan.numpy()) for index in _indices(examples) for scan in examples.batch(index, None)[0]]
     return np.array(found, dtype=np.float32).reshape(-1, LOOKS)
 
 
 def moments(features: Features) -> Moments:
-    """Mean and variance (n - 1) of each feature over the patients, of whom there must be two; float32."""
+    """Return mean and variance (n - 1) of each feature over at least two patients; float32."""
     return Moments(
         mean=features.mean(axis=0, dtype=np.float64).astype(np.float32),
         variance=features.var(axis=0, ddof=1, dtype=np.float64).astype(np.float32),
@@ -230,9 +232,10 @@ def moments(features: Features) -> Moments:
 
 
 def assigned_shares(embeddings: Features, discriminants: Features, probed: int) -> list[float]:
-    """The share of patients that is assigned to each of the first `probed` sites.
+    """Return the share of patients assigned to each of the first `probed` sites.
 
-    `discriminants`: flat; for each site one weight per feature and a constant, see `shortcut_audit.discriminants`.
+    `discriminants`: a flat array; for each site one weight per feature and a constant, see
+    `shortcut_audit.discriminants`.
     A patient is assigned to the site with the largest discriminant.
     """
     table = discriminants.reshape(-1, embeddings.shape[1] + 1)[:probed].astype(np.float64)
@@ -241,9 +244,9 @@ def assigned_shares(embeddings: Features, discriminants: Features, probed: int) 
 
 
 def scanner_accuracy(embeddings: Features, patients: Examples, *, min_patients: int) -> ScannerAccuracy | None:
-    """How well the features tell the site's own scanners (manufacturer and kernel) apart, cross-validated.
+    """Return the cross-validated accuracy of classifying the site's scanners (manufacturer, kernel) by features.
 
-    Logistic regression over scanners of at least `min_patients` patients; None where there are not two of them.
+    Logistic regression over scanners with at least `min_patients` patients; None if there are fewer than two.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score

@@ -1,1 +1,1 @@
-"""Fetches chest CT from a hospital's PACS, over DICOMweb or DIMSE, and stores it without names."""
+"""Fetch chest CT from a hospital's PACS, over DICOMweb or DIMSE, and store it de-identified."""

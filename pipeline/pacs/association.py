@@ -1,4 +1,4 @@
-"""Opens DICOM associations with a PACS (PS3.8) and tells in a coded reason why one did not come about."""
+"""Open DICOM associations with a PACS (PS3.8), and report failures with coded reasons."""
 
 import socket
 import ssl
@@ -39,14 +39,16 @@ NOT_AUTHORISED, OUT_OF_RESOURCES = 0x0124, (0xA700, 0xA701)
 
 @dataclass(frozen=True)
 class Tls:
-    """For our associations, and for our receiver where we have a certificate."""
+    """TLS contexts for our associations and, if we have a certificate, for our receiver."""
 
     client: ssl.SSLContext
     server: ssl.SSLContext | None
 
     @classmethod
     def load(cls, table: DimseTable, folder: Path) -> "Tls | None":
-        """None where the table asks for no TLS. The receiver demands a certificate of the same authority.
+        """Load the contexts; None if the table configures no TLS.
+
+        The receiver requires a certificate of the same authority.
 
         Raises Refusal E_PACS_FILE.
         """
@@ -63,9 +65,9 @@ class Tls:
 def associate(
     table: DimseTable, tls: Tls | None, services: tuple[uid.UID, ...], inbox: Inbox | None = None
 ) -> Iterator[Association]:
-    """An association over which all `services` can be used; aborted if the block raises.
+    """Open an association that supports all `services`; abort it if the block raises.
 
-    With an inbox, CT images may be sent back over it (C-GET), compressed as they are stored.
+    With an inbox, the PACS may send CT images over it (C-GET), in their stored compression.
 
     Raises Refusal E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_SERVICE.
     """
@@ -89,7 +91,7 @@ def associate(
             tls_args=(tls.client, table.host) if tls else None,
             evt_handlers=handlers,
         )
-    except OSError as error:  # nobody knows the host's name
+    except OSError as error:  # the host name cannot be resolved
         raise Refusal(reasons.PACS_SILENT, private=f"{table.host}: {error.strerror}") from error
     if not association.is_established:
         raise _why_not(association, table, tls)
@@ -104,10 +106,10 @@ def associate(
 
 
 def keep_answers(association: Association) -> None:
-    """Leave every message to who waits for an answer.
+    """Prevent pynetdicom's own thread from taking messages that a caller waits for.
 
-    pynetdicom pauses its own thread, which looks for requests, while a question is asked; when that thread is just
-    about to look it takes the first answer all the same, and drops it without a word: one in a hundred was lost.
+    pynetdicom pauses this thread, which polls for requests, while a caller waits for a response. If the thread is about
+    to poll at that moment, it still takes the first response and drops it silently: one response in a hundred was lost.
     """
     provider = association.dimse
     wait = provider.get_msg
@@ -115,7 +117,7 @@ def keep_answers(association: Association) -> None:
 
 
 def _check_services(association: Association, services: tuple[uid.UID, ...], inbox: Inbox | None) -> None:
-    """Raises Refusal E_PACS_SERVICE."""
+    """Check that the PACS accepted all services. Raises Refusal E_PACS_SERVICE."""
     accepted = {context.abstract_syntax for context in association.accepted_contexts if context.as_scu}
     for service in services:
         if service not in accepted:
@@ -129,12 +131,12 @@ def _name(service: uid.UID) -> str:
 
 
 def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Refusal:
-    """The reason for which no association came about."""
+    """Return the reason why no association was established."""
     if association.is_rejected:
         answer = association.acceptor.primitive
         assert answer is not None
         if answer.result == _REJECTED_FOR_NOW:
-            return Refusal(reasons.PACS_SILENT, private="the PACS takes no further association at the moment")
+            return Refusal(reasons.PACS_SILENT, private="the PACS accepts no further association at the moment")
         why = (answer.result_source, answer.diagnostic)
         details: dict[tuple[int | None, int | None], str] = {
             _OUR_TITLE_UNKNOWN: f"it does not know our AE title, {table.calling_aet}",
@@ -150,14 +152,14 @@ def _why_not(association: Association, table: DimseTable, tls: Tls | None) -> Re
 
 
 def _tls_fault(context: ssl.SSLContext, table: DimseTable) -> str | None:
-    """pynetdicom does not tell why a connection failed; another handshake does."""
+    """Find the TLS error with a second handshake, because pynetdicom does not report it."""
     try:
         with (
             socket.create_connection((table.host, table.port), timeout=table.connect_seconds) as plain,
             context.wrap_socket(plain, server_hostname=table.host) as encrypted,
         ):
             encrypted.settimeout(min(table.connect_seconds, 3.0))
-            encrypted.recv(1)  # with TLS 1.3 a PACS objects to our certificate only now
+            encrypted.recv(1)  # with TLS 1.3 a PACS rejects our certificate only now
     except ssl.SSLError as error:
         return error.reason or type(error).__name__
     except OSError:
@@ -166,9 +168,9 @@ def _tls_fault(context: ssl.SSLContext, table: DimseTable) -> str | None:
 
 
 def failure(status: Dataset) -> Refusal:
-    """The refusal for a DIMSE status that is no success; an empty one stands for an association that broke off."""
+    """Return the refusal for a DIMSE status other than success; an empty status means a broken association."""
     if "Status" not in status:
-        return Refusal(reasons.PACS_SILENT, private="the association broke off")
+        return Refusal(reasons.PACS_SILENT, private="the association was broken")
     detail = f"status {status.Status:04X}H"
     if status.Status == NOT_AUTHORISED:
         return Refusal(reasons.PACS_AUTH, private=detail)

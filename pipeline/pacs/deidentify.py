@@ -1,14 +1,14 @@
-"""Strips an image of whatever could name its patient, before it is stored: what is not allowed here does not pass.
+"""De-identify an image before it is stored: only attributes on an allow-list are copied.
 
-A new file is built from the allow-list below; nothing is ever deleted from the old one. So private attributes,
-sequences, free text, overlays, curves and whatever DICOM adds next year are left behind without being named
-(the profiles of DICOM PS3.15, annex E, name what to remove). What passes must have the form of its attribute:
-numbers are numbers, and words are those of closed lists; no text passes that somebody could have typed. Pixels pass
-for axial CT images alone, on which no scanner writes: of a screen capture, a dose report or an image with
-BurnedInAnnotation the header passes, by which the reader refuses it.
+A new file is built from the allow-list below; nothing is deleted from the old file. Private attributes, sequences, free
+text, overlays, curves and future attributes of DICOM are therefore left out without being listed (the profiles of DICOM
+PS3.15, annex E, list what to remove). Allowed values must have a valid form: numbers are numbers, and words come from
+closed lists. No free text is copied. Pixels are copied only for axial CT images, on which no scanner writes text. For a
+screen capture, a dose report or an image with BurnedInAnnotation only the header is copied, and the reader refuses the
+image because of it.
 
-Days and times stay as they are, because the CT is joined with the laboratory by them. Patient, study, series and
-image get keyed identifiers, always the same ones at one site and others at every other site.
+Days and times are kept, because they join the CT with the laboratory's results. Patient, study, series and image get
+keyed identifiers, which are constant at one site and differ between sites.
 """
 
 import re
@@ -35,30 +35,30 @@ from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 
 IMPLEMENTATION_UID = uid.UID("2.25.184716237519960213187036450927313064537")
-_UNSAID = b"OTHER"  # in place of a text that may not pass: leaving it out would mean something else to the reader
+_UNSAID = b"OTHER"  # replaces a text that is not allowed; a missing value would have another meaning
 
-# The words of ImageType that the reader knows, and what parts them.
+# The words of ImageType that the reader knows, and their separators.
 _IMAGE_TYPE = {
     *(b"ORIGINAL", b"DERIVED", b"PRIMARY", b"SECONDARY", b"AXIAL", b"LOCALIZER", b"", b" ", b"\\"),
     *(word.encode() for word in REFORMATTED),
 }
 
-Rule = Callable[[bytes], bytes | None]  # a value without its padding to what passes, None for nothing
+Rule = Callable[[bytes], bytes | None]  # maps a value without padding to the allowed value; None: leave it out
 
 
 def _form(pattern: bytes) -> Rule:
-    """The value if it is of this form, else nothing."""
+    """Return a rule that keeps values of this form."""
     is_of_form = re.compile(pattern).fullmatch
     return lambda value: value if is_of_form(value) else None
 
 
 def _one_of(*words: bytes) -> Rule:
-    """The value if it is one of these, else that there was another."""
+    """Return a rule that keeps these words and replaces all others by OTHER."""
     return lambda value: value if value.upper() in words else _UNSAID
 
 
 def _image_type(value: bytes) -> bytes:
-    """The words of ImageType by which the reader decides (PS3.3, C.7.6.1.1.2); vendors add what they like."""
+    """Keep the words of ImageType that the reader uses (PS3.3, C.7.6.1.1.2); vendors add their own words."""
     words = re.split(rb"([ \\\\])", value)
     return b"".join(word if word.upper() in _IMAGE_TYPE else _UNSAID for word in words)
 
@@ -72,7 +72,7 @@ def _kernel(value: bytes) -> bytes:
 
 
 def _registered(value: bytes) -> bytes:
-    """A class that DICOM knows; a private one could hold anything."""
+    """Keep standard SOP classes; a private one could contain anything."""
     return value if uid.UID(value.decode("latin-1")).type == "SOP Class" else IMPLEMENTATION_UID.encode()
 
 
@@ -85,7 +85,7 @@ _two_bytes = _form(rb"(?s:..)")
 _day = _form(rb"[0-9]{8}")
 _time = _form(rb"[0-9:.]{0,16}")
 
-# Everything that passes: keyword, value representation, rule. Identifiers and pixels come on top.
+# All allowed attributes: value representation, rule, keywords. Identifiers and pixels are added to them.
 _ALLOWED: dict[int, tuple[str, Rule]] = {
     int(Tag(keyword)): (vr, rule)
     for vr, rule, keywords in (
@@ -119,16 +119,16 @@ _KIND, _BURNED_IN = tags("ImageType", "BurnedInAnnotation")
 _SYNTAX, _CLASS_OF_FILE = tags("TransferSyntaxUID", "MediaStorageSOPClassUID")
 _REMOVED, _METHOD = tags("PatientIdentityRemoved", "DeidentificationMethod")
 _WANTED = [*_ALLOWED, *_UIDS, _PATIENT_ID, _ISSUER, PIXEL_DATA]
-_UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, whose end is marked instead
+_UNDEFINED = 0xFFFFFFFF  # the length of compressed pixels, which end with a delimiter
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
 @quiet_pydicom()
 def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[str, bytes]:
-    """The name and the content of the file to store in place of a complete DICOM file (PS3.10).
+    """Return name and content of the de-identified file for a complete DICOM file (PS3.10).
 
-    PatientID becomes the site's pseudonym. Pixels pass as they are, compressed or not. `patient_id`: whose image the
-    PACS says it is. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID, E_ISSUER,
+    PatientID becomes the site's pseudonym. Pixels are copied unchanged, compressed or not. `patient_id`: the patient
+    according to the PACS. Raises `Refusal`: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX, E_NO_PATIENT_ID, E_ISSUER,
     E_PATIENT_DIFFERS.
     """
     meta, source = _read(part10)
@@ -149,22 +149,22 @@ def strip(part10: bytes, site: Site, *, patient_id: str | None = None) -> tuple[
 
 
 def keyed_uid(site: Site, original: str) -> str:
-    """A valid UID (PS3.5, B.2) that stands for `original`; only this site can make it."""
+    """Return a valid UID (PS3.5, B.2) that replaces `original`; only this site can compute it."""
     return f"2.25.{int(site.keyed('uid', original)[:32], 16)}"
 
 
 def image_file(site: Site, sop_instance_uid: str) -> str:
-    """The name of the file in which `strip` puts this image."""
+    """Return the file name that `strip` gives this image."""
     return f"{site.keyed('image', sop_instance_uid)[:32]}.dcm"
 
 
 def series_folder(site: Site, study_uid: str, series_uid: str) -> str:
-    """The name of the folder for a series' files."""
+    """Return the folder name of a series."""
     return site.keyed("series", f"{study_uid}|{series_uid}")[:32]
 
 
 def check_patient(patient_id: str, issuer: str, site: Site) -> None:
-    """Raises Refusal: E_NO_PATIENT_ID without identifier, E_ISSUER with one that another authority gave."""
+    """Check a patient's identifier. Raises Refusal E_NO_PATIENT_ID if empty, E_ISSUER if of another authority."""
     if not patient_id:
         raise Refusal(site_reasons.NO_PATIENT_ID)
     expected = site.settings.site.issuer
@@ -173,7 +173,7 @@ def check_patient(patient_id: str, issuer: str, site: Site) -> None:
 
 
 def _read(part10: bytes) -> tuple[Dataset, Dataset]:
-    """The file's meta information, and what we look at of the image; `dcmread` takes twice as long.
+    """Read the file's meta information and the needed attributes; `dcmread` takes twice as long.
 
     Raises Refusal: E_NOT_DICOM, E_PARSE, E_TRANSFER_SYNTAX.
     """
@@ -187,18 +187,18 @@ def _read(part10: bytes) -> tuple[Dataset, Dataset]:
         return meta, read_dataset(stream, implicit, order == "<", specific_tags=_WANTED)
     except Refusal:
         raise
-    except Exception as error:  # broken files make pydicom raise nearly anything
+    except Exception as error:  # broken files make pydicom raise many types of errors
         raise Refusal(imaging_reasons.PARSE, private=str(error)) from None
 
 
 @lru_cache(maxsize=64)
 def _encoding(transfer_syntax: str) -> tuple[bool, str]:
-    """Whether value representations are implicit, and the order of bytes as `struct` has it.
+    """Return whether value representations are implicit, and the byte order for `struct`.
 
     Raises Refusal: E_TRANSFER_SYNTAX.
     """
     syntax = uid.UID(transfer_syntax)
-    # Deflated files can blow up to any size, and hardly exist.
+    # Deflated files can expand to any size, and are very rare.
     if syntax.is_private or not syntax.is_transfer_syntax or syntax.is_deflated:
         raise Refusal(imaging_reasons.TRANSFER_SYNTAX, private=transfer_syntax)
     return syntax.is_implicit_VR, "<" if syntax.is_little_endian else ">"
@@ -213,31 +213,31 @@ def _patient(source: Dataset, site: Site, expected: str | None) -> str:
 
 
 def _raw(source: Dataset, tag: BaseTag) -> RawDataElement | None:
-    """An element as it is in the file; None if it is absent, or a sequence in the guise of it."""
+    """Return an element as it is in the file; None if it is absent or encoded as a sequence."""
     try:
         element = source.get_item(tag)
-    except Exception:  # absent, or one of those that pydicom converts here, and cannot
+    except Exception:  # absent, or pydicom fails to convert it
         return None
     return element if isinstance(element, RawDataElement) and isinstance(element.value, bytes) else None
 
 
 def _text(source: Dataset, tag: BaseTag) -> str:
-    """A text without its padding, '' where absent. Raises Refusal: E_PARSE."""
+    """Return a text without padding, '' if absent. Raises Refusal E_PARSE."""
     if tag not in source:
         return ""
     element = _raw(source, tag)
     value = element.value if element is not None else None
-    if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:  # the escape begins another alphabet
+    if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:  # an escape changes the character set
         return value.decode().strip(" \0")
     return text(source, keyword_for_tag(tag)).strip(" \0")
 
 
 def _passing(source: Dataset) -> dict[int, tuple[str, bytes]]:
-    """Tag to value representation and value of whatever the allow-list lets through."""
+    """Return the allowed attributes: tag to value representation and value."""
     passing: dict[int, tuple[str, bytes]] = {}
     for tag, element in source.items():
         if tag not in _ALLOWED or not isinstance(element, RawDataElement) or not element.value:
-            continue  # not on the list, empty, or a sequence in the guise of a value
+            continue  # not on the list, empty, or encoded as a sequence
         vr, rule = _ALLOWED[tag]
         value = rule(element.value if vr in _BINARY else element.value.strip(b" \0"))
         if value is not None:

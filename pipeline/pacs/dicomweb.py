@@ -1,8 +1,8 @@
-"""A PACS over DICOMweb (DICOM PS3.18): QIDO-RS finds with dicomweb-client, WADO-RS and STOW-RS are spoken here.
+"""A PACS over DICOMweb (DICOM PS3.18): QIDO-RS with dicomweb-client; WADO-RS and STOW-RS are implemented here.
 
-The retrieval is our own: the library's parses every image, and where a PACS breaks off in the middle of an answer
-that does not tell its length (Orthanc's do not), it takes the piece for a whole image. So is the storing: the library's
-writes every file anew, and names the PACS without its port.
+The library's retrieval parses every image. If a PACS breaks off in the middle of a response without a length (Orthanc
+sends such responses), the library takes the fragment for a complete image. The library's storing rewrites every file,
+and names the PACS without its port.
 """
 
 import logging
@@ -28,13 +28,13 @@ from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.pacs.tls import as_client
 from pipeline.site.pacs_settings import DicomWebTable, read_secret
 
-_ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored: the PACS need not convert
+_ANY_SYNTAX = 'multipart/related; type="application/dicom"; transfer-syntax=*'  # as stored, without conversion
 _CHUNK_BYTES = 2**20
 _MAX_IMAGE_BYTES = 2**30
 _CONNECT_SECONDS = 15.0
-# A connection that was kept for the next request may be closed by the other side just as we use it.
+# The other side may close a kept-alive connection at the moment when we reuse it.
 _AT_ONCE = Retry(total=1, connect=0, status=0)
-_PAGE = 500  # answers asked for at once
+_PAGE = 500  # results for each request
 _ACCESS_DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 _BUSY = {
     *(HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS),
@@ -45,11 +45,11 @@ _NEVER_STORED = {
     *(HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     *(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, HTTPStatus.UNPROCESSABLE_ENTITY),
 }
-_BROKE_OFF = ("RemoteDisconnected", "ConnectionResetError", "EOF occurred")  # within errors of proxies and TLS
+_BROKE_OFF = ("RemoteDisconnected", "ConnectionResetError", "EOF occurred")  # in messages of proxy and TLS errors
 
 
 class DicomWebPacs:
-    """See `Pacs`; a context manager. `folder`: the site's, against which the table's files are read."""
+    """A `Pacs` over DICOMweb; a context manager. `folder`: the base of relative paths in the table."""
 
     def __init__(self, table: DicomWebTable, folder: Path) -> None:
         self._url = table.url.rstrip("/")
@@ -57,9 +57,9 @@ class DicomWebPacs:
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=_AT_ONCE))
-        self._session.trust_env = False  # neither proxies nor passwords of whoever started us
+        self._session.trust_env = False  # ignore proxies and passwords of the environment
         self._session.proxies = {"http": table.proxy, "https": table.proxy} if table.proxy else {}
-        if table.ca_certificate or table.certificate:  # requests itself would find them wrong only when it needs them
+        if table.ca_certificate or table.certificate:  # check them now; requests reads them later
             as_client(folder, authority=table.ca_certificate, certificate=table.certificate, key=table.key)
         if table.ca_certificate:
             self._session.verify = str(folder / table.ca_certificate)
@@ -135,9 +135,9 @@ class DicomWebPacs:
                 yield from self._retrieve(each)
 
     def store(self, files: Sequence[Path]) -> list[int]:
-        """STOW-RS of DICOM files, as they are; the status of each, 0 where it is stored (PS3.18, 10.5.3).
+        """Send DICOM files unchanged with STOW-RS; return the status of each, 0 if stored (PS3.18, 10.5.3).
 
-        Raises also Refusal E_PACS_STORE, where the PACS does not take the request at all.
+        Also raises Refusal E_PACS_STORE if the PACS rejects the whole request.
         """
         images = {str(dcmread(file, specific_tags=["SOPInstanceUID"]).SOPInstanceUID): file for file in files}
         boundary = secrets.token_hex(16)
@@ -146,7 +146,7 @@ class DicomWebPacs:
         kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
         headers = {"Content-Type": kind, "Accept": "application/dicom+json"}
         with _coded():
-            # Not sent on: a POST becomes a GET on the way, whose success would pass for that of the storing.
+            # No redirects: a redirected POST becomes a GET, whose success would look like that of storing.
             response = self._session.post(
                 f"{self._url}/studies", body, headers=headers, timeout=self._timeout, allow_redirects=False
             )
@@ -176,7 +176,7 @@ class DicomWebPacs:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """A token (RFC 6750, 2.1)."""
+    """Authentication with a bearer token (RFC 6750, 2.1)."""
 
     def __init__(self, token: str) -> None:
         self._header = f"Bearer {token}"
@@ -187,13 +187,13 @@ class _Bearer(requests.auth.AuthBase):
 
 
 def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]:
-    """The bodies of a multipart message (RFC 2046, 5.1), each as soon as its end is here.
+    """Yield the bodies of a multipart message (RFC 2046, 5.1), each as soon as it is complete.
 
-    Raises Refusal E_PACS_SILENT where the message ends before its last boundary, so that no piece passes for a
-    whole, and ValueError above 1 GiB in one body.
+    Raises Refusal E_PACS_SILENT if the message ends before its last boundary, so that no fragment is taken for a
+    complete file, and ValueError if a body is larger than 1 GiB.
     """
     delimiter = b"\r\n--" + boundary
-    buffer, searched = bytearray(b"\r\n"), 0  # the first boundary may stand at the very start
+    buffer, searched = bytearray(b"\r\n"), 0  # the first boundary may be at the very start
     is_preamble = True
     for chunk in chunks:
         buffer += chunk
@@ -207,14 +207,14 @@ def split_multipart(chunks: Iterable[bytes], boundary: bytes) -> Iterator[bytes]
             del buffer[: end + len(delimiter)]
             searched = 0
         if len(buffer) > _MAX_IMAGE_BYTES:
-            raise ValueError("one part of the answer is larger than 1 GiB")
+            raise ValueError("one part of the response is larger than 1 GiB")
         searched = max(0, len(buffer) - len(delimiter))
     if is_preamble or not buffer.startswith(b"--"):
-        raise Refusal(reasons.PACS_SILENT, private="the answer broke off")
+        raise Refusal(reasons.PACS_SILENT, private="the response ended too early")
 
 
 def _filters(query: StudyQuery, accession: str) -> dict[str, Any]:
-    """What QIDO-RS is asked; the modality as a help for the PACS, since whole studies come back."""
+    """Return the QIDO-RS query; the modality only helps the PACS, because complete studies are returned."""
     filters = {"ModalitiesInStudy": query.modality, "AccessionNumber": accession, "PatientID": query.patient_id}
     if query.from_date or query.to_date:
         first, last = (day.strftime("%Y%m%d") if day else "" for day in (query.from_date, query.to_date))
@@ -224,7 +224,7 @@ def _filters(query: StudyQuery, accession: str) -> dict[str, Any]:
 
 
 def _all_pages(search: Callable[..., list[dict[str, Any]]], asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every answer once. A PACS may send fewer at a time than asked for, and some send the same for ever."""
+    """Yield every result once. A PACS may return smaller pages than requested, or the same page forever."""
     seen: set[str] = set()
     offset = 0
     while page := search(limit=_PAGE, offset=offset, **asked):
@@ -237,26 +237,26 @@ def _all_pages(search: Callable[..., list[dict[str, Any]]], asked: dict[str, Any
 
 
 def _value(answer: dict[str, Any], tag: str) -> str:
-    """The first value of an attribute in DICOM JSON (PS3.18, F.2), '' where there is none."""
+    """Return the first value of an attribute in DICOM JSON (PS3.18, F.2), '' if there is none."""
     values = answer.get(tag, {}).get("Value") or [""]
     return "" if values[0] is None else str(values[0]).strip()
 
 
 def _name(answer: dict[str, Any], tag: str) -> str:
-    """A person's name in letters (PS3.18, F.2.2), '' where there is none."""
+    """Return a person's alphabetic name (PS3.18, F.2.2), '' if there is none."""
     names = answer.get(tag, {}).get("Value") or [{}]
     return str((names[0] or {}).get("Alphabetic", "")).strip()
 
 
 def _failure(answer: dict[str, Any]) -> int:
-    """Why an image was not stored (PS3.18, table I.2-2)."""
+    """Return the status of an image that was not stored (PS3.18, table I.2-2)."""
     reason = _value(answer, "00081197")
     return int(reason) if reason.isdecimal() else PROCESSING_FAILURE
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the libraries' log lines: they quote addresses with UIDs and identifiers in them."""
+    """Silence the libraries' log lines: they quote URLs with UIDs and identifiers."""
     loggers = [logging.getLogger(name) for name in ("dicomweb_client", "retrying", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -270,7 +270,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _coded() -> Iterator[None]:
-    """Turn whatever goes wrong into the refusals that `Pacs` promises; the addresses in the errors stay private."""
+    """Convert errors to the refusals of `Pacs`; URLs in the errors stay private."""
     try:
         yield
     except exceptions.HTTPError as error:

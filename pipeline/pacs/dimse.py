@@ -25,20 +25,20 @@ from pipeline.site.pacs_settings import DimseTable
 _PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
 _STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
 _SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription")
-_MAX_ANSWERS = 100_000  # to one question
-_CUT_SHORT = 100  # many PACS leave out, without a word, what goes beyond such a number: ask again for fewer days
+_MAX_ANSWERS = 100_000  # to one C-FIND
+_CUT_SHORT = 100  # many PACS silently truncate at such a number: repeat the query with fewer days
 _FIRST_CT = date(1971, 1, 1)
-_IMAGES_A_REQUEST = 200  # some PACS do not take long lists of UIDs
+_IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
-_LATE_SECONDS = 10.0  # a PACS that sends from a queue says that it is done before the last images are here
+_LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
 _ECHO_TRIES = 4
 
 
 class DimsePacs:
-    """A `Pacs` (see there) that is asked over DIMSE; each call opens associations of its own and ends them."""
+    """A `Pacs` over DIMSE; each call opens its own associations and closes them."""
 
     def __init__(self, table: DimseTable, folder: Path) -> None:
-        """`folder`: against which the paths of the table are read. Raises Refusal E_PACS_FILE."""
+        """`folder`: the base of relative paths in the table. Raises Refusal E_PACS_FILE."""
         self._table = table
         self._tls = Tls.load(table, folder)
         self._delivers = False  # whether the receiver has ever been reached
@@ -50,16 +50,16 @@ class DimsePacs:
         """Nothing is left open between calls."""
 
     def echo(self) -> None:
-        """C-ECHO; what a pull needs must be offered too, and with C-MOVE the receiver's address be free.
+        """Send a C-ECHO; check the services that a pull needs and, for C-MOVE, the receiver's address.
 
-        Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER.
+        Also raises Refusal E_PACS_SERVICE, E_PACS_RECEIVER.
         """
         for tries_left in reversed(range(_ECHO_TRIES)):
             try:
                 return self._echo()
             except Refusal as refusal:
-                # Who refuses and closes in one breath is sometimes heard closing alone, for a reset connection
-                # loses what was on the way: the reason is worth asking again.
+                # If a PACS rejects and closes at once, the reset connection may lose the rejection. Ask again to learn
+                # the reason.
                 if refusal.reason is not reasons.PACS_SILENT or not tries_left:
                     raise
 
@@ -74,7 +74,7 @@ class DimsePacs:
                 raise failure(status)
 
     def find(self, query: StudyQuery) -> list[RemoteSeries]:
-        """C-FIND at STUDY, then at SERIES level. What was not asked for is left out; so is what has no valid UID."""
+        """Send C-FIND at STUDY, then at SERIES level; drop results that do not match or have no valid UID."""
         found: dict[str, RemoteSeries] = {}
         with quiet_pydicom(), self._associate(FIND) as association:
             for study in _studies(association, query):
@@ -84,20 +84,20 @@ class DimsePacs:
         return list(found.values())
 
     def images(self, series: RemoteSeries) -> set[str]:
-        """C-FIND at IMAGE level; CT images (CT Image Storage) alone, for nothing else can be fetched."""
+        """Send C-FIND at IMAGE level; return only CT Image Storage, because nothing else can be fetched."""
         key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID="", SOPClassUID="")
         with quiet_pydicom(), self._associate(FIND) as association:
             images = [each for each in _answers(association, key) if _text(each, "SOPClassUID") in ("", CTImageStorage)]
             return {_uid(image, "SOPInstanceUID") for image in images} - {""}
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
-        """C-GET or C-MOVE of the series or, where only some images are wanted, of these.
+        """Fetch the series, or only the wanted images, with C-GET or C-MOVE.
 
-        Raises also Refusal E_PACS_SERVICE, E_PACS_RECEIVER, E_PACS_NO_DELIVERY.
+        Also raises Refusal E_PACS_SERVICE, E_PACS_RECEIVER, E_PACS_NO_DELIVERY.
         """
         is_whole = wanted is None or len(wanted) == series.images
         if wanted is None and self._table.retrieve == "c-move":
-            wanted = self.images(series)  # the receiver is open to others too: it lets in what is on this list
+            wanted = self.images(series)  # others can reach the receiver too: it accepts only this list
         if wanted == set():
             return
         if wanted is None or is_whole:
@@ -110,7 +110,10 @@ class DimsePacs:
             yield from self._retrieve(key, set(part))
 
     def store(self, files: Sequence[Path]) -> list[int]:
-        """C-STORE DICOM files; the status of each (PS3.4, table B.2-1). Raises also Refusal E_PACS_SERVICE."""
+        """Send DICOM files with C-STORE; return the status of each (PS3.4, table B.2-1).
+
+        Also raises Refusal E_PACS_SERVICE.
+        """
         statuses = []
         for file in files:
             image = dcmread(file)
@@ -122,7 +125,7 @@ class DimsePacs:
         return statuses
 
     def _retrieve(self, key: Dataset, images: set[str] | None) -> Iterator[bytes]:
-        """One C-GET or C-MOVE: a thread follows it, while the reader takes the images from the inbox."""
+        """Run one C-GET or C-MOVE: a thread reads its responses, while the caller takes images from the inbox."""
         inbox = Inbox(images, self._table.timeout_seconds)
         with ExitStack() as stack:
             if self._table.retrieve == "c-move":
@@ -132,7 +135,7 @@ class DimsePacs:
             else:
                 association = stack.enter_context(self._associate(GET, inbox=inbox))
                 answers = association.send_c_get(key, GET)
-            association.dimse_timeout = None  # with C-MOVE the images come elsewhere: the inbox notices silence
+            association.dimse_timeout = None  # the inbox has a timeout: C-MOVE sends over another association
             thread = Thread(target=self._follow, args=(answers, inbox), daemon=True)
             thread.start()
             try:
@@ -140,13 +143,13 @@ class DimsePacs:
             except BaseException:
                 inbox.close()
                 association.abort()
-                association.dimse.msg_queue.put((None, None))  # pynetdicom leaves asleep who waits for an answer
+                association.dimse.msg_queue.put((None, None))  # wake the thread that waits for a response
                 raise
             finally:
                 thread.join()
 
     def _follow(self, answers: Iterator[tuple[Dataset, Dataset | None]], inbox: Inbox) -> None:
-        """Go through the answers to C-GET or C-MOVE; the last one says how it went."""
+        """Read the responses to C-GET or C-MOVE; the last one contains the outcome."""
         outcome: Refusal | None = failure(Dataset())
         try:
             for status, _ in answers:
@@ -156,12 +159,12 @@ class DimsePacs:
                     inbox.show_life()
                 else:
                     outcome = self._outcome(status, inbox)
-        except Exception as error:  # whatever a peer's odd answer makes pynetdicom raise
+        except Exception as error:  # invalid responses make pynetdicom raise many types of errors
             outcome = Refusal(reasons.PACS_ANSWER, private=type(error).__name__)
         inbox.end(outcome)
 
     def _outcome(self, status: Dataset, inbox: Inbox) -> Refusal | None:
-        """What the last answer means. Single images that failed are simply left out, as `Pacs.fetch` allows."""
+        """Interpret the last response. Single failed images are left out, as `Pacs.fetch` allows."""
         table = self._table
         has_worked = code_to_category(status.Status) in (STATUS_SUCCESS, STATUS_WARNING) or status.Status == _NONE_SENT
         if table.retrieve == "c-move" and status.Status not in (NOT_AUTHORISED, *OUT_OF_RESOURCES):
@@ -198,7 +201,7 @@ def _key(level: str, study_uid: str, series_uid: str = "", **keys: str | list[st
 
 
 def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
-    """The studies that match, each once."""
+    """Return the matching studies, each once."""
     found: dict[str, Dataset] = {}
     for accession in query.accessions or ("",):
         spans = [(query.from_date, query.to_date)]
@@ -214,7 +217,7 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
 
 
 def _study_key(query: StudyQuery, accession: str, first: date | None, last: date | None) -> Dataset:
-    """The identifier of a request at STUDY level; days inclusive."""
+    """Build the identifier of a request at STUDY level; days are inclusive."""
     key = Dataset()
     key.QueryRetrieveLevel = "STUDY"
     for keyword in _STUDY_KEYS:
@@ -227,7 +230,7 @@ def _study_key(query: StudyQuery, accession: str, first: date | None, last: date
 
 
 def _answers(association: Association, key: Dataset) -> list[Dataset]:
-    """All answers to a C-FIND."""
+    """Return all responses to a C-FIND."""
     found: list[Dataset] = []
     for status, answer in association.send_c_find(key, FIND):
         category = code_to_category(status.Status) if "Status" in status else None
@@ -236,13 +239,13 @@ def _answers(association: Association, key: Dataset) -> list[Dataset]:
         if category != STATUS_PENDING:
             raise failure(status)
         if answer is None or len(found) == _MAX_ANSWERS:
-            raise Refusal(reasons.PACS_ANSWER, private="to C-FIND: unreadable, or too many answers")
+            raise Refusal(reasons.PACS_ANSWER, private="C-FIND: unreadable response, or too many")
         found.append(answer)
     raise failure(Dataset())
 
 
 def _matches(study: Dataset, query: StudyQuery) -> bool:
-    """Whether a study is one that was asked for: a PACS takes no notice of keys that it does not support."""
+    """Whether a study matches the query: a PACS ignores keys that it does not support."""
     day, modalities = _text(study, "StudyDate"), _text(study, "ModalitiesInStudy")
     return (
         (not query.accessions or _text(study, "AccessionNumber") in query.accessions)
@@ -274,7 +277,7 @@ def _series_of(association: Association, study: Dataset) -> Iterator[RemoteSerie
 
 
 def _text(answer: Dataset, keyword: str) -> str:
-    """A value as text, '' where it is missing or cannot be read."""
+    """Return a value as text, '' if it is missing or unreadable."""
     try:
         return text(answer, keyword).strip()
     except Refusal:
@@ -282,6 +285,6 @@ def _text(answer: Dataset, keyword: str) -> str:
 
 
 def _uid(answer: Dataset, keyword: str) -> str:
-    """A UID, or '' where there is none that is valid."""
+    """Return a UID, '' if there is no valid one."""
     value = UID(_text(answer, keyword))
     return str(value) if value.is_valid else ""

@@ -1,4 +1,4 @@
-"""What a PACS can be asked, whichever protocol it speaks; `open_pacs` opens the one that site.toml names."""
+"""The interface of a PACS for all protocols; `open_pacs` opens the PACS of site.toml."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyQuery:
-    """Which studies to look for: days inclusive, None for any; no accession number or body part at all means any.
+    """A search for studies. Days are inclusive; None, and empty lists of accession numbers or body parts, mean any.
 
-    `patient_id`: '' for any. `at_most`: series that are wanted; None for all. Those beyond are left out.
+    `patient_id`: '' for any. `at_most`: maximum number of series; None for all.
     """
 
     modality: str = "CT"
     from_date: date | None = None
     to_date: date | None = None
     accessions: tuple[str, ...] = ()
-    body_parts: tuple[str, ...] = ()  # in capitals; of the series, not of the study
+    body_parts: tuple[str, ...] = ()  # in upper case; of the series, not of the study
     patient_id: str = ""
     at_most: int | None = None
 
     def misses(self, series: "RemoteSeries") -> Literal["", "patient", "accession", "modality", "body part"]:
-        """What keeps a series of such a study from being wanted; '' if nothing does.
+        """Return which criterion a series does not meet; '' if it meets all.
 
-        Patient and accession number are checked too: a PACS that cannot filter by them answers with everything.
+        Patient and accession number are checked too: a PACS that cannot filter by them returns everything.
         """
         if self.patient_id and series.patient_id != self.patient_id:
             return "patient"
@@ -41,13 +41,13 @@ class StudyQuery:
         return "body part" if self.body_parts and series.body_part.upper() not in self.body_parts else ""
 
     def is_met(self, found: Iterable["RemoteSeries"]) -> bool:
-        """Whether these are as many as are wanted."""
+        """Whether enough series are found."""
         return self.at_most is not None and sum(not self.misses(series) for series in found) >= self.at_most
 
 
 @dataclass(frozen=True)
 class RemoteSeries:
-    """One series as the PACS describes it; '' where it does not say. For this process alone: it names the patient."""
+    """One series as the PACS describes it; '' if unknown. It names the patient, so it must not leave this process."""
 
     patient_id: str
     issuer: str
@@ -65,30 +65,30 @@ class RemoteSeries:
 class Pacs(Protocol):
     """A connection to a PACS.
 
-    Every method raises Refusal: E_PACS_SILENT (no answer, or it broke off: worth another try), E_PACS_AUTH,
-    E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER (an answer that was not foreseen).
+    Every method raises Refusal: E_PACS_SILENT (no or an incomplete response: try again), E_PACS_AUTH, E_PACS_UNTRUSTED,
+    E_PACS_PROXY, E_PACS_ANSWER (an unexpected response).
     """
 
     def echo(self) -> None:
-        """Return if the PACS answers and lets us in."""
+        """Return if the PACS responds and grants access."""
 
     def find(self, query: StudyQuery) -> list[RemoteSeries]:
-        """All series, of whatever modality and body part, of the studies that match; each once."""
+        """Return all series, of any modality and body part, of the matching studies, each once."""
 
     def images(self, series: RemoteSeries) -> set[str]:
-        """SOP instance UIDs of the series."""
+        """Return the SOP instance UIDs of the series."""
 
     def fetch(self, series: RemoteSeries, wanted: set[str] | None) -> Iterator[bytes]:
-        """Complete files (DICOM PS3.10), each as soon as it is here; never a whole series in memory.
+        """Yield complete files (DICOM PS3.10), each as soon as it is received, without the series in memory.
 
-        `wanted`: SOP instance UIDs, or None for the whole series. Files in no order; the PACS may leave some out.
-        The pixels come as they are stored, without another compression. The iterator can be closed at any time.
+        `wanted`: SOP instance UIDs, or None for the whole series. Files have no order, and the PACS may leave some out.
+        The pixels keep their stored compression. The iterator can be closed at any time.
         """
 
     def store(self, files: Sequence[Path]) -> list[int]:
-        """Send DICOM files; the status of each, which `pipeline.pacs.store_status.not_stored` explains.
+        """Send DICOM files; return the status of each, which `pipeline.pacs.store_status.not_stored` explains.
 
-        Raises also Refusal E_PACS_STORE and E_PACS_SERVICE: the PACS does not take them.
+        Also raises Refusal E_PACS_STORE and E_PACS_SERVICE: the PACS does not accept them.
         """
 
 
@@ -100,9 +100,9 @@ def open_pacs(site: "Site") -> AbstractContextManager[Pacs]:
 
 @contextmanager
 def connect(table: "PacsTable", folder: Path) -> Iterator[Pacs]:
-    """Connect to a PACS; `folder`: against which the paths of the table are read.
+    """Connect to a PACS; `folder`: the base of relative paths in the table.
 
-    Raises Refusal E_PACS_FILE where a password, token, key or certificate cannot be used, and those of `Pacs`.
+    Raises Refusal E_PACS_FILE if a password, token, key or certificate cannot be used, and those of `Pacs`.
     """
     if table.protocol == "dicomweb":
         from pipeline.pacs.dicomweb import DicomWebPacs

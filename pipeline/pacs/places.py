@@ -1,9 +1,9 @@
-"""How many connections a DICOM receiver holds, and which of them end so that the PACS always gets in.
+"""Connection limits of a DICOM receiver, which always leave a place for the PACS.
 
-AE titles are no secret, so that anybody who reaches the port can open connections and associations and send nothing.
-A limit alone would let them keep the PACS out. Here a newcomer takes the place of a caller that sends no images. One
-that never sent any goes first, then one of the address that holds the most places, then the one that has been silent
-for longest. An association over which images come keeps its place. One address never holds all places.
+AE titles are not secret, so anyone who reaches the port can open connections and associations and send nothing. With a
+simple limit they could block the PACS. Here a new association replaces one that sends no images. The order is: first
+those that never sent an image, then those of the address with the most places, then the one that has been silent for
+longest. An association that is sending images keeps its place. One address never has all places.
 """
 
 import socket
@@ -18,14 +18,14 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 
 MOST_ASSOCIATIONS = 8  # each holds up to one image in memory
-MOST_OF_ONE_PEER = 6  # so that another address finds a place even while this one sends images over all of its own
+MOST_OF_ONE_PEER = 6  # leaves places for other addresses while this one sends images over all of its own
 MOST_WAITING = 16  # connections without an association
-BUSY_SECONDS = 5.0  # since the last part of an image; so long an association keeps its place
+BUSY_SECONDS = 5.0  # after the last part of an image, during which an association keeps its place
 
 
 @dataclass(eq=False)
 class _Place:
-    """One connection. `image_at`: when part of an image last came over it."""
+    """One connection. `image_at`: when it last received part of an image."""
 
     association: Association
     address: str
@@ -41,17 +41,18 @@ class _Place:
         return dul.ident is not None and not dul.is_alive()
 
     def close(self) -> None:
-        """End the connection; the threads that serve it find out by themselves."""
+        """End the connection; its threads notice this and end."""
         connection = self.association.dul.socket
         if connection and connection.socket:
             with suppress(OSError):
-                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)  # not of TLS: its thread may be reading
-        if not self.is_associated:  # its thread waits for a request, and takes None for the end of that time
+                # The plain socket's method: a TLS socket's thread may be reading.
+                socket.socket.shutdown(connection.socket, socket.SHUT_RDWR)
+        if not self.is_associated:  # its thread waits for a request; None means timeout
             self.association.dul.to_user_queue.put(None)  # type: ignore[arg-type]
 
 
 class Places:
-    """The places of one receiver; any thread may call. `titles`: of the PACS and of the receiver."""
+    """The places of one receiver; thread-safe. `titles`: of the PACS and of the receiver."""
 
     def __init__(self, titles: tuple[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self._titles = titles
@@ -60,7 +61,7 @@ class Places:
         self._places: dict[Association, _Place] = {}
 
     def opened(self, event: Event) -> None:
-        """A connection was opened (EVT_CONN_OPEN)."""
+        """Handle a new connection (EVT_CONN_OPEN)."""
         peer = event.assoc.requestor.address_info
         assert peer is not None
         place = _Place(event.assoc, peer.address, self._clock())
@@ -83,7 +84,7 @@ class Places:
             self._places[event.assoc] = place
 
     def requested(self, event: Event) -> None:
-        """An association is requested (EVT_REQUESTED): it gets a place, or is rejected for now."""
+        """Handle an association request (EVT_REQUESTED): give it a place, or reject it temporarily."""
         primitive = event.assoc.requestor.primitive
         assert primitive is not None
         if (primitive.calling_ae_title, primitive.called_ae_title) != self._titles:
@@ -95,14 +96,14 @@ class Places:
             event.assoc.kill()
 
     def image(self, association: Association) -> None:
-        """An image has come."""
+        """Note that an image was received."""
         place = self._places.get(association)
         if place:
             place.image_at = self._clock()
 
     def _place(self, association: Association) -> bool:
         newcomer = self._places.get(association)
-        if newcomer is None:  # its place went to another
+        if newcomer is None:  # replaced by another connection
             return False
         associated = [each for each in self._held() if each.is_associated]
         own = [each for each in associated if each.address == newcomer.address]
@@ -130,7 +131,7 @@ class Places:
 
 
 def _most_dispensable(places: list[_Place]) -> _Place:
-    """One that never sent an image; of the address that holds the most of them; the one that is silent for longest."""
+    """Return the first place to end, in the order of the module's docstring."""
     held = Counter(place.address for place in places)
 
     def rank(place: _Place) -> tuple[bool, int, float]:

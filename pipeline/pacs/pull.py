@@ -1,14 +1,14 @@
-"""Fetches what the filters of site.toml let through, without names, and goes on where the last pull ended.
+"""Fetch the series that match the filters of site.toml, de-identify them, and resume interrupted pulls.
 
-SITE_DIR/pacs/SERIES/IMAGE.dcm           whole series only; what the reader reads
-SITE_DIR/pull/partial/SERIES/IMAGE.dcm   images of a series until all of them are here
-SITE_DIR/pull/journal.sqlite             which series are done
+SITE_DIR/pacs/SERIES/IMAGE.dcm           complete series only; input of the reader
+SITE_DIR/pull/partial/SERIES/IMAGE.dcm   images of incomplete series
+SITE_DIR/pull/journal.sqlite             list of completed series
 SITE_DIR/pull/lock                       one pull at a time
 
-The PACS is the master of what exists and of whose it is, but takes nothing back. A series that grew gets its new
-images. A series that was deleted there stays here: archives are cleared, and a cohort must not shrink by that.
-A series that the PACS now gives to another patient (merged, or corrected) is fetched anew under that patient's
-pseudonym; if the images still name the other one it is refused, since nobody here can tell who is right.
+The PACS determines which series exist and to whom they belong, but nothing is deleted here. A series that grew gets its
+new images. A series that was deleted in the PACS is kept: archives are cleared, and a cohort must not shrink because of
+that. A series that the PACS now assigns to another patient (merged or corrected) is fetched again under that patient's
+pseudonym. If its images still name the other patient it is refused, because the site cannot tell which is right.
 """
 
 import shutil
@@ -43,37 +43,37 @@ _BAD_IMAGE = {
     imaging_reasons.NOT_DICOM,
     imaging_reasons.PARSE,
     imaging_reasons.TRANSFER_SYNTAX,
-}  # whatever `strip` refuses else: the series
+}  # all other refusals of `strip` concern the whole series
 
 
 @dataclass
 class PullReport:
-    """What a pull did. `series` = `fetched_now` + `already` + `failed`. `findings` are under pseudonyms."""
+    """Result of a pull. `series` = `fetched_now` + `already` + `failed`. `findings` use pseudonyms."""
 
     studies: int = 0
-    series: int = 0  # that the filters let through
+    series: int = 0  # that match the filters
     fetched_now: int = 0
     already: int = 0
     failed: int = 0
     images_now: int = 0
-    other_modalities: Counter[str] = field(default_factory=Counter)  # series of these studies, left at the PACS
+    other_modalities: Counter[str] = field(default_factory=Counter)  # series of these studies that were not fetched
     other_body_parts: int = 0
     findings: list[Finding] = field(default_factory=list)
     megabytes: float = 0.0  # received
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, but of the findings their number by code alone."""
+        """Return all fields; the findings only as numbers by code."""
         codes = Counter(finding.reason.code for finding in self.findings)
         return {**vars(self), "other_modalities": dict(self.other_modalities), "findings": dict(codes)}
 
 
 def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
-    """Bring the site's images up to date with its PACS; `progress(done, total)` is called after each series.
+    """Synchronise the site's images with its PACS; `progress(done, total)` is called after each series.
 
-    What is wrong with one series is a finding. Raises Refusal where nothing can go on: E_NO_PACS, E_PULL_RUNNING,
-    E_PACS_FILE, E_DISK, E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER. What was fetched
-    until then stays.
+    A problem of one series is a finding. Raises Refusal if the pull cannot continue: E_NO_PACS, E_PULL_RUNNING,
+    E_PACS_FILE, E_DISK, E_PACS_SILENT, E_PACS_AUTH, E_PACS_UNTRUSTED, E_PACS_PROXY, E_PACS_ANSWER. Images fetched
+    before are kept.
     """
     table = site.settings.pacs
     if table is None:
@@ -95,9 +95,9 @@ def pull(site: Site, progress: Callable[[int, int], None]) -> PullReport:
 
 
 def study_query(site: Site, table: PacsTable) -> StudyQuery:
-    """What the filters of site.toml ask for.
+    """Build the query from the filters of site.toml.
 
-    Raises Refusal E_PACS_FILE for a list of accession numbers that cannot be used.
+    Raises Refusal E_PACS_FILE if the list of accession numbers cannot be used.
     """
     filters = table.filters
     accessions: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def study_query(site: Site, table: PacsTable) -> StudyQuery:
         except UnicodeDecodeError:
             raise Refusal(site_reasons.PACS_FILE, private=f"{path}: not UTF-8") from None
         accessions = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-        # No number, or one with a wildcard, would ask for everything.
+        # An empty list or a wildcard would match everything.
         if not accessions or any(set(number) & set("*?\\") for number in accessions):
             raise Refusal(site_reasons.PACS_FILE, private=f"{path}: no accession numbers, or * or ? in them")
     parts = tuple(part.upper() for part in filters.body_parts)
@@ -125,7 +125,7 @@ class _Pull:
     def run(self, query: StudyQuery, progress: Callable[[int, int], None]) -> PullReport:
         start = time.monotonic()
         report = self._report
-        self._pacs.echo()  # who cannot be reached at the start is not waited for
+        self._pacs.echo()  # no retries if the PACS cannot be reached at the start
         found = self._find(query)
         wanted = [series for series in found if self._wants(series, query)]
         report.studies, report.series = len({series.study_uid for series in found}), len(wanted)
@@ -145,7 +145,7 @@ class _Pull:
                 patience.wait(refusal)
 
     def _wants(self, series: RemoteSeries, query: StudyQuery) -> bool:
-        """Whether to fetch it; what stays at the PACS is counted."""
+        """Whether to fetch a series; count those that are not fetched."""
         missed = query.misses(series)
         if missed == "modality":
             self._report.other_modalities[series.modality if series.modality.isalnum() else "?"] += 1
@@ -154,7 +154,7 @@ class _Pull:
         return not missed
 
     def _one(self, series: RemoteSeries, store: SeriesStore) -> None:
-        """Bring one series here, and say what is wrong with it."""
+        """Fetch one series, and report its problems as findings."""
         try:
             check_patient(series.patient_id, series.issuer, self._site)
             if self._is_done(series, store):
@@ -166,7 +166,7 @@ class _Pull:
             if refusal.reason in _ENDS_THE_PULL:
                 raise
             if refusal.reason == reasons.PACS_SILENT:
-                self._pacs.echo()  # silent altogether, or about this series alone?
+                self._pacs.echo()  # raises if the PACS does not respond at all
             if refusal.reason == reasons.PATIENT_DIFFERS:
                 store.clear()
             self._report.failed += 1
@@ -178,7 +178,7 @@ class _Pull:
         self._report.findings.append(Finding(reason, store.pseudonym, detail, series=store.key[:12]))
 
     def _is_done(self, series: RemoteSeries, store: SeriesStore) -> bool:
-        """Whether all is here, by the journal; what is damaged or belonged to another patient is forgotten."""
+        """Whether the series is complete, by the journal; drop damaged data and data of another patient."""
         entry = self._journal.entry(store.key)
         is_damaged = entry is not None and entry.images is not None and store.size() != entry.bytes
         if entry is not None and (is_damaged or entry.pseudonym != store.pseudonym):
@@ -191,7 +191,7 @@ class _Pull:
         return entry.images is not None and entry.images == series.images
 
     def _complete(self, series: RemoteSeries, store: SeriesStore) -> None:
-        """Fetch what is missing until nothing is, and put the series where it is read."""
+        """Fetch all missing images, then move the series to the reader's folder."""
         store.begin()
         patience = _Patience(self._limits)
         while True:
@@ -205,16 +205,16 @@ class _Pull:
         self._journal.write(Entry(store.key, store.pseudonym, images, store.size()))
 
     def _fetch(self, series: RemoteSeries, store: SeriesStore) -> int:
-        """Fetch what is missing; returns how many images the PACS has."""
+        """Fetch missing images; return the number of images in the PACS."""
         if not store.images():
             bad = self._receive(series, store, None)
             if not bad and len(store.images()) == series.images:
-                return series.images  # for the list of images a PACS may take as long as for the images themselves
+                return series.images  # listing the images may take as long as fetching them
         remote = {image_file(self._site, image): image for image in self._pacs.images(series)}
         while missing := self._missing(remote, store):
             bad = self._receive(series, store, missing)
             left = self._missing(remote, store)
-            if left and len(bad) >= len(left):  # what did not become a file was received, and is bad
+            if left and len(bad) >= len(left):  # all images without a file were received, and are bad
                 for image, reason in zip(left, bad, strict=False):
                     self._journal.refuse(store.key, image, reason.code)
             elif left == missing:
@@ -222,12 +222,12 @@ class _Pull:
         return len(remote)
 
     def _missing(self, remote: dict[str, str], store: SeriesStore) -> dict[str, str]:
-        """File name to SOP instance UID of the images that are neither here nor known to be bad."""
+        """Return file name to SOP instance UID of images that are neither stored nor known to be bad."""
         known = store.images() | self._journal.refused(store.key).keys()
         return {name: image for name, image in remote.items() if name not in known}
 
     def _receive(self, series: RemoteSeries, store: SeriesStore, missing: dict[str, str] | None) -> list[Reason]:
-        """Receive and keep the missing images, or all; returns what is wrong with those that cannot be kept.
+        """Receive and store the missing images, or all; return the reasons of those that cannot be stored.
 
         Raises Refusal: E_DISK, those of `Pacs`, and those of `strip` that concern the whole series.
         """
@@ -256,13 +256,13 @@ class _Pull:
 
 
 class _Patience:
-    """How often and how long to wait for a PACS that fell silent."""
+    """Retries with growing pauses for a PACS that does not respond."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._tries = limits, 0
 
     def wait(self, refusal: Refusal, *, afresh: bool = False) -> None:
-        """Wait before another try; raises the refusal if none is left, or if it is not about silence."""
+        """Wait before a retry; raise the refusal if no retry is left, or if it is not E_PACS_SILENT."""
         self._tries = 0 if afresh else self._tries
         if refusal.reason != reasons.PACS_SILENT or self._tries == self._limits.retries:
             raise refusal
@@ -271,14 +271,14 @@ class _Patience:
 
 
 class _Pace:
-    """Keeps the transfer at or below a rate."""
+    """Limits the transfer rate."""
 
     def __init__(self, megabytes_per_second: float) -> None:
         self._seconds_per_byte = 1e-6 / megabytes_per_second if megabytes_per_second else 0.0
         self._free_at = 0.0
 
     def wait(self, count: int) -> None:
-        """Wait as long as `count` bytes take at that rate, counted from the end of the last wait."""
+        """Wait for the time that `count` bytes take at this rate, from the end of the last wait."""
         now = time.monotonic()
         self._free_at = max(self._free_at, now) + count * self._seconds_per_byte
         if self._free_at > now:

@@ -1,7 +1,7 @@
-"""What a site has fetched, in one SQLite file: keyed hashes, no identifier.
+"""The journal of a site's pulls, an SQLite file with keyed hashes and no identifiers.
 
-It saves asking the PACS about series that are here already. Lost, it costs questions but no second transfer, since
-the files themselves tell what is here.
+It saves queries for series that are already complete. If it is lost, queries are repeated, but no transfers, because
+the files show what is there.
 """
 
 import sqlite3
@@ -15,14 +15,14 @@ _BUSY_SECONDS = 30.0
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS series (
     series TEXT PRIMARY KEY,
-    pseudonym TEXT NOT NULL,  -- of the patient to whom the PACS gave it then
-    images INTEGER,           -- how many the PACS had when all were here; NULL while some are missing
-    bytes INTEGER NOT NULL    -- size of their files, by which damage is noticed
+    pseudonym TEXT NOT NULL,  -- of the patient to whom the PACS assigned it then
+    images INTEGER,           -- number in the PACS when the series was complete; NULL while incomplete
+    bytes INTEGER NOT NULL    -- size of their files, to detect damage
 );
 CREATE TABLE IF NOT EXISTS refused (
     series TEXT NOT NULL,
     image TEXT NOT NULL,
-    code TEXT NOT NULL,       -- why it became no file
+    code TEXT NOT NULL,       -- why it was not stored
     PRIMARY KEY (series, image)
 );
 """
@@ -39,7 +39,7 @@ class Entry:
 
 
 class Journal:
-    """A context manager; every change is written through at once."""
+    """The open journal; a context manager. Every change is written at once."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -71,5 +71,5 @@ class Journal:
         self._db.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", (series, image, code))
 
     def refused(self, series: str) -> dict[str, str]:
-        """Image to code."""
+        """Return the code of each refused image of a series."""
         return dict(self._db.execute("SELECT image, code FROM refused WHERE series = ?", (series,)))

@@ -1,78 +1,79 @@
-"""Reasons why the PACS cannot be asked, or an image not stored."""
+"""Reasons why the PACS cannot be queried, or why an image is not stored."""
 
 from models.refusal import Reason
 
 PACS_SILENT = Reason(
     "E_PACS_SILENT",
-    "the PACS does not answer, or broke off in the middle",
-    "Check the address in [pacs] of site.toml, or in clinic.toml, the PACS and the network between. A command that is "
-    "run again goes on; a clinic tries again by itself.",
+    "the PACS does not respond, or closed the connection",
+    "Check the address in [pacs] of site.toml or in clinic.toml, the PACS, and the network. Run a command again and "
+    "it continues; a clinic retries automatically.",
 )
 PACS_AUTH = Reason(
     "E_PACS_AUTH",
-    "the PACS does not let this node in",
-    "Check user, password, token or AE title in [pacs] of site.toml, or in clinic.toml, with the PACS's administrator.",
+    "the PACS denies this node access",
+    "Check user, password, token or AE title in [pacs] of site.toml or in clinic.toml, together with the PACS's "
+    "administrator.",
 )
 PACS_UNTRUSTED = Reason(
     "E_PACS_UNTRUSTED",
-    "no trusted TLS connection to the PACS can be made",
-    "Check `ca_certificate` in [pacs] of site.toml, or in clinic.toml, that the PACS speaks TLS, that its certificate "
-    "names this address and has not expired, and that ours is given where it asks for one.",
+    "a trusted TLS connection to the PACS cannot be established",
+    "Check `ca_certificate` in [pacs] of site.toml or in clinic.toml. Check that the PACS uses TLS, and that its "
+    "certificate names this address and has not expired. If the PACS requires a client certificate, configure one.",
 )
 PACS_PROXY = Reason(
     "E_PACS_PROXY",
-    "the proxy does not let this node through to the PACS",
-    "Correct `proxy` in [pacs.dicomweb] of site.toml; leave it empty where the PACS is reached directly.",
+    "the proxy refuses this node's connection to the PACS",
+    "Correct `proxy` in [pacs.dicomweb] of site.toml. Leave it empty if the PACS is reached directly.",
 )
 PACS_ANSWER = Reason(
     "E_PACS_ANSWER",
-    "the PACS gave an answer that was not foreseen",
-    "Check that the address in [pacs] of site.toml, or in clinic.toml, is that of DICOMweb or DIMSE; the site's screen "
-    "tells the answer.",
+    "the PACS gave an unexpected answer",
+    "Check that the address in [pacs] of site.toml or in clinic.toml is the address of DICOMweb or DIMSE. The site's "
+    "screen shows the answer.",
 )
 PACS_INCOMPLETE = Reason(
     "E_PACS_INCOMPLETE",
-    "the PACS lists images of a series that it does not send",
-    "Let the PACS's administrator check the series; it is fetched when the PACS sends all of it.",
+    "the PACS lists images of a series but does not send them",
+    "Ask the PACS's administrator to check the series. It is fetched as soon as the PACS sends all images.",
 )
 PULL_RUNNING = Reason(
     "E_PULL_RUNNING",
     "another pull of this site is running",
-    "Wait until it has ended; what it fetches is there for everybody.",
+    "Wait until it has ended. All of the site's commands use the images that it fetches.",
 )
 DISK = Reason(
     "E_DISK",
-    "the site's folder cannot be written, or its disk has less than {gigabytes} GB left",
-    "Free space on the disk, or lower `keep_free_gb` in [pacs.limits] of site.toml; then run the command again.",
+    "the site's folder is not writable, or its disk has less than {gigabytes} GB left",
+    "Free space on the disk, or lower `keep_free_gb` in [pacs.limits] of site.toml. Then run the command again.",
 )
 PATIENT_DIFFERS = Reason(
     "E_PATIENT_DIFFERS",
-    "the images name another patient than the PACS does",
-    "The patient was merged or corrected: let the PACS write its changes into the images that it sends.",
+    "the images name a different patient than the PACS",
+    "The patient was merged or corrected. Configure the PACS to write such changes into the images that it sends.",
 )
 PACS_SERVICE = Reason(
     "E_PACS_SERVICE",
-    "the PACS does not offer this node what it needs: {service}",
-    "Let the PACS's administrator allow it; C-GET and C-MOVE can stand in for each other (`retrieve` in site.toml).",
+    "the PACS does not offer this node a required service: {service}",
+    "Ask the PACS's administrator to allow it. C-GET and C-MOVE can replace each other (`retrieve` in site.toml).",
 )
 PACS_STORE = Reason(
     "E_PACS_STORE",
-    "the PACS does not take the results, and will not when they are sent again: status {status}",
-    "Show the PACS's administrator the status; when the PACS takes such files, send the answer again.",
+    "the PACS rejects the results permanently: status {status}",
+    "Show the status to the PACS's administrator. When the PACS accepts such files, send the answer again.",
 )
 PACS_NO_DELIVERY = Reason(
     "E_PACS_NO_DELIVERY",
-    "the PACS was asked to send images to this node (C-MOVE), and none arrived",
-    "Have the PACS's administrator register this node (AE title, host and port are on the site's screen) and send it "
-    "a C-ECHO during a pull; open the firewalls between.",
+    "the PACS was asked to send images to this node (C-MOVE), but none arrived",
+    "Ask the PACS's administrator to register this node (the site's screen shows AE title, host and port) and to "
+    "send it a C-ECHO during a pull. Open the firewalls between the two.",
 )
 PACS_RECEIVER = Reason(
     "E_PACS_RECEIVER",
-    "the address on which this node receives images from the PACS cannot be opened",
-    "Correct `receiver_host` and `receiver_port` in [pacs.dimse] of site.toml; another program may use the port.",
+    "the address where this node receives images from the PACS cannot be opened",
+    "Correct `receiver_host` and `receiver_port` in [pacs.dimse] of site.toml. Another program may use the port.",
 )
 NO_PACS = Reason(
     "E_NO_PACS",
     "site.toml names no PACS",
-    "Fill in the section [pacs] of site.toml, or go on with `fedthorax node ingest`: it reads the folder of [ct].",
+    "Fill in the section [pacs] of site.toml, or continue with `fedthorax node ingest`: it reads the folder of [ct].",
 )

@@ -1,4 +1,4 @@
-"""Takes in the images that a PACS sends: over an association of ours (C-GET), or to our own receiver (C-MOVE)."""
+"""Receive images from a PACS: over our association (C-GET), or with our own receiver (C-MOVE)."""
 
 import logging
 import socket
@@ -24,12 +24,12 @@ from pipeline.pacs.places import Places
 
 log = logging.getLogger("fedthorax.pacs")
 
-# pynetdicom logs what travels, patients' names with it.
+# pynetdicom logs messages, including patients' names.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
 
-# One presentation context each, so that the PACS can send an image as it is stored; all of them can be decoded here.
+# One presentation context each, so that the PACS can send an image as stored; the reader can decode all of them.
 TRANSFER_SYNTAXES = (
     uid.ExplicitVRLittleEndian,
     uid.ImplicitVRLittleEndian,
@@ -46,8 +46,8 @@ TRANSFER_SYNTAXES = (
     uid.JPEG2000,
     uid.HTJ2K,
 )
-PDU_BYTES = 2**17  # what we ask peers to keep to
-_MAX_PDU_BYTES = 2**20  # what we take from those who do not; their first PDU may be longer than the others
+PDU_BYTES = 2**17  # the maximum that we announce to peers
+_MAX_PDU_BYTES = 2**20  # hard limit for peers that ignore it; their first PDU may be longer
 _MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
 _QUEUED_IMAGES = 4
 _NO_LIMIT = 10**6
@@ -58,20 +58,20 @@ SUCCESS, NOT_AUTHORISED, SOP_CLASS_NOT_SUPPORTED, OUT_OF_RESOURCES = 0x0000, 0x0
 
 
 class Taker(Protocol):
-    """Takes what a receiver receives."""
+    """Consumer of received images."""
 
     def store(self, event: Event) -> int:
-        """Answer a C-STORE request, with a status; called in the threads of the associations."""
+        """Handle a C-STORE request and return its status; called in the threads of the associations."""
 
     def close(self) -> None:
-        """No more is taken; called when the receiver ends."""
+        """Accept no more images; called when the receiver ends."""
 
 
 class Inbox:
-    """Images on their way from the network's threads to one reader, who iterates over it.
+    """A queue of images from the network threads to one reader, which iterates over it.
 
-    It lets in the `wanted` SOP instances alone (None: any), each once, and holds no more than a few: a sender waits
-    for the reader. After `silence_seconds` without an image or a sign of life the reader gets Refusal E_PACS_SILENT.
+    It accepts only the `wanted` SOP instances (None: any), each once, and holds only a few: a sender waits for the
+    reader. After `silence_seconds` without an image or a sign of life the reader gets Refusal E_PACS_SILENT.
     """
 
     def __init__(self, wanted: set[str] | None, silence_seconds: float) -> None:
@@ -89,7 +89,7 @@ class Inbox:
         return not self._arrived
 
     def store(self, event: Event) -> int:
-        """Answers a C-STORE request, with a status."""
+        """Handle a C-STORE request and return its status."""
         request: Any = event.request
         if request.AffectedSOPClassUID != CTImageStorage:
             return SOP_CLASS_NOT_SUPPORTED
@@ -98,7 +98,7 @@ class Inbox:
             return NOT_AUTHORISED
         with self._lock:
             if instance in self._arrived:
-                return SUCCESS  # sent again, after an answer of ours that was lost
+                return SUCCESS  # sent again, because our response was lost
             self._arrived.add(instance)
         if not self._put(event.encoded_dataset()):
             return OUT_OF_RESOURCES
@@ -107,19 +107,19 @@ class Inbox:
         return SUCCESS
 
     def show_life(self) -> None:
-        """The sender works, though no image has come."""
+        """Reset the timeout: the sender is alive, although no image has come."""
         self._put(b"")
 
     def end(self, refusal: Refusal | None) -> None:
-        """No more images will come; with a refusal, the reader gets it."""
+        """Mark the end of the images; a refusal is raised in the reader."""
         self._put(refusal)
 
     def close(self) -> None:
-        """The reader has gone."""
+        """Stop accepting images: the reader has ended."""
         self._is_closed.set()
 
     def _put(self, item: bytes | Refusal | None) -> bool:
-        """Wait for room; returns False if the reader has gone."""
+        """Add an item, waiting for space; return False if the reader has ended."""
         while not self._is_closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -129,7 +129,7 @@ class Inbox:
         return False
 
     def __iter__(self) -> Iterator[bytes]:
-        """Complete files, until the end."""
+        """Yield complete files until the end."""
         while True:
             try:
                 item = self._queue.get(timeout=self._silence_seconds)
@@ -144,9 +144,9 @@ class Inbox:
 
 
 def guard(silence_seconds: float) -> Callable[[Event], None]:
-    """A handler of EVT_CONN_OPEN that bounds how long and how much is read from a peer, and does not let it wait.
+    """Return a handler of EVT_CONN_OPEN that limits time and size of reads, and avoids network delays.
 
-    pynetdicom itself waits for ever for the rest of a PDU, and reads PDUs and messages of any length into memory.
+    pynetdicom itself waits forever for the rest of a PDU, and reads PDUs and messages of any length into memory.
     """
 
     def bound(event: Event) -> None:
@@ -155,8 +155,8 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
         assert connection is not None and connection.socket is not None
         stream, read = connection.socket, connection.recv
         stream.settimeout(silence_seconds)
-        # Questions and answers go in two small packets each. If one waits until the other is acknowledged, and the
-        # acknowledgement waits as well, each costs 40 ms.
+        # Each message consists of two small packets. Nagle's algorithm and delayed acknowledgements together would
+        # delay each by 40 ms.
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def recv(nr_bytes: int) -> bytearray:
@@ -164,14 +164,15 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
             held = message.data_set.tell() if message and message.data_set else 0
             if nr_bytes > _MAX_PDU_BYTES or held > _MAX_MESSAGE_BYTES:
                 raise OSError("too long")  # pynetdicom closes the connection
-            if hasattr(socket, "TCP_QUICKACK"):  # Linux, which forgets it from time to time
+            if hasattr(socket, "TCP_QUICKACK"):  # Linux resets this option from time to time
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             try:
                 return read(nr_bytes)
-            except ssl.SSLError as error:  # the handshake takes place here; pynetdicom closes without a word
+            except ssl.SSLError as error:  # the handshake takes place here; pynetdicom closes silently
                 if association.is_acceptor:
                     log.warning(
-                        "a connection to the DICOM receiver was closed, TLS: %s", error.reason or type(error).__name__
+                        "a connection to the DICOM receiver was closed because of a TLS error: %s",
+                        error.reason or type(error).__name__,
                     )
                 raise
 
@@ -181,19 +182,19 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
 
 
 class _Contexts(list[PresentationContext]):
-    """What a receiver supports. pynetdicom copies it for each connection, which takes 40 ms; none changes it."""
+    """Supported contexts without deep copies: pynetdicom would copy them for each connection, which takes 40 ms."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> list[PresentationContext]:
         return list(self)
 
 
 class _Server(ThreadedAssociationServer):
-    """pynetdicom's server, where no peer holds up the next one, and nothing is printed."""
+    """pynetdicom's server, without blocking by slow peers and without printing."""
 
-    request_queue_size = 64  # connections that the kernel keeps until they are taken
+    request_queue_size = 64  # connections that the kernel queues
 
     def get_request(self) -> tuple[Any, Any]:
-        """A connection; its TLS handshake takes place in a thread of its own, when it is first read from."""
+        """Accept a connection; its TLS handshake takes place in its own thread, at the first read."""
         assert self.socket is not None
         connection, address = self.socket.accept()
         if self.ssl_context:
@@ -201,7 +202,7 @@ class _Server(ThreadedAssociationServer):
         return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: the default prints addresses and a stack trace."""
+        """Print nothing: the default prints addresses and a stack trace."""
 
 
 @contextmanager
@@ -215,11 +216,11 @@ def receiver(
     silence_seconds: float,
     others_too: bool = False,
 ) -> Iterator[None]:
-    """Listen on `address` (host, port) for what the PACS sends into the inbox, as long as the context lasts.
+    """Listen on `address` (host, port) and pass images from the PACS to the inbox, until the context ends.
 
-    Only who calls itself `pacs_title` and calls `our_title` is let in, with CT images and C-ECHO alone; titles are
-    no secret, so use TLS where others reach this port. `others_too`: whatever else DICOM names is let in as well, for
-    an inbox that looks at the SOP class. Raises Refusal E_PACS_RECEIVER.
+    Only peers that use `pacs_title` and call `our_title` are accepted, with CT images and C-ECHO only. Titles are not
+    secret, so use TLS if others can reach this port. `others_too`: also accept all other storage classes of DICOM, for
+    an inbox that checks the SOP class. Raises Refusal E_PACS_RECEIVER.
     """
     entity = AE(ae_title=our_title)
     entity.require_called_aet = True
@@ -258,7 +259,7 @@ def receiver(
         yield
     finally:
         inbox.close()
-        socketserver.BaseServer.shutdown(server)  # pynetdicom's own expects a server that it has started itself
+        socketserver.BaseServer.shutdown(server)  # pynetdicom's version expects a server that it started itself
         server.server_close()
         for association in server.active_associations:
             connection = association.dul.socket

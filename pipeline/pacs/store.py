@@ -1,8 +1,8 @@
-"""Where the images of one series lie at the site, under keyed names.
+"""The files of one series at the site, under keyed names.
 
-Files come under their names whole or not at all, and so do series where they are read: a kill at any moment leaves
-nothing that could be taken for more than it is. Nothing waits for the disk, which would halve the rate of a pull. A
-power cut may therefore leave files short; they are noticed by their size and fetched again, for the PACS has them.
+Files get their final names only when complete, and series get into the reader's folder only when complete: a kill at
+any moment leaves no incomplete data there. Nothing waits for the disk (fsync), which would halve the rate of a pull.
+After a power cut some files may therefore be truncated; their size reveals it, and they are fetched again.
 """
 
 import shutil
@@ -14,9 +14,9 @@ from pipeline.site.folder import Site
 
 
 class SeriesStore:
-    """The files of one series.
+    """The files of one series of a site.
 
-    `key`: keyed hash of the series. `pseudonym`: of its patient, '' without one.
+    `key`: keyed hash of the series. `pseudonym`: of its patient, '' if there is none.
     """
 
     def __init__(self, site: Site, series: RemoteSeries) -> None:
@@ -26,7 +26,7 @@ class SeriesStore:
         self._whole = site.ct_folder / self.key
 
     def begin(self) -> None:
-        """Make the place for images to come; what a kill or a power cut may have left short there is dropped."""
+        """Create the folder for new images; remove files that a kill or a power cut may have truncated."""
         self._partial.mkdir(parents=True, exist_ok=True)
         started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         for path in self._partial.iterdir():
@@ -34,17 +34,17 @@ class SeriesStore:
                 path.unlink()
 
     def images(self) -> set[str]:
-        """Names of the images that are here."""
+        """Return the names of the stored images."""
         return {path.name for folder in (self._partial, self._whole) for path in folder.glob("*.dcm")}
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep one image with those that wait for the rest of the series."""
+        """Write one image to the folder of the incomplete series."""
         temporary = self._partial / f"{name}.part"
         temporary.write_bytes(content)
         temporary.replace(self._partial / name)
 
     def finish(self) -> None:
-        """Move the images to where they are read; to those of the series that are there already, if it has grown."""
+        """Move the images to the reader's folder, also if earlier images of the series are already there."""
         if self._whole.exists():
             for path in self._partial.glob("*.dcm"):
                 path.replace(self._whole / path.name)
@@ -53,10 +53,10 @@ class SeriesStore:
             self._partial.replace(self._whole)
 
     def size(self) -> int:
-        """Bytes of the images where they are read."""
+        """Return the total bytes of the images in the reader's folder."""
         return sum(path.stat().st_size for path in self._whole.glob("*.dcm"))
 
     def clear(self) -> None:
-        """Forget the series."""
+        """Delete all files of the series."""
         for folder in (self._partial, self._whole):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""TLS between a PACS and us: whom we trust, and what we show. Certificates and keys are PEM files."""
+"""TLS contexts for connections with a PACS. Certificates and keys are PEM files."""
 
 import ssl
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from pipeline.site.pacs_settings import read_secret
 def as_client(
     folder: Path, *, authority: Path | None, certificate: Path | None = None, key: Path | None = None
 ) -> ssl.SSLContext:
-    """For connections that we open. `folder`: against which the paths are read.
+    """Create the context for connections that we open. `folder`: the base of relative paths.
 
-    `authority`: who must have signed the PACS's certificate; None for the public ones. `certificate` and `key`: ours,
-    which the PACS may ask for. Raises Refusal E_PACS_FILE.
+    `authority`: must have signed the PACS's certificate; None for the public authorities. `certificate` and `key`: our
+    own, if the PACS requires them. Raises Refusal E_PACS_FILE.
     """
     with _coded():
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=authority and folder / authority)
@@ -26,7 +26,10 @@ def as_client(
 
 
 def as_server(folder: Path, *, authority: Path, certificate: Path, key: Path) -> ssl.SSLContext:
-    """For connections that the PACS opens: it must show a certificate of the authority. Raises Refusal E_PACS_FILE."""
+    """Create the context for connections from the PACS, which must show a certificate of the authority.
+
+    Raises Refusal E_PACS_FILE.
+    """
     with _coded():
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / authority)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -36,7 +39,7 @@ def as_server(folder: Path, *, authority: Path, certificate: Path, key: Path) ->
 
 def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     read_secret(key)  # nobody else may read it
-    context.load_cert_chain(certificate, key, password="")  # without one OpenSSL would ask at the terminal
+    context.load_cert_chain(certificate, key, password="")  # with None OpenSSL would ask at the terminal
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A synthetic thorax without lesions: body, bones, heart, diaphragm, lungs with vessels, in HU.
 
-Coordinates are LPS millimetres, as in DICOM: x to the patient's left, y to the back, z to the head; the origin lies
-in the middle of the chest. Shapes are analytic, so each hospital samples the same body on its own grid.
+Coordinates are LPS millimetres, as in DICOM: x to the patient's left, y to the back, z to the head; the origin is in
+the middle of the chest. Shapes are analytic, so each hospital samples the same body on its own grid.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU, BONE_HU, AERATED_LUNG_HU = -1000,
 
 @dataclass(frozen=True)
 class Grid:
-    """Where voxels lie: `shape` (slices, rows, columns), `spacing_mm` likewise; slice 0 is the lowest."""
+    """A voxel grid: `shape` (slices, rows, columns), `spacing_mm` in the same order; slice 0 is the lowest."""
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -44,14 +44,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Build:
-    """How one body differs from the next; factors of the template's size."""
+    """Parameters of one body; sizes are factors of the template."""
 
     width: float
     depth: float
     lung_height: float
     fat_mm: float
-    inflation_hu: float  # of aerated lung, deep or shallow breath
-    gravity_hu_per_mm: float  # how much denser lung is towards the back
+    inflation_hu: float  # attenuation of aerated lung, which depends on the breath
+    gravity_hu_per_mm: float  # increase of lung density towards the back
     dependent_hu: float  # density of the band of collapsed lung at the back, 0 in most
     dependent_mm: float  # its thickness
 
@@ -72,19 +72,19 @@ class Build:
 
 @dataclass(frozen=True)
 class Thorax:
-    """`hu` without noise; `lungs` is true inside either lung, vessels included."""
+    """A thorax: `hu` without noise; `lungs` is true inside either lung, including vessels."""
 
     hu: Field
     lungs: Mask
 
 
 def _ellipsoid(axes: tuple[Field, Field, Field], centre: tuple[float, ...], radii: tuple[float, ...]) -> Field:
-    """Squared normalised radius about `centre`; (z, y, x) order; below 1 is inside."""
+    """Return the squared normalised radius around `centre` in (z, y, x) order; values below 1 are inside."""
     return sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii, strict=True))  # type: ignore[return-value]
 
 
 def smooth_noise(shape: tuple[int, ...], sigma: tuple[float, ...], rng: Generator) -> Field:
-    """Gaussian random field of unit variance; `sigma` in voxels."""
+    """Return a Gaussian random field of unit variance; `sigma` in voxels."""
     field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, truncate=2.5)
     return field / field.std()
 
@@ -103,7 +103,7 @@ def _lungs(axes: tuple[Field, Field, Field], build: Build) -> Mask:
 
 
 def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field, Mask]:
-    """Body without lungs: fat, muscle, liver, heart, spine, ribs, trachea, a gas bubble, the table."""
+    """Return the body without lungs: fat, muscle, liver, heart, spine, ribs, trachea, a gas bubble, the table."""
     z, y, x = axes
     radius = (np.abs(x / (168 * build.width)) ** 2.4 + np.abs(y / (118 * build.depth)) ** 2.4) ** (1 / 2.4)
     taper = 1 - 0.25 * np.clip((z - 105) / 90, 0, 1)
@@ -128,7 +128,7 @@ def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field,
 
 
 def _vessels(grid: Grid, build: Build, rng: Generator) -> Field:
-    """Share of each voxel filled by lung vessels: random walks from both hila, tapering outwards."""
+    """Return the share of lung vessels in each voxel: random walks from both hila, tapering outwards."""
     points, areas = [], []
     for side in (-1, 1):
         for _ in range(34):
@@ -149,16 +149,16 @@ def _vessels(grid: Grid, build: Build, rng: Generator) -> Field:
 
 
 def _distance_to_back(lungs: Mask, grid: Grid) -> Field:
-    """Millimetres from each voxel of the lungs to where lung ends behind it."""
+    """Return the distance in mm from each lung voxel to the end of the lung behind it."""
     behind = np.cumsum(lungs[:, ::-1], axis=1, dtype=np.float32)[:, ::-1]
     return behind * grid.spacing_mm[1]
 
 
 def make_thorax(grid: Grid, build: Build, rng: Generator) -> Thorax:
-    """A healthy synthetic thorax on `grid`.
+    """Create a healthy synthetic thorax on `grid`.
 
-    Lung attenuation rises towards the back (gravity) and varies smoothly; some have a band of collapsed lung at the
-    back; vessels fill voxels in part.
+    Lung attenuation increases towards the back (gravity) and varies smoothly. Some bodies have a band of collapsed lung
+    at the back. Vessels fill voxels partially.
     """
     axes = grid.axes_mm()
     hu, body = _soft_tissue(axes, build)
@@ -166,7 +166,7 @@ def make_thorax(grid: Grid, build: Build, rng: Generator) -> Thorax:
     sigma = tuple(9.0 / s for s in grid.spacing_mm)
     parenchyma = build.inflation_hu + build.gravity_hu_per_mm * axes[1] + 14 * smooth_noise(grid.shape, sigma, rng)
     if build.dependent_hu:
-        # Gravity-dependent density mimics ground glass in healthy people who lie on their backs.
+        # Gravity-dependent density resembles ground glass in healthy people in supine position.
         back_mm = _distance_to_back(lungs, grid)
         parenchyma = parenchyma + build.dependent_hu * np.exp(-((back_mm / build.dependent_mm) ** 2))
     parenchyma = parenchyma + (BLOOD_HU - parenchyma) * _vessels(grid, build, rng)

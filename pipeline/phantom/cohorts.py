@@ -1,9 +1,9 @@
-"""Write synthetic cohorts straight into a site's folder: the phantoms of `generate` without DICOM in between.
+"""Write synthetic cohorts directly into a site's folder: the phantoms of `generate` without DICOM files.
 
-For benchmarks and tests that need many patients in little time. A scan is rounded to whole HU as it would be stored,
-prepared by the site's own preprocessing and measured for the data contract, so a study finds what an ingest of the
-same scans would have left: tensors, rows, splits, and findings of the scans alone. There are no source files, so an
-ingest would empty the cohort again.
+This is for benchmarks and tests that need many patients in a short time. A scan is rounded to whole HU as in storage,
+prepared by the site's own preprocessing and measured for the data contract. A study therefore finds the same as after
+an ingest of these scans: tensors, rows, splits, and the findings of scans. There are no source files, so an ingest
+would empty the cohort.
 """
 
 import hashlib
@@ -36,20 +36,20 @@ STORED_MAXIMUM = 4095  # 12 bits, as `write_series` stores
 
 @dataclass(frozen=True)
 class Body:
-    """A patient on the table: `hu` as the body is, before any scanner, slice 0 lowest, LPS axes (z, y, x)."""
+    """A patient before the scan: `hu` of the body itself, slice 0 lowest, LPS axes (z, y, x)."""
 
     patient: Patient
     severe: bool
     hu: Field
 
 
-# What a hospital makes of a body: the HU its scanner writes, and the scanner as the tags will name it (on the same
-# grid). One that looks at `severe` plants a shortcut.
+# The acquisition of a body: returns the HU that the scanner writes, and the scanner for the tags (on the same grid). An
+# acquisition that depends on `severe` plants a shortcut.
 Acquisition = Callable[[Body, Scanner, Generator], tuple[Field, Scanner]]
 
 
 def plain(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]:
-    """The hospital's scanner for everybody."""
+    """Scan every body with the hospital's scanner."""
     return acquire(body.hu, scanner, rng), scanner
 
 
@@ -159,8 +159,8 @@ def _one_thread() -> None:
 def _make(
     site: Site, at: Hospital, seed: int, settings: Preprocessing, acquisition: Acquisition, tensors: Path, number: int
 ) -> _Made:
-    """One patient: drawn, scanned, prepared, saved."""
-    own = int(hashlib.sha256(site.name.encode()).hexdigest()[:8], 16)  # sites of one seed have other patients
+    """Draw, scan, prepare and save one patient."""
+    own = int(hashlib.sha256(site.name.encode()).hexdigest()[:8], 16)  # sites of one seed have different patients
     rng = np.random.default_rng([seed, own, number])
     patient = draw_patient(f"{site.name.upper()}-{number:06d}", f"SYNTHETIC^{number:06d}", at.mix, rng)
     lesions, chance = make_body(patient, at, rng)
@@ -188,7 +188,7 @@ def _row(site: Site, patient: Patient, severe: bool | None, scan: Scan) -> Patie
 
 
 def volume_of(hu: Field, grid: Grid) -> Volume:
-    """A phantom's scan as a reader would give it: whole HU within the stored range, and the grid in RAS mm."""
+    """Return a phantom's scan like a reader does: whole HU within the stored range, and the grid in RAS mm."""
     stored = np.rint(hu - STORED_INTERCEPT_HU).clip(0, STORED_MAXIMUM)
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
@@ -199,7 +199,7 @@ def volume_of(hu: Field, grid: Grid) -> Volume:
 def _examine(
     pseudonym: str, patient: Patient, hu: Field, scanner: Scanner, settings: Preprocessing, tensors: Path
 ) -> Scan:
-    """As `pipeline.cohort.workers` does with a series that it has read."""
+    """Prepare and measure a scan as `pipeline.cohort.workers` does after reading a series."""
     from pipeline.preprocessing.measures import flags, measure
     from pipeline.preprocessing.preprocess import prepare
 
@@ -220,7 +220,7 @@ def _examine(
 
 
 def _series(pseudonym: str, patient: Patient, scanner: Scanner, hu_digest: str) -> Series:
-    """The series as its header would have told it. There is no file; the name only says what it would have been."""
+    """Return the series as from a header. There is no file; the file name only gives a format."""
     return Series(
         files=(Path("synthetic.nii.gz"),),
         patient_id=pseudonym,
@@ -238,7 +238,7 @@ def _series(pseudonym: str, patient: Patient, scanner: Scanner, hu_digest: str) 
 
 
 def _findings(made: list[_Made]) -> list[FindingRow]:
-    """What was found at the scans. A refused one belongs to nobody here: its patient has no row."""
+    """Return the findings of the scans. A refused scan has no pseudonym, because its patient has no row."""
     found = []
     for _, scan, row in made:
         codes = [scan.code] if scan.code else [flag for flag in scan.flags.split(",") if flag]

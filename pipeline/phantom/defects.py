@@ -1,7 +1,7 @@
-"""The defects that are planted at a synthetic hospital, each on a patient of its own.
+"""The defects of a synthetic hospital, each planted in a separate patient.
 
-Every entry names the code that `fedthorax node check` must report for it, so the list is the truth against which
-the check's precision and recall are measured.
+Every entry names the code that `fedthorax node check` must report for it. The list is the ground truth for measuring
+the precision and recall of the check.
 """
 
 import shutil
@@ -24,11 +24,11 @@ from pipeline.phantom.scans import acquire, write_series
 
 @dataclass
 class Case:
-    """One patient of a hospital with everything that is written of them; a defect spoils it in place."""
+    """One patient of a hospital with all of their files and rows; a defect changes it in place."""
 
     hospital: Hospital
     patient: Patient
-    hu: Field  # what the scanner saw
+    hu: Field  # after acquisition
     files: list[Path]
     pcr: list[PcrRow]
     outcomes: list[OutcomeRow]
@@ -50,7 +50,7 @@ def missing_slice(case: Case) -> None:
 
 
 def duplicate_slice(case: Case) -> None:
-    """A second, different image at the position of another."""
+    """Add a second, different image at the position of another one."""
     source, other = case.files[20], case.files[24]
     copy = source.with_name(f"again-{source.name}")
     shutil.copy(other, copy)
@@ -64,7 +64,7 @@ def duplicate_slice(case: Case) -> None:
 
 
 def second_series(case: Case) -> None:
-    """A second reconstruction of the same scan in the same folder, without the apices."""
+    """Add a second reconstruction of the same scan to the same folder, without the apices."""
     again = acquire(case.hu, case.hospital.scanner, case.rng)
     files = write_series(again, case.hospital.scanner, case.patient, case.folder, number=3, note=" SHARP")
     for path in files[len(files) * 5 // 6 :]:
@@ -72,7 +72,7 @@ def second_series(case: Case) -> None:
 
 
 def mr_among_ct(case: Case) -> None:
-    """One MR image that strayed into the patient's folder."""
+    """Add one MR image to the patient's folder."""
     path = case.folder / "9-0001.dcm"
     shutil.copy(case.files[0], path)
 
@@ -90,7 +90,7 @@ def mr_among_ct(case: Case) -> None:
 
 
 def truncated_file(case: Case) -> None:
-    """A transfer that broke off in the pixels of one slice."""
+    """Truncate the pixels of one slice, as after an interrupted transfer."""
     path = case.files[10]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 2000])
@@ -109,7 +109,7 @@ def no_rescale(case: Case) -> None:
 
 
 def not_a_chest(case: Case) -> None:
-    """An abdomen: the same body, solid where lungs would be."""
+    """Replace the lungs by solid tissue, as in an abdomen."""
     solid = np.where(case.hu < -300, case.rng.normal(MUSCLE_HU, 20, case.hu.shape), case.hu)
     outside = case.hu[:, :1, :1].mean()
     rim = np.ones(case.hu.shape[1:], dtype=bool)
@@ -119,7 +119,7 @@ def not_a_chest(case: Case) -> None:
 
 
 def scan_under_two_identifiers(case: Case) -> None:
-    """The same images, sent again under another patient, who has a test and an outcome too."""
+    """Copy the images to another patient, with a test and an outcome."""
     other = f"{case.patient.patient_id}-B"
     folder = case.folder.with_name(other)
     shutil.copytree(case.folder, folder)
@@ -141,7 +141,7 @@ def no_pcr(case: Case) -> None:
 
 
 def contradictory_pcr(case: Case) -> None:
-    """One specimen, two answers."""
+    """Give one specimen two contradictory results."""
     words = case.hospital.laboratory
     when = case.patient.scanned.replace(second=0) - timedelta(hours=5)
     case.pcr[:] = [PcrRow(case.patient.patient_id, when, word) for word in (words.positive[0], words.negative[0])]
@@ -158,13 +158,13 @@ def only_indeterminate_pcr(case: Case) -> None:
 
 
 def unmapped_result(case: Case) -> None:
-    """A comment where a result should be, beside a proper result."""
+    """Add a row with a comment instead of a result to a valid row."""
     row = case.pcr[0]
     case.pcr.append(PcrRow(row.patient_id, row.collected - timedelta(hours=3), "see comment"))
 
 
 def future_pcr(case: Case) -> None:
-    """A typing error in the year, beside a proper result."""
+    """Add a row with a typing error in the year to a valid row."""
     row = case.pcr[0]
     case.pcr.append(PcrRow(row.patient_id, row.collected.replace(year=2099), row.result))
 
@@ -173,7 +173,7 @@ def outcome_without_ct(case: Case) -> None:
     shutil.rmtree(case.folder)
 
 
-# Code that the check must report -> how the case is spoilt.
+# Code that the check must report -> function that plants the defect.
 DEFECTS: dict[str, Callable[[Case], None]] = {
     "E_SLICE_GAP": missing_slice,
     "E_DUPLICATE_SLICE": duplicate_slice,
@@ -195,10 +195,10 @@ DEFECTS: dict[str, Callable[[Case], None]] = {
 
 
 def reported(code: str, patient_id: str, *, pcr_positive: bool) -> list[tuple[str, str]]:
-    """What the check must say of a planted defect: pairs of code and patient.
+    """Return the expected findings of a planted defect: pairs of code and patient.
 
-    A scan under two identifiers is reported at both; a laboratory row that is left out takes a negative patient's
-    label with it; the second series lacks the apices.
+    A scan under two identifiers is reported for both. A laboratory row that is left out removes a negative patient's
+    label. The second series lacks the apices.
     """
     if code == "E_DUPLICATE_SCAN":
         return [(code, patient_id), (code, f"{patient_id}-B")]

@@ -1,7 +1,7 @@
-"""The laboratory of a synthetic hospital as HL7 v2 messages or FHIR R4 resources: the same truth as its CSV file.
+"""The laboratory of a synthetic hospital as HL7 v2 messages or FHIR R4 resources, with the results of its CSV file.
 
-What a CSV file cannot show is there too: results that were preliminary or corrected, single genes that say
-otherwise, a second identifier, codes beside words, and in FHIR times in another zone than the site's.
+They add what a CSV file cannot contain: preliminary or corrected results, single genes with other results, a second
+identifier, codes besides words, and in FHIR times in another zone than the site's.
 """
 
 import json
@@ -16,7 +16,7 @@ from pipeline.records.laboratory.settings import canonical
 
 LaboratoryFormat = Literal["csv", "hl7", "fhir"]
 FILES: dict[LaboratoryFormat, str] = {"csv": "laboratory.csv", "hl7": "laboratory.hl7", "fhir": "laboratory.ndjson"}
-TIME_ZONE = "Europe/Paris"  # of every synthetic hospital, where the format asks for one
+TIME_ZONE = "Europe/Paris"  # of every synthetic hospital, if the format needs one
 CHARSETS = {"utf-8": "UNICODE UTF-8", "utf-8-sig": "UNICODE UTF-8", "latin-1": "8859/1"}  # HL7 table 0211
 POSITIVE, NEGATIVE, INDETERMINATE = "260373001", "260415000", "419984006"  # SNOMED CT
 LOINC, SNOMED = "http://loinc.org", "http://snomed.info/sct"
@@ -38,7 +38,7 @@ def write_feed(folder: Path, rows: list[PcrRow], dialect: LaboratoryDialect, for
 
 
 def laboratory_table(dialect: LaboratoryDialect, form: LaboratoryFormat) -> str:
-    """The table [laboratory] of the hospital's site.toml."""
+    """Return the table [laboratory] of the hospital's site.toml."""
     lines = [f"file = {_quoted(FILES[form])}"]
     codes: tuple[str, ...] = ()
     if form == "csv":
@@ -66,13 +66,13 @@ def _quoted(value: object) -> str:
 
 
 def _code(row: PcrRow, dialect: LaboratoryDialect) -> str:
-    """The SNOMED CT code of the row's word; "" if it is none of the laboratory's."""
+    """Return the SNOMED CT code of the row's word; "" if the laboratory does not use this word."""
     lists = {POSITIVE: dialect.positive, NEGATIVE: dialect.negative, INDETERMINATE: dialect.indeterminate}
     return next((code for code, words in lists.items() if canonical(row.result) in map(canonical, words)), "")
 
 
 def _versions(number: int, code: str) -> list[tuple[str, str]]:
-    """Status (HL7 table 0085) and SNOMED CT code of each version of a result that ends as `code`."""
+    """Return status (HL7 table 0085) and SNOMED CT code of each version of a result that ends as `code`."""
     other = NEGATIVE if code == POSITIVE else POSITIVE
     if number % 7 == 0:
         return [("F", other), ("C", code)]
@@ -80,7 +80,7 @@ def _versions(number: int, code: str) -> list[tuple[str, str]]:
 
 
 def _in_words(number: int, coded: str, code: str) -> bool:
-    """Whether a version is written as the row's word: what has no code, and every other true result."""
+    """Whether a version is written as the row's word: if it has no code, and for every second final result."""
     return not coded or (coded == code and number % 2 == 1)
 
 
@@ -88,7 +88,7 @@ def _in_words(number: int, coded: str, code: str) -> bool:
 
 
 def _messages(number: int, row: PcrRow, dialect: LaboratoryDialect) -> str:
-    """One ORU^R01 for each version of the result; only the last is true."""
+    """Return one ORU^R01 for each version of the result; only the last one is valid."""
     code = _code(row, dialect)
     taken = row.collected.strftime("%Y%m%d%H%M")
     text = ""
@@ -113,7 +113,7 @@ def _messages(number: int, row: PcrRow, dialect: LaboratoryDialect) -> str:
 
 
 def _resources(number: int, row: PcrRow, dialect: LaboratoryDialect) -> list[dict[str, Any]]:
-    """Patient, specimen, and each version of the result with its gene."""
+    """Return patient, specimen, and each version of the result with its gene."""
     code = _code(row, dialect)
     taken = row.collected.replace(tzinfo=ZoneInfo(TIME_ZONE)).astimezone(UTC)
     patient = {

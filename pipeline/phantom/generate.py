@@ -1,10 +1,10 @@
-"""Write whole synthetic hospitals: scans, laboratory and outcome files, and beside them the truth.
+"""Write complete synthetic hospitals: scans, laboratory and outcome files, and the truth.
 
-    OUT/<hospital>/ct/<patient>/*.dcm    what the PACS would hand out
+    OUT/<hospital>/ct/<patient>/*.dcm    scans, as from the PACS
     OUT/<hospital>/laboratory.csv        PCR results in the hospital's dialect; or .hl7, .ndjson (FHIR)
     OUT/<hospital>/outcomes.csv          intubation, death, follow-up
-    OUT/<hospital>/site.toml             how a node must be told to read them
-    OUT/<hospital>/truth.json            what was planted; no node reads it
+    OUT/<hospital>/site.toml             settings with which a node reads them
+    OUT/<hospital>/truth.json            the planted findings; no node reads it
 
 The same seed writes the same bytes.
 """
@@ -39,7 +39,7 @@ from pipeline.site.folder import SYNTHETIC_STUDIES
 
 @dataclass(frozen=True)
 class Truth:
-    """What was planted in one patient; `p_severe` is all that the best possible reader can know."""
+    """The truth of one patient; `p_severe` is the prediction of the best possible reader."""
 
     patient_id: str
     age_years: int
@@ -72,7 +72,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Order:
-    """One patient to be made, as sent to a worker process."""
+    """The order for one patient, sent to a worker process."""
 
     folder: Path
     hospital_index: int
@@ -82,7 +82,7 @@ class Order:
 
 
 def make_body(patient: Patient, at: Hospital, rng: Generator) -> tuple[Lesions, float]:
-    """A patient's thorax with its lesions on the grid of the hospital's scanner, and the probability of `severe`."""
+    """Create a patient's thorax with lesions on the grid of the hospital's scanner; return P(severe) too."""
     grid = at.scanner.grid
     thorax = make_thorax(grid, Build.draw(rng, female=patient.sex == "F"), rng)
     lesions = add_lesions(
@@ -92,7 +92,7 @@ def make_body(patient: Patient, at: Hospital, rng: Generator) -> tuple[Lesions, 
 
 
 def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
-    """Draw, scan, write and, where ordered, spoil one patient."""
+    """Draw, scan and write one patient, and plant the ordered defect."""
     at = hospital(order.hospital_index)
     rng = np.random.default_rng([order.seed, order.hospital_index, order.number])
     patient_id = f"{at.name[0].upper()}{order.hospital_index}-{order.number:06d}"
@@ -124,7 +124,7 @@ def make_hospitals(
     laboratory: LaboratoryFormat = "csv",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Write one hospital for each number in `patients`; with `defects`, one spoilt patient more for each defect.
+    """Write one hospital for each number in `patients`; with `defects`, one additional patient for each defect.
 
     Returns the hospitals' folders. `progress(done, total)` counts the patients written.
     """
@@ -168,7 +168,7 @@ def _write_records(
 
 
 def _site_toml(at: Hospital, laboratory: LaboratoryFormat) -> str:
-    """The tables of site.toml that tell a node how to read this hospital's files."""
+    """Return the site.toml with which a node reads this hospital's files."""
     zone = f'time_zone = "{TIME_ZONE}"\n' if laboratory == "fhir" else ""
     return f"""# How to read the files of the synthetic hospital "{at.name}". `fedthorax node init` copies this file.
 

@@ -16,7 +16,7 @@ from pipeline.phantom.patients import CaseMix
 
 @dataclass(frozen=True)
 class Scanner:
-    """How one hospital's CT writes a chest series."""
+    """The CT scanner of one hospital."""
 
     manufacturer: str
     model: str
@@ -27,13 +27,13 @@ class Scanner:
     offset_hu: float  # calibration error
     transfer_syntax: UID
     head_first_order: bool  # InstanceNumber grows towards the feet
-    rotated: bool  # rows and columns run backwards, as after a prone acquisition turned by hand
+    rotated: bool  # rows and columns are reversed, as after a manually turned prone acquisition
     private_creator: str
 
 
 @dataclass(frozen=True)
 class LaboratoryDialect:
-    """How one hospital's laboratory exports PCR results."""
+    """The export format of one hospital's laboratory."""
 
     encoding: str
     separator: str
@@ -159,7 +159,7 @@ HOSPITALS = (
 
 
 def hospital(index: int) -> Hospital:
-    """The hospital of that number; after the four named ones the dialects come round again."""
+    """Return the hospital of that number; after the four named ones the dialects repeat."""
     known = HOSPITALS[index % len(HOSPITALS)]
     if index < len(HOSPITALS):
         return known

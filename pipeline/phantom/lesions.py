@@ -1,6 +1,6 @@
-"""Lesions of a synthetic lung: ground glass and consolidation, placed as their cause places them.
+"""Lesions of a synthetic lung: ground glass and consolidation, at the typical locations of their cause.
 
-Covid-19 pneumonia: several foci, both lungs, at the periphery, more to the back and the base (Salehi et al., AJR
+Covid-19 pneumonia: several peripheral foci in both lungs, mostly at the back and the base (Salehi et al., AJR
 2020; 215:87-93). Other pneumonia: one focus in one lung, consolidation with a narrow ground-glass rim.
 """
 
@@ -24,7 +24,7 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Lesions:
-    """What was planted: `hu` of the whole volume, and shares of the lung's volume (0 to 1)."""
+    """The planted lesions: `hu` of the whole volume, and shares of the lung's volume (0 to 1)."""
 
     hu: Field
     ground_glass: float
@@ -32,12 +32,12 @@ class Lesions:
 
     @property
     def load(self) -> float:
-        """Share of the lungs that is not normal."""
+        """The share of abnormal lung."""
         return self.ground_glass + self.consolidation
 
 
 def _likely_places(thorax: Thorax, grid: Grid, pattern: Pattern, rng: Generator) -> Field:
-    """Weight of each voxel as the centre of a focus."""
+    """Return the weight of each voxel as the centre of a focus."""
     z, y, x = grid.axes_mm()
     depth_mm = ndimage.distance_transform_edt(thorax.lungs, sampling=grid.spacing_mm)
     if pattern == "covid":
@@ -50,7 +50,7 @@ def _likely_places(thorax: Thorax, grid: Grid, pattern: Pattern, rng: Generator)
 
 
 def _around(grid: Grid, centre: NDArray[np.int64], radii_mm: NDArray[np.float64]) -> tuple[Box, Field]:
-    """The box that one focus can reach, and the normalised radius about its centre inside that box."""
+    """Return the box of one focus, and the normalised radius around its centre inside that box."""
     reach = np.ceil(1.9 * radii_mm / np.array(grid.spacing_mm)).astype(int)
     low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach + 1, grid.shape)
     z, y, x = (
@@ -64,7 +64,7 @@ def _around(grid: Grid, centre: NDArray[np.int64], radii_mm: NDArray[np.float64]
 def add_lesions(
     thorax: Thorax, grid: Grid, *, pattern: Pattern, load: float, consolidated: float, rng: Generator
 ) -> Lesions:
-    """Plant foci until they fill `load` of the lungs; `consolidated` is the share of each focus that is solid."""
+    """Plant foci until they fill `load` of the lungs; `consolidated` is the solid share of each focus."""
     if pattern == "none" or load <= 0:
         return Lesions(hu=thorax.hu, ground_glass=0.0, consolidation=0.0)
     weight = _likely_places(thorax, grid, pattern, rng).ravel()
@@ -83,7 +83,7 @@ def add_lesions(
         glass[box], solid[box] = np.maximum(glass[box], edge), np.maximum(solid[box], core)
         if np.maximum(glass, solid).sum() / lung_voxels >= load:
             break
-    # Shares of filled volume, not of touched voxels: soft edges count in part.
+    # Shares of filled volume, not of affected voxels: soft edges count partially.
     consolidation = float(solid.sum() / lung_voxels)
     ground_glass = float(np.clip(glass - solid, 0, None).sum() / lung_voxels)
     hu = thorax.hu + GROUND_GLASS_HU * glass * (thorax.hu < -500)

@@ -1,7 +1,8 @@
-"""Shortcuts planted in a synthetic hospital: something beside the lungs, or in the tags, that goes with severity.
+"""Shortcuts planted in a synthetic hospital: marks outside the lungs, or in the tags, that correlate with severity.
 
-Hospitals have such things: leads and lines on the chests of the very ill, a portable scanner for those who cannot be
-moved (Zech et al., PLoS Med 2018; 15:e1002683). A model that learns them looks good where it was trained.
+Real hospitals have such marks: leads and lines on the chests of severely ill patients, a portable scanner for patients
+who cannot be moved (Zech et al., PLoS Med 2018; 15:e1002683). A model that learns them performs well only where it was
+trained.
 """
 
 from dataclasses import dataclass, replace
@@ -15,16 +16,16 @@ from pipeline.phantom.hospitals import Scanner
 from pipeline.phantom.scans import acquire
 
 RAIL_HU = 3000
-RAIL_AT_MM = (84.0, 124.0)  # y and x, either sign: near the skin at the four corners, past the hull of both lungs
+RAIL_AT_MM = (84.0, 124.0)  # y and x, either sign: near the skin at the four corners, outside the hull of both lungs
 RAIL_RADIUS_MM = 14.0
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Four dense rails along the chest, as of a frame for moving the very ill, in most severe and few other patients.
+    """Four dense rails along the chest, like a transport frame, in most severe and few other patients.
 
-    To be given to `write_cohort`. `kernel`: what the tags name of these patients; '' leaves the scanner's own, and
-    the shortcut is in the pixels alone.
+    For use with `write_cohort`. `kernel`: in the tags of these patients; with '' the scanner's kernel is kept, and the
+    shortcut is only in the pixels.
     """
 
     of_severe: float = 0.9
@@ -40,7 +41,7 @@ class Shortcut:
 
 
 def add_frame(hu: Field, scanner: Scanner) -> Field:
-    """A copy of the body with the rails along its whole length."""
+    """Return a copy of the body with the rails along its whole length."""
     _, y, x = scanner.grid.axes_mm()
     inside = (np.abs(y) - RAIL_AT_MM[0]) ** 2 + (np.abs(x) - RAIL_AT_MM[1]) ** 2 < RAIL_RADIUS_MM**2
     marked = hu.copy()
@@ -50,7 +51,7 @@ def add_frame(hu: Field, scanner: Scanner) -> Field:
 
 @dataclass(frozen=True)
 class TwoScanners:
-    """Half of the patients, whoever they are, on a second scanner: sharper, noisier, with its own tags. No shortcut."""
+    """A random half of the patients on a second scanner: sharper, noisier, with its own tags. No shortcut."""
 
     manufacturer: str
     kernel: str

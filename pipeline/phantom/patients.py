@@ -1,7 +1,7 @@
-"""Who comes to a synthetic hospital: age, sex, cause of illness, PCR, and what became of them.
+"""The patients of a synthetic hospital: age, sex, cause of illness, PCR, and outcome.
 
-Severity (intubation or death within 30 days) is drawn from a formula that anyone can read, so that the best
-possible reader, who knows the true lesion load, can be measured beside the model:
+Severity (intubation or death within 30 days) is drawn from an explicit formula, so that the model can be compared with
+the best possible reader, who knows the true lesion load:
 
     logit P(severe) = -4.4 + 16 * load + 20 * consolidation + 0.055 * (age_years - 60)
 
@@ -23,12 +23,12 @@ FIRST_DAY = datetime(2020, 3, 2)
 
 @dataclass(frozen=True)
 class CaseMix:
-    """What distinguishes the patients of one hospital."""
+    """The case mix of one hospital."""
 
     pcr_prevalence: float
     mean_age_years: float
     median_load: float  # of Covid pneumonia, share of the lungs
-    severe_intercept: float = SEVERE_INTERCEPT  # of the formula above; higher, and more of the same patients fare badly
+    severe_intercept: float = SEVERE_INTERCEPT  # of the formula above; a higher value makes more patients severe
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Patient:
     sex: str
     pcr_positive: bool
     pattern: Pattern
-    load: float  # aimed at; the planted load differs a little
+    load: float  # target; the planted load differs slightly
     consolidated: float
     scanned: datetime
 
@@ -70,7 +70,7 @@ def draw_patient(patient_id: str, name: str, mix: CaseMix, rng: Generator) -> Pa
 
 
 def probability_severe(lesions: Lesions, age_years: int, intercept: float = SEVERE_INTERCEPT) -> float:
-    """The published formula of this module's docstring, with a hospital's own intercept."""
+    """Return P(severe) by the formula of this module's docstring, with a hospital's own intercept."""
     logit = (
         intercept
         + SEVERE_PER_LOAD * lesions.load

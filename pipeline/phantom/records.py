@@ -1,4 +1,4 @@
-"""The laboratory and outcome files of a synthetic hospital, in its own dialect, with the untidiness of real ones."""
+"""The laboratory and outcome files of a synthetic hospital, in its own dialect, with realistic irregularities."""
 
 import csv
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ class OutcomeRow:
 
 
 def _untidy(word: str, rng: Generator) -> str:
-    """The same word as people and machines type it: other case, spaces around it."""
+    """Return the word with random case and surrounding spaces, as in real exports."""
     return [word, word, word, word.upper(), word.lower(), f" {word}", f"{word}  "][int(rng.integers(7))]
 
 
 def pcr_rows(patient: Patient, dialect: LaboratoryDialect, rng: Generator) -> list[PcrRow]:
-    """One to three tests around the scan; at least one of them decides."""
+    """Return one to three tests around the scan; at least one of them is decisive."""
 
     def row(words: tuple[str, ...], first_day: float, last_day: float) -> PcrRow:
         when = patient.scanned + timedelta(days=float(rng.uniform(first_day, last_day)))
@@ -49,7 +49,7 @@ def pcr_rows(patient: Patient, dialect: LaboratoryDialect, rng: Generator) -> li
 
     if patient.pcr_positive:
         rows = [row(dialect.positive, -3, 1)]
-        if rng.random() < 0.25:  # a first swab that missed it
+        if rng.random() < 0.25:  # an earlier false-negative swab
             rows.append(row(dialect.negative, -9, -4))
     else:
         rows = [row(dialect.negative, -1, 3)]
@@ -61,7 +61,7 @@ def pcr_rows(patient: Patient, dialect: LaboratoryDialect, rng: Generator) -> li
 
 
 def outcome_row(patient: Patient, severe: bool, rng: Generator) -> OutcomeRow:
-    """Intubation or death within 30 days where severe; else followed for longer, but for a few who are lost."""
+    """Return intubation or death within 30 days if severe, else a longer follow-up; a few are lost to follow-up."""
 
     def day(first: int, last: int) -> datetime:
         return patient.scanned + timedelta(days=int(rng.integers(first, last + 1)))
@@ -75,7 +75,7 @@ def outcome_row(patient: Patient, severe: bool, rng: Generator) -> OutcomeRow:
 
 
 def write_laboratory(path: Path, rows: list[PcrRow], dialect: LaboratoryDialect) -> None:
-    """Write the laboratory's export in the hospital's dialect, with a column that nobody asked for."""
+    """Write the laboratory's export in the hospital's dialect, with one additional column."""
     with path.open("w", encoding=dialect.encoding, newline="") as file:
         writer = csv.writer(file, delimiter=dialect.separator)
         writer.writerow(["no", *dialect.columns])

@@ -1,4 +1,4 @@
-"""From a synthetic body to a DICOM series: the scanner's blur and noise, then valid CT image files."""
+"""Acquisition of a synthetic body: the scanner's blur and noise, and a DICOM series of valid CT images."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ STORED_INTERCEPT_HU = -1024
 
 
 def acquire(hu: Field, scanner: Scanner, rng: Generator) -> Field:
-    """What the scanner sees: in-plane blur, noise correlated over neighbouring pixels, calibration offset."""
+    """Simulate the scanner: in-plane blur, noise correlated over neighbouring pixels, calibration offset."""
     sigma = (0.0, scanner.blur_mm / scanner.grid.spacing_mm[1], scanner.blur_mm / scanner.grid.spacing_mm[2])
     noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0, 0.6, 0.6), truncate=2)
     noise *= scanner.noise_hu / noise.std()
@@ -28,7 +28,7 @@ def acquire(hu: Field, scanner: Scanner, rng: Generator) -> Field:
 
 
 def _common_tags(scanner: Scanner, patient: Patient, uids: list[str], number: int, note: str) -> Dataset:
-    """Tags that all slices of the series share. Names and identifiers are synthetic."""
+    """Return the common tags of all slices of the series. Names and identifiers are synthetic."""
     when = patient.scanned
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
@@ -79,7 +79,7 @@ def write_series(
     note: str = "",
     tilt_degrees: float = 0.0,
 ) -> list[Path]:
-    """Write one series under `folder`, one file a slice; `hu` has slice 0 lowest, LPS axes (z, y, x).
+    """Write one series to `folder`, one file per slice; `hu` has slice 0 lowest, LPS axes (z, y, x).
 
     Returns the files from the lowest slice to the highest. UIDs follow from the patient and the series number, so
     that the same seed writes the same bytes.
@@ -95,10 +95,10 @@ def write_series(
     spacing = scanner.grid.spacing_mm
     rows, columns = scanner.grid.shape[1:]
     cosines = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    if scanner.rotated:  # half a turn about the body's axis: same body, both in-plane axes run backwards
+    if scanner.rotated:  # half a turn about the body's axis: both in-plane axes are reversed
         hu, cosines = hu[:, ::-1, ::-1], [-1.0, 0.0, 0.0, 0.0, -1.0, 0.0]
         x0, y0 = x0 + (columns - 1) * spacing[2], y0 + (rows - 1) * spacing[1]
-    tilt = np.radians(tilt_degrees)  # the gantry leans, the table still moves along z
+    tilt = np.radians(tilt_degrees)  # the gantry is tilted, the table still moves along z
     cosines[4:] = [float(cosines[4] * np.cos(tilt)), float(np.sin(tilt))]
     stored = np.rint(hu - STORED_INTERCEPT_HU).clip(0, 4095).astype(np.uint16)
     ds = _common_tags(scanner, patient, uids, number, note)

@@ -1,4 +1,4 @@
-"""Trains a network at one site: the training step, differential privacy with its budget, the head's fit.
+"""Training of a network at one site: the training step, differential privacy and its budget, head fine-tuning.
 
 May import every room below `clinic`. Begin with `train`.
 """

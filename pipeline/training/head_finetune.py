@@ -1,4 +1,4 @@
-"""A model made more a hospital's own: its head fitted once more, to this hospital's patients alone."""
+"""Personalisation of a model: its head is fitted again to the patients of one hospital only."""
 
 import numpy as np
 import torch
@@ -7,18 +7,18 @@ from models.loss import masked_bce
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
 
-# Of the squared distance from the head that came in, against the sum of the patients' losses: some twenty patients
-# hardly move it, some hundreds do.
+# Weight of the squared distance from the initial head against the sum of the patients' losses: about twenty patients
+# hardly move the head, several hundred do.
 PENALTY = 10.0
 _STEPS = 100
 
 
 def fit_head(network: SeverityNetwork, examples: Examples, *, penalty: float = PENALTY) -> None:
-    """Fit the last layer of `network`, in place, to `examples`; everything before it stays as it is.
+    """Fit the last layer of `network` in place to `examples`; all other layers stay unchanged.
 
-    A penalised logistic regression on the network's own features, held near the head that came in (the posterior mode
-    under a Gaussian prior around it), by L-BFGS (Liu & Nocedal, Math. Programming 1989): convex, so that the result
-    depends on no order and no seed.
+    This is a logistic regression on the network's features with a penalty on the distance from the initial head (the
+    posterior mode under a Gaussian prior around it), solved by L-BFGS (Liu & Nocedal, Math. Programming 1989). It is
+    convex, so the result does not depend on an order or a seed.
     """
     features, targets = _features(network, examples)
     head = network.head
@@ -39,7 +39,7 @@ def fit_head(network: SeverityNetwork, examples: Examples, *, penalty: float = P
 
 @torch.no_grad()
 def _features(network: SeverityNetwork, examples: Examples, batch_size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the head sees of each patient, shape (patients, features), and the targets (patients, labels)."""
+    """Return the head's input, shape (patients, features), and the targets, shape (patients, labels)."""
     network.eval()
     seen = []
     for start in range(0, len(examples), batch_size):

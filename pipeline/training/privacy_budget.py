@@ -1,14 +1,14 @@
-"""The site's privacy budget: how much all studies together may ever learn of one patient, and what they have spent.
+"""The site's privacy budget: the limit on what all studies together may learn about one patient, and its use.
 
-    SITE_DIR/privacy/budget.sqlite   each private round, written before it runs
+    SITE_DIR/privacy/budget.sqlite   all private rounds, each written before it runs
 
-A round is charged whether or not it ends well: what is not written is not trained, and a crash loses no line. The
-account is in Rényi differential privacy (Mironov 2017): a step costs so much at each order of a list, the costs of
-all steps, rounds and studies add up, and the sum gives ε at any δ. It covers every patient alike, since a round may
-draw any of them.
+A round is charged even if it fails: nothing is trained that is not recorded, and a crash loses no record. The
+accounting uses Rényi differential privacy (Mironov 2017): a step has a cost at each order of a list, the costs of all
+steps, rounds and studies are added, and the sum gives ε at any δ. The budget applies to every patient, because a round
+may draw any of them.
 
-What a step costs is worked out by Opacus, which brings torch along; the gateway has no memory for torch. So a process
-of its own does it, once for each noise and sampling rate:
+Opacus computes the cost of a step and imports torch, for which the gateway has no memory. Therefore a separate process
+computes it, once for each noise and sampling rate:
 
     python -m pipeline.training.privacy_budget NOISE_MULTIPLIER SAMPLE_RATE     the costs of one step, in JSON
 """
@@ -33,7 +33,7 @@ from pipeline.site.folder import Site
 from pipeline.system.check_line import Line, refused
 from pipeline.training import reasons
 
-# Of Rényi divergence: those of Opacus's accountant, and two for small budgets.
+# Orders of the Rényi divergence: those of Opacus's accountant, and two for small budgets.
 ORDERS = np.array([1 + x / 10 for x in range(1, 100)] + [*range(12, 64), 128, 256], dtype=np.float64)
 
 SCHEMA_VERSION = 1
@@ -53,31 +53,31 @@ CREATE TABLE IF NOT EXISTS rounds (
     steps INTEGER NOT NULL
 );
 """
-_SECONDS = 300.0  # torch's first import from a slow disk takes its time
+_SECONDS = 300.0  # importing torch from a slow disk takes long
 
 
 class PrivacySettings(BaseModel):
-    """How a study trains privately; [privacy] of study.toml."""
+    """Settings of private training; [privacy] of study.toml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    noise_multiplier: float = Field(ge=0.3, le=100)  # deviation of the noise, in lengths of max_grad_norm
+    noise_multiplier: float = Field(ge=0.3, le=100)  # standard deviation of the noise in units of max_grad_norm
     sample_rate: float = Field(ge=0.001, le=1)  # probability with which a step draws a patient
-    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)  # longest gradient of one patient
-    delta: float = Field(default=1e-5, gt=0, le=1e-3)  # at which the model's ε is told
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)  # maximum norm of one patient's gradient
+    delta: float = Field(default=1e-5, gt=0, le=1e-3)  # for which the model's ε is reported
 
     @property
     def steps_an_epoch(self) -> int:
-        """As many as draw each patient once on average."""
+        """The number of steps that draw each patient once on average."""
         return round(1 / self.sample_rate)
 
 
 @dataclass(frozen=True)
 class PrivateRound:
-    """What a round is charged for: `steps` of the sampled Gaussian mechanism.
+    """The private part of a round: `steps` of the sampled Gaussian mechanism.
 
     Each step draws each patient with the probability `sample_rate`, and adds noise whose standard deviation is
-    `noise_multiplier` times the most that one patient can contribute. `delta`: of the study, for the ε that it tells.
+    `noise_multiplier` times the maximum contribution of one patient. `delta`: of the study, for its reported ε.
     """
 
     noise_multiplier: float
@@ -87,11 +87,11 @@ class PrivateRound:
 
 
 def check_and_spend(site: Site, planned: PrivateRound, *, run: str) -> float:
-    """Charge a round of `run` to the site's budget, on disk, before it begins.
+    """Charge a round of `run` to the site's budget on disk, before it begins.
 
-    Returns ε of all rounds of `run` at this site, this one included, at `planned.delta`. It may be called from several
-    processes at once. Raises Refusal: E_PRIVACY_BUDGET if all studies together would pass [privacy] max_epsilon of
-    site.toml, and nothing is charged then; E_PRIVACY_SETTINGS, E_PRIVACY_FILE.
+    Returns ε of all rounds of `run` at this site, including this one, at `planned.delta`. Several processes may call it
+    at once. Raises Refusal: E_PRIVACY_BUDGET if all studies together would exceed [privacy] max_epsilon of site.toml,
+    and charges nothing then; E_PRIVACY_SETTINGS, E_PRIVACY_FILE.
     """
     limits = site.settings.privacy
     with _database(site) as database:
@@ -113,7 +113,7 @@ def check_and_spend(site: Site, planned: PrivateRound, *, run: str) -> float:
 
 
 def spent_epsilon(site: Site, *, delta: float, run: str | None = None) -> float:
-    """ε of what `run`, or all studies together, have been charged here. Raises Refusal E_PRIVACY_FILE."""
+    """Return ε of all charged rounds of `run`, or of all studies together. Raises Refusal E_PRIVACY_FILE."""
     if not _file(site).exists():
         return 0.0
     with _database(site) as database:
@@ -121,7 +121,7 @@ def spent_epsilon(site: Site, *, delta: float, run: str | None = None) -> float:
 
 
 def line(site: Site) -> Line:
-    """What `fedthorax node check` says of the budget."""
+    """Return the line about the budget in `fedthorax node check`."""
     area, name, limits = "configuration", "privacy budget", site.settings.privacy
     try:
         spent = spent_epsilon(site, delta=limits.max_delta)
@@ -132,7 +132,7 @@ def line(site: Site) -> Line:
 
 
 def epsilon_of(costs: NDArray[np.float64], delta: float) -> float:
-    """ε at `delta` of what costs `costs`, one number for each of ORDERS (Balle et al. 2020, theorem 21)."""
+    """Return ε at `delta` for `costs`, one number for each of ORDERS (Balle et al. 2020, theorem 21)."""
     if not costs.any():
         return 0.0
     at_orders = costs - (np.log(delta) + np.log(ORDERS)) / (ORDERS - 1) + np.log1p(-1 / ORDERS)
@@ -140,7 +140,7 @@ def epsilon_of(costs: NDArray[np.float64], delta: float) -> float:
 
 
 def step_costs(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
-    """What one step costs at each of ORDERS, by Opacus's accountant (Mironov, Talwar & Zhang 2019)."""
+    """Compute the cost of one step at each of ORDERS with Opacus's accountant (Mironov, Talwar & Zhang 2019)."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
     costs = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS.tolist())
@@ -156,12 +156,12 @@ def _file(site: Site) -> Path:
 
 @contextmanager
 def _database(site: Site) -> Iterator[sqlite3.Connection]:
-    """The budget, made if there is none. What SQLite or the disk refuses, refuses the round."""
+    """Open the budget, or create it. Errors of SQLite or the disk refuse the round."""
     try:
         _file(site).parent.mkdir(mode=0o700, exist_ok=True)
         database = sqlite3.connect(_file(site), timeout=30, isolation_level=None)
         try:
-            database.execute("PRAGMA synchronous = EXTRA")  # on disk before COMMIT returns, the folder's list too
+            database.execute("PRAGMA synchronous = EXTRA")  # COMMIT returns after file and directory are on disk
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 database.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
@@ -187,7 +187,7 @@ def _epsilon(database: sqlite3.Connection, delta: float, run: str | None = None)
 
 
 def _learn_cost(database: sqlite3.Connection, noise_multiplier: float, sample_rate: float) -> None:
-    """Keep what a step costs, if it is not known yet. Raises Refusal E_PRIVACY_SETTINGS."""
+    """Compute and store the cost of a step, if it is not known yet. Raises Refusal E_PRIVACY_SETTINGS."""
     key = (noise_multiplier, sample_rate)
     query = "SELECT 1 FROM step_costs WHERE noise_multiplier = ? AND sample_rate = ?"
     if database.execute(query, key).fetchone():
@@ -209,7 +209,7 @@ def _learn_cost(database: sqlite3.Connection, noise_multiplier: float, sample_ra
 
 
 def _checked(costs: object) -> NDArray[np.float64]:
-    """Costs as they must be: positive and finite, one for each order. Raises ValueError."""
+    """Check that costs are positive and finite, one for each order. Raises ValueError."""
     array = np.asarray(costs, dtype=np.float64)
     if array.shape != ORDERS.shape or not np.isfinite(array).all() or (array <= 0).any():
         raise ValueError("not the costs of a step")

@@ -1,13 +1,13 @@
-"""Training with differential privacy (DP-SGD, Abadi et al. 2016) whose unit is the patient: Opacus, our randomness.
+"""Patient-level differentially private training (DP-SGD, Abadi et al. 2016) with Opacus and the system's randomness.
 
-Each step draws every patient with the same small probability (Poisson sampling), takes each drawn patient's own
-gradient, shortens it to `max_grad_norm`, adds them up, and adds Gaussian noise. A site has one scan of a patient
+Each step draws every patient with the same small probability (Poisson sampling), computes each drawn patient's own
+gradient, clips it to `max_grad_norm`, sums the gradients, and adds Gaussian noise. A site has one scan of a patient
 (`cohort.selection`), so an example is a patient. `privacy_budget` accounts for the cost of the steps.
 
-Who is drawn and what is added must be secret. Neither may follow from the study's seed, which the server knows, nor
-from torch's generator, whose seed has 32 bits: the server could try them all. Opacus's own remedy, torchcsprng, is no
-longer made for today's torch; the system's generator serves here. All is computed in float32, never in bfloat16, in
-which a gradient may be longer than it was measured to be.
+The drawn patients and the noise must be secret. They must not depend on the study's seed, which the server knows, nor
+on torch's generator, whose 32-bit seed the server could find by trying all values. Opacus's own solution, torchcsprng,
+is not available for current torch versions, so the system's generator is used. All computations use float32, never
+bfloat16, in which a gradient may be longer than its measured norm.
 """
 
 import os
@@ -39,8 +39,8 @@ def train_privately(
 ) -> None:
     """Train `network` (with group norm) in place for `schedule.epochs` epochs.
 
-    `settings.batch_size` is how many scans are computed at once; it changes no result. No loss is returned: it would
-    be a figure about the patients who are learnt from, without noise.
+    `settings.batch_size` is the number of scans computed at once; it does not change the result. No loss is returned:
+    it would be a metric of the training patients without noise.
     """
     network.train()
     hooked = hook(network)
@@ -57,20 +57,20 @@ def train_privately(
                 step(hooked, optimiser, examples, drawn, at_once=settings.batch_size, augment=augment)
                 network.hold_short()  # after the noise: it costs no privacy
     finally:
-        hooked.to_standard_module()  # takes the hooks out, and each patient's gradients
+        hooked.to_standard_module()  # removes the hooks and the gradients of single patients
 
 
 def hook(network: SeverityNetwork) -> GradSampleModule:
-    """The network with hooks that leave each patient's gradient in each parameter's `grad_sample`."""
-    # By torch.func rather than by Opacus's own rules: for our 3D convolutions a third faster, with less memory.
+    """Add hooks to the network that store each patient's gradient in each parameter's `grad_sample`."""
+    # torch.func instead of Opacus's own rules: a third faster for our 3D convolutions, with less memory.
     return GradSampleModule(network, loss_reduction="sum", force_functorch=True)
 
 
 class PatientOptimiser(DPOptimizer):
-    """Opacus's optimiser around the SGD of `pipeline.training.train`; the noise is drawn from the system's generator.
+    """Opacus's optimiser around the SGD of `pipeline.training.train`, with noise from the system's generator.
 
-    The sum of gradients is divided by the number of patients that is expected to be drawn, which tells nothing of who
-    was.
+    The sum of gradients is divided by the expected number of drawn patients, which reveals nothing about the actual
+    draw.
     """
 
     def __init__(self, network: nn.Module, settings: TrainSettings, privacy: PrivacySettings, *, patients: int) -> None:
@@ -89,19 +89,19 @@ class PatientOptimiser(DPOptimizer):
         )
 
     def clip_and_accumulate(self) -> None:
-        """Shorten each patient's gradient and add it up; one that is not finite counts as none.
+        """Clip each patient's gradient and add it to the sum; non-finite values count as 0.
 
-        Else the sum would not be finite either, and tell of a patient that no noise could hide.
+        Otherwise the sum would not be finite either, and would reveal a patient whom no noise could hide.
         """
         for parameter in self.params:
             parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
         super().clip_and_accumulate()
 
     def add_noise(self) -> None:
-        """Gaussian noise on the sum of shortened gradients.
+        """Add Gaussian noise to the sum of clipped gradients.
 
-        Added in float64 and rounded once: among the float32 that noise alone can give there are gaps, which would tell
-        the sum (Mironov 2012).
+        The addition is in float64 with one rounding: float32 noise has gaps between its values, which would reveal the
+        sum (Mironov 2012).
         """
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
@@ -118,7 +118,7 @@ def step(
     at_once: int,
     augment: Callable[[Tensor], Tensor] | None,
 ) -> None:
-    """One step on the patients `drawn`; without any it is a step of noise alone, as it must be.
+    """Do one step on the patients `drawn`; without any, the step consists of noise only, as required.
 
     `network`: with its hooks (`hook`).
     """
@@ -130,15 +130,15 @@ def step(
         else:
             for parameter in optimiser.params:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-        optimiser.signal_skip_step(do_skip=number < len(parts))  # then it shortens and adds up, and no more
+        optimiser.signal_skip_step(do_skip=number < len(parts))  # if skipped, it only clips and adds up
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
 
 def patient_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Each patient's mean cross-entropy over their known labels, shape (batch,); 0 where none is known.
+    """Return each patient's mean cross-entropy over their known labels, shape (batch,); 0 if none is known.
 
-    `models.loss.masked_bce` of a patient alone: over a batch that one weighs a patient by who else is in it.
+    It equals `models.loss.masked_bce` of a single patient; over a batch, that loss weights a patient by the others.
     """
     known = ~torch.isnan(targets)
     losses = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
@@ -146,11 +146,11 @@ def patient_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def draw(count: int, sample_rate: float) -> NDArray[np.int64]:
-    """Which of `count` patients take part: each with the probability `sample_rate`, on their own."""
+    """Draw patients among `count`, each independently with the probability `sample_rate`."""
     return np.flatnonzero(uniform(count) < sample_rate)
 
 
 def uniform(count: int) -> NDArray[np.float64]:
-    """Numbers between 0 and 1 from the system's generator; neither end is among them, and their step is 2**-52."""
+    """Return numbers between 0 and 1, both excluded, from the system's generator, in steps of 2**-52."""
     words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

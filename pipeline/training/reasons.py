@@ -4,18 +4,19 @@ from models.refusal import Reason
 
 PRIVACY_BUDGET = Reason(
     "E_PRIVACY_BUDGET",
-    "the round would bring all private studies together to ε = {asked} here; {spent} are spent of a budget of {budget}",
-    "A spent budget never comes back. Ask for fewer rounds or more noise, or let whoever answers for the data decide "
-    "on another max_epsilon in [privacy] of site.toml.",
+    "with this round, all private studies together would reach ε = {asked} at this site; {spent} of the budget of "
+    "{budget} is spent",
+    "A spent budget cannot be recovered. Ask for fewer rounds or more noise, or let the person responsible for the "
+    "data set another max_epsilon in [privacy] of site.toml.",
 )
 PRIVACY_SETTINGS = Reason(
     "E_PRIVACY_SETTINGS",
-    "what a step with this noise and sampling rate costs cannot be worked out here",
-    "Look at noise_multiplier and sample_rate in [privacy] of the study, and whether opacus is installed at the site.",
+    "the privacy cost of a step with this noise and sampling rate cannot be computed",
+    "Check noise_multiplier and sample_rate in [privacy] of the study, and that opacus is installed at the site.",
 )
 PRIVACY_FILE = Reason(
     "E_PRIVACY_FILE",
-    "the site's privacy budget cannot be read or written, and what it does not hold is not trained",
-    "Free space on the disk and check permissions of SITE_DIR/privacy. If budget.sqlite is damaged, bring it back from "
-    "the newest backup: an older one has forgotten what was spent since.",
+    "the site's privacy budget cannot be read or written, and no step is trained that it does not record",
+    "Free space on the disk and check the permissions of SITE_DIR/privacy. If budget.sqlite is damaged, restore it "
+    "from the newest backup: an older backup misses what was spent since.",
 )

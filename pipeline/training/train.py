@@ -1,4 +1,4 @@
-"""The training step and the epochs around it: the same for one hospital, for pooled data and for a federated round."""
+"""The training step and the epochs: the same for one hospital, pooled data and a federated round."""
 
 import itertools
 import math
@@ -19,11 +19,11 @@ from pipeline.cohort.dataset import Examples
 
 
 class TrainSettings(BaseModel):
-    """How a network is trained; the same numbers serve baselines and federation."""
+    """Settings of training; baselines and federation use the same values."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_size: int = Field(default=8, ge=2)  # batch norm cannot use one
+    batch_size: int = Field(default=8, ge=2)  # batch norm needs two
     learning_rate: float = Field(default=0.05, gt=0, le=10)
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
@@ -32,9 +32,9 @@ class TrainSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Where a stretch of training lies in the whole: the learning rate follows a cosine over all epochs.
+    """The position of some epochs within the whole training: the learning rate follows a cosine over all epochs.
 
-    With `steps`, an epoch is so many batches, however many patients there are; else it is one pass over them.
+    With `steps`, an epoch is this number of batches, regardless of the number of patients; else one pass over them.
     """
 
     first_epoch: int
@@ -43,25 +43,25 @@ class Schedule:
     steps: int = 0
 
     def learning_rate(self, peak: float, epoch: int, progress: float) -> float:
-        """Rate at `progress` (0 to 1) of the given epoch of this stretch; the first epoch warms up."""
+        """Return the rate at `progress` (0 to 1) of the given epoch of this schedule; the first epoch warms up."""
         done = self.first_epoch + epoch + progress
         warm = min(1.0, 0.1 + 0.9 * done)
         return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done / self.total_epochs)))
 
 
 def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
-    """Left-right mirror, small zoom, shift of intensity, noise: what scanners and patients differ in anyway.
+    """Return an augmentation: left-right flip, small zoom, intensity shift and noise, as between patients and scanners.
 
-    Intensity changes leave the mask channel alone.
+    Intensity changes do not affect the mask channel.
     """
-    # MONAI takes a second, and most of what imports this module does not augment.
+    # Importing MONAI takes a second, and most importers of this module do not augment.
     import_lean("monai")
     from monai.data.meta_obj import set_track_meta
     from monai.transforms.compose import Compose
     from monai.transforms.intensity.array import RandGaussianNoise, RandShiftIntensity
     from monai.transforms.spatial.array import RandFlip, RandZoom
 
-    set_track_meta(False)  # what was done to each scan, which nobody reads, would take a third of the time
+    set_track_meta(False)  # tracking the unused history of each scan takes a third of the time
     spatial = Compose(
         [
             RandFlip(prob=0.5, spatial_axis=2),
@@ -80,7 +80,7 @@ def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Shuffled index batches; a last batch of one, which batch norm cannot use, joins the one before."""
+    """Yield shuffled index batches; a last batch of one, invalid for batch norm, is merged with the previous one."""
     order = rng.permutation(count)
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] == 1:
@@ -90,7 +90,7 @@ def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[N
 
 
 def epoch_batches(count: int, batch_size: int, steps: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """The batches of one epoch: of one pass over `count` patients, or `steps` of as many passes as they take."""
+    """Return the batches of one epoch: one pass over `count` patients, or `steps` batches from repeated passes."""
     if not steps:
         return list(batches(count, batch_size, rng))
     endless = itertools.chain.from_iterable(batches(count, batch_size, rng) for _ in itertools.count())
@@ -106,10 +106,10 @@ def train(
     seed: int,
     proximal_mu: float = 0.0,
 ) -> float:
-    """Train `network` in place for `schedule.epochs` epochs; returns the mean loss of the last one.
+    """Train `network` in place for `schedule.epochs` epochs; return the mean loss of the last one.
 
-    The order of patients and the augmentation follow from `seed` and the epoch's number alone, so that an
-    interrupted training goes on as it would have gone. `proximal_mu` holds the weights near those that came in
+    The order of patients and the augmentation depend only on `seed` and the epoch's number, so an interrupted training
+    continues with identical results. `proximal_mu` holds the weights near the initial ones
     (FedProx: Li et al., Federated optimization in heterogeneous networks, MLSys 2020).
     """
     anchor = [weight.detach().clone() for weight in network.parameters()] if proximal_mu else []
@@ -146,14 +146,14 @@ def step(
     anchor: Sequence[Tensor] = (),
     proximal_mu: float = 0.0,
 ) -> float:
-    """One optimiser step; returns the batch's loss, without the pull towards the `anchor`, if there is one."""
+    """Do one optimiser step; return the batch's loss without the proximal term towards the `anchor`."""
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=use_bf16()):
         logits = network(scans, tabular)
     loss = masked_bce(logits, targets)
     loss.backward()
     for weight, came_in in zip(network.parameters(), anchor, strict=False):
-        if weight.grad is not None:  # that of mu / 2 times the squared distance
+        if weight.grad is not None:  # gradient of mu / 2 times the squared distance
             weight.grad.add_(weight.detach() - came_in, alpha=proximal_mu)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
     optimiser.step()
@@ -163,7 +163,7 @@ def step(
 
 @torch.inference_mode()
 def predict(network: SeverityNetwork, examples: Examples, *, batch_size: int = 16) -> NDArray[np.float32]:
-    """Logits of all examples, shape (patients, labels)."""
+    """Return the logits of all examples, shape (patients, labels)."""
     network.eval()
     logits = []
     for start in range(0, len(examples), batch_size):

@@ -146,9 +146,9 @@ def test_left_is_left_in_the_full_viewer_and_the_overlay_fades(page):
 @pytest.mark.parametrize(
     ("result", "words", "applies"),
     [
-        ("positive", "The PCR is positive: this probability is meant for this patient", True),
+        ("positive", "The PCR is positive: this probability applies to this patient", True),
         ("indeterminate", "if the PCR were positive", True),
-        ("negative", "Does not apply: it is meant for patients with a positive PCR", False),
+        ("negative", "Does not apply: it is valid only for patients with a positive PCR", False),
     ],
 )
 def test_a_pcr_result_changes_the_words(page, result, words, applies):

@@ -1,1 +1,1 @@
-"""What goes back to the PACS: a structured report and a picture of each answer, and the outbox that sends them."""
+"""Results for the PACS: a structured report and a picture of each answer, and the outbox that sends them."""

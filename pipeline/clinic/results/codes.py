@@ -1,7 +1,8 @@
 """The codes of the structured report.
 
-Standard ones where there is one for exactly this; `99FEDTHORAX` is our own scheme (DICOM PS3.16, 8: 99 marks private
-ones). No code says "COVID-19" as a finding: a viewer that shows codes without their numbers would state a diagnosis.
+Standard codes are used if one has exactly the needed meaning; `99FEDTHORAX` is our own scheme (DICOM PS3.16, 8: the
+prefix 99 marks private schemes). No code has the meaning "COVID-19" as a finding: a viewer that shows codes without
+their values would state a diagnosis.
 """
 
 from pydicom.sr.coding import Code

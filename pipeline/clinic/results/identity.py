@@ -1,4 +1,4 @@
-"""What every file of one answer's results shares: where it belongs, who made it, and names that never change."""
+"""Common attributes of all result files of one answer: series, equipment, and stable UIDs."""
 
 from datetime import datetime
 from importlib.metadata import version
@@ -17,12 +17,12 @@ _NAMESPACE = UUID("6f1d2c1e-6a0f-4d7e-9b57-0a3c5b8f4e21")
 
 
 def uid(*parts: str) -> UID:
-    """A UID (DICOM PS3.5, B.2) that is always the same for the same parts: what is sent twice is one file."""
+    """Return a UID (DICOM PS3.5, B.2) that is a function of its parts: a file sent twice is one instance."""
     return UID(f"2.25.{uuid5(_NAMESPACE, ' '.join(parts)).int}")
 
 
 def series(answer: Answer, kind: str, number: int, description: str) -> dict[str, Any]:
-    """highdicom's arguments for a series that holds one file of this kind ("report", "picture")."""
+    """Return highdicom's arguments for a series with one file of this kind ("report", "picture")."""
     made = _made(answer)
     return {
         "series_instance_uid": uid(answer.id, kind, "series"),
@@ -42,7 +42,7 @@ def series(answer: Answer, kind: str, number: int, description: str) -> dict[str
 
 
 def sign(made: Dataset, answer: Answer) -> None:
-    """Let a file tell the time of its answer, not of its writing: written again, it is the same."""
+    """Set all creation times to the time of the answer, so that writing the file again gives the same file."""
     at = _made(answer)
     made.InstanceCreationDate, made.InstanceCreationTime = DA(at.date()), TM(at.time())
     for equipment in made.ContributingEquipmentSequence:
@@ -51,5 +51,5 @@ def sign(made: Dataset, answer: Answer) -> None:
 
 
 def _made(answer: Answer) -> datetime:
-    """In this machine's time, as scanners write it, to the second."""
+    """Return the answer's creation time in local time, as scanners write it, in whole seconds."""
     return answer.created_at.astimezone().replace(microsecond=0, tzinfo=None)

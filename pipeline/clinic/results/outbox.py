@@ -1,8 +1,8 @@
-"""Sends an answer's results to the PACS, and does not give up.
+"""Send an answer's results to the PACS, with retries until it succeeds.
 
-What waits stands in the clinic's store, written with the answer in one transaction; the files lie in the answer's
-folder. So nothing is lost by a kill or a power cut. What was sent before one, and not yet noted, is sent again: its
-UIDs never change (`identity.uid`), so the PACS holds it once.
+The queue is in the clinic's store, written with the answer in one transaction; the files are in the answer's folder. A
+kill or a power cut therefore loses nothing. Files that were sent but not yet marked as sent are sent again: their UIDs
+never change (`identity.uid`), so the PACS stores them once.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS)
 
 
 class Outbox:
-    """Of one clinic; each call opens a store of its own, so that any thread may use it."""
+    """The outbox of one clinic; each call opens its own store, so any thread may use it."""
 
     def __init__(self, clinic: Clinic) -> None:
         self._clinic = clinic
@@ -35,7 +35,7 @@ class Outbox:
         self._first_pause = timedelta(seconds=clinic.settings.results.retry_seconds)
 
     def put(self, answer: Answer) -> None:
-        """Let the answer's results be sent, now and, where they failed for good or were sent already, once more.
+        """Queue the answer's results for sending, also if they failed permanently or were sent before.
 
         Raises Refusal E_NO_RESULTS, E_CLINIC_FILE.
         """
@@ -45,7 +45,7 @@ class Outbox:
             store.set_delivery(Delivery(answer.id, "waiting", due_at=now()))
 
     def run(self, stop: Event) -> None:
-        """Send what is due until `stop` is set; for a thread of its own. Raises Refusal E_CLINIC_FILE."""
+        """Send what is due until `stop` is set, in its own thread. Raises Refusal E_CLINIC_FILE."""
         if not self._is_on:
             stop.wait()
         while not stop.is_set():
@@ -58,7 +58,7 @@ class Outbox:
             stop.wait(_LOOK_EVERY_SECONDS)
 
     def attempt(self, delivery: Delivery) -> Delivery:
-        """Send once, and note what came of it. Raises Refusal E_CLINIC_FILE."""
+        """Try once to send, and store the outcome. Raises Refusal E_CLINIC_FILE."""
         with self._clinic.store() as store:
             answer = store.answer_by_id(delivery.answer_id)
         tried = replace(delivery, attempts=delivery.attempts + 1)
@@ -79,7 +79,7 @@ class Outbox:
         return outcome
 
     def _send(self, files: Sequence[Path]) -> None:
-        """Raises Refusal: one for good, if there is one, for the others will not help then."""
+        """Send the files. Raises Refusal; a permanent one takes precedence, because retries cannot help then."""
         if not files:
             raise Refusal(NO_RESULTS)
         with connect(self._clinic.settings.results.pacs, self._clinic.folder) as pacs:
@@ -88,7 +88,7 @@ class Outbox:
             raise refusal
 
     def _pause(self, attempts: int) -> timedelta:
-        """Twice as long after each attempt."""
+        """Return the pause before the next attempt, which doubles each time."""
         return min(self._first_pause * 2 ** min(attempts - 1, 20), LONGEST_PAUSE)
 
 

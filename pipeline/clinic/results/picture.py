@@ -1,8 +1,8 @@
-"""The picture of one answer: axial slices through the lungs, with the map of where the model looked, if there is one.
+"""The picture of one answer: axial slices through the lungs, with the saliency map if there is one.
 
-A secondary capture (DICOM PS3.3, A.8) and no segmentation: every viewer shows it, it carries its probability and its
-caveats wherever it is copied, and nobody can take its colours for the contour of a lesion, as they might a segment.
-No name is in it.
+It is a secondary capture (DICOM PS3.3, A.8), not a segmentation: every viewer shows it, it contains its probability and
+caveats wherever it is copied, and its colours cannot be mistaken for the contour of a lesion, as a segment could. It
+contains no patient's name.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ SERIES_NUMBER = 902
 DESCRIPTION = "fedthorax picture, research use only"
 ROWS, COLUMNS = 3, 4  # of slices
 AROUND_LUNGS_MM = 25.0
-_TILE = 280  # pixels, of the longer side
+_TILE = 280  # pixels of the longer side
 _GAP, _TEXT, _LINE = 12, 17, 26
 _HEAD_LINES, _FOOT_LINES = 3, 2
 _BAR = 110  # pixels beside the slices, for the colour bar
@@ -38,7 +38,7 @@ _NAMES = {
 
 
 def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
-    """A colour secondary capture that belongs to the source's study, from the pictures in the answer's folder."""
+    """Create a colour secondary capture in the source's study, from the pictures in the answer's folder."""
     made: Dataset = SCImage.from_ref_dataset(
         source.header,
         pixel_array=draw(answer, folder),
@@ -51,14 +51,14 @@ def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
     )
     made.copy_patient_and_study_information(source.header)
     made.BodyPartExamined = "CHEST"
-    made.BurnedInAnnotation = "NO"  # none that names the patient
+    made.BurnedInAnnotation = "NO"  # no text identifies the patient
     identity.sign(made, answer)
     made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = made.ContentDate, made.ContentTime
     return made
 
 
 def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
-    """RGB, shape (rows, columns, 3)."""
+    """Draw the picture as RGB, shape (rows, columns, 3)."""
     has_map = (folder / SALIENCY).is_file()
     slices, crop = _choose(folder)
     overlays: tuple[Overlay, ...] = ("saliency", "lungs") if has_map else ("lungs",)
@@ -84,10 +84,10 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
 
 
 def _choose(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
-    """Slices from the top of the lungs to their base, each with its height in mm as DICOM counts; what to crop to.
+    """Choose slices from the top of the lungs to their base, each with its DICOM z in mm, and the crop.
 
-    The slice through the highest saliency takes the place of the one nearest to it. The crop, to the lungs and what
-    surrounds them: left, upper, right and lower edge, as shares of a slice.
+    The slice through the maximum of the saliency replaces the nearest one. The crop contains the lungs and a margin:
+    left, upper, right and lower edge, as shares of a slice.
     """
     image, lungs = (nib.Nifti1Image.from_filename(folder / name) for name in (IMAGE, LUNGS))
     ends = np.argwhere(np.asanyarray(lungs.dataobj) > 0)
@@ -105,7 +105,7 @@ def _choose(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]
 
 
 def _moved(voxels: NDArray[np.int64], of: nib.Nifti1Image, to: nib.Nifti1Image) -> NDArray[np.float64]:
-    """Voxels, shape (n, 3), of one image in those of another."""
+    """Convert voxel indices, shape (n, 3), of one image to those of another."""
     return nib.affines.apply_affine(np.linalg.inv(to.affine) @ of.affine, voxels)
 
 
@@ -116,7 +116,7 @@ def _crop(drawn: NDArray[np.uint8], crop: NDArray[np.float64]) -> Image.Image:
 
 
 def _mark(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], height: str) -> None:
-    """Where the patient's right and left are, and how high the slice lies."""
+    """Draw the letters of the patient's right and left, and the height of the slice."""
     left, upper, right, lower = box
     middle = (upper + lower) // 2
     for place, text, anchor in (
@@ -128,7 +128,7 @@ def _mark(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], height: str)
 
 
 def _draw_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
-    """What the colours mean, over black as over air."""
+    """Draw the colour bar over black, which is the grey value of air."""
     left, upper, right, lower = box
     height = np.repeat(np.linspace(1, 0, lower - upper, dtype=np.float32)[:, None], right - left, axis=1)
     colours = laid_over(np.zeros((*height.shape, 3), dtype=np.float32), height)
@@ -151,7 +151,7 @@ def _head(answer: Answer, has_map: bool) -> list[str]:
 
 
 def _said(answer: Answer, label: str) -> str:
-    """The probability with its band and level, as far as there are."""
+    """Format the probability, with its band and level if they exist."""
     score = answer.score
     band, level = (score.get("interval") or {}).get(label), (score.get("level") or {}).get(label)
     within = f" (95 % band {percent(band[0])} to {percent(band[1])})" if band else ""
@@ -159,7 +159,7 @@ def _said(answer: Answer, label: str) -> str:
 
 
 def _foot(answer: Answer) -> list[str]:
-    synthetic = " Trained on synthetic data alone: not to be believed on a patient." if _is_synthetic(answer) else ""
+    synthetic = " Trained only on synthetic data: not valid for patients." if _is_synthetic(answer) else ""
     model = f"{answer.model_name[:60]}, SHA-256 {answer.model_sha256[:16]}, {answer.score['scored_at']}"
     return [f"{answer.score['notice']} Nobody has verified this.{synthetic}", f"Model: {model}"]
 

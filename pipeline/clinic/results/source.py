@@ -1,7 +1,7 @@
-"""What the results say of the scan they belong to: the identity in its headers, and which images it consists of.
+"""The source of a result: the identity in the scan's headers, and the list of its images.
 
-Little of a header is kept, and nothing private, so that the results can be written after the scan's files are gone.
-All texts become Unicode; signs that a screen would obey rather than show are taken out.
+A few attributes of the header are stored, none of them private, so that the results can be written after the scan's
+files are deleted. All texts become Unicode; control characters are removed.
 """
 
 import json
@@ -23,7 +23,7 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 
 SOURCE, IMAGES = "source.dcm", "source.json"
 UNICODE = "ISO_IR 192"
-# Of the modules Patient, Patient Study, General Study and General Series (DICOM PS3.3, C.7.1 to C.7.3).
+# From the modules Patient, Patient Study, General Study and General Series (DICOM PS3.3, C.7.1 to C.7.3).
 _KEPT = (
     *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "PatientAge"),
     *("StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName"),
@@ -33,7 +33,7 @@ _MAY_BE_ABSENT = ("PatientIdentityRemoved", "DeidentificationMethod")
 _EXACT = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _UIDS = tags("SOPClassUID", "SOPInstanceUID")
 _HEADER = [*tags(*_KEPT, "SpecificCharacterSet"), *_UIDS]
-# Values of another form are left out: these attributes may be empty, and few PACS take a wrong one.
+# Invalid values are left out: these attributes may be empty, and few PACS accept invalid values.
 _FORMS = {
     "DA": re.compile(r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", re.ASCII),
     "TM": re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", re.ASCII),
@@ -48,7 +48,10 @@ _REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  #
 
 @dataclass(frozen=True)
 class Source:
-    """`header`: identity of patient, study and series. `images`: SOP class and instance UID of each slice."""
+    """The scan that a result belongs to.
+
+    `header`: identity of patient, study and series. `images`: SOP class and instance UID of each slice.
+    """
 
     header: Dataset
     images: tuple[tuple[str, str], ...]
@@ -56,10 +59,10 @@ class Source:
 
 @quiet_pydicom()
 def keep_source(series: Series, folder: Path) -> Refusal | None:
-    """Write source.dcm and source.json into `folder`; None if that can be done, else why there can be no results.
+    """Write source.dcm and source.json into `folder`; return None, or why there can be no results.
 
-    E_RESULT_NO_DICOM: the scan came in another format. E_RESULT_IDENTITY: its headers do not say in a form that can
-    be written again whose they are or to which study they belong. Raises OSError where the disk is full.
+    E_RESULT_NO_DICOM: the scan has another format. E_RESULT_IDENTITY: its headers do not identify the patient or the
+    study in a form that can be written again. Raises OSError if the disk is full.
     """
     if is_volume_file(series.files[0].name):
         return Refusal(RESULT_NO_DICOM)
@@ -70,7 +73,7 @@ def keep_source(series: Series, folder: Path) -> Refusal | None:
         header.file_meta = FileMetaDataset()
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         dcmwrite(folder / SOURCE, header, enforce_file_format=True)
-    except (Refusal, ValueError) as error:  # pydicom raises ValueError for what it would not write
+    except (Refusal, ValueError) as error:  # pydicom raises ValueError for values that it refuses to write
         (folder / SOURCE).unlink(missing_ok=True)
         return Refusal(RESULT_IDENTITY, private=str(error))
     (folder / IMAGES).write_text(json.dumps(list(dict.fromkeys(images))))
@@ -79,7 +82,7 @@ def keep_source(series: Series, folder: Path) -> Refusal | None:
 
 @quiet_pydicom()
 def read_source(folder: Path) -> Source | None:
-    """What `keep_source` wrote; None where there is nothing."""
+    """Read what `keep_source` wrote; None if there is nothing."""
     if not (folder / SOURCE).is_file():
         return None
     images = json.loads((folder / IMAGES).read_bytes())
@@ -87,7 +90,7 @@ def read_source(folder: Path) -> Source | None:
 
 
 def _identity(header: Dataset) -> Dataset:
-    """The kept attributes, clean. Raises ValueError where an identifier is not clean, for it could be another's."""
+    """Return the cleaned attributes. Raises ValueError if cleaning changes an identifier: it could be another's."""
     kept = Dataset()
     kept.SpecificCharacterSet = UNICODE
     for keyword in _KEPT:
@@ -98,14 +101,14 @@ def _identity(header: Dataset) -> Dataset:
         if value or keyword not in _MAY_BE_ABSENT:
             setattr(kept, keyword, value)
     if "DeidentificationMethod" not in kept and "PatientIdentityRemoved" in kept:
-        del kept.PatientIdentityRemoved  # the one is not valid without the other (PS3.3, C.7.1.1)
+        del kept.PatientIdentityRemoved  # invalid without a method (PS3.3, C.7.1.1)
     if not kept.StudyInstanceUID or not kept.SeriesInstanceUID:
         raise ValueError("no UID")
     return kept
 
 
 def _clean(keyword: str, value: str) -> str:
-    """The value without control characters, cut to its longest; '' where it is not of its form."""
+    """Return the value without control characters, cut to its maximum length; '' if it is invalid."""
     value = "".join(sign for sign in value if _is_shown(sign)).strip()
     vr = dictionary_VR(keyword)
     if (vr in _FORMS and not _FORMS[vr].fullmatch(value)) or (keyword == "PatientSex" and value not in _SEXES):
@@ -118,7 +121,7 @@ def _is_shown(sign: str) -> bool:
 
 
 def _image(path: Path) -> tuple[str, str]:
-    """SOP class and instance UID. Raises ValueError without an instance UID."""
+    """Return SOP class and instance UID. Raises ValueError if there is no instance UID."""
     header = read_header(path, _UIDS)
     if not (instance := text(header, "SOPInstanceUID")):
         raise ValueError("no UID")

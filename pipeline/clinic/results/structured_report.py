@@ -1,6 +1,6 @@
 """The structured report of one answer: a Measurement Report (DICOM PS3.16, TID 1500) made with highdicom.
 
-One group (TID 1501) for each probability, one for each lung and both, one for the quality of the scan.
+It has one group (TID 1501) for each probability, one for each lung and one for both, and one for the scan's quality.
 """
 
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ from pipeline.clinic.results.source import Source
 
 SERIES_NUMBER = 901
 DESCRIPTION = "fedthorax probabilities, research use only"
-UNVERIFIED = "Made by software; nobody has verified it."
-SYNTHETIC = "The model was trained on synthetic data alone and must not be believed on a patient."
+UNVERIFIED = "Created by software; not verified by a person."
+SYNTHETIC = "The model was trained only on synthetic data and is not valid for patients."
 MEANINGS = {
-    "severe": "Meant for patients with a positive PCR alone.",
-    "pcr_positive": "No replacement for a PCR.",
+    "severe": "Valid only for patients with a positive PCR.",
+    "pcr_positive": "Does not replace a PCR.",
 }
 _CONTAINS = sr.RelationshipTypeValues.CONTAINS
 _PROPERTY = sr.RelationshipTypeValues.HAS_PROPERTIES
@@ -33,7 +33,7 @@ Group = sr.MeasurementsAndQualitativeEvaluations
 
 
 def structured_report(answer: Answer, source: Source) -> Dataset:
-    """A Comprehensive 3D SR that belongs to the source's study and refers to its images; unverified."""
+    """Create an unverified Comprehensive 3D SR in the source's study that refers to its images."""
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_device()),
         procedure_reported=codes.CT_CHEST,
@@ -109,7 +109,7 @@ def _probability(answer: Answer, label: str) -> Group:
 
 
 def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
-    """TID 4019: which model said it."""
+    """Identify the model (TID 4019)."""
     model = answer.score["model"]
     return sr.AlgorithmIdentification(
         name=answer.model_name,
@@ -121,7 +121,7 @@ def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
             f"study: {model['study']}",
             f"rounds of training: {model['rounds']}",
             f"hospitals: {model['sites']}",
-            f"trained on: {'synthetic data alone' if answer.score['trained_on_synthetic_data'] else 'patients'}",
+            f"trained on: {'synthetic data only' if answer.score['trained_on_synthetic_data'] else 'patients'}",
             f"signature: {model['signature']}",
         ],
     )
@@ -158,7 +158,7 @@ def _quality(answer: Answer) -> Group:
         measurements.append(_measurement(codes.DISTANCE, familiarity["distance"], codes.NO_UNITS, limit))
     group = _group(answer, "quality", measurements=measurements)
     flags = [f"{check['code']}: {check['says']}" for check in answer.score["quality"] if check["code"]]
-    remarks = _texts(codes.QUALITY, flags or ["none of the checks found anything"])
+    remarks = _texts(codes.QUALITY, flags or ["no check found a problem"])
     group[0].ContentSequence.extend(remarks)
     return group
 
@@ -171,7 +171,7 @@ def _group(answer: Answer, name: str, **content: Any) -> Group:
 def _measurement(
     name: Code, value: float, unit: Code, properties: Iterable[Dataset] = (), sites: list[sr.FindingSite] | None = None
 ) -> sr.Measurement:
-    """TID 300; `properties`: what belongs to the figure."""
+    """Create a measurement (TID 300); `properties`: further values that belong to it."""
     measurement = sr.Measurement(name=name, value=value, unit=unit, finding_sites=sites)
     content = [*measurement[0].get("ContentSequence", []), *properties]
     if content:

@@ -1,4 +1,4 @@
-"""Writes the results of an answer into its folder, ready to be sent."""
+"""Write the results of an answer into its folder, ready to be sent."""
 
 import logging
 from pathlib import Path
@@ -8,7 +8,7 @@ from pipeline.clinic.reasons import RESULT_NO_DICOM, RESULT_WRITE
 from pipeline.clinic.records import Answer
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 
-logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # it names the scan
+logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # its log lines name the scan
 
 REPORT, PICTURE = "sr.dcm", "picture.dcm"
 RESULTS = (REPORT, PICTURE)
@@ -16,10 +16,10 @@ RESULTS = (REPORT, PICTURE)
 
 @quiet_pydicom()
 def write_results(answer: Answer, folder: Path, *, report: bool = True, picture: bool = True) -> Refusal | None:
-    """Write sr.dcm and picture.dcm, from what `keep_source` and `write_pictures` left in `folder`.
+    """Write sr.dcm and picture.dcm from the files that `keep_source` and `write_pictures` wrote to `folder`.
 
-    Returns None, or why there are none: E_RESULT_NO_DICOM or E_RESULT_WRITE. It raises nothing: an answer is not lost
-    over its results. Written again they are the same, bit for bit.
+    Returns None, or why there are no results: E_RESULT_NO_DICOM or E_RESULT_WRITE. Never raises, so that an answer is
+    not lost because of its results. Writing again gives the same bytes.
     """
     from pydicom import Dataset
 
@@ -40,7 +40,7 @@ def write_results(answer: Answer, folder: Path, *, report: bool = True, picture:
             made[PICTURE] = draw_picture(answer, source, folder)
         for name, dataset in made.items():
             dataset.save_as(folder / name, enforce_file_format=True)
-    except Exception as error:  # headers that highdicom or pydicom would not write come in endless variety
+    except Exception as error:  # highdicom and pydicom refuse headers with many different errors
         for name in RESULTS:
             (folder / name).unlink(missing_ok=True)
         return Refusal(RESULT_WRITE, private=f"{type(error).__name__}: {error}")

@@ -1,1 +1,1 @@
-"""The API of the clinic and what the page is served by: FastAPI, in one process that never imports torch."""
+"""The clinic's API and the server of its page: FastAPI, in one process that never imports torch."""

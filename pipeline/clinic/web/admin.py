@@ -1,4 +1,4 @@
-"""What an administrator looks after: models, and the record of what was done."""
+"""Routes for administrators: models and audit records."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ routes = APIRouter(tags=["administration"])
 
 @routes.get("/models", response_model=schemas.KeptModels, responses=documented(409), summary="The models")
 def get_models(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
-    """Which is live, which runs in shadow, and how far the two agree."""
+    """List the models: which one is live, which one runs in shadow, and how well the two agree."""
     return {"models": model_registry.overview(clinic, store)}
 
 
@@ -30,7 +30,7 @@ def get_models(clinic: TheClinic, store: TheStore, _: Reader) -> Any:
     summary="Run a model in shadow",
 )
 def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
-    """It is asked beside the live one from the next scan on; clinicians see nothing of it."""
+    """Run this model beside the live one from the next scan on, invisible to clinicians."""
     model_registry.set_shadow(store, sha256, by=caller.name)
     return {"models": model_registry.overview(clinic, store)}
 
@@ -42,7 +42,7 @@ def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha25
     summary="End a model's run in shadow",
 )
 def delete_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
-    """It stays, and so do its answers."""
+    """Stop the shadow run. The model and its answers are kept."""
     if model_registry.named(store, sha256).role == "shadow":
         store.set_shadow(None, by=caller.name)
     return {"models": model_registry.overview(clinic, store)}
@@ -59,9 +59,9 @@ def post_promote(
     store: TheStore,
     caller: Admin,
     sha256: Sha256,
-    force: Annotated[bool, Query(description="Though it never ran in shadow.")] = False,
+    force: Annotated[bool, Query(description="Promote the model even if it never ran in shadow.")] = False,
 ) -> Any:
-    """It answers from the next scan on. Earlier answers keep the name of the model that gave them."""
+    """Make this model the live one from the next scan on. Earlier answers keep the name of their model."""
     model_registry.promote(store, sha256, by=caller.name, force=force)
     return {"models": model_registry.overview(clinic, store)}
 
@@ -73,5 +73,5 @@ def get_audit(
     since: Annotated[Moment | None, Query(ge=_EARLIEST)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Any:
-    """The oldest first: from a time on, or else the newest."""
+    """List audit records, oldest first: those since a time, or the newest ones."""
     return {"records": [record.to_json() for record in store.audit(since, limit)]}

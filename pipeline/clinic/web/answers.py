@@ -1,4 +1,4 @@
-"""Answers: what the models said, with pictures and files, the PCR result, and the way to the PACS."""
+"""Routes for answers: scores, pictures, files, PCR results, and sending to the PACS."""
 
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.schemas import Id
 from pipeline.clinic.web.view_audit import View
 
-# What may be fetched of an answer's folder; the rest of it is for ourselves.
+# The files of an answer's folder that may be downloaded; all others are internal.
 _FILES = {
     "score.json": "application/json",
     pictures.IMAGE: "application/gzip",
@@ -35,7 +35,7 @@ routes = APIRouter(tags=["answers"])
 
 
 class WholeFile(FileResponse):
-    """A file, always all of it: parts of files would be refused in words that are not ours."""
+    """A complete file. Range requests are ignored: Starlette's errors for them have another format than ours."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
@@ -43,7 +43,7 @@ class WholeFile(FileResponse):
 
 
 def _shown(store: Store, answer_id: str) -> Answer:
-    """An answer of a model that was live then. Raises Refusal E_NO_SUCH_ANSWER, for those of a shadow too."""
+    """Return an answer of a live model. Raises Refusal E_NO_SUCH_ANSWER, also for answers of a shadow model."""
     answer = store.answer_by_id(answer_id)
     if answer.role != "live":
         raise Refusal(NO_SUCH_ANSWER)
@@ -51,7 +51,7 @@ def _shown(store: Store, answer_id: str) -> Answer:
 
 
 def _opened(store: TheStore, caller: Reader, looks: TheLooks, answer_id: Id) -> Answer:
-    """The answer that somebody looks at, on record. Raises Refusal E_NO_SUCH_ANSWER."""
+    """Return the answer, and record that the caller viewed it. Raises Refusal E_NO_SUCH_ANSWER."""
     answer = _shown(store, answer_id)
     looks.note(store, caller, View("look", job_id=answer.job_id, answer_id=answer.id))
     return answer
@@ -66,9 +66,9 @@ def get_answers(
     caller: Reader,
     looks: TheLooks,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    before: Annotated[Id | None, Query(description="An answer's id: only those that came before it.")] = None,
+    before: Annotated[Id | None, Query(description="The id of an answer: return only older ones.")] = None,
 ) -> Any:
-    """The newest first."""
+    """List answers, newest first."""
     found = store.answers(limit, before)
     looks.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
@@ -81,7 +81,7 @@ def get_answers(
     summary="All answers for one patient",
 )
 def get_history(store: TheStore, caller: Reader, looks: TheLooks, key: Id) -> Any:
-    """The newest first; none where nobody has this key."""
+    """List the answers for one patient, newest first; an unknown key gives an empty list."""
     found = store.history(key)
     looks.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
@@ -89,7 +89,7 @@ def get_history(store: TheStore, caller: Reader, looks: TheLooks, key: Id) -> An
 
 @routes.get("/answers/{answer_id}", response_model=schemas.Answer, responses=documented(404), summary="One answer")
 def get_answer(answer: Opened) -> Any:
-    """Probabilities, quality checks and what else the score holds, the patient, the PCR result, the files."""
+    """Return probabilities, quality checks and all else of the score, the patient, the PCR result, the files."""
     return answer_json(answer)
 
 
@@ -103,7 +103,7 @@ def get_answer(answer: Opened) -> Any:
     summary="A file of an answer",
 )
 def get_file(answer: Opened, name: Annotated[str, Path(pattern=r"^[a-z.]{1,40}$")]) -> Response:
-    """Volumes for a viewer (NIfTI), the structured report and the picture for the PACS (DICOM), the score (JSON)."""
+    """Return a volume for a viewer (NIfTI), the report or the picture for the PACS (DICOM), or the score (JSON)."""
     path = answer.folder / name
     if name not in _FILES or not path.is_file():
         raise Refusal(NO_SUCH_FILE)
@@ -111,10 +111,13 @@ def get_file(answer: Opened, name: Annotated[str, Path(pattern=r"^[a-z.]{1,40}$"
 
 
 @routes.get(
-    "/answers/{answer_id}/slices", response_model=schemas.Slices, responses=documented(404), summary="Which slices"
+    "/answers/{answer_id}/slices",
+    response_model=schemas.Slices,
+    responses=documented(404),
+    summary="An answer's slices",
 )
 def get_slices(answer: Opened) -> Any:
-    """Of each plane how many slices there are, their spacing and size, and with which to begin."""
+    """Return the number of slices of each plane, their spacing and size, and the first slice to show."""
     return pictures.planes(answer.folder)
 
 
@@ -130,7 +133,7 @@ def get_slice(
     index: Annotated[int, Path(ge=0, le=9999)],
     overlay: pictures.Overlay = "none",
 ) -> Response:
-    """In the lung window, the patient's right on the left. Not for diagnosis: the scan is made coarser."""
+    """Draw a slice in the lung window, the patient's right on the left. Not for diagnosis: reduced resolution."""
     return Response(pictures.slice_png(answer.folder, plane, index, overlay), media_type="image/png")
 
 
@@ -138,7 +141,7 @@ def get_slice(
     "/answers/{answer_id}/pcr", response_model=schemas.Answer, responses=documented(404), summary="Enter a PCR result"
 )
 def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEntry) -> Any:
-    """In place of the one that is there. The probabilities do not change: the model does not know PCR results."""
+    """Set or replace the PCR result. The probabilities do not change: the model does not use PCR results."""
     _shown(store, answer_id)
     return answer_json(store.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name))
 
@@ -151,7 +154,7 @@ def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEn
     summary="Send the results to the PACS",
 )
 def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id) -> Any:
-    """Let the structured report and the picture be sent; once more, where they were sent or failed before."""
+    """Queue the structured report and the picture for sending, also if they were sent or failed before."""
     answer = _shown(store, answer_id)
     Outbox(clinic).put(answer)
     store.audit_record(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
@@ -168,11 +171,11 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id)
     summary="The answer as FHIR",
 )
 def get_risk_assessment(answer: Opened) -> Response:
-    """A RiskAssessment (R4), preliminary; probabilities in percent, as FHIR wants them."""
+    """Return a preliminary RiskAssessment (R4), with probabilities in percent, as FHIR requires."""
     return JSONResponse(risk_assessment(answer), media_type=MEDIA_TYPE)
 
 
 def answer_json(answer: Answer) -> Any:
-    """The answer as the API gives it."""
+    """Return the answer as JSON of the API."""
     content = answer.to_json()
     return inert({**content, "files": [name for name in content["files"] if name in _FILES]})

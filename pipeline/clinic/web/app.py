@@ -1,4 +1,4 @@
-"""The application: routes, guard and page, put together for one clinic."""
+"""The web application of one clinic: routes, middleware and page."""
 
 from pathlib import Path
 
@@ -19,28 +19,28 @@ from pipeline.clinic.web.limits import Room
 from pipeline.clinic.web.middleware import API, OPENAPI, Guard
 from pipeline.clinic.web.view_audit import Looks
 
-VERSION = "1.0"  # of the API; the first number changes when something that was there goes
+VERSION = "1.0"  # of the API; the first number changes when something is removed
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PAGE = Path(pipeline.clinic.__file__).with_name("page")
 _ABOUT = """Scores chest CTs with a released model of a federated study. Research use only. Not a medical device.
 
-A scan is queued (`POST /api/v1/scans`), and its job asked for until its state is `answered` or `no_score`. Whoever
-asks shows a token of `fedthorax clinic token`; its role is read, score or admin, and each includes those before it.
-Whatever is refused is told as `code`, `says` and `remedy`. Requests that come from a browser by its session and change
-something must come from the clinic's own page."""
+Queue a scan with `POST /api/v1/scans`, and request its job until its state is `answered` or `no_score`. Requests need
+a token of `fedthorax clinic token`; its role is read, score or admin, and each role includes the ones before it.
+Errors are JSON with `code`, `says` and `remedy`. A browser's requests that use a session and change something must
+come from the clinic's own page."""
 
 
 def make_app(clinic: Clinic) -> FastAPI:
-    """The API, the page, health and metrics of a clinic. Only one process at a time may serve a clinic."""
+    """Create the API, the page, health and metrics of a clinic. Only one process at a time may serve a clinic."""
     settings = clinic.settings
     tokens = Tokens(clinic.folder)
-    has_tls = settings.server.certificate is not None or settings.server.without_tls  # or a proxy has it
+    has_tls = settings.server.certificate is not None or settings.server.without_tls  # or a proxy does TLS
     app = FastAPI(
         title="fedthorax, the clinic's API",
         version=VERSION,
         description=_ABOUT,
         openapi_url=OPENAPI,
-        docs_url=None,  # those pages would come from elsewhere
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )

@@ -1,7 +1,7 @@
-"""Who may ask for what: tokens with a role, and the sessions of browsers that signed in with one.
+"""Authorization: tokens with a role, and the sessions of browsers that signed in with a token.
 
-Of a token or session the SHA-256 alone is kept: 256 random bits cannot be guessed, so that no slow hash is needed.
-What is revoked is refused from the next request on. Roles include each other: read < score < admin.
+Only the SHA-256 of a token or session is stored: 256 random bits cannot be guessed, so no slow hash is needed. A
+revoked token is refused from the next request on. Each role includes the lower ones: read < score < admin.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from pipeline.clinic.records import moment
 Access = Literal["read", "score", "admin"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
 ONCE_MINUTES = 15  # for the first sign-in, after `serve` has printed its address
-_PREFIX = "fct_"  # so that scanners for secrets know a token where one has leaked
+_PREFIX = "fct_"  # lets secret scanners recognise a leaked token
 _NAME = re.compile(r"[\w.@][\w.@ -]{0,59}")
 
 
 @dataclass(frozen=True)
 class Token:
-    """What is kept of a token. `once`: it is good for one sign-in of a browser, and for nothing else."""
+    """The stored data of a token. `once`: it is valid only for a single sign-in of a browser."""
 
     name: str
     role: Access
@@ -50,7 +50,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Caller:
-    """Whoever sends a request. `ends_at`: when what they showed ends; None: never."""
+    """The sender of a request. `ends_at`: when their token or session expires; None: never."""
 
     name: str
     role: Access
@@ -62,7 +62,7 @@ class Caller:
 
 
 class Tokens:
-    """The tokens and sessions of a clinic. Each call opens the database anew: any thread may make it.
+    """The tokens and sessions of a clinic. Each call opens the database itself, so any thread may call it.
 
     Raises Refusal E_CLINIC_FILE.
     """
@@ -71,7 +71,7 @@ class Tokens:
         self._folder = clinic_folder
 
     def make(self, name: str, role: Access, *, by: str, days: float | None = None, once: bool = False) -> str:
-        """A new token, which can never be shown again. Raises Refusal E_TOKEN_NAME: names are never used twice."""
+        """Create a token, which cannot be shown again. Raises Refusal E_TOKEN_NAME; names are never reused."""
         if not _NAME.fullmatch(name):
             raise Refusal(TOKEN_NAME)
         secret = _PREFIX + secrets.token_urlsafe(32)
@@ -88,12 +88,12 @@ class Tokens:
         return secret
 
     def all(self) -> list[Token]:
-        """Every token that was ever made, the oldest first."""
+        """Return all tokens ever created, oldest first."""
         with Database(self._folder) as store:
             return [_token(row) for row in store.rows("SELECT * FROM tokens ORDER BY made_at")]
 
     def revoke(self, name: str, *, by: str) -> None:
-        """End a token and the sessions that began with it. Raises Refusal E_NO_SUCH_TOKEN."""
+        """Revoke a token, and end the sessions that it started. Raises Refusal E_NO_SUCH_TOKEN."""
         with Database(self._folder) as store, store.transaction() as db:
             found = db.execute(
                 "UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?", (stamp(now()), name)
@@ -104,7 +104,7 @@ class Tokens:
             write_record(db, by, "revoke", output={"name": name})
 
     def caller(self, secret: str) -> Caller:
-        """Who shows this token. Raises Refusal E_TOKEN."""
+        """Return the owner of a token. Raises Refusal E_TOKEN."""
         with Database(self._folder) as store:
             row = store.row("SELECT * FROM tokens WHERE sha256 = ? AND NOT once", _hash(secret))
         token = row and _token(row)
@@ -113,7 +113,7 @@ class Tokens:
         return Caller(token.name, token.role, token.ends_at, by_cookie=False)
 
     def sign_in(self, secret: str, *, hours: float) -> tuple[str, Caller]:
-        """The secret of a new session, for a cookie, and who has signed in. Raises Refusal E_TOKEN."""
+        """Start a session; return its secret, for a cookie, and its owner. Raises Refusal E_TOKEN."""
         session = secrets.token_urlsafe(32)
         with Database(self._folder) as store, store.transaction() as db:
             row = db.execute("SELECT * FROM tokens WHERE sha256 = ?", (_hash(secret),)).fetchone()
@@ -130,7 +130,7 @@ class Tokens:
         return session, Caller(token.name, token.role, ends_at, by_cookie=True)
 
     def session(self, secret: str) -> Caller:
-        """Whose session it is. Raises Refusal E_TOKEN."""
+        """Return the owner of a session. Raises Refusal E_TOKEN."""
         with Database(self._folder) as store:
             row = store.row(
                 "SELECT name, role, sessions.ends_at FROM sessions JOIN tokens ON name = token"

@@ -1,4 +1,4 @@
-"""Who sends a request: found by its token or cookie, and never by a page of somebody else's."""
+"""Authentication of requests by token or cookie, with protection against requests from other sites."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Callers:
-    """Tells who asks. `tls`: whether browsers reach us by TLS; `hours`: how long a browser stays signed in."""
+    """Identifies callers. `tls`: whether browsers connect with TLS; `hours`: how long a session lasts."""
 
     def __init__(self, tokens: Tokens, *, hours: float, tls: bool) -> None:
         self.tokens, self.hours, self.tls = tokens, hours, tls
@@ -30,14 +30,14 @@ class Callers:
 
     @property
     def cookie(self) -> str:
-        """The cookie's name; a browser takes one with the prefix from us alone, and by TLS alone (RFC 6265bis)."""
+        """The cookie's name; browsers accept the prefix __Host- only from this host and over TLS (RFC 6265bis)."""
         return "__Host-fedthorax" if self.tls else "fedthorax"
 
     async def of(self, scope: Scope) -> Caller:
-        """By the token in the header, else by the cookie.
+        """Identify the caller by the token in the header, else by the cookie.
 
-        Raises Refusal E_NO_TOKEN, E_TOKEN, E_SIGN_IN_TRIES, and E_OTHER_SITE where a cookie comes with a request that
-        changes something, and not from our own page.
+        Raises Refusal E_NO_TOKEN, E_TOKEN, E_SIGN_IN_TRIES, and E_OTHER_SITE if a request with a cookie changes
+        something and does not come from our own page.
         """
         headers = Headers(scope=scope)
         kind, _, token = headers.get("authorization", "").partition(" ")
@@ -51,18 +51,18 @@ class Callers:
         return await run_in_threadpool(self.tokens.session, secret)
 
     async def sign_in(self, request: Request, token: str) -> tuple[str, Caller]:
-        """The secret for the cookie, and who has signed in. Raises Refusal E_TOKEN, E_SIGN_IN_TRIES, E_OTHER_SITE."""
+        """Return the cookie's secret and the caller. Raises Refusal E_TOKEN, E_SIGN_IN_TRIES, E_OTHER_SITE."""
         browser = {"origin", "sec-fetch-site"} & set(request.headers)
         if browser and not _from_our_page(request.headers):
             raise Refusal(reasons.OTHER_SITE)
         return await self._counted(request.scope, lambda: self.tokens.sign_in(token, hours=self.hours))
 
     def session_secret(self, headers: Headers) -> str:
-        """What the cookie holds; '' if there is none."""
+        """Return the cookie's value; '' if there is none."""
         return cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
 
     async def _counted(self, scope: Scope, check: Callable[[], T]) -> T:
-        """Check a token; an address that shows many wrong ones is told to wait."""
+        """Check a token; an address that sends many wrong tokens must wait."""
         try:
             return await run_in_threadpool(check)
         except Refusal as refusal:
@@ -72,7 +72,7 @@ class Callers:
 
 
 def _from_our_page(headers: Headers) -> bool:
-    """Browsers say where a request comes from (Fetch Metadata); older ones name at least the origin of a change."""
+    """Whether our page sent the request, by Fetch Metadata, or by Origin, which older browsers send with changes."""
     if site := headers.get("sec-fetch-site"):
         return site == "same-origin"
     _, _, origin = headers.get("origin", "").partition("://")

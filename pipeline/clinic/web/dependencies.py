@@ -1,4 +1,4 @@
-"""What routes need: the clinic, its store, and a caller whose role suffices."""
+"""Dependencies of the routes: the clinic, its store, and a caller with a sufficient role."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -15,12 +15,12 @@ from pipeline.clinic.web.view_audit import Looks
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `fedthorax clinic token`.")
 _cookie = APIKeyCookie(
-    name="fedthorax", auto_error=False, description="The session of a browser that signed in; __Host-fedthorax by TLS."
+    name="fedthorax", auto_error=False, description="The session of a signed-in browser; __Host-fedthorax over TLS."
 )
 
 
 class Role:
-    """A dependency: the caller. Raises Refusal E_ROLE where their role does not suffice."""
+    """A dependency that returns the caller. Raises Refusal E_ROLE if their role is not sufficient."""
 
     def __init__(self, needed: Access) -> None:
         self._needed = needed
@@ -28,7 +28,7 @@ class Role:
     def __call__(
         self,
         request: Request,
-        _token: Annotated[object, Security(_bearer)],  # both for the OpenAPI document: the guard has looked by now
+        _token: Annotated[object, Security(_bearer)],  # both for the OpenAPI document; the middleware has checked them
         _session: Annotated[object, Security(_cookie)],
     ) -> Caller:
         caller: Caller = request.state.caller

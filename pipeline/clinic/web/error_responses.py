@@ -1,4 +1,4 @@
-"""How a request is refused: always JSON with code, says and remedy, under a status that fits."""
+"""Error responses: always JSON with code, says and remedy, and a matching HTTP status."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ _STATUS = {
     reasons.REQUEST_TIME: 503,
 }
 _PACS_STATUS = 502
-_OTHER_STATUS = 409  # what was asked for does not fit what is there
+_OTHER_STATUS = 409  # the request conflicts with the current state
 _QUEUE_RETRY_SECONDS = 30
-_MOST_PROBLEMS = 5  # of a request, that are named
+_MOST_PROBLEMS = 5  # of a request that are listed
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -54,25 +54,27 @@ log = logging.getLogger("fedthorax.clinic")
 class Problem(BaseModel):
     """Why a request was refused."""
 
-    code: str = Field(description="Stable, E_ and a word; docs/refusals.md lists them all.", examples=["E_NO_TOKEN"])
-    says: str = Field(description="What is wrong. No patient is named in it.")
+    code: str = Field(
+        description="A stable code that begins with E_; docs/refusals.md lists all codes.", examples=["E_NO_TOKEN"]
+    )
+    says: str = Field(description="What is wrong. The text names no patient.")
     remedy: str = Field(description="What to do next.")
 
 
 DESCRIPTIONS = {
     400: "The request cannot be understood.",
-    401: "No token or session, or none that holds.",
-    403: "The role does not suffice, or the request comes from another page.",
-    404: "There is no such thing.",
-    405: "No such method here.",
-    409: "What was asked for does not fit what is there.",
+    401: "The token or session is missing or invalid.",
+    403: "The role is not sufficient, or the request comes from another site.",
+    404: "The requested object does not exist.",
+    405: "The address does not support this method.",
+    409: "The request conflicts with the current state.",
     413: "The body is too large.",
-    415: "The body is of another type than is taken here.",
-    422: "The request is not as described here.",
-    429: "Too many requests, or too many scans waiting; Retry-After says for how many seconds.",
+    415: "The body has a type that is not accepted here.",
+    422: "The request does not match this description.",
+    429: "Too many requests or waiting scans; Retry-After gives the seconds to wait.",
     500: "The server failed.",
-    502: "The PACS does not answer as it should.",
-    503: "The server cannot do this now.",
+    502: "The PACS gave no valid response.",
+    503: "The server cannot process the request now.",
 }
 
 
@@ -81,7 +83,7 @@ PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The picture.", "co
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What the OpenAPI document says of refusals: those that any request may meet, and `statuses`."""
+    """Return the error responses for the OpenAPI document: the common ones and `statuses`."""
     everywhere = (400, 401, 403, 422, 429, 500, 503)
     return {
         status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in sorted({*everywhere, *statuses})
@@ -89,7 +91,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def address(scope: Scope) -> str:
-    """Where a request comes from; behind a proxy, the proxy's address."""
+    """Return the sender's address; behind a proxy, the proxy's address."""
     client = scope.get("client")
     return str(client[0]) if client else "local"
 
@@ -101,7 +103,7 @@ def status_of(refusal: Refusal) -> int:
 
 
 def answer(refusal: Refusal, scope: Scope, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The response that refuses; the log tells the code, and where it went."""
+    """Create the error response; log its code and the client's address."""
     log.info("%s: %s from %s", refusal.code, scope["method"], address(scope))
     status, headers = status_of(refusal), dict(headers or {})
     if status == 429:
@@ -118,15 +120,15 @@ async def of_refusal(request: Request, refusal: Exception) -> JSONResponse:
 
 
 async def of_validation(request: Request, error: Exception) -> JSONResponse:
-    """A request that does not fit its description: where and how, never what was sent."""
+    """Respond to an invalid request: say where and how it is invalid, never what was sent."""
     assert isinstance(error, RequestValidationError)
     return answer(Refusal(reasons.REQUEST, problems=_problems(error.errors())), request.scope)
 
 
 async def of_http(request: Request, error: Exception) -> JSONResponse:
-    """What the framework itself refuses."""
+    """Respond to an error that the framework raised."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, Refusal):  # FastAPI wraps whatever happens while it reads a body
+    if isinstance(error.__cause__, Refusal):  # FastAPI wraps all errors that occur while it reads a body
         return answer(error.__cause__, request.scope)
     reason = {404: reasons.NO_SUCH_ADDRESS, 405: reasons.METHOD, 415: reasons.REQUEST_TYPE}.get(error.status_code)
     if reason:

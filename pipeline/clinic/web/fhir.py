@@ -1,7 +1,7 @@
 """An answer as a FHIR R4 RiskAssessment (https://hl7.org/fhir/R4/riskassessment.html), for systems that read FHIR.
 
-Probabilities are percentages there (prediction.probability[x]: "Decimal values are expressed as percentages as well",
-and invariant ras-2 allows up to 100). The status is preliminary: nobody has reviewed what a model said.
+FHIR expresses probabilities as percentages (prediction.probability[x]: "Decimal values are expressed as percentages as
+well", and invariant ras-2 allows up to 100). The status is preliminary: no person has reviewed the model's output.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ _RISK_SYSTEM = "http://terminology.hl7.org/CodeSystem/risk-probability"
 
 
 def risk_assessment(answer: Answer) -> dict[str, Any]:
-    """The resource. What is not known is left out; texts out of the scan's headers are made inert."""
+    """Create the resource. Unknown values are left out; texts from the scan's headers are made inert."""
     score = answer.score
     resource = {
         "resourceType": "RiskAssessment",
@@ -39,7 +39,7 @@ def risk_assessment(answer: Answer) -> dict[str, Any]:
 
 
 def _subject(answer: Answer) -> dict[str, Any]:
-    """The patient by the hospital's own identifier. R4 demands a subject, even one of whom nothing is known."""
+    """Return the patient by the hospital's own identifier. R4 requires a subject, even an unknown one."""
     patient = answer.patient
     subject: dict[str, Any] = {"type": "Patient"}
     if patient and inert(patient.id).strip():
@@ -47,11 +47,11 @@ def _subject(answer: Answer) -> dict[str, Any]:
         if inert(patient.issuer).strip():
             subject["identifier"]["assigner"] = {"display": patient.issuer}
     name = inert(patient.name).strip() if patient else ""
-    return {**subject, "display": name or "not told by the scan"}
+    return {**subject, "display": name or "unknown"}
 
 
 def _uid(uid: str) -> dict[str, str]:
-    """A DICOM UID as FHIR writes it (https://hl7.org/fhir/R4/imagingstudy.html, 11.11.6.3)."""
+    """Return a DICOM UID as a FHIR identifier (https://hl7.org/fhir/R4/imagingstudy.html, 11.11.6.3)."""
     return {"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}
 
 
@@ -75,6 +75,6 @@ def _prediction(score: dict[str, Any], label: str) -> dict[str, Any]:
 def _notes(score: dict[str, Any]) -> list[str]:
     notes = [score["notice"]]
     if score.get("trained_on_synthetic_data"):
-        notes.append("The model was trained on synthetic data; its figures say nothing about a patient.")
+        notes.append("The model was trained on synthetic data; its probabilities say nothing about a patient.")
     flagged = [check for check in score.get("quality", []) if check["verdict"] == "flag"]
     return notes + [f"{check['code']}: {check['says']}" for check in flagged]

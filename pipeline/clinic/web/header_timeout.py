@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, on connections that do not wait for ever."""
+"""uvicorn's HTTP/1.1 protocol with a timeout for request headers."""
 
 import asyncio
 from typing import Any
@@ -9,10 +9,10 @@ HEAD_SECONDS = 30.0
 
 
 class Punctual(H11Protocol):
-    """Closes a connection on which no whole head of a request comes within HEAD_SECONDS, the first or a later one.
+    """Closes a connection if the headers of a request do not arrive completely within HEAD_SECONDS.
 
-    uvicorn itself sets a time only between requests: whoever sends a head byte by byte could hold any number of
-    connections. Bodies have their time in the guard.
+    uvicorn has a timeout only between requests: a client that sends headers byte by byte could keep any number of
+    connections open. The middleware limits the time for bodies.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -32,7 +32,7 @@ class Punctual(H11Protocol):
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Start the time while no request is being answered."""
+        """Run the timer while no request is being answered."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop()
         elif self._head_timer is None:

@@ -1,17 +1,17 @@
-"""Texts out of scans' headers, made inert: whatever shows them shows letters, in the order in which they stand."""
+"""Texts from scans' headers without control characters, so that they are displayed exactly as written."""
 
 import unicodedata
 from typing import Any
 
-# Of format and control characters: those by which a text can hide, break a line or turn around what stands beside it.
+# Control and format characters: they can hide text, break lines or reverse the text beside them.
 _HARMFUL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def inert(content: Any) -> Any:
-    """The same JSON without control and format characters (Unicode Cc, Cf, Cs), which among others set the direction.
+    """Remove control and format characters (Unicode Cc, Cf, Cs), such as direction marks, from all texts in JSON.
 
-    Nothing else is changed: markup stays as it was written, for whoever shows it to show as text. Letters of scripts
-    that need a joiner between them (zero-width, Cf) may look a little different.
+    Nothing else changes: markup is kept, and the reader must display it as text. Scripts that need zero-width joiners
+    (Cf) may look slightly different.
     """
     if isinstance(content, str):
         return "".join(letter for letter in content if unicodedata.category(letter) not in _HARMFUL)

@@ -1,4 +1,4 @@
-"""How often somebody may ask, and how many scans may come in at once."""
+"""Limits of the request rate, and of the scans that are uploaded at the same time."""
 
 import math
 import time
@@ -10,31 +10,31 @@ from starlette.concurrency import run_in_threadpool
 from models.refusal import Refusal
 from pipeline.clinic.reasons import QUEUE_FULL
 
-_MOST_KEYS = 10_000  # addresses and tokens that are remembered; a full bucket need not be
+_MOST_KEYS = 10_000  # remembered addresses and tokens; full buckets are dropped first
 
 
 class Buckets:
-    """A token bucket for each key: `burst` requests at once, and then `per_minute` of them.
+    """A token bucket for each key: `burst` requests at once, then `per_minute` requests.
 
-    `clock`: seconds, from any moment on.
+    `clock`: seconds since any fixed moment.
     """
 
     def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second, self._burst, self._clock = per_minute / 60, burst, clock
-        self._levels: dict[str, tuple[float, float]] = {}  # by key: what was left, and when
+        self._levels: dict[str, tuple[float, float]] = {}  # by key: level, and its time
 
     def wait_seconds(self, key: str) -> int:
-        """After how many whole seconds the next request may come; 0: now. Nothing is taken."""
+        """Return the seconds until the next request is allowed, rounded up; 0: now. Takes no token."""
         return math.ceil(max(0.0, 1 - self._level(key)) / self._per_second)
 
     def take(self, key: str) -> int:
-        """Take one request, if one is left; else after how many whole seconds the next may come."""
+        """Take one token and return 0; if none is left, return the seconds to wait."""
         if wait := self.wait_seconds(key):
             return wait
         if len(self._levels) >= _MOST_KEYS:
             self._levels = {each: kept for each, kept in self._levels.items() if self._level(each) < self._burst}
             if len(self._levels) >= _MOST_KEYS:
-                self._levels.clear()  # some thousand addresses at once: whoever is limited then is let off
+                self._levels.clear()  # thousands of addresses at once: current limits are dropped
         self._levels[key] = (self._level(key) - 1, self._clock())
         return 0
 
@@ -45,9 +45,9 @@ class Buckets:
 
 
 class Room:
-    """Room for scans: those that wait and those that are still coming in together are never more than `most`.
+    """Limits the sum of waiting scans and running uploads to `most`.
 
-    For one event loop alone. `waiting`: how many wait now.
+    For a single event loop. `waiting`: returns the number of waiting scans.
     """
 
     def __init__(self, most: int, waiting: Callable[[], int]) -> None:
@@ -55,7 +55,7 @@ class Room:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold a place while a scan comes in. Raises Refusal E_QUEUE_FULL."""
+        """Reserve a place during an upload. Raises Refusal E_QUEUE_FULL."""
         self._coming += 1
         try:
             waiting = await run_in_threadpool(self._waiting)

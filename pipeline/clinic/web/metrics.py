@@ -1,4 +1,4 @@
-"""Figures for Prometheus, and whether the service lives and is ready. They count scans; no patient is in them."""
+"""Health checks, and metrics for Prometheus. The metrics count scans and contain no patient data."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ _STAGES = ("read", "prepare", "predict", "explain", "total")
 health = APIRouter(tags=["health"])
 
 
-@health.get("/health/live", summary="Whether the server answers")
+@health.get("/health/live", summary="Whether the server responds")
 def live() -> dict[str, bool]:
-    """Always true, if it comes."""
+    """Return true, always."""
     return {"live": True}
 
 
@@ -37,7 +37,7 @@ def live() -> dict[str, bool]:
     summary="Whether scans are scored",
 )
 def ready(clinic: TheClinic, response: Response) -> schemas.Readiness:
-    """Whether the worker lives, the model is loaded, and the disk has room."""
+    """Report whether the worker runs, the model is loaded, and the disk has space."""
     has_disk = shutil.disk_usage(clinic.folder).free > KEEP_FREE_MB * MB
     try:
         with clinic.store() as store:
@@ -51,24 +51,24 @@ def ready(clinic: TheClinic, response: Response) -> schemas.Readiness:
     return told
 
 
-@health.get("/metrics", response_class=Response, responses=documented(), summary="Figures for Prometheus")
+@health.get("/metrics", response_class=Response, responses=documented(), summary="Metrics for Prometheus")
 def metrics(request: Request, _: Reader) -> Response:
-    """In Prometheus' own text format. The scraper needs a token with the role read."""
+    """Return metrics in Prometheus' text format. The scraper needs a token with the role read."""
     registry: CollectorRegistry = request.app.state.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Figures(Collector):
-    """All from the store, so that nothing is lost when the service starts anew.
+    """Metrics computed from the store, so that a restart of the service loses nothing.
 
-    Counts go down where clinic.toml has answers removed after some days; Prometheus takes that for a reset.
+    Counts decrease if clinic.toml lets old answers be removed; Prometheus treats that as a reset.
     """
 
     def __init__(self, clinic: Clinic, tokens: Tokens) -> None:
         self._clinic, self._tokens = clinic, tokens
 
     def describe(self) -> list[Metric]:
-        return []  # else the registry would collect once to know the names
+        return []  # otherwise the registry would call `collect` to learn the names
 
     def collect(self) -> Iterator[Metric]:
         with self._clinic.store() as store:
@@ -78,10 +78,10 @@ class Figures(Collector):
             yield _deliveries(store)
             yield _model(store)
             state, _ = store.worker()
-            yield GaugeMetricFamily("fedthorax_queue_length", "Scans that wait", store.waiting())
+            yield GaugeMetricFamily("fedthorax_queue_length", "Waiting scans", store.waiting())
             yield GaugeMetricFamily("fedthorax_worker_ready", "Whether scans are being scored", state == "ready")
         sessions = self._tokens.open_sessions()
-        yield GaugeMetricFamily("fedthorax_sessions", "Browsers that are signed in", sessions)
+        yield GaugeMetricFamily("fedthorax_sessions", "Signed-in browsers", sessions)
 
 
 def _jobs(store: Store) -> Metric:
@@ -99,7 +99,7 @@ def _no_scores(store: Store) -> Metric:
 
 
 def _seconds(store: Store) -> Metric:
-    """How long live answers took, by stage, from the scores themselves."""
+    """Return the time of live answers by stage, from their scores."""
     family = SummaryMetricFamily("fedthorax_scoring_seconds", "Time of a scan by stage", labels=["stage"])
     for stage in _STAGES:
         (row,) = store.rows(
@@ -112,7 +112,7 @@ def _seconds(store: Store) -> Metric:
 
 
 def _deliveries(store: Store) -> Metric:
-    family = GaugeMetricFamily("fedthorax_outbox", "Answers on their way to the PACS, by state", labels=["state"])
+    family = GaugeMetricFamily("fedthorax_outbox", "Deliveries to the PACS, by state", labels=["state"])
     found = dict(map(tuple, store.rows("SELECT state, count(*) FROM deliveries GROUP BY state")))
     for state in ("waiting", "sent", "failed"):
         family.add_metric([state], found.get(state, 0))
@@ -120,7 +120,7 @@ def _deliveries(store: Store) -> Metric:
 
 
 def _model(store: Store) -> Metric:
-    family = InfoMetricFamily("fedthorax_model", "The models that are asked", labels=["role"])
+    family = InfoMetricFamily("fedthorax_model", "The models in use", labels=["role"])
     for model in store.models():
         if model.role:
             family.add_metric([model.role], {"sha256": model.sha256, "name": model.name})

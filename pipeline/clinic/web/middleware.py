@@ -1,4 +1,4 @@
-"""What stands before every route: names, callers, sizes, rates, times, headers, and the end of every error."""
+"""Checks before every route: host names, callers, sizes, rates, timeouts, headers, and error responses."""
 
 import asyncio
 import errno
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 API = "/api/v1"
 SCANS, SESSION, OPENAPI = f"{API}/scans", f"{API}/session", f"{API}/openapi.json"
-REQUEST_BYTES = 2**16  # of a request that brings no scan
-REQUEST_SECONDS, UPLOAD_SECONDS = 60, 900  # until the answer begins
-READ_ON_SECONDS = 30  # a request that is refused
+REQUEST_BYTES = 2**16  # of a request without a scan
+REQUEST_SECONDS, UPLOAD_SECONDS = 60, 900  # until the response begins
+READ_ON_SECONDS = 30  # the rest of a refused request
 MB = 10**6
 _NOT_COUNTED = ("/health/", "/static/")
 _HEADERS = {
@@ -42,13 +42,13 @@ log = logging.getLogger("fedthorax.clinic")
 
 
 class CutShortError(Exception):
-    """An answer that had begun cannot be ended; the connection is closed, so that half of it passes for no whole."""
+    """A response failed after its start; the connection is closed, so that it is not mistaken for a complete one."""
 
 
 class Guard:
-    """ASGI middleware. A route finds who asks in `request.state.caller`.
+    """ASGI middleware that checks every request; routes find the caller in `request.state.caller`.
 
-    `hosts`: the names under which we answer, in small letters, without port.
+    `hosts`: the permitted host names, in lower case, without port.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class Guard:
         behind_proxy: bool,
     ) -> None:
         self._app, self._callers, self._hosts, self._upload_mb = app, callers, hosts, upload_mb
-        # Through a proxy all come from one address: there, the proxy counts them.
+        # Behind a proxy all requests have the same address: the proxy must limit them.
         self._by_address = None if behind_proxy else Buckets(requests_per_minute, requests_per_minute)
         self._by_name = Buckets(requests_per_minute, requests_per_minute)
         self._headers = _HEADERS | ({"Strict-Transport-Security": "max-age=31536000"} if callers.tls else {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # the start and the end of the application
+        if scope["type"] != "http":  # start and end of the application
             await self._app(scope, receive, send)
             return
         brings_a_scan = scope["path"] == SCANS
@@ -85,7 +85,7 @@ class Guard:
                 await self._let_in(scope, exchange)
                 await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            pass  # nobody is there to be answered
+            pass  # the client is gone
         except Exception as error:
             exchange.deadline = None
             refusal = Refusal(reasons.REQUEST_TIME, seconds=seconds) if deadline.expired() else _refusal_of(error)
@@ -94,7 +94,7 @@ class Guard:
             await error_responses.answer(refusal, scope)(scope, receive, exchange.send)
 
     async def _let_in(self, scope: Scope, exchange: "_Exchange") -> None:
-        """Raises Refusal where a request is not for us, too large, one too many, or its caller unknown."""
+        """Check host, size, rate and caller of a request. Raises Refusal if a check fails."""
         headers = Headers(scope=scope)
         if _host_name(headers.get("host", "")) not in self._hosts:
             raise Refusal(reasons.HOST)
@@ -112,23 +112,23 @@ class Guard:
 
 
 class _Exchange:
-    """One request and its answer, on their way through the guard."""
+    """One request and its response inside the middleware."""
 
     def __init__(self, receive: Receive, send: Send, *, most_bytes: int, headers: dict[str, str]) -> None:
         self._receive, self._send, self._most_bytes, self._headers = receive, send, most_bytes, headers
         self._bytes, self._is_whole = 0, False
         self._read_at_most = REQUEST_BYTES
         self.has_begun = False
-        self.deadline: asyncio.Timeout | None = None  # until which the answer must begin
+        self.deadline: asyncio.Timeout | None = None  # before which the response must begin
 
     def announced(self, length: str) -> None:
-        """What Content-Length says. Raises Refusal E_REQUEST, E_REQUEST_SIZE."""
+        """Check Content-Length. Raises Refusal E_REQUEST, E_REQUEST_SIZE."""
         if not (length.isascii() and length.isdecimal() and len(length) < 20):
-            raise Refusal(reasons.REQUEST, problems="Content-Length is no number")
+            raise Refusal(reasons.REQUEST, problems="Content-Length is not a number")
         self._is_not_larger(int(length))
 
     async def receive(self) -> Message:
-        """Raises Refusal E_REQUEST_SIZE where more comes than may come, whatever was announced."""
+        """Receive a message. Raises Refusal E_REQUEST_SIZE if the body is too large, whatever Content-Length says."""
         message = await self._receive()
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
@@ -148,17 +148,17 @@ class _Exchange:
         await self._send(message)
 
     def known(self) -> None:
-        """The caller is one of ours: whatever they may send is read to its end."""
+        """Mark the caller as known: a refused body is then read up to the full size limit."""
         self._read_at_most = self._most_bytes
 
     async def _read_on(self) -> None:
-        """Read the rest of a refused request: many clients see an answer only once they have sent all of theirs."""
+        """Read the rest of a refused request: many clients read the response only after sending everything."""
         with suppress(TimeoutError):
             async with asyncio.timeout(READ_ON_SECONDS):
                 while not self._is_whole and self._bytes < self._read_at_most:
                     message = await self._receive()
                     self._bytes += len(message.get("body", b""))
-                    self._is_whole = not message.get("more_body", False)  # a broken connection has no more either
+                    self._is_whole = not message.get("more_body", False)  # also ends after a broken connection
 
     def _is_not_larger(self, size: int) -> None:
         if size > self._most_bytes:
@@ -176,7 +176,7 @@ def _is_static(scope: Scope) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """The name or address in a header Host, in small letters; '' if there is none."""
+    """Return the name or address in a Host header, in lower case; '' if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -184,7 +184,7 @@ def _host_name(host: str) -> str:
 
 
 def _refusal_of(error: Exception) -> Refusal:
-    """What to tell about an error. One that nobody foresaw leaves its kind and place in the log, never its words."""
+    """Return the refusal for an error. For an unexpected error, log its type and traceback, never its message."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,4 +1,4 @@
-"""Scans in the hospital's PACS: found, and one of them fetched to be scored."""
+"""Routes for the hospital's PACS: search for scans, and fetch one of them for scoring."""
 
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ def get_series(
     from_date: Annotated[Day | None, Query(alias="from", description="First day of the study.")] = None,
     to_date: Annotated[Day | None, Query(alias="to", description="Last day of the study.")] = None,
 ) -> Any:
-    """Those that fit all that is given: at least an identifier, or days that are at most a month apart."""
+    """Find series that match all criteria: at least an identifier, or days at most a month apart."""
     found = _source(clinic).list_series(
         patient_id=patient_id, accession=accession, from_date=from_date, to_date=to_date
     )
@@ -55,7 +55,7 @@ def get_series(
     status_code=202,
     response_model=schemas.Job,
     responses=documented(409, 502),
-    summary="Have a scan of the PACS scored",
+    summary="Score a scan from the PACS",
 )
 def post_scan(
     response: Response,
@@ -65,7 +65,7 @@ def post_scan(
     looks: TheLooks,
     choice: schemas.PacsChoice,
 ) -> Any:
-    """Queue a series of the PACS; it is fetched first."""
+    """Queue a series of the PACS; it is fetched before it is scored."""
     at_most = clinic.settings.limits.waiting_scans
     job = _source(clinic).ask(store, choice.study_uid, choice.series_uid, by=caller.name, at_most=at_most)
     response.headers["Location"] = f"{API}/jobs/{job.id}"
@@ -73,7 +73,7 @@ def post_scan(
 
 
 def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str, Any]:
-    """What was asked for and what is shown, without a name or an identifier. `unnamed`: series without a patient ID."""
+    """Describe search and result without names or identifiers. `unnamed`: number of series without a patient ID."""
     patients = [store.patient_key(series.patient_id, series.issuer) for series in found.series]
     return {
         "asked": {key: value for key, value in asked.items() if value},
@@ -84,7 +84,7 @@ def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str,
 
 
 def _source(clinic: Clinic) -> PacsSource:
-    """Raises Refusal E_NO_PACS, and what opening the node's folder raises."""
+    """Return the clinic's PACS. Raises Refusal E_NO_PACS, and what opening the node's folder raises."""
     if clinic.pacs is None:
         raise Refusal(NO_PACS)
     table, folder = clinic.pacs

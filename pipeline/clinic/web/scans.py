@@ -1,4 +1,4 @@
-"""Scans that come in, and the queue in which they wait."""
+"""Routes for scans: upload, and the queue."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ from pipeline.clinic.web.uploads import INCOMING, receive
 from pipeline.clinic.web.view_audit import Looks, View
 from pipeline.system.atomic_files import sync_folder, sync_tree
 
-KEEP_FREE_MB = 500  # of the disk, for the store and the answers
+KEEP_FREE_MB = 500  # disk space reserved for the store and the answers
 _BODY = {
     "requestBody": {
         "required": True,
@@ -55,7 +55,7 @@ routes = APIRouter(tags=["scans"])
     response_model=schemas.Job,
     responses=documented(413, 415),
     openapi_extra=_BODY,
-    summary="Have a scan scored",
+    summary="Score a scan",
 )
 async def post_scan(
     request: Request,
@@ -63,11 +63,11 @@ async def post_scan(
     clinic: TheClinic,
     caller: Scorer,
     looks: TheLooks,
-    series_uid: Annotated[Uid | None, Query(description="Which series to score, where there are several.")] = None,
+    series_uid: Annotated[Uid | None, Query(description="Which series to score, if there are several.")] = None,
 ) -> Any:
-    """Queue one chest CT. The answer comes later: ask for the job until its state is `answered` or `no_score`.
+    """Queue one chest CT. Then request the job until its state is `answered` or `no_score`.
 
-    Names of files are not kept. Whether the files are a scan that can be scored is found out when it is scored.
+    File names are not stored. Whether the files are a valid scan is checked when it is scored.
     """
     room: Room = request.app.state.room
     async with room.place():
@@ -87,9 +87,9 @@ def get_jobs(
     looks: TheLooks,
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
-    before: Annotated[Id | None, Query(description="A job's id: only those that came before it.")] = None,
+    before: Annotated[Id | None, Query(description="The id of a job: return only older ones.")] = None,
 ) -> Any:
-    """The newest first."""
+    """List jobs, newest first."""
     found = store.jobs(state, limit, before)
     looks.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
     return {"jobs": [job_json(store, job) for job in found]}
@@ -97,12 +97,12 @@ def get_jobs(
 
 @routes.get("/jobs/{job_id}", response_model=schemas.Job, responses=documented(404), summary="One scan of the worklist")
 def get_job(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Any:
-    """How far it is, and in the end its answer's id, or why there is no score."""
+    """Return the state of a job, and at its end the answer's id, or why there is no score."""
     return show_job(store, caller, looks, store.job(job_id))
 
 
 def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
-    """Where a scan without a score lies that somebody looks at, on record.
+    """Return the pictures' folder of a scan without a score, and record that the caller viewed it.
 
     Raises Refusal E_NO_SUCH_JOB, E_NO_SUCH_PICTURE.
     """
@@ -120,7 +120,7 @@ Seen = Annotated[Path, Depends(_seen)]
     "/jobs/{job_id}/slices", response_model=schemas.Slices, responses=documented(404), summary="Slices without a score"
 )
 def get_slices(folder: Seen) -> Any:
-    """As of an answer, of a scan that got no score; only where it could be read."""
+    """Return the slices of a scan without a score, as for an answer; only if it could be read."""
     return pictures.planes(folder)
 
 
@@ -131,12 +131,12 @@ def get_slices(folder: Seen) -> Any:
     summary="One slice of a scan without a score",
 )
 def get_slice(folder: Seen, plane: pictures.Plane, index: Annotated[int, PathParameter(ge=0, le=9999)]) -> Response:
-    """In the lung window, the patient's right on the left. Not for diagnosis: the scan is made coarser."""
+    """Draw a slice in the lung window, the patient's right on the left. Not for diagnosis: reduced resolution."""
     return Response(pictures.slice_png(folder, plane, index), media_type="image/png")
 
 
 def show_job(store: Store, caller: Caller, looks: Looks, job: Job) -> Any:
-    """The job as the API gives it, on record where it names a patient. Raises Refusal E_CLINIC_FILE."""
+    """Return the job as JSON; record the view if it names a patient. Raises Refusal E_CLINIC_FILE."""
     if job.patient:
         looks.note(store, caller, View("job", job_id=job.id, answer_id=job.answer_id))
     return job_json(store, job)
@@ -147,14 +147,14 @@ def job_json(store: Store, job: Job) -> Any:
 
 
 def _has_space(clinic: Clinic, announced: str | None) -> None:
-    """Raises Refusal E_DISK_FULL where a scan, of as many bytes as were announced, would leave too little."""
+    """Check the disk space for an upload of the announced size. Raises Refusal E_DISK_FULL."""
     coming = int(announced) if announced else clinic.settings.limits.upload_mb * MB
     if shutil.disk_usage(clinic.scans).free < KEEP_FREE_MB * MB + coming:
         raise Refusal(DISK_FULL)
 
 
 def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: str | None) -> None:
-    """Let a scan that has come in be scored. Raises Refusal E_QUEUE_FULL, E_CLINIC_FILE; nothing is left then."""
+    """Queue an uploaded scan. Raises Refusal E_QUEUE_FULL, E_CLINIC_FILE, and removes the upload then."""
     folder = clinic.scans / job_id
     try:
         sync_tree(incoming)

@@ -1,6 +1,6 @@
-"""What the API (v1) takes and gives; the OpenAPI document is made of it. Keys are stable: new ones may come, none goes.
+"""The data types of the API (v1) and of its OpenAPI document. Keys may be added, but are never removed.
 
-Times are ISO 8601. Texts that come from a scan's headers may hold anything a PACS lets through; see `inert_text.py`.
+Times are ISO 8601. Texts from a scan's headers may contain anything that a PACS accepts; see `inert_text.py`.
 """
 
 from datetime import date
@@ -13,12 +13,12 @@ from pipeline.clinic.web.auth import Access
 from pipeline.system.days import Day
 
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # of a release, its name
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]  # of a release: its name
 Uid = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)*$", max_length=64)]
 
 
 class Patient(BaseModel):
-    """Whose scan it is, as its headers say. `key` stands for (id, issuer) in addresses; '' if there is no id."""
+    """The patient, according to the scan's headers. `key` replaces (id, issuer) in URLs; '' if there is no id."""
 
     key: str
     id: str
@@ -29,9 +29,9 @@ class Patient(BaseModel):
 
 
 class Job(BaseModel):
-    """A scan in the queue. `position`: its place among those that wait. `code` to `remedy`: why there is no score.
+    """A scan in the queue. `position`: its place among the waiting ones. `code` to `remedy`: why there is no score.
 
-    `has_pictures`: whether a scan without a score can be seen all the same.
+    `has_pictures`: whether a scan without a score has pictures.
     """
 
     id: str
@@ -50,13 +50,13 @@ class Job(BaseModel):
 
 
 class Jobs(BaseModel):
-    """The newest first."""
+    """Jobs, newest first."""
 
     jobs: list[Job]
 
 
 class Study(BaseModel):
-    """The scan in the PACS. `acquired_at`: local time, without a zone."""
+    """The scan in the PACS. `acquired_at`: local time, without time zone."""
 
     study_uid: str
     series_uid: str
@@ -65,7 +65,7 @@ class Study(BaseModel):
 
 
 class UsedModel(BaseModel):
-    """The release that gave the answer, and what it was then."""
+    """The release that gave the answer. `role`: its role at that time."""
 
     sha256: str
     name: str
@@ -73,7 +73,7 @@ class UsedModel(BaseModel):
 
 
 class Pcr(BaseModel):
-    """The PCR result that goes with a scan. `by`: who entered it."""
+    """The PCR result that matches a scan. `by`: who entered it."""
 
     result: PcrResult
     collected_on: date | None
@@ -82,7 +82,7 @@ class Pcr(BaseModel):
 
 
 class Delivery(BaseModel):
-    """The answer's way to the PACS. `code`: why the last attempt failed."""
+    """The delivery of the answer to the PACS. `code`: why the last attempt failed."""
 
     state: DeliveryState
     attempts: int
@@ -91,7 +91,7 @@ class Delivery(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the model said. `score`: as `fedthorax score --json` prints it. `files`: to be fetched one by one."""
+    """The model's answer. `score`: as `fedthorax score --json` prints it. `files`: names for download."""
 
     id: str
     job_id: str
@@ -106,13 +106,13 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    """The newest first."""
+    """Answers, newest first."""
 
     answers: list[Answer]
 
 
 class PcrEntry(BaseModel):
-    """A PCR result, as it is entered. `collected_on`: the day the specimen was taken."""
+    """A PCR result to enter. `collected_on`: the day on which the specimen was taken."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -123,12 +123,12 @@ class PcrEntry(BaseModel):
     @classmethod
     def has_been(cls, day: date | None) -> date | None:
         if day and day > date.today():
-            raise ValueError("the day is still to come")
+            raise ValueError("the day is in the future")
         return day
 
 
 class PlaneSlices(BaseModel):
-    """Slices of one plane. `letters`: at the left, right, top and bottom edge. `start`: the slice to begin with."""
+    """Slices of one plane. `letters`: at the left, right, top and bottom edge. `start`: the first slice to show."""
 
     count: int
     spacing_mm: float
@@ -139,7 +139,7 @@ class PlaneSlices(BaseModel):
 
 
 class Slices(BaseModel):
-    """The slices that can be fetched as pictures, by plane."""
+    """The available slices by plane."""
 
     axial: PlaneSlices
     coronal: PlaneSlices
@@ -147,7 +147,7 @@ class Slices(BaseModel):
 
 
 class PacsSeries(BaseModel):
-    """A CT series as the PACS describes it; '' or null where it does not say. `images`: their number."""
+    """A CT series as the PACS describes it; '' or null if a value is missing. `images`: their number."""
 
     patient_id: str
     issuer: str
@@ -162,14 +162,14 @@ class PacsSeries(BaseModel):
 
 
 class PacsListing(BaseModel):
-    """The newest study first. `complete`: false where the PACS has more than are listed."""
+    """Series, newest study first. `complete`: false if the PACS has more than are listed."""
 
     complete: bool
     series: list[PacsSeries]
 
 
 class PacsChoice(BaseModel):
-    """Which series of the PACS is to be scored."""
+    """The series of the PACS to score."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -178,10 +178,10 @@ class PacsChoice(BaseModel):
 
 
 class Agreement(BaseModel):
-    """A shadow beside the live model, over the scans that both answered.
+    """Comparison of a shadow model with the live one, over the scans that both answered.
 
-    `agreement`: by label, the share of scans that both put on the same level (operating points where the release has
-    them, else 0.5). `mean_difference`: by label, shadow less live probability.
+    `agreement`: by label, the share of scans with the same level in both (by the release's operating points, else 0.5).
+    `mean_difference`: by label, mean of shadow minus live probability.
     """
 
     scans: int
@@ -190,9 +190,9 @@ class Agreement(BaseModel):
 
 
 class KeptModel(BaseModel):
-    """A verified release. `role`: null if it is kept, but not asked. `signed_by`: SHA-256 of the key, null: unchecked.
+    """A verified release. `role`: null if not in use. `signed_by`: SHA-256 of the key; null: signature not checked.
 
-    `answers`: how many it gave, as the live model and in shadow. `beside_live`: null while no scan has both answers.
+    `answers`: number of its answers, live and in shadow. `beside_live`: null while no scan has both answers.
     """
 
     sha256: str
@@ -210,13 +210,13 @@ class KeptModel(BaseModel):
 
 
 class KeptModels(BaseModel):
-    """The oldest first."""
+    """Models, oldest first."""
 
     models: list[KeptModel]
 
 
 class AuditRecord(BaseModel):
-    """Who did what, and when; no patient is named. `output`: what the model said, was shown, or what else was done."""
+    """Who did what and when, without patient names. `output`: the model's output, what was shown, or other details."""
 
     number: int
     at: str
@@ -232,13 +232,13 @@ class AuditRecord(BaseModel):
 
 
 class AuditRecords(BaseModel):
-    """The oldest first."""
+    """Audit records, oldest first."""
 
     records: list[AuditRecord]
 
 
 class SignIn(BaseModel):
-    """A token, with which a browser signs in."""
+    """The token with which a browser signs in."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -246,7 +246,7 @@ class SignIn(BaseModel):
 
 
 class Session(BaseModel):
-    """Who asks. `ends_at`: when what they showed ends; null: never."""
+    """The caller. `ends_at`: when their token or session expires; null: never."""
 
     name: str
     role: Access
@@ -254,7 +254,7 @@ class Session(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether scans are being scored now, and what stands in the way if not."""
+    """Whether the service scores scans now, and which parts are ready."""
 
     ready: bool
     worker: bool

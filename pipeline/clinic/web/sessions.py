@@ -1,4 +1,4 @@
-"""How a browser signs in with a token, and out again."""
+"""Routes for signing in with a token, and signing out."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from pipeline.clinic.web.error_responses import documented
 routes = APIRouter(tags=["session"])
 
 
-@routes.get("/session", response_model=schemas.Session, responses=documented(), summary="Who asks")
+@routes.get("/session", response_model=schemas.Session, responses=documented(), summary="The caller")
 def get_session(caller: Reader) -> Any:
-    """Name and role of the token that was shown, or with which the browser signed in."""
+    """Return name and role of the caller's token, or of the token of their session."""
     return _json(caller)
 
 
 @routes.post("/session", response_model=schemas.Session, responses=documented(), summary="Sign in")
 async def post_session(request: Request, response: Response, sign_in: schemas.SignIn) -> Any:
-    """Sets the cookie of a session, which no script can read and no other site makes a browser send."""
+    """Start a session. No script can read its cookie, and browsers do not send it for other sites."""
     callers: Callers = request.app.state.callers
     secret, caller = await callers.sign_in(request, sign_in.token)
     response.set_cookie(
@@ -33,7 +33,7 @@ async def post_session(request: Request, response: Response, sign_in: schemas.Si
 
 @routes.delete("/session", status_code=204, responses=documented(), summary="Sign out")
 def delete_session(request: Request, response: Response, _: Reader) -> None:
-    """Ends the browser's session; a token that was shown in a header stays."""
+    """End the browser's session; a token sent in a header remains valid."""
     callers: Callers = request.app.state.callers
     callers.tokens.sign_out(callers.session_secret(request.headers))
     response.delete_cookie(callers.cookie, httponly=True, samesite="strict", secure=callers.tls)

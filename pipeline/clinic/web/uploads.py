@@ -1,7 +1,7 @@
-"""Scans that are uploaded: written to the disk as they come, chunk by chunk, and gone again if they do not come whole.
+"""Uploads: written to the disk chunk by chunk, and removed if they are incomplete.
 
-Names of files are not kept, for they may name a patient: a number stands in their place, and the ending, by which
-volumes are told from DICOM. What is in a zip is looked at when it is scored, by `pipeline/imaging/archive.py`.
+File names are not stored, because they may name a patient. Files are numbered; only the suffix is kept, which
+distinguishes volumes from DICOM. A zip is checked when it is scored, by `pipeline/imaging/archive.py`.
 """
 
 import shutil
@@ -19,14 +19,14 @@ from pipeline.clinic.reasons import REQUEST_TYPE, UPLOAD_BROKEN, UPLOAD_EMPTY, U
 from pipeline.imaging.archive import MAX_ENTRIES
 from pipeline.imaging.discovery import VOLUME_SUFFIXES, is_companion
 
-INCOMING = ".incoming-"  # what folders of uploads that are still coming are called
+INCOMING = ".incoming-"  # prefix of the folders of running uploads
 _WRITE_BYTES = 2**18
 _ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 _FORM = "multipart/form-data"
 
 
 async def receive(request: Request, folder: Path) -> None:
-    """Write the files of a request, a form or one zip, into `folder`, which is made; on any failure it is removed.
+    """Write the files of a request (a form or one zip) into the new `folder`; remove it on any failure.
 
     Raises Refusal E_REQUEST_TYPE, E_REQUEST_SIZE, E_UPLOAD_BROKEN, E_UPLOAD_EMPTY, E_UPLOAD_FILES; ClientDisconnect.
     """
@@ -39,7 +39,7 @@ async def receive(request: Request, folder: Path) -> None:
             await _receive_form(request, options.get(b"boundary", b""), folder)
         else:
             await _receive_zip(request, folder)
-    except BaseException:  # the client may be gone, or the time be over
+    except BaseException:  # the client may be gone, or the timeout reached
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -71,7 +71,7 @@ async def _receive_form(request: Request, boundary: bytes, folder: Path) -> None
 
 
 async def _pieces(request: Request) -> AsyncIterator[bytes]:
-    """The body in pieces worth a write."""
+    """Yield the body in pieces of at least _WRITE_BYTES, except the last."""
     kept = bytearray()
     async for chunk in request.stream():
         kept += chunk
@@ -83,10 +83,10 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
 
 
 class _Form:
-    """A multipart form (RFC 7578) that is being written to a folder; what is no scan is passed over, by its name."""
+    """A multipart form (RFC 7578) that is written to a folder; files that are not scans are skipped by their name."""
 
     def __init__(self, boundary: bytes, folder: Path) -> None:
-        """Raises FormParserError."""
+        """Raises FormParserError if there is no boundary."""
         if not boundary:
             raise FormParserError("no boundary")
         self._folder = folder
@@ -109,7 +109,7 @@ class _Form:
         self.is_whole = False
 
     def write(self, piece: bytes) -> None:
-        """Raises FormParserError, Refusal E_UPLOAD_FILES."""
+        """Parse the next piece. Raises FormParserError, Refusal E_UPLOAD_FILES."""
         self._parser.write(piece)
 
     def close(self) -> None:

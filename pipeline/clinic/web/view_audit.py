@@ -1,4 +1,4 @@
-"""The record of who was shown what: one for each opening, not for each figure and picture that belongs to it."""
+"""Audit of views: one record each time something is opened, not one for each of its values and pictures."""
 
 import time
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from typing import Any, Literal
 from pipeline.clinic.store import Store
 from pipeline.clinic.web.auth import Caller
 
-SITTING_SECONDS = 900.0  # without a request, after which somebody who looks again opens it anew
-_MOST = 10_000  # sittings, and entries of one, that are remembered; beyond, something may be recorded twice
+SITTING_SECONDS = 900.0  # without a request; the next view after that is recorded again
+_MOST = 10_000  # sittings, and entries of each; beyond this, a view may be recorded twice
 
 
 @dataclass(frozen=True)
 class View:
-    """What is shown. `action`: as it is recorded.
+    """What a caller views. `action`: as it is recorded.
 
     look       an answer, or the pictures of a scan without a score
     job        one scan of the worklist
@@ -23,8 +23,8 @@ class View:
     list       the list of answers
     history    the answers for one patient
 
-    `patient`: the key of the patient. `shown`: ids of the jobs or answers that a list shows; each is recorded once in
-    a sitting.
+    `patient`: the key of the patient. `shown`: ids of the jobs or answers in a list; each is recorded once in a
+    sitting.
     """
 
     action: Literal["look", "job", "worklist", "list", "history"]
@@ -34,14 +34,14 @@ class View:
     shown: tuple[str, ...] | None = None
 
     def output(self, new: list[str]) -> dict[str, Any]:
-        """What the record says besides the ids of job and answer."""
+        """Return the record's details besides the ids of job and answer."""
         patient = {"patient": self.patient} if self.patient else {}
         return {**patient, "shown": new} if self.shown is not None else {}
 
 
 @dataclass
 class _Sitting:
-    """What one caller looks at, without a break. `shown`: what is on record."""
+    """One caller's views of one thing without a long break. `shown`: ids that are already recorded."""
 
     lock: Lock = field(default_factory=Lock)
     last: float | None = None
@@ -49,7 +49,7 @@ class _Sitting:
 
 
 class Looks:
-    """Of one process. `clock`: seconds, from any moment on."""
+    """The view audit of one process. `clock`: seconds since any fixed moment."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -57,12 +57,12 @@ class Looks:
         self._sittings: dict[tuple[str, str, str | None], _Sitting] = {}
 
     def note(self, store: Store, caller: Caller, view: View) -> None:
-        """Record what somebody is shown, unless it is on record for this sitting.
+        """Record a view, unless it is already recorded for this sitting.
 
-        Raises Refusal E_CLINIC_FILE: what cannot be recorded is not shown.
+        Raises Refusal E_CLINIC_FILE: a view that cannot be recorded is not shown.
         """
         sitting = self._sitting((caller.name, view.action, view.job_id or view.patient))
-        with sitting.lock:  # who asks for the same at the same time waits until it is on record
+        with sitting.lock:  # a concurrent identical request waits until this one is recorded
             now = self._clock()
             is_open = sitting.last is not None and now - sitting.last < SITTING_SECONDS
             known = sitting.shown if is_open and len(sitting.shown) < _MOST else set()

@@ -423,7 +423,7 @@ def test_over_tls_nobody_else_gets_in_and_the_log_tells_why(
         for _ in range(100):
             if "receiver was closed" in caplog.text or Event().wait(0.05):
                 break
-        assert f"the DICOM receiver was closed, TLS: {line}" in caplog.text
+        assert f"the DICOM receiver was closed because of a TLS error: {line}" in caplog.text
     assert reception.counts["kept"] == 0
 
 

@@ -83,7 +83,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ('[results]\nsend = "always"\n', "results"),
         ('[results]\nsend = "always"\nby = "c-store"\n', "results"),
         ('[results]\nsend = "sometimes"\n', "results.send"),
-        (f'[node]\nfolder = "../site"\n{DICOMWEB}', "of the clinic's own"),
+        (f'[node]\nfolder = "../site"\n{DICOMWEB}', "the clinic's own [pacs]"),
         ('[receiver]\naet = "a name that is too long"\n', "receiver.aet"),
         ('[receiver]\nenabled = true\nhost = "0.0.0.0"\n', "without_tls"),
         ('[receiver]\nenabled = true\nhost = "::"\n', "without_tls"),

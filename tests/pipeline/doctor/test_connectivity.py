@@ -117,12 +117,12 @@ def test_nobody_there(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
     answer = knock(Endpoint("127.0.0.1", port, ca=authority.path))
-    assert answer.failed == "nothing listens there"
+    assert answer.failed == "no service listens there"
     assert "Refused" in answer.private
 
 
 def test_a_name_that_does_not_exist(authority: Authority) -> None:
-    assert "name is not known" in knock(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
+    assert "cannot resolve the host name" in knock(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
 
 
 def test_what_speaks_no_tls(authority: Authority) -> None:
@@ -163,7 +163,7 @@ def test_a_proxy_that_refuses_and_one_that_is_not_there(authority: Authority) ->
 
     with listening(refuse) as proxy:
         answer = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
-    assert "proxy does not let" in answer.failed
+    assert "proxy refuses" in answer.failed
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
     gone = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{port}"))

@@ -27,8 +27,8 @@ NOW = datetime(2026, 1, 2, 3, 4)
 MILD, SEVERE, NEGATIVE = Labels(True, False), Labels(True, True), Labels(False, None, None, reasons.NO_OUTCOME)
 UNTESTED = Labels(None, None, reasons.NO_PCR)
 LINES = (
-    Line("network", "study's server", "fail", "nothing listens there", "Check host and port.", "", "CANARY.example"),
-    Line("environment", "disk", "ok", "room enough", "", "69.8 GB free; 4711 series"),
+    Line("network", "study's server", "fail", "no service listens there", "Check host and port.", "", "CANARY.example"),
+    Line("environment", "disk", "ok", "enough space", "", "69.8 GB free; 4711 series"),
     Line("environment", "memory", "warn", "little of it", "End other programs."),
 )
 
@@ -123,7 +123,7 @@ def test_data_sets_without_pcr_results(site: Site) -> None:
     made = checkup(site, [member(f"{i:016x}", each) for i, each in enumerate(labels)])
     shown = steps(made)
     assert (shown["without PCR result"], shown["severe course"], shown["no severe course"]) == ("50", "20", "30")
-    assert "How the cohort would change" not in render(replace(made, variants=()), NOW)
+    assert "How the cohort changes" not in render(replace(made, variants=()), NOW)
 
 
 def test_counts_of_rules_hide_with_the_waterfall(site: Site) -> None:
@@ -178,13 +178,13 @@ def test_without_scans_it_still_tells_the_rest() -> None:
     waiting = Line("scans", "scans", "skip", "E_NOTHING_PULLED: nothing yet", "Run `fedthorax node pull`.")
     page = render(Checkup("ward", 10, JoinRules(), (*LINES, waiting)), NOW)
     assert "Run <code>fedthorax node pull</code>." in page
-    assert "1 thing keeps this site from" in page
+    assert "1 problem prevents this site from" in page
     assert "The data contract" not in page
 
 
 def test_where_all_is_well_it_says_so() -> None:
     page = render(Checkup("ward", 10, JoinRules(), LINES[1:2]), NOW)
-    assert "Nothing is wrong with what was looked at." in page
+    assert "The checks found no problem." in page
     assert "What to do" not in page
 
 

@@ -175,8 +175,8 @@ def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
     assert "Intermediate: between the release's thresholds for ruling out and ruling in (8.0 %, 40.0 %)." in page
     assert "High: at or above the release's threshold for ruling in (20.0 %, 90.0 %)." in page
     assert "95 % band 5.1 % to 30.2 %" in page
-    assert "has no thresholds" not in page and "No interval" not in page
-    assert "has no thresholds, so the probability is not classified as low or high" in " ".join(render(score()).split())
+    assert "defines no operating points" not in page and "No interval" not in page
+    assert "defines no operating points" in " ".join(render(score()).split())
 
 
 def test_lungs_are_told_by_side_and_third() -> None:

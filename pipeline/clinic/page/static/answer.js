@@ -1,4 +1,4 @@
-// One scan: the answer, why there is none, or how far it has come.
+// One scan: its answer, why it has none, or its state in the queue.
 
 import { address, ask } from "./api.js";
 import { briefly, byId, element, moment, outside, personName, say, show } from "./dom.js";
@@ -14,7 +14,7 @@ import { known, learnAnswer, refresh } from "./worklist.js";
 const DELIVERY_MS = 3000;
 
 let current = null; // id of the job that is shown
-let opening = 0; // which time one is opened: what was asked for another time is dropped, be it of the same scan
+let opening = 0; // counts openings: a response that belongs to an earlier opening is dropped, even of the same scan
 let answer = null;
 let mayScore = false;
 let looking = null;
@@ -34,7 +34,7 @@ export function startAnswer() {
   });
 }
 
-/** `role`: of whoever is signed in; a reader may look, and change nothing. */
+/** Show the controls that a role may use. `role`: of the signed-in user; a reader may change nothing. */
 export function allow(role) {
   mayScore = role !== "read";
   show(byId("pcr-form"), mayScore);
@@ -62,15 +62,15 @@ export async function openScan(id) {
   show(byId("nothing"), false);
   try {
     const job = await ask(`jobs/${id}`);
-    if (mine !== opening) return; // closed meanwhile, and perhaps opened again
-    const newer = known(id); // the list may have looked again meanwhile
+    if (mine !== opening) return; // closed in the meantime, and perhaps opened again
+    const newer = known(id); // the list may have been refreshed in the meantime
     await showJob(newer?.ended_at ? newer : job);
   } catch (error) {
     if (mine === opening) showState({ title: "This scan cannot be shown", says: error.text ?? String(error) });
   }
 }
 
-/** What a job has come to; also called when the worklist sees it change. */
+/** Show the state of a job; also called when it changes in the worklist. */
 export async function showJob(job) {
   if (job.id !== current) return;
   const mine = opening;
@@ -80,7 +80,7 @@ export async function showJob(job) {
     return;
   }
   const place = job.position ? `Place ${job.position} in the queue. ` : "";
-  const says = job.state === "no_score" ? `${capital(job.says)}.` : `${place}The answer appears here by itself.`;
+  const says = job.state === "no_score" ? `${capital(job.says)}.` : `${place}The answer appears here automatically.`;
   showState({
     title: job.state === "no_score" ? "No score" : STATES[job.state],
     patient: job.patient,
@@ -89,7 +89,7 @@ export async function showJob(job) {
     code: job.code,
     isFinal: job.state === "no_score",
   });
-  await showRefused(job, () => mine === opening).catch(() => {}); // the reason stands without them
+  await showRefused(job, () => mine === opening).catch(() => {}); // the pictures are optional
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -111,7 +111,7 @@ async function showAnswer(found) {
   answer = found;
   show(byId("state"), false);
   const { patient, study, score, id } = answer;
-  byId("patient-name").replaceChildren(outside(personName(patient?.name) || patient?.id || "The scan names no patient"));
+  byId("patient-name").replaceChildren(outside(personName(patient?.name) || patient?.id || "The scan does not name a patient"));
   const years = patient?.age_years === null || patient?.age_years === undefined ? "" : `${Math.floor(patient.age_years)} years`;
   const facts = [SEXES[patient?.sex], years].filter(Boolean).join(", ");
   byId("patient-facts").replaceChildren("ID ", outside(patient?.id || "–"), facts ? ` · ${facts}` : "");
@@ -153,7 +153,7 @@ function showDelivery() {
     says.replaceChildren("In the PACS since ", briefly(pacs.sent_at));
   } else {
     const tries = pacs.attempts ? `, ${pacs.attempts} ${pacs.attempts === 1 ? "try" : "tries"} so far (${pacs.code})` : "";
-    say(says, pacs.state === "waiting" ? `On its way to the PACS${tries}` : `The PACS did not take it (${pacs.code})`);
+    say(says, pacs.state === "waiting" ? `Being sent to the PACS${tries}` : `The PACS did not accept it (${pacs.code})`);
   }
   show(byId("send"), mayScore && (!pacs || pacs.state === "failed"));
   if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
@@ -182,9 +182,9 @@ async function sendToPacs() {
   refresh();
 }
 
-/** In one sentence, for those who hear the page. */
+/** One sentence for screen readers. */
 export function announcement([job, ...others]) {
-  if (others.length) return `${others.length + 1} scans were answered, or got no score.`;
+  if (others.length) return `${others.length + 1} scans were answered or ended without a score.`;
   const whose = personName(job.patient?.name) || "a scan";
   return job.state === "answered" ? `Answered: ${whose}.` : `No score: ${whose}.`;
 }

@@ -1,10 +1,10 @@
-// The service's API, version 1. Addresses are relative, so that the page may lie below a path of a reverse proxy.
+// The service's API, version 1. URLs are relative, so that a reverse proxy can serve the page below a path.
 
 const BASE = "api/v1/";
 
-/** What the service refused: a stable code, what happened, and what to do next. */
+/** An error response of the service: a stable code, what happened, and what to do next. */
 export class Refused extends Error {
-  constructor(status, { code = "", says = "the service gave an answer that the page cannot read", remedy = "" } = {}) {
+  constructor(status, { code = "", says = "the page cannot read the service's response", remedy = "" } = {}) {
     super(says);
     Object.assign(this, { status, code, says, remedy });
   }
@@ -15,9 +15,9 @@ export class Refused extends Error {
   }
 }
 
-const SILENT = { says: "the service does not answer", remedy: "The page asks again by itself." };
+const SILENT = { says: "the service does not respond", remedy: "The page retries automatically." };
 
-/** Calls `whenSignedOut` each time the service no longer knows who asks. */
+/** Calls `whenSignedOut` each time the service reports that the session is invalid. */
 let signedOut = () => {};
 export function onSignedOut(whenSignedOut) {
   signedOut = whenSignedOut;
@@ -38,7 +38,7 @@ function refused(status, text) {
   return new Refused(status, parsed(text));
 }
 
-/** One request; `json` is sent with PUT or POST. Returns the content, null where there is none. */
+/** Sends one request; `json` is sent with PUT or POST. Returns the content, null if there is none. */
 export async function ask(path, { method = "GET", json } = {}) {
   const headers = json === undefined ? {} : { "Content-Type": "application/json" };
   const body = json === undefined ? undefined : JSON.stringify(json);
@@ -53,7 +53,7 @@ export async function ask(path, { method = "GET", json } = {}) {
   return text ? parsed(text) : null;
 }
 
-/** Sends a form and tells its progress, 0 to 1, which fetch cannot. */
+/** Sends a form and reports its progress, 0 to 1, which fetch cannot do. */
 export function upload(path, form, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();

@@ -1,4 +1,4 @@
-// The page: signing in and out, which scan is shown, and who tells whom.
+// The page: signing in and out, which scan is shown, and the connections between the modules.
 
 import { allow, announcement, closeScan, openScan, showJob, startAnswer } from "./answer.js";
 import { ask, onSignedOut } from "./api.js";
@@ -10,7 +10,7 @@ import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
 
 const SCAN = /^#\/scans\/([0-9a-f]{32})$/;
-const SIGN_IN = /^#token=(.+)$/; // the address that `serve` prints; what follows # is sent to nobody
+const SIGN_IN = /^#token=(.+)$/; // in the URL that `serve` prints; browsers do not send what follows #
 
 const SEEN_MS = 10000; // how long a message stays
 
@@ -68,13 +68,13 @@ const inAddress = () => SCAN.exec(location.hash)?.[1];
 
 function follow() {
   const id = inAddress();
-  document.body.classList.toggle("one-scan", Boolean(id)); // on a narrow screen: it instead of the list
+  document.body.classList.toggle("one-scan", Boolean(id)); // a narrow screen shows the scan instead of the list
   choose(id);
   if (id) openScan(id);
   else closeScan();
 }
 
-/** A scan was taken. It is shown, unless another is being read. */
+/** A scan was accepted. Show it, unless another one is open. */
 function arrived(job) {
   refresh();
   if (!inAddress()) location.hash = `#/scans/${job.id}`;

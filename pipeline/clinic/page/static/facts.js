@@ -1,4 +1,4 @@
-// What stands below the pictures: measures of the lungs, what the model saw, checks of quality, the model itself.
+// The sections below the images: measures of the lungs, the model's input, quality checks, the model itself.
 
 import { byId, describe, element, outside, percent, roughly, say, show, table } from "./dom.js";
 import { checkName, SEXES } from "./words.js";
@@ -29,20 +29,20 @@ function showMeasures(lungs) {
     element(
       "p",
       { className: "soft" },
-      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. Vessels, and what another disease made dense, count in.`,
+      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. Vessels, and densities caused by other diseases, are included.`,
     ),
   );
 }
 
 function showSaw({ input, familiarity }) {
   const pairs = [
-    ["Scan", "the lungs and what lies beside them, nothing else of the body"],
+    ["Scan", "only the lungs and the tissue directly around them"],
     ["Age", input.age_band ? `${input.age_band} years` : "not given"],
     ["Sex", SEXES[input.sex] ?? "not given"],
   ];
   if (familiarity) {
     const share = roughly(familiarity.distance / familiarity.limit);
-    pairs.push(["Likeness", `${share} of the distance from the training scans at which no score is given`]);
+    pairs.push(["Distance from training scans", `${share} of the largest distance at which a score is given`]);
   }
   describe(byId("saw"), pairs);
 }
@@ -51,14 +51,14 @@ function showQuality(quality) {
   const rows = quality.map(({ name, value, unit, verdict, says, remedy, code }) => [
     checkName(name),
     `${value} ${unit}`.trim(),
-    verdict === "ok" ? "ok" : element("span", { className: "flag" }, `Look: ${says}. ${remedy} (${code})`),
+    verdict === "ok" ? "ok" : element("span", { className: "flag" }, `Check: ${says}. ${remedy} (${code})`),
   ]);
   byId("quality").replaceChildren(table("Checks of the scan", ["Check", "Found", "Verdict"], rows));
   const flags = quality.filter(({ verdict }) => verdict !== "ok");
   const flagged = byId("flagged");
   show(flagged, flags.length > 0);
   const names = flags.map(({ name }) => checkName(name).toLowerCase()).join("; ");
-  say(flagged, flags.length ? `Before you read the figures: ${flags.length} of ${quality.length} checks need a look (${names}). See “Quality of the scan”.` : "");
+  say(flagged, flags.length ? `Before you use the probabilities: ${flags.length} of ${quality.length} quality checks have a warning (${names}). See “Quality of the scan”.` : "");
 }
 
 function showModel({ score, model }) {
@@ -67,10 +67,10 @@ function showModel({ score, model }) {
   describe(byId("model"), [
     ["Name", outside(model.name)],
     ["Study", outside(study)],
-    ["Learnt in", `${rounds} rounds at ${sites} ${kind}`],
+    ["Training", `${rounds} rounds at ${sites} ${kind}`],
     ["Release", element("code", {}, model.sha256)],
     ["Signature", outside(signature)],
-    ["Time taken", `${score.timing_seconds.total.toFixed(1)} s`],
+    ["Scoring time", `${score.timing_seconds.total.toFixed(1)} s`],
   ]);
 }
 
@@ -81,7 +81,7 @@ export function showFacts(answer) {
   showModel(answer);
 }
 
-/** The saliency in words; never without the probability that it belongs to. */
+/** Describes the saliency map, always with the probability that it explains. */
 export function saliencyText({ saliency, probability }, title) {
   if (!saliency?.shown) return saliency?.why_not ? `No map of where the model looked: ${saliency.why_not}.` : "";
   const which = `“${title.toLowerCase()}” (${percent(probability[saliency.label])})`;

@@ -1,4 +1,4 @@
-// All scores of one patient, the newest first, with the model that gave each.
+// All scores of one patient, newest first, each with its model.
 
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, table } from "./dom.js";
@@ -14,7 +14,7 @@ function svg(tag, attributes) {
   return made;
 }
 
-/** A line of the probabilities from the oldest to the newest, 0 below and 1 above. */
+/** Draws a line of the probabilities from the oldest to the newest, 0 at the bottom and 1 at the top. */
 function sparkline(shares) {
   const points = shares.map((share, i) => [
     4 + (i * (WIDTH - 8)) / Math.max(1, shares.length - 1),
@@ -43,7 +43,7 @@ export async function showHistory(answer, isCurrent) {
   const box = byId("history");
   box.replaceChildren();
   if (!answer.patient?.key) {
-    box.append(element("p", { className: "soft" }, "The scan names no patient."));
+    box.append(element("p", { className: "soft" }, "The scan does not name a patient."));
     return;
   }
   const { answers } = await ask(`patients/${answer.patient.key}/answers`);
@@ -56,6 +56,6 @@ export async function showHistory(answer, isCurrent) {
   }
   const models = new Set(answers.map(({ model }) => model.sha256));
   if (models.size > 1) {
-    box.append(element("p", { className: "soft" }, "Scores of different models cannot be compared number by number."));
+    box.append(element("p", { className: "soft" }, "Probabilities of different models are not directly comparable."));
   }
 }

@@ -1,9 +1,9 @@
-// A scan comes in: dropped (files, a zip, folders within folders), chosen with a button, or found in the PACS.
+// Adding a scan: by drag and drop (files, a zip, nested folders), or with a button.
 
 import { upload } from "./api.js";
 import { byId, say, show } from "./dom.js";
 
-/** `arrived(job)`: the service has taken a scan. */
+/** `arrived(job)`: called when the service has accepted a scan. */
 export function startIncoming(arrived) {
   const [files, folder] = [byId("files"), byId("folder")];
   byId("choose-files").addEventListener("click", () => files.click());
@@ -14,7 +14,7 @@ export function startIncoming(arrived) {
       input.value = ""; // so that the same files can be chosen again
     });
   }
-  // The whole window takes a drop: a scan that misses the box must not replace the page.
+  // The whole window accepts a drop: a scan dropped beside the box must not replace the page.
   const drop = byId("drop");
   let depth = 0;
   const mark = (by) => drop.classList.toggle("over", (depth = by === 0 ? 0 : Math.max(0, depth + by)) > 0);
@@ -28,9 +28,9 @@ export function startIncoming(arrived) {
   });
 }
 
-/** All files of a drop; folders are walked through. */
+/** Returns all files of a drop, including those in folders. */
 async function dropped(transfer) {
-  // Entries must be asked for before the first await: the browser empties the list then.
+  // Read the entries before the first await: the browser empties the list after it.
   const entries = [...transfer.items].filter(({ kind }) => kind === "file").map((item) => item.webkitGetAsEntry());
   if (entries.some((entry) => entry === null)) return [...transfer.files];
   return (await Promise.all(entries.map(filesOf))).flat();
@@ -42,7 +42,7 @@ async function filesOf(entry) {
   const found = [];
   for (;;) {
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!some.length) return found; // a browser gives a hundred at a time
+    if (!some.length) return found; // browsers return a hundred entries at a time
     for (const each of some) found.push(...(await filesOf(each)));
   }
 }

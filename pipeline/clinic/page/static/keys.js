@@ -1,11 +1,11 @@
-// Keys. Single letters can be switched off, for those who speak to their computer or type with aids.
+// Keyboard shortcuts. They can be switched off, for users of speech input or other assistive tools.
 
 import { byId, describe, element } from "./dom.js";
 import { KEYS } from "./words.js";
 
-const KEPT = "fedthorax-single-keys"; // a preference; nothing else is kept in the browser
+const KEPT = "fedthorax-single-keys"; // a preference; nothing else is stored in the browser
 
-/** `actions`: by key, what it does. */
+/** `actions`: the function of each key. */
 export function startKeys(actions) {
   const single = byId("single-keys");
   single.checked = localStorage.getItem(KEPT) !== "off";
@@ -27,7 +27,7 @@ export function showKeys() {
   byId("keys").showModal();
 }
 
-/** Does the key belong to a field, a dialog or the browser? */
+/** Whether the key belongs to a field, a dialog or the browser. */
 function isTyping({ target, ctrlKey, altKey, metaKey }) {
   const field = target.closest?.("input:not([type=range], [type=radio], [type=checkbox]), textarea, select");
   return Boolean(field || document.querySelector("dialog[open]") || ctrlKey || altKey || metaKey);

@@ -1,9 +1,9 @@
-// Choose a scan from the PACS: search its series, score one.
+// Choosing a scan from the PACS: search for series, and score one of them.
 
 import { ask } from "./api.js";
 import { byId, day, element, outside, personName, say, table } from "./dom.js";
 
-/** `arrived(job)`: the service fetches and scores a series. */
+/** `arrived(job)`: called when the service has queued a series. */
 export function startPacs(arrived) {
   byId("choose-pacs").addEventListener("click", openPacs);
   byId("pacs-form").addEventListener("submit", (event) => {
@@ -21,7 +21,7 @@ async function search(form, arrived) {
   say(byId("pacs-refused"), "");
   byId("pacs-found").replaceChildren();
   if (![...query].length) {
-    say(byId("pacs-says"), "Give a patient ID, an accession number or dates.");
+    say(byId("pacs-says"), "Enter a patient ID, an accession number or dates.");
     return;
   }
   say(byId("pacs-says"), "Searching…");
@@ -34,7 +34,7 @@ async function search(form, arrived) {
 }
 
 function draw({ series, complete }, arrived) {
-  const more = complete ? "" : " The PACS has more: narrow the search.";
+  const more = complete ? "" : " The PACS has more: refine the search.";
   say(byId("pacs-says"), series.length === 0 ? "No CT series found." : `${series.length} series found.${more}`);
   if (!series.length) return;
   const rows = series.map((each) => [

@@ -1,4 +1,4 @@
-// The PCR result that goes with an answer: found by the laboratory's feed or entered here.
+// The PCR result of an answer: found in the laboratory's feed, or entered here.
 
 import { ask } from "./api.js";
 import { byId, day, element, outside, say } from "./dom.js";
@@ -6,7 +6,7 @@ import { byId, day, element, outside, say } from "./dom.js";
 let current = null; // the answer that is shown
 let whenSaved = () => {};
 
-/** `saved(answer)`: the answer with its new result. */
+/** `saved(answer)`: called with the answer and its new result. */
 export function startPcr(saved) {
   whenSaved = saved;
   byId("pcr-form").addEventListener("submit", async (event) => {
@@ -24,7 +24,7 @@ export function startPcr(saved) {
   });
 }
 
-/** Forget what was entered and not saved. */
+/** Discards input that was not saved. */
 export function closePcr() {
   current = null;
 }
@@ -35,14 +35,14 @@ export function showPcr(answer) {
   const isOther = current?.id !== answer.id;
   const isNew = isOther || JSON.stringify(current.pcr) !== JSON.stringify(answer.pcr);
   current = answer;
-  if (!isNew) return; // what is being entered stays
+  if (!isNew) return; // keep the user's input
   const form = byId("pcr-form");
   if (isOther) form.reset();
   say(byId("pcr-refused"), "");
   const { pcr } = answer;
   const says = byId("pcr-says");
   if (!pcr) {
-    says.replaceChildren("Not known.");
+    says.replaceChildren("Unknown.");
     return;
   }
   form.elements.result.value = pcr.result;

@@ -1,17 +1,17 @@
-// The two probabilities: figure, band, the release's operating points, and what they mean, drawn and in words.
+// The two probabilities: value, band, the release's operating points and their meaning, drawn and in words.
 
 import { byId, element, percent, roughly } from "./dom.js";
 import { LABELS, LEVELS } from "./words.js";
 
-/** What the PCR result changes for the probability of a severe course. No arithmetic: the words only. */
+/** Explains what the PCR result means for the probability of a severe course. It changes only the text. */
 export function pcrMeaning(pcr) {
   switch (pcr?.result) {
     case "positive":
-      return { applies: true, text: "The PCR is positive: this probability is meant for this patient." };
+      return { applies: true, text: "The PCR is positive: this probability applies to this patient." };
     case "negative":
       return {
         applies: false,
-        text: "Does not apply: it is meant for patients with a positive PCR, and this patient's is negative.",
+        text: "Does not apply: it is valid only for patients with a positive PCR, and this patient's PCR is negative.",
       };
     case "indeterminate":
       return { applies: true, text: "The PCR is indeterminate. Read this as: if the PCR were positive." };
@@ -21,15 +21,15 @@ export function pcrMeaning(pcr) {
 }
 
 function levelText(level, points) {
-  if (!level) return "The release names no operating points: nothing here says low or high.";
+  if (!level) return "The release defines no operating points, so no level is shown.";
   const out = roughly(points.rule_out.threshold);
   const into = roughly(points.rule_in.threshold);
-  if (level === "low") return `Below ${out}, where the release rules out.`;
-  if (level === "high") return `From ${into} on, where the release rules in.`;
+  if (level === "low") return `Below ${out}: the release rules out.`;
+  if (level === "high") return `At or above ${into}: the release rules in.`;
   if (points.rule_out.threshold > points.rule_in.threshold) {
-    return `The release's points overlap here (rules in from ${into}, out below ${out}): neither decides.`;
+    return `The release's operating points overlap here (rules in from ${into}, rules out below ${out}): undecided.`;
   }
-  return `Between the release's points: rules out below ${out}, in from ${into} on.`;
+  return `Between the release's operating points: rules out below ${out}, rules in from ${into}.`;
 }
 
 function mark(className, share, title) {
@@ -38,7 +38,7 @@ function mark(className, share, title) {
   return made;
 }
 
-/** The line from 0 to 100 %: band, operating points, and the probability itself. */
+/** Draws the scale from 0 to 100 %: band, operating points, and the probability itself. */
 function scale(p, interval, points) {
   const line = element("div", { className: "line" });
   if (interval) {
@@ -61,7 +61,7 @@ function card(label, score, applies, aside) {
   const points = score.operating_points?.[label];
   const band = interval
     ? `95 % band of the calibration: ${percent(interval[0])} to ${percent(interval[1])}`
-    : "No band: the release brings none";
+    : "No band: the release contains none";
   const made = byId(label);
   made.classList.toggle("void", !applies);
   made.replaceChildren(
@@ -88,6 +88,6 @@ export function showProbabilities(answer) {
     "pcr_positive",
     answer.score,
     true,
-    known ? `The PCR is known to be ${answer.pcr.result}: the result counts, not this estimate.` : "An estimate from the CT; it replaces no PCR.",
+    known ? `The PCR is ${answer.pcr.result}: use that result, not this estimate.` : "An estimate from the CT. It does not replace a PCR.",
   );
 }

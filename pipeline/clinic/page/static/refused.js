@@ -1,18 +1,18 @@
-// A scan that got no score, to be seen beside the reason: single slices, and nothing of the model's over them.
+// Images of a scan without a score, beside the reason: single slices without any overlay.
 
 import { ask } from "./api.js";
 import { byId, element, say, show } from "./dom.js";
 import { Slices, placeOf } from "./slices.js";
 import { PLANES } from "./words.js";
 
-/** Nothing of one patient may be seen beside another's name. */
+/** Removes all images: they must never appear beside another patient's name. */
 export function closeRefused() {
   for (const figure of byId("refused-tiles").querySelectorAll("figure")) figure.replaceChildren();
   byId("refused-sliders").replaceChildren();
   show(byId("refused"), false);
 }
 
-/** Show the slices of a job without a score, if it has any. `isCurrent`: still wanted? */
+/** Shows the slices of a job without a score, if it has any. `isCurrent`: whether the job is still open. */
 export async function showRefused(job, isCurrent) {
   if (!job.has_pictures) return;
   const base = `jobs/${job.id}/slices`;

@@ -1,4 +1,4 @@
-// Single slices that the service draws. They are there at once, need no WebGL, and are what is printed.
+// Single slices drawn by the service. They appear at once, need no WebGL, and are used for printing.
 
 import { address } from "./api.js";
 import { element } from "./dom.js";
@@ -6,12 +6,12 @@ import { PLANES } from "./words.js";
 
 const LEAST_MS = 60; // between two requests of one plane while somebody drags a slider
 
-/** Where a slice lies in its plane, in words. */
+/** Describes the position of a slice in its plane. */
 export const placeOf = (index, { count, spacing_mm }) => `${index + 1} of ${count} · ${spacing_mm.toFixed(1)} mm`;
 
 /** The pictures of one scan in the three figures of `tiles`. */
 export class Slices {
-  /** `base`: the address of its slices; `planes`: what the service says of each plane: count, letters. */
+  /** `base`: the URL of its slices; `planes`: the service's description of each plane. */
   constructor(tiles, base, planes) {
     this.base = base;
     this.drawn = {};
@@ -32,7 +32,7 @@ export class Slices {
     }
   }
 
-  /** Show one slice; `overlay`: none, lungs or saliency; `opacity`: of the overlay, 0 to 1. */
+  /** Shows one slice; `overlay`: none, lungs or saliency; `opacity`: of the overlay, 0 to 1. */
   show(plane, index, overlay, opacity) {
     const drawn = this.drawn[plane];
     drawn.opacity = opacity;
@@ -41,7 +41,7 @@ export class Slices {
     if (!drawn.isBusy) this.#load(drawn);
   }
 
-  /** One request after the other, always for what is wanted by then. */
+  /** Sends one request at a time, always for the slice that is wanted at that moment. */
   async #load(drawn) {
     drawn.isBusy = true;
     while (drawn.asked !== drawn.wanted) {
@@ -60,7 +60,7 @@ export class Slices {
     drawn.isBusy = false;
   }
 
-  /** All pictures that were asked for are there. */
+  /** Resolves when all requested pictures are loaded. */
   async settled() {
     while (Object.values(this.drawn).some(({ isBusy }) => isBusy)) {
       await new Promise((resolve) => setTimeout(resolve, LEAST_MS));
@@ -68,7 +68,7 @@ export class Slices {
   }
 }
 
-/** A picture that is ready to be seen; an empty one where it cannot be had, rather than that of another slice. */
+/** Loads a picture; returns an empty one if that fails, so that no other slice is shown in its place. */
 async function decoded(url) {
   const image = new Image();
   image.src = url;

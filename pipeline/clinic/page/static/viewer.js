@@ -1,4 +1,4 @@
-// The pictures of one answer: slices at once, the full viewer over them as soon as it is there, and their controls.
+// The images of one answer: slices at once, the full viewer over them as soon as it is ready, and their controls.
 
 import { ask } from "./api.js";
 import { byId, element, painted, say, show } from "./dom.js";
@@ -7,8 +7,8 @@ import { Slices, placeOf } from "./slices.js";
 import { NoViewer, Volumes } from "./volumes.js";
 import { LABELS, OVERLAYS, PLANES } from "./words.js";
 
-const PRINT_AFTER_MS = 500; // the pictures for the printer follow the viewer when it rests
-const NOT_FOR_DIAGNOSIS = "Coarser than the scan, and not for diagnosis: read the scan itself in the PACS.";
+const PRINT_AFTER_MS = 500; // the slices for printing follow the viewer after this pause
+const NOT_FOR_DIAGNOSIS = "Reduced resolution, not for diagnosis: read the original scan in the PACS.";
 
 let state = null; // of the answer that is shown
 let resting = null;
@@ -22,7 +22,7 @@ export function startViewer() {
   new ResizeObserver(() => state?.volumes?.arrange()).observe(byId("tiles"));
 }
 
-/** Nothing of one patient may be seen beside another's name while pictures are on their way. */
+/** Removes all images: they must never appear beside another patient's name while others load. */
 export function closeViewer() {
   state = null;
   for (const figure of byId("tiles").querySelectorAll("figure")) figure.replaceChildren();
@@ -32,7 +32,7 @@ export function closeViewer() {
   byId("tiles").classList.remove("live");
 }
 
-/** Show the pictures of an answer; resolves when the first slices are there. `isCurrent`: still wanted? */
+/** Shows the images of an answer; resolves when the first slices are loaded. `isCurrent`: whether it is still open. */
 export async function openViewer(answer, isCurrent) {
   closeViewer();
   const base = `answers/${answer.id}/slices`;
@@ -49,7 +49,7 @@ export async function openViewer(answer, isCurrent) {
 }
 
 async function openVolumes(mine) {
-  await painted(); // the start of WebGL may hold up what the page shows, for seconds where it is drawn in software
+  await painted(); // starting WebGL may block the page, for seconds if rendering is done in software
   if (state !== mine) return;
   try {
     const volumes = await Volumes.open(mine.answer.id, mine.answer.files, (place) => state === mine && moved(place));
@@ -62,7 +62,7 @@ async function openVolumes(mine) {
     volumes.move(shares());
     drawOverlay();
     await volumes.drawn();
-    if (state === mine) byId("tiles").classList.add("live"); // the slices stay until there is something in their place
+    if (state === mine) byId("tiles").classList.add("live"); // keep the slices until the viewer has drawn
   } catch (error) {
     if (state !== mine) return;
     show(byId("stage"), false);
@@ -70,7 +70,7 @@ async function openVolumes(mine) {
     mine.volumes = null;
     const isForeseen = error instanceof NoViewer;
     if (!isForeseen) console.error(error);
-    const why = isForeseen ? error.message : "Shown as single pictures: the full viewer did not start.";
+    const why = isForeseen ? error.message : "Single slices are shown: the full viewer did not start.";
     say(byId("viewer-says"), `${why} ${NOT_FOR_DIAGNOSIS}`);
   }
 }
@@ -99,13 +99,13 @@ function drawControls() {
       ),
     ),
   );
-  show(byId("window-label"), false); // the service's slices have the lung window alone
+  show(byId("window-label"), false); // the service's slices have only the lung window
 }
 
 const overlay = () => byId("overlays").querySelector(":checked").value;
 const opacity = () => Number(byId("fade").value) / 100;
 
-/** Once for each picture of the screen, however fast a slider is dragged. */
+/** Draws at most once per screen frame, however fast a slider is dragged. */
 function drawOverlaySoon() {
   cancelAnimationFrame(drawing);
   drawing = requestAnimationFrame(drawOverlay);
@@ -116,7 +116,7 @@ function drawOverlay() {
   const { score } = state.answer;
   byId("fade").disabled = overlay() === "none";
   const label = score.saliency?.label;
-  const lungs = "The lungs as they were found: if the outline is wrong, so may be the figures.";
+  const lungs = "The lungs as detected: if the outline is wrong, the numbers may be wrong too.";
   const text = { none: score.saliency?.shown ? "" : saliencyText(score, ""), lungs, saliency: saliencyText(score, LABELS[label]?.title ?? "") };
   say(byId("overlay-says"), text[overlay()]);
   byId("overlay-says").dataset.overlay = overlay();
@@ -128,7 +128,7 @@ function drawSlices() {
   for (const plane of Object.keys(state.planes)) state.slices.show(plane, state.index[plane], overlay(), opacity());
 }
 
-/** The middle of each plane's slice as a share of the volume. */
+/** Returns the centre of each plane's slice as a share of the volume. */
 const shares = () => Object.fromEntries(Object.entries(state.planes).map(([plane, { count }]) => [plane, (state.index[plane] + 0.5) / count]));
 
 function setIndex(plane, index) {
@@ -139,7 +139,7 @@ function setIndex(plane, index) {
   say(byId(`place-${plane}`), placeOf(kept, about));
 }
 
-/** To another slice of one plane, by slider or key. */
+/** Moves to another slice of one plane, by slider or key. */
 function move(plane, index) {
   setIndex(plane, index);
   if (state.volumes) {
@@ -150,7 +150,7 @@ function move(plane, index) {
   }
 }
 
-/** The viewer's crosshair was moved with the mouse. */
+/** Follows the viewer's crosshair after the mouse moved it. */
 function moved(place) {
   for (const [plane, share] of Object.entries(place)) setIndex(plane, Math.floor(share * state.planes[plane].count));
   followLater();
@@ -161,7 +161,7 @@ function followLater() {
   resting = setTimeout(() => state && drawSlices(), PRINT_AFTER_MS);
 }
 
-/** The pictures that print are those of the slices that are seen. */
+/** Loads the slices that are on the screen, for printing. */
 export async function readyToPrint() {
   if (!state) return;
   drawSlices();
@@ -186,7 +186,7 @@ function onKey(event) {
   move(plane, state.index[plane] + by);
 }
 
-/** For single keys: the next overlay, a step of fading, the next window. */
+/** Selects the next overlay, for a keyboard shortcut. */
 export function nextOverlay() {
   const choices = [...byId("overlays").querySelectorAll("input")];
   if (!choices.length) return;

@@ -1,14 +1,14 @@
-// The scan as a volume in NiiVue, where its file and WebGL 2 are there. One instance serves the page.
+// The scan as a volume in NiiVue, if NiiVue and WebGL 2 are available. The page has one instance.
 
 import { address } from "./api.js";
 import { byId, painted, show } from "./dom.js";
 import { PLANES } from "./words.js";
 
-const NIIVUE = "./niivue.js"; // put there by `make viewer`
+const NIIVUE = "./niivue.js"; // created by `make viewer`
 const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz" };
 export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
 const COLOURS = { lungs: "lungs", saliency: "saliency" };
-// In the colours of the service's own slices, which fade the lowest quarter of the saliency; here it is left out.
+// The colours of the service's slices. Those fade the lowest quarter of the saliency; here it is left out.
 const LUNGS = { R: [0, 0], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
 const SALIENCY = {
   R: [90, 190, 245, 252],
@@ -21,25 +21,25 @@ const OVERLAYS = {
   lungs: { colormap: COLOURS.lungs, cal_min: 0, cal_max: 1 },
   saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
 };
-const TINT = 0.5; // of the lungs' opacity: a filled area hides more than a contour
+const TINT = 0.5; // factor of the lungs' opacity: a filled area hides more than a contour
 
-const NEARLY = 0.998; // views that touch count as overlapping where numbers were rounded
+const NEARLY = 0.998; // adjacent views count as overlapping because of rounding
 
 let shared = null;
 
 export class NoViewer extends Error {}
 
-/** The one instance. Raises NoViewer, with the reason in words. */
+/** Returns the page's instance. Throws NoViewer with the reason. */
 async function instance() {
   if (shared) return shared;
   let niivue;
   try {
     niivue = await import(NIIVUE);
   } catch {
-    throw new NoViewer("Shown as single pictures. For the full viewer, whoever runs this service calls “make viewer” once.");
+    throw new NoViewer("Single slices are shown. For the full viewer, the administrator of this service runs “make viewer” once.");
   }
   if (!document.createElement("canvas").getContext("webgl2")) {
-    throw new NoViewer("Shown as single pictures: this browser has no WebGL 2.");
+    throw new NoViewer("Single slices are shown: this browser has no WebGL 2.");
   }
   const made = new niivue.Niivue({
     isRadiologicalConvention: true,
@@ -47,7 +47,7 @@ async function instance() {
     isColorbar: false,
     isOrientCube: false,
     isRuler: false,
-    isOrientationTextVisible: false, // the page writes the letters, over slices and volumes alike
+    isOrientationTextVisible: false, // the page writes the letters, over slices and volumes
     isResizeCanvas: true,
     dragAndDropEnabled: false,
     crosshairColor: [0.55, 0.75, 0.95, 0.6],
@@ -60,10 +60,10 @@ async function instance() {
     multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     logLevel: "silent",
   });
-  show(byId("stage"), true); // what is hidden has no size to draw in
+  show(byId("stage"), true); // a hidden element has no size
   const canvas = byId("canvas");
   await made.attachToCanvas(canvas);
-  canvas.removeAttribute("tabindex"); // the figures around it have the focus, and the page its keys
+  canvas.removeAttribute("tabindex"); // the surrounding figures have the focus, and the page handles the keys
   show(byId("stage"), false);
   made.addColormap(COLOURS.lungs, LUNGS);
   made.addColormap(COLOURS.saliency, SALIENCY);
@@ -71,7 +71,7 @@ async function instance() {
   return shared;
 }
 
-/** One answer's volumes on the canvas. Positions are shares, 0 to 1, towards left, back and head. */
+/** One answer's volumes on the canvas. Positions are shares from 0 to 1, towards left, back and head. */
 export class Volumes {
   static async open(answerId, files, moved) {
     const { niivue, SLICE_TYPE } = await instance();
@@ -97,7 +97,7 @@ export class Volumes {
     };
   }
 
-  /** Each view over the figure of its plane: where those lie, the style sheet says. */
+  /** Places each view over the figure of its plane; the style sheet places the figures. */
   arrange() {
     const stage = byId("stage").getBoundingClientRect();
     const views = Object.keys(PLANES).map((plane) => {
@@ -127,7 +127,7 @@ export class Volumes {
     this.niivue.updateGLVolume();
   }
 
-  /** What was drawn last is on the screen: a slow graphics card lags behind. */
+  /** Resolves when the last drawing is on the screen, which takes time on a slow graphics card. */
   async drawn() {
     this.niivue.gl.finish();
     await painted();

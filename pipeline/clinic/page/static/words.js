@@ -1,4 +1,4 @@
-// What the page calls things. Codes and texts of refusals come from the service and are not repeated here.
+// The page's terms. Codes and texts of refusals come from the service and are not repeated here.
 
 export const LABELS = {
   severe: {
@@ -24,17 +24,17 @@ export const CHECKS = {
   other_series: "Other series left out",
   unreadable_files: "Files that could not be read",
   reader: "Reading",
-  lungs: "Volume of the lungs found",
-  lungs_cut: "Lungs reach an end of the scan",
-  hu_shift: "Shift of density applied",
-  smaller_lung: "Smaller lung, share of both",
+  lungs: "Lung volume",
+  lungs_cut: "Lungs cut at an end of the scan",
+  hu_shift: "Applied HU correction",
+  smaller_lung: "Smaller lung, share of both lungs",
   metal: "Metal in the chest",
   air: "Density of the air around the patient",
   age: "Age",
   sex: "Sex",
 };
 
-/** The name of a check; one that the page does not know yet is shown as it is called. */
+/** Returns the name of a check; an unknown check is shown by its identifier. */
 export const checkName = (name) => CHECKS[name] ?? name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " ");
 
 export const SEXES = { F: "female", M: "male" };
@@ -44,14 +44,14 @@ export const PLANES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal"
 export const OVERLAYS = { none: "None", lungs: "Lungs", saliency: "Where the model looked" };
 
 export const KEYS = [
-  ["?", "these keys"],
+  ["?", "show these keys"],
   ["j, k", "next and previous scan of the worklist"],
   ["u", "add files"],
   ["/", "choose a scan from the PACS"],
   ["i", "go to the images"],
-  ["↑ ↓", "at the images: axial slices; with Page Up and Page Down ten at once"],
-  ["← →", "at the images: sagittal slices"],
-  ["Shift ↑ ↓", "at the images: coronal slices"],
+  ["↑ ↓", "in the images: axial slices; Page Up and Page Down move ten slices"],
+  ["← →", "in the images: sagittal slices"],
+  ["Shift ↑ ↓", "in the images: coronal slices"],
   ["o", "next overlay"],
   ["[ ]", "fade the overlay"],
   ["w", "next window"],

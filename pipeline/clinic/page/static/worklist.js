@@ -1,4 +1,4 @@
-// The queue of scans, the newest first. It refreshes itself and changes only what changed, so that focus stays.
+// The queue of scans, newest first. It refreshes itself and updates only changed items, so that the focus stays.
 
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
@@ -10,19 +10,19 @@ const BUSY_MS = 1000;
 const IDLE_MS = 8000;
 
 const jobs = new Map(); // by id, the newest first
-const answers = new Map(); // by id: probability and level, for the list
+const answers = new Map(); // by id: probability and level of each answer
 const items = new Map(); // by id of a job: its line in the list
 let timer = null;
-let generation = 0; // of looks at the queue: what comes of an older one is dropped
+let generation = 0; // counts refreshes: the response to an older one is dropped
 let isStarted = false;
-let isKnown = false; // has the list been seen? What has ended before that is no news
+let isKnown = false; // whether the list was loaded: scans that ended before are not announced
 let chosen = null;
 let whenChanged = () => {};
 let whenEnded = () => {};
 
 const isOpen = ({ state }) => state === "waiting" || state === "working";
 
-/** `changed(job)`: the chosen scan has another state; `ended(jobs)`: scans got their answer, or none. */
+/** `changed(job)`: the chosen scan has a new state; `ended(jobs)`: scans ended, with or without an answer. */
 export function startWorklist({ changed, ended }) {
   whenChanged = changed;
   whenEnded = ended;
@@ -39,14 +39,14 @@ export function stopWorklist() {
   byId("scans").replaceChildren();
 }
 
-/** Looks again now, and from then on by itself; a page that nobody sees waits until somebody does. */
+/** Refreshes now and then periodically; a hidden page waits until it is visible. */
 export async function refresh() {
   isStarted = true;
   clearTimeout(timer);
   const mine = ++generation;
   try {
     const { jobs: found } = await ask(`jobs?limit=${PAGE}`);
-    if (mine !== generation) return; // signed out, or looked again, meanwhile
+    if (mine !== generation) return; // signed out or refreshed in the meantime
     await take(found);
     say(byId("worklist-refused"), "");
   } catch (error) {
@@ -82,7 +82,7 @@ async function take(found) {
   if (shown && (was?.state !== shown.state || was?.position !== shown.position)) whenChanged(shown);
 }
 
-/** Fetches the figures of those that were answered since. From the list: one by one would count as opening them. */
+/** Fetches new answers from the list of answers: fetching them singly would be recorded as opening them. */
 async function learnAnswers() {
   const missing = () => [...jobs.values()].filter((job) => job.answer_id && !answers.has(job.answer_id)).length;
   let before = "";
@@ -131,7 +131,7 @@ function write(item, job) {
   item.dataset.text = text;
   item.dataset.state = job.state;
   link.replaceChildren(
-    element("span", { className: "name" }, outside(personName(patient?.name) || patient?.id || (isOpen(job) ? "Patient not read yet" : "Patient not known"))),
+    element("span", { className: "name" }, outside(personName(patient?.name) || patient?.id || (isOpen(job) ? "Patient not read yet" : "Patient unknown"))),
     element("span", { className: "when" }, briefly(job.received_at)),
     element("span", { className: "id" }, outside(patient?.id)),
     element("span", { className: "outcome" }, ...outcome(job, answer)),
@@ -147,10 +147,10 @@ function outcome(job, answer) {
   return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : ""];
 }
 
-/** What the list last saw of a scan. */
+/** Returns the last known state of a scan. */
 export const known = (id) => jobs.get(id);
 
-/** Marks a scan as the one that is shown. */
+/** Marks the scan that is shown. */
 export function choose(id) {
   chosen = id;
   for (const [each, item] of items) {
@@ -160,12 +160,12 @@ export function choose(id) {
   }
 }
 
-/** The id of the scan `step` places below the chosen one, or of the first. */
+/** Returns the id of the scan `step` places below the chosen one, or of the first scan. */
 export function neighbour(step) {
   const ids = [...jobs.keys()];
   const at = ids.indexOf(chosen);
   return ids[at < 0 ? 0 : Math.min(ids.length - 1, Math.max(0, at + step))];
 }
 
-/** What the list knows of an answer is old: a PCR result was entered. */
+/** Replaces an answer in the list, for example after a PCR result was entered. */
 export const learnAnswer = (answer) => answers.set(answer.id, answer);

@@ -104,10 +104,10 @@ def test_it_says_which_model_said_it_and_what_that_is_worth(report: Any, groups:
         f"SHA-256 {MODEL_SHA256}",
         "rounds of training: 7",
         "hospitals: 3",
-        "trained on: synthetic data alone",
+        "trained on: synthetic data only",
         "signature: signature not checked",
         "Research use only. Not a medical device.",
-        "Made by software; nobody has verified it.",
+        "Created by software; not verified by a person.",
     ):
         assert expected in told
     assert "Research use only. Not a medical device." in texts(report)
@@ -181,7 +181,7 @@ def test_what_a_release_does_not_tell_is_left_out(scan: Path, score: Score, tmp_
     assert not (made.folder / PICTURE).exists()
     groups = groups_of(srread(made.folder / REPORT))
     assert figures(groups["severe"]) == {"severe": pytest.approx(SEVERE)}
-    assert "none of the checks found anything" in texts(groups["quality"][0])
+    assert "no check found a problem" in texts(groups["quality"][0])
 
 
 def test_without_a_source_there_are_no_results(scan: Path, score: Score, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_is_not_known_is_left_out(answer_to: Callable[..., Answer]) -> None
     answer = answer_to()
     score = {**answer.score, "level": None, "interval": None, "quality": []}
     told = resource_of(replace(answer, patient=None, study_uid="", score=score))
-    assert told["subject"] == {"type": "Patient", "display": "not told by the scan"}
+    assert told["subject"] == {"type": "Patient", "display": "unknown"}
     assert "basis" not in told
     assert all(set(each) == {"outcome", "probabilityDecimal"} for each in told["prediction"])
 
