@@ -66,9 +66,9 @@ def test_a_wrong_name_is_answered_with_what_there_is(tmp_path, name):
         ("running", "running"),
         ("pending", "waiting"),
         ("finished:stopped", "stopped"),
-        (Refusal(submission.reasons.RUN_UNKNOWN), "interrupted"),
-        (Refusal(submission.reasons.SERVER_UNREACHABLE, port=1), "server down"),
-        (Refusal(submission.reasons.NO_SERVER), "server down"),
+        (Refusal(submission.superlink_reasons.RUN_UNKNOWN), "interrupted"),
+        (Refusal(submission.superlink_reasons.SERVER_UNREACHABLE, port=1), "server down"),
+        (Refusal(submission.superlink_reasons.NO_SERVER), "server down"),
     ],
 )
 def test_the_server_is_asked_for_a_run_whose_end_nobody_saw(tmp_path, monkeypatch, says, expected):

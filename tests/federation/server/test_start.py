@@ -17,6 +17,7 @@ from federation.superlink.control import ca_certificate, read_server_config
 from federation.superlink.nodes import sites
 from federation.system.process import free_port
 from federation.system.process_group import Together
+from federation.system.reasons import NOT_STARTED
 from models.refusal import Refusal
 
 
@@ -222,7 +223,7 @@ def test_what_does_not_come_up_takes_the_rest_along(
 ) -> None:
     def wait_until(process: RecordedProcess, ready: object, *, seconds: float) -> None:
         if "federation.ingress" in process.command:
-            raise Refusal(server.reasons.NOT_STARTED, process=process.name, log="x")
+            raise Refusal(NOT_STARTED, process=process.name, log="x")
 
     monkeypatch.setattr(RecordedProcess, "wait_until", wait_until)
     with pytest.raises(Refusal, match="E_NOT_STARTED"):
