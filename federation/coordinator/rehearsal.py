@@ -1,7 +1,7 @@
-"""A whole run in this process, over site folders of this machine: for notebooks and tests, where seconds count.
+"""Execute a whole run in this process on site folders of this machine, for fast notebooks and tests.
 
-The server's own run with the app's own answers, and the same weights as in a simulation; only Flower's processes are
-not there, nor is anything that they could do wrong. `study run --simulate` is the rehearsal with them.
+It uses the server's own run and the app's own answers, and gives the same weights as a simulation. Flower's processes
+are left out, so their failures cannot be tested here. `study run --simulate` includes them.
 """
 
 import secrets
@@ -17,9 +17,9 @@ from federation.runs.run_folder import RunNote, write_note
 
 
 def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str = "") -> Path:
-    """Run a study over these sites; returns the run's folder under `server`, as a server would have left it.
+    """Run a study on these sites; return the run's folder under `server`, with the content that a server writes.
 
-    Runs of one `group` belong together (`study compare`).
+    Runs of one `group` are compared with each other (`study compare`).
 
     Raises Refusal: those of a run, and of `bring_release`.
     """
