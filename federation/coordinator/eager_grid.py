@@ -42,9 +42,7 @@ class EagerGrid:
                 answered = {reply.metadata.reply_to_message_id for reply in replies}
                 waiting = [each for each in waiting if each not in answered]
                 while replies:
-                    yield replies.pop(
-                        0
-                    )  # without a name: a variable would keep the reply in memory while the next one arrives
+                    yield replies.pop(0)  # not in a variable, which would keep it while the next one arrives
             if left_s <= 0:
                 return
             if waiting:
