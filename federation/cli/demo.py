@@ -72,10 +72,10 @@ def run_demo(root: Path, *, patients: int) -> None:
     _make_hospitals(folders, patients)
     step("2/6 Each hospital checks and ingests its own files")
     sites = {name: _ingest(folders, name) for name in (*TRAINING, UNSEEN)}
-    step("3/6 A server and three hospitals' nodes over TLS; baselines train beside them")
+    step("3/6 A server and three hospitals' nodes over TLS; baselines train at the same time")
     with _baselines(study, folders) as baselines:
         finished = _federate(study, folders, sites)
-        step("4/6 Baselines: each hospital alone, and all pooled (possible with synthetic hospitals only)")
+        step("4/6 Baselines: each hospital alone, and all pooled (possible only with synthetic hospitals)")
         for baseline in baselines:
             say(f"  {baseline.result()} is trained")
     step("5/6 Every model at every hospital")

@@ -236,7 +236,7 @@ class ServerRun:
 def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> str:
     """Format one round in one line."""
     means = report.aggregated
-    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
+    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not reported"
     if "auroc_severe" in means:
         told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
     lost = f" LOST ({report.lost_for})" if report.lost else ""
