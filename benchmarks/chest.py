@@ -28,13 +28,13 @@ SYNTAXES = {
 
 
 def can_write(syntax: uid.UID) -> bool:
-    """Whether there is an encoder here; for HTJ2K that is imagecodecs, which nothing else needs."""
+    """Whether an encoder is installed. HTJ2K needs imagecodecs, which nothing else here uses."""
     return syntax != uid.HTJ2KLossless or find_spec("imagecodecs") is not None
 
 
 @cache
 def _chest_hu() -> Field:
-    """A small phantom, enlarged, then blurred and made noisy as a scanner would."""
+    """Make a small phantom, enlarge it, and add the blur and noise of a scanner."""
     rng = np.random.default_rng(1)
     small = Grid((100, 128, 128), (3.0, 2.8, 2.8))
     thorax = make_thorax(small, Build.draw(rng, female=True), rng)
@@ -43,9 +43,9 @@ def _chest_hu() -> Field:
 
 
 def write_chest(folder: Path, syntax: uid.UID, *, number: int = 1, slices: int = GRID.shape[0]) -> Path:
-    """Write the lowest `slices` of the chest, as patient `number`; returns the folder."""
+    """Write the lowest `slices` of the chest as patient `number`; return the folder."""
     encode = {uid.JPEGLosslessSV1: _to_jpeg_lossless, uid.HTJ2KLossless: _to_htj2k}.get(syntax)
-    written = uid.ExplicitVRLittleEndian if encode else syntax  # pydicom does not write them all
+    written = uid.ExplicitVRLittleEndian if encode else syntax  # pydicom cannot write all of them
     grid = replace(GRID, shape=(slices, *GRID.shape[1:]))
     scanner = replace(HOSPITALS[0].scanner, grid=grid, transfer_syntax=written)
     rng = np.random.default_rng(number)
@@ -57,7 +57,7 @@ def write_chest(folder: Path, syntax: uid.UID, *, number: int = 1, slices: int =
 
 
 def copy_chest(folder: Path, copy: Path, number: int) -> None:
-    """The same series again, as that of patient `number`."""
+    """Copy the series as that of patient `number`."""
     copy.mkdir(parents=True)
     for path in folder.rglob("*.dcm"):
         ds = dcmread(path)

@@ -1,4 +1,4 @@
-"""How everything here is measured: ours and the other in turn, several times, as a ratio of medians with spread."""
+"""The method of all benchmarks: ours and the other in turn, several times, as a ratio of medians with spread."""
 
 import json
 import os
@@ -17,7 +17,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the tables: the same thing done by us and by another, each measured several times."""
+    """One row of the tables: the same work done by us and by another, each measured several times."""
 
     name: str
     against: str
@@ -28,13 +28,13 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """Our median to the other's."""
+        """Our median divided by the other's."""
         return statistics.median(self.ours) / statistics.median(self.theirs)
 
 
 @dataclass(frozen=True)
 class Table:
-    """What is no ratio of two things: a table in words and numbers as they shall be read."""
+    """A table of texts, for results that are not a ratio of two measurements."""
 
     title: str
     head: list[str]
@@ -43,7 +43,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Part:
-    """What one module measured; `notes` say how, and what was left out and why. `values`: the raw numbers of tables."""
+    """The results of one module. `notes`: method, and what was left out and why; `values`: raw numbers of tables."""
 
     notes: list[str]
     figures: list[Figure]
@@ -52,17 +52,17 @@ class Part:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Least, median, most."""
+    """Return minimum, median and maximum."""
     return min(values), statistics.median(values), max(values)
 
 
 def processor_seconds(repeats: int, *works: Work) -> list[list[float]]:
-    """Processor seconds of each work, all in turn, after one round to warm up."""
+    """Measure the processor seconds of each work, in turn, after one warm-up round."""
     return _seconds(time.process_time, repeats, works)
 
 
 def wall_seconds(repeats: int, *works: Work) -> list[list[float]]:
-    """As `processor_seconds`, by the clock: of work on several cores."""
+    """Measure wall seconds like `processor_seconds`, for work on several cores."""
     return _seconds(time.perf_counter, repeats, works)
 
 
@@ -79,7 +79,7 @@ def _seconds(clock: Callable[[], float], repeats: int, works: Sequence[Work]) ->
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Keep this process, and all that are started from it, to so many cores."""
+    """Restrict this process and its children to this number of cores."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(allowed)[:count])
     try:
@@ -90,12 +90,12 @@ def on_cores(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one fresh process needed, for its work and for its imports before it."""
+    """The cost of one fresh process: its work, and its imports before."""
 
     wall_s: float
     processor_s: float
     import_s: float
-    peak_mb: float  # resident memory, libraries included
+    peak_mb: float  # resident memory, including libraries
 
     @property
     def with_imports_s(self) -> float:
@@ -103,7 +103,7 @@ class Run:
 
 
 def run_fresh(contender: str, folder: Path, *, is_warm: bool = False) -> Run:
-    """Run one function of contenders.py on a folder, in a process of its own; if warm, that has done it once before."""
+    """Run one function of contenders.py on a folder in a new process; if warm, after one run before in it."""
     command = [sys.executable, Path(__file__).with_name("fresh.py"), contender, folder, *(["warm"] if is_warm else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -114,7 +114,7 @@ def run_fresh(contender: str, folder: Path, *, is_warm: bool = False) -> Run:
 def runs_in_turn(
     repeats: int, contenders: Sequence[str], folder: Path, *, is_warm: bool = False
 ) -> dict[str, list[Run]]:
-    """Fresh runs of all contenders in turn; the files are in the page cache, for each has been read before."""
+    """Run all contenders in turn in fresh processes. The files are in the page cache, because all were read before."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.read_bytes()

@@ -1,7 +1,7 @@
-"""Ways from a folder with one CT series to something that can be learnt from, or to an answer: ours and others'.
+"""Alternative ways from a folder with one CT series to training data or to an answer: ours and others'.
 
-Each function imports what it needs and returns the work itself, so that both can be timed apart. Numbers of threads
-are left as each library sets them; ours uses one.
+Each function imports what it needs and returns a function that does the work, so that imports and work are timed
+separately. Each library uses its default number of threads; ours uses one.
 """
 
 import tempfile
@@ -13,8 +13,8 @@ Work = Callable[[Path], None]
 
 
 def ours() -> Work:
-    """What ingestion does with a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
-    import nibabel  # noqa: F401  # which, like the next ones, is imported when it is needed
+    """Our ingestion of a series: find, check, HU, digest, lungs, crop, window, tensor on disk."""
+    import nibabel  # noqa: F401  # this and the next ones are otherwise imported on first use
 
     from pipeline.cohort.workers import examine
     from pipeline.imaging import readers  # noqa: F401
@@ -33,7 +33,7 @@ def ours() -> Work:
 
 
 def ours_all() -> Work:
-    """The same with all series of a folder, found, examined by one process a core, and remembered."""
+    """Our ingestion of all series of a folder, with one process for each core, including storage of the results."""
     from pipeline.cohort.store import Cohort
     from pipeline.cohort.workers import Examination, expect_series
     from pipeline.imaging.discovery import find_series
@@ -55,7 +55,7 @@ def ours_all() -> Work:
 
 
 def bytes_alone() -> Work:
-    """What nobody can do without: each file, from the page cache."""
+    """The minimum for everybody: read each file from the page cache."""
 
     def work(folder: Path) -> None:
         for path in sorted(folder.rglob("*.dcm")):
@@ -65,7 +65,7 @@ def bytes_alone() -> Work:
 
 
 def bare_decoding() -> Work:
-    """The pixels of each file, unchecked, in no order, and none kept."""
+    """Decode the pixels of each file, unchecked, unsorted, and without keeping them."""
     from pydicom import dcmread
 
     def work(folder: Path) -> None:
@@ -76,7 +76,7 @@ def bare_decoding() -> Work:
 
 
 def _monai(reader: str) -> Work:
-    """MONAI's usual chain: a resampled volume in memory; no checks, no lungs, nothing written."""
+    """MONAI's usual transforms: a resampled volume in memory; no checks, no lungs, nothing written."""
     import itk  # noqa: F401
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
@@ -104,7 +104,7 @@ def monai_pydicom() -> Work:
 
 
 def simpleitk() -> Work:
-    """Reading alone: an array in memory."""
+    """Only read: an array in memory."""
     import SimpleITK as sitk  # noqa: N813
 
     def work(folder: Path) -> None:
@@ -116,18 +116,18 @@ def simpleitk() -> Work:
 
 
 def simpleitk_alone() -> Work:
-    """The same of the folder `series`."""
+    """Only read the folder `series`."""
     read = simpleitk()
     return lambda folder: read(folder / "series")
 
 
 def scoring() -> Work:
-    """From the folder `series` to an answer and its map by the release in `model`, which is loaded once; one thread."""
+    """From the folder `series` to an answer with map, by the release in `model` (loaded once); one thread."""
     return _scoring("model", has_map=True)
 
 
 def scoring_low() -> Work:
-    """The same by the release in `low`, for which every probability is low, so that there is no map."""
+    """The same by the release in `low`, which calls every probability low, so that there is no map."""
     return _scoring("low", has_map=False)
 
 
@@ -167,7 +167,7 @@ def an_epoch() -> Work:
 
 
 def decoding_and_forward() -> Work:
-    """What no answer can do without: pydicom decodes every file, and the network is asked about a ready tensor."""
+    """The minimum for an answer: pydicom decodes every file, and the network evaluates a ready tensor."""
     import numpy as np
     import torch
     from pydicom import dcmread
@@ -189,7 +189,7 @@ def decoding_and_forward() -> Work:
 
 
 def reading_alone() -> Work:
-    """What scoring does first: find the series, check and read it."""
+    """The first step of scoring: find the series, check and read it."""
     from pipeline.imaging.discovery import find_series
     from pipeline.imaging.series_reader import read_series
 
@@ -201,7 +201,7 @@ def reading_alone() -> Work:
 
 
 def monai_densenet() -> Work:
-    """What MONAI's tutorials do with a scan: resample, window, resize, a 3D DenseNet121 with random weights."""
+    """The steps of MONAI's tutorials for a scan: resample, window, resize, a 3D DenseNet121 with random weights."""
     import itk  # noqa: F401
     import torch
     from monai.networks.nets import DenseNet121

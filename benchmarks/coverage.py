@@ -1,9 +1,9 @@
-"""How often 95 % intervals hold the truth, on simulated cohorts whose truth is known. Not part of `make bench`.
+"""Measure the coverage of 95 % intervals on simulated cohorts with known truth. Not part of `make bench`.
 
     python benchmarks/coverage.py
 
-Scores are normal in both classes with variance 1 (the binormal model), so that the true figures follow from the
-distance of the means. Writes benchmarks/results/coverage.json and coverage.md; some minutes on one core.
+Scores are normal in both classes with variance 1 (the binormal model), so the distance of the means determines the true
+values. Writes benchmarks/results/coverage.json and coverage.md. Takes some minutes on one core.
 """
 
 import json
@@ -21,20 +21,20 @@ from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import Estimate, auprc, auroc, auroc_difference, sensitivity_at, specificity_at
 
 COHORTS = 200
-SIZES = ((10, 40), (25, 75), (50, 150), (100, 300))  # positive and negative patients
+SIZES = ((10, 40), (25, 75), (50, 150), (100, 300))  # numbers of positive and negative patients
 AREAS = (0.6, 0.7, 0.8, 0.9)
-LESS, LEANING = 0.1, 0.5  # the other score's AUROC is smaller by that; the correlation of both within a class
+LESS, LEANING = 0.1, 0.5  # difference of the other score's AUROC; correlation of both scores within a class
 RESULTS = Path(__file__).with_name("results")
 INTERVALS = ("AUROC", "difference", "AUPRC", "sens at spec 0.90", "spec at sens 0.90")
 
 
 def apart(area: float) -> float:
-    """Distance of the means, in standard deviations, with which the AUROC is `area`."""
+    """Return the distance of the means, in standard deviations, for which the AUROC is `area`."""
     return math.sqrt(2) * float(norm.ppf(area))
 
 
 def truths(area: float, prevalence: float) -> tuple[float, ...]:
-    """The true figures, in the order of INTERVALS."""
+    """Return the true values, in the order of INTERVALS."""
     distance = apart(area)
     thresholds = np.linspace(-8, 8 + distance, 20_001)[::-1]
     found, alarms = norm.sf(thresholds - distance), norm.sf(thresholds)
@@ -44,7 +44,7 @@ def truths(area: float, prevalence: float) -> tuple[float, ...]:
 
 
 def estimates(area: float, positive: int, negative: int, rng: np.random.Generator) -> tuple[list[Estimate], float]:
-    """The figures of one cohort with their intervals, and the calibration slope of logits that are right."""
+    """Return the metrics of one cohort with intervals, and the calibration slope of perfectly calibrated logits."""
     labels = np.repeat([1.0, 0.0], [positive, negative])
     noise = rng.multivariate_normal([0, 0], [[1, LEANING], [LEANING, 1]], positive + negative)
     scores = noise[:, 0] + labels * apart(area)
@@ -93,17 +93,17 @@ def markdown(result: dict[str, Any]) -> str:
             ]
         )
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"""# Do the intervals hold the truth?
+    return f"""# Coverage of the intervals
 
-The share of {result["cohorts"]} simulated cohorts in which the 95 % interval holds the true figure; chance alone moves
-a share by 0.03. {result["date"]}; {result["machine"]}; simulated scores, no patients.
+The share of {result["cohorts"]} simulated cohorts in which the 95 % interval contains the true value. Chance alone
+changes a share by 0.03. {result["date"]}; {result["machine"]}; simulated scores, no patients.
 
 {table}
 
 Intervals: AUROC by DeLong's variance on the logit scale; difference of two AUROCs of the same patients (truth: {LESS})
 by DeLong's variance for pairs; AUPRC by the bootstrap's standard error on the logit scale; sensitivity at a
-specificity of at least 0.90, and the reverse, by the percentile bootstrap. The calibration slope is handed out without
-an interval: the last column shows its median, and between which values 95 % of the cohorts' slopes lie.
+specificity of at least 0.90, and the reverse, by the percentile bootstrap. The calibration slope is reported without
+an interval: the last column shows its median, and the range of 95 % of the cohorts' slopes.
 """
 
 

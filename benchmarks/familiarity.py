@@ -1,11 +1,11 @@
-"""Does a release know scans that are unlike those of its training, and does the band of its calibration hold the truth?
+"""Does a release detect scans unlike those of its training, and does its calibration band contain the truth?
 
     python benchmarks/familiarity.py [DEMO] [--scans 60] [--federations 250]
 
-DEMO: the folder of a finished `fedthorax demo`, whose model a real federation trained on synthetic hospitals. Its sites
-are asked once more, in this process and by the study's own app, what a run asks after its last round. Then it meets
-fresh phantoms of its hospitals, of one that it never saw, and inputs that are out of place. The bands are those of
-simulated federations whose truth is known. Writes benchmarks/results/familiarity.json and familiarity.md.
+DEMO: the folder of a finished `fedthorax demo`, whose model a real federation trained on synthetic hospitals. The
+requests after the last round are repeated in this process with the study's own app. The model then gets new phantoms
+of its hospitals, of a hospital that did not train, and inputs that are out of place. The bands are those of simulated
+federations with known truth. Writes benchmarks/results/familiarity.json and familiarity.md.
 """
 
 import argparse
@@ -47,15 +47,19 @@ from pipeline.preprocessing.preprocess import Preprocessing, prepare
 RESULTS = Path(__file__).with_name("results")
 SEED = 4711
 HOSPITAL = {at.name: at for at in HOSPITALS}
-AT_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of all patients' logits, where the band is looked at
-DIFFERENCES = {"not at all": (0.0, 0.0), "some": (0.15, 0.3), "much": (0.3, 0.6)}  # slope, intercept: deviations
+AT_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # percentiles of all patients' logits at which the band is evaluated
+DIFFERENCES = {
+    "not at all": (0.0, 0.0),
+    "some": (0.15, 0.3),
+    "much": (0.3, 0.6),
+}  # standard deviations of slope and intercept
 
 
-# --- a model that knows what is familiar ------------------------------------------------------------------
+# --- a model with statistics of familiar scans ------------------------------------------------------------
 
 
 def learn(demo: Path) -> tuple[Familiarity, Preprocessing]:
-    """What the demo's hospitals say is familiar to its model."""
+    """Compute the familiarity statistics of the demo's model from its hospitals."""
     release = load_release(demo / "model")
     (settled,) = (demo / "server" / "runs").glob("*/study.json")
     study = Study.model_validate_json(settled.read_bytes())
@@ -67,12 +71,12 @@ def learn(demo: Path) -> tuple[Familiarity, Preprocessing]:
     return found, study.preprocessing
 
 
-# --- what it meets ----------------------------------------------------------------------------------------
+# --- the scans --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """A patient's scan as a hospital's scanner gives it."""
+    """Make a patient's scan as a hospital's scanner produces it."""
 
     hu: Field
     grid: Grid
@@ -100,12 +104,12 @@ def _in_lungs(change: Callable[[Field, Generator], Field]) -> Callable[[Phantom]
 
 
 def _scaled(factor: float) -> Callable[[Phantom], Field]:
-    """A wrong rescale slope, with air as it is."""
+    """Apply a wrong rescale slope and keep the value of air."""
     return lambda scan: (scan.hu + 1000) * factor - 1000
 
 
 def _cylinders(scan: Phantom) -> Field:
-    """Two gas-filled cylinders in a body of soft tissue."""
+    """Make two gas-filled cylinders in a body of soft tissue."""
     z, y, x = scan.grid.axes_mm()
     hu = np.where((x / 150) ** 2 + (y / 110) ** 2 < 1, 40.0, -1000.0) + np.zeros_like(z)
     radius, half_length = scan.rng.uniform(35, 50), scan.rng.uniform(70, 110)
@@ -116,7 +120,7 @@ def _cylinders(scan: Phantom) -> Field:
 
 
 def _bowel(scan: Phantom) -> Field:
-    """A belly full of gas."""
+    """Make an abdomen full of gas."""
     z, y, x = scan.grid.axes_mm()
     hu = np.where((x / 160) ** 2 + (y / 115) ** 2 < 1, 40.0, -1000.0) + np.zeros_like(z)
     texture = smooth_noise(scan.hu.shape, tuple(14 / mm for mm in scan.grid.spacing_mm), scan.rng)
@@ -148,7 +152,7 @@ SPOILT_TENSORS: dict[str, Callable[[NDArray[np.float32], Generator], NDArray[np.
 
 
 def prepared(hu: Field, grid: Grid, settings: Preprocessing) -> NDArray[np.float32] | None:
-    """What the network sees of it; None where the preprocessing refuses it already."""
+    """Preprocess a scan for the network; None if the preprocessing refuses it."""
     try:
         return prepare(volume_of(np.ascontiguousarray(hu), grid), settings).tensor.astype(np.float32)
     except Refusal:
@@ -156,7 +160,7 @@ def prepared(hu: Field, grid: Grid, settings: Preprocessing) -> NDArray[np.float
 
 
 def meet(settings: Preprocessing, scans: int) -> dict[str, list[Looks | None]]:
-    """How everything looks, by name; None for each scan that the preprocessing refused."""
+    """Return the appearance features of all scans, by name; None for each scan that the preprocessing refused."""
     met: dict[str, list[Looks | None]] = {}
 
     def see(name: str, tensor: NDArray[np.float32] | None) -> None:
@@ -176,7 +180,7 @@ def meet(settings: Preprocessing, scans: int) -> dict[str, list[Looks | None]]:
 
 
 def interval(count: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share (Clopper & Pearson, Biometrika 1934; 26:404)."""
+    """Return the 95 % interval of a share (Clopper & Pearson, Biometrika 1934; 26:404)."""
     low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
     return float(low), float(beta.ppf(0.975, count + 1, of - count) if count < of else 1.0)
 
@@ -203,7 +207,7 @@ def shares(met: dict[str, list[Looks | None]], known: Familiarity) -> list[dict[
 
 
 def coverage(differ: tuple[float, float], federations: int) -> dict[str, Any]:
-    """How often the band holds, over federations of 3 to 8 hospitals with 10 to 60 validation patients each.
+    """Measure the band's coverage over federations of 3 to 8 hospitals with 10 to 60 validation patients each.
 
     `differ`: standard deviations of slope and intercept between hospitals.
     """
@@ -229,7 +233,7 @@ def _holds(bands: NDArray[np.float64], pair: NDArray[np.float64], at: NDArray[np
     return (bands[:, 0] <= true) & (true <= bands[:, 1])
 
 
-# --- the answer -------------------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -258,25 +262,25 @@ def markdown(result: dict[str, Any]) -> str:
         )
         for name, each in bands.items()
     ]
-    return f"""# What is unlike the scans of training, and what a band holds
+    return f"""# Scans unlike those of training, and the coverage of the calibration band
 
 {result["date"]}; {result["machine"]}. Synthetic scans and simulated scores, no patients.
 
 ## Scans beyond the limit
 
-The model of `fedthorax demo`: its limit is {known["limit"]:.2f}, learnt at {known["sites"]} hospitals from means and
-variances alone. Beyond it there is no probability. The hospital {UNSEEN} was in no training. Of all good scans
-{beyond} of {of_good} lie beyond ({"{:.1%} to {:.1%}".format(*interval(beyond, of_good))}). What is looked at, and the
-numbers behind the limit, were chosen on other phantoms of the same hospitals with the same faults, so other faults may
+The model of `fedthorax demo`: its limit is {known["limit"]:.2f}, computed at {known["sites"]} hospitals from means and
+variances only. A scan beyond the limit gets no probability. The hospital {UNSEEN} was in no training. Of all good scans
+{beyond} of {of_good} are beyond it ({"{:.1%} to {:.1%}".format(*interval(beyond, of_good))}). The features, and the
+constants of the limit, were chosen on other phantoms of the same hospitals with the same faults, so other faults may
 pass more often.
 
 {table(("scans", "refused before", "beyond the limit", "95 % interval", "median distance"), scans)}
 
 ## The band of the calibration
 
-Of {result["federations"]} simulated federations each, 3 to 8 hospitals with 10 to 60 validation patients: the share of
-hospitals' true probabilities that lie in the 95 % band, at five logits from the 5th to the 95th percentile of the
-patients; ± 1.96 standard errors. How far hospitals differ, no federation knows beforehand.
+Each row has {result["federations"]} simulated federations of 3 to 8 hospitals with 10 to 60 validation patients. It
+shows the share of hospitals' true probabilities within the 95 % band, at five logits from the 5th to the 95th
+percentile of the patients; ± 1.96 standard errors. A federation does not know beforehand how much hospitals differ.
 
 {
         table(
@@ -295,7 +299,9 @@ patients; ± 1.96 standard errors. How far hospitals differ, no federation knows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Scans beyond the limit, and how often a band holds the truth.")
+    parser = argparse.ArgumentParser(
+        description="Count scans beyond the limit, and measure how often the band contains the truth."
+    )
     parser.add_argument("demo", type=Path, nargs="?", default=Path("demo"))
     parser.add_argument("--scans", type=int, default=60, help="of each kind (default 60)")
     parser.add_argument("--federations", type=int, default=250)

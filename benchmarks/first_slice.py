@@ -1,7 +1,7 @@
-"""How long a clinician who waits for an answer waits for its pictures: a real service, a real browser.
+"""Time from a stored answer to its images on the waiting page, with a real service and a real browser.
 
-Headless Chromium draws WebGL in software, on the cores on which the service runs. The page itself says when it shows
-something, by the clock by which the service says when the answer was stored.
+Headless Chromium renders WebGL in software, on the same cores as the service. The page records when it shows an image,
+with the same clock that the service uses for the time when the answer was stored.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest  # tests.e2e skips where there is no browser
+import pytest  # tests.e2e skips if there is no browser
 
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.web.auth import Tokens
@@ -36,9 +36,9 @@ window.seen = {{}};
 
 
 def seconds_to_pictures(folder: Path) -> dict[str, list[float]] | None:
-    """By FIRST and VIEWER, seconds from the stored answer on, the first answer of the session first.
+    """Seconds after the stored answer, by FIRST and VIEWER; the first answer of the session comes first.
 
-    None where there is no browser, or no viewer in the package (`make viewer`).
+    None if there is no browser, or no viewer in the package (`make viewer`).
 
     `folder`: with the scan in `series` and the release in `model`.
     """
@@ -60,7 +60,7 @@ def seconds_to_pictures(folder: Path) -> dict[str, list[float]] | None:
 
 @contextlib.contextmanager
 def _served(folder: Path, page: Page) -> Iterator[None]:
-    """The service, and the page signed in to it."""
+    """Start the service, and a page that is signed in to it."""
     site = folder / "served"
     site.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""Small apps of the benchmarks, run by Flower on our own server: packed, started, waited for; and bare SuperNodes."""
+"""Pack and run the benchmarks' small Flower apps on our own server, and start bare SuperNodes."""
 
 import json
 import time
@@ -38,16 +38,16 @@ clientapp = "bench_app.{client}:app"
 
 
 def packed(modules: Mapping[str, str], config: Config) -> bytes:
-    """An app as an archive. `modules`: the code of server_app, of client_app if there is one; `config`: defaults."""
+    """Pack an app. `modules`: the code of server_app and, if there is one, client_app; `config`: defaults."""
     settings = "\n".join(f"{name} = {json.dumps(value)}" for name, value in config.items())
-    client = "client_app" if "client_app" in modules else "server_app"  # Flower wants one, called or not
+    client = "client_app" if "client_app" in modules else "server_app"  # Flower requires one even if it is not called
     files = {f"bench_app/{name}.py": code for name, code in {"__init__": "", **modules}.items()}
     files["pyproject.toml"] = _PYPROJECT.format(client=client, config=settings)
     return fab.pack({name: text.encode() for name, text in files.items()})
 
 
 def start(server: Path, app: bytes, config: Config) -> int:
-    """Begin a run of the app; its number."""
+    """Start a run of the app; return its id."""
     request = StartRunRequest(
         fab=Fab(hash_str=object_id(app), content=app), override_config=user_config_to_proto(dict(config))
     )
@@ -56,7 +56,7 @@ def start(server: Path, app: bytes, config: Config) -> int:
 
 
 def wait(server: Path, run_id: int) -> None:
-    """Until the run has ended. Raises RuntimeError, with the end of its log, where it did not complete."""
+    """Wait until the run has ended. Raises RuntimeError with the end of its log if it did not complete."""
     while not (ended := status(server, run_id)).startswith("finished"):
         time.sleep(0.5)
     if ended != "finished:completed":
@@ -64,7 +64,7 @@ def wait(server: Path, run_id: int) -> None:
 
 
 def supernode(site: Site, *, superlink_port: int, certificate: Path, port: int) -> list[str]:
-    """The command of Flower's SuperNode for a site with a key; `port`: its own."""
+    """Return the command of Flower's SuperNode for a site with a key; `port`: the SuperNode's own port."""
     return [
         flower_command("flower-supernode"),
         f"--superlink={LOOPBACK}:{superlink_port}",

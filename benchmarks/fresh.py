@@ -1,6 +1,6 @@
-"""Runs one contender in this process, which does nothing else, and prints what it needed as JSON.
+"""Run one contender in this process, which does nothing else, and print its cost as JSON.
 
-With "warm" as a third argument the work is done once before it is measured.
+With "warm" as third argument the work is done once before the measurement.
 """
 
 import json
@@ -12,7 +12,7 @@ import contenders
 
 
 def peak_mb(process: int | str = "self") -> float:
-    """Peak resident memory of a program; getrusage would count that of the process it was started from."""
+    """Return the peak resident memory of this program; getrusage would include that of its parent process."""
     (line,) = (line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

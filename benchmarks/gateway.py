@@ -1,7 +1,7 @@
-"""What the gateway adds to a small message and to a model of 133 MB, and its memory; to a whole round: see rounds.py.
+"""Cost of the gateway for a small message and a model of 133 MB, and its memory; for a whole round see rounds.py.
 
-Flower's own client as the node, a server that speaks as Flower's does, and between them the gateway in a process of its
-own; or nothing. All on one machine, so that what is measured is work and not the line.
+Flower's own client is the node, and the server has Flower's protocol. Between them is the gateway in its own process,
+or nothing. All run on one machine, so that work is measured, not the network.
 """
 
 import sys
@@ -66,7 +66,7 @@ def _study(network: StudyNetwork) -> Study:
 
 
 def _times(site: Site, study: Study, schema: Schema, repeats: int) -> tuple[list[float], list[float], float]:
-    """Seconds of a message there and back with the gateway and without, in turn; and the gateway's peak memory."""
+    """Measure seconds of a message's round trip with and without gateway, in turn, and the gateway's peak memory."""
     rng = np.random.default_rng(1)
     StudyApprovals(site).approve(study.model_dump_json(), by="the benchmark")
     arrays, buffers = pack(build_network(study.network, seed=study.study.seed))
@@ -99,7 +99,7 @@ def _there_and_back(server: Server, node: NodeSide, came_in: Model, out: Model, 
     config = ConfigRecord({"server-round": 1, "ledger-head": "", "ledger-lines": 0})
     server.give(RecordDict({**{name: record_of(arrays) for name, arrays in came_in.items()}, "config": config}))
     began = time.perf_counter()
-    while (received := node.receive()) is None:  # the first time, the gateway looks at the app and the study
+    while (received := node.receive()) is None:  # warm-up: the first time, the gateway checks the app and the study
         _refuse_errors(server)
         time.sleep(0.1)
     proto, tree = received

@@ -1,10 +1,10 @@
-"""Does half precision on the wire cost anything that is learnt? Not part of `make bench`: it takes half an hour.
+"""Does half precision in transit reduce the model's performance? Takes half an hour; not part of `make bench`.
 
     python benchmarks/half_precision.py
 
-Synthetic hospitals of learning.py, the same seeds, whole federated trainings in this process, with the precision as the
-only difference. A control shows what any other rounding does: training in single precision from first weights that were
-rounded to float16 once. What is drawn by chance in training multiplies the least difference.
+It uses the synthetic hospitals and seeds of learning.py, and whole federated trainings in this process. The precision
+is the only difference. A control shows the effect of any other rounding: training in single precision from first
+weights that were rounded to float16 once. Randomness in training amplifies even the smallest difference.
 """
 
 import json
@@ -38,7 +38,7 @@ CONTENDERS = (SINGLE, CONTROL, HALF)
 
 
 def train(contender: str, sites: Sequence[Order], unseen: Order, folder: Path) -> dict[str, Any]:
-    """AUROC at the hospital that none has seen, and megabytes of arrays per round and site."""
+    """Return the AUROC at the unseen hospital, and megabytes of arrays per round and site."""
     what = study(unseen.seed).model_copy(update={"wire": WireTable(precision=HALF if contender == HALF else "float32")})
     training = Training(what, folder, "bench")
     weights = training.state.arrays["weights"].nbytes
@@ -77,12 +77,12 @@ def report(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
 
     head = ["on the wire", *(f"AUROC of `{label}`" for label in LABELS), "bytes down", "bytes up"]
     table = [[each, *(cell(each, key) for key in (*LABELS, "down", "up"))] for each in CONTENDERS]
-    less = ["less that in float32, seed by seed", *(f"`{label}`" for label in LABELS)]
+    less = ["minus that in float32, by seed", *(f"`{label}`" for label in LABELS)]
     differences = [[each, *(difference(each, label) for label in LABELS)] for each in (CONTROL, HALF)]
-    return f"""# Half precision on the wire
+    return f"""# Half precision in transit
 
-Mean of {len(SEEDS)} seeds, least and most, at a synthetic hospital that none has seen ({KIND}: see learning.py). Bytes
-are those of a round's arrays, per site, over the weights' in float32. {about["date"]}; {about["machine"]}.
+Mean of {len(SEEDS)} seeds with minimum and maximum, at an unseen synthetic hospital ({KIND}: see learning.py). Bytes
+are those of a round's arrays, per site, relative to the weights in float32. {about["date"]}; {about["machine"]}.
 
 {chr(10).join(markdown(head, table))}
 Means of the seeds' differences, with 95 % intervals of Student's t:
@@ -92,7 +92,7 @@ Means of the seeds' differences, with 95 % intervals of Student's t:
 
 def main() -> None:
     torch.set_num_threads(1)
-    logging.disable(logging.INFO)  # Flower tells of every round
+    logging.disable(logging.INFO)  # Flower logs every round
     about = circumstances()
     with TemporaryDirectory() as folder:
         rows = measure(Path(folder))

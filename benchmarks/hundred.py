@@ -1,12 +1,12 @@
-"""One hundred synthetic hospitals on Flower's simulation: what 20 rounds take, and where it goes. Not of `make bench`.
+"""Time and memory of 20 rounds with one hundred synthetic hospitals in Flower's simulation. Not in `make bench`.
 
     python benchmarks/run.py hundred
 
-Two runs, by the command line as a data scientist starts them. `drawn`: 30 of the 100 sites in each round; one site in
-ten is away at any time, its folder elsewhere, and answers with a code; in two rounds one site is held up beyond the
-round's deadline, by another process that keeps its cohort's file locked. `all`: every site in every round, no faults.
-After the rounds all sites are asked about the model, as in every study. Memory is the proportional share (PSS) of all
-processes together, looked at twice a second: command line, SuperLink, the server's app, Ray, and its workers.
+Two runs are started with the command line, as a data scientist does. `drawn`: 30 of the 100 sites in each round. At any
+time one site in ten is unavailable, because its folder is moved away, and answers with a code. In two rounds another
+process locks one site's cohort file beyond the round's deadline. `all`: every site in every round, without faults.
+After the rounds all sites evaluate the model, as in every study. Memory is the proportional set size (PSS) of all
+processes together, sampled twice a second: command line, SuperLink, the ServerApp, Ray and its workers.
 """
 
 import json
@@ -34,10 +34,10 @@ from models.network import build_network
 from pipeline.site.folder import Site
 
 SITES, ROUNDS, DRAWN = 100, 20, 30
-DEADLINE_S = 25.0  # under the 30 s for which a site waits for its cohort's file
+DEADLINE_S = 25.0  # less than the 30 s that a site waits for its cohort's file
 LIMIT_S, LIMIT_MB = 900.0, 6000.0
 _LOOK_S = 0.5
-_KINDS = {  # of processes, by what their command line holds
+_KINDS = {  # kinds of processes, by a part of their command line
     "workers that play sites": "ray::ClientAppActor",
     "the server's app": "flwr-simulation",
     "SuperLink": SUPERLINK,
@@ -77,17 +77,17 @@ def measure(folder: Path) -> Part:
 
 
 def study(*, per_round: int = 0, rounds: int = ROUNDS, sites: int = SITES, deadline_s: float = DEADLINE_S) -> Study:
-    """`per_round`: 0 is all, and then nobody is late."""
+    """Make the study. `per_round`: 0 means all sites, and then none is late."""
     table: dict[str, Any] = {"name": "hundred", "rounds": rounds, "local_epochs": 1, "sites": sites, "quorum": 3}
     table |= {"sites_per_round": per_round, "round_timeout_s": deadline_s if per_round else 600.0, "synthetic": True}
     return Study.model_validate({"study": table, "preprocessing": PREPROCESSING.model_dump()})
 
 
 def _training_alone(what: Study, folders: Sequence[Path]) -> float:
-    """Processor seconds of a site's round in this process, without Flower; the mean over `folders`."""
+    """Mean processor seconds of a site's round in this process, without Flower, over `folders`."""
     arrays, buffers = pack(build_network(what.network, seed=1))
     times = []
-    for folder in (folders[0], *folders):  # the first one warms up
+    for folder in (folders[0], *folders):  # the first one is a warm-up
         began = time.process_time()
         train_site(Site.open(folder), what, arrays, buffers, round_number=1)
         times.append(time.process_time() - began)
@@ -96,7 +96,7 @@ def _training_alone(what: Study, folders: Sequence[Path]) -> float:
 
 @dataclass
 class Measured:
-    """One simulated run: its processes, sampled, and what its history tells."""
+    """One simulated run: samples of its processes, and its history."""
 
     wall_s: float = 0.0
     peak_mb: float = 0.0
@@ -117,7 +117,7 @@ class Measured:
         return self.processor_s[next(iter(_KINDS))]
 
     def codes(self) -> dict[str, int]:
-        """How often a round went on without a site, by code."""
+        """Count how often a round continued without a site, by code."""
         return dict(Counter(code for entry in self.rounds for code in entry["refused"].values()))
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Measured:
 
 
 def simulate(folder: Path, what: Study, sites: Sequence[Path], *, faults: bool) -> Measured:
-    """Run a study over site folders by the command line, and look at its processes meanwhile."""
+    """Run a study on site folders with the command line, and sample its processes."""
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(_as_toml(what))
     command = [Path(sys.executable).with_name("fedthorax"), "study", "run", folder / "study.toml", "--json"]
@@ -174,7 +174,7 @@ def _as_toml(what: Study) -> str:
 
 
 def _watch(process: "subprocess.Popen[bytes]", measured: Measured) -> None:
-    """Look at a process and all that it started until it ends. Processor time is that of each one's last look."""
+    """Sample a process and its descendants until it ends. Processor time is that of the last sample of each."""
     kinds: dict[int, str] = {}
     used: dict[int, float] = {}
     while process.poll() is None:
@@ -182,7 +182,7 @@ def _watch(process: "subprocess.Popen[bytes]", measured: Measured) -> None:
         for pid in (process.pid, *descendants(process.pid, read_parents())):
             try:
                 command, used[pid], pss_mb = _look(Path("/proc", str(pid)))
-            except (OSError, StopIteration):  # it has ended meanwhile
+            except (OSError, StopIteration):  # it has ended
                 continue
             kinds[pid] = next((kind for kind, part in _KINDS.items() if part in command), "Ray and others")
             held[kinds[pid]] += pss_mb
@@ -194,7 +194,7 @@ def _watch(process: "subprocess.Popen[bytes]", measured: Measured) -> None:
 
 
 def _look(of: Path) -> tuple[str, float, float]:
-    """A process's command line, its processor seconds, and its share of memory in MB (proc(5))."""
+    """Return a process's command line, its processor seconds and its share of memory in MB (proc(5))."""
     command = (of / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     after_name = (of / "stat").read_text().rpartition(")")[2].split()
     seconds = (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""What goes wrong at the synthetic hospitals of hundred.py while a run is under way: it touches their folders alone."""
+"""Cause faults at the synthetic hospitals of hundred.py during a run. Only their folders are touched."""
 
 import shutil
 import sqlite3
@@ -22,7 +22,7 @@ HELD_UP = (7, 14)  # rounds with a straggler
 
 @dataclass
 class Faults:
-    """In each round some folders are away; in some one site cannot open its cohort until the round is over."""
+    """Moves some folders away in each round; in some rounds one site cannot open its cohort until the round ends."""
 
     server: Path
     study: Study
@@ -32,7 +32,7 @@ class Faults:
 
     @contextmanager
     def while_running(self, *, active: bool) -> Iterator[None]:
-        """For the length of the block; in the end every folder is back."""
+        """Cause faults during the block. At its end every folder is back."""
         thread = threading.Thread(target=self._make)
         if active:
             thread.start()
@@ -44,7 +44,7 @@ class Faults:
                 thread.join()
 
     def _make(self) -> None:
-        """From the second round on others go away in each; a straggler is held until its round has ended."""
+        """From the second round on, move other folders away in each; block a straggler until its round has ended."""
         try:
             for number in range(2, self.study.study.rounds + 1):
                 if not self._wait(partial(self._begins, number)):
@@ -57,7 +57,7 @@ class Faults:
             self._bring_back()
 
     def _begins(self, number: int) -> bool:
-        """Whether the round before this one is over."""
+        """Whether the previous round is over."""
         return len(rounds_of(history_of(self.server))) >= number - 1
 
     def _wait(self, until: Callable[[], bool]) -> bool:
@@ -68,7 +68,7 @@ class Faults:
 
     def _send_away(self, number: int) -> None:
         self._bring_back()
-        if number == self.study.study.rounds:  # to be there for the questions after it
+        if number == self.study.study.rounds:  # to be available for the evaluation after it
             return
         for place in draw(range(len(self.sites)), self._name, AWAY, seed=self.study.study.seed, what=f"away {number}"):
             shutil.move(self.sites[place], self._elsewhere(self.sites[place]))
@@ -81,7 +81,7 @@ class Faults:
 
     @contextmanager
     def _held_up(self, number: int) -> Iterator[None]:
-        """One site that this round asks, whose cohort somebody else is writing."""
+        """Lock the cohort of one site that this round samples, as if another process writes it."""
         table = self.study.study
         asked = draw(range(len(self.sites)), self._name, table.sites_per_round, seed=table.seed, what=number)
         site = next(self.sites[place] for place in asked if self.sites[place] not in self._away)
@@ -101,8 +101,8 @@ class Faults:
 
 
 def history_of(server: Path) -> list[dict[str, Any]]:
-    """What the one run in a server's folder has told so far."""
+    """Read the current history of the only run in a server's folder."""
     try:
         return [entry for run in run_names(server) for entry in read_history(server / "runs" / run)]
-    except Refusal:  # it is just being written
+    except Refusal:  # it is being written at the moment
         return []

@@ -1,7 +1,8 @@
-"""One hundred synthetic hospitals of few patients and small volumes, no two alike: for hundred.py.
+"""One hundred different synthetic hospitals with few patients and small volumes, for hundred.py.
 
-Each has one of the four phantom dialects as its scanner, changed in noise, blur, calibration and slice distance; its
-own share of PCR-positive patients, their age and their lesions; and a number of patients from a skewed distribution.
+Each hospital has one of the four phantom dialects as its scanner, with other noise, blur, calibration and slice
+distance. It has its own share of PCR-positive patients, their ages and lesions, and a number of patients from a skewed
+distribution.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ _FEWEST, _MEDIAN, _MOST = 32, 48, 160  # patients
 
 
 def orders(root: Path, sites: int, seed: int) -> list[Order]:
-    """The hospitals h-001, h-002, ... of a seed; the first of them do not depend on how many follow."""
+    """Return the hospitals h-001, h-002, ... of a seed. The first ones do not depend on the total number."""
     return [_order(root, number, seed) for number in range(1, sites + 1)]
 
 
 def _order(root: Path, number: int, seed: int) -> Order:
     rng = np.random.default_rng([seed, number])
     dialect, name = HOSPITALS[rng.integers(len(HOSPITALS))], f"h-{number:03d}"
-    slices = int(rng.integers(26, 37))  # over about the same 290 mm
+    slices = int(rng.integers(26, 37))  # over about the same length of 290 mm
     scanner = replace(
         dialect.scanner,
         grid=Grid((slices, 40, 40), (288 / slices, 9.5, 9.5)),
@@ -50,7 +51,7 @@ def _order(root: Path, number: int, seed: int) -> Order:
 
 
 def write_all(wanted: Sequence[Order], workers: int) -> int:
-    """Write the hospitals over `workers` processes; how many patients they have together."""
+    """Write the hospitals with `workers` processes; return their total number of patients."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         return sum(pool.map(_write, wanted))
 

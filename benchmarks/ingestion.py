@@ -1,4 +1,4 @@
-"""From a folder of DICOM files to a cached tensor: beside bytes, decoding, SimpleITK and MONAI, and on two cores."""
+"""Ingestion of a DICOM folder to a cached tensor, compared with reading, decoding, SimpleITK, MONAI, and two cores."""
 
 from pathlib import Path
 
@@ -24,21 +24,21 @@ def measure(folder: Path) -> Part:
     notes = [
         f"One synthetic series, 512 x 512, 16 bits; {SLICES['uncompressed']} slices uncompressed, else "
         f"{SLICES_COMPRESSED}. Each run in a fresh process; files in the page cache.",
-        "Ours: find the series, check and read it, digest, lungs, crop, window, what the data contract wants to know, "
+        "Ours: find the series, check and read it, digest, lungs, crop, window, measurements for the data contract, "
         "tensor written to disk; one thread.",
         "Decoding: pixel_array of each file. MONAI: LoadImaged, EnsureChannelFirstd, Orientationd, Spacingd; neither "
-        "checks nor writes anything. Both with what they import.",
-        "Peak memory: of the whole process, libraries included.",
-        f"Cores: {' or '.join(f'{n} {name}' for name, n in SERIES.items())} series, found, examined and remembered, "
-        "all processes kept to one core or two, once what the workers import is there: that takes the same few seconds "
-        "for any number of series.",
+        "checks nor writes anything. Both include their imports.",
+        "Peak memory: of the whole process, including libraries.",
+        f"Cores: {' or '.join(f'{n} {name}' for name, n in SERIES.items())} series, found, examined and stored, "
+        "with all processes restricted to one or two cores. The time of the workers' imports, a few seconds for any "
+        "number of series, is not included.",
     ]
     notes += [f"{name} left out: no encoder here." for name, syntax in SYNTAXES.items() if not can_write(syntax)]
     return Part(notes, figures + cores)
 
 
 def _one_series(folder: Path, name: str) -> list[Figure]:
-    """All comparisons for the uncompressed series, those with the floors for the others."""
+    """Make all comparisons for the uncompressed series, and those with the minimum work for the others."""
     is_main = name == "uncompressed"
     others = {**FLOORS, **SIMPLEITK, **MONAI} if is_main else FLOORS
     runs = runs_in_turn(REPEATS, ["ours", *others], folder)
@@ -59,7 +59,7 @@ def _one_series(folder: Path, name: str) -> list[Figure]:
 
 
 def _cores(one: Path, folder: Path, name: str) -> Figure:
-    """Series a minute on two cores against one."""
+    """Compare series per minute on two cores and on one."""
     for number in range(1, SERIES[name] + 1):
         copy_chest(one, folder / str(number), number)
     series_a_minute: dict[int, list[float]] = {2: [], 1: []}

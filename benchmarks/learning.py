@@ -1,11 +1,11 @@
-"""Does a federation learn what one pool would? Local, pooled and federated training, for three kinds of difference.
+"""Compare local, pooled and federated training for three kinds of difference between hospitals.
 
     python benchmarks/run.py learning              the benchmark
     python benchmarks/learning.py FedAvgM server_momentum=0.3 --seeds 101 102
-                                                   one strategy with its options on other seeds, beside pooled training
+                                                   one strategy with its options on other seeds, and pooled training
 
 Every method has the same local epochs over the same patients, the same network and the same schedule. The federated
-ones run through the strategy's guard and the site's own app, with messages and checkpoints, in this process.
+methods use the strategy's guard and the site's own app, with messages and checkpoints, in this process.
 """
 
 import argparse
@@ -35,8 +35,8 @@ POOLED, AGE_SEX = "pooled", "age and sex"
 ALL = ("train", "validation", "test")
 
 Options = dict[str, float]
-# Chosen on seeds 101 and 102, of which nothing is reported, by the mean AUROC of `severe`. A server optimiser did
-# not help there, FedAvgM with a server learning rate of 0.5 no more than with 1, and FedAdam was worse still.
+# Chosen by the mean AUROC of `severe` on seeds 101 and 102, which are not reported. A server optimiser did not help
+# there: FedAvgM with a server learning rate of 0.5 was no better than with 1, and FedAdam was worse.
 STRATEGIES: dict[str, Options] = {
     "FedAvg": {},
     "FedProx": {"proximal_mu": 0.1},
@@ -77,7 +77,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """AUROC of each label at the unseen hospital, and at each training hospital's test patients."""
+    """AUROC of each label at the unseen hospital, and on each training hospital's test patients."""
 
     job: Job
     unseen: dict[str, float]
@@ -86,7 +86,7 @@ class Outcome:
 
 
 def run(job: Job) -> Outcome:
-    """Train one model and judge it. In a worker process."""
+    """Train and evaluate one model in a worker process."""
     from federation.client.site_tasks import load_examples
 
     began = time.process_time()
@@ -123,7 +123,7 @@ def _network(job: Job, sites: dict[str, Site], what: Study) -> Callable[[Any], n
 
 
 def _age_and_sex(sites: dict[str, Site], what: Study) -> Callable[[Any], np.ndarray]:
-    """Logistic regression on age and sex of the pooled training patients."""
+    """Fit a logistic regression on age and sex of the pooled training patients."""
     from sklearn.linear_model import LogisticRegression
 
     from federation.coordinator.baselines import pooled_examples
@@ -144,16 +144,16 @@ def _begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    logging.disable(logging.INFO)  # Flower tells of every round
+    logging.disable(logging.INFO)  # Flower logs every round
 
 
 def outcomes(
     root: Path, seeds: Sequence[int], methods: dict[str, Options | None]
 ) -> tuple[dict[int, float], list[Outcome]]:
-    """All cohorts, then all models, on all cores: the best reader's AUROC for `severe` by seed, and the outcomes."""
+    """Make all cohorts, then all models, on all cores; return the best reader's AUROC by seed, and the outcomes."""
     settings = [(kind, seed) for seed in seeds for kind in KINDS]
     jobs = [Job(root, *setting, method, options) for setting in settings for method, options in methods.items()]
-    jobs.sort(key=lambda job: job.method.endswith("alone"))  # the short ones last
+    jobs.sort(key=lambda job: job.method.endswith("alone"))  # short jobs last
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         written = [unseen_order(root, seed) for seed in seeds]
         readers = pool.map(write, [*written, *(order for setting in settings for order in orders(root, *setting))])
@@ -176,13 +176,13 @@ def measure(folder: Path) -> Part:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Try a strategy's options on other seeds than the benchmark's.")
+    parser = argparse.ArgumentParser(description="Try a strategy's options on seeds that the benchmark does not use.")
     parser.add_argument("strategy", choices=["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx"])
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
     chosen = parser.parse_args(arguments)
     if set(chosen.seeds) & set(SEEDS):
-        parser.error("options are not chosen on the seeds that are reported")
+        parser.error("options must not be chosen on the seeds that are reported")
     options = {name: float(value) for name, _, value in (option.partition("=") for option in chosen.options)}
     with TemporaryDirectory() as folder:
         _, found = outcomes(Path(folder), chosen.seeds, {chosen.strategy: options, POOLED: None})

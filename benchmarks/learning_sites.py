@@ -1,6 +1,6 @@
-"""The synthetic hospitals of learning.py: three that train and one that never does, for each kind of difference.
+"""The synthetic hospitals of learning.py: three that train and one that does not, for each kind of difference.
 
-Coarse grids, so that a patient takes some 70 ms. All numbers but those named differ in nothing but chance.
+The grids are coarse, so that a patient takes some 70 ms. Parameters that a kind does not name differ only by chance.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from pipeline.phantom.patients import CaseMix
 from pipeline.preprocessing.preprocess import Preprocessing
 
 PREPROCESSING = Preprocessing(shape=(24, 32, 32), working_spacing_mm=5.0)
-PATIENTS = 450  # of the three that train, together; three in five of them are learnt from
+PATIENTS = 450  # patients of the three training hospitals together; three in five are training patients
 UNSEEN_PATIENTS = 600
-LEAST = 5  # patients that a figure needs: the smallest hospital validates on no more
+LEAST = 5  # minimum number of patients for a metric: the smallest hospital has no more for validation
 
 _MIX = CaseMix(pcr_prevalence=0.6, mean_age_years=61, median_load=0.14)
 _SCANNER = replace(HOSPITALS[0].scanner, grid=Grid((42, 56, 56), (6.8, 6.8, 6.8)), blur_mm=2.4, noise_hu=25)
@@ -38,7 +38,7 @@ def _with_mix(name: str, **mix: float) -> Hospital:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of difference between three hospitals; `shares` of the patients."""
+    """One kind of difference between three hospitals; `shares`: their shares of the patients."""
 
     says: str
     hospitals: tuple[Hospital, Hospital, Hospital]
@@ -73,7 +73,7 @@ UNSEEN = _named("unseen", noise_hu=40, blur_mm=3.0, offset_hu=15, grid=Grid((45,
 
 @dataclass(frozen=True)
 class Order:
-    """One cohort to be written."""
+    """A cohort to write."""
 
     folder: Path
     at: Hospital
@@ -82,7 +82,7 @@ class Order:
 
 
 def orders(root: Path, kind: str, seed: int) -> list[Order]:
-    """The cohorts of a setting's three hospitals."""
+    """Return the cohorts of a setting's three hospitals."""
     described = KINDS[kind]
     return [
         Order(root / f"{kind} {seed}" / at.name, at, patients, seed)
@@ -95,7 +95,7 @@ def unseen_order(root: Path, seed: int) -> Order:
 
 
 def write(order: Order) -> float:
-    """Write one cohort; the AUROC for `severe` of a reader who knows the true formula and the true lesion load."""
+    """Write one cohort; return the AUROC of `severe` for a reader who knows the formula and the true lesion load."""
     tables = "[training]\nthreads = 1"
     site = synthetic_site(order.folder, order.at.name, seed=order.seed, min_patients=LEAST, tables=tables)
     truths = write_cohort(site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING)
@@ -106,12 +106,12 @@ def write(order: Order) -> float:
 
 
 def area(scores: Sequence[float], labels: Sequence[float]) -> float:
-    """AUROC over those whose label is known (not NaN); NaN where they are all alike."""
+    """AUROC over patients with a known label (not NaN); NaN if all labels are equal."""
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     known = ~np.isnan(y)
     return float(roc_auc_score(y[known], x[known])) if len(set(y[known])) == 2 else float("nan")
 
 
 def areas(scores: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """AUROC of each label; `scores` and `targets` have shape (patients, labels)."""
+    """Return the AUROC of each label; `scores` and `targets` have shape (patients, labels)."""
     return {label: area(scores[:, k], targets[:, k]) for k, label in enumerate(LABELS)}

@@ -1,4 +1,4 @@
-"""What learning.py found, as tables, raw numbers and a figure."""
+"""The results of learning.py as tables, raw numbers and a figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Mean:
 
 
 class Found:
-    """The outcomes, looked up by kind, method and label; values are in the order of the seeds."""
+    """Lookup of the outcomes by kind, method and label; values are in the order of the seeds."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.outcomes = sorted(outcomes, key=lambda outcome: outcome.job.seed)
@@ -64,7 +64,7 @@ class Found:
         return {name: [each[name][label] for each in chosen] for name in chosen[0]}
 
     def ratio(self, kind: str, method: str, label: str) -> Mean:
-        """Of each seed's AUROC to that of the pooled model on the same patients."""
+        """Return the ratio of each seed's AUROC to that of the pooled model on the same patients."""
         pairs = zip(self.unseen(kind, method, label), self.unseen(kind, POOLED, label), strict=True)
         return Mean.of([ours / pooled for ours, pooled in pairs])
 
@@ -102,16 +102,16 @@ def report(best_reader: dict[int, float], outcomes: Sequence[Outcome], *, wall_s
 def _notes(best_reader: dict[int, float], found: Found, wall_s: float) -> list[str]:
     described = "; ".join(f"{name} with {_told(options)}" for name, options in STRATEGIES.items() if options)
     return [
-        f"Synthetic patients: {PATIENTS} at three hospitals that train, of which three in five are learnt from, and "
-        f"{UNSEEN_PATIENTS} at a fourth, with a scanner of its own, that no model has seen. Severity is judged among "
+        f"Synthetic patients: {PATIENTS} at three hospitals that train, of which three in five are for training, and "
+        f"{UNSEEN_PATIENTS} at a fourth with another scanner, which no model has seen. Severity is evaluated among "
         "its PCR-positive patients.",
         *(f"{kind.capitalize()}: {described.says}" for kind, described in KINDS.items()),
         f"All methods: {ROUNDS * LOCAL_EPOCHS} epochs over each patient, a narrow 3D ResNet-10, SGD with momentum, "
-        f"peak rate {LEARNING_RATE}, one cosine; the federated ones {ROUNDS} rounds of {LOCAL_EPOCHS} local epochs. "
+        f"peak rate {LEARNING_RATE}, one cosine; federated methods: {ROUNDS} rounds of {LOCAL_EPOCHS} local epochs. "
         f"Options, chosen on other seeds: {described}.",
         f"Seeds {', '.join(map(str, SEEDS))}: each has other patients at all four hospitals, other first weights and "
-        "another order. Intervals: 95 %, Student's t over the seeds. A ratio is of one seed's AUROCs on the same "
-        "patients, then the mean.",
+        "another order. Intervals: 95 %, Student's t over the seeds. A ratio is computed for each seed on the same "
+        "patients, then averaged.",
         f"A reader who knows the true lesion load and the formula of severity: mean over seeds of the AUROC "
         f"{Mean.of(list(best_reader.values()))}.",
         f"{wall_s / 60:.0f} minutes in all, cohorts included; {sum(o.processor_s for o in found.outcomes) / 60:.0f} "
@@ -120,7 +120,7 @@ def _notes(best_reader: dict[int, float], found: Found, wall_s: float) -> list[s
 
 
 def _rounded(areas: dict[str, float]) -> dict[str, float | None]:
-    """As JSON can hold them: None where there is no AUROC."""
+    """Convert values for JSON: None if there is no AUROC."""
     return {label: round(value, 4) if np.isfinite(value) else None for label, value in areas.items()}
 
 
@@ -129,7 +129,7 @@ def _told(options: Options) -> str:
 
 
 def goals(found: Found) -> Table:
-    """The two goals for each kind: the best federated model against the pooled one, and against the best hospital."""
+    """Table of the two goals for each kind: the best federated model against the pooled one and the best hospital."""
     rows = []
     for kind in KINDS:
         for label in (SEVERE, PCR):
@@ -139,8 +139,8 @@ def goals(found: Found) -> Table:
             verdicts = (_verdict(ratio, GOAL_RATIO), _verdict(gain, 0.0))
             rows.append([kind, label, federated, str(ratio), verdicts[0], local, gain.signed(), verdicts[1]])
     return Table(
-        "Goals at the unseen hospital. The best of each is the one with the highest mean over these seeds, which "
-        "favours it; no hospital knows beforehand that it is the best one",
+        "Goals at the unseen hospital. The best is the one with the highest mean over these seeds, which is an "
+        "optimistic choice; no hospital knows in advance that it is the best one",
         [
             "difference",
             "label",
@@ -148,7 +148,7 @@ def goals(found: Found) -> Table:
             "ratio to pooled",
             f"at least {GOAL_RATIO}",
             "best hospital alone",
-            "federated less that",
+            "federated minus that",
             "above 0",
         ],
         rows,
@@ -158,7 +158,7 @@ def goals(found: Found) -> Table:
 def _verdict(mean: Mean, goal: float) -> str:
     if mean.value < goal:
         return "**not met**"
-    return "met" if mean.low >= goal else "met by the mean; the interval reaches below"
+    return "met" if mean.low >= goal else "met by the mean; the interval extends below"
 
 
 def unseen_table(found: Found, label: str) -> Table:
@@ -176,7 +176,7 @@ def unseen_table(found: Found, label: str) -> Table:
 
 
 def own_table(found: Found) -> Table:
-    """Each training hospital's own test patients; a figure is left out where a seed leaves it undefined."""
+    """Table for each training hospital's own test patients; a cell is empty if a seed has no defined AUROC."""
     rows = []
     for kind in KINDS:
         for method in [POOLED, *STRATEGIES, *found.alone]:
@@ -189,14 +189,14 @@ def own_table(found: Found) -> Table:
     hospitals = [at.name for at in next(iter(KINDS.values())).hospitals]
     return Table(
         "Each training hospital's own test patients (a quarter of its patients, few where it is small): mean over "
-        "seeds of the AUROC; – where a seed had one class alone",
+        "seeds of the AUROC; – if a seed had only one class",
         ["difference", "trained", *(f"{label}, {name}" for label in (SEVERE, PCR) for name in hospitals)],
         rows,
     )
 
 
 def draw(found: Found) -> None:
-    """AUROC of `severe` at the unseen hospital: every seed as a dot, the mean with its interval."""
+    """Draw the AUROC of `severe` at the unseen hospital: every seed as a dot, the mean with its interval."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

@@ -1,11 +1,11 @@
-"""No score for what is out of place, and a score for good scans: how often. Synthetic scans; not in `make bench`.
+"""How often do unsuitable scans get no score, and good scans a score? Synthetic scans; not in `make bench`.
 
     python benchmarks/no_score.py [--model MODEL] [--first 5000] [--each 40] [--good 200]
 
-Scans are scored as a clinician's would be, from the last step of the readers on; MR by its header from DICOM files.
-Without --model a network with random weights answers, and anatomy alone decides; with a release, its distance from the
-training as well. The limits were set on the seeds from 1000 to 1999 and on the real scans; the figures are of others.
-Some ten minutes on one core.
+Scans are scored like a clinician's, starting after the readers; MR is read from DICOM files and recognised by its
+header. Without --model, a network with random weights answers, and only the anatomy checks decide. With a release, its
+distance from the training data decides too. The limits were set on the seeds from 1000 to 1999 and on the real scans;
+the results are from other seeds. Takes some ten minutes on one core.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SCORED = "scored"
 
 
 def read(seen: Field, grid: Grid, c: Chest) -> OneScan:
-    """As if a file had been read. Raises Refusal as `finish` does."""
+    """Make a series as if it was read from files. Raises Refusal: those of `finish`."""
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
     affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
@@ -62,7 +62,7 @@ def read(seen: Field, grid: Grid, c: Chest) -> OneScan:
 
 
 def answer(kind: str, make: Maker, seed: int, release: Release) -> str:
-    """The code of the refusal, or SCORED."""
+    """Return the code of the refusal, or SCORED."""
     c = chest(seed)
     try:
         score_scan(read(make(c), HEAD_GRID if kind == "head" else c.scanner.grid, c), release)
@@ -86,7 +86,7 @@ def answer_to(source: Path, release: Release) -> str:
 
 
 def unlearnt() -> Release:
-    """A small network with random weights: what it says does not matter."""
+    """Make a small network with random weights; its output does not matter."""
     settings = NetworkSettings(architecture="resnet10", widen_factor=0.125)
     described = Description(
         network=settings,
@@ -119,7 +119,7 @@ def row(kind: str, what: str, codes: list[str]) -> dict[str, Any]:
 
 
 def measure(release: Release, *, first: int, each: int, good: int) -> list[dict[str, Any]]:
-    """Good scans first, then every kind with its ways in turn; of each way `each` scans, the MR by header included."""
+    """Yield good scans, then each kind with each of its variants: `each` scans per variant, including MR by header."""
     rows = [
         row("good", "all four scanners", [answer("good", Chest.seen, s, release) for s in range(first, first + good)])
     ]
@@ -142,7 +142,7 @@ def measure(release: Release, *, first: int, each: int, good: int) -> list[dict[
 
 
 def real(release: Release) -> dict[str, str]:
-    """What comes of the real scans, where they are there: one thorax, one abdomen, heads and oddities."""
+    """Score the real scans if they are available: one thorax, one abdomen, heads and unusual files."""
     names = ("real-thorax-64/ct-64Dicom", "abdomen-ct/example_ct_dicom", "awkward-dicom/dcm_qa_ct")
     return {name: answer_to(REAL / name, release) for name in names if (REAL / name).is_dir()}
 
@@ -151,7 +151,7 @@ def markdown(rows: list[dict[str, Any]], on_real: dict[str, str], model: str) ->
     lines = [
         "# No score\n",
         f"Synthetic scans; {model}. Share without a score, with its 95 % interval (Clopper & Pearson). The goal is at "
-        f"least {GOAL_OUT:.0%} of each kind that is out of place, and at most {GOAL_GOOD:.0%} of the good.\n",
+        f"least {GOAL_OUT:.0%} of each kind that is out of place, and at most {GOAL_GOOD:.0%} of good scans.\n",
         "| kind | what is wrong | scans | no score | 95 % interval | goal | codes |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -181,7 +181,7 @@ def main() -> None:
     torch.set_num_threads(1)
     release = load_release(arguments.model) if arguments.model else unlearnt()
     is_told = release.description.familiarity is not None
-    model = "anatomy and the release's distance decide" if is_told else "anatomy alone decides"
+    model = "anatomy and the release's distance decide" if is_told else "only anatomy decides"
     rows = measure(release, first=arguments.first, each=arguments.each, good=arguments.good)
     on_real = real(release)
     found = {"first_seed": arguments.first, "decides": model, "rows": rows, "real": on_real}

@@ -1,6 +1,6 @@
-"""Synthetic scans that must get no score, and good ones that must: phantoms of all scanners, and what goes wrong.
+"""Synthetic scans that must get no score, and good scans that must get one: phantoms of all scanners, with faults.
 
-All is made of synthetic chests, but for the head. What a scanner would store is stored: 12 bits from -1024 HU on.
+All scans except the head are made from synthetic chests. Values are stored as by a scanner: 12 bits from -1024 HU on.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ CAVITIES_MM = (
 
 @dataclass(frozen=True)
 class Chest:
-    """A synthetic patient: the body as it is, before the scanner; slice 0 lowest, LPS axes (z, y, x)."""
+    """A synthetic patient: the body before the scanner; slice 0 is the lowest, LPS axes (z, y, x)."""
 
     patient: Patient
     hu: Field
@@ -49,7 +49,7 @@ class Chest:
 
 
 def chest(seed: int) -> Chest:
-    """Patients of the four synthetic hospitals in turn, with their case mix and lesions."""
+    """Yield patients of the four synthetic hospitals in turn, with their case mix and lesions."""
     at = HOSPITALS[seed % len(HOSPITALS)]
     rng = np.random.default_rng([seed, 6])
     patient = draw_patient(f"SYNTHETIC-{seed}", f"SYNTHETIC^{seed}", at.mix, rng)
@@ -69,12 +69,12 @@ def chest(seed: int) -> Chest:
 
 
 def abdomen(c: Chest) -> Field:
-    """The same body, solid where lungs would be."""
+    """Return the same body with solid tissue in place of lungs."""
     return acquire(_solid(c), c.scanner, c.rng)
 
 
 def abdomen_with_gas(c: Chest) -> Field:
-    """Loops of bowel full of gas, up to two litres."""
+    """Add loops of bowel full of gas, up to two litres."""
     hu = _solid(c)
     z, y, x = c.scanner.grid.axes_mm()
     for _ in range(c.rng.integers(3, 9)):
@@ -86,7 +86,7 @@ def abdomen_with_gas(c: Chest) -> Field:
 
 
 def abdomen_with_bases(c: Chest) -> Field:
-    """An abdomen as it is scanned: the bases of the lungs at its top."""
+    """Make an abdominal scan, with the bases of the lungs at its top."""
     low, high = _ends(c.lungs)
     shown = low + round((high - low) * c.rng.uniform(0.2, 0.45))
     below = np.repeat(_solid(c)[:1], 25, axis=0)
@@ -94,7 +94,7 @@ def abdomen_with_bases(c: Chest) -> Field:
 
 
 def head(c: Chest) -> Field:
-    """Skull, brain, sinuses, the pharynx; a head rest below."""
+    """Make a head: skull, brain, sinuses and pharynx, with a head rest below."""
     z, y, x = HEAD_GRID.axes_mm()
     rng = c.rng
     size = rng.uniform(0.9, 1.1, 3) * (88, 92, 74)
@@ -114,7 +114,7 @@ def head(c: Chest) -> Field:
 
 def _solid(c: Chest) -> Field:
     hu = c.hu.copy()
-    hu[ndimage.binary_dilation(c.lungs, iterations=2) & (hu < 0)] = MUSCLE_HU  # the vessels' shadow, too
+    hu[ndimage.binary_dilation(c.lungs, iterations=2) & (hu < 0)] = MUSCLE_HU  # including the shadow of vessels
     return np.where(c.lungs, c.rng.normal(MUSCLE_HU, 20, hu.shape), hu).astype(np.float32)
 
 
@@ -127,7 +127,7 @@ def _ends(lungs: NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def mr_as_ct(c: Chest) -> Field:
-    """Signal of a T1-weighted image, with the shading of its coil, under the header of a CT."""
+    """Make the signal of a T1-weighted image with coil shading, under the header of a CT."""
     at_hu = (-1000, -900, -500, -100, 45, 150, 300, 3000)
     signal = np.interp(c.hu, at_hu, (0, 90, 200, 900, 400, 500, 150, 0))
     z, y, x = c.scanner.grid.axes_mm()
@@ -138,7 +138,7 @@ def mr_as_ct(c: Chest) -> Field:
 
 
 def write_mr(c: Chest, folder: Path) -> None:
-    """A series whose header says MR."""
+    """Write a series whose header says MR."""
     scanner = replace(c.scanner, transfer_syntax=ExplicitVRLittleEndian)
     for path in write_series(c.seen(), scanner, c.patient, folder):
         ds = dcmread(path)
@@ -148,7 +148,7 @@ def write_mr(c: Chest, folder: Path) -> None:
 
 
 def noise_alone(c: Chest) -> Field:
-    """Noise over the range of a chest, white or in lumps."""
+    """Make noise over the value range of a chest, white or spatially correlated."""
     sigma = c.rng.choice([0.0, 1.0, 3.0, 6.0])
     field = ndimage.gaussian_filter(c.rng.standard_normal(c.hu.shape), sigma)
     seen = c.rng.uniform(-700, 0) + c.rng.uniform(200, 600) * field / field.std()
@@ -156,7 +156,7 @@ def noise_alone(c: Chest) -> Field:
 
 
 def drowned_in_noise(c: Chest) -> Field:
-    """A chest of which hardly a photon arrived."""
+    """Make a chest scan with hardly any detected photons."""
     seen = c.seen()
     return (seen + c.rng.normal(0, c.rng.uniform(250, 800), seen.shape)).clip(*STORED_HU).astype(np.float32)
 
@@ -177,7 +177,7 @@ def left_for_right(c: Chest) -> Field:
 
 
 def cut(share: float, *, top: bool) -> Callable[[Chest], Field]:
-    """Without that share of the lungs' height."""
+    """Cut off that share of the lungs' height."""
 
     def make(c: Chest) -> Field:
         low, high = _ends(c.lungs)
@@ -191,7 +191,7 @@ def cut(share: float, *, top: bool) -> Callable[[Chest], Field]:
 
 
 def spinal_rods(c: Chest) -> Field:
-    """Two rods and their screws along the spine."""
+    """Add two rods with screws along the spine."""
     grid = c.scanner.grid
     z, y, x = grid.axes_mm()
     rods = (np.abs(np.abs(x) - 16) < 4) & (np.abs(y - c.rng.uniform(85, 95)) < 4) & (np.abs(z) < c.rng.uniform(80, 130))
@@ -200,14 +200,14 @@ def spinal_rods(c: Chest) -> Field:
 
 
 def heart_pump(c: Chest) -> Field:
-    """The body of a ventricular assist device at the apex of the heart."""
+    """Add the body of a ventricular assist device at the apex of the heart."""
     z, y, x = c.scanner.grid.axes_mm()
     at = c.rng.uniform((-80, -45, 40), (-50, -25, 60))
     return _with_metal(c, ((z - at[0]) / 22) ** 2 + ((y - at[1]) / 26) ** 2 + ((x - at[2]) / 26) ** 2 < 1)
 
 
 def _with_metal(c: Chest, metal: NDArray[np.bool_]) -> Field:
-    """Metal and its streaks: what beam hardening and want of photons leave in a filtered back projection."""
+    """Add metal and its streaks, as beam hardening and photon starvation cause in filtered back projection."""
     metal = np.broadcast_to(metal, c.hu.shape)
     hu = acquire(np.where(metal, METAL_HU, c.hu).astype(np.float32), c.scanner, c.rng)
     streaks, last = np.zeros_like(hu[0]), np.zeros(hu.shape[1:], bool)
@@ -220,7 +220,7 @@ def _with_metal(c: Chest, metal: NDArray[np.bool_]) -> Field:
 
 
 def _streaks(metal: NDArray[np.bool_], rng: Generator, angles: int = 90) -> Field:
-    """Of one slice, in HU: some hundred beside the metal."""
+    """Compute the streaks of one slice in HU: some hundred near the metal."""
     image = metal.astype(np.float32)
     ramp = np.abs(np.fft.fftfreq(image.shape[0]))
     total = np.zeros_like(image)
@@ -253,7 +253,7 @@ def offset(hu: float) -> Callable[[Chest], Field]:
 
 
 def unsigned_wrap(bits: int) -> Callable[[Chest], Field]:
-    """Negative values read as large positive ones."""
+    """Read negative values as large positive ones."""
 
     def make(c: Chest) -> Field:
         return np.mod(np.rint(c.seen()), 2.0**bits).astype(np.float32)

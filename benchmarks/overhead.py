@@ -1,9 +1,9 @@
-"""What federated training computes beside its steps, against pooled training of as many steps.
+"""Processor time of federated training compared with pooled training of the same number of steps.
 
-Three synthetic sites, the network and the preprocessing that a study has by default. Counted is the processor time of
-whole rounds in one process: opening the cohorts, building the network, the figures on validation patients, packing, the
-guard's checks, aggregation, the checkpoint. Start-up and polling, for which a round waits, hang on the server and not
-on the steps; they are told apart.
+Three synthetic sites with a study's default network and preprocessing. The processor time of whole rounds in one
+process is measured: opening the cohorts, building the network, validation metrics, packing, the guard's checks,
+aggregation, the checkpoint. Start-up and polling, for which a round waits, depend on the server, not on the steps. They
+are reported separately.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.site.folder import Site
 
 REPEATS = 3
-PATIENTS = 100  # of each site: some 60 to learn from, 15 to validate with
-STEPS = (26, 16)  # of each site in the round: two passes over 100 patients, and over 64, in batches of 8
+PATIENTS = 100  # at each site: some 60 for training, 15 for validation
+STEPS = (26, 16)  # steps of each site in the round: two passes over 100 patients, and over 64, in batches of 8
 ROUNDS = Path(__file__).with_name("results") / "rounds.json"
 
 
@@ -44,7 +44,7 @@ def make_sites(folder: Path) -> list[Site]:
 
 def measure(folder: Path) -> Part:
     torch.set_num_threads(1)
-    logging.disable(logging.INFO)  # Flower tells of every round
+    logging.disable(logging.INFO)  # Flower logs every round
     sites, runs = make_sites(folder), itertools.count()
 
     def federated(what: Study) -> None:
@@ -62,13 +62,13 @@ def measure(folder: Path) -> Part:
 def _notes() -> list[str]:
     return [
         f"Three synthetic sites of {PATIENTS} patients, ResNet-18 of the default study, batches of 8, augmented; one "
-        "thread. Federated: whole rounds with the sites' validation figures, the guard's checks, aggregation, "
-        "checkpoint. What they add is the same for each round, so it weighs more where a round has fewer steps."
+        "thread. Federated: whole rounds with the sites' validation metrics, the guard's checks, aggregation, "
+        "checkpoint. The added cost is the same for each round, so its share is larger if a round has fewer steps."
     ]
 
 
 def _waiting() -> list[str]:
-    """What a round waits for with real processes, as the part `rounds` found it."""
+    """Describe a round's waiting time with real processes, as measured by the part `rounds`."""
     if not ROUNDS.is_file():
         return []
     found = {figure["name"]: figure for figure in json.loads(ROUNDS.read_text())["figures"]}
@@ -76,6 +76,6 @@ def _waiting() -> list[str]:
     if rest is None:
         return []
     return [
-        f"Start-up and polling apart, from the part `rounds`: a round with real processes, TLS and the gateway takes "
-        f"{rest['ours'][1]:.1f} s beside its training with a model of 8 MB, whatever the number of steps."
+        f"Start-up and polling, from the part `rounds`: a round with real processes, TLS and the gateway takes "
+        f"{rest['ours'][1]:.1f} s in addition to its training with a model of 8 MB, for any number of steps."
     ]

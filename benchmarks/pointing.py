@@ -1,16 +1,16 @@
-"""Where does a saliency map point? On phantoms, whose lesions are known. Not part of `make bench`.
+"""Evaluate saliency maps on phantoms with known lesions. Not part of `make bench`.
 
     python benchmarks/pointing.py [--work build/pointing]
 
-Two synthetic hospitals train a 3D and a 2.5D network; the maps are judged on PCR-positive patients with lesions of a
-third, whose scanner neither has seen:
+Two synthetic hospitals train a 3D and a 2.5D network. The maps are evaluated on PCR-positive patients with lesions of a
+third hospital, whose scanner neither network has seen:
 
-- the pointing game (Zhang et al., IJCV 2018): how often the map's maximum lies on a lesion, or at most a voxel beside;
-- energy: how much of the map lies on lesions (Wang et al., Score-CAM, CVPRW 2020);
-- deletion: what the logit loses when the tenth of the lungs that the map ranks highest is made aerated lung;
-- sanity (Adebayo et al., NeurIPS 2018): does the map change when weights are drawn anew, from the head down?
+- the pointing game (Zhang et al., IJCV 2018): how often the map's maximum is on a lesion, or at most one voxel away;
+- energy: the share of the map on lesions (Wang et al., Score-CAM, CVPRW 2020);
+- deletion: the decrease of the logit if the tenth of the lungs that the map ranks highest is replaced by aerated lung;
+- sanity (Adebayo et al., NeurIPS 2018): does the map change if weights are randomised again, from the head down?
 
-Scans, trained weights and figures are kept under the folder of --work, so that an interrupted run goes on. Writes
+Scans, trained weights and results are stored in the folder of --work, so that an interrupted run can continue. Writes
 benchmarks/results/pointing.json and pointing.md.
 """
 
@@ -50,24 +50,24 @@ RESULTS = Path(__file__).with_name("results")
 TRAINING, JUDGED = ((0, 170, 1), (1, 170, 1)), (3, 200, 3)  # hospital, patients, seed
 ARCHITECTURES = {"resnet18": METHODS, "resnet18_slices": SLICEWISE}
 EPOCHS = 8
-LESION_HU = 100  # more than this of planted density makes a voxel of the tensor lesion; ground glass adds 330
-CASES = 80  # of the judged, PCR-positive and with lesions: for these maps are made
+LESION_HU = 100  # a voxel with more planted density (HU) counts as lesion; ground glass adds 330
+CASES = 80  # evaluated patients, PCR-positive and with lesions, for whom maps are computed
 SANITY_PATIENTS = 20
 TIMED = 5  # maps of each method
-RANDOM = 123  # seed of weights that have learnt nothing
-FOR_SEVERE = (OURS, "density, no network")  # judged for `severe` too
+RANDOM = 123  # seed of untrained weights
+FOR_SEVERE = (OURS, "density, no network")  # also evaluated for `severe`
 
 
 @dataclass(frozen=True)
 class Case:
-    """One phantom: what a network sees, and the planted density in HU on the same grid."""
+    """One phantom: the network's input, and the planted density in HU on the same grid."""
 
     example: Example
     pattern: str
     planted: Path
 
     def load(self) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_], NDArray[np.bool_]]:
-        """Scan, tabular data, lungs, and the lesions within them."""
+        """Return scan, tabular data, lungs, and the lesions in the lungs."""
         scans, tabular, _ = Examples([self.example]).batch(np.array([0]), None)
         lungs = scans[0, 1].numpy() > 0.5
         return scans[0], tabular[0], lungs, (np.load(self.planted) > LESION_HU) & lungs
@@ -77,7 +77,7 @@ class Case:
 
 
 def make(folder: Path, number: int, hospital: int, seed: int) -> dict[str, Any]:
-    """Write one patient's tensor and planted density; what is known of the patient."""
+    """Write one patient's tensor and planted density; return the patient's data."""
     at = HOSPITALS[hospital]
     rng = np.random.default_rng([seed, hospital, number])
     patient = draw_patient(f"SYNTHETIC-{number}", "SYNTHETIC", at.mix, rng)
@@ -93,13 +93,13 @@ def make(folder: Path, number: int, hospital: int, seed: int) -> dict[str, Any]:
 
 
 def as_tensor(volume: Volume, prepared: Prepared) -> NDArray[np.float16]:
-    """Another field over the same scan, on the grid of its tensor."""
+    """Resample another field of the same scan to the grid of its tensor."""
     working = resample(torch.from_numpy(orient(volume).hu).float(), prepared.image_hu.shape)
     return resample(working[prepared.box], prepared.tensor.shape[1:]).numpy().astype(np.float16)
 
 
 def kept(file: Path, work: Callable[[], Any]) -> Any:
-    """What `work` gave, from its file where it has been done before."""
+    """Return the result of `work`, from its file if it was done before."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(work()))
@@ -156,19 +156,19 @@ def judge(network: SeverityNetwork, method: Method, label: int, cases: list[Case
 
 
 def share(hits: list[bool]) -> list[float]:
-    """With its 95 % interval (Wilson)."""
+    """Return a share with its 95 % interval (Wilson)."""
     interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
     return [float(np.mean(hits)), float(interval.low), float(interval.high)]
 
 
 def mean(values: list[float]) -> list[float]:
-    """With its 95 % interval (bootstrap over patients, BCa)."""
+    """Return a mean with its 95 % interval (bootstrap over patients, BCa)."""
     interval = bootstrap((values,), np.mean, rng=np.random.default_rng(0)).confidence_interval
     return [float(np.mean(values)), float(interval.low), float(interval.high)]
 
 
 def by_chance(cases: list[Case]) -> dict[str, list[float]]:
-    """A voxel of the lungs at random: the lesions' share of them."""
+    """Expected result of a random voxel of the lungs: the lesions' share of the lungs."""
     shares, near = [], []
     for case in cases:
         _, _, lungs, lesions = case.load()
@@ -178,7 +178,7 @@ def by_chance(cases: list[Case]) -> dict[str, list[float]]:
 
 
 def forwards(network: SeverityNetwork, method: Method, case: Case) -> float:
-    """Processor time of a map, in forward passes."""
+    """Measure the processor time of a map in forward passes."""
     scan, tabular, *_ = case.load()
 
     @torch.inference_mode()
@@ -190,7 +190,7 @@ def forwards(network: SeverityNetwork, method: Method, case: Case) -> float:
 
 
 def sanity(network: SeverityNetwork, architecture: str, cases: list[Case]) -> dict[str, float]:
-    """Mean rank correlation within the lungs of our map before and after weights are drawn anew, from the head down."""
+    """Mean rank correlation in the lungs of our map before and after weights are randomised, from the head down."""
     drawn = build_network(NetworkSettings.model_validate({"architecture": architecture}), seed=RANDOM).state_dict()
     inner = "backbone.encoder." if architecture.endswith("_slices") else "backbone."
     layers = {f"layer {number}": (f"{inner}layer{number}.",) for number in (4, 3, 2, 1)}
@@ -239,7 +239,7 @@ def measure(work: Path) -> dict[str, Any]:
     return result
 
 
-# --- words ------------------------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------------------
 
 
 def cell(estimate: list[float]) -> str:
@@ -251,11 +251,11 @@ def text(result: dict[str, Any]) -> str:
     head = ["map", "on a lesion", "at most a voxel beside", "energy", "deletion takes", "cost in forward passes"]
     chance = ["a voxel at random", *(cell(result["chance"][key]) for key in ("hit", "near", "energy")), "", ""]
     lines = [
-        "# Where the saliency map points",
+        "# Where saliency maps point",
         "",
-        f"{result['date']}; {result['machine']}. Synthetic patients alone: {result['cases']} PCR-positive ones with "
-        "lesions of a hospital that neither network has learnt from; 95 % intervals over patients. "
-        "`benchmarks/pointing.py` says what the figures are.",
+        f"{result['date']}; {result['machine']}. Only synthetic patients: {result['cases']} PCR-positive patients with "
+        "lesions, of a hospital that did not train; 95 % intervals over patients. "
+        "`benchmarks/pointing.py` defines the metrics.",
         "",
     ]
     for architecture, found in result["networks"].items():
@@ -271,13 +271,13 @@ def text(result: dict[str, Any]) -> str:
             ]
             lines += [f"## {architecture}, `{label}`: AUROC {found['auroc'][label]}", ""]
             lines += markdown(head, [*rows, chance])
-        lines += [f"Rank correlation of our map with that after weights are drawn anew ({architecture}):", ""]
+        lines += [f"Rank correlation of our map with the map after weights are randomised ({architecture}):", ""]
         lines += markdown(list(found["sanity"]), [[f"{value:.2f}" for value in found["sanity"].values()]])
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Judge saliency maps on phantoms whose lesions are known.")
+    parser = argparse.ArgumentParser(description="Evaluate saliency maps on phantoms with known lesions.")
     parser.add_argument("--work", type=Path, default=Path("build/pointing"))
     work = parser.parse_args().work
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""The maps that pointing.py compares. Each takes (network, scan, tabular, label index), and has the scan's shape.
+"""The maps that pointing.py compares. Each takes (network, scan, tabular, label index) and has the scan's shape.
 
-MONAI's own tools where it has them. Its Grad-CAM leaves hooks in a network and its upsampler knows no slices, hence the
-copies and the wrapper.
+MONAI's own tools are used if they exist. Its Grad-CAM leaves hooks in a network, and its upsampler does not support
+slices; this is the reason for the copies and the wrapper.
 """
 
 import copy
@@ -21,12 +21,12 @@ from models.saliency import SMOOTHING_VOXELS, attributions, baseline, saliency
 
 Map = NDArray[np.floating]
 Method = Callable[[SeverityNetwork, Tensor, Tensor, int], Map]
-AERATED_WINDOW = -0.87  # -920 HU, where the preprocessing puts aerated lung
+AERATED_WINDOW = -0.87  # -920 HU, the value of aerated lung after preprocessing
 CUBE = 8  # voxels
 
 
 class OfScans(nn.Module):
-    """The network as MONAI's tools want it: scans alone go in. A copy, with hooks or without."""
+    """A copy of the network for MONAI's tools: its only input is the scan; with or without hooks."""
 
     def __init__(self, network: SeverityNetwork, tabular: Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class OfScans(nn.Module):
 
 
 def _enlarged(small: Tensor, shape: torch.Size) -> Map:
-    """(1, 1, slices, rows, columns), or (slices, 1, rows, columns) where only rows and columns are coarse."""
+    """Upsample to (1, 1, slices, rows, columns); (slices, 1, rows, columns) if only rows and columns are coarse."""
     if small.ndim == 4:
         return F.interpolate(small, size=shape[1:], mode="bilinear").squeeze(1).detach().numpy()
     return F.interpolate(small, size=shape, mode="trilinear")[0, 0].detach().numpy()
@@ -68,7 +68,7 @@ def layer_cam(layer: str) -> Method:
 
 
 def attended(in_plane: Method) -> Method:
-    """Attention over slices times a map within each slice, scaled to a maximum of 1: for the 2.5D network."""
+    """For the 2.5D network: attention over slices times a map within each slice, scaled to a maximum of 1."""
 
     def method(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label: int) -> Map:
         found = in_plane(network, scan, tabular, label)
@@ -80,7 +80,7 @@ def attended(in_plane: Method) -> Method:
 
 
 def occlusion(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label: int) -> Map:
-    """What the logit loses when a cube is replaced by aerated lung; blurred, for a cube's maximum is its middle."""
+    """Decrease of the logit if a cube is replaced by aerated lung; blurred, so that a cube's maximum is its centre."""
     of_scans = OfScans(network, tabular)
     tool = OcclusionSensitivity(of_scans, CUBE, verbose=False, mode=AERATED_WINDOW, overlap=0.0, activate=False)
     with torch.inference_mode():
@@ -100,7 +100,7 @@ def unsmoothed(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label: i
 
 
 def density(network: SeverityNetwork, scan: Tensor, tabular: Tensor, label: int) -> Map:
-    """What is denser than aerated lung, smoothed as our map is; no network has a say."""
+    """Density above that of aerated lung, smoothed like our map; it does not use a network."""
     return ndimage.gaussian_filter((scan - baseline(scan))[0].numpy(), SMOOTHING_VOXELS)
 
 

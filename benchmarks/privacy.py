@@ -1,11 +1,11 @@
-"""What differential privacy costs and buys: AUROC elsewhere and membership inference. Not part of `make bench`.
+"""Effect of differential privacy on AUROC at another site and on membership inference. Not part of `make bench`.
 
     python benchmarks/privacy.py --test SITE_DIR SITE_DIR [SITE_DIR ...]
 
-The training patients of the given sites (whose cohorts were prepared with the same settings) are learnt from as one
-hospital's, with the private step of a federated round; all patients of the test site are tested on. Membership
-inference, by the joint loss, tells the training patients from the others of the same sites. It takes hours on two
-cores.
+The training patients of the given sites, whose cohorts must have the same settings, are pooled as one hospital and
+trained with the private step of a federated round. All patients of the test site are used for testing. Membership
+inference, by the joint loss, distinguishes the training patients from the others of the same sites. It takes hours on
+two cores.
 """
 
 import argparse
@@ -28,7 +28,7 @@ EPOCHS, SAMPLE_RATE = 40, 0.1
 
 
 def noise_for(epsilon: float, delta: float) -> float:
-    """The least noise multiplier, to two digits, with which EPOCHS cost no more than `epsilon`."""
+    """Return the smallest noise multiplier, to two digits, for which EPOCHS cost at most `epsilon`."""
     steps = EPOCHS * round(1 / SAMPLE_RATE)
     enough = (
         k / 100 for k in range(30, 2000) if epsilon_of(steps * step_costs(k / 100, SAMPLE_RATE), delta) <= epsilon

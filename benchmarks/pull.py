@@ -1,4 +1,4 @@
-"""Rate at which a series comes from a real PACS (Orthanc on loopback), beside bare downloads of the same series."""
+"""Transfer rate of a series from a real PACS (Orthanc on loopback), compared with bare downloads of the series."""
 
 import shutil
 import subprocess
@@ -34,7 +34,7 @@ def measure(folder: Path) -> Part:
     figures = []
     notes = [
         "One synthetic series of 300 slices, 512 x 512. Orthanc runs on the same cores, with the series in its cache.",
-        "Ours is a whole pull: find, fetch, strip by the allow-list, new identifiers, a file for each image, journal.",
+        "Ours is a whole pull: find, fetch, de-identify by the allow-list, new identifiers, one file per image, log.",
     ]
     for name in ("uncompressed", "JPEG-LS"):
         orthanc = Orthanc(folder / name / "orthanc", modalities={"node": [OUR_TITLE, "127.0.0.1", 104]})
@@ -48,14 +48,14 @@ def measure(folder: Path) -> Part:
                 with orthanc.inside():
                     figures += _figures(folder / name, orthanc, files, f"{name}, 1 Gbit/s")
             else:
-                notes.append("1 Gbit/s left out: it takes root, for a network of Orthanc's own, and tc.")
+                notes.append("1 Gbit/s left out: it requires root, for a separate network of Orthanc, and tc.")
         finally:
             orthanc.close()
     return Part(notes, figures)
 
 
 def _slow_down(orthanc: Orthanc) -> bool:
-    """Give Orthanc's network the speed of a hospital's; never that of this machine."""
+    """Limit Orthanc's network to the speed of a hospital's. The network of this machine is not changed."""
     network = Path("/proc/thread-self/ns/net")
     ours = network.readlink()
     with orthanc.inside():
@@ -64,7 +64,7 @@ def _slow_down(orthanc: Orthanc) -> bool:
 
 
 def _figures(folder: Path, orthanc: Orthanc, files: list[Path], where: str) -> list[Figure]:
-    """MB/s of all ways in turn, after a round to warm up."""
+    """Measure MB/s of all ways in turn, after a warm-up round."""
     first = dcmread(files[0], stop_before_pixels=True)
     study, series = first.StudyInstanceUID, first.SeriesInstanceUID
 
@@ -102,7 +102,7 @@ def _figures(folder: Path, orthanc: Orthanc, files: list[Path], where: str) -> l
 
 
 def _site(folder: Path, pacs: str) -> Site:
-    """A site that knows this PACS and its password."""
+    """Make a site with this PACS and its password."""
     site = init_site(folder, site_settings(None, name="bench") + pacs)
     password = folder / "keys" / "pacs"
     password.touch(mode=0o600)
@@ -111,7 +111,7 @@ def _site(folder: Path, pacs: str) -> Site:
 
 
 def _stream(url: str, path: Path) -> None:
-    """The bytes of the answer, as they come."""
+    """Download the bytes of the answer as they arrive."""
     accept = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
     with requests.get(url, headers=accept, auth=(USER, PASSWORD), stream=True, timeout=60) as response:
         response.raise_for_status()
@@ -121,7 +121,7 @@ def _stream(url: str, path: Path) -> None:
 
 
 def _library(url: str, study: str, series: str, folder: Path) -> None:
-    """What one would write with dicomweb-client."""
+    """Download with a simple script on dicomweb-client."""
     with requests.Session() as session:
         session.auth = (USER, PASSWORD)
         client = DICOMwebClient(url, session)

@@ -1,4 +1,4 @@
-"""Slices a second by transfer syntax: folder to checked HU volume, beside decoding, and bytes, of the same files."""
+"""Slices per second by transfer syntax: folder to checked HU volume, compared with decoding and reading its files."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.imaging.series_reader import read_series
 from pipeline.system.malloc import keep_memory
 
 REPEATS, SLICES = 5, 60
-SHORT = 3, 24  # the same of the short form
+SHORT = 3, 24  # the same for the short form
 DECODING, BYTES = "pydicom, decoding alone", "reading the bytes alone"
 
 
@@ -26,7 +26,7 @@ def measure(folder: Path, *, is_short: bool = False) -> Part:
     notes = [
         f"{slices} synthetic slices, 512 x 512, 16 bits, in the page cache; one thread; a second of processor time.",
         "Ours: find the series, read and check headers and pixels, sort, HU. pydicom: pixel_array of each file.",
-        "Memory is kept between series, as the workers of the ingestion do; for all alike.",
+        "Memory is kept between series, as in the workers of the ingestion; the same for all.",
     ]
     notes += [f"{name} left out: no encoder here." for name in SYNTAXES if name not in written]
     return Part(notes, figures)
@@ -43,7 +43,7 @@ def _syntax(folder: Path, name: str, repeats: int) -> list[Figure]:
             _ = dcmread(path).pixel_array
 
     def reading() -> None:
-        for _ in range(20):  # the clock is too coarse for one
+        for _ in range(20):  # the clock is too coarse for a single one
             for path in files:
                 path.read_bytes()
 

@@ -1,12 +1,12 @@
-"""What one hostile hospital can do to a study under each strategy, and what each costs honest ones that differ.
+"""The effect of one hostile hospital under each strategy, and the cost of each strategy for honest, different ones.
 
     python benchmarks/robustness.py [--seeds 10]             the small task of the tests; writes results/robustness.md
     python benchmarks/robustness.py --phantoms [--seeds 2]   the benchmark of learning, without hostile hospitals
 
-Both write results/robustness.json, and each keeps what the other found. The small task is a network with batch norm on
-12 synthetic features (tests/helpers/toy_task.py), a study of 4 rounds under the real guard. Phantoms are the
+Both write results/robustness.json, and each keeps the results of the other. The small task is a network with batch norm
+on 12 synthetic features (tests/helpers/toy_task.py), in a study of 4 rounds with the real guard. Phantoms are the
 synthetic hospitals of learning.py with a 3D network. Not in `make bench`: some two minutes of one core for each seed
-of the small task, and three for each of the phantoms.
+of the small task, and three minutes for each seed of the phantoms.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' task
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the task of the tests
 
 from robustness_tables import write
 
@@ -36,7 +36,7 @@ Options = dict[str, float]
 
 @dataclass(frozen=True)
 class Contender:
-    """A strategy; `norm_factor` is the guard's bound, in median lengths."""
+    """A strategy; `norm_factor` is the guard's bound in multiples of the median update norm."""
 
     strategy: str
     options: Options
@@ -60,7 +60,7 @@ STRONGEST = ("reversed update", "inner product, 4 times", "label flip, at the bo
 
 @dataclass(frozen=True)
 class Job:
-    """One study. `place` is the hostile site's; `silent_from`: the round from which the last site is gone."""
+    """One study. `place`: index of the hostile site; `silent_from`: the round from which the last site is missing."""
 
     contender: str
     kind: str
@@ -73,7 +73,7 @@ class Job:
 
 
 def jobs(seed: int) -> list[Job]:
-    """All studies of a seed."""
+    """Return all studies of a seed."""
     from tests.helpers.hostile_sites import ATTACKS
     from tests.helpers.toy_task import KINDS
 
@@ -98,12 +98,12 @@ def jobs(seed: int) -> list[Job]:
 
 
 def as_it_was(norms: Sequence[float], model: float) -> float:
-    """The bound before updates were clipped: ten median lengths, or a tenth of the model; longer ones were refused."""
+    """The former bound: updates above ten median norms or a tenth of the model were refused instead of clipped."""
     return max(10 * statistics.median_low(norms), model / 10)
 
 
 def run(job: Job) -> dict[str, float]:
-    """One study's AUROC, and the share of marked patients that its model calls severe. In a worker process."""
+    """Run one study in a worker process; return its AUROC, and the share of marked patients that it calls severe."""
     from tests.helpers.hostile_sites import ATTACKS, hostile, twice_the_median
     from tests.helpers.toy_task import auroc, backdoor_success, hospitals, play
 
@@ -131,11 +131,11 @@ def _begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # Flower tells of every round
+    logging.disable(logging.WARNING)  # Flower logs every round
 
 
 def small_task(seeds: Iterable[int], processes: int) -> Iterable[list[dict[str, Any]]]:
-    """The outcomes of each seed in turn."""
+    """Yield the outcomes of each seed in turn."""
     context = get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker) as pool:
         for seed in seeds:
@@ -144,7 +144,7 @@ def small_task(seeds: Iterable[int], processes: int) -> Iterable[list[dict[str, 
 
 
 def phantoms(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """FedAvg and the robust strategies that three sites allow, on the three kinds of difference of learning.py."""
+    """Run FedAvg and the robust strategies possible with three sites on learning.py's three kinds of difference."""
     from learning import outcomes
 
     methods: dict[str, Options | None] = {"FedAvg": {}, "CenteredClip": {}, "FedMedian": {}}

@@ -1,4 +1,4 @@
-"""What robustness.py found, as tables; results/robustness.json holds every study."""
+"""The results of robustness.py as tables; results/robustness.json contains every study."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ ALIKE = "alike"
 
 
 class Found:
-    """The studies, looked up by what they were, in the order of their seeds."""
+    """Lookup of the studies by their settings, in the order of their seeds."""
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.by_job: dict[tuple[Any, ...], dict[int, Outcome]] = defaultdict(dict)
@@ -31,7 +31,7 @@ class Found:
         return self.by_job.get(self._key(job | {"contender": contender, "sites": sites, "attack": attack}), {})
 
     def lost(self, contender: str, sites: int, attack: str | None = None, **other: Any) -> str:
-        """The change of the AUROC against honest sites under the mean as it was, by seed; the mean and its interval."""
+        """Return the AUROC's change against honest sites under the former mean, by seed, and its mean with interval."""
         honest = {key: value for key, value in other.items() if key != "place"}
         base, mine = self.job(BASE, sites, **honest), self.job(contender, sites, attack, **other)
         changes = [mine[seed]["auroc"] - base[seed]["auroc"] for seed in sorted(mine) if seed in base]
@@ -42,7 +42,7 @@ class Found:
         return f"{Mean.of(rates).value:.2f}" if len(rates) > 1 else "–"
 
     def values(self, key: str) -> list[Any]:
-        """All values of a job's part, in the order of their first study."""
+        """Return all values of a job's setting, in the order of their first study."""
         place = ("contender", "kind", "sites", "attack", "place", "rounds", "silent_from").index(key)
         return list(dict.fromkeys(job[place] for job in self.by_job))
 
@@ -55,14 +55,14 @@ def signed(values: Sequence[float]) -> str:
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    """The raw outcomes and the page."""
+    """Write the raw outcomes and the page."""
     folder.mkdir(exist_ok=True)
     lines = [json.dumps(key) + ": [\n" + ",\n".join(map(json.dumps, value)) + "\n]" for key, value in found.items()]
     (folder / "robustness.json").write_text("{" + ",\n".join(lines) + "}\n")
     parts = [_small_task(Found(found["small_task"]))] if found.get("small_task") else []
     parts += [_phantoms(found["phantoms"])] if found.get("phantoms") else []
     intro = (
-        "# One hostile hospital, and honest ones that differ\n\nSynthetic data alone; see benchmarks/robustness.py.\n"
+        "# One hostile hospital, and honest ones that differ\n\nSynthetic data only; see benchmarks/robustness.py.\n"
     )
     (folder / "robustness.md").write_text("\n".join([intro, *parts]))
 
@@ -75,8 +75,8 @@ def _small_task(found: Found) -> str:
     lines = [
         f"Small task, {seeds} seeds: mean change of the AUROC on held-out patients against honest sites under FedAvg "
         f"(five sites: {honest}), and half of its 95 % interval (Student's t over the seeds).",
-        "The hostile site knows all replies and keeps within the bound on lengths: ten medians or a tenth of the model "
-        "for FedAvg as it was, two medians otherwise.",
+        "The hostile site knows all replies and stays within the bound on update norms: ten medians or a tenth of the "
+        "model for FedAvg as it was, two medians otherwise.",
         "",
     ]
     for sites in (3, 5, 7):
@@ -115,7 +115,7 @@ def _small_task(found: Found) -> str:
         [attack or "nobody hostile", *(found.lost(each, 3, attack, rounds=8, silent_from=4) for each in few)]
         for attack in (None, "reversed update", "label flip, at the bound")
     ]
-    return "\n".join([*lines, *_table("Three sites of which an honest one is gone from round 4 of 8", few, rows)])
+    return "\n".join([*lines, *_table("Three sites, of which an honest one is missing from round 4 of 8", few, rows)])
 
 
 def _phantoms(outcomes: Sequence[Outcome]) -> str:

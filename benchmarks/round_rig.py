@@ -1,8 +1,8 @@
-"""Rounds of a federation with real processes on loopback, and nothing that learns: how long, and how many bytes.
+"""Rounds of a federation with real processes on loopback but without training: duration and bytes.
 
-TLS everywhere: SuperLink, two SuperNodes, the gateway before one of them; at each node the study's own app, in whose
-training a multiplication stands, and at the server the study's own strategy. Between each site and the server lies a
-line that counts.
+All connections use TLS: SuperLink, two SuperNodes, and the gateway in front of one of them. Each node runs the study's
+own app, with a multiplication instead of training, and the server runs the study's own strategy. Between each site and
+the server is a relay that counts bytes.
 """
 
 import contextlib
@@ -47,11 +47,11 @@ _APP = Path(__file__).with_name("round_app")
 
 @dataclass(frozen=True)
 class Round:
-    """One round of one site: seconds of its stages, and bytes between the site and the server, whatever they are.
+    """One round of one site: seconds of its stages, and all bytes between the site and the server.
 
-    `down`: from the server's sending until the app's process begins; `start`: until the app has the message, which the
+    `down`: from the server's sending until the app's process starts; `start`: until the app has the message, which the
     process takes from the node before its imports; `compute`: in the app; `up`: until the server has the reply;
-    `aggregate`: its checks, the strategy.
+    `aggregate`: the server's checks and the strategy.
     """
 
     down: float
@@ -68,7 +68,7 @@ class Round:
 
 
 def make_site(folder: Path) -> Site:
-    """A site with a key and some patients; the gateway takes any certificate for its own here."""
+    """Make a site with a key and some patients. Here the gateway accepts any certificate as its own."""
     site = init_site(folder, site_settings(None, name="bench"))
     create_node_key(site.node_key)
     rows = [
@@ -82,7 +82,7 @@ def make_site(folder: Path) -> Site:
 
 
 class Line:
-    """A way to a port of loopback that counts what passes."""
+    """A relay to a port on loopback that counts the bytes."""
 
     def __init__(self, port: int) -> None:
         self._port, self._passed = port, list[tuple[float, str, int]]()
@@ -107,7 +107,7 @@ class Line:
                 end.shutdown(socket.SHUT_RDWR)
 
     def passed(self, direction: str, began: float, ended: float) -> int:
-        """Bytes between two points of time."""
+        """Return the bytes between two points in time."""
         return sum(size for at, way, size in self._passed if way == direction and began <= at <= ended)
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Line:
 
 
 class Rig:
-    """A server and its two sites, which have keys and patients and have joined no study yet, while the block lasts."""
+    """Start a server and two sites with keys and patients, which have joined no study, for the block."""
 
     def __init__(self, folder: Path, sites: dict[str, Site]) -> None:
         self._server, self._sites = folder / "server", sites
@@ -142,7 +142,7 @@ class Rig:
 
     @contextlib.contextmanager
     def _with_gateway(self, site: Site, server_port: int) -> Iterator[None]:
-        """A node whose gateway holds a certificate that the SuperLink, being behind no door here, does not ask for."""
+        """Start a node whose gateway has a certificate. Without an ingress nobody asks for it."""
         certificate = self_signed(load_node_key(site.node_key))
         node_certificate(site).write_bytes(certificate.public_bytes(Encoding.PEM))
         site.ca_certificate.write_bytes(server_certificate(self._server).read_bytes())
@@ -156,9 +156,9 @@ class Rig:
             yield
 
     def run(self, study: Study, *, both: bool) -> dict[str, list[Round]]:
-        """The study's rounds by site: each asks both sites in turn, or the one behind the gateway alone."""
+        """Run the study's rounds; return them by site. Each asks both sites in turn, or only that with the gateway."""
         StudyApprovals(self._sites[THROUGH]).approve(study.model_dump_json(), by="the benchmark")
-        # The gateway's first look at a study takes as long as an import of torch, and is no round.
+        # The gateway's first check of a study takes as long as an import of torch, and does not belong to a round.
         schema_of(
             study.model_dump_json(), self._sites[THROUGH].folder / "gateway" / "schemas", self._sites[THROUGH].folder
         )
@@ -179,7 +179,7 @@ class Rig:
 
 
 def _taken(file: Path) -> Iterator[dict[str, float]]:
-    """What the app wrote down of each message, once."""
+    """Read the app's record of each message, once."""
     lines = file.read_text().splitlines() if file.exists() else []
     file.unlink(missing_ok=True)
     return map(json.loads, lines)
@@ -198,7 +198,7 @@ def _supernode(site: Site, port: int, certificate: Path) -> Process:
 
 
 def gateway_peak_mb() -> float:
-    """Resident memory at most of the one gateway below this process, its guard and its helpers left out."""
+    """Return the peak resident memory of the gateway below this process, without its reaper and helpers."""
     (gateway,) = [pid for pid in descendants(os.getpid(), read_parents()) if _is_gateway(pid)]
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway}/status").read_text())
     assert found

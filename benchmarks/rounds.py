@@ -1,7 +1,7 @@
-"""What a federated round costs besides training: seconds by stage, and bytes on the wire beside the weights' own.
+"""The cost of a federated round without training: seconds by stage, and bytes in transit relative to the weights.
 
-For the smallest network that a study can have, the default one and the widest ResNet-18 that it offers by name; in
-single and in half precision; through the site's gateway and straight to the server, in turn. See round_rig.py.
+For the smallest network of a study, the default one and the widest ResNet-18 that can be selected by name; in single
+and half precision; with the site's gateway and directly to the server, in turn. See round_rig.py.
 """
 
 import statistics
@@ -27,10 +27,10 @@ MODELS = {
     "133 MB": StudyNetwork(architecture="resnet18", widen_factor=1.0),
 }
 SMALL, LARGE = "0.2 MB", "133 MB"
-AT_MOST = {"float32": "at most 1.1", "float16": "at most 0.6"}  # of the bytes; the small model has no bound
+AT_MOST = {"float32": "at most 1.1", "float16": "at most 0.6"}  # goals for the bytes; the small model has none
 STAGES = ("down", "start", "compute", "up", "aggregate")
 
-Rounds = Mapping[str, Sequence[Round]]  # by site
+Rounds = Mapping[str, Sequence[Round]]  # rounds by site
 
 
 def study(network: StudyNetwork, precision: str = "float32", rounds: int = REPEATS) -> Study:
@@ -43,7 +43,7 @@ def measure(folder: Path) -> Part:
     figures: list[Figure] = []
     rows: list[list[str]] = []
     with Rig(folder, sites) as rig:
-        rig.run(study(MODELS[SMALL], rounds=1), both=True)  # the app is new, and its libraries are not in memory yet
+        rig.run(study(MODELS[SMALL], rounds=1), both=True)  # warm-up: the app's libraries are not in memory yet
         for name, network in MODELS.items():
             for precision in AT_MOST:
                 found = rig.run(study(network, precision), both=precision == "float32")
@@ -58,7 +58,7 @@ def measure(folder: Path) -> Part:
 
 
 def _bytes(name: str, network: StudyNetwork, precision: str, rounds: Sequence[Round]) -> list[Figure]:
-    """What passes between the site and the server, beside the weights' bytes in single precision."""
+    """Compare the bytes between site and server with the bytes of the weights in single precision."""
     weights = pack(build_network(network, seed=1))[0][WEIGHTS].nbytes / 1e6
     target = "" if name == SMALL else AT_MOST[precision]
     return [
@@ -92,20 +92,20 @@ def _notes() -> list[str]:
     large = study(MODELS[LARGE])
     steps = TRAINING_SECONDS / _step_seconds(large)
     return [
-        "A round is one site's: down, from the server's sending until the app's process begins; start, until the app "
-        "has read its libraries and holds the message; compute, what the app does but for the training; up, until the "
-        "server holds the reply; aggregate, its checks and the strategy. Down, start and up hold Flower's looks every "
-        "0.5 to 3 s. No app is kept warm here.",
-        "Bytes are all that passes on the line between the site and the server meanwhile, TLS, looks and heartbeats "
-        f"among them. The model of {SMALL} has no bound: beside it they weigh.",
-        f"Nothing is trained: {TRAINING_SECONDS:.0f} s are added where it is said, as long as {steps:.0f} steps of the "
-        f"model of {LARGE}, with batches of {large.training.batch_size}, take here alone; two epochs over 100 patients "
-        "are 26. Half precision is measured through the gateway alone.",
+        "Stages of one site's round: down, from the server's sending until the app's process starts; start, until the "
+        "app has imported its libraries and has the message; compute, the app's work without training; up, until the "
+        "server has the reply; aggregate, the server's checks and the strategy. Down, start and up include Flower's "
+        "polling every 0.5 to 3 s. No app is kept warm here.",
+        "Bytes are all traffic between the site and the server during the round, with TLS, polling and heartbeats. "
+        f"The model of {SMALL} has no bound, because they are a large part of its traffic.",
+        f"Nothing is trained: {TRAINING_SECONDS:.0f} s are added where stated. {steps:.0f} training steps of the model "
+        f"of {LARGE} with batches of {large.training.batch_size} take this time here; two epochs over 100 patients are "
+        "26 steps. Half precision is measured only with the gateway.",
     ]
 
 
 def _step_seconds(what: Study) -> float:
-    """Of one step of training on as many cores as there are, nothing else running."""
+    """Measure the seconds of one training step on all cores, with nothing else running."""
     network = build_network(what.network, seed=1)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     size = what.training.batch_size

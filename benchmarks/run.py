@@ -1,10 +1,10 @@
-"""`make bench`: what our code costs beside the bare libraries, as ratios measured in one run, and what it learns.
+"""`make bench`: the cost of our code relative to the bare libraries, as ratios within one run, and what it learns.
 
     python benchmarks/run.py                      all parts
     python benchmarks/run.py reading training     these parts
 
-Each part writes benchmarks/results/PART.json; bench.md there shows all parts that have been run. Synthetic data
-alone. Results are worth something on a quiet machine only: the load before each part is written down.
+Each part writes benchmarks/results/PART.json; bench.md there shows all parts that were run. All data is synthetic.
+Results are valid only on an idle machine: the load before each part is recorded.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PARTS = (
     "startup",
     "learning",
 )
-ALONE = ("hundred",)  # takes half an hour: run where it is named, and not with the others
+ALONE = ("hundred",)  # takes half an hour: runs only if it is named
 RESULTS = Path(__file__).with_name("results")
 VERSIONS = ("torch", "numpy", "pydicom", "monai", "itk", "simpleitk")
 
@@ -51,7 +51,7 @@ def circumstances() -> dict[str, Any]:
 def _version(name: str) -> str:
     try:
         return version(name)
-    except PackageNotFoundError:  # of the extra `bench`, which most parts do without
+    except PackageNotFoundError:  # from the extra `bench`, which most parts do not need
         return "not installed"
 
 
@@ -65,7 +65,7 @@ def as_json(figure: Figure) -> dict[str, Any]:
 
 
 def table(part: str, result: dict[str, Any]) -> str:
-    """One part as Markdown."""
+    """Format one part as Markdown."""
 
     def cell(values: list[float]) -> str:
         least, median, most = (f"{value:.4g}" for value in values)
@@ -84,13 +84,13 @@ def table(part: str, result: dict[str, Any]) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    """The lines of a table, with an empty one after it."""
+    """Return the lines of a table, followed by an empty line."""
     return [*(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure parts of fedthorax beside the bare libraries.")
-    named = f"of {', '.join(PARTS)}; all of these if left out; or {', '.join(ALONE)}"
+    parser = argparse.ArgumentParser(description="Measure parts of fedthorax in comparison with the bare libraries.")
+    named = f"parts to run: {', '.join(PARTS)} (default: all of these); or {', '.join(ALONE)}"
     parser.add_argument("parts", nargs="*", metavar="PART", help=named)
     parts = parser.parse_args().parts or PARTS
     if unknown := set(parts).difference(PARTS, ALONE):
@@ -106,7 +106,7 @@ def main() -> None:
         print(table(part, result), flush=True)
     files = {part: RESULTS / f"{part}.json" for part in (*PARTS, *ALONE)}
     tables = [table(part, json.loads(file.read_text())) for part, file in files.items() if file.is_file()]
-    intro = "# Benchmarks\n\nMedians, with least and most; what each figure is worth stands in benchmarks/.\n"
+    intro = "# Benchmarks\n\nMedians with minimum and maximum. The scripts in benchmarks/ explain each figure.\n"
     (RESULTS / "bench.md").write_text("\n".join([intro, *tables]))
 
 

@@ -1,8 +1,8 @@
-"""From a folder of DICOM files to an answer: time and memory beside what no answer can do without, beside reading alone
-and MONAI; in the clinic, by stage; and until a clinician who waits sees the first slice.
+"""Scoring of a DICOM folder: time and memory, also in the clinic by stage and until the first slice is shown.
 
-The release has random weights, and operating points by which no probability is low, so that each answer has its map;
-another one calls all of them low.
+It is compared with the minimum work for an answer, with reading alone, and with MONAI. The release has random weights,
+and operating points by which no probability is low, so that each answer has a map. Another release calls all
+probabilities low.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from pipeline.clinic.store import Store, new_id
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.helpers.descriptions import description
 
-REPEATS = 3  # of processes in turn
-ANSWERS = 3  # of the clinic, after its first
+REPEATS = 3  # processes in turn
+ANSWERS = 3  # answers of the clinic, after its first
 CORES = 2
 FLOOR, READING = "pydicom's decoding and a forward pass", "reading alone"
 SIMPLEITK, MONAI = "SimpleITK, reading alone", "MONAI, DenseNet121 at 96³"
-COMPRESSED = "JPEG lossless"  # what archives use most
+COMPRESSED = "JPEG lossless"  # most common in archives
 STAGES = ("read", "prepare", "predict", "explain", "total")
 PAIR = ["scoring", "decoding_and_forward"]
 POLL_SECONDS = 0.01
@@ -45,7 +45,7 @@ NO_BROWSER = "Chromium or the page's viewer is not installed here (`make peers`)
 
 
 def measure(folder: Path, *, is_short: bool = False) -> Part:
-    """The short form: an answer beside decoding and a forward pass, in processor time alone."""
+    """The short form: an answer compared with decoding and a forward pass, only in processor time."""
     with on_cores(CORES):
         write_chest(folder / "series", SYNTAXES["uncompressed"])
         release = random_release(folder / "model")
@@ -78,7 +78,7 @@ def _measure(folder: Path, release: Release) -> Part:
 
 
 def _in_the_browser(pictures: dict[str, list[float]]) -> list[list[str]]:
-    """By what is waited for; the first of a session, in which the page loads its viewer, apart."""
+    """Table by what is shown; the first answer of a session, for which the page loads its viewer, is separate."""
     goals = {FIRST: "under 3", VIEWER: ""}
     return [
         _row(f"{whose} of a session: answer stored to {what} on the page that waits", "s", values, goals[what])
@@ -88,7 +88,7 @@ def _in_the_browser(pictures: dict[str, list[float]]) -> list[list[str]]:
 
 
 def _stages(clinic: dict[str, list[float]]) -> Table:
-    """Seconds of each stage, cold and warm."""
+    """Table of the seconds of each stage, cold and warm."""
     rows = [[*_row(each, "s", clinic[each][1:], "")[:3], f"{clinic[each][0]:.3g}"] for each in (*STAGES, "processor")]
     return Table("The worker, by stage", ["what", "unit", "warm: median (least to most)", "its first answer"], rows)
 
@@ -97,14 +97,14 @@ def _notes() -> list[str]:
     return [
         f"One synthetic series of 300 slices, 512 x 512, 16 bits, in the page cache; {CORES} cores.",
         "Ours: find the series, check and read it, digest, lungs, anatomy, lesion load, network, map; one thread for "
-        "the network. Reading alone: find, check, read. Each in a process of its own that has done it once before.",
-        "Decoding and a forward pass: pixel_array of each file, and the network on a tensor that is ready; one thread.",
+        "the network. Reading alone: find, check, read. Each in its own process that has done it once before.",
+        "Decoding and a forward pass: pixel_array of each file, and the network on a ready tensor; one thread.",
         "MONAI: LoadImaged, EnsureChannelFirstd, Orientationd, Spacingd to 1.5 mm, ScaleIntensityRanged, Resized, "
-        "network; neither checks nor explains anything; threads as it sets them.",
-        "In the clinic: the worker's process, warm, from the queue to the answer in the store: scores, draws pictures, "
-        "writes report and picture for the PACS, all of it synced to disk. First slice drawn: as the page asks for it.",
-        "On the page that waits: `fedthorax serve` and headless Chromium on the same cores, WebGL in software; the "
-        "scan is uploaded there, and the page looks every second whether it is answered.",
+        "network; no checks and no explanation; default number of threads.",
+        "In the clinic: the warm worker process, from the queue to the stored answer: it scores, draws images, writes "
+        "report and image for the PACS, all synced to disk. First slice drawn: when the page requests it.",
+        "On the waiting page: `fedthorax serve` and headless Chromium on the same cores, WebGL in software; the scan "
+        "is uploaded there, and the page polls every second for the answer.",
     ]
 
 
@@ -114,7 +114,7 @@ def random_release(folder: Path, *, rule_out: float = 0.0) -> Release:
 
 
 def _warm(folder: Path) -> tuple[list[Figure], list[float]]:
-    """Ours against reading alone and MONAI; and our peak memory."""
+    """Compare ours with reading alone and MONAI; and measure our peak memory."""
     others = ["scoring_low", "reading_alone", "simpleitk_alone", "monai_densenet"]
     runs = runs_in_turn(REPEATS, [*PAIR, *others], folder, is_warm=True)
 
@@ -155,7 +155,7 @@ def _hashing() -> list[float]:
 
 
 def _compressed(folder: Path) -> list[Figure]:
-    """The same scan as archives keep it."""
+    """Measure the same scan as it is stored in archives."""
     write_chest(folder / "compressed/series", SYNTAXES[COMPRESSED])
     shutil.copytree(folder / "model", folder / "compressed/model")
     runs = runs_in_turn(2, [*PAIR, "reading_alone"], folder / "compressed", is_warm=True)
@@ -166,7 +166,7 @@ def _compressed(folder: Path) -> list[Figure]:
 
 
 def _in_the_clinic(folder: Path, release: Release) -> dict[str, list[float]]:
-    """By what was measured, a value of each answer, the worker's first one first."""
+    """Measure the clinic's worker: by measured stage, one value for each answer, the worker's first answer first."""
     (folder / "clinic").mkdir()
     clinic = Clinic.open(folder / "clinic")
     shutil.copytree(folder / "model", clinic.models / release.sha256)
@@ -221,7 +221,7 @@ def _until(is_so: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
 
 
 def _processor_s(process: int) -> float:
-    """Processor seconds of a process so far: utime and stime of proc(5)."""
+    """Return the processor seconds of a process so far: utime and stime of proc(5)."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

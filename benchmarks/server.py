@@ -1,8 +1,8 @@
-"""What a round costs the study's server: memory and time for 4 to 128 sites, with a model of 8 MB.
+"""The cost of a round for the study's server: memory and time for 4 to 128 sites, with a model of 8 MB.
 
-A real server on loopback, a fresh one for each number of sites. The sites are threads here that are enrolled and speak
-Flower's own client, through the server's door: each fetches its message and answers with a model of the same size. They
-have no patients and train nothing, so what is measured is the server's work alone.
+A real server runs on loopback, a new one for each number of sites. The sites are enrolled threads that use Flower's own
+client through the server's ingress: each fetches its message and answers with a model of the same size. They have no
+patients and train nothing, so only the server's work is measured.
 """
 
 import contextlib
@@ -51,9 +51,9 @@ from tests.federation.gateway.messages import message, record_of
 
 SITES = (4, 16, 64, 128)
 FEW, SOME, MANY, MOST = SITES
-AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink has as much to do at once with any number
+AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink's concurrent work does not depend on the number
 MEMORY = 1.3
-REPEATS = 3  # of FEW and MANY, whose memory is compared
+REPEATS = 3  # repetitions for FEW and MANY, whose memory is compared
 DOOR = "federation.ingress"
 _ANSWER = "measured.json"
 _APP = {
@@ -128,7 +128,7 @@ def measure(folder: Path) -> Part:
     figures = [
         figure(f"{app}: memory at most", "peak_mb", MANY, FEW, memory),
         figure("SuperLink: memory at most", "superlink_mb", MANY, FEW, memory),
-        figure("door: memory at most", "door_mb", MANY, FEW, ""),
+        figure("ingress: memory at most", "door_mb", MANY, FEW, ""),
         figure("the three together: memory at most", "server_mb", MANY, FEW, memory),
         figure(f"{app}: a round, for each site", "processor_s", MOST, SOME, "about 1", a_site=True),
         figure("summing alone, for each site", "summing_s", MOST, SOME, "about 1", a_site=True),
@@ -143,7 +143,7 @@ def measure(folder: Path) -> Part:
         "the study's process, MB": "peak_mb",
         "of it before the round": "before_mb",
         "SuperLink, MB": "superlink_mb",
-        "door, MB": "door_mb",
+        "ingress, MB": "door_mb",
         "database, MB": "database_mb",
         "round, processor s": "processor_s",
         "summing": "summing_s",
@@ -151,14 +151,14 @@ def measure(folder: Path) -> Part:
     rows = [[str(sites), *(f"{each[key]:.3g}" for key in columns.values())] for sites, each in found.items()]
     notes = [
         f"One round of FedAvg for each number of sites, with {FEW} and {MANY} {REPEATS} times, else once. "
-        f"{AT_ONCE} sites transfer at a time, through the door. Memory is the peak resident in a fresh process, "
-        "libraries included. Handshake, examination and MLflow are left out."
+        f"{AT_ONCE} sites transfer at a time, through the ingress. Memory is the peak resident memory of a fresh "
+        "process, including libraries. Handshake, final evaluation and MLflow are left out."
     ]
     return Part(notes, figures, [Table("A round at the server", ["sites", *columns], rows)], {"together": together})
 
 
 def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, float]:
-    """What one round with so many sites took at the server."""
+    """Measure the server's cost of one round with this number of sites."""
     server = folder / "server"
     init_server(server, port=free_port())
     with start_server(server), contextlib.ExitStack() as connected:
@@ -178,8 +178,8 @@ def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, 
 
 @contextlib.contextmanager
 def _node(server: Path, number: int) -> Iterator[Any]:
-    """Flower's own client of an enrolled site, which shows its certificate to the door, from an address of its own."""
-    name, host = f"site-{number}", f"127.0.1.{number + 1}"  # the door takes a few connections of each address
+    """Make Flower's own client of an enrolled site, which presents its certificate from its own address."""
+    name, host = f"site-{number}", f"127.0.1.{number + 1}"  # the ingress limits the connections of each address
     key_file, certificate = server / f"{name}.key", server / f"{name}.crt"
     create_node_key(key_file)
     key = load_node_key(key_file)
@@ -192,14 +192,14 @@ def _node(server: Path, number: int) -> Iterator[Any]:
         return client
 
     with contextlib.ExitStack() as connected:
-        with patch.object(FleetHttpClient, "from_server_address", with_certificate):  # it would show none
+        with patch.object(FleetHttpClient, "from_server_address", with_certificate):  # it would present none
             address = f"{LOOPBACK}:{read_server_config(server).port}"
             node = connected.enter_context(http_request_response(address, False, None, (key, key.public_key())))
         yield node
 
 
 def _let_in(server: Path, name: str, key: ec.EllipticCurvePrivateKey) -> str:
-    """The site's certificate, as the door would give it; the door lets few an address join in a minute."""
+    """Issue the site's certificate as the ingress does, whose limit of joins per minute and address is too low here."""
     code = JoinCode.read(invite(server, name))
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA384())
     pem = request.public_bytes(Encoding.PEM).decode()
@@ -208,7 +208,7 @@ def _let_in(server: Path, name: str, key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def _answer(node: Any, number: int, arrays: Mapping[str, np.ndarray], buffers: Mapping[str, np.ndarray]) -> None:
-    """Wait for the round's message, fetch it, and answer with a model of the site's own."""
+    """Wait for the round's message, fetch it, and answer with the site's own model."""
     _, receive, send, _, _, pull_object, push_object, confirm = node
     while (received := receive()) is None:
         time.sleep(1)
@@ -237,7 +237,7 @@ def _answer(node: Any, number: int, arrays: Mapping[str, np.ndarray], buffers: M
 
 
 def _process(module: str) -> int:
-    """The process below this one that runs a module, which its guard's arguments name too."""
+    """Return the descendant process that runs a module. Its reaper's arguments contain the module's name too."""
     (found,) = [
         pid
         for pid in descendants(os.getpid(), read_parents())

@@ -1,9 +1,9 @@
-"""The short form that `make test` runs: a few ratios again, each held against the committed one, loosely.
+"""The short form for `make test`: measure a few ratios again, and compare them with the committed ones.
 
     python benchmarks/short.py
 
-It fails where a ratio is worse than that in benchmarks/results/ by more than LOOSE. All are ratios of processor time,
-for other tests run at the same time; nothing is written. A ratio that has become better is for `make bench` to tell.
+It fails if a ratio is worse than that in benchmarks/results/ by more than LOOSE. All are ratios of processor time,
+because other tests run at the same time. Nothing is written. Improved ratios are reported only by `make bench`.
 """
 
 import json
@@ -18,13 +18,13 @@ from typing import Any
 from common import Figure, Part
 
 PARTS = ("reading", "training", "scoring")
-LOOSE = 1.5  # beside three busy processes on two cores, ratios differed from those of a quiet run by up to 1.11
+LOOSE = 1.5  # with three busy processes on two cores, ratios differed from those of an idle machine by up to 1.11
 RESULTS = Path(__file__).with_name("results")
 
 
 @dataclass(frozen=True)
 class Held:
-    """One ratio now and as committed; `worse` is 1 where both are the same, 2 where ours takes twice as long."""
+    """One ratio now and as committed; `worse` is 1 if both are the same, 2 if ours takes twice as long."""
 
     name: str
     now: float
@@ -41,9 +41,9 @@ class Held:
 
 
 def hold(figures: Iterable[Figure], committed: Sequence[dict[str, Any]]) -> list[Held]:
-    """Those figures that have a goal, beside the committed ones of the same name.
+    """Pair the figures that have a goal with the committed ones of the same name.
 
-    Raises LookupError if one of them was never committed: it would be held against nothing.
+    Raises LookupError if one of them was never committed, because there is nothing to compare it with.
     """
     ratios = {(each["name"], each["against"], each["unit"]): each["ratio"] for each in committed}
     held = []

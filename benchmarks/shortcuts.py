@@ -1,16 +1,17 @@
-"""Is a planted shortcut flagged by the audit, and a clean study not? Twenty seeds of three synthetic hospitals.
+"""Does the audit flag a planted shortcut, and not flag a clean study? Twenty seeds of three synthetic hospitals.
 
     python benchmarks/shortcuts.py [--seeds 20] [--first 1]
 
-For each seed three studies, by plain federated averaging in this process, and the audit of each as a run makes it:
+For each seed there are three studies, trained by plain federated averaging in this process, with the audit of a run:
 
-- clean: every hospital has two scanners, used for all patients alike;
+- clean: every hospital has two scanners, and all patients are equally likely to be scanned with either;
 - marked: at the first hospital most of the severe patients, and few others, have the rails of a frame beside the
   thorax, and their tags name another kernel;
-- unmarked tags: the same scans, and tags that do not tell.
+- unmarked tags: the same scans, with tags that do not depend on the label.
 
-Twenty clean studies cannot show a rate of one false alarm in a hundred, so many more are drawn without scans: tags
-and scores by chance. A file a seed is kept under the folder of --work, so that an interrupted run goes on.
+Twenty clean studies cannot show a rate of one false alarm in a hundred. So many more are simulated without scans,
+with random tags and scores. One file for each seed is stored in the folder of --work, so that an interrupted run can
+continue.
 """
 
 import argparse
@@ -51,7 +52,7 @@ NETWORK = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 TRAINING = TrainSettings(augment=False)
 ROUNDS, EPOCHS = 6, 3
 MIN_PATIENTS = 10
-MIX = CaseMix(pcr_prevalence=0.9, mean_age_years=64, median_load=0.16)  # many severe, so that few patients do
+MIX = CaseMix(pcr_prevalence=0.9, mean_age_years=64, median_load=0.16)  # many severe: few patients are enough
 
 Split = dict[str, Examples]
 
@@ -62,7 +63,7 @@ def hospital(index: int) -> Hospital:
 
 
 def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition) -> Split:
-    """Write one hospital's cohort; its patients: all, to train on, and held out."""
+    """Write one hospital's cohort; return its patients: all, training, and held out."""
     at = hospital(index)
     site: Site = synthetic_site(folder, at.name, seed=seed, min_patients=MIN_PATIENTS)
     write_cohort(site, at, patients=PATIENTS[index], seed=seed, settings=PREPROCESSING, acquisition=acquisition)
@@ -76,7 +77,7 @@ def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition
 
 
 def without_telling_tags(site: Split) -> Split:
-    """The same scans, all tagged as by one scanner."""
+    """Return the same scans, all with the tags of one scanner."""
     kernel = HOSPITALS[0].scanner.kernel.upper()
 
     def retag(examples: Examples) -> Examples:
@@ -88,7 +89,7 @@ def without_telling_tags(site: Split) -> Split:
 
 
 def federate(sites: Sequence[Examples], seed: int) -> SeverityNetwork:
-    """Federated averaging (McMahan et al., AISTATS 2017), batch-norm statistics averaged like weights."""
+    """Train by federated averaging (McMahan et al., AISTATS 2017); batch-norm statistics are averaged like weights."""
     network = build_network(NETWORK, seed=seed)
     weights = [len(site) / sum(map(len, sites)) for site in sites]
     for number in range(ROUNDS):
@@ -106,7 +107,7 @@ def federate(sites: Sequence[Examples], seed: int) -> SeverityNetwork:
 
 
 def audit(network: SeverityNetwork, sites: dict[str, Split]) -> dict[str, Any]:
-    """As a run makes it; beside it the model's own AUROC at the first hospital."""
+    """Make the audit as a run does; also return the model's own AUROC at the first hospital."""
     train = {name: embed(network, site["train"]) for name, site in sites.items()}
     table = discriminants({name: moments(found) for name, found in train.items()})
     shares = {name: assigned_shares(embed(network, site["test"]), table, len(sites)) for name, site in sites.items()}
@@ -135,7 +136,7 @@ def run_seed(seed: int) -> dict[str, Any]:
 
 
 def false_alarms(studies: int) -> int:
-    """How many of so many studies of three sites are flagged where tags and scores are drawn by chance."""
+    """Count the flagged studies among simulated studies of three sites with random tags and scores."""
     flagged = 0
     for number in range(studies):
         rng = np.random.default_rng(number)
@@ -167,7 +168,7 @@ def false_alarms(studies: int) -> int:
 
 
 def chance_measures(rng: np.random.Generator) -> Measures:
-    """Tags of three scanners and of protocols, whoever the patient is."""
+    """Draw tags of three scanners and of protocols, independent of the patient."""
     manufacturer, kernel = [("SIEMENS", "B30F"), ("GE", "LUNG"), ("PHILIPS", "B")][int(rng.integers(3))]
     return Measures(
         slice_mm=float(rng.choice([1.0, 3.0, 5.0])),
@@ -189,7 +190,7 @@ def chance_measures(rng: np.random.Generator) -> Measures:
 
 
 def summary(seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By kind of study: how many were flagged, by which code, and the middle of the figures at the first hospital."""
+    """By kind of study: number of flagged studies, by code, and medians of the metrics at the first hospital."""
     rows = []
     for kind in seeds[0]:
         studies = [each[kind] for each in seeds]
@@ -261,12 +262,12 @@ def main() -> None:
         )
     rows = summary(seeds)
     intro = (
-        "# The shortcut audit on synthetic hospitals\n\nThree hospitals, plain federated averaging; figures of the "
-        "first hospital, where the mark is planted: median (least to most) over the seeds.\n\n"
+        "# The shortcut audit on synthetic hospitals\n\nThree hospitals, plain federated averaging; metrics of the "
+        "first hospital, where the mark is planted: median (minimum to maximum) over the seeds.\n\n"
     )
     RESULTS.mkdir(exist_ok=True)
     flagged = false_alarms(arguments.by_chance)
-    chance = f"Of {arguments.by_chance} studies whose tags and scores are drawn by chance, {flagged} are flagged.\n"
+    chance = f"Of {arguments.by_chance} simulated studies with random tags and scores, {flagged} are flagged.\n"
     found = {"studies": rows, "by chance": {"studies": arguments.by_chance, "flagged": flagged}}
     (RESULTS / "shortcuts.json").write_text(json.dumps(found, indent=1) + "\n")
     (RESULTS / "shortcuts.md").write_text(f"{intro}{markdown(rows)}\n\n{chance}")

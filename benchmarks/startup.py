@@ -1,6 +1,6 @@
-"""How long everything takes to start: commands, node, server, and what the node starts for each message.
+"""Start-up times: commands, node, server, and the process that the node starts for each message.
 
-Each beside its floor in the same run: Python alone, PyTorch's import, Flower's own processes without ours.
+Each is compared with its minimum in the same run: Python alone, PyTorch's import, Flower's own processes without ours.
 """
 
 import contextlib
@@ -103,11 +103,11 @@ def measure(folder: Path) -> Part:
         figures.append(_messages(folder, server))
     notes = [
         "Wall seconds of new processes whose files are in the page cache.",
-        "Server: until it says that it is up; bare: Flower's SuperLink until it answers. Node: until the server has "
-        "let it in, its gateway and its sandbox being there; bare: Flower's SuperNode alone, without a gateway.",
+        "Server: until it reports that it is up; bare: Flower's SuperLink until it answers. Node: until the server has "
+        "accepted it, with gateway and sandbox; bare: only Flower's SuperNode, without a gateway.",
         "A message: from the server's sending to the answer of a ClientApp that imports what a site's app imports and "
-        "builds a network; up to 3 s of it is Flower's SuperNode waiting, for no gateway asks in its stead here. Bare: "
-        "Flower's SuperExec, which starts a new Python for each message. The first message of each is left out.",
+        "builds a network. Up to 3 s of it is the polling interval of Flower's SuperNode, because no gateway polls for "
+        "it here. Bare: Flower's SuperExec, which starts a new Python for each message. The first message is left out.",
     ]
     return Part(notes, figures)
 
@@ -117,7 +117,7 @@ def _python(code: str) -> list[str | Path]:
 
 
 def _in_turn(name: str, against: str, ours: list[str | Path], theirs: list[str | Path]) -> Figure:
-    """Two commands, each to its end."""
+    """Time two commands from start to end."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(COMMAND_REPEATS):
         for own, command in zip(times, (ours, theirs), strict=True):
@@ -128,7 +128,7 @@ def _in_turn(name: str, against: str, ours: list[str | Path], theirs: list[str |
 
 
 def _until(process: Process, is_ready: Callable[[], bool]) -> float:
-    """Seconds from now until the process is ready."""
+    """Return the seconds from now until the process is ready."""
     began = time.perf_counter()
     while not is_ready():
         if not process.running or time.perf_counter() > began + LIMIT_SECONDS:
@@ -138,7 +138,7 @@ def _until(process: Process, is_ready: Callable[[], bool]) -> float:
 
 
 def _says(name: str, command: list[str], log: Path, word: str) -> float:
-    """Seconds until a process that is started now says a word; it is stopped then."""
+    """Start a process, and return the seconds until it prints a word; then stop it."""
     with Process(name, command, log=log, environment=flower_environment(log.parent / "flower")) as process:
         return _until(process, lambda: word in process.output())
 
@@ -162,7 +162,7 @@ def _nodes(site: Site, server: Path) -> Figure:
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(PROCESS_REPEATS):
         ours = [str(COMMAND), "node", "start", str(site.folder)]
-        times[0].append(_says("the node", ours, site.folder / "start.log", "let it in"))
+        times[0].append(_says("the node", ours, site.folder / "start.log", "has accepted it"))
         times[1].append(
             _says("SuperNode", _supernode(other, server, free_port()), other.logs / "n.log", "SuperNode ID")
         )
@@ -184,7 +184,7 @@ def _messages(folder: Path, server: Path) -> Figure:
 
 @contextlib.contextmanager
 def _node(site: Site, server: Path, *, is_ours: bool) -> Iterator[None]:
-    """A SuperNode, and what starts its ClientApps: our sandbox, or Flower's SuperExec."""
+    """Start a SuperNode, and what starts its ClientApps: our sandbox or Flower's SuperExec."""
     port = free_port()
     secret = site.folder / "keys" / "superexec.secret"
     secret.write_text(secrets.token_hex(32))
@@ -211,7 +211,7 @@ def _enrol(site: Site, server: Path, name: str) -> None:
 
 
 def _site(folder: Path) -> Site:
-    """A site with a key and no patients; in a sandbox if this machine lets one be built."""
+    """Make a site with a key and no patients; with a sandbox if this machine supports one."""
     settings = site_settings(None, name=folder.name)
     site = init_site(folder, settings)
     create_node_key(site.node_key)

@@ -1,7 +1,7 @@
-"""A training step with our data path, against the same step on tensors in memory; and what else might make it faster.
+"""A training step with our data path, compared with the same step on tensors in memory; and possible speed-ups.
 
-Data path: from files of the cache to a batch of float32, and MONAI's transforms around their arithmetic. The
-arithmetic of an augmentation (normal deviates, interpolation) is what any augmentation costs; it is told apart.
+Data path: from cached files to a batch of float32, and the overhead of MONAI's transforms. The arithmetic of an
+augmentation (normal deviates, interpolation) is a cost of any augmentation and is reported separately.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from pipeline.training.train import augmentation, step
 REPEATS = 9
 REPEATS_SHORT = 5
 BATCH = 8
-STEPS = 5  # of an epoch that is timed as a whole
+STEPS = 5  # steps of an epoch that is timed as a whole
 INDEX = np.arange(BATCH)
 IN_MEMORY = "step on tensors in memory"
 
 
 def measure(folder: Path, *, is_short: bool = False) -> Part:
-    """The short form: the data path alone."""
+    """The short form: only the data path."""
     torch.set_num_threads(1)
     keep_memory()
     write_chest(folder / "series", SYNTAXES["uncompressed"])
@@ -51,15 +51,15 @@ def measure(folder: Path, *, is_short: bool = False) -> Part:
 
 def _notes() -> list[str]:
     return [
-        f"The network of the default study, batches of {BATCH} of one synthetic scan; one thread where nothing else "
-        "is said. An epoch: "
-        f"{STEPS} steps, augmented. First epoch: of a process, with what it imports for it.",
-        "Augmented in memory: the same transforms on tensors in memory, so that what is left is the data path alone. "
-        "MONAI as it comes: the same transforms with their record of what was done to each scan.",
-        "bfloat16 and the order of channels: speed alone. Training uses bfloat16 where the processor has AMX and its "
-        "gradients prove repeatable, and channels last always.",
-        "Two threads: wall time, two cores. To make the next batch in a third thread during a step took 1.2 times as "
-        "long, and was taken out again.",
+        f"The network of the default study, batches of {BATCH} of one synthetic scan; one thread unless stated "
+        "otherwise. An epoch: "
+        f"{STEPS} steps, augmented. First epoch: the first of a process, including its imports.",
+        "Augmented in memory: the same transforms on tensors in memory, so that only the data path remains. "
+        "MONAI as it comes: the same transforms, with MONAI's record of the operations on each scan.",
+        "bfloat16 and the order of channels: only speed. Training uses bfloat16 if the processor has AMX and its "
+        "gradients are repeatable, and always channels last.",
+        "Two threads: wall time, two cores. Preparing the next batch in a third thread during a step took 1.2 times as "
+        "long, and was removed.",
     ]
 
 
@@ -104,7 +104,7 @@ def _data_path(examples: Examples, batch: Batch, repeats: int) -> list[Figure]:
 
 
 def _several(work: Work) -> Work:
-    """An augmentation is drawn: one batch has more of it than another."""
+    """Repeat a work, because augmentation is random and differs between batches."""
     return lambda: [work() for _ in range(STEPS)]
 
 

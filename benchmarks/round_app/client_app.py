@@ -1,4 +1,4 @@
-"""The study's own app with a copy in the place of training; it writes down when it did what."""
+"""The study's own app with a copy instead of training; it records the time of each stage."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def train_site(site, study, arrays, buffers, **_):
     patients = count_patients(site).of_split["train"]
     epochs, batch_size = study.study.local_epochs, study.training.batch_size
     steps = steps_of_round(patients, batch_size=batch_size, epochs=epochs, steps=study.study.local_steps)
-    # The gateway counts: a counter of batches rises by as many as training takes.
+    # The gateway checks the counter of batches, so it is increased by the number of batches of a training.
     counted = {name: array + steps if is_counter(name) else array for name, array in buffers.items()}
     trained = {name: array.astype(np.float32) for name, array in arrays.items()}
     return Trained(trained, counted, {"train_loss": 0.5}, patients)

@@ -1,4 +1,4 @@
-"""Asks one site after the other, by the study's own strategy, and writes down how long each took."""
+"""Ask one site after the other, with the study's own strategy, and record the duration of each."""
 
 import json
 import os

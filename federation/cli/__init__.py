@@ -1,1 +1,1 @@
-"""The commands of `fedthorax`, a module for each group, and how they speak."""
+"""The commands of `fedthorax`, one module for each group of commands, and their output (`console`)."""

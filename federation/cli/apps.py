@@ -1,4 +1,4 @@
-"""`fedthorax node apps | approve | revoke | ledger`: which code may run at this hospital, and what has left it."""
+"""`fedthorax node apps | approve | revoke | ledger`: the code that may run here, and the data that has left."""
 
 import os
 import re
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
 AppName = Annotated[
-    str, typer.Argument(metavar="APP", help="An app's hash, or its first 8 digits or more; a .fab file; a folder.")
+    str, typer.Argument(metavar="APP", help="An app's hash or at least its first 8 digits, a .fab file, or a folder.")
 ]
-Note = Annotated[str, typer.Option(help="A note that is kept with the decision, here alone.")]
+Note = Annotated[str, typer.Option(help="A note that is stored with the decision, at this site only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 _HASH_DIGITS = 64
@@ -31,10 +31,10 @@ _SHOWN_FINDINGS = 200
 
 def apps(
     site_dir: SiteDir,
-    show: Annotated[str, typer.Option(metavar="APP", help="Show what an app is, in place of the list.")] = "",
+    show: Annotated[str, typer.Option(metavar="APP", help="Show one app instead of the list.")] = "",
     as_json: Json = False,
 ) -> None:
-    """The apps that came to this site, and which of them may run here. Nothing of an app is run to show it."""
+    """List the apps that this site received, and which of them may run here. No code of an app is executed."""
     from federation.approval.approvals import Approvals
     from pipeline.site.folder import Site
 
@@ -57,21 +57,23 @@ def apps(
                 for a in map(_printable, known)
             ],
         )
-        say(f"Look at one: fedthorax node apps {site_dir} --show APP")
+        say(f"To show one: fedthorax node apps {site_dir} --show APP")
 
 
 def approve(
     site_dir: SiteDir,
     app: AppName,
     note: Note = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked: it was looked at before.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve without a question; for an app that was reviewed before.")
+    ] = False,
 ) -> None:
-    """Let an app run here, after a look at what it is."""
+    """Review an app and let it run here."""
     from federation.approval.approvals import Approvals
     from pipeline.site.folder import Site
 
     approvals = Approvals(Site.open(site_dir))
-    content = _content(approvals, app)  # what is shown is what is approved: the file is not read again
+    content = _content(approvals, app)  # the bytes that are shown are approved: the file is not read again
     review = _review(approvals, content)
     _show(review, approvals.verdict(review.sha256))
     if not yes:
@@ -81,7 +83,7 @@ def approve(
 
 
 def revoke(site_dir: SiteDir, app: AppName, note: Note = "") -> None:
-    """Let an app run here no more; the gateway refuses it from now on."""
+    """Withdraw an app's approval. The gateway refuses it from now on."""
     from federation.approval.approvals import Approvals
     from pipeline.site.folder import Site
 
@@ -93,14 +95,14 @@ def revoke(site_dir: SiteDir, app: AppName, note: Note = "") -> None:
 
 def ledger(
     site_dir: SiteDir,
-    verify: Annotated[bool, typer.Option("--verify", help="Check that every line is as it was written.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify that no line was changed.")] = False,
     record: Annotated[
-        Path | None, typer.Option(help="Check also against a run's history.json, which shows a cut end.")
+        Path | None, typer.Option(help="Also verify against a run's history.json, which reveals removed last lines.")
     ] = None,
-    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="Which month (UTC); this one if left out.")] = "",
+    month: Annotated[str, typer.Option(metavar="YYYY-MM", help="Month (UTC). Default: the current month.")] = "",
     as_json: Json = False,
 ) -> None:
-    """What left this hospital in a month, by run and round, and what was refused."""
+    """Show what left this hospital in a month, by run and round, and what was refused."""
     from datetime import UTC, datetime
 
     from federation.ledger.chain import ledger_file, read_lines
@@ -115,7 +117,7 @@ def ledger(
         if as_json:
             print_json({"lines": head.lines, "head": head.sha256, "known_heads": len(known)})
         else:
-            against = f", and holds the {len(known)} heads of the record" if known else ""
+            against = f", and it contains the {len(known)} heads of the record" if known else ""
             say(f"The ledger is intact: {head.lines} lines{against}. Its head: {head.sha256 or 'none'}")
         return
     if month and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
@@ -127,11 +129,11 @@ def ledger(
         _show_month(found)
 
 
-# --- which app is meant -----------------------------------------------------------------------------------
+# --- finding an app ---------------------------------------------------------------------------------------
 
 
 def _known(approvals: "Approvals") -> list[str]:
-    """The hashes of the release's own app, of those decided on and of those kept, each once."""
+    """Return the hashes of the release's own app, the decided and the stored apps, each once."""
     from federation.approval.approvals import own_app_sha256
 
     decided = [decision.sha256 for decision in reversed(approvals.decisions())]
@@ -139,7 +141,7 @@ def _known(approvals: "Approvals") -> list[str]:
 
 
 def _content(approvals: "Approvals", app: str) -> bytes:
-    """The bytes of the app that is meant. Raises Refusal: E_APP_UNKNOWN, E_APP_AMBIGUOUS, those of `fab.build`."""
+    """Return the bytes of an app. Raises Refusal: E_APP_UNKNOWN, E_APP_AMBIGUOUS, those of `fab.build`."""
     from federation.approval import fab
     from federation.approval.approvals import own_app_sha256
 
@@ -160,11 +162,11 @@ def _from_disk(path: Path) -> bytes:
     if not path.is_file():
         raise Refusal(reasons.APP_UNKNOWN, private=str(path))
     with path.open("rb") as file:
-        return file.read(fab.MAX_BYTES + 1)  # one more than is let in
+        return file.read(fab.MAX_BYTES + 1)  # one byte more than the limit
 
 
 def _sha256(approvals: "Approvals", app: str) -> str:
-    """The whole hash of the app that is meant; one given whole need not be known here."""
+    """Return the full hash of an app. A full hash need not be known at this site."""
     from federation.approval import fab
 
     if not _HASH.fullmatch(app):
@@ -181,17 +183,17 @@ def _sha256(approvals: "Approvals", app: str) -> str:
 
 
 def user() -> str:
-    """Who decides, for approvals.json alone: whoever called sudo, or runs this."""
+    """Return who decides, for approvals.json only: the user who called sudo, or who runs this."""
     import getpass
 
     return os.environ.get("SUDO_USER") or getpass.getuser()
 
 
-# --- what is shown ----------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------
 
 
 def _about(approvals: "Approvals", sha256: str) -> dict[str, Any]:
-    """A line of the list of apps."""
+    """Return a row of the list of apps."""
     from federation.approval import fab
 
     decision = approvals.decision(sha256)
@@ -210,7 +212,7 @@ def _about(approvals: "Approvals", sha256: str) -> dict[str, Any]:
 
 
 def _review(approvals: "Approvals", content: bytes) -> "Review":
-    """A review of an app against the last one that was approved, or else against the release's own."""
+    """Review an app against the last approved app, or else against the release's own."""
     from federation.approval import fab
     from federation.approval.approvals import own_app_sha256
     from federation.approval.review import review
@@ -220,7 +222,7 @@ def _review(approvals: "Approvals", content: bytes) -> "Review":
     before = next((sha256 for sha256 in [*approved, own_app_sha256()] if sha256 != app.sha256), "")
     try:
         return review(app, fab.read(_content(approvals, before)) if before else None)
-    except Refusal:  # the file of the one before is gone: then all of the app is shown as new
+    except Refusal:  # without the file of the earlier app, the whole app is shown as new
         return review(app)
 
 
@@ -231,7 +233,7 @@ def _printable(content: dict[str, str]) -> dict[str, str]:
 
 
 def _show(review: "Review", verdict: str) -> None:
-    """An app on the screen, with nothing in it that a terminal would obey."""
+    """Show an app, with terminal control characters removed."""
     from federation.approval.review import CAUTION, printable
 
     out = typer.echo
@@ -249,7 +251,7 @@ def _show(review: "Review", verdict: str) -> None:
     for line in review.difference or ["(the files are the same)"]:
         out(f"  {printable(line)}")
     if review.left_out:
-        out(f"  and {review.left_out} lines more: read the app itself before you decide")
+        out(f"  and {review.left_out} more lines: read the app itself before you decide")
 
 
 def _show_month(month: "Month") -> None:

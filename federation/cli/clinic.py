@@ -1,4 +1,4 @@
-"""`fedthorax clinic ...`: the folder behind `fedthorax serve`, its tokens, its models and its record."""
+"""`fedthorax clinic ...`: manage the clinic's folder that `fedthorax serve` uses: tokens, models, audit log."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -14,9 +14,9 @@ from federation.cli.serve import BY, SignedBy
 if TYPE_CHECKING:
     from pipeline.clinic.settings import Clinic
 
-app = typer.Typer(help="The clinician's page: its folder, who may use it, and with which model.", no_args_is_help=True)
+app = typer.Typer(help="The clinician's page: its folder, its users and its models.", no_args_is_help=True)
 ClinicDir = Annotated[Path, typer.Argument(metavar="CLINIC", help="The clinic's folder.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's SHA-256, or how it begins.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's SHA-256 or its first digits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
@@ -28,27 +28,29 @@ class AccessRole(StrEnum):
 
 @app.command()
 def init(folder: ClinicDir) -> None:
-    """Make a clinic's folder, with settings to be edited."""
+    """Create a clinic's folder with a settings file to edit."""
     from pipeline.clinic.settings import init_clinic
 
     init_clinic(folder)
-    say(f"Made a clinic. Edit {folder / 'clinic.toml'}, then run `fedthorax serve {folder} --model MODEL_DIR`.")
+    say(f"Created a clinic. Edit {folder / 'clinic.toml'}, then run `fedthorax serve {folder} --model MODEL_DIR`.")
 
 
-# --- who may use it ---------------------------------------------------------------------------------------
+# --- users ------------------------------------------------------------------------------------------------
 
 
 @app.command()
 def token(
     folder: ClinicDir,
-    name: Annotated[str, typer.Argument(help="Who or what will use it; the record names them so.")],
+    name: Annotated[str, typer.Argument(help="Person or program that uses the token. The audit log shows this name.")],
     role: Annotated[
-        AccessRole, typer.Option(help="See answers (read); also have scans scored (score); also manage (admin).")
+        AccessRole, typer.Option(help="read: see answers; score: also submit scans; admin: also manage.")
     ] = AccessRole.score,
-    days: Annotated[float | None, typer.Option(min=0.01, max=3650, help="Until it ends; never if left out.")] = None,
+    days: Annotated[
+        float | None, typer.Option(min=0.01, max=3650, help="Days until it expires. Default: no expiry.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token, with which a person signs in and a program asks. It is shown once and kept nowhere."""
+    """Create a token for a person to sign in or a program to call the API. It is shown once and not stored."""
     from pipeline.clinic.web.auth import Tokens
 
     secret = Tokens(_open(folder).folder).make(name, role.value, by=BY, days=days)
@@ -56,12 +58,12 @@ def token(
         print_json({"name": name, "role": role.value, "token": secret})
         return
     typer.echo(secret)
-    say(f"Give it to {name} by a way that only they read. To end it: fedthorax clinic revoke {folder} '{name}'")
+    say(f"Send it to {name} over a confidential channel. To revoke it: fedthorax clinic revoke {folder} '{name}'")
 
 
 @app.command()
 def tokens(folder: ClinicDir, as_json: Json = False) -> None:
-    """The tokens that were made; never the tokens themselves."""
+    """List the tokens by name, without the secrets."""
     from pipeline.clinic.web.auth import Tokens
 
     made = [each.to_json() for each in Tokens(_open(folder).folder).all()]
@@ -74,19 +76,19 @@ def tokens(folder: ClinicDir, as_json: Json = False) -> None:
 
 @app.command()
 def revoke(folder: ClinicDir, name: Annotated[str, typer.Argument(help="The token's name.")]) -> None:
-    """End a token at once, and the sessions of browsers that signed in with it."""
+    """Revoke a token and end the browser sessions that signed in with it, at once."""
     from pipeline.clinic.web.auth import Tokens
 
     Tokens(_open(folder).folder).revoke(name, by=BY)
-    say(f"{name} is out.")
+    say(f"Revoked the token {name}.")
 
 
-# --- with which model -------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------
 
 
 @app.command()
 def models(folder: ClinicDir, as_json: Json = False) -> None:
-    """The models that the clinic keeps, and how far a shadow agrees with the live one."""
+    """List the clinic's models, and how often a shadow model agrees with the live one."""
     from pipeline.clinic.model_registry import overview
 
     clinic = _open(folder)
@@ -96,7 +98,7 @@ def models(folder: ClinicDir, as_json: Json = False) -> None:
         print_json(kept)
         return
     print_table(
-        ["model", "study", "role", "answers", "beside the live one", "signed by"],
+        ["model", "study", "role", "answers", "agreement with live", "signed by"],
         [
             [
                 each["sha256"][:12],
@@ -117,10 +119,10 @@ def add_model(
     folder: ClinicDir,
     model: Annotated[Path, typer.Argument(help="Folder of a release.")],
     signed_by: SignedBy = None,
-    live: Annotated[bool, typer.Option("--live", help="Let it answer, where no model does yet.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Make it the live model if there is none yet.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Verify a release and keep a copy of it."""
+    """Verify a release and store a copy of it."""
     from federation.cli.trust import trusted_keys
     from pipeline.clinic import model_registry
 
@@ -132,15 +134,17 @@ def add_model(
     if as_json:
         print_json(added.to_json())
     else:
-        say(f"Keeps model {added.sha256[:12]} ({added.name}); role: {added.role or 'none yet'}.")
+        say(f"Stored model {added.sha256[:12]} ({added.name}); role: {added.role or 'none yet'}.")
 
 
 @app.command()
 def shadow(
     folder: ClinicDir,
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="As in `promote`; none ends it.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="As in `promote`. Leave it out to end the shadow.")
+    ] = None,
 ) -> None:
-    """Ask a model beside the live one; clinicians see nothing of its answers."""
+    """Run a second model on the same scans. Clinicians do not see its answers."""
     from pipeline.clinic.model_registry import named, set_shadow
 
     with _open(folder).store() as store:
@@ -157,9 +161,9 @@ def shadow(
 def promote(
     folder: ClinicDir,
     model: ModelName,
-    force: Annotated[bool, typer.Option("--force", help="Though it never ran in shadow.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote it even if it never ran in shadow.")] = False,
 ) -> None:
-    """Let a model answer from the next scan on. Earlier answers keep the name of the model that gave them."""
+    """Make a model live from the next scan on. Earlier answers keep the name of the model that produced them."""
     from pipeline.clinic.model_registry import named
     from pipeline.clinic.model_registry import promote as let_answer
 
@@ -169,17 +173,17 @@ def promote(
     say(f"Model {chosen.sha256[:12]} is live.")
 
 
-# --- what was done ----------------------------------------------------------------------------------------
+# --- the audit log ----------------------------------------------------------------------------------------
 
 
 @app.command()
 def audit(
     folder: ClinicDir,
-    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="From this day on.")] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Show records from this day on.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000)] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Who did what, and when; each answer with the hashes of its scan and its model. No patient is named in it."""
+    """Show the audit log: who did what and when, with the hashes of scans and models. It names no patient."""
     with _open(folder).store() as store:
         records = [record.to_json() for record in store.audit(since, limit)]
     if as_json:
@@ -190,7 +194,7 @@ def audit(
 
 
 def _print(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> None:
-    """As a table; hashes and times as far as a person reads them."""
+    """Print a table with shortened hashes and times."""
 
     def shown(column: str, value: Any) -> str:
         text = str(value or "")

@@ -1,4 +1,4 @@
-"""How the command line speaks: results to standard output, progress and refusals to standard error.
+"""Output of the command line: results to standard output, progress and refusals to standard error.
 
 With --json a command prints one JSON object; a refusal is {"refused": {"code", "says", "remedy"}}.
 """
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 
 def errors() -> "Console":
-    """The console for people, on standard error."""
+    """Return the console for people, on standard error."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line for people."""
+    """Print one line for people on standard error."""
     errors().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
-    """The result for machines."""
+    """Print the result as JSON on standard output."""
     sys.stdout.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def print_table(
     columns: Sequence[str], lines: Sequence[Sequence[str]], *, title: str | None = None, whole: int = 0
 ) -> None:
-    """The result for people, on standard output. The first `whole` columns are never cut or broken."""
+    """Print the result as a table on standard output. The first `whole` columns are never shortened or wrapped."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -53,7 +53,7 @@ def print_table(
 
 
 def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
-    """Why nothing was done and what to do next. `private` is for this screen alone, never for the JSON."""
+    """Print a refusal and its remedy. `private` is shown on this screen only, never in the JSON."""
     if as_json:
         print_json({"refused": {"code": refusal.code, "says": refusal.says, "remedy": refusal.remedy}})
         return
@@ -64,14 +64,14 @@ def print_refusal(refusal: Refusal, *, as_json: bool) -> None:
 
 
 def goes_to_the_journal() -> bool:
-    """Whether systemd keeps what this process writes to standard error (systemd.exec(5), JOURNAL_STREAM)."""
+    """Whether systemd's journal records standard error of this process (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(2)
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error; hand it `(done, total)`. Nothing is drawn where there is nothing to do."""
+    """Show a progress bar on standard error. Call it with `(done, total)`. With a total of 0 nothing is drawn."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     with Progress(
@@ -87,7 +87,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def live(standing: Callable[[], "Standing | None"]) -> Iterator[Callable[[str], None]]:
-    """Lines on standard error, for the length of the block; below them, on a terminal, a bar that `standing` fills."""
+    """Print lines on standard error during the block; on a terminal, with a bar below them that `standing` fills."""
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -120,7 +120,7 @@ def live(standing: Callable[[], "Standing | None"]) -> Iterator[Callable[[str], 
 
 @contextmanager
 def outliving_the_terminal() -> Iterator[None]:
-    """For the length of the block nothing ends because a terminal is closed, or whoever reads our output goes away."""
+    """Keep running during the block when the terminal is closed or the reader of the output ends."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with (
@@ -135,7 +135,7 @@ def outliving_the_terminal() -> Iterator[None]:
 
 
 class _Outlet:
-    """A stream to whoever reads it; once nobody does, to nowhere."""
+    """A stream that discards its output once its reader has gone."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -155,7 +155,7 @@ class _Outlet:
 
     def _to_nowhere(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())  # so that what is still in the stream's buffer can go somewhere
+        os.dup2(nowhere, self._stream.fileno())  # so that the rest of the stream's buffer can be flushed
         os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:

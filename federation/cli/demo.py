@@ -1,9 +1,8 @@
-"""The demo: the whole loop on synthetic hospitals, on this machine, with the real parts.
+"""The demo: the whole workflow on synthetic hospitals, on this machine, with the real components.
 
-Three hospitals train and one never does. Their files are written, checked and ingested; a SuperLink and three
-SuperNodes run a study over TLS; local and pooled baselines train beside it; at the end stand a table, a figure, a
-scored scan and the experiment in MLflow. Everything lies in one folder; a second run keeps what is there and
-trains anew.
+Three hospitals train; a fourth only tests. Their files are written, checked and ingested. A SuperLink and three
+SuperNodes run a study over TLS while local and pooled baselines train. The results are a table, a figure, a scored
+scan and the experiment in MLflow. All files are in one folder. A second run keeps the hospitals and trains again.
 """
 
 import hashlib
@@ -43,7 +42,7 @@ UNSEEN_EXTRA = 40  # the unseen hospital has more patients, for a narrower inter
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the demo keeps what."""
+    """The folders of the demo."""
 
     root: Path
 
@@ -73,10 +72,10 @@ def run_demo(root: Path, *, patients: int) -> None:
     _make_hospitals(folders, patients)
     step("2/6 Each hospital checks and ingests its own files")
     sites = {name: _ingest(folders, name) for name in (*TRAINING, UNSEEN)}
-    step("3/6 A server and three hospitals' nodes over TLS; baselines train beside them")
+    step("3/6 A server and three hospitals' nodes over TLS; baselines train at the same time")
     with _baselines(study, folders) as baselines:
         finished = _federate(study, folders, sites)
-        step("4/6 Baselines: each hospital alone, and all pooled (possible with synthetic hospitals only)")
+        step("4/6 Baselines: each hospital alone, and all pooled (possible only with synthetic hospitals)")
         for baseline in baselines:
             say(f"  {baseline.result()} is trained")
     step("5/6 Every model at every hospital")
@@ -88,7 +87,7 @@ def run_demo(root: Path, *, patients: int) -> None:
 
 
 def step(text: str) -> None:
-    """The heading of a step."""
+    """Print the heading of a step."""
     say(f"\n{text}")
 
 
@@ -99,7 +98,7 @@ def _make_hospitals(folders: Folders, patients: int) -> None:
     wanted = {"seed": SEED, "patients": counts}
     done = folders.root / "hospitals" / "complete.json"
     if done.exists() and json.loads(done.read_text()) == wanted:
-        say("  they are there from the run before")
+        say("  they exist from an earlier run")
         return
     with progress_bar("synthetic patients") as progress:
         make_hospitals(done.parent, patients=counts, seed=SEED, progress=progress)
@@ -107,7 +106,7 @@ def _make_hospitals(folders: Folders, patients: int) -> None:
 
 
 def _ingest(folders: Folders, name: str) -> Site:
-    """Make the site if it is new, ingest, and hold the doctor against the planted defects."""
+    """Create the site if it is new, ingest it, and compare the findings with the planted defects."""
     from pipeline.cohort.ingest import ingest
     from pipeline.doctor.checkup import judge
     from pipeline.preprocessing.preprocess import Preprocessing
@@ -115,7 +114,7 @@ def _ingest(folders: Folders, name: str) -> Site:
     if (folders.site(name) / "site.toml").exists():
         site = Site.open(folders.site(name))
     else:
-        # A real site draws its key at random; here splits must follow from the seed.
+        # A real site draws its key at random. Here the splits must depend on the seed only.
         key = hashlib.sha256(f"synthetic {name} {SEED}".encode()).digest()
         site = init_site(folders.site(name), site_settings(folders.hospital(name), name=name, threads=1), key=key)
     with progress_bar(f"  {name}") as progress:
@@ -130,7 +129,7 @@ def _ingest(folders: Folders, name: str) -> Site:
 
 @contextmanager
 def _baselines(study: Study, folders: Folders) -> Iterator[list[Future[str]]]:
-    """Train the baselines, in what time the federation leaves, while the block runs."""
+    """Train the baselines in the background while the block runs."""
     from federation.coordinator.baselines import train_in_background
 
     jobs = {"pooled": list(TRAINING)} | {f"{name} alone": [name] for name in TRAINING}  # longest first
@@ -171,12 +170,12 @@ def _federate(study: Study, folders: Folders, sites: dict[str, Site]) -> Finishe
         say(f"  the nodes of {', '.join(TRAINING)} are online; {sandbox.describe(site)}")
         finished = launch(study, folders.server, lambda line: say(f"  {line}"))
         for node in nodes:
-            node.let_go()  # all at once, rather than one after the other as the stack unwinds
+            node.let_go()  # end all nodes at once; the stack would end them one after the other
         return finished
 
 
 def _confined(site: Site) -> Site:
-    """The site as it is where the study's code can be confined; else with what a hospital would have to write."""
+    """Return the site. If its code cannot be confined here, first write the setting that accepts that."""
     if site.settings.sandbox.kind == "none":
         return site
     try:
@@ -185,7 +184,7 @@ def _confined(site: Site) -> Site:
     except Refusal as refusal:
         say(f"  {site.name}: {refusal} {refusal.remedy}")
         with (site.folder / "site.toml").open("a", encoding="utf-8") as settings:
-            settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "the demo: synthetic patients alone"\n')
+            settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "the demo: synthetic patients only"\n')
         return Site.open(site.folder)
 
 
@@ -199,7 +198,7 @@ def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: F
     cells = compare({title: load_release(path) for title, path in models.items()}, hospitals, study)
     write_results(cells, folders.root)
     _keep_model(Path(finished.release), folders.model)
-    say("\nSYNTHETIC hospitals: these figures say nothing about patients.")
+    say("\nSYNTHETIC hospitals: these results say nothing about real patients.")
     for label in reversed(LABELS):
         say("\n" + markdown(cells, label))
 
@@ -212,7 +211,7 @@ def _report(folders: Folders, finished: Finished) -> None:
 
 
 def _keep_model(release: Path, model: Path) -> None:
-    """Copy the newest candidate to where `fedthorax score` looks for a model."""
+    """Copy the newest candidate to the default model folder of `fedthorax score`."""
     model.mkdir(exist_ok=True)
     (model / ATTACKS).unlink(missing_ok=True)  # they were measured on another model
     for file in release.iterdir():
@@ -222,7 +221,7 @@ def _keep_model(release: Path, model: Path) -> None:
 
 
 def _score(folders: Folders, unseen: Site) -> None:
-    """Score one severe patient of the hospital that never trained."""
+    """Score one severe patient of the hospital that did not train."""
     from federation.cli.scoring import score_series
 
     truth = json.loads((folders.hospital(unseen.name) / "truth.json").read_text())

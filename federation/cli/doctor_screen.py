@@ -1,4 +1,4 @@
-"""What `node check` and `node ingest` show on the site's own terminal: exact counts, and whose they are."""
+"""Output of `node check` and `node ingest` on the site's own terminal: exact counts and local names."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ _MARKS = {"ok": "ok", "warn": "LOOK", "fail": "MEND", "skip": "-"}
 
 
 def show_checkup(checkup: Checkup) -> None:
-    """The lines, the rules that are met, the waterfall, and the verdict where the truth was given."""
+    """Show the checks, the rules with findings, the attrition, and the verdict if the truth was given."""
     lines = [[_MARKS[line.status], line.area, line.name, line.exactly, line.remedy] for line in checkup.lines]
     print_table(["", "", "", "found", "what to do"], lines)
     for line in checkup.lines:
@@ -21,7 +21,7 @@ def show_checkup(checkup: Checkup) -> None:
         return
     met = [result for result in checkup.contract if result.is_met]
     print_table(["rule", "severity", "count", "share", "what to do"], [_row(result) for result in met])
-    say(f"{len(checkup.contract) - len(met)} other rules of the data contract are met nowhere.")
+    say(f"{len(checkup.contract) - len(met)} other rules of the data contract have no findings.")
     for result in met:
         _show_private(result.reason.code, result.private)
     show_waterfall(checkup.assessment)
@@ -41,7 +41,7 @@ def _row(result: Result) -> list[str]:
 
 
 def show_waterfall(assessment: Assessment) -> None:
-    """How many fell out at each rule, and what is left."""
+    """Show how many each rule excluded, and how many are left."""
     print_table(["", "count"], list(_steps(assessment.waterfall)))
     content = assessment.to_json()
     say(

@@ -1,4 +1,4 @@
-"""`fedthorax import ...`: public data sets as sites, for who wants to try a federation on real scans."""
+"""`fedthorax import ...`: turn public data sets into sites, to try a federation on real scans."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pipeline.datasets.common import Imported
 
 app = typer.Typer(
-    help="Make sites of a public data set, as it was published; nothing of it is copied or changed.",
+    help="Make sites from a public data set as published. Its files are neither copied nor changed.",
     no_args_is_help=True,
 )
 DataDir = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The unpacked data set.")]
@@ -29,14 +29,14 @@ class Split(StrEnum):
 def stoic2021(
     folder: DataDir,
     out: OutDir,
-    sites: Annotated[int, typer.Option(min=1, max=100, help="How many sites.")] = 3,
+    sites: Annotated[int, typer.Option(min=1, max=100, help="Number of sites.")] = 3,
     split: Annotated[
-        Split, typer.Option(help="equal: patients dealt out at random; skewed: by age and slice spacing.")
+        Split, typer.Option(help="equal: patients assigned at random; skewed: by age and slice spacing.")
     ] = Split.equal,
-    seed: Annotated[int, typer.Option(help="The same seed splits alike.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same split.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """STOIC2021: CT, PCR and severity of 2000 patients; it names no hospitals, so a rule splits it."""
+    """STOIC2021: CT, PCR and severity of 2000 patients. It names no hospitals, so --split assigns them to sites."""
     from pipeline.datasets.stoic2021 import import_stoic2021
 
     with progress_bar("sites") as progress:
@@ -46,7 +46,7 @@ def stoic2021(
 
 @app.command()
 def nccid(folder: DataDir, out: OutDir, as_json: Json = False) -> None:
-    """NCCID: one site for each submitting centre; needs NHSX's access agreement."""
+    """NCCID: one site for each submitting centre. Needs NHSX's access agreement."""
     from pipeline.datasets.nccid import import_nccid
 
     with progress_bar("patients") as progress:
@@ -56,7 +56,7 @@ def nccid(folder: DataDir, out: OutDir, as_json: Json = False) -> None:
 
 @app.command()
 def mosmed(folder: DataDir, out: OutDir, as_json: Json = False) -> None:
-    """MosMedData: one site without PCR; its severity is the extent of findings on CT."""
+    """MosMedData: one site without PCR. Its severity is the extent of findings on CT."""
     from pipeline.datasets.mosmed import import_mosmed
 
     with progress_bar("sites") as progress:
@@ -65,7 +65,7 @@ def mosmed(folder: DataDir, out: OutDir, as_json: Json = False) -> None:
 
 
 def _finish(made: "Imported", out: Path, as_json: bool) -> None:
-    """Give each site a node key, as `node init` does, and tell what was made and what fell out."""
+    """Create a node key for each site, as `node init` does, and show the sites and what was left out."""
     from federation.enrolment.certificates import create_node_key
     from pipeline.site.folder import Site
 
@@ -77,5 +77,5 @@ def _finish(made: "Imported", out: Path, as_json: bool) -> None:
         return
     print_table(["site", "patients"], [[name, str(patients)] for name, patients in made.sites.items()])
     if made.findings:
-        print_table(["left out", "count", "because"], [[r.code, str(count), r.says] for r, count in made.counts])
+        print_table(["left out", "count", "reason"], [[r.code, str(count), r.says] for r, count in made.counts])
     say(f"Each site is a folder under {out}. Next: `fedthorax node ingest {out}/SITE`.")

@@ -1,4 +1,7 @@
-"""The command line's root: `fedthorax`. Heavy libraries are imported inside the commands that need them."""
+"""Root of the command line `fedthorax`.
+
+Each command imports the heavy libraries that it needs inside its own function.
+"""
 
 import os
 import signal
@@ -20,7 +23,7 @@ from models.refusal import Refusal
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 app = typer.Typer(
-    help="Hospitals learn together to recognise severe Covid-19 from chest CT and PCR; no raw data leaves any of them.",
+    help="Hospitals train a model of severe Covid-19 on chest CT and PCR together; no raw data leaves a hospital.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -65,10 +68,10 @@ class LaboratoryFeed(StrEnum):
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything of the demo is written.")] = Path("demo"),
-    patients: Annotated[int, typer.Option(min=30, help="Patients of each training hospital.")] = 100,
+    folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
+    patients: Annotated[int, typer.Option(min=30, help="Patients at each training hospital.")] = 100,
 ) -> None:
-    """The whole loop on synthetic hospitals, on this machine."""
+    """Run the whole workflow on synthetic hospitals, on this machine."""
     from federation.cli.demo import run_demo
 
     run_demo(folder, patients=patients)
@@ -77,14 +80,14 @@ def demo(
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="Folder for the hospitals.")],
-    sites: Annotated[int, typer.Option(min=1, max=100, help="How many hospitals.")] = 4,
-    patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients of each, beside the spoilt ones.")] = 100,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same bytes.")] = 1,
-    defects: Annotated[bool, typer.Option(help="Plant one patient more for each kind of defect.")] = True,
-    laboratory: Annotated[LaboratoryFeed, typer.Option(help="How the laboratories export.")] = LaboratoryFeed.csv,
+    sites: Annotated[int, typer.Option(min=1, max=100, help="Number of hospitals.")] = 4,
+    patients: Annotated[int, typer.Option(min=1, max=5000, help="Patients at each, without the defective ones.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed produces the same bytes.")] = 1,
+    defects: Annotated[bool, typer.Option(help="Add one patient for each kind of defect.")] = True,
+    laboratory: Annotated[LaboratoryFeed, typer.Option(help="Format of the laboratory export.")] = LaboratoryFeed.csv,
     as_json: Json = False,
 ) -> None:
-    """Write synthetic hospitals: DICOM, laboratory and outcome files, and the truth beside them."""
+    """Write synthetic hospitals: DICOM, laboratory and outcome files, and truth.json with the true labels."""
     from pipeline.phantom.generate import make_hospitals
 
     with progress_bar("synthetic patients") as progress:
@@ -104,18 +107,18 @@ def phantom(
 
 @app.command()
 def score(
-    series: Annotated[list[Path], typer.Argument(help="A DICOM folder, a zip, or DICOM files of one chest CT.")],
+    series: Annotated[list[Path], typer.Argument(help="One chest CT: a DICOM folder, a zip or DICOM files.")],
     model: Annotated[
-        Path | None, typer.Option(envvar="FEDTHORAX_MODEL", help="Folder of a release; demo/model if left out.")
+        Path | None, typer.Option(envvar="FEDTHORAX_MODEL", help="Folder of the release. Default: demo/model.")
     ] = None,
     signed_by: Annotated[
         list[Path] | None,
-        typer.Option(help="Public key (.pub) that must have signed the release; repeat it to trust several."),
+        typer.Option(help="Public key (.pub) that must have signed the release. Repeat to trust several."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the page and the JSON into this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the HTML page and the JSON to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How likely severe Covid is in one scan, with quality checks. Research use, not a medical device."""
+    """Score one scan: probability of severe Covid-19, with quality checks. Research use, not a medical device."""
     from federation.cli.scoring import score_series
     from federation.cli.trust import trusted_keys
 
@@ -127,9 +130,9 @@ app.command()(serve)
 
 
 def main() -> None:
-    """Run a command; a refusal or a failing disk ends in a code and a remedy, never in a stack trace."""
+    """Run a command. A refusal or a system error is shown as a code and a remedy, not as a stack trace."""
     os.environ.update(QUIET)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what we started is ended
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that child processes are ended
     try:
         app()
     except Refusal as refusal:

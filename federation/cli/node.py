@@ -1,4 +1,4 @@
-"""`fedthorax node ...`: what hospital IT does."""
+"""`fedthorax node ...`: the commands of hospital IT."""
 
 import shutil
 from pathlib import Path
@@ -14,12 +14,14 @@ from federation.cli.node_studies import approve_study, revoke_study, studies
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
 
-app = typer.Typer(help="Hospital IT: make, check, feed and run this hospital's node.", no_args_is_help=True)
+app = typer.Typer(
+    help="Hospital IT: set up, check and run this hospital's node, and load its data.", no_args_is_help=True
+)
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 StudyFile = Annotated[
     Path | None,
-    typer.Option("--study", help="Prepare scans as this study file says, where it differs from the default."),
+    typer.Option("--study", help="Preprocess scans with the settings of this study file instead of the defaults."),
 ]
 
 
@@ -32,16 +34,16 @@ def init(
             "--from",
             exists=True,
             file_okay=False,
-            help="The hospital's files; a site.toml there is taken over.",
+            help="Folder of the hospital's files. A site.toml in it is used.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="The site's name, where --from has no site.toml.")] = "my-hospital",
+    name: Annotated[str, typer.Option(help="The site's name, if --from has no site.toml.")] = "my-hospital",
     server: Annotated[str, typer.Option(help="The study's server, host:port.")] = "",
     ca: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The certificate of the study's authority.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Certificate of the study's authority.")
     ] = None,
 ) -> None:
-    """Make a site: settings, a pseudonym key, and the node's key. `node join` makes it part of a study."""
+    """Create a site: settings, a pseudonym key and the node's key. `node join` then enrols it in a study."""
     from federation.enrolment.certificates import create_node_key
     from pipeline.site.folder import init_site, site_settings
 
@@ -49,15 +51,15 @@ def init(
     create_node_key(site.node_key)
     if ca is not None:
         shutil.copyfile(ca, site.ca_certificate)
-    say(f"Made the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
-    say(f"To join a study, ask its office for a code: `fedthorax node join {site_dir} CODE`.")
+    say(f"Created the site {site.name}. Edit {site.folder / 'site.toml'}, then run `fedthorax node check {site_dir}`.")
+    say(f"To join a study, ask the study office for a code: `fedthorax node join {site_dir} CODE`.")
 
 
 @app.command()
 def join(
     site_dir: SiteDir, code: Annotated[str, typer.Argument(help="The one-time code from the study's office.")]
 ) -> None:
-    """Join a study: check its server by the code, and get the certificate that the node shows there."""
+    """Join a study: verify its server with the code, and get the node's certificate."""
     from federation.enrolment.join import join as enter
     from pipeline.site.folder import Site
 
@@ -67,7 +69,7 @@ def join(
 
 @app.command()
 def renew(site_dir: SiteDir) -> None:
-    """Renew the node's certificate, while the one it has still holds."""
+    """Renew the node's certificate before it expires."""
     from federation.enrolment.join import renew as prolong
     from pipeline.site.folder import Site
 
@@ -76,27 +78,29 @@ def renew(site_dir: SiteDir) -> None:
 
 @app.command()
 def move(
-    site_dir: SiteDir, address: Annotated[str, typer.Argument(help="Where the study's server is now, host:port.")]
+    site_dir: SiteDir, address: Annotated[str, typer.Argument(help="New address of the study's server, host:port.")]
 ) -> None:
-    """The study's server has moved: make sure that it is the same study's, and dial it there from now on."""
+    """Use a new server address, after a check that the server there belongs to the same study."""
     from federation.enrolment.join import move as dial_elsewhere
     from pipeline.site.folder import Site
 
     dial_elsewhere(Site.open(site_dir), address)
-    say(f"It is the study's server, and it knows this site. Start the node again to dial {address}.")
+    say(f"It is the study's server, and it knows this site. Restart the node to connect to {address}.")
 
 
 @app.command()
 def check(
     site_dir: SiteDir,
     study: StudyFile = None,
-    truth: Annotated[Path | None, typer.Option(help="truth.json of a synthetic hospital, to judge the check.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="truth.json of a synthetic hospital, to measure the check.")
+    ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Where the page goes that may be mailed; SITE_DIR/check.html if left out.")
+        Path | None, typer.Option(help="File of the page that may be mailed. Default: SITE_DIR/check.html.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The doctor: what is wrong with this site, and how to mend it. Fetches nothing, changes nothing in the cohort."""
+    """Check this site: its problems and how to fix them. It fetches no scans and does not change the cohort."""
     from federation.cli.doctor_screen import show_checkup
     from federation.node import sandbox
     from federation.protocol.study_config import preprocessing_of
@@ -116,13 +120,13 @@ def check(
         print_json(result.to_json())
     else:
         show_checkup(result)
-        say(f"The page, which names no patient and may be mailed: {page}")
+        say(f"Page without patient names, which may be mailed: {page}")
     raise typer.Exit(int(result.is_refused))
 
 
 @app.command()
 def pull(site_dir: SiteDir, as_json: Json = False) -> None:
-    """Fetch what is new from the PACS into the site's folder, stripped of everything that names a patient."""
+    """Fetch new series from the PACS into the site's folder, and remove all patient identifiers from them."""
     from models.refusal import Refusal
     from pipeline.pacs.reasons import NO_PACS
     from pipeline.site.folder import Site
@@ -136,7 +140,7 @@ def pull(site_dir: SiteDir, as_json: Json = False) -> None:
 
 
 def _pull(site: "Site") -> dict[str, Any]:
-    """Fetch from the PACS and say what came; the same as JSON."""
+    """Fetch from the PACS, print a summary and return it as JSON."""
     from pipeline.pacs.pull import pull as run
 
     with progress_bar("fetching series") as progress:
@@ -144,14 +148,14 @@ def _pull(site: "Site") -> dict[str, Any]:
     content = report.to_json()
     say(
         f"PACS: {content['series']} series match; {content['fetched_now']} fetched now "
-        f"({content['megabytes']:.0f} MB), {content['already']} were here, {content['failed']} failed."
+        f"({content['megabytes']:.0f} MB), {content['already']} fetched before, {content['failed']} failed."
     )
     return content
 
 
 @app.command()
 def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) -> None:
-    """Bring the cohort up to date with the PACS and the site's files; what is known is not read again."""
+    """Update the cohort from the PACS and the site's files. Files that were ingested before are not read again."""
     from federation.cli.doctor_screen import show_waterfall
     from federation.protocol.study_config import preprocessing_of
     from pipeline.cohort.ingest import ingest as run
@@ -174,7 +178,7 @@ def ingest(site_dir: SiteDir, study: StudyFile = None, as_json: Json = False) ->
 
 @app.command()
 def status(site_dir: SiteDir, as_json: Json = False) -> None:
-    """Whether the node runs, what it last did, and how many patients the cohort has."""
+    """Show whether the node runs, its last activity, and how many patients the cohort has."""
     from federation.node.start import node_status
     from pipeline.site.folder import Site
 
@@ -192,7 +196,7 @@ def status(site_dir: SiteDir, as_json: Json = False) -> None:
 def find(
     site_dir: SiteDir, pseudonym: Annotated[str, typer.Argument(help="As refusals.csv and the cohort show it.")]
 ) -> None:
-    """Whose pseudonym it is: the patient's folders, or the accession numbers in the PACS, on this screen alone."""
+    """Resolve a pseudonym to the patient's folders or PACS accession numbers. Shown on this screen only."""
     from pipeline.imaging.readers import find_scans
     from pipeline.pacs.pacs import open_pacs
     from pipeline.pacs.pull import study_query
@@ -217,7 +221,7 @@ def find(
 
 @app.command()
 def start(site_dir: SiteDir) -> None:
-    """Run this hospital's node until Ctrl-C. It dials the study's server; nothing here is reachable from outside."""
+    """Run this hospital's node until Ctrl-C. It connects to the study's server and accepts no connections itself."""
     from federation.node.start import run_node
     from pipeline.site.folder import Site
 

@@ -1,4 +1,4 @@
-"""`fedthorax node releases | approve-release | revoke-release`: whose weights a study may begin with."""
+"""`fedthorax node releases | approve-release | revoke-release`: releases that may initialise a study's weights."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ _SHOWN_DIGITS = 12
 
 
 def releases(site_dir: SiteDir, as_json: Json = False) -> None:
-    """The releases that were decided on, and from which of them a study may begin."""
+    """List the releases with a decision, and whether a study may start from their weights."""
     from federation.approval.releases import ReleaseApprovals
     from pipeline.site.folder import Site
 
@@ -36,12 +36,16 @@ def approve_release(
     release_dir: Annotated[Path, typer.Argument(help="The release's folder, with its signature.")],
     trust: Annotated[
         list[Path] | None,
-        typer.Option(help="The public key (.pub) of who made it; repeat it. Get it by another way than the release."),
+        typer.Option(
+            help="Public key (.pub) of the publisher. May be repeated. Get it over another channel than the release."
+        ),
     ] = None,
     note: Note = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked: it was looked at before.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve without a question; for a release that was reviewed before.")
+    ] = False,
 ) -> None:
-    """Let studies begin with the weights of a signed release, after a look at where it comes from."""
+    """Review where a signed release comes from, and let studies start from its weights."""
     from federation.approval.releases import ReleaseApprovals
     from federation.cli.trust import trusted_keys
     from models.reasons import TRUSTED_KEY
@@ -51,20 +55,20 @@ def approve_release(
     approvals = ReleaseApprovals(Site.open(site_dir))
     keys = trusted_keys(trust or [])
     if not keys:
-        raise Refusal(TRUSTED_KEY, private="no key was named")
+        raise Refusal(TRUSTED_KEY, private="no key was given")
     _show(load_release(release_dir, keys))
     if not yes:
-        typer.confirm("Let studies begin with these weights at this hospital?", abort=True, err=True)
+        typer.confirm("Let studies start from these weights at this hospital?", abort=True, err=True)
     sha256 = approvals.approve(release_dir, by=user(), note=note)
-    say(f"Approved {sha256}. A study that begins from it needs an approval too: `fedthorax node approve-study`.")
+    say(f"Approved {sha256}. A study that starts from it needs its own approval: `fedthorax node approve-study`.")
 
 
 def revoke_release(
     site_dir: SiteDir,
-    name: Annotated[str, typer.Argument(metavar="RELEASE", help="The release's SHA-256, or its first 8 digits.")],
+    name: Annotated[str, typer.Argument(metavar="RELEASE", help="The release's SHA-256 or its first 8 digits.")],
     note: Note = "",
 ) -> None:
-    """Let no study begin from a release any more; runs that began from it are refused from now on."""
+    """Withdraw a release's approval. Studies and runs that start from it are refused from now on."""
     from federation.approval.releases import ReleaseApprovals
     from pipeline.site.folder import Site
 
@@ -78,7 +82,7 @@ def revoke_release(
 
 
 def _show(release: "Release") -> None:
-    """Where a release comes from, with nothing in it that a terminal would obey."""
+    """Show where a release comes from, with terminal control characters removed."""
     from federation.approval.review import printable
 
     about = release.description
@@ -94,6 +98,6 @@ def _show(release: "Release") -> None:
     for name, value in rows.items():
         typer.echo(f"{name:<12}{printable(value)}")
     typer.echo(
-        "\nWeights can be made so that the first update tells of single patients. fedthorax refuses weights that are "
-        "longer than training makes them; beyond that, what stands for these weights is the signature."
+        "\nWeights can be crafted so that the first update reveals single patients. fedthorax refuses weights with a "
+        "larger norm than training produces. Beyond that, trust in these weights rests on the signature."
     )

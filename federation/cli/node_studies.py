@@ -1,4 +1,4 @@
-"""`fedthorax node studies | approve-study | revoke-study`: which studies may learn from this hospital's patients."""
+"""`fedthorax node studies | approve-study | revoke-study`: which studies may train on this hospital's patients."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ StudyName = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="A study of this release by name, a digest or its first 8 digits, or a study file.",
+        help="Name of a study of this release, a study's digest or its first 8 digits, or a study file.",
     ),
 ]
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -29,10 +29,12 @@ _SHOWN_DIGITS = 12
 
 def studies(
     site_dir: SiteDir,
-    show: Annotated[str, typer.Option(metavar="STUDY", help="Show what a study asks for, in place of the list.")] = "",
+    show: Annotated[
+        str, typer.Option(metavar="STUDY", help="Show the settings of one study instead of the list.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """The studies of this release and those that were asked for, and which of them may run at this site."""
+    """List the studies of this release and the studies that were requested, and which of them may run here."""
     from federation.approval.studies import StudyApprovals
     from pipeline.site.folder import Site
 
@@ -64,16 +66,18 @@ def studies(
         ],
         whole=1,
     )
-    say(f"Look at one: fedthorax node studies {site_dir} --show STUDY")
+    say(f"To show one: fedthorax node studies {site_dir} --show STUDY")
 
 
 def approve_study(
     site_dir: SiteDir,
     study: StudyName,
     note: Note = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without being asked: it was looked at before.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve without a question; for a study that was reviewed before.")
+    ] = False,
 ) -> None:
-    """Let a study run here, after a look at what it asks for. Its name, seeds and sites may differ, nothing else."""
+    """Review a study's settings and let it run here. Only its name, seeds and sites may change later."""
     from federation.approval.studies import StudyApprovals
     from pipeline.site.folder import Site
 
@@ -81,13 +85,13 @@ def approve_study(
     review, verdict = _review(approvals, study)
     _show(review, verdict)
     if not yes:
-        typer.confirm("Let this study learn from this hospital's patients?", abort=True, err=True)
+        typer.confirm("Let this study train on this hospital's patients?", abort=True, err=True)
     digest = approvals.approve(_found(approvals, study).model_dump_json(), by=user(), note=note)
     say(f"Approved {digest}. It may run here from now on; `fedthorax node revoke-study` ends that.")
 
 
 def revoke_study(site_dir: SiteDir, study: StudyName, note: Note = "") -> None:
-    """Let a study run here no more; the gateway refuses it from now on, also where site.toml names it."""
+    """Withdraw a study's approval. The gateway refuses it from now on, even if site.toml names it."""
     from federation.approval.studies import StudyApprovals
     from pipeline.site.folder import Site
 
@@ -97,11 +101,11 @@ def revoke_study(site_dir: SiteDir, study: StudyName, note: Note = "") -> None:
     say(f"Revoked {review.digest}.")
 
 
-# --- which study is meant ---------------------------------------------------------------------------------
+# --- finding a study --------------------------------------------------------------------------------------
 
 
 def _known(approvals: "StudyApprovals") -> dict[str, "Study"]:
-    """The release's own studies, those decided on and those that were asked for, by digest, each once."""
+    """Return the release's own studies, the decided and the requested ones, by digest, each once."""
     from federation.approval.presets import presets
     from federation.approval.studies import as_study, study_digest
     from federation.protocol.study_config import Study
@@ -113,13 +117,13 @@ def _known(approvals: "StudyApprovals") -> dict[str, "Study"]:
         if digest not in known and settings is not None:
             try:
                 known[digest] = Study.model_validate_json(as_study(settings))
-            except (ValueError, KeyError):  # of another release, or no study
+            except (ValueError, KeyError):  # a study of another release, or not a study
                 continue
     return known
 
 
 def _found(approvals: "StudyApprovals", study: str) -> "Study":
-    """The study that is meant. Raises Refusal: E_STUDY_UNKNOWN, E_STUDY_AMBIGUOUS, those of `load_settings`."""
+    """Find a study. Raises Refusal: E_STUDY_UNKNOWN, E_STUDY_AMBIGUOUS, those of `load_settings`."""
     from federation.approval.presets import presets
     from federation.protocol.study_config import Study
     from models.settings import load_settings
@@ -138,11 +142,11 @@ def _found(approvals: "StudyApprovals", study: str) -> "Study":
     return found[0]
 
 
-# --- what is shown ----------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------
 
 
 def _review(approvals: "StudyApprovals", name: str) -> tuple["StudyReview", str]:
-    """A study's review, and whether it may run here."""
+    """Return a study's review and whether it may run here."""
     from federation.approval.presets import names_of
     from federation.approval.studies import study_digest
     from federation.approval.study_review import review_study
@@ -154,7 +158,7 @@ def _review(approvals: "StudyApprovals", name: str) -> tuple["StudyReview", str]
 
 
 def _about(approvals: "StudyApprovals", digest: str) -> dict[str, Any]:
-    """A line of the list of studies."""
+    """Return a row of the list of studies."""
     review, verdict = _review(approvals, digest)
     decision = approvals.decision(digest)
     return {
@@ -169,7 +173,7 @@ def _about(approvals: "StudyApprovals", digest: str) -> dict[str, Any]:
 
 
 def _show(review: "StudyReview", verdict: str) -> None:
-    """A study on the screen, with nothing in it that a terminal would obey."""
+    """Show a study, with terminal control characters removed."""
     from federation.approval.review import printable
 
     out = typer.echo

@@ -1,34 +1,34 @@
-"""Reasons why a command cannot do what it was asked."""
+"""Reasons why a command is refused."""
 
 from models.refusal import Reason
 
 STUDY_EXISTS = Reason(
     "E_STUDY_EXISTS",
-    "{file} is there already",
-    "Give another name, or move it away first: a study that was run belongs to its figures.",
+    "{file} exists already",
+    "Choose another name or move the file away first: keep the file of a study that was run, with its results.",
 )
 APP_UNKNOWN = Reason(
     "E_APP_UNKNOWN",
-    "no app is known here by this hash, and no file or folder has this name",
-    "`fedthorax node apps SITE_DIR` lists the apps; give a hash (8 digits or more), a .fab file or an app's folder.",
+    "no app with this hash is known here, and no file or folder has this name",
+    "List the apps with `fedthorax node apps SITE_DIR`. Give a hash (8 digits or more), a .fab file or an app folder.",
 )
 APP_AMBIGUOUS = Reason(
     "E_APP_AMBIGUOUS",
-    "{count} apps have hashes that begin so",
+    "{count} apps have hashes that begin with these digits",
     "Give more digits of the hash.",
 )
 RELEASE_UNKNOWN = Reason(
     "E_RELEASE_UNKNOWN",
     "no release with this name is known at this site",
-    "`fedthorax node releases` lists those that were decided on, by their SHA-256.",
+    "List the releases with a decision, by their SHA-256, with `fedthorax node releases`.",
 )
 STUDY_UNKNOWN = Reason(
     "E_STUDY_UNKNOWN",
     "no study with this name or digest is known at this site",
-    "`fedthorax node studies` lists those that were asked for; a study file can be given too.",
+    "List the requested studies with `fedthorax node studies`, or give a study file.",
 )
 STUDY_AMBIGUOUS = Reason(
     "E_STUDY_AMBIGUOUS",
-    "{count} studies begin with these digits",
+    "{count} studies have digests that begin with these digits",
     "Give more digits of the digest.",
 )

@@ -1,4 +1,4 @@
-"""`fedthorax study release`: from a run to a signed model."""
+"""`fedthorax study release`: sign and release the model of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,19 +9,21 @@ from federation.cli.console import print_json, say
 
 
 def release(
-    run_name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study list` tells it.")],
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study list` shows it.")],
     server: Annotated[Path, typer.Option("--server", help="The server's folder.")] = Path("server"),
-    out: Annotated[Path | None, typer.Option(help="The release's folder; SERVER/releases/RUN if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the release. Default: SERVER/releases/RUN.")] = None,
     key: Annotated[
-        Path | None, typer.Option(help="Private key to sign with; SERVER/release.key, made if need be, if left out.")
+        Path | None, typer.Option(help="Private key to sign with. Default: SERVER/release.key, created if missing.")
     ] = None,
     despite_flags: Annotated[
         str,
-        typer.Option(metavar="REASON", help="Why to release a model that the audit flagged; the card says it."),
+        typer.Option(
+            metavar="REASON", help="Reason to release a model that the audit flagged. The model card shows it."
+        ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
-    """Make the signed model folder of a run, and give its version in MLflow the alias `released`."""
+    """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
     from federation.comparison.release import release_run
 
     released = release_run(run_name, server, say, out=out, key=key, despite_flags=despite_flags)
@@ -29,5 +31,5 @@ def release(
         print_json(released.to_json())
         return
     say(f"Released {released.sha256[:12]} into {released.folder} (version {released.version} in MLflow).")
-    say(f"Hand out {released.public_key} by another way, with its SHA-256: {released.key_sha256}")
+    say(f"Send {released.public_key} over a separate channel, with its SHA-256: {released.key_sha256}")
     say(f"Score with it: fedthorax score SCAN --model {released.folder} --signed-by {released.public_key}")

@@ -1,4 +1,4 @@
-"""`fedthorax study report`: what a run found, as a page."""
+"""`fedthorax study report`: write the report of a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +9,12 @@ from federation.cli.console import print_json, say
 
 
 def report(
-    run_name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study list` tells it.")],
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study list` shows it.")],
     server: Annotated[Path, typer.Option("--server", help="The server's folder.")] = Path("server"),
-    out: Annotated[Path | None, typer.Option(help="The report's folder; SERVER/runs/RUN/report if left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: SERVER/runs/RUN/report.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
-    """What a run found, as one page that opens without a network and prints, with its numbers in report.json."""
+    """Write the report of a run: one HTML page that opens offline and prints, and its numbers in report.json."""
     from federation.report.page import write_report
     from federation.runs.results import read_results
     from federation.runs.run_folder import find_run
@@ -24,4 +24,4 @@ def report(
     if as_json:
         print_json({"run": run_name, "page": str(written.page), "numbers": str(written.numbers)})
     else:
-        say(f"Wrote {written.page}: open it in a browser, or print it. Its numbers: {written.numbers}")
+        say(f"Wrote {written.page}. Open it in a browser or print it. Its numbers: {written.numbers}")

@@ -1,4 +1,4 @@
-"""`fedthorax score`: find the model, score, print, write the page."""
+"""`fedthorax score`: load the model, score one scan, print the result and write the page."""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from pipeline.scoring.score import score
 def score_series(
     series: Sequence[Path], *, model: Path, trusted: Sequence[Path] = (), out: Path | None, as_json: bool
 ) -> None:
-    """Score one series and show the answer; with `out`, write score.json and score.html there.
+    """Score one series and show the answer. With `out`, also write score.json and score.html there.
 
-    `trusted`: public keys, one of which must have signed the model; without any, that is not checked.
+    `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
 
-    Raises Refusal: what `load_release` and `score` raise.
+    Raises Refusal: those of `load_release` and `score`.
     """
-    torch.set_num_threads(1)  # as in the clinic: the network is small, threads would wait for each other
+    torch.set_num_threads(1)  # as in the clinic: the network is small, and more threads only wait for each other
     release = load_release(model, trusted)
     result = score(series[0] if len(series) == 1 else series, release)
     content = result.to_json()

@@ -1,4 +1,4 @@
-"""`fedthorax server ...`: what whoever hosts the study does."""
+"""`fedthorax server ...`: the commands of whoever hosts the study."""
 
 import sys
 from dataclasses import asdict
@@ -14,12 +14,12 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from federation.migration.common import Moved
 
-app = typer.Typer(help="The study's server: make it, enrol hospitals, run it.", no_args_is_help=True)
+app = typer.Typer(help="The study's server: set it up, enrol hospitals, run it.", no_args_is_help=True)
 ServerDir = Annotated[Path, typer.Argument(help="The server's folder.")]
 Archive = Annotated[Path, typer.Argument(dir_okay=False, help="The archive, one file.")]
 PassphraseFile = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, help="A file whose first line is the archive's passphrase."),
+    typer.Option(exists=True, dir_okay=False, help="File whose first line is the archive's passphrase."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
@@ -29,15 +29,17 @@ def init(
     folder: ServerDir,
     host: Annotated[
         list[str] | None,
-        typer.Option(help="A name or address under which nodes reach it, the first is dialled; this machine if none."),
+        typer.Option(help="Name or address that nodes can use. Nodes connect to the first. Default: this machine."),
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8443,
     ca_certificate: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The hospital group's authority for this study, PEM.")
+        Path | None, typer.Option(dir_okay=False, help="The hospital group's certificate authority, PEM.")
     ] = None,
-    ca_key: Annotated[Path | None, typer.Option(dir_okay=False, help="Its key, PEM, without a passphrase.")] = None,
+    ca_key: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The authority's key, PEM, no passphrase.")
+    ] = None,
 ) -> None:
-    """Make a server: its settings, its certificates, and its own authority unless one is given."""
+    """Create a server: settings, certificates, and a certificate authority unless one is given."""
     from federation.enrolment.authority import Authority
     from federation.server.start import init_server
 
@@ -45,7 +47,7 @@ def init(
         raise typer.BadParameter("give --ca-certificate and --ca-key together, or neither")
     authority = Authority.read(ca_certificate, ca_key) if ca_certificate and ca_key else None
     init_server(folder, hosts=host or [], port=port, authority=authority)
-    say(f"Made a server. Start it (`fedthorax server start {folder}`), then invite each hospital:")
+    say(f"Created a server. Start it (`fedthorax server start {folder}`), then invite each hospital:")
     say(f"  fedthorax server enrol {folder} NAME --patients N")
 
 
@@ -64,11 +66,11 @@ def enrol(
     folder: ServerDir,
     name: Annotated[str, typer.Argument(help="The site's name in the study.")],
     patients: Annotated[
-        int | None, typer.Option(min=1, help="How many patients it says it has; its weight never counts for more.")
+        int | None, typer.Option(min=1, help="Number of patients that the site reports; upper bound of its weight.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Invite a hospital: prints the code with which its node joins, once, within 7 days."""
+    """Invite a hospital: print a code with which its node can join once within 7 days."""
     from federation.enrolment.invitations import invite
 
     code = invite(folder, name, patients=patients)
@@ -76,30 +78,30 @@ def enrol(
         print_json({"site": name, "code": code})
         return
     typer.echo(code)
-    say(f"Send this code to {name} by a way that only {name} reads: whoever has it can join once in its place.")
+    say(f"Send this code to {name} over a confidential channel: whoever has it can join once in its place.")
     say("There: fedthorax node join SITE_DIR CODE")
 
 
 @app.command()
 def revoke(folder: ServerDir, name: Annotated[str, typer.Argument(help="The site's name in the study.")]) -> None:
-    """Shut a hospital out at once: its certificates, its open code, its node."""
+    """Revoke a hospital's certificates and open code, and disconnect its node, at once."""
     from federation.enrolment.invitations import revoke as shut_out
 
     shut_out(folder, name)
-    say(f"{name} is out. It can be enrolled again, with a new key.")
+    say(f"Revoked {name}. It can be enrolled again, with a new key.")
 
 
 @app.command()
 def renew(folder: ServerDir) -> None:
-    """Renew the server's own certificate; the hospitals notice nothing."""
+    """Renew the server's own certificate. The hospitals need to do nothing."""
     from federation.server.start import renew_server
 
-    say(f"The certificate is valid until {renew_server(folder):%Y-%m-%d}. Start the server again to use it.")
+    say(f"The certificate is valid until {renew_server(folder):%Y-%m-%d}. Restart the server to use it.")
 
 
 @app.command()
 def sites(folder: ServerDir, as_json: Json = False) -> None:
-    """The sites that were invited or have joined, and whether they are online. The server must be running."""
+    """List the invited and joined sites, and whether they are online. The server must be running."""
     from federation.enrolment.invitations import overview
 
     found = overview(folder)
@@ -132,34 +134,34 @@ def sites(folder: ServerDir, as_json: Json = False) -> None:
     )
 
 
-# --- the move ---------------------------------------------------------------------------------------------
+# --- migration --------------------------------------------------------------------------------------------
 
 
 @app.command("export")
 def leave(
     folder: ServerDir,
     archive: Archive,
-    seal: Annotated[bool, typer.Option("--seal", help="Seal it with a passphrase, which is asked for.")] = False,
+    seal: Annotated[bool, typer.Option("--seal", help="Encrypt it with a passphrase, typed at a prompt.")] = False,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Put the stopped server into one file, with which another provider goes on; this one starts no more."""
+    """Export the stopped server to one file for another provider. The server here does not start again."""
     from federation.migration.export import export_server
 
     if archive.resolve().is_relative_to(folder.resolve()):
-        raise typer.BadParameter("put the archive outside the server's folder")
+        raise typer.BadParameter("choose a file outside the server's folder for the archive")
     passphrase = _passphrase(passphrase_file, ask=seal, confirm=True)
     moved = export_server(folder, archive, passphrase=passphrase, say=say, bar=progress_bar)
     archive = archive.resolve()
     _tell(moved, archive, as_json=as_json)
     if passphrase:
-        say("It is sealed (age format). Send the passphrase by another way than the archive.")
+        say("It is encrypted (age format). Send the passphrase over another channel than the archive.")
     else:
-        say("It holds the key of the study's authority, unsealed: whoever has the file can make certificates of the")
-        say("study. Send it by a way that only the new host reads, or export again with --seal.")
+        say("It contains the private key of the study's authority, not encrypted: whoever has the file can issue")
+        say("certificates of the study. Send it over a confidential channel, or export again with --seal.")
     say(f"There: fedthorax server import {archive.name} SERVER_DIR --host NAME, and compare the SHA-256.")
-    say("This server is marked as moved and starts no more. Once the new one is up and has been checked, delete its")
-    say(f"folder. Should the move not take place: delete the archive and {folder / 'MOVED'}, and it goes on here.")
+    say("This server is marked as moved and does not start again. Delete its folder once the new server runs and is")
+    say(f"checked. To cancel the move, delete the archive and {folder / 'MOVED'}; then this server can start again.")
 
 
 @app.command("import")
@@ -168,33 +170,31 @@ def settle(
     folder: ServerDir,
     host: Annotated[
         list[str] | None,
-        typer.Option(help="A name or address under which nodes reach it, the first is dialled; as before if none."),
+        typer.Option(help="Name or address that nodes can use. Nodes connect to the first. Default: as before."),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="As before if left out.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: as before.")] = None,
     passphrase_file: PassphraseFile = None,
     as_json: Json = False,
 ) -> None:
-    """Make a server from another provider's export: it goes on where that one ended."""
+    """Create a server from another provider's export. It continues where the exported server stopped."""
     from federation.migration.common import is_sealed_archive
     from federation.migration.import_archive import import_server
 
     passphrase = _passphrase(passphrase_file, ask=is_sealed_archive(archive) and sys.stdin.isatty(), confirm=False)
     moved = import_server(archive, folder, hosts=host or [], port=port, passphrase=passphrase, bar=progress_bar)
     _tell(moved, archive, as_json=as_json)
-    say(
-        "All of it is here, checked against the archive. Compare the SHA-256 and the table with what the export showed."
-    )
+    say("The import is complete and verified. Compare the SHA-256 and the table with the output of the export.")
     say(f"Then start it: fedthorax server start {folder}")
-    say(f"A site that dials another address: fedthorax node move SITE_DIR {moved.address}, then start its node again.")
+    say(f"At a site with another server address: fedthorax node move SITE_DIR {moved.address}, then restart its node.")
     for run in moved.contents.runs:
-        say(f"Go on with a run that was not over: fedthorax study resume {run} --server {folder}")
+        say(f"To continue an unfinished run: fedthorax study resume {run} --server {folder}")
 
 
 def _passphrase(file: Path | None, *, ask: bool, confirm: bool) -> str | None:
-    """The archive's passphrase; None if none is wanted or given."""
+    """Return the archive's passphrase; None if none is needed or given."""
     if file is not None:
         if file.stat().st_mode & 0o077:
-            raise Refusal(PASSPHRASE, problem="others than its owner may read its file (chmod 600)")
+            raise Refusal(PASSPHRASE, problem="users other than its owner may read its file (chmod 600)")
         return file.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
     return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm, err=True)) if ask else None
 

@@ -1,4 +1,4 @@
-"""`fedthorax study ...`: what a data scientist does."""
+"""`fedthorax study ...`: the commands of a data scientist."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from federation.runs.launch import Finished, Say
 
 app = typer.Typer(help="Data scientists: launch, resume and compare federated training.", no_args_is_help=True)
-StudyFile = Annotated[Path, typer.Argument(help="The study file; configs/study.toml explains it.")]
+StudyFile = Annotated[Path, typer.Argument(help="The study file. configs/study.toml explains its keys.")]
 ServerDir = Annotated[Path, typer.Option("--server", help="The server's folder.")]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study run` or `study list` tells it.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study run` or `study list` shows it.")]
 Simulate = Annotated[
     list[Path] | None,
-    typer.Option(help="A site's folder on this machine, or one of such; repeat it. On Flower's simulation, no server."),
+    typer.Option(
+        help="Simulate without a server: a site's folder on this machine, or a folder of sites. May be repeated."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
@@ -29,9 +31,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 @app.command()
 def init(
     study_file: Annotated[Path, typer.Argument(help="The file to write.")],
-    preset: Annotated[str, typer.Option(help="What to begin with; a wrong name lists them.")] = "study",
+    preset: Annotated[str, typer.Option(help="The preset to start from. A wrong name lists the presets.")] = "study",
 ) -> None:
-    """Write a study file to begin with: every key explained, or a preset for one purpose."""
+    """Write a new study file: the template that explains every key, or a preset for one purpose."""
     import configs
     from federation.cli.reasons import STUDY_EXISTS
     from models.refusal import Refusal
@@ -43,26 +45,26 @@ def init(
     if study_file.exists():
         raise Refusal(STUDY_EXISTS, file=study_file.name)
     study_file.write_bytes(known[preset].read_bytes())
-    say(f"Wrote {study_file}: look through it, then `fedthorax study run {study_file}`")
+    say(f"Wrote {study_file}. Review it, then run `fedthorax study run {study_file}`")
 
 
 @app.command()
 def run(
-    study_files: Annotated[list[Path], typer.Argument(help="Study files; configs/study.toml explains them.")],
+    study_files: Annotated[list[Path], typer.Argument(help="Study files. configs/study.toml explains their keys.")],
     server: ServerDir = Path("server"),
     simulate: Simulate = None,
-    group: Annotated[str, typer.Option(help="What the runs have in common: a name for comparing them.")] = "",
+    group: Annotated[str, typer.Option(help="Name of the group of runs, used to compare them.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Run studies, one run for each file and seed, on a running server or over site folders of this machine.
+    """Run studies, one run for each file and seed, on a running server or on site folders of this machine.
 
-    A closed terminal ends nothing (`study follow RUN` watches it again); Ctrl-C stops the run.
+    A run continues when the terminal is closed (`study follow RUN` shows it again). Ctrl-C stops the run.
     """
     from federation.runs.launch import launch_all, plan, server_of
     from federation.runs.run_folder import NAME
 
     if group and not re.fullmatch(NAME, group):
-        raise typer.BadParameter("a group's name is made of the letters a to z, digits and hyphens")
+        raise typer.BadParameter("a group's name may contain only the letters a to z, digits and hyphens")
     studies = plan(study_files)
     with outliving_the_terminal():
         with _watching(server) as (tell, began), server_of(server, simulate):
@@ -74,7 +76,7 @@ def run(
 def resume(
     run_name: RunName, server: ServerDir = Path("server"), simulate: Simulate = None, as_json: Json = False
 ) -> None:
-    """Go on with a run from its last checkpoint, after the server or the study came to a halt."""
+    """Resume a run from its last checkpoint after the server or the study stopped."""
     from federation.runs.launch import resume as go_on
     from federation.runs.launch import server_of
 
@@ -86,30 +88,30 @@ def resume(
 
 @app.command()
 def follow(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
-    """Watch a run that is under way, from its first line on; Ctrl-C ends the watching alone. Says how it ended."""
+    """Show the log of a run from its first line, and how it ends. Ctrl-C stops the display, not the run."""
     from federation.runs.launch import follow as watch
 
     try:
         with _watching(server) as (tell, began):
             finished = watch(run_name, server, tell, began=began)
     except KeyboardInterrupt:
-        say(f"{run_name} goes on; `fedthorax study follow {run_name} --server {server}` watches it again")
+        say(f"{run_name} continues; `fedthorax study follow {run_name} --server {server}` shows it again")
         return
     _tell([finished], as_json=as_json)
 
 
 @app.command()
 def stop(run_name: RunName, server: ServerDir = Path("server")) -> None:
-    """Stop a run; it can be resumed."""
+    """Stop a run. It can be resumed."""
     from federation.runs.launch import stop_run
 
     stop_run(run_name, server)
-    say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {server}` goes on with it")
+    say(f"{run_name} is stopped; `fedthorax study resume {run_name} --server {server}` resumes it")
 
 
 @app.command(name="list")
 def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None:
-    """The runs of a server's folder, oldest first, with the means over sites of their last round."""
+    """List the runs of a server's folder, oldest first, with the means over sites of their last round."""
     from federation.runs.listing import list_lines, summaries
 
     runs = summaries(server)
@@ -122,7 +124,7 @@ def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None
 
 @app.command()
 def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = False) -> None:
-    """One run: its rounds, its sites, what was refused, what the final model does, and where things lie."""
+    """Show one run: its rounds, sites and refusals, the final model's metrics, and where its files are."""
     from federation.runs.listing import detail, final_table, results_or_none, round_lines
     from federation.runs.run_folder import find_run
 
@@ -146,7 +148,7 @@ def compare(
     server: ServerDir = Path("server"),
     as_json: Json = False,
 ) -> None:
-    """Final figures side by side. Runs of a group that differ by seed alone: their mean ± standard deviation."""
+    """Compare the final metrics of runs. Runs of a group that differ only by seed: mean ± standard deviation."""
     from federation.comparison.compare_runs import compare as set_side_by_side
 
     comparison = set_side_by_side(server, names)
@@ -170,7 +172,7 @@ def baseline(
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
     threads: Annotated[int, typer.Option(min=1, help="Processor cores to use.")] = 1,
 ) -> None:
-    """Train without federation, by the same step: one site alone, or synthetic sites pooled on this machine."""
+    """Train without federation, with the same training step: one site, or synthetic sites pooled."""
     from federation.coordinator.baselines import train_baseline
     from federation.protocol.study_config import Study
     from models.settings import load_settings
@@ -184,14 +186,16 @@ def baseline(
 
 @app.command()
 def attack(
-    model: Annotated[Path, typer.Argument(help="Folder of the release; attacks.json and its card are written there.")],
-    members: Annotated[list[Path], typer.Option(help="A site that trained it, on this machine; repeat it.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder of the release. attacks.json and the model card are written there.")
+    ],
+    members: Annotated[list[Path], typer.Option(help="A site on this machine that trained it. May be repeated.")],
     study_file: Annotated[
-        Path | None, typer.Option("--study", help="The study's file; without it, the default training is assumed.")
+        Path | None, typer.Option("--study", help="The study file. Default: the default training settings.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what attacks find out from a model about its training patients, and write it into its card."""
+    """Measure what attacks reveal from a model about its training patients, and write it to the model card."""
     from federation.comparison.attack import measure, require_controls, study_of
     from models.attacks import attacks_section
     from models.release import add_attacks, load_release
@@ -210,7 +214,7 @@ def attack(
 
 @contextmanager
 def _watching(server: Path) -> Iterator[tuple["Say", Callable[[str], None]]]:
-    """What tells of runs on `server`, and what is to be told of each run that begins."""
+    """Return the output for runs on `server`, and the function to call with the name of each run that begins."""
     from federation.runs.progress import Progress
 
     progress = Progress(server)
@@ -219,11 +223,11 @@ def _watching(server: Path) -> Iterator[tuple["Say", Callable[[str], None]]]:
 
 
 def _tell(finished: Sequence["Finished"], *, as_json: bool) -> None:
-    """One run is one object for machines; several are {"runs": [...]}."""
+    """Print finished runs. As JSON, one run is one object; several are {"runs": [...]}."""
     if as_json:
         runs = [each.to_json() for each in finished]
         print_json(runs[0] if len(runs) == 1 else {"runs": runs})
         return
     for each in finished:
         say(f"Run {each.run} is complete. Candidate model: {each.release}")
-        say(f"See it in MLflow: {each.mlflow}")
+        say(f"To see it in MLflow: {each.mlflow}")

@@ -1,4 +1,4 @@
-"""Whose releases this hospital scores with."""
+"""The public keys whose releases this hospital trusts."""
 
 import os
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ KEYS_VARIABLE = "FEDTHORAX_RELEASE_KEYS"  # a folder of .pub files
 
 
 def trusted_keys(named: Sequence[Path]) -> list[Path]:
-    """The public keys that are named, or else those in the folder that FEDTHORAX_RELEASE_KEYS names.
+    """Return the named public keys, or else those in the folder that FEDTHORAX_RELEASE_KEYS names.
 
-    Raises Refusal E_TRUSTED_KEY where the folder holds none: that must not pass for trusting everybody.
+    Raises Refusal E_TRUSTED_KEY if that folder holds no key: an empty folder must not mean trust in every release.
     """
     folder = os.environ.get(KEYS_VARIABLE)
     if named or not folder:

@@ -1,4 +1,4 @@
-"""Compares and releases what runs made: runs side by side, attacks on a release, the signed release.
+"""Compare the results of runs, attack the model of a release, and sign a release.
 
 May import `runs` and what is below. Begin with `compare_runs`.
 """

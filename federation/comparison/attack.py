@@ -1,10 +1,11 @@
-"""Attacks on a released model, measured where its patients are: `fedthorax study attack`.
+"""Privacy attacks on a released model, measured at the hospital of its patients: `fedthorax study attack`.
 
-Who was in the training is asked of the release itself: members are the training patients, others the test patients
-of the same hospitals. Whether a scan can be drawn is asked of what the server sees in the first round, when the
-weights are fresh and tell most; from one scan's raw gradient, where it is easiest, to the update of a whole round.
+Membership inference attacks the release itself: members are the training patients, non-members the test patients of
+the same hospitals. Gradient inversion tries to reconstruct a scan from what the server sees in the first round, when
+the weights are new and reveal most. It starts with the raw gradient of one scan, the easiest case, and ends with the
+update of a whole round.
 
-Nothing of it leaves the machine but what the person who asked hands on: attacks.json and the card.
+The results stay on this machine, in attacks.json and the model card, until a person passes them on.
 """
 
 import copy
@@ -36,17 +37,17 @@ from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site, Split
 from pipeline.training.train import Schedule, predict, train
 
-BATCH = 8  # scans of the one step; and as many are drawn from a round's update
-STEPS = 200  # of each start of gradient inversion
-VIEWS = 3  # what `_views` shows
-AT_ONCE = 16  # scans in memory
+BATCH = 8  # scans in the single step; the same number is reconstructed from a round's update
+STEPS = 200  # iterations for each start of gradient inversion
+VIEWS = 3  # the number of views that `_views` returns
+AT_ONCE = 16  # scans in memory at a time
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class View:
-    """One thing that an attacker sees: in words, of which scans, through which network."""
+    """What an attacker sees in one setting: its description, its scans and its network."""
 
     words: str
     seen: Seen
@@ -55,10 +56,10 @@ class View:
 
 
 def study_of(description: Description, file: Path | None) -> Study:
-    """The study that a release came from: of `file`, or its own network and preprocessing with default training.
+    """Return the study of a release: from `file`, or its own network and preprocessing with default training.
 
-    Raises Refusal: E_ATTACK_STUDY where the file is another study's, or a private release is given none;
-    E_MODEL_FORMAT; and what `load_settings` raises.
+    Raises Refusal: E_ATTACK_STUDY if the file belongs to another study, or if a private release is given none;
+    E_MODEL_FORMAT; and those of `load_settings`.
     """
     study = _study_of_release(description) if file is None else load_settings(file, Study)
     same = (
@@ -78,15 +79,15 @@ def _study_of_release(description: Description) -> Study:
         raise Refusal(MODEL_FORMAT) from error
     table = StudyTable(name="attack", rounds=max(1, description.rounds), sites=1, quorum=1)
     study = Study(study=table, preprocessing=preprocessing)
-    # Releases of earlier versions have networks that no study may train any more.
+    # Releases of earlier versions may have networks that studies can no longer train.
     return study.model_copy(update={"network": description.network})
 
 
 def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progress, *, steps: int = STEPS) -> Attacks:
-    """Both attacks with their controls. Gradient inversion looks at the first of `sites` alone.
+    """Run both attacks with their controls. Gradient inversion uses only the first of `sites`.
 
-    Raises Refusal: E_TOO_FEW_PATIENTS where a site has fewer training or test patients than its own minimum; what
-    `load_release` and `load_examples` raise.
+    Raises Refusal: E_TOO_FEW_PATIENTS if a site has fewer training or test patients than its own minimum; those of
+    `load_release` and `load_examples`.
     """
     if threads := sites[0].settings.training.threads:
         torch.set_num_threads(threads)
@@ -120,7 +121,7 @@ def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progres
 
 
 def require_controls(attacks: Attacks) -> None:
-    """Raises Refusal E_ATTACK_CONTROL where an attack that must succeed did not."""
+    """Check the controls. Raises Refusal E_ATTACK_CONTROL if an attack that must succeed failed."""
     for attack, control in (
         ("membership inference", attacks.membership_control),
         ("gradient inversion", attacks.inversion_control),
@@ -137,13 +138,13 @@ def _examples(site: Site, study: Study, split: Split) -> Examples:
 
 
 def _answers(release: Release, sites: Sequence[Examples]) -> membership.Answers:
-    """The release's logits and the targets of the patients of all sites."""
+    """Return the release's logits and the targets for the patients of all sites."""
     logits = [predict(release.network, examples) for examples in sites]
     return np.concatenate(logits), np.concatenate([examples.targets for examples in sites])
 
 
 def _views(site: Site, study: Study, examples: Examples) -> list[View]:
-    """What an attacker sees of a site in the first round, from where it is easiest to what the server really gets."""
+    """Return what an attacker sees of a site in the first round, from the easiest case to the real update."""
     fresh = build_network(study.network, seed=study.study.seed)
     one, batch = Examples(examples.examples[:1]), Examples(examples.examples[:BATCH])
     still = copy.deepcopy(fresh).eval()
@@ -151,7 +152,7 @@ def _views(site: Site, study: Study, examples: Examples) -> list[View]:
     stepped = copy.deepcopy(fresh)
     settings = study.training.model_copy(update={"batch_size": BATCH})
     train(stepped, batch, settings, Schedule(0, 1, study.total_epochs), seed=study.study.seed)
-    # The weights stay in this process, so no round is charged to the site's privacy budget.
+    # The weights stay in this process, so the site's privacy budget is not charged.
     trained = train_site(site, study, *pack(fresh), round_number=1, charged=True)
     after = load_network(study, trained.arrays, trained.buffers)
     epochs = study.study.local_epochs
@@ -163,7 +164,7 @@ def _views(site: Site, study: Study, examples: Examples) -> list[View]:
 
 
 def _invert(view: View, typical: Tensor, steps: int, tick: Callable[[], None]) -> Inversion:
-    """The best of all starts, against every scan that the view was made from."""
+    """Return the best reconstruction of all starts, compared with every scan of the view."""
     count = min(BATCH, len(view.scans))
     _, tabular, targets = view.scans.batch(np.arange(count), None)
     drawn = []
@@ -183,11 +184,11 @@ def _invert(view: View, typical: Tensor, steps: int, tick: Callable[[], None]) -
 
 
 def _scans(examples: Examples) -> Iterator[Tensor]:
-    """All scans, some at a time."""
+    """Yield all scans in batches."""
     for index in np.array_split(np.arange(len(examples)), range(AT_ONCE, len(examples), AT_ONCE)):
         yield examples.batch(index, None)[0]
 
 
 def _mean_scan(examples: Examples) -> Tensor:
-    """The mean of some scans, shape (2, slices, rows, columns)."""
+    """Return the mean of some scans, shape (2, slices, rows, columns)."""
     return torch.stack([scans.sum(dim=0) for scans in _scans(examples)]).sum(dim=0) / len(examples)

@@ -1,7 +1,7 @@
-"""Runs side by side: `fedthorax study compare`.
+"""Compare the final metrics of runs: `fedthorax study compare`.
 
-Runs of one group that differ by their seed alone are one column, with the mean over the seeds and its spread; every
-other run is a column of its own. Rows are the federated model's figures at each site, and the mean over the sites.
+Runs of one group that differ only by seed share a column, with the mean and standard deviation over the seeds. Every
+other run has its own column. The rows are the federated model's metrics at each site, and the mean over the sites.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from models.refusal import Refusal
 
 @dataclass(frozen=True)
 class Value:
-    """A figure's mean over the seeds, and its standard deviation over them; None for one seed."""
+    """A metric's mean over the seeds, and its standard deviation; None with one seed."""
 
     mean: float
     deviation: float | None
@@ -41,14 +41,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Column:
-    """Runs that differ by seed alone, and the results of each."""
+    """Runs that differ only by seed, and the results of each."""
 
     title: str
     runs: tuple[Run, ...]
     results: tuple[Results, ...]
 
     def values(self) -> dict[str, dict[str, Value]]:
-        """By figure, then by site or MEAN: over the runs that have it."""
+        """Return the cells by metric, then by site or MEAN, over the runs that have the metric."""
         found: dict[str, dict[str, list[float]]] = {}
         for results in self.results:
             figures = federated(results)
@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns, and what to bear in mind as they are read."""
+    """Columns, and warnings about their comparability."""
 
     columns: list[Column]
     warnings: list[Refusal]
@@ -86,15 +86,15 @@ class Comparison:
         }
 
     def lines(self) -> list[list[str]]:
-        """The table of the headlines: figure, place, then one cell for each column.
+        """Return the table of the main metrics: metric, place, then one cell for each column.
 
-        Where columns have many sites, these places are the lowest, the median and the highest of them.
+        A place is a site or the mean. With many sites the places are the lowest, median and highest value instead.
         """
         values = [column.values() for column in self.columns]
         lines = []
         for name in HEADLINES:
             places = dict.fromkeys(place for each in values for place in each.get(name, {}))
-            if len(places) > MANY + 1:  # the mean is a place too
+            if len(places) > MANY + 1:  # the mean is also a place
                 lines += [
                     [name, f"{word} site", *(_over(each, name, of) for each in values)] for word, of in SPREAD.items()
                 ]
@@ -145,7 +145,7 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
 
 
 def _members(server: Path, name: str) -> list[str]:
-    """The runs of a group of this name; else the run, which may turn out to be unknown."""
+    """Return the runs of the group with this name, or else the name itself, which may be an unknown run."""
     runs = server / "runs"
     members = [run for run in run_names(server) if read_note(runs / run).group == name]
     return members if members and not (runs / name).is_dir() else [name]
@@ -167,7 +167,7 @@ def _columns(found: Sequence[tuple[Run, Results]]) -> list[Column]:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """The run's name, or what its group has in common."""
+    """Return the run's name, or the group's name with its strategy and number of seeds."""
     first = runs[0]
     if len(runs) == 1:
         return f"{first.name}\n{first.study.strategy.name}"
@@ -175,7 +175,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _unlike(found: Sequence[tuple[Run, Results]]) -> list[Refusal]:
-    """What makes figures of these runs answers to different questions."""
+    """Return the differences that make the metrics of these runs not comparable."""
     differ: dict[str, set[Any]] = {
         "preprocessing": {results.study.preprocessing.model_dump_json() for _, results in found},
         "the sites": {tuple(sorted(federated(results))) for _, results in found},

@@ -1,7 +1,7 @@
-"""All sites' test patients together, from the histograms that they let out: ROC curve, AUROC, calibration.
+"""ROC curve, AUROC and calibration over all sites' test patients, from the histograms that the sites release.
 
-This alone is called the AUROC of the federation's patients: a mean of the sites' AUROCs is another number, for it
-compares no patient of one site with those of another.
+Only this value is called the AUROC of the federation's patients. A mean of the sites' AUROCs is a different number,
+because it never compares patients of different sites.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from federation.protocol.metric_allowlist import BINS
 from pipeline.evaluation.calibration import Reliability
 from pipeline.evaluation.discrimination import Estimate, logit_interval
 
-_EDGES = logit(np.arange(BINS + 1) / BINS)  # of the bins, as logits
-_FITTED = 3  # numbers of the model: two means and a width
-_LEAST = 1e-12  # of a probability: no bin is impossible
-Counts = NDArray[np.float64]  # of patients by bin of the calibrated probability, shape (BINS,)
+_EDGES = logit(np.arange(BINS + 1) / BINS)  # edges of the bins, as logits
+_FITTED = 3  # parameters of the model: two means and a width
+_LEAST = 1e-12  # lower bound of a probability, so that no bin is impossible
+Counts = NDArray[np.float64]  # numbers of patients by bin of the calibrated probability, shape (BINS,)
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """One label's patients of all sites that told their histograms.
+    """The patients of one label at all sites that released histograms.
 
-    `share`: of the test patients of all sites (`num-examples`); those without the label are in none. `auroc`: with its
-    95 % interval over patients. `possible`: the least and the greatest AUROC that patients with these counts can have:
-    within a cell their order is not known, and all else here rests on the distribution that `_spread` fits. `curve`:
-    points from (0, 0) to (1, 1), share of false alarms and sensitivity, shape (BINS + 1, 2). `reliability`: over
-    BINS / 2 bins.
+    `share`: their share of the test patients of all sites (`num-examples`); patients without the label are in no
+    histogram. `auroc`: with its 95 % interval over patients. `possible`: the smallest and the largest AUROC that these
+    counts allow, because the order within a cell is not known; all other values depend on the distribution that
+    `_spread` fits. `curve`: points from (0, 0) to (1, 1) of false-positive rate and sensitivity, shape (BINS + 1, 2).
+    `reliability`: over BINS / 2 bins.
     """
 
     sites: tuple[str, ...]
@@ -46,7 +46,7 @@ class Pooled:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A count of patients in the bins from `first` to `last`."""
+    """The number of patients in the bins from `first` to `last`."""
 
     first: int
     last: int
@@ -54,7 +54,7 @@ class _Cell:
 
 
 def _cells(figures: Mapping[str, float], label: str, value: int) -> list[_Cell]:
-    """A site's cells of one class: each begins after the one before (`pipeline.evaluation.histograms`)."""
+    """Return a site's cells of one class; each begins after the previous one (`pipeline.evaluation.histograms`)."""
     cells: list[_Cell] = []
     for last in range(BINS):
         if count := figures.get(f"count_{label}_{value}_{last:02}"):
@@ -99,12 +99,12 @@ def pool(sites: Mapping[str, Mapping[str, float]], label: str) -> Pooled | None:
 
 
 def _spread(negative: list[_Cell], positive: list[_Cell]) -> tuple[Counts, Counts]:
-    """The patients of both classes by single bins.
+    """Spread the patients of both classes over single bins.
 
-    A cell's patients are taken to lie in it as in a normal distribution of logits, one for each class and with the
-    same width, fitted to all cells by maximum likelihood: the binormal model of an ROC curve from grouped scores
-    (Dorfman & Alf, J Math Psychol 1969; 6:487). With sites of some 100 patients the AUROC is then 0.00 to 0.05 off
-    that of the patients themselves, against 0.05 to 0.09 if a cell's patients were spread evenly.
+    Within a cell, the logits of each class are assumed to follow a normal distribution. Both classes have the same
+    width, and the distributions are fitted to all cells by maximum likelihood: the binormal model of an ROC curve from
+    grouped scores (Dorfman & Alf, J Math Psychol 1969; 6:487). With sites of some 100 patients the error of the AUROC
+    is then 0.00 to 0.05, compared with 0.05 to 0.09 if a cell's patients are spread evenly.
     """
 
     def loss(fit: NDArray[np.float64]) -> float:
@@ -121,7 +121,7 @@ def _spread(negative: list[_Cell], positive: list[_Cell]) -> tuple[Counts, Count
 
 
 def _chances(mean: float, log_width: float) -> Counts:
-    """Probability of each bin, if logits are normal."""
+    """Return the probability of each bin for normally distributed logits."""
     return np.diff(norm.cdf((_EDGES - mean) / np.exp(log_width))) + _LEAST
 
 
@@ -134,12 +134,12 @@ def _fill(cells: list[_Cell], chances: Counts) -> Counts:
 
 
 def _from_above(counts: Counts) -> Counts:
-    """Share of patients at or above each bin, from the highest bin on."""
+    """Return the share of patients at or above each bin, from the highest bin on."""
     return counts[::-1].cumsum() / counts.sum()
 
 
 def _auroc(false: Counts, true: Counts) -> Estimate:
-    """AUROC of binned scores; ties are half. Its interval is as in `pipeline.evaluation.discrimination.auroc`."""
+    """AUROC of binned scores; ties count half. The interval is that of `pipeline.evaluation.discrimination.auroc`."""
     below = (false.cumsum() - false / 2) / false.sum()
     above = 1 - (true.cumsum() - true / 2) / true.sum()
     value = float(true @ below / true.sum())
@@ -152,7 +152,7 @@ def _auroc(false: Counts, true: Counts) -> Estimate:
 
 
 def _possible(negative: list[_Cell], positive: list[_Cell]) -> tuple[float, float]:
-    """Shares of pairs that are certainly, and that may be, in the right order."""
+    """Return the shares of pairs that are certainly, and that may be, in the right order."""
     pairs = [(one, other, one.count * other.count) for one in positive for other in negative]
     total = sum(count for *_, count in pairs)
     certain = sum(count for one, other, count in pairs if one.first > other.last)

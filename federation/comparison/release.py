@@ -1,12 +1,12 @@
-"""From a run to a signed model: `fedthorax study release`.
+"""Make a signed release from a run: `fedthorax study release`.
 
-What was judged is released: the candidate's weights and calibration, with the thresholds and the story of the run from
-results.json. The folder becomes a MONAI bundle too and is signed as a whole; the registered version of the run gets
-MLflow's alias `released`.
+The released model is the evaluated one: the candidate's weights and calibration, with the thresholds and the record of
+the run from results.json. The folder is also a MONAI bundle and is signed as a whole. The run's registered version in
+MLflow gets the alias `released`.
 
-    SERVER_DIR/release.key            signs; made when it is first needed, and never leaves the server
+    SERVER_DIR/release.key            the signing key; created on first use, and it never leaves the server
     SERVER_DIR/releases/<run>/        the release
-    SERVER_DIR/releases/<run>.pub     the public key, to be handed out by another way than the release
+    SERVER_DIR/releases/<run>.pub     the public key, to be sent over another channel than the release
 """
 
 import os
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-RELEASED = "released"  # the alias
+RELEASED = "released"  # the alias in MLflow
 RELEASES, KEY = "releases", "release.key"
-# Of what a site told, by how the names begin; results.json has the rest.
+# Prefixes of the site metrics that go into the card; results.json has the others.
 _FIGURES = ("auroc_", "auprc_", "brier_", "ece_", "calibration_", "prevalence_", "sens_at_rule", "spec_at_rule")
-_INTERNAL = "No hospital outside the training has judged it: how it does elsewhere is not known."
+_INTERNAL = "No hospital outside the training has evaluated it: its performance elsewhere is not known."
 
 
 @dataclass(frozen=True)
 class Released:
-    """What came of it. `key_sha256` is the fingerprint of the public key, `version` MLflow's."""
+    """A finished release. `key_sha256`: fingerprint of the public key; `version`: the version in MLflow."""
 
     folder: Path
     public_key: Path
@@ -69,9 +69,9 @@ def release_run(
     key: Path | None = None,
     despite_flags: str = "",
 ) -> Released:
-    """Release a run's candidate into the folder `out`, signed with `key`. All is there in the end, or nothing.
+    """Release a run's candidate to the folder `out`, signed with `key`. The folder is written completely or not at all.
 
-    `despite_flags` is the reason to release a model that the audit flagged.
+    `despite_flags`: the reason to release a model that the audit flagged.
 
     Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
     E_MLFLOW_SILENT, and those of `load_release` for the candidate.
@@ -97,7 +97,7 @@ def release_run(
         handed_out.write_bytes(public_pem)
         release = _write(folder, candidate, described, run / "release" / ATTACKS)
         sign(folder, key)
-        load_release(folder, [handed_out])  # as every scorer will
+        load_release(folder, [handed_out])  # as every scoring process does
         version = mark_released(server, results, folder, release.sha256, say)
         handed_out.rename(public)
         folder.rename(out)
@@ -105,7 +105,7 @@ def release_run(
 
 
 def describe(candidate: Description, results: Results, *, despite_flags: str) -> Description:
-    """The candidate's description with what its run found: thresholds, hospitals, audit, limits."""
+    """Return the candidate's description with the run's results: thresholds, hospitals, audit, limits."""
     provenance = Provenance(
         candidate=results.release,
         seed=results.study.study.seed,
@@ -133,11 +133,11 @@ def describe(candidate: Description, results: Results, *, despite_flags: str) ->
 
 
 def mark_released(server: Path, results: Results, folder: Path, sha256: str, say: Callable[[str], None]) -> str:
-    """Give the version that the run's candidate is registered as the alias `released`, and its run the signed folder.
+    """Set the alias `released` on the candidate's registered version, and add the signed folder to its MLflow run.
 
-    Returns the version. Raises Refusal E_MLFLOW_SILENT, also where the candidate is not registered yet.
+    Returns the version. Raises Refusal E_MLFLOW_SILENT, also if the candidate is not registered yet.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by itself it tries for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default MLflow retries for minutes
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -158,7 +158,7 @@ def mark_released(server: Path, results: Results, folder: Path, sha256: str, say
 
 
 def _version(client: "MlflowClient", name: str, candidate: str) -> "ModelVersion":
-    """The newest version whose weights are the candidate's."""
+    """Return the newest version with the candidate's weights."""
     found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("sha256") == candidate]
     if not found:
         raise Refusal(runs_reasons.MLFLOW_SILENT)
@@ -168,12 +168,12 @@ def _version(client: "MlflowClient", name: str, candidate: str) -> "ModelVersion
 def _own_key(server: Path) -> Path:
     key = server / KEY
     if not key.exists():
-        write_durably(key, new_private_key())  # readable by its owner alone
+        write_durably(key, new_private_key())  # readable only by its owner
     return key
 
 
 def _write(folder: Path, candidate: Release, described: Description, attacks: Path) -> Release:
-    """The release's files, unsigned; attacks that were measured on the candidate come along."""
+    """Write the release's files, unsigned, including the attack results of the candidate."""
     release = save_release(folder, candidate.network, described)
     if attacks.exists():
         add_attacks(folder, Attacks.model_validate_json(attacks.read_bytes()))
@@ -186,7 +186,7 @@ def _rounds(results: Results) -> list[dict[str, Any]]:
 
 
 def _sites(results: Results) -> dict[str, SiteRecord]:
-    """Each site that answered before the first round, trained, or judged the model."""
+    """Return each site that answered the handshake, trained, or evaluated the model."""
     federated, rounds = results.model(FEDERATED), _rounds(results)
     counted = Counter(site for entry in rounds for site in entry["sites"])
     trained = set(federated.trained_at if federated else counted)

@@ -1,7 +1,7 @@
-"""Models side by side on synthetic hospitals: a table and a figure of AUROC with 95 % intervals.
+"""Compare models on synthetic hospitals: a table and a figure of AUROC with 95 % intervals.
 
-Rows are models (each local one, pooled, federated) and the best possible reader, who knows the planted lesions;
-columns are hospitals: test patients of those that trained, every patient of one that never did.
+Rows are the models (local, pooled, federated) and the best possible reader, who knows the planted lesions. Columns are
+hospitals: the test patients of the training hospitals, and all patients of the hospital that did not train.
 """
 
 import json
@@ -29,7 +29,7 @@ ALL: tuple[Split, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Cell:
-    """One model at one hospital for one label."""
+    """The AUROC of one model at one hospital for one label."""
 
     model: str
     site: str
@@ -39,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Hospital:
-    """Where models are compared: an opened site, which of its patients, and the truth planted beside it."""
+    """A hospital of the comparison: its site, the selected patients, and the file of the planted truth."""
 
     site: Site
     splits: tuple[Split, ...]
@@ -51,7 +51,7 @@ class Hospital:
 
 
 def reader_scores(hospital: Hospital) -> NDArray[np.float32]:
-    """What the best possible reader says: planted chance of `severe` and whether Covid was planted at all.
+    """Return the best possible reader's answers: the planted probability of `severe`, and whether Covid was planted.
 
     Shape (patients, labels), in the order of the site's examples.
     """
@@ -64,7 +64,7 @@ def reader_scores(hospital: Hospital) -> NDArray[np.float32]:
 
 
 def compare(models: Mapping[str, Release], hospitals: Sequence[Hospital], study: Study) -> list[Cell]:
-    """AUROC of every model and of the best possible reader at every hospital, for both labels."""
+    """Compute the AUROC of every model and of the best possible reader at every hospital, for both labels."""
     cells = []
     for hospital in hospitals:
         examples: Examples = load_examples(hospital.site, study, *hospital.splits)
@@ -78,7 +78,7 @@ def compare(models: Mapping[str, Release], hospitals: Sequence[Hospital], study:
 
 
 def names(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
-    """Models and hospitals in the order in which they were compared."""
+    """Return models and hospitals in the order of the comparison."""
     return list(dict.fromkeys(c.model for c in cells)), list(dict.fromkeys(c.site for c in cells))
 
 
@@ -87,7 +87,7 @@ def find(cells: Sequence[Cell], model: str, site: str, label: str) -> Auroc:
 
 
 def markdown(cells: Sequence[Cell], label: str) -> str:
-    """The table of one label in Markdown."""
+    """Format the table of one label in Markdown."""
     models, sites = names(cells)
     head = [f"AUROC of `{label}` (95 % interval)", *sites]
     lines = [head, ["---"] * len(head)]
@@ -96,16 +96,16 @@ def markdown(cells: Sequence[Cell], label: str) -> str:
 
 
 def write_results(cells: Sequence[Cell], out: Path) -> None:
-    """results.json, results.md and results.png under `out`."""
+    """Write results.json, results.md and results.png to `out`."""
     (out / "results.json").write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
-    text = "Synthetic hospitals: these figures say nothing about patients.\n\n"
+    text = "Synthetic hospitals: these results say nothing about real patients.\n\n"
     text += "\n\n".join(markdown(cells, label) for label in reversed(LABELS))
     (out / "results.md").write_text(text + "\n", encoding="utf-8")
     draw(cells, out / "results.png")
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """One panel a hospital: AUROC of `severe` of each model as a point with its interval."""
+    """Draw one panel for each hospital: the AUROC of `severe` of each model as a point with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")

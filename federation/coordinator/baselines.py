@@ -1,7 +1,7 @@
-"""Baselines: one hospital alone, or all in one pool, trained by the same step as a federated round.
+"""Baselines: a model of one hospital, or of all hospitals pooled, trained with the step of a federated round.
 
-Pooling is what a federation must not do; it is possible here because synthetic hospitals lie on one machine, and it
-tells what the federation costs.
+A real federation must not pool data. It is possible here because synthetic hospitals are on one machine. The pooled
+model shows how much performance the federation costs.
 """
 
 import os
@@ -23,23 +23,23 @@ from pipeline.training.train import Schedule, predict, train
 
 
 def pooled_examples(sites: Sequence[Site], study: Study, *splits: Split) -> Examples:
-    """The examples of several sites together."""
+    """The examples of several sites as one dataset."""
     return Examples([e for site in sites for e in load_examples(site, study, *splits).examples])
 
 
 def train_together(study: Study, sites: Sequence[Site]) -> SeverityNetwork:
-    """A network trained on the patients of all given sites, for as many epochs (or steps) as in a federation."""
+    """Train a network on the patients of all given sites, for as many epochs (or steps) as in a federation."""
     keep_memory()
     network = build_network(study.network, seed=study.study.seed)
     examples = pooled_examples(sites, study, "train")
-    steps = study.study.local_steps * len(sites)  # as many as all of them take together
+    steps = study.study.local_steps * len(sites)  # the sum of the sites' steps
     schedule = Schedule(first_epoch=0, epochs=study.total_epochs, total_epochs=study.total_epochs, steps=steps)
     train(network, examples, study.training, schedule, seed=study.study.seed)
     return network
 
 
 def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: int = 1) -> Release:
-    """Train on the given sites as `train_together` does, calibrate, write a release to `out`."""
+    """Train on the given sites as `train_together` does, calibrate, and write a release to `out`."""
     torch.set_num_threads(threads)
     network = train_together(study, sites)
     validation = pooled_examples(sites, study, "validation")
@@ -63,7 +63,7 @@ def train_baseline(study: Study, sites: Sequence[Site], out: Path, *, threads: i
 
 
 def train_in_background(study: Study, folders: Sequence[Path], out: Path) -> str:
-    """`train_baseline` for a worker process that leaves the machine to the federation; returns `out`'s name."""
+    """Run `train_baseline` in a worker process with lower priority than the federation; return `out`'s name."""
     os.nice(19)
     train_baseline(study, [Site.open(folder) for folder in folders], out)
     return out.name

@@ -1,6 +1,6 @@
-"""The sites of a run as the server knows them, and how they are asked for anything but a round of training.
+"""The sites of a run from the server's view, and all requests to them other than training rounds.
 
-Node ids become names here, once: a site that is enrolled while a run goes on has no part in it.
+Node ids are mapped to site names once, at the start of a run. A site that is enrolled later does not take part.
 """
 
 import time
@@ -21,23 +21,24 @@ from federation.protocol.simulated_sites import simulated_folders
 from federation.superlink.control import read_server_config
 from federation.superlink.nodes import sites as registered_sites
 
-MAX_EXAMPLES = 100_000  # no hospital has more; a reply that claims more is refused
+MAX_EXAMPLES = 100_000  # no hospital has more; a reply with a higher number is refused
 
 Content = Callable[[int], RecordDict]
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 
 
 def to_all(records: Records) -> Content:
-    """The same for every node: arrays are encoded once, and lie in memory once however many nodes are asked."""
+    """Make the same content for every node. Its arrays are encoded and stored once, for any number of nodes."""
     return lambda _: RecordDict({**records})
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Who takes part. `names` and `enrolled` (patients, of sites that were enrolled with a number) are by node id.
+    """The sites that take part in a run.
 
-    `heads`: where each ledger ended when its site last told; kept up to date by whoever asks a site. `precision`: in
-    which weights travel.
+    `names` and `enrolled` are by node id; `enrolled` is the number of patients given at enrolment, if any. `heads`:
+    the last ledger head that each site reported; every request updates it. `precision`: the number format of weights
+    in transit.
     """
 
     grid: EagerGrid | PartOfGrid
@@ -48,24 +49,24 @@ class Sites:
 
     @property
     def wire(self) -> Wire:
-        """The way to them."""
+        """The grid that carries messages to the sites."""
         return Wire(self.grid, self.precision)
 
     def nodes(self) -> list[int]:
-        """Those that are online now."""
+        """Return the nodes that are online now."""
         return sorted(self.grid.get_node_ids())
 
     def name(self, node: int) -> str:
         return self.names.get(node, "unknown")
 
     def only(self, nodes: Iterable[int]) -> "Sites":
-        """Some of them, with the same ledgers."""
+        """Return a subset of the sites that shares their ledger heads."""
         return replace(self, grid=PartOfGrid(self.grid, frozenset(nodes)))
 
     def ask(self, kind: str, content: Content, expected: Expected, *, nodes: Sequence[int], timeout_s: float) -> Sifted:
-        """Ask nodes for one thing each; `content` makes the records of the message to a node.
+        """Send one request to each node; `content` makes the records of the message to a node.
 
-        Nodes that do not answer in time, or not as `expected`, are among the refused with their codes.
+        A node that does not answer in time, or not as `expected`, is reported as refused, with a code.
         """
         messages = []
         for node in nodes:
@@ -80,7 +81,7 @@ class Sites:
         return sifted
 
     def figures(self, sifted: Sifted) -> dict[int, dict[str, float]]:
-        """The figures of the valid replies; nobody counts with more patients than the site was enrolled with."""
+        """Return the metrics of the valid replies; the number of patients is limited to the enrolled number."""
         found = {node: figures(reply) for node, reply in sifted.valid.items()}
         return {
             node: {**each, EXAMPLES: min(each[EXAMPLES], self.enrolled.get(node, MAX_EXAMPLES))}
@@ -88,7 +89,7 @@ class Sites:
         }
 
     def entry(self, what: str, sifted: Sifted) -> dict[str, Any]:
-        """What the history tells of one question to all: who answered, who did not and why, the ledgers."""
+        """Return the history entry of one request: sites that answered, refusals with codes, ledger heads."""
         return {
             "step": what,
             "sites": sorted(map(self.name, sifted.valid)),
@@ -97,14 +98,14 @@ class Sites:
         }
 
     def ledger(self, heads: Mapping[int, LedgerHead]) -> dict[str, dict[str, Any]]:
-        """Heads as the history tells them."""
+        """Return ledger heads in the format of the history."""
         return {self.name(node): asdict(head) for node, head in sorted(heads.items())}
 
 
 def gather(
     server_folder: Path, grid: EagerGrid, wanted: int, wait_s: float, history: Sequence[Mapping[str, Any]]
 ) -> Sites:
-    """Wait until `wanted` sites are online, or for `wait_s` seconds; `history` tells what their ledgers were."""
+    """Wait until `wanted` sites are online, at most `wait_s` seconds; `history` contains their last ledger heads."""
     deadline = time.monotonic() + wait_s
     while len(list(grid.get_node_ids())) < wanted and time.monotonic() < deadline:
         time.sleep(1)
@@ -124,7 +125,7 @@ def gather(
 
 
 def _simulated(sites: Sites, nodes: Sequence[int], wait_s: float) -> dict[int, str]:
-    """The names of simulated sites: Flower draws their node ids, and only they know which folder they play."""
+    """Ask simulated sites for their names: Flower draws the node ids, and only a node knows its site's folder."""
     from pipeline.site.folder import Site
 
     folders = simulated_folders()

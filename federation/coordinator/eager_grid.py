@@ -1,8 +1,8 @@
-"""A grid that looks for replies often, and hands each on before it fetches the next.
+"""A grid that polls for replies often, and hands each one on before it fetches the next.
 
-Flower's own `send_and_receive` sleeps three seconds between looks, whatever the size of the study; with three nodes a
-round took 7.5 s with it and 6 s with half a second. It also sends all messages at once, and returns when it has all
-replies: what it holds then grows with the number of sites.
+Flower's own `send_and_receive` polls every three seconds, whatever the size of the study. With three nodes a round took
+7.5 s with it, and 6 s with a poll every half second. It also sends all messages at once and returns only when it has
+all replies, so its memory grows with the number of sites.
 """
 
 import time
@@ -12,24 +12,24 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 POLL_S = 0.5
-AT_ONCE = 2  # replies fetched at a time, at most
-LOOKS_PER_S = 10.0  # each for AT_ONCE replies; the server looks a message up in some milliseconds
+AT_ONCE = 2  # maximum number of replies fetched at a time
+LOOKS_PER_S = 10.0  # requests at a time, each for AT_ONCE replies; the server looks up a message in some milliseconds
 
 
 class EagerGrid:
-    """The part of a `Grid` that strategies use, over another grid."""
+    """The part of a `Grid` that strategies use, as a wrapper of another grid."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
     def get_node_ids(self) -> Sequence[int]:
-        """Nodes that are online."""
+        """Return the nodes that are online."""
         return list(self._grid.get_node_ids())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send messages; their replies as they come, until all are there or `timeout` seconds have passed.
+        """Send messages and yield the replies as they arrive, until all are there or `timeout` seconds have passed.
 
-        What has come in time is handed out, however long the receiver takes over each.
+        The time that the receiver needs for each reply does not count: replies that arrived in time are yielded.
         """
         waiting = [each for message in messages for each in self._grid.push_messages([message])]
         return self._replies(waiting, None if timeout is None else time.monotonic() + timeout)
@@ -42,7 +42,7 @@ class EagerGrid:
                 answered = {reply.metadata.reply_to_message_id for reply in replies}
                 waiting = [each for each in waiting if each not in answered]
                 while replies:
-                    yield replies.pop(0)  # under no name, or it would be kept while the next one comes
+                    yield replies.pop(0)  # not in a variable, which would keep it while the next one arrives
             if left_s <= 0:
                 return
             if waiting:
@@ -51,15 +51,15 @@ class EagerGrid:
 
 
 class PartOfGrid:
-    """Some nodes of a grid, as if there were no others."""
+    """A grid that is restricted to some of its nodes."""
 
     def __init__(self, grid: "EagerGrid | PartOfGrid", nodes: frozenset[int]) -> None:
         self._grid, self._nodes = grid, nodes
 
     def get_node_ids(self) -> Sequence[int]:
-        """Those of them that are online."""
+        """Return the selected nodes that are online."""
         return [node for node in self._grid.get_node_ids() if node in self._nodes]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """As the whole grid does."""
+        """Send and receive as the whole grid does."""
         return self._grid.send_and_receive(messages, timeout=timeout)

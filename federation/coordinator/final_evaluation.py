@@ -1,9 +1,9 @@
-"""What comes after the last round: calibration, every model at every site, and the audit, by questions to the sites.
+"""The steps after the last round: calibration, evaluation of every model at every site, and the shortcut audit.
 
-The model is calibrated on validation patients, and judged on test patients with that calibration and the thresholds
-that belong to it. What it is compared with is judged on the same patients. Before that the sites tell what features and
-looks of their training patients are like: the question of calibration also asks how far validation patients lie from
-these looks, and the audit whether features tell the site.
+The model is calibrated on validation patients. It is evaluated on test patients with that calibration and its
+thresholds. The models of the comparison are evaluated on the same patients. First the sites report statistics of the
+features and of the appearance of their training patients. The calibration request also asks how far validation
+patients are from this appearance, and the audit asks whether the features predict the site.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -34,11 +34,11 @@ from models.familiarity import LOOKS, Distances, Familiarity, Moments, limit, po
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
 
-Figures = dict[int, dict[str, float]]  # of each site, by node id
+Figures = dict[int, dict[str, float]]  # one entry for each site, by node id
 
 
 class Embedded(NamedTuple):
-    """What a site's training patients are like: to the model, and to look at."""
+    """Statistics of a site's training patients: the model's features, and the appearance of the scans."""
 
     features: Moments
     looks: Moments
@@ -46,10 +46,11 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """The calibration and the thresholds of a model, and how many sites gave each threshold, by label and point.
+    """A model's calibration and thresholds, and how many sites gave each threshold, by label and point.
 
-    `familiarity`: None where fewer than two sites let statistics of scans' looks out. `answers`: the sites' own, from
-    which each site's gateway computes calibration and thresholds again before it answers a question that uses them.
+    `familiarity`: None if fewer than two sites release statistics of their scans' appearance. `answers`: the sites'
+    own values. Each site's gateway recomputes calibration and thresholds from them before it answers a request that
+    uses them.
     """
 
     deployed: Deployed
@@ -58,7 +59,7 @@ class Calibrated:
     familiarity: Familiarity | None
 
     def operating_points(self) -> dict[str, dict[str, OperatingPoint]]:
-        """The thresholds as calibrated probabilities; of the labels that have both."""
+        """Return the thresholds as calibrated probabilities, for the labels that have both thresholds."""
         return {
             label: {
                 point: OperatingPoint(threshold=float(expit(platt.slope * at + platt.intercept)), sites=given[point])
@@ -71,9 +72,9 @@ class Calibrated:
 
 @dataclass
 class Examination:
-    """Questions to the sites about models. `robust`: one site's wild figures shall not carry a release away.
+    """Requests to the sites about models. `robust`: one site's extreme values must not dominate a release.
 
-    `history` grows by an entry for each question.
+    Each request appends an entry to `history`.
     """
 
     study: Study
@@ -94,7 +95,7 @@ class Examination:
         arrays: Mapping[str, Arrays] | None = None,
         answers: Sequence[Mapping[str, float]] = (),
     ) -> Figures:
-        """The sites' figures of a model; `arrays`: what goes with it, by record; `answers`: the sites' calibrations."""
+        """Ask for the sites' metrics of a model; `arrays`: further records to send; `answers`: sites' calibrations."""
         records = model_records(model) | {record: encode(group) for record, group in (arrays or {}).items()}
         records["config"] = ConfigRecord(dict(config or {}))
         if answers:
@@ -105,7 +106,7 @@ class Examination:
     def _question(
         self, kind: Kind, content: Content, expected: Expected, what: str, among: Container[str] | None = None
     ) -> Sifted:
-        """Ask the sites that are there, of these names if any are given; who does not answer is left out and told."""
+        """Ask the online sites, or those of the given names. Sites that do not answer are left out and logged."""
         nodes = [node for node in self.sites.nodes() if among is None or self.sites.name(node) in among]
         timeout_s = self.study.study.round_timeout_s
         sifted = self.sites.ask(kind, content, expected, nodes=nodes, timeout_s=timeout_s)
@@ -116,9 +117,9 @@ class Examination:
         return sifted
 
     def embed(self, model: Model, features: int) -> dict[str, Embedded]:
-        """What each site's training patients are like, by site, of those that let it out.
+        """Ask for the statistics of training patients, by site, for the sites that release them.
 
-        `features`: how many the model's backbone makes of a scan.
+        `features`: the number of features that the model's backbone computes for a scan.
         """
         moments, looks = (dict.fromkeys(("mean", "variance"), np.zeros(n, np.float32)) for n in (features, LOOKS))
         expected = Expected({}, {}, {}, MAX_EXAMPLES, moments=moments, looks=looks)
@@ -136,17 +137,18 @@ class Examination:
         }
 
     def calibrate(self, model: Model, embedded: Mapping[str, Embedded]) -> Calibrated:
-        """One calibration and one set of thresholds, made of what the sites fitted to their validation patients.
+        """Combine the sites' fits on validation patients into one calibration and one set of thresholds.
 
-        And what is familiar, from how the sites' training patients look and how far those of validation lie from all of
-        these. One site's looks alone do not go into a release, which others see than those whom the site lets see them.
+        The familiarity model is made from the appearance of the sites' training patients and the distances of their
+        validation patients. It needs at least two sites, because a release reaches people to whom a single site has
+        not released its statistics.
         """
-        typical = dict.fromkeys(("mean", "variance"), np.zeros(LOOKS, np.float32))  # nothing is known
+        typical = dict.fromkeys(("mean", "variance"), np.zeros(LOOKS, np.float32))  # no statistics
         if len(embedded) > 1:
             looks = [embedded[site].looks for site in sorted(embedded)]
             typical["mean"], typical["variance"] = pool_moments(looks, robust=self.robust)
         by_node = self.ask("evaluate.calibrate", model, "calibration", arrays={"typical": typical})
-        found = [by_node[node] for node in sorted(by_node, key=self.sites.name)]  # node ids are drawn anew in each run
+        found = [by_node[node] for node in sorted(by_node, key=self.sites.name)]  # node ids differ in each run
         fits, thresholds = pooled(found, is_robust=self.robust)
         given = {
             label: {point: sum(f"{point}_{label}" in each for each in found) for point in points}
@@ -160,8 +162,8 @@ class Examination:
             for each in found
             if {"distance_mean", "distance_sd"} <= set(each) and each[EXAMPLES] > 1
         ]
-        if not (told and typical["variance"].any()):  # what nobody asked for counts for nothing
-            self.say("what is unlike the scans of training is not known: too few sites let its statistics out")
+        if not (told and typical["variance"].any()):  # an unrequested value is ignored
+            self.say("familiarity of scans is not available: too few sites release the statistics for it")
             return None
         return Familiarity(
             mean=tuple(typical["mean"].tolist()),
@@ -179,9 +181,9 @@ class Examination:
         config: Mapping[str, Any] | None = None,
         answers: Sequence[Mapping[str, float]] = (),
     ) -> Figures:
-        """One model on all sites' test patients; it becomes one of `models`.
+        """Evaluate one model on all sites' test patients and add it to `models`.
 
-        `config` may hold a calibration and thresholds; `answers`: the sites' calibrations from which they come.
+        `config` may contain a calibration and thresholds; `answers`: the sites' calibrations that they come from.
         """
         what = "test" if name == FEDERATED else f"test of {name}"
         found = self.ask("evaluate.test", model, what, config, answers=answers)
@@ -190,12 +192,12 @@ class Examination:
         return found
 
     def audit(self, model: Model, found: Figures, embedded: Mapping[str, Embedded]) -> Audit:
-        """Whether the model may read the scanner and not the lung; `found` are the sites' figures of it."""
+        """Judge whether the model may read the scanner instead of the lung; `found`: the sites' metrics of it."""
         by_name = {self.sites.name(node): figures for node, figures in sorted(found.items())}
         return shortcut_audit.judge(by_name, self._probe(model, embedded))
 
     def _probe(self, model: Model, embedded: Mapping[str, Embedded]) -> Probe | None:
-        """How well the features tell the site; None where fewer than two sites let their moments out."""
+        """Measure how well the features predict the site; None if fewer than two sites release their moments."""
         probed = sorted(embedded)[:MAX_PROBED]
         if len(probed) < 2:
             return None
@@ -211,7 +213,7 @@ class Examination:
         return shortcut_audit.probe(shares, probed) if shares else None
 
     def compare(self, model: Model, rounds: int) -> None:
-        """Judge what the study asks the federated model to be compared with."""
+        """Evaluate the models that the study compares with the federated model."""
         asked = self.study.evaluation
         drawn = self._drawn(asked.compared_sites)
         if asked.fine_tune:
@@ -227,11 +229,11 @@ class Examination:
             self._left_out(drawn)
 
     def _drawn(self, count: int) -> list[int]:
-        """The sites whose own models are compared: `count` that the seed draws, or all."""
+        """Return the sites whose own models are compared: `count` sites drawn with the seed, or all."""
         return draw(self.sites.nodes(), self.sites.name, count, seed=self.study.study.seed, what="compared")
 
     def _fine_tuned(self, model: Model, drawn: Sequence[int]) -> None:
-        """The federated model with its head fitted once more, at each of these sites to its own patients."""
+        """Evaluate the federated model with its head fine-tuned at each of these sites on its own patients."""
         expected = Expected(model.arrays, model.buffers, FIGURES["train.head"], MAX_EXAMPLES)
         among = set(map(self.sites.name, drawn))
         sifted = self._question("train.head", to_all(model_records(model)), expected, "fine-tuning", among)
@@ -240,7 +242,7 @@ class Examination:
             self.judge(f"{site} fine-tuned", "fine_tuned", model_of(reply), [site])
 
     def _pooled(self) -> None:
-        """What a simulation alone can have: a model of all patients in one place."""
+        """Train and evaluate a model of all patients in one place. Only a simulation can do this."""
         from federation.coordinator.baselines import train_together
         from pipeline.site.folder import Site
 
@@ -249,7 +251,7 @@ class Examination:
         self.judge("pooled", "pooled", Model(*pack(network)), sorted(self.sites.names.values()))
 
     def _left_out(self, drawn: Sequence[int]) -> None:
-        """The federation without each of these sites, trained anew and judged at all sites, that one among them."""
+        """Train the federation again without each of these sites, and evaluate it at all sites, including that one."""
         nodes, table = self.sites.nodes(), self.study.study
         fewer = {"sites": len(nodes) - 1, "quorum": max(1, min(table.quorum, len(nodes) - 1))}
         study = self.study.model_copy(update={"study": table.model_copy(update=fewer)})
@@ -262,7 +264,7 @@ class Examination:
             try:
                 training = Training(study, self.folder / "compared" / name, self.run, tell)
                 model = training.execute(self.sites.only(rest))
-            except Refusal as refusal:  # fewer sites than the strategy needs, or too many rounds lost
+            except Refusal as refusal:  # fewer sites than the strategy needs, or too many lost rounds
                 self.say(f"no federation {name}: {refusal.code}")
                 continue
             self.judge(name, "left_out", model, [self.sites.name(node) for node in rest])

@@ -1,8 +1,8 @@
-"""Rounds in this process: Flower's messages, answered by the study's own app over site folders, without its runtime.
+"""Run rounds in this process: the study's own app answers Flower's messages, without Flower's runtime.
 
-For benchmarks, notebooks and tests. Flower's simulation starts a SuperLink, and processes for every message, some ten
-seconds each; here a message costs its packing alone. Nothing else differs: the strategies, the guard, the app's
-functions and so the weights are the same.
+For benchmarks, notebooks and tests. Flower's simulation starts a SuperLink, and processes for every message, which
+take some ten seconds each. Here a message only costs its packing. The strategies, the guard and the app's functions
+are the same, and therefore the weights are the same.
 """
 
 import os
@@ -21,12 +21,12 @@ from federation.protocol.simulated_sites import SIMULATED
 from federation.protocol.study_config import Study
 from pipeline.site.folder import Site
 
-_SERVER_NODE = 1  # as Flower numbers it
+_SERVER_NODE = 1  # Flower's number
 
 
 @contextmanager
 def playing(folders: Sequence[Path]) -> Iterator[None]:
-    """Let the study's app find these folders, as in a simulation, while the block runs."""
+    """Make these folders the simulated sites of the study's app while the block runs."""
     before = os.environ.get(SIMULATED)
     os.environ[SIMULATED] = os.pathsep.join(map(str, folders))
     try:
@@ -38,10 +38,10 @@ def playing(folders: Sequence[Path]) -> Iterator[None]:
 
 
 class InProcessGrid:
-    """Site folders as the nodes 1, 2, ... in their order: the part of a `Grid` that strategies use.
+    """A grid whose nodes 1, 2, ... are site folders, with the part of a `Grid` that strategies use.
 
-    Each message is answered at once, one after the other. It takes the place of Flower's task identity in this process,
-    so no Flower app may run beside it.
+    The messages are answered immediately, one after the other. The grid replaces Flower's task identity in this
+    process, so no other Flower app may run in it.
     """
 
     def __init__(self, study: Study, folders: Sequence[Path], run: str) -> None:
@@ -54,17 +54,17 @@ class InProcessGrid:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
 
     def get_node_ids(self) -> Sequence[int]:
-        """All of them, always."""
+        """Return all nodes: they are always online."""
         return list(self._contexts)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """The replies to messages; nothing is ever late."""
+        """Yield the replies to messages; none is ever late."""
         with playing(self._folders):
             return [app(message, self._contexts[message.metadata.dst_node_id]) for message in messages]
 
 
 def sites_here(study: Study, folders: Sequence[Path], *, run: str = "in-process") -> Sites:
-    """The sites of these folders, to be trained with (`Training.execute`) or asked, under their own names."""
+    """Return the sites of these folders under their own names, for training (`Training.execute`) or requests."""
     names = {node: Site.open(folder).name for node, folder in enumerate(folders, start=1)}
     grid = cast(EagerGrid, InProcessGrid(study, folders, run))
     return Sites(grid, names, {}, {}, study.wire.precision)

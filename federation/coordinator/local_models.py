@@ -1,7 +1,7 @@
-"""Each site alone: the models that the federated one is compared with, all trained at once, as long as it was.
+"""Local models: one for each site, trained at the same time for as many rounds as the federated model.
 
-A site trains from the study's first weights by the same local work as in a federated round, and its result comes back
-to it in the next; nobody else's enters.
+A site starts from the study's first weights and does the same local training as in a federated round. In the next
+round it gets only its own result back, without any other site's weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from federation.strategy import checkpoint
 
 
 def model_records(model: Model) -> Records:
-    """A model as the records of a message; without buffers there is no record of them."""
+    """Pack a model into the records of a message. A model without buffers has no record for them."""
     records: Records = {"arrays": encode(model.arrays)}
     if model.buffers:
         records["buffers"] = encode(model.buffers)
@@ -27,14 +27,14 @@ def model_records(model: Model) -> Records:
 
 
 def model_of(reply: Message) -> Model:
-    """The model that a valid reply brings."""
+    """Unpack the model of a valid reply."""
     records = reply.content.array_records
     return Model(decode(records["arrays"]), decode(records["buffers"]) if "buffers" in records else {})
 
 
 @dataclass(frozen=True)
 class Alone:
-    """Local models of all sites, saved round by round under `folder`."""
+    """The local models of all sites, saved after each round under `folder`."""
 
     study: Study
     folder: Path
@@ -42,7 +42,7 @@ class Alone:
     say: Callable[[str], None]
 
     def train(self, sites: Sites, rounds: int) -> dict[int, Model]:
-        """The local model of each site that answered in each of `rounds` rounds; it goes on where it was cut off."""
+        """Train for `rounds` rounds, or resume; return the local models of the sites that answered in every round."""
         states = {node: self._start(sites.name(node)) for node in sites.nodes()}
         for number in range(1, rounds + 1):
             due = {node: state for node, state in states.items() if state.round < number}
@@ -59,7 +59,7 @@ class Alone:
         return Training(self.study, self._folder(site), self.run).state
 
     def _round(self, sites: Sites, number: int, states: Mapping[int, checkpoint.State]) -> dict[int, checkpoint.State]:
-        """The states after one round more, of the sites that answered."""
+        """Return the states after one more round, for the sites that answered."""
         shapes = next(iter(states.values()))
 
         def content(node: int) -> RecordDict:

@@ -1,17 +1,17 @@
-"""Reasons why a study does not begin or end."""
+"""Reasons why a study does not start or does not finish."""
 
 from models.refusal import Reason
 
 HANDSHAKE_QUORUM = Reason(
     "E_HANDSHAKE_QUORUM",
     "{present} sites answered before round 1, and the study needs {quorum} in each ({others})",
-    "Mend at those sites what their codes say, or wait for them, then start the study again.",
+    "Fix the causes that the sites' codes name, or wait for the sites, then start the study again.",
 )
 SITES_UNLIKE = Reason(
     "E_SITES_UNLIKE",
-    "the sites are not alike: {differences}",
+    "the sites do not agree: {differences}",
     "Version or golden volume: install the server's version of fedthorax and of its libraries at these sites. Data "
-    "contract: let the sites agree on [join] and on what severe means in site.toml. Then start the study again.",
+    "contract: agree on [join] and on the definition of severe in site.toml. Then start the study again.",
 )
 SERVER_DISK = Reason(
     "E_SERVER_DISK",
@@ -20,11 +20,11 @@ SERVER_DISK = Reason(
 )
 SHORTCUT_TAGS = Reason(
     "W_SHORTCUT_TAGS",
-    "acquisition tags alone tell {label} at this site: AUROC {auroc}, 95 % interval from {low}",
-    "Find out which scanner or protocol goes with the label there; show the figures without that site, or by scanner.",
+    "acquisition tags alone predict {label} at this site: AUROC {auroc}, 95 % interval from {low}",
+    "Find out which scanner or protocol goes with the label there. Report results without that site, or by scanner.",
 )
 SHORTCUT_OUTSIDE = Reason(
     "W_SHORTCUT_OUTSIDE",
-    "the model tells {label} with the lungs blanked out at this site: AUROC {auroc}, 95 % interval from {low}",
-    "Do not release it before it is known what the model reads beside the lungs: lines, supports, arms, the scanner.",
+    "the model predicts {label} with the lungs blanked out at this site: AUROC {auroc}, 95 % interval from {low}",
+    "Do not release it until you know what it reads outside the lungs, such as lines, supports, arms or the scanner.",
 )

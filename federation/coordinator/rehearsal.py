@@ -1,7 +1,7 @@
-"""A whole run in this process, over site folders of this machine: for notebooks and tests, where seconds count.
+"""Execute a whole run in this process on site folders of this machine, for fast notebooks and tests.
 
-The server's own run with the app's own answers, and the same weights as in a simulation; only Flower's processes are
-not there, nor is anything that they could do wrong. `study run --simulate` is the rehearsal with them.
+It uses the server's own run and the app's own answers, and gives the same weights as a simulation. Flower's processes
+are left out, so their failures cannot be tested here. `study run --simulate` includes them.
 """
 
 import secrets

@@ -1,6 +1,6 @@
-"""One federated training: rounds under the guarded strategy, a checkpoint after each, and when to stop.
+"""One federated training: rounds with the guarded strategy, a checkpoint after each, and early stopping.
 
-The study's own model comes about so, and so does the model of the federation without one site.
+It trains the study's own model and the models of the federation without one site.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,22 +30,22 @@ OnRound = Callable[[RoundReport, Mapping[str, Any], Path], None]
 
 @dataclass(frozen=True)
 class Model:
-    """A network's packed tensors."""
+    """The packed tensors of a network."""
 
     arrays: Arrays
     buffers: Arrays
 
 
 class _Enough(Exception):
-    """The training has come as far as it will."""
+    """The training stops early: further rounds are not expected to improve it."""
 
 
 @dataclass
 class Training:
     """The training of one model, from its last checkpoint in `folder` if there is one.
 
-    `on_round` is told of each round: what happened, what the history keeps of it, the checkpoint's file.
-    `begins_from`: holds the release that the study begins from, if it does (see `first_weights.begin_network`).
+    `on_round` is called after each round with its report, its history entry and the checkpoint's file.
+    `begins_from`: the folder of the release that the study starts from, if any (see `first_weights.begin_network`).
     """
 
     study: Study
@@ -57,9 +57,9 @@ class Training:
     damaged_rounds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Begin anew only where there is no checkpoint.
+        """Load the last checkpoint, or initialise the network if there is none.
 
-        Raises Refusal: E_CHECKPOINT_DAMAGED where there are some and none is intact, and as `begin_network`.
+        Raises Refusal: E_CHECKPOINT_DAMAGED if there are checkpoints but none is intact, and those of `begin_network`.
         """
         try:
             loaded = checkpoint.load_latest(self.folder)
@@ -77,13 +77,13 @@ class Training:
 
     @property
     def model(self) -> Model:
-        """As the sites get it, so that what they judge is what is released; the checkpoint has what was rounded off."""
+        """Return the model as sent to the sites (rounded), so that they evaluate what is released."""
         sent = rounded(self.state.arrays, self.study.wire.precision)
         arrays = {name: array.astype(self.state.arrays[name].dtype, copy=False) for name, array in sent.items()}
         return Model(arrays, self.state.buffers)
 
     def execute(self, sites: Sites) -> Model:
-        """All rounds that are still to do. Raises Refusal: those of `GuardedStrategy` and `build_strategy`."""
+        """Run all remaining rounds. Raises Refusal: those of `GuardedStrategy` and `build_strategy`."""
         table = self.study.study
         if self.state.round >= table.rounds or self.stopped_early:
             return self.model
@@ -114,7 +114,7 @@ class Training:
         return self.model
 
     def _keep(self, report: RoundReport, sites: Sites) -> None:
-        """Save a round and tell of it; the last one too if the figures no longer rise."""
+        """Save a round and report it. Stop the training if the metrics no longer rise."""
         report = replace(report, bytes_down=self._wire.bytes_down, bytes_up=self._wire.bytes_up)
         entry = _entry(report, sites)
         self.history.append(entry)
@@ -133,7 +133,7 @@ class Training:
 
 
 def _entry(report: RoundReport, sites: Sites) -> dict[str, Any]:
-    """What the history tells of a round."""
+    """Return the history entry of a round."""
     return {
         "round": report.round,
         "lost": report.lost,
@@ -152,9 +152,9 @@ def _entry(report: RoundReport, sites: Sites) -> dict[str, Any]:
 
 
 def has_stopped_rising(history: Sequence[Mapping[str, Any]], rule: StoppingTable | None) -> bool:
-    """Whether the last rounds' mean validation figure was not `least_gain` above the best before them.
+    """Whether the mean validation metric of the last rounds stayed less than `least_gain` above the earlier best.
 
-    A round tells the figure of the model that it began with. Rounds without the figure do not count.
+    A round reports the metric of the model that it started with. Rounds without the metric do not count.
     """
     if rule is None:
         return False

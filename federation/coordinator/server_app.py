@@ -1,8 +1,9 @@
-"""What the server does for a study: rounds, the examination of the model, tracking, results and a candidate.
+"""The ServerApp of a study: rounds, final evaluation, tracking, results and a candidate for release.
 
-`rounds` trains, `final_evaluation` asks the sites about the model, `checkpoint` keeps files, `tracking` logs to MLflow.
-Everything of a run lies in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, results.json, and history.json,
-which tells of each round who took part, who was refused and why, and where each site's ledger ended.
+`rounds` trains, `final_evaluation` sends the evaluation requests to the sites, `checkpoint` stores files, `tracking`
+logs to MLflow. All files of a run are in SERVER_DIR/runs/<run>/: study.json, checkpoints/, release/, results.json and
+history.json. For each round, history.json lists the sites that took part, the refused sites with reasons, and the
+head of each site's ledger.
 """
 
 import errno
@@ -46,21 +47,21 @@ from models.release import Description, Privacy, Release, save_release
 from pipeline.system.atomic_files import write_durably
 
 HEADLINES = tuple(f"{kind}_{label}" for label in LABELS for kind in ("auroc", "auprc", "loss", "brier"))
-# What a file system says when it takes no more: full, over quota, over a limit, not ours, read-only.
+# Errors of a file system that cannot be written: full, over quota, over a size limit, no permission, read-only.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-MANY = 8  # sites that one line names
+MANY = 8  # maximum number of sites named in one line
 log = logging.getLogger("flwr")
 app = ServerApp()
 
 
 def say(text: str) -> None:
-    """A line for whoever watches the run."""
+    """Print a line for whoever follows the run."""
     log.info("%s%s", MARK, text)
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or resume the study that the run's configuration holds."""
+    """Run or resume the study in the run's configuration."""
     study = Study.model_validate_json(str(context.run_config["study"]))
     run = ServerRun(Path(os.environ["FEDTHORAX_SERVER_DIR"]), study, str(context.run_config["run"]), EagerGrid(grid))
     try:
@@ -90,7 +91,7 @@ class ServerRun:
         return self.server_folder / "runs" / self.name
 
     def execute(self) -> None:
-        """All rounds that are still to do, then the examination, the results and the candidate."""
+        """Run all remaining rounds, then the final evaluation; write the results and the candidate."""
         table = self.study.study
         inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
         self.robust = is_robust(inner)
@@ -131,7 +132,7 @@ class ServerRun:
         return f"mean validation {rule.figure} has not risen by {rule.least_gain} for {rule.patience_rounds} rounds"
 
     def _handshake(self) -> dict[str, SiteAbout]:
-        """What each site is: nothing starts with sites that are not alike.
+        """Check that the sites agree on version, data contract and golden volume before the study starts.
 
         Raises Refusal: E_SITES_UNLIKE, E_HANDSHAKE_QUORUM.
         """
@@ -146,7 +147,7 @@ class ServerRun:
         write_durably(self.folder / "history.json", json.dumps(self.history, indent=1).encode())
 
     def _after_round(self, report: RoundReport, entry: Mapping[str, Any], saved: Path) -> None:
-        """Tell and track one round."""
+        """Print one round and log it to MLflow."""
         say(round_line(report, entry, self.study.study.rounds))
         self._write_history()
         self.tracker.log_round(report, self.sites.names)
@@ -154,13 +155,13 @@ class ServerRun:
             self.tracker.add_artifacts(saved, "checkpoint")
 
     def _finish(self, model: Model) -> None:
-        """Examine the model at the sites; write the results, and the candidate that comes of them."""
+        """Evaluate the model at the sites; write the results and the candidate."""
         examination = Examination(self.study, self.sites, self.folder, self.name, self.robust, say, self.history)
         rounds = [entry for entry in self.history if "round" in entry]
         begun = begun_sites(self.study, self.folder / BEGINS_FROM)
         trained_at = sorted({*begun, *(site for entry in rounds for site in entry["sites"])})
         network = load_network(self.study, model.arrays, model.buffers)
-        # Embedding and audit are of training patients too, and the noise of a private study does not cover that.
+        # Embedding and audit also use training patients, which the noise of a private study does not cover.
         is_private = self.study.privacy is not None
         embedded = {} if is_private else examination.embed(model, network.features)
         calibrated = examination.calibrate(model, embedded)
@@ -210,7 +211,7 @@ class ServerRun:
         self._register(found, means, release)
 
     def _register(self, found: Figures, means: Mapping[str, float], release: Release) -> None:
-        """Hand the final figures, the results and the candidate to MLflow."""
+        """Log the final metrics, the results and the candidate to MLflow."""
         self.tracker.log_final(
             {f"{self.sites.name(node)}/{k}": v for node, f in found.items() for k, v in f.items() if k != EXAMPLES}
             | {f"mean_{k}": v for k, v in means.items()},
@@ -223,7 +224,7 @@ class ServerRun:
         say(f"candidate {release.sha256[:12]} {where} the model {self.study.study.name}")
 
     def _privacy(self, rounds: Sequence[Mapping[str, Any]]) -> Privacy | None:
-        """How private the model is: ε of each site that took part, as of its last reply that counted."""
+        """Return the model's privacy: ε of each site that took part, from its last reply that counted."""
         if self.study.privacy is None:
             return None
         epsilon: dict[str, float | None] = {site: None for entry in rounds for site in entry["sites"]}
@@ -233,9 +234,9 @@ class ServerRun:
 
 
 def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> str:
-    """One round in one line."""
+    """Format one round in one line."""
     means = report.aggregated
-    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not told"
+    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not reported"
     if "auroc_severe" in means:
         told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
     lost = f" LOST ({report.lost_for})" if report.lost else ""
@@ -247,7 +248,7 @@ def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> st
 
 
 def _cohorts(about: Mapping[str, SiteAbout]) -> str:
-    """The sites with their numbers of patients, in bands; of many only how many there are of each."""
+    """List the sites with their numbers of patients in bands; with many sites, only the number in each band."""
     if len(about) <= MANY:
         return ", ".join(f"{site} ({each.patients})" for site, each in about.items())
     bands = Counter(each.patients for each in about.values())

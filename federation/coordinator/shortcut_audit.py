@@ -1,9 +1,10 @@
-"""The shortcut audit of a study: does the model read the scanner and not the lung?
+"""The shortcut audit of a study: does the model read the scanner instead of the lung?
 
-Sites measure (`pipeline.evaluation.shortcuts`), the server judges. Flagged is what no chance explains: tags that tell
-a label at a site, and a model that tells severity where the lungs are blanked out. How well features tell the site or
-the scanner is reported and not flagged: hospitals differ honestly, in patients too, and features that ignored it
-would be a wonder. It becomes a fault only where the scanner goes with the label, and that is what the flags look for.
+The sites measure (`pipeline.evaluation.shortcuts`) and the server judges. Two findings are flagged if chance does not
+explain them: acquisition tags that predict a label at a site, and a model that predicts severity with the lungs
+blanked out. How well features predict the site or the scanner is reported but not flagged. Hospitals do differ, also
+in their patients, and features usually reflect that. It is a fault only if the scanner correlates with the label, and
+the flags detect this case.
 """
 
 import math
@@ -19,9 +20,11 @@ from federation.runs.results import Audit, Flag, Probe
 from models.familiarity import Moments
 from models.refusal import Reason
 
-FALSE_ALARM = 0.01  # the chance that a clean study gets any flag
-LEAST_AUROC = 0.55  # what even the low end of the interval must exceed: less explains no model
-_LEVEL = 0.975  # of each end of the intervals that sites hand out
+FALSE_ALARM = 0.01  # the probability that a study without shortcuts gets any flag
+LEAST_AUROC = (
+    0.55  # the lower end of the interval must exceed this; a smaller AUROC does not explain a model's performance
+)
+_LEVEL = 0.975  # one-sided level of the intervals that sites report
 
 CHECKS: Mapping[str, Reason] = {
     "auroc_pcr_positive_tags": reasons.SHORTCUT_TAGS,
@@ -38,19 +41,19 @@ SHOWN = (
 def discriminants(moments: Mapping[str, Moments]) -> NDArray[np.float32]:
     """Diagonal linear discriminants of the sites, in their order, flat: MAX_PROBED x (features + 1), zero padded.
 
-    For each site a weight for every feature and a constant; all sites are as likely beforehand, and the variance of a
-    feature is that within the sites, pooled (Dudoit, Fridlyand & Speed, JASA 2002; 97:77). Features that do not vary
-    count for nothing.
+    Each site has a weight for every feature and a constant. All sites have the same prior probability. The variance of
+    a feature is the pooled variance within the sites (Dudoit, Fridlyand & Speed, JASA 2002; 97:77). Features without
+    variance get the weight zero.
 
     Raises ValueError with fewer than two sites or more than MAX_PROBED.
     """
     if not 2 <= len(moments) <= MAX_PROBED:
-        raise ValueError("so many sites cannot be told apart")
+        raise ValueError("this number of sites cannot be probed")
     means = np.array([each.mean for each in moments.values()], dtype=np.float64)
     freedom = np.array([each.patients - 1 for each in moments.values()], dtype=np.float64)
     within = freedom @ np.array([each.variance for each in moments.values()], dtype=np.float64) / freedom.sum()
     precision = np.divide(1, within, out=np.zeros_like(within), where=within > 1e-12)
-    middle = means.mean(axis=0)  # the same for all sites, so that the constants stay small
+    middle = means.mean(axis=0)  # the same shift for all sites, to keep the constants small
     table = np.zeros((MAX_PROBED, means.shape[1] + 1), dtype=np.float32)
     table[: len(means), :-1] = (means - middle) * precision
     table[: len(means), -1] = -0.5 * ((means**2 - middle**2) * precision).sum(axis=1)
@@ -58,17 +61,21 @@ def discriminants(moments: Mapping[str, Moments]) -> NDArray[np.float32]:
 
 
 def probe(shares: Mapping[str, list[float]], probed: list[str]) -> Probe:
-    """How well held-out features tell the site. `shares`: of each site's test patients, by the `probed` sites."""
+    """Measure how well held-out features predict the site.
+
+    `shares`: for each site, the shares of its test patients that are assigned to each of the `probed` sites.
+    """
     confusion = {site: dict(zip(probed, assigned, strict=True)) for site, assigned in shares.items()}
     right = [confusion[site][site] for site in confusion]
     return Probe(confusion=confusion, accuracy=float(np.mean(right)), chance=1 / len(probed))
 
 
 def judge(sites: Mapping[str, Mapping[str, float]], found: Probe | None) -> Audit:
-    """The audit of a study from the sites' figures, by site, and from the probe where there was one.
+    """Make the audit of a study from the sites' metrics and the probe, if there was one.
 
-    A figure is flagged where the low end of its interval still exceeds LEAST_AUROC, at a level so strict that a clean
-    study gets any flag with a chance of at most FALSE_ALARM, however many sites and figures it has (Bonferroni).
+    A metric is flagged if the lower end of its interval exceeds LEAST_AUROC. The level of the interval is chosen so
+    that a study without shortcuts gets any flag with a probability of at most FALSE_ALARM, for any number of sites and
+    metrics (Bonferroni).
     """
     shown = {site: {name: figures[name] for name in SHOWN if name in figures} for site, figures in sites.items()}
     checked = [(site, name) for site, figures in shown.items() for name in CHECKS if name in figures]
@@ -84,10 +91,10 @@ def judge(sites: Mapping[str, Mapping[str, float]], found: Probe | None) -> Audi
 
 
 def strict_low(value: float, low: float, *, level: float) -> float:
-    """The low end of an AUROC's one-sided interval of that level, from the low end of its two-sided 95 % interval.
+    """Lower end of an AUROC's one-sided interval of that level, from the lower end of its two-sided 95 % interval.
 
-    Normal on the logit scale, as the sites' intervals are; at an AUROC of 1 the bound of Clopper & Pearson, which
-    depends on the level as a power (`pipeline.evaluation.discrimination.logit_interval`).
+    It is normal on the logit scale, as the sites' intervals are. At an AUROC of 1 it is the bound of Clopper & Pearson,
+    a power of the level (`pipeline.evaluation.discrimination.logit_interval`).
     """
     if value in (0.0, 1.0):
         return float(low ** (math.log(1 - level) / math.log(1 - _LEVEL))) if value else 0.0

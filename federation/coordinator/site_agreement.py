@@ -1,4 +1,4 @@
-"""Whether the sites are alike enough to begin a study, by what each tells of itself in the handshake before round 1."""
+"""The handshake before round 1: check that the sites agree on version, data contract and golden volume."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,9 +17,9 @@ _DIFFERS = {"contract": "the data contract", "golden": "the golden volume"}
 
 
 def shake_hands(sites: Sites, study: Study) -> tuple[dict[str, SiteAbout], dict[str, Any]]:
-    """What each site that is online tells of itself, by its name, and what the history keeps of the question.
+    """Return what each online site reports about itself, by name, and the history entry of this request.
 
-    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM where fewer than the study's quorum answer as they should.
+    Raises Refusal: E_SITES_UNLIKE; E_HANDSHAKE_QUORUM if fewer sites than the study's quorum give a valid answer.
     """
     timeout_s = study.study.round_timeout_s
     sifted = sites.ask("query.handshake", lambda _: RecordDict(), EXPECTED, nodes=sites.nodes(), timeout_s=timeout_s)
@@ -28,21 +28,21 @@ def shake_hands(sites: Sites, study: Study) -> tuple[dict[str, SiteAbout], dict[
     judge(about)
     if len(about) < study.study.quorum:
         refused = ", ".join(f"{site}: {code}" for site, code in entry["refused"].items())
-        others = refused or "no other is online"
+        others = refused or "no other site is online"
         raise Refusal(reasons.HANDSHAKE_QUORUM, quorum=study.study.quorum, present=len(about), others=others)
     return about, entry
 
 
 def read(reply: Message) -> SiteAbout:
-    """What a site told in a reply that is as EXPECTED."""
+    """Read a site's report from a reply in the format EXPECTED."""
     return SiteAbout.model_validate(dict(reply.content.config_records[ABOUT]))
 
 
 def judge(answers: Mapping[str, SiteAbout]) -> None:
-    """Whether these sites, by name, are alike. Raises Refusal E_SITES_UNLIKE, which names who differs in what.
+    """Check that these sites agree. Raises Refusal E_SITES_UNLIKE, which names the sites and the differences.
 
-    The version that counts is this server's own. In the rest nobody knows who is right: where most sites agree the
-    others are named, and else all groups.
+    The version must be this server's own. For the other values no site is the reference: if most sites agree, the
+    others are named, and otherwise all groups are named.
     """
     own = version("fedthorax")
     other = [f"{site} ({about.version})" for site, about in answers.items() if about.version != own]
@@ -58,11 +58,11 @@ def judge(answers: Mapping[str, SiteAbout]) -> None:
 
 
 def _told(what: str, groups: list[list[str]]) -> str:
-    """`groups`: the sites that agree with each other, most first."""
+    """Describe a difference. `groups`: the sites that agree with each other, the largest group first."""
     most, *rest = groups
     if len(most) > len(rest[0]):
         others = [site for group in rest for site in group]
-        return f"{what} of {_all(others)} is another than that of {len(most)} other sites"
+        return f"{what} of {_all(others)} differs from that of {len(most)} other sites"
     return f"{what} differs between " + " / ".join(map(_all, groups))
 
 

@@ -1,4 +1,4 @@
-"""A grid whose messages travel in full or in half precision, and which counts their bytes."""
+"""A grid that sends messages in full or half precision, and counts their bytes."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -12,9 +12,9 @@ from federation.protocol.reply_validation import decode, encode, read_array
 
 
 class Wire:
-    """A grid on whose near side weights are float32, whatever the precision in which they travel.
+    """A grid whose callers always see float32 weights, whatever their precision in transit.
 
-    `bytes_down` and `bytes_up` count what the last messages and their replies held in arrays, all sites together.
+    `bytes_down` and `bytes_up`: bytes of the arrays in the last messages and in their replies, summed over all sites.
     """
 
     def __init__(self, grid: EagerGrid | PartOfGrid, precision: Precision) -> None:
@@ -22,25 +22,25 @@ class Wire:
         self.bytes_down = self.bytes_up = 0
 
     def get_node_ids(self) -> Iterable[int]:
-        """As the grid has them."""
+        """Return the node ids of the wrapped grid."""
         return self._grid.get_node_ids()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """As the grid does. Raises Refusal E_MODEL_NOT_FINITE: see `rounded`."""
+        """Send and receive as the wrapped grid does. Raises Refusal E_MODEL_NOT_FINITE: see `rounded`."""
         messages = list(messages)
         held = self._narrow(messages) if self._is_half else {}
         self.bytes_down, self.bytes_up = sum(map(array_bytes, messages)), 0
         return map(partial(self._received, held), self._grid.send_and_receive(messages, timeout=timeout))
 
     def _received(self, held: Mapping[int, ArrayRecord], reply: Message) -> Message:
-        """A reply as the near side sees it; `held` are the weights by node as they were before they were rounded."""
+        """Return a reply with float32 weights; `held`: the weights before they were rounded, by node."""
         self.bytes_up += array_bytes(reply)
         if (record := held.get(reply.metadata.src_node_id)) is not None:
             _widen(reply, record)
         return reply
 
     def _narrow(self, messages: Iterable[Message]) -> dict[int, ArrayRecord]:
-        """Round the weights of messages; what each node's were before. One record for all is rounded once."""
+        """Round the weights of messages; return the weights before, by node. A shared record is rounded once."""
         held, narrow = {}, {}
         for message in messages:
             if (record := message.content.array_records.get("arrays")) is None:
@@ -53,7 +53,7 @@ class Wire:
 
 
 def _widen(reply: Message, record: ArrayRecord) -> None:
-    """Put the weights in place of a reply's changes; no array in the place of what are not exactly these changes."""
+    """Replace a reply's changes by weights. If they are not exactly the expected changes, remove the array."""
     if not reply.has_content() or type(reply.content.get("arrays")) is not ArrayRecord:
         return
     sent, held = reply.content.array_records["arrays"], decode(record)
@@ -65,11 +65,11 @@ def _widen(reply: Message, record: ArrayRecord) -> None:
             whole[name] = array + change.astype(array.dtype)
     exact = len(sent) == len(whole) == len(held)
     reply.content = RecordDict({**reply.content, "arrays": encode(whole if exact else {})})
-    sent.clear()  # Flower's views of a message's records refer to themselves, and would keep it
+    sent.clear()  # Flower's views of a message's records contain reference cycles, which would keep it in memory
 
 
 def array_bytes(message: Message) -> int:
-    """What a message holds in arrays; 0 for an error."""
+    """Return the bytes of a message's arrays; 0 for an error."""
     if not message.has_content():
         return 0
     records = message.content.array_records.values()

@@ -1,4 +1,4 @@
-"""`python -m federation.ingress SERVER_DIR`: the door as a process."""
+"""Run the ingress as a process: `python -m federation.ingress SERVER_DIR`."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ LOG_BYTES, LOG_FILES = 16 * 2**20, 5
 
 
 def main(folder: Path) -> None:
-    """Run the door of the server in `folder`; what it refuses and grants goes to logs/door.log."""
+    """Run the ingress of the server in `folder`. It logs what it refuses and grants to logs/door.log."""
     handler = RotatingFileHandler(
         folder / "logs" / "door.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
     )

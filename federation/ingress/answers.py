@@ -1,4 +1,4 @@
-"""What the door answers: who asks, whether it may, and where the way leads."""
+"""Answer requests: identify the caller, check its rights, and forward or refuse the request."""
 
 import asyncio
 import base64
@@ -43,15 +43,15 @@ FLEET = frozenset(
         "confirm-message-received",
     )
 )
-# Flower cuts arrays into objects of 5 MiB; nothing that a node sends is longer than a few of them.
+# Flower splits arrays into objects of 5 MiB. A node's requests are at most a few of them long.
 MAX_BODY_BYTES = 16 * 2**20
 MAX_FORM_BYTES = 16 * 2**10
-# An object of 5 MiB over a line of 0.2 Mbit/s still arrives in time.
+# Long enough for an object of 5 MiB over a connection of 0.2 Mbit/s.
 REQUEST_SECONDS = 300.0
 FORM_SECONDS = 10.0
 MAX_REQUESTS_OF_SITE = 16
 MAX_TRIES_A_MINUTE = 10
-# Flower's limits for a signed time, without its allowance: what passes here passes there.
+# Flower's limits for a signed time without its tolerance: a request that passes here also passes in Flower.
 MAX_AGE_SECONDS, MAX_AHEAD_SECONDS = 300.0, 5.0
 
 _STATUS: dict[Reason, int] = {
@@ -62,7 +62,7 @@ _STATUS: dict[Reason, int] = {
     reasons.NODE_KEY: 401,
     reasons.CLOCK: 401,
     reasons.BODY_SIZE: 413,
-    # Flower's nodes try again after these three.
+    # Flower's nodes retry after these three.
     reasons.SUPERLINK_SILENT: 502,
     superlink_reasons.SERVER_UNREACHABLE: 502,
     reasons.DOOR_BUSY: 503,
@@ -73,7 +73,7 @@ log = logging.getLogger("fedthorax.door")
 
 
 class Door:
-    """Answers every request that reaches the server."""
+    """The handler of all requests to the server."""
 
     def __init__(
         self, folder: Path, config: ServerConfig, known: sqlite3.Connection, session: aiohttp.ClientSession
@@ -95,7 +95,7 @@ class Door:
         }
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request; a refusal is {"code": status, "detail": E_..., "extra": text}, as Flower reads errors."""
+        """Answer one request. A refusal has Flower's error format: {"code": status, "detail": E_..., "extra": text}."""
         try:
             way = self._ways.get((request.method, request.raw_path))
             if way is None:
@@ -118,9 +118,9 @@ class Door:
             return await self._pass_on(request)
 
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Stream the request to the SuperLink and its answer back, holding a few hundred kilobytes at most."""
+        """Stream the request to the SuperLink and its answer back, with at most a few hundred kilobytes in memory."""
         response = web.StreamResponse()
-        # Of a header that comes twice the first is sent on, as it is the first that was judged.
+        # If a header appears twice, the first is forwarded, because the first was checked.
         sent = {name.lower(): request.headers[name] for name in request.headers if _travels(name)}
         try:
             async with (
@@ -137,7 +137,7 @@ class Door:
                 await response.write_eof()
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
-            if response.prepared:  # too late for a word: an answer that breaks off is tried again
+            if response.prepared:  # no error can be sent any more; the node retries after an incomplete answer
                 raise ConnectionResetError from error
             if isinstance(error, TimeoutError) and not request.content.at_eof():
                 raise Refusal(reasons.TOO_SLOW, seconds=REQUEST_SECONDS) from error
@@ -153,10 +153,10 @@ class Door:
         finally:
             self._under_way[site] -= 1
 
-    # --- who asks
+    # --- the caller
 
     def _node(self, request: web.BaseRequest) -> Holder:
-        """The site that the caller's certificate was issued to, if it may come in."""
+        """Return the site that the caller's certificate was issued to, if it has access."""
         node = self._holder(request)
         node.judge()
         return node
@@ -171,7 +171,7 @@ class Door:
             raise Refusal(enrolment_reasons.CERTIFICATE_UNKNOWN) from error
 
     def _certificate(self, request: web.BaseRequest) -> bytes | None:
-        """The certificate (DER) whose key the caller holds, as TLS or nginx has proven."""
+        """Return the caller's certificate (DER). TLS or nginx has proven that the caller has its key."""
         if self._behind_nginx:
             pem = unquote(request.headers.get("X-Client-Certificate", ""))
             try:
@@ -239,13 +239,13 @@ async def _read_form(request: web.BaseRequest) -> bytes:
 
 
 def _travels(header: str) -> bool:
-    """Flower's own headers and those that describe the body; none that a connection or a proxy sets."""
+    """Whether a header is forwarded: Flower's own and those of the body, not those of a connection or proxy."""
     name = header.lower()
     return name.startswith("flwr-") or name in ("content-type", "content-length", "accept")
 
 
 def _check_signed_headers(request: web.BaseRequest, node: Holder) -> None:
-    """Flower's own authentication, where it says less than the truth: the SuperLink checks the signature itself."""
+    """Check key and time of Flower's own authentication. The SuperLink checks the signature itself."""
     try:
         key = base64.b64decode(request.headers["flwr-public-key"], validate=True)
         signed = datetime.fromisoformat(request.headers["flwr-timestamp"])

@@ -1,11 +1,12 @@
-"""How many connections the ingress holds, and whose: counted from the moment they are accepted, before TLS begins.
+"""Limit the connections of the ingress, from the moment they are accepted, before TLS begins.
 
-A connection is a stranger's until its TLS handshake is over and has shown a certificate of the study's authority. Then
-it counts for the certificate too, from wherever it comes. Strangers are few and have little time: one that comes when
-there are too many takes the place of the oldest one, of the address that has most of them. So a flood without a
-certificate, from however many addresses, costs a bounded amount of memory, and a node's handshake comes through.
+A connection is anonymous until its TLS handshake has finished with a certificate of the study's authority. From then
+on it also counts for that certificate, whatever its address. The number and the duration of anonymous connections are
+limited. If there are too many, a new one replaces the oldest one of the address that has most of them. So a flood
+without certificates costs a bounded amount of memory, from however many addresses, and a node's handshake still
+succeeds.
 
-IPv6 addresses are counted by their /64, which is what one customer is given.
+IPv6 addresses are counted by their /64, the range that one customer usually gets.
 """
 
 import asyncio
@@ -25,23 +26,23 @@ from aiohttp import web
 from federation.ingress import reasons
 
 HANDSHAKE_SECONDS = 5.0
-# For the handshake and the one request that a stranger has to send: to join, or to fetch the authority's certificate.
+# For the handshake and the one request of an anonymous caller: to join, or to fetch the authority's certificate.
 STRANGER_SECONDS = 20.0
 MAX_STRANGERS = 256
 MAX_STRANGERS_OF_ADDRESS = 32
 MAX_CONNECTIONS_OF_ADDRESS = 64
-MAX_CONNECTIONS_OF_CERTIFICATE = 64  # a node has two to eight
+MAX_CONNECTIONS_OF_CERTIFICATE = 64  # a node uses two to eight
 MAX_CONNECTIONS = 4096
-_DESCRIPTORS_OF_OTHERS = 128  # registry, log, listening sockets
-_LINE_SECONDS = 60.0  # an address that is refused gets a line this often
+_DESCRIPTORS_OF_OTHERS = 128  # for registry, log and listening sockets
+_LINE_SECONDS = 60.0  # interval between log lines about one refused address
 
 log = logging.getLogger("fedthorax.door")
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as it may; how many connections that is enough for.
+    """Raise this process's limit of open files to the maximum; return how many connections that allows.
 
-    Each connection may need another to the SuperLink.
+    Each connection may need a second one to the SuperLink.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * MAX_CONNECTIONS + _DESCRIPTORS_OF_OTHERS
@@ -55,21 +56,21 @@ def raise_descriptor_limit() -> int:
 
 @dataclass(eq=False)
 class Connection:
-    """One accepted connection. `handler` is aiohttp's, once TLS stands."""
+    """One accepted connection. `handler` is aiohttp's, after the TLS handshake."""
 
     transport: asyncio.Transport
     address: str
-    certificate: bytes = b""  # its SHA-256; none is a stranger's
+    certificate: bytes = b""  # its SHA-256; empty for an anonymous caller
     handler: asyncio.Protocol | None = None
     deadline: asyncio.TimerHandle | None = None
 
 
 class Gate:
-    """Accepts connections, speaks TLS on those that there is room for, and hands them over to aiohttp."""
+    """Accepts connections within the limits, starts TLS on them, and hands them over to aiohttp."""
 
     def __init__(self, server: web.Server, tls: ssl.SSLContext, *, room: int = MAX_CONNECTIONS) -> None:
         self._server, self._tls, self._room = server, tls, room
-        self._held: dict[Connection, None] = {}  # the oldest first
+        self._held: dict[Connection, None] = {}  # oldest first
         self._by_handler: dict[asyncio.Protocol, Connection] = {}
         self._of_address: Counter[str] = Counter()
         self._strangers: Counter[str] = Counter()
@@ -78,11 +79,11 @@ class Gate:
         self._lines: dict[str, float] = {}
 
     def __call__(self) -> asyncio.Protocol:
-        """What asyncio asks for at each connection that it accepts."""
+        """Return the protocol of a new connection; asyncio calls this for each one that it accepts."""
         return _Arrival(self)
 
     def arrived(self, transport: asyncio.Transport) -> None:
-        """Make room for a connection and let TLS begin, or end it."""
+        """Make room for a connection and start TLS, or close it."""
         address = _counted(transport.get_extra_info("peername")[0])
         if (
             self._of_address[address] >= MAX_CONNECTIONS_OF_ADDRESS
@@ -132,12 +133,12 @@ class Gate:
         handler.connection_made(tls)
 
     def ended(self, handler: Any) -> None:
-        """aiohttp's handler has lost its connection."""
+        """Note that aiohttp's handler has lost its connection."""
         if handler in self._by_handler:
             self._forget(self._by_handler[handler])
 
     def _know(self, connection: Connection, certificate: bytes) -> bool:
-        """Count a connection for its certificate; whether that has room for it."""
+        """Count a connection for its certificate; return whether the certificate's limit allows it."""
         if self._of_certificate[certificate] >= MAX_CONNECTIONS_OF_CERTIFICATE:
             return False
         connection.certificate = certificate
@@ -162,7 +163,7 @@ class Gate:
             _count_down(self._strangers, connection.address)
 
     def _make_room(self) -> bool:
-        """Whether there is room, if need be after the oldest stranger was sent away."""
+        """Whether there is room, if necessary after closing the oldest anonymous connection."""
         if self._strangers.total() < MAX_STRANGERS and len(self._held) < self._room:
             return True
         if not self._strangers:
@@ -183,14 +184,14 @@ class Gate:
 
 
 class _Arrival(asyncio.Protocol):
-    """A connection that was accepted and on which nothing is read yet."""
+    """An accepted connection before anything is read from it."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()  # what comes is TLS's
+        transport.pause_reading()  # the first bytes belong to TLS
         self._gate.arrived(transport)
 
 
@@ -201,7 +202,7 @@ def _count_down(counter: Counter[Any], key: object) -> None:
 
 
 def _counted(host: str) -> str:
-    """The address that a connection counts for."""
+    """Return the address for which a connection counts."""
     with suppress(ValueError):
         address = ip_address(host.partition("%")[0])
         if isinstance(address, IPv6Address):

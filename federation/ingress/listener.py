@@ -1,4 +1,4 @@
-"""Where the door listens, and until when: TLS with the caller's certificate, or nginx's socket."""
+"""Run the ingress on its port with TLS and client certificates, or on a socket behind nginx."""
 
 import asyncio
 import logging
@@ -16,17 +16,17 @@ from federation.ingress.answers import Door
 from federation.ingress.connections import Gate, raise_descriptor_limit
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 
-# Also the time for a whole request header: aiohttp ends a connection on which no request has begun by then.
+# Also the limit for a whole request header: aiohttp closes a connection without a request after this time.
 IDLE_SECONDS = 60.0
-# OpenSSL's X509_V_FLAG_NO_CHECK_TIME: an expired certificate is refused at the request, with a code and in the
-# site's name, rather than by a broken connection.
+# OpenSSL's X509_V_FLAG_NO_CHECK_TIME: an expired certificate is refused at the request, with a code and the site's
+# name, not by a broken connection.
 _NO_CHECK_TIME = 0x200000
 
 log = logging.getLogger("fedthorax.door")
 
 
 class _TlsObject(ssl.SSLObject):
-    """TLS that leaves a line when a handshake fails for the caller's certificate; asyncio drops it silently."""
+    """A TLS connection that logs a handshake failure caused by the caller's certificate; asyncio does not."""
 
     def do_handshake(self) -> None:
         try:
@@ -37,9 +37,9 @@ class _TlsObject(ssl.SSLObject):
 
 
 class _Server(web.Server):
-    """Tells the gate when a connection has ended."""
+    """Reports the end of a connection to the gate."""
 
-    gate: Gate | None = None  # none where nginx counts
+    gate: Gate | None = None  # None if nginx limits the connections
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -48,7 +48,7 @@ class _Server(web.Server):
 
 
 def server_tls(folder: Path) -> ssl.SSLContext:
-    """TLS 1.2 or later with the server's certificate; callers may show one of the study's authority, and no other."""
+    """TLS 1.2 or later with the server's certificate. Only client certificates of the study's authority are valid."""
     certificates = ca_certificate(folder).parent
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -56,7 +56,7 @@ def server_tls(folder: Path) -> ssl.SSLContext:
     context.load_verify_locations(certificates / "ca.crt")
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
-    # Each connection proves the key anew.
+    # Each connection must prove possession of the key again.
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
     context.sslobject_class = _TlsObject
@@ -64,7 +64,7 @@ def server_tls(folder: Path) -> ssl.SSLContext:
 
 
 async def serve(folder: Path, ended: asyncio.Event) -> None:
-    """Run the door of the server in `folder` until `ended` is set."""
+    """Run the ingress of the server in `folder` until `ended` is set."""
     config = read_server_config(folder)
     superlink = aiohttp.TCPConnector(ssl=trust(loopback_certificate(folder).read_text()), limit=0)
     with registry(folder) as known:
@@ -93,7 +93,7 @@ async def _listen(server: _Server, folder: Path, config: ServerConfig) -> asynci
     loop = asyncio.get_running_loop()
     if config.socket is not None:
         listener = await loop.create_unix_server(server, config.socket)
-        config.socket.chmod(0o660)  # and the group that its folder gives it: nginx's
+        config.socket.chmod(0o660)  # and for the group of its folder, which is nginx's
         return listener
     server.gate = Gate(server, server_tls(folder), room=raise_descriptor_limit())
     return await loop.create_server(server.gate, config.host, config.port)

@@ -1,10 +1,11 @@
-"""The move of a study's server from one provider to another: `fedthorax server export` and `server import`.
+"""Move a study's server from one provider to another: `fedthorax server export` and `server import`.
 
-What travels is what the study has learnt and who takes part in it: runs with their checkpoints, the roster, the
-authority, MLflow's experiments. What belongs to a machine is made anew: the server's own certificate, Flower's memory
-(state.db), secrets of its processes, logs. The sites keep their keys, certificates and ledgers.
+The archive contains the state of the study: runs with their checkpoints, the roster, the authority and the experiments
+in MLflow. Everything that belongs to one machine is created again: the server's own certificate, Flower's database
+(state.db), the secrets of its processes, logs. The sites keep their keys, certificates and ledgers.
 
-leave     the old server writes the archive, is marked as moved, and starts no more: two with one roster would part ways
-settle    the new server is made from it, whole or not at all
-archive, sealed, experiments, restore: the file, its passphrase, MLflow out, MLflow in
+export            the old server writes the archive and is marked as moved. It does not start again, because two
+                  servers with the same roster would diverge.
+import_archive    the new server is created from the archive, completely or not at all
+archive, age_file, experiments, mlflow_restore: file format, encryption, MLflow export, MLflow import
 """

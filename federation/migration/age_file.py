@@ -1,8 +1,8 @@
-"""A file sealed with a passphrase, in the age format: whatever else is lost, `age --decrypt` opens it.
+"""Encrypt a file with a passphrase in the age format. `age --decrypt` can also open it.
 
-The format is age's, version 1, with its scrypt recipient (https://c2sp.org/age): a random key for the file, wrapped
-with the passphrase; the content in pieces of 64 KiB, each ChaCha20-Poly1305 with its number and a mark on the last, so
-that no piece can be changed, left out, moved or cut off unseen.
+The format is age version 1 with the scrypt recipient (https://c2sp.org/age): a random file key is wrapped with the
+passphrase, and the content is encrypted in pieces of 64 KiB with ChaCha20-Poly1305. The nonce contains the piece's
+number and a flag for the last piece, so a changed, missing, moved or truncated piece is detected.
 """
 
 import base64
@@ -22,8 +22,8 @@ from federation.migration.archive import Writable
 from models.refusal import Refusal
 
 MIN_PASSPHRASE = 12  # characters
-WORK_FACTOR = 18  # log2 of scrypt's N, as age itself takes it: about a second and 256 MiB
-MAX_WORK_FACTOR = 20  # a file may not ask for more: 1 GiB
+WORK_FACTOR = 18  # log2 of scrypt's N, as in age: about one second and 256 MiB
+MAX_WORK_FACTOR = 20  # upper bound for a file: 1 GiB
 
 _MAGIC = b"age-encryption.org/v1\n"
 _PIECE_BYTES = 64 * 1024
@@ -36,20 +36,20 @@ _HEADER = re.compile(
 
 
 def is_sealed(stream: BinaryIO) -> bool:
-    """Whether a file is in the age format; it is left at its beginning."""
+    """Whether a file is in the age format. Its position is reset to the beginning."""
     begins = stream.read(len(_MAGIC))
     stream.seek(0)
     return begins == _MAGIC
 
 
 def require_length(passphrase: str) -> None:
-    """Raises Refusal E_PASSPHRASE where it could be guessed."""
+    """Check a new passphrase. Raises Refusal E_PASSPHRASE if it could be guessed."""
     if len(passphrase) < MIN_PASSPHRASE:
         raise Refusal(reasons.PASSPHRASE, problem=f"it has fewer than {MIN_PASSPHRASE} characters")
 
 
 class SealingWriter:
-    """What is written to it goes into `out` sealed; `close` writes the last piece and leaves `out` open."""
+    """Encrypts everything that is written to it into `out`. `close` writes the last piece and leaves `out` open."""
 
     def __init__(self, out: Writable, passphrase: str) -> None:
         file_key, salt, nonce = secrets.token_bytes(16), secrets.token_bytes(16), secrets.token_bytes(16)
@@ -60,7 +60,7 @@ class SealingWriter:
 
     def write(self, data: bytes) -> int:
         self._waiting += data
-        while len(self._waiting) > _PIECE_BYTES:  # the last piece is not known to be the last before `close`
+        while len(self._waiting) > _PIECE_BYTES:  # which piece is the last is known only at `close`
             self._out.write(self._pieces.seal(bytes(self._waiting[:_PIECE_BYTES]), is_last=False))
             del self._waiting[:_PIECE_BYTES]
         return len(data)
@@ -70,12 +70,12 @@ class SealingWriter:
 
 
 class UnsealingReader:
-    """Reads what was sealed, piece by piece; nothing of a piece is handed out before it is known to be whole."""
+    """Decrypts a file piece by piece. A piece is returned only after it was verified."""
 
     def __init__(self, stream: BinaryIO, passphrase: str) -> None:
-        """`stream` stands at its beginning.
+        """Read the header of `stream`, which must be at its beginning.
 
-        Raises Refusal: E_PASSPHRASE if it is another, E_ARCHIVE_DAMAGED if the header is not as it was written.
+        Raises Refusal: E_PASSPHRASE if the passphrase is wrong, E_ARCHIVE_DAMAGED if the header was changed.
         """
         header = _HEADER.match(stream.read(_MAX_HEADER_BYTES))
         if header is None or not 1 <= int(header[3]) <= MAX_WORK_FACTOR:
@@ -85,7 +85,7 @@ class UnsealingReader:
             file_key = ChaCha20Poly1305(key).decrypt(bytes(12), _bytes(header[4]), None)
         except InvalidTag as error:
             raise Refusal(reasons.PASSPHRASE, problem="it does not open the archive") from error
-        # Compared as it is written: the last letter of base64 has bits that mean nothing, and those must not be free.
+        # Compare the encoded text, because the last base64 character has unused bits, which must not be free to change.
         if not hmac.compare_digest(_base64(_header_mac(file_key, header[1])), header[5]):
             raise Refusal(reasons.ARCHIVE_DAMAGED, private="the header's MAC")
         stream.seek(header.end())
@@ -94,7 +94,7 @@ class UnsealingReader:
         self._is_over = False
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes, fewer only at the end. Raises Refusal E_ARCHIVE_DAMAGED."""
+        """Read at most `count` bytes, fewer only at the end. Raises Refusal E_ARCHIVE_DAMAGED."""
         parts = []
         while count > 0 and (self._open or not self._is_over):
             if not self._open:
@@ -112,7 +112,7 @@ class UnsealingReader:
 
 
 class _Pieces:
-    """The cipher of the content: a piece's nonce is its number and whether it is the last (STREAM)."""
+    """The cipher of the content (STREAM): the nonce is the piece's number and a flag for the last piece."""
 
     def __init__(self, file_key: bytes, nonce: bytes) -> None:
         self._cipher = ChaCha20Poly1305(_derive(file_key, salt=nonce, info=b"payload"))
@@ -126,7 +126,7 @@ class _Pieces:
             return self._cipher.decrypt(self._nonce(is_last), data, None)
         except InvalidTag as error:
             raise Refusal(
-                reasons.ARCHIVE_DAMAGED, private="a sealed piece is changed, or the last is missing"
+                reasons.ARCHIVE_DAMAGED, private="an encrypted piece was changed, or the last piece is missing"
             ) from error
 
     def _nonce(self, is_last: bool) -> bytes:

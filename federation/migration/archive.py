@@ -1,14 +1,14 @@
-"""The archive in which a study's server travels: a plain tar file whose first member tells all the others.
+"""The archive of a study's server: a plain tar file whose first member is a manifest of all other members.
 
-manifest-SHA256.json      the format, the settings that matter, what is in it, and of each file its size and SHA-256;
-                          its own SHA-256 is in its name
+manifest-SHA256.json      the format, the settings, the contents in numbers, and the size and SHA-256 of each file;
+                          the manifest's own SHA-256 is in its name
 certificates/ca.*         the study's authority
 sites.sqlite              the roster
 runs/                     each run's folder
 mlflow/                   the studies' experiments (federation.migration.experiments)
 
-`tar -xf` opens it anywhere. Our own reader takes less than tar does: plain files alone, those of the manifest in its
-order. Nothing is compressed, so nothing can swell.
+`tar -xf` opens it anywhere. Our reader is stricter than tar: it accepts only plain files, exactly those of the
+manifest, in its order. Nothing is compressed, so the files cannot become larger than the archive.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ _PIECE_BYTES = 2**20
 
 
 class Readable(Protocol):
-    """Where an archive is read from."""
+    """The source from which an archive is read."""
 
     def read(self, count: int, /) -> bytes: ...
 
 
 class Writable(Protocol):
-    """Where an archive is written to."""
+    """The target to which an archive is written."""
 
     def write(self, data: bytes, /) -> int: ...
 
@@ -52,7 +52,7 @@ class _Part(BaseModel):
 
 
 class Entry(_Part):
-    """One file: its path in the archive, its size in bytes, its SHA-256 in hex, and when it was last written."""
+    """One file: path in the archive, size in bytes, SHA-256 in hex, and time of the last change."""
 
     path: str = Field(max_length=255)
     size: int = Field(ge=0)
@@ -63,32 +63,32 @@ class Entry(_Part):
     def path_stays_within(self) -> Self:
         path = PurePosixPath(self.path)
         if not _TOP.fullmatch(self.path) or str(path) != self.path or ".." in path.parts:
-            raise ValueError("a path that may not be in an archive")
+            raise ValueError("a path that is not allowed in an archive")
         return self
 
 
 class Experiments(_Part):
-    """How much of a study is in MLflow."""
+    """The size of a study in MLflow."""
 
     runs: int
     parameters: int
-    figures: int  # values, of all rounds
+    figures: int  # metric values of all rounds
     artifacts: int
     versions: int
 
 
 class Contents(_Part):
-    """What is carried, in numbers: the same before and after, or something was lost."""
+    """The contents of an archive in numbers. They must be the same before and after the move."""
 
-    sites: int  # that have joined
-    certificates: int  # that they hold or held
-    invitations: int  # codes that were sent out, used ones among them
-    runs: dict[str, int]  # the last round that each run has a checkpoint of; 0 if none
+    sites: int  # sites that have joined
+    certificates: int  # current and former certificates of sites
+    invitations: int  # invitation codes, including used ones
+    runs: dict[str, int]  # last round with a checkpoint, by run; 0 if none
     experiments: dict[str, Experiments]
 
 
 class Manifest(_Part):
-    """The first member. `hosts`, `address` and `port` are those of the old server."""
+    """The content of the first member. `hosts`, `address` and `port` are those of the old server."""
 
     format: Literal[1] = FORMAT
     software: str
@@ -104,7 +104,7 @@ class Manifest(_Part):
         paths = [entry.path for entry in self.files]
         folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
         if len(set(paths)) < len(paths) or folders & set(paths):
-            raise ValueError("two files in one place")
+            raise ValueError("two files with the same path")
         return self
 
     @property
@@ -113,9 +113,9 @@ class Manifest(_Part):
 
 
 def entries(sources: Mapping[str, Path], progress: Progress) -> list[Entry]:
-    """The files of an archive by the paths that they are to have in it, hashed.
+    """Hash the files of an archive, given by their paths in it, and return their manifest entries.
 
-    Raises Refusal E_ARCHIVE_NAME for a path that the archive cannot hold.
+    Raises Refusal E_ARCHIVE_NAME for a path that the archive format cannot represent.
     """
     found, total, done = [], sum(path.stat().st_size for path in sources.values()), 0
     for name, path in sorted(sources.items()):
@@ -125,7 +125,7 @@ def entries(sources: Mapping[str, Path], progress: Progress) -> list[Entry]:
         try:
             _header(name, about.st_size, int(about.st_mtime))
             found.append(Entry(path=name, size=about.st_size, sha256=sha256, mtime=int(about.st_mtime)))
-        except ValueError as error:  # of tarfile, or pydantic's, which is one
+        except ValueError as error:  # from tarfile, or from pydantic, whose error is a ValueError
             raise Refusal(reasons.ARCHIVE_NAME, private=str(path)) from error
         done += about.st_size
         progress(_mib(done), _mib(total))
@@ -133,7 +133,7 @@ def entries(sources: Mapping[str, Path], progress: Progress) -> list[Entry]:
 
 
 def pack(out: Writable, manifest: Manifest, sources: Mapping[str, Path], progress: Progress) -> None:
-    """Write an archive of the manifest and its files. Raises OSError."""
+    """Write an archive with the manifest and its files. Raises OSError."""
     told = manifest.model_dump_json(indent=1).encode()
     name = f"manifest-{hashlib.sha256(told).hexdigest()}.json"
     out.write(_header(name, len(told), 0) + told + bytes(-len(told) % tarfile.BLOCKSIZE))
@@ -141,7 +141,9 @@ def pack(out: Writable, manifest: Manifest, sources: Mapping[str, Path], progres
     for entry in manifest.files:
         out.write(_header(entry.path, entry.size, entry.mtime))
         with sources[entry.path].open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):  # a file that has changed since is found when it is read back
+            while piece := file.read(
+                _PIECE_BYTES
+            ):  # a file that changed since it was hashed is detected when the archive is read back
                 out.write(piece)
                 done += len(piece)
                 progress(_mib(done), _mib(manifest.bytes))
@@ -150,10 +152,10 @@ def pack(out: Writable, manifest: Manifest, sources: Mapping[str, Path], progres
 
 
 def unpack(stream: Readable, folder: Path | None, progress: Progress) -> Manifest:
-    """Check every byte of an archive; with `folder`, write its files there, readable by their owner alone.
+    """Verify every byte of an archive; with `folder`, also write its files there, readable only by their owner.
 
-    Raises Refusal: E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED; OSError where a file cannot be written. What
-    was written before a Refusal is the caller's to remove: check first, without a folder.
+    Raises Refusal: E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED; OSError if a file cannot be written. The caller
+    removes what was written before a Refusal. To avoid that, verify without a folder first.
     """
     manifest = _read_manifest(stream)
     done = 0
@@ -204,14 +206,14 @@ def _read_manifest(stream: Readable) -> Manifest:
 
 
 def _header(name: str, size: int, mtime: int) -> bytes:
-    """The block before a file. Raises ValueError where ustar has no room: for names beyond 255, files beyond 8 GiB."""
+    """Make the header block of a file. Raises ValueError beyond ustar's limits: 255 characters, 8 GiB."""
     about = tarfile.TarInfo(name)
     about.size, about.mtime, about.mode = size, mtime, 0o600
     return about.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
 
 
 def _member(stream: Readable) -> tuple[str, int]:
-    """Name and size of the file that begins here."""
+    """Read name and size of the next file."""
     try:
         about = tarfile.TarInfo.frombuf(stream.read(tarfile.BLOCKSIZE), "utf-8", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
@@ -222,17 +224,17 @@ def _member(stream: Readable) -> tuple[str, int]:
 
 
 def _content(stream: Readable, size: int) -> Iterator[bytes]:
-    """The bytes of the file that begins here, and then whatever fills its last block, which must be zeros."""
+    """Yield the bytes of the next file, then check that the padding of its last block is zero."""
     left = size
     while left:
         piece = stream.read(min(left, _PIECE_BYTES))
         if not piece:
-            raise Refusal(reasons.ARCHIVE_DAMAGED, private="it ends too early")
+            raise Refusal(reasons.ARCHIVE_DAMAGED, private="the archive ends too early")
         left -= len(piece)
         yield piece
     padding = -size % tarfile.BLOCKSIZE
     if stream.read(padding) != bytes(padding):
-        raise Refusal(reasons.ARCHIVE_DAMAGED, private="what fills a block")
+        raise Refusal(reasons.ARCHIVE_DAMAGED, private="the padding of a block")
 
 
 def _new_file(folder: Path, entry: Entry) -> BinaryIO:

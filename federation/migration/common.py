@@ -1,4 +1,4 @@
-"""What leaving and settling have in common: what an archive holds in numbers, how it is opened."""
+"""Shared parts of export and import: the contents of an archive in numbers, and how to open it."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from federation.migration.experiments import Experiment
 from federation.server import reasons as server_reasons
 from models.refusal import Refusal
 
-# Shows how far something is: called with what is done, it gives what takes (done, total).
+# Shows progress: called with the name of a step, it gives the function that takes (done, total).
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
 ROSTER = "sites.sqlite"
@@ -22,9 +22,9 @@ ROSTER = "sites.sqlite"
 
 @dataclass(frozen=True)
 class Moved:
-    """What an export wrote or an import read: the archive's SHA-256, its size, what it holds.
+    """The result of an export or import: the archive's SHA-256, size and contents.
 
-    `address` is what the sites dial: of the old server before, of the new one after an import.
+    `address` is the server to which the sites connect: the old one after an export, the new one after an import.
     """
 
     sha256: str
@@ -34,21 +34,21 @@ class Moved:
 
 
 def is_sealed_archive(file: Path) -> bool:
-    """Whether a passphrase is needed. Raises Refusal E_MOVE_WRITE where the file cannot be read."""
+    """Whether an archive is encrypted and needs a passphrase. Raises Refusal E_MOVE_WRITE if it cannot be read."""
     with files_can_be_used(), file.open("rb") as stream:
         return is_sealed(stream)
 
 
 @contextmanager
 def opened(file: Path, passphrase: str | None) -> Iterator[Readable]:
-    """An archive to read, unsealed if it is sealed."""
+    """Open an archive for reading, and decrypt it if it is encrypted."""
     with file.open("rb") as stream:
         if not is_sealed(stream):
             yield stream
         elif passphrase is not None:
             yield UnsealingReader(stream, passphrase)
         else:
-            raise Refusal(reasons.PASSPHRASE, problem="the archive is sealed, and none was given")
+            raise Refusal(reasons.PASSPHRASE, problem="the archive is encrypted, and no passphrase was given")
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""A study's experiments as plain files, and back: MLflow through its client alone, whatever store lies behind it.
+"""Export a study's experiments to plain files, through MLflow's client only, so that any store works.
 
-mlflow/<study>/experiment.json       runs with parameters, tags, every value of every figure; the registered model
+mlflow/<study>/experiment.json       runs with parameters, tags and every metric value; the registered model
 mlflow/<study>/artifacts/<run id>/   the files of a run
 
-MLflow gives a run a new number in each store. Where one run names another (nested runs) or a version its run, the new
-number is put in. Not carried, for the client offers no way: when a run's model was registered, deleted runs, traces.
+MLflow gives a run a new id in each store. References to runs (nested runs, model versions) are replaced by the new id.
+Not exported, because the client cannot do it: the registration time of a run's model, deleted runs, traces.
 """
 
 import json
@@ -35,7 +35,7 @@ class _Part(BaseModel):
 
 
 class Run(_Part):
-    """One run. `figures`: by name the values as (step, time in ms, value), in the order of step and time."""
+    """One run. `figures`: for each metric its values (step, time in ms, value), ordered by step and time."""
 
     id: str = Field(pattern=r"^[0-9a-zA-Z-]{1,64}$")
     name: str
@@ -49,7 +49,7 @@ class Run(_Part):
 
 
 class Version(_Part):
-    """One version of the registered model: the files below `path` of a run."""
+    """One version of the registered model: the files in `path` of a run."""
 
     number: int = Field(ge=1, le=100_000)
     run: str
@@ -59,7 +59,7 @@ class Version(_Part):
 
 
 class RegisteredModel(_Part):
-    """The registered model that bears the study's name."""
+    """The registered model with the study's name."""
 
     description: str
     tags: dict[str, str]
@@ -68,7 +68,7 @@ class RegisteredModel(_Part):
 
 
 class Experiment(_Part):
-    """All that MLflow has of one study."""
+    """All data of one study in MLflow."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
     tags: dict[str, str]
@@ -76,7 +76,7 @@ class Experiment(_Part):
     model: RegisteredModel | None
 
     def renamed(self, ids: Mapping[str, str]) -> Self:
-        """The same with other numbers of its runs, in an order that does not depend on them."""
+        """Return the same experiment with other run ids, in an order that does not depend on the ids."""
 
         def tags(run: Run) -> dict[str, str]:
             return {k: ids.get(v, v) if k in RUN_TAGS else v for k, v in run.tags.items()}
@@ -88,7 +88,7 @@ class Experiment(_Part):
         return self.model_copy(update={"runs": sorted(runs, key=lambda run: run.id), "model": model})
 
     def text(self) -> str:
-        """As JSON; not pydantic's, which has no NaN."""
+        """Return the experiment as JSON. pydantic's own JSON cannot represent NaN."""
         return json.dumps(self.model_dump(), indent=1, sort_keys=True)
 
     def amount(self) -> Experiments:
@@ -102,7 +102,7 @@ class Experiment(_Part):
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client that soon says so when MLflow does not answer; by itself it tries for minutes."""
+    """Make a client that fails soon if MLflow is not responding; by default it retries for minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
 
@@ -111,7 +111,7 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """What goes wrong with MLflow becomes a Refusal E_MLFLOW_SILENT."""
+    """Turn errors of MLflow into a Refusal E_MLFLOW_SILENT."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -123,9 +123,9 @@ def answering() -> Iterator[None]:
 
 
 def read_experiment(client: "MlflowClient", name: str, progress: Progress | None = None) -> Experiment | None:
-    """What MLflow has of a study; None if nothing. `progress` gets (runs read, all).
+    """Read a study's data from MLflow; None if there is none. `progress` gets (runs read, all runs).
 
-    Raises Refusal E_MLFLOW_SOURCE if a version's files are none of the study's runs', and what MLflow raises.
+    Raises Refusal E_MLFLOW_SOURCE if the files of a version do not belong to a run of the study, and MLflow's errors.
     """
     found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
@@ -154,7 +154,7 @@ def read_experiment(client: "MlflowClient", name: str, progress: Progress | None
 
 
 def save_experiment(client: "MlflowClient", experiment: Experiment, folder: Path) -> None:
-    """Write it to `folder`, with its runs' artifacts. Raises what MLflow raises, and OSError."""
+    """Write an experiment to `folder`, with the artifacts of its runs. Raises MLflow's errors and OSError."""
     folder.mkdir(parents=True)
     (folder / "experiment.json").write_text(experiment.text(), encoding="utf-8")
     for run in experiment.runs:
@@ -164,7 +164,7 @@ def save_experiment(client: "MlflowClient", experiment: Experiment, folder: Path
 
 
 def all_pages(page: Callable[[str | None], Any]) -> list[Any]:
-    """All pages of what MLflow answers in pages."""
+    """Collect all pages of a paged answer of MLflow."""
     found, token = [], None
     while True:
         answer = page(token)
@@ -178,7 +178,7 @@ def _figures(client: "MlflowClient", run_id: str, names: Sequence[str]) -> dict[
     def history(name: str) -> list[tuple[int, int, float]]:
         return sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, name))
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # MLflow is asked for each of them, and a run may have thousands
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # each needs a request to MLflow, and a run may have thousands
         return dict(zip(names, pool.map(history, names), strict=True))
 
 
@@ -205,7 +205,7 @@ def _model(client: "MlflowClient", name: str, places: Mapping[str, str]) -> Regi
 
 
 def _version(version: Any, places: Mapping[str, str]) -> Version:
-    """A version, its files named by their run: `runs:/<id>/<path>`, or where that run keeps them."""
+    """Convert a version. Its files are given as `runs:/<id>/<path>`, or as a place in that run's artifacts."""
     for run_id, place in places.items():
         for begin in (f"runs:/{run_id}/", f"{place.rstrip('/')}/"):
             if version.source.startswith(begin):

@@ -1,4 +1,4 @@
-"""How a study's server leaves its provider: all that it needs elsewhere in one file, and a mark that it is gone."""
+"""Export a study's server to one file, and mark the server as moved."""
 
 import hashlib
 import os
@@ -25,8 +25,8 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import sync_folder
 
 _MARK = """\
-This server was exported on {date} into {archive}, for its study to go on elsewhere; so it does not start here.
-If nobody imported the archive or ever will, delete this file, and the server goes on here.
+This server was exported on {date} to {archive}. Its study continues on another server, so this one does not start.
+If the archive was not imported and never will be, delete this file. Then this server can start again.
 """
 _AUTHORITY = ("ca.crt", "ca.key")
 
@@ -34,10 +34,11 @@ _AUTHORITY = ("ca.crt", "ca.key")
 def export_server(
     folder: Path, file: Path, *, passphrase: str | None = None, say: Callable[[str], None], bar: Bar
 ) -> Moved:
-    """Write all that the server in `folder` needs to go on elsewhere into one file, and mark the server as moved.
+    """Write everything that the server in `folder` needs to one file, and mark the server as moved.
 
-    The server must be stopped. The archive, of mode 0600, holds the authority's key; with a `passphrase` it is sealed.
-    It is read back before it gets its name. After a Refusal there is no archive, and the server is as it was.
+    The server must be stopped. The archive has mode 0600 and contains the authority's key; with a `passphrase` it is
+    encrypted. It is read back before it gets its final name. After a Refusal there is no archive, and the server is
+    unchanged.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_MOVED, E_SERVER_RUNS, E_AUTHORITY, E_ARCHIVE_EXISTS, E_ARCHIVE_NAME,
     E_PASSPHRASE, E_MOVE_LINK, E_MOVE_WRITE, E_MLFLOW_SILENT, E_MLFLOW_SOURCE, E_SERVER_DATABASE, E_RUN_FILES;
@@ -84,7 +85,7 @@ def export_server(
 
 @contextmanager
 def _marked_as_moved(folder: Path, name: str) -> Iterator[None]:
-    """Nothing starts or changes the server from now on; unless the block fails, never again."""
+    """Prevent starts and changes of the server during the block, and permanently if the block succeeds."""
     mark = folder / MOVED
     write_new(mark, _MARK.format(date=f"{datetime.now(UTC):%Y-%m-%d}", archive=name).encode(), mode=0o600)
     try:
@@ -97,7 +98,7 @@ def _marked_as_moved(folder: Path, name: str) -> Iterator[None]:
 def _experiments(
     folder: Path, work: Path, say: Callable[[str], None], progress: Progress
 ) -> list[experiments.Experiment]:
-    """Write the experiments of the server's studies to `work`, once MLflow has all that the runs had for it."""
+    """Write the experiments of the server's studies to `work`, after the runs' queued data was uploaded to MLflow."""
     names = {read_study(path.parent).study.name for path in (folder / "runs").glob("*/study.json")}
     if not names:
         return []
@@ -113,7 +114,7 @@ def _experiments(
 
 
 def _sources(folder: Path, work: Path) -> dict[str, Path]:
-    """The archive's files by their paths in it. The roster is copied to `work`, as one state of the database."""
+    """Return the archive's files by their paths in it. A consistent copy of the roster is written to `work`."""
     sources = {f"certificates/{name}": ca_certificate(folder).with_name(name) for name in _AUTHORITY}
     with roster_of(folder / ROSTER) as old, closing(sqlite3.connect(work / ROSTER)) as new:
         old.backup(new)
@@ -122,7 +123,7 @@ def _sources(folder: Path, work: Path) -> dict[str, Path]:
         for path in below.rglob("*"):
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 raise Refusal(reasons.MOVE_LINK, private=str(path))
-            if path.is_file() and path.suffix != ".tmp":  # what a process left that was killed as it wrote
+            if path.is_file() and path.suffix != ".tmp":  # a temporary file of a process that was killed while it wrote
                 sources[f"{top}/{path.relative_to(below)}"] = path
     return sources
 
@@ -130,7 +131,7 @@ def _sources(folder: Path, work: Path) -> dict[str, Path]:
 def _write(
     path: Path, manifest: Manifest, sources: Mapping[str, Path], passphrase: str | None, progress: Progress
 ) -> str:
-    """Write the archive, sealed if there is a passphrase; its SHA-256."""
+    """Write the archive, encrypted if there is a passphrase; return its SHA-256."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         hashed = _HashingWriter(file)
         if passphrase is not None:
@@ -145,7 +146,7 @@ def _write(
 
 
 class _HashingWriter:
-    """Passes on what is written, and knows its SHA-256."""
+    """Writes to another file and computes the SHA-256."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out

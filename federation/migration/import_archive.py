@@ -1,4 +1,4 @@
-"""How a study's server settles with another provider: made from the archive, checked, whole or not at all."""
+"""Import a study's server from an archive: verified, and created completely or not at all."""
 
 import hashlib
 import json
@@ -31,16 +31,17 @@ def import_server(
     passphrase: str | None = None,
     bar: Bar,
 ) -> Moved:
-    """Make a server in `folder`, which is empty or not there, that goes on where the exported one ended.
+    """Create a server in `folder` that continues where the exported one stopped.
 
-    `hosts` and `port` as of `init_server`; without hosts the sites dial the same name as before. Every byte is checked
-    before anything is written. After a Refusal the folder is as it was, and MLflow has nothing of the study.
+    `folder` must be empty or missing. `hosts` and `port` are those of `init_server`; without hosts the sites connect to
+    the same name as before. Every byte is verified before anything is written. After a Refusal the folder is unchanged,
+    and MLflow contains nothing of the study.
 
     Raises Refusal: E_PASSPHRASE, E_ARCHIVE_FORMAT, E_MOVE_PATH, E_ARCHIVE_DAMAGED, E_IMPORT_FOLDER,
     E_IMPORT_UNFINISHED, E_AUTHORITY, E_HOST_NAME, E_MLFLOW_SILENT, E_MLFLOW_TAKEN, E_MOVE_LOST, E_MOVE_WRITE,
     E_SERVER_DATABASE, E_RUN_FILES.
     """
-    alternative_names(hosts)  # a wrong one is better found now
+    alternative_names(hosts)  # detect a wrong value early
     with files_can_be_used():
         with bar("checking, MiB") as progress, opened(file, passphrase) as stream:
             archive.unpack(stream, None, progress)
@@ -74,7 +75,7 @@ def import_server(
 
 @contextmanager
 def _filling(folder: Path) -> Iterator[Path]:
-    """A folder to work in, within the empty `folder`; when the block fails, `folder` is as it was before."""
+    """Make a working folder in the empty `folder`. If the block fails, `folder` is restored."""
     was_there = folder.is_dir()
     work = folder / IMPORTING
     try:
@@ -87,10 +88,10 @@ def _filling(folder: Path) -> Iterator[Path]:
         raise Refusal(reasons.IMPORT_FOLDER, private=str(folder))
     try:
         yield work
-        os.sync()  # a power cut must not take what the mark's absence says is there
+        os.sync()  # write to disk first: without the mark, all files must exist even after a power failure
         shutil.rmtree(work)
     except BaseException:
-        for each in sorted(folder.iterdir(), key=lambda each: each == work):  # the mark last
+        for each in sorted(folder.iterdir(), key=lambda each: each == work):  # remove the mark last
             shutil.rmtree(each) if each.is_dir() else each.unlink()
         if not was_there:
             folder.rmdir()
@@ -98,7 +99,7 @@ def _filling(folder: Path) -> Iterator[Path]:
 
 
 def _forget_flower(runs: Path) -> None:
-    """The numbers of runs in the old server's Flower mean nothing to the new one."""
+    """Reset Flower's run ids of the old server, which are not valid on the new one."""
     for note in runs.glob(f"*/{NOTE}"):
         write_note(note.parent, read_note(note.parent).model_copy(update={"run_id": 0}))
 
@@ -107,7 +108,7 @@ def _forget_flower(runs: Path) -> None:
 def _restored(
     folder: Path, found: Sequence[experiments.Experiment], work: Path, progress: Progress
 ) -> Iterator[mlflow_restore.Restored]:
-    """The experiments in the new server's MLflow, unless it is the old one's. `folder` is absolute."""
+    """Write the experiments to the new server's MLflow, unless both servers share it. `folder` is absolute."""
     if not found:
         yield mlflow_restore.Restored()
         return
@@ -121,7 +122,7 @@ def _restored(
 
 
 def _note_mlflow(runs: Path, uri: str, made: mlflow_restore.Restored) -> None:
-    """Let each run's note say where its figures are now."""
+    """Update each run's record of where its metrics are."""
     for note in runs.glob(f"*/{WHERE}"):
         old = json.loads(note.read_text())
         if old["run"] in made.runs:

@@ -1,4 +1,4 @@
-"""A study's experiments from plain files into an MLflow that has nothing of them."""
+"""Import a study's experiments from plain files into an MLflow that does not contain them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_FIGURES, _PARAMETERS = 1000, 100  # that MLflow takes at once
+_FIGURES, _PARAMETERS = 1000, 100  # maximum that MLflow accepts in one request
 _ENDS = ("FINISHED", "FAILED", "KILLED")
 
 Item = TypeVar("Item")
@@ -33,14 +33,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Restored:
-    """What MLflow made of what it was given: its numbers of experiments by their names, of runs by their old ones."""
+    """The new ids in MLflow: of experiments by name, of runs by their old id."""
 
     experiments: dict[str, str] = field(default_factory=dict)
     runs: dict[str, str] = field(default_factory=dict)
 
 
 def load_experiments(folder: Path) -> list[Experiment]:
-    """The experiments that `save_experiment` wrote to folders in `folder`. Raises Refusal E_ARCHIVE_DAMAGED."""
+    """Read the experiments that `save_experiment` wrote to `folder`. Raises Refusal E_ARCHIVE_DAMAGED."""
     try:
         found = [
             Experiment.model_validate(json.loads(file.read_text(encoding="utf-8")))
@@ -58,9 +58,9 @@ def load_experiments(folder: Path) -> list[Experiment]:
 
 
 def is_there(client: "MlflowClient", experiment: Experiment) -> bool:
-    """Whether the very runs are in this MLflow already, which both servers then share.
+    """Whether this MLflow already contains these runs, because both servers share it.
 
-    Raises Refusal E_MLFLOW_TAKEN where others have the study's name there.
+    Raises Refusal E_MLFLOW_TAKEN if another experiment or model has the study's name there.
     """
     found = client.get_experiment_by_name(experiment.name)
     if found is not None and found.lifecycle_stage == "active":
@@ -80,12 +80,11 @@ def restoring(
     place: str | None,
     progress: Progress | None = None,
 ) -> Iterator[Restored]:
-    """Put experiments into MLflow, which has none of their names.
+    """Write experiments to MLflow, which must not contain their names; remove them if the block fails.
 
-    `folder`: where `save_experiment` wrote them; `place`: where MLflow is to keep artifacts, if not where it likes;
-    `progress` gets (runs written, all).
-    Should the block end in an exception, they are taken out again. Raises Refusal E_MOVE_LOST if MLflow gives
-    back another thing than it was given, and what MLflow raises.
+    `folder`: the folder that `save_experiment` wrote; `place`: the place of artifacts, or MLflow's default;
+    `progress` gets (runs written, all runs). Raises Refusal E_MOVE_LOST if MLflow returns other data than was written,
+    and MLflow's errors.
     """
     made = Restored()
     try:
@@ -136,7 +135,7 @@ def _link_runs(client: "MlflowClient", experiment: Experiment, ids: Mapping[str,
 
 
 def _restore_model(client: "MlflowClient", name: str, model: RegisteredModel, ids: Mapping[str, str]) -> None:
-    """The model with its versions under their numbers; those that were deleted in between stay free."""
+    """Create the model and its versions with their old numbers. Numbers of deleted versions stay unused."""
     client.create_registered_model(name, model.tags, model.description)
     number = 0
     for version in model.versions:
@@ -153,7 +152,7 @@ def _restore_model(client: "MlflowClient", name: str, model: RegisteredModel, id
 
 
 def _take_out(client: "MlflowClient", name: str, experiment_id: str) -> None:
-    """As far as MLflow lets us: a deleted experiment keeps its name, so that it gets another before."""
+    """Remove experiments. A deleted experiment keeps its name in MLflow, so it is renamed first."""
     with suppress(Exception):
         client.delete_registered_model(name)
     with suppress(Exception):

@@ -1,1 +1,4 @@
-"""A site's node: its processes, its state, and the sandbox in which a study's code runs."""
+"""A site's node: its processes, its state, and the sandbox in which a study's code runs.
+
+Begin with `start`, then `sandbox`.
+"""

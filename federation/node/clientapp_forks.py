@@ -1,14 +1,14 @@
-"""Begins each ClientApp as a fork of this process, which has imported already what all of them import.
+"""Start each ClientApp as a fork of this process, which has already imported the common libraries.
 
     python -I -m federation.node.clientapp_forks COMMAND [ARGUMENT...]
 
-COMMAND is Flower's SuperExec. For each message it starts the program `flwr-clientapp` anew, which would spend four
-processor seconds on importing Flower, PyTorch and MONAI; Flower's own warm executors are for Kubernetes, and not for
-ClientApps. So SuperExec finds another program by that name, which hands its arguments over to this process and ends.
-The fork runs Flower's own `flwr-clientapp` with them: a new process for each message, as ever, that knows nothing of
-the ones before, with the same rights behind the same walls.
+COMMAND is Flower's SuperExec. It starts the program `flwr-clientapp` for each message, which would need four processor
+seconds to import Flower, PyTorch and MONAI. Flower's own warm executors are for Kubernetes and do not run ClientApps.
+Therefore SuperExec finds a replacement program of that name, which passes its arguments to this process and ends. A
+fork then runs Flower's own `flwr-clientapp` with these arguments. As in Flower, each message gets a new process that
+shares no state with earlier ones. It has the same rights in the same sandbox.
 
-When COMMAND ends, this ends with its exit code; SIGTERM ends both.
+When COMMAND ends, this process ends with its exit code. SIGTERM ends both.
 """
 
 import gc
@@ -26,13 +26,13 @@ from pathlib import Path
 from models.import_lean import import_lean
 
 PROGRAM = "flwr-clientapp"
-NAME = "ClientApp"  # of a fork, as `ps` shows it
+NAME = "ClientApp"  # name of a fork in `ps`
 _LOOK_SECONDS = 0.5
-_PIPE_BYTES = 2**20  # the most that Linux lets a pipe hold (pipe(7))
+_PIPE_BYTES = 2**20  # default capacity of a pipe on Linux (pipe(7))
 
 
 def imported() -> Callable[[], None]:
-    """What every ClientApp needs, imported; Flower's program that runs one. No thread of Python's may be left by it."""
+    """Import what every ClientApp needs; return Flower's program that runs one. No Python thread may remain."""
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
 
     import_lean("monai")
@@ -42,7 +42,7 @@ def imported() -> Callable[[], None]:
 
 
 def write_program(folder: Path) -> Path:
-    """Put PROGRAM into `folder`; the pipe into which it writes its arguments, a line each time it is run."""
+    """Write PROGRAM to `folder`; return the pipe to which it writes its arguments, one line for each run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     pipe, program = folder / "tasks", folder / PROGRAM
     for path in (pipe, program):
@@ -54,18 +54,18 @@ def write_program(folder: Path) -> Path:
 
 
 def serve(command: list[str], folder: Path) -> int | list[str]:
-    """Run the command, forking for each task; its exit code, or in a fork the arguments of its task.
+    """Run the command and fork for each task. Return its exit code or, in a fork, the arguments of its task.
 
-    Where the program may not be executed, on a file system of data alone, the command finds Flower's own.
+    If the replacement program cannot be executed (file system mounted noexec), the command uses Flower's own program.
     """
-    tasks = os.open(write_program(folder), os.O_RDWR)  # a writer of our own, so that the pipe never comes to an end
+    tasks = os.open(write_program(folder), os.O_RDWR)  # keep one writer open, so that the pipe never reaches its end
     way = os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)])
     superexec = subprocess.Popen(command, env={**os.environ, "PATH": way})
     signal.signal(signal.SIGTERM, lambda *_: superexec.terminate())
     forks: set[int] = set()
     while superexec.poll() is None:
         if select.select([tasks], [], [], _LOOK_SECONDS)[0]:
-            # A line is written at once, being far shorter than PIPE_BUF, and all that a pipe holds is read at once.
+            # A line is much shorter than PIPE_BUF and is therefore written atomically. One read empties the whole pipe.
             for line in os.read(tasks, _PIPE_BYTES).decode().splitlines():
                 if not (fork := os.fork()):
                     os.close(tasks)
@@ -76,12 +76,12 @@ def serve(command: list[str], folder: Path) -> int | list[str]:
 
 
 def run(program: Callable[[], None], arguments: list[str]) -> None:
-    """Be the program, in a fork."""
+    """Run the program in a fork."""
     import numpy as np
     import torch
 
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.seed()  # or all forks would draw the same; Python's own generator sees to it itself
+    torch.seed()  # otherwise all forks would draw the same numbers; Python's own generator reseeds itself
     np.random.seed()
     with suppress(OSError):  # not Linux
         Path("/proc/self/comm").write_text(NAME)
@@ -91,7 +91,7 @@ def run(program: Callable[[], None], arguments: list[str]) -> None:
 
 def main(command: list[str]) -> int:
     program = imported()
-    gc.freeze()  # or each fork would look through all of it for garbage, and copy it by that
+    gc.freeze()  # otherwise each fork's garbage collection would touch, and so copy, all of this memory
     match serve(command, Path(os.environ["FLWR_HOME"]) / "programs"):
         case int(code):
             return code if code >= 0 else 128 - code

@@ -1,26 +1,26 @@
-"""Starts bubblewrap with a filter of system calls and with a session keyring of its own.
+"""Start bubblewrap with a filter of system calls and its own session keyring.
 
     python -I confinement.py BWRAP [ARGUMENT...]
 
-Namespaces hide files, processes and networks. They leave the kernel itself reachable: every system call, sockets
-between virtual machines (AF_VSOCK), and the keyrings of the user who started the node. This program joins a new
-session keyring, hands a seccomp filter (seccomp(2)) to bubblewrap by `--seccomp`, and becomes bubblewrap, which applies
-the filter as its last step. The filter is inherited by every process inside and cannot be removed.
+Namespaces hide files, processes and networks, but not the kernel itself: every system call, sockets between virtual
+machines (AF_VSOCK), and the keyrings of the user who started the node remain reachable. This program joins a new
+session keyring, passes a seccomp filter (seccomp(2)) to bubblewrap with `--seccomp`, and executes bubblewrap, which
+applies the filter as its last step. Every process inside inherits the filter and cannot remove it.
 
-The filter allows what systemd's `SystemCallFilter=@system-service` without `@privileged` and `@resources` allows, less
-the calls that docs/systemd/fedthorax-app@.service takes away as well:
+The filter allows the calls of systemd's `SystemCallFilter=@system-service` without `@privileged` and `@resources`,
+minus the calls that docs/systemd/fedthorax-app@.service also removes:
 
 * A denied call fails with EPERM, as under systemd. Libraries try such calls (scheduling, io_uring, memory policy) and
-  do without them; ending the process would end honest training too.
-* A system call of another architecture (32-bit x86, x32) ends the process: no program here makes one, and its number
-  would be read with another meaning.
+  work without them. Ending the process instead would also end normal training.
+* A system call of another architecture (32-bit x86, x32) ends the process. No program here makes one, and its number
+  would have another meaning.
 * A call that is newer than this table fails with ENOSYS, as on an older kernel. So does clone3, whose flags a filter
-  cannot read; the C library falls back to clone, whose flags are checked.
-* A socket of another family than AF_UNIX and AF_INET fails with EAFNOSUPPORT.
+  cannot read. The C library falls back to clone, whose flags are checked.
+* A socket of a family other than AF_UNIX and AF_INET fails with EAFNOSUPPORT.
 
-`reachable` looks from inside whether all of that holds, whoever set it up.
+`reachable` checks all of this from inside, for both kinds of sandbox.
 
-Only the standard library is imported: this file runs as a program, outside, before anything else is set up.
+Only the standard library is imported, because this file runs as a program outside, before anything else is set up.
 """
 
 import ctypes
@@ -44,19 +44,19 @@ X32 = 0x40000000  # added to the number of each call of the x32 interface
 
 # AUDIT_ARCH_* of linux/audit.h.
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-# Numbers on x86_64 and aarch64; None where there is no such call.
+# Numbers on x86_64 and aarch64; None if the call does not exist there.
 CLONE, CLONE3, SOCKET, SOCKETPAIR, KEYCTL = (56, 220), (435, 435), (41, 198), (53, 199), (250, 219)
 DENIED: dict[str, tuple[int | None, int | None]] = {
-    # The kernel's keyrings: they are the user's, not the sandbox's.
+    # The kernel's keyrings, which belong to the user, not to the sandbox.
     **{"add_key": (248, 217), "request_key": (249, 218), "keyctl": KEYCTL},
-    # Other processes and the kernel's inner life.
+    # Other processes and kernel internals.
     **{"ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272)},
     **{"pidfd_getfd": (438, 438), "process_madvise": (440, 440), "process_mrelease": (448, 448)},
     **{"perf_event_open": (298, 241), "bpf": (321, 280), "userfaultfd": (323, 282), "lookup_dcookie": (212, 18)},
     **{"syslog": (103, 116), "acct": (163, 89), "quotactl": (179, 60), "quotactl_fd": (443, 443)},
     **{"fanotify_init": (300, 262), "fanotify_mark": (301, 263), "lsm_set_self_attr": (460, 460)},
     **{"mincore": (27, 232), "memfd_secret": (447, 447), "map_shadow_stack": (453, 453)},
-    # io_uring makes calls that no filter sees.
+    # io_uring makes calls that bypass filters.
     **{"io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427)},
     # File systems and namespaces.
     **{"mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51)},
@@ -75,12 +75,12 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     **{"setreuid": (113, 145), "setregid": (114, 143), "setresuid": (117, 147), "setresgid": (119, 149)},
     **{"setfsuid": (122, 151), "setfsgid": (123, 152)},
     **{"chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54)},
-    # A larger share of the machine.
+    # Larger shares of the machine's resources.
     **{"setrlimit": (160, 164), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118)},
     **{"sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274)},
     **{"mbind": (237, 235), "set_mempolicy": (238, 237), "set_mempolicy_home_node": (450, 450)},
     **{"migrate_pages": (256, 238), "move_pages": (279, 239)},
-    # Calls of old times that few kernels still have.
+    # Obsolete calls that few kernels still have.
     **{"uselib": (134, None), "ustat": (136, None), "sysfs": (139, None), "_sysctl": (156, None)},
     **{"create_module": (174, None), "get_kernel_syms": (177, None), "query_module": (178, None)},
     **{"nfsservctl": (180, 42)},
@@ -94,12 +94,12 @@ KILL, ALLOW = 0x80000000, 0x7FFF0000
 
 
 def fail(number: int) -> int:
-    """What makes a filter let the call fail with that errno."""
+    """Return the filter's value that makes a call fail with this errno."""
     return 0x00050000 | number
 
 
 def build_filter(machine: str) -> bytes:
-    """The filter as an array of struct sock_filter. Raises KeyError where there is no table for the machine."""
+    """Return the filter as an array of struct sock_filter. Raises KeyError without a table for the machine."""
     architecture = ARCHITECTURES[machine]
     column = list(ARCHITECTURES).index(machine)
     allowed_socket = [
@@ -132,19 +132,19 @@ def build_filter(machine: str) -> bytes:
 
 
 def _step(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One instruction; a jump leaves out so many of those that follow."""
+    """Encode one instruction. The jump offsets are the numbers of following instructions to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
 def _when(test: int, value: int, steps: list[bytes]) -> list[bytes]:
-    """The steps, to be left out where the test fails."""
+    """Return the steps, preceded by a test that skips them if it fails."""
     return [_step(test, value, if_false=len(steps)), *steps]
 
 
 def join_new_keyring(machine: str) -> None:
-    """Leave the session keyring of whoever started this process. Raises OSError.
+    """Leave the session keyring of the user who started this process. Raises OSError.
 
-    A kernel without keyrings, and a container that forbids them, need nothing left.
+    Nothing needs to be done on a kernel without keyrings, or in a container that forbids them.
     """
     number = _keyctl(machine, KEYCTL_JOIN_SESSION_KEYRING, 0)
     if number not in (0, errno.ENOSYS, errno.EPERM):
@@ -152,7 +152,7 @@ def join_new_keyring(machine: str) -> None:
 
 
 def _keyctl(machine: str, operation: int, argument: int) -> int:
-    """The errno of keyctl(2) with one argument; 0 where it succeeds."""
+    """Call keyctl(2) with one argument; return its errno, 0 on success."""
     number = KEYCTL[list(ARCHITECTURES).index(machine)]
     libc = ctypes.CDLL(None, use_errno=True)
     answer = libc.syscall(ctypes.c_long(number), ctypes.c_long(operation), ctypes.c_long(argument), ctypes.c_long(0))
@@ -160,7 +160,7 @@ def _keyctl(machine: str, operation: int, argument: int) -> int:
 
 
 def reachable() -> Iterator[tuple[str, str]]:
-    """What this process reaches of the kernel although it should not, in words that may be shown, and where."""
+    """Return the parts of the kernel that this process can reach but must not: a public description, and details."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     if status.get("Seccomp", "").strip() != "2":
         yield "every system call", "Seccomp in /proc/self/status"
@@ -181,7 +181,7 @@ def reachable() -> Iterator[tuple[str, str]]:
 
 
 def main(command: list[str]) -> None:
-    """Become bubblewrap, confined further. Returns where that is not possible, after saying why."""
+    """Execute bubblewrap with the filter. Returns only if that is not possible, after printing the reason."""
     machine = platform.machine()
     try:
         content = build_filter(machine)

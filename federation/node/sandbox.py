@@ -1,17 +1,18 @@
-"""The sandbox: where a study's code runs. It reaches the runtime API of the site's SuperNode, and nothing else.
+"""The sandbox in which a study's code runs. It can reach the runtime API of the site's SuperNode and nothing else.
 
-Flower's SuperExec runs there and starts a ClientApp for each task (as a fork: see warm.py); all of them see
+Flower's SuperExec runs in the sandbox and starts a ClientApp for each task (as a fork: see clientapp_forks.py). These
+processes can access only
 
-* no network but a loopback of their own, one port of which a relay leads to the SuperNode (see relay.py);
-* of the site: site.toml, cohort/ and sandbox/ to read, logs/client.log to write;
-* of the machine: programs and libraries to read, an empty /tmp, their own processes;
-* of the kernel: the system calls that training needs (see confinement.py), no keyring of anybody's.
+* network: their own loopback, with one port that a relay connects to the SuperNode (see socket_relay.py);
+* site: site.toml, cohort/ and sandbox/ for reading, logs/client.log for writing;
+* machine: programs and libraries for reading, an empty /tmp, their own processes;
+* kernel: the system calls that training needs (see confinement.py), and no keyring.
 
-What is not named here is not there: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml says
-who builds the walls: bubblewrap, started by the node; or systemd, whose fedthorax-app@.service runs beside the node.
-Either way the first thing that runs within looks around (`check_walls`), and starts nothing where it sees more.
+Everything else is absent: keys, ledger, approvals, the hospital's files. [sandbox] kind in site.toml selects who builds
+the sandbox: bubblewrap, started by the node, or systemd, with fedthorax-app@.service beside the node. In both cases
+the first program inside checks what it can reach (`check_walls`), and starts nothing if that is too much.
 
-    python -I -m federation.node.sandbox SITE_DIR     what runs within
+    python -I -m federation.node.sandbox SITE_DIR     the program inside
 """
 
 import os
@@ -30,20 +31,20 @@ from pipeline.system.check_line import Line, refused
 
 RELAY = Path(__file__).with_name("socket_relay.py")
 CONFINEMENT = Path(confinement.__file__)
-# A port of the sandbox's own loopback, where nobody else can be; Flower's default for a SuperNode.
+# A port on the sandbox's own loopback, which no other process can use; Flower's default for a SuperNode.
 INNER_PORT = 9094
 PACKAGES = ("models", "pipeline", "federation", "configs")
-# How libraries are found, and the time of day; no users, hosts, name servers.
+# Library search paths and the time zone; no users, hosts or name servers.
 ETC = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime")
-# By what they find here, PyTorch and OpenMP share their work out among the cores.
+# PyTorch and OpenMP read the number of cores here.
 CORES = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-# Of the site's folder, what a study's code may never see.
+# The parts of the site's folder that a study's code must never see.
 HIDDEN = ("keys", "ledger", "privacy", "apps", "gateway", "pacs", "pull")
 TMP, TMP_BYTES = "/tmp", 2**30  # noqa: S108 - the sandbox's own
 NETWORK = Path("/proc/net")
 TRY_SECONDS = 20.0
-APP_USER = "fedthorax-app"  # of the service
-# Of our own environment; the rest may hold proxies and passwords.
+APP_USER = "fedthorax-app"  # files of the service
+# The only inherited variables; others may contain proxies and passwords.
 PASSED_ON = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TZ")
 
 
@@ -63,15 +64,15 @@ def _app_log(site: Site) -> Path:
     return site.logs / "client.log"
 
 
-# --- outside: what the node starts ------------------------------------------------------------------------
+# --- outside: what the node runs --------------------------------------------------------------------------
 
 
 def available(site: Site) -> None:
-    """Make ready what the walls let through, and see whether they can be built as site.toml says.
+    """Prepare the files that the sandbox shows, and check that the sandbox of site.toml can be built here.
 
-    Raises Refusal E_SANDBOX_MISSING where bubblewrap is not installed, E_SANDBOX where this system does not let it
-    build walls, E_SANDBOX_ACCESS where systemd's user cannot be given its files. Whether systemd's service runs is
-    for systemd to know.
+    Raises Refusal E_SANDBOX_MISSING if bubblewrap is not installed, E_SANDBOX if this system does not allow its
+    sandbox, E_SANDBOX_ACCESS if systemd's user cannot get access to its files. It is not checked whether systemd's
+    service runs.
     """
     _folder(site).mkdir(mode=0o700, exist_ok=True)
     site.cohort_folder.mkdir(exist_ok=True)
@@ -87,9 +88,9 @@ def available(site: Site) -> None:
 
 
 def _access(site: Site) -> Iterator[list[str]]:
-    """What systemd's user may do with what its service shows it (setfacl(1)); nothing else of the site is opened.
+    """Give systemd's user access to the files that its service shows (setfacl(1)), and to nothing else of the site.
 
-    `d:` is for files that are still to come: tensors, a new socket.
+    `d:` entries apply to future files, such as tensors or a new socket.
     """
     user = f"u:{APP_USER}"
     yield ["-R", "-P", "-m", f"{user}:rX,d:{user}:rX", str(site.cohort_folder)]
@@ -99,7 +100,7 @@ def _access(site: Site) -> Iterator[list[str]]:
 
 
 def _try(reason: Reason, command: list[str]) -> None:
-    """Raises Refusal with the reason where the command fails or hangs."""
+    """Run a command. Raises Refusal with the given reason if it fails or hangs."""
     try:
         subprocess.run(command, capture_output=True, timeout=TRY_SECONDS, check=True, stdin=subprocess.DEVNULL)
     except subprocess.CalledProcessError as error:
@@ -111,7 +112,7 @@ def _try(reason: Reason, command: list[str]) -> None:
 
 
 def describe(site: Site) -> str:
-    """What the node says of the sandbox at each start."""
+    """Describe the sandbox, for the node's start."""
     sandbox = site.settings.sandbox
     if sandbox.kind == "none":
         warning = reasons.SANDBOX_NONE
@@ -122,7 +123,7 @@ def describe(site: Site) -> str:
 
 
 def line(site: Site) -> Line:
-    """What `fedthorax node check` says of the sandbox."""
+    """Return the line about the sandbox for `fedthorax node check`."""
     area, name, sandbox = "environment", "sandbox", site.settings.sandbox
     try:
         available(site)
@@ -135,17 +136,17 @@ def line(site: Site) -> Line:
 
 
 def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Path) -> Process:
-    """Start what takes tasks from the SuperNode at `runtime_port` of loopback and runs the study's code for them.
+    """Start the SuperExec that takes tasks from the SuperNode at `runtime_port` on loopback and runs the study's code.
 
-    `secret_file` is what the SuperNode was started with (--superexec-auth-secret-file). `log` must be this process's
-    alone: what runs within writes there, and could read what else is in it. With kind = "systemd" only the way to
-    the SuperNode is opened; the unit does the rest. Raises what `available` raises, E_COHORT_FILE, and OSError where
+    `secret_file` is the SuperNode's --superexec-auth-secret-file. Only this process may write to `log`, because the
+    code inside writes there and could read everything else in it. With kind = "systemd" only the connection to the
+    SuperNode is opened; the unit does the rest. Raises Refusal: those of `available`, E_COHORT_FILE. Raises OSError if
     the site's folder cannot be written.
     """
     from pipeline.cohort.store import Cohort
 
     available(site)
-    with Cohort(site):  # within, nobody may finish what a killed ingest left half done
+    with Cohort(site):  # the code inside cannot write, so it cannot complete a killed ingest
         pass
     _hand_over(secret_file, _secret(site))
     way = [sys.executable, "-I", str(RELAY), f"unix:{_socket(site)}", f"tcp:{runtime_port}"]
@@ -158,9 +159,9 @@ def start_superexec(site: Site, *, runtime_port: int, secret_file: Path, log: Pa
 
 
 def _hand_over(secret: Path, to: Path) -> None:
-    """Put a copy where the sandbox sees it: a new file, whatever lay there.
+    """Copy a file to where the sandbox sees it, as a new file that replaces an older one.
 
-    Its group bits let an access list of the folder speak; the folder is closed to everybody whom none names.
+    Its group bits make the folder's access control list effective. The folder is closed to users outside the list.
     """
     content = secret.read_bytes()
     to.unlink(missing_ok=True)
@@ -179,7 +180,7 @@ def _superexec(site: Site, port: int) -> list[str]:
 
 
 def environment(site: Site) -> dict[str, str]:
-    """All variables that a study's code gets; Flower's files go where they end with the sandbox."""
+    """Return all environment variables of a study's code. Flower's files are deleted together with the sandbox."""
     is_open = site.settings.sandbox.kind == "none"
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return {
@@ -187,7 +188,7 @@ def environment(site: Site) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
         "LANG": "C.UTF-8",
         "HOME": TMP,
-        "LOGNAME": "fedthorax",  # PyTorch asks for it, and no list of users is there
+        "LOGNAME": "fedthorax",  # PyTorch asks for the user name, and the sandbox has no list of users
         "FEDTHORAX_SITE_DIR": str(site.folder),
         "FLWR_HOME": str(_folder(site) / "flower_home") if is_open else f"{TMP}/flower_home",
         **QUIET,
@@ -196,15 +197,15 @@ def environment(site: Site) -> dict[str, str]:
     }
 
 
-# --- the walls of bubblewrap ------------------------------------------------------------------------------
+# --- bubblewrap's sandbox ---------------------------------------------------------------------------------
 
 
 def confined(site: Site, *command: str) -> list[str]:
-    """The command, to be run by bubblewrap (0.8 or later, see bwrap(1)) behind the walls.
+    """Return the command line that runs a command in bubblewrap's sandbox (0.8 or later, see bwrap(1)).
 
-    Later lines lie over earlier ones: a site or a Python below /tmp is seen, the rest of /tmp is not. The kernel's
-    settings are covered because root may write them without any capability, and some would start a program outside
-    (core_pattern). So are the lists of keys: they name the keys of the user who started the node.
+    Later mounts cover earlier ones: a site or a Python below /tmp is visible, the rest of /tmp is not. The kernel's
+    settings are covered, because root may write them without any capability and some start a program outside
+    (core_pattern). The lists of keys are covered, because they name the keys of the user who started the node.
     """
     seen = [*_programs(), site.folder / "site.toml", site.cohort_folder, _folder(site)]
     return [
@@ -223,12 +224,12 @@ def confined(site: Site, *command: str) -> list[str]:
 
 
 def _each(option: str, paths: list[Path]) -> list[str]:
-    """Each path, seen under its own name."""
+    """Bind each path under its own name."""
     return [argument for path in paths for argument in (option, str(path), str(path))]
 
 
 def _system() -> list[str]:
-    """The system's programs and libraries; /bin and the like are links into /usr on most systems."""
+    """Bind the system's programs and libraries. On most systems /bin and similar folders are links into /usr."""
     arguments = _each("--ro-bind", [Path("/usr")])
     for path in map(Path, ("/bin", "/sbin", "/lib", "/lib32", "/lib64")):
         if path.is_symlink():
@@ -239,7 +240,7 @@ def _system() -> list[str]:
 
 
 def _programs() -> list[Path]:
-    """This Python, what is installed for it, and our own packages, under every name by which they are called."""
+    """Return this Python, its installed packages and our own packages, under every path that is used for them."""
     folders = [Path(sys.prefix), Path(sys.base_prefix)]
     for package in PACKAGES:
         spec = find_spec(package)
@@ -249,17 +250,17 @@ def _programs() -> list[Path]:
     return [name for name in names if not any(name.is_relative_to(other) for other in {*names, Path("/usr")} - {name})]
 
 
-# --- within -----------------------------------------------------------------------------------------------
+# --- inside -----------------------------------------------------------------------------------------------
 
 
 def check_walls(site: Site) -> None:
-    """Raises Refusal E_SANDBOX_OPEN where this process could reach or see more than the sandbox should show."""
+    """Check the sandbox from inside. Raises Refusal E_SANDBOX_OPEN if this process can reach more than it should."""
     if holes := list(_holes(site)):
         raise Refusal(reasons.SANDBOX_OPEN, what=holes[0][0], private=", ".join(place for _, place in holes))
 
 
 def _holes(site: Site) -> Iterator[tuple[str, str]]:
-    """What is open, in words that may be shown, and where."""
+    """Return what can be reached: a public description, and details."""
     yield from (("a network", device) for device in _devices_with_a_route())
     settings = site.settings
     sources = [table.file for table in (settings.laboratory, settings.outcomes, settings.labels) if table]
@@ -274,7 +275,7 @@ def _holes(site: Site) -> Iterator[tuple[str, str]]:
 
 
 def _devices_with_a_route() -> set[str]:
-    """Network devices, other than loopback, that the kernel would send a packet to (proc(5), route(8))."""
+    """Return the network devices other than loopback to which the kernel can send packets (proc(5), route(8))."""
     _, *lines = (NETWORK / "route").read_text().splitlines()
     devices = {line.split()[0] for line in lines}
     six = NETWORK / "ipv6_route"
@@ -284,7 +285,7 @@ def _devices_with_a_route() -> set[str]:
 
 
 def main(folder: Path) -> int:
-    """Look around, then become the relay that starts SuperExec."""
+    """Check the sandbox, then execute the relay, which starts SuperExec."""
     try:
         site = Site.open(folder)
         check_walls(site)

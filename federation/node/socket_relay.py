@@ -1,15 +1,15 @@
-"""Passes connections on, between a unix socket and a port of loopback: the one way into the sandbox and out of it.
+"""Relay connections between a Unix socket and a port on loopback: the only connection into and out of the sandbox.
 
-    python -I relay.py FROM TO [COMMAND [ARGUMENT...]]
+    python -I socket_relay.py FROM TO [COMMAND [ARGUMENT...]]
 
-FROM and TO are `unix:PATH` or `tcp:PORT`. Whoever connects at FROM is connected to TO, and to nothing else: no byte
-of what passes can name another place. COMMAND is started once FROM is open; when it ends, the relay ends with its
-exit code, and SIGTERM ends both. Without COMMAND the relay passes on until SIGTERM.
+FROM and TO are `unix:PATH` or `tcp:PORT`. A client of FROM is connected to TO and to nothing else; the content of the
+connection cannot select another target. COMMAND is started after FROM is open. When it ends, the relay ends with its
+exit code, and SIGTERM ends both. Without COMMAND the relay runs until SIGTERM.
 
-A process without network has a loopback of its own, where nobody listens. One relay outside opens a socket in a
-folder of the site for it, another inside leads a port of that loopback to the socket.
+A process without network has its own loopback, on which nothing listens. One relay outside opens a socket in a folder
+of the site. Another relay inside connects a port on that loopback to the socket.
 
-Only the standard library is imported: this file runs as a program on both sides.
+Only the standard library is imported, because this file runs as a program on both sides.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 CHUNK_BYTES = 64 * 1024
-# More than a process has open by default: a unix socket whose queue is full turns callers away.
+# More than a process can have open by default: a Unix socket refuses clients when its queue is full.
 CONNECTIONS_WAITING = 1024
 
 
 async def connect(place: str) -> tuple[StreamReader, StreamWriter]:
-    """Raises OSError where nobody listens."""
+    """Connect to a place. Raises OSError if nothing listens there."""
     kind, _, where = place.partition(":")
     if kind == "tcp":
         return await asyncio.open_connection(LOOPBACK, int(where))
@@ -35,9 +35,9 @@ async def connect(place: str) -> tuple[StreamReader, StreamWriter]:
 
 
 async def pump(reader: StreamReader, writer: StreamWriter) -> None:
-    """Pass on until the sender has said all, and tell the receiver so; the other way stays open.
+    """Copy bytes until the sender has finished, then close the receiver's input. The other direction stays open.
 
-    No more is read than the receiver takes: `drain` waits, the sender's buffers fill, and the sender waits too.
+    No more is read than the receiver accepts: `drain` waits, the sender's buffers fill, and the sender waits too.
     """
     while chunk := await reader.read(CHUNK_BYTES):
         writer.write(chunk)
@@ -46,7 +46,7 @@ async def pump(reader: StreamReader, writer: StreamWriter) -> None:
 
 
 async def pass_on(near: tuple[StreamReader, StreamWriter], place: str) -> None:
-    """Connect one caller to `place`, until both have said all or one of them is gone."""
+    """Connect one client to `place` until both sides have finished or one of them has gone."""
     writers = [near[1]]
     try:
         far = await connect(place)
@@ -55,22 +55,24 @@ async def pass_on(near: tuple[StreamReader, StreamWriter], place: str) -> None:
             both.create_task(pump(near[0], far[1]))
             both.create_task(pump(far[0], near[1]))
     except* OSError:
-        pass  # one of them is gone, or nobody listens; the other learns it by the end of its connection
+        pass  # one side has gone, or nothing listens; closing the connection informs the other side
     finally:
         for writer in writers:
             writer.close()
 
 
 async def listen(place: str, to: str) -> asyncio.Server:
-    """Open `place`, from which every caller is led to `to`. Raises OSError."""
-    # asyncio itself forgets a task that waits for a connection which it does not read just now: the caller has said
-    # all, or must wait for the receiver. The garbage collector would then end the connection.
+    """Open `place` and connect each of its clients to `to`. Raises OSError."""
+    # asyncio keeps no reference to a task whose connection is not being read at the moment (the client has finished,
+    # or waits for the receiver). Without our own reference the garbage collector would end the connection.
     callers = set()
 
     async def call(reader: StreamReader, writer: StreamWriter) -> None:
         task = asyncio.current_task()
         callers.add(task)
-        with suppress(asyncio.CancelledError):  # at our own end; asyncio would print a stack trace for each caller
+        with suppress(
+            asyncio.CancelledError
+        ):  # when the relay ends; otherwise asyncio prints a stack trace for each client
             await pass_on((reader, writer), to)
         callers.discard(task)
 
@@ -78,12 +80,12 @@ async def listen(place: str, to: str) -> asyncio.Server:
     if kind == "tcp":
         return await asyncio.start_server(call, LOOPBACK, int(where), backlog=CONNECTIONS_WAITING)
     server = await asyncio.start_unix_server(call, where, backlog=CONNECTIONS_WAITING)
-    Path(where).chmod(0o660)  # who comes here at all is for its folder to say, and for that folder's access list
+    Path(where).chmod(0o660)  # its folder and the folder's access control list decide who can reach it
     return server
 
 
 async def run(place: str, to: str, command: list[str]) -> int:
-    """Pass on until the command ends or we are told to; the command's exit code."""
+    """Relay until the command ends or a signal arrives; return the command's exit code."""
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
@@ -113,7 +115,7 @@ def main(place: str, to: str, command: list[str]) -> int:
 
 
 def within_reach(place: str) -> str:
-    """A unix socket by its bare name, from within its folder: its whole path may be longer than a socket's can be."""
+    """Use a Unix socket by its bare name from its folder, because its full path may exceed the limit for sockets."""
     kind, _, where = place.partition(":")
     if kind != "unix":
         return place

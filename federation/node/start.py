@@ -1,7 +1,7 @@
-"""A site's node: three processes that ask the study's server for work and do it beside the site's data.
+"""A site's node: three processes that request tasks from the study's server and run them at the site.
 
-The SuperNode (Flower's) takes the tasks, the sandbox runs the study's code on them, and the gateway is the only one of
-the three that speaks to the server. Where one ends, all end: nothing goes on unwatched.
+Flower's SuperNode receives the tasks, the sandbox runs the study's code for them, and the gateway is the only one of
+the three that communicates with the server. If one process ends, all are ended.
 """
 
 import fcntl
@@ -42,14 +42,14 @@ _LAST_LINES = 30
 _LOCK = "node.lock"
 
 _NODE_ID = re.compile(r"SuperNode ID: (\d+)")
-# What the logs show when the server does not let the node in: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
-# gateway's or of the server's door, as Flower's node prints it or as the gateway does.
+# What the logs show if the server does not accept the node: Flower's FLEET_NODE_ACTIVATION_FAILED, or a code of the
+# gateway or the server's ingress, as printed by Flower's node or by the gateway.
 _NOT_ENROLLED = "[code: 2004]"
-# What the gateway prints of a server that moved or lost its memory: it had let the node in, and no longer knows the
-# number that it gave it. Flower's SuperNode ends there, and does not always come to say why.
+# What the gateway prints if the server was moved or has lost its database: the server had accepted the node, and no
+# longer knows the id that it assigned. Flower's SuperNode then ends, not always with a reason.
 _FORGOTTEN = re.compile(r"the server declined (?!activate-node)[a-z-]+: HTTP 401")
-# What a server or the gateway can refuse a node for. The remedy of another code, which a hostile server could send,
-# may be to switch the sandbox off.
+# The codes with which a server or the gateway can refuse a node. Other codes are not shown: a hostile server could send
+# a code whose remedy is to switch the sandbox off.
 _OF_SERVER = {
     reason.code
     for reason in (
@@ -79,7 +79,7 @@ _CODED = re.compile(r"(?:\[code: \d+\]|the server refused:) (E_[A-Z_]+)")
 
 
 class Node(Together):
-    """The running processes of one node."""
+    """The running processes of a node."""
 
     def __init__(self, *, gateway: Process, supernode: Process, sandbox: Process) -> None:
         super().__init__([sandbox, supernode, gateway], log=supernode.log)
@@ -87,25 +87,25 @@ class Node(Together):
 
     @property
     def ended_by(self) -> Reason:
-        """What it means that the node is not running, if its logs tell no more."""
+        """Return the reason for a node that is not running, if its logs contain no other."""
         return reasons.NODE_ENDED if self.gateway.running else approval_reasons.GATEWAY_FAILED
 
     def outputs(self) -> tuple[str, str]:
-        """What gateway and SuperNode have printed since this start."""
+        """Return what gateway and SuperNode have printed since this start."""
         return self.gateway.output(), self.supernode.output()
 
     def let_go(self) -> None:
-        """Ask all to end, without waiting; the gateway only in `stop`, for the SuperNode takes its leave through it."""
+        """Ask all but the gateway to end, without waiting. The SuperNode deregisters through the gateway."""
         self.sandbox.let_go()
         self.supernode.let_go()
 
 
 def start_node(site: Site) -> Node:
-    """Start the site's node; it dials the server that site.toml names until it is stopped.
+    """Start the site's node. It connects to the server of site.toml until it is stopped.
 
-    Flower keeps its files in SITE_DIR/flower_home. This returns when the gateway listens; see `wait_online`.
+    Flower keeps its files in SITE_DIR/flower_home. This function returns when the gateway listens; see `wait_online`.
 
-    Raises Refusal: E_NOT_STARTED, and what `sandbox.start_superexec` raises.
+    Raises Refusal: E_NOT_STARTED, and those of `sandbox.start_superexec`.
     """
     gateway_port, runtime_port = free_port(), free_port()
     secret = site.folder / "keys" / "superexec.secret"
@@ -138,16 +138,16 @@ def start_node(site: Site) -> Node:
 
 
 def _write_secret(path: Path) -> None:
-    """A new secret at each start, by which the SuperNode knows the sandbox."""
+    """Write a new secret at each start, with which the sandbox authenticates to the SuperNode."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(secrets.token_hex(32).encode())
 
 
 def wait_online(node: Node, *, seconds: float = ONLINE_SECONDS) -> int:
-    """Wait until the server has let the node in; the node's id there.
+    """Wait until the server has accepted the node; return the node's id there.
 
-    Raises Refusal, and the node is stopped then: E_NOT_ENROLLED if the server does not let the key in,
-    E_SERVER_UNTRUSTED, E_CERTIFICATE_REFUSED, E_SERVER_SILENT if the time is over, E_NOT_STARTED for any other end.
+    Raises Refusal after it has stopped the node: E_NOT_ENROLLED if the server does not accept the key,
+    E_SERVER_UNTRUSTED, E_CERTIFICATE_REFUSED, E_SERVER_SILENT after the time limit, E_NOT_STARTED for any other end.
     """
 
     def node_id() -> int | None:
@@ -171,8 +171,8 @@ def _cause(output: str, otherwise: Reason) -> Reason:
     if not codes and _FORGOTTEN.search(output):
         return reasons.NODE_FORGOTTEN
     found = REASONS.get(codes[-1]) if codes else None
-    if found is not None and "{" in found.says:  # with numbers that only the server knows
-        return Reason(found.code, "the study's server does not let this node in", found.remedy)
+    if found is not None and "{" in found.says:  # its text has values that only the server knows
+        return Reason(found.code, "the study's server does not accept this node", found.remedy)
     return found or otherwise
 
 
@@ -180,13 +180,12 @@ def _cause(output: str, otherwise: Reason) -> Reason:
 
 
 def run_node(site: Site, say: Callable[[str], None]) -> None:
-    """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line, with its time, for each thing that happens.
+    """Run the site's node until SIGTERM or Ctrl-C; `say` gets one line with its time for each event.
 
-    A server that does not answer is dialled until it does; to one that has moved the node introduces itself anew.
-    Where systemd started us, it is told the same.
+    The node retries until the server responds. If the server was moved, the node registers again. If systemd started
+    this process, it gets the same messages.
     Raises Refusal: E_NO_SERVER_SET, E_NODE_FILE, E_NODE_RUNNING, E_NOT_ENROLLED, E_SERVER_UNTRUSTED,
-    E_CERTIFICATE_REFUSED, what `start_node` raises, and E_NODE_ENDED or E_GATEWAY_FAILED for any other end that nobody
-    asked for.
+    E_CERTIFICATE_REFUSED, those of `start_node`, and E_NODE_ENDED or E_GATEWAY_FAILED for any other unexpected end.
     """
     if not site.settings.server.address:
         raise Refusal(enrolment_reasons.NO_SERVER_SET)
@@ -202,19 +201,19 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
         say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")
         _tell_systemd(f"READY=1\nSTATUS={text}")
 
-    site.logs.mkdir(exist_ok=True)  # a site restored from its backup has none
-    with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with one key would take each other's tasks
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd's way to say Ctrl-C
+    site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
+    with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops with SIGTERM: same as Ctrl-C
         state = NodeState.begin(site.logs)
         try:
             while True:
                 try:
                     _run_once(site, state, tell)
                 except Refusal as refusal:
-                    # Where systemd builds the sandbox, it starts node and sandbox anew together.
+                    # With systemd's sandbox, systemd restarts node and sandbox together.
                     if refusal.reason is not reasons.NODE_FORGOTTEN or site.settings.sandbox.kind == "systemd":
                         raise
-                    tell(f"{refusal}; the node starts anew")
+                    tell(f"{refusal}; the node restarts")
         except KeyboardInterrupt:
             tell("the node has ended, as it was told to")
         finally:
@@ -223,18 +222,18 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
 
 
 def _run_once(site: Site, state: NodeState, tell: Callable[[str], None]) -> None:
-    """Run the node until it ends by itself; then raise the Refusal that tells why."""
-    # In the order in which they are written: the app's last word on a task, the SuperNode's that the reply was sent,
-    # the gateway's on whether it was let out.
+    """Run the node until it ends unexpectedly; then raise the Refusal with the reason."""
+    # In the order in which they are written: the app's last line about a task, the SuperNode's line that the reply was
+    # sent, the gateway's line on whether the reply was released.
     tails = [Tail(put_aside(site.logs / name)) for name in ("client.log", "node.log", "gateway.log")]
     with start_node(site) as node:
         tell(sandbox.describe(site))
-        tell(f"the node of {site.name} dials {site.settings.server.address}; Ctrl-C ends it")
+        tell(f"the node of {site.name} connects to {site.settings.server.address}; Ctrl-C stops it")
         _follow(node, tails, state, site.logs, tell)
 
 
 def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tell: Callable[[str], None]) -> None:
-    """Pass on what the logs say until the node ends by itself; then raise the Refusal that tells why."""
+    """Report from the logs until the node ends unexpectedly; then raise the Refusal with the reason."""
     saved_at = -math.inf
     while True:
         is_last_look = not node.running
@@ -263,7 +262,7 @@ def _is_running(site: Site) -> bool:
 
 
 def _tell_systemd(message: str) -> None:
-    """The protocol of sd_notify(3); nothing where systemd does not ask for it."""
+    """Send a message with the protocol of sd_notify(3); do nothing if systemd does not ask for it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
@@ -271,9 +270,9 @@ def _tell_systemd(message: str) -> None:
 
 
 def node_status(site: Site) -> dict[str, Any]:
-    """Whether the site's node runs, what it does and has done, and how large the cohort is: counts alone.
+    """Return whether the site's node runs, what it does and has done, and the size of the cohort, as counts only.
 
-    Times are ISO 8601 with their zone; None stands for what has never been.
+    Times are ISO 8601 with their zone. None means that the event has never happened.
     """
     from pipeline.cohort.store import Cohort
 

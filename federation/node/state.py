@@ -1,9 +1,9 @@
-"""What a running node does, read from its logs and kept for `fedthorax node status`.
+"""The state of a running node, read from its logs and stored for `fedthorax node status`.
 
-Flower's SuperNode, the study's code and the gateway each write a log at the site. A line of the SuperNode's or of the
-gateway's becomes one of a few fixed texts, or nothing. Study code can write whatever it likes into its log: what it
-says that it does, and the code of what it refuses, are passed on as its own words: quoted, in printable ASCII, short,
-and few a minute. A line of its log never counts as one of the SuperNode's or of the gateway's.
+Flower's SuperNode, the study's code and the gateway each write a log at the site. A line of the SuperNode or the
+gateway becomes one of a few fixed texts, or nothing. A study's code can write anything to its log. What it reports as
+its work, and the codes of its refusals, are shown as its own words: quoted, in printable ASCII, short, and only a few
+in a minute. A line of its log never counts as a line of the SuperNode or the gateway.
 """
 
 import json
@@ -28,48 +28,48 @@ from models.refusal import Reason
 from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
-_MAX_LOG_BYTES = 16 * 2**20  # a longer log is put aside when the node starts
-_MAX_LOOK_BYTES = 2**20  # of news at once
+_MAX_LOG_BYTES = 16 * 2**20  # a longer log is renamed when the node starts
+_MAX_LOOK_BYTES = 2**20  # of new log lines at once
 _MAX_LINE_BYTES = 500
-_FAILURES_BEFORE_ALARM = 2  # one may be a packet that was lost
+_FAILURES_BEFORE_ALARM = 2  # a single failure may be a lost packet
 
-_MAX_WORDS = 100  # characters that are passed on of a line of study code
+_MAX_WORDS = 100  # characters that are shown of a line of the study's code
 _APP_LINES_A_MINUTE = 20
 APP_LOG = "client.log"
-_OF_APP = ": the app's own answer"  # ends the gateway's line on a refusal that is not its own
+_OF_APP = ": the app's own answer"  # end of the gateway's line about a refusal by the app
 
-# Of what study code says that it refused, the remedy is told where it is about data and models. It has no say in
-# whether apps are approved, sandboxes opened or certificates renewed.
+# Refusals by the study's code for which the remedy is shown: only those about data and models. The code must not be
+# able to suggest that apps are approved, sandboxes opened or certificates renewed.
 _OF_DATA = {*BY_CODE, *(reason.code for reason in (*reasons_in(model_reasons), SITE_FAILED, TASK_DIED))}
 
 
 def now() -> datetime:
-    """Local time with its zone, to the second."""
+    """Return the local time with its zone, to the second."""
     return datetime.now().astimezone().replace(microsecond=0)
 
 
 def quoted(text: str) -> str:
-    """The beginning of a text in quotes: what is not printable ASCII is spelt out, quotes within too."""
+    """Quote the beginning of a text. Inner quotes and everything that is not printable ASCII are escaped."""
     cut = text[:_MAX_WORDS] + ("..." if len(text) > _MAX_WORDS else "")
     return json.dumps(cut).replace("\x7f", "\\u007f")
 
 
 class Tail:
-    """A log that grows, from its present end on."""
+    """A growing log, read from its current end on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._at = path.stat().st_size if path.exists() else 0
-        self._begun = b""  # a line whose end is not yet written
+        self._begun = b""  # a line that is not complete yet
 
     def lines(self) -> list[str]:
-        """The lines that were completed since the last call."""
+        """Return the lines that were completed since the last call."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as log:
             log.seek(self._at)
             news = log.read(_MAX_LOOK_BYTES)
-            # A study's code can write more than can be looked at: what goes beyond is skipped.
+            # A study's code can write more than can be read: the excess is skipped.
             self._at = log.tell() if len(news) < _MAX_LOOK_BYTES else log.seek(0, os.SEEK_END)
             *whole, begun = (self._begun + news).split(b"\n")
             self._begun = begun[:_MAX_LINE_BYTES]
@@ -77,16 +77,16 @@ class Tail:
 
 
 def put_aside(log: Path) -> Path:
-    """Where the log is too long, give it the name NAME.1, over the one before, so that a new one begins."""
+    """Rename a log that is too long to NAME.1, which replaces the previous one, so that a new log begins."""
     if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
         log.replace(log.with_name(f"{log.name}.1"))
     return log
 
 
 class NodeState(BaseModel, extra="ignore"):
-    """A node as its logs tell of it. `contact`: when the server is last known to have answered.
+    """The state of a node according to its logs. `contact`: the last known time of an answer from the server.
 
-    `rounds` and `refused` (the last refusal's code) go on from one start of the node to the next.
+    `rounds` and `refused` (the code of the last refusal) are kept over restarts of the node.
     """
 
     pid: int
@@ -99,15 +99,15 @@ class NodeState(BaseModel, extra="ignore"):
     refused_at: datetime | None = None
 
     _failures: int = PrivateAttr(0)
-    _kind: str = PrivateAttr("")  # of the task at hand
+    _kind: str = PrivateAttr("")  # kind of the current task
     _answer: str = PrivateAttr("")  # "done", or the code of its refusal
-    _counted: bool = PrivateAttr(False)  # the last reply, as a round
+    _counted: bool = PrivateAttr(False)  # whether the last reply counted as a round
     _app_minute: int = PrivateAttr(0)
-    _app_lines: int = PrivateAttr(0)  # in that minute
+    _app_lines: int = PrivateAttr(0)  # lines in that minute
 
     @classmethod
     def begin(cls, logs: Path) -> "NodeState":
-        """The state of a node that this process starts now."""
+        """Return the state of a node that this process starts now."""
         state = cls(pid=os.getpid(), started=now())
         if before := cls.load(logs):
             state.rounds, state.refused, state.refused_at = before.rounds, before.refused, before.refused_at
@@ -115,20 +115,20 @@ class NodeState(BaseModel, extra="ignore"):
 
     @classmethod
     def load(cls, logs: Path) -> "NodeState | None":
-        """The state that was kept last; None where there is none, or none that can be read."""
+        """Read the last stored state; None if there is none or it cannot be read."""
         with suppress(FileNotFoundError, ValidationError):
             return cls.model_validate_json((logs / _STATE).read_bytes())
         return None
 
     def save(self, logs: Path) -> None:
-        """Keep it. A full disk is no reason to stop the node."""
+        """Store the state. Errors are ignored: a full disk must not stop the node."""
         with suppress(OSError):
             temporary = logs / f".{_STATE}"
             temporary.write_text(self.model_dump_json(indent=1))
             temporary.replace(logs / _STATE)
 
     def read(self, line: str, log: str) -> str | None:
-        """Take in one line of the log of that name; what to tell the operator, if anything."""
+        """Process one line of the log of that name; return the text for the operator, if any."""
         for pattern, react in RULES[log]:
             if found := pattern.search(line):
                 text = react(self, found)
@@ -136,32 +136,32 @@ class NodeState(BaseModel, extra="ignore"):
         return None
 
     def _few(self, text: str) -> str | None:
-        """The text, or None where study code has had enough of them this minute."""
+        """Return the text, or None if the study's code has reached its limit for this minute."""
         minute = int(time.monotonic() // 60)
         if minute != self._app_minute:
             self._app_minute, self._app_lines = minute, 0
         self._app_lines += 1
         if self._app_lines == _APP_LINES_A_MINUTE:
-            return f"the app writes too much; the rest of this minute is in logs/{APP_LOG} alone"
+            return f"the app writes too much; the rest of this minute is only in logs/{APP_LOG}"
         return text if self._app_lines < _APP_LINES_A_MINUTE else None
 
     def touch(self) -> None:
-        """All of the logs is read: a node that is online and idle asks for work every 3 s, and says when it cannot."""
+        """Note that all log lines are read: a node that is online and idle polls every 3 s and logs failures."""
         if self.connection == "online" and not self.doing:
             self.contact = now()
 
     def _online(self, _: re.Match[str]) -> str:
         self._failures, self.connection, self.contact = 0, "online", now()
-        return "the node is online: the study's server has let it in"
+        return "the node is online: the study's server has accepted it"
 
     def _failed(self, _: re.Match[str]) -> str | None:
         self._failures += 1
         if self.connection == "ended" or self._failures != _FAILURES_BEFORE_ALARM:
             return None
         if self.connection == "dialling":
-            return f"no answer yet ({SERVER_SILENT.code}); dialling on. {SERVER_SILENT.remedy}"
+            return f"no answer yet ({SERVER_SILENT.code}); the node keeps trying. {SERVER_SILENT.remedy}"
         self.connection = "lost"
-        return "connection lost; dialling until the server is back"
+        return "connection lost; the node tries again until the server responds"
 
     def _connected_again(self, found: re.Match[str]) -> str | None:
         self._failures, self.contact = 0, now()
@@ -185,8 +185,8 @@ class NodeState(BaseModel, extra="ignore"):
     def _app_refused(self, found: re.Match[str]) -> str:
         reason = REASONS.get(found[1] or "", SITE_FAILED)
         self._refuse(reason)
-        what = reason.remedy if reason.code in _OF_DATA else "docs/refusals.md tells what the code means."
-        return f"the app says that it refused the task ({reason.code}); if so: {what}"
+        what = reason.remedy if reason.code in _OF_DATA else "docs/refusals.md explains the code."
+        return f"the app says that it refused the task ({reason.code}); if this is true: {what}"
 
     def _raised(self, _: re.Match[str]) -> str:
         return self._refuse(SITE_FAILED)
@@ -202,10 +202,10 @@ class NodeState(BaseModel, extra="ignore"):
             self._counted = self._kind == "train"
             self.rounds += self._counted
             return "reply sent"
-        return "the server was told the code alone" if answer else self._refuse(TASK_DIED)
+        return "only the code was sent to the server" if answer else self._refuse(TASK_DIED)
 
     def _held_back(self, found: re.Match[str]) -> str:
-        """By the gateway: a task before the node saw it, or a reply that the node took for sent."""
+        """The gateway refused a task before the node saw it, or a reply that the node regards as sent."""
         reason = REASONS.get(found[2], SITE_FAILED)
         says = self._refuse(reason)
         if found[0].endswith(_OF_APP):
@@ -216,19 +216,19 @@ class NodeState(BaseModel, extra="ignore"):
 
     def _dropped(self, _: re.Match[str]) -> str:
         self.doing = ""
-        return "the run has been stopped at the server, or the gateway did not let the task in; it is dropped"
+        return "the run was stopped at the server, or the gateway refused the task; the task is dropped"
 
     def _not_passed(self, found: re.Match[str]) -> str:
         self.doing = ""
         what = "the task could not be fetched" if found[1] == "receive" else "the reply could not be sent"
-        return f"{what}; the round goes on without this site"
+        return f"{what}; the round continues without this site"
 
     def _ended(self, _: re.Match[str]) -> None:
         self.connection, self.doing = "ended", ""
 
 
-# Flower 1.42, supernode/start_client_internal.py and supercore/retry/http_retry.py; then our app's own log, whose
-# and the gateway's, whose lines begin with the time.
+# Lines of Flower 1.42 (supernode/start_client_internal.py, supercore/retry/http_retry.py), then of the logs of our app
+# and of the gateway, which begin with the time.
 _Rules = Sequence[tuple[re.Pattern[str], Callable[[NodeState, re.Match[str]], str | None]]]
 # By the name of the log.
 RULES: dict[str, _Rules] = {

@@ -1,5 +1,5 @@
-"""The report of a run: one page that opens without a network and prints, and its numbers in one JSON file.
+"""The report of a run: one HTML page that opens offline and prints, and its numbers in one JSON file.
 
-`content` turns results into the report's numbers, all of which go into report.json. `drawing` makes figures of them,
-`page` the page. Nothing on the page is worked out from results but by way of `content`.
+`content` computes all numbers of the report from the results; they are written to report.json. `drawing` draws the
+figures and `page` writes the page, both from `content` only. Begin with `content`, then `page`.
 """

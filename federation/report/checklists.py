@@ -1,8 +1,8 @@
-"""Reporting checklists, filled in as far as a run knows.
+"""Reporting checklists, filled in with what a run knows.
 
-An item's words are ours; its number is the checklist's. What the run tells is a template over the report's content.
-It never says that an item is done: "told" means that the report gives what the item asks for, "in part" that the
-study's authors must add to it, "authors" that the run cannot know.
+The wording of the items is ours; the numbers are the checklist's. The answer to an item is a template over the report's
+content. An answer does not mean that an item is done well: "told" means that the report gives what the item asks for,
+"in part" that the study's authors must add information, "authors" that only the authors can answer it.
 """
 
 import tomllib
@@ -13,19 +13,19 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 CHECKLISTS = ("tripod_ai", "claim")
-AUTHORS = "To be told by the study's authors."
+AUTHORS = "To be reported by the study's authors."
 
 
 def read(name: str) -> dict[str, Any]:
-    """A checklist as its file has it: title, source, items."""
+    """Read a checklist from its file: title, source, items."""
     return tomllib.loads((files("federation.report") / "checklist_files" / f"{name}.toml").read_text("utf-8"))
 
 
 def filled_in(name: str, told: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, Any]:
-    """A checklist with what the run tells for each item.
+    """Return a checklist with the run's answer to each item.
 
-    `told`: the report's content. `sections`: how the report's sections are called, by name. What comes out is plain
-    text: a page has to escape it.
+    `told`: the report's content. `sections`: the names of the report's sections in text, by key. The result is plain
+    text, which a page must escape.
     """
     checklist = read(name)
     environment = Environment(undefined=StrictUndefined)  # noqa: S701  # plain text; the page escapes it

@@ -1,7 +1,7 @@
-"""Models against one another: the site x site matrix, how models generalise, and federations without one site.
+"""Comparison of models: the matrix of models and sites, generalisation, and federations without one site.
 
 The form follows the report of EXAM (Dayan et al., Nature Medicine 2021;27:1735): each site's own model at every site,
-against the federated one at the same sites.
+compared with the federated model at the same sites.
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ ORDER = ("federated", "pooled", "left_out", "fine_tuned", "local")
 
 
 def matrix(results: Results) -> dict[str, Any]:
-    """By label the AUROC of each model at each site.
+    """Return the AUROC of each model at each site, by label.
 
-    `place` of a cell: "own" where a model of one site is judged at that site, "outside" where another model is judged
-    at a site that gave it no patients, "" elsewhere. Test patients are never training patients, "own" or not.
+    `place` of a cell: "own" if a model of one site is evaluated at that site, "outside" if a model is evaluated at a
+    site that gave it no patients, otherwise "". Test patients are never training patients, also for "own".
     """
     columns = sites(results)
-    models = sorted(results.models, key=lambda model: ORDER.index(model.kind))  # stable within a kind
+    models = sorted(results.models, key=lambda model: ORDER.index(model.kind))  # the order within a kind is kept
     return {
         label: {"sites": columns, "models": [row for model in models if (row := _row(model, label))["cells"]]}
         for label in LABELS
@@ -56,7 +56,7 @@ def _place(model: ModelFigures, site: str) -> str:
 
 
 def generalisation(results: Results) -> dict[str, Any]:
-    """By label: each local model at home and at the other sites, and the federated model at those same other sites."""
+    """By label: each local model at its own site and at the others, and the federated model at the same others."""
     return {label: _generalisation(results, label) for label in LABELS}
 
 
@@ -82,7 +82,7 @@ def _generalisation(results: Results, label: str) -> dict[str, Any] | None:
 
 
 def aurocs(model: ModelFigures | None, label: str) -> dict[str, float]:
-    """A model's AUROC at each site that told it."""
+    """Return a model's AUROC at each site that reported it."""
     found = {site: estimate(figures, f"auroc_{label}") for site, figures in (model.figures if model else {}).items()}
     return {site: cell["value"] for site, cell in found.items() if cell and cell["value"] is not None}
 
@@ -92,7 +92,7 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def leave_one_out(results: Results) -> dict[str, Any]:
-    """By label: at each site the federation without it, the full one, and the site's own model if there is one."""
+    """By label and site: the federation without the site, the full one, and the site's own model if there is one."""
     return {label: _leave_one_out(results, label) for label in LABELS}
 
 
@@ -117,13 +117,13 @@ def _alone(results: Results, site: str, name: str) -> Estimate | None:
 
 
 def missing(results: Results) -> list[dict[str, str]]:
-    """Models that the run was not asked for, or that did not come about."""
+    """Return the models that the study did not ask for, or that could not be trained."""
     asked, kinds = results.study.evaluation, {model.kind for model in results.models}
     wanted = {
         "local": ("each site alone", "local_models", asked.local_models),
         "left_out": ("the federation without each site", "leave_one_out", asked.leave_one_out),
         "fine_tuned": ("fine-tuned at each site", "fine_tune", asked.fine_tune),
-        "pooled": ("all patients pooled, in a simulation alone", "pooled", asked.pooled),
+        "pooled": ("all patients pooled, only possible in a simulation", "pooled", asked.pooled),
     }
     return [
         {"kind": kind, "what": what, "key": key, "why": _why(results, was_asked=was_asked)}

@@ -1,4 +1,4 @@
-"""How the run went: learning curves, what each round cost, who was missing or refused and why, and the audit."""
+"""The course of the run: learning curves, costs, missing or refused sites with reasons, and the shortcut audit."""
 
 from collections import Counter, defaultdict
 from statistics import median
@@ -15,15 +15,15 @@ from pipeline.cohort.attrition import plain
 
 
 def explained(code: str) -> dict[str, str]:
-    """A code with what it says and what to do about it; both empty for one that this version does not know."""
+    """Return a code with its text and remedy; both are empty for a code that this version does not know."""
     reason = REASONS.get(code)
     return {"code": code, "says": plain(reason.says) if reason else "", "remedy": reason.remedy if reason else ""}
 
 
 def learning(results: Results) -> list[dict[str, Any]]:
-    """By round the sites' means, weighted by their patients: None in a lost round, or where no site told.
+    """Return the sites' means by round, weighted by their patients; None if the round was lost or no site reported.
 
-    The AUROC of a round is that of the model with which the round began, on validation patients.
+    The AUROC of a round is that of the model at the start of the round, on validation patients.
     """
     return [
         {
@@ -37,7 +37,7 @@ def learning(results: Results) -> list[dict[str, Any]]:
 
 
 def costs(results: Results) -> dict[str, Any]:
-    """Seconds and bytes of each round and of all. Bytes count the arrays alone, all sites together."""
+    """Return seconds and bytes of each round and in total. Bytes count only the arrays, summed over all sites."""
     rounds = rounds_of(results)
     names = ("seconds", "bytes_up", "bytes_down")
     return {
@@ -48,7 +48,7 @@ def costs(results: Results) -> dict[str, Any]:
 
 
 def participation(results: Results) -> dict[str, Any]:
-    """By site for each round that was held: "counted", "refused" (or missing), or None where it was not asked."""
+    """By site, for each round that took place: "counted", "refused" (or missing), or None if it was not sampled."""
     rounds = rounds_of(results)
     return {
         "rounds": [entry["round"] for entry in rounds],
@@ -63,7 +63,7 @@ def _took_part(entry: dict[str, Any], site: str) -> str | None:
 
 
 def absences(results: Results) -> list[dict[str, Any]]:
-    """By code who was missing or refused, how often, and what that means; the most frequent first."""
+    """By code: the missing or refused sites, how often, and the meaning of the code; the most frequent first."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     when: dict[str, list[str]] = defaultdict(list)
     for entry in results.history:
@@ -86,9 +86,9 @@ def absences(results: Results) -> list[dict[str, Any]]:
 
 
 def audit(results: Results) -> dict[str, Any] | None:
-    """The shortcut audit: does the embedding tell the site, do tags or the surroundings of the lungs tell the label?
+    """Return the shortcut audit: how well embeddings predict the site, and tags or lung surroundings the label.
 
-    `false_alarm`: the chance that a study without shortcuts gets any flag.
+    `false_alarm`: the probability that a study without shortcuts gets any flag.
     """
     found = results.audit
     if found is None:
@@ -104,7 +104,7 @@ def audit(results: Results) -> dict[str, Any] | None:
 
 
 def _audited(results: Results, site: str, figures: dict[str, float]) -> dict[str, Any]:
-    """The audit's figures of a site, and beside the score without lungs what the model reaches with them."""
+    """Return a site's audit metrics; next to the score without lungs, the model's score with them."""
     return {
         "scanner_from_embedding": number(figures, "scanner_from_embedding"),
         "scanner_chance": number(figures, "scanner_chance"),

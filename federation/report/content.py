@@ -1,4 +1,4 @@
-"""All that the report tells, as report.json has it: the page shows numbers from here and no others."""
+"""The content of the report, as in report.json. The page shows only numbers from here."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SECTIONS = {
     "thresholds": "Thresholds and their transfer",
     "baselines": "Simpler models, and groups of patients",
     "audit": "Shortcut audit",
-    "costs": "What it cost",
+    "costs": "Costs",
     "checklists": "Reporting checklists",
 }
 
@@ -25,7 +25,7 @@ SECTION = {name: f"section {number}" for number, name in enumerate(SECTIONS, sta
 
 
 def content(results: Results) -> dict[str, Any]:
-    """The report's numbers, fit for JSON. What the sites or the study left out is None or empty."""
+    """Return the report's numbers for JSON. Values that the sites or the study left out are None or empty."""
     told: dict[str, Any] = {
         "format": FORMAT,
         "about": overview.about(results),
@@ -53,6 +53,6 @@ def content(results: Results) -> dict[str, Any]:
 
 
 def _shares() -> dict[str, int]:
-    """How a site's patients are split on average, in percent."""
+    """Return the average split of a site's patients, in percent."""
     test, validation = round(100 * TEST_SHARE), round(100 * VALIDATION_SHARE)
     return {"train": 100 - test - validation, "validation": validation, "test": test}

@@ -1,6 +1,7 @@
-"""How the report's figures are drawn: one style, a few forms, SVG with text as paths.
+"""The drawing of the report's figures: one style, a few chart types, SVG with text as paths.
 
-matplotlib is imported where it draws. Each form gives a `Figure`, whose `uri` an <img> takes: an SVG inside the page.
+matplotlib is imported only when a figure is drawn. Each chart type returns a `Figure` whose `uri` is an SVG for an
+<img> of the page.
 """
 
 import base64
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 
 WIDTH = 9.6  # inches; the page shows it at its full width
 INK, SOFT, LINE, PALE = "#14181d", "#4a5460", "#8b96a3", "#e4e8ed"
-# Told apart in grey print and by the colour-blind (Okabe and Ito), each with a marker of its own.
+# Distinguishable in grey print and for the colour-blind (Okabe and Ito); each has its own marker.
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "first": {"color": "#1f4e79", "marker": "o"},
     "second": {"color": "#d55e00", "marker": "s"},
     "third": {"color": "#5f6b76", "marker": "^"},
     "fourth": {"color": "#009e73", "marker": "D"},
 }
-MANY = 24  # sites; with more a figure has no room for each, and a table none for a row of each
-WIDE = 8  # sites; a table with a column for each of more would not fit on a sheet of paper
-NUMBERED_CELLS = 260  # in a heat map with more, numbers could not be read
+MANY = 24  # sites; with more, there is no room for each site in a figure, or for a row of each in a table
+WIDE = 8  # sites; a table with more columns would not fit on a sheet of paper
+NUMBERED_CELLS = 260  # in a heat map with more cells, numbers are not readable
 _LONGEST_NAME = 26  # characters
 
 
 @dataclass(frozen=True)
 class Figure:
-    """`uri`: an SVG. `width`: in inches as drawn. `alt`: what is to be seen, for those who do not see it."""
+    """A figure. `uri`: an SVG. `width`: in inches as drawn. `alt`: the alternative text."""
 
     uri: str
     width: float
@@ -43,19 +44,19 @@ class Figure:
 
 
 def shown(name: str) -> str:
-    """A name as it may stand on the page: what is invisible or turns the writing round is made visible."""
+    """Return a name for the page: invisible characters and those that change the text direction are replaced."""
     return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs") else c for c in name)
 
 
 def short(name: str) -> str:
-    """A name as it fits into a figure: beginning and end."""
+    """Shorten a name for a figure to its beginning and end."""
     text = shown(name)
     return text if len(text) <= _LONGEST_NAME else f"{text[:13]}…{text[13 - _LONGEST_NAME + 1 :]}"
 
 
 @contextmanager
 def canvas(height: float, width: float = WIDTH) -> Iterator["Canvas"]:
-    """An empty drawing of `width` x `height` inches in the report's style."""
+    """Make an empty drawing of `width` x `height` inches in the report's style."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Drawing
 
@@ -64,7 +65,7 @@ def canvas(height: float, width: float = WIDTH) -> Iterator["Canvas"]:
         "svg.fonttype": "path",
         "font.size": 9,
         "text.color": INK,
-        "text.parse_math": False,  # a name may hold a dollar sign
+        "text.parse_math": False,  # a name may contain a dollar sign
         "axes.edgecolor": LINE,
         "axes.titlesize": 9.5,
         "axes.titleweight": "bold",
@@ -78,12 +79,12 @@ def canvas(height: float, width: float = WIDTH) -> Iterator["Canvas"]:
         "hatch.linewidth": 0.5,
     }
     with mpl.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of a name in a script that the font lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # for a name in a script that the font lacks
         yield Drawing(figsize=(width, height), layout="constrained")
 
 
 def finished(drawing: "Canvas", alt: str) -> Figure:
-    """The drawing as SVG, the same bytes each time."""
+    """Return the drawing as SVG, with the same bytes each time."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     file = io.BytesIO()
@@ -93,7 +94,7 @@ def finished(drawing: "Canvas", alt: str) -> Figure:
 
 
 def dots(axes: "Axes", at: Sequence[float], cells: Sequence[Estimate | None], style: str, label: str) -> None:
-    """Estimates as points with their intervals, at heights `at`; what is None is not there."""
+    """Draw estimates as points with their intervals, at heights `at`; None is left out."""
     known = [(height, cell) for height, cell in zip(at, cells, strict=True) if cell and cell["value"] is not None]
     for height, cell in known:
         if cell["low"] is not None and cell["high"] is not None:
@@ -111,13 +112,13 @@ def dots(axes: "Axes", at: Sequence[float], cells: Sequence[Estimate | None], st
 
 
 def lowest_auroc(cells: Iterable[Estimate | None]) -> float:
-    """Where an axis of AUROCs begins: at 0.4, or lower where an interval does."""
+    """Return the start of an AUROC axis: 0.4, or lower if an interval is lower."""
     lows = [cell["value"] if cell["low"] is None else cell["low"] for cell in cells if cell]
     return max(0.0, min([0.4, *(low - 0.03 for low in lows)]))
 
 
 def name_rows(axes: "Axes", names: Sequence[str]) -> None:
-    """One row for each name, the first on top."""
+    """Set up one row for each name, the first at the top."""
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -136,7 +137,7 @@ def heat(
     high: float = 1.0,
     label: str,
 ) -> None:
-    """A heat map from `low`, pale, to `high`; hatched where there is no value; with numbers while they can be read."""
+    """Draw a heat map from `low` (pale) to `high`; missing values are hatched; numbers are shown if readable."""
     import numpy as np
 
     mesh = heat_mesh(axes, values, low=low, high=high)
@@ -154,7 +155,7 @@ def heat(
 
 
 def heat_mesh(axes: "Axes", values: Sequence[Sequence[float | None]], *, low: float, high: float = 1.0) -> Any:
-    """The cells of a heat map alone."""
+    """Draw only the cells of a heat map."""
     import numpy as np
 
     table = np.array([[np.nan if value is None else value for value in row] for row in values], dtype=float)
@@ -177,7 +178,7 @@ def heat_mesh(axes: "Axes", values: Sequence[Sequence[float | None]], *, low: fl
 
 
 def heat_bar(drawing: "Canvas", mesh: Any, axes: "Axes | list[Axes]", label: str) -> None:
-    """What the colours of a heat map mean."""
+    """Draw the colour scale of a heat map."""
     bar = drawing.colorbar(mesh, ax=axes, shrink=min(1.0, 2.2 / drawing.get_figheight()), pad=0.01, aspect=14)
     bar.set_label(label)
     bar.outline.set_visible(False)

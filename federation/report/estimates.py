@@ -1,7 +1,7 @@
-"""Figures of sites as the report has them: a number with its interval, and many numbers told together.
+"""Metrics of sites for the report: single estimates with intervals, and summaries over sites.
 
-An estimate is {"value", "low", "high"}; `low` and `high` are None where a site gave no interval. None in its place: the
-site let no such figure out.
+An estimate is {"value", "low", "high"}; `low` and `high` are None if a site gave no interval. None instead of an
+estimate means that the site did not release this metric.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any
 from federation.runs.results import FEDERATED, Results
 
 PRIMARY = "severe"
-LABELS = (PRIMARY, "pcr_positive")  # in the order in which the report tells of them
-NAMES = {"severe": "severe", "pcr_positive": "PCR-positive"}  # of the labels in running text
-EXAMPLES = "num-examples"  # test patients of a site
+LABELS = (PRIMARY, "pcr_positive")  # in the order of the report
+NAMES = {"severe": "severe", "pcr_positive": "PCR-positive"}  # names of the labels in text
+EXAMPLES = "num-examples"  # key of a site's number of test patients
 
 Figures = Mapping[str, float]
 Estimate = dict[str, Any]  # value, low, high
@@ -26,7 +26,7 @@ def number(figures: Figures, name: str) -> float | None:
 
 
 def estimate(figures: Figures, name: str) -> Estimate | None:
-    """A figure with its 95 % interval."""
+    """Return a metric with its 95 % interval."""
     value = number(figures, name)
     if value is None:
         return None
@@ -34,21 +34,21 @@ def estimate(figures: Figures, name: str) -> Estimate | None:
 
 
 def value_of(cell: float | Estimate | None) -> float | None:
-    """A plain number, or the value of an estimate."""
+    """Return a plain number, or the value of an estimate."""
     return cell["value"] if isinstance(cell, dict) else cell
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Each counts alike."""
+    """Return the unweighted mean."""
     found = list(values)
     return math.fsum(found) / len(found) if found else None
 
 
 def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | None = None) -> dict[str, Any] | None:
-    """One figure over the sites that gave it: mean, median, lowest and highest with their sites.
+    """Summarise a metric over the sites that gave it: mean, median, and lowest and highest with their sites.
 
-    `mean`: each site counts alike; `weighted_mean`: as `weights` say. A mean of AUROCs is that and no more: it is not
-    the AUROC of all patients together.
+    `mean`: not weighted; `weighted_mean`: weighted by `weights`. A mean of AUROCs is not the AUROC of all patients
+    together.
     """
     found = {site: value for site, value in values.items() if value is not None}
     if not found:
@@ -69,19 +69,19 @@ def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | No
 def over_sites(
     rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, Any] | None]:
-    """The spread of each column of a table with one row a site."""
+    """Summarise each column of a table with one row for each site."""
     columns = dict.fromkeys(name for row in rows.values() for name in row)
     return {name: spread({site: value_of(row.get(name)) for site, row in rows.items()}, weights) for name in columns}
 
 
 def federated(results: Results) -> Mapping[str, Figures]:
-    """The federated model's figures by site."""
+    """Return the federated model's metrics by site."""
     model = results.model(FEDERATED)
     return model.figures if model else {}
 
 
 def sites(results: Results) -> list[str]:
-    """Every site that greeted or was evaluated, in the order in which they were first told of."""
+    """Return every site that answered the handshake or was evaluated, in the order of their first appearance."""
     names = dict.fromkeys(results.sites)
     for model in results.models:
         names |= dict.fromkeys(model.figures)
@@ -89,6 +89,6 @@ def sites(results: Results) -> list[str]:
 
 
 def by_site(results: Results, *names: str) -> dict[str, dict[str, Estimate | None]]:
-    """Figures of the federated model that some site gave: by site, then by name."""
+    """Return the federated model's metrics that at least one site gave, by site and name."""
     found = {site: {name: estimate(figures, name) for name in names} for site, figures in federated(results).items()}
     return {site: cells for site, cells in found.items() if any(cells.values())}

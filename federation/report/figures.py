@@ -1,4 +1,4 @@
-"""The report's figures, each made of the report's content alone. None: there is nothing to draw."""
+"""The report's figures, drawn from the report's content only. A function returns None if there is nothing to draw."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ Content = Mapping[str, Any]
 
 
 def aurocs(cells: Mapping[str, Any]) -> Figure | None:
-    """The federated model's AUROC of severe by site; with many sites from the lowest to the highest, without names."""
+    """Draw the federated model's AUROC of severe by site; with many sites, in ascending order and without names."""
     if not cells:
         return None
     found = {site: row["auroc"] for site, row in cells.items()}
@@ -55,7 +55,7 @@ def _ranked(axes: Any, cells: Sequence[Any]) -> None:
 
 
 def matrix(found: Content) -> Figure | None:
-    """Models in rows, sites in columns. A frame: a site's own model; dashed: a site that gave the model no patients."""
+    """Draw models in rows and sites in columns. Frames mark own sites (solid) and sites without patients (dashed)."""
     sites, models = found["sites"], found["models"]
     if not models:
         return None
@@ -83,7 +83,7 @@ def _frame(axes: Any, sites: Sequence[str], models: Sequence[Content]) -> None:
 
 
 def leave_one_out(rows: Content) -> Figure | None:
-    """At each site the federation without it, the full one, and its own model."""
+    """Draw for each site the federation without it, the full federation, and its own model."""
     if not rows or len(rows) > MANY:
         return None
     with canvas(0.95 + 0.33 * len(rows)) as drawing:
@@ -104,7 +104,7 @@ def leave_one_out(rows: Content) -> Figure | None:
 
 
 def learning(rounds: Sequence[Content]) -> Figure | None:
-    """Mean training loss and mean validation AUROC by round; lost rounds shaded."""
+    """Draw mean training loss and mean validation AUROC by round; lost rounds are shaded."""
     curves = {
         "mean training loss": [("mean_train_loss", "first", "")],
         "mean validation AUROC": [
@@ -135,7 +135,7 @@ def learning(rounds: Sequence[Content]) -> Figure | None:
 
 
 def costs(rounds: Sequence[Content]) -> Figure | None:
-    """Seconds and megabytes of each round; lost rounds shaded."""
+    """Draw seconds and megabytes of each round; lost rounds are shaded."""
     if not rounds:
         return None
     numbers = [entry["round"] for entry in rounds]
@@ -178,7 +178,7 @@ def _by_round(axes: Any) -> None:
 
 
 def confusion(probe: Content) -> Figure | None:
-    """Rows: the site that a patient comes from; columns: the site that the embedding is taken for."""
+    """Draw the confusion matrix of sites: rows are a patient's site, columns the site predicted from the embedding."""
     shares = probe["confusion"]
     rows, columns = list(shares), list(dict.fromkeys(site for row in shares.values() for site in row))
     if not rows:
@@ -188,10 +188,10 @@ def confusion(probe: Content) -> Figure | None:
     height = 3.9 if is_wide else 0.85 + 0.3 * len(rows) + (0.5 if len(columns) > 6 else 0)
     with canvas(height, 4.8 if is_wide else min(WIDTH, 2.6 + 0.75 * len(columns))) as drawing:
         axes = drawing.subplots()
-        # Shares of many sites are small: the darkest is the largest of them.
+        # With many sites all shares are small, so the colours end at the largest share.
         high = max(0.1, *(share for row in shares.values() for share in row.values())) if is_wide else 1.0
         heat(drawing, axes, values, rows, columns, low=0.0, high=high, label="share of test patients")
-        axes.set(ylabel="comes from", xlabel="taken for")
+        axes.set(ylabel="true site", xlabel="predicted site")
         if is_wide:
             axes.set(xticks=[], yticks=[])
-        return finished(drawing, "Share of each site's test patients whose embedding is taken for each site's")
+        return finished(drawing, "Share of each site's test patients whose embedding is assigned to each site")

@@ -1,4 +1,4 @@
-"""The report's figures for many sites: no names where none could be read, an order where there would be a jumble."""
+"""The report's figures for many sites: without site names, which would not be readable, and with sorted sites."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from federation.report.estimates import value_of
 Content = Mapping[str, Any]
 
 _BLOCKS = {"left_out": "without a site", "fine_tuned": "fine-tuned", "local": "one site alone"}
-_THIN, _THICK = 0.3, 2.6  # inches: height of a block with a single model, and of the largest
+_THIN, _THICK = 0.3, 2.6  # inches: height of a block with one model, and largest height
 
 
 def matrix(found: Content) -> Figure:
-    """Models in rows, sites in columns from the lowest AUROC of the first model to the highest; one block a kind."""
+    """Draw models in rows, in one block for each kind; sites in columns, by ascending AUROC of the first model."""
     models = found["models"]
     first = models[0]["cells"]
     sites = sorted(found["sites"], key=lambda site: value_of(first.get(site)) or 0.0)
@@ -40,9 +40,9 @@ def _height(models: int) -> float:
 
 
 def participation(told: Content) -> Figure | None:
-    """Sites in columns, rounds in rows: who counted in which round, who was asked and did not, who was not asked.
+    """Draw sites in columns and rounds in rows: counted, missing or refused, or not sampled.
 
-    Sites that were refused or missing most often stand first.
+    The sites that were missing or refused most often are first.
     """
     rows: Mapping[str, Sequence[str | None]] = told["by_site"]
     if all(mark == "counted" for row in rows.values() for mark in row):
@@ -64,7 +64,7 @@ def participation(told: Content) -> Figure | None:
         axes.tick_params(length=0)
         axes.set_yticks(*_some_rounds(told["rounds"]))
         if len(sites) > MANY:
-            axes.set(xticks=[], xlabel=f"{len(sites)} sites, those that were missing or refused most often first")
+            axes.set(xticks=[], xlabel=f"{len(sites)} sites, most often missing or refused first")
         else:
             places = [place + 0.5 for place in range(len(sites))]
             axes.set_xticks(places, [short(site) for site in sites], rotation=40, ha="right", rotation_mode="anchor")
@@ -75,7 +75,7 @@ def participation(told: Content) -> Figure | None:
 
 
 def _some_rounds(rounds: Sequence[int]) -> tuple[list[float], list[str]]:
-    """Places and numbers of at most ten rounds."""
+    """Return positions and labels of at most ten rounds."""
     step = -(-len(rounds) // 10)
     shown = range(0, len(rounds), step)
     return [place + 0.5 for place in shown], [str(rounds[place]) for place in shown]

@@ -1,4 +1,4 @@
-"""Figures of how far probabilities and thresholds can be trusted. None: there is nothing to draw, or no room."""
+"""Figures about calibration and thresholds. A function returns None without data to draw, or without room."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,12 +22,12 @@ Content = Mapping[str, Any]
 
 
 def roc(pooled: Content) -> Figure | None:
-    """ROC curves of all sites' patients together, by label."""
-    return _square(pooled, "curve", "share of false alarms (1 − specificity)", "sensitivity", "ROC of pooled patients")
+    """Draw ROC curves of all sites' patients together, by label."""
+    return _square(pooled, "curve", "false-positive rate (1 − specificity)", "sensitivity", "ROC of pooled patients")
 
 
 def reliability(pooled: Content) -> Figure | None:
-    """Observed share against predicted probability, of all sites' patients together, by label."""
+    """Draw the observed share against the predicted probability for all sites' patients together, by label."""
     alt = "Reliability curve of pooled patients"
     return _square(pooled, "reliability", "predicted probability", "observed share", alt)
 
@@ -50,7 +50,7 @@ def _square(pooled: Content, key: str, across: str, up: str, alt: str) -> Figure
 
 
 def decision(rows: Content) -> Figure | None:
-    """One panel a site: net benefit of the model, of treating all and of treating none."""
+    """Draw one panel for each site: net benefit of the model, of treating all and of treating none."""
     if not rows or len(rows) > MANY // 2:
         return None
     across = min(4, len(rows))
@@ -79,7 +79,7 @@ def decision(rows: Content) -> Figure | None:
 
 
 def transfer(found: Content) -> Figure | None:
-    """For each threshold, by site, the sensitivity or specificity that it was learnt for; the aim is dashed."""
+    """Draw, for each threshold and site, the sensitivity or specificity that it was chosen for; the aim is dashed."""
     rows = found["by_site"]
     if not rows or len(rows) > MANY:
         return None
@@ -96,15 +96,13 @@ def transfer(found: Content) -> Figure | None:
             lowest = min(
                 (value_of(row[f"{point['learnt_for']}_at_{name}"]) or 1.0 for row in rows.values()), default=0.5
             )
-            axes.set(
-                xlim=(min(0.5, lowest - 0.05), 1.02), xlabel=f"{point['learnt_for']} (dashed: what it was learnt for)"
-            )
+            axes.set(xlim=(min(0.5, lowest - 0.05), 1.02), xlabel=f"{point['learnt_for']} (dashed: the aim)")
             axes.set_title("rule out" if name == "rule_out" else "rule in")
         return finished(drawing, "Sensitivity and specificity that each threshold reaches at each site")
 
 
 def baselines(rows: Content) -> Figure | None:
-    """By site the model, age and sex alone, and lesion load alone."""
+    """Draw, by site, the model, age and sex alone, and lesion load alone."""
     if not rows or len(rows) > MANY:
         return None
     series = (("model", "first", "the model", -0.2), ("lesion_load", "second", "lesion load alone", 0.0))
@@ -122,7 +120,7 @@ def baselines(rows: Content) -> Figure | None:
 
 
 def subgroups(kinds: Content, names: Mapping[str, Mapping[str, str]]) -> Figure | None:
-    """By kind of group one panel: the AUROC of each group at each site that told it."""
+    """Draw one panel for each kind of group: the AUROC of each group at each site that reported it."""
     cells = [
         cell for groups in kinds.values() for group in groups.values() for cell in group["by_site"].values() if cell
     ]

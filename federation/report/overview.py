@@ -1,4 +1,4 @@
-"""What was run, with whom, and how well the federated model tells: the report's first page."""
+"""The first page of the report: settings, sites, and the discrimination of the federated model."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ RANKED = ("auroc", "auprc", "sens_at_spec90", "sens_at_spec95", "spec_at_sens90"
 
 
 def rounds_of(results: Results) -> list[dict[str, Any]]:
-    """The history's entries that tell of rounds."""
+    """Return the entries of the history that describe rounds."""
     return [entry for entry in results.history if "round" in entry]
 
 
 def about(results: Results) -> dict[str, Any]:
-    """The run in short: settings, rounds, sites, and ε where it was private."""
+    """Summarise the run: settings, rounds, sites, and ε if the study was private."""
     table, rounds = results.study.study, rounds_of(results)
     return {
         "study": table.name,
@@ -47,7 +47,7 @@ def about(results: Results) -> dict[str, Any]:
 
 
 def _privacy(results: Results) -> dict[str, Any] | None:
-    """The study's noise, and the largest ε of a site as of its last reply that counted."""
+    """Return the study's noise, and the largest ε of any site, from each site's last reply that counted."""
     settings = results.study.privacy
     if settings is None:
         return None
@@ -79,7 +79,7 @@ def _site(results: Results, site: str, rounds: list[dict[str, Any]]) -> dict[str
 
 
 def discrimination(results: Results) -> dict[str, Any]:
-    """By label: figures of the federated model by site, and their spread, weighted by test patients too."""
+    """By label: metrics of the federated model by site, and their summary, also weighted by test patients."""
     found = federated(results)
     weights = {site: figures.get(EXAMPLES, 0.0) for site, figures in found.items()}
     told: dict[str, Any] = {}

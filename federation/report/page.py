@@ -1,7 +1,7 @@
-"""The report's page and report.json: written beside each other, whole or not at all.
+"""Write the report's page and report.json into one folder, completely or not at all.
 
-The page opens without a network, runs no script and prints on A4. Names of studies, runs and sites come from people:
-all of them are escaped, and what would turn the writing round is shown as a mark.
+The page opens offline, runs no script and prints on A4. Names of studies, runs and sites are user input: all of them
+are escaped, and characters that change the text direction are replaced by a mark.
 """
 
 import json
@@ -30,7 +30,7 @@ NOT_TOLD = "–"
 
 @dataclass(frozen=True)
 class Written:
-    """Where the report is."""
+    """The files of a report."""
 
     page: Path
     numbers: Path
@@ -69,7 +69,7 @@ def write_report(results: Results, out: Path) -> Written:
 
 
 def render(told: Mapping[str, Any]) -> str:
-    """The page as text, of what `content` gives."""
+    """Render the page as text from the result of `content`."""
     environment = page_environment().overlay(loader=PackageLoader("federation.report"))
     environment.filters |= {"cell": cell, "name": name, "code": code, "duration": duration, "megabytes": megabytes}
     return environment.get_template(PAGE).render(
@@ -108,11 +108,11 @@ def _figures(told: Mapping[str, Any]) -> dict[str, Figure | None]:
     }
 
 
-# --- how numbers and names are shown ----------------------------------------------------------------------
+# --- format of numbers and names --------------------------------------------------------------------------
 
 
 def cell(value: Any, kind: str = "plain") -> str:
-    """A number with two decimals, an estimate with its interval; `kind`: plain, signed, percent or count."""
+    """Format a number with two decimals, or an estimate with interval; `kind`: plain, signed, percent or count."""
     if value is None:
         return NOT_TOLD
     if isinstance(value, dict):
@@ -133,18 +133,18 @@ def _number(value: float, kind: str) -> str:
 
 
 def name(text: str) -> Markup:
-    """A name given by people, kept apart from the writing around it."""
+    """Format a name given by people, with its text direction isolated from the surrounding text."""
     return Markup("<bdi>{}</bdi>").format(shown(text))
 
 
 def code(text: str) -> Markup:
-    """Running text; what stands between backticks as code."""
+    """Format text; parts between backticks become code."""
     parts = enumerate(shown(" ".join(text.split())).split("`"))
     return Markup("").join(Markup("<code>{}</code>").format(part) if i % 2 else escape(part) for i, part in parts)
 
 
 def duration(seconds: float) -> str:
-    """In the largest units that say enough."""
+    """Format a duration in suitable units."""
     minutes = round(seconds / 60)
     if seconds < 120:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""All sites' test patients together, as far as sites let histograms out: the only AUROC that is not of one site."""
+"""Results over all sites' test patients together, for sites that release histograms: the only pooled AUROC."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from federation.runs.results import Results
 
 
 def pooled(results: Results) -> dict[str, Any]:
-    """By label AUROC, ROC curve and reliability curve of the patients together; None where no site told histograms.
+    """By label: AUROC, ROC curve and reliability curve over all patients; None if no site released histograms.
 
-    `share`: of the sites' test patients that are among them. `possible`: the least and the greatest AUROC that the
-    binned counts leave open. `curve`: [share of false alarms, sensitivity]. `reliability`: [predicted, observed].
+    `share`: the share of the sites' test patients that is included. `possible`: the smallest and largest AUROC that
+    the binned counts allow. `curve`: [false-positive rate, sensitivity]. `reliability`: [predicted, observed].
     """
     return {label: _told(found) if (found := pool(federated(results), label)) else None for label in LABELS}
 

@@ -1,4 +1,4 @@
-"""How far the federated model's probabilities and thresholds can be trusted, at which site, for which patients."""
+"""Calibration, net benefit, thresholds, baselines and patient groups of the federated model, by site."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,9 +34,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 
 
 def calibration(results: Results) -> dict[str, Any]:
-    """By label: slope and intercept that the federation learnt, and how well calibrated each site finds the result.
+    """By label: the federation's fitted slope and intercept, and the calibration metrics of the result at each site.
 
-    `brier_of_prevalence`: p (1 - p), the Brier score of telling every patient the site's prevalence p. `band`: that of
+    `brier_of_prevalence`: p (1 - p), the Brier score of predicting the site's prevalence p for every patient. `band`:
     `models.calibration.Platt.band` at some probabilities.
     """
     told: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def calibration(results: Results) -> dict[str, Any]:
 
 
 def _band(learnt: Platt | None) -> list[dict[str, float]]:
-    """The 95 % band at some calibrated probabilities; empty where none is known."""
+    """Return the 95 % band at some calibrated probabilities; empty if it is not known."""
     if learnt is None:
         return []
     bands = [(told, learnt.band(learnt.logit_of(told))) for told in TOLD]
@@ -69,10 +69,10 @@ def _band(learnt: Platt | None) -> list[dict[str, float]]:
 
 
 def decision(results: Results) -> dict[str, Any]:
-    """By label and site the decision curve (Vickers & Elkin, Medical Decision Making 2006;26:565).
+    """By label and site: the decision curve (Vickers & Elkin, Medical Decision Making 2006;26:565).
 
-    Net benefit of acting on the model at each threshold probability, and of treating all; of treating none it is 0.
-    `better`: at how many of the sites the model is above both, by threshold.
+    It is the net benefit of acting on the model at each threshold probability, and of treating all; treating none has
+    the net benefit 0. `better`: the number of sites at which the model is above both, by threshold.
     """
     told: dict[str, Any] = {}
     for label in LABELS:
@@ -100,7 +100,7 @@ def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, floa
 
 
 def operating_points(results: Results) -> dict[str, Any]:
-    """By label: the thresholds, and by site what becomes of them there, with predictive values at its prevalence."""
+    """By label: the thresholds, and their performance at each site, with predictive values at its prevalence."""
     told: dict[str, Any] = {}
     for label in LABELS:
         points = {
@@ -135,7 +135,7 @@ def _at(figures: Mapping[str, float], label: str, point: str) -> dict[str, Any]:
 def _predictive_values(
     *, sensitivity: float | None, specificity: float | None, prevalence: float | None
 ) -> dict[str, float | None]:
-    """By Bayes' theorem, at the site's own prevalence."""
+    """Compute predictive values with Bayes' theorem at the site's own prevalence."""
     if sensitivity is None or specificity is None or prevalence is None:
         return {"positive_predictive_value": None, "negative_predictive_value": None}
     ill, well = prevalence, 1 - prevalence
@@ -169,7 +169,7 @@ def baselines(results: Results) -> dict[str, Any]:
 
 
 def subgroups(results: Results) -> dict[str, Any]:
-    """By label, then kind of group and group: the AUROC of its patients by site, None where a site tells none."""
+    """By label, kind of group and group: the AUROC of its patients by site; None if a site reports none."""
     return {
         label: {kind: {group: _group(results, label, group) for group in groups} for kind, groups in GROUPS.items()}
         for label in LABELS
@@ -183,5 +183,5 @@ def _group(results: Results, label: str, group: str) -> dict[str, Any]:
 
 
 def tells_groups(results: Results) -> bool:
-    """Whether any site let a figure of a group out."""
+    """Whether any site released a metric of a group."""
     return any("@" in name for figures in federated(results).values() for name in figures)

@@ -1,4 +1,4 @@
-"""A study's runs: launched, watched, resumed, listed, tracked in MLflow; what a finished run found.
+"""The runs of a study: launch, follow, resume, list, track in MLflow, and read the results.
 
 May import `server`, `strategy`, `protocol` and what is below. Begin with `launch`.
 """

@@ -1,4 +1,4 @@
-"""Launch studies: hand them to a running server, or to Flower's simulation, and follow them to their end."""
+"""Launch studies on a running server or in Flower's simulation, and follow them until they end."""
 
 import secrets
 from collections import deque
@@ -25,7 +25,7 @@ from models.refusal import Refusal
 from models.settings import load_settings
 
 Say = Callable[[str], None]
-LAST_LINES = 12  # of the server's own log, shown on its screen where a run failed
+LAST_LINES = 12  # lines of the server's own log that are shown after a failed run
 ENDS: dict[str, Ended] = {"finished:completed": "completed", "finished:stopped": "stopped"}
 
 
@@ -42,16 +42,16 @@ class Finished:
 
 
 def plan(files: Sequence[Path]) -> list[Study]:
-    """The studies of files, one for each seed, all of them looked at before the first one starts.
+    """Read study files and return one study for each seed. All are checked before the first one starts.
 
-    Raises Refusal: what `load_settings` and `build_strategy` raise, and E_SETTINGS_KEY for a seed that stands twice.
+    Raises Refusal: those of `load_settings` and `build_strategy`, and E_SETTINGS_KEY for a duplicate seed.
     """
     studies = []
     for file in files:
         study = load_settings(file, Study)
         seeds = study.study.seeds or (study.study.seed,)
         if len(set(seeds)) < len(seeds):
-            raise Refusal(SETTINGS_KEY, file=file.name, problems="study.seeds: a seed stands there twice")
+            raise Refusal(SETTINGS_KEY, file=file.name, problems="study.seeds: a seed appears twice")
         try:
             build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
         except Refusal as refusal:
@@ -61,9 +61,9 @@ def plan(files: Sequence[Path]) -> list[Study]:
 
 
 def server_of(server: Path, sites: Sequence[Path] | None) -> AbstractContextManager[object]:
-    """A simulation in the folder `server` while the block lasts; the running server if there are no `sites`.
+    """Start a simulation in the folder `server` for the block; without `sites`, use the server that runs there.
 
-    Each of these is a site's folder, or a folder of such.
+    Each of `sites` is a site's folder or a folder of site folders.
     """
     return (
         simulation_server(server, [site for folder in sites for site in _sites_in(folder)]) if sites else nullcontext()
@@ -78,10 +78,11 @@ def _sites_in(folder: Path) -> list[Path]:
 def launch_all(
     studies: Sequence[Study], server: Path, say: Say, *, group: str = "", began: Say = lambda name: None
 ) -> list[Finished]:
-    """Run studies one after the other on the server that runs in `server`; one that fails is the last.
+    """Run studies one after the other on the server that runs in `server`; stop at the first that fails.
 
-    Several are a group: `group`, or the first study's name with four digits. `began` is told each run's name.
-    Raises Refusal: what `launch` raises.
+    Several studies form a group, named `group` or else the first study's name with four digits. `began` is called
+    with the name of each run.
+    Raises Refusal: those of `launch`.
     """
     if len(studies) > 1:
         group = group or f"{studies[0].study.name}-{secrets.token_hex(2)}"
@@ -92,24 +93,24 @@ def launch_all(
             finished.append(launch(study, server, say, group=group, began=began))
         except BaseException:
             if left := len(studies) - len(finished) - 1:
-                say(f"{left} of the group's {len(studies)} runs were not begun")
+                say(f"{left} of the group's {len(studies)} runs were not started")
             raise
     return finished
 
 
 def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say = lambda name: None) -> Finished:
-    """Run a study on the running server in `server`; lines of progress go to `say`.
+    """Run a study on the running server in `server`; `say` gets the progress, line by line.
 
-    Raises Refusal: what `build_strategy` and `submit` raise, E_RUN_FAILED when the run is not completed, and where it
-    begins from a release, what `bring_release` raises.
+    Raises Refusal: those of `build_strategy` and `submit`; E_RUN_FAILED if the run does not complete; and those of
+    `bring_release` if the study starts from a release.
     """
     build_strategy(study.strategy.name, study.strategy.options, sites=study.study.asked_a_round)
-    config = read_server_config(server)  # before anything is written beside a server that is not there
+    config = read_server_config(server)  # first: without a server, nothing is written
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     folder = server / "runs" / name
     bring_release(study, server, folder)
     if study.study.begin_from and not config.simulated_sites:
-        say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study begins from")
+        say(f"each hospital must have approved the release {study.study.begin_from[:12]} that the study starts from")
     folder.mkdir(parents=True, exist_ok=True)
     write_note(folder, RunNote(begun=datetime.now(UTC), group=group))
     (folder / "study.json").write_text(study.model_dump_json(indent=1))
@@ -120,7 +121,7 @@ def launch(study: Study, server: Path, say: Say, *, group: str = "", began: Say 
 
 
 def _to_approve(study: Study) -> str:
-    """What each hospital has to approve before it takes part; "" where a new site's settings do already."""
+    """Return what each hospital must approve first; "" if the default site settings already approve it."""
     digest = study_digest(study.model_dump_json())
     names = names_of(digest)
     if set(names) & set(usual_studies()):
@@ -130,9 +131,9 @@ def _to_approve(study: Study) -> str:
 
 
 def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
-    """Go on with a run from its last checkpoint.
+    """Resume a run from its last checkpoint.
 
-    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, and what `launch` raises.
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_UNDER_WAY, and those of `launch`.
     """
     folder = find_run(server, name)
     if state(server, folder) in UNDER_WAY:
@@ -141,9 +142,9 @@ def resume(name: str, server: Path, say: Say, *, began: Say = lambda name: None)
 
 
 def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None) -> Finished:
-    """Watch a run that is under way from its first line to its end; of one that ended, say how.
+    """Follow an active run from its first line to its end. For a run that has ended, return its outcome.
 
-    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FAILED where it is not complete, and what `wait` raises.
+    Raises Refusal: E_RUN_UNKNOWN, E_RUN_FAILED if it is not complete, and those of `wait`.
     """
     folder = find_run(server, name)
     if state(server, folder) in UNDER_WAY:
@@ -153,7 +154,7 @@ def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None)
         except Refusal:
             if read_note(folder).ended is None:
                 raise
-            # A simulation's server ends with its last run, perhaps before we could ask it how that ended.
+            # A simulation's server ends with its last run, perhaps before it could be asked for the outcome.
     stands = state(server, folder)
     if stands != "completed":
         raise Refusal(reasons.RUN_FAILED, status=stands, run=name)
@@ -161,7 +162,7 @@ def follow(name: str, server: Path, say: Say, *, began: Say = lambda name: None)
 
 
 def stop_run(name: str, server: Path) -> None:
-    """Stop a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_ENDED where it is not under way, and what `stop` raises."""
+    """Stop a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_ENDED if it is not active, and those of `stop`."""
     folder = find_run(server, name)
     stands = state(server, folder)
     if stands not in UNDER_WAY:

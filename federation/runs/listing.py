@@ -1,7 +1,7 @@
-"""The runs of a server's folder, as `fedthorax study list` and `show` tell of them.
+"""The runs of a server's folder, for `fedthorax study list` and `show`.
 
-They work from the run's files, whether the server runs or not; that is asked for the state of a run alone whose end
-nobody noted.
+Everything is read from the runs' files, so the server need not run. The server is asked only for the state of a run
+whose end was not recorded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from federation.runs.submission import State, state
 from federation.runs.tracking import how_to_see
 from models.refusal import Refusal
 
-# What people are shown of the final model; --json has every figure.
+# The metrics of the final model in tables; --json contains all metrics.
 HEADLINES = (
     "auroc_severe",
     "auprc_severe",
@@ -29,13 +29,13 @@ HEADLINES = (
     "auroc_pcr_positive",
 )
 MEAN = "mean over sites"
-MANY = 8  # sites; a terminal has no column for each of more
+MANY = 8  # with more sites than this, a terminal has no room for one column each
 SPREAD: Mapping[str, Callable[[Sequence[float]], float]] = {"lowest": min, "median": median, "highest": max}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run by its files."""
+    """One run, as read from its files."""
 
     folder: Path
     study: Study
@@ -48,7 +48,7 @@ class Run:
         return self.folder.name
 
     def summary(self) -> dict[str, Any]:
-        """What a list shows; `means` are those of the last round over the sites that counted in it."""
+        """Return the run's entry in a list; `means` are over the sites that counted in the last round."""
         rounds = rounds_of(self.history)
         return {
             "run": self.name,
@@ -65,13 +65,13 @@ class Run:
 
 
 def read_run(server: Path, name: str) -> Run:
-    """Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES."""
+    """Read one run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES."""
     folder = find_run(server, name)
     return Run(folder, read_study(folder), read_note(folder), state(server, folder), read_history(folder))
 
 
 def summaries(server: Path) -> list[dict[str, Any]]:
-    """All runs of a server's folder, oldest first; of one whose files cannot be read only its name and the code."""
+    """Return all runs of a server's folder, oldest first; only name and code for a run with unreadable files."""
     found = []
     for name in run_names(server):
         try:
@@ -82,7 +82,7 @@ def summaries(server: Path) -> list[dict[str, Any]]:
 
 
 def list_lines(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table of `study list`: run, state, round, strategy, seed, group, mean AUROC of severe, when begun."""
+    """The table of `study list`: run, state, round, strategy, seed, group, mean AUROC of severe, start time."""
     return [
         [
             run["run"],
@@ -99,7 +99,7 @@ def list_lines(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def detail(server: Path, name: str) -> dict[str, Any]:
-    """All that is known of a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES."""
+    """Return all details of a run. Raises Refusal: E_RUN_UNKNOWN, E_RUN_FILES."""
     run = read_run(server, name)
     results = results_or_none(run.folder)
     return {
@@ -112,7 +112,7 @@ def detail(server: Path, name: str) -> dict[str, Any]:
 
 
 def results_or_none(run: Path) -> Results | None:
-    """The results of a run; None while it has none. Raises Refusal E_RESULTS where there are some, but not ours."""
+    """Return a run's results, or None if it has none yet. Raises Refusal E_RESULTS if their format is unknown."""
     try:
         return read_results(run)
     except Refusal as refusal:
@@ -122,7 +122,7 @@ def results_or_none(run: Path) -> Results | None:
 
 
 def _where(server: Path, folder: Path) -> dict[str, str]:
-    """Where what came of a run lies, as far as it is there."""
+    """Return the paths of a run's outputs that exist."""
     places = {
         "candidate": folder / "release",
         "results": folder / "results.json",
@@ -134,8 +134,10 @@ def _where(server: Path, folder: Path) -> dict[str, str]:
 
 
 def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table of rounds: number, sites that counted (of many how many of those asked), loss, mean AUROC of severe,
-    seconds, MB up and down, flags.
+    """The table of rounds, one row each.
+
+    Columns: number, sites that counted (with many sites, their number and the number of sampled sites), loss, mean
+    AUROC of severe, seconds, MB up and down, flags.
     """
     from federation.strategy.round_report import flags
 
@@ -165,9 +167,9 @@ def _counted(entry: Mapping[str, Any]) -> str:
 
 
 def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """The headlines of the federated model: columns are sites and the mean over them, which is a mean and no more.
+    """The main metrics of the federated model: one column for each site, and their mean.
 
-    With many sites the columns are the lowest, the median and the highest of them, and how many told the figure.
+    With many sites the columns are the lowest, median and highest value, and the number of sites that reported it.
     """
     figures = federated(results)
     if len(figures) > MANY:
@@ -186,13 +188,13 @@ def _over_many(figures: Mapping[str, Mapping[str, float]], name: str) -> list[st
 
 
 def federated(results: Results) -> dict[str, dict[str, float]]:
-    """The federated model's figures by site."""
+    """Return the federated model's metrics by site."""
     model = results.model(FEDERATED)
     return model.figures if model else {}
 
 
 def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Each figure's mean, weighted by the sites' test patients. A mean of AUROCs is not the AUROC of all patients."""
+    """Mean of each metric, weighted by the sites' test patients. A mean of AUROCs is not the AUROC of all patients."""
     from federation.protocol.pooled_figures import weighted_means
 
     return weighted_means(list(figures.values()))

@@ -1,4 +1,4 @@
-"""How far a run is, in one line for whoever watches it."""
+"""The progress of a run, in one line."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from federation.protocol.study_config import Study
 from federation.runs.run_folder import read_history, read_study
 from models.refusal import Refusal
 
-LATEST = 5  # rounds from which the time left is told
+LATEST = 5  # number of last rounds from which the remaining time is estimated
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Rounds that are done, of how many, and the figures of the last one."""
+    """Completed rounds, total rounds, and the metrics of the last round."""
 
     done: int
     total: int
@@ -24,46 +24,46 @@ class Standing:
 
 @dataclass
 class Progress:
-    """Looks into the folder of the run that is watched now."""
+    """Reads the progress of the run that is watched."""
 
     server: Path
     run: str = ""
     _last: Standing | None = field(default=None, init=False)
 
     def watch(self, run: str) -> None:
-        """Look at this run from now on."""
+        """Watch this run from now on."""
         self.run, self._last = run, None
 
     def now(self) -> Standing | None:
-        """None before a run has begun. What cannot be read just now is told as it was before."""
+        """Return the progress; None before a run has started. If the file cannot be read now, return the last value."""
         if self.run:
             folder = self.server / "runs" / self.run
             try:
                 self._last = standing(read_study(folder), read_history(folder))
-            except Refusal:  # the server is writing the file
+            except Refusal:  # the server is writing the file at the moment
                 return self._last
         return self._last
 
 
 def rounds_of(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The entries of a run's history that tell of rounds; others tell of evaluations."""
+    """Return the entries of a run's history that describe rounds; the others describe evaluations."""
     return [entry for entry in history if "round" in entry and "lost" in entry]
 
 
 def asked_in(entry: Mapping[str, Any]) -> set[str]:
-    """The sites that a round asked: each of them counted, or was refused with a code."""
+    """Return the sites that a round sampled: each of them counted or was refused with a code."""
     return {*entry["sites"], *entry.get("refused", {})}
 
 
 def standing(study: Study, history: Sequence[Mapping[str, Any]]) -> Standing:
-    """How far a run is by its history. The time left is that of rounds alone: evaluations come on top."""
+    """Return a run's progress from its history. The remaining time covers the rounds, not the evaluations."""
     rounds, total = rounds_of(history), study.study.rounds
     if not rounds:
         return Standing(0, total, "waiting for the first round to end")
     last = rounds[-1]
     seconds = (total - last["round"]) * fmean(entry["seconds"] for entry in rounds[-LATEST:])
     left = f"{'at most' if study.stopping else 'about'} {duration(seconds)} left"
-    # A narrow terminal cuts off the end.
+    # A narrow terminal cuts off the end, so the most important part comes first.
     parts = [f"round {last['round']} of {total}", left if seconds else "the last round is done"]
     parts.append(f"{len(last['sites'])} of {study.study.asked_a_round} sites")
     if "train_loss" in last["means"]:
@@ -74,7 +74,7 @@ def standing(study: Study, history: Sequence[Mapping[str, Any]]) -> Standing:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes, or seconds."""
+    """Format a duration in hours and minutes, in minutes, or in seconds."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{seconds:.0f} s"

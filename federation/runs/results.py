@@ -1,6 +1,7 @@
-"""What a finished run found, in one file: the input of its report, of comparisons and of its release.
+"""The results of a finished run in one file, SERVER_DIR/runs/<run>/results.json.
 
-SERVER_DIR/runs/<run>/results.json. Site names stand for hospitals; every figure is one that a site let out.
+The report, the comparison of runs and the release read this file. Hospitals appear under their site names. It
+contains only metrics that a site has released.
 """
 
 from pathlib import Path
@@ -25,10 +26,11 @@ class _Part(BaseModel):
 
 
 class ModelFigures(_Part):
-    """One model at every site that evaluated it.
+    """The metrics of one model at every site that evaluated it.
 
-    `name`: "federated", "north alone", "without north", "north fine-tuned", "pooled". `trained_at`: the sites whose
-    patients it learnt from. `figures`: by site, then by the names of `protocol.metric_allowlist` and `num-examples`.
+    `name`: "federated", "north alone", "without north", "north fine-tuned", "pooled". `trained_at`: the sites on
+    whose patients it was trained. `figures`: by site, then by the names of `protocol.metric_allowlist` and
+    `num-examples`.
     """
 
     name: str
@@ -38,7 +40,7 @@ class ModelFigures(_Part):
 
 
 class Probe(_Part):
-    """How well held-out embeddings tell the site.
+    """How well the site can be predicted from held-out embeddings.
 
     `confusion`: for each site the share of its test patients that is assigned to each site. `accuracy` is the mean of
     the diagonal (balanced), `chance` 1 / sites.
@@ -50,7 +52,7 @@ class Probe(_Part):
 
 
 class Flag(_Part):
-    """A reason to distrust: a code of the table of reasons, the site, and the figure that led to it."""
+    """A reason to distrust the model: a code of the table of reasons, the site, and the metric that caused it."""
 
     code: str
     site: str
@@ -58,7 +60,7 @@ class Flag(_Part):
 
 
 class Audit(_Part):
-    """The shortcut audit. `sites`: by site the audit's figures. `probe` is None where too few sites took part."""
+    """The shortcut audit. `sites`: the audit's metrics by site. `probe` is None if too few sites took part."""
 
     probe: Probe | None
     sites: dict[str, dict[str, float]]
@@ -66,14 +68,14 @@ class Audit(_Part):
 
 
 class OperatingPoint(_Part):
-    """A threshold on the calibrated probability, learnt from the sites' validation patients."""
+    """A threshold on the calibrated probability, estimated from the sites' validation patients."""
 
     threshold: float
-    sites: int  # that it is the mean of
+    sites: int  # number of sites whose mean it is
 
 
 class Results(_Part):
-    """Everything of a run that its report needs."""
+    """All data of a run that its report needs."""
 
     format: Literal[1] = 1
     run: str

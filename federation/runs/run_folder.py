@@ -1,9 +1,9 @@
-"""A run's folder, SERVER_DIR/runs/<run>/, and the note that its launch keeps there.
+"""A run's folder, SERVER_DIR/runs/<run>/, and the note (run.json) that the launch keeps in it.
 
-study.json     the study, as this run has it
-run.json       the note: since when, of which group, Flower's number of it, how it ended
-mlflow.json    where its figures are (`federation.runs.tracking`)
-history.json, checkpoints/, release/, results.json: the server's app writes them (`federation.coordinator.server_app`)
+study.json     the study's settings in this run
+run.json       the note: start time, group, Flower's run id, how the run ended
+mlflow.json    where its metrics are (`federation.runs.tracking`)
+history.json, checkpoints/, release/, results.json: written by the ServerApp (`federation.coordinator.server_app`)
 """
 
 import json
@@ -21,15 +21,16 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 
 NOTE = "run.json"
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")  # of a run and of a group
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")  # the name of a run or of a group
 
 Ended = Literal["completed", "failed", "stopped"]
 
 
 class RunNote(BaseModel, extra="forbid"):
-    """run.json. `run_id` is 0 until the server has taken the run; `ended` is None while nobody saw it end.
+    """The content of run.json.
 
-    `server_start`: of the server's starts, the one that took it (`federation.server.start.this_start`).
+    `run_id` is 0 until the server has accepted the run. `ended` is None until the end was recorded. `server_start`
+    identifies the start of the server that accepted it (`federation.server.start.this_start`).
     """
 
     begun: datetime
@@ -40,13 +41,13 @@ class RunNote(BaseModel, extra="forbid"):
 
 
 def run_names(server: Path) -> list[str]:
-    """The runs of a server's folder, oldest first."""
+    """Return the names of the runs in a server's folder, oldest first."""
     folders = [file.parent for file in (server / "runs").glob("*/study.json")]
     return [folder.name for folder in sorted(folders, key=lambda folder: (_begun(folder), folder.name))]
 
 
 def find_run(server: Path, name: str) -> Path:
-    """The folder of a run. Raises Refusal E_RUN_UNKNOWN, which names those that there are."""
+    """Return the folder of a run. Raises Refusal E_RUN_UNKNOWN, which lists the existing runs."""
     folder = server / "runs" / name
     if not NAME.fullmatch(name) or not (folder / "study.json").is_file():
         known = ", ".join(run_names(server)) or "none"
@@ -55,7 +56,7 @@ def find_run(server: Path, name: str) -> Path:
 
 
 def read_study(folder: Path) -> Study:
-    """The study of a run. Raises Refusal E_RUN_FILES."""
+    """Read the study of a run. Raises Refusal E_RUN_FILES."""
     try:
         return Study.model_validate_json((folder / "study.json").read_bytes())
     except (OSError, ValidationError) as error:
@@ -63,7 +64,7 @@ def read_study(folder: Path) -> Study:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """What the server wrote of each round and of the end; nothing before the first. Raises Refusal E_RUN_FILES."""
+    """Read the history of a run, which is empty before the first round. Raises Refusal E_RUN_FILES."""
     try:
         return list(json.loads((folder / "history.json").read_text()))
     except FileNotFoundError:
@@ -73,7 +74,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_note(folder: Path) -> RunNote:
-    """The note of a run; of one that an older release launched, what its files tell. Raises Refusal E_RUN_FILES."""
+    """Read a run's note; for a run of an older release, derive it from its files. Raises Refusal E_RUN_FILES."""
     try:
         return RunNote.model_validate_json((folder / NOTE).read_bytes())
     except FileNotFoundError:
@@ -88,7 +89,7 @@ def write_note(folder: Path, note: RunNote) -> None:
 
 
 def _begun(folder: Path) -> datetime:
-    """When a run began, as near as its files tell."""
+    """Estimate from its files when a run started."""
     try:
         return read_note(folder).begun
     except Refusal:

@@ -1,7 +1,7 @@
-"""Runs: a study submitted to a running server, watched and stopped; and the server of a simulation.
+"""Submit a run to a running server, follow and stop it; and start the server of a simulation.
 
-A simulation goes the same way as the real thing (same app, same submission), to a SuperLink that runs the
-clients itself, on Ray, over the site folders of this machine.
+A simulation uses the same app and the same submission as a real run. Its SuperLink runs the clients itself, with Ray,
+on the site folders of this machine.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
-MARK = "fedthorax: "  # begins what the server's app says to whoever watches the run
+MARK = "fedthorax: "  # prefix of the ServerApp's lines that are shown to whoever follows the run
 
 State = Ended | Literal["waiting", "running", "interrupted", "server down"]
 UNDER_WAY: tuple[State, ...] = ("waiting", "running")
-# Flower's words for it.
+# Flower's names of these states.
 _STATES: Mapping[str, State] = {
     "pending": "waiting",
     "starting": "waiting",
@@ -42,17 +42,17 @@ _STATES: Mapping[str, State] = {
 
 
 def build_app() -> tuple[bytes, str]:
-    """The app that travels, and its SHA-256, by which a site approves it.
+    """Return the app that is sent to the sites, and its SHA-256, by which a site approves it.
 
-    The same files give the same bytes on every machine, so that a site which has installed the same release knows
-    the hash beforehand.
+    The same files give the same bytes on every machine. A site that has installed the same release therefore knows
+    the hash in advance.
     """
     app = build(APP)
     return app, hashlib.sha256(app).hexdigest()
 
 
 def submit(folder: Path, run_config: Mapping[str, str]) -> int:
-    """Start a run on the server in `folder`; its id. `run_config` may set the keys of the app's own config.
+    """Start a run on the server in `folder` and return its id. `run_config` may set keys of the app's own config.
 
     Raises Refusal: E_NO_SERVER, E_SERVER_UNREACHABLE, E_CONTROL_FAILED.
     """
@@ -71,7 +71,7 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
 
 
 def status(folder: Path, run_id: int) -> str:
-    """Where a run stands: pending, starting, running, or finished:completed, :failed or :stopped.
+    """Return a run's status: pending, starting, running, or finished:completed, :failed or :stopped.
 
     Raises Refusal: E_RUN_UNKNOWN and those of `submit`.
     """
@@ -83,10 +83,10 @@ def status(folder: Path, run_id: int) -> str:
 
 
 def state(folder: Path, run: Path) -> State:
-    """Where the run in the folder `run` stands, asked of the server in `folder` unless its end was noted.
+    """Return the state of the run in the folder `run`: as recorded, or as the server in `folder` reports it.
 
-    A run that nobody saw the end of is "interrupted" where the server knows it no longer or was started anew since
-    (Flower goes on calling it running for a while), and its server is "down" where that does not answer; either can be
+    A run without a recorded end is "interrupted" if the server does not know it any more or has been restarted since
+    (Flower reports it as running for a while). It is "server down" if the server does not respond. Both can be
     resumed. Raises Refusal E_RUN_FILES.
     """
     note = read_note(run)
@@ -101,9 +101,9 @@ def state(folder: Path, run: Path) -> State:
 
 
 def wait(folder: Path, run_id: int, on_line: Callable[[str], None]) -> str:
-    """Give each line that the run logs at the server to `on_line` until the run ends; its status then.
+    """Call `on_line` with each log line of the run until the run ends; return its status.
 
-    Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_SERVER_UNREACHABLE if the server ends meanwhile.
+    Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_SERVER_UNREACHABLE if the server ends before the run.
     """
     from flwr.proto.control_pb2 import StreamLogsRequest
 
@@ -121,7 +121,7 @@ def wait(folder: Path, run_id: int, on_line: Callable[[str], None]) -> str:
 def stop(folder: Path, run_id: int) -> None:
     """Stop a run.
 
-    Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_CONTROL_FAILED if it has ended already.
+    Raises Refusal: E_RUN_UNKNOWN and those of `submit`; E_CONTROL_FAILED if it has already ended.
     """
     from flwr.proto.control_pb2 import StopRunRequest
 
@@ -131,14 +131,14 @@ def stop(folder: Path, run_id: int) -> None:
 
 @contextmanager
 def simulation_server(folder: Path, sites: Sequence[Path]) -> Iterator[Process]:
-    """A server in `folder` that plays the nodes of `sites` itself, while the block lasts.
+    """Start a server in `folder` that simulates the nodes of `sites`; stop it at the end of the block.
 
     The client finds its site as entry `node_config["partition-id"]` of the environment variable
-    `FEDTHORAX_SIMULATED_SITES`, a list of folders joined by os.pathsep. There is no TLS and no node
-    authentication: it listens on a free port of loopback, for the length of one study.
+    `FEDTHORAX_SIMULATED_SITES`, a list of folders joined by os.pathsep. There is no TLS and no node authentication:
+    the server listens on a free port of loopback, for one study only.
 
-    Raises Refusal: E_NO_SITES, E_EXISTS if the folder holds a real server, E_PORT_IN_USE if a simulation runs
-    in it already, E_NOT_STARTED.
+    Raises Refusal: E_NO_SITES, E_EXISTS if the folder contains a real server, E_PORT_IN_USE if a simulation already
+    runs in it, E_NOT_STARTED.
     """
     if not sites or not all(site.is_dir() and os.pathsep not in str(site.resolve()) for site in sites):
         raise Refusal(reasons.NO_SITES, private=os.pathsep.join(map(str, sites)))
@@ -149,7 +149,7 @@ def simulation_server(folder: Path, sites: Sequence[Path]) -> Iterator[Process]:
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text(f"# A simulation.\nport = {free_port()}\nsimulated_sites = {len(sites)}\n")
     try:
-        # Ray's sockets lie in its folder, and a socket's path has at most 107 bytes: `folder` may be too deep.
+        # Ray's sockets are in its folder. A socket's path has at most 107 bytes, and `folder` may be longer.
         with (
             tempfile.TemporaryDirectory(prefix="ray-") as ray,
             start_superlink(
@@ -158,7 +158,7 @@ def simulation_server(folder: Path, sites: Sequence[Path]) -> Iterator[Process]:
                 arguments=["--insecure", "--simulation"],
                 FEDTHORAX_SIMULATED_SITES=os.pathsep.join(str(site.resolve()) for site in sites),
                 RAY_TMPDIR=ray,
-                # Ray listens beyond loopback and starts whatever it is sent; with a token, only from us.
+                # Ray listens beyond loopback and executes what it receives. The token restricts it to this process.
                 RAY_AUTH_MODE="token",
                 RAY_AUTH_TOKEN=secrets.token_hex(32),
             ) as superlink,
@@ -169,7 +169,7 @@ def simulation_server(folder: Path, sites: Sequence[Path]) -> Iterator[Process]:
 
 
 def _refuse_other_server(folder: Path) -> None:
-    """Refuse a folder that is in use; what a simulation left that was killed is none."""
+    """Refuse a folder that is in use. The files of a simulation that was killed do not count as use."""
     config = read_server_config(folder)
     if not config.simulated_sites:
         raise Refusal(server_reasons.EXISTS, private=str(folder))
@@ -178,11 +178,11 @@ def _refuse_other_server(folder: Path) -> None:
 
 
 def _simulation(sites: int) -> "SimulationConfig | None":
-    """One simulated node for each site, as many at a time as there are processors."""
+    """One simulated node for each site; as many run at once as there are processors."""
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
     if not sites:
         return None
-    # Without a bound Ray makes a worker, each with its own torch, for every processor of the machine.
+    # Without this bound Ray starts one worker, each with its own torch, for every processor of the machine.
     workers = min(sites, os.cpu_count() or 1)
     return SimulationConfig(num_supernodes=sites, client_resources_num_cpus=1, init_args_num_cpus=workers)

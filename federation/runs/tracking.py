@@ -1,14 +1,13 @@
-"""What the server writes to MLflow, and nobody else does: parameters, figures of each round, artifacts, the model.
+"""Track a run in MLflow: parameters, metrics of each round, artifacts and the model.
 
-SQLite and files under the server's folder by default; MLFLOW_TRACKING_URI names another tracking server. What is
-written is listed here, so that nothing else gets there: no path of a site, no user, no count of a site's patients.
-docs/mlflow.md tells how to set up a tracking server.
+Only the server writes to MLflow. The default store is SQLite and files in the server's folder; MLFLOW_TRACKING_URI
+selects another tracking server. This module lists everything that is written, so that nothing else gets there: no
+path of a site, no user, no count of a site's patients. docs/mlflow.md explains how to set up a tracking server.
 
-The runs of a group, which differ by seed or strategy, lie below one parent run with the group's name, as MLflow's own
-interface shows nested runs.
+The runs of a group differ by seed or strategy. They are nested runs below one parent run with the group's name.
 
-A study does not stop because MLflow does. What it cannot take now waits in the run's folder, in tracking.jsonl, and is
-handed over before whatever comes next: the next round's figures, or the next run on this server.
+If MLflow is not available, the study continues. The data is queued in tracking.jsonl in the run's folder, and is
+uploaded before the next data: the next round's metrics, or the next run on this server.
 """
 
 import json
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 SPOOL = "tracking.jsonl"
 WHERE = "mlflow.json"
-GROUP = "fedthorax.group"  # tag: of which group a run is, or which one it stands for
+GROUP = "fedthorax.group"  # tag: the group that a run belongs to, or that a parent run represents
 _IS_GROUP = {"fedthorax.kind": "group"}
-# MLflow would fill these in with the user and the script of this machine.
+# Without these, MLflow records the user and the script of this machine.
 _NEUTRAL_TAGS = {"mlflow.user": "fedthorax", "mlflow.source.name": "fedthorax", "mlflow.source.type": "PROJECT"}
 _HABITS = {
-    # By itself MLflow tries for minutes, while the sites wait for the next round.
+    # By default MLflow retries for minutes, while the sites wait for the next round.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -47,19 +46,19 @@ _HABITS = {
 
 
 def tracking_uri(server_folder: Path) -> str:
-    """Where a server's experiments are: its own SQLite file, unless MLFLOW_TRACKING_URI names a tracking server."""
+    """Return the URI of a server's experiments: MLFLOW_TRACKING_URI if it is set, or else its own SQLite file."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{server_folder / 'mlflow.db'}"
 
 
 def artifact_place(server_folder: Path, uri: str) -> str | None:
-    """Where artifacts go: beside our own SQLite file. None: a tracking server keeps them where it likes."""
+    """Return the place of artifacts: beside the server's SQLite file; None if a tracking server decides."""
     return (server_folder / "mlartifacts").as_uri() if uri.startswith("sqlite") else None
 
 
 def how_to_see(server_folder: Path, run_folder: Path) -> str:
-    """How to open a run's figures in a browser: an address, or the command that shows a database's.
+    """Return how to open a run in MLflow's interface: an address, or the command that serves a database.
 
-    As the server noted it, which may see another tracking server than this process does.
+    The server's own record is used, because this process may be set to another tracking server.
     """
     path, where = run_folder / WHERE, {"uri": without_user(tracking_uri(server_folder.resolve()))}
     if path.exists():
@@ -72,22 +71,22 @@ def how_to_see(server_folder: Path, run_folder: Path) -> str:
 
 
 def without_user(uri: str) -> str:
-    """An address without the user and password that it may hold."""
+    """Remove user and password from an address."""
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
 
 
 def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
-    """Hand over what earlier runs on this server could not."""
+    """Upload the queued data of earlier runs on this server."""
     for spool in sorted((server_folder / "runs").glob(f"*/{SPOOL}")):
         study = Study.model_validate_json((spool.parent / "study.json").read_text())
         Tracker(server_folder, study, spool.parent.name, say).hand_over()
 
 
 class Tracker:
-    """One run of a study in MLflow. A resumed study goes on in the same run.
+    """One run of a study in MLflow. A resumed study continues in the same run.
 
-    `say` is told when MLflow does not answer, and when it does again.
+    `say` is called when MLflow stops responding, and when it responds again.
     """
 
     def __init__(self, server_folder: Path, study: Study, run_name: str, say: Callable[[str], None]) -> None:
@@ -103,13 +102,13 @@ class Tracker:
         self._version: str | None = None
 
     def begin(self, tags: Mapping[str, str]) -> None:
-        """Say that the run goes on, and with which study."""
+        """Mark the run as running, and record the study's parameters."""
         self._record("begin", params=params(self.study), tags=dict(tags))
 
     def log_round(self, report: RoundReport, names: Mapping[int, str]) -> None:
-        """Figures of one round: means over sites (named as such), each site's own, and what the round cost.
+        """Log one round: means over sites (`mean_...`), each site's own metrics, duration and traffic.
 
-        The head that a site told of its ledger becomes the run's tag `ledger.<site>`.
+        The ledger head that a site reported becomes the run's tag `ledger.<site>`.
         """
         figures = {f"mean_{name}": value for name, value in report.aggregated.items()}
         for node_id, metrics in report.metrics.items():
@@ -127,7 +126,7 @@ class Tracker:
         self._record("figures", values=figures, step=report.round, at_ms=_now_ms(), tags=tags)
 
     def log_final(self, figures: Mapping[str, float], rounds: int) -> None:
-        """Figures of the final model on the sites' test patients."""
+        """Log the final model's metrics on the sites' test patients."""
         values = {f"final/{name}": value for name, value in figures.items()}
         self._record("figures", values=values, step=rounds, at_ms=_now_ms(), tags={})
 
@@ -138,7 +137,7 @@ class Tracker:
     def register(self, release: Path, sha256: str) -> str | None:
         """Register a release as the study's newest model version, with the alias `candidate`.
 
-        Returns its version; None if MLflow does not answer now.
+        Returns its version; None if MLflow is not responding.
         """
         self._version = None
         self._record("artifacts", path=str(release), name="model")
@@ -148,14 +147,14 @@ class Tracker:
     def end(self, *, completed: bool) -> None:
         self._record("end", status="FINISHED" if completed else "FAILED")
 
-    # --- handing over ------------------------------------------------------------------------------------------
+    # --- uploading ---------------------------------------------------------------------------------------------
 
     def _record(self, what: str, **details: Any) -> None:
         self._waiting.append({"what": what, **details})
         self.hand_over()
 
     def hand_over(self) -> None:
-        """Give MLflow all that waits, in its order; what it does not take is kept in the run's folder."""
+        """Upload the queued data in order. Data that MLflow does not accept stays in the run's folder."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -168,7 +167,7 @@ class Tracker:
             self._trouble = None
         except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' exceptions are OSErrors
             if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-                raise  # ours to mend, and no better later
+                raise  # an error in this code; a retry does not help
             self._trouble, self._client = _trouble(error), None
         if self._waiting:
             self.spool.write_text("".join(json.dumps(each) + "\n" for each in self._waiting))
@@ -177,7 +176,7 @@ class Tracker:
         if self._trouble and self._trouble != before:
             self.say(f"{Refusal(self._trouble)}. {self._trouble.remedy}")
         elif before and not self._trouble:
-            self.say("MLflow answers again and has what waited")
+            self.say("MLflow responds again; the queued data is uploaded")
 
     def _deliver(self, what: str, details: Mapping[str, Any]) -> None:
         client = self._client = self._client or self._connect()
@@ -191,7 +190,7 @@ class Tracker:
         deliver[what](client, **details)
 
     def _connect(self) -> "MlflowClient":
-        """A client, once the run is there: found by its name or made."""
+        """Return a client, after the run was found by its name or created."""
         for name, value in _HABITS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
@@ -213,7 +212,7 @@ class Tracker:
         return client
 
     def _run(self, client: "MlflowClient", experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the run of this name, which is made if it is not there."""
+        """Return the id of the run with this name; create the run if it does not exist."""
         found = client.search_runs([experiment_id], f"tags.`mlflow.runName` = '{name}'", max_results=1)
         run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={**_NEUTRAL_TAGS, **tags})
         return str(run.info.run_id)
@@ -236,7 +235,7 @@ class Tracker:
 
         client.log_batch(
             self.run_id,
-            # MLflow allows no @ in names, with which ours name a subgroup.
+            # Our metric names mark a subgroup with @, which MLflow does not allow.
             metrics=[Metric(name.replace("@", "/"), float(value), at_ms, step) for name, value in values.items()],
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
@@ -244,7 +243,7 @@ class Tracker:
     def _artifacts(self, client: "MlflowClient", path: str, name: str) -> None:
         if Path(path).is_dir():
             client.log_artifacts(self.run_id, path, name)
-        elif Path(path).exists():  # a checkpoint that waited may have been replaced
+        elif Path(path).exists():  # a queued checkpoint may have been replaced since
             client.log_artifact(self.run_id, path, name)
 
     def _new_version(self, client: "MlflowClient", sha256: str) -> None:
@@ -264,12 +263,12 @@ class Tracker:
 
     def _end(self, client: "MlflowClient", status: str) -> None:
         client.set_terminated(self.run_id, status)
-        if self._parent_id:  # nobody knows which run of a group is its last; the next one sets it running again
+        if self._parent_id:  # the last run of a group is not known in advance; the next run sets it to running again
             client.set_terminated(self._parent_id, "FINISHED")
 
 
 def params(study: Study) -> dict[str, str]:
-    """A study's settings as MLflow compares them: `table.key`, and `strategy.options.name` for each option."""
+    """Flatten a study's settings for MLflow: `table.key`, and `strategy.options.name` for each option."""
     found: dict[str, str] = {}
     for table, values in study.model_dump(mode="json", exclude_none=True, exclude={"study": {"seeds"}}).items():
         for key, value in values.items():
@@ -281,7 +280,7 @@ def params(study: Study) -> dict[str, str]:
 
 
 def _trouble(error: Exception) -> Reason:
-    """Why MLflow did not take what it was given."""
+    """Return the reason why MLflow did not accept data."""
     refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     return reasons.TRACKING_ACCESS if refused else reasons.TRACKING_SILENT
 

@@ -1,1 +1,1 @@
-"""The study's server: made, started and asked."""
+"""The study's server: its folder, its start and its certificate. Begin with `start`."""

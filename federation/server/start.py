@@ -1,15 +1,15 @@
-"""The study's server: made once in a folder, and started.
+"""The study's server: create its folder once, and start it.
 
-server.toml      where it listens; people edit this
-certificates/    the study's authority, the server's certificate, the list of revoked ones; ca.crt is for the hospitals
-sites.sqlite     who was invited, who joined, which certificates they hold (federation.enrolment)
-superexec.secret what the process that runs the study's server code proves to the SuperLink
-state.db         Flower's memory of nodes and runs, and for a while the messages' contents
-started          a word drawn at each start
-flower_home/     what Flower keeps for itself, the apps it was sent
+server.toml      the addresses on which it listens; people edit this
+certificates/    the study's authority, the server's certificate, the revocation list; ca.crt is for the hospitals
+sites.sqlite     the invited and joined sites and their certificates (federation.enrolment)
+superexec.secret the secret that authenticates the process of the study's server code to the SuperLink
+state.db         Flower's database of nodes and runs, and temporarily the contents of messages
+started          a random word of the last start
+flower_home/     Flower's own files, and the apps that it received
 logs/
 
-The door (federation.ingress) alone can be reached from outside. The SuperLink listens on loopback behind it.
+Only the ingress (federation.ingress) can be reached from outside. The SuperLink listens on loopback behind it.
 """
 
 import http.client
@@ -56,27 +56,27 @@ DEFAULT_PORT = 8443
 START_SECONDS = 60.0
 WARN_BEFORE = timedelta(days=30)
 SUPERLINK = "federation.superlink.superlink"
-STARTED = "started"  # a word drawn at each start: what an earlier start had under way, it has no longer
+STARTED = "started"  # a random word of each start: runs of an earlier start are no longer active
 
-# The SuperLink handles objects of 5 MiB in many threads, and glibc would keep a heap for each, in which such blocks
-# stay; so they come from the system and go back to it, see mallopt(3). Another libc takes no notice.
+# The SuperLink handles objects of 5 MiB in many threads. By default glibc keeps one heap for each thread and does not
+# return such blocks. These settings allocate them directly from the system, see mallopt(3). Other libcs ignore them.
 _SMALL_HEAP = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 _SERVER_TOML = """\
 # The study's server.
 
-# Its name and port as the hospitals dial them; goes into the codes that `fedthorax server enrol` prints.
+# The name and port to which hospitals connect. The codes of `fedthorax server enrol` contain it.
 address = "{address}"
 
-# The address and the port of this machine on which its door listens. 127.0.0.1 means this machine alone,
-# 0.0.0.0 every network that it is on.
+# The address and the port of this machine on which the ingress listens. 127.0.0.1 means this machine only,
+# 0.0.0.0 means all of its networks.
 host = "{host}"
 port = {port}
 
-# The port of loopback on which Flower's SuperLink listens behind the door.
+# The port on loopback on which Flower's SuperLink listens behind the ingress.
 superlink_port = {superlink_port}
 
-# With nginx in front (docs/nginx/fedthorax.conf): the door listens on this socket alone, and not on host and port.
+# With nginx in front (docs/nginx/fedthorax.conf): the ingress listens only on this socket, not on host and port.
 # socket = "/run/fedthorax/door.sock"
 """
 
@@ -91,10 +91,11 @@ def init_server(
     authority: "Authority | None" = None,
     address: str = "",
 ) -> None:
-    """Make a server in `folder`: settings and certificates, the latter for the names `hosts`.
+    """Create a server in `folder`: settings, and certificates for the names `hosts`.
 
-    With `hosts`, of which the hospitals dial the first, the door listens on every network; without, on this machine
-    alone. `address` is given where they dial something else (nginx in front). Raises Refusal: E_EXISTS, E_HOST_NAME.
+    With `hosts`, the ingress listens on every network, and hospitals connect to the first name. Without, it listens on
+    this machine only. `address` is for hospitals that connect to another address (nginx in front).
+    Raises Refusal: E_EXISTS, E_HOST_NAME.
     """
     certificates = ca_certificate(folder).parent
     if (folder / "server.toml").exists() or certificates.exists():
@@ -113,7 +114,7 @@ def init_server(
 
 
 def renew_server(folder: Path) -> datetime:
-    """Renew the certificate of the server in `folder`; when the new one ends. It is shown from the next start on.
+    """Renew the certificate of the server in `folder` and return its expiry. It is used from the next start on.
 
     Raises Refusal: E_NO_SERVER, E_AUTHORITY, and those of `load_settings`.
     """
@@ -122,10 +123,10 @@ def renew_server(folder: Path) -> datetime:
 
 
 def start_server(folder: Path) -> Together:
-    """Start the server in `folder`; it is ready when this returns.
+    """Start the server in `folder`. It is ready when this function returns.
 
-    TLS, nodes by enrolled key and certificate only, nothing installed at run time. `FEDTHORAX_SERVER_DIR` tells
-    the app that runs on it where `folder` is.
+    It uses TLS, accepts only nodes with an enrolled key and certificate, and installs nothing at run time. The app on
+    the server finds `folder` in `FEDTHORAX_SERVER_DIR`.
 
     Raises Refusal: E_NO_SERVER, E_CERTIFICATE_EXPIRED, E_PORT_IN_USE, E_SERVER_DATABASE, E_NOT_STARTED, and those of
     `load_settings`.
@@ -175,7 +176,7 @@ def start_server(folder: Path) -> Together:
         )
         door = started.enter_context(
             Process(
-                "the server's door",
+                "the server's ingress",
                 [sys.executable, "-P", "-m", "federation.ingress", str(folder)],
                 log=folder / "logs" / "door.err",
                 environment={**os.environ, **QUIET},
@@ -194,7 +195,7 @@ def start_superlink(
     tls: ssl.SSLContext | None = None,
     **environment: str,
 ) -> Process:
-    """Start a SuperLink on loopback whose files lie in `folder` and wait until it answers.
+    """Start a SuperLink on loopback with its files in `folder`, and wait until it responds.
 
     Raises Refusal: E_PORT_IN_USE, E_NOT_STARTED.
     """
@@ -219,12 +220,12 @@ def start_superlink(
 
 
 def this_start(folder: Path) -> str:
-    """The word that stands for the last start of the server in `folder`; "" if there was none."""
+    """Return the random word of the last start of the server in `folder`; "" if there was none."""
     path = folder / STARTED
     return path.read_text() if path.exists() else ""
 
 
-# --- before and at the start ------------------------------------------------------------------------------
+# --- checks before and at the start -----------------------------------------------------------------------
 
 
 def _judge_certificates(folder: Path) -> None:
@@ -241,7 +242,7 @@ def _judge_certificates(folder: Path) -> None:
 
 
 def _judge_database(path: Path) -> None:
-    """Look through a database before anything works with it: SQLite notices damage only where it happens to read."""
+    """Check a whole database before it is used, because SQLite detects damage only in the pages that it reads."""
     if not path.exists():
         return
     try:
@@ -257,7 +258,7 @@ def _door_answers(folder: Path, config: ServerConfig) -> bool:
     if config.socket is not None:
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(str(config.socket)) == 0
-    # Any name of this machine will do: what answers on our port with our certificate is our door.
+    # Any name of this machine is valid here: a process on our port with our certificate is our ingress.
     tls = trust(ca_certificate(folder).read_text())
     tls.check_hostname = False
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(config.host, config.host)  # noqa: S104

@@ -132,7 +132,7 @@ def test_f19_without_mlflow_a_study_goes_on_and_its_figures_wait(three: Federati
     three.wait_online()
     run = three.run_study(rounds=2)
     text = finished(run)
-    assert "MLflow does not answer" in text
+    assert "MLflow is not responding" in text
     waiting = [json.loads(line) for line in (three.run_folder(run) / "tracking.jsonl").read_text().splitlines()]
     assert [each["step"] for each in waiting if each["what"] == "figures"] == [1, 2, 2]
     three.server.interrupt()

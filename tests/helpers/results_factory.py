@@ -184,6 +184,6 @@ def _audit(names: Sequence[str], federated: ModelFigures, rng: np.random.Generat
             **interval("auroc_severe_outside", 0.6 if i == 0 else 0.5 + 0.04 * rng.random(), y),
         }
     tags = sites[names[0]]["auroc_severe_tags"]
-    says = f"acquisition tags alone tell severe at this site: AUROC {tags:.2f}, 95 % interval from {tags - 0.09:.2f}"
+    says = f"acquisition tags alone predict severe at this site: AUROC {tags:.2f}, 95 % interval from {tags - 0.09:.2f}"
     probe = Probe(confusion=confusion, accuracy=accuracy, chance=1 / n) if n > 1 else None
     return Audit(probe=probe, sites=sites, flags=[Flag(code="W_SHORTCUT_TAGS", site=names[0], says=says)])

@@ -46,7 +46,7 @@ def old(tmp_path: Path) -> Path:
 
 def test_the_office_is_told_what_to_do_next_on_both_sides(old: Path, tmp_path: Path) -> None:
     left = done("export", old, tmp_path / "archive.tar")
-    assert "holds the key of the study's authority, unsealed" in left.stderr
+    assert "contains the private key of the study's authority, not encrypted" in left.stderr
     assert str(old / MOVED) in left.stderr
     came = done("import", tmp_path / "archive.tar", tmp_path / "new", "--host", "new.example", "--port", "9443")
     assert "fedthorax node move SITE_DIR new.example:9443" in came.stderr

@@ -141,7 +141,7 @@ def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> No
         "W_SHORTCUT_TAGS",
         "because: one hospital's ## protocol, | known\n",
         "rounds planned, lost | 12, 1",
-        "how it does elsewhere is not known",
+        "its performance elsewhere is not known",
         "Attacks measured",
     ):
         assert said in text

@@ -210,7 +210,7 @@ def test_one_site_that_lets_features_out_is_not_published_alone(server, caplog):
     with caplog.at_level("INFO", logger="flwr"):
         execute(server, grid)
     assert load_release(server / "runs" / "trial-1" / "release").description.familiarity is None
-    assert "what is unlike the scans of training is not known" in caplog.text
+    assert "familiarity of scans is not available" in caplog.text
 
 
 def test_a_fit_that_its_patients_cannot_have_given_does_not_count(server):

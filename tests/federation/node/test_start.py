@@ -245,8 +245,8 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
 def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]], site: Site, number: int) -> None:
     assert run(ONLINE, number) == [
         "the study's code runs without network, in a sandbox (bubblewrap)",
-        "the node of north dials study.example.org:8443; Ctrl-C ends it",
-        "the node is online: the study's server has let it in",
+        "the node of north connects to study.example.org:8443; Ctrl-C stops it",
+        "the node is online: the study's server has accepted it",
         "the node has ended, as it was told to",
     ]
     status = node_status(site)

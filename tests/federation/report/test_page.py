@@ -142,7 +142,7 @@ def test_a_run_with_little_in_it_says_why_and_how_to_ask(bare):
     for key in ("local_models", "leave_one_out", "fine_tune", "pooled", "shortcut_audit"):
         assert f"{key} = true under [evaluation]" in text
     assert "histograms = true under [gateway] in site.toml" in text
-    assert "No site told an AUROC of severe" in text
+    assert "No site reported an AUROC of severe" in text
     assert "None" not in bare.text
     assert "nan" not in bare.text
 

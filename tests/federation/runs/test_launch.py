@@ -128,7 +128,7 @@ def test_a_run_that_fails_is_the_last_of_its_group(tmp_path, server):
         launch_all(plan([study_file(tmp_path)]), tmp_path, said.append)
     assert "not for people" in caught.value.private, "the end of the server's log, on the server's own screen"
     assert len(server.submitted) == 1
-    assert said[-1] == "1 of the group's 2 runs were not begun"
+    assert said[-1] == "1 of the group's 2 runs were not started"
     (name,) = run_names(tmp_path)
     assert read_note(tmp_path / "runs" / name).ended == "failed"
 

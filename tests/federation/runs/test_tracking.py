@@ -139,7 +139,7 @@ def test_what_an_outage_held_back_is_handed_over_after_it(server, monkeypatch, o
     said: list[str] = []
     assert a_study(server, said, Outage(monkeypatch), off) == "1"
     assert_all_is_recorded(server)
-    assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow answers ag"]
+    assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow responds a"]
 
 
 def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch):
@@ -153,7 +153,7 @@ def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch)
     outage.is_on = False
     hand_over_rest(server, said.append)
     assert_all_is_recorded(server)
-    assert said[-1] == "MLflow answers again and has what waited"
+    assert said[-1] == "MLflow responds again; the queued data is uploaded"
 
 
 def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypatch):
