@@ -21,9 +21,10 @@ from out_of_place import HEAD_GRID, KINDS, Chest, Maker, chest, write_mr
 from scipy.stats import binomtest
 
 from models.calibration import Platt
+from models.description import Description
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
-from models.release import Description, Release, load_release
+from models.release import Release, load_release
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.series_reader import finish
 from pipeline.imaging.volume import Volume

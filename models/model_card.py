@@ -12,7 +12,7 @@ from models.network import LABELS
 from models.provenance import AuditRecord, Provenance
 
 if TYPE_CHECKING:
-    from models.release import Description, Privacy
+    from models.description import Description, Privacy
 
 _POINTS = {"rule_out": "rule out below (set for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
 _UNKNOWN = "not reported"

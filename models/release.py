@@ -19,90 +19,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from models.attacks import Attacks
-from models.calibration import Platt
-from models.familiarity import Familiarity
+from models.description import Description
 from models.model_card import card
-from models.network import LABELS, NetworkSettings, SeverityNetwork, build_network
-from models.provenance import Provenance
+from models.network import SeverityNetwork, build_network
 from models.reasons import MODEL_ALTERED, MODEL_FORMAT, MODEL_SIGNED, NO_MODEL
 from models.refusal import Refusal
 from models.signature import SIGNATURE, verify
 
 WEIGHTS, DESCRIPTION, CARD, ATTACKS = "model.safetensors", "model.json", "card.md", "attacks.json"
-POINTS = ("rule_out", "rule_in")
-INTENDED_USE = (
-    "Research on the recognition of severe Covid-19 (intubation or death within 30 days of the CT) in adults with a "
-    "chest CT and a PCR result. `severe` is meant for PCR-positive patients alone."
-)
-LIMITS = (
-    "Not validated on any patient of another hospital than those named here.",
-    "No use for children, for other diseases, or for deciding on care.",
-    "A probability without its interval and without the quality checks is not an answer.",
-    "Scanners, protocols, variants of the virus and treatment change: figures of the past may not hold.",
-)
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Privacy(BaseModel):
-    """Differential privacy of the training: (ε, `delta`) for each patient, by site.
-
-    `epsilon` is None if a site took part but did not report it.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    noise_multiplier: float
-    sample_rate: float
-    max_grad_norm: float
-    delta: float
-    epsilon: dict[str, float | None]
-
-
-class Description(BaseModel):
-    """The content of model.json.
-
-    `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
-    above "rule_in". `provenance`: of a released model; a candidate and a baseline have none.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal[1] = 1
-    network: NetworkSettings
-    preprocessing: dict[str, Any]
-    labels: tuple[Literal["pcr_positive"], Literal["severe"]] = LABELS
-    calibration: dict[str, Platt]
-    study: str
-    run: str
-    rounds: int
-    sites: int
-    strategy: str
-    software: str
-    trained_on_synthetic_data: bool
-    metrics: dict[str, float] = {}
-    privacy: Privacy | None = None
-    operating_points: dict[str, dict[str, Probability]] = {}
-    familiarity: Familiarity | None = None
-    provenance: Provenance | None = None
-    intended_use: str = INTENDED_USE
-    limits: tuple[str, ...] = LIMITS
-    weights_sha256: str = ""
-
-    @field_validator("operating_points")
-    @classmethod
-    def points_are_known(cls, points: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-        if points.keys() - set(LABELS) or any(each.keys() - set(POINTS) for each in points.values()):
-            raise ValueError(f"operating points must be {POINTS} for {LABELS}")
-        return points
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.calibration import Platt
+from models.description import Description
 from models.network import CHANNELS, LABELS, TABULAR
-from models.release import WEIGHTS, Description, Release
+from models.release import WEIGHTS, Release
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.score import NOTICE, calibrated, network_input
 from pipeline.scoring.single_scan import read_one

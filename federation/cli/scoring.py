@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from federation.cli.console import print_json, print_table, say
-from models.release import POINTS, load_release
+from models.description import POINTS
+from models.release import load_release
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES
 from pipeline.scoring.html_report import write_report
 from pipeline.scoring.score import score

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, say
-from federation.cli.release import release
+from federation.cli.release_run import release
 from federation.cli.report import report
 
 if TYPE_CHECKING:

@@ -25,11 +25,12 @@ from federation.protocol.flat_weights import pack
 from federation.protocol.study_config import Study, StudyTable
 from models import inversion, membership
 from models.attacks import Attacks, Inversion
+from models.description import Description
 from models.inversion import Seen, compare, invert, seen_gradient, seen_update
 from models.network import build_network
 from models.reasons import MODEL_FORMAT
 from models.refusal import Refusal
-from models.release import Description, Release, load_release
+from models.release import Release, load_release
 from models.settings import load_settings
 from pipeline.cohort.dataset import Examples
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS

@@ -14,8 +14,9 @@ import torch
 from federation.client.site_tasks import load_examples
 from federation.protocol.study_config import Study
 from models.calibration import fit_platt
+from models.description import Description
 from models.network import LABELS, SeverityNetwork, build_network
-from models.release import Description, Release, save_release
+from models.release import Release, save_release
 from pipeline.cohort.dataset import Examples
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory

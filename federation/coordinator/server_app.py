@@ -41,9 +41,10 @@ from federation.runs.tracking import Tracker, hand_over_rest
 from federation.strategy.flower_strategies import build_strategy, is_robust
 from federation.strategy.round_report import RoundReport, by_code, flags
 from models.calibration import Platt
+from models.description import Description, Privacy
 from models.network import LABELS
 from models.refusal import Refusal
-from models.release import Description, Privacy, Release, save_release
+from models.release import Release, save_release
 from pipeline.system.atomic_files import write_durably
 
 HEADLINES = tuple(f"{kind}_{label}" for label in LABELS for kind in ("auroc", "auprc", "loss", "brier"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from federation.gateway import reasons
 from federation.gateway.batch_norm_bounds import could_follow, steps_of_round
-from federation.gateway.figures import check_figures
+from federation.gateway.figure_checks import check_figures
 from federation.gateway.flower_objects import ArrayHead, Arrays, Content, ReadChunk, chunk_body
 from federation.gateway.schema import TRAINING, ArraySpec, Schema, Specs
 from federation.protocol import reasons as protocol_reasons

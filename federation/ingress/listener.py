@@ -12,7 +12,7 @@ from aiohttp import web
 from federation.enrolment import reasons
 from federation.enrolment.certificates import trust
 from federation.enrolment.registry import registry
-from federation.ingress.answers import Door
+from federation.ingress.authorization import Door
 from federation.ingress.connections import Gate, raise_descriptor_limit
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 

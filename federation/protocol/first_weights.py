@@ -16,7 +16,7 @@ from models.network import SeverityNetwork, build_network
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
-    from models.release import Description
+    from models.description import Description
 
 
 def begin_network(study: Study, folder: Path) -> SeverityNetwork:

@@ -29,7 +29,8 @@ from pipeline.clinic.store import Store, new_id
 from pipeline.imaging.archive import MAX_BYTES, MAX_ENTRIES
 from pipeline.imaging.discovery import read_header, tags, text
 from pipeline.pacs import reasons
-from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, connect
+from pipeline.pacs.pacs import Pacs, connect
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.pacs_settings import PacsTable
 
 log = logging.getLogger("fedthorax.clinic")

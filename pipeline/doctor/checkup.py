@@ -19,7 +19,7 @@ from pipeline.cohort.workers import Examination
 from pipeline.doctor import connectivity, reasons
 from pipeline.doctor.contract import Facts, Result, contract, numbers
 from pipeline.doctor.environment import configuration, machine
-from pipeline.doctor.records import read_lines
+from pipeline.doctor.record_checks import read_lines
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
 from pipeline.records.join import JoinRules, Records

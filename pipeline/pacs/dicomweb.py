@@ -23,7 +23,7 @@ from urllib3.util import Retry
 
 from models.refusal import Refusal
 from pipeline.pacs import reasons
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.pacs.store_status import PROCESSING_FAILURE
 from pipeline.pacs.tls import as_client
 from pipeline.site.pacs_settings import DicomWebTable, read_secret

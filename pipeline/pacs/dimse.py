@@ -18,7 +18,7 @@ from pipeline.imaging.discovery import text
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.association import FIND, GET, MOVE, NOT_AUTHORISED, OUT_OF_RESOURCES, Tls, associate, failure
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.pacs.receiver import Inbox, receiver
 from pipeline.site.pacs_settings import DimseTable
 

@@ -25,9 +25,10 @@ from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.pacs import reasons
 from pipeline.pacs.deidentify import check_patient, image_file, strip
-from pipeline.pacs.pacs import Pacs, RemoteSeries, StudyQuery, open_pacs
+from pipeline.pacs.pacs import Pacs, open_pacs
 from pipeline.pacs.pull_log import Entry, Journal
-from pipeline.pacs.store import SeriesStore
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
+from pipeline.pacs.series_store import SeriesStore
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.pacs_settings import Limits, PacsTable, named_file

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.calibration import Platt
+from models.description import POINTS, Description
 from models.familiarity import look
 from models.network import LABELS, tabular
 from models.reasons import MODEL_FORMAT
 from models.refusal import Refusal
-from models.release import POINTS, Description, Release
+from models.release import Release
 from models.saliency import METHOD, saliency
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import require_whole

@@ -16,7 +16,7 @@ from federation.enrolment import invitations as enrolment
 from federation.enrolment.authority import Authority
 from federation.enrolment.invitations import revoke
 from federation.enrolment.join import join, renew
-from federation.ingress.answers import FLEET, MAX_BODY_BYTES
+from federation.ingress.authorization import FLEET, MAX_BODY_BYTES
 from federation.superlink.control import read_server_config
 from pipeline.site.folder import Site, init_site, site_settings
 from tests.e2e.door_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig

@@ -21,8 +21,8 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.pacs.association import keep_answers
 from pipeline.pacs.dimse import DimsePacs
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.pull import PullReport, pull
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.folder import Site, init_site
 from pipeline.site.pacs_settings import DimseTable
 from tests.e2e.orthanc import AET, Orthanc, require_orthanc

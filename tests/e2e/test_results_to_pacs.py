@@ -19,7 +19,8 @@ from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
-from pipeline.pacs.pacs import RemoteSeries, connect
+from pipeline.pacs.pacs import connect
+from pipeline.pacs.queries import RemoteSeries
 from pipeline.scoring.score import Score
 from tests.e2e.orthanc import AET, PASSWORD, USER, Orthanc, require_orthanc
 from tests.helpers.scored_answers import SEVERE, answer_to, score_of, series_of, write_scan

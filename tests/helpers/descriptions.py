@@ -3,8 +3,8 @@
 from typing import Any
 
 from models.calibration import Platt
+from models.description import Description
 from models.network import LABELS, NetworkSettings
-from models.release import Description
 from pipeline.preprocessing.preprocess import Preprocessing
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 
+from models.description import Description
 from models.familiarity import LOOKS, Familiarity
-from models.release import Description
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.source import keep_source

@@ -14,20 +14,11 @@ import torch
 
 from models.attacks import Attacks, Control
 from models.calibration import Platt
+from models.description import Description, Privacy
 from models.familiarity import LOOKS, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
-from models.release import (
-    CARD,
-    DESCRIPTION,
-    WEIGHTS,
-    Description,
-    Privacy,
-    Release,
-    add_attacks,
-    load_release,
-    save_release,
-)
+from models.release import CARD, DESCRIPTION, WEIGHTS, Release, add_attacks, load_release, save_release
 from models.signature import new_private_key, public_key, sign
 
 SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)

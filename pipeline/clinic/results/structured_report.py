@@ -15,7 +15,7 @@ from pydicom.sr.codedict import codes as standard
 from pydicom.sr.coding import Code
 
 from pipeline.clinic.records import Answer
-from pipeline.clinic.results import codes, identity
+from pipeline.clinic.results import identity, sr_codes
 from pipeline.clinic.results.source import Source
 
 SERIES_NUMBER = 901
@@ -36,10 +36,10 @@ def structured_report(answer: Answer, source: Source) -> Dataset:
     """Create an unverified Comprehensive 3D SR in the source's study that refers to its images."""
     report = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_device()),
-        procedure_reported=codes.CT_CHEST,
+        procedure_reported=sr_codes.CT_CHEST,
         imaging_measurements=_groups(answer),
         language_of_content_item_and_descendants=sr.LanguageOfContentItemAndDescendants(
-            sr.CodedConcept.from_code(codes.ENGLISH)
+            sr.CodedConcept.from_code(sr_codes.ENGLISH)
         ),
     )
     report[0].ContentSequence.extend(_comments(_caveats(answer)))
@@ -49,7 +49,7 @@ def structured_report(answer: Answer, source: Source) -> Dataset:
         is_complete=True,
         is_final=False,
         is_verified=False,
-        coding_schemes=[CodingSchemeIdentificationItem(codes.SCHEME, name=codes.SCHEME_NAME)],
+        coding_schemes=[CodingSchemeIdentificationItem(sr_codes.SCHEME, name=sr_codes.SCHEME_NAME)],
         **identity.series(answer, "report", SERIES_NUMBER, DESCRIPTION),
     )
     identity.sign(made, answer)
@@ -81,27 +81,30 @@ def _caveats(answer: Answer) -> list[str]:
 
 def _groups(answer: Answer) -> list[Group]:
     score = answer.score
-    groups = [_probability(answer, label) for label in codes.PROBABILITIES if label in score["probability"]]
+    groups = [_probability(answer, label) for label in sr_codes.PROBABILITIES if label in score["probability"]]
     regions = (score.get("lungs") or {}).get("regions", {})
-    groups += [_lungs(answer, side, regions[side]) for side in codes.SIDES if side in regions]
+    groups += [_lungs(answer, side, regions[side]) for side in sr_codes.SIDES if side in regions]
     return [*groups, _quality(answer)]
 
 
 def _probability(answer: Answer, label: str) -> Group:
     score = answer.score
     band = (score.get("interval") or {}).get(label)
-    ends = [_number(name, end, codes.NO_UNITS) for name, end in zip(codes.BAND, band or (), strict=bool(band))]
+    ends = [_number(name, end, sr_codes.NO_UNITS) for name, end in zip(sr_codes.BAND, band or (), strict=bool(band))]
     points = score["operating_points"].get(label, {})
-    level = codes.LEVELS.get((score.get("level") or {}).get(label) or "")
+    level = sr_codes.LEVELS.get((score.get("level") or {}).get(label) or "")
     group = _group(
         answer,
         label,
         measurements=[
-            _measurement(codes.PROBABILITIES[label], score["probability"][label], codes.NO_UNITS, ends),
-            *[_measurement(codes.THRESHOLDS[name], at["threshold"], codes.NO_UNITS) for name, at in points.items()],
+            _measurement(sr_codes.PROBABILITIES[label], score["probability"][label], sr_codes.NO_UNITS, ends),
+            *[
+                _measurement(sr_codes.THRESHOLDS[name], at["threshold"], sr_codes.NO_UNITS)
+                for name, at in points.items()
+            ],
         ],
-        qualitative_evaluations=[sr.QualitativeEvaluation(codes.LEVEL, level)] if level else None,
-        finding_sites=[sr.FindingSite(codes.LUNG)],
+        qualitative_evaluations=[sr.QualitativeEvaluation(sr_codes.LEVEL, level)] if level else None,
+        finding_sites=[sr.FindingSite(sr_codes.LUNG)],
         algorithm_id=_algorithm(answer),
     )
     group[0].ContentSequence.extend(_comments([MEANINGS[label], *_caveats(answer)]))
@@ -115,7 +118,7 @@ def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
         name=answer.model_name,
         version=f"SHA-256 {answer.model_sha256}",
         manufacturer=identity.MAKER,
-        family=codes.ARTIFICIAL_INTELLIGENCE,
+        family=sr_codes.ARTIFICIAL_INTELLIGENCE,
         parameters=[
             f"software: {identity.MAKER} {version(identity.MAKER)}",
             f"study: {model['study']}",
@@ -128,21 +131,21 @@ def _algorithm(answer: Answer) -> sr.AlgorithmIdentification:
 
 
 def _lungs(answer: Answer, side: str, parts: dict[str, dict[str, Any]]) -> Group:
-    laterality = codes.SIDES[side]
+    laterality = sr_codes.SIDES[side]
     measurements = []
     for part, region in parts.items():
-        site = [sr.FindingSite(codes.PARTS[part], laterality)]
-        measurements.append(_measurement(codes.VOLUME, region["ml"], codes.MILLILITRE, sites=site))
+        site = [sr.FindingSite(sr_codes.PARTS[part], laterality)]
+        measurements.append(_measurement(sr_codes.VOLUME, region["ml"], sr_codes.MILLILITRE, sites=site))
         measurements += [
-            _measurement(name, round(100 * region[share], 2), codes.PERCENT, sites=site)
-            for share, name in codes.SHARES.items()
+            _measurement(name, round(100 * region[share], 2), sr_codes.PERCENT, sites=site)
+            for share, name in sr_codes.SHARES.items()
             if region[share] is not None
         ]
     group = _group(
         answer,
         f"lungs, {side}",
         measurements=measurements,
-        finding_sites=[sr.FindingSite(codes.LUNG, laterality)],
+        finding_sites=[sr.FindingSite(sr_codes.LUNG, laterality)],
     )
     bands = answer.score["lungs"]["bands_hu"]
     texts = [f"{name}: {low:.0f} to {high:.0f} HU, whatever the cause" for name, (low, high) in bands.items()]
@@ -154,11 +157,11 @@ def _quality(answer: Answer) -> Group:
     familiarity = answer.score.get("familiarity")
     measurements = []
     if familiarity:
-        limit = [_number(codes.DISTANCE_LIMIT, familiarity["limit"], codes.NO_UNITS)]
-        measurements.append(_measurement(codes.DISTANCE, familiarity["distance"], codes.NO_UNITS, limit))
+        limit = [_number(sr_codes.DISTANCE_LIMIT, familiarity["limit"], sr_codes.NO_UNITS)]
+        measurements.append(_measurement(sr_codes.DISTANCE, familiarity["distance"], sr_codes.NO_UNITS, limit))
     group = _group(answer, "quality", measurements=measurements)
     flags = [f"{check['code']}: {check['says']}" for check in answer.score["quality"] if check["code"]]
-    remarks = _texts(codes.QUALITY, flags or ["no check found a problem"])
+    remarks = _texts(sr_codes.QUALITY, flags or ["no check found a problem"])
     group[0].ContentSequence.extend(remarks)
     return group
 
@@ -184,7 +187,7 @@ def _number(name: Code, value: float, unit: Code) -> Dataset:
 
 
 def _comments(texts: Iterable[str]) -> list[Dataset]:
-    return _texts(codes.COMMENT, texts)
+    return _texts(sr_codes.COMMENT, texts)
 
 
 def _texts(name: Code, texts: Iterable[str]) -> list[Dataset]:

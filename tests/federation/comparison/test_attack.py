@@ -15,10 +15,11 @@ from federation.comparison.attack import measure, require_controls, study_of
 from federation.protocol.study_config import Study, StudyNetwork, StudyTable, StudyTraining
 from models import membership
 from models.attacks import Attacks, Control
+from models.description import Description, Privacy
 from models.membership import JOINT
 from models.network import build_network
 from models.refusal import Refusal
-from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, Description, Privacy, add_attacks, card, load_release
+from models.release import ATTACKS, CARD, DESCRIPTION, WEIGHTS, add_attacks, card, load_release
 from models.release import save_release as save
 from pipeline.cohort.store import Cohort, PatientRow, Scan, save_tensor
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest

@@ -123,7 +123,9 @@ def test_a_certificate_that_was_not_asked_for_is_not_kept(
     for authority, key in ((Authority.new(), site.node_key), (signer, other)):
         certificate = authority.node_certificate(load_node_key(key).public_key(), "hospital-e")
         pem = certificate.public_bytes(join.Encoding.PEM).decode()
-        monkeypatch.setattr("federation.ingress.answers.accept", lambda folder, form, pem=pem: ("hospital-e", pem))
+        monkeypatch.setattr(
+            "federation.ingress.authorization.accept", lambda folder, form, pem=pem: ("hospital-e", pem)
+        )
         with pytest.raises(Refusal, match="E_NODE_CERTIFICATE"):
             join.join(site, code)
     assert files(site) == before

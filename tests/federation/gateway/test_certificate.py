@@ -152,7 +152,7 @@ def test_one_that_somebody_else_fetched_is_shown_too(
 @pytest.mark.parametrize(
     ("place", "failure", "level"),
     [
-        ("federation.ingress.answers.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
+        ("federation.ingress.authorization.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
         ("federation.enrolment.join.replace_file", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.gateway.figures import check_figures
+from federation.gateway.figure_checks import check_figures
 from federation.protocol import capacity
 from federation.protocol.capacity import bits, code_bits, with_table
 from federation.protocol.coarse_moments import MANTISSA_BITS, RANGES, Range

@@ -260,7 +260,7 @@ def test_without_a_pacs_nothing_is_asked(tmp_path: Path) -> None:
 
 def test_counting_at_the_pacs_follows_the_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.pacs.deidentify import series_folder
-    from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+    from pipeline.pacs.queries import RemoteSeries, StudyQuery
 
     made = site(tmp_path, PACS + '[pacs.filters]\nbody_parts = ["CHEST"]\n')
     remote = [

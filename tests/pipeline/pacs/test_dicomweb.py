@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from models.refusal import Refusal
 from pipeline.pacs.dicomweb import DicomWebPacs, split_multipart
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.pacs_settings import DicomWebTable
 
 BOUNDARY = b"a-boundary"

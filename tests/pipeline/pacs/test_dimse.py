@@ -32,7 +32,7 @@ from models.refusal import Refusal
 from pipeline.pacs import dimse
 from pipeline.pacs.association import FIND, GET, associate
 from pipeline.pacs.dimse import DimsePacs
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.pacs_settings import DimseTable
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, FakePacs, dataset, free_port, images

@@ -17,8 +17,8 @@ from pydicom import dcmread
 from models.refusal import Reason, Refusal
 from pipeline.imaging.discovery import find_series
 from pipeline.pacs import reasons
-from pipeline.pacs.pacs import RemoteSeries, StudyQuery
 from pipeline.pacs.pull import PullReport, pull, study_query
+from pipeline.pacs.queries import RemoteSeries, StudyQuery
 from pipeline.site.folder import Site, init_site
 from tests.helpers.dicom_files import ct_slice, save
 
@@ -451,7 +451,9 @@ def test_files_from_before_a_reboot_are_not_relied_on_while_a_series_is_incomple
     pacs.add(1)
     pacs.breaks_after = [3]
     run(site)
-    monkeypatch.setattr("pipeline.pacs.store.time.clock_gettime", lambda clock: -1.0)  # started a second from now
+    monkeypatch.setattr(
+        "pipeline.pacs.series_store.time.clock_gettime", lambda clock: -1.0
+    )  # started a second from now
     assert run(site).images_now == 4
 
 

@@ -12,7 +12,7 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.coding import Code
 
 from pipeline.clinic.records import Answer
-from pipeline.clinic.results import codes
+from pipeline.clinic.results import sr_codes
 from pipeline.clinic.results.write import PICTURE, REPORT, write_results
 from pipeline.scoring.score import Score
 from tests.helpers.scored_answers import (
@@ -76,25 +76,25 @@ def test_highdicom_reads_the_figures_back(groups: dict[str, Any]) -> None:
     }
     assert figures(groups["pcr_positive"]) == {"pcr_positive": pytest.approx(PCR_POSITIVE)}
     assert figures(groups["quality"]) == {"distance": DISTANCE, "distance_limit": LIMIT}
-    assert all(each.unit == codes.NO_UNITS for each in groups["severe"].get_measurements())
+    assert all(each.unit == sr_codes.NO_UNITS for each in groups["severe"].get_measurements())
 
 
 def test_the_level_is_told_in_a_standard_code(groups: dict[str, Any]) -> None:
-    (level,) = groups["severe"].get_qualitative_evaluations(name=codes.LEVEL)
-    assert (level.name, level.value) == (codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
-    assert groups["pcr_positive"].get_qualitative_evaluations(name=codes.LEVEL) == []
+    (level,) = groups["severe"].get_qualitative_evaluations(name=sr_codes.LEVEL)
+    assert (level.name, level.value) == (sr_codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
+    assert groups["pcr_positive"].get_qualitative_evaluations(name=sr_codes.LEVEL) == []
 
 
 def test_the_lungs_are_told_by_side_and_third(groups: dict[str, Any], answer: Answer) -> None:
     regions = answer.score["lungs"]["regions"]
     for side in ("both", "right", "left"):
-        told = groups[f"lungs, {side}"].get_measurements(name=codes.VOLUME)
-        assert [each.value for each in told] == [regions[side][part]["ml"] for part in codes.PARTS]
-        assert [each.finding_sites[0].value for each in told] == list(codes.PARTS.values())
-        assert {each.finding_sites[0].laterality for each in told} == {codes.SIDES[side]}
-        (whole, *_) = groups[f"lungs, {side}"].get_measurements(name=codes.SHARES["ground_glass"])
+        told = groups[f"lungs, {side}"].get_measurements(name=sr_codes.VOLUME)
+        assert [each.value for each in told] == [regions[side][part]["ml"] for part in sr_codes.PARTS]
+        assert [each.finding_sites[0].value for each in told] == list(sr_codes.PARTS.values())
+        assert {each.finding_sites[0].laterality for each in told} == {sr_codes.SIDES[side]}
+        (whole, *_) = groups[f"lungs, {side}"].get_measurements(name=sr_codes.SHARES["ground_glass"])
         assert whole.value == pytest.approx(100 * regions[side]["whole"]["ground_glass"])
-        assert whole.unit == codes.PERCENT
+        assert whole.unit == sr_codes.PERCENT
 
 
 def test_it_says_which_model_said_it_and_what_that_is_worth(report: Any, groups: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def coded(dataset: Dataset) -> list[Dataset]:
 
 def test_all_of_the_codes_are_standard_or_marked_as_ours(answer: Answer) -> None:
     for item in coded(dcmread(answer.folder / REPORT)):
-        assert item.CodingSchemeDesignator in {"DCM", "SCT", "UCUM", "LN", "RFC5646", codes.SCHEME}
+        assert item.CodingSchemeDesignator in {"DCM", "SCT", "UCUM", "LN", "RFC5646", sr_codes.SCHEME}
         assert 0 < len(item.CodeMeaning) <= 64
 
 

@@ -24,7 +24,7 @@ def release(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
     """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
-    from federation.comparison.release import release_run
+    from federation.comparison.signed_release import release_run
 
     released = release_run(run_name, server, say, out=out, key=key, despite_flags=despite_flags)
     if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from federation.gateway.figures import check_figures
+from federation.gateway.figure_checks import check_figures
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LABELS, Kind
 from federation.protocol.patient_counts import Patients, count_patients

@@ -9,7 +9,7 @@ import shutil
 import time
 
 from pipeline.pacs.deidentify import series_folder
-from pipeline.pacs.pacs import RemoteSeries
+from pipeline.pacs.queries import RemoteSeries
 from pipeline.site.folder import Site
 
 

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from federation.cli.main import app
 from federation.cli.trust import KEYS_VARIABLE, trusted_keys
-from federation.comparison import release as studies
+from federation.comparison import signed_release as studies
 from models.network import build_network
 from models.refusal import Refusal
 from models.release import save_release
 from models.signature import fingerprint, new_private_key, public_key, sign
-from tests.federation.comparison.test_release import RUN, SMALL, make_run
+from tests.federation.comparison.test_signed_release import RUN, SMALL, make_run
 from tests.helpers.descriptions import description
 
 

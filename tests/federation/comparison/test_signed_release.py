@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from federation.comparison.release import KEY, RELEASED, Released, describe, release_run
+from federation.comparison.signed_release import KEY, RELEASED, Released, describe, release_run
 from federation.runs.results import RESULTS, Results
 from federation.runs.tracking import Tracker, tracking_uri
 from models.attacks import Attacks, Control

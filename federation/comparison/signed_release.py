@@ -22,9 +22,10 @@ from federation.runs import reasons as runs_reasons
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run
 from models.attacks import Attacks
+from models.description import Description
 from models.provenance import AuditRecord, FlagRecord, Provenance, SiteRecord
 from models.refusal import Refusal
-from models.release import ATTACKS, Description, Release, add_attacks, load_release, save_release
+from models.release import ATTACKS, Release, add_attacks, load_release, save_release
 from models.signature import fingerprint, new_private_key, public_key, sign
 from pipeline.bundle import write_bundle
 from pipeline.system.atomic_files import write_durably

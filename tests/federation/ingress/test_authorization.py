@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from federation.enrolment import invitations as enrolment
-from federation.ingress import answers, connections, listener
+from federation.ingress import authorization, connections, listener
 from tests.e2e.door_rig import PULL, Node, Rig, open_rig
 from tests.federation.enrolment.test_certificates import group_authority
 
@@ -78,7 +78,7 @@ def test_a_site_with_too_many_requests_waits_and_others_do_not(rig: Rig, north: 
     """Requests whose bodies never come, held open by one site."""
     south = rig.enrol_node("south")
     held = []
-    for _ in range(answers.MAX_REQUESTS_OF_SITE):
+    for _ in range(authorization.MAX_REQUESTS_OF_SITE):
         connection = rig.connect(north)
         connection.putrequest("POST", PULL)
         for name, value in (north.headers() | {"content-length": "10"}).items():
@@ -96,7 +96,7 @@ def test_a_site_with_too_many_requests_waits_and_others_do_not(rig: Rig, north: 
 
 
 def test_a_body_that_never_comes_is_given_up(rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(authorization, "REQUEST_SECONDS", 0.5)
     connection = rig.connect(north)
     connection.request("POST", PULL, headers=north.headers() | {"content-length": "10"})
     response = connection.getresponse()
@@ -145,9 +145,9 @@ def _trickle(connection: ssl.SSLSocket) -> None:
 
 
 def test_tries_to_join_are_few_a_minute(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers.time, "monotonic", lambda: 1000.0)  # one and the same minute
-    codes = [rig.ask(None, "/enrolment/join", body=b"{}")[1] for _ in range(answers.MAX_TRIES_A_MINUTE + 1)]
-    assert codes == ["E_INVITATION"] * answers.MAX_TRIES_A_MINUTE + ["E_DOOR_BUSY"]
+    monkeypatch.setattr(authorization.time, "monotonic", lambda: 1000.0)  # one and the same minute
+    codes = [rig.ask(None, "/enrolment/join", body=b"{}")[1] for _ in range(authorization.MAX_TRIES_A_MINUTE + 1)]
+    assert codes == ["E_INVITATION"] * authorization.MAX_TRIES_A_MINUTE + ["E_DOOR_BUSY"]
 
 
 def test_a_silent_superlink_is_a_code_that_nodes_try_again_after(

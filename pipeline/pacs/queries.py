@@ -1,0 +1,56 @@
+"""What is asked of a PACS, and the series that it describes, whichever protocol it speaks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class StudyQuery:
+    """A search for studies. Days are inclusive; None, and empty lists of accession numbers or body parts, mean any.
+
+    `patient_id`: '' for any. `at_most`: maximum number of series; None for all.
+    """
+
+    modality: str = "CT"
+    from_date: date | None = None
+    to_date: date | None = None
+    accessions: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()  # in upper case; of the series, not of the study
+    patient_id: str = ""
+    at_most: int | None = None
+
+    def misses(self, series: "RemoteSeries") -> Literal["", "patient", "accession", "modality", "body part"]:
+        """Return which criterion a series does not meet; '' if it meets all.
+
+        Patient and accession number are checked too: a PACS that cannot filter by them returns everything.
+        """
+        if self.patient_id and series.patient_id != self.patient_id:
+            return "patient"
+        if self.accessions and series.accession not in self.accessions:
+            return "accession"
+        if series.modality != self.modality:
+            return "modality"
+        return "body part" if self.body_parts and series.body_part.upper() not in self.body_parts else ""
+
+    def is_met(self, found: Iterable["RemoteSeries"]) -> bool:
+        """Whether enough series are found."""
+        return self.at_most is not None and sum(not self.misses(series) for series in found) >= self.at_most
+
+
+@dataclass(frozen=True)
+class RemoteSeries:
+    """One series as the PACS describes it; '' if unknown. It names the patient, so it must not leave this process."""
+
+    patient_id: str
+    issuer: str
+    accession: str
+    study_uid: str
+    series_uid: str
+    modality: str
+    body_part: str
+    images: int | None
+    patient_name: str = ""
+    study_date: str = ""  # YYYYMMDD
+    description: str = ""  # of the series
