@@ -6,7 +6,6 @@ FOLDER/<sha256>.<suffix>  items that were decided on, and the newest ones that t
 
 import hashlib
 import os
-import re
 import stat
 import time
 from contextlib import AbstractContextManager, suppress
@@ -18,18 +17,18 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 
 from federation.approval import reasons
 from federation.ledger.chain import PASSED, Entry, Ledger
+from federation.system.digests import SHA256
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from pipeline.system.locks import alone
 
 KEPT = 20  # undecided items of a kind, however many a server sends
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Decision(BaseModel, extra="forbid", frozen=True):
     """What somebody at the hospital decided about one item. `by` and `note` never leave the site."""
 
-    sha256: str = Field(validation_alias=AliasChoices("sha256", "app"), pattern=_SHA256.pattern)  # "app" in older files
+    sha256: str = Field(validation_alias=AliasChoices("sha256", "app"), pattern=SHA256.pattern)  # "app" in older files
     decided: Literal["approved", "revoked"]
     at: datetime
     by: str
@@ -95,7 +94,7 @@ class Decisions:
 
     def kept(self) -> list[Path]:
         """Return the files of the items that can be reviewed, the newest first."""
-        files = [path for path in self.folder.glob(f"*{self._suffix}") if _SHA256.fullmatch(path.stem)]
+        files = [path for path in self.folder.glob(f"*{self._suffix}") if SHA256.fullmatch(path.stem)]
         return sorted(files, key=lambda path: (-path.stat().st_mtime_ns, path.name))
 
     def content(self, sha256: str) -> bytes | None:

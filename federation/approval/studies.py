@@ -11,7 +11,6 @@ Works without torch, for the gateway.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from federation.approval import reasons
 from federation.approval.decisions import Decision, Decisions
 from federation.ledger.chain import ledger_file
+from federation.system.digests import SHA256
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
@@ -27,7 +27,6 @@ MAX_BYTES = 64 * 1024
 _FREE_TABLES = {"stopping"}
 FREE_KEYS = {"name", "seed", "seeds", "sites", "quorum", "wait_s", "round_timeout_s", "synthetic"}
 
-_RELEASE = re.compile(r"[0-9a-f]{64}")
 
 Verdict = Literal["preset", "approved", "revoked", "unknown"]
 
@@ -59,7 +58,7 @@ def begins_from(study: str) -> str:
     Raises Refusal E_RUN_CONFIG if it is not a valid name: it is used as the name of a folder.
     """
     name = json.loads(study)["study"].get("begin_from", "")
-    if name != "" and not (isinstance(name, str) and _RELEASE.fullmatch(name)):
+    if name != "" and not (isinstance(name, str) and SHA256.fullmatch(name)):
         raise Refusal(reasons.RUN_CONFIG, private="begin_from is not the name of a release")
     return name
 

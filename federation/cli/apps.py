@@ -9,6 +9,7 @@ import typer
 
 from federation.cli import reasons
 from federation.cli.console import print_json, print_table, say
+from federation.cli.options import Json
 from models.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ AppName = Annotated[
     str, typer.Argument(metavar="APP", help="An app's hash or at least its first 8 digits, a .fab file, or a folder.")
 ]
 Note = Annotated[str, typer.Option(help="A note that is stored with the decision, at this site only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 _HASH_DIGITS = 64
 _HASH = re.compile(r"[0-9a-fA-F]{8,64}")

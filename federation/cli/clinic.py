@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.console import print_json, print_table, say
+from federation.cli.options import Json
 from federation.cli.serve import BY, SignedBy
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The clinician's page: its folder, its users and its models.", no_args_is_help=True)
 ClinicDir = Annotated[Path, typer.Argument(metavar="CLINIC", help="The clinic's folder.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The model's SHA-256 or its first digits.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 class AccessRole(StrEnum):

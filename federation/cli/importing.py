@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.options import Json
 
 if TYPE_CHECKING:
     from pipeline.datasets.common import Imported
@@ -17,7 +18,6 @@ app = typer.Typer(
 )
 DataDir = Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The unpacked data set.")]
 OutDir = Annotated[Path, typer.Argument(help="A new folder for the sites.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 class Split(StrEnum):

@@ -15,12 +15,11 @@ import typer
 
 from federation.cli import clinic, importing, node, server, study
 from federation.cli.console import print_json, print_refusal, progress_bar, say
+from federation.cli.options import Json
 from federation.cli.serve import serve
 from federation.system.process import QUIET
 from models.reasons import SYSTEM
 from models.refusal import Refusal
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 app = typer.Typer(
     help="Hospitals train a model of severe Covid-19 on chest CT and PCR together; no raw data leaves a hospital.",

@@ -10,6 +10,7 @@ from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.console import print_json, print_table, progress_bar, say
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
+from federation.cli.options import Json
 
 if TYPE_CHECKING:
     from pipeline.site.folder import Site
@@ -18,7 +19,6 @@ app = typer.Typer(
     help="Hospital IT: set up, check and run this hospital's node, and load its data.", no_args_is_help=True
 )
 SiteDir = Annotated[Path, typer.Argument(help="The site's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 StudyFile = Annotated[
     Path | None,
     typer.Option("--study", help="Preprocess scans with the settings of this study file instead of the defaults."),

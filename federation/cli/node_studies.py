@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli import reasons
-from federation.cli.apps import Json, Note, SiteDir, user
+from federation.cli.apps import Note, SiteDir, user
 from federation.cli.console import print_json, print_table, say
+from federation.cli.options import Json
 from models.refusal import Refusal
 
 if TYPE_CHECKING:

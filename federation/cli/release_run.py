@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from federation.cli.console import print_json, say
+from federation.cli.options import Json
 
 
 def release(
@@ -21,7 +22,7 @@ def release(
             metavar="REASON", help="Reason to release a model that the audit flagged. The model card shows it."
         ),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
     from federation.comparison.signed_release import release_run

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from federation.cli.console import print_json, say
+from federation.cli.options import Json
 
 
 def report(
     run_name: Annotated[str, typer.Argument(metavar="RUN", help="The run's name, as `study list` shows it.")],
     server: Annotated[Path, typer.Option("--server", help="The server's folder.")] = Path("server"),
     out: Annotated[Path | None, typer.Option(help="Folder of the report. Default: SERVER/runs/RUN/report.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the report of a run: one HTML page that opens offline and prints, and its numbers in report.json."""
     from federation.report.page import write_report

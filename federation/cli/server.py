@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.options import Json
 from federation.migration.reasons import PASSPHRASE
 from models.refusal import Refusal
 
@@ -21,7 +22,6 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="File whose first line is the archive's passphrase."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from federation.cli.console import live, outliving_the_terminal, print_json, print_table, progress_bar, say
+from federation.cli.options import Json
 from federation.cli.release_run import release
 from federation.cli.report import report
 
@@ -25,7 +26,6 @@ Simulate = Annotated[
         help="Simulate without a server: a site's folder on this machine, or a folder of sites. May be repeated."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 
 
 @app.command()

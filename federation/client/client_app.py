@@ -27,7 +27,8 @@ from federation.protocol.deployment import from_config
 from federation.protocol.flat_weights import Arrays
 from federation.protocol.half_precision import HALF, changes
 from federation.protocol.handshake import answer as shake
-from federation.protocol.reply_validation import EXAMPLES, decode, encode
+from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.reply_validation import decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import Study
 from models.refusal import Refusal

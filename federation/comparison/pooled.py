@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import logit
 from scipy.stats import norm
 
-from federation.protocol.metric_allowlist import BINS
+from federation.protocol.metric_allowlist import BINS, EXAMPLES
 from pipeline.evaluation.calibration import Reliability
 from pipeline.evaluation.discrimination import Estimate, logit_interval
 
@@ -90,7 +90,7 @@ def pool(sites: Mapping[str, Mapping[str, float]], label: str) -> Pooled | None:
         sites=telling,
         positive=round(true.sum()),
         negative=round(false.sum()),
-        share=patients / sum(figures["num-examples"] for figures in sites.values()),
+        share=patients / sum(figures[EXAMPLES] for figures in sites.values()),
         auroc=_auroc(false, true),
         possible=_possible(negative, positive),
         curve=np.concatenate([[[0.0, 0.0]], np.stack([_from_above(false), _from_above(true)], axis=1)]),

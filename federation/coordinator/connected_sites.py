@@ -15,8 +15,8 @@ from federation.coordinator.eager_grid import EagerGrid, PartOfGrid
 from federation.coordinator.wire_grid import Wire
 from federation.enrolment.invitations import enrolled_patients
 from federation.protocol.half_precision import Precision
-from federation.protocol.metric_allowlist import Figure
-from federation.protocol.reply_validation import EXAMPLES, NO_HEAD, Expected, LedgerHead, Sifted, figures, sift
+from federation.protocol.metric_allowlist import EXAMPLES, Figure
+from federation.protocol.reply_validation import NO_HEAD, Expected, LedgerHead, Sifted, figures, sift
 from federation.protocol.simulated_sites import simulated_folders
 from federation.superlink.control import read_server_config
 from federation.superlink.nodes import sites as registered_sites

@@ -21,9 +21,9 @@ from federation.coordinator.local_models import Alone, model_of, model_records
 from federation.coordinator.rounds import Model, Training
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.flat_weights import Arrays, pack
-from federation.protocol.metric_allowlist import FIGURES, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import EXAMPLES, FIGURES, MAX_PROBED, Kind
 from federation.protocol.pooled_calibration import pooled
-from federation.protocol.reply_validation import CALIBRATIONS, EXAMPLES, Expected, Sifted, decode, encode
+from federation.protocol.reply_validation import CALIBRATIONS, Expected, Sifted, decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED, Audit, ModelFigures, OperatingPoint, Probe

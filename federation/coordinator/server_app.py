@@ -30,10 +30,9 @@ from federation.coordinator.site_agreement import shake_hands
 from federation.protocol.deployment import to_config
 from federation.protocol.first_weights import begun_sites
 from federation.protocol.handshake import SiteAbout
-from federation.protocol.metric_allowlist import LOSS
+from federation.protocol.metric_allowlist import EXAMPLES, LOSS
 from federation.protocol.pooled_figures import weighted_means
 from federation.protocol.release_files import BEGINS_FROM
-from federation.protocol.reply_validation import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED, RESULTS, Results
 from federation.runs.submission import MARK

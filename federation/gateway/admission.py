@@ -16,9 +16,9 @@ from federation.gateway.questions import EMBED, QUESTIONS, KeptAnswer, Question,
 from federation.gateway.schema import Schema, first_model_of
 from federation.protocol import reasons
 from federation.protocol.calibration_answers import Answer, check_settings, from_record
-from federation.protocol.metric_allowlist import TRAINING, Kind
+from federation.protocol.metric_allowlist import EXAMPLES, TRAINING, Kind
 from federation.protocol.release_files import BEGINS_FROM
-from federation.protocol.reply_validation import CALIBRATIONS, EXAMPLES
+from federation.protocol.reply_validation import CALIBRATIONS
 from models.refusal import Refusal
 from pipeline.site.folder import GatewayTable
 

@@ -10,11 +10,9 @@ from typing import Any
 from federation.gateway import reasons
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
-from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, Figure, Kind
+from federation.protocol.metric_allowlist import EXAMPLES, EXAMPLES_OF, FIGURES, Figure, Kind
 from federation.protocol.patient_counts import Patients
 from models.refusal import Refusal
-
-EXAMPLES = "num-examples"  # Flower's name for the weight of a reply
 
 
 def check_figures(

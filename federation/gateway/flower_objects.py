@@ -16,6 +16,7 @@ from typing import Any
 from flwr.app import ConfigRecord, MetricRecord
 from google.protobuf.message import Message as ProtobufMessage
 
+from federation.system.digests import SHA256
 from models.refusal import Reason, Refusal
 
 MAX_HEAD_BYTES = 64 * 1024  # of every object except a chunk
@@ -24,7 +25,6 @@ NUMPY = "numpy.ndarray"
 _LENGTH_DELIMITED = 2  # protobuf's wire type for bytes
 
 _HEAD = re.compile(rb"([A-Za-z]{1,20}) ([0-9a-f,]*) (0|[1-9][0-9]{0,9})\x00")
-_ID = re.compile(r"[0-9a-f]{64}")
 Names = Mapping[str, str]
 
 
@@ -82,7 +82,7 @@ def parse(content: bytes) -> Parsed:
     if not found:
         raise ValueError("the object has no valid header")
     children = tuple(found[2].decode().split(",")) if found[2] else ()
-    if not all(_ID.fullmatch(child) for child in children):
+    if not all(SHA256.fullmatch(child) for child in children):
         raise ValueError("the id of a child is not a SHA-256")
     if len(content) - found.end() != int(found[3]):
         raise ValueError("the body has another length than its header states")

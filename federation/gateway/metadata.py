@@ -5,7 +5,6 @@ composed without it.
 """
 
 import math
-import re
 
 from flwr.common.serde import user_config_to_proto
 from flwr.common.serde_utils import metadata_from_proto, metadata_to_proto
@@ -14,14 +13,13 @@ from flwr.proto.run_pb2 import Run
 
 from federation.approval import fab
 from federation.gateway import reasons
+from federation.system.digests import SHA256
 from models.refusal import Refusal
 
 MAX_TTL_SECONDS = 366 * 24 * 3600.0
 MAX_CREATED_AT = 1e11  # seconds since 1970 (the year 5138): sums of times stay finite
 MAX_TYPE_CHARACTERS = 80
 MAX_GROUP_CHARACTERS = 255
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def checked_metadata(told: Metadata, node_id: int) -> Metadata:
@@ -60,8 +58,8 @@ def _problem(told: Metadata, node_id: int) -> str:
     are_times = math.isfinite(told.created_at) and math.isfinite(told.ttl)
     wrong = {
         "times": not (are_times and 0 <= told.created_at <= MAX_CREATED_AT and 0 < told.ttl <= MAX_TTL_SECONDS),
-        "message_id": not _SHA256.fullmatch(told.message_id),
-        "reply_to_message_id": bool(told.reply_to_message_id) and not _SHA256.fullmatch(told.reply_to_message_id),
+        "message_id": not SHA256.fullmatch(told.message_id),
+        "reply_to_message_id": bool(told.reply_to_message_id) and not SHA256.fullmatch(told.reply_to_message_id),
         "message_type": len(told.message_type) > MAX_TYPE_CHARACTERS,
         "group_id": len(told.group_id) > MAX_GROUP_CHARACTERS,
         "dst_node_id": node_id not in (0, told.dst_node_id),

@@ -34,6 +34,7 @@ from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
 from federation.protocol.metric_allowlist import LOOKS, MAX_PROBED, Kind
 from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
 from pipeline.training.privacy_budget import PrivateRound
 
 if TYPE_CHECKING:
@@ -204,9 +205,7 @@ def schema_of(study: str, folder: Path, releases: Path) -> Schema:
         return Schema.from_json(kept.read_bytes())
     schema = _in_a_process(study, str(releases))
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = kept.with_suffix(f".{os.getpid()}")
-    temporary.write_text(schema.to_json())
-    temporary.replace(kept)
+    write_durably(kept, schema.to_json().encode())
     _forget_old(folder)
     return schema
 

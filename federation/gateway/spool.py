@@ -10,7 +10,6 @@ SITE_DIR/gateway/answers/      see `questions`
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from federation.gateway import reasons
 from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
 
 _DAY_SECONDS = 24 * 3600.0
 _MONTH_SECONDS = 31 * _DAY_SECONDS
@@ -80,7 +80,7 @@ class Spool:
         return None
 
     def remember(self, task: bytes) -> None:
-        _write(self._unanswered, task)
+        write_durably(self._unanswered, task)
 
     def forget(self) -> None:
         with suppress(OSError):  # a file that cannot be deleted must not stop the gateway
@@ -93,7 +93,7 @@ class Spool:
         except FileNotFoundError:
             known = set()
         if is_private and study not in known:
-            _write(self._private, json.dumps(sorted({*known, study})).encode())
+            write_durably(self._private, json.dumps(sorted({*known, study})).encode())
         if not is_private and study in known:
             raise Refusal(reasons.PRIVACY_DOWNGRADE)
 
@@ -109,14 +109,4 @@ class Spool:
             raise Refusal(reasons.ROUNDS_A_DAY, allowed=a_day)
         if len(recent) >= a_month:
             raise Refusal(reasons.ROUNDS_A_MONTH, allowed=a_month)
-        _write(self._rounds, json.dumps([*recent, now]).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file so that it always holds either its old or its new content completely."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        write_durably(self._rounds, json.dumps([*recent, now]).encode())

@@ -21,13 +21,13 @@ from federation.ledger.chain import EMPTY, Head
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.metric_allowlist import FIGURES, LABELS, MAX_PROBED, Kind
 from federation.protocol.reply_validation import CALIBRATIONS
+from federation.system.digests import SHA256
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import GatewayTable, SiteSettings
 
 MAX_ROUND = 100_000
 SPARE_OBJECTS = 16  # a message may have this many objects more than it needs; its records are checked afterwards
 
-_HASH = re.compile(r"[0-9a-f]{64}")
 _RUN_NAME = re.compile(r"[a-z0-9-]{1,80}")
 _DEPTH = 5  # message, record dict, record, array, chunk
 _WITHOUT_ARRAYS = 3  # message, record dict, one record of values
@@ -124,7 +124,7 @@ def small_objects(tree: ObjectTree, damaged: Reason, *, most: int) -> list[str]:
     level, count = [tree], 1
     for depth in range(_DEPTH):
         count += sum(len(node.children) for node in level)  # before the next list is built
-        if count > most or not all(_HASH.fullmatch(node.object_id) for node in level):
+        if count > most or not all(SHA256.fullmatch(node.object_id) for node in level):
             raise Refusal(damaged, private="too many objects, or an id that is not a SHA-256")
         if depth < _DEPTH - 1:
             small += [node.object_id for node in level]
@@ -183,7 +183,7 @@ def check_config(config: Mapping[str, Any], kind: Kind) -> tuple[int, Head]:
         and 0 <= mu < math.inf
         and type(lines) is int
         and isinstance(digest, str)
-        and ((lines > 0 and _HASH.fullmatch(digest)) or (lines, digest) == (EMPTY.lines, EMPTY.sha256))
+        and ((lines > 0 and SHA256.fullmatch(digest)) or (lines, digest) == (EMPTY.lines, EMPTY.sha256))
         and _are_own(own, kind)
     )
     if not good:

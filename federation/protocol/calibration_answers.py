@@ -14,8 +14,7 @@ from typing import Any
 from flwr.app import ConfigRecord
 
 from federation.protocol import reasons
-from federation.protocol.metric_allowlist import FIGURES
-from federation.protocol.reply_validation import EXAMPLES
+from federation.protocol.metric_allowlist import EXAMPLES, FIGURES
 from models.refusal import Refusal
 
 Answer = Mapping[str, float]  # the figures of a site's calibration, including its number of patients

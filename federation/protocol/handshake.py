@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reply_validation import Expected
+from federation.system.digests import SHA256
 from pipeline.site.folder import Site
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ BANDS = frozenset(
     )
 )
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+]{0,39}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SiteAbout(BaseModel, extra="forbid"):
@@ -76,8 +76,8 @@ def is_answer(record: Mapping[str, object]) -> bool:
     """Tell whether a record has exactly the fields of `answer`, each in its format."""
     fits: dict[str, Callable[[str], object]] = {
         "version": _VERSION.fullmatch,
-        "contract": _SHA256.fullmatch,
-        "golden": _SHA256.fullmatch,
+        "contract": SHA256.fullmatch,
+        "golden": SHA256.fullmatch,
         "patients": BANDS.__contains__,
     }
     return set(record) == set(KEYS) and all(

@@ -165,6 +165,7 @@ def _of_labels(*tables: Callable[[str], dict[str, Figure]]) -> dict[str, Figure]
     return {name: figure for label in LABELS for table in tables for name, figure in table(label).items()}
 
 
+EXAMPLES = "num-examples"  # Flower's name for the weight of a reply
 EPSILON = "epsilon"  # of all rounds of a private study's run so far; from the site's budget, through the gateway
 LOSS = "train_loss"  # not reported in a private study
 

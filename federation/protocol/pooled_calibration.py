@@ -11,9 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from federation.protocol.calibration_answers import Answer
-from federation.protocol.metric_allowlist import LABELS
+from federation.protocol.metric_allowlist import EXAMPLES, LABELS
 from federation.protocol.pooled_figures import middle_figures, weighted_means
-from federation.protocol.reply_validation import EXAMPLES
 from models import calibration
 from models.calibration import Platt
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from federation.protocol.reply_validation import EXAMPLES
+from federation.protocol.metric_allowlist import EXAMPLES
 
 
 def weighted_means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -6,7 +6,6 @@ the other sites (`longest`).
 """
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +18,15 @@ from numpy.typing import NDArray
 from federation.protocol import reasons
 from federation.protocol.batch_norm import is_counter, is_variance
 from federation.protocol.error_codes import code_in
-from federation.protocol.metric_allowlist import Figure
+from federation.protocol.metric_allowlist import EXAMPLES, Figure
+from federation.system.digests import SHA256
 from models.refusal import Reason
-
-EXAMPLES = "num-examples"  # Flower's name for the weight of a reply
 
 LEDGER = "ledger"  # the record in which a site's gateway reports the head of its ledger
 _ARRAYS = ("arrays", "buffers", "moments", "looks")  # the records of arrays, as `Expected` names them
 CALIBRATIONS = "calibrations"  # the record of a test in which the server sends the sites' calibrations
 ABOUT = "site"  # the record in which a site describes itself in the handshake
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 # Limit of an update, in lengths of the model, if too few sites form a majority; a gateway's limit is the same.
 _LENGTHS_ALONE = 2.0
 
@@ -230,7 +227,7 @@ def ledger_head(reply: Message) -> LedgerHead | None:
     if type(record) is not ConfigRecord or set(record) != {"head", "lines"}:
         return None
     head, lines = record["head"], record["lines"]
-    if type(head) is not str or type(lines) is not int or not _SHA256.fullmatch(head) or lines < 1:
+    if type(head) is not str or type(lines) is not int or not SHA256.fullmatch(head) or lines < 1:
         return None
     return LedgerHead(head, lines)
 

@@ -6,18 +6,8 @@ compared with the federated model at the same sites.
 
 from typing import Any
 
-from federation.report.estimates import (
-    EXAMPLES,
-    LABELS,
-    Estimate,
-    estimate,
-    federated,
-    mean,
-    over_sites,
-    sites,
-    spread,
-    value_of,
-)
+from federation.protocol.metric_allowlist import EXAMPLES
+from federation.report.estimates import LABELS, Estimate, estimate, federated, mean, over_sites, sites, spread, value_of
 from federation.runs.results import FEDERATED, ModelFigures, Results
 
 ORDER = ("federated", "pooled", "left_out", "fine_tuned", "local")

@@ -14,7 +14,6 @@ from federation.runs.results import FEDERATED, Results
 PRIMARY = "severe"
 LABELS = (PRIMARY, "pcr_positive")  # in the order of the report
 NAMES = {"severe": "severe", "pcr_positive": "PCR-positive"}  # names of the labels in text
-EXAMPLES = "num-examples"  # key of a site's number of test patients
 
 Figures = Mapping[str, float]
 Estimate = dict[str, Any]  # value, low, high

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from federation.report.estimates import EXAMPLES, LABELS, estimate, federated, number, over_sites, sites
+from federation.protocol.metric_allowlist import EXAMPLES
+from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
 from federation.runs.progress import asked_in
 from federation.runs.results import Results
 

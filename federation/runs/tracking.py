@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from federation.protocol.reply_validation import EXAMPLES
+from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from federation.runs.run_folder import read_note

@@ -19,7 +19,8 @@ from flwr.serverapp.strategy import Bulyan, FedAvg, MultiKrum
 from flwr.serverapp.strategy.multikrum import select_multikrum
 from numpy.typing import NDArray
 
-from federation.protocol.reply_validation import EXAMPLES, encode
+from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.reply_validation import encode
 from federation.strategy.centered_clip import CenteredClip
 from federation.strategy.flower_strategies import is_robust
 from federation.strategy.reply_files import Filed

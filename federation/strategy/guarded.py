@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import combine, combine_by_median
-from federation.protocol.metric_allowlist import Figure
+from federation.protocol.metric_allowlist import EXAMPLES, Figure
 from federation.protocol.pooled_figures import weighted_means
 from federation.protocol.reply_validation import (
-    EXAMPLES,
     NO_HEAD,
     Expected,
     LedgerHead,

@@ -4,7 +4,6 @@ It contains only general texts, and counts that `pipeline/doctor/suppression.py`
 patient's date, no path, no host and no word from a header.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +19,7 @@ from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
 from pipeline.doctor.suppression import hidden, shown, shown_of
 from pipeline.scoring import reasons
+from pipeline.system.atomic_files import write_durably
 from pipeline.system.templating import page_environment
 
 PAGE = "check.html"
@@ -53,13 +53,9 @@ class Problem:
 
 def write_page(checkup: Checkup, path: Path) -> None:
     """Write the page atomically, readable only by the node's user. Raises Refusal E_REPORT_WRITE."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.touch(mode=0o600)
-        temporary.write_text(render(checkup, datetime.now()), encoding="utf-8")
-        temporary.replace(path)
+        write_durably(path, render(checkup, datetime.now()).encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
 
 
