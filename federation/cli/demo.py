@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from federation.cli.console import progress_bar, say
-from federation.comparison.side_by_side import ALL, Hospital, compare, markdown, write_results
+from federation.comparison.model_table import ALL, Hospital, compare, markdown, write_results
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join, node_certificate
 from federation.node import sandbox

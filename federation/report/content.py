@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from federation.report import comparison, conduct, overview, together, trust
+from federation.report import comparison, conduct, overview, pooled_patients, trust
 from federation.report.checklists import CHECKLISTS, filled_in
 from federation.runs.results import Results
 from pipeline.site.folder import TEST_SHARE, VALIDATION_SHARE
@@ -30,7 +30,7 @@ def content(results: Results) -> dict[str, Any]:
         "format": FORMAT,
         "about": overview.about(results),
         "discrimination": overview.discrimination(results),
-        "pooled": together.pooled(results),
+        "pooled": pooled_patients.pooled(results),
         "matrix": comparison.matrix(results),
         "models_missing": comparison.missing(results),
         "generalisation": comparison.generalisation(results),

@@ -8,7 +8,7 @@ import pytest
 
 from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reasons import UPDATE_NORM
-from federation.report import comparison, conduct, overview, together, trust
+from federation.report import comparison, conduct, overview, pooled_patients, trust
 from federation.report.content import content
 from federation.report.estimates import over_sites, spread
 from federation.runs.results import Audit, Flag, Kind, ModelFigures, Results
@@ -192,13 +192,13 @@ def test_epsilon_is_the_last_that_each_site_told_and_the_largest_of_all():
 
 def test_patients_together_are_told_where_histograms_left_and_say_how_many_they_are():
     run = make_results(2)
-    assert together.pooled(run)["severe"]["share"] == 1
+    assert pooled_patients.pooled(run)["severe"]["share"] == 1
     one_tells = run.model_copy(deep=True)
     one_tells.models[0].figures["south"] = {"num-examples": run.models[0].figures["south"]["num-examples"]}
-    found = together.pooled(one_tells)["severe"]
+    found = pooled_patients.pooled(one_tells)["severe"]
     assert found["sites"] == ["north"]
     assert 0 < found["share"] < 1
-    assert together.pooled(make_results(2, histograms=False))["severe"] is None
+    assert pooled_patients.pooled(make_results(2, histograms=False))["severe"] is None
 
 
 def test_a_run_without_anything_still_has_content():
