@@ -65,7 +65,7 @@ from pathlib import Path
 
 from flwr.serverapp import ServerApp
 
-from federation.rounds import server_app  # what a study's own app imports
+from federation.coordinator import server_app  # what a study's own app imports
 from federation.strategy.aggregation import Aggregation
 from federation.strategy.flower_strategies import build_strategy
 from federation.coordinator.eager_grid import EagerGrid

@@ -39,7 +39,7 @@ _APP = {
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from federation.rounds import client_app  # what a study's own app imports
+from federation.client import client_app  # what a study's own app imports
 from models.network import NetworkSettings, build_network
 
 app = ClientApp()

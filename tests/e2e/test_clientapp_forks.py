@@ -17,7 +17,7 @@ SERVE = """
 import os, random, sys
 from pathlib import Path
 import numpy, torch
-from federation.node import warm
+from federation.node import clientapp_forks
 
 folder = Path(sys.argv[1])
 memory = []
@@ -29,9 +29,9 @@ def program():
     (folder / "part").write_text(text)
     (folder / "part").rename(folder / sys.argv[2])
 
-outcome = warm.serve(["sh", "-c", sys.argv[2]], folder / "programs")
+outcome = clientapp_forks.serve(["sh", "-c", sys.argv[2]], folder / "programs")
 if isinstance(outcome, list):
-    warm.run(program, outcome)
+    clientapp_forks.run(program, outcome)
 else:
     sys.exit(outcome)
 """
