@@ -121,13 +121,13 @@ def _train(
 def order_seed(seed: int, examples: Examples, arrays: Arrays) -> int:
     """Return the seed for the order of patients and the augmentation, from the study's seed and the round's weights.
 
-    It also depends on the names of the site's tensors, which the server does not know. The server therefore does not
-    know which patient is in which training step. It depends on the received weights too, so that two rounds from
+    It also depends on the patients' pseudonyms, which only the site's key makes. The server therefore does not know
+    which patient is in which training step. It depends on the received weights too, so that two rounds from
     different weights never use the same order. With the same order in both, the difference of their updates would show
     exactly which patients the two models treat differently. The same cohort, study and weights give the same order.
     """
-    names = "|".join(sorted(example.tensor.name for example in examples.examples))
-    digest = hashlib.sha256(f"{seed}|{names}".encode())
+    pseudonyms = "|".join(sorted(example.pseudonym for example in examples.examples))
+    digest = hashlib.sha256(f"{seed}|{pseudonyms}".encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"|{name}|".encode() + array.tobytes())
     return int.from_bytes(digest.digest()[:8], "big")

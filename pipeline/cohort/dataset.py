@@ -19,7 +19,8 @@ Batch = tuple[Tensor, Tensor, Tensor]  # scans, tabular, targets, as `Examples.b
 class Example:
     """One patient as the network sees them; `severe` and `pcr_positive` are None where missing.
 
-    `measures`: what is known of the scan itself, for figures by scanner; no network sees them.
+    `measures`: what is known of the scan itself, for figures by scanner; no network sees them. `pseudonym`: the
+    patient's, which only this site can make; "" outside a cohort.
     """
 
     tensor: Path
@@ -28,6 +29,7 @@ class Example:
     pcr_positive: bool | None
     severe: bool | None
     measures: Measures | None = None
+    pseudonym: str = ""
 
 
 def target(example: Example) -> list[float]:

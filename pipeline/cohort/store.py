@@ -244,7 +244,15 @@ class Cohort:
         rows = self._db.execute("SELECT tensor, measures FROM scans WHERE tensor IN (SELECT tensor FROM patients)")
         measures = {tensor: stored and Measures.from_json(stored) for tensor, stored in rows}
         return [
-            Example(self.tensors / p.tensor, p.age_years, p.sex, p.pcr_positive, p.severe, measures.get(p.tensor))
+            Example(
+                self.tensors / p.tensor,
+                p.age_years,
+                p.sex,
+                p.pcr_positive,
+                p.severe,
+                measures.get(p.tensor),
+                p.pseudonym,
+            )
             for p in self.patients()
             if p.split in splits
         ]

@@ -1,6 +1,5 @@
 """The order of patients at a site: the same for the same weights, and another for any others."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
@@ -8,26 +7,38 @@ import numpy as np
 
 from federation.client.site_tasks import order_seed
 from pipeline.cohort.dataset import Examples
+from pipeline.cohort.store import Cohort
+from pipeline.site.folder import Site
 
 WEIGHTS = {"weights": np.linspace(-1, 1, 50, dtype=np.float32)}
 
 
-def examples(*names: str) -> Examples:
-    """Only the names of the tensors count."""
-    found = [SimpleNamespace(tensor=Path("tensors") / name) for name in names]
+def examples(*pseudonyms: str) -> Examples:
+    """Only the pseudonyms count."""
+    found = [SimpleNamespace(pseudonym=pseudonym) for pseudonym in pseudonyms]
     return cast(Examples, SimpleNamespace(examples=found))
 
 
 def test_the_order_depends_on_the_weights_that_came_in() -> None:
     """Else the difference of two updates, from two heads, tells exactly whom the two treat otherwise."""
-    here = examples("a.npy", "b.npy")
+    here = examples("a", "b")
     other = {"weights": WEIGHTS["weights"].copy()}
     assert order_seed(1, here, WEIGHTS) == order_seed(1, here, other)
     other["weights"][7] = np.nextafter(other["weights"][7], np.float32(2))
     assert order_seed(1, here, WEIGHTS) != order_seed(1, here, other)
 
 
-def test_the_order_depends_on_the_tensors_names_and_the_seed() -> None:
+def test_the_order_depends_on_the_pseudonyms_and_the_seed() -> None:
     seeds = {order_seed(seed, examples(*names), WEIGHTS) for seed in (1, 2) for names in (("a", "b"), ("a", "c"))}
     assert len(seeds) == 4
     assert order_seed(1, examples("b", "a"), WEIGHTS) == order_seed(1, examples("a", "b"), WEIGHTS)
+
+
+def test_a_cohort_gives_its_pseudonyms(small_site: Site) -> None:
+    """Files that were copied, or written at another time, change nothing; else nobody could repeat a run."""
+    with Cohort.read(small_site) as cohort:
+        here = Examples(cohort.examples("train"))
+        assert {example.pseudonym for example in here.examples} == {
+            patient.pseudonym for patient in cohort.patients() if patient.split == "train"
+        }
+    assert "" not in {example.pseudonym for example in here.examples}
