@@ -18,6 +18,7 @@ def in_a_fresh_process(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_exported_names_are_those_listed_in_order() -> None:
     constants_classes_functions = sorted(fedthorax.__all__, key=lambda n: (not n.isupper(), n.islower(), n))
     assert fedthorax.__all__ == constants_classes_functions

@@ -19,6 +19,7 @@ def imported(code: str, *names: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "not_needed"),
     [

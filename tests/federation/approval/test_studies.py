@@ -165,6 +165,7 @@ def test_the_digest_covers_what_a_study_model_writes() -> None:
     assert canonical(Study.model_validate(FULL).model_dump_json()) == canonical(TEXT)
 
 
+@pytest.mark.slow
 def test_the_gateways_process_knows_the_presets_and_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_folder_without_keys_does_not_pass_for_trusting_everybody(
         trusted_keys([])
 
 
+@pytest.mark.slow
 def test_score_says_who_signed_and_refuses_what_nobody_trusted_did(
     keys: Path, small_hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def let_out(site: Site, kind: Kind, asked: Asked, study: Study = STUDY) -> dict[
     return {name: dict(cast(Mapping[str, Any], record)) for name, record in values.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_our_own_app_answers_is_let_out_whole(site: Site, kind: Kind) -> None:
     asked = ask(site, STUDY, kind, CONFIGS.get(kind, {}))

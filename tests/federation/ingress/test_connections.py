@@ -155,6 +155,7 @@ def test_a_certificate_gets_its_share_from_wherever_it_comes(rig: Rig, monkeypat
         assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 def test_what_ended_is_no_longer_counted(rig: Rig) -> None:
     node = rig.enrol_node("north")
     for connect in (silent, half_a_hello, without_certificate):

@@ -105,6 +105,7 @@ def test_without_bubblewrap_the_remedy_is_to_install_it(
     assert "Install" in caught.value.remedy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["exit 1", "exec sleep 60"])
 def test_where_bubblewrap_cannot_work_the_reason_is_another(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str

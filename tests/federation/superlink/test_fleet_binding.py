@@ -183,6 +183,7 @@ def test_many_objects_are_looked_up_in_parts(state: SqlLinkState, monkeypatch: p
     assert not judged(state, push(SOUTH, announced=tree("answer of south", *objects, TASKS[NORTH])))
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_to_those_that_were_sent_a_message_of_it(state: SqlLinkState) -> None:
     assert judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN))
     assert not judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN + 1))

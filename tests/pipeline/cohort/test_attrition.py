@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,7 @@ def test_without_records_it_ends_with_the_patients() -> None:
     assert counts(waterfall(Counter({USED: 2}), None)) == {"found": 2, "accepted": 2, "patients": 2}
 
 
+@pytest.mark.slow
 def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
     truth = truth_of(small_hospital)
     planted = Counter(each["code"] for each in truth["defects"])

@@ -26,6 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return made
 
 
+@pytest.mark.slow
 def test_an_item_is_scan_tabular_data_and_targets_of_one_patient(site: Site) -> None:
     patients = CohortDataset(site, *SPLITS)
     with Cohort.read(site) as cohort:

@@ -130,6 +130,7 @@ def test_what_speaks_no_tls(authority: Authority) -> None:
         assert "TLS" in knock(Endpoint("127.0.0.1", port, ca=authority.path)).failed
 
 
+@pytest.mark.slow
 def test_who_never_answers_and_who_answers_byte_by_byte(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     def drip(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):

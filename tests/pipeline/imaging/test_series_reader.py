@@ -509,6 +509,7 @@ def test_any_change_of_elements_gives_a_volume_or_a_refusal(whole_series, change
             path.write_bytes(original)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=4)), min_size=1, max_size=6),

@@ -206,6 +206,7 @@ def test_no_answer_is_lost_to_the_thread_that_looks_for_requests() -> None:
         assert association.dimse.get_msg(block=True) == (1, answer)
 
 
+@pytest.mark.slow
 def test_a_pacs_that_cuts_its_answers_short_is_asked_for_fewer_days(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimse, "_CUT_SHORT", 10)
     first = date(2021, 1, 1)
@@ -281,11 +282,13 @@ def test_nobody_there_is_silent() -> None:
     _refuse_within(104, "E_PACS_SILENT", seconds=5, host="pacs.invalid")
 
 
+@pytest.mark.slow
 def test_a_server_that_accepts_and_says_nothing_is_silent() -> None:
     with deaf_server(lambda connection: time.sleep(3)) as port:
         _refuse_within(port, "E_PACS_SILENT", seconds=3)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_in_the_middle_of_a_packet_is_silent() -> None:
     def half(connection: socket.socket) -> None:
         connection.sendall(struct.pack(">BBL", 2, 0, 200) + b"\0\1")
@@ -421,6 +424,7 @@ def test_a_pacs_that_falls_silent_in_the_middle_is_given_up(retrieve: str) -> No
         assert time.monotonic() - start < 3
 
 
+@pytest.mark.slow
 def test_images_that_arrive_are_life_enough_though_the_pacs_says_nothing() -> None:
     with FakePacs(images=images(6)).running() as pacs:
 
@@ -436,6 +440,7 @@ def test_images_that_arrive_are_life_enough_though_the_pacs_says_nothing() -> No
         assert len(list(client(pacs, retrieve="c-move", timeout_seconds=1).fetch(SERIES, None))) == 6
 
 
+@pytest.mark.slow
 def test_a_pacs_that_says_it_is_at_work_is_waited_for() -> None:
     with FakePacs(images=images(2)).running() as pacs:
 

@@ -88,6 +88,7 @@ def echo(port: int, addresses: tuple[str, ...], stop: threading.Event, number: i
         held.abort()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("addresses", [(OTHER,), (PACS,), MANY], ids=["one other", "the PACS's own", "many"])
 @pytest.mark.parametrize("attack", [hold_connections, hold_associations, echo])
 def test_who_sends_no_images_keeps_no_pacs_out(
