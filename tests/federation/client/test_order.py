@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pytest
 
 from federation.client.site_tasks import order_seed
 from pipeline.cohort.dataset import Examples
@@ -34,6 +35,7 @@ def test_the_order_depends_on_the_pseudonyms_and_the_seed() -> None:
     assert order_seed(1, examples("b", "a"), WEIGHTS) == order_seed(1, examples("a", "b"), WEIGHTS)
 
 
+@pytest.mark.slow
 def test_a_cohort_gives_its_pseudonyms(small_site: Site) -> None:
     """Files that were copied, or written at another time, change nothing; else nobody could repeat a run."""
     with Cohort.read(small_site) as cohort:

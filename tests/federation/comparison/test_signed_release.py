@@ -87,6 +87,7 @@ def copy(released: Released, tmp_path: Path) -> Path:
 # --- what is released -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_is_the_candidate_with_its_thresholds_and_signed(server: Path, released: Released) -> None:
     read = load_release(released.folder, [released.public_key])
     candidate = load_release(server / "runs" / RUN / "release")

@@ -82,6 +82,7 @@ def new(tmp_path: Path, empty_database: Path) -> MlflowClient:
     return store(tmp_path / "new", empty_database)
 
 
+@pytest.mark.slow
 def test_only_the_studys_own_experiment_is_read(old: MlflowClient, saved: Path):
     (experiment,) = load_experiments(saved)
     assert sorted(run.name for run in experiment.runs) == ["seeds", "trial-1", "trial-2"]

@@ -134,6 +134,7 @@ def test_a_study_is_recorded(server, monkeypatch):
     assert said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [{0}, {0, 1}, {2}, {1, 2, 3}, {0, 1, 2, 3}])
 def test_what_an_outage_held_back_is_handed_over_after_it(server, monkeypatch, off):
     said: list[str] = []

@@ -149,6 +149,7 @@ def test_an_answer_is_announced_again_by_its_sender_alone(state: SqlLinkState) -
     assert not judged(state, push(SOUTH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -347,6 +347,7 @@ def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
     assert "CANARY" not in caplog.text + "".join(capfd.readouterr())
 
 
+@pytest.mark.slow
 def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

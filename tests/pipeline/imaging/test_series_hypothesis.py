@@ -172,6 +172,7 @@ def test_any_value_of_any_element(
     assert is_read or changes, "the good slice is read"
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=5000, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     place=st.floats(0, 1),

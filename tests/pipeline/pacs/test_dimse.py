@@ -368,6 +368,7 @@ def test_the_pacs_waits_for_a_slow_reader(retrieve: str) -> None:
         assert len(list(contents)) == 39
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_closing_early_ends_the_transfer_at_once(retrieve: str) -> None:
     before = threading.enumerate()
@@ -407,6 +408,7 @@ def test_a_transfer_that_breaks_off_gives_what_came_and_then_goes_on() -> None:
     assert by_uid(arrived) == by_uid(sent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_a_pacs_that_falls_silent_in_the_middle_is_given_up(retrieve: str) -> None:
     with FakePacs(images=images(4)).running() as pacs:
@@ -504,6 +506,7 @@ def test_an_image_that_the_pacs_cannot_send_is_left_out(retrieve: str) -> None:
         assert time.monotonic() - start < 2  # nobody waits for what has failed
 
 
+@pytest.mark.slow
 def test_success_without_an_image_says_what_to_tell_the_administrator() -> None:
     with FakePacs(images=images(2), receiver_port=free_port()).running() as pacs:
 

@@ -165,6 +165,7 @@ def test_a_wrong_title_ends_nobodys_association() -> None:
         assert [each.send_c_echo().Status for each in held] == [SUCCESS] * MOST_ASSOCIATIONS
 
 
+@pytest.mark.slow
 def test_unfinished_tls_handshakes_keep_no_pacs_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     authority = Authority.make(tmp_path)
     certificate, key = authority.sign("node")
