@@ -8,9 +8,8 @@ new task until the answer to the current one was delivered.
 
 import asyncio
 import logging
-import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from io import BytesIO
 
@@ -41,6 +40,7 @@ from federation.gateway.reply_sender import Departures
 from federation.gateway.spool import Spool
 from federation.gateway.task_checks import max_objects, task_kind
 from federation.gateway.task_intake import Arrivals, Run, Task
+from federation.gateway.task_state import Answering, AtNode, Checking, CurrentTask, Idle, Replying
 from federation.gateway.upstream import Upstream
 from federation.ledger.chain import PASSED, Entry, Head, Ledger
 from federation.protocol import reasons as protocol_reasons
@@ -64,7 +64,10 @@ class Forbidden(Exception):
 
 
 class Exchange:
-    """The site's current task (see the module). Call `started` first. `node_id`: the id that the server assigned."""
+    """The site's current task (see the module). Call `started` first.
+
+    `current`: the task and its state. `node_id`: the id that the server assigned.
+    """
 
     def __init__(self, site: Site, upstream: Upstream, *, ledger: Ledger, approvals: Approvals, spool: Spool) -> None:
         self._site, self._upstream, self._ledger, self._spool = site, upstream, ledger, spool
@@ -72,29 +75,26 @@ class Exchange:
         self._departures = Departures(upstream, spool.going_out.get)
         self._policy = policy_digest(site.settings)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
-        self._task: Task | None = None
-        self._reply: Reception | None = None
-        self._arrival: asyncio.Task[bool] | None = None
-        self._departure: asyncio.Task[None] | None = None
         self._pulling = asyncio.Lock()
-        self._answered = -math.inf  # when, by the event loop's clock
+        self.current = CurrentTask()
         self.node_id = 0
 
     async def started(self) -> None:
         """Report to the server a task that an earlier gateway accepted but did not answer."""
         try:
             left = self._spool.unanswered
-            self._task = Task.remembered(left) if left else None
+            task = Task.remembered(left) if left else None
         except (Refusal, OSError) as error:  # whatever the file holds, the gateway must start
             await self._drop(b"", _unanswerable(error))
             self._spool.forget()
-        if self._task is not None:
-            self._refuse(self._task, Refusal(reasons.GATEWAY_ENDED))
+            return
+        if task is not None:
+            self.current.offer(task)  # the node may have it from the earlier gateway
+            self._refuse(task, Refusal(reasons.GATEWAY_ENDED))
 
     def node_restarted(self) -> None:
         """Handle a restart of the node: discard its partial reply; it will receive its task again."""
-        if self._reply is not None and self._departure is None:
-            self._reply = None
+        if self.current.discard_reply():
             self._spool.going_out.clear()
 
     # --- the incoming task --------------------------------------------------------------------------------
@@ -102,36 +102,45 @@ class Exchange:
     async def pull(self) -> PullMessagesResponse:
         """Return the next task for the node, if there is one. Raises Unreachable, Declined."""
         async with self._pulling:
-            if self._departure is not None:
-                await asyncio.wait({self._departure}, timeout=SOON_SECONDS)
-            if self._departure is not None:
-                return PullMessagesResponse()
-            if self._arrival is None and self._task is not None:
-                return self._offer_again(self._task)
-            if self._arrival is None:
-                response = await self._next()
-                if not response.messages_list:
+            if isinstance(state := self.current.state, Answering):
+                await asyncio.wait({state.delivery}, timeout=SOON_SECONDS)
+            match self.current.state:
+                case Idle(answered):
+                    checking = await self._begin(answered)
+                    return await self._hold(checking) if checking else PullMessagesResponse()
+                case Checking() as checking:
+                    return await self._hold(checking)
+                case AtNode() | Replying() as at_node:
+                    return self._offer_again(at_node)
+                case Answering():
                     return PullMessagesResponse()
-                try:
-                    self._task = Task.of(response, self.node_id)
-                except Refusal as refusal:
-                    await self._drop(response.messages_list[0].metadata.SerializeToString(), refusal)
-                    return PullMessagesResponse()
-                self._arrival = asyncio.create_task(self._take_in(self._task))
-            await asyncio.wait({self._arrival}, timeout=HOLD_SECONDS)
-            if not self._arrival.done():
-                return PullMessagesResponse()
-            accepted, self._arrival = self._arrival.result(), None
-            return self._offer(self._task) if accepted and self._task else PullMessagesResponse()
 
-    async def _next(self) -> PullMessagesResponse:
+    async def _begin(self, answered: float) -> Checking | None:
+        """Ask the server for a task, and begin to check it."""
+        response = await self._next(answered)
+        if not response.messages_list:
+            return None
+        try:
+            task = Task.of(response, self.node_id)
+        except Refusal as refusal:
+            await self._drop(response.messages_list[0].metadata.SerializeToString(), refusal)
+            return None
+        return self.current.check(task, self._take_in(task))
+
+    async def _next(self, answered: float) -> PullMessagesResponse:
         """Ask the server for the node's next message; soon after an answer, ask repeatedly."""
         request, clock = PullMessagesRequest(node=Node(node_id=self.node_id)), asyncio.get_running_loop().time
         while True:
             response = await self._upstream.ask("pull-messages", request, PullMessagesResponse)
-            if response.messages_list or clock() > self._answered + SOON_SECONDS - ASK_SECONDS:
+            if response.messages_list or clock() > answered + SOON_SECONDS - ASK_SECONDS:
                 return response
             await asyncio.sleep(ASK_SECONDS)
+
+    async def _hold(self, checking: Checking) -> PullMessagesResponse:
+        """Wait for the checks, but not for longer than the node does; offer the task if it passed."""
+        await asyncio.wait({checking.checks}, timeout=HOLD_SECONDS)
+        is_accepted = checking.checks.done() and checking.checks.result()
+        return self._offer(checking.task) if is_accepted else PullMessagesResponse()
 
     async def _take_in(self, task: Task) -> bool:
         """Return whether the node may have the task; if not, answer the server."""
@@ -140,11 +149,9 @@ class Exchange:
             await self._arrivals.examine(task)
             await self._record(task, "in", task.kind, task.size, task.id, PASSED)
             log.info("accepted for the node: %s, round %s", task.kind, task.round)
-            if task.earlier is not None:
-                answer = self._answer_again(task, task.earlier)
-                self._departure = asyncio.create_task(self._conclude(task, answer))
-                return False
-            return True
+            if (earlier := task.earlier) is None:
+                return True
+            self._answer(task, lambda _: self._answer_again(task, earlier))
         except Refusal as refusal:
             self._refuse(task, refusal, "in")
         except Exception:
@@ -153,27 +160,28 @@ class Exchange:
         return False
 
     def _offer(self, task: Task) -> PullMessagesResponse:
+        self.current.offer(task)
         task.deliveries += 1
         task.offered_at = time.monotonic()
         return PullMessagesResponse(messages_list=[task.message], message_object_trees=[task.tree])
 
-    def _offer_again(self, task: Task) -> PullMessagesResponse:
+    def _offer_again(self, state: AtNode | Replying) -> PullMessagesResponse:
         """Handle a node that asks for work while it has a task: it restarted, or dropped the task or its reply."""
-        if self._reply is not None or task.deliveries >= MAX_DELIVERIES:
-            self._refuse(task, Refusal(protocol_reasons.SITE_FAILED, private="the node dropped the task"))
+        if isinstance(state, Replying) or state.task.deliveries >= MAX_DELIVERIES:
+            self._refuse(state.task, Refusal(protocol_reasons.SITE_FAILED, private="the node dropped the task"))
             return PullMessagesResponse()
-        return self._offer(task)
+        return self._offer(state.task)
 
     def run(self, run_id: int) -> Run:
         """Return the run of the node's task. Raises Forbidden for any other run."""
-        run = self._current(run_id).run
+        run = self._at_node(run_id).run
         if run is None:
             raise Forbidden
         return run
 
     async def object(self, run_id: int, id: str) -> PullObjectResponse | BytesIO:
         """Return the response with an object of the node's task. Raises Forbidden, Unreachable."""
-        task = self._current(run_id)
+        task = self._at_node(run_id)
         if id not in task.small and id not in task.chunks:
             return PullObjectResponse()
         content = task.small[id] if id in task.small else await self._chunk(task, id)
@@ -189,7 +197,7 @@ class Exchange:
 
     async def confirm(self, run_id: int) -> ConfirmMessageReceivedResponse:
         """Tell the server that the node has the whole task. Raises Forbidden, Unreachable, Declined."""
-        task = self._current(run_id)
+        task = self._at_node(run_id)
         for id in task.chunks:  # chunks that the node already had; the gateway needs them to check the reply
             if id not in self._spool.came_in:
                 await self._chunk(task, id)
@@ -197,11 +205,12 @@ class Exchange:
         request = ConfirmMessageReceivedRequest(node=node, run_id=run_id, message_object_id=task.id)
         return await self._upstream.ask("confirm-message-received", request, ConfirmMessageReceivedResponse)
 
-    def _current(self, run_id: int) -> Task:
-        task = self._task
-        if task is None or task.run_id != run_id or self._arrival is not None or self._departure is not None:
+    def _at_node(self, run_id: int) -> Task:
+        """Return the task that the node has. Raises Forbidden if it has none, or one of another run."""
+        state = self.current.state
+        if not isinstance(state, AtNode | Replying) or state.task.run_id != run_id:
             raise Forbidden
-        return task
+        return state.task
 
     # --- the outgoing reply -------------------------------------------------------------------------------
 
@@ -210,7 +219,7 @@ class Exchange:
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
             raise Forbidden
         message, tree = request.messages_list[0], request.message_object_trees[0]
-        task = self._current(message.metadata.run_id)
+        task = self._at_node(message.metadata.run_id)
         if message.metadata.reply_to_message_id != task.id:
             raise Forbidden
         # Measured with the gateway's clock, because the app could choose the number that the node reports.
@@ -220,34 +229,39 @@ class Exchange:
             self._refuse_with(task, code_in(message.error.reason, OF_APPS))
             return PushMessagesResponse(results=results)
         try:
-            if self._reply is None or self._reply.root != tree.object_id:
-                self._reply = self._reception(task, tree)
+            reply = self._reception(task, tree)
         except Refusal as refusal:
             self._refuse(task, refusal)
             return PushMessagesResponse(results=results)
-        missing, session = self._reply.missing(), self._reply.session
-        return PushMessagesResponse(results=results, objects_to_push=missing, session_id=session)
+        return PushMessagesResponse(results=results, objects_to_push=reply.missing(), session_id=reply.session)
 
     def _reception(self, task: Task, tree: ObjectTree) -> Reception:
+        """Return the reply that the node announces, which it may have begun to send."""
+        state = self.current.state
+        if isinstance(state, Replying) and state.reply.root == tree.object_id:
+            return state.reply
         assert task.run is not None
         kind, schema = task_kind(task.kind), task.run.schema
         most = max_objects(schema.gives(kind))
-        return Reception(tree, self._spool.going_out, max_array_bytes=schema.reply_bytes(kind), max_objects=most)
+        reply = Reception(tree, self._spool.going_out, max_array_bytes=schema.reply_bytes(kind), max_objects=most)
+        self.current.receive(task, reply)
+        return reply
 
     async def take(self, request: PushObjectRequest) -> bool:
         """Store one object of the reply; return whether it was as announced. Raises Forbidden outside a reply."""
-        task, reply = self._task, self._reply
-        if task is None or reply is None or request.session_id != reply.session:
+        state = self.current.state
+        reply = state.reply if isinstance(state, Replying | Answering) else None
+        if reply is None or request.session_id != reply.session:
             raise Forbidden
-        if self._departure is not None:  # a repeated request, or the task is being answered
+        if not isinstance(state, Replying):  # a repeated request, or the task is being answered
             return True
         try:
             await reply.take(request.object_id, request.object_content)
         except (Refusal, OSError) as error:
-            self._refuse(task, _refusal(error))
+            self._refuse(state.task, _refusal(error))
             return False
-        if self._reply is reply and self._departure is None and not reply.missing():
-            self._departure = asyncio.create_task(self._conclude(task, self._judge(task, reply)))
+        if self.current.state is state and not reply.missing():
+            self._answer(state.task, lambda _: self._judge(state.task, reply))
         return True
 
     async def _judge(self, task: Task, reply: Reception) -> Outgoing:
@@ -255,7 +269,7 @@ class Exchange:
         try:
             return await self._compose(task, reply)
         except Refusal as refusal:
-            return await self._failure(task, refusal.code, refusal)
+            return await self._failure(task, refusal.code, refusal, root=reply.root)
         except Exception:
             log.exception("the reply could not be checked")
             return await self._failure(task, approval_reasons.GATEWAY_FAILED.code)
@@ -319,10 +333,16 @@ class Exchange:
         self._refuse_with(task, refusal.code, refusal, direction)
 
     def _refuse_with(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> None:
-        """Answer the task with a code. Only the first answer to a task counts; later ones are ignored."""
-        if self._task is task and self._departure is None:
-            answer = self._failure(task, code, refusal, direction)
-            self._departure = asyncio.create_task(self._conclude(task, answer))
+        """Answer the task with a code."""
+
+        def failure(reply: Reception | None) -> Awaitable[Outgoing]:
+            return self._failure(task, code, refusal, direction=direction, root=reply.root if reply else task.id)
+
+        self._answer(task, failure)
+
+    def _answer(self, task: Task, compose: Callable[[Reception | None], Awaitable[Outgoing]]) -> None:
+        """Compose an answer, given the node's reply if there is one, and deliver it (see `CurrentTask.answer`)."""
+        self.current.answer(task, lambda reply: self._conclude(task, compose(reply)))
 
     async def _drop(self, message: bytes, refusal: Refusal) -> None:
         """Record a message of the server that cannot be answered, and ignore it."""
@@ -332,8 +352,13 @@ class Exchange:
         with suppress(Refusal):
             await asyncio.to_thread(self._ledger.append, entry)
 
-    async def _failure(self, task: Task, code: str, refusal: Refusal | None = None, direction: str = "out") -> Outgoing:
-        """Compose an answer that holds only a code; allowed without a ledger line, because it reveals no patient."""
+    async def _failure(
+        self, task: Task, code: str, refusal: Refusal | None = None, *, direction: str = "out", root: str = ""
+    ) -> Outgoing:
+        """Compose an answer that holds only a code; allowed without a ledger line, because it reveals no patient.
+
+        `root`: the id of what a refusal in the direction "out" refuses.
+        """
         says = f"{refusal.says} {refusal.private}" if refusal else "the app's own answer"
         log.warning("refused %s: %s (%s, round %s): %s", direction, code, task.kind, task.round, says)
         outgoing = compose_failure(task.answerable(), code)
@@ -341,7 +366,6 @@ class Exchange:
             if refusal is not None and direction == "in":
                 await self._record(task, "in", task.kind, task.size, task.id, code)
             elif refusal is not None:
-                root = self._reply.root if self._reply else task.id
                 await self._record(task, "out", task.kind, self._spool.going_out.size, root, code)
             size = sum(map(len, outgoing.objects.values()))
             await self._record(task, "out", f"error {code}", size, outgoing.tree.object_id, PASSED)
@@ -361,8 +385,7 @@ class Exchange:
                     await self._record(task, "out", "dropped", 0, outgoing.tree.object_id, reasons.RUN_OVER.code)
         except Exception:
             log.exception("the answer could not be composed or sent")
-        self._task = self._reply = self._departure = None
-        self._answered = asyncio.get_running_loop().time()
+        self.current.end()
         self._spool.forget()
         self._spool.clear()
 

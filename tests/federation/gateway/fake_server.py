@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 @dataclass
 class Server:
-    """What the server hands out and what it has been sent. `down`: it answers nothing but 503."""
+    """What the server hands out and what it has been sent.
+
+    `down`: it answers nothing but 503; `down_for`: nor anything else to these paths.
+    """
 
     app: bytes = field(default_factory=lambda: fab.build(fab.APP))
     study: str = '{"study": {}}'
@@ -56,6 +59,7 @@ class Server:
     received: dict[str, bytes] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     down: bool = False
+    down_for: set[str] = field(default_factory=set)
     lost: int = 0  # so many requests get no answer
     run_is_over: bool = False
     forgets: int = 0  # so many objects are not stored, as when a session has ended
@@ -75,7 +79,7 @@ class Server:
             self.lost -= 1
             assert request.transport is not None
             request.transport.abort()
-        if self.down:
+        if self.down or path in self.down_for:
             return web.Response(status=503)
         if self.run_is_over and path in ("push-messages", "push-object"):
             return web.Response(status=403)

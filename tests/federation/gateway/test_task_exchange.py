@@ -585,6 +585,29 @@ def test_the_next_task_is_waited_for_after_an_answer_alone(bench: Bench, monkeyp
         later.join()
 
 
+@pytest.mark.parametrize("app", [fab.build(fab.APP), b"PK another app"], ids=["accepted", "refused"])
+def test_a_node_need_not_wait_for_long_checks(bench: Bench, monkeypatch: pytest.MonkeyPatch, app: bytes) -> None:
+    """Its request ends without a task. Its next request gets the task, if it passed, or else the next task."""
+    monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 0.1)
+    bench.server.app = app
+    bench.server.give(task_content(model(SCHEMA, RNG)))
+    bench.server.down_for = {"get-run"}
+    with bench.node() as node:
+        assert node.receive() is None
+        assert node.receive() is None  # nor does it get another one meanwhile
+        assert bench.server.paths.count("pull-messages") == 1
+        bench.server.down_for = set()
+        if app != fab.build(fab.APP):
+            is_refused(bench, "E_APP_REFUSED")
+            wait_until_idle(bench)
+            bench.server.app = fab.build(fab.APP)
+            bench.server.give(task_content(model(SCHEMA, RNG)))
+        deadline = time.monotonic() + 10
+        while (task := node.fetch()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert task is not None
+
+
 def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))

@@ -27,6 +27,7 @@ from federation.gateway.proxy import Proxy
 from federation.gateway.schema import Schema
 from federation.gateway.spool import Spool
 from federation.gateway.task_exchange import Exchange
+from federation.gateway.task_state import Idle
 from federation.gateway.upstream import Declined, Unreachable, Unusable, Upstream
 from federation.ledger.chain import Ledger, ledger_file
 from pipeline.site.folder import Site, init_site, site_settings
@@ -234,8 +235,7 @@ class World:
 
     @property
     def is_idle(self) -> bool:
-        state = self.exchange
-        return state._task is None and state._reply is None and state._departure is None and state._arrival is None
+        return isinstance(self.exchange.current.state, Idle)
 
     def check(self) -> None:
         """Raises AssertionError if the gateway met with what it did not expect."""
