@@ -45,7 +45,8 @@ from models.refusal import Reason
 PREFIX = "/v1/fleet/"
 _LARGE = ("pull-object", "push-object")  # one request at a time, complete, to limit memory
 # Flower's client gives up a request after 30 s (flwr.supercore.protobuf.client); our last try must end before that.
-_NODE_WAITS_SECONDS, _HEARTBEAT_SECONDS, _HEARTBEAT_PAUSE_SECONDS = 22.0, 4.0, 2.0
+NODE_WAITS_SECONDS = 22.0  # no try begins later than this after the node's request
+HEARTBEAT_SECONDS, HEARTBEAT_PAUSE_SECONDS = 4.0, 2.0  # the limit of one try, and the pause before the next
 _CANNOT_CONNECT = 421  # a status after which Flower's node does not try again
 
 log = logging.getLogger("fedthorax.gateway")
@@ -152,16 +153,16 @@ class Proxy:
         """
         node = Node(node_id=self._known(request.node.node_id))
         ours = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-        last_try = time.monotonic() + _NODE_WAITS_SECONDS
+        last_try = time.monotonic() + NODE_WAITS_SECONDS
         while True:
             try:
                 return await self._upstream.ask(
-                    "send-node-heartbeat", ours, SendNodeHeartbeatResponse, seconds=_HEARTBEAT_SECONDS
+                    "send-node-heartbeat", ours, SendNodeHeartbeatResponse, seconds=HEARTBEAT_SECONDS
                 )
             except Unreachable as error:
                 if error.reason is not None or time.monotonic() > last_try:
                     raise
-            await asyncio.sleep(_HEARTBEAT_PAUSE_SECONDS)
+            await asyncio.sleep(HEARTBEAT_PAUSE_SECONDS)
 
     def _known(self, node_id: int) -> int:
         """Return the node's id. After a restart of the gateway alone, this is the id in the node's request."""

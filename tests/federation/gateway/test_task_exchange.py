@@ -627,8 +627,8 @@ def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
 def test_a_heartbeat_is_repeated_while_the_node_waits(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, patience_s: float, status: int, tries: int
 ) -> None:
-    monkeypatch.setattr(proxy, "_HEARTBEAT_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(proxy, "_NODE_WAITS_SECONDS", patience_s)
+    monkeypatch.setattr(proxy, "HEARTBEAT_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(proxy, "NODE_WAITS_SECONDS", patience_s)
     bench.server.lost = 2
     body = SendNodeHeartbeatRequest(node=Node(node_id=NODE_ID)).SerializeToString()
     url = f"https://127.0.0.1:{bench.port}/v1/fleet/send-node-heartbeat"
