@@ -71,7 +71,7 @@ from federation.strategy.flower_strategies import build_strategy
 from federation.coordinator.eager_grid import EagerGrid
 from federation.protocol.flat_weights import pack
 from federation.protocol.reply_validation import encode
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from models.network import NetworkSettings, build_network
 
 app = ServerApp()
@@ -97,9 +97,10 @@ def main(grid, context):
     arrays, buffers = pack(build_network(NetworkSettings(), seed=1))
     Aggregation.run = timed
     reports = []
+    rules = RoundRules(quorum=sites, metrics={{}}, max_examples=1000, wait_s=60, max_lost_rounds=0)
+    start = StartState(buffers=buffers)
     strategy = GuardedStrategy(
-        build_strategy("FedAvg", {{}}), quorum=sites, metrics={{}}, max_examples=1000, buffers=buffers, wait_s=60,
-        max_lost_rounds=0, folder=folder / "round", on_round=reports.append,
+        build_strategy("FedAvg", {{}}), rules, start, folder=folder / "round", on_round=reports.append
     )
     before_mb, began = peak_mb(), time.process_time()
     ours = grid if context.run_config["together"] else EagerGrid(grid)

@@ -15,7 +15,7 @@ from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import Study
 from federation.strategy.flower_strategies import build_strategy
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.superlink.nodes import sites
 from models.network import build_network
 
@@ -36,11 +36,8 @@ def main(grid, context):
             wire = Wire(PartOfGrid(grid, frozenset([nodes[name]])), study.wire.precision)
             strategy = GuardedStrategy(
                 build_strategy("FedAvg", {}),
-                quorum=1,
-                metrics=FIGURES["train"],
-                max_examples=100,
-                buffers=buffers,
-                first_round=number,
+                RoundRules(quorum=1, metrics=FIGURES["train"], max_examples=100),
+                StartState(buffers=buffers, first_round=number),
                 heads=heads,
             )
             began = time.time()

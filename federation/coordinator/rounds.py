@@ -20,7 +20,7 @@ from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import StoppingTable, Study
 from federation.strategy import checkpoint, reasons
 from federation.strategy.flower_strategies import build_strategy, strategy_state
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import draw
 from models.refusal import Refusal
@@ -88,18 +88,19 @@ class Training:
         if self.state.round >= table.rounds or self.stopped_early:
             return self.model
         inner = build_strategy(self.study.strategy.name, self.study.strategy.options, sites=table.asked_a_round)
-        self._strategy = GuardedStrategy(
-            inner,
+        rules = RoundRules(
             quorum=table.quorum,
             metrics=FIGURES["train"],
             max_examples=MAX_EXAMPLES,
             enrolled=sites.enrolled,
-            buffers=self.state.buffers,
             wait_s=table.wait_s,
-            first_round=self.state.round + 1,
-            memory=self.state.memory,
-            heads=sites.heads,
             choose=lambda number, nodes: draw(nodes, sites.name, table.sites_per_round, seed=table.seed, what=number),
+        )
+        self._strategy = GuardedStrategy(
+            inner,
+            rules,
+            StartState(buffers=self.state.buffers, first_round=self.state.round + 1, memory=self.state.memory),
+            heads=sites.heads,
             folder=self.folder,
             on_round=lambda report: self._keep(report, sites),
         )

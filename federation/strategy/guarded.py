@@ -9,7 +9,7 @@ round, and lets the optimiser's state be saved and restored. The wrapped strateg
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -60,20 +60,46 @@ class _Roster:
         return self.node_ids
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundRules:
+    """When a round counts, and which replies count in it.
+
+    `quorum`: least number of valid replies for a round to count; the strategy itself may need more (`least_replies`).
+    `metrics`: figures that a reply may contain. `max_examples`: a reply that claims more is refused. `enrolled`: how
+    many patients a node was enrolled with; a reply that claims more counts with that number. `norm_factor`: an update
+    longer than this many low median lengths is clipped to that length; weights and buffers are clipped separately.
+    `max_lost_rounds`: how many consecutive lost rounds are tolerated. `wait_s`: how long to wait before a round for
+    enough nodes. `choose`: selects which connected nodes a round samples.
+    """
+
+    quorum: int
+    metrics: Mapping[str, Figure]
+    max_examples: int
+    enrolled: Mapping[int, int] = field(default_factory=dict)
+    norm_factor: float = 2.0
+    max_lost_rounds: int = 2
+    wait_s: float = 600.0
+    choose: Choose = everybody
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartState:
+    """What training starts from, besides the weights: the model's batch-norm `buffers`, if any.
+
+    To resume, give also the number of the next round and the saved memory of the optimiser (see `strategy_state`).
+    """
+
+    buffers: Mapping[str, NDArray] = field(default_factory=dict)
+    first_round: int = 1
+    memory: Mapping[str, NDArray] = field(default_factory=dict)
+
+
 class GuardedStrategy(Strategy):
     """Wraps a strategy (see `flower_strategies`) and guards it.
 
     Run it with `start`; `initial_arrays` must be the trainable tensors only.
-    `quorum`: least number of valid replies for a round to count; the strategy itself may need more (`least_replies`).
-    `metrics`: figures that a reply may contain. `max_examples`: a reply that claims more is refused. `enrolled`: how
-    many patients a node was enrolled with; a reply that claims more counts with that number. `buffers`: the model's
-    batch-norm buffers, if any. `norm_factor`: an update longer than this many low median lengths is clipped to that
-    length; weights and buffers are clipped separately.
-    `max_lost_rounds`: how many consecutive lost rounds are tolerated. `wait_s`: how long to wait before a round for
-    enough nodes. To resume, give `first_round` and the saved `memory` (see `strategy_state`). `heads`: the ledger heads
-    that nodes last reported, updated in place. `choose`: selects which connected nodes a round samples.
-    `folder`: where a round's replies are stored until they are summed (see `reply_files`).
-    `on_round`: receives each round's report, also of lost rounds.
+    `heads`: the ledger heads that nodes last reported, updated in place. `folder`: where a round's replies are stored
+    until they are summed (see `reply_files`). `on_round`: receives each round's report, also of lost rounds.
 
     After each round, `arrays` and `buffers` are the global model, `aggregated_rounds` and `lost_rounds` the counts, and
     `heads` the last reported ledger heads, which the next messages send back to the nodes.
@@ -83,43 +109,28 @@ class GuardedStrategy(Strategy):
     def __init__(
         self,
         inner: FedAvg,
+        rules: RoundRules,
+        start: StartState | None = None,
         *,
-        quorum: int,
-        metrics: Mapping[str, Figure],
-        max_examples: int,
-        enrolled: Mapping[int, int] | None = None,
-        buffers: Mapping[str, NDArray] | None = None,
-        norm_factor: float = 2.0,
-        max_lost_rounds: int = 2,
-        wait_s: float = 600.0,
-        first_round: int = 1,
-        memory: Mapping[str, NDArray] | None = None,
         heads: dict[int, LedgerHead] | None = None,
-        choose: Choose = everybody,
         folder: Path | None = None,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
+        start = start or StartState()
         # All nodes of the roster are asked: this class itself waits for enough nodes and samples them.
         inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes = 1.0, 1, 1
         inner.fraction_evaluate, inner.min_evaluate_nodes = 0.0, 0
-        restore_strategy(inner, memory or {})
+        restore_strategy(inner, start.memory)
         self.inner = inner
         self.is_robust = is_robust(inner)
-        self.quorum = quorum
-        self.needed = max(quorum, least_replies(inner))
-        self.metrics = metrics
-        self.max_examples = max_examples
-        self.enrolled = dict(enrolled or {})
-        self.norm_factor = norm_factor
-        self.max_lost_rounds = max_lost_rounds
-        self.wait_s = wait_s
-        self.first_round = first_round
+        self.rules = rules
+        self.needed = max(rules.quorum, least_replies(inner))
+        self.first_round = start.first_round
         self.heads = {} if heads is None else heads
-        self.choose = choose
         self.folder = folder
         self.on_round = on_round
         self.arrays: dict[str, NDArray] = {}
-        self.buffers: dict[str, NDArray] = dict(buffers or {})
+        self.buffers: dict[str, NDArray] = dict(start.buffers)
         self.aggregated_rounds = 0
         self.lost_rounds = 0
         self._lost_in_a_row = 0
@@ -138,7 +149,7 @@ class GuardedStrategy(Strategy):
         Raises `Refusal` E_QUORUM if too few nodes are connected within `wait_s`.
         """
         number = self.first_round - 1 + server_round
-        roster = cast(Grid, _Roster(self.choose(number, self._wait_for_quorum(grid))))
+        roster = cast(Grid, _Roster(self.rules.choose(number, self._wait_for_quorum(grid))))
         self._began_s = time.monotonic()
         self.arrays = decode(arrays)
         messages = list(self.inner.configure_train(number, encode(self.arrays), config, roster))
@@ -151,7 +162,7 @@ class GuardedStrategy(Strategy):
         return messages
 
     def _wait_for_quorum(self, grid: Grid) -> list[int]:
-        deadline_s = time.monotonic() + self.wait_s
+        deadline_s = time.monotonic() + self.rules.wait_s
         while len(node_ids := list(grid.get_node_ids())) < self.needed:
             if time.monotonic() >= deadline_s:
                 raise Refusal(reasons.QUORUM, quorum=self.needed, present=len(node_ids))
@@ -190,9 +201,9 @@ class GuardedStrategy(Strategy):
         )
         if self.on_round:
             self.on_round(report)
-        if reason and self._lost_in_a_row > self.max_lost_rounds:
+        if reason and self._lost_in_a_row > self.rules.max_lost_rounds:
             needed = least_replies(self.inner, shown=shown)
-            raise Refusal(reason, quorum=self.quorum, needed=needed, present=len(valid))
+            raise Refusal(reason, quorum=self.rules.quorum, needed=needed, present=len(valid))
         return (None, None) if reason else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
 
     def _sift(
@@ -204,7 +215,7 @@ class GuardedStrategy(Strategy):
         node ids: the same updates give the same model, bit for bit.
         """
         model = {"arrays": self.arrays, "buffers": self.buffers}
-        expected = Expected(self.arrays, self.buffers, self.metrics, self.max_examples)
+        expected = Expected(self.arrays, self.buffers, self.rules.metrics, self.rules.max_examples)
 
         def keep(reply: Message) -> Filed:
             return file_reply(reply, folder / f"{reply.metadata.src_node_id}{TEMPORARY}", model)
@@ -222,7 +233,7 @@ class GuardedStrategy(Strategy):
         scales: dict[int, dict[str, float]] = {site: {} for site in valid}
         for record, current in (("arrays", self.arrays), ("buffers", self.buffers)):
             norms = {site: reply.norms[record] for site, reply in valid.items()}
-            bound = longest(norms.values(), self.norm_factor, model_norm=length(current))
+            bound = longest(norms.values(), self.rules.norm_factor, model_norm=length(current))
             for site, norm in norms.items():
                 if norm > bound:
                     scales[site][record] = bound / norm
@@ -230,13 +241,13 @@ class GuardedStrategy(Strategy):
 
     def _capped(self, site: int, figure: Mapping[str, float]) -> dict[str, float]:
         """Return a reply's figures, with at most the number of examples that the site was enrolled with."""
-        return {**figure, EXAMPLES: min(figure[EXAMPLES], self.enrolled.get(site, self.max_examples))}
+        return {**figure, EXAMPLES: min(figure[EXAMPLES], self.rules.enrolled.get(site, self.rules.max_examples))}
 
     def _aggregate(
         self, number: int, valid: Mapping[int, Filed], metrics: Mapping[int, Mapping[str, float]], shown: int
     ) -> dict[str, float] | Reason:
         """Aggregate the replies into the model; if no model can result, return the reason and change nothing."""
-        if len(valid) < self.quorum:
+        if len(valid) < self.rules.quorum:
             return reasons.QUORUM
         if len(valid) < least_replies(self.inner, shown=shown):
             return reasons.STRATEGY_REPLIES

@@ -19,7 +19,7 @@ from federation.protocol.flat_weights import Arrays, pack, unpack
 from federation.protocol.metric_allowlist import Figure
 from federation.protocol.reply_validation import decode, encode
 from federation.strategy.flower_strategies import build_strategy
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from models.refusal import Refusal
 from tests.helpers.fake_grid import FakeGrid, over_the_wire
@@ -219,16 +219,15 @@ def play(
     """A whole study under the guard; it ends early where too many rounds are lost."""
     arrays, buffers = pack(copy.deepcopy(fresh(seed)))
     reports: list[RoundReport] = []
-    guard = GuardedStrategy(
-        build_strategy(strategy, options),
+    rules = RoundRules(
         quorum=min(3, len(at) - 1),
         metrics=LOSS,
         max_examples=MAX_EXAMPLES,
         enrolled={n: each.patients for n, each in enumerate(at, start=1)} if enrolled else {},
-        buffers=buffers,
         norm_factor=norm_factor,
-        on_round=reports.append,
     )
+    start = StartState(buffers=buffers)
+    guard = GuardedStrategy(build_strategy(strategy, options), rules, start, on_round=reports.append)
     try:
         guard.start(Sites(at, hostile, place, absent), encode(arrays), num_rounds=rounds)
     except Refusal:

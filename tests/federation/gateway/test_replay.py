@@ -16,7 +16,7 @@ from federation.coordinator.eager_grid import EagerGrid
 from federation.protocol.metric_allowlist import Figure
 from federation.protocol.reply_validation import encode
 from federation.strategy.flower_strategies import build_strategy
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules
 from tests.helpers.fake_grid import FakeGrid, honest, honest_answer
 
 
@@ -67,9 +67,8 @@ def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatc
     monkeypatch.setattr("federation.coordinator.eager_grid.POLL_S", 0.0)
 
     def after(repeats: bool) -> dict[str, np.ndarray]:
-        guard = GuardedStrategy(
-            build_strategy("FedAvg", {}), quorum=3, metrics={"loss": Figure(0, 1, "train")}, max_examples=1000
-        )
+        rules = RoundRules(quorum=3, metrics={"loss": Figure(0, 1, "train")}, max_examples=1000)
+        guard = GuardedStrategy(build_strategy("FedAvg", {}), rules)
         grid = Repeating(repeats=repeats)
         guard.start(EagerGrid(grid), encode({"w": np.zeros(5, np.float32)}), num_rounds=3)
         assert guard.aggregated_rounds == 3
@@ -80,13 +79,8 @@ def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatc
 
 def test_a_site_that_answers_twice_in_a_round_counts_not_at_all():
     reports = []
-    guard = GuardedStrategy(
-        build_strategy("FedAvg", {}),
-        quorum=2,
-        metrics={"loss": Figure(0, 1, "train")},
-        max_examples=1000,
-        on_round=reports.append,
-    )
+    rules = RoundRules(quorum=2, metrics={"loss": Figure(0, 1, "train")}, max_examples=1000)
+    guard = GuardedStrategy(build_strategy("FedAvg", {}), rules, on_round=reports.append)
     grid = FakeGrid({1: honest(1), 2: honest(2), 3: lambda message: [honest_answer(3, message)] * 2})
     guard.start(grid, encode({"w": np.zeros(5, np.float32)}), num_rounds=1)
     assert reports[0].refused == {3: "E_REPLY_TWICE"}

@@ -17,7 +17,7 @@ from federation.protocol.reply_validation import decode, encode, update_norm
 from federation.strategy import aggregation
 from federation.strategy.aggregation import Aggregation
 from federation.strategy.flower_strategies import OPTIONS, build_strategy, is_robust
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules
 from federation.strategy.reply_files import Filed, file_reply, spool
 from tests.helpers.fake_grid import FakeGrid, honest, honest_answer, over_the_wire
 
@@ -160,9 +160,9 @@ class OneByOne(FakeGrid):
         return map(make, asked)
 
 
-def guarded(name: str, **settings: Any) -> GuardedStrategy:
-    options = {"quorum": 2, "metrics": FIGURES, "max_examples": 1000, "wait_s": 0.0}
-    return GuardedStrategy(build_strategy(name, CHOSEN.get(name, {})), **(options | settings))
+def guarded(name: str, folder: Path | None = None) -> GuardedStrategy:
+    rules = RoundRules(quorum=2, metrics=FIGURES, max_examples=1000, wait_s=0.0)
+    return GuardedStrategy(build_strategy(name, CHOSEN.get(name, {})), rules, folder=folder)
 
 
 class _Range:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from federation.protocol.reply_validation import NO_HEAD, LedgerHead, decode, en
 from federation.strategy import checkpoint
 from federation.strategy import guarded as guarded_module
 from federation.strategy.flower_strategies import OPTIONS, build_strategy, strategy_state
-from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.guarded import GuardedStrategy, RoundRules, StartState
 from federation.strategy.round_report import RoundReport
 from models.refusal import Refusal
 from tests.helpers.fake_grid import FakeGrid, honest, honest_answer
@@ -40,9 +41,21 @@ CHOSEN = {
 }
 
 
-def guarded(name: str = "FedAvg", **settings) -> GuardedStrategy:
-    defaults = {"quorum": 2, "metrics": LOSS, "max_examples": 1000, "buffers": BUFFERS, "wait_s": 0.0}
-    return GuardedStrategy(build_strategy(name, CHOSEN.get(name, {})), **(defaults | settings))
+RULES = RoundRules(quorum=2, metrics=LOSS, max_examples=1000, wait_s=0.0)
+START = StartState(buffers=BUFFERS)
+
+
+def guarded(
+    name: str = "FedAvg",
+    options: dict[str, float] | None = None,
+    *,
+    start: StartState = START,
+    heads: dict[int, LedgerHead] | None = None,
+    **rules,
+) -> GuardedStrategy:
+    """A guarded strategy, with RULES except for those given."""
+    inner = build_strategy(name, CHOSEN.get(name, {}) if options is None else options)
+    return GuardedStrategy(inner, replace(RULES, **rules), start, heads=heads)
 
 
 def run(guard: GuardedStrategy, grid: FakeGrid, rounds: int = 1, arrays=None) -> list[RoundReport]:
@@ -441,7 +454,7 @@ def test_a_length_that_is_no_number_is_refused():
         metrics = MetricRecord({"loss": 0.5, "num-examples": 10})
         return lambda _: [RecordDict({"arrays": encode({"w": np.full(4, value)}), "metrics": metrics})]
 
-    guard = GuardedStrategy(build_strategy("FedAvg", {}), quorum=2, metrics=LOSS, max_examples=10)
+    guard = guarded(start=StartState(), max_examples=10)
     (report,) = run(guard, FakeGrid({1: site(1.0), 2: site(1.1), 3: site(1e300)}), arrays=arrays)
     assert (report.refused, report.clipped) == ({3: "E_UPDATE_NORM"}, ())
     assert guard.arrays["w"].max() < 1.2
@@ -486,11 +499,11 @@ def test_without_an_enrolled_number_the_general_limit_holds():
     [("Krum", {"num_malicious_nodes": 1}, 5), ("FedTrimmedAvg", {"beta": 0.2}, 5), ("FedMedian", {}, 3)],
 )
 def test_with_too_few_replies_to_withstand_anyone_a_robust_round_is_lost(name, options, needed):
-    guard = GuardedStrategy(build_strategy(name, options), quorum=2, metrics=LOSS, max_examples=1000, buffers=BUFFERS)
+    guard = guarded(name, options)
     one_too_few = {number: honest(number) for number in range(1, needed)}
     first, second = run(guard, FakeGrid(one_too_few | {needed: flaky(needed, {2})}), rounds=2)
     assert (first.lost_for, second.lost_for) == (None, "E_STRATEGY_REPLIES")
-    assert len(second.valid) == needed - 1 >= guard.quorum
+    assert len(second.valid) == needed - 1 >= RULES.quorum
     assert second.aggregated == {}
 
 
@@ -507,10 +520,7 @@ def test_a_hostile_site_that_shows_itself_does_not_lose_the_round(name, options,
     """Else one NaN in each round would end the study; a site that is only missing leaves the doubt."""
 
     def with_last(site):
-        guard = GuardedStrategy(
-            build_strategy(name, options), quorum=2, metrics=LOSS, max_examples=1000, buffers=BUFFERS
-        )
-        (report,) = run(guard, FakeGrid({n: honest(n) for n in range(1, sites)} | {sites: site}))
+        (report,) = run(guarded(name, options), FakeGrid({n: honest(n) for n in range(1, sites)} | {sites: site}))
         return report
 
     assert with_last(poke(math.nan)).lost_for is None
@@ -527,8 +537,7 @@ def test_an_unusual_site_does_not_open_the_door_for_a_hostile_one():
         content["arrays"] = encode(ARRAYS | {"scale": ARRAYS["scale"] + np.float32(3)})
         return [content]
 
-    guard = GuardedStrategy(build_strategy("FedTrimmedAvg", {"beta": 0.2}), quorum=2, metrics=LOSS, max_examples=1000)
-    guard.buffers = BUFFERS
+    guard = guarded("FedTrimmedAvg", {"beta": 0.2})
     (report,) = run(guard, FakeGrid({1: poke(math.nan), 2: wild} | {n: honest(n) for n in (4, 5, 8)}))
     assert report.refused == {1: "E_REPLY_NOT_FINITE"}
     assert report.valid == (2, 4, 5, 8)
@@ -536,10 +545,7 @@ def test_an_unusual_site_does_not_open_the_door_for_a_hostile_one():
 
 
 def test_rounds_lost_to_the_strategy_end_the_study_for_its_reason():
-    guard = GuardedStrategy(
-        build_strategy("FedMedian", {}), quorum=2, metrics=LOSS, max_examples=1000, max_lost_rounds=0
-    )
-    guard.buffers = BUFFERS
+    guard = guarded("FedMedian", max_lost_rounds=0)
     with pytest.raises(Refusal) as refused:
         run(guard, FakeGrid({1: honest(1), 2: honest(2), 3: lambda _: []}))
     assert refused.value.code == "E_STRATEGY_REPLIES"
@@ -564,9 +570,7 @@ def test_krum_sees_small_updates_beside_large_weights():
 
     sites = {number: moved_by(number, 0.002) for number in (2, 3, 4, 5)}
     for hostile in (1, 6):  # whichever place it has among the replies
-        guard = GuardedStrategy(
-            build_strategy("Krum", {"num_malicious_nodes": 1}), quorum=5, metrics=LOSS, max_examples=10
-        )
+        guard = guarded("Krum", {"num_malicious_nodes": 1}, start=StartState(), quorum=5, max_examples=10)
         run(guard, FakeGrid(sites | {hostile: moved_by(hostile, 0.02)}), arrays=large)
         assert np.std(guard.arrays["w"] - large["w"]) < 0.01
 
@@ -652,7 +656,7 @@ def test_each_site_is_told_where_its_own_ledger_ended():
 
 def test_a_resumed_study_goes_on_with_the_heads_it_had():
     grid = FakeGrid({1: with_ledger(1, lambda r: 10 * r), 2: honest(2)})
-    run(guarded(first_round=3, heads={1: head_of(20)}), grid)
+    run(guarded(start=replace(START, first_round=3), heads={1: head_of(20)}), grid)
     assert {message.metadata.dst_node_id: told(message) for message in grid.sent} == {1: head_of(20), 2: NO_HEAD}
 
 
@@ -702,7 +706,7 @@ def test_messages_carry_model_buffers_and_round_and_buffers_stay_out_of_the_stra
 
 
 def test_without_buffers_none_are_sent():
-    guard, grid = guarded(buffers=None), only_honest()
+    guard, grid = guarded(start=StartState()), only_honest()
     (report,) = run(guard, grid)
     assert set(grid.sent[0].content) == {"arrays", "config"}
     assert report.valid == HONEST
@@ -749,7 +753,8 @@ def test_four_rounds_are_two_rounds_saved_loaded_and_two_more(name, tmp_path):
     checkpoint.save(tmp_path, state)
 
     loaded = checkpoint.load_latest(tmp_path).state
-    rest = guarded(name, buffers=loaded.buffers, memory=loaded.memory, first_round=loaded.round + 1)
+    start = StartState(buffers=loaded.buffers, memory=loaded.memory, first_round=loaded.round + 1)
+    rest = guarded(name, start=start)
     reports = run(rest, only_honest(), rounds=2, arrays=loaded.arrays)
 
     assert_same(rest.arrays, whole.arrays)
@@ -765,7 +770,7 @@ def test_resuming_without_the_memory_would_differ(name):
     whole, half = guarded(name), guarded(name)
     run(whole, only_honest(), rounds=4)
     run(half, only_honest(), rounds=2)
-    rest = guarded(name, buffers=half.buffers, first_round=3)
+    rest = guarded(name, start=StartState(buffers=half.buffers, first_round=3))
     run(rest, only_honest(), rounds=2, arrays=half.arrays)
     assert not np.array_equal(rest.arrays["z.weight"], whole.arrays["z.weight"])
 
@@ -816,7 +821,7 @@ def test_a_real_network_with_batch_norm(name):
     torch.manual_seed(0)
     arrays, buffers = split({name: tensor.numpy() for name, tensor in Net().state_dict().items()})
     options = {"eta": 0.01} if name != "FedAvg" else {}
-    guard = GuardedStrategy(build_strategy(name, options), quorum=3, metrics=LOSS, max_examples=100, buffers=buffers)
+    guard = guarded(name, options, start=StartState(buffers=buffers), quorum=3, max_examples=100)
     grid = FakeGrid({number: train_for_real(number) for number in (1, 2, 3)})
     reports = run(guard, grid, rounds=3, arrays=arrays)
     assert all(report.valid == (1, 2, 3) for report in reports)

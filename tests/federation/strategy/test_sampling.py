@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from federation.strategy.guarded import StartState
 from federation.strategy.sampling import draw, everybody
 from tests.federation.strategy.test_guarded import guarded, run
 from tests.helpers.fake_grid import FakeGrid, honest
@@ -51,7 +52,7 @@ def test_a_round_asks_whom_it_would_have_asked_without_the_halt() -> None:
     whole = run(guarded(choose=choose), grid, rounds=3)
     first = guarded(choose=choose)
     cut = run(first, grid, rounds=2)
-    again = guarded(choose=choose, first_round=3, buffers=first.buffers)
+    again = guarded(start=StartState(buffers=first.buffers, first_round=3), choose=choose)
     cut += run(again, grid, rounds=1, arrays=first.arrays)
     assert [report.sampled for report in cut] == [report.sampled for report in whole]
     assert [len(report.sampled) for report in whole] == [4, 4, 4]
