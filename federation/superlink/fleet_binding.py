@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/v1/fleet/"
 _REMEMBERED = 32  # announcements per node
-_TREES_KEPT = 256  # messages; about 30 kB each for a model of 250 arrays
+TREES_KEPT = 256  # messages; about 30 kB each for a model of 250 arrays
 _AT_ONCE = 10_000  # ids in one statement; SQLite allows 32,766
 
 
@@ -70,9 +70,13 @@ class Announced:
 
 
 class Trees:
-    """The objects of each message. They never change, and finding them takes several milliseconds, so they are kept."""
+    """The objects of each message. They never change, and finding them takes several milliseconds, so they are kept.
 
-    def __init__(self) -> None:
+    `most`: so many messages are kept; then the one that was found first is dropped.
+    """
+
+    def __init__(self, most: int = TREES_KEPT) -> None:
+        self._most = most
         self._kept: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._lock = Lock()
 
@@ -84,7 +88,7 @@ class Trees:
             found = _objects_below(session, root)
             with self._lock:
                 self._kept[root] = found
-                if len(self._kept) > _TREES_KEPT:
+                if len(self._kept) > self._most:
                     self._kept.popitem(last=False)
         return found
 

@@ -6,8 +6,8 @@ Two nodes at a real server: tests/e2e/test_binding.py.
 import hashlib
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,13 @@ from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.server.superlink.linkstate import InMemoryLinkState, SqlLinkState
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
+from sqlalchemy.event import listen, remove
 
-from federation.superlink import fleet_binding
 from federation.superlink.fleet_binding import Announced, Trees, check
 from models.refusal import Refusal
 
 RUN = 5
+SQLITE_VARIABLES = 32_766  # in one statement at most, unless SQLite is built otherwise
 # As Flower draws them: up to 64 bits, which its database keeps with a sign.
 NORTH, SOUTH = 2**64 - 7, 12
 
@@ -66,6 +67,21 @@ def state(tmp_path: Path) -> Iterator[SqlLinkState]:
         )
         db.commit()
     yield state
+
+
+@contextmanager
+def statements(state: SqlLinkState) -> Iterator[list[int]]:
+    """The statements that the database executes meanwhile: how many variables each has."""
+    found: list[int] = []
+    with state.session() as session:
+        engine = session.get_bind()
+
+    def note(connection: object, cursor: object, statement: str, parameters: Sequence[object], *_: object) -> None:
+        found.append(len(parameters))
+
+    listen(engine, "before_cursor_execute", note)
+    yield found
+    remove(engine, "before_cursor_execute", note)
 
 
 def announce(state: SqlLinkState) -> str:
@@ -177,11 +193,12 @@ def test_no_whole_message_is_part_of_an_answer(state: SqlLinkState, below: Objec
     assert not judged(state, push(SOUTH, announced=deep))
 
 
-def test_many_objects_are_looked_up_in_parts(state: SqlLinkState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_binding, "_AT_ONCE", 3)
-    objects = [tree(f"own {number}") for number in range(10)]
-    assert judged(state, push(SOUTH, announced=tree("answer of south", *objects)))
-    assert not judged(state, push(SOUTH, announced=tree("answer of south", *objects, TASKS[NORTH])))
+def test_many_objects_are_looked_up_in_parts(state: SqlLinkState) -> None:
+    objects = [tree(f"own {number}") for number in range(SQLITE_VARIABLES + 1)]
+    with statements(state) as found:
+        assert judged(state, push(SOUTH, announced=tree("answer of south", *objects)))
+        assert not judged(state, push(SOUTH, announced=tree("answer of south", *objects, TASKS[NORTH])))
+    assert max(found) <= SQLITE_VARIABLES < sum(found)
 
 
 @pytest.mark.slow
@@ -203,10 +220,10 @@ def test_a_server_without_a_database_serves_nobody() -> None:
         check(PullMessagesRequest(node=Node(node_id=NORTH)), make(InMemoryLinkState), Announced(), Trees())
 
 
-def test_few_trees_are_kept(state: SqlLinkState, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_binding, "_TREES_KEPT", 1)
-    trees = Trees()
-    with state.session() as session:
+@pytest.mark.parametrize(("most", "look_ups"), [(1, 4), (2, 2)])
+def test_few_trees_are_kept(state: SqlLinkState, most: int, look_ups: int) -> None:
+    trees = Trees(most)
+    with state.session() as session, statements(state) as found:
         for task in (*TASKS.values(), *TASKS.values()):
             assert len(trees.of(session, task.object_id)) == 3
-    assert len(trees._kept) == 1
+    assert len(found) == look_ups
