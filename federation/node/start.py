@@ -36,7 +36,7 @@ from pipeline.site.folder import Site
 from pipeline.system.locks import alone
 
 ONLINE_SECONDS = 60.0
-_LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.5  # between two looks at the processes and their logs
 _SAVE_SECONDS = 10.0
 _LAST_LINES = 30
 _LOCK = "node.lock"
@@ -247,7 +247,7 @@ def _follow(node: Node, tails: Sequence[Tail], state: NodeState, logs: Path, tel
         if is_last_look:
             end = "\n".join(line for log in node.outputs() for line in log.splitlines()[-_LAST_LINES:])
             raise Refusal(_cause(end, node.ended_by), private=str(node.log))
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
 
 
 def _is_running(site: Site) -> bool:

@@ -221,7 +221,7 @@ def site(tmp_path: Path) -> Site:
 @pytest.fixture
 def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """Runs the site's node by a script; what was said, without the times."""
-    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
 
     def run(*script: str | int) -> list[str]:
         scripted = ScriptedNode(site, list(script))
@@ -287,7 +287,7 @@ def test_a_node_introduces_itself_anew_to_a_server_that_has_moved(site: Site, mo
     ]
     nodes = [ScriptedNode(site, script) for script in scripts]
     waiting = iter(nodes)
-    monkeypatch.setattr(node, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(node, "start_node", lambda *_, **__: next(waiting))
     before = signal.getsignal(signal.SIGTERM)
     said: list[str] = []
