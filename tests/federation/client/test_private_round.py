@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from federation.client import client_app, site_tasks
+from federation.client import client_app
 from federation.client.site_tasks import Trained, train_site
 from federation.protocol.flat_weights import pack
 from federation.protocol.half_precision import HALF, Precision, changes, rounded
@@ -20,6 +20,7 @@ from federation.protocol.study_config import Study, WireTable
 from models.network import build_network
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.training import private_training
 from pipeline.training.privacy_budget import spent_epsilon, step_costs
 from tests.helpers.fake_grid import over_the_wire
 
@@ -68,17 +69,17 @@ def test_the_round_is_charged_and_told_and_the_loss_is_not(site: Site) -> None:
 
 def test_nothing_is_trained_beyond_the_budget(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.settings.privacy.max_epsilon = 0.01
-    monkeypatch.setattr(site_tasks, "_train", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(private_training, "train_privately", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(Refusal) as caught:
         trained(site)
     assert caught.value.code == "E_PRIVACY_BUDGET"
 
 
 def test_the_budget_is_charged_before_anything_is_trained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(site_tasks, "_train", killed)
+    monkeypatch.setattr(private_training, "train_privately", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(site, run="a")
     assert spent_epsilon(site, delta=DELTA, run="a") > 0
@@ -102,7 +103,8 @@ def test_the_reply_of_a_network_without_buffers_is_as_the_server_expects_it(
 ) -> None:
     monkeypatch.setattr(client_app, "site_folder", lambda _: site.folder)
     monkeypatch.setattr(client_app.Site, "open", lambda _: site)
-    monkeypatch.setattr(client_app, "_log", logging.getLogger)
+    monkeypatch.delenv("FEDTHORAX_SITE_DIR", raising=False)  # so that the app opens no log file
+    monkeypatch.setattr(logging.getLogger("fedthorax.site"), "propagate", True)  # the app changes it; restored then
     study = STUDY.model_copy(update={"wire": WireTable(precision=precision)})
     sent = rounded(ARRAYS, precision)
     content = RecordDict({"arrays": encode(sent), "config": ConfigRecord({"server-round": 1})})

@@ -362,8 +362,12 @@ def test_figures_that_wait_for_mlflow_are_not_left_behind(
     run = old / "runs" / "trial-1"
     line = {"what": "figures", "values": {"late": 1.0}, "step": 2, "at_ms": 5, "tags": {}}
     (run / SPOOL).write_text(json.dumps(line) + "\n")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("the connection was refused")
+
     with monkeypatch.context() as silent:
-        silent.setattr(Tracker, "_connect", lambda self: (_ for _ in ()).throw(OSError("the connection was refused")))
+        silent.setattr(MlflowClient, "log_batch", refuse)  # reading, which comes afterwards, would succeed
         assert refused(lambda: leave(old, tmp_path / "archive.tar")) == "E_MLFLOW_SILENT"
     assert not (old / MOVED).exists()
     leave(old, tmp_path / "archive.tar")
