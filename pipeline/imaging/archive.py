@@ -17,7 +17,7 @@ from pipeline.imaging import reasons
 MAX_RATIO = 100  # unpacked bytes per packed byte; lossless CT reaches 4
 MAX_BYTES = 4 * 2**30
 MAX_ENTRIES = 20_000
-_MAX_DIRECTORY_BYTES = MAX_ENTRIES * 512  # the zip's table of contents, which zipfile holds in memory
+MAX_DIRECTORY_BYTES = MAX_ENTRIES * 512  # the zip's table of contents, which zipfile holds in memory
 _ARCHIVES = frozenset((".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip"))
 
 
@@ -83,7 +83,7 @@ def _check_directory_size(path: Path) -> None:
     directory_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
     # zip64 is needed only beyond our limits, and it states a second, larger size of the table.
     is_zip64 = tail[max(0, end - 20) : end].startswith(b"PK\x06\x07")
-    if is_zip64 or directory_bytes > _MAX_DIRECTORY_BYTES:
+    if is_zip64 or directory_bytes > MAX_DIRECTORY_BYTES:
         raise Refusal(reasons.ARCHIVE_DEPTH, entries=MAX_ENTRIES)
 
 

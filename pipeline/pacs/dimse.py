@@ -25,10 +25,10 @@ from pipeline.site.pacs_settings import DimseTable
 _PATIENT_KEYS = ("PatientID", "IssuerOfPatientID", "PatientName")
 _STUDY_KEYS = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", *_PATIENT_KEYS)
 _SERIES_KEYS = ("Modality", "BodyPartExamined", "NumberOfSeriesRelatedInstances", "SeriesDescription")
-_MAX_ANSWERS = 100_000  # to one C-FIND
-_CUT_SHORT = 100  # many PACS silently truncate at such a number: repeat the query with fewer days
+MAX_ANSWERS = 100_000  # to one C-FIND
+TRUNCATED_AT = 100  # answers; many PACS silently truncate at such a number: repeat the query with fewer days
 _FIRST_CT = date(1971, 1, 1)
-_IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
+IMAGES_A_REQUEST = 200  # some PACS reject long lists of UIDs
 _NONE_SENT = 0xA702  # all images failed (PS3.4, tables C.4-2 and C.4-3)
 _LATE_SECONDS = 10.0  # a PACS with a send queue reports the end before the last images have arrived
 _ECHO_TRIES = 4
@@ -104,8 +104,8 @@ class DimsePacs:
             yield from self._retrieve(_key("SERIES", series.study_uid, series.series_uid), wanted)
             return
         images = sorted(wanted)
-        for start in range(0, len(images), _IMAGES_A_REQUEST):
-            part = images[start : start + _IMAGES_A_REQUEST]
+        for start in range(0, len(images), IMAGES_A_REQUEST):
+            part = images[start : start + IMAGES_A_REQUEST]
             key = _key("IMAGE", series.study_uid, series.series_uid, SOPInstanceUID=part)
             yield from self._retrieve(key, set(part))
 
@@ -210,7 +210,7 @@ def _studies(association: Association, query: StudyQuery) -> list[Dataset]:
             answers = _answers(association, _study_key(query, accession, first, last))
             found |= {_uid(study, "StudyInstanceUID"): study for study in answers if _matches(study, query)}
             start, end = first or _FIRST_CT, last or date.today()
-            if len(answers) >= _CUT_SHORT and start < end:
+            if len(answers) >= TRUNCATED_AT and start < end:
                 middle = start + (end - start) // 2
                 spans += [(start, middle), (middle + timedelta(days=1), end)]
     return [study for study_uid, study in found.items() if study_uid]
@@ -238,7 +238,7 @@ def _answers(association: Association, key: Dataset) -> list[Dataset]:
             return found
         if category != STATUS_PENDING:
             raise failure(status)
-        if answer is None or len(found) == _MAX_ANSWERS:
+        if answer is None or len(found) == MAX_ANSWERS:
             raise Refusal(reasons.PACS_ANSWER, private="C-FIND: unreadable response, or too many")
         found.append(answer)
     raise failure(Dataset())

@@ -48,7 +48,7 @@ TRANSFER_SYNTAXES = (
 )
 PDU_BYTES = 2**17  # the maximum that we announce to peers
 _MAX_PDU_BYTES = 2**20  # hard limit for peers that ignore it; their first PDU may be longer
-_MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
+MAX_MESSAGE_BYTES = 2**27  # a CT slice has 0.5 to 32 MB
 _QUEUED_IMAGES = 4
 _NO_LIMIT = 10**6
 _REQUEST_SECONDS = 10  # from the connection to the association request
@@ -162,7 +162,7 @@ def guard(silence_seconds: float) -> Callable[[Event], None]:
         def recv(nr_bytes: int) -> bytearray:
             message = association.dimse.message
             held = message.data_set.tell() if message and message.data_set else 0
-            if nr_bytes > _MAX_PDU_BYTES or held > _MAX_MESSAGE_BYTES:
+            if nr_bytes > _MAX_PDU_BYTES or held > MAX_MESSAGE_BYTES:
                 raise OSError("too long")  # pynetdicom closes the connection
             if hasattr(socket, "TCP_QUICKACK"):  # Linux resets this option from time to time
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

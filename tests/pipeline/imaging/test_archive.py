@@ -151,7 +151,7 @@ def test_too_many_entries(tmp_path, temporary, monkeypatch):
 
 
 def test_a_huge_table_of_contents_is_not_even_loaded(tmp_path, temporary, monkeypatch):
-    monkeypatch.setattr(archive, "_MAX_DIRECTORY_BYTES", 50)
+    monkeypatch.setattr(archive, "MAX_DIRECTORY_BYTES", 50)
     path = make_zip(tmp_path / "a.zip", {"1": b"", "2": b""})
     monkeypatch.delattr(zipfile, "ZipFile")
     assert refused(path, temporary) == "E_ARCHIVE_DEPTH"

@@ -208,7 +208,7 @@ def test_no_answer_is_lost_to_the_thread_that_looks_for_requests() -> None:
 
 @pytest.mark.slow
 def test_a_pacs_that_cuts_its_answers_short_is_asked_for_fewer_days(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dimse, "_CUT_SHORT", 10)
+    monkeypatch.setattr(dimse, "TRUNCATED_AT", 10)
     first = date(2021, 1, 1)
     studies = [
         (
@@ -258,7 +258,7 @@ def test_a_pacs_that_aborts_is_silent() -> None:
 
 
 def test_endless_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dimse, "_MAX_ANSWERS", 50)
+    monkeypatch.setattr(dimse, "MAX_ANSWERS", 50)
 
     def babble(event: Event) -> Iterator[tuple[int, Dataset | None]]:
         for number in range(100_000):
@@ -317,7 +317,7 @@ def test_a_series_is_fetched_whole_in_one_request(retrieve: str) -> None:
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
 def test_wanted_images_are_fetched_alone_a_few_at_a_time(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dimse, "_IMAGES_A_REQUEST", 4)
+    monkeypatch.setattr(dimse, "IMAGES_A_REQUEST", 4)
     held = images(12)
     wanted = held[1:10]
     with FakePacs(images=held).running() as pacs:

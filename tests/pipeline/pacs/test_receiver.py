@@ -213,7 +213,7 @@ def test_a_packet_that_claims_to_be_huge_ends_the_connection_before_it_is_read()
 def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = images(1, size=16)[0], images(2, size=512)[1]
     desk = Desk([small, large])
-    monkeypatch.setattr("pipeline.pacs.receiver._MAX_MESSAGE_BYTES", 2**17)
+    monkeypatch.setattr("pipeline.pacs.receiver.MAX_MESSAGE_BYTES", 2**17)
     with desk.open(), desk.association() as association:
         assert association.send_c_store(small).Status == 0
         assert "Status" not in association.send_c_store(large)
