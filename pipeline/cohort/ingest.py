@@ -119,7 +119,7 @@ def assess_material(site: Site, cohort: Cohort, material: Material, examination:
         material=material,
         accepted=[scan for s in series if (scan := scans[s.fingerprint]).code is None],
         members=members,
-        patients=[_patient(site, m) for m in members if m.labels.reason is None],
+        patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=findings,
         waterfall=waterfall(nobodys + selection.fates, [m.labels for m in members] if records else None),
         examined_now=examined_now,
@@ -131,7 +131,8 @@ def _join(site: Site, selection: Selection, scans: dict[str, Scan], records: Rec
     return [Member(s, scans[s.fingerprint], label(s.patient_id, s.acquired, records, rules)) for s in selection.used]
 
 
-def _patient(site: Site, member: Member) -> PatientRow:
+def patient_row(site: Site, member: Member) -> PatientRow:
+    """Return the row of the cohort for a member that has a label."""
     series, labels, tensor = member.series, member.labels, member.scan.tensor
     assert tensor is not None
     return PatientRow(

@@ -22,17 +22,17 @@ from pipeline.preprocessing.preprocess import resample
 LEAST_CORRELATION = 0.6
 _LOCAL = 4  # voxels over which the local mean is computed
 _INSIDE = 0.9  # share of lung in a voxel
-_BLOCK = 256  # patients compared at once
 
 
-def near_duplicates(tensors: Sequence[Path]) -> Iterator[tuple[int, int, float]]:
+def near_duplicates(tensors: Sequence[Path], *, block_size: int = 256) -> Iterator[tuple[int, int, float]]:
     """Yield pairs of indices in `tensors` whose lungs show the same vessels, with their correlation.
 
-    The tensors come from `prepare` and have one shape.
+    The tensors come from `prepare` and have one shape. `block_size`: number of tensors that are compared with
+    all others at once, which bounds the memory.
     """
     details = _details(tensors)
-    for start in range(0, len(details), _BLOCK):
-        block = details[start : start + _BLOCK]
+    for start in range(0, len(details), block_size):
+        block = details[start : start + block_size]
         alike = block @ details[start:].T
         for i, j in np.argwhere(np.triu(alike > LEAST_CORRELATION, k=1)):
             yield int(start + i), int(start + j), round(float(alike[i, j]), 2)

@@ -84,7 +84,7 @@ def _disk(site: Site, settings: Preprocessing, new_series: int) -> Line:
 def _memory() -> Line:
     needed = len(os.sched_getaffinity(0)) * GB_A_WORKER
     try:
-        available = _available_gb()
+        available = available_gb()
     except (OSError, ValueError, KeyError):
         return Line(AREA, "memory", "skip", "this system does not report its memory")
     says = f"{available:.0f} GB available; series of many thin slices need {GB_A_WORKER:.0f} GB per core"
@@ -93,7 +93,7 @@ def _memory() -> Line:
     return Line(AREA, "memory", "warn", says, "End other programs, or give the node fewer cores.")
 
 
-def _available_gb() -> float:
+def available_gb() -> float:
     """Return the memory available without swapping (proc(5)), or the rest of the control group if that is less."""
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024

@@ -354,13 +354,15 @@ def test_two_ingests_at_once_are_refused(own: Own) -> None:
     assert caught.value.code == "E_COHORT_BUSY"
 
 
-@pytest.mark.parametrize("step", ["_join", "_patient", "_list_refusals", "_export", "Cohort.replace", "Cohort.sweep"])
+@pytest.mark.parametrize(
+    "step", ["label", "PatientRow", "Cohort.replace", "csv.writer", "Cohort.patients", "Cohort.sweep"]
+)
 def test_an_end_at_any_step_leaves_nothing_that_the_next_run_does_not_mend(
     own: Own, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """As a kill between two steps would; tests/e2e/test_kill.py kills for real."""
+    """As a kill between two steps would; the steps call these. tests/e2e/test_kill.py kills for real."""
 
-    def end(*_: object) -> None:
+    def end(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     own.add(*CLEAN[:3])

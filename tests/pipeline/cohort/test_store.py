@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,15 +198,16 @@ def test_a_change_waits_until_a_reader_has_finished(site: Site, cohort: Cohort) 
         with Cohort(site) as other:
             other.replace([BERT], [], ALL)
 
-    with Cohort.read(site) as reader:
-        reader._db.execute("BEGIN")
-        assert reader.patients() == [ANNE]
+    file = site.cohort_folder / "cohort.sqlite"
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT pseudonym FROM patients").fetchall() == [(ANNE.pseudonym,)]
         writer = threading.Thread(target=write)
         writer.start()
         writer.join(0.5)
         assert writer.is_alive()
-        assert reader.patients() == [ANNE]
-        reader._db.execute("COMMIT")
+        assert reader.execute("SELECT pseudonym FROM patients").fetchall() == [(ANNE.pseudonym,)]
+        reader.execute("COMMIT")
     writer.join(10)
     with Cohort.read(site) as reader:
         assert reader.patients() == [BERT]

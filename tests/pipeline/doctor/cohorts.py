@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from pipeline.cohort.attrition import waterfall
-from pipeline.cohort.ingest import Assessment, Material, Member, _patient
+from pipeline.cohort.ingest import Assessment, Material, Member, patient_row
 from pipeline.cohort.selection import USED
 from pipeline.records.join import Labels, Records
 from pipeline.site.folder import Site
@@ -40,7 +40,7 @@ def assessed(
         material=Material([m.series for m in members], known, [], list(findings)),
         accepted=[m.scan for m in members],
         members=list(members),
-        patients=[_patient(site, m) for m in members if m.labels.reason is None],
+        patients=[patient_row(site, m) for m in members if m.labels.reason is None],
         findings=[*findings, *found],
         waterfall=waterfall(Counter(refused) + Counter({USED: len(members)}), [m.labels for m in members]),
         examined_now=0,

@@ -68,18 +68,23 @@ def test_published_labels_are_alike_where_severe_means_the_same(tmp_path: Path) 
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("SMALL_LUNGS_ML", 1900),
-        ("_INFORM", contract._INFORM - {reasons.PRONE}),
-        ("_AREA_OF", {**contract._AREA_OF, Reason("E_ANOTHER", "another rule", "None."): "HU"}),
-    ],
-    ids=["a limit", "a severity", "a rule"],
-)
-def test_another_rule_severity_or_limit_is_another_digest(
-    tmp_path: Path, name: str, value: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_limit_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = digest(tmp_path)
-    monkeypatch.setattr(contract, name, value)
+    monkeypatch.setattr(contract, "SMALL_LUNGS_ML", 1900)
+    assert digest(tmp_path) != usual
+
+
+def test_another_severity_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, severity = digest(tmp_path), contract.Result.severity.fget
+    flags_prone = property(lambda rule: "flags" if rule.reason is reasons.PRONE else severity(rule))
+    monkeypatch.setattr(contract.Result, "severity", flags_prone)
+    assert digest(tmp_path) != usual
+
+
+def test_another_rule_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, rules = digest(tmp_path), contract.contract
+    another = contract.Result(
+        Reason("E_ANOTHER", "another rule", "None."), "HU", count=0, of=0, unit="series", is_met=False
+    )
+    monkeypatch.setattr(contract, "contract", lambda facts: [*rules(facts), another])
     assert digest(tmp_path) != usual

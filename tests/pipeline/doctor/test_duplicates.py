@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -56,10 +55,9 @@ def test_an_empty_tensor_is_like_nothing(tmp_path: Path) -> None:
     assert list(near_duplicates(saved(tmp_path, empty, empty))) == []
 
 
-def test_many_are_compared_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.doctor.duplicates._BLOCK", 2)
+def test_many_are_compared_block_by_block(tmp_path: Path) -> None:
     one, two = (seen(body(seed), noise_hu=20, blur=0.6) for seed in (1, 2))
-    found = list(near_duplicates(saved(tmp_path, one, two, one, two, two)))
+    found = list(near_duplicates(saved(tmp_path, one, two, one, two, two), block_size=2))
     assert [(i, j) for i, j, _ in found] == [(0, 2), (1, 3), (1, 4), (3, 4)]
 
 

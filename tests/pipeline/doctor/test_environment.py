@@ -112,7 +112,7 @@ def test_room_on_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch, free_gb: 
 @pytest.mark.parametrize(("available_gb", "status"), [(3.9, "warn"), (4.1, "ok")])
 def test_memory_for_each_core(site: Site, monkeypatch: pytest.MonkeyPatch, available_gb: float, status: str) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(environment, "_available_gb", lambda: available_gb)
+    monkeypatch.setattr(environment, "available_gb", lambda: available_gb)
     assert of_machine(site)["memory"].status == status
 
 
@@ -120,7 +120,7 @@ def test_a_system_that_does_not_tell(site: Site, monkeypatch: pytest.MonkeyPatch
     def missing() -> float:
         raise FileNotFoundError
 
-    monkeypatch.setattr(environment, "_available_gb", missing)
+    monkeypatch.setattr(environment, "available_gb", missing)
     assert of_machine(site)["memory"].status == "skip"
 
 
