@@ -68,7 +68,7 @@ class Worker:
     def run(self) -> NoReturn:
         while True:
             try:
-                live = self._release("live")
+                live = self.release("live")
                 self._store.set_worker("ready")
             except Refusal as refusal:
                 log.warning("no model is available for scoring: %s", refusal.code)
@@ -78,7 +78,7 @@ class Worker:
             while self._is_live(live):
                 if not self.work_off_one(live):
                     if time.monotonic() >= self._look_at:
-                        self._look_for_pcr()
+                        self.look_for_pcr()
                     time.sleep(POLL_SECONDS)
 
     def work_off_one(self, live: Release) -> bool:
@@ -181,11 +181,11 @@ class Worker:
         try:
             if self._store.model("shadow"):
                 with self._time_limit():
-                    self._answer(job, scan, patient, self._release("shadow"), "shadow")
+                    self._answer(job, scan, patient, self.release("shadow"), "shadow")
         except Exception as error:
             log.warning("the shadow model gave no answer: %s", _why_not(error).code)
 
-    def _look_for_pcr(self) -> None:
+    def look_for_pcr(self) -> None:
         """Look up missing PCR results again: a result comes hours after the scan."""
         self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
         if self._clinic.node:
@@ -201,7 +201,7 @@ class Worker:
         if pcr and not self._store.answer_by_id(answer.id).pcr:  # nobody has entered a result in the meantime
             self._store.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
 
-    def _release(self, role: Role) -> Release:
+    def release(self, role: Role) -> Release:
         """Return the model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""
         model = self._store.model(role)
         if model is None:

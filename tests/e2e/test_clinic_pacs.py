@@ -22,11 +22,12 @@ from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 
 from models.network import NetworkSettings, build_network
 from models.release import Release, load_release, save_release
-from pipeline.clinic import model_registry
+from pipeline.clinic import model_registry, pacs_source
 from pipeline.clinic.cstore_receiver import Reception
 from pipeline.clinic.pacs_source import PacsSource
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
+from pipeline.imaging.discovery import read_header
 from pipeline.pacs.association import keep_answers
 from pipeline.scoring.score import score
 from pipeline.site.pacs_settings import PacsTable
@@ -216,16 +217,16 @@ def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
 ) -> None:
     """The service ends too: what it was fetching is fetched by the next one."""
     clinic, stop = hospital.clinic("interrupted"), Event()
-    keep, kept = PacsSource._keep, []
+    received = []
 
-    def keep_some(self: PacsSource, *arguments: Any) -> None:
-        keep(self, *arguments)
-        kept.append(1)
-        if len(kept) == 20:
+    def read_header_of_some(path: Path, *arguments: Any) -> Any:
+        received.append(path)
+        if len(received) == 20:
             hospital.orthanc.kill()
             stop.set()
+        return read_header(path, *arguments)
 
-    monkeypatch.setattr(PacsSource, "_keep", keep_some)
+    monkeypatch.setattr(pacs_source, "read_header", read_header_of_some)  # of each image that arrives
     with hospital.orthanc.inside(), clinic.store() as store:
         hospital.source(clinic, "dicomweb").ask(store, STUDY_UID, SERIES_UID, by="clinician")
         hospital.source(clinic, "dicomweb").fetch_all(store, stop)
@@ -235,7 +236,7 @@ def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
         hospital.source(clinic, "dicomweb").fetch_all(store, Event())
         job = store.take()
     assert job is not None and pixels(job.folder) == pixels(hospital.scan)
-    assert len(kept) == len(hospital.files)  # no image came twice
+    assert len(received) == len(hospital.files)  # no image came twice
 
 
 # --- sent by the PACS ---

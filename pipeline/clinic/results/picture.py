@@ -25,10 +25,12 @@ SERIES_NUMBER = 902
 DESCRIPTION = "fedthorax picture, research use only"
 ROWS, COLUMNS = 3, 4  # of slices
 AROUND_LUNGS_MM = 25.0
-_TILE = 280  # pixels of the longer side
-_GAP, _TEXT, _LINE = 12, 17, 26
-_HEAD_LINES, _FOOT_LINES = 3, 2
-_BAR = 110  # pixels beside the slices, for the colour bar
+# The layout, in pixels: text lines above and below the slices, gaps around each slice, the colour bar at the right.
+GAP, LINE = 12, 26
+HEAD_LINES, FOOT_LINES = 3, 2  # number of lines
+BAR = 110
+_TILE = 280  # the longer side of a slice
+_TEXT = 17
 _INK, _PAPER = (235, 235, 235), (0, 0, 0)
 _FONT = ImageFont.load_default(_TEXT)
 _NAMES = {
@@ -60,30 +62,30 @@ def picture(answer: Answer, source: Source, folder: Path) -> Dataset:
 def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
     """Draw the picture as RGB, shape (rows, columns, 3)."""
     has_map = (folder / SALIENCY).is_file()
-    slices, crop = _choose(folder)
+    slices, crop = choose_slices(folder)
     overlays: tuple[Overlay, ...] = ("saliency", "lungs") if has_map else ("lungs",)
     tiles = [_crop(draw_slice(folder, "axial", index, overlays), crop) for index, _ in slices]
     scale = _TILE / max(tiles[0].size)
     width, height = (round(side * scale) for side in tiles[0].size)
-    top, across, down = _HEAD_LINES * _LINE + _GAP, COLUMNS * (width + _GAP), ROWS * (height + _GAP)
-    bar = _BAR if has_map else 0
-    canvas = Image.new("RGB", (_GAP + across + bar, top + down + _FOOT_LINES * _LINE + _GAP))
+    top, across, down = HEAD_LINES * LINE + GAP, COLUMNS * (width + GAP), ROWS * (height + GAP)
+    bar = BAR if has_map else 0
+    canvas = Image.new("RGB", (GAP + across + bar, top + down + FOOT_LINES * LINE + GAP))
     pen = ImageDraw.Draw(canvas)
     for place, (tile, (_, height_mm)) in enumerate(zip(tiles, slices, strict=True)):
         row, column = divmod(place, COLUMNS)
-        left, upper = _GAP + column * (width + _GAP), top + row * (height + _GAP)
+        left, upper = GAP + column * (width + GAP), top + row * (height + GAP)
         canvas.paste(tile.resize((width, height), Image.Resampling.BILINEAR), (left, upper))
         _mark(pen, (left, upper, left + width, upper + height), f"z {height_mm:.0f} mm")
     if has_map:
-        _draw_bar(canvas, pen, (_GAP + across, top, _GAP + across + _BAR // 4, top + down - _GAP))
+        _draw_bar(canvas, pen, (GAP + across, top, GAP + across + BAR // 4, top + down - GAP))
     for number, line in enumerate(_head(answer, has_map)):
-        pen.text((_GAP, _GAP // 2 + number * _LINE), line, _INK, _FONT)
+        pen.text((GAP, GAP // 2 + number * LINE), line, _INK, _FONT)
     for number, line in enumerate(_foot(answer)):
-        pen.text((_GAP, top + down + number * _LINE), line, _INK, _FONT)
+        pen.text((GAP, top + down + number * LINE), line, _INK, _FONT)
     return np.asarray(canvas)
 
 
-def _choose(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
+def choose_slices(folder: Path) -> tuple[list[tuple[int, float]], NDArray[np.float64]]:
     """Choose slices from the top of the lungs to their base, each with its DICOM z in mm, and the crop.
 
     The slice through the maximum of the saliency replaces the nearest one. The crop contains the lungs and a margin:

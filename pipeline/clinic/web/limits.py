@@ -10,17 +10,18 @@ from starlette.concurrency import run_in_threadpool
 from models.refusal import Refusal
 from pipeline.clinic.reasons import QUEUE_FULL
 
-_MOST_KEYS = 10_000  # remembered addresses and tokens; full buckets are dropped first
-
 
 class Buckets:
     """A token bucket for each key: `burst` requests at once, then `per_minute` requests.
 
-    `clock`: seconds since any fixed moment.
+    `clock`: seconds since any fixed moment. `most_keys`: remembered addresses and tokens; full buckets are dropped
+    first.
     """
 
-    def __init__(self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._burst, self._clock = per_minute / 60, burst, clock
+    def __init__(
+        self, per_minute: float, burst: int, clock: Callable[[], float] = time.monotonic, *, most_keys: int = 10_000
+    ) -> None:
+        self._per_second, self._burst, self._clock, self._most_keys = per_minute / 60, burst, clock, most_keys
         self._levels: dict[str, tuple[float, float]] = {}  # by key: level, and its time
 
     def wait_seconds(self, key: str) -> int:
@@ -31,9 +32,9 @@ class Buckets:
         """Take one token and return 0; if none is left, return the seconds to wait."""
         if wait := self.wait_seconds(key):
             return wait
-        if len(self._levels) >= _MOST_KEYS:
+        if len(self._levels) >= self._most_keys:
             self._levels = {each: kept for each, kept in self._levels.items() if self._level(each) < self._burst}
-            if len(self._levels) >= _MOST_KEYS:
+            if len(self._levels) >= self._most_keys:
                 self._levels.clear()  # thousands of addresses at once: current limits are dropped
         self._levels[key] = (self._level(key) - 1, self._clock())
         return 0

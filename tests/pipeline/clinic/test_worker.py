@@ -82,7 +82,7 @@ def queue(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
 def work(clinic: Clinic, store: Store) -> None:
     """Let a worker do what one round of its loop does."""
     ours = Worker(clinic, store)
-    assert ours.work_off_one(ours._release("live"))
+    assert ours.work_off_one(ours.release("live"))
 
 
 def answer_of(clinic: Clinic, store: Store, source: Path, **options: str) -> Answer:
@@ -319,7 +319,7 @@ def test_a_pcr_result_is_found_with_the_answer_or_later(
     laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
     late = answer_of(clinic, store, scan)
     assert late.pcr and (late.pcr.result, late.pcr.source, late.pcr.by) == ("positive", "laboratory", "laboratory")
-    Worker(clinic, store)._look_for_pcr()
+    Worker(clinic, store).look_for_pcr()
     assert store.answer_by_id(early.id).pcr == late.pcr
 
 
@@ -330,7 +330,7 @@ def test_a_result_that_was_entered_is_not_overwritten(
     answer = answer_of(clinic, store, scan)
     entered = store.set_pcr(answer.id, "negative", None, "entered", "night desk").pcr
     laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
-    Worker(clinic, store)._look_for_pcr()
+    Worker(clinic, store).look_for_pcr()
     assert store.answer_by_id(answer.id).pcr == entered
 
 
@@ -373,7 +373,7 @@ def test_a_model_that_was_exchanged_on_the_disk_is_not_used(
     shutil.rmtree(clinic.models / first)
     shutil.copytree(releases[second], clinic.models / first)
     with pytest.raises(Refusal) as caught:
-        Worker(clinic, store)._release("live")
+        Worker(clinic, store).release("live")
     assert caught.value.code == "E_MODEL_ALTERED"
 
 

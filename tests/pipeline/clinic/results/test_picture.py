@@ -29,9 +29,9 @@ def drawn(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) ->
 
 def tiles(pixels: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """The slices, without head, foot and colour bar."""
-    top = picture._HEAD_LINES * picture._LINE + picture._GAP
-    below = pixels.shape[0] - picture._FOOT_LINES * picture._LINE - picture._GAP
-    area = pixels[top:below, : pixels.shape[1] - picture._BAR]
+    top = picture.HEAD_LINES * picture.LINE + picture.GAP
+    below = pixels.shape[0] - picture.FOOT_LINES * picture.LINE - picture.GAP
+    area = pixels[top:below, : pixels.shape[1] - picture.BAR]
     rows = np.array_split(area, picture.ROWS, axis=0)
     return [tile for row in rows for tile in np.array_split(row, picture.COLUMNS, axis=1)]
 
@@ -53,7 +53,7 @@ def test_the_lungs_are_outlined_on_every_slice(drawn: NDArray[np.uint8]) -> None
 def test_the_slice_with_the_peak_is_among_them(scan: Path, score: Score, tmp_path: Path) -> None:
     """Even where it lies between two of the slices that would be chosen: its heat reaches the end of the scale."""
     made = answer_to(score, series_of(scan), tmp_path / "one")
-    slices, _ = picture._choose(made.folder)
+    slices, _ = picture.choose_slices(made.folder)
     assert score.saliency is not None
     peak = np.unravel_index(score.saliency.argmax(), score.saliency.shape)
     height_mm = (score.prepared.tensor_affine @ [*peak, 1.0])[2]
