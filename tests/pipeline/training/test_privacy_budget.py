@@ -304,7 +304,9 @@ def test_every_setting_that_a_study_may_have_has_a_cost() -> None:
     for noise in (0.3, 1.0, 100.0):
         for rate in (0.001, 0.01, 0.5, 1.0):
             PrivacySettings(noise_multiplier=noise, sample_rate=rate)
-            assert np.isfinite(privacy_budget._checked(step_costs(noise, rate))).all()
+            costs = step_costs(noise, rate)
+            assert costs.shape == ORDERS.shape
+            assert np.isfinite(costs).all() and (costs > 0).all()
 
 
 @pytest.mark.parametrize(
