@@ -26,7 +26,7 @@ from federation.system.process import LOOPBACK
 from models.refusal import Refusal
 from pipeline.site.folder import Site
 
-_DAY_SECONDS = 24 * 3600.0
+DAY_SECONDS = 24 * 3600.0
 
 log = logging.getLogger("fedthorax.gateway")
 
@@ -34,7 +34,7 @@ log = logging.getLogger("fedthorax.gateway")
 def main(site: Site, port: int) -> None:
     """Serve until SIGTERM. Raises Refusal if the ledger cannot be written."""
     key = NodeKey(site)
-    upstream = Upstream(site.settings.server.address, key, _tls(site))
+    upstream = Upstream(site.settings.server.address, key, node_tls(site))
     ledger, approvals, spool = Ledger(ledger_file(site)), Approvals(site), Spool(site.folder / "gateway")
     web.run_app(
         make_app(
@@ -51,24 +51,25 @@ def main(site: Site, port: int) -> None:
     )
 
 
-async def keep_certificate(site: Site, upstream: Upstream) -> None:
-    """Once a day, renew the node's certificate if it is due, and load a certificate that another process renewed."""
+async def keep_certificate(site: Site, upstream: Upstream, *, every_seconds: float = DAY_SECONDS) -> None:
+    """Every day, renew the node's certificate if it is due, and load a certificate that another process renewed."""
     shown = node_certificate(site).read_bytes()
     while True:
         try:
             await asyncio.to_thread(renew_if_due, site)
             if (newest := node_certificate(site).read_bytes()) != shown:
-                await upstream.show(_tls(site))
+                await upstream.show(node_tls(site))
                 shown = newest
                 log.info("the node has a new certificate")
         except Refusal as refusal:  # the present one is valid for weeks; then the server refuses it
             log.warning("the node's certificate could not be renewed: %s %s", refusal, refusal.private)
         except Exception:  # for example a full disk; try again tomorrow
             log.exception("the node's certificate could not be renewed")
-        await asyncio.sleep(_DAY_SECONDS)
+        await asyncio.sleep(every_seconds)
 
 
-def _tls(site: Site) -> ssl.SSLContext:
+def node_tls(site: Site) -> ssl.SSLContext:
+    """Return the TLS context in which the node shows its certificate to the server."""
     return client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
 
 

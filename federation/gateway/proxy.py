@@ -83,16 +83,16 @@ class Proxy:
             await self._exchange.record_request(request.path, reasons.GATEWAY_PATH)
             return _coded(403, reasons.GATEWAY_PATH)
         if path not in _LARGE:
-            return await self._respond(path, request)
+            return await self.respond(path, request)
         async with self._large:
-            response = await self._respond(path, request)
+            response = await self.respond(path, request)
             await response.prepare(request)
             await response.write_eof()
             response.body = None  # aiohttp keeps each connection's last response until its next request
             return response
 
-    async def _respond(self, path: str, request: web.Request) -> web.Response:
-        """Return the response, also for errors."""
+    async def respond(self, path: str, request: web.Request) -> web.Response:
+        """Return the response to a request of the node, whose path is known, also for errors."""
         try:
             return await self._answer(path, request)
         except DecodeError:

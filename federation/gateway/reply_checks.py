@@ -27,7 +27,7 @@ from federation.protocol.patient_counts import Patients
 from federation.protocol.reply_validation import ABOUT
 from models.refusal import Refusal
 
-_PIECE = 2**15  # elements per piece: they fit into the processor's cache
+PIECE_LENGTH = 2**15  # elements per piece: they fit into the processor's cache
 
 Values = dict[str, MetricRecord | ConfigRecord]  # by their names in a reply
 
@@ -223,9 +223,9 @@ def pieces(head: ArrayHead, spec: ArraySpec, read: ReadChunk) -> Iterator[NDArra
         data = memoryview(rest + bytes(data)) if rest else data
         whole = len(data) // dtype.itemsize * dtype.itemsize
         rest = bytes(data[whole:])
-        for start in range(0, whole, _PIECE * dtype.itemsize):
+        for start in range(0, whole, PIECE_LENGTH * dtype.itemsize):
             # Copied, so that the caller does not keep the whole chunk in memory.
-            yield np.frombuffer(data[start : min(whole, start + _PIECE * dtype.itemsize)], dtype).copy()
+            yield np.frombuffer(data[start : min(whole, start + PIECE_LENGTH * dtype.itemsize)], dtype).copy()
         del data  # free it before reading the next chunk
 
 

@@ -90,13 +90,18 @@ async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
         await asyncio.sleep(0.02)
 
 
-def with_gateway(site: Site, work: Callable[[Upstream, "asyncio.Task[None]"], Awaitable[None]]) -> None:
+def with_gateway(
+    site: Site,
+    work: Callable[[Upstream, "asyncio.Task[None]"], Awaitable[None]],
+    *,
+    every_seconds: float = gateway.DAY_SECONDS,
+) -> None:
     """Do `work` while the gateway's connection and its chore live; the chore must outlive it."""
 
     async def main() -> None:
-        async with Upstream(site.settings.server.address, NodeKey(site), gateway._tls(site)) as upstream:
+        async with Upstream(site.settings.server.address, NodeKey(site), gateway.node_tls(site)) as upstream:
             assert await passes(upstream)
-            chore = asyncio.create_task(gateway.keep_certificate(site, upstream))
+            chore = asyncio.create_task(gateway.keep_certificate(site, upstream, every_seconds=every_seconds))
             await work(upstream, chore)
             assert not chore.done()
             chore.cancel()
@@ -117,17 +122,14 @@ def test_it_is_renewed_when_it_is_due_and_the_new_one_is_shown(rig: Rig, site: S
     assert held(site).not_valid_after_utc - datetime.now(UTC) > timedelta(days=360)
 
 
-def test_one_that_is_good_for_long_is_left_alone(
-    rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
+def test_one_that_is_good_for_long_is_left_alone(rig: Rig, site: Site, caplog: pytest.LogCaptureFixture) -> None:
     fresh, asked = held(site), len(rig.lines)
 
     async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
         await asyncio.sleep(0.3)
         assert await passes(upstream)
 
-    with_gateway(site, work)
+    with_gateway(site, work, every_seconds=0.01)
     assert held(site) == fresh
     assert not [line for line in rig.lines[asked:] if "renew" in line]
     assert not caplog.records
@@ -137,7 +139,6 @@ def test_one_that_somebody_else_fetched_is_shown_too(
     rig: Rig, site: Site, old: x509.Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `fedthorax node renew` does."""
-    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
     monkeypatch.setattr(gateway, "renew_if_due", lambda site: False)
 
     async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
@@ -146,7 +147,7 @@ def test_one_that_somebody_else_fetched_is_shown_too(
         forget(rig, old)
         await until(lambda: passes(upstream))
 
-    with_gateway(site, work)
+    with_gateway(site, work, every_seconds=0.01)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,6 @@ def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(
     failure: Exception,
     level: int,
 ) -> None:
-    monkeypatch.setattr(gateway, "_DAY_SECONDS", 0.01)
     module, _, name = place.rpartition(".")
     original, tries = getattr(import_module(module), name), 0
 
@@ -188,7 +188,7 @@ def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(
         forget(rig, old)
         await until(lambda: passes(upstream))
 
-    with_gateway(site, work)
+    with_gateway(site, work, every_seconds=0.01)
     assert tries > 2
     told = [record for record in caplog.records if record.name == "fedthorax.gateway" and record.levelno > logging.INFO]
     assert [record.levelno for record in told] == [level] * 2

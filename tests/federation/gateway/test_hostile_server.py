@@ -7,6 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -331,12 +332,19 @@ def test_a_record_that_is_too_large_is_refused_at_once(bench: Bench, monkeypatch
 
 def test_what_is_kept_of_studies_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run may bring a study of another seed, with a first model of its own."""
-    monkeypatch.setattr(schemas, "_in_a_process", lambda study, *folder: SCHEMA)
+    asked = []
+
+    def answer(command: list[str], *, input: bytes, **options: Any) -> SimpleNamespace:
+        asked.append(input.decode())
+        return SimpleNamespace(stdout=SCHEMA.to_json())
+
+    monkeypatch.setattr("federation.gateway.schema.subprocess.run", answer)
     for number in range(schemas.KEPT_SCHEMAS + 10):
         study = json.dumps({"study": {"seed": number}})
         assert schemas.schema_of(study, tmp_path, tmp_path).rounds == SCHEMA.rounds
         schemas.first_model_of(study, tmp_path, tmp_path)
-    newest = sorted(path.stem for path in tmp_path.glob("*.json"))
-    assert len(newest) == schemas.KEPT_SCHEMAS
+    assert len(list(tmp_path.glob("*.json"))) == schemas.KEPT_SCHEMAS
     assert len(list(tmp_path.glob("*.first"))) == schemas.KEPT_SCHEMAS
-    assert schemas._key(study) in newest
+    asked.clear()
+    schemas.schema_of(study, tmp_path, tmp_path)
+    assert asked == []  # the newest is kept

@@ -320,7 +320,7 @@ def test_a_message_within_a_message_is_refused() -> None:
 
 def test_a_large_model_needs_little_memory_to_be_judged() -> None:
     """Values are looked at some at a time, whatever the chunks are."""
-    from federation.gateway.reply_checks import _PIECE, pieces
+    from federation.gateway.reply_checks import PIECE_LENGTH, pieces
     from federation.gateway.schema import ArraySpec
 
     array = np.arange(3_000_000, dtype=np.float32)
@@ -328,5 +328,5 @@ def test_a_large_model_needs_little_memory_to_be_judged() -> None:
     objects = objects_of(reply)
     head = read_content(reply.object_id, objects, REPLY_DAMAGED).arrays["arrays"][WEIGHTS]
     parts = list(pieces(head, ArraySpec("float32", array.size), objects.__getitem__))
-    assert max(map(len, parts)) <= _PIECE
+    assert max(map(len, parts)) <= PIECE_LENGTH
     assert np.array_equal(np.concatenate(parts), array)

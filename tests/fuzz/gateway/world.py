@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 from aiohttp import ClientTimeout, web
+from aiohttp.payload import Payload
 from google.protobuf.message import Message as ProtobufMessage
 
 from federation.approval.approvals import Approvals
@@ -62,7 +63,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not inner._ready:
             if not inner._scheduled:
                 raise Wedged
-            self._seconds = max(self._seconds, inner._scheduled[0]._when)
+            self._seconds = max(self._seconds, inner._scheduled[0].when())
         super()._run_once()  # type: ignore[misc]
 
 
@@ -223,15 +224,14 @@ class World:
 
     async def node_asks(self, path: str, request: ProtobufMessage | bytes) -> tuple[int, bytes]:
         """The status and the body that the node gets to a request."""
-        body = request if isinstance(request, bytes) else request.SerializeToString()
-        asked = cast(web.Request, SimpleNamespace(content=_Body(body)))
-        response = await self.proxy._respond(path, asked)
+        content = request if isinstance(request, bytes) else request.SerializeToString()
+        asked = cast(web.Request, SimpleNamespace(content=_Body(content)))
+        response = await self.proxy.respond(path, asked)
         assert response.status == 200 or 400 <= response.status < 600, (
             f"{path}: the node takes {response.status} for good"
         )
-        payload = response.body
-        content = getattr(payload, "_value", payload)
-        return response.status, content.read() if isinstance(content, BytesIO) else bytes(content or b"")
+        body = response.body
+        return response.status, await body.as_bytes() if isinstance(body, Payload) else bytes(body or b"")
 
     @property
     def is_idle(self) -> bool:
