@@ -255,12 +255,12 @@ def _programs() -> list[Path]:
 
 def check_walls(site: Site) -> None:
     """Check the sandbox from inside. Raises Refusal E_SANDBOX_OPEN if this process can reach more than it should."""
-    if holes := list(_holes(site)):
+    if holes := list(reachable(site)):
         raise Refusal(reasons.SANDBOX_OPEN, what=holes[0][0], private=", ".join(place for _, place in holes))
 
 
-def _holes(site: Site) -> Iterator[tuple[str, str]]:
-    """Return what can be reached: a public description, and details."""
+def reachable(site: Site) -> Iterator[tuple[str, str]]:
+    """Yield what this process can reach and should not: a public description, and details."""
     yield from (("a network", device) for device in _devices_with_a_route())
     settings = site.settings
     sources = [table.file for table in (settings.laboratory, settings.outcomes, settings.labels) if table]

@@ -28,7 +28,7 @@ from models.refusal import Reason
 from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
-_MAX_LOG_BYTES = 16 * 2**20  # a longer log is renamed when the node starts
+MAX_LOG_BYTES = 16 * 2**20  # a longer log is renamed when the node starts
 _MAX_LOOK_BYTES = 2**20  # of new log lines at once
 _MAX_LINE_BYTES = 500
 _FAILURES_BEFORE_ALARM = 2  # a single failure may be a lost packet
@@ -76,9 +76,9 @@ class Tail:
         return [line[:_MAX_LINE_BYTES].decode(errors="replace") for line in whole]
 
 
-def put_aside(log: Path) -> Path:
+def put_aside(log: Path, *, max_bytes: int = MAX_LOG_BYTES) -> Path:
     """Rename a log that is too long to NAME.1, which replaces the previous one, so that a new log begins."""
-    if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
+    if log.exists() and log.stat().st_size > max_bytes:
         log.replace(log.with_name(f"{log.name}.1"))
     return log
 

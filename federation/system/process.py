@@ -63,6 +63,11 @@ class Process:
             )
 
     @property
+    def pid(self) -> int:
+        """The process that started the command; it ends with all its descendants when this one ends."""
+        return self._guard.pid
+
+    @property
     def running(self) -> bool:
         return self._guard.poll() is None
 

@@ -344,11 +344,11 @@ def test_nothing_is_left_of_what_ran_within(outside: Outside, how: str) -> None:
     command = [*relay, *sandbox.confined(outside.site, "sh", "-c", shell)]
     process = Process("walls", command, log=outside.folder / "log", environment=sandbox.environment(outside.site))
     with process:
-        family = wait_for(lambda: [p for p in [descendants(process._guard.pid, read_parents())] if len(p) >= 6])[0]
+        family = wait_for(lambda: [p for p in [descendants(process.pid, read_parents())] if len(p) >= 6])[0]
         if how == "stop":
             process.stop()
         else:
-            process._guard.kill()
+            os.kill(process.pid, signal.SIGKILL)
         wait_for(lambda: not [pid for pid in family if Path(f"/proc/{pid}").exists()])
 
 
@@ -502,7 +502,7 @@ def test_a_task_leaves_nothing_in_the_site_but_its_log(task: Task, small_site: S
 
 
 def test_the_sandbox_ends_whole(task: Task) -> None:
-    guard = task.process._guard.pid
+    guard = task.process.pid
     family = descendants(guard, read_parents())
     assert len(family) >= 5  # relay, bwrap twice, relay, SuperExec
     task.process.stop()

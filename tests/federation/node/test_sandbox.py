@@ -66,12 +66,15 @@ def test_every_kind_of_namespace_is_left(make: Callable[..., Site]) -> None:
     assert not [word for word in command if word.startswith("--share")]
 
 
-def test_this_python_is_seen_under_every_name_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_python_is_seen_under_every_name_it_has(
+    make: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """/opt/fedthorax is a link to a version, and the scripts in it name the version."""
     (tmp_path / "fedthorax-1").mkdir()
     (tmp_path / "fedthorax").symlink_to("fedthorax-1")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "fedthorax"))
-    assert {tmp_path / "fedthorax", tmp_path / "fedthorax-1"} <= set(sandbox._programs())
+    seen = bound(sandbox.confined(make(), "true"), "--ro-bind")
+    assert {str(tmp_path / "fedthorax"), str(tmp_path / "fedthorax-1")} <= set(seen)
 
 
 def test_the_environment_is_a_list_of_ours(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +205,7 @@ def test_a_process_without_walls_is_found_out(make: Callable[..., Site]) -> None
 
 def holes(site: Site) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for what, where in sandbox._holes(site):
+    for what, where in sandbox.reachable(site):
         found.setdefault(what, []).append(where)
     return found
 
@@ -235,19 +238,26 @@ ROUTES_6 = (
     ],
 )
 def test_any_device_with_a_route_is_a_network(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, four: str, six: str | None, devices: set[str]
+    make: Callable[..., Site],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    four: str,
+    six: str | None,
+    devices: set[str],
 ) -> None:
     (tmp_path / "route").write_text(four)
     if six:
         (tmp_path / "ipv6_route").write_text(six)
     monkeypatch.setattr(sandbox, "NETWORK", tmp_path)
-    assert sandbox._devices_with_a_route() == devices
+    assert set(holes(make()).get("a network", [])) == devices
 
 
-def test_where_nothing_tells_of_routes_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_where_nothing_tells_of_routes_nothing_is_started(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(sandbox, "NETWORK", tmp_path)
     with pytest.raises(FileNotFoundError):
-        sandbox._devices_with_a_route()
+        sandbox.check_walls(make())
 
 
 def test_an_open_process_starts_nothing(make: Callable[..., Site]) -> None:
@@ -267,12 +277,17 @@ def test_an_open_process_starts_nothing(make: Callable[..., Site]) -> None:
 # --- what is handed over ----------------------------------------------------------------------------------
 
 
-def test_the_secret_is_a_new_file_whatever_lay_there(tmp_path: Path) -> None:
-    secret, place, key = (tmp_path / name for name in ("given", "secret", "key"))
+def test_the_secret_is_a_new_file_whatever_lay_there(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
+    secret, place, key = tmp_path / "given", site.folder / "sandbox" / "secret", tmp_path / "key"
     secret.write_bytes(b"of this start")
     key.write_bytes(b"must stay")
+    place.parent.mkdir()
     place.symlink_to(key)
-    sandbox._hand_over(secret, place)
+    monkeypatch.setattr(sandbox, "Process", lambda *_, **__: None)  # nothing is started
+    sandbox.start_superexec(site, runtime_port=1, secret_file=secret, log=tmp_path / "log")
     assert place.read_bytes() == b"of this start"
     assert key.read_bytes() == b"must stay"
     assert not stat.S_IMODE(place.stat().st_mode) & 0o027
