@@ -84,7 +84,7 @@ class Gate:
 
     def arrived(self, transport: asyncio.Transport) -> None:
         """Make room for a connection and start TLS, or close it."""
-        address = _counted(transport.get_extra_info("peername")[0])
+        address = counted_address(transport.get_extra_info("peername")[0])
         if (
             self._of_address[address] >= MAX_CONNECTIONS_OF_ADDRESS
             or self._strangers[address] >= MAX_STRANGERS_OF_ADDRESS
@@ -201,7 +201,7 @@ def _count_down(counter: Counter[Any], key: object) -> None:
         del counter[key]
 
 
-def _counted(host: str) -> str:
+def counted_address(host: str) -> str:
     """Return the address for which a connection counts."""
     with suppress(ValueError):
         address = ip_address(host.partition("%")[0])

@@ -86,14 +86,23 @@ def hand_over_rest(server_folder: Path, say: Callable[[str], None]) -> None:
 class Tracker:
     """One run of a study in MLflow. A resumed study continues in the same run.
 
-    `say` is called when MLflow stops responding, and when it responds again.
+    `say` is called when MLflow stops responding, and when it responds again. `clock`: seconds since 1970, UTC.
     """
 
-    def __init__(self, server_folder: Path, study: Study, run_name: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        server_folder: Path,
+        study: Study,
+        run_name: str,
+        say: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.server_folder = server_folder
         self.study = study
         self.run_name = run_name
         self.say = say
+        self._clock = clock
         self.spool = server_folder / "runs" / run_name / SPOOL
         lines = self.spool.read_text().splitlines() if self.spool.exists() else []
         self._waiting: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -123,12 +132,12 @@ class Tracker:
         }
         heads = {names.get(node, "unknown"): head for node, head in report.ledger.items()}
         tags = {f"ledger.{site}": f"{head.lines} {head.head}" for site, head in heads.items()}
-        self._record("figures", values=figures, step=report.round, at_ms=_now_ms(), tags=tags)
+        self._record("figures", values=figures, step=report.round, at_ms=self._now_ms(), tags=tags)
 
     def log_final(self, figures: Mapping[str, float], rounds: int) -> None:
         """Log the final model's metrics on the sites' test patients."""
         values = {f"final/{name}": value for name, value in figures.items()}
-        self._record("figures", values=values, step=rounds, at_ms=_now_ms(), tags={})
+        self._record("figures", values=values, step=rounds, at_ms=self._now_ms(), tags={})
 
     def add_artifacts(self, path: Path, name: str) -> None:
         """Copy a folder or a file into the run's artifacts."""
@@ -148,6 +157,9 @@ class Tracker:
         self._record("end", status="FINISHED" if completed else "FAILED")
 
     # --- uploading ---------------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
 
     def _record(self, what: str, **details: Any) -> None:
         self._waiting.append({"what": what, **details})
@@ -283,7 +295,3 @@ def _trouble(error: Exception) -> Reason:
     """Return the reason why MLflow did not accept data."""
     refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     return reasons.TRACKING_ACCESS if refused else reasons.TRACKING_SILENT
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -177,7 +177,7 @@ def test_what_ended_is_no_longer_counted(rig: Rig) -> None:
     ],
 )
 def test_ipv6_is_counted_by_customer(host: str, counted: str) -> None:
-    assert connections._counted(host) == counted
+    assert connections.counted_address(host) == counted
 
 
 def test_as_many_files_as_allowed_may_be_open() -> None:

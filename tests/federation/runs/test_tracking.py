@@ -1,10 +1,13 @@
 """What goes to MLflow, and what becomes of it while MLflow does not answer."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -88,9 +91,15 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path
     return tmp_path
 
 
-def a_study(server: Path, said: list[str], outage: Outage, off: set[int] = frozenset()) -> str | None:
+def a_study(
+    server: Path,
+    said: list[str],
+    outage: Outage,
+    off: set[int] = frozenset(),
+    clock: Callable[[], float] = time.time,
+) -> str | None:
     """Three rounds and a candidate; in the rounds of `off` (4: the end) MLflow does not answer."""
-    tracker = Tracker(server, STUDY, "trial-1", said.append)
+    tracker = Tracker(server, STUDY, "trial-1", said.append, clock=clock)
     outage.is_on = 0 in off
     tracker.begin({"synthetic": "false"})
     for number in (1, 2, 3):
@@ -158,9 +167,8 @@ def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch)
 
 
 def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypatch):
-    outage, clock = Outage(monkeypatch), iter(range(1000, 9000, 1000))
-    monkeypatch.setattr("federation.runs.tracking._now_ms", lambda: next(clock))
-    a_study(server, [], outage, {1, 2})
+    seconds = itertools.count(1)
+    a_study(server, [], Outage(monkeypatch), {1, 2}, clock=lambda: next(seconds))
     client, run, _ = recorded(server)
     history = client.get_metric_history(run.info.run_id, "round_sites")
     assert {m.step: m.timestamp for m in history} == {1: 1000, 2: 2000, 3: 3000}
