@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 _ALL = 0x0003  # ETH_P_ALL
-_MAGIC = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 20, 1)
+MAGIC = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 1 << 20, 1)
 _BUFFER = 64 << 20
 _FRAME = 1 << 18
 _SO_RCVBUFFORCE, _SOL_PACKET, _PACKET_STATISTICS = 33, 263, 6
@@ -35,7 +35,7 @@ def capture(interface: str, path: Path) -> int:
         tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         tap.bind((interface, 0))
         tap.settimeout(0.2)
-        file.write(_MAGIC)
+        file.write(MAGIC)
         file.flush()
         sys.stdout.write(f"{READY}\n")
         sys.stdout.flush()
@@ -57,9 +57,9 @@ def capture(interface: str, path: Path) -> int:
 def read_frames(path: Path) -> Iterator[bytes]:
     """The frames of a pcap file of ours."""
     data = path.read_bytes()
-    if not data.startswith(_MAGIC):
+    if not data.startswith(MAGIC):
         raise ValueError("not a capture of ours")
-    at = len(_MAGIC)
+    at = len(MAGIC)
     while at < len(data):
         length = int.from_bytes(data[at + 8 : at + 12], "little")
         yield data[at + 16 : at + 16 + length]

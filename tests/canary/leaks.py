@@ -7,6 +7,7 @@ ever holds, so that they, too, are tried. Whether a way was barred at the site i
 
 import base64
 import json
+import logging
 import math
 import re
 import socket
@@ -314,4 +315,4 @@ app.evaluate("assign")(client_app.assign)
 
 def note(round_number: int, what: str) -> None:
     """One line in the log that stays at the site."""
-    client_app._log().info("leak of round %d: %s", round_number, what)
+    logging.getLogger("fedthorax.site").info("leak of round %d: %s", round_number, what)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from federation.enrolment.certificates import create_server_certificates
-from tests.canary.capture import _MAGIC
+from tests.canary.capture import MAGIC
 from tests.canary.tls import Plain, Unreadable, decrypt, read_secrets
 from tests.canary.traffic import DECRYPTED, outgoing
 
@@ -37,7 +37,7 @@ def tcp(source: bytes, sequence: int, content: bytes = b"", *, opens: bool = Fal
 
 def save(path: Path, frames: list[bytes]) -> Path:
     records = (struct.pack("<IIII", 0, 0, len(each), len(each)) + each for each in frames)
-    path.write_bytes(_MAGIC + b"".join(records))
+    path.write_bytes(MAGIC + b"".join(records))
     return path
 
 

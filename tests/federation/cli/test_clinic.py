@@ -1,6 +1,7 @@
 """`fedthorax clinic ...`, as hospital IT types it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from federation.cli.clinic import app as clinic_commands
-from federation.cli.serve import _announce
+from federation.cli.serve import serve
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import save_release
@@ -88,15 +89,18 @@ def test_models_are_added_shadowed_and_promoted(folder: Path, tmp_path: Path) ->
 def test_the_first_start_tells_an_address_for_one_sign_in_and_later_ones_do_not(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clinic = Clinic.open(folder)
-    monkeypatch.setattr("federation.cli.serve.goes_to_the_journal", lambda: True)
-    _announce(clinic)
+    def run_service(folder: Path, *, host: str | None, port: int | None, on_start: Callable[[Clinic], None]) -> None:
+        on_start(Clinic.open(folder, host=host, port=port))
+
+    monkeypatch.setattr("pipeline.clinic.service.run_service", run_service)
+    with monkeypatch.context() as patch:
+        patch.setattr("federation.cli.serve.goes_to_the_journal", lambda: True)
+        serve(folder)
     assert "http://127.0.0.1:8765/" in (told := capsys.readouterr().err)
     assert "token=" not in told  # a journal keeps what it is told
     assert Tokens(folder).all() == []
-    monkeypatch.undo()
-    _announce(clinic)
+    serve(folder)
     secret = capsys.readouterr().err.partition("http://127.0.0.1:8765/#token=")[2].split()[0]
     assert Tokens(folder).sign_in(secret, hours=1)[1].role == "admin"
-    _announce(clinic)
+    serve(folder)
     assert "token=" not in capsys.readouterr().err
