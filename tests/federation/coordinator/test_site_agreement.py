@@ -1,0 +1,124 @@
+"""Before round 1: who is told to be unlike whom, and which study may start."""
+
+from importlib.metadata import version
+from typing import Any, cast
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+
+from federation.coordinator.connected_sites import Sites
+from federation.coordinator.site_agreement import judge, read, shake_hands
+from federation.protocol.handshake import SiteAbout
+from federation.protocol.reply_validation import LedgerHead
+from federation.protocol.study_config import Study
+from models.refusal import Refusal
+from tests.helpers.fake_grid import FakeGrid, over_the_wire
+
+OWN = version("fedthorax")
+ALIKE = SiteAbout(version=OWN, contract="a" * 64, golden="b" * 64, patients="50-99")
+STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
+
+
+def test_an_answer_is_read_as_it_was_told() -> None:
+    asked = Message(RecordDict({"config": ConfigRecord()}), dst_node_id=7, message_type="query.handshake")
+    content = RecordDict({"site": ConfigRecord(ALIKE.model_dump())})
+    assert read(over_the_wire(Message(content, reply_to=asked))) == ALIKE
+
+
+# --- who is unlike whom -----------------------------------------------------------------------------------
+
+
+def differences(**sites: dict[str, str]) -> str:
+    """What the refusal says of sites that tell these things in place of the usual; "" where they may begin."""
+    try:
+        judge({name: ALIKE.model_copy(update=changed) for name, changed in sites.items()})
+    except Refusal as refusal:
+        assert refusal.code == "E_SITES_UNLIKE"
+        return refusal.says.removeprefix("the sites do not agree: ")
+    return ""
+
+
+def test_sites_that_are_alike_begin_whatever_their_sizes() -> None:
+    assert differences(north={}, south={"patients": "1000 or more"}, west={"patients": "under 20"}) == ""
+    assert differences(north={}) == ""
+
+
+def test_who_differs_from_most_is_named_with_what_differs() -> None:
+    assert differences(north={}, south={"golden": "c" * 64}, west={}) == (
+        "the golden volume of south differs from that of 2 other sites"
+    )
+    assert differences(north={}, south={"contract": "c" * 64}, west={"contract": "d" * 64}, east={}) == (
+        "the data contract of south, west differs from that of 2 other sites"
+    )
+
+
+def test_where_no_group_is_larger_all_are_named() -> None:
+    assert differences(north={}, south={"contract": "c" * 64}) == "the data contract differs between north / south"
+    assert differences(a={}, b={}, c={"golden": "c" * 64}, d={"golden": "c" * 64}, e={"golden": "d" * 64}) == (
+        "the golden volume differs between a, b / c, d / e"
+    )
+
+
+def test_the_version_that_counts_is_the_servers_own() -> None:
+    other = {"version": "99.0"}
+    assert (
+        differences(north=other, south=other)
+        == f"the version of north (99.0), south (99.0) is not the server's ({OWN})"
+    )
+
+
+def test_all_that_differs_is_told_at_once() -> None:
+    told = differences(north={}, south={"golden": "c" * 64, "contract": "c" * 64, "version": "99.0"}, west={})
+    assert [part.split(" of ")[0] for part in told.split("; ")] == [
+        "the version",
+        "the data contract",
+        "the golden volume",
+    ]
+    assert told.count("south") == 3 and "north" not in told and "c" * 64 not in told
+
+
+# --- asking all sites -------------------------------------------------------------------------------------
+
+
+def sites(**answers: dict[str, str] | str) -> Sites:
+    """Sites that answer with what differs from the usual, or with a code."""
+
+    def playing(told: dict[str, str] | str) -> Any:
+        def play(message: Message) -> list[RecordDict | Error]:
+            assert message.metadata.message_type == "query.handshake"
+            assert set(message.content) == {"config"}
+            if isinstance(told, str):
+                return [Error(1001, told)]
+            ledger = ConfigRecord({"head": "c" * 64, "lines": 3})
+            return [RecordDict({"site": ConfigRecord(ALIKE.model_dump() | told), "ledger": ledger})]
+
+        return play
+
+    numbers = dict(enumerate(answers, start=1))
+    grid = FakeGrid({node: playing(answers[name]) for node, name in numbers.items()})
+    return Sites(cast(Any, grid), numbers, {}, {})
+
+
+def test_what_the_sites_are_is_known_by_their_names() -> None:
+    asked = sites(north={}, south={"patients": "200-499"}, west="E_SITE_LIMIT")
+    about, entry = shake_hands(asked, STUDY)
+    assert about == {"north": ALIKE, "south": ALIKE.model_copy(update={"patients": "200-499"})}
+    assert (entry["sites"], entry["refused"]) == (["north", "south"], {"west": "E_SITE_LIMIT"})
+    assert asked.heads == {1: LedgerHead("c" * 64, 3), 2: LedgerHead("c" * 64, 3)}
+
+
+def test_a_study_does_not_start_with_sites_that_are_unlike() -> None:
+    with pytest.raises(Refusal) as refused:
+        shake_hands(sites(north={}, south={"golden": "c" * 64}, west={}), STUDY)
+    assert refused.value.code == "E_SITES_UNLIKE"
+    assert "south" in refused.value.says
+
+
+def test_a_study_does_not_start_with_too_few_and_says_what_each_answered() -> None:
+    with pytest.raises(Refusal) as refused:
+        shake_hands(sites(north={}, south="E_SITE_LIMIT", west={"patients": "60"}), STUDY)
+    assert refused.value.code == "E_HANDSHAKE_QUORUM"
+    assert "south: E_SITE_LIMIT, west: E_HANDSHAKE" in refused.value.says
+    with pytest.raises(Refusal) as refused:
+        shake_hands(sites(north={}), STUDY)
+    assert "no other site is online" in refused.value.says
