@@ -86,7 +86,7 @@ def _watch(clinic: Clinic, page: Page, zipped: Path) -> dict[str, list[float]]:
             page.js(_WATCH)
             page.drop([zipped], "#drop")
             page.wait_for("seen.viewer", seconds=_WAIT_SECONDS)
-            job = store.job(str(page.js("location.hash")).rpartition("/")[2])
+            job = store.jobs.get(str(page.js("location.hash")).rpartition("/")[2])
             assert job.ended_at is not None
             for name, at in ((FIRST, "first"), (VIEWER, "viewer")):
                 found[name].append(page.js(f"seen.{at}") / 1000 - job.ended_at.timestamp())

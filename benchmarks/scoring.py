@@ -178,9 +178,9 @@ def _in_the_clinic(folder: Path, release: Release) -> dict[str, list[float]]:
     )
     try:
         with clinic.store() as store:
-            store.add_model(release.sha256, "bench", signed_by=None, by="bench")
-            store.set_live(release.sha256, by="bench")
-            _until(lambda: store.worker()[0] == "ready", worker)
+            store.models.add(release.sha256, "bench", signed_by=None, by="bench")
+            store.models.set_live(release.sha256, by="bench")
+            _until(lambda: store.worker.get()[0] == "ready", worker)
             for _ in range(ANSWERS + 1):
                 for name, value in _one_answer(clinic, store, folder / "series", worker).items():
                     found.setdefault(name, []).append(value)
@@ -194,10 +194,10 @@ def _one_answer(clinic: Clinic, store: Store, series: Path, worker: subprocess.P
     job_id = new_id()
     shutil.copytree(series, clinic.scans / job_id)
     processor_s, began = _processor_s(worker.pid), time.perf_counter()
-    job = store.add_job(job_id, source="upload", asked_by="bench")
-    _until(lambda: store.job(job.id).ended_at is not None, worker)
+    job = store.jobs.add(job_id, source="upload", asked_by="bench")
+    _until(lambda: store.jobs.get(job.id).ended_at is not None, worker)
     answered = time.perf_counter()
-    answer = store.answer_by_id(store.job(job.id).answer_id or "")
+    answer = store.answers.get(store.jobs.get(job.id).answer_id or "")
     _draw_first(answer)
     return {
         **answer.score["timing_seconds"],

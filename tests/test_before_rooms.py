@@ -107,8 +107,8 @@ def test_monai_runs_its_bundle_to_the_probabilities_of_the_scorer(
 def test_its_clinic_opens_with_its_answer_and_model(old: Path) -> None:
     clinic = Clinic.open(old / "clinic")
     with clinic.store() as store:
-        (answer,), (model,) = store.answers(), store.models()
-        live = store.model("live")
+        (answer,), (model,) = store.answers.newest(), store.models.all()
+        live = store.models.with_role("live")
     assert answer.model_sha256 == model.sha256 and live == model
     assert set(answer.score["probability"]) == {"pcr_positive", "severe"}
     assert json.loads((answer.folder / "score.json").read_text())["model"]["sha256"] == model.sha256

@@ -149,7 +149,7 @@ def shadow(
 
     with _open(folder).store() as store:
         if model is None:
-            store.set_shadow(None, by=BY)
+            store.models.set_shadow(None, by=BY)
             say("No model runs in shadow.")
             return
         chosen = named(store, model)
@@ -185,7 +185,7 @@ def audit(
 ) -> None:
     """Show the audit log: who did what and when, with the hashes of scans and models. It names no patient."""
     with _open(folder).store() as store:
-        records = [record.to_json() for record in store.audit(since, limit)]
+        records = [record.to_json() for record in store.audit.records(since, limit)]
     if as_json:
         print_json(records)
         return

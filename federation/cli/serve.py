@@ -53,7 +53,7 @@ def _take_up(clinic: "Clinic", model: Path | None, signed_by: list[Path] | None)
             if taken.role == "shadow":
                 say(f"Model {taken.sha256[:12]} runs in shadow beside the live model. To make it live:")
                 say(f"  fedthorax clinic promote {clinic.folder} {taken.sha256[:12]}")
-        live = store.model("live")
+        live = store.models.with_role("live")
     if live is None:
         say("There is no live model, so no scan can be scored. To add one:")
         say(f"  fedthorax clinic add-model {clinic.folder} MODEL_DIR --live")

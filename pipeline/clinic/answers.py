@@ -1,4 +1,4 @@
-"""Answers: the models' output, the matching PCR results, and the delivery to the PACS."""
+"""Answers: the models' output, and the matching PCR results."""
 
 import json
 import sqlite3
@@ -7,10 +7,12 @@ from typing import Any
 
 from models.refusal import Refusal
 from pipeline.clinic.audit import write_record
-from pipeline.clinic.database import now, stamp
-from pipeline.clinic.queue import Jobs, end_job, patient_of
+from pipeline.clinic.database import Database, now, stamp
+from pipeline.clinic.deliveries import delivery_of
+from pipeline.clinic.patient_keys import PatientKeys
+from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
-from pipeline.clinic.records import Answer, Delivery, DeliveryState, Job, Pcr, PcrResult, PcrSource, Role
+from pipeline.clinic.records import Answer, Job, Pcr, PcrResult, PcrSource, Role
 from pipeline.system.days import check_day
 
 _SELECT = """
@@ -19,17 +21,22 @@ _SELECT = """
 """
 
 
-class Answers(Jobs):
-    def answer(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
+class Answers:
+    """The answers of one clinic."""
+
+    def __init__(self, database: Database, keys: PatientKeys) -> None:
+        self._database, self._keys = database, keys
+
+    def add(self, job: Job, answer: Answer, *, deliver: bool = False) -> None:
         """Store an answer, end its job and write an audit record, in one transaction.
 
         The answer's files must already be in its folder. An answer of a shadow model comes after the live one and does
         not end the job. `deliver`: also queue the answer for the PACS. Raises Refusal E_ALREADY_ANSWERED if another
         worker was faster.
         """
-        with self.transaction() as db:
+        with self._database.transaction() as db:
             if answer.role == "live":
-                end_job(db, job, "answered", answer_id=answer.id, patient=self.patient_text(answer.patient))
+                end_job(db, job, "answered", answer_id=answer.id, patient=self._keys.patient_text(answer.patient))
             elif db.execute("SELECT 1 FROM answers WHERE job_id = ? AND role = 'shadow'", (job.id,)).fetchone():
                 raise Refusal(ALREADY_ANSWERED)
             self._insert(db, job, answer)
@@ -49,14 +56,14 @@ class Answers(Jobs):
                 output={key: answer.score.get(key) for key in ("probability", "interval", "level")},
             )
 
-    def answer_by_id(self, answer_id: str) -> Answer:
+    def get(self, answer_id: str) -> Answer:
         """Raises Refusal E_NO_SUCH_ANSWER."""
         found = self._answers("answers.id = ?", answer_id)
         if not found:
             raise Refusal(NO_SUCH_ANSWER)
         return found[0]
 
-    def answers(self, limit: int = 100, before: str | None = None, role: Role | None = "live") -> list[Answer]:
+    def newest(self, limit: int = 100, before: str | None = None, role: Role | None = "live") -> list[Answer]:
         """Return answers, newest first. `before`: the id of an answer; only older ones are returned."""
         return self._answers(
             "(?1 IS NULL OR role = ?1) AND (?2 IS NULL OR answers.number < (SELECT number FROM answers WHERE id = ?2))"
@@ -79,14 +86,14 @@ class Answers(Jobs):
 
         Raises Refusal E_NO_SUCH_ANSWER; TypeError if `collected_on` is not a day.
         """
-        answer = self.answer_by_id(answer_id)
+        answer = self.get(answer_id)
         checked = check_day(collected_on)
         day = checked.isoformat() if checked else None
-        with self.transaction() as db:
+        with self._database.transaction() as db:
             db.execute("INSERT OR REPLACE INTO pcr VALUES (?, ?, ?, ?, ?)", (answer_id, result, day, source, by))
             said = {"result": result, "source": source}
             write_record(db, by, "pcr", job_id=answer.job_id, answer_id=answer_id, output=said)
-        return self.answer_by_id(answer_id)
+        return self.get(answer_id)
 
     def without_pcr(self, since: datetime) -> list[Answer]:
         """Return live answers of known patients without a PCR result, oldest first."""
@@ -95,45 +102,21 @@ class Answers(Jobs):
             stamp(since),
         )
 
-    def set_delivery(self, delivery: Delivery) -> None:
-        """Set the delivery state of an answer, replacing the earlier one."""
-        due, sent = delivery.due_at, delivery.sent_at
-        with self.transaction() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO deliveries VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    delivery.answer_id,
-                    delivery.state,
-                    delivery.attempts,
-                    delivery.code,
-                    due and stamp(due),
-                    sent and stamp(sent),
-                ),
-            )
-
-    def deliveries(self, state: DeliveryState = "waiting", due: datetime | None = None) -> list[Delivery]:
-        """Return deliveries in a state, the first due first. `due`: only those that are due by this time."""
-        found = self.rows(
-            "SELECT * FROM deliveries WHERE state = ?1 AND (?2 IS NULL OR due_at <= ?2) ORDER BY due_at",
-            state,
-            due and stamp(due),
-        )
-        return [_delivery(row["answer_id"], row) for row in found]
-
     def _insert(self, db: sqlite3.Connection, job: Job, answer: Answer) -> None:
-        patient, acquired = answer.patient and self.keyed(answer.patient), answer.acquired_at
+        patient, acquired = answer.patient and self._keys.keyed(answer.patient), answer.acquired_at
+        named = self._keys.patient_text(patient)
         db.execute(
             "INSERT INTO answers (id, job_id, created_at, patient_key, patient, study_uid, series_uid, accession,"
             " acquired_at, score, model_sha256, model_name, role) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                *(answer.id, job.id, stamp(answer.created_at), patient and patient.key, self.patient_text(patient)),
+                *(answer.id, job.id, stamp(answer.created_at), patient and patient.key, named),
                 *(answer.study_uid, answer.series_uid, answer.accession, acquired and acquired.isoformat()),
                 *(json.dumps(answer.score, allow_nan=False), answer.model_sha256, answer.model_name, answer.role),
             ),
         )
 
     def _answers(self, where: str, *values: Any) -> list[Answer]:
-        found = self.rows(f"{_SELECT} WHERE {where}", *values)
+        found = self._database.rows(f"{_SELECT} WHERE {where}", *values)
         return [self._answer(row) for row in found]
 
     def _answer(self, row: sqlite3.Row) -> Answer:
@@ -150,18 +133,13 @@ class Answers(Jobs):
             model_sha256=row["model_sha256"],
             model_name=row["model_name"],
             role=row["role"],
-            folder=self.folder / "answers" / row["id"],
+            folder=self._database.folder / "answers" / row["id"],
             patient=patient_of(row),
             pcr=_pcr(row) if row["result"] else None,
-            pacs=_delivery(row["id"], row) if row["state"] else None,
+            pacs=delivery_of(row["id"], row) if row["state"] else None,
         )
 
 
 def _pcr(row: sqlite3.Row) -> Pcr:
     day = row["collected_on"]
     return Pcr(row["result"], day and date.fromisoformat(day), row["source"], row["by"])
-
-
-def _delivery(answer_id: str, row: sqlite3.Row) -> Delivery:
-    due, sent = (row[name] and datetime.fromisoformat(row[name]) for name in ("due_at", "sent_at"))
-    return Delivery(answer_id, row["state"], row["attempts"], row["code"], due, sent)

@@ -213,7 +213,7 @@ class Reception:
             (folder / path.name).hardlink_to(path)
         sync_folder(folder)
         header = read_header(images[0], _SERIES + _PATIENT)
-        store.add_job(
+        store.jobs.add(
             job_id,
             source="received",
             asked_by=self._table.pacs_aet,
@@ -238,7 +238,7 @@ def _tls(table: ReceiverTable, folder: Path) -> ssl.SSLContext | None:
 
 def _is_known(job_id: str, store: Store) -> bool:
     try:
-        store.job(job_id)
+        store.jobs.get(job_id)
     except Refusal as refusal:
         if refusal.reason is not NO_SUCH_JOB:
             raise

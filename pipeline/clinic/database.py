@@ -4,8 +4,6 @@ Every change is one transaction, which is on the disk when it is committed (WAL 
 each process opens its own connection; SQLite lets one of them write at a time, and the others wait.
 """
 
-import hashlib
-import hmac
 import os
 import secrets
 import sqlite3
@@ -192,24 +190,6 @@ class Database:
     def row(self, query: str, *values: Any) -> sqlite3.Row | None:
         """Return the first row of a SELECT, or None."""
         return next(iter(self.rows(query, *values)), None)
-
-    def patient_key(self, patient_id: str, issuer: str = "") -> str:
-        """Return the patient's key in URLs: 32 hex digits, valid in this clinic only (HMAC-SHA-256).
-
-        '' if there is no identifier: the patient is unknown.
-        """
-        if not patient_id:
-            return ""
-        return self._key(f"{len(issuer)}|{issuer}|{patient_id}")
-
-    def hidden(self, kind: str, text: str) -> str:
-        """Return a key for a text of a kind, like `patient_key` for a patient; '' for an empty text."""
-        return self._key(f"{kind}|{text}") if text else ""
-
-    def _key(self, text: str) -> str:
-        found = self.row("SELECT value FROM secret WHERE name = 'patients'")
-        assert found is not None
-        return hmac.new(found["value"], text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
     def _prepare(self) -> None:
         db = self._db

@@ -54,7 +54,7 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     with clinic.store() as store:
-        store.add_model(release.sha256, release.description.study, signed_by=release.signed_by, by=by)
+        store.models.add(release.sha256, release.description.study, signed_by=release.signed_by, by=by)
         return named(store, release.sha256)
 
 
@@ -75,7 +75,7 @@ def add_in_a_child(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = 
 
 def named(store: Store, start: str) -> Model:
     """Return the model whose SHA-256 has this prefix. Raises Refusal E_NO_SUCH_MODEL if there is none, or several."""
-    found = [model for model in store.models() if start and model.sha256.startswith(start.lower())]
+    found = [model for model in store.models.all() if start and model.sha256.startswith(start.lower())]
     if len(found) != 1:
         raise Refusal(NO_SUCH_MODEL)
     return found[0]
@@ -85,7 +85,7 @@ def set_shadow(store: Store, sha256: str, *, by: str) -> None:
     """Run this model in shadow beside the live one from now on. Raises Refusal E_NO_SUCH_MODEL, E_IS_LIVE."""
     if named(store, sha256).role == "live":
         raise Refusal(IS_LIVE)
-    store.set_shadow(sha256, by=by)
+    store.models.set_shadow(sha256, by=by)
 
 
 def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
@@ -95,27 +95,27 @@ def promote(store: Store, sha256: str, *, by: str, force: bool = False) -> None:
     """
     if named(store, sha256).role == "live":
         raise Refusal(IS_LIVE)
-    ran = store.row("SELECT 1 FROM answers WHERE role = 'shadow' AND model_sha256 = ?", sha256)
+    ran = store.database.row("SELECT 1 FROM answers WHERE role = 'shadow' AND model_sha256 = ?", sha256)
     if not (ran or force):
         raise Refusal(NOT_SHADOWED)
-    store.set_live(sha256, by=by)
+    store.models.set_live(sha256, by=by)
 
 
 def take_up(store: Store, model: Model, *, by: str) -> Model:
     """Start to use an added model: as the live one if there is none, else in shadow."""
-    live = store.model("live")
+    live = store.models.with_role("live")
     if live is None:
-        store.set_live(model.sha256, by=by)
+        store.models.set_live(model.sha256, by=by)
     elif live.sha256 != model.sha256 and model.role != "shadow":
-        store.set_shadow(model.sha256, by=by)
+        store.models.set_shadow(model.sha256, by=by)
     return named(store, model.sha256)
 
 
 def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
     """Return the models, oldest first, as the API (v1) gives them. Raises Refusal E_MODEL_ALTERED."""
-    given = dict(map(tuple, store.rows("SELECT model_sha256, count(*) FROM answers GROUP BY 1")))
+    given = dict(map(tuple, store.database.rows("SELECT model_sha256, count(*) FROM answers GROUP BY 1")))
     listed = []
-    for model in store.models():
+    for model in store.models.all():
         try:
             told = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
             about = {name: told[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
@@ -129,7 +129,7 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
 
 def compare(store: Store, sha256: str) -> Agreement | None:
     """Compare a shadow model with the model that was live then; None while no scan has both answers."""
-    rows = store.rows(
+    rows = store.database.rows(
         "SELECT shadow.score, live.score FROM answers AS shadow JOIN answers AS live USING (job_id)"
         " WHERE shadow.role = 'shadow' AND live.role = 'live' AND shadow.model_sha256 = ?"
         " ORDER BY shadow.number DESC LIMIT ?",
@@ -164,7 +164,7 @@ def _kept(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path]) -> Model |
     """
     trusted = {fingerprint(key) for key in trusted_keys}
     with clinic.store() as store:
-        for model in store.models():
+        for model in store.models.all():
             is_trusted = model.signed_by in trusted if trusted else True
             if is_trusted and folder.is_dir() and _same(folder, clinic.models / model.sha256):
                 return model

@@ -76,13 +76,13 @@ class PacsSource:
         return Listing(tuple(found[:MOST_SERIES]), is_complete=len(found) <= MOST_SERIES)
 
     def ask(self, store: Store, study_uid: str, series_uid: str, *, by: str, at_most: int | None = None) -> Job:
-        """Queue a series; `run` then fetches it. `at_most`: as in `Store.add_job`.
+        """Queue a series; `run` then fetches it. `at_most`: as in `Jobs.add`.
 
         Raises Refusal E_PACS_UID, E_QUEUE_FULL, E_CLINIC_FILE.
         """
         if not all(UID(uid).is_valid for uid in (study_uid, series_uid)):
             raise Refusal(PACS_UID)
-        return store.add_job(
+        return store.jobs.add(
             new_id(),
             source="pacs",
             asked_by=by,
@@ -106,18 +106,18 @@ class PacsSource:
 
         Raises Refusal E_CLINIC_FILE.
         """
-        for job in store.arriving():
+        for job in store.jobs.arriving():
             try:
                 is_here = self._fetch(job, stop)
             except Exception as error:  # one series must not stop the next ones
                 refusal = error if isinstance(error, Refusal) else Refusal(INTERNAL, private=type(error).__name__)
                 log.warning("a series was not fetched from the PACS: %s", refusal.code)
                 shutil.rmtree(job.folder, ignore_errors=True)
-                store.refuse(job, refusal)
+                store.jobs.refuse(job, refusal)
                 continue
             if not is_here:
                 return
-            store.arrived(job)
+            store.jobs.mark_arrived(job)
 
     def _fetch(self, job: Job, stop: Event) -> bool:
         """Fetch all images into the job's folder, with retries if the PACS does not respond; False if stopped."""

@@ -7,15 +7,15 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from models.refusal import Refusal
 from pipeline.clinic.audit import write_record
 from pipeline.clinic.database import Database, now, stamp
+from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_JOB, QUEUE_FULL, SCORING_DIED
-from pipeline.clinic.records import Job, JobState, Patient, Source, WorkerState
+from pipeline.clinic.records import Job, JobState, Patient, Source
 
 MOST_ATTEMPTS = 3  # to score a scan during which the worker dies
 
@@ -25,10 +25,13 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-class Jobs(Database):
+class Jobs:
     """The queue of scans."""
 
-    def add_job(
+    def __init__(self, database: Database, keys: PatientKeys) -> None:
+        self._database, self._keys = database, keys
+
+    def add(
         self,
         job_id: str,
         *,
@@ -42,29 +45,30 @@ class Jobs(Database):
     ) -> Job:
         """Queue a scan. `job_id`: from `new_id`; its files must already be in CLINIC/scans/JOB_ID.
 
-        `is_whole`: False if the files are still to come; no worker takes the scan before `arrived` is called.
+        `is_whole`: False if the files are still to come; no worker takes the scan before `mark_arrived` is called.
         `at_most`: raises Refusal E_QUEUE_FULL if this many scans already wait.
         """
-        with self.transaction() as db:
+        named = self._keys.patient_text(patient)
+        with self._database.transaction() as db:
             if at_most is not None and (waiting := self.waiting()) >= at_most:
                 raise Refusal(QUEUE_FULL, waiting=waiting)
             db.execute(
                 "INSERT INTO jobs (id, state, source, asked_by, received_at, study_uid, series_uid, patient, is_whole)"
                 " VALUES (?, 'waiting', ?, ?, ?, ?, ?, ?, ?)",
-                (job_id, source, asked_by, stamp(now()), study_uid, series_uid, self.patient_text(patient), is_whole),
+                (job_id, source, asked_by, stamp(now()), study_uid, series_uid, named, is_whole),
             )
-        return self.job(job_id)
+        return self.get(job_id)
 
-    def job(self, job_id: str) -> Job:
+    def get(self, job_id: str) -> Job:
         """Return a job by its id. Raises Refusal E_NO_SUCH_JOB."""
-        row = self.row("SELECT * FROM jobs WHERE id = ?", job_id)
+        row = self._database.row("SELECT * FROM jobs WHERE id = ?", job_id)
         if row is None:
             raise Refusal(NO_SUCH_JOB)
         return self._job(row)
 
-    def jobs(self, state: JobState | None = None, limit: int = 100, before: str | None = None) -> list[Job]:
+    def newest(self, state: JobState | None = None, limit: int = 100, before: str | None = None) -> list[Job]:
         """Return jobs, newest first. `before`: the id of a job; only older ones are returned."""
-        found = self.rows(
+        found = self._database.rows(
             "SELECT * FROM jobs WHERE (?1 IS NULL OR state = ?1)"
             " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2)) ORDER BY number DESC LIMIT ?3",
             state,
@@ -75,12 +79,12 @@ class Jobs(Database):
 
     def arriving(self) -> list[Job]:
         """Return scans whose files are still to come, oldest first."""
-        found = self.rows("SELECT * FROM jobs WHERE state = 'waiting' AND NOT is_whole ORDER BY number")
+        found = self._database.rows("SELECT * FROM jobs WHERE state = 'waiting' AND NOT is_whole ORDER BY number")
         return [self._job(row) for row in found]
 
-    def arrived(self, job: Job) -> None:
+    def mark_arrived(self, job: Job) -> None:
         """Mark all files of a scan as present in its folder, so that a worker can take it."""
-        with self.transaction() as db:
+        with self._database.transaction() as db:
             db.execute("UPDATE jobs SET is_whole = 1 WHERE id = ?", (job.id,))
 
     def waiting(self) -> int:
@@ -88,13 +92,13 @@ class Jobs(Database):
         return self.count("waiting")
 
     def count(self, state: JobState) -> int:
-        return int(self.rows("SELECT count(*) FROM jobs WHERE state = ?", state)[0][0])
+        return int(self._database.rows("SELECT count(*) FROM jobs WHERE state = ?", state)[0][0])
 
     def position(self, job: Job) -> int | None:
         """Return a job's place among the waiting ones, from 1; None if it does not wait."""
         if job.state != "waiting":
             return None
-        before = self.rows(
+        before = self._database.rows(
             "SELECT count(*) FROM jobs, (SELECT attempts AS tried, number AS place FROM jobs WHERE id = ?)"
             " WHERE state = 'waiting' AND (attempts, number) < (tried, place)",
             job.id,
@@ -106,7 +110,7 @@ class Jobs(Database):
 
         Scans during which a worker died come after all others.
         """
-        with self.transaction() as db:
+        with self._database.transaction() as db:
             row = db.execute(
                 "UPDATE jobs SET state = 'working', attempts = attempts + 1, started_at = ? WHERE number ="
                 " (SELECT number FROM jobs WHERE state = 'waiting' AND is_whole ORDER BY attempts, number LIMIT 1)"
@@ -130,8 +134,8 @@ class Jobs(Database):
 
         Raises Refusal E_ALREADY_ANSWERED.
         """
-        with self.transaction() as db:
-            whose = self.patient_text(patient)
+        with self._database.transaction() as db:
+            whose = self._keys.patient_text(patient)
             _end_without(db, job, refusal, patient=whose, input_sha256=input_sha256, model_sha256=model_sha256)
 
     def recover(self, *, is_our_doing: bool = False) -> list[Job]:
@@ -140,7 +144,7 @@ class Jobs(Database):
         After three attempts a job ends without a score, E_SCORING_DIED. `is_our_doing`: the worker was stopped on
         purpose, so the attempt does not count. Returns the jobs that were in the state "working".
         """
-        with self.transaction() as db:
+        with self._database.transaction() as db:
             left = [self._job(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'working'").fetchall()]
             for job in left:
                 if is_our_doing or job.attempts < MOST_ATTEMPTS:
@@ -150,29 +154,13 @@ class Jobs(Database):
                     _end_without(db, job, Refusal(SCORING_DIED, attempts=job.attempts))
         return left
 
-    def set_worker(self, state: WorkerState, code: str | None = None) -> None:
-        """Set the worker's state. `code`: why there is no model, or why it cannot be loaded."""
-        with self.transaction() as db:
-            db.execute("INSERT OR REPLACE INTO worker VALUES (1, ?, ?)", (state, code))
-
-    def worker(self) -> tuple[WorkerState, str | None]:
-        """Return what `set_worker` set last."""
-        row = self.row("SELECT state, code FROM worker")
-        return (row["state"], row["code"]) if row else ("starting", None)
-
-    def keyed(self, patient: Patient) -> Patient:
-        """Return the patient with their key in this clinic filled in."""
-        return replace(patient, key=self.patient_key(patient.id, patient.issuer))
-
-    def patient_text(self, patient: Patient | None) -> str | None:
-        return json.dumps(asdict(self.keyed(patient))) if patient else None
-
     def _job(self, row: sqlite3.Row) -> Job:
         values = {**dict(row), "is_whole": bool(row["is_whole"])}
         del values["number"]
         for name in ("received_at", "started_at", "ended_at"):
             values[name] = values[name] and datetime.fromisoformat(values[name])
-        folders = {"folder": self.folder / "scans" / row["id"], "pictures": self.folder / "answers" / row["id"]}
+        folder = self._database.folder
+        folders = {"folder": folder / "scans" / row["id"], "pictures": folder / "answers" / row["id"]}
         return Job(**{**values, **folders, "patient": patient_of(row)})
 
 

@@ -70,7 +70,7 @@ class Job:
         return self.state == "no_score" and self.pictures.is_dir()
 
     def to_json(self, position: int | None = None) -> dict[str, Any]:
-        """Return the JSON of the API. `position`: the place among the waiting jobs, from 1 (`Store.position`)."""
+        """Return the JSON of the API. `position`: the place among the waiting jobs, from 1 (`Jobs.position`)."""
         return {
             "id": self.id,
             "state": self.state,

@@ -32,8 +32,8 @@ def tidy(clinic: Clinic, store: Store, *, at_start: bool = False) -> None:
     Refusal E_CLINIC_FILE.
     """
     before = [*_folders(clinic.scans), *_folders(clinic.answers)]  # listed before the rows are read
-    jobs = {row["id"]: row["ended_at"] for row in store.rows("SELECT id, ended_at FROM jobs")}
-    shown = store.rows("SELECT id FROM answers UNION SELECT id FROM jobs WHERE state = 'no_score'")
+    jobs = {row["id"]: row["ended_at"] for row in store.database.rows("SELECT id, ended_at FROM jobs")}
+    shown = store.database.rows("SELECT id FROM answers UNION SELECT id FROM jobs WHERE state = 'no_score'")
     answers = {row["id"] for row in shown}
     oldest = now().timestamp() - _COMING_IN.total_seconds()
     for folder in before:

@@ -57,7 +57,7 @@ def run_service(
     clinic = Clinic.open(clinic_folder, host=host, port=port)
     with alone(clinic.folder / "service.lock", CLINIC_BUSY), _logging(clinic.logs / "service.log"), _ending():
         with clinic.store() as store:
-            store.recover()
+            store.jobs.recover()
             forget_old(clinic, store)
             tidy(clinic, store, at_start=True)
         server = _server(clinic)
@@ -73,15 +73,15 @@ def run_worker(clinic: Clinic, stop: threading.Event) -> None:
     """
     clear_work(clinic)
     with clinic.store() as store:
-        store.set_worker("starting")
+        store.worker.set("starting")
         with _started(clinic) as worker:
             while worker.poll() is None and not stop.wait(_LOOK_SECONDS):
                 pass
             died = worker.poll()
-        left = store.recover(is_our_doing=died is None)
+        left = store.jobs.recover(is_our_doing=died is None)
         tidy(clinic, store)
         if died is not None:
-            store.set_worker("starting")
+            store.worker.set("starting")
             log.error("the worker %s; scans in progress: %d; see worker.log", _how_it_ended(died), len(left))
 
 

@@ -8,21 +8,48 @@ CLINIC/models/SHA256/         verified releases
 """
 
 from datetime import datetime
+from pathlib import Path
+from typing import Self
 
 from pipeline.clinic.answers import Answers
-from pipeline.clinic.audit import Audit, Models
-from pipeline.clinic.database import LEAST_AUDIT_DAYS, now, stamp
-from pipeline.clinic.queue import new_id
+from pipeline.clinic.audit import Audit
+from pipeline.clinic.database import LEAST_AUDIT_DAYS, Database, now, stamp
+from pipeline.clinic.deliveries import Deliveries
+from pipeline.clinic.model_table import Models
+from pipeline.clinic.patient_keys import PatientKeys
+from pipeline.clinic.queue import Jobs, new_id
+from pipeline.clinic.worker_status import WorkerStatus
 
 __all__ = ["LEAST_AUDIT_DAYS", "Store", "new_id", "now"]
 
 
-class Store(Answers, Models, Audit):
+class Store:
     """An open clinic: `Store(clinic_folder)`, one for each thread and process; a context manager.
 
-    Its methods are those of `Jobs`, `Answers`, `Models` and `Audit`. Each raises Refusal E_CLINIC_FILE for errors of
-    SQLite or the disk.
+    Its parts share one `Database`, that is, one connection. Whatever has to change together is one transaction, also
+    across parts. The constructor and every method of a part raise Refusal E_CLINIC_FILE for errors of SQLite or the
+    disk.
     """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = Database(folder)
+        self.keys = PatientKeys(self.database)
+        self.jobs = Jobs(self.database, self.keys)
+        self.answers = Answers(self.database, self.keys)
+        self.deliveries = Deliveries(self.database)
+        self.models = Models(self.database)
+        self.audit = Audit(self.database)
+        self.worker = WorkerStatus(self.database)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.database.close()
 
     def forget(self, answers_before: datetime | None, audit_before: datetime | None) -> list[str]:
         """Remove answers with their jobs, and audit records, older than a time; None: remove nothing.
@@ -31,7 +58,7 @@ class Store(Answers, Models, Audit):
         their folders. Raises Refusal E_CLINIC_FILE if records younger than six months would be removed.
         """
         gone: list[str] = []
-        with self.transaction() as db:
+        with self.database.transaction() as db:
             if answers_before:
                 old = stamp(answers_before)
                 found = db.execute(

@@ -69,10 +69,10 @@ class Worker:
         while True:
             try:
                 live = self.release("live")
-                self._store.set_worker("ready")
+                self._store.worker.set("ready")
             except Refusal as refusal:
                 log.warning("no model is available for scoring: %s", refusal.code)
-                self._store.set_worker("no_model", refusal.code)
+                self._store.worker.set("no_model", refusal.code)
                 time.sleep(NO_MODEL_SECONDS)
                 continue
             while self._is_live(live):
@@ -83,7 +83,7 @@ class Worker:
 
     def work_off_one(self, live: Release) -> bool:
         """Score one scan; False if none waits. Raises Refusal E_CLINIC_FILE."""
-        job = self._store.take() if self._store.waiting() else None
+        job = self._store.jobs.take() if self._store.jobs.waiting() else None
         if job is None:
             return False
         self._work_off(job, live)
@@ -105,7 +105,7 @@ class Worker:
                     with self._time_limit():
                         keep_to_be_seen(scan.volume, job, self._clinic.work)
                 digest = _sha256(scan, job.folder)
-                self._store.refuse(job, refusal, patient=patient, input_sha256=digest, model_sha256=live.sha256)
+                self._store.jobs.refuse(job, refusal, patient=patient, input_sha256=digest, model_sha256=live.sha256)
             return
         self._ask_shadow(job, scan, patient)
         self._add_pcr(answer)
@@ -131,7 +131,7 @@ class Worker:
         folder.replace(answer.folder)
         sync_folder(answer.folder.parent)
         is_sent = self._clinic.settings.results.send == "always" and any((answer.folder / f).exists() for f in RESULTS)
-        self._store.answer(job, answer, deliver=is_sent)
+        self._store.answers.add(job, answer, deliver=is_sent)
         log.info("a scan was answered after %.1f s", score.seconds["total"])
         return answer
 
@@ -151,7 +151,7 @@ class Worker:
         answer_id: str,
         role: Role,
     ) -> Answer:
-        model = next(model for model in self._store.models() if model.sha256 == score.model_sha256)
+        model = next(model for model in self._store.models.all() if model.sha256 == score.model_sha256)
         return Answer(
             id=answer_id,
             job_id=job.id,
@@ -174,12 +174,12 @@ class Worker:
             return None
         with quiet_pydicom():
             name = text(read_header(series.files[0], _NAME), "PatientName")
-        return self._store.keyed(Patient(series.patient_id, series.issuer, name, series.sex, series.age_years))
+        return self._store.keys.keyed(Patient(series.patient_id, series.issuer, name, series.sex, series.age_years))
 
     def _ask_shadow(self, job: Job, scan: OneScan, patient: Patient | None) -> None:
         """Score with the shadow model too. An error here does not affect the clinician."""
         try:
-            if self._store.model("shadow"):
+            if self._store.models.with_role("shadow"):
                 with self._time_limit():
                     self._answer(job, scan, patient, self.release("shadow"), "shadow")
         except Exception as error:
@@ -189,7 +189,7 @@ class Worker:
         """Look up missing PCR results again: a result comes hours after the scan."""
         self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
         if self._clinic.node:
-            for answer in self._store.without_pcr(now() - LOOK_BACK):
+            for answer in self._store.answers.without_pcr(now() - LOOK_BACK):
                 self._add_pcr(answer)
 
     def _add_pcr(self, answer: Answer) -> None:
@@ -198,16 +198,16 @@ class Worker:
             return
         patient, day = answer.patient, answer.acquired_at.date()
         pcr = find_pcr(patient.id, patient.issuer, day, self._clinic.node.folder)
-        if pcr and not self._store.answer_by_id(answer.id).pcr:  # nobody has entered a result in the meantime
-            self._store.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
+        if pcr and not self._store.answers.get(answer.id).pcr:  # nobody has entered a result in the meantime
+            self._store.answers.set_pcr(answer.id, pcr.result, pcr.collected_on, pcr.source, pcr.by)
 
     def release(self, role: Role) -> Release:
         """Return the model of this role, loaded once. Raises Refusal E_NO_MODEL, and what `load_release` raises."""
-        model = self._store.model(role)
+        model = self._store.models.with_role(role)
         if model is None:
             raise Refusal(NO_MODEL)
         if model.sha256 not in self._loaded:
-            used = {other.sha256 for other in self._store.models() if other.role}
+            used = {other.sha256 for other in self._store.models.all() if other.role}
             self._loaded = {sha256: old for sha256, old in self._loaded.items() if sha256 in used}
             release = load_release(self._clinic.models / model.sha256)
             if release.sha256 != model.sha256:
@@ -217,7 +217,7 @@ class Worker:
         return replace(self._loaded[model.sha256], signed_by=model.signed_by)
 
     def _is_live(self, release: Release) -> bool:
-        model = self._store.model("live")
+        model = self._store.models.with_role("live")
         return model is not None and (model.sha256, model.signed_by) == (release.sha256, release.signed_by)
 
     @contextmanager

@@ -196,9 +196,9 @@ def test_a_series_is_listed_fetched_whole_and_scored_as_from_a_folder(
         )
         assert source.list_series(patient_id=PATIENT_ID[:-1]).series == ()
         job = source.ask(store, found["study_uid"], found["series_uid"], by="clinician")
-        assert store.take() is None
+        assert store.jobs.take() is None
         source.fetch_all(store, Event())
-        taken = store.take()
+        taken = store.jobs.take()
     assert taken is not None and taken.id == job.id
     assert pixels(taken.folder) == pixels(hospital.scan)
     probabilities = score(taken.folder, release, series_uid=taken.series_uid).probabilities
@@ -230,11 +230,11 @@ def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
     with hospital.orthanc.inside(), clinic.store() as store:
         hospital.source(clinic, "dicomweb").ask(store, STUDY_UID, SERIES_UID, by="clinician")
         hospital.source(clinic, "dicomweb").fetch_all(store, stop)
-        assert store.take() is None
+        assert store.jobs.take() is None
         hospital.orthanc.stop()
         hospital.orthanc.start()
         hospital.source(clinic, "dicomweb").fetch_all(store, Event())
-        job = store.take()
+        job = store.jobs.take()
     assert job is not None and pixels(job.folder) == pixels(hospital.scan)
     assert len(received) == len(hospital.files)  # no image came twice
 
@@ -248,10 +248,10 @@ def test_a_series_that_the_pacs_sends_is_queued_once_it_is_whole(
     clinic = hospital.clinic("received")
     with receiving(hospital, clinic) as store:
         hospital.send()
-        job = eventually(store.take)
+        job = eventually(store.jobs.take)
         hospital.send()  # again: the same images are no new scan
         time.sleep(1.5)
-        assert store.take() is None
+        assert store.jobs.take() is None
     assert (job.source, job.patient.id, job.series_uid) == ("received", PATIENT_ID, SERIES_UID)
     assert pixels(job.folder) == pixels(hospital.scan)
     assert score(job.folder, release, series_uid=job.series_uid).probabilities == pytest.approx(expected, abs=0.01)
@@ -264,9 +264,9 @@ def test_half_a_series_makes_no_scan_until_the_pacs_has_sent_it_all(hospital: Ho
             assert {send(dcmread(path)) for path in hospital.files[:30]} == {0}
         # The association was aborted; ten times the usual wait is over, and nothing was made of a half.
         time.sleep(5)
-        assert store.jobs() == []
+        assert store.jobs.newest() == []
         hospital.send()
-        job = eventually(store.take)
+        job = eventually(store.jobs.take)
     assert pixels(job.folder) == pixels(hospital.scan)
 
 
@@ -290,7 +290,7 @@ def test_a_kill_of_the_receiver_in_the_middle_loses_nothing(hospital: Hospital) 
                         break
                 if not victim:
                     send.association.release()
-                    jobs = eventually(store.jobs)
+                    jobs = eventually(store.jobs.newest)
         finally:
             process.kill()
             process.wait()
@@ -308,13 +308,13 @@ def test_what_the_pacs_sends_is_answered_once_and_goes_back_to_it_whatever_is_ki
     clinic = hospital.clinic("service")
     kept = model_registry.add(clinic, model, by="test")
     with clinic.store() as store:
-        store.set_live(kept.sha256, by="test")
+        store.models.set_live(kept.sha256, by="test")
         with _serving(hospital, clinic):
             hospital.send()  # and the service is killed as soon as all is acknowledged
-        assert store.answers() == []
+        assert store.answers.newest() == []
         with _serving(hospital, clinic):
-            delivered = eventually(lambda: store.deliveries("sent"), seconds=90)
-        (answer,) = store.answers()
+            delivered = eventually(lambda: store.deliveries.in_state("sent"), seconds=90)
+        (answer,) = store.answers.newest()
     assert len(delivered) == 1
     assert answer.score["probability"] == pytest.approx(expected, abs=0.01)
     assert answer.patient is not None and answer.patient.id == PATIENT_ID

@@ -166,7 +166,7 @@ def test_a_pcr_result_changes_the_words(page, result, words, applies):
 def looks(clinic: Clinic) -> list[str | None]:
     """The answers that were opened, as the record has them."""
     with Store(clinic.scans.parent / "site") as store:
-        return [record.answer_id for record in store.audit(limit=10_000) if record.action == "look"]
+        return [record.answer_id for record in store.audit.records(limit=10_000) if record.action == "look"]
 
 
 def test_a_dropped_folder_of_the_same_patient_makes_a_history(page, clinic):

@@ -55,7 +55,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Clinic:
     save_release(release, build_network(NetworkSettings(), seed=0), description())
     model = model_registry.add(clinic, release, by="test")
     with clinic.store() as store:
-        store.set_live(model.sha256, by="test")
+        store.models.set_live(model.sha256, by="test")
     return clinic
 
 
@@ -103,7 +103,7 @@ def queue(clinic: Clinic, store: Store, scan: Path) -> Job:
     job_id = new_id()
     (clinic.scans / job_id).mkdir()
     shutil.copy(scan, clinic.scans / job_id)
-    return store.add_job(job_id, source="upload", asked_by="test")
+    return store.jobs.add(job_id, source="upload", asked_by="test")
 
 
 def worker_of(command: Command) -> int:
@@ -114,10 +114,10 @@ def worker_of(command: Command) -> int:
 def hold_in_the_middle(command: Command, store: Store) -> tuple[int, Job]:
     """Stop the worker while it works on a scan; its process id, and the scan."""
     while True:
-        wait_for(lambda: store.count("working"), command, every=0.005)
+        wait_for(lambda: store.jobs.count("working"), command, every=0.005)
         worker = worker_of(command)
         os.kill(worker, signal.SIGSTOP)
-        if working := store.jobs("working"):
+        if working := store.jobs.newest("working"):
             return worker, working[0]
         os.kill(worker, signal.SIGCONT)  # that one has just ended
 
@@ -143,7 +143,7 @@ def is_gone(pid: int) -> bool:
 
 def ended_by(store: Store, action: str) -> Counter[str | None]:
     """How often the record says so, by job."""
-    return Counter(record.job_id for record in store.audit(limit=10_000) if record.action == action)
+    return Counter(record.job_id for record in store.audit.records(limit=10_000) if record.action == action)
 
 
 def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
@@ -163,23 +163,23 @@ def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
     end(service.process.pid)  # the service; its worker, though it was stopped, ends with it
     service.wait(seconds=SECONDS)
     wait_until_gone(worker)
-    assert store.job(deadly.id).state == "working"
+    assert store.jobs.get(deadly.id).state == "working"
 
     service = serve()
     for _ in range(2):  # those over which no worker died go first
-        wait_for(lambda: store.job(deadly.id).state == "working", service, every=0.005)
-        assert store.count("answered") == len(others)
+        wait_for(lambda: store.jobs.get(deadly.id).state == "working", service, every=0.005)
+        assert store.jobs.count("answered") == len(others)
         worker, held = hold_in_the_middle(service, store)
         assert held.id == deadly.id
         end(worker)  # the worker alone
         wait_until_gone(worker)
-        wait_for(lambda: store.job(deadly.id).state != "working", service)
+        wait_for(lambda: store.jobs.get(deadly.id).state != "working", service)
 
-    refused = store.job(deadly.id)
+    refused = store.jobs.get(deadly.id)
     assert (refused.code, refused.attempts) == ("E_SCORING_DIED", 3)
     assert ended_by(store, "answer") == Counter(job.id for job in others)
     assert ended_by(store, "no_score") == Counter([deadly.id])
-    assert {answer.job_id for answer in store.answers(role=None)} == {job.id for job in others}
+    assert {answer.job_id for answer in store.answers.newest(role=None)} == {job.id for job in others}
     assert list((tmp_path / "shared").iterdir()) == []  # scans are unpacked where nobody else can look
 
 
@@ -202,9 +202,9 @@ def test_a_hundred_at_once_are_each_answered_once_and_sigterm_leaves_no_process(
     with ThreadPoolExecutor(len(contents)) as pool:
         jobs = list(pool.map(send, contents))
     assert len(set(jobs)) == len(contents)
-    wait_for(lambda: store.count("waiting") + store.count("working") == 0, service)
+    wait_for(lambda: store.jobs.count("waiting") + store.jobs.count("working") == 0, service)
 
-    states = Counter(store.job(job_id).state for job_id in jobs)
+    states = Counter(store.jobs.get(job_id).state for job_id in jobs)
     assert states == {"answered": SCANS, "no_score": TORN}
     answers, refusals = ended_by(store, "answer"), ended_by(store, "no_score")
     for job_id in jobs:
@@ -220,5 +220,5 @@ def test_a_hundred_at_once_are_each_answered_once_and_sigterm_leaves_no_process(
     service.process.send_signal(signal.SIGTERM)
     assert service.wait(seconds=SECONDS) == 0
     assert is_gone(worker)
-    assert (store.job(last.id).state, store.job(last.id).attempts) == ("waiting", 0)
+    assert (store.jobs.get(last.id).state, store.jobs.get(last.id).attempts) == ("waiting", 0)
     assert {path.name for path in clinic.scans.iterdir()} == {last.id}

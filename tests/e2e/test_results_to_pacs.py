@@ -46,11 +46,11 @@ retry_seconds = 0.2
 SENDER = """
 import os, signal, sys, threading
 from pathlib import Path
-from pipeline.clinic.settings import Clinic
-from pipeline.clinic.store import Store
+from pipeline.clinic.deliveries import Deliveries
 from pipeline.clinic.results.outbox import Outbox
+from pipeline.clinic.settings import Clinic
 if sys.argv[2:] == ["kill"]:
-    Store.set_delivery = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    Deliveries.set = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 Outbox(Clinic.open(Path(sys.argv[1]))).run(threading.Event())
 """
 
@@ -78,12 +78,12 @@ class Hospital:
         (folder / "clinic.toml").write_text(SETTINGS.format(way=way, **names))
         clinic = Clinic.open(folder)
         with clinic.store() as store:
-            store.add_job(new_id(), source="upload", asked_by="test")
-            job = store.take()
+            store.jobs.add(new_id(), source="upload", asked_by="test")
+            job = store.jobs.take()
             assert job is not None
             answer = answer_to(self.score, series_of(self.scan), clinic.answers / new_id(), job_id=job.id)
             assert write_results(answer, answer.folder) is None
-            store.answer(job, answer, deliver=True)
+            store.answers.add(job, answer, deliver=True)
         return clinic, answer
 
     @contextmanager
@@ -120,7 +120,7 @@ def value(answer: dict[str, Any], tag: str) -> Any:
 
 def delivery(clinic: Clinic, answer: Answer) -> Delivery:
     with clinic.store() as store:
-        found = store.answer_by_id(answer.id).pacs
+        found = store.answers.get(answer.id).pacs
     assert found is not None
     return found
 

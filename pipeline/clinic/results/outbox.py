@@ -42,7 +42,7 @@ class Outbox:
         if not self._is_on or answer.role != "live" or not _files(answer):
             raise Refusal(NO_RESULTS)
         with self._clinic.store() as store:
-            store.set_delivery(Delivery(answer.id, "waiting", due_at=now()))
+            store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
 
     def run(self, stop: Event) -> None:
         """Send what is due until `stop` is set, in its own thread. Raises Refusal E_CLINIC_FILE."""
@@ -50,7 +50,7 @@ class Outbox:
             stop.wait()
         while not stop.is_set():
             with self._clinic.store() as store:
-                due = store.deliveries("waiting", due=now())
+                due = store.deliveries.in_state("waiting", due=now())
             for delivery in due:
                 if stop.is_set():
                     return
@@ -60,7 +60,7 @@ class Outbox:
     def attempt(self, delivery: Delivery) -> Delivery:
         """Try once to send, and store the outcome. Raises Refusal E_CLINIC_FILE."""
         with self._clinic.store() as store:
-            answer = store.answer_by_id(delivery.answer_id)
+            answer = store.answers.get(delivery.answer_id)
         tried = replace(delivery, attempts=delivery.attempts + 1)
         try:
             self._send(_files(answer))
@@ -72,10 +72,8 @@ class Outbox:
                 outcome = replace(tried, code=refusal.code, due_at=now() + self._pause(tried.attempts))
         with self._clinic.store() as store:
             if outcome.state != "waiting":
-                store.audit_record(
-                    "outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code
-                )
-            store.set_delivery(outcome)
+                store.audit.add("outbox", outcome.state, job_id=answer.job_id, answer_id=answer.id, code=outcome.code)
+            store.deliveries.set(outcome)
         return outcome
 
     def _send(self, files: Sequence[Path]) -> None:

@@ -44,7 +44,7 @@ def post_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha25
 def delete_shadow(clinic: TheClinic, store: TheStore, caller: Admin, sha256: Sha256) -> Any:
     """Stop the shadow run. The model and its answers are kept."""
     if model_registry.named(store, sha256).role == "shadow":
-        store.set_shadow(None, by=caller.name)
+        store.models.set_shadow(None, by=caller.name)
     return {"models": model_registry.overview(clinic, store)}
 
 
@@ -74,4 +74,4 @@ def get_audit(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Any:
     """List audit records, oldest first: those since a time, or the newest ones."""
-    return {"records": [record.to_json() for record in store.audit(since, limit)]}
+    return {"records": [record.to_json() for record in store.audit.records(since, limit)]}

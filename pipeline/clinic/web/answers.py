@@ -44,7 +44,7 @@ class WholeFile(FileResponse):
 
 def _shown(store: Store, answer_id: str) -> Answer:
     """Return an answer of a live model. Raises Refusal E_NO_SUCH_ANSWER, also for answers of a shadow model."""
-    answer = store.answer_by_id(answer_id)
+    answer = store.answers.get(answer_id)
     if answer.role != "live":
         raise Refusal(NO_SUCH_ANSWER)
     return answer
@@ -69,7 +69,7 @@ def get_answers(
     before: Annotated[Id | None, Query(description="The id of an answer: return only older ones.")] = None,
 ) -> Any:
     """List answers, newest first."""
-    found = store.answers(limit, before)
+    found = store.answers.newest(limit, before)
     looks.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
 
@@ -82,7 +82,7 @@ def get_answers(
 )
 def get_history(store: TheStore, caller: Reader, looks: TheLooks, key: Id) -> Any:
     """List the answers for one patient, newest first; an unknown key gives an empty list."""
-    found = store.history(key)
+    found = store.answers.history(key)
     looks.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
 
@@ -143,7 +143,7 @@ def get_slice(
 def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEntry) -> Any:
     """Set or replace the PCR result. The probabilities do not change: the model does not use PCR results."""
     _shown(store, answer_id)
-    return answer_json(store.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name))
+    return answer_json(store.answers.set_pcr(answer_id, entry.result, entry.collected_on, "entered", caller.name))
 
 
 @routes.post(
@@ -157,8 +157,8 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id)
     """Queue the structured report and the picture for sending, also if they were sent or failed before."""
     answer = _shown(store, answer_id)
     Outbox(clinic).put(answer)
-    store.audit_record(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
-    return answer_json(store.answer_by_id(answer_id))
+    store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
+    return answer_json(store.answers.get(answer_id))
 
 
 @routes.get(

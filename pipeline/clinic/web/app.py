@@ -75,4 +75,4 @@ def _page() -> FileResponse:
 
 def _waiting(clinic: Clinic) -> int:
     with clinic.store() as store:
-        return store.waiting()
+        return store.jobs.waiting()

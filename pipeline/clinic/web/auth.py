@@ -77,7 +77,7 @@ class Tokens:
         secret = _PREFIX + secrets.token_urlsafe(32)
         lasts = timedelta(minutes=ONCE_MINUTES) if once else days and timedelta(days=days)
         ends_at = stamp(now() + lasts) if lasts else None
-        with Database(self._folder) as store, store.transaction() as db:
+        with Database(self._folder) as database, database.transaction() as db:
             if db.execute("SELECT 1 FROM tokens WHERE name = ?", (name,)).fetchone():
                 raise Refusal(TOKEN_NAME)
             db.execute(
@@ -89,12 +89,12 @@ class Tokens:
 
     def all(self) -> list[Token]:
         """Return all tokens ever created, oldest first."""
-        with Database(self._folder) as store:
-            return [_token(row) for row in store.rows("SELECT * FROM tokens ORDER BY made_at")]
+        with Database(self._folder) as database:
+            return [_token(row) for row in database.rows("SELECT * FROM tokens ORDER BY made_at")]
 
     def revoke(self, name: str, *, by: str) -> None:
         """Revoke a token, and end the sessions that it started. Raises Refusal E_NO_SUCH_TOKEN."""
-        with Database(self._folder) as store, store.transaction() as db:
+        with Database(self._folder) as database, database.transaction() as db:
             found = db.execute(
                 "UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE name = ?", (stamp(now()), name)
             )
@@ -105,8 +105,8 @@ class Tokens:
 
     def caller(self, secret: str) -> Caller:
         """Return the owner of a token. Raises Refusal E_TOKEN."""
-        with Database(self._folder) as store:
-            row = store.row("SELECT * FROM tokens WHERE sha256 = ? AND NOT once", _hash(secret))
+        with Database(self._folder) as database:
+            row = database.row("SELECT * FROM tokens WHERE sha256 = ? AND NOT once", _hash(secret))
         token = row and _token(row)
         if not token or not _holds(token):
             raise Refusal(TOKEN)
@@ -115,7 +115,7 @@ class Tokens:
     def sign_in(self, secret: str, *, hours: float) -> tuple[str, Caller]:
         """Start a session; return its secret, for a cookie, and its owner. Raises Refusal E_TOKEN."""
         session = secrets.token_urlsafe(32)
-        with Database(self._folder) as store, store.transaction() as db:
+        with Database(self._folder) as database, database.transaction() as db:
             row = db.execute("SELECT * FROM tokens WHERE sha256 = ?", (_hash(secret),)).fetchone()
             token = row and _token(row)
             if not token or not _holds(token) or (token.once and row["used_at"]):
@@ -131,8 +131,8 @@ class Tokens:
 
     def session(self, secret: str) -> Caller:
         """Return the owner of a session. Raises Refusal E_TOKEN."""
-        with Database(self._folder) as store:
-            row = store.row(
+        with Database(self._folder) as database:
+            row = database.row(
                 "SELECT name, role, sessions.ends_at FROM sessions JOIN tokens ON name = token"
                 " WHERE sessions.sha256 = ? AND sessions.ends_at > ? AND revoked_at IS NULL",
                 _hash(secret),
@@ -144,12 +144,12 @@ class Tokens:
 
     def sign_out(self, secret: str) -> None:
         """End a session, if there is one."""
-        with Database(self._folder) as store, store.transaction() as db:
+        with Database(self._folder) as database, database.transaction() as db:
             db.execute("DELETE FROM sessions WHERE sha256 = ?", (_hash(secret),))
 
     def open_sessions(self) -> int:
-        with Database(self._folder) as store:
-            return int(store.rows("SELECT count(*) FROM sessions WHERE ends_at > ?", stamp(now()))[0][0])
+        with Database(self._folder) as database:
+            return int(database.rows("SELECT count(*) FROM sessions WHERE ends_at > ?", stamp(now()))[0][0])
 
 
 def _hash(secret: str) -> str:

@@ -41,7 +41,7 @@ def ready(clinic: TheClinic, response: Response) -> schemas.Readiness:
     has_disk = shutil.disk_usage(clinic.folder).free > KEEP_FREE_MB * MB
     try:
         with clinic.store() as store:
-            state, _ = store.worker()
+            state, _ = store.worker.get()
     except Refusal:
         state, has_disk = "starting", False
     told = schemas.Readiness(
@@ -77,8 +77,8 @@ class Figures(Collector):
             yield _seconds(store)
             yield _deliveries(store)
             yield _model(store)
-            state, _ = store.worker()
-            yield GaugeMetricFamily("fedthorax_queue_length", "Waiting scans", store.waiting())
+            state, _ = store.worker.get()
+            yield GaugeMetricFamily("fedthorax_queue_length", "Waiting scans", store.jobs.waiting())
             yield GaugeMetricFamily("fedthorax_worker_ready", "Whether scans are being scored", state == "ready")
         sessions = self._tokens.open_sessions()
         yield GaugeMetricFamily("fedthorax_sessions", "Signed-in browsers", sessions)
@@ -87,13 +87,13 @@ class Figures(Collector):
 def _jobs(store: Store) -> Metric:
     family = GaugeMetricFamily("fedthorax_jobs", "Scans by state", labels=["state"])
     for state in JOB_STATES:
-        family.add_metric([state], store.count(state))
+        family.add_metric([state], store.jobs.count(state))
     return family
 
 
 def _no_scores(store: Store) -> Metric:
     family = GaugeMetricFamily("fedthorax_no_score", "Scans without a score, by reason", labels=["code"])
-    for code, count in store.rows("SELECT code, count(*) FROM jobs WHERE state = 'no_score' GROUP BY code"):
+    for code, count in store.database.rows("SELECT code, count(*) FROM jobs WHERE state = 'no_score' GROUP BY code"):
         family.add_metric([code], count)
     return family
 
@@ -102,7 +102,7 @@ def _seconds(store: Store) -> Metric:
     """Return the time of live answers by stage, from their scores."""
     family = SummaryMetricFamily("fedthorax_scoring_seconds", "Time of a scan by stage", labels=["stage"])
     for stage in _STAGES:
-        (row,) = store.rows(
+        (row,) = store.database.rows(
             "SELECT count(seconds), coalesce(sum(seconds), 0) FROM"
             " (SELECT json_extract(score, ?) AS seconds FROM answers WHERE role = 'live')",
             f"$.timing_seconds.{stage}",
@@ -113,7 +113,7 @@ def _seconds(store: Store) -> Metric:
 
 def _deliveries(store: Store) -> Metric:
     family = GaugeMetricFamily("fedthorax_outbox", "Deliveries to the PACS, by state", labels=["state"])
-    found = dict(map(tuple, store.rows("SELECT state, count(*) FROM deliveries GROUP BY state")))
+    found = dict(map(tuple, store.database.rows("SELECT state, count(*) FROM deliveries GROUP BY state")))
     for state in ("waiting", "sent", "failed"):
         family.add_metric([state], found.get(state, 0))
     return family
@@ -121,7 +121,7 @@ def _deliveries(store: Store) -> Metric:
 
 def _model(store: Store) -> Metric:
     family = InfoMetricFamily("fedthorax_model", "The models in use", labels=["role"])
-    for model in store.models():
+    for model in store.models.all():
         if model.role:
             family.add_metric([model.role], {"sha256": model.sha256, "name": model.name})
     return family

@@ -41,12 +41,12 @@ def get_series(
         patient_id=patient_id, accession=accession, from_date=from_date, to_date=to_date
     )
     asked = {
-        "patient": store.patient_key(patient_id.strip()),
-        "accession": store.hidden("accession", accession.strip()),
+        "patient": store.keys.patient_key(patient_id.strip()),
+        "accession": store.keys.hidden("accession", accession.strip()),
         "from": from_date.isoformat() if from_date else "",
         "to": to_date.isoformat() if to_date else "",
     }
-    store.audit_record(caller.name, "search", output=_on_record(store, asked, found))
+    store.audit.add(caller.name, "search", output=_on_record(store, asked, found))
     return inert(found.to_json())
 
 
@@ -74,7 +74,7 @@ def post_scan(
 
 def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str, Any]:
     """Describe search and result without names or identifiers. `unnamed`: number of series without a patient ID."""
-    patients = [store.patient_key(series.patient_id, series.issuer) for series in found.series]
+    patients = [store.keys.patient_key(series.patient_id, series.issuer) for series in found.series]
     return {
         "asked": {key: value for key, value in asked.items() if value},
         "series": len(patients),

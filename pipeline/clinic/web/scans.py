@@ -90,7 +90,7 @@ def get_jobs(
     before: Annotated[Id | None, Query(description="The id of a job: return only older ones.")] = None,
 ) -> Any:
     """List jobs, newest first."""
-    found = store.jobs(state, limit, before)
+    found = store.jobs.newest(state, limit, before)
     looks.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
     return {"jobs": [job_json(store, job) for job in found]}
 
@@ -98,7 +98,7 @@ def get_jobs(
 @routes.get("/jobs/{job_id}", response_model=schemas.Job, responses=documented(404), summary="One scan of the worklist")
 def get_job(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Any:
     """Return the state of a job, and at its end the answer's id, or why there is no score."""
-    return show_job(store, caller, looks, store.job(job_id))
+    return show_job(store, caller, looks, store.jobs.get(job_id))
 
 
 def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
@@ -106,7 +106,7 @@ def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
 
     Raises Refusal E_NO_SUCH_JOB, E_NO_SUCH_PICTURE.
     """
-    job = store.job(job_id)
+    job = store.jobs.get(job_id)
     if not job.has_pictures:
         raise Refusal(NO_SUCH_PICTURE)
     looks.note(store, caller, View("look", job_id=job.id))
@@ -143,7 +143,7 @@ def show_job(store: Store, caller: Caller, looks: Looks, job: Job) -> Any:
 
 
 def job_json(store: Store, job: Job) -> Any:
-    return inert(job.to_json(store.position(job)))
+    return inert(job.to_json(store.jobs.position(job)))
 
 
 def _has_space(clinic: Clinic, announced: str | None) -> None:
@@ -162,7 +162,7 @@ def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: 
         sync_folder(clinic.scans)
         with clinic.store() as store:
             at_most = clinic.settings.limits.waiting_scans
-            store.add_job(job_id, source="upload", asked_by=by, series_uid=series_uid, at_most=at_most)
+            store.jobs.add(job_id, source="upload", asked_by=by, series_uid=series_uid, at_most=at_most)
     except BaseException:
         for left in (incoming, folder):
             shutil.rmtree(left, ignore_errors=True)
@@ -171,4 +171,4 @@ def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: 
 
 def _told(clinic: Clinic, caller: Caller, looks: Looks, job_id: str) -> Any:
     with clinic.store() as store:
-        return show_job(store, caller, looks, store.job(job_id))
+        return show_job(store, caller, looks, store.jobs.get(job_id))

@@ -68,7 +68,7 @@ class Looks:
             known = sitting.shown if is_open and len(sitting.shown) < _MOST else set()
             new = [each for each in view.shown or () if each not in known]
             if new or not is_open:
-                store.audit_record(
+                store.audit.add(
                     caller.name,
                     view.action,
                     job_id=view.job_id,

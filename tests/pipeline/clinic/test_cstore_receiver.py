@@ -104,12 +104,12 @@ def test_a_series_becomes_one_job_when_its_association_is_over(clinic: Clinic, s
     reception, sender, sent = Reception(clinic), Sender(), images(5)
     assert send(reception, sender, *sent) == [SUCCESS] * 5
     reception.sweep(store)
-    assert store.take() is None  # more may come
+    assert store.jobs.take() is None  # more may come
     sender.end()
     reception.sweep(store)
     reception.sweep(store)
-    job = store.take()
-    assert job is not None and store.take() is None
+    job = store.jobs.take()
+    assert job is not None and store.jobs.take() is None
     assert (job.source, job.asked_by, job.series_uid) == ("received", PACS_TITLE, SERIES_UID)
     assert job.patient is not None and (job.patient.id, job.patient.sex, job.patient.age_years) == (PATIENT_ID, "F", 63)
     here = sorted((dcmread(path) for path in job.folder.iterdir()), key=lambda image: image.ImagePositionPatient[2])
@@ -126,7 +126,7 @@ def test_an_image_is_on_the_disk_before_the_sender_hears_of_success(clinic: Clin
     assert not list((clinic.folder / "received").glob(".*"))
     deliver(again, sent[3])
     again.sweep(store)
-    job = store.take()
+    job = store.jobs.take()
     assert job is not None and len(list(job.folder.iterdir())) == 4
 
 
@@ -134,7 +134,7 @@ def test_an_image_is_on_the_disk_before_the_sender_hears_of_success(clinic: Clin
 def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
     clinic: Clinic, store: Store, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reception, add = Reception(clinic), store.add_job
+    reception, add = Reception(clinic), store.jobs.add
     deliver(reception, *images(3))
 
     def killed(*arguments: Any, **options: Any) -> None:
@@ -143,10 +143,10 @@ def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(store, "add_job", killed)
+        patch.setattr(store.jobs, "add", killed)
         reception.sweep(store)
     Reception(clinic).sweep(store)
-    (job,) = store.jobs()
+    (job,) = store.jobs.newest()
     assert len(list(job.folder.iterdir())) == 3
 
 
@@ -161,15 +161,15 @@ def test_after_an_association_that_broke_off_the_rest_is_waited_for(
         broken.end(is_released=False)
         now[0] += 100
         reception.sweep(store)
-        assert store.jobs() == []
+        assert store.jobs.newest() == []
         send(reception, whole, *sent)  # the PACS tries again, with all of it
         whole.end()
         now[0] += 9
         reception.sweep(store)
-        assert store.jobs() == []
+        assert store.jobs.newest() == []
         now[0] += 2
         reception.sweep(store)
-        (job,) = store.jobs()
+        (job,) = store.jobs.newest()
         assert len(list(job.folder.iterdir())) == 6
 
 
@@ -184,17 +184,17 @@ def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(
         broken.end(is_released=False)
         now[0] += 301
         reception.sweep(store)
-        assert len(store.jobs()) == 1
+        assert len(store.jobs.newest()) == 1
 
 
 def test_a_series_that_grows_is_queued_anew_with_all_of_its_images(clinic: Clinic, store: Store) -> None:
     reception, sent = Reception(clinic), images(5)
     deliver(reception, *sent[:3])
     reception.sweep(store)
-    first = store.take()
+    first = store.jobs.take()
     deliver(reception, *sent[3:])
     reception.sweep(store)
-    second = store.take()
+    second = store.jobs.take()
     assert first is not None and second is not None
     assert [len(list(job.folder.iterdir())) for job in (first, second)] == [3, 5]
 
@@ -205,7 +205,7 @@ def test_images_that_are_sent_again_are_no_new_scan(clinic: Clinic, store: Store
         for _ in range(2):
             deliver(reception, *sent)
             reception.sweep(store)
-    assert len(store.jobs()) == 1
+    assert len(store.jobs.newest()) == 1
 
 
 def test_two_series_and_two_patients_are_never_mixed(clinic: Clinic, store: Store) -> None:
@@ -213,7 +213,7 @@ def test_two_series_and_two_patients_are_never_mixed(clinic: Clinic, store: Stor
     others = [{"SeriesInstanceUID": "1.2.3"}, {"PatientID": "CANARY-0043"}, {"IssuerOfPatientID": "OTHER"}]
     deliver(reception, *images(2), *(image for other in others for image in images(2, **other)))
     reception.sweep(store)
-    jobs = store.jobs()
+    jobs = store.jobs.newest()
     assert len(jobs) == 4
     assert {len(list(job.folder.iterdir())) for job in jobs} == {2}
 
@@ -227,7 +227,7 @@ def test_what_is_no_axial_ct_image_is_taken_and_left_out(clinic: Clinic, store: 
         assert send(reception, sender, b"never looked at", sop_class=sop_class) == [SUCCESS]
     sender.end()
     reception.sweep(store)
-    assert store.jobs() == []
+    assert store.jobs.newest() == []
     assert reception.counts["set_aside"] == 4
     assert list((clinic.folder / "received").iterdir()) == []
 
@@ -236,7 +236,7 @@ def test_a_slice_that_is_faulty_otherwise_is_left_to_the_scorer(clinic: Clinic, 
     reception = Reception(clinic)
     deliver(reception, *images(2), *images(3, RescaleSlope=0.0)[2:])
     reception.sweep(store)
-    (job,) = store.jobs()
+    (job,) = store.jobs.newest()
     assert len(list(job.folder.iterdir())) == 3
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
     assert send(reception, sender, *sent[1:]) == [SUCCESS] * 2
     sender.end()
     reception.sweep(store)
-    (job,) = store.jobs()
+    (job,) = store.jobs.newest()
     assert len(list(job.folder.iterdir())) == 3
 
 
@@ -282,7 +282,7 @@ def test_images_are_forgotten_an_hour_after_they_were_queued(
         now[0] += passed
         reception.sweep(store)
         assert len(list((clinic.folder / "received").iterdir())) == left
-    (job,) = store.jobs()
+    (job,) = store.jobs.newest()
     assert len(list(job.folder.iterdir())) == 3
 
 
@@ -336,7 +336,7 @@ def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
         with association(port, calling="STRANGER") as stranger:
             assert stranger.is_rejected
         for _ in range(100):
-            job = store.take()
+            job = store.jobs.take()
             if job is not None or Event().wait(0.05):
                 break
         assert job is not None
@@ -356,7 +356,7 @@ def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(
     with running(clinic), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
         assert [opened.send_c_store(image).Status for image in images(3)] == [SUCCESS] * 3
         for _ in range(100):
-            job = store.take()
+            job = store.jobs.take()
             if job is not None or Event().wait(0.1):
                 break
         assert job is not None
@@ -395,7 +395,7 @@ def test_over_tls_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path)
         with association(port, tls=shows(authority, *authority.sign("pacs"))) as opened:
             assert [opened.send_c_store(image).Status for image in sent] == [SUCCESS] * 2
         for _ in range(100):
-            job = store.take()
+            job = store.jobs.take()
             if job is not None or Event().wait(0.05):
                 break
         assert job is not None and len(list(job.folder.iterdir())) == 2

@@ -71,12 +71,12 @@ def answer(store: Store, job_id: str, sha256: str, role: str, severe: float, lev
         **{"accession": "", "acquired_at": None, "score": score, "model_sha256": sha256, "model_name": "study"},
         **{"role": role, "folder": store.folder / "answers"},
     )
-    store.answer(store.job(job_id), made)
+    store.answers.add(store.jobs.get(job_id), made)
 
 
 def scan(store: Store) -> str:
-    store.add_job(new_id(), source="upload", asked_by="test")
-    job = store.take()
+    store.jobs.add(new_id(), source="upload", asked_by="test")
+    job = store.jobs.take()
     assert job
     return job.id
 
@@ -89,7 +89,7 @@ def test_a_release_is_kept_under_its_hash(clinic: Clinic, release: Callable[[str
     assert [path.name for path in clinic.models.iterdir()] == [kept.sha256]
     assert model_registry.add(clinic, folder, by="somebody else") == kept
     with clinic.store() as store:
-        assert [record.action for record in store.audit()] == ["add_model"]
+        assert [record.action for record in store.audit.records()] == ["add_model"]
 
 
 def test_a_signed_release_is_kept_with_its_signer(
@@ -104,7 +104,7 @@ def test_a_signed_release_is_kept_with_its_signer(
     assert kept.signed_by == fingerprint(public)
     assert model_registry.add(clinic, folder, by="test") == kept
     with clinic.store() as store:
-        assert [record.action for record in store.audit()] == ["add_model", "add_model"]
+        assert [record.action for record in store.audit.records()] == ["add_model", "add_model"]
     other = tmp_path / "other"
     other.mkdir()
     (other / "release.key").write_bytes(new_private_key())
@@ -121,7 +121,7 @@ def test_what_is_no_whole_release_is_not_kept(clinic: Clinic, release: Callable[
     assert code(model_registry.add, clinic, tmp_path / "nowhere", by="test") == "E_NO_MODEL"
     assert list(clinic.models.iterdir()) == []
     with clinic.store() as store:
-        assert store.models() == []
+        assert store.models.all() == []
 
 
 def test_a_damaged_copy_is_mended_by_adding_the_release_again(clinic: Clinic, release: Callable[[str], Path]) -> None:
@@ -161,9 +161,9 @@ def test_the_first_model_answers_and_the_next_runs_in_shadow(clinic: Clinic, rel
         assert model_registry.take_up(store, first, by="test").role == "live"
         assert model_registry.take_up(store, model_registry.named(store, first.sha256), by="test").role == "live"
         assert model_registry.take_up(store, second, by="test").role == "shadow"
-        records = len(store.audit())
+        records = len(store.audit.records())
         assert model_registry.take_up(store, model_registry.named(store, second.sha256), by="test").role == "shadow"
-        assert len(store.audit()) == records
+        assert len(store.audit.records()) == records
 
 
 def test_a_model_is_promoted_after_it_ran_in_shadow_or_by_force(clinic: Clinic, release: Callable[[str], Path]) -> None:
@@ -179,13 +179,13 @@ def test_a_model_is_promoted_after_it_ran_in_shadow_or_by_force(clinic: Clinic, 
         answer(store, job, first.sha256, "live", 0.5)
         answer(store, job, second.sha256, "shadow", 0.5)
         model_registry.promote(store, second.sha256, by="me")
-        assert store.model("live") == replace(second, role="live")
-        assert store.model("shadow") is None
-        done = store.audit()[-1]
+        assert store.models.with_role("live") == replace(second, role="live")
+        assert store.models.with_role("shadow") is None
+        done = store.audit.records()[-1]
         assert (done.who, done.action, done.model_sha256) == ("me", "promote", second.sha256)
-        assert {each.model_sha256 for each in store.answers(role=None)} == {first.sha256, second.sha256}
+        assert {each.model_sha256 for each in store.answers.newest(role=None)} == {first.sha256, second.sha256}
         model_registry.promote(store, first.sha256, by="me", force=True)
-        assert store.model("live") == replace(first, role="live")
+        assert store.models.with_role("live") == replace(first, role="live")
 
 
 def test_a_model_is_named_by_how_its_hash_begins(clinic: Clinic, release: Callable[[str], Path]) -> None:

@@ -135,9 +135,9 @@ def test_a_series_comes_whole_under_its_patient_and_is_taken_only_then(pacs: Fak
     asking = source(store, pacs.port)
     job = ask(asking, store)
     assert (job.state, job.source, job.asked_by, job.is_whole) == ("waiting", "pacs", "clinician", False)
-    assert store.take() is None
+    assert store.jobs.take() is None
     asking.fetch_all(store, Event())
-    taken = store.take()
+    taken = store.jobs.take()
     assert taken is not None and taken.id == job.id
     files = sorted(taken.folder.iterdir())
     assert len(files) == COUNT and not any(SERIES_UID in str(path) for path in files)
@@ -157,12 +157,12 @@ def test_after_a_stop_in_the_middle_only_the_rest_is_fetched(pacs: FakePacs, sto
 
     source(store, pacs.port).fetch_all(store, AfterTwo())
     assert len(list(job.folder.glob("*.dcm"))) == 2
-    assert store.take() is None
+    assert store.jobs.take() is None
     (job.folder / ".part").write_bytes(b"half an image, as a kill leaves it")
     pacs.asked.clear()
     source(store, pacs.port).fetch_all(store, Event())
     assert len(pacs.asked[-1].SOPInstanceUID) == COUNT - 2
-    taken = store.take()
+    taken = store.jobs.take()
     assert taken is not None and len(list(taken.folder.iterdir())) == COUNT
 
 
@@ -185,7 +185,7 @@ def test_a_pacs_that_breaks_off_is_asked_again(pacs: FakePacs, store: Store) -> 
     asking = source(store, pacs.port, retries=2)
     job = ask(asking, store)
     asking.fetch_all(store, Event())
-    assert store.job(job.id).is_whole
+    assert store.jobs.get(job.id).is_whole
     assert len(list(job.folder.glob("*.dcm"))) == COUNT
 
 
@@ -219,12 +219,12 @@ def test_a_series_that_is_not_fetched_leaves_its_reason_and_no_file(
         job = ask(asking, store)
         with caplog.at_level(logging.DEBUG):
             asking.fetch_all(store, Event())
-        ended = store.job(job.id)
+        ended = store.jobs.get(job.id)
         assert (ended.state, ended.code) == ("no_score", code)
         assert ended.says and ended.remedy
         assert not job.folder.exists()
-    assert store.take() is None and store.arriving() == []
-    assert [record.code for record in store.audit()] == list(faults)
+    assert store.jobs.take() is None and store.jobs.arriving() == []
+    assert [record.code for record in store.audit.records()] == list(faults)
     assert not any(word in caplog.text for word in ("CANARY", STUDY_UID, SERIES_UID, "127.0.0.1"))
 
 
@@ -233,8 +233,8 @@ def test_one_series_that_fails_does_not_hold_up_the_next(pacs: FakePacs, store: 
     lost = asking.ask(store, "1.2.3", "1.2.3.4", by="clinician")
     whole = ask(asking, store)
     asking.fetch_all(store, Event())
-    assert store.job(lost.id).state == "no_score"
-    assert store.job(whole.id).is_whole
+    assert store.jobs.get(lost.id).state == "no_score"
+    assert store.jobs.get(whole.id).is_whole
 
 
 def test_the_thread_fetches_what_is_asked_for_until_it_is_stopped(pacs: FakePacs, store: Store) -> None:
@@ -243,11 +243,11 @@ def test_the_thread_fetches_what_is_asked_for_until_it_is_stopped(pacs: FakePacs
     thread.start()
     job = ask(asking, store)
     for _ in range(100):
-        if store.job(job.id).is_whole or stop.wait(0.1):
+        if store.jobs.get(job.id).is_whole or stop.wait(0.1):
             break
     stop.set()
     thread.join(timeout=10)
-    assert store.job(job.id).is_whole and not thread.is_alive()
+    assert store.jobs.get(job.id).is_whole and not thread.is_alive()
 
 
 def test_libraries_that_quote_patients_are_silent_for_good(
@@ -265,7 +265,7 @@ def test_libraries_that_quote_patients_are_silent_for_good(
 def test_what_is_no_uid_is_never_asked_for(store: Store, uids: tuple[str, str]) -> None:
     with pytest.raises(Refusal, match="E_PACS_UID"):
         source(store, free_port()).ask(store, *uids, by="clinician")
-    assert store.arriving() == []
+    assert store.jobs.arriving() == []
 
 
 def test_a_full_queue_takes_no_more(store: Store) -> None:

@@ -37,11 +37,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def queued(store: Store, number: int = 1) -> list[Job]:
-    return [store.add_job(new_id(), source="upload", asked_by="night desk") for _ in range(number)]
+    return [store.jobs.add(new_id(), source="upload", asked_by="night desk") for _ in range(number)]
 
 
 def taken(store: Store) -> Job:
-    job = store.take()
+    job = store.jobs.take()
     assert job
     return job
 
@@ -61,7 +61,7 @@ def answer_to(store: Store, job: Job, *, role: Role = "live", patient: Patient |
         model_name="trial",
         role=role,
         folder=store.folder / "answers" / answer_id,
-        patient=patient and store.keyed(patient),
+        patient=patient and store.keys.keyed(patient),
     )
 
 
@@ -69,7 +69,7 @@ def answered(store: Store, **options: object) -> Answer:
     queued(store)
     job = taken(store)
     answer = answer_to(store, job, **options)  # type: ignore[arg-type]
-    store.answer(job, answer)
+    store.answers.add(job, answer)
     return answer
 
 
@@ -81,7 +81,7 @@ def code_of(call: object, *arguments: object, **options: object) -> str:
 
 
 def actions(store: Store) -> list[str]:
-    return [record.action for record in store.audit()]
+    return [record.action for record in store.audit.records()]
 
 
 # --- the queue --------------------------------------------------------------------------------------------
@@ -89,77 +89,78 @@ def actions(store: Store) -> list[str]:
 
 def test_scans_are_taken_in_their_order(store: Store) -> None:
     first, second, third = queued(store, 3)
-    assert [store.position(job) for job in (first, second, third)] == [1, 2, 3]
+    assert [store.jobs.position(job) for job in (first, second, third)] == [1, 2, 3]
     assert [taken(store).id, taken(store).id] == [first.id, second.id]
-    assert [store.position(store.job(job.id)) for job in (first, second, third)] == [None, None, 1]
-    assert store.waiting() == 1
-    assert [job.state for job in store.jobs()] == ["waiting", "working", "working"]
-    assert [job.id for job in store.jobs("working")] == [second.id, first.id]
-    assert [job.id for job in store.jobs(before=third.id, limit=1)] == [second.id]
+    assert [store.jobs.position(store.jobs.get(job.id)) for job in (first, second, third)] == [None, None, 1]
+    assert store.jobs.waiting() == 1
+    assert [job.state for job in store.jobs.newest()] == ["waiting", "working", "working"]
+    assert [job.id for job in store.jobs.newest("working")] == [second.id, first.id]
+    assert [job.id for job in store.jobs.newest(before=third.id, limit=1)] == [second.id]
 
 
 def test_a_scan_is_kept_as_it_was_queued(store: Store) -> None:
     began = datetime.now(UTC)
-    job = store.add_job(
+    job = store.jobs.add(
         new_id(), source="received", asked_by="PACS", study_uid="2.25.1", series_uid="2.25.2", patient=PATIENT
     )
-    assert store.job(job.id) == job
-    assert job.patient == replace(PATIENT, key=store.patient_key("SYNTHETIC-7", "WARD"))
+    assert store.jobs.get(job.id) == job
+    assert job.patient == replace(PATIENT, key=store.keys.patient_key("SYNTHETIC-7", "WARD"))
     assert (job.state, job.source, job.asked_by, job.attempts) == ("waiting", "received", "PACS", 0)
     assert (job.study_uid, job.series_uid, job.folder) == ("2.25.1", "2.25.2", store.folder / "scans" / job.id)
     assert began <= job.received_at <= datetime.now(UTC)
-    said = job.to_json(store.position(job))
+    said = job.to_json(store.jobs.position(job))
     assert said["position"] == 1
     assert said["patient"]["name"] == "CANARY^SYNTHETIC"
-    assert code_of(store.job, "nowhere") == "E_NO_SUCH_JOB"
+    assert code_of(store.jobs.get, "nowhere") == "E_NO_SUCH_JOB"
 
 
 def test_a_full_queue_takes_nothing_more(store: Store) -> None:
     queued(store, 2)
-    assert code_of(store.add_job, new_id(), source="upload", asked_by="x", at_most=2) == "E_QUEUE_FULL"
+    assert code_of(store.jobs.add, new_id(), source="upload", asked_by="x", at_most=2) == "E_QUEUE_FULL"
     taken(store)
-    store.add_job(new_id(), source="upload", asked_by="x", at_most=2)
+    store.jobs.add(new_id(), source="upload", asked_by="x", at_most=2)
 
 
 def test_a_scan_that_is_still_to_come_is_not_taken(store: Store) -> None:
-    coming = store.add_job(new_id(), source="pacs", asked_by="x", is_whole=False)
+    coming = store.jobs.add(new_id(), source="pacs", asked_by="x", is_whole=False)
     (here,) = queued(store)
-    assert [job.id for job in store.arriving()] == [coming.id]
+    assert [job.id for job in store.jobs.arriving()] == [coming.id]
     assert taken(store).id == here.id
-    assert store.take() is None
-    store.arrived(coming)
-    assert store.arriving() == []
+    assert store.jobs.take() is None
+    store.jobs.mark_arrived(coming)
+    assert store.jobs.arriving() == []
     assert taken(store).id == coming.id
 
 
 def test_a_scan_that_does_not_come_ends_without_a_score(store: Store) -> None:
-    coming = store.add_job(new_id(), source="pacs", asked_by="x", is_whole=False)
-    store.refuse(coming, Refusal(pacs_reasons.PACS_SILENT))
-    assert store.job(coming.id).code == "E_PACS_SILENT"
-    assert (store.arriving(), store.take()) == ([], None)
+    coming = store.jobs.add(new_id(), source="pacs", asked_by="x", is_whole=False)
+    store.jobs.refuse(coming, Refusal(pacs_reasons.PACS_SILENT))
+    assert store.jobs.get(coming.id).code == "E_PACS_SILENT"
+    assert (store.jobs.arriving(), store.jobs.take()) == ([], None)
 
 
 def test_many_at_once_take_each_scan_once(store: Store) -> None:
     def work(_: int) -> list[str]:
         with Store(store.folder) as own:
             mine = []
-            while job := own.take():
+            while job := own.jobs.take():
                 mine.append(job.id)
-                own.answer(job, answer_to(own, job))
+                own.answers.add(job, answer_to(own, job))
             return mine
 
     jobs = queued(store, 60)
     with ThreadPoolExecutor(6) as pool:
         shares = list(pool.map(work, range(6)))
     assert Counter(job_id for share in shares for job_id in share) == Counter(job.id for job in jobs)
-    assert len(store.answers(limit=1000)) == len({answer.job_id for answer in store.answers(limit=1000)}) == 60
+    answers = store.answers.newest(limit=1000)
+    assert len(answers) == len({answer.job_id for answer in answers}) == 60
 
 
 def test_many_at_once_never_overfill_the_queue(store: Store) -> None:
     def add(_: int) -> bool:
         with Store(store.folder) as own:
             try:
-                own.add_job(new_id(), source="upload", asked_by="x", at_most=10)
+                own.jobs.add(new_id(), source="upload", asked_by="x", at_most=10)
             except Refusal as refusal:
                 assert refusal.code == "E_QUEUE_FULL"
                 return False
@@ -167,7 +168,7 @@ def test_many_at_once_never_overfill_the_queue(store: Store) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(add, range(30))) == 10
-    assert store.waiting() == 10
+    assert store.jobs.waiting() == 10
 
 
 # --- workers that die -------------------------------------------------------------------------------------
@@ -176,22 +177,22 @@ def test_many_at_once_never_overfill_the_queue(store: Store) -> None:
 def test_what_a_dead_worker_held_waits_behind_the_others(store: Store) -> None:
     deadly, harmless = queued(store, 2)
     taken(store)
-    assert [job.id for job in store.recover()] == [deadly.id]
-    assert [store.position(store.job(job.id)) for job in (deadly, harmless)] == [2, 1]
+    assert [job.id for job in store.jobs.recover()] == [deadly.id]
+    assert [store.jobs.position(store.jobs.get(job.id)) for job in (deadly, harmless)] == [2, 1]
     assert [taken(store).id, taken(store).id] == [harmless.id, deadly.id]
 
 
 def test_after_three_deaths_a_scan_ends_without_a_score(store: Store) -> None:
     (job,) = queued(store)
     for attempt in range(MOST_ATTEMPTS):
-        assert store.job(job.id).state == "waiting"
+        assert store.jobs.get(job.id).state == "waiting"
         assert taken(store).attempts == attempt + 1
-        store.recover()
-    ended = store.job(job.id)
+        store.jobs.recover()
+    ended = store.jobs.get(job.id)
     assert (ended.state, ended.code) == ("no_score", "E_SCORING_DIED")
     assert ended.says and "3 times" in ended.says and ended.remedy
-    assert store.take() is None
-    (record,) = store.audit()
+    assert store.jobs.take() is None
+    (record,) = store.audit.records()
     assert (record.action, record.who, record.code, record.job_id) == ("no_score", "night desk", ended.code, job.id)
 
 
@@ -199,21 +200,21 @@ def test_a_worker_that_was_stopped_on_purpose_costs_no_attempt(store: Store) -> 
     (job,) = queued(store)
     for _ in range(2 * MOST_ATTEMPTS):
         taken(store)
-        store.recover(is_our_doing=True)
-    assert (store.job(job.id).state, store.job(job.id).attempts) == ("waiting", 0)
+        store.jobs.recover(is_our_doing=True)
+    assert (store.jobs.get(job.id).state, store.jobs.get(job.id).attempts) == ("waiting", 0)
 
 
 def test_a_worker_that_was_thought_dead_answers_no_more(store: Store) -> None:
     queued(store)
     late = taken(store)
-    store.recover()
-    assert code_of(store.answer, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
+    store.jobs.recover()
+    assert code_of(store.answers.add, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
     again = taken(store)
-    assert code_of(store.answer, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
-    assert code_of(store.refuse, late, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
-    assert store.job(late.id).state == "working"
-    store.answer(again, answer_to(store, again))
-    assert len(store.answers()) == len(store.audit()) == 1
+    assert code_of(store.answers.add, late, answer_to(store, late)) == "E_ALREADY_ANSWERED"
+    assert code_of(store.jobs.refuse, late, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
+    assert store.jobs.get(late.id).state == "working"
+    store.answers.add(again, answer_to(store, again))
+    assert len(store.answers.newest()) == len(store.audit.records()) == 1
 
 
 # --- answers ----------------------------------------------------------------------------------------------
@@ -221,11 +222,11 @@ def test_a_worker_that_was_thought_dead_answers_no_more(store: Store) -> None:
 
 def test_an_answer_ends_its_job_and_is_recorded(store: Store) -> None:
     answer = answered(store)
-    assert store.answer_by_id(answer.id) == answer
-    job = store.job(answer.job_id)
+    assert store.answers.get(answer.id) == answer
+    job = store.jobs.get(answer.job_id)
     assert (job.state, job.answer_id, job.patient) == ("answered", answer.id, answer.patient)
     assert job.ended_at and job.started_at and job.received_at <= job.started_at <= job.ended_at
-    (record,) = store.audit()
+    (record,) = store.audit.records()
     assert (record.who, record.action, record.job_id, record.answer_id) == ("night desk", "answer", job.id, answer.id)
     assert (record.input_sha256, record.model_sha256, record.code) == ("a" * 64, "m" * 64, None)
     assert record.output == {key: SCORE[key] for key in ("probability", "interval", "level")}
@@ -237,12 +238,12 @@ def test_nothing_is_answered_twice(store: Store) -> None:
     queued(store)
     job = taken(store)
     first = answer_to(store, job)
-    store.answer(job, first)
-    assert code_of(store.answer, job, answer_to(store, job)) == "E_ALREADY_ANSWERED"
-    assert code_of(store.refuse, job, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
-    assert [answer.id for answer in store.answers()] == [first.id]
-    assert store.job(job.id).state == "answered"
-    assert store.recover() == []
+    store.answers.add(job, first)
+    assert code_of(store.answers.add, job, answer_to(store, job)) == "E_ALREADY_ANSWERED"
+    assert code_of(store.jobs.refuse, job, Refusal(preprocessing_reasons.NO_LUNGS)) == "E_ALREADY_ANSWERED"
+    assert [answer.id for answer in store.answers.newest()] == [first.id]
+    assert store.jobs.get(job.id).state == "answered"
+    assert store.jobs.recover() == []
 
 
 def test_all_of_an_answer_is_kept_or_nothing(store: Store) -> None:
@@ -250,35 +251,35 @@ def test_all_of_an_answer_is_kept_or_nothing(store: Store) -> None:
     queued(store)
     job = taken(store)
     broken = replace(answer_to(store, job), score={**SCORE, "input": {"hu_sha256": ["no", "hash"]}})
-    assert code_of(store.answer, job, broken, deliver=True) == "E_CLINIC_FILE"
-    assert (store.answers(), store.audit(), store.deliveries()) == ([], [], [])
-    store.answer(job, answer_to(store, job))
+    assert code_of(store.answers.add, job, broken, deliver=True) == "E_CLINIC_FILE"
+    assert (store.answers.newest(), store.audit.records(), store.deliveries.in_state()) == ([], [], [])
+    store.answers.add(job, answer_to(store, job))
 
 
 def test_a_shadow_answers_beside_the_live_model_and_is_not_shown(store: Store) -> None:
     live = answered(store)
-    job = store.job(live.job_id)
+    job = store.jobs.get(live.job_id)
     shadow = answer_to(store, job, role="shadow")
-    store.answer(job, shadow)
-    assert code_of(store.answer, job, answer_to(store, job, role="shadow")) == "E_ALREADY_ANSWERED"
-    assert [answer.id for answer in store.answers()] == [live.id]
-    assert [answer.id for answer in store.answers(role=None)] == [shadow.id, live.id]
-    assert [answer.id for answer in store.history(store.patient_key("SYNTHETIC-7", "WARD"))] == [live.id]
-    assert store.job(job.id).answer_id == live.id
+    store.answers.add(job, shadow)
+    assert code_of(store.answers.add, job, answer_to(store, job, role="shadow")) == "E_ALREADY_ANSWERED"
+    assert [answer.id for answer in store.answers.newest()] == [live.id]
+    assert [answer.id for answer in store.answers.newest(role=None)] == [shadow.id, live.id]
+    assert [answer.id for answer in store.answers.history(store.keys.patient_key("SYNTHETIC-7", "WARD"))] == [live.id]
+    assert store.jobs.get(job.id).answer_id == live.id
     assert actions(store) == ["answer", "shadow_answer"]
 
 
 def test_a_refused_scan_says_why(store: Store) -> None:
     queued(store)
     job = taken(store)
-    store.refuse(
+    store.jobs.refuse(
         job, Refusal(preprocessing_reasons.NO_LUNGS, private="/a/secret/place"), input_sha256="b" * 64, model_sha256="m"
     )
-    said = store.job(job.id).to_json()
+    said = store.jobs.get(job.id).to_json()
     assert (said["state"], said["code"], said["answer_id"]) == ("no_score", "E_NO_LUNGS", None)
     assert said["says"] == preprocessing_reasons.NO_LUNGS.says
     assert said["remedy"] == preprocessing_reasons.NO_LUNGS.remedy
-    (record,) = store.audit()
+    (record,) = store.audit.records()
     assert (record.code, record.input_sha256, record.model_sha256) == ("E_NO_LUNGS", "b" * 64, "m")
     assert "secret" not in str([said, record])
 
@@ -288,77 +289,77 @@ def test_history_is_one_patients(store: Store) -> None:
     answered(store, patient=replace(PATIENT, issuer="OTHER"))
     answered(store, patient=Patient(""))
     answered(store, patient=None)
-    key = store.patient_key(PATIENT.id, PATIENT.issuer)
-    assert [answer.id for answer in store.history(key)] == [answer.id for answer in mine[::-1]]
-    assert store.history("") == []
-    assert len(store.answers()) == 5
-    assert [answer.id for answer in store.answers(before=mine[1].id)] == [mine[0].id]
+    key = store.keys.patient_key(PATIENT.id, PATIENT.issuer)
+    assert [answer.id for answer in store.answers.history(key)] == [answer.id for answer in mine[::-1]]
+    assert store.answers.history("") == []
+    assert len(store.answers.newest()) == 5
+    assert [answer.id for answer in store.answers.newest(before=mine[1].id)] == [mine[0].id]
 
 
 def test_the_key_of_a_patient_stays_and_tells_nothing(store: Store, tmp_path: Path) -> None:
-    key = store.patient_key("SYNTHETIC-7", "WARD")
+    key = store.keys.patient_key("SYNTHETIC-7", "WARD")
     with Store(store.folder) as again:
-        assert again.patient_key("SYNTHETIC-7", "WARD") == key
-    assert len({key, store.patient_key("SYNTHETIC-7"), store.patient_key("SYNTHETIC-7W", "ARD")}) == 3
+        assert again.keys.patient_key("SYNTHETIC-7", "WARD") == key
+    assert len({key, store.keys.patient_key("SYNTHETIC-7"), store.keys.patient_key("SYNTHETIC-7W", "ARD")}) == 3
     with Store(tmp_path / "another") as another:
-        assert another.patient_key("SYNTHETIC-7", "WARD") != key
+        assert another.keys.patient_key("SYNTHETIC-7", "WARD") != key
 
 
 def test_a_pcr_result_is_noted_and_corrected(store: Store) -> None:
     answer = answered(store)
-    assert [each.id for each in store.without_pcr(answer.created_at)] == [answer.id]
-    assert store.without_pcr(answer.created_at + timedelta(seconds=1)) == []
-    store.set_pcr(answer.id, "negative", date(2021, 3, 4), "laboratory", "laboratory")
-    assert store.without_pcr(answer.created_at) == []
-    changed = store.set_pcr(answer.id, "positive", None, "entered", "night desk")
+    assert [each.id for each in store.answers.without_pcr(answer.created_at)] == [answer.id]
+    assert store.answers.without_pcr(answer.created_at + timedelta(seconds=1)) == []
+    store.answers.set_pcr(answer.id, "negative", date(2021, 3, 4), "laboratory", "laboratory")
+    assert store.answers.without_pcr(answer.created_at) == []
+    changed = store.answers.set_pcr(answer.id, "positive", None, "entered", "night desk")
     assert changed.pcr
     assert changed.pcr.to_json() == {
         "result": "positive", "collected_on": None, "source": "entered", "by": "night desk",
     }  # fmt: skip
     assert actions(store) == ["answer", "pcr", "pcr"]
-    assert code_of(store.set_pcr, "nowhere", "positive", None, "entered", "x") == "E_NO_SUCH_ANSWER"
+    assert code_of(store.answers.set_pcr, "nowhere", "positive", None, "entered", "x") == "E_NO_SUCH_ANSWER"
 
 
 def test_deliveries_wait_until_they_are_due(store: Store) -> None:
     queued(store)
     job = taken(store)
     answer = answer_to(store, job)
-    store.answer(job, answer, deliver=True)
-    (waiting,) = store.deliveries("waiting", due=now())
+    store.answers.add(job, answer, deliver=True)
+    (waiting,) = store.deliveries.in_state("waiting", due=now())
     assert (waiting.answer_id, waiting.attempts) == (answer.id, 0)
     later = now() + timedelta(hours=1)
-    store.set_delivery(replace(waiting, attempts=1, code="E_PACS_SILENT", due_at=later))
-    assert store.deliveries("waiting", due=now()) == []
-    assert [each.due_at for each in store.deliveries("waiting")] == [later]
+    store.deliveries.set(replace(waiting, attempts=1, code="E_PACS_SILENT", due_at=later))
+    assert store.deliveries.in_state("waiting", due=now()) == []
+    assert [each.due_at for each in store.deliveries.in_state("waiting")] == [later]
     sent = Delivery(answer.id, "sent", attempts=2, sent_at=later)
-    store.set_delivery(sent)
-    assert store.answer_by_id(answer.id).pacs == sent
-    assert store.deliveries("waiting") == []
+    store.deliveries.set(sent)
+    assert store.answers.get(answer.id).pacs == sent
+    assert store.deliveries.in_state("waiting") == []
 
 
 # --- models -----------------------------------------------------------------------------------------------
 
 
 def test_one_model_is_live_and_one_is_the_shadow(store: Store) -> None:
-    assert store.model("live") is None
+    assert store.models.with_role("live") is None
     for name in ("one", "two"):
-        store.add_model(name * 8, name, signed_by=None, by="office")
+        store.models.add(name * 8, name, signed_by=None, by="office")
     for signed_by in ("key", None, "another"):  # it is noted once that the signature was checked
-        store.add_model("one" * 8, "another name", signed_by=signed_by, by="office")
-    assert [(model.name, model.signed_by, model.role) for model in store.models()] == [
+        store.models.add("one" * 8, "another name", signed_by=signed_by, by="office")
+    assert [(model.name, model.signed_by, model.role) for model in store.models.all()] == [
         ("one", "key", None),
         ("two", None, None),
     ]
-    store.set_live("one" * 8, by="admin")
-    store.set_shadow("two" * 8, by="admin")
-    assert [model.role for model in store.models()] == ["live", "shadow"]
-    store.set_live("two" * 8, by="admin")
-    assert [model.role for model in store.models()] == [None, "live"]
-    store.set_shadow("one" * 8, by="admin")
-    store.set_shadow(None, by="admin")
-    assert store.model("shadow") is None
-    assert code_of(store.set_live, "three", by="admin") == "E_NO_SUCH_MODEL"
-    live = store.model("live")
+    store.models.set_live("one" * 8, by="admin")
+    store.models.set_shadow("two" * 8, by="admin")
+    assert [model.role for model in store.models.all()] == ["live", "shadow"]
+    store.models.set_live("two" * 8, by="admin")
+    assert [model.role for model in store.models.all()] == [None, "live"]
+    store.models.set_shadow("one" * 8, by="admin")
+    store.models.set_shadow(None, by="admin")
+    assert store.models.with_role("shadow") is None
+    assert code_of(store.models.set_live, "three", by="admin") == "E_NO_SUCH_MODEL"
+    live = store.models.with_role("live")
     assert live and live.name == "two"
     assert actions(store) == [*["add_model"] * 3, "promote", "shadow", "promote", "shadow", "shadow"]
 
@@ -368,30 +369,37 @@ def test_one_model_is_live_and_one_is_the_shadow(store: Store) -> None:
 
 def test_answers_are_forgotten_with_their_jobs(store: Store) -> None:
     old = answered(store)
-    store.set_pcr(old.id, "positive", None, "entered", "x")
+    store.answers.set_pcr(old.id, "positive", None, "entered", "x")
     (waiting,) = queued(store)
     assert store.forget(now() - LATER, None) == []
     assert store.forget(now(), None) == [old.id]
-    assert store.answers(role=None) == []
-    assert [job.id for job in store.jobs()] == [waiting.id]
+    assert store.answers.newest(role=None) == []
+    assert [job.id for job in store.jobs.newest()] == [waiting.id]
     assert actions(store) == ["answer", "pcr"]  # who did what is kept on
     assert b"CANARY" not in _bytes(store)
 
 
 def test_an_answer_that_waits_to_be_sent_is_not_forgotten(store: Store) -> None:
     answer = answered(store)
-    store.set_delivery(Delivery(answer.id, "waiting", due_at=now()))
+    store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
     assert store.forget(now(), None) == []
-    assert store.job(answer.job_id).answer_id == answer.id
-    store.set_delivery(Delivery(answer.id, "failed", code="E_PACS_STORE"))
+    assert store.jobs.get(answer.job_id).answer_id == answer.id
+    store.deliveries.set(Delivery(answer.id, "failed", code="E_PACS_STORE"))
     assert store.forget(now(), None) == [answer.id]
-    assert store.deliveries("failed") == []
+    assert store.deliveries.in_state("failed") == []
+
+
+def test_all_that_is_too_old_is_forgotten_or_nothing(store: Store) -> None:
+    answer = answered(store)  # its record is too young to be removed
+    assert code_of(store.forget, now(), now()) == "E_CLINIC_FILE"
+    assert store.answers.get(answer.id) == answer
+    assert store.jobs.get(answer.job_id).answer_id == answer.id
 
 
 def test_records_are_kept_six_months_and_never_changed(store: Store) -> None:
     answered(store)
     for days in (LEAST_AUDIT_DAYS - 1, LEAST_AUDIT_DAYS + 1):
-        with store.transaction() as db:
+        with store.database.transaction() as db:
             db.execute(
                 "INSERT INTO audit (at, who, action, version) VALUES (?, 'x', ?, '1')",
                 ((now() - timedelta(days=days)).isoformat(timespec="microseconds"), f"{days} days ago"),
@@ -399,11 +407,11 @@ def test_records_are_kept_six_months_and_never_changed(store: Store) -> None:
     store.forget(None, now() - timedelta(days=LEAST_AUDIT_DAYS))
     assert actions(store) == ["answer", "182 days ago"]
     assert code_of(store.forget, None, now()) == "E_CLINIC_FILE"
-    with pytest.raises(Refusal), store.transaction() as db:
+    with pytest.raises(Refusal), store.database.transaction() as db:
         db.execute("UPDATE audit SET who = 'nobody'")
-    assert len(store.audit()) == 2
-    assert [record.action for record in store.audit(since=now() - timedelta(days=1))] == ["answer"]
-    assert [record.action for record in store.audit(limit=1)] == ["182 days ago"]
+    assert len(store.audit.records()) == 2
+    assert [record.action for record in store.audit.records(since=now() - timedelta(days=1))] == ["answer"]
+    assert [record.action for record in store.audit.records(limit=1)] == ["182 days ago"]
 
 
 # --- the file ---------------------------------------------------------------------------------------------
@@ -413,14 +421,14 @@ def test_the_file_is_its_owners_alone_and_written_through(store: Store) -> None:
     queued(store)
     for path in store.folder.glob(f"{FILE}*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    (mode,), (synchronous,) = store.rows("PRAGMA journal_mode"), store.rows("PRAGMA synchronous")
+    (mode,), (synchronous,) = store.database.rows("PRAGMA journal_mode"), store.database.rows("PRAGMA synchronous")
     assert (mode[0], synchronous[0]) == ("wal", 2)
 
 
 def test_what_was_there_is_there_again(store: Store) -> None:
     answer = answered(store)
     with Store(store.folder) as again:
-        assert again.answer_by_id(answer.id) == answer
+        assert again.answers.get(answer.id) == answer
 
 
 def test_another_versions_file_and_a_broken_one_are_left_alone(tmp_path: Path) -> None:
@@ -447,20 +455,20 @@ def test_a_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
 
 
 def test_a_change_that_fails_leaves_nothing(store: Store) -> None:
-    with pytest.raises(ZeroDivisionError), store.transaction() as db:
+    with pytest.raises(ZeroDivisionError), store.database.transaction() as db:
         db.execute("INSERT INTO secret VALUES ('x', x'00')")
         _ = 1 / 0
-    assert store.row("SELECT 1 FROM secret WHERE name = 'x'") is None
+    assert store.database.row("SELECT 1 FROM secret WHERE name = 'x'") is None
     queued(store)  # and the store goes on
 
 
 def test_the_worker_tells_how_far_it_is(store: Store) -> None:
-    assert store.worker() == ("starting", None)
-    store.set_worker("no_model", "E_NO_MODEL")
-    store.set_worker("ready")
-    assert store.worker() == ("ready", None)
+    assert store.worker.get() == ("starting", None)
+    store.worker.set("no_model", "E_NO_MODEL")
+    store.worker.set("ready")
+    assert store.worker.get() == ("ready", None)
 
 
 def _bytes(store: Store) -> bytes:
-    store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    store.database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     return (store.folder / FILE).read_bytes()

@@ -58,8 +58,8 @@ def clinic(tmp_path: Path, releases: dict[str, Path]) -> Clinic:
     with clinic.store() as store:
         for (sha256, folder), name in zip(releases.items(), MODELS, strict=True):
             shutil.copytree(folder, clinic.models / sha256)
-            store.add_model(sha256, name, signed_by=None, by="test")
-        store.set_live(next(iter(releases)), by="test")
+            store.models.add(sha256, name, signed_by=None, by="test")
+        store.models.set_live(next(iter(releases)), by="test")
     return clinic
 
 
@@ -76,7 +76,7 @@ def queue(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
     else:
         (clinic.scans / job_id).mkdir()
         shutil.copy(source, clinic.scans / job_id)
-    return store.add_job(job_id, source="upload", asked_by="night desk", **options)  # type: ignore[arg-type]
+    return store.jobs.add(job_id, source="upload", asked_by="night desk", **options)  # type: ignore[arg-type]
 
 
 def work(clinic: Clinic, store: Store) -> None:
@@ -88,17 +88,17 @@ def work(clinic: Clinic, store: Store) -> None:
 def answer_of(clinic: Clinic, store: Store, source: Path, **options: str) -> Answer:
     job = queue(clinic, store, source, **options)
     work(clinic, store)
-    done = store.job(job.id)
+    done = store.jobs.get(job.id)
     assert done.answer_id, (done.code, done.says)
-    return store.answer_by_id(done.answer_id)
+    return store.answers.get(done.answer_id)
 
 
 def without_score(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
     job = queue(clinic, store, source, **options)
     work(clinic, store)
-    done = store.job(job.id)
+    done = store.jobs.get(job.id)
     assert done.state == "no_score"
-    assert store.answers(role=None) == []
+    assert store.answers.newest(role=None) == []
     assert not job.folder.exists()
     left = [path.relative_to(clinic.answers).as_posix() for path in clinic.answers.rglob("*") if path.is_file()]
     assert left == ([f"{job.id}/image.nii.gz"] if done.to_json()["has_pictures"] else [])
@@ -112,17 +112,17 @@ def test_a_scan_is_answered_with_all_its_files(
     assert answer.patient
     assert (answer.patient.id, answer.patient.name, answer.patient.sex) == (PATIENT_ID, "CANARY^SYNTHETIC", "F")
     assert answer.patient.age_years == 63
-    assert answer.patient.key == store.patient_key(PATIENT_ID)
+    assert answer.patient.key == store.keys.patient_key(PATIENT_ID)
     assert (answer.model_sha256, answer.model_name, answer.role) == (next(iter(releases)), "live", "live")
     assert (answer.series_uid, answer.pcr, answer.pacs) == (SERIES_UID, None, None)
     assert answer.acquired_at and answer.acquired_at.isoformat() == "2021-03-04T10:11:12"
     assert json.loads((answer.folder / "score.json").read_text()) == answer.score
     names = answer.to_json()["files"]
     assert {"score.json", "image.nii.gz", "lungs.nii.gz", "source.dcm", "sr.dcm", "picture.dcm"} <= set(names)
-    job = store.job(answer.job_id)
+    job = store.jobs.get(answer.job_id)
     assert (job.state, job.attempts, job.patient) == ("answered", 1, answer.patient)
     assert not job.folder.exists()
-    (record,) = store.audit(limit=1)
+    (record,) = store.audit.records(limit=1)
     assert (record.action, record.who) == ("answer", "night desk")
     assert record.input_sha256 == answer.score["input"]["hu_sha256"]
     assert PATIENT_ID not in str(record)
@@ -166,8 +166,8 @@ def test_what_is_no_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Stor
     assert job.code == "E_NO_LUNGS"
     assert planes(job.pictures)["axial"]["count"] == 24  # the reader sees at once why
     assert job.patient and job.patient.key  # so that it is found in the worklist
-    (record,) = store.audit(limit=1)
-    assert (record.action, record.code, record.model_sha256) == ("no_score", job.code, store.models()[0].sha256)
+    (record,) = store.audit.records(limit=1)
+    assert (record.action, record.code, record.model_sha256) == ("no_score", job.code, store.models.all()[0].sha256)
     assert record.input_sha256 and len(record.input_sha256) == 64
 
 
@@ -181,7 +181,7 @@ def test_pictures_of_a_scan_without_a_score_cost_nothing(
         queued.pictures.mkdir()
         (queued.pictures / "image.nii.gz").write_bytes(b"of an earlier attempt")
         work(clinic, store)
-        assert planes(store.job(queued.id).pictures)
+        assert planes(store.jobs.get(queued.id).pictures)
         return
 
     def fail(_volume: object, folder: Path) -> None:
@@ -203,7 +203,7 @@ def test_pictures_of_a_scan_without_a_score_go_when_answers_do(
     clinic.settings.keep.answers_days = 10
     for days, left in ((9, 2), (11, 0)):
         ago = now() - timedelta(days=days)
-        with store.transaction() as db:
+        with store.database.transaction() as db:
             db.execute("UPDATE answers SET created_at = ?", (stamp(ago),))
             db.execute("UPDATE jobs SET ended_at = ?", (stamp(ago),))
         for folder in (job.pictures, answer.folder):
@@ -220,7 +220,7 @@ def test_what_cannot_be_read_gets_a_reason(
     (tmp_path / "1.bin").write_bytes(content)
     job = without_score(clinic, store, tmp_path / "1.bin")
     assert (job.code, job.pictures.exists()) == (code, False)
-    (record,) = store.audit(limit=1)
+    (record,) = store.audit.records(limit=1)
     assert record.input_sha256  # of the file
 
 
@@ -234,7 +234,7 @@ def test_a_scan_whose_files_are_gone_ends_without_a_score(clinic: Clinic, store:
     job = queue(clinic, store, scan)
     shutil.rmtree(job.folder)
     work(clinic, store)
-    assert store.job(job.id).code == "E_NO_IMAGES"
+    assert store.jobs.get(job.id).code == "E_NO_IMAGES"
 
 
 def test_what_nobody_foresaw_stands_in_the_log_alone(
@@ -247,7 +247,7 @@ def test_what_nobody_foresaw_stands_in_the_log_alone(
         patch.setattr(worker, "write_pictures", fail)
         job = without_score(clinic, store, scan)
     assert job.code == "E_SCORING_FAILED"
-    assert "CANARY" not in str((job.code, job.says, job.remedy, store.audit()))
+    assert "CANARY" not in str((job.code, job.says, job.remedy, store.audit.records()))
     assert "CANARY in the middle" in caplog.text
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # nothing ends the next scan
     assert answer_of(clinic, store, scan)
@@ -290,9 +290,9 @@ def test_uploads_stay_where_that_is_set(clinic: Clinic, store: Store, scan: Path
     keeping = Clinic.open(clinic.folder)
     answer = answer_of(keeping, store, scan)
     tidy(keeping, store, at_start=True)
-    assert store.job(answer.job_id).folder.is_dir()
+    assert store.jobs.get(answer.job_id).folder.is_dir()
     tidy(clinic, store)
-    assert not store.job(answer.job_id).folder.exists()
+    assert not store.jobs.get(answer.job_id).folder.exists()
 
 
 # --- the laboratory ---------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_a_pcr_result_is_found_with_the_answer_or_later(
     late = answer_of(clinic, store, scan)
     assert late.pcr and (late.pcr.result, late.pcr.source, late.pcr.by) == ("positive", "laboratory", "laboratory")
     Worker(clinic, store).look_for_pcr()
-    assert store.answer_by_id(early.id).pcr == late.pcr
+    assert store.answers.get(early.id).pcr == late.pcr
 
 
 def test_a_result_that_was_entered_is_not_overwritten(
@@ -328,10 +328,10 @@ def test_a_result_that_was_entered_is_not_overwritten(
 ) -> None:
     clinic = Clinic.open(clinic.folder)
     answer = answer_of(clinic, store, scan)
-    entered = store.set_pcr(answer.id, "negative", None, "entered", "night desk").pcr
+    entered = store.answers.set_pcr(answer.id, "negative", None, "entered", "night desk").pcr
     laboratory.write_text(f"patient_id,collected,result\n{PATIENT_ID},2021-03-04T12:00,detected\n")
     Worker(clinic, store).look_for_pcr()
-    assert store.answer_by_id(answer.id).pcr == entered
+    assert store.answers.get(answer.id).pcr == entered
 
 
 # --- models -----------------------------------------------------------------------------------------------
@@ -341,28 +341,28 @@ def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_sca
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
 ) -> None:
     first, second = releases
-    store.set_shadow(second, by="test")
+    store.models.set_shadow(second, by="test")
     old = answer_of(clinic, store, scan)
-    shadow, live = store.answers(role=None)
+    shadow, live = store.answers.newest(role=None)
     assert (live.id, live.model_sha256, shadow.model_sha256, shadow.role) == (old.id, first, second, "shadow")
     assert shadow.score["probability"] != live.score["probability"]
     assert shadow.score["input"]["hu_sha256"] == live.score["input"]["hu_sha256"]
     assert [path.name for path in shadow.folder.iterdir()] == ["score.json"]
-    store.set_live(second, by="test")
+    store.models.set_live(second, by="test")
     new = answer_of(clinic, store, scan)
     assert (new.model_sha256, new.model_name) == (second, "shadow")
     assert new.score["probability"] == shadow.score["probability"]
-    assert store.answer_by_id(old.id).model_name == "live"
+    assert store.answers.get(old.id).model_name == "live"
 
 
 def test_a_shadow_that_fails_costs_nothing(
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     second = list(releases)[1]
-    store.set_shadow(second, by="test")
+    store.models.set_shadow(second, by="test")
     (clinic.models / second / "model.safetensors").write_bytes(b"torn")
     assert answer_of(clinic, store, scan).role == "live"
-    assert len(store.answers(role=None)) == 1
+    assert len(store.answers.newest(role=None)) == 1
     assert "E_MODEL_ALTERED" in caplog.text
 
 
@@ -390,14 +390,14 @@ def test_an_answer_that_comes_too_late_is_thrown_away(
     def overtaken(*arguments: object) -> None:
         write(*arguments)  # type: ignore[arg-type]
         monkeypatch.setattr(worker, "write_pictures", write)
-        store.recover()
+        store.jobs.recover()
         shutil.copytree(scan, job.folder, dirs_exist_ok=True)
         work(clinic, store)
 
     monkeypatch.setattr(worker, "write_pictures", overtaken)
     work(clinic, store)
-    (answer,) = store.answers(role=None)
-    assert store.job(job.id).answer_id == answer.id
+    (answer,) = store.answers.newest(role=None)
+    assert store.jobs.get(job.id).answer_id == answer.id
     assert len(list(clinic.answers.iterdir())) == 2
     tidy(clinic, store, at_start=True)
     assert [path.name for path in clinic.answers.iterdir()] == [answer.id]
@@ -421,11 +421,11 @@ def test_tidying_knows_what_is_still_needed(clinic: Clinic, store: Store, scan: 
 def test_answers_go_with_their_files_when_their_time_is_over(clinic: Clinic, store: Store, scan: Path) -> None:
     answer = answer_of(clinic, store, scan)
     a_month_ago = stamp(now() - timedelta(days=31))
-    with store.transaction() as db:
+    with store.database.transaction() as db:
         db.execute("UPDATE answers SET created_at = ?", (a_month_ago,))
         db.execute("UPDATE jobs SET ended_at = ?", (a_month_ago,))
     for days, stays in ((0, True), (32, True), (30, False)):
         (clinic.folder / SETTINGS).write_text(f"[keep]\nanswers_days = {days}\n")
         forget_old(Clinic.open(clinic.folder), store)
         assert answer.folder.is_dir() is stays
-        assert (len(store.answers()), len(store.jobs())) == (stays, stays)
+        assert (len(store.answers.newest()), len(store.jobs.newest())) == (stays, stays)

@@ -60,8 +60,8 @@ def clinic_at(folder: Path, **settings: Any) -> Clinic:
 def answered(clinic: Clinic, *, deliver: bool = False, files: tuple[str, ...] = ("sr.dcm", "picture.dcm")) -> Answer:
     """An answer in the clinic's store, with files."""
     with clinic.store() as store:
-        store.add_job(new_id(), source="upload", asked_by="test")
-        job = store.take()
+        store.jobs.add(new_id(), source="upload", asked_by="test")
+        job = store.jobs.take()
         assert job is not None
         answer_id = new_id()
         answer = Answer(
@@ -81,19 +81,19 @@ def answered(clinic: Clinic, *, deliver: bool = False, files: tuple[str, ...] = 
         answer.folder.mkdir(parents=True)
         for name in files:
             (answer.folder / name).write_bytes(b"synthetic")
-        store.answer(job, answer, deliver=deliver)
+        store.answers.add(job, answer, deliver=deliver)
     return answer
 
 
 def delivery(clinic: Clinic, answer: Answer) -> Delivery | None:
     with clinic.store() as store:
-        return store.answer_by_id(answer.id).pacs
+        return store.answers.get(answer.id).pacs
 
 
 def attempt(clinic: Clinic) -> Delivery:
     """Send what waits, due or not."""
     with clinic.store() as store:
-        (waiting,) = store.deliveries("waiting")
+        (waiting,) = store.deliveries.in_state("waiting")
     return Outbox(clinic).attempt(waiting)
 
 
@@ -111,7 +111,7 @@ def test_what_is_put_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
     assert sent.sent_at is not None
     assert pacs.received == [["sr.dcm", "picture.dcm"]]
     with clinic.store() as store:
-        assert store.deliveries("waiting") == []
+        assert store.deliveries.in_state("waiting") == []
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_what_the_pacs_says_decides(
     assert (outcome.state, outcome.attempts, outcome.code) == (state, 1, code)
     assert delivery(clinic, answer) == outcome
     with clinic.store() as store:
-        records = [(each.who, each.action, each.code) for each in store.audit() if each.action != "answer"]
+        records = [(each.who, each.action, each.code) for each in store.audit.records() if each.action != "answer"]
     assert records == ([] if state == "waiting" else [("outbox", state, code)])
     assert (outcome.due_at is not None) == (state == "waiting")
 
@@ -167,7 +167,7 @@ def test_what_failed_stays_until_somebody_sends_it_again(clinic: Clinic, pacs: P
     pacs.says = [0, 0xC000]
     attempt(clinic)
     with clinic.store() as store:
-        assert store.deliveries("waiting") == []
+        assert store.deliveries.in_state("waiting") == []
     assert (answer.folder / "sr.dcm").exists()
     Outbox(clinic).put(answer)
     pacs.says = [0, 0]
@@ -209,7 +209,7 @@ def running(outbox: Outbox) -> Iterator[threading.Thread]:
 def test_the_thread_sends_what_is_due_and_leaves_the_rest(clinic: Clinic, pacs: Pacs) -> None:
     due, later = answered(clinic, deliver=True), answered(clinic)
     with clinic.store() as store:
-        store.set_delivery(Delivery(later.id, "waiting", attempts=3, due_at=now() + timedelta(hours=1)))
+        store.deliveries.set(Delivery(later.id, "waiting", attempts=3, due_at=now() + timedelta(hours=1)))
     arrived = threading.Event()
     usual = pacs.store
 

@@ -56,7 +56,7 @@ class Hospital:
         answer = answered(clinic, deliver=True, files=())
         save(ct_slice([[0]], position_mm=(0, 0, 0), SOPClassUID=Comprehensive3DSRStorage), answer.folder / "sr.dcm")
         with clinic.store() as store:
-            (waiting,) = store.deliveries("waiting")
+            (waiting,) = store.deliveries.in_state("waiting")
         outcome = Outbox(clinic).attempt(waiting)
         assert outcome == delivery(clinic, answer)
         assert (answer.folder / "sr.dcm").exists()

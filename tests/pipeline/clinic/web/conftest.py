@@ -49,13 +49,13 @@ def answer_to(clinic: Clinic, scored: tuple[Score, Series]) -> Callable[..., Ans
     def put(patient: Patient | None = PATIENT, **changes: Any) -> Answer:
         with clinic.store() as store:
             if "job_id" not in changes:
-                store.add_job(new_id(), source="upload", asked_by="a score", patient=patient)
-            job = store.take() if "job_id" not in changes else store.job(changes["job_id"])
+                store.jobs.add(new_id(), source="upload", asked_by="a score", patient=patient)
+            job = store.jobs.take() if "job_id" not in changes else store.jobs.get(changes["job_id"])
             assert job is not None
             made = answers.answer_to(*scored, clinic.answers / new_id(), job_id=job.id, patient=patient)
             made = replace(made, created_at=now(), **changes)
-            store.answer(job, made)
-            return store.answer_by_id(made.id)
+            store.answers.add(job, made)
+            return store.answers.get(made.id)
 
     return put
 

@@ -26,7 +26,7 @@ def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Client
     for name in ("first", "second"):
         model_registry.add(clinic, tmp_path / name, by="test")
     with clinic.store() as store:
-        store.set_live(first, by="test")
+        store.models.set_live(first, by="test")
     admin = client("admin")
 
     def roles(answer: object = None) -> dict[str, str | None]:
@@ -42,7 +42,7 @@ def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Client
     promoted = admin.post(f"/api/v1/models/{second}/promote", params={"force": True})
     assert roles(promoted) == {"first": None, "second": "live"}
     with clinic.store() as store:
-        assert (store.audit()[-1].who, store.audit()[-1].action) == ("a admin", "promote")
+        assert (store.audit.records()[-1].who, store.audit.records()[-1].action) == ("a admin", "promote")
 
 
 def test_the_record_names_answers_and_models_and_no_patient(answer_to: Callable[..., Answer], client: Clients) -> None:

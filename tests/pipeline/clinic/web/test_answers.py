@@ -11,12 +11,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from models.refusal import Refusal
+from pipeline.clinic.audit import Audit
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
-from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.store import new_id
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
 from pipeline.imaging.discovery import Series
@@ -128,13 +129,13 @@ def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
 ) -> None:
     with clinic.store() as store:
         for _ in range(3):
-            store.add_job(new_id(), source="upload", asked_by="test")
-        seen, unread = (store.take() or pytest.fail() for _ in range(2))
+            store.jobs.add(new_id(), source="upload", asked_by="test")
+        seen, unread = (store.jobs.take() or pytest.fail() for _ in range(2))
         seen.pictures.mkdir()
         write_scan(scored[0].volume, seen.pictures)
         for job in (seen, unread):
-            store.refuse(job, Refusal(NO_LUNGS))
-        waiting = store.jobs("waiting")[0]
+            store.jobs.refuse(job, Refusal(NO_LUNGS))
+        waiting = store.jobs.newest("waiting")[0]
     reader = client("read")
     told = {job["id"]: job["has_pictures"] for job in reader.get("/api/v1/jobs").json()["jobs"]}
     assert told == {seen.id: True, unread.id: False, waiting.id: False}
@@ -147,7 +148,7 @@ def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
             assert refused(reader.get(f"/api/v1/jobs/{job.id}/{path}")) == "E_NO_SUCH_PICTURE"
     assert refused(reader.get(f"/api/v1/answers/{seen.id}/slices")) == "E_NO_SUCH_ANSWER"
     with clinic.store() as store:
-        looked = [(each.who, each.job_id) for each in store.audit() if each.action == "look"]
+        looked = [(each.who, each.job_id) for each in store.audit.records() if each.action == "look"]
     assert looked == [("a read", seen.id)]
 
 
@@ -163,7 +164,7 @@ def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, cli
     assert refused(client("score").put(address, json={"result": "negative", "collected_on": tomorrow})) == "E_REQUEST"
     assert refused(client("score").put(address, json={"result": "negative", "patient": "x"})) == "E_REQUEST"
     with clinic.store() as store:
-        done = [(record.who, record.action) for record in store.audit()]
+        done = [(record.who, record.action) for record in store.audit.records()]
     assert done[-3:] == [("a score", "pcr"), ("a read", "look"), ("a admin", "pcr")]
 
 
@@ -174,8 +175,8 @@ def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: C
     assert refused(client("score").put(f"/api/v1/answers/{answer.id}/pcr", json=entry)) == "E_REQUEST"
     with clinic.store() as store:
         with pytest.raises(TypeError):
-            store.set_pcr(answer.id, "positive", day, "entered", "test")  # type: ignore[arg-type]
-        assert store.answer_by_id(answer.id).pcr is None
+            store.answers.set_pcr(answer.id, "positive", day, "entered", "test")  # type: ignore[arg-type]
+        assert store.answers.get(answer.id).pcr is None
 
 
 def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, clinic: Clinic) -> None:
@@ -190,7 +191,7 @@ def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, 
 
     def records() -> list[tuple[str, str, str | None, str | None]]:
         with clinic.store() as store:
-            found = store.audit()
+            found = store.audit.records()
         return [(each.who, each.action, each.job_id, each.answer_id) for each in found if each.action in seen]
 
     seen = ("look", "list", "history")
@@ -225,12 +226,12 @@ def test_what_cannot_be_recorded_is_not_shown(
         raise Refusal(CLINIC_FILE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "audit_record", fail)
+        patch.setattr(Audit, "add", fail)
         for _ in range(2):
             assert refused(client("read").get(address)) == "E_CLINIC_FILE"
     assert client("read").get(address).status_code == 200
     with clinic.store() as store:
-        assert store.audit()[-1].action == "look"
+        assert store.audit.records()[-1].action == "look"
 
 
 def test_a_shadow_answer_is_seen_by_nobody(answer_to: Put, client: Clients) -> None:
@@ -255,4 +256,4 @@ def test_sending_to_the_pacs_is_noted(answer_to: Put, client: Clients, clinic: C
     assert told.status_code == 202
     assert told.json()["pacs"] == {"state": "waiting", "attempts": 0, "code": None, "sent_at": None}
     with clinic.store() as store:
-        assert (store.audit()[-1].who, store.audit()[-1].action) == ("a score", "send")
+        assert (store.audit.records()[-1].who, store.audit.records()[-1].action) == ("a score", "send")

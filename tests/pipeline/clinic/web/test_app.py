@@ -75,13 +75,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, scored: tuple[Score, Series
     clinic.settings.limits.requests_per_minute = 10**6
     clinic.settings.limits.waiting_scans = 10
     with clinic.store() as store:
-        store.add_job(new_id(), source="upload", asked_by="test")
-        job = store.take()
+        store.jobs.add(new_id(), source="upload", asked_by="test")
+        job = store.jobs.take()
         assert job
-        patient = store.keyed(Patient("SYNTHETIC-1", name=NAME))
+        patient = store.keys.keyed(Patient("SYNTHETIC-1", name=NAME))
         made = answers.answer_to(*scored, clinic.answers / new_id(), job_id=job.id, patient=patient)
-        store.answer(job, made)
-        store.set_worker("ready")
+        store.answers.add(job, made)
+        store.worker.set("ready")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(authentication, "WRONG_TOKENS", 10**6)  # schemathesis looks whether wrong ones are let in
         app = make_app(clinic)

@@ -22,7 +22,7 @@ def wrong(tokens: Tokens, secret: str) -> bool:
 
 
 def let_time_pass(clinic: Clinic, table: str) -> None:
-    with clinic.store() as store, store.transaction() as db:
+    with clinic.store() as store, store.database.transaction() as db:
         db.execute(f"UPDATE {table} SET ends_at = ?", (stamp(now() - timedelta(seconds=1)),))
 
 
@@ -104,7 +104,7 @@ def test_signing_in_is_on_record_and_no_token_is(tokens: Tokens, clinic: Clinic)
     with pytest.raises(Refusal, match="E_TOKEN"):
         tokens.sign_in(secret[:-1], hours=1)
     with clinic.store() as store:
-        records = store.audit()
+        records = store.audit.records()
     assert [(each.who, each.action) for each in records] == [("test", "token"), ("night desk", "sign_in")]
     assert not any(hidden in str(records) for hidden in (secret, session))
 
@@ -123,6 +123,6 @@ def test_tokens_are_made_and_revoked_on_record(tokens: Tokens, clinic: Clinic) -
     tokens.make("ward", "score", by="me")
     tokens.revoke("ward", by="you")
     with clinic.store() as store:
-        made, revoked = store.audit()
+        made, revoked = store.audit.records()
     assert (made.who, made.action, made.output) == ("me", "token", {"name": "ward", "role": "score"})
     assert (revoked.who, revoked.action, revoked.output) == ("you", "revoke", {"name": "ward"})

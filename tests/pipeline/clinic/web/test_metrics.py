@@ -25,13 +25,13 @@ def figures(client: Clients) -> tuple[str, dict[tuple[str, ...], float]]:
 def test_figures_tell_what_is_in_the_store(answer_to: Callable[..., Answer], client: Clients, clinic: Clinic) -> None:
     answer = answer_to()
     with clinic.store() as store:
-        store.add_job(new_id(), source="upload", asked_by="test")
-        job = store.take()
+        store.jobs.add(new_id(), source="upload", asked_by="test")
+        job = store.jobs.take()
         assert job
-        store.refuse(job, Refusal(NO_LUNGS))
-        store.add_job(new_id(), source="upload", asked_by="test")
-        store.add_model("a" * 64, "study", signed_by=None, by="test")
-        store.set_live("a" * 64, by="test")
+        store.jobs.refuse(job, Refusal(NO_LUNGS))
+        store.jobs.add(new_id(), source="upload", asked_by="test")
+        store.models.add("a" * 64, "study", signed_by=None, by="test")
+        store.models.set_live("a" * 64, by="test")
     text, told = figures(client)
     assert told["fedthorax_jobs", "answered"] == told["fedthorax_jobs", "no_score"] == 1
     assert told["fedthorax_jobs", "waiting"] == told["fedthorax_queue_length",] == 1
@@ -62,9 +62,9 @@ def test_ready_once_the_worker_has_its_model_and_the_disk_has_room(
 
     assert ready() == (503, {"ready": False, "worker": False, "model": False, "disk": True})
     with clinic.store() as store:
-        store.set_worker("no_model", "E_NO_MODEL")
+        store.worker.set("no_model", "E_NO_MODEL")
         assert ready() == (503, {"ready": False, "worker": True, "model": False, "disk": True})
-        store.set_worker("ready")
+        store.worker.set("ready")
     assert ready() == (200, {"ready": True, "worker": True, "model": True, "disk": True})
     monkeypatch.setattr("pipeline.clinic.web.metrics.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1})())
     assert ready() == (503, {"ready": False, "worker": True, "model": True, "disk": False})

@@ -68,7 +68,7 @@ def test_the_series_that_is_meant_can_be_named(client: Clients, clinic: Clinic) 
     assert client("score").post(SCANS, files=files, params={"series_uid": "1.2.3"}).status_code == 202
     assert refused(client("score").post(SCANS, files=files, params={"series_uid": "1..2"})) == "E_REQUEST"
     with clinic.store() as store:
-        (job,) = store.jobs()
+        (job,) = store.jobs.newest()
     assert job.series_uid == "1.2.3"
 
 
@@ -153,7 +153,7 @@ def test_a_client_that_goes_away_leaves_nothing(client: Clients, clinic: Clinic)
     assert sent == []
     assert list(clinic.scans.iterdir()) == []
     with clinic.store() as store:
-        assert store.jobs() == []
+        assert store.jobs.newest() == []
 
 
 def test_a_full_queue_says_so_and_leaves_nothing(client: Clients, clinic: Clinic) -> None:

@@ -10,12 +10,13 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from models.refusal import Refusal
+from pipeline.clinic.audit import Audit
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, AuditRecord, Job, Patient
 from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
-from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.store import new_id
 from pipeline.clinic.web.auth import Tokens
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
 from pipeline.imaging.discovery import Series
@@ -96,18 +97,18 @@ def pacs(clinic: Clinic) -> Iterator[FakePacs]:
 def refused_job(clinic: Clinic, scored: tuple[Score, Series]) -> Job:
     """A scan of the patient that got no score, with its pictures."""
     with clinic.store() as store:
-        store.add_job(new_id(), source="upload", asked_by="test", patient=PATIENT)
-        job = store.take()
+        store.jobs.add(new_id(), source="upload", asked_by="test", patient=PATIENT)
+        job = store.jobs.take()
         assert job
         job.pictures.mkdir()
         write_scan(scored[0].volume, job.pictures)
-        store.refuse(job, Refusal(NO_LUNGS), patient=PATIENT)
+        store.jobs.refuse(job, Refusal(NO_LUNGS), patient=PATIENT)
         return job
 
 
 def records(clinic: Clinic, who: str) -> list[AuditRecord]:
     with clinic.store() as store:
-        return [record for record in store.audit(limit=10_000) if record.who == who]
+        return [record for record in store.audit.records(limit=10_000) if record.who == who]
 
 
 def routes(router: Any) -> Iterator[APIRoute]:
@@ -131,7 +132,7 @@ def test_every_route_that_shows_a_patient_leaves_a_record(
     assert documented | {("GET", "/")} == CALLS.keys()
     assert [route.path for route in routes(app) if not route.include_in_schema] == ["/"]
     with clinic.store() as store:
-        in_pacs = store.patient_key(IN_PACS["PatientID"], IN_PACS["IssuerOfPatientID"])
+        in_pacs = store.keys.patient_key(IN_PACS["PatientID"], IN_PACS["IssuerOfPatientID"])
     marks = (PATIENT.id, "Doe^Jane", IN_PACS["PatientID"], IN_PACS["PatientName"])
     ids = {answer.id, answer.job_id, refused_job.id, answer.patient.key, in_pacs}
     for number, ((method, path), call) in enumerate(CALLS.items()):
@@ -171,7 +172,7 @@ def test_a_search_is_on_record_each_time_with_what_was_asked_for_and_shown(
     client("score").get(f"{API}/pacs/series", params={"accession": "ACC-1"})
     first, second, third, fourth = (record.output for record in records(clinic, "a score"))
     with clinic.store() as store:
-        key = store.patient_key
+        key = store.keys.patient_key
         assert first == {
             "asked": {"patient": key(IN_PACS["PatientID"]), "from": "2021-03-01", "to": "2021-03-31"},
             "series": 1,
@@ -199,12 +200,12 @@ def test_the_worklist_is_on_record_once_and_again_for_each_patient_that_is_new_i
 
     assert look() == [[first.job_id]]
     with clinic.store() as store:  # of this one nobody knows yet whose it is
-        unread = store.add_job(new_id(), source="upload", asked_by="test")
+        unread = store.jobs.add(new_id(), source="upload", asked_by="test")
     assert look() == [[first.job_id]]
     with clinic.store() as store:
-        taken = store.take()
+        taken = store.jobs.take()
         assert taken and taken.id == unread.id
-        store.refuse(taken, Refusal(NO_LUNGS), patient=Patient("SYNTHETIC-2"))
+        store.jobs.refuse(taken, Refusal(NO_LUNGS), patient=Patient("SYNTHETIC-2"))
     assert look() == [[first.job_id], [unread.id]]
     now[0] += SITTING_SECONDS
     assert look() == [[first.job_id], [unread.id], [unread.id, first.job_id]]
@@ -233,7 +234,7 @@ def test_a_list_that_cannot_be_recorded_is_not_shown(
         raise Refusal(CLINIC_FILE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "audit_record", fail)
+        patch.setattr(Audit, "add", fail)
         for _ in range(2):
             assert refused(client("score").get(address)) == "E_CLINIC_FILE"
     assert client("score").get(address).status_code == 200
