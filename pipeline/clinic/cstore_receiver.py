@@ -20,6 +20,7 @@ import shutil
 import ssl
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
@@ -46,7 +47,7 @@ from pipeline.system.atomic_files import sync_folder
 log = logging.getLogger("fedthorax.clinic")
 
 CANNOT_UNDERSTAND = 0xC000  # PS3.4, table B.2-1
-_IDLE_SECONDS = 60.0  # an association without data for this time is ended
+IDLE_SECONDS = 60.0
 _BROKEN_OFF_FACTOR = 30  # times `quiet_seconds`
 _KEEP_SECONDS = 3600.0
 _RESERVE_BYTES = 2**30  # disk space reserved for the scans that are being scored
@@ -58,7 +59,7 @@ _PATIENT = tags("PatientName", "PatientSex", "PatientAge")
 
 @dataclass
 class _Arrival:
-    """State of a received series. `at`: when its last image arrived, on the monotonic clock."""
+    """State of a received series. `at`: when its last image arrived, on the receiver's clock."""
 
     at: float
     associations: set[Association] = field(default_factory=set)
@@ -76,9 +77,15 @@ class _Arrival:
 class Reception:
     """Receives what the PACS sends, and queues it. `counts`: number of images by outcome."""
 
-    def __init__(self, clinic: Clinic) -> None:
-        """Raises Refusal E_PACS_FILE if certificate, key or authority cannot be used."""
+    def __init__(
+        self, clinic: Clinic, *, clock: Callable[[], float] = time.monotonic, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
+        """Raises Refusal E_PACS_FILE if certificate, key or authority cannot be used.
+
+        `clock`: seconds since any fixed moment. `idle_seconds`: an association without data for this time is ended.
+        """
         hold_back_libraries()
+        self._clock, self._idle_seconds = clock, idle_seconds
         self._clinic, self._table = clinic, clinic.settings.receiver
         self._tls = _tls(self._table, clinic.folder)
         self._folder = clinic.folder / "received"
@@ -88,7 +95,7 @@ class Reception:
         self._lock = Lock()
         self._is_closed = Event()
         # Series from an earlier run may still grow: their quiet time starts now.
-        self._arrivals = {path.name: _Arrival(time.monotonic()) for path in self._folder.iterdir()}
+        self._arrivals = {path.name: _Arrival(self._clock()) for path in self._folder.iterdir()}
         self.counts: Counter[str] = Counter({"kept": 0, "set_aside": 0, "unreadable": 0, "no_room": 0})
 
     def run(self, stop: Event) -> None:
@@ -104,7 +111,7 @@ class Reception:
                 our_title=table.aet,
                 pacs_title=table.pacs_aet,
                 tls=self._tls,
-                silence_seconds=_IDLE_SECONDS,
+                silence_seconds=self._idle_seconds,
                 others_too=True,
             ),
         ):
@@ -157,7 +164,7 @@ class Reception:
         """
         for key in list(self._arrivals):
             with self._lock:  # no image arrives in between
-                arrival, now = self._arrivals[key], time.monotonic()
+                arrival, now = self._arrivals[key], self._clock()
                 if arrival.is_queued:
                     if now - arrival.at >= _KEEP_SECONDS:
                         shutil.rmtree(self._folder / key)
@@ -197,7 +204,7 @@ class Reception:
             part.replace(folder / image_file(uids[2]))
             sync_folder(folder)
             arrival = self._arrivals.setdefault(key, _Arrival(0.0))
-            arrival.at, arrival.last, arrival.is_queued = time.monotonic(), association, False
+            arrival.at, arrival.last, arrival.is_queued = self._clock(), association, False
             arrival.associations.add(association)
 
     def _queue(self, key: str, store: Store) -> None:

@@ -12,16 +12,15 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from models.refusal import Refusal
+from pipeline.clinic.background import GRACE_SECONDS, LOG_BYTES, Task, log_to, running
 from pipeline.clinic.reasons import CLINIC_ADDRESS, CLINIC_BUSY, CLINIC_TLS
 from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import Clinic
@@ -31,15 +30,9 @@ if TYPE_CHECKING:
     import uvicorn
 
 TIDY_SECONDS = 3600.0
-LOG_BYTES = 16_000_000  # size of a log file before it is rotated
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before an ended task is restarted
-_STEADY_SECONDS = 60.0  # a task that ran this long did not fail at its start
 _LOOK_SECONDS = 0.1
-_GRACE_SECONDS = 5.0  # for requests and threads to end when the service stops
 
 log = logging.getLogger("fedthorax.clinic")
-
-Task = Callable[[threading.Event], None]
 
 
 def run_service(
@@ -55,13 +48,13 @@ def run_service(
     E_PACS_FILE if the receiver's certificates cannot be used, and what `Clinic.open` raises.
     """
     clinic = Clinic.open(clinic_folder, host=host, port=port)
-    with alone(clinic.folder / "service.lock", CLINIC_BUSY), _logging(clinic.logs / "service.log"), _ending():
+    with alone(clinic.folder / "service.lock", CLINIC_BUSY), log_to(clinic.logs / "service.log"), _ending():
         with clinic.store() as store:
             store.jobs.recover()
             forget_old(clinic, store)
             tidy(clinic, store, at_start=True)
         server = _server(clinic)
-        with _listening(clinic) as listening, _running(_tasks(clinic)):
+        with _listening(clinic) as listening, running(background_tasks(clinic)):
             on_start(clinic)
             server.run(sockets=[listening])
 
@@ -120,7 +113,7 @@ def _tidy_up(clinic: Clinic, stop: threading.Event) -> None:
             tidy(clinic, store)
 
 
-def _tasks(clinic: Clinic) -> dict[str, Task]:
+def background_tasks(clinic: Clinic) -> dict[str, Task]:
     """Return the background tasks by name; each runs in its own thread until it is stopped.
 
     Raises Refusal E_PACS_FILE.
@@ -143,38 +136,6 @@ def _tasks(clinic: Clinic) -> dict[str, Task]:
     return tasks
 
 
-@contextmanager
-def _running(tasks: Mapping[str, Task]) -> Iterator[None]:
-    stop = threading.Event()
-    # Daemon threads: one that waits for a PACS does not delay the end.
-    threads = [threading.Thread(target=_again, args=(*task, stop), name=task[0], daemon=True) for task in tasks.items()]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        until = time.monotonic() + _GRACE_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
-
-
-def _again(name: str, task: Task, stop: threading.Event) -> None:
-    """Run a task until it is stopped. If it ends earlier, restart it after a pause that doubles each time."""
-    pause = _FIRST_PAUSE_SECONDS
-    while not stop.is_set():
-        began = time.monotonic()
-        try:
-            task(stop)
-        except Refusal as refusal:
-            log.error("%s: %s", name, refusal)
-        except Exception:
-            log.exception("%s failed", name)
-        is_steady = time.monotonic() - began > _STEADY_SECONDS
-        pause = _FIRST_PAUSE_SECONDS if is_steady else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        stop.wait(pause)
-
-
 # --- the page ---------------------------------------------------------------------------------------------
 
 
@@ -194,7 +155,7 @@ def _server(clinic: Clinic) -> "uvicorn.Server":
         access_log=False,  # URLs contain patients' keys; the audit records say who did what
         proxy_headers=False,  # X-Forwarded-For is not trusted
         server_header=False,
-        timeout_graceful_shutdown=round(_GRACE_SECONDS),
+        timeout_graceful_shutdown=round(GRACE_SECONDS),
         ssl_certfile=table.certificate and clinic.path(table.certificate),
         ssl_keyfile=table.key and clinic.path(table.key),
     )
@@ -235,21 +196,3 @@ def _ending() -> Iterator[None]:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _logging(path: Path) -> Iterator[None]:
-    """Write log lines to a file that only its owner can read."""
-    path.touch(mode=0o600)
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    ours = logging.getLogger("fedthorax")
-    level = ours.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(level)
-        handler.close()

@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +21,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from models.refusal import Refusal
-from pipeline.clinic import cstore_receiver
-from pipeline.clinic.cstore_receiver import Reception
+from pipeline.clinic.cstore_receiver import IDLE_SECONDS, Reception
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.pacs.association import keep_answers
@@ -150,13 +151,10 @@ def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
     assert len(list(job.folder.iterdir())) == 3
 
 
-def test_after_an_association_that_broke_off_the_rest_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_an_association_that_broke_off_the_rest_is_waited_for(tmp_path: Path) -> None:
     clinic, sent, now = settings(tmp_path / "clinic", quiet_seconds=10), images(6), [1000.0]
-    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with clinic.store() as store:
-        reception, broken, whole = Reception(clinic), Sender(), Sender()
+        reception, broken, whole = Reception(clinic, clock=lambda: now[0]), Sender(), Sender()
         send(reception, broken, *sent[:3])
         broken.end(is_released=False)
         now[0] += 100
@@ -173,13 +171,10 @@ def test_after_an_association_that_broke_off_the_rest_is_waited_for(
         assert len(list(job.folder.iterdir())) == 6
 
 
-def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(tmp_path: Path) -> None:
     clinic, now = settings(tmp_path / "clinic", quiet_seconds=10), [1000.0]
-    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with clinic.store() as store:
-        reception, broken = Reception(clinic), Sender()
+        reception, broken = Reception(clinic, clock=lambda: now[0]), Sender()
         send(reception, broken, *images(3))
         broken.end(is_released=False)
         now[0] += 301
@@ -253,14 +248,14 @@ def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
     reception, sender, sent = Reception(clinic), Sender(), images(3)
     assert send(reception, sender, sent[0]) == [SUCCESS]
     with monkeypatch.context() as patch:
-        patch.setattr(cstore_receiver.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
         assert send(reception, sender, sent[1]) == [OUT_OF_RESOURCES]
     with monkeypatch.context() as patch:
 
         def full(handle: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(cstore_receiver.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         assert send(reception, sender, sent[1]) == [OUT_OF_RESOURCES]
     assert not list((clinic.folder / "received").glob(".*"))
     assert send(reception, sender, *sent[1:]) == [SUCCESS] * 2
@@ -270,12 +265,9 @@ def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
     assert len(list(job.folder.iterdir())) == 3
 
 
-def test_images_are_forgotten_an_hour_after_they_were_queued(
-    clinic: Clinic, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_forgotten_an_hour_after_they_were_queued(clinic: Clinic, store: Store) -> None:
     now = [1000.0]
-    monkeypatch.setattr(cstore_receiver, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    reception = Reception(clinic)
+    reception = Reception(clinic, clock=lambda: now[0])
     deliver(reception, *images(3))
     now[0] += 1
     for passed, left in ((0, 1), (3500, 1), (200, 0)):
@@ -290,8 +282,8 @@ def test_images_are_forgotten_an_hour_after_they_were_queued(
 
 
 @contextmanager
-def running(clinic: Clinic) -> Iterator[Reception]:
-    stop, reception = Event(), Reception(clinic)
+def running(clinic: Clinic, idle_seconds: float = IDLE_SECONDS) -> Iterator[Reception]:
+    stop, reception = Event(), Reception(clinic, idle_seconds=idle_seconds)
     thread = Thread(target=reception.run, args=(stop,))
     thread.start()
     try:
@@ -348,12 +340,9 @@ def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
 
 
 @pytest.mark.slow
-def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cstore_receiver, "_IDLE_SECONDS", 0.3)
+def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(tmp_path: Path) -> None:
     clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=1)  # 30 s, had it broken off
-    with running(clinic), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
+    with running(clinic, 0.3), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
         assert [opened.send_c_store(image).Status for image in images(3)] == [SUCCESS] * 3
         for _ in range(100):
             job = store.jobs.take()

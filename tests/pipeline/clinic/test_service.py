@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from models.refusal import Refusal
-from pipeline.clinic import service
+from pipeline.clinic.background import keep_running, log_to
 from pipeline.clinic.reasons import CLINIC_BUSY
+from pipeline.clinic.service import background_tasks, run_service
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.pacs import reasons
 from pipeline.system.locks import alone
@@ -21,7 +22,7 @@ CERTIFICATE = '[server]\ncertificate = "page.crt"\nkey = "page.key"\n'
 
 def refused(folder: Path, **options: int) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        service.run_service(folder, **options)  # type: ignore[arg-type]
+        run_service(folder, **options)  # type: ignore[arg-type]
     return caught.value
 
 
@@ -31,13 +32,11 @@ def test_one_service_serves_a_folder(tmp_path: Path) -> None:
     assert refused(tmp_path / "nowhere").code == "E_NO_CLINIC"
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "_running", lambda _: pytest.fail("something was started"))
+def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         refusal = refused(tmp_path, port=taken.getsockname()[1])
     assert refusal.code == "E_CLINIC_ADDRESS"
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["service.log"]  # no worker has written its own
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -74,7 +73,7 @@ def test_a_task_that_fails_is_started_again_until_it_shall_stop(caplog: pytest.L
             raise failure
         stop.set()
 
-    service._again("outbox", task, stop)
+    keep_running("outbox", task, stop)
     assert failures == []
     assert stop.waits[:2] == [1.0, 2.0]  # longer each time
     assert "E_PACS_SILENT" in caplog.text and "an error" in caplog.text
@@ -83,7 +82,7 @@ def test_a_task_that_fails_is_started_again_until_it_shall_stop(caplog: pytest.L
 
 def test_what_happens_is_logged_for_the_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "service.log"
-    with service._logging(path):
+    with log_to(path):
         logging.getLogger("fedthorax.clinic").info("a thing has happened")
     logging.getLogger("fedthorax.clinic").error("a thing has happened elsewhere")
     assert "a thing has happened\n" in path.read_text()
@@ -92,8 +91,8 @@ def test_what_happens_is_logged_for_the_owner_alone(tmp_path: Path) -> None:
 
 
 def test_what_is_not_set_up_does_not_run(tmp_path: Path) -> None:
-    assert set(service._tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox"}
+    assert set(background_tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox"}
     (tmp_path / SETTINGS).write_text(
         '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:9/web"\n[receiver]\nenabled = true\n'
     )
-    assert {"fetching", "receiver"} <= set(service._tasks(Clinic.open(tmp_path)))
+    assert {"fetching", "receiver"} <= set(background_tasks(Clinic.open(tmp_path)))
