@@ -33,6 +33,7 @@ from models.refusal import Refusal
 from models.release import ATTACKS, load_release
 from models.settings import load_settings
 from pipeline.site.folder import Site, init_site, site_settings
+from pipeline.system.atomic_files import write_atomically
 
 SEED = 1
 TRAINING = ("north", "south", "west")
@@ -215,9 +216,7 @@ def _keep_model(release: Path, model: Path) -> None:
     model.mkdir(exist_ok=True)
     (model / ATTACKS).unlink(missing_ok=True)  # they were measured on another model
     for file in release.iterdir():
-        temporary = model / f".{file.name}.{os.getpid()}"
-        temporary.write_bytes(file.read_bytes())
-        temporary.replace(model / file.name)
+        write_atomically(model / file.name, file.read_bytes())
 
 
 def _score(folders: Folders, unseen: Site) -> None:

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 from federation.enrolment import reasons
 from federation.enrolment.authority import Authority, self_signed
 from models.refusal import Refusal
+from pipeline.system.atomic_files import write_atomically
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?)*", re.I)
 _THIS_MACHINE = ("localhost", "127.0.0.1")
@@ -62,7 +63,7 @@ def create_server_certificates(folder: Path, *, hosts: Sequence[str], authority:
     write_new(folder / "ca.crt", _pem(authority.certificate), mode=0o644)
     write_new(folder / "server.crt", _pem(authority.server_certificate(key.public_key(), names)), mode=0o644)
     create_loopback_certificate(folder / "loopback.crt", folder / "loopback.key")
-    replace_file(folder / "crl.pem", authority.revocation_list({}).public_bytes(Encoding.PEM))
+    write_atomically(folder / "crl.pem", authority.revocation_list({}).public_bytes(Encoding.PEM))
 
 
 def open_authority(folder: Path) -> Authority:
@@ -80,7 +81,7 @@ def renew_server_certificate(folder: Path) -> datetime:
     assert isinstance(key, ec.EllipticCurvePublicKey), "we made it"
     names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     new = open_authority(folder).server_certificate(key, list(names))
-    replace_file(folder / "server.crt", _pem(new))
+    write_atomically(folder / "server.crt", _pem(new))
     return new.not_valid_after_utc
 
 
@@ -198,13 +199,6 @@ def valid_until(certificate: Path) -> datetime:
 def fingerprint(certificate: x509.Certificate) -> str:
     """Return the SHA-256 of a certificate (DER) in 64 hex digits, as `openssl x509 -fingerprint -sha256` shows it."""
     return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file that is not secret in one step: a reader sees either the old or the new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def write_new(path: Path, content: bytes, *, mode: int) -> None:

@@ -19,13 +19,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_publ
 from pydantic import BaseModel, ConfigDict, Field
 
 from federation.enrolment import reasons
-from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem, replace_file
+from federation.enrolment.certificates import fingerprint, is_node_key, open_authority, public_pem
 from federation.enrolment.registry import Holder, record, registry, transaction, utc, valid_certificates
 from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import ca_certificate, read_server_config
 from federation.superlink.nodes import enrol, strike_off
 from federation.superlink.nodes import sites as registered_sites
 from models.refusal import Refusal
+from pipeline.system.atomic_files import write_atomically
 
 INVITATION_SECONDS = 7 * 86_400
 MAX_WRONG_TRIES = 10
@@ -109,7 +110,7 @@ def publish_revocations(db: sqlite3.Connection, certificates: Path) -> None:
     rows = db.execute("SELECT serial, revoked FROM certificates WHERE revoked IS NOT NULL").fetchall()
     serials = {int(serial, 16): utc(when) for serial, when in rows}
     crl = open_authority(certificates).revocation_list(serials)
-    replace_file(certificates / "crl.pem", crl.public_bytes(Encoding.PEM))
+    write_atomically(certificates / "crl.pem", crl.public_bytes(Encoding.PEM))
 
 
 def enrolled_patients(folder: Path) -> dict[str, int | None]:

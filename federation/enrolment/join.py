@@ -28,13 +28,13 @@ from federation.enrolment.certificates import (
     create_node_key,
     fingerprint,
     load_node_key,
-    replace_file,
     trust,
     valid_until,
 )
 from federation.system.process import without_proxy
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.system.atomic_files import write_atomically
 
 if TYPE_CHECKING:
     import httpx
@@ -137,7 +137,7 @@ def renew_if_due(site: Site) -> bool:
 
 def _write_address(site: Site, address: str) -> None:
     settings = site.folder / "site.toml"
-    replace_file(settings, with_server_address(settings.read_text(encoding="utf-8"), address).encode())
+    write_atomically(settings, with_server_address(settings.read_text(encoding="utf-8"), address).encode())
 
 
 def with_server_address(settings: str, address: str) -> str:
@@ -181,8 +181,8 @@ def _keep(site: Site, authority: str, pem: str) -> None:
         raise Refusal(reasons.NODE_CERTIFICATE, private=repr(error)) from error
     if certificate.public_key() != load_node_key(site.node_key).public_key():
         raise Refusal(reasons.NODE_CERTIFICATE, private="the certificate is for another key")
-    replace_file(site.ca_certificate, authority.encode())
-    replace_file(node_certificate(site), certificate.public_bytes(Encoding.PEM))
+    write_atomically(site.ca_certificate, authority.encode())
+    write_atomically(node_certificate(site), certificate.public_bytes(Encoding.PEM))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from federation.gateway.schema import Schema
 from federation.protocol.batch_norm import is_counter
 from federation.protocol.metric_allowlist import Kind
 from models.refusal import Refusal
-from pipeline.system.atomic_files import write_durably
+from pipeline.system.atomic_files import replacing, write_durably
 
 KEPT_RUNS = 16
 _ANY = np.inf
@@ -243,9 +243,8 @@ class Lineage:
         }
         for chunk in wanted:
             if not (self._folder / chunk).exists():
-                temporary = self._folder / f".{chunk}"
-                shutil.copyfile(folder / chunk, temporary)
-                temporary.replace(self._folder / chunk)
+                with (folder / chunk).open("rb") as spooled, replacing(self._folder / chunk) as kept:
+                    shutil.copyfileobj(spooled, kept)
         for path in self._folder.iterdir():
             if path.name not in wanted and path.name != "state.json":
                 path.unlink()

@@ -4,7 +4,6 @@ SITE_DIR/keys/gateway.crt, .key   created if missing; the node trusts no other c
 """
 
 import ipaddress
-import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +17,7 @@ from cryptography.x509.oid import NameOID
 from federation.enrolment.certificates import valid_until
 from federation.system.process import LOOPBACK
 from pipeline.site.folder import Site
+from pipeline.system.atomic_files import write_atomically
 
 _VALIDITY = timedelta(days=5 * 365)
 _CLOCK_SKEW = timedelta(days=1)  # valid even if the clock was set back
@@ -39,8 +39,8 @@ def loopback_certificate(site: Site) -> tuple[Path, Path]:
     if not (certificate.is_file() and key.is_file()) or valid_until(certificate) < datetime.now(UTC) + _RENEW_BEFORE:
         private = ec.generate_private_key(ec.SECP384R1())
         pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        _replace(key, pem, mode=0o600)
-        _replace(certificate, self_signed(private).public_bytes(Encoding.PEM), mode=0o644)
+        write_atomically(key, pem, mode=0o600)
+        write_atomically(certificate, self_signed(private).public_bytes(Encoding.PEM), mode=0o644)
     return certificate, key
 
 
@@ -61,10 +61,3 @@ def self_signed(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA384())
     )
-
-
-def _replace(path: Path, content: bytes, *, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(content)
-    temporary.replace(path)

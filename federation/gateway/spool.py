@@ -11,14 +11,13 @@ SITE_DIR/gateway/answers/      see `questions`
 
 import json
 import shutil
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from federation.gateway import reasons
 from models.refusal import Refusal
-from pipeline.system.atomic_files import write_durably
+from pipeline.system.atomic_files import write_atomically, write_durably
 
 _DAY_SECONDS = 24 * 3600.0
 _MONTH_SECONDS = 31 * _DAY_SECONDS
@@ -38,9 +37,7 @@ class Objects:
 
     def put(self, object_id: str, content: bytes) -> None:
         """Store an object whose id equals its SHA-256; the caller checked it, so it is a safe name. Raises OSError."""
-        temporary = self.folder / f".{object_id}.{threading.get_ident()}"  # two requests may store it at once
-        temporary.write_bytes(content)
-        temporary.replace(self.folder / object_id)
+        write_atomically(self.folder / object_id, content)  # two requests may store it at once
         self.sizes[object_id] = len(content)
 
     def __contains__(self, object_id: str) -> bool:

@@ -25,6 +25,7 @@ from federation.system.refusals_page import REASONS
 from models import reasons as model_reasons
 from models.reason_tables import reasons_in
 from models.refusal import Reason
+from pipeline.system.atomic_files import write_atomically
 from pipeline.system.codes import BY_CODE
 
 _STATE = "node.json"
@@ -123,9 +124,7 @@ class NodeState(BaseModel, extra="ignore"):
     def save(self, logs: Path) -> None:
         """Store the state. Errors are ignored: a full disk must not stop the node."""
         with suppress(OSError):
-            temporary = logs / f".{_STATE}"
-            temporary.write_text(self.model_dump_json(indent=1))
-            temporary.replace(logs / _STATE)
+            write_atomically(logs / _STATE, self.model_dump_json(indent=1).encode())
 
     def read(self, line: str, log: str) -> str | None:
         """Process one line of the log of that name; return the text for the operator, if any."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.records import Job
 from pipeline.imaging.volume import Volume
-from pipeline.system.atomic_files import sync_folder, sync_tree
+from pipeline.system.atomic_files import move_durably
 
 log = logging.getLogger("fedthorax.clinic")
 
@@ -21,10 +21,8 @@ def keep_to_be_seen(volume: Volume, job: Job, work: Path) -> None:
     try:
         folder.mkdir(mode=0o700)
         write_scan(volume, folder)
-        sync_tree(folder)
         shutil.rmtree(job.pictures, ignore_errors=True)  # left by a killed attempt
-        folder.replace(job.pictures)
-        sync_folder(job.pictures.parent)
+        move_durably(folder, job.pictures)
     except Exception as error:  # disk or memory may be full
         shutil.rmtree(folder, ignore_errors=True)
         log.warning("the pictures of a scan without a score cannot be written: %s", type(error).__name__)

@@ -45,7 +45,7 @@ from pipeline.imaging.nifti_reader import is_volume_file
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.scoring.score import Score, score_scan
 from pipeline.scoring.single_scan import OneScan, read_one
-from pipeline.system.atomic_files import sync_folder, sync_tree
+from pipeline.system.atomic_files import move_durably
 
 SCORE = "score.json"
 POLL_SECONDS = 0.2
@@ -127,9 +127,7 @@ class Worker:
         if source:
             wanted = self._clinic.settings.results
             self._tell(write_results(answer, folder, report=wanted.sr, picture=wanted.picture))
-        sync_tree(folder)
-        folder.replace(answer.folder)
-        sync_folder(answer.folder.parent)
+        move_durably(folder, answer.folder)
         is_sent = self._clinic.settings.results.send == "always" and any((answer.folder / f).exists() for f in RESULTS)
         self._store.answers.add(job, answer, deliver=is_sent)
         log.info("a scan was answered after %.1f s", score.seconds["total"])

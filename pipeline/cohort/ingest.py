@@ -2,10 +2,10 @@
 
 import csv
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.records.join import Labels, Records, label
 from pipeline.site import reasons as site_reasons
 from pipeline.site.folder import Site
 from pipeline.site.site_data import read_records, read_series_list
+from pipeline.system.atomic_files import replacing
 from pipeline.system.codes import BY_CODE
 from pipeline.system.findings import Finding
 
@@ -210,11 +211,9 @@ def _digest(path: Path) -> str:
 
 def _write_table(path: Path, header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
     """Write a CSV file atomically; no cell contains text from the hospital, so none can be a formula."""
-    temporary = path.with_suffix(".writing")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+    with replacing(path, flush=True) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text)
         writer.writerow(header)
         writer.writerows(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        text.detach()  # writes the rest and leaves the file open

@@ -10,7 +10,6 @@ and returning to it must not need a new ingest.
 The module imports little, because a node imports it at its start and then runs for months.
 """
 
-import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from models.refusal import Refusal
 from pipeline.cohort import reasons
 from pipeline.site.folder import Site, Split
+from pipeline.system.atomic_files import replacing
 from pipeline.system.locks import alone
 
 if TYPE_CHECKING:
@@ -273,9 +273,5 @@ def save_tensor(folder: Path, name: str, tensor: "NDArray[np.float16]") -> None:
     """Write a tensor atomically: the file is either complete or absent."""
     import numpy as np
 
-    temporary = folder / f".{name}.{os.getpid()}"
-    with temporary.open("wb") as file:
+    with replacing(folder / name, flush=True) as file:
         np.save(file, tensor)
-        file.flush()
-        os.fsync(file.fileno())  # before the rename; otherwise a power cut could leave an empty file
-    temporary.replace(folder / name)

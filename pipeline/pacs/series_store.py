@@ -11,6 +11,7 @@ import time
 from pipeline.pacs.deidentify import series_folder
 from pipeline.pacs.queries import RemoteSeries
 from pipeline.site.folder import Site
+from pipeline.system.atomic_files import write_atomically
 
 
 class SeriesStore:
@@ -39,9 +40,7 @@ class SeriesStore:
 
     def write(self, name: str, content: bytes) -> None:
         """Write one image to the folder of the incomplete series."""
-        temporary = self._partial / f"{name}.part"
-        temporary.write_bytes(content)
-        temporary.replace(self._partial / name)
+        write_atomically(self._partial / name, content)
 
     def finish(self) -> None:
         """Move the images to the reader's folder, also if earlier images of the series are already there."""

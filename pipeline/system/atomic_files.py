@@ -2,25 +2,58 @@
 
 import os
 import sqlite3
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _LOOK_SECONDS = 0.01
 
 
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o666, flush: bool = False) -> Iterator[BinaryIO]:
+    """Write a file in a block; it replaces `path` when the block ends. If the block fails, nothing changes.
+
+    A reader sees either the old or the new content. `mode`: the umask removes bits from it. `flush`: write the content
+    to the disk before the file gets its name; otherwise a power cut could leave an empty file. A process that is killed
+    or interrupted leaves a hidden file with the suffix .tmp.
+    """
+    temporary = path.with_name(f".{os.urandom(8).hex()}.tmp")
+    file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb")
+    try:
+        with file:
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write or replace a file in one step, without waiting for the disk. Raises OSError and then changes nothing."""
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
 def write_durably(path: Path, content: bytes) -> None:
-    """Write or replace a file that only its owner may read. Raises OSError and then changes nothing."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:  # mode 0600
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    """Write or replace a file that only its owner may read, so that it survives a power cut.
+
+    Raises OSError and then changes nothing.
+    """
+    with replacing(path, mode=0o600, flush=True) as file:
+        file.write(content)
     sync_folder(path.parent)
+
+
+def move_durably(folder: Path, place: Path) -> None:
+    """Give a complete folder its final name on the same disk, so that it survives a power cut. Raises OSError."""
+    sync_tree(folder)
+    folder.rename(place)
+    sync_folder(place.parent)
 
 
 def sync_folder(folder: Path) -> None:

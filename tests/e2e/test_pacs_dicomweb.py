@@ -316,7 +316,7 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         report = hospital.pull(site)
         assert report.images_now == 80 - already
         assert hospital.is_all_here(site)
-        assert list(site.folder.rglob("*.part")) == []
+        assert list(site.folder.rglob("*.tmp")) == []
 
 
 def test_two_pulls_do_not_meet(hospital: Hospital) -> None:

@@ -24,7 +24,7 @@ from pipeline.clinic.web.middleware import API, MB
 from pipeline.clinic.web.schemas import Id, Uid
 from pipeline.clinic.web.uploads import INCOMING, receive
 from pipeline.clinic.web.view_audit import Looks, View
-from pipeline.system.atomic_files import sync_folder, sync_tree
+from pipeline.system.atomic_files import move_durably
 
 KEEP_FREE_MB = 500  # disk space reserved for the store and the answers
 _BODY = {
@@ -157,9 +157,7 @@ def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: 
     """Queue an uploaded scan. Raises Refusal E_QUEUE_FULL, E_CLINIC_FILE, and removes the upload then."""
     folder = clinic.scans / job_id
     try:
-        sync_tree(incoming)
-        incoming.rename(folder)
-        sync_folder(clinic.scans)
+        move_durably(incoming, folder)
         with clinic.store() as store:
             at_most = clinic.settings.limits.waiting_scans
             store.jobs.add(job_id, source="upload", asked_by=by, series_uid=series_uid, at_most=at_most)

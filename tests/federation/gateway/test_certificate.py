@@ -154,7 +154,7 @@ def test_one_that_somebody_else_fetched_is_shown_too(
     ("place", "failure", "level"),
     [
         ("federation.ingress.authorization.renew", Refusal(reasons.DOOR_BUSY), logging.WARNING),
-        ("federation.enrolment.join.replace_file", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
+        ("federation.enrolment.join.write_atomically", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
     ],
 )
 def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(

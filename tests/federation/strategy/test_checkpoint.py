@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +213,7 @@ WRITTEN = 100  # points within the writing of one file
 def test_killed_while_the_file_is_written_the_one_before_is_whole(tmp_path, monkeypatch, hundredth):
     three_saved(tmp_path)
     size = save(tmp_path / "elsewhere", state(4)).stat().st_size
-    real = tempfile.NamedTemporaryFile
+    real = os.fdopen
 
     class Torn:
         """A file of which only the first part reaches the disk."""
@@ -238,7 +237,7 @@ def test_killed_while_the_file_is_written_the_one_before_is_whole(tmp_path, monk
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(tempfile, "NamedTemporaryFile", lambda **kwargs: Torn(real(**kwargs)))
+        patch.setattr(os, "fdopen", lambda *args: Torn(real(*args)))
         save(tmp_path, state(4))
     (torn,) = tmp_path.glob("*.tmp")
     assert torn.stat().st_size == size * hundredth // WRITTEN

@@ -177,7 +177,7 @@ def test_a_store_that_fails_leaves_nothing(client: Clients, clinic: Clinic, monk
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.clinic.web.scans.sync_tree", fail)
+    monkeypatch.setattr("os.fsync", fail)
     assert refused(client("score").post(SCANS, files={"files": ("a", b"b")})) == "E_DISK_FULL"
     assert list(clinic.scans.iterdir()) == []
 
