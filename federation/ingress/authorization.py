@@ -219,6 +219,11 @@ class Door:
         return web.json_response({"site": node.site, "certificate": certificate})
 
     def _count_try(self, address: str) -> None:
+        """Count an attempt to join. Raises Refusal E_DOOR_BUSY if the address had too many in this minute.
+
+        Why not the package `limits`: it would do no more than these lines, and needs a thread to remove old addresses.
+        Memory is bounded because each attempt needs a TLS handshake: 1,000 a second for a minute would use 6 MiB.
+        """
         minute = int(time.monotonic() // 60)
         if minute != self._minute:
             self._minute = minute

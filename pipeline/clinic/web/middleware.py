@@ -48,7 +48,9 @@ class CutShortError(Exception):
 class Guard:
     """ASGI middleware that checks every request; routes find the caller in `request.state.caller`.
 
-    `hosts`: the permitted host names, in lower case, without port.
+    `hosts`: the permitted host names, in lower case, without port. Starlette's TrustedHostMiddleware 1.3 cannot check
+    them: it compares upper and lower case, refuses every IPv6 literal (`[::1]:8765`), redirects to `www.` unless told
+    not to, and refuses in plain text, without a code and without our headers.
     """
 
     def __init__(
