@@ -47,12 +47,15 @@ class Refusal(Exception):
 
     @property
     def code(self) -> str:
+        """The stable code, such as "E_NO_SITE"."""
         return self.reason.code
 
     @property
     def says(self) -> str:
+        """What is wrong, with its numbers."""
         return self.reason.says.format(**self.numbers)
 
     @property
     def remedy(self) -> str:
+        """What to do next."""
         return self.reason.remedy

@@ -11,6 +11,7 @@ import typer
 from click import Group
 from sphinx.cmd.build import build_main
 
+import fedthorax
 from federation.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,13 +35,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # between MyST and Sphinx
 @pytest.mark.usefixtures("no_network")
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """Sphinx warns of links that lead nowhere and of pages outside the navigation."""
+    """Sphinx warns of links that lead nowhere and of pages outside the navigation.
+
+    The page of the Python API has an entry for each public name and for no other name.
+    """
     doctrees, site = tmp_path / "doctrees", tmp_path / "site"
     strict = ["--quiet", "--nitpicky", "--fail-on-warning", "--keep-going"]
     assert build_main([*strict, "-d", str(doctrees), str(ROOT / "docs"), str(site)]) == 0
     built = sorted(site.rglob("*.html"))
     assert len(built) >= len(PAGES) - 1
     assert [page.name for page in built if LOADED.search(page.read_text())] == []
+    entries = re.findall(r'id="fedthorax\.([\w.]+)"', (site / "python-api.html").read_text())
+    assert sorted(name for name in entries if "." not in name) == sorted(fedthorax.__all__)
+    assert [name for name in entries if re.search(r"(^|\.)_", name)] == []
 
 
 def commands(page: Path) -> Iterator[list[str]]:
