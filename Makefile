@@ -29,8 +29,12 @@ viewer:  ## the full viewer of the clinician's page (NiiVue) into the package, b
 	cd viewer && tail -n +1 niivue.LICENSE $$(find node_modules -iname 'license*' -not -path '*/axe-core/*' | sort) \
 		> ../pipeline/clinic/page/static/niivue.LICENSE.txt
 
-check: lint  ## the quick loop: style, types, imports, then the fast unit tests on all cores
-	$(BIN)/pytest -m "not e2e and not chaos and not slow" -n $$(nproc) --maxprocesses 8 --dist worksteal
+check: .venv/installed  ## the quick loop: style, types, imports, and beside them the fast unit tests on all cores
+	@# Lint uses one core, and tests wait now and then. What runs in the background would else ignore Ctrl-C.
+	@mkdir -p build
+	@env --default-signal=INT,QUIT $(MAKE) --no-print-directory lint >build/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/pytest -m "not e2e and not chaos and not slow" -n $$(nproc) --maxprocesses 8 --dist worksteal; tests=$$?; \
+	wait $$lint; lint=$$?; cat build/lint.log; exit $$((lint || tests))
 
 unit: .venv/installed  ## the tests that start no process
 	$(BIN)/pytest -m "not e2e and not chaos"
