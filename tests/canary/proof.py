@@ -1,4 +1,4 @@
-"""The proof: its trials in their order, and what must be true of each."""
+"""The proof: its trials in their order, and the required result of each."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from tests.canary.traffic import DECRYPTED
 
 SHORT = ("name as a metric", "pixels in the weights", "another port")
 SPARE = 6  # patients whom no leak takes
-# Without the sandbox all that it stops leaves, but for what lies in a reply that the gateway refuses.
+# Without the sandbox, every leak that it stops succeeds, except one in a reply that the gateway refuses.
 WITHOUT_SANDBOX = {name: FOUND for name in AROUND} | {
     "the hospitals own files": REFUSED,
-    "what it prints": STAYED,
+    "printed text": STAYED,
 }
 
 
 @dataclass
 class Results:
-    """All that a proof has seen; `problems` says what is not as it must be."""
+    """The results of a proof; `problems` lists every result that is not as required."""
 
     trials: list[Trial] = field(default_factory=list)
     walls: list[Outcome] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Results:
 
 
 def prove(folder: Path, *, whole: bool) -> Results:
-    """Run the proof in a folder of its own; `whole`: all leaks, and those around the reply without the sandbox too."""
+    """Run the proof in an empty folder; `whole`: with all leaks, those outside the reply also without the sandbox."""
     began = time.monotonic()
     leaks = list(LEAKS) if whole else list(SHORT)
     results = Results()
@@ -42,7 +42,7 @@ def prove(folder: Path, *, whole: bool) -> Results:
         results.trials = [watched.join(), watched.clean(3 if whole else 1), watched.refused(), watched.crash()]
         for trial in results.trials:
             results.problems += not_clean(trial)
-        results.problems += not_as_told(results.trials)
+        results.problems += not_as_named(results.trials)
         watched.approve()
         results.trials.append(watched.leak())
         results.walls = outcomes(watched, results.trials[-1])
@@ -59,13 +59,13 @@ def prove(folder: Path, *, whole: bool) -> Results:
 
 
 def unfound_at_the_source(watched: Watched) -> list[str]:
-    """The control of the search: in the site's own files everything that was planted is found."""
+    """Control of the scanner: return what was planted but is not found in the site's own files."""
     found = {hit.planted for hit in watched.scanner.scan(watched.source(), depth=0)}
     return [f"{each.name} is not found in the site's own files" for each in watched.planted if each.name not in found]
 
 
 def not_clean(trial: Trial) -> list[str]:
-    """Nothing planted has left, every byte was read, and there was something to read."""
+    """Return the problems of a trial in which nothing planted may leave and every byte must be readable."""
     problems = [f"{trial.name}: {hit.planted} left: {hit.disguise}" for hit in trial.hits]
     problems += [f"{trial.name}: not readable: {why}" for why in trial.out.unread]
     if not trial.out.parts[DECRYPTED]:
@@ -73,8 +73,8 @@ def not_clean(trial: Trial) -> list[str]:
     return problems
 
 
-def not_as_told(trials: Sequence[Trial]) -> list[str]:
-    """The runs went as their names say: taken, refused, crashed."""
+def not_as_named(trials: Sequence[Trial]) -> list[str]:
+    """Return how the runs differ from their names: clean, refused, crashed."""
     _, clean, refused, crash = (trial.rounds for trial in trials)
     problems = [f"clean run: {code}" for code in clean if code]
     problems += ["refused run: it was not refused"] if not all(refused) else []
@@ -83,7 +83,7 @@ def not_as_told(trials: Sequence[Trial]) -> list[str]:
 
 
 def surprises(seen: Sequence[Outcome], wanted: Mapping[str, str]) -> list[str]:
-    """The leaks of which something else became than it must."""
+    """Return the leaks whose result is not the required one."""
     return [
         f"{outcome.leak}: {outcome.verdict} ({outcome.detail}), expected: {wanted[outcome.leak]}"
         for outcome in seen

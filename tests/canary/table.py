@@ -1,4 +1,4 @@
-"""What became of each leak, and the tables of docs/canary.md."""
+"""The result of each leak, and the tables of docs/canary.md."""
 
 import re
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 REFUSED, STOPPED, FOUND = "refused at the gateway", "stopped by the sandbox", "found by the scanner"
 STAYED, UNSEEN, UNTRIED = "stayed at the site", "not stopped, not found", "not tried"
-# What is known to leave unseen: hardly any of it, or where nobody can look.
+# Known to leave undetected: the data is too small, or hidden in a way that no scanner can detect.
 LEAVES_UNSEEN = {"one pixel as a figure", "text in scattered bits"}
-# Shaped as the study's model is shaped, so that no gateway can tell them from weights.
+# They have the shape of the study's model, so no gateway can distinguish them from weights.
 LEAVES = {"pixels in the weights", "pixels in the running means", "text in the lowest bits"}
 _NOTE = re.compile(r"leak of round (\d+): (.*)")
 _BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
@@ -25,7 +25,7 @@ _BEGIN, _END = "<!-- begin: {} -->", "<!-- end: {} -->"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one leak."""
+    """The result of one leak."""
 
     leak: str
     verdict: str
@@ -33,20 +33,20 @@ class Outcome:
 
 
 def expected(leak: str) -> str:
-    """What shall become of a leak where gateway and sandbox are at work."""
+    """Return the required result of a leak when both gateway and sandbox run."""
     if leak in LEAVES_UNSEEN:
         return UNSEEN
     if leak in LEAVES:
         return FOUND
-    if leak == "what it prints":
+    if leak == "printed text":
         return STAYED
     return STOPPED if leak in AROUND else REFUSED
 
 
 def outcomes(watched: Watched, trial: Trial) -> list[Outcome]:
-    """What became of each leak of a trial."""
+    """Return the result of each leak of a trial."""
     log = (watched.site / "logs" / "client.log").read_text()
-    said = {int(number): text for number, text in _NOTE.findall(log)}  # of each round the last
+    said = {int(number): text for number, text in _NOTE.findall(log)}  # the last note of each round
     found = []
     for number, leak in enumerate(watched.leaks):
         hits = [hit for hit in trial.hits if hit.planted.startswith(f"{leak}:")]
@@ -66,28 +66,28 @@ def outcomes(watched: Watched, trial: Trial) -> list[Outcome]:
 
 
 def _through(leak: str, code: str) -> tuple[str, str]:
-    """What became of a leak through the reply of which nothing was found.
+    """Return the result of a leak through the reply if the scanner found nothing of it.
 
-    The scanner finds all but those of LEAVES_UNSEEN where nothing stops them (test_leaks.py): so it was stopped.
+    If nothing stops a leak, the scanner finds it unless it is in LEAVES_UNSEEN (test_leaks.py). So this was stopped.
     """
     if leak in LEAVES_UNSEEN and not code:
-        return UNSEEN, "the reply was taken"
-    return REFUSED, code or "the reply was composed anew, without it"
+        return UNSEEN, "the reply was accepted"
+    return REFUSED, code or "the gateway composed the reply without it"
 
 
 def _around(watched: Watched, number: int, code: str, said: str) -> tuple[str, str]:
-    """What became of a leak around the reply of which nothing was found."""
-    if said.startswith("barred"):
+    """Return the result of a leak outside the reply if the scanner found nothing of it."""
+    if said.startswith("blocked"):
         return STOPPED, said
     if code:
         return REFUSED, code
     name = watched.patients[number].name.encode()
     logs = [path.name for path in (watched.site / "logs").iterdir() if path.is_file() and name in path.read_bytes()]
-    return (STAYED, f"in {', '.join(sorted(logs))}") if logs else (STOPPED, "it got no further than the sandbox")
+    return (STAYED, f"in {', '.join(sorted(logs))}") if logs else (STOPPED, "it did not leave the sandbox")
 
 
 def write_tables(page: Path, results: "Results") -> None:
-    """Put the results in their places in docs/canary.md."""
+    """Write the results into the marked parts of docs/canary.md."""
     runs = [
         [
             trial.name,
@@ -104,13 +104,13 @@ def write_tables(page: Path, results: "Results") -> None:
     _replace(page, "runs", _table(head, runs))
     without = {outcome.leak: f"{outcome.verdict}: {outcome.detail}" for outcome in results.no_walls}
     rows = [[o.leak, o.verdict, o.detail, without.get(o.leak, "")] for o in results.walls]
-    _replace(page, "leaks", _table(["leak", "what became of it", "how", "without the sandbox"], rows))
+    _replace(page, "leaks", _table(["leak", "result", "how", "without the sandbox"], rows))
 
 
 def _rounds(trial: Trial) -> str:
-    if len(trial.rounds) > 5:  # one for each leak: the next table tells
+    if len(trial.rounds) > 5:  # one for each leak: see the next table
         return f"{len(trial.rounds)}, below"
-    return ", ".join(code or "taken" for code in trial.rounds) or "none"
+    return ", ".join(code or "accepted" for code in trial.rounds) or "none"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -119,10 +119,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _replace(page: Path, name: str, text: str) -> None:
-    """Put a text between the marks of this name."""
+    """Replace the text between the marks of this name."""
     begin, end = _BEGIN.format(name), _END.format(name)
     content = page.read_text(encoding="utf-8")
     before, _, rest = content.partition(begin)
     _, mark, after = rest.partition(end)
-    assert mark, f"{page.name} has no place for {name}"
+    assert mark, f"{page.name} has no marks for {name}"
     page.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")

@@ -15,7 +15,7 @@ from tests.canary.traffic import DECRYPTED, outgoing
 
 SITE, SERVER = b"\x02\0\0\0\0\x02", b"\x02\0\0\0\0\x01"
 ADDRESS = {SITE: bytes([10, 77, 0, 2]), SERVER: bytes([10, 77, 0, 1])}
-DOOR = 8443
+INGRESS = 8443
 Change = Callable[[list[bytes]], list[bytes]]
 
 
@@ -52,7 +52,7 @@ def stream(sequence: int, pieces: list[bytes], port: int = 9999) -> list[bytes]:
 def test_a_stream_is_put_together_from_any_order(tmp_path: Path) -> None:
     first, *rest = stream(2**32 - 8, [b"one ", b"two ", b"three ", b"four"])  # the numbers wrap on the way
     frames = [first, rest[2], rest[0], rest[0], rest[3], rest[1], rest[2]]
-    out = outgoing(save(tmp_path / "c", frames), SITE, {}, DOOR)
+    out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert out.parts["TCP to port 9999"] == b"one two three four"
     assert not out.unread
     assert out.bytes == sum(map(len, frames))
@@ -61,7 +61,7 @@ def test_a_stream_is_put_together_from_any_order(tmp_path: Path) -> None:
 
 def test_a_second_connection_on_the_same_ports_is_another(tmp_path: Path) -> None:
     frames = stream(100, [b"first"]) + stream(70000, [b"second"])
-    out = outgoing(save(tmp_path / "c", frames), SITE, {}, DOOR)
+    out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert out.parts["TCP to port 9999"] == b"firstsecond"
     assert not out.unread
 
@@ -78,14 +78,14 @@ def test_a_second_connection_on_the_same_ports_is_another(tmp_path: Path) -> Non
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, change: Change, why: str) -> None:
     frames = change(stream(100, [b"whole", b"story"]))
-    out = outgoing(save(tmp_path / "c", frames), SITE, {}, DOOR)
+    out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert len(out.unread) == 1
     assert why in out.unread[0]
 
 
 def test_datagrams_and_other_frames_are_kept_by_kind(tmp_path: Path) -> None:
     sent = [frame(SITE, 17, b"....UDP?"), frame(SITE, 1, b"ping"), frame(SITE, 0, b"who has", kind=0x0806)]
-    out = outgoing(save(tmp_path / "c", [*sent, frame(SERVER, 17, b"not from here")]), SITE, {}, DOOR)
+    out = outgoing(save(tmp_path / "c", [*sent, frame(SERVER, 17, b"not from here")]), SITE, {}, INGRESS)
     assert {"UDP", "ICMP", "ARP"} <= set(out.parts)
     assert b"UDP?" in out.parts["UDP"]
     assert out.frames == 3
@@ -93,9 +93,9 @@ def test_datagrams_and_other_frames_are_kept_by_kind(tmp_path: Path) -> None:
 
 
 def test_what_is_no_tls_at_the_door_is_named(tmp_path: Path) -> None:
-    out = outgoing(save(tmp_path / "c", stream(1, [b"GET / HTTP/1.1"], DOOR)), SITE, {}, DOOR)
-    assert out.unread == [f"TCP to port {DOOR}: no TLS"]
-    assert out.parts[f"TCP to port {DOOR}"] == b"GET / HTTP/1.1"
+    out = outgoing(save(tmp_path / "c", stream(1, [b"GET / HTTP/1.1"], INGRESS)), SITE, {}, INGRESS)
+    assert out.unread == [f"TCP to port {INGRESS}: no TLS"]
+    assert out.parts[f"TCP to port {INGRESS}"] == b"GET / HTTP/1.1"
 
 
 # --- TLS --------------------------------------------------------------------------------------------------
@@ -155,9 +155,12 @@ def test_tls_is_read_with_its_secrets(tmp_path: Path) -> None:
 def test_tls_over_a_cable_is_read(tmp_path: Path) -> None:
     conversation = Conversation(tmp_path)
     conversation.say(b"a name")
-    back = [tcp(SERVER, 5, opens=True, ports=(DOOR, 50000)), tcp(SERVER, 6, conversation.sent[0], ports=(DOOR, 50000))]
-    frames = stream(9, [conversation.sent[1]], DOOR) + back
-    out = outgoing(save(tmp_path / "c", frames), SITE, read_secrets(conversation.secrets), DOOR)
+    back = [
+        tcp(SERVER, 5, opens=True, ports=(INGRESS, 50000)),
+        tcp(SERVER, 6, conversation.sent[0], ports=(INGRESS, 50000)),
+    ]
+    frames = stream(9, [conversation.sent[1]], INGRESS) + back
+    out = outgoing(save(tmp_path / "c", frames), SITE, read_secrets(conversation.secrets), INGRESS)
     assert not out.unread
     assert out.parts[DECRYPTED] == b"a name"
 

@@ -30,7 +30,7 @@ _LETTER_FORMATS = ("<f8", ">f8", "<f4", ">f4", "<f2", ">f2", "<i8", ">i8", "<i4"
 
 
 class TooWeak(ValueError):
-    """What shall be planted is too short or too common to be told from chance."""
+    """The text to be planted is too short or too common to be distinguished from chance."""
 
 
 def strength_bits(text: str) -> float:

@@ -46,11 +46,11 @@ class _Segment:
     around: bytes  # headers before it, and padding behind it
 
 
-def outgoing(path: Path, hardware_address: bytes, secrets: Secrets, door: int) -> Outgoing:
+def outgoing(path: Path, hardware_address: bytes, secrets: Secrets, ingress: int) -> Outgoing:
     """What the interface with this address sent, by the capture in `path`.
 
     The headers of all frames come first; then datagrams by protocol; then TCP streams put together, those to the port
-    `door` decrypted with `secrets`.
+    `ingress` decrypted with `secrets`.
     """
     result = Outgoing()
     streams: dict[Flow, list[_Stream]] = defaultdict(list)
@@ -74,12 +74,12 @@ def outgoing(path: Path, hardware_address: bytes, secrets: Secrets, door: int) -
     for flow in sorted(from_site):
         back = streams.get(flow[2:] + flow[:2], [])
         for sent, answered in zip_longest(streams[flow], back[: len(streams[flow])], fillvalue=_Stream(0)):
-            _read_stream(f"TCP to port {flow[3]}", sent, answered, secrets if flow[3] == door else None, result)
+            _read_stream(f"TCP to port {flow[3]}", sent, answered, secrets if flow[3] == ingress else None, result)
     return result
 
 
 def _read_stream(name: str, sent: "_Stream", answered: "_Stream", secrets: Secrets | None, result: Outgoing) -> None:
-    """Add what the site sent on one TCP connection; to the door, it must be TLS that we can read."""
+    """Add what the site sent on one TCP connection; to the ingress, it must be TLS that we can read."""
     content, problem = sent.content()
     if problem:
         result.unread.append(f"{name}: {problem}")
