@@ -32,7 +32,7 @@ from federation.coordinator.rounds import Model
 from federation.protocol.flat_weights import pack
 from federation.protocol.study_config import Study
 from models.calibration import fit_platt, middle, pool
-from models.familiarity import Familiarity, Looks, look
+from models.familiarity import Appearance, Familiarity, appearance_features
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.phantom.anatomy import Field, Grid, smooth_noise
@@ -159,12 +159,12 @@ def prepared(hu: Field, grid: Grid, settings: Preprocessing) -> NDArray[np.float
         return None
 
 
-def meet(settings: Preprocessing, scans: int) -> dict[str, list[Looks | None]]:
+def meet(settings: Preprocessing, scans: int) -> dict[str, list[Appearance | None]]:
     """Return the appearance features of all scans, by name; None for each scan that the preprocessing refused."""
-    met: dict[str, list[Looks | None]] = {}
+    met: dict[str, list[Appearance | None]] = {}
 
     def see(name: str, tensor: NDArray[np.float32] | None) -> None:
-        met.setdefault(name, []).append(None if tensor is None else look(tensor))
+        met.setdefault(name, []).append(None if tensor is None else appearance_features(tensor))
 
     for stream, name in enumerate((*TRAINING, UNSEEN)):
         for scan in phantoms(HOSPITAL[name], scans, stream):
@@ -185,10 +185,10 @@ def interval(count: int, of: int) -> tuple[float, float]:
     return float(low), float(beta.ppf(0.975, count + 1, of - count) if count < of else 1.0)
 
 
-def shares(met: dict[str, list[Looks | None]], known: Familiarity) -> list[dict[str, Any]]:
+def shares(met: dict[str, list[Appearance | None]], known: Familiarity) -> list[dict[str, Any]]:
     rows = []
     for name, seen in met.items():
-        distances = [known.distance(looks) for looks in seen if looks is not None]
+        distances = [known.distance(each) for each in seen if each is not None]
         beyond = sum(not known.is_familiar(distance) for distance in distances)
         rows.append(
             {

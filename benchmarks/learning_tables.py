@@ -100,7 +100,7 @@ def report(best_reader: dict[int, float], outcomes: Sequence[Outcome], *, wall_s
 
 
 def _notes(best_reader: dict[int, float], found: Found, wall_s: float) -> list[str]:
-    described = "; ".join(f"{name} with {_told(options)}" for name, options in STRATEGIES.items() if options)
+    described = "; ".join(f"{name} with {_listed(options)}" for name, options in STRATEGIES.items() if options)
     return [
         f"Synthetic patients: {PATIENTS} at three hospitals that train, of which three in five are for training, and "
         f"{UNSEEN_PATIENTS} at a fourth with another scanner, which no model has seen. Severity is evaluated among "
@@ -124,7 +124,7 @@ def _rounded(areas: dict[str, float]) -> dict[str, float | None]:
     return {label: round(value, 4) if np.isfinite(value) else None for label, value in areas.items()}
 
 
-def _told(options: Options) -> str:
+def _listed(options: Options) -> str:
     return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 

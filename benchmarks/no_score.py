@@ -181,8 +181,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     release = load_release(arguments.model) if arguments.model else unlearnt()
-    is_told = release.description.familiarity is not None
-    model = "anatomy and the release's distance decide" if is_told else "only anatomy decides"
+    has_limit = release.description.familiarity is not None
+    model = "anatomy and the release's distance decide" if has_limit else "only anatomy decides"
     rows = measure(release, first=arguments.first, each=arguments.each, good=arguments.good)
     on_real = real(release)
     found = {"first_seed": arguments.first, "decides": model, "rows": rows, "real": on_real}

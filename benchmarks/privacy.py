@@ -84,8 +84,8 @@ def main() -> None:
             logits = predict(network, test)
             found = [str(auroc(logits[:, k], np.asarray(test.targets[:, k]))) for k in range(len(LABELS))]
             inside, outside = ((predict(network, some), some.targets) for some in (examples, others))
-            told = infer_membership(inside, outside, min_patients=1)[JOINT].auroc
-            found.append(f"{told.value:.2f} ({told.low:.2f}–{told.high:.2f})")
+            inferred = infer_membership(inside, outside, min_patients=1)[JOINT].auroc
+            found.append(f"{inferred.value:.2f} ({inferred.low:.2f}–{inferred.high:.2f})")
             print(f"| {seed} | {epsilon or 'not private'} | {noise:.2f} | {' | '.join(found)} |", flush=True)
 
 

@@ -69,11 +69,11 @@ class Attacks(_Record):
 def attacks_section(attacks: Attacks) -> str:
     """Return the card's section in Markdown."""
     a = attacks
-    told = "\n".join(
+    membership = "\n".join(
         f"| {loss} | {m.members} | {m.others} | {m.auroc} | {m.tpr_at_1_percent_fpr} | {m.tpr_at_10_percent_fpr} |"
         for loss, m in a.membership.items()
     )
-    drawn = "\n".join(
+    inversion = "\n".join(
         f"| {i.seen} | {i.scans} | {i.best_db:.1f} | {i.constant_db:.1f} | {i.typical_db:.1f} |" for i in a.inversion
     )
     return f"""
@@ -86,7 +86,7 @@ succeed. The figures are computed from these patients, without noise.
 
 | loss of | members | others | AUROC (95 % interval) | found at 1 % false alarms | found at 10 % false alarms |
 | --- | --- | --- | --- | --- | --- |
-{told}
+{membership}
 
 Guessing gives 0.5, 0.01 and 0.1. With fewer than 100 others, 1 % false alarms means no false alarm; guessing
 then finds one member in (others + 1).
@@ -96,7 +96,7 @@ then finds one member in (others + 1).
 
 | what the attacker sees | of scans | best reconstruction | constant image | mean of other scans |
 | --- | --- | --- | --- | --- |
-{drawn}
+{inversion}
 
 The constant image needs no attack; the mean of other scans needs only public data.
 """

@@ -22,7 +22,7 @@ _STEPS = 200  # of expectation-maximisation; each computes a few 2 x 2 matrices
 _AS_IT_IS = np.array([1.0, 0.0])
 _OF_PENALTY = 2 * PENALTY * np.eye(2)  # information of the penalty; a Bernoulli variance is at most 1/4
 _ROUNDING = 1e-6
-_TOLD_DIGITS, _FINEST = 4, 1e-7  # significant digits of a covariance that hospitals report, and its smallest step
+_REPORTED_DIGITS, _FINEST = 4, 1e-7  # significant digits of a covariance that hospitals report, and its smallest step
 
 
 class Platt(BaseModel):
@@ -175,7 +175,7 @@ def _matrix(covariance: tuple[float, float, float] | None) -> NDArray[np.float64
 def _steps_of(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return by how much rounding can have changed each number."""
     exponents = np.floor(np.log10(np.maximum(np.abs(matrix), _FINEST)))
-    steps: NDArray[np.float64] = np.maximum(10.0 ** (exponents + 1 - _TOLD_DIGITS), _FINEST)
+    steps: NDArray[np.float64] = np.maximum(10.0 ** (exponents + 1 - _REPORTED_DIGITS), _FINEST)
     return steps
 
 

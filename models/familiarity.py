@@ -24,11 +24,21 @@ THIN_USUAL = 3.0  # standard deviations beyond which features of cloth or foam c
 _IN_LUNGS = (-1.01, -0.98, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.4, -0.1, 0.2, 0.6, 0.9, 1.01)
 _OUTSIDE = (-1.01, -0.9, -0.5, 0.0, 0.5, 0.65, 0.75, 0.85, 0.98, 1.01)
 _PROFILE = 4  # parts of each axis in which the share of lung is measured
-_PARTS = (len(_IN_LUNGS) - 1, 1, 2, 6, 3, 3, 3, 3 * _PROFILE, 2**3)  # numbers of features, in the order of `look`
-LOOKS = sum(_PARTS)
+_PARTS = (
+    len(_IN_LUNGS) - 1,
+    1,
+    2,
+    6,
+    3,
+    3,
+    3,
+    3 * _PROFILE,
+    2**3,
+)  # in the order of `appearance_features`
+APPEARANCE_SIZE = sum(_PARTS)
 _THIN = np.repeat([part in (2, 5) for part in range(len(_PARTS))], _PARTS)  # outside the lungs: cloth or foam, steps
 
-Looks = NDArray[np.float32]
+Appearance = NDArray[np.float32]
 Scan = NDArray[np.float32]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -63,25 +73,25 @@ class Familiarity(BaseModel):
     sites: int
 
     @model_validator(mode="after")
-    def is_of_these_looks(self) -> Self:
-        if not len(self.mean) == len(self.variance) == LOOKS:
-            raise ValueError(f"mean and variance must have {LOOKS} numbers each")
+    def has_all_features(self) -> Self:
+        if not len(self.mean) == len(self.variance) == APPEARANCE_SIZE:
+            raise ValueError(f"mean and variance must have {APPEARANCE_SIZE} numbers each")
         return self
 
-    def distance(self, looks: Looks) -> float:
+    def distance(self, appearance: Appearance) -> float:
         """Return the distance of one scan's features from training (`log_distances`); about 1 for a typical scan."""
-        return float(np.exp(log_distances(looks[None], np.array(self.mean), np.array(self.variance))[0]))
+        return float(np.exp(log_distances(appearance[None], np.array(self.mean), np.array(self.variance))[0]))
 
     def is_familiar(self, distance: float) -> bool:
         """Whether a scan with this distance may be scored; an unknown distance (NaN) may not."""
         return distance <= self.limit
 
 
-# --- how a scan looks -------------------------------------------------------------------------------------
+# --- appearance features ----------------------------------------------------------------------------------
 
 
-def look(scan: Scan) -> Looks:
-    """Compute the appearance features, shape (LOOKS,), of the network's input: (2, slices, rows, columns).
+def appearance_features(scan: Scan) -> Appearance:
+    """Compute the appearance features, shape (APPEARANCE_SIZE,), of the network's input: (2, slices, rows, columns).
 
     The features are: square roots of the shares of voxels in bins, and of the mean step between neighbours, both inside
     and outside the lungs; the correlation of neighbours in the lungs; the share of lung in parts of each axis; the
@@ -89,7 +99,7 @@ def look(scan: Scan) -> Looks:
     """
     window, mask = scan[0], scan[1] > 0.5
     inside, outside = window[mask], window[~mask]
-    looks = [
+    features = [
         *np.sqrt(_shares(inside, _IN_LUNGS)),
         *np.sqrt(_shares(outside, _OUTSIDE)),
         *(np.sqrt(_mean(np.abs(one - next_one))) for one, next_one in _neighbours(window, mask)),
@@ -98,7 +108,7 @@ def look(scan: Scan) -> Looks:
         *_profiles(mask),
         *(_median(part[lungs]) for part, lungs in zip(_eighths(window), _eighths(mask), strict=True)),
     ]
-    return np.array(looks, dtype=np.float32)
+    return np.array(features, dtype=np.float32)
 
 
 def _shares(values: Scan, bounds: Sequence[float]) -> NDArray[np.float64]:
@@ -146,8 +156,12 @@ def _eighths(values: NDArray) -> list[NDArray]:
 # --- what is familiar, from what sites tell ---------------------------------------------------------------
 
 
-def log_distances(looks: Looks, mean: NDArray[np.floating], variance: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the logarithm of each patient's distance, shape (patients,), from `looks` of shape (patients, LOOKS).
+def log_distances(
+    appearance: Appearance, mean: NDArray[np.floating], variance: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Return the logarithm of each patient's distance, shape (patients,).
+
+    `appearance`: the appearance features, shape (patients, APPEARANCE_SIZE).
 
     The distance is the root of the mean squared deviation from `mean`, in standard deviations: the Mahalanobis distance
     with a diagonal covariance, because sites do not release correlations. For low densities and steps outside the
@@ -155,7 +169,7 @@ def log_distances(looks: Looks, mean: NDArray[np.floating], variance: NDArray[np
     clothes, a mattress and voxels between skin and air say little about a scan and must not dominate.
     """
     wide = np.asarray(variance, dtype=np.float64)
-    away = np.abs(np.asarray(looks, dtype=np.float64) - mean) / np.sqrt(wide + LEAST_VARIANCE * np.median(wide))
+    away = np.abs(np.asarray(appearance, dtype=np.float64) - mean) / np.sqrt(wide + LEAST_VARIANCE * np.median(wide))
     squares = np.where(_THIN & (away > THIN_USUAL), 2 * THIN_USUAL * away - THIN_USUAL**2, away**2)
     found: NDArray[np.float64] = 0.5 * np.log(np.maximum(squares.mean(axis=1), np.finfo(np.float64).tiny))
     return found

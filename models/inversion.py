@@ -147,12 +147,12 @@ def _total_variation(scans: Tensor) -> Tensor:
     return torch.stack([torch.diff(scans, dim=axis).abs().mean() for axis in (2, 3, 4)]).sum()
 
 
-def moments_misfit(found: Moments, told: Moments) -> Tensor:
+def moments_misfit(found: Moments, reported: Moments) -> Tensor:
     """Return the mean over layers of the squared distances of means and variances, in units of the seen variance."""
-    if not told:
+    if not reported:
         return torch.zeros(())
     layers = []
-    for name, (mean, variance) in told.items():
+    for name, (mean, variance) in reported.items():
         scale = variance.clamp(min=1e-6)
         layers.append((((found[name][0] - mean) ** 2) / scale).mean() + ((found[name][1] / scale - 1) ** 2).mean())
     return torch.stack(layers).mean()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _POINTS = {"rule_out": "rule out below (set for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
 _UNKNOWN = "not reported"
-_TOLD = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
+_WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 
 
 def card(description: "Description", sha256: str, attacks: Attacks | None = None) -> str:
@@ -151,7 +151,10 @@ def _means(metrics: Mapping[str, float]) -> str:
 
 def _trust(d: "Description") -> str:
     """Make the section on the confidence band of a probability, and on scans that get none."""
-    rows = [(label, *(_band(platt, told) for told in _TOLD)) for label, platt in sorted(d.calibration.items())]
+    rows = [
+        (label, *(_band(platt, probability) for probability in _WITH_BAND))
+        for label, platt in sorted(d.calibration.items())
+    ]
     familiar = "There is no limit for scans that differ from the training scans: they get a probability, too."
     if d.familiarity:
         beyond, sites = f"{d.familiarity.limit:.2f}", d.familiarity.sites
@@ -162,14 +165,14 @@ def _trust(d: "Description") -> str:
 The 95 % band of the true probability at a similar hospital. It covers the small number of validation patients and the
 differences between hospitals. It does not cover that another training would give another model.
 
-{_table(("label", *(f"reported {told:g}" for told in _TOLD)), rows)}
+{_table(("label", *(f"reported {probability:g}" for probability in _WITH_BAND)), rows)}
 
 {familiar}
 """
 
 
-def _band(platt: Platt, told: float) -> str:
-    band = platt.band(platt.logit_of(told))
+def _band(platt: Platt, probability: float) -> str:
+    band = platt.band(platt.logit_of(probability))
     return _UNKNOWN if band is None else f"{band[0]:.2f}–{band[1]:.2f}"
 
 
@@ -225,7 +228,7 @@ Groups with too few patients are not reported.
 def _audit(p: Provenance) -> str:
     if p.audit is None:
         return "## Shortcut audit\nThere was no audit: the model may use the scanner instead of the lungs.\n"
-    told = _probe(p.audit)
+    probe = _probe(p.audit)
     names = {
         "severe from acquisition tags alone": "auroc_severe_tags",
         "severe with the lungs blanked out": "auroc_severe_outside",
@@ -234,7 +237,7 @@ def _audit(p: Provenance) -> str:
     }
     rows = [(site, *(_figure(found, name) for name in names.values())) for site, found in sorted(p.audit.sites.items())]
     text = f"""## Shortcut audit
-Does the model use the lungs, or features that correlate with the label at one hospital? {told}
+Does the model use the lungs, or features that correlate with the label at one hospital? {probe}
 
 {_table(("hospital", *names), rows)}
 """

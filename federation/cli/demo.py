@@ -84,7 +84,7 @@ def run_demo(root: Path, *, patients: int) -> None:
     _report(folders, finished)
     step("6/6 One new scan is scored")
     _score(folders, sites[UNSEEN])
-    _tell_paths(folders, finished, time.monotonic() - began)
+    _print_paths(folders, finished, time.monotonic() - began)
 
 
 def step(text: str) -> None:
@@ -229,7 +229,7 @@ def _score(folders: Folders, unseen: Site) -> None:
     score_series([scan], model=folders.model, out=folders.root / "scored", as_json=False)
 
 
-def _tell_paths(folders: Folders, finished: Finished, seconds: float) -> None:
+def _print_paths(folders: Folders, finished: Finished, seconds: float) -> None:
     lines: Sequence[tuple[str, object]] = (
         ("table", folders.root / "results.md"),
         ("figure", folders.root / "results.png"),

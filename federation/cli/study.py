@@ -128,17 +128,17 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
     from federation.runs.listing import detail, final_table, results_or_none, round_lines
     from federation.runs.run_folder import find_run
 
-    told = detail(server, run_name)
+    details = detail(server, run_name)
     if as_json:
-        print_json(told)
+        print_json(details)
         return
-    title = f"{run_name}: {told['strategy']}, seed {told['seed']}, {told['state']}"
-    say(title + (f", group {told['group']}" if told["group"] else ""))
+    title = f"{run_name}: {details['strategy']}, seed {details['seed']}, {details['state']}"
+    say(title + (f", group {details['group']}" if details["group"] else ""))
     columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
-    print_table(columns, round_lines(told["history"]), title="Rounds (means over sites, on validation patients)")
+    print_table(columns, round_lines(details["history"]), title="Rounds (means over sites, on validation patients)")
     if results := results_or_none(find_run(server, run_name)):
         print_table(*final_table(results), title="The final model on the sites' test patients")
-    for what, where in told["where"].items():
+    for what, where in details["where"].items():
         typer.echo(f"{what}: {where}")
 
 

@@ -181,13 +181,13 @@ def test(message: Message, context: Context) -> Message:
 @app.evaluate("embed")
 @coded
 def embed(message: Message, context: Context) -> Message:
-    """Report means and variances of the model's features and of scans' looks, over the site's training patients."""
+    """Report means and variances of the model's features and of the appearance features of training patients."""
     _log().info("task: features of the training patients")
-    features, looks = embed_site(_site(context), _study(context), *_model(message))
+    features, appearance = embed_site(_site(context), _study(context), *_model(message))
     content = RecordDict({"metrics": MetricRecord({EXAMPLES: features.patients})})
-    for record, found in (("moments", features), ("looks", looks)):
-        told = {"mean": found.mean, "variance": found.variance}
-        content[record] = encode({name: RANGES[name].rounded(array) for name, array in told.items()})
+    for record, found in (("moments", features), ("looks", appearance)):
+        arrays = {"mean": found.mean, "variance": found.variance}
+        content[record] = encode({name: RANGES[name].rounded(array) for name, array in arrays.items()})
     return Message(content, reply_to=message)
 
 

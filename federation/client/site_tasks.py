@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from federation.protocol.figure_rounding import rounded
 from federation.protocol.flat_weights import Arrays, pack, unpack
-from federation.protocol.metric_allowlist import Kind, unspoken
+from federation.protocol.metric_allowlist import Kind, withheld_figures
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.reasons import EMBEDDINGS
 from federation.protocol.study_config import Study
@@ -21,7 +21,7 @@ from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
 from pipeline.evaluation.figures import Deployed, calibration_figures, distance_figures, round_figures, test_figures
-from pipeline.evaluation.shortcuts import assigned_shares, embed, looks, moments, shortcut_figures
+from pipeline.evaluation.shortcuts import appearance, assigned_shares, embed, moments, shortcut_figures
 from pipeline.preprocessing.preprocess import settings_digest
 from pipeline.site.folder import Site, Split
 from pipeline.system.malloc import keep_memory
@@ -71,7 +71,7 @@ def _enough(site: Site, examples: Examples) -> Examples:
     return examples
 
 
-def _told(site: Site, kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
+def _rounded_figures(site: Site, kind: Kind, metrics: dict[str, float]) -> dict[str, float]:
     """Round figures to their grids, as the site's gateway does too."""
     return rounded(metrics, kind, count_patients(site))
 
@@ -101,7 +101,7 @@ def train_site(
     seed = order_seed(study.study.seed, examples, arrays)
     metrics |= _train(network, examples, study, round_number, seed)
     trained, trained_buffers = pack(network)
-    return Trained(trained, trained_buffers, _told(site, "train", metrics), len(examples))
+    return Trained(trained, trained_buffers, _rounded_figures(site, "train", metrics), len(examples))
 
 
 def _train(
@@ -148,16 +148,16 @@ def fine_tune_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) ->
 def calibrate_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays, typical: Arrays) -> Evaluated:
     """Fit calibration and thresholds on the site's validation patients; measure their distance from the `typical` scan.
 
-    `typical`: mean and variance of scans' looks over all sites. The distance is omitted if the variance is zero, or if
-    the site does not allow such statistics to leave. Raises as `fine_tune_site` does.
+    `typical`: mean and variance of the appearance features over all sites. The distance is omitted if the variance is
+    zero, or if the site does not allow such statistics to leave. Raises as `fine_tune_site` does.
     """
     network = _opened(site, study, arrays, buffers)
     validation = _enough(site, load_examples(site, study, "validation"))
     least = site.settings.site.min_patients
     metrics = calibration_figures(predict(network, validation), validation.targets, min_patients=least)
     if typical["variance"].any() and site.settings.gateway.embedding_statistics:
-        metrics |= distance_figures(looks(validation), typical["mean"], typical["variance"])
-    return Evaluated(_told(site, "evaluate.calibrate", metrics), len(validation))
+        metrics |= distance_figures(appearance(validation), typical["mean"], typical["variance"])
+    return Evaluated(_rounded_figures(site, "evaluate.calibrate", metrics), len(validation))
 
 
 def judge_site(
@@ -183,13 +183,13 @@ def judge_site(
         everybody = load_examples(site, study, "train", "validation", "test")
         held_out = load_examples(site, study, "validation", "test")
         metrics |= shortcut_figures(network, everybody, held_out, min_patients=least)
-    untold = unspoken("evaluate.test", is_private=study.privacy is not None)
-    metrics = {name: value for name, value in metrics.items() if name not in untold}
-    return Evaluated(_told(site, "evaluate.test", metrics), len(test))
+    withheld = withheld_figures("evaluate.test", is_private=study.privacy is not None)
+    metrics = {name: value for name, value in metrics.items() if name not in withheld}
+    return Evaluated(_rounded_figures(site, "evaluate.test", metrics), len(test))
 
 
 def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tuple[Moments, Moments]:
-    """Compute means and variances over the site's training patients: of the network's features, and of scans' looks.
+    """Compute means and variances over training patients: of the network's features, and of appearance features.
 
     Raises as `fine_tune_site` does, and E_EMBEDDINGS if the site does not allow them to leave.
     """
@@ -197,7 +197,7 @@ def embed_site(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> tup
         raise Refusal(EMBEDDINGS)
     network = _opened(site, study, arrays, buffers)
     examples = _enough(site, load_examples(site, study, "train"))
-    return moments(embed(network, examples)), moments(looks(examples))
+    return moments(embed(network, examples)), moments(appearance(examples))
 
 
 def assign_site(
@@ -211,7 +211,7 @@ def assign_site(
     test = _enough(site, load_examples(site, study, "test"))
     shares = assigned_shares(embed(network, test), discriminants, probed)
     metrics = {f"assigned_{number:02d}": share for number, share in enumerate(shares)}
-    return Evaluated(_told(site, "evaluate.assign", metrics), len(test))
+    return Evaluated(_rounded_figures(site, "evaluate.assign", metrics), len(test))
 
 
 def _opened(site: Site, study: Study, arrays: Arrays, buffers: Arrays) -> SeverityNetwork:

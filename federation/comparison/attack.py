@@ -107,7 +107,7 @@ def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progres
     inversion_control = inversion.control()
     tick()
     least = max(site.settings.site.min_patients for site in sites)
-    told = membership.infer_membership(_answers(release, members), _answers(release, others), min_patients=least)
+    inferred = membership.infer_membership(_answers(release, members), _answers(release, others), min_patients=least)
     tick()
     typical = _mean_scan(others[0])
     drawn = [_invert(view, typical, steps, tick) for view in _views(sites[0], study, members[0])]
@@ -115,7 +115,7 @@ def measure(folder: Path, sites: Sequence[Site], study: Study, progress: Progres
         release=release.sha256,
         software=f"fedthorax {version('fedthorax')}",
         membership_control=membership_control,
-        membership=told,
+        membership=inferred,
         inversion_control=inversion_control,
         inversion=drawn,
     )

@@ -106,8 +106,8 @@ class Comparison:
 
 
 def _over(values: Mapping[str, Mapping[str, Value]], name: str, of: Callable[[Sequence[float]], float]) -> str:
-    told = [value.mean for place, value in values.get(name, {}).items() if place != MEAN]
-    return f"{of(told):.3f}" if told else ""
+    known = [value.mean for place, value in values.get(name, {}).items() if place != MEAN]
+    return f"{of(known):.3f}" if known else ""
 
 
 def compare(server: Path, names: Sequence[str]) -> Comparison:

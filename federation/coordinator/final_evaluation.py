@@ -30,7 +30,7 @@ from federation.runs.results import FEDERATED, Audit, ModelFigures, OperatingPoi
 from federation.runs.results import Kind as ModelKind
 from federation.strategy.round_report import RoundReport, by_code
 from federation.strategy.sampling import draw
-from models.familiarity import LOOKS, Distances, Familiarity, Moments, limit, pool_moments
+from models.familiarity import APPEARANCE_SIZE, Distances, Familiarity, Moments, limit, pool_moments
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
 
@@ -121,7 +121,9 @@ class Examination:
 
         `features`: the number of features that the model's backbone computes for a scan.
         """
-        moments, looks = (dict.fromkeys(("mean", "variance"), np.zeros(n, np.float32)) for n in (features, LOOKS))
+        moments, looks = (
+            dict.fromkeys(("mean", "variance"), np.zeros(n, np.float32)) for n in (features, APPEARANCE_SIZE)
+        )
         expected = Expected({}, {}, {}, MAX_EXAMPLES, moments=moments, looks=looks)
         what = "features of training patients"
         sifted = self._question("evaluate.embed", to_all(model_records(model)), expected, what)
@@ -143,7 +145,7 @@ class Examination:
         validation patients. It needs at least two sites, because a release reaches people to whom a single site has
         not released its statistics.
         """
-        typical = dict.fromkeys(("mean", "variance"), np.zeros(LOOKS, np.float32))  # no statistics
+        typical = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))  # no statistics
         if len(embedded) > 1:
             looks = [embedded[site].looks for site in sorted(embedded)]
             typical["mean"], typical["variance"] = pool_moments(looks, robust=self.robust)
@@ -157,19 +159,19 @@ class Examination:
         return Calibrated(Deployed(fits, thresholds), found, given, self._familiarity(typical, found))
 
     def _familiarity(self, typical: Arrays, found: Sequence[Mapping[str, float]]) -> Familiarity | None:
-        told = [
+        reported = [
             Distances(each["distance_mean"], each["distance_sd"], int(each[EXAMPLES]))
             for each in found
             if {"distance_mean", "distance_sd"} <= set(each) and each[EXAMPLES] > 1
         ]
-        if not (told and typical["variance"].any()):  # an unrequested value is ignored
+        if not (reported and typical["variance"].any()):  # an unrequested value is ignored
             self.say("familiarity of scans is not available: too few sites release the statistics for it")
             return None
         return Familiarity(
             mean=tuple(typical["mean"].tolist()),
             variance=tuple(typical["variance"].tolist()),
-            limit=limit(told, robust=self.robust),
-            sites=len(told),
+            limit=limit(reported, robust=self.robust),
+            sites=len(reported),
         )
 
     def judge(

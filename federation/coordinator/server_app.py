@@ -98,7 +98,7 @@ class ServerRun:
         self.training = Training(
             self.study, self.folder / "checkpoints", self.name, self._after_round, self.folder / BEGINS_FROM
         )
-        self._tell_start()
+        self._print_start()
         hand_over_rest(self.server_folder, say)
         self.tracker = Tracker(self.server_folder, self.study, self.name, say)
         self.tracker.begin({"fedthorax.version": version("fedthorax"), "synthetic": str(table.synthetic).lower()})
@@ -120,7 +120,7 @@ class ServerRun:
     def history(self) -> list[Mapping[str, Any]]:
         return self.training.history
 
-    def _tell_start(self) -> None:
+    def _print_start(self) -> None:
         for number in self.training.damaged_rounds:
             say(f"the checkpoint of round {number} is damaged; the one before is used")
         if self.training.state.round:
@@ -236,13 +236,13 @@ class ServerRun:
 def round_line(report: RoundReport, entry: Mapping[str, Any], rounds: int) -> str:
     """Format one round in one line."""
     means = report.aggregated
-    told = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not reported"
+    summary = f"loss {means[LOSS]:.3f}" if LOSS in means else "loss not reported"
     if "auroc_severe" in means:
-        told += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
+        summary += f" · mean validation AUROC of severe before it {means['auroc_severe']:.2f}"
     lost = f" LOST ({report.lost_for})" if report.lost else ""
     return (
         f"round {report.round} of {rounds}{lost}"
-        f" · {len(report.valid)} of {len(report.sampled)} sites · {told} · {report.seconds:.0f} s"
+        f" · {len(report.valid)} of {len(report.sampled)} sites · {summary} · {report.seconds:.0f} s"
         + "".join(f" · {flag}" for flag in flags(entry))
     )
 

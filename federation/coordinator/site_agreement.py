@@ -52,12 +52,12 @@ def judge(answers: Mapping[str, SiteAbout]) -> None:
         for site, about in answers.items():
             groups.setdefault(getattr(about, key), []).append(site)
         if len(groups) > 1:
-            found.append(_told(what, sorted(groups.values(), key=len, reverse=True)))
+            found.append(_difference(what, sorted(groups.values(), key=len, reverse=True)))
     if found:
         raise Refusal(reasons.SITES_UNLIKE, differences="; ".join(found))
 
 
-def _told(what: str, groups: list[list[str]]) -> str:
+def _difference(what: str, groups: list[list[str]]) -> str:
     """Describe a difference. `groups`: the sites that agree with each other, the largest group first."""
     most, *rest = groups
     if len(most) > len(rest[0]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from federation.gateway.first_model import MODEL_RECORDS, told
+from federation.gateway.first_model import MODEL_RECORDS, heads_as_json
 from federation.gateway.flower_objects import Arrays, Content, ReadChunk
 from federation.gateway.lineage import Lineage
 from federation.gateway.questions import EMBED, QUESTIONS, KeptAnswer, Question, Questions
@@ -80,7 +80,7 @@ class Admission:
         """
         if asked.kind in QUESTIONS:
             is_model = asked.kind in TRAINING
-            arrays = {} if is_model else told(reply.arrays)
+            arrays = {} if is_model else heads_as_json(reply.arrays)
             kept = {} if is_model else {id: read(id) for id in reply.chunks()}
             self._questions.keep(_question(asked), KeptAnswer(figures, arrays, kept), asked.cohort)
         if asked.kind == "train":

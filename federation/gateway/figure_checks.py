@@ -23,21 +23,21 @@ def check_figures(
     min_patients: int,
     histograms: bool,
     embeddings: bool,
-    unspoken: Collection[str] = (),
+    withheld_figures: Collection[str] = (),
 ) -> dict[str, float]:
     """Return the rounded figures of a reply to a message of this kind, in the table's order, and the reply's weight.
 
     The weight and the prevalences must equal those of the site's own cohort; otherwise the reply is refused.
 
     `histograms`: whether the site allows counts of patients to leave. `embeddings`: whether it allows statistics of
-    scans' appearance and features to leave. `unspoken`: listed figures that this study must not report.
+    scans' appearance and features to leave. `withheld_figures`: listed figures that this study must not report.
 
     Raises Refusal: E_REPLY_METRICS, E_REPLY_EXAMPLES, E_REPLY_PATIENTS.
     """
     known = {
         name: figure
         for name, figure in FIGURES[kind].items()
-        if name not in unspoken and (embeddings or not figure.embedding)
+        if name not in withheld_figures and (embeddings or not figure.embedding)
     }
     if EXAMPLES not in metrics or not set(metrics) <= {*known, EXAMPLES}:
         raise Refusal(protocol_reasons.REPLY_METRICS)
@@ -45,26 +45,26 @@ def check_figures(
     here = patients.of_split.get(EXAMPLES_OF[kind], 0)
     if type(examples) is not int or not min_patients <= examples == here:
         raise Refusal(protocol_reasons.REPLY_EXAMPLES)
-    told = {name: metrics[name] for name in known if name in metrics}
-    for name, value in told.items():
+    reported = {name: metrics[name] for name in known if name in metrics}
+    for name, value in reported.items():
         # This comparison also refuses NaN.
         if type(value) not in (int, float) or not known[name].low <= value <= known[name].high:
             raise Refusal(protocol_reasons.REPLY_METRICS)
         if patients.behind(known[name]) < min_patients:
             raise Refusal(reasons.REPLY_PATIENTS)
-    for name in told:
+    for name in reported:
         base = figure_of_end(name, known)
-        if base and not {base, base + LOW, base + HIGH} <= set(told):
+        if base and not {base, base + LOW, base + HIGH} <= set(reported):
             raise Refusal(protocol_reasons.REPLY_METRICS)
-    counts = {name: value for name, value in told.items() if known[name].counts is not None}
+    counts = {name: value for name, value in reported.items() if known[name].counts is not None}
     if counts and not histograms:
         raise Refusal(protocol_reasons.REPLY_METRICS)
     _check_counts(counts, known, patients, min_patients)
-    told = rounded(told, kind, patients)
-    own = {name: patients.prevalence(known[name]) for name in told if known[name].tells_classes}
-    if any(told[name] != value for name, value in rounded(own, kind, patients).items()):
+    reported = rounded(reported, kind, patients)
+    own = {name: patients.prevalence(known[name]) for name in reported if known[name].reveals_classes}
+    if any(reported[name] != value for name, value in rounded(own, kind, patients).items()):
         raise Refusal(protocol_reasons.REPLY_METRICS)
-    return {**told, EXAMPLES: examples}
+    return {**reported, EXAMPLES: examples}
 
 
 def _check_counts(

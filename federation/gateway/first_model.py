@@ -56,13 +56,13 @@ def write_chunks(first: Records, folder: Path | None = None) -> Heads:
     return heads
 
 
-def told(heads: Heads) -> dict[str, dict[str, list[Any]]]:
+def heads_as_json(heads: Heads) -> dict[str, dict[str, list[Any]]]:
     """Convert heads to JSON values; `heads_of` is the inverse."""
     return {r: {n: [h.dtype, list(h.shape), list(h.chunks)] for n, h in group.items()} for r, group in heads.items()}
 
 
 def heads_of(content: Mapping[str, Mapping[str, Sequence[Any]]]) -> Heads:
-    """Convert JSON values back to heads; the inverse of `told`."""
+    """Convert JSON values back to heads; the inverse of `heads_as_json`."""
     return {
         record: {name: ArrayHead(dtype, tuple(shape), tuple(chunks)) for name, (dtype, shape, chunks) in group.items()}
         for record, group in content.items()

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from federation.gateway import reasons
-from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_of, model_digest, told
+from federation.gateway.first_model import MODEL_RECORDS, Heads, heads_as_json, heads_of, model_digest
 from federation.gateway.flower_objects import Arrays
 from federation.gateway.reply_checks import pieces
 from federation.gateway.schema import Schema
@@ -225,7 +225,7 @@ class Lineage:
             "first": state.first,
             "tasks": state.tasks,
             "trained": state.trained,
-            "chains": [{"round": c.round, "digest": c.digest, "heads": told(c.heads)} for c in state.chains],
+            "chains": [{"round": c.round, "digest": c.digest, "heads": heads_as_json(c.heads)} for c in state.chains],
         }
         write_durably(self._folder / "state.json", json.dumps(content).encode())
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.gateway import reasons
-from federation.gateway.first_model import MODEL_RECORDS, model_digest, told
+from federation.gateway.first_model import MODEL_RECORDS, heads_as_json, model_digest
 from federation.gateway.flower_objects import Content
 from federation.protocol.metric_allowlist import Kind
 from models.refusal import Refusal
@@ -68,7 +68,7 @@ class Question:
         """Return the question in a task's content."""
         config = {key: value for key, value in content.configs["config"].items() if key not in _AROUND}
         more = {record: heads for record, heads in content.arrays.items() if record not in MODEL_RECORDS}
-        spelt = json.dumps([config, told(more)], sort_keys=True)
+        spelt = json.dumps([config, heads_as_json(more)], sort_keys=True)
         return cls(run, kind, model_digest(content.arrays), hashlib.sha256(spelt.encode()).hexdigest())
 
     @property

@@ -22,7 +22,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter, is_variance
 from federation.protocol.coarse_moments import RANGES
 from federation.protocol.handshake import is_answer
-from federation.protocol.metric_allowlist import HANDSHAKE, Kind, unspoken
+from federation.protocol.metric_allowlist import HANDSHAKE, Kind, withheld_figures
 from federation.protocol.patient_counts import Patients
 from federation.protocol.reply_validation import ABOUT
 from models.refusal import Refusal
@@ -69,7 +69,7 @@ def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
         min_patients=rules.min_patients,
         histograms=rules.histograms,
         embeddings=rules.embeddings,
-        unspoken=unspoken(rules.kind, is_private=rules.schema.private_round is not None),
+        withheld_figures=withheld_figures(rules.kind, is_private=rules.schema.private_round is not None),
     )
     went_out = Arrays(content.arrays, read)
     for record, specs in expected.items():

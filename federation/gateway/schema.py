@@ -32,7 +32,7 @@ from federation.gateway.flower_objects import ArrayHead, Arrays
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol import tensor_bounds
 from federation.protocol.half_precision import HALF, UPDATE
-from federation.protocol.metric_allowlist import LOOKS, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, MAX_PROBED, Kind
 from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from pipeline.training.privacy_budget import PrivateRound
@@ -99,8 +99,9 @@ class Schema:
 
     `augment`: whether training changes each scan at random. `draws_sites`: whether a round asks only some of the sites.
     `questions`: how many questions of each kind a run may ask a site. `first`: the heads of the weights and buffers
-    that the study starts from (`first_model.told`). `parts`: the tensors in each packed array (`tensor_bounds.Part`).
-    `reaches`: filters and channels that must stay near the first model's (`tensor_bounds.Reach`).
+    that the study starts from (`first_model.heads_as_json`). `parts`: the tensors in each packed array
+    (`tensor_bounds.Part`). `reaches`: filters and channels that must stay near the first model's
+    (`tensor_bounds.Reach`).
 
     `server_step`: how far the server's own optimiser may move each weight in a round, besides the sites' updates.
     `server_factor`: how much it may lengthen the sites' updates. `is_robust`: whether medians pool the calibrations.
@@ -160,7 +161,7 @@ class Schema:
         if kind == "query.handshake":
             return {}
         if kind == "evaluate.calibrate":
-            return {**self.model, "typical": _moments(LOOKS)}
+            return {**self.model, "typical": _moments(APPEARANCE_SIZE)}
         if kind != "evaluate.assign":
             return self.model
         # One linear discriminant with its constant per site, for the maximum number of sites.
@@ -172,7 +173,7 @@ class Schema:
             return {**self.model, "arrays": {self.reply_name(name): spec for name, spec in self.arrays.items()}}
         if kind != "evaluate.embed":
             return {}
-        return {"moments": _moments(self.features), "looks": _moments(LOOKS)}
+        return {"moments": _moments(self.features), "looks": _moments(APPEARANCE_SIZE)}
 
     def reply_bytes(self, kind: Kind) -> int:
         """Return the total size of all arrays in a reply of this kind, in bytes."""
@@ -288,7 +289,7 @@ def work_out(study_json: bytes, releases: Path = Path(), folder: Path | None = N
         augment=study.training.augment,
         draws_sites=study.study.sites_per_round > 0,
         questions=questions_of(study),
-        first=first_model.told(first_model.write_chunks(first, folder)),
+        first=first_model.heads_as_json(first_model.write_chunks(first, folder)),
         parts=tensor_bounds.parts_of(network, learning_rate=study.training.learning_rate, epochs=study.epochs_a_round),
         reaches={} if study.privacy is not None else _reaches(study, network),
         server_step=optimiser.step,

@@ -165,8 +165,8 @@ def expected_chunks(content: Content, expected: Mapping[str, Specs]) -> dict[str
         for name, head in heads.items():
             spec = expected[record][name]
             for number, (chunk, length) in enumerate(zip(head.chunks, spec.chunk_bytes(), strict=True)):
-                looks = (length, b"" if number else spec.header)
-                if chunks.setdefault(chunk, looks) != looks:
+                described = (length, b"" if number else spec.header)
+                if chunks.setdefault(chunk, described) != described:
                     raise Refusal(reasons.TASK_DAMAGED, private="one chunk in two places that must differ")
     return chunks
 
@@ -200,9 +200,9 @@ def _are_own(settings: Mapping[str, Any], kind: Kind) -> bool:
     """Tell whether these are valid settings that only messages of this kind have."""
     if kind == "evaluate.test":
         numbers = {name: value for name, value in settings.items() if name != "audit"}
-        is_told_whether_to_audit = type(settings.get("audit", False)) is bool
+        audit_is_bool = type(settings.get("audit", False)) is bool
         are_numbers = all(type(value) is float and math.isfinite(value) for value in numbers.values())
-        return set(numbers) <= _DEPLOYED and are_numbers and is_told_whether_to_audit
+        return set(numbers) <= _DEPLOYED and are_numbers and audit_is_bool
     if kind == "evaluate.assign":
         probed = settings.get("probed")
         return set(settings) == {"probed"} and type(probed) is int and 2 <= probed <= MAX_PROBED

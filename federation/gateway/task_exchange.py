@@ -51,7 +51,7 @@ from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 
 HOLD_SECONDS = 15.0  # how long a pull waits while a task is checked; Flower's node gives up after 30 s
-# The next task often follows soon after an answer. Flower's node, told that there is none, asks again only after 3 s.
+# The next task often follows soon after an answer. If there is none, Flower's node asks again only after 3 s.
 # Therefore the gateway itself asks the server repeatedly for this long.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3

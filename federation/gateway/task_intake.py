@@ -55,7 +55,7 @@ _AT_ONCE = 4  # concurrent requests
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is allowed here: what the node is told about it, its app's hash, its name and its study (JSON)."""
+    """An allowed run: the description that the node receives, its app's hash, its name and its study (JSON)."""
 
     info: GetRunResponse
     fab: GetFabResponse
@@ -216,9 +216,9 @@ class Arrivals:
             digest = study_digest(study)
             await self._check_study(study, digest)  # before any part of it is processed
             schema = await asyncio.to_thread(schema_of, study, self._spool.schemas, self._releases.folder)
-            told = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
+            response = GetRunResponse(run=run_for_node(info.run, read_app(fab.fab.content), study, name))
             app = GetFabResponse(fab=Fab(hash_str=task.app, content=fab.fab.content))
-            self._run = run = Run(told, app, task.app, name, schema, study, digest)
+            self._run = run = Run(response, app, task.app, name, schema, study, digest)
         else:
             await self._check_study(run.study, run.digest)
         return run

@@ -18,10 +18,10 @@ def main(folder: Path) -> None:
         folder / "logs" / "door.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], format="%(asctime)s %(message)s")
-    asyncio.run(_until_told(folder))
+    asyncio.run(_until_stopped(folder))
 
 
-async def _until_told(folder: Path) -> None:
+async def _until_stopped(folder: Path) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)

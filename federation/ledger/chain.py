@@ -176,7 +176,7 @@ class Ledger:
             if self._head == EMPTY:
                 sync_folder(self.path.parent)
         except OSError:
-            os.ftruncate(file.fileno(), self._size)  # half a line, or a whole line that no caller was told about
+            os.ftruncate(file.fileno(), self._size)  # half a line, or a whole line that was not confirmed to a caller
             raise
         self._size += len(data)
         self._head = Head(self._head.lines + 1, sha256)

@@ -137,8 +137,8 @@ def heads_in_record(record: Path, site_name: str) -> list[Head]:
     except (OSError, ValueError, RecursionError) as error:
         problem = "not a record" if isinstance(error, ValidationError) else str(error)
         raise Refusal(reasons.LEDGER_RECORD, private=f"{record}: {problem}") from error
-    told = [one.ledger[site_name] for one in rounds if site_name in one.ledger]
-    heads = [Head(one.lines, one.head) for one in told]
+    known = [one.ledger[site_name] for one in rounds if site_name in one.ledger]
+    heads = [Head(one.lines, one.head) for one in known]
     if not heads:
         raise Refusal(reasons.LEDGER_RECORD, private=str(record))
     return heads

@@ -134,9 +134,9 @@ def entries(sources: Mapping[str, Path], progress: Progress) -> list[Entry]:
 
 def pack(out: Writable, manifest: Manifest, sources: Mapping[str, Path], progress: Progress) -> None:
     """Write an archive with the manifest and its files. Raises OSError."""
-    told = manifest.model_dump_json(indent=1).encode()
-    name = f"manifest-{hashlib.sha256(told).hexdigest()}.json"
-    out.write(_header(name, len(told), 0) + told + bytes(-len(told) % tarfile.BLOCKSIZE))
+    encoded = manifest.model_dump_json(indent=1).encode()
+    name = f"manifest-{hashlib.sha256(encoded).hexdigest()}.json"
+    out.write(_header(name, len(encoded), 0) + encoded + bytes(-len(encoded) % tarfile.BLOCKSIZE))
     done = 0
     for entry in manifest.files:
         out.write(_header(entry.path, entry.size, entry.mtime))
@@ -191,11 +191,11 @@ def _read_manifest(stream: Readable) -> Manifest:
     sha256 = _MANIFEST.fullmatch(name)
     if sha256 is None or size > _MAX_MANIFEST_BYTES:
         raise Refusal(reasons.ARCHIVE_FORMAT, private=name)
-    told = b"".join(_content(stream, size))
-    if hashlib.sha256(told).hexdigest() != sha256[1]:
+    encoded = b"".join(_content(stream, size))
+    if hashlib.sha256(encoded).hexdigest() != sha256[1]:
         raise Refusal(reasons.ARCHIVE_DAMAGED, private=name)
     try:
-        content = json.loads(told)
+        content = json.loads(encoded)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise Refusal(reasons.ARCHIVE_FORMAT, private=name)
         return Manifest.model_validate(content)

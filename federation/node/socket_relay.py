@@ -86,11 +86,11 @@ async def listen(place: str, to: str) -> asyncio.Server:
 
 async def run(place: str, to: str, command: list[str]) -> int:
     """Relay until the command ends or a signal arrives; return the command's exit code."""
-    told = asyncio.Event()
+    stop_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
     server = await listen(place, to)
-    stop = asyncio.create_task(told.wait())
+    stop = asyncio.create_task(stop_requested.wait())
     code = 0
     if not command:
         await stop

@@ -199,7 +199,7 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
 
     def tell(text: str) -> None:
         say(f"{now():%Y-%m-%d %H:%M:%S}  {text}")
-        _tell_systemd(f"READY=1\nSTATUS={text}")
+        _notify_systemd(f"READY=1\nSTATUS={text}")
 
     site.logs.mkdir(exist_ok=True)  # a site that was restored from a backup has no such folder
     with alone(site.logs / _LOCK, reasons.NODE_RUNNING):  # two nodes with the same key would take each other's tasks
@@ -215,7 +215,7 @@ def run_node(site: Site, say: Callable[[str], None]) -> None:
                         raise
                     tell(f"{refusal}; the node restarts")
         except KeyboardInterrupt:
-            tell("the node has ended, as it was told to")
+            tell("the node has ended, as requested")
         finally:
             state.connection, state.doing = "ended", ""
             state.save(site.logs)
@@ -261,7 +261,7 @@ def _is_running(site: Site) -> bool:
     return False
 
 
-def _tell_systemd(message: str) -> None:
+def _notify_systemd(message: str) -> None:
     """Send a message with the protocol of sd_notify(3); do nothing if systemd does not ask for it."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:

@@ -55,7 +55,7 @@ def _is_possible(answer: Answer) -> bool:
     return in_range and 1 <= answer.get(EXAMPLES, 0) < math.inf
 
 
-def check_settings(told: Mapping[str, float], answers: Sequence[Answer], *, is_robust: bool) -> None:
+def check_settings(settings: Mapping[str, float], answers: Sequence[Answer], *, is_robust: bool) -> None:
     """Check that the settings follow from the answers. Raises Refusal E_THRESHOLDS."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "federation.protocol.pooled_calibration"],
@@ -67,8 +67,8 @@ def check_settings(told: Mapping[str, float], answers: Sequence[Answer], *, is_r
     if done.returncode:
         raise Refusal(reasons.THRESHOLDS, private=done.stderr.decode(errors="replace")[-2000:])
     found = json.loads(done.stdout)
-    alike = set(found) == set(told) and all(
-        math.isclose(told[name], found[name], rel_tol=_CLOSE, abs_tol=_CLOSE) for name in found
+    alike = set(found) == set(settings) and all(
+        math.isclose(settings[name], found[name], rel_tol=_CLOSE, abs_tol=_CLOSE) for name in found
     )
     if not alike:
         raise Refusal(reasons.THRESHOLDS, private="the sites' answers result in other settings")

@@ -16,12 +16,12 @@ from federation.protocol.coarse_moments import RANGES
 from federation.protocol.error_codes import OF_APPS, OF_SITES
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end
 from federation.protocol.metric_allowlist import (
+    APPEARANCE_SIZE,
     BINS,
     EPSILON,
     FIGURES,
     HANDSHAKE,
     LABELS,
-    LOOKS,
     TRAINING,
     Figure,
     Kind,
@@ -36,7 +36,7 @@ _SAYS: Mapping[Kind, str] = {
     "train.head": "fitting the head, besides the model",
     "evaluate.calibrate": "calibration and thresholds",
     "evaluate.test": "a test, with the shortcut audit",
-    "evaluate.embed": "moments of features and looks",
+    "evaluate.embed": "moments of features and of appearance features",
     "evaluate.assign": "the sites that test patients are assigned to",
 }
 
@@ -48,13 +48,13 @@ def bits(kind: Kind, *, histograms: int = 0, features: int = FEATURES) -> float:
     `features`: how many numbers the network computes per scan.
     """
     table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON and figure.counts is None}
-    told = sum(_bits_of(name, table) for name in table if not figure_of_end(name, table))
+    bits = sum(_bits_of(name, table) for name in table if not figure_of_end(name, table))
     if kind == "evaluate.embed":
-        told += (features + LOOKS) * sum(math.log2(numbers.points) for numbers in RANGES.values())
+        bits += (features + APPEARANCE_SIZE) * sum(math.log2(numbers.points) for numbers in RANGES.values())
     if kind == "evaluate.test" and histograms:
         # The counts of a class sum to at most its size: that many patients are spread over BINS bins and "not counted".
-        told += 2 * len(LABELS) * math.log2(math.comb(histograms + BINS, BINS))
-    return told
+        bits += 2 * len(LABELS) * math.log2(math.comb(histograms + BINS, BINS))
+    return bits
 
 
 def code_bits(codes: frozenset[str] = OF_SITES) -> float:
@@ -65,7 +65,7 @@ def code_bits(codes: frozenset[str] = OF_SITES) -> float:
 def _bits_of(name: str, table: Mapping[str, Figure]) -> float:
     """Return the bits of a figure with its interval, if it has one; being absent counts as a value."""
     figure = table[name]
-    if figure.tells_classes:  # the gateway knows its value: it is present or absent
+    if figure.reveals_classes:  # the gateway knows its value: it is present or absent
         return 1.0
     if figure.grid is None:
         raise ValueError(f"{name} has no grid")
@@ -91,7 +91,7 @@ def _besides(kind: Kind) -> str:
         more = math.ceil(bits(kind, histograms=100) - bits(kind))
         return f"with histograms, classes of 100 patients: {more} more"
     if kind == "evaluate.embed":
-        return f"for {FEATURES} features and {LOOKS} looks"
+        return f"for {FEATURES} features and {APPEARANCE_SIZE} appearance features"
     return "the app chooses nothing" if kind == HANDSHAKE else ""
 
 

@@ -34,13 +34,13 @@ class Range:
         low = -(2.0**self.most) if self.signed else 0.0
         bits = np.clip(values, low, 2.0**self.most).astype(np.float32).view(np.uint32)
         half = np.uint32(1 << (_DROPPED - 1))
-        told = ((bits + half) >> np.uint32(_DROPPED) << np.uint32(_DROPPED)).view(np.float32)
-        return np.where(np.abs(told) < 2.0**self.least, np.float32(0), told)
+        kept = ((bits + half) >> np.uint32(_DROPPED) << np.uint32(_DROPPED)).view(np.float32)
+        return np.where(np.abs(kept) < 2.0**self.least, np.float32(0), kept)
 
     def holds(self, values: NDArray[np.float32]) -> bool:
         """Tell whether all numbers are already rounded, bit by bit as `rounded` returns them."""
         return bool(np.isfinite(values).all()) and self.rounded(values).tobytes() == values.tobytes()
 
 
-# The network's features are means of rectified activations; looks are shares and means of a scaled window.
+# The network's features are means of rectified activations; appearance features are shares and means of a window.
 RANGES = {"mean": Range(-20, 10, signed=True), "variance": Range(-30, 20, signed=False)}

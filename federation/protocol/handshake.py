@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from federation.protocol.study_config import Study
 
 KEYS = ("version", "contract", "golden", "patients")
-UNTOLD = "not told"
+NOT_REPORTED = "not told"
 _BOUNDS = (20, 50, 100, 200, 500, 1000)  # patients
 BANDS = frozenset(
     (
         *(f"under {bound}" for bound in _BOUNDS),
         *(f"{low}-{high - 1}" for low, high in pairwise(_BOUNDS)),
         f"{_BOUNDS[-1]} or more",
-        UNTOLD,
+        NOT_REPORTED,
     )
 )
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+]{0,39}")
@@ -65,7 +65,7 @@ def band(count: int, min_patients: int) -> str:
     """Return the band (one of BANDS) of a number of patients; no band distinguishes numbers below `min_patients`."""
     bounds = [bound for bound in _BOUNDS if bound >= min_patients]
     if not bounds:
-        return UNTOLD
+        return NOT_REPORTED
     if count < bounds[0]:
         return f"under {bounds[0]}"
     below = (f"{low}-{high - 1}" for low, high in pairwise(bounds) if count < high)

@@ -29,7 +29,7 @@ ANY = "any"  # patients with a value for at least one label
 
 LABELS = ("pcr_positive", "severe")  # the labels that the networks predict
 BINS = 20  # per histogram
-LOOKS = 51  # numbers that describe the appearance of a scan (`models.familiarity`)
+APPEARANCE_SIZE = 51  # numbers that describe the appearance of a scan (`models.familiarity`)
 MAX_PROBED = 32  # the most sites that a test patient can be assigned to
 
 NATS = Digits(3, 0.1)  # losses
@@ -44,7 +44,7 @@ class Figure:
 
     `both`: it is defined only if the label is true for some of them and false for others. `group`: it covers only one
     group of `pipeline.evaluation.subgroups`. `fitted`: it describes a score that was fitted to the train patients with
-    the label. `tells_classes`: it reveals the size of each class. `counts`: it is an integer number of patients whose
+    the label. `reveals_classes`: it reveals the size of each class. `counts`: it is an integer number of patients whose
     label has this value; reported only if the site allows histograms. `embedding`: it describes scans' appearance or
     features; reported only if the site allows such statistics. `grid`: the values between `low` and `high` that it may
     take; None for a number that the gateway computes itself.
@@ -57,7 +57,7 @@ class Figure:
     both: bool = False
     group: str = ""
     fitted: bool = False
-    tells_classes: bool = False
+    reveals_classes: bool = False
     counts: bool | None = None
     embedding: bool = False
     grid: Grid | None = None
@@ -114,7 +114,7 @@ def _test(label: str) -> dict[str, Figure]:
     of_fit = Figure(-100, 100, "test", label, both=True, grid=Digits(3, 1))
     figures = {
         f"loss_{label}": Figure(0, 100, "test", label, grid=NATS),
-        f"prevalence_{label}": Figure(0, 1, "test", label, tells_classes=True, grid=Shares()),
+        f"prevalence_{label}": Figure(0, 1, "test", label, reveals_classes=True, grid=Shares()),
         f"calibration_slope_{label}": of_fit,
         f"calibration_intercept_{label}": of_fit,
         # If a model's probabilities are all 0 or 1, these two and the net benefit are counts of patients.
@@ -192,7 +192,7 @@ EXAMPLES_OF: Mapping[Kind, Split] = {
 }
 
 
-def unspoken(kind: Kind, *, is_private: bool) -> set[str]:
+def withheld_figures(kind: Kind, *, is_private: bool) -> set[str]:
     """Return the listed figures that an app must not report: ε, which the gateway reports itself.
 
     In a private study also every figure computed from training patients, because no noise protects it.

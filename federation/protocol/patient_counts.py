@@ -42,7 +42,7 @@ class Patients:
         if figure.both and not all(classes):
             return 0
         numbers = [sum(classes)]
-        if figure.tells_classes:
+        if figure.reveals_classes:
             numbers += classes
         if figure.fitted:
             numbers.append(sum(self.with_value.get(("train", figure.label, value), 0) for value in (False, True)))

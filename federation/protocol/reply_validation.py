@@ -113,15 +113,15 @@ def sift(
     codes: dict[int, str | None] = dict.fromkeys(asked, reasons.SITE_MISSING.code)
     kept: dict[int, Kept] = {}
     heads: dict[int, LedgerHead] = {}
-    heard: set[int] = set()
+    answered: set[int] = set()
     for reply in replies:
         site = reply.metadata.src_node_id
         last = last_heads.get(site, NO_HEAD)
-        if site in heard:
+        if site in answered:
             codes[site] = reasons.REPLY_TWICE.code
             heads.pop(site, None)
         elif site in codes:
-            heard.add(site)
+            answered.add(site)
             codes[site] = refusal_code(reply, expected, last)
             if codes[site] is None:
                 kept[site] = keep(reply)

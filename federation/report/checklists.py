@@ -21,22 +21,22 @@ def read(name: str) -> dict[str, Any]:
     return tomllib.loads((files("federation.report") / "checklist_files" / f"{name}.toml").read_text("utf-8"))
 
 
-def filled_in(name: str, told: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, Any]:
+def filled_in(name: str, report: Mapping[str, Any], sections: Mapping[str, str]) -> dict[str, Any]:
     """Return a checklist with the run's answer to each item.
 
-    `told`: the report's content. `sections`: the names of the report's sections in text, by key. The result is plain
+    `report`: the report's content. `sections`: the names of the report's sections in text, by key. The result is plain
     text, which a page must escape.
     """
     checklist = read(name)
     environment = Environment(undefined=StrictUndefined)  # noqa: S701  # plain text; the page escapes it
-    items = [_item(item, environment, {**told, "section": sections}) for item in checklist["items"]]
+    items = [_item(item, environment, {**report, "section": sections}) for item in checklist["items"]]
     states = [item["state"] for item in items]
     counts = {state: states.count(state) for state in ("told", "in part", "authors")}
     return {"title": checklist["title"], "source": checklist["source"], "counts": counts, "items": items}
 
 
-def _item(item: Mapping[str, str], environment: Environment, told: Mapping[str, Any]) -> dict[str, str]:
-    text = " ".join(environment.from_string(item.get("run", "")).render(told).split())
+def _item(item: Mapping[str, str], environment: Environment, report: Mapping[str, Any]) -> dict[str, str]:
+    text = " ".join(environment.from_string(item.get("run", "")).render(report).split())
     authors = item.get("authors", "")
     state = "authors" if not text else "in part" if authors else "told"
     says = text if state == "told" else f"{text} The authors add {authors}." if text else AUTHORS

@@ -73,7 +73,7 @@ def absences(results: Results) -> list[dict[str, Any]]:
         for site, code in refused:
             counts[code][site] += 1
             when[code].append(str(entry.get("round", entry.get("step", ""))))
-    told = [
+    rows = [
         {
             **explained(code),
             "times": by.total(),
@@ -82,7 +82,7 @@ def absences(results: Results) -> list[dict[str, Any]]:
         }
         for code, by in counts.items()
     ]
-    return sorted(told, key=lambda each: -each["times"])
+    return sorted(rows, key=lambda each: -each["times"])
 
 
 def audit(results: Results) -> dict[str, Any] | None:

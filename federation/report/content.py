@@ -26,7 +26,7 @@ SECTION = {name: f"section {number}" for number, name in enumerate(SECTIONS, sta
 
 def content(results: Results) -> dict[str, Any]:
     """Return the report's numbers for JSON. Values that the sites or the study left out are None or empty."""
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "format": FORMAT,
         "about": overview.about(results),
         "discrimination": overview.discrimination(results),
@@ -41,7 +41,7 @@ def content(results: Results) -> dict[str, Any]:
         "operating_points": trust.operating_points(results),
         "baselines": trust.baselines(results),
         "subgroups": trust.subgroups(results),
-        "groups_told": trust.tells_groups(results),
+        "groups_told": trust.has_groups(results),
         "audit": conduct.audit(results),
         "audit_asked": results.study.evaluation.shortcut_audit,
         "costs": conduct.costs(results),
@@ -49,7 +49,7 @@ def content(results: Results) -> dict[str, Any]:
         "participation": conduct.participation(results),
         "shares": _shares(),
     }
-    return told | {"checklists": {name: filled_in(name, told, SECTION) for name in CHECKLISTS}}
+    return report | {"checklists": {name: filled_in(name, report, SECTION) for name in CHECKLISTS}}
 
 
 def _shares() -> dict[str, int]:

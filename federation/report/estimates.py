@@ -53,7 +53,7 @@ def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | No
     if not found:
         return None
     lowest, highest = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "sites": len(found),
         "mean": mean(found.values()),
         "median": median(found.values()),
@@ -61,8 +61,8 @@ def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | No
         "highest": {"site": highest, "value": found[highest]},
     }
     if weights is not None and (total := math.fsum(weights.get(site, 0) for site in found)):
-        told["weighted_mean"] = math.fsum(found[site] * weights.get(site, 0) for site in found) / total
-    return told
+        summary["weighted_mean"] = math.fsum(found[site] * weights.get(site, 0) for site in found) / total
+    return summary
 
 
 def over_sites(

@@ -39,12 +39,12 @@ def _height(models: int) -> float:
     return min(_THICK, max(_THIN, 0.09 * models))
 
 
-def participation(told: Content) -> Figure | None:
+def participation(report: Content) -> Figure | None:
     """Draw sites in columns and rounds in rows: counted, missing or refused, or not sampled.
 
     The sites that were missing or refused most often are first.
     """
-    rows: Mapping[str, Sequence[str | None]] = told["by_site"]
+    rows: Mapping[str, Sequence[str | None]] = report["by_site"]
     if all(mark == "counted" for row in rows.values() for mark in row):
         return None
     from matplotlib.colors import ListedColormap
@@ -53,7 +53,8 @@ def participation(told: Content) -> Figure | None:
     sites = sorted(rows, key=lambda site: (-sum(mark == "refused" for mark in rows[site]), site))
     kinds = {"counted": STYLES["first"]["color"], "refused": STYLES["second"]["color"], "not asked": "#e4e8ed"}
     marks = [
-        [list(kinds).index(rows[site][place] or "not asked") for site in sites] for place in range(len(told["rounds"]))
+        [list(kinds).index(rows[site][place] or "not asked") for site in sites]
+        for place in range(len(report["rounds"]))
     ]
     with canvas(min(3.6, 1.1 + 0.11 * len(marks))) as drawing:
         axes = drawing.subplots()
@@ -62,7 +63,7 @@ def participation(told: Content) -> Figure | None:
         axes.set(ylim=(len(marks), 0), ylabel="round")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_yticks(*_some_rounds(told["rounds"]))
+        axes.set_yticks(*_some_rounds(report["rounds"]))
         if len(sites) > MANY:
             axes.set(xticks=[], xlabel=f"{len(sites)} sites, most often missing or refused first")
         else:

@@ -52,8 +52,8 @@ def _privacy(results: Results) -> dict[str, Any] | None:
     settings = results.study.privacy
     if settings is None:
         return None
-    told = _epsilon(results)
-    return {**settings.model_dump(mode="json"), "largest_epsilon": max(told.values(), default=None)}
+    found = _epsilon(results)
+    return {**settings.model_dump(mode="json"), "largest_epsilon": max(found.values(), default=None)}
 
 
 def _epsilon(results: Results) -> dict[str, float]:
@@ -83,13 +83,13 @@ def discrimination(results: Results) -> dict[str, Any]:
     """By label: metrics of the federated model by site, and their summary, also weighted by test patients."""
     found = federated(results)
     weights = {site: figures.get(EXAMPLES, 0.0) for site, figures in found.items()}
-    told: dict[str, Any] = {}
+    by_label: dict[str, Any] = {}
     for label in LABELS:
         cells = {site: _ranked(figures, label) for site, figures in found.items()}
         rows = {site: each for site, each in cells.items() if any(each[name] for name in RANKED)}
         without = [site for site in sites(results) if site not in rows]
-        told[label] = {"by_site": rows, "over_sites": over_sites(rows, weights), "without": without}
-    return told
+        by_label[label] = {"by_site": rows, "over_sites": over_sites(rows, weights), "without": without}
+    return by_label
 
 
 def _ranked(figures: Any, label: str) -> dict[str, Any]:

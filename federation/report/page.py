@@ -25,7 +25,7 @@ from pipeline.system.atomic_files import write_durably
 from pipeline.system.templating import page_environment
 
 PAGE, NUMBERS = "report.html", "report.json"
-NOT_TOLD = "–"
+MISSING = "–"
 
 
 @dataclass(frozen=True)
@@ -56,55 +56,55 @@ def write_report(results: Results, out: Path) -> Written:
     Refusal
         E_REPORT_WRITE where a file cannot be written.
     """
-    told = content(results)
+    report = content(results)
     written = Written(out / PAGE, out / NUMBERS)
-    numbers = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
+    numbers = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path, text in ((written.numbers, numbers), (written.page, render(told))):
+        for path, text in ((written.numbers, numbers), (written.page, render(report))):
             write_durably(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise Refusal(REPORT_WRITE, private=str(error)) from error
     return written
 
 
-def render(told: Mapping[str, Any]) -> str:
+def render(report: Mapping[str, Any]) -> str:
     """Render the page as text from the result of `content`."""
     environment = page_environment().overlay(loader=PackageLoader("federation.report"))
     environment.filters |= {"cell": cell, "name": name, "code": code, "duration": duration, "megabytes": megabytes}
     return environment.get_template(PAGE).render(
-        told=told,
-        about=told["about"],
+        report=report,
+        about=report["about"],
         sections=SECTIONS,
         section=SECTION,
-        figure=_figures(told),
+        figure=_figures(report),
         labels=LABELS,
         titles=NAMES,
         primary=PRIMARY,
         groups=GROUPS,
         percents=PERCENTS,
         many=MANY,
-        is_large=len(told["about"]["sites"]) > MANY,
-        is_wide=len(told["about"]["sites"]) > WIDE,
+        is_large=len(report["about"]["sites"]) > MANY,
+        is_wide=len(report["about"]["sites"]) > WIDE,
     )
 
 
-def _figures(told: Mapping[str, Any]) -> dict[str, Figure | None]:
-    loo, audit = told["leave_one_out"][PRIMARY], told["audit"]
+def _figures(report: Mapping[str, Any]) -> dict[str, Figure | None]:
+    loo, audit = report["leave_one_out"][PRIMARY], report["audit"]
     return {
-        "aurocs": figures.aurocs(told["discrimination"][PRIMARY]["by_site"]),
-        "roc": figures_trust.roc(told["pooled"]),
-        "matrix": figures.matrix(told["matrix"][PRIMARY]),
+        "aurocs": figures.aurocs(report["discrimination"][PRIMARY]["by_site"]),
+        "roc": figures_trust.roc(report["pooled"]),
+        "matrix": figures.matrix(report["matrix"][PRIMARY]),
         "leave_one_out": figures.leave_one_out(loo["by_site"]) if loo else None,
-        "learning": figures.learning(told["learning"]),
-        "reliability": figures_trust.reliability(told["pooled"]),
-        "decision": figures_trust.decision(told["decision"][PRIMARY]["by_site"]),
-        "transfer": figures_trust.transfer(told["operating_points"][PRIMARY]),
-        "baselines": figures_trust.baselines(told["baselines"][PRIMARY]["by_site"]),
-        "subgroups": figures_trust.subgroups(told["subgroups"][PRIMARY], GROUPS),
+        "learning": figures.learning(report["learning"]),
+        "reliability": figures_trust.reliability(report["pooled"]),
+        "decision": figures_trust.decision(report["decision"][PRIMARY]["by_site"]),
+        "transfer": figures_trust.transfer(report["operating_points"][PRIMARY]),
+        "baselines": figures_trust.baselines(report["baselines"][PRIMARY]["by_site"]),
+        "subgroups": figures_trust.subgroups(report["subgroups"][PRIMARY], GROUPS),
         "confusion": figures.confusion(audit["probe"]) if audit and audit["probe"] else None,
-        "costs": figures.costs(told["costs"]["rounds"]),
-        "participation": figures_many.participation(told["participation"]),
+        "costs": figures.costs(report["costs"]["rounds"]),
+        "participation": figures_many.participation(report["participation"]),
     }
 
 
@@ -114,7 +114,7 @@ def _figures(told: Mapping[str, Any]) -> dict[str, Figure | None]:
 def cell(value: Any, kind: str = "plain") -> str:
     """Format a number with two decimals, or an estimate with interval; `kind`: plain, signed, percent or count."""
     if value is None:
-        return NOT_TOLD
+        return MISSING
     if isinstance(value, dict):
         if value["low"] is None or value["high"] is None:
             return _number(value["value"], kind)

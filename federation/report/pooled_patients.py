@@ -14,10 +14,10 @@ def pooled(results: Results) -> dict[str, Any]:
     `share`: the share of the sites' test patients that is included. `possible`: the smallest and largest AUROC that
     the binned counts allow. `curve`: [false-positive rate, sensitivity]. `reliability`: [predicted, observed].
     """
-    return {label: _told(found) if (found := pool(federated(results), label)) else None for label in LABELS}
+    return {label: _summary(found) if (found := pool(federated(results), label)) else None for label in LABELS}
 
 
-def _told(found: Pooled) -> dict[str, Any]:
+def _summary(found: Pooled) -> dict[str, Any]:
     value = found.auroc
     points = zip(found.reliability.predicted.tolist(), found.reliability.observed.tolist(), strict=True)
     return {

@@ -18,7 +18,7 @@ from federation.runs.results import Results
 from models.calibration import Platt
 
 PERCENTS = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
-TOLD = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
+WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 AIMS = {"rule_out": ("sensitivity", 0.90), "rule_in": ("specificity", 0.90)}
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "sex": {"female": "women", "male": "men"},
@@ -39,7 +39,7 @@ def calibration(results: Results) -> dict[str, Any]:
     `brier_of_prevalence`: p (1 - p), the Brier score of predicting the site's prevalence p for every patient. `band`:
     `models.calibration.Platt.band` at some probabilities.
     """
-    told: dict[str, Any] = {}
+    by_label: dict[str, Any] = {}
     for label in LABELS:
         names = (f"calibration_slope_{label}", f"calibration_intercept_{label}", f"brier_{label}", f"ece_{label}")
         rows: dict[str, dict[str, Any]] = {}
@@ -51,21 +51,21 @@ def calibration(results: Results) -> dict[str, Any]:
                 "brier_of_prevalence": None if prevalence is None else prevalence * (1 - prevalence),
             }
         learnt = results.calibration.get(label)
-        told[label] = {
+        by_label[label] = {
             "learnt": learnt.model_dump(include={"slope", "intercept"}) if learnt else None,
             "band": _band(learnt),
             "by_site": rows,
             "over_sites": over_sites(rows),
         }
-    return told
+    return by_label
 
 
 def _band(learnt: Platt | None) -> list[dict[str, float]]:
     """Return the 95 % band at some calibrated probabilities; empty if it is not known."""
     if learnt is None:
         return []
-    bands = [(told, learnt.band(learnt.logit_of(told))) for told in TOLD]
-    return [{"told": told, "low": band[0], "high": band[1]} for told, band in bands if band]
+    bands = [(probability, learnt.band(learnt.logit_of(probability))) for probability in WITH_BAND]
+    return [{"told": probability, "low": band[0], "high": band[1]} for probability, band in bands if band]
 
 
 def decision(results: Results) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def decision(results: Results) -> dict[str, Any]:
     It is the net benefit of acting on the model at each threshold probability, and of treating all; treating none has
     the net benefit 0. `better`: the number of sites at which the model is above both, by threshold.
     """
-    told: dict[str, Any] = {}
+    by_label: dict[str, Any] = {}
     for label in LABELS:
         rows = {site: curve for site, figures in federated(results).items() if (curve := _curve(figures, label))}
         better = {
@@ -85,8 +85,8 @@ def decision(results: Results) -> dict[str, Any]:
             for percent in PERCENTS
             if (having := [row for row in rows.values() if str(percent) in row])
         }
-        told[label] = {"by_site": rows, "better": better}
-    return told
+        by_label[label] = {"by_site": rows, "better": better}
+    return by_label
 
 
 def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, float]]:
@@ -101,7 +101,7 @@ def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, floa
 
 def operating_points(results: Results) -> dict[str, Any]:
     """By label: the thresholds, and their performance at each site, with predictive values at its prevalence."""
-    told: dict[str, Any] = {}
+    by_label: dict[str, Any] = {}
     for label in LABELS:
         points = {
             point: {**found.model_dump(), "learnt_for": AIMS[point][0], "aim": AIMS[point][1]}
@@ -113,8 +113,8 @@ def operating_points(results: Results) -> dict[str, Any]:
             row = {name: cell for point in points for name, cell in _at(figures, label, point).items()}
             if any(row.values()):
                 rows[site] = row
-        told[label] = {"points": points, "by_site": rows, "over_sites": over_sites(rows)}
-    return told
+        by_label[label] = {"points": points, "by_site": rows, "over_sites": over_sites(rows)}
+    return by_label
 
 
 def _at(figures: Mapping[str, float], label: str, point: str) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _share(right: float, wrong: float) -> float | None:
 
 def baselines(results: Results) -> dict[str, Any]:
     """By label and site: the model, age and sex alone, lesion load alone, and the model's gain over age and sex."""
-    told: dict[str, Any] = {}
+    by_label: dict[str, Any] = {}
     for label in LABELS:
         names = {
             f"auroc_{label}": "model",
@@ -164,8 +164,8 @@ def baselines(results: Results) -> dict[str, Any]:
             for site, cells in by_site(results, *names).items()
         }
         rows = {site: row for site, row in rows.items() if any(cell for name, cell in row.items() if name != "model")}
-        told[label] = {"by_site": rows, "over_sites": over_sites(rows)}
-    return told
+        by_label[label] = {"by_site": rows, "over_sites": over_sites(rows)}
+    return by_label
 
 
 def subgroups(results: Results) -> dict[str, Any]:
@@ -182,6 +182,6 @@ def _group(results: Results, label: str, group: str) -> dict[str, Any]:
     return {"by_site": cells, "over_sites": spread({site: value_of(cell) for site, cell in cells.items()})}
 
 
-def tells_groups(results: Results) -> bool:
+def has_groups(results: Results) -> bool:
     """Whether any site released a metric of a group."""
     return any("@" in name for figures in federated(results).values() for name in figures)

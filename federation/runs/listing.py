@@ -143,8 +143,8 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
     lines = []
     for entry in rounds_of(history):
-        told = [f"LOST ({entry['lost_for']})"] if entry["lost"] else []
-        told += flags(entry)
+        remarks = [f"LOST ({entry['lost_for']})"] if entry["lost"] else []
+        remarks += flags(entry)
         lines.append(
             [
                 str(entry["round"]),
@@ -153,7 +153,7 @@ def round_lines(history: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 _figure(entry["means"], "auroc_severe", 2),
                 f"{entry['seconds']:.0f}",
                 f"{entry['bytes_up'] / 1e6:.1f} / {entry['bytes_down'] / 1e6:.1f}",
-                "\n".join(told),
+                "\n".join(remarks),
             ]
         )
     return lines
@@ -182,9 +182,9 @@ def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _over_many(figures: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
-    told = [each[name] for each in figures.values() if name in each]
-    cells = [f"{over(told):.2f}" if told else "" for over in SPREAD.values()]
-    return [name, *cells, str(len(told)), _figure(mean_over_sites(figures), name, 2)]
+    known = [each[name] for each in figures.values() if name in each]
+    cells = [f"{over(known):.2f}" if known else "" for over in SPREAD.values()]
+    return [name, *cells, str(len(known)), _figure(mean_over_sites(figures), name, 2)]
 
 
 def federated(results: Results) -> dict[str, dict[str, float]]:

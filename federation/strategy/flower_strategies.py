@@ -127,7 +127,7 @@ def least_replies(inner: Strategy, *, shown: int = 0) -> int:
 
 
 @contextmanager
-def told_apart(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
+def remaining_hostile(inner: Strategy, *, shown: int, valid: int) -> Iterator[None]:
     """Within this context, set a strategy to the hostile nodes that may remain among `valid` replies.
 
     Of the hostile nodes that it expects, `shown` were already refused. A trimmed mean still cuts off as many as it

@@ -36,7 +36,13 @@ from federation.protocol.reply_validation import (
 )
 from federation.strategy import reasons
 from federation.strategy.aggregation import Aggregation
-from federation.strategy.flower_strategies import is_robust, least_replies, restore_strategy, strategy_state, told_apart
+from federation.strategy.flower_strategies import (
+    is_robust,
+    least_replies,
+    remaining_hostile,
+    restore_strategy,
+    strategy_state,
+)
 from federation.strategy.reply_files import TEMPORARY, Filed, file_reply, spool
 from federation.strategy.round_report import RoundReport
 from federation.strategy.sampling import Choose, everybody
@@ -254,7 +260,7 @@ class GuardedStrategy(Strategy):
         replies, weights = list(valid.values()), [figure[EXAMPLES] for figure in metrics.values()]
         aggregation = Aggregation(self.inner, number, replies, [int(weight) for weight in weights], self.arrays)
         memory = strategy_state(self.inner)
-        apart = told_apart(self.inner, shown=shown, valid=len(valid))
+        apart = remaining_hostile(self.inner, shown=shown, valid=len(valid))
         with np.errstate(all="ignore"), apart:  # overflows are detected below
             new = aggregation.run()
         if new is None or not _finite(new, strategy_state(self.inner)):

@@ -46,10 +46,10 @@ def by_code(refused: Mapping[str, str]) -> list[str]:
     sites: dict[str, list[str]] = {}
     for site, code in sorted(refused.items()):
         sites.setdefault(code, []).append(site)
-    told = []
+    lines = []
     for code, each in sites.items():
-        told += [f"{site}: {code}" for site in each] if len(each) <= FEW else [f"{some(each)}: {code}"]
-    return told
+        lines += [f"{site}: {code}" for site in each] if len(each) <= FEW else [f"{some(each)}: {code}"]
+    return lines
 
 
 def flags(entry: Mapping[str, Any]) -> list[str]:

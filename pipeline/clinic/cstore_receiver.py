@@ -102,7 +102,7 @@ class Reception:
         """Receive and queue until `stop`, in its own thread. Raises Refusal E_PACS_RECEIVER, E_CLINIC_FILE."""
         table = self._table
         self._is_closed.clear()  # the service may run it again
-        told = 0
+        logged = 0
         with (
             self._clinic.store() as store,
             receiver(
@@ -118,9 +118,9 @@ class Reception:
             while not stop.wait(_LOOK_SECONDS):
                 try:
                     self.sweep(store)
-                    if self.counts["set_aside"] != told:
-                        told = self.counts["set_aside"]
-                        log.info("%d of the images received since the start are not axial CT and were left out", told)
+                    if self.counts["set_aside"] != logged:
+                        logged = self.counts["set_aside"]
+                        log.info("%d of the images received since the start are not axial CT and were left out", logged)
                 except (Refusal, OSError) as error:  # the disk may have space again later
                     code = error.code if isinstance(error, Refusal) else type(error).__name__
                     log.warning("received series cannot be queued: %s", code)

@@ -117,8 +117,8 @@ def overview(clinic: Clinic, store: Store) -> list[dict[str, Any]]:
     listed = []
     for model in store.models.all():
         try:
-            told = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
-            about = {name: told[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
+            described = json.loads((clinic.models / model.sha256 / "model.json").read_bytes())
+            about = {name: described[name] for name in ("study", "rounds", "sites", "trained_on_synthetic_data")}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise Refusal(MODEL_ALTERED, private=model.sha256) from error
         beside = compare(store, model.sha256)

@@ -100,8 +100,8 @@ def read_outcome(patient: Clinical, orders: Mapping[str, Order]) -> tuple[Outcom
     """
     data = patient.data
     intubated = _event(data, "Intubation", "Date of intubation", orders)
-    is_told = _text(data, "Death") in _BITS or _text(data, "Date of death")
-    died = _event(data, "Death", "Date of death", orders) if is_told else None
+    is_known = _text(data, "Death") in _BITS or _text(data, "Date of death")
+    died = _event(data, "Death", "Date of death", orders) if is_known else None
     alive = _day(data, _ALIVE, orders) if _text(data, _ALIVE) else None
     findings = [Finding(day, patient.patient_id) for day in (intubated, died, alive) if isinstance(day, Reason)]
     if not data or isinstance(intubated, Reason) or isinstance(died, Reason):

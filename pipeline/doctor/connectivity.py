@@ -69,7 +69,7 @@ def network(site: Site) -> Iterator[Line]:
     """Connect to the server and compare the clocks, as far as a server or a PACS is configured."""
     answers = []
     if site.settings.server.address:
-        answer = knock(server_endpoint(site))
+        answer = probe(server_endpoint(site))
         answers.append(answer)
         if answer.failed:
             yield Line(AREA, "study's server", "fail", answer.failed, answer.remedy, private=answer.private)
@@ -84,9 +84,9 @@ def network(site: Site) -> Iterator[Line]:
             "Fill in [server] of site.toml to take part.",
         )
     if all(answer.ahead_seconds is None for answer in answers) and (endpoint := _dicomweb_endpoint(site)):
-        answers.append(knock(endpoint))
-    told = [answer.ahead_seconds for answer in answers if answer.ahead_seconds is not None]
-    yield _clock(told[0] if told else None)
+        answers.append(probe(endpoint))
+    differences = [answer.ahead_seconds for answer in answers if answer.ahead_seconds is not None]
+    yield _clock(differences[0] if differences else None)
 
 
 def _clock(ahead_seconds: float | None) -> Line:
@@ -103,11 +103,11 @@ def _clock(ahead_seconds: float | None) -> Line:
     return Line(AREA, "clock", status, says, remedy)
 
 
-def knock(endpoint: Endpoint) -> Answer:
+def probe(endpoint: Endpoint) -> Answer:
     """Connect, if necessary through the proxy, do the TLS handshake and read the peer's time. Never raises."""
     answer: list[Answer] = []
     # In its own thread: neither the resolver nor a peer that sends one byte per second can block this check.
-    thread = threading.Thread(target=lambda: answer.append(_knock(endpoint)), daemon=True)
+    thread = threading.Thread(target=lambda: answer.append(_probe_directly(endpoint)), daemon=True)
     thread.start()
     thread.join(3 * TIMEOUT_SECONDS)
     return answer[0] if answer else _SILENT
@@ -135,7 +135,7 @@ _NO_TLS = Answer("the service there does not use TLS", "Check host and port in s
 _CERTIFICATE_FILE = Answer("the authority's certificate cannot be read", "Store it at the path that site.toml names.")
 
 
-def _knock(endpoint: Endpoint) -> Answer:
+def _probe_directly(endpoint: Endpoint) -> Answer:
     steps: list[tuple[type[Exception], Answer]] = [
         (socket.gaierror, _UNKNOWN),
         (ConnectionRefusedError, _CLOSED),
@@ -189,8 +189,8 @@ def _ahead(connection: http.client.HTTPConnection) -> float | None:
         asked = time.time()
         connection.request("HEAD", "/", headers={"User-Agent": "fedthorax"})
         response = connection.getresponse()
-        told = parsedate_to_datetime(response.headers.get("Date", ""))
-        theirs = (told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() + 0.5  # the header has whole seconds
+        date = parsedate_to_datetime(response.headers.get("Date", ""))
+        theirs = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() + 0.5  # the header has whole seconds
         return round((asked + time.time()) / 2 - theirs, 1)
     except (OSError, ValueError, http.client.HTTPException):
         return None

@@ -40,8 +40,8 @@ def _point(variant: Variant, minimum: int, curves: Sequence[str]) -> Point:
     ranges = [(value or 0, (value or 0) + minimum - 1) for value in point.values()]
     # As in the waterfall: a count of zero undecided patients needs no protection.
     sensitive = [i for i, curve in enumerate(CURVES) if counts[curve] or curve != "undecided"]
-    tells = any(leaks(within((total, total), ranges, i), minimum) for i in sensitive)
-    return dict.fromkeys(CURVES) if tells else point
+    reveals = any(leaks(within((total, total), ranges, i), minimum) for i in sensitive)
+    return dict.fromkeys(CURVES) if reveals else point
 
 
 def draw(variants: Sequence[Variant], rules: JoinRules, minimum: int, curves: Sequence[str]) -> str:

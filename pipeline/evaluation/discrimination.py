@@ -299,7 +299,7 @@ def sensitivity_at(specificity: float, scores: Scores, labels: Labels, *, seed: 
     alarms, found, _ = roc_curve(y, x, drop_intermediate=False)
     value = float(found[1 - alarms >= specificity - 1e-9].max())
     low, high = np.percentile(_resampled(x, y, best, seed), [2.5, 97.5]).tolist()
-    if value in (0.0, 1.0):  # resamples of patients that are all told right know of no other
+    if value in (0.0, 1.0):  # if all patients are classified correctly, every resample gives the same value
         bounds = logit_interval(value, 0.0, rarer=int(y.sum()))
         low, high = min(low, bounds[0]), max(high, bounds[1])
     return Estimate(value, low, high, len(y))

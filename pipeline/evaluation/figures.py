@@ -17,7 +17,7 @@ from models.familiarity import log_distances
 from models.network import LABELS
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import calibration as calibrated
-from pipeline.evaluation import discrimination as told
+from pipeline.evaluation import discrimination
 from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
 from pipeline.evaluation.histograms import histograms as merged_histograms
 from pipeline.evaluation.subgroups import GROUPS, groups_of
@@ -63,7 +63,7 @@ def _known(logits: Logits, targets: Logits, min_patients: int) -> list[_Known]:
     for column in range(len(LABELS)):
         where = np.flatnonzero(~np.isnan(targets[:, column]))
         if len(where) >= min_patients:
-            x, y = told.known_of(logits[:, column], targets[:, column])
+            x, y = discrimination.known_of(logits[:, column], targets[:, column])
             found.append(_Known(column, where, x, y))
     return found
 
@@ -72,7 +72,7 @@ def _sound(figures: Figures) -> Figures:
     return {name: value for name, value in figures.items() if math.isfinite(value) and abs(value) <= LARGEST}
 
 
-def _with_interval(name: str, estimate: told.Estimate) -> Figures:
+def _with_interval(name: str, estimate: discrimination.Estimate) -> Figures:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
@@ -86,7 +86,7 @@ def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figu
     figures: Figures = {}
     for known in _known(logits, targets, min_patients):
         figures[f"loss_{known.label}"] = _loss(known)
-        figures[f"auroc_{known.label}"] = told.auroc(known.logits, known.labels).value
+        figures[f"auroc_{known.label}"] = discrimination.auroc(known.logits, known.labels).value
     return _sound(figures)
 
 
@@ -105,18 +105,19 @@ def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -
         assert fitted.covariance is not None
         names = (f"variance_slope_{known.label}", f"covariance_{known.label}", f"variance_intercept_{known.label}")
         figures |= dict(zip(names, fitted.covariance, strict=True))
-        figures[f"rule_out_{known.label}"] = told.threshold_with_sensitivity(SENSITIVITY, x, y)
-        figures[f"rule_in_{known.label}"] = told.threshold_with_specificity(SPECIFICITY, x, y)
+        figures[f"rule_out_{known.label}"] = discrimination.threshold_with_sensitivity(SENSITIVITY, x, y)
+        figures[f"rule_in_{known.label}"] = discrimination.threshold_with_specificity(SPECIFICITY, x, y)
     return _sound(figures)
 
 
-def distance_figures(looks: Logits, mean: Logits, variance: Logits) -> Figures:
+def distance_figures(appearance: Logits, mean: Logits, variance: Logits) -> Figures:
     """Return `distance_mean` and `distance_sd` of the log distances of patients from the typical scan.
 
-    `looks`: shape (patients, LOOKS) of at least two patients; `mean` and `variance`: shape (LOOKS,). The logarithm of a
-    distance near 0 would outweigh all other patients, and reveal whether a scan with exactly these features is present.
+    `appearance`: shape (patients, APPEARANCE_SIZE) of at least two patients; `mean` and `variance`: shape
+    (APPEARANCE_SIZE,). The logarithm of a distance near 0 would outweigh all other patients, and reveal whether a scan
+    with exactly these features is present.
     """
-    distances = np.maximum(log_distances(looks, mean, variance), LEAST_LOG_DISTANCE)
+    distances = np.maximum(log_distances(appearance, mean, variance), LEAST_LOG_DISTANCE)
     return _sound({"distance_mean": float(distances.mean()), "distance_sd": float(distances.std(ddof=1))})
 
 
@@ -162,11 +163,11 @@ def _prevalence(known: _Known, min_patients: int) -> Figures:
 def _discrimination(known: _Known) -> Figures:
     x, y, label = known.logits, known.labels, known.label
     figures = {f"loss_{label}": _loss(known)}
-    figures |= _with_interval(f"auroc_{label}", told.auroc(x, y))
-    figures |= _with_interval(f"auprc_{label}", told.auprc(x, y))
+    figures |= _with_interval(f"auroc_{label}", discrimination.auroc(x, y))
+    figures |= _with_interval(f"auprc_{label}", discrimination.auprc(x, y))
     for percent in RATES_PERCENT:
-        figures |= _with_interval(f"sens_at_spec{percent}_{label}", told.sensitivity_at(percent / 100, x, y))
-        figures |= _with_interval(f"spec_at_sens{percent}_{label}", told.specificity_at(percent / 100, x, y))
+        figures |= _with_interval(f"sens_at_spec{percent}_{label}", discrimination.sensitivity_at(percent / 100, x, y))
+        figures |= _with_interval(f"spec_at_sens{percent}_{label}", discrimination.specificity_at(percent / 100, x, y))
     return figures
 
 
@@ -187,7 +188,7 @@ def _calibration(known: _Known, logits: NDArray[np.float64]) -> Figures:
 def _operating_points(known: _Known, thresholds: Mapping[str, float]) -> Figures:
     """Return sensitivity and specificity at the model's own thresholds, if both classes are present."""
     figures: Figures = {}
-    if told.has_both(known.labels):
+    if discrimination.has_both(known.labels):
         for name, threshold in thresholds.items():
             reached = known.logits >= threshold
             figures[f"sens_at_{name}_{known.label}"] = float(reached[known.labels == 1].mean())
@@ -199,12 +200,14 @@ def _baselines(
     known: _Known, train: Examples, test: Examples, loads: NDArray[np.float64], min_patients: int
 ) -> Figures:
     label, y = known.label, known.labels
-    figures = _with_interval(f"auroc_{label}_lesion_load", told.auroc(loads[known.where], y))
+    figures = _with_interval(f"auroc_{label}_lesion_load", discrimination.auroc(loads[known.where], y))
     by_age_sex = age_sex_scores(train, test, known.column, min_patients=min_patients)
     if by_age_sex is not None:
         scores = by_age_sex[known.where]
-        figures |= _with_interval(f"auroc_{label}_age_sex", told.auroc(scores, y))
-        figures |= _with_interval(f"auroc_{label}_over_age_sex", told.auroc_difference(known.logits, scores, y))
+        figures |= _with_interval(f"auroc_{label}_age_sex", discrimination.auroc(scores, y))
+        figures |= _with_interval(
+            f"auroc_{label}_over_age_sex", discrimination.auroc_difference(known.logits, scores, y)
+        )
     return figures
 
 
@@ -217,6 +220,6 @@ def _subgroups(known: _Known, test: Examples, min_patients: int) -> Figures:
     for group in GROUPS:
         inside = np.array([group in each for each in groups])
         if inside.sum() >= min_patients:
-            found = told.auroc(known.logits[inside], known.labels[inside])
+            found = discrimination.auroc(known.logits[inside], known.labels[inside])
             figures |= _with_interval(f"auroc_{known.label}@{group}", found)
     return figures

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 from torch import Tensor
 
-from models.familiarity import LOOKS, Moments, look
+from models.familiarity import APPEARANCE_SIZE, Moments, appearance_features
 from models.network import LABELS, SeverityNetwork
 from models.precision import use_bf16
 from pipeline.cohort.dataset import Examples
@@ -63,8 +63,8 @@ def shortcut_figures(
     for name, each in found.items():
         if each.patients >= min_patients and math.isfinite(each.value):
             figures |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
-    if told := scanner_accuracy(embed(network, patients), patients, min_patients=min_patients):
-        figures |= {"scanner_from_embedding": told.value, "scanner_chance": told.chance}
+    if accuracy := scanner_accuracy(embed(network, patients), patients, min_patients=min_patients):
+        figures |= {"scanner_from_embedding": accuracy.value, "scanner_chance": accuracy.chance}
     return figures
 
 
@@ -216,10 +216,12 @@ def embed(network: SeverityNetwork, examples: Examples) -> Features:
     return torch.cat(found).numpy() if found else np.zeros((0, network.head.in_features), dtype=np.float32)
 
 
-def looks(examples: Examples) -> Features:
-    """Return the appearance features of the scans (`models.familiarity.look`); shape (patients, LOOKS)."""
-    found = [look(scan.numpy()) for index in _indices(examples) for scan in examples.batch(index, None)[0]]
-    return np.array(found, dtype=np.float32).reshape(-1, LOOKS)
+def appearance(examples: Examples) -> Features:
+    """Return the appearance features of the scans; shape (patients, APPEARANCE_SIZE)."""
+    found = [
+        appearance_features(scan.numpy()) for index in _indices(examples) for scan in examples.batch(index, None)[0]
+    ]
+    return np.array(found, dtype=np.float32).reshape(-1, APPEARANCE_SIZE)
 
 
 def moments(features: Features) -> Moments:
@@ -263,5 +265,5 @@ def scanner_accuracy(embeddings: Features, patients: Examples, *, min_patients: 
     scanners = np.array(names)[kept]
     reader = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    told = cross_val_predict(reader, embeddings[kept], scanners, cv=folds)
-    return ScannerAccuracy(float(balanced_accuracy_score(scanners, told)), 1 / len(large), len(large))
+    predicted = cross_val_predict(reader, embeddings[kept], scanners, cv=folds)
+    return ScannerAccuracy(float(balanced_accuracy_score(scanners, predicted)), 1 / len(large), len(large))

@@ -169,7 +169,7 @@ class _Groups:
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], _Group] = {}
         self._known: dict[bytes, tuple[str, ...]] = {}
-        self._untold: list[_Group] = []
+        self._unreported: list[_Group] = []
 
     def put(self, name: str, path: Path) -> None:
         """Add one file to its series. Raises Refusal: E_NOT_DICOM, E_PARSE."""
@@ -183,7 +183,7 @@ class _Groups:
             key = _key(header, path)
             if key not in self._groups:
                 self._groups[key] = _Group(header)
-                self._untold.append(self._groups[key])
+                self._unreported.append(self._groups[key])
             if head and text(header, "SeriesInstanceUID"):
                 self._known[head.same] = key
             number = _number(None, header) if head is None else number
@@ -194,8 +194,8 @@ class _Groups:
 
     def tell(self, soon: Callable[[Series], None]) -> None:
         """Pass each series found since the last call to `soon`, with the files found so far."""
-        untold, self._untold = self._untold, []
-        for group in untold:
+        unreported, self._unreported = self._unreported, []
+        for group in unreported:
             try:
                 series = group.complete()
             except (Refusal, OSError):

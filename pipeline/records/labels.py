@@ -49,7 +49,7 @@ def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
     optional = [column for column in (table.age_years, table.sex) if column]
     rows, findings = read_rows(table, "labels", (table.patient_id, table.pcr_positive, table.severe, *optional))
     row_count = len(rows) + len(findings)
-    told: dict[str, set[Label]] = defaultdict(set)
+    by_patient: dict[str, set[Label]] = defaultdict(set)
     faulty = set()
     for patient_id, pcr, severe, *cells in rows:
         if pcr not in _BITS or severe not in _BITS:
@@ -58,12 +58,12 @@ def read_labels(table: LabelsFile) -> tuple[dict[str, Label], list[Finding]]:
             continue
         known = dict(zip(optional, cells, strict=True))
         age, sex = known.get(table.age_years, ""), known.get(table.sex, "")
-        told[patient_id].add(Label(_BITS[pcr], _BITS[severe], _age(age), sex if sex in {"M", "F"} else None))
+        by_patient[patient_id].add(Label(_BITS[pcr], _BITS[severe], _age(age), sex if sex in {"M", "F"} else None))
     refuse_when_many(findings, row_count, "labels")
-    for patient_id in [patient_id for patient_id, labels in told.items() if len(labels) > 1]:
+    for patient_id in [patient_id for patient_id, labels in by_patient.items() if len(labels) > 1]:
         findings.append(Finding(reasons.LABEL_CONFLICT, patient_id))
         faulty.add(patient_id)
-    found = {patient_id: labels.pop() for patient_id, labels in told.items() if patient_id not in faulty}
+    found = {patient_id: labels.pop() for patient_id, labels in by_patient.items() if patient_id not in faulty}
     return {p: label for p, label in found.items() if (label.pcr_positive, label.severe) != (None, None)}, findings
 
 

@@ -70,10 +70,10 @@ def read_outcomes(table: OutcomeFile, *, today: date | None = None) -> tuple[dic
             findings.append(note(reason, patient_id, ", ".join(texts)))
         outcomes[patient_id].add(outcome)
     refuse_when_many(findings, row_count, "outcome")
-    conflicts = [patient_id for patient_id, told in outcomes.items() if len(told) > 1]
+    conflicts = [patient_id for patient_id, values in outcomes.items() if len(values) > 1]
     findings += [Finding(reasons.OUTCOME_CONFLICT, patient_id) for patient_id in conflicts]
     faulty = {finding.patient_id for finding in findings}
-    return {key: told.pop() for key, told in outcomes.items() if key not in faulty}, findings
+    return {key: values.pop() for key, values in outcomes.items() if key not in faulty}, findings
 
 
 def fault(outcome: Outcome, today: date) -> Reason | None:

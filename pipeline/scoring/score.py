@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from models.calibration import Platt
 from models.description import POINTS, Description
-from models.familiarity import look
+from models.familiarity import appearance_features
 from models.network import LABELS, tabular
 from models.reasons import MODEL_FORMAT
 from models.refusal import Refusal
@@ -301,7 +301,7 @@ def _distance(model: Description, scan: torch.Tensor) -> float | None:
     """Return the scan's distance from the training scans. Raises Refusal E_UNFAMILIAR beyond the release's limit."""
     if model.familiarity is None:
         return None
-    distance = model.familiarity.distance(look(scan.numpy()))
+    distance = model.familiarity.distance(appearance_features(scan.numpy()))
     if not model.familiarity.is_familiar(distance):
         raise Refusal(reasons.UNFAMILIAR, distance=round(distance, 2), limit=round(model.familiarity.limit, 2))
     return distance

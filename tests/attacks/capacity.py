@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from federation.client.client_app import app as own_app
 from federation.protocol.capacity import bits as allowed_bits
-from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LOOKS, MAX_PROBED, Figure, Kind, unspoken
+from federation.protocol.metric_allowlist import (
+    APPEARANCE_SIZE,
+    EXAMPLES_OF,
+    FIGURES,
+    MAX_PROBED,
+    Figure,
+    Kind,
+    withheld_figures,
+)
 from tests.attacks.result import Result
 from tests.attacks.rig import Answer, Rig, released_study, rig, seed_network
 from tests.federation.gateway.messages import record_of
@@ -75,7 +83,7 @@ class Hostile:
 def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **options: Any) -> tuple[float, str, int]:
     """Bits in the figures of a reply, the code if there is one, and how many figures carry any."""
     study = released_study()
-    silent = unspoken(kind, is_private=False)
+    silent = withheld_figures(kind, is_private=False)
     _train_first(attacked, kind)
     sent: dict[str, float] = {}
 
@@ -106,7 +114,9 @@ def _train_first(attacked: Rig, kind: Kind) -> None:
 def _options(kind: Kind, features: int) -> dict[str, Any]:
     return {
         "evaluate.test": {"config": {"audit": True}},
-        "evaluate.calibrate": {"records": {"typical": dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))}},
+        "evaluate.calibrate": {
+            "records": {"typical": dict.fromkeys(("mean", "variance"), np.ones(APPEARANCE_SIZE, np.float32))}
+        },
         "evaluate.assign": {
             "config": {"probed": 2},
             "records": {"probe": {"discriminants": np.zeros(MAX_PROBED * (features + 1), np.float32)}},

@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.grids import Shares, parts_of
-from federation.protocol.metric_allowlist import LABELS, LOOKS
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS
 from federation.protocol.pooled_calibration import POINTS, pooled, settings_of
 from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
@@ -46,7 +46,7 @@ _RMS = 0.55  # of a head's weights; the gateway admits 0.6
 _SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of a number that is known, of one in steps of three
 _TIE = 2e-4  # logits nearer to a threshold than this may lie on either side
 _TRIED = 12  # sizes of classes
-_UNTOLD = dict.fromkeys(("mean", "variance"), np.zeros(LOOKS, np.float32))
+_UNTOLD = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))
 
 # Of both labels: negative; positive and not severe; positive and severe. Severity is known of who is positive alone.
 Kind = tuple[bool, bool | None]

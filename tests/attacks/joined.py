@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from federation.protocol.metric_allowlist import LOOKS
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE
 from pipeline.cohort.dataset import Example, Examples
-from pipeline.evaluation.shortcuts import looks
+from pipeline.evaluation.shortcuts import appearance
 from tests.attacks.cohort import Hospital, Patient, draw_patients, with_patient
 from tests.attacks.result import Result
 from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_network
@@ -29,7 +29,7 @@ def looks_of(hospital: Hospital, patients: Sequence[Patient]) -> Vector:
     """The truth, shape (patients, looks)."""
     tensors, everybody = hospital.site.cohort_folder / "tensors", list(hospital.patients)
     names = [f"{everybody.index(patient):05d}.npy" for patient in patients]
-    found: Vector = looks(Examples([Example(tensors / name, None, None, None, None) for name in names]))
+    found: Vector = appearance(Examples([Example(tensors / name, None, None, None, None) for name in names]))
     return found
 
 
@@ -61,12 +61,12 @@ def before_and_after(seeds: Sequence[int]) -> Result:
             try:
                 claims.append(claimed_looks(attacked, new))
             except Refused as refused:
-                return Result(NAME, HOLDS, "looks of its scan", 0, 0, LOOKS, refused.code)
+                return Result(NAME, HOLDS, "looks of its scan", 0, 0, APPEARANCE_SIZE, refused.code)
             truths.append(looks_of(attacked.hospital, [new])[0])
             spreads.append(looks_of(attacked.hospital, attacked.hospital.of("train")).std(axis=0))
     spread = np.mean(spreads, axis=0)
     close = [[int((np.abs(claim - truth) <= _CLOSE * spread).sum()) for truth in truths] for claim in claims]
-    scored = from_matrix(np.array(close), claimed=len(seeds) * LOOKS, of=len(seeds) * LOOKS)
+    scored = from_matrix(np.array(close), claimed=len(seeds) * APPEARANCE_SIZE, of=len(seeds) * APPEARANCE_SIZE)
     return Result.scored(NAME, HOLDS, "looks of its scan", scored, note="4 messages to each hospital")
 
 

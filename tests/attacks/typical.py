@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from federation.protocol.grids import Step
-from federation.protocol.metric_allowlist import FIGURES, LOOKS
-from models.familiarity import look
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, FIGURES
+from models.familiarity import appearance_features
 from pipeline.evaluation.figures import distance_figures
 from tests.attacks.cohort import Patient, draw_patients
 from tests.attacks.result import Result
@@ -35,26 +35,26 @@ _AWAY = 0.7  # standard deviations, in each look
 _NEAR = 1e-3  # at distance 0 itself a standard deviation would be out of its range, and the reply refused
 _POOL_SEED, _POOL, _SIMULATED = 9_100, 300, 1_500
 Vector = NDArray[np.float64]
-Looks = NDArray[np.float32]
+Appearance = NDArray[np.float32]
 
 
-def look_of(patient: Patient) -> Looks:
-    return look(patient.tensor.astype(np.float32))
+def look_of(patient: Patient) -> Appearance:
+    return appearance_features(patient.tensor.astype(np.float32))
 
 
 @cache
-def pool() -> Looks:
-    """Looks of patients whom the server draws itself, shape (patients, LOOKS)."""
+def pool() -> Appearance:
+    """Appearance of patients whom the server draws itself, shape (patients, APPEARANCE_SIZE)."""
     return np.stack([look_of(patient) for patient in draw_patients(_POOL_SEED, {"validation": _POOL})])
 
 
-def means(known: Looks, beside: int) -> list[Looks]:
+def means(known: Appearance, beside: int) -> list[Appearance]:
     """The scan's own looks, or next to, then pairs that lie on either side of them; all in float32."""
     rng, spread = np.random.default_rng(_POOL_SEED), pool().std(axis=0)
-    found: list[Looks] = [known + np.float32(_NEAR) * spread]
+    found: list[Appearance] = [known + np.float32(_NEAR) * spread]
     for _ in range(beside // 2):
-        signs: Looks = rng.choice([-1.0, 1.0], LOOKS).astype(np.float32)
-        step: Looks = np.float32(_AWAY) * spread * signs
+        signs: Appearance = rng.choice([-1.0, 1.0], APPEARANCE_SIZE).astype(np.float32)
+        step: Appearance = np.float32(_AWAY) * spread * signs
         found += [np.add(known, step), np.subtract(known, step)]
     return found
 
@@ -87,7 +87,7 @@ class Decoder:
         return bool(self.weights[:-1] @ seen + self.weights[-1] > 0.5)
 
 
-def figures_at(patients: Looks, mean: Looks) -> tuple[float, float]:
+def figures_at(patients: Appearance, mean: Appearance) -> tuple[float, float]:
     """Mean and standard deviation of these patients' distances from a mean, as a hospital tells them."""
     told = distance_figures(patients, mean, pool().var(axis=0))
     return _told("distance_mean", told), _told("distance_sd", told)
@@ -100,7 +100,7 @@ def _told(name: str, figures: dict[str, float]) -> float:
     return figure.grid.rounded(min(max(figures.get(name, figure.high), figure.low), figure.high))
 
 
-def ask(attacked: Rig, known: Looks, beside: int) -> Vector:
+def ask(attacked: Rig, known: Appearance, beside: int) -> Vector:
     """Calibrations with these typical looks, each in a run and of a model of its own. Raises Refused."""
     study, told = released_study(), []
     for mean in means(known, beside):

@@ -41,7 +41,7 @@ def test_a_node_dials_until_it_is_told_to_end(tmp_path: Path, start: Callable[..
     family = node.family()
     node.process.send_signal(signal.SIGTERM)
     assert node.wait(seconds=30) == 0
-    assert "has ended, as it was told to" in node.text()
+    assert "has ended, as requested" in node.text()
     assert "Traceback" not in node.text()
     assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
     assert status(site)["running"] is False

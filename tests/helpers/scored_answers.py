@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 
 from models.description import Description
-from models.familiarity import LOOKS, Familiarity
+from models.familiarity import APPEARANCE_SIZE, Familiarity
 from pipeline.clinic.pictures import write_pictures
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.source import keep_source
@@ -82,7 +82,7 @@ def score_of(scan: Path) -> Score:
 
 def model() -> Description:
     points = {"severe": {"rule_out": 0.1, "rule_in": 0.6}}
-    known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=LIMIT, sites=3)
+    known = Familiarity(mean=(0.0,) * APPEARANCE_SIZE, variance=(1.0,) * APPEARANCE_SIZE, limit=LIMIT, sites=3)
     return description(operating_points=points, familiarity=known)
 
 

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.server_app import ServerRun
-from federation.protocol.metric_allowlist import LOOKS
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import Study
 from tests.helpers.fake_grid import FakeGrid, honest_answer
@@ -80,7 +80,7 @@ class Grid(FakeGrid):
         if kind == "train.head":
             content["arrays"], content["buffers"] = message.content["arrays"], message.content["buffers"]
         if kind == "evaluate.embed":
-            for record, length in (("moments", 64), ("looks", LOOKS)):
+            for record, length in (("moments", 64), ("looks", APPEARANCE_SIZE)):
                 content[record] = encode(dict.fromkeys(("mean", "variance"), np.full(length, node, np.float32)))
         return content
 

@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from models.familiarity import (
-    LOOKS,
+    APPEARANCE_SIZE,
     Distances,
     Familiarity,
     Moments,
+    appearance_features,
     limit,
     log_distances,
-    look,
     pool_moments,
 )
 
@@ -35,7 +35,7 @@ def scan(seed: int, level: float = -0.85) -> Scan:
 
 
 def looks(seeds: range, level: float = -0.85) -> NDArray[np.float32]:
-    return np.array([look(scan(seed, level)) for seed in seeds])
+    return np.array([appearance_features(scan(seed, level)) for seed in seeds])
 
 
 def moments(found: NDArray[np.float32]) -> Moments:
@@ -88,15 +88,15 @@ def test_what_is_out_of_place_lies_beyond(
 ) -> None:
     rng = np.random.default_rng(5)
     for seed in range(300, 306):
-        assert not known.is_familiar(known.distance(look(spoil(scan(seed), rng).astype(np.float32))))
+        assert not known.is_familiar(known.distance(appearance_features(spoil(scan(seed), rng).astype(np.float32))))
 
 
 def test_a_look_is_finite_and_the_same_again() -> None:
     good = scan(1)
-    assert look(good).shape == (LOOKS,)
-    assert np.array_equal(look(good), look(good.copy(order="F")))
+    assert appearance_features(good).shape == (APPEARANCE_SIZE,)
+    assert np.array_equal(appearance_features(good), appearance_features(good.copy(order="F")))
     for empty in (np.zeros((2, 8, 8, 8), np.float32), np.ones((2, 8, 8, 8), np.float32)):
-        assert np.isfinite(look(empty)).all()
+        assert np.isfinite(appearance_features(empty)).all()
 
 
 def test_moments_of_sites_are_those_of_all_their_patients() -> None:
@@ -131,10 +131,10 @@ def test_a_limit_leaves_the_share_inside_that_it_promises() -> None:
 
 def test_what_a_patient_wears_does_not_decide_alone(known: Familiarity) -> None:
     """Cloth around the body, which no scan of training has, beside as much that is off in the lungs."""
-    usual = look(scan(300))
+    usual = appearance_features(scan(300))
     dressed = scan(300)
     dressed[0, :, 0, :] = -0.7
-    worn = look(dressed)
+    worn = appearance_features(dressed)
     cloth = int(np.argmax(worn - usual))
     deviation = np.sqrt(np.array(known.variance) + 0.02 * np.median(known.variance))
     distances = []
@@ -147,12 +147,19 @@ def test_what_a_patient_wears_does_not_decide_alone(known: Familiarity) -> None:
 
 
 def test_a_distance_that_is_no_number_is_not_familiar(known: Familiarity) -> None:
-    assert not known.is_familiar(known.distance(np.full(LOOKS, np.nan, np.float32)))
+    assert not known.is_familiar(known.distance(np.full(APPEARANCE_SIZE, np.nan, np.float32)))
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"mean": [0.0]}, {"variance": [-1.0] * LOOKS}, {"limit": 0.0}, {"limit": None}, {"limit": "inf"}, {"more": 1}],
+    [
+        {"mean": [0.0]},
+        {"variance": [-1.0] * APPEARANCE_SIZE},
+        {"limit": 0.0},
+        {"limit": None},
+        {"limit": "inf"},
+        {"more": 1},
+    ],
     ids=["other looks", "negative variance", "no room", "no limit", "no end", "more"],
 )
 def test_what_cannot_be_used_is_not_read(known: Familiarity, change: dict[str, object]) -> None:

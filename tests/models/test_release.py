@@ -15,7 +15,7 @@ import torch
 from models.attacks import Attacks, Control
 from models.calibration import Platt
 from models.description import Description, Privacy
-from models.familiarity import LOOKS, Familiarity
+from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import CARD, DESCRIPTION, WEIGHTS, Release, add_attacks, load_release, save_release
@@ -282,7 +282,7 @@ def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(save
     old = (folder / CARD).read_text(encoding="utf-8")
     assert "| severe | not reported | not reported | not reported | not reported |" in old
     assert "There is no limit for scans that differ" in old
-    known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=2.125, sites=3)
+    known = Familiarity(mean=(0.0,) * APPEARANCE_SIZE, variance=(1.0,) * APPEARANCE_SIZE, limit=2.125, sites=3)
     banded = Platt(slope=2.0, covariance=(0.04, 0.0, 0.25))
     described = describe(calibration={label: banded for label in LABELS}, familiarity=known)
     save_release(folder.parent / "new", written.network, described)

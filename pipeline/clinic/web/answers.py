@@ -14,7 +14,7 @@ from pipeline.clinic.results.outbox import Outbox
 from pipeline.clinic.results.write import PICTURE, REPORT
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
-from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
 from pipeline.clinic.web.error_responses import BINARY, PNG, documented
 from pipeline.clinic.web.fhir import MEDIA_TYPE, risk_assessment
 from pipeline.clinic.web.inert_text import inert
@@ -50,10 +50,10 @@ def _shown(store: Store, answer_id: str) -> Answer:
     return answer
 
 
-def _opened(store: TheStore, caller: Reader, looks: TheLooks, answer_id: Id) -> Answer:
+def _opened(store: TheStore, caller: Reader, view_audit: TheViewAudit, answer_id: Id) -> Answer:
     """Return the answer, and record that the caller viewed it. Raises Refusal E_NO_SUCH_ANSWER."""
     answer = _shown(store, answer_id)
-    looks.note(store, caller, View("look", job_id=answer.job_id, answer_id=answer.id))
+    view_audit.note(store, caller, View("look", job_id=answer.job_id, answer_id=answer.id))
     return answer
 
 
@@ -64,13 +64,13 @@ Opened = Annotated[Answer, Depends(_opened)]
 def get_answers(
     store: TheStore,
     caller: Reader,
-    looks: TheLooks,
+    view_audit: TheViewAudit,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     before: Annotated[Id | None, Query(description="The id of an answer: return only older ones.")] = None,
 ) -> Any:
     """List answers, newest first."""
     found = store.answers.newest(limit, before)
-    looks.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
+    view_audit.note(store, caller, View("list", shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
 
 
@@ -80,10 +80,10 @@ def get_answers(
     responses=documented(),
     summary="All answers for one patient",
 )
-def get_history(store: TheStore, caller: Reader, looks: TheLooks, key: Id) -> Any:
+def get_history(store: TheStore, caller: Reader, view_audit: TheViewAudit, key: Id) -> Any:
     """List the answers for one patient, newest first; an unknown key gives an empty list."""
     found = store.answers.history(key)
-    looks.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
+    view_audit.note(store, caller, View("history", patient=key, shown=tuple(answer.id for answer in found)))
     return {"answers": [answer_json(answer) for answer in found]}
 
 

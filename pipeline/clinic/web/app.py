@@ -17,7 +17,7 @@ from pipeline.clinic.web.auth import Tokens
 from pipeline.clinic.web.authentication import Callers
 from pipeline.clinic.web.limits import Room
 from pipeline.clinic.web.middleware import API, OPENAPI, Guard
-from pipeline.clinic.web.view_audit import Looks
+from pipeline.clinic.web.view_audit import ViewAudit
 
 VERSION = "1.0"  # of the API; the first number changes when something is removed
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -47,7 +47,7 @@ def make_app(clinic: Clinic) -> FastAPI:
     app.state.clinic = clinic
     app.state.callers = Callers(tokens, hours=settings.server.session_hours, tls=has_tls)
     app.state.room = Room(settings.limits.waiting_scans, lambda: _waiting(clinic))
-    app.state.looks = Looks()
+    app.state.view_audit = ViewAudit()
     app.state.registry = CollectorRegistry()
     app.state.registry.register(metrics.Figures(clinic, tokens))
     app.add_middleware(

@@ -11,7 +11,7 @@ from pipeline.clinic.reasons import ROLE
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web.auth import Access, Caller
-from pipeline.clinic.web.view_audit import Looks
+from pipeline.clinic.web.view_audit import ViewAudit
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `fedthorax clinic token`.")
 _cookie = APIKeyCookie(
@@ -42,9 +42,9 @@ def _clinic(request: Request) -> Clinic:
     return clinic
 
 
-def _looks(request: Request) -> Looks:
-    looks: Looks = request.app.state.looks
-    return looks
+def _view_audit(request: Request) -> ViewAudit:
+    view_audit: ViewAudit = request.app.state.view_audit
+    return view_audit
 
 
 def _store(request: Request) -> Iterator[Store]:
@@ -54,7 +54,7 @@ def _store(request: Request) -> Iterator[Store]:
 
 TheClinic = Annotated[Clinic, Depends(_clinic)]
 TheStore = Annotated[Store, Depends(_store)]
-TheLooks = Annotated[Looks, Depends(_looks)]
+TheViewAudit = Annotated[ViewAudit, Depends(_view_audit)]
 Reader = Annotated[Caller, Depends(Role("read"))]
 Scorer = Annotated[Caller, Depends(Role("score"))]
 Admin = Annotated[Caller, Depends(Role("admin"))]

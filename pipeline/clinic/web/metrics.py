@@ -44,11 +44,11 @@ def ready(clinic: TheClinic, response: Response) -> schemas.Readiness:
             state, _ = store.worker.get()
     except Refusal:
         state, has_disk = "starting", False
-    told = schemas.Readiness(
+    readiness = schemas.Readiness(
         ready=state == "ready" and has_disk, worker=state != "starting", model=state == "ready", disk=has_disk
     )
-    response.status_code = 200 if told.ready else 503
-    return told
+    response.status_code = 200 if readiness.ready else 503
+    return readiness
 
 
 @health.get("/metrics", response_class=Response, responses=documented(), summary="Metrics for Prometheus")

@@ -9,7 +9,7 @@ from pipeline.clinic.pacs_source import Listing, PacsSource
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
-from pipeline.clinic.web.dependencies import Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.dependencies import Scorer, TheClinic, TheStore, TheViewAudit
 from pipeline.clinic.web.error_responses import documented
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.middleware import API
@@ -62,14 +62,14 @@ def post_scan(
     clinic: TheClinic,
     store: TheStore,
     caller: Scorer,
-    looks: TheLooks,
+    view_audit: TheViewAudit,
     choice: schemas.PacsChoice,
 ) -> Any:
     """Queue a series of the PACS; it is fetched before it is scored."""
     at_most = clinic.settings.limits.waiting_scans
     job = _source(clinic).ask(store, choice.study_uid, choice.series_uid, by=caller.name, at_most=at_most)
     response.headers["Location"] = f"{API}/jobs/{job.id}"
-    return show_job(store, caller, looks, job)
+    return show_job(store, caller, view_audit, job)
 
 
 def _on_record(store: Store, asked: dict[str, str], found: Listing) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Caller
-from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheLooks, TheStore
+from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
 from pipeline.clinic.web.error_responses import PNG, documented
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.limits import Room
 from pipeline.clinic.web.middleware import API, MB
 from pipeline.clinic.web.schemas import Id, Uid
 from pipeline.clinic.web.uploads import INCOMING, receive
-from pipeline.clinic.web.view_audit import Looks, View
+from pipeline.clinic.web.view_audit import View, ViewAudit
 from pipeline.system.atomic_files import move_durably
 
 KEEP_FREE_MB = 500  # disk space reserved for the store and the answers
@@ -62,7 +62,7 @@ async def post_scan(
     response: Response,
     clinic: TheClinic,
     caller: Scorer,
-    looks: TheLooks,
+    view_audit: TheViewAudit,
     series_uid: Annotated[Uid | None, Query(description="Which series to score, if there are several.")] = None,
 ) -> Any:
     """Queue one chest CT. Then request the job until its state is `answered` or `no_score`.
@@ -77,31 +77,31 @@ async def post_scan(
         await receive(request, incoming)
         await run_in_threadpool(_queue, clinic, incoming, job_id, by=caller.name, series_uid=series_uid)
     response.headers["Location"] = f"{API}/jobs/{job_id}"
-    return await run_in_threadpool(_told, clinic, caller, looks, job_id)
+    return await run_in_threadpool(_show_new_job, clinic, caller, view_audit, job_id)
 
 
 @routes.get("/jobs", response_model=schemas.Jobs, responses=documented(), summary="The worklist")
 def get_jobs(
     store: TheStore,
     caller: Reader,
-    looks: TheLooks,
+    view_audit: TheViewAudit,
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     before: Annotated[Id | None, Query(description="The id of a job: return only older ones.")] = None,
 ) -> Any:
     """List jobs, newest first."""
     found = store.jobs.newest(state, limit, before)
-    looks.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
+    view_audit.note(store, caller, View("worklist", shown=tuple(job.id for job in found if job.patient)))
     return {"jobs": [job_json(store, job) for job in found]}
 
 
 @routes.get("/jobs/{job_id}", response_model=schemas.Job, responses=documented(404), summary="One scan of the worklist")
-def get_job(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Any:
+def get_job(store: TheStore, caller: Reader, view_audit: TheViewAudit, job_id: Id) -> Any:
     """Return the state of a job, and at its end the answer's id, or why there is no score."""
-    return show_job(store, caller, looks, store.jobs.get(job_id))
+    return show_job(store, caller, view_audit, store.jobs.get(job_id))
 
 
-def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
+def _seen(store: TheStore, caller: Reader, view_audit: TheViewAudit, job_id: Id) -> Path:
     """Return the pictures' folder of a scan without a score, and record that the caller viewed it.
 
     Raises Refusal E_NO_SUCH_JOB, E_NO_SUCH_PICTURE.
@@ -109,7 +109,7 @@ def _seen(store: TheStore, caller: Reader, looks: TheLooks, job_id: Id) -> Path:
     job = store.jobs.get(job_id)
     if not job.has_pictures:
         raise Refusal(NO_SUCH_PICTURE)
-    looks.note(store, caller, View("look", job_id=job.id))
+    view_audit.note(store, caller, View("look", job_id=job.id))
     return job.pictures
 
 
@@ -135,10 +135,10 @@ def get_slice(folder: Seen, plane: pictures.Plane, index: Annotated[int, PathPar
     return Response(pictures.slice_png(folder, plane, index), media_type="image/png")
 
 
-def show_job(store: Store, caller: Caller, looks: Looks, job: Job) -> Any:
+def show_job(store: Store, caller: Caller, view_audit: ViewAudit, job: Job) -> Any:
     """Return the job as JSON; record the view if it names a patient. Raises Refusal E_CLINIC_FILE."""
     if job.patient:
-        looks.note(store, caller, View("job", job_id=job.id, answer_id=job.answer_id))
+        view_audit.note(store, caller, View("job", job_id=job.id, answer_id=job.answer_id))
     return job_json(store, job)
 
 
@@ -167,6 +167,6 @@ def _queue(clinic: Clinic, incoming: Path, job_id: str, *, by: str, series_uid: 
         raise
 
 
-def _told(clinic: Clinic, caller: Caller, looks: Looks, job_id: str) -> Any:
+def _show_new_job(clinic: Clinic, caller: Caller, view_audit: ViewAudit, job_id: str) -> Any:
     with clinic.store() as store:
-        return show_job(store, caller, looks, store.jobs.get(job_id))
+        return show_job(store, caller, view_audit, store.jobs.get(job_id))

@@ -48,7 +48,7 @@ class _Sitting:
     shown: set[str] = field(default_factory=set)
 
 
-class Looks:
+class ViewAudit:
     """The view audit of one process. `clock`: seconds since any fixed moment."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

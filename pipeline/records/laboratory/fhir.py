@@ -67,7 +67,7 @@ class _Files:
                 self.specimens[name].add(resource.collected)
         if isinstance(resource, Event):
             # A list, not a generator: `wants` must count the results of all other tests.
-            wanted = [reading.wants(_test(code)) for code, _ in _told(resource)]
+            wanted = [reading.wants(_test(code)) for code, _ in _tests(resource)]
             if any(wanted) or resource.children:
                 self.events.append(placed)
 
@@ -87,7 +87,7 @@ class _Files:
         patient = self._patient(chain)
         collected_text = self._collected(chain)
         collected = fhir_time(collected_text)
-        for code, words in _told(event):
+        for code, words in _tests(event):
             test = _test(code)
             if reading.kind(test) in ("overall", "gene"):
                 yield RawResult(
@@ -180,7 +180,7 @@ def _status(chain: Sequence[Placed]) -> Status:
     return "withdrawn" if reports and all(status == "withdrawn" for status in reports) else own[1]
 
 
-def _told(event: Event) -> Iterator[tuple[Concept, tuple[str, ...]]]:
+def _tests(event: Event) -> Iterator[tuple[Concept, tuple[str, ...]]]:
     """Yield each test of an event with its value; the heading of components or members has no value."""
     if isinstance(event, Observation):
         if event.words() or not (event.component or event.children):

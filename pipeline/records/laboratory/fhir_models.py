@@ -89,10 +89,10 @@ class Valued(Element):
         if self.value_codeable_concept is not None:
             return tuple(self.value_codeable_concept.words())
         plain = (self.value_string, self.value_boolean, self.value_integer)
-        told = [str(value).lower() if isinstance(value, bool) else str(value) for value in plain if value is not None]
+        words = [str(value).lower() if isinstance(value, bool) else str(value) for value in plain if value is not None]
         if self.value_quantity is not None:
-            told.append(" ".join(str(self.value_quantity.get(key, "")) for key in ("comparator", "value", "unit")))
-        return tuple(told)
+            words.append(" ".join(str(self.value_quantity.get(key, "")) for key in ("comparator", "value", "unit")))
+        return tuple(words)
 
 
 class Event(Resource):

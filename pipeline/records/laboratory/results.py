@@ -144,10 +144,10 @@ def _judge(raw: RawResult, meanings: dict[str, bool | None], today: date) -> Pcr
         return note(reasons.DATE, patient_id, raw.collected_text)
     if raw.collected.date() > today:
         return note(reasons.PCR_DATE, patient_id, raw.collected_text)
-    told = {meanings[word] for word in map(canonical, raw.value) if word in meanings}
-    if len(told) != 1:  # no known word, or a code and a word that contradict each other
+    results = {meanings[word] for word in map(canonical, raw.value) if word in meanings}
+    if len(results) != 1:  # no known word, or a code and a word that contradict each other
         return note(reasons.PCR_UNMAPPED_FLAGGED, patient_id, " / ".join(raw.value))
-    return PcrResult(patient_id, raw.collected, told.pop())
+    return PcrResult(patient_id, raw.collected, results.pop())
 
 
 def _genes_only(genes: Iterable[RawResult], overall: Iterable[RawResult]) -> list[Finding]:

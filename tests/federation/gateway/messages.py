@@ -17,7 +17,7 @@ from flwr.app.metadata import Metadata
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
 from federation.gateway.batch_norm_bounds import steps_of_round
-from federation.gateway.first_model import chunks_of, told, write_chunks
+from federation.gateway.first_model import chunks_of, heads_as_json, write_chunks
 from federation.gateway.flower_objects import Arrays, object_id, read_content
 from federation.gateway.lineage import Lineage
 from federation.gateway.questions import QUESTIONS
@@ -28,7 +28,7 @@ from federation.protocol.coarse_moments import RANGES
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.half_precision import UPDATE
-from federation.protocol.metric_allowlist import BINS, EPSILON, EXAMPLES_OF, FIGURES, LOOKS, Kind
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, BINS, EPSILON, EXAMPLES_OF, FIGURES, Kind
 from federation.protocol.patient_counts import Patients
 from pipeline.evaluation.subgroups import GROUPS
 from pipeline.site.folder import Site
@@ -115,7 +115,7 @@ def schema_for(
         head_from=weights * 3 // 4,
         questions=dict.fromkeys(QUESTIONS, 10),
     )
-    return replace(bare, first=told(write_chunks(first_of(bare))), parts=parts_for(bare, share=ANYWHERE))
+    return replace(bare, first=heads_as_json(write_chunks(first_of(bare))), parts=parts_for(bare, share=ANYWHERE))
 
 
 def parts_for(schema: Schema, *, share: float) -> dict[str, list[list[float]]]:
@@ -201,7 +201,7 @@ def moments(schema: Schema, rng: np.random.Generator) -> Model:
         told = {"mean": mean.astype(np.float32), "variance": variance.astype(np.float32)}
         return {name: RANGES[name].rounded(array) for name, array in told.items()}
 
-    return {"moments": of(schema.features), "looks": of(LOOKS)}
+    return {"moments": of(schema.features), "looks": of(APPEARANCE_SIZE)}
 
 
 def steps_at(schema: Schema, patients: int) -> int:
@@ -221,7 +221,7 @@ def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
     for base in bases & {name.removesuffix(LOW) for name in names if name.endswith(LOW)}:
         ends = (base + LOW, base, base + HIGH)
         values |= dict(zip(ends, sorted(values[name] for name in ends), strict=True))
-    values |= {name: PATIENTS.prevalence(table[name]) for name in names if table[name].tells_classes}
+    values |= {name: PATIENTS.prevalence(table[name]) for name in names if table[name].reveals_classes}
     values = dict(rounded(values, kind, PATIENTS))
     if kind == "evaluate.test" and rng.random() < 0.5:
         values[f"count_severe_1_{rng.integers(BINS):02}"] = MIN_PATIENTS
@@ -535,7 +535,7 @@ MOMENTS: dict[str, Spoil] = {
     "a variance next to nothing": lambda c: _set(c.out["looks"]["variance"], 2.0**-40, c.rng),
     "a zero with a sign": lambda c: _set(c.out["looks"]["mean"], -0.0, c.rng),
     "NaN among the looks": lambda c: _set(c.out["looks"]["mean"], np.nan, c.rng),
-    "looks of each patient": lambda c: _swap(c, "looks", "mean", np.zeros((9, LOOKS), np.float32)),
+    "looks of each patient": lambda c: _swap(c, "looks", "mean", np.zeros((9, APPEARANCE_SIZE), np.float32)),
     "NaN among the features": lambda c: _set(c.out["moments"]["mean"], np.nan, c.rng),
     "infinity among the features": lambda c: _set(c.out["moments"]["variance"], np.inf, c.rng),
     "one feature more": lambda c: _swap(c, "moments", "mean", np.zeros(c.schema.features + 1, np.float32)),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from federation.gateway.first_model import told, write_chunks
+from federation.gateway.first_model import heads_as_json, write_chunks
 from federation.gateway.lineage import KEPT_RUNS, Lineage
 from federation.gateway.schema import Schema
 from federation.protocol.flat_weights import WEIGHTS
@@ -26,7 +26,7 @@ PARTS = {
 }
 SCHEMA = replace(PLAIN, rounds=20, parts=PARTS, questions={"evaluate.test": 1})
 FIRST = first_of(SCHEMA)
-SCHEMA = replace(SCHEMA, first=told(write_chunks(FIRST)))
+SCHEMA = replace(SCHEMA, first=heads_as_json(write_chunks(FIRST)))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_other_first_buffers_are_refused(site: Site) -> None:
 
 def test_a_run_cannot_be_given_another_study(site: Site) -> None:
     site.train(FIRST, 1)
-    other = replace(SCHEMA, first=told(write_chunks(moved(FIRST, 0, 10, 1.0))))
+    other = replace(SCHEMA, first=heads_as_json(write_chunks(moved(FIRST, 0, 10, 1.0))))
     assert site.code(FIRST, 1, schema=other) == "E_MODEL_FIRST"
 
 

@@ -22,7 +22,7 @@ from federation.gateway.reply_checks import Rules, check_reply
 from federation.gateway.schema import Schema, work_out
 from federation.protocol.flat_weights import WEIGHTS, pack
 from federation.protocol.half_precision import UPDATE, rounded
-from federation.protocol.metric_allowlist import LABELS, LOOKS, MAX_PROBED, Kind
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS, MAX_PROBED, Kind
 from federation.protocol.patient_counts import count_patients
 from federation.protocol.study_config import Study, WireTable
 from models.network import build_network
@@ -78,7 +78,7 @@ def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Aske
     schema = work_out(study.model_dump_json().encode())
     arrays, buffers = pack(build_network(study.network, seed=study.study.seed))
     models: dict[str, dict[str, np.ndarray]] = {"arrays": rounded(arrays, study.wire.precision), "buffers": buffers}
-    models["typical"] = dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))
+    models["typical"] = dict.fromkeys(("mean", "variance"), np.ones(APPEARANCE_SIZE, np.float32))
     models["probe"] = {"discriminants": np.zeros(MAX_PROBED * (schema.features + 1), np.float32)}
     records: dict[str, Any] = {name: record_of(models[name]) for name, specs in schema.takes(kind).items() if specs}
     records["config"] = ConfigRecord({"server-round": 1, **config})
@@ -139,7 +139,7 @@ def test_a_site_whose_policy_forbids_it_tells_nothing_of_looks(site: Site) -> No
     closed = site.settings.gateway.model_copy(update={"embedding_statistics": False})
     shut = replace(site, settings=site.settings.model_copy(update={"gateway": closed}))
     model = pack(build_network(STUDY.network, seed=1))
-    typical = dict.fromkeys(("mean", "variance"), np.ones(LOOKS, np.float32))
+    typical = dict.fromkeys(("mean", "variance"), np.ones(APPEARANCE_SIZE, np.float32))
     told = calibrate_site(shut, STUDY, *model, typical).metrics
     assert set(calibrate_site(site, STUDY, *model, typical).metrics) - set(told) == {"distance_mean", "distance_sd"}
     with pytest.raises(Refusal, match="E_EMBEDDINGS"):

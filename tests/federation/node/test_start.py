@@ -247,7 +247,7 @@ def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]],
         "the study's code runs without network, in a sandbox (bubblewrap)",
         "the node of north connects to study.example.org:8443; Ctrl-C stops it",
         "the node is online: the study's server has accepted it",
-        "the node has ended, as it was told to",
+        "the node has ended, as requested",
     ]
     status = node_status(site)
     assert status["running"] is False

@@ -38,9 +38,15 @@ FIGURED = [kind for kind in FIGURES if FIGURES[kind]]
 
 def let_out(figures: dict[str, float], kind: Kind) -> dict[str, float]:
     told = {**figures, "num-examples": PATIENTS.of_split[EXAMPLES_OF[kind]]}
-    unspoken = {EPSILON} & set(FIGURES[kind])
+    withheld_figures = {EPSILON} & set(FIGURES[kind])
     return check_figures(
-        told, kind, PATIENTS, min_patients=MIN_PATIENTS, histograms=False, embeddings=True, unspoken=unspoken
+        told,
+        kind,
+        PATIENTS,
+        min_patients=MIN_PATIENTS,
+        histograms=False,
+        embeddings=True,
+        withheld_figures=withheld_figures,
     )
 
 
@@ -50,7 +56,7 @@ def names(kind: Kind) -> list[str]:
     return [
         name
         for name, figure in table.items()
-        if name != EPSILON and figure.counts is None and not figure.tells_classes and not figure_of_end(name, table)
+        if name != EPSILON and figure.counts is None and not figure.reveals_classes and not figure_of_end(name, table)
     ]
 
 

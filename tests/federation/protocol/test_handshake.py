@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.protocol.handshake import BANDS, EXPECTED, UNTOLD, SiteAbout, answer, band, is_answer
+from federation.protocol.handshake import BANDS, EXPECTED, NOT_REPORTED, SiteAbout, answer, band, is_answer
 from federation.protocol.reply_validation import validate
 from federation.protocol.study_config import Study
 from pipeline.cohort.store import Cohort, PatientRow
@@ -63,7 +63,7 @@ def test_a_site_without_a_cohort_tells_so_too(site: Site, monkeypatch: pytest.Mo
         (1000, 10, "1000 or more"),
         (10**6, 10, "1000 or more"),
         (999, 1000, "under 1000"),
-        (5000, 1001, UNTOLD),
+        (5000, 1001, NOT_REPORTED),
     ],
 )
 def test_bands(count: int, min_patients: int, expected: str) -> None:

@@ -13,7 +13,7 @@ from scipy.special import logit
 from federation.protocol import metric_allowlist
 from federation.protocol.metric_allowlist import EPSILON, EXAMPLES_OF, FIGURES, LOSS, SPLITS
 from models.calibration import Platt
-from models.familiarity import LOOKS
+from models.familiarity import APPEARANCE_SIZE
 from models.network import LABELS
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import discrimination, figures
@@ -52,8 +52,10 @@ def test_calibration_reports_what_the_table_names(crowd: Examples, logits: NDArr
     found = figures.calibration_figures(logits, crowd.targets, min_patients=10)
     assert all(FIGURES["evaluate.calibrate"][name].low <= value for name, value in found.items())
     assert all(value <= FIGURES["evaluate.calibrate"][name].high for name, value in found.items())
-    looks = np.random.default_rng(1).normal(size=(20, LOOKS)).astype(np.float32)
-    found |= figures.distance_figures(looks, np.zeros(LOOKS, np.float32), np.ones(LOOKS, np.float32))
+    looks = np.random.default_rng(1).normal(size=(20, APPEARANCE_SIZE)).astype(np.float32)
+    found |= figures.distance_figures(
+        looks, np.zeros(APPEARANCE_SIZE, np.float32), np.ones(APPEARANCE_SIZE, np.float32)
+    )
     assert set(FIGURES["evaluate.calibrate"]) == set(found)
 
 
@@ -79,7 +81,11 @@ def test_every_kind_but_the_handshake_has_a_weight() -> None:
 
 
 def test_every_figure_has_a_range_and_patients_behind_it() -> None:
-    assert (metric_allowlist.LABELS, metric_allowlist.BINS, metric_allowlist.LOOKS) == (LABELS, BINS, LOOKS)
+    assert (metric_allowlist.LABELS, metric_allowlist.BINS, metric_allowlist.APPEARANCE_SIZE) == (
+        LABELS,
+        BINS,
+        APPEARANCE_SIZE,
+    )
     for kind, table in FIGURES.items():
         for name, figure in table.items():
             assert math.isfinite(figure.low) and math.isfinite(figure.high) and figure.low < figure.high

@@ -14,9 +14,9 @@ from federation.strategy.flower_strategies import (
     build_strategy,
     is_robust,
     least_replies,
+    remaining_hostile,
     restore_strategy,
     strategy_state,
-    told_apart,
 )
 from models.refusal import Refusal
 
@@ -92,11 +92,11 @@ def test_nodes_that_have_shown_themselves_need_not_be_withstood(name, options, n
 
 def test_fewer_hostile_nodes_are_expected_for_the_length_of_a_block():
     strategy = build_strategy("Krum", {"num_malicious_nodes": 2})
-    with pytest.raises(ZeroDivisionError), told_apart(strategy, shown=1, valid=6):
+    with pytest.raises(ZeroDivisionError), remaining_hostile(strategy, shown=1, valid=6):
         assert strategy.num_malicious_nodes == 1
         raise ZeroDivisionError
     assert strategy.num_malicious_nodes == 2
-    with told_apart(strategy, shown=5, valid=3):
+    with remaining_hostile(strategy, shown=5, valid=3):
         assert strategy.num_malicious_nodes == 0
 
 
@@ -107,7 +107,7 @@ def test_fewer_hostile_nodes_are_expected_for_the_length_of_a_block():
 def test_a_trimmed_mean_goes_on_cutting_off_as_many_as_of_all(beta, valid, shown, cut):
     strategy = build_strategy("FedTrimmedAvg", {"beta": beta})
     replies = np.concatenate([np.full(cut, 1e9), np.zeros(valid - cut)])[:, None]
-    with told_apart(strategy, shown=shown, valid=valid):
+    with remaining_hostile(strategy, shown=shown, valid=valid):
         assert int(strategy.beta * valid) == cut
         assert flower.fedtrimmedavg.trim_mean(replies, strategy.beta) == 0
     assert strategy.beta == beta

@@ -15,7 +15,7 @@ import pytest
 
 from models.refusal import Refusal
 from pipeline.doctor import connectivity
-from pipeline.doctor.connectivity import Endpoint, knock, network, pacs
+from pipeline.doctor.connectivity import Endpoint, network, pacs, probe
 from pipeline.pacs import reasons
 from pipeline.site.folder import Site, init_site
 from pipeline.system.check_line import Line
@@ -97,7 +97,7 @@ def tunnel(connection: socket.socket) -> None:
 
 def test_a_server_with_the_studys_certificate_tells_its_time(authority: Authority) -> None:
     with serving(authority, ahead=timedelta(minutes=-3)) as port:
-        answer = knock(Endpoint("127.0.0.1", port, ca=authority.path))
+        answer = probe(Endpoint("127.0.0.1", port, ca=authority.path))
     assert not answer.failed
     assert answer.ahead_seconds == pytest.approx(180, abs=2)
 
@@ -105,29 +105,29 @@ def test_a_server_with_the_studys_certificate_tells_its_time(authority: Authorit
 def test_a_server_of_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with serving(Authority.make(tmp_path / "other")) as port:
-        assert "certificate" in knock(Endpoint("127.0.0.1", port, ca=authority.path)).failed
+        assert "certificate" in probe(Endpoint("127.0.0.1", port, ca=authority.path)).failed
 
 
 def test_a_certificate_for_another_name_is_not_trusted(authority: Authority) -> None:
     with serving(authority) as port:
-        assert "another name" in knock(Endpoint("localhost", port, ca=authority.path)).failed
+        assert "another name" in probe(Endpoint("localhost", port, ca=authority.path)).failed
 
 
 def test_nobody_there(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    answer = knock(Endpoint("127.0.0.1", port, ca=authority.path))
+    answer = probe(Endpoint("127.0.0.1", port, ca=authority.path))
     assert answer.failed == "no service listens there"
     assert "Refused" in answer.private
 
 
 def test_a_name_that_does_not_exist(authority: Authority) -> None:
-    assert "cannot resolve the host name" in knock(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
+    assert "cannot resolve the host name" in probe(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
 
 
 def test_what_speaks_no_tls(authority: Authority) -> None:
     with serving(None) as port:
-        assert "TLS" in knock(Endpoint("127.0.0.1", port, ca=authority.path)).failed
+        assert "TLS" in probe(Endpoint("127.0.0.1", port, ca=authority.path)).failed
 
 
 @pytest.mark.slow
@@ -142,17 +142,17 @@ def test_who_never_answers_and_who_answers_byte_by_byte(authority: Authority, mo
         with listening(behave) as port:
             started = time.monotonic()
             for is_tls in (True, False):
-                knock(Endpoint("127.0.0.1", port, is_tls, authority.path if is_tls else None))
+                probe(Endpoint("127.0.0.1", port, is_tls, authority.path if is_tls else None))
             assert time.monotonic() - started < 2 * 3 * 0.5 + 1
 
 
 def test_an_authority_that_cannot_be_read(tmp_path: Path) -> None:
-    assert "cannot be read" in knock(Endpoint("127.0.0.1", 1, ca=tmp_path / "no.crt")).failed
+    assert "cannot be read" in probe(Endpoint("127.0.0.1", 1, ca=tmp_path / "no.crt")).failed
 
 
 def test_through_a_proxy(authority: Authority) -> None:
     with serving(authority) as port, listening(tunnel) as proxy:
-        answer = knock(Endpoint("127.0.0.1", port, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
+        answer = probe(Endpoint("127.0.0.1", port, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
     assert not answer.failed, answer
     assert answer.ahead_seconds is not None
 
@@ -163,11 +163,11 @@ def test_a_proxy_that_refuses_and_one_that_is_not_there(authority: Authority) ->
         connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
 
     with listening(refuse) as proxy:
-        answer = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
+        answer = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
     assert "proxy refuses" in answer.failed
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    gone = knock(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{port}"))
+    gone = probe(Endpoint("study.example", 443, ca=authority.path, proxy=f"127.0.0.1:{port}"))
     assert gone.failed == "the proxy cannot be reached"
 
 
@@ -183,7 +183,7 @@ def lines(of: Site) -> dict[str, Line]:
 
 
 def test_nothing_is_contacted_where_no_server_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connectivity, "knock", lambda endpoint: pytest.fail("somebody was contacted"))
+    monkeypatch.setattr(connectivity, "probe", lambda endpoint: pytest.fail("somebody was contacted"))
     found = lines(site(tmp_path))
     assert {line.status for line in found.values()} == {"skip"}
 

@@ -14,7 +14,7 @@ import torch
 from pydicom import Dataset
 
 from models.calibration import Platt
-from models.familiarity import LOOKS, Familiarity
+from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import Release, save_release
@@ -272,7 +272,7 @@ def test_the_band_is_that_of_the_calibration(folder: Path, make_release: Callabl
 
 
 def test_a_scan_unlike_the_training_gets_no_score(folder: Path, make_release: Callable[..., Release]) -> None:
-    known = Familiarity(mean=(0.0,) * LOOKS, variance=(1.0,) * LOOKS, limit=100.0, sites=3)
+    known = Familiarity(mean=(0.0,) * APPEARANCE_SIZE, variance=(1.0,) * APPEARANCE_SIZE, limit=100.0, sites=3)
     near = score(folder, make_release(familiarity=known)).to_json()["familiarity"]
     assert near["limit"] == 100.0 and 0 < near["distance"] < 100
     refusal = refused(folder, make_release(familiarity=known.model_copy(update={"limit": near["distance"] / 2})))

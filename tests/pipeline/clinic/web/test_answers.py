@@ -19,7 +19,7 @@ from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.clinic.web.inert_text import inert
-from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
+from pipeline.clinic.web.view_audit import SITTING_SECONDS, ViewAudit
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.score import Score
@@ -181,7 +181,7 @@ def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: C
 
 def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     now = [1000.0]
-    client().app.state.looks = Looks(lambda: now[0])  # type: ignore[attr-defined]
+    client().app.state.view_audit = ViewAudit(lambda: now[0])  # type: ignore[attr-defined]
     first, second = answer_to(), answer_to()
     every = ("", "/slices", "/slices/axial/1.png", "/slices/axial/2.png", "/files/image.nii.gz", "/risk-assessment")
 

@@ -18,7 +18,7 @@ from pipeline.clinic.results.write import REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.clinic.web.auth import Tokens
-from pipeline.clinic.web.view_audit import SITTING_SECONDS, Looks
+from pipeline.clinic.web.view_audit import SITTING_SECONDS, ViewAudit
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.reasons import NO_LUNGS
 from pipeline.scoring.score import Score
@@ -190,7 +190,7 @@ def test_the_worklist_is_on_record_once_and_again_for_each_patient_that_is_new_i
     clinic: Clinic, client: Clients, answer_to: Put
 ) -> None:
     now = [1000.0]
-    client().app.state.looks = Looks(lambda: now[0])  # type: ignore[attr-defined]
+    client().app.state.view_audit = ViewAudit(lambda: now[0])  # type: ignore[attr-defined]
     first = answer_to()
 
     def look() -> list[Any]:
