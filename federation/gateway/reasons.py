@@ -79,7 +79,7 @@ MODEL_DRIFT = Reason(
 MODEL_UNTRAINED = Reason(
     "E_MODEL_UNTRAINED",
     "the server asks about a model that this site did not help to train",
-    "Nothing to do. This site answers questions only about models of runs in which it trained.",
+    "No action is needed. This site answers questions only about models of runs in which it trained.",
 )
 ROUND_NUMBER = Reason(
     "E_ROUND_NUMBER",
@@ -89,12 +89,12 @@ ROUND_NUMBER = Reason(
 ASKED_ALREADY = Reason(
     "E_ASKED_ALREADY",
     "this site has already answered a different question of this kind about the same model",
-    "Nothing to do. One question of each kind is allowed per model. A repeated question gets the same answer again.",
+    "No action is needed. One question of each kind is allowed per model. A repeated question gets the same answer.",
 )
 QUESTIONS_RUN = Reason(
     "E_QUESTIONS_RUN",
     "this run has already asked the {allowed} questions of this kind that it may ask",
-    "Nothing to do. The study's settings determine how many models a run compares.",
+    "No action is needed. The study's settings determine how many models a run compares.",
 )
 QUESTIONS_MONTH = Reason(
     "E_QUESTIONS_MONTH",
@@ -114,8 +114,8 @@ ROUNDS_A_MONTH = Reason(
 COHORT_ALMOST_SAME = Reason(
     "E_COHORT_ALMOST_SAME",
     "statistics of almost the same training patients left before: the difference would reveal single patients",
-    "Nothing to do. The statistics can leave again when min_patients patients have joined or left since then. The "
-    "study goes on without this site's statistics.",
+    "No action is needed. The statistics can leave again when min_patients patients have joined or left since then. "
+    "The study goes on without this site's statistics.",
 )
 PRIVACY_REQUIRED = Reason(
     "E_PRIVACY_REQUIRED",
@@ -130,7 +130,7 @@ TASK_KIND = Reason(
 PRIVACY_KIND = Reason(
     "E_PRIVACY_KIND",
     "the study is private and asks for information on the training patients that its privacy budget does not cover",
-    "Nothing to do. A private study fits no head per site, and its audit goes on without embeddings.",
+    "No action is needed. A private study fits no head per site, and its audit goes on without embeddings.",
 )
 TASK_UNANSWERABLE = Reason(
     "E_TASK_UNANSWERABLE",
@@ -192,5 +192,5 @@ REPLY_PATIENTS = Reason(
 RUN_OVER = Reason(
     "E_RUN_OVER",
     "the run ended, or the task expired, before the answer could be sent",
-    "Nothing to do.",
+    "No action is needed.",
 )

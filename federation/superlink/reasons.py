@@ -15,7 +15,7 @@ SERVER_UNREACHABLE = Reason(
 ALREADY_ENROLLED = Reason(
     "E_ALREADY_ENROLLED",
     "this key is already enrolled, for the site {site}",
-    "Nothing to do if this is the intended site. Each site needs its own key.",
+    "No action is needed if this is the intended site. Each site needs its own key.",
 )
 NOT_FOR_NODE = Reason(
     "E_NOT_FOR_NODE",

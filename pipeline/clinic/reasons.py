@@ -25,7 +25,7 @@ QUEUE_FULL = Reason(
 ALREADY_ANSWERED = Reason(
     "E_ALREADY_ANSWERED",
     "this scan is already answered, or another worker is scoring it",
-    "Nothing to do: the valid answer is in the worklist.",
+    "No action is needed. The valid answer is in the worklist.",
 )
 SCORING_FAILED = Reason(
     "E_SCORING_FAILED",
@@ -181,7 +181,7 @@ NOT_SHADOWED = Reason(
     "Run it in shadow first with `fedthorax clinic shadow CLINIC MODEL`, or promote it with --force.",
 )
 IS_LIVE = Reason(
-    "E_IS_LIVE", "this model is already the live model", "Nothing to do. Choose another model to run in shadow."
+    "E_IS_LIVE", "this model is already the live model", "No action is needed. Choose another model to run in shadow."
 )
 
 # --- results, for the PACS --------------------------------------------------------------------------------

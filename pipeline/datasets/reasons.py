@@ -30,12 +30,12 @@ IMPORT_SITES = Reason(
 NO_SCAN = Reason(
     "E_NO_SCAN",
     "a patient has no CT",
-    "Nothing to do if only part of the data set is here, or if the patient had no CT.",
+    "No action is needed if only part of the data set is here, or if the patient had no CT.",
 )
 NO_CLINICAL = Reason(
     "E_NO_CLINICAL",
     "a patient with a CT has no clinical file",
-    "Nothing to do if none was published. The patient was left out.",
+    "No action is needed if none was published. The patient was left out.",
 )
 CLINICAL_FILE = Reason(
     "E_CLINICAL_FILE",
@@ -45,30 +45,30 @@ CLINICAL_FILE = Reason(
 CENTRE = Reason(
     "E_CENTRE",
     "the clinical files name no submitting centre, or several",
-    "Nothing to do. A patient belongs to one site; this patient was left out.",
+    "No action is needed. A patient belongs to one site; this patient was left out.",
 )
 AMBIGUOUS_DATE = Reason(
     "E_AMBIGUOUS_DATE",
     "a date can be read as day/month or as month/day",
-    "Nothing to do. The order is never guessed; the date was left out.",
+    "No action is needed. The order is never guessed; the date was left out.",
 )
 UNREADABLE_DATE = Reason(
     "E_UNREADABLE_DATE",
     "a date is missing or has an unknown format",
-    "Nothing to do. The date was left out.",
+    "No action is needed. The date was left out.",
 )
 SWAB_RESULT = Reason(
     "E_SWAB_RESULT",
     "the result of a swab is neither positive nor negative",
-    "Nothing to do. The swab was left out.",
+    "No action is needed. The swab was left out.",
 )
 SWABS = Reason(
     "E_SWABS",
     "there is no readable positive swab, and the patient is not certainly negative",
-    "Nothing to do. A date or result of the patient's swabs was left out, or none was recorded.",
+    "No action is needed. A date or result of the patient's swabs was left out, or none was recorded.",
 )
 EVENT_DATE = Reason(
     "E_EVENT_DATE",
     "it is unknown whether or when a patient was intubated or died",
-    "Nothing to do. The patient has no outcome.",
+    "No action is needed. The patient has no outcome.",
 )

@@ -51,7 +51,7 @@ def _python() -> Line:
     running = platform.python_version()
     if running.startswith(f"{TESTED_PYTHON}."):
         return Line(AREA, "Python", "ok", f"{running}, as tested")
-    remedy = "Nothing to do unless something fails. Then try the tested version."
+    remedy = "No action is needed, unless something fails. Then try the tested version."
     return Line(AREA, "Python", "warn", f"{running}; this release was tested with {TESTED_PYTHON}", remedy)
 
 

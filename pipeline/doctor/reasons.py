@@ -10,12 +10,12 @@ MIRRORED = Reason(
 PRONE = Reason(
     "W_PRONE",
     "the patient lay on the stomach or on one side",
-    "Nothing to do. Gravity-dependent densities are at unusual places.",
+    "No action is needed. Gravity-dependent densities are at unusual places.",
 )
 FEET_FIRST = Reason(
     "W_FEET_FIRST",
     "the patient entered the scanner feet first",
-    "Nothing to do.",
+    "No action is needed.",
 )
 SMALL_LUNGS = Reason(
     "W_SMALL_LUNGS",
@@ -30,12 +30,12 @@ KERNEL_MIX = Reason(
 KERNEL_UNKNOWN = Reason(
     "W_KERNEL_UNKNOWN",
     "the reconstruction kernel is missing or unknown",
-    "Nothing to do. Whether sharp and soft reconstructions are mixed remains unknown.",
+    "No action is needed. Whether sharp and soft reconstructions are mixed remains unknown.",
 )
 SCANNER_MIX = Reason(
     "W_SCANNER_MIX",
     "not all scans come from the most common manufacturer",
-    "Nothing to do. Check that positive and negative patients were scanned on the same scanners.",
+    "No action is needed. Check that positive and negative patients were scanned on the same scanners.",
 )
 NEAR_DUPLICATE = Reason(
     "W_NEAR_DUPLICATE",
@@ -45,7 +45,7 @@ NEAR_DUPLICATE = Reason(
 REPEATED = Reason(
     "W_REPEATED",
     "the patient was scanned on several days",
-    "Nothing to do: the first usable examination was taken.",
+    "No action is needed. The first usable examination was taken.",
 )
 LABEL_YIELD = Reason(
     "W_LABEL_YIELD",
