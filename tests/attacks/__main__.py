@@ -1,8 +1,8 @@
-"""Every attack against the real gateway, as a table; 1 if any of them learns more than guessing gives.
+"""Run every attack on the real gateway and print a table; exit with 1 if an attack learns more than guessing gives.
 
     python -m tests.attacks [MODULE ...]
 
-Without a module's name it also writes the table into docs/one-reply.md. What `known` names may learn something.
+Without a module's name it also writes the table into docs/one-reply.md. The attacks in `known` may learn something.
 """
 
 import logging
@@ -58,8 +58,8 @@ _HEADINGS = ("attack", "what the server holds", "learnt / wrong / of", "by chanc
 
 
 def main(names: Sequence[str]) -> int:
-    """Run the modules of these names, or all."""
-    torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
+    """Run the modules with these names, or all."""
+    torch.set_num_threads(1)  # the order in which threads add numbers changes the last digits of sums
     logging.disable(logging.CRITICAL)
     began, results = time.monotonic(), []
     for module in MODULES:
@@ -80,12 +80,12 @@ def main(names: Sequence[str]) -> int:
 
 
 def unknown(results: Iterable[Result]) -> list[Result]:
-    """What learns something and is not named as a known limit."""
+    """Return the results that learn something and are not named as a known limit."""
     return [result for result in results if result.is_learnt and result.name not in KNOWN]
 
 
 def table(results: Iterable[Result]) -> str:
-    """As Markdown, with the known limits and their reasons below it."""
+    """Return the table as Markdown, followed by the known limits and their reasons."""
     results = list(results)
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS)), *(_line(_cells(result)) for result in results)]
     limits = [f"- {_limit(result)}\n" for result in results if result.name in KNOWN]
@@ -97,11 +97,11 @@ def _limit(result: Result) -> str:
 
 
 def with_table(page: str, results: Iterable[Result]) -> str:
-    """The page with the table in its place. Raises ValueError where it has none."""
+    """Return the page with the new table. Raises ValueError if the page has no marks for it."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError("the page has no place for the table")
+        raise ValueError("the page has no marks for the table")
     return f"{before}{begin}\n{table(results)}{end}{after}"
 
 

@@ -1,7 +1,7 @@
-"""A release to begin from that is a trap: not approved, with weights that are too long, or with others in its place.
+"""Hostile releases to begin from: not approved, with weights that are too long, or replaced by other weights.
 
-The worst that is left is a release with gates as steep as training leaves them (`gate`), which a hospital was talked
-into approving, one for each gate.
+The most harmful remaining case is a release with gates as steep as training allows (`gate`). The hospital was persuaded
+to approve one such release for each gate.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from tests.helpers.descriptions import description
 
 HOLDS = "the weights of a release, a released study that begins from it"
 WHAT = "age band, sex, PCR"
-ROUND = 6  # the last one in which a site may still be sent the first model
+ROUND = 6  # the last round in which a site may still receive the first model
 SHORT, LONG = 0.97 * HEAD_RMS, 3.0  # root mean squares of a gate's weights
 
 
 def study_from(attacked: Rig, network: SeverityNetwork, *, approved: bool = True) -> Study:
-    """A released study that begins from a release with these weights; the hospital approved the study."""
+    """Return a released study that begins from a release with these weights; the hospital approves the study."""
     study = released_study()
     with TemporaryDirectory() as folder:
         about = description(network=study.network, preprocessing=study.preprocessing.model_dump(mode="json"))
@@ -65,7 +65,7 @@ def in_its_place(attacked: Rig) -> Result:
 
 
 def read(attacked: Rig) -> list[gate.Row]:
-    """Rows that the updates of releases with gates tell. Raises Refused."""
+    """Return the rows that the updates of releases with gates reveal. Raises Refused."""
     found, patients = [], 0
     for place, age in enumerate(gate.BANDS):
         trap = gate_at(age, SHORT)

@@ -1,8 +1,8 @@
-"""How many bits a hostile app can put into one reply beside the model: in figures, digests, codes, moments, counters.
+"""How many bits a hostile app can put into one reply besides the model: in figures, digests, codes, moments, counters.
 
-The app draws random values for every carrier, the server reads what arrives, and the bits are counted that both agree
-on. Of each number two kinds of values are tried, of which the better counts: even over its range, and even over the
-logarithm of its size (all numbers that a computer can hold).
+The app draws random values for every carrier, the server reads the received values, and the bits on which both agree
+are counted. For each number two distributions are tried, and the better one counts: uniform over its range, and uniform
+over the logarithm of its size (all numbers that a computer can represent).
 """
 
 from collections.abc import Callable, Iterator
@@ -38,16 +38,16 @@ def _even(figure: Figure, rng: np.random.Generator) -> float:
 
 
 def _by_size(figure: Figure, rng: np.random.Generator) -> float:
-    """Of the positive numbers up to the figure's highest, any with the same chance."""
+    """Draw uniformly from all positive floats up to the figure's highest value."""
     highest = np.float64(figure.high).view(np.uint64)
     return float(rng.integers(1, int(highest)).astype(np.uint64).view(np.float64))
 
 
-_LUCK = float(np.log2(np.e))  # a rounded number is nearer than half a step, and by so many bits on average
+_LUCK = float(np.log2(np.e))  # a rounded number is nearer than half a step; on average by this number of bits
 
 
 def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> float:
-    """How many bits the two share: the better of their agreement in value and in place among all numbers."""
+    """Return the number of bits that both share, from the agreement in value relative to the range."""
     if not len(sent) or sent.shape != arrived.shape:
         return 0.0
     off = np.abs(arrived.astype(np.float64) - sent.astype(np.float64))
@@ -57,7 +57,7 @@ def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> 
 
 
 def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> float:
-    """As `bits`, counted in places among all positive numbers of this type up to the highest."""
+    """As `bits`, but by the rank among all positive floats of this type up to the highest."""
     if not len(sent) or sent.shape != arrived.shape:
         return 0.0
     whole = np.uint64 if sent.dtype == np.float64 else np.uint32
@@ -70,7 +70,7 @@ def bits_by_size(sent: NDArray[Any], arrived: NDArray[Any], highest: float) -> f
 
 
 class Hostile:
-    """The real app, whose reply is filled anew with what `fill` draws."""
+    """The real app; `fill` replaces the content of its reply."""
 
     def __init__(self, fill: Callable[[RecordDict], RecordDict]) -> None:
         self._fill = fill
@@ -81,16 +81,16 @@ class Hostile:
 
 
 def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **options: Any) -> tuple[float, str, int]:
-    """Bits in the figures of a reply, the code if there is one, and how many figures carry any."""
+    """Return the bits in the figures of a reply, the code or "", and the number of figures that carry bits."""
     study = released_study()
     silent = withheld_figures(kind, is_private=False)
     _train_first(attacked, kind)
     sent: dict[str, float] = {}
 
     def fill(content: RecordDict) -> RecordDict:
-        told = dict(content.metric_records["metrics"])
-        sent.update({name: draw(FIGURES[kind][name], rng) for name in told if name in FIGURES[kind]})
-        return RecordDict({**content, "metrics": MetricRecord({**told, **sent})})
+        reported = dict(content.metric_records["metrics"])
+        sent.update({name: draw(FIGURES[kind][name], rng) for name in reported if name in FIGURES[kind]})
+        return RecordDict({**content, "metrics": MetricRecord({**reported, **sent})})
 
     attacked.app = Hostile(fill)
     answer = attacked.ask(kind, study, seed_network(study), **options)
@@ -99,14 +99,14 @@ def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **o
     for name in names:
         figure = FIGURES[kind][name]
         one, other = np.array([sent[name]]), np.array([float(answer.metrics[name])])
-        # Numbers drawn by their size are nearly all next to zero, so that nearness to them says nothing.
+        # Numbers drawn by their size are nearly all close to zero, so agreement in value shows nothing.
         by_size = draw is _by_size
         found += bits_by_size(one, other, figure.high) if by_size else bits(one, other, figure.low, figure.high)
     return found, answer.code, len(names)
 
 
 def _train_first(attacked: Rig, kind: Kind) -> None:
-    """Questions are answered about models that were trained here."""
+    """Train first: the hospital answers questions only about models that it trained."""
     if kind.startswith("evaluate"):
         attacked.must("train", released_study(), seed_network(released_study()))
 
@@ -125,7 +125,7 @@ def _options(kind: Kind, features: int) -> dict[str, Any]:
 
 
 def in_figures(kind: Kind) -> Result:
-    """The better of two ways of drawing, each at a hospital of its own."""
+    """Return the better of two ways of drawing, each at a separate hospital."""
     best, code, carriers = 0.0, "", 0
     for draw in (_even, _by_size):
         with rig() as attacked:
@@ -146,15 +146,15 @@ def _result(kind: Kind, carrier: str, found: float, code: str, note: str) -> Res
 
 
 def in_digests() -> Result:
-    """Two digests that the app makes up."""
+    """Count the bits in two digests that the app invents."""
     study, rng = released_study(), np.random.default_rng(2)
-    made_up = {key: rng.bytes(32).hex() for key in ("contract", "golden")}
+    invented = {key: rng.bytes(32).hex() for key in ("contract", "golden")}
     with rig() as attacked:
         attacked.app = Hostile(
-            lambda content: RecordDict({"site": ConfigRecord({**content.config_records["site"], **made_up})})
+            lambda content: RecordDict({"site": ConfigRecord({**content.config_records["site"], **invented})})
         )
         answer = attacked.ask("query.handshake", study)
-    arrived = sum(answer.about.get(key) == value for key, value in made_up.items())
+    arrived = sum(answer.about.get(key) == value for key, value in invented.items())
     return _result("query.handshake", "digests", 256.0 * arrived, answer.code, "contract and golden volume")
 
 
@@ -164,7 +164,7 @@ def in_digests() -> Result:
 def in_arrays(
     kind: Kind, record: str, name: str, draw: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]
 ) -> Result:
-    """Bits in one array of a reply."""
+    """Count the bits in one array of a reply."""
     study, rng = released_study(), np.random.default_rng(3)
     sent: list[NDArray[Any]] = []
 
@@ -201,14 +201,14 @@ def _counters(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def _low_bits(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """The last 12 of 24 bits at random: a change of some ten thousandths. Fixed weights, which are round, stay."""
+    """Randomise the last 12 of 24 bits, a change of some ten thousandths. Fixed weights, which end in zeros, stay."""
     last = rng.integers(0, 0x1000, like.size).astype(np.uint32)
     last[(like.view(np.uint32) & np.uint32(0xFFF)) == 0] = 0
     return ((like.view(np.uint32) & ~np.uint32(0xFFF)) | last).view(np.float32)
 
 
 def in_weights() -> Result:
-    """Bits that survive among the last twelve of each weight."""
+    """Count the bits that arrive unchanged among the last twelve of each weight."""
     study, rng = released_study(), np.random.default_rng(4)
     sent: list[NDArray[Any]] = []
 
@@ -230,10 +230,10 @@ def in_weights() -> Result:
 
 
 def attacks() -> Iterator[Result]:
-    """Every carrier."""
+    """Try every carrier."""
     yield in_digests()
     for kind in EXAMPLES_OF:
-        if FIGURES[kind] and kind != "train.head":  # which no released study but fedavg asks for
+        if FIGURES[kind] and kind != "train.head":  # only the released study fedavg asks for it
             yield in_figures(kind)
     yield in_arrays("train", "buffers", "batch_norm.running_mean", _any_size)
     yield in_arrays("train", "buffers", "batch_norm.running_var", _any_size)

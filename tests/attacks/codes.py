@@ -1,4 +1,4 @@
-"""A hostile app that writes a name where a code belongs: no approval of apps helps who has approved the wrong one."""
+"""A hostile app that sends a name instead of a code. Approval of apps does not help if the wrong app was approved."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,12 @@ _NAMES = {
     "a name as a code": "E_SMITH_JOHN_BORN_MARCH",
     "a name as a warning": "W_SMITH_JOHN",
     "a name after a code": "E_SITE_FAILED_SMITH_JOHN",
-    "a name behind a code's colon": "E_SITE_FAILED: SMITH JOHN",
+    "a name after a code's colon": "E_SITE_FAILED: SMITH JOHN",
 }
 
 
 def names_as_codes(attacked: Rig) -> Result:
-    """Each way of writing a name; what of it reaches the server."""
+    """Try each spelling of a name; count those that reach the server."""
     study, said = released_study(), ""
 
     def app(message: Message, context: Context) -> Message:
@@ -36,6 +36,6 @@ def names_as_codes(attacked: Rig) -> Result:
 
 
 def attacks() -> Iterator[Result]:
-    """On a hospital of its own."""
+    """Run at a separate hospital."""
     with rig() as attacked:
         yield names_as_codes(attacked)

@@ -1,4 +1,4 @@
-"""A hospital whose patients are known: rows and small tensors, written as an ingest would have left them."""
+"""A hospital whose patients are known: rows and small tensors, in the form in which ingest writes them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ _MEASURES = Measures(
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """The truth of one patient. `severe` as the network learns it: None for who is PCR-negative."""
+    """The true data of one patient. `severe` as the network learns it: None if the patient is PCR-negative."""
 
     split: Split
     age: int
@@ -56,7 +56,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Hospital:
-    """A site and the truth of its patients, in the order in which its app sees those of a split."""
+    """A site and the true data of its patients; those of a split are in the order in which the app reads them."""
 
     site: Site
     patients: Sequence[Patient]
@@ -75,9 +75,9 @@ def make_hospital(
     drawn: Sequence[Patient] | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> Hospital:
-    """A site with the settings of the template, but one thread; `settings`: lines of it, and what replaces them.
+    """Create a site with the settings of the template, but one thread; `settings`: lines of it and their replacements.
 
-    `drawn`: its patients, whose scans were prepared by `preprocessing`; else so many `patients` are drawn from `seed`.
+    `drawn`: its patients, whose scans were prepared by `preprocessing`. By default `patients` are drawn from `seed`.
     """
     text = site_settings(None, name="north", server="127.0.0.1:1", threads=1)
     for line, other in (settings or {}).items():
@@ -91,7 +91,7 @@ def make_hospital(
 
 
 def draw_patients(seed: int, numbers: dict[Split, int]) -> list[Patient]:
-    """Older patients are severe more often; six of ten are PCR-positive."""
+    """Draw patients: older ones are severe more often, and six of ten are PCR-positive."""
     rng = np.random.default_rng(seed)
     return [_draw(split, rng) for split, count in numbers.items() for _ in range(count)]
 
@@ -103,7 +103,7 @@ def _draw(split: Split, rng: np.random.Generator) -> Patient:
 
 
 def _scan(is_severe: bool, rng: np.random.Generator) -> NDArray[np.float16]:
-    """Lung window and mask: an ellipsoid of lung in tissue, denser spots in it where the illness is severe."""
+    """Return lung window and mask: an ellipsoid of lung in tissue, with more dense spots if the disease is severe."""
     shape = PREPROCESSING.shape
     axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
     size = rng.uniform(0.6, 0.85, 3)
@@ -116,7 +116,7 @@ def _scan(is_severe: bool, rng: np.random.Generator) -> NDArray[np.float16]:
 
 
 def write_cohort(hospital: Hospital) -> None:
-    """Write the cohort of the hospital's site anew; pseudonyms are in the order of the patients."""
+    """Write the cohort of the hospital's site again; pseudonyms are in the order of the patients."""
     digest = settings_digest(hospital.preprocessing)
     with Cohort(hospital.site) as cohort:
         rows = []
@@ -140,7 +140,7 @@ def write_cohort(hospital: Hospital) -> None:
 
 
 def with_patient(hospital: Hospital, patient: Patient) -> Hospital:
-    """The hospital with one patient more, written to its cohort."""
+    """Return the hospital with one more patient, after writing its cohort."""
     grown = replace(hospital, patients=[*hospital.patients, patient])
     write_cohort(grown)
     return grown

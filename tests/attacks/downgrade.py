@@ -1,4 +1,4 @@
-"""Ways around what was promised before: without privacy after all, counters set back, a message sent twice."""
+"""Ways around earlier promises: a study that drops its privacy, counters that are reset, a repeated message."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _ROUNDS_A_DAY = 3
 
 
 def without_privacy(attacked: Rig) -> Result:
-    """A private study, then one of the same name without privacy."""
+    """Run a private study, then one with the same name without privacy."""
     private, plain = released_study("private"), released_study()
     name = "a private study without privacy"
     attacked.ask("train", private, seed_network(private), run="trial-00000001")
@@ -23,14 +23,14 @@ def without_privacy(attacked: Rig) -> Result:
 
 
 def _allowed(attacked: Rig) -> int:
-    """How many more rounds of training are answered, of twice as many as a day allows."""
+    """Ask for twice as many rounds of training as a day allows; return how many are answered."""
     study = released_study()
     numbers = range(1, 2 * _ROUNDS_A_DAY + 1)
     return sum(not attacked.ask("train", study, seed_network(study), round_number=n).code for n in numbers)
 
 
 def restarted(attacked: Rig) -> Result:
-    """All rounds of a day; then the gateway ends and starts again."""
+    """Use all rounds of a day, restart the gateway, and ask for more."""
     _allowed(attacked)
     attacked.restart_gateway()
     more = _allowed(attacked)
@@ -46,7 +46,7 @@ def restarted(attacked: Rig) -> Result:
 
 
 def restored(attacked: Rig) -> Result:
-    """As `restarted`, with the gateway's folder put back from a backup of the day's beginning."""
+    """As `restarted`, with the gateway's folder restored from a backup from before the day's rounds."""
     folder = attacked.hospital.site.folder / "gateway"
     backup = Path(f"{folder}.backup")
     shutil.copytree(folder, backup)
@@ -70,7 +70,7 @@ def restored(attacked: Rig) -> Result:
 
 
 def replayed(attacked: Rig) -> Result:
-    """One message three times: answers that differ from the first one."""
+    """Send one message three times; count the answers that differ from the first."""
     study = released_study()
     first = attacked.ask("train", study, seed_network(study))
     answers = [attacked.repeat() for _ in range(2)]

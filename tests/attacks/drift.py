@@ -1,6 +1,6 @@
-"""A slow drift into a trap: from the seed's own weights, each round by no more than a share of each tensor's length.
+"""A slow drift into a trap: from the seed's own weights, each tensor by at most a share of its length in each round.
 
-`python -m tests.attacks.drift` prints how many patients are read by the allowed share and the round.
+`python -m tests.attacks.drift` prints how many patients are revealed, by the allowed share and the round.
 """
 
 import sys
@@ -25,12 +25,12 @@ _UNITS = 8
 
 
 def drift_study() -> Study:
-    """Default settings, but a small learning rate."""
+    """Return default settings with a small learning rate."""
     return any_study(training={"learning_rate": 3e-5}, study={"rounds": 1000})
 
 
 def towards(network: SeverityNetwork, seed: SeverityNetwork, target: Mapping[str, Tensor], share: float) -> None:
-    """Move the weights of `network` in place, each tensor by `share` of its length at most, or of that at the seed."""
+    """Move the weights of `network` in place, each tensor by at most `share` of its length, now or at the seed."""
     first = seed.state_dict()
     with torch.no_grad():
         for name, weight in network.named_parameters():
@@ -40,7 +40,9 @@ def towards(network: SeverityNetwork, seed: SeverityNetwork, target: Mapping[str
 
 
 def stairs_target(study: Study, thresholds: Sequence[float]) -> dict[str, Tensor]:
-    """The seed's weights, but one threshold of age and sex in each tabular unit, and one weight of the head for all."""
+    """Return the seed's weights with one threshold of age and sex in each tabular unit, and one head weight for all
+    units.
+    """
     target = {name: weight.clone() for name, weight in seed_network(study).state_dict().items()}
     for unit, threshold in enumerate(thresholds):
         target["tabular.0.weight"][unit] = torch.tensor([20.0, 0.0, 60.0, 0.0]) * _SLOPE
@@ -50,7 +52,9 @@ def stairs_target(study: Study, thresholds: Sequence[float]) -> dict[str, Tensor
 
 
 def read(attacked: Rig, share: float, rounds: int) -> list[tuple[int, str, bool]]:
-    """What is read of all ages where the model has drifted for so many rounds towards each trap. Raises Refused."""
+    """Return what is revealed over all ages after the model has drifted for this many rounds towards each trap. Raises
+    Refused.
+    """
     study, found = drift_study(), []
     seed = seed_network(study)
     for start in range(0, len(keys()), _UNITS - 1):
@@ -72,7 +76,7 @@ def signs(
     round_number: int,
     patients: int,
 ) -> Iterator[tuple[int, str, bool]]:
-    """A patient for each age at which the sum is not zero; its sign tells the label, whatever the probability."""
+    """Return a patient for each age at which the sum is not zero; its sign reveals the label at any probability."""
     weights = influence(study, patients, round_number)
     shrunk = 2 * study.training.weight_decay * weights.sum()
     bias = before.tabular[0].bias.detach().double().numpy()
@@ -95,7 +99,7 @@ def slow_drift(attacked: Rig, share: float, rounds: int) -> Result:
 
 
 def attacks() -> Iterator[Result]:
-    """On a hospital of its own."""
+    """Run at a separate hospital."""
     with rig() as attacked:
         yield slow_drift(attacked, 0.1, 12)
 

@@ -1,13 +1,13 @@
-"""Head gating: from the seed's model, within what a round may move, a head that switches patients on by age and sex.
+"""Head gating: from the seed's model, within the bounds of a round, a head that selects patients by age and sex.
 
-Two ages of one band are the same to the network, so what is sought is a patient's band, sex and PCR. The head's weights
-on the scan are zero: no gradient reaches the backbone, and a patient's part in the head's update is its fixed features
-times (probability - label). The head's weights on these features are so large that the probability is 1 over a chosen
-age of either sex, and 0 below it. In a late round, with a low learning rate, the steps add up linearly. Updates of
-several heads are then linear equations in the number of patients in each band and sex. The second label is only known
-of PCR-positive patients, so its equations count those.
+Two ages in one band are the same to the network, so the attack seeks a patient's band, sex and PCR. The head's weights
+on the scan are zero, so no gradient reaches the backbone, and a patient's part in the head's update is its fixed
+features times (probability - label). The head's weights on these features are so large that the probability is 1 above
+a chosen age of either sex, and 0 below it. In a late round, with a low learning rate, the steps add up linearly.
+Updates of several heads are then linear equations in the number of patients in each band and sex. The second label is
+only known for PCR-positive patients, so its equations count those.
 
-The settings of a released study stay as they are, and every message is one that the guards of models let in.
+The settings of a released study are unchanged, and the guards of models accept every message.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ from tests.attacks.score import HOSPITALS, score
 from tests.attacks.trap import influence
 
 HOLDS = "weights within bounds, a released study"
-WORST = "weights within bounds, a study that the hospital was talked into"
+WORST = "weights within bounds, a study that the hospital was persuaded to approve"
 BAND_YEARS = 5
 BANDS = range(20, 100, BAND_YEARS)
 CELLS = [(band, sex) for sex in "FM" for band in BANDS]
@@ -42,7 +42,7 @@ def row(age: int, sex: str, pcr: bool) -> Row:
 
 @dataclass(frozen=True)
 class Equations:
-    """Of one update: what a patient of each cell adds to it per unit of probability, and the two labels' sums."""
+    """One update: the contribution of a patient of each cell per unit of probability, and the sums of both labels."""
 
     seen: Matrix  # (features, cells), times the probability
     sums: Matrix  # (labels, features)
@@ -50,14 +50,14 @@ class Equations:
 
 @torch.no_grad()
 def features_of_cells(network: SeverityNetwork) -> Matrix:
-    """Fixed features of age and sex, and the constant, of each cell; shape (cells, features + 1)."""
+    """Return the fixed features of age and sex, and the constant, of each cell; shape (cells, features + 1)."""
     middles = [((band + BAND_YEARS / 2 - 60) / 20, 1.0, 1.0 if sex == "M" else -1.0, 1.0) for band, sex in CELLS]
     hidden: Matrix = network.tabular(torch.tensor(middles)).double().numpy()
     return np.hstack([hidden, np.ones((len(CELLS), 1))])
 
 
 def gate(age: int) -> Matrix:
-    """Weights on the fixed features: off below this age for women, and below a band more for men."""
+    """Return weights on the fixed features: off below this age for women, and below one band more for men."""
 
     def rises(years: float) -> float:  # first feature less the second one
         x = (years - 60) / 20
@@ -79,7 +79,7 @@ def gated(study: Study, weights: Matrix) -> SeverityNetwork:
 
 
 def equations(before: SeverityNetwork, after: SeverityNetwork, study: Study, patients: int, number: int) -> Equations:
-    """What an update says, in units of one patient with the usual influence."""
+    """Return the content of an update, in units of one patient with the usual influence."""
 
     def head(network: SeverityNetwork) -> Matrix:
         weights = network.head.weight.detach().double().numpy()[:, network.features :]
@@ -93,9 +93,11 @@ def equations(before: SeverityNetwork, after: SeverityNetwork, study: Study, pat
 
 @dataclass(frozen=True)
 class Way:
-    """The rounds in which each gate's run trains; in the last one its update is read. Between two, no more may be left
-    out; the head grows by `growth` from each to the next. `steepness`: of the gate at the end. `longest`: the root mean
-    square at which training leaves a label's weights on age and sex as they are; a gate is no steeper than that.
+    """Settings of the attack: the rounds in which each gate's run trains, and the shape of the gate.
+
+    The update of the last round is read. No more rounds than allowed are left out between two; the head grows by
+    `growth` from each round to the next. `steepness`: of the gate at the end. `longest`: the root mean square up to
+    which training does not change a label's weights on age and sex; a gate is at most that steep.
     """
 
     rounds: Sequence[int] = (6, 12, 18, 20)
@@ -104,13 +106,13 @@ class Way:
     longest: float = np.inf
 
     def weights(self, age: int) -> Matrix:
-        """Of the gate at this age, at the end."""
+        """Return the weights of the gate at this age, at the end."""
         flat = gate(age)
         return flat * min(self.steepness, self.longest / float(np.sqrt(np.mean(flat**2))))
 
 
 def read(attacked: Rig, study: Study, ages: Sequence[int], way: Way) -> list[Row]:
-    """Rows that the updates of gates at these ages tell. Raises Refused."""
+    """Return the rows that the updates of gates at these ages reveal. Raises Refused."""
     found, patients = [], 0
     for place, age in enumerate(ages):
         for hop, number in enumerate(way.rounds):
@@ -122,7 +124,7 @@ def read(attacked: Rig, study: Study, ages: Sequence[int], way: Way) -> list[Row
 
 
 def decode(found: Sequence[Equations], patients: int) -> list[Row]:
-    """Rows whose sums fit best: so many patients as the hospital said, and of those positive so many as fit."""
+    """Return the rows whose sums fit best: as many as there are patients, and the best number of positive ones."""
     everybody = _counts(found, 0)
     everybody *= patients / max(everybody.sum(), 1e-9)
     positive = _counts(found, 1)
@@ -140,9 +142,9 @@ _USUAL_SHARE = 0.6  # of patients whose second label is known
 
 
 def _share_positive(counts: Matrix, patients: int) -> float:
-    """By how much a patient's influence on the second label is larger: the share that makes all counts whole, if any.
+    """Return the factor by which a patient's influence on the second label is larger; it makes all counts integers.
 
-    The loss is a mean over the patients of a step whose label is known, and they are fewer.
+    The loss is a mean over the patients of a step whose label is known, and these are fewer.
     """
     shares = np.arange(1, patients + 1) / patients
     misfits = [float(np.abs(counts * share - np.round(counts * share)).mean()) for share in shares if share > 0.2]
@@ -151,7 +153,7 @@ def _share_positive(counts: Matrix, patients: int) -> float:
 
 
 def _counts(found: Sequence[Equations], label: int) -> Matrix:
-    """Patients in each cell whose label is known, none negative. The sums of their labels are unknown too."""
+    """Return the number of patients in each cell whose label is known, none below 0; their labels' sums are unknown."""
     features = found[0].seen.shape[0]
     left = np.vstack([each.seen for each in found])
     right = np.vstack([np.eye(features)] * len(found))
@@ -161,7 +163,7 @@ def _counts(found: Sequence[Equations], label: int) -> Matrix:
 
 
 def head_gating(study: Study, way: Way, *, name: str, holds: str, seeds: Sequence[int]) -> Result:
-    """A gate at each age band, against a hospital for each seed."""
+    """Set a gate at each age band, at a hospital for each seed."""
     claims, truths, asked, what = [], [], 0, "age band, sex, PCR"
     for seed in seeds:
         with rig(seed=seed, patients={"train": PATIENTS, "validation": 24, "test": 40}) as attacked:
@@ -177,7 +179,7 @@ def head_gating(study: Study, way: Way, *, name: str, holds: str, seeds: Sequenc
 
 
 def worst_study() -> Study:
-    """Each step over all patients, so that no order hides who counts how much; a low rate, so that steps add up."""
+    """Train each step over all patients, so the order hides nothing; the low learning rate makes steps add up."""
     return own_study(
         study={"rounds": 1000, "local_epochs": 4},
         training={"batch_size": 64, "learning_rate": 1e-3, "momentum": 0.5, "weight_decay": 0.0},
@@ -203,7 +205,7 @@ def in_worst_study() -> Result:
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the decoder never saw."""
+    """Run at hospitals that were not used to build the decoder."""
     yield in_worst_study()
     yield with_a_long_head()
     yield in_released_study()

@@ -1,7 +1,7 @@
-"""The head fitted once more (`train.head`) as a trap: its optimum tells the sum of (probability - label) of each unit.
+"""Fitting the head (`train.head`) as a trap: its optimum reveals the sum of (probability - label) of each unit.
 
-No learning rate, batch or augmentation stands between: where the fit ends, the penalty's pull on a weight equals the
-sum over the patients of unit times (probability - label), and the probabilities follow from the head that came back.
+No learning rate, batch or augmentation hides this. At the optimum, the penalty's pull on a weight equals the sum over
+the patients of unit times (probability - label), and the probabilities follow from the returned head.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _SLOPE = 0.005  # of a unit, per year
 
 @torch.no_grad()
 def stairs(study: Study, thresholds: list[int]) -> SeverityNetwork:
-    """Units of age and sex that are zero up to a threshold, and then rise."""
+    """Return weights of units of age and sex that are zero up to a threshold, and then rise."""
     network = seed_network(study)
     blind(network)
     units = network.tabular[0]
@@ -39,7 +39,7 @@ def stairs(study: Study, thresholds: list[int]) -> SeverityNetwork:
 
 
 def fitted_head(attacked: Rig) -> Result:
-    """Second differences of the sums along the thresholds are those of single ages."""
+    """Return second differences of the sums along the thresholds; they are the sums of single ages."""
     study = any_study(network={"tabular_features": 256})
     truth = attacked.hospital.of("train")
     name, what = "256 thresholds, the head fitted to them", "age, sex, PCR"
@@ -58,7 +58,7 @@ def fitted_head(attacked: Rig) -> Result:
 def decode(
     before: SeverityNetwork, after: SeverityNetwork, patients: int, limits: list[int]
 ) -> list[tuple[int, str, bool]]:
-    """Rows of (age, sex, PCR)."""
+    """Return rows of (age, sex, PCR)."""
     rows: list[tuple[int, str, bool]] = []
     sums = _sums(before, after, patients)[: len(limits)] / _SLOPE
     single = sums[:-2] - 2 * sums[1:-1] + sums[2:]
@@ -71,7 +71,9 @@ def decode(
 
 
 def _sums(before: SeverityNetwork, after: SeverityNetwork, patients: int) -> NDArray[np.float64]:
-    """Of each unit over the patients: unit times (probability - label). The loss is a mean of two labels' means."""
+    """Return for each unit the sum over patients of unit times (probability - label). The loss is a mean over two
+    labels.
+    """
     change = (after.head.weight - before.head.weight).detach().double().numpy()[0, before.features :]
     sums: NDArray[np.float64] = -PENALTY * change * 2
     return sums
@@ -79,7 +81,7 @@ def _sums(before: SeverityNetwork, after: SeverityNetwork, patients: int) -> NDA
 
 @torch.no_grad()
 def _probability(network: SeverityNetwork, key: int) -> float:
-    """Of PCR, for a patient of this age and sex."""
+    """Return the probability of PCR for a patient of this age and sex."""
     age, sex = row_of(key)
     tabular = torch.tensor([[(age - 60) / 20, 1.0, 1.0 if sex == "M" else -1.0, 1.0]])
     units = network.tabular(tabular)
@@ -88,6 +90,6 @@ def _probability(network: SeverityNetwork, key: int) -> float:
 
 
 def attacks() -> Iterator[Result]:
-    """On a hospital of its own."""
+    """Run at a separate hospital."""
     with rig() as attacked:
         yield fitted_head(attacked)

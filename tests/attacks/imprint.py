@@ -1,15 +1,14 @@
-"""A network in which one unit alone answers to one patient, so that the unit's weights move by a picture of that scan.
+"""A network in which a single unit responds to one patient, so the unit's weights move by a picture of that scan.
 
 Robbing the Fed (Fowl et al., ICLR 2022) and curious abandon honesty (Boenisch et al., EuroS&P 2023) put thresholds on
-one measure of an image into a linear layer: the gradient of a unit is then the sum of the inputs of the patients above
+one measure of an image into a linear layer. The gradient of a unit is then the sum of the inputs of the patients above
 its threshold. Here the layer is the last stage's second convolution. Batch norm would make each threshold relative to
 the other patients of a step. Two things make it absolute:
 
-- The measure is a difference between two halves of the volume, and is there with both signs, so that its mean is zero
-  in each batch. Batch norm then subtracts nothing of it.
-- Zero padding tells where in the volume a position lies. A channel that is constant everywhere becomes a pattern by
-  place through it, much larger than the measure. Batch norm then divides by the pattern's deviation, which is the same
-  in each batch.
+- The measure is a difference between two halves of the volume, and is present with both signs, so its mean is zero in
+  each batch. Batch norm then subtracts nothing from it.
+- Zero padding reveals where in the volume a position is. A constant channel becomes a pattern by place through it, much
+  larger than the measure. Batch norm then divides by the pattern's standard deviation, which is the same in each batch.
 
 The measure is dense tissue in the lungs, one half of the slices against the other. The channels beside it pass on a
 coarse picture: in each channel a stage's first convolution takes one of the eight voxels of a cube.
@@ -45,7 +44,7 @@ MEASURE, FIRST = 0, 1  # channels: the measure, and the picture's first one
 
 @dataclass(frozen=True)
 class Imprint:
-    """The network, how many channels of the picture it has (from FIRST on), and the threshold of each feature."""
+    """The network, the number of its picture channels (from FIRST on), and the threshold of each feature."""
 
     network: SeverityNetwork
     pictures: int
@@ -54,10 +53,10 @@ class Imprint:
 
 @torch.no_grad()
 def imprint(study: Study, thresholds: Matrix, *, head: float) -> Imprint:
-    """The network of a study with these thresholds, in standard deviations of the pattern, one for each feature.
+    """Return a study's network with these thresholds, in standard deviations of the pattern, one for each feature.
 
-    `head`: weight of each feature for PCR, with the sign of every other one turned, so that the features of a patient
-    above all thresholds leave the probability at a half.
+    `head`: weight of each feature for PCR, with alternating signs, so that the features of a patient above all
+    thresholds give a probability of one half.
     """
     network = seed_network(study)
     backbone = network.backbone
@@ -68,7 +67,7 @@ def imprint(study: Study, thresholds: Matrix, *, head: float) -> Imprint:
     for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for block in layer:
             if block.downsample is None:
-                _silence(block.bn2)  # the block passes on what comes in
+                _silence(block.bn2)  # the block passes its input on
                 continue
             is_last = layer is backbone.layer4
             _silence(block.downsample[1])
@@ -86,12 +85,12 @@ def imprint(study: Study, thresholds: Matrix, *, head: float) -> Imprint:
 
 
 def signs(features: int) -> Matrix:
-    """Of each feature's weight in the head."""
+    """Return each feature's weight in the head."""
     return np.tile([1.0, -1.0], features // 2)
 
 
 def _stem(convolution: nn.Conv3d) -> Taps:
-    """Local means: of window plus mask for the measure, of the window for the picture."""
+    """Set local means: of window plus mask for the measure, of the window for the picture."""
     middle = [side // 2 for side in convolution.kernel_size]
     box = [tuple(centre + offset - 1 for centre, offset in zip(middle, place, strict=True)) for place in _AROUND]
     return {
@@ -101,7 +100,7 @@ def _stem(convolution: nn.Conv3d) -> Taps:
 
 
 def _one_voxel_each(before: int, channels: int) -> Taps:
-    """The measure's mean, and in each channel of the picture one voxel of each cube in a channel that came before."""
+    """Set the measure's mean, and in each picture channel one voxel of each cube of a previous channel."""
     taps: dict[int, list[tuple[int, tuple[int, int, int], float]]] = {
         MEASURE: [(MEASURE, place, 1 / len(_AROUND)) for place in _AROUND]
     }
@@ -112,18 +111,18 @@ def _one_voxel_each(before: int, channels: int) -> Taps:
 
 
 def _thresholds(block: nn.Module, thresholds: Matrix) -> None:
-    """Thresholds on the upper half against the lower, at the places where the pattern is high."""
+    """Set thresholds on the upper half against the lower, at the places where the pattern is high."""
     constant = block.bn1.num_features - 1
     block.bn1.weight[constant], block.bn1.bias[constant] = 0.0, _PASSING_SHIFT
     difference = [(MEASURE, place, 1.0 if place[0] == 1 else -1.0) for place in _AROUND]
-    taps = [*difference, (constant, (2, 2, 1), _PATTERN)]  # through the padding, in the first slices and rows alone
+    taps = [*difference, (constant, (2, 2, 1), _PATTERN)]  # through the padding, only in the first slices and rows
     _set(block.conv2, dict.fromkeys(range(len(thresholds)), taps))
     block.bn2.weight.fill_(_SCALE)
     block.bn2.bias.copy_(torch.from_numpy(-_SCALE * thresholds))
 
 
 def _set(convolution: nn.Conv3d, taps: Taps) -> None:
-    """These weights and no others, at twice the length of those of the seed."""
+    """Set these weights and no others, at twice the length of the seed's."""
     length = 2 * float(convolution.weight.norm())
     convolution.weight.zero_()
     for output, parts in taps.items():
@@ -142,12 +141,12 @@ def _silence(norm: nn.BatchNorm3d) -> None:
     norm.bias.zero_()
 
 
-# --- what the network sees of a patient -------------------------------------------------------------------
+# --- the network's response to a patient ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Of each patient: `measure`, as thresholds are, and `picture`, shape (patients, places), mirrored."""
+    """For each patient: `measure`, in units of the thresholds, and `picture`, shape (patients, places), mirrored."""
 
     measure: Matrix
     picture: Matrix
@@ -155,8 +154,8 @@ class Seen:
 
 @torch.no_grad()
 def look(made: Imprint, scans: NDArray[np.float32], *, batch: int = 8) -> Seen:
-    """In batches of the patients' own order, as a training step would see them."""
-    network = copy.deepcopy(made.network).train()  # else its running moments would change
+    """Compute the response in batches of the patients' own order, as a training step does."""
+    network = copy.deepcopy(made.network).train()  # otherwise its running moments would change
     block = network.backbone.layer4[0]
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
@@ -173,43 +172,43 @@ def _normal(values: Tensor) -> Tensor:
 
 
 def mirrored(pictures: Matrix) -> Matrix:
-    """The mean of a picture and its mirror image, shape (..., 8): augmentation turns half of all scans round."""
+    """Return the mean of a picture and its mirror image, shape (..., 8): augmentation mirrors half of all scans."""
     cubes = pictures.reshape(*pictures.shape[:-1], 2, 2, 2)
     both: Matrix = ((cubes + cubes[..., ::-1]) / 2).reshape(pictures.shape)
     return both
 
 
-# --- what an update tells ---------------------------------------------------------------------------------
+# --- the content of an update -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Update:
-    """Of each threshold: how its shift moved, and how its weights on the picture's channels did, by octant."""
+    """For each threshold: the change of its shift, and of its weights on the picture's channels, by octant."""
 
     shift: Matrix
     weights: Matrix  # (thresholds, channels, 8)
 
     def picture(self, threshold: int) -> Matrix:
-        """The mean picture of the patients above a threshold, but for an offset that all hospitals share."""
+        """Return the mean picture of the patients above a threshold, except for an offset that all hospitals share."""
         return mirrored(2 * self.weights[threshold] / self.shift[threshold]).ravel()
 
 
 def update(made: Imprint, after: SeverityNetwork, *, decay: float) -> Update:
-    """`decay`: the share by which weight decay shortened all weights meanwhile."""
+    """`decay`: the share by which weight decay has shortened all weights meanwhile."""
     old, new = made.network.backbone.layer4[0], after.backbone.layer4[0]
     sign = signs(made.network.features)
     shift = (new.bn2.bias.double() - (1 - decay) * old.bn2.bias.double()).detach().numpy()
     moved = (new.conv2.weight.double() - old.conv2.weight.double()).detach().numpy()[:, FIRST : FIRST + made.pictures]
-    octants = [(1 + z, 1 + y, 2 * x) for z, y, x in _CUBE]  # places of the weights that see each octant
+    octants = [(1 + z, 1 + y, 2 * x) for z, y, x in _CUBE]  # places of the weights that read each octant
     weights = np.stack([moved[(slice(None), slice(None), *place)] for place in octants], axis=-1)
     return Update(sign * shift, sign[:, None, None] * weights)
 
 
-# --- what a run of a study lets in ------------------------------------------------------------------------
+# --- the bounds of a run of a study -----------------------------------------------------------------------
 
 
 def within_reach(study: Study, made: Imprint) -> Imprint:
-    """The network with each filter and channel moved from the seed's towards its own, as far as a run may move it."""
+    """Return the network with each filter and channel moved from the seed's towards its own, as far as a run allows."""
     network = seed_network(study)
     (first, buffers), (target, _) = pack(network), pack(made.network)
     reaches = reaches_of(

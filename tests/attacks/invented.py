@@ -1,12 +1,13 @@
-"""Invented calibrations: the gateway pools what all hospitals are said to have answered, and knows only its own answer.
+"""Invented calibrations: the gateway pools the answers that the server attributes to all hospitals; it can verify its
+own only.
 
-A server that invents two more answers puts the pooled thresholds where it wants, once for each model. The models are
-heads on age and sex alone, each in a run of its own: a logit is then a function of a patient's band of age and sex, and
+A server that invents two more answers can set the pooled thresholds freely, once for each model. The models are heads
+on age and sex alone, each in a separate run: a logit is then a function of a patient's band of age and sex, and
 sensitivity and specificity at a threshold are counts of patients over some bands, in steps of three patients. Many
 heads order the bands in many ways. The counts are linear equations in the number of patients of each kind, and their
 rounding averages out.
 
-`own`: the control. The server invents nobody, and the thresholds are those that the hospital's own answer gives.
+`own`: the control. The server invents nothing, and the thresholds follow from the hospital's own answer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,13 +43,13 @@ JOINED_NAME = "invented calibrations, before and after one patient"
 SEEDS = range(401, 401 + HOSPITALS)
 PATIENTS = {"train": 40, "validation": 24, "test": 40}
 TESTS = 16  # with a calibration each a third of the questions that a month has
-_RMS = 0.55  # of a head's weights; the gateway admits 0.6
-_SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of a number that is known, of one in steps of three
-_TIE = 2e-4  # logits nearer to a threshold than this may lie on either side
+_RMS = 0.55  # of a head's weights; the gateway allows 0.6
+_SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of a known number, of a number in steps of three
+_TIE = 2e-4  # if a logit is nearer to a threshold than this, it may be on either side
 _TRIED = 12  # sizes of classes
-_UNTOLD = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))
+_NO_STATISTICS = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))
 
-# Of both labels: negative; positive and not severe; positive and severe. Severity is known of who is positive alone.
+# Both labels: negative; positive and not severe; positive and severe. Severity is known only for positive patients.
 Kind = tuple[bool, bool | None]
 KINDS: tuple[Kind, ...] = ((False, None), (True, False), (True, True))
 _POSITIVE = {"pcr_positive": (1, 2), "severe": (2,)}
@@ -65,7 +66,7 @@ def row(patient: Patient) -> Row:
 
 
 @dataclass(frozen=True)
-class Told:
+class Tested:
     """One answer: by label the logits of each cell, the thresholds, and the figures."""
 
     logits: Mapping[str, Matrix]
@@ -73,9 +74,9 @@ class Told:
     figures: Mapping[str, Any]
 
     def shares(self) -> Iterator[tuple[str, bool, Matrix, float]]:
-        """Label, whether of its positives, whether each cell is over a threshold, and the share of patients who are.
+        """One share: its label, whether it covers the positives, which cells are above a threshold, and its value.
 
-        A cell that may lie on either side counts half.
+        A cell that may be on either side counts half.
         """
         for label, points in self.thresholds.items():
             for point, at in points.items():
@@ -88,14 +89,14 @@ class Told:
 
 @dataclass(frozen=True)
 class Probe:
-    """A head for each label, shape (labels, features), and by label where its two thresholds shall lie."""
+    """A head for each label, shape (labels, features), and by label the target positions of its two thresholds."""
 
     weights: Matrix
     wanted: Mapping[str, Sequence[float]]
 
     @classmethod
     def drawn(cls, study: Study, rng: np.random.Generator) -> "Probe":
-        """Heads at random, thresholds between two cells."""
+        """Draw random heads, with thresholds between two cells."""
         weights = rng.normal(size=(len(LABELS), study.network.tabular_features))
         weights *= _RMS / np.sqrt(np.square(weights).mean(axis=1, keepdims=True))
         network = gated(study, np.zeros_like(weights))
@@ -106,7 +107,9 @@ class Probe:
         return cls(weights, wanted)
 
     def nearly(self, step: int) -> "Probe":
-        """Another model to the gateway, and the same one to the patients: nothing is answered twice about a model."""
+        """Change the model slightly: another model for the gateway, because each is answered once, but equal for the
+        patients.
+        """
         return replace(self, weights=self.weights * (1 + step * 1e-6))
 
 
@@ -115,15 +118,15 @@ def cell_logits(network: SeverityNetwork, weights: Matrix) -> dict[str, Matrix]:
     return {label: features @ each.astype(np.float32) for label, each in zip(LABELS, weights, strict=True)}
 
 
-def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = False) -> Told:
-    """Train the seed's model once, calibrate a head, and test it at thresholds of the server's. Raises Refused."""
+def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = False) -> Tested:
+    """Train the seed's model once, calibrate a head, and test it at the server's thresholds. Raises Refused."""
     model = gated(study, probe.weights)
     attacked.must("train", study, run=run, model=seed_network(study))
-    told = attacked.must("evaluate.calibrate", study, model, records={"typical": _UNTOLD}, run=run)
+    calibrated = attacked.must("evaluate.calibrate", study, model, records={"typical": _NO_STATISTICS}, run=run)
     invented = {
         f"{point}_{label}": at for label in LABELS for point, at in zip(POINTS, probe.wanted[label], strict=True)
     }
-    answers = [dict(told.metrics), *([] if own else [{**invented, "num-examples": 1e9}] * 2)]
+    answers = [dict(calibrated.metrics), *([] if own else [{**invented, "num-examples": 1e9}] * 2)]
     fits, thresholds = pooled(answers, is_robust=True)
     tested = attacked.must(
         "evaluate.test",
@@ -133,14 +136,14 @@ def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = Fals
         configs={"calibrations": to_record(answers)},
         run=run,
     )
-    return Told(cell_logits(model, probe.weights), thresholds, tested.metrics)
+    return Tested(cell_logits(model, probe.weights), thresholds, tested.metrics)
 
 
-def ask_all(attacked: Rig, study: Study, probes: Sequence[Probe], *, name: str, own: bool = False) -> list[Told]:
-    """A run for each probe; then the month is over. Raises Refused."""
-    told = [ask(attacked, study, probe, run=f"{name}-{n:04d}", own=own) for n, probe in enumerate(probes)]
+def ask_all(attacked: Rig, study: Study, probes: Sequence[Probe], *, name: str, own: bool = False) -> list[Tested]:
+    """Do one run for each probe; then the limit of the month is reached. Raises Refused."""
+    answers = [ask(attacked, study, probe, run=f"{name}-{n:04d}", own=own) for n, probe in enumerate(probes)]
     attacked.pass_time(days=32)
-    return told
+    return answers
 
 
 def draw_probes(study: Study, number: int) -> list[Probe]:
@@ -148,12 +151,12 @@ def draw_probes(study: Study, number: int) -> list[Probe]:
     return [Probe.drawn(study, rng) for _ in range(number)]
 
 
-# --- what the answers say ---------------------------------------------------------------------------------
+# --- reading the answers ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many test patients there are of each of KINDS."""
+    """Return the number of test patients of each of KINDS."""
 
     of_kind: tuple[int, int, int]
 
@@ -165,18 +168,18 @@ class Sizes:
         return Sizes((grown[0], grown[1], grown[2]))
 
 
-def possible_sizes(answers: Sequence[Told]) -> list[Sizes]:
-    """Sizes whose shares have all the values that were told."""
+def possible_sizes(answers: Sequence[Tested]) -> list[Sizes]:
+    """Return the sizes for which all reported values are possible shares."""
     patients = int(answers[0].figures["num-examples"])
-    told: dict[tuple[str, bool], set[float]] = {}
+    reported: dict[tuple[str, bool], set[float]] = {}
     for answer in answers:
         for label, positive, _, share in answer.shares():
-            told.setdefault((label, positive), set()).add(share)
+            reported.setdefault((label, positive), set()).add(share)
 
     def fits(sizes: Sizes) -> bool:
         return all(
             abs(share * parts - round(share * parts)) < 1e-6
-            for key, shares in told.items()
+            for key, shares in reported.items()
             for parts in [parts_of(sizes.of(*key))]
             for share in shares
         )
@@ -187,9 +190,9 @@ def possible_sizes(answers: Sequence[Told]) -> list[Sizes]:
         if severe < positive
     )
     found = [sizes for sizes in every if fits(sizes)]
-    most = max((sum(parts_of(sizes.of(*key)) for key in told) for sizes in found), default=0)
+    most = max((sum(parts_of(sizes.of(*key)) for key in reported) for sizes in found), default=0)
     usual = np.array([0.4, 0.3, 0.3]) * patients
-    finest = [sizes for sizes in found if sum(parts_of(sizes.of(*key)) for key in told) <= most]
+    finest = [sizes for sizes in found if sum(parts_of(sizes.of(*key)) for key in reported) <= most]
     return sorted(finest, key=lambda sizes: float(np.abs(np.array(sizes.of_kind) - usual).sum()))[:_TRIED]
 
 
@@ -201,7 +204,7 @@ class System:
     right: Matrix
 
     @classmethod
-    def of(cls, answers: Sequence[Told], sizes: Sizes) -> "System":
+    def of(cls, answers: Sequence[Tested], sizes: Sizes) -> "System":
         left, right = [], []
         for kind, size in enumerate(sizes.of_kind):
             left.append(np.repeat(np.eye(3)[kind], len(CELLS)) / _SURE)
@@ -217,13 +220,13 @@ class System:
 
     @cached_property
     def solved(self) -> tuple[Matrix, float]:
-        """The numbers that fit best, none negative, and the sum of squares that is left."""
+        """Return the numbers that fit best, none negative, and the remaining sum of squares."""
         counts, misfit = nnls(self.left, self.right)
         return counts, float(misfit) ** 2
 
 
-def decode(answers: Sequence[Told]) -> list[Row]:
-    """The rows that fit best, as many as there are patients."""
+def decode(answers: Sequence[Tested]) -> list[Row]:
+    """Return the rows that fit best, as many as there are patients."""
     systems = [System.of(answers, sizes) for sizes in possible_sizes(answers)]
     left = min(systems, key=lambda system: system.solved[1]).solved[0].copy()
     claimed = []
@@ -234,8 +237,8 @@ def decode(answers: Sequence[Told]) -> list[Row]:
     return claimed
 
 
-def decode_joined(before: Sequence[Told], after: Sequence[Told]) -> Row:
-    """The row of the one who joined: with whom both answers fit best."""
+def decode_joined(before: Sequence[Tested], after: Sequence[Tested]) -> Row:
+    """Return the row of the patient who joined: the row with which both answers fit best."""
     best = (np.inf, ROWS[0])
     for sizes in possible_sizes(before):
         first = System.of(before, sizes)
@@ -250,53 +253,53 @@ def decode_joined(before: Sequence[Told], after: Sequence[Told]) -> Row:
     return best[1]
 
 
-def decode_last(answers: Sequence[Told], others: Sequence[Row]) -> Row:
-    """The row of the one patient of whom nothing is known: with whom most figures are as they were told."""
+def decode_last(answers: Sequence[Tested], others: Sequence[Row]) -> Row:
+    """Return the row of the one unknown patient: the row with which most figures equal the reported ones."""
     counts = counts_of(others)
     return ROWS[int(np.argmin([misses(answers, counts + counts_of([claimed])) for claimed in ROWS]))]
 
 
 def counts_of(rows: Sequence[Row]) -> Matrix:
-    """How many patients there are of each kind and cell."""
+    """Return the number of patients of each kind and cell."""
     counts = np.zeros((len(KINDS), len(CELLS)))
     for each in rows:
         counts[KINDS.index(each[2:]), CELLS.index(each[:2])] += 1
     return counts
 
 
-def misses(answers: Sequence[Told], counts: Matrix) -> float:
-    """How far the figures are from those that these patients would give, in all."""
+def misses(answers: Sequence[Tested], counts: Matrix) -> float:
+    """Return the total distance between the figures and those that these patients would give."""
     grid, total = Shares(), 0.0
     for answer in answers:
         for label, positive, over, share in answer.shares():
             of_class = counts[list((_POSITIVE if positive else _NEGATIVE)[label])].sum(axis=0)
             size = int(of_class.sum())
             exact = float(of_class @ over) / max(size, 1)
-            told = grid.rounded(exact if positive else 1 - exact, size)
-            total += abs((told if positive else 1 - told) - share)
+            expected = grid.rounded(exact if positive else 1 - exact, size)
+            total += abs((expected if positive else 1 - expected) - share)
     return total
 
 
-# --- against several hospitals ----------------------------------------------------------------------------
+# --- at several hospitals ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one hospital answered, and the truth: rows of its test patients, and of the one who joined them later.
+    """The answers of one hospital, and the truth: rows of its test patients, and of the one who joined them later.
 
-    `own`: at the thresholds of the hospital's own calibration. `after`: the first questions again, with one patient
-    more.
+    `own`: at the thresholds of the hospital's own calibration. `after`: the first questions again, with one more
+    patient.
     """
 
     truth: Sequence[Row]
     joined: Row
-    invented: Sequence[Told]
-    own: Sequence[Told]
-    after: Sequence[Told]
+    invented: Sequence[Tested]
+    own: Sequence[Tested]
+    after: Sequence[Tested]
 
 
 def attack_one(study: Study, probes: Sequence[Probe], seed: int) -> Seen:
-    """A hospital of this seed, in three months. Raises Refused."""
+    """Ask a hospital of this seed for three months. Raises Refused."""
     with rig(seed=seed, patients=PATIENTS) as attacked:
         truth = [row(patient) for patient in attacked.hospital.of("test")]
         invented = ask_all(attacked, study, probes, name="invented")
@@ -308,7 +311,7 @@ def attack_one(study: Study, probes: Sequence[Probe], seed: int) -> Seen:
 
 
 def last_patients(seen: Seen) -> list[Row]:
-    """Claims of servers each of which knows all patients but one."""
+    """Return the claims of servers that each know all patients but one."""
     return [decode_last(seen.invented, [*seen.truth[:n], *seen.truth[n + 1 :]]) for n in range(len(seen.truth))]
 
 
@@ -327,7 +330,7 @@ def results(hospitals: Sequence[Seen]) -> Iterator[Result]:
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals whose patients are drawn from other seeds than anything here."""
+    """Run at hospitals whose patients are drawn from seeds that nothing here has used."""
     study = released_study()
     probes = draw_probes(study, TESTS)
     try:

@@ -1,7 +1,7 @@
 """Before and after one patient joined: means over N patients and over N + 1, from two runs.
 
-The first question is about the seed's model. The second one is about nearly the same model in another run, for it would
-otherwise get the first answer again. How a scan looks (51 numbers) does not depend on a model at all.
+The first question is about the seed's model. The second is about nearly the same model in another run, because the same
+model would get the first answer again. The appearance features of a scan (51 numbers) do not depend on a model at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from tests.attacks.rig import Answer, Refused, Rig, released_study, rig, seed_ne
 from tests.attacks.score import HOSPITALS, from_matrix
 
 HOLDS = "two questions about nearly the same model"
-NAME = "one patient more: means of looks before and after"
+NAME = "one patient more: means of appearance features before and after"
 _CLOSE = 0.25  # of a number's spread over the patients
 _PATIENTS = 40
 Vector = NDArray[np.float64]
 
 
 def looks_of(hospital: Hospital, patients: Sequence[Patient]) -> Vector:
-    """The truth, shape (patients, looks)."""
+    """Return the truth, shape (patients, appearance features)."""
     tensors, everybody = hospital.site.cohort_folder / "tensors", list(hospital.patients)
     names = [f"{everybody.index(patient):05d}.npy" for patient in patients]
     found: Vector = appearance(Examples([Example(tensors / name, None, None, None, None) for name in names]))
@@ -34,7 +34,7 @@ def looks_of(hospital: Hospital, patients: Sequence[Patient]) -> Vector:
 
 
 def claimed_looks(attacked: Rig, new: Patient) -> Vector:
-    """What the difference of two answers tells of the new patient. Raises Refused."""
+    """Return what the difference of two answers reveals about the new patient. Raises Refused."""
     study = released_study()
     model = seed_network(study)
     attacked.must("train", study, model, run="joined-1")
@@ -53,7 +53,7 @@ def _total(answer: Answer) -> Vector:
 
 
 def before_and_after(seeds: Sequence[int]) -> Result:
-    """How many of the 51 numbers are known to a quarter of their spread, against other hospitals' new patients."""
+    """Count the appearance features known to a quarter of their spread, compared with other hospitals' new patients."""
     claims, truths, spreads = [], [], []
     for seed in seeds:
         with rig(seed=seed, patients={"train": _PATIENTS, "validation": 24, "test": 40}) as attacked:
@@ -61,15 +61,15 @@ def before_and_after(seeds: Sequence[int]) -> Result:
             try:
                 claims.append(claimed_looks(attacked, new))
             except Refused as refused:
-                return Result(NAME, HOLDS, "looks of its scan", 0, 0, APPEARANCE_SIZE, refused.code)
+                return Result(NAME, HOLDS, "appearance features of its scan", 0, 0, APPEARANCE_SIZE, refused.code)
             truths.append(looks_of(attacked.hospital, [new])[0])
             spreads.append(looks_of(attacked.hospital, attacked.hospital.of("train")).std(axis=0))
     spread = np.mean(spreads, axis=0)
     close = [[int((np.abs(claim - truth) <= _CLOSE * spread).sum()) for truth in truths] for claim in claims]
     scored = from_matrix(np.array(close), claimed=len(seeds) * APPEARANCE_SIZE, of=len(seeds) * APPEARANCE_SIZE)
-    return Result.scored(NAME, HOLDS, "looks of its scan", scored, note="4 messages to each hospital")
+    return Result.scored(NAME, HOLDS, "appearance features of its scan", scored, note="4 messages to each hospital")
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the decoder never saw."""
+    """Run at hospitals that were not used to build the decoder."""
     yield before_and_after(range(201, 201 + HOSPITALS))

@@ -1,9 +1,9 @@
 """Batch-norm moments as a carrier: running means and variances behind thresholds on the size of the lungs.
 
-The norm after the thresholds keeps, for each of them, a running mean and variance of what the threshold makes of the
-patients of each step; the newest steps count most. The first norm keeps a running mean of the measure itself. The
-hospital is a small one, so that few patients are in each moment. One study is the release's own. The other has the
-smallest batch and the fewest steps that the gateway lets in by default (`min_batch_size`, `min_local_steps`).
+For each threshold, the norm after it keeps a running mean and variance of its output over the patients of each step;
+the newest steps count most. The first norm keeps a running mean of the measure itself. The hospital is small, so each
+moment covers few patients. One study is the release's own. The other has the smallest batch and the fewest steps that
+the gateway allows by default (`min_batch_size`, `min_local_steps`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from tests.attacks.scan import (
 from tests.attacks.score import HOSPITALS, score
 
 RELEASED = "weights within bounds, a released study"
-WORST = "weights within bounds, a study that the hospital was talked into"
+WORST = "weights within bounds, a study that the hospital was persuaded to approve"
 NAME = "running moments behind thresholds on the scan, default settings"
 SMALLEST_NAME = "running moments behind thresholds on the scan, fewest patients and steps"
 WHAT = "size of the lungs (12 bands)"
@@ -45,7 +45,7 @@ SEEDS = range(311, 311 + HOSPITALS)
 
 @dataclass(frozen=True)
 class Way:
-    """In which rounds each run is read, and how many runs there are."""
+    """The rounds in which each run is read, and the number of runs."""
 
     rounds: Sequence[int]
     runs: int
@@ -60,7 +60,7 @@ def smallest_study() -> Study:
 
 
 def read(attacked: Rig, study: Study, way: Way) -> Matrix:
-    """What the server observes, over all readings. Raises Refused."""
+    """Return what the server observes, over all readings. Raises Refused."""
     target, found = scan_trap(study, gates="bn1"), []
     for run in range(way.runs):
         name = f"moments-{run:04d}"
@@ -73,7 +73,7 @@ def read(attacked: Rig, study: Study, way: Way) -> Matrix:
 
 @torch.no_grad()
 def reading(before: SeverityNetwork, after: SeverityNetwork) -> Matrix:
-    """What one round added to the running moments: of the measure, and of each threshold's output."""
+    """Return what one round added to the running moments: of the measure, and of each threshold's output."""
     first, block = after.backbone.bn1, after.backbone.layer4[0]
     steps = int(first.num_batches_tracked - before.backbone.bn1.num_batches_tracked)
     kept = (1 - MOMENTUM) ** steps
@@ -87,14 +87,14 @@ def reading(before: SeverityNetwork, after: SeverityNetwork) -> Matrix:
 
 
 def summary(readings: Sequence[Matrix]) -> Matrix:
-    """How large the readings are on average and how much they vary: each round has other patients in its last steps."""
+    """Return mean and spread of the readings: each round has other patients in its last steps."""
     return np.concatenate([np.mean(readings, axis=0), np.std(readings, axis=0)])
 
 
 def simulated_readings(
     hospital: Simulated, study: Study, way: Way, all_shifts: NDArray[np.float32], rng: np.random.Generator
 ) -> Matrix:
-    """As `read`, at a hospital of the server's own."""
+    """As `read`, at a hospital that the server simulates."""
     found = []
     for _ in range(way.readings):
         added = np.zeros(1 + 2 * len(all_shifts))
@@ -112,7 +112,7 @@ def kinds(hospital: Simulated) -> NDArray[np.int64]:
 
 
 def attack(study: Study, way: Way, *, name: str, holds: str, seeds: Sequence[int]) -> Result:
-    """Against a small hospital for each seed."""
+    """Run at a small hospital for each seed."""
     network = scan_trap(study, gates="bn1")
     all_shifts, pool = shifts(network), make_pool(network, gates="bn1")
     decoder = learn(
@@ -135,6 +135,6 @@ def attack(study: Study, way: Way, *, name: str, holds: str, seeds: Sequence[int
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the decoder never saw."""
+    """Run at hospitals that were not used to build the decoder."""
     yield attack(smallest_study(), Way(range(12, 36), 1), name=SMALLEST_NAME, holds=WORST, seeds=SEEDS)
     yield attack(released_study(), Way(range(12, 21), 2), name=NAME, holds=RELEASED, seeds=SEEDS)

@@ -1,7 +1,7 @@
-"""Patients with phantom scans at the shape that studies use by default, prepared by the release's own preprocessing.
+"""Patients with phantom scans in the default shape of studies, prepared by the release's own preprocessing.
 
-A phantom takes a seventh of a second, so all attacks of a process draw from one ward: its first patients are the
-server's own, the others are those of the hospitals that it attacks.
+A phantom takes a seventh of a second, so all attacks of a process share one set of patients: the first are the server's
+own, the others are those of the attacked hospitals.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _SEED = 7_100
 
 @cache
 def ward(number: int) -> Patient | None:
-    """The patient of this number, as of the training split; None where preprocessing refuses the scan."""
+    """Return the patient with this number, as of the training split; None if preprocessing refuses the scan."""
     at, rng = hospital(0), np.random.default_rng([_SEED, number])
     person = draw_patient(f"WARD-{number:06d}", "SYNTHETIC^WARD", at.mix, rng)
     lesions, chance = make_body(person, at, rng)
@@ -41,11 +41,11 @@ def ward(number: int) -> Patient | None:
 
 
 def ward_patients(first: int, count: int, split: Split = "train") -> list[Patient]:
-    """So many patients of the ward, from this number on."""
+    """Return this many patients, from this number on."""
     drawn = (patient for number in itertools.count(first) if (patient := ward(number)) is not None)
     return [replace(patient, split=split) for patient in itertools.islice(drawn, count)]
 
 
 def scans(patients: Sequence[Patient]) -> NDArray[np.float32]:
-    """Their tensors, shape (patients, 2, slices, rows, columns), float32."""
+    """Return their tensors, shape (patients, 2, slices, rows, columns), float32."""
     return np.stack([patient.tensor for patient in patients]).astype(np.float32)

@@ -1,7 +1,8 @@
 """A coarse picture of one patient's scan, from the updates of a network with thresholds by place (`imprint`).
 
-The server has phantoms of its own. From them it knows where the highest thresholds have to lie, by how much a patient
-above one moves its shift, and which offset all pictures share. It takes the highest threshold that somebody is above.
+The server has its own phantoms. From them it computes the positions of the highest thresholds, how much a patient above
+a threshold moves its shift, and the offset that all pictures share. It reads the highest threshold that a patient
+exceeds.
 """
 
 import copy
@@ -33,15 +34,15 @@ WITHIN_NAME = "one patient's scan behind thresholds by place, filters near the s
 HEAD = 0.1
 PATIENTS, OWN, OTHERS = 40, 120, 12  # of a hospital; the server's own phantoms; for validation and test
 ROUNDS = tuple(range(13, 21))
-_PREPARED = (6, 12)  # rounds in which the weights are half the way, and there
-_PRACTICE = 4  # hospitals that the server plays itself
+_PREPARED = (6, 12)  # rounds in which the weights are halfway to the target, and there
+_PRACTICE = 4  # hospitals that the server simulates
 _FROM, _BEYOND = 0.8, 1.1  # the thresholds: from this quantile of the measure to this multiple of its maximum
 _SOMEBODY = 0.6  # of what one patient moves a shift by
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the server knows from its own phantoms. `moves`: a shift, by one patient above its threshold."""
+    """What the server knows from its phantoms. `moves`: the change of a shift by one patient above its threshold."""
 
     made: Imprint
     usual: Matrix
@@ -49,7 +50,7 @@ class Knowledge:
     offset: Matrix
 
     def claim(self, update: Update) -> NDArray[np.bool_]:
-        """Of each place of the picture, whether it is brighter than usual."""
+        """Return for each place of the picture whether it is brighter than usual."""
         found: NDArray[np.bool_] = update.picture(self.highest(update)) - self.offset > self.usual
         return found
 
@@ -58,12 +59,12 @@ class Knowledge:
         return found
 
     def highest(self, update: Update) -> int:
-        """The highest threshold that somebody seems to be above."""
+        """Return the highest threshold that a patient seems to exceed."""
         return int(np.flatnonzero(np.abs(update.shift) > _SOMEBODY * self.moves).max(initial=0))
 
 
 def thresholds_for(study: Study, own: NDArray[np.float32]) -> Matrix:
-    """So that about a fifth of the patients are above the lowest, and hardly anybody is above the highest."""
+    """Place the thresholds: about a fifth of the patients are above the lowest, hardly any above the highest."""
     features = seed_network(study).features
     measure = look(imprint(study, np.full(features, 2.0), head=0.0), own).measure
     middle = float(np.median(measure))
@@ -72,14 +73,14 @@ def thresholds_for(study: Study, own: NDArray[np.float32]) -> Matrix:
 
 
 def between(made: Imprint, highest: float, second: float) -> NDArray[np.bool_]:
-    """The thresholds that the patient with the highest measure alone is above; the lowest one where there is none."""
+    """Return the thresholds that only the patient with the highest measure exceeds; the lowest one if there is none."""
     found: NDArray[np.bool_] = (made.thresholds < highest) & (made.thresholds >= second)
     found[0] |= not found.any()
     return found
 
 
 def learn(made: Imprint, study: Study, own: Sequence[Patient]) -> Knowledge:
-    """By hospitals that the server plays, with its own phantoms and the release's own training."""
+    """Simulate hospitals with the server's own phantoms and the release's own training."""
     seen = look(made, scans(own))
     rng = np.random.default_rng(31)
     played = []
@@ -94,7 +95,7 @@ def learn(made: Imprint, study: Study, own: Sequence[Patient]) -> Knowledge:
 
 
 class _InMemory(Examples):
-    """Examples of patients whose scans no file holds."""
+    """Examples of patients whose scans are in memory and not in files."""
 
     def __init__(self, patients: Sequence[Patient]) -> None:
         super().__init__(
@@ -110,7 +111,7 @@ class _InMemory(Examples):
 def practice(
     made: Imprint, study: Study, patients: Sequence[Patient], *, seed: int, rounds: Sequence[int] = ROUNDS
 ) -> Update:
-    """The mean update of a hospital that the server plays."""
+    """Return the mean update of a hospital that the server simulates."""
     examples, found = _InMemory(patients), []
     for number in rounds:
         network = copy.deepcopy(made.network)
@@ -126,7 +127,7 @@ def mean(updates: Sequence[Update]) -> Update:
 
 
 def decayed(study: Study, patients: int, round_number: int) -> float:
-    """By which share weight decay shortens a weight in a round."""
+    """Return the share by which weight decay shortens a weight in a round."""
     settings, schedule = study.training, study.schedule(round_number)
     moved = speed = 0.0
     for epoch in range(schedule.epochs):
@@ -139,7 +140,7 @@ def decayed(study: Study, patients: int, round_number: int) -> float:
 
 
 def read(attacked: Rig, study: Study, made: Imprint) -> Update:
-    """The mean update over the rounds of a run in which the weights are those of the imprint. Raises Refused."""
+    """Return the mean update over the rounds of a run in which the weights are the imprint's. Raises Refused."""
     target = made.network
     attacked.must("train", study, halfway(study, target), round_number=_PREPARED[0])
     attacked.must("train", study, target, round_number=_PREPARED[1])
@@ -152,7 +153,7 @@ def read(attacked: Rig, study: Study, made: Imprint) -> Update:
 
 
 def hospital(number: int) -> list[Patient]:
-    """The patients of a hospital that the server does not know."""
+    """Return the patients of a hospital that the server does not know."""
     first = 10_000 + 100 * number
     others: tuple[Split, Split] = ("validation", "test")
     return [
@@ -162,9 +163,9 @@ def hospital(number: int) -> list[Patient]:
 
 
 def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool = False) -> Result:
-    """Against each of these hospitals: the picture of the patient with the highest measure.
+    """At each of these hospitals, claim the picture of the patient with the highest measure.
 
-    `is_within`: with weights as near to those as a run lets in.
+    `is_within`: with weights as near to the imprint's as a run allows.
     """
     own = ward_patients(0, OWN)
     made = imprint(study, thresholds_for(study, scans(own)), head=HEAD)
@@ -175,15 +176,17 @@ def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool
     for number in hospitals:
         drawn = hospital(number)
         with rig(drawn=drawn, preprocessing=PREPROCESSING) as attacked:
-            attacked.talk_into(study)  # as the rig does with the released studies that have small scans
+            attacked.talk_into(study)  # as the rig does with the released studies with small scans
             try:
-                told = read(attacked, study, made)
+                update = read(attacked, study, made)
             except Refused as refused:
                 return Result(name, HOLDS, WHAT, 0, 0, 8 * made.pictures, stopped_by=refused.code)
             asked = attacked.asked
-        known = known or learn(made, study, own)  # here, for it takes a minute and a refusal ends the attack
+        known = known or learn(
+            made, study, own
+        )  # computed here because it takes a minute and a refusal ends the attack
         seen = look(made, scans(drawn[:PATIENTS]))
-        found.append(known.claim(told))
+        found.append(known.claim(update))
         truths.append(known.truth(seen.picture[seen.measure.argmax()]))
     right = np.array([[int((claim == truth).sum()) for truth in truths] for claim in found])
     places = len(hospitals) * 8 * made.pictures
@@ -192,7 +195,7 @@ def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the server never saw."""
+    """Run at hospitals that the server does not know."""
     study = released_study(preprocessing=PREPROCESSING)
     yield attack(study, name=NAME, hospitals=range(HOSPITALS))
     yield attack(study, name=WITHIN_NAME, hospitals=range(HOSPITALS), is_within=True)

@@ -1,4 +1,4 @@
-"""Questions without end: counts over and under chosen thresholds, until every patient is alone between two of them."""
+"""Unlimited questions: counts above and below chosen thresholds, until every patient is alone between two of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ _SCALE = 1 / 64  # logits per year
 
 @torch.no_grad()
 def ruler_network(study: Study) -> SeverityNetwork:
-    """The study's network, whose two logits are both age, and for men SEX_STEP more, times _SCALE."""
+    """Return the study's network, both of whose logits are age, for men plus SEX_STEP, times _SCALE."""
     network = seed_network(study)
     blind(network)
     unit, head = network.tabular[0], network.head
@@ -47,13 +47,13 @@ def ruler_network(study: Study) -> SeverityNetwork:
 
 @dataclass
 class Counts:
-    """How many patients of one label and value lie at or above each threshold that was asked."""
+    """Return the number of patients of one label and value at or above each threshold of the question."""
 
     shares: dict[int, Fraction] = field(default_factory=dict)
 
     @property
     def of(self) -> int:
-        """How many there are: what all shares are whole parts of."""
+        """Return the number of patients: all shares are multiples of one divided by it."""
         return lcm(*(share.denominator for share in self.shares.values()))
 
     def above(self, threshold: int) -> int:
@@ -62,7 +62,7 @@ class Counts:
 
 @dataclass
 class Ruler:
-    """What is known of one label's patients by their keys."""
+    """What is known about one label's patients, by their keys."""
 
     label: str
     positives: Counts = field(default_factory=Counts)
@@ -73,7 +73,7 @@ class Ruler:
             counts.shares |= {AGES.start: Fraction(first), SEX_STEP + AGES.stop: Fraction(0)}
 
     def widest(self) -> list[int]:
-        """Thresholds that part the patients of a stretch, where most patients are together first."""
+        """Return thresholds that divide ranges with several patients, the range with most patients first."""
         asked = sorted(self.positives.shares)
         stretches = []
         for low, high in pairwise(asked):
@@ -89,7 +89,9 @@ class Ruler:
             self.negatives.shares[threshold] = 1 - Fraction(specificity).limit_denominator(1000)
 
     def rows(self) -> Iterator[tuple[int, bool]]:
-        """Key and label of whoever is alone in a stretch of one year, or there with others of the same."""
+        """Return key and label of each patient who is alone in a range of one year, or only with others of the same
+        label.
+        """
         asked = sorted(self.positives.shares)
         for low, high in pairwise(asked):
             if high - low == 1:
@@ -102,7 +104,7 @@ Setting = Callable[[int], tuple[Study, str, SeverityNetwork]]  # study, run and 
 
 
 def thresholds(attacked: Rig, setting: Setting, name: str, between: Callable[[], None] = lambda: None) -> Result:
-    """Bisect all ages, two thresholds for each label a question. `between`: called after each question."""
+    """Bisect all ages, with two thresholds for each label in a question. `between`: called after each question."""
     truth = attacked.hospital.of("test")
     rulers = [Ruler(label) for label in LABELS]
     code = ""
@@ -143,7 +145,7 @@ def one_run(attacked: Rig) -> Result:
 
 
 def many_runs(attacked: Rig) -> Result:
-    """Each question in a study, a run and of a model of its own, and a month after the last."""
+    """Ask each question in a separate study and run, about a separate model, and a month after the last one."""
 
     def setting(number: int) -> tuple[Study, str, SeverityNetwork]:
         study = released_study()
@@ -161,14 +163,14 @@ def many_runs(attacked: Rig) -> Result:
 
 
 def features_of(study: Study, model: SeverityNetwork, patients: Sequence[Patient], hospital: Hospital) -> NDArray[Any]:
-    """The truth: what the network makes of these patients' scans."""
+    """Return the truth: the network's features of these patients' scans."""
     tensors = hospital.site.cohort_folder / "tensors"
     numbers = [list(hospital.patients).index(patient) for patient in patients]
     return embed(model, Examples([Example(tensors / f"{n:05d}.npy", None, None, None, None) for n in numbers]))
 
 
 def discriminants(attacked: Rig) -> Result:
-    """Bisect one feature of the scans by how many patients fall to each of 32 made-up sites."""
+    """Bisect one feature of the scans by the numbers of patients that are assigned to each of 32 invented sites."""
     study = released_study()
     model = seed_network(study)
     truth = np.sort(features_of(study, model, attacked.hospital.of("test"), attacked.hospital)[:, 0])
@@ -203,12 +205,12 @@ def discriminants(attacked: Rig) -> Result:
 
 
 def _cumulated(cuts: Sequence[float], counts: Sequence[int]) -> dict[float, int]:
-    """Patients at or above each cut."""
+    """Return the number of patients at or above each cut."""
     return {cut: sum(counts[place + 1 :]) for place, cut in enumerate(cuts)}
 
 
 def _steps(cuts: Sequence[float], features: int) -> NDArray[np.float32]:
-    """Lines of which the highest changes at each cut of the first feature."""
+    """Return lines, the highest of which changes at each cut of the first feature."""
     table = np.zeros((MAX_PROBED, features + 1), np.float32)
     for place in range(len(cuts) + 1):
         table[place, 0] = place
@@ -220,7 +222,7 @@ def _steps(cuts: Sequence[float], features: int) -> NDArray[np.float32]:
 
 
 def one_patient_more(attacked: Rig) -> Result:
-    """Means of features over N patients, and over N + 1."""
+    """Compare means of features over N patients, and over N + 1."""
     study = released_study()
     model = seed_network(study)
     new = draw_patients(99, {"train": 1})[0]
@@ -243,7 +245,7 @@ def _total(answer: Answer) -> NDArray[np.float64]:
 
 
 def attacks() -> Iterator[Result]:
-    """Each on a hospital of its own."""
+    """Run each at a separate hospital."""
     for attack in (one_run, many_runs, discriminants, one_patient_more):
         with rig() as attacked:
             yield attack(attacked)

@@ -1,4 +1,4 @@
-"""What an attack found out."""
+"""The result of an attack."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -9,12 +9,12 @@ from tests.attacks.score import Score
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an attack.
+    """The result of an attack.
 
-    `adversary`: what the hostile server chooses. `what`: what it seeks of each patient. `learnt`: claims that are
-    right; `wrong`: claims that are not; `of`: all there is. `by_chance`: right claims that guessing gives, 0 where it
-    gives none. `stopped_by`: the first code that the hospital answered in place of data, or "". `is_learnt`: whether
-    more is right than guessing gives.
+    `adversary`: what the hostile server chooses. `what`: what it seeks about each patient. `learnt`: claims that are
+    right; `wrong`: claims that are not; `of`: the number of all facts. `by_chance`: right claims that guessing gives, 0
+    if it gives none. `stopped_by`: the first code that the hospital returned instead of data, or "". `is_learnt`:
+    whether more claims are right than guessing gives.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Result:
     stopped_by: str = ""
     note: str = ""
     by_chance: float = 0.0
-    guessed: bool = False  # what is right is no more than guessing gives
+    guessed: bool = False  # as many claims are right as by guessing
 
     @property
     def is_learnt(self) -> bool:
@@ -34,7 +34,7 @@ class Result:
 
     @classmethod
     def scored(cls, name: str, adversary: str, what: str, scored: Score, *, note: str = "") -> "Result":
-        """Of an attack that always answers."""
+        """Create the result of an attack that always answers."""
         more = f"{note}; p = {scored.p:.2f}" if note else f"p = {scored.p:.2f}"
         return cls(
             name,
@@ -53,7 +53,7 @@ Attack = Callable[[], Result]
 
 
 def compare(claimed: Iterable[Hashable], true: Iterable[Hashable]) -> tuple[int, int]:
-    """How many of the claimed rows are right and how many wrong, each true row counting once."""
+    """Count how many of the claimed rows are right and how many wrong; each true row counts once."""
     claims, truth = Counter(claimed), Counter(true)
     right = (claims & truth).total()
     return right, claims.total() - right

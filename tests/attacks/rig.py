@@ -1,7 +1,7 @@
 """A hospital behind its real gateway, a server that may send anything, and a node that answers with the real app.
 
-The hospital has approved what the template of site.toml approves and nothing else: the release's own studies. They
-run with small scans and the smallest network (`released_study`); all other settings are the release's.
+The hospital has approved what the template of site.toml approves: the release's own studies. They run with small scans
+and the smallest network (`released_study`); all other settings are those of the release.
 """
 
 import atexit
@@ -42,7 +42,7 @@ _WAIT_SECONDS = 300.0
 
 
 class AnyStudy(Study):
-    """A study as a hostile server may write it: networks and training that this release no longer takes."""
+    """A study as a hostile server may write it, with networks and training that this release no longer allows."""
 
     network: NetworkSettings = NetworkSettings()  # type: ignore[assignment]
     training: TrainSettings = TrainSettings()  # type: ignore[assignment]
@@ -52,12 +52,12 @@ _SMALL = {"architecture": "resnet10", "widen_factor": 0.0625}  # the smallest ne
 
 
 def any_study(**tables: Mapping[str, Any]) -> AnyStudy:
-    """A study of the server's own; `tables` change what study.toml says."""
+    """Create a study of the server; `tables` are changes to study.toml."""
     return AnyStudy.model_validate(_small(tables))
 
 
 def own_study(**tables: Mapping[str, Any]) -> Study:
-    """As `any_study`, within the bounds that this release sets to every study."""
+    """As `any_study`, within the bounds that this release sets for every study."""
     return Study.model_validate(_small(tables))
 
 
@@ -71,10 +71,10 @@ def _small(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def released_study(
     preset: str = "study", *, seed: int = 1, preprocessing: Preprocessing = PREPROCESSING, is_small: bool = True
 ) -> Study:
-    """One of the release's own studies, with small scans and the smallest network, and else as it is.
+    """Return one of the release's own studies, with small scans and the smallest network, and otherwise unchanged.
 
-    The name, the seed and how many sites take part are the server's to choose for every study. `preprocessing`: another
-    one, for scans of another size. `is_small`: else with the network of its own.
+    The server may choose the name, the seed and the number of sites of every study. `preprocessing`: another one, for
+    scans of another size. `is_small`: False keeps the study's own network.
     """
     study = presets()[preset].model_dump()
     study["study"] |= {"name": "trial", "seed": seed, "seeds": (), "sites": 1, "quorum": 1}
@@ -84,7 +84,7 @@ def released_study(
 
 @dataclass
 class HostileServer(Server):
-    """A server whose runs are each a study and a name; it also counts what it asks."""
+    """A server in which each run has a study and a name; it also counts its questions."""
 
     runs: dict[int, tuple[str, str]] = field(default_factory=dict)
 
@@ -99,7 +99,7 @@ class HostileServer(Server):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server has of one question: a code, or the arrays by record and the figures."""
+    """What the server receives for one question: a code, or the arrays by record and the figures."""
 
     code: str
     arrays: Mapping[str, Arrays] = field(default_factory=dict)
@@ -111,12 +111,12 @@ class Answer:
         return dict(self.arrays.get("buffers", {}))
 
     def network(self, study: Study) -> SeverityNetwork:
-        """The model that came back."""
+        """Return the received model."""
         return network_of(study, dict(self.arrays["arrays"]), self.buffers)
 
 
 class Refused(Exception):
-    """The hospital answered with a code."""
+    """The hospital returned a code."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -148,7 +148,7 @@ class Rig:
                 self._node: NodeSide = node
                 try:
                     yield self
-                except Exception as error:  # Flower's connection would swallow it
+                except Exception as error:  # Flower's connection would hide the error
                     failure = error
             if failure is not None:
                 raise failure
@@ -159,20 +159,20 @@ class Rig:
                 os.environ["FEDTHORAX_SITE_DIR"] = before
 
     def _approve_released(self) -> None:
-        """What site.toml approves by name, in its small form (`released_study`), whose digest is another."""
+        """Approve what site.toml approves by name, in its small form (`released_study`), which has another digest."""
         for preset in self.hospital.site.settings.gateway.studies:
             self.talk_into(released_study(preset))
 
     def talk_into(self, study: Study) -> None:
-        """The hospital approves a study that is none of the release's own."""
+        """Approve a study that is none of the release's own."""
         StudyApprovals(self.hospital.site).approve(study.model_dump_json(), by="the hospital")
 
     def pass_time(self, *, days: float) -> None:
-        """Let days go by, as the gateway sees its clock."""
+        """Advance the gateway's clock by some days."""
         self._ahead_seconds += days * 24 * 3600
 
     def restart_gateway(self, between: Callable[[], None] = lambda: None) -> None:
-        """End the gateway, do something with the site's folder, and start it again."""
+        """Stop the gateway, change the site's folder, and start it again."""
         self._bench.stop_gateway()
         between()
         self._bench.start_gateway()
@@ -189,7 +189,7 @@ class Rig:
         configs: Mapping[str, ConfigRecord] | None = None,
         run: str = "trial-0123abcd",
     ) -> Answer:
-        """Send one message, have the node answer it, and say what reached the server.
+        """Send one message, let the node answer it, and return what the server received.
 
         `config`: settings of the message; `records` and `configs`: further records of arrays and of settings.
         """
@@ -210,7 +210,7 @@ class Rig:
         return self.repeat()
 
     def repeat(self) -> Answer:
-        """Send the last message once more, as it was."""
+        """Send the last message again, unchanged."""
         study, run, content, metadata = self._last
         replies = len(self.server.replies)
         self.server.give(content, **metadata)
@@ -221,7 +221,7 @@ class Rig:
         return answer
 
     def must(self, *args: Any, **options: Any) -> Answer:
-        """As `ask`. Raises Refused where the answer is a code."""
+        """As `ask`. Raises Refused if the answer is a code."""
         answer = self.ask(*args, **options)
         if answer.code:
             raise Refused(answer.code)
@@ -234,7 +234,7 @@ class Rig:
         return run_id
 
     def _work(self, study: Study, run: str, replies: int) -> None:
-        """Have the node do what it is given, until the server has an answer to it."""
+        """Let the node do its tasks until the server has an answer."""
         config = {"study": study.model_dump_json(), "run": run}
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
@@ -266,7 +266,7 @@ def _answer(reply: Message) -> Answer:
 
 
 def seed_network(study: Study) -> SeverityNetwork:
-    """The study's first weights."""
+    """Return the study's first weights."""
     return build_network(study.network, seed=study.study.seed)
 
 
@@ -285,7 +285,7 @@ def rig(
     drawn: Sequence[Patient] | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> Iterator[Rig]:
-    """A new hospital and its gateway, in a temporary folder; arguments as `make_hospital` has them."""
+    """Create a hospital and its gateway in a temporary folder; the arguments are those of `make_hospital`."""
     with TemporaryDirectory(prefix="attack-") as folder:
         hospital = make_hospital(
             Path(folder) / "site",
@@ -296,14 +296,14 @@ def rig(
             preprocessing=preprocessing,
         )
         (gateway := hospital.site.folder / "gateway").mkdir(exist_ok=True, mode=0o700)
-        (gateway / "schemas").symlink_to(_schemas())  # each takes seconds; they hold nothing of a hospital
+        (gateway / "schemas").symlink_to(_schemas())  # each takes seconds, and they do not depend on the hospital
         with Rig(hospital).running() as made:
             yield made
 
 
 @cache
 def _schemas() -> Path:
-    """A folder in which all hospitals of this process keep the schemas of studies."""
+    """Return a folder in which all hospitals of this process keep the schemas of studies."""
     folder = TemporaryDirectory(prefix="attack-schemas-")
     atexit.register(folder.cleanup)
     return Path(folder.name)

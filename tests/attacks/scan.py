@@ -1,12 +1,12 @@
-"""A network whose last block holds thresholds on one measure of the scan, and a simulation of what its update says.
+"""A network whose last block holds thresholds on one measure of the scan, and a simulation of its updates.
 
-The measure is the mean of the lung mask, that is the size of the lungs. The first convolution takes a local mean of the
-mask in every channel, the later ones pass it on, and no ReLU cuts it. Batch norm then expresses it in standard
-deviations from the mean of the patients of one training step, and its scales and shifts make the thresholds.
+The measure is the mean of the lung mask, that is, the size of the lungs. The first convolution computes a local mean of
+the mask in every channel, the later ones pass it on, and no ReLU cuts it. Batch norm then expresses it in standard
+deviations from the mean of the patients of one training step, and its scales and shifts are the thresholds.
 
-The server does not know which patients share a step, nor the augmentation. So the decoder is a linear regression from
-what the server observes to the number of patients of each kind. It is fitted to simulated hospitals, whose patients
-are drawn by the same rule as those that are attacked, from other seeds.
+The server knows neither which patients share a step nor the augmentation. Therefore the decoder is a linear regression
+from what the server observes to the number of patients of each kind. It is fitted to simulated hospitals, whose
+patients are drawn by the same rule as those of the attacked hospitals, from other seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,9 @@ _DIGITS = 1e-4  # of an observation's size: below it are the digits of single pr
 
 @torch.no_grad()
 def scan_trap(study: Study, *, gates: str, bias: Sequence[float] = (0.0, 0.0)) -> SeverityNetwork:
-    """A network with thresholds in the norm `gates` ("bn1" or "bn2") of the last block, and a head of biases alone."""
+    """Create a network with thresholds in the norm `gates` ("bn1" or "bn2") of the last block, and a head of biases
+    alone.
+    """
     network = seed_network(study)
     backbone = network.backbone
     _average(backbone.conv1, channel=1)
@@ -48,7 +50,7 @@ def scan_trap(study: Study, *, gates: str, bias: Sequence[float] = (0.0, 0.0)) -
     for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for block in layer:
             if block.downsample is None:
-                _silence(block.bn2)  # the block passes on what comes in
+                _silence(block.bn2)  # the block passes its input on
                 continue
             _silence(block.downsample[1])
             _average(block.conv1, channel=0)
@@ -68,7 +70,7 @@ def shifts(network: SeverityNetwork) -> NDArray[np.float32]:
 
 
 def _average(convolution: nn.Conv3d, *, channel: int) -> None:
-    """The mean of one channel, in each output channel, at twice the length of the weights at the seed."""
+    """Set the mean of one channel, in each output channel, at twice the length of the weights at the seed."""
     length = 2 * _rms(convolution.weight) * convolution.weight.shape[1] ** 0.5
     convolution.weight.zero_()
     convolution.weight[:, channel] = length
@@ -98,7 +100,7 @@ def _rms(weight: Tensor) -> float:
 
 @torch.no_grad()
 def halfway(study: Study, target: SeverityNetwork) -> SeverityNetwork:
-    """Between the seed's weights and the target's: a round may move no tensor all the way."""
+    """Return weights between the seed's and the target's: a round may not move a tensor all the way."""
     network = seed_network(study)
     for weight, other in zip(network.parameters(), target.parameters(), strict=True):
         weight.add_(0.5 * (other - weight))
@@ -106,19 +108,19 @@ def halfway(study: Study, target: SeverityNetwork) -> SeverityNetwork:
 
 
 def order_of_round(study: Study, patients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Patients of each step of a round, in an order of the server's own: it does not know that of the site."""
+    """Draw the patients of each step of a round in an arbitrary order: the server does not know the site's order."""
     settings, schedule = study.training, study.schedule(1)
     epochs = [epoch_batches(patients, settings.batch_size, schedule.steps, rng) for _ in range(schedule.epochs)]
     return [index for epoch in epochs for index in epoch]
 
 
-# --- patients whom the server draws itself ----------------------------------------------------------------
+# --- patients that the server simulates -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Simulated patients. `measure`: of each scan as it is. In each of some augmented views: `last`, what the gates'
-    batch norm gets, and `first`, the spatial mean of the first channel of the first convolution.
+    """Simulated patients. `measure`: of each scan without augmentation. In some augmented views of each scan: `last`,
+    the input of the gates' batch norm, and `first`, the spatial mean of the first channel of the first convolution.
     """
 
     patients: Sequence[Patient]
@@ -129,7 +131,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Simulated:
-    """A hospital of patients of a pool."""
+    """A hospital with patients of a pool."""
 
     pool: Pool
     chosen: NDArray[np.int64]
@@ -137,13 +139,13 @@ class Simulated:
     severe: Matrix  # NaN where unknown
 
     def views(self, index: NDArray[np.int64], rng: np.random.Generator) -> tuple[Matrix, Matrix]:
-        """`last` and `first` of these patients of the hospital, each newly augmented."""
+        """Return `last` and `first` of these patients of the hospital, each in another augmented view."""
         view = rng.integers(VIEWS, size=len(index))
         return self.pool.last[self.chosen[index], view], self.pool.first[self.chosen[index], view]
 
 
 def measure_of(patient: Patient) -> float:
-    """The share of the scan that is lung."""
+    """Return the share of the scan that is lung."""
     return float(patient.tensor[1].astype(np.float64).mean())
 
 
@@ -180,7 +182,7 @@ def simulate(pool: Pool, patients: int, rng: np.random.Generator) -> Simulated:
 
 
 def gate_outputs(last: Matrix, all_shifts: NDArray[np.float32]) -> Matrix:
-    """What the gates make of the patients of one step, shape (patients, gates)."""
+    """Return the gates' outputs for the patients of one step, shape (patients, gates)."""
     deviations = (last - last.mean()) / max(float(last.std()), 1e-12)
     return np.maximum(SCALE * deviations[:, None] + all_shifts.astype(np.float64), 0.0)
 
@@ -190,8 +192,8 @@ def gate_outputs(last: Matrix, all_shifts: NDArray[np.float32]) -> Matrix:
 
 @dataclass(frozen=True)
 class Decoder:
-    """From an observation to the expected number of patients of each kind. `gain`: explained share of the counts'
-    variance at simulated hospitals that it was not fitted to.
+    """Maps an observation to the expected number of patients of each kind. `gain`: explained share of the counts'
+    variance at simulated hospitals that were not used for the fit.
     """
 
     mean: Matrix
@@ -206,7 +208,7 @@ class Decoder:
 
 
 def fit(observed: Matrix, counts: Matrix) -> Decoder:
-    """Ridge regression; its penalty is what serves best at a fifth of the hospitals, which are left out."""
+    """Fit a ridge regression. Its penalty works best at a fifth of the hospitals, which are held out."""
     cut = len(observed) * 4 // 5
     mean = observed[:cut].mean(axis=0)
     spread = np.maximum(observed[:cut].std(axis=0), _DIGITS * np.maximum(np.abs(mean), 0.01))
@@ -230,7 +232,7 @@ def learn(
     *,
     simulated: int = SIMULATED,
 ) -> Decoder:
-    """A decoder for hospitals of so many patients. `kinds`: the number of each patient's kind, from 0."""
+    """Fit a decoder for hospitals of this size. `kinds`: the number of each patient's kind, from 0."""
     rng = np.random.default_rng(POOL_SEED)
     hospitals = [simulate(pool, patients, rng) for _ in range(simulated)]
     found = [kinds(hospital) for hospital in hospitals]
@@ -241,7 +243,7 @@ def learn(
 
 
 def claims(expected: Matrix, patients: int) -> list[int]:
-    """So many kinds as there are patients: one after the other, that of which most is left."""
+    """Return one kind for each patient: repeatedly the kind with the largest remaining count."""
     left, claimed = expected.copy(), []
     for _ in range(patients):
         claimed.append(int(left.argmax()))
@@ -251,6 +253,6 @@ def claims(expected: Matrix, patients: int) -> list[int]:
 
 @cache
 def edges(bins: int) -> tuple[float, ...]:
-    """Limits between so many bins of the measure, each as likely as the others."""
+    """Return limits between this number of bins of the measure, all equally likely."""
     measures = [measure_of(patient) for patient in draw_patients(POOL_SEED, {"train": POOL})]
     return tuple(np.quantile(measures, np.arange(1, bins) / bins))

@@ -1,9 +1,9 @@
-"""Scan traps: from the seed's model, within what a round may move, thresholds on the size of the lungs.
+"""Scan traps: from the seed's model, within the bounds of a round, thresholds on the size of the lungs.
 
-The head's weights are zero, so that the backbone does not move, and every patient's probability is the one that the
-head's bias gives. The update of the head's weight on a threshold is then the sum of what the threshold makes of each
-patient times (probability - label). Runs with a high and with a low probability tell the patients and the labels apart.
-Each run is read in its last four rounds, whose low learning rate lets the steps add up.
+The head's weights are zero, so the backbone does not move, and every patient's probability follows from the head's
+bias. The update of the head's weight on a threshold is then the sum over patients of the threshold's output times
+(probability - label). Runs with a high and with a low probability separate the numbers of patients and of labels. Each
+run is read in its last four rounds, whose low learning rate lets the steps add up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,13 +40,13 @@ BINS, PATIENTS = 12, 40
 READ = (17, 18, 19, 20)
 BIASES = (-1.19, 1.19)
 RUNS = 4  # of each bias
-SEEDS = range(211, 212 + HOSPITALS)  # one more than elsewhere: what is told is little
+SEEDS = range(211, 212 + HOSPITALS)  # one more than elsewhere, because each reveals little
 SIMULATED = 2_000
 Claim = tuple[int, bool]
 
 
 def read(attacked: Rig, study: Study, runs: int) -> Matrix:
-    """What the server observes: for each bias the mean update of the head over all readings. Raises Refused."""
+    """Return what the server observes: for each bias the mean update of the head over all readings. Raises Refused."""
     found = []
     for place, bias in enumerate(BIASES):
         target = scan_trap(study, gates="bn2", bias=(bias, bias))
@@ -66,7 +66,9 @@ def read(attacked: Rig, study: Study, runs: int) -> Matrix:
 def moved_head(
     before: SeverityNetwork, after: SeverityNetwork, study: Study, patients: int, round_number: int
 ) -> Matrix:
-    """Of both labels, on each threshold and on the constant, in units of one patient's usual influence."""
+    """Return the updates of both labels, on each threshold and on the constant, in units of one patient's usual
+    influence.
+    """
 
     def of(network: SeverityNetwork) -> Matrix:
         weight = network.head.weight[:, : network.features].detach().double().numpy()
@@ -79,7 +81,7 @@ def moved_head(
 def simulated_readings(
     hospital: Simulated, study: Study, all_shifts: NDArray[np.float32], rng: np.random.Generator
 ) -> Matrix:
-    """As `read`, at a hospital of the server's own."""
+    """As `read`, at a hospital that the server simulates."""
     patients, found = len(hospital.chosen), []
     for bias in BIASES:
         residuals = expit(bias) - np.stack([hospital.pcr.astype(np.float64), hospital.severe])
@@ -99,7 +101,7 @@ def simulated_readings(
 
 
 def totals(hospital: Simulated) -> Matrix:
-    """The number of PCR-positive patients: what the biases of any head tell, with no threshold."""
+    """Return the number of PCR-positive patients: the biases of any head reveal it, without a threshold."""
     return np.array([float(hospital.pcr.sum())])
 
 
@@ -112,7 +114,7 @@ def _as_rows(expected: Matrix) -> list[Claim]:
 
 
 def attack(study: Study, *, name: str, seeds: Sequence[int], runs: int) -> Result:
-    """Against a hospital for each seed."""
+    """Run at a hospital for each seed."""
     network = scan_trap(study, gates="bn2")
     all_shifts = shifts(network)
     pool = make_pool(network, gates="bn2")
@@ -147,5 +149,5 @@ def attack(study: Study, *, name: str, seeds: Sequence[int], runs: int) -> Resul
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the decoder never saw."""
+    """Run at hospitals that were not used to build the decoder."""
     yield attack(released_study(), name=NAME, seeds=SEEDS, runs=RUNS)

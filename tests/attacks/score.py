@@ -1,8 +1,8 @@
-"""What an attack learnt against what guessing gives: the same claims held against the patients of other hospitals.
+"""What an attack learnt compared with guessing: the same claims are compared with the patients of other hospitals.
 
-An attack runs against several hospitals, whose patients are drawn by the same rule from seeds that its decoder never
-saw. Its claims about one hospital are compared with that hospital's patients, and with those of each of the others: who
-only guesses well is as right there.
+An attack runs at several hospitals, whose patients are drawn by the same rule from seeds that were not used for its
+decoder. Its claims about one hospital are compared with that hospital's patients, and with those of each of the others.
+An attack that only guesses well is as right about the others.
 """
 
 from collections import Counter
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 HOSPITALS = 5
-_LEVEL = 0.01  # so seldom is a guess called learnt; with five hospitals, 1 of 120 orders
+_LEVEL = 0.01  # a guess counts as learnt with at most this probability; with five hospitals, 1 of 120 orders
 
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the hospitals. `by_chance`: right claims that guessing gives. `p`: how seldom guessing is as right."""
+    """Sums over the hospitals. `by_chance`: right claims that guessing gives. `p`: the probability that guessing is as
+    right.
+    """
 
     right: int
     wrong: int
@@ -39,14 +41,16 @@ def score(claims: Sequence[Sequence[Hashable]], truths: Sequence[Sequence[Hashab
 
 
 def from_matrix(right: NDArray[np.int64], *, claimed: int, of: int) -> Score:
-    """`right`: right claims about each hospital (rows), held against the patients of each (columns)."""
+    """`right`: right claims about each hospital (rows), compared with the patients of each (columns)."""
     here = int(np.trace(right))
     elsewhere = (right.sum() - here) / max(1, len(right) - 1)
     return Score(here, claimed - here, of, float(elsewhere), _by_permutation(right))
 
 
 def _by_permutation(right: NDArray[np.int64]) -> float:
-    """The share of all assignments of claims to hospitals that are right as often as the true one, itself included."""
+    """Return the share of all assignments of claims to hospitals that are at least as right as the true one, itself
+    included.
+    """
     rows = range(len(right))
     sums = [sum(int(right[row, column]) for row, column in enumerate(order)) for order in permutations(rows)]
     return float(np.mean(np.array(sums) >= np.trace(right)))

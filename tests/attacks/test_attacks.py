@@ -1,4 +1,4 @@
-"""A fast part of `make attack`: an attack of each kind against the real gateway, and what they may learn."""
+"""A fast part of `make attack`: one attack of each kind on the real gateway, and what each may learn."""
 
 import logging
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def quiet_and_repeatable() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_the_first_attacks_are_stopped() -> None:
-    """Each message as it was before there were guards, at one hospital."""
+    """The original messages, from before the guards existed, at one hospital."""
     with rig() as attacked:
         results = [one_step(attacked), questions.one_run(attacked)]
         results += [questions.discriminants(attacked), questions.one_patient_more(attacked)]
@@ -62,7 +62,7 @@ def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
 
 @pytest.mark.slow
 def test_gates_that_training_leaves_alone_read_few_patients() -> None:
-    """With long weights on age and sex, or one order of patients for all gates, most would be read."""
+    """Without the limit on weights, or with one order of patients for all gates, most rows would be read."""
     with rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:
         truth = [gate.row(*patient.row) for patient in attacked.hospital.of("train")]
         claims = gate.read(attacked, released_study(), gate.BANDS[::2], gate.SHORT)
@@ -71,7 +71,7 @@ def test_gates_that_training_leaves_alone_read_few_patients() -> None:
 
 @pytest.mark.slow
 def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
-    """Rounds later they are let in; `scan_trap` and `moments` measure what they tell then."""
+    """These weights are accepted some rounds later; `scan_trap` and `moments` measure what they reveal then."""
     study = released_study()
     with rig() as attacked:
         attacked.must("train", study, seed_network(study), round_number=1)
@@ -82,7 +82,7 @@ def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
 
 
 def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
-    """Else the attacks on them would show nothing."""
+    """Control: otherwise the attacks on these figures would show nothing."""
     pool = scan.make_pool(scan.scan_trap(released_study(), gates="bn2"), gates="bn2")
     assert np.corrcoef(pool.last.mean(axis=1), pool.measure)[0, 1] > 0.9
     assert np.corrcoef(pool.first.mean(axis=1), pool.measure)[0, 1] > 0.9
@@ -90,29 +90,33 @@ def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
 
 @pytest.mark.slow
 def test_invented_calibrations_put_thresholds_where_the_server_wants_them() -> None:
-    """A known limit, at one hospital: else the attack with more questions would show nothing."""
+    """A known limit, at one hospital. Control: otherwise the attack with more questions would show nothing."""
     study = released_study()
     (probe,) = invented.draw_probes(study, 1)
     with rig(seed=invented.SEEDS[0], patients=invented.PATIENTS) as attacked:
-        told = invented.ask(attacked, study, probe, run="trial-1")
+        answer = invented.ask(attacked, study, probe, run="trial-1")
         truth = [invented.row(patient) for patient in attacked.hospital.of("test")]
     for label, wanted in probe.wanted.items():
-        assert list(told.thresholds[label].values()) == pytest.approx(wanted, abs=1e-3)
-    assert len(list(told.shares())) == 8
-    assert invented.misses([told], invented.counts_of(truth)) == pytest.approx(0, abs=1e-6)
+        assert list(answer.thresholds[label].values()) == pytest.approx(wanted, abs=1e-3)
+    assert len(list(answer.shares())) == 8
+    assert invented.misses([answer], invented.counts_of(truth)) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_known_scan_moves_the_told_distances_little() -> None:
-    """With the mean of looks next to it. Without a least distance the figures told whether it is there."""
+def test_a_known_scan_changes_the_reported_distances_little() -> None:
+    """The mean is next to the scan's own appearance. Without a minimum distance the figures revealed whether the scan
+    is there.
+    """
     decoder = typical.Decoder.fitted(beside=0)
     patients = typical.pool()[:48]
     right = 0
     for place in range(24):
         others = np.delete(patients, place, axis=0)[:23]
         (mean,) = typical.means(patients[place], beside=0)
-        told = [typical.figures_at(np.vstack([others, some[None]]), mean) for some in (patients[place], patients[-1])]
-        assert abs(told[0][0] - told[1][0]) <= 0.1
-        right += decoder.is_there(typical.observed(told[:1])) + (not decoder.is_there(typical.observed(told[1:])))
+        answers = [
+            typical.figures_at(np.vstack([others, some[None]]), mean) for some in (patients[place], patients[-1])
+        ]
+        assert abs(answers[0][0] - answers[1][0]) <= 0.1
+        right += decoder.is_there(typical.observed(answers[:1])) + (not decoder.is_there(typical.observed(answers[1:])))
     assert right < 0.9 * 48
 
 
@@ -128,7 +132,9 @@ def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
 
 @pytest.mark.slow
 def test_thresholds_by_place_depend_little_on_the_other_patients_of_a_batch() -> None:
-    """Else the attack with them would show nothing: batch norm would make them relative to the other patients."""
+    """Control: otherwise batch norm would make the thresholds relative to the other patients, and the attack would show
+    nothing.
+    """
     study = released_study(preprocessing=picture.PREPROCESSING)
     made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
     patients = scans(ward_patients(0, 24))

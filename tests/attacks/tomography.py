@@ -1,8 +1,9 @@
 """Known order: the same weights again and again, and a system of equations for every patient.
 
-The order of patients follows from the study's seed and the round's number, so the server knows who is in which batch
-and how much each patient's gradient counts in a round. With a small learning rate a round's change is a known weighted
-sum over the patients; as many rounds as there are patients give as many equations. No weight needs to be a trap.
+If the order of patients follows from the study's seed and the round's number, the server knows which patient is in
+which batch and how much each patient's gradient counts in a round. With a small learning rate, the change in a round is
+a known weighted sum over the patients. As many rounds as there are patients give as many equations. The weights need no
+trap.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def late_rounds(study: Study, count: int) -> range:
 
 
 def ask_all(attacked: Rig, study: Study, model: SeverityNetwork) -> dict[int, Answer]:
-    """The answers of many late rounds to one and the same model. Raises Refused."""
+    """Return the answers of many late rounds to the same model. Raises Refused."""
     return {number: attacked.must("train", study, model, round_number=number) for number in late_rounds(study, ROUNDS)}
 
 
@@ -39,7 +40,7 @@ def ask_all(attacked: Rig, study: Study, model: SeverityNetwork) -> dict[int, An
 
 
 def rows(study: Study, model: SeverityNetwork, answers: dict[int, Answer]) -> list[tuple[int, str, bool]]:
-    """Age, sex and PCR of each place in the order, from how the head's weights on age and sex moved."""
+    """Return age, sex and PCR of each place in the order, from the changes of the head's weights on age and sex."""
     patients = int(next(iter(answers.values())).metrics["num-examples"])
     weights = np.stack([influence(study, patients, number) for number in answers])
     moved = np.stack([_moved_head(study, model, answer, number) for number, answer in answers.items()])
@@ -49,7 +50,7 @@ def rows(study: Study, model: SeverityNetwork, answers: dict[int, Answer]) -> li
 
 
 def _moved_head(study: Study, model: SeverityNetwork, answer: Answer, round_number: int) -> Matrix:
-    """Of the first label, on the units of age and sex and on the constant; without the weight decay."""
+    """Return the first label's gradient, on the units of age and sex and on the constant; without the weight decay."""
     after = answer.network(study)
 
     def of(network: SeverityNetwork) -> Matrix:
@@ -62,13 +63,13 @@ def _moved_head(study: Study, model: SeverityNetwork, answer: Answer, round_numb
 
 
 def _decay(study: Study, patients: int, round_number: int) -> float:
-    """By which share of itself a weight shrinks in a round. A gradient of one in each step moves it by so much."""
+    """Return the share by which a weight shrinks in a round. A gradient of one in each step moves it by as much."""
     return float(influence(study, patients, round_number).sum() * 2 * study.training.weight_decay)
 
 
 @torch.no_grad()
 def nearest(model: SeverityNetwork, unit: Matrix) -> tuple[int, str]:
-    """The age and sex whose units are the nearest to these."""
+    """Return the age and sex whose units are nearest to these."""
     people = [(age, sex) for sex in ("F", "M") for age in range(18, 105)]
     tabular = torch.tensor([[(age - 60) / 20, 1.0, 1.0 if sex == "M" else -1.0, 1.0] for age, sex in people])
     distance = np.linalg.norm(model.tabular(tabular).double().numpy() - unit, axis=1)
@@ -97,7 +98,7 @@ def from_the_head(attacked: Rig, study: Study, name: str) -> Result:
 
 
 def mean_influence(study: Study, patients: int, round_number: int) -> Matrix:
-    """How much of each patient is in a running mean after a round."""
+    """Return how much of each patient is in a running mean after a round."""
     schedule, kept = study.schedule(round_number), np.zeros(patients)
     for epoch in range(schedule.epochs):
         rng = np.random.default_rng((study.study.seed, schedule.first_epoch + epoch))
@@ -110,7 +111,7 @@ def mean_influence(study: Study, patients: int, round_number: int) -> Matrix:
 
 
 def from_running_means(attacked: Rig, study: Study, name: str) -> Result:
-    """The mean of the first layer's first channel of each scan, which is linear in the scan."""
+    """Read the mean of the first layer's first channel of each scan, which is linear in the scan."""
     truth = attacked.hospital.of("train")
     what = "a linear measure of the scan, to a tenth of its spread"
     model = seed_network(study)
@@ -129,7 +130,7 @@ def from_running_means(attacked: Rig, study: Study, name: str) -> Result:
 
 
 def attacks() -> Iterator[Result]:
-    """Each on a hospital of its own."""
+    """Run each at a separate hospital."""
     plain = own_study(study={"rounds": 1000}, training={"learning_rate": 1e-3, "augment": False})
     usual = own_study(study={"rounds": 1000}, training={"learning_rate": 1e-3})
     few = {"train": PATIENTS, "validation": 24, "test": 40}

@@ -1,7 +1,7 @@
-"""Trap weights: a first layer of thresholds of age and sex, whose biases move by the patients above each threshold.
+"""Trap weights: a first layer of thresholds of age and sex, whose biases move with the patients above each threshold.
 
-The gradient of a bias is the sum of head weight times (probability - label) over the patients whose unit is on. Two
-thresholds next to each other differ by the patients between them: those of one age and one sex.
+The gradient of a bias is the sum of head weight times (probability - label) over the patients whose unit is active. Two
+adjacent thresholds differ by the patients between them: those of one age and one sex.
 """
 
 import itertools
@@ -21,8 +21,8 @@ from tests.attacks.result import Result, compare
 from tests.attacks.rig import Refused, Rig, any_study, rig, seed_network
 
 AGES = range(18, 105)
-SEX_STEP = 120  # added to a man's age, so that one number tells both
-PROBABILITIES = (0.37, 0.413)  # of the two labels, everywhere: sums of (p - label) then tell how many there are
+SEX_STEP = 120  # added to a man's age, so that one number encodes both
+PROBABILITIES = (0.37, 0.413)  # for both labels, everywhere: sums of (p - label) then reveal the number of patients
 ADVERSARY = "the study's settings, first weights and round number"
 
 
@@ -35,7 +35,7 @@ class Trap:
 
 
 def keys() -> list[int]:
-    """Every age and sex as one number, in order."""
+    """Return every age and sex as one number, in order."""
     return [age + step for step in (0, SEX_STEP) for age in AGES]
 
 
@@ -45,7 +45,7 @@ def row_of(key: int) -> tuple[int, str]:
 
 @torch.no_grad()
 def trap_network(study: Study, thresholds: Sequence[float], trap: Trap) -> SeverityNetwork:
-    """The study's network, blind to the scan; its tabular units switch on above these thresholds, others never."""
+    """Return the study's network, which ignores the scan; its tabular units are active above these thresholds."""
     network = seed_network(study)
     blind(network)
     units, head = network.tabular[0], network.head
@@ -63,7 +63,7 @@ def trap_network(study: Study, thresholds: Sequence[float], trap: Trap) -> Sever
 
 @torch.no_grad()
 def blind(network: SeverityNetwork) -> None:
-    """Make the backbone answer zero to every scan, and keep its weights from moving."""
+    """Set the backbone's output to zero for every scan, and keep its weights from moving."""
     blocks = [block for layer in (network.backbone.layer1, network.backbone.layer4) for block in layer]
     last = blocks[-1]
     for norm in (last.bn2, last.downsample[1] if last.downsample is not None else None):
@@ -77,11 +77,11 @@ def moved_biases(before: SeverityNetwork, after: SeverityNetwork) -> NDArray[np.
     return change
 
 
-# --- one step over everybody ------------------------------------------------------------------------------
+# --- one step over all patients ---------------------------------------------------------------------------
 
 
 def one_step(attacked: Rig) -> Result:
-    """The review's finding: 256 units, one step over all patients."""
+    """Try 256 units and one step over all patients."""
     study = any_study(
         study={"rounds": 1000, "local_steps": 1},
         network={"tabular_features": 256},
@@ -105,11 +105,11 @@ def one_step(attacked: Rig) -> Result:
 
 Row = tuple[int, str, bool, bool | None]
 _MOST = 4  # patients of one age and sex
-_TOLERANCE = 2e-3  # of the sum that one patient leaves
+_TOLERANCE = 2e-3  # of the sum for one patient
 
 
 def decode(sums: NDArray[np.float64], patients: int, trap: Trap) -> list[Row]:
-    """Rows from the sums of each age and sex; how many have a known severity is what fits best."""
+    """Return rows from the sums of each age and sex; the number with a known severity is the one that fits best."""
     best = min(range(1, patients + 1), key=lambda known: _misfit(sums, _cells(patients, known, trap)[1]))
     cells, values = _cells(patients, best, trap)
     rows: list[Row] = []
@@ -129,7 +129,7 @@ Cell = tuple[tuple[bool, bool | None], ...]
 
 @cache
 def _cells(patients: int, known: int, trap: Trap) -> tuple[list[Cell], NDArray[np.float64]]:
-    """What may be in one cell, and the sum that it leaves."""
+    """Return the possible contents of one cell, and the sum that each gives."""
     kinds: list[tuple[bool, bool | None]] = [(False, None), (True, False), (True, True)]
     cells = [cell for size in range(_MOST + 1) for cell in itertools.combinations_with_replacement(kinds, size)]
     values = [sum(_sum_of(pcr, severe, patients, known, trap) for pcr, severe in cell) for cell in cells]
@@ -145,10 +145,10 @@ def _sum_of(pcr: bool, severe: bool | None, patients: int, known: int, trap: Tra
 
 
 def influence(study: Study, patients: int, round_number: int) -> NDArray[np.float64]:
-    """By how much a patient's gradient moves a weight in a round, for each place in the cohort's order.
+    """Return how much a patient's gradient moves a weight in a round, for each place in the cohort's order.
 
-    The order of patients and the learning rate follow from the study's seed and the round's number alone, so that the
-    server knows them. Of PCR, which all patients have.
+    The order of patients and the learning rate follow only from the study's seed and the round's number, so the server
+    knows them. For PCR, which is known for all patients.
     """
     settings, schedule = study.training, study.schedule(round_number)
     moved = np.zeros(patients)
@@ -168,10 +168,10 @@ def influence(study: Study, patients: int, round_number: int) -> NDArray[np.floa
 
 
 def many_steps(attacked: Rig, study: Study, *, name: str, rounds: Sequence[int]) -> Result:
-    """Few units and usual batches, where the learning rate is so small that all steps add up.
+    """Use few units and usual batches, with such a small learning rate that all steps add up.
 
-    The thresholds go over all ages, some at a time; each message is sent with several round numbers, in which the same
-    patients count differently.
+    The thresholds cover all ages, some at a time; each message is sent with several round numbers, in which the same
+    patients have different weights.
     """
     truth = attacked.hospital.of("train")
     width = study.network.tabular_features - 1
@@ -191,7 +191,7 @@ def many_steps(attacked: Rig, study: Study, *, name: str, rounds: Sequence[int])
 def _sums(
     attacked: Rig, study: Study, some: Sequence[int], round_number: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The influence of each place in the order, and the sum of each cell."""
+    """Return the influence of each place in the order, and the sum of each cell."""
     weights = influence(study, len(attacked.hospital.of("train")), round_number)
     slope = 1e-6
     head = slope / weights.sum()  # so that no bias moves by half a year
@@ -202,7 +202,7 @@ def _sums(
 
 
 def decode_places(values: NDArray[np.float64], weights: NDArray[np.float64]) -> list[bool]:
-    """The labels of the patients in a cell, from their sums in some rounds; none where that is not clear.
+    """Return the labels of the patients in a cell, from their sums in some rounds; none if they are ambiguous.
 
     `weights`: of each place in the order, shape (rounds, patients).
     """
@@ -220,11 +220,11 @@ def decode_places(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     return list(guesses.pop()) if len(guesses) == 1 else []
 
 
-_NOISE = 0.01  # of a patient's mean influence: what is lost where a bias is rounded to single precision
+_NOISE = 0.01  # of a patient's mean influence: the rounding error of a bias in single precision
 
 
 def attacks() -> Iterator[Result]:
-    """Each on a hospital of its own."""
+    """Run each at a separate hospital."""
     few = {"tabular_features": 16}
     with rig() as attacked:
         yield one_step(attacked)

@@ -1,9 +1,9 @@
-"""Chosen typical looks: one calibration tells whether a scan that the server has is among the validation patients.
+"""Chosen typical appearance: one calibration reveals whether a known scan is among the validation patients.
 
-`evaluate.calibrate` brings a mean and a variance of how scans look, and the hospital tells mean and standard deviation
-of the logarithms of its patients' distances from them. A server that puts a known scan's own looks there has a patient
-at distance 0, if he is among them. It may also ask with means beside that scan, each about a model of its own, and
-compare. The decoder is fitted to simulated hospitals, with the figures as the release tells them.
+`evaluate.calibrate` sends a mean and a variance of appearance features, and the hospital returns mean and standard
+deviation of the logarithms of its patients' distances from them. If a server uses the features of a scan that it has as
+the mean, that patient has the distance 0, if present. The server may also ask with means beside that scan, each about
+another model, and compare. The decoder is fitted to simulated hospitals, with the figures as the release reports them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,16 +23,16 @@ from tests.attacks.result import Result
 from tests.attacks.rig import Refused, Rig, released_study, rig, seed_network
 from tests.attacks.score import HOSPITALS, score
 
-HOLDS = "the typical looks of calibrations, and the scans of some patients"
+HOLDS = "the typical appearance in calibrations, and the scans of some patients"
 WHAT = "whether a known scan is among the validation patients"
-NAME = "typical looks of a known scan, one calibration"
-BESIDE_NAME = "typical looks of a known scan and beside it, five calibrations"
+NAME = "typical appearance of a known scan, one calibration"
+BESIDE_NAME = "typical appearance of a known scan and beside it, five calibrations"
 SEEDS = range(501, 501 + HOSPITALS)
-SCANS = 10  # asked about at each hospital
+SCANS = 10  # the number of scans asked about at each hospital
 VALIDATION = 24
 BESIDE = 4
-_AWAY = 0.7  # standard deviations, in each look
-_NEAR = 1e-3  # at distance 0 itself a standard deviation would be out of its range, and the reply refused
+_AWAY = 0.7  # standard deviations, in each feature
+_NEAR = 1e-3  # at distance 0 exactly, a standard deviation would be out of range, and the reply would be refused
 _POOL_SEED, _POOL, _SIMULATED = 9_100, 300, 1_500
 Vector = NDArray[np.float64]
 Appearance = NDArray[np.float32]
@@ -44,12 +44,12 @@ def look_of(patient: Patient) -> Appearance:
 
 @cache
 def pool() -> Appearance:
-    """Appearance of patients whom the server draws itself, shape (patients, APPEARANCE_SIZE)."""
+    """Draw the appearance features of simulated patients, shape (patients, APPEARANCE_SIZE)."""
     return np.stack([look_of(patient) for patient in draw_patients(_POOL_SEED, {"validation": _POOL})])
 
 
 def means(known: Appearance, beside: int) -> list[Appearance]:
-    """The scan's own looks, or next to, then pairs that lie on either side of them; all in float32."""
+    """Return the scan's own features, or almost, and then pairs on either side of them; all in float32."""
     rng, spread = np.random.default_rng(_POOL_SEED), pool().std(axis=0)
     found: list[Appearance] = [known + np.float32(_NEAR) * spread]
     for _ in range(beside // 2):
@@ -59,15 +59,15 @@ def means(known: Appearance, beside: int) -> list[Appearance]:
     return found
 
 
-def observed(told: Sequence[tuple[float, float]]) -> Vector:
-    """Mean and standard deviation of the first question, and how far both are from their means over the others."""
-    first, *others = np.array(told, dtype=np.float64)
+def observed(figures: Sequence[tuple[float, float]]) -> Vector:
+    """Return mean and standard deviation of the first question, and their differences from the mean of the others."""
+    first, *others = np.array(figures, dtype=np.float64)
     return np.concatenate([first, first - np.mean(others, axis=0)]) if others else first
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A line through what is observed: above 0.5 the scan is among the patients."""
+    """A linear function of the observation: above 0.5 the scan is among the patients."""
 
     weights: Vector
 
@@ -88,21 +88,21 @@ class Decoder:
 
 
 def figures_at(patients: Appearance, mean: Appearance) -> tuple[float, float]:
-    """Mean and standard deviation of these patients' distances from a mean, as a hospital tells them."""
-    told = distance_figures(patients, mean, pool().var(axis=0))
-    return _told("distance_mean", told), _told("distance_sd", told)
+    """Return mean and standard deviation of these patients' distances from a mean, as a hospital reports them."""
+    figures = distance_figures(patients, mean, pool().var(axis=0))
+    return _reported("distance_mean", figures), _reported("distance_sd", figures)
 
 
-def _told(name: str, figures: dict[str, float]) -> float:
-    """As it leaves; at the end of its range what the hospital would not tell."""
+def _reported(name: str, figures: dict[str, float]) -> float:
+    """Return the figure as it leaves; a figure that the hospital would not report is at the end of its range."""
     figure = FIGURES["evaluate.calibrate"][name]
     assert isinstance(figure.grid, Step)
     return figure.grid.rounded(min(max(figures.get(name, figure.high), figure.low), figure.high))
 
 
 def ask(attacked: Rig, known: Appearance, beside: int) -> Vector:
-    """Calibrations with these typical looks, each in a run and of a model of its own. Raises Refused."""
-    study, told = released_study(), []
+    """Ask for calibrations with this appearance, each in another run and about another model. Raises Refused."""
+    study, figures = released_study(), []
     for mean in means(known, beside):
         run, model = f"typical-{attacked.asked:06d}", seed_network(study)
         attacked.must("train", study, model, run=run)
@@ -110,19 +110,19 @@ def ask(attacked: Rig, known: Appearance, beside: int) -> Vector:
             model.head.bias += attacked.asked * 1e-6
         typical = {"mean": mean, "variance": pool().var(axis=0)}
         answer = attacked.must("evaluate.calibrate", study, model, records={"typical": typical}, run=run)
-        told.append((float(answer.metrics["distance_mean"]), float(answer.metrics["distance_sd"])))
-    return observed(told)
+        figures.append((float(answer.metrics["distance_mean"]), float(answer.metrics["distance_sd"])))
+    return observed(figures)
 
 
 def known_scans(attacked: Rig, seed: int, scans: int) -> list[tuple[Patient, bool]]:
-    """Patients of whom the server has the scan, each with whether he is a validation patient here."""
+    """Return patients whose scan the server has, each with whether it is a validation patient here."""
     rng = np.random.default_rng(seed)
     here, strangers = attacked.hospital.of("validation"), draw_patients(1000 + seed, {"validation": scans})
     return [(here[n] if is_there else strangers[n], is_there) for n, is_there in enumerate(rng.random(scans) < 0.5)]
 
 
 def membership(scans: int, beside: int, *, name: str, seeds: Sequence[int]) -> Result:
-    """Of so many scans at a hospital for each seed; `beside`: how many more questions about each scan."""
+    """Try this many scans at a hospital for each seed; `beside`: the number of further questions about each scan."""
     decoder = Decoder.fitted(beside)
     claims: list[list[tuple[int, bool]]] = []
     truths: list[list[tuple[int, bool]]] = []
@@ -142,6 +142,6 @@ def membership(scans: int, beside: int, *, name: str, seeds: Sequence[int]) -> R
 
 
 def attacks() -> Iterator[Result]:
-    """On hospitals that the decoder never saw."""
+    """Run at hospitals that were not used to build the decoder."""
     yield membership(SCANS, 0, name=NAME, seeds=SEEDS)
     yield membership(SCANS, BESIDE, name=BESIDE_NAME, seeds=SEEDS)
