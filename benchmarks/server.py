@@ -54,7 +54,7 @@ FEW, SOME, MANY, MOST = SITES
 AT_ONCE = 4  # sites that answer at the same time, so that the SuperLink's concurrent work does not depend on the number
 MEMORY = 1.3
 REPEATS = 3  # repetitions for FEW and MANY, whose memory is compared
-DOOR = "federation.ingress"
+INGRESS = "federation.ingress"
 _ANSWER = "measured.json"
 _APP = {
     "server_app": f"""\
@@ -171,7 +171,7 @@ def _measured(folder: Path, sites: int, *, together: bool = False) -> dict[str, 
             list(pool.map(lambda number: _answer(nodes[number], number, *model), range(sites)))
         wait(server, run_id)
         found: dict[str, float] = json.loads((server / _ANSWER).read_text())
-        found |= {"superlink_mb": peak_mb(_process(SUPERLINK)), "door_mb": peak_mb(_process(DOOR))}
+        found |= {"superlink_mb": peak_mb(_process(SUPERLINK)), "door_mb": peak_mb(_process(INGRESS))}
         found["server_mb"] = found["peak_mb"] + found["superlink_mb"] + found["door_mb"]
         found["database_mb"] = sum(file.stat().st_size for file in server.glob("state.db*")) / 2**20
         return found

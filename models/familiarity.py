@@ -153,7 +153,7 @@ def _eighths(values: NDArray) -> list[NDArray]:
     return parts
 
 
-# --- what is familiar, from what sites tell ---------------------------------------------------------------
+# --- the familiarity model, from the sites' statistics ------------------------------------------------------
 
 
 def log_distances(

@@ -26,7 +26,7 @@ APP_SIZE = Reason(
 APP_PATH = Reason(
     "E_APP_PATH",
     "the app contains a link, two files of one name, or a file name that could point outside its folder",
-    "Do not approve it. No honest tool makes such an app: ask whoever sent it.",
+    "Do not approve it. No honest tool makes such an app: ask its sender.",
 )
 APP_MANIFEST = Reason(
     "E_APP_MANIFEST",

@@ -20,7 +20,7 @@ from federation.approval.fab import App
 
 CAUTION = (
     "This list proves nothing: code that hides what it does is not on it. Approve only code that you have read, or "
-    "code from somebody whom you trust, by a hash that you received from them in another way."
+    "code from somebody you trust, by a hash that you received from them over another channel."
 )
 MAX_DIFF_LINES = 1000
 _MAX_COMPARED_LINES = 2000  # of one file: the time for a comparison grows with their square

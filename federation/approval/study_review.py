@@ -68,7 +68,7 @@ def _of_training(study: "Study") -> list[str]:
     found = []
     if table.begin_from:
         found.append(
-            "It begins with the weights of a release, not with weights from the seed. Whoever made that release chose "
+            "It begins with the weights of a release, not with weights from the seed. The maker of that release chose "
             "the weights that the first update depends on. The release needs its own approval (`fedthorax node "
             "approve-release`)."
         )

@@ -242,7 +242,7 @@ def _show(review: "Review", verdict: str) -> None:
     out(f"imports     {printable(', '.join(review.imports))}\n\nfiles")
     for name, size, sha256 in review.files:
         out(f"  {size:>9}  {sha256[:_SHOWN_DIGITS]}  {printable(name)}")
-    out(f"\nworth a look: {len(review.findings)}")
+    out(f"\nto check: {len(review.findings)}")
     for finding in review.findings[:_SHOWN_FINDINGS]:
         out(f"  {printable(finding.file)}:{finding.line}  {printable(finding.what)}  ({finding.why})")
     if len(review.findings) > _SHOWN_FINDINGS:

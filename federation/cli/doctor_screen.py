@@ -8,7 +8,7 @@ from pipeline.cohort.ingest import Assessment
 from pipeline.doctor.checkup import Checkup
 from pipeline.doctor.contract import Result
 
-_MARKS = {"ok": "ok", "warn": "LOOK", "fail": "MEND", "skip": "-"}
+_MARKS = {"ok": "ok", "warn": "WARN", "fail": "FAIL", "skip": "-"}
 
 
 def show_checkup(checkup: Checkup) -> None:

@@ -1,4 +1,4 @@
-"""`fedthorax server ...`: the commands of whoever hosts the study."""
+"""`fedthorax server ...`: the commands of the host of a study."""
 
 import sys
 from dataclasses import asdict

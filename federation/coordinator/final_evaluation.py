@@ -142,8 +142,8 @@ class Examination:
         """Combine the sites' fits on validation patients into one calibration and one set of thresholds.
 
         The familiarity model is made from the appearance of the sites' training patients and the distances of their
-        validation patients. It needs at least two sites, because a release reaches people to whom a single site has
-        not released its statistics.
+        validation patients. It needs at least two sites: a release is public, and a site reports its own statistics
+        only to the server.
         """
         typical = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))  # no statistics
         if len(embedded) > 1:

@@ -55,7 +55,7 @@ app = ServerApp()
 
 
 def say(text: str) -> None:
-    """Print a line for whoever follows the run."""
+    """Print a line for those who follow the run."""
     log.info("%s%s", MARK, text)
 
 

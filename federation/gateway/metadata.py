@@ -1,4 +1,4 @@
-"""Check the server's descriptions of messages and runs, and compose them anew for the node.
+"""Check the server's descriptions of messages and runs, and compose new ones for the node.
 
 The node receives no other metadata from the server. A message's metadata is checked first, because no reply can be
 composed without it.

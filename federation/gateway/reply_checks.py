@@ -1,7 +1,7 @@
 """Check a reply before any part of it leaves the site. Pure functions that raise a Refusal or return the values.
 
 They compare the reply's arrays with the received ones in pieces, so that a model of any size needs little memory. Only
-what passes here leaves: `reply` composes names, shapes and figures anew from it.
+what passes here leaves: `reply` composes new names, shapes and figures from it.
 """
 
 import math
@@ -51,7 +51,7 @@ class Rules:
 
 
 def check_reply(content: Content, read: ReadChunk, rules: Rules) -> Values:
-    """Return the value records of a reply that may leave, composed anew. `read` reads the chunks of its arrays.
+    """Return newly composed value records of a reply, which may leave. `read` reads the chunks of its arrays.
 
     Raises Refusal: E_REPLY_RECORDS, E_REPLY_KEYS, E_REPLY_SHAPE, E_REPLY_DAMAGED, E_REPLY_NOT_FINITE,
     E_REPLY_VARIANCE, E_REPLY_COUNTER, E_REPLY_BUFFERS, E_REPLY_DIGITS, E_REPLY_UPDATE, E_REPLY_HEAD, E_HANDSHAKE,

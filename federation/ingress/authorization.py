@@ -72,7 +72,7 @@ _STATUS: dict[Reason, int] = {
 log = logging.getLogger("fedthorax.door")
 
 
-class Door:
+class Ingress:
     """The handler of all requests to the server."""
 
     def __init__(

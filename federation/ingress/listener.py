@@ -12,7 +12,7 @@ from aiohttp import web
 from federation.enrolment import reasons
 from federation.enrolment.certificates import trust
 from federation.enrolment.registry import registry
-from federation.ingress.authorization import Door
+from federation.ingress.authorization import Ingress
 from federation.ingress.connections import Gate, raise_descriptor_limit
 from federation.superlink.control import ServerConfig, ca_certificate, loopback_certificate, read_server_config
 
@@ -76,7 +76,7 @@ async def serve(folder: Path, ended: asyncio.Event) -> None:
             cookie_jar=aiohttp.DummyCookieJar(),
         ) as session:
             server = _Server(
-                Door(folder, config, known, session).answer,
+                Ingress(folder, config, known, session).answer,
                 keepalive_timeout=IDLE_SECONDS,
                 lingering_time=2.0,
                 access_log=None,

@@ -62,7 +62,7 @@ class Expected:
     `arrays` and `buffers` are the global model that was sent; empty if no model is expected back. `metrics` are the
     figures that a reply may contain, each within its range; a site with few patients omits some. The number of examples
     is always required, from 1 to `max_examples`. `moments` and `looks` are arrays with the shapes of the expected
-    `mean` and `variance`, if any. `about`: for a handshake only, which has no figures: tells whether a record is a
+    `mean` and `variance`, if any. `about`: for a handshake only, which has no figures: checks whether a record is a
     valid description of a site.
     """
 

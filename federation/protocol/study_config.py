@@ -100,7 +100,7 @@ class Study(BaseModel, extra="forbid"):
     Parameters
     ----------
     study : StudyTable
-        How long, with whom, under which conditions.
+        How long, with which sites, under which conditions.
     strategy : StrategyTable
         The strategy that aggregates replies, and its options.
     network : StudyNetwork

@@ -26,7 +26,7 @@ from models.refusal import Refusal
 if TYPE_CHECKING:
     from flwr.proto.federation_config_pb2 import SimulationConfig
 
-MARK = "fedthorax: "  # prefix of the ServerApp's lines that are shown to whoever follows the run
+MARK = "fedthorax: "  # prefix of the ServerApp's lines that are shown to those who follow the run
 
 State = Ended | Literal["waiting", "running", "interrupted", "server down"]
 UNDER_WAY: tuple[State, ...] = ("waiting", "running")

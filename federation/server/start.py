@@ -174,7 +174,7 @@ def start_server(folder: Path) -> Together:
                 environment=flower_environment(folder / "flower_home", FEDTHORAX_SERVER_DIR=str(folder)),
             )
         )
-        door = started.enter_context(
+        ingress = started.enter_context(
             Process(
                 "the server's ingress",
                 [sys.executable, "-P", "-m", "federation.ingress", str(folder)],
@@ -182,9 +182,9 @@ def start_server(folder: Path) -> Together:
                 environment={**os.environ, **QUIET},
             )
         )
-        door.wait_until(lambda: _door_answers(folder, config), seconds=START_SECONDS)
+        ingress.wait_until(lambda: _ingress_answers(folder, config), seconds=START_SECONDS)
         started.pop_all()
-    return Together([door, superexec, superlink], log=folder / "logs" / "door.log")
+    return Together([ingress, superexec, superlink], log=folder / "logs" / "door.log")
 
 
 def start_superlink(
@@ -254,7 +254,7 @@ def _judge_database(path: Path) -> None:
         raise Refusal(reasons.SERVER_DATABASE, file=path.name, private=f"{path}: {found}")
 
 
-def _door_answers(folder: Path, config: ServerConfig) -> bool:
+def _ingress_answers(folder: Path, config: ServerConfig) -> bool:
     if config.socket is not None:
         with socket.socket(socket.AF_UNIX) as client:
             return client.connect_ex(str(config.socket)) == 0

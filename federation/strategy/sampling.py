@@ -1,7 +1,7 @@
 """Draw sites at random: for a round, and for the comparison of single sites' models.
 
-Sites are drawn by name, not by node id, which Flower assigns anew in a simulation. So a run can be repeated, a resumed
-run asks the same sites, and an absent site does not change the priority of the others.
+Sites are drawn by name, not by node id, which Flower assigns again in each simulation. So a run can be repeated, a
+resumed run asks the same sites, and an absent site does not change the priority of the others.
 """
 
 import hashlib

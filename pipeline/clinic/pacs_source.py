@@ -195,7 +195,7 @@ def hold_back_libraries() -> None:
 
 
 def image_file(image: str) -> str:
-    """Return the file name of an image: a hash, because its SOP instance UID may tell where and when it was made."""
+    """Return the file name of an image: a hash, because its SOP instance UID may reveal where and when it was made."""
     return f"{hashlib.sha256(image.encode()).hexdigest()[:32]}.dcm"
 
 

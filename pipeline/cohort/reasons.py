@@ -5,12 +5,12 @@ from models.refusal import Reason
 DUPLICATE_SCAN = Reason(
     "E_DUPLICATE_SCAN",
     "the same scan is stored under two patient identifiers",
-    "Find out in the PACS to whom the scan belongs. Both patients were excluded.",
+    "Find the patient of the scan in the PACS. Both patients were excluded.",
 )
 SHARED_STUDY = Reason(
     "E_SHARED_STUDY",
     "one examination is stored under two patient identifiers",
-    "Find out in the PACS to whom the examination belongs. Both patients were excluded.",
+    "Find the patient of the examination in the PACS. Both patients were excluded.",
 )
 SEVERAL_SERIES = Reason(
     "W_SEVERAL_SERIES",

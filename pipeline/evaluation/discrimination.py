@@ -1,4 +1,4 @@
-"""How well scores tell two classes apart, with 95 % intervals over patients.
+"""How well scores separate two classes, with 95 % intervals over patients.
 
 Scores and labels have the shape (patients,); a label is 0, 1 or NaN where missing, and who has none is left out.
 scikit-learn and scipy.stats take a second to import: only what judges a model does it.
@@ -93,11 +93,12 @@ def auroc(scores: Scores, labels: Labels) -> Auroc:
 
 
 def logit_interval(value: float, variance: float, *, rarer: int) -> tuple[float, float]:
-    """95 % interval of an AUROC whose rarer class has so many patients.
+    """Return the 95 % interval of an AUROC. `rarer`: the number of patients of the rarer class.
 
-    At 0 and 1 the variance is zero and says nothing; there the bound is that of `rarer` of `rarer` patients (Clopper &
-    Pearson, Biometrika 1934; 26:404). Where one patient or ties alone leave no variance elsewhere, the largest that an
-    AUROC can have is taken, value (1 - value) / rarer (Birnbaum & Klose, Ann Math Stat 1957; 28:933).
+    At 0 and 1 the variance is zero and not informative. The bound is then that of `rarer` of `rarer` patients (Clopper
+    & Pearson, Biometrika 1934; 26:404). If the variance is zero elsewhere, because of one patient or of ties, the
+    largest possible variance of an AUROC is used, value (1 - value) / rarer (Birnbaum & Klose, Ann Math Stat 1957;
+    28:933).
     """
     bound = 0.025 ** (1 / rarer)
     if value in (0.0, 1.0):

@@ -5,10 +5,11 @@ SITE_DIR/pull/partial/SERIES/IMAGE.dcm   images of incomplete series
 SITE_DIR/pull/journal.sqlite             list of completed series
 SITE_DIR/pull/lock                       one pull at a time
 
-The PACS determines which series exist and to whom they belong, but nothing is deleted here. A series that grew gets its
-new images. A series that was deleted in the PACS is kept: archives are cleared, and a cohort must not shrink because of
-that. A series that the PACS now assigns to another patient (merged or corrected) is fetched again under that patient's
-pseudonym. If its images still name the other patient it is refused, because the site cannot tell which is right.
+The PACS determines which series exist and which patients they belong to, but nothing is deleted here. A series that
+grew gets its new images. A series that was deleted in the PACS is kept: archives are cleared, and a cohort must not
+shrink because of that. A series that the PACS now assigns to another patient (merged or corrected) is fetched again
+under that patient's pseudonym. If its images still name the other patient it is refused, because the site cannot know
+which is right.
 """
 
 import shutil

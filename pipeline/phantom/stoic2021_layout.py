@@ -1,4 +1,4 @@
-"""Synthetic patients in the layout of the public data set STOIC2021, for whoever does not have it."""
+"""Synthetic patients in the layout of the public data set STOIC2021, for those who do not have it."""
 
 from pathlib import Path
 

@@ -48,8 +48,8 @@ class Score:
     `probabilities`: of each label, calibrated, 0 to 1. `age_band`: five years, e.g. 60-64. `model`, `model_sha256`:
     the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
     `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
-    the lungs is dense. `distance`: from the scans that the model was trained on, where the release tells. `hu_sha256`:
-    of the volume as read. `seconds`: read, prepare, predict, explain, total.
+    the lungs is dense. `distance`: from the scans that the model was trained on, if the release has a limit for it.
+    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total.
 
     For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
     in `preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32, 0 to 1, on
@@ -81,7 +81,7 @@ class Score:
     def levels(self) -> dict[str, Level | None]:
         """By label: low below rule_out, high from rule_in on, else intermediate; None where the release lacks one.
 
-        In a model that tells well the two points overlap; between them a probability is intermediate too.
+        In a model that discriminates well the two points overlap; between them a probability is intermediate too.
         """
         return {label: _level(p, self.model.operating_points.get(label, {})) for label, p in self.probabilities.items()}
 

@@ -91,7 +91,7 @@ class PatientOptimiser(DPOptimizer):
     def clip_and_accumulate(self) -> None:
         """Clip each patient's gradient and add it to the sum; non-finite values count as 0.
 
-        Otherwise the sum would not be finite either, and would reveal a patient whom no noise could hide.
+        Otherwise the sum would not be finite either, and would reveal a patient despite the noise.
         """
         for parameter in self.params:
             parameter.grad_sample.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

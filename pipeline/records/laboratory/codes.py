@@ -16,8 +16,8 @@ Kind = Literal["overall", "gene", "silent", "other"]
 
 LOINC_NAMES = {"ln", "loinc", "http://loinc.org", "https://loinc.org", "urn:oid:2.16.840.1.113883.6.1"}
 
-# SARS-CoV-2 RNA [Presence], by specimen: any, respiratory (with and without probe), nasopharynx (likewise), nose,
-# oropharyngeal wash, saliva.
+# SARS-CoV-2 RNA [Presence], by specimen: any, respiratory (with and without probe), nasopharynx (with and without
+# probe), nose, oropharyngeal wash, saliva.
 OVERALL = frozenset(("94309-2", "94500-6", "95608-6", "94759-8", "94565-9", "95406-5", "96797-6", "94845-5"))
 # [Presence] of one gene or region (N, RdRp, E, S, ORF1, M, Nsp2), of the whole subgenus, or of SARS and MERS together.
 GENES = frozenset((
