@@ -8,7 +8,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +20,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from models.refusal import Refusal
-from pipeline.imaging import reasons
+from pipeline.imaging import phantom_marker, reasons
 from pipeline.imaging.fast_header import Head, head_tags, read_head
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.system.findings import Finding
@@ -44,8 +44,10 @@ _HEADER = tags(
     *("PatientID", "IssuerOfPatientID", "PatientAge", "PatientSex", "InstanceNumber"),
     *("AcquisitionDate", "AcquisitionTime", "SeriesDate", "SeriesTime", "StudyDate", "StudyTime"),
 )
+_HEADER += phantom_marker.TAGS
 _NUMBER = int(Tag("InstanceNumber"))
 _IN_HEAD = head_tags("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber")
+_IN_HEAD |= frozenset(map(int, phantom_marker.TAGS))
 VOLUME_SUFFIXES = (".mha", ".mhd", ".nii", ".nii.gz")  # a whole scan in one file, see `pipeline/imaging/nifti_reader`
 # Other files that exports contain beside images. All remaining files are expected to be DICOM, whatever their name.
 _COMPANIONS = (
@@ -68,9 +70,11 @@ class Series:
 
     `files`: the files of a DICOM series, sorted by name, or one volume file.
     `patient_id`, `issuer`: PatientID and IssuerOfPatientID as written ('' if absent), never guessed.
-    `acquired`: local time of the site without time zone; None if the header has no usable date.
+    `acquired`: local time of the site without time zone; None if the header has no usable date. `has_clock`: false if
+    the header gives only the day; `acquired` is then midnight.
     `fingerprint`: SHA-256 over relative path, size and modification time of all files.
     `numbers`: the InstanceNumbers of the files that have one, in no particular order.
+    `is_phantom`: whether all of its files are DICOM with the mark of a synthetic phantom.
     """
 
     files: tuple[Path, ...]
@@ -86,6 +90,8 @@ class Series:
     kernel: str
     fingerprint: str
     numbers: tuple[int, ...] = ()
+    has_clock: bool = True
+    is_phantom: bool = False
 
 
 class BoundedFile:
@@ -154,12 +160,14 @@ class _Group:
     header: Dataset  # of the first file
     files: list[tuple[str, Path]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    is_phantom: bool = True  # until a file without the mark is found
     series: Series | None = None  # made by `complete`; made again if more files are found later
 
     def complete(self) -> Series:
         """Return the series with all files found so far. Raises Refusal or OSError if a file cannot be read."""
         if self.series is None or len(self.series.files) != len(self.files):
-            self.series = _series(self.header, sorted(self.files), tuple(self.numbers))
+            series = _series(self.header, sorted(self.files), tuple(self.numbers))
+            self.series = replace(series, is_phantom=self.is_phantom)
         return self.series
 
 
@@ -168,27 +176,31 @@ class _Groups:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], _Group] = {}
-        self._known: dict[bytes, tuple[str, ...]] = {}
+        # By head: the key, and whether it has the phantom's mark.
+        self._known: dict[bytes, tuple[tuple[str, ...], bool]] = {}
         self._unreported: list[_Group] = []
 
     def put(self, name: str, path: Path) -> None:
         """Add one file to its series. Raises Refusal: E_NOT_DICOM, E_PARSE."""
         head = read_head(path, _IN_HEAD)
         number = _number(head)
-        key = self._known.get(head.same) if head else None
-        if key is None:
+        known = self._known.get(head.same) if head else None
+        if known is None:
             header = read_header(path, _HEADER)
             if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return
             key = _key(header, path)
+            known = key, phantom_marker.is_marked(header)
             if key not in self._groups:
                 self._groups[key] = _Group(header)
                 self._unreported.append(self._groups[key])
             if head and text(header, "SeriesInstanceUID"):
-                self._known[head.same] = key
+                self._known[head.same] = known
             number = _number(None, header) if head is None else number
+        key, is_marked = known
         group = self._groups[key]
         group.files.append((name, path))
+        group.is_phantom &= is_marked
         if number is not None:
             group.numbers.append(number)
 
@@ -292,6 +304,7 @@ def _number(head: Head | None, header: Dataset | None = None) -> int | None:
 def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, ...]) -> Series:
     """Make a series from the `header` of one file and the sorted `files`: (relative name, path)."""
     sex = text(header, "PatientSex")
+    acquired, has_clock = _acquired(header)
     return Series(
         files=tuple(path for _, path in files),
         patient_id=text(header, "PatientID"),
@@ -301,7 +314,8 @@ def _series(header: Dataset, files: list[tuple[str, Path]], numbers: tuple[int, 
         modality=text(header, "Modality"),
         age_years=age_in_years(text(header, "PatientAge")),
         sex=sex if sex in {"M", "F"} else None,
-        acquired=_acquired(header),
+        acquired=acquired,
+        has_clock=has_clock,
         manufacturer=text(header, "Manufacturer"),
         kernel=text(header, "ConvolutionKernel"),
         fingerprint=fingerprint(files),
@@ -325,8 +339,11 @@ def age_in_years(age: str) -> float | None:
     return years if 0 < years <= _OLDEST_YEARS else None
 
 
-def _acquired(header: Dataset) -> datetime | None:
-    """Return the first usable date of acquisition, series or study, with its own time or midnight."""
+def _acquired(header: Dataset) -> tuple[datetime | None, bool]:
+    """Return the first usable date of acquisition, series or study, with its own time or midnight.
+
+    Also return whether it has a time of its own.
+    """
     for event in ("Acquisition", "Series", "Study"):
         day = re.fullmatch(r"\d{8}", text(header, f"{event}Date").strip(), flags=re.ASCII)
         clock = re.match(r"\d{6}|\d{4}|\d{2}", text(header, f"{event}Time").strip(), flags=re.ASCII)
@@ -337,5 +354,5 @@ def _acquired(header: Dataset) -> datetime | None:
                 continue
             # One day of tolerance: the scanner may be in another time zone than this machine.
             if moment.year >= _FIRST_CT_YEAR and moment <= datetime.now() + timedelta(days=1):
-                return moment
-    return None
+                return moment, clock is not None
+    return None, True

@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, generate_uid
 from scipy import ndimage
 
+from pipeline.imaging import phantom_marker
 from pipeline.phantom.anatomy import AIR_HU, Field
 from pipeline.phantom.hospitals import Scanner
 from pipeline.phantom.patients import Patient
@@ -52,6 +53,7 @@ def _common_tags(scanner: Scanner, patient: Patient, uids: list[str], number: in
     ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = 1, STORED_INTERCEPT_HU, "HU"
     block = ds.private_block(0x0019, scanner.private_creator, create=True)
     block.add_new(0x10, "LO", f"protocol {scanner.model}")
+    phantom_marker.mark(ds)
     return ds
 
 
