@@ -11,7 +11,8 @@ from models.description import POINTS
 from models.release import load_release
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES
 from pipeline.scoring.html_report import write_report
-from pipeline.scoring.score import score
+from pipeline.scoring.score import Score, score
+from pipeline.scoring.verdict import SYNTHETIC
 
 
 def score_series(
@@ -34,7 +35,15 @@ def score_series(
     if as_json:
         print_json(content)
         return
-    points = release.description.operating_points
+    _print(result)
+    say(f"Model {release.sha256[:12]}: {result.signature}")
+    say(content["notice"])
+    if out is not None:
+        say(f"Page: {page}")
+
+
+def _print(result: Score) -> None:
+    points = result.operating_points
     print_table(
         ["", "probability", "95 % band", "level", "rule out below", "rule in from"],
         [
@@ -42,12 +51,15 @@ def score_series(
                 label,
                 _percent(p),
                 " to ".join(map(_percent, result.intervals.get(label, ()))),
-                result.levels[label] or "",
-                *(_percent(points.get(label, {}).get(point)) for point in POINTS),
+                "not valid" if result.withheld else result.levels[label] or "",
+                *(_percent(points.get(label, {}).get(point, {}).get("threshold")) for point in POINTS),
             ]
             for label, p in result.probabilities.items()
         ],
+        title=SYNTHETIC if result.model.trained_on_synthetic_data else None,
     )
+    if "uncertain" in result.levels.values():
+        say("Uncertain: the 95 % band crosses a threshold.")
     regions = result.burden.regions
     print_table(
         ["ground glass, solid", *SIDES],
@@ -62,10 +74,6 @@ def score_series(
     print_table(
         ["check", "value", "verdict"], [[c.name, f"{c.value} {c.unit}".strip(), c.verdict] for c in result.checks]
     )
-    say(f"Model {release.sha256[:12]}: {result.signature}")
-    say(content["notice"])
-    if out is not None:
-        say(f"Page: {page}")
 
 
 def _percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.scoring import reasons
 from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
 from pipeline.scoring.score import NOTICE, Score
+from pipeline.scoring.verdict import SYNTHETIC
 from pipeline.system.templating import page_environment
 
 PAGE = "score.html"
@@ -65,6 +66,7 @@ def render(score: Score) -> str:
         score=score,
         said=score.to_json(),
         notice=NOTICE,
+        synthetic=SYNTHETIC if score.model.trained_on_synthetic_data else None,
         parts=PARTS,
         sides=SIDES,
         views=views(score.prepared, score.saliency),

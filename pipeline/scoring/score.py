@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.calibration import Platt
-from models.description import POINTS, Description
+from models.description import Description
 from models.familiarity import appearance_features
 from models.network import LABELS, tabular
 from models.reasons import MODEL_FORMAT
@@ -28,12 +28,12 @@ from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
-from pipeline.scoring import reasons
+from pipeline.scoring import reasons, verdict
 from pipeline.scoring.quality_checks import Check, checks
 from pipeline.scoring.single_scan import OneScan, read_one
+from pipeline.scoring.verdict import Band, Level
 
 NOTICE = "Research use only. Not a medical device."
-Level = Literal["low", "intermediate", "high"]
 EXPLAINED = ("severe", "pcr_positive")  # the map explains the first of these whose probability is not low
 LOW_BELOW = 0.1  # if the release has no operating points
 ALL_LOW = "the probabilities are low, so a map would show nothing relevant"
@@ -49,7 +49,8 @@ class Score:
     the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
     `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
     the lungs is dense. `distance`: from the scans that the model was trained on, if the release has a limit for it.
-    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total.
+    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total. `is_phantom`: whether the scan's headers
+    mark it as a synthetic phantom; only then has a model that was trained on phantoms levels.
 
     For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
     in `preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32, 0 to 1, on
@@ -69,44 +70,62 @@ class Score:
     volume: Volume = field(repr=False)
     burden: Burden = field(repr=False)
     saliency: NDArray[np.float32] | None = field(default=None, repr=False)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    intervals: dict[str, Band] = field(default_factory=dict)
     distance: float | None = None
     signed_by: str | None = None
+    is_phantom: bool = False
 
     @property
     def signature(self) -> str:
         return f"signed by {self.signed_by}" if self.signed_by else "signature not checked"
 
     @property
-    def levels(self) -> dict[str, Level | None]:
-        """By label: low below rule_out, high from rule_in on, else intermediate; None where the release lacks one.
+    def withheld(self) -> str | None:
+        """Why there are no levels and no operating points, and why nothing is sent; None if the score is a verdict."""
+        is_synthetic = self.model.trained_on_synthetic_data
+        return verdict.why_withheld(is_synthetic=is_synthetic, is_phantom=self.is_phantom)
 
-        In a model that discriminates well the two points overlap; between them a probability is intermediate too.
+    @property
+    def operating_points(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """{label: {rule_out, rule_in: {threshold, met}}}; {} if the score is withheld or the release has none.
+
+        `met`: below rule_out, at or above rule_in; None where the band crosses the threshold.
         """
-        return {label: _level(p, self.model.operating_points.get(label, {})) for label, p in self.probabilities.items()}
+        if self.withheld:
+            return {}
+        return verdict.decide_points(self.probabilities, self.model.operating_points, self.intervals)
+
+    @property
+    def levels(self) -> dict[str, Level | None]:
+        """By label: see `verdict.level`; None where the score is withheld or the release lacks a threshold."""
+        points = self.operating_points
+        return {label: verdict.level(points.get(label, {})) for label in self.probabilities}
 
     @property
     def explained(self) -> str | None:
         """The label whose probability the saliency explains; None where both are low."""
-        return explained_label(self.probabilities, self.model)
+        return explained_label(self.probabilities, self.model, self.intervals)
 
     def to_json(self) -> dict[str, Any]:
         """The score for machines. The keys are stable:
 
-        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; operating_points: {label:
-        {rule_out, rule_in: {threshold, met}}}, as far as the release has them; level: {label: low, intermediate, high
-        or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
+        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; withheld: null, or why
+        the score is no verdict: then level is null for each label and operating_points is {}; operating_points:
+        {label: {rule_out, rule_in: {threshold, met}}}, as far as the release has them, where met is true, false, or
+        null if the band crosses the threshold; level: {label: low, intermediate, high, uncertain (the band crosses a
+        threshold) or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
         `lesion_burden.Burden`; saliency: {shown, label, method, why_not}; familiarity: {distance, limit} or null;
         quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256, signature, study,
-        rounds, sites}; input: {age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict,
-        explain, total}.
+        rounds, sites}; input: {is_phantom, age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare,
+        predict, explain, total}.
         """
         return {
             "notice": NOTICE,
             "trained_on_synthetic_data": self.model.trained_on_synthetic_data,
             "scored_at": self.scored_at.isoformat(timespec="seconds"),
             "probability": self.probabilities,
-            "operating_points": self._operating_points(),
+            "withheld": self.withheld,
+            "operating_points": self.operating_points,
             "level": self.levels,
             "interval": {label: list(band) for label, band in self.intervals.items()} or None,
             "lungs": self.burden.to_json(),
@@ -121,6 +140,7 @@ class Score:
                 "sites": self.model.sites,
             },
             "input": {
+                "is_phantom": self.is_phantom,
                 "age_band": self.age_band,
                 "sex": self.sex,
                 "hu_sha256": self.hu_sha256,
@@ -129,23 +149,14 @@ class Score:
             "timing_seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
-    def _operating_points(self) -> dict[str, dict[str, dict[str, float | bool]]]:
-        answer: dict[str, dict[str, dict[str, float | bool]]] = {}
-        for label, points in self.model.operating_points.items():
-            p = self.probabilities[label]
-            answer[label] = {
-                point: {"threshold": at, "met": p < at if point == "rule_out" else p >= at}
-                for point, at in points.items()
-            }
-        return answer
-
     def _saliency(self) -> dict[str, Any]:
         is_shown = self.saliency is not None
+        why_not = verdict.NO_MAP_WITHHELD if self.withheld else NOTHING_RAISES if self.explained else ALL_LOW
         return {
             "shown": is_shown,
             "label": self.explained if is_shown else None,
             "method": METHOD if is_shown else None,
-            "why_not": None if is_shown else NOTHING_RAISES if self.explained else ALL_LOW,
+            "why_not": None if is_shown else why_not,
         }
 
     def _familiarity(self) -> dict[str, float] | None:
@@ -202,7 +213,8 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         logits = _ask(release, *seen)
         probabilities = calibrated(release.description.calibration, logits)
         clock.append(time.perf_counter())
-        label = explained_label(probabilities, release.description)
+        intervals = _intervals(release.description.calibration, logits)
+        label = explained_label(probabilities, release.description, intervals)
         heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
         anatomy = looked_at.result()
         require_chest(anatomy)
@@ -226,25 +238,22 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         volume=volume,
         burden=measured,
         saliency=heat if heat is not None and heat.any() else None,
-        intervals=_intervals(release.description.calibration, logits),
+        intervals=intervals,
         distance=distance,
         signed_by=release.signed_by,
+        is_phantom=scan.series.is_phantom,
     )
 
 
-def explained_label(probabilities: Mapping[str, float], model: Description) -> str | None:
-    """The first of EXPLAINED whose probability is not low: from rule_out on, without one from LOW_BELOW on."""
+def explained_label(
+    probabilities: Mapping[str, float], model: Description, intervals: Mapping[str, Band]
+) -> str | None:
+    """The first of EXPLAINED whose probability is not low: rule_out is not met, without one LOW_BELOW."""
     for label in EXPLAINED:
-        if probabilities[label] >= model.operating_points.get(label, {}).get("rule_out", LOW_BELOW):
+        below = model.operating_points.get(label, {}).get("rule_out", LOW_BELOW)
+        if not verdict.is_met("rule_out", probabilities[label], below, intervals.get(label)):
             return label
     return None
-
-
-def _level(p: float, points: Mapping[str, float]) -> Level | None:
-    if points.keys() != set(POINTS):
-        return None
-    is_out, is_in = p < points["rule_out"], p >= points["rule_in"]
-    return "intermediate" if is_out == is_in else "low" if is_out else "high"
 
 
 def network_input(prepared: Prepared, series: Series) -> tuple[torch.Tensor, torch.Tensor]:
@@ -292,7 +301,7 @@ def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[n
     return release.network.eval()(scan[None], known[None])[0].numpy()
 
 
-def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, tuple[float, float]]:
+def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, Band]:
     bands = {label: calibration[label].band(float(z)) for label, z in zip(LABELS, logits, strict=True)}
     return {label: band for label, band in bands.items() if band is not None}
 

@@ -77,6 +77,7 @@ def score_of(scan: Path) -> Score:
         saliency=_in_the_right_lung(prepared),
         intervals={"severe": BAND},
         distance=DISTANCE,
+        is_phantom=one.series.is_phantom,
     )
 
 

@@ -169,12 +169,15 @@ def test_page_says_what_must_be_said() -> None:
 def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
     points = {"severe": {"rule_out": 0.08, "rule_in": 0.4}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
     told = replace(
-        score(), model=description(operating_points=points), intervals={"severe": (0.051, 0.302)}, saliency=MAP
+        score(),
+        model=description(operating_points=points, trained_on_synthetic_data=False),
+        intervals={"severe": (0.081, 0.302)},
+        saliency=MAP,
     )
     page = html.unescape(" ".join(render(told).split()))
     assert "Intermediate: between the release's thresholds for ruling out and ruling in (8.0 %, 40.0 %)." in page
     assert "High: at or above the release's threshold for ruling in (20.0 %, 90.0 %)." in page
-    assert "95 % band 5.1 % to 30.2 %" in page
+    assert "95 % band 8.1 % to 30.2 %" in page
     assert "defines no operating points" not in page and "No interval" not in page
     assert "defines no operating points" in " ".join(render(score()).split())
 
@@ -225,8 +228,33 @@ def test_page_needs_nothing_from_outside() -> None:
 
 
 def test_synthetic_training_is_shouted_about() -> None:
-    assert "say nothing about a patient" in render(score(synthetic=True))
+    assert "not valid for patients" in render(score(synthetic=True))
     assert "synthetic" not in re.sub(r"<style>.*</style>", "", render(score()), flags=re.DOTALL)
+
+
+def test_a_patient_gets_no_verdict_from_a_model_of_phantoms() -> None:
+    points = {"severe": {"rule_out": 0.5, "rule_in": 0.9}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
+    model = description(operating_points=points, trained_on_synthetic_data=True)
+    told = replace(score(), model=model, intervals={"severe": (0.05, 0.2)})
+    page = " ".join(render(told).split())
+    assert page.count('class="answer withheld"') == 2
+    assert page.count("This model was trained on synthetic data. Its result is not valid for patients.") == 3
+    assert "12.3 %" in page and "95 % band 5.0 % to 20.0 %" in page
+    assert 'class="point"' not in page and "50.0 %" not in page
+    assert not re.search(r"(Low|High|Intermediate|Uncertain):", page)
+    assert "the probabilities are low" not in page
+    phantom = " ".join(render(replace(told, is_phantom=True)).split())
+    assert "Low: below the release's threshold" in html.unescape(phantom)
+    assert 'class="answer withheld"' not in phantom
+    assert phantom.count("Its result is not valid for patients.") == 1
+
+
+def test_a_band_across_a_threshold_is_uncertain_in_words() -> None:
+    points = {"severe": {"rule_out": 0.15, "rule_in": 0.4}}
+    model = description(operating_points=points, trained_on_synthetic_data=False)
+    page = html.unescape(" ".join(render(replace(score(), model=model, intervals={"severe": (0.05, 0.2)})).split()))
+    assert "Uncertain: the 95 % band crosses a threshold of the release" in page
+    assert "Low:" not in page
 
 
 def test_flags_come_with_their_remedy() -> None:

@@ -22,6 +22,7 @@ from models.saliency import METHOD
 from pipeline.cohort.dataset import Example, Examples
 from pipeline.cohort.store import save_tensor
 from pipeline.imaging.discovery import find_series
+from pipeline.imaging.phantom_marker import mark
 from pipeline.imaging.series_reader import read_series
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.html_report import write_report
@@ -66,7 +67,7 @@ def chest(*, above_mm: float = 40.0, below_mm: float = 40.0, lung_hu: float = -8
 
 @pytest.fixture(scope="module")
 def make_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Release]:
-    """Releases of one network with random weights."""
+    """Releases of one network with random weights, as if it had been trained on patients."""
     network = build_network(NetworkSettings(), seed=3)
 
     def make(
@@ -76,7 +77,8 @@ def make_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rele
         **changes: object,
     ) -> Release:
         settings = Preprocessing().model_dump(mode="json") | dict(preprocessing or {})
-        described = description(calibration=dict(calibration), preprocessing=settings, **changes)
+        fields = {"trained_on_synthetic_data": False, **changes}
+        described = description(calibration=dict(calibration), preprocessing=settings, **fields)
         return save_release(tmp_path_factory.mktemp("release"), network, described)
 
     return make
@@ -214,7 +216,8 @@ def test_json_says_which_operating_points_are_met(scored: Score) -> None:
         ({"rule_out": p - 0.1, "rule_in": p}, {"rule_out": False, "rule_in": True}),
         ({"rule_out": p}, {"rule_out": False}),
     ):
-        said = replace(scored, model=description(operating_points={"severe": points})).to_json()["operating_points"]
+        model = description(operating_points={"severe": points}, trained_on_synthetic_data=False)
+        said = replace(scored, model=model).to_json()["operating_points"]
         assert {point: found["met"] for point, found in said["severe"].items()} == met
         assert {point: found["threshold"] for point, found in said["severe"].items()} == points
 
@@ -231,7 +234,7 @@ def test_json_says_which_operating_points_are_met(scored: Score) -> None:
     ],
 )
 def test_levels(points: dict[str, float], p: float, level: str | None, scored: Score) -> None:
-    model = description(operating_points={"severe": points} if points else {})
+    model = description(operating_points={"severe": points} if points else {}, trained_on_synthetic_data=False)
     told = replace(scored, probabilities={"severe": p, "pcr_positive": 0.5}, model=model)
     assert told.to_json()["level"] == {"severe": level, "pcr_positive": None}
 
@@ -244,7 +247,7 @@ def test_a_map_is_of_the_first_probability_that_is_not_low(
     severe: float, pcr_positive: float, explained: str | None
 ) -> None:
     model = description(operating_points={"pcr_positive": {"rule_out": 0.3}})
-    assert explained_label({"severe": severe, "pcr_positive": pcr_positive}, model) == explained
+    assert explained_label({"severe": severe, "pcr_positive": pcr_positive}, model, {}) == explained
 
 
 def test_the_map_comes_with_its_probability_or_not_at_all(
@@ -269,6 +272,64 @@ def test_the_band_is_that_of_the_calibration(folder: Path, make_release: Callabl
     p = told.probabilities["severe"]
     assert set(told.intervals) == {"severe"}
     assert told.to_json()["interval"]["severe"] == pytest.approx(known.band(np.log(p / (1 - p)) - 0.5), abs=1e-6)
+
+
+LOW_FOR_ALL = {label: {"rule_out": 0.9999, "rule_in": 0.99999} for label in LABELS}
+
+
+def scored_by(synthetic: bool, folder: Path, make_release: Callable[..., Release], **changes: object) -> Score:
+    release = make_release(trained_on_synthetic_data=synthetic, operating_points=LOW_FOR_ALL, **changes)
+    return score(folder, release)
+
+
+def test_a_model_of_phantoms_gives_a_patient_no_level(folder: Path, make_release: Callable[..., Release]) -> None:
+    told = scored_by(True, folder, make_release)
+    said = told.to_json()
+    assert said["withheld"] == "This model was trained on synthetic data. Its result is not valid for patients."
+    assert said["input"]["is_phantom"] is False
+    assert said["level"] == dict.fromkeys(LABELS)
+    assert said["operating_points"] == told.operating_points == {}
+    assert said["probability"] == told.probabilities
+    assert "low" not in str(said["saliency"]["why_not"])
+
+
+def test_a_model_of_phantoms_has_levels_for_a_phantom(make_release: Callable[..., Release], tmp_path: Path) -> None:
+    write_series(tmp_path, chest(), spacing_mm=SPACING_MM, edit=lambda image, _: mark(image))
+    said = scored_by(True, tmp_path, make_release).to_json()
+    assert (said["withheld"], said["input"]["is_phantom"]) == (None, True)
+    assert said["level"] == dict.fromkeys(LABELS, "low")
+
+
+def test_the_mark_changes_nothing_with_a_model_of_patients(
+    folder: Path, make_release: Callable[..., Release], tmp_path: Path
+) -> None:
+    write_series(tmp_path, chest(), spacing_mm=SPACING_MM, edit=lambda image, _: mark(image))
+    marked, plain = (scored_by(False, source, make_release).to_json() for source in (tmp_path, folder))
+    assert marked["input"].pop("is_phantom") is not plain["input"].pop("is_phantom")
+    for each in (marked, plain):
+        del each["timing_seconds"], each["scored_at"], each["model"]["sha256"]
+    assert marked == plain
+    assert marked["level"] == dict.fromkeys(LABELS, "low")
+
+
+def test_a_band_that_crosses_a_threshold_makes_the_level_uncertain(scored: Score) -> None:
+    points = {"severe": {"rule_out": 0.46, "rule_in": 0.7}}
+    told = replace(
+        scored,
+        probabilities={"severe": 0.38, "pcr_positive": 0.01},
+        model=description(operating_points=points, trained_on_synthetic_data=False),
+        intervals={"severe": (0.19, 0.62)},
+        saliency=None,
+    )
+    said = told.to_json()
+    assert said["level"] == {"severe": "uncertain", "pcr_positive": None}
+    assert {point: each["met"] for point, each in said["operating_points"]["severe"].items()} == {
+        "rule_out": None,
+        "rule_in": False,
+    }
+    assert told.explained == "severe"  # it is not low
+    assert said["saliency"]["why_not"] == NOTHING_RAISES
+    assert replace(told, intervals={}).to_json()["level"]["severe"] == "low"
 
 
 def test_a_scan_unlike_the_training_gets_no_score(folder: Path, make_release: Callable[..., Release]) -> None:
@@ -357,7 +418,8 @@ def test_json_says_everything_and_names_nobody(scored: Score, release: Release, 
     said = scored.to_json()
     written = json.dumps(said, allow_nan=False)
     assert said["notice"] == "Research use only. Not a medical device."
-    assert said["trained_on_synthetic_data"] is True
+    assert said["trained_on_synthetic_data"] is False
+    assert said["withheld"] is None
     assert said["probability"] == scored.probabilities
     assert all(0 < p < 1 for p in said["probability"].values())
     assert said["interval"] is None

@@ -1,0 +1,92 @@
+"""Decides what may be said of a probability: which thresholds are met, its level, and whether it is withheld.
+
+This is the only place that decides. Pages, JSON, reports and FHIR show what is decided here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients."
+POINTS = frozenset(("rule_out", "rule_in"))  # not from `models.description`: the clinic's server imports no PyTorch
+NO_MAP_WITHHELD = "the result of this model is not valid for patients"
+Level = Literal["low", "intermediate", "high", "uncertain"]
+Band = tuple[float, float]
+
+
+def why_withheld(*, is_synthetic: bool, is_phantom: bool) -> str | None:
+    """Return why a result is no verdict on its scan, None if it is one.
+
+    `is_synthetic`: the model was trained on synthetic phantoms; it says nothing about a patient.
+    """
+    return SYNTHETIC if is_synthetic and not is_phantom else None
+
+
+def withheld(score: Mapping[str, Any]) -> str | None:
+    """Return why a stored score (`Score.to_json`) is no verdict, None if it is one.
+
+    A score of an earlier version does not tell whether its scan was a phantom; it counts as a patient's.
+    """
+    is_phantom = (score.get("input") or {}).get("is_phantom", False)
+    return why_withheld(is_synthetic=bool(score.get("trained_on_synthetic_data")), is_phantom=is_phantom)
+
+
+def is_met(point: str, p: float, threshold: float, band: Band | None) -> bool | None:
+    """Whether a probability is below rule_out, or at or above rule_in; None where its band crosses the threshold.
+
+    The ends belong to the band. So a band that ends exactly at a threshold crosses it from below, and one that begins
+    there does not.
+    """
+    low, high = band or (p, p)
+    answers = {each < threshold if point == "rule_out" else each >= threshold for each in (low, p, high)}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def decide_points(
+    probabilities: Mapping[str, float], thresholds: Mapping[str, Mapping[str, float]], bands: Mapping[str, Band]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return {label: {rule_out, rule_in: {threshold, met}}}, as far as there are thresholds."""
+    return {
+        label: {
+            point: {"threshold": at, "met": is_met(point, probabilities[label], at, bands.get(label))}
+            for point, at in points.items()
+        }
+        for label, points in thresholds.items()
+    }
+
+
+def level(points: Mapping[str, Mapping[str, Any]]) -> Level | None:
+    """Return the level that the decided points of one label give; None if one of the two thresholds is missing.
+
+    Low if only rule_out is met, high if only rule_in is, else intermediate; uncertain if the band crosses a threshold.
+    In a model that discriminates well the two overlap; a probability between them is intermediate too.
+    """
+    if points.keys() != POINTS:
+        return None
+    is_out, is_in = points["rule_out"]["met"], points["rule_in"]["met"]
+    if is_out is None or is_in is None:
+        return "uncertain"
+    return "intermediate" if is_out == is_in else "low" if is_out else "high"
+
+
+def redecided(score: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored score as it may be shown today.
+
+    Scores of versions before 'withheld' was among the keys are decided again from their figures: their levels took no
+    notice of the band, and a model of phantoms gave them to patients.
+    """
+    if "withheld" in score:
+        return score
+    reason = withheld(score)
+    thresholds = {
+        label: {point: each["threshold"] for point, each in points.items()}
+        for label, points in (score.get("operating_points") or {}).items()
+    }
+    bands = {label: (low, high) for label, (low, high) in (score.get("interval") or {}).items()}
+    probabilities = score.get("probability") or {}
+    points = {} if reason else decide_points(probabilities, thresholds, bands)
+    levels = {label: level(points.get(label, {})) for label in probabilities}
+    again = {**score, "withheld": reason, "operating_points": points, "level": levels}
+    saliency = score.get("saliency")
+    if reason and saliency and not saliency["shown"]:
+        again["saliency"] = {**saliency, "why_not": NO_MAP_WITHHELD}
+    return again
