@@ -13,6 +13,7 @@ from pipeline.clinic.patient_keys import PatientKeys
 from pipeline.clinic.queue import end_job, patient_of
 from pipeline.clinic.reasons import ALREADY_ANSWERED, NO_SUCH_ANSWER
 from pipeline.clinic.records import Answer, Job, Pcr, PcrResult, PcrSource, Role
+from pipeline.scoring.verdict import redecided
 from pipeline.system.days import check_day
 
 _SELECT = """
@@ -129,7 +130,7 @@ class Answers:
             series_uid=row["series_uid"],
             accession=row["accession"],
             acquired_at=at and datetime.fromisoformat(at),
-            score=json.loads(row["score"]),
+            score=redecided(json.loads(row["score"])),
             model_sha256=row["model_sha256"],
             model_name=row["model_name"],
             role=row["role"],

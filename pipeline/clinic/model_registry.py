@@ -142,10 +142,7 @@ def compare(store: Store, sha256: str) -> Agreement | None:
     labels = pairs[0][0]["probability"]
     return Agreement(
         scans=len(pairs),
-        agreement={
-            label: sum(_level(shadow, label) == _level(live, label) for shadow, live in pairs) / len(pairs)
-            for label in labels
-        },
+        agreement={label: sum(_agree(shadow, live, label) for shadow, live in pairs) / len(pairs) for label in labels},
         mean_difference={
             label: sum(shadow["probability"][label] - live["probability"][label] for shadow, live in pairs) / len(pairs)
             for label in labels
@@ -153,8 +150,12 @@ def compare(store: Store, sha256: str) -> Agreement | None:
     )
 
 
-def _level(score: dict[str, Any], label: str) -> str | bool:
-    return (score.get("level") or {}).get(label) or score["probability"][label] >= 0.5
+def _agree(one: dict[str, Any], other: dict[str, Any], label: str) -> bool:
+    """Whether two scores have the same level; if one has none, whether both are at 0.5 or above, or both below."""
+    levels = [(score.get("level") or {}).get(label) for score in (one, other)]
+    if all(levels):
+        return levels[0] == levels[1]
+    return (one["probability"][label] >= 0.5) == (other["probability"][label] >= 0.5)
 
 
 def _kept(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path]) -> Model | None:

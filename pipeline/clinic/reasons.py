@@ -206,6 +206,11 @@ NO_RESULTS = Reason(
     "this answer has no results that can be sent to the PACS",
     "Results need a scan in DICOM, an answer of the live model, and sending enabled in [results] of clinic.toml.",
 )
+NOT_FOR_PATIENTS = Reason(
+    "E_NOT_FOR_PATIENTS",
+    "the model was trained on synthetic data, so its result for this scan is not passed on to other systems",
+    "Use a model that was trained on patients. This model's results are passed on only for synthetic phantoms.",
+)
 
 # --- scans from the PACS ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from pydicom import dcmread
 
 from models.calibration import Platt
 from models.network import NetworkSettings, build_network
@@ -81,6 +82,7 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
         _write_scan(scans / "chest")
         _write_scan(scans / "later", days=9)
         _write_scan(scans / "none", patient_id="SYNTHETIC-2", name="NOBODY^NIL", has_lungs=False)
+        _write_scan(scans / "unmarked", patient_id="SYNTHETIC-3", name="LIKE^PATIENT", is_marked=False)
         files = _write_scan(scans / "pacs", patient_id=IN_PACS, name="PACS^PAT")
         if orthanc:
             assert orthanc.upload(files) == 0
@@ -104,9 +106,18 @@ def _save_model(folder: Path) -> None:
 
 
 def _write_scan(
-    folder: Path, *, patient_id: str = MARKUP, name: str = NAME, days: int = 0, has_lungs: bool = True
+    folder: Path,
+    *,
+    patient_id: str = MARKUP,
+    name: str = NAME,
+    days: int = 0,
+    has_lungs: bool = True,
+    is_marked: bool = True,
 ) -> list[Path]:
-    """A series, and a zip of it beside its folder. All of the patient's right lung is ground glass."""
+    """A series, and a zip of it beside its folder. All of the patient's right lung is ground glass.
+
+    `is_marked`: as a phantom; else it counts as a patient's.
+    """
     scanner = replace(hospital(0).scanner, grid=GRID)
     body = thorax(GRID)
     hu = acquire(body.hu, scanner, np.random.default_rng(8))
@@ -115,6 +126,10 @@ def _write_scan(
         hu[body.lungs] = 40.0
     patient = replace(SOMEBODY, patient_id=patient_id, name=name, scanned=SOMEBODY.scanned + timedelta(days=days))
     files = write_series(hu, scanner, patient, folder)
+    for path in [] if is_marked else files:
+        image = dcmread(path)
+        del image.QualityControlImage
+        image.save_as(path)
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
         for path in files:
             archive.write(path, path.name)

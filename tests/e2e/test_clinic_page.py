@@ -84,7 +84,7 @@ def test_a_dropped_zip_is_answered_with_figures_words_and_pictures(page):
     assert re.search(r"\d\d\.\d %", severe)
     assert "Intermediate" in severe
     assert "95 % band" in severe
-    assert "No PCR result is known" in severe
+    assert "Its result is not valid for patients" in severe
     assert "High" in page.text("#pcr_positive")
     assert "60-64 years" in page.text("#saw")
     assert re.search(r"Right \d+ mL, left \d+ mL", page.text("#measures"))
@@ -146,8 +146,8 @@ def test_left_is_left_in_the_full_viewer_and_the_overlay_fades(page):
 @pytest.mark.parametrize(
     ("result", "words", "applies"),
     [
-        ("positive", "The PCR is positive: this probability applies to this patient", True),
-        ("indeterminate", "if the PCR were positive", True),
+        ("positive", "Its result is not valid for patients", True),
+        ("indeterminate", "Its result is not valid for patients", True),
         ("negative", "Does not apply: it is valid only for patients with a positive PCR", False),
     ],
 )
@@ -156,11 +156,72 @@ def test_a_pcr_result_changes_the_words(page, result, words, applies):
     page.click(f"#pcr-form [value={result}]")
     page.js("document.querySelector('#pcr-form [type=date]').value = '2020-03-05'")
     page.click("#pcr-form button")
+    page.wait_for_text(result.capitalize(), "#pcr-says")
     page.wait_for_text(words, "#severe")
     assert page.text("#severe .figure strong") == figure  # the words change, never the number
+    assert "applies to this patient" not in page.text("#severe")  # the model has only seen phantoms
     assert page.js("document.querySelector('#severe').classList.contains('void')") is not applies
     assert "5 Mar 2020" in page.text("#pcr-says")
     assert "entered by a reader" in page.text("#pcr-says")
+
+
+@pytest.mark.parametrize(
+    ("pcr", "words"),
+    [
+        ({"result": "positive"}, "this probability applies to this patient"),
+        ({"result": "indeterminate"}, "if the PCR were positive"),
+        (None, "No PCR result is known"),
+    ],
+)
+def test_with_a_model_of_patients_the_pcr_decides_the_words(page, pcr, words):
+    answer = json.dumps({"pcr": pcr, "score": {"trained_on_synthetic_data": False}})
+    said = page.js(f"import('./static/probability.js').then(({{ pcrMeaning }}) => pcrMeaning({answer}).text)")
+    assert words in said
+
+
+def test_a_band_across_a_threshold_is_uncertain_in_words(page):
+    points = {"rule_out": {"threshold": 0.46, "met": None}, "rule_in": {"threshold": 0.7, "met": False}}
+    labels = ("severe", "pcr_positive")
+    score = {
+        "trained_on_synthetic_data": False,
+        "withheld": None,
+        "probability": dict.fromkeys(labels, 0.38),
+        "interval": dict.fromkeys(labels, (0.19, 0.62)),
+        "level": dict.fromkeys(labels, "uncertain"),
+        "operating_points": dict.fromkeys(labels, points),
+    }
+    answer = json.dumps({"pcr": None, "score": score})
+    page.js(f"import('./static/probability.js').then(({{ showProbabilities }}) => showProbabilities({answer}))")
+    page.wait_for_text("Uncertain", "#severe .level")
+    assert "The 95 % band crosses a threshold of the release" in page.text("#severe")
+
+
+def test_a_patient_gets_no_verdict_from_a_model_of_phantoms(page, clinic):
+    page.js("location.hash = '#/'")
+    page.drop([clinic.scans / "unmarked"], "#drop")
+    page.wait_for(SHOWN, seconds=60)
+    warning = "This model was trained on synthetic data. Its result is not valid for patients."
+    assert warning in page.text("#synthetic")
+    for label in ("#severe", "#pcr_positive"):
+        assert re.search(r"\d\d\.\d %", page.text(label))
+        assert warning in page.text(label)
+        assert not re.search("Low|High|Intermediate|Uncertain|rules out|rules in|applies", page.text(label))
+        grey = "getComputedStyle(document.querySelector('{} .figure strong')).color.match(/\\d+/g).map(Number)"
+        red, green, blue = page.js(grey.format(label))
+        assert max(red, green, blue) - min(red, green, blue) < 40
+    assert page.js("document.querySelectorAll('#answer .level, #answer .point').length") == 0
+    for control in ("#send", "#fhir"):
+        assert not page.js(f"document.querySelector('{control}').checkVisibility()")
+    chosen = "#scans [aria-current]"
+    assert "synthetic model: not valid" in page.text(chosen)
+    assert page.js(f"document.querySelectorAll('{chosen} .level').length") == 0
+    assert "not valid" in page.text("#history")
+
+
+def test_the_worklist_warns_of_a_model_of_phantoms_beside_its_level(page, answered):
+    item = f"#scans a[href={json.dumps(answered)}]"
+    assert "synthetic model" in page.text(item)
+    assert "Intermediate" in page.text(item) or "PCR negative" in page.text(item)
 
 
 def looks(clinic: Clinic) -> list[str | None]:

@@ -13,17 +13,18 @@ from threading import Event
 
 from models.refusal import Refusal
 from pipeline.clinic.database import now
-from pipeline.clinic.reasons import NO_RESULTS
+from pipeline.clinic.reasons import NO_RESULTS, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer, Delivery
 from pipeline.clinic.results.write import RESULTS
 from pipeline.clinic.settings import Clinic
 from pipeline.pacs.pacs import connect
 from pipeline.pacs.reasons import PACS_SERVICE, PACS_STORE
 from pipeline.pacs.store_status import not_stored
+from pipeline.scoring.verdict import withheld
 
 LONGEST_PAUSE = timedelta(hours=1)
 _LOOK_EVERY_SECONDS = 1.0
-_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS)
+_FOR_GOOD = (PACS_STORE, PACS_SERVICE, NO_RESULTS, NOT_FOR_PATIENTS)
 
 
 class Outbox:
@@ -37,8 +38,10 @@ class Outbox:
     def put(self, answer: Answer) -> None:
         """Queue the answer's results for sending, also if they failed permanently or were sent before.
 
-        Raises Refusal E_NO_RESULTS, E_CLINIC_FILE.
+        Raises Refusal E_NOT_FOR_PATIENTS, E_NO_RESULTS, E_CLINIC_FILE.
         """
+        if withheld(answer.score):
+            raise Refusal(NOT_FOR_PATIENTS)
         if not self._is_on or answer.role != "live" or not _files(answer):
             raise Refusal(NO_RESULTS)
         with self._clinic.store() as store:
@@ -63,6 +66,8 @@ class Outbox:
             answer = store.answers.get(delivery.answer_id)
         tried = replace(delivery, attempts=delivery.attempts + 1)
         try:
+            if withheld(answer.score):  # queued by an earlier version
+                raise Refusal(NOT_FOR_PATIENTS)
             self._send(_files(answer))
             outcome = replace(tried, state="sent", code=None, due_at=None, sent_at=now())
         except Refusal as refusal:

@@ -55,4 +55,5 @@ LEVELS = {
     "low": Code("62482003", "SCT", "Low"),
     "intermediate": Code("11896004", "SCT", "Intermediate"),
     "high": Code("75540009", "SCT", "High"),
+    "uncertain": Code("64957009", "SCT", "Uncertain"),
 }

@@ -17,11 +17,12 @@ from pydicom.sr.coding import Code
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity, sr_codes
 from pipeline.clinic.results.source import Source
+from pipeline.scoring.verdict import SYNTHETIC
 
 SERIES_NUMBER = 901
 DESCRIPTION = "fedthorax probabilities, research use only"
 UNVERIFIED = "Created by software; not verified by a person."
-SYNTHETIC = "The model was trained only on synthetic data and is not valid for patients."
+UNCERTAIN = "Uncertain: the 95 % band of the calibration crosses a threshold."
 MEANINGS = {
     "severe": "Valid only for patients with a positive PCR.",
     "pcr_positive": "Does not replace a PCR.",
@@ -92,7 +93,8 @@ def _probability(answer: Answer, label: str) -> Group:
     band = (score.get("interval") or {}).get(label)
     ends = [_number(name, end, sr_codes.NO_UNITS) for name, end in zip(sr_codes.BAND, band or (), strict=bool(band))]
     points = score["operating_points"].get(label, {})
-    level = sr_codes.LEVELS.get((score.get("level") or {}).get(label) or "")
+    named = (score.get("level") or {}).get(label) or ""
+    level = sr_codes.LEVELS.get(named)
     group = _group(
         answer,
         label,
@@ -107,7 +109,8 @@ def _probability(answer: Answer, label: str) -> Group:
         finding_sites=[sr.FindingSite(sr_codes.LUNG)],
         algorithm_id=_algorithm(answer),
     )
-    group[0].ContentSequence.extend(_comments([MEANINGS[label], *_caveats(answer)]))
+    unclear = [UNCERTAIN] if named == "uncertain" else []
+    group[0].ContentSequence.extend(_comments([MEANINGS[label], *unclear, *_caveats(answer)]))
     return group
 
 

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from models.refusal import Refusal
-from pipeline.clinic.reasons import RESULT_NO_DICOM, RESULT_WRITE
+from pipeline.clinic.reasons import NOT_FOR_PATIENTS, RESULT_NO_DICOM, RESULT_WRITE
 from pipeline.clinic.records import Answer
 from pipeline.imaging.pydicom_silence import quiet_pydicom
+from pipeline.scoring.verdict import withheld
 
 logging.getLogger("highdicom").setLevel(logging.CRITICAL + 1)  # its log lines name the scan
 
@@ -18,13 +19,15 @@ RESULTS = (REPORT, PICTURE)
 def write_results(answer: Answer, folder: Path, *, report: bool = True, picture: bool = True) -> Refusal | None:
     """Write sr.dcm and picture.dcm from the files that `keep_source` and `write_pictures` wrote to `folder`.
 
-    Returns None, or why there are no results: E_RESULT_NO_DICOM or E_RESULT_WRITE. Never raises, so that an answer is
-    not lost because of its results. Writing again gives the same bytes.
+    Returns None, or why there are no results: E_NOT_FOR_PATIENTS, E_RESULT_NO_DICOM or E_RESULT_WRITE. Never raises, so
+    that an answer is not lost because of its results. Writing again gives the same bytes.
     """
     from pydicom import Dataset
 
     from pipeline.clinic.results.source import read_source
 
+    if withheld(answer.score):
+        return Refusal(NOT_FOR_PATIENTS)
     source = read_source(folder)
     if source is None:
         return Refusal(RESULT_NO_DICOM)

@@ -8,10 +8,10 @@ from starlette.types import Receive, Scope, Send
 
 from models.refusal import Refusal
 from pipeline.clinic import pictures
-from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE
+from pipeline.clinic.reasons import NO_SUCH_ANSWER, NO_SUCH_FILE, NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results.outbox import Outbox
-from pipeline.clinic.results.write import PICTURE, REPORT
+from pipeline.clinic.results.write import PICTURE, REPORT, RESULTS
 from pipeline.clinic.store import Store
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
@@ -20,10 +20,12 @@ from pipeline.clinic.web.fhir import MEDIA_TYPE, risk_assessment
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.schemas import Id
 from pipeline.clinic.web.view_audit import View
+from pipeline.scoring.verdict import withheld
 
 # The files of an answer's folder that may be downloaded; all others are internal.
+SCORE = "score.json"
 _FILES = {
-    "score.json": "application/json",
+    SCORE: "application/json",
     pictures.IMAGE: "application/gzip",
     pictures.LUNGS: "application/gzip",
     pictures.SALIENCY: "application/gzip",
@@ -97,16 +99,23 @@ def get_answer(answer: Opened) -> Any:
     "/answers/{answer_id}/files/{name}",
     response_class=Response,
     responses={
-        **documented(404),
+        **documented(404, 409),
         200: {"description": "The file.", "content": {kind: BINARY for kind in sorted(set(_FILES.values()))}},
     },
     summary="A file of an answer",
 )
 def get_file(answer: Opened, name: Annotated[str, Path(pattern=r"^[a-z.]{1,40}$")]) -> Response:
-    """Return a volume for a viewer (NIfTI), the report or the picture for the PACS (DICOM), or the score (JSON)."""
+    """Return a volume for a viewer (NIfTI), the report or the picture for the PACS (DICOM), or the score (JSON).
+
+    E_NOT_FOR_PATIENTS: report and picture of a score that is withheld.
+    """
     path = answer.folder / name
     if name not in _FILES or not path.is_file():
         raise Refusal(NO_SUCH_FILE)
+    if name in RESULTS and withheld(answer.score):  # an earlier version wrote them
+        raise Refusal(NOT_FOR_PATIENTS)
+    if name == SCORE:  # from the store, which decides anew what an earlier version wrote
+        return JSONResponse(answer.score, headers={"Content-Disposition": f'attachment; filename="{SCORE}"'})
     return WholeFile(path, media_type=_FILES[name], filename=name)
 
 
@@ -154,7 +163,10 @@ def put_pcr(store: TheStore, caller: Scorer, answer_id: Id, entry: schemas.PcrEn
     summary="Send the results to the PACS",
 )
 def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id) -> Any:
-    """Queue the structured report and the picture for sending, also if they were sent or failed before."""
+    """Queue the structured report and the picture for sending, also if they were sent or failed before.
+
+    E_NOT_FOR_PATIENTS if the score is withheld.
+    """
     answer = _shown(store, answer_id)
     Outbox(clinic).put(answer)
     store.audit.add(caller.name, "send", job_id=answer.job_id, answer_id=answer.id)
@@ -165,17 +177,21 @@ def post_send(clinic: TheClinic, store: TheStore, caller: Scorer, answer_id: Id)
     "/answers/{answer_id}/risk-assessment",
     response_class=Response,
     responses={
-        **documented(404),
+        **documented(404, 409),
         200: {"description": "FHIR R4 RiskAssessment.", "content": {MEDIA_TYPE: {"schema": {"type": "object"}}}},
     },
     summary="The answer as FHIR",
 )
 def get_risk_assessment(answer: Opened) -> Response:
-    """Return a preliminary RiskAssessment (R4), with probabilities in percent, as FHIR requires."""
+    """Return a preliminary RiskAssessment (R4), with probabilities in percent, as FHIR requires.
+
+    E_NOT_FOR_PATIENTS if the score is withheld: the model was trained on synthetic data, and the scan is no phantom.
+    """
     return JSONResponse(risk_assessment(answer), media_type=MEDIA_TYPE)
 
 
 def answer_json(answer: Answer) -> Any:
     """Return the answer as JSON of the API."""
     content = answer.to_json()
-    return inert({**content, "files": [name for name in content["files"] if name in _FILES]})
+    hidden = RESULTS if withheld(answer.score) else ()
+    return inert({**content, "files": [name for name in content["files"] if name in _FILES and name not in hidden]})

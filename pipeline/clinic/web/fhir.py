@@ -6,8 +6,11 @@ well", and invariant ras-2 allows up to 100). The status is preliminary: no pers
 
 from typing import Any
 
+from models.refusal import Refusal
+from pipeline.clinic.reasons import NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.web.inert_text import inert
+from pipeline.scoring.verdict import SYNTHETIC, withheld
 
 MEDIA_TYPE = "application/fhir+json"
 _OUTCOMES = {
@@ -16,12 +19,18 @@ _OUTCOMES = {
 }
 _RISKS = {"low": ("low", "Low likelihood"), "intermediate": ("moderate", "Moderate likelihood")}
 _RISKS["high"] = ("high", "High likelihood")
+_UNCERTAIN = "the 95 % band of the calibration crosses one of the release's operating points"
 _RISK_SYSTEM = "http://terminology.hl7.org/CodeSystem/risk-probability"
 
 
 def risk_assessment(answer: Answer) -> dict[str, Any]:
-    """Create the resource. Unknown values are left out; texts from the scan's headers are made inert."""
+    """Create the resource. Unknown values are left out; texts from the scan's headers are made inert.
+
+    Raises Refusal E_NOT_FOR_PATIENTS.
+    """
     score = answer.score
+    if withheld(score):
+        raise Refusal(NOT_FOR_PATIENTS)
     resource = {
         "resourceType": "RiskAssessment",
         "id": answer.id,
@@ -65,6 +74,8 @@ def _prediction(score: dict[str, Any], label: str) -> dict[str, Any]:
         code, display = _RISKS[level]
         coding = {"system": _RISK_SYSTEM, "code": code, "display": display}
         prediction["qualitativeRisk"] = {"coding": [coding], "text": f"{level}, by the release's operating points"}
+    elif level:  # the code system has no such code
+        prediction["qualitativeRisk"] = {"text": f"{level}: {_UNCERTAIN}"}
     interval = (score.get("interval") or {}).get(label)
     if interval:
         low, high = interval
@@ -75,6 +86,6 @@ def _prediction(score: dict[str, Any], label: str) -> dict[str, Any]:
 def _notes(score: dict[str, Any]) -> list[str]:
     notes = [score["notice"]]
     if score.get("trained_on_synthetic_data"):
-        notes.append("The model was trained on synthetic data; its probabilities say nothing about a patient.")
+        notes.append(SYNTHETIC)
     flagged = [check for check in score.get("quality", []) if check["verdict"] == "flag"]
     return notes + [f"{check['code']}: {check['says']}" for check in flagged]

@@ -1,5 +1,6 @@
 """The clinic's store: nothing is lost, nothing is answered twice, and records stay. All patients are synthetic."""
 
+import json
 import sqlite3
 import stat
 from collections import Counter
@@ -24,6 +25,7 @@ PATIENT = Patient("SYNTHETIC-7", "WARD", "CANARY^SYNTHETIC", "F", 63.0)
 SCORE = {
     "input": {"hu_sha256": "a" * 64},
     "probability": {"severe": 0.25, "pcr_positive": 0.5},
+    "withheld": None,
     "interval": None,
     "level": {"severe": "low", "pcr_positive": None},
 }
@@ -429,6 +431,19 @@ def test_what_was_there_is_there_again(store: Store) -> None:
     answer = answered(store)
     with Store(store.folder) as again:
         assert again.answers.get(answer.id) == answer
+
+
+def test_a_score_of_an_earlier_version_counts_as_a_patients(store: Store) -> None:
+    answer = answered(store)
+    earlier = {**SCORE, "trained_on_synthetic_data": True, "operating_points": {"severe": {}}}
+    del earlier["withheld"]
+    with closing(sqlite3.connect(store.folder / FILE)) as db:
+        db.execute("UPDATE answers SET score = ?", (json.dumps(earlier),))
+        db.commit()
+    score = store.answer_by_id(answer.id).score
+    assert score["withheld"]
+    assert score["level"] == {"severe": None, "pcr_positive": None}
+    assert score["operating_points"] == {}
 
 
 def test_another_versions_file_and_a_broken_one_are_left_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
 
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
@@ -24,6 +25,7 @@ from pipeline.clinic.retention import clear_work, forget_old, tidy
 from pipeline.clinic.settings import SETTINGS, Clinic
 from pipeline.clinic.store import Store, new_id
 from pipeline.clinic.worker import Worker
+from pipeline.imaging.phantom_marker import mark
 from tests.helpers import volume_images
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, write_series
@@ -46,7 +48,11 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for seed, study in enumerate(MODELS):
         folder = tmp_path_factory.mktemp(study)
-        release = save_release(folder, build_network(NetworkSettings(), seed=seed), description(study=study))
+        release = save_release(
+            folder,
+            build_network(NetworkSettings(), seed=seed),
+            description(study=study, trained_on_synthetic_data=False),
+        )
         found[release.sha256] = folder
     return found
 
@@ -152,6 +158,34 @@ def test_results_wait_to_be_sent_where_that_is_set(
     answer = answer_of(Clinic.open(clinic.folder), store, scan)
     assert bool(answer.pacs) is waits
     assert {"sr.dcm", "picture.dcm"} & set(answer.to_json()["files"]) == {"sr.dcm"}
+
+
+@pytest.mark.parametrize("marked", ["every slice", "all but one", "none"])
+def test_a_model_of_phantoms_sends_nothing_of_a_patient(
+    marked: str, clinic: Clinic, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
+    folder = tmp_path_factory.mktemp("phantoms")
+    points = {"severe": {"rule_out": 0.9999, "rule_in": 0.99999}}
+    described = description(study="phantoms", operating_points=points)
+    release = save_release(folder, build_network(NetworkSettings(), seed=3), described)
+    shutil.copytree(folder, clinic.models / release.sha256)
+    store.add_model(release.sha256, "phantoms", signed_by=None, by="test")
+    store.set_live(release.sha256, by="test")
+
+    def edit(image: Dataset, index: int) -> None:
+        if marked == "every slice" or (marked == "all but one" and index):
+            mark(image)
+
+    write_series(tmp_path / "scan", chest(), spacing_mm=SPACING_MM, edit=edit)
+    answer = answer_of(Clinic.open(clinic.folder), store, tmp_path / "scan")
+    is_phantom = marked == "every slice"
+    assert answer.score["input"]["is_phantom"] is is_phantom
+    assert answer.score["level"]["severe"] == ("low" if is_phantom else None)
+    assert bool(answer.pacs) is is_phantom
+    assert bool({"sr.dcm", "picture.dcm"} & set(answer.to_json()["files"])) is is_phantom
+    (record,) = store.audit(limit=1)
+    assert record.output and record.output["level"] == answer.score["level"]
 
 
 def test_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import { SEXES, STATES } from "./words.js";
 import { known, learnAnswer, refresh } from "./worklist.js";
 
 const DELIVERY_MS = 3000;
+const RESULTS = ["sr.dcm", "picture.dcm"]; // what is sent to the PACS
 
 let current = null; // id of the job that is shown
 let opening = 0; // counts openings: a response that belongs to an earlier opening is dropped, even of the same scan
@@ -124,6 +125,7 @@ async function showAnswer(found) {
     outside(answer.model.name),
   );
   show(byId("synthetic"), score.trained_on_synthetic_data);
+  show(byId("fhir"), !score.withheld);
   byId("fhir").href = address(`answers/${id}/risk-assessment`);
   say(byId("send-refused"), "");
   showResult();
@@ -155,7 +157,8 @@ function showDelivery() {
     const tries = pacs.attempts ? `, ${pacs.attempts} ${pacs.attempts === 1 ? "try" : "tries"} so far (${pacs.code})` : "";
     say(says, pacs.state === "waiting" ? `Being sent to the PACS${tries}` : `The PACS did not accept it (${pacs.code})`);
   }
-  show(byId("send"), mayScore && (!pacs || pacs.state === "failed"));
+  const hasResults = answer.files.some((name) => RESULTS.includes(name));
+  show(byId("send"), mayScore && hasResults && (!pacs || pacs.state === "failed"));
   if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
 }
 

@@ -27,9 +27,9 @@ function sparkline(shares) {
 }
 
 function row(answer, isThis) {
-  const { probability, level } = answer.score;
+  const { probability, level, withheld } = answer.score;
   const when = briefly(answer.study.acquired_at ?? answer.created_at);
-  const word = LEVELS[level?.severe];
+  const word = withheld ? "not valid" : LEVELS[level?.severe];
   return [
     isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),
     word ? `${percent(probability.severe)}, ${word.toLowerCase()}` : percent(probability.severe),

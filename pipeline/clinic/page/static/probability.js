@@ -1,10 +1,11 @@
 // The two probabilities: value, band, the release's operating points and their meaning, drawn and in words.
 
 import { byId, element, percent, roughly } from "./dom.js";
-import { LABELS, LEVELS } from "./words.js";
+import { LABELS, LEVELS, SYNTHETIC } from "./words.js";
 
 /** Explains what the PCR result means for the probability of a severe course. It changes only the text. */
-export function pcrMeaning(pcr) {
+export function pcrMeaning({ pcr, score }) {
+  if (score.trained_on_synthetic_data && pcr?.result !== "negative") return { applies: true, text: SYNTHETIC };
   switch (pcr?.result) {
     case "positive":
       return { applies: true, text: "The PCR is positive: this probability applies to this patient." };
@@ -24,6 +25,9 @@ function levelText(level, points) {
   if (!level) return "The release defines no operating points, so no level is shown.";
   const out = roughly(points.rule_out.threshold);
   const into = roughly(points.rule_in.threshold);
+  if (level === "uncertain") {
+    return `The 95 % band crosses a threshold of the release (rules out below ${out}, rules in from ${into}): undecided.`;
+  }
   if (level === "low") return `Below ${out}: the release rules out.`;
   if (level === "high") return `At or above ${into}: the release rules in.`;
   if (points.rule_out.threshold > points.rule_in.threshold) {
@@ -62,8 +66,10 @@ function card(label, score, applies, aside) {
   const band = interval
     ? `95 % band of the calibration: ${percent(interval[0])} to ${percent(interval[1])}`
     : "No band: the release contains none";
+  const { withheld } = score;
   const made = byId(label);
   made.classList.toggle("void", !applies);
+  made.classList.toggle("withheld", Boolean(withheld));
   made.replaceChildren(
     element("h3", {}, LABELS[label].title),
     element("p", { className: "meaning" }, LABELS[label].meaning),
@@ -75,13 +81,13 @@ function card(label, score, applies, aside) {
     ),
     element("p", { className: "interval" }, band),
     scale(p, interval, points),
-    element("p", { className: "level-says" }, levelText(level, points)),
-    element("p", { className: "applies" }, aside),
+    element("p", { className: "level-says" }, withheld ?? levelText(level, points)),
+    withheld ? "" : element("p", { className: "applies" }, aside),
   );
 }
 
 export function showProbabilities(answer) {
-  const severe = pcrMeaning(answer.pcr);
+  const severe = pcrMeaning(answer);
   card("severe", answer.score, severe.applies, severe.text);
   const known = answer.pcr && answer.pcr.result !== "indeterminate";
   card(

@@ -8,7 +8,9 @@ export const LABELS = {
   pcr_positive: { title: "Positive PCR", meaning: "A positive PCR for SARS-CoV-2 around the time of the CT" },
 };
 
-export const LEVELS = { low: "Low", intermediate: "Intermediate", high: "High" };
+export const LEVELS = { low: "Low", intermediate: "Intermediate", high: "High", uncertain: "Uncertain" };
+
+export const SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients.";
 
 export const STATES = {
   waiting: "Waiting",

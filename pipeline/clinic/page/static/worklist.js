@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { briefly, byId, element, outside, percent, personName, say, show } from "./dom.js";
 import { pcrMeaning } from "./probability.js";
-import { LEVELS, STATES } from "./words.js";
+import { LEVELS, STATES, SYNTHETIC } from "./words.js";
 
 const PAGE = 50;
 const BUSY_MS = 1000;
@@ -141,10 +141,15 @@ function write(item, job) {
 function outcome(job, answer) {
   if (job.state === "waiting" && job.position) return [`${STATES.waiting}, ${job.position}.`];
   if (job.state !== "answered" || !answer) return [STATES[job.state]];
-  if (!pcrMeaning(answer.pcr).applies) return ["PCR negative: severe does not apply"];
-  const level = answer.score.level?.severe;
-  const figure = element("span", { className: "figure" }, `severe ${percent(answer.score.probability.severe)}`);
-  return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : ""];
+  const { score } = answer;
+  const synthetic = score.trained_on_synthetic_data
+    ? element("span", { className: "warning", title: SYNTHETIC }, score.withheld ? "synthetic model: not valid" : "synthetic model")
+    : "";
+  if (!pcrMeaning(answer).applies) return ["PCR negative: severe does not apply", synthetic];
+  const level = score.level?.severe;
+  const className = score.withheld ? "figure withheld" : "figure";
+  const figure = element("span", { className }, `severe ${percent(score.probability.severe)}`);
+  return [figure, level ? element("span", { className: `level ${level}` }, LEVELS[level]) : "", synthetic];
 }
 
 /** Returns the last known state of a scan. */

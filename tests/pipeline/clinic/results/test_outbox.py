@@ -57,7 +57,13 @@ def clinic_at(folder: Path, **settings: Any) -> Clinic:
     return Clinic(folder, ClinicSettings.model_validate({"results": SETTINGS | settings}))
 
 
-def answered(clinic: Clinic, *, deliver: bool = False, files: tuple[str, ...] = ("sr.dcm", "picture.dcm")) -> Answer:
+def answered(
+    clinic: Clinic,
+    *,
+    deliver: bool = False,
+    files: tuple[str, ...] = ("sr.dcm", "picture.dcm"),
+    score: dict[str, Any] | None = None,
+) -> Answer:
     """An answer in the clinic's store, with files."""
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test")
@@ -72,7 +78,7 @@ def answered(clinic: Clinic, *, deliver: bool = False, files: tuple[str, ...] = 
             series_uid="1.2.3",
             accession="",
             acquired_at=None,
-            score={"input": {"hu_sha256": "f" * 64}},
+            score=score or {"input": {"hu_sha256": "f" * 64}},
             model_sha256=MODEL_SHA256,
             model_name="trial",
             role="live",
@@ -183,6 +189,25 @@ def test_what_cannot_be_sent_is_not_put(why: str, clinic: Clinic, pacs: Pacs, tm
     with pytest.raises(Refusal, match="E_NO_RESULTS"):
         outbox.put(answer)
     assert delivery(clinic, answer) is None
+
+
+SYNTHETIC: dict[str, Any] = {"trained_on_synthetic_data": True, "input": {"hu_sha256": "f" * 64}}
+
+
+def test_what_a_model_of_phantoms_says_of_a_patient_is_not_put(clinic: Clinic, pacs: Pacs) -> None:
+    answer = replace(answered(clinic), score=SYNTHETIC)
+    with pytest.raises(Refusal, match="E_NOT_FOR_PATIENTS"):
+        Outbox(clinic).put(answer)
+    assert delivery(clinic, answer) is None
+    phantom = {**SYNTHETIC, "input": {**SYNTHETIC["input"], "is_phantom": True}}
+    Outbox(clinic).put(replace(answer, score=phantom))
+    assert attempt(clinic).state == "sent"
+
+
+def test_what_an_earlier_version_queued_of_a_patient_is_not_sent(clinic: Clinic, pacs: Pacs) -> None:
+    answered(clinic, deliver=True, score=SYNTHETIC)
+    failed = attempt(clinic)
+    assert (failed.state, failed.code, pacs.received) == ("failed", "E_NOT_FOR_PATIENTS", [])
 
 
 def test_files_that_went_away_fail_for_good(clinic: Clinic, pacs: Pacs) -> None:

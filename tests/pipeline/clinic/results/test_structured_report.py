@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_the_level_is_told_in_a_standard_code(groups: dict[str, Any]) -> None:
     (level,) = groups["severe"].get_qualitative_evaluations(name=sr_codes.LEVEL)
     assert (level.name, level.value) == (sr_codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
     assert groups["pcr_positive"].get_qualitative_evaluations(name=sr_codes.LEVEL) == []
+
+
+def test_a_level_that_the_band_leaves_open_is_told_as_uncertain(scan: Path, score: Score, tmp_path: Path) -> None:
+    crossing = replace(score, intervals={"severe": (0.05, 0.3456)})
+    made = answer_to(crossing, series_of(scan), tmp_path / "open")
+    assert write_results(made, made.folder, picture=False) is None
+    severe = groups_of(srread(made.folder / REPORT))["severe"]
+    (level,) = severe.get_qualitative_evaluations(name=sr_codes.LEVEL)
+    assert level.value == Code("64957009", "SCT", "Uncertain")
+    assert "Uncertain: the 95 % band of the calibration crosses a threshold." in texts(severe[0])
+
+
+def test_nothing_is_written_of_a_patient_for_a_model_of_phantoms(scan: Path, score: Score, tmp_path: Path) -> None:
+    made = answer_to(replace(score, is_phantom=False), series_of(scan), tmp_path / "patient")
+    refusal = write_results(made, made.folder)
+    assert refusal is not None
+    assert refusal.code == "E_NOT_FOR_PATIENTS"
+    assert not {REPORT, PICTURE} & {path.name for path in made.folder.iterdir()}
 
 
 def test_the_lungs_are_told_by_side_and_third(groups: dict[str, Any], answer: Answer) -> None:

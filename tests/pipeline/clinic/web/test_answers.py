@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,7 +16,7 @@ from pipeline.clinic.audit import Audit
 from pipeline.clinic.pictures import write_scan
 from pipeline.clinic.reasons import CLINIC_FILE
 from pipeline.clinic.records import Answer, Patient
-from pipeline.clinic.results.write import REPORT
+from pipeline.clinic.results.write import PICTURE, REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
 from pipeline.clinic.web.inert_text import inert
@@ -106,6 +107,36 @@ def test_files_can_be_fetched_whole(answer_to: Put, client: Clients) -> None:
 def test_no_other_file_can(name: str, answer_to: Put, client: Clients) -> None:
     given = client("admin").get(f"/api/v1/answers/{answer_to().id}/files/{name}")
     assert refused(given) in ("E_NO_SUCH_FILE", "E_NO_SUCH_ADDRESS", "E_REQUEST")
+
+
+def of_an_earlier_version(answer: Answer) -> dict[str, Any]:
+    """The score as a version stored it that gave patients the levels of a model of phantoms."""
+    points = {"severe": {"rule_out": {"threshold": 0.5, "met": True}, "rule_in": {"threshold": 0.6, "met": False}}}
+    score = {**answer.score, "operating_points": points, "level": {"severe": "low", "pcr_positive": None}}
+    del score["withheld"]
+    score["input"] = {key: value for key, value in score["input"].items() if key != "is_phantom"}
+    return score
+
+
+def test_a_patients_answer_of_a_model_of_phantoms_is_shown_without_a_verdict(answer_to: Put, client: Clients) -> None:
+    answer = answer_to(score=of_an_earlier_version(answer_to()))
+    for name in (REPORT, PICTURE, "score.json"):
+        (answer.folder / name).write_bytes(b'{"level": {"severe": "low"}}')
+    reader = client("read")
+    told = reader.get(f"/api/v1/answers/{answer.id}").json()
+    listed = reader.get("/api/v1/answers").json()["answers"][0]
+    downloaded = reader.get(f"/api/v1/answers/{answer.id}/files/score.json")
+    assert downloaded.headers["content-disposition"] == 'attachment; filename="score.json"'
+    for score in (told["score"], listed["score"], downloaded.json()):
+        assert score["withheld"].endswith("Its result is not valid for patients.")
+        assert score["level"] == {"severe": None, "pcr_positive": None}
+        assert score["operating_points"] == {}
+        assert score["probability"]["severe"] == SEVERE
+    assert not {REPORT, PICTURE} & set(told["files"])
+    for name in (REPORT, PICTURE):
+        assert refused(reader.get(f"/api/v1/answers/{answer.id}/files/{name}")) == "E_NOT_FOR_PATIENTS"
+    sent = client("score").post(f"/api/v1/answers/{answer.id}/send")
+    assert (sent.status_code, refused(sent)) == (409, "E_NOT_FOR_PATIENTS")
 
 
 def test_slices_can_be_seen(answer_to: Put, client: Clients) -> None:

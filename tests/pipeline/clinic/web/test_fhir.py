@@ -10,6 +10,7 @@ from fhir.resources.R4B.riskassessment import RiskAssessment
 from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.web.fhir import risk_assessment
 from tests.helpers.scored_answers import BAND, MODEL_SHA256, PCR_POSITIVE, SEVERE
+from tests.pipeline.clinic.web.conftest import refused
 
 
 def resource_of(answer: Answer) -> dict[str, Any]:
@@ -49,6 +50,23 @@ def test_what_is_not_known_is_left_out(answer_to: Callable[..., Answer]) -> None
     assert told["subject"] == {"type": "Patient", "display": "unknown"}
     assert "basis" not in told
     assert all(set(each) == {"outcome", "probabilityDecimal"} for each in told["prediction"])
+
+
+def test_a_level_that_the_band_leaves_open_has_no_code(answer_to: Callable[..., Answer]) -> None:
+    answer = answer_to()
+    score = {**answer.score, "level": {**answer.score["level"], "severe": "uncertain"}}
+    (severe,) = (each for each in resource_of(replace(answer, score=score))["prediction"] if "qualitativeRisk" in each)
+    assert set(severe["qualitativeRisk"]) == {"text"}
+    assert severe["qualitativeRisk"]["text"].startswith("uncertain: the 95 % band of the calibration crosses")
+
+
+def test_there_is_none_of_a_patient_for_a_model_of_phantoms(
+    answer_to: Callable[..., Answer], client: Callable[..., TestClient]
+) -> None:
+    answer = answer_to()
+    patients = answer_to(score={**answer.score, "input": {**answer.score["input"], "is_phantom": False}})
+    given = client("read").get(f"/api/v1/answers/{patients.id}/risk-assessment")
+    assert (given.status_code, refused(given)) == (409, "E_NOT_FOR_PATIENTS")
 
 
 def test_odd_texts_are_inert(answer_to: Callable[..., Answer]) -> None:
