@@ -20,6 +20,7 @@ _SELECT = """
     SELECT answers.*, result, collected_on, pcr.source, by, state, attempts, code, due_at, sent_at FROM answers
     LEFT JOIN pcr ON pcr.answer_id = answers.id LEFT JOIN deliveries ON deliveries.answer_id = answers.id
 """
+_DAY_CHARACTERS = len("2021-03-04")
 
 
 class Answers:
@@ -104,14 +105,14 @@ class Answers:
         )
 
     def _insert(self, db: sqlite3.Connection, job: Job, answer: Answer) -> None:
-        patient, acquired = answer.patient and self._keys.keyed(answer.patient), answer.acquired_at
+        patient = answer.patient and self._keys.keyed(answer.patient)
         named = self._keys.patient_text(patient)
         db.execute(
             "INSERT INTO answers (id, job_id, created_at, patient_key, patient, study_uid, series_uid, accession,"
             " acquired_at, score, model_sha256, model_name, role) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *(answer.id, job.id, stamp(answer.created_at), patient and patient.key, named),
-                *(answer.study_uid, answer.series_uid, answer.accession, acquired and acquired.isoformat()),
+                *(answer.study_uid, answer.series_uid, answer.accession, answer.acquired),
                 *(json.dumps(answer.score, allow_nan=False), answer.model_sha256, answer.model_name, answer.role),
             ),
         )
@@ -130,6 +131,7 @@ class Answers:
             series_uid=row["series_uid"],
             accession=row["accession"],
             acquired_at=at and datetime.fromisoformat(at),
+            has_clock=at is None or len(at) > _DAY_CHARACTERS,
             score=redecided(json.loads(row["score"])),
             model_sha256=row["model_sha256"],
             model_name=row["model_name"],

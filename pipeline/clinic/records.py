@@ -120,8 +120,9 @@ class Delivery:
 class Answer:
     """The model's answer for one scan.
 
-    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without time zone. `role`: the model's role at
-    that time; answers of a shadow model are for comparison only, and no clinician sees them. `folder`: its files.
+    `score`: `Score.to_json()`. `acquired_at`: local time of the scan, without time zone; midnight if its headers give
+    only the day, and then `has_clock` is false. `role`: the model's role at that time; answers of a shadow model are
+    for comparison only, and no clinician sees them. `folder`: its files.
     """
 
     id: str
@@ -139,6 +140,14 @@ class Answer:
     patient: Patient | None = None
     pcr: Pcr | None = None
     pacs: Delivery | None = None
+    has_clock: bool = True
+
+    @property
+    def acquired(self) -> str | None:
+        """The time of the scan as ISO 8601, only the day where its headers give no time."""
+        if self.acquired_at is None or self.has_clock:
+            return moment(self.acquired_at)
+        return self.acquired_at.date().isoformat()
 
     def to_json(self) -> dict[str, Any]:
         files = sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
@@ -151,7 +160,7 @@ class Answer:
                 "study_uid": self.study_uid,
                 "series_uid": self.series_uid,
                 "accession": self.accession,
-                "acquired_at": moment(self.acquired_at),
+                "acquired_at": self.acquired,
             },
             "score": self.score,
             "model": {"sha256": self.model_sha256, "name": self.model_name, "role": self.role},

@@ -158,6 +158,7 @@ class Worker:
             series_uid=series.series_uid,
             accession=accession,
             acquired_at=series.acquired,
+            has_clock=series.has_clock,
             score=score.to_json(),
             model_sha256=model.sha256,
             model_name=model.name,

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,27 @@ def test_the_worklist_warns_of_a_model_of_phantoms_beside_its_level(page, answer
     assert "Intermediate" in page.text(item) or "PCR negative" in page.text(item)
 
 
+def test_buttons_of_the_pacs_are_there_only_with_a_pacs(page, clinic):
+    for button in ("#choose-pacs", "#send"):
+        shown = page.js(f"document.querySelector('{button}').checkVisibility()")
+        assert shown is (clinic.orthanc is not None)
+    page.js("document.activeElement.blur()")
+    page.js("""
+        import('./static/pacs.js').then(({ allowPacs }) => allowPacs({ role: 'score', searches_pacs: false }));
+        import('./static/answer.js').then(({ allow }) => allow({ role: 'score', sends_to_pacs: false }));
+    """)
+    for button in ("#choose-pacs", "#send"):
+        page.wait_for(f"!document.querySelector('{button}').checkVisibility()")
+    page.key("/")
+    assert not page.js("document.querySelector('#pacs').open")
+
+
+def test_times_have_their_date_and_a_day_has_no_time(page):
+    assert str(datetime.now().astimezone().year) in page.text("#scan-facts").rpartition("scored")[2]
+    told = page.js("import('./static/dom.js').then(({ moment }) => moment('2020-03-04').textContent)")
+    assert "2020" in told and ":" not in told
+
+
 def looks(clinic: Clinic) -> list[str | None]:
     """The answers that were opened, as the record has them."""
     with Store(clinic.scans.parent / "site") as store:
@@ -387,7 +409,7 @@ def serious(page: Page) -> list[str]:
 def test_axe_finds_nothing_serious(page, clinic):
     page.wait_for("document.querySelectorAll('#history tr').length")
     assert serious(page) == []
-    for opens in ("#show-keys", "#choose-pacs"):
+    for opens in ("#show-keys", *(["#choose-pacs"] if clinic.orthanc else [])):
         page.click(opens)
         assert serious(page) == []
         page.key("Escape")

@@ -110,6 +110,7 @@ def answer_to(scored: Score, series: Series, folder: Path, **changes: Any) -> An
         series_uid=series.series_uid,
         accession="",
         acquired_at=series.acquired,
+        has_clock=series.has_clock,
         score=scored.to_json(),
         model_sha256=MODEL_SHA256,
         model_name="trial of synthetic hospitals",

@@ -56,7 +56,7 @@ class Jobs(BaseModel):
 
 
 class Study(BaseModel):
-    """The scan in the PACS. `acquired_at`: local time, without time zone."""
+    """The scan in the PACS. `acquired_at`: local time, without time zone; a day if the scan's headers give no time."""
 
     study_uid: str
     series_uid: str
@@ -252,11 +252,16 @@ class SignIn(BaseModel):
 
 
 class Session(BaseModel):
-    """The caller. `ends_at`: when their token or session expires; null: never."""
+    """The caller. `ends_at`: when their token or session expires; null: never.
+
+    `searches_pacs`, `sends_to_pacs`: whether the clinic's settings name a PACS to search, and one to send results to.
+    """
 
     name: str
     role: Access
     ends_at: str | None
+    searches_pacs: bool
+    sends_to_pacs: bool
 
 
 class Readiness(BaseModel):

@@ -18,6 +18,7 @@ let current = null; // id of the job that is shown
 let opening = 0; // counts openings: a response that belongs to an earlier opening is dropped, even of the same scan
 let answer = null;
 let mayScore = false;
+let maySend = false;
 let looking = null;
 
 export function startAnswer() {
@@ -35,11 +36,12 @@ export function startAnswer() {
   });
 }
 
-/** Show the controls that a role may use. `role`: of the signed-in user; a reader may change nothing. */
-export function allow(role) {
+/** Show the controls that a session may use: a reader may change nothing, and a clinic may have no PACS. */
+export function allow({ role, sends_to_pacs: sendsToPacs }) {
   mayScore = role !== "read";
+  maySend = mayScore && sendsToPacs;
   show(byId("pcr-form"), mayScore);
-  show(byId("send"), mayScore);
+  show(byId("send"), maySend);
   show(byId("drop"), mayScore);
 }
 
@@ -120,7 +122,7 @@ async function showAnswer(found) {
     ...(study.acquired_at ? ["CT of ", moment(study.acquired_at)] : ["Time of the CT unknown"]),
     ...(study.accession ? [" · accession ", outside(study.accession)] : []),
     " · scored ",
-    briefly(answer.created_at),
+    moment(answer.created_at),
     " by ",
     outside(answer.model.name),
   );
@@ -158,7 +160,7 @@ function showDelivery() {
     say(says, pacs.state === "waiting" ? `Being sent to the PACS${tries}` : `The PACS did not accept it (${pacs.code})`);
   }
   const hasResults = answer.files.some((name) => RESULTS.includes(name));
-  show(byId("send"), mayScore && hasResults && (!pacs || pacs.state === "failed"));
+  show(byId("send"), maySend && hasResults && (!pacs || pacs.state === "failed"));
   if (pacs?.state === "waiting") looking = setTimeout(lookAtDelivery, DELIVERY_MS, answer.id);
 }
 

@@ -5,7 +5,7 @@ import { ask, onSignedOut } from "./api.js";
 import { byId, outside, say, show } from "./dom.js";
 import { startIncoming } from "./incoming.js";
 import { showKeys, startKeys } from "./keys.js";
-import { openPacs, startPacs } from "./pacs.js";
+import { allowPacs, openPacs, startPacs } from "./pacs.js";
 import { fade, nextOverlay, nextWindow, startViewer } from "./viewer.js";
 import { choose, neighbour, refresh, startWorklist, stopWorklist } from "./worklist.js";
 
@@ -41,10 +41,11 @@ async function signIn(token) {
   }
 }
 
-function signedIn({ name, role }) {
+function signedIn(session) {
   byId("token").value = "";
-  byId("who-asks").replaceChildren(outside(name));
-  allow(role);
+  byId("who-asks").replaceChildren(outside(session.name));
+  allow(session);
+  allowPacs(session);
   show(byId("sign-in"), false);
   for (const id of ["session", "desk"]) show(byId(id), true);
   refresh();

@@ -45,12 +45,14 @@ export function percent(share) {
 /** Formats thresholds and shares, which are not a patient's probability, in percent. */
 export const roughly = (share) => (share === null ? "–" : `${Number((share * 100).toFixed(1))} %`);
 
+const DAY_CHARACTERS = "2021-03-04".length;
 const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const DAY = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const CLOCK = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
 
-/** Formats an ISO 8601 time in the browser's language and, if it has a time zone, in the browser's zone. */
+/** Formats an ISO 8601 time in the browser's language and, if it has a time zone, in the browser's zone; or a day. */
 export function moment(iso) {
+  if (iso.length === DAY_CHARACTERS) return day(iso);
   return element("time", { dateTime: iso }, MOMENT.format(new Date(iso)));
 }
 

@@ -1,7 +1,7 @@
 // All scores of one patient, newest first, each with its model.
 
 import { ask } from "./api.js";
-import { briefly, byId, element, outside, percent, table } from "./dom.js";
+import { byId, element, moment, outside, percent, table } from "./dom.js";
 import { LEVELS } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -28,7 +28,7 @@ function sparkline(shares) {
 
 function row(answer, isThis) {
   const { probability, level, withheld } = answer.score;
-  const when = briefly(answer.study.acquired_at ?? answer.created_at);
+  const when = moment(answer.study.acquired_at ?? answer.created_at);
   const word = withheld ? "not valid" : LEVELS[level?.severe];
   return [
     isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),

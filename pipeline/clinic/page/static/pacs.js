@@ -1,7 +1,15 @@
 // Choosing a scan from the PACS: search for series, and score one of them.
 
 import { ask } from "./api.js";
-import { byId, day, element, outside, personName, say, table } from "./dom.js";
+import { byId, day, element, outside, personName, say, show, table } from "./dom.js";
+
+let isThere = false; // whether the clinic has a PACS to search
+
+/** Shows the button only if there is a PACS to search. */
+export function allowPacs(session) {
+  isThere = session.searches_pacs && session.role !== "read";
+  show(byId("choose-pacs"), isThere);
+}
 
 /** `arrived(job)`: called when the service has queued a series. */
 export function startPacs(arrived) {
@@ -13,7 +21,7 @@ export function startPacs(arrived) {
 }
 
 export function openPacs() {
-  byId("pacs").showModal();
+  if (isThere) byId("pacs").showModal();
 }
 
 async function search(form, arrived) {

@@ -4,7 +4,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -137,6 +137,13 @@ def test_a_patients_answer_of_a_model_of_phantoms_is_shown_without_a_verdict(ans
         assert refused(reader.get(f"/api/v1/answers/{answer.id}/files/{name}")) == "E_NOT_FOR_PATIENTS"
     sent = client("score").post(f"/api/v1/answers/{answer.id}/send")
     assert (sent.status_code, refused(sent)) == (409, "E_NOT_FOR_PATIENTS")
+
+
+def test_an_answer_without_a_time_of_day_has_the_day_alone(answer_to: Put, client: Clients) -> None:
+    for has_clock, told in ((False, "2020-03-04"), (True, "2020-03-04T00:00:00")):
+        answer = answer_to(acquired_at=datetime(2020, 3, 4), has_clock=has_clock)
+        assert answer.has_clock is has_clock
+        assert client("read").get(f"/api/v1/answers/{answer.id}").json()["study"]["acquired_at"] == told
 
 
 def test_slices_can_be_seen(answer_to: Put, client: Clients) -> None:

@@ -1,11 +1,13 @@
 """Browsers: signing in with a token, and that no other site can act for them."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from fastapi.testclient import TestClient
 
 from pipeline.clinic.settings import Clinic
+from pipeline.site.pacs_settings import PacsTable
 from tests.pipeline.clinic.web.conftest import ADDRESS, refused
 
 Clients = Callable[..., TestClient]
@@ -31,6 +33,19 @@ def test_the_cookie_is_for_this_site_and_no_script(client: Clients, secrets_by_r
     assert {"httponly", "samesite=strict", "path=/", "max-age=43200"} <= attributes
     assert "secure" not in attributes
     assert secrets_by_role["read"] not in cookie + answer.text
+
+
+PACS = {"protocol": "dicomweb", "dicomweb": {"url": "http://127.0.0.1:1/dicom-web"}}
+
+
+@pytest.mark.parametrize(("searches", "send"), [(False, "off"), (True, "off"), (False, "on_request"), (True, "always")])
+def test_a_session_tells_whether_there_is_a_pacs(
+    searches: bool, send: Literal["off", "on_request", "always"], browser: TestClient, clinic: Clinic
+) -> None:
+    clinic.settings.pacs = PacsTable.model_validate(PACS) if searches else None
+    clinic.settings.results.send = send
+    told = browser.get("/api/v1/session").json()
+    assert (told["searches_pacs"], told["sends_to_pacs"]) == (searches, send != "off")
 
 
 def test_by_tls_the_cookie_is_secure(client: Clients, clinic: Clinic, secrets_by_role: dict[str, str]) -> None:
