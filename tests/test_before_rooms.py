@@ -111,6 +111,7 @@ def test_its_clinic_opens_with_its_answer_and_model(old: Path) -> None:
         live = store.models.with_role("live")
     assert answer.model_sha256 == model.sha256 and live == model
     assert set(answer.score["probability"]) == {"pcr_positive", "severe"}
+    assert answer.score["withheld"] and set(answer.score["level"].values()) == {None}  # its model has seen phantoms
     assert json.loads((answer.folder / "score.json").read_text())["model"]["sha256"] == model.sha256
     assert {"sr.dcm", "source.dcm", "saliency.nii.gz"} <= {path.name for path in answer.folder.iterdir()}
     assert load_release(clinic.models / model.sha256).sha256 == model.sha256

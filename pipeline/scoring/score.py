@@ -49,8 +49,8 @@ class Score:
     the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
     `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
     the lungs is dense. `distance`: from the scans that the model was trained on, if the release has a limit for it.
-    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total. `is_phantom`: whether the scan's headers
-    mark it as a synthetic phantom; only then has a model that was trained on phantoms levels.
+    `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total. `is_phantom`: whether the
+    scan's headers mark it as a synthetic phantom; only then does a model that was trained on phantoms have levels.
 
     For the pages, not part of the JSON: `prepared`, the scan as the model saw it; `volume`, the scan upright (axes as
     in `preprocess.AXES`); `saliency`, where the model looked for the label that `explained` names: float32, 0 to 1, on

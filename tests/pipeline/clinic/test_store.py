@@ -440,7 +440,7 @@ def test_a_score_of_an_earlier_version_counts_as_a_patients(store: Store) -> Non
     with closing(sqlite3.connect(store.folder / FILE)) as db:
         db.execute("UPDATE answers SET score = ?", (json.dumps(earlier),))
         db.commit()
-    score = store.answer_by_id(answer.id).score
+    score = store.answers.get(answer.id).score
     assert score["withheld"]
     assert score["level"] == {"severe": None, "pcr_positive": None}
     assert score["operating_points"] == {}

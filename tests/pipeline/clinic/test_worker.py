@@ -170,8 +170,8 @@ def test_a_model_of_phantoms_sends_nothing_of_a_patient(
     described = description(study="phantoms", operating_points=points)
     release = save_release(folder, build_network(NetworkSettings(), seed=3), described)
     shutil.copytree(folder, clinic.models / release.sha256)
-    store.add_model(release.sha256, "phantoms", signed_by=None, by="test")
-    store.set_live(release.sha256, by="test")
+    store.models.add(release.sha256, "phantoms", signed_by=None, by="test")
+    store.models.set_live(release.sha256, by="test")
 
     def edit(image: Dataset, index: int) -> None:
         if marked == "every slice" or (marked == "all but one" and index):
@@ -184,7 +184,7 @@ def test_a_model_of_phantoms_sends_nothing_of_a_patient(
     assert answer.score["level"]["severe"] == ("low" if is_phantom else None)
     assert bool(answer.pacs) is is_phantom
     assert bool({"sr.dcm", "picture.dcm"} & set(answer.to_json()["files"])) is is_phantom
-    (record,) = store.audit(limit=1)
+    (record,) = store.audit.records(limit=1)
     assert record.output and record.output["level"] == answer.score["level"]
 
 
