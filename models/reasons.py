@@ -24,6 +24,11 @@ MODEL_ALTERED = Reason(
     "the model's files do not match their hashes",
     "Do not use this copy. Fetch the release again.",
 )
+SEGMENTER_ALTERED = Reason(
+    "E_SEGMENTER_ALTERED",
+    "the weights of the lung segmenter are missing or altered",
+    "Install this version of fedthorax again.",
+)
 MODEL_FORMAT = Reason(
     "E_MODEL_FORMAT",
     "this version cannot read the model's description",

@@ -1,0 +1,134 @@
+"""One synthetic scan with its label map: the anatomy put together, in the order in which organs displace each other."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from models.lung_segmenter import Region, Tissue
+from pipeline.phantom.body.abdomen import add_abdomen
+from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
+from pipeline.phantom.body.chest import SIDES, Chest, make_chest
+from pipeline.phantom.body.disease import Lung, add_disease, healthy
+from pipeline.phantom.body.frame import Field, Frame, Mask, draw_frame
+from pipeline.phantom.body.trees import filled_share, grow
+from pipeline.phantom.body.trunk import Tissues, make_trunk
+
+STEP_MM = 4.0  # the working grid of preprocessing
+_HALF = 0.5  # of a voxel, to be counted as the tissue
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scan and what is in it.
+
+    `hu`: float32. `regions`: uint8, values of `Region`. `tissues`: uint8, values of `Tissue`, which hold inside the
+    lungs. All have shape (slices, rows, columns), slice 0 lowest, rows to the back, columns to the patient's left.
+    """
+
+    hu: Field
+    regions: NDArray[np.uint8]
+    tissues: NDArray[np.uint8]
+    step_mm: float
+
+
+def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
+    """Draw one scan: body, disease and scanner, all at random."""
+    extent = rng.uniform((230, 230, 310), (360, 320, 420))  # millimetres
+    shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
+    centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
+    frame = draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng)
+    tissues = Tissues.draw(rng)
+    trunk = make_trunk(frame, tissues, rng)
+    chest = make_chest(frame, trunk, tissues, rng)
+    gas = add_abdomen(frame, trunk, chest, tissues, rng)
+    lung = healthy(frame, chest, rng)
+    add_disease(lung, frame, rng)
+    hu, inner = _lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
+    _devices(frame, hu, trunk.body, lung.both, rng)
+    seen = acquire(hu, step_mm, rng)
+    outside = circle(frame.shape, rng)
+    if outside is not None:
+        seen[outside] = LOWEST_HU
+    return Sample(seen, _regions(chest, lung, gas), inner, step_mm)
+
+
+def _lungs_into(
+    hu: Field, lung: Lung, chest: Chest, tissues: Tissues, frame: Frame, rng: Generator
+) -> tuple[Field, NDArray[np.uint8]]:
+    """Write lungs with vessels, bronchi and disease into `hu`; return the tissues inside the lungs."""
+    vessels, lumen, wall = _branches(lung, chest, frame, rng)
+    solid_hu, glass_hu = rng.uniform(-10, 70), rng.uniform(120, 480)
+    texture = 1 + rng.uniform(0, 0.4) * frame.noise(6, rng)
+    inside = lung.hu + glass_hu * np.clip(texture, 0.2, 2) * lung.ground_glass
+    inside = inside + lung.consolidation * (solid_hu + 12 * frame.noise(8, rng) - inside)
+    inside = np.clip(inside, -1000, 150)
+    inside = inside + vessels * (tissues.blood - inside)
+    inside = inside + wall * (20 - inside)
+    inside = inside + lumen * (-990 - inside)
+    written = np.where(lung.both, inside, hu)
+    fluid = ~np.isnan(lung.outside_hu)
+    written[fluid] = lung.outside_hu[fluid]
+    labels = np.full(frame.shape, Tissue.PARENCHYMA, np.uint8)
+    labels[lung.ground_glass > _HALF] = Tissue.GROUND_GLASS
+    labels[lung.consolidation > _HALF] = Tissue.CONSOLIDATION
+    free = lung.consolidation <= _HALF  # vessels cannot be seen in consolidation
+    labels[(vessels + wall > 0.3) & free] = Tissue.VESSEL
+    labels[(lumen > _HALF) & free] = Tissue.AIRWAY
+    return written.astype(np.float32), np.where(lung.both, labels, Tissue.PARENCHYMA).astype(np.uint8)
+
+
+def _branches(lung: Lung, chest: Chest, frame: Frame, rng: Generator) -> tuple[Field, Field, Field]:
+    """Return the shares of each voxel that vessels, lumen of bronchi and walls of bronchi fill."""
+    vessels, bronchi = [], []
+    for side in SIDES:
+        mine = lung.lungs[side]
+        if mine.sum() < 500:
+            continue
+        root = _voxel_of(frame, chest.hila[side])
+        for _ in range(2):  # arteries and veins
+            start = root + rng.normal(0, 2, 3)
+            leaves, thin = int(rng.integers(60, 220)), rng.uniform(0.6, 1.2)
+            vessels.append(grow(start, mine, frame, rng, leaves=leaves, leaf_mm=thin))
+        bronchi.append(grow(root, mine, frame, rng, leaves=int(rng.integers(9, 26)), leaf_mm=rng.uniform(0.8, 1.8)))
+    thick = rng.uniform(0.5, 1.2) if rng.random() < 0.8 else rng.uniform(1.2, 2.5)
+    blood = filled_share(vessels, frame)
+    lumen = filled_share(bronchi, frame)
+    wall = np.clip(filled_share(bronchi, frame, thicker_mm=thick) - lumen, 0, 1)
+    wanted = np.float32(rng.uniform(0.7, 1.8))
+    return np.minimum(wanted * blood, 1), lumen, wall
+
+
+def _voxel_of(frame: Frame, point: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the index of the voxel nearest to a point of the body."""
+    away = (frame.z - point[0]) ** 2 + (frame.y - point[1]) ** 2 + (frame.x - point[2]) ** 2
+    return np.array(np.unravel_index(int(np.argmin(away)), frame.shape), float)
+
+
+def _devices(frame: Frame, hu: Field, body: Mask, lungs: Mask, rng: Generator) -> None:
+    """Add a pacemaker, lines, tubes and electrodes in some patients."""
+    if rng.random() < 0.06:
+        side = rng.choice(SIDES)
+        box = frame.ellipsoid((rng.uniform(30, 60), -105, side * 85), (22, 9, 24)) < 1
+        hu[box] = 3000
+    for _ in range(rng.integers(0, 3) if rng.random() < 0.25 else 0):
+        start = np.array([rng.uniform(60, 110), rng.uniform(-20, 10), rng.uniform(-30, 30)])
+        run = np.array([-rng.uniform(60, 180), rng.uniform(-20, 20), rng.uniform(-15, 15)])
+        path = np.linspace(start, start + run, 40)
+        line = frame.tube(path, 2.6)
+        hu[line & ~lungs] = rng.uniform(300, 2500)
+    if rng.random() < 0.2:
+        for _ in range(rng.integers(2, 6)):
+            at = (rng.uniform(-120, 80), -rng.uniform(95, 140), rng.uniform(-110, 110))
+            hu[(frame.ellipsoid(at, (6, 4, 6)) < 1) & ~lungs] = rng.uniform(300, 3000)
+
+
+def _regions(chest: Chest, lung: Lung, gas: Mask) -> NDArray[np.uint8]:
+    regions = np.full(gas.shape, Region.BACKGROUND, np.uint8)
+    regions[chest.middle] = Region.MEDIASTINUM
+    regions[gas] = Region.BOWEL_GAS
+    regions[chest.airways] = Region.AIRWAY
+    regions[lung.lungs[-1]] = Region.RIGHT_LUNG
+    regions[lung.lungs[1]] = Region.LEFT_LUNG
+    return regions

@@ -1,0 +1,73 @@
+"""Synthetic bodies: their label maps agree with their anatomy and with their HU."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from models.lung_segmenter import Region, Tissue
+from pipeline.phantom.body.sample import Sample, draw_sample
+
+SEEDS = range(40, 52)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [draw_sample(np.random.default_rng(seed)) for seed in SEEDS]
+
+
+def lungs_of(sample: Sample) -> np.ndarray:
+    return np.isin(sample.regions, (Region.RIGHT_LUNG, Region.LEFT_LUNG))
+
+
+def test_the_same_seed_gives_the_same_body() -> None:
+    first, second = (draw_sample(np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(first.hu, second.hu)
+    assert np.array_equal(first.regions, second.regions)
+    assert np.array_equal(first.tissues, second.tissues)
+    assert not np.array_equal(
+        first.regions[:40, :60, :60], draw_sample(np.random.default_rng(4)).regions[:40, :60, :60]
+    )
+
+
+def test_lungs_have_the_size_and_the_sides_of_an_adults(samples: list[Sample]) -> None:
+    for sample in samples:
+        sizes = {side: np.count_nonzero(sample.regions == side) * 0.064 for side in (1, 2)}
+        assert all(150 < size < 4500 for size in sizes.values()), sizes
+        right, left = (np.argwhere(sample.regions == side).mean(axis=0)[2] for side in (1, 2))
+        assert left - right > 15  # columns run to the patient's left
+
+
+def test_aerated_lung_is_dark_and_dense_lung_is_not(samples: list[Sample]) -> None:
+    for sample in samples:
+        inside = ndimage.binary_erosion(lungs_of(sample))
+        aerated = sample.hu[inside & (sample.tissues == Tissue.PARENCHYMA)]
+        assert np.median(aerated) < -650
+        solid = ndimage.binary_erosion(inside & (sample.tissues == Tissue.CONSOLIDATION))
+        if np.count_nonzero(solid) > 50:
+            assert -150 < np.median(sample.hu[solid]) < 150
+
+
+def test_gas_in_the_bowel_has_the_density_of_air_and_is_not_lung(samples: list[Sample]) -> None:
+    seen = 0
+    for sample in samples:
+        gas = ndimage.binary_erosion(sample.regions == Region.BOWEL_GAS)
+        seen += bool(gas.any())
+        if np.count_nonzero(gas) > 50:
+            assert np.median(sample.hu[gas]) < -700
+    assert seen > len(samples) / 2
+
+
+def test_tissues_lie_inside_the_lungs(samples: list[Sample]) -> None:
+    for sample in samples:
+        assert not sample.tissues[~lungs_of(sample)].any()
+        assert sample.hu.min() >= -1024
+        assert sample.hu.max() <= 3071
+        assert not np.isnan(sample.hu).any()
+        assert all(size % 8 == 0 for size in sample.hu.shape)
+
+
+def test_every_kind_occurs(samples: list[Sample]) -> None:
+    regions = set().union(*(np.unique(sample.regions).tolist() for sample in samples))
+    tissues = set().union(*(np.unique(sample.tissues).tolist() for sample in samples))
+    assert regions == set(Region)
+    assert tissues == set(Tissue)

@@ -1,0 +1,43 @@
+"""Training the lung segmenter: it can be repeated, and it learns."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from models.lung_segmenter import LungSegmenter, Region, Tissue
+from pipeline.phantom.body.sample import draw_sample
+from pipeline.phantom.lung_training import CROP, cropped, loss_of, train
+
+
+def test_two_steps_twice_give_the_same_weights(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(tmp_path / name, steps=2, seed=5, workers=0)
+    first, second = load_file(tmp_path / "a"), load_file(tmp_path / "b")
+    assert first.keys() == LungSegmenter().state_dict().keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(value.dtype == torch.float16 for value in first.values())
+
+
+def test_the_loss_prefers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    _, regions, tissues = (each[None] for each in cropped(draw_sample(rng), rng))
+    right = [
+        20.0 * torch.nn.functional.one_hot(labels, len(kind)).permute(0, 4, 1, 2, 3).float()
+        for labels, kind in ((regions, Region), (tissues, Tissue))
+    ]
+    wrong = [each.roll(1, dims=1) for each in right]
+    assert loss_of(*right, regions, tissues) < 0.1
+    assert loss_of(*wrong, regions, tissues) > 10
+
+
+def test_a_part_has_the_size_of_a_step_and_keeps_its_labels() -> None:
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        sample = draw_sample(rng)
+        hu, regions, tissues = cropped(sample, rng)
+        assert hu.shape == regions.shape == tissues.shape == CROP
+        inside = (regions == Region.RIGHT_LUNG) | (regions == Region.LEFT_LUNG)
+        assert not tissues[~inside].any()
+        assert set(hu[inside].tolist()) <= set(sample.hu[np.isin(sample.regions, (1, 2))].tolist())
