@@ -8,30 +8,44 @@ import torch
 
 from federation.cli.console import print_json, print_table, say
 from models.description import POINTS
+from models.refusal import Refusal
 from models.release import load_release
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES
 from pipeline.scoring.html_report import write_report
-from pipeline.scoring.score import Score, score
+from pipeline.scoring.label_maps import write_labels
+from pipeline.scoring.lungs_alone import measure_lungs
+from pipeline.scoring.score import Score, score_scan
+from pipeline.scoring.single_scan import OneScan, read_one
 from pipeline.scoring.verdict import SYNTHETIC
 
 
 def score_series(
     series: Sequence[Path], *, model: Path, trusted: Sequence[Path] = (), out: Path | None, as_json: bool
 ) -> None:
-    """Score one series and show the answer. With `out`, also write score.json and score.html there.
+    """Score one series and show the answer. With `out`, also write the files there.
+
+    The files are score.json, score.html, and the label maps lungs.nii.gz and opacities.nii.gz on the scan's grid. If
+    the model gives no answer but the scan shows a whole chest, they are the label maps and lungs.json, the table.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
 
-    Raises Refusal: those of `load_release` and `score`.
+    Raises Refusal: those of `load_release`, `read_one` and `score_scan`.
     """
     torch.set_num_threads(1)  # as in the clinic: the network is small, and more threads only wait for each other
     release = load_release(model, trusted)
-    result = score(series[0] if len(series) == 1 else series, release)
+    scan = read_one(series[0] if len(series) == 1 else series)
+    try:
+        result = score_scan(scan, release)
+    except Refusal:
+        if out is not None:
+            _write_lungs(scan, out)
+        raise
     content = result.to_json()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "score.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
         page = write_report(result, out)
+        write_labels(result.burden, result.volume, out)
     if as_json:
         print_json(content)
         return
@@ -74,6 +88,18 @@ def _print(result: Score) -> None:
     print_table(
         ["check", "value", "verdict"], [[c.name, f"{c.value} {c.unit}".strip(), c.verdict] for c in result.checks]
     )
+
+
+def _write_lungs(scan: OneScan, out: Path) -> None:
+    """Write what can be measured without a model, if the scan shows a whole chest."""
+    try:
+        lungs = measure_lungs(scan.volume)
+    except Refusal:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_labels(lungs.burden, lungs.volume, out)
+    table = json.dumps(lungs.burden.to_json(), indent=1)
+    (out / "lungs.json").write_text(table, encoding="utf-8")
 
 
 def _percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ The server's main process draws slices and never imports torch; only `write_pict
 
 import io
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
@@ -24,18 +24,20 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.clinic.reasons import NO_SUCH_PICTURE
 from pipeline.imaging.volume import LUNG_WINDOW_HU, Volume, whole_hu
-from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
+from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba, opacity_rgba
 
 if TYPE_CHECKING:
+    from pipeline.preprocessing.lesion_burden import Burden
+    from pipeline.preprocessing.preprocess import Prepared
     from pipeline.scoring.score import Score
 
-IMAGE, LUNGS, SALIENCY = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz"
+IMAGE, LUNGS, SALIENCY, OPACITIES = "image.nii.gz", "lungs.nii.gz", "saliency.nii.gz", "opacities.nii.gz"
 MOST_VOXELS = (200, 256, 256)  # slices, rows, columns: about 10 MB compressed, and enough for orientation
 _GZIP = 31  # zlib's wbits for gzip. Only runs are compressed (Z_RLE): twice as fast as gzip's fastest, a tenth larger
 _KEPT_VOLUMES = 6  # the volumes of two answers
 
 Plane = Literal["axial", "coronal", "sagittal"]
-Overlay = Literal["none", "lungs", "saliency"]
+Overlay = Literal["none", "lungs", "saliency", "opacities"]
 # By plane: its axis in the stored volume, and the letters at its left, right, top and bottom edge.
 PLANES: dict[Plane, tuple[int, tuple[str, str, str, str]]] = {
     "axial": (2, ("R", "L", "A", "P")),
@@ -47,15 +49,20 @@ _reading = Lock()
 
 
 def write_pictures(score: "Score", folder: Path) -> None:
-    """Write the scan in HU (int16), the lungs (0 or 1) and, if there is one, the saliency (0 to 255).
+    """Write the scan in HU (int16), the lungs (0 or 1), the dense voxels (`Opacity`) and any saliency (0 to 255).
 
     Raises OSError if the disk is full.
     """
     _save(*_coarser(score.volume), folder / IMAGE)
-    prepared = score.prepared
-    _save(prepared.lungs.astype(np.uint8), prepared.affine, folder / LUNGS)
+    write_lungs(score.burden, score.prepared, folder)
     if score.saliency is not None:
-        _save(np.rint(score.saliency * 255).astype(np.uint8), prepared.tensor_affine, folder / SALIENCY)
+        _save(np.rint(score.saliency * 255).astype(np.uint8), score.prepared.tensor_affine, folder / SALIENCY)
+
+
+def write_lungs(found: "Burden", prepared: "Prepared", folder: Path) -> None:
+    """Write the lungs (0 or 1) and the dense voxels (`Opacity`). Raises OSError."""
+    _save(found.found.lungs.astype(np.uint8), prepared.affine, folder / LUNGS)
+    _save(found.opacities, prepared.affine, folder / OPACITIES)
 
 
 def write_scan(volume: Volume, folder: Path) -> None:
@@ -91,8 +98,8 @@ def planes(folder: Path) -> dict[Plane, dict[str, Any]]:
 def slice_png(folder: Path, plane: Plane, index: int, overlay: Overlay = "none") -> bytes:
     """Draw one slice in the lung window as PNG, with square pixels.
 
-    `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, or the saliency in
-    colours. To fade it, blend this picture over one without overlay.
+    `index` counts from the feet, the front or the right. `overlay`: the contour of the lungs, the voxels that are
+    counted as dense, or the saliency, in colours. To fade it, blend this picture over one without overlay.
 
     Raises Refusal E_NO_SUCH_PICTURE.
     """
@@ -117,10 +124,10 @@ def draw_slice(folder: Path, plane: Plane, index: int, overlays: Iterable[Overla
     hu = _upright(cut.astype(np.float32), axis, size)
     picture = np.repeat(((hu - low) / (high - low) * 255).clip(0, 255)[..., None], 3, axis=2)
     for overlay in overlays:
-        over, over_affine = _read(folder / {"lungs": LUNGS, "saliency": SALIENCY}[overlay])
-        cut = _cut(over, np.linalg.inv(over_affine) @ affine, volume.shape, axis, index)
-        drawn = _draw_lungs if overlay == "lungs" else _draw_heat
-        picture = drawn(picture, _upright(cut, axis, size))
+        name, draw, order = _DRAWN[overlay]
+        over, over_affine = _read(folder / name)
+        cut = _cut(over, np.linalg.inv(over_affine) @ affine, volume.shape, axis, index, order)
+        picture = draw(picture, _upright(cut, axis, size, order))
     return picture.astype(np.uint8)
 
 
@@ -181,20 +188,24 @@ def _picture_size(shape: tuple[int, ...], spacing_mm: NDArray[np.float64], axis:
     return round(shape[across] * spacing_mm[across] / least), round(shape[down] * spacing_mm[down] / least)
 
 
-def _upright(cut: NDArray[np.float32], axis: int, size: tuple[int, int]) -> NDArray[np.float32]:
+def _upright(cut: NDArray[np.float32], axis: int, size: tuple[int, int], order: int = 1) -> NDArray[np.float32]:
     """Resize a cut and orient its rows from the top: the front on top in axial slices, else the head."""
     rows = cut.T if axis == 2 else cut.T[::-1]
-    return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, Image.Resampling.BILINEAR))
+    smooth = Image.Resampling.BILINEAR if order else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rows)).resize(size, smooth))
 
 
 def _cut(
-    over: NDArray[np.uint8], to_over: NDArray[np.float64], shape: tuple[int, ...], axis: int, index: int
+    over: NDArray[np.uint8], to_over: NDArray[np.float64], shape: tuple[int, ...], axis: int, index: int, order: int
 ) -> NDArray[np.float32]:
-    """Sample the overlay at the image's slice `index`; `to_over` maps the image's voxels to the overlay's."""
+    """Sample the overlay at the image's slice `index`; `to_over` maps the image's voxels to the overlay's.
+
+    `order`: 1 interpolates, 0 takes the nearest value.
+    """
     grid = [np.array([index]) if a == axis else np.arange(size) for a, size in enumerate(shape)]
     voxels = np.stack([*np.meshgrid(*grid, indexing="ij"), np.ones([len(each) for each in grid])])
     places = np.tensordot(to_over[:3], voxels, axes=1)
-    return ndimage.map_coordinates(over, places, output=np.float32, order=1).squeeze(axis)
+    return ndimage.map_coordinates(over, places, output=np.float32, order=order).squeeze(axis)
 
 
 def _draw_lungs(picture: NDArray[np.float32], lungs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -208,8 +219,24 @@ def _draw_heat(picture: NDArray[np.float32], saliency: NDArray[np.float32]) -> N
     return laid_over(picture, saliency / np.float32(255))
 
 
+def _draw_opacities(picture: NDArray[np.float32], opacities: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _blended(picture, opacity_rgba(np.rint(opacities).astype(np.uint8)))
+
+
 def laid_over(picture: NDArray[np.float32], height: NDArray[np.float32]) -> NDArray[np.float32]:
     """Blend a map with values from 0 to 1 over a picture, in colours that are more opaque for higher values."""
-    heat = heat_rgba(height).astype(np.float32)
-    colours, opacity = heat[..., :3], heat[..., 3:]
+    return _blended(picture, heat_rgba(height))
+
+
+def _blended(picture: NDArray[np.float32], rgba: NDArray[np.float64]) -> NDArray[np.float32]:
+    over = rgba.astype(np.float32)
+    colours, opacity = over[..., :3], over[..., 3:]
     return picture * (1 - opacity) + colours * opacity
+
+
+# By overlay: its file, how it is drawn, and the order of interpolation.
+_DRAWN: dict[str, tuple[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]], int]] = {
+    "lungs": (LUNGS, _draw_lungs, 1),
+    "saliency": (SALIENCY, _draw_heat, 1),
+    "opacities": (OPACITIES, _draw_opacities, 0),
+}

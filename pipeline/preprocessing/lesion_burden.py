@@ -1,11 +1,8 @@
 """Measures how much of each lung is dense, in figures that a radiologist can check against the images.
 
-Densities of lung in Covid-19 pneumonia: well aerated from -950 to -700 HU (Colombi et al., Radiology 2020; 296:E86,
-https://doi.org/10.1148/radiol.2020201433); -300 HU separates ground glass and consolidation best (Quantitative CT for
-detecting COVID-19 pneumonia, BMC Infect Dis 2021; 21:836, https://doi.org/10.1186/s12879-021-06556-z).
-
-The bands do not distinguish causes: vessels and density from other diseases count too. In a healthy lung this is
-about 5 %. Consolidation at the chest wall that is not in the lung mask does not count.
+The bands of `opacity` hold for the HU of the scan, without any shift. Vessels, bronchi, hila and mediastinum do not
+count. The bands do not distinguish causes: scars, lung at the back that is dense because the patient lies, and lung
+after an incomplete breath count too.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from models.lung_segmenter import Region as Organ
+from models.lung_segmenter import Tissue
+from pipeline.preprocessing.lung_regions import LungRegions
+from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU, Opacity
 from pipeline.preprocessing.preprocess import Prepared
 
-GROUND_GLASS_HU = (-700.0, -300.0)
-CONSOLIDATION_HU = (-300.0, 100.0)  # above: calcium, contrast in vessels
 SIDES = ("both", "right", "left")
 PARTS = ("whole", "upper", "middle", "lower")
 TISSUE_ABOVE_HU = -500.0
@@ -26,10 +25,7 @@ TISSUE_ABOVE_HU = -500.0
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the lungs. `ground_glass`, `consolidation`: shares of its volume, 0 to 1; None if it is empty.
-
-    The shares exclude the outermost layer of voxels, which is part lung, part chest wall and as dense as ground glass.
-    """
+    """A part of the lungs. `ground_glass`, `consolidation`: shares of its volume, 0 to 1; None if it is empty."""
 
     ml: float
     ground_glass: float | None
@@ -38,9 +34,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Burden:
-    """Lesion burden by side (SIDES) and part (PARTS): thirds of the height of each lung, or of both together."""
+    """Lesion burden by side (SIDES) and part (PARTS): thirds of the height of each lung, or of both together.
+
+    `found`: the lungs that were measured. `opacities`: uint8, values of `Opacity`, on the working grid.
+    """
 
     regions: dict[str, dict[str, Region]]
+    found: LungRegions
+    opacities: NDArray[np.uint8]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,25 +49,40 @@ class Burden:
             "regions": {
                 side: {part: asdict(region) for part, region in parts.items()} for side, parts in self.regions.items()
             },
+            "are_marked": True,
         }
 
 
-def burden(prepared: Prepared) -> Burden:
-    """Measure the lungs on the working grid, with the same HU shift as for the model."""
-    hu = prepared.image_hu + prepared.shift_hu
-    inner = ndimage.binary_erosion(prepared.lungs)
-    voxel_ml = prepared.lungs_ml / prepared.lungs.sum()
-    left = np.arange(prepared.lungs.shape[2]) > middle_of_body(prepared)
-    sides = {"both": prepared.lungs, "right": prepared.lungs & ~left, "left": prepared.lungs & left}
-    return Burden(
-        {
-            side: {
-                part: _region(hu[slab][lung[slab] & inner[slab]], lung[slab].sum() * voxel_ml)
-                for part, slab in _thirds(lung).items()
-            }
-            for side, lung in sides.items()
+def burden(hu: NDArray[np.float32], found: LungRegions, spacing_mm: float) -> Burden:
+    """Measure the lungs of one scan on the working grid; `hu`: as scanned, shape of `found.regions`."""
+    opacities, measured = counted(hu, found)
+    right, left = found.regions == Organ.RIGHT_LUNG, found.regions == Organ.LEFT_LUNG
+    voxel_ml = spacing_mm**3 / 1000
+    sides = {"both": right | left, "right": right, "left": left}
+    regions = {
+        side: {
+            part: _region(opacities[slab][(lung & measured)[slab]], lung[slab].sum() * voxel_ml)
+            for part, slab in _thirds(lung).items()
         }
-    )
+        for side, lung in sides.items()
+    }
+    return Burden(regions, found, opacities)
+
+
+def counted(hu: NDArray[np.float32], found: LungRegions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return what each voxel is counted as, values of `Opacity`, and the voxels that shares refer to.
+
+    In the outermost layer of a lung, a voxel that is part lung and part chest wall is as dense as ground glass. Such a
+    voxel is left out unless the segmenter sees disease in it, so that disease at the pleura is not lost.
+    """
+    lungs = found.lungs
+    is_diseased = np.isin(found.tissues, (Tissue.GROUND_GLASS, Tissue.CONSOLIDATION))
+    measured = lungs & (ndimage.binary_erosion(lungs) | is_diseased)
+    may_count = measured & ~np.isin(found.tissues, (Tissue.VESSEL, Tissue.AIRWAY))
+    opacities = np.zeros(hu.shape, np.uint8)
+    for opacity, (low, high) in ((Opacity.GROUND_GLASS, GROUND_GLASS_HU), (Opacity.CONSOLIDATION, CONSOLIDATION_HU)):
+        opacities[may_count & (hu >= low) & (hu < high)] = opacity
+    return opacities, measured
 
 
 def middle_of_body(prepared: Prepared) -> float:
@@ -83,8 +99,8 @@ def _thirds(lung: NDArray[np.bool_]) -> dict[str, slice]:
     return dict(zip(PARTS, slabs, strict=True))
 
 
-def _region(hu: NDArray[np.float32], ml: float) -> Region:
-    def share(band: tuple[float, float]) -> float | None:
-        return round(float(np.mean((hu >= band[0]) & (hu < band[1]))), 4) if hu.size else None
+def _region(opacities: NDArray[np.uint8], ml: float) -> Region:
+    def share(opacity: Opacity) -> float | None:
+        return round(float(np.mean(opacities == opacity)), 4) if opacities.size else None
 
-    return Region(round(float(ml), 1), share(GROUND_GLASS_HU), share(CONSOLIDATION_HU))
+    return Region(round(float(ml), 1), share(Opacity.GROUND_GLASS), share(Opacity.CONSOLIDATION))

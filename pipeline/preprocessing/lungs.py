@@ -46,7 +46,7 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
     if not lungs:
         raise Refusal(NO_LUNGS)
     mask = _close(_without_neck(np.isin(labels, lungs), spacing_mm), spacing_mm)
-    _require_whole_chest(mask, spacing_mm, voxel_ml)
+    require_lungs(mask, spacing_mm)
     return mask
 
 
@@ -103,8 +103,25 @@ def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float)
     return squared <= reach_mm**2
 
 
-def _require_whole_chest(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], voxel_ml: float) -> None:
-    lungs_ml = float(mask.sum() * voxel_ml)
+def require_enclosed(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+    """Refuse a mask of which more than half is air outside the patient.
+
+    Raises Refusal E_NO_LUNGS. The method by threshold never takes such air for lung.
+    """
+    labels, _ = ndimage.label(hu < AIR_BELOW_HU)
+    is_outside = np.isin(labels[mask], at_sides(labels)) & (labels[mask] > 0)
+    if np.count_nonzero(is_outside) > np.count_nonzero(mask) / 2:
+        raise Refusal(NO_LUNGS)
+
+
+def require_lungs(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> None:
+    """Refuse a mask that is not the lungs of a whole chest.
+
+    Raises Refusal E_NO_LUNGS if it is empty, and E_NOT_A_WHOLE_CHEST if it is too small, too short or too large.
+    """
+    lungs_ml = float(mask.sum() * np.prod(spacing_mm)) / 1000
+    if lungs_ml < SMALLEST_LUNG_ML:
+        raise Refusal(NO_LUNGS)
     length_mm = float(np.any(mask, axis=(1, 2)).sum() * spacing_mm[0])
     if not LUNGS_ML[0] <= lungs_ml <= LUNGS_ML[1] or length_mm < SHORTEST_LUNGS_MM:
         raise Refusal(NOT_A_WHOLE_CHEST, lungs_ml=round(lungs_ml), length_mm=round(length_mm))

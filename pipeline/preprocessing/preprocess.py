@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.area_resample import area_means
-from pipeline.preprocessing.lungs import bounding_box, find_lungs
+from pipeline.preprocessing.lung_regions import LungRegions, find_regions
+from pipeline.preprocessing.lungs import bounding_box, find_lungs, require_enclosed, require_lungs
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
 Size = Annotated[int, Field(ge=8, le=512)]
@@ -24,8 +25,8 @@ class Preprocessing(BaseModel):
 
     Parameters
     ----------
-    method : 1
-        Version of `prepare` itself; it grows when the same settings give other tensors.
+    method : 1 or 2
+        Version of `prepare` itself. 1 finds the lungs by threshold, 2 with the lung segmenter.
     shape : tuple of int
         Shape of the tensor: slices, rows, columns; each 8 to 512 voxels.
     working_spacing_mm : float
@@ -42,7 +43,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal[1] = 1  # version of `prepare`; increases when the same settings give other tensors
+    method: Literal[1, 2] = 1  # version of `prepare`; increases when the same settings give other tensors
     shape: tuple[Size, Size, Size] = (40, 56, 56)
     working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
     margin_mm: float = Field(default=8.0, ge=0, le=50)
@@ -63,7 +64,8 @@ class Prepared:
     `tensor`: float16, shape (2, slices, rows, columns): lung window scaled to -1..1, and the lung mask.
     `image_hu`, `lungs`: the scan and its mask on the working grid, axes as in AXES, for pictures.
     `affine`: float64, shape (4, 4), maps (slice, row, column, 1) of the working grid to millimetres in RAS.
-    `box`: the part of the working grid that the tensor shows, resampled to its shape.
+    `box`: the part of the working grid that the tensor shows, resampled to its shape. `found`: what the segmenter
+    found, if `lungs` come from it.
     """
 
     tensor: NDArray[np.float16]
@@ -74,6 +76,7 @@ class Prepared:
     shift_hu: float
     affine: NDArray[np.float64]
     box: tuple[slice, ...]
+    found: LungRegions | None = None
 
     @property
     def tensor_affine(self) -> NDArray[np.float64]:
@@ -158,7 +161,11 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
     image = resample(area_means(upright.hu, size), size)
     hu = image.numpy()
-    lungs = find_lungs(hu, (step, step, step))
+    found = find_regions(hu, step) if settings.method == 2 else None
+    lungs = find_lungs(hu, (step, step, step)) if found is None else found.lungs
+    if found is not None:
+        require_enclosed(hu, lungs)
+        require_lungs(lungs, (step, step, step))
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
     box = bounding_box(lungs, round(settings.margin_mm / step))
@@ -175,4 +182,10 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
         shift_hu=shift,
         affine=resampled_affine(upright.affine, upright.hu.shape, size),
         box=box,
+        found=found,
     )
+
+
+def regions_of(prepared: Prepared) -> LungRegions:
+    """Return what the segmenter finds in a scan on its working grid, without searching twice."""
+    return prepared.found or find_regions(prepared.image_hu, prepared.spacing_mm)

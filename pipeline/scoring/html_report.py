@@ -13,16 +13,18 @@ from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.imaging.volume import LUNG_WINDOW_HU
-from pipeline.preprocessing.lesion_burden import PARTS, SIDES, middle_of_body
+from pipeline.preprocessing.lesion_burden import PARTS, SIDES, Burden, middle_of_body
+from pipeline.preprocessing.opacity import HEALTHY_DENSE
 from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.scoring import reasons
-from pipeline.scoring.colormap import CONTOUR_RGB, heat_rgba
+from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
 from pipeline.scoring.score import NOTICE, Score
 from pipeline.scoring.verdict import SYNTHETIC
 from pipeline.system.templating import page_environment
 
 PAGE = "score.html"
 AROUND_LUNGS_MM = 40.0
+LEAST_DENSE = 0.02  # share of the lungs that must be counted for planes to be chosen by it
 _ENLARGED = 8  # pixels of the picture for each voxel
 _CONTOUR_PIXELS = 2
 
@@ -31,13 +33,14 @@ _CONTOUR_PIXELS = 2
 class View:
     """One plane through the scan in radiological orientation: the patient's right is on the left of the picture.
 
-    `letters`: at the left, right, top and bottom edge. `png`: data URI; `map_png`: overlay with the saliency.
-    `columns`, `rows`: size in voxels.
+    `letters`: at the left, right, top and bottom edge. `png`: data URI; `counted_png`: overlay with the voxels that are
+    counted as dense; `map_png`: overlay with the saliency. `columns`, `rows`: size in voxels.
     """
 
     title: str
     letters: tuple[str, str, str, str]
     png: str
+    counted_png: str
     map_png: str | None
     columns: int
     rows: int
@@ -69,7 +72,9 @@ def render(score: Score) -> str:
         synthetic=SYNTHETIC if score.model.trained_on_synthetic_data else None,
         parts=PARTS,
         sides=SIDES,
-        views=views(score.prepared, score.saliency),
+        views=views(score.prepared, score.burden, score.saliency),
+        healthy=HEALTHY_DENSE,
+        colours=OPACITY_RGB,
         flags=[check for check in score.checks if check.reason],
     )
 
@@ -88,18 +93,20 @@ def share(of_volume: float | None) -> str:
     return "–" if of_volume is None else f"{of_volume * 100:.1f} %"
 
 
-def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> list[View]:
+def views(prepared: Prepared, found: Burden, saliency: NDArray[np.float32] | None = None) -> list[View]:
     """Make the axial, coronal and sagittal views, cropped to the surroundings of the lungs.
 
-    Each view is the plane with the strongest saliency; without saliency, the plane with the most lung. The middle
-    plane would show the mediastinum in the sagittal view.
+    Each view is the plane with the strongest saliency; without saliency, the plane with the most dense lung, or with
+    the most lung where hardly any is dense. The middle plane would show the mediastinum in the sagittal view.
     """
     margin = round(AROUND_LUNGS_MM / prepared.spacing_mm)
-    (box,) = ndimage.find_objects(prepared.lungs.astype(np.uint8))
+    outline = found.found.lungs if found.found.lungs.any() else prepared.lungs
+    (box,) = ndimage.find_objects(outline.astype(np.uint8))
     around = tuple(slice(max(0, s.start - margin), s.stop + margin) for s in box)
-    hu, lungs = prepared.image_hu[around], prepared.lungs[around]
+    hu, lungs, dense = prepared.image_hu[around], outline[around], found.opacities[around]
     heat = None if saliency is None else _on_working_grid(saliency, prepared)[around]
-    weight = lungs if heat is None else heat
+    is_dense = np.count_nonzero(dense) > LEAST_DENSE * np.count_nonzero(lungs)
+    weight = heat if heat is not None else dense > 0 if is_dense else lungs
     up, back, left = (int(weight.sum(axis=others).argmax()) for others in ((1, 2), (0, 2), (0, 1)))
     side = "right" if left < middle_of_body(prepared) - around[2].start else "left"
     # The axes of the working grid point to the head, the back and the left; pictures begin at the top.
@@ -109,7 +116,7 @@ def views(prepared: Prepared, saliency: NDArray[np.float32] | None = None) -> li
         (f"Sagittal, {side} lung", ("A", "P", "H", "F"), np.s_[::-1, :, left]),
     )
     return [
-        _view(title, letters, hu[plane], lungs[plane], None if heat is None else heat[plane])
+        _view(title, letters, hu[plane], lungs[plane], dense[plane], None if heat is None else heat[plane])
         for title, letters, plane in planes
     ]
 
@@ -127,6 +134,7 @@ def _view(
     letters: tuple[str, str, str, str],
     hu: NDArray[np.float32],
     lungs: NDArray[np.bool_],
+    dense: NDArray[np.uint8],
     heat: NDArray[np.float32] | None,
 ) -> View:
     """Draw one plane, rows from the top, columns from the left; voxels are cubes, so the aspect ratio is right."""
@@ -138,8 +146,21 @@ def _view(
     picture = np.repeat(grey[..., None], 3, axis=2)
     picture[inside & ~ndimage.binary_erosion(inside, iterations=_CONTOUR_PIXELS)] = CONTOUR_RGB
     return View(
-        title, letters, _png(picture), None if heat is None else _map(heat, size), columns=hu.shape[1], rows=hu.shape[0]
+        title,
+        letters,
+        _png(picture),
+        _counted(dense, size),
+        None if heat is None else _map(heat, size),
+        columns=hu.shape[1],
+        rows=hu.shape[0],
     )
+
+
+def _counted(dense: NDArray[np.uint8], size: tuple[int, int]) -> str:
+    """Draw the counted voxels as they are, without smoothing: each square is a voxel of the table."""
+    rgba = opacity_rgba(np.asarray(Image.fromarray(np.ascontiguousarray(dense)).resize(size, Image.Resampling.NEAREST)))
+    rgba[..., 3] *= 255
+    return _png(np.rint(rgba).astype(np.uint8))
 
 
 def _map(heat: NDArray[np.float32], size: tuple[int, int]) -> str:

@@ -47,6 +47,11 @@ ONE_LUNG = Reason(
     "one lung has less than a quarter of the volume of both",
     "Look for a collapsed, resected or completely consolidated lung. The training data contain few of these.",
 )
+LUNGS_UNSURE = Reason(
+    "W_LUNGS_UNSURE",
+    "two methods of finding the lungs disagree",
+    "Compare the outline of the lungs with the pictures. If it is wrong, do not use the shares of dense lung.",
+)
 COARSE = Reason(
     "W_COARSE",
     "the pixels are larger than those that the model uses",

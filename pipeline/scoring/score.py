@@ -27,7 +27,7 @@ from pipeline.imaging.missing_slices import require_whole
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare, regions_of
 from pipeline.scoring import reasons, verdict
 from pipeline.scoring.quality_checks import Check, checks
 from pipeline.scoring.single_scan import OneScan, read_one
@@ -207,7 +207,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         volume = orient(scan.volume)
         prepared = prepare(volume, settings)
         looked_at = beside.submit(look_at, volume, prepared)
-        measured = burden(prepared)
+        regions = beside.submit(regions_of, prepared)
         clock.append(time.perf_counter())
         seen = network_input(prepared, scan.series)
         logits = _ask(release, *seen)
@@ -218,6 +218,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
         anatomy = looked_at.result()
         require_chest(anatomy)
+        found = regions.result()
         distance = _distance(release.description, seen[0])
         clock.append(time.perf_counter())
     seconds = {
@@ -226,7 +227,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
     }
     return Score(
         probabilities=probabilities,
-        checks=checks(scan, prepared, anatomy, settings),
+        checks=checks(scan, prepared, anatomy, settings, found),
         age_band=age_band(scan.series.age_years),
         sex=scan.series.sex,
         model=release.description,
@@ -236,7 +237,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         scored_at=datetime.now().astimezone(),
         prepared=prepared,
         volume=volume,
-        burden=measured,
+        burden=burden(prepared.image_hu, found, prepared.spacing_mm),
         saliency=heat if heat is not None and heat.any() else None,
         intervals=intervals,
         distance=distance,

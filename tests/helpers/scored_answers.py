@@ -17,7 +17,6 @@ from pipeline.clinic.results.source import keep_source
 from pipeline.imaging.discovery import Series, find_series
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.preprocessing import reasons
-from pipeline.preprocessing.lesion_burden import burden
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare
 from pipeline.scoring.quality_checks import Check
 from pipeline.scoring.score import Score
@@ -25,6 +24,7 @@ from pipeline.scoring.single_scan import read_one
 from tests.helpers import phantoms
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import anything_goes
+from tests.helpers.lungs import burden_of
 
 ANSWERED_AT = datetime(2026, 5, 4, 3, 2, 1, 987654, tzinfo=UTC)
 MODEL_SHA256 = "0123456789abcdef" * 4
@@ -73,7 +73,7 @@ def score_of(scan: Path) -> Score:
         scored_at=ANSWERED_AT,
         prepared=prepared,
         volume=orient(one.volume),
-        burden=burden(prepared),
+        burden=burden_of(prepared),
         saliency=_in_the_right_lung(prepared),
         intervals={"severe": BAND},
         distance=DISTANCE,

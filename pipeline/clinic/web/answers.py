@@ -29,6 +29,7 @@ _FILES = {
     pictures.IMAGE: "application/gzip",
     pictures.LUNGS: "application/gzip",
     pictures.SALIENCY: "application/gzip",
+    pictures.OPACITIES: "application/gzip",
     REPORT: "application/dicom",
     PICTURE: "application/dicom",
 }

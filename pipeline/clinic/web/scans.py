@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -14,6 +14,7 @@ from pipeline.clinic.reasons import DISK_FULL, NO_SUCH_PICTURE
 from pipeline.clinic.records import Job, JobState
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
+from pipeline.clinic.unscored import lungs_of
 from pipeline.clinic.web import schemas
 from pipeline.clinic.web.auth import Caller
 from pipeline.clinic.web.dependencies import Reader, Scorer, TheClinic, TheStore, TheViewAudit
@@ -130,9 +131,25 @@ def get_slices(folder: Seen) -> Any:
     responses={**documented(404), **PNG},
     summary="One slice of a scan without a score",
 )
-def get_slice(folder: Seen, plane: pictures.Plane, index: Annotated[int, PathParameter(ge=0, le=9999)]) -> Response:
+def get_slice(
+    folder: Seen,
+    plane: pictures.Plane,
+    index: Annotated[int, PathParameter(ge=0, le=9999)],
+    overlay: Literal["none", "lungs", "opacities"] = "none",
+) -> Response:
     """Draw a slice in the lung window, the patient's right on the left. Not for diagnosis: reduced resolution."""
-    return Response(pictures.slice_png(folder, plane, index), media_type="image/png")
+    return Response(pictures.slice_png(folder, plane, index, overlay), media_type="image/png")
+
+
+@routes.get(
+    "/jobs/{job_id}/lungs",
+    response_model=schemas.LungsAlone,
+    responses=documented(404),
+    summary="The lungs of a scan without a score",
+)
+def get_lungs(folder: Seen) -> Any:
+    """Return the measures of the lungs, which need no model; null if the scan does not show a whole chest."""
+    return {"lungs": lungs_of(folder)}
 
 
 def show_job(store: Store, caller: Caller, view_audit: ViewAudit, job: Job) -> Any:

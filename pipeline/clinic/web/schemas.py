@@ -152,6 +152,12 @@ class Slices(BaseModel):
     sagittal: PlaneSlices
 
 
+class LungsAlone(BaseModel):
+    """What was measured in a scan without a score: as `lungs` of a score, or null."""
+
+    lungs: dict[str, Any] | None
+
+
 class PacsSeries(BaseModel):
     """A CT series as the PACS describes it; '' or null if a value is missing. `images`: their number."""
 

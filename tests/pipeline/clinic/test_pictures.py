@@ -15,11 +15,11 @@ from models.refusal import Refusal
 from pipeline.clinic import pictures
 from pipeline.clinic.pictures import IMAGE, LUNGS, SALIENCY, planes, slice_png, write_pictures
 from pipeline.imaging.volume import Volume
-from pipeline.preprocessing.lesion_burden import burden
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.colormap import CONTOUR_RGB
 from pipeline.scoring.score import Score
 from tests.helpers.descriptions import description
+from tests.helpers.lungs import burden_of
 
 SPACING_MM = (2.5, 3.0, 2.0)  # slices, rows, columns
 SHAPE = (100, 80, 160)
@@ -62,7 +62,7 @@ def score(volume: Volume, *, has_saliency: bool = True) -> Score:
         scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
         prepared=prepared,
         volume=volume,
-        burden=burden(prepared),
+        burden=burden_of(prepared),
         saliency=saliency / saliency.max() if has_saliency else None,
     )
 

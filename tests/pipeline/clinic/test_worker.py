@@ -106,8 +106,10 @@ def without_score(clinic: Clinic, store: Store, source: Path, **options: str) ->
     assert done.state == "no_score"
     assert store.answers.newest(role=None) == []
     assert not job.folder.exists()
-    left = [path.relative_to(clinic.answers).as_posix() for path in clinic.answers.rglob("*") if path.is_file()]
-    assert left == ([f"{job.id}/image.nii.gz"] if done.to_json()["has_pictures"] else [])
+    left = {path.relative_to(clinic.answers).as_posix() for path in clinic.answers.rglob("*") if path.is_file()}
+    lungs = {f"{job.id}/{name}" for name in ("lungs.nii.gz", "opacities.nii.gz", "lungs.json")}
+    assert left - lungs == ({f"{job.id}/image.nii.gz"} if done.to_json()["has_pictures"] else set())
+    assert not left & lungs or lungs <= left
     return done
 
 

@@ -1,6 +1,5 @@
 """Reading one series, on synthetic and on real DICOM."""
 
-import gzip
 import math
 import random
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.imaging.volume import Volume
 from tests.helpers.dicom_files import PATIENT_ID, SUPINE, body, ct_slice, save, write_series
+from tests.helpers.nrrd import read_nrrd
 
 
 def read(folder: Path) -> Volume:
@@ -530,19 +530,6 @@ def test_any_change_of_bytes_gives_a_volume_or_a_refusal(whole_series, changes, 
 
 
 # --- real data --------------------------------------------------------------------------------------------
-
-
-def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (slices, rows, columns), LPS origin and spacing (x, y, z) of this one file's kind of NRRD."""
-    head, _, packed = path.read_bytes().partition(b"\n\n")
-    fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
-    labels = np.frombuffer(gzip.decompress(packed), "<u2")
-    directions = [
-        [float(number) for number in vector.strip("()").split(",")] for vector in fields["space directions"].split()
-    ]
-    origin = [float(number) for number in fields["space origin"].strip("()").split(",")]
-    shape = tuple(int(size) for size in fields["sizes"].split())[::-1]
-    return labels.reshape(shape), np.array(origin), np.diag(directions)
 
 
 def test_real_thorax_has_its_lungs_where_an_expert_tool_saw_them(real_data):

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.lung_segmenter import Region, Tissue
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.lesions import add_lesions
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES, burden
+from pipeline.preprocessing.lung_regions import find_regions
+from pipeline.preprocessing.opacity import Opacity
 from pipeline.preprocessing.preprocess import Prepared, Preprocessing, prepare
 from tests.helpers import phantoms
+from tests.helpers.lungs import burden_of, regions_of
 from tests.pipeline.scoring.test_html_report import prepared
 
 GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
@@ -23,7 +27,7 @@ HEALTHY = 0.06  # vessels of a healthy lung, at most
 
 def measured(hu: NDArray[np.float32]) -> dict[str, dict[str, float | None]]:
     """By side and part, ground glass and consolidation together."""
-    regions = burden(prepare(phantoms.volume(hu, GRID), Preprocessing())).regions
+    regions = burden_of(prepare(phantoms.volume(hu, GRID), Preprocessing())).regions
     return {
         side: {part: region.ground_glass + region.consolidation for part, region in parts.items()}  # type: ignore[operator]
         for side, parts in regions.items()
@@ -35,7 +39,7 @@ def test_bands_and_regions_are_counted_exactly() -> None:
     scan = prepared()
     scan.image_hu[10:23, 10:40, 10:32] = -500  # ground glass throughout the right lower third
     scan.image_hu[35:45, 15:35, 38:60] = 0  # the left upper third is solid
-    regions = burden(scan).regions
+    regions = burden_of(scan).regions
     right, left = regions["right"], regions["left"]
     assert (right["lower"].ground_glass, right["lower"].consolidation) == (1.0, 0.0)
     assert (left["upper"].ground_glass, left["upper"].consolidation) == (0.0, 1.0)
@@ -47,17 +51,51 @@ def test_bands_and_regions_are_counted_exactly() -> None:
     assert right["whole"].ml + left["whole"].ml == pytest.approx(regions["both"]["whole"].ml, abs=0.2)
 
 
-def test_the_shift_of_the_scanner_is_evened_out() -> None:
+def test_bands_hold_for_the_scan_as_it_is() -> None:
+    """The shift of the model's input does not move a voxel from one band to another."""
     scan = prepared()
     scan.image_hu[scan.lungs] = -690
-    assert burden(scan).regions["both"]["whole"].ground_glass == 1.0
-    assert burden(replace(scan, shift_hu=-20.0)).regions["both"]["whole"].ground_glass == 0.0
+    assert burden_of(scan).regions["both"]["whole"].ground_glass == 1.0
+    assert burden_of(replace(scan, shift_hu=-20.0)).regions["both"]["whole"].ground_glass == 1.0
+
+
+@pytest.mark.parametrize("tissue", [Tissue.VESSEL, Tissue.AIRWAY])
+def test_vessels_and_bronchi_do_not_count(tissue: Tissue) -> None:
+    scan = prepared()
+    tube = np.s_[12:48, 20:24, 15:19]
+    scan.image_hu[tube] = -200
+    found = regions_of(scan)
+    assert burden(scan.image_hu, found, 4.0).regions["right"]["whole"].consolidation > 0.01  # type: ignore[operator]
+    found.tissues[tube] = tissue
+    assert burden(scan.image_hu, found, 4.0).regions["right"]["whole"].consolidation == 0.0
+
+
+def test_disease_at_the_pleura_counts_and_the_edge_of_a_lung_does_not() -> None:
+    scan = prepared()
+    outermost = np.s_[20:30, 10, 10:32]
+    scan.image_hu[outermost] = -500
+    found = regions_of(scan)
+    assert burden(scan.image_hu, found, 4.0).regions["right"]["whole"].ground_glass == 0.0
+    found.tissues[outermost] = Tissue.GROUND_GLASS
+    seen = burden(scan.image_hu, found, 4.0)
+    assert seen.regions["right"]["whole"].ground_glass > 0.005  # type: ignore[operator]
+    assert np.array_equal(np.argwhere(seen.opacities), np.argwhere(found.tissues))
+
+
+def test_marked_voxels_are_the_counted_ones() -> None:
+    scan = prepared()
+    scan.image_hu[12:20, 15:25, 12:20] = -500
+    scan.image_hu[30:34, 15:25, 12:20] = 20
+    seen = burden_of(scan)
+    assert np.count_nonzero(seen.opacities == Opacity.GROUND_GLASS) == 8 * 10 * 8
+    assert np.count_nonzero(seen.opacities == Opacity.CONSOLIDATION) == 4 * 10 * 8
+    assert set(np.unique(seen.found.regions[seen.opacities > 0])) == {Region.RIGHT_LUNG}
 
 
 def test_a_lung_that_is_missing_has_no_shares() -> None:
     scan = prepared()
     scan.lungs[:, :, 35:] = False
-    regions = burden(scan).regions
+    regions = burden_of(scan).regions
     assert {region.ground_glass for region in regions["left"].values()} == {None}
     assert regions["left"]["whole"].ml == 0
     assert regions["right"]["whole"].ground_glass == 0.0
@@ -95,20 +133,21 @@ def test_whole_lungs_follow_the_planted_load(load: float, seed: int) -> None:
 
 def test_a_real_lung_without_lesions(real_data: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
-    regions = burden(prepare(read_series(series), Preprocessing())).regions
+    scan = prepare(read_series(series), Preprocessing())
+    regions = burden(scan.image_hu, find_regions(scan.image_hu, scan.spacing_mm), scan.spacing_mm).regions
     for side in SIDES:
-        assert regions[side]["whole"].ground_glass < HEALTHY  # type: ignore[operator]
-        assert regions[side]["whole"].consolidation < 0.03  # type: ignore[operator]
+        assert regions[side]["whole"].ground_glass < 0.043  # type: ignore[operator]
+        assert regions[side]["whole"].consolidation < 0.01  # type: ignore[operator]
 
 
 def test_json_holds_plain_numbers() -> None:
     scan: Prepared = prepared()
-    said = json.loads(json.dumps(burden(scan).to_json(), allow_nan=False))
+    said = json.loads(json.dumps(burden_of(scan).to_json(), allow_nan=False))
     assert said["bands_hu"] == {"ground_glass": [-700.0, -300.0], "consolidation": [-300.0, 100.0]}
     assert tuple(said["regions"]) == SIDES
     assert all(tuple(parts) == PARTS for parts in said["regions"].values())
     assert said["regions"]["right"]["whole"] == {
-        "ml": 2000.0,
+        "ml": 1689.6,
         "ground_glass": 0,
         "consolidation": 0,
     }

@@ -17,6 +17,7 @@ from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.hospitals import HOSPITALS
 from pipeline.phantom.scans import acquire
+from pipeline.preprocessing.lung_regions import dice
 from pipeline.preprocessing.preprocess import AXES, Preprocessing, orient, prepare, resample, settings_digest
 from tests.helpers import phantoms
 
@@ -234,3 +235,26 @@ def test_affines_tell_where_the_working_grid_and_the_tensor_lie(
     ):
         voxel = ndimage.center_of_mass(image > 0.95 * image.max())
         assert (affine @ [*voxel, 1.0])[:3] == pytest.approx(centre_ras_mm, abs=3.0)
+
+
+GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
+
+
+def test_method_2_finds_the_lungs_with_the_segmenter() -> None:
+    body = phantoms.thorax(GRID)
+    volume = phantoms.volume(body.hu, GRID)
+    threshold, segmenter = (prepare(volume, Preprocessing(method=method)) for method in (1, 2))
+    assert threshold.found is None
+    assert segmenter.found is not None
+    assert np.array_equal(segmenter.found.lungs, segmenter.lungs)
+    assert dice(segmenter.lungs, threshold.lungs) > 0.95
+    assert segmenter.tensor.shape == threshold.tensor.shape
+    assert segmenter.digest != threshold.digest
+    assert settings_digest(Preprocessing(method=1)) != settings_digest(Preprocessing(method=2))
+
+
+def test_method_2_refuses_what_is_no_chest() -> None:
+    for hu in (np.full((40, 50, 60), 40.0), np.full((40, 50, 60), -1000.0)):
+        with pytest.raises(Refusal) as refused:
+            prepare(phantoms.volume(hu.astype(np.float32), GRID), Preprocessing(method=2))
+        assert refused.value.code in ("E_NO_LUNGS", "E_NOT_A_WHOLE_CHEST")

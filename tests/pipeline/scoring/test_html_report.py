@@ -16,13 +16,13 @@ from PIL import Image
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
-from pipeline.preprocessing.lesion_burden import burden
 from pipeline.preprocessing.preprocess import Prepared
 from pipeline.scoring.colormap import CONTOUR_RGB
 from pipeline.scoring.html_report import View, percent, render, views, write_report
 from pipeline.scoring.quality_checks import Check
 from pipeline.scoring.score import Score
 from tests.helpers.descriptions import description
+from tests.helpers.lungs import burden_of
 
 BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
 
@@ -66,7 +66,7 @@ def score(*, synthetic: bool = False, study: str = "trial") -> Score:
         scored_at=datetime(2021, 3, 4, 3, 15, tzinfo=UTC),
         prepared=scan,
         volume=Volume(scan.image_hu.astype(np.int16), scan.affine),
-        burden=burden(scan),
+        burden=burden_of(scan),
     )
 
 
@@ -87,7 +87,7 @@ def bright_edge(view: View, letter: str) -> bool:
 
 
 def test_letters_stand_where_the_patient_is() -> None:
-    axial, coronal, sagittal = views(prepared())
+    axial, coronal, sagittal = views(prepared(), burden_of(prepared()))
     assert bright_edge(axial, "R") and not bright_edge(axial, "L")
     assert bright_edge(axial, "A") and not bright_edge(axial, "P")
     assert bright_edge(coronal, "R") and not bright_edge(coronal, "L")
@@ -102,23 +102,24 @@ def test_sagittal_plane_goes_through_the_larger_lung_and_says_which() -> None:
     mirrored = replace(scan, lungs=scan.lungs[:, :, ::-1].copy(), image_hu=scan.image_hu[:, :, ::-1].copy())
     alone = scan.lungs.copy()
     alone[:, :, :35] = False
-    assert views(scan)[2].title == "Sagittal, right lung"
-    assert views(mirrored)[2].title == "Sagittal, left lung"
-    assert views(replace(scan, lungs=alone))[2].title == "Sagittal, left lung"
+    assert views(scan, burden_of(scan))[2].title == "Sagittal, right lung"
+    assert views(mirrored, burden_of(mirrored))[2].title == "Sagittal, left lung"
+    right_is_missing = replace(scan, lungs=alone)
+    assert views(right_is_missing, burden_of(right_is_missing))[2].title == "Sagittal, left lung"
 
 
 def test_pictures_keep_the_aspect() -> None:
-    for view in views(prepared()):
+    for view in views(prepared(), burden_of(prepared())):
         height, width, _ = pixels(view).shape
         assert height / view.rows == width / view.columns
-    axial, coronal, sagittal = views(prepared())
+    axial, coronal, sagittal = views(prepared(), burden_of(prepared()))
     assert axial.columns == coronal.columns
     assert coronal.rows == sagittal.rows
     assert sagittal.columns == axial.rows
 
 
 def test_contour_follows_the_lung() -> None:
-    axial = views(prepared())[0]
+    axial = views(prepared(), burden_of(prepared()))[0]
     drawn = (pixels(axial) == CONTOUR_RGB).all(axis=2)
     scale = drawn.shape[1] // axial.columns
     # The crop begins 40 mm, ten voxels, before the lungs: at voxel 0 of both axes.
@@ -185,7 +186,7 @@ def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
 def test_lungs_are_told_by_side_and_third() -> None:
     scan = prepared()
     scan.image_hu[10:23, 10:40, 10:32] = -500
-    page = render(replace(score(), burden=burden(scan)))
+    page = render(replace(score(), burden=burden_of(scan)))
     rows = re.findall(r'<th scope="row">(Whole|Upper third|Middle third|Lower third)</th>(.*?)</tr>', page, re.DOTALL)
     cells = {name: re.findall(r"<td[^>]*>(.*?)</td>", row) for name, row in rows}
     assert [name for name, _ in rows] == ["Whole", "Upper third", "Middle third", "Lower third"]
@@ -196,33 +197,33 @@ def test_lungs_are_told_by_side_and_third() -> None:
 def test_the_map_lies_over_the_views_and_can_be_faded_without_a_script() -> None:
     page = render(replace(score(), saliency=MAP))
     assert page.count('class="map"') == 3
-    assert len(re.findall(r'<input type="radio" name="map"', page)) == 3
-    assert "#map-off:checked ~ .views .map { opacity: 0; }" in page
+    assert len(re.findall(r'<input type="radio" name="map"', page)) == 4
+    assert "#map-off:checked ~ .views .map, #map-counted:checked ~ .views .map { opacity: 0; }" in page
     assert "Not a lesion contour" in page and "Severe course\n  (12.3 %)" in page
 
 
 def test_the_map_is_where_the_model_looked() -> None:
     """Over the right lung, towards the back, and in planes that go through it."""
-    axial, coronal, sagittal = views(prepared(), MAP)
+    axial, coronal, sagittal = views(prepared(), burden_of(prepared()), MAP)
     assert sagittal.title == "Sagittal, right lung"
     for view, (row, column) in ((axial, (0.7, 0.3)), (coronal, (0.6, 0.3)), (sagittal, (0.6, 0.7))):
         assert view.map_png is not None
         alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(view.map_png.split(",")[1]))))[..., 3]
         brightest = np.array(np.unravel_index(alpha.argmax(), alpha.shape)) / alpha.shape
         assert brightest == pytest.approx((row, column), abs=0.15), view.title
-    assert all(view.map_png is None for view in views(prepared()))
+    assert all(view.map_png is None for view in views(prepared(), burden_of(prepared())))
 
 
 def test_no_map_without_a_word_why() -> None:
     low = replace(score(), probabilities={"severe": 0.05, "pcr_positive": 0.02})
     page = " ".join(render(low).split())
     assert "No map of where the model looked: the probabilities are low" in page
-    assert 'class="map"' not in page and "<input" not in page
+    assert 'class="map"' not in page and 'id="map-faint"' not in page
 
 
 def test_page_needs_nothing_from_outside() -> None:
     page, pictures = re.subn(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", render(replace(score(), saliency=MAP)))
-    assert pictures == page.count("<img") == 6
+    assert pictures == page.count("<img") == 9
     assert "default-src 'none'" in page
     assert not re.search(r"//|src=|href=|<script|<link|@import|url\(", page)
 

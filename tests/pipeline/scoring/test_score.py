@@ -377,7 +377,7 @@ def test_the_same_scan_in_another_form(form: str, sick: tuple[Path, Score], rele
     assert other.probabilities == pytest.approx(first.probabilities, abs=0.01)
     for each in (first, other):
         lungs = each.to_json()["lungs"]["regions"]
-        assert lungs["right"]["lower"]["ground_glass"] > 0.1
+        assert lungs["right"]["lower"]["ground_glass"] > 0.08
         assert lungs["left"]["lower"]["ground_glass"] < 0.02
         assert each.volume.affine[0, 2] < 0, "columns run to the patient's left, so against R of RAS"
         assert each.volume.hu[20, 32, 25] == -550.0

@@ -5,8 +5,8 @@ import { checkName, SEXES } from "./words.js";
 
 const PARTS = { whole: "Whole", upper: "Upper", middle: "Middle", lower: "Lower" };
 
-function showMeasures(lungs) {
-  const box = byId("measures");
+/** Shows the measures of the lungs in `box`. */
+export function showMeasures(box, lungs) {
   if (!lungs) {
     box.replaceChildren(element("p", { className: "soft" }, "Not measured."));
     return;
@@ -29,7 +29,7 @@ function showMeasures(lungs) {
     element(
       "p",
       { className: "soft" },
-      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. Vessels, and densities caused by other diseases, are included.`,
+      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. ${lungs.are_marked ? "Vessels, bronchi, hila and mediastinum do not count. In healthy people 4.3 % of the lungs (2.7 to 17.8 %) lie between -600 and -250 HU, vessels included (Easthausen et al., Respirology 2020; 25:855). Densities of other causes count too." : "Vessels, and densities caused by other diseases, are included."}`,
     ),
   );
 }
@@ -75,7 +75,7 @@ function showModel({ score, model }) {
 }
 
 export function showFacts(answer) {
-  showMeasures(answer.score.lungs);
+  showMeasures(byId("measures"), answer.score.lungs);
   showSaw(answer.score);
   showQuality(answer.score.quality);
   showModel(answer);

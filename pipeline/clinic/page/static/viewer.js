@@ -85,7 +85,7 @@ function drawControls() {
       return element("label", {}, element("span", {}, PLANES[plane], " ", place), slider);
     }),
   );
-  const offered = ["none", "lungs", ...(answer.score.saliency?.shown ? ["saliency"] : [])];
+  const offered = ["none", "lungs", ...(answer.score.lungs?.are_marked ? ["opacities"] : []), ...(answer.score.saliency?.shown ? ["saliency"] : [])];
   const fieldset = byId("overlays");
   const first = offered.at(-1) === "saliency" ? "saliency" : "none";
   fieldset.replaceChildren(
@@ -117,7 +117,8 @@ function drawOverlay() {
   byId("fade").disabled = overlay() === "none";
   const label = score.saliency?.label;
   const lungs = "The lungs as detected: if the outline is wrong, the numbers may be wrong too.";
-  const text = { none: score.saliency?.shown ? "" : saliencyText(score, ""), lungs, saliency: saliencyText(score, LABELS[label]?.title ?? "") };
+  const opacities = "Counted in the table: ground glass in yellow, consolidation in magenta.";
+  const text = { opacities, none: score.saliency?.shown ? "" : saliencyText(score, ""), lungs, saliency: saliencyText(score, LABELS[label]?.title ?? "") };
   say(byId("overlay-says"), text[overlay()]);
   byId("overlay-says").dataset.overlay = overlay();
   state.volumes?.setOverlay(overlay(), opacity());

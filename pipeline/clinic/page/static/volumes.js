@@ -5,9 +5,9 @@ import { byId, painted, show } from "./dom.js";
 import { PLANES } from "./words.js";
 
 const NIIVUE = "./niivue.js"; // created by `make viewer`
-const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz" };
+const FILES = { image: "image.nii.gz", lungs: "lungs.nii.gz", saliency: "saliency.nii.gz", opacities: "opacities.nii.gz" };
 export const WINDOWS_HU = { lung: [-1350, 150], soft: [-160, 240], bone: [-450, 1050] };
-const COLOURS = { lungs: "lungs", saliency: "saliency" };
+const COLOURS = { lungs: "lungs", saliency: "saliency", opacities: "opacities" };
 // The colours of the service's slices. Those fade the lowest quarter of the saliency; here it is left out.
 const LUNGS = { R: [0, 0], G: [0, 200], B: [0, 255], A: [0, 255], I: [0, 255] };
 const SALIENCY = {
@@ -17,9 +17,11 @@ const SALIENCY = {
   A: [0, 255, 255, 255],
   I: [0, 85, 170, 255],
 };
+const OPACITIES = { R: [0, 255, 214], G: [0, 200, 30], B: [0, 60, 120], A: [0, 140, 140], I: [0, 128, 255] };
 const OVERLAYS = {
   lungs: { colormap: COLOURS.lungs, cal_min: 0, cal_max: 1 },
   saliency: { colormap: COLOURS.saliency, cal_min: 64, cal_max: 255 },
+  opacities: { colormap: COLOURS.opacities, cal_min: 0, cal_max: 2 },
 };
 const TINT = 0.5; // factor of the lungs' opacity: a filled area hides more than a contour
 
@@ -67,6 +69,7 @@ async function instance() {
   show(byId("stage"), false);
   made.addColormap(COLOURS.lungs, LUNGS);
   made.addColormap(COLOURS.saliency, SALIENCY);
+  made.addColormap(COLOURS.opacities, OPACITIES);
   shared = { niivue: made, SLICE_TYPE: niivue.SLICE_TYPE };
   return shared;
 }

@@ -29,6 +29,7 @@ export const CHECKS = {
   lungs: "Lung volume",
   lungs_cut: "Lungs cut at an end of the scan",
   hu_shift: "Applied HU correction",
+  lungs_agree: "Agreement of two methods of finding the lungs",
   smaller_lung: "Smaller lung, share of both lungs",
   metal: "Metal in the chest",
   air: "Density of the air around the patient",
@@ -43,7 +44,7 @@ export const SEXES = { F: "female", M: "male" };
 
 export const PLANES = { axial: "Axial", coronal: "Coronal", sagittal: "Sagittal" };
 
-export const OVERLAYS = { none: "None", lungs: "Lungs", saliency: "Where the model looked" };
+export const OVERLAYS = { none: "None", lungs: "Lungs", opacities: "Dense lung", saliency: "Where the model looked" };
 
 export const KEYS = [
   ["?", "show these keys"],

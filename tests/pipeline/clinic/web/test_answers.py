@@ -19,10 +19,12 @@ from pipeline.clinic.records import Answer, Patient
 from pipeline.clinic.results.write import PICTURE, REPORT
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import new_id
+from pipeline.clinic.unscored import keep_to_be_seen
 from pipeline.clinic.web.inert_text import inert
 from pipeline.clinic.web.view_audit import SITTING_SECONDS, ViewAudit
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.reasons import NO_LUNGS
+from pipeline.scoring.reasons import UNFAMILIAR
 from pipeline.scoring.score import Score
 from tests.helpers.scored_answers import SEVERE
 from tests.pipeline.clinic.web.conftest import NAME, refused
@@ -91,7 +93,7 @@ def test_files_can_be_fetched_whole(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     (answer.folder / REPORT).write_bytes(b"DICM")
     told = client("read").get(f"/api/v1/answers/{answer.id}").json()
-    assert set(told["files"]) == {"image.nii.gz", "lungs.nii.gz", "saliency.nii.gz", REPORT}
+    assert set(told["files"]) == {"image.nii.gz", "lungs.nii.gz", "opacities.nii.gz", "saliency.nii.gz", REPORT}
     for name in told["files"]:
         given = client("read").get(f"/api/v1/answers/{answer.id}/files/{name}", headers={"Range": "bytes=0-1"})
         assert given.status_code == 200
@@ -179,15 +181,37 @@ def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
     assert told == {seen.id: True, unread.id: False, waiting.id: False}
     axial = reader.get(f"/api/v1/jobs/{seen.id}/slices").json()["axial"]
     assert axial["start"] == axial["count"] // 2
-    picture = reader.get(f"/api/v1/jobs/{seen.id}/slices/axial/{axial['start']}.png?overlay=saliency")
+    address = f"/api/v1/jobs/{seen.id}/slices/axial/{axial['start']}.png"
+    picture = reader.get(address)
+    assert refused(reader.get(f"{address}?overlay=saliency")) == "E_REQUEST"
+    assert refused(reader.get(f"{address}?overlay=lungs")) == "E_NO_SUCH_PICTURE"
+    assert reader.get(f"/api/v1/jobs/{seen.id}/lungs").json() == {"lungs": None}
     assert Image.open(io.BytesIO(picture.content)).size == (axial["columns"], axial["rows"])
     for job in (unread, waiting):
-        for path in ("slices", "slices/axial/0.png"):
+        for path in ("slices", "slices/axial/0.png", "lungs"):
             assert refused(reader.get(f"/api/v1/jobs/{job.id}/{path}")) == "E_NO_SUCH_PICTURE"
     assert refused(reader.get(f"/api/v1/answers/{seen.id}/slices")) == "E_NO_SUCH_ANSWER"
     with clinic.store() as store:
         looked = [(each.who, each.job_id) for each in store.audit.records() if each.action == "look"]
     assert looked == [("a read", seen.id)]
+
+
+def test_the_lungs_of_a_scan_without_a_score_are_measured(
+    client: Clients, clinic: Clinic, scored: tuple[Score, Series]
+) -> None:
+    """The model gave no answer; outline, counted voxels and table need none."""
+    with clinic.store() as store:
+        store.jobs.add(new_id(), source="upload", asked_by="test")
+        job = store.jobs.take() or pytest.fail()
+        keep_to_be_seen(scored[0].volume, job, clinic.work)
+        store.jobs.refuse(job, Refusal(UNFAMILIAR, distance=9, limit=3))
+    reader = client("read")
+    lungs = reader.get(f"/api/v1/jobs/{job.id}/lungs").json()["lungs"]
+    assert 1500 < lungs["regions"]["both"]["whole"]["ml"] < 8000
+    axial = reader.get(f"/api/v1/jobs/{job.id}/slices").json()["axial"]
+    address = f"/api/v1/jobs/{job.id}/slices/axial/{axial['start']}.png"
+    pictures = {overlay: reader.get(address, params={"overlay": overlay}).content for overlay in ("none", "lungs")}
+    assert pictures["none"] != pictures["lungs"]
 
 
 def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, client: Clients, clinic: Clinic) -> None:

@@ -13,6 +13,7 @@ NEEDED = {
     ("POST", "/api/v1/scans"): "score",
     ("GET", "/api/v1/jobs"): "read",
     ("GET", "/api/v1/jobs/{job_id}"): "read",
+    ("GET", "/api/v1/jobs/{job_id}/lungs"): "read",
     ("GET", "/api/v1/jobs/{job_id}/slices"): "read",
     ("GET", "/api/v1/jobs/{job_id}/slices/{plane}/{index}.png"): "read",
     ("GET", "/api/v1/answers"): "read",

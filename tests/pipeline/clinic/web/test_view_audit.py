@@ -43,6 +43,7 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", f"{API}/scans"): {"content": b"PK\5\6" + bytes(18), "headers": {"Content-Type": "application/zip"}},
     ("GET", f"{API}/jobs"): {},
     ("GET", f"{API}/jobs/{{job_id}}"): {},
+    ("GET", f"{API}/jobs/{{job_id}}/lungs"): {},
     ("GET", f"{API}/jobs/{{job_id}}/slices"): {},
     ("GET", f"{API}/jobs/{{job_id}}/slices/{{plane}}/{{index}}.png"): {},
     ("GET", f"{API}/answers"): {},
@@ -65,6 +66,7 @@ CALLS: dict[tuple[str, str], dict[str, Any]] = {
 VERBS = {
     ("GET", f"{API}/jobs"): "worklist",
     ("GET", f"{API}/jobs/{{job_id}}"): "job",
+    ("GET", f"{API}/jobs/{{job_id}}/lungs"): "look",
     ("GET", f"{API}/jobs/{{job_id}}/slices"): "look",
     ("GET", f"{API}/jobs/{{job_id}}/slices/{{plane}}/{{index}}.png"): "look",
     ("GET", f"{API}/answers"): "list",
@@ -78,7 +80,7 @@ VERBS = {
     ("GET", f"{API}/patients/{{key}}/answers"): "history",
     ("GET", f"{API}/pacs/series"): "search",
 }
-SLICES = {pair for pair in VERBS if pair[1].endswith("/slices")}  # figures alone, of one patient's scan
+FIGURES = {pair for pair in VERBS if pair[1].endswith(("/slices", "/lungs"))}  # alone, of one patient's scan
 
 
 @pytest.fixture
@@ -139,7 +141,7 @@ def test_every_route_that_shows_a_patient_leaves_a_record(
         who = f"caller {number}"  # new to the clinic: no sitting of an earlier call is open
         token = Tokens(clinic.folder).make(who, "admin", by="test")
         headers = {**call.get("headers", {}), "Authorization": f"Bearer {token}"}
-        job_id = refused_job.id if "/slices" in path else answer.job_id
+        job_id = refused_job.id if "/slices" in path or "/lungs" in path else answer.job_id
         address = path.format(
             job_id=job_id,
             answer_id=answer.id,
@@ -148,7 +150,7 @@ def test_every_route_that_shows_a_patient_leaves_a_record(
         )
         response = TestClient(app, base_url=ADDRESS).request(method, address, **{**call, "headers": headers})
         kind = response.headers.get("content-type", "").partition(";")[0]
-        shows = kind in PICTURES or any(mark in response.text for mark in marks) or (method, path) in SLICES
+        shows = kind in PICTURES or any(mark in response.text for mark in marks) or (method, path) in FIGURES
         assert shows is ((method, path) in VERBS), (method, path, response.text[:200])
         if not shows:
             continue

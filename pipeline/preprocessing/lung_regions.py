@@ -1,0 +1,147 @@
+"""Finds lungs, airways, vessels and dense lung with the segmenter of this package; see `models.lung_segmenter`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, Tissue, load_segmenter
+
+AIR_HU = -1024.0
+SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
+
+
+@dataclass(frozen=True)
+class LungRegions:
+    """What was found in one scan.
+
+    `regions`: uint8, values of `Region`; each lung is one piece without holes. `tissues`: uint8, values of `Tissue`,
+    which hold inside the lungs and are `Tissue.PARENCHYMA` elsewhere. Shapes as the scan's. `chances`: float32, shape
+    (2, slices, rows, columns), probability of right and left lung, for outlines that are smooth on a finer grid.
+    """
+
+    regions: NDArray[np.uint8]
+    tissues: NDArray[np.uint8]
+    chances: NDArray[np.float32]
+
+    @property
+    def lungs(self) -> NDArray[np.bool_]:
+        """Both lungs, aerated or diseased, with their vessels."""
+        return np.isin(self.regions, SIDES)
+
+    @classmethod
+    def of_mask(cls, lungs: NDArray[np.bool_], middle: float) -> "LungRegions":
+        """Return regions from a mask of both lungs alone; columns up to `middle` are the right lung."""
+        is_left = np.arange(lungs.shape[2]) > middle
+        regions = np.where(is_left, np.uint8(Region.LEFT_LUNG), np.uint8(Region.RIGHT_LUNG)) * lungs
+        return cls.of_labels(regions.astype(np.uint8), np.zeros(lungs.shape, np.uint8))
+
+    @classmethod
+    def of_labels(cls, regions: NDArray[np.uint8], tissues: NDArray[np.uint8]) -> "LungRegions":
+        """Return regions whose labels are certain."""
+        return cls(regions, tissues, np.stack([regions == side for side in SIDES]).astype(np.float32))
+
+    def lungs_on(self, shape: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the lungs on another grid with the same outer faces: uint8, 1 in the right and 2 in the left one."""
+        answer = np.zeros(tuple(shape), np.uint8)
+        planes = torch.from_numpy(self.chances)[None]
+        heights = _places(self.chances.shape[1], shape[0])
+        for index, (low, share) in enumerate(heights):  # slice by slice: a volume of floats would take a gigabyte
+            high = min(low + 1, self.chances.shape[1] - 1)
+            plane = (1 - share) * planes[:, :, low] + share * planes[:, :, high]
+            fine = F.interpolate(plane, size=tuple(shape[1:]), mode="bilinear")[0].numpy()
+            answer[index] = np.where(fine.sum(axis=0) > 0.5, np.where(fine[0] >= fine[1], 1, 2), 0)
+        return answer
+
+
+def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmenter | None = None) -> LungRegions:
+    """Segment a chest CT.
+
+    Parameters
+    ----------
+    hu : NDArray
+        Shape (slices, rows, columns), axes to the head, the back and the patient's left, cubic voxels.
+    spacing_mm : float
+        Length of a voxel's side.
+    network : LungSegmenter or None
+        The segmenter; by default the one of this package.
+
+    Returns
+    -------
+    LungRegions
+        On the grid of `hu`. A scan without lungs has none.
+    """
+    region_logits, tissue_logits = _logits(torch.from_numpy(hu), spacing_mm, network or load_segmenter())
+    found = _highest(region_logits.numpy())
+    # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
+    chances = region_logits.softmax(0)
+    lung = (chances[Region.RIGHT_LUNG] + chances[Region.LEFT_LUNG] > 0.5).numpy()
+    right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
+    others = (np.uint8(Region.BACKGROUND), found)
+    regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
+    for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
+        whole = ndimage.binary_fill_holes(_largest(mine))
+        regions[whole & (regions != Region.AIRWAY)] = side
+    tissues = _highest(tissue_logits.numpy())
+    tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
+    own = np.stack([chances[side].numpy() * ndimage.binary_dilation(regions == side) for side in SIDES])
+    return LungRegions(regions, tissues, own.astype(np.float32))
+
+
+@torch.inference_mode()
+def _logits(hu: Tensor, spacing_mm: float, network: LungSegmenter) -> tuple[Tensor, Tensor]:
+    """Return the logits on the grid of `hu`; the network reads voxels of SPACING_MM, padded to a multiple."""
+    shape = tuple(hu.shape)
+    step = spacing_mm / SPACING_MM
+    size = shape if step == 1 else tuple(max(1, round(n * step)) for n in shape)
+    image = hu[None, None] if size == shape else F.interpolate(hu[None, None], size=size, mode="trilinear")
+    padding = [(-n % MULTIPLE) for n in size]
+    sides = [half for n in reversed(padding) for half in (n // 2, n - n // 2)]
+    inner = tuple(slice(n // 2, n // 2 + length) for n, length in zip(padding, size, strict=True))
+    answers = []
+    for logits in network(_padded(image, sides)):
+        cut = logits[(slice(None), slice(None), *inner)]
+        answers.append(cut[0] if size == shape else F.interpolate(cut, size=shape, mode="trilinear")[0])
+    return answers[0], answers[1]
+
+
+def _highest(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the class with the highest logit of each voxel; `argmax` over the first axis takes seven times as long."""
+    best, classes = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
+    for number in range(1, len(logits)):
+        is_higher = logits[number] > best
+        classes[is_higher] = number
+        np.copyto(best, logits[number], where=is_higher)
+    return classes
+
+
+def _padded(image: Tensor, sides: list[int]) -> Tensor:
+    """Pad shape (1, 1, slices, rows, columns) with air beside the patient, and with the last slices above and below."""
+    in_plane = F.pad(image, [*sides[:4], 0, 0], value=AIR_HU)
+    return F.pad(in_plane, [0, 0, 0, 0, *sides[4:]], mode="replicate")[0]
+
+
+def _places(size: int, wanted: int) -> list[tuple[int, float]]:
+    """Return for each of `wanted` slices the one of `size` below its centre, and the share of the one above."""
+    centres = np.clip((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0, size - 1)
+    return [(int(centre), float(centre - int(centre))) for centre in centres]
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    pieces, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray(pieces == sizes.argmax())
+
+
+def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the Dice coefficient of two masks, 0 to 1; two empty masks agree."""
+    both = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 2 * int(np.count_nonzero(a & b)) / both if both else 1.0

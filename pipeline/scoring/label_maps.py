@@ -1,0 +1,38 @@
+"""Writes what was found in a scan as NIfTI label maps on the grid of the scan itself, for any viewer."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from models.refusal import Refusal
+from pipeline.imaging.volume import Volume
+from pipeline.preprocessing.lesion_burden import Burden
+from pipeline.scoring import reasons
+
+LUNGS, OPACITIES = "lungs.nii.gz", "opacities.nii.gz"
+
+
+def write_labels(found: Burden, volume: Volume, out: Path) -> None:
+    """Write lungs.nii.gz (1 right lung, 2 left lung) and opacities.nii.gz (1 ground glass, 2 consolidation).
+
+    `volume`: the scan upright, as `Score.volume`. The lungs have smooth outlines. For the opacities, each voxel of the
+    scan has the label of the voxel of the working grid that it lies in: the file shows exactly what the table counts.
+    Raises Refusal E_REPORT_WRITE.
+    """
+    shape = volume.hu.shape
+    try:
+        for fine, name in ((found.found.lungs_on(shape), LUNGS), (nearest_on(shape, found.opacities), OPACITIES)):
+            image = nib.Nifti1Image(fine.transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]])
+            image.set_sform(image.affine, code="scanner")
+            image.header.set_xyzt_units("mm")
+            nib.save(image, out / name)
+    except OSError as error:
+        raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
+
+
+def nearest_on(shape: tuple[int, ...], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the labels on a finer or coarser grid with the same outer faces: the nearest voxel's value."""
+    places = [((np.arange(n) + 0.5) * size / n).astype(int) for n, size in zip(shape, labels.shape, strict=True)]
+    return labels[np.ix_(*places)]

@@ -1,0 +1,86 @@
+"""Finding lungs with the segmenter: synthetic bodies that it never saw, and one real thorax."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.lung_segmenter import Region, Tissue
+from pipeline.imaging.discovery import find_series
+from pipeline.imaging.series_reader import read_series
+from pipeline.phantom.body.sample import Sample, draw_sample
+from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
+from pipeline.preprocessing.preprocess import Preprocessing, prepare, resample
+from pipeline.scoring.label_maps import nearest_on
+from tests.helpers.nrrd import read_nrrd
+
+UNSEEN = range(20_000, 20_006)
+
+
+@pytest.fixture(scope="module")
+def bodies() -> list[tuple[Sample, LungRegions]]:
+    samples = [draw_sample(np.random.default_rng(seed)) for seed in UNSEEN]
+    return [(sample, find_regions(sample.hu, sample.step_mm)) for sample in samples]
+
+
+def test_each_lung_is_one_piece_inside_the_scan(bodies: list[tuple[Sample, LungRegions]]) -> None:
+    for sample, found in bodies:
+        assert found.regions.shape == found.tissues.shape == sample.hu.shape
+        assert not found.tissues[~found.lungs].any()
+        for side in (Region.RIGHT_LUNG, Region.LEFT_LUNG):
+            assert ndimage.label(found.regions == side, np.ones((3, 3, 3)))[1] == 1
+
+
+def test_unseen_bodies(bodies: list[tuple[Sample, LungRegions]]) -> None:
+    """The benchmark judges how well; here only that nothing is broken."""
+    scores = [dice(found.lungs, np.isin(sample.regions, (1, 2))) for sample, found in bodies]
+    assert np.median(scores) > 0.94
+
+
+def test_gas_in_the_bowel_is_not_lung(bodies: list[tuple[Sample, LungRegions]]) -> None:
+    gas = [sample.regions == Region.BOWEL_GAS for sample, _ in bodies]
+    taken = sum(int((found.lungs & gas_).sum()) for gas_, (_, found) in zip(gas, bodies, strict=True))
+    assert taken < 0.05 * sum(int(each.sum()) for each in gas)
+
+
+def test_a_scan_without_lungs_has_none() -> None:
+    assert not find_regions(np.full((20, 30, 40), 40, np.float32), 4.0).lungs.any()
+
+
+def test_a_finer_grid_gives_the_same_lungs(bodies: list[tuple[Sample, LungRegions]]) -> None:
+    sample, found = bodies[0]
+    shape = tuple(2 * n for n in sample.hu.shape)
+    fine = resample(torch.from_numpy(sample.hu), shape).numpy()
+    again = find_regions(fine, sample.step_mm / 2)
+    assert again.regions.shape == shape
+    assert dice(again.lungs[::2, ::2, ::2], found.lungs) > 0.95
+
+
+@pytest.fixture(scope="module")
+def thorax(real_data: Path) -> tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]]:
+    (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
+    scan = prepare(read_series(series), Preprocessing())
+    labels, _, _ = read_nrrd(real_data / "real-thorax-64" / "lm-64.nrrd")
+    return scan.image_hu, find_regions(scan.image_hu, scan.spacing_mm), labels
+
+
+def test_a_real_thorax(thorax: tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]]) -> None:
+    """The label map: 9 to 11 in the left lung, 12 to 14 in the right one, in the lower eight bits."""
+    _, found, labels = thorax
+    part = labels & 255
+    lungs = found.lungs_on(part.shape)
+    assert dice(lungs > 0, part > 0) > 0.97
+    assert dice(lungs == 1, part >= 12) > 0.97
+    assert dice(lungs == 2, (part > 0) & (part < 12)) > 0.965
+
+
+def test_the_vessels_of_a_real_thorax_are_no_consolidation(
+    thorax: tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]],
+) -> None:
+    _, found, labels = thorax
+    vessels = nearest_on(labels.shape, (found.tissues == Tissue.VESSEL).astype(np.uint8)) > 0
+    assert dice(vessels, labels >> 8 == 3) > 0.2  # on a grid as coarse as the vessels
+    assert np.mean(found.tissues[found.lungs] == Tissue.CONSOLIDATION) < 0.01

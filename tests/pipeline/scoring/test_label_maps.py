@@ -1,0 +1,37 @@
+"""Label maps on the scan's own grid: every voxel has the label that the table counts at its place."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pipeline.imaging.volume import Volume
+from pipeline.scoring.label_maps import LUNGS, OPACITIES, nearest_on, write_labels
+from tests.helpers.lungs import burden_of
+from tests.pipeline.scoring.test_html_report import prepared
+
+
+def test_labels_lie_on_the_voxels_of_the_scan(tmp_path: Path) -> None:
+    """A scan with voxels half as large: eight voxels for each of the table's, and positions in millimetres agree."""
+    scan = prepared()
+    scan.image_hu[12:20, 15:25, 12:20] = -500
+    found = burden_of(scan)
+    fine = np.kron(scan.image_hu, np.ones((2, 2, 2))).astype(np.int16)
+    move = np.diag([0.5, 0.5, 0.5, 1.0])
+    move[:3, 3] = -0.25
+    write_labels(found, Volume(fine, scan.affine @ move), tmp_path)
+    lungs, opacities = (nib.load(tmp_path / name) for name in (LUNGS, OPACITIES))
+    assert lungs.shape == opacities.shape == fine.shape[::-1]
+    written = np.asarray(opacities.dataobj)
+    assert np.count_nonzero(written) == 8 * np.count_nonzero(found.opacities)
+    centre = lungs.affine @ [*np.argwhere(written).mean(axis=0), 1.0]
+    wanted = scan.affine @ [*np.argwhere(found.opacities).mean(axis=0), 1.0]
+    assert np.allclose(centre, wanted)
+    right, left = (np.argwhere(np.asarray(lungs.dataobj) == value).mean(axis=0) for value in (1, 2))
+    assert (lungs.affine @ [*right, 1])[0] > (lungs.affine @ [*left, 1])[0]  # RAS: x grows to the patient's right
+
+
+def test_thick_slices_take_the_nearest_label() -> None:
+    labels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1)
+    assert nearest_on((3, 2, 2), labels)[:, 0, 0].tolist() == [1, 3, 5]
+    assert nearest_on((12, 1, 1), labels)[:, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
