@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format bench canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format bench lungs canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -59,6 +59,13 @@ format: .venv/installed
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+lungs: .venv/installed  ## trains the lung segmenter again into build/, from synthetic bodies alone, and evaluates the package's one
+	@mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/first.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+		--steps 3500 --seed 2 --rate 0.0015 --start build/first.safetensors
+	$(BIN)/python benchmarks/lungs.py
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md
 	$(BIN)/python -m tests.canary

@@ -7,6 +7,7 @@ separately. Each library uses its default number of threads; ours uses one.
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 Work = Callable[[Path], None]
@@ -167,23 +168,28 @@ def an_epoch() -> Work:
 
 
 def decoding_and_forward() -> Work:
-    """The minimum for an answer: pydicom decodes every file, and the network evaluates a ready tensor."""
+    """The minimum for an answer: pydicom decodes every file, and network and lung segmenter evaluate ready tensors."""
     import numpy as np
     import torch
+    from chest import GRID
     from pydicom import dcmread
 
+    from models.lung_segmenter import MULTIPLE, SPACING_MM, load_segmenter
     from models.release import load_release
     from pipeline.preprocessing.preprocess import Preprocessing
 
     torch.set_num_threads(1)
     load = cache(load_release)
     scan, known = torch.zeros((1, 2, *Preprocessing().shape)), torch.zeros((1, 4))
+    coarse = [n * step / SPACING_MM for n, step in zip(GRID.shape, GRID.spacing_mm, strict=True)]
+    body = torch.full((1, *(ceil(n / MULTIPLE) * MULTIPLE for n in coarse)), -800.0)
 
     @torch.inference_mode()
     def work(folder: Path) -> None:
         for path in sorted((folder / "series").rglob("*.dcm")):
             assert np.asarray(dcmread(path).pixel_array).ndim == 2
         assert load(folder / "model").network.eval()(scan, known).shape == (1, 2)
+        assert load_segmenter()(body)[0].ndim == 5
 
     return work
 

@@ -33,7 +33,7 @@ from tests.helpers.descriptions import description
 REPEATS = 3  # processes in turn
 ANSWERS = 3  # answers of the clinic, after its first
 CORES = 2
-FLOOR, READING = "pydicom's decoding and a forward pass", "reading alone"
+FLOOR, READING = "pydicom's decoding and the forward passes", "reading alone"
 SIMPLEITK, MONAI = "SimpleITK, reading alone", "MONAI, DenseNet121 at 96³"
 COMPRESSED = "JPEG lossless"  # most common in archives
 STAGES = ("read", "prepare", "predict", "explain", "total")

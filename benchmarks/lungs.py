@@ -1,0 +1,321 @@
+"""Evaluate the lung segmenter against the method by threshold. Not part of `make bench`.
+
+    python benchmarks/lungs.py [--real ../shared/data/real-thorax-64] [--scans 120]
+
+- Synthetic bodies that no step of training saw, of the generator that it learnt from.
+- Phantoms of the synthetic hospitals: another generator, which it never saw.
+- One real thorax with a label map, if its folder is there: whole, by thirds of each lung, and disturbed (turned, thick
+  slices, noise, kernels, an offset, padding), each compared with its own undisturbed mask.
+
+The shares of dense lung are compared with those that the true labels give for the same scan: the error that is left is
+the segmenter's. Writes benchmarks/results/lungs.json and lungs.md.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from run import circumstances, markdown
+from scipy import ndimage
+from scipy.stats import binomtest
+
+from models.lung_segmenter import WEIGHTS_SHA256, Region, Tissue
+from models.refusal import Refusal
+from pipeline.phantom.anatomy import Build, Grid, make_thorax
+from pipeline.phantom.body.sample import STEP_MM, draw_sample
+from pipeline.phantom.lesions import add_lesions
+from pipeline.preprocessing.area_resample import area_means
+from pipeline.preprocessing.lesion_burden import Burden, burden
+from pipeline.preprocessing.lung_regions import LungRegions, dice, find_regions
+from pipeline.preprocessing.lungs import find_lungs
+from pipeline.preprocessing.preprocess import orient, resample
+from pipeline.scoring.label_maps import nearest_on
+from pipeline.scoring.single_scan import read_one
+
+RESULTS = Path(__file__).with_name("results")
+UNSEEN_SEED = 10_000  # training uses other seeds
+PHANTOM_GRID = Grid((80, 96, 96), (4.0, 4.0, 4.0))
+SOME = 0.02  # share of the lungs from which on a scan counts as diseased
+BOWEL_ML = 10.0  # gas of the bowel that is counted as lung, from which on a scan counts as failed
+POINTS = 0.02
+VESSEL_HU = 100.0  # by which a vessel of a phantom stands out of the lung around it
+Mask = NDArray[np.bool_]
+Scan = tuple[NDArray[np.float32], LungRegions]
+Row = dict[str, Any]
+
+
+def mean(values: list[float]) -> str:
+    """Return a mean with its 95 % interval, by the bootstrap over scans."""
+    if not values:
+        return "–"
+    drawn = np.random.default_rng(0).choice(values, (4000, len(values))).mean(axis=1)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return f"{np.mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def part(hits: list[bool]) -> str:
+    """Return a share in percent with Wilson's 95 % interval."""
+    if not hits:
+        return "–"
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
+    return f"{100 * np.mean(hits):.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+# --- scans ------------------------------------------------------------------------------------------------
+
+
+def bodies(count: int) -> Iterator[Scan]:
+    for seed in range(UNSEEN_SEED, UNSEEN_SEED + count):
+        sample = draw_sample(np.random.default_rng(seed))
+        yield sample.hu, LungRegions.of_labels(sample.regions, sample.tissues)
+
+
+def phantoms(count: int) -> Iterator[Scan]:
+    _, _, x = PHANTOM_GRID.axes_mm()
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        thorax = make_thorax(PHANTOM_GRID, Build.draw(rng, female=bool(seed % 2)), rng)
+        is_ill = bool(seed % 2)
+        ill = add_lesions(
+            thorax, PHANTOM_GRID, pattern="covid" if is_ill else "none", load=0.2, consolidated=0.3, rng=rng
+        )
+        regions = np.where(x > 0, Region.LEFT_LUNG, Region.RIGHT_LUNG) * thorax.lungs
+        added = ill.hu - thorax.hu
+        stands_out = thorax.hu - ndimage.median_filter(thorax.hu, 3) > VESSEL_HU
+        tissues = np.where(stands_out, Tissue.VESSEL, Tissue.PARENCHYMA)
+        tissues = np.where(added > 100, Tissue.GROUND_GLASS, tissues)
+        tissues = np.where(added > 400, Tissue.CONSOLIDATION, tissues)
+        truth = LungRegions.of_labels(regions.astype(np.uint8), (tissues * thorax.lungs).astype(np.uint8))
+        yield (ill.hu + rng.normal(0, 12, ill.hu.shape)).astype(np.float32), truth
+
+
+# --- one scan ---------------------------------------------------------------------------------------------
+
+
+def by_threshold(hu: NDArray[np.float32]) -> Mask | None:
+    try:
+        return find_lungs(hu, (STEP_MM, STEP_MM, STEP_MM))
+    except Refusal:
+        return None
+
+
+def judge(hu: NDArray[np.float32], truth: LungRegions) -> Row:
+    found = find_regions(hu, STEP_MM)
+    threshold = by_threshold(hu)
+    wanted, seen = burden(hu, truth, STEP_MM), burden(hu, found, STEP_MM)
+    voxel_ml = STEP_MM**3 / 1000
+    gas = truth.regions == Region.BOWEL_GAS
+    inside = truth.lungs
+    return {
+        "dice": dice(found.lungs, inside),
+        "right": dice(found.regions == Region.RIGHT_LUNG, truth.regions == Region.RIGHT_LUNG),
+        "left": dice(found.regions == Region.LEFT_LUNG, truth.regions == Region.LEFT_LUNG),
+        "threshold": None if threshold is None else dice(threshold, inside),
+        "gas_ml": float((found.lungs & gas).sum() * voxel_ml),
+        "threshold_gas_ml": None if threshold is None else float((threshold & gas).sum() * voxel_ml),
+        "ill": float(np.isin(truth.tissues, (1, 2)).sum() / max(1, inside.sum())),
+        "solid": float((truth.tissues == Tissue.CONSOLIDATION).sum() / max(1, inside.sum())),
+        "glass_error": error(seen, wanted, "ground_glass"),
+        "solid_error": error(seen, wanted, "consolidation"),
+    }
+
+
+def error(seen: Burden, wanted: Burden, what: str) -> float:
+    found, true = (getattr(each.regions["both"]["whole"], what) for each in (seen, wanted))
+    return abs((found or 0.0) - (true or 0.0))
+
+
+def summary(rows: list[Row]) -> list[list[str]]:
+    """Return a line for each group of scans."""
+    groups: dict[str, Callable[[Row], bool]] = {
+        "all": lambda row: True,
+        "healthy": lambda row: row["ill"] < SOME,
+        "ground glass or consolidation": lambda row: row["ill"] >= SOME,
+        "consolidation": lambda row: row["solid"] >= SOME,
+    }
+    lines = []
+    for name, belongs in groups.items():
+        chosen = [row for row in rows if belongs(row)]
+        answered = [row for row in chosen if row["threshold"] is not None]
+        lines.append(
+            [
+                f"{name} ({len(chosen)})",
+                mean([row["dice"] for row in chosen]),
+                f"{mean([row['threshold'] for row in answered])}, {len(chosen) - len(answered)} refused",
+                part([row["gas_ml"] > BOWEL_ML for row in chosen]),
+                part([row["threshold_gas_ml"] > BOWEL_ML for row in answered]),
+                part([row["glass_error"] <= POINTS for row in chosen]),
+                part([row["solid_error"] <= POINTS for row in chosen]),
+            ]
+        )
+    return lines
+
+
+# --- the real thorax --------------------------------------------------------------------------------------
+
+
+def real(folder: Path) -> dict[str, Any]:
+    import SimpleITK
+
+    volume = orient(read_one(folder / "ct-64Dicom").volume)
+    labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(folder / "lm-64.nrrd"))
+    part_of, kind = labels & 255, labels >> 8  # Chest Imaging Platform: 9 to 11 left, 12 to 14 right thirds; 3 vessel
+    size = tuple(max(1, round(extent / STEP_MM)) for extent in volume.extent_mm)
+    hu = resample(area_means(volume.hu, size), size).numpy()
+    found = find_regions(hu, STEP_MM)
+    shape = volume.hu.shape
+    labelled = found.lungs_on(shape)
+    threshold = LungRegions.of_mask(find_lungs(hu, (STEP_MM,) * 3), 0).lungs_on(shape) > 0
+    masks = {"both": labelled > 0, "right": labelled == 1, "left": labelled == 2}
+    true = {"both": part_of > 0, "right": part_of >= 12, "left": (part_of > 0) & (part_of < 12)}
+    vessels = nearest_on(shape, (found.tissues == Tissue.VESSEL).astype(np.uint8)) > 0
+    seen = burden(hu, found, STEP_MM).regions["both"]["whole"]
+    return {
+        "dice": {name: round(dice(masks[name], true[name]), 4) for name in true},
+        "threshold": round(dice(threshold, true["both"]), 4),
+        "thirds": thirds(labelled, part_of),
+        "vessels": {
+            "dice": round(dice(vessels, kind == 3), 3),
+            "found_near": round(near(kind == 3, vessels), 3),
+        },
+        "ground_glass": seen.ground_glass,
+        "consolidation": seen.consolidation,
+        "disturbed": disturbed(hu, found.lungs),
+    }
+
+
+def near(truth: Mask, found: Mask) -> float:
+    """Return the share of true voxels that are found, or lie beside one that is."""
+    return float((truth & ndimage.binary_dilation(found)).sum() / truth.sum())
+
+
+def thirds(labelled: NDArray[np.uint8], part_of: NDArray[np.uint16]) -> dict[str, float]:
+    """Return found over true volume of each lung in the slices of each third, where the label map divides them."""
+    names = ("left upper", "left middle", "left lower", "right upper", "right middle", "right lower")
+    answer = {}
+    for value, name in enumerate(names, start=9):
+        heights = np.flatnonzero((part_of == value).any(axis=(1, 2)))
+        slab = slice(heights[0], heights[-1] + 1)
+        own = labelled[slab] == (2 if value < 12 else 1)
+        true = (part_of[slab] > 0) & ((part_of[slab] >= 12) == (value >= 12))
+        answer[name] = round(float(own.sum() / true.sum()), 3)
+    return answer
+
+
+def disturbed(hu: NDArray[np.float32], mask: Mask) -> dict[str, float]:
+    """Return the Dice coefficient of each disturbed scan's mask with the undisturbed one, moved alike."""
+    rng = np.random.default_rng(0)
+    answer = {}
+    for axes, name in (((1, 2), "body's axis"), ((0, 1), "left-right axis"), ((0, 2), "front-back axis")):
+        for degrees in (-10, 10):
+            turned = ndimage.rotate(hu, degrees, axes, reshape=False, order=1, mode="constant", cval=-1000)
+            wanted = ndimage.rotate(mask.astype(np.float32), degrees, axes, reshape=False, order=1) > 0.5
+            answer[f"turned {degrees} degrees about the {name}"] = dice(find_regions(turned, STEP_MM).lungs, wanted)
+    noise = rng.normal(0, 1, hu.shape)
+    thick = ndimage.uniform_filter1d(hu, 2, axis=0)
+    blurred = ndimage.gaussian_filter(hu, 0.7)
+    changes = {
+        "slices of 8 mm": thick,
+        "noise of 20 HU": hu + 20 * noise,
+        "noise of 40 HU": hu + 40 * noise,
+        "smooth kernel": blurred,
+        "sharp kernel": hu + 0.8 * (hu - blurred),
+        "all HU 30 higher": hu + 30,
+        "all HU 30 lower": hu - 30,
+        "contrast agent": np.where((hu > 20) & (hu < 90), hu + 150, hu),
+    }
+    for name, changed in changes.items():
+        answer[name] = dice(find_regions(changed.astype(np.float32), STEP_MM).lungs, mask)
+    padded = np.pad(hu, ((6, 9), (10, 4), (5, 11)), constant_values=-1024)
+    found = find_regions(padded, STEP_MM).lungs[6:-9, 10:-4, 5:-11]
+    answer["padding around the scan"] = dice(found, mask)
+    return {name: round(value, 4) for name, value in answer.items()}
+
+
+def timing() -> dict[str, float]:
+    """Return seconds for a large adult on the working grid, and how far memory rises."""
+    hu = draw_sample(np.random.default_rng(1)).hu
+    large = np.full((88, 96, 112), -1000, np.float32)
+    large[tuple(slice(0, min(a, b)) for a, b in zip(large.shape, hu.shape, strict=True))] = hu[:88, :96, :112]
+    find_regions(large[:32, :32, :32], STEP_MM)  # loads the weights
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        find_regions(large, STEP_MM)
+        seconds.append(time.perf_counter() - began)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": round(min(seconds), 2), "memory_mb": round((after - before) / 1024)}
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def text(result: dict[str, Any]) -> str:
+    head = ["scans", "Dice", "Dice by threshold", f"over {BOWEL_ML:g} mL of bowel gas as lung", "the same by threshold"]
+    head += ["ground glass within 2 points", "consolidation within 2 points"]
+    lines = [
+        "# Where the lungs are",
+        "",
+        f"{result['date']}; {result['machine']}. Weights {WEIGHTS_SHA256[:12]}. 95 % intervals over scans. "
+        "`benchmarks/lungs.py` defines the metrics. Everything but the last section is synthetic.",
+        "",
+    ]
+    for name, rows in result["synthetic"].items():
+        lines += [f"## {name}", "", *markdown(head, rows)]
+    if found := result.get("real"):
+        lines += ["## One real thorax, healthy", ""]
+        lines += markdown(
+            ["Dice: both", "right", "left", "by threshold", "vessels", "vessels found, or beside"],
+            [
+                [
+                    *(str(found["dice"][side]) for side in ("both", "right", "left")),
+                    str(found["threshold"]),
+                    *(str(value) for value in found["vessels"].values()),
+                ]
+            ],
+        )
+        lines += [
+            f"Ground glass {found['ground_glass']:.2%}, consolidation {found['consolidation']:.2%} of the lungs.",
+            "",
+        ]
+        lines += markdown(list(found["thirds"]), [[str(value) for value in found["thirds"].values()]])
+        lines += ["Volume of each third, found over true.", ""]
+        lines += markdown(
+            ["disturbed scan", "Dice with its own mask"], [[k, str(v)] for k, v in found["disturbed"].items()]
+        )
+    lines += [
+        f"A scan of 88 x 96 x 112 voxels of {STEP_MM:g} mm takes {result['timing']['seconds']} s on "
+        f"{result['threads']} threads, and {result['timing']['memory_mb']} MB.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate the lung segmenter.")
+    parser.add_argument("--real", type=Path, default=Path("../shared/data/real-thorax-64"))
+    parser.add_argument("--scans", type=int, default=120)
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {**circumstances(), "timing": timing(), "threads": torch.get_num_threads()}
+    sources = {
+        "Unseen bodies of the generator": bodies(arguments.scans),
+        "Phantoms of another generator": phantoms(arguments.scans // 3),
+    }
+    result["synthetic"] = {name: summary([judge(*scan) for scan in scans]) for name, scans in sources.items()}
+    if arguments.real.is_dir():
+        result["real"] = real(arguments.real)
+    (RESULTS / "lungs.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "lungs.md").write_text(text(result))
+    print(text(result))
+
+
+if __name__ == "__main__":
+    main()
