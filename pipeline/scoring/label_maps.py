@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +20,8 @@ def write_labels(found: Burden, volume: Volume, out: Path) -> None:
     scan has the label of the voxel of the working grid that it lies in: the file shows exactly what the table counts.
     Raises Refusal E_REPORT_WRITE.
     """
+    import nibabel as nib  # imported here because it is large, and most answers are not written as files
+
     shape = volume.hu.shape
     try:
         for fine, name in ((found.found.lungs_on(shape), LUNGS), (nearest_on(shape, found.opacities), OPACITIES)):

@@ -104,9 +104,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with random weights."""
+    """A release with random weights, said to be of patients: results of one of phantoms would not go to the PACS."""
     folder = tmp_path_factory.mktemp("release")
-    save_release(folder, build_network(NetworkSettings(), seed=3), description())
+    save_release(folder, build_network(NetworkSettings(), seed=3), description(trained_on_synthetic_data=False))
     return folder
 
 
