@@ -29,7 +29,7 @@ export function showMeasures(box, lungs) {
     element(
       "p",
       { className: "soft" },
-      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. ${lungs.are_marked ? "Vessels, bronchi, hila and mediastinum do not count. In healthy people 4.3 % of the lungs (2.7 to 17.8 %) lie between -600 and -250 HU, vessels included (Easthausen et al., Respirology 2020; 25:855). Densities of other causes count too." : "Vessels, and densities caused by other diseases, are included."}`,
+      `Thirds of each lung's height; shares of volume at ${glass[0]} to ${glass[1]} HU and ${dense[0]} to ${dense[1]} HU. ${lungs.are_marked ? "Vessels, bronchi and hila do not count, other diseases do. Healthy: 4.3 % (2.7 to 17.8 %) at -600 to -250 HU, with vessels (Respirology 2020; 25:855)." : "Vessels, and densities caused by other diseases, are included."}`,
     ),
   );
 }
