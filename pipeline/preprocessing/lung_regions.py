@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, Tissue, load_segmenter
+from pipeline.preprocessing.lungs import largest_piece
 
 AIR_HU = -1024.0
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
@@ -85,7 +86,7 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     others = (np.uint8(Region.BACKGROUND), found)
     regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
-        whole = ndimage.binary_fill_holes(_largest(mine))
+        whole = ndimage.binary_fill_holes(largest_piece(mine))
         regions[whole & (regions != Region.AIRWAY)] = side
     tissues = _highest(tissue_logits.numpy())
     tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
@@ -130,15 +131,6 @@ def _places(size: int, wanted: int) -> list[tuple[int, float]]:
     """Return for each of `wanted` slices the one of `size` below its centre, and the share of the one above."""
     centres = np.clip((np.arange(wanted) + 0.5) * size / wanted - 0.5, 0, size - 1)
     return [(int(centre), float(centre - int(centre))) for centre in centres]
-
-
-def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    pieces, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.asarray(pieces == sizes.argmax())
 
 
 def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:

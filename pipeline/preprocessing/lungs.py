@@ -50,6 +50,16 @@ def find_lungs(hu: NDArray[np.float32], spacing_mm: tuple[float, float, float]) 
     return mask
 
 
+def largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the largest connected piece of a mask."""
+    pieces, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    return np.asarray(pieces == sizes.argmax())
+
+
 def at_sides(labels: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the labels that touch a side of the image. The first and the last slice do not count as sides."""
     sides = (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1])

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from pipeline.phantom.body.frame import Field, Frame, Mask, joined
 from pipeline.phantom.body.trunk import Tissues, Trunk
+from pipeline.preprocessing.lungs import largest_piece
 
 SIDES = (-1, 1)  # right, left
 Path = NDArray[np.float64]
@@ -50,7 +51,7 @@ def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, rng: Generator) -> 
     inner = trunk.cage < 1 - rng.uniform(0, 0.03)
     reach = {side: (frame.z > floor[side]) & (frame.z < _apex(frame, side, rng)) for side in SIDES}
     lungs = {side: inner & (side_of == side) & ~middle & reach[side] & trunk.body for side in SIDES}
-    lungs = {side: _largest(lung) for side, lung in lungs.items()}
+    lungs = {side: largest_piece(lung) for side, lung in lungs.items()}
     _fill(frame, trunk, tissues, inner & ~lungs[-1] & ~lungs[1], floor, rng)
     hu = trunk.hu
     hu[heart_fat & trunk.body & (frame.z > -140)] = tissues.fat
@@ -71,15 +72,6 @@ def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, rng: Generator) -> 
     airways = (trachea | bronchi) & ~(lungs[-1] | lungs[1])
     hu[airways] = rng.uniform(-1010, -950)
     return Chest(lungs, airways, middle & ~airways, hila, floor)
-
-
-def _largest(mask: Mask) -> Mask:
-    pieces, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    return np.asarray(pieces == sizes.argmax())
 
 
 def _diaphragm(frame: Frame, side: int, rng: Generator) -> Field:
