@@ -184,7 +184,7 @@ def open_rig(folder: Path, *, nginx: bool = False, authority: Authority | None =
         stack.callback(logger.removeHandler, handler)
         stack.enter_context(_in_thread(rig))
         if nginx:
-            stack.enter_context(nginx(rig, run))
+            stack.enter_context(running_nginx(rig, run))
         yield rig
 
 
@@ -246,7 +246,7 @@ def _is_open(rig: Rig) -> bool:
 
 
 @contextlib.contextmanager
-def nginx(rig: Rig, run: Path) -> Iterator[None]:
+def running_nginx(rig: Rig, run: Path) -> Iterator[None]:
     """nginx with the documented configuration, its paths and its port set for this test, as an ordinary process."""
     assert NGINX
     text = CONFIGURATION.read_text()

@@ -30,7 +30,7 @@ from federation.superlink.control import loopback_certificate, read_server_confi
 from federation.system.process import flower_command, flower_environment, free_port
 from pipeline.site.folder import Site
 from tests.e2e.conftest import Command
-from tests.e2e.door_rig import NGINX, Rig, nginx
+from tests.e2e.door_rig import NGINX, Rig, running_nginx
 from tests.e2e.test_door import Running, fleet, join, ok
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -204,7 +204,7 @@ def server(
         command = start("server", "start", folder)
         command.wait_for("The server is up", seconds=90)
         if behind_nginx:
-            stack.enter_context(nginx(Rig(folder, port), run))
+            stack.enter_context(running_nginx(Rig(folder, port), run))
         yield Running(folder, command)
         command.kill()
 
