@@ -98,7 +98,8 @@ def _notes() -> list[str]:
         f"One synthetic series of 300 slices, 512 x 512, 16 bits, in the page cache; {CORES} cores.",
         "Ours: find the series, check and read it, digest, lungs, anatomy, lesion load, network, map; one thread for "
         "the network. Reading alone: find, check, read. Each in its own process that has done it once before.",
-        "Decoding and a forward pass: pixel_array of each file, and the network on a ready tensor; one thread.",
+        "Decoding and the forward passes: pixel_array of each file, network and lung segmenter on ready tensors; "
+        "one thread.",
         "MONAI: LoadImaged, EnsureChannelFirstd, Orientationd, Spacingd to 1.5 mm, ScaleIntensityRanged, Resized, "
         "network; no checks and no explanation; default number of threads.",
         "In the clinic: the warm worker process, from the queue to the stored answer: it scores, draws images, writes "

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from models import lung_segmenter
-from models.lung_segmenter import MULTIPLE, WEIGHTS, LungSegmenter, Region, Tissue, load_segmenter
+from models.lung_segmenter import MULTIPLE, WEIGHTS, WEIGHTS_SHA256, LungSegmenter, Region, Tissue, load_segmenter
 from models.refusal import Refusal
 
 MOST_BYTES = 5_000_000
+
+
+def test_the_card_names_the_weights() -> None:
+    assert f"`{WEIGHTS_SHA256}`" in WEIGHTS.with_suffix(".md").read_text()
 
 
 def test_the_weights_are_small_and_load() -> None:
