@@ -2,8 +2,12 @@
 
     python benchmarks/short.py
 
-It fails if a ratio is worse than that in benchmarks/results/ by more than LOOSE. All are ratios of processor time,
-because other tests run at the same time. Nothing is written. Improved ratios are reported only by `make bench`.
+It fails if a ratio is worse than that in benchmarks/results/ by more than LOOSE, twice in a row. All are ratios of
+processor time, because other tests run at the same time. Nothing is written. Improved ratios are reported only by
+`make bench`.
+
+Ratios differ between processors too: reading uncompressed slices took 2.7 times fewer seconds than pydicom on one
+machine and 2.0 times fewer on another that is twice as fast. The committed ratios are those of the faster machine.
 """
 
 import json
@@ -56,15 +60,21 @@ def hold(figures: Iterable[Figure], committed: Sequence[dict[str, Any]]) -> list
     return held
 
 
+def measured(part: str) -> list[Held]:
+    """Measure one part, and compare it."""
+    with tempfile.TemporaryDirectory() as folder:
+        result: Part = import_module(part).measure(Path(folder), is_short=True)
+    return hold(result.figures, json.loads((RESULTS / f"{part}.json").read_text())["figures"])
+
+
 def main() -> int:
     held = []
     for part in PARTS:
-        with tempfile.TemporaryDirectory() as folder:
-            measured: Part = import_module(part).measure(Path(folder), is_short=True)
-        committed = json.loads((RESULTS / f"{part}.json").read_text())["figures"]
-        for each in hold(measured.figures, committed):
-            print(each, flush=True)
-            held.append(each)
+        compared = measured(part)
+        if not all(each.is_kept for each in compared):  # once more: another test may have filled the caches
+            compared = [min(pair, key=lambda each: each.worse) for pair in zip(compared, measured(part), strict=True)]
+        print(*compared, sep="\n", flush=True)
+        held += compared
     lost = [each for each in held if not each.is_kept]
     if lost:
         print(f"{len(lost)} of {len(held)} ratios are worse than the committed ones: see with `make bench`")
