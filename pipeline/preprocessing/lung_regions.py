@@ -11,9 +11,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from models.lung_segmenter import MULTIPLE, SPACING_MM, LungSegmenter, Region, Tissue, load_segmenter
-from pipeline.preprocessing.lungs import largest_piece
+from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, bounding_box, largest_piece
 
 AIR_HU = -1024.0
+BODY_ABOVE_HU, BODY_MARGIN_MM = -300.0, 12.0
+LEAST_ENCLOSED = 0.2  # share of what was found of a lung, below which a lung is open to the side of the image
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
 
 
@@ -77,7 +79,27 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     LungRegions
         On the grid of `hu`. A scan without lungs has none.
     """
-    region_logits, tissue_logits = _logits(torch.from_numpy(hu), spacing_mm, network or load_segmenter())
+    body = body_box(hu, spacing_mm)
+    whole = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8), np.zeros((len(SIDES), *hu.shape), np.float32)
+    inner = _find_in_body(np.ascontiguousarray(hu[body]), spacing_mm, network or load_segmenter())
+    whole[0][body], whole[1][body], whole[2][(slice(None), *body)] = inner.regions, inner.tissues, inner.chances
+    return LungRegions(*whole)
+
+
+def body_box(hu: NDArray[np.float32], spacing_mm: float) -> tuple[slice, ...]:
+    """Return the rows and columns that the largest piece of tissue spans, with a margin, and all slices.
+
+    The air around a patient takes a third of many scans, and noise in it can look like lung.
+    """
+    body = largest_piece(hu > BODY_ABOVE_HU)
+    if not body.any():
+        return tuple(slice(0, size) for size in hu.shape)
+    _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
+    return slice(0, hu.shape[0]), *in_plane
+
+
+def _find_in_body(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmenter) -> LungRegions:
+    region_logits, tissue_logits = _logits(torch.from_numpy(hu), spacing_mm, network)
     found = _highest(region_logits.numpy())
     # A lung is found as a whole first, so that a voxel between right and left is not lost to a third class.
     chances = region_logits.softmax(0)
@@ -85,13 +107,29 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     right = (chances[Region.RIGHT_LUNG] >= chances[Region.LEFT_LUNG]).numpy()
     others = (np.uint8(Region.BACKGROUND), found)
     regions = np.where(np.isin(found, SIDES), *others).astype(np.uint8)
+    outside = _air_outside(hu)
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
-        whole = ndimage.binary_fill_holes(largest_piece(mine))
+        whole = ndimage.binary_fill_holes(largest_piece(_enclosed(mine, outside)))
         regions[whole & (regions != Region.AIRWAY)] = side
     tissues = _highest(tissue_logits.numpy())
     tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
     own = np.stack([chances[side].numpy() * ndimage.binary_dilation(regions == side) for side in SIDES])
     return LungRegions(regions, tissues, own.astype(np.float32))
+
+
+def _air_outside(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return the air that touches the sides of the image; noise in it looks like lung at times."""
+    labels, _ = ndimage.label(hu < AIR_BELOW_HU)
+    is_outside = np.zeros(int(labels.max()) + 1, bool)
+    is_outside[at_sides(labels)] = True
+    is_outside[0] = False
+    return np.asarray(is_outside[labels])
+
+
+def _enclosed(lung: NDArray[np.bool_], outside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Leave out what lies in the air outside, unless nearly all does: a small field of view can cut through a lung."""
+    inside = lung & ~outside
+    return inside if np.count_nonzero(inside) > LEAST_ENCLOSED * np.count_nonzero(lung) else lung
 
 
 @torch.inference_mode()

@@ -20,6 +20,8 @@ SMALLEST_LUNG_ML = 250
 SMALLER_LUNG = 0.2  # least share of the larger lung, or of both if they touch; a smaller region is stomach or colon
 LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
 SHORTEST_LUNGS_MM = 120
+LEAST_AERATED = 0.2  # share of the lungs; in severe ARDS a third still holds air
+LEAST_PLANE = 0.01  # share of the lungs' largest plane, from which on a plane belongs to the crop
 CLOSING_MM = 14
 WIDEST_AIRWAY_MM2 = 700  # trachea at most 25 x 27 mm, 530 mm2; Breatnach et al., AJR 1984; 142:903-906
 
@@ -113,14 +115,14 @@ def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float)
     return squared <= reach_mm**2
 
 
-def require_enclosed(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
-    """Refuse a mask of which more than half is air outside the patient.
+def require_aerated(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:
+    """Refuse a mask with hardly any enclosed air: noise, tissue, air outside the patient, an MR that calls itself CT.
 
-    Raises Refusal E_NO_LUNGS. The method by threshold never takes such air for lung.
+    Raises Refusal E_NO_LUNGS. The method by threshold finds nothing else than enclosed air.
     """
     labels, _ = ndimage.label(hu < AIR_BELOW_HU)
-    is_outside = np.isin(labels[mask], at_sides(labels)) & (labels[mask] > 0)
-    if np.count_nonzero(is_outside) > np.count_nonzero(mask) / 2:
+    is_enclosed = (labels[mask] > 0) & ~np.isin(labels[mask], at_sides(labels))
+    if np.count_nonzero(is_enclosed) < LEAST_AERATED * np.count_nonzero(mask):
         raise Refusal(NO_LUNGS)
 
 
@@ -135,6 +137,18 @@ def require_lungs(mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float
     length_mm = float(np.any(mask, axis=(1, 2)).sum() * spacing_mm[0])
     if not LUNGS_ML[0] <= lungs_ml <= LUNGS_ML[1] or length_mm < SHORTEST_LUNGS_MM:
         raise Refusal(NOT_A_WHOLE_CHEST, lungs_ml=round(lungs_ml), length_mm=round(length_mm))
+
+
+def crop_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """Return the box around the mask, enlarged by `margin` voxels, without planes that hold hardly any of it.
+
+    A few voxels more or less at the edge of a lung then move the box less often.
+    """
+    thick = mask
+    for axis in range(mask.ndim):
+        area = mask.sum(axis=tuple(a for a in range(mask.ndim) if a != axis), keepdims=True)
+        thick = thick & (area >= LEAST_PLANE * area.max())
+    return bounding_box(thick, margin)
 
 
 def bounding_box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:

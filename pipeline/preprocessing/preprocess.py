@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.area_resample import area_means
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
-from pipeline.preprocessing.lungs import bounding_box, find_lungs, require_enclosed, require_lungs
+from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, require_aerated, require_lungs
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
 Size = Annotated[int, Field(ge=8, le=512)]
@@ -164,11 +164,12 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     found = find_regions(hu, step) if settings.method == 2 else None
     lungs = find_lungs(hu, (step, step, step)) if found is None else found.lungs
     if found is not None:
-        require_enclosed(hu, lungs)
+        require_aerated(hu, lungs)
         require_lungs(lungs, (step, step, step))
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
-    box = bounding_box(lungs, round(settings.margin_mm / step))
+    margin = round(settings.margin_mm / step)
+    box = bounding_box(lungs, margin) if found is None else crop_box(lungs, margin)
     low, high = settings.window_hu
     window = ((image[box] + shift).clamp(low, high) - low) / (high - low) * 2 - 1
     mask = torch.from_numpy(lungs[box].astype(np.float32))

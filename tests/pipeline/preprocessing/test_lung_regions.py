@@ -26,6 +26,7 @@ def bodies() -> list[tuple[Sample, LungRegions]]:
     return [(sample, find_regions(sample.hu, sample.step_mm)) for sample in samples]
 
 
+@pytest.mark.slow
 def test_each_lung_is_one_piece_inside_the_scan(bodies: list[tuple[Sample, LungRegions]]) -> None:
     for sample, found in bodies:
         assert found.regions.shape == found.tissues.shape == sample.hu.shape
@@ -34,22 +35,38 @@ def test_each_lung_is_one_piece_inside_the_scan(bodies: list[tuple[Sample, LungR
             assert ndimage.label(found.regions == side, np.ones((3, 3, 3)))[1] == 1
 
 
+@pytest.mark.slow
 def test_unseen_bodies(bodies: list[tuple[Sample, LungRegions]]) -> None:
     """The benchmark judges how well; here only that nothing is broken."""
     scores = [dice(found.lungs, np.isin(sample.regions, (1, 2))) for sample, found in bodies]
     assert np.median(scores) > 0.94
 
 
+@pytest.mark.slow
 def test_gas_in_the_bowel_is_not_lung(bodies: list[tuple[Sample, LungRegions]]) -> None:
     gas = [sample.regions == Region.BOWEL_GAS for sample, _ in bodies]
     taken = sum(int((found.lungs & gas_).sum()) for gas_, (_, found) in zip(gas, bodies, strict=True))
     assert taken < 0.05 * sum(int(each.sum()) for each in gas)
 
 
+def test_noise_in_the_air_around_a_patient_is_no_lung() -> None:
+    """A network could take noise beside the patient for a lung, in a larger piece than the lung itself."""
+    sample = draw_sample(np.random.default_rng(20_006))
+    rng = np.random.default_rng(0)
+    wide = np.pad(sample.hu, ((0, 0), (16, 16), (24, 24)), constant_values=-1000)
+    air = np.ones(wide.shape, bool)
+    air[:, 16:-16, 24:-24] = False
+    noisy = np.where(air, wide + rng.normal(0, 90, wide.shape), wide).astype(np.float32)
+    found = find_regions(noisy, sample.step_mm)
+    assert not found.lungs[air].any()
+    assert dice(found.lungs[:, 16:-16, 24:-24], np.isin(sample.regions, (1, 2))) > 0.9
+
+
 def test_a_scan_without_lungs_has_none() -> None:
     assert not find_regions(np.full((20, 30, 40), 40, np.float32), 4.0).lungs.any()
 
 
+@pytest.mark.slow
 def test_a_finer_grid_gives_the_same_lungs(bodies: list[tuple[Sample, LungRegions]]) -> None:
     sample, found = bodies[0]
     shape = tuple(2 * n for n in sample.hu.shape)
