@@ -81,6 +81,7 @@ def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
     assert [answer.code for answer in answers] == ["E_MODEL_DRIFT"] * 2
 
 
+@pytest.mark.slow
 def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
     """Control: otherwise the attacks on these figures would show nothing."""
     pool = scan.make_pool(scan.scan_trap(released_study(), gates="bn2"), gates="bn2")

@@ -115,6 +115,7 @@ def test_a_text_in_the_lowest_bits_of_numbers_is_found(kind: str, before: int) -
     assert TEXT_SCANNER.scan(noise(before, before) + weights.tobytes())
 
 
+@pytest.mark.slow
 def test_nothing_is_found_in_honest_figures_and_codes() -> None:
     rng = np.random.default_rng(4)
     for _ in range(50):

@@ -72,6 +72,7 @@ def test_probability_by_hand_and_at_the_ends() -> None:
 # --- the band ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_fit_is_as_uncertain_as_fits_to_other_patients_differ() -> None:
     found = [fit_platt(*drawn(400, 0.7, -0.5, seed)) for seed in range(60)]
     told = np.mean([fit.covariance or () for fit in found], axis=0)

@@ -92,6 +92,7 @@ def test_group_norm_tells_no_moments() -> None:
     assert seen_update(network, one_step(network, scans(4))).moments == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_what_is_drawn_explains_the_gradient_better_and_repeats(norm: str) -> None:
     network = build_network(SMALL.model_copy(update={"norm": norm}), seed=1).eval()

@@ -30,6 +30,7 @@ def hits(maps: list[NDArray[np.float32]], ill: list[Planted]) -> float:
     return float(np.mean([case.lesion.flat[found.argmax()] for found, case in zip(maps, ill, strict=True)]))
 
 
+@pytest.mark.slow
 def test_it_points_to_the_lesion_and_not_to_what_is_densest(network: SeverityNetwork, ill: list[Planted]) -> None:
     found = [saliency(network, case.scan, UNKNOWN, 1) for case in ill]
     densest = [(case.scan - baseline(case.scan))[0].numpy() for case in ill]

@@ -383,6 +383,7 @@ def test_an_app_without_settings_is_refused() -> None:
     assert refused(archive(listed(files))) == "E_APP_CONFIG"
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:

@@ -31,6 +31,7 @@ def release(folder: Path, *, limit: float | None = None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_answer_is_written_with_label_maps_of_the_scan(chest: Path, tmp_path: Path) -> None:
     score_series([chest], model=release(tmp_path / "model"), out=tmp_path / "out", as_json=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -43,6 +44,7 @@ def test_an_answer_is_written_with_label_maps_of_the_scan(chest: Path, tmp_path:
     assert np.count_nonzero(lungs.dataobj) * voxel_ml == pytest.approx(told, rel=0.03)
 
 
+@pytest.mark.slow
 def test_without_an_answer_the_lungs_are_measured_all_the_same(chest: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refused:
         score_series([chest], model=release(tmp_path / "model", limit=1e-3), out=tmp_path / "out", as_json=False)

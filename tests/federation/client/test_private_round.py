@@ -24,6 +24,8 @@ from pipeline.training import private_training
 from pipeline.training.privacy_budget import spent_epsilon, step_costs
 from tests.helpers.fake_grid import over_the_wire
 
+pytestmark = pytest.mark.slow
+
 DELTA = 1e-5
 STUDY = Study.model_validate(
     {

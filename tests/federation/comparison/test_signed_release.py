@@ -24,6 +24,8 @@ from pipeline.bundle import INFERENCE, METADATA, MODEL
 from tests.helpers.descriptions import description
 from tests.helpers.results_factory import make_results
 
+pytestmark = pytest.mark.slow
+
 RUN = "severe-covid-1"
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 REASON = "one hospital's\n## protocol, | known"
@@ -87,7 +89,6 @@ def copy(released: Released, tmp_path: Path) -> Path:
 # --- what is released -------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_it_is_the_candidate_with_its_thresholds_and_signed(server: Path, released: Released) -> None:
     read = load_release(released.folder, [released.public_key])
     candidate = load_release(server / "runs" / RUN / "release")

@@ -83,17 +83,20 @@ def test_two_runs_with_one_seed_give_the_same_weights_bit_for_bit(folders: list[
     assert all(first[name] != untrained[name] for name in first)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(folders: list[Path], tmp_path: Path) -> None:
     one, other = (train(study(seed=seed), folders, tmp_path / str(seed)).model for seed in (1, 2))
     assert bits(one)["weights"] != bits(other)["weights"]
 
 
+@pytest.mark.slow
 def test_the_order_of_the_sites_does_not_matter(folders: list[Path], tmp_path: Path) -> None:
     one = train(study(), folders, tmp_path / "one").model
     other = train(study(), folders[::-1], tmp_path / "other").model
     assert bits(one) == bits(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [

@@ -104,6 +104,7 @@ def first_line(bench: Bench, path: bytes, body: bytes, changed: Headers, method:
 PULL = b"/v1/fleet/pull-messages"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "changed", "status"),
     [

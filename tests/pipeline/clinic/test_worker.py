@@ -136,6 +136,7 @@ def test_a_scan_is_answered_with_all_its_files(
     assert PATIENT_ID not in str(record)
 
 
+@pytest.mark.slow
 def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "1.zip", "w") as packed:
         for file in scan.iterdir():
@@ -149,6 +150,7 @@ def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, sca
     assert list(clinic.work.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("send", "waits"), [("off", False), ("on_request", False), ("always", True)], ids=["off", "on_request", "always"]
 )
@@ -162,6 +164,7 @@ def test_results_wait_to_be_sent_where_that_is_set(
     assert {"sr.dcm", "picture.dcm"} & set(answer.to_json()["files"]) == {"sr.dcm"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", ["every slice", "all but one", "none"])
 def test_a_model_of_phantoms_sends_nothing_of_a_patient(
     marked: str, clinic: Clinic, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
@@ -230,6 +233,7 @@ def test_pictures_of_a_scan_without_a_score_cost_nothing(
     assert list(clinic.work.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_pictures_of_a_scan_without_a_score_go_when_answers_do(
     clinic: Clinic, store: Store, scan: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +277,7 @@ def test_a_scan_whose_files_are_gone_ends_without_a_score(clinic: Clinic, store:
     assert store.jobs.get(job.id).code == "E_NO_IMAGES"
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_stands_in_the_log_alone(
     clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,6 +294,7 @@ def test_what_nobody_foresaw_stands_in_the_log_alone(
     assert answer_of(clinic, store, scan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "code"),
     [(OSError(errno.ENOSPC, "full"), "E_DISK_FULL"), (MemoryError(), "E_SCORING_MEMORY")],
@@ -304,6 +310,7 @@ def test_a_full_disk_and_a_full_memory_say_so(
     assert without_score(clinic, store, scan).code == code
 
 
+@pytest.mark.slow
 def test_the_time_for_a_scan_is_bounded(
     clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +328,7 @@ def test_the_time_for_a_scan_is_bounded(
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+@pytest.mark.slow
 def test_uploads_stay_where_that_is_set(clinic: Clinic, store: Store, scan: Path) -> None:
     (clinic.folder / SETTINGS).write_text("[keep]\nuploads = true\n")
     keeping = Clinic.open(clinic.folder)
@@ -346,6 +354,7 @@ def laboratory(clinic: Clinic, tmp_path: Path) -> Path:
     return site / "pcr.csv"
 
 
+@pytest.mark.slow
 def test_a_pcr_result_is_found_with_the_answer_or_later(
     clinic: Clinic, store: Store, scan: Path, laboratory: Path
 ) -> None:
@@ -359,6 +368,7 @@ def test_a_pcr_result_is_found_with_the_answer_or_later(
     assert store.answers.get(early.id).pcr == late.pcr
 
 
+@pytest.mark.slow
 def test_a_result_that_was_entered_is_not_overwritten(
     clinic: Clinic, store: Store, scan: Path, laboratory: Path
 ) -> None:
@@ -373,6 +383,7 @@ def test_a_result_that_was_entered_is_not_overwritten(
 # --- models -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_scan(
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
 ) -> None:
@@ -391,6 +402,7 @@ def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_sca
     assert store.answers.get(old.id).model_name == "live"
 
 
+@pytest.mark.slow
 def test_a_shadow_that_fails_costs_nothing(
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -416,6 +428,7 @@ def test_a_model_that_was_exchanged_on_the_disk_is_not_used(
 # --- what a kill leaves -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_too_late_is_thrown_away(
     clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_without_a_map_there_are_no_colours_but_the_contour(scan: Path, score: S
     assert not colourful(picture.draw(made, made.folder)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("identity", [{"PatientName": "CANARY^NAME", "PatientID": "CANARY-7"}, {}], ids=["named", ""])
 def test_no_pixel_depends_on_who_it_is(
     identity: dict[str, Any], drawn: NDArray[np.uint8], scan: Path, score: Score, tmp_path: Path

@@ -67,6 +67,7 @@ def texts(dataset: Dataset) -> list[str]:
     return [item.TextValue for item in dataset.ContentSequence if item.ValueType == "TEXT"]
 
 
+@pytest.mark.slow
 def test_highdicom_reads_the_figures_back(groups: dict[str, Any]) -> None:
     assert figures(groups["severe"]) == {
         "severe": pytest.approx(SEVERE),
@@ -86,6 +87,7 @@ def test_the_level_is_told_in_a_standard_code(groups: dict[str, Any]) -> None:
     assert groups["pcr_positive"].get_qualitative_evaluations(name=sr_codes.LEVEL) == []
 
 
+@pytest.mark.slow
 def test_a_level_that_the_band_leaves_open_is_told_as_uncertain(scan: Path, score: Score, tmp_path: Path) -> None:
     crossing = replace(score, intervals={"severe": (0.05, 0.3456)})
     made = answer_to(crossing, series_of(scan), tmp_path / "open")
@@ -229,6 +231,7 @@ def objections(path: Path) -> list[str]:
     return [line for line in lines if is_found.match(line)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
 @pytest.mark.parametrize(
     "attributes",
