@@ -40,6 +40,7 @@ def test_sound_files_pass(tmp_path: Path) -> None:
         ("a.json", b"{\n", "is not JSON"),
         ("a.yml", b"a: [1\n", "is not YAML"),
         ("a.npy", b"\xff" * 1_000_001, "larger than 1 MB"),
+        ("a.safetensors", b"\xff" * 5_000_001, "larger than 5 MB"),
     ],
 )
 def test_a_fault_is_named_with_its_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
