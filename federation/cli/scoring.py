@@ -11,7 +11,7 @@ from models.description import POINTS
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.preprocessing.lesion_burden import PARTS, SIDES
-from pipeline.scoring.html_report import write_report
+from pipeline.scoring.html_report import write_report, write_unscored_report
 from pipeline.scoring.label_maps import write_labels
 from pipeline.scoring.lungs_alone import measure_lungs
 from pipeline.scoring.score import Score, score_scan
@@ -25,7 +25,8 @@ def score_series(
     """Score one series and show the answer. With `out`, also write the files there.
 
     The files are score.json, score.html, and the label maps lungs.nii.gz and opacities.nii.gz on the scan's grid. If
-    the model gives no answer but the scan shows a whole chest, they are the label maps and lungs.json, the table.
+    the model gives no answer but the scan shows a whole chest, they are the label maps, lungs.json with the table, and
+    lungs.html.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
 
@@ -36,9 +37,9 @@ def score_series(
     scan = read_one(series[0] if len(series) == 1 else series)
     try:
         result = score_scan(scan, release)
-    except Refusal:
+    except Refusal as refusal:
         if out is not None:
-            _write_lungs(scan, out)
+            _write_lungs(scan, refusal, out)
         raise
     content = result.to_json()
     if out is not None:
@@ -90,7 +91,7 @@ def _print(result: Score) -> None:
     )
 
 
-def _write_lungs(scan: OneScan, out: Path) -> None:
+def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
     """Write what can be measured without a model, if the scan shows a whole chest."""
     try:
         lungs = measure_lungs(scan.volume)
@@ -100,6 +101,8 @@ def _write_lungs(scan: OneScan, out: Path) -> None:
     write_labels(lungs.burden, lungs.volume, out)
     table = json.dumps(lungs.burden.to_json(), indent=1)
     (out / "lungs.json").write_text(table, encoding="utf-8")
+    page = write_unscored_report(lungs, refusal, out)
+    say(f"The lungs and their dense parts, which need no model: {page}")
 
 
 def _percent(share: float | None) -> str:

@@ -1,9 +1,13 @@
-"""Writes the page of one score: a single HTML file that opens without a network and prints on one A4 sheet."""
+"""Writes the page of one scan: a single HTML file that opens without a network and prints on one A4 sheet.
+
+A scan without a score has a page too: the lungs and their dense parts need no model.
+"""
 
 import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +22,12 @@ from pipeline.preprocessing.opacity import HEALTHY_DENSE
 from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.scoring import reasons
 from pipeline.scoring.colormap import CONTOUR_RGB, OPACITY_RGB, heat_rgba, opacity_rgba
+from pipeline.scoring.lungs_alone import LungsAlone
 from pipeline.scoring.score import NOTICE, Score
 from pipeline.scoring.verdict import SYNTHETIC
 from pipeline.system.templating import page_environment
 
-PAGE = "score.html"
+PAGE, UNSCORED_PAGE = "score.html", "lungs.html"
 AROUND_LUNGS_MM = 40.0
 LEAST_DENSE = 0.02  # share of the lungs that must be counted for planes to be chosen by it
 _ENLARGED = 8  # pixels of the picture for each voxel
@@ -47,36 +52,68 @@ class View:
 
 
 def write_report(score: Score, out: Path) -> Path:
-    """Write the page into the folder `out`, which is created if needed, and return its path.
+    """Write the page of a score into the folder `out`, which is created if needed, and return its path.
 
     Raises Refusal E_REPORT_WRITE.
     """
-    page = out / PAGE
+    return _write(render(score), out / PAGE)
+
+
+def write_unscored_report(lungs: LungsAlone, refusal: Refusal, out: Path) -> Path:
+    """Write the page of a scan without a score into the folder `out`, and return its path; `refusal`: why.
+
+    Raises Refusal E_REPORT_WRITE.
+    """
+    return _write(render_unscored(lungs, refusal), out / UNSCORED_PAGE)
+
+
+def _write(text: str, page: Path) -> Path:
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        page.write_text(render(score), encoding="utf-8")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Refusal(reasons.REPORT_WRITE, private=str(error)) from error
     return page
 
 
 def render(score: Score) -> str:
-    """Return the page as text."""
-    environment = page_environment()
-    environment.filters["percent"] = percent
-    environment.filters["share"] = share
-    return environment.get_template(PAGE).render(
+    """Return the page of a score as text."""
+    return _rendered(
+        PAGE,
+        score.burden,
+        views(score.prepared, score.burden, score.saliency),
         score=score,
         said=score.to_json(),
-        notice=NOTICE,
         synthetic=SYNTHETIC if score.model.trained_on_synthetic_data else None,
-        parts=PARTS,
-        sides=SIDES,
-        views=views(score.prepared, score.burden, score.saliency),
-        healthy=HEALTHY_DENSE,
-        colours=OPACITY_RGB,
         flags=[check for check in score.checks if check.reason],
     )
+
+
+def render_unscored(lungs: LungsAlone, refusal: Refusal) -> str:
+    """Return the page of a scan without a score as text."""
+    shown = views(lungs.prepared, lungs.burden)
+    spacing_mm = lungs.prepared.spacing_mm
+    return _rendered(UNSCORED_PAGE, lungs.burden, shown, refusal=refusal, spacing_mm=spacing_mm, flags=[])
+
+
+def _rendered(template: str, lungs: Burden, shown: list[View], **values: Any) -> str:
+    environment = page_environment()
+    environment.filters |= {"percent": percent, "share": share, "capitalise": _capitalised}
+    return environment.get_template(template).render(
+        lungs=lungs,
+        views=shown,
+        notice=NOTICE,
+        parts=PARTS,
+        sides=SIDES,
+        healthy=HEALTHY_DENSE,
+        colours=OPACITY_RGB,
+        **values,
+    )
+
+
+def _capitalised(sentence: str) -> str:
+    """Return the sentence with its first letter large, and the rest, such as "HU", as it was."""
+    return sentence[:1].upper() + sentence[1:]
 
 
 def percent(probability: float) -> str:

@@ -1,6 +1,7 @@
 """The files that `fedthorax score --out` writes, with an answer and without one."""
 
 import json
+from html import unescape
 from pathlib import Path
 
 import nibabel as nib
@@ -50,7 +51,11 @@ def test_without_an_answer_the_lungs_are_measured_all_the_same(chest: Path, tmp_
         score_series([chest], model=release(tmp_path / "model", limit=1e-3), out=tmp_path / "out", as_json=False)
     assert refused.value.code == "E_UNFAMILIAR"
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"lungs.json", "lungs.nii.gz", "opacities.nii.gz"}
+    assert names == {"lungs.json", "lungs.html", "lungs.nii.gz", "opacities.nii.gz"}
+    page = (tmp_path / "out" / "lungs.html").read_text()
+    assert "(E_UNFAMILIAR)" in page and refused.value.remedy in unescape(page)
+    assert page.count("<figure") == 3 and "Upper third" in page
+    assert str(chest) not in page and "http://" not in page and "https://" not in page
     regions = json.loads((tmp_path / "out" / "lungs.json").read_text())["regions"]
     assert regions["both"]["whole"]["ml"] > 1500
 
