@@ -101,9 +101,9 @@ class BoundedFile:
     limits a hostile file of a few megabytes can occupy it for minutes or expand to gigabytes.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, most_reads: int = _MAX_READS) -> None:
         self.seek, self.tell = file.seek, file.tell
-        self._file, self._reads_left = file, _MAX_READS
+        self._file, self._reads_left = file, most_reads
         self._size = file.seek(0, os.SEEK_END)
         file.seek(0)
 
@@ -122,14 +122,19 @@ class BoundedFile:
         return deflated
 
 
-def read_header(path: Path, wanted: Collection[BaseTag]) -> Dataset:
+def read_header(path: Path, wanted: Collection[BaseTag], most_reads: int = _MAX_READS) -> Dataset:
     """Read the `wanted` tags of one file; the pixels are read only if `wanted` contains them.
 
+    `most_reads`: limit for a hostile file. A file with many frames needs more than the header of an image.
     Raises `Refusal`: E_NOT_DICOM, E_PARSE.
     """
     try:
         with path.open("rb") as file:
-            header = dcmread(BoundedFile(file), specific_tags=list(wanted), stop_before_pixels=PIXEL_DATA not in wanted)
+            header = dcmread(
+                BoundedFile(file, most_reads),
+                specific_tags=list(wanted),
+                stop_before_pixels=PIXEL_DATA not in wanted,
+            )
     except InvalidDicomError:
         raise Refusal(reasons.NOT_DICOM, private=str(path)) from None
     except Exception as error:  # on damaged files pydicom raises many kinds of exceptions

@@ -51,14 +51,15 @@ class Stored:
         return math.prod(self.size) * self.kind.itemsize
 
 
-def inspect(path: Path) -> Stored:
+def inspect(path: Path, most_ratio: int = MAX_RATIO) -> Stored:
     """Check a volume file without loading it into memory.
 
+    `most_ratio`: bytes of voxels for each byte of a compressed file.
     Raises `Refusal`: E_VOLUME_FILE, E_NOT_ONE_VOLUME, E_VOLUME_ELSEWHERE, E_DIMENSIONS, E_ARCHIVE_RATIO, E_TRUNCATED,
     E_DECODE, E_GEOMETRY; OSError.
     """
     stored = _inspect_meta(path) if is_meta(path) else _inspect_nifti(path)
-    _check_whole(stored)
+    _check_whole(stored, most_ratio)
     return stored
 
 
@@ -155,14 +156,14 @@ def meta_voxel_file(path: Path, header: dict[str, str]) -> Path:
     return voxels
 
 
-def _check_whole(stored: Stored) -> None:
+def _check_whole(stored: Stored, most_ratio: int) -> None:
     """Refuse a file that is too large for memory, shorter than its header says, or damaged."""
     columns, rows, slices = stored.size
     if math.prod(stored.size) > MAX_VOXELS:
         raise Refusal(reasons.DIMENSIONS, rows=rows, columns=columns, slices=slices)
     there = stored.path.stat().st_size
-    if stored.packing and stored.voxel_bytes > MAX_RATIO * there:
-        raise Refusal(reasons.ARCHIVE_RATIO, ratio=MAX_RATIO, gigabytes=MAX_BYTES >> 30)
+    if stored.packing and stored.voxel_bytes > most_ratio * there:
+        raise Refusal(reasons.ARCHIVE_RATIO, ratio=most_ratio, gigabytes=MAX_BYTES >> 30)
     try:
         is_plain = not stored.packing and stored.kind.kind != "f"
         count = there - stored.before if is_plain else _read_through(stored)
@@ -180,7 +181,7 @@ def _read_through(stored: Stored) -> int:
     Raises `Refusal`: E_NOT_A_NUMBER, E_VOLUME_FILE; EOFError, BadGzipFile or zlib.error if they are damaged.
     """
     count = 0
-    for chunk in _inflate(stored) if stored.packing == "zlib" else _read(stored):
+    for chunk in _inflate(stored) if stored.packing == "zlib" else read_bytes(stored, _CHUNK_BYTES):
         if stored.kind.kind == "f" and stored.packing != "zlib":  # other voxels are checked after reading
             here = max(0, min(len(chunk), stored.voxel_bytes - count)) // stored.kind.itemsize
             if not np.isfinite(np.frombuffer(chunk, stored.kind, here)).all():
@@ -191,10 +192,11 @@ def _read_through(stored: Stored) -> int:
     return count
 
 
-def _read(stored: Stored) -> Iterator[bytes]:
+def read_bytes(stored: Stored, size: int) -> Iterator[bytes]:
+    """Yield the bytes after the header of a file that is not packed by zlib, `size` at a time."""
     with gzip.open(stored.path) if stored.packing == "gzip" else stored.path.open("rb") as stream:
         stream.read(stored.before)
-        while chunk := stream.read(_CHUNK_BYTES):
+        while chunk := stream.read(size):
             yield chunk
 
 

@@ -205,3 +205,19 @@ NOT_A_NUMBER = Reason(
     "some voxels contain no number",
     "Convert the original scan again, without masking or registration.",
 )
+MASK_FILE = Reason(
+    "E_MASK_FILE",
+    "the lung mask cannot be read: it is damaged, or neither NIfTI-1 nor a binary, uncompressed DICOM segmentation",
+    "Export the lung mask again as .nii.gz, with position and orientation, or as a binary segmentation.",
+)
+MASK_LABELS = Reason(
+    "E_MASK_LABELS",
+    "the lung mask does not say which of its parts are the lungs",
+    "In NIfTI use 1 for the right and 2 for the left lung, or 1 for both. In a segmentation use the SNOMED CT codes.",
+)
+MASK_EMPTY = Reason("E_MASK_EMPTY", "the lung mask contains no lung", "Make the mask again, or correct it.")
+MASK_SERIES = Reason(
+    "E_MASK_SERIES",
+    "the segmentation belongs to another series, or to another frame of reference, than the scan",
+    "Give the mask that was made from exactly this series.",
+)

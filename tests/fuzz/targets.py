@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from random import Random
+from typing import Any
 
 TODAY = date(2020, 5, 1)
 Parse = Callable[[Path], object]
@@ -123,6 +124,49 @@ def read_volume(folder: Path) -> Parse:
     return parse
 
 
+# --- lung masks -------------------------------------------------------------------------------------------
+
+
+def mask_seeds(folder: Path) -> list[bytes]:
+    import numpy as np
+
+    from tests.helpers.lung_masks import write_nifti
+
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[1:4, 1:4, 1:3], labels[1:4, 1:4, 4:6] = 1, 2
+    return [write_nifti(folder / "seed.nii", labels, np.diag([1.0, 2.0, 3.0, 1.0])).read_bytes()]
+
+
+def segmentation_scan(folder: Path) -> list[Path]:
+    from tests.helpers.dicom_files import body, write_series
+
+    def with_frame(image: Any, _: int) -> None:
+        image.FrameOfReferenceUID = "2.25.1"
+
+    return write_series(folder / "scan", body(4, 8, 8), edit=with_frame)
+
+
+def segmentation_seeds(folder: Path) -> list[bytes]:
+    import numpy as np
+
+    from tests.helpers.lung_masks import LEFT_LUNG, RIGHT_LUNG, write_segmentation
+
+    mask = np.zeros((4, 8, 8), bool)
+    mask[1:3, 2:6, 1:3] = True
+    path = folder / "seed.dcm"
+    segments = {(RIGHT_LUNG,): mask, (LEFT_LUNG,): mask[:, :, ::-1]}
+    return [write_segmentation(path, segmentation_scan(folder), segments).read_bytes()]
+
+
+def read_mask(folder: Path) -> Parse:
+    from pipeline.imaging.discovery import find_series
+    from pipeline.imaging.mask_reader import read_lung_mask
+
+    segmentation_scan(folder)
+    (series,), _ = find_series(folder / "scan")
+    return lambda path: read_lung_mask(path, series)
+
+
 # --- the laboratory ---------------------------------------------------------------------------------------
 
 
@@ -208,6 +252,8 @@ TARGETS = {
     "nifti": Target("input.nii", 150_000, read_volume, volume_seeds(".nii", packed=False)),
     "nifti-packed": Target("input.nii.gz", 100_000, read_volume, volume_seeds(".nii.gz", packed=False)),
     "metaimage": Target("input.mha", 80_000, read_volume, volume_seeds(".mha", packed=True)),
+    "mask": Target("input.nii", 100_000, read_mask, mask_seeds),
+    "segmentation": Target("input.dcm", 20_000, read_mask, segmentation_seeds),
     "csv": Target("input.csv", 300_000, read_csv, csv_seeds),
     "outcomes": Target("input.csv", 500_000, read_outcomes, outcome_seeds),
     "hl7": Target("input.hl7", 40_000, read_hl7, hl7_seeds),
