@@ -14,13 +14,15 @@ from scipy import ndimage
 
 from models.lung_segmenter import Region as Organ
 from models.lung_segmenter import Tissue
+from pipeline.preprocessing.external_lungs import regions_from
 from pipeline.preprocessing.lung_regions import LungRegions
+from pipeline.preprocessing.lungs import middle_column
 from pipeline.preprocessing.opacity import CONSOLIDATION_HU, GROUND_GLASS_HU, Opacity
 from pipeline.preprocessing.preprocess import Prepared
 
 SIDES = ("both", "right", "left")
 PARTS = ("whole", "upper", "middle", "lower")
-TISSUE_ABOVE_HU = -500.0
+SEGMENTER, EXTERNAL_MASK = "segmenter", "external mask"  # where the lungs come from
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Burden:
     """Lesion burden by side (SIDES) and part (PARTS): thirds of the height of each lung, or of both together.
 
     `found`: the lungs that were measured. `opacities`: uint8, values of `Opacity`, on the working grid.
+    `lungs_from`: SEGMENTER or EXTERNAL_MASK.
     """
 
     regions: dict[str, dict[str, Region]]
     found: LungRegions
     opacities: NDArray[np.uint8]
+    lungs_from: str = SEGMENTER
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -50,11 +54,18 @@ class Burden:
                 side: {part: asdict(region) for part, region in parts.items()} for side, parts in self.regions.items()
             },
             "are_marked": True,
+            "lungs_from": self.lungs_from,
         }
 
 
-def burden(hu: NDArray[np.float32], found: LungRegions, spacing_mm: float) -> Burden:
-    """Measure the lungs of one scan on the working grid; `hu`: as scanned, shape of `found.regions`."""
+def burden(
+    hu: NDArray[np.float32], found: LungRegions, spacing_mm: float, mask: NDArray[np.uint8] | None = None
+) -> Burden:
+    """Measure the lungs of one scan on the working grid; `hu`: as scanned, shape of `found.regions`.
+
+    `mask`: an external mask on the working grid (see `external_lungs.sides_on_grid`), whose lungs are measured.
+    """
+    found = found if mask is None else regions_from(mask, found)
     opacities, measured = counted(hu, found)
     right, left = found.regions == Organ.RIGHT_LUNG, found.regions == Organ.LEFT_LUNG
     voxel_ml = spacing_mm**3 / 1000
@@ -66,7 +77,7 @@ def burden(hu: NDArray[np.float32], found: LungRegions, spacing_mm: float) -> Bu
         }
         for side, lung in sides.items()
     }
-    return Burden(regions, found, opacities)
+    return Burden(regions, found, opacities, SEGMENTER if mask is None else EXTERNAL_MASK)
 
 
 def counted(hu: NDArray[np.float32], found: LungRegions) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -87,7 +98,7 @@ def counted(hu: NDArray[np.float32], found: LungRegions) -> tuple[NDArray[np.uin
 
 def middle_of_body(prepared: Prepared) -> float:
     """Return the column that divides right from left; it uses the body, because one lung may be small."""
-    return float(ndimage.center_of_mass(prepared.image_hu > TISSUE_ABOVE_HU)[2])
+    return middle_column(prepared.image_hu)
 
 
 def _thirds(lung: NDArray[np.bool_]) -> dict[str, slice]:

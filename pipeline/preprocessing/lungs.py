@@ -16,6 +16,7 @@ from pipeline.preprocessing.reasons import NO_LUNGS, NOT_A_WHOLE_CHEST
 
 # Between aerated lung and soft tissue; Hu et al., IEEE TMI 2001; 20:490-498, find a threshold near this value.
 AIR_BELOW_HU = -500
+TISSUE_ABOVE_HU = -500.0
 SMALLEST_LUNG_ML = 250
 SMALLER_LUNG = 0.2  # least share of the larger lung, or of both if they touch; a smaller region is stomach or colon
 LUNGS_ML = (900, 10_000)  # both lungs of an adult, from full expiration to emphysema
@@ -113,6 +114,11 @@ def grown(mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach_mm: float)
             np.minimum(near[:-voxels], far[voxels:] + more, out=near[:-voxels])
         squared = nearest
     return squared <= reach_mm**2
+
+
+def middle_column(hu: NDArray[np.float32]) -> float:
+    """Return the column that divides right from left; it uses the body, because one lung may be small."""
+    return float(ndimage.center_of_mass(hu > TISSUE_ABOVE_HU)[2])
 
 
 def require_aerated(hu: NDArray[np.float32], mask: NDArray[np.bool_]) -> None:

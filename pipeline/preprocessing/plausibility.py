@@ -13,8 +13,8 @@ from scipy import ndimage
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
-from pipeline.preprocessing.lesion_burden import TISSUE_ABOVE_HU, middle_of_body
-from pipeline.preprocessing.lungs import at_sides, bounding_box
+from pipeline.preprocessing.lesion_burden import middle_of_body
+from pipeline.preprocessing.lungs import TISSUE_ABOVE_HU, at_sides, bounding_box
 from pipeline.preprocessing.measures import air_around, body_pose, is_turned
 from pipeline.preprocessing.preprocess import Prepared
 

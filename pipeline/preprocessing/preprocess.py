@@ -3,21 +3,29 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from models.refusal import Refusal
+from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.area_resample import area_means
+from pipeline.preprocessing.external_lungs import sides_on_grid
 from pipeline.preprocessing.lung_regions import LungRegions, find_regions
 from pipeline.preprocessing.lungs import bounding_box, crop_box, find_lungs, require_aerated, require_lungs
+from pipeline.preprocessing.reasons import MASK_MISSING
 
 AXES = ("S", "P", "L")  # slices towards the head, rows towards the back, columns towards the patient's left
 Size = Annotated[int, Field(ge=8, le=512)]
+THRESHOLD: Final = 1
+SEGMENTER: Final = 2
+EXTERNAL: Final = 3
+METHODS = {"threshold": THRESHOLD, "segmenter": SEGMENTER, "external": EXTERNAL}  # words of `Preprocessing.method`
 
 
 class Preprocessing(BaseModel):
@@ -25,8 +33,9 @@ class Preprocessing(BaseModel):
 
     Parameters
     ----------
-    method : 1 or 2
-        Version of `prepare` itself. 1 finds the lungs by threshold, 2 with the lung segmenter.
+    method : 1, 2 or 3
+        Version of `prepare` itself. 1 finds the lungs by threshold, 2 with the lung segmenter; 3 takes them from an
+        external mask. The words "threshold", "segmenter" and "external" mean the same.
     shape : tuple of int
         Shape of the tensor: slices, rows, columns; each 8 to 512 voxels.
     working_spacing_mm : float
@@ -43,13 +52,19 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal[1, 2] = 1  # version of `prepare`; increases when the same settings give other tensors
+    method: Literal[1, 2, 3] = 1  # version of `prepare`; increases when the same settings give other tensors
     shape: tuple[Size, Size, Size] = (40, 56, 56)
     working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
     margin_mm: float = Field(default=8.0, ge=0, le=50)
     aerated_lung_hu: float = Field(default=-920.0, ge=-1000, le=-700)
     largest_shift_hu: float = Field(default=80.0, ge=0, le=200)
     window_hu: tuple[float, float] = (-1000.0, 200.0)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def method_has_a_name(cls, value: object) -> object:
+        """Stored as a number, so that the digests of settings do not depend on how they were written."""
+        return METHODS.get(value, value) if isinstance(value, str) else value
 
 
 def settings_digest(settings: Preprocessing) -> str:
@@ -131,7 +146,7 @@ def resampled_affine(affine: NDArray[np.float64], old: Sequence[int], new: Seque
     return affine @ to_old
 
 
-def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
+def prepare(volume: Volume, settings: Preprocessing, mask: LungMask | None = None) -> Prepared:
     """Orient, resample, find the lungs, crop to them, centre the lungs' HU, window.
 
     HU are shifted so that the aerated part of this scan's lungs (10th percentile inside the mask) lies at
@@ -144,6 +159,8 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
         A chest CT in HU, in any orientation.
     settings : Preprocessing
         The settings, those of the release where one is used.
+    mask : LungMask or None
+        The external mask, which only method 3 uses.
 
     Returns
     -------
@@ -154,26 +171,24 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
     Raises
     ------
     Refusal
-        E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest.
+        E_NO_LUNGS or E_NOT_A_WHOLE_CHEST for what is not a chest. With method 3 also E_MASK_MISSING, E_MASK_GRID and
+        E_MASK_SIDES.
     """
     upright = orient(volume)
     step = settings.working_spacing_mm
     size = tuple(max(1, round(extent / step)) for extent in upright.extent_mm)
     image = resample(area_means(upright.hu, size), size)
     hu = image.numpy()
-    found = find_regions(hu, step) if settings.method == 2 else None
-    lungs = find_lungs(hu, (step, step, step)) if found is None else found.lungs
-    if found is not None:
-        require_aerated(hu, lungs)
-        require_lungs(lungs, (step, step, step))
+    affine = resampled_affine(upright.affine, upright.hu.shape, size)
+    lungs, found = _lungs(hu, affine, settings, mask)
     shift = float(settings.aerated_lung_hu - np.percentile(hu[lungs], 10))
     shift = float(np.clip(shift, -settings.largest_shift_hu, settings.largest_shift_hu))
     margin = round(settings.margin_mm / step)
-    box = bounding_box(lungs, margin) if found is None else crop_box(lungs, margin)
+    box = bounding_box(lungs, margin) if settings.method == THRESHOLD else crop_box(lungs, margin)
     low, high = settings.window_hu
     window = ((image[box] + shift).clamp(low, high) - low) / (high - low) * 2 - 1
-    mask = torch.from_numpy(lungs[box].astype(np.float32))
-    tensor = torch.stack([resample(window, settings.shape), resample(mask, settings.shape)])
+    inside = torch.from_numpy(lungs[box].astype(np.float32))
+    tensor = torch.stack([resample(window, settings.shape), resample(inside, settings.shape)])
     return Prepared(
         tensor=tensor.numpy().astype(np.float16),
         image_hu=hu,
@@ -181,12 +196,39 @@ def prepare(volume: Volume, settings: Preprocessing) -> Prepared:
         spacing_mm=step,
         lungs_ml=float(lungs.sum() * step**3 / 1000),
         shift_hu=shift,
-        affine=resampled_affine(upright.affine, upright.hu.shape, size),
+        affine=affine,
         box=box,
         found=found,
     )
 
 
+def _lungs(
+    hu: NDArray[np.float32], affine: NDArray[np.float64], settings: Preprocessing, mask: LungMask | None
+) -> tuple[NDArray[np.bool_], LungRegions | None]:
+    """Find the lungs with the method of the settings; also return what the segmenter found, if it was used."""
+    step = settings.working_spacing_mm
+    if settings.method == EXTERNAL:
+        if mask is None:
+            raise Refusal(MASK_MISSING)
+        return sides_on_grid(mask, hu, affine, step) > 0, None
+    if settings.method == THRESHOLD:
+        return find_lungs(hu, (step, step, step)), None
+    found = find_regions(hu, step)
+    require_aerated(hu, found.lungs)
+    require_lungs(found.lungs, (step, step, step))
+    return found.lungs, found
+
+
 def regions_of(prepared: Prepared) -> LungRegions:
     """Return what the segmenter finds in a scan on its working grid, without searching twice."""
     return prepared.found or find_regions(prepared.image_hu, prepared.spacing_mm)
+
+
+def mask_of(prepared: Prepared, mask: LungMask | None) -> NDArray[np.uint8] | None:
+    """Return an external mask on the working grid of a scan, with any method; None without a mask.
+
+    Raises Refusal as `sides_on_grid`.
+    """
+    if mask is None:
+        return None
+    return sides_on_grid(mask, prepared.image_hu, prepared.affine, prepared.spacing_mm)

@@ -73,3 +73,18 @@ HU_SHIFT = Reason(
     "the lungs are less dense or denser than usual, by more than the preprocessing corrects",
     "Look for emphysema, a very deep or shallow breath, an unusual kernel or a wrong calibration.",
 )
+MASK_MISSING = Reason(
+    "E_MASK_MISSING",
+    "the settings ask for a lung mask, and there is none for this scan",
+    "Give the mask with --lungs, or put it into the folder that [ct] lung_masks of site.toml names.",
+)
+MASK_GRID = Reason(
+    "E_MASK_GRID",
+    "only {percent} % of the lung mask lies inside the scan",
+    "Give the mask that was made from exactly this series, with its position and orientation.",
+)
+MASK_SIDES = Reason(
+    "E_MASK_SIDES",
+    "the lung mask has the right lung on the left of the body",
+    "Exchange the labels of right and left, or correct the orientation of the mask.",
+)

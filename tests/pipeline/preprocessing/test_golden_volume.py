@@ -33,8 +33,9 @@ def test_it_is_a_whole_chest_in_which_all_of_the_method_is_used() -> None:
     assert -600 < np.percentile(lung, 99) < 200, "the lesion lies within the lungs' mask"
 
 
-def test_no_block_lies_near_a_border_of_rounding() -> None:
-    blocks = block_means(SETTINGS) / STEP
+@pytest.mark.parametrize("method", ["threshold", "external"])
+def test_no_block_lies_near_a_border_of_rounding(method: str) -> None:
+    blocks = block_means(Preprocessing.model_validate({"method": method})) / STEP
     assert np.abs(blocks - np.floor(blocks) - 0.5).min() * STEP > 100 * OTHER_ORDER
 
 
