@@ -114,6 +114,10 @@ def score(
         list[Path] | None,
         typer.Option(help="Public key (.pub) that must have signed the release. Repeat to trust several."),
     ] = None,
+    lungs: Annotated[
+        Path | None,
+        typer.Option(help="Your own lung mask of this scan: NIfTI (1 right, 2 left) or a DICOM segmentation."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the HTML page and the JSON to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -122,7 +126,7 @@ def score(
     from federation.cli.trust import trusted_keys
 
     trusted = trusted_keys(signed_by or [])
-    score_series(series, model=model or Path("demo/model"), trusted=trusted, out=out, as_json=as_json)
+    score_series(series, model=model or Path("demo/model"), trusted=trusted, lungs=lungs, out=out, as_json=as_json)
 
 
 app.command()(serve)

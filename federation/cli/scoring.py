@@ -10,7 +10,7 @@ from federation.cli.console import print_json, print_table, say
 from models.description import POINTS
 from models.refusal import Refusal
 from models.release import load_release
-from pipeline.preprocessing.lesion_burden import PARTS, SIDES
+from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
 from pipeline.scoring.html_report import write_report, write_unscored_report
 from pipeline.scoring.label_maps import write_labels
 from pipeline.scoring.lungs_alone import measure_lungs
@@ -20,7 +20,13 @@ from pipeline.scoring.verdict import SYNTHETIC
 
 
 def score_series(
-    series: Sequence[Path], *, model: Path, trusted: Sequence[Path] = (), out: Path | None, as_json: bool
+    series: Sequence[Path],
+    *,
+    model: Path,
+    trusted: Sequence[Path] = (),
+    lungs: Path | None = None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Score one series and show the answer. With `out`, also write the files there.
 
@@ -29,12 +35,13 @@ def score_series(
     lungs.html.
 
     `trusted`: public keys, one of which must have signed the model. If it is empty, the signature is not checked.
+    `lungs`: the hospital's own lung mask of this scan.
 
     Raises Refusal: those of `load_release`, `read_one` and `score_scan`.
     """
     torch.set_num_threads(1)  # as in the clinic: the network is small, and more threads only wait for each other
     release = load_release(model, trusted)
-    scan = read_one(series[0] if len(series) == 1 else series)
+    scan = read_one(series[0] if len(series) == 1 else series, lungs=lungs)
     try:
         result = score_scan(scan, release)
     except Refusal as refusal:
@@ -75,6 +82,8 @@ def _print(result: Score) -> None:
     )
     if "uncertain" in result.levels.values():
         say("Uncertain: the 95 % band crosses a threshold.")
+    if result.burden.lungs_from == EXTERNAL_MASK:
+        say(f"Lungs: {EXTERNAL_MASK}")
     regions = result.burden.regions
     print_table(
         ["ground glass, solid", *SIDES],
@@ -94,7 +103,7 @@ def _print(result: Score) -> None:
 def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
     """Write what can be measured without a model, if the scan shows a whole chest."""
     try:
-        lungs = measure_lungs(scan.volume)
+        lungs = measure_lungs(scan.volume, scan.mask)
     except Refusal:
         return
     out.mkdir(parents=True, exist_ok=True)

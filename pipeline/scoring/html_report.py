@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from models.refusal import Refusal
 from pipeline.imaging.volume import LUNG_WINDOW_HU
-from pipeline.preprocessing.lesion_burden import PARTS, SIDES, Burden, middle_of_body
+from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES, Burden, middle_of_body
 from pipeline.preprocessing.opacity import HEALTHY_DENSE
 from pipeline.preprocessing.preprocess import Prepared, resample
 from pipeline.scoring import reasons
@@ -101,6 +101,7 @@ def _rendered(template: str, lungs: Burden, shown: list[View], **values: Any) ->
     environment.filters |= {"percent": percent, "share": share, "capitalise": _capitalised}
     return environment.get_template(template).render(
         lungs=lungs,
+        is_external=lungs.lungs_from == EXTERNAL_MASK,
         views=shown,
         notice=NOTICE,
         parts=PARTS,

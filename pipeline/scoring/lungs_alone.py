@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.imaging.lung_mask import LungMask
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess import EXTERNAL, Prepared, Preprocessing, mask_of, orient, prepare, regions_of
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,14 @@ class LungsAlone:
     burden: Burden = field(repr=False)
 
 
-def measure_lungs(volume: Volume) -> LungsAlone:
-    """Find and measure the lungs of a scan as it was read.
+def measure_lungs(volume: Volume, mask: LungMask | None = None) -> LungsAlone:
+    """Find and measure the lungs of a scan as it was read, or those of an external mask.
 
     Raises Refusal E_NO_LUNGS, E_NOT_A_WHOLE_CHEST and those of `require_chest`: nothing is measured in a scan that does
-    not show an upright, whole chest in HU.
+    not show an upright, whole chest in HU. With a mask also E_MASK_GRID and E_MASK_SIDES.
     """
     upright = orient(volume)
-    prepared = prepare(volume, Preprocessing())
+    prepared = prepare(volume, Preprocessing() if mask is None else Preprocessing(method=EXTERNAL), mask)
     require_chest(look_at(upright, prepared))
-    return LungsAlone(upright, prepared, burden(prepared.image_hu, regions_of(prepared), prepared.spacing_mm))
+    found = burden(prepared.image_hu, regions_of(prepared), prepared.spacing_mm, mask_of(prepared, mask))
+    return LungsAlone(upright, prepared, found)

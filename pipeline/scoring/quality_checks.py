@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.refusal import Reason
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import remark
@@ -16,7 +19,7 @@ from pipeline.scoring.single_scan import OneScan
 from pipeline.system.codes import BY_CODE
 
 ADULT_YEARS = 18
-# Dice coefficient of the lungs by threshold and by the segmenter. Measured: 0.96 and more where both are right.
+# Dice coefficient of two methods. Measured for threshold and segmenter: 0.96 and more where both are right.
 LEAST_AGREEMENT = 0.85
 
 
@@ -46,12 +49,20 @@ class Check:
 
 
 def checks(
-    scan: OneScan, prepared: Prepared, found: Anatomy, settings: Preprocessing, regions: LungRegions
+    scan: OneScan,
+    prepared: Prepared,
+    found: Anatomy,
+    settings: Preprocessing,
+    regions: LungRegions,
+    mask: NDArray[np.bool_] | None = None,
 ) -> tuple[Check, ...]:
-    """Return all checks of one scan, in the order of display."""
+    """Return all checks of one scan, in the order of display.
+
+    `regions`: from the segmenter. `mask`: the lungs of an external mask, if there is one.
+    """
     return (
         *_of_files(scan, settings),
-        *_of_lungs(prepared, found, regions),
+        *_of_lungs(prepared, found, regions, mask),
         *_of_density(prepared, found, settings),
         *_of_patient(scan.series),
     )
@@ -73,10 +84,11 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
     ]
 
 
-def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions) -> list[Check]:
+def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: NDArray[np.bool_] | None) -> list[Check]:
     ends = [name for name, cut in (("lowest", found.cut_low), ("highest", found.cut_high)) if cut > 0]
     is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
-    agreed = dice(prepared.lungs, regions.lungs)
+    used = (prepared.lungs,) if mask is None else (prepared.lungs, mask)  # by the model's input, by the table
+    agreed = min(dice(lungs, regions.lungs) for lungs in used)
     return [
         Check("lungs", round(prepared.lungs_ml), "mL"),
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),

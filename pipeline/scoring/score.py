@@ -27,7 +27,7 @@ from pipeline.imaging.missing_slices import require_whole
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing.lesion_burden import Burden, burden
 from pipeline.preprocessing.plausibility import look_at, require_chest
-from pipeline.preprocessing.preprocess import Prepared, Preprocessing, orient, prepare, regions_of
+from pipeline.preprocessing.preprocess import Prepared, Preprocessing, mask_of, orient, prepare, regions_of
 from pipeline.scoring import reasons, verdict
 from pipeline.scoring.quality_checks import Check, checks
 from pipeline.scoring.single_scan import OneScan, read_one
@@ -164,7 +164,9 @@ class Score:
         return {"distance": self.distance, "limit": known.limit} if known and self.distance is not None else None
 
 
-def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None) -> Score:
+def score(
+    source: Path | Sequence[Path], release: Release, *, series_uid: str | None = None, lungs: Path | None = None
+) -> Score:
     """Score the one chest CT in a folder, zip or files.
 
     A scan whose score cannot be trusted at all gets no number but a refusal.
@@ -177,6 +179,9 @@ def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | 
         The model, from `load_release`.
     series_uid : str or None
         SeriesInstanceUID that chooses among several DICOM series.
+    lungs : Path or None
+        The hospital's own lung mask of this scan: NIfTI-1 or a DICOM segmentation. The outline and the table use it;
+        the model's input only if the release was trained with such masks.
 
     Returns
     -------
@@ -189,7 +194,7 @@ def score(source: Path | Sequence[Path], release: Release, *, series_uid: str | 
     Refusal
         Those of `read_one` and `score_scan`.
     """
-    return score_scan(read_one(source, series_uid), release)
+    return score_scan(read_one(source, series_uid, lungs=lungs), release)
 
 
 def score_scan(scan: OneScan, release: Release) -> Score:
@@ -205,7 +210,8 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         hu_sha256 = beside.submit(_sha256, scan.volume.hu)
         clock = [time.perf_counter()]
         volume = orient(scan.volume)
-        prepared = prepare(volume, settings)
+        prepared = prepare(volume, settings, scan.mask)
+        mask = mask_of(prepared, scan.mask)
         looked_at = beside.submit(look_at, volume, prepared)
         regions = beside.submit(regions_of, prepared)
         clock.append(time.perf_counter())
@@ -227,7 +233,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
     }
     return Score(
         probabilities=probabilities,
-        checks=checks(scan, prepared, anatomy, settings, found),
+        checks=checks(scan, prepared, anatomy, settings, found, None if mask is None else mask > 0),
         age_band=age_band(scan.series.age_years),
         sex=scan.series.sex,
         model=release.description,
@@ -237,7 +243,7 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         scored_at=datetime.now().astimezone(),
         prepared=prepared,
         volume=volume,
-        burden=burden(prepared.image_hu, found, prepared.spacing_mm),
+        burden=burden(prepared.image_hu, found, prepared.spacing_mm, mask),
         saliency=heat if heat is not None and heat.any() else None,
         intervals=intervals,
         distance=distance,

@@ -10,6 +10,8 @@ from pipeline.imaging import reasons as imaging_reasons
 from pipeline.imaging.archive import open_images
 from pipeline.imaging.ct_slice import inspect_slice
 from pipeline.imaging.discovery import Series
+from pipeline.imaging.lung_mask import LungMask
+from pipeline.imaging.mask_reader import read_lung_mask
 from pipeline.imaging.missing_slices import Stated, stated
 from pipeline.imaging.pydicom_silence import quiet_pydicom
 from pipeline.imaging.readers import find_scans, read_scan
@@ -25,7 +27,7 @@ class OneScan:
     """The one scan of a source. Stays at the site: `series` identifies the patient.
 
     `other_series`: number of other series found, which are not used. `unread`: number of unreadable files.
-    `seconds`: time to find and read it. `stated`: slice distances according to its headers.
+    `seconds`: time to find and read it. `stated`: slice distances according to its headers. `mask`: external lungs.
     """
 
     series: Series
@@ -34,9 +36,10 @@ class OneScan:
     unread: int
     seconds: float
     stated: Stated = field(default_factory=Stated)
+    mask: LungMask | None = None
 
 
-def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> OneScan:
+def read_one(source: Path | Sequence[Path], series_uid: str | None = None, *, lungs: Path | None = None) -> OneScan:
     """Find and read the one chest CT in a folder, zip or files.
 
     Parameters
@@ -45,6 +48,8 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> On
         A folder, a zip, one file or several: a DICOM series, NIfTI or MetaImage.
     series_uid : str or None
         SeriesInstanceUID that chooses among several DICOM series.
+    lungs : Path or None
+        The hospital's own lung mask of this scan: NIfTI-1 or a DICOM segmentation.
 
     Returns
     -------
@@ -54,7 +59,8 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> On
     Raises
     ------
     Refusal
-        E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans` and `read_scan`.
+        E_MIXED_PATIENT, E_MIXED_SERIES, E_UNKNOWN_SERIES, and those of `open_images`, `find_scans`, `read_scan` and
+        `read_lung_mask`.
     """
     began = time.perf_counter()
     with open_images(source) as images:
@@ -62,7 +68,8 @@ def read_one(source: Path | Sequence[Path], series_uid: str | None = None) -> On
         series = _choose(found, unread, series_uid)
         volume = read_scan(series)
         said = stated(series)
-    return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said)
+        mask = None if lungs is None else read_lung_mask(lungs, series)
+    return OneScan(series, volume, len(found) - 1, len(unread), time.perf_counter() - began, said, mask)
 
 
 def _choose(found: Sequence[Series], unread: Sequence[Finding], series_uid: str | None) -> Series:

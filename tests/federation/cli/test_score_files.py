@@ -13,8 +13,12 @@ from models.familiarity import APPEARANCE_SIZE, Familiarity
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import save_release
+from pipeline.preprocessing.preprocess import Preprocessing
 from tests.helpers.chests import THICK, write_chest
 from tests.helpers.descriptions import description
+from tests.helpers.dicom_files import PATIENT_ID
+from tests.helpers.lung_masks import write_nifti
+from tests.helpers.phantoms import thorax
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,60 @@ def test_nothing_is_written_of_what_is_no_chest(tmp_path: Path) -> None:
     with pytest.raises(Refusal):
         score_series([water], model=release(tmp_path / "model"), out=tmp_path / "out", as_json=False)
     assert not (tmp_path / "out").exists()
+
+
+# --- with the hospital's own lung mask ----------------------------------------------------------------------
+
+
+def mask(folder: Path, *, shift_mm: float = 0.0) -> Path:
+    """The phantom's true lungs, named after a patient, in an orientation of its own."""
+    lungs = thorax(THICK).lungs
+    sides = np.where(np.arange(THICK.shape[2]) < THICK.shape[2] / 2, 1, 2)
+    up, back, left = THICK.spacing_mm
+    affine = np.array([[0, 0, -left, 8 + shift_mm], [0, -back, 0, 4], [up, 0, 0, 100], [0, 0, 0, 1]])
+    return write_nifti(folder / f"{PATIENT_ID}.nii.gz", (lungs * sides).astype(np.uint8), affine, "PIR")
+
+
+def by_external_masks(folder: Path) -> Path:
+    settings = Preprocessing(method=3).model_dump(mode="json")
+    save_release(folder, build_network(NetworkSettings(), seed=1), description(preprocessing=settings))
+    return folder
+
+
+def test_outline_table_and_page_are_those_of_the_mask(chest: Path, tmp_path: Path) -> None:
+    model = release(tmp_path / "model")
+    score_series([chest], model=model, out=tmp_path / "without", as_json=True)
+    score_series([chest], model=model, lungs=mask(tmp_path), out=tmp_path / "with", as_json=True)
+    before, after = (json.loads((tmp_path / name / "score.json").read_text()) for name in ("without", "with"))
+    assert (before["lungs"]["lungs_from"], after["lungs"]["lungs_from"]) == ("segmenter", "external mask")
+    assert before["probability"] == after["probability"]
+    assert before["input"]["tensor_sha256"] == after["input"]["tensor_sha256"]
+    true_ml = np.count_nonzero(thorax(THICK).lungs) * np.prod(THICK.spacing_mm) / 1000
+    assert after["lungs"]["regions"]["both"]["whole"]["ml"] == pytest.approx(true_ml, rel=0.02)
+    assert "external mask" in (tmp_path / "with" / "score.html").read_text()
+    assert "external mask" not in (tmp_path / "without" / "score.html").read_text()
+    assert PATIENT_ID not in "".join(path.read_text() for path in (tmp_path / "with").glob("score.*"))
+
+
+def test_a_release_trained_on_masks_uses_one_and_needs_one(
+    chest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = by_external_masks(tmp_path / "model")
+    score_series([chest], model=model, lungs=mask(tmp_path), out=None, as_json=False)
+    assert "Lungs: external mask" in capsys.readouterr().err
+    with pytest.raises(Refusal) as refused:
+        score_series([chest], model=model, out=tmp_path / "out", as_json=False)
+    assert refused.value.code == "E_MASK_MISSING"
+    assert json.loads((tmp_path / "out" / "lungs.json").read_text())["lungs_from"] == "segmenter"
+
+
+def test_a_mask_at_another_place_is_refused_and_one_nearby_is_flagged(chest: Path, tmp_path: Path) -> None:
+    model = release(tmp_path / "model")
+    with pytest.raises(Refusal) as refused:
+        score_series([chest], model=model, lungs=mask(tmp_path, shift_mm=300), out=tmp_path / "out", as_json=True)
+    assert refused.value.code == "E_MASK_GRID"
+    assert PATIENT_ID not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+    score_series([chest], model=model, lungs=mask(tmp_path, shift_mm=40), out=tmp_path / "out", as_json=True)
+    quality = json.loads((tmp_path / "out" / "score.json").read_text())["quality"]
+    assert "W_LUNGS_UNSURE" in {check["code"] for check in quality}
