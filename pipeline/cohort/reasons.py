@@ -22,6 +22,11 @@ OUTCOME_WITHOUT_CT = Reason(
     "there is an outcome for a patient without a CT",
     "Check that the PACS export is complete and uses the same identifiers. No patient was excluded.",
 )
+MASK_SEVERAL = Reason(
+    "E_MASK_SEVERAL",
+    "there are {masks} lung masks for this series",
+    "Leave only one of them in the folder that [ct] lung_masks of site.toml names.",
+)
 EXAMINE_FAILED = Reason(
     "E_EXAMINE_FAILED",
     "the examination of the series failed with an unexpected error",

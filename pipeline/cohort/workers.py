@@ -13,14 +13,19 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from models.refusal import Refusal
 from pipeline.cohort import reasons
 from pipeline.cohort.store import Cohort, Scan, save_tensor
 from pipeline.imaging.discovery import Series
 from pipeline.preprocessing.preprocess import Preprocessing, settings_digest
+from pipeline.scoring.reasons import LUNGS_UNSURE
 from pipeline.system.malloc import keep_memory
+
+if TYPE_CHECKING:
+    from pipeline.imaging.lung_mask import LungMask
+    from pipeline.preprocessing.preprocess import Prepared
 
 
 def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
@@ -29,7 +34,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
 
     from pipeline.imaging.readers import read_scan
     from pipeline.preprocessing.measures import flags, measure
-    from pipeline.preprocessing.preprocess import prepare
+    from pipeline.preprocessing.preprocess import EXTERNAL, prepare
 
     torch.set_num_threads(1)  # there is one process for each core; more threads would only compete
     digest, tensor, measures = None, None, None
@@ -38,10 +43,13 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     try:
         volume = read_scan(series)
         flagged.update(volume.flags)
-        prepared = prepare(volume, settings)
+        is_external = settings.method == EXTERNAL
+        prepared = prepare(volume, settings, _mask(series) if is_external else None)
         digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
         flagged.update(flags(measures, settings))
+        if is_external and _is_unsure(prepared):
+            flagged.add(LUNGS_UNSURE.code)
         # The name contains the settings, so that the current cohort keeps its tensors until `replace`.
         tensor = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
         save_tensor(tensors, tensor, prepared.tensor)
@@ -62,6 +70,23 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
         tensor=tensor,
         measures=measures,
     )
+
+
+def _mask(series: Series) -> "LungMask | None":
+    """Read the external lung mask of a series. Raises Refusal E_MASK_SEVERAL, and those of `read_lung_mask`."""
+    from pipeline.imaging.mask_reader import read_lung_mask
+
+    if len(series.lung_masks) > 1:
+        raise Refusal(reasons.MASK_SEVERAL, masks=len(series.lung_masks))
+    return read_lung_mask(series.lung_masks[0], series) if series.lung_masks else None
+
+
+def _is_unsure(prepared: "Prepared") -> bool:
+    """Whether the external mask differs from the lungs by threshold, as a mask of another scan would."""
+    from pipeline.preprocessing.external_lungs import agreement_with_threshold
+    from pipeline.scoring.quality_checks import LEAST_AGREEMENT
+
+    return agreement_with_threshold(prepared.image_hu, prepared.lungs, prepared.spacing_mm) < LEAST_AGREEMENT
 
 
 def _log_failure(path: Path, series: Series) -> None:

@@ -75,6 +75,7 @@ class Series:
     `fingerprint`: SHA-256 over relative path, size and modification time of all files.
     `numbers`: the InstanceNumbers of the files that have one, in no particular order.
     `is_phantom`: whether all of its files are DICOM with the mark of a synthetic phantom.
+    `lung_masks`: the files in the site's folder of lung masks that belong to it; more than one is a fault.
     """
 
     files: tuple[Path, ...]
@@ -92,6 +93,7 @@ class Series:
     numbers: tuple[int, ...] = ()
     has_clock: bool = True
     is_phantom: bool = False
+    lung_masks: tuple[Path, ...] = ()
 
 
 class BoundedFile:

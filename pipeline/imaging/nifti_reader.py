@@ -42,9 +42,9 @@ def find_volume_files(root: Path | Sequence[Path]) -> tuple[list[Series], list[F
         try:
             series.append(_series(name, path))
         except Refusal as refusal:
-            findings.append(Finding(refusal.reason, _patient(path), str(path)))
+            findings.append(Finding(refusal.reason, stem(path), str(path)))
         except OSError as error:
-            findings.append(Finding(reasons.VOLUME_FILE, _patient(path), str(error)))
+            findings.append(Finding(reasons.VOLUME_FILE, stem(path), str(error)))
     files = Counter(each.patient_id for each in series)
     findings += [
         Finding(reasons.VOLUME_NAME, each.patient_id, str(each.files[0]))
@@ -54,7 +54,8 @@ def find_volume_files(root: Path | Sequence[Path]) -> tuple[list[Series], list[F
     return [each for each in series if files[each.patient_id] == 1], findings
 
 
-def _patient(path: Path) -> str:
+def stem(path: Path) -> str:
+    """Return the name of a volume file without its suffix; for a scan it identifies the patient."""
     suffix = max((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), key=len)
     return path.name[: -len(suffix)]
 
@@ -69,7 +70,7 @@ def _series(name: str, path: Path) -> Series:
     sex = header.get("PatientSex", "")
     return Series(
         files=(path,),
-        patient_id=_patient(path),
+        patient_id=stem(path),
         issuer="",
         study_uid=name,
         series_uid=name,

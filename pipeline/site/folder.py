@@ -54,9 +54,10 @@ class SiteTable(BaseModel, extra="forbid"):
 
 
 class CtTable(BaseModel, extra="forbid"):
-    """[ct]: where the CT series are."""
+    """[ct]: where the CT series are, and the hospital's own lung masks of them."""
 
     folder: Path = Path("ct")
+    lung_masks: Path | None = None
 
 
 class ServerTable(BaseModel, extra="forbid"):
@@ -141,10 +142,12 @@ class SiteSettings(BaseModel):
     privacy: PrivacyTable = PrivacyTable()
 
     @model_validator(mode="after")
-    def labels_come_one_way(self) -> Self:
+    def tables_fit_together(self) -> Self:
         from_records = self.laboratory is not None and self.outcomes is not None
         if from_records == (self.labels is not None):
             raise ValueError("give either [laboratory] and [outcomes], or [labels]")
+        if self.pacs is not None and self.ct.lung_masks is not None:
+            raise ValueError("lung_masks in [ct] cannot be used with [pacs], which replaces the UIDs of the series")
         if self.outcomes is not None and "icu" in self.join.severe_events and not self.outcomes.icu:
             raise ValueError("severe_events in [join] contains icu, but [outcomes] names no column for it")
         return self
@@ -191,6 +194,8 @@ class Site:
         source = folder / settings.site.source
         # Resolve all paths of site.toml against the source folder here, once.
         settings.ct.folder = source / settings.ct.folder
+        if settings.ct.lung_masks is not None:
+            settings.ct.lung_masks = source / settings.ct.lung_masks
         for table in (settings.laboratory, settings.outcomes, settings.labels):
             if table is not None:
                 table.file = source / table.file

@@ -36,3 +36,8 @@ NOTHING_PULLED = Reason(
     "nothing has been fetched from the PACS yet",
     "Run `fedthorax node pull`, or `fedthorax node ingest`, which pulls first.",
 )
+MASK_FOLDER = Reason(
+    "E_MASK_FOLDER",
+    "the folder with the lung masks does not exist",
+    "Correct [ct] lung_masks in site.toml, or remove the line.",
+)

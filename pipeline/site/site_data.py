@@ -15,6 +15,7 @@ from pipeline.records.laboratory import PcrResult, read_pcr
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site import reasons
 from pipeline.site.folder import Site
+from pipeline.site.lung_masks import find_masks, with_masks
 from pipeline.system.findings import Finding
 
 # A row skipped for one of these reasons may have been positive, so the patient cannot be labelled negative.
@@ -51,21 +52,22 @@ def read_records(site: Site) -> tuple[Records, list[Finding]]:
 
 
 def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -> tuple[list[Series], list[Finding]]:
-    """Find the site's series; a series without a patient becomes a finding.
+    """Find the site's series, with their lung masks; a series without a patient becomes a finding.
 
     `soon` receives each series with a patient while the search continues (see `discovery.find_series`).
 
-    Raises Refusal: E_CT_FOLDER, E_NO_IMAGES.
+    Raises Refusal: E_CT_FOLDER, E_MASK_FOLDER, E_NO_IMAGES.
     """
     folder = site.ct_folder
     if not folder.is_dir():
         raise Refusal(reasons.NOTHING_PULLED if site.settings.pacs else reasons.CT_FOLDER, private=str(folder))
 
     issuer, is_pulled = site.settings.site.issuer, site.settings.pacs is not None
+    masks = find_masks(site.settings.ct.lung_masks)
 
     def tell(each: Series) -> None:
         if soon and _no_owner(each, issuer) is None:
-            soon(_under_pseudonym(each, site))
+            soon(_under_pseudonym(with_masks(each, masks), site))
 
     # Other formats than DICOM contain no patient and no date, so they can be used only with a labels file.
     find = find_scans if site.settings.labels else find_series
@@ -79,7 +81,7 @@ def read_series_list(site: Site, soon: Callable[[Series], None] | None = None) -
     for each in found:
         reason = _no_owner(each, issuer)
         if reason is None:
-            series.append(_under_pseudonym(each, site))
+            series.append(_under_pseudonym(with_masks(each, masks), site))
         else:
             findings.append(Finding(reason, detail=str(each.files[0].parent), series=each.fingerprint[:12]))
     _check_issuers(series)
