@@ -15,7 +15,7 @@ from typing import Any
 from models.reasons import MODEL_ALTERED, NO_MODEL
 from models.refusal import Reason, Refusal
 from models.signature import fingerprint
-from pipeline.clinic.reasons import IS_LIVE, NO_SUCH_MODEL, NOT_SHADOWED
+from pipeline.clinic.reasons import IS_LIVE, NEEDS_MASKS, NO_SUCH_MODEL, NOT_SHADOWED
 from pipeline.clinic.records import Model
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store
@@ -40,9 +40,11 @@ class Agreement:
 def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: str) -> Model:
     """Copy a release, and keep the copy if it is intact and, if `trusted_keys` are given, signed by one of them.
 
-    Imports torch. Raises Refusal E_CLINIC_FILE and what `load_release` raises. Raises OSError if the disk is full.
+    Imports torch. Raises Refusal E_CLINIC_FILE, E_NEEDS_MASKS and what `load_release` raises. Raises OSError if the
+    disk is full.
     """
     from models.release import DESCRIPTION, load_release
+    from pipeline.preprocessing.preprocess import EXTERNAL
 
     if not (folder / DESCRIPTION).is_file():
         raise Refusal(NO_MODEL, private=str(folder))
@@ -50,6 +52,8 @@ def add(clinic: Clinic, folder: Path, trusted_keys: Sequence[Path] = (), *, by: 
     try:
         shutil.copytree(folder, incoming)
         release = load_release(incoming, trusted_keys)  # verify the copy: nobody can change it between check and use
+        if release.description.preprocessing.get("method") in (EXTERNAL, "external"):
+            raise Refusal(NEEDS_MASKS)
         _settle(incoming, clinic.models / release.sha256)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)

@@ -47,6 +47,11 @@ NO_SUCH_MODEL = Reason(
     "the clinic has no model of this name",
     "List the clinic's models with `fedthorax clinic models`.",
 )
+NEEDS_MASKS = Reason(
+    "E_NEEDS_MASKS",
+    "the release needs an external lung mask for each scan, which the clinic does not take",
+    "Score with `fedthorax score --lungs`, or use a release that finds the lungs itself.",
+)
 CLINIC_FILE = Reason(
     "E_CLINIC_FILE",
     "the clinic's database clinic.sqlite cannot be read or written",

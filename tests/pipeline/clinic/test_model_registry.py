@@ -17,6 +17,7 @@ from pipeline.clinic import model_registry
 from pipeline.clinic.records import Answer
 from pipeline.clinic.settings import Clinic
 from pipeline.clinic.store import Store, new_id
+from pipeline.preprocessing.preprocess import Preprocessing
 from tests.helpers.descriptions import description
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
@@ -122,6 +123,15 @@ def test_what_is_no_whole_release_is_not_kept(clinic: Clinic, release: Callable[
     assert list(clinic.models.iterdir()) == []
     with clinic.store() as store:
         assert store.models.all() == []
+
+
+def test_a_release_that_needs_lung_masks_is_not_kept(clinic: Clinic, tmp_path: Path) -> None:
+    described = description(network=SMALL, preprocessing=Preprocessing(method=3).model_dump(mode="json"))
+    save_release(tmp_path / "masks", build_network(SMALL, seed=1), described)
+    assert code(model_registry.add, clinic, tmp_path / "masks", by="test") == "E_NEEDS_MASKS"
+    with clinic.store() as store:
+        assert store.models.all() == []
+    assert list(clinic.models.iterdir()) == []
 
 
 def test_a_damaged_copy_is_mended_by_adding_the_release_again(clinic: Clinic, release: Callable[[str], Path]) -> None:
