@@ -78,7 +78,7 @@ def test_the_tensor_is_cut_with_the_mask_and_a_new_or_changed_mask_is_noticed(ma
     assert np.array_equal(by_mask, prepare(orient(read_scan(series)), Preprocessing()).tensor)
 
     path.unlink()
-    add_mask(masked, CLEAN[0], shift_mm=60.0)
+    add_mask(masked, CLEAN[0], shift_mm=40.0)
     changed = masked.ingest(EXTERNAL)
     assert changed.examined_now == 1
     assert "W_LUNGS_UNSURE" in changed.accepted[0].flags
