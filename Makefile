@@ -63,8 +63,10 @@ bench: .venv/installed peers  ## speed and memory as ratios, how well federation
 lungs: .venv/installed  ## trains the lung segmenter again into build/, from synthetic bodies alone, and evaluates the package's one
 	@mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/first.safetensors
-	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/second.safetensors \
 		--steps 3500 --seed 2 --rate 0.0015 --start build/first.safetensors
+	OMP_NUM_THREADS=1 $(BIN)/python -m pipeline.phantom.lung_training build/lung_segmenter.safetensors \
+		--steps 7000 --seed 3 --rate 0.0015 --start build/second.safetensors
 	$(BIN)/python benchmarks/lungs.py
 
 canary: .venv/installed peers  ## does anything of a patient leave? whole runs, every byte looked at; writes docs/canary.md

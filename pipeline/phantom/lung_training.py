@@ -27,6 +27,7 @@ CROPS = 2  # parts of each body
 LEARNING_RATE = 2e-3
 AVERAGE = 0.998  # share of the moving average that a step keeps
 LUNGS = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
+BESIDE, DENSE_ABOVE_HU, DENSE_WEIGHT = 3, -300.0, 3.0  # voxels from a lung; where a voxel weighs more, and how much
 TISSUE_WEIGHTS = (1.0, 1.5, 1.5, 2.0, 2.0)  # of Tissue, because vessels and airways are few voxels
 
 
@@ -61,11 +62,17 @@ def cropped(sample: Sample, rng: Generator) -> tuple[Tensor, Tensor, Tensor]:
     return parts[0], parts[1].long(), parts[2].long()
 
 
-def loss_of(regions: Tensor, tissues: Tensor, wanted: Tensor, wanted_tissue: Tensor) -> Tensor:
-    """Return cross-entropy plus Dice loss of the regions, and both of the tissues inside the lungs."""
+def loss_of(regions: Tensor, tissues: Tensor, hu: Tensor, wanted: Tensor, wanted_tissue: Tensor) -> Tensor:
+    """Return cross-entropy plus Dice loss of the regions, and both of the tissues inside the lungs.
+
+    Dense voxels in and beside the lungs weigh more: there, consolidation must be told from effusion and chest wall.
+    """
     inside = torch.isin(wanted, torch.tensor([int(r) for r in LUNGS])).float()
+    near = F.max_pool3d(inside[:, None], 2 * BESIDE + 1, 1, BESIDE)[:, 0]
+    weight = 1 + (DENSE_WEIGHT - 1) * near * (hu > DENSE_ABOVE_HU)
+    of_region = F.cross_entropy(regions, wanted, reduction="none")
     of_tissue = F.cross_entropy(tissues, wanted_tissue, torch.tensor(TISSUE_WEIGHTS), reduction="none")
-    total = F.cross_entropy(regions, wanted) + (of_tissue * inside).sum() / (inside.sum() + 1000)
+    total = (of_region * weight).sum() / weight.sum() + (of_tissue * inside).sum() / (inside.sum() + 1000)
     share = regions.softmax(1)
     for region in (*LUNGS, Region.AIRWAY):
         total = total + 0.5 * (1 - _dice(share[:, region], (wanted == region).float()))
@@ -103,7 +110,7 @@ def train(
         hu, wanted, wanted_tissue = batch
         with torch.autocast("cpu", torch.bfloat16):
             regions, tissues = network(hu)
-        loss = loss_of(regions.float(), tissues.float(), wanted, wanted_tissue)
+        loss = loss_of(regions.float(), tissues.float(), hu, wanted, wanted_tissue)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.phantom.body.frame import Field, Frame, Mask, joined
+from pipeline.phantom.body.person import Person
+from pipeline.phantom.body.surgery import Surgery
 from pipeline.phantom.body.trunk import Tissues, Trunk
 from pipeline.preprocessing.lungs import largest_piece
 
@@ -31,17 +33,19 @@ class Chest:
     floor: dict[int, Field]
 
 
-def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, rng: Generator) -> Chest:
+def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, person: Person, rng: Generator) -> Chest:
     """Build the contents of the chest, and write their HU into `trunk.hu` except those of the lungs."""
+    surgery = Surgery.draw(rng)
+    walls, frame = frame, surgery.shifted(frame)
     hila = {side: np.array([rng.normal(-14, 6), rng.normal(2, 6), side * rng.uniform(30, 46)]) for side in SIDES}
-    floor = {side: _diaphragm(frame, side, rng) for side in SIDES}
+    floor = {side: _diaphragm(walls, side, rng) + surgery.raised_mm(side) for side in SIDES}
     heart, heart_fat = _heart(frame, rng)
     vessels = _great_vessels(frame, trunk, rng)
     trachea, bronchi, wall = _large_airways(frame, hila, rng)
     oesophagus, its_air = _oesophagus(frame, trunk, rng)
     hilum = {side: _hilum(frame, hila[side], rng) for side in SIDES}
     septum = _septum(frame, rng)
-    parts = [heart, heart_fat, *vessels, trachea, bronchi, wall, oesophagus, septum, _beside_spine(frame, trunk)]
+    parts = [heart, heart_fat, *vessels, trachea, bronchi, wall, oesophagus, septum, _beside_spine(walls, trunk)]
     middle = joined(parts, frame, rng.uniform(6, 14)) | hilum[-1] | hilum[1]
     above = np.where(frame.x < 0, frame.z > floor[-1] - 6, frame.z > floor[1] - 6)
     at_back = (np.abs(frame.x) < 30) & (frame.y > 15)
@@ -49,18 +53,20 @@ def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, rng: Generator) -> 
     heart, heart_fat = heart & above, heart_fat & above
     side_of = np.where(frame.x < _turn_of_septum(frame, rng), -1, 1)
     inner = trunk.cage < 1 - rng.uniform(0, 0.03)
-    reach = {side: (frame.z > floor[side]) & (frame.z < _apex(frame, side, rng)) for side in SIDES}
+    reach = {side: (frame.z > floor[side]) & (frame.z < _apex(walls, side, rng)) for side in SIDES}
     lungs = {side: inner & (side_of == side) & ~middle & reach[side] & trunk.body for side in SIDES}
-    lungs = {side: largest_piece(lung) for side, lung in lungs.items()}
+    lungs = {side: largest_piece(lung) & (side != surgery.without) for side, lung in lungs.items()}
     _fill(frame, trunk, tissues, inner & ~lungs[-1] & ~lungs[1], floor, rng)
     hu = trunk.hu
+    if surgery.without:  # fluid fills the place of a lung that was removed
+        hu[inner & (side_of == surgery.without) & reach[surgery.without]] = rng.uniform(-5, 40)
     hu[heart_fat & trunk.body & (frame.z > -140)] = tissues.fat
     hu[heart] = tissues.blood * rng.uniform(0.6, 1.0) + rng.uniform(0, 15)
     muscle = heart & (frame.noise(30, rng) > 0.6)
     hu[muscle] = rng.uniform(40, 110)
     for vessel in vessels:
         hu[vessel] = tissues.blood * rng.uniform(0.7, 1.2)
-    if rng.random() < 0.4:  # calcified walls
+    if rng.random() < person.wear:  # calcified walls
         hu[vessels[0] & (frame.noise(8, rng) > 2.2)] = rng.uniform(200, 800)
     for side in SIDES:
         hu[hilum[side]] = np.where(frame.noise(10, rng) > 0, tissues.blood, rng.uniform(-60, 60))[hilum[side]]
@@ -71,6 +77,7 @@ def make_chest(frame: Frame, trunk: Trunk, tissues: Tissues, rng: Generator) -> 
     hu[wall & ~(lungs[-1] | lungs[1])] = rng.uniform(0, 60)
     airways = (trachea | bronchi) & ~(lungs[-1] | lungs[1])
     hu[airways] = rng.uniform(-1010, -950)
+    hila = {side: at + np.array([0, 0, surgery.shift_mm]) for side, at in hila.items()}
     return Chest(lungs, airways, middle & ~airways, hila, floor)
 
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from pipeline.phantom.body.chest import SIDES, Chest
 from pipeline.phantom.body.frame import Field, Frame, Mask
+from pipeline.phantom.body.person import Person
 
 
 @dataclass
@@ -55,15 +56,17 @@ def _behind(lungs: Mask, frame: Frame) -> Field:
     return np.cumsum(lungs[:, ::-1], axis=1, dtype=np.float32)[:, ::-1] * frame.step_mm
 
 
-def add_disease(lung: Lung, frame: Frame, rng: Generator) -> None:
+def add_disease(lung: Lung, frame: Frame, person: Person, rng: Generator) -> None:
     """Draw diseases and add them: none in a third of the patients, Covid-19's kind in a third."""
     kind = rng.choice(["none", "covid", "other"], p=[0.33, 0.37, 0.30])
-    if rng.random() < 0.25:
+    if rng.random() < 0.05 + 0.4 * person.wear:
         _emphysema(lung, frame, rng)
     if kind == "covid":
         _opacities(lung, frame, rng, count=int(rng.integers(2, 22)), size_mm=(12, 38), peripheral=True)
     if kind == "other":
         _opacities(lung, frame, rng, count=int(rng.integers(1, 4)), size_mm=(25, 75), peripheral=False)
+    if kind == "other" and rng.random() < 0.3:
+        _lobar(lung, frame, rng)
     if kind != "none" and rng.random() < 0.25:
         _rind(lung, frame, rng)
     if rng.random() < (0.08 if kind == "none" else 0.25):
@@ -123,6 +126,22 @@ def _opacities(
         if solid_share:
             core = np.clip((1 - radius / solid_share) / 0.2, 0, 1)
             lung.consolidation = np.maximum(lung.consolidation, core)
+
+
+def _lobar(lung: Lung, frame: Frame, rng: Generator) -> None:
+    """Fill what lies on one side of a fissure, as pneumonia of a lobe does; the bronchi inside keep their air."""
+    mine = lung.lungs[int(rng.choice(SIDES))]
+    if not mine.any():
+        return
+    tilt = rng.uniform(0.3, 1.2)  # the oblique fissure rises to the back; the horizontal one has no tilt
+    height = frame.z - tilt * frame.y * rng.choice([1.0, 0.0], p=[0.75, 0.25])
+    cut = np.quantile(height[mine], rng.uniform(0.15, 0.6)) + 3 * frame.noise(40, rng)
+    below = np.clip((cut - height) / 4 + 0.5, 0, 1) if rng.random() < 0.7 else np.clip((height - cut) / 4, 0, 1)
+    patchy = np.clip(frame.noise(20, rng) + rng.uniform(0.5, 3), 0, 1)
+    filled = (below * patchy * mine).astype(np.float32)
+    if rng.random() < 0.8:
+        lung.consolidation = np.maximum(lung.consolidation, filled)
+    lung.ground_glass = np.maximum(lung.ground_glass, (below * mine).astype(np.float32))
 
 
 def _rind(lung: Lung, frame: Frame, rng: Generator) -> None:

@@ -12,6 +12,7 @@ from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
 from pipeline.phantom.body.chest import SIDES, Chest, make_chest
 from pipeline.phantom.body.disease import Lung, add_disease, healthy
 from pipeline.phantom.body.frame import Field, Frame, Mask, draw_frame
+from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.trees import filled_share, grow
 from pipeline.phantom.body.trunk import Tissues, make_trunk
 
@@ -39,12 +40,13 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     shape = tuple(int(np.ceil(side / step_mm / 8)) * 8 for side in extent)
     centre = (rng.uniform(-60, 0), rng.uniform(-5, 20), rng.uniform(-12, 12))
     frame = draw_frame((shape[0], shape[1], shape[2]), step_mm, centre, rng)
-    tissues = Tissues.draw(rng)
-    trunk = make_trunk(frame, tissues, rng)
-    chest = make_chest(frame, trunk, tissues, rng)
+    person = Person.draw(rng)
+    tissues = Tissues.draw(person, rng)
+    trunk = make_trunk(frame, tissues, person, rng)
+    chest = make_chest(frame, trunk, tissues, person, rng)
     gas = add_abdomen(frame, trunk, chest, tissues, rng)
     lung = healthy(frame, chest, rng)
-    add_disease(lung, frame, rng)
+    add_disease(lung, frame, person, rng)
     hu, inner = _lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
     _devices(frame, hu, trunk.body, lung.both, rng)
     seen = acquire(hu, step_mm, rng)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 
 from pipeline.phantom.body.frame import Field, Frame, Mask
+from pipeline.phantom.body.person import Person
 
 WALL_MM = 11.0  # ribs and the muscles between them
 
@@ -40,30 +41,32 @@ class Tissues:
     air: float
 
     @classmethod
-    def draw(cls, rng: Generator) -> "Tissues":
-        """Draw attenuations at 80 to 140 kV; half of the scans have contrast agent."""
+    def draw(cls, person: Person, rng: Generator) -> "Tissues":
+        """Draw attenuations at 80 to 140 kV; half of the scans have contrast agent. Bone loses calcium with age."""
         enhanced = rng.random() < 0.5
         return cls(
             fat=rng.uniform(-125, -75),
             muscle=rng.uniform(30, 70),
             blood=rng.uniform(80, 450) if enhanced else rng.uniform(25, 55),
             bone=rng.uniform(300, 900),
-            marrow=rng.uniform(80, 320),
+            marrow=rng.uniform(80, 320) * (1.1 - 0.4 * person.wear),
             liver=rng.uniform(0, 75) + (rng.uniform(0, 60) if enhanced else 0),
             skin=rng.uniform(-60, 40),
             air=rng.uniform(-1010, -975),
         )
 
 
-def make_trunk(frame: Frame, tissues: Tissues, rng: Generator) -> Trunk:
+def make_trunk(frame: Frame, tissues: Tissues, person: Person, rng: Generator) -> Trunk:
     """Build the trunk with everything outside the pleura."""
     apex_mm, power = rng.uniform(90, 145), rng.uniform(2.0, 2.9)
-    half_width, half_depth = rng.normal(132, 8), rng.normal(92, 8)
+    half_width, half_depth = person.size * rng.normal(132, 7), person.size * rng.normal(92, 8)
     above = np.clip((frame.z + rng.uniform(0, 25)) / apex_mm, 0, 0.999)
     narrow = np.sqrt(1 - above ** rng.uniform(1.3, 3.2))
     waist = 1 - rng.uniform(-0.1, 0.15) * np.clip((-frame.z - 90) / 100, 0, 1)
     across = np.abs(frame.x) / (half_width * waist * np.maximum(narrow, 1e-3))
-    lean = rng.uniform(0, 0.2) * frame.z  # the upper chest leans to the back
+    # The upper chest leans to the back, and the spine of the old is bent.
+    bent = rng.uniform(0, 0.001) * person.wear * np.abs(frame.z) ** 1.5
+    lean = np.asarray(rng.uniform(0, 0.2) * frame.z + bent, np.float32)
     along = np.abs(frame.y - lean) / (half_depth * waist * np.maximum(narrow**0.8, 1e-3))
     cage = ((across**power + along**power) ** (1 / power)).astype(np.float32)
     fat_mm = rng.choice([rng.uniform(3, 15), rng.uniform(10, 30), rng.uniform(25, 60)])
@@ -74,7 +77,7 @@ def make_trunk(frame: Frame, tissues: Tissues, rng: Generator) -> Trunk:
     hu = np.full(frame.shape, tissues.air, np.float32)
     around = _around(frame, outside_mm, WALL_MM + muscle_mm + fat_mm, rng)
     hu = np.where(np.isnan(around), hu, around)
-    breasts = _breasts(frame, half_depth + muscle_mm, rng)
+    breasts = _breasts(frame, half_depth + muscle_mm, person, rng)
     body |= breasts
     body |= _arms_and_neck(frame, rng)
     hu[body] = tissues.fat
@@ -112,9 +115,9 @@ def _around(frame: Frame, outside_mm: Field, skin_mm: float, rng: Generator) -> 
     return hu
 
 
-def _breasts(frame: Frame, front_mm: float, rng: Generator) -> Mask:
+def _breasts(frame: Frame, front_mm: float, person: Person, rng: Generator) -> Mask:
     breasts = np.zeros(frame.shape, bool)
-    if rng.random() < 0.5:
+    if rng.random() < (0.1 if person.is_female else 0.85):
         return breasts
     size, apart, high = rng.uniform(25, 75), rng.uniform(55, 105), rng.uniform(-70, 0)
     for side in (-1, 1):

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from models.lung_segmenter import LungSegmenter, Region, Tissue
 from pipeline.phantom.body.sample import draw_sample
 from pipeline.phantom.lung_training import CROP, cropped, loss_of, train
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_steps_twice_give_the_same_weights(tmp_path: Path) -> None:
@@ -22,14 +25,14 @@ def test_two_steps_twice_give_the_same_weights(tmp_path: Path) -> None:
 
 def test_the_loss_prefers_the_truth() -> None:
     rng = np.random.default_rng(1)
-    _, regions, tissues = (each[None] for each in cropped(draw_sample(rng), rng))
+    hu, regions, tissues = (each[None] for each in cropped(draw_sample(rng), rng))
     right = [
         20.0 * torch.nn.functional.one_hot(labels, len(kind)).permute(0, 4, 1, 2, 3).float()
         for labels, kind in ((regions, Region), (tissues, Tissue))
     ]
     wrong = [each.roll(1, dims=1) for each in right]
-    assert loss_of(*right, regions, tissues) < 0.1
-    assert loss_of(*wrong, regions, tissues) > 10
+    assert loss_of(*right, hu, regions, tissues) < 0.1
+    assert loss_of(*wrong, hu, regions, tissues) > 10
 
 
 def test_a_part_has_the_size_of_a_step_and_keeps_its_labels() -> None:
