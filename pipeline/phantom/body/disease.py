@@ -202,3 +202,15 @@ def _nodules(lung: Lung, frame: Frame, rng: Generator) -> None:
         lung.hu[inside & lung.both] = rng.uniform(-100, 120)
         if radius > 9:
             lung.consolidation[inside & lung.both] = 1
+
+
+def add_unrelated(lung: Lung, frame: Frame, rng: Generator, *, emphysema: float, effusion: float) -> None:
+    """Add what a patient has beside pneumonia: emphysema and effusion with these chances, scars, nodules."""
+    if rng.random() < emphysema:
+        _emphysema(lung, frame, rng)
+    if rng.random() < effusion:
+        _effusion(lung, frame, rng)
+    if rng.random() < 0.2:
+        _scars(lung, frame, rng)
+    if rng.random() < 0.15:
+        _nodules(lung, frame, rng)

@@ -18,7 +18,12 @@ class Person:
     def draw(cls, rng: Generator) -> "Person":
         """Draw an adult of 18 to 95 years."""
         is_female = bool(rng.random() < 0.5)
-        return cls(float(rng.uniform(18, 95)), is_female, (0.95 if is_female else 1.03) * rng.normal(1, 0.03))
+        return cls.of(float(rng.uniform(18, 95)), rng, is_female=is_female)
+
+    @classmethod
+    def of(cls, age_years: float, rng: Generator, *, is_female: bool) -> "Person":
+        """Draw what age and sex leave open."""
+        return cls(age_years, is_female, (0.95 if is_female else 1.03) * rng.normal(1, 0.03))
 
     @property
     def wear(self) -> float:

@@ -47,8 +47,8 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     gas = add_abdomen(frame, trunk, chest, tissues, rng)
     lung = healthy(frame, chest, rng)
     add_disease(lung, frame, person, rng)
-    hu, inner = _lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
-    _devices(frame, hu, trunk.body, lung.both, rng)
+    hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
+    devices(frame, hu, trunk.body, lung.both, rng)
     seen = acquire(hu, step_mm, rng)
     outside = circle(frame.shape, rng)
     if outside is not None:
@@ -56,7 +56,7 @@ def draw_sample(rng: Generator, step_mm: float = STEP_MM) -> Sample:
     return Sample(seen, _regions(chest, lung, gas), inner, step_mm)
 
 
-def _lungs_into(
+def lungs_into(
     hu: Field, lung: Lung, chest: Chest, tissues: Tissues, frame: Frame, rng: Generator
 ) -> tuple[Field, NDArray[np.uint8]]:
     """Write lungs with vessels, bronchi and disease into `hu`; return the tissues inside the lungs."""
@@ -108,7 +108,7 @@ def _voxel_of(frame: Frame, point: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(np.unravel_index(int(np.argmin(away)), frame.shape), float)
 
 
-def _devices(frame: Frame, hu: Field, body: Mask, lungs: Mask, rng: Generator) -> None:
+def devices(frame: Frame, hu: Field, body: Mask, lungs: Mask, rng: Generator) -> None:
     """Add a pacemaker, lines, tubes and electrodes in some patients."""
     if rng.random() < 0.06:
         side = rng.choice(SIDES)
