@@ -65,6 +65,11 @@ class LaboratoryFeed(StrEnum):
     fhir = "fhir"
 
 
+class PhantomAnatomy(StrEnum):
+    template = "template"
+    random = "random"
+
+
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
@@ -84,6 +89,10 @@ def phantom(
     seed: Annotated[int, typer.Option(help="The same seed produces the same bytes.")] = 1,
     defects: Annotated[bool, typer.Option(help="Add one patient for each kind of defect.")] = True,
     laboratory: Annotated[LaboratoryFeed, typer.Option(help="Format of the laboratory export.")] = LaboratoryFeed.csv,
+    anatomy: Annotated[
+        PhantomAnatomy, typer.Option(help="One simple body that varies little, or random bodies.")
+    ] = PhantomAnatomy.template,
+    randomise: Annotated[bool, typer.Option("--randomise", help="Each scan looks as from another scanner.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write synthetic hospitals: DICOM, laboratory and outcome files, and truth.json with the true labels."""
@@ -96,6 +105,8 @@ def phantom(
             seed=seed,
             defects=defects,
             laboratory=laboratory.value,
+            anatomy=anatomy.value,
+            randomise=randomise,
             progress=progress,
         )
     if as_json:

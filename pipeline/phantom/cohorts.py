@@ -22,8 +22,9 @@ from pipeline.cohort.store import Cohort, FindingRow, PatientRow, Scan, save_ten
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.volume import Volume
 from pipeline.phantom.anatomy import Field, Grid
+from pipeline.phantom.appearance import scanner_for_patient
 from pipeline.phantom.generate import Truth, make_body
-from pipeline.phantom.hospitals import Hospital, Scanner
+from pipeline.phantom.hospitals import Anatomy, Hospital, Scanner
 from pipeline.phantom.patients import Patient, draw_patient
 from pipeline.phantom.records import LOST_TO_FOLLOW_UP
 from pipeline.phantom.scans import STORED_INTERCEPT_HU, acquire
@@ -101,6 +102,8 @@ def write_cohort(
     seed: int,
     settings: Preprocessing | None = None,
     acquisition: Acquisition = plain,
+    anatomy: Anatomy = "template",
+    randomise: bool = False,
     workers: int = 1,
 ) -> list[Truth]:
     """Fill the cohort of a site with synthetic patients, in place of what it held.
@@ -121,6 +124,10 @@ def write_cohort(
         The settings with which scans are prepared; the default where None.
     acquisition : callable
         What the scanner makes of a body; with several workers, a module's function.
+    anatomy : "template" or "random"
+        A simple body, or random ones.
+    randomise : bool
+        Whether each scan looks as from another scanner.
     workers : int
         Number of processes; each takes seconds to start.
 
@@ -131,7 +138,7 @@ def write_cohort(
     """
     settings = settings or Preprocessing()
     with Cohort(site) as cohort, cohort.alone():
-        make = partial(_make, site, at, seed, settings, acquisition, cohort.tensors)
+        make = partial(_make, site, at, seed, settings, acquisition, cohort.tensors, anatomy, randomise)
         numbers = range(1, patients + 1)
         if workers == 1:
             made = [make(number) for number in numbers]
@@ -157,13 +164,22 @@ def _one_thread() -> None:
 
 
 def _make(
-    site: Site, at: Hospital, seed: int, settings: Preprocessing, acquisition: Acquisition, tensors: Path, number: int
+    site: Site,
+    at: Hospital,
+    seed: int,
+    settings: Preprocessing,
+    acquisition: Acquisition,
+    tensors: Path,
+    anatomy: Anatomy,
+    randomise: bool,
+    number: int,
 ) -> _Made:
     """Draw, scan, prepare and save one patient."""
     own = int(hashlib.sha256(site.name.encode()).hexdigest()[:8], 16)  # sites of one seed have different patients
     rng = np.random.default_rng([seed, own, number])
     patient = draw_patient(f"{site.name.upper()}-{number:06d}", f"SYNTHETIC^{number:06d}", at.mix, rng)
-    lesions, chance = make_body(patient, at, rng)
+    at = replace(at, scanner=scanner_for_patient(at.scanner, anatomy, rng, randomise=randomise))
+    lesions, chance = make_body(patient, at, rng, anatomy)
     severe = bool(rng.random() < chance)
     lost = not severe and bool(rng.random() < LOST_TO_FOLLOW_UP)
     hu, scanner = acquisition(Body(patient, severe, lesions.hu), at.scanner, rng)

@@ -13,17 +13,18 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 
-from pipeline.phantom.anatomy import Build, make_thorax
+from pipeline.phantom.anatomy import Build, Grid, make_thorax
+from pipeline.phantom.appearance import scanner_for_patient
 from pipeline.phantom.defects import DEFECTS, Case, reported
 from pipeline.phantom.feeds import TIME_ZONE, LaboratoryFormat, laboratory_table, write_feed
-from pipeline.phantom.hospitals import Hospital, hospital
+from pipeline.phantom.hospitals import Anatomy, Hospital, hospital
 from pipeline.phantom.lesions import Lesions, add_lesions
 from pipeline.phantom.patients import Patient, draw_patient, probability_severe
 from pipeline.phantom.records import (
@@ -79,16 +80,28 @@ class Order:
     number: int
     seed: int
     defect: str | None
+    anatomy: Anatomy = "template"
+    randomise: bool = False
 
 
-def make_body(patient: Patient, at: Hospital, rng: Generator) -> tuple[Lesions, float]:
+def make_body(patient: Patient, at: Hospital, rng: Generator, anatomy: Anatomy = "template") -> tuple[Lesions, float]:
     """Create a patient's thorax with lesions on the grid of the hospital's scanner; return P(severe) too."""
-    grid = at.scanner.grid
+    if anatomy == "random":
+        # Imported here because it imports torch, which the template does not need.
+        from pipeline.phantom.random_body import draw_body
+
+        has_contrast = bool(rng.random() < at.scanner.contrast)
+        lesions = draw_body(patient, at.scanner.grid, rng, has_contrast=has_contrast).planted
+    else:
+        lesions = _template_body(patient, at.scanner.grid, rng)
+    return lesions, probability_severe(lesions, patient.age_years, at.mix.severe_intercept)
+
+
+def _template_body(patient: Patient, grid: Grid, rng: Generator) -> Lesions:
     thorax = make_thorax(grid, Build.draw(rng, female=patient.sex == "F"), rng)
-    lesions = add_lesions(
+    return add_lesions(
         thorax, grid, pattern=patient.pattern, load=patient.load, consolidated=patient.consolidated, rng=rng
     )
-    return lesions, probability_severe(lesions, patient.age_years, at.mix.severe_intercept)
 
 
 def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
@@ -97,7 +110,8 @@ def make_patient(order: Order) -> tuple[Truth, list[PcrRow], list[OutcomeRow]]:
     rng = np.random.default_rng([order.seed, order.hospital_index, order.number])
     patient_id = f"{at.name[0].upper()}{order.hospital_index}-{order.number:06d}"
     patient = draw_patient(patient_id, f"SYNTHETIC^{at.name.upper()}{order.number:04d}", at.mix, rng)
-    lesions, chance = make_body(patient, at, rng)
+    at = replace(at, scanner=scanner_for_patient(at.scanner, order.anatomy, rng, randomise=order.randomise))
+    lesions, chance = make_body(patient, at, rng, order.anatomy)
     severe = bool(rng.random() < chance)
     hu = acquire(lesions.hu, at.scanner, rng)
     case = Case(
@@ -122,9 +136,13 @@ def make_hospitals(
     seed: int,
     defects: bool = True,
     laboratory: LaboratoryFormat = "csv",
+    anatomy: Anatomy = "template",
+    randomise: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write one hospital for each number in `patients`; with `defects`, one additional patient for each defect.
+
+    `anatomy`: a simple body, or random ones. `randomise`: each scan looks as from another scanner.
 
     Returns the hospitals' folders. `progress(done, total)` counts the patients written.
     """
@@ -137,13 +155,13 @@ def make_hospitals(
             folder = out / at.name
             folder.mkdir(parents=True, exist_ok=True)
             kinds = [None] * count + spoilt
-            orders = [Order(folder, index, n, seed, kind) for n, kind in enumerate(kinds, start=1)]
+            orders = [Order(folder, index, n, seed, kind, anatomy, randomise) for n, kind in enumerate(kinds, start=1)]
             made = []
             for result in pool.map(make_patient, orders, chunksize=4):
                 made.append(result)
                 done += 1
                 progress(done, total)
-            _write_records(folder, at, made, laboratory)
+            _write_records(folder, at, made, laboratory, {"anatomy": anatomy, "randomised": randomise})
             folders.append(folder)
     return folders
 
@@ -153,6 +171,7 @@ def _write_records(
     at: Hospital,
     made: list[tuple[Truth, list[PcrRow], list[OutcomeRow]]],
     laboratory: LaboratoryFormat,
+    how: dict[str, str | bool],
 ) -> None:
     write_feed(folder, [row for _, rows, _ in made for row in rows], at.laboratory, laboratory)
     write_outcomes(folder / "outcomes.csv", [row for _, _, rows in made for row in rows])
@@ -162,7 +181,7 @@ def _write_records(
         if truth.defect is not None
         for code, patient_id in reported(truth.defect, truth.patient_id, pcr_positive=truth.pcr_positive)
     ]
-    truth = {"synthetic": True, "defects": planted, "patients": [asdict(t) for t, _, _ in made]}
+    truth = {"synthetic": True, **how, "defects": planted, "patients": [asdict(t) for t, _, _ in made]}
     (folder / "truth.json").write_text(json.dumps(truth, indent=1))
     (folder / "site.toml").write_text(_site_toml(at, laboratory))
 

@@ -1,6 +1,7 @@
 """The dialects of the synthetic hospitals: scanner, grid, noise, transfer syntax, laboratory file, case mix."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydicom.uid import (
     UID,
@@ -12,6 +13,9 @@ from pydicom.uid import (
 
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.patients import CaseMix
+
+Anatomy = Literal["template", "random"]  # a simple body that varies little; bodies of `phantom.body`
+Noise = Literal["soft", "lung"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Scanner:
     head_first_order: bool  # InstanceNumber grows towards the feet
     rotated: bool  # rows and columns are reversed, as after a manually turned prone acquisition
     private_creator: str
+    contrast: float = 0.0  # share of patients with contrast agent; for random bodies
+    noise: Noise | None = None  # kernel of the measured noise; None: neighbouring pixels are correlated
+    slice_blur_mm: float = 0.0  # Gaussian sigma along the body: slices thicker than their distance
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ HOSPITALS = (
             head_first_order=True,
             rotated=False,
             private_creator="SYNTHETIC ALPHA CT",
+            contrast=0.1,
         ),
         ENGLISH,
         CaseMix(pcr_prevalence=0.6, mean_age_years=62, median_load=0.14),
@@ -115,6 +123,7 @@ HOSPITALS = (
             head_first_order=False,
             rotated=False,
             private_creator="SYNTHETIC BETA 1.0",
+            contrast=0.5,
         ),
         FRENCH,
         CaseMix(pcr_prevalence=0.5, mean_age_years=57, median_load=0.13),
@@ -151,6 +160,7 @@ HOSPITALS = (
             head_first_order=False,
             rotated=False,
             private_creator="SYNTHETIC DELTA X",
+            contrast=0.25,
         ),
         ENGLISH,
         CaseMix(pcr_prevalence=0.55, mean_age_years=60, median_load=0.13),

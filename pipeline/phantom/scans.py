@@ -11,6 +11,7 @@ from pydicom.uid import UID, CTImageStorage, generate_uid
 from scipy import ndimage
 
 from pipeline.imaging import phantom_marker
+from pipeline.phantom import measured_noise
 from pipeline.phantom.anatomy import AIR_HU, Field
 from pipeline.phantom.hospitals import Scanner
 from pipeline.phantom.patients import Patient
@@ -20,7 +21,12 @@ STORED_INTERCEPT_HU = -1024
 
 
 def acquire(hu: Field, scanner: Scanner, rng: Generator) -> Field:
-    """Simulate the scanner: in-plane blur, noise correlated over neighbouring pixels, calibration offset."""
+    """Simulate the scanner: in-plane blur, noise correlated over neighbouring pixels, calibration offset.
+
+    A scanner with measured noise scans random bodies, which are blurred already.
+    """
+    if scanner.noise is not None:
+        return measured_noise.acquire(hu, scanner, rng)
     sigma = (0.0, scanner.blur_mm / scanner.grid.spacing_mm[1], scanner.blur_mm / scanner.grid.spacing_mm[2])
     noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0, 0.6, 0.6), truncate=2)
     noise *= scanner.noise_hu / noise.std()

@@ -66,6 +66,15 @@ def test_the_same_seed_writes_the_same_cohort_and_another_name_others(tmp_path: 
         assert not set(first[1].values()) & set(other[1].values())
 
 
+@pytest.mark.slow
+def test_random_bodies_make_a_cohort_too(tmp_path: Path) -> None:
+    truth = write_cohort(site(tmp_path / "a"), NORTH, patients=3, seed=1, anatomy="random", randomise=True)
+    write_cohort(site(tmp_path / "b"), NORTH, patients=3, seed=1, anatomy="random")
+    patients, tensors = contents(Site.open(tmp_path / "a"))
+    assert len(patients) == len(truth) == 3
+    assert not set(tensors.values()) & set(contents(Site.open(tmp_path / "b"))[1].values())
+
+
 def test_a_second_cohort_takes_the_place_of_the_first(tmp_path: Path) -> None:
     write_cohort(site(tmp_path), COARSE, patients=3, seed=1)
     write_cohort(Site.open(tmp_path), COARSE, patients=2, seed=2)

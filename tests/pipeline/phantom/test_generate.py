@@ -11,6 +11,7 @@ import pytest
 from pydicom import dcmread
 from scipy.special import expit
 
+from models.refusal import Refusal
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.series_reader import read_series
 from pipeline.phantom.anatomy import Grid
@@ -19,7 +20,7 @@ from pipeline.phantom.generate import Order, make_hospitals, make_patient
 from pipeline.phantom.hospitals import HOSPITALS, Hospital, hospital
 from pipeline.phantom.lesions import add_lesions
 from pipeline.phantom.patients import draw_patient, probability_severe
-from pipeline.preprocessing.preprocess import orient
+from pipeline.preprocessing.preprocess import Preprocessing, orient, prepare
 from pipeline.records.laboratory import read_pcr
 from pipeline.records.outcomes import read_outcomes
 from pipeline.site.folder import init_site
@@ -58,6 +59,41 @@ def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: P
     for folder in (tmp_path / "ct").iterdir():
         assert hashes(folder) == hashes(small_hospital / "ct" / folder.name)
     assert truth.patient_id in {folder.name for folder in (tmp_path / "ct").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_random_bodies_and_appearances_are_told_in_the_truth_and_repeat(tmp_path: Path) -> None:
+    first, again = (
+        make_hospitals(tmp_path / name, patients=[1], seed=3, defects=False, anatomy="random", randomise=True)[0]
+        for name in ("first", "again")
+    )
+    assert hashes(first) == hashes(again)
+    truth = json.loads((first / "truth.json").read_text())
+    assert (truth["anatomy"], truth["randomised"]) == ("random", True)
+    (series,), findings = find_series(first / "ct")
+    assert findings == []
+    volume = read_series(series)
+    assert volume.hu.shape == HOSPITALS[0].scanner.grid.shape
+    assert volume.spacing_mm[1] != HOSPITALS[0].scanner.grid.spacing_mm[1], "another field of view"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["W_SEVERAL_SERIES", "E_NO_LUNGS", "E_TILT", "E_TRUNCATED", "E_DUPLICATE_SCAN"])
+def test_defects_are_planted_in_random_bodies_too(tmp_path: Path, code: str) -> None:
+    truth, _, _ = make_patient(Order(tmp_path, 0, 1, 1, code, anatomy="random"))
+    assert truth.defect == code
+    series, findings = find_series(tmp_path / "ct")
+    found = {finding.reason.code for finding in findings}
+    for each in series:
+        try:
+            prepare(orient(read_series(each)), Preprocessing())
+        except Refusal as refusal:
+            found.add(refusal.code)
+    if code in ("E_NO_LUNGS", "E_TILT", "E_TRUNCATED"):
+        assert code in found
+    else:
+        assert len(series) == 2
 
 
 @pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
@@ -113,6 +149,7 @@ def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
 def test_the_truth_names_every_planted_defect(small_hospital: Path) -> None:
     truth = json.loads((small_hospital / "truth.json").read_text())
     assert truth["synthetic"] is True
+    assert (truth["anatomy"], truth["randomised"]) == ("template", False)
     spoilt = [each for each in truth["patients"] if each["defect"] is not None]
     assert [each["defect"] for each in spoilt] == list(DEFECTS)
     told = [(each["code"], each["patient_id"]) for each in truth["defects"]]

@@ -68,15 +68,14 @@ def test_a_healthy_patient_has_no_planted_disease() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("at", HOSPITALS, ids=lambda at: at.name)
 def test_every_scanner_shows_a_whole_chest(at: Hospital) -> None:
-    for seed in range(3):
-        found = body("other", seed, at.scanner.grid)
-        assert found.hu.shape == at.scanner.grid.shape
-        lungs = found.regions != Region.BACKGROUND
-        assert not lungs[0].any() and not lungs[-1].any()
-        voxel_ml = np.prod(at.scanner.grid.spacing_mm) / 1000
-        assert 1500 < lungs.sum() * voxel_ml < 9000
-        right, left = (np.argwhere(found.regions == side)[:, 2].mean() for side in (1, 2))
-        assert left > right, "columns run to the patient's left"
+    found = body("other", 1, at.scanner.grid)
+    assert found.hu.shape == at.scanner.grid.shape
+    lungs = found.regions != Region.BACKGROUND
+    assert not lungs[0].any() and not lungs[-1].any()
+    voxel_ml = np.prod(at.scanner.grid.spacing_mm) / 1000
+    assert 1500 < lungs.sum() * voxel_ml < 9000
+    right, left = (np.argwhere(found.regions == side)[:, 2].mean() for side in (1, 2))
+    assert left > right, "columns run to the patient's left"
 
 
 def test_sampling_on_the_same_grid_smooths_and_keeps_the_mean() -> None:
