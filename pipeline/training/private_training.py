@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from models.network import SeverityNetwork
 from pipeline.cohort.dataset import Examples
 from pipeline.training.privacy_budget import PrivacySettings
-from pipeline.training.train import Schedule, TrainSettings, augmentation
+from pipeline.training.train import Schedule, TrainSettings, augmentation_of
 
 
 def train_privately(
@@ -48,7 +48,7 @@ def train_privately(
         optimiser = PatientOptimiser(network, settings, privacy, patients=len(examples))
         for epoch in range(schedule.epochs):
             rng = np.random.default_rng((seed, schedule.first_epoch + epoch))
-            augment = augmentation(int(rng.integers(2**31))) if settings.augment else None
+            augment = augmentation_of(settings, rng)
             for number in range(privacy.steps_an_epoch):
                 rate = schedule.learning_rate(settings.learning_rate, epoch, number / privacy.steps_an_epoch)
                 for group in optimiser.param_groups:

@@ -4,11 +4,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from models.import_lean import import_lean
@@ -16,6 +17,7 @@ from models.loss import masked_bce
 from models.network import SeverityNetwork
 from models.precision import use_bf16
 from pipeline.cohort.dataset import Examples
+from pipeline.training.appearance import appearance_changes
 
 
 class TrainSettings(BaseModel):
@@ -28,6 +30,13 @@ class TrainSettings(BaseModel):
     momentum: float = Field(default=0.9, gt=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     augment: bool = True
+    vary_appearance: bool = False  # augmentation also varies densities, sharpness and noise, as between scanners
+
+    @model_validator(mode="after")
+    def appearance_is_part_of_augmentation(self) -> Self:
+        if self.vary_appearance and not self.augment:
+            raise ValueError("vary_appearance needs augment = true")
+        return self
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,10 @@ class Schedule:
         return peak * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done / self.total_epochs)))
 
 
-def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
+def augmentation(seed: int, *, vary_appearance: bool = False) -> Callable[[Tensor], Tensor]:
     """Return an augmentation: left-right flip, small zoom, intensity shift and noise, as between patients and scanners.
 
-    Intensity changes do not affect the mask channel.
+    Intensity changes do not affect the mask channel. `vary_appearance`: densities, sharpness and correlated noise too.
     """
     # Importing MONAI takes a second, and most importers of this module do not augment.
     import_lean("monai")
@@ -71,12 +80,21 @@ def augmentation(seed: int) -> Callable[[Tensor], Tensor]:
     intensity = Compose([RandShiftIntensity(prob=0.5, offsets=0.06), RandGaussianNoise(prob=0.3, std=0.05)])
     for transforms in (spatial, intensity):
         transforms.set_random_state(seed)
+    look = appearance_changes(seed) if vary_appearance else None
 
     def augment(scan: Tensor) -> Tensor:
         moved = spatial(scan)
-        return torch.cat([intensity(moved[:1]), moved[1:]])
+        image = intensity(moved[:1])
+        return torch.cat([image if look is None else look(image), moved[1:]])
 
     return augment
+
+
+def augmentation_of(settings: TrainSettings, rng: np.random.Generator) -> Callable[[Tensor], Tensor] | None:
+    """Return the augmentation of one epoch, or None where the settings switch it off."""
+    if not settings.augment:
+        return None
+    return augmentation(int(rng.integers(2**31)), vary_appearance=settings.vary_appearance)
 
 
 def batches(count: int, batch_size: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -125,7 +143,7 @@ def train(
     for epoch in range(schedule.epochs):
         epoch_seed = (seed, schedule.first_epoch + epoch)
         rng = np.random.default_rng(epoch_seed)
-        augment = augmentation(int(rng.integers(2**31))) if settings.augment else None
+        augment = augmentation_of(settings, rng)
         order = epoch_batches(len(examples), settings.batch_size, schedule.steps, rng)
         losses = []
         for number, index in enumerate(order):
