@@ -15,6 +15,7 @@ from pipeline.preprocessing.lungs import AIR_BELOW_HU, at_sides, bounding_box, l
 
 AIR_HU = -1024.0
 BODY_ABOVE_HU, BODY_MARGIN_MM = -300.0, 12.0
+LEAST_AIR = 0.02  # share of the lungs that is air
 LEAST_ENCLOSED = 0.2  # share of what was found of a lung, below which a lung is open to the side of the image
 SIDES = (Region.RIGHT_LUNG, Region.LEFT_LUNG)
 
@@ -79,21 +80,23 @@ def find_regions(hu: NDArray[np.float32], spacing_mm: float, network: LungSegmen
     LungRegions
         On the grid of `hu`. A scan without lungs has none.
     """
-    body = body_box(hu, spacing_mm)
+    body = _body_box(hu, spacing_mm)
     whole = np.zeros(hu.shape, np.uint8), np.zeros(hu.shape, np.uint8), np.zeros((len(SIDES), *hu.shape), np.float32)
+    if body is None:
+        return LungRegions(*whole)
     inner = _find_in_body(np.ascontiguousarray(hu[body]), spacing_mm, network or load_segmenter())
     whole[0][body], whole[1][body], whole[2][(slice(None), *body)] = inner.regions, inner.tissues, inner.chances
     return LungRegions(*whole)
 
 
-def body_box(hu: NDArray[np.float32], spacing_mm: float) -> tuple[slice, ...]:
-    """Return the rows and columns that the largest piece of tissue spans, with a margin, and all slices.
+def _body_box(hu: NDArray[np.float32], spacing_mm: float) -> tuple[slice, ...] | None:
+    """Return the rows and columns that the largest piece of tissue spans, with a margin, and all slices; None if none.
 
     The air around a patient takes a third of many scans, and noise in it can look like lung.
     """
     body = largest_piece(hu > BODY_ABOVE_HU)
     if not body.any():
-        return tuple(slice(0, size) for size in hu.shape)
+        return None
     _, *in_plane = bounding_box(body, round(BODY_MARGIN_MM / spacing_mm))
     return slice(0, hu.shape[0]), *in_plane
 
@@ -111,10 +114,17 @@ def _find_in_body(hu: NDArray[np.float32], spacing_mm: float, network: LungSegme
     for side, mine in ((Region.RIGHT_LUNG, lung & right), (Region.LEFT_LUNG, lung & ~right)):
         whole = ndimage.binary_fill_holes(largest_piece(_enclosed(mine, outside)))
         regions[whole & (regions != Region.AIRWAY)] = side
+    if not _hold_air(hu, np.isin(regions, SIDES)):
+        regions[np.isin(regions, SIDES)] = Region.BACKGROUND
     tissues = _highest(tissue_logits.numpy())
     tissues[~np.isin(regions, SIDES)] = Tissue.PARENCHYMA
     own = np.stack([chances[side].numpy() * ndimage.binary_dilation(regions == side) for side in SIDES])
     return LungRegions(regions, tissues, own.astype(np.float32))
+
+
+def _hold_air(hu: NDArray[np.float32], lungs: NDArray[np.bool_]) -> bool:
+    """Tell lungs, even very ill ones, from a scan of soft tissue alone."""
+    return bool(np.count_nonzero(lungs & (hu < AIR_BELOW_HU)) > LEAST_AIR * np.count_nonzero(lungs))
 
 
 def _air_outside(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
