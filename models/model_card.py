@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from models.attacks import Attacks, attacks_section
 from models.calibration import Platt
 from models.network import LABELS
-from models.provenance import AuditRecord, Provenance
+from models.provenance import AuditRecord, FlagRecord, Provenance
 
 if TYPE_CHECKING:
     from models.description import Description, Privacy
@@ -24,7 +24,8 @@ def card(description: "Description", sha256: str, attacks: Attacks | None = None
     d = description
     parts = [_head(d, sha256)]
     if d.provenance is not None:
-        parts += [_hospitals(d.provenance), _training(d.provenance), _performance(d.provenance)]
+        p = d.provenance
+        parts += [_doubts(p), _hospitals(p), _training(p), _performance(p)]
     if d.metrics:
         parts.append(_means(d.metrics))
     parts.append(_trust(d))
@@ -243,13 +244,26 @@ Does the model use the lungs, or features that correlate with the label at one h
 """
     if not p.audit.flags:
         return text + "\nNo figure is flagged.\n"
-    flags = "\n".join(f"- **{flag.code}**, {flag.site or 'all'}: {_line(flag.says)}" for flag in p.audit.flags)
     return f"""{text}
 **Flagged: reasons to distrust**
-{flags}
+{_flags(p.audit.flags)}
+"""
+
+
+def _doubts(p: Provenance) -> str:
+    """List the reasons to doubt the model, and why it was released; earlier versions knew those of the audit alone."""
+    found = p.doubts or (p.audit.flags if p.audit else ())
+    if not found:
+        return ""
+    return f"""## Reasons to doubt this model
+{_flags(found)}
 
 Released nevertheless, because: {_line(p.despite_flags)}
 """
+
+
+def _flags(flags: Sequence[FlagRecord]) -> str:
+    return "\n".join(f"- **{flag.code}**, {flag.site or 'all'}: {_line(flag.says)}" for flag in flags)
 
 
 def _probe(audit: AuditRecord) -> str:

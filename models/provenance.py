@@ -56,7 +56,8 @@ class Provenance(_Record):
     """The run whose candidate was released.
 
     `candidate`: SHA-256 of the candidate, which has the same weights. `audit` is None if there was none.
-    `despite_flags`: why the model was released although the audit had flags. `study`: the study file of the run.
+    `doubts`: the reasons to doubt the model, those of the audit included; an empty `site` means all. `despite_flags`:
+    why it was released nevertheless. `study`: the study file of the run.
     """
 
     candidate: str
@@ -67,5 +68,6 @@ class Provenance(_Record):
     strategy_options: dict[str, float]
     sites: dict[str, SiteRecord]
     audit: AuditRecord | None
+    doubts: tuple[FlagRecord, ...] = ()
     despite_flags: str = ""
     study: dict[str, Any]

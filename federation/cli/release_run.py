@@ -16,10 +16,13 @@ def release(
     key: Annotated[
         Path | None, typer.Option(help="Private key to sign with. Default: SERVER/release.key, created if missing.")
     ] = None,
-    despite_flags: Annotated[
+    reason: Annotated[
         str,
         typer.Option(
-            metavar="REASON", help="Reason to release a model that the audit flagged. The model card shows it."
+            "--reason",
+            "--despite-flags",
+            metavar="REASON",
+            help="Why a model is released that there are reasons to doubt. Card and clinician's page show it.",
         ),
     ] = "",
     as_json: Json = False,
@@ -27,7 +30,7 @@ def release(
     """Write the signed model folder of a run, and set the alias `released` on its version in MLflow."""
     from federation.comparison.signed_release import release_run
 
-    released = release_run(run_name, server, say, out=out, key=key, despite_flags=despite_flags)
+    released = release_run(run_name, server, say, out=out, key=key, reason=reason)
     if as_json:
         print_json(released.to_json())
         return

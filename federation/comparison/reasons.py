@@ -9,8 +9,33 @@ CANDIDATE_OTHER = Reason(
 )
 AUDIT_FLAGS = Reason(
     "E_AUDIT_FLAGS",
-    "the audit found reasons to distrust the model: {flags}",
-    "Read them in `fedthorax study report RUN`. To release anyway, give --despite-flags a reason; the card shows both.",
+    "there are reasons to doubt the model: {flags}",
+    "Read them above or in `fedthorax study report RUN`. To release anyway, give --reason; card and page show both.",
+)
+NOT_AUDITED = Reason(
+    "W_NOT_AUDITED",
+    "the shortcut audit was not made: the model may use the scanner instead of the lungs",
+    "Set shortcut_audit = true in [evaluation] of the study, and let at least two hospitals answer it.",
+)
+NOT_JUDGED = Reason(
+    "W_NOT_JUDGED",
+    "{label} was not calibrated on validation patients, or not judged on test patients",
+    "Add hospitals or patients: each class needs enough of them at a site.",
+)
+AT_CHANCE = Reason(
+    "W_AT_CHANCE",
+    "{label} may be no better than chance: the 95 % interval of its AUROC is {low} to {high}",
+    "Train longer or with more patients, or report the label as not learnt.",
+)
+SLOPE_FAR = Reason(
+    "W_SLOPE_FAR",
+    "the probabilities of {label} are not calibrated: their slope on test patients is {slope}, and 1 is ideal",
+    "Compare the hospitals' validation and test patients; do not use the probabilities as they are.",
+)
+SITES_DIFFER = Reason(
+    "W_SITES_DIFFER",
+    "hospitals differ in {label} more than by chance: AUROC {lowest} to {highest}, chance of this {chance}",
+    "Look for the cause in the report, such as a scanner or a laboratory, before anybody scores with it.",
 )
 RELEASE_EXISTS = Reason(
     "E_RELEASE_EXISTS",

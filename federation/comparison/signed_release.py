@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.comparison import reasons
+from federation.comparison.release_gate import doubts
 from federation.runs import reasons as runs_reasons
 from federation.runs.results import FEDERATED, Audit, Results, read_results
 from federation.runs.run_folder import find_run
@@ -68,11 +69,11 @@ def release_run(
     *,
     out: Path | None = None,
     key: Path | None = None,
-    despite_flags: str = "",
+    reason: str = "",
 ) -> Released:
     """Release a run's candidate to the folder `out`, signed with `key`. The folder is written completely or not at all.
 
-    `despite_flags`: the reason to release a model that the audit flagged.
+    `reason`: why a model with `release_gate.doubts` is released.
 
     Raises Refusal: E_RUN_UNKNOWN, E_RESULTS, E_CANDIDATE_OTHER, E_AUDIT_FLAGS, E_RELEASE_EXISTS, E_SIGNING_KEY,
     E_MLFLOW_SILENT, and those of `load_release` for the candidate.
@@ -82,16 +83,18 @@ def release_run(
     candidate = load_release(run / "release")
     if candidate.sha256 != results.release:
         raise Refusal(reasons.CANDIDATE_OTHER, private=str(run))
-    flags = results.audit.flags if results.audit else []
-    if flags and not despite_flags.strip():
-        raise Refusal(reasons.AUDIT_FLAGS, flags=", ".join(sorted({flag.code for flag in flags})))
+    found = doubts(results)
+    for flag in found:
+        say(f"{flag.code}, {flag.site or 'all hospitals'}: {flag.says}")
+    if found and not reason.strip():
+        raise Refusal(reasons.AUDIT_FLAGS, flags=", ".join(sorted({flag.code for flag in found})))
     out = (out or server / RELEASES / run_name).absolute()
     public = out.with_name(f"{out.name}.pub")
     if out.exists() or public.exists():
         raise Refusal(reasons.RELEASE_EXISTS, private=str(out))
     key = key or _own_key(server)
     public_pem = public_key(key)
-    described = describe(candidate.description, results, despite_flags=despite_flags if flags else "")
+    described = describe(candidate.description, results, reason=reason if found else "")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".release-") as temporary:
         folder, handed_out = Path(temporary) / out.name, Path(temporary) / public.name
@@ -105,8 +108,8 @@ def release_run(
     return Released(out, public, release.sha256, fingerprint(public), version)
 
 
-def describe(candidate: Description, results: Results, *, despite_flags: str) -> Description:
-    """Return the candidate's description with the run's results: thresholds, hospitals, audit, limits."""
+def describe(candidate: Description, results: Results, *, reason: str) -> Description:
+    """Return the candidate's description with the run's results: thresholds, hospitals, audit, doubts, limits."""
     provenance = Provenance(
         candidate=results.release,
         seed=results.study.study.seed,
@@ -116,7 +119,8 @@ def describe(candidate: Description, results: Results, *, despite_flags: str) ->
         strategy_options=dict(results.study.strategy.options),
         sites=_sites(results),
         audit=_audit(results.audit),
-        despite_flags=despite_flags,
+        doubts=tuple(FlagRecord(**flag.model_dump()) for flag in doubts(results)),
+        despite_flags=reason,
         study=results.study.model_dump(mode="json", exclude_none=True),
     )
     has_external = any(record.figures and not record.trained for record in provenance.sites.values())

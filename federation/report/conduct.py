@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from statistics import median
 from typing import Any
 
+from federation.comparison.release_gate import doubts
 from federation.coordinator.shortcut_audit import FALSE_ALARM
 from federation.protocol.metric_allowlist import LOSS
 from federation.report.estimates import LABELS, estimate, federated, number, over_sites, sites
@@ -83,6 +84,16 @@ def absences(results: Results) -> list[dict[str, Any]]:
         for code, by in counts.items()
     ]
     return sorted(rows, key=lambda each: -each["times"])
+
+
+def doubted(results: Results) -> list[dict[str, str]]:
+    """Return the reasons to doubt the model that a release must answer, beside the flags of the audit."""
+    flagged = results.audit.flags if results.audit else []
+    return [
+        {**explained(flag.code), "site": flag.site, "found": flag.says}
+        for flag in doubts(results)
+        if flag not in flagged
+    ]
 
 
 def audit(results: Results) -> dict[str, Any] | None:

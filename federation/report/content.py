@@ -43,6 +43,7 @@ def content(results: Results) -> dict[str, Any]:
         "subgroups": trust.subgroups(results),
         "groups_told": trust.has_groups(results),
         "audit": conduct.audit(results),
+        "doubts": conduct.doubted(results),
         "audit_asked": results.study.evaluation.shortcut_audit,
         "costs": conduct.costs(results),
         "absences": conduct.absences(results),

@@ -18,6 +18,7 @@ from models.calibration import Platt
 from models.description import Description
 from models.familiarity import appearance_features
 from models.network import LABELS, tabular
+from models.provenance import FlagRecord
 from models.reasons import MODEL_FORMAT
 from models.refusal import Refusal
 from models.release import Release
@@ -80,6 +81,11 @@ class Score:
         return f"signed by {self.signed_by}" if self.signed_by else "signature not checked"
 
     @property
+    def doubts(self) -> tuple[FlagRecord, ...]:
+        """Reasons to doubt the model, in spite of which it was released."""
+        return self.model.provenance.doubts if self.model.provenance else ()
+
+    @property
     def withheld(self) -> str | None:
         """Why there are no levels and no operating points, and why nothing is sent; None if the score is a verdict."""
         is_synthetic = self.model.trained_on_synthetic_data
@@ -116,8 +122,8 @@ class Score:
         threshold) or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
         `lesion_burden.Burden`; saliency: {shown, label, method, why_not}; familiarity: {distance, limit} or null;
         quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256, signature, study,
-        rounds, sites}; input: {is_phantom, age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare,
-        predict, explain, total}.
+        rounds, sites, doubts (texts, in spite of which it was released), released_because}; input: {is_phantom,
+        age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict, explain, total}.
         """
         return {
             "notice": NOTICE,
@@ -138,6 +144,8 @@ class Score:
                 "study": self.model.study,
                 "rounds": self.model.rounds,
                 "sites": self.model.sites,
+                "doubts": [flag.says for flag in self.doubts],
+                "released_because": self.model.provenance.despite_flags if self.model.provenance else "",
             },
             "input": {
                 "is_phantom": self.is_phantom,

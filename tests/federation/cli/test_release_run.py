@@ -89,7 +89,7 @@ def test_release_tells_where_and_by_which_key(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(studies, "mark_released", lambda *_: "7")  # MLflow is asked in the studies' own test
     flagged = run("study", "release", RUN, "--server", tmp_path).exception
     assert isinstance(flagged, Refusal) and "W_SHORTCUT_TAGS" in str(flagged)
-    done = run("study", "release", RUN, "--server", tmp_path, "--despite-flags", "known", "--json")
+    done = run("study", "release", RUN, "--server", tmp_path, "--reason", "known", "--json")
     told = json.loads(done.stdout)
     assert told["key_sha256"] == fingerprint(Path(told["public_key"]))
     assert told["mlflow_version"] == "7"

@@ -77,7 +77,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def released(server: Path) -> Released:
     """What was released of it, although the audit had a flag. Leave it as it is."""
-    return release(server, despite_flags=REASON)
+    return release(server, reason=REASON)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> No
         f"| north | {north.patients} | yes | 11 | 1 × E_UPDATE_NORM |",
         "| {:.3f} ({:.3f}–{:.3f}) |".format(*auroc),
         "| severe | 0.180 | 0.550 |",
-        "W_SHORTCUT_TAGS",
+        "## Reasons to doubt this model\n- **W_SHORTCUT_TAGS**, north: ",
         "because: one hospital's ## protocol, | known\n",
         "rounds planned, lost | 12, 1",
         "its performance elsewhere is not known",
@@ -153,9 +153,9 @@ def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> No
 
 def test_where_a_hospital_outside_the_training_judged_it_no_limit_denies_that() -> None:
     results = make_results(("north", "south", "east"))
-    internal = describe(description(), results, despite_flags="")
+    internal = describe(description(), results, reason="")
     results.models[0].trained_at.remove("east")
-    external = describe(description(), results, despite_flags="")
+    external = describe(description(), results, reason="")
     assert len(internal.limits) == len(external.limits) + 1
     assert external.provenance is not None and not external.provenance.sites["east"].trained
 
@@ -173,14 +173,14 @@ def test_the_private_key_stays_on_the_server_and_is_used_again(
     server: Path, released: Released, tmp_path: Path
 ) -> None:
     assert (server / KEY).stat().st_mode & 0o777 == 0o600
-    again = release(server, despite_flags=REASON, out=tmp_path / "again")
+    again = release(server, reason=REASON, out=tmp_path / "again")
     assert again.key_sha256 == released.key_sha256
     assert again.sha256 == released.sha256, "the same run is released under the same name"
     secret = (server / KEY).read_bytes().split(b"\n")[1]
     assert not any(secret in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     own = tmp_path / "own.key"
     own.write_bytes(new_private_key())
-    other = release(server, despite_flags=REASON, out=tmp_path / "other", key=own)
+    other = release(server, reason=REASON, out=tmp_path / "other", key=own)
     assert other.key_sha256 != released.key_sha256
     with pytest.raises(Refusal, match="E_SIGNATURE"):
         load_release(other.folder, [released.public_key])
@@ -244,34 +244,54 @@ def test_a_run_without_results_or_with_another_candidate_is_refused(tmp_path: Pa
     (tmp_path / "runs" / RUN / RESULTS).rename(tmp_path / "results.json")
     assert code(tmp_path) == "E_RESULTS"
     make_run(tmp_path, release="0" * 64)
-    assert code(tmp_path, despite_flags=REASON) == "E_CANDIDATE_OTHER"
+    assert code(tmp_path, reason=REASON) == "E_CANDIDATE_OTHER"
     assert nothing_written(tmp_path)
 
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
 def test_a_flagged_model_is_not_released_without_a_reason(tmp_path: Path, reason: str) -> None:
     make_run(tmp_path)
-    assert code(tmp_path, despite_flags=reason) == "E_AUDIT_FLAGS"
+    assert code(tmp_path, reason=reason) == "E_AUDIT_FLAGS"
     assert nothing_written(tmp_path) and not (tmp_path / KEY).exists()
+
+
+def test_a_model_at_chance_is_not_released_without_a_reason(tmp_path: Path) -> None:
+    sound = make_results(("north", "south", "east"), histograms=False)
+    for figures in sound.models[0].figures.values():
+        figures |= {"auroc_severe": 0.5, "auroc_severe_low": 0.4, "auroc_severe_high": 0.6}
+    made = make_run(tmp_path, models=sound.models)
+    assert made.audit is not None
+    made.audit.flags.clear()
+    (tmp_path / "runs" / RUN / RESULTS).write_text(made.model_dump_json())
+    lines: list[str] = []
+    with pytest.raises(Refusal) as refused:
+        release_run(RUN, tmp_path, lines.append)
+    assert refused.value.code == "E_AUDIT_FLAGS" and "W_AT_CHANCE" in refused.value.says
+    assert any("severe may be no better than chance" in line for line in lines)
+    assert nothing_written(tmp_path)
+    described = describe(description(), made, reason="a test")
+    assert described.provenance is not None
+    assert [flag.code for flag in described.provenance.doubts] == ["W_AT_CHANCE"]
+    assert "because: a test" in card(described, "0" * 64)
 
 
 def test_an_altered_candidate_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path)
     weights = tmp_path / "runs" / RUN / "release" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    assert code(tmp_path, despite_flags=REASON) == "E_MODEL_ALTERED"
+    assert code(tmp_path, reason=REASON) == "E_MODEL_ALTERED"
 
 
 def test_a_release_is_never_written_over(server: Path, released: Released) -> None:
     before = {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
-    assert code(server, despite_flags=REASON) == "E_RELEASE_EXISTS"
+    assert code(server, reason=REASON) == "E_RELEASE_EXISTS"
     assert before == {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
 
 
 def test_a_key_that_cannot_sign_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path)
     (tmp_path / "own.key").write_text("no key")
-    assert code(tmp_path, despite_flags=REASON, key=tmp_path / "own.key") == "E_SIGNING_KEY"
+    assert code(tmp_path, reason=REASON, key=tmp_path / "own.key") == "E_SIGNING_KEY"
     assert nothing_written(tmp_path)
 
 
@@ -282,7 +302,7 @@ def test_without_mlflow_nothing_is_half_released(server: Path, tmp_path: Path, m
         raise MlflowException("the connection was refused")
 
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", outage)
-    assert code(server, despite_flags=REASON, out=out) == "E_MLFLOW_SILENT"
+    assert code(server, reason=REASON, out=out) == "E_MLFLOW_SILENT"
     assert not any(out.parent.iterdir())
 
 
@@ -294,5 +314,5 @@ def test_a_candidate_that_is_not_registered_yet_waits(server: Path, tmp_path: Pa
     )
     content = json.loads((folder / RESULTS).read_text()) | {"release": other.sha256}
     (folder / RESULTS).write_text(json.dumps(content))
-    assert code(moved, despite_flags=REASON) == "E_MLFLOW_SILENT"
+    assert code(moved, reason=REASON) == "E_MLFLOW_SILENT"
     assert nothing_written(moved)

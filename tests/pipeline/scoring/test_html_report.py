@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.provenance import FlagRecord, Provenance
 from models.refusal import Refusal
 from pipeline.imaging.volume import Volume
 from pipeline.preprocessing import reasons
@@ -68,6 +69,29 @@ def score(*, synthetic: bool = False, study: str = "trial") -> Score:
         volume=Volume(scan.image_hu.astype(np.int16), scan.affine),
         burden=burden_of(scan),
     )
+
+
+def test_reasons_to_doubt_the_model_are_shown() -> None:
+    flag = FlagRecord(code="W_AT_CHANCE", site="", says="severe may be no better than <chance>")
+    story = Provenance(
+        candidate="",
+        seed=1,
+        rounds_planned=1,
+        rounds_lost=0,
+        stopped_early=False,
+        strategy_options={},
+        sites={},
+        audit=None,
+        doubts=(flag,),
+        despite_flags="a test & no more",
+        study={},
+    )
+    sound = score()
+    doubted = replace(sound, model=sound.model.model_copy(update={"provenance": story}))
+    page = render(doubted)
+    assert "severe may be no better than &lt;chance&gt;" in page and "a test &amp; no more" in page
+    assert doubted.to_json()["model"]["doubts"] == [flag.says]
+    assert "Reason to doubt it" not in render(sound)
 
 
 def pixels(view: View) -> NDArray[np.uint8]:

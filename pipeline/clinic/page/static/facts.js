@@ -62,7 +62,7 @@ function showQuality(quality) {
 }
 
 function showModel({ score, model }) {
-  const { study, rounds, sites, signature } = score.model;
+  const { study, rounds, sites, signature, doubts = [], released_because } = score.model; // earlier answers have no doubts
   const kind = score.trained_on_synthetic_data ? "synthetic hospitals" : "hospitals";
   describe(byId("model"), [
     ["Name", outside(model.name)],
@@ -70,6 +70,8 @@ function showModel({ score, model }) {
     ["Training", `${rounds} rounds at ${sites} ${kind}`],
     ["Release", element("code", {}, model.sha256)],
     ["Signature", outside(signature)],
+    ...doubts.map((doubt) => ["Reason to doubt it", element("strong", { className: "warning" }, outside(doubt))]),
+    ...(doubts.length ? [["Released because", outside(released_because)]] : []),
     ["Scoring time", `${score.timing_seconds.total.toFixed(1)} s`],
   ]);
 }

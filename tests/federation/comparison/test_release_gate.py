@@ -1,0 +1,113 @@
+"""The release gate: what makes a model doubtful, and that honest differences between hospitals do not."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from federation.comparison.release_gate import doubts
+from federation.runs.results import Results
+from models.calibration import Platt
+from pipeline.evaluation.discrimination import auroc
+from tests.helpers.results_factory import make_results
+
+Figures = dict[str, dict[str, float]]
+
+
+def results(change: Callable[[Figures], None] = lambda figures: None, **options: object) -> Results:
+    """Results of three hospitals without a flag of the audit, after `change` of the federated model's figures."""
+    made = make_results(3, **options)  # type: ignore[arg-type]
+    if made.audit:
+        made.audit.flags.clear()
+    change(made.models[0].figures)
+    return made
+
+
+def codes(made: Results) -> list[str]:
+    return [flag.code for flag in doubts(made)]
+
+
+def set_auroc(figures: Figures, *values: float, half: float = 0.05) -> None:
+    for site, value in zip(figures.values(), values, strict=True):
+        site |= {"auroc_severe": value, "auroc_severe_low": value - half, "auroc_severe_high": value + half}
+
+
+@pytest.mark.parametrize("options", [{}, {"histograms": False}, {"patients": 600}], ids=str)
+def test_a_sound_model_has_no_doubts(options: dict[str, object]) -> None:
+    assert codes(results(**options)) == []
+
+
+def test_an_audit_that_was_not_made_is_a_doubt() -> None:
+    assert codes(results(audit=False)) == ["W_NOT_AUDITED"]
+
+
+def test_flags_of_the_audit_are_doubts() -> None:
+    assert [flag.code for flag in doubts(make_results(3))] == ["W_SHORTCUT_TAGS"]
+
+
+def test_a_model_at_chance() -> None:
+    found = doubts(results(lambda figures: set_auroc(figures, 0.48, 0.55, 0.52), histograms=False))
+    assert [flag.code for flag in found] == ["W_AT_CHANCE"]
+    assert "severe may be no better than chance" in found[0].says
+    assert codes(results(lambda figures: set_auroc(figures, 0.58, 0.6, 0.62), histograms=False)) == []
+
+
+def test_a_model_at_chance_by_histograms() -> None:
+    def reverse(figures: Figures) -> None:
+        """Give each class the histogram of the other."""
+        for site in figures.values():
+            counts = {name: site.pop(name) for name in list(site) if name.startswith("count_severe_")}
+            site |= {name.replace("_severe_0_", "_severe_?_"): n for name, n in counts.items() if "_severe_0_" in name}
+            site |= {name.replace("_severe_1_", "_severe_0_"): n for name, n in counts.items() if "_severe_1_" in name}
+            for name in [name for name in site if "_severe_?_" in name]:
+                site[name.replace("?", "1")] = site.pop(name)
+
+    assert "W_AT_CHANCE" in codes(results(reverse))
+
+
+@pytest.mark.parametrize("slope", [-4.5, 0.3, 2.4])
+def test_probabilities_that_are_not_calibrated(slope: float) -> None:
+    def bend(figures: Figures) -> None:
+        for site in figures.values():
+            site["calibration_slope_severe"] = slope
+
+    assert codes(results(bend)) == ["W_SLOPE_FAR"]
+
+
+def test_a_reversed_calibration() -> None:
+    made = results()
+    made.calibration["severe"] = Platt(slope=-0.4, intercept=0.0)
+    assert codes(made) == ["W_SLOPE_FAR"]
+
+
+@pytest.mark.parametrize("absent", ["calibration", "figures"])
+def test_a_label_that_was_not_calibrated_or_not_judged(absent: str) -> None:
+    def forget(figures: Figures) -> None:
+        for site in figures.values():
+            for name in [name for name in site if name.startswith("auroc_severe")]:
+                del site[name]
+
+    made = results(forget if absent == "figures" else lambda figures: None)
+    if absent == "calibration":
+        del made.calibration["severe"]
+    assert codes(made) == ["W_NOT_JUDGED"]
+
+
+def test_hospitals_that_differ() -> None:
+    found = doubts(results(lambda figures: set_auroc(figures, 0.9, 0.7, 0.88)))
+    assert [flag.code for flag in found] == ["W_SITES_DIFFER"]
+    assert "AUROC 0.70 to 0.90" in found[0].says
+    assert codes(results(lambda figures: set_auroc(figures, 0.88, 0.8, 0.86, half=0.07))) == []
+
+
+def test_hospitals_that_differ_by_chance_alone_are_rarely_flagged() -> None:
+    """Six hospitals with the same AUROC, 15 severe patients of 60 each: at most a few in a hundred studies."""
+    rng, flagged = np.random.default_rng(0), 0
+    labels = np.repeat([1, 0], [15, 45])
+    for _ in range(200):
+        made = make_results(6, histograms=False)
+        for site in made.models[0].figures.values():
+            found = auroc(rng.normal(1.2 * labels, 1), labels)
+            site |= {"auroc_severe": found.value, "auroc_severe_low": found.low, "auroc_severe_high": found.high}
+        flagged += any(flag.says.startswith("hospitals differ in severe") for flag in doubts(made))
+    assert flagged <= 8
