@@ -17,7 +17,7 @@ from models.reasons import SEGMENTER_ALTERED
 from models.refusal import Refusal
 
 WEIGHTS = Path(__file__).with_name("lung_segmenter.safetensors")
-WEIGHTS_SHA256 = "f740a738a9dcd083d35a9e777d0a8a5f19d4123c3cddc55c7dadc7918fd74a26"
+WEIGHTS_SHA256 = "f39797177b3e51f013b86f171dc4dd930f0acce9c6e5e277ec2720e6be66fd08"
 SPACING_MM = 4.0  # the grid on which it was trained
 FEATURES = (32, 32, 64, 96, 96, 32)
 FOLD = 2  # voxels along each axis that are folded into channels
