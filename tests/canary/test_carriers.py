@@ -51,6 +51,7 @@ AS_LETTERS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelt", AS_LETTERS)
 @pytest.mark.parametrize("before", [0, 1, 313])
 def test_what_is_spelt_as_letters_is_found(spelt: str, before: int) -> None:

@@ -150,6 +150,7 @@ def test_pixels_are_found_under_any_scale_and_offset(
     assert {hit.planted for hit in SCANNER.scan(data)} == {"scan"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
@@ -175,6 +176,7 @@ def test_pixels_are_found_below_other_writings(writing: str) -> None:
     assert all(" > " in hit.disguise for hit in hits)
 
 
+@pytest.mark.slow
 def test_pixels_as_decimal_numbers_are_found() -> None:
     values = body()[100:300]
     for text in (json.dumps(values.tolist()), "\n".join(map(str, values)), ";".join(f"{v / 700:.3f}" for v in values)):

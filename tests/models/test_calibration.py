@@ -101,6 +101,7 @@ def federation(hospitals: int, patients: int, seed: int, differ: float = 0.0) ->
     return [fit_platt(*drawn(patients, *pair, seed=1000 * seed + k)) for k, pair in enumerate(pairs)]
 
 
+@pytest.mark.slow
 def test_many_hospitals_find_what_each_alone_cannot() -> None:
     """Each fit is pulled to "as it is" by the penalty, which counts once in the pool and not once a hospital."""
     fits = federation(40, 30, seed=3)

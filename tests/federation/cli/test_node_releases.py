@@ -55,6 +55,7 @@ def code(result: Result) -> str:
     return result.exception.code
 
 
+@pytest.mark.slow
 def test_a_signed_release_is_shown_approved_listed_and_revoked(site: Site, release: Path) -> None:
     sha256 = load_release(release).sha256
     said_no = approve(site, release, "n\n")

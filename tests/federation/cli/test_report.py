@@ -28,6 +28,7 @@ def invoke(*arguments: str | Path) -> str:
     return CliRunner().invoke(app, ["report", *map(str, arguments)], catch_exceptions=False).stdout
 
 
+@pytest.mark.slow
 def test_the_report_lies_in_the_runs_folder(server):
     told = json.loads(invoke("done", "--server", server, "--json"))
     assert Path(told["page"]) == server / "runs" / "done" / "report" / "report.html"

@@ -90,6 +90,7 @@ def by_external_masks(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_outline_table_and_page_are_those_of_the_mask(chest: Path, tmp_path: Path) -> None:
     model = release(tmp_path / "model")
     score_series([chest], model=model, out=tmp_path / "without", as_json=True)

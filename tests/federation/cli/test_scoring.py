@@ -49,6 +49,7 @@ def test_a_phantom_has_levels_and_the_warning_all_the_same(told: Callable[..., s
     assert said.count(" low ") == 2 and "70.0 %" in said
 
 
+@pytest.mark.slow
 def test_a_band_across_a_threshold_is_uncertain(told: Callable[..., str]) -> None:
     said = told(synthetic=False, spread=0.5)
     assert said.count(" uncertain ") == 2

@@ -37,6 +37,7 @@ def pooled(figures: Figures) -> Pooled:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("positive", "negative", "off"), [(40, 60, 0.05), (400, 600, 0.01)])
 def test_the_auroc_is_near_that_of_all_patients_and_bounded_by_what_is_possible(

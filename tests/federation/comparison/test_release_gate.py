@@ -100,6 +100,7 @@ def test_hospitals_that_differ() -> None:
     assert codes(results(lambda figures: set_auroc(figures, 0.88, 0.8, 0.86, half=0.07))) == []
 
 
+@pytest.mark.slow
 def test_hospitals_that_differ_by_chance_alone_are_rarely_flagged() -> None:
     """Six hospitals with the same AUROC, 15 severe patients of 60 each: at most a few in a hundred studies."""
     rng, flagged = np.random.default_rng(0), 0

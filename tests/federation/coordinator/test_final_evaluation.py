@@ -25,6 +25,7 @@ def results_of(folder: Path) -> Results:
     return read_results(folder / "runs" / "trial-1")
 
 
+@pytest.mark.slow
 def test_the_federated_model_alone_is_judged_unless_more_is_asked(server):
     execute(server, Grid())
     found = results_of(server)
@@ -54,6 +55,7 @@ def test_every_model_that_was_asked_for_is_judged_at_every_site(server):
     assert grid.kinds.count("train") == 3 * 3 + 3 * 3 + 3 * 3 * 2
 
 
+@pytest.mark.slow
 def test_models_of_single_sites_can_be_those_of_some_sites(server):
     grid = Grid()
     asked = with_evaluation(local_models=True, leave_one_out=True, fine_tune=True, compared_sites=1)
@@ -79,6 +81,7 @@ def test_a_round_asks_so_many_sites_and_the_questions_after_it_ask_all(server):
     assert grid.kinds.count("evaluate.test") == 3
 
 
+@pytest.mark.slow
 def test_a_local_model_is_its_sites_own(server):
     """What a site gets in a later round is what it gave in the one before, and nobody else's."""
     came: dict[int, list[bytes]] = {}
@@ -98,6 +101,7 @@ def test_a_local_model_is_its_sites_own(server):
         assert models[3] == models[0]
 
 
+@pytest.mark.slow
 def test_local_models_go_on_where_they_were_cut_off(server):
     asked = with_evaluation(local_models=True)
 
@@ -117,6 +121,7 @@ def test_local_models_go_on_where_they_were_cut_off(server):
     assert len(results_of(server).models) == 4
 
 
+@pytest.mark.slow
 def test_a_site_that_does_not_answer_has_no_local_model_and_no_figures(server, caplog):
     def silent(message: Message, content: RecordDict) -> Any:
         kind, number = message.metadata.message_type, message.content.config_records["config"]["server-round"]

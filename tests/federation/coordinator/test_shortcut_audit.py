@@ -133,6 +133,7 @@ def test_the_level_of_the_site_s_interval_gives_its_own_low_end() -> None:
     assert strict_low(0.0, 0.0, level=0.999) == 0
 
 
+@pytest.mark.slow
 def test_clean_studies_are_flagged_no_oftener_than_promised() -> None:
     """Two hundred studies of three sites whose scores tell nothing: two flags would be the promise."""
     rng = np.random.default_rng(0)

@@ -206,6 +206,7 @@ def planted(site: Site, folder: Path, patients: int, seed: int) -> None:
         cohort.replace(rows, [], [f"f{number}" for number in range(patients)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 3, 6])
 def test_whatever_the_app_tells_of_a_cohort_its_gateway_lets_out(
     site: Site, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch

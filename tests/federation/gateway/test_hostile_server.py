@@ -302,6 +302,7 @@ class SlowServer(Server):
         return await super().handle(request)
 
 
+@pytest.mark.slow
 def test_an_object_that_is_long_on_its_way_is_given_up(
     site: Site,
     schema: object,

@@ -122,6 +122,7 @@ def test_an_address_gets_its_share_before_any_handshake(rig: Rig) -> None:
         connection.close()
 
 
+@pytest.mark.slow
 def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
     monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)

@@ -13,6 +13,8 @@ from federation.migration.experiments import Experiment, answering, connect, rea
 from federation.migration.mlflow_restore import is_there, load_experiments, restoring
 from models.refusal import Refusal
 
+pytestmark = pytest.mark.slow
+
 LOSSES = [1 / 3, math.nan, math.inf, -1e-300, 0.1 + 0.2]
 
 
@@ -82,7 +84,6 @@ def new(tmp_path: Path, empty_database: Path) -> MlflowClient:
     return store(tmp_path / "new", empty_database)
 
 
-@pytest.mark.slow
 def test_only_the_studys_own_experiment_is_read(old: MlflowClient, saved: Path):
     (experiment,) = load_experiments(saved)
     assert sorted(run.name for run in experiment.runs) == ["seeds", "trial-1", "trial-2"]

@@ -37,6 +37,8 @@ from models.refusal import Refusal
 from pipeline.system.atomic_files import write_durably
 from tests.federation.runs.test_tracking import report
 
+pytestmark = pytest.mark.slow
+
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2, "quorum": 1}})
 PASSPHRASE = "correct horse battery staple"
 

@@ -174,6 +174,7 @@ def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypa
     assert {m.step: m.timestamp for m in history} == {1: 1000, 2: 2000, 3: 3000}
 
 
+@pytest.mark.slow
 def test_a_damaged_database_is_an_outage(server, monkeypatch):
     """SQLite says so in its own words; the study goes on, and restoring the file is enough."""
     database = server / "mlflow.db"

@@ -193,6 +193,7 @@ def test_a_model_of_phantoms_sends_nothing_of_a_patient(
     assert record.output and record.output["level"] == answer.score["level"]
 
 
+@pytest.mark.slow
 def test_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:
     (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
     volume = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "1.nii.gz")
@@ -264,6 +265,7 @@ def test_what_cannot_be_read_gets_a_reason(
     assert record.input_sha256  # of the file
 
 
+@pytest.mark.slow
 def test_the_series_that_was_chosen_is_scored(clinic: Clinic, store: Store, scan: Path) -> None:
     assert without_score(clinic, store, scan, series_uid="2.25.1").code == "E_UNKNOWN_SERIES"
     assert answer_of(clinic, store, scan, series_uid=SERIES_UID)

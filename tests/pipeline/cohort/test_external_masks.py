@@ -19,6 +19,8 @@ from pipeline.site.folder import init_site
 from tests.helpers.lung_masks import LEFT_LUNG, RIGHT_LUNG, write_nifti, write_segmentation
 from tests.helpers.own import CLEAN, Own
 
+pytestmark = pytest.mark.slow
+
 EXTERNAL = Preprocessing(method=3)
 
 

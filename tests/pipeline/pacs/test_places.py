@@ -114,6 +114,7 @@ def test_who_sends_no_images_keeps_no_pacs_out(
                 thread.join()
 
 
+@pytest.mark.slow
 def test_who_sends_images_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Busy associations are never ended for a newcomer; silent ones are, those that never sent an image first."""
     monkeypatch.setattr("pipeline.pacs.places.BUSY_SECONDS", 60.0)
@@ -154,6 +155,7 @@ def test_who_is_busy_no_longer_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
             assert sender.send_c_store(image).Status == SUCCESS
 
 
+@pytest.mark.slow
 def test_a_wrong_title_ends_nobodys_association() -> None:
     with listening() as port, ExitStack() as stack:
         held = [associate(port, address) for address in MANY[:MOST_ASSOCIATIONS]]

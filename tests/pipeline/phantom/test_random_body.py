@@ -14,6 +14,8 @@ from pipeline.phantom.lesions import Pattern
 from pipeline.phantom.random_body import RandomBody, draw_body, sampled
 from tests.helpers import phantoms
 
+pytestmark = pytest.mark.slow
+
 GRID = HOSPITALS[0].scanner.grid
 ILL: tuple[Pattern, ...] = ("covid", "other")
 
@@ -24,7 +26,6 @@ def body(pattern: Pattern, seed: int = 1, grid: Grid = GRID) -> RandomBody:
     return draw_body(patient, grid, np.random.default_rng(seed), has_contrast=False)
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_body_and_another_seed_another() -> None:
     first = body("covid")
     again = draw_body(
@@ -65,7 +66,6 @@ def test_a_healthy_patient_has_no_planted_disease() -> None:
     assert not found.ground_glass.any() and not found.consolidation.any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", HOSPITALS, ids=lambda at: at.name)
 def test_every_scanner_shows_a_whole_chest(at: Hospital) -> None:
     found = body("other", 1, at.scanner.grid)

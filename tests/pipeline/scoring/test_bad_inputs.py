@@ -185,6 +185,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", INPUTS.values(), ids=INPUTS)
 def test_each_bad_input_is_tested_where_the_list_says(tests: list[str]) -> None:
     for line in tests:

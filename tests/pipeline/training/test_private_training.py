@@ -26,6 +26,8 @@ from pipeline.training.private_training import (
 )
 from pipeline.training.train import Schedule, TrainSettings, predict
 
+pytestmark = pytest.mark.slow
+
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125, norm="group")
 # Plain gradient descent with a rate of 1: what a step changes is the gradient.
 PLAIN = TrainSettings(augment=False, momentum=1e-12, weight_decay=0, learning_rate=1)
@@ -98,7 +100,6 @@ def test_a_network_with_batch_norm_is_not_trained_privately(examples: Examples) 
         train_privately(mixed, examples, PLAIN, privacy(noise=1), Schedule(0, 1, 1), seed=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 5, 100])
 def test_without_noise_and_bound_it_is_the_plain_mean_gradient(examples: Examples, at_once: int) -> None:
     found = change(examples, privacy(noise=0, norm=1e6), list(range(PATIENTS)), at_once=at_once)
@@ -206,7 +207,6 @@ def test_it_trains_and_leaves_an_ordinary_network(examples: Examples) -> None:
     assert not [each for each in left if each is not None]
 
 
-@pytest.mark.slow
 def test_with_little_noise_it_learns(examples: Examples) -> None:
     trained, settings = network(), TrainSettings(augment=False)
     train_privately(trained, examples, settings, privacy(noise=0.01, rate=0.5), Schedule(0, 12, 12), seed=1)

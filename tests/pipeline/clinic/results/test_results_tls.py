@@ -81,6 +81,7 @@ def test_to_the_pacs_that_the_hospitals_authority_vouches_for(hospital: Hospital
     assert (sent.state, sent.attempts, len(hospital.came)) == ("sent", 1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["another authority", "another host", "over"])
 def test_to_no_other_pacs(hospital: Hospital, fault: str, tmp_path: Path) -> None:
     shown = {

@@ -181,6 +181,7 @@ def test_the_report_refers_to_every_image_of_the_scan(report: Any, scan: Path) -
     assert referred == {(series.series_uid, str(dcmread(path).SOPInstanceUID)) for path in series.files}
 
 
+@pytest.mark.slow
 def test_written_again_they_are_the_same_to_the_bit_and_another_answer_has_other_names(
     answer: Answer, scan: Path, score: Score, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, cli
     assert done[-3:] == [("a score", "pcr"), ("a read", "look"), ("a admin", "pcr")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("day", [0, 86400, "0", "86400", 0.0, True, "2020-03-05T00:00:00", "05.03.2020"], ids=repr)
 def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: Clients, clinic: Clinic) -> None:
     answer = answer_to()

@@ -15,6 +15,7 @@ Clients = Callable[..., TestClient]
 UNKNOWN = "0" * 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
