@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Shared fixtures of all tests."""
 
 import fcntl
 import gc
@@ -16,23 +16,23 @@ from pipeline.phantom.generate import make_hospitals
 from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site, init_site
 
-torch.set_num_threads(1)  # the order in which threads add numbers up would change their last digits
+torch.set_num_threads(1)  # several threads sum in varying order, which changes the last digits
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect no garbage while modules are imported and tests are found: it takes half of that time."""
+    """Disable garbage collection while modules are imported and tests collected: it takes half of that time."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.enable()
-        gc.freeze()  # what was imported stays until the end; later collections skip it
+        gc.freeze()  # imported objects live until the end: later collections skip them
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real DICOM that stands beside the project; its README there says what each series is."""
+    """Folder of real DICOM files next to the project. The README in it describes each series."""
     folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("real DICOM is not here: ../shared/data is absent")
@@ -41,9 +41,9 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a synthetic hospital: eight clean patients and every defect once. Leave it as it is.
+    """Folder of a synthetic hospital: eight clean patients and each defect once. Do not modify it.
 
-    The workers of pytest-xdist share it: the first one that needs it writes it.
+    The pytest-xdist workers share it. The first worker that needs it creates it.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -58,7 +58,7 @@ def small_hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_site() -> Callable[[Path, Path], Site]:
-    """Makes a site in a folder, on a synthetic hospital; the key is fixed, and so are pseudonyms and splits."""
+    """Create a site in a folder, on a synthetic hospital. The fixed key gives fixed pseudonyms and splits."""
 
     def make(folder: Path, hospital: Path) -> Site:
         text = (hospital / "site.toml").read_text().replace("[site]\n", f'[site]\nsource = "{hospital}"\n', 1)
@@ -71,19 +71,19 @@ def make_site() -> Callable[[Path, Path], Site]:
 def small_ingest(
     small_hospital: Path, make_site: Callable[[Path, Path], Site], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Site, Assessment]:
-    """The small hospital as a site, and what its first ingest said."""
+    """The small hospital as a site, and the report of its first ingest."""
     site = make_site(tmp_path_factory.mktemp("sites") / "small", small_hospital)
     return site, ingest(site, Preprocessing(), lambda done, total: None)
 
 
 @pytest.fixture(scope="session")
 def small_site(small_ingest: tuple[Site, Assessment]) -> Site:
-    """The small hospital as a site with its cohort, prepared with the default settings. Leave it as it is."""
+    """The small hospital as a site with its cohort, preprocessed with the default settings. Do not modify it."""
     return small_ingest[0]
 
 
 class OneThread(ThreadPoolExecutor):
-    """Stands in for a pool of processes where a test shall start none."""
+    """Replaces a process pool in tests that must not start processes."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__(max_workers=1)
@@ -91,7 +91,7 @@ class OneThread(ThreadPoolExecutor):
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let hospitals be written and scans be examined in this process, one after the other."""
+    """Generate hospitals and examine scans in this process, sequentially."""
     monkeypatch.setattr("pipeline.cohort.workers.ProcessPoolExecutor", OneThread)
     monkeypatch.setattr("pipeline.cohort.workers.forkserver.ensure_running", lambda: None)
     monkeypatch.setattr("pipeline.phantom.generate.ProcessPoolExecutor", OneThread)

@@ -1,6 +1,6 @@
 """Check the docstrings of the public API with numpydoc: `python -m tests.docstrings`, a part of `make lint`.
 
-`numpydoc lint` checks whole files and has no list of names; the rooms' own functions are documented more briefly.
+`numpydoc lint` checks whole files and has no list of names; the functions inside the packages have shorter docstrings.
 The checks are those of [tool.numpydoc_validation] in pyproject.toml.
 """
 
@@ -17,7 +17,7 @@ CONSTANTS = {"FIGURES", "HOSPITALS"}  # a constant has no docstring; fedthorax._
 
 
 def faults() -> list[str]:
-    """One line for each fault: the name, the code of the check, what is wrong."""
+    """Return one line per fault: the name, the code of the check and the description."""
     checks = parse_config(ROOT)["checks"]
     found = []
     for name in sorted(set(fedthorax.__all__) - CONSTANTS):

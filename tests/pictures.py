@@ -1,4 +1,4 @@
-"""Pictures of what the three users see, taken from a demo's folder: `make pictures`, after `make demo`.
+"""Take screenshots of what the three users see, from a demo folder: `make pictures`, after `make demo`.
 
     python -m tests.pictures DEMO_DIR OUT_DIR
 
@@ -41,7 +41,7 @@ def main(demo: Path, out: Path) -> None:
 
 
 def show_doctor(page: Page, site: Path, work: Path) -> None:
-    """The command ends with 1 where it finds faults, as it does at a hospital with planted ones."""
+    """Show the page of `node check`. The command exits with 1 here: the hospital has planted faults."""
     report = work / "check.html"
     done = run_command("node", "check", site, "--page", report)
     if not report.exists():
@@ -50,7 +50,7 @@ def show_doctor(page: Page, site: Path, work: Path) -> None:
 
 
 def zip_of_a_scan(hospital: Path, work: Path) -> Path:
-    """The scan that the demo scores: of the first severe patient without a planted defect."""
+    """Return the scan that the demo scores: the first severe patient without a planted defect."""
     patients = json.loads((hospital / "truth.json").read_text())["patients"]
     patient = next(p for p in patients if p["severe"] and p["pcr_positive"] and p["defect"] is None)
     return Path(shutil.make_archive(str(work / "scan"), "zip", hospital / "ct" / patient["patient_id"]))
@@ -58,7 +58,7 @@ def zip_of_a_scan(hospital: Path, work: Path) -> Path:
 
 @contextmanager
 def serve(model: Path, work: Path) -> Iterator[tuple[str, str]]:
-    """The clinician's page while the block runs: its address, and a token to sign in with."""
+    """Serve the clinician's page inside the block. Yields its address and a token to sign in with."""
     folder = work / "clinic"
     folder.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -86,7 +86,7 @@ def show_answer(page: Page, url: str, token: str, scan: Path) -> None:
 
 
 def save(png: bytes, path: Path) -> None:
-    """As WebP, in the best quality that stays below MAX_BYTES."""
+    """Save as WebP, with the best quality that stays below MAX_BYTES."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     for quality in (90, 80, 65, 50):
         image.save(path, quality=quality, method=6)

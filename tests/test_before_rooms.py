@@ -1,7 +1,7 @@
-"""Folders that an earlier version made still open: its modules had other names, and its files hold some of them.
+"""Folders written by an earlier version still open, although module names that they contain have changed since.
 
-`fixtures/before_rooms.tar.xz` holds a site, a server and a clinic, all of synthetic patients, as the code left them
-before it was split into packages.
+`fixtures/before_rooms.tar.xz` contains a site, a server and a clinic with synthetic patients. They were written
+before the code was split into packages.
 """
 
 import json
@@ -30,7 +30,7 @@ from pipeline.site.folder import Site
 
 ARCHIVE = Path(__file__).with_name("fixtures") / "before_rooms.tar.xz"
 RUN = "old-71d08c14"
-SHAPE = (2, 16, 16, 16)  # of a tensor: window and lungs, then slices, rows, columns
+SHAPE = (2, 16, 16, 16)  # of a tensor: channels (window, lungs), slices, rows, columns
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +46,13 @@ def release(old: Path) -> Path:
     return old / "server" / "releases" / RUN
 
 
-def test_its_site_and_cohort_open(old: Path) -> None:
+def test_old_site_and_cohort_open(old: Path) -> None:
     site = Site.open(old / "site")
     assert (site.name, site.settings.site.min_patients) == ("north", 2)
     with Cohort.read(site) as cohort:
         patients, examples = cohort.patients(), cohort.examples("train", "validation", "test")
     assert len(patients) == len(examples) == 10
-    assert all(site.split(patient.pseudonym) == patient.split for patient in patients)  # by the key of that time
+    assert all(site.split(patient.pseudonym) == patient.split for patient in patients)  # computed with the archived key
     assert all(example.measures is not None for example in examples)
     scans, tabular, targets = Examples(examples).batch(np.arange(10), None)
     assert scans.shape == (10, *SHAPE) and tabular.shape == (10, 4) and targets.shape == (10, 2)
@@ -60,12 +60,12 @@ def test_its_site_and_cohort_open(old: Path) -> None:
     assert len(CohortDataset(site, "train", "validation", "test")) == 10
 
 
-def test_its_cohort_is_not_begun_anew_when_it_is_written_to(old: Path) -> None:
+def test_old_cohort_keeps_its_content_when_opened_for_writing(old: Path) -> None:
     with Cohort(Site.open(old / "site")) as cohort:
         assert len(cohort.patients()) == 10 and len(cohort.scans(cohort.settings().pop())) >= 10
 
 
-def test_its_run_is_listed_with_its_results(old: Path) -> None:
+def test_old_run_is_listed_with_its_results(old: Path) -> None:
     (summary,) = summaries(old / "server")
     assert (summary["run"], summary["state"], summary["round"], summary["rounds"]) == (RUN, "completed", 1, 1)
     assert list_lines([summary])[0][:3] == [RUN, "completed", "1 of 1"]
@@ -74,21 +74,21 @@ def test_its_run_is_listed_with_its_results(old: Path) -> None:
     assert results.release == load_release(old / "server" / "runs" / RUN / "release").sha256
 
 
-def test_its_checkpoint_loads(old: Path) -> None:
+def test_old_checkpoint_loads(old: Path) -> None:
     loaded = load_latest(old / "server" / "runs" / RUN / "checkpoints")
     assert (loaded.state.round, loaded.damaged_rounds) == (1, ())
     assert loaded.state.arrays and loaded.state.history
 
 
-def test_its_signature_is_verified(release: Path) -> None:
+def test_signature_of_old_release_is_verified(release: Path) -> None:
     key = release.with_name(f"{RUN}.pub")
     assert load_release(release, [key]).signed_by == fingerprint(key)
 
 
-def test_monai_runs_its_bundle_to_the_probabilities_of_the_scorer(
+def test_old_bundle_run_by_monai_gives_the_same_probabilities_as_score(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its configuration names `pipeline.bundle` and `models.network`."""
+    """The bundle's configuration refers to `pipeline.bundle` and `models.network`."""
     synthetic_stoic2021(tmp_path / "scans", patients=1)
     scan = tmp_path / "scans" / "data" / "mha" / "0.mha"
     network = monai.bundle.load(
@@ -104,14 +104,14 @@ def test_monai_runs_its_bundle_to_the_probabilities_of_the_scorer(
     assert answer == pytest.approx(score(scan, ours).probabilities, abs=1e-9)
 
 
-def test_its_clinic_opens_with_its_answer_and_model(old: Path) -> None:
+def test_old_clinic_opens_with_its_answer_and_model(old: Path) -> None:
     clinic = Clinic.open(old / "clinic")
     with clinic.store() as store:
         (answer,), (model,) = store.answers.newest(), store.models.all()
         live = store.models.with_role("live")
     assert answer.model_sha256 == model.sha256 and live == model
     assert set(answer.score["probability"]) == {"pcr_positive", "severe"}
-    assert answer.score["withheld"] and set(answer.score["level"].values()) == {None}  # its model has seen phantoms
+    assert answer.score["withheld"] and set(answer.score["level"].values()) == {None}  # model of phantoms
     assert json.loads((answer.folder / "score.json").read_text())["model"]["sha256"] == model.sha256
     assert {"sr.dcm", "source.dcm", "saliency.nii.gz"} <= {path.name for path in answer.folder.iterdir()}
     assert load_release(clinic.models / model.sha256).sha256 == model.sha256

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md names files and names of the code: all of them exist."""
+"""All files and code names that CONTRIBUTING.md mentions exist."""
 
 import re
 from pathlib import Path
@@ -10,20 +10,20 @@ FOLDERS = ("models", "pipeline", "federation", "configs", "benchmarks", "tests")
 CODE = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 
 
-def test_every_path_exists() -> None:
+def test_mentioned_paths_exist() -> None:
     paths = [name for name in QUOTED if "/" in name and "NAME" not in name and not name.startswith(".venv")]
     assert len(paths) > 30
     assert [name for name in paths if not (ROOT / name).exists()] == []
 
 
-def test_every_file_that_is_named_without_its_folder_exists() -> None:
+def test_files_mentioned_without_folder_exist() -> None:
     here = {path.name for path in [*CODE, *(ROOT / "configs").rglob("*.toml"), *ROOT.glob("*.toml")]}
     files = [name for name in QUOTED if re.fullmatch(r"\w+\.(py|toml)", name) and "NAME" not in name]
     assert len(files) > 10
     assert [name for name in files if name not in here] == []
 
 
-def test_every_name_of_the_code_exists() -> None:
+def test_mentioned_code_names_exist() -> None:
     code = "\n".join(path.read_text() for path in CODE)
     names = [name for name in QUOTED if re.fullmatch(r"\w*(_|[A-Z])\w*", name) and "NAME" not in name and name != "E_"]
     assert len(names) > 40

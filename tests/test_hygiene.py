@@ -1,4 +1,4 @@
-""".ci/hygiene: what a commit should not hold."""
+"""`.ci/hygiene` rejects files that must not be committed."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def judged(*files: Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_sound_files_pass(tmp_path: Path) -> None:
+def test_valid_files_pass(tmp_path: Path) -> None:
     files = {
         "a.md": b"A title\n=====\n\nText\n",
         "b.toml": b"a = 1\n",
@@ -43,7 +43,7 @@ def test_sound_files_pass(tmp_path: Path) -> None:
         ("a.safetensors", b"\xff" * 5_000_001, "larger than 5 MB"),
     ],
 )
-def test_a_fault_is_named_with_its_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+def test_fault_is_reported_with_its_file(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     code, text = judged(path)

@@ -1,4 +1,4 @@
-"""The public API: `fedthorax` exports exactly what it lists, documents it, and costs nothing until it is used."""
+"""The public API: `fedthorax` exports exactly the listed names, documents them and imports them lazily."""
 
 import ast
 import subprocess
@@ -11,7 +11,7 @@ import fedthorax
 from tests import docstrings
 
 ROOT = Path(__file__).parents[1]
-# The imports that type checkers read name the module that defines each name.
+# The import block for type checkers states which module defines each name.
 (BLOCK,) = (node for node in ast.parse(Path(fedthorax.__file__).read_text()).body if isinstance(node, ast.If))
 DEFINED_IN = {
     alias.name: str(node.module) for node in BLOCK.body if isinstance(node, ast.ImportFrom) for alias in node.names
@@ -24,7 +24,7 @@ def in_a_fresh_process(code: str) -> str:
 
 
 @pytest.mark.slow
-def test_exported_names_are_those_listed_in_order() -> None:
+def test_exported_names_equal_the_sorted_list() -> None:
     constants_classes_functions = sorted(fedthorax.__all__, key=lambda n: (not n.isupper(), n.islower(), n))
     assert fedthorax.__all__ == constants_classes_functions
     assert dir(fedthorax) == sorted(fedthorax.__all__)
@@ -33,33 +33,33 @@ def test_exported_names_are_those_listed_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", fedthorax.__all__)
-def test_it_resolves_to_what_its_module_defines(name: str) -> None:
+def test_exported_name_resolves_to_its_definition(name: str) -> None:
     value = getattr(fedthorax, name)
     assert value is getattr(sys.modules[DEFINED_IN[name]], name)
     if name not in docstrings.CONSTANTS:
         assert value.__module__ == DEFINED_IN[name]
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'unknown'"):
         _ = fedthorax.unknown
 
 
-def test_docstrings_are_numpydoc() -> None:
+def test_docstrings_follow_numpydoc() -> None:
     assert docstrings.faults() == []
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_import_does_not_import_heavy_libraries() -> None:
     loaded = in_a_fresh_process(f"import sys, fedthorax; print(*[m for m in {HEAVY} if m in sys.modules])")
     assert loaded.split() == []
 
 
-def test_type_checkers_know_every_name() -> None:
-    """mypy checks the block of imports in `make lint`; here, that it names every export, and nothing else."""
+def test_type_checkers_see_every_exported_name() -> None:
+    """`make lint` checks the import block with mypy. This test checks that it lists every export and nothing else."""
     assert ast.unparse(BLOCK.test) == "TYPE_CHECKING"
     assert set(DEFINED_IN) == set(fedthorax.__all__)
 
 
 @pytest.mark.parametrize("package", ["fedthorax", "federation", "models", "pipeline"])
-def test_its_types_are_shipped(package: str) -> None:
+def test_package_ships_py_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()

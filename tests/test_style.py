@@ -1,4 +1,4 @@
-"""Tests use the public names of the product: its private names may change without a change in behaviour."""
+"""Tests use only public names of the product: private names may change although the behaviour stays the same."""
 
 import ast
 import re
@@ -15,14 +15,14 @@ DEFINED = re.compile(r"^\s*(?:async def |def |class )?(_[A-Za-z]\w*)|\b(?:self|c
 
 
 def private_names(source: str) -> set[str]:
-    """The private names that a module or its classes define."""
+    """Return the private names that a module or its classes define."""
     return {name for names in DEFINED.findall(source) for name in names if name}
 
 
 def private_uses(source: str, of_product: set[str]) -> Iterator[tuple[int, str]]:
-    """The lines that use a private name of the product. A name that the file itself defines is its own."""
+    """Yield the lines that use a private name of the product. Names that the file itself defines do not count."""
     if not of_product.intersection(PRIVATE.findall(source)):
-        return  # parsing every file takes too long
+        return  # fast path: parsing every file takes too long
     tree = ast.parse(source)
     others = of_product - private_names(source)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and is_product(node.module or "")]
@@ -49,7 +49,7 @@ def is_product(path: str) -> bool:
     return path.partition(".")[0] in PRODUCT
 
 
-def test_no_test_uses_a_private_name_of_the_product() -> None:
+def test_tests_use_no_private_names_of_the_product() -> None:
     of_product = {
         name for room in PRODUCT for path in (ROOT / room).rglob("*.py") for name in private_names(path.read_text())
     }
@@ -76,7 +76,7 @@ def test_no_test_uses_a_private_name_of_the_product() -> None:
         'getattr(module, "_hidden")',
     ],
 )
-def test_every_way_to_a_private_name_is_found(source: str) -> None:
+def test_use_of_private_name_is_found(source: str) -> None:
     assert len(list(private_uses(source, {"_hidden"}))) == 1
 
 
@@ -93,5 +93,5 @@ def test_every_way_to_a_private_name_is_found(source: str) -> None:
         'module.__name__, getattr(module, "__file__")',
     ],
 )
-def test_public_names_own_names_and_names_of_libraries_may_be_used(source: str) -> None:
+def test_public_own_and_library_names_are_allowed(source: str) -> None:
     assert list(private_uses(source, {"_hidden"})) == []

@@ -1,8 +1,9 @@
-"""Run every attack on the real gateway and print a table; exit with 1 if an attack learns more than guessing gives.
+"""Run every attack on the real gateway and print a table. Exit with 1 if an attack learns more than guessing gives.
 
     python -m tests.attacks [MODULE ...]
 
-Without a module's name it also writes the table into docs/one-reply.md. The attacks in `known` may learn something.
+Without a module's name it also writes the table into docs/one-reply.md. Only the attacks in `known` may learn
+something.
 """
 
 import logging
@@ -80,7 +81,7 @@ def main(names: Sequence[str]) -> int:
 
 
 def unknown(results: Iterable[Result]) -> list[Result]:
-    """Return the results that learn something and are not named as a known limit."""
+    """Return the results that learn something and are not listed as a known limit."""
     return [result for result in results if result.is_learnt and result.name not in KNOWN]
 
 

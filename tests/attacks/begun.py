@@ -1,7 +1,7 @@
-"""Hostile releases to begin from: not approved, with weights that are too long, or replaced by other weights.
+"""Hostile releases as the first model: not approved, with weights that are too long, or replaced by other weights.
 
-The most harmful remaining case is a release with gates as steep as training allows (`gate`). The hospital was persuaded
-to approve one such release for each gate.
+The most harmful remaining case is a release with gates as steep as training allows (`gate`). In this case the hospital
+approved one such release for each gate.
 """
 
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def in_its_place(attacked: Rig) -> Result:
 
 
 def read(attacked: Rig) -> list[gate.Row]:
-    """Return the rows that the updates of releases with gates reveal. Raises Refused."""
+    """Return the rows that are revealed by the updates of releases with gates. Raises Refused."""
     found, patients = [], 0
     for place, age in enumerate(gate.BANDS):
         trap = gate_at(age, SHORT)
@@ -77,7 +77,7 @@ def read(attacked: Rig) -> list[gate.Row]:
 
 
 def gates_in_releases() -> Result:
-    """The hospital approves a release for each gate."""
+    """The hospital approves one release for each gate."""
     name, claims, truths = "head gating, in releases that the hospital approved", [], []
     for seed in gate.SEEDS:
         with rig(seed=seed, patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:

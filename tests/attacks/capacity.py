@@ -1,4 +1,5 @@
-"""How many bits a hostile app can put into one reply besides the model: in figures, digests, codes, moments, counters.
+"""Count the bits that a hostile app can put into one reply besides the model: figures, digests, codes, moments,
+counters.
 
 The app draws random values for every carrier, the server reads the received values, and the bits on which both agree
 are counted. For each number two distributions are tried, and the better one counts: uniform over its range, and uniform
@@ -43,11 +44,11 @@ def _by_size(figure: Figure, rng: np.random.Generator) -> float:
     return float(rng.integers(1, int(highest)).astype(np.uint64).view(np.float64))
 
 
-_LUCK = float(np.log2(np.e))  # a rounded number is nearer than half a step; on average by this number of bits
+_LUCK = float(np.log2(np.e))  # a rounding error is below half a step, on average by this number of bits
 
 
 def bits(sent: NDArray[Any], arrived: NDArray[Any], low: float, high: float) -> float:
-    """Return the number of bits that both share, from the agreement in value relative to the range."""
+    """Return the number of bits that both arrays share, from their difference relative to the range."""
     if not len(sent) or sent.shape != arrived.shape:
         return 0.0
     off = np.abs(arrived.astype(np.float64) - sent.astype(np.float64))
@@ -201,14 +202,16 @@ def _counters(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 
 
 def _low_bits(like: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Randomise the last 12 of 24 bits, a change of some ten thousandths. Fixed weights, which end in zeros, stay."""
+    """Randomise the last 12 of 24 bits, a relative change of some 1e-4. Fixed weights, which end in zeros, stay
+    unchanged.
+    """
     last = rng.integers(0, 0x1000, like.size).astype(np.uint32)
     last[(like.view(np.uint32) & np.uint32(0xFFF)) == 0] = 0
     return ((like.view(np.uint32) & ~np.uint32(0xFFF)) | last).view(np.float32)
 
 
 def in_weights() -> Result:
-    """Count the bits that arrive unchanged among the last twelve of each weight."""
+    """Count the bits that arrive unchanged among the last twelve bits of each weight."""
     study, rng = released_study(), np.random.default_rng(4)
     sent: list[NDArray[Any]] = []
 

@@ -1,4 +1,6 @@
-"""A hostile app that sends a name instead of a code. Approval of apps does not help if the wrong app was approved."""
+"""A hostile app that sends a name instead of an error code. Approval of apps does not help if a hostile app was
+approved.
+"""
 
 from collections.abc import Iterator
 

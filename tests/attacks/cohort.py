@@ -1,4 +1,4 @@
-"""A hospital whose patients are known: rows and small tensors, in the form in which ingest writes them."""
+"""A hospital with known patients: rows and small tensors, in the format that ingest writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Hospital:
-    """A site and the true data of its patients; those of a split are in the order in which the app reads them."""
+    """A site and the true data of its patients. Patients of a split are in the order in which the app reads them."""
 
     site: Site
     patients: Sequence[Patient]
@@ -75,7 +75,8 @@ def make_hospital(
     drawn: Sequence[Patient] | None = None,
     preprocessing: Preprocessing = PREPROCESSING,
 ) -> Hospital:
-    """Create a site with the settings of the template, but one thread; `settings`: lines of it and their replacements.
+    """Create a site with the settings of the template, but one thread. `settings`: lines to replace, and the
+    replacements.
 
     `drawn`: its patients, whose scans were prepared by `preprocessing`. By default `patients` are drawn from `seed`.
     """
@@ -91,7 +92,7 @@ def make_hospital(
 
 
 def draw_patients(seed: int, numbers: dict[Split, int]) -> list[Patient]:
-    """Draw patients: older ones are severe more often, and six of ten are PCR-positive."""
+    """Draw patients: older patients are severe more often, and six of ten are PCR-positive."""
     rng = np.random.default_rng(seed)
     return [_draw(split, rng) for split, count in numbers.items() for _ in range(count)]
 

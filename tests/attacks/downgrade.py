@@ -1,4 +1,4 @@
-"""Ways around earlier promises: a study that drops its privacy, counters that are reset, a repeated message."""
+"""Ways around earlier guarantees: a study that drops its privacy, counters that are reset, a repeated message."""
 
 import shutil
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def _is_same(one: Answer, other: Answer) -> bool:
 
 
 def attacks() -> Iterator[Result]:
-    """Each on a hospital of its own."""
+    """Run each attack at a separate hospital."""
     limit = {"max_rounds_a_day = 500": f"max_rounds_a_day = {_ROUNDS_A_DAY}"}
     with rig() as attacked:
         yield without_privacy(attacked)

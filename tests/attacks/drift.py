@@ -40,9 +40,7 @@ def towards(network: SeverityNetwork, seed: SeverityNetwork, target: Mapping[str
 
 
 def stairs_target(study: Study, thresholds: Sequence[float]) -> dict[str, Tensor]:
-    """Return the seed's weights with one threshold of age and sex in each tabular unit, and one head weight for all
-    units.
-    """
+    """Return the seed's weights with one threshold of age and sex in each tabular unit, and equal head weights."""
     target = {name: weight.clone() for name, weight in seed_network(study).state_dict().items()}
     for unit, threshold in enumerate(thresholds):
         target["tabular.0.weight"][unit] = torch.tensor([20.0, 0.0, 60.0, 0.0]) * _SLOPE
@@ -52,7 +50,7 @@ def stairs_target(study: Study, thresholds: Sequence[float]) -> dict[str, Tensor
 
 
 def read(attacked: Rig, share: float, rounds: int) -> list[tuple[int, str, bool]]:
-    """Return what is revealed over all ages after the model has drifted for this many rounds towards each trap. Raises
+    """Return what is revealed over all ages after the model has drifted this many rounds towards each trap. Raises
     Refused.
     """
     study, found = drift_study(), []

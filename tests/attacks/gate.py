@@ -1,11 +1,11 @@
-"""Head gating: from the seed's model, within the bounds of a round, a head that selects patients by age and sex.
+"""Head gating: starting from the seed's model and within the bounds of a round, a head selects patients by age and sex.
 
 Two ages in one band are the same to the network, so the attack seeks a patient's band, sex and PCR. The head's weights
-on the scan are zero, so no gradient reaches the backbone, and a patient's part in the head's update is its fixed
+on the scan are zero, so no gradient reaches the backbone. A patient's part in the head's update is then its fixed
 features times (probability - label). The head's weights on these features are so large that the probability is 1 above
 a chosen age of either sex, and 0 below it. In a late round, with a low learning rate, the steps add up linearly.
 Updates of several heads are then linear equations in the number of patients in each band and sex. The second label is
-only known for PCR-positive patients, so its equations count those.
+known only for PCR-positive patients, so its equations count those.
 
 The settings of a released study are unchanged, and the guards of models accept every message.
 """
@@ -57,15 +57,15 @@ def features_of_cells(network: SeverityNetwork) -> Matrix:
 
 
 def gate(age: int) -> Matrix:
-    """Return weights on the fixed features: off below this age for women, and below one band more for men."""
+    """Return weights on the fixed features that are off below this age for women, and below one band more for men."""
 
-    def rises(years: float) -> float:  # first feature less the second one
+    def rises(years: float) -> float:  # first feature minus the second one
         x = (years - 60) / 20
         return max(x + 0.5, 0.0) - max(-x + 0.5, 0.0)
 
     weights = np.zeros(8)
     weights[:2] = 1.0, -1.0
-    weights[2], weights[3] = -rises(age + BAND_YEARS) / 1.5, -rises(age) / 1.5  # these are 1.5 for men, for women
+    weights[2], weights[3] = -rises(age + BAND_YEARS) / 1.5, -rises(age) / 1.5  # 1.5 for men, for women
     return weights
 
 
@@ -95,7 +95,7 @@ def equations(before: SeverityNetwork, after: SeverityNetwork, study: Study, pat
 class Way:
     """Settings of the attack: the rounds in which each gate's run trains, and the shape of the gate.
 
-    The update of the last round is read. No more rounds than allowed are left out between two; the head grows by
+    The update of the last round is read. Two rounds are no further apart than the gateway allows. The head grows by
     `growth` from each round to the next. `steepness`: of the gate at the end. `longest`: the root mean square up to
     which training does not change a label's weights on age and sex; a gate is at most that steep.
     """
@@ -106,13 +106,13 @@ class Way:
     longest: float = np.inf
 
     def weights(self, age: int) -> Matrix:
-        """Return the weights of the gate at this age, at the end."""
+        """Return the final weights of the gate at this age."""
         flat = gate(age)
         return flat * min(self.steepness, self.longest / float(np.sqrt(np.mean(flat**2))))
 
 
 def read(attacked: Rig, study: Study, ages: Sequence[int], way: Way) -> list[Row]:
-    """Return the rows that the updates of gates at these ages reveal. Raises Refused."""
+    """Return the rows that are revealed by the updates of gates at these ages. Raises Refused."""
     found, patients = [], 0
     for place, age in enumerate(ages):
         for hop, number in enumerate(way.rounds):
@@ -124,7 +124,7 @@ def read(attacked: Rig, study: Study, ages: Sequence[int], way: Way) -> list[Row
 
 
 def decode(found: Sequence[Equations], patients: int) -> list[Row]:
-    """Return the rows whose sums fit best: as many as there are patients, and the best number of positive ones."""
+    """Return the rows whose sums fit best: as many as there are patients, with the best number of positive ones."""
     everybody = _counts(found, 0)
     everybody *= patients / max(everybody.sum(), 1e-9)
     positive = _counts(found, 1)
@@ -137,12 +137,12 @@ def decode(found: Sequence[Equations], patients: int) -> list[Row]:
     return rows
 
 
-_LEAST = 0.25  # of a patient's usual influence
-_USUAL_SHARE = 0.6  # of patients whose second label is known
+_LEAST = 0.25  # share of a patient's usual influence
+_USUAL_SHARE = 0.6  # share of patients whose second label is known
 
 
 def _share_positive(counts: Matrix, patients: int) -> float:
-    """Return the factor by which a patient's influence on the second label is larger; it makes all counts integers.
+    """Return the factor by which a patient's influence on the second label is larger. It makes all counts integers.
 
     The loss is a mean over the patients of a step whose label is known, and these are fewer.
     """
@@ -153,7 +153,9 @@ def _share_positive(counts: Matrix, patients: int) -> float:
 
 
 def _counts(found: Sequence[Equations], label: int) -> Matrix:
-    """Return the number of patients in each cell whose label is known, none below 0; their labels' sums are unknown."""
+    """Return the number of patients in each cell whose label is known, none below 0. The sums of their labels are
+    unknown.
+    """
     features = found[0].seen.shape[0]
     left = np.vstack([each.seen for each in found])
     right = np.vstack([np.eye(features)] * len(found))

@@ -1,7 +1,7 @@
 """Fitting the head (`train.head`) as a trap: its optimum reveals the sum of (probability - label) of each unit.
 
-No learning rate, batch or augmentation hides this. At the optimum, the penalty's pull on a weight equals the sum over
-the patients of unit times (probability - label), and the probabilities follow from the returned head.
+No learning rate, batch or augmentation hides this. At the optimum, the gradient of the penalty on a weight equals the
+sum over the patients of unit times (probability - label), and the probabilities follow from the returned head.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _SLOPE = 0.005  # of a unit, per year
 
 @torch.no_grad()
 def stairs(study: Study, thresholds: list[int]) -> SeverityNetwork:
-    """Return weights of units of age and sex that are zero up to a threshold, and then rise."""
+    """Return weights of units of age and sex that are zero up to a threshold, and rise above it."""
     network = seed_network(study)
     blind(network)
     units = network.tabular[0]
@@ -39,7 +39,7 @@ def stairs(study: Study, thresholds: list[int]) -> SeverityNetwork:
 
 
 def fitted_head(attacked: Rig) -> Result:
-    """Return second differences of the sums along the thresholds; they are the sums of single ages."""
+    """Return the second differences of the sums along the thresholds, which are the sums of single ages."""
     study = any_study(network={"tabular_features": 256})
     truth = attacked.hospital.of("train")
     name, what = "256 thresholds, the head fitted to them", "age, sex, PCR"

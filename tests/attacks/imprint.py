@@ -1,17 +1,17 @@
-"""A network in which a single unit responds to one patient, so the unit's weights move by a picture of that scan.
+"""A network in which a single unit responds to one patient, so that the unit's weights move by a picture of that scan.
 
-Robbing the Fed (Fowl et al., ICLR 2022) and curious abandon honesty (Boenisch et al., EuroS&P 2023) put thresholds on
-one measure of an image into a linear layer. The gradient of a unit is then the sum of the inputs of the patients above
-its threshold. Here the layer is the last stage's second convolution. Batch norm would make each threshold relative to
-the other patients of a step. Two things make it absolute:
+Robbing the Fed (Fowl et al., ICLR 2022) and "When the Curious Abandon Honesty" (Boenisch et al., EuroS&P 2023) put
+thresholds on one measure of an image into a linear layer. The gradient of a unit is then the sum of the inputs of the
+patients above its threshold. Here the layer is the second convolution of the last stage. Batch norm would make each
+threshold relative to the other patients of a step. Two things make it absolute:
 
 - The measure is a difference between two halves of the volume, and is present with both signs, so its mean is zero in
   each batch. Batch norm then subtracts nothing from it.
-- Zero padding reveals where in the volume a position is. A constant channel becomes a pattern by place through it, much
+- Zero padding reveals the position in the volume. It turns a constant channel into a pattern by place, which is much
   larger than the measure. Batch norm then divides by the pattern's standard deviation, which is the same in each batch.
 
-The measure is dense tissue in the lungs, one half of the slices against the other. The channels beside it pass on a
-coarse picture: in each channel a stage's first convolution takes one of the eight voxels of a cube.
+The measure is dense tissue in the lungs, one half of the slices against the other. The other channels pass on a coarse
+picture: in each channel, a stage's first convolution takes one of the eight voxels of a cube.
 """
 
 import copy
@@ -34,10 +34,10 @@ Matrix = NDArray[np.float64]
 Taps = Mapping[int, Sequence[tuple[int, tuple[int, int, int], float]]]  # of an output: (input, place, weight)
 _CUBE = tuple(itertools.product((0, 1), repeat=3))
 _AROUND = tuple(itertools.product((0, 1, 2), repeat=3))
-_PASSING_SCALE, _PASSING_SHIFT = 0.1, 0.5  # five standard deviations pass a ReLU uncut
-_DENSE_SCALE, _DENSE_SHIFT = 0.3, -0.2  # of window plus mask: what is dense and in the lungs is left
+_PASSING_SCALE, _PASSING_SHIFT = 0.1, 0.5  # a ReLU leaves five standard deviations unchanged
+_DENSE_SCALE, _DENSE_SHIFT = 0.3, -0.2  # of window plus mask: only dense tissue in the lungs remains
 _SCALE = 0.25  # of the batch norm that holds the thresholds
-_PATTERN = 0.3  # weight of the pattern by place, beside 1 for the measure
+_PATTERN = 0.3  # weight of the pattern by place, compared with 1 for the measure
 _HIGH = 3**0.5  # the pattern where a quarter of all places is high, in standard deviations
 MEASURE, FIRST = 0, 1  # channels: the measure, and the picture's first one
 
@@ -67,7 +67,7 @@ def imprint(study: Study, thresholds: Matrix, *, head: float) -> Imprint:
     for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for block in layer:
             if block.downsample is None:
-                _silence(block.bn2)  # the block passes its input on
+                _silence(block.bn2)  # the block passes its input on unchanged
                 continue
             is_last = layer is backbone.layer4
             _silence(block.downsample[1])
@@ -172,7 +172,9 @@ def _normal(values: Tensor) -> Tensor:
 
 
 def mirrored(pictures: Matrix) -> Matrix:
-    """Return the mean of a picture and its mirror image, shape (..., 8): augmentation mirrors half of all scans."""
+    """Return the mean of a picture and its mirror image, shape (..., 8), because augmentation mirrors half of all
+    scans.
+    """
     cubes = pictures.reshape(*pictures.shape[:-1], 2, 2, 2)
     both: Matrix = ((cubes + cubes[..., ::-1]) / 2).reshape(pictures.shape)
     return both
@@ -189,7 +191,7 @@ class Update:
     weights: Matrix  # (thresholds, channels, 8)
 
     def picture(self, threshold: int) -> Matrix:
-        """Return the mean picture of the patients above a threshold, except for an offset that all hospitals share."""
+        """Return the mean picture of the patients above a threshold, up to an offset that all hospitals share."""
         return mirrored(2 * self.weights[threshold] / self.shift[threshold]).ravel()
 
 
@@ -208,7 +210,7 @@ def update(made: Imprint, after: SeverityNetwork, *, decay: float) -> Update:
 
 
 def within_reach(study: Study, made: Imprint) -> Imprint:
-    """Return the network with each filter and channel moved from the seed's towards its own, as far as a run allows."""
+    """Return the network with each filter and channel moved from the seed's towards its target, as a run allows."""
     network = seed_network(study)
     (first, buffers), (target, _) = pack(network), pack(made.network)
     reaches = reaches_of(

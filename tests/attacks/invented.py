@@ -1,11 +1,10 @@
-"""Invented calibrations: the gateway pools the answers that the server attributes to all hospitals; it can verify its
-own only.
+"""Invented calibrations: the gateway pools the answers that the server attributes to all hospitals.
 
-A server that invents two more answers can set the pooled thresholds freely, once for each model. The models are heads
-on age and sex alone, each in a separate run: a logit is then a function of a patient's band of age and sex, and
-sensitivity and specificity at a threshold are counts of patients over some bands, in steps of three patients. Many
-heads order the bands in many ways. The counts are linear equations in the number of patients of each kind, and their
-rounding averages out.
+The gateway can verify only its own answer. A server that invents two more answers can set the pooled thresholds freely,
+once for each model. The models are heads on age and sex alone, each in a separate run. A logit is then a function of a
+patient's band of age and sex. Sensitivity and specificity at a threshold are counts of patients over some bands, in
+steps of three patients. Many heads order the bands in many ways. The counts are linear equations in the number of
+patients of each kind, and their rounding averages out.
 
 `own`: the control. The server invents nothing, and the thresholds follow from the hospital's own answer.
 """
@@ -42,11 +41,11 @@ KNOWN_NAME = "invented calibrations, all patients but one known"
 JOINED_NAME = "invented calibrations, before and after one patient"
 SEEDS = range(401, 401 + HOSPITALS)
 PATIENTS = {"train": 40, "validation": 24, "test": 40}
-TESTS = 16  # with a calibration each a third of the questions that a month has
+TESTS = 16  # each with a calibration: a third of the questions that a month allows
 _RMS = 0.55  # of a head's weights; the gateway allows 0.6
-_SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of a known number, of a number in steps of three
-_TIE = 2e-4  # if a logit is nearer to a threshold than this, it may be on either side
-_TRIED = 12  # sizes of classes
+_SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of an exact number, and of a number in steps of three
+_TIE = 2e-4  # a logit this near to a threshold may be on either side
+_TRIED = 12  # the number of class sizes that are tried
 _NO_STATISTICS = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))
 
 # Both labels: negative; positive and not severe; positive and severe. Severity is known only for positive patients.
@@ -107,8 +106,8 @@ class Probe:
         return cls(weights, wanted)
 
     def nearly(self, step: int) -> "Probe":
-        """Change the model slightly: another model for the gateway, because each is answered once, but equal for the
-        patients.
+        """Change the model slightly. The gateway answers each model once and treats this one as new; outputs stay
+        equal.
         """
         return replace(self, weights=self.weights * (1 + step * 1e-6))
 
@@ -140,7 +139,7 @@ def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = Fals
 
 
 def ask_all(attacked: Rig, study: Study, probes: Sequence[Probe], *, name: str, own: bool = False) -> list[Tested]:
-    """Do one run for each probe; then the limit of the month is reached. Raises Refused."""
+    """Do one run for each probe, up to the limit of the month. Raises Refused."""
     answers = [ask(attacked, study, probe, run=f"{name}-{n:04d}", own=own) for n, probe in enumerate(probes)]
     attacked.pass_time(days=32)
     return answers
@@ -156,7 +155,7 @@ def draw_probes(study: Study, number: int) -> list[Probe]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Return the number of test patients of each of KINDS."""
+    """The number of test patients of each of KINDS."""
 
     of_kind: tuple[int, int, int]
 
@@ -285,7 +284,7 @@ def misses(answers: Sequence[Tested], counts: Matrix) -> float:
 
 @dataclass(frozen=True)
 class Seen:
-    """The answers of one hospital, and the truth: rows of its test patients, and of the one who joined them later.
+    """The answers of one hospital, and the truth: rows of its test patients, and of the patient who joined them later.
 
     `own`: at the thresholds of the hospital's own calibration. `after`: the first questions again, with one more
     patient.
@@ -330,7 +329,7 @@ def results(hospitals: Sequence[Seen]) -> Iterator[Result]:
 
 
 def attacks() -> Iterator[Result]:
-    """Run at hospitals whose patients are drawn from seeds that nothing here has used."""
+    """Run at hospitals whose patients are drawn from unused seeds."""
     study = released_study()
     probes = draw_probes(study, TESTS)
     try:

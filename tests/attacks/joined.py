@@ -1,7 +1,7 @@
-"""Before and after one patient joined: means over N patients and over N + 1, from two runs.
+"""Before and after one patient joined: means over N patients and over N + 1 patients, from two runs.
 
 The first question is about the seed's model. The second is about nearly the same model in another run, because the same
-model would get the first answer again. The appearance features of a scan (51 numbers) do not depend on a model at all.
+model would get the first answer again. The appearance features of a scan (51 numbers) do not depend on a model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from tests.attacks.score import HOSPITALS, from_matrix
 
 HOLDS = "two questions about nearly the same model"
 NAME = "one patient more: means of appearance features before and after"
-_CLOSE = 0.25  # of a number's spread over the patients
+_CLOSE = 0.25  # share of a number's spread over the patients
 _PATIENTS = 40
 Vector = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def _total(answer: Answer) -> Vector:
 
 
 def before_and_after(seeds: Sequence[int]) -> Result:
-    """Count the appearance features known to a quarter of their spread, compared with other hospitals' new patients."""
+    """Count the appearance features known to a quarter of their spread. Compare with other hospitals' new patients."""
     claims, truths, spreads = [], [], []
     for seed in seeds:
         with rig(seed=seed, patients={"train": _PATIENTS, "validation": 24, "test": 40}) as attacked:

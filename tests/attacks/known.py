@@ -1,4 +1,4 @@
-"""What hostile servers still learn: the attacks that may succeed, by name, each with its reason. No other may."""
+"""What hostile servers can still learn: by name, the only attacks that may succeed, each with its reason."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """Batch-norm moments as a carrier: running means and variances behind thresholds on the size of the lungs.
 
-For each threshold, the norm after it keeps a running mean and variance of its output over the patients of each step;
+For each threshold, the following norm keeps a running mean and variance of its output over the patients of each step;
 the newest steps count most. The first norm keeps a running mean of the measure itself. The hospital is small, so each
 moment covers few patients. One study is the release's own. The other has the smallest batch and the fewest steps that
 the gateway allows by default (`min_batch_size`, `min_local_steps`).
@@ -73,7 +73,7 @@ def read(attacked: Rig, study: Study, way: Way) -> Matrix:
 
 @torch.no_grad()
 def reading(before: SeverityNetwork, after: SeverityNetwork) -> Matrix:
-    """Return what one round added to the running moments: of the measure, and of each threshold's output."""
+    """Return what one round added to the running moments of the measure and of each threshold's output."""
     first, block = after.backbone.bn1, after.backbone.layer4[0]
     steps = int(first.num_batches_tracked - before.backbone.bn1.num_batches_tracked)
     kept = (1 - MOMENTUM) ** steps
@@ -87,7 +87,7 @@ def reading(before: SeverityNetwork, after: SeverityNetwork) -> Matrix:
 
 
 def summary(readings: Sequence[Matrix]) -> Matrix:
-    """Return mean and spread of the readings: each round has other patients in its last steps."""
+    """Return mean and spread of the readings, because the last steps of each round cover other patients."""
     return np.concatenate([np.mean(readings, axis=0), np.std(readings, axis=0)])
 
 

@@ -28,7 +28,7 @@ _SEED = 7_100
 
 @cache
 def ward(number: int) -> Patient | None:
-    """Return the patient with this number, as of the training split; None if preprocessing refuses the scan."""
+    """Return the patient with this number, in the training split; None if preprocessing refuses the scan."""
     at, rng = hospital(0), np.random.default_rng([_SEED, number])
     person = draw_patient(f"WARD-{number:06d}", "SYNTHETIC^WARD", at.mix, rng)
     lesions, chance = make_body(person, at, rng)

@@ -34,10 +34,10 @@ WITHIN_NAME = "one patient's scan behind thresholds by place, filters near the s
 HEAD = 0.1
 PATIENTS, OWN, OTHERS = 40, 120, 12  # of a hospital; the server's own phantoms; for validation and test
 ROUNDS = tuple(range(13, 21))
-_PREPARED = (6, 12)  # rounds in which the weights are halfway to the target, and there
+_PREPARED = (6, 12)  # rounds in which the weights are halfway to the target, and at the target
 _PRACTICE = 4  # hospitals that the server simulates
 _FROM, _BEYOND = 0.8, 1.1  # the thresholds: from this quantile of the measure to this multiple of its maximum
-_SOMEBODY = 0.6  # of what one patient moves a shift by
+_SOMEBODY = 0.6  # share of the shift's change that one patient causes
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Knowledge:
 
 
 def thresholds_for(study: Study, own: NDArray[np.float32]) -> Matrix:
-    """Place the thresholds: about a fifth of the patients are above the lowest, hardly any above the highest."""
+    """Place the thresholds: about a fifth of the patients are above the lowest one, and almost none above the highest
+    one.
+    """
     features = seed_network(study).features
     measure = look(imprint(study, np.full(features, 2.0), head=0.0), own).measure
     middle = float(np.median(measure))
@@ -95,7 +97,7 @@ def learn(made: Imprint, study: Study, own: Sequence[Patient]) -> Knowledge:
 
 
 class _InMemory(Examples):
-    """Examples of patients whose scans are in memory and not in files."""
+    """Training examples of patients whose scans are in memory and not in files."""
 
     def __init__(self, patients: Sequence[Patient]) -> None:
         super().__init__(
@@ -140,7 +142,7 @@ def decayed(study: Study, patients: int, round_number: int) -> float:
 
 
 def read(attacked: Rig, study: Study, made: Imprint) -> Update:
-    """Return the mean update over the rounds of a run in which the weights are the imprint's. Raises Refused."""
+    """Return the mean update over the rounds of a run whose weights are those of the imprint. Raises Refused."""
     target = made.network
     attacked.must("train", study, halfway(study, target), round_number=_PREPARED[0])
     attacked.must("train", study, target, round_number=_PREPARED[1])
@@ -165,7 +167,7 @@ def hospital(number: int) -> list[Patient]:
 def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool = False) -> Result:
     """At each of these hospitals, claim the picture of the patient with the highest measure.
 
-    `is_within`: with weights as near to the imprint's as a run allows.
+    `is_within`: use weights as near to those of the imprint as a run allows.
     """
     own = ward_patients(0, OWN)
     made = imprint(study, thresholds_for(study, scans(own)), head=HEAD)
@@ -176,7 +178,7 @@ def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool
     for number in hospitals:
         drawn = hospital(number)
         with rig(drawn=drawn, preprocessing=PREPROCESSING) as attacked:
-            attacked.talk_into(study)  # as the rig does with the released studies with small scans
+            attacked.talk_into(study)  # the rig does the same for the released studies with small scans
             try:
                 update = read(attacked, study, made)
             except Refused as refused:
@@ -184,7 +186,7 @@ def attack(study: Study, *, name: str, hospitals: Sequence[int], is_within: bool
             asked = attacked.asked
         known = known or learn(
             made, study, own
-        )  # computed here because it takes a minute and a refusal ends the attack
+        )  # computed here, because it takes a minute and is not needed after a refusal
         seen = look(made, scans(drawn[:PATIENTS]))
         found.append(known.claim(update))
         truths.append(known.truth(seen.picture[seen.measure.argmax()]))

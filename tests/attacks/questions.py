@@ -28,7 +28,7 @@ _SCALE = 1 / 64  # logits per year
 
 @torch.no_grad()
 def ruler_network(study: Study) -> SeverityNetwork:
-    """Return the study's network, both of whose logits are age, for men plus SEX_STEP, times _SCALE."""
+    """Return the study's network. Both logits are the age, for men plus SEX_STEP, times _SCALE."""
     network = seed_network(study)
     blind(network)
     unit, head = network.tabular[0], network.head
@@ -47,13 +47,13 @@ def ruler_network(study: Study) -> SeverityNetwork:
 
 @dataclass
 class Counts:
-    """Return the number of patients of one label and value at or above each threshold of the question."""
+    """The number of patients of one label and value at or above each threshold of the question."""
 
     shares: dict[int, Fraction] = field(default_factory=dict)
 
     @property
     def of(self) -> int:
-        """Return the number of patients: all shares are multiples of one divided by it."""
+        """Return the number of patients. All shares are multiples of one divided by this number."""
         return lcm(*(share.denominator for share in self.shares.values()))
 
     def above(self, threshold: int) -> int:
@@ -73,7 +73,7 @@ class Ruler:
             counts.shares |= {AGES.start: Fraction(first), SEX_STEP + AGES.stop: Fraction(0)}
 
     def widest(self) -> list[int]:
-        """Return thresholds that divide ranges with several patients, the range with most patients first."""
+        """Return thresholds that divide ranges with several patients; ranges with most patients come first."""
         asked = sorted(self.positives.shares)
         stretches = []
         for low, high in pairwise(asked):
@@ -89,7 +89,7 @@ class Ruler:
             self.negatives.shares[threshold] = 1 - Fraction(specificity).limit_denominator(1000)
 
     def rows(self) -> Iterator[tuple[int, bool]]:
-        """Return key and label of each patient who is alone in a range of one year, or only with others of the same
+        """Return key and label of each patient in a range of one year who is alone or only with others of the same
         label.
         """
         asked = sorted(self.positives.shares)
@@ -119,7 +119,7 @@ def thresholds(attacked: Rig, setting: Setting, name: str, between: Callable[[],
             for point, threshold in zip(("rule_in", "rule_out"), asked[ruler.label], strict=True):
                 ruler.learn(threshold, answer.metrics, point)
         if all(len(ruler.positives.shares) == 2 for ruler in rulers):
-            break  # there are no such figures
+            break  # the answer has no such figures
         between()
     pcr = list(rulers[0].rows())
     right, wrong = compare([(*row_of(key), value) for key, value in pcr], [patient.row for patient in truth])
@@ -145,7 +145,7 @@ def one_run(attacked: Rig) -> Result:
 
 
 def many_runs(attacked: Rig) -> Result:
-    """Ask each question in a separate study and run, about a separate model, and a month after the last one."""
+    """Ask each question in a separate study and run, about a separate model, one month after the previous question."""
 
     def setting(number: int) -> tuple[Study, str, SeverityNetwork]:
         study = released_study()
@@ -176,7 +176,7 @@ def discriminants(attacked: Rig) -> Result:
     truth = np.sort(features_of(study, model, attacked.hospital.of("test"), attacked.hospital)[:, 0])
     what = "a feature of the scan to 1/1000 of its spread"
     edges, low_high = [0.0, 64.0], 64.0
-    shares: dict[float, int] = {0.0: len(truth), 64.0: 0}  # patients at or above
+    shares: dict[float, int] = {0.0: len(truth), 64.0: 0}  # the number of patients at or above
     code = ""
     while attacked.asked < _MOST:
         spread = max(low_high, 1e-9)
@@ -210,7 +210,7 @@ def _cumulated(cuts: Sequence[float], counts: Sequence[int]) -> dict[float, int]
 
 
 def _steps(cuts: Sequence[float], features: int) -> NDArray[np.float32]:
-    """Return lines, the highest of which changes at each cut of the first feature."""
+    """Return lines. The line with the highest value changes at each cut of the first feature."""
     table = np.zeros((MAX_PROBED, features + 1), np.float32)
     for place in range(len(cuts) + 1):
         table[place, 0] = place
@@ -222,7 +222,7 @@ def _steps(cuts: Sequence[float], features: int) -> NDArray[np.float32]:
 
 
 def one_patient_more(attacked: Rig) -> Result:
-    """Compare means of features over N patients, and over N + 1."""
+    """Compare means of features over N patients and over N + 1 patients."""
     study = released_study()
     model = seed_network(study)
     new = draw_patients(99, {"train": 1})[0]

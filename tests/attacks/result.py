@@ -26,7 +26,7 @@ class Result:
     stopped_by: str = ""
     note: str = ""
     by_chance: float = 0.0
-    guessed: bool = False  # as many claims are right as by guessing
+    guessed: bool = False  # guessing gives as many right claims
 
     @property
     def is_learnt(self) -> bool:

@@ -42,7 +42,7 @@ _WAIT_SECONDS = 300.0
 
 
 class AnyStudy(Study):
-    """A study as a hostile server may write it, with networks and training that this release no longer allows."""
+    """A study that a hostile server may write, with networks and training that this release no longer allows."""
 
     network: NetworkSettings = NetworkSettings()  # type: ignore[assignment]
     training: TrainSettings = TrainSettings()  # type: ignore[assignment]
@@ -71,7 +71,7 @@ def _small(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def released_study(
     preset: str = "study", *, seed: int = 1, preprocessing: Preprocessing = PREPROCESSING, is_small: bool = True
 ) -> Study:
-    """Return one of the release's own studies, with small scans and the smallest network, and otherwise unchanged.
+    """Return one of the release's own studies with small scans and the smallest network, otherwise unchanged.
 
     The server may choose the name, the seed and the number of sites of every study. `preprocessing`: another one, for
     scans of another size. `is_small`: False keeps the study's own network.
@@ -148,7 +148,7 @@ class Rig:
                 self._node: NodeSide = node
                 try:
                     yield self
-                except Exception as error:  # Flower's connection would hide the error
+                except Exception as error:  # otherwise Flower's connection hides the error
                     failure = error
             if failure is not None:
                 raise failure
@@ -159,12 +159,14 @@ class Rig:
                 os.environ["FEDTHORAX_SITE_DIR"] = before
 
     def _approve_released(self) -> None:
-        """Approve what site.toml approves by name, in its small form (`released_study`), which has another digest."""
+        """Approve the studies that site.toml approves by name, in their small form (`released_study`), whose digest
+        differs.
+        """
         for preset in self.hospital.site.settings.gateway.studies:
             self.talk_into(released_study(preset))
 
     def talk_into(self, study: Study) -> None:
-        """Approve a study that is none of the release's own."""
+        """Approve a study that does not belong to the release."""
         StudyApprovals(self.hospital.site).approve(study.model_dump_json(), by="the hospital")
 
     def pass_time(self, *, days: float) -> None:
@@ -221,7 +223,7 @@ class Rig:
         return answer
 
     def must(self, *args: Any, **options: Any) -> Answer:
-        """As `ask`. Raises Refused if the answer is a code."""
+        """As `ask`, but raise Refused if the answer is a code."""
         answer = self.ask(*args, **options)
         if answer.code:
             raise Refused(answer.code)
@@ -234,7 +236,7 @@ class Rig:
         return run_id
 
     def _work(self, study: Study, run: str, replies: int) -> None:
-        """Let the node do its tasks until the server has an answer."""
+        """Let the node process its tasks until the server has an answer."""
         config = {"study": study.model_dump_json(), "run": run}
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
@@ -266,7 +268,7 @@ def _answer(reply: Message) -> Answer:
 
 
 def seed_network(study: Study) -> SeverityNetwork:
-    """Return the study's first weights."""
+    """Return the first weights of the study."""
     return build_network(study.network, seed=study.study.seed)
 
 
@@ -296,7 +298,7 @@ def rig(
             preprocessing=preprocessing,
         )
         (gateway := hospital.site.folder / "gateway").mkdir(exist_ok=True, mode=0o700)
-        (gateway / "schemas").symlink_to(_schemas())  # each takes seconds, and they do not depend on the hospital
+        (gateway / "schemas").symlink_to(_schemas())  # each takes seconds, and does not depend on the hospital
         with Rig(hospital).running() as made:
             yield made
 

@@ -28,11 +28,11 @@ Matrix = NDArray[np.float64]
 Observe = Callable[["Simulated", np.random.Generator], Matrix]
 SCALE = 0.25  # of the batch norm that holds the thresholds
 FARTHEST = 0.5  # its largest shift: thresholds lie up to two standard deviations from the mean
-_PASSING_SCALE, _PASSING_SHIFT = 0.1, 0.5  # five standard deviations pass a ReLU uncut
+_PASSING_SCALE, _PASSING_SHIFT = 0.1, 0.5  # a ReLU leaves five standard deviations unchanged
 POOL, POOL_SEED, VIEWS = 600, 9_000, 4
 SIMULATED, RIDGES = 3_000, (0.01, 0.1, 1.0, 10.0, 100.0, 1_000.0)
-_LEFT_OUT = 0.005  # of an observation's spread: what the simulation does not model
-_DIGITS = 1e-4  # of an observation's size: below it are the digits of single precision
+_LEFT_OUT = 0.005  # share of an observation's spread that the simulation does not model
+_DIGITS = 1e-4  # share of an observation's size: smaller digits are those of single precision
 
 
 # --- the network ------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ _DIGITS = 1e-4  # of an observation's size: below it are the digits of single pr
 @torch.no_grad()
 def scan_trap(study: Study, *, gates: str, bias: Sequence[float] = (0.0, 0.0)) -> SeverityNetwork:
     """Create a network with thresholds in the norm `gates` ("bn1" or "bn2") of the last block, and a head of biases
-    alone.
+    only.
     """
     network = seed_network(study)
     backbone = network.backbone
@@ -50,7 +50,7 @@ def scan_trap(study: Study, *, gates: str, bias: Sequence[float] = (0.0, 0.0)) -
     for layer in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         for block in layer:
             if block.downsample is None:
-                _silence(block.bn2)  # the block passes its input on
+                _silence(block.bn2)  # the block passes its input on unchanged
                 continue
             _silence(block.downsample[1])
             _average(block.conv1, channel=0)
@@ -100,7 +100,7 @@ def _rms(weight: Tensor) -> float:
 
 @torch.no_grad()
 def halfway(study: Study, target: SeverityNetwork) -> SeverityNetwork:
-    """Return weights between the seed's and the target's: a round may not move a tensor all the way."""
+    """Return weights between the seed's and the target's, because a round may not move a tensor the whole way."""
     network = seed_network(study)
     for weight, other in zip(network.parameters(), target.parameters(), strict=True):
         weight.add_(0.5 * (other - weight))
@@ -108,7 +108,7 @@ def halfway(study: Study, target: SeverityNetwork) -> SeverityNetwork:
 
 
 def order_of_round(study: Study, patients: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Draw the patients of each step of a round in an arbitrary order: the server does not know the site's order."""
+    """Draw the patients of each step of a round in a random order: the server does not know the site's order."""
     settings, schedule = study.training, study.schedule(1)
     epochs = [epoch_batches(patients, settings.batch_size, schedule.steps, rng) for _ in range(schedule.epochs)]
     return [index for epoch in epochs for index in epoch]
@@ -119,8 +119,9 @@ def order_of_round(study: Study, patients: int, rng: np.random.Generator) -> lis
 
 @dataclass(frozen=True)
 class Pool:
-    """Simulated patients. `measure`: of each scan without augmentation. In some augmented views of each scan: `last`,
-    the input of the gates' batch norm, and `first`, the spatial mean of the first channel of the first convolution.
+    """Simulated patients. `measure`: of each scan without augmentation. `last` and `first`: of some augmented views.
+
+    `last`: the input of the gates' batch norm. `first`: the spatial mean of the first channel of the first convolution.
     """
 
     patients: Sequence[Patient]
@@ -131,7 +132,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Simulated:
-    """A hospital with patients of a pool."""
+    """A simulated hospital with patients of a pool."""
 
     pool: Pool
     chosen: NDArray[np.int64]
@@ -139,7 +140,7 @@ class Simulated:
     severe: Matrix  # NaN where unknown
 
     def views(self, index: NDArray[np.int64], rng: np.random.Generator) -> tuple[Matrix, Matrix]:
-        """Return `last` and `first` of these patients of the hospital, each in another augmented view."""
+        """Return `last` and `first` of these patients of the hospital, each in a different augmented view."""
         view = rng.integers(VIEWS, size=len(index))
         return self.pool.last[self.chosen[index], view], self.pool.first[self.chosen[index], view]
 
@@ -208,7 +209,7 @@ class Decoder:
 
 
 def fit(observed: Matrix, counts: Matrix) -> Decoder:
-    """Fit a ridge regression. Its penalty works best at a fifth of the hospitals, which are held out."""
+    """Fit a ridge regression with the penalty that works best at a fifth of the hospitals, which are held out."""
     cut = len(observed) * 4 // 5
     mean = observed[:cut].mean(axis=0)
     spread = np.maximum(observed[:cut].std(axis=0), _DIGITS * np.maximum(np.abs(mean), 0.01))

@@ -39,8 +39,8 @@ NAME = "thresholds on the scan in the last layer, default settings"
 BINS, PATIENTS = 12, 40
 READ = (17, 18, 19, 20)
 BIASES = (-1.19, 1.19)
-RUNS = 4  # of each bias
-SEEDS = range(211, 212 + HOSPITALS)  # one more than elsewhere, because each reveals little
+RUNS = 4  # runs for each bias
+SEEDS = range(211, 212 + HOSPITALS)  # one hospital more than elsewhere, because each reveals little
 SIMULATED = 2_000
 Claim = tuple[int, bool]
 
@@ -66,7 +66,7 @@ def read(attacked: Rig, study: Study, runs: int) -> Matrix:
 def moved_head(
     before: SeverityNetwork, after: SeverityNetwork, study: Study, patients: int, round_number: int
 ) -> Matrix:
-    """Return the updates of both labels, on each threshold and on the constant, in units of one patient's usual
+    """Return the updates of both labels on each threshold and on the constant, in units of one patient's usual
     influence.
     """
 
@@ -101,7 +101,7 @@ def simulated_readings(
 
 
 def totals(hospital: Simulated) -> Matrix:
-    """Return the number of PCR-positive patients: the biases of any head reveal it, without a threshold."""
+    """Return the number of PCR-positive patients. The biases of any head reveal it, without a threshold."""
     return np.array([float(hospital.pcr.sum())])
 
 

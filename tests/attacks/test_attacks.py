@@ -1,4 +1,4 @@
-"""A fast part of `make attack`: one attack of each kind on the real gateway, and what each may learn."""
+"""A fast part of `make attack`: one attack of each kind on the real gateway, with the required result."""
 
 import logging
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def quiet_and_repeatable() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_first_attacks_are_stopped() -> None:
+def test_original_attacks_are_stopped() -> None:
     """The original messages, from before the guards existed, at one hospital."""
     with rig() as attacked:
         results = [one_step(attacked), questions.one_run(attacked)]
@@ -52,7 +52,7 @@ def test_trap_weights_are_stopped_in_a_released_study() -> None:
 
 
 @pytest.mark.slow
-def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
+def test_head_that_grows_each_round_is_stopped() -> None:
     with (
         rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked,
         pytest.raises(Refused, match="E_MODEL_DRIFT"),
@@ -61,8 +61,8 @@ def test_a_head_that_grows_from_round_to_round_is_stopped() -> None:
 
 
 @pytest.mark.slow
-def test_gates_that_training_leaves_alone_read_few_patients() -> None:
-    """Without the limit on weights, or with one order of patients for all gates, most rows would be read."""
+def test_gates_within_weight_limit_reveal_few_patients() -> None:
+    """Without the limit on weights, or with one order of patients for all gates, most rows would be revealed."""
     with rig(seed=gate.SEEDS[0], patients={"train": gate.PATIENTS, "validation": 24, "test": 40}) as attacked:
         truth = [gate.row(*patient.row) for patient in attacked.hospital.of("train")]
         claims = gate.read(attacked, released_study(), gate.BANDS[::2], gate.SHORT)
@@ -70,8 +70,8 @@ def test_gates_that_training_leaves_alone_read_few_patients() -> None:
 
 
 @pytest.mark.slow
-def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
-    """These weights are accepted some rounds later; `scan_trap` and `moments` measure what they reveal then."""
+def test_thresholds_on_scan_are_stopped_in_second_round() -> None:
+    """These weights are accepted some rounds later. `scan_trap` and `moments` measure what they reveal then."""
     study = released_study()
     with rig() as attacked:
         attacked.must("train", study, seed_network(study), round_number=1)
@@ -82,16 +82,16 @@ def test_thresholds_on_the_scan_are_stopped_in_the_second_round() -> None:
 
 
 @pytest.mark.slow
-def test_thresholds_on_the_scan_follow_the_size_of_the_lungs() -> None:
-    """Control: otherwise the attacks on these figures would show nothing."""
+def test_thresholds_on_scan_follow_lung_size() -> None:
+    """Control: otherwise the attacks on these figures would prove nothing."""
     pool = scan.make_pool(scan.scan_trap(released_study(), gates="bn2"), gates="bn2")
     assert np.corrcoef(pool.last.mean(axis=1), pool.measure)[0, 1] > 0.9
     assert np.corrcoef(pool.first.mean(axis=1), pool.measure)[0, 1] > 0.9
 
 
 @pytest.mark.slow
-def test_invented_calibrations_put_thresholds_where_the_server_wants_them() -> None:
-    """A known limit, at one hospital. Control: otherwise the attack with more questions would show nothing."""
+def test_invented_calibrations_let_the_server_set_thresholds() -> None:
+    """A known limit, at one hospital. Control: otherwise the attack with more questions would prove nothing."""
     study = released_study()
     (probe,) = invented.draw_probes(study, 1)
     with rig(seed=invented.SEEDS[0], patients=invented.PATIENTS) as attacked:
@@ -103,9 +103,10 @@ def test_invented_calibrations_put_thresholds_where_the_server_wants_them() -> N
     assert invented.misses([answer], invented.counts_of(truth)) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_known_scan_changes_the_reported_distances_little() -> None:
-    """The mean is next to the scan's own appearance. Without a minimum distance the figures revealed whether the scan
-    is there.
+def test_known_scan_changes_reported_distances_little() -> None:
+    """The mean is close to the scan's own appearance features.
+
+    Without a minimum distance, the figures would reveal whether the scan is among the patients.
     """
     decoder = typical.Decoder.fitted(beside=0)
     patients = typical.pool()[:48]
@@ -122,7 +123,7 @@ def test_a_known_scan_changes_the_reported_distances_little() -> None:
 
 
 @pytest.mark.slow
-def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
+def test_thresholds_by_place_are_stopped_at_any_speed() -> None:
     study = released_study()
     made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
     with rig() as attacked:
@@ -132,9 +133,10 @@ def test_thresholds_by_place_are_stopped_however_slowly_they_come() -> None:
 
 
 @pytest.mark.slow
-def test_thresholds_by_place_depend_little_on_the_other_patients_of_a_batch() -> None:
-    """Control: otherwise batch norm would make the thresholds relative to the other patients, and the attack would show
-    nothing.
+def test_thresholds_by_place_depend_little_on_other_patients_of_a_batch() -> None:
+    """Control: otherwise batch norm would make the thresholds relative to the other patients.
+
+    The attack would then prove nothing.
     """
     study = released_study(preprocessing=picture.PREPROCESSING)
     made = imprint(study, np.full(seed_network(study).features, 2.0), head=picture.HEAD)
@@ -144,7 +146,7 @@ def test_thresholds_by_place_depend_little_on_the_other_patients_of_a_batch() ->
     assert np.corrcoef(alone, mixed)[0, 1] > 0.9
 
 
-def test_a_decoder_reads_what_an_observation_tells() -> None:
+def test_decoder_gain_is_high_only_for_informative_observations() -> None:
     rng = np.random.default_rng(1)
     counts = rng.multinomial(40, np.full(24, 1 / 24), size=1_000).astype(np.float64)
     decoder = scan.fit(counts @ rng.normal(size=(24, 60)), counts)
@@ -153,7 +155,7 @@ def test_a_decoder_reads_what_an_observation_tells() -> None:
     assert blind.gain < 0.05
 
 
-def test_a_chance_baseline_takes_guesses_away() -> None:
+def test_right_guesses_do_not_count_as_learnt() -> None:
     rng = np.random.default_rng(1)
     guesses = from_matrix(rng.integers(20, 30, (5, 5)), claimed=200, of=200)
     assert not guesses.is_learnt
@@ -162,12 +164,12 @@ def test_a_chance_baseline_takes_guesses_away() -> None:
     assert (known.right, known.by_chance) == (150, 100)
 
 
-def test_each_claim_counts_once() -> None:
+def test_each_true_row_counts_once() -> None:
     found = score([["a", "a", "b"], ["c"]], [["a", "b"], ["b"]])
     assert (found.right, found.wrong, found.of) == (2, 2, 3)
 
 
-def test_what_is_learnt_and_not_named_fails() -> None:
+def test_successful_attack_that_is_not_a_known_limit_fails() -> None:
     new = Result("a new attack", "everything", "names", 1, 0, 1)
     name = next(iter(KNOWN))
     old = Result(name, "a study", "rows", 1, 0, 1)
@@ -176,7 +178,7 @@ def test_what_is_learnt_and_not_named_fails() -> None:
     assert KNOWN[name] in table([old])
 
 
-def test_the_page_has_a_table_of_all_known_limits() -> None:
+def test_page_has_table_of_all_known_limits() -> None:
     page = PAGE.read_text(encoding="utf-8")
     written = page.partition(BEGIN)[2].partition(END)[0]
     assert all(name in written and reason in written for name, reason in KNOWN.items())

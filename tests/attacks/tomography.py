@@ -1,4 +1,4 @@
-"""Known order: the same weights again and again, and a system of equations for every patient.
+"""Known order: the same weights in many rounds give a system of equations for every patient.
 
 If the order of patients follows from the study's seed and the round's number, the server knows which patient is in
 which batch and how much each patient's gradient counts in a round. With a small learning rate, the change in a round is
@@ -40,7 +40,7 @@ def ask_all(attacked: Rig, study: Study, model: SeverityNetwork) -> dict[int, An
 
 
 def rows(study: Study, model: SeverityNetwork, answers: dict[int, Answer]) -> list[tuple[int, str, bool]]:
-    """Return age, sex and PCR of each place in the order, from the changes of the head's weights on age and sex."""
+    """Return age, sex and PCR for each position in the order, from the changes of the head's weights on age and sex."""
     patients = int(next(iter(answers.values())).metrics["num-examples"])
     weights = np.stack([influence(study, patients, number) for number in answers])
     moved = np.stack([_moved_head(study, model, answer, number) for number, answer in answers.items()])
@@ -50,7 +50,7 @@ def rows(study: Study, model: SeverityNetwork, answers: dict[int, Answer]) -> li
 
 
 def _moved_head(study: Study, model: SeverityNetwork, answer: Answer, round_number: int) -> Matrix:
-    """Return the first label's gradient, on the units of age and sex and on the constant; without the weight decay."""
+    """Return the first label's gradient on the units of age and sex and on the constant, without the weight decay."""
     after = answer.network(study)
 
     def of(network: SeverityNetwork) -> Matrix:
@@ -63,7 +63,9 @@ def _moved_head(study: Study, model: SeverityNetwork, answer: Answer, round_numb
 
 
 def _decay(study: Study, patients: int, round_number: int) -> float:
-    """Return the share by which a weight shrinks in a round. A gradient of one in each step moves it by as much."""
+    """Return the share by which a weight shrinks in a round. A gradient of one in each step changes it by the same
+    amount.
+    """
     return float(influence(study, patients, round_number).sum() * 2 * study.training.weight_decay)
 
 
@@ -98,7 +100,7 @@ def from_the_head(attacked: Rig, study: Study, name: str) -> Result:
 
 
 def mean_influence(study: Study, patients: int, round_number: int) -> Matrix:
-    """Return how much of each patient is in a running mean after a round."""
+    """Return the weight of each patient in a running mean after a round."""
     schedule, kept = study.schedule(round_number), np.zeros(patients)
     for epoch in range(schedule.epochs):
         rng = np.random.default_rng((study.study.seed, schedule.first_epoch + epoch))
@@ -121,7 +123,7 @@ def from_running_means(attacked: Rig, study: Study, name: str) -> Result:
         return Result(name, ADVERSARY, what, 0, 0, len(truth), refused.code)
     weights = np.stack([mean_influence(study, len(truth), number) for number in answers])
     means = np.stack([answer.buffers["batch_norm.running_mean"][:4] for answer in answers.values()])
-    solved, *_ = np.linalg.lstsq(weights, means.astype(np.float64), rcond=None)  # running means begin at zero
+    solved, *_ = np.linalg.lstsq(weights, means.astype(np.float64), rcond=None)  # running means start at zero
     with torch.no_grad():
         scans = torch.from_numpy(np.stack([patient.tensor for patient in truth])).float()
         true = model.backbone.conv1(scans).mean(dim=(2, 3, 4)).double().numpy()

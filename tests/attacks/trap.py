@@ -1,7 +1,7 @@
-"""Trap weights: a first layer of thresholds of age and sex, whose biases move with the patients above each threshold.
+"""Trap weights: a first layer of thresholds of age and sex. Its biases move with the patients above each threshold.
 
 The gradient of a bias is the sum of head weight times (probability - label) over the patients whose unit is active. Two
-adjacent thresholds differ by the patients between them: those of one age and one sex.
+adjacent thresholds differ by the patients between them, that is, those of one age and one sex.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from tests.attacks.result import Result, compare
 from tests.attacks.rig import Refused, Rig, any_study, rig, seed_network
 
 AGES = range(18, 105)
-SEX_STEP = 120  # added to a man's age, so that one number encodes both
+SEX_STEP = 120  # added to the age of men, so that one number encodes both
 PROBABILITIES = (0.37, 0.413)  # for both labels, everywhere: sums of (p - label) then reveal the number of patients
 ADVERSARY = "the study's settings, first weights and round number"
 
@@ -63,7 +63,7 @@ def trap_network(study: Study, thresholds: Sequence[float], trap: Trap) -> Sever
 
 @torch.no_grad()
 def blind(network: SeverityNetwork) -> None:
-    """Set the backbone's output to zero for every scan, and keep its weights from moving."""
+    """Set the backbone's output to zero for every scan, and prevent its weights from moving."""
     blocks = [block for layer in (network.backbone.layer1, network.backbone.layer4) for block in layer]
     last = blocks[-1]
     for norm in (last.bn2, last.downsample[1] if last.downsample is not None else None):
@@ -104,12 +104,14 @@ def one_step(attacked: Rig) -> Result:
 
 
 Row = tuple[int, str, bool, bool | None]
-_MOST = 4  # patients of one age and sex
-_TOLERANCE = 2e-3  # of the sum for one patient
+_MOST = 4  # the largest number of patients of one age and sex
+_TOLERANCE = 2e-3  # relative to the sum for one patient
 
 
 def decode(sums: NDArray[np.float64], patients: int, trap: Trap) -> list[Row]:
-    """Return rows from the sums of each age and sex; the number with a known severity is the one that fits best."""
+    """Return rows from the sums of each age and sex. The number of patients with a known severity is the one that fits
+    best.
+    """
     best = min(range(1, patients + 1), key=lambda known: _misfit(sums, _cells(patients, known, trap)[1]))
     cells, values = _cells(patients, best, trap)
     rows: list[Row] = []
@@ -145,10 +147,10 @@ def _sum_of(pcr: bool, severe: bool | None, patients: int, known: int, trap: Tra
 
 
 def influence(study: Study, patients: int, round_number: int) -> NDArray[np.float64]:
-    """Return how much a patient's gradient moves a weight in a round, for each place in the cohort's order.
+    """Return how much a patient's gradient moves a weight in a round, for each position in the cohort's order.
 
     The order of patients and the learning rate follow only from the study's seed and the round's number, so the server
-    knows them. For PCR, which is known for all patients.
+    knows them. This is for PCR, which is known for all patients.
     """
     settings, schedule = study.training, study.schedule(round_number)
     moved = np.zeros(patients)
@@ -170,7 +172,7 @@ def influence(study: Study, patients: int, round_number: int) -> NDArray[np.floa
 def many_steps(attacked: Rig, study: Study, *, name: str, rounds: Sequence[int]) -> Result:
     """Use few units and usual batches, with such a small learning rate that all steps add up.
 
-    The thresholds cover all ages, some at a time; each message is sent with several round numbers, in which the same
+    The thresholds cover all ages, a few at a time. Each message is sent with several round numbers, in which the same
     patients have different weights.
     """
     truth = attacked.hospital.of("train")
@@ -191,7 +193,7 @@ def many_steps(attacked: Rig, study: Study, *, name: str, rounds: Sequence[int])
 def _sums(
     attacked: Rig, study: Study, some: Sequence[int], round_number: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the influence of each place in the order, and the sum of each cell."""
+    """Return the influence of each position in the order, and the sum of each cell."""
     weights = influence(study, len(attacked.hospital.of("train")), round_number)
     slope = 1e-6
     head = slope / weights.sum()  # so that no bias moves by half a year
@@ -202,9 +204,10 @@ def _sums(
 
 
 def decode_places(values: NDArray[np.float64], weights: NDArray[np.float64]) -> list[bool]:
-    """Return the labels of the patients in a cell, from their sums in some rounds; none if they are ambiguous.
+    """Return the labels of the patients in a cell, from their sums in some rounds; an empty result if they are
+    ambiguous.
 
-    `weights`: of each place in the order, shape (rounds, patients).
+    `weights`: of each position in the order, shape (rounds, patients).
     """
     unit, p = weights.mean(), PROBABILITIES[0]
     if np.abs(values).max() < 0.05 * unit:
@@ -220,7 +223,7 @@ def decode_places(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     return list(guesses.pop()) if len(guesses) == 1 else []
 
 
-_NOISE = 0.01  # of a patient's mean influence: the rounding error of a bias in single precision
+_NOISE = 0.01  # share of a patient's mean influence: the rounding error of a bias in single precision
 
 
 def attacks() -> Iterator[Result]:

@@ -1,9 +1,10 @@
-"""Chosen typical appearance: one calibration reveals whether a known scan is among the validation patients.
+"""A chosen typical appearance: one calibration reveals whether a known scan is among the validation patients.
 
-`evaluate.calibrate` sends a mean and a variance of appearance features, and the hospital returns mean and standard
-deviation of the logarithms of its patients' distances from them. If a server uses the features of a scan that it has as
-the mean, that patient has the distance 0, if present. The server may also ask with means beside that scan, each about
-another model, and compare. The decoder is fitted to simulated hospitals, with the figures as the release reports them.
+`evaluate.calibrate` sends a mean and a variance of appearance features. The hospital returns mean and standard
+deviation of the logarithms of its patients' distances from them. If a server has a scan and sends its features as the
+mean, that patient has the distance 0, if present. The server may also send means beside that scan, each about another
+model, and compare the answers. The decoder is fitted to simulated hospitals, with the figures as the release reports
+them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ SCANS = 10  # the number of scans asked about at each hospital
 VALIDATION = 24
 BESIDE = 4
 _AWAY = 0.7  # standard deviations, in each feature
-_NEAR = 1e-3  # at distance 0 exactly, a standard deviation would be out of range, and the reply would be refused
+_NEAR = 1e-3  # at distance 0 the standard deviation would be out of range, and the reply would be refused
 _POOL_SEED, _POOL, _SIMULATED = 9_100, 300, 1_500
 Vector = NDArray[np.float64]
 Appearance = NDArray[np.float32]
@@ -49,7 +50,7 @@ def pool() -> Appearance:
 
 
 def means(known: Appearance, beside: int) -> list[Appearance]:
-    """Return the scan's own features, or almost, and then pairs on either side of them; all in float32."""
+    """Return the scan's own features, almost exactly, and then pairs on either side of them; all in float32."""
     rng, spread = np.random.default_rng(_POOL_SEED), pool().std(axis=0)
     found: list[Appearance] = [known + np.float32(_NEAR) * spread]
     for _ in range(beside // 2):
@@ -67,7 +68,7 @@ def observed(figures: Sequence[tuple[float, float]]) -> Vector:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A linear function of the observation: above 0.5 the scan is among the patients."""
+    """A linear function of the observation. A value above 0.5 means that the scan is among the patients."""
 
     weights: Vector
 
@@ -94,7 +95,7 @@ def figures_at(patients: Appearance, mean: Appearance) -> tuple[float, float]:
 
 
 def _reported(name: str, figures: dict[str, float]) -> float:
-    """Return the figure as it leaves; a figure that the hospital would not report is at the end of its range."""
+    """Return the figure as it is sent. A figure that the hospital would not report is set to the end of its range."""
     figure = FIGURES["evaluate.calibrate"][name]
     assert isinstance(figure.grid, Step)
     return figure.grid.rounded(min(max(figures.get(name, figure.high), figure.low), figure.high))
@@ -115,7 +116,7 @@ def ask(attacked: Rig, known: Appearance, beside: int) -> Vector:
 
 
 def known_scans(attacked: Rig, seed: int, scans: int) -> list[tuple[Patient, bool]]:
-    """Return patients whose scan the server has, each with whether it is a validation patient here."""
+    """Return patients whose scan the server has, each with whether it is a validation patient of this hospital."""
     rng = np.random.default_rng(seed)
     here, strangers = attacked.hospital.of("validation"), draw_patients(1000 + seed, {"validation": scans})
     return [(here[n] if is_there else strangers[n], is_there) for n, is_there in enumerate(rng.random(scans) < 0.5)]

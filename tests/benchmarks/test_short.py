@@ -1,4 +1,4 @@
-"""The short form of the benchmarks tells a ratio that has become worse, in either direction, and no other."""
+"""The short benchmark run reports a ratio only if it became worse in the direction of its goal."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its modules are a folder of scripts, found only from there."""
+    """Put the benchmarks folder on `sys.path`: it is a folder of scripts, not a package."""
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
 
 
@@ -22,11 +22,11 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("at most 1.05", 1.02, 1.6, False),
         ("at most 1.05", 1.02, 0.2, True),
         ("at least 0.8", 1.4, 1.0, True),
-        ("at least 0.8", 1.4, 0.3, False),  # as it was before headers were compared
+        ("at least 0.8", 1.4, 0.3, False),  # the ratio before headers were compared
         ("at least 0.8", 1.4, 9.0, True),
     ],
 )
-def test_worse_in_the_direction_of_the_goal(target: str, committed: float, now: float, is_kept: bool):
+def test_ratio_is_worse_only_in_the_direction_of_its_goal(target: str, committed: float, now: float, is_kept: bool):
     from common import Figure
     from short import hold
 
@@ -37,7 +37,7 @@ def test_worse_in_the_direction_of_the_goal(target: str, committed: float, now: 
 
 
 @pytest.mark.usefixtures("benchmarks")
-def test_a_figure_without_a_goal_is_not_held_and_one_never_committed_is_told():
+def test_figure_without_goal_is_skipped_and_uncommitted_figure_raises():
     from common import Figure
     from short import hold
 

@@ -1,1 +1,1 @@
-"""The canary proof: what is planted at a site is looked for in every byte that leaves it. See docs/canary.md."""
+"""The canary proof: plant data at a site, and search every byte that leaves the site for it. See docs/canary.md."""

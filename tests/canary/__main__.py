@@ -1,4 +1,7 @@
-"""`python -m tests.canary`: the whole proof, some minutes; its tables go to docs/canary.md. 1 if anything failed."""
+"""`python -m tests.canary`: run the whole proof (some minutes) and write its tables into docs/canary.md.
+
+The exit status is 1 if anything failed.
+"""
 
 import signal
 import sys
@@ -13,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "canary.md"
 
 
 def main() -> int:
-    # The nodes are ended by Ctrl-C, which a shell's background job and all that it starts would ignore.
+    # The proof stops the nodes with SIGINT. A background job of a shell ignores SIGINT, and so do its child processes.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if why := Cable.why_not():
         sys.stdout.write(f"The proof cannot be run here: {why}.\n")

@@ -1,4 +1,4 @@
-"""A site's only cable: two network namespaces, joined by a pair of interfaces, and nothing else leads out of either."""
+"""The only network link of a site: two network namespaces, joined by a pair of interfaces and to nothing else."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ from typing import Self
 from tests.canary.capture import READY
 
 SERVER, SITE = "10.77.0.1", "10.77.0.2"
-_ALL_NETWORKS = Path("/etc/netns")  # ip-netns(8): files here lie over those of /etc inside
+_ALL_NETWORKS = Path("/etc/netns")  # ip-netns(8): files in this folder replace those of /etc inside the namespace
 
 
 class Tap:
-    """A capture of all that passes, at the server's end, in a process of its own."""
+    """A packet capture of the link. It runs in a separate process at the server's end."""
 
     def __init__(self, cable: "Cable", file: Path) -> None:
         self.file = file
@@ -28,7 +28,7 @@ class Tap:
         assert self._process.stdout and self._process.stdout.readline().strip() == READY
 
     def stop(self) -> int:
-        """End the capture; how many frames are missing in it."""
+        """Stop the capture and return the number of frames that it missed."""
         self._process.terminate()
         output, _ = self._process.communicate(timeout=60)
         assert self._process.returncode == 0, output
@@ -36,14 +36,14 @@ class Tap:
 
 
 class Cable:
-    """The namespaces and the cable between them, while the block lasts."""
+    """Context manager: create the two namespaces and the link between them."""
 
     def __init__(self) -> None:
         self._server, self._site = (f"canary-{os.getpid()}-{end}" for end in ("server", "site"))
 
     @staticmethod
     def why_not() -> str:
-        """Why the proof cannot be run here; empty if it can."""
+        """Return why the proof cannot run on this machine, or "" if it can."""
         if os.geteuid() != 0:
             return "only root may make network namespaces"
         if shutil.which("ip") is None:
@@ -63,7 +63,7 @@ class Cable:
             _ip("-n", name, "link", "set", "cable", "up")
         names = _ALL_NETWORKS / self._site
         names.mkdir(parents=True, exist_ok=True)
-        # A name server at the far end, where nobody answers: what is asked is seen on the cable.
+        # A name server at the far end that never answers: DNS queries are then visible on the link.
         (names / "resolv.conf").write_text(f"nameserver {SERVER}\noptions timeout:1 attempts:1\n")
         return self
 
@@ -75,15 +75,15 @@ class Cable:
             _ip("netns", "delete", name)
 
     def at_server(self, *command: str) -> list[str]:
-        """The command, to be run at the server's end."""
+        """Return the command that runs `command` at the server's end."""
         return ["ip", "netns", "exec", self._server, *command]
 
     def at_site(self, *command: str) -> list[str]:
-        """The command, to be run at the site's end."""
+        """Return the command that runs `command` at the site's end."""
         return ["ip", "netns", "exec", self._site, *command]
 
     def site_address(self) -> bytes:
-        """The hardware address of the site's interface."""
+        """Return the hardware (MAC) address of the site's interface."""
         shown = _ip("-n", self._site, "-brief", "link", "show", "cable")
         return bytes.fromhex(shown.split()[2].replace(":", ""))
 

@@ -1,8 +1,8 @@
-"""Every frame on an interface, as a pcap file.
+"""Record every frame of a network interface in a pcap file.
 
-`python -m tests.canary.capture INTERFACE FILE` captures until SIGTERM and prints how many frames the kernel dropped.
-It runs in the network namespace at the far end of the site's only cable, so that nothing at the site can keep a frame
-from it. The file's format is libpcap's (draft-ietf-opsawg-pcap), which Wireshark reads.
+`python -m tests.canary.capture INTERFACE FILE` captures until SIGTERM and prints how many frames the kernel dropped. It
+runs in the network namespace at the far end of the site's only link, so nothing at the site can hide a frame from it.
+The file format is that of libpcap (draft-ietf-opsawg-pcap), which Wireshark reads.
 """
 
 import signal
@@ -23,7 +23,7 @@ READY = "capturing"
 
 
 def capture(interface: str, path: Path) -> int:
-    """Write all frames to `path` until SIGTERM; returns how many the kernel had to drop."""
+    """Write all frames to `path` until SIGTERM. Return the number of frames that the kernel dropped."""
     ended = False
 
     def end(_signal: int, _frame: FrameType | None) -> None:
@@ -55,7 +55,7 @@ def capture(interface: str, path: Path) -> int:
 
 
 def read_frames(path: Path) -> Iterator[bytes]:
-    """The frames of a pcap file of ours."""
+    """Return the frames of a pcap file that `capture` wrote."""
     data = path.read_bytes()
     if not data.startswith(MAGIC):
         raise ValueError("not a capture of ours")

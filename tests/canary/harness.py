@@ -1,4 +1,4 @@
-"""A federation whose first hospital is watched: real processes, one cable, and all that goes over it."""
+"""A federation with one watched hospital: real processes, one network link, and a capture of all its traffic."""
 
 import json
 import os
@@ -23,9 +23,9 @@ from tests.canary.tls import read_secrets
 from tests.canary.traffic import Outgoing, outgoing
 from tests.e2e.conftest import FEDTHORAX, Command
 
-INGRESS, ELSEWHERE = 8443, 9999  # ports on the server: its ingress, and one to which a leak connects
+INGRESS, ELSEWHERE = 8443, 9999  # ports of the server: its ingress, and one to which a leak connects
 WATCHED, OTHER = "north", "south"
-_SECONDS_A_RUN, _SECONDS_A_ROUND = 400, 150  # on a machine that has much else to do
+_SECONDS_A_RUN, _SECONDS_A_ROUND = 400, 150  # time limits for a machine under load
 _HOME = Path(__file__).parents[2]
 _STUDY = """
 [study]
@@ -46,9 +46,9 @@ widen_factor = 0.125
 
 @dataclass
 class Trial:
-    """One stretch of the watched site's life, from its node's start to its end, and what left meanwhile.
+    """A time span from the start of the watched site's node to its end, with what left the site in that time.
 
-    `rounds`: for each round, the code for which the site was refused in it, or "" if its reply was accepted.
+    `rounds`: for each round, the code with which the site was refused, or "" if its reply was accepted.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Trial:
 
 
 class Running(Command):
-    """A command at one end of the cable."""
+    """A running command at one end of the link."""
 
     def __init__(self, log: Path, command: Sequence[str], environment: dict[str, str]) -> None:
         self.log = log
@@ -69,9 +69,9 @@ class Running(Command):
 
 
 class Watched:
-    """A server, a site that is watched and another that is not, while the block lasts.
+    """Context manager: a server, a watched site and another site that is not watched.
 
-    Every patient of the watched site is planted. Those that `leaks` will take are the first ones, one for each.
+    The data of every patient of the watched site is planted. Each of `leaks` takes one of the first patients.
     """
 
     def __init__(self, folder: Path, *, patients: int, leaks: Sequence[str], sandbox: bool = True) -> None:
@@ -103,10 +103,10 @@ class Watched:
     ) -> None:
         self._stack.close()
 
-    # --- what is there beforehand -------------------------------------------------------------------------
+    # --- preparation --------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Hospitals, sites and a server in their folders; what the leaks may take; the scanner."""
+        """Create the folders of hospitals, sites and server, the data that the leaks may take, and the scanner."""
         north, south = make_hospitals(self.folder / "hospitals", patients=[self._patients, 8], seed=5, defects=False)
         self.patients = rename(north, seed=5)
         for hospital in (north, south):
@@ -121,7 +121,7 @@ class Watched:
         self._run([FEDTHORAX, "server", "init", str(self.server), "--host", SERVER, "--port", str(INGRESS)])
         site = Site.open(self.site)
         self.patients = with_tensors(site, self.patients)
-        assert len(self.patients) >= len(self.leaks), "a leak has no patient to take"
+        assert len(self.patients) >= len(self.leaks), "there are fewer patients than leaks"
         self.keys = [*self.leaks, *(f"patient {k}" for k in range(len(self.leaks) + 1, len(self.patients) + 1))]
         self.planted = [
             each for key, patient in zip(self.keys, self.patients, strict=True) for each in planted(site, patient, key)
@@ -146,14 +146,14 @@ class Watched:
         }
 
     def drops(self, number: int) -> list[Path]:
-        """Where the leak of this number tries to leave a file."""
+        """Return the paths to which the leak of this number tries to write a file."""
         name = f"canary-{os.getpid()}-{number}"
         return [folder / name for folder in (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), self.folder, self.site)]
 
     # --- processes ----------------------------------------------------------------------------------------
 
     def _environment(self, end: str) -> dict[str, str]:
-        """Only the watched site's processes write down the secrets of their TLS connections."""
+        """Return the environment. Only processes of the watched site log the secrets of their TLS connections."""
         return {**os.environ} | ({"SSLKEYLOGFILE": str(self._secrets)} if end == WATCHED else {})
 
     def _at(self, end: str, *command: str) -> list[str]:
@@ -169,7 +169,7 @@ class Watched:
         return running
 
     def _listen_elsewhere(self) -> None:
-        """Somebody who takes what a leak sends past the server, so that nothing but the sandbox can stop it."""
+        """Listen on a second port and accept what a leak sends past the ingress, which only the sandbox can stop."""
         empty = self.folder / "elsewhere"
         empty.mkdir()
         where = [str(ELSEWHERE), "--bind", SERVER, "--directory", str(empty)]
@@ -197,7 +197,7 @@ class Watched:
 
     @contextmanager
     def watch(self, name: str) -> Iterator[Trial]:
-        """Capture all that goes over the cable while the block lasts, and look through it then."""
+        """Context manager: capture the traffic of the link, and scan it at the end."""
         trial = Trial(name)
         tap = Tap(self.cable, self.folder / f"{name.replace(' ', '-')}.pcap")
         try:
@@ -214,14 +214,14 @@ class Watched:
         trial.hits = sorted(found)
 
     def join(self) -> Trial:
-        """The watched site joins the study."""
+        """Enrol the watched site in the study."""
         with self.watch("joining") as trial:
             self._join(WATCHED)
         return trial
 
     @contextmanager
     def node(self) -> Iterator[Running]:
-        """The watched site's node while the block lasts."""
+        """Context manager: run the node of the watched site."""
         node = self._start("node", "start", self.site, end=WATCHED)
         try:
             node.wait_for("is online", seconds=120)
@@ -230,7 +230,7 @@ class Watched:
             node.interrupt()
 
     def study(self, rounds: int, *, app: Path | None = None) -> Running:
-        """Start a study; with `app` in place of our own."""
+        """Start a study. `app`: the app to run instead of the released one."""
         path = self.folder / "study.toml"
         path.write_text(_STUDY.format(rounds=rounds))
         for name in (WATCHED, OTHER):
@@ -241,20 +241,20 @@ class Watched:
         return self._start_command(command)
 
     def finish(self, run: Running, trial: Trial, rounds: int) -> None:
-        """Wait for the study's end; return the result of the watched site in each round."""
+        """Wait for the end of the study. Return the result of the watched site in each round."""
         assert run.wait(seconds=_SECONDS_A_RUN + _SECONDS_A_ROUND * rounds) == 0, run.text()
         name = run.wait_for(r"canary-[0-9a-f]{8}", seconds=1)
         history = json.loads((self.server / "runs" / name / "history.json").read_text())
         trial.rounds += [entry["refused"].get(WATCHED, "") for entry in history if "round" in entry]
 
     def clean(self, rounds: int) -> Trial:
-        """Our own app, and nothing goes wrong."""
+        """Trial: the released app runs without errors."""
         with self.watch("clean run") as trial, self.node():
             self.finish(self.study(rounds), trial, rounds)
         return trial
 
     def _wait_until_missed(self) -> None:
-        """Wait until the server knows that the watched site's node is gone; before, it lets no other in."""
+        """Wait until the server knows that the watched site's node is gone. Until then it refuses another node."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             sites = json.loads(self._ok("server", "sites", self.server, "--json"))
@@ -264,13 +264,13 @@ class Watched:
         raise AssertionError("the server still takes the killed node for present")
 
     def refused(self) -> Trial:
-        """An app that leaks, and that nobody has approved."""
+        """Trial: an app that leaks data and that the site has not approved."""
         with self.watch("refused run") as trial, self.node():
             self.finish(self.study(1, app=self.app), trial, 1)
         return trial
 
     def crash(self) -> Trial:
-        """A scan is damaged, so that our own app raises; then the whole node is killed, and started again."""
+        """Trial: a damaged scan makes the released app raise; then the whole node is killed and started again."""
         tensors = [self.site / "cohort" / "tensors" / patient.tensor for patient in self.patients]
         whole = [tensor.read_bytes() for tensor in tensors]
         for tensor, content in zip(tensors, whole, strict=True):
@@ -290,17 +290,17 @@ class Watched:
         return trial
 
     def approve(self, name: str = WATCHED) -> None:
-        """Let the app that leaks run at a site."""
+        """Approve the leaking app at a site."""
         self._ok("node", "approve", self.folder / "sites" / name, self.app, "--yes", end=name)
 
     def leak(self, name: str = "leaks") -> Trial:
-        """The app that leaks, approved: one leak each round."""
+        """Trial: the leaking app is approved, and tries one leak in each round."""
         with self.watch(name) as trial, self.node():
             self.finish(self.study(len(self.leaks), app=self.app), trial, len(self.leaks))
         return trial
 
     def source(self) -> bytes:
-        """The site's own files, joined: of the hospital's those that hold what is planted, and the cohort."""
+        """Return the site's own data, joined: the hospital's files that hold planted data, and the cohort."""
         hospital = self.folder / "hospitals" / WATCHED
         files = [*(patient.scan for patient in self.patients), *hospital.glob("*.csv")]
         files += [path for path in (self.site / "cohort").rglob("*") if path.is_file()]

@@ -1,7 +1,7 @@
-"""What bytes hold in another writing: compressed streams, hex, base64, percent signs, decimal numbers.
+"""Decode encoded data inside bytes: compressed streams, hex, base64, percent encoding, decimal numbers.
 
-Every function takes bytes and yields what it could read out of them, wherever it began. Reading too much costs time
-and no false alarm: what comes out is searched like everything else.
+Every function takes bytes and yields what it could decode, from any start. Decoding too much costs time but causes no
+false alarm, because the result is searched like everything else.
 """
 
 import base64
@@ -16,10 +16,10 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_STREAM = 64 << 20  # bytes read out of one compressed stream
+MAX_STREAM = 64 << 20  # largest size that is read out of one compressed stream
 _MIN_OUTPUT = 8
 _CHUNK = 512
-_LZMA_MEMORY = 256 << 20  # the default settings take 9 MB, and the largest preset 65 MB
+_LZMA_MEMORY = 256 << 20  # bytes; the default preset needs 9 MB and the largest preset 65 MB
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{12,}(?:\r?\n[A-Za-z0-9+/_-]{4,})*")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _HEX = re.compile(rb"[0-9A-Fa-fx\\ :,-]{16,}")
@@ -29,26 +29,26 @@ _DECIMALS = re.compile(rb"[-+0-9.eE,; \t\r\n]{24,}")
 _MAGIC: dict[bytes, Callable[[], Any]] = {
     b"BZh": bz2.BZ2Decompressor,
     b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
-    b"\x5d\x00\x00": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),  # .lzma with its usual settings
+    b"\x5d\x00\x00": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),  # .lzma with its default settings
 }
 
 
 class TooMuch(Exception):
-    """A stream is larger than is read here: what it holds is not known."""
+    """A stream exceeds the size limit, so its content is unknown."""
 
 
 def unpack(data: bytes) -> dict[str, bytes]:
-    """All that could be read out of `data`, by kind of writing; readings of one kind are joined by zero bytes.
+    """Return everything decoded from `data`, by encoding. The results of one encoding are joined by zero bytes.
 
     Raises TooMuch.
     """
-    # Bytes that only look compressed give the same nonsense over and over; once is enough to search it.
+    # Bytes that only look compressed give the same meaningless result many times. It is searched once.
     found = {kind: (b"\0" * 16).join(dict.fromkeys(read(data))) for kind, read in READERS.items()}
     return {kind: content for kind, content in found.items() if content}
 
 
 def from_base64(data: bytes) -> Iterator[bytes]:
-    """Runs of either alphabet, from each of their first four characters on: where the text began is not known."""
+    """Decode runs of either alphabet, from each of their first four characters: the text's start is unknown."""
     for run in _BASE64.finditer(data):
         digits = run[0].translate(_URL_SAFE, b"\r\n")
         for start in range(4):
@@ -58,7 +58,7 @@ def from_base64(data: bytes) -> Iterator[bytes]:
 
 
 def from_hex(data: bytes) -> Iterator[bytes]:
-    """Runs of hex digits, also as 0x53, \\x53, 53:4d and 53 4d; from the first and the second digit on."""
+    """Decode runs of hex digits, also as 0x53, \\x53, 53:4d and 53 4d, from the first and from the second digit."""
     for run in _HEX.finditer(data):
         digits = _HEX_SIGNS.sub(b"", run[0])
         for start in (0, 1):
@@ -68,14 +68,14 @@ def from_hex(data: bytes) -> Iterator[bytes]:
 
 
 def from_percent(data: bytes) -> Iterator[bytes]:
-    """Runs without blanks that hold percent signs, as in an address."""
+    """Decode runs without spaces that contain percent signs, as in a URL."""
     for run in _PRINTABLE.finditer(data):
         if b"%" in run[0]:
             yield unquote_to_bytes(run[0])
 
 
 def from_decimals(data: bytes) -> Iterator[bytes]:
-    """Lists of decimal numbers: as float64, and as bytes where all are whole numbers from 0 to 255."""
+    """Decode lists of decimal numbers: as float64, and as bytes if all are integers from 0 to 255."""
     for run in _DECIMALS.finditer(data):
         numbers = []
         for word in re.split(rb"[,; \t\r\n]+", run[0]):
@@ -92,7 +92,7 @@ def from_decimals(data: bytes) -> Iterator[bytes]:
 
 
 def from_deflate(data: bytes) -> Iterator[bytes]:
-    """Deflate streams that begin at any byte, and with them those in zlib, gzip, zip and PNG."""
+    """Decompress deflate streams at any byte offset. zlib, gzip, zip and PNG contain such streams."""
     for start in deflate_starts(data):
         content = _inflate(data, start, zlib.decompressobj(-zlib.MAX_WBITS))
         if len(content) >= _MIN_OUTPUT:
@@ -100,7 +100,7 @@ def from_deflate(data: bytes) -> Iterator[bytes]:
 
 
 def from_other_compression(data: bytes) -> Iterator[bytes]:
-    """bzip2, xz and lzma, by the bytes that they begin with."""
+    """Decompress bzip2, xz and lzma, which are recognised by their first bytes."""
     for magic, make in _MAGIC.items():
         for match in re.finditer(re.escape(magic), data):
             yield _inflate(data, match.start(), make())
@@ -117,10 +117,10 @@ READERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
 
 
 def _inflate(data: bytes, start: int, reader: Any) -> bytes:
-    """What one stream holds, up to its end or the first error.
+    """Return the content of one stream, up to its end or to the first error.
 
-    Given in small pieces, so that what comes before an error is kept. A stream that is cut off counts too; what
-    only looked like one gives some bytes of nonsense.
+    The input is given in small pieces, so that the data before an error is kept. A truncated stream counts too. Bytes
+    that only look like a stream give a few meaningless bytes.
     """
     pieces, size, at = [], 0, start
     while not reader.eof and at < len(data):
@@ -137,11 +137,12 @@ def _inflate(data: bytes, start: int, reader: Any) -> bytes:
 
 
 def deflate_starts(data: bytes) -> list[int]:
-    """Where a deflate stream may begin (RFC 1951), in order.
+    """Yield the offsets at which a deflate stream may begin (RFC 1951), in order.
 
-    Told by its first block: one with codes of its own (BTYPE 2) tells itself by its code of code lengths, which is
-    complete (Kraft's sum is one); one with the fixed codes (BTYPE 1) by nothing but three bits, so it is tried if it
-    is marked as the only block, or stands behind a zlib or gzip header. Stored blocks hold what they hold in clear.
+    The first block decides. A block with dynamic Huffman codes (BTYPE 2) is recognised by its code of code lengths,
+    which is complete (Kraft's sum is one). A block with fixed codes (BTYPE 1) has only three bits to recognise it, so
+    it is tried if it is marked as the only block, or if it follows a zlib or gzip header. Stored blocks are not
+    compressed.
     """
     padded = np.frombuffer(data + b"\0" * 16, np.uint8)
     first, second = padded[: len(data)], padded[1 : len(data) + 1]
@@ -155,7 +156,7 @@ def deflate_starts(data: bytes) -> list[int]:
 
 
 def _dynamic_starts(padded: NDArray[np.uint8], size: int) -> NDArray[np.int64]:
-    """Where a block with codes of its own may begin."""
+    """Return the offsets at which a block with dynamic Huffman codes may begin."""
     first, second, third = (padded[k : size + k] for k in range(3))
     starts = np.flatnonzero(((first >> 1 & 3) == 2) & (first >> 3 <= 29) & (second & 31 <= 29))
     count = (second[starts] >> 5 | (third[starts] & 1) << 3).astype(np.int64) + 4

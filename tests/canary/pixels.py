@@ -1,13 +1,13 @@
-"""Lines of pixels in bytes, under any scale and offset, in any machine format, at any byte, also interleaved.
+"""Find lines of pixels in bytes: any scale and offset, any number format, any byte offset, also interleaved.
 
-A stretch of at least STRETCH values that follow each other in a planted line is found if it keeps its shape: if its
-correlation with the line is above 0.999 or below -0.999, forwards or backwards. So neither a reversed sign nor a
-rounding or noise of 4 % of the contrast among 64 neighbours hides it; and it must show more than one edge or a slope.
+The search finds at least STRETCH consecutive values of a planted line if they keep their shape, that is, if their
+correlation with the line is above 0.999 or below -0.999, forwards or backwards. A reversed sign, rounding, or noise of
+4 % of the contrast among 64 neighbours does not hide them. A planted stretch must show more than one edge or a slope.
 
-The data is cut into windows of 64 values, each is normalised, and those near a window of a planted line are looked
-up in cells: two windows that correlate by 0.999 differ by at most 0.045 in any direction, so also in the first
-principal directions of all planted windows, in which noise and weights hardly reach. Each candidate is then computed
-exactly against every planted window of its cell.
+The data is divided into windows of 64 values, and each window is normalised. Windows near a window of a planted line
+are looked up in cells: two windows with a correlation of 0.999 differ by at most 0.045 in any direction, so also in the
+first principal directions of all planted windows, in which noise and weights are small. For each candidate, the exact
+correlation with every planted window of its cell is computed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +24,22 @@ CORRELATION = 0.999
 MAX_STRIDE = 4
 FORMATS = ("f8", "f4", "f2", "i4", "i2", "u2", "i1", "u1")
 _RADIUS = float(np.sqrt(2 * (1 - CORRELATION)))
-_ROUNDING = 1e-5  # of a squared distance in float32
+_ROUNDING = 1e-5  # tolerance of a squared distance in float32
 _DIRECTIONS = 5
-_COMPARED = 17  # directions in which a window and a template are compared before it is done exactly
-_PAIRS = 1 << 19  # of a window and a template, at a time
+_COMPARED = 17  # directions in which a window and a template are compared before the exact computation
+_PAIRS = 1 << 19  # pairs of a window and a template in one step
 _CELL = 0.15
 _CELLS = int(np.ceil(2 / _CELL)) + 3
-_BLOCK = 1 << 16  # windows at a time: memory stays below some 100 MB
-_SIMPLE = 0.99  # share of a window's variance that two levels, or a cubic, may explain
+_BLOCK = 1 << 16  # windows in one step: memory stays below about 100 MB
+_SIMPLE = 0.99  # a window is rejected if two levels, or a cubic, explain this share of its variance
 
 Windows = NDArray[np.float64]
 
 
 class PixelSearch:
-    """Searches for all lines at once; `lines` is by the name that a finding bears, values in their order in memory.
+    """Search for all lines at once. The keys of `lines` name the findings; the values are in their order in memory.
 
-    Raises TooWeak where a line is short, or no stretch of it is more than an edge or a slope.
+    Raises TooWeak if a line is short, or if no stretch of it is more than an edge or a slope.
     """
 
     def __init__(self, lines: Mapping[str, Sequence[NDArray]]) -> None:
@@ -62,9 +62,10 @@ class PixelSearch:
             self._other_places = np.concatenate([other, -other])
 
     def _fill_cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The templates of each cell, one cell after the other, and where each begins.
+        """Return the first index of each cell, and the templates of all cells, cell by cell.
 
-        A template is in all cells that its neighbourhood reaches. Its negative is one too, numbered behind all others.
+        A template belongs to all cells that its neighbourhood reaches. Its negative is a template too, numbered after
+        all others.
         """
         place = self._templates @ self._directions
         place = np.concatenate([place, -place])
@@ -77,7 +78,7 @@ class PixelSearch:
         return np.searchsorted(cells, np.arange(_CELLS**_DIRECTIONS + 1)), members
 
     def find(self, data: bytes) -> Iterator[tuple[str, str, int]]:
-        """(name, disguise, offset) of each line found: at most one finding for a line and a machine format."""
+        """Yield (name, disguise, offset) of each line found, at most one finding per line and number format."""
         if not self._names:
             return
         seen = set()
@@ -94,7 +95,7 @@ class PixelSearch:
                             yield name, disguise, start + index * size
 
     def _search(self, values: NDArray) -> Iterator[tuple[str, int, int]]:
-        """(name, stride, index of the first value) of the planted lines in an array of numbers."""
+        """Yield (name, stride, index of the first value) of the planted lines in an array of numbers."""
         for stride in range(1, MAX_STRIDE + 1):
             for phase in range(stride):
                 every = values[phase::stride]
@@ -106,7 +107,7 @@ class PixelSearch:
                         yield name, stride, phase + (first + index) * WINDOW * stride
 
     def _compare(self, windows: NDArray) -> Iterator[tuple[str, int]]:
-        """(name, index of the window) of the windows that are a planted one up to scale and offset."""
+        """Yield (name, window index) of the windows that equal a planted one up to scale and offset."""
         cells, kept = self._cells_of(windows)
         likely = np.flatnonzero(self._first[cells + 1] > self._first[cells])
         exact, valid = normalise(windows[kept[likely]])
@@ -132,16 +133,16 @@ class PixelSearch:
             begin = end
 
     def _cells_of(self, windows: NDArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The cells of the windows that are neither constant nor infinite, and which those are.
+        """Return the cells of the windows that are neither constant nor infinite, and the indices of these windows.
 
-        Quicker than `normalise`: what is summed are the differences to each window's first value, in float32 where
-        the format has no more digits, and the mean is taken out of the sums.
+        This is faster than `normalise`: it sums the differences to each window's first value, in float32 if the format
+        has no more digits, and subtracts the mean from the sums.
         """
         wide = np.float64 if windows.dtype.itemsize >= 4 else np.float32
         with np.errstate(all="ignore"):
             shifted = windows.astype(wide)
             if windows.dtype.itemsize == 8:
-                shifted /= np.abs(shifted).max(axis=1, keepdims=True)  # so that no square leaves the range
+                shifted /= np.abs(shifted).max(axis=1, keepdims=True)  # keeps squares within the range
             shifted -= shifted[:, :1].copy()
             mean = shifted.mean(axis=1, dtype=wide)
             square = np.einsum("ij,ij->i", shifted, shifted) - WINDOW * mean * mean
@@ -152,19 +153,19 @@ class PixelSearch:
 
 
 def normalise(windows: NDArray) -> tuple[Windows, NDArray[np.int64]]:
-    """Each window shifted to mean 0 and scaled to length 1, and which they were: constant or infinite ones are out."""
+    """Return the windows with mean 0 and length 1, and their indices. Constant and infinite windows are left out."""
     with np.errstate(all="ignore"):
         exact = windows.astype(np.float64)
-        exact /= np.abs(exact).max(axis=1, keepdims=True)  # so that no square leaves the range
+        exact /= np.abs(exact).max(axis=1, keepdims=True)  # keeps squares within the range
         exact -= exact.mean(axis=1, keepdims=True)
         length = np.sqrt(np.einsum("ij,ij->i", exact, exact))
-        # Below that, the differences are what rounding left.
+        # Smaller differences are only rounding errors.
         kept = np.flatnonzero(np.isfinite(length) & (length > 1e-9))
         return exact[kept] / length[kept, None], kept
 
 
 def line_windows(line: NDArray) -> NDArray[np.float32]:
-    """All windows of a line, forwards and backwards, by which it can be known: no edge, spike or slope alone."""
+    """Return the windows of a line, forwards and backwards, that identify it: not only an edge, a spike or a slope."""
     if line.size < STRETCH:
         return np.empty((0, WINDOW), np.float32)
     windows, _ = normalise(sliding_window_view(np.asarray(line, np.float64).ravel(), WINDOW))
@@ -173,7 +174,7 @@ def line_windows(line: NDArray) -> NDArray[np.float32]:
 
 
 def _is_simple(windows: Windows) -> NDArray[np.bool_]:
-    """Whether two levels (Otsu, IEEE Trans. SMC 9, 1979) or a cubic explain nearly all of a window."""
+    """Return whether two levels (Otsu, IEEE Trans. SMC 9, 1979) or a cubic explain nearly all of a window."""
     sums = np.sort(windows, axis=1).cumsum(axis=1)[:, :-1]
     low = np.arange(1, WINDOW)
     levels = (sums**2 * WINDOW / (low * (WINDOW - low))).max(axis=1)
@@ -183,7 +184,7 @@ def _is_simple(windows: Windows) -> NDArray[np.bool_]:
 
 
 def _cell(place: NDArray) -> NDArray[np.int64]:
-    """The number of the cell that a point lies in."""
+    """Return the number of the cell that contains a point."""
     index = np.floor((place + 1) / _CELL).astype(np.int64) + 1
     return index @ (_CELLS ** np.arange(_DIRECTIONS))
 

@@ -1,4 +1,4 @@
-"""Patients to look for: synthetic ones whose names and numbers are made so that nothing else can be like them."""
+"""Synthetic patients to search for, with names and numbers that nothing else resembles by chance."""
 
 import random
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from tests.canary.scanner import Planted
 
 _RECORDS = ("laboratory.csv", "outcomes.csv")
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiouy"
-_ROWS = 24  # pixel rows of a slice that are looked for: more would take memory, not find more
+_ROWS = 24  # pixel rows per slice that are searched for; more would need memory without finding more
 
 
 @dataclass(frozen=True)
 class Patient:
-    """One patient of a hospital, by what stands in its files; `tensor`: file name in the site's cohort."""
+    """One patient of a hospital, as in its files. `tensor`: file name in the site's cohort."""
 
     name: str
     identifier: str
     uids: tuple[str, ...]
     records: tuple[str, ...]
-    scan: Path  # the slice whose rows are looked for
+    scan: Path  # the slice whose rows are searched for
     tensor: str = ""
 
     @property
@@ -34,7 +34,7 @@ class Patient:
 
 
 def rename(hospital: Path, seed: int) -> list[Patient]:
-    """Give each patient of a synthetic hospital a name and an identifier of thirteen digits, in all of its files.
+    """Give each patient of a synthetic hospital a name and an identifier of thirteen digits, in all its files.
 
     The scans must be stored without compression, so that their pixels can be found in the files.
     """
@@ -65,7 +65,7 @@ def _word(rng: random.Random, syllables: int) -> str:
 
 
 def with_tensors(site: Site, patients: list[Patient]) -> list[Patient]:
-    """The patients whom the site's ingest accepted, each with the tensor that it made."""
+    """Return the patients that the site's ingest accepted, each with its tensor."""
     with Cohort(site) as cohort:
         tensors = {row.pseudonym: row.tensor for row in cohort.patients()}
     named = ((patient, tensors.get(site.pseudonym(patient.identifier))) for patient in patients)
@@ -73,7 +73,7 @@ def with_tensors(site: Site, patients: list[Patient]) -> list[Patient]:
 
 
 def planted(site: Site, patient: Patient, key: str) -> list[Planted]:
-    """All that is looked for of one patient; each finding's name begins with `key` and a colon."""
+    """Return everything to search for of one patient. The name of each finding begins with `key` and a colon."""
     family, given = patient.name.split("^")
     names = (patient.name, f"{given} {family}", f"{family} {given}", f"{family}, {given}", family)
     hu = decode_slice(inspect_slice(patient.scan))
@@ -90,12 +90,12 @@ def planted(site: Site, patient: Patient, key: str) -> list[Planted]:
 
 
 def _cells(row: str, patient: Patient) -> tuple[str, ...]:
-    """A row of a table, and what stands in it after the identifier where that alone tells enough."""
+    """Return a row of a table, and the part after the identifier if that part is distinctive enough."""
     after = row.partition(patient.identifier)[2].strip(",")
     return (row, after) if sum(map(str.isalnum, after)) >= 16 else (row,)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
-    """The middle rows of an image, one after the other."""
+    """Return the middle rows of an image, one after the other."""
     first = max(0, len(image) // 2 - _ROWS // 2)
     return image[first : first + _ROWS].ravel()

@@ -11,7 +11,7 @@ from tests.canary.table import FOUND, REFUSED, STAYED, Outcome, expected, outcom
 from tests.canary.traffic import DECRYPTED
 
 SHORT = ("name as a metric", "pixels in the weights", "another port")
-SPARE = 6  # patients whom no leak takes
+SPARE = 6  # patients whose data no leak takes
 # Without the sandbox, every leak that it stops succeeds, except one in a reply that the gateway refuses.
 WITHOUT_SANDBOX = {name: FOUND for name in AROUND} | {
     "the hospitals own files": REFUSED,

@@ -1,8 +1,8 @@
-"""Looks for what was planted, in bytes: every disguise of texts, numbers and pixels, also below layers of others.
+"""Search bytes for planted data: every encoding of texts, numbers and pixels, also nested.
 
-Pure functions of bytes. `layers` undoes compression and printable writings, `carriers` reads what lies between letters
-and in the digits and bits of numbers, `texts` finds texts, `pixels` lines of pixels. What encryption, or a code of
-someone's own, hides is not found.
+All functions are pure functions of bytes. `layers` undoes compression and printable encodings, `carriers` decodes what
+is hidden between letters and in the digits and bits of numbers, `texts` finds texts, and `pixels` finds lines of
+pixels. Data that is encrypted, or encoded with a private code, is not found.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ from tests.canary.layers import TooMuch, unpack
 from tests.canary.pixels import PixelSearch
 from tests.canary.texts import DisguisedDigits, TextSearch
 
-MAX_DEPTH = 3  # writings within writings
-MAX_UNPACKED = 16.0  # times the data: a bomb is a finding and not a hang
+MAX_DEPTH = 3  # nested encodings
+MAX_UNPACKED = 16.0  # multiple of the data's size: a decompression bomb is a finding and does not block the scanner
 UNREAD = "(not read to its end)"
 
 
 @dataclass(frozen=True)
 class Planted:
-    """What stands for one patient: texts, and lines of pixels in the order in which they lie in memory."""
+    """The planted data of one patient: texts, and lines of pixels in their order in memory."""
 
     name: str
     texts: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Planted:
 
 @dataclass(frozen=True, order=True)
 class Hit:
-    """One finding: what was planted, how it was written, and where it lay in the innermost bytes."""
+    """One finding: what was planted, how it was encoded, and its offset in the innermost bytes."""
 
     planted: str
     disguise: str
@@ -40,7 +40,7 @@ class Hit:
 
 
 class Scanner:
-    """Searches bytes for all that was planted. Raises TooWeak where something planted could be anything."""
+    """Search bytes for everything planted. Raises TooWeak if something planted is not distinctive."""
 
     def __init__(self, planted: Sequence[Planted]) -> None:
         texts: Mapping[str, Sequence[str]] = {each.name: each.texts for each in planted}
@@ -49,11 +49,11 @@ class Scanner:
         self._pixels = PixelSearch({each.name: each.lines for each in planted})
 
     def scan(self, data: bytes, depth: int = MAX_DEPTH) -> list[Hit]:
-        """All findings, sorted, in writings within writings down to `depth`.
+        """Return all findings, sorted, including those in nested encodings down to `depth`.
 
-        A content that could not be read to its end is a finding too: `UNREAD`.
+        Content that could not be read to its end is also a finding: `UNREAD`.
         """
-        with threadpool_limits(1):  # the products are small: threads would mostly wait for each other
+        with threadpool_limits(1):  # the matrix products are small, so threads would mostly wait for each other
             return sorted(set(self._scan(data, "", depth, max(len(data), 1 << 20) * MAX_UNPACKED)))
 
     def _scan(self, data: bytes, above: str, depth: int, budget: float) -> Iterator[Hit]:
@@ -75,7 +75,7 @@ class Scanner:
             yield from self._scan(content, f"{above}{kind} > ", depth - 1, budget)
 
     def _carried(self, data: bytes, above: str) -> Iterator[Hit]:
-        """What is written in, or between, the letters and numbers of the data; layers within it are not looked for."""
+        """Yield what is hidden in or between letters and numbers. Nested encodings in it are not decoded."""
         for kind, read in carriers.READERS.items():
             joined = (b"\0" * 16).join(dict.fromkeys(read(data)))
             for search in (self._texts, self._digits):

@@ -1,4 +1,7 @@
-"""The app that leaks, made of ours; and `python -m tests.canary.submit APP STUDY SERVER`, as `fedthorax study run`."""
+"""Build the leaking app from the released one. `python -m tests.canary.submit APP STUDY SERVER` runs a study with it.
+
+The command works as `fedthorax study run`.
+"""
 
 import shutil
 import sys
@@ -9,7 +12,7 @@ from tests.canary import leaks
 
 
 def leaking_app(folder: Path) -> Path:
-    """Write the app that leaks: our files, but for its name and its ClientApp."""
+    """Write the leaking app: the released files with another name and another ClientApp."""
     shutil.copytree(APP, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (package,) = (path for path in folder.iterdir() if path.is_dir())
     shutil.copy(leaks.__file__, package / "client_app.py")
@@ -19,7 +22,7 @@ def leaking_app(folder: Path) -> Path:
 
 
 def submit(app: Path, study: Path, server: Path) -> None:
-    """Run a study with another app than ours, to its end."""
+    """Run a study with this app to its end."""
     from federation.cli.console import say
     from federation.protocol.study_config import Study
     from federation.runs import submission

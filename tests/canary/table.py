@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 REFUSED, STOPPED, FOUND = "refused at the gateway", "stopped by the sandbox", "found by the scanner"
 STAYED, UNSEEN, UNTRIED = "stayed at the site", "not stopped, not found", "not tried"
-# Known to leave undetected: the data is too small, or hidden in a way that no scanner can detect.
+# Known to leave undetected: the data is too small, or it is hidden in a way that no scanner can detect.
 LEAVES_UNSEEN = {"one pixel as a figure", "text in scattered bits"}
 # They have the shape of the study's model, so no gateway can distinguish them from weights.
 LEAVES = {"pixels in the weights", "pixels in the running means", "text in the lowest bits"}
@@ -108,7 +108,7 @@ def write_tables(page: Path, results: "Results") -> None:
 
 
 def _rounds(trial: Trial) -> str:
-    if len(trial.rounds) > 5:  # one for each leak: see the next table
+    if len(trial.rounds) > 5:  # one round for each leak: see the next table
         return f"{len(trial.rounds)}, below"
     return ", ".join(code or "accepted" for code in trial.rounds) or "none"
 

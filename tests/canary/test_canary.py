@@ -1,6 +1,6 @@
-"""The short form of the proof: a clean run, a refused one, one that crashes, and three leaks. The whole: `make canary`.
+"""The short canary proof: a clean run, a refused run, a crashed run and three leaks.
 
-Real processes, in network namespaces of their own; see docs/canary.md.
+`make canary` runs the whole proof. Both use real processes in separate network namespaces; see docs/canary.md.
 """
 
 import pytest
@@ -20,11 +20,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return prove(tmp_path_factory.mktemp("canary"), whole=False)
 
 
-def test_all_is_as_it_must_be(results: Results) -> None:
+def test_proof_reports_no_problem(results: Results) -> None:
     assert results.problems == []
 
 
-def test_nothing_planted_leaves_where_nobody_leaks(results: Results) -> None:
+def test_no_planted_data_leaves_without_a_leaking_app(results: Results) -> None:
     assert [trial.name for trial in results.trials] == ["joining", "clean run", "refused run", "crashed run", "leaks"]
     for trial in results.trials[:-1]:
         assert trial.hits == []

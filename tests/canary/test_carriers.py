@@ -1,4 +1,4 @@
-"""The scanner finds identifiers spelt as letters, figures as carriers and texts in lowest bits, and nothing else."""
+"""The scanner finds identifiers spelt as letters and data in digits or lowest bits of numbers, without false alarms."""
 
 import base64
 from pathlib import Path
@@ -54,7 +54,7 @@ AS_LETTERS: dict[str, bytes] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("spelt", AS_LETTERS)
 @pytest.mark.parametrize("before", [0, 1, 313])
-def test_what_is_spelt_as_letters_is_found(spelt: str, before: int) -> None:
+def test_identifier_spelt_as_letters_is_found(spelt: str, before: int) -> None:
     data = noise(before, before) + b"\n" + AS_LETTERS[spelt] + b"\n" + noise(before + 1, 200)
     assert {hit.planted for hit in TEXT_SCANNER.scan(data)} == {"text"}, spelt
 
@@ -68,13 +68,13 @@ def reply_with(values: list[float]) -> bytes:
 
 
 def decimals(count: int, honest: str) -> list[float]:
-    """The identifier's digits, so many in each figure behind the honest ones."""
+    """Return figures with the identifier's digits, `count` in each figure, after the honest digits."""
     padded = IDENTIFIER.ljust(-(-len(IDENTIFIER) // count) * count, "0")
     return [float(f"0.{honest}{padded[at : at + count]}") for at in range(0, len(padded), count)]
 
 
 def low_bits(content: bytes, bits: int, order: str = "big") -> list[float]:
-    """Honest figures with the content in so many of their lowest bits."""
+    """Return honest figures whose `bits` lowest bits hold the content."""
     stream = np.unpackbits(np.frombuffer(content, np.uint8), bitorder=order)  # type: ignore[call-overload]
     stream = np.append(stream, np.zeros(-len(stream) % bits, np.uint8)).reshape(-1, bits).astype(np.uint64)
     places = np.arange(bits, dtype=np.uint64)
@@ -97,7 +97,7 @@ CARRIERS: dict[str, list[float]] = {
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
-def test_figures_that_carry_an_identifier_are_found(carrier: str) -> None:
+def test_identifier_in_figures_is_found(carrier: str) -> None:
     values = CARRIERS[carrier]
     for data in (reply_with(values), noise(1, 99) + reply_with(values) + noise(2, 99)):
         assert {hit.planted for hit in TEXT_SCANNER.scan(data)} == {"text"}, carrier
@@ -108,7 +108,7 @@ def test_figures_that_carry_an_identifier_are_found(carrier: str) -> None:
 
 @pytest.mark.parametrize("kind", ["<f4", "<f2", "<f8"])
 @pytest.mark.parametrize("before", [0, 1, 2, 3, 5])
-def test_a_text_in_the_lowest_bits_of_numbers_is_found(kind: str, before: int) -> None:
+def test_text_in_lowest_bits_of_numbers_is_found(kind: str, before: int) -> None:
     bits = np.unpackbits(np.frombuffer(NAME.encode(), np.uint8))
     weights = np.random.default_rng(1).normal(0, 0.03, 900).astype(kind)
     words = weights.view(f"<u{weights.itemsize}")
@@ -117,7 +117,7 @@ def test_a_text_in_the_lowest_bits_of_numbers_is_found(kind: str, before: int) -
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_honest_figures_and_codes() -> None:
+def test_honest_figures_and_codes_have_no_findings() -> None:
     rng = np.random.default_rng(4)
     for _ in range(50):
         assert TEXT_SCANNER.scan(reply_with(rng.random(47).tolist())) == []

@@ -1,4 +1,4 @@
-"""The control: each leak really carries something out, and the scanner finds it where nothing stops it."""
+"""Control: without gateway and sandbox, each leak carries data out. The scanner finds all but LEAVES_UNSEEN."""
 
 import functools
 import socket
@@ -41,7 +41,7 @@ def scanner() -> Scanner:
 
 
 def exchange() -> tuple[Message, Message]:
-    """A task, and the reply as it would be without a leak."""
+    """Return a task, and the reply to it without a leak."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
     request = Message(RecordDict(), dst_node_id=1, message_type="train")
     request.metadata.__dict__["_message_id"] = "1"
@@ -58,7 +58,7 @@ def exchange() -> tuple[Message, Message]:
 
 
 def sent(message: Message) -> bytes:
-    """The bytes of a message as Flower sends them, its metadata included."""
+    """Return the bytes of a message as Flower sends them, including its metadata."""
     from flwr.common.serde import message_to_proto
 
     objects = get_all_nested_objects(message).values()
@@ -66,24 +66,24 @@ def sent(message: Message) -> bytes:
     return bare + b"".join(each.deflate() for each in objects)
 
 
-def test_a_reply_without_a_leak_is_clean() -> None:
+def test_reply_without_leak_has_no_findings() -> None:
     assert scanner().scan(sent(exchange()[1])) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", THROUGH)
-def test_what_leaks_through_a_reply_is_found_where_no_gateway_is(name: str) -> None:
+def test_leak_in_reply_is_found_without_gateway(name: str) -> None:
     request, reply = exchange()
     clean = sent(reply)
     try:
         reply = LEAKS[name](loot(), reply, request) or reply
-    except ValueError as error:  # as Flower answers for an app that raises
+    except ValueError as error:  # Flower answers with this error if an app raises
         reply = Message(Error(1, f"{type(error)}{error}"), reply_to=request)
     assert sent(reply) != clean
     assert bool(scanner().scan(sent(reply))) == (name not in LEAVES_UNSEEN)
 
 
-def test_what_goes_to_another_port_arrives_where_no_wall_is() -> None:
+def test_leak_to_another_port_arrives_without_sandbox() -> None:
     arrived = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -99,20 +99,20 @@ def test_what_goes_to_another_port_arrives_where_no_wall_is() -> None:
     assert scanner().scan(arrived[0])
 
 
-def test_a_datagram_arrives_where_no_wall_is() -> None:
+def test_leaked_datagram_arrives_without_sandbox() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         LEAKS["a datagram"](loot(port=listener.getsockname()[1]), *exchange()[::-1])
         assert scanner().scan(listener.recv(1000))
 
 
-def test_a_file_is_dropped_where_no_wall_is(tmp_path: Path) -> None:
+def test_leaked_file_is_written_without_sandbox(tmp_path: Path) -> None:
     drops = (str(tmp_path / "drop"), str(tmp_path / "not there" / "drop"))
     LEAKS["a file elsewhere"](loot(drops=drops), *exchange()[::-1])
     assert scanner().scan((tmp_path / "drop").read_bytes())
 
 
-def test_the_hospitals_files_are_taken_where_no_wall_is() -> None:
+def test_hospital_files_are_readable_without_sandbox() -> None:
     request, reply = exchange()
     LEAKS["the hospitals own files"](loot(), reply, request)
     assert reply.content.config_records["notes"]["file"] == Path(__file__).read_bytes()

@@ -1,4 +1,4 @@
-"""The scanner finds what is planted in every disguise that docs/canary.md names, and nothing where nothing is."""
+"""The scanner finds planted data in every encoding that docs/canary.md names, and causes no false alarm."""
 
 import base64
 import bz2
@@ -32,14 +32,14 @@ TEXTS = (NAME, IDENTIFIER, UID, ROW)
 
 
 def body(seed: int = 3, size: int = 4000) -> NDArray[np.float32]:
-    """A line of pixels, HU: smooth anatomy with edges, and a sharp kernel's noise of 60 HU."""
+    """Return a line of pixels in HU: smooth anatomy with edges, and the noise of a sharp kernel, 60 HU."""
     rng = np.random.default_rng(seed)
     smooth = np.convolve(rng.standard_normal(size + 40), np.hanning(41), "valid")[:size]
     return np.rint(np.where(smooth > 0, 40.0, -820.0) + smooth * 30 + rng.normal(0, 60, size)).astype(np.float32)
 
 
 SCANNER = Scanner([Planted("text", TEXTS), Planted("scan", lines=(body(),))])
-TEXT_SCANNER = Scanner([Planted("text", TEXTS)])  # a scan of some bytes for pixels takes longer than for texts
+TEXT_SCANNER = Scanner([Planted("text", TEXTS)])  # texts only, because the search for pixels is slower
 
 
 def noise(seed: int, size: int) -> bytes:
@@ -112,7 +112,9 @@ SPELLINGS: dict[str, Callable[[str], bytes]] = {
     before=st.integers(0, 700),
     seed=st.integers(0, 2**32),
 )
-def test_a_text_is_found_wherever_it_is(writing: str, text: str, spelling: str, before: int, seed: int) -> None:
+def test_text_is_found_at_any_offset_in_any_encoding(
+    writing: str, text: str, spelling: str, before: int, seed: int
+) -> None:
     hidden = WRITINGS[writing](SPELLINGS[spelling](text))
     data = noise(seed, before) + hidden + noise(seed + 1, 300)
     assert {hit.planted for hit in TEXT_SCANNER.scan(data)} == {"text"}, (writing, spelling)
@@ -134,7 +136,7 @@ def test_a_text_is_found_wherever_it_is(writing: str, text: str, spelling: str, 
 def test_pixels_are_found_under_any_scale_and_offset(
     kind: str, start: int, scale: float, negative: bool, backwards: bool, stride: int, before: int
 ) -> None:
-    """The scale is the share of the format's range that the values take, from 250 steps of an integer on."""
+    """`scale`: the share of the format's range that the values take, at least 250 steps for an integer format."""
     stretch = body()[start : start + 300].astype(np.float64)
     dtype = np.dtype(kind)
     low, high = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-3.0, 3.0)
@@ -163,13 +165,13 @@ def test_pixels_are_found_under_any_scale_and_offset(
     ],
     ids=["little endian", "big endian", "float64", "float64, big endian", "packed decimals", "protobuf"],
 )
-def test_an_identifier_is_found_as_a_number(number: bytes) -> None:
+def test_identifier_stored_as_number_is_found(number: bytes) -> None:
     for before in range(20):
         assert {hit.planted for hit in TEXT_SCANNER.scan(noise(before, before) + number)} == {"text"}
 
 
 @pytest.mark.parametrize("writing", ["zlib", "base64", "hex", "gzip", "xz"])
-def test_pixels_are_found_below_other_writings(writing: str) -> None:
+def test_pixels_are_found_inside_other_encodings(writing: str) -> None:
     stretch = body()[1000:1200].astype("<f4")
     hits = SCANNER.scan(noise(1, 777) + WRITINGS[writing](stretch.tobytes()))
     assert {hit.planted for hit in hits} == {"scan"}
@@ -184,14 +186,14 @@ def test_pixels_as_decimal_numbers_are_found() -> None:
 
 
 @pytest.mark.slow
-def test_a_shortest_stretch_is_found_at_every_byte() -> None:
+def test_shortest_stretch_is_found_at_every_byte_offset() -> None:
     values = body()[500 : 500 + STRETCH].astype("<f4").tobytes()
-    for before in range(0, WINDOW * 4, 3):  # a window's bytes: beyond, the cuts fall as they did
+    for before in range(0, WINDOW * 4, 3):  # the size of a window in bytes: larger offsets give the same cuts
         assert SCANNER.scan(noise(before, before) + values + noise(1, 99)), before
 
 
 @pytest.mark.parametrize("text", ["Anna", "20200403", "12345678", "aaaaaaaaaaaaaaaaaa", "deadbeef", "2020-04-03"])
-def test_a_weak_text_is_refused(text: str) -> None:
+def test_weak_text_is_refused(text: str) -> None:
     with pytest.raises(TooWeak):
         Scanner([Planted("text", (text,))])
 
@@ -207,18 +209,18 @@ def test_a_weak_text_is_refused(text: str) -> None:
     ],
     ids=["constant", "slope", "edge", "bow", "short"],
 )
-def test_a_weak_line_is_refused(line: NDArray) -> None:
+def test_weak_line_of_pixels_is_refused(line: NDArray) -> None:
     with pytest.raises(TooWeak):
         Scanner([Planted("scan", lines=(line,))])
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_random_bytes() -> None:
+def test_random_bytes_have_no_findings() -> None:
     assert SCANNER.scan(noise(5, 1 << 20)) == []
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_weights() -> None:
+def test_model_weights_have_no_findings() -> None:
     network = build_network(NetworkSettings(architecture="resnet10", widen_factor=0.1), seed=1)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
     for step in range(2):
@@ -235,18 +237,18 @@ def test_nothing_is_found_in_weights() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_found_in_counting_bytes_and_tables() -> None:
+def test_counters_and_number_tables_have_no_findings() -> None:
     counting = bytes(range(256)) * 200
     table = "\n".join(f"{k},{k * k},{k % 7}" for k in range(5000)).encode()
     assert SCANNER.scan(counting + table + zlib.compress(table) + b"\0" * 5000) == []
 
 
-def test_another_scan_is_not_taken_for_the_planted_one() -> None:
+def test_scan_of_another_patient_has_no_findings() -> None:
     assert SCANNER.scan(body(seed=4).astype("<f4").tobytes()) == []
     assert SCANNER.scan(body(seed=3).astype("<f4").tobytes()) != []
 
 
-def test_a_bomb_is_a_finding_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_reported_as_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert UNREAD in {hit.planted for hit in SCANNER.scan(zlib.compress(b"\0" * (20 << 20)))}
     monkeypatch.setattr(layers, "MAX_STREAM", 1 << 20)
     assert UNREAD in {hit.planted for hit in SCANNER.scan(bz2.compress(b"\0" * (2 << 20)))}

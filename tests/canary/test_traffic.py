@@ -1,4 +1,4 @@
-"""What is read out of a capture: every byte of it, or a word on each that is not."""
+"""Reading a capture: every byte is decoded, or is reported as unread."""
 
 import contextlib
 import ssl
@@ -25,7 +25,7 @@ def frame(source: bytes, protocol: int, content: bytes, kind: int = 0x0800) -> b
     if kind != 0x0800:
         return ethernet + content
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(content), 1, 0, 64, protocol, 0)
-    padding = b"\0" * max(0, 46 - 20 - len(content))  # Ethernet's shortest frame: not part of what IP carries
+    padding = b"\0" * max(0, 46 - 20 - len(content))  # Ethernet's shortest frame; padding is not part of IP
     return ethernet + head + ADDRESS[source] + ADDRESS[target] + content + padding
 
 
@@ -49,17 +49,17 @@ def stream(sequence: int, pieces: list[bytes], port: int = 9999) -> list[bytes]:
     return frames
 
 
-def test_a_stream_is_put_together_from_any_order(tmp_path: Path) -> None:
-    first, *rest = stream(2**32 - 8, [b"one ", b"two ", b"three ", b"four"])  # the numbers wrap on the way
+def test_tcp_stream_is_reassembled_from_any_order(tmp_path: Path) -> None:
+    first, *rest = stream(2**32 - 8, [b"one ", b"two ", b"three ", b"four"])  # the sequence numbers wrap
     frames = [first, rest[2], rest[0], rest[0], rest[3], rest[1], rest[2]]
     out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert out.parts["TCP to port 9999"] == b"one two three four"
     assert not out.unread
     assert out.bytes == sum(map(len, frames))
-    assert len(out.parts["headers"]) == out.bytes - len(b"one two three fourone three ")  # two came twice
+    assert len(out.parts["headers"]) == out.bytes - len(b"one two three fourone three ")  # two segments were sent twice
 
 
-def test_a_second_connection_on_the_same_ports_is_another(tmp_path: Path) -> None:
+def test_second_connection_on_same_ports_is_read_separately(tmp_path: Path) -> None:
     frames = stream(100, [b"first"]) + stream(70000, [b"second"])
     out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert out.parts["TCP to port 9999"] == b"firstsecond"
@@ -76,14 +76,14 @@ def test_a_second_connection_on_the_same_ports_is_another(tmp_path: Path) -> Non
         (lambda frames: [*frames, frame(SITE, 0, b"?", kind=0x88CC)], "EtherType 0x88cc"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, change: Change, why: str) -> None:
+def test_unreadable_content_is_reported(tmp_path: Path, change: Change, why: str) -> None:
     frames = change(stream(100, [b"whole", b"story"]))
     out = outgoing(save(tmp_path / "c", frames), SITE, {}, INGRESS)
     assert len(out.unread) == 1
     assert why in out.unread[0]
 
 
-def test_datagrams_and_other_frames_are_kept_by_kind(tmp_path: Path) -> None:
+def test_datagrams_and_other_frames_are_grouped_by_protocol(tmp_path: Path) -> None:
     sent = [frame(SITE, 17, b"....UDP?"), frame(SITE, 1, b"ping"), frame(SITE, 0, b"who has", kind=0x0806)]
     out = outgoing(save(tmp_path / "c", [*sent, frame(SERVER, 17, b"not from here")]), SITE, {}, INGRESS)
     assert {"UDP", "ICMP", "ARP"} <= set(out.parts)
@@ -92,7 +92,7 @@ def test_datagrams_and_other_frames_are_kept_by_kind(tmp_path: Path) -> None:
     assert not any(b"not from here" in part for part in out.parts.values())
 
 
-def test_what_is_no_tls_at_the_door_is_named(tmp_path: Path) -> None:
+def test_non_tls_traffic_to_ingress_is_reported(tmp_path: Path) -> None:
     out = outgoing(save(tmp_path / "c", stream(1, [b"GET / HTTP/1.1"], INGRESS)), SITE, {}, INGRESS)
     assert out.unread == [f"TCP to port {INGRESS}: no TLS"]
     assert out.parts[f"TCP to port {INGRESS}"] == b"GET / HTTP/1.1"
@@ -102,7 +102,7 @@ def test_what_is_no_tls_at_the_door_is_named(tmp_path: Path) -> None:
 
 
 class Conversation:
-    """A TLS connection in memory: all that either side sent, and the file of its secrets."""
+    """A TLS connection in memory, with everything that each side sent, and the file of its secrets."""
 
     def __init__(self, folder: Path, *, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
         create_server_certificates(folder / "certificates", hosts=["localhost"])
@@ -113,7 +113,7 @@ class Conversation:
         ours.keylog_filename = str(self.secrets)
         theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         theirs.load_cert_chain(certificates / "server.crt", certificates / "server.key")
-        # What the server sends comes first, what the client sends second.
+        # The server's data comes first, the client's second.
         self._taps, self._buffers = ([ssl.MemoryBIO(), ssl.MemoryBIO()] for _ in range(2))
         self.sent = [b"", b""]
         self.client = ours.wrap_bio(self._buffers[0], self._taps[1], server_hostname="localhost")
@@ -143,16 +143,16 @@ class Conversation:
         return decrypt(self.sent[1], self.sent[0], read_secrets(self.secrets))
 
 
-def test_tls_is_read_with_its_secrets(tmp_path: Path) -> None:
+def test_tls_is_decrypted_with_its_secrets(tmp_path: Path) -> None:
     conversation = Conversation(tmp_path)
     conversation.say(b"a name", b"x" * 40_000, b"the end")
     sent, answered = conversation.read()
     assert sent.application == b"a name" + b"x" * 40_000 + b"the end"
     assert answered.application == b"thanks" * 3
-    assert b"localhost" in sent.rest  # the server's name, in the client's hello
+    assert b"localhost" in sent.rest  # the server name in the ClientHello
 
 
-def test_tls_over_a_cable_is_read(tmp_path: Path) -> None:
+def test_captured_tls_is_decrypted(tmp_path: Path) -> None:
     conversation = Conversation(tmp_path)
     conversation.say(b"a name")
     back = [
@@ -165,7 +165,7 @@ def test_tls_over_a_cable_is_read(tmp_path: Path) -> None:
     assert out.parts[DECRYPTED] == b"a name"
 
 
-def test_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_undecryptable_tls_raises_unreadable(tmp_path: Path) -> None:
     conversation = Conversation(tmp_path)
     conversation.say(b"a name")
     client, server, secrets = conversation.sent[1], conversation.sent[0], read_secrets(conversation.secrets)
@@ -175,7 +175,7 @@ def test_tls_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             decrypt(stream_, server, known)
 
 
-def test_older_tls_is_named(tmp_path: Path) -> None:
+def test_tls_1_2_raises_unreadable(tmp_path: Path) -> None:
     conversation = Conversation(tmp_path, newest=ssl.TLSVersion.TLSv1_2)
     conversation.say(b"a name")
     with pytest.raises(Unreadable):

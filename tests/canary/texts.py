@@ -1,6 +1,6 @@
-"""Texts in bytes: names, identifiers, UIDs, rows of a table, in every usual encoding; numbers as a machine holds them.
+"""Find texts in bytes (names, identifiers, UIDs, rows of a table) in every usual encoding, and numbers in binary form.
 
-What turns a text into other printable characters (hex, base64 ...) is undone by `layers` first.
+`layers` first undoes encodings that turn a text into other printable characters (hex, base64 ...).
 """
 
 import json
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 MIN_BITS = 36.0
 _MIN_DISTINCT = 5
 _ANCHOR = 6  # bytes by which a pattern is looked up
-_SHORTEST = 7  # bytes of a pattern
+_SHORTEST = 7  # bytes of the shortest pattern
 _WORD = 8
 _MASK = np.uint64((1 << 8 * _ANCHOR) - 1)
 _TABLE_BITS = 22
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 over the golden ratio: Fibonacci hashing (Knuth, TAOCP 6.4)
 _MIN_DIGITS = 11
-# Ten letters that stand for the digits from 0 on: of the alphabet and of a keyboard, from 0 or from 1, and backwards.
+# Ten letters that stand for the digits from 0: of the alphabet and of a keyboard, from 0 or from 1, and backwards.
 _ALPHABETS = ("abcdefghij", "jabcdefghi", "zyxwvutsrq", "qwertyuiop", "pqwertyuio", "klmnopqrst", "oizeasgtbp")
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _CAPITALS = re.compile(rb"[A-Z][A-Z_ -]{10,400}")
-_MIN_REPEATS = 3  # letters that come again, without which too many words look like an identifier
+_MIN_REPEATS = 3  # repeated letters; with fewer, too many words would look like an identifier
 _LETTER_FORMATS = ("<f8", ">f8", "<f4", ">f4", "<f2", ">f2", "<i8", ">i8", "<i4", ">i4")
 
 
@@ -34,7 +34,7 @@ class TooWeak(ValueError):
 
 
 def strength_bits(text: str) -> float:
-    """How improbable the text is among texts of its own letters: that of digits alone, hex digits, or any."""
+    """Return the improbability of the text among texts of its own characters: only digits, only hex digits, or any."""
     if len(set(text)) < _MIN_DISTINCT:
         return 0.0
     digits = sum(character.isdigit() for character in text)
@@ -46,7 +46,7 @@ def strength_bits(text: str) -> float:
 
 
 class TextSearch:
-    """Searches for all texts at once; `texts` is by the name that a finding bears. Raises TooWeak."""
+    """Search for all texts at once. The keys of `texts` name the findings. Raises TooWeak."""
 
     def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
         self._patterns: dict[int, list[tuple[bytes, int, str, str]]] = {}
@@ -63,7 +63,7 @@ class TextSearch:
         self._table[_hash(self._keys)] = True
 
     def find(self, data: bytes) -> Iterator[tuple[str, str, int]]:
-        """(name, disguise, offset) of every text found; case does not matter."""
+        """Yield (name, disguise, offset) of every text found. Case is ignored."""
         folded = data.lower()
         padded = folded + b"\0" * _WORD
         for phase in range(_WORD):
@@ -77,8 +77,9 @@ class TextSearch:
 
 
 def _anchor(pattern: bytes) -> int:
-    """Where the bytes lie that tell most: the last of the stretches with most different bytes, for identifiers differ
-    at their ends."""
+    """Return the offset of the most distinctive bytes: the last of the stretches with the most different bytes, because
+    identifiers differ at their ends.
+    """
     places = range(len(pattern) - _ANCHOR + 1)
     return max(places, key=lambda place: (len(set(pattern[place : place + _ANCHOR]) - {0}), place))
 
@@ -89,7 +90,7 @@ def _hash(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def spellings(text: str) -> dict[bytes, str]:
-    """The bytes, in small letters, that stand for a text or the numbers in it, and what to call each."""
+    """Return the bytes, in lower case, that represent a text or the numbers in it, and a name for each encoding."""
     found: dict[bytes, str] = {}
     for cased in (text, text.lower(), text.upper()):
         for encoding in ("utf-8", "latin-1", "utf-16-le", "utf-16-be"):
@@ -109,7 +110,7 @@ def spellings(text: str) -> dict[bytes, str]:
 
 
 def _as_numbers(digits: str) -> dict[bytes, str]:
-    """A run of digits as integers and floats of either byte order, as protobuf has them, and as packed decimals."""
+    """Return a run of digits as integers and floats of either byte order, protobuf varint and packed decimals."""
     value = int(digits)
     size = max(8, (value.bit_length() + 7) // 8)
     found = {value.to_bytes(size, order): f"integer, {order} endian" for order in ("little", "big")}
@@ -120,7 +121,7 @@ def _as_numbers(digits: str) -> dict[bytes, str]:
 
 
 def _as_letters(digits: str) -> dict[bytes, str]:
-    """A run of digits with letters in their place, forwards and backwards, and spelt out."""
+    """Return a run of digits with letters in their place, forwards and backwards, and as number words."""
     found = {}
     for run in (digits, digits[::-1]):
         for alphabet in _ALPHABETS:
@@ -131,7 +132,7 @@ def _as_letters(digits: str) -> dict[bytes, str]:
 
 
 def _without_signs(text: str) -> dict[bytes, str]:
-    """A text's letters and digits alone, and the numbers of its letters; where they are not too weak for that."""
+    """Return a text's letters and digits without separators, and its letters' numbers, if they are distinctive."""
     letters = re.sub(r"[\W_]", "", text)
     if strength_bits(letters) < MIN_BITS:
         return {}
@@ -148,9 +149,9 @@ def _without_signs(text: str) -> dict[bytes, str]:
 
 
 class DisguisedDigits:
-    """Searches runs of capitals, as codes are, for identifiers in any letters: one letter for each digit.
+    """Search runs of capitals, the form of codes, for identifiers written with any letter for each digit.
 
-    Which letter stands for which digit does not matter: letters that are alike lie where digits are alike.
+    The assignment of letters to digits does not matter: equal digits are equal letters, at the same positions.
     """
 
     def __init__(self, texts: Mapping[str, Sequence[str]]) -> None:
@@ -162,7 +163,7 @@ class DisguisedDigits:
         self._lengths = sorted({len(shape) for shape in self._shapes})
 
     def find(self, data: bytes) -> Iterator[tuple[str, str, int]]:
-        """(name, disguise, offset) of every identifier found."""
+        """Yield (name, disguise, offset) of every identifier found."""
         for run in _CAPITALS.finditer(data):
             letters = re.sub(r"[_ -]", "", run[0].decode())
             for length in self._lengths:
@@ -172,12 +173,12 @@ class DisguisedDigits:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """For each sign where it stood first."""
+    """Return for each character the position of its first occurrence."""
     return tuple(map(text.index, text))
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first (protobuf's encoding guide, "Base 128 Varints")."""
+    """Return a varint: seven bits per byte, the lowest first (protobuf's encoding guide, "Base 128 Varints")."""
     groups = []
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)

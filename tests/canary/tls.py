@@ -1,7 +1,7 @@
-"""Reads TLS 1.3 that was captured, with the secrets that the client's library wrote down (SSLKEYLOGFILE).
+"""Decrypt captured TLS 1.3 with the secrets that the client's library logged (SSLKEYLOGFILE).
 
-RFC 8446: records (5.1, 5.2), key schedule (7.1 to 7.3), KeyUpdate (4.6.3). The file's format: RFC 9850. Whatever is
-not TLS 1.3, or cannot be decrypted, raises Unreadable: in the proof that is a finding.
+RFC 8446: records (5.1, 5.2), key schedule (7.1 to 7.3), KeyUpdate (4.6.3). The format of the file is that of RFC 9850.
+Data that is not TLS 1.3, or cannot be decrypted, raises Unreadable; the proof reports it as a finding.
 """
 
 import struct
@@ -26,19 +26,19 @@ Secrets = Mapping[tuple[str, bytes], bytes]
 
 
 class Unreadable(Exception):
-    """A captured stream that cannot be read to its end."""
+    """A captured stream cannot be read to its end."""
 
 
 @dataclass
 class Plain:
-    """One direction of a connection: what was sent inside, and the handshake and alerts around it, in clear."""
+    """One direction of a connection in plain text: the application data, and the handshake and alerts around it."""
 
     application: bytes
     rest: bytes
 
 
 def read_secrets(path: Path) -> dict[tuple[str, bytes], bytes]:
-    """(label, the client's random) to secret."""
+    """Return a dict from (label, client random) to secret."""
     secrets = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
         words = line.split()
@@ -48,12 +48,12 @@ def read_secrets(path: Path) -> dict[tuple[str, bytes], bytes]:
 
 
 def is_tls(stream: bytes) -> bool:
-    """Whether a stream begins as a TLS handshake."""
+    """Return whether a stream begins with a TLS handshake."""
     return stream[:2] == b"\x16\x03"
 
 
 def decrypt(client: bytes, server: bytes, secrets: Secrets) -> tuple[Plain, Plain]:
-    """Both directions of a captured connection. Raises Unreadable."""
+    """Decrypt both directions of a captured connection. Raises Unreadable."""
     random = _hello(client, _CLIENT_HELLO)[2:34]
     suite = _suite(_hello(server, _SERVER_HELLO)) if server else None
     return (
@@ -63,7 +63,7 @@ def decrypt(client: bytes, server: bytes, secrets: Secrets) -> tuple[Plain, Plai
 
 
 def records(stream: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(type, header, content) of each record. Raises Unreadable where one is cut off."""
+    """Yield (type, header, content) of each record. Raises Unreadable if a record is truncated."""
     at = 0
     while at < len(stream):
         header = stream[at : at + 5]
@@ -77,7 +77,7 @@ def records(stream: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _hello(stream: bytes, kind: int) -> bytes:
-    """The body of the first handshake message, which is a hello."""
+    """Return the body of the first handshake message, which is a ClientHello or ServerHello."""
     record_type, _, content = next(records(stream), (0, b"", b""))
     if record_type != HANDSHAKE or content[:1] != bytes([kind]):
         raise Unreadable("no TLS hello")
@@ -91,7 +91,7 @@ def _suite(server_hello: bytes) -> int:
 
 @dataclass
 class _Keys:
-    """The key of one direction, which changes after the handshake and with each KeyUpdate."""
+    """The key of one direction. It changes after the handshake and with each KeyUpdate."""
 
     suite: int | None
     side: str
@@ -123,7 +123,7 @@ class _Keys:
         return HKDFExpand(_SUITES[self.suite][2], length, info).derive(self.secret)
 
     def open(self, header: bytes, content: bytes) -> tuple[int, bytes]:
-        """(type, content) inside one protected record."""
+        """Return (type, content) of one protected record."""
         if not self.key:
             self.use_stage("HANDSHAKE_TRAFFIC_SECRET")
         assert self.suite is not None

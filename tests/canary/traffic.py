@@ -1,4 +1,4 @@
-"""What left a site, by a capture of its cable: each byte of each frame is read, or named as unread."""
+"""Extract what left a site from a capture of its link: each byte of each frame is read, or reported as unread."""
 
 import struct
 from collections import defaultdict
@@ -14,15 +14,15 @@ _TCP = 6
 _PROTOCOLS = {0: "IPv6 options and ICMPv6", 1: "ICMP", 17: "UDP", 58: "ICMPv6"}
 DECRYPTED = "to the server, decrypted"
 
-Flow = tuple[bytes, int, bytes, int]  # from address, port; to address, port
+Flow = tuple[bytes, int, bytes, int]  # source address and port, destination address and port
 
 
 @dataclass
 class Outgoing:
     """What left a site.
 
-    `parts`: content by kind of traffic, to be searched. `unread`: for each content that could not be read, why.
-    `frames` and `bytes` count all that left, headers included; `counted` says how many bytes each kind was.
+    `parts`: content by kind of traffic, to be searched. `unread`: for each content that could not be read, the reason.
+    `frames` and `bytes` count everything that left, headers included. `counted`: the number of bytes of each kind.
     """
 
     parts: dict[str, bytearray] = field(default_factory=lambda: defaultdict(bytearray))
@@ -43,14 +43,14 @@ class _Segment:
     sequence: int
     opens: bool
     content: bytes
-    around: bytes  # headers before it, and padding behind it
+    around: bytes  # headers before it, and padding after it
 
 
 def outgoing(path: Path, hardware_address: bytes, secrets: Secrets, ingress: int) -> Outgoing:
-    """What the interface with this address sent, by the capture in `path`.
+    """Return what the interface with this address sent, from the capture in `path`.
 
-    The headers of all frames come first; then datagrams by protocol; then TCP streams put together, those to the port
-    `ingress` decrypted with `secrets`.
+    The headers of all frames come first, then datagrams by protocol, then reassembled TCP streams. The streams to the
+    port `ingress` are decrypted with `secrets`.
     """
     result = Outgoing()
     streams: dict[Flow, list[_Stream]] = defaultdict(list)
@@ -79,7 +79,7 @@ def outgoing(path: Path, hardware_address: bytes, secrets: Secrets, ingress: int
 
 
 def _read_stream(name: str, sent: "_Stream", answered: "_Stream", secrets: Secrets | None, result: Outgoing) -> None:
-    """Add what the site sent on one TCP connection; to the ingress, it must be TLS that we can read."""
+    """Add what the site sent on one TCP connection. A stream to the ingress must be TLS that can be decrypted."""
     content, problem = sent.content()
     if problem:
         result.unread.append(f"{name}: {problem}")
@@ -98,7 +98,7 @@ def _read_stream(name: str, sent: "_Stream", answered: "_Stream", secrets: Secre
 
 
 def _look(frame: bytes) -> tuple[str, _Segment | None]:
-    """What a frame is, and its TCP segment if it has one."""
+    """Return the kind of a frame, and its TCP segment if it has one."""
     kind = int.from_bytes(frame[12:14])
     if kind == _ARP:
         return "ARP", None
@@ -125,7 +125,7 @@ def _look(frame: bytes) -> tuple[str, _Segment | None]:
 
 
 class _Stream:
-    """One direction of a TCP connection, put together from its segments; shorter than 2 GB."""
+    """One direction of a TCP connection, reassembled from its segments; shorter than 2 GB."""
 
     def __init__(self, first: int, *, seen_to_begin: bool = True) -> None:
         self.first = first
@@ -134,11 +134,11 @@ class _Stream:
 
     def add(self, segment: _Segment) -> None:
         place = (segment.sequence - self.first + 2**31) % 2**32 - 2**31
-        if segment.content and place >= 0:  # before the first byte there are keep-alive probes alone
+        if segment.content and place >= 0:  # before the first byte there are only keep-alive probes
             self._pieces.append((place, segment.content))
 
     def content(self) -> tuple[bytes, str]:
-        """All bytes up to a problem, and the problem: a gap, or the same place sent with other bytes."""
+        """Return all bytes up to a problem, and the problem: a gap, or a position sent again with other bytes."""
         joined = bytearray()
         for place, piece in sorted(self._pieces, key=lambda each: each[0]):
             if place > len(joined):
@@ -151,7 +151,7 @@ class _Stream:
 
 
 def _add(streams: list[_Stream], segment: _Segment) -> None:
-    """Add a segment to the last stream of its flow; another beginning is another connection on the same ports."""
+    """Add a segment to the last stream of its flow. Another initial sequence number starts a new connection."""
     first = (segment.sequence + segment.opens) % 2**32
     if not streams or (segment.opens and streams[-1].first != first):
         streams.append(_Stream(first, seen_to_begin=segment.opens))

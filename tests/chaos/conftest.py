@@ -1,4 +1,4 @@
-"""Three hospitals for all faults, each of which leaves them as they were; every process is ended by its id."""
+"""Shared federation of three hospitals. Each test restores it. Processes are ended by their id."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from tests.e2e.conftest import Command
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `fedthorax ...` in the background."""
+    """Return a function that starts `fedthorax ...` in the background."""
     folder = tmp_path_factory.mktemp("output")
     started: list[Command] = []
 
@@ -21,7 +21,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         return started[-1]
 
     yield begin
-    with ExitStack() as ends:  # the last first, and each of them, whatever happens to another
+    with ExitStack() as ends:  # in reverse order; end each of them even if another fails
         for command in started:
             ends.callback(command.interrupt)
 
@@ -34,6 +34,6 @@ def federation_of_three(tmp_path_factory: pytest.TempPathFactory, start: Start) 
 
 @pytest.fixture
 def three(federation_of_three: Federation) -> Federation:
-    """A running server and three hospitals, online."""
+    """A running server and three hospitals that are online."""
     federation_of_three.restore()
     return federation_of_three

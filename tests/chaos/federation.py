@@ -1,7 +1,7 @@
-"""Hospitals and a server as real processes, each hospital on a line of its own, for tests that break them.
+"""A server and hospitals as real processes, each hospital with its own network link, for tests that inject faults.
 
-Synthetic hospitals with fourteen patients each and the smallest network: a round takes seconds, and nothing here says
-how good a model is.
+Synthetic hospitals with fourteen patients each and the smallest network: a round takes seconds. The results say
+nothing about the quality of a model.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ name = "{strategy}"
 
 @dataclass
 class Federation:
-    """A server with enrolled hospitals, running; each hospital dials through its own `links[name]`."""
+    """A running server with enrolled hospitals. Each hospital connects through its own `links[name]`."""
 
     folder: Path
     names: Sequence[str]
@@ -67,7 +67,7 @@ class Federation:
         self.server.wait_for("The server is up", seconds=120)
 
     def start_node(self, name: str) -> None:
-        """Start a node, again and again where the server still counts the one before it as present."""
+        """Start a node. Retry while the server still counts the previous one as online."""
         for _ in range(4):
             node = self.nodes[name] = self.start("node", "start", self.site(name))
             with contextlib.suppress(AssertionError):
@@ -78,7 +78,7 @@ class Federation:
         raise AssertionError(f"{name} did not come online:\n{node.text()}")
 
     def restore(self) -> None:
-        """What the fault before may have left undone, so that one failure is not many."""
+        """Undo what the previous test may have left, so that one failure does not cause others."""
         for link in self.links.values():
             link.delay_s, link.jitter_s, link.bytes_per_s = 0.0, 0.0, math.inf
             link.mend()
@@ -90,7 +90,7 @@ class Federation:
         self.wait_online()
 
     def end(self) -> None:
-        """The nodes first, while their lines are up."""
+        """End all processes: the nodes first, while their links are up."""
         with ExitStack() as ends:
             ends.callback(self.server.interrupt)
             for node in self.nodes.values():
@@ -130,7 +130,7 @@ class Federation:
         return self.server_folder / "runs" / run_name(run)
 
     def rounds(self, run: Command) -> list[dict[str, Any]]:
-        """What history.json tells of each round."""
+        """Return the entries of history.json, one per round."""
         history = json.loads((self.run_folder(run) / "history.json").read_text())
         return [entry for entry in history if "round" in entry]
 
@@ -140,7 +140,7 @@ def run_name(run: Command) -> str:
 
 
 def finished(run: Command, *, seconds: float = 600) -> str:
-    """What a run said, once it is complete."""
+    """Wait until a run is complete. Return its output."""
     assert run.wait(seconds=seconds) == 0, run.text()
     return run.text()
 
@@ -153,7 +153,7 @@ def wait_until(is_so: Callable[[], Any], what: str, *, seconds: float) -> None:
 
 
 def member(command: Command, pattern: str) -> int | None:
-    """The process below a command whose name and command line match, not the guard that started it; or None."""
+    """Return the descendant process whose name and command line match, or None. Skips its reaper process."""
     for pid in command.family():
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
@@ -163,7 +163,7 @@ def member(command: Command, pattern: str) -> int | None:
 
 
 def kill_member(command: Command, pattern: str, *, seconds: float = 90) -> None:
-    """kill -9 one process below a command, as soon as it is there."""
+    """kill -9 one descendant process of a command as soon as it exists."""
     wait_until(lambda: member(command, pattern), f"a process like {pattern}", seconds=seconds)
     pid = member(command, pattern)
     assert pid is not None
@@ -172,7 +172,7 @@ def kill_member(command: Command, pattern: str, *, seconds: float = 90) -> None:
 
 @contextlib.contextmanager
 def federation(folder: Path, start: Start, names: Sequence[str]) -> Iterator[Federation]:
-    """Hospitals made, ingested, enrolled and online."""
+    """Generate, ingest and enrol hospitals, and bring them online."""
     ok("phantom", folder / "hospitals", "--sites", str(len(names)), "--patients", "14", "--no-defects")
     made = sorted(path for path in (folder / "hospitals").iterdir() if path.is_dir())
     ok("server", "init", folder / "server", "--port", str(free_port()))

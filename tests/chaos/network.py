@@ -1,8 +1,8 @@
-"""A bad line: a TCP proxy whose quality changes while it is in use.
+"""A TCP proxy that simulates a bad network link. Its quality can change while it is in use.
 
-It stands between a node and the server, and does in user space what a kernel's queueing disciplines do where they are
-built in: delay, jitter, few bytes a second, a partition in which nothing passes, a connection that is lost on one side
-only, a line that is cut.
+It runs between a node and the server. It does in user space what a kernel's queueing disciplines do, because not all
+kernels include them: delay, jitter, limited bandwidth, a partition in which nothing passes, a connection that is lost
+on one side only, a link that is cut.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ CHUNK_BYTES = 16_384
 
 
 class Link:
-    """A line to a port of this machine; `port` is its own. Use as a context manager.
+    """A link to a port of this machine. It listens on `port`. Use it as a context manager.
 
-    `delay_s`, `jitter_s` (added or taken off evenly) and `bytes_per_s` hold for each direction and may be changed at
-    any time. What passes keeps its order. `connections` counts those that were made.
+    `delay_s`, `jitter_s` (uniform, plus or minus) and `bytes_per_s` apply to each direction and may change at any
+    time. Bytes keep their order. `connections` counts the accepted connections.
     """
 
     def __init__(self, target: int, *, seed: int = 0) -> None:
@@ -51,21 +51,21 @@ class Link:
         self._loop.close()
 
     def hold(self) -> None:
-        """A partition: connections stay open, new ones are taken, and nothing passes until `mend`."""
+        """Start a partition: connections stay open, new ones are accepted, and nothing passes until `mend`."""
         self._loop.call_soon_threadsafe(self._passes.clear)
 
     def cut(self) -> None:
-        """Reset every connection, and take no new one until `mend`."""
+        """Reset every connection and refuse new ones until `mend`."""
         self._run(self._reset(refuse=True))
 
     def mend(self, *, forget: bool = False) -> None:
-        """Let everything pass again, what was held first.
+        """Let everything pass again. Delayed bytes come first.
 
-        `forget`: connections from before are reset instead, as when one side has lost them (half-open TCP).
+        `forget`: reset the old connections instead, as if one side had lost them (half-open TCP).
         """
         self._run(self._mend(forget))
 
-    # --- within the loop ---------------------------------------------------------------------------------------
+    # --- in the event loop -------------------------------------------------------------------------------------
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=10)
@@ -109,7 +109,7 @@ class Link:
         self._writers -= {writer, target_writer}
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction: what is read is delivered in its order, each piece when its time has come."""
+        """Forward one direction: deliver each piece in order, when its delay is over."""
         pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=64)
         delivery = asyncio.create_task(self._deliver(pieces, writer))
         with contextlib.suppress(OSError):
@@ -121,7 +121,7 @@ class Link:
 
     async def _deliver(self, pieces: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter) -> None:
         is_open = True
-        while (piece := await pieces.get())[1]:  # to the end, even when nobody listens: the reader must not wait
+        while (piece := await pieces.get())[1]:  # to the end, even if the receiver is gone: the reader must not block
             due, data = piece
             await asyncio.sleep(max(0.0, due - self._loop.time()) + len(data) / self.bytes_per_s)
             await self._passes.wait()

@@ -1,4 +1,4 @@
-"""F6 with real kills: a hundred processes that are killed while they write checkpoints one after the other."""
+"""F6 with real kills: a hundred processes are killed while they write checkpoints."""
 
 import os
 import random
@@ -17,12 +17,12 @@ KILLS = 100
 
 
 def state(number: int) -> State:
-    """Four megabytes that hold the round's number everywhere."""
+    """Return a state of 4 MB in which every weight is the round number."""
     weights = np.full(1_000_000, number, np.float32)
     return State(round=number, arrays={"weights": weights}, buffers={}, memory={}, history=[], about={})
 
 
-def test_f6_of_a_hundred_kills_none_leaves_a_torn_checkpoint(tmp_path: Path):
+def test_f6_killed_writer_never_leaves_a_damaged_checkpoint(tmp_path: Path):
     draw = random.Random(6)
     began = time.monotonic()
     save(tmp_path, state(1))
@@ -42,5 +42,5 @@ def test_f6_of_a_hundred_kills_none_leaves_a_torn_checkpoint(tmp_path: Path):
         assert loaded.damaged_rounds == ()
         assert loaded.state.round >= last
         assert (loaded.state.arrays["weights"] == loaded.state.round).all()
-    assert load_latest(tmp_path).state.round > KILLS / 4  # they were killed at work
-    assert interrupted > KILLS / 10  # and in the middle of it
+    assert load_latest(tmp_path).state.round > KILLS / 4  # the processes did write checkpoints
+    assert interrupted > KILLS / 10  # and many were killed during a write

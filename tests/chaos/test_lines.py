@@ -1,4 +1,4 @@
-"""Faults of the lines between hospitals and server, and of a hospital's clock. docs/reliability.md has the table."""
+"""Faults of the network links between hospitals and server, and of a hospital's clock (see docs/reliability.md)."""
 
 import shutil
 import time
@@ -12,15 +12,15 @@ EVERYONE = ["north", "south", "west"]
 
 
 def counted_once(here: Federation, run) -> None:
-    """Every site counts once in every round, and no more bytes came up than one reply of each."""
+    """Check that every site counts once in every round and that the upload is one reply per site."""
     rounds = here.rounds(run)
     assert [entry["sites"] for entry in rounds] == [EVERYONE] * len(rounds)
     assert len({entry["bytes_up"] for entry in rounds}) == 1
     assert [entry["round"] for entry in rounds] == list(range(1, len(rounds) + 1))
 
 
-def test_f9_a_slow_and_shaky_line_is_only_slow(three: Federation):
-    """Half a second each way, give or take 0.1 s, and 1 Mbit/s at every hospital."""
+def test_f9_slow_link_with_jitter_only_delays_rounds(three: Federation):
+    """0.5 s delay in each direction, with 0.1 s of jitter, and 1 Mbit/s at every hospital."""
     for link in three.links.values():
         link.delay_s, link.jitter_s, link.bytes_per_s = 0.5, 0.1, 125_000
     run = three.run_study(rounds=2, timeout_s=400)
@@ -33,7 +33,7 @@ def test_f9_a_slow_and_shaky_line_is_only_slow(three: Federation):
 
 
 @pytest.mark.parametrize("forget", [False, True], ids=["partition", "half-open"])
-def test_f10_half_a_minute_without_a_line_costs_time_and_nothing_else(three: Federation, forget: bool):
+def test_f10_link_down_for_30_seconds_only_delays_rounds(three: Federation, forget: bool):
     run = three.run_study(rounds=3, timeout_s=200)
     run.wait_for("round 1 of 3", seconds=240)
     three.links["west"].hold()
@@ -43,7 +43,7 @@ def test_f10_half_a_minute_without_a_line_costs_time_and_nothing_else(three: Fed
     counted_once(three, run)
 
 
-def test_f10_five_minutes_without_a_line_cost_that_site_its_rounds(three: Federation):
+def test_f10_link_down_for_5_minutes_costs_only_that_sites_rounds(three: Federation):
     run = three.run_study(rounds=12, timeout_s=100)
     run.wait_for("round 1 of 12", seconds=240)
     three.links["west"].hold()
@@ -58,12 +58,12 @@ def test_f10_five_minutes_without_a_line_cost_that_site_its_rounds(three: Federa
 
 
 @pytest.mark.parametrize("shift", ["+10m", "-10m"])
-def test_f16_a_clock_ten_minutes_off_is_named(three: Federation, shift: str):
-    """By faketime(1), over all of the node's processes."""
+def test_f16_clock_off_by_ten_minutes_is_reported(three: Federation, shift: str):
+    """faketime(1) shifts the clock of all processes of the node."""
     if not shutil.which("faketime"):
         pytest.skip("faketime is not installed")
     three.nodes["west"].interrupt()
-    time.sleep(70)  # until the server has missed it
+    time.sleep(70)  # until the server counts the node as offline
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_PRELOAD", "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
         patch.setenv("FAKETIME", shift)

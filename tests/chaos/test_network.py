@@ -1,4 +1,7 @@
-"""The bad line itself, for a fault that is not there proves nothing. Quick, so part of every test run."""
+"""The simulated bad network link really produces its faults.
+
+Otherwise the chaos tests would prove nothing. These tests are fast, so they are part of every test run.
+"""
 
 import socket
 import threading
@@ -12,7 +15,7 @@ from tests.chaos.network import LOOPBACK, Link
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """A server that sends back what it gets; its port."""
+    """Start an echo server and return its port."""
     listener = socket.create_server((LOOPBACK, 0))
 
     def serve(connection: socket.socket) -> None:
@@ -41,7 +44,7 @@ def dial(link: Link) -> socket.socket:
 
 
 def there_and_back(connection: socket.socket, data: bytes = b"ping") -> float:
-    """Seconds until the same bytes are back."""
+    """Return the seconds until the same bytes are back."""
     began = time.monotonic()
     connection.sendall(data)
     got = b""
@@ -54,26 +57,26 @@ def there_and_back(connection: socket.socket, data: bytes = b"ping") -> float:
     return time.monotonic() - began
 
 
-def test_a_good_line_passes_everything(echo):
+def test_good_link_passes_all_bytes(echo):
     with Link(echo) as link, dial(link) as connection:
         assert there_and_back(connection, bytes(range(256)) * 4000) < 5
         assert link.connections == 1
 
 
-def test_delay_holds_for_each_direction(echo):
+def test_delay_applies_to_each_direction(echo):
     with Link(echo) as link, dial(link) as connection:
         quick = there_and_back(connection)
         link.delay_s, link.jitter_s = 0.2, 0.05
         assert 0.3 <= there_and_back(connection) - quick < 1.5
 
 
-def test_few_bytes_a_second(echo):
+def test_bandwidth_limit_slows_transfer(echo):
     with Link(echo) as link, dial(link) as connection:
         link.bytes_per_s = 100_000
         assert there_and_back(connection, b"x" * 50_000) > 0.5
 
 
-def test_a_partition_holds_everything_and_loses_nothing(echo):
+def test_partition_delays_bytes_without_losing_any(echo):
     with Link(echo) as link, dial(link) as connection:
         there_and_back(connection)
         link.hold()
@@ -86,7 +89,7 @@ def test_a_partition_holds_everything_and_loses_nothing(echo):
         assert connection.recv(10) == b"held"
 
 
-def test_after_a_half_open_partition_old_connections_are_gone_and_new_ones_work(echo):
+def test_after_half_open_partition_only_new_connections_work(echo):
     with Link(echo) as link, dial(link) as old:
         there_and_back(old)
         link.hold()
@@ -98,7 +101,7 @@ def test_after_a_half_open_partition_old_connections_are_gone_and_new_ones_work(
             there_and_back(new)
 
 
-def test_a_cut_line_resets_and_refuses_until_it_is_mended(echo):
+def test_cut_link_resets_and_refuses_connections_until_mended(echo):
     with Link(echo) as link, dial(link) as connection:
         there_and_back(connection)
         link.cut()

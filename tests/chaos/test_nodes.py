@@ -1,4 +1,4 @@
-"""Faults of hospitals' nodes: killed, doubled, slow, short of memory or disk. docs/reliability.md has the table."""
+"""Faults of nodes: killed, started twice, slow, out of memory, full disk (see docs/reliability.md)."""
 
 import shutil
 import subprocess
@@ -13,11 +13,11 @@ from tests.e2e.conftest import Command
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
-def test_f1_a_killed_supernode_costs_its_round_and_no_more(three: Federation):
-    """The node says why it ended; started again, as systemd does, it takes part as before.
+def test_f1_killed_supernode_misses_only_its_round(three: Federation):
+    """The node reports why it ended. After a restart, as by systemd, it takes part again.
 
-    The server counts a killed node as present for up to a minute, in which it does not let it in again: how many
-    short rounds that is depends on the machine, so the next study is asked.
+    The server counts a killed node as online for up to a minute and does not admit it again in this time. How many
+    short rounds this takes depends on the machine, so the test checks the next study.
     """
     run = three.run_study(rounds=3)
     run.wait_for("round 1 of 3", seconds=240)
@@ -29,15 +29,15 @@ def test_f1_a_killed_supernode_costs_its_round_and_no_more(three: Federation):
     rounds = three.rounds(run)
     assert not any(entry["lost"] for entry in rounds)
     assert all({"north", "south"} <= set(entry["sites"]) for entry in rounds)
-    assert max(entry["seconds"] for entry in rounds) < 120 * 1.1  # the round's timeout and a tenth
+    assert max(entry["seconds"] for entry in rounds) < 120 * 1.1  # the round's timeout plus 10 %
     three.start_node("west")
     again = three.run_study(rounds=1)
     finished(again)
     assert three.rounds(again)[0]["sites"] == ["north", "south", "west"]
 
 
-def test_f12_a_node_with_the_same_key_elsewhere_is_turned_away(three: Federation, tmp_path: Path):
-    """The one that is there stays; the copy says that its key is in use."""
+def test_f12_second_node_with_the_same_key_is_refused(three: Federation, tmp_path: Path):
+    """The running node stays online. The copy reports that its key is in use."""
     shutil.copytree(
         three.site("west"), tmp_path / "copy", ignore=shutil.ignore_patterns("logs", "gateway", "flower_home", "*.sock")
     )
@@ -50,8 +50,8 @@ def test_f12_a_node_with_the_same_key_elsewhere_is_turned_away(three: Federation
     assert [entry["sites"] for entry in three.rounds(run)] == [["north", "south", "west"]] * 2
 
 
-def test_f13_a_slow_site_misses_the_round_and_is_named(three: Federation):
-    """Its line carries an eighth of a round's two models in the round's time, which is long for the others."""
+def test_f13_slow_site_misses_the_round_and_is_reported(three: Federation):
+    """Within the round's timeout, the link carries an eighth of a round's two models. The others have enough time."""
     run = three.run_study(rounds=3, timeout_s=120)
     run.wait_for("round 1 of 3", seconds=240)
     three.links["south"].bytes_per_s = 2_000
@@ -65,22 +65,22 @@ def test_f13_a_slow_site_misses_the_round_and_is_named(three: Federation):
     assert "south: E_SITE_MISSING" in text
 
 
-def test_f15_a_client_that_the_system_kills_is_a_code_and_nothing_else(three: Federation):
+def test_f15_client_app_killed_by_the_system_is_reported_only_as_a_code(three: Federation):
     north = three.nodes["north"]
     told = len(north.text())
     run = three.run_study(rounds=3, timeout_s=120)
-    # At its work: the process of the round before may still be on its way out.
+    # Wait until it trains: the process of the previous round may still be ending.
     wait_until(lambda: "training for round 2" in north.text()[told:], "north at work on round 2", seconds=480)
     kill_member(north, "^ClientApp")
     text = finished(run)
     assert three.rounds(run)[1]["refused"]["north"].startswith("E_")
     assert str(three.folder / "sites") not in text
-    assert north.process.poll() is None  # the node itself goes on
+    assert north.process.poll() is None  # the node itself keeps running
     assert three.rounds(run)[-1]["sites"] == ["north", "south", "west"]
 
 
-def test_f8_a_full_disk_at_a_site_is_a_code_and_passes_when_there_is_room(three: Federation):
-    """Where the gateway keeps messages on their way, a file system of a few kilobytes."""
+def test_f8_full_disk_at_site_is_reported_until_there_is_space(three: Federation):
+    """The gateway's spool folder is on a file system of a few kilobytes."""
     spool = three.site("south") / "gateway"
     spool.mkdir(exist_ok=True)
     with small_disk(spool):
@@ -94,7 +94,7 @@ def test_f8_a_full_disk_at_a_site_is_a_code_and_passes_when_there_is_room(three:
 
 
 class small_disk:  # noqa: N801 (used as a word)
-    """A file system of 64 kB over a folder, while the block lasts."""
+    """Mount a file system of 64 kB over a folder inside the block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -110,7 +110,7 @@ class small_disk:  # noqa: N801 (used as a word)
         subprocess.run(["umount", "--lazy", self.folder], check=True)
 
 
-def test_f3_with_every_node_gone_for_a_minute_the_study_waits(three: Federation):
+def test_f3_study_waits_while_all_nodes_are_offline_for_a_minute(three: Federation):
     run = three.run_study(rounds=4, wait_s=300)
     run.wait_for("round 1 of 4", seconds=240)
     for node in three.nodes.values():
@@ -124,7 +124,7 @@ def test_f3_with_every_node_gone_for_a_minute_the_study_waits(three: Federation)
     assert sum(entry["lost"] for entry in three.rounds(run)) <= 1
 
 
-def test_f2_two_of_five_killed_leave_a_study_that_ends(tmp_path: Path, start: Start):
+def test_f2_study_completes_after_two_of_five_nodes_are_killed(tmp_path: Path, start: Start):
     with federation(tmp_path, start, NAMES) as five:
         run = five.run_study(rounds=3, quorum=3, timeout_s=300, strategy="FedMedian")
         run.wait_for("round 1 of 3", seconds=600)

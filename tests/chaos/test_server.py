@@ -1,4 +1,4 @@
-"""Faults of the study's server: killed, full, its certificate over, its databases damaged. docs/reliability.md."""
+"""Faults of the server: killed, full disk, expired certificate, damaged databases (see docs/reliability.md)."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 def release_of(here: Federation, run) -> bytes:
-    """The weights that a run released, byte for byte."""
+    """Return the bytes of the weights that a run released."""
     folder = here.run_folder(run) / "release"
     load_release(folder)
     return (folder / "model.safetensors").read_bytes()
@@ -24,15 +24,15 @@ def release_of(here: Federation, run) -> bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(federation_of_three: Federation) -> bytes:
-    """The weights of a study of three rounds to which nothing happened."""
+    """The weights of a study of three rounds without faults."""
     federation_of_three.restore()
     run = federation_of_three.run_study(rounds=3, quorum=3)
     finished(run)
     return release_of(federation_of_three, run)
 
 
-def test_f5_a_killed_server_app_loses_nothing(three: Federation, undisturbed: bytes):
-    """Flower does not go on with such a run; `study resume` does, to the same weights bit for bit."""
+def test_f5_run_resumes_with_same_weights_after_server_app_is_killed(three: Federation, undisturbed: bytes):
+    """Flower cannot continue such a run. `study resume` can, and gives the same weights, bit for bit."""
     run = three.run_study(rounds=3, quorum=3)
     run.wait_for("round 1 of 3", seconds=240)
     kill_member(three.server, "flwr-serverapp")
@@ -45,8 +45,8 @@ def test_f5_a_killed_server_app_loses_nothing(three: Federation, undisturbed: by
     assert release_of(three, run) == undisturbed
 
 
-def test_f4_a_killed_superlink_costs_one_round_at_most(three: Federation, undisturbed: bytes):
-    """The whole server ends with it and is started again, as systemd does; the nodes find it by themselves."""
+def test_f4_killed_superlink_costs_at_most_one_round(three: Federation, undisturbed: bytes):
+    """The whole server ends and is restarted, as by systemd. The nodes reconnect by themselves."""
     run = three.run_study(rounds=3, quorum=3)
     run.wait_for("round 1 of 3", seconds=240)
     kill_member(three.server, SUPERLINK)
@@ -60,7 +60,7 @@ def test_f4_a_killed_superlink_costs_one_round_at_most(three: Federation, undist
     assert release_of(three, run) == undisturbed
 
 
-def test_f8_a_full_disk_at_the_server_is_a_code_and_the_run_goes_on_when_there_is_room(three: Federation):
+def test_f8_full_disk_at_server_ends_the_run_which_resumes_with_space(three: Federation):
     runs = three.server_folder / "runs"
     runs.mkdir(exist_ok=True)
     aside = three.server_folder / "runs-before"
@@ -83,8 +83,8 @@ def test_f8_a_full_disk_at_the_server_is_a_code_and_the_run_goes_on_when_there_i
         shutil.move(aside, runs)
 
 
-def test_f17_a_certificate_that_ends_during_a_run_shuts_its_site_out(three: Federation):
-    """As told by the server's registry; the run goes on with the others, and the node says why."""
+def test_f17_certificate_that_expires_during_a_run_excludes_its_site(three: Federation):
+    """The registry sets the expiry in the past. The run continues with the other sites; the node reports the reason."""
     run = three.run_study(rounds=4)
     run.wait_for("round 1 of 4", seconds=240)
     registry = three.server_folder / "sites.sqlite"
@@ -103,7 +103,9 @@ def test_f17_a_certificate_that_ends_during_a_run_shuts_its_site_out(three: Fede
 
 
 @pytest.mark.parametrize("database", ["state.db", "sites.sqlite"])
-def test_f18_a_damaged_database_fails_closed_and_its_backup_is_enough(three: Federation, database: str, tmp_path: Path):
+def test_f18_damaged_database_prevents_start_until_restored_from_backup(
+    three: Federation, database: str, tmp_path: Path
+):
     three.server.interrupt()
     path = three.server_folder / database
     rest = [path.with_name(path.name + end) for end in ("-wal", "-shm")]
@@ -123,8 +125,8 @@ def test_f18_a_damaged_database_fails_closed_and_its_backup_is_enough(three: Fed
     finished(three.run_study(rounds=1))
 
 
-def test_f19_without_mlflow_a_study_goes_on_and_its_figures_wait(three: Federation):
-    """A tracking server that is not there: every figure waits in the run's folder, and the study completes."""
+def test_f19_study_continues_without_mlflow_and_metrics_are_queued(three: Federation):
+    """The tracking server is unreachable: metrics are queued in the run's folder, and the study completes."""
     three.server.interrupt()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -136,7 +138,7 @@ def test_f19_without_mlflow_a_study_goes_on_and_its_figures_wait(three: Federati
     waiting = [json.loads(line) for line in (three.run_folder(run) / "tracking.jsonl").read_text().splitlines()]
     assert [each["step"] for each in waiting if each["what"] == "figures"] == [1, 2, 2]
     three.server.interrupt()
-    three.start_server()  # with its own MLflow again
+    three.start_server()  # restart with the default MLflow
     three.wait_online()
     finished(three.run_study(rounds=1))
     assert not (three.run_folder(run) / "tracking.jsonl").exists()

@@ -1,4 +1,7 @@
-"""Two hundred rounds with faults at random: nothing gets stuck, nothing grows. FEDTHORAX_SOAK_ROUNDS sets a number."""
+"""A study of 200 rounds with random faults: no round hangs, and memory and open files do not grow.
+
+FEDTHORAX_SOAK_ROUNDS sets another number of rounds.
+"""
 
 import os
 import random
@@ -23,8 +26,11 @@ def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-def test_f20_a_long_study_with_random_faults(three: Federation):
-    """Kills, bad lines and partitions by a fixed draw. The server's processes keep their size and their open files."""
+def test_f20_long_study_completes_with_random_faults(three: Federation):
+    """Kills, bad links and partitions are drawn with a fixed seed.
+
+    The server's processes keep their memory size and their number of open files.
+    """
     draw = random.Random(20)
     run = three.run_study(rounds=ROUNDS, wait_s=300, timeout_s=150)
     warm = max(3, ROUNDS // 10)

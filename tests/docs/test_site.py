@@ -1,4 +1,4 @@
-"""The documentation builds as a site, without a warning and without a network, and its commands exist."""
+"""The documentation site builds without warnings and without network access, and its commands exist."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from federation.cli.main import app
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LOADED = re.compile(r"""<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//|<link[^>]*\shref="(?:https?:)?//""")
-# In a block of commands, as any user and from any folder, or in running text.
+# In a code block (after any prompt, with any path to the program), or as inline code.
 COMMAND = re.compile(
     r"(?:^    (?:.*[ /])?|`)fedthorax ((?:demo|phantom|import|node|server|study|score|serve|clinic)\b[^`#|>&;]*)"
 )
@@ -32,12 +32,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # between MyST and Sphinx
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # raised between MyST and Sphinx
 @pytest.mark.usefixtures("no_network")
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """Sphinx warns of links that lead nowhere and of pages outside the navigation.
+def test_site_builds_without_warnings_and_loads_no_external_resources(tmp_path: Path) -> None:
+    """Sphinx warns about broken links and about pages that are not in the navigation.
 
-    The page of the Python API has an entry for each public name and for no other name.
+    The Python API page has an entry for each public name and for no other name.
     """
     doctrees, site = tmp_path / "doctrees", tmp_path / "site"
     strict = ["--quiet", "--nitpicky", "--fail-on-warning", "--keep-going"]
@@ -57,7 +57,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def exists(words: list[str]) -> bool:
-    """Whether the words name a command, with options that it has."""
+    """Return whether the words are an existing command with existing options."""
     command = typer.main.get_command(app)
     while isinstance(command, Group) and words and words[0] in command.commands:
         command, words = command.commands[words[0]], words[1:]
@@ -66,7 +66,7 @@ def exists(words: list[str]) -> bool:
     return not isinstance(command, Group) and used <= options
 
 
-def test_the_commands_on_the_pages_exist() -> None:
+def test_commands_on_the_pages_exist() -> None:
     found = [(page.name, words) for page in PAGES for words in commands(page)]
     assert len(found) > 100
     assert [(page, " ".join(words)) for page, words in found if not exists(words)] == []

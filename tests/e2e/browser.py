@@ -1,6 +1,6 @@
-"""A real browser for tests: headless Chromium, driven through its DevTools protocol.
+"""A real browser for tests: headless Chromium, controlled through its DevTools protocol.
 
-https://chromedevtools.github.io/devtools-protocol/ names the methods. WebGL is drawn in software.
+https://chromedevtools.github.io/devtools-protocol/ documents the methods. WebGL is rendered in software.
 """
 
 import base64
@@ -35,7 +35,7 @@ Seen = TypeVar("Seen")
 
 _START_SECONDS = 30.0
 _ANSWER_SECONDS = 60.0
-# By name: code, and the number that Windows gave the key.
+# Key name: code, and Windows virtual-key code.
 _KEYS = {
     "Tab": ("Tab", 9),
     "Enter": ("Enter", 13),
@@ -50,7 +50,7 @@ _KEYS = {
 
 
 class Page:
-    """One tab. `requests`: the address of each; `problems`: what went wrong in it, in words."""
+    """One tab. `requests` lists the URL of every request. `problems` lists errors as text."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
@@ -59,10 +59,10 @@ class Page:
         self.problems: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Emulation.setLocaleOverride", locale="en-GB")  # how dates are written
+        self.call("Emulation.setLocaleOverride", locale="en-GB")  # sets the date format
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One method of the protocol; what it returns. Fails where Chromium refuses it."""
+        """Call a method of the protocol and return its result. Fails if Chromium returns an error."""
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
@@ -70,7 +70,7 @@ class Page:
             if message.get("id") == number:
                 assert "error" not in message, (method, message["error"])
                 return dict(message["result"])
-            if "method" in message:  # and no late answer to a call that was given up
+            if "method" in message:  # skip late responses to abandoned calls
                 self._note(message)
 
     def _note(self, event: dict[str, Any]) -> None:
@@ -86,13 +86,13 @@ class Page:
             self.problems.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
 
     def js(self, expression: str) -> Any:
-        """The value of an expression, awaited where it is a promise. Fails where it throws."""
+        """Return the value of an expression. Awaits a promise. Fails if it throws."""
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, (expression, result["exceptionDetails"])
         return result["result"].get("value")
 
     def wait_for(self, expression: str, *, seconds: float = 20.0) -> None:
-        """Until the expression is true. Fails with the page's text when time is over."""
+        """Wait until the expression is true. Fails with the text of the page after the timeout."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.js(f"(async () => Boolean(await ({expression})))()"):
@@ -105,7 +105,7 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def text(self, selector: str = "body") -> str:
-        """What a person sees of an element; '' where it is hidden or absent."""
+        """Return the visible text of an element, or '' if it is hidden or absent."""
         return str(self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = 20.0) -> None:
@@ -118,7 +118,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def middle(self, selector: str) -> tuple[float, float]:
-        """Where an element is, once it is scrolled into sight."""
+        """Scroll an element into view and return its centre."""
         where = self.js(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
             f" return [r.x + r.width / 2, r.y + r.height / 2] }})(document.querySelector({json.dumps(selector)}))"
@@ -131,7 +131,7 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def key(self, name: str, *, shift: bool = False) -> None:
-        """Press and release a key: a letter, a sign, or one of those with a name."""
+        """Press and release a key: a character or a named key."""
         code, number = _KEYS.get(name, ("", ord(name[0].upper())))
         typed = {"Enter": "\r"}.get(name, name if len(name) == 1 else "")
         common = {"key": name, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 if shift else 0}
@@ -139,18 +139,18 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def write(self, text: str) -> None:
-        """Into whatever has the focus."""
+        """Insert text into the focused element."""
         self.call("Input.insertText", text=text)
 
     def drop(self, paths: list[Path], selector: str) -> None:
-        """Files or folders, from the desktop onto an element."""
+        """Drop files or folders from the desktop onto an element."""
         x, y = self.middle(selector)
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def png(self, selector: str | None = None) -> bytes:
-        """A picture of the window, or of one element of it."""
+        """Take a screenshot of the window or of one element."""
         clip: dict[str, Any] = {}
         if selector:
             self.middle(selector)
@@ -162,9 +162,9 @@ class Page:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png", **clip)["data"])
 
     def sees(self, look: Callable[[bytes], Seen], selector: str, *, seconds: float = 30.0) -> Seen:
-        """What `look` finds in a picture of an element, as soon as it finds something; at last what it finds then.
+        """Take screenshots of an element until `look` returns something true. Return its last result.
 
-        WebGL in software draws late where the machine is busy.
+        WebGL in software renders late on a busy machine.
         """
         deadline = time.monotonic() + seconds
         while not (seen := look(self.png(selector))) and time.monotonic() < deadline:
@@ -172,13 +172,13 @@ class Page:
         return seen
 
     def pdf(self) -> bytes:
-        """As it prints, on the paper that its own style names."""
+        """Return the page as PDF, with the paper size of its style sheet."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"])
 
 
 @contextlib.contextmanager
 def open_browser(profile: Path) -> Iterator[Page]:
-    """One tab of a browser of its own, ended by its id. Skips the test where Chromium is not installed."""
+    """Open one tab in a new browser, ended by its process id. Skips the test if Chromium is not installed."""
     program = next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         pytest.skip("Chromium is not installed")

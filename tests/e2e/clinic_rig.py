@@ -1,6 +1,6 @@
-"""A clinic's service for tests of its page: a real process, a model, synthetic scans, and a PACS where there is one.
+"""A clinic service for page tests: a real process, a model, synthetic scans, and a PACS if Orthanc is installed.
 
-The model has random weights; what it says means nothing, and how it is shown does not depend on that.
+The model has random weights, so its results have no meaning. Their display does not depend on that.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from tests.helpers.phantoms import SOMEBODY, thorax
 
 GRID = Grid(shape=(66, 110, 128), spacing_mm=(5.0, 3.2, 3.2))
 MARKUP = '<img src=x onerror="document.title=1">'  # as a patient's identifier
-NAME = "<b>O</b>\u202eN^Ann"  # with a mark that turns what follows
-IN_PACS = "SYNTHETIC-9"  # the identifier of the patient whose scan the PACS has
+NAME = "<b>O</b>\u202eN^Ann"  # contains a right-to-left override character
+IN_PACS = "SYNTHETIC-9"  # PatientID of the scan in the PACS
 _PACS_SETTINGS = """
 [pacs]
 protocol = "dicomweb"
@@ -50,7 +50,7 @@ retry_seconds = 1
 
 @dataclass(frozen=True)
 class Clinic:
-    """A service with a model; a token for it; scans, by name a zip and a folder; the PACS, if it is installed."""
+    """A service with a model, a token for it, scans (each as zip and folder) and the PACS, if it is installed."""
 
     url: str
     token: str
@@ -60,7 +60,7 @@ class Clinic:
 
 @contextlib.contextmanager
 def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]:
-    """This thread, and what it starts, is in the PACS's own network until the end."""
+    """Inside the block, this thread and the processes that it starts run in the network namespace of the PACS."""
     with contextlib.ExitStack() as stack:
         site = folder / "site"
         site.mkdir()
@@ -92,7 +92,7 @@ def open_clinic(folder: Path, start: Callable[..., Command]) -> Iterator[Clinic]
 
 
 def _save_model(folder: Path) -> None:
-    """Severe is intermediate and a positive PCR high, whatever the scan."""
+    """Save a model that rates severe as intermediate and positive PCR as high for every scan."""
     platt = {
         label: Platt(slope=0.05, intercept=intercept, covariance=(0.0, 0.0, 0.04))
         for label, intercept in (("severe", -0.5), ("pcr_positive", 1.0))
@@ -114,9 +114,9 @@ def _write_scan(
     has_lungs: bool = True,
     is_marked: bool = True,
 ) -> list[Path]:
-    """A series, and a zip of it beside its folder. All of the patient's right lung is ground glass.
+    """Write a series, and a zip of it next to its folder. The whole right lung is ground glass.
 
-    `is_marked`: as a phantom; else it counts as a patient's.
+    `is_marked`: mark the series as a phantom. Otherwise it counts as a scan of a patient.
     """
     scanner = replace(hospital(0).scanner, grid=GRID)
     body = thorax(GRID)

@@ -1,4 +1,4 @@
-"""Real processes for end-to-end tests: the command line, a server, nodes; all ended by their ids."""
+"""Real processes for end-to-end tests: the command line, a server, nodes. All are ended by process id."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ FEDTHORAX = str(Path(sys.executable).parent / "fedthorax")
 
 
 class Command:
-    """One running `fedthorax ...`, its output in a file."""
+    """One running `fedthorax ...` command with its output in a file."""
 
     def __init__(self, log: Path, *arguments: str | Path) -> None:
         self.log = log
@@ -37,7 +37,7 @@ class Command:
         return self.log.read_text()
 
     def wait_for(self, pattern: str, *, seconds: float) -> str:
-        """Wait until a line matches; fails with the output when the command ends or time is over."""
+        """Wait until a line matches. Fails with the output when the command ends or after the timeout."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := re.search(pattern, self.text()):
@@ -56,14 +56,14 @@ class Command:
         return [self.process.pid, *descendants(self.process.pid, read_parents())]
 
     def kill(self) -> None:
-        """kill -9, this command and all that it started."""
+        """kill -9 this command and all its descendants."""
         for pid in self.family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def interrupt(self) -> None:
-        """Ctrl-C; it must end by itself then."""
+        """Send Ctrl-C (SIGINT). The command must then end by itself."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:
@@ -74,38 +74,38 @@ class Command:
 
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `fedthorax ...` to its end."""
+    """Run `fedthorax ...` until it ends."""
     return subprocess.run([FEDTHORAX, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
 
 
 def ok(*arguments: str | Path) -> str:
-    """What `fedthorax ...` prints when all goes well."""
+    """Run `fedthorax ...`, which must succeed, and return its output."""
     done = run_command(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def enter(site: Path, server: Path, name: str) -> None:
-    """Let a site join the study of the running server, as hospital IT and the study's office do it."""
+    """Let a site join the study of the running server, with the commands of study office and hospital IT."""
     code = json.loads(ok("server", "enrol", server, name, "--json"))["code"]
     ok("node", "join", site, code)
     try:
         sandbox.available(Site.open(site))
-    except Refusal:  # a machine without bubblewrap: the sandbox has tests of its own, which say that they are skipped
+    except Refusal:  # no bubblewrap on this machine: the sandbox tests report that they are skipped
         with (site / "site.toml").open("a") as settings:
             settings.write('\n[sandbox]\nkind = "none"\naccepted_by = "a test with synthetic patients"\n')
 
 
 def allow(site: Path, study: Path) -> None:
-    """Let a study that is none of the release's run at a site."""
+    """Approve a study file that is not part of the release at a site."""
     ok("node", "approve-study", site, study, "--yes")
 
 
 def for_few_patients(site: Path) -> None:
-    """Let a site with a handful of patients take part: figures over two of them leave, and rounds of one step.
+    """Configure a site with few patients: metrics over two patients may leave, and rounds may have one step.
 
-    Its key is set before it ingests, for the key decides who is a training patient: with a key drawn by chance, one
-    site in six hundred has fewer than two. With these keys, each site of the tests has two patients in every split.
+    The key is set before the ingest because it determines the split of each patient. With a random key, one site in
+    600 has fewer than two training patients. With these keys, each site has at least two patients in every split.
     """
     (site / "keys" / "pseudonym.key").write_bytes(hashlib.sha256(f"synthetic 50 {site.name}".encode()).digest())
     settings = site / "site.toml"
@@ -114,7 +114,7 @@ def for_few_patients(site: Path) -> None:
 
 
 def ingest(site: Path) -> None:
-    """Ingest a synthetic hospital; each split has patients enough for a study, whatever failed on this machine."""
+    """Ingest a synthetic hospital, and check that each split has enough patients for a study."""
     ok("node", "ingest", site)
     with sqlite3.connect(site / "cohort" / "cohort.sqlite") as cohort:
         splits = dict(cohort.execute("SELECT split, count(*) FROM patients GROUP BY split"))
@@ -123,7 +123,7 @@ def ingest(site: Path) -> None:
 
 @pytest.fixture(scope="session")
 def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two ingested synthetic hospitals, north and south. Copy it before you change anything."""
+    """The folder of two ingested synthetic hospitals, north and south. Copy it before any change."""
     folder = tmp_path_factory.mktemp("two")
     ok("phantom", folder / "hospitals", "--sites", "2", "--patients", "10", "--no-defects")
     for name in ("north", "south"):
@@ -136,7 +136,7 @@ def two_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
-    """Start `fedthorax ...` in the background; every one of them is ended after the module."""
+    """Return a function that starts `fedthorax ...` in the background. All commands end after the module."""
     folder = tmp_path_factory.mktemp("output")
     started: list[Command] = []
 
@@ -146,6 +146,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Co
         return command
 
     yield begin
-    with contextlib.ExitStack() as ends:  # each of them, whatever happens to another
+    with contextlib.ExitStack() as ends:  # end each of them even if another fails
         for command in started:
             ends.callback(command.interrupt)

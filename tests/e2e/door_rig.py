@@ -1,6 +1,6 @@
-"""A door to knock at: a server's folder, a stand-in for its SuperLink, and the door or nginx before it.
+"""Test rig for the ingress: a server folder, a fake SuperLink, the ingress, and optionally nginx in front of it.
 
-The door runs in a thread of the test's own process; nginx, where it is asked for, is a process.
+The ingress runs in a thread of the test process. nginx runs as a process.
 """
 
 import asyncio
@@ -48,18 +48,18 @@ PULL = "/v1/fleet/pull-messages"
 
 @dataclass
 class Seen:
-    """One request as it reached the SuperLink's place."""
+    """One request as received by the fake SuperLink."""
 
     path: str
     headers: dict[str, str]
-    pairs: list[tuple[str, str]]  # the headers as they came, were one to come twice
+    pairs: list[tuple[str, str]]  # the headers as received: a name may occur twice
     sha256: str
     length: int
 
 
 @dataclass
 class Node:
-    """A node's key and certificate, as files of a site."""
+    """Key and certificate of a node, as files of a site."""
 
     folder: Path
 
@@ -72,7 +72,7 @@ class Node:
         return self.folder / "node.crt"
 
     def headers(self, *, seconds_ago: float = 0.0) -> dict[str, str]:
-        """What Flower's SuperNode sends with a request."""
+        """Return the headers that Flower's SuperNode sends with a request."""
         key = load_node_key(self.key)
         timestamp = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
         signature = key.sign(timestamp.encode("ascii"), ec.ECDSA(hashes.SHA256()))
@@ -87,7 +87,7 @@ class Node:
 
 @dataclass
 class Rig:
-    """The front under test listens on `port`; `seen` is what got through."""
+    """The front end under test listens on `port`. `seen` lists the requests that reached the SuperLink."""
 
     folder: Path
     port: int
@@ -96,7 +96,7 @@ class Rig:
     answer: bytes = b"from the SuperLink"
 
     def make_node(self, name: str, *, authority: Authority | None = None, now: datetime | None = None) -> Node:
-        """A key, and a certificate over it that nobody has entered into the registry."""
+        """Create a key and a certificate for it that is not in the registry."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         key = load_node_key(create_node_key(folder / "node").with_suffix(""))
         signer = authority or open_authority(ca_certificate(self.folder).parent)
@@ -105,7 +105,7 @@ class Rig:
         return Node(folder)
 
     def enrol_node(self, name: str, *, now: datetime | None = None) -> Node:
-        """A node that has joined as site `name`."""
+        """Create a node that has joined as site `name`."""
         from cryptography import x509
 
         node = self.make_node(name, now=now)
@@ -115,7 +115,7 @@ class Rig:
         return node
 
     def connect(self, node: Node | None) -> http.client.HTTPSConnection:
-        """A connection on which `node` shows its certificate."""
+        """Open a connection on which `node` presents its certificate."""
         ca = ca_certificate(self.folder)
         if node is None:
             tls = trust(ca.read_text())
@@ -133,9 +133,9 @@ class Rig:
         body: bytes = b"hello",
         connection: http.client.HTTPSConnection | None = None,
     ) -> tuple[int, str]:
-        """One request: its status, and the code of the refusal, or the answer's text.
+        """Send one request. Return its status and the refusal code or the text of the response.
 
-        Where TLS itself refuses there is no answer: (0, the line in the door's log, and the error).
+        If TLS itself refuses, there is no response: return 0 and the line in the ingress log with the error.
         """
         used = connection or self.connect(node)
         try:
@@ -166,13 +166,13 @@ class _Lines(logging.Handler):
 
 @contextlib.contextmanager
 def open_rig(folder: Path, *, nginx: bool = False, authority: Authority | None = None) -> Iterator[Rig]:
-    """A new server in `folder` behind its door, or behind door and nginx."""
+    """Create a new server in `folder` behind its ingress, optionally also behind nginx."""
     port = free_port()
     init_server(folder, port=port, authority=authority)
     settings = folder / "server.toml"
     (folder / "logs").mkdir()
     with contextlib.ExitStack() as stack:
-        run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="door-")))  # a socket's path must be short
+        run = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="door-")))  # socket paths must be short
         if nginx:
             settings.write_text(settings.read_text() + f'\nsocket = "{run}/door.sock"\n')
         rig = Rig(folder, port)
@@ -190,7 +190,7 @@ def open_rig(folder: Path, *, nginx: bool = False, authority: Authority | None =
 
 @contextlib.contextmanager
 def _in_thread(rig: Rig) -> Iterator[None]:
-    """The door and the stand-in for the SuperLink, in an event loop of their own."""
+    """Run the ingress and the fake SuperLink in their own event loop."""
     runner = asyncio.Runner()
     loop = runner.get_loop()
     ended, ready, failed = asyncio.Event(), threading.Event(), []
@@ -201,7 +201,7 @@ def _in_thread(rig: Rig) -> Iterator[None]:
             digest.update(piece)
             length += len(piece)
         if request.raw_path.startswith("/v1/control/"):
-            return web.Response(content_type="application/protobuf")  # from this machine: it knows no nodes
+            return web.Response(content_type="application/protobuf")  # local request: the answer lists no nodes
         headers = {name.lower(): value for name, value in request.headers.items()}
         rig.seen.append(Seen(request.raw_path, headers, [*request.headers.items()], digest.hexdigest(), length))
         return web.Response(body=rig.answer, content_type="application/protobuf")
@@ -247,7 +247,7 @@ def _is_open(rig: Rig) -> bool:
 
 @contextlib.contextmanager
 def running_nginx(rig: Rig, run: Path) -> Iterator[None]:
-    """nginx with the documented configuration, its paths and its port set for this test, as an ordinary process."""
+    """Run nginx as an ordinary process, with the documented configuration and the paths and port of this test."""
     assert NGINX
     text = CONFIGURATION.read_text()
     for old, new in (

@@ -1,7 +1,7 @@
-"""A real PACS for tests: Orthanc, in a network of its own where we may make one, and always ended by its id.
+"""A real PACS for tests: Orthanc, in its own network namespace if permitted, and ended by its process id.
 
-Debian's Orthanc listens on all addresses. As root, each test therefore gives it a network namespace that holds
-nothing but loopback; it is gone when its last process ends. Without root, Orthanc checks who asks.
+Debian's Orthanc listens on all addresses. As root, each test therefore runs it in a network namespace with only a
+loopback interface. The namespace ends with its last process. Without root, Orthanc itself authenticates its clients.
 """
 
 import base64
@@ -36,10 +36,10 @@ def require_orthanc() -> None:
 
 
 def _own_network() -> int | None:
-    """A descriptor of a new network namespace with loopback alone, or None where we may not make one."""
+    """Return a descriptor of a new network namespace with only loopback, or None without permission."""
     made: list[int] = []
 
-    def make() -> None:  # a namespace belongs to a thread, so that this process stays where it is
+    def make() -> None:  # a namespace belongs to a thread: this process stays in its own
         libc = ctypes.CDLL(None, use_errno=True)
         if os.geteuid() == 0 and libc.unshare(_CLONE_NEWNET) == 0:
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -52,12 +52,12 @@ def _own_network() -> int | None:
 
 
 class Orthanc:
-    """One Orthanc with its storage in `folder`. `settings` go over ours (see Orthanc's own configuration file).
+    """One Orthanc with its storage in `folder`. `settings` override the defaults (see Orthanc's configuration file).
 
-    `modalities`: name to [AE title, host, port] of whoever may find, get and move. Whatever talks to it must run
-    `with orthanc.inside()`: code of this thread, threads and processes that it starts there.
+    `modalities`: maps a name to [AE title, host, port] of a node that may find, get and move. Code that connects to
+    Orthanc must run inside `with orthanc.inside()`, which covers this thread and the threads and processes it starts.
 
-    It has no HTTPS: Debian 13's Orthanc dies of the first connection (signal 11). Put a TLS proxy before it.
+    HTTPS is not available: Debian 13's Orthanc crashes on the first connection (signal 11). Use a TLS proxy instead.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Orthanc:
 
     @property
     def url(self) -> str:
-        """The root of DICOMweb."""
+        """The DICOMweb root URL."""
         return f"{self._root}/dicom-web"
 
     @property
@@ -110,7 +110,7 @@ class Orthanc:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """This thread, and what it starts, in Orthanc's network."""
+        """Run this thread, and what it starts, in Orthanc's network namespace."""
         if self._network is None:
             yield
             return
@@ -124,7 +124,7 @@ class Orthanc:
             os.close(home)
 
     def start(self, *, seconds: float = 30) -> "Orthanc":
-        """Start it, or start it again on the same storage, and wait until it answers."""
+        """Start or restart it on the same storage and wait until it answers."""
         assert self.process is None
         with (self.folder / "orthanc.log").open("ab") as log, self.inside():
             self.process = subprocess.Popen(
@@ -140,7 +140,7 @@ class Orthanc:
         raise AssertionError(f"Orthanc did not start:\n{(self.folder / 'orthanc.log').read_text()[-2000:]}")
 
     def stop(self) -> None:
-        """End it, whatever state it is in."""
+        """End it in any state."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -150,14 +150,14 @@ class Orthanc:
         self.process = None
 
     def kill(self) -> None:
-        """kill -9"""
+        """End it with kill -9."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
         self.process = None
 
     def rest(self, method: str, path: str, body: bytes | None = None) -> Any:
-        """Ask Orthanc's own REST interface; returns its JSON."""
+        """Send a request to Orthanc's REST API. Returns the JSON response."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         headers = {"Authorization": f"Basic {login}"}
@@ -166,7 +166,7 @@ class Orthanc:
             return json.loads(response.read() or b"null")
 
     def upload(self, files: Iterable[Path]) -> int:
-        """Store DICOM files in it; returns how many it would not take."""
+        """Store DICOM files. Returns the number of refused files."""
         refused = 0
         for path in files:
             try:
@@ -177,7 +177,7 @@ class Orthanc:
         return refused
 
     def close(self) -> None:
-        """End it and give its network back."""
+        """End it and close its network namespace."""
         self.stop()
         if self._network is not None:
             os.close(self._network)
@@ -185,7 +185,7 @@ class Orthanc:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, in this thread's network."""
+    """Return ports that are free now, in the network namespace of this thread."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:

@@ -1,7 +1,7 @@
-"""Tries every way out of a sandbox, and prints what came of each as JSON: "open", or "closed" and why.
+"""Try all ways out of a sandbox and print the results as JSON: "open", or "closed" with the reason.
 
-Runs as a program, within the sandbox and outside, from its text alone: only the standard library is there. Its
-argument names, as JSON, what stands outside for it to find.
+It runs as a program, inside the sandbox and outside, from its source text, with the standard library only. Its
+argument is JSON that describes the resources outside that it tries to reach.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ SECONDS = 3
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 CLONE_NEWUSER = 0x10000000
 LIBC = ctypes.CDLL(None, use_errno=True)
-# By their numbers, for the C library has no function for most of them.
+# System call numbers: the C library has no function for most of them.
 NUMBERS = {
     "x86_64": {
         **{"add_key": 248, "request_key": 249, "keyctl": 250, "bpf": 321, "userfaultfd": 323, "clone3": 435},
@@ -34,7 +34,7 @@ SESSION_KEYRING, KEYCTL_SEARCH, KEYCTL_READ = -3, 10, 11
 
 
 class NotHereError(Exception):
-    """This machine has none of it, within or outside."""
+    """This machine does not have the resource, neither inside nor outside."""
 
 
 def tcp(host, port):
@@ -65,7 +65,7 @@ def address():
 
 
 def dns():
-    """A query for example.org, type A, as a resolver sends it."""
+    """Send a DNS query for example.org, type A."""
     udp("127.0.0.1", TO["udp_port"], b"\0\1\1\0\0\1\0\0\0\0\0\0\7example\3org\0\0\1\0\1")
 
 
@@ -117,7 +117,7 @@ def sysctl():
 
 
 def call(name, *arguments):
-    """A system call; raises OSError where it fails."""
+    """Make a system call. Raises OSError if it fails."""
     words = [a if isinstance(a, (bytes, ctypes.Array)) else ctypes.c_long(a) for a in arguments]
     answer = LIBC.syscall(ctypes.c_long(NUMBERS[name]), *words)
     if answer == -1:
@@ -126,7 +126,7 @@ def call(name, *arguments):
 
 
 def read_key():
-    """The secret that lies in the session keyring outside."""
+    """Read the secret in the session keyring outside."""
     key = call("keyctl", KEYCTL_SEARCH, SESSION_KEYRING, b"user", TO["key"].encode(), 0)
     content = ctypes.create_string_buffer(100)
     length = call("keyctl", KEYCTL_READ, key, content, 100)
@@ -138,19 +138,19 @@ def key_names():
 
 
 def descriptor(name, *arguments):
-    """Calls that open something."""
+    """Make a system call that returns a file descriptor, and close it."""
     os.close(call(name, *arguments))
 
 
 def perf():
-    """Count this process's own clock: PERF_TYPE_SOFTWARE, 112 bytes, PERF_COUNT_SW_CPU_CLOCK, without the kernel."""
+    """Count the CPU clock of this process: PERF_TYPE_SOFTWARE, 112 bytes, PERF_COUNT_SW_CPU_CLOCK, user mode only."""
     attributes = bytearray(112)
     attributes[0], attributes[4], attributes[40] = 1, 112, 0b01100000
     descriptor("perf_event_open", (ctypes.c_char * 112).from_buffer(attributes), 0, -1, -1, 0)
 
 
 def bpf():
-    """An array map with one entry: map_type 2, key 4 bytes, value 4 bytes, one entry."""
+    """Create an array map with one entry: map_type 2, key 4 bytes, value 4 bytes."""
     attributes = b"".join(number.to_bytes(4, "little") for number in (2, 4, 4, 1)) + bytes(56)
     descriptor("bpf", 0, ctypes.create_string_buffer(attributes, 72), 72)
 
@@ -160,7 +160,7 @@ def io_uring():
 
 
 def another_memory():
-    """A child's memory, by process_vm_readv: this process may read it, were the call not denied."""
+    """Read the memory of a child with process_vm_readv. Permitted for a child, unless the filter denies the call."""
     secret = ctypes.create_string_buffer(b"of the child", 12)
     copy = ctypes.create_string_buffer(12)
     child = os.fork()
@@ -179,7 +179,7 @@ def another_memory():
 
 
 def traced_child():
-    """PTRACE_TRACEME in a child of its own."""
+    """Call PTRACE_TRACEME in a child."""
     child = os.fork()
     if child == 0:
         os._exit(LIBC.ptrace(0, 0, 0, 0) and 1)
@@ -195,7 +195,7 @@ def alg():
 
 
 def clone_namespace():
-    """clone(2) with CLONE_NEWUSER, rather than unshare(2); the child ends at once."""
+    """Call clone(2) with CLONE_NEWUSER instead of unshare(2). The child exits at once."""
     number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
     child = LIBC.syscall(ctypes.c_long(number), ctypes.c_long(CLONE_NEWUSER | signal.SIGCHLD), 0, 0, 0, 0)
     if child == 0:

@@ -1,6 +1,6 @@
-"""Two hospitals' nodes at a real server: each works on its own messages, and on nothing of the other's.
+"""Two nodes at a real server: each can access only its own messages and objects.
 
-Both hold a valid certificate, and each knows the other's node id, message ids and object ids.
+Both nodes have a valid certificate, and each knows the other's node id, message ids and object ids.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ clientapp = "bound.client_app:app"
 folder = "{folder}"
 first = "{first}"
 """
-# Sends to the node `first`, to the other when it is told to, and writes down which answers come.
+# Sends a message to the node `first`, later to the other node, and writes the replies to files.
 SERVER_APP = """
 import json
 import time
@@ -102,7 +102,7 @@ app = ClientApp()
 
 @dataclass
 class Reply:
-    """A reply as a node sends it."""
+    """A reply in the form that a node sends."""
 
     message: ProtoMessage
     tree: ObjectTree
@@ -124,7 +124,7 @@ def refusal(call: Callable[..., object], *arguments: Any, **options: Any) -> tup
 
 @dataclass
 class Hospital:
-    """A node that speaks Flower's Fleet API by hand, and lies as it is told to."""
+    """A node that calls Flower's Fleet API directly, also with forged fields."""
 
     client: FleetHttpClient
     id: int
@@ -170,7 +170,7 @@ class Hospital:
 
 @dataclass
 class Study:
-    """A server with a run under way, in which north has a message that south was not sent."""
+    """A server with an active run in which north, but not south, was sent a message."""
 
     server: Running
     folder: Path
@@ -193,7 +193,7 @@ class Study:
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]
 ) -> Iterator[Running]:
-    run = tmp_path_factory.mktemp("s")  # a socket's path must be short
+    run = tmp_path_factory.mktemp("s")  # the path of a Unix socket must be short
     folder, port = run / "server", free_port()
     ok("server", "init", folder, "--port", str(port))
     behind_nginx = request.param == "nginx"
@@ -234,7 +234,7 @@ def hospital(site: Site) -> Iterator[Hospital]:
 
 
 def submit(server: Running, folder: Path, *, first: int) -> None:
-    """Start a run on the server, by Flower's own command."""
+    """Start a run on the server with Flower's own command."""
     package = folder / "app" / "bound"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -254,10 +254,10 @@ def submit(server: Running, folder: Path, *, first: int) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# --- before south has a message of its own ----------------------------------------------------------------
+# --- before south has its own message ----------------------------------------------------------------
 
 
-def test_a_node_learns_nothing_of_a_run_that_it_was_not_asked_in(study: Study) -> None:
+def test_node_cannot_read_a_run_in_which_it_has_no_message(study: Study) -> None:
     north, south = study.north, study.south
     assert north.task is not None
     asked = GetRunRequest(node=south.node, run_id=north.run)
@@ -266,10 +266,10 @@ def test_a_node_learns_nothing_of_a_run_that_it_was_not_asked_in(study: Study) -
     app = GetFabRequest(node=south.node, run_id=north.run, hash_str=run.fab_hash)
     assert refusal(south.client.GetFab, app) == OTHERS
     asked.node.node_id = north.id
-    assert refusal(south.client.GetRun, asked)[0] == 401  # Flower's own
+    assert refusal(south.client.GetRun, asked)[0] == 401  # the check of Flower itself
 
 
-def test_the_other_takes_no_object_and_confirms_nothing(study: Study) -> None:
+def test_node_cannot_pull_objects_or_confirm_messages_of_another(study: Study) -> None:
     north, south = study.north, study.south
     assert north.task is not None
     assert north.task_tree is not None
@@ -281,7 +281,7 @@ def test_the_other_takes_no_object_and_confirms_nothing(study: Study) -> None:
     assert refusal(south.client.ConfirmMessageReceived, confirm) == OTHERS
 
 
-# --- once both have one -----------------------------------------------------------------------------------
+# --- after both have a message -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def both(study: Study) -> Study:
     return study
 
 
-def test_each_hospital_reads_what_it_was_sent(both: Study) -> None:
+def test_node_can_pull_only_the_objects_sent_to_it(both: Study) -> None:
     for me in (both.north, both.south):
         assert me.task_tree is not None
         for part in iterate_object_tree(me.task_tree):
@@ -311,20 +311,20 @@ def test_each_hospital_reads_what_it_was_sent(both: Study) -> None:
 
 
 def forged_source(south: Hospital, north: Hospital) -> Reply:
-    """North's answer, sent by south: what the server took before."""
+    """South sends a reply in north's name. Earlier versions of the server accepted it."""
     assert north.task is not None
     return reply_to(north.task, 666.0)
 
 
 def own_name(south: Hospital, north: Hospital) -> Reply:
-    """An answer to north's message, in south's own name."""
+    """South replies to north's message in its own name."""
     reply = forged_source(south, north)
     reply.message.metadata.src_node_id = south.id
     return reply
 
 
 def a_task(south: Hospital, north: Hospital) -> Reply:
-    """A message to north, as if it came from the server."""
+    """South sends a message to north that pretends to come from the server."""
     reply = forged_source(south, north)
     metadata = reply.message.metadata
     metadata.src_node_id, metadata.dst_node_id, metadata.reply_to_message_id = 1, north.id, ""
@@ -332,14 +332,14 @@ def a_task(south: Hospital, north: Hospital) -> Reply:
 
 
 def own_task(south: Hospital, north: Hospital) -> Reply:
-    """The same, in south's own name."""
+    """South sends a message to north in its own name."""
     reply = a_task(south, north)
     reply.message.metadata.src_node_id = south.id
     return reply
 
 
 def norths_root(south: Hospital, north: Hospital) -> Reply:
-    """South's own answer, but the objects are those of north's task: they would end with south's session."""
+    """South's own reply, with the objects of north's task: they would be deleted with south's session."""
     assert south.task is not None
     assert north.task_tree is not None
     reply = reply_to(south.task, 1.0)
@@ -348,14 +348,14 @@ def norths_root(south: Hospital, north: Hospital) -> Reply:
 
 
 def norths_id(south: Hospital, north: Hospital) -> Reply:
-    """The same, under the id of north's task."""
+    """As `norths_root`, with the id of north's task."""
     reply = norths_root(south, north)
     reply.message.metadata.message_id = reply.tree.object_id
     return reply
 
 
 def norths_below(south: Hospital, north: Hospital) -> Reply:
-    """South's own answer, of which north's whole message is a part: it would be deleted with the answer."""
+    """South's own reply, which contains north's whole message: it would be deleted with the reply."""
     assert south.task is not None
     assert north.task_tree is not None
     reply = reply_to(south.task, 1.0)
@@ -364,7 +364,7 @@ def norths_below(south: Hospital, north: Hospital) -> Reply:
 
 
 def other_run(south: Hospital, north: Hospital) -> Reply:
-    """South's own answer, in a run that does not exist."""
+    """South's own reply, for a run that does not exist."""
     assert south.task is not None
     reply = reply_to(south.task, 1.0)
     reply.message.metadata.run_id += 1
@@ -375,15 +375,15 @@ FORGERIES = [forged_source, own_name, a_task, own_task, norths_root, norths_id, 
 
 
 @pytest.mark.parametrize("forge", FORGERIES)
-def test_no_message_is_taken_but_the_answer_to_ones_own(both: Study, forge: Callable[..., Reply]) -> None:
+def test_forged_message_is_refused(both: Study, forge: Callable[..., Reply]) -> None:
     north, south = both.north, both.south
     assert refusal(south.push, forge(south, north)) == OTHERS
     assert refusal(south.push, forge(south, north), node=north.node)[0] == 401
 
 
 @pytest.mark.parametrize(("messages", "trees"), [(0, 0), (1, 0), (0, 1), (2, 1), (1, 2), (2, 2)])
-def test_a_request_holds_one_message(both: Study, messages: int, trees: int) -> None:
-    """Flower looks at the first alone; nobody has looked at the others."""
+def test_push_request_must_contain_exactly_one_message(both: Study, messages: int, trees: int) -> None:
+    """Flower checks only the first message. The others would be unchecked."""
     assert both.south.task is not None
     reply = reply_to(both.south.task, 1.0)
     request = PushMessagesRequest(
@@ -392,14 +392,14 @@ def test_a_request_holds_one_message(both: Study, messages: int, trees: int) -> 
     assert refusal(both.south.client.PushMessages, request) == OTHERS
 
 
-def test_a_refusal_is_a_line_in_the_log(both: Study) -> None:
+def test_refusal_is_logged_with_the_site_of_the_sender(both: Study) -> None:
     refusal(lambda: both.south.push(forged_source(both.south, both.north)))
     assert any("refused site=south" in line and OTHERS[1] in line for line in both.server.log().splitlines())
     assert "site=north" not in "".join(line for line in both.server.log().splitlines() if OTHERS[1] in line)
 
 
-def test_an_object_is_not_won_by_naming_it_in_ones_own_answer(both: Study) -> None:
-    """Answers may share objects with tasks, so the announcement itself passes."""
+def test_listing_a_foreign_object_in_own_reply_gives_no_access(both: Study) -> None:
+    """Replies may share objects with tasks, so the announcement itself is accepted."""
     north, south = both.north, both.south
     assert south.task is not None
     assert north.task_tree is not None
@@ -418,25 +418,29 @@ def test_an_object_is_not_won_by_naming_it_in_ones_own_answer(both: Study) -> No
 
 @pytest.fixture(scope="module")
 def announced(both: Study) -> tuple[Reply, PushMessagesResponse]:
-    """North's honest answer, of which no object is there yet."""
+    """North's valid reply, announced but without any uploaded object."""
     assert both.north.task is not None
     both.north.confirm(both.north.task.metadata.message_id)
     reply = reply_to(both.north.task, 7.0)
     return reply, both.north.push(reply)
 
 
-def test_nobody_pushes_into_anothers_session(both: Study, announced: tuple[Reply, PushMessagesResponse]) -> None:
+def test_node_cannot_push_objects_into_the_session_of_another(
+    both: Study, announced: tuple[Reply, PushMessagesResponse]
+) -> None:
     reply, answer = announced
     assert set(answer.objects_to_push) == set(reply.objects)
     for id in reply.objects:
         assert refusal(both.south.push_object, reply, id, answer.session_id) == OTHERS
         assert refusal(both.south.push_object, reply, id, "") == OTHERS
-        assert refusal(both.north.push_object, reply, id, "") == OTHERS  # gateways name the session
+        assert refusal(both.north.push_object, reply, id, "") == OTHERS  # gateways send the session id
     assert not both.south.push_object(reply, next(iter(reply.objects)), "no such session")
 
 
-def test_anothers_answer_is_not_announced_anew(both: Study, announced: tuple[Reply, PushMessagesResponse]) -> None:
-    """It would end the session of whoever announced it, and the answer itself when south's session ends."""
+def test_node_cannot_announce_the_reply_of_another_again(
+    both: Study, announced: tuple[Reply, PushMessagesResponse]
+) -> None:
+    """It would end north's session, and it would delete the reply when south's session ends."""
     reply, _ = announced
     assert both.south.task is not None
     mine = reply_to(both.south.task, 1.0)
@@ -446,7 +450,9 @@ def test_anothers_answer_is_not_announced_anew(both: Study, announced: tuple[Rep
     assert refusal(both.south.push, reply) == OTHERS
 
 
-def test_anothers_answer_is_not_read_or_deleted(both: Study, announced: tuple[Reply, PushMessagesResponse]) -> None:
+def test_node_cannot_read_or_delete_the_reply_of_another(
+    both: Study, announced: tuple[Reply, PushMessagesResponse]
+) -> None:
     reply, _ = announced
     for id in reply.objects:
         assert refusal(both.south.object, id) == OTHERS
@@ -457,13 +463,13 @@ def test_anothers_answer_is_not_read_or_deleted(both: Study, announced: tuple[Re
     assert refusal(both.north.confirm, part) == OTHERS
 
 
-def test_the_honest_answer_arrives(both: Study, announced: tuple[Reply, PushMessagesResponse]) -> None:
-    """The last test: after all of the above the server's code has north's answer, and no other in its name."""
+def test_valid_reply_arrives(both: Study, announced: tuple[Reply, PushMessagesResponse]) -> None:
+    """Must run last: after all tests above, the ServerApp receives north's reply and no forged one."""
     reply, answer = announced
     north = both.north
     for id in reply.objects:
         assert north.push_object(reply, id, answer.session_id)
     assert json.loads(both.wait_for(f"reply-{north.id}")) == {"value": 7.0}
-    assert north.push(reply).objects_to_push == []  # announced again, as after a lost line
+    assert north.push(reply).objects_to_push == []  # announced again, as after a lost connection
     assert refusal(both.south.push, reply) == OTHERS
     assert {path.name for path in both.folder.glob("reply-*")} == {f"reply-{me.id}" for me in (north, both.south)}

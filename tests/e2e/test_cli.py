@@ -1,4 +1,4 @@
-"""The command line as people use it, with the inputs that a tired user gets wrong."""
+"""The command line, with typical use and typical user errors."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with random weights: it answers, and its answers mean nothing."""
+    """A release with random weights: its scores have no meaning."""
     folder = tmp_path_factory.mktemp("model")
     save_release(folder, build_network(NetworkSettings(), seed=1), description(study="random-weights"))
     return folder
@@ -26,14 +26,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def north(small_hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site of the small hospital. Leave it as it is."""
+    """A site of the small hospital. Do not modify it."""
     site = tmp_path_factory.mktemp("north") / "site"
     assert run_command("node", "init", site, "--from", small_hospital).returncode == 0
     return site
 
 
 def refused(*arguments: str | Path) -> str:
-    """The code with which a command is refused; there must be a remedy and no stack trace."""
+    """Return the code of a refused command. The output must contain a remedy and no stack trace."""
     done = run_command(*arguments, "--json")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -42,7 +42,7 @@ def refused(*arguments: str | Path) -> str:
     return str(content["code"])
 
 
-def test_a_real_thorax_gets_an_answer_and_a_page(real_data: Path, model: Path, tmp_path: Path) -> None:
+def test_real_thorax_ct_gets_a_score_and_a_page(real_data: Path, model: Path, tmp_path: Path) -> None:
     scan = real_data / "real-thorax-64" / "ct-64Dicom"
     done = run_command("score", scan, "--model", model, "--out", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
@@ -65,18 +65,16 @@ def test_a_real_thorax_gets_an_answer_and_a_page(real_data: Path, model: Path, t
         ("nowhere", {"E_NO_IMAGES"}),
     ],
 )
-def test_what_is_no_chest_ct_is_refused_without_a_number(
-    real_data: Path, model: Path, place: str, codes: set[str]
-) -> None:
+def test_input_that_is_not_a_chest_ct_is_refused(real_data: Path, model: Path, place: str, codes: set[str]) -> None:
     assert refused("score", real_data / place, "--model", model) in codes
 
 
-def test_scoring_without_a_model_says_how_to_get_one(real_data: Path, tmp_path: Path) -> None:
+def test_scoring_without_a_model_is_refused_with_a_remedy(real_data: Path, tmp_path: Path) -> None:
     scan = real_data / "real-thorax-64" / "ct-64Dicom"
     assert refused("score", scan, "--model", tmp_path) == "E_NO_MODEL"
 
 
-def test_check_finds_the_planted_defects_and_no_other(north: Path, small_hospital: Path) -> None:
+def test_check_finds_exactly_the_planted_defects(north: Path, small_hospital: Path) -> None:
     done = run_command("node", "check", north, "--truth", small_hospital / "truth.json", "--json")
     assert done.returncode == 0, done.stderr
     verdict = json.loads(done.stdout)["verdict"]
@@ -86,7 +84,7 @@ def test_check_finds_the_planted_defects_and_no_other(north: Path, small_hospita
     assert verdict["precision"] == verdict["recall"] == 1.0
 
 
-def test_a_site_is_not_made_twice_and_its_keys_stay(north: Path, small_hospital: Path) -> None:
+def test_second_init_of_a_site_is_refused_and_keeps_its_keys(north: Path, small_hospital: Path) -> None:
     key = (north / "keys" / "pseudonym.key").read_bytes()
     again = run_command("node", "init", north, "--from", small_hospital)
     assert again.returncode == 1
@@ -112,7 +110,7 @@ def spoil(site: Path, old: str, new: str) -> None:
         (lambda site: spoil(site, 'name = "north"', "name = north"), "E_SETTINGS_SYNTAX"),
     ],
 )
-def test_mistakes_in_site_toml_are_named(
+def test_mistake_in_site_toml_is_refused_with_its_code(
     north: Path, tmp_path: Path, change: Callable[[Path], None], code: str
 ) -> None:
     site = tmp_path / "site"
@@ -121,12 +119,12 @@ def test_mistakes_in_site_toml_are_named(
     assert refused("node", "ingest", site) == code
 
 
-def test_wrong_usage_ends_with_2() -> None:
+def test_wrong_usage_exits_with_2() -> None:
     assert run_command("node", "ingest").returncode == 2
     assert run_command("phantom", "out", "--patients", "-3").returncode == 2
 
 
-def test_studies_need_a_server(tmp_path: Path) -> None:
+def test_study_commands_without_a_server_are_refused(tmp_path: Path) -> None:
     assert refused("server", "sites", tmp_path) == "E_NO_SERVER"
     assert refused("study", "resume", "no-such-run", "--server", tmp_path) == "E_RUN_UNKNOWN"
     study = Path(configs.__file__).with_name("study.toml")
@@ -134,7 +132,7 @@ def test_studies_need_a_server(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_site_is_not_half_made_when_the_certificate_is_not_there(tmp_path: Path) -> None:
+def test_init_with_a_missing_certificate_creates_no_site(tmp_path: Path) -> None:
     done = run_command("node", "init", tmp_path / "site", "--ca", tmp_path / "missing.crt")
     assert done.returncode == 2
     assert not (tmp_path / "site").exists()

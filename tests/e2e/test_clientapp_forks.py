@@ -1,4 +1,4 @@
-"""Processes that are forked for tasks: each by itself, with its own arguments and its own chance."""
+"""Processes forked for tasks are independent, with their own arguments and random numbers."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from federation.node.clientapp_forks import PROGRAM
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
-# In the place of Flower's program stands one that tells what it was given, draws by chance, and spoils its memory.
+# Replaces Flower's program: it records its arguments, draws random numbers and modifies its memory.
 SERVE = """
 import os, random, sys
 from pathlib import Path
@@ -41,7 +41,7 @@ def serving(folder: Path, command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", SERVE, folder, command])
 
 
-def test_each_task_is_a_new_process_that_knows_nothing_of_the_one_before(tmp_path: Path) -> None:
+def test_each_task_runs_in_a_new_process_without_state_of_the_previous_one(tmp_path: Path) -> None:
     wait = "until [ -e {0} ]; do sleep 0.05; done"
     tasks = [f"{PROGRAM} --token {name}; {wait.format(tmp_path / name)}" for name in ("first", "second")]
     with serving(tmp_path, "; ".join([*tasks, "exit 7"])) as warm:
@@ -56,7 +56,7 @@ def test_each_task_is_a_new_process_that_knows_nothing_of_the_one_before(tmp_pat
     assert not drawn[0] & drawn[1]
 
 
-def test_what_is_told_to_end_ends_its_command_first(tmp_path: Path) -> None:
+def test_sigterm_ends_the_command_before_the_server(tmp_path: Path) -> None:
     command = f"trap 'touch {tmp_path / 'ended'}; exit 3' TERM; touch {tmp_path / 'began'}; while :; do sleep 0.1; done"
     with serving(tmp_path, command) as warm:
         deadline = time.monotonic() + 60

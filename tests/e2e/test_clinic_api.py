@@ -1,4 +1,4 @@
-"""The clinic's API as programs and administrators use it: a real service, real requests, the command line beside it.
+"""The clinic API with a real service and real requests, together with the `clinic` commands.
 
 All scans are synthetic, and the models' weights are random.
 """
@@ -34,13 +34,13 @@ from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-SECONDS = 120  # for anything that is waited for
+SECONDS = 120  # timeout of every wait
 AT_ONCE, WAITING_SCANS = 100, 20
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
 
 
 class Service:
-    """A running service, its folder, and how it is asked."""
+    """A running service, its folder and its clients."""
 
     def __init__(self, folder: Path, command: Command, port: int) -> None:
         self.folder, self.command, self.port = folder, command, port
@@ -85,14 +85,14 @@ def service(
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, tuple[str, bytes]]]:
-    """A synthetic chest as the files of a form."""
+    """A synthetic chest as the files of an upload form."""
     folder = tmp_path_factory.mktemp("scan")
     write_series(folder, chest(), spacing_mm=SPACING_MM)
     return [("files", (f"Doe^Jane\u202e{path.name}", path.read_bytes())) for path in sorted(folder.iterdir())]
 
 
 def scored(service: Service, client: httpx.Client, scan: list[tuple[str, tuple[str, bytes]]]) -> dict[str, object]:
-    """The answer to a scan that is sent now."""
+    """Send a scan and return its answer."""
     sent = client.post("/scans", files=scan)
     assert sent.status_code == 202, sent.text
     service.wait_for(lambda: client.get(f"/jobs/{sent.json()['id']}").json()["state"] not in ("waiting", "working"))
@@ -102,7 +102,7 @@ def scored(service: Service, client: httpx.Client, scan: list[tuple[str, tuple[s
     return content
 
 
-def test_the_address_of_the_first_start_signs_in_once(service: Service) -> None:
+def test_token_of_the_first_start_signs_in_once(service: Service) -> None:
     secret = service.command.wait_for(r"#token=\S+", seconds=SECONDS).removeprefix("#token=")
     with httpx.Client(base_url=service.address) as browser:
         assert browser.post("/api/v1/session", json={"token": secret}).json()["role"] == "admin"
@@ -111,7 +111,7 @@ def test_the_address_of_the_first_start_signs_in_once(service: Service) -> None:
     assert (again.status_code, again.json()["code"]) == (401, "E_TOKEN")
 
 
-def test_a_model_is_swapped_by_way_of_the_shadow(
+def test_model_is_promoted_only_after_shadow_mode(
     service: Service, releases: tuple[Path, Path], scan: list[tuple[str, tuple[str, bytes]]]
 ) -> None:
     client = service.client("night desk", "score")
@@ -129,7 +129,7 @@ def test_a_model_is_swapped_by_way_of_the_shadow(
         compared: dict[str, object] | None = told[second]["beside_live"]
         return compared
 
-    service.wait_for(beside)  # the shadow answers after the live model
+    service.wait_for(beside)  # the shadow model answers after the live model
     assert beside()["scans"] == 1  # type: ignore[index]
     ok("clinic", "promote", service.folder, second[:12])
     assert scored(service, client, scan)["model"]["name"] == "second"  # type: ignore[index]
@@ -140,7 +140,7 @@ def test_a_model_is_swapped_by_way_of_the_shadow(
     assert done.count("shadow_answer") == 1 and done.count("promote") == 2
 
 
-def test_a_token_that_is_revoked_is_refused_at_once(service: Service) -> None:
+def test_revoked_token_is_refused_at_once(service: Service) -> None:
     secret = ok("clinic", "token", service.folder, "somebody", "--role", "read").strip()
 
     def ask() -> httpx.Response:
@@ -151,18 +151,18 @@ def test_a_token_that_is_revoked_is_refused_at_once(service: Service) -> None:
     assert ask().json()["code"] == "E_TOKEN"
 
 
-def test_a_hundred_at_once_are_queued_or_told_to_come_again(service: Service) -> None:
+def test_100_parallel_uploads_are_queued_or_get_429(service: Service) -> None:
     client = service.client("busy", "score")
     before = {job["id"] for job in client.get("/jobs").json()["jobs"]}
     children = descendants(service.command.process.pid, read_parents())
     for worker in children:
-        os.kill(worker, signal.SIGSTOP)  # nothing leaves the queue meanwhile
+        os.kill(worker, signal.SIGSTOP)  # nothing leaves the queue during the uploads
     try:
         together = threading.Barrier(AT_ONCE, timeout=SECONDS)
 
         def body() -> Iterator[bytes]:
             yield b"no zip"
-            together.wait()  # until each of them has begun
+            together.wait()  # until every upload has begun
             yield bytes(1_000_000)
 
         def send(_: int) -> httpx.Response:
@@ -189,15 +189,15 @@ def test_a_hundred_at_once_are_queued_or_told_to_come_again(service: Service) ->
     assert list((service.folder / "scans").iterdir()) == []
 
 
-def test_the_server_keeps_little_in_memory(service: Service) -> None:
-    """After all of the above. It never imports PyTorch, which alone would be more."""
+def test_peak_memory_of_the_server_is_below_300_mb(service: Service) -> None:
+    """Peak memory after all tests above. The server never imports PyTorch, which alone takes more."""
     process = Path(f"/proc/{service.command.process.pid}")
     assert "libtorch" not in (process / "maps").read_text()
     peak_kb = int(re.findall(r"VmHWM:\s+(\d+) kB", (process / "status").read_text())[0])
     assert peak_kb < 300_000
 
 
-def test_half_an_upload_leaves_nothing(service: Service) -> None:
+def test_interrupted_upload_leaves_no_files_or_jobs(service: Service) -> None:
     client = service.client("cut off", "score")
     scans = service.folder / "scans"
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
@@ -211,14 +211,14 @@ def test_half_an_upload_leaves_nothing(service: Service) -> None:
     assert client.get("/jobs", params={"state": "waiting"}).json() == {"jobs": []}
 
 
-def test_nothing_secret_is_written_to_a_log(service: Service) -> None:
+def test_logs_contain_no_tokens_or_patient_data(service: Service) -> None:
     logs = "".join(path.read_text() for path in (service.folder / "logs").iterdir())
     assert "fct_" not in logs
     assert not any(word in logs for word in ("Doe", "Jane", "patients/"))
     assert "E_QUEUE_FULL" in logs
 
 
-def test_by_tls_with_the_hospitals_own_certificate(start: Callable[..., Command], tmp_path: Path) -> None:
+def test_service_uses_tls_with_the_hospitals_certificate(start: Callable[..., Command], tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     certificate, key = authority.sign("page")
     folder, port = tmp_path / "clinic", free_port()
@@ -238,4 +238,4 @@ def test_by_tls_with_the_hospitals_own_certificate(start: Callable[..., Command]
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://127.0.0.1:{port}/")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"https://127.0.0.1:{port}/")  # whom nobody vouches for is not trusted
+        httpx.get(f"https://127.0.0.1:{port}/")  # the default CAs do not trust this certificate

@@ -1,6 +1,6 @@
-"""The clinic and a real PACS (Orthanc): series listed, fetched and received, and a service that is killed in between.
+"""The clinic with a real PACS (Orthanc): series are listed, fetched and received, and the service is killed meanwhile.
 
-All scans are synthetic. That one scan has one probability on every way is asked of the model itself.
+All scans are synthetic. The tests run the model to check that a scan gets the same probability by every transfer.
 """
 
 import json
@@ -47,7 +47,7 @@ RECEIVE = "import sys\nfrom pathlib import Path\nfrom threading import Event\n" 
 
 
 class Hospital:
-    """Orthanc with one synthetic chest of one patient, and clinics beside it."""
+    """Orthanc with one synthetic chest CT of one patient, and clinics that use it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.scan = folder, folder / "scan"
@@ -79,13 +79,13 @@ class Hospital:
         )
 
     def series(self, modality: str) -> list[str]:
-        """The PACS's own names of its series."""
+        """Return the Orthanc ids of the series with this modality."""
         query = {"Level": "Series", "Query": {"Modality": modality}}
         found: list[str] = self.orthanc.rest("POST", "/tools/find", json.dumps(query).encode())
         return found
 
     def send(self) -> None:
-        """Let the PACS send the series to the receiver, as a rule of its own would."""
+        """Let the PACS send the series to the receiver, like an auto-routing rule."""
         (series,) = self.series("CT")
         self.orthanc.rest("POST", "/modalities/node/store", f'{{"Resources": ["{series}"]}}'.encode())
 
@@ -104,7 +104,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A release with random weights, said to be of patients: results of one of phantoms would not go to the PACS."""
+    """A release with random weights, marked as trained on patients: phantom results are not sent to the PACS."""
     folder = tmp_path_factory.mktemp("release")
     save_release(folder, build_network(NetworkSettings(), seed=3), description(trained_on_synthetic_data=False))
     return folder
@@ -117,7 +117,7 @@ def release(model: Path) -> Release:
 
 @pytest.fixture(scope="module")
 def expected(hospital: Hospital, release: Release) -> dict[str, float]:
-    """The probabilities of the scan as it lies in a folder."""
+    """The probabilities of the scan, read from a folder."""
     return score(hospital.scan, release).probabilities
 
 
@@ -139,7 +139,7 @@ def pixels(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def receiving(hospital: Hospital, clinic: Clinic) -> Iterator[Store]:
-    """The receiver in a thread of this process, beside the PACS."""
+    """Run the receiver in a thread of this process, in the network namespace of the PACS."""
     stop = Event()
     with hospital.orthanc.inside():
         thread = Thread(target=Reception(clinic).run, args=(stop,))
@@ -155,7 +155,7 @@ def receiving(hospital: Hospital, clinic: Clinic) -> Iterator[Store]:
 
 @contextmanager
 def sender(hospital: Hospital) -> Iterator[Any]:
-    """Somebody who calls itself the PACS; yields a function that sends one file and returns the status."""
+    """Connect with the AE title of the PACS. Yields a function that sends one image and returns the status."""
     entity = AE(ae_title=AET)
     entity.add_requested_context(CTImageStorage)
     entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = 5
@@ -178,11 +178,11 @@ def sender(hospital: Hospital) -> Iterator[Any]:
         association.abort()
 
 
-# --- chosen by a clinician ---
+# --- fetched by a clinician ---
 
 
 @pytest.mark.parametrize("protocol", ["dicomweb", "c-get", "c-move"])
-def test_a_series_is_listed_fetched_whole_and_scored_as_from_a_folder(
+def test_listed_series_is_fetched_completely_and_scored_as_from_a_folder(
     hospital: Hospital, release: Release, expected: dict[str, float], protocol: str
 ) -> None:
     clinic = hospital.clinic(protocol)
@@ -205,17 +205,17 @@ def test_a_series_is_listed_fetched_whole_and_scored_as_from_a_folder(
     assert probabilities == pytest.approx(expected, abs=0.01)
 
 
-def test_a_zip_gives_the_same(hospital: Hospital, release: Release, expected: dict[str, float], tmp_path: Path) -> None:
+def test_zip_gives_the_same_probabilities(
+    hospital: Hospital, release: Release, expected: dict[str, float], tmp_path: Path
+) -> None:
     with zipfile.ZipFile(tmp_path / "scan.zip", "w") as archive:
         for path in hospital.files:
             archive.write(path, path.name)
     assert score(tmp_path / "scan.zip", release).probabilities == pytest.approx(expected, abs=0.01)
 
 
-def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
-    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The service ends too: what it was fetching is fetched by the next one."""
+def test_fetch_continues_after_the_pacs_was_killed(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service ends too. The next service continues the fetch."""
     clinic, stop = hospital.clinic("interrupted"), Event()
     received = []
 
@@ -226,7 +226,7 @@ def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
             stop.set()
         return read_header(path, *arguments)
 
-    monkeypatch.setattr(pacs_source, "read_header", read_header_of_some)  # of each image that arrives
+    monkeypatch.setattr(pacs_source, "read_header", read_header_of_some)  # called for each received image
     with hospital.orthanc.inside(), clinic.store() as store:
         hospital.source(clinic, "dicomweb").ask(store, STUDY_UID, SERIES_UID, by="clinician")
         hospital.source(clinic, "dicomweb").fetch_all(store, stop)
@@ -236,20 +236,20 @@ def test_a_fetch_whose_pacs_dies_in_the_middle_goes_on_later(
         hospital.source(clinic, "dicomweb").fetch_all(store, Event())
         job = store.jobs.take()
     assert job is not None and pixels(job.folder) == pixels(hospital.scan)
-    assert len(received) == len(hospital.files)  # no image came twice
+    assert len(received) == len(hospital.files)  # no image was fetched twice
 
 
 # --- sent by the PACS ---
 
 
-def test_a_series_that_the_pacs_sends_is_queued_once_it_is_whole(
+def test_received_series_is_queued_once_when_complete(
     hospital: Hospital, release: Release, expected: dict[str, float]
 ) -> None:
     clinic = hospital.clinic("received")
     with receiving(hospital, clinic) as store:
         hospital.send()
         job = eventually(store.jobs.take)
-        hospital.send()  # again: the same images are no new scan
+        hospital.send()  # again: the same images are not a new scan
         time.sleep(1.5)
         assert store.jobs.take() is None
     assert (job.source, job.patient.id, job.series_uid) == ("received", PATIENT_ID, SERIES_UID)
@@ -257,12 +257,12 @@ def test_a_series_that_the_pacs_sends_is_queued_once_it_is_whole(
     assert score(job.folder, release, series_uid=job.series_uid).probabilities == pytest.approx(expected, abs=0.01)
 
 
-def test_half_a_series_makes_no_scan_until_the_pacs_has_sent_it_all(hospital: Hospital) -> None:
+def test_incomplete_series_is_queued_only_after_the_rest_arrives(hospital: Hospital) -> None:
     clinic = hospital.clinic("halves")
     with receiving(hospital, clinic) as store:
         with sender(hospital) as send:
             assert {send(dcmread(path)) for path in hospital.files[:30]} == {0}
-        # The association was aborted; ten times the usual wait is over, and nothing was made of a half.
+        # The association was aborted. After ten times the quiet period, the half series has not become a job.
         time.sleep(5)
         assert store.jobs.newest() == []
         hospital.send()
@@ -270,8 +270,8 @@ def test_half_a_series_makes_no_scan_until_the_pacs_has_sent_it_all(hospital: Ho
     assert pixels(job.folder) == pixels(hospital.scan)
 
 
-def test_a_kill_of_the_receiver_in_the_middle_loses_nothing(hospital: Hospital) -> None:
-    """What was acknowledged before a kill -9 is not sent again, and is in the scan all the same."""
+def test_no_acknowledged_image_is_lost_when_the_receiver_is_killed(hospital: Hospital) -> None:
+    """Images acknowledged before kill -9 are not sent again, but are part of the scan."""
     clinic = hospital.clinic("killed", quiet_seconds=3)
     images = [dcmread(path) for path in hospital.files]
     acknowledged: set[str] = set()
@@ -299,10 +299,10 @@ def test_a_kill_of_the_receiver_in_the_middle_loses_nothing(hospital: Hospital) 
     assert pixels(job.folder) == pixels(hospital.scan)
 
 
-# --- the whole way ---
+# --- complete workflow ---
 
 
-def test_what_the_pacs_sends_is_answered_once_and_goes_back_to_it_whatever_is_killed(
+def test_received_scan_is_scored_and_sent_back_once_despite_kills(
     hospital: Hospital, model: Path, expected: dict[str, float]
 ) -> None:
     clinic = hospital.clinic("service")
@@ -310,7 +310,7 @@ def test_what_the_pacs_sends_is_answered_once_and_goes_back_to_it_whatever_is_ki
     with clinic.store() as store:
         store.models.set_live(kept.sha256, by="test")
         with _serving(hospital, clinic):
-            hospital.send()  # and the service is killed as soon as all is acknowledged
+            hospital.send()  # the service is killed as soon as all images are acknowledged
         assert store.answers.newest() == []
         with _serving(hospital, clinic):
             delivered = eventually(lambda: store.deliveries.in_state("sent"), seconds=90)
@@ -326,7 +326,7 @@ def test_what_the_pacs_sends_is_answered_once_and_goes_back_to_it_whatever_is_ki
 
 @contextmanager
 def _serving(hospital: Hospital, clinic: Clinic) -> Iterator[None]:
-    """The service beside the PACS, until kill -9."""
+    """Run the service in the network namespace of the PACS, ended by kill -9."""
     with hospital.orthanc.inside():
         command = Command(clinic.folder / "output.log", "serve", clinic.folder)
         try:

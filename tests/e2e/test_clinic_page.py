@@ -1,4 +1,4 @@
-"""The clinician's page, used as a clinician does: a real service, a real browser, synthetic scans."""
+"""The clinician's page in a real browser, with a real service and synthetic scans."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def sign_in(page: Page, clinic: Clinic) -> None:
 
 @pytest.fixture(scope="module")
 def answered(tab: Page, clinic: Clinic) -> str:
-    """The address of an answer: a zip was dropped, and its answer came by itself."""
+    """The URL hash of an answer. A zip was dropped, and the page showed the answer without a reload."""
     sign_in(tab, clinic)
     tab.drop([clinic.scans / "chest.zip"], "#drop")
     tab.wait_for(SHOWN, seconds=60)
@@ -59,7 +59,7 @@ def answered(tab: Page, clinic: Clinic) -> str:
 
 @pytest.fixture
 def page(tab: Page, clinic: Clinic, answered: str) -> Page:
-    """The page with the first answer before it, at the size of a workstation."""
+    """The page that shows the first answer, in the window size of a workstation."""
     tab.sized(1280, 800)
     sign_in(tab, clinic)
     tab.js(f"location.hash = {json.dumps(answered)}")
@@ -69,7 +69,7 @@ def page(tab: Page, clinic: Clinic, answered: str) -> Page:
 
 
 def dense_side(png: bytes) -> str:
-    """On which side of the first of three tiles the brighter lung is; '' where there is none to see."""
+    """Return the side of the brighter lung in the first of three tiles, or '' if neither lung is brighter."""
     grey = np.asarray(Image.open(io.BytesIO(png)).convert("L"), dtype=np.float32)
     tile = grey[grey.shape[0] * 2 // 5 : grey.shape[0] * 3 // 5, : grey.shape[1] // 3]
     width = tile.shape[1]
@@ -78,7 +78,7 @@ def dense_side(png: bytes) -> str:
     return "" if abs(difference) <= 30 else "left" if difference > 0 else "right"
 
 
-def test_a_dropped_zip_is_answered_with_figures_words_and_pictures(page):
+def test_dropped_zip_is_answered_with_probabilities_words_and_images(page):
     assert "Research use only. Not a medical device." in page.text(".notice")
     assert "synthetic" in page.text("#synthetic")
     severe = page.text("#severe")
@@ -90,11 +90,11 @@ def test_a_dropped_zip_is_answered_with_figures_words_and_pictures(page):
     assert "60-64 years" in page.text("#saw")
     assert re.search(r"Right \d+ mL, left \d+ mL", page.text("#measures"))
     assert "Not a lesion contour" in page.text("#overlay-says")
-    assert re.search(r"\(\d\d\.\d %\)", page.text("#overlay-says"))  # never a map without its probability
+    assert re.search(r"\(\d\d\.\d %\)", page.text("#overlay-says"))  # a map is always shown with its probability
     assert page.js("document.querySelector('#tiles img').naturalWidth") > 100
 
 
-def test_sign_in_takes_the_whole_token_and_sign_out_leaves_nothing(page, clinic):
+def test_sign_in_needs_the_whole_token_and_sign_out_clears_the_page(page, clinic):
     page.click("#sign-out")
     page.wait_for("!document.querySelector('#sign-in').hidden")
     assert "SYNTHETIC" not in page.text()
@@ -105,10 +105,10 @@ def test_sign_in_takes_the_whole_token_and_sign_out_leaves_nothing(page, clinic)
     page.goto(f"{clinic.url}/?again#token={clinic.token}")
     page.wait_for("!document.querySelector('#desk').hidden")
     assert clinic.token not in page.js("location.href")
-    assert page.js("document.cookie") == ""  # no script can read the session
+    assert page.js("document.cookie") == ""  # scripts cannot read the session cookie
 
 
-def test_left_is_left_in_single_slices(page):
+def test_single_slices_show_the_right_lung_on_the_left(page):
     page.call("Network.setBlockedURLs", urls=["*/niivue.js"])
     try:
         page.call("Page.reload")
@@ -125,12 +125,12 @@ def test_left_is_left_in_single_slices(page):
 
 
 def warmth(png: bytes) -> float:
-    """How much of a picture is in the map's colours: more red than blue."""
+    """Return how much of a picture has the colours of the map (more red than blue)."""
     red, _, blue = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.float32).T
     return float(np.maximum(red - blue, 0).mean())
 
 
-def test_left_is_left_in_the_full_viewer_and_the_overlay_fades(page):
+def test_full_viewer_shows_the_right_lung_on_the_left_and_fades_overlay(page):
     if not NIIVUE.is_file():
         pytest.skip("the full viewer is not there: run `make viewer`")
     page.wait_for("document.querySelector('#tiles').classList.contains('live')", seconds=30)
@@ -152,15 +152,15 @@ def test_left_is_left_in_the_full_viewer_and_the_overlay_fades(page):
         ("negative", "Does not apply: it is valid only for patients with a positive PCR", False),
     ],
 )
-def test_a_pcr_result_changes_the_words(page, result, words, applies):
+def test_pcr_result_changes_the_words(page, result, words, applies):
     figure = page.text("#severe .figure strong")
     page.click(f"#pcr-form [value={result}]")
     page.js("document.querySelector('#pcr-form [type=date]').value = '2020-03-05'")
     page.click("#pcr-form button")
     page.wait_for_text(result.capitalize(), "#pcr-says")
     page.wait_for_text(words, "#severe")
-    assert page.text("#severe .figure strong") == figure  # the words change, never the number
-    assert "applies to this patient" not in page.text("#severe")  # the model has only seen phantoms
+    assert page.text("#severe .figure strong") == figure  # only the words change, not the probability
+    assert "applies to this patient" not in page.text("#severe")  # the model was trained on phantoms only
     assert page.js("document.querySelector('#severe').classList.contains('void')") is not applies
     assert "5 Mar 2020" in page.text("#pcr-says")
     assert "entered by a reader" in page.text("#pcr-says")
@@ -174,13 +174,13 @@ def test_a_pcr_result_changes_the_words(page, result, words, applies):
         (None, "No PCR result is known"),
     ],
 )
-def test_with_a_model_of_patients_the_pcr_decides_the_words(page, pcr, words):
+def test_words_depend_on_pcr_with_a_model_of_patients(page, pcr, words):
     answer = json.dumps({"pcr": pcr, "score": {"trained_on_synthetic_data": False}})
     said = page.js(f"import('./static/probability.js').then(({{ pcrMeaning }}) => pcrMeaning({answer}).text)")
     assert words in said
 
 
-def test_a_band_across_a_threshold_is_uncertain_in_words(page):
+def test_interval_across_a_threshold_is_shown_as_uncertain(page):
     points = {"rule_out": {"threshold": 0.46, "met": None}, "rule_in": {"threshold": 0.7, "met": False}}
     labels = ("severe", "pcr_positive")
     score = {
@@ -197,7 +197,7 @@ def test_a_band_across_a_threshold_is_uncertain_in_words(page):
     assert "The 95 % band crosses a threshold of the release" in page.text("#severe")
 
 
-def test_a_patient_gets_no_verdict_from_a_model_of_phantoms(page, clinic):
+def test_model_of_phantoms_gives_no_level_for_a_patient(page, clinic):
     page.js("location.hash = '#/'")
     page.drop([clinic.scans / "unmarked"], "#drop")
     page.wait_for(SHOWN, seconds=60)
@@ -219,13 +219,13 @@ def test_a_patient_gets_no_verdict_from_a_model_of_phantoms(page, clinic):
     assert "not valid" in page.text("#history")
 
 
-def test_the_worklist_warns_of_a_model_of_phantoms_beside_its_level(page, answered):
+def test_worklist_shows_synthetic_model_warning_next_to_the_level(page, answered):
     item = f"#scans a[href={json.dumps(answered)}]"
     assert "synthetic model" in page.text(item)
     assert "Intermediate" in page.text(item) or "PCR negative" in page.text(item)
 
 
-def test_buttons_of_the_pacs_are_there_only_with_a_pacs(page, clinic):
+def test_pacs_buttons_are_shown_only_with_a_pacs(page, clinic):
     for button in ("#choose-pacs", "#send"):
         shown = page.js(f"document.querySelector('{button}').checkVisibility()")
         assert shown is (clinic.orthanc is not None)
@@ -240,32 +240,32 @@ def test_buttons_of_the_pacs_are_there_only_with_a_pacs(page, clinic):
     assert not page.js("document.querySelector('#pacs').open")
 
 
-def test_times_have_their_date_and_a_day_has_no_time(page):
+def test_times_include_the_date_and_dates_have_no_time(page):
     assert str(datetime.now().astimezone().year) in page.text("#scan-facts").rpartition("scored")[2]
     told = page.js("import('./static/dom.js').then(({ moment }) => moment('2020-03-04').textContent)")
     assert "2020" in told and ":" not in told
 
 
 def looks(clinic: Clinic) -> list[str | None]:
-    """The answers that were opened, as the record has them."""
+    """Return the ids of the answers that were opened, from the audit log."""
     with Store(clinic.scans.parent / "site") as store:
         return [record.answer_id for record in store.audit.records(limit=10_000) if record.action == "look"]
 
 
-def test_a_dropped_folder_of_the_same_patient_makes_a_history(page, clinic):
+def test_second_scan_of_a_patient_appears_in_the_history(page, clinic):
     before = looks(clinic)
     page.drop([clinic.scans / "later"], "#drop")
     page.wait_for_text("Answered:", "#live", seconds=60)
-    assert looks(clinic) == before  # the worklist shows its figure, and nobody has opened it
+    assert looks(clinic) == before  # the worklist shows its probability, but nobody opened the answer
     page.js("location.hash = document.querySelector('#scans a').getAttribute('href')")
     page.wait_for("document.querySelectorAll('#history tbody tr').length === 2", seconds=30)
     assert len(looks(clinic)) == len(before) + 1
-    assert page.text("#history").count("trial") == 2  # the model's name
+    assert page.text("#history").count("trial") == 2  # the name of the model
     page.click("#history tbody a")
     page.wait_for_text("(this)", "#history tbody tr:nth-child(2)")
 
 
-def test_what_is_no_chest_gets_no_score_but_a_reason_and_a_remedy(page, clinic):
+def test_scan_without_lungs_gets_a_reason_and_a_remedy_but_no_score(page, clinic):
     page.js("location.hash = '#/'")
     page.drop([clinic.scans / "none.zip"], "#drop")
     page.wait_for_text("No score", "#state", seconds=60)
@@ -279,10 +279,10 @@ def test_what_is_no_chest_gets_no_score_but_a_reason_and_a_remedy(page, clinic):
     )
     page.wait_for("document.querySelector('#refused-tiles img').src.includes('/axial/9.png')")
     page.js("location.hash = '#/'")
-    page.wait_for("!document.querySelector('#refused-tiles img')")  # nothing of it beside the next patient's name
+    page.wait_for("!document.querySelector('#refused-tiles img')")  # not shown with the next patient
 
 
-def test_a_scan_is_chosen_from_the_pacs_and_its_result_sent_back(page, clinic):
+def test_scan_is_fetched_from_the_pacs_and_its_result_sent_back(page, clinic):
     if clinic.orthanc is None:
         pytest.skip("no real PACS here (Debian packages orthanc and orthanc-dicomweb)")
     page.js("location.hash = '#/'")
@@ -301,7 +301,7 @@ def test_a_scan_is_chosen_from_the_pacs_and_its_result_sent_back(page, clinic):
     assert len(clinic.orthanc.rest("POST", "/tools/find", query)) == 1
 
 
-def test_it_prints_on_one_sheet_of_a4_with_the_pictures(page):
+def test_answer_prints_on_one_a4_page_with_images(page):
     page.js("import('./static/viewer.js').then(viewer => viewer.readyToPrint())")
     content = page.pdf()
     boxes = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content))
@@ -310,7 +310,7 @@ def test_it_prints_on_one_sheet_of_a4_with_the_pictures(page):
     assert content.count(b"/Subtype /Image") >= 3
 
 
-def test_a_keyboard_is_enough_from_sign_in_to_the_answer(page, clinic, answered):
+def test_page_is_usable_with_keyboard_only(page, clinic, answered):
     page.js("document.querySelector('#sign-out').click()")
     page.wait_for("document.activeElement.id === 'token'")
     page.write(clinic.token)
@@ -319,7 +319,7 @@ def test_a_keyboard_is_enough_from_sign_in_to_the_answer(page, clinic, answered)
     page.js("location.hash = '#/'; document.activeElement.blur()")
     for _ in range(30):
         page.key("Tab")
-        assert page.js("getComputedStyle(document.activeElement).outlineStyle") != "none"  # focus is seen
+        assert page.js("getComputedStyle(document.activeElement).outlineStyle") != "none"  # the focus is visible
         if page.js("document.activeElement.getAttribute('href')") == answered:
             break
     page.key("Enter")
@@ -342,8 +342,8 @@ def test_a_keyboard_is_enough_from_sign_in_to_the_answer(page, clinic, answered)
     assert page.js("document.querySelector('#pcr-form').elements.result.value") == "positive"
 
 
-def test_an_answer_that_comes_twice_leaves_alone_what_is_being_entered(page, answered):
-    """A slow answer to an earlier look at the same scan; and the list, which sees a scan change and shows it again."""
+def test_repeated_answer_does_not_overwrite_unsaved_input(page, answered):
+    """Covers a late response to an earlier request, and the list that shows a changed scan again."""
     page.js("""
         window.asked = fetch;
         window.late = [];
@@ -372,10 +372,10 @@ def test_an_answer_that_comes_twice_leaves_alone_what_is_being_entered(page, ans
     page.wait_for("document.querySelector('#answer').hidden")
     page.js(f"location.hash = {json.dumps(answered)}")
     page.wait_for(SHOWN)
-    assert page.js("document.querySelector('#pcr-form').elements.result.value") != "indeterminate"  # it was not saved
+    assert page.js("document.querySelector('#pcr-form').elements.result.value") != "indeterminate"  # not saved
 
 
-def test_the_list_refreshes_itself_and_leaves_the_focus_where_it_is(page, answered):
+def test_worklist_refresh_keeps_the_focus(page, answered):
     page.js(f"document.querySelector('#scans a[href={json.dumps(answered)}]').focus()")
     asked = len([url for url in page.requests if "/jobs?" in url])
     page.wait_for("(document.dispatchEvent(new Event('visibilitychange')), true)")
@@ -385,7 +385,7 @@ def test_the_list_refreshes_itself_and_leaves_the_focus_where_it_is(page, answer
 
 
 @pytest.mark.parametrize("width", [1280, 820, 520])
-def test_nothing_sticks_out_at_any_width(page, width):
+def test_page_has_no_horizontal_overflow_at_any_width(page, width):
     page.sized(width, 1100)
     for overflow in ("document.documentElement", "document.querySelector('#scan')"):
         assert page.js(f"{overflow}.scrollWidth <= {overflow}.clientWidth")
@@ -394,7 +394,7 @@ def test_nothing_sticks_out_at_any_width(page, width):
 
 
 def serious(page: Page) -> list[str]:
-    """What axe-core finds: how grave, its name, and where."""
+    """Return the serious findings of axe-core: impact, rule and location."""
     if not AXE.is_file():
         pytest.skip("axe-core is not there: run `make viewer`")
     page.js(AXE.read_text())
@@ -406,7 +406,7 @@ def serious(page: Page) -> list[str]:
     ]
 
 
-def test_axe_finds_nothing_serious(page, clinic):
+def test_axe_finds_no_serious_violations(page, clinic):
     page.wait_for("document.querySelectorAll('#history tr').length")
     assert serious(page) == []
     for opens in ("#show-keys", *(["#choose-pacs"] if clinic.orthanc else [])):
@@ -417,7 +417,7 @@ def test_axe_finds_nothing_serious(page, clinic):
     assert serious(page) == []
 
 
-def test_names_are_inert_and_nothing_is_asked_of_others(page, clinic):
+def test_patient_names_are_not_interpreted_and_no_third_party_is_requested(page, clinic):
     for where in ("#answer .who", "#scans"):
         assert MARKUP in page.text(where)
         assert "<b>O</b>N, Ann" in page.text(where)
@@ -428,4 +428,4 @@ def test_names_are_inert_and_nothing_is_asked_of_others(page, clinic):
     assert own == page.requests
     assert len(own) > 50
     problems = [each for each in page.problems if NIIVUE.is_file() or "niivue.js" not in each]
-    assert problems == []  # with the security policy among others
+    assert problems == []  # includes violations of the content security policy

@@ -1,4 +1,4 @@
-"""The clinic's service as real processes: killed in the middle of its work, and asked for much at once.
+"""The clinic service as real processes: killed during its work, and under load.
 
 All scans are synthetic, and the model's weights are random.
 """
@@ -32,8 +32,8 @@ from tests.pipeline.scoring.test_score import SPACING_MM, chest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-SECONDS = 120  # for anything that is waited for
-SCANS, TORN = 12, 88  # sent at once: some that are scored, and many that cannot be read
+SECONDS = 120  # timeout of every wait
+SCANS, TORN = 12, 88  # sent in parallel: some can be scored, many are unreadable
 PARENT_MB = 300  # PyTorch alone takes more
 
 
@@ -67,7 +67,7 @@ def store(clinic: Clinic) -> Iterator[Store]:
 
 @pytest.fixture
 def serve(clinic: Clinic, tmp_path: Path) -> Iterator[Callable[[], Command]]:
-    """Start the service and wait until it scores; whatever was started is ended after the test."""
+    """Start the service and wait until it is ready. All started processes end after the test."""
     started: list[Command] = []
 
     def begin() -> Command:
@@ -112,14 +112,14 @@ def worker_of(command: Command) -> int:
 
 
 def hold_in_the_middle(command: Command, store: Store) -> tuple[int, Job]:
-    """Stop the worker while it works on a scan; its process id, and the scan."""
+    """Stop the worker (SIGSTOP) while it works on a scan. Return its process id and the job."""
     while True:
         wait_for(lambda: store.jobs.count("working"), command, every=0.005)
         worker = worker_of(command)
         os.kill(worker, signal.SIGSTOP)
         if working := store.jobs.newest("working"):
             return worker, working[0]
-        os.kill(worker, signal.SIGCONT)  # that one has just ended
+        os.kill(worker, signal.SIGCONT)  # that job has just ended
 
 
 def end(pid: int) -> None:
@@ -142,11 +142,11 @@ def is_gone(pid: int) -> bool:
 
 
 def ended_by(store: Store, action: str) -> Counter[str | None]:
-    """How often the record says so, by job."""
+    """Return how often the audit log contains the action, per job."""
     return Counter(record.job_id for record in store.audit.records(limit=10_000) if record.action == action)
 
 
-def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
+def test_every_scan_is_answered_exactly_once_despite_kill_9(
     clinic: Clinic,
     store: Store,
     scan: Path,
@@ -160,18 +160,18 @@ def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
     service = serve()
     worker, held = hold_in_the_middle(service, store)
     assert held.id == deadly.id
-    end(service.process.pid)  # the service; its worker, though it was stopped, ends with it
+    end(service.process.pid)  # kill the service: its worker ends with it, although stopped
     service.wait(seconds=SECONDS)
     wait_until_gone(worker)
     assert store.jobs.get(deadly.id).state == "working"
 
     service = serve()
-    for _ in range(2):  # those over which no worker died go first
+    for _ in range(2):  # jobs that never killed a worker come first
         wait_for(lambda: store.jobs.get(deadly.id).state == "working", service, every=0.005)
         assert store.jobs.count("answered") == len(others)
         worker, held = hold_in_the_middle(service, store)
         assert held.id == deadly.id
-        end(worker)  # the worker alone
+        end(worker)  # kill only the worker
         wait_until_gone(worker)
         wait_for(lambda: store.jobs.get(deadly.id).state != "working", service)
 
@@ -180,10 +180,10 @@ def test_kill_9_loses_nothing_and_nothing_is_answered_twice(
     assert ended_by(store, "answer") == Counter(job.id for job in others)
     assert ended_by(store, "no_score") == Counter([deadly.id])
     assert {answer.job_id for answer in store.answers.newest(role=None)} == {job.id for job in others}
-    assert list((tmp_path / "shared").iterdir()) == []  # scans are unpacked where nobody else can look
+    assert list((tmp_path / "shared").iterdir()) == []  # scans are not unpacked in the shared temporary folder
 
 
-def test_a_hundred_at_once_are_each_answered_once_and_sigterm_leaves_no_process(
+def test_100_parallel_scans_are_answered_once_and_sigterm_ends_all(
     clinic: Clinic, store: Store, scan: Path, serve: Callable[[], Command]
 ) -> None:
     whole = scan.read_bytes()
@@ -213,7 +213,7 @@ def test_a_hundred_at_once_are_each_answered_once_and_sigterm_leaves_no_process(
     peak_kb = int(Path(f"/proc/{service.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0])
     assert peak_kb < PARENT_MB * 1000
 
-    # SIGTERM in the middle: no process stays, and the scan waits as if nobody had touched it.
+    # SIGTERM during work: no process remains, and the job is waiting as before.
     last = queue(clinic, store, scan)
     worker, held = hold_in_the_middle(service, store)
     assert held.id == last.id

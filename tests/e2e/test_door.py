@@ -1,4 +1,4 @@
-"""The server as it runs: SuperLink, its apps' process and the door, and a node that joins, works and is revoked."""
+"""A complete server (SuperLink, SuperExec, ingress), and nodes that join, connect and are revoked."""
 
 import http.client
 import json
@@ -58,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Comman
 
 
 def join(server: Running, folder: Path, name: str) -> Site:
-    """A hospital of that name that has joined the study."""
+    """Create a hospital that has joined the study as `name`."""
     code = json.loads(ok("server", "enrol", server.folder, name, "--patients", "90", "--json"))["code"]
     ok("node", "init", folder, "--name", name)
     ok("node", "join", folder, code)
@@ -71,7 +71,7 @@ def north(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def fleet(site: Site) -> FleetHttpClient:
-    """Flower's own client of a SuperNode, with the site's certificate."""
+    """Return Flower's own Fleet client with the certificate of the site."""
     tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
     key = load_node_key(site.node_key)
     return FleetHttpClient(
@@ -83,7 +83,7 @@ def fleet(site: Site) -> FleetHttpClient:
 
 @pytest.fixture(scope="module")
 def node(north: Site) -> Iterator[tuple[FleetHttpClient, Node]]:
-    """The node of north, which is online."""
+    """The node of north, online."""
     with fleet(north) as client:
         key = public_pem(load_node_key(north.node_key).public_key())
         answer = client.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=30))
@@ -96,7 +96,7 @@ def refusal(call: Callable[[], object]) -> tuple[int, str]:
     return error.value.response.status_code, error.value.response.json()["detail"]
 
 
-def test_a_site_joins_by_its_code_and_its_node_is_let_in(
+def test_site_joins_with_its_code_and_its_node_is_admitted(
     server: Running, north: Site, node: tuple[FleetHttpClient, Node]
 ) -> None:
     client, me = node
@@ -106,7 +106,7 @@ def test_a_site_joins_by_its_code_and_its_node_is_let_in(
     assert "joined site=? from=127.0.0.1 POST '/enrolment/join'  north" in server.log()
 
 
-def test_a_code_works_once(server: Running, tmp_path: Path) -> None:
+def test_join_code_works_only_once(server: Running, tmp_path: Path) -> None:
     code = json.loads(ok("server", "enrol", server.folder, "west", "--json"))["code"]
     ok("node", "init", tmp_path / "first")
     ok("node", "join", tmp_path / "first", code)
@@ -118,15 +118,15 @@ def test_a_code_works_once(server: Running, tmp_path: Path) -> None:
     assert not (tmp_path / "second" / "keys" / "node.crt").exists()
 
 
-def test_flowers_registration_does_not_pass(server: Running, node: tuple[FleetHttpClient, Node]) -> None:
+def test_ingress_refuses_node_registration_of_flower(server: Running, node: tuple[FleetHttpClient, Node]) -> None:
     client, _ = node
     call = refusal(lambda: client.RegisterNode(RegisterNodeFleetRequest(public_key=b"any")))
     assert call == (403, "E_NO_WAY")
     assert "refused site=north" in server.log()
 
 
-def test_behind_the_door_a_task_takes_the_secret(server: Running) -> None:
-    """Whoever has an account on the server's machine cannot take the study's code from the SuperLink."""
+def test_superlink_gives_no_task_without_the_secret(server: Running) -> None:
+    """A local user of the server machine cannot take over a task of the study from the SuperLink."""
     certificate = server.folder / "certificates" / "loopback.crt"
     connection = http.client.HTTPSConnection(
         "127.0.0.1",
@@ -138,8 +138,8 @@ def test_behind_the_door_a_task_takes_the_secret(server: Running) -> None:
     assert connection.getresponse().status == 401
 
 
-def test_the_study_runs_its_code_there(server: Running, tmp_path: Path, start: Callable[..., Command]) -> None:
-    """As far as without nodes that work: it waits for sites."""
+def test_server_runs_the_code_of_the_study(server: Running, tmp_path: Path, start: Callable[..., Command]) -> None:
+    """Without working nodes, the run waits for sites and ends with E_QUORUM."""
     study = tmp_path / "study.toml"
     study.write_text('[study]\nname = "nobody"\nrounds = 1\nsites = 3\nquorum = 3\nwait_s = 5\nsynthetic = true\n')
     run = start("study", "run", study, "--server", server.folder)
@@ -148,9 +148,7 @@ def test_the_study_runs_its_code_there(server: Running, tmp_path: Path, start: C
     assert "Traceback" not in run.text()
 
 
-def test_whoever_is_revoked_is_out_on_the_open_connection(
-    server: Running, tmp_path: Path, start: Callable[..., Command]
-) -> None:
+def test_revocation_applies_to_open_connection(server: Running, tmp_path: Path, start: Callable[..., Command]) -> None:
     site = join(server, tmp_path / "site", "south")
     with fleet(site) as client:
         key = public_pem(load_node_key(site.node_key).public_key())
@@ -173,8 +171,8 @@ def test_whoever_is_revoked_is_out_on_the_open_connection(
     assert server.sites()["south"]["state"] == "enrolled"
 
 
-def test_if_the_door_ends_the_whole_server_ends(server: Running, north: Site, start: Callable[..., Command]) -> None:
-    """The last test: it takes the server away. What Flower remembers may be lost with it; the sites stay enrolled."""
+def test_whole_server_ends_when_the_ingress_ends(server: Running, north: Site, start: Callable[..., Command]) -> None:
+    """Must run last: it ends the server. Flower's state may be lost with it, but the sites stay enrolled."""
     family = server.command.family()
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family}
     (door,) = (pid for pid, line in commands.items() if b"federation.ingress" in line and b"reaper.py" not in line)

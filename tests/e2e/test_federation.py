@@ -1,6 +1,6 @@
-"""The whole loop with real processes: server, three nodes, a study that survives kill -9, and what it leaves behind.
+"""A complete federation with real processes: server, three nodes, a study that survives kill -9, and its outputs.
 
-Synthetic hospitals, small and quickly trained: nothing here says how good a model is.
+Small synthetic hospitals, fast training: the results say nothing about the quality of a model.
 """
 
 import json
@@ -38,7 +38,7 @@ widen_factor = 0.125
 
 @dataclass
 class Federation:
-    """A server with three enrolled hospitals, running."""
+    """A running server with three enrolled hospitals."""
 
     folder: Path
     server: Command
@@ -91,7 +91,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Co
 
 @pytest.fixture(scope="module")
 def broken(federation: Federation) -> Command:
-    """A run in whose second round one hospital's node is killed, and after whose third the server."""
+    """A run in which a node is killed during round 2, and the server after round 3."""
     run = federation.run_study()
     run.wait_for("round 1 of 4", seconds=180)
     time.sleep(2)  # into round 2
@@ -104,7 +104,7 @@ def broken(federation: Federation) -> Command:
 
 @pytest.fixture(scope="module")
 def resumed(federation: Federation, broken: Command) -> Command:
-    """The same run after server and node are started again, resumed and ended."""
+    """The same run, resumed and completed after a restart of server and node."""
     federation.start_server()
     federation.start_node("west")
     federation.wait_online(3)
@@ -117,7 +117,7 @@ def run_name(run: Command) -> str:
     return run.wait_for(r"end-to-end-[0-9a-f]{8}", seconds=1)
 
 
-def test_a_run_goes_on_without_a_killed_node(broken: Command) -> None:
+def test_run_continues_without_a_killed_node(broken: Command) -> None:
     text = broken.text()
     assert "round 3 of 4" in text
     assert "west: E_" in text
@@ -125,17 +125,17 @@ def test_a_run_goes_on_without_a_killed_node(broken: Command) -> None:
     assert "LOST" not in text
 
 
-def test_a_killed_server_costs_one_round_at_most(broken: Command, resumed: Command) -> None:
+def test_killed_server_costs_at_most_one_round(broken: Command, resumed: Command) -> None:
     assert "Traceback" not in broken.text()
-    assert "E_" in broken.text().rpartition("round 3 of 4")[2].partition("\n")[2], "why it ended"
+    assert "E_" in broken.text().rpartition("round 3 of 4")[2].partition("\n")[2], "the run must report why it ended"
     text = resumed.text()
     assert "going on after round 3 of 4" in text or "going on after round 2 of 4" in text
-    assert "round 4 of 4 · 3 of 3 sites" in text, "the node that was killed takes part again"
+    assert "round 4 of 4 · 3 of 3 sites" in text, "the killed node takes part again"
     assert "round 1 of 4" not in text
     assert "is complete" in text
 
 
-def test_the_candidate_is_registered_with_its_hash(federation: Federation, resumed: Command) -> None:
+def test_candidate_is_registered_with_its_hash(federation: Federation, resumed: Command) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{federation.server_folder / 'mlflow.db'}")
@@ -154,7 +154,7 @@ def test_the_candidate_is_registered_with_its_hash(federation: Federation, resum
 
 
 def planted_strings(hospitals: Path) -> set[str]:
-    """What must not leave a hospital: names, identifiers, UIDs, folders of its files."""
+    """Return strings that must not leave a hospital: names, identifiers, UIDs, paths of its files."""
     planted = {"SYNTHETIC^"}
     for hospital in hospitals.iterdir():
         planted.add(str(hospital))
@@ -164,7 +164,7 @@ def planted_strings(hospitals: Path) -> set[str]:
     return planted
 
 
-def test_nothing_of_a_patient_is_at_the_server(federation: Federation, resumed: Command) -> None:
+def test_server_files_contain_no_patient_data(federation: Federation, resumed: Command) -> None:
     planted = {text.encode() for text in planted_strings(federation.folder / "hospitals")}
     planted |= {str(federation.folder / "sites" / name).encode() for name in NAMES}
     assert len(planted) > 100
@@ -177,15 +177,15 @@ def test_nothing_of_a_patient_is_at_the_server(federation: Federation, resumed: 
         assert not found, f"{path.relative_to(federation.server_folder)} holds {len(found)} planted strings"
 
 
-def test_the_search_for_planted_strings_can_fail(federation: Federation) -> None:
-    """The site's own source holds what was looked for above, and so would a leak."""
+def test_search_for_planted_strings_finds_them_in_the_source(federation: Federation) -> None:
+    """The source files contain the planted strings, so the search would find a leak."""
     planted = planted_strings(federation.folder / "hospitals")
     patient = next((federation.folder / "hospitals" / "north" / "ct").iterdir())
     content = next(patient.iterdir()).read_bytes()
     assert sum(text.encode() in content for text in planted) >= 4
 
 
-def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
+def test_site_stores_patients_under_pseudonyms(federation: Federation) -> None:
     database = sqlite3.connect(federation.folder / "sites" / "north" / "cohort" / "cohort.sqlite")
     pseudonyms = [row[0] for row in database.execute("SELECT pseudonym FROM patients")]
     database.close()
@@ -194,7 +194,7 @@ def test_a_site_keeps_patients_under_pseudonyms(federation: Federation) -> None:
     assert not identifiers & set(pseudonyms)
 
 
-def test_a_study_begins_from_a_release_where_hospitals_approved_it(federation: Federation, resumed: Command) -> None:
+def test_study_starts_from_a_release_only_at_sites_that_approved_it(federation: Federation, resumed: Command) -> None:
     """Two of three hospitals approve the release; the third one takes no part."""
     server = federation.server_folder
     flags = ("--despite-flags", "a test")
@@ -212,14 +212,14 @@ def test_a_study_begins_from_a_release_where_hospitals_approved_it(federation: F
     assert "without west: E_BEGIN_REFUSED" in done.stderr
     assert "round 1 of 1 · 2 of 3 sites" in done.stderr
     about = load_release(Path(json.loads(done.stdout)["release"])).description
-    assert about.sites == 3, "the release learnt from the third hospital too"
+    assert about.sites == 3, "sites counts all three hospitals: the starting release was trained on the third too"
 
 
-def test_ctrl_c_stops_the_run_at_the_server_too(federation: Federation, resumed: Command) -> None:
+def test_ctrl_c_also_stops_the_run_at_the_server(federation: Federation, resumed: Command) -> None:
     run = federation.run_study()
     run.wait_for("sites are there", seconds=120)
     run.interrupt()
     assert "stopping end-to-end-" in run.text()
     assert "Traceback" not in run.text()
-    # A server that still worked on the first run would keep the nodes from the second.
+    # If the server still ran the first run, the nodes would not be free for the next one.
     assert run.process.returncode not in (0, None)

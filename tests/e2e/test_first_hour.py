@@ -1,4 +1,4 @@
-"""The first hour of hospital IT: a real PACS with forty studies of mixed quality and an HL7 export become a cohort."""
+"""First setup at a hospital: a real PACS with 40 studies of mixed quality and an HL7 export become a cohort."""
 
 import json
 from collections import Counter
@@ -24,10 +24,10 @@ def answer(*arguments: str | Path) -> Any:
 
 
 def expected(truth: Any) -> Counter[str]:
-    """What the report must say of what was planted, by code.
+    """Return the expected number of findings per code, from the planted defects.
 
-    Two defects look otherwise through a PACS: it does not take in an image that is cut short, so a slice is missing;
-    and an image of another modality stays there.
+    Two defects look different through a PACS. It refuses a truncated image, so a slice is missing. An image of another
+    modality is not pulled.
     """
     codes = Counter(defect["code"] for defect in truth["defects"])
     codes["E_SLICE_GAP"] += codes.pop("E_TRUNCATED")
@@ -36,13 +36,13 @@ def expected(truth: Any) -> Counter[str]:
 
 
 def is_usable(patient: Any) -> bool:
-    """Whether what was planted in a patient leaves scan and PCR label as they are."""
+    """Return whether the planted defect leaves the scan and the PCR label of the patient unchanged."""
     harmless = {None, "W_SEVERAL_SERIES", "E_MODALITY"}
     row_left_out = {"W_PCR_UNMAPPED", "E_PCR_DATE"}
     return patient["defect"] in harmless or (patient["defect"] in row_left_out and patient["pcr_positive"])
 
 
-def test_a_pacs_and_an_hl7_export_become_a_cohort_with_the_planted_numbers(tmp_path: Path) -> None:
+def test_cohort_from_pacs_and_hl7_export_has_the_planted_numbers(tmp_path: Path) -> None:
     require_orthanc()
     (hospital,) = make_hospitals(tmp_path / "hospitals", patients=[CLEAN], seed=3, laboratory="hl7")
     truth = json.loads((hospital / "truth.json").read_text())
@@ -50,7 +50,7 @@ def test_a_pacs_and_an_hl7_export_become_a_cohort_with_the_planted_numbers(tmp_p
     try:
         orthanc.start()
         refused = orthanc.upload((hospital / "ct").rglob("*.dcm"))
-        assert refused == 1  # the image that is cut short
+        assert refused == 1  # the truncated image
         studies = orthanc.rest("GET", "/statistics")["CountStudies"]
         assert studies >= 40
         site = tmp_path / "site"

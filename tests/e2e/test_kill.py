@@ -1,4 +1,4 @@
-"""kill -9 in the middle of an ingest: the next run ends as if nothing had happened."""
+"""kill -9 during an ingest: the next run gives the same result as an undisturbed run."""
 
 import os
 import random
@@ -16,12 +16,12 @@ from tests.e2e.conftest import Command, run_command
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-KILLS, SITES = 20, 4  # as many kills on each site, one after the other, before it may finish
+KILLS, SITES = 20, 4  # the kills are divided equally between the sites
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten clean synthetic patients: some three seconds of work for two cores."""
+    """Ten clean synthetic patients: about three seconds of work on two cores."""
     (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[10], seed=3, defects=False)
     return folder
 
@@ -31,7 +31,7 @@ MakeSite = Callable[[Path, Path], Site]
 
 @pytest.fixture(scope="module")
 def undisturbed(hospital: Path, make_site: MakeSite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A site after one ingest, and the seconds from when it began to work to its end."""
+    """A site after one undisturbed ingest, and the seconds from the lock to the end."""
     site = make_site(tmp_path_factory.mktemp("sites") / "undisturbed", hospital)
     command = Command(tmp_path_factory.mktemp("log") / "log", "node", "ingest", site.folder)
     began = begun(site.folder, command)
@@ -40,7 +40,7 @@ def undisturbed(hospital: Path, make_site: MakeSite, tmp_path_factory: pytest.Te
 
 
 def begun(site: Path, command: Command) -> float:
-    """Wait until the command has taken the cohort's lock: before, it only imports. Returns the moment."""
+    """Wait until the command holds the cohort's lock (before that, it only imports). Return the time."""
     lock = site / "cohort" / "lock"
     before = lock.stat().st_mtime_ns if lock.exists() else 0
     deadline = time.monotonic() + 60
@@ -53,7 +53,7 @@ def begun(site: Path, command: Command) -> float:
 
 
 def contents(site: Path) -> dict[str, bytes]:
-    """What an ingest leaves, without SQLite's own files and the lock."""
+    """Return the files that an ingest writes, without the SQLite files and the lock."""
     cohort = site / "cohort"
     return {
         str(path.relative_to(cohort)): path.read_bytes()
@@ -74,7 +74,7 @@ def _state(pid: int) -> str:
 
 
 @pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.chaos) for n in range(1, SITES))])
-def test_the_next_run_ends_as_if_it_had_not_been_killed(
+def test_run_after_kills_gives_the_same_files_as_an_undisturbed_run(
     hospital: Path, make_site: MakeSite, undisturbed: tuple[Path, float], tmp_path: Path, number: int
 ) -> None:
     reference, seconds = undisturbed
@@ -87,12 +87,12 @@ def test_the_next_run_ends_as_if_it_had_not_been_killed(
         command.kill()
     done = run_command("node", "ingest", site)
     assert done.returncode == 0, done.stderr
-    assert contents(site) == contents(reference), "cohort.csv and all else, byte for byte"
+    assert contents(site) == contents(reference), "cohort.csv and all other files are equal, byte for byte"
     assert "cohort.csv" in contents(site)
 
 
-def test_workers_end_with_the_process_that_feeds_them(hospital: Path, make_site: MakeSite, tmp_path: Path) -> None:
-    """As when the system ends it for want of memory: nobody is left to end them."""
+def test_workers_end_when_their_parent_process_is_killed(hospital: Path, make_site: MakeSite, tmp_path: Path) -> None:
+    """As when the system kills the parent process for lack of memory: it cannot end its workers."""
     site = make_site(tmp_path / "site", hospital).folder
     command = Command(tmp_path / "log", "node", "ingest", site)
     begun(site, command)
@@ -105,7 +105,7 @@ def test_workers_end_with_the_process_that_feeds_them(hospital: Path, make_site:
     assert alive(family) == []
 
 
-def test_a_worker_that_the_system_ends_is_told_and_the_next_run_goes_on(
+def test_killed_worker_is_reported_and_the_next_run_succeeds(
     hospital: Path, make_site: MakeSite, tmp_path: Path
 ) -> None:
     site = make_site(tmp_path / "site", hospital).folder
@@ -120,7 +120,7 @@ def test_a_worker_that_the_system_ends_is_told_and_the_next_run_goes_on(
 
 
 def _with_workers(command: Command) -> list[int]:
-    """The command and its descendants once a worker examines: a child's child."""
+    """Wait until a worker (a child of a child) runs. Return the command and its descendants."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if _workers(command):

@@ -1,6 +1,6 @@
-"""Tracking as a hospital group runs it: MLflow with users, PostgreSQL and an S3-compatible store, all of them real.
+"""Tracking with a real MLflow server with users, PostgreSQL and an S3-compatible store.
 
-As docs/mlflow.md sets it up; the store is JuiceFS's S3 gateway. No patients and no training: the figures are made up.
+The setup follows docs/mlflow.md. JuiceFS's S3 gateway is the store. No patients, no training: the metrics are invented.
 """
 
 import os
@@ -30,13 +30,13 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 START_SECONDS = 120
 BIN = Path(sys.executable).parent
-SECRET = "a-secret-of-this-test"  # of each of the servers; each of them lives as long as this test
+SECRET = "a-secret-of-this-test"  # password of all servers, which run only during the tests
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 1, "sites": 1, "quorum": 1, "synthetic": True}})
 
 
 @dataclass(frozen=True)
 class Stores:
-    """Where they listen on loopback."""
+    """The loopback ports of the servers."""
 
     postgres: int
     s3: int
@@ -64,17 +64,17 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
         servers.append(start_mlflow(started, found, folder))
         yield found
         for server in servers:
-            server.let_go()  # all at once, rather than one after the other as the stack unwinds
+            server.let_go()  # stop all in parallel: the stack would stop them sequentially
 
 
 def start_postgres(started: ExitStack, port: int) -> Process:
-    """PostgreSQL refuses to run as root: then as the user that its package makes."""
+    """Start PostgreSQL. It refuses to run as root: in that case, run it as the user of its package."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     if not programs:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     is_root = os.geteuid() == 0
     as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"] if is_root else []
-    folder = Path(mkdtemp(prefix="postgres-"))  # pytest's own folders are for the user alone who runs it
+    folder = Path(mkdtemp(prefix="postgres-"))  # other users cannot read pytest's temporary folders
     started.callback(shutil.rmtree, folder)
     password = folder / "password"
     password.write_text(SECRET)
@@ -156,7 +156,7 @@ def answers(url: str) -> bool:
 
 
 def status(url: str, **options: bytes) -> int:
-    """What a caller without user or key is answered; 0 for nothing."""
+    """Return the HTTP status of a request without credentials, or 0 without a response."""
     try:
         with urlopen(url, timeout=5, **options) as answer:
             return int(answer.status)
@@ -168,7 +168,7 @@ def status(url: str, **options: bytes) -> int:
 
 @pytest.fixture
 def as_user(stores: Stores, monkeypatch: pytest.MonkeyPatch):
-    """Become a user of the tracking server, with this password."""
+    """Return a function that sets the tracking user and password."""
 
     def become(name: str, password: str = SECRET) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", stores.uri)
@@ -180,7 +180,7 @@ def as_user(stores: Stores, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def users(stores: Stores) -> None:
-    """Two users: the study's server, and a stranger to the study."""
+    """Create two users: `study` for the study's server, and `stranger` without permissions."""
     from mlflow.server.auth.client import AuthServiceClient
 
     with pytest.MonkeyPatch.context() as patch:
@@ -242,7 +242,7 @@ def assert_all_is_there(name: str, folder: Path) -> None:
     assert [file.path for file in client.list_artifacts(version.run_id, "results")] == ["results/study.json"]
 
 
-def test_a_study_lies_in_postgresql_and_s3(stores: Stores, as_user, tmp_path: Path) -> None:
+def test_study_is_stored_in_postgresql_and_s3(stores: Stores, as_user, tmp_path: Path) -> None:
     import boto3
     import pg8000.dbapi
 
@@ -264,7 +264,7 @@ def test_a_study_lies_in_postgresql_and_s3(stores: Stores, as_user, tmp_path: Pa
     assert not (tmp_path / "mlartifacts").exists()
 
 
-def test_a_wrong_password_loses_nothing(as_user, tmp_path: Path) -> None:
+def test_tracking_data_is_queued_after_a_wrong_password(as_user, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "trial-2")
     as_user("study", "not-the-password")
     said: list[str] = []
@@ -278,7 +278,7 @@ def test_a_wrong_password_loses_nothing(as_user, tmp_path: Path) -> None:
     assert not (folder / SPOOL).exists()
 
 
-def test_nobody_reads_without_a_right_to(stores: Stores, as_user, tmp_path: Path) -> None:
+def test_users_without_permission_cannot_read(stores: Stores, as_user, tmp_path: Path) -> None:
     run_folder(tmp_path, "trial-3")
     as_user("study")
     assert track(tmp_path, "trial-3", [])
@@ -287,7 +287,7 @@ def test_nobody_reads_without_a_right_to(stores: Stores, as_user, tmp_path: Path
     card = f"api/2.0/mlflow-artifacts/artifacts/{experiment}/{run}/artifacts/model/card.md"
     for path in (f"api/2.0/mlflow/runs/get?run_id={run}", card, f"get-artifact?path=model/card.md&run_id={run}", ""):
         assert status(f"{stores.uri}/{path}") == 401, path
-    assert status(f"{stores.s3_uri}/mlflow?list-type=2") == 403, "the bucket itself"
+    assert status(f"{stores.s3_uri}/mlflow?list-type=2") == 403, "the bucket must not be readable without a key"
     as_user("stranger")
     client = MlflowClient()
     for ask in (

@@ -1,7 +1,7 @@
-"""A study moves to another provider in its midst: two servers, real nodes, one history. Synthetic hospitals.
+"""A running study moves to another server: two servers, real nodes, one history. Synthetic hospitals.
 
-One hospital is told the new address (`fedthorax node move`). The other does nothing, and its node runs on: what it
-dials leads to the new server, as when a name is pointed elsewhere.
+One hospital sets the new address (`fedthorax node move`). The other changes nothing and its node keeps running: its
+address now leads to the new server, as after a DNS change.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.e2e.conftest import Command, allow, enter, ok, run_command
 from tests.e2e.test_federation import STUDY, run_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-ROUNDS = 2  # the first on the old server
+ROUNDS = 2  # the first round runs on the old server
 MOMENTUM = """
 [strategy]
 name = "FedAvgM"
@@ -38,7 +38,7 @@ shortcut_audit = false
 
 @dataclass
 class Move:
-    """What was seen of a move. `before` is the study's state when the old server ended."""
+    """The results of a move. `before` is the study's state when the old server ended."""
 
     old: Path
     new: Path
@@ -106,10 +106,10 @@ def moved(two_sites: Path, tmp_path_factory: pytest.TempPathFactory, start: Call
         yield Move(old, new, sites, run_name(run), before, exported, imported, resumed)
 
 
-def test_the_next_round_is_the_same_studys(moved: Move) -> None:
+def test_study_continues_with_the_next_round_on_the_new_server(moved: Move) -> None:
     text = moved.resumed.text()
     assert f"going on after round 1 of {ROUNDS}" in text
-    assert f"round 2 of {ROUNDS} · 2 of 2 sites" in text, "both hospitals take part, neither has enrolled again"
+    assert f"round 2 of {ROUNDS} · 2 of 2 sites" in text, "both hospitals take part without a new enrolment"
     assert not re.search(r"\bE_[A-Z]", text[: text.index("\n", text.index(f"round 2 of {ROUNDS}"))])
     told = history(moved.new, moved.run)
     assert [entry["round"] for entry in rounds(told)] == [1, 2]
@@ -117,17 +117,17 @@ def test_the_next_round_is_the_same_studys(moved: Move) -> None:
     assert all(entry["sites"] == ["north", "south"] for entry in rounds(told))
 
 
-def test_weights_and_optimiser_state_came_bit_for_bit(moved: Move) -> None:
+def test_weights_and_optimiser_state_are_moved_bit_for_bit(moved: Move) -> None:
     kept = (moved.new / "runs" / moved.run / "checkpoints").glob("round-000001-*")
     (old,) = (moved.old / "runs" / moved.run / "checkpoints").glob("round-000001-*")
     assert [file.read_bytes() for file in kept] == [old.read_bytes()]
-    assert moved.before.memory, "momentum is something to carry"
+    assert moved.before.memory, "the optimiser has a state (momentum) that must be moved"
     after = load_latest(moved.new / "runs" / moved.run / "checkpoints").state
     assert after.round == ROUNDS
     assert any(not np.array_equal(after.arrays[name], moved.before.arrays[name]) for name in after.arrays)
 
 
-def test_each_ledger_goes_on_from_the_head_that_the_old_server_had(moved: Move) -> None:
+def test_ledgers_continue_from_the_head_known_to_the_old_server(moved: Move) -> None:
     for name in ("north", "south"):
         (told,) = (entry["ledger"][name] for entry in rounds(moved.before.history))
         book = Ledger(ledger_file(Site.open(moved.sites / name)))
@@ -154,14 +154,14 @@ def test_mlflow_has_all_rounds_in_one_run(moved: Move) -> None:
     assert client.get_model_version_by_alias("end-to-end", "candidate").run_id == run.info.run_id
 
 
-def test_both_offices_see_the_same_figures(moved: Move) -> None:
+def test_export_and_import_report_the_same_contents(moved: Move) -> None:
     for what in ("sha256", "bytes", "contents"):
         assert moved.exported[what] == moved.imported[what]
     assert moved.exported["contents"]["runs"] == {moved.run: 1}
     assert moved.exported["contents"]["sites"] == 2
 
 
-def test_the_old_server_does_not_start_and_names_the_way_back(moved: Move) -> None:
+def test_old_server_refuses_to_start_and_says_how_to_undo_the_move(moved: Move) -> None:
     done = run_command("server", "start", moved.old)
     assert done.returncode == 1
     assert "E_SERVER_MOVED" in done.stderr

@@ -1,4 +1,4 @@
-"""Experiments move from SQLite and files to PostgreSQL and an S3-compatible store, and back. Made-up figures."""
+"""Experiments move from SQLite and files to PostgreSQL and S3, and back. The metrics are invented."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def experiment(server: Path) -> Experiment:
 
 
 def figures(found: Experiment) -> dict[str, object]:
-    """All that a run has, by its name: its number is another in each store."""
+    """Return the content of each run by run name: the run id differs between stores."""
     return {run.name: (run.figures, run.parameters, run.artifacts, run.status, run.start_ms) for run in found.runs}
 
 
@@ -36,7 +36,7 @@ def moved(old: Path, new: Path, come: object) -> None:
     import_server(new.with_suffix(".tar"), new, bar=progress_bar)
 
 
-def test_from_sqlite_to_postgresql_and_back(
+def test_experiments_move_from_sqlite_to_postgresql_and_back(
     stores: Stores,  # noqa: F811
     as_user,  # noqa: F811
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""What outsiders get at the server's door: the same from ours and from nginx before it, as docs/nginx sets it up."""
+"""Access control for external clients: same behaviour by the ingress alone and behind nginx (docs/nginx)."""
 
 import hashlib
 import stat
@@ -39,21 +39,21 @@ def north(front: Rig) -> Node:
 
 @pytest.fixture
 def rig(front: Rig) -> Rig:
-    """The front, through which nothing has passed yet."""
+    """The front end, with empty lists of requests and log lines."""
     front.seen.clear()
     front.lines.clear()
     return front
 
 
 @pytest.mark.parametrize("path", sorted(FLEET))
-def test_what_a_node_needs_passes(rig: Rig, north: Node, path: str) -> None:
+def test_fleet_requests_of_a_node_pass(rig: Rig, north: Node, path: str) -> None:
     assert rig.ask(north, path) == (200, "from the SuperLink")
     assert [seen.path for seen in rig.seen] == [path]
     assert rig.seen[0].headers["flwr-signature"]
 
 
-def test_a_large_object_passes_unchanged_both_ways(rig: Rig, north: Node) -> None:
-    content = bytes(range(256)) * 20 * 1024  # 5 MiB, as Flower cuts them
+def test_large_object_passes_unchanged_in_both_directions(rig: Rig, north: Node) -> None:
+    content = bytes(range(256)) * 20 * 1024  # 5 MiB, the chunk size of Flower
     rig.answer = b"x" * len(content)
     try:
         status, answer = rig.ask(north, "/v1/fleet/push-object", body=content)
@@ -93,57 +93,57 @@ def test_a_large_object_passes_unchanged_both_ways(rig: Rig, north: Node) -> Non
         ("POST", "/enrolment/ca.crt"),
     ],
 )
-def test_nothing_else_passes(rig: Rig, north: Node, method: str, path: str) -> None:
+def test_other_methods_and_paths_are_refused(rig: Rig, north: Node, method: str, path: str) -> None:
     status, code = rig.ask(north, path, method=method)
     assert (status, code) == (403, "E_NO_WAY")
     assert not rig.seen
 
 
-def test_without_a_certificate_nobody_passes(rig: Rig, north: Node) -> None:
+def test_request_without_certificate_is_refused(rig: Rig, north: Node) -> None:
     assert rig.ask(None, headers=north.headers()) == (401, "E_NO_CERTIFICATE")
     assert not rig.seen
 
 
-def test_a_certificate_of_another_authority_is_refused(rig: Rig) -> None:
+def test_certificate_of_another_ca_is_refused(rig: Rig) -> None:
     status, said = rig.ask(rig.make_node("north", authority=Authority.new()))
     assert status in (0, 401)
     assert "E_CERTIFICATE_UNKNOWN" in said
     assert not rig.seen
 
 
-def test_a_certificate_of_our_authority_that_the_study_did_not_issue_is_refused(rig: Rig) -> None:
-    """The hospital group's authority may sign for others too."""
+def test_certificate_of_our_ca_that_is_not_registered_is_refused(rig: Rig) -> None:
+    """The CA of the hospital group may also sign certificates for other uses."""
     assert rig.ask(rig.make_node("north")) == (401, "E_CERTIFICATE_UNKNOWN")
     assert not rig.seen
 
 
-def test_an_expired_certificate_is_refused(rig: Rig) -> None:
+def test_expired_certificate_is_refused(rig: Rig) -> None:
     node = rig.enrol_node("east", now=datetime.now(UTC) - timedelta(days=366))
     assert rig.ask(node) == (401, "E_CERTIFICATE_EXPIRED")
     assert not rig.seen
 
 
-def test_revocation_holds_at_once_also_on_an_open_connection(rig: Rig) -> None:
+def test_revocation_applies_at_once_to_open_connections(rig: Rig) -> None:
     node = rig.enrol_node("west")
     connection = rig.connect(node)
     assert rig.ask(node, connection=connection)[0] == 200
     opened = connection.sock
     revoke(rig.folder, "west")
     assert rig.ask(node, connection=connection) == (401, "E_CERTIFICATE_REVOKED")
-    assert connection.sock in (opened, None), "it was the same connection"
+    assert connection.sock in (opened, None), "the same connection must be used"
     assert rig.ask(node) == (401, "E_CERTIFICATE_REVOKED")
     assert len(rig.seen) == 1
 
 
-def test_one_site_cannot_speak_with_the_key_of_another(rig: Rig, north: Node) -> None:
+def test_site_cannot_use_the_node_key_of_another(rig: Rig, north: Node) -> None:
     other = rig.enrol_node("south")
     assert rig.ask(north, headers=other.headers()) == (401, "E_NODE_KEY")
     assert rig.ask(north, headers={"content-type": "application/protobuf"}) == (401, "E_NODE_KEY")
     assert not rig.seen
 
 
-def test_a_second_header_does_not_hide_behind_the_first(rig: Rig, north: Node) -> None:
-    """What was judged is what the SuperLink gets."""
+def test_duplicate_header_is_not_forwarded(rig: Rig, north: Node) -> None:
+    """The SuperLink receives exactly the headers that were checked."""
     other = rig.enrol_node("hidden")
     connection = rig.connect(north)
     connection.putrequest("POST", PULL)
@@ -163,54 +163,54 @@ def test_a_second_header_does_not_hide_behind_the_first(rig: Rig, north: Node) -
 
 
 @pytest.mark.parametrize("seconds", [301, 86_400, -6, -600])
-def test_a_copied_or_early_signature_is_refused(rig: Rig, north: Node, seconds: int) -> None:
+def test_old_or_future_signature_is_refused(rig: Rig, north: Node, seconds: int) -> None:
     assert rig.ask(north, headers=north.headers(seconds_ago=seconds)) == (401, "E_CLOCK")
     assert not rig.seen
 
 
-def test_a_body_that_is_too_long_is_refused(rig: Rig, north: Node) -> None:
+def test_too_long_body_is_refused(rig: Rig, north: Node) -> None:
     headers = north.headers() | {"content-length": str(MAX_BODY_BYTES + 1)}
     connection = rig.connect(north)
-    connection.request("POST", PULL, headers=headers)  # the length alone: nobody waits for the body
+    connection.request("POST", PULL, headers=headers)  # only the length: the server does not wait for the body
     response = connection.getresponse()
     assert (response.status, b"E_BODY_SIZE" in response.read()) == (413, True)
     connection.close()
     assert not rig.seen
 
 
-def test_a_body_of_unknown_length_does_not_pass_without_one(rig: Rig, north: Node) -> None:
-    """nginx may find out the length of a short one by itself."""
+def test_long_body_without_content_length_is_refused(rig: Rig, north: Node) -> None:
+    """A short body may pass: nginx buffers it and determines its length."""
     connection = rig.connect(north)
     pieces = (bytes(2**20) for _ in range(MAX_BODY_BYTES // 2**20 + 1))
     try:
         connection.request("POST", PULL, body=pieces, headers=north.headers(), encode_chunked=True)
         assert connection.getresponse().status == 413
     except ConnectionError:
-        pass  # refused before we had said all
+        pass  # refused before the whole body was sent
     finally:
         connection.close()
     assert not rig.seen
 
 
-def test_nobody_can_bring_a_certificate_in_a_header(rig: Rig, north: Node) -> None:
+def test_certificate_in_a_header_is_ignored(rig: Rig, north: Node) -> None:
     forged = north.headers() | {"X-Client-Certificate": quote(north.certificate.read_text())}
     assert rig.ask(None, headers=forged) == (401, "E_NO_CERTIFICATE")
     assert not rig.seen
 
 
-def test_anyone_may_fetch_the_authority_to_compare_it(rig: Rig) -> None:
+def test_ca_certificate_is_public(rig: Rig) -> None:
     status, text = rig.ask(None, "/enrolment/ca.crt", method="GET", body=b"")
     assert (status, text) == (200, (rig.folder / "certificates" / "ca.crt").read_text())
 
 
-def test_a_wrong_code_learns_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_join_code_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment, "enrol", lambda *arguments: pytest.fail("nobody was to be registered"))
     enrolment.invite(rig.folder, "new")
     for body in (b"", b"{}", b'{"invitation": "0123456789abcdef", "secret": "x", "request": "y"}'):
         assert rig.ask(None, "/enrolment/join", body=body) in ((403, "E_INVITATION"), (413, "E_BODY_SIZE"))
 
 
-def test_a_site_joins_and_renews_through_it(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_site_joins_and_renews_its_certificate(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enrolment, "enrol", lambda *arguments: 1)
     site = init_site(tmp_path / "site", site_settings(None, name="my-hospital"))
     assert join(site, enrolment.invite(rig.folder, "joined", patients=50)) == "joined"
@@ -226,7 +226,7 @@ def test_a_site_joins_and_renews_through_it(rig: Rig, tmp_path: Path, monkeypatc
 
 
 @needs_nginx
-def test_nobody_but_nginx_may_open_the_socket(tmp_path: Path) -> None:
+def test_socket_is_accessible_only_to_owner_and_group(tmp_path: Path) -> None:
     with open_rig(tmp_path / "server", nginx=True) as rig:
         socket = read_server_config(rig.folder).socket
         assert socket is not None
@@ -234,8 +234,8 @@ def test_nobody_but_nginx_may_open_the_socket(tmp_path: Path) -> None:
 
 
 @needs_nginx
-def test_nginx_itself_knows_whom_the_study_has_revoked(tmp_path: Path) -> None:
-    """After a reload it needs no door for that; and its own log says why."""
+def test_nginx_itself_refuses_revoked_certificates_after_reload(tmp_path: Path) -> None:
+    """After a reload, nginx itself refuses the certificate, without the ingress, and logs the reason."""
     with open_rig(tmp_path / "server", nginx=True) as rig:
         node = rig.enrol_node("west")
         assert rig.ask(node)[0] == 200
@@ -254,7 +254,9 @@ def test_nginx_itself_knows_whom_the_study_has_revoked(tmp_path: Path) -> None:
 
 @needs_nginx
 @pytest.mark.parametrize("connect", [silent, half_a_hello])
-def test_a_node_gets_in_through_nginx_while_strangers_flood(tmp_path: Path, connect: Callable[[Rig, str], Any]) -> None:
+def test_node_is_served_through_nginx_during_a_connection_flood(
+    tmp_path: Path, connect: Callable[[Rig, str], Any]
+) -> None:
     with open_rig(tmp_path / "server", nginx=True) as rig:
         node = rig.enrol_node("north")
         with Flood(rig, connect) as flood:
@@ -268,7 +270,7 @@ def test_a_node_gets_in_through_nginx_while_strangers_flood(tmp_path: Path, conn
                 assert time.monotonic() - began < 5
 
 
-def test_the_configuration_names_what_the_door_lets_through() -> None:
+def test_nginx_configuration_lists_the_allowed_fleet_paths() -> None:
     text = CONFIGURATION.read_text()
     for path in FLEET:
         assert path.removeprefix("/v1/fleet/") in text

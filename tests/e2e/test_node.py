@@ -1,4 +1,4 @@
-"""`fedthorax node start` and `node status` as real processes, whose server does not answer."""
+"""`fedthorax node start` and `node status` as real processes, with a server that does not respond."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ def status(site: Path) -> dict[str, object]:
     return answer
 
 
-def test_a_node_dials_until_it_is_told_to_end(tmp_path: Path, start: Callable[..., Command]) -> None:
+def test_node_retries_until_sigterm_when_the_server_is_down(tmp_path: Path, start: Callable[..., Command]) -> None:
     site, folder = tmp_path / "site", tmp_path / "server"
     ok("server", "init", folder, "--port", str(free_port()))
     server = start("server", "start", folder)

@@ -1,4 +1,4 @@
-"""Whole pulls over DICOMweb from a real PACS (Orthanc): restarts, kills, TLS, proxies, filters, planted names."""
+"""Complete pulls over DICOMweb from a real PACS (Orthanc): restarts, kills, TLS, proxies, filters, planted names."""
 
 import json
 import os
@@ -49,7 +49,7 @@ keep_free_gb = 0
 [labels]
 file = "labels.csv"
 """
-# A pull as a process of its own; the report as JSON on the last line, or the code of a refusal.
+# A pull as a process. The last line of its output is the report as JSON, or the code of a refusal.
 PULL = """
 import json, sys
 from pathlib import Path
@@ -64,7 +64,7 @@ except Refusal as refusal:
 
 
 class Hospital:
-    """A PACS with synthetic patients, and the files from which it was filled."""
+    """A PACS with synthetic patients, and the source files that were stored in it."""
 
     def __init__(self, folder: Path, **orthanc: Any) -> None:
         self.folder, self.source = folder, folder / "source"
@@ -80,7 +80,7 @@ class Hospital:
             self.orthanc.close()
 
     def add(self, number: int, *, slices: int = SLICES, size: int = 64, first: int = 0, **options: Any) -> None:
-        """Give the PACS a series of patient CANARY-<number>, or more slices of it."""
+        """Store a series of patient CANARY-<number> in the PACS, or more slices of it."""
         attributes = options.pop("attributes", {})
 
         def edit(image: Dataset, index: int) -> None:
@@ -127,16 +127,16 @@ class Hospital:
             )
 
     def is_all_here(self, site: Site) -> bool:
-        """Whether the site holds the same scans as the source, bit for bit."""
+        """Return whether the site has the same scans as the source, bit for bit."""
         return volumes(site.ct_folder) == volumes(self.source)
 
 
 def volumes(folder: Path) -> dict[bytes, int]:
-    """The HU of every series as bytes, and its number of files."""
+    """Return, for every series, its HU volume as bytes and its number of files."""
     series, findings = find_series(folder)
     assert findings == []
     by_uid: dict[str, list[Path]] = {}
-    for each in series:  # the source holds a series that grew in two folders, which is one series all the same
+    for each in series:  # the source of a series that grew is in two folders, but is one series
         by_uid.setdefault(each.series_uid, []).extend(each.files)
     return {read_series(each).hu.tobytes(): len(each.files) for each in series}
 
@@ -149,13 +149,13 @@ def wait_until(true: Callable[[], bool], *, seconds: float = 60) -> None:
 
 
 def images_here(site: Site) -> int:
-    """os.walk, because folders are renamed while we look."""
+    """Count the images of a site. Uses os.walk because folders are renamed during the count."""
     return sum(name.endswith(".dcm") for _, _, names in os.walk(site.folder) for name in names)
 
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
-    """Three patients: plain, compressed, and one whose study is older and whose body part is another."""
+    """Three patients: uncompressed, compressed, and one with an older study of another body part."""
     require_orthanc()
     with Hospital(tmp_path_factory.mktemp("hospital")).open() as opened:
         opened.add(1)
@@ -164,7 +164,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
         yield opened
 
 
-def test_a_pull_brings_every_scan_bit_for_bit_and_once(hospital: Hospital) -> None:
+def test_pull_fetches_every_scan_once_and_bit_for_bit(hospital: Hospital) -> None:
     site = hospital.site()
     report = hospital.pull(site)
     assert (report.studies, report.series, report.fetched_now, report.images_now) == (3, 3, 3, 3 * SLICES)
@@ -191,7 +191,7 @@ def test_a_pull_brings_every_scan_bit_for_bit_and_once(hospital: Hospital) -> No
         ('modality = "MR"', set()),
     ],
 )
-def test_filters_are_kept(hospital: Hospital, filters: str, patients: set[int]) -> None:
+def test_filters_are_applied(hospital: Hospital, filters: str, patients: set[int]) -> None:
     site = hospital.site(filters=filters)
     (site.folder / "list.txt").write_text("# approved\nACC3\nACC1\nACC9\n")
     assert hospital.pull(site).fetched_now == len(patients)
@@ -199,7 +199,7 @@ def test_filters_are_kept(hospital: Hospital, filters: str, patients: set[int]) 
     assert found == {site.pseudonym(f"CANARY-{number}") for number in patients}
 
 
-def test_who_may_not_in_is_told_so(hospital: Hospital) -> None:
+def test_connection_failure_is_refused_with_its_code(hospital: Hospital) -> None:
     wrong = hospital.site()
     (wrong.folder / "keys" / "password").write_text("something else")
     assert hospital.refused(wrong) == "E_PACS_AUTH"
@@ -212,8 +212,8 @@ def test_who_may_not_in_is_told_so(hospital: Hospital) -> None:
     assert hospital.refused(hospital.site(url="http://127.0.0.1:1/dicom-web", limits="retries = 0")) == "E_PACS_SILENT"
 
 
-def test_a_token_is_shown_to_whoever_stands_before_the_pacs(hospital: Hospital) -> None:
-    """Orthanc knows no tokens: a proxy before it does, and gives Orthanc's password in exchange."""
+def test_token_is_sent_to_a_proxy_in_front_of_the_pacs(hospital: Hospital) -> None:
+    """Orthanc does not support tokens. A proxy checks the token and forwards Orthanc's password instead."""
     with hospital.orthanc.inside(), Proxy(hospital.orthanc.http_port, token="t0ken") as door:
         for secret, code in (("t0ken", None), ("another", "E_PACS_AUTH")):
             site = hospital.site(url=f"{door.url}/dicom-web", user=None, password_file=None, token_file="keys/token")
@@ -225,8 +225,8 @@ def test_a_token_is_shown_to_whoever_stands_before_the_pacs(hospital: Hospital) 
                 assert hospital.refused(site) == code
 
 
-def test_the_proxy_of_site_toml_is_gone_through(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there; it must not matter
+def test_only_the_proxy_of_site_toml_is_used(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # unused port: the variable must be ignored
     with hospital.orthanc.inside(), Proxy(hospital.orthanc.http_port) as proxy:
         direct, through = hospital.site(), hospital.site(proxy=proxy.url)
         assert hospital.pull(direct).fetched_now == 3
@@ -237,7 +237,7 @@ def test_the_proxy_of_site_toml_is_gone_through(hospital: Hospital, monkeypatch:
     assert hospital.refused(hospital.site(proxy=proxy.url)) == "E_PACS_PROXY"
 
 
-def test_only_the_hospital_s_own_authority_is_trusted(hospital: Hospital, tmp_path: Path) -> None:
+def test_only_the_hospitals_own_ca_is_trusted(hospital: Hospital, tmp_path: Path) -> None:
     authority, stranger = Authority.make(tmp_path, "hospital"), Authority.make(tmp_path, "stranger")
     identity = authority.sign("pacs")
     with hospital.orthanc.inside(), Proxy(hospital.orthanc.http_port, identity=identity) as door:
@@ -250,17 +250,17 @@ def test_only_the_hospital_s_own_authority_is_trusted(hospital: Hospital, tmp_pa
             assert hospital.pull(tunnelled).fetched_now == 3
             assert set(proxy.requests) == {f"CONNECT 127.0.0.1:{door.port} HTTP/1.0"}
         shown = len(door.requests)
-        by_name = url.replace("127.0.0.1", "localhost")  # the certificate is for the number
+        by_name = url.replace("127.0.0.1", "localhost")  # the certificate is only valid for the IP address
         for site in (
             hospital.site(url=url),
             hospital.site(url=url, ca_certificate=str(stranger.path)),
             hospital.site(url=by_name, ca_certificate=str(authority.path)),
         ):
             assert hospital.refused(site) == "E_PACS_UNTRUSTED"
-        assert len(door.requests) == shown, "whom we do not trust is told nothing, no password either"
+        assert len(door.requests) == shown, "an untrusted server receives no request and no password"
 
 
-def test_a_series_that_grew_gets_its_new_images(tmp_path: Path) -> None:
+def test_pull_adds_new_images_to_a_series_that_grew(tmp_path: Path) -> None:
     require_orthanc()
     with Hospital(tmp_path).open() as hospital:
         hospital.add(1)
@@ -276,7 +276,7 @@ def test_a_series_that_grew_gets_its_new_images(tmp_path: Path) -> None:
         read_series(series)
 
 
-def test_a_pacs_that_is_killed_and_started_again_in_the_middle(tmp_path: Path) -> None:
+def test_pull_completes_although_the_pacs_is_killed_and_restarted(tmp_path: Path) -> None:
     require_orthanc()
     with Hospital(tmp_path).open() as hospital:
         for number in (1, 2, 3):
@@ -295,8 +295,8 @@ def test_a_pacs_that_is_killed_and_started_again_in_the_middle(tmp_path: Path) -
         assert hospital.pull(site).images_now == 0
 
 
-def test_a_pull_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
-    """kill -9 at many moments: nothing under a final name is ever half, and nothing is fetched twice but one image."""
+def test_killed_pull_continues_where_it_stopped(tmp_path: Path) -> None:
+    """kill -9 at many moments: final files are always complete, and at most one image per kill is fetched twice."""
     require_orthanc()
     with Hospital(tmp_path).open() as hospital:
         for number in (1, 2):
@@ -319,7 +319,7 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
         assert list(site.folder.rglob("*.tmp")) == []
 
 
-def test_two_pulls_do_not_meet(hospital: Hospital) -> None:
+def test_second_pull_at_the_same_time_is_refused(hospital: Hospital) -> None:
     site = hospital.site(limits="megabytes_per_second = 0.3")
     running = hospital.start(site)
     try:
@@ -331,7 +331,7 @@ def test_two_pulls_do_not_meet(hospital: Hospital) -> None:
     assert hospital.pull(hospital.site()).fetched_now == 3
 
 
-def test_a_long_series_is_never_held_in_memory(tmp_path: Path) -> None:
+def test_long_series_is_not_held_in_memory(tmp_path: Path) -> None:
     require_orthanc()
     with Hospital(tmp_path).open() as hospital:
         hospital.add(1, slices=100, size=512)  # 52 MB
@@ -348,8 +348,8 @@ def test_a_long_series_is_never_held_in_memory(tmp_path: Path) -> None:
         assert peaks_mb[1] - peaks_mb[0] < 20
 
 
-def test_planted_names_stay_in_the_pacs(tmp_path: Path) -> None:
-    """Names in private tags, sequences, free text and file names: in no byte and no name below the site's folder."""
+def test_planted_names_do_not_leave_the_pacs(tmp_path: Path) -> None:
+    """Names in private tags, sequences, free text and file names do not occur in any file or path of the site."""
     require_orthanc()
     with Hospital(tmp_path).open() as hospital:
 
@@ -375,7 +375,7 @@ def test_planted_names_stay_in_the_pacs(tmp_path: Path) -> None:
         assert [word for word in words if holds(found, word)] == []
 
 
-def test_echo_says_whether_the_pacs_answers(hospital: Hospital) -> None:
+def test_echo_reports_whether_the_pacs_responds(hospital: Hospital) -> None:
     with hospital.orthanc.inside(), open_pacs(hospital.site()) as pacs:
         pacs.echo()
     hospital.orthanc.stop()
@@ -391,10 +391,10 @@ def test_echo_says_whether_the_pacs_answers(hospital: Hospital) -> None:
 
 
 class Proxy:
-    """A small HTTP proxy on loopback: forwards requests, opens tunnels, and writes down their first lines.
+    """A small HTTP proxy on loopback: forwards requests, opens tunnels and records their first lines.
 
-    With `token` or `identity` (certificate and key, for HTTPS) it stands before the PACS instead; whoever shows the
-    token is let in.
+    With `token` or `identity` (certificate and key, for HTTPS) it is a reverse proxy of the PACS instead. It admits
+    clients that send the token.
     """
 
     def __init__(self, port: int, *, token: str = "", identity: tuple[Path, Path] | None = None) -> None:
@@ -426,7 +426,7 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         try:
             client = self._tls.wrap_socket(client, server_side=True) if self._tls else client
-        except OSError:  # the other side does not trust us
+        except OSError:  # the client does not trust the certificate
             client.close()
             return
         with client, socket.create_connection(("127.0.0.1", self._target)) as pacs:
@@ -444,7 +444,7 @@ class Proxy:
                 client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 back = threading.Thread(target=_pump, args=(client, pacs), daemon=True)
                 back.start()
-            else:  # one request for each connection, so that no later one passes unseen
+            else:  # one request per connection, so that each request is recorded
                 method, target, version = first.split(b" ")
                 target = target.removeprefix(f"http://127.0.0.1:{self._target}".encode())
                 kept = [

@@ -1,4 +1,4 @@
-"""C-ECHO, C-FIND, C-GET and C-MOVE against a real PACS (Orthanc), and whole pulls over them."""
+"""C-ECHO, C-FIND, C-GET and C-MOVE against a real PACS (Orthanc), and complete pulls over DIMSE."""
 
 import json
 import threading
@@ -48,7 +48,7 @@ file = "labels.csv"
 
 
 class Hospital:
-    """A PACS with two synthetic series of two patients, one of them compressed, and nodes that pull from it."""
+    """A PACS with two synthetic series (one is compressed) of two patients, and nodes that pull from it."""
 
     def __init__(self, folder: Path, *, settings: dict[str, Any] | None = None, over_tls: bool = False) -> None:
         self.folder, self.source = folder, folder / "source"
@@ -89,7 +89,7 @@ class Hospital:
             return pull(site, lambda done, total: None)
 
     def volumes(self, folder: Path) -> list[np.ndarray]:
-        """The HU of every series below a folder."""
+        """Return the HU volume of every series below a folder."""
         series, findings = find_series(folder)
         assert findings == []
         return sorted((read_series(each).hu for each in series), key=lambda hu: float(hu.mean()))
@@ -108,7 +108,7 @@ def find_one(client: DimsePacs) -> RemoteSeries:
 
 
 @pytest.mark.parametrize("retrieve", MODES)
-def test_every_image_is_found_and_fetched_as_it_is_stored(hospital: Hospital, retrieve: str) -> None:
+def test_images_are_found_and_fetched_unchanged(hospital: Hospital, retrieve: str) -> None:
     client = hospital.client(retrieve=retrieve)
     stored = {path: dcmread(path) for path in hospital.source.rglob("*.dcm")}
     with hospital.orthanc.inside():
@@ -134,7 +134,7 @@ def test_every_image_is_found_and_fetched_as_it_is_stored(hospital: Hospital, re
 
 
 @pytest.mark.parametrize("retrieve", MODES)
-def test_a_pull_brings_everything_with_equal_hu_and_the_next_one_nothing(hospital: Hospital, retrieve: str) -> None:
+def test_pull_fetches_all_images_with_equal_hu_and_second_pull_none(hospital: Hospital, retrieve: str) -> None:
     site = hospital.site(f"pull-{retrieve}", retrieve=retrieve)
     first, second = hospital.pull(site), hospital.pull(site)
     assert (first.fetched_now, first.images_now, first.failed, first.findings) == (2, 2 * SLICES, 0, [])
@@ -144,7 +144,7 @@ def test_a_pull_brings_everything_with_equal_hu_and_the_next_one_nothing(hospita
 
 
 @pytest.mark.parametrize("retrieve", MODES)
-def test_a_pull_survives_a_pacs_that_is_killed_in_the_middle(
+def test_pull_completes_although_the_pacs_is_killed_during_it(
     hospital: Hospital, retrieve: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = hospital.site(f"killed-{retrieve}", retrieve=retrieve)
@@ -164,7 +164,7 @@ def test_a_pull_survives_a_pacs_that_is_killed_in_the_middle(
     restart.join()
     assert (report.fetched_now, report.failed) == (2, 0)
     assert len(fetches) > 2
-    assert fetches[-2] is not None and len(fetches[-2]) < SLICES  # only what was missing
+    assert fetches[-2] is not None and len(fetches[-2]) < SLICES  # only the missing images
     assert report.images_now == 2 * SLICES
     for here, there in zip(hospital.volumes(site.ct_folder), hospital.volumes(hospital.source), strict=True):
         np.testing.assert_array_equal(here, there)
@@ -178,17 +178,17 @@ def test_a_pull_survives_a_pacs_that_is_killed_in_the_middle(
         ({"port": 1}, "E_PACS_SILENT"),
     ],
 )
-def test_who_is_not_let_in_learns_why(hospital: Hospital, settings: dict[str, Any], code: str) -> None:
+def test_rejected_association_raises_the_reason(hospital: Hospital, settings: dict[str, Any], code: str) -> None:
     with hospital.orthanc.inside(), pytest.raises(Refusal, match=code):
         hospital.client(**settings).echo()
 
 
-def test_a_pull_under_an_unknown_title_ends_with_the_reason(hospital: Hospital) -> None:
+def test_pull_with_an_unknown_ae_title_ends_with_the_reason(hospital: Hospital) -> None:
     with pytest.raises(Refusal, match="E_PACS_AUTH"):
         hospital.pull(hospital.site("stranger", calling_aet="STRANGER"))
 
 
-def test_a_pacs_that_knows_us_under_another_port_delivers_nothing(hospital: Hospital) -> None:
+def test_c_move_to_a_wrong_receiver_port_ends_without_delivery(hospital: Hospital) -> None:
     client = hospital.client(retrieve="c-move", receiver_port=free_port())
     with hospital.orthanc.inside():
         series = find_one(client)
@@ -199,7 +199,7 @@ def test_a_pacs_that_knows_us_under_another_port_delivers_nothing(hospital: Hosp
 
 @contextmanager
 def stranger(port: int, *, calling: str = AET, called: str = OUR_TITLE) -> Iterator[Association]:
-    """Somebody who reaches the receiver and wants to store images there."""
+    """Open an association to the receiver as an unknown client that wants to store images."""
     entity = AE(ae_title=calling)
     entity.acse_timeout = entity.dimse_timeout = entity.connection_timeout = 5
     for each in (CTImageStorage, MRImageStorage):
@@ -212,7 +212,7 @@ def stranger(port: int, *, calling: str = AET, called: str = OUR_TITLE) -> Itera
         association.abort()
 
 
-def test_a_stranger_stores_nothing_while_a_series_arrives(hospital: Hospital) -> None:
+def test_unknown_client_cannot_store_images_during_a_transfer(hospital: Hospital) -> None:
     client, port = hospital.client(retrieve="c-move"), hospital.receiver_port
     (image,) = images(1, SOPInstanceUID="1.2.666")
     with hospital.orthanc.inside():
@@ -222,7 +222,7 @@ def test_a_stranger_stores_nothing_while_a_series_arrives(hospital: Hospital) ->
         for titles in ({"calling": "STRANGER"}, {"called": "ANOTHER"}):
             with stranger(port, **titles) as association:
                 assert association.is_rejected
-        with stranger(port) as association:  # one that knows both titles
+        with stranger(port) as association:  # a client that knows both AE titles
             assert {context.abstract_syntax for context in association.accepted_contexts} == {CTImageStorage}
             assert association.send_c_store(image).Status == 0x0124
         arrived += contents
@@ -231,7 +231,7 @@ def test_a_stranger_stores_nothing_while_a_series_arrives(hospital: Hospital) ->
 
 
 @pytest.mark.parametrize("retrieve", MODES)
-def test_over_tls_with_an_authority_of_the_hospital(tmp_path: Path, retrieve: str) -> None:
+def test_pull_over_tls_with_the_hospitals_ca(tmp_path: Path, retrieve: str) -> None:
     require_orthanc()
     authority, other = Authority.make(tmp_path), Authority.make(tmp_path, "other")
     pacs_certificate, pacs_key = authority.sign("pacs")
@@ -248,9 +248,9 @@ def test_over_tls_with_an_authority_of_the_hospital(tmp_path: Path, retrieve: st
         report = hospital.pull(hospital.site("tls", ca_certificate=str(authority.path), **ours))
         assert (report.images_now, report.failed) == (2 * SLICES, 0)
         with hospital.orthanc.inside():
-            with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # not our PACS
+            with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # certificate of another CA
                 hospital.client(ca_certificate=str(other.path), **ours).echo()
-            with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # the PACS demands a certificate
+            with pytest.raises(Refusal, match="E_PACS_UNTRUSTED"):  # the PACS requires a client certificate
                 hospital.client(ca_certificate=str(authority.path)).echo()
             with pytest.raises(Refusal, match="E_PACS_SILENT"):
                 hospital.client().echo()

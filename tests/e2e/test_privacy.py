@@ -1,5 +1,8 @@
-"""Names planted in more than twenty places of a synthetic hospital's files, and searched for in all that a node keeps
-or prints: they stay in the source."""
+"""Patient names do not leave the source files.
+
+More than twenty names are planted in the files of a synthetic hospital. The tests search for them in everything that
+a node stores or prints.
+"""
 
 import shutil
 from pathlib import Path
@@ -14,7 +17,7 @@ from tests.e2e.orthanc import PASSWORD, USER, Orthanc, require_orthanc
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
-# One name for each place, so that a failure says which place leaks.
+# One name per place, so that a failure shows which place leaks.
 TEXT_TAGS = {
     "PatientName": "Aaltonen^Vanamo",
     "OtherPatientNames": "Bergqvist^Sylvi",
@@ -43,7 +46,7 @@ PLANTED = [*TEXT_TAGS.values(), PRIVATE, NESTED, FILE_META, FILE, FOLDER, STRAY,
 
 
 def plant(ds: Dataset) -> None:
-    """Names in the tags, a private tag, a sequence and the file's own header; the identifier joins the records."""
+    """Plant names in tags, a private tag, a sequence and the file meta header. PatientID joins the records."""
     for keyword, name in TEXT_TAGS.items():
         setattr(ds, keyword, name)
     ds.PatientID = PATIENT_ID
@@ -57,7 +60,7 @@ def plant(ds: Dataset) -> None:
 
 @pytest.fixture(scope="module")
 def hospital(small_hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three clean patients and one whose files name people wherever they can."""
+    """Three clean patients and one with names in all possible places of the files."""
     folder = tmp_path_factory.mktemp("privacy") / "hospital"
     for patient in ("N0-000002", "N0-000003", "N0-000004"):
         shutil.copytree(small_hospital / "ct" / patient, folder / "ct" / patient)
@@ -80,7 +83,7 @@ def hospital(small_hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def holders(folder: Path, name: str) -> list[str]:
-    """The files below a folder that hold a name, in their bytes in any usual encoding or in their path."""
+    """Return the files below a folder that contain a name in their path or content, in any common encoding."""
     spellings = [name.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
     spellings += [each.upper() for each in spellings] + [each.lower() for each in spellings]
     found = []
@@ -91,14 +94,14 @@ def holders(folder: Path, name: str) -> list[str]:
     return found
 
 
-def test_the_search_finds_every_name_in_the_source(hospital: Path) -> None:
+def test_search_finds_every_planted_name_in_the_source(hospital: Path) -> None:
     assert len(PLANTED) >= 20
     for name in PLANTED:
         assert holders(hospital, name), f"{name} was not planted"
 
 
 def run_node(site: Path, output: list[str]) -> None:
-    """check, ingest, check again with its page, status: all that a node does with files, and what it printed."""
+    """Run check, ingest, check with its page, and status: all node commands on files. Collect their output."""
     for arguments in (
         ("check", site, "--json"),
         ("ingest", site, "--json"),
@@ -111,7 +114,7 @@ def run_node(site: Path, output: list[str]) -> None:
 
 
 @pytest.mark.parametrize("source", ["folder", "pacs"])
-def test_no_name_is_in_anything_but_the_source(hospital: Path, tmp_path: Path, source: str) -> None:
+def test_planted_names_are_only_in_the_source(hospital: Path, tmp_path: Path, source: str) -> None:
     site = tmp_path / "site"
     assert run_command("node", "init", site, "--from", hospital).returncode == 0
     output: list[str] = []
@@ -130,7 +133,7 @@ def test_no_name_is_in_anything_but_the_source(hospital: Path, tmp_path: Path, s
             orthanc.close()
     assert any(site.rglob("*.npy")) and (site / "check.html").is_file() and (site / "cohort" / "cohort.csv").is_file()
     settings = (site / "site.toml").read_text()
-    (site / "site.toml").unlink()  # it names the source folder, whose path is the hospital's own
+    (site / "site.toml").unlink()  # it contains the path of the source folder, which the hospital chose
     for name in PLANTED:
         assert not holders(site, name), f"{name} is in a file of the node"
         assert name not in "".join(output), f"{name} was printed"
@@ -138,7 +141,7 @@ def test_no_name_is_in_anything_but_the_source(hospital: Path, tmp_path: Path, s
 
 
 def use_pacs(site: Path, orthanc: Orthanc) -> None:
-    """Tell the site to fetch its scans from the PACS."""
+    """Configure the site to fetch its scans from the PACS."""
     password = site / "keys" / "pacs-password"
     password.write_text(PASSWORD)
     password.chmod(0o600)

@@ -1,4 +1,4 @@
-"""A private study, in half precision: each site is charged, and refuses beyond its budget. Synthetic."""
+"""A private study in half precision: each site spends its privacy budget and refuses beyond it. Synthetic data."""
 
 import json
 import shutil
@@ -36,10 +36,10 @@ def epsilon(rounds: int, delta: float) -> float:
     return epsilon_of(rounds * ROUND.steps * step_costs(ROUND.noise_multiplier, ROUND.sample_rate), delta)
 
 
-def test_a_private_study_ends_at_each_site_with_its_budget(
+def test_private_study_ends_at_each_site_when_its_budget_is_spent(
     two_sites: Path, tmp_path: Path, start: Callable[..., Command]
 ) -> None:
-    """One hospital can pay for both rounds, the other for one; the study goes on with whoever is left."""
+    """One site has budget for two rounds, the other for one. The study continues with the first site."""
     server, sites = tmp_path / "server", tmp_path / "sites"
     shutil.copytree(two_sites, sites)
     study = tmp_path / "study.toml"

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: nothing sticks out at any width, figures are drawn, print fits on A4."""
+"""The report page in a real browser: no horizontal overflow, all figures drawn, print fits on A4."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from federation.report.page import write_report
 from tests.helpers.results_factory import make_results
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-# Written into a copy of the page, which itself runs no script.
+# Inserted into a copy of the page: the page itself contains no script.
 MEASURE = """<script>
 addEventListener("load", () => {
   document.title = JSON.stringify({
@@ -47,7 +47,7 @@ def headless(browser: str, profile: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 520])
-def test_nothing_sticks_out_and_every_figure_is_drawn(browser, page, tmp_path, width):
+def test_page_has_no_overflow_and_all_figures(browser, page, tmp_path, width):
     copy = tmp_path / "measured.html"
     text = re.sub(r"<meta http-equiv=.*?>", "", page.read_text())
     copy.write_text(text.replace("</body>", MEASURE + "</body>"))
@@ -59,7 +59,7 @@ def test_nothing_sticks_out_and_every_figure_is_drawn(browser, page, tmp_path, w
     assert found["headings"] == sorted(found["headings"])
 
 
-def test_it_prints(browser, page, tmp_path):
+def test_report_prints_on_a4(browser, page, tmp_path):
     sheet = tmp_path / "report.pdf"
     headless(browser, tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={sheet}", page.as_uri())
     content = sheet.read_bytes()

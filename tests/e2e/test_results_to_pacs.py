@@ -1,4 +1,4 @@
-"""Results go to a real PACS (Orthanc), by STOW-RS and C-STORE: once, whatever is killed on the way."""
+"""Results are stored in a real PACS (Orthanc) exactly once, by STOW-RS and C-STORE, despite kills."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ calling_aet = "{ours}"
 timeout_seconds = 20
 retry_seconds = 0.2
 """
-# The outbox as a process of its own. With "kill" it is ended, as by kill -9, between the PACS's answer and its note.
+# The outbox as a process. With "kill" it is killed (SIGKILL) after the PACS response, before it records the delivery.
 SENDER = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -56,7 +56,7 @@ Outbox(Clinic.open(Path(sys.argv[1]))).run(threading.Event())
 
 
 class Hospital:
-    """A PACS with one synthetic scan, and clinics that have answered it."""
+    """A PACS with one synthetic scan, and clinics that have scored it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.scan = folder, folder / "scan"
@@ -69,7 +69,7 @@ class Hospital:
         self.orthanc.upload(sorted(self.scan.iterdir()))
 
     def clinic(self, way: str) -> tuple[Clinic, Answer]:
-        """A clinic with one answer that waits to be sent."""
+        """Create a clinic with one answer that is queued for the PACS."""
         folder = self.folder / new_id()
         folder.mkdir()
         (folder / "password").touch(mode=0o600)
@@ -98,7 +98,7 @@ class Hospital:
             process.wait()
 
     def results(self, answer: Answer) -> dict[str, list[str]]:
-        """Of each series number above 900 that QIDO-RS finds beside the scan for this answer: its instances."""
+        """Return the SOP instances of this answer in the PACS, by series number (QIDO-RS)."""
         ours = {dcmread(answer.folder / name).SeriesInstanceUID for name in (REPORT, PICTURE)}
         found = {}
         for series in self.qido(f"/studies/{answer.study_uid}/series?includefield=00200011"):
@@ -150,7 +150,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_results_wait_for_a_pacs_that_is_down_and_then_lie_beside_the_scan(hospital: Hospital, way: str) -> None:
+def test_results_are_queued_while_the_pacs_is_down_and_stored_later(hospital: Hospital, way: str) -> None:
     clinic, answer = hospital.clinic(way)
     hospital.orthanc.stop()
     with hospital.sender(clinic):
@@ -168,22 +168,22 @@ def test_results_wait_for_a_pacs_that_is_down_and_then_lie_beside_the_scan(hospi
         for each in hospital.qido(f"/studies/{answer.study_uid}/series?includefield=00201209")
         if value(each, "00080060") == "CT"
     )
-    assert value(source, "00201209") == len(list(hospital.scan.iterdir()))  # nothing was overwritten
+    assert value(source, "00201209") == len(list(hospital.scan.iterdir()))  # no image was overwritten
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_sender_that_is_killed_sends_again_and_nothing_doubles(hospital: Hospital, way: str) -> None:
+def test_killed_sender_resends_without_duplicates(hospital: Hospital, way: str) -> None:
     clinic, answer = hospital.clinic(way)
     with hospital.sender(clinic, "kill") as process:
         assert process.wait(timeout=30) == -signal.SIGKILL
-    assert hospital.results(answer) == expected(answer)  # it had come, and the outbox does not know
+    assert hospital.results(answer) == expected(answer)  # the PACS has it, but the outbox does not know
     assert delivery(clinic, answer).state == "waiting"
     with hospital.sender(clinic):
         wait_until(lambda: delivery(clinic, answer).state == "sent")
     assert hospital.results(answer) == expected(answer)
 
 
-def test_the_pacs_gives_the_figures_back_as_they_were_sent(hospital: Hospital, tmp_path: Path) -> None:
+def test_results_are_unchanged_when_fetched_from_the_pacs(hospital: Hospital, tmp_path: Path) -> None:
     clinic, answer = hospital.clinic("stow")
     with hospital.sender(clinic):
         wait_until(lambda: delivery(clinic, answer).state == "sent")
@@ -203,8 +203,8 @@ def test_the_pacs_gives_the_figures_back_as_they_were_sent(hospital: Hospital, t
     assert stored.PixelData == sent.PixelData
 
 
-def test_a_pacs_that_refuses_for_good_is_asked_once(hospital: Hospital) -> None:
-    """Not DICOM: Orthanc answers 400 to the whole request."""
+def test_permanently_refused_result_is_sent_only_once(hospital: Hospital) -> None:
+    """The file is not valid DICOM: Orthanc rejects the whole request with 400."""
     clinic, answer = hospital.clinic("stow")
     (answer.folder / REPORT).unlink()
     (answer.folder / PICTURE).write_bytes((answer.folder / PICTURE).read_bytes()[:2000])

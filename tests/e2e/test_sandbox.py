@@ -1,5 +1,7 @@
-"""The walls that stand: a program within tries every way out that it can think of, and the same program outside,
-where nothing stops it, finds each of them open. Then a real task, through a real SuperLink, SuperNode and SuperExec.
+"""The sandbox blocks every tested way out, and a real task runs inside it.
+
+A probe program tries all ways out inside the sandbox. The same program outside shows that each way is otherwise open.
+Then a real task runs through a real SuperLink, SuperNode and SuperExec.
 """
 
 import ctypes
@@ -35,7 +37,7 @@ SECRET = b"a secret of SuperExec and SuperNode"
 
 
 class Answer(socketserver.BaseRequestHandler):
-    """Answers each caller, over TCP, UDP or a unix socket, as HTTP would."""
+    """Sends an HTTP response to each client, over TCP, UDP or a Unix socket."""
 
     def handle(self) -> None:
         answer = b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nopen"
@@ -48,17 +50,17 @@ class Answer(socketserver.BaseRequestHandler):
 
 @dataclass
 class Outside:
-    """What stands outside the walls, for a probe to find."""
+    """Resources outside the sandbox that the probe tries to reach."""
 
     folder: Path
     site: Site
-    port: int = 0  # TCP, every address of this machine
+    port: int = 0  # TCP, on all addresses of this machine
     udp_port: int = 0
     runtime_port: int = 0
     abstract: str = ""
     unix: str = ""
     sleeper: int = 0
-    key: str = ""  # in the session keyring of these tests
+    key: str = ""  # name of a key in the session keyring of these tests
     stack: ExitStack = field(default_factory=ExitStack)
 
     def serve(self, server: socketserver.BaseServer) -> Any:
@@ -102,10 +104,10 @@ class Outside:
 
 
 def addresses() -> list[str]:
-    """This machine's own addresses beside loopback, as far as it has any."""
+    """Return the addresses of this machine other than loopback. May be empty."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         try:
-            asker.connect(("192.0.2.1", 9))  # sends nothing
+            asker.connect(("192.0.2.1", 9))  # sends no packet
         except OSError:
             return []
         return [asker.getsockname()[0]]
@@ -147,7 +149,7 @@ def outside(
 
 
 def add_key(name: str, secret: bytes) -> None:
-    """Put a key into this process's session keyring, which all that it starts inherit; unlike a user's, it is ours."""
+    """Add a key to the session keyring of this process. Child processes inherit it; other sessions do not see it."""
     add, keyctl = {"x86_64": (248, 250), "aarch64": (217, 219)}[platform.machine()]
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(ctypes.c_long(keyctl), ctypes.c_long(1), None)  # KEYCTL_JOIN_SESSION_KEYRING
@@ -164,12 +166,12 @@ def probed(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 class Probes:
     within: dict[str, Any]
     without: dict[str, Any]
-    dropped: set[str]  # what the one within has left outside
+    dropped: set[str]  # names of the files that the inner probe wrote outside
 
 
 @pytest.fixture(scope="module")
 def probes(outside: Outside) -> Probes:
-    """What the same program could do within and outside."""
+    """Results of the same program inside and outside the sandbox."""
     before = {name: fingerprint(path) for name, path in outside.targets()["write"].items()}
     program = [sys.executable, "-I", "-c", PROBE.read_text(), json.dumps(outside.targets())]
     proxied = {**os.environ, "HTTPS_PROXY": "http://user:password@proxy.example:3128"}
@@ -204,9 +206,9 @@ WAYS = [
     *("write cohort", "write tensors", "write site.toml", "write sandbox", "write program"),
 ]
 
-# /tmp and /dev/shm within, and what lies below them here, are memory of the sandbox's own.
+# Inside, /tmp and /dev/shm, and the test folders below /tmp, are private tmpfs mounts of the sandbox.
 MEMORY = ("write tmp", "write shm", "write site", "write drop")
-# What many a system allows to root alone, or a kernel or container does not have.
+# Ways that many systems allow only to root, or that a kernel or container does not support.
 PRIVILEGED = {"raw socket", "ptrace", "new namespace", "kernel setting", "cloned namespace", "traced child"}
 PRIVILEGED |= {"bpf", "perf", "io_uring", "userfaultfd", "compared processes", "memory of a child"}
 PRIVILEGED |= {"socket AF_VSOCK", "socket AF_ALG", "socket AF_INET6"}
@@ -214,36 +216,36 @@ PRIVILEGED |= {"read key", "names of keys", "add key", "request key"}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_way_that_is_open_outside_is_closed_within(probes: Probes, way: str) -> None:
+def test_way_out_is_open_outside_and_closed_inside(probes: Probes, way: str) -> None:
     if probes.without[way] == "not here" or (way in PRIVILEGED and probes.without[way] != "open"):
         pytest.skip(f"{way}: {probes.without[way]} to this user of this machine, without a sandbox too")
     assert probes.without[way] == "open"
     assert probes.within[way].startswith("closed"), probes.within[way]
 
 
-def test_the_probe_tries_nothing_that_is_not_judged(probes: Probes) -> None:
+def test_every_result_of_the_probe_is_checked(probes: Probes) -> None:
     judged = {*WAYS, *MEMORY, "runtime", "devices", "site listing"}
     assert probes.within.keys() == judged
 
 
-def test_what_is_written_within_is_not_there_outside(probes: Probes) -> None:
+def test_files_written_inside_do_not_appear_outside(probes: Probes) -> None:
     assert probes.within["write tmp"] == "open"
     assert [probes.without[place] for place in MEMORY] == ["open"] * len(MEMORY)
     assert probes.dropped == set()
 
 
-def test_the_runtime_api_is_reached_through_the_relay(probes: Probes) -> None:
+def test_runtime_api_is_reachable_through_the_relay(probes: Probes) -> None:
     assert probes.within["runtime"] == "open"
-    assert probes.without["runtime"].startswith("closed")  # that port is the sandbox's own
+    assert probes.without["runtime"].startswith("closed")  # that port exists only in the sandbox
 
 
-def test_of_the_site_nothing_else_is_there_even_by_name(probes: Probes) -> None:
+def test_only_required_files_of_the_site_are_visible_inside(probes: Probes) -> None:
     assert probes.within["site listing"] == ["cohort", "logs", "sandbox", "site.toml"]
     assert {"keys", "ledger"} < {*probes.without["site listing"]}
     assert probes.within["devices"] == ["lo"]
 
 
-# --- the look around --------------------------------------------------------------------------------------
+# --- self-check at start --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,9 +260,7 @@ def test_of_the_site_nothing_else_is_there_even_by_name(probes: Probes) -> None:
         (["--bind", "site.toml", "site.toml"], "files that it must not change"),
     ],
 )
-def test_within_a_hole_in_the_walls_is_found_before_anything_starts(
-    outside: Outside, hole: list[str], found: str
-) -> None:
+def test_self_check_finds_a_hole_before_superexec_starts(outside: Outside, hole: list[str], found: str) -> None:
     site = outside.site
     look = "import sys; from federation.node import sandbox; sandbox._superexec = lambda *_: ['echo', 'started']; "
     look += "sys.exit(sandbox.main(sandbox.Path(sys.argv[1])))"
@@ -276,13 +276,13 @@ def test_within_a_hole_in_the_walls_is_found_before_anything_starts(
     assert found in done.stderr
 
 
-def test_without_the_filter_of_system_calls_nothing_starts(outside: Outside) -> None:
+def test_superexec_does_not_start_without_the_system_call_filter(outside: Outside) -> None:
     site = outside.site
     command = sandbox.confined(site, sys.executable, "-I", "-m", "federation.node.sandbox", str(site.folder))
     assert command[1:3] == ["-I", str(sandbox.CONFINEMENT)]
     command = command[3:]
     at = command.index("/proc/keys") - 2
-    del command[at : at + 6]  # and without what covers the lists of keys
+    del command[at : at + 6]  # also remove the mount that hides the lists of keys
     done = subprocess.run(
         command, env=sandbox.environment(site), capture_output=True, text=True, timeout=60, check=False
     )
@@ -292,7 +292,7 @@ def test_without_the_filter_of_system_calls_nothing_starts(outside: Outside) -> 
     assert "/proc/keys" in done.stderr
 
 
-# mov eax, 20; int 0x80; ret: getpid, as a 32-bit program asks for it.
+# mov eax, 20; int 0x80; ret: getpid, as called by a 32-bit program.
 INT_80 = """
 import ctypes, mmap
 code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -309,7 +309,7 @@ print("went on")
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has several kinds of system calls")
 @pytest.mark.parametrize("code", [INT_80, X32], ids=["int 0x80", "x32"])
-def test_a_call_of_another_architecture_ends_the_process(outside: Outside, code: str) -> None:
+def test_system_call_of_another_architecture_kills_the_process(outside: Outside, code: str) -> None:
     program = [sys.executable, "-I", "-c", code]
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
     bare = subprocess.run(program, check=False, **options)
@@ -324,7 +324,7 @@ def test_a_call_of_another_architecture_ends_the_process(outside: Outside, code:
 # --- how it ends ------------------------------------------------------------------------------------------
 
 
-def test_the_relay_ends_as_its_command_does_and_reaches_sockets_of_long_names(tmp_path: Path) -> None:
+def test_relay_returns_exit_code_and_supports_long_socket_paths(tmp_path: Path) -> None:
     place = tmp_path / ("long" * 40) / "runtime.sock"
     place.parent.mkdir()
     assert len(str(place)) > 107  # sockaddr_un
@@ -337,8 +337,8 @@ def test_the_relay_ends_as_its_command_does_and_reaches_sockets_of_long_names(tm
 
 
 @pytest.mark.parametrize("how", ["stop", "kill -9"])
-def test_nothing_is_left_of_what_ran_within(outside: Outside, how: str) -> None:
-    """The guard's own end, however it comes, is the end of everything behind the walls."""
+def test_no_sandboxed_process_remains(outside: Outside, how: str) -> None:
+    """When the reaper process ends for any reason, every process in the sandbox ends."""
     relay = [sys.executable, "-I", str(sandbox.RELAY), f"unix:{outside.folder / 'r'}", "tcp:9"]
     shell = "trap '' TERM; sleep 301 & sleep 302"
     command = [*relay, *sandbox.confined(outside.site, "sh", "-c", shell)]
@@ -442,7 +442,7 @@ def write_app(folder: Path, answer: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def task(outside: Outside, small_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Task"]:
-    """One real message to a site whose SuperExec is sandboxed; its answer, and the processes that still wait."""
+    """Send one real message to a site with a sandboxed SuperExec. Yields its reply and the running processes."""
     folder = tmp_path_factory.mktemp("task")
     shutil.copytree(small_site.folder, folder / "site")
     settings = folder / "site" / "site.toml"
@@ -485,7 +485,7 @@ class Task:
     folder: Path
 
 
-def test_a_sandboxed_app_trains_and_answers(task: Task) -> None:
+def test_sandboxed_app_trains_and_replies(task: Task) -> None:
     logs = "".join((task.folder / f"{name}.log").read_text()[-2000:] for name in ("sandbox", "supernode", "superlink"))
     assert isinstance(task.answer, dict), f"{task.answer}\n{logs}"
     assert task.answer["num-examples"] >= 2
@@ -493,7 +493,7 @@ def test_a_sandboxed_app_trains_and_answers(task: Task) -> None:
     assert "training for round 1" in (task.site.logs / "client.log").read_text()
 
 
-def test_a_task_leaves_nothing_in_the_site_but_its_log(task: Task, small_site: Site) -> None:
+def test_task_writes_only_its_log_to_the_site(task: Task, small_site: Site) -> None:
     def files(site: Site) -> set[str]:
         return {str(path.relative_to(site.folder)) for path in site.folder.rglob("*") if not path.is_dir()}
 
@@ -501,7 +501,7 @@ def test_a_task_leaves_nothing_in_the_site_but_its_log(task: Task, small_site: S
     assert files(task.site) - files(small_site) == new
 
 
-def test_the_sandbox_ends_whole(task: Task) -> None:
+def test_all_processes_of_the_sandbox_end(task: Task) -> None:
     guard = task.process.pid
     family = descendants(guard, read_parents())
     assert len(family) >= 5  # relay, bwrap twice, relay, SuperExec

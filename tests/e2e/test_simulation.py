@@ -1,4 +1,4 @@
-"""The same study on Flower's simulation, over site folders of this machine. Synthetic hospitals."""
+"""A study in Flower's simulation, with local site folders of synthetic hospitals."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.e2e.test_federation import STUDY
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def test_a_study_runs_on_the_simulation(two_sites: Path, tmp_path: Path) -> None:
+def test_study_runs_in_simulation(two_sites: Path, tmp_path: Path) -> None:
     options = [option for name in ("north", "south") for option in ("--simulate", two_sites / name)]
     study = tmp_path / "study.toml"
     study.write_text(STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 2"))
@@ -23,7 +23,7 @@ def test_a_study_runs_on_the_simulation(two_sites: Path, tmp_path: Path) -> None
     assert release.description.sites == 2
 
 
-def test_a_study_file_with_a_wrong_key_is_refused_by_name(tmp_path: Path) -> None:
+def test_unknown_key_in_study_file_is_refused_with_its_name(tmp_path: Path) -> None:
     study = tmp_path / "study.toml"
     study.write_text(STUDY.replace("quorum = 2", "quorum = 9\nquroum = 2"))
     done = run_command("study", "run", study, "--server", tmp_path, "--json")

@@ -1,4 +1,4 @@
-"""Runs that outlive their terminal, are watched again, stopped, resumed: simulated, over synthetic hospitals."""
+"""Simulated runs continue after their terminal closes, and can be followed, stopped and resumed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 class Terminal:
-    """A pseudo-terminal with a command in its foreground, as a shell in a window has it."""
+    """A pseudo-terminal with a command in the foreground, as in a terminal window."""
 
     def __init__(self, *arguments: str | Path) -> None:
         self.master, inside = pty.openpty()
@@ -37,7 +37,7 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        """As a window does all the time: a command that nobody reads from waits with its next line."""
+        """Read the output continuously, as a terminal window does: otherwise the command would block on output."""
         while self._is_open:
             if select.select([self.master], [], [], 0.1)[0]:
                 try:
@@ -58,7 +58,7 @@ class Terminal:
         os.write(self.master, b"\x03")
 
     def close(self) -> None:
-        """As a window is closed: the kernel hangs up on the command."""
+        """Close the terminal: the kernel sends a hangup (SIGHUP) to the command."""
         if self._is_open:
             self._is_open = False
             self._reader.join()
@@ -90,12 +90,12 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 
 def listed(server: Path) -> dict[str, str]:
-    """The state of each run by its name, in the order in which they began."""
+    """Return the state of each run by name, in start order."""
     return {run["run"]: run["state"] for run in summaries(server)}
 
 
 def second_run(server: Path, *, seconds: float) -> str:
-    """The name of the second run, once it is under way."""
+    """Wait until the second run has started and return its name."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         runs = listed(server)
@@ -105,13 +105,13 @@ def second_run(server: Path, *, seconds: float) -> str:
     raise AssertionError(f"no second run: {runs}")
 
 
-def test_a_closed_terminal_ends_nothing(
+def test_runs_continue_after_their_terminal_is_closed(
     two_sites: Path, tmp_path: Path, terminal: Callable[..., Terminal], start: Callable[..., Command]
 ) -> None:
     server, study = tmp_path / "server", tmp_path / "study.toml"
     sites = [option for name in ("north", "south") for option in ("--simulate", two_sites / name)]
     text = STUDY.replace("sites = 3", "sites = 2").replace("rounds = 4", "rounds = 2\nseeds = [1, 2]")
-    study.write_text(text + "\n[evaluation]\nshortcut_audit = false\n")  # nothing here looks at it
+    study.write_text(text + "\n[evaluation]\nshortcut_audit = false\n")  # not needed by this test
     window = terminal("study", "run", study, "--server", server, "--group", "seeds", *sites)
     first = window.wait_for(r"end-to-end-[0-9a-f]{8}", seconds=120)
     window.wait_for("waiting for the first round to end", seconds=60)
@@ -121,7 +121,7 @@ def test_a_closed_terminal_ends_nothing(
     watched.wait_for("round 2 of 2", seconds=180)
     assert watched.wait(seconds=180) == 0, watched.text()
     assert f"Run {first} is complete" in watched.text()
-    assert window.process.poll() is None, "it goes on with the second seed"
+    assert window.process.poll() is None, "the command continues with the second seed"
 
     second = second_run(server, seconds=60)
     ok("study", "stop", second, "--server", server)

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: fuzz every target, one after the other; with a TARGET, that one in this process."""
+"""`python -m tests.fuzz`: fuzz every target, one after the other. With a TARGET: fuzz that one in this process."""
 
 import re
 import subprocess
@@ -11,13 +11,13 @@ from models.refusal import Refusal
 from tests.fuzz.targets import TARGETS
 
 SECONDS_AN_INPUT = 5
-SECONDS_A_TARGET = 120  # whatever the number of runs
+SECONDS_A_TARGET = 120  # limit, whatever the number of runs
 MEGABYTES = 512
-SHARED_MEMORY = Path("/dev/shm")  # an input a file: a disk would be the slowest part
+SHARED_MEMORY = Path("/dev/shm")  # in memory, because each input is a file and a disk would be the slowest part
 
 
 def fuzz(name: str) -> None:
-    """Does not return: libFuzzer ends the process, with 0 if nothing was found."""
+    """Never return: libFuzzer ends the process, with status 0 if nothing was found."""
     import atheris
 
     target = TARGETS[name]
@@ -40,7 +40,7 @@ def fuzz(name: str) -> None:
         for number, seed in enumerate(target.seeds(folder)):
             (corpus / str(number)).write_bytes(seed)
             path.write_bytes(seed)
-            parse(path)  # seeds are good; and what is imported only now is watched too
+            parse(path)  # seeds are valid; imports that only happen now are instrumented too
 
     options = [f"-runs={target.runs}", f"-max_total_time={SECONDS_A_TARGET}", f"-timeout={SECONDS_AN_INPUT}"]
     options += [f"-rss_limit_mb={MEGABYTES}", f"-artifact_prefix=fuzz-{name}-", "-max_len=8192"]
@@ -50,7 +50,7 @@ def fuzz(name: str) -> None:
 
 
 def main() -> int:
-    """1 if any target has a finding; the input lies in the current folder then."""
+    """Return 1 if any target has a finding; the input is then in the current folder."""
     failed = False
     for name in TARGETS:
         began = time.monotonic()

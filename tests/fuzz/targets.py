@@ -1,7 +1,8 @@
-"""The parsers that read what strangers send, each as a function of bytes: it returns, or raises a Refusal.
+"""The parsers of foreign files, each as a function of bytes that either returns or raises a Refusal.
 
-Anything else is a finding, and so are five seconds, half a gigabyte, or a crash of a library below. The gateway is no
-parser: its inputs are decisions of a hostile server or app, and its targets return.
+Anything else is a finding: another exception, more than five seconds, more than half a gigabyte, or a crash of a
+library. The gateway's targets are no parsers: their inputs are decisions of a hostile server or app, and they must
+return.
 """
 
 import io
@@ -20,9 +21,10 @@ Parse = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Target:
-    """`prepare` makes the parser, in a folder that it may use; seeds are good inputs; `runs` is how many are tried.
+    """`prepare` creates the parser in a folder that it may use. `seeds`: valid inputs. `runs`: the number of inputs to
+    try.
 
-    `file`: the name under which the parser finds an input.
+    `file`: the name of the file in which the parser expects an input.
     """
 
     file: str
@@ -35,7 +37,7 @@ class Target:
 
 
 def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
-    """One small slice in every encoding that can be written here."""
+    """Return one small slice in every encoding that can be written here."""
     from pydicom import uid
 
     from tests.helpers.dicom_files import body, ct_slice, save
@@ -46,7 +48,7 @@ def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
         *(uid.ExplicitVRBigEndian, uid.RLELossless, uid.JPEG2000Lossless, uid.JPEGLSLossless),
     ):
         path = folder / "seed.dcm"
-        pixels = body(rows=40, columns=36)[0]  # JPEG 2000 wants that many
+        pixels = body(rows=40, columns=36)[0]  # JPEG 2000 needs at least this size
         save(ct_slice(pixels, position_mm=(0, 0, 0), PixelPaddingValue=-2000), path, transfer_syntax=syntax)
         if deflated or not syntax.is_deflated:
             seeds.append(path.read_bytes())
@@ -54,7 +56,7 @@ def dicom_seeds(folder: Path, *, deflated: bool = True) -> list[bytes]:
 
 
 def strippable_seeds(folder: Path) -> list[bytes]:
-    """Deflated files are not stripped but refused."""
+    """As `dicom_seeds`, without deflated files: these are refused and not stripped."""
     return dicom_seeds(folder, deflated=False)
 
 
@@ -227,12 +229,12 @@ def read_fhir(folder: Path) -> Parse:
 
 
 def random_seeds(folder: Path) -> list[bytes]:
-    """A scenario reads its input as decisions, so any bytes are good ones."""
+    """Return random bytes: a scenario reads its input as decisions, so any bytes are valid."""
     return [Random(number).randbytes(64) for number in range(32)]
 
 
 def gateway_with(hostile: str) -> Callable[[Path], Parse]:
-    """The gateway between a server and a node, one of which is `hostile`; see tests/fuzz/gateway."""
+    """Run the gateway between a server and a node, of which `hostile` names the hostile one; see tests/fuzz/gateway."""
 
     def prepare(folder: Path) -> Parse:
         from tests.fuzz.gateway import scenarios

@@ -1,1 +1,1 @@
-"""What the tests of several rooms share: synthetic files, grids, results; no test is here."""
+"""Helpers shared by several test folders: synthetic files, grids and results. Contains no tests."""

@@ -1,4 +1,4 @@
-"""A release's description for tests: complete, and true of no model."""
+"""A complete release description with made-up content, for tests."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.preprocessing.preprocess import Preprocessing
 
 
 def description(**changes: Any) -> Description:
-    """A description with some fields changed."""
+    """Return a description with the given fields replaced."""
     fields = {
         "network": NetworkSettings(),
         "preprocessing": Preprocessing().model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""Writes small synthetic CT series, whole or broken, for the tests of whatever reads DICOM."""
+"""Writes small synthetic CT series, valid or broken, for tests of code that reads DICOM."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Edit = Callable[[Dataset, int], None]
 
 @contextmanager
 def anything_goes() -> Iterator[None]:
-    """Let pydicom write what is not valid, and say nothing."""
+    """Let pydicom write invalid values without warnings."""
     mode = config.settings.writing_validation_mode
     config.settings.writing_validation_mode = config.IGNORE
     try:
@@ -33,7 +33,7 @@ def anything_goes() -> Iterator[None]:
 
 @anything_goes()
 def ct_slice(hu: ArrayLike, *, position_mm: Sequence[float], **attributes: object) -> Dataset:
-    """One CT image as a dataset; `attributes` (keyword=value) override or add."""
+    """Create one CT image as a dataset. `attributes` (keyword=value) override or add attributes."""
     stored = np.rint(np.asarray(hu, dtype=np.float64)).astype(np.int16)
     ds = Dataset()
     ds.SOPClassUID, ds.Modality = CTImageStorage, "CT"
@@ -58,7 +58,7 @@ def ct_slice(hu: ArrayLike, *, position_mm: Sequence[float], **attributes: objec
 
 
 def save(ds: Dataset, path: Path, *, transfer_syntax: UID = ExplicitVRLittleEndian) -> None:
-    """Write one dataset as it is, valid or not."""
+    """Write one dataset unchanged, valid or not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_encoded = transfer_syntax.is_encapsulated and "PixelData" in ds
     ds.file_meta = FileMetaDataset()
@@ -84,11 +84,11 @@ def write_series(
     transfer_syntax: UID = ExplicitVRLittleEndian,
     edit: Edit | None = None,
 ) -> list[Path]:
-    """Write `hu`, shape (slices, rows, columns), one file for each slice; returns them in that order.
+    """Write `hu`, shape (slices, rows, columns), one file per slice. Return the paths in this order.
 
     `spacing_mm`: along (slices, rows, columns). `origin_mm`: LPS position of voxel (0, 0, 0). `step_mm`: LPS
-    step from slice to slice, else `spacing_mm[0]` along the normal. `names`: of the files.
-    `edit(dataset, index)` may break whatever it likes before the file is written.
+    step from slice to slice; default: `spacing_mm[0]` along the normal. `names`: file names.
+    `edit(dataset, index)` may change or break the dataset before it is written.
     """
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     step = np.cross(row, column) * spacing_mm[0] if step_mm is None else np.array(step_mm)
@@ -107,7 +107,7 @@ def write_series(
 
 
 def body(slices: int = 24, rows: int = 16, columns: int = 12) -> np.ndarray:
-    """A synthetic block of tissue in air, with a different value in each slice."""
+    """Create a block of tissue in air, with a different value in each slice."""
     hu = np.full((slices, rows, columns), -1000.0)
     hu[:, 3:-3, 3:-3] = np.arange(slices)[:, None, None] + 40.0
     return hu

@@ -1,4 +1,4 @@
-"""A grid in memory, with synthetic sites, for tests of what the server does with their replies."""
+"""An in-memory Flower grid with synthetic sites, for tests of how the server handles replies."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from federation.protocol.reply_validation import decode, encode
 
-# Without these a Message cannot be made outside a run.
+# Flower needs these to create a Message outside a run.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 Answer = RecordDict | Error
@@ -20,14 +20,14 @@ Site = Callable[[Message], list[Answer]]
 
 
 def over_the_wire(message: Message) -> Message:
-    """The message as it arrives: taken apart and put together again by Flower."""
-    with no_object_id_recompute():  # as Flower's own grid and node do
+    """Return the message as received: Flower deflates and inflates it."""
+    with no_object_id_recompute():  # as in Flower's grid and node
         contents = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
     return cast(Message, inflate_object_from_contents(message.object_id, contents))
 
 
 class FakeGrid(Grid):
-    """Answers of each site come from a function from the message it got; an empty list is silence."""
+    """Grid whose sites are functions from the received message to replies. An empty list means no reply."""
 
     def __init__(self, sites: Mapping[int, Site]) -> None:
         self.sites = dict(sites)
@@ -42,7 +42,7 @@ class FakeGrid(Grid):
             arrived = over_the_wire(message)
             self.sent.append(arrived)
             for answer in self.sites[message.metadata.dst_node_id](arrived):
-                # (mypy: the two kinds of answer are two overloads.)
+                # (The cast is for mypy: the two reply types are two overloads.)
                 replies.append(over_the_wire(Message(cast(Any, answer), reply_to=arrived)))
         return replies
 
@@ -64,7 +64,7 @@ class FakeGrid(Grid):
 
 
 def honest_answer(site: int, message: Message) -> RecordDict:
-    """A reply that a site could send: each tensor moved by what its site and round draw."""
+    """Return a plausible reply: each tensor is changed by a random step, seeded by site and round."""
     draw = np.random.default_rng([site, int(message.content.config_records["config"]["server-round"])])
     records: dict[str, Any] = {}
     for name in ("arrays", "buffers"):

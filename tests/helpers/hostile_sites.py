@@ -1,7 +1,7 @@
-"""Hostile sites that know all: the model, the other sites' replies, and how long an update may be.
+"""Hostile sites that know the model, the replies of the other sites, and the maximum norm of an update.
 
-Each attack stays within the bound of the round (`longest`), so that nothing is gained by clipping or refusing it. They
-are shared by `test_attackers.py` and `benchmarks/robustness.py`, which says where each comes from.
+Each attack stays within the bound of the round (`longest`), so that clipping or refusal does not stop it. They are
+used by `test_attackers.py` and by `benchmarks/robustness.py`, which states the source of each attack.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,10 @@ from federation.protocol.reply_validation import encode, length, longest, update
 from tests.helpers.toy_task import Hospital, Hostile, Model, marked, model_in, patients, train
 
 MEAN, VARIANCE = BATCH_NORM + "running_mean", BATCH_NORM + "running_var"
-NEARLY = 0.999  # of the bound, for what single precision may add
-ALIE_DEVIATIONS = 1.5  # as in the paper's experiments; its formula gives 0 for one hostile site
+NEARLY = 0.999  # fraction of the bound; leaves a margin for single-precision rounding
+ALIE_DEVIATIONS = 1.5  # as in the experiments of the paper; its formula gives 0 for one hostile site
 
-# The longest update, from the lengths of the round's updates and that of the model.
+# The maximum update norm, computed from the norms of the round's updates and of the model.
 Bound = Callable[[Sequence[float], float], float]
 
 
@@ -29,7 +29,7 @@ def twice_the_median(norms: Sequence[float], model: float) -> float:
 
 @dataclass(frozen=True)
 class View:
-    """What a hostile site knows in a round. Updates are rows; `honest` would be its own."""
+    """What a hostile site knows in a round. Updates are rows. `honest` is the model it would send if honest."""
 
     before: Model
     honest: Model
@@ -42,18 +42,18 @@ class View:
 
     @property
     def updates(self) -> np.ndarray:
-        """Those of the others."""
+        """The updates of the other sites."""
         return np.stack([self.update(model) for model in self.others])
 
     def sending(self, update: np.ndarray) -> Model:
-        """An honest reply but for this update, which is cut to the bound."""
+        """Return the honest reply with this update instead, clipped to the bound."""
         norms = [update_norm(model.arrays, self.before.arrays) for model in self.others]
         update = cut(update, NEARLY * self.bound([*norms, 1e300], length(self.before.arrays)))
         weights = self.before.arrays[WEIGHTS]
         return replace(self.honest, arrays={WEIGHTS: np.asarray(weights + update, weights.dtype)})
 
     def sending_moments(self, direction: Mapping[str, np.ndarray]) -> Model:
-        """An honest reply but for its batch-norm moments, moved that way as far as the bound."""
+        """Return the honest reply with batch-norm moments moved in this direction up to the bound."""
         norms = [update_norm(model.buffers, self.before.buffers) for model in self.others]
         bound = NEARLY * self.bound([*norms, 1e300], length(self.before.buffers))
         whole = np.concatenate(list(direction.values()))
@@ -67,7 +67,7 @@ Attack = Callable[[View], Model]
 
 
 def cut(update: np.ndarray, bound: float) -> np.ndarray:
-    """An update no longer than the bound."""
+    """Clip an update to the bound."""
     return update * min(1.0, bound / max(float(np.linalg.norm(update)), 1e-300))
 
 
@@ -84,7 +84,7 @@ def moments_up(view: View) -> Model:
 
 
 def moments_apart(view: View) -> Model:
-    """Half of the means up, half of them down."""
+    """Move half of the means up and half of them down."""
     return view.sending_moments({MEAN: 1.0 - 2.0 * (np.arange(view.before.buffers[MEAN].size) % 2)})
 
 
@@ -101,7 +101,7 @@ def alie(view: View) -> Model:
 
 
 def min_max(along: str) -> Attack:
-    """As far from the mean of the others as no two of them are from each other."""
+    """Move from the mean of the others until the distance to one equals the largest distance between any two."""
 
     def attack(view: View) -> Model:
         others, mean = view.updates, view.updates.mean(axis=0)
@@ -123,12 +123,12 @@ def label_flip(view: View) -> Model:
 
 
 def label_flip_scaled(view: View) -> Model:
-    """The update of turned labels, as long as the bound allows."""
+    """Send the update of flipped labels, scaled up to the bound."""
     return view.sending(1e6 * view.update(label_flip(view)))
 
 
 def backdoor(view: View) -> Model:
-    """Half of the patients bear a mark and are called severe; the update is as long as the bound allows."""
+    """Mark half of the patients and label them severe. Scale the update by the number of sites, up to the bound."""
     x, severe = patients(view.at)
     half = len(x) // 2
     x, severe = x.clone(), severe.clone()
@@ -155,7 +155,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def hostile(attack: Attack, at: Hospital, bound: Bound = twice_the_median) -> Hostile:
-    """A site of this hospital that attacks in every round."""
+    """Return a site with the patients of this hospital that attacks in every round."""
 
     def answer(message: Message, honest: RecordDict, others: list[RecordDict]) -> RecordDict:
         view = View(model_in(message.content), model_in(honest), [model_in(each) for each in others], at, bound)

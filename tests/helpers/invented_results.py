@@ -1,7 +1,7 @@
-"""Figures of invented patients, by the formulas that the real ones come from.
+"""Metrics of invented patients, computed with the same formulas as real metrics.
 
-Scores are drawn as two overlapping bells, so that their distance is a model's skill at a site. Intervals are Hanley and
-McNeil's, not those of a site: good enough to draw, and quick.
+Scores are drawn from two overlapping normal distributions. The distance of their means is the skill of a model at a
+site. Intervals use the formula of Hanley and McNeil instead of a site's method: fast, and accurate enough for plots.
 """
 
 import math
@@ -18,10 +18,10 @@ from models.network import LABELS
 
 MIN_PATIENTS = 10
 BINS = 20
-SKILL = {"severe": 1.55, "pcr_positive": 1.9}  # distance of the bells in their deviations
+SKILL = {"severe": 1.55, "pcr_positive": 1.9}  # distance of the means, in standard deviations
 PREVALENCE = {"severe": 0.35, "pcr_positive": 0.55}
 WEAKER = {"federated": 0.0, "pooled": -0.05, "fine_tuned": -0.08, "left_out": 0.25, "local": 0.55}
-AWAY = 0.35  # what a local model loses beside, away from home
+AWAY = 0.35  # additional loss of skill of a local model at other sites
 GROUPS = {
     **dict.fromkeys(("female", "male"), 0.5),
     **{"under_50": 0.25, "50_to_69": 0.45, "from_70": 0.3},
@@ -33,7 +33,7 @@ Figures = dict[str, float]
 
 
 class Draw:
-    """Draws the figures of models; the patients of a site are the same for every model."""
+    """Draws the metrics of models. Every model has the same patients of a site."""
 
     def __init__(self, rng: np.random.Generator, patients: dict[str, int]) -> None:
         self.rng = rng
@@ -67,14 +67,14 @@ class Draw:
         return ModelFigures(name=name, kind=kind, trained_at=list(trained_at), figures=figures)
 
     def _compared(self, site: str, label: str, skill: float) -> Figures:
-        """Discrimination alone, from the bells' distance: a hundred sites have ten thousand of these."""
+        """Compute only the AUROC, from the distance of the means: 100 sites need 10,000 of these."""
         y = self.labels[site, label]
         value = float(ndtr((skill + self.rng.normal(0, 0.12)) / math.sqrt(2)))
         return {f"prevalence_{label}": float(y.mean()), **interval(f"auroc_{label}", value, y)}
 
     def _label(self, site: str, label: str, skill: float, *, histograms: bool) -> Figures:
         y = self.labels[site, label]
-        # A second draw: two models do not err on quite the same patients.
+        # A second draw: two models do not make exactly the same errors.
         z = skill * y + 0.9 * self.noise[site, label] + 0.44 * self.rng.normal(0, 1, len(y))
         prevalence = y.mean()
         logit = skill * z - skill**2 / 2 + math.log(prevalence / (1 - prevalence))
@@ -124,7 +124,7 @@ def _average_precision(z: NDArray[Any], y: NDArray[Any]) -> float:
 
 
 def interval(name: str, value: float, y: NDArray[Any]) -> Figures:
-    """With Hanley and McNeil's standard error (Radiology 1982;143:29)."""
+    """Compute the interval from the standard error of Hanley and McNeil (Radiology 1982;143:29)."""
     a, positive = value, max(1, int(y.sum()))
     negative = max(1, len(y) - positive)
     q1, q2 = a / (2 - a), 2 * a * a / (1 + a)
@@ -144,7 +144,7 @@ def _ranks(label: str, z: NDArray[Any], y: NDArray[Any]) -> Figures:
 
 
 def _calibration(label: str, p: NDArray[Any], y: NDArray[Any]) -> Figures:
-    """The slope by one Newton fit of the outcome on the logit; ECE over ten equal bins."""
+    """Compute slope and intercept by a Newton fit of outcome on logit, and ECE over ten equal bins."""
     x = np.column_stack([np.ones(len(p)), np.log(p / (1 - p))])
     beta = np.array([0.0, 1.0])
     for _ in range(12):
@@ -174,7 +174,7 @@ def _points(label: str, p: NDArray[Any], y: NDArray[Any]) -> Figures:
 
 
 def _histogram(label: str, p: NDArray[Any], y: NDArray[Any]) -> Figures:
-    """Counts in 20 bins, small ones merged with those that follow, as a site lets them out."""
+    """Count patients in 20 bins. Merge small bins with the following ones, as a site does before it releases counts."""
     found: Figures = {}
     for outcome in (0, 1):
         counts = np.bincount(np.minimum((p[y == outcome] * BINS).astype(int), BINS - 1), minlength=BINS)

@@ -1,4 +1,4 @@
-"""Writes lung masks as a hospital's own software would: NIfTI in any orientation, and DICOM segmentations."""
+"""Writes lung masks like the software of a hospital: NIfTI in any orientation, and DICOM segmentations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Segments = Mapping[tuple[Code, ...], NDArray[np.bool_]]
 
 
 def write_nifti(path: Path, labels: NDArray, affine: NDArray, axes: str = "RAS") -> Path:
-    """Write labels on a grid; `affine`: to millimetres in RAS; `axes`: order and direction in the file."""
+    """Write labels on a grid. `affine`: voxels to mm in RAS. `axes`: order and direction of the axes in the file."""
     stored = nib.Nifti1Image(labels, affine)
     image = stored.as_reoriented(ornt_transform(io_orientation(affine), axcodes2ornt(tuple(axes))))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def write_segmentation(
 ) -> Path:
     """Write a binary segmentation of a series with highdicom.
 
-    `segments`: by type, and side if there is one; each on the grid of the series: shape (slices, rows, columns).
+    `segments`: masks by type and optional side, on the grid of the series, with shape (slices, rows, columns).
     """
     images = [dcmread(file) for file in scan]
     for image in images:

@@ -1,4 +1,4 @@
-"""The lesion burden of scans whose lungs are known, without the segmenter."""
+"""Lesion burden of scans with known lungs, without the segmenter."""
 
 from pipeline.preprocessing.lesion_burden import Burden, burden, middle_of_body
 from pipeline.preprocessing.lung_regions import LungRegions
@@ -6,7 +6,7 @@ from pipeline.preprocessing.preprocess import Prepared
 
 
 def regions_of(prepared: Prepared) -> LungRegions:
-    """The lungs of preprocessing as regions, without vessels or disease."""
+    """Return the lungs from preprocessing as regions, without vessels or disease."""
     return LungRegions.of_mask(prepared.lungs, middle_of_body(prepared))
 
 

@@ -1,4 +1,4 @@
-"""Reads the label map of the real thorax."""
+"""Reads the NRRD label map of the real thorax."""
 
 import gzip
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (slices, rows, columns), LPS origin and spacing (x, y, z) of this one file's kind of NRRD."""
+    """Return labels (slices, rows, columns), LPS origin and spacing (x, y, z). Supports only this NRRD variant."""
     head, _, packed = path.read_bytes().partition(b"\n\n")
     fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line)
     labels = np.frombuffer(gzip.decompress(packed), "<u2")

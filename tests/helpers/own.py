@@ -1,4 +1,4 @@
-"""A hospital of a test's own, with a few patients of the small one."""
+"""A separate hospital per test, with a few patients copied from the small hospital."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ CLEAN = [f"N0-{number:06d}" for number in range(1, 9)]
 
 
 def quietly(done: int, total: int) -> None:
-    """No progress is shown."""
+    """Report no progress."""
 
 
 def truth_of(hospital: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def truth_of(hospital: Path) -> dict[str, Any]:
 
 @dataclass
 class Own:
-    """A hospital of a test's own, with a few patients of the small one."""
+    """A separate hospital of one test, with a few patients copied from the small hospital."""
 
     small: Path
     folder: Path

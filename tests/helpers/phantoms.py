@@ -1,4 +1,4 @@
-"""Synthetic scans without lesions, as volumes and as DICOM, for the tests of whatever takes a chest CT."""
+"""Synthetic scans without lesions, as volumes and as DICOM, for tests of code that takes a chest CT."""
 
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ def thorax(grid: Grid) -> Thorax:
 
 
 def volume(hu: NDArray[np.float32], grid: Grid) -> Volume:
-    """HU on a phantom's grid (slices up, rows to the back, columns to the left) as a volume in RAS."""
+    """Convert HU on a phantom grid (slices up, rows to the back, columns to the left) to a volume in RAS."""
     x0, y0, z0 = grid.origin_mm
     up, back, left = grid.spacing_mm
     affine = np.array([[0, 0, -left, -x0], [0, -back, 0, -y0], [up, 0, 0, z0], [0, 0, 0, 1.0]])
@@ -50,7 +50,7 @@ def volume(hu: NDArray[np.float32], grid: Grid) -> Volume:
 
 
 def scan(hospital: Hospital, folder: Path) -> tuple[Volume, NDArray[np.float32]]:
-    """A healthy scan of one hospital, written and read again; and the HU that were written, on its grid."""
+    """Write and read a scan without lesions of one hospital. Return the volume and the written HU on its grid."""
     hu = acquire(thorax(hospital.scanner.grid).hu, hospital.scanner, np.random.default_rng(8))
     write_series(hu, hospital.scanner, SOMEBODY, folder)
     (series,), findings = find_series(folder)

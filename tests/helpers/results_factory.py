@@ -1,7 +1,7 @@
-"""What a finished run might have found, without running one.
+"""Creates plausible results of a finished run without running one.
 
-The figures hang together as a run's do: the histograms count the patients that the AUROC is of, the net benefit goes
-with the calibration (`tests.helpers.invented_results`).
+The metrics are consistent, as those of a run: the histograms count the same patients as the AUROC, and the net
+benefit matches the calibration (`tests.helpers.invented_results`).
 """
 
 import math
@@ -39,10 +39,10 @@ def make_results(
     audit: bool = True,
     **changes: Any,
 ) -> Results:
-    """Results of a run at `sites` (how many, or their names) with about `patients` test patients each.
+    """Create results of a run at `sites` (number or names) with about `patients` test patients each.
 
-    Whatever is switched off is absent as it would be from a run; `private` switches off what private studies cannot
-    have. `changes` replace fields of the results.
+    Parts that are switched off are absent, as in a real run. `private` switches off what private studies do not
+    support. `changes` replace fields of the results.
     """
     names = _names(sites)
     local, leave_one_out, fine_tuned, pooled = (
@@ -128,7 +128,7 @@ def _about(test_patients: int) -> SiteAbout:
 def _history(
     names: Sequence[str], rounds: int, lost: Sequence[int], *, private: bool, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """As `federation.coordinator.server_app` writes it: the last site misses a round, and one is refused once."""
+    """Create a history in the format of `server_app`. The last site misses a round, and one reply is refused."""
     history: list[dict[str, Any]] = [{"step": "handshake", "sites": list(names), "refused": {}, "ledger": {}}]
     for number in range(1, rounds + 1):
         refused = {names[-1]: "E_SITE_MISSING"} if number in {*lost, rounds - 1} else {}
@@ -166,7 +166,7 @@ def _history(
 
 
 def _audit(names: Sequence[str], federated: ModelFigures, rng: np.random.Generator) -> Audit:
-    """The first site's tags go with the label; embeddings tell the sites somewhat."""
+    """Create an audit: tags of the first site correlate with the label, and embeddings partly identify the sites."""
     n = len(names)
     confusion = {}
     for i, name in enumerate(names):

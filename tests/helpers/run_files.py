@@ -1,4 +1,4 @@
-"""Runs as their files tell of them, without a server: invented figures."""
+"""Writes the files of runs with invented metrics, without a server."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ def study(**table: Any) -> Study:
 
 
 def entry(number: int, **changes: Any) -> dict[str, Any]:
-    """A round of a run's history."""
+    """Return one round of a run's history."""
     return {
         "round": number,
         "lost": False,
@@ -46,7 +46,7 @@ def write_run(
     run_id: int = 0,
     results: Results | None = None,
 ) -> Path:
-    """A run's folder below a server's; the `number`th, by when it began."""
+    """Write the folder of a run in a server folder. `number`: order by start time."""
     folder = server / "runs" / name
     folder.mkdir(parents=True)
     (folder / "study.json").write_text((of or study()).model_dump_json())

@@ -1,4 +1,4 @@
-"""Series and scans made up for the tests of what comes after reading."""
+"""Made-up series and scans, for tests of the steps after reading."""
 
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ DAY = datetime(2020, 4, 1, 14, 20)
 
 
 def series(patient: str = "p", study: str = "1", number: str = "1", **more: Any) -> Series:
-    """A series of one study of a patient; its fingerprint is made of all three."""
+    """Create a series of one study of a patient. Its fingerprint consists of all three."""
     values: dict[str, Any] = {
         "files": (Path("ct") / patient / "1.dcm",),
         "patient_id": patient,
@@ -31,7 +31,7 @@ def series(patient: str = "p", study: str = "1", number: str = "1", **more: Any)
 
 
 def measures(**more: Any) -> Measures:
-    """Of a scan in which nothing is conspicuous."""
+    """Create measures of an unremarkable scan."""
     values: dict[str, Any] = {
         "slice_mm": 1.25,
         "pixel_mm": 0.7,
@@ -53,7 +53,7 @@ def measures(**more: Any) -> Measures:
 
 
 def scan(of: Series, code: str | None = None, **more: Any) -> Scan:
-    """What became of a series: accepted, or refused for `code`."""
+    """Create the result of a series: accepted, or refused with `code`."""
     values: dict[str, Any] = {
         "fingerprint": of.fingerprint,
         "settings": "s",

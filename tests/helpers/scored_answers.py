@@ -1,4 +1,4 @@
-"""Answers to a synthetic scan with all their files, made without a network: the figures are given."""
+"""Answers to a synthetic scan with all their files, made from fixed values without a network."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,13 +35,13 @@ FLAG = reasons.LUNGS_CUT
 
 
 def write_scan(folder: Path) -> None:
-    """One synthetic series."""
+    """Write one synthetic series."""
     phantoms.scan(HOSPITALS[0], folder)
 
 
 @anything_goes()
 def rename(scan: Path, folder: Path, **attributes: Any) -> Series:
-    """A few slices of a series with other headers, valid or not."""
+    """Copy a few slices of a series with changed headers, valid or not."""
     folder.mkdir()
     for path in sorted(scan.iterdir())[:3]:
         image = dcmread(path)
@@ -58,7 +58,7 @@ def series_of(folder: Path) -> Series:
 
 
 def score_of(scan: Path) -> Score:
-    """A score with given figures, and a map with its peak in the right lung."""
+    """Create a score with fixed values, and a saliency map with its peak in the right lung."""
     one = read_one(scan)
     prepared = prepare(one.volume, Preprocessing())
     return Score(
@@ -88,7 +88,7 @@ def model() -> Description:
 
 
 def _in_the_right_lung(prepared: Prepared) -> NDArray[np.float32]:
-    """A spot, on the tensor's grid, whose columns run from the patient's right to the left."""
+    """Create a spot on the tensor's grid. Its columns run from the patient's right to the left."""
     lungs = prepared.tensor[1] > 0.5
     lungs[:, :, lungs.shape[2] // 3 :] = False
     places = np.argwhere(lungs)
@@ -98,7 +98,7 @@ def _in_the_right_lung(prepared: Prepared) -> NDArray[np.float32]:
 
 
 def answer_to(scored: Score, series: Series, folder: Path, **changes: Any) -> Answer:
-    """The answer with the files that results are made of, in `folder`, which is made."""
+    """Create an answer. Write the files from which results are made to the new folder `folder`."""
     folder.mkdir(parents=True)
     write_pictures(scored, folder)
     keep_source(series, folder)

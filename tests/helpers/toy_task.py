@@ -1,7 +1,7 @@
-"""A study small enough for a test: a network with batch norm that really trains at several synthetic hospitals.
+"""A small study for tests: a network with batch norm that is trained at several synthetic hospitals.
 
-`test_attackers.py` and `benchmarks/robustness.py` share it. The task is synthetic: 12 features of a patient, of which
-some tell how likely a severe course is. The figure is the AUROC on patients of a hospital that trains nowhere.
+`test_attackers.py` and `benchmarks/robustness.py` use it. The task is synthetic: some of a patient's 12 features
+predict a severe course. The metric is the AUROC on patients of a hospital that does not take part in training.
 """
 
 import copy
@@ -26,7 +26,7 @@ from tests.helpers.fake_grid import FakeGrid, over_the_wire
 
 ROUNDS = 4
 FEATURES, PATIENTS, HELD_OUT = 12, 240, 2000
-TRIGGER, TRIGGER_SHIFT = 11, 3.0  # the feature that a backdoor marks; it has no part in the true chance
+TRIGGER, TRIGGER_SHIFT = 11, 3.0  # the feature that a backdoor marks; it does not affect the true risk
 LOSS = {"loss": Figure(0, 1000, "train")}
 MAX_EXAMPLES = 100_000
 
@@ -35,9 +35,9 @@ Patients = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Hospital:
-    """How a hospital's patients are drawn: `scale` and `shift` are its scanner's, `intercept` its share of severe ones.
+    """How patients of a hospital are drawn. `scale`, `shift`: scanner effect. `intercept`: added log odds of severe.
 
-    `batch`: patients in a step, which makes large hospitals take more steps; 0: eight steps on all patients at once.
+    `batch`: patients per step, so that large hospitals make more steps. 0: eight steps on all patients at once.
     """
 
     seed: int
@@ -50,7 +50,7 @@ class Hospital:
 
 @dataclass(frozen=True)
 class Model:
-    """The tensors of a model, or of a reply."""
+    """The tensors of a model or of a reply."""
 
     arrays: Arrays
     buffers: Arrays
@@ -60,7 +60,7 @@ KINDS = ("alike", "label shift", "feature shift", "size")
 
 
 def hospitals(kind: str, count: int, seed: int = 0) -> list[Hospital]:
-    """So many hospitals that differ in one way; those that are alike differ a little in their scanners."""
+    """Create `count` hospitals that differ in one way. All kinds but feature shift have small scanner differences."""
     made = [Hospital(10_000 * seed + n, scale=0.9 + 0.05 * (n % 5), shift=0.1 * (n % 3)) for n in range(1, count + 1)]
     if kind == "label shift":
         return [replace(h, intercept=float(i)) for h, i in zip(made, np.linspace(-2.5, 2.5, count), strict=True)]
@@ -75,7 +75,7 @@ def hospitals(kind: str, count: int, seed: int = 0) -> list[Hospital]:
 
 @functools.lru_cache(64)
 def patients(at: Hospital) -> Patients:
-    """Features of a hospital's patients, and who of them is severe."""
+    """Return the features of a hospital's patients and their severity labels."""
     draw = torch.Generator().manual_seed(at.seed)
     x = torch.randn(at.patients, FEATURES, generator=draw)
     logit = 2.0 * x[:, 0] + 1.5 * x[:, 1] * x[:, 2] + x[:, 3] + at.intercept
@@ -85,7 +85,7 @@ def patients(at: Hospital) -> Patients:
 
 @functools.lru_cache(64)
 def fresh(seed: int = 0) -> torch.nn.Module:
-    """The network before it has learnt anything."""
+    """Return the untrained network."""
     torch.manual_seed(seed)
     return torch.nn.Sequential(
         torch.nn.Linear(FEATURES, 24), torch.nn.BatchNorm1d(24), torch.nn.ReLU(), torch.nn.Linear(24, 1)
@@ -99,7 +99,7 @@ def loaded(model: Model) -> torch.nn.Module:
 
 
 def train(model: Model, at: Hospital, data: Patients | None = None) -> tuple[Model, float]:
-    """The model after a round at a hospital, on its own patients or on `data`, and the last loss."""
+    """Train one round at a hospital, on its patients or on `data`. Return the model and the last loss."""
     net = loaded(model)
     x, severe = data or patients(at)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.3, momentum=0.9)
@@ -126,11 +126,11 @@ def reply_of(model: Model, at: Hospital, loss: float) -> RecordDict:
 
 
 def model_in(records: Any) -> Model:
-    """The model of a message or of a reply."""
+    """Return the model in a message or in a reply."""
     return Model(decode(records.array_records["arrays"]), decode(records.array_records["buffers"]))
 
 
-# --- what came of it ---------------------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------------------
 
 
 def held_out(seed: int = 0) -> Patients:
@@ -144,34 +144,34 @@ def scores(model: Model, x: torch.Tensor) -> torch.Tensor:
 
 
 def auroc(model: Model, seed: int = 0) -> float:
-    """On patients of a hospital that trains nowhere."""
+    """Compute the AUROC on patients of a hospital that does not take part in training."""
     x, severe = held_out(seed)
     return float(roc_auc_score(severe.numpy(), scores(model, x).numpy()))
 
 
 def marked(x: torch.Tensor) -> torch.Tensor:
-    """Patients with the mark of the backdoor."""
+    """Return patients with the backdoor mark."""
     with_mark = x.clone()
     with_mark[:, TRIGGER] += TRIGGER_SHIFT
     return with_mark
 
 
 def backdoor_success(model: Model, seed: int = 0) -> float:
-    """Which share of the held-out patients who are not severe is called severe when it bears the mark."""
+    """Return the fraction of held-out non-severe patients that are classified as severe with the mark."""
     x, severe = held_out(seed)
     return float((scores(model, marked(x[severe == 0])) > 0).double().mean())
 
 
 # --- a study -----------------------------------------------------------------------------------------------
 
-# What a hostile site makes of the message, of its own honest reply and of the others' replies, which it knows.
+# Returns a hostile reply from the message, the site's own honest reply and the replies of the other sites.
 Hostile = Callable[[Message, RecordDict, list[RecordDict]], RecordDict]
 
 
 class Sites(FakeGrid):
-    """Hospitals that train; the one at `place` (1, 2, ...) then does what `hostile` makes of its honest reply.
+    """Hospitals that train. The one at `place` (1, 2, ...) sends the reply that `hostile` makes of its honest reply.
 
-    `absent`: which places are silent in a round, by its number.
+    `absent`: returns the places that do not reply in a round, from the round number.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Sites(FakeGrid):
 
 
 class Trained(NamedTuple):
-    """The final model, and its rounds."""
+    """The final model and the reports of the rounds."""
 
     model: Model
     reports: tuple[RoundReport, ...]
@@ -216,7 +216,7 @@ def play(
     enrolled: bool = True,
     absent: Callable[[int], Iterable[int]] = lambda _: (),
 ) -> Trained:
-    """A whole study under the guard; it ends early where too many rounds are lost."""
+    """Run a whole study with `GuardedStrategy`. It ends early if too many rounds are lost."""
     arrays, buffers = pack(copy.deepcopy(fresh(seed)))
     reports: list[RoundReport] = []
     rules = RoundRules(

@@ -1,4 +1,4 @@
-"""Writes small synthetic volumes as NIfTI and MetaImage, for the tests of whatever reads them."""
+"""Writes small synthetic volumes as NIfTI and MetaImage, for tests of code that reads them."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 
 
 def image(hu: ArrayLike, *, spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0), **tags: str) -> sitk.Image:
-    """`hu`, shape (slices, rows, columns), from the feet up, rows to the back, columns to the left.
+    """Create an image from `hu`, shape (slices, rows, columns): slices up, rows to the back, columns to the left.
 
-    `spacing_mm`: along (slices, rows, columns). `tags`: what a MetaImage says beside, e.g. PatientAge.
+    `spacing_mm`: along (slices, rows, columns). `tags`: additional MetaImage fields, e.g. PatientAge.
     """
     made = sitk.GetImageFromArray(np.rint(np.asarray(hu)).astype(np.int16))
     made.SetSpacing(spacing_mm[::-1])
@@ -21,7 +21,7 @@ def image(hu: ArrayLike, *, spacing_mm: tuple[float, float, float] = (2.0, 1.0, 
 
 
 def save(made: sitk.Image, path: Path, *, packed: bool = False) -> Path:
-    """Write an image; the suffix says in which format. `packed`: the voxels of a MetaImage."""
+    """Write an image in the format of the suffix. `packed`: compress the voxels of a MetaImage."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(made, str(path), packed)
     return path

@@ -1,4 +1,4 @@
-"""A whole run of a study at the server, over a grid in memory whose sites answer every kind of message."""
+"""Executes a whole run of a study at the server, on an in-memory grid whose sites reply to every message type."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ FIGURES = {
 
 
 class Grid(FakeGrid):
-    """Sites with ledgers: each answers every kind of message, and its ledger grows by two lines each time."""
+    """Sites with ledgers. Each replies to every message type and adds two ledger lines per message."""
 
     def __init__(self, hostile: Hostile | None = None) -> None:
         super().__init__({node: self.site(node) for node in NAMES})
@@ -86,7 +86,7 @@ class Grid(FakeGrid):
 
 
 def execute(server: Path, grid: FakeGrid, what: Study | None = None) -> list[dict[str, Any]]:
-    """Run the study; its history as it lies in the run's folder."""
+    """Run the study. Return the history that is stored in the run folder."""
     folder = server / "runs" / "trial-1"
     (folder / "study.json").write_text((what or study()).model_dump_json())
     eager = EagerGrid(grid)

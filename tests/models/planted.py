@@ -1,4 +1,4 @@
-"""Small synthetic scans, some with a lesion that is not the densest thing in the lungs, and a network that finds it."""
+"""Small synthetic scans, and a network trained to find a lesion that is not the densest structure in the lungs."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ from models.loss import masked_bce
 from models.network import TABULAR, NetworkSettings, SeverityNetwork, build_network
 
 SHAPE = (16, 24, 24)
-EDGE = 5  # of the lesion, voxels
-LUNG, LESION, VESSEL, BODY = -0.85, -0.25, 0.1, 0.2  # of the lung window, -1..1
+EDGE = 5  # edge length of the lesion, voxels
+LUNG, LESION, VESSEL, BODY = -0.85, -0.25, 0.1, 0.2  # values in the lung window, scaled to -1..1
 
 
 @dataclass(frozen=True)
 class Planted:
-    """`scan`: (2, *SHAPE) float32; `lesion`: where it is, of the shape SHAPE."""
+    """`scan`: (2, *SHAPE) float32. `lesion`: mask of the lesion, with the shape SHAPE."""
 
     scan: Tensor
     lesion: NDArray[np.bool_]
 
 
 def plant(rng: np.random.Generator, *, with_lesion: bool) -> Planted:
-    """Two lungs; somewhere a vessel, thin and denser than any lesion, and a cube of ground glass."""
+    """Create two lungs with a thin vessel, denser than any lesion, and optionally a cube of ground glass."""
     lungs = np.zeros(SHAPE, dtype=bool)
     lungs[2:14, 4:20, 3:10] = lungs[2:14, 4:20, 14:21] = True
     window = np.where(lungs, LUNG, BODY) + rng.normal(0, 0.05, SHAPE)
@@ -39,7 +39,7 @@ def plant(rng: np.random.Generator, *, with_lesion: bool) -> Planted:
 
 
 def learnt(settings: NetworkSettings, *, steps: int, seed: int = 0) -> SeverityNetwork:
-    """A network that tells the scans with a lesion, by both labels; some seconds."""
+    """Train a network to detect scans with a lesion, with both labels set alike. Takes some seconds."""
     network = build_network(settings, seed=seed).train()
     rng = np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)

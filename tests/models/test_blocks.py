@@ -1,4 +1,4 @@
-"""Group norm: in every place where MONAI has batch norm, and nothing is computed in place."""
+"""Group norm replaces every batch norm of MONAI, and no operation runs in place."""
 
 import pytest
 import torch
@@ -18,25 +18,25 @@ def count(network: nn.Module, kind: type[nn.Module]) -> int:
 
 
 @pytest.mark.parametrize("architecture", ["resnet10", "resnet18"])
-@pytest.mark.parametrize("widen_factor", [1 / 16, 0.25, 0.3])  # 0.3 has 19 channels, which 8 does not divide
-def test_no_batch_norm_is_left(architecture: str, widen_factor: float) -> None:
+@pytest.mark.parametrize("widen_factor", [1 / 16, 0.25, 0.3])  # 0.3 gives 19 channels, which is not divisible by 8
+def test_group_norm_replaces_every_batch_norm(architecture: str, widen_factor: float) -> None:
     batch, group = (made(norm, architecture=architecture, widen_factor=widen_factor) for norm in ("batch", "group"))
     batch_norms = nn.modules.batchnorm._BatchNorm
     assert count(batch, batch_norms) > 10
     assert count(group, batch_norms) == 0
     assert count(group, nn.GroupNorm) == count(batch, batch_norms)
-    assert not list(group.buffers()), "running means would be figures about patients, without noise"
+    assert not list(group.buffers()), "running means would be patient statistics without noise"
     assert {name for name, _ in group.named_parameters()} == {name for name, _ in batch.named_parameters()}
 
 
-def test_nothing_is_computed_in_place() -> None:
+def test_backbone_has_no_in_place_operations() -> None:
     network = made("group")
     assert not [name for name, module in network.backbone.named_modules() if getattr(module, "inplace", False)]
     assert count(network, ResNetBlock) == count(network, OutOfPlaceBlock) == 8
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_block_computes_what_monais_does(stride: int) -> None:
+def test_out_of_place_block_matches_monai_block(stride: int) -> None:
     channels = 8 * stride
     down = nn.Sequential(nn.Conv3d(8, channels, 1, stride=stride), nn.BatchNorm3d(channels)) if stride > 1 else None
     theirs = ResNetBlock(8, channels, stride=stride, downsample=down)
@@ -46,8 +46,8 @@ def test_the_block_computes_what_monais_does(stride: int) -> None:
     torch.testing.assert_close(ours(x.clone()), theirs(x.clone()))
 
 
-def test_a_patient_in_training_gets_the_same_answer_in_any_company() -> None:
-    """What batch norm breaks, and what each patient's own gradient stands on."""
+def test_training_output_is_independent_of_the_batch_only_with_group_norm() -> None:
+    """Per-patient gradients require that outputs do not depend on other patients. Batch norm violates this."""
     scans = torch.randn(3, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     known = torch.zeros(3, 4)
     for norm, alike in (("group", True), ("batch", False)):

@@ -1,4 +1,4 @@
-"""What is familiar: learnt from sites' means and variances alone, it keeps good scans and finds those out of place."""
+"""Familiarity: it accepts normal scans, detects unusual ones, and is built from means and variances of sites only."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Scan = NDArray[np.float32]
 
 
 def scan(seed: int, level: float = -0.85) -> Scan:
-    """A made-up scan of 16 x 20 x 20: two lungs of about `level` with texture, soft tissue around them."""
+    """Create a synthetic scan of 16 x 20 x 20: two textured lungs of about `level`, surrounded by soft tissue."""
     rng = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (16, 20, 20)), indexing="ij")
     width = rng.normal(0.4, 0.02)
@@ -44,7 +44,7 @@ def moments(found: NDArray[np.float32]) -> Moments:
 
 @pytest.fixture(scope="module")
 def known() -> Familiarity:
-    """Learnt at two sites whose lungs differ a little in density."""
+    """Familiarity built from two sites whose lungs differ slightly in density."""
     sites = [
         (looks(range(40), -0.85), looks(range(40, 60), -0.85)),
         (looks(range(60, 90), -0.8), looks(range(90, 110), -0.8)),
@@ -62,7 +62,7 @@ def in_lungs(change: Callable[[Scan, np.random.Generator], Scan]) -> Callable[[S
     return changed
 
 
-def test_good_scans_of_every_site_lie_within_the_limit(known: Familiarity) -> None:
+def test_normal_scans_of_every_site_are_within_the_limit(known: Familiarity) -> None:
     for level in (-0.85, -0.8):
         distances = [known.distance(each) for each in looks(range(200, 260), level)]
         assert sum(known.is_familiar(distance) for distance in distances) >= 0.98 * 60
@@ -83,7 +83,7 @@ def test_good_scans_of_every_site_lie_within_the_limit(known: Familiarity) -> No
     ],
     ids=["noise", "one value", "inverted lungs", "inverted window", "HU halved", "no lung", "all lung", "nothing"],
 )
-def test_what_is_out_of_place_lies_beyond(
+def test_corrupted_scans_are_beyond_the_limit(
     known: Familiarity, spoil: Callable[[Scan, np.random.Generator], Scan]
 ) -> None:
     rng = np.random.default_rng(5)
@@ -91,7 +91,7 @@ def test_what_is_out_of_place_lies_beyond(
         assert not known.is_familiar(known.distance(appearance_features(spoil(scan(seed), rng).astype(np.float32))))
 
 
-def test_a_look_is_finite_and_the_same_again() -> None:
+def test_appearance_features_are_finite_and_reproducible() -> None:
     good = scan(1)
     assert appearance_features(good).shape == (APPEARANCE_SIZE,)
     assert np.array_equal(appearance_features(good), appearance_features(good.copy(order="F")))
@@ -99,7 +99,7 @@ def test_a_look_is_finite_and_the_same_again() -> None:
         assert np.isfinite(appearance_features(empty)).all()
 
 
-def test_moments_of_sites_are_those_of_all_their_patients() -> None:
+def test_pooled_moments_equal_moments_of_all_patients() -> None:
     everybody = looks(range(30))
     parts = [everybody[:8], everybody[8:12], everybody[12:]]
     told = [Moments(part.mean(axis=0), part.var(axis=0), len(part)) for part in parts]
@@ -108,7 +108,7 @@ def test_moments_of_sites_are_those_of_all_their_patients() -> None:
     np.testing.assert_allclose(variance, everybody.var(axis=0), atol=1e-6)
 
 
-def test_no_single_site_carries_robust_moments_or_a_robust_limit_away() -> None:
+def test_one_outlier_site_does_not_shift_robust_moments_or_limit() -> None:
     usual = moments(looks(range(20)))
     wild = Moments(usual.mean + 1e6, usual.variance + 1e6, 100_000)
     mean, variance = pool_moments([usual, wild, usual], robust=True)
@@ -118,8 +118,8 @@ def test_no_single_site_carries_robust_moments_or_a_robust_limit_away() -> None:
     assert limit(told, robust=True) < 3 < limit(told, robust=False) < np.inf
 
 
-def test_a_limit_leaves_the_share_inside_that_it_promises() -> None:
-    """Of 300 sites with 15 patients each, whose logarithms of distance are normal: in four of five, 99 % or more."""
+def test_limit_covers_99_percent_of_scans_with_80_percent_confidence() -> None:
+    """Simulate 300 sites with 15 patients and normal log distances: in 80 % of them, the limit covers at least 99 %."""
     rng = np.random.default_rng(1)
     kept = []
     for _ in range(300):
@@ -129,8 +129,8 @@ def test_a_limit_leaves_the_share_inside_that_it_promises() -> None:
     assert np.mean(kept) == pytest.approx(0.8, abs=0.06)
 
 
-def test_what_a_patient_wears_does_not_decide_alone(known: Familiarity) -> None:
-    """Cloth around the body, which no scan of training has, beside as much that is off in the lungs."""
+def test_clothing_around_the_body_has_less_influence_than_the_lungs(known: Familiarity) -> None:
+    """Compare clothing around the body, absent from the training scans, with an equal deviation in the lungs."""
     usual = appearance_features(scan(300))
     dressed = scan(300)
     dressed[0, :, 0, :] = -0.7
@@ -138,15 +138,15 @@ def test_what_a_patient_wears_does_not_decide_alone(known: Familiarity) -> None:
     cloth = int(np.argmax(worn - usual))
     deviation = np.sqrt(np.array(known.variance) + 0.02 * np.median(known.variance))
     distances = []
-    for where in (cloth, 5):  # the latter: a share of the lungs' voxels
+    for where in (cloth, 5):  # 5: a feature that is a fraction of the lung voxels
         off = np.array(known.mean)
         off[where] += 15 * deviation[where]
         distances.append(known.distance(off))
     assert distances[0] < 0.7 * distances[1]
-    assert known.distance(worn) > known.distance(usual)  # a sign all the same
+    assert known.distance(worn) > known.distance(usual)  # clothing still increases the distance
 
 
-def test_a_distance_that_is_no_number_is_not_familiar(known: Familiarity) -> None:
+def test_nan_distance_is_not_familiar(known: Familiarity) -> None:
     assert not known.is_familiar(known.distance(np.full(APPEARANCE_SIZE, np.nan, np.float32)))
 
 
@@ -162,7 +162,7 @@ def test_a_distance_that_is_no_number_is_not_familiar(known: Familiarity) -> Non
     ],
     ids=["other looks", "negative variance", "no room", "no limit", "no end", "more"],
 )
-def test_what_cannot_be_used_is_not_read(known: Familiarity, change: dict[str, object]) -> None:
+def test_invalid_familiarity_content_is_rejected(known: Familiarity, change: dict[str, object]) -> None:
     content = json.loads(known.model_dump_json())
     assert Familiarity.model_validate(content) == known
     with pytest.raises(ValidationError):

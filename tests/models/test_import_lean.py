@@ -1,4 +1,4 @@
-"""Importing a library as if what it could bring along were not there, while everybody else finds that."""
+"""`import_lean` hides the optional dependencies of a library during its import, but not from other threads."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from models import import_lean
 
-# Tries what is optional to it, in its own thread and, as another part of a program might just then, in another.
+# Imports its optional dependency in its own thread, and in another thread as unrelated code might do meanwhile.
 BRINGER = """
 from threading import Thread
 
@@ -37,7 +37,7 @@ def libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("libraries")
-def test_a_library_does_without_what_is_optional_to_it_and_nobody_else_does() -> None:
+def test_lean_import_hides_optional_libraries_from_this_import_only() -> None:
     before = list(sys.meta_path)
     import_lean.import_lean("bringer")
     bringer = sys.modules["bringer"]
@@ -48,7 +48,7 @@ def test_a_library_does_without_what_is_optional_to_it_and_nobody_else_does() ->
 
 
 @pytest.mark.usefixtures("libraries")
-def test_what_is_there_already_stays_as_it_is() -> None:
+def test_library_already_imported_is_unchanged() -> None:
     import bringer  # type: ignore[import-not-found]
 
     import_lean.import_lean("bringer")
@@ -56,7 +56,7 @@ def test_what_is_there_already_stays_as_it_is() -> None:
 
 
 @pytest.mark.usefixtures("libraries")
-def test_a_library_that_fails_leaves_nothing_behind() -> None:
+def test_failed_import_restores_sys_meta_path() -> None:
     before = list(sys.meta_path)
     with pytest.raises(ModuleNotFoundError):
         import_lean.import_lean("no_such_library")

@@ -1,4 +1,4 @@
-"""Gradient inversion: it draws a scan where that is possible, and is measured without flattering it."""
+"""Gradient inversion: the attack reconstructs a scan where possible, and its measures are not biased."""
 
 import copy
 import math
@@ -42,22 +42,22 @@ def one_step(network: SeverityNetwork, batch: Tensor, *, rate: float = 0.1) -> S
 
 
 @pytest.mark.slow
-def test_the_control_draws_the_scan() -> None:
+def test_control_reconstructs_the_scan() -> None:
     found = control()
     assert found.holds and found.value >= 30
 
 
-def test_an_attack_that_hardly_tries_fails_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_fails_with_too_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inversion, "CONTROL_STEPS", 2)
     assert not control().holds
 
 
-def test_a_figure_that_is_no_number_fails_a_control() -> None:
+def test_nan_value_fails_a_control() -> None:
     assert not Control(value=math.nan, needed=0.8).holds
     assert Control(value=0.8, needed=0.8).holds
 
 
-def test_an_update_of_one_step_shows_its_gradient() -> None:
+def test_update_of_one_step_reveals_its_gradient() -> None:
     network = build_network(SMALL, seed=1).train()
     batch = scans(4)
     seen = seen_update(network, one_step(network, batch))
@@ -65,7 +65,7 @@ def test_an_update_of_one_step_shows_its_gradient() -> None:
     assert torch.nn.functional.cosine_similarity(seen.gradient, raw.gradient, dim=0) > 0.999
 
 
-def test_the_buffers_tell_the_moments_of_the_batch() -> None:
+def test_batch_norm_buffers_reveal_moments_of_the_batch() -> None:
     network = build_network(SMALL, seed=1).train()
     batch = scans(4)
     seen = seen_update(network, one_step(network, batch))
@@ -77,7 +77,7 @@ def test_the_buffers_tell_the_moments_of_the_batch() -> None:
     assert len(seen.moments) == sum(isinstance(m, torch.nn.BatchNorm3d) for m in network.modules())
 
 
-def test_over_several_steps_the_buffers_tell_a_mean_of_the_batches() -> None:
+def test_batch_norm_buffers_after_several_steps_reveal_mean_of_the_batches() -> None:
     network = build_network(SMALL, seed=1).train()
     batch = scans(4)
     after = one_step(one_step(network, batch, rate=0), batch, rate=0)
@@ -87,14 +87,14 @@ def test_over_several_steps_the_buffers_tell_a_mean_of_the_batches() -> None:
         assert torch.allclose(twice[name][1], variance, rtol=1e-2, atol=1e-4)
 
 
-def test_group_norm_tells_no_moments() -> None:
+def test_group_norm_reveals_no_moments() -> None:
     network = build_network(SMALL.model_copy(update={"norm": "group"}), seed=1).train()
     assert seen_update(network, one_step(network, scans(4))).moments == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_what_is_drawn_explains_the_gradient_better_and_repeats(norm: str) -> None:
+def test_reconstruction_matches_gradient_better_with_more_steps_and_repeats(norm: str) -> None:
     network = build_network(SMALL.model_copy(update={"norm": norm}), seed=1).eval()
     seen = seen_gradient(network, scans(1), KNOWN[:1], SICK[:1])
 
@@ -111,7 +111,7 @@ def test_what_is_drawn_explains_the_gradient_better_and_repeats(norm: str) -> No
     assert agreement(drawn) > agreement(draw(1)) + 0.1
 
 
-def test_the_start_that_trusts_the_buffers_comes_nearer_to_them_and_leaves_the_network_alone() -> None:
+def test_start_with_moments_matches_the_buffers_better_and_keeps_the_network() -> None:
     network = build_network(SMALL, seed=1).train()
     before = copy.deepcopy(network.state_dict())
     seen = seen_update(network, one_step(network, scans(4)))
@@ -129,7 +129,7 @@ def test_the_start_that_trusts_the_buffers_comes_nearer_to_them_and_leaves_the_n
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_the_best_pair_is_found_whatever_the_order_and_the_side() -> None:
+def test_best_pair_is_found_in_any_order_and_if_mirrored() -> None:
     truth = scans(3)
     noisy = (truth + 0.2 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(5)))[[2, 0]].flip(-1)
     found = compare(noisy, truth, torch.zeros(truth.shape[1:]))
@@ -137,21 +137,21 @@ def test_the_best_pair_is_found_whatever_the_order_and_the_side() -> None:
     assert found.gain_db > 8
 
 
-def test_a_perfect_drawing_has_many_decibels_and_the_mask_counts_for_nothing() -> None:
+def test_perfect_reconstruction_has_high_psnr_and_mask_is_ignored() -> None:
     truth = scans(1)
     drawn = truth.clone()
     drawn[:, 1] = 0
     assert compare(drawn, truth, truth[0]).best_db > 100
 
 
-def test_a_constant_image_has_no_gain() -> None:
+def test_constant_image_has_no_gain() -> None:
     truth = scans(2)
     flat = truth[:, 0].mean(dim=(1, 2, 3))[:, None, None, None, None].expand_as(truth)
     assert compare(flat, truth, truth[0]).gain_db == pytest.approx(0, abs=0.01)
 
 
-def test_the_scan_that_is_betrayed_counts_not_the_one_that_is_easy() -> None:
-    """A scan without contrast is near to any grey image; that must not hide another that was drawn."""
+def test_reconstructed_scan_counts_rather_than_scan_of_low_contrast() -> None:
+    """A scan of low contrast resembles any grey image. This must not hide the reconstruction of another scan."""
     truth = scans(2)
     truth[0] *= 0.01
     drawn = truth[[1]] + 0.3 * torch.randn((1, *truth.shape[1:]), generator=torch.Generator().manual_seed(6))

@@ -1,4 +1,4 @@
-"""The masked loss against values worked out by hand."""
+"""The masked loss, compared with values calculated by hand."""
 
 import math
 
@@ -10,7 +10,7 @@ from models.loss import masked_bce
 NAN = math.nan
 
 
-def test_values_by_hand() -> None:
+def test_loss_matches_manual_calculation() -> None:
     """-log sigmoid(0) = log 2; -log sigmoid(2) = log(1 + exp(-2)); -log(1 - sigmoid(-1)) = log(1 + exp(-1))."""
     logits = torch.tensor([[0.0, 2.0], [-1.0, 2.0]])
     targets = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
@@ -19,14 +19,14 @@ def test_values_by_hand() -> None:
     assert masked_bce(logits, targets).item() == pytest.approx((first + second) / 2, abs=1e-6)
 
 
-def test_each_label_weighs_the_same_however_few_know_it() -> None:
+def test_each_label_has_equal_weight_whatever_its_number_of_known_values() -> None:
     logits = torch.tensor([[0.0, 5.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
     targets = torch.tensor([[1.0, 0.0], [0.0, NAN], [1.0, NAN], [0.0, NAN]])
     expected = (math.log(2) + math.log(1 + math.exp(5))) / 2
     assert masked_bce(logits, targets).item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_label_that_nobody_knows_adds_nothing() -> None:
+def test_label_without_known_values_adds_no_loss() -> None:
     logits = torch.tensor([[0.0, 9.0], [0.0, -9.0]])
     targets = torch.tensor([[1.0, NAN], [0.0, NAN]])
     assert masked_bce(logits, targets).item() == pytest.approx(math.log(2), abs=1e-6)
@@ -37,12 +37,12 @@ def test_missing_labels_give_no_gradient() -> None:
     masked_bce(logits, torch.tensor([[1.0, NAN], [NAN, 0.0]])).backward()
     assert logits.grad is not None
     assert logits.grad[0, 1] == 0 and logits.grad[1, 0] == 0
-    # d/dz BCE = sigmoid(z) - y; one known patient a label, two labels.
+    # d/dz BCE = sigmoid(z) - y; one patient with a known value per label, two labels.
     assert logits.grad[0, 0].item() == pytest.approx((1 / (1 + math.exp(-0.5)) - 1) / 2, abs=1e-6)
     assert logits.grad[1, 1].item() == pytest.approx(1 / (1 + math.exp(1)) / 2, abs=1e-6)
 
 
-def test_without_any_label_the_loss_and_its_gradient_are_zero() -> None:
+def test_loss_and_gradient_are_zero_without_any_label() -> None:
     logits = torch.tensor([[3.0, -4.0], [100.0, 0.0]], requires_grad=True)
     loss = masked_bce(logits, torch.full((2, 2), NAN))
     loss.backward()

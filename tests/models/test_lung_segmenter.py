@@ -1,4 +1,4 @@
-"""The lung segmenter: its weights are those of this version, and its answer has the scan's grid."""
+"""The lung segmenter: its weights belong to this version, and its output has the grid of the scan."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from models.refusal import Refusal
 MOST_BYTES = 5_000_000
 
 
-def test_the_card_names_the_weights() -> None:
+def test_card_states_sha256_of_the_weights() -> None:
     assert f"`{WEIGHTS_SHA256}`" in WEIGHTS.with_suffix(".md").read_text()
 
 
-def test_the_weights_are_small_and_load() -> None:
+def test_weights_are_small_and_load() -> None:
     assert WEIGHTS.stat().st_size <= MOST_BYTES
     network = load_segmenter()
     assert not network.training
@@ -24,7 +24,7 @@ def test_the_weights_are_small_and_load() -> None:
 
 
 @pytest.mark.parametrize("change", ["absent", "altered"])
-def test_other_weights_are_refused(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_altered_weights_are_refused(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tmp_path / "weights"
     if change == "altered":
         content = bytearray(WEIGHTS.read_bytes())
@@ -39,7 +39,7 @@ def test_other_weights_are_refused(change: str, tmp_path: Path, monkeypatch: pyt
     assert str(tmp_path) not in str(refused.value)
 
 
-def test_each_voxel_has_an_answer_for_each_class() -> None:
+def test_output_has_one_value_per_voxel_and_class() -> None:
     shape = (MULTIPLE, 2 * MULTIPLE, MULTIPLE)
     with torch.inference_mode():
         regions, tissues = LungSegmenter().eval()(torch.zeros(2, *shape))
@@ -47,8 +47,8 @@ def test_each_voxel_has_an_answer_for_each_class() -> None:
     assert tissues.shape == (2, len(Tissue), *shape)
 
 
-def test_a_change_of_one_voxel_is_seen_at_its_place() -> None:
-    """Folding voxels into channels and back keeps their places."""
+def test_change_of_one_voxel_changes_output_at_its_position() -> None:
+    """Folding voxels into channels and back preserves their positions."""
     torch.manual_seed(0)
     network = LungSegmenter().eval()
     scan = torch.full((1, 2 * MULTIPLE, 2 * MULTIPLE, 2 * MULTIPLE), -800.0)

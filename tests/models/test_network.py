@@ -1,4 +1,4 @@
-"""The network: what goes in, what comes out, and that a seed fixes it."""
+"""The network: its inputs, its outputs, and reproducible weights from a seed."""
 
 import pytest
 import torch
@@ -19,13 +19,13 @@ SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125)
         (None, "O", [0.0, 0.0, 0.0, 0.0]),
     ],
 )
-def test_age_and_sex_as_numbers(age_years: float | None, sex: str | None, numbers: list[float]) -> None:
+def test_age_and_sex_are_encoded_as_numbers(age_years: float | None, sex: str | None, numbers: list[float]) -> None:
     assert tabular(age_years, sex) == numbers
     assert len(numbers) == TABULAR
 
 
 @pytest.mark.parametrize("architecture", ["resnet10", "resnet18"])
-def test_one_logit_a_label(architecture: str) -> None:
+def test_network_returns_one_logit_per_label(architecture: str) -> None:
     network = build_network(NetworkSettings.model_validate({"architecture": architecture}), seed=1).eval()
     logits = network(torch.zeros(3, 2, 24, 32, 28), torch.zeros(3, TABULAR))
     assert logits.shape == (3, len(LABELS))
@@ -33,7 +33,7 @@ def test_one_logit_a_label(architecture: str) -> None:
     assert torch.isfinite(logits).all()
 
 
-def test_scan_mask_age_and_sex_all_count() -> None:
+def test_scan_mask_age_and_sex_all_affect_the_output() -> None:
     network = build_network(SMALL, seed=1).eval()
     scan = torch.randn(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     known = torch.ones(1, TABULAR)
@@ -46,7 +46,7 @@ def test_scan_mask_age_and_sex_all_count() -> None:
         assert not torch.allclose(network(scan, -known), base, atol=1e-4)
 
 
-def test_a_patient_gets_the_same_answer_in_any_company() -> None:
+def test_output_does_not_depend_on_other_patients_of_the_batch() -> None:
     network = build_network(SMALL, seed=1).eval()
     scans = torch.randn(4, 2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     known = torch.zeros(4, TABULAR)
@@ -56,7 +56,7 @@ def test_a_patient_gets_the_same_answer_in_any_company() -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_the_seed_fixes_the_weights_and_nothing_else_is_touched() -> None:
+def test_seed_determines_the_weights_and_keeps_the_global_random_state() -> None:
     before = torch.random.get_rng_state()
     first, again, other = (build_network(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -78,17 +78,17 @@ def test_the_seed_fixes_the_weights_and_nothing_else_is_touched() -> None:
     ],
     ids=str,
 )
-def test_impossible_networks_are_refused_before_they_are_built(wrong: dict[str, object]) -> None:
+def test_invalid_network_settings_are_rejected(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         NetworkSettings.model_validate(wrong)
 
 
-# --- age and sex in a study's networks ---------------------------------------------------------------------
+# --- age and sex in networks of a study ---------------------------------------------------------------------
 
 FIXED = NetworkSettings.model_validate({**SMALL.model_dump(), "tabular": "fixed", "age_band_years": 5})
 
 
-def test_two_ages_of_one_band_are_the_same_to_the_network():
+def test_ages_of_one_band_give_the_same_output():
     network = build_network(FIXED, seed=1).eval()
     scan = torch.zeros(4, 2, 16, 16, 16)
     ages = torch.tensor([tabular(age, "F") for age in (65, 69, 70, None)])
@@ -99,7 +99,7 @@ def test_two_ages_of_one_band_are_the_same_to_the_network():
     assert not torch.equal(unknown, network(scan[:1], torch.tensor([tabular(60, "F")]))[0])
 
 
-def test_fixed_features_are_the_same_for_every_seed_and_are_not_learnt():
+def test_fixed_features_are_equal_for_every_seed_and_not_trained():
     one, two = (build_network(FIXED, seed=seed) for seed in (1, 2))
     for mine, other in zip(one.tabular.parameters(), two.tabular.parameters(), strict=True):
         assert torch.equal(mine, other)
@@ -113,7 +113,7 @@ def test_each_fixed_feature_is_active_for_many_ages():
     assert (active >= 0.3).all()
 
 
-def test_weights_on_age_and_sex_are_held_short_and_those_on_the_scan_left_alone():
+def test_hold_short_bounds_weights_of_age_and_sex_only():
     network = build_network(FIXED, seed=1)
     with torch.no_grad():
         network.head.weight.fill_(3.0)
@@ -125,7 +125,7 @@ def test_weights_on_age_and_sex_are_held_short_and_those_on_the_scan_left_alone(
     assert (network.head.weight[:, : network.features] == 3.0).all()
 
 
-def test_learnt_features_have_no_bound():
+def test_hold_short_does_not_bound_learnt_features():
     network = build_network(SMALL, seed=1)
     with torch.no_grad():
         network.head.weight.fill_(3.0)

@@ -1,4 +1,4 @@
-"""bfloat16 is used only where it is fast and sound; asking must never fail."""
+"""bfloat16 is used only where it is fast and numerically correct. The check itself never fails."""
 
 from collections.abc import Iterator
 
@@ -15,26 +15,26 @@ def _ask_anew() -> Iterator[None]:
     precision.use_bf16.cache_clear()
 
 
-def test_this_processor_gets_an_answer_and_keeps_its_random_state() -> None:
+def test_use_bf16_returns_bool_and_keeps_the_random_state() -> None:
     before = torch.random.get_rng_state()
     assert precision.use_bf16() in (True, False)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_without_matrix_units_it_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_not_used_without_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert precision.use_bf16() is False
 
 
-def test_a_torch_that_cannot_tell_means_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_not_used_if_torch_cannot_detect_matrix_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert precision.use_bf16() is False
 
 
 @pytest.mark.parametrize("channels", [2, 128], ids=["first layer", "last layers"])
 @pytest.mark.parametrize("fault", [float("nan"), 1e-3], ids=["not finite", "different each time"])
-def test_with_matrix_units_the_gradients_decide(monkeypatch: pytest.MonkeyPatch, fault: float, channels: int) -> None:
-    """As torch 2.13 gave them on AVX-512 BF16, in the last layers alone: from memory that nobody had filled."""
+def test_bf16_is_not_used_if_gradients_are_wrong(monkeypatch: pytest.MonkeyPatch, fault: float, channels: int) -> None:
+    """torch 2.13 on AVX-512 BF16 returned such gradients, in the last layers only, from uninitialised memory."""
     calls = 0
 
     class Faulty(torch.nn.Conv3d):
@@ -45,7 +45,7 @@ def test_with_matrix_units_the_gradients_decide(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(torch, "autocast", lambda *_: torch.enable_grad())
-    assert precision.use_bf16(), "in float32 a plain convolution is sound"
+    assert precision.use_bf16(), "a plain convolution in float32 is correct"
     precision.use_bf16.cache_clear()
     monkeypatch.setattr(torch.nn, "Conv3d", Faulty)
     assert not precision.use_bf16()

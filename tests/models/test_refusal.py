@@ -1,4 +1,4 @@
-"""Refusals: coded, numbered, and without a patient in their text."""
+"""Refusals have a code and values, and their text contains no patient data."""
 
 import re
 import string
@@ -18,7 +18,7 @@ REASONS = [
 ]
 
 
-def test_the_text_holds_code_and_numbers_and_nothing_private() -> None:
+def test_refusal_text_contains_code_and_values_but_no_private_data() -> None:
     reason = Reason("E_EXAMPLE", "{count} slices are missing", "Send them again.")
     refusal = Refusal(reason, private="/ct/CANARY^JANE/1.dcm", count=3)
 
@@ -28,13 +28,13 @@ def test_the_text_holds_code_and_numbers_and_nothing_private() -> None:
     assert "CANARY" not in f"{refusal} {refusal!r}"
 
 
-def test_braces_in_a_number_are_not_filled_in_again() -> None:
-    """Texts of parsers come in as numbers and may hold braces."""
+def test_braces_in_a_value_are_not_formatted_again() -> None:
+    """Values can be parser messages, which may contain braces."""
     refusal = Refusal(Reason("E_EXAMPLE", "wrong: {problem}", "Correct it."), problem="{count} {0}")
     assert refusal.says == "wrong: {count} {0}"
 
 
-def test_only_e_codes_refuse() -> None:
+def test_only_codes_starting_with_e_refuse() -> None:
     assert Reason("E_A", "a", "b").refuses
     assert not Reason("W_A", "a", "b").refuses
 
@@ -42,14 +42,14 @@ def test_only_e_codes_refuse() -> None:
 @pytest.mark.parametrize(("table", "name", "reason"), REASONS, ids=[f"{t}.{n}" for t, n, _ in REASONS])
 def test_each_reason_is_well_formed(table: str, name: str, reason: Reason) -> None:
     assert re.fullmatch(r"[EW]_[A-Z][A-Z0-9_]+", reason.code)
-    assert not reason.says.endswith("."), "a clause: remedies follow it"
-    assert reason.remedy.endswith("."), "a sentence: it tells what to do"
+    assert not reason.says.endswith("."), "a clause without a period: the remedy follows it"
+    assert reason.remedy.endswith("."), "a full sentence: it tells the user what to do"
     for _, field, conversion, _ in string.Formatter().parse(reason.says):
-        assert field is None or re.fullmatch(r"[a-z_]+", field), "numbers are given by name"
+        assert field is None or re.fullmatch(r"[a-z_]+", field), "values are passed by name"
         assert not conversion
 
 
-def test_no_code_means_two_things() -> None:
+def test_each_code_has_one_meaning() -> None:
     texts: dict[str, set[str]] = {}
     for _, _, reason in REASONS:
         texts.setdefault(reason.code, set()).add(reason.says)

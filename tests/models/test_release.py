@@ -1,4 +1,4 @@
-"""Releases: read back as written, refused when altered, and never unpickled."""
+"""Releases are read back as written, refused if altered, and never unpickled."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def saved(tmp_path: Path) -> tuple[Path, Release]:
     folder = tmp_path / "release"
     network = build_network(SETTINGS, seed=5)
     network.train()
-    network(torch.randn(4, 2, 16, 16, 16), torch.zeros(4, 4))  # so that the buffers are not the initial ones
+    network(torch.randn(4, 2, 16, 16, 16), torch.zeros(4, 4))  # changes the buffers from their initial values
     return folder, save_release(folder, network, describe())
 
 
@@ -57,7 +57,7 @@ def code(folder: Path) -> str:
     return caught.value.code
 
 
-def test_it_is_read_back_bit_for_bit(saved: tuple[Path, Release]) -> None:
+def test_release_is_read_back_bit_for_bit(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     read = load_release(folder)
     assert read.sha256 == written.sha256
@@ -68,7 +68,7 @@ def test_it_is_read_back_bit_for_bit(saved: tuple[Path, Release]) -> None:
         assert torch.equal(read.network(scan, known), written.network.eval()(scan, known))
 
 
-def test_it_holds_three_files_and_the_same_content_gets_the_same_name(saved: tuple[Path, Release]) -> None:
+def test_release_has_three_files_and_equal_content_has_equal_hash(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     assert sorted(path.name for path in folder.iterdir()) == [CARD, DESCRIPTION, WEIGHTS]
     again = save_release(folder.parent / "again", written.network, describe())
@@ -77,7 +77,7 @@ def test_it_holds_three_files_and_the_same_content_gets_the_same_name(saved: tup
 
 
 @pytest.mark.parametrize("place", [0, 9, 200, -1], ids=["length", "header", "header's names", "last weight"])
-def test_a_flipped_byte_of_the_weights_is_noticed(saved: tuple[Path, Release], place: int) -> None:
+def test_flipped_byte_in_the_weights_is_detected(saved: tuple[Path, Release], place: int) -> None:
     folder, _ = saved
     content = bytearray((folder / WEIGHTS).read_bytes())
     content[place] ^= 0x10
@@ -85,7 +85,7 @@ def test_a_flipped_byte_of_the_weights_is_noticed(saved: tuple[Path, Release], p
     assert code(folder) == "E_MODEL_ALTERED"
 
 
-def test_weights_of_another_network_do_not_pass_with_a_mended_hash(saved: tuple[Path, Release]) -> None:
+def test_weights_of_another_network_are_refused_with_a_correct_hash(saved: tuple[Path, Release]) -> None:
     folder, _ = saved
     wider = NetworkSettings(architecture="resnet10", widen_factor=0.25)
     save_release(folder.parent / "wider", build_network(wider, seed=1), describe(network=wider))
@@ -128,7 +128,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         "unknown label",
     ],
 )
-def test_a_description_that_this_version_cannot_use_is_refused(
+def test_unsupported_description_is_refused(
     saved: tuple[Path, Release], change: Callable[[dict[str, Any]], object]
 ) -> None:
     folder, _ = saved
@@ -137,13 +137,13 @@ def test_a_description_that_this_version_cannot_use_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000])
-def test_a_description_that_is_no_description_is_refused(saved: tuple[Path, Release], content: bytes) -> None:
+def test_malformed_description_is_refused(saved: tuple[Path, Release], content: bytes) -> None:
     folder, _ = saved
     (folder / DESCRIPTION).write_bytes(content)
     assert code(folder) == "E_MODEL_FORMAT"
 
 
-def test_a_release_of_before_there_were_thresholds_and_provenance_is_read(saved: tuple[Path, Release]) -> None:
+def test_old_release_without_thresholds_and_provenance_is_read(saved: tuple[Path, Release]) -> None:
     folder, _ = saved
     new = ("operating_points", "provenance", "intended_use", "limits")
     edit(folder, lambda content: [content.pop(name) for name in new])
@@ -152,14 +152,14 @@ def test_a_release_of_before_there_were_thresholds_and_provenance_is_read(saved:
     assert read.sha256 == hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
 
 
-def test_an_edited_description_has_another_name(saved: tuple[Path, Release]) -> None:
+def test_edited_description_has_another_hash(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     edit(folder, lambda content: content["calibration"]["severe"].update(slope=5.0))
     assert load_release(folder).sha256 != written.sha256
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION])
-def test_what_is_missing_is_refused(saved: tuple[Path, Release], name: str) -> None:
+def test_release_with_missing_file_is_refused(saved: tuple[Path, Release], name: str) -> None:
     folder, _ = saved
     (folder / name).unlink()
     assert code(folder) == "E_NO_MODEL"
@@ -174,14 +174,14 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
     return private, public
 
 
-def test_the_signature_is_checked_where_a_key_is_trusted(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
+def test_signature_is_checked_if_a_trusted_key_is_given(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
     folder, _ = saved
     private, public = keys
     with pytest.raises(Refusal, match="E_NOT_SIGNED"):
         load_release(folder, [public])
     sign(folder, private)
     assert load_release(folder, [public]).signed_by == hashlib.sha256(public.read_bytes()).hexdigest()
-    assert load_release(folder).signed_by is None, "nothing is claimed that was not checked"
+    assert load_release(folder).signed_by is None, "a signature that was not checked is not reported"
     (folder / CARD).write_text("Good for every patient.")
     with pytest.raises(Refusal, match="E_SIGNATURE"):
         load_release(folder, [public])
@@ -189,7 +189,7 @@ def test_the_signature_is_checked_where_a_key_is_trusted(saved: tuple[Path, Rele
         load_release(folder / "nowhere", [public])
 
 
-def test_no_attacks_are_written_into_a_signed_release(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
+def test_attacks_cannot_be_added_to_a_signed_release(saved: tuple[Path, Release], keys: tuple[Path, Path]) -> None:
     folder, written = saved
     sign(folder, keys[0])
     attacks = Attacks(
@@ -206,7 +206,7 @@ def test_no_attacks_are_written_into_a_signed_release(saved: tuple[Path, Release
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Create a file when unpickled."""
 
     def __init__(self, sprung: Path) -> None:
         self.sprung = sprung
@@ -215,7 +215,7 @@ class Trap:
         return Path.touch, (self.sprung,)
 
 
-def test_a_pickle_is_never_loaded_even_with_the_right_hash(saved: tuple[Path, Release]) -> None:
+def test_pickle_is_never_loaded_even_with_a_correct_hash(saved: tuple[Path, Release]) -> None:
     folder, _ = saved
     sprung = folder.parent / "sprung"
     for content in (pickle.dumps(Trap(sprung)), _torch_file(folder.parent / "trap.pt", sprung)):
@@ -226,7 +226,7 @@ def test_a_pickle_is_never_loaded_even_with_the_right_hash(saved: tuple[Path, Re
         assert code(folder) == "E_MODEL_ALTERED"
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))
-    assert sprung.exists(), "the trap works, so the test can fail"
+    assert sprung.exists(), "the trap works, therefore the test is able to fail"
 
 
 def _torch_file(path: Path, sprung: Path) -> bytes:
@@ -234,7 +234,7 @@ def _torch_file(path: Path, sprung: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_the_card_says_what_it_must(saved: tuple[Path, Release]) -> None:
+def test_card_contains_required_statements(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     text = (folder / CARD).read_text(encoding="utf-8")
     assert "Research use only" in text
@@ -244,7 +244,7 @@ def test_the_card_says_what_it_must(saved: tuple[Path, Release]) -> None:
     assert "| auroc_severe | 0.812 |" in text
 
 
-def test_only_a_model_from_phantoms_is_called_synthetic(saved: tuple[Path, Release]) -> None:
+def test_card_says_synthetic_only_for_synthetic_training_data(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     save_release(folder.parent / "real", written.network, describe(trained_on_synthetic_data=False))
     text = (folder.parent / "real" / CARD).read_text(encoding="utf-8")
@@ -252,15 +252,15 @@ def test_only_a_model_from_phantoms_is_called_synthetic(saved: tuple[Path, Relea
     assert "Research use only" in text
 
 
-def test_a_figure_that_could_not_be_computed_does_not_spoil_the_release(saved: tuple[Path, Release]) -> None:
+def test_release_with_nan_metric_can_be_read(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     save_release(folder.parent / "nan", written.network, describe(metrics={"auroc_severe": math.nan}))
     assert math.isnan(load_release(folder.parent / "nan").description.metrics["auroc_severe"])
 
 
-def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release]) -> None:
+def test_card_states_epsilon_of_each_hospital(saved: tuple[Path, Release]) -> None:
     folder, _ = saved
-    assert "ε" not in (folder / CARD).read_text(encoding="utf-8"), "nothing is claimed where nothing was done"
+    assert "ε" not in (folder / CARD).read_text(encoding="utf-8"), "no epsilon without differential privacy"
     privacy = Privacy(
         noise_multiplier=1.5,
         sample_rate=0.1,
@@ -277,7 +277,7 @@ def test_the_card_tells_how_private_each_hospital_was(saved: tuple[Path, Release
     assert load_release(folder.parent / "private").description.privacy == privacy
 
 
-def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(saved: tuple[Path, Release]) -> None:
+def test_card_states_bands_and_limit_of_familiarity(saved: tuple[Path, Release]) -> None:
     folder, written = saved
     old = (folder / CARD).read_text(encoding="utf-8")
     assert "| severe | not reported | not reported | not reported | not reported |" in old
@@ -289,14 +289,14 @@ def test_the_card_says_what_a_probability_is_worth_and_which_scans_get_none(save
     text = (folder.parent / "new" / CARD).read_text(encoding="utf-8")
     low, high = banded.band(0.0) or (0, 0)
     row = next(line for line in text.splitlines() if line.startswith("| severe |") and "–" in line)
-    assert row.split(" | ")[3] == f"{low:.2f}–{high:.2f}", "told 0.5"
+    assert row.split(" | ")[3] == f"{low:.2f}–{high:.2f}", "band for a model output of 0.5"
     assert "with a distance above 2.12 from the training scans gets no probability (3 hospitals)" in text
     assert load_release(folder.parent / "new").description == described.model_copy(
         update={"weights_sha256": written.description.weights_sha256}
     )
 
 
-def test_a_release_of_before_there_were_bands_and_limits_is_read(saved: tuple[Path, Release]) -> None:
+def test_old_release_without_bands_and_limits_is_read(saved: tuple[Path, Release]) -> None:
     folder, _ = saved
     edit(
         folder,

@@ -1,4 +1,4 @@
-"""The map: it points to what was planted, follows the weights, and leaves the network alone."""
+"""Saliency maps point to the planted lesion, depend on the weights, and do not change the network."""
 
 import numpy as np
 import pytest
@@ -21,20 +21,20 @@ def network() -> SeverityNetwork:
 
 @pytest.fixture(scope="module")
 def ill() -> list[Planted]:
-    rng = np.random.default_rng(99)  # none of the scans that were learnt from
+    rng = np.random.default_rng(99)  # not the seed of the training scans
     return [plant(rng, with_lesion=True) for _ in range(20)]
 
 
 def hits(maps: list[NDArray[np.float32]], ill: list[Planted]) -> float:
-    """The pointing game (Zhang et al., IJCV 2018): how often the maximum lies on the lesion."""
+    """The pointing game (Zhang et al., IJCV 2018): fraction of maps whose maximum is on the lesion."""
     return float(np.mean([case.lesion.flat[found.argmax()] for found, case in zip(maps, ill, strict=True)]))
 
 
 @pytest.mark.slow
-def test_it_points_to_the_lesion_and_not_to_what_is_densest(network: SeverityNetwork, ill: list[Planted]) -> None:
+def test_map_points_to_the_lesion_not_to_the_densest_structure(network: SeverityNetwork, ill: list[Planted]) -> None:
     found = [saliency(network, case.scan, UNKNOWN, 1) for case in ill]
     densest = [(case.scan - baseline(case.scan))[0].numpy() for case in ill]
-    assert hits(densest, ill) <= 0.2, "density alone would do"
+    assert hits(densest, ill) <= 0.2, "density alone must not be enough"
     assert hits(found, ill) >= 0.9
     energy = np.mean([each[case.lesion].sum() / each.sum() for each, case in zip(found, ill, strict=True)])
     share = np.mean([case.lesion.sum() / float(case.scan[1].sum()) for case in ill])
@@ -42,8 +42,8 @@ def test_it_points_to_the_lesion_and_not_to_what_is_densest(network: SeverityNet
 
 
 @pytest.mark.slow
-def test_it_follows_the_weights(network: SeverityNetwork, ill: list[Planted]) -> None:
-    """Sanity check by random weights (Adebayo et al., NeurIPS 2018), in the head alone and in all layers."""
+def test_map_depends_on_the_weights(network: SeverityNetwork, ill: list[Planted]) -> None:
+    """Sanity check with random weights (Adebayo et al., NeurIPS 2018), in the head only and in all layers."""
     head_alone, everything = (learnt_copy(network), build_network(SMALL, seed=7).eval())
     torch.nn.init.normal_(head_alone.head.weight, std=0.1, generator=torch.Generator().manual_seed(1))
     for other in (head_alone, everything):
@@ -62,7 +62,7 @@ def learnt_copy(network: SeverityNetwork) -> SeverityNetwork:
     return copied
 
 
-def test_the_shares_add_up_to_what_the_dense_parts_of_the_lungs_add(
+def test_attributions_sum_to_the_logit_difference_from_the_baseline(
     network: SeverityNetwork, ill: list[Planted]
 ) -> None:
     for case in ill[:5]:
@@ -74,7 +74,7 @@ def test_the_shares_add_up_to_what_the_dense_parts_of_the_lungs_add(
             assert float(attributions(network, case.scan, UNKNOWN, label).sum()) == pytest.approx(rise, rel=0.25)
 
 
-def test_the_baseline_takes_out_what_is_dense_and_only_in_the_lungs(ill: list[Planted]) -> None:
+def test_baseline_removes_dense_voxels_in_the_lungs_only(ill: list[Planted]) -> None:
     scan = ill[0].scan
     healthy = baseline(scan)
     lungs = scan[1] > 0.5
@@ -85,7 +85,7 @@ def test_the_baseline_takes_out_what_is_dense_and_only_in_the_lungs(ill: list[Pl
     torch.testing.assert_close(healthy[0][aerated], scan[0][aerated])
 
 
-def test_its_form_and_that_it_repeats(network: SeverityNetwork, ill: list[Planted]) -> None:
+def test_map_has_expected_shape_and_range_and_repeats(network: SeverityNetwork, ill: list[Planted]) -> None:
     found = saliency(network, ill[0].scan, UNKNOWN, 0)
     assert found.shape == SHAPE
     assert found.dtype == np.float32
@@ -94,7 +94,7 @@ def test_its_form_and_that_it_repeats(network: SeverityNetwork, ill: list[Plante
     np.testing.assert_array_equal(saliency(network, ill[0].scan, UNKNOWN, 0), found)
 
 
-def test_it_leaves_the_network_and_the_scan_as_they_were(network: SeverityNetwork, ill: list[Planted]) -> None:
+def test_saliency_does_not_change_the_network_or_the_scan(network: SeverityNetwork, ill: list[Planted]) -> None:
     frozen = learnt_copy(network)
     frozen.head.weight.requires_grad_(False)
     frozen.head.bias.grad = torch.ones(2)
@@ -110,28 +110,28 @@ def test_it_leaves_the_network_and_the_scan_as_they_were(network: SeverityNetwor
     assert not frozen.training
 
 
-def test_a_network_in_training_is_not_asked(ill: list[Planted]) -> None:
+def test_network_in_training_mode_is_rejected(ill: list[Planted]) -> None:
     with pytest.raises(ValueError, match="evaluation mode"):
         saliency(build_network(SMALL, seed=0).train(), ill[0].scan, UNKNOWN, 1)
 
 
-def test_it_works_where_gradients_are_turned_off(network: SeverityNetwork, ill: list[Planted]) -> None:
+def test_saliency_works_with_gradients_disabled(network: SeverityNetwork, ill: list[Planted]) -> None:
     expected = saliency(network, ill[0].scan, UNKNOWN, 1)
     for off in (torch.no_grad, torch.inference_mode):
         with off():
-            scan, known = ill[0].scan + 0, UNKNOWN + 0  # made where no gradient is known
+            scan, known = ill[0].scan + 0, UNKNOWN + 0  # these tensors are created with gradients disabled
             np.testing.assert_array_equal(saliency(network, scan, known, 1), expected)
 
 
 @pytest.mark.parametrize("lungs", [0.0, 1.0], ids=["no lungs", "nothing dense in them"])
-def test_where_nothing_speaks_for_the_label_it_is_empty(network: SeverityNetwork, lungs: float) -> None:
+def test_map_is_empty_without_evidence_for_the_label(network: SeverityNetwork, lungs: float) -> None:
     scan = torch.stack([torch.full(SHAPE, -0.85), torch.full(SHAPE, lungs)])
     assert not saliency(network, scan, UNKNOWN, 1).any()
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet18_slices"])
-def test_any_network_has_a_map(architecture: str, norm: str, ill: list[Planted]) -> None:
+def test_every_architecture_has_a_map(architecture: str, norm: str, ill: list[Planted]) -> None:
     settings = NetworkSettings.model_validate({"architecture": architecture, "widen_factor": 1 / 16, "norm": norm})
     found = saliency(build_network(settings, seed=1).eval(), ill[0].scan, UNKNOWN, 0)
     assert found.shape == SHAPE and found.max() == 1

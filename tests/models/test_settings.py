@@ -1,4 +1,4 @@
-"""Settings files: what is wrong is named by its key, what was written there is not repeated."""
+"""Settings files: a refusal names the invalid key but does not repeat its value."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ class Settings(BaseModel):
 def refusal(path: Path) -> Refusal:
     with pytest.raises(Refusal) as caught:
         load_settings(path, Settings)
-    assert SECRET not in str(caught.value), "a value could be private"
-    assert str(path.parent) not in str(caught.value), "so could a path"
+    assert SECRET not in str(caught.value), "a value may be private"
+    assert str(path.parent) not in str(caught.value), "a path may be private"
     assert path.name in caught.value.says
     return caught.value
 
@@ -38,20 +38,20 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "site.toml"
 
 
-def test_a_file_in_order_is_read_with_its_defaults(path: Path) -> None:
+def test_valid_file_is_read_with_defaults(path: Path) -> None:
     path.write_text('name = "ward"\n[table]\ndays = 3\n')
     assert load_settings(path, Settings) == Settings(name="ward", table=Table(days=3))
     path.write_text('name = "ward"\n')
     assert load_settings(path, Settings).table.days == 7
 
 
-def test_a_missing_file_is_refused(path: Path) -> None:
+def test_missing_file_is_refused(path: Path) -> None:
     found = refusal(path)
     assert found.code == "E_SETTINGS_FILE"
     assert found.private == str(path)
 
 
-def test_a_folder_in_place_of_the_file_is_refused(path: Path) -> None:
+def test_folder_instead_of_file_is_refused(path: Path) -> None:
     path.mkdir()
     assert refusal(path).code == "E_SETTINGS_FILE"
 
@@ -67,17 +67,17 @@ def test_a_folder_in_place_of_the_file_is_refused(path: Path) -> None:
     ],
     ids=["open string", "bare word", "key twice", "not UTF-8", "UTF-16"],
 )
-def test_broken_toml_is_refused(path: Path, content: bytes) -> None:
+def test_invalid_toml_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert refusal(path).code == "E_SETTINGS_SYNTAX"
 
 
-def test_the_line_of_broken_toml_is_named(path: Path) -> None:
+def test_refusal_names_the_line_of_invalid_toml(path: Path) -> None:
     path.write_text(f'name = "ward"\ndays = {SECRET}\n')
     assert "line 2" in refusal(path).says
 
 
-def test_every_wrong_key_is_named_at_once(path: Path) -> None:
+def test_refusal_names_all_invalid_keys_at_once(path: Path) -> None:
     path.write_text(f'name = "{SECRET}"\ncolour = "{SECRET}"\n[table]\ndays = "{SECRET}"\nweeks = "{SECRET}"\n')
     found = refusal(path)
     assert found.code == "E_SETTINGS_KEY"
@@ -85,6 +85,6 @@ def test_every_wrong_key_is_named_at_once(path: Path) -> None:
         assert f"{key}:" in found.says
 
 
-def test_a_missing_key_is_named(path: Path) -> None:
+def test_refusal_names_a_missing_key(path: Path) -> None:
     path.write_text("")
     assert "name: Field required" in refusal(path).says

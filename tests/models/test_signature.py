@@ -1,4 +1,4 @@
-"""Signed folders: accepted as they were signed, refused with a code after any change or from anybody else."""
+"""Signed folders are accepted unchanged, and refused with a code after any change or with another key."""
 
 import base64
 import hashlib
@@ -45,7 +45,7 @@ def code(call: Callable[..., object], *arguments: object) -> str:
     return caught.value.code
 
 
-def test_what_was_signed_is_accepted_under_any_name_and_tells_the_key(
+def test_signed_folder_is_accepted_under_any_name_and_returns_the_key(
     signed: Path, own: tuple[Path, Path], tmp_path: Path
 ) -> None:
     assert verify(signed, [own[1]]) == hashlib.sha256(own[1].read_bytes()).hexdigest()
@@ -75,9 +75,7 @@ def flip(path: Path) -> None:
     ],
     ids=["edited", "deep", "gone", "renamed", "extra", "hidden", "gitignore", "git", "link", "link out"],
 )
-def test_any_change_of_the_files_is_refused(
-    signed: Path, own: tuple[Path, Path], change: Callable[[Path], object]
-) -> None:
+def test_any_changed_file_is_refused(signed: Path, own: tuple[Path, Path], change: Callable[[Path], object]) -> None:
     change(signed)
     assert code(verify, signed, [own[1]]) == "E_SIGNATURE"
 
@@ -88,7 +86,7 @@ def edited(signature: Path, change: Callable[[dict[str, Any]], object]) -> None:
     signature.write_text(json.dumps(content))
 
 
-def test_a_list_that_was_mended_after_the_change_is_refused(signed: Path, own: tuple[Path, Path]) -> None:
+def test_file_list_edited_to_match_a_changed_file_is_refused(signed: Path, own: tuple[Path, Path]) -> None:
     before = hashlib.sha256((signed / "model.json").read_bytes()).hexdigest().encode()
     (signed / "model.json").write_text('{"rounds": 4}')
     after = hashlib.sha256((signed / "model.json").read_bytes()).hexdigest().encode()
@@ -103,9 +101,7 @@ def test_a_list_that_was_mended_after_the_change_is_refused(signed: Path, own: t
     assert code(verify, signed, [own[1]]) == "E_SIGNATURE"
 
 
-def test_another_key_is_refused_even_if_it_claims_to_be_ours(
-    signed: Path, own: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_other_key_is_refused_even_with_a_forged_hint(signed: Path, own: tuple[Path, Path], tmp_path: Path) -> None:
     stranger = key_pair(tmp_path, "stranger")
     assert code(verify, signed, [stranger[1]]) == "E_SIGNATURE"
     sign(signed, stranger[0])
@@ -117,24 +113,24 @@ def test_another_key_is_refused_even_if_it_claims_to_be_ours(
     assert code(verify, signed, [own[1]]) == "E_SIGNATURE"
 
 
-def test_without_a_signature_nothing_is_accepted(signed: Path, own: tuple[Path, Path]) -> None:
+def test_folder_without_signature_is_refused(signed: Path, own: tuple[Path, Path]) -> None:
     (signed / SIGNATURE).unlink()
     assert code(verify, signed, [own[1]]) == "E_NOT_SIGNED"
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000])
-def test_a_signature_that_is_none_is_refused(signed: Path, own: tuple[Path, Path], content: bytes) -> None:
+def test_malformed_signature_is_refused(signed: Path, own: tuple[Path, Path], content: bytes) -> None:
     (signed / SIGNATURE).write_bytes(content)
     assert code(verify, signed, [own[1]]) == "E_SIGNATURE"
 
 
-def test_nothing_is_printed_where_the_answer_goes(
+def test_library_warning_is_not_printed_to_stdout(
     signed: Path, own: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     edited(signed / SIGNATURE, lambda content: content["verificationMaterial"]["publicKey"].pop("hint"))
     verify(signed, [own[1]])
     told = capsys.readouterr()
-    assert told.out == "" and told.err, "the library warns, and not on standard output"
+    assert told.out == "" and told.err, "the library prints its warning to standard error only"
 
 
 def public_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -151,14 +147,14 @@ def public_pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     ],
     ids=["empty", "text", "RSA", "other curve"],
 )
-def test_a_trusted_key_that_is_none_is_refused(signed: Path, own: tuple[Path, Path], content: bytes) -> None:
+def test_invalid_trusted_key_is_refused(signed: Path, own: tuple[Path, Path], content: bytes) -> None:
     wrong = signed.parent / "wrong.pub"
     wrong.write_bytes(content)
-    assert code(verify, signed, [own[1], wrong]) == "E_TRUSTED_KEY", "not passed over because another key fits"
+    assert code(verify, signed, [own[1], wrong]) == "E_TRUSTED_KEY", "refused even if another key matches"
     assert code(verify, signed, [signed.parent / "nowhere.pub"]) == "E_TRUSTED_KEY"
 
 
-def test_a_key_that_cannot_sign_is_refused_before_anything_is_written(signed: Path, own: tuple[Path, Path]) -> None:
+def test_invalid_signing_key_is_refused_before_writing(signed: Path, own: tuple[Path, Path]) -> None:
     before = (signed / SIGNATURE).read_bytes()
     locked = ec.generate_private_key(ec.SECP256R1()).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")

@@ -1,4 +1,4 @@
-"""The 2.5D network: attention over slices, and everything around a network treats it like the 3D one."""
+"""The 2.5D network: attention over slices, and support in all code that handles the 3D network."""
 
 from pathlib import Path
 
@@ -33,14 +33,14 @@ def backbone(network: SeverityNetwork) -> SlicesBackbone:
 
 
 def moved() -> SeverityNetwork:
-    """A network whose buffers are no longer the initial ones."""
+    """Return a network whose buffers differ from their initial values."""
     network = build_network(SMALL, seed=3).train()
     with torch.no_grad():
         network(scans(), torch.zeros(3, TABULAR))
     return network.eval()
 
 
-def test_one_logit_a_label_whatever_the_number_of_slices() -> None:
+def test_network_returns_one_logit_per_label_for_any_number_of_slices() -> None:
     network = build_network(SMALL, seed=1).eval()
     for slices in (1, 5):
         logits = network(torch.zeros(3, 2, slices, 32, 28), torch.zeros(3, TABULAR))
@@ -48,19 +48,19 @@ def test_one_logit_a_label_whatever_the_number_of_slices() -> None:
         assert torch.isfinite(logits).all()
 
 
-def test_the_attention_of_a_scan_adds_up_to_one_and_follows_its_slices() -> None:
+def test_attention_sums_to_one_and_follows_slice_order() -> None:
     reader = backbone(moved())
     with torch.inference_mode():
         here = reader.attention(reader.encode(scans()))
         there = reader.attention(reader.encode(scans().flip(2)))
     assert here.shape == (3, 6)
     torch.testing.assert_close(here.sum(dim=1), torch.ones(3))
-    assert (here.std(dim=1) > 1e-4).all(), "it looks at all slices alike"
+    assert (here.std(dim=1) > 1e-4).all(), "attention is equal for all slices"
     torch.testing.assert_close(there, here.flip(1))
 
 
-def test_a_scan_is_what_attention_makes_of_its_slices() -> None:
-    """Each slice alone through the encoder, then the weighted mean: no slice sees another, no patient another."""
+def test_scan_features_are_attention_weighted_mean_of_slices() -> None:
+    """Encode each slice alone, then take the weighted mean. Slices and patients do not affect each other."""
     reader = backbone(moved())
     with torch.inference_mode():
         together = reader(scans())
@@ -70,7 +70,7 @@ def test_a_scan_is_what_attention_makes_of_its_slices() -> None:
             torch.testing.assert_close(weights @ alone, features, atol=1e-5, rtol=1e-5)
 
 
-def test_a_slice_without_attention_does_not_count() -> None:
+def test_slice_without_attention_has_no_effect() -> None:
     network = moved()
     reader = backbone(network)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_a_slice_without_attention_does_not_count() -> None:
         assert not torch.allclose(network(changed, torch.zeros(1, TABULAR)), before, atol=1e-2)
 
 
-def test_it_travels_and_comes_back_as_it_was() -> None:
+def test_network_is_unchanged_by_pack_and_unpack() -> None:
     sent, received = moved(), build_network(SMALL, seed=2)
     arrays, buffers = pack(sent)
     assert {name.rpartition(".")[2] for name in buffers} == {"running_mean", "running_var", "num_batches_tracked"}
@@ -92,7 +92,7 @@ def test_it_travels_and_comes_back_as_it_was() -> None:
     assert all(torch.equal(tensor, received.state_dict()[name]) for name, tensor in sent.state_dict().items())
 
 
-def test_a_release_of_it_answers_as_before_and_its_card_says_what_it_is(tmp_path: Path) -> None:
+def test_release_gives_equal_output_and_card_names_architecture(tmp_path: Path) -> None:
     network = moved()
     save_release(tmp_path, network, description(network=SMALL))
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_a_release_of_it_answers_as_before_and_its_card_says_what_it_is(tmp_path
     assert "2.5D resnet18_slices" in (tmp_path / "card.md").read_text()
 
 
-def test_each_patient_has_a_gradient_of_their_own_for_differential_privacy() -> None:
+def test_per_patient_gradients_are_correct_for_differential_privacy() -> None:
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     network = build_network(PRIVATE, seed=1).train()
     patient_losses(hook(network)(scans(), torch.zeros(3, TABULAR)), targets).sum().backward()
@@ -113,11 +113,11 @@ def test_each_patient_has_a_gradient_of_their_own_for_differential_privacy() -> 
         torch.testing.assert_close(found[number], expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_without_batch_norm_no_statistics_of_patients_are_left() -> None:
+def test_network_with_group_norm_has_no_patient_statistics() -> None:
     assert not list(build_network(PRIVATE, seed=1).buffers())
 
 
-def test_the_attack_on_an_update_sees_its_batch_norms_too() -> None:
+def test_inversion_attack_reads_moments_of_2d_batch_norms() -> None:
     before = build_network(SMALL, seed=1).train()
     after = build_network(SMALL, seed=1).train()
     after(scans(), torch.zeros(3, TABULAR))
@@ -131,7 +131,7 @@ def test_the_attack_on_an_update_sees_its_batch_norms_too() -> None:
 
 
 @pytest.mark.slow
-def test_monai_loads_its_bundle(tmp_path: Path) -> None:
+def test_monai_loads_the_bundle(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     release = save_release(folder, moved(), description(network=SMALL))
     write_bundle(folder, release)
@@ -144,7 +144,7 @@ def test_monai_loads_its_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_little_training_moves_the_attention_to_where_the_lesion_is() -> None:
+def test_short_training_moves_attention_to_the_lesion() -> None:
     network = learnt(SMALL, steps=60)
     reader = backbone(network)
     rng = np.random.default_rng(99)

@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last, need the public API alone, and are kept without output."""
+"""The notebooks run completely, import only the public API and are stored without output."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.delenv("STOIC2021", raising=False)
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,13 +34,13 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_it_is_kept_without_output(path: Path) -> None:
+def test_notebook_is_stored_without_output(path: Path) -> None:
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-def test_of_this_project_it_imports_the_public_api_alone(path: Path) -> None:
+def test_notebook_imports_only_the_public_api(path: Path) -> None:
     cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
     modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -50,5 +50,5 @@ def test_of_this_project_it_imports_the_public_api_alone(path: Path) -> None:
     assert not roots & {"configs", "federation", "models", "pipeline"}
 
 
-def test_there_are_notebooks() -> None:
+def test_four_notebooks_exist() -> None:
     assert len(NOTEBOOKS) == 4

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of what happens inside one hospital."""
+"""Fixtures of the tests of pipeline."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A release as a MONAI bundle: MONAI's own functions load it, and it answers as our scorer does. A synthetic scan."""
+"""Tests of a release as a MONAI bundle: MONAI loads it and gives our scorer's result. The scan is synthetic."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from pipeline.bundle import INFERENCE, METADATA, MODEL, Calibrate, ReadScan, wri
 from pipeline.scoring.score import score
 from tests.helpers.descriptions import description
 
-# What the specification and its schema of 2024-07-25 ask for.
+# Fields required by the MONAI bundle specification and its schema of 2024-07-25.
 TENSOR = ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range")
 REQUIRED = (
     *("schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task"),
@@ -53,7 +53,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Release]:
-    """A release with random weights, trained a little so that its buffers are not the initial ones."""
+    """A release with random weights; one training pass changes its buffers from their initial values."""
     folder = tmp_path_factory.mktemp("bundles") / "model"
     settings = NetworkSettings(architecture="resnet10", widen_factor=0.125)
     network = build_network(settings, seed=3).train()
@@ -76,7 +76,7 @@ def load(folder: Path) -> SeverityNetwork:
     )
 
 
-def test_monai_loads_our_network_with_our_weights(bundle: tuple[Path, Release], scan: Path) -> None:
+def test_monai_loads_our_network_and_weights(bundle: tuple[Path, Release], scan: Path) -> None:
     folder, release = bundle
     network = load(folder)
     assert isinstance(network, SeverityNetwork)
@@ -91,7 +91,7 @@ def test_monai_loads_our_network_with_our_weights(bundle: tuple[Path, Release], 
     assert answer == pytest.approx(score(scan, release).probabilities, abs=1e-9)
 
 
-def test_monai_runs_it_to_the_probabilities_of_our_scorer(
+def test_monai_inference_equals_our_scorer(
     bundle: tuple[Path, Release], scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(bundle[0], tmp_path / "moved")
@@ -105,9 +105,9 @@ def test_monai_runs_it_to_the_probabilities_of_our_scorer(
     assert answer == pytest.approx(score(scan, bundle[1]).probabilities, abs=1e-9)
 
 
-def test_its_metadata_is_what_monai_asks_for(bundle: tuple[Path, Release], tmp_path: Path) -> None:
+def test_metadata_passes_monai_schema(bundle: tuple[Path, Release], tmp_path: Path) -> None:
     folder, release = bundle
-    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))  # where one lies already, MONAI downloads none
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))  # MONAI does not download a schema that already exists
 
     def check(file: Path) -> None:
         monai.bundle.verify_metadata(meta_file=str(file), filepath=str(tmp_path / "schema.json"))
@@ -125,7 +125,7 @@ def test_its_metadata_is_what_monai_asks_for(bundle: tuple[Path, Release], tmp_p
         check(tmp_path / "metadata.json")
 
 
-def test_its_torch_file_holds_tensors_alone(bundle: tuple[Path, Release]) -> None:
+def test_torch_file_contains_only_tensors(bundle: tuple[Path, Release]) -> None:
     folder, release = bundle
     content = torch.load(folder / MODEL, weights_only=True)
     assert type(content) is dict

@@ -1,4 +1,4 @@
-"""Small apps for the tests: as their files, and as archives that no honest tool makes."""
+"""Small apps for the tests: their files, and malformed archives that no regular tool creates."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ FILES = {
 
 
 def small_app(**changed: bytes) -> bytes:
-    """The FAB of the small app; files are given by name without the folder and `.py`."""
+    """Build the FAB of the small app. Files are given by name without folder and `.py`."""
     return pack(FILES | {f"small/{name}.py": data for name, data in changed.items()})
 
 
@@ -53,12 +53,12 @@ def archive(
     mode: int = 0o100600,
     comment: bytes = b"",
 ) -> bytes:
-    """A zip of these files in this order, the list of files as it is given among them."""
+    """Create a zip of these files in this order. A manifest among them is stored unchanged."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as made:
         for name, data in files.items():
             entry = zipfile.ZipInfo(name, date)
-            entry.filename = name  # ZipInfo would change some of the names that a forger uses
+            entry.filename = name  # ZipInfo changes some of the names that an attacker may use
             entry.external_attr = mode << 16
             entry.compress_type = compression
             made.writestr(entry, data)
@@ -67,13 +67,13 @@ def archive(
 
 
 def listed(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The files with the list that belongs to them."""
+    """Return the files with a matching manifest."""
     lines = [f"{name},{hashlib.sha256(data).hexdigest()},{8 * len(data)}" for name, data in files.items()]
     return {**files, MANIFEST: "\n".join(lines).encode()}
 
 
 def altered_apps() -> dict[str, bytes]:
-    """The release's own app, each time altered a little: its archive, or one of its files."""
+    """Create variants of the own app with a small change in the archive or in one file."""
     own, dice = build(APP), random.Random(50)
     files = {name: data for name, data in unpack(own).items() if name != MANIFEST}
     apps: dict[str, bytes] = {}

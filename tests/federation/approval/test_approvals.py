@@ -1,4 +1,4 @@
-"""Approvals: an app runs if somebody at the hospital let it, and no app that differs by a byte does."""
+"""Approvals: an app runs only if the hospital approved it. An app that differs by one byte does not run."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def code(action: Callable[[], object]) -> str:
     return refused.value.code
 
 
-def test_the_app_of_the_release_may_run_and_no_other(approvals: Approvals) -> None:
+def test_only_the_own_app_may_run_without_approval(approvals: Approvals) -> None:
     assert own_app_sha256() == build_app()[1]
     assert approvals.verdict(build_app()[1]) == "own"
     assert approvals.verdict(SMALL) == "unknown"
@@ -34,7 +34,7 @@ def test_the_app_of_the_release_may_run_and_no_other(approvals: Approvals) -> No
         assert approvals.verdict(odd) == "unknown"
 
 
-def test_a_site_may_ask_for_an_approval_of_the_own_app_as_well(site: Site) -> None:
+def test_site_can_require_approval_of_the_own_app(site: Site) -> None:
     site.settings.gateway.own_app = False
     approvals = Approvals(site)
     assert approvals.verdict(own_app_sha256()) == "unknown"
@@ -42,7 +42,7 @@ def test_a_site_may_ask_for_an_approval_of_the_own_app_as_well(site: Site) -> No
     assert approvals.verdict(own_app_sha256()) == "approved"
 
 
-def test_the_last_decision_holds_in_every_process(site: Site, approvals: Approvals) -> None:
+def test_last_decision_applies_in_every_process(site: Site, approvals: Approvals) -> None:
     other = Approvals(site)
     assert approvals.approve(small_app(), by="anna", note="read by two") == SMALL
     assert other.verdict(SMALL) == "approved"
@@ -57,17 +57,17 @@ def test_the_last_decision_holds_in_every_process(site: Site, approvals: Approva
     ]
 
 
-def test_the_own_app_can_be_revoked(approvals: Approvals) -> None:
+def test_own_app_can_be_revoked(approvals: Approvals) -> None:
     approvals.revoke(own_app_sha256(), by="anna")
     assert approvals.verdict(own_app_sha256()) == "revoked"
 
 
-def test_an_app_that_never_came_can_be_revoked(approvals: Approvals) -> None:
+def test_app_never_received_can_be_revoked(approvals: Approvals) -> None:
     approvals.revoke("0" * 64, by="anna")
     assert approvals.verdict("0" * 64) == "revoked"
 
 
-def test_every_decision_is_in_the_ledger_without_who_made_it(site: Site, approvals: Approvals) -> None:
+def test_ledger_records_every_decision_without_the_person(site: Site, approvals: Approvals) -> None:
     approvals.approve(small_app(), by="anna", note="secret note")
     approvals.revoke(SMALL, by="anna")
     lines = list(read_lines(ledger_file(site)))
@@ -80,18 +80,16 @@ def test_every_decision_is_in_the_ledger_without_who_made_it(site: Site, approva
     assert "secret" not in text
 
 
-def test_nothing_is_approved_that_the_ledger_does_not_record(
-    approvals: Approvals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_approval_fails_if_the_ledger_cannot_be_written(approvals: Approvals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("federation.ledger.chain.os.write", lambda handle, data: 0)
     assert code(lambda: approvals.approve(small_app(), by="anna")) == "E_LEDGER_WRITE"
     assert approvals.verdict(SMALL) == "unknown"
-    # A revocation is not hindered by a broken ledger.
+    # A revocation takes effect even if the ledger cannot be written.
     assert code(lambda: approvals.revoke(own_app_sha256(), by="anna")) == "E_LEDGER_WRITE"
     assert approvals.verdict(own_app_sha256()) == "revoked"
 
 
-def test_what_cannot_be_read_cannot_be_approved(approvals: Approvals) -> None:
+def test_unreadable_app_cannot_be_approved(approvals: Approvals) -> None:
     hostile = archive(listed({**unpack(small_app()), "../outside.py": b""}))
     assert code(lambda: approvals.approve(hostile, by="anna")) == "E_APP_PATH"
     assert approvals.verdict(hashlib.sha256(hostile).hexdigest()) == "unknown"
@@ -104,7 +102,7 @@ def test_what_cannot_be_read_cannot_be_approved(approvals: Approvals) -> None:
 ALTERED = altered_apps()
 
 
-def test_there_are_fifty_and_all_are_different() -> None:
+def test_there_are_fifty_different_altered_apps() -> None:
     assert len(ALTERED) >= 50
     hashes = {hashlib.sha256(content).hexdigest() for content in ALTERED.values()}
     assert len(hashes) == len(ALTERED)
@@ -112,13 +110,13 @@ def test_there_are_fifty_and_all_are_different() -> None:
 
 
 @pytest.mark.parametrize("how", ALTERED)
-def test_an_altered_app_is_unknown(approvals: Approvals, how: str) -> None:
-    approvals.approve(build(APP), by="anna")  # even where the app itself was approved
+def test_altered_app_is_unknown(approvals: Approvals, how: str) -> None:
+    approvals.approve(build(APP), by="anna")  # even if the unaltered app is approved
     assert approvals.verdict(hashlib.sha256(ALTERED[how]).hexdigest()) == "unknown"
     assert approvals.verdict(approvals.keep(ALTERED[how])) == "unknown"
 
 
-# --- a damaged file, and a crash --------------------------------------------------------------------------
+# --- damaged files and failures ---------------------------------------------------------------------------
 
 
 def decisions(**decision: str) -> str:
@@ -141,7 +139,7 @@ def decisions(**decision: str) -> str:
         "\0" * 300,
     ],
 )
-def test_with_damaged_approvals_nothing_runs(approvals: Approvals, text: str) -> None:
+def test_damaged_approvals_file_blocks_every_app(approvals: Approvals, text: str) -> None:
     approvals.approve(small_app(), by="anna")
     (approvals.folder / "approvals.json").write_text(text)
     for sha256 in (SMALL, own_app_sha256()):
@@ -152,25 +150,25 @@ def test_with_damaged_approvals_nothing_runs(approvals: Approvals, text: str) ->
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_approvals_that_others_could_have_written_count_for_nothing(approvals: Approvals, mode: int) -> None:
+def test_approvals_file_writable_by_others_is_refused(approvals: Approvals, mode: int) -> None:
     approvals.approve(small_app(), by="anna")
     (approvals.folder / "approvals.json").chmod(mode)
     assert code(lambda: approvals.verdict(SMALL)) == "E_APPROVALS"
 
 
-def test_approvals_that_cannot_be_read_count_for_nothing(approvals: Approvals) -> None:
+def test_unreadable_approvals_file_is_refused(approvals: Approvals) -> None:
     (approvals.folder / "approvals.json").mkdir(parents=True)
     assert code(lambda: approvals.verdict(own_app_sha256())) == "E_APPROVALS"
 
 
-def test_a_crash_while_writing_leaves_the_decisions_before(
+def test_failed_write_keeps_the_previous_decisions(
     site: Site, approvals: Approvals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     approvals.approve(small_app(), by="anna")
     before = (approvals.folder / "approvals.json").read_bytes()
 
     def full(handle: int) -> None:
-        if not os.path.samestat(os.fstat(handle), ledger_file(site).stat()):  # the ledger has space left
+        if not os.path.samestat(os.fstat(handle), ledger_file(site).stat()):  # writing the ledger succeeds
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.system.atomic_files.os.fsync", full)
@@ -180,7 +178,7 @@ def test_a_crash_while_writing_leaves_the_decisions_before(
     assert list(approvals.folder.glob("*.tmp")) == []
 
 
-def test_two_commands_do_not_overwrite_each_other(site: Site, approvals: Approvals) -> None:
+def test_concurrent_command_is_refused(site: Site, approvals: Approvals) -> None:
     approvals.approve(small_app(), by="anna")
     with alone(approvals.folder / "lock", NO_SITE):
         assert code(lambda: approvals.revoke(SMALL, by="ben")) == "E_APPROVALS_BUSY"
@@ -188,7 +186,7 @@ def test_two_commands_do_not_overwrite_each_other(site: Site, approvals: Approva
     assert [line.kind for line in read_lines(ledger_file(site))] == ["approval"]
 
 
-def test_only_the_owner_reads_decisions_and_apps(approvals: Approvals) -> None:
+def test_decisions_and_apps_are_readable_by_the_owner_only(approvals: Approvals) -> None:
     approvals.approve(small_app(), by="anna")
     assert stat.S_IMODE(approvals.folder.stat().st_mode) == 0o700
     for file in ("approvals.json", f"{SMALL}.fab"):
@@ -196,36 +194,36 @@ def test_only_the_owner_reads_decisions_and_apps(approvals: Approvals) -> None:
     assert json.loads((approvals.folder / "approvals.json").read_text())["decisions"][0]["by"] == "anna"
 
 
-# --- refused apps, kept to look at ------------------------------------------------------------------------
+# --- refused apps kept for review -------------------------------------------------------------------------
 
 
-def test_a_refused_app_can_be_looked_at_and_is_still_refused(approvals: Approvals) -> None:
+def test_refused_app_is_kept_for_review_and_stays_unknown(approvals: Approvals) -> None:
     assert approvals.keep(small_app()) == SMALL
     assert approvals.content(SMALL) == small_app()
     assert approvals.verdict(SMALL) == "unknown"
 
 
-def test_only_so_many_refused_apps_are_kept_and_the_decided_ones_stay(approvals: Approvals) -> None:
+def test_number_of_kept_refused_apps_is_limited_and_decided_apps_are_kept(approvals: Approvals) -> None:
     approvals.approve(small_app(), by="anna")
     revoked = approvals.keep(b"revoked")
     approvals.revoke(revoked, by="anna")
     for age, path in enumerate(approvals.kept()):
         os.utime(path, (age, age))
     came = [approvals.keep(f"app {k}".encode()) for k in range(KEPT + 10)]
-    again = approvals.keep(b"app 10")  # the oldest that is kept comes once more
+    again = approvals.keep(b"app 10")  # the oldest kept app is received again
     more = [approvals.keep(f"more {k}".encode()) for k in range(5)]
     kept = {path.stem for path in approvals.kept()}
     assert kept == {SMALL, revoked, again, *came[-(KEPT - 6) :], *more}
     assert len(kept) == KEPT + 2
 
 
-def test_an_app_that_is_too_large_is_not_kept(approvals: Approvals) -> None:
+def test_app_over_the_size_limit_is_not_kept(approvals: Approvals) -> None:
     content = bytes(MAX_BYTES + 1)
     assert approvals.keep(content) == hashlib.sha256(content).hexdigest()
     assert approvals.kept() == []
 
 
-def test_a_full_disk_does_not_stop_a_refusal(approvals: Approvals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_is_refused_even_if_the_disk_is_full(approvals: Approvals, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -234,7 +232,7 @@ def test_a_full_disk_does_not_stop_a_refusal(approvals: Approvals, monkeypatch: 
     assert approvals.kept() == []
 
 
-def test_a_kept_file_that_was_changed_is_not_shown_as_the_app(approvals: Approvals) -> None:
+def test_changed_kept_file_is_not_returned_as_the_app(approvals: Approvals) -> None:
     approvals.keep(small_app())
     (approvals.folder / f"{SMALL}.fab").write_bytes(small_app(more=b""))
     assert approvals.content(SMALL) is None

@@ -1,4 +1,4 @@
-"""The app bundle: the same bytes everywhere, taken by Flower, and read without harm whoever made it."""
+"""The app bundle (FAB): its bytes are reproducible, Flower installs it, and hostile bundles are refused."""
 
 import hashlib
 import io
@@ -25,7 +25,7 @@ from federation.runs.submission import build_app
 from models.refusal import Refusal
 from tests.federation.approval.apps import CLIENT, FILES, PYPROJECT, archive, listed, small_app, unpack
 
-# The SHA-256 of `small_app()`; it changes with the way in which apps are packed, and then every approval is void.
+# The SHA-256 of `small_app()`. If packing changes, this hash changes and every existing approval becomes invalid.
 GOLDEN = "f13e7b56b1e8931dc9cb34693acd2972da5ac202f17fdec9240cefa9bb4cf667"
 
 
@@ -35,15 +35,15 @@ def refused(content: bytes) -> str:
     return caught.value.code
 
 
-# --- the same bytes everywhere ----------------------------------------------------------------------------
+# --- reproducible bytes -----------------------------------------------------------------------------------
 
 
-def test_the_bytes_do_not_depend_on_this_machine() -> None:
+def test_packed_bytes_do_not_depend_on_the_machine() -> None:
     assert hashlib.sha256(small_app()).hexdigest() == GOLDEN
     assert pack(dict(reversed(FILES.items()))) == small_app()
 
 
-def test_the_release_has_one_hash_wherever_it_lies_and_whatever_writes_toml(
+def test_own_app_has_one_hash_in_any_folder_and_with_any_toml_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, flowers, dumps = build(APP), build_fab_from_disk(APP), tomli_w.dumps
@@ -57,7 +57,7 @@ def test_the_release_has_one_hash_wherever_it_lies_and_whatever_writes_toml(
     assert build(copy) == build_app()[0] == ours
 
 
-def test_what_flower_builds_is_the_same_app_packed_otherwise() -> None:
+def test_flower_build_has_the_same_files_in_a_different_archive() -> None:
     theirs, ours = unpack(build_fab_from_disk(APP)), unpack(build(APP))
     assert theirs.keys() == ours.keys()
     assert tomllib.loads(theirs.pop(CONFIG).decode()) == tomllib.loads(ours.pop(CONFIG).decode())
@@ -66,7 +66,7 @@ def test_what_flower_builds_is_the_same_app_packed_otherwise() -> None:
     assert theirs == ours
 
 
-def test_flower_installs_it(tmp_path: Path) -> None:
+def test_flower_installs_the_bundle(tmp_path: Path) -> None:
     installed = install_from_fab(build(APP), install_dir=tmp_path, skip_prompt=True)
     for name in ("fedthorax_app/client_app.py", CONFIG):
         assert (installed / name).read_bytes() == (APP / name).read_bytes()
@@ -74,7 +74,7 @@ def test_flower_installs_it(tmp_path: Path) -> None:
     assert get_fab_config(build(APP))["tool"]["flwr"]["app"]["publisher"] == "fedthorax"
 
 
-def test_an_app_is_read_as_it_was_built() -> None:
+def test_app_is_read_as_built() -> None:
     app = read(small_app())
     assert app.files == FILES
     assert app.name == "lab/small 1.0"
@@ -82,7 +82,7 @@ def test_an_app_is_read_as_it_was_built() -> None:
     assert read(build_fab_from_disk(APP)).name == read(build(APP)).name == "fedthorax/fedthorax-app 0.1.0"
 
 
-def test_a_folder_that_is_no_app_is_refused(tmp_path: Path) -> None:
+def test_folder_without_an_app_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("[project]\nname = 3\n")
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(Refusal) as caught:
@@ -90,19 +90,19 @@ def test_a_folder_that_is_no_app_is_refused(tmp_path: Path) -> None:
         assert caught.value.code == "E_APP_CONFIG"
 
 
-# --- an enemy's bytes -------------------------------------------------------------------------------------
+# --- hostile archives -------------------------------------------------------------------------------------
 
 
-def test_what_is_no_archive_is_refused() -> None:
+def test_invalid_archive_is_refused() -> None:
     good = small_app()
     for content in (b"", b"PK", b"hello" * 1000, good[:-30], good[len(good) // 2 :]):
         assert refused(content) == "E_APP_ARCHIVE"
     wrong = bytearray(good)
-    wrong[good.index(CLIENT)] ^= 1  # the CRC is another's now
+    wrong[good.index(CLIENT)] ^= 1  # the CRC no longer matches
     assert refused(bytes(wrong)) == "E_APP_ARCHIVE"
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = archive(listed({**FILES, "small/zeros.py": bytes(50 * 2**20)}), compression=zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**17
 
@@ -114,10 +114,10 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch
     assert refused(bytes(MAX_BYTES + 1)) == "E_APP_SIZE"
 
 
-def test_a_bomb_that_lies_about_its_size_gives_no_more_than_it_said() -> None:
+def test_zip_bomb_with_a_false_size_is_refused() -> None:
     bomb = bytearray(archive(listed({**FILES, "small/zeros.py": bytes(5 * 2**20)}), compression=zipfile.ZIP_DEFLATED))
     real, said = struct.pack("<L", 5 * 2**20), struct.pack("<L", 10)
-    assert bomb.count(real) == 2  # in the file's own header and in the table of contents
+    assert bomb.count(real) == 2  # in the local file header and in the central directory
     assert refused(bytes(bomb).replace(real, said)) == "E_APP_ARCHIVE"
 
 
@@ -138,18 +138,18 @@ def test_too_many_files_are_refused() -> None:
         "small/folder/",
         "small\\windows.py",
         "C:small.py",
-        "SMALL/CLIENT_APP.py",  # one file with ours on a file system that does not tell letters apart
+        "SMALL/CLIENT_APP.py",  # the same file on a case-insensitive file system
         "small/client_ａpp.py",
         "small/client_app.py/inside.py",
         "small",
         "",
     ],
 )
-def test_a_name_that_could_reach_elsewhere_is_refused(name: str) -> None:
+def test_unsafe_file_name_is_refused(name: str) -> None:
     assert refused(archive(listed({**FILES, name: b"import os\n"}))) == "E_APP_PATH"
 
 
-def test_two_files_of_one_name_are_refused() -> None:
+def test_duplicate_file_name_is_refused() -> None:
     twice = archive(listed(FILES)).replace(b"small/server_app.py", b"small/client_app.py")
     assert refused(twice) == "E_APP_PATH"
 
@@ -171,7 +171,7 @@ def test_encrypted_files_are_refused() -> None:
     assert refused(bytes(content)) == "E_APP_ARCHIVE"
 
 
-def test_files_and_list_must_be_the_same() -> None:
+def test_mismatch_of_files_and_manifest_is_refused() -> None:
     good = listed(FILES)
     lines = good[MANIFEST].decode().splitlines()
     for files in (
@@ -187,7 +187,7 @@ def test_files_and_list_must_be_the_same() -> None:
 
 
 def rezipped(change: Callable[[zipfile.ZipInfo], None], *, comment: bytes = b"", deflate: bool = False) -> bytes:
-    """The small app, each entry of its archive changed."""
+    """Create the small app with each archive entry changed."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as made:
         for name, data in unpack(small_app()).items():
@@ -200,7 +200,7 @@ def rezipped(change: Callable[[zipfile.ZipInfo], None], *, comment: bytes = b"",
 
 
 def between(good: bytes, hidden: bytes, place: int) -> bytes:
-    """The archive with bytes at a place, and every offset in it put right, so that all of its files are found."""
+    """Insert bytes into the archive and correct every offset, so that all of its files are found."""
     end = good.rindex(b"PK\5\6")
     (start,) = struct.unpack_from("<L", good, end + 16)
     content = bytearray(good)
@@ -215,7 +215,7 @@ def between(good: bytes, hidden: bytes, place: int) -> bytes:
 
 
 def hidden_bytes() -> dict[str, bytes]:
-    """Archives whose files are those of the small app, each with bytes besides."""
+    """Create archives with the files of the small app and additional hidden bytes."""
     good, hidden = small_app(), b"import os  # nobody is shown this\n"
     headers = [place for place in range(len(good)) if good[place : place + 4] == b"PK\3\4"]
     contents, end = good.index(b"PK\1\2"), good.rindex(b"PK\5\6")
@@ -236,7 +236,7 @@ def hidden_bytes() -> dict[str, bytes]:
     def with_version(entry: zipfile.ZipInfo) -> None:
         entry.create_version = 45
 
-    local = bytearray(good)  # a date in the file's own header alone; readers take the one of the list of contents
+    local = bytearray(good)  # a date in the local header only; readers use the central directory
     struct.pack_into("<L", local, headers[1] + 10, 0xCAFEBABE)
     return {
         "before": hidden + good,
@@ -261,13 +261,13 @@ HIDDEN = hidden_bytes()
 
 
 @pytest.mark.parametrize("where", HIDDEN)
-def test_bytes_that_belong_to_no_file_are_refused(where: str) -> None:
-    """zipfile itself reads most of these without a word: see the next test."""
+def test_hidden_bytes_in_the_archive_are_refused(where: str) -> None:
+    """zipfile itself reads most of these archives without an error: see the next test."""
     assert HIDDEN[where] != small_app()
     assert refused(HIDDEN[where]) in ("E_APP_PACKING", "E_APP_ARCHIVE")
 
 
-def test_the_forgeries_are_archives_of_the_same_files() -> None:
+def test_archives_with_hidden_bytes_contain_the_same_files() -> None:
     readable = set()
     for where, content in HIDDEN.items():
         with suppress(zipfile.BadZipFile):
@@ -279,7 +279,7 @@ def test_the_forgeries_are_archives_of_the_same_files() -> None:
 
 
 @pytest.mark.parametrize("system", [0, 3])
-def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_builds_from_unix_and_windows_are_accepted(system: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zipfile.sys.platform", "win32" if system == 0 else "linux")
     content = build_fab_from_disk(APP)
     with zipfile.ZipFile(io.BytesIO(content)) as made:
@@ -292,7 +292,7 @@ def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatc
     [
         "torch.py",
         "torch/__init__.py",
-        "torch/nn/functional.py",  # a package without __init__.py: it would be joined with others of its name
+        "torch/nn/functional.py",  # a namespace package: Python would merge it with others of its name
         "numpy.py",
         "flwr/clientapp.py",
         "federation/__init__.py",
@@ -304,7 +304,7 @@ def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatc
         "os.py",
         "_thread.py",
         "xml/etree.py",
-        "pydicom/__init__.py",  # of a library that is installed
+        "pydicom/__init__.py",  # an installed library
         "PIL/Image.py",
         "pil.py",
         "Torch.py",
@@ -317,7 +317,7 @@ def test_what_flower_builds_on_unix_and_windows_is_taken(system: int, monkeypatc
         "usercustomize/__init__.py",
     ],
 )
-def test_a_module_in_the_place_of_an_installed_one_is_refused(path: str) -> None:
+def test_module_that_shadows_an_installed_one_is_refused(path: str) -> None:
     with pytest.raises(Refusal) as caught:
         read(pack({**FILES, path: b"import os\n"}))
     assert caught.value.code == "E_APP_SHADOW"
@@ -329,14 +329,14 @@ def test_a_module_in_the_place_of_an_installed_one_is_refused(path: str) -> None
         "small/torch.py",  # small.torch
         "small/json/__init__.py",
         "docs/index.md",
-        "torch/README.md",  # nothing that Python imports
+        "torch/README.md",  # not importable
         "site.toml",
         "LICENSE",
         "tests/test_app.py",
         "smaller.py",
     ],
 )
-def test_a_name_that_takes_nothings_place_is_allowed(path: str) -> None:
+def test_module_that_shadows_nothing_is_allowed(path: str) -> None:
     assert path in read(pack({**FILES, path: b"# text\n"})).files
 
 
@@ -351,7 +351,7 @@ def test_a_name_that_takes_nothings_place_is_allowed(path: str) -> None:
         bytes(range(128, 256)),
     ],
 )
-def test_a_source_that_is_not_what_it_looks_like_is_refused(source: bytes) -> None:
+def test_source_with_invalid_or_unusual_encoding_is_refused(source: bytes) -> None:
     assert refused(small_app(odd=source)) == "E_APP_TEXT"
 
 
@@ -365,7 +365,7 @@ def test_compiled_code_is_refused() -> None:
         ('name = "small"', ""),
         ('name = "small"', "name = 7"),
         ('name = "small"', 'name = "../../small"'),
-        ('version = "1.0"', 'version = "1/../../../evil"'),  # Flower makes a folder's name of it
+        ('version = "1.0"', 'version = "1/../../../evil"'),  # Flower uses it in a folder name
         ('publisher = "lab"', 'publisher = "a/b"'),
         ('publisher = "lab"', 'publisher = "lab\\u001b[2J"'),
         ('publisher = "lab"', f'publisher = "{"x" * 200}"'),
@@ -374,11 +374,11 @@ def test_compiled_code_is_refused() -> None:
         ("dependencies = []", f"dependencies = {'[' * 5000}"),
     ],
 )
-def test_settings_that_flower_could_not_use_or_should_not_are_refused(old: str, new: str) -> None:
+def test_invalid_app_settings_are_refused(old: str, new: str) -> None:
     assert refused(pack({**FILES, CONFIG: PYPROJECT.replace(old, new, 1).encode()})) == "E_APP_CONFIG"
 
 
-def test_an_app_without_settings_is_refused() -> None:
+def test_app_without_settings_is_refused() -> None:
     files = {name: data for name, data in FILES.items() if name != CONFIG}
     assert refused(archive(listed(files))) == "E_APP_CONFIG"
 
@@ -386,7 +386,7 @@ def test_an_app_without_settings_is_refused() -> None:
 @pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data())
-def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:
+def test_randomly_altered_archive_is_refused_without_other_errors(data: st.DataObject) -> None:
     content = bytearray(small_app())
     for _ in range(data.draw(st.integers(1, 6))):
         place = data.draw(st.integers(0, len(content) - 1))

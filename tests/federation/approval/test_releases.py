@@ -1,4 +1,4 @@
-"""From which releases studies may begin at a site: decisions, and what becomes of the files."""
+"""Approval of the releases from which studies may begin at a site: decisions and copied files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def release(tmp_path: Path) -> Path:
     return tmp_path / "release"
 
 
-def test_nothing_may_begin_before_it_is_approved_nor_after_it_is_revoked(site: Site, release: Path) -> None:
+def test_study_may_begin_from_a_release_only_while_it_is_approved(site: Site, release: Path) -> None:
     approvals, sha256 = ReleaseApprovals(site), load_release(release).sha256
     assert not approvals.may_begin(sha256)
     assert approvals.approve(release, by="me", note="signed by the study's office") == sha256
@@ -35,19 +35,19 @@ def test_nothing_may_begin_before_it_is_approved_nor_after_it_is_revoked(site: S
     assert [decision.decided for decision in approvals.decisions()] == ["revoked"]
 
 
-def test_decisions_stand_in_the_ledger(site: Site, release: Path) -> None:
+def test_decisions_are_recorded_in_the_ledger(site: Site, release: Path) -> None:
     sha256 = ReleaseApprovals(site).approve(release, by="me")
     ReleaseApprovals(site).revoke(sha256, by="me")
     kinds = [line.kind for line in read_lines(ledger_file(site))]
     assert kinds == ["release approval", "release revocation"]
 
 
-def test_a_copy_that_came_without_a_decision_does_not_count(site: Site, release: Path) -> None:
+def test_release_copied_without_a_decision_is_not_approved(site: Site, release: Path) -> None:
     sha256 = copy_release(release, ReleaseApprovals(site).folder)
     assert not ReleaseApprovals(site).may_begin(sha256)
 
 
-def test_an_approved_release_whose_files_are_gone_does_not_count(site: Site, release: Path) -> None:
+def test_approved_release_with_missing_files_is_not_usable(site: Site, release: Path) -> None:
     approvals = ReleaseApprovals(site)
     sha256 = approvals.approve(release, by="me")
     (approvals.folder / sha256 / "model.json").unlink()
@@ -55,11 +55,11 @@ def test_an_approved_release_whose_files_are_gone_does_not_count(site: Site, rel
 
 
 @pytest.mark.parametrize("name", ['"../north"', '"ABC"', "3", "null", '["a"]', '"' + "0" * 65 + '"'])
-def test_a_name_that_would_be_another_path_is_refused(name: str) -> None:
+def test_invalid_release_name_is_refused(name: str) -> None:
     with pytest.raises(Refusal, match="E_RUN_CONFIG"):
         begins_from(f'{{"study": {{"begin_from": {name}}}}}')
 
 
-def test_a_study_without_a_release_begins_from_its_seed() -> None:
+def test_study_without_a_release_begins_from_its_seed() -> None:
     assert begins_from('{"study": {}}') == begins_from('{"study": {"begin_from": ""}}') == ""
     assert begins_from(f'{{"study": {{"begin_from": "{"a" * 64}"}}}}') == "a" * 64

@@ -1,4 +1,4 @@
-"""The review of an app: what is pointed out, where, and that looking at an app is safe."""
+"""The review of an app: its findings and their lines, the difference, and safe display."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ BASE = fab.read(small_app())
 
 
 def findings(source: str) -> set[tuple[int, str]]:
-    """Line and name of what is pointed out in a source."""
+    """Return line and name of each finding in a source."""
     app = fab.read(small_app(more=source.encode()))
     return {(f.line, f.what) for f in review(app).findings if f.file == "small/more.py"}
 
@@ -80,11 +80,11 @@ def findings(source: str) -> set[tuple[int, str]]:
         ("from pipeline.site.folder import Site\n", 1, "pipeline.site.folder.Site"),
     ],
 )
-def test_it_is_pointed_out(source: str, line: int, what: str) -> None:
+def test_risky_code_is_reported(source: str, line: int, what: str) -> None:
     assert (line, what) in findings(source)
 
 
-def test_plain_code_is_left_in_peace() -> None:
+def test_harmless_code_has_no_findings() -> None:
     source = """
 import json
 import math
@@ -116,7 +116,7 @@ def train(model, file, mode):
     assert findings(source) == set()
 
 
-def test_each_finding_has_a_plain_reason() -> None:
+def test_each_finding_has_a_reason() -> None:
     app = fab.read(small_app(more=b"import socket, pickle\neval('1')\n"))
     reasons = {f.what: f.why for f in review(app).findings}
     assert "network" in reasons["socket"]
@@ -124,21 +124,21 @@ def test_each_finding_has_a_plain_reason() -> None:
     assert "runs text as code" in reasons["eval"]
 
 
-def test_the_releases_own_app_only_calls_what_the_hospital_installed() -> None:
+def test_own_app_only_calls_installed_packages() -> None:
     result = review(fab.read(fab.build(fab.APP)))
     assert {f.why for f in result.findings} == {HOSPITAL}
     assert result.imports == ["federation"]
     assert result.dependencies == []
 
 
-def test_nothing_of_the_app_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_review_does_not_run_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = b"from pathlib import Path\nPath('ran').touch()\nraise SystemExit(3)\n"
     review(fab.read(small_app(more=source, conftest=source, sitecustomize=source)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_are_named_with_size_and_hash() -> None:
+def test_files_are_listed_with_size_and_hash() -> None:
     result = review(BASE)
     assert [name for name, _, _ in result.files] == sorted(FILES)
     by_name = {name: (size, sha256) for name, size, sha256 in result.files}
@@ -147,7 +147,7 @@ def test_files_are_named_with_size_and_hash() -> None:
     assert by_name["small/__init__.py"] == (0, empty)
 
 
-def test_dependencies_are_shown_whatever_they_are() -> None:
+def test_dependencies_are_shown_in_any_form() -> None:
     for text, shown in (('["evil==1"]', ["evil==1"]), ('"evil"', ["evil"]), ("[1]", ["1"])):
         config = PYPROJECT.replace("dependencies = []", f"dependencies = {text}").encode()
         assert review(fab.read(fab.pack({**FILES, CONFIG: config}))).dependencies == shown
@@ -160,7 +160,7 @@ def test_the_same_app_has_no_difference() -> None:
     assert review(BASE, BASE).difference == []
 
 
-def test_a_difference_names_what_was_added_changed_and_removed() -> None:
+def test_difference_shows_added_changed_and_removed_files() -> None:
     files = {name: data for name, data in FILES.items() if name != "small/server_app.py"}
     changed = fab.read(fab.pack({**files, "small/client_app.py": CLIENT + b"import os\n", "small/new.py": b"x = 1\n"}))
     result = review(changed, BASE)
@@ -171,29 +171,29 @@ def test_a_difference_names_what_was_added_changed_and_removed() -> None:
     assert not any("__init__" in line for line in result.difference)
 
 
-def test_without_an_app_before_all_is_new() -> None:
+def test_difference_without_a_previous_app_shows_everything_as_added() -> None:
     result = review(BASE)
     assert result.compared_with == ""
     assert "+from flwr.clientapp import ClientApp" in result.difference
 
 
-def test_a_hidden_end_of_line_shows_in_the_difference() -> None:
+def test_code_after_a_hidden_line_end_shows_in_the_difference() -> None:
     changed = fab.read(small_app(client_app=CLIENT.replace(b"\n\napp", b"  # \rimport os\n\napp")))
     assert "+import os" in review(changed, BASE).difference
 
 
-def test_a_long_difference_is_bounded_and_says_so() -> None:
+def test_long_difference_is_truncated_with_count() -> None:
     result = review(fab.read(small_app(more=b"x = 1\n" * 3000)), BASE)
     assert len(result.difference) == MAX_DIFF_LINES
     assert result.left_out > 1900
 
 
-def test_files_too_long_to_compare_are_named() -> None:
+def test_files_too_long_to_compare_are_listed() -> None:
     before, after = (fab.read(small_app(more=text * 2001)) for text in (b"x = 1\n", b"y = 1\n"))
     assert review(after, before).difference == ["*** small/more.py differs, and is too long to compare: read both"]
 
 
-# --- on the screen ----------------------------------------------------------------------------------------
+# --- screen output ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_files_too_long_to_compare_are_named() -> None:
         ("\ud800", "\\ud800"),
     ],
 )
-def test_nothing_moves_the_cursor(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_the_review_is_json_and_says_what_it_does_not_prove() -> None:
+def test_review_is_json_and_contains_the_caution() -> None:
     content = json.loads(json.dumps(review(BASE).to_json()))
     assert content["caution"] == CAUTION
     assert "proves nothing" in CAUTION

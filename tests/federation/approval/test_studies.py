@@ -1,4 +1,4 @@
-"""A study is approved by a digest of its settings: any setting that decides what is learnt or asked makes another."""
+"""Approval of studies by a digest of their settings. Every setting that affects training or queries changes it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -39,19 +39,19 @@ def settings() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("table", "key"), settings())
-def test_every_setting_but_the_free_ones_makes_another_study(table: str, key: str) -> None:
+def test_every_setting_except_free_ones_changes_the_digest(table: str, key: str) -> None:
     changed = json.loads(TEXT)
     changed[table][key] = "something else"
     is_free = table == "stopping" or (table == "study" and key in FREE_KEYS)
     assert (study_digest(json.dumps(changed)) == study_digest(TEXT)) == is_free
 
 
-def test_a_setting_that_no_release_knows_makes_another_study() -> None:
+def test_unknown_setting_changes_the_digest() -> None:
     changed = {**STUDY, "more": {"trap": 1}}
     assert study_digest(json.dumps(changed)) != study_digest(TEXT)
 
 
-def test_order_and_spaces_make_no_other_study() -> None:
+def test_order_and_whitespace_do_not_change_the_digest() -> None:
     turned = {table: dict(reversed(content.items())) for table, content in reversed(STUDY.items())}
     assert study_digest(json.dumps(turned, indent=3)) == study_digest(TEXT)
 
@@ -64,17 +64,17 @@ def test_order_and_spaces_make_no_other_study() -> None:
         "{}",
         '{"study": 3}',
         "{" * 40_000,
-        TEXT.replace('"rounds": 20', '"rounds": 20, "rounds": 21'),  # two readers could see two studies
+        TEXT.replace('"rounds": 20', '"rounds": 20, "rounds": 21'),  # two parsers could read different studies
         TEXT.replace('"learning_rate": 0.05', '"learning_rate": NaN'),
         TEXT.replace('"learning_rate": 0.05', '"learning_rate": Infinity'),
         TEXT + " " * 70_000,
     ],
 )
-def test_what_is_no_study_has_no_digest(text: str) -> None:
+def test_invalid_study_has_no_digest(text: str) -> None:
     assert code(lambda: study_digest(text)) == "E_RUN_CONFIG"
 
 
-def test_presets_are_known_by_name() -> None:
+def test_presets_are_recognised_by_digest() -> None:
     for name, study in presets().items():
         named = study.model_copy(update={"study": study.study.model_copy(update={"name": "other", "seed": 77})})
         assert name in names_of(study_digest(named.model_dump_json()))
@@ -82,7 +82,7 @@ def test_presets_are_known_by_name() -> None:
     assert list(presets()) == list(preset_files())
 
 
-def test_a_new_site_allows_the_usual_studies_and_no_other(site: Site) -> None:
+def test_new_site_allows_only_the_default_presets(site: Site) -> None:
     approvals = StudyApprovals(site)
     verdicts = {
         name: approvals.verdict(study_digest(study.model_dump_json()), (name,)) for name, study in presets().items()
@@ -92,13 +92,13 @@ def test_a_new_site_allows_the_usual_studies_and_no_other(site: Site) -> None:
     assert approvals.verdict(study_digest(TEXT), ()) == "unknown"
 
 
-def test_a_site_that_names_no_study_allows_none(site: Site) -> None:
+def test_site_without_listed_studies_allows_none(site: Site) -> None:
     site.settings.gateway.studies = ()
     digest = study_digest(presets()["study"].model_dump_json())
     assert StudyApprovals(site).verdict(digest, names_of(digest)) == "unknown"
 
 
-def test_decisions_hold_and_are_in_the_ledger(site: Site) -> None:
+def test_decisions_persist_and_are_recorded_in_the_ledger(site: Site) -> None:
     approvals = StudyApprovals(site)
     digest = approvals.approve(TEXT, by="anna", note="read")
     assert digest == study_digest(TEXT)
@@ -111,13 +111,13 @@ def test_decisions_hold_and_are_in_the_ledger(site: Site) -> None:
     ]
 
 
-def test_a_revoked_preset_does_not_run_though_site_toml_names_it(site: Site) -> None:
+def test_revoked_preset_does_not_run_even_if_listed_in_site_toml(site: Site) -> None:
     digest = study_digest(presets()["study"].model_dump_json())
     StudyApprovals(site).revoke(digest, by="anna")
     assert StudyApprovals(site).verdict(digest, ("study",)) == "revoked"
 
 
-def test_a_study_that_was_asked_for_can_be_looked_at(site: Site) -> None:
+def test_requested_study_is_kept_for_review(site: Site) -> None:
     approvals = StudyApprovals(site)
     digest = approvals.keep(TEXT)
     kept = approvals.content(digest)
@@ -127,14 +127,14 @@ def test_a_study_that_was_asked_for_can_be_looked_at(site: Site) -> None:
 
 
 @pytest.mark.parametrize("spoil", [b"", b"{}", b'{"decisions": [{"sha256": "../x"}]}'])
-def test_with_a_damaged_list_no_study_runs(site: Site, spoil: bytes) -> None:
+def test_damaged_approvals_file_blocks_every_study(site: Site, spoil: bytes) -> None:
     approvals = StudyApprovals(site)
     digest = approvals.approve(TEXT, by="anna")
     (Path(site.folder) / "studies" / "approvals.json").write_bytes(spoil)
     assert code(lambda: approvals.verdict(digest, ("study",))) == "E_APPROVALS"
 
 
-# --- in plain words ---------------------------------------------------------------------------------------
+# --- plain language ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,21 @@ def test_with_a_damaged_list_no_study_runs(site: Site, spoil: bytes) -> None:
         ({}, "No differential privacy"),
     ],
 )
-def test_what_weakens_privacy_is_named(change: dict[str, Any], word: str) -> None:
+def test_settings_that_weaken_privacy_are_listed(change: dict[str, Any], word: str) -> None:
     study = Study.model_validate({"study": FULL["study"], **change})
     assert any(word in line for line in weakenings(study))
 
 
-def test_a_private_study_with_usual_settings_weakens_nothing() -> None:
+def test_private_preset_has_no_weakenings() -> None:
     assert weakenings(presets()["private"]) == []
 
 
-def test_the_digest_covers_what_a_study_model_writes() -> None:
+def test_canonical_form_is_equal_for_study_model_output() -> None:
     assert canonical(Study.model_validate(FULL).model_dump_json()) == canonical(TEXT)
 
 
 @pytest.mark.slow
-def test_the_gateways_process_knows_the_presets_and_is_asked_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preset_digests_come_from_a_subprocess_and_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = names_by_digest(tmp_path)
     assert {name for names in found.values() for name in names} == set(preset_files())
     assert found[study_digest(presets()["demo"].model_dump_json())] == ["demo"]
@@ -176,7 +174,7 @@ def test_the_gateways_process_knows_the_presets_and_is_asked_once(
     assert names_by_digest(tmp_path) == found
 
 
-def test_a_study_that_begins_from_a_release_says_so() -> None:
+def test_study_that_begins_from_a_release_is_listed_as_weakening() -> None:
     tables = {"study": {**FULL["study"], "begin_from": "a" * 64}}
     assert any("approve-release" in line for line in weakenings(Study.model_validate(tables)))
     assert not any("approve-release" in line for line in weakenings(Study.model_validate(FULL)))

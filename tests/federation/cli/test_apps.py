@@ -1,4 +1,4 @@
-"""`fedthorax node apps | approve | revoke | ledger`, as hospital IT types them."""
+"""Tests of the commands `fedthorax node apps | approve | revoke | ledger`."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def refused(command: str, site: Site, *arguments: str) -> str:
 # --- apps -------------------------------------------------------------------------------------------------
 
 
-def test_the_list_shows_the_releases_app_and_what_came(site: Site, approvals: Approvals) -> None:
+def test_apps_lists_the_own_app_and_received_apps(site: Site, approvals: Approvals) -> None:
     approvals.keep(small_app())
     approvals.revoke("0" * 64, by="anna", note="heard bad things")
     listed_apps: list[dict[str, Any]] = json.loads(done("apps", site, "--json"))
@@ -53,14 +53,14 @@ def test_the_list_shows_the_releases_app_and_what_came(site: Site, approvals: Ap
     assert "unknown" in text
 
 
-def test_an_app_that_cannot_be_read_is_listed_with_its_code(site: Site, approvals: Approvals) -> None:
+def test_unreadable_app_is_listed_with_its_code(site: Site, approvals: Approvals) -> None:
     sha256 = approvals.keep(b"no archive")
     assert {a["app"]: a["name"] for a in json.loads(done("apps", site, "--json"))}[sha256] == "E_APP_ARCHIVE"
     assert refused("apps", site, "--show", sha256) == "E_APP_ARCHIVE"
     assert refused("approve", site, sha256, "--yes") == "E_APP_ARCHIVE"
 
 
-def test_an_app_is_shown_with_what_is_worth_a_look(site: Site, approvals: Approvals) -> None:
+def test_app_is_shown_with_findings_and_difference(site: Site, approvals: Approvals) -> None:
     sha256 = approvals.keep(small_app(more=b"import socket\n"))
     text = done("apps", site, "--show", sha256[:8].upper())
     assert "small/more.py:1  socket  (network" in text
@@ -72,7 +72,7 @@ def test_an_app_is_shown_with_what_is_worth_a_look(site: Site, approvals: Approv
     assert {"file": "small/more.py", "line": 1, "what": "socket"}.items() <= content["findings"][0].items()
 
 
-def test_nothing_of_an_app_reaches_the_terminal_raw(site: Site, tmp_path: Path) -> None:
+def test_app_content_is_escaped_in_the_terminal(site: Site, tmp_path: Path) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\u202e"
     file = tmp_path / "evil.fab"
     config = FILES["pyproject.toml"].replace(b"dependencies = []", b'dependencies = ["a\\u001b[31m"]')
@@ -84,14 +84,14 @@ def test_nothing_of_an_app_reaches_the_terminal_raw(site: Site, tmp_path: Path) 
     assert "\\x1b]0;owned\\x07" in result.output
 
 
-def test_an_app_on_the_disk_can_be_shown(site: Site, tmp_path: Path) -> None:
+def test_app_on_disk_can_be_shown(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "small.fab"
     file.write_bytes(small_app())
     assert json.loads(done("apps", site, "--show", str(file), "--json"))["sha256"] == SMALL
     assert json.loads(done("apps", site, "--show", str(fab.APP), "--json"))["sha256"] == own_app_sha256()
 
 
-def test_what_names_no_app_is_refused(site: Site, approvals: Approvals, tmp_path: Path) -> None:
+def test_unknown_large_or_ambiguous_app_is_refused(site: Site, approvals: Approvals, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("0" * 8, "0" * 64, "absent.fab", str(tmp_path / "pipe"), "abc"):
         assert refused("apps", site, "--show", name) == "E_APP_UNKNOWN"
@@ -106,7 +106,7 @@ def test_what_names_no_app_is_refused(site: Site, approvals: Approvals, tmp_path
 # --- approve and revoke -----------------------------------------------------------------------------------
 
 
-def test_an_app_is_approved_after_a_look_and_a_yes(site: Site, approvals: Approvals) -> None:
+def test_app_is_shown_and_approved_after_confirmation(site: Site, approvals: Approvals) -> None:
     approvals.keep(small_app(more=b"import socket\n"))
     sha256 = hashlib.sha256(small_app(more=b"import socket\n")).hexdigest()
     result = run("approve", site, sha256[:10], "--note", "read it", answer="y\n")
@@ -120,13 +120,13 @@ def test_an_app_is_approved_after_a_look_and_a_yes(site: Site, approvals: Approv
 
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", ""])
-def test_without_a_yes_nothing_is_approved(site: Site, approvals: Approvals, answer: str) -> None:
+def test_app_is_not_approved_without_confirmation(site: Site, approvals: Approvals, answer: str) -> None:
     approvals.keep(small_app())
     assert run("approve", site, SMALL, answer=answer).exit_code == 1
     assert approvals.verdict(SMALL) == "unknown"
 
 
-def test_an_app_is_approved_from_a_file_and_compared_with_the_last_one(
+def test_app_from_a_file_is_compared_with_the_last_approved_app(
     site: Site, approvals: Approvals, tmp_path: Path
 ) -> None:
     file = tmp_path / "app.fab"
@@ -136,25 +136,25 @@ def test_an_app_is_approved_from_a_file_and_compared_with_the_last_one(
     shown = done("approve", site, str(file), "--yes")
     assert f"difference from {SMALL[:12]}" in shown
     assert "+x = 1" in shown
-    assert "ClientApp" not in shown  # that was in the one before
+    assert "ClientApp" not in shown  # unchanged since the last approved app
     assert approvals.verdict(hashlib.sha256(file.read_bytes()).hexdigest()) == "approved"
 
 
-def test_a_revoked_app_is_nothing_to_compare_with(site: Site, approvals: Approvals) -> None:
+def test_revoked_app_is_not_used_for_comparison(site: Site, approvals: Approvals) -> None:
     approvals.approve(small_app(), by="")
     done("revoke", site, SMALL)
     approvals.keep(small_app(more=b""))
     assert f"difference from {own_app_sha256()[:12]}" in done("apps", site, "--show", approvals.kept()[0].stem)
 
 
-def test_the_own_app_can_be_revoked_and_approved_again(site: Site, approvals: Approvals) -> None:
+def test_own_app_can_be_revoked_and_approved_again(site: Site, approvals: Approvals) -> None:
     done("revoke", site, own_app_sha256()[:8], "--note", "until the audit")
     assert approvals.verdict(own_app_sha256()) == "revoked"
     done("approve", site, own_app_sha256()[:8], "--yes")
     assert approvals.verdict(own_app_sha256()) == "approved"
 
 
-def test_a_whole_hash_can_be_revoked_before_it_comes(site: Site, approvals: Approvals) -> None:
+def test_full_hash_can_be_revoked_before_the_app_is_received(site: Site, approvals: Approvals) -> None:
     done("revoke", site, "A" * 64)
     assert approvals.verdict("a" * 64) == "revoked"
 
@@ -171,7 +171,7 @@ def book(site: Site) -> Ledger:
     return made
 
 
-def test_the_month_is_shown_with_totals_and_remedies(site: Site, book: Ledger) -> None:
+def test_ledger_shows_month_with_totals_and_refusals(site: Site, book: Ledger) -> None:
     result = run("ledger", site)
     assert result.exit_code == 0
     assert "4 messages, 4,000 bytes" in result.output
@@ -182,12 +182,12 @@ def test_the_month_is_shown_with_totals_and_remedies(site: Site, book: Ledger) -
     assert json.loads(done("ledger", site, "--json", "--month", "2020-01"))["left"] == []
 
 
-def test_a_month_that_is_none_is_wrong_usage(site: Site, book: Ledger) -> None:
+def test_invalid_month_is_a_usage_error(site: Site, book: Ledger) -> None:
     for month in ("2026", "2026-13", "2026-1", ".*"):
         assert run("ledger", site, "--month", month).exit_code == 2
 
 
-def test_an_intact_ledger_is_said_to_be_so(site: Site, book: Ledger) -> None:
+def test_verify_reports_an_intact_ledger(site: Site, book: Ledger) -> None:
     assert json.loads(done("ledger", site, "--verify", "--json")) == {
         "lines": 5,
         "head": book.head.sha256,
@@ -196,14 +196,14 @@ def test_an_intact_ledger_is_said_to_be_so(site: Site, book: Ledger) -> None:
     assert book.head.sha256 in run("ledger", site, "--verify").output
 
 
-def test_a_changed_ledger_is_refused(site: Site, book: Ledger) -> None:
+def test_changed_ledger_is_refused(site: Site, book: Ledger) -> None:
     file = ledger_file(site)
     file.write_bytes(file.read_bytes().replace(b'"bytes":1000', b'"bytes":1', 1))
     assert refused("ledger", site, "--verify") == "E_LEDGER_BROKEN"
     assert refused("ledger", site) == "E_LEDGER_BROKEN"
 
 
-def test_a_record_shows_that_the_end_was_cut(site: Site, book: Ledger, tmp_path: Path) -> None:
+def test_truncated_ledger_is_detected_with_a_record(site: Site, book: Ledger, tmp_path: Path) -> None:
     record = tmp_path / "history.json"
     told = {"head": book.head.sha256, "lines": book.head.lines}
     record.write_text(json.dumps([{"round": 1, "ledger": {"hospital-a": told}}, {"round": 2}]))
@@ -216,6 +216,6 @@ def test_a_record_shows_that_the_end_was_cut(site: Site, book: Ledger, tmp_path:
     assert refused("ledger", site, "--record", str(record)) == "E_LEDGER_RECORD"
 
 
-def test_a_site_that_never_ran_has_an_empty_ledger(site: Site) -> None:
+def test_new_site_has_an_empty_ledger(site: Site) -> None:
     assert json.loads(done("ledger", site, "--verify", "--json"))["lines"] == 0
     assert run("ledger", site).exit_code == 0

@@ -1,4 +1,4 @@
-"""`fedthorax clinic ...`, as hospital IT types it."""
+"""Tests of the commands `fedthorax clinic ...`."""
 
 import json
 from collections.abc import Callable
@@ -47,13 +47,13 @@ def release(tmp_path: Path, study: str) -> Path:
     return tmp_path / study
 
 
-def test_a_clinic_is_made_once_with_settings_that_are_the_defaults(folder: Path) -> None:
+def test_init_creates_a_clinic_once_with_default_settings(folder: Path) -> None:
     assert Clinic.open(folder).settings.server.port == 8765
     assert refused("init", folder) == "E_CLINIC_EXISTS"
     assert refused("tokens", folder / "nowhere") == "E_NO_CLINIC"
 
 
-def test_a_token_is_shown_once_and_revoked_by_name(folder: Path) -> None:
+def test_token_is_shown_once_and_revoked_by_name(folder: Path) -> None:
     secret = done("token", folder, "ward", "--role", "read", "--days", "30").strip()
     assert Tokens(folder).caller(secret).role == "read"
     (listed,) = json.loads(done("tokens", folder, "--json"))
@@ -86,7 +86,7 @@ def test_models_are_added_shadowed_and_promoted(folder: Path, tmp_path: Path) ->
     assert json.loads(done("audit", folder, "--since", "2999-01-01", "--json")) == []
 
 
-def test_the_first_start_tells_an_address_for_one_sign_in_and_later_ones_do_not(
+def test_first_start_prints_a_sign_in_address_only_once(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_service(folder: Path, *, host: str | None, port: int | None, on_start: Callable[[Clinic], None]) -> None:
@@ -97,7 +97,7 @@ def test_the_first_start_tells_an_address_for_one_sign_in_and_later_ones_do_not(
         patch.setattr("federation.cli.serve.goes_to_the_journal", lambda: True)
         serve(folder)
     assert "http://127.0.0.1:8765/" in (told := capsys.readouterr().err)
-    assert "token=" not in told  # a journal keeps what it is told
+    assert "token=" not in told  # the journal stores its input, so it must not contain a token
     assert Tokens(folder).all() == []
     serve(folder)
     secret = capsys.readouterr().err.partition("http://127.0.0.1:8765/#token=")[2].split()[0]

@@ -1,4 +1,4 @@
-"""How the command line speaks."""
+"""Output of the command line: tables, refusals and progress."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from models.reasons import SETTINGS_FILE
 from models.refusal import Refusal
 
 
-def test_a_table_shows_brackets_as_they_are(capsys):
+def test_table_shows_brackets_unchanged(capsys):
     print_table(["what to do"], [["see [join] of site.toml"]])
     assert "[join]" in capsys.readouterr().out
 
 
-def test_a_refusal_for_machines_holds_nothing_private(capsys):
+def test_json_refusal_contains_no_private_data(capsys):
     print_refusal(Refusal(SETTINGS_FILE, file="site.toml", private="/data/ANNA"), as_json=True)
     output = capsys.readouterr()
     refused = json.loads(output.out)["refused"]
@@ -25,7 +25,7 @@ def test_a_refusal_for_machines_holds_nothing_private(capsys):
     assert "ANNA" not in output.out + output.err
 
 
-def test_a_refusal_for_people_shows_where_on_standard_error_alone(capsys):
+def test_text_refusal_shows_the_path_on_stderr_only(capsys):
     print_refusal(Refusal(SETTINGS_FILE, file="site.toml", private="/data/ANNA"), as_json=False)
     output = capsys.readouterr()
     assert "E_SETTINGS_FILE" in output.err
@@ -33,7 +33,7 @@ def test_a_refusal_for_people_shows_where_on_standard_error_alone(capsys):
     assert not output.out
 
 
-def test_a_journal_gets_nothing_private(capsys, monkeypatch):
+def test_refusal_in_the_journal_contains_no_private_data(capsys, monkeypatch):
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     print_refusal(Refusal(SETTINGS_FILE, file="site.toml", private="/data/ANNA"), as_json=False)
@@ -42,15 +42,15 @@ def test_a_journal_gets_nothing_private(capsys, monkeypatch):
     assert "ANNA" not in errors
 
 
-def test_without_a_terminal_progress_is_plain_lines(capsys):
+def test_progress_is_plain_lines_without_a_terminal(capsys):
     with live(lambda: Standing(1, 2, "round 1 of 2")) as tell:
         tell("round 1 of 2 · [loss] 0.5")
     assert capsys.readouterr().err == "round 1 of 2 · [loss] 0.5\n"
 
 
-def test_on_a_terminal_a_bar_stands_below_the_lines(monkeypatch, capsys):
+def test_progress_on_a_terminal_has_a_bar_below_the_lines(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal then
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then assumes a terminal
     with live(lambda: Standing(1, 2, "round 1 of 2 · about 3 min left")) as tell:
         tell("run trial-1")
     shown = capsys.readouterr().err
@@ -58,8 +58,8 @@ def test_on_a_terminal_a_bar_stands_below_the_lines(monkeypatch, capsys):
     assert "about 3 min left" in shown
 
 
-def test_output_that_nobody_reads_any_more_ends_nothing():
-    """In a process of its own, whose output goes into pipes that are closed at their other end; and a hangup comes."""
+def test_closed_output_and_hangup_do_not_end_the_process():
+    """Run a separate process, close the reading ends of its output pipes, and send SIGHUP."""
     code = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup leaves it ignored
@@ -81,4 +81,4 @@ os.kill(os.getpid(), signal.SIGHUP)
     process.stderr.close()
     process.stdin.write("\n")
     process.stdin.close()
-    assert process.wait(timeout=60) == -signal.SIGHUP, "after the block a hangup is what it was"
+    assert process.wait(timeout=60) == -signal.SIGHUP, "SIGHUP has its default effect again after the block"

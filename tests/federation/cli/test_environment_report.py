@@ -1,4 +1,4 @@
-"""`fedthorax --version`, and the environment report of a bug report."""
+"""`fedthorax --version`, and the environment report for bug reports."""
 
 import getpass
 import re
@@ -24,7 +24,7 @@ def test_version_is_one_line():
     assert run("--version") == (0, f"fedthorax {version('fedthorax')}\n")
 
 
-def test_verbose_version_names_what_a_bug_report_needs():
+def test_verbose_version_lists_system_libraries_codecs_and_tools():
     code, text = run("--version", "--verbose")
     assert code == 0
     for name in ("fedthorax", "Python", "OS", "processor", "memory"):
@@ -35,7 +35,7 @@ def test_verbose_version_names_what_a_bug_report_needs():
         assert re.search(rf"(: |, ){re.escape(name)}\b", text), name
 
 
-def test_the_report_holds_no_path_host_or_user_name(monkeypatch):
+def test_report_contains_no_path_host_or_user_name(monkeypatch):
     monkeypatch.setattr("platform.release", lambda: "6.1.0-anna-ward7")
     monkeypatch.setenv("HOME", "/home/anna-ward7")
     text = report.environment_report().replace("GNU/Linux", "")
@@ -45,7 +45,7 @@ def test_the_report_holds_no_path_host_or_user_name(monkeypatch):
     assert not {socket.gethostname(), getpass.getuser(), str(Path.home()), sys.prefix} & words
 
 
-def test_missing_packages_and_tools_are_named(monkeypatch):
+def test_missing_packages_and_tools_are_listed(monkeypatch):
     monkeypatch.setattr(report, "LIBRARIES", ("torch", "no-such-library"))
     monkeypatch.setattr(report, "TOOLS", {"no-such-tool": "no-such-command", "python": Path(sys.executable).name})
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
@@ -56,7 +56,7 @@ def test_missing_packages_and_tools_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [("--verbose",), ("--verbose", "demo"), ("no-such-command",)])
-def test_wrong_usage_ends_with_2(arguments):
+def test_usage_error_exits_with_code_2(arguments):
     assert run(*arguments)[0] == 2
 
 
@@ -64,6 +64,6 @@ def test_no_command_prints_the_help():
     assert "--version" in run()[1]
 
 
-def test_the_report_imports_none_of_the_libraries():
+def test_report_does_not_import_the_libraries():
     code = "from federation.cli.environment_report import environment_report; environment_report()"
     assert imported(code, "torch", "monai", "flwr", "numpy", "pydicom", "pydantic") == []

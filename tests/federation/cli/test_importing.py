@@ -1,4 +1,4 @@
-"""The command line of the importers, on a synthetic data set of the published layout."""
+"""The import commands, on a synthetic data set with the published layout."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def stoic(tmp_path: Path) -> Path:
     return folder
 
 
-def test_sites_are_made_with_both_keys_and_told(stoic: Path, tmp_path: Path) -> None:
+def test_sites_are_created_with_both_keys_and_reported(stoic: Path, tmp_path: Path) -> None:
     out = tmp_path / "sites"
     result = CliRunner().invoke(app, ["stoic2021", str(stoic), str(out), "--sites", "2", "--split", "skewed", "--json"])
     assert result.exit_code == 0
@@ -33,7 +33,7 @@ def test_sites_are_made_with_both_keys_and_told(stoic: Path, tmp_path: Path) -> 
         assert {path.name for path in (out / name / "keys").iterdir()} >= {"pseudonym.key", "node", "node.pub"}
 
 
-def test_people_get_tables(stoic: Path, tmp_path: Path) -> None:
+def test_text_output_contains_tables(stoic: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["stoic2021", str(stoic), str(tmp_path / "sites")])
     assert result.exit_code == 0
     for text in ("stoic2021-3", "E_NO_SCAN"):
@@ -41,7 +41,7 @@ def test_people_get_tables(stoic: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["nccid", "mosmed"])
-def test_another_layout_is_refused(command: str, stoic: Path, tmp_path: Path) -> None:
+def test_data_set_with_another_layout_is_refused(command: str, stoic: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [command, str(stoic), str(tmp_path / "sites")])
     assert isinstance(result.exception, Refusal)
     assert result.exception.code == "E_LAYOUT"

@@ -1,4 +1,4 @@
-"""`fedthorax node releases | approve-release | revoke-release`, as hospital IT types them."""
+"""Tests of the commands `fedthorax node releases | approve-release | revoke-release`."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """A signed release; the public key lies beside it."""
+    """A signed release. The public key is in the same parent folder."""
     private = tmp_path / "office.key"
     private.write_bytes(new_private_key())
     (tmp_path / "office.pub").write_bytes(public_key(private))
@@ -56,7 +56,7 @@ def code(result: Result) -> str:
 
 
 @pytest.mark.slow
-def test_a_signed_release_is_shown_approved_listed_and_revoked(site: Site, release: Path) -> None:
+def test_signed_release_is_shown_approved_listed_and_revoked(site: Site, release: Path) -> None:
     sha256 = load_release(release).sha256
     said_no = approve(site, release, "n\n")
     assert said_no.exit_code == 1
@@ -73,12 +73,12 @@ def test_a_signed_release_is_shown_approved_listed_and_revoked(site: Site, relea
     assert not ReleaseApprovals(site).may_begin(sha256)
 
 
-def test_without_a_trusted_key_nothing_is_approved(site: Site, release: Path) -> None:
+def test_release_is_not_approved_without_a_trusted_key(site: Site, release: Path) -> None:
     assert code(run("approve-release", site, release, "--yes")) == "E_TRUSTED_KEY"
     assert not ReleaseApprovals(site).decisions()
 
 
-def test_a_release_of_somebody_else_or_without_signature_is_refused(site: Site, release: Path, tmp_path: Path) -> None:
+def test_release_with_other_key_or_without_signature_is_refused(site: Site, release: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.key"
     other.write_bytes(new_private_key())
     (tmp_path / "other.pub").write_bytes(public_key(other))
@@ -89,5 +89,5 @@ def test_a_release_of_somebody_else_or_without_signature_is_refused(site: Site, 
 
 
 @pytest.mark.parametrize("name", ["0" * 64, "short", "../x", ""])
-def test_what_is_not_known_is_not_revoked(site: Site, name: str) -> None:
+def test_unknown_release_cannot_be_revoked(site: Site, name: str) -> None:
     assert code(run("revoke-release", site, name)) == "E_RELEASE_UNKNOWN"

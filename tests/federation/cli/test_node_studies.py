@@ -1,4 +1,4 @@
-"""`fedthorax node studies | approve-study | revoke-study`, as hospital IT types them."""
+"""Tests of the commands `fedthorax node studies | approve-study | revoke-study`."""
 
 import json
 from pathlib import Path
@@ -37,13 +37,13 @@ def verdicts(site: Site) -> dict[str, str]:
     return {each["presets"][0] if each["presets"] else each["study"]: each["verdict"] for each in found}
 
 
-def test_the_list_shows_the_releases_studies(site: Site) -> None:
+def test_studies_lists_the_presets(site: Site) -> None:
     assert verdicts(site)["fedprox"] == "preset"
     assert verdicts(site)["fedavg"] == "unknown"
     assert "fedprox" in run("studies", site).stdout
 
 
-def test_a_study_file_is_shown_approved_and_revoked(site: Site, study_file: Path) -> None:
+def test_study_file_is_shown_approved_and_revoked(site: Site, study_file: Path) -> None:
     shown = run("studies", site, "--show", str(study_file)).stdout
     assert "Fine tuning" in shown
     assert "unknown" in shown
@@ -54,12 +54,12 @@ def test_a_study_file_is_shown_approved_and_revoked(site: Site, study_file: Path
     assert verdicts(site)[digest] == "revoked"
 
 
-def test_one_command_approves_a_preset_by_name(site: Site) -> None:
+def test_preset_is_approved_by_name(site: Site) -> None:
     assert run("approve-study", site, "demo", "--yes").exit_code == 0
     assert verdicts(site)["demo"] == "approved"
 
 
-def test_a_study_that_was_asked_for_is_listed_and_can_be_approved_by_its_digest(site: Site) -> None:
+def test_requested_study_is_listed_and_approved_by_digest(site: Site) -> None:
     asked = Study.model_validate({"study": {"name": "asked", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
     digest = StudyApprovals(site).keep(asked)
     assert verdicts(site)[digest] == "unknown"
@@ -67,7 +67,7 @@ def test_a_study_that_was_asked_for_is_listed_and_can_be_approved_by_its_digest(
     assert StudyApprovals(site).verdict(study_digest(asked), ()) == "approved"
 
 
-def test_what_the_server_wrote_cannot_move_the_cursor(site: Site) -> None:
+def test_control_characters_from_the_server_are_escaped(site: Site) -> None:
     content = json.loads(
         Study.model_validate({"study": {"name": "a", "rounds": 7, "sites": 2, "quorum": 2}}).model_dump_json()
     )
@@ -77,7 +77,7 @@ def test_what_the_server_wrote_cannot_move_the_cursor(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("nothing", "E_STUDY_UNKNOWN"), ("0" * 64, "E_STUDY_UNKNOWN")])
-def test_an_unknown_study_is_refused(site: Site, name: str, code: str) -> None:
+def test_unknown_study_is_refused(site: Site, name: str, code: str) -> None:
     result = run("approve-study", site, name, "--yes")
     assert isinstance(result.exception, Refusal)
     assert result.exception.code == code

@@ -1,4 +1,4 @@
-"""`fedthorax study release` and `score --signed-by`, as people type them, and whose keys the scorer trusts."""
+"""Tests of `fedthorax study release` and `score --signed-by`, and of the keys that `score` trusts."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.helpers.descriptions import description
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """A folder of two public keys; their private ones lie beside it."""
+    """A folder with two public keys. The private keys are in its parent folder."""
     folder = tmp_path / "keys"
     folder.mkdir()
     for name in ("north", "south"):
@@ -35,7 +35,7 @@ def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def test_named_keys_come_before_those_of_the_folder(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_given_as_arguments_override_the_key_folder(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(KEYS_VARIABLE, raising=False)
     assert trusted_keys([]) == []
     monkeypatch.setenv(KEYS_VARIABLE, str(keys))
@@ -44,9 +44,7 @@ def test_named_keys_come_before_those_of_the_folder(keys: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("place", ["empty", "nowhere"])
-def test_a_folder_without_keys_does_not_pass_for_trusting_everybody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_key_folder_without_keys_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv(KEYS_VARIABLE, str(tmp_path / place))
     with pytest.raises(Refusal, match="E_TRUSTED_KEY"):
@@ -54,7 +52,7 @@ def test_a_folder_without_keys_does_not_pass_for_trusting_everybody(
 
 
 @pytest.mark.slow
-def test_score_says_who_signed_and_refuses_what_nobody_trusted_did(
+def test_score_reports_the_signer_and_refuses_untrusted_signatures(
     keys: Path, small_hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = json.loads((small_hospital / "truth.json").read_text())
@@ -84,9 +82,9 @@ def test_score_says_who_signed_and_refuses_what_nobody_trusted_did(
     assert "signed by" in table.stderr
 
 
-def test_release_tells_where_and_by_which_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_release_reports_folder_and_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path)
-    monkeypatch.setattr(studies, "mark_released", lambda *_: "7")  # MLflow is asked in the studies' own test
+    monkeypatch.setattr(studies, "mark_released", lambda *_: "7")  # MLflow is tested in tests/federation/comparison
     flagged = run("study", "release", RUN, "--server", tmp_path).exception
     assert isinstance(flagged, Refusal) and "W_SHORTCUT_TAGS" in str(flagged)
     done = run("study", "release", RUN, "--server", tmp_path, "--reason", "known", "--json")

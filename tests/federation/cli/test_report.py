@@ -1,4 +1,4 @@
-"""`fedthorax study report`."""
+"""Tests of the command `fedthorax study report`."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.helpers.results_factory import make_results
 
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
-    """A server's folder with one finished run, "done", and one without results, "begun"."""
+    """A server folder with one finished run, "done", and one run without results, "begun"."""
     results = make_results(1, audit=False, models=[])
     for run in ("done", "begun"):
         folder = tmp_path / "server" / "runs" / run
@@ -29,19 +29,19 @@ def invoke(*arguments: str | Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_report_lies_in_the_runs_folder(server):
+def test_report_is_written_to_the_run_folder(server):
     told = json.loads(invoke("done", "--server", server, "--json"))
     assert Path(told["page"]) == server / "runs" / "done" / "report" / "report.html"
     assert json.loads(Path(told["numbers"]).read_text())["about"]["study"] == "severe-covid"
 
 
-def test_or_where_it_is_wanted(server, tmp_path):
+def test_report_is_written_to_the_out_folder(server, tmp_path):
     invoke("done", "--server", server, "--out", tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert not (server / "runs" / "done" / "report").exists()
 
 
 @pytest.mark.parametrize(("run", "code"), [("begun", "E_RESULTS"), ("never", "E_RUN_UNKNOWN")])
-def test_what_cannot_be_reported_is_refused(server, run, code):
+def test_run_without_results_or_unknown_run_is_refused(server, run, code):
     with pytest.raises(Refusal, match=code):
         invoke(run, "--server", server)

@@ -1,4 +1,4 @@
-"""The files that `fedthorax score --out` writes, with an answer and without one."""
+"""The files that `fedthorax score --out` writes, with a score and after a refusal."""
 
 import json
 from html import unescape
@@ -37,7 +37,7 @@ def release(folder: Path, *, limit: float | None = None) -> Path:
 
 
 @pytest.mark.slow
-def test_an_answer_is_written_with_label_maps_of_the_scan(chest: Path, tmp_path: Path) -> None:
+def test_score_is_written_with_label_maps(chest: Path, tmp_path: Path) -> None:
     score_series([chest], model=release(tmp_path / "model"), out=tmp_path / "out", as_json=True)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"score.json", "score.html", "lungs.nii.gz", "opacities.nii.gz"}
@@ -50,7 +50,7 @@ def test_an_answer_is_written_with_label_maps_of_the_scan(chest: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_without_an_answer_the_lungs_are_measured_all_the_same(chest: Path, tmp_path: Path) -> None:
+def test_lungs_are_measured_even_if_the_score_is_refused(chest: Path, tmp_path: Path) -> None:
     with pytest.raises(Refusal) as refused:
         score_series([chest], model=release(tmp_path / "model", limit=1e-3), out=tmp_path / "out", as_json=False)
     assert refused.value.code == "E_UNFAMILIAR"
@@ -64,7 +64,7 @@ def test_without_an_answer_the_lungs_are_measured_all_the_same(chest: Path, tmp_
     assert regions["both"]["whole"]["ml"] > 1500
 
 
-def test_nothing_is_written_of_what_is_no_chest(tmp_path: Path) -> None:
+def test_nothing_is_written_for_a_volume_without_a_chest(tmp_path: Path) -> None:
     water = tmp_path / "water.nii.gz"
     nib.save(nib.Nifti1Image(np.full((60, 60, 40), 40, np.int16), np.diag([4.0, 4.0, 5.0, 1.0])), water)
     with pytest.raises(Refusal):
@@ -76,7 +76,7 @@ def test_nothing_is_written_of_what_is_no_chest(tmp_path: Path) -> None:
 
 
 def mask(folder: Path, *, shift_mm: float = 0.0) -> Path:
-    """The phantom's true lungs, named after a patient, in an orientation of its own."""
+    """Write the true lungs of the phantom in another orientation. The file name is a patient ID."""
     lungs = thorax(THICK).lungs
     sides = np.where(np.arange(THICK.shape[2]) < THICK.shape[2] / 2, 1, 2)
     up, back, left = THICK.spacing_mm
@@ -91,7 +91,7 @@ def by_external_masks(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_outline_table_and_page_are_those_of_the_mask(chest: Path, tmp_path: Path) -> None:
+def test_external_mask_determines_lung_measures_but_not_the_score(chest: Path, tmp_path: Path) -> None:
     model = release(tmp_path / "model")
     score_series([chest], model=model, out=tmp_path / "without", as_json=True)
     score_series([chest], model=model, lungs=mask(tmp_path), out=tmp_path / "with", as_json=True)
@@ -106,7 +106,7 @@ def test_outline_table_and_page_are_those_of_the_mask(chest: Path, tmp_path: Pat
     assert PATIENT_ID not in "".join(path.read_text() for path in (tmp_path / "with").glob("score.*"))
 
 
-def test_a_release_trained_on_masks_uses_one_and_needs_one(
+def test_release_trained_with_masks_requires_a_mask(
     chest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = by_external_masks(tmp_path / "model")
@@ -118,7 +118,7 @@ def test_a_release_trained_on_masks_uses_one_and_needs_one(
     assert json.loads((tmp_path / "out" / "lungs.json").read_text())["lungs_from"] == "segmenter"
 
 
-def test_a_mask_at_another_place_is_refused_and_one_nearby_is_flagged(chest: Path, tmp_path: Path) -> None:
+def test_distant_mask_is_refused_and_shifted_mask_is_flagged(chest: Path, tmp_path: Path) -> None:
     model = release(tmp_path / "model")
     with pytest.raises(Refusal) as refused:
         score_series([chest], model=model, lungs=mask(tmp_path, shift_mm=300), out=tmp_path / "out", as_json=True)

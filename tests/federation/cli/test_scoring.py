@@ -1,4 +1,4 @@
-"""`fedthorax score` in the terminal, with a model that has only seen phantoms."""
+"""Terminal output of `fedthorax score`, with a model trained on phantoms only."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ SYNTHETIC = "This model was trained on synthetic data. Its result is not valid f
 
 @pytest.fixture
 def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Standard output of one score, in one line."""
+    """Function that scores one scan and returns the terminal output as one line."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def tell(*, edit: Callable[[Dataset, int], None] | None = None, synthetic: bool = True, spread: float = 0.0) -> str:
@@ -36,21 +36,21 @@ def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return tell
 
 
-def test_a_patient_gets_no_level(told: Callable[..., str]) -> None:
+def test_synthetic_model_gives_no_level_for_a_patient(told: Callable[..., str]) -> None:
     said = told()
     assert SYNTHETIC in said
     assert said.count("not valid │") == 2
     assert " low " not in said and "70.0 %" not in said
 
 
-def test_a_phantom_has_levels_and_the_warning_all_the_same(told: Callable[..., str]) -> None:
+def test_synthetic_model_gives_levels_and_a_warning_for_a_phantom(told: Callable[..., str]) -> None:
     said = told(edit=lambda image, _: mark(image))
     assert SYNTHETIC in said
     assert said.count(" low ") == 2 and "70.0 %" in said
 
 
 @pytest.mark.slow
-def test_a_band_across_a_threshold_is_uncertain(told: Callable[..., str]) -> None:
+def test_band_across_a_threshold_is_uncertain(told: Callable[..., str]) -> None:
     said = told(synthetic=False, spread=0.5)
     assert said.count(" uncertain ") == 2
     assert "the 95 % band crosses a threshold" in said

@@ -1,4 +1,4 @@
-"""`fedthorax server export | import`, as whoever hosts a study types them."""
+"""Tests of the commands `fedthorax server export | import`."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def old(tmp_path: Path) -> Path:
     return tmp_path / "old"
 
 
-def test_the_office_is_told_what_to_do_next_on_both_sides(old: Path, tmp_path: Path) -> None:
+def test_export_and_import_print_the_next_steps_and_equal_tables(old: Path, tmp_path: Path) -> None:
     left = done("export", old, tmp_path / "archive.tar")
     assert "contains the private key of the study's authority, not encrypted" in left.stderr
     assert str(old / MOVED) in left.stderr
@@ -53,10 +53,10 @@ def test_the_office_is_told_what_to_do_next_on_both_sides(old: Path, tmp_path: P
     assert [line for line in left.stdout.splitlines() if "SHA-256" in line] == [
         line for line in came.stdout.splitlines() if "SHA-256" in line
     ]
-    assert left.stdout == came.stdout, "two tables to compare"
+    assert left.stdout == came.stdout, "both commands print equal tables, for comparison"
 
 
-def test_a_passphrase_is_asked_for_twice_and_never_shown(old: Path, tmp_path: Path) -> None:
+def test_passphrase_is_requested_twice_and_never_shown(old: Path, tmp_path: Path) -> None:
     left = done("export", old, tmp_path / "sealed", "--seal", "--json", answer=f"{PASSPHRASE}\n{PASSPHRASE}\n")
     assert PASSPHRASE not in left.output
     assert "unsealed" not in left.stderr
@@ -68,8 +68,8 @@ def test_a_passphrase_is_asked_for_twice_and_never_shown(old: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("content", "mode"), [("", 0o600), ("too short\n", 0o600), (PASSPHRASE, 0o644)])
-def test_a_file_that_keeps_no_secret_is_no_passphrase(old: Path, tmp_path: Path, content: str, mode: int) -> None:
-    """An empty one above all must not lead to an archive that is not sealed."""
+def test_empty_short_or_readable_passphrase_file_is_refused(old: Path, tmp_path: Path, content: str, mode: int) -> None:
+    """In particular, an empty file must not lead to an archive without encryption."""
     (tmp_path / "passphrase").write_text(content)
     (tmp_path / "passphrase").chmod(mode)
     refusal = refused("export", old, tmp_path / "archive", "--passphrase-file", tmp_path / "passphrase")
@@ -78,6 +78,6 @@ def test_a_file_that_keeps_no_secret_is_no_passphrase(old: Path, tmp_path: Path,
     assert not (old / MOVED).exists()
 
 
-def test_the_archive_does_not_lie_in_what_it_archives(old: Path) -> None:
+def test_archive_inside_the_server_folder_is_a_usage_error(old: Path) -> None:
     assert run("export", old, old / "archive.tar").exit_code == 2
     assert not (old / MOVED).exists()

@@ -1,4 +1,4 @@
-"""`fedthorax study ...` as it is typed, without a server. All figures are invented."""
+"""Tests of the commands `fedthorax study ...`, without a server. All metrics are invented."""
 
 import json
 from pathlib import Path
@@ -19,26 +19,26 @@ PRESETS = sorted((Path(configs.__file__).parent / "presets").glob("*.toml"))
 
 
 def typed(*arguments: str | Path) -> str:
-    """What a command writes to standard output. Raises what it refuses."""
+    """Run a command and return its standard output. Raises its refusal."""
     done = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_every_preset_is_a_study_that_could_start(preset):
+def test_every_preset_is_a_valid_study(preset):
     assert plan([preset])
-    assert preset.read_text().startswith("# "), "what it is for"
+    assert preset.read_text().startswith("# "), "a preset starts with a comment that states its purpose"
 
 
-def test_presets_that_are_to_be_compared_are_of_one_study():
+def test_presets_for_comparison_have_equal_study_tables():
     fedavg, *others = (
         load_settings(PRESETS[0].with_name(f"{name}.toml"), Study).study for name in ("fedavg", "fedprox", "fedavgm")
     )
     assert all(other == fedavg for other in others)
 
 
-def test_a_study_file_is_begun_from_a_preset_and_never_overwritten(tmp_path):
+def test_init_writes_a_preset_and_never_overwrites_a_file(tmp_path):
     path = tmp_path / "mine.toml"
     typed("init", path, "--preset", "fedprox")
     assert load_settings(path, Study).strategy.name == "FedProx"
@@ -51,24 +51,24 @@ def test_a_study_file_is_begun_from_a_preset_and_never_overwritten(tmp_path):
     assert "fedavg" in wrong.output
 
 
-def test_a_group_has_a_name_that_files_and_tags_can_have(tmp_path):
+def test_group_name_unsafe_for_files_and_tags_is_a_usage_error(tmp_path):
     done = CliRunner().invoke(app, ["run", str(PRESETS[0]), "--group", "Ünser/../x", "--server", str(tmp_path)])
     assert done.exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_are_listed_for_people_and_machines(tmp_path, monkeypatch):
+def test_list_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     name = "a-study-with-a-name-of-some-length-0a1b2c3d"
     write_run(tmp_path, name, history=[entry(1)], ended="stopped")
-    assert name in typed("list", "--server", tmp_path), "a name is to be typed again, and not cut"
+    assert name in typed("list", "--server", tmp_path), "run names are not truncated, because users type them again"
     (run,) = json.loads(typed("list", "--server", tmp_path, "--json"))
     assert (run["run"], run["state"], run["round"], run["rounds"]) == (name, "stopped", 1, 4)
     assert run["means"]["auroc_severe"] == 0.65
     assert json.loads(typed("list", "--server", tmp_path / "empty", "--json")) == []
 
 
-def test_a_run_is_shown_for_people_and_machines(tmp_path, monkeypatch):
+def test_show_prints_a_run_as_text_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     results = make_results(2)
     history = [entry(1, refused={"south": "E_SITE_MISSING"})]
@@ -82,7 +82,7 @@ def test_a_run_is_shown_for_people_and_machines(tmp_path, monkeypatch):
     assert told["history"][0]["refused"] == {"south": "E_SITE_MISSING"}
 
 
-def test_runs_are_compared_for_people_and_machines(tmp_path, monkeypatch):
+def test_compare_prints_runs_as_text_and_json(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     for seed in (1, 2):
         results = make_results(2, seed=seed)
@@ -97,7 +97,7 @@ def test_runs_are_compared_for_people_and_machines(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["show", "follow", "stop", "resume", "compare"])
-def test_an_unknown_run_is_refused_everywhere(tmp_path, command):
+def test_unknown_run_is_refused_by_every_command(tmp_path, command):
     write_run(tmp_path, "trial-a")
     with pytest.raises(Refusal, match="E_RUN_UNKNOWN"):
         typed(command, "trial-x", "--server", tmp_path)

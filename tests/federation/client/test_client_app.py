@@ -1,4 +1,4 @@
-"""What a site's app says of its work: to the server a code, to the site's own log the rest."""
+"""Error reporting of the ClientApp: the server receives only a code, and the site log contains the details."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -19,16 +19,16 @@ CONTEXT = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_c
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The log of a site whose folder the app is told."""
+    """The log file in the site folder that the app is given."""
     (tmp_path / "logs").mkdir()
     monkeypatch.setenv("FEDTHORAX_SITE_DIR", str(tmp_path))
-    forget()  # the app may have worked for another site in this process
+    forget()  # another test may have opened the log of another site in this process
     yield tmp_path / "logs" / "client.log"
     forget()
 
 
 def forget() -> None:
-    """As in a new process."""
+    """Reset the site logger, as in a new process."""
     site_log = logging.getLogger("fedthorax.site")
     for handler in list(site_log.handlers):
         handler.close()
@@ -45,7 +45,7 @@ def fail(message: Message, context: Context) -> Message:
 
 
 @pytest.mark.parametrize(("handler", "code"), [(refuse, "E_SITE_KEY"), (fail, "E_SITE_FAILED")])
-def test_the_server_gets_the_code_and_the_log_the_text(
+def test_error_reply_has_only_the_code_and_the_site_log_has_the_text(
     log: Path, handler: Callable[[Message, Context], Message], code: str
 ) -> None:
     reply = coded(handler)(MESSAGE, CONTEXT)
@@ -53,12 +53,12 @@ def test_the_server_gets_the_code_and_the_log_the_text(
     assert "MUELLER" in log.read_text()
 
 
-def test_a_log_that_cannot_be_written_changes_no_answer(log: Path) -> None:
+def test_reply_is_unchanged_if_the_log_cannot_be_written(log: Path) -> None:
     log.mkdir()
     assert coded(fail)(MESSAGE, CONTEXT).error.reason == "E_SITE_FAILED"
     assert coded(lambda message, _: message)(MESSAGE, CONTEXT) is MESSAGE
 
 
-def test_the_log_has_the_last_word_on_a_task(log: Path) -> None:
+def test_log_ends_with_done_after_a_task(log: Path) -> None:
     assert coded(lambda message, _: message)(MESSAGE, CONTEXT) is MESSAGE
     assert log.read_text().endswith("INFO done\n")

@@ -1,4 +1,4 @@
-"""The order of patients at a site: the same for the same weights, and another for any others."""
+"""The order of patients at a site: equal for equal received weights, and different for any other weights."""
 
 from types import SimpleNamespace
 from typing import cast
@@ -15,13 +15,13 @@ WEIGHTS = {"weights": np.linspace(-1, 1, 50, dtype=np.float32)}
 
 
 def examples(*pseudonyms: str) -> Examples:
-    """Only the pseudonyms count."""
+    """Create examples that have only pseudonyms."""
     found = [SimpleNamespace(pseudonym=pseudonym) for pseudonym in pseudonyms]
     return cast(Examples, SimpleNamespace(examples=found))
 
 
-def test_the_order_depends_on_the_weights_that_came_in() -> None:
-    """Else the difference of two updates, from two heads, tells exactly whom the two treat otherwise."""
+def test_order_depends_on_the_received_weights() -> None:
+    """Otherwise the difference of two updates, from two heads, reveals which patients the heads treat differently."""
     here = examples("a", "b")
     other = {"weights": WEIGHTS["weights"].copy()}
     assert order_seed(1, here, WEIGHTS) == order_seed(1, here, other)
@@ -29,15 +29,15 @@ def test_the_order_depends_on_the_weights_that_came_in() -> None:
     assert order_seed(1, here, WEIGHTS) != order_seed(1, here, other)
 
 
-def test_the_order_depends_on_the_pseudonyms_and_the_seed() -> None:
+def test_order_depends_on_the_pseudonyms_and_the_seed() -> None:
     seeds = {order_seed(seed, examples(*names), WEIGHTS) for seed in (1, 2) for names in (("a", "b"), ("a", "c"))}
     assert len(seeds) == 4
     assert order_seed(1, examples("b", "a"), WEIGHTS) == order_seed(1, examples("a", "b"), WEIGHTS)
 
 
 @pytest.mark.slow
-def test_a_cohort_gives_its_pseudonyms(small_site: Site) -> None:
-    """Files that were copied, or written at another time, change nothing; else nobody could repeat a run."""
+def test_examples_of_a_cohort_have_pseudonyms(small_site: Site) -> None:
+    """Copying files or changing their time must not change the order. Otherwise runs would not be reproducible."""
     with Cohort.read(small_site) as cohort:
         here = Examples(cohort.examples("train"))
         assert {example.pseudonym for example in here.examples} == {

@@ -1,4 +1,4 @@
-"""A site's round in a private study: charged before it trains, and silent about the patients it learnt from."""
+"""A round at a site in a private study: the budget is charged before training, and no training loss is reported."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ ARRAYS, BUFFERS = pack(build_network(STUDY.network, seed=1))
 
 @pytest.fixture
 def site(small_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """The small hospital, with a budget of its own, and a minimum that its patients reach."""
+    """The small hospital with a separate privacy budget and a patient minimum that it reaches."""
     table = small_site.settings.site.model_copy(update={"min_patients": 2})
     settings = small_site.settings.model_copy(update={"site": table}, deep=True)
     (tmp_path / "cohort").symlink_to(small_site.cohort_folder)
@@ -49,7 +49,7 @@ def site(small_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def _cost(command: list[str], **_: object) -> SimpleNamespace:
-    """Opacus in this process; one of its own takes seconds."""
+    """Run Opacus in this process, because a separate process takes seconds."""
     return SimpleNamespace(stdout=json.dumps(step_costs(float(command[-2]), float(command[-1])).tolist()))
 
 
@@ -57,19 +57,19 @@ def trained(site: Site, **options: object) -> Trained:
     return train_site(site, STUDY, ARRAYS, BUFFERS, round_number=1, **options)  # type: ignore[arg-type]
 
 
-def test_the_round_is_charged_and_told_and_the_loss_is_not(site: Site) -> None:
+def test_private_round_reports_epsilon_but_no_loss(site: Site) -> None:
     first, second = trained(site, run="a"), trained(site, run="a")
     assert first.buffers == {}
     assert np.isfinite(first.arrays["weights"]).all()
     assert not np.array_equal(first.arrays["weights"], ARRAYS["weights"])
-    assert not np.array_equal(first.arrays["weights"], second.arrays["weights"]), "the noise is new each time"
+    assert not np.array_equal(first.arrays["weights"], second.arrays["weights"]), "each round draws new noise"
     assert "train_loss" not in first.metrics
     assert 0 < first.metrics["epsilon"] < second.metrics["epsilon"] < 100
     assert second.metrics["epsilon"] == spent_epsilon(site, delta=DELTA, run="a")
     assert set(first.metrics) <= set(FIGURES["train"])
 
 
-def test_nothing_is_trained_beyond_the_budget(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_refused_beyond_the_privacy_budget(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     site.settings.privacy.max_epsilon = 0.01
     monkeypatch.setattr(private_training, "train_privately", lambda *_, **__: pytest.fail("it was trained"))
     with pytest.raises(Refusal) as caught:
@@ -77,7 +77,7 @@ def test_nothing_is_trained_beyond_the_budget(site: Site, monkeypatch: pytest.Mo
     assert caught.value.code == "E_PRIVACY_BUDGET"
 
 
-def test_the_budget_is_charged_before_anything_is_trained(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_is_charged_before_training(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -87,12 +87,12 @@ def test_the_budget_is_charged_before_anything_is_trained(site: Site, monkeypatc
     assert spent_epsilon(site, delta=DELTA, run="a") > 0
 
 
-def test_where_the_gateway_has_charged_the_site_does_not_do_so_again(site: Site) -> None:
+def test_round_charged_by_the_gateway_is_not_charged_again(site: Site) -> None:
     assert "epsilon" not in trained(site, charged=True).metrics
     assert not (site.folder / "privacy").exists()
 
 
-def test_a_study_without_privacy_is_not_charged_and_tells_its_loss(site: Site) -> None:
+def test_study_without_privacy_is_not_charged_and_reports_loss(site: Site) -> None:
     plain = Study.model_validate(STUDY.model_dump(exclude={"privacy"}))
     found = train_site(site, plain, ARRAYS, BUFFERS, round_number=1)
     assert "epsilon" not in found.metrics and "train_loss" in found.metrics
@@ -100,13 +100,13 @@ def test_a_study_without_privacy_is_not_charged_and_tells_its_loss(site: Site) -
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_the_reply_of_a_network_without_buffers_is_as_the_server_expects_it(
+def test_reply_of_a_network_without_buffers_is_valid_for_the_server(
     site: Site, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     monkeypatch.setattr(client_app, "site_folder", lambda _: site.folder)
     monkeypatch.setattr(client_app.Site, "open", lambda _: site)
-    monkeypatch.delenv("FEDTHORAX_SITE_DIR", raising=False)  # so that the app opens no log file
-    monkeypatch.setattr(logging.getLogger("fedthorax.site"), "propagate", True)  # the app changes it; restored then
+    monkeypatch.delenv("FEDTHORAX_SITE_DIR", raising=False)  # so that the app does not open a log file
+    monkeypatch.setattr(logging.getLogger("fedthorax.site"), "propagate", True)  # restored after the test
     study = STUDY.model_copy(update={"wire": WireTable(precision=precision)})
     sent = rounded(ARRAYS, precision)
     content = RecordDict({"arrays": encode(sent), "config": ConfigRecord({"server-round": 1})})

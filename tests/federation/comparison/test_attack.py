@@ -1,4 +1,4 @@
-"""Attacks on a release: what they find at sites, whom they refuse, and how the card tells it."""
+"""Attacks on a release: their results at sites, their refusals, and their section of the card."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 def make_site(folder: Path, patients: dict[Split, int]) -> Site:
-    """A site of noise, its labels drawn at random: whatever a model knows of a patient it has learnt by heart."""
+    """Create a site with noise scans and random labels, so that a model can only memorise its patients."""
     site, rng = init_site(folder, SETTINGS), np.random.default_rng(0)
     rows = []
     with Cohort(site) as cohort:
@@ -54,7 +54,7 @@ def make_site(folder: Path, patients: dict[Split, int]) -> Site:
                 save_tensor(cohort.tensors, f"{name}.npy", rng.normal(0, 0.5, (2, 16, 16, 16)).astype(np.float16))
                 scan = Scan(name, settings_digest(PREPROCESSING), None, None, "", name, f"{name}.npy", None)
                 cohort.add_scan(scan)
-                known: bool | None = bool(rng.integers(2)) if number < 8 else None  # severity of eight alone
+                known: bool | None = bool(rng.integers(2)) if number < 8 else None  # severity is known for eight only
                 rows.append(PatientRow(name, split, f"{name}.npy", 60.0, "F", bool(rng.integers(2)), known))
         cohort.replace(rows, [], {row.pseudonym for row in rows})
     return site
@@ -93,7 +93,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
-    """A release that has learnt its patients by heart, and what the attacks find; with the real controls."""
+    """A release that has memorised its patients, and the attack results, with the real controls."""
     folder = tmp_path_factory.mktemp("attacked")
     site = make_site(folder / "site", PATIENTS)
     network = build_network(STUDY.network, seed=1)
@@ -108,7 +108,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 
 @pytest.fixture
 def no_controls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the test is about something else."""
+    """Skip the controls in tests of other behaviour."""
     passed = Control(value=1, needed=0)
     monkeypatch.setattr("models.membership.control", lambda settings: passed)
     monkeypatch.setattr("models.inversion.control", lambda: passed)
@@ -124,9 +124,7 @@ def nothing(done: int, total: int) -> None:
     pass
 
 
-def test_patients_learnt_by_heart_are_found_and_those_of_a_fresh_network_are_not(
-    measured: Measured, tmp_path: Path, no_controls: None
-) -> None:
+def test_membership_attack_finds_memorised_patients_only(measured: Measured, tmp_path: Path, no_controls: None) -> None:
     found = measured.attacks.membership[JOINT]
     assert (found.members, found.others) == (PATIENTS["train"], PATIENTS["test"])
     assert found.auroc.value > 0.9 and found.tpr_at_10_percent_fpr.value > 0.5
@@ -135,24 +133,24 @@ def test_patients_learnt_by_heart_are_found_and_those_of_a_fresh_network_are_not
     assert fresh.auroc.value < 0.75
 
 
-def test_both_controls_ran_and_held(measured: Measured) -> None:
+def test_both_controls_pass(measured: Measured) -> None:
     assert measured.attacks.membership_control.value >= measured.attacks.membership_control.needed == 0.8
     assert measured.attacks.inversion_control.value >= measured.attacks.inversion_control.needed == 30
     require_controls(measured.attacks)
 
 
-def test_the_ladder_goes_from_one_scan_to_a_round_of_all_patients(measured: Measured) -> None:
+def test_inversion_is_measured_from_one_scan_to_all_patients(measured: Measured) -> None:
     assert [view.scans for view in measured.attacks.inversion] == [1, 8, PATIENTS["train"]]
     assert all(np.isfinite([v.best_db, v.constant_db, v.typical_db]).all() for v in measured.attacks.inversion)
 
 
-def test_progress_counts_up_to_its_end(measured: Measured) -> None:
+def test_progress_counts_up_to_the_total(measured: Measured) -> None:
     total = measured.progress[-1][1]
     assert measured.progress == [(done, total) for done in range(total + 1)]
 
 
-def test_no_figure_is_over_fewer_patients_than_the_site_allows(measured: Measured) -> None:
-    """Severity is known of eight patients of a split at most, and the site asks for ten."""
+def test_no_figure_covers_fewer_patients_than_the_site_minimum(measured: Measured) -> None:
+    """Severity is known for at most eight patients of a split, and the minimum of the site is ten."""
     assert set(measured.attacks.membership) == {JOINT, "pcr_positive"}
 
 
@@ -162,7 +160,7 @@ def test_too_few_patients_are_refused(measured: Measured, tmp_path: Path, split:
     assert refused(measured.model, [measured.site, site], STUDY, nothing) == "E_TOO_FEW_PATIENTS"
 
 
-def test_a_private_study_is_measured_and_charges_nothing(tmp_path: Path, no_controls: None) -> None:
+def test_attack_on_a_private_study_charges_no_budget(tmp_path: Path, no_controls: None) -> None:
     private = STUDY.model_copy(
         update={
             "network": STUDY.network.model_copy(update={"norm": "group"}),
@@ -176,10 +174,10 @@ def test_a_private_study_is_measured_and_charges_nothing(tmp_path: Path, no_cont
     assert len(attacks.inversion) == 3
     assert {path for path in site.folder.rglob("*") if "cohort" not in path.parts} == before
     with pytest.raises(Refusal, match="E_ATTACK_STUDY"):
-        study_of(load_release(tmp_path / "model").description, None)  # its noise is in the study's file alone
+        study_of(load_release(tmp_path / "model").description, None)  # only the study file contains the noise settings
 
 
-def test_a_study_that_did_not_make_the_model_is_refused(measured: Measured, tmp_path: Path) -> None:
+def test_study_that_does_not_match_the_model_is_refused(measured: Measured, tmp_path: Path) -> None:
     description = load_release(measured.model).description
     assumed = study_of(description, None)
     assert assumed.network.model_dump() == STUDY.network.model_dump() and assumed.preprocessing == STUDY.preprocessing
@@ -189,7 +187,7 @@ def test_a_study_that_did_not_make_the_model_is_refused(measured: Measured, tmp_
         study_of(description, file)
 
 
-def test_the_card_tells_the_figures_and_the_release_stays_what_it_was(measured: Measured, tmp_path: Path) -> None:
+def test_card_contains_attack_figures_and_release_hash_is_unchanged(measured: Measured, tmp_path: Path) -> None:
     model = copy_of(measured.model, tmp_path)
     sealed = {name: (model / name).read_bytes() for name in (WEIGHTS, DESCRIPTION)}
     name = load_release(model).sha256
@@ -200,15 +198,13 @@ def test_the_card_tells_the_figures_and_the_release_stays_what_it_was(measured: 
     for figure in (str(measured.attacks.membership[JOINT].auroc), f"| {measured.attacks.inversion[2].best_db:.1f} |"):
         assert figure in text
     assert "reached, so this measurement can find a leak" in text and "could not be trusted" not in text
-    # Whoever holds the folder can make the card again.
+    # The card can be recreated from the files in the folder.
     told = Attacks.model_validate_json((model / ATTACKS).read_bytes())
     assert told == measured.attacks and told.release == name
     assert card(load_release(model).description, name, told) == text
 
 
-def test_a_new_release_in_the_same_folder_forgets_the_attacks_on_the_old_one(
-    measured: Measured, tmp_path: Path
-) -> None:
+def test_new_release_in_the_same_folder_removes_old_attacks(measured: Measured, tmp_path: Path) -> None:
     model = copy_of(measured.model, tmp_path)
     add_attacks(model, measured.attacks)
     save(model, build_network(STUDY.network, seed=2), describe(STUDY))
@@ -216,7 +212,7 @@ def test_a_new_release_in_the_same_folder_forgets_the_attacks_on_the_old_one(
     assert "Attacks measured" not in (model / CARD).read_text(encoding="utf-8")
 
 
-def test_figures_of_another_release_do_not_get_into_the_card(measured: Measured, tmp_path: Path) -> None:
+def test_attacks_on_another_release_are_refused(measured: Measured, tmp_path: Path) -> None:
     save(tmp_path / "other", build_network(STUDY.network, seed=2), describe(STUDY))
     before = (tmp_path / "other" / CARD).read_bytes()
     with pytest.raises(Refusal, match="E_MODEL_ALTERED"):
@@ -225,7 +221,7 @@ def test_figures_of_another_release_do_not_get_into_the_card(measured: Measured,
 
 
 @pytest.mark.parametrize("which", ["membership_control", "inversion_control"])
-def test_where_a_control_fails_the_card_says_that_nothing_is_shown_to_be_safe(
+def test_card_states_that_a_failed_control_makes_the_attack_untrustworthy(
     measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     model = copy_of(measured.model, tmp_path)

@@ -1,4 +1,4 @@
-"""Pooled figures: near to those of the patients themselves, and never surer than the counts allow."""
+"""Pooled metrics: close to the metrics of all patients, and not more certain than the histograms allow."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ Figures = dict[str, dict[str, float]]
 
 
 def told(probabilities: np.ndarray, labels: np.ndarray, min_patients: int = 10) -> dict[str, float]:
-    """What a site tells; a tenth of its patients have no label."""
+    """Return the reply of a site. A tenth of its patients have no label."""
     cells = histograms(probabilities, labels, min_patients=min_patients)
     counts = {f"count_severe_{label}_{bin:02}": count for (label, bin), count in cells.items()}
     return {"auroc_severe": 0.5, "num-examples": round(len(labels) / 0.9), **counts}
 
 
 def simulated(positive: int, negative: int, sites: int, seed: int) -> tuple[Figures, float]:
-    """The figures of simulated sites, and the AUROC of all their patients."""
+    """Return the metrics of simulated sites, and the AUROC of all their patients."""
     rng = np.random.default_rng(seed)
     figures, scores, labels = {}, [], []
     for site in range(sites):
@@ -40,7 +40,7 @@ def pooled(figures: Figures) -> Pooled:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("positive", "negative", "off"), [(40, 60, 0.05), (400, 600, 0.01)])
-def test_the_auroc_is_near_that_of_all_patients_and_bounded_by_what_is_possible(
+def test_pooled_auroc_is_near_the_auroc_of_all_patients_and_within_bounds(
     positive: int, negative: int, off: float, seed: int
 ) -> None:
     figures, truth = simulated(positive, negative, 4, seed)
@@ -54,8 +54,8 @@ def test_the_auroc_is_near_that_of_all_patients_and_bounded_by_what_is_possible(
     assert found.share == pytest.approx(0.9, abs=0.01)
 
 
-def test_it_is_no_mean_of_the_sites_aurocs() -> None:
-    """Each site tells its patients apart, and all of one site's are thought likelier than all of the other's."""
+def test_pooled_auroc_is_not_the_mean_of_the_site_aurocs() -> None:
+    """Both sites separate their classes perfectly, but one site has higher probabilities for all its patients."""
     bins, labels = np.repeat(np.arange(10), 20), np.repeat([0, 1], 100)
     high, low = told((bins + 10.5) / BINS, labels), told((bins + 0.5) / BINS, labels)
     assert pooled({"high": high}).auroc.value == pytest.approx(1, abs=0.05)
@@ -63,7 +63,7 @@ def test_it_is_no_mean_of_the_sites_aurocs() -> None:
     assert pooled({"high": high, "low": low}).auroc.value == pytest.approx(0.75, abs=0.05)
 
 
-def test_full_bins_give_the_auroc_of_the_binned_scores_and_its_interval() -> None:
+def test_full_bins_give_the_exact_auroc_of_binned_scores_and_its_interval() -> None:
     rng = np.random.default_rng(2)
     labels = np.repeat([1, 0], 3000)
     bins = np.clip(rng.normal(np.where(labels, 12, 8), 4), 0, BINS - 1).astype(int)
@@ -75,7 +75,7 @@ def test_full_bins_give_the_auroc_of_the_binned_scores_and_its_interval() -> Non
     assert found.curve[0].tolist() == [0, 0] and found.curve[-1].tolist() == [1, 1]
 
 
-def test_the_reliability_of_a_calibrated_model_is_on_the_diagonal() -> None:
+def test_reliability_of_a_calibrated_model_is_on_the_diagonal() -> None:
     rng = np.random.default_rng(3)
     probabilities = rng.uniform(0, 1, 40_000)
     found = pooled({"one": told(probabilities, (rng.random(40_000) < probabilities).astype(int))}).reliability
@@ -83,14 +83,14 @@ def test_the_reliability_of_a_calibrated_model_is_on_the_diagonal() -> None:
     assert found.patients.sum() == pytest.approx(40_000)
 
 
-def test_a_site_that_tells_nothing_lowers_the_share() -> None:
+def test_site_without_histograms_lowers_the_share() -> None:
     figures, _ = simulated(40, 60, 2, 0)
     found = pooled({**figures, "silent": {"auroc_severe": 0.7, "num-examples": 222}})
     assert found.sites == ("site 0", "site 1")
     assert found.share == pytest.approx(200 / 444)
 
 
-def test_without_histograms_or_with_one_cell_of_a_class_there_is_no_pooled_figure() -> None:
+def test_no_pooled_figure_without_histograms_or_with_one_cell_of_a_class() -> None:
     assert pool({"silent": {"auroc_severe": 0.7, "num-examples": 40}}, "severe") is None
     assert pool({}, "severe") is None
     few = told(np.linspace(0, 1, 60), np.repeat([1, 0], [12, 48]))

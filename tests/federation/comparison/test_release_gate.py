@@ -1,4 +1,4 @@
-"""The release gate: what makes a model doubtful, and that honest differences between hospitals do not."""
+"""The release gate: which results raise doubts about a model. Random differences between hospitals do not."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Figures = dict[str, dict[str, float]]
 
 
 def results(change: Callable[[Figures], None] = lambda figures: None, **options: object) -> Results:
-    """Results of three hospitals without a flag of the audit, after `change` of the federated model's figures."""
+    """Create results of three hospitals without audit flags, with the federated metrics modified by `change`."""
     made = make_results(3, **options)  # type: ignore[arg-type]
     if made.audit:
         made.audit.flags.clear()
@@ -33,26 +33,26 @@ def set_auroc(figures: Figures, *values: float, half: float = 0.05) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"histograms": False}, {"patients": 600}], ids=str)
-def test_a_sound_model_has_no_doubts(options: dict[str, object]) -> None:
+def test_sound_model_has_no_doubts(options: dict[str, object]) -> None:
     assert codes(results(**options)) == []
 
 
-def test_an_audit_that_was_not_made_is_a_doubt() -> None:
+def test_missing_audit_is_a_doubt() -> None:
     assert codes(results(audit=False)) == ["W_NOT_AUDITED"]
 
 
-def test_flags_of_the_audit_are_doubts() -> None:
+def test_audit_flags_are_doubts() -> None:
     assert [flag.code for flag in doubts(make_results(3))] == ["W_SHORTCUT_TAGS"]
 
 
-def test_a_model_at_chance() -> None:
+def test_auroc_at_chance_is_a_doubt() -> None:
     found = doubts(results(lambda figures: set_auroc(figures, 0.48, 0.55, 0.52), histograms=False))
     assert [flag.code for flag in found] == ["W_AT_CHANCE"]
     assert "severe may be no better than chance" in found[0].says
     assert codes(results(lambda figures: set_auroc(figures, 0.58, 0.6, 0.62), histograms=False)) == []
 
 
-def test_a_model_at_chance_by_histograms() -> None:
+def test_pooled_auroc_at_chance_is_a_doubt() -> None:
     def reverse(figures: Figures) -> None:
         """Give each class the histogram of the other."""
         for site in figures.values():
@@ -66,7 +66,7 @@ def test_a_model_at_chance_by_histograms() -> None:
 
 
 @pytest.mark.parametrize("slope", [-4.5, 0.3, 2.4])
-def test_probabilities_that_are_not_calibrated(slope: float) -> None:
+def test_calibration_slope_far_from_one_is_a_doubt(slope: float) -> None:
     def bend(figures: Figures) -> None:
         for site in figures.values():
             site["calibration_slope_severe"] = slope
@@ -74,14 +74,14 @@ def test_probabilities_that_are_not_calibrated(slope: float) -> None:
     assert codes(results(bend)) == ["W_SLOPE_FAR"]
 
 
-def test_a_reversed_calibration() -> None:
+def test_negative_calibration_slope_is_a_doubt() -> None:
     made = results()
     made.calibration["severe"] = Platt(slope=-0.4, intercept=0.0)
     assert codes(made) == ["W_SLOPE_FAR"]
 
 
 @pytest.mark.parametrize("absent", ["calibration", "figures"])
-def test_a_label_that_was_not_calibrated_or_not_judged(absent: str) -> None:
+def test_label_without_calibration_or_figures_is_a_doubt(absent: str) -> None:
     def forget(figures: Figures) -> None:
         for site in figures.values():
             for name in [name for name in site if name.startswith("auroc_severe")]:
@@ -93,7 +93,7 @@ def test_a_label_that_was_not_calibrated_or_not_judged(absent: str) -> None:
     assert codes(made) == ["W_NOT_JUDGED"]
 
 
-def test_hospitals_that_differ() -> None:
+def test_large_difference_between_hospitals_is_a_doubt() -> None:
     found = doubts(results(lambda figures: set_auroc(figures, 0.9, 0.7, 0.88)))
     assert [flag.code for flag in found] == ["W_SITES_DIFFER"]
     assert "AUROC 0.70 to 0.90" in found[0].says
@@ -101,8 +101,8 @@ def test_hospitals_that_differ() -> None:
 
 
 @pytest.mark.slow
-def test_hospitals_that_differ_by_chance_alone_are_rarely_flagged() -> None:
-    """Six hospitals with the same AUROC, 15 severe patients of 60 each: at most a few in a hundred studies."""
+def test_random_difference_between_hospitals_is_rarely_flagged() -> None:
+    """Simulate six hospitals with equal AUROC and 15 severe patients of 60 each: at most 4 % of studies are flagged."""
     rng, flagged = np.random.default_rng(0), 0
     labels = np.repeat([1, 0], [15, 45])
     for _ in range(200):

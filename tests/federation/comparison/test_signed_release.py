@@ -1,4 +1,4 @@
-"""From a run to a signed model: what is released, what is refused, and that the scorer takes nothing else."""
+"""From a run to a signed release: contents of the release, refused runs, and refused changes of the release."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ REASON = "one hospital's\n## protocol, | known"
 
 
 def make_run(server: Path, **changes: Any) -> Results:
-    """The folder of a finished run, as the server leaves it, with a candidate of random weights."""
+    """Create the folder of a finished run, as the server writes it, with a candidate with random weights."""
     folder = server / "runs" / RUN
     described = description(network=SMALL, study="severe-covid", run=RUN)
     candidate = save_release(folder / "release", build_network(SMALL, seed=3), described)
@@ -64,7 +64,7 @@ def code(server: Path, **options: Any) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A server whose run is complete and registered in MLflow. Leave it as it is."""
+    """A server with a completed run that is registered in MLflow. Tests must not change it."""
     folder = tmp_path_factory.mktemp("server")
     results = make_run(folder)
     tracker = Tracker(folder, results.study, RUN, lambda _: None)
@@ -76,20 +76,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def released(server: Path) -> Released:
-    """What was released of it, although the audit had a flag. Leave it as it is."""
+    """The release of this run, in spite of an audit flag. Tests must not change it."""
     return release(server, reason=REASON)
 
 
 @pytest.fixture
 def copy(released: Released, tmp_path: Path) -> Path:
-    """A copy of the release that may be spoilt."""
+    """A copy of the release that tests may change."""
     return shutil.copytree(released.folder, tmp_path / "copy")
 
 
 # --- what is released -------------------------------------------------------------------------------------
 
 
-def test_it_is_the_candidate_with_its_thresholds_and_signed(server: Path, released: Released) -> None:
+def test_release_is_the_signed_candidate_with_thresholds(server: Path, released: Released) -> None:
     read = load_release(released.folder, [released.public_key])
     candidate = load_release(server / "runs" / RUN / "release")
     assert read.sha256 == released.sha256 != candidate.sha256
@@ -101,7 +101,7 @@ def test_it_is_the_candidate_with_its_thresholds_and_signed(server: Path, releas
     assert files == {WEIGHTS, DESCRIPTION, CARD, ATTACKS, METADATA, INFERENCE, MODEL, SIGNATURE}
 
 
-def test_it_tells_how_the_run_went(server: Path, released: Released) -> None:
+def test_release_contains_the_provenance_of_the_run(server: Path, released: Released) -> None:
     results = Results.model_validate_json((server / "runs" / RUN / RESULTS).read_bytes())
     told = load_release(released.folder).description.provenance
     assert told is not None
@@ -121,12 +121,12 @@ def test_it_tells_how_the_run_went(server: Path, released: Released) -> None:
     assert told.despite_flags == REASON
 
 
-def test_no_count_of_patients_gets_out_with_it(released: Released) -> None:
+def test_release_contains_no_patient_counts(released: Released) -> None:
     text = (released.folder / DESCRIPTION).read_text() + (released.folder / CARD).read_text()
     assert "num-examples" not in text and "count_severe" not in text
 
 
-def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> None:
+def test_card_is_complete_and_reproducible(released: Released) -> None:
     text = (released.folder / CARD).read_text(encoding="utf-8")
     d = load_release(released.folder).description
     assert d.provenance is not None
@@ -151,7 +151,7 @@ def test_its_card_says_all_of_it_and_can_be_made_again(released: Released) -> No
     assert card(d, released.sha256, attacks) == text
 
 
-def test_where_a_hospital_outside_the_training_judged_it_no_limit_denies_that() -> None:
+def test_external_evaluation_removes_the_limit_on_external_performance() -> None:
     results = make_results(("north", "south", "east"))
     internal = describe(description(), results, reason="")
     results.models[0].trained_at.remove("east")
@@ -160,7 +160,7 @@ def test_where_a_hospital_outside_the_training_judged_it_no_limit_denies_that() 
     assert external.provenance is not None and not external.provenance.sites["east"].trained
 
 
-def test_mlflow_knows_which_version_is_released(server: Path, released: Released) -> None:
+def test_mlflow_marks_the_released_version(server: Path, released: Released) -> None:
     client = MlflowClient(tracking_uri(server), tracking_uri(server))
     version = client.get_model_version_by_alias("severe-covid", RELEASED)
     assert str(version.version) == released.version == "1"
@@ -169,13 +169,11 @@ def test_mlflow_knows_which_version_is_released(server: Path, released: Released
     assert f"{RELEASED}/{SIGNATURE}" in kept
 
 
-def test_the_private_key_stays_on_the_server_and_is_used_again(
-    server: Path, released: Released, tmp_path: Path
-) -> None:
+def test_private_key_stays_on_the_server_and_is_reused(server: Path, released: Released, tmp_path: Path) -> None:
     assert (server / KEY).stat().st_mode & 0o777 == 0o600
     again = release(server, reason=REASON, out=tmp_path / "again")
     assert again.key_sha256 == released.key_sha256
-    assert again.sha256 == released.sha256, "the same run is released under the same name"
+    assert again.sha256 == released.sha256, "the release of the same run has the same hash"
     secret = (server / KEY).read_bytes().split(b"\n")[1]
     assert not any(secret in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     own = tmp_path / "own.key"
@@ -186,7 +184,7 @@ def test_the_private_key_stays_on_the_server_and_is_used_again(
         load_release(other.folder, [released.public_key])
 
 
-def test_monai_loads_what_was_released(released: Released) -> None:
+def test_monai_loads_the_release(released: Released) -> None:
     network = monai.bundle.load(
         released.folder.name,
         bundle_dir=released.folder.parent,
@@ -202,7 +200,7 @@ def test_monai_loads_what_was_released(released: Released) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION, CARD, ATTACKS, METADATA, INFERENCE, MODEL])
-def test_no_file_of_it_can_be_altered_or_lost(released: Released, copy: Path, name: str) -> None:
+def test_altered_or_missing_file_is_refused(released: Released, copy: Path, name: str) -> None:
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
@@ -222,7 +220,7 @@ def test_no_file_of_it_can_be_altered_or_lost(released: Released, copy: Path, na
     ],
     ids=["unsigned", "no signature", "code beside the weights"],
 )
-def test_what_was_not_signed_so_is_refused(
+def test_missing_signature_or_added_code_is_refused(
     released: Released, copy: Path, change: Callable[[Path], object], expected: str
 ) -> None:
     assert load_release(copy, [released.public_key]).sha256 == released.sha256
@@ -238,7 +236,7 @@ def nothing_written(server: Path) -> bool:
     return not any((server / "releases").glob("*")) if (server / "releases").exists() else True
 
 
-def test_a_run_without_results_or_with_another_candidate_is_refused(tmp_path: Path) -> None:
+def test_run_without_results_or_with_another_candidate_is_refused(tmp_path: Path) -> None:
     assert code(tmp_path) == "E_RUN_UNKNOWN"
     make_run(tmp_path)
     (tmp_path / "runs" / RUN / RESULTS).rename(tmp_path / "results.json")
@@ -249,13 +247,13 @@ def test_a_run_without_results_or_with_another_candidate_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
-def test_a_flagged_model_is_not_released_without_a_reason(tmp_path: Path, reason: str) -> None:
+def test_flagged_model_is_not_released_without_a_reason(tmp_path: Path, reason: str) -> None:
     make_run(tmp_path)
     assert code(tmp_path, reason=reason) == "E_AUDIT_FLAGS"
     assert nothing_written(tmp_path) and not (tmp_path / KEY).exists()
 
 
-def test_a_model_at_chance_is_not_released_without_a_reason(tmp_path: Path) -> None:
+def test_model_at_chance_is_not_released_without_a_reason(tmp_path: Path) -> None:
     sound = make_results(("north", "south", "east"), histograms=False)
     for figures in sound.models[0].figures.values():
         figures |= {"auroc_severe": 0.5, "auroc_severe_low": 0.4, "auroc_severe_high": 0.6}
@@ -275,27 +273,27 @@ def test_a_model_at_chance_is_not_released_without_a_reason(tmp_path: Path) -> N
     assert "because: a test" in card(described, "0" * 64)
 
 
-def test_an_altered_candidate_is_refused(tmp_path: Path) -> None:
+def test_altered_candidate_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path)
     weights = tmp_path / "runs" / RUN / "release" / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     assert code(tmp_path, reason=REASON) == "E_MODEL_ALTERED"
 
 
-def test_a_release_is_never_written_over(server: Path, released: Released) -> None:
+def test_release_is_never_overwritten(server: Path, released: Released) -> None:
     before = {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
     assert code(server, reason=REASON) == "E_RELEASE_EXISTS"
     assert before == {path: path.stat().st_mtime_ns for path in released.folder.rglob("*")}
 
 
-def test_a_key_that_cannot_sign_is_refused(tmp_path: Path) -> None:
+def test_invalid_signing_key_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path)
     (tmp_path / "own.key").write_text("no key")
     assert code(tmp_path, reason=REASON, key=tmp_path / "own.key") == "E_SIGNING_KEY"
     assert nothing_written(tmp_path)
 
 
-def test_without_mlflow_nothing_is_half_released(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_outage_leaves_no_partial_release(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "folder" / "model"
 
     def outage(*_: object, **__: object) -> None:
@@ -306,7 +304,7 @@ def test_without_mlflow_nothing_is_half_released(server: Path, tmp_path: Path, m
     assert not any(out.parent.iterdir())
 
 
-def test_a_candidate_that_is_not_registered_yet_waits(server: Path, tmp_path: Path) -> None:
+def test_unregistered_candidate_is_refused(server: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(server, tmp_path / "server", ignore=shutil.ignore_patterns("releases"))
     folder = moved / "runs" / RUN
     other = save_release(

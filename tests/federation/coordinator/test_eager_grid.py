@@ -1,4 +1,4 @@
-"""The grid that looks for replies often and hands each on, over a grid of lists."""
+"""`EagerGrid` polls for replies frequently and yields each one. Tested on an in-memory grid."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from federation.coordinator.eager_grid import AT_ONCE, EagerGrid, PartOfGrid
 
 
 class Clock:
-    """Time that passes only while someone sleeps, or when a test says so."""
+    """A clock that advances only in `sleep` or when a test sets it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Lists:
-    """Has a reply to each message `at` its time; `log` tells what was done in which order."""
+    """Grid with a reply to each message from time `at`. `log` records the order of calls."""
 
     def __init__(self, clock: Clock, at: dict[str, float]) -> None:
         self.clock, self.at = clock, at
@@ -59,24 +59,24 @@ def test_all_replies_are_collected_once(clock):
     assert grid.log[:3] == ["push a", "push b", "push c"]
 
 
-def test_what_is_missing_is_waited_for_no_longer_than_the_timeout(clock):
+def test_missing_replies_are_awaited_until_the_timeout(clock):
     grid = Lists(clock, {"a": 0, "b": 11, "c": 3})
     assert ids(EagerGrid(grid).send_and_receive(["a", "b", "c"], timeout=10)) == ["id of a", "id of c"]
     assert clock.now_s == pytest.approx(10)
 
 
-def test_without_a_timeout_it_is_waited_for(clock):
+def test_replies_are_awaited_without_limit_if_no_timeout_is_set(clock):
     grid = Lists(clock, {"a": 10_000})
     assert ids(EagerGrid(grid).send_and_receive(["a"])) == ["id of a"]
 
 
-def test_messages_are_sent_before_the_first_reply_is_asked_for(clock):
+def test_messages_are_sent_before_the_first_pull(clock):
     grid = Lists(clock, {"a": 0})
     EagerGrid(grid).send_and_receive(["a"])
     assert grid.log == ["push a"]
 
 
-def test_messages_are_made_and_sent_one_by_one(clock):
+def test_messages_are_created_and_sent_one_by_one(clock):
     grid = Lists(clock, {"a": 0, "b": 0})
 
     def messages():
@@ -88,7 +88,7 @@ def test_messages_are_made_and_sent_one_by_one(clock):
     assert grid.log == ["make a", "push a", "make b", "push b"]
 
 
-def test_few_replies_are_fetched_before_these_are_handed_on(clock):
+def test_few_replies_are_pulled_before_they_are_yielded(clock):
     many = [f"m{number}" for number in range(50)]
     grid = Lists(clock, dict.fromkeys(many, 0.0))
     for count, _ in enumerate(EagerGrid(grid).send_and_receive(many), start=1):
@@ -97,7 +97,7 @@ def test_few_replies_are_fetched_before_these_are_handed_on(clock):
     assert max(grid.asked) == AT_ONCE
 
 
-def test_what_came_in_time_is_handed_on_however_long_each_takes(clock):
+def test_replies_received_in_time_are_yielded_despite_slow_processing(clock):
     many = [f"m{number}" for number in range(20)]
     grid = Lists(clock, dict.fromkeys(many, 1.0))
     replies = EagerGrid(grid).send_and_receive(many, timeout=2)
@@ -108,15 +108,15 @@ def test_what_came_in_time_is_handed_on_however_long_each_takes(clock):
     assert taken == 20
 
 
-def test_the_more_sites_the_less_often_each_is_looked_for(clock):
-    """The server's time for looks has a bound."""
+def test_polling_rate_is_bounded_for_many_sites(clock):
+    """The time that the server spends on polling is bounded."""
     many = [f"m{number}" for number in range(1000)]
     grid = Lists(clock, dict.fromkeys(many, 100.0))
     list(EagerGrid(grid).send_and_receive(many, timeout=90))
-    assert len(grid.asked) <= 90 * grids.LOOKS_PER_S + 2 * 1000 / AT_ONCE  # and the first look and the last
+    assert len(grid.asked) <= 90 * grids.LOOKS_PER_S + 2 * 1000 / AT_ONCE  # plus the first and the last poll
 
 
-def test_a_part_of_a_grid_sends_and_receives_as_the_whole(clock):
+def test_part_of_a_grid_sends_and_receives(clock):
     part = PartOfGrid(EagerGrid(Lists(clock, {"a": 0})), frozenset({2, 9}))
     assert part.get_node_ids() == [2]
     assert ids(part.send_and_receive(["a"])) == ["id of a"]

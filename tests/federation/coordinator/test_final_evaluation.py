@@ -1,4 +1,4 @@
-"""What comes after the last round: which models are judged where, what a missing site costs, what is asked of whom."""
+"""Steps after the last round: which models are evaluated at which sites, and the effect of missing sites."""
 
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ def results_of(folder: Path) -> Results:
 
 
 @pytest.mark.slow
-def test_the_federated_model_alone_is_judged_unless_more_is_asked(server):
+def test_only_the_federated_model_is_evaluated_by_default(server):
     execute(server, Grid())
     found = results_of(server)
     assert [(model.name, model.trained_at) for model in found.models] == [("federated", ALL_THREE)]
     assert found.models[0].figures["north"]["auroc_severe_low"] == 0.7
     assert set(found.sites) == set(ALL_THREE)
     severe = found.calibration["severe"]
-    assert 1.2 < severe.slope < 1.6, "the penalty that each site's fit has is counted once"
+    assert 1.2 < severe.slope < 1.6, "the pool applies the penalty of the fits once"
     assert severe.band(0.5)[0] < severe.probability(np.array([0.5]))[0] < severe.band(0.5)[1]
     assert found.operating_points["severe"]["rule_out"].sites == 3
     assert found.audit is not None
@@ -41,7 +41,7 @@ def test_the_federated_model_alone_is_judged_unless_more_is_asked(server):
     assert found.audit.probe.confusion["south"] == {"north": 0.4, "south": 0.3, "west": 0.3}
 
 
-def test_every_model_that_was_asked_for_is_judged_at_every_site(server):
+def test_every_requested_model_is_evaluated_at_every_site(server):
     grid = Grid()
     execute(server, grid, with_evaluation(local_models=True, leave_one_out=True, fine_tune=True))
     models = results_of(server).models
@@ -51,12 +51,12 @@ def test_every_model_that_was_asked_for_is_judged_at_every_site(server):
         expected[f"without {site}"] = [other for other in ALL_THREE if other != site]
     assert {model.name: model.trained_at for model in models} == expected
     assert all(set(model.figures) == set(ALL_THREE) for model in models)
-    # Three rounds of the study, three of local models at three sites each, three of three federations of two sites.
+    # Three rounds each: the study at three sites, local models at three sites, and three federations of two sites.
     assert grid.kinds.count("train") == 3 * 3 + 3 * 3 + 3 * 3 * 2
 
 
 @pytest.mark.slow
-def test_models_of_single_sites_can_be_those_of_some_sites(server):
+def test_comparison_models_can_be_limited_to_some_sites(server):
     grid = Grid()
     asked = with_evaluation(local_models=True, leave_one_out=True, fine_tune=True, compared_sites=1)
     execute(server, grid, asked)
@@ -66,13 +66,13 @@ def test_models_of_single_sites_can_be_those_of_some_sites(server):
     assert len(drawn) == 1
     assert {model.kind for model in others} == {"local", "left_out", "fine_tuned"}
     assert {f"without {site}" for site in drawn} == {model.name for model in others if model.kind == "left_out"}
-    assert all(set(model.figures) == set(ALL_THREE) for model in others), "each is judged at every site"
-    # Three rounds of the study, of one local model, and of one federation of two sites.
+    assert all(set(model.figures) == set(ALL_THREE) for model in others), "each is evaluated at every site"
+    # Three rounds each: the study at three sites, one local model, and one federation of two sites.
     assert grid.kinds.count("train") == 3 * 3 + 3 + 3 * 2
     assert grid.kinds.count("train.head") == 1
 
 
-def test_a_round_asks_so_many_sites_and_the_questions_after_it_ask_all(server):
+def test_rounds_sample_sites_and_final_evaluation_uses_all(server):
     table = study().study.model_copy(update={"sites_per_round": 2})
     history = execute(server, grid := Grid(), study().model_copy(update={"study": table}))
     rounds = rounds_of(history)
@@ -82,8 +82,8 @@ def test_a_round_asks_so_many_sites_and_the_questions_after_it_ask_all(server):
 
 
 @pytest.mark.slow
-def test_a_local_model_is_its_sites_own(server):
-    """What a site gets in a later round is what it gave in the one before, and nobody else's."""
+def test_local_model_is_trained_by_its_site_only(server):
+    """In later rounds, a site receives exactly the weights that it sent in the previous round."""
     came: dict[int, list[bytes]] = {}
     gave: dict[int, list[bytes]] = {}
 
@@ -102,7 +102,7 @@ def test_a_local_model_is_its_sites_own(server):
 
 
 @pytest.mark.slow
-def test_local_models_go_on_where_they_were_cut_off(server):
+def test_training_of_local_models_resumes_after_a_crash(server):
     asked = with_evaluation(local_models=True)
 
     class Dies(Grid):
@@ -122,7 +122,7 @@ def test_local_models_go_on_where_they_were_cut_off(server):
 
 
 @pytest.mark.slow
-def test_a_site_that_does_not_answer_has_no_local_model_and_no_figures(server, caplog):
+def test_site_that_refuses_has_no_local_model(server, caplog):
     def silent(message: Message, content: RecordDict) -> Any:
         kind, number = message.metadata.message_type, message.content.config_records["config"]["server-round"]
         is_alone = kind == "train" and sent.kinds.count("evaluate.test") and number == 2
@@ -137,8 +137,8 @@ def test_a_site_that_does_not_answer_has_no_local_model_and_no_figures(server, c
     assert "no local model of west: E_TOO_FEW_PATIENTS" in caplog.text
 
 
-def test_training_ends_where_the_figure_no_longer_rises(server):
-    """The validation figure stays as it is from round 1 on; two rounds of patience, so round 3 of 6 is the last."""
+def test_training_stops_early_without_improvement(server):
+    """The validation metric is constant from round 1. With a patience of two rounds, round 3 of 6 is the last."""
 
     class Flat(Grid):
         def content(self, node: int, message: Message) -> RecordDict:
@@ -155,11 +155,11 @@ def test_training_ends_where_the_figure_no_longer_rises(server):
     assert results_of(server).stopped_early
     grid = Flat()
     grid.lines = dict(first.lines)
-    execute(server, grid, asked)  # resumed: there is nothing left to train
+    execute(server, grid, asked)  # the resumed run has no training left
     assert "train" not in grid.kinds
 
 
-def test_unlike_sites_do_not_start(server):
+def test_study_does_not_start_if_sites_disagree(server):
     class Unlike(Grid):
         def content(self, node: int, message: Message) -> RecordDict:
             content = super().content(node, message)
@@ -175,8 +175,8 @@ def test_unlike_sites_do_not_start(server):
     assert set(grid.kinds) == {"query.handshake"}
 
 
-def test_a_release_knows_what_is_like_the_scans_of_training(server):
-    """The sites' looks have the means and variances 11, 22 and 33; all together they vary between sites too."""
+def test_release_contains_familiarity_from_all_sites(server):
+    """Sites have means and variances of 11, 22 and 33. The pooled variance includes the variance between sites."""
     came: list[dict[str, np.ndarray]] = []
 
     class Watched(Grid):
@@ -196,7 +196,7 @@ def test_a_release_knows_what_is_like_the_scans_of_training(server):
     assert not familiarity.is_familiar(10.0)
 
 
-def test_one_site_that_lets_features_out_is_not_published_alone(server, caplog):
+def test_familiarity_is_not_published_from_one_site_alone(server, caplog):
     def silent(message: Message, content: RecordDict) -> Any:
         return Error(1, "E_EMBEDDINGS") if message.metadata.message_type == "evaluate.embed" else content
 
@@ -206,7 +206,7 @@ def test_one_site_that_lets_features_out_is_not_published_alone(server, caplog):
             kind = message.metadata.message_type
             if kind == "evaluate.calibrate":
                 assert not message.content.array_records["typical"]["variance"].numpy().any()
-                assert "distance_mean" in content.metric_records["metrics"], "told unasked, it counts for nothing"
+                assert "distance_mean" in content.metric_records["metrics"], "an unrequested value is ignored"
             if kind == "evaluate.embed" and node == 22:
                 del content["moments"]
             return content
@@ -218,8 +218,8 @@ def test_one_site_that_lets_features_out_is_not_published_alone(server, caplog):
     assert "familiarity of scans is not available" in caplog.text
 
 
-def test_a_fit_that_its_patients_cannot_have_given_does_not_count(server):
-    """West claims to know its calibration as from thousands of patients; it has five."""
+def test_implausible_calibration_fit_is_ignored(server):
+    """West claims a certainty that requires thousands of patients, but has five."""
 
     def sure(message: Message, content: RecordDict) -> Any:
         if message.metadata.message_type == "evaluate.calibrate":
@@ -231,8 +231,8 @@ def test_a_fit_that_its_patients_cannot_have_given_does_not_count(server):
     assert results_of(server).calibration["severe"].slope < 2
 
 
-def test_a_private_study_is_not_audited(server):
-    """The audit looks at training patients, which the noise of a private study is to cover."""
+def test_private_study_is_not_audited(server):
+    """The audit uses training patients, whom a private study protects by noise."""
     privacy = {"noise_multiplier": 1.5, "sample_rate": 0.1}
     content = study().model_dump() | {"privacy": privacy}
     content["network"] |= {"norm": "group"}

@@ -1,4 +1,4 @@
-"""Whole trainings in this process, through the study's own app: the same bits again, interrupted or not. Synthetic."""
+"""Whole trainings in this process with the ClientApp code: reproducible weights, also if resumed. Synthetic data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def coarse(at: Hospital) -> Hospital:
-    """The hospital with few voxels, for speed."""
+    """Return the hospital with a coarse scanner grid, for speed."""
     return replace(at, scanner=replace(at.scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
 
 
@@ -41,13 +41,13 @@ def study(strategy: str = "FedAvg", *, seed: int = 1, **options: float) -> Study
 
 
 def in_half(what: Study) -> Study:
-    """The study with half precision on the wire."""
+    """Return the study with half precision for transfer."""
     return what.model_copy(update={"wire": WireTable(precision="float16")})
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two sites with their cohorts. Leave them as they are."""
+    """Two sites with cohorts. Tests must not change them."""
     root = tmp_path_factory.mktemp("sites")
     for at in HOSPITALS[:2]:
         site = synthetic_site(root / at.name, at.name, seed=1, min_patients=2, tables="[training]\nthreads = 1")
@@ -56,11 +56,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Killed(BaseException):
-    """The server's process ends here."""
+    """Simulates the end of the server process."""
 
 
 def train(what: Study, folders: list[Path], out: Path, *, dies_after: int | None = None) -> Training:
-    """Train from the last checkpoint in `out`, if there is one."""
+    """Train from the last checkpoint in `out`, if one exists."""
 
     def on_round(report: RoundReport, entry: Mapping[str, Any], saved: Path) -> None:
         if report.round == dies_after:
@@ -76,7 +76,7 @@ def bits(model: Model) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_runs_with_one_seed_give_the_same_weights_bit_for_bit(folders: list[Path], tmp_path: Path) -> None:
+def test_runs_with_the_same_seed_give_bit_identical_weights(folders: list[Path], tmp_path: Path) -> None:
     first, again = (bits(train(study(), folders, tmp_path / name).model) for name in ("first", "again"))
     assert first == again
     untrained = bits(Model(*pack(build_network(study().network, seed=1))))
@@ -84,13 +84,13 @@ def test_two_runs_with_one_seed_give_the_same_weights_bit_for_bit(folders: list[
 
 
 @pytest.mark.slow
-def test_another_seed_gives_other_weights(folders: list[Path], tmp_path: Path) -> None:
+def test_different_seeds_give_different_weights(folders: list[Path], tmp_path: Path) -> None:
     one, other = (train(study(seed=seed), folders, tmp_path / str(seed)).model for seed in (1, 2))
     assert bits(one)["weights"] != bits(other)["weights"]
 
 
 @pytest.mark.slow
-def test_the_order_of_the_sites_does_not_matter(folders: list[Path], tmp_path: Path) -> None:
+def test_order_of_the_sites_does_not_change_the_weights(folders: list[Path], tmp_path: Path) -> None:
     one = train(study(), folders, tmp_path / "one").model
     other = train(study(), folders[::-1], tmp_path / "other").model
     assert bits(one) == bits(other)
@@ -105,10 +105,10 @@ def test_the_order_of_the_sites_does_not_matter(folders: list[Path], tmp_path: P
         ("FedAdam", {"eta": 0.01, "tau": 0.001}),
     ],
 )
-def test_a_resumed_run_equals_an_undisturbed_one(
+def test_resumed_run_equals_an_uninterrupted_run(
     folders: list[Path], tmp_path: Path, strategy: str, options: dict[str, float]
 ) -> None:
-    """Killed after the second of three rounds, with a server optimiser's memory among what must be kept."""
+    """The run is killed after round 2 of 3. The checkpoint must include the state of the server optimiser."""
     what = in_half(study(strategy, **options)) if strategy == "FedAvgM" else study(strategy, **options)
     undisturbed = train(what, folders, tmp_path / "whole")
     with pytest.raises(Killed):
@@ -121,7 +121,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(
     assert bool(undisturbed.state.memory) == (strategy != "FedProx")
 
 
-def test_a_round_is_the_sites_own_work_and_its_weighted_mean(folders: list[Path], tmp_path: Path) -> None:
+def test_round_is_the_weighted_mean_of_the_site_weights(folders: list[Path], tmp_path: Path) -> None:
     what = study()
     what = what.model_copy(update={"study": what.study.model_copy(update={"rounds": 1})})
     arrays, buffers = pack(build_network(what.network, seed=1))
@@ -133,8 +133,8 @@ def test_a_round_is_the_sites_own_work_and_its_weighted_mean(folders: list[Path]
     )
 
 
-def test_in_half_precision_a_round_is_the_mean_of_the_sites_changes(folders: list[Path], tmp_path: Path) -> None:
-    """Of changes to the rounded weights, rounded too, added to weights that never are."""
+def test_half_precision_round_is_the_weighted_mean_of_rounded_changes(folders: list[Path], tmp_path: Path) -> None:
+    """Rounded changes to the rounded weights are averaged and added to the unrounded weights."""
     what = in_half(study())
     what = what.model_copy(update={"study": what.study.model_copy(update={"rounds": 1})})
     arrays, buffers = pack(build_network(what.network, seed=1))
@@ -147,14 +147,14 @@ def test_in_half_precision_a_round_is_the_mean_of_the_sites_changes(folders: lis
     np.testing.assert_allclose(trained.state.arrays["weights"], held, rtol=1e-6, atol=1e-8)
     judged = trained.model.arrays["weights"]
     assert judged.dtype == np.float32
-    assert np.array_equal(judged, trained.state.arrays["weights"].astype(np.float16)), "what sites judge is released"
-    assert not np.array_equal(judged, trained.state.arrays["weights"]), "the checkpoint has more"
+    assert np.array_equal(judged, trained.state.arrays["weights"].astype(np.float16)), "as evaluated by sites"
+    assert not np.array_equal(judged, trained.state.arrays["weights"]), "the checkpoint has unrounded weights"
     for direction in ("bytes_down", "bytes_up"):
         assert trained.history[0][direction] < 0.6 * len(folders) * arrays["weights"].nbytes
 
 
-def test_a_site_that_cannot_take_part_answers_with_its_code(folders: list[Path], tmp_path: Path) -> None:
-    """Its site.toml asks for more patients than it has."""
+def test_site_that_cannot_take_part_replies_with_a_code(folders: list[Path], tmp_path: Path) -> None:
+    """The site.toml of the site requires more patients than the site has."""
     few = tmp_path / "few"
     site = synthetic_site(few, "few", seed=1, min_patients=50)
     write_cohort(site, coarse(HOSPITALS[0]), patients=2, seed=1, settings=study().preprocessing)

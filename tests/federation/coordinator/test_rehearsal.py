@@ -1,4 +1,4 @@
-"""A whole run over synthetic sites in one process: real patients' way through training, examination and audit."""
+"""A whole run with synthetic sites in one process: training, evaluation and audit as for real patients."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def results(sites: list[Site], tmp_path_factory: pytest.TempPathFactory) -> Resu
     return read_results(rehearse(study, tmp_path_factory.mktemp("server"), [site.folder for site in sites]))
 
 
-def test_every_model_has_figures_at_every_site_under_the_sites_own_names(results: Results) -> None:
+def test_every_model_has_figures_at_every_site_by_site_name(results: Results) -> None:
     names = [model.name for model in results.models]
     assert sorted(names) == sorted(
         ["federated", "north alone", "south alone", "north fine-tuned", "south fine-tuned", "pooled"]
@@ -49,7 +49,7 @@ def test_every_model_has_figures_at_every_site_under_the_sites_own_names(results
             assert figures["auroc_pcr_positive_low"] <= figures["auroc_pcr_positive"]
 
 
-def test_the_audit_is_about_the_federated_model_alone(results: Results) -> None:
+def test_audit_covers_only_the_federated_model(results: Results) -> None:
     assert results.audit is not None
     assert set(results.audit.sites) == {"north", "south"}
     for model in results.models:
@@ -57,7 +57,7 @@ def test_the_audit_is_about_the_federated_model_alone(results: Results) -> None:
         assert not audited or model.name == "federated"
 
 
-def test_no_figure_is_of_a_name_that_a_gateway_would_not_let_out(results: Results) -> None:
+def test_every_figure_has_a_name_that_the_gateway_allows(results: Results) -> None:
     from federation.protocol.metric_allowlist import FIGURES
 
     known = {*FIGURES["evaluate.test"], "num-examples"}

@@ -1,4 +1,4 @@
-"""What the server does around the rounds of a study: history, ledgers' heads, capped weights, resuming, MLflow."""
+"""The ServerApp around the rounds of a study: history, ledger heads, capped weights, resuming and disk errors."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from models.release import load_release
 from tests.helpers.whole_run import NAMES, Grid, execute, head, rounds_of, study
 
 
-def test_the_history_tells_where_each_ledger_ended(server, caplog):
+def test_history_records_the_ledger_head_of_each_site(server, caplog):
     grid = Grid()
     with caplog.at_level("INFO", logger="flwr"):
         history = execute(server, grid)
@@ -28,13 +28,13 @@ def test_the_history_tells_where_each_ledger_ended(server, caplog):
     for place, entry in enumerate(history, start=1):
         assert entry["ledger"] == {name: head(2 * place) for name in NAMES.values()}
         assert entry["sites"] == ["north", "south", "west"]
-    for node in NAMES:  # each was told what it had said before
+    for node in NAMES:  # each site received the head that it had reported before
         assert [lines for _, lines in grid.told[node]] == list(range(0, 16, 2))
         assert grid.told[node][-1][0] == f"{14:064x}"
 
 
-def test_a_site_that_claims_more_than_it_was_enrolled_with_is_named(server, caplog):
-    """South claims 42 and was enrolled with 30; north's number is not known; west is far below."""
+def test_site_that_reports_more_patients_than_enrolled_is_capped_and_named(server, caplog):
+    """South reports 42 and was enrolled with 30. The number of north is not known. West is far below its number."""
     with caplog.at_level("INFO", logger="flwr"):
         rounds = rounds_of(execute(server, Grid()))
     assert [entry["capped"] for entry in rounds] == [["south"]] * 3
@@ -42,8 +42,8 @@ def test_a_site_that_claims_more_than_it_was_enrolled_with_is_named(server, capl
     assert "42" not in json.dumps(rounds[0]["capped"])
 
 
-def test_a_resumed_run_reminds_the_sites_of_their_ledgers(server):
-    """The server dies after round 2; the same run goes on, and so do the ledgers."""
+def test_resumed_run_sends_the_last_ledger_heads_to_the_sites(server):
+    """The server stops after round 2. The run and the ledgers continue after a restart."""
 
     class Dies(Grid):
         def send_and_receive(self, messages, *, timeout=None):
@@ -62,11 +62,11 @@ def test_a_resumed_run_reminds_the_sites_of_their_ledgers(server):
     second.lines = dict(first.lines)
     history = execute(server, second)
     assert [entry["round"] for entry in rounds_of(history)] == [1, 2, 3]
-    assert [lines for _, lines in second.told[11]] == [6, 8, 10, 12, 14, 16]  # the handshake is shaken again
+    assert [lines for _, lines in second.told[11]] == [6, 8, 10, 12, 14, 16]  # the handshake is repeated
     assert history[-1]["ledger"]["north"] == head(18)
 
 
-def test_a_site_whose_ledger_was_cut_while_the_server_was_down_is_shut_out(server):
+def test_site_whose_ledger_was_cut_during_server_downtime_is_refused(server):
     class Dies(Grid):
         def send_and_receive(self, messages, *, timeout=None):
             if self.lines[11] >= 6:
@@ -83,7 +83,7 @@ def test_a_site_whose_ledger_was_cut_while_the_server_was_down_is_shut_out(serve
     assert last["refused"] == {"west": "E_REPLY_LEDGER_CUT"}
 
 
-def test_what_is_refused_in_the_final_evaluation_is_told(server):
+def test_history_records_refusals_in_the_final_evaluation(server):
     def bad(message: Message, content: RecordDict):
         is_final = message.metadata.message_type == "evaluate.test"
         return Error(1, "E_TOO_FEW_PATIENTS: DOE^JOHN") if is_final else content
@@ -95,7 +95,7 @@ def test_what_is_refused_in_the_final_evaluation_is_told(server):
     assert "DOE" not in json.dumps(history)
 
 
-def test_a_site_whose_update_is_clipped_is_named(server, caplog):
+def test_site_with_clipped_update_is_named(server, caplog):
     def long(message: Message, content: RecordDict):
         if message.metadata.message_type == "train":
             after = decode(content.array_records["arrays"])
@@ -109,7 +109,7 @@ def test_a_site_whose_update_is_clipped_is_named(server, caplog):
     assert "west: W_UPDATE_CLIPPED" in caplog.text
 
 
-def test_a_study_that_names_no_strategy_goes_on_with_two_of_three_sites(server):
+def test_default_strategy_continues_with_two_of_three_sites(server):
     def silent_in_2(message: Message, content: RecordDict):
         is_second = message.content.config_records["config"]["server-round"] == 2
         return Error(1, "E_TOO_FEW") if is_second else content
@@ -120,8 +120,8 @@ def test_a_study_that_names_no_strategy_goes_on_with_two_of_three_sites(server):
 
 
 @pytest.mark.parametrize(("strategy", "is_spoilt"), [("FedMedian", False), ("FedAvg", True)])
-def test_one_sites_calibration_does_not_spoil_a_robust_release(server, strategy, is_spoilt):
-    """Without one it does, which is the control: sites that differ so much know nothing together, says the band."""
+def test_outlier_calibration_of_one_site_does_not_affect_robust_release(server, strategy, is_spoilt):
+    """FedAvg is the control: there, one outlier makes the band cover nearly all probabilities."""
 
     def wild(message: Message, content: RecordDict):
         if message.metadata.message_type == "evaluate.calibrate":
@@ -136,7 +136,7 @@ def test_one_sites_calibration_does_not_spoil_a_robust_release(server, strategy,
     assert (severe.slope == pytest.approx(1.2)) != is_spoilt
 
 
-def test_a_study_whose_strategy_cannot_be_met_ends_before_anyone_is_asked(server):
+def test_strategy_that_needs_more_sites_is_refused_before_any_message(server):
     grid = Grid()
     with pytest.raises(Refusal) as refused:
         execute(server, grid, study(name="Krum", options={"num_malicious_nodes": 1}))
@@ -144,7 +144,7 @@ def test_a_study_whose_strategy_cannot_be_met_ends_before_anyone_is_asked(server
     assert grid.sent == []
 
 
-def test_a_lost_round_is_told_with_its_reason(server, caplog):
+def test_lost_round_is_reported_with_its_reason(server, caplog):
     def silent_in_2(message: Message, content: RecordDict):
         is_second = message.content.config_records["config"]["server-round"] == 2
         return Error(1, "E_TOO_FEW") if is_second else content
@@ -156,8 +156,8 @@ def test_a_lost_round_is_told_with_its_reason(server, caplog):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
-def test_a_full_disk_is_a_code_and_not_a_trace(server, monkeypatch, caplog, code):
-    """At the history, at the release: whatever is written outside a checkpoint, which has a code of its own."""
+def test_full_or_unwritable_disk_is_refused_with_a_code(server, monkeypatch, caplog, code):
+    """This code covers all files except checkpoints, such as history and release. Checkpoints have their own code."""
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -173,7 +173,7 @@ def test_a_full_disk_is_a_code_and_not_a_trace(server, monkeypatch, caplog, code
     monkeypatch.undo()
 
 
-def test_other_errors_of_the_system_are_not_called_a_full_disk(server, monkeypatch):
+def test_other_os_errors_are_not_reported_as_disk_errors(server, monkeypatch):
     def lost(*_: Any, **__: Any) -> None:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
@@ -185,7 +185,7 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(server, monkeypat
         main(Grid(), context)  # type: ignore[misc]
 
 
-def test_the_model_and_its_history_are_finite(server):
+def test_released_model_has_finite_weights(server):
     execute(server, Grid())
     release = load_release(server / "runs" / "trial-1" / "release")
     tensors = release.network.state_dict().values()

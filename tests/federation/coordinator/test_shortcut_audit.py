@@ -1,4 +1,4 @@
-"""The audit at the server: sites told apart by their features, shortcuts flagged, and chance let be."""
+"""The audit at the server: sites are classified from features, and shortcuts are flagged if not due to chance."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ Embeddings = dict[str, np.ndarray]
 
 
 def embeddings(patients: Mapping[str, int], seed: int) -> Embeddings:
-    """Features of independent spread, another mean at each site; the last one never varies."""
+    """Create independent features with a different mean at each site. The last feature is constant."""
     rng = np.random.default_rng(seed)
     made = {}
     for number, (site, count) in enumerate(patients.items()):
@@ -39,7 +39,7 @@ def figures(name: str, value: float, low: float, high: float) -> dict[str, float
 # --- the probe --------------------------------------------------------------------------------------------
 
 
-def test_sites_are_told_apart_as_a_full_discriminant_analysis_of_all_patients_would() -> None:
+def test_probe_matches_discriminant_analysis_of_all_patients() -> None:
     patients = {"north": 300, "south": 80, "west": 150}
     train, test = embeddings(patients, 1), embeddings(patients, 2)
     table = discriminants(moments(train))
@@ -57,7 +57,7 @@ def test_sites_are_told_apart_as_a_full_discriminant_analysis_of_all_patients_wo
     assert found.accuracy > 0.6
 
 
-def test_sites_that_do_not_differ_are_told_apart_by_chance() -> None:
+def test_equal_sites_are_classified_at_chance() -> None:
     same = {site: embeddings({"north": 200}, seed)["north"] for seed, site in enumerate(("a", "b", "c", "d"))}
     table = discriminants(moments(same))
     fresh = embeddings({"north": 400}, 9)["north"]
@@ -65,7 +65,7 @@ def test_sites_that_do_not_differ_are_told_apart_by_chance() -> None:
     assert found.accuracy == pytest.approx(found.chance)
 
 
-def test_the_message_has_one_size_and_a_feature_that_does_not_vary_no_weight() -> None:
+def test_message_has_fixed_size_and_constant_feature_has_zero_weight() -> None:
     patients = {"north": 20, "south": 30}
     table = discriminants(moments(embeddings(patients, 1))).reshape(MAX_PROBED, FEATURES + 1)
     assert table.dtype == np.float32
@@ -76,7 +76,7 @@ def test_the_message_has_one_size_and_a_feature_that_does_not_vary_no_weight() -
 
 
 @pytest.mark.parametrize("sites", [1, MAX_PROBED + 1])
-def test_one_site_or_too_many_are_not_told_apart(sites: int) -> None:
+def test_probe_is_rejected_for_one_site_or_too_many(sites: int) -> None:
     patients = {str(number): 5 for number in range(sites)}
     with pytest.raises(ValueError, match="sites"):
         discriminants(moments(embeddings(patients, 1)))
@@ -85,12 +85,12 @@ def test_one_site_or_too_many_are_not_told_apart(sites: int) -> None:
 # --- the judgement ----------------------------------------------------------------------------------------
 
 
-def test_what_no_chance_explains_is_flagged_with_its_site_and_figure() -> None:
+def test_significant_shortcut_is_flagged_with_site_and_figure() -> None:
     audit = judge(
         {
             "north": figures("auroc_severe_tags", 0.91, 0.82, 0.96) | {"loss_severe": 0.4},
             "south": figures("auroc_severe_outside", 0.88, 0.78, 0.94) | {"scanner_from_embedding": 0.99},
-            "west": figures("auroc_severe_outside", 0.66, 0.52, 0.78),  # above chance, as one site in twenty is
+            "west": figures("auroc_severe_outside", 0.66, 0.52, 0.78),  # above chance, as expected for one site in 20
         },
         None,
     )
@@ -105,14 +105,14 @@ def test_what_no_chance_explains_is_flagged_with_its_site_and_figure() -> None:
     assert audit.sites["south"]["scanner_from_embedding"] == 0.99
 
 
-def test_sites_and_scanners_that_are_told_apart_are_no_fault_by_themselves() -> None:
+def test_distinguishable_sites_and_scanners_are_not_flagged() -> None:
     apart = probe({"north": [1.0, 0.0], "south": [0.0, 1.0]}, ["north", "south"])
     audit = judge({site: {"scanner_from_embedding": 1.0, "scanner_chance": 0.5} for site in apart.confusion}, apart)
     assert audit.probe == apart
     assert audit.flags == []
 
 
-def test_a_large_site_is_not_flagged_for_a_small_effect() -> None:
+def test_small_effect_at_a_large_site_is_not_flagged() -> None:
     assert judge({"north": figures("auroc_severe_tags", 0.56, 0.545, 0.575)}, None).flags == []
 
 
@@ -122,7 +122,7 @@ def test_more_figures_make_the_rule_stricter() -> None:
     assert not judge({"north": suspect, **{str(n): calm for n in range(30)}}, None).flags
 
 
-def test_the_level_of_the_site_s_interval_gives_its_own_low_end() -> None:
+def test_strict_low_at_the_level_of_the_site_interval_gives_its_low_end() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random(80) < 0.4).astype(np.float64)
     overlapping, apart = auroc(labels + rng.normal(size=80), labels), auroc(labels, labels)
@@ -134,8 +134,8 @@ def test_the_level_of_the_site_s_interval_gives_its_own_low_end() -> None:
 
 
 @pytest.mark.slow
-def test_clean_studies_are_flagged_no_oftener_than_promised() -> None:
-    """Two hundred studies of three sites whose scores tell nothing: two flags would be the promise."""
+def test_false_flag_rate_of_clean_studies_is_bounded() -> None:
+    """Simulate 200 studies of three sites with uninformative scores. About two flags are expected."""
     rng = np.random.default_rng(0)
     flagged = 0
     for _ in range(200):

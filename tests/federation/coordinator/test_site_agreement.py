@@ -1,4 +1,4 @@
-"""Before round 1: who is told to be unlike whom, and which study may start."""
+"""The handshake before round 1: differences between sites are reported, and only matching sites may start."""
 
 from importlib.metadata import version
 from typing import Any, cast
@@ -19,17 +19,17 @@ ALIKE = SiteAbout(version=OWN, contract="a" * 64, golden="b" * 64, patients="50-
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
 
 
-def test_an_answer_is_read_as_it_was_told() -> None:
+def test_handshake_reply_is_read_as_sent() -> None:
     asked = Message(RecordDict({"config": ConfigRecord()}), dst_node_id=7, message_type="query.handshake")
     content = RecordDict({"site": ConfigRecord(ALIKE.model_dump())})
     assert read(over_the_wire(Message(content, reply_to=asked))) == ALIKE
 
 
-# --- who is unlike whom -----------------------------------------------------------------------------------
+# --- site differences -------------------------------------------------------------------------------------
 
 
 def differences(**sites: dict[str, str]) -> str:
-    """What the refusal says of sites that tell these things in place of the usual; "" where they may begin."""
+    """Return the refusal text for sites with these changed values, or "" if they are accepted."""
     try:
         judge({name: ALIKE.model_copy(update=changed) for name, changed in sites.items()})
     except Refusal as refusal:
@@ -38,12 +38,12 @@ def differences(**sites: dict[str, str]) -> str:
     return ""
 
 
-def test_sites_that_are_alike_begin_whatever_their_sizes() -> None:
+def test_matching_sites_are_accepted_whatever_their_sizes() -> None:
     assert differences(north={}, south={"patients": "1000 or more"}, west={"patients": "under 20"}) == ""
     assert differences(north={}) == ""
 
 
-def test_who_differs_from_most_is_named_with_what_differs() -> None:
+def test_site_that_differs_from_the_majority_is_named_with_the_difference() -> None:
     assert differences(north={}, south={"golden": "c" * 64}, west={}) == (
         "the golden volume of south differs from that of 2 other sites"
     )
@@ -52,14 +52,14 @@ def test_who_differs_from_most_is_named_with_what_differs() -> None:
     )
 
 
-def test_where_no_group_is_larger_all_are_named() -> None:
+def test_all_sites_are_named_without_a_majority() -> None:
     assert differences(north={}, south={"contract": "c" * 64}) == "the data contract differs between north / south"
     assert differences(a={}, b={}, c={"golden": "c" * 64}, d={"golden": "c" * 64}, e={"golden": "d" * 64}) == (
         "the golden volume differs between a, b / c, d / e"
     )
 
 
-def test_the_version_that_counts_is_the_servers_own() -> None:
+def test_site_version_must_equal_the_server_version() -> None:
     other = {"version": "99.0"}
     assert (
         differences(north=other, south=other)
@@ -67,7 +67,7 @@ def test_the_version_that_counts_is_the_servers_own() -> None:
     )
 
 
-def test_all_that_differs_is_told_at_once() -> None:
+def test_all_differences_are_reported_at_once() -> None:
     told = differences(north={}, south={"golden": "c" * 64, "contract": "c" * 64, "version": "99.0"}, west={})
     assert [part.split(" of ")[0] for part in told.split("; ")] == [
         "the version",
@@ -81,7 +81,7 @@ def test_all_that_differs_is_told_at_once() -> None:
 
 
 def sites(**answers: dict[str, str] | str) -> Sites:
-    """Sites that answer with what differs from the usual, or with a code."""
+    """Create sites that reply with changed values or with an error code."""
 
     def playing(told: dict[str, str] | str) -> Any:
         def play(message: Message) -> list[RecordDict | Error]:
@@ -99,7 +99,7 @@ def sites(**answers: dict[str, str] | str) -> Sites:
     return Sites(cast(Any, grid), numbers, {}, {})
 
 
-def test_what_the_sites_are_is_known_by_their_names() -> None:
+def test_handshake_results_are_returned_by_site_name() -> None:
     asked = sites(north={}, south={"patients": "200-499"}, west="E_SITE_LIMIT")
     about, entry = shake_hands(asked, STUDY)
     assert about == {"north": ALIKE, "south": ALIKE.model_copy(update={"patients": "200-499"})}
@@ -107,14 +107,14 @@ def test_what_the_sites_are_is_known_by_their_names() -> None:
     assert asked.heads == {1: LedgerHead("c" * 64, 3), 2: LedgerHead("c" * 64, 3)}
 
 
-def test_a_study_does_not_start_with_sites_that_are_unlike() -> None:
+def test_study_does_not_start_if_sites_differ() -> None:
     with pytest.raises(Refusal) as refused:
         shake_hands(sites(north={}, south={"golden": "c" * 64}, west={}), STUDY)
     assert refused.value.code == "E_SITES_UNLIKE"
     assert "south" in refused.value.says
 
 
-def test_a_study_does_not_start_with_too_few_and_says_what_each_answered() -> None:
+def test_study_does_not_start_below_quorum_and_refusal_lists_replies() -> None:
     with pytest.raises(Refusal) as refused:
         shake_hands(sites(north={}, south="E_SITE_LIMIT", west={"patients": "60"}), STUDY)
     assert refused.value.code == "E_HANDSHAKE_QUORUM"

@@ -1,4 +1,4 @@
-"""Certificates as TLS itself sees them, and keys as Flower reads them."""
+"""Certificates are checked in real TLS handshakes, and node keys with Flower's own functions."""
 
 import ssl
 import stat
@@ -38,7 +38,7 @@ FILES = ("ca.key", "ca.crt", "server.key", "server.crt", "loopback.key", "loopba
 
 
 def shake_hands(client_tls: ssl.SSLContext, server_tls: ssl.SSLContext, name: str) -> ssl.SSLObject:
-    """A TLS handshake in memory; the server's side of it, or what a client of `name` would raise."""
+    """Run a TLS handshake in memory with the host `name`. Returns the server's side, or raises the client's error."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_tls.wrap_bio(to_client, to_server, server_hostname=name)
     server = server_tls.wrap_bio(to_server, to_client, server_side=True)
@@ -73,7 +73,7 @@ def group_authority(
     days: int = 900,
     key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
 ) -> Authority:
-    """An authority that a hospital group's own has signed; ca.crt and ca.key in `folder`."""
+    """An authority signed by the root of a hospital group. Its ca.crt and ca.key are in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     root, now = Authority.new(), datetime.now(UTC)
     key = key or ec.generate_private_key(ec.SECP384R1())
@@ -107,12 +107,12 @@ def group_authority(
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "study.example.org", "192.0.2.7"])
-def test_the_certificate_holds_for_this_machine_and_every_given_host(tmp_path: Path, name: str) -> None:
+def test_server_certificate_is_valid_for_localhost_and_all_given_hosts(tmp_path: Path, name: str) -> None:
     create_server_certificates(tmp_path / "c", hosts=["study.example.org", "192.0.2.7", "localhost"])
     handshake(tmp_path / "c", name)
 
 
-def test_another_name_and_another_authority_are_refused_by_tls(tmp_path: Path) -> None:
+def test_tls_refuses_another_host_name_and_another_authority(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=["study.example.org"])
     create_server_certificates(tmp_path / "other", hosts=["study.example.org"])
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
@@ -121,7 +121,7 @@ def test_another_name_and_another_authority_are_refused_by_tls(tmp_path: Path) -
         handshake(tmp_path / "c", "study.example.org", ca=tmp_path / "other" / "ca.crt")
 
 
-def test_behind_the_door_only_the_very_certificate_is_trusted(tmp_path: Path) -> None:
+def test_superlink_certificate_behind_the_ingress_is_pinned(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=["study.example.org"])
     handshake(tmp_path / "c", "127.0.0.1", ca=tmp_path / "c" / "loopback.crt", certificate="loopback")
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -130,14 +130,14 @@ def test_behind_the_door_only_the_very_certificate_is_trusted(tmp_path: Path) ->
         handshake(tmp_path / "c", "127.0.0.1", ca=tmp_path / "c" / "loopback.crt")
 
 
-def test_the_stated_validity_is_the_real_one(tmp_path: Path) -> None:
+def test_certificates_have_the_documented_validity(tmp_path: Path) -> None:
     create_server_certificates(tmp_path, hosts=[])
     for name, days in (("ca.crt", AUTHORITY_DAYS), ("server.crt", SERVER_DAYS)):
         remaining = valid_until(tmp_path / name) - datetime.now(UTC)
         assert timedelta(days=days, minutes=-5) < remaining <= timedelta(days=days)
 
 
-def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:
+def test_private_keys_are_readable_only_by_their_owner(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=[])
     create_node_key(tmp_path / "node")
     assert mode(tmp_path / "c") == 0o700
@@ -147,7 +147,7 @@ def test_private_keys_are_their_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", FILES)
-def test_nothing_that_exists_is_overwritten(tmp_path: Path, existing: str) -> None:
+def test_existing_server_files_are_not_overwritten(tmp_path: Path, existing: str) -> None:
     (tmp_path / existing).write_text("precious")
     with pytest.raises(Refusal, match="E_KEY_EXISTS"):
         create_server_certificates(tmp_path, hosts=[])
@@ -156,7 +156,7 @@ def test_nothing_that_exists_is_overwritten(tmp_path: Path, existing: str) -> No
 
 
 @pytest.mark.parametrize("existing", ["node", "node.pub"])
-def test_no_node_key_is_overwritten(tmp_path: Path, existing: str) -> None:
+def test_existing_node_key_is_not_overwritten(tmp_path: Path, existing: str) -> None:
     (tmp_path / existing).write_text("precious")
     with pytest.raises(Refusal, match="E_KEY_EXISTS"):
         create_node_key(tmp_path / "node")
@@ -165,13 +165,13 @@ def test_no_node_key_is_overwritten(tmp_path: Path, existing: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["https://study.example.org", "study.example.org:8443", "", "a b", "-a", "ü.example"])
-def test_what_is_no_host_is_refused_before_anything_is_written(tmp_path: Path, host: str) -> None:
+def test_invalid_host_is_refused_before_any_file_is_written(tmp_path: Path, host: str) -> None:
     with pytest.raises(Refusal, match="E_HOST_NAME"):
         create_server_certificates(tmp_path / "c", hosts=["localhost", host])
     assert not (tmp_path / "c").exists()
 
 
-def test_renewal_keeps_key_names_and_authority(tmp_path: Path) -> None:
+def test_renewal_keeps_key_host_names_and_authority(tmp_path: Path) -> None:
     create_server_certificates(tmp_path, hosts=["study.example.org"])
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
     until = renew_server_certificate(tmp_path)
@@ -181,11 +181,11 @@ def test_renewal_keeps_key_names_and_authority(tmp_path: Path) -> None:
     handshake(tmp_path, "study.example.org")
 
 
-# --- a group's authority ----------------------------------------------------------------------------------
+# --- the authority of a hospital group --------------------------------------------------------------------
 
 
-def test_the_authority_of_a_hospital_group_signs_in_place_of_our_own(tmp_path: Path) -> None:
-    """It is itself signed by another, which nobody needs to know."""
+def test_authority_of_a_hospital_group_can_replace_our_own(tmp_path: Path) -> None:
+    """The group's authority is signed by a root authority that neither side needs to know."""
     given = group_authority(tmp_path / "group")
     authority = Authority.read(tmp_path / "group" / "ca.crt", tmp_path / "group" / "ca.key")
     create_server_certificates(tmp_path / "c", hosts=["study.example.org"], authority=authority)
@@ -193,7 +193,7 @@ def test_the_authority_of_a_hospital_group_signs_in_place_of_our_own(tmp_path: P
     handshake(tmp_path / "c", "study.example.org")
 
 
-def test_nothing_outlives_its_authority(tmp_path: Path) -> None:
+def test_certificates_expire_no_later_than_their_authority(tmp_path: Path) -> None:
     authority = group_authority(tmp_path, days=30)
     key = ec.generate_private_key(ec.SECP384R1()).public_key()
     for certificate in (authority.node_certificate(key, "north"), authority.server_certificate(key, [])):
@@ -201,7 +201,7 @@ def test_nothing_outlives_its_authority(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["no ca", "ended", "other key", "not pem", "locked", "absent", "ed25519"])
-def test_what_cannot_sign_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_unusable_authority_is_refused(tmp_path: Path, kind: str) -> None:
     group_authority(tmp_path, signs=kind != "no ca", days=-1 if kind == "ended" else 900)
     key = tmp_path / "ca.key"
     if kind == "other key":
@@ -228,24 +228,24 @@ def _ed25519() -> bytes:
     return Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def test_an_authority_with_an_rsa_key_signs_too(tmp_path: Path) -> None:
+def test_authority_with_an_rsa_key_can_sign(tmp_path: Path) -> None:
     authority = group_authority(tmp_path, key=rsa.generate_private_key(public_exponent=65537, key_size=3072))
     create_server_certificates(tmp_path / "c", hosts=[], authority=authority)
     handshake(tmp_path / "c", "localhost")
 
 
-# --- a node's certificate ---------------------------------------------------------------------------------
+# --- the certificate of a node ----------------------------------------------------------------------------
 
 
 def node_files(folder: Path, authority: Authority, *, name: str = "north", now: datetime | None = None) -> Path:
-    """keys/node and node.crt, the latter over the former."""
+    """Write a node's key and its certificate (node, node.pub and node.crt) to `folder`."""
     key = load_node_key(create_node_key(folder / "node").with_suffix(""))
     certificate = authority.node_certificate(key.public_key(), name, now=now)
     (folder / "node.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
     return folder
 
 
-def test_a_node_certificate_says_what_rfc_5280_wants(tmp_path: Path) -> None:
+def test_node_certificate_conforms_to_rfc_5280(tmp_path: Path) -> None:
     authority, key = Authority.new(), ec.generate_private_key(ec.SECP384R1()).public_key()
     certificate = authority.node_certificate(key, "north")
     certificate.verify_directly_issued_by(authority.certificate)
@@ -261,7 +261,7 @@ def test_a_node_certificate_says_what_rfc_5280_wants(tmp_path: Path) -> None:
     assert extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier == own
 
 
-def test_client_and_server_recognise_each_other(tmp_path: Path) -> None:
+def test_client_and_server_verify_each_other(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=[])
     node = node_files(tmp_path / "site", open_authority(tmp_path / "c"))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -276,7 +276,7 @@ def test_client_and_server_recognise_each_other(tmp_path: Path) -> None:
     assert sorted(path.name for path in node.iterdir()) == ["node", "node.crt", "node.pub"], "no key is left behind"
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+def test_mismatched_node_key_and_certificate_are_refused(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=[])
     ours = node_files(tmp_path / "ours", open_authority(tmp_path / "c"))
     theirs = node_files(tmp_path / "theirs", open_authority(tmp_path / "c"))
@@ -292,7 +292,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         client_tls(ca, certificate=ours / "node.crt", private_key=ours / "node")
 
 
-def test_openssl_reads_the_revocation_list_and_goes_by_it(tmp_path: Path) -> None:
+def test_openssl_enforces_the_revocation_list(tmp_path: Path) -> None:
     create_server_certificates(tmp_path / "c", hosts=[])
     authority = open_authority(tmp_path / "c")
     node = node_files(tmp_path / "site", authority)
@@ -316,7 +316,7 @@ def test_openssl_reads_the_revocation_list_and_goes_by_it(tmp_path: Path) -> Non
         shake_hands(client, server(), "localhost")
 
 
-def test_the_fingerprint_is_the_one_that_openssl_shows(tmp_path: Path) -> None:
+def test_fingerprint_is_the_sha256_of_the_der_certificate(tmp_path: Path) -> None:
     import hashlib
 
     create_server_certificates(tmp_path, hosts=[])
@@ -325,10 +325,10 @@ def test_the_fingerprint_is_the_one_that_openssl_shows(tmp_path: Path) -> None:
     assert fingerprint(certificate) == hashlib.sha256(der).hexdigest()
 
 
-# --- a node's key -----------------------------------------------------------------------------------------
+# --- the key of a node ------------------------------------------------------------------------------------
 
 
-def test_flower_reads_the_node_key_as_we_enrol_it(tmp_path: Path) -> None:
+def test_flower_and_enrolment_read_the_same_public_key(tmp_path: Path) -> None:
     from flwr.supercore.primitives.asymmetric import (
         bytes_to_public_key,
         public_key_to_bytes,
@@ -343,7 +343,7 @@ def test_flower_reads_the_node_key_as_we_enrol_it(tmp_path: Path) -> None:
     assert uses_nist_ec_curve(bytes_to_public_key(enrolled))
 
 
-def test_what_is_no_node_key_is_refused(tmp_path: Path) -> None:
+def test_invalid_node_public_key_is_refused(tmp_path: Path) -> None:
     create_node_key(tmp_path / "node")
     keys = {
         "rsa": rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key(),

@@ -1,4 +1,4 @@
-"""Invitations, certificates and revocation in a server's folder, with a stand-in for the SuperLink."""
+"""Invitations, certificates and revocation in a server's folder, with a fake SuperLink."""
 
 import re
 import sqlite3
@@ -37,7 +37,7 @@ Key = ec.EllipticCurvePrivateKey
 
 
 class SuperLink:
-    """Stands for the running server: the nodes that were registered, by name."""
+    """Replaces the running SuperLink. `nodes`: the registered nodes, by name."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, bytes] = {}
@@ -110,7 +110,7 @@ def holder_of(folder: Path, pem: str) -> enrolment.Holder:
         return holder(db, x509.load_pem_x509_certificate(pem.encode()))
 
 
-def test_a_code_names_door_and_authority_and_lets_one_node_in(folder: Path, superlink: SuperLink) -> None:
+def test_code_contains_address_and_authority_and_admits_one_node(folder: Path, superlink: SuperLink) -> None:
     code = invite(folder, "north", patients=120)
     assert re.fullmatch(r"study\.example:9443/[0-9a-f]{64}/[0-9a-f]{16}/[\w-]{32}", code)
     authority = x509.load_pem_x509_certificate(ca_certificate(folder).read_bytes())
@@ -128,21 +128,21 @@ def test_a_code_names_door_and_authority_and_lets_one_node_in(folder: Path, supe
     holder_of(folder, pem).judge()
 
 
-def test_the_server_does_not_keep_the_secret(folder: Path) -> None:
+def test_server_does_not_store_the_secret(folder: Path) -> None:
     secret = invite(folder, "north").split("/")[3]
     assert all(secret.encode() not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert (folder / "sites.sqlite").stat().st_mode & 0o077 == 0
 
 
-def test_a_used_code_is_good_for_the_same_node_alone(folder: Path) -> None:
-    """Should the answer have been lost on its way, the node asks again."""
+def test_used_code_is_valid_only_for_the_same_node(folder: Path) -> None:
+    """The node repeats its request if the answer was lost."""
     code, key = invite(folder, "north"), new_key()
     first = accept(folder, joining(code, key))
     assert accept(folder, joining(code, key)) == first
     assert refused(folder, joining(code, new_key())) == "E_INVITATION_OVER"
 
 
-def test_of_two_at_once_one_gets_in(folder: Path, superlink: SuperLink) -> None:
+def test_concurrent_requests_with_one_code_admit_only_one_node(folder: Path, superlink: SuperLink) -> None:
     code = invite(folder, "north")
     requests = [joining(code, new_key()) for _ in range(8)]
 
@@ -159,39 +159,39 @@ def test_of_two_at_once_one_gets_in(folder: Path, superlink: SuperLink) -> None:
         assert db.execute("SELECT count(*) FROM certificates").fetchone() == (1,)
 
 
-def test_a_code_ends_after_a_week(folder: Path, clock: Clock) -> None:
+def test_code_expires_after_a_week(folder: Path, clock: Clock) -> None:
     code = invite(folder, "north")
     clock.ahead = INVITATION_SECONDS + 1
     assert refused(folder, joining(code, new_key())) == "E_INVITATION_OVER"
 
 
-def test_a_code_is_void_after_ten_wrong_secrets(folder: Path) -> None:
+def test_code_is_void_after_ten_wrong_secrets(folder: Path) -> None:
     code, key = invite(folder, "north"), new_key()
     for _ in range(MAX_WRONG_TRIES):
         assert refused(folder, joining(code, key, secret="x" * 32)) == "E_INVITATION"
     assert refused(folder, joining(code, key)) == "E_INVITATION"
 
 
-def test_nine_wrong_secrets_do_not_void_it(folder: Path) -> None:
+def test_code_is_valid_after_nine_wrong_secrets(folder: Path) -> None:
     code, key = invite(folder, "north"), new_key()
     for _ in range(MAX_WRONG_TRIES - 1):
         refused(folder, joining(code, key, secret="x" * 32))
     assert accept(folder, joining(code, key))[0] == "north"
 
 
-def test_an_unknown_invitation_looks_like_a_wrong_secret(folder: Path) -> None:
+def test_unknown_invitation_gets_the_same_code_as_a_wrong_secret(folder: Path) -> None:
     invite(folder, "north")
     unknown = JoinRequest(invitation="0" * 16, secret="x" * 32, request=request_for(new_key()))
     assert refused(folder, unknown) == "E_INVITATION"
 
 
-def test_a_new_invitation_voids_the_one_before(folder: Path) -> None:
+def test_new_invitation_voids_the_previous_one(folder: Path) -> None:
     first, second, key = invite(folder, "north"), invite(folder, "north"), new_key()
     assert refused(folder, joining(first, key)) == "E_INVITATION"
     assert accept(folder, joining(second, key))[0] == "north"
 
 
-def test_while_the_superlink_is_away_the_code_stays_good(folder: Path, superlink: SuperLink) -> None:
+def test_code_stays_valid_while_the_superlink_is_down(folder: Path, superlink: SuperLink) -> None:
     code, key = invite(folder, "north"), new_key()
     superlink.up = False
     assert refused(folder, joining(code, key)) == "E_SERVER_UNREACHABLE"
@@ -201,7 +201,7 @@ def test_while_the_superlink_is_away_the_code_stays_good(folder: Path, superlink
 
 
 @pytest.mark.parametrize("kind", ["text", "p256", "signed by another"])
-def test_only_a_node_key_that_the_node_holds_is_certified(folder: Path, superlink: SuperLink, kind: str) -> None:
+def test_invalid_certificate_request_is_refused(folder: Path, superlink: SuperLink, kind: str) -> None:
     code = invite(folder, "north")
     _, _, invitation, secret = code.split("/")
     text = "hello"
@@ -215,7 +215,7 @@ def test_only_a_node_key_that_the_node_holds_is_certified(folder: Path, superlin
     assert not superlink.nodes
 
 
-def test_the_request_cannot_choose_its_name(folder: Path) -> None:
+def test_name_in_the_certificate_request_is_ignored(folder: Path) -> None:
     key = new_key()
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "south")])
     request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA384())
@@ -226,18 +226,18 @@ def test_the_request_cannot_choose_its_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "Hospital", "hôpital", "a b", "a_b", "a\n", "x" * 64])
-def test_a_name_that_could_mislead_is_refused(folder: Path, name: str) -> None:
+def test_invalid_site_name_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(Refusal, match="E_SITE_NAME:"):
         invite(folder, name)
 
 
-def test_a_name_in_use_is_not_given_again(folder: Path) -> None:
+def test_site_name_in_use_is_refused(folder: Path) -> None:
     accept(folder, joining(invite(folder, "north"), new_key()))
     with pytest.raises(Refusal, match="E_SITE_NAME_TAKEN"):
         invite(folder, "north")
 
 
-def test_revocation_shuts_out_and_a_new_key_may_come_back(folder: Path, superlink: SuperLink) -> None:
+def test_revoked_site_is_refused_and_can_join_again_with_a_new_key(folder: Path, superlink: SuperLink) -> None:
     old, new = new_key(), new_key()
     _, pem = accept(folder, joining(invite(folder, "north", patients=50), old))
     revoke(folder, "north")
@@ -258,7 +258,7 @@ def test_revocation_shuts_out_and_a_new_key_may_come_back(folder: Path, superlin
         holder_of(folder, pem).judge()
 
 
-def test_revocation_needs_no_running_server(folder: Path, superlink: SuperLink) -> None:
+def test_revocation_works_without_a_running_server(folder: Path, superlink: SuperLink) -> None:
     _, pem = accept(folder, joining(invite(folder, "north"), new_key()))
     superlink.up = False
     revoke(folder, "north")
@@ -266,7 +266,7 @@ def test_revocation_needs_no_running_server(folder: Path, superlink: SuperLink) 
         holder_of(folder, pem).judge()
 
 
-def test_revocation_holds_even_if_the_list_cannot_be_written(folder: Path) -> None:
+def test_revocation_is_effective_if_the_revocation_list_cannot_be_written(folder: Path) -> None:
     _, pem = accept(folder, joining(invite(folder, "north"), new_key()))
     (folder / "certificates" / "ca.key").unlink()
     with pytest.raises(Refusal, match="E_AUTHORITY"):
@@ -275,7 +275,7 @@ def test_revocation_holds_even_if_the_list_cannot_be_written(folder: Path) -> No
         holder_of(folder, pem).judge()
 
 
-def test_revoking_an_invitation_voids_its_code(folder: Path) -> None:
+def test_revoking_an_invited_site_voids_its_code(folder: Path) -> None:
     code = invite(folder, "north")
     revoke(folder, "north")
     assert refused(folder, joining(code, new_key())) == "E_INVITATION"
@@ -283,10 +283,10 @@ def test_revoking_an_invitation_voids_its_code(folder: Path) -> None:
         revoke(folder, "south")
 
 
-def test_renewal_gives_a_new_certificate_for_the_same_key_when_it_is_time(folder: Path, clock: Clock) -> None:
+def test_renewal_issues_a_new_certificate_for_the_same_key_when_due(folder: Path, clock: Clock) -> None:
     key = new_key()
     _, first = accept(folder, joining(invite(folder, "north"), key))
-    assert renew(folder, holder_of(folder, first)) == first, "nearly a year is left"
+    assert renew(folder, holder_of(folder, first)) == first, "the certificate is valid for nearly a year"
     clock.ahead = 340 * 86_400.0
     second = renew(folder, holder_of(folder, first))
     certificate = x509.load_pem_x509_certificate(second.encode())
@@ -299,20 +299,20 @@ def test_renewal_gives_a_new_certificate_for_the_same_key_when_it_is_time(folder
             holder_of(folder, pem).judge()
 
 
-def test_who_is_out_renews_nothing(folder: Path, clock: Clock) -> None:
+def test_revoked_or_expired_certificate_cannot_be_renewed(folder: Path, clock: Clock) -> None:
     _, pem = accept(folder, joining(invite(folder, "north"), new_key()))
     held = holder_of(folder, pem)
     revoke(folder, "north")
     with pytest.raises(Refusal, match="E_CERTIFICATE_REVOKED"):
-        renew(folder, held)  # judged before the revocation, renewed after
+        renew(folder, held)  # checked before the revocation, renewed after it
     _, late = accept(folder, joining(invite(folder, "south"), new_key()))
     clock.ahead = 366 * 86_400.0
     with pytest.raises(Refusal, match="E_CERTIFICATE_EXPIRED"):
         renew(folder, holder_of(folder, late))
-    invite(folder, "south")  # whose certificate has ended may be invited again
+    invite(folder, "south")  # a site with an expired certificate may be invited again
 
 
-def test_a_superlink_that_lost_its_memory_learns_who_takes_part(folder: Path, superlink: SuperLink) -> None:
+def test_nodes_are_registered_again_at_an_empty_superlink(folder: Path, superlink: SuperLink) -> None:
     for name in ("north", "west"):
         accept(folder, joining(invite(folder, name), new_key()))
     invite(folder, "east")
@@ -324,7 +324,7 @@ def test_a_superlink_that_lost_its_memory_learns_who_takes_part(folder: Path, su
     assert list(before) == ["north"]
 
 
-def test_the_office_sees_every_site(folder: Path, superlink: SuperLink) -> None:
+def test_overview_lists_every_site_with_its_state(folder: Path, superlink: SuperLink) -> None:
     invite(folder, "east", patients=10)
     for name in ("north", "west"):
         accept(folder, joining(invite(folder, name, patients=20), new_key()))
@@ -347,7 +347,7 @@ def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_registry_lets_nobody_in(folder: Path) -> None:
+def test_damaged_registry_admits_no_node(folder: Path) -> None:
     _, pem = accept(folder, joining(invite(folder, "north"), new_key()))
     (folder / "sites.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(sqlite3.DatabaseError):

@@ -1,4 +1,4 @@
-"""A site joins a study through its door, renews, and finds out whoever answers in the server's place."""
+"""A site joins a study through its ingress, renews its certificate, and detects a server that is not the study's."""
 
 import ssl
 import tomllib
@@ -31,7 +31,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The nodes that the SuperLink would know."""
+    """The nodes that a SuperLink would have registered."""
     nodes: dict[str, bytes] = {}
     monkeypatch.setattr(enrolment, "enrol", lambda folder, public_key, name: nodes.update({name: public_key}))
     return nodes
@@ -48,9 +48,9 @@ def files(site: Site) -> dict[str, bytes]:
     return {str(p.relative_to(site.folder)): p.read_bytes() for p in site.folder.rglob("*") if p.is_file()}
 
 
-def test_a_site_joins_by_its_code_alone(rig: Rig, site: Site, registered: dict[str, bytes]) -> None:
+def test_site_joins_with_only_its_code(rig: Rig, site: Site, registered: dict[str, bytes]) -> None:
     code = invite(rig.folder, "hospital-a", patients=80)
-    broken = f"{code[:40]}\n  {code[40:90]}\r\n{code[90:]} "  # as it may come out of a mail
+    broken = f"{code[:40]}\n  {code[40:90]}\r\n{code[90:]} "  # line breaks and spaces as added by a mail client
     assert join.join(site, broken) == "hospital-a"
 
     site = Site.open(site.folder)
@@ -65,7 +65,7 @@ def test_a_site_joins_by_its_code_alone(rig: Rig, site: Site, registered: dict[s
     assert isinstance(tls, ssl.SSLContext)
 
 
-def test_a_site_without_a_key_makes_one(rig: Rig, site: Site) -> None:
+def test_site_without_a_key_creates_one(rig: Rig, site: Site) -> None:
     before = site.node_key.read_bytes()
     site.node_key.unlink()
     site.node_key.with_suffix(".pub").unlink()
@@ -76,13 +76,13 @@ def test_a_site_without_a_key_makes_one(rig: Rig, site: Site) -> None:
 @pytest.mark.parametrize(
     "code", ["", "localhost:8443", "localhost:8443/x/y/z", "http://a:1/" + "0" * 64 + "/" + "0" * 16 + "/" + "a" * 32]
 )
-def test_what_is_no_code_is_refused_before_anyone_is_asked(site: Site, code: str) -> None:
+def test_invalid_code_is_refused_before_any_connection(site: Site, code: str) -> None:
     with pytest.raises(Refusal, match="E_JOIN_CODE"):
         join.join(site, code)
 
 
-def test_a_server_of_another_authority_does_not_learn_the_secret(rig: Rig, site: Site) -> None:
-    """As when something on the way opens TLS to look inside."""
+def test_secret_is_not_sent_to_a_server_of_another_authority(rig: Rig, site: Site) -> None:
+    """For example when a proxy on the way terminates TLS to inspect the traffic."""
     code = JoinCode.read(invite(rig.folder, "hospital-c"))
     other = f"{code.address}/{'0' * 64}/{code.invitation}/{code.secret}"
     before = files(site)
@@ -94,19 +94,19 @@ def test_a_server_of_another_authority_does_not_learn_the_secret(rig: Rig, site:
     assert row == (0, None)
 
 
-def test_a_server_under_a_name_that_is_not_its_own_is_refused(rig: Rig, site: Site) -> None:
+def test_server_with_a_wrong_host_name_is_refused(rig: Rig, site: Site) -> None:
     code = JoinCode.read(invite(rig.folder, "hospital-c"))
     with pytest.raises(Refusal, match="E_SERVER_UNTRUSTED"):
         join.join(site, f"127.1:{rig.port}/{code.authority}/{code.invitation}/{code.secret}")
 
 
-def test_a_silent_server_is_told(site: Site) -> None:
+def test_unreachable_server_is_reported(site: Site) -> None:
     code = f"localhost:{free_port()}/{'0' * 64}/{'0' * 16}/{'a' * 32}"
     with pytest.raises(Refusal, match="E_SERVER_SILENT"):
         join.join(site, code)
 
 
-def test_the_servers_refusal_is_told_by_its_code(rig: Rig, site: Site) -> None:
+def test_refusal_of_the_server_is_reported_with_its_code(rig: Rig, site: Site) -> None:
     code = JoinCode.read(invite(rig.folder, "hospital-d"))
     before = files(site)
     with pytest.raises(Refusal, match=r"E_JOIN_REFUSED: .*: E_INVITATION$"):
@@ -114,7 +114,7 @@ def test_the_servers_refusal_is_told_by_its_code(rig: Rig, site: Site) -> None:
     assert files(site) == before
 
 
-def test_a_certificate_that_was_not_asked_for_is_not_kept(
+def test_certificate_that_does_not_match_the_request_is_not_stored(
     rig: Rig, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, before = invite(rig.folder, "hospital-e"), files(site)
@@ -131,13 +131,13 @@ def test_a_certificate_that_was_not_asked_for_is_not_kept(
     assert files(site) == before
 
 
-def test_a_certificate_is_renewed_when_it_is_time(rig: Rig, site: Site) -> None:
+def test_certificate_is_renewed_when_due(rig: Rig, site: Site) -> None:
     join.join(site, invite(rig.folder, "hospital-f"))
     site = Site.open(site.folder)
     fresh = node_certificate(site).read_bytes()
     assert not renew_if_due(site)
     assert join.renew(site) - datetime.now(UTC) > timedelta(days=360)
-    assert node_certificate(site).read_bytes() == fresh, "the one it has is good for long"
+    assert node_certificate(site).read_bytes() == fresh, "the current certificate is still valid for long"
 
     authority = open_authority(ca_certificate(rig.folder).parent)
     key = load_node_key(site.node_key).public_key()
@@ -155,7 +155,7 @@ def test_a_certificate_is_renewed_when_it_is_time(rig: Rig, site: Site) -> None:
         join.renew(site)
 
 
-def test_a_site_that_has_not_joined_renews_nothing(site: Site) -> None:
+def test_site_that_has_not_joined_cannot_renew(site: Site) -> None:
     with pytest.raises(Refusal, match="E_NO_SERVER_SET"):
         join.renew(site)
 
@@ -171,7 +171,7 @@ def test_a_site_that_has_not_joined_renews_nothing(site: Site) -> None:
         '[training]\nthreads = 2\n[server]\naddress = ""',
     ],
 )
-def test_the_address_is_set_and_nothing_else_changes(text: str) -> None:
+def test_setting_the_address_changes_nothing_else(text: str) -> None:
     before = tomllib.loads(text)
     after = tomllib.loads(with_server_address(text, "study.example:8443"))
     assert after["server"].pop("address") == "study.example:8443"

@@ -1,4 +1,4 @@
-"""A site follows its study's server to another address, and nobody else's."""
+"""A site moves to a new address of its study's server, but not to another server."""
 
 import shutil
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.e2e.door_rig import Rig, open_rig
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """A server's door; the SuperLink behind it takes whatever node it is told of."""
+    """A server's ingress. The fake SuperLink behind it accepts every node."""
     with pytest.MonkeyPatch.context() as patch, open_rig(tmp_path_factory.mktemp("server") / "server") as rig:
         patch.setattr(enrolment, "enrol", lambda folder, public_key, name: None)
         patch.setattr(enrolment, "strike_off", lambda folder, name: None)
@@ -32,7 +32,7 @@ def new_site(folder: Path) -> Site:
 
 @pytest.fixture(scope="module")
 def joined(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A site that has joined. Leave it as it is."""
+    """A site that has joined. Shared by all tests: do not modify it."""
     site = new_site(tmp_path_factory.mktemp("joined") / "site")
     join(site, invite(rig.folder, "north"))
     return site.folder
@@ -53,7 +53,7 @@ def refused(site: Path, address: str) -> str:
     return refusal.value.code
 
 
-def test_a_site_dials_another_address_once_it_has_found_its_server_there(rig: Rig, site: Path) -> None:
+def test_site_uses_the_new_address_after_it_has_verified_the_server(rig: Rig, site: Path) -> None:
     settings = site / "site.toml"
     there = f'address = "localhost:{rig.port}"'
     assert there in settings.read_text()
@@ -79,20 +79,20 @@ def test_a_site_dials_another_address_once_it_has_found_its_server_there(rig: Ri
         ("localhost:1", "E_SERVER_SILENT"),
     ],
 )
-def test_a_site_stays_where_it_is_when_nothing_answers_there(site: Path, address: str, code: str) -> None:
+def test_site_keeps_its_address_if_the_new_one_is_invalid_or_silent(site: Path, address: str, code: str) -> None:
     before = files(site)
     assert refused(site, address) == code
     assert files(site) == before
 
 
-def test_a_site_does_not_follow_to_another_studys_server(site: Path, tmp_path: Path) -> None:
+def test_site_does_not_move_to_the_server_of_another_study(site: Path, tmp_path: Path) -> None:
     before = files(site)
     with open_rig(tmp_path / "other") as other:
         assert refused(site, f"localhost:{other.port}") == "E_SERVER_UNTRUSTED"
     assert files(site) == before
 
 
-def test_a_site_that_was_revoked_meanwhile_learns_so(rig: Rig, tmp_path: Path) -> None:
+def test_move_of_a_revoked_site_is_refused(rig: Rig, tmp_path: Path) -> None:
     site = new_site(tmp_path / "site")
     join(site, invite(rig.folder, "out"))
     revoke(rig.folder, "out")
@@ -100,6 +100,6 @@ def test_a_site_that_was_revoked_meanwhile_learns_so(rig: Rig, tmp_path: Path) -
         move(Site.open(site.folder), f"127.0.0.1:{rig.port}")
 
 
-def test_a_site_that_has_joined_nothing_has_nothing_to_follow(tmp_path: Path) -> None:
+def test_move_of_a_site_that_has_not_joined_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="E_NO_SERVER_SET"):
         move(new_site(tmp_path / "site"), "study.example:8443")

@@ -1,6 +1,6 @@
-"""The study's server as a gateway sees it, and the gateway before it, both in a thread: for the gateway's tests.
+"""A fake server of the study and a gateway, which run in one thread, for the tests of the gateway.
 
-The node's side is Flower's own client, so that what is said on both sides is what is said between hospitals.
+The node is Flower's own client, so both sides use the same protocol as in a real study.
 """
 
 import asyncio
@@ -44,28 +44,28 @@ T = TypeVar("T")
 
 @dataclass
 class Server:
-    """What the server hands out and what it has been sent.
+    """The data that the server sends and the data that it has received.
 
-    `down`: it answers nothing but 503; `down_for`: nor anything else to these paths.
+    `down`: it answers every request with 503. `down_for`: it answers requests to these paths with 503.
     """
 
     app: bytes = field(default_factory=lambda: fab.build(fab.APP))
     study: str = '{"study": {}}'
-    named_hash: str = ""  # of the app, if the server names another than it sends
+    named_hash: str = ""  # the hash of the app that the server states, if it differs from that of the app it sends
     waiting: list[Message] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
     replies: list[Any] = field(default_factory=list)
-    runtimes: list[list[float]] = field(default_factory=list)  # as told with them
+    runtimes: list[list[float]] = field(default_factory=list)  # the runtimes reported with the replies
     received: dict[str, bytes] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
     down: bool = False
     down_for: set[str] = field(default_factory=set)
-    lost: int = 0  # so many requests get no answer
+    lost: int = 0  # the number of next requests that get no answer
     run_is_over: bool = False
-    forgets: int = 0  # so many objects are not stored, as when a session has ended
+    forgets: int = 0  # the number of next objects that are not stored, as after the end of a session
 
     def give(self, content: RecordDict, **metadata: Any) -> Message:
-        """Have a task ready for the node."""
+        """Queue a task for the node."""
         about = {"src_node_id": 1, "dst_node_id": NODE_ID, "reply_to_message_id": "", "run_id": RUN_ID}
         task = message(content, **about | {"created_at": time.time()} | metadata)
         self.objects |= objects_of(task)
@@ -140,7 +140,7 @@ class Server:
         return message_pb2.PushObjectResponse(stored=True)
 
     def last_reply(self) -> Message:
-        """The last answer, whole."""
+        """The last reply with all its objects."""
         proto, tree = self.replies[-1]
         if proto.HasField("error"):
             return message_from_proto(proto)
@@ -150,9 +150,9 @@ class Server:
 
 
 class Bench:
-    """A server and a site's gateway, running in a thread; the gateway can be stopped and started.
+    """A server and a site's gateway, which run in a thread. The gateway can be stopped and started.
 
-    With `own_process` the gateway is the real process, as nodes start it.
+    With `own_process` the gateway is a separate process, started as a node starts it.
     """
 
     def __init__(self, site: Site, server: Server, *, own_process: bool = False) -> None:
@@ -162,7 +162,7 @@ class Bench:
         self._thread.start()
         self._certificate = site.folder / "keys" / "gateway.crt"
         self.server_port, self.port = free_port(), free_port()
-        self._tls = loopback_tls(site)  # the server has no other certificate here
+        self._tls = loopback_tls(site)  # the server uses the same certificate as the gateway
         app = web.Application(client_max_size=16 * 2**20)
         app.router.add_route("*", "/{path:.*}", server.handle)
         self._server = self._serve(app, self.server_port)
@@ -200,7 +200,7 @@ class Bench:
         self._gateway = self._serve(make_app(key, upstream, exchange), self.port)
 
     def _start_process(self) -> Process:
-        """With a certificate that this server would not ask for, over the node's key, by itself."""
+        """Start the gateway with a self-signed certificate of the node's key, which this server does not check."""
         keys = self.site.folder / "keys"
         (keys / "ca.crt").write_bytes(self._certificate.read_bytes())
         node_certificate(self.site).write_bytes(
@@ -225,7 +225,7 @@ class Bench:
 
     @contextmanager
     def node(self, *, direct: bool = False) -> Iterator["NodeSide"]:
-        """Flower's own client, as the SuperNode uses it; with `direct`, of the server itself."""
+        """Flower's own client, as the SuperNode uses it. With `direct` it connects straight to the server."""
         key = load_node_key(self.site.node_key)
         with http_request_response(
             f"127.0.0.1:{self.server_port if direct else self.port}",
@@ -238,7 +238,7 @@ class Bench:
 
 @dataclass
 class NodeSide:
-    """What a SuperNode does with a task, by hand."""
+    """The calls that a SuperNode makes for a task, made here by the test."""
 
     node_id: int
     receive: Callable[[], Any]
@@ -250,7 +250,7 @@ class NodeSide:
     confirm: Callable[[int, str], None]
 
     def fetch(self) -> Message | None:
-        """The next task, whole."""
+        """Fetch the next task with all its objects."""
         if (received := self.receive()) is None:
             return None
         proto, tree = received

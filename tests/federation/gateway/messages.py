@@ -1,4 +1,4 @@
-"""Messages as a node and a server make them, with Flower's own classes, and what spoils them."""
+"""Messages of a node and a server, built with Flower's own classes, and faults that make a reply invalid."""
 
 import functools
 import io
@@ -36,14 +36,14 @@ from pipeline.site.folder import Site
 Objects = dict[str, bytes]
 Model = dict[str, dict[str, np.ndarray]]  # arrays by record and name
 MIN_PATIENTS = 10
-LONG = 1e30  # how long a tensor may become
-ANYWHERE = 1e9  # how far a tensor may move where a test is not about that
+LONG = 1e30  # the maximum length of a tensor
+ANYWHERE = 1e9  # the movement limit of a tensor in tests of other limits
 TASKS = 500
 MEAN, VARIANCE, COUNTER = (f"batch_norm.{kind}" for kind in ("running_mean", "running_var", "num_batches_tracked"))
 
 
 class EveryStudy(dict[str, list[str]]):
-    """Every digest is that of a study of the release."""
+    """Treats every digest as that of a study of the release."""
 
     def get(self, digest: str, default: object = None) -> list[str]:  # type: ignore[override]
         return ["study"]
@@ -61,7 +61,7 @@ PATIENTS = Patients(
     with_value=dict.fromkeys(CLASSES, 10),
     in_group={(*each, group): 8 for each in CLASSES for group in GROUPS},
 )
-# How often each kind is among the replies.
+# The share of each kind among the random replies.
 KINDS: dict[Kind, float] = {
     "query.handshake": 0.12,
     "train": 0.37,
@@ -100,7 +100,7 @@ def objects_of(made: Message) -> Objects:
 def schema_for(
     weights: int, channels: int, *, epochs: int = 2, steps: int = 0, features: int = 6, precision: str = "float32"
 ) -> Schema:
-    """The schema of a model with so many weights, and buffers of so many channels (none if 0)."""
+    """The schema of a model with this number of weights, and with buffers of this number of channels (none if 0)."""
     kinds = {MEAN: "float32", VARIANCE: "float32", COUNTER: "int64"} if channels else {}
     buffers = {name: ArraySpec(dtype, channels) for name, dtype in sorted(kinds.items())}
     bare = Schema(
@@ -119,12 +119,12 @@ def schema_for(
 
 
 def parts_for(schema: Schema, *, share: float) -> dict[str, list[list[float]]]:
-    """The tensors of a schema's arrays, one in each, which may move by `share` of their length in a round."""
+    """The tensors of a schema, one for each array. Each may move by `share` of its length in a round."""
     return {name: [[0, 1.0, share, 0.0, LONG]] for name in [*schema.arrays, *schema.buffers]}
 
 
 def first_of(schema: Schema) -> Model:
-    """The model that the seed of a study with this schema gives."""
+    """The initial model of a study with this schema, from its seed."""
     return model(schema, np.random.default_rng(0))
 
 
@@ -138,7 +138,7 @@ def arrays_of(model: Model) -> Arrays:
 
 
 def train_here(site: Site, schema: Schema, came_in: Model, *, run: str = "trial-0123abcd") -> None:
-    """Let a site know that it has trained a model in a run."""
+    """Record at a site that it has trained a model in a run."""
     folder = site.folder / "gateway"
     folder.mkdir(exist_ok=True)
     lineage = Lineage(folder / "models", run, schema, read_first=lambda: arrays_of(first_of(schema)), max_missed=5)
@@ -148,7 +148,7 @@ def train_here(site: Site, schema: Schema, came_in: Model, *, run: str = "trial-
 
 
 def model(schema: Schema, rng: np.random.Generator) -> Model:
-    """A model of this schema as it comes in."""
+    """A random model of this schema, as a task contains it."""
     spec = schema.arrays[WEIGHTS]
     arrays = {WEIGHTS: rng.standard_normal(spec.length, np.float32).astype(spec.dtype)}
     sizes = {name: spec.length for name, spec in schema.buffers.items()}
@@ -163,11 +163,11 @@ def model(schema: Schema, rng: np.random.Generator) -> Model:
 
 
 def trained(came_in: Model, rng: np.random.Generator, steps: int) -> Model:
-    """The same model after a round of training of so many steps."""
+    """The same model after a training round of this number of steps."""
     out = {record: {name: array.copy() for name, array in arrays.items()} for record, arrays in came_in.items()}
     weights = out["arrays"].pop(WEIGHTS)
     step = rng.standard_normal(weights.size)
-    length = rng.uniform(0, 1.9) * np.linalg.norm(weights.astype(np.float64))  # the site's bound is 2
+    length = rng.uniform(0, 1.9) * np.linalg.norm(weights.astype(np.float64))  # the limit of the site is 2
     out["arrays"] = _moved(weights, step * length / np.linalg.norm(step))
     if out["buffers"]:
         out["buffers"][MEAN] *= np.float32(rng.uniform(0, 3))
@@ -187,14 +187,14 @@ def fine_tuned(came_in: Model, schema: Schema, rng: np.random.Generator) -> Mode
 
 
 def _moved(weights: np.ndarray, step: np.ndarray) -> dict[str, np.ndarray]:
-    """What a reply brings: the weights after a step, or in half precision the step."""
+    """The arrays of a reply: the weights after a step, or in half precision the step itself."""
     if weights.dtype == np.float16:
         return {UPDATE + WEIGHTS: step.astype(np.float16)}
     return {WEIGHTS: weights + step.astype(np.float32)}
 
 
 def moments(schema: Schema, rng: np.random.Generator) -> Model:
-    """Means and variances of features, and of looks."""
+    """Means and variances of features and of appearance features (`looks`)."""
 
     def of(length: int) -> dict[str, np.ndarray]:
         mean, variance = rng.standard_normal(length), rng.uniform(0, 9, length)
@@ -205,12 +205,12 @@ def moments(schema: Schema, rng: np.random.Generator) -> Model:
 
 
 def steps_at(schema: Schema, patients: int) -> int:
-    """How many steps a round of this schema takes with so many training patients."""
+    """The number of steps of a round of this schema with this number of training patients."""
     return steps_of_round(patients, batch_size=schema.batch_size, epochs=schema.local_epochs, steps=schema.local_steps)
 
 
 def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
-    """Some of the figures that a reply may bring, and the number of examples; nothing in a handshake."""
+    """Some of the metrics that a reply may contain, and the number of examples. Empty for a handshake."""
     if kind == "query.handshake":
         return {}
     table = {name: figure for name, figure in FIGURES[kind].items() if name != EPSILON and figure.counts is None}
@@ -234,7 +234,7 @@ def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 @functools.cache
 def task(number: int) -> tuple[Schema, Model]:
-    """One of the models that come in. To be left as it is: several replies answer it."""
+    """The schema and the model of one task. Several replies share it: do not modify it."""
     rng = np.random.default_rng([number, 0])
     precision = "float16" if number % 2 else "float32"
     schema = schema_for(int(rng.integers(1, 200)), int(rng.integers(0, 20)), precision=precision)
@@ -243,7 +243,7 @@ def task(number: int) -> tuple[Schema, Model]:
 
 @functools.cache
 def arrived(number: int, chunk_bytes: int) -> Arrays:
-    """The arrays of a task as the gateway has kept them, in chunks of the length that Flower now cuts."""
+    """The arrays of a task as the gateway stores them, in chunks of Flower's current chunk size."""
     records = {name: record_of(arrays) for name, arrays in task(number)[1].items() if arrays}
     made = message(RecordDict(records))
     objects = objects_of(made)
@@ -252,7 +252,7 @@ def arrived(number: int, chunk_bytes: int) -> Arrays:
 
 @dataclass
 class Case:
-    """A reply that is in order, and all that it is judged by; `spoil` changes one thing of it."""
+    """A valid reply and everything that its checks need. A `Spoil` function adds one fault."""
 
     seed: int
     rng: np.random.Generator
@@ -264,10 +264,10 @@ class Case:
     patients: Patients = PATIENTS
     histograms: bool = True
     embeddings: bool = True
-    more: dict[str, Any] = field(default_factory=dict)  # records besides
+    more: dict[str, Any] = field(default_factory=dict)  # additional records
     without: set[str] = field(default_factory=set)  # records left out
-    about: dict[str, str] = field(default_factory=lambda: dict(ABOUT))  # as the gateway finds it
-    bytes_of: dict[str, bytes] = field(default_factory=dict)  # of arrays, in place of what numpy writes
+    about: dict[str, str] = field(default_factory=lambda: dict(ABOUT))  # as the gateway computes it
+    bytes_of: dict[str, bytes] = field(default_factory=dict)  # the bytes of arrays, instead of those that numpy writes
 
     @classmethod
     def random(cls, seed: int) -> "Case":
@@ -305,7 +305,7 @@ class Case:
     def objects(self) -> tuple[str, Objects]:
         """The reply's id and its objects."""
         content = self.content()
-        with no_object_id_recompute():  # as Flower's node does it: an object is written once, not at every look
+        with no_object_id_recompute():  # as in Flower's node: each object is serialized once
             reply = message(content, message_type=self.kind)
             return reply.object_id, objects_of(reply)
 
@@ -324,7 +324,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Of the array that holds the weights, or what changed in them."""
+        """The name of the array that contains the weights or their update."""
         return self.schema.reply_name(WEIGHTS)
 
     @property
@@ -338,7 +338,7 @@ def npy(array: np.ndarray, **options: Any) -> bytes:
     return file.getvalue()
 
 
-# --- what spoils a reply, one thing at a time -------------------------------------------------------------
+# --- faults of a reply, one at a time ---------------------------------------------------------------------
 
 
 def _set(array: np.ndarray, value: float, rng: np.random.Generator) -> None:
@@ -350,7 +350,7 @@ def _swap(case: Case, record: str, name: str, new: np.ndarray) -> None:
 
 
 def _few(case: Case, name: str) -> None:
-    """A figure whose label is known of fewer patients than the site allows."""
+    """A metric whose label is known for fewer patients than the site requires."""
     label = FIGURES[case.kind][name].label
     case.metrics[name] = 0.5
     few = {key: (4 if key[1] == label else count) for key, count in case.patients.with_value.items()}
@@ -374,14 +374,14 @@ def _lag(array: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _shrink(case: Case) -> None:
-    """One variance below what it keeps of what came in, however small its batches'."""
+    """One variance below the share of the received variance that remains even if the variance of all batches is 0."""
     steps = steps_at(case.schema, case.patients.of_split["train"])
     place = int(np.argmax(case.came_in["buffers"][VARIANCE]))
     case.out["buffers"][VARIANCE][place] = case.came_in["buffers"][VARIANCE][place] * 0.9**steps * 0.9
 
 
 def _low_bit(array: np.ndarray, rng: np.random.Generator) -> None:
-    """One number with another lowest bit."""
+    """Flip the lowest bit of one number."""
     array.view(np.uint32)[rng.integers(array.size)] ^= 1
 
 
@@ -407,7 +407,7 @@ ANY: dict[str, Spoil] = {
     "the ledger's record, from the app": lambda c: c.more.update(ledger=ConfigRecord({"head": "0" * 64, "lines": 1})),
     "arrays of another kind's reply": lambda c: c.more.update(probe=record_of({"discriminants": np.zeros(7)})),
 }
-# All but a handshake bring figures.
+# All replies except that to a handshake contain metrics.
 FIGURED: dict[str, Spoil] = {
     "a patient's name as a figure's": lambda c: c.metrics.update({"SMITH^JOHN": 1.0}),
     "a figure of the other kind": lambda c: c.metrics.update(
@@ -578,7 +578,7 @@ def _add(array: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def spoils_for(case: Case) -> dict[str, Spoil]:
-    """All that can spoil this reply."""
+    """All faults that apply to this reply."""
     if case.kind == "query.handshake":
         return {**ANY, **HANDSHAKE}
     spoils = {**ANY, **FIGURED}

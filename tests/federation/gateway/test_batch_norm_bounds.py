@@ -1,4 +1,4 @@
-"""Batch-norm buffers that leave are such as a round of training makes, and honest ones always leave."""
+"""Batch-norm buffers leave only if a round of training can produce them. Buffers of real training always pass."""
 
 import itertools
 
@@ -15,13 +15,13 @@ from pipeline.training.train import epoch_batches
 
 
 @given(st.integers(2, 300), st.integers(2, 40), st.integers(1, 4), st.integers(0, 30))
-def test_a_round_has_as_many_steps_as_training_takes(patients: int, batch_size: int, epochs: int, steps: int) -> None:
+def test_steps_of_a_round_equal_those_of_training(patients: int, batch_size: int, epochs: int, steps: int) -> None:
     rng = np.random.default_rng(0)
     made = [len(epoch_batches(patients, batch_size, steps, rng)) for _ in range(1 if steps else epochs)]
     assert steps_of_round(patients, batch_size=batch_size, epochs=epochs, steps=steps) == sum(made)
 
 
-def test_all_our_networks_have_the_momentum_that_is_counted_with() -> None:
+def test_all_networks_use_the_momentum_of_the_bounds() -> None:
     for architecture, widen in itertools.product(("resnet10", "resnet18", "resnet18_slices"), (0.0625, 0.25)):
         network = build_network(NetworkSettings(architecture=architecture, widen_factor=widen), seed=1)  # type: ignore[arg-type]
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d)]
@@ -30,8 +30,8 @@ def test_all_our_networks_have_the_momentum_that_is_counted_with() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 40, 200])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
-def test_what_a_layer_makes_leaves(steps: int, scale: float) -> None:
-    """From PyTorch's first values on, and from what came of them; silent channels among them."""
+def test_buffers_of_a_real_layer_pass(steps: int, scale: float) -> None:
+    """Starts with PyTorch's initial values and continues from the results. Some channels are always zero."""
     generator = torch.Generator().manual_seed(steps)
     norm = nn.BatchNorm1d(50)
     offsets = torch.randn(50, generator=generator) * scale
@@ -64,13 +64,13 @@ ZERO, ONE = np.zeros(4, np.float32), np.ones(4, np.float32)
         (4401728395566.0, 1.0, False),
     ],
 )
-def test_one_number_out_of_reach_is_seen(mean: float, variance: float, passes: bool) -> None:
+def test_single_value_outside_the_bounds_is_found(mean: float, variance: float, passes: bool) -> None:
     means, variances = ZERO.copy(), ONE.copy()
     means[2], variances[2] = mean, variance
     assert could_follow(means, variances, ZERO, ONE, steps=8) == passes
 
 
-def test_a_channel_that_was_silent_may_speak_but_not_shout() -> None:
+def test_channel_that_was_zero_may_become_active_within_a_limit() -> None:
     silent = np.full(4, 1e-30, np.float32)
     assert could_follow(ZERO, ONE * 100, ZERO, silent, steps=8)
     assert not could_follow(ZERO, ONE * 1e3, ZERO, silent, steps=8)

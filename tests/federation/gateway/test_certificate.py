@@ -1,4 +1,4 @@
-"""The node's certificate, as its gateway keeps it: renewed when it is due, shown from then on, and tried again."""
+"""The gateway renews the node's certificate when it is due, uses the new one, and retries a failed renewal."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ DAYS_LEFT = 14
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """A server behind its door; what stands for its SuperLink has no message for anybody."""
+    """A server behind its ingress. The fake SuperLink has no messages."""
     monkeypatch.setattr(invitations, "enrol", lambda folder, public_key, name: None)
     with open_rig(tmp_path / "server") as rig:
         rig.answer = b""
@@ -54,7 +54,7 @@ def site(rig: Rig, tmp_path: Path) -> Site:
 
 @pytest.fixture
 def old(rig: Rig, site: Site) -> x509.Certificate:
-    """The one certificate that the site now has; it is about to end."""
+    """The only certificate of the site. It expires soon."""
     key = load_node_key(site.node_key).public_key()
     begin = datetime.now(UTC) - timedelta(days=365 - DAYS_LEFT)
     old = open_authority(ca_certificate(rig.folder).parent).node_certificate(key, "north", now=begin)
@@ -70,7 +70,7 @@ def held(site: Site) -> x509.Certificate:
 
 
 def forget(rig: Rig, certificate: x509.Certificate) -> None:
-    """From now on the door does not know who shows this one."""
+    """Make the ingress treat this certificate as unknown."""
     with registry(rig.folder) as db:
         db.execute("DELETE FROM certificates WHERE fingerprint = ?", (fingerprint(certificate),))
 
@@ -78,7 +78,7 @@ def forget(rig: Rig, certificate: x509.Certificate) -> None:
 async def passes(upstream: Upstream) -> bool:
     try:
         await upstream.ask("pull-messages", PullMessagesRequest(), PullMessagesResponse)
-    except (Declined, Unreachable):  # the door closes the connection of whom it refuses
+    except (Declined, Unreachable):  # the ingress closes a connection that it refuses
         return False
     return True
 
@@ -96,7 +96,7 @@ def with_gateway(
     *,
     every_seconds: float = gateway.DAY_SECONDS,
 ) -> None:
-    """Do `work` while the gateway's connection and its chore live; the chore must outlive it."""
+    """Run `work` with the gateway's connection and its renewal task, which must still run afterwards."""
 
     async def main() -> None:
         async with Upstream(site.settings.server.address, NodeKey(site), gateway.node_tls(site)) as upstream:
@@ -109,7 +109,7 @@ def with_gateway(
     asyncio.run(main())
 
 
-def test_it_is_renewed_when_it_is_due_and_the_new_one_is_shown(rig: Rig, site: Site, old: x509.Certificate) -> None:
+def test_certificate_is_renewed_when_due_and_used_from_then_on(rig: Rig, site: Site, old: x509.Certificate) -> None:
     async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
         async def renewed() -> bool:
             return held(site) != old
@@ -122,7 +122,9 @@ def test_it_is_renewed_when_it_is_due_and_the_new_one_is_shown(rig: Rig, site: S
     assert held(site).not_valid_after_utc - datetime.now(UTC) > timedelta(days=360)
 
 
-def test_one_that_is_good_for_long_is_left_alone(rig: Rig, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_certificate_that_is_valid_for_long_is_not_renewed(
+    rig: Rig, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     fresh, asked = held(site), len(rig.lines)
 
     async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
@@ -135,10 +137,10 @@ def test_one_that_is_good_for_long_is_left_alone(rig: Rig, site: Site, caplog: p
     assert not caplog.records
 
 
-def test_one_that_somebody_else_fetched_is_shown_too(
+def test_certificate_renewed_by_another_process_is_used(
     rig: Rig, site: Site, old: x509.Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `fedthorax node renew` does."""
+    """For example by `fedthorax node renew`."""
     monkeypatch.setattr(gateway, "renew_if_due", lambda site: False)
 
     async def work(upstream: Upstream, chore: "asyncio.Task[None]") -> None:
@@ -157,7 +159,7 @@ def test_one_that_somebody_else_fetched_is_shown_too(
         ("federation.enrolment.join.write_atomically", OSError(errno.ENOSPC, "No space left on device"), logging.ERROR),
     ],
 )
-def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(
+def test_failed_renewal_is_retried_and_does_not_stop_the_gateway(
     rig: Rig,
     site: Site,
     old: x509.Certificate,
@@ -195,8 +197,8 @@ def test_a_renewal_that_fails_stops_nothing_and_is_tried_again(
     assert all("could not be renewed" in record.message for record in told)
 
 
-def test_what_is_under_way_when_another_is_shown_is_to_be_tried_again(site: Site) -> None:
-    """The server has taken the request, and does not answer yet."""
+def test_open_request_is_unreachable_after_a_change_of_certificate(site: Site) -> None:
+    """The server has received the request and has not answered yet. The caller can retry it."""
 
     async def main() -> None:
         taken = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Which figures leave: each is proved by the site's own patients, counts most of all."""
+"""Which metrics leave the site: the gateway checks each metric and each count against the site's own patients."""
 
 import json
 import math
@@ -54,12 +54,12 @@ def refused_for(*arguments: Any, **options: Any) -> str:
 
 
 def having(**classes: dict[bool, int]) -> Patients:
-    """Test patients of one label's classes, all else as in ENOUGH."""
+    """These numbers of test patients for each class of the given labels; all else as in ENOUGH."""
     changed = {("test", label, value): count for label, counts in classes.items() for value, count in counts.items()}
     return replace(ENOUGH, with_value={**ENOUGH.with_value, **changed})
 
 
-def test_what_is_in_order_passes_in_the_tables_order() -> None:
+def test_valid_metrics_pass_in_the_order_of_the_allowlist() -> None:
     given = {"auroc_severe@female": 0.7, "auroc_severe": 0.8, "prevalence_severe": 0.5, "count_severe_1_19": 25}
     found = check(given)
     assert found == {**given, "num-examples": 60}
@@ -68,7 +68,7 @@ def test_what_is_in_order_passes_in_the_tables_order() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.1, 1.1, True, "0.5", None, [0.5]])
-def test_no_figure_is_anything_but_a_number_of_its_range(value: object) -> None:
+def test_metric_that_is_not_a_number_in_its_range_is_refused(value: object) -> None:
     assert refused_for({"auroc_severe": value}) == "E_REPLY_METRICS"
     assert refused_for({"count_severe_1_19": value}) == "E_REPLY_METRICS"
 
@@ -86,7 +86,7 @@ def test_no_figure_is_anything_but_a_number_of_its_range(value: object) -> None:
         ("prevalence_severe", {False: 10, True: 10}, True),
     ],
 )
-def test_a_figure_needs_patients_of_its_label(name: str, classes: dict[bool, int], passes: bool) -> None:
+def test_metric_needs_enough_patients_with_its_label(name: str, classes: dict[bool, int], passes: bool) -> None:
     if passes:
         assert check({name: 0.5}, having(severe=classes))[name] == 0.5
     else:
@@ -94,33 +94,33 @@ def test_a_figure_needs_patients_of_its_label(name: str, classes: dict[bool, int
     assert check({name.replace("severe", "pcr_positive"): 0.5}, having(severe=classes))
 
 
-def test_a_subgroup_needs_patients_of_its_own() -> None:
+def test_subgroup_metric_needs_enough_patients_in_the_subgroup() -> None:
     assert check({"auroc_severe@siemens": 0.5, "auroc_severe@siemens_low": 0.4, "auroc_severe@siemens_high": 0.6})
     assert refused_for({"auroc_severe@ge": 0.5}) == "E_REPLY_PATIENTS"
     few = replace(ENOUGH, in_group={("test", "severe", False, "female"): 30, ("test", "severe", True, "male"): 30})
     assert refused_for({"auroc_severe@female": 0.5}, few) == "E_REPLY_PATIENTS"
 
 
-def test_a_baseline_needs_patients_to_be_fitted_to() -> None:
+def test_baseline_metric_needs_enough_training_patients() -> None:
     untrained = {key: count for key, count in ENOUGH.with_value.items() if key[0] != "train"}
     assert refused_for({"auroc_severe_age_sex": 0.5}, replace(ENOUGH, with_value=untrained)) == "E_REPLY_PATIENTS"
     assert check({"auroc_severe_lesion_load": 0.5}, replace(ENOUGH, with_value=untrained))
 
 
-def test_the_audit_counts_the_patients_that_it_looks_at() -> None:
-    """Acquisition tags are told over all splits, the blanked lungs over those not trained on."""
+def test_audit_metric_needs_enough_patients_in_its_splits() -> None:
+    """The metric of acquisition tags covers all splits. The metric of blanked lungs excludes the training split."""
     of_train = {key: (30 if key[0] == "train" else 2) for key in ENOUGH.with_value}
     few = replace(ENOUGH, with_value=of_train)
     assert check({"auroc_severe_tags": 0.5}, few)
     assert refused_for({"auroc_severe_outside": 0.5}, few) == "E_REPLY_PATIENTS"
 
 
-def test_counts_leave_only_where_the_site_lets_them() -> None:
+def test_histogram_counts_leave_only_if_the_site_allows_them() -> None:
     assert refused_for({"count_severe_1_19": 25}, histograms=False) == "E_REPLY_METRICS"
     assert check({"auroc_severe": 0.5}, histograms=False)
 
 
-def test_what_is_of_the_features_leaves_only_where_the_site_lets_it() -> None:
+def test_feature_distances_leave_only_if_the_site_allows_them() -> None:
     told = {"distance_mean": 0.1, "distance_sd": 0.2}
     assert check(told, kind="evaluate.calibrate")
     assert refused_for(told, kind="evaluate.calibrate", embeddings=False) == "E_REPLY_METRICS"
@@ -129,20 +129,20 @@ def test_what_is_of_the_features_leaves_only_where_the_site_lets_it() -> None:
     assert refused_for({"num-examples": 9, **told}, few, kind="evaluate.calibrate") == "E_REPLY_EXAMPLES"
 
 
-def test_a_small_count_stays() -> None:
+def test_small_count_is_refused() -> None:
     assert refused_for({"count_severe_1_19": 9}) == "E_REPLY_PATIENTS"
     assert refused_for({"count_severe_1_19": 0}) == "E_REPLY_PATIENTS"
     assert refused_for({"count_severe_1_19": 12.0}) == "E_REPLY_METRICS"
 
 
-def test_counts_are_no_more_than_the_class_has() -> None:
-    """Else an app could send any number in their name."""
+def test_counts_may_not_exceed_the_number_of_patients_in_the_class() -> None:
+    """Otherwise an app could send any number as a count."""
     assert check({"count_severe_1_03": 12, "count_severe_1_19": 13, "count_severe_0_19": 25})
     assert refused_for({"count_severe_1_03": 13, "count_severe_1_19": 13}) == "E_REPLY_PATIENTS"
     assert refused_for({"count_severe_0_07": 99999}) == "E_REPLY_PATIENTS"
 
 
-def test_figures_of_another_kind_stay() -> None:
+def test_metrics_of_another_kind_are_refused() -> None:
     assert refused_for({"slope_severe": 1.0}) == "E_REPLY_METRICS"
     assert refused_for({"auroc_severe": 0.5}, kind="evaluate.assign") == "E_REPLY_METRICS"
     assert check({"slope_severe": 1.0}, kind="evaluate.calibrate")
@@ -155,8 +155,8 @@ def site(tmp_path: Path) -> Site:
     return init_site(tmp_path / "site", site_settings(None, name="north"))
 
 
-def test_groups_are_counted_from_the_cohort(site: Site) -> None:
-    """Age and sex of the patient, the manufacturer of the scan that the patient was accepted with."""
+def test_subgroups_are_counted_from_the_cohort(site: Site) -> None:
+    """Groups use the age and sex of the patient, and the manufacturer of the scan that was accepted for the patient."""
     people = [(49.0, "F", True, True), (71.0, "M", True, False), (None, None, False, True), (55.0, "F", True, True)]
     with Cohort(site) as cohort:
         for number, manufacturer in enumerate(("SIEMENS", "SYNTHETIC", "GE")):
@@ -180,7 +180,7 @@ def test_groups_are_counted_from_the_cohort(site: Site) -> None:
     assert of("pcr_positive", False) == {"ge": 1}
 
 
-def test_a_word_that_is_not_on_the_list_is_no_group_of_its_own(site: Site) -> None:
+def test_unknown_manufacturer_counts_as_other_scanner(site: Site) -> None:
     with Cohort(site) as cohort:
         cohort.add_scan(Scan("f", "s", None, None, "", "d", "0.npy", measures()))
         cohort.replace([PatientRow("0" * 16, "test", "0.npy", None, "SMITH", True, None)], [], ["f"])
@@ -192,7 +192,7 @@ def test_a_word_that_is_not_on_the_list_is_no_group_of_its_own(site: Site) -> No
 
 
 def planted(site: Site, folder: Path, patients: int, seed: int) -> None:
-    """A cohort of made-up patients, some without labels, each with a scan."""
+    """Store a cohort of synthetic patients in the site: each has a scan, some have no labels."""
     rng = np.random.default_rng(seed)
     rows = []
     with Cohort(site) as cohort:
@@ -208,10 +208,10 @@ def planted(site: Site, folder: Path, patients: int, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 3, 6])
-def test_whatever_the_app_tells_of_a_cohort_its_gateway_lets_out(
+def test_gateway_accepts_all_metrics_that_the_app_computes(
     site: Site, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both judge by the same patients; a site whose own figures were refused would drop out of every study."""
+    """App and gateway count the same patients. A site whose own metrics are refused would drop out of every study."""
     monkeypatch.setattr(discrimination, "BOOTSTRAPS", 20)
     planted(site, tmp_path, 20 + 25 * seed, seed)
     with Cohort.read(site) as cohort:
@@ -235,7 +235,7 @@ def test_whatever_the_app_tells_of_a_cohort_its_gateway_lets_out(
     for kind, (figures, examples) in told.items():
         if examples >= LEAST:
             coarse = rounded(figures, kind, counted)
-            for given in (figures, coarse):  # the app rounds, and another app need not
+            for given in (figures, coarse):  # our app rounds its metrics; another app might not round
                 passed = check_figures(
                     {**given, "num-examples": examples},
                     kind,

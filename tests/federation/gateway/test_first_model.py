@@ -1,4 +1,4 @@
-"""How far filters and channels of a study's network may be from the seed's."""
+"""Limits of the distance of filters and channels from their values in the initial model of the seed."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def network() -> SeverityNetwork:
 
 
 def places(network: SeverityNetwork, name: str) -> range:
-    """Where a tensor lies in the packed weights."""
+    """The positions of a tensor in the packed weights."""
     start = 0
     for other, weight in network.named_parameters():
         if other == name:
@@ -35,7 +35,7 @@ def test_pieces_cover_the_packed_weights_in_order(network: SeverityNetwork) -> N
     assert starts[-1] < pack(network)[0][WEIGHTS].size
 
 
-def test_no_filter_of_the_later_stages_may_be_replaced(network: SeverityNetwork) -> None:
+def test_filters_of_later_stages_stay_near_their_initial_values(network: SeverityNetwork) -> None:
     reaches = {reach.start: reach.farthest for reach in reaches_of(network, **USUAL)[WEIGHTS]}
     for stage in ("layer2", "layer3", "layer4"):
         name = f"backbone.{stage}.0.conv2.weight"
@@ -46,13 +46,13 @@ def test_no_filter_of_the_later_stages_may_be_replaced(network: SeverityNetwork)
             assert reaches[span.start + number * weights.numel()] == pytest.approx(0.85 * length, rel=1e-4)
 
 
-def test_each_channel_of_a_norm_is_held_by_itself(network: SeverityNetwork) -> None:
+def test_each_normalization_channel_has_its_own_limit(network: SeverityNetwork) -> None:
     reaches = {reach.start: reach.farthest for reach in reaches_of(network, **USUAL)[WEIGHTS]}
     span = places(network, "backbone.layer4.0.bn2.bias")
     assert {reaches[place] for place in span} == {0.4}
 
 
-def test_faster_and_longer_studies_may_go_further(network: SeverityNetwork) -> None:
+def test_faster_and_longer_studies_have_wider_limits(network: SeverityNetwork) -> None:
     usual = reaches_of(network, **USUAL)[WEIGHTS]
     faster = reaches_of(network, learning_rate=0.1, epochs=4, rounds=80)[WEIGHTS]
     slower = reaches_of(network, learning_rate=0.001, epochs=1, rounds=2)[WEIGHTS]
@@ -60,7 +60,7 @@ def test_faster_and_longer_studies_may_go_further(network: SeverityNetwork) -> N
     assert slower == usual
 
 
-def test_the_order_of_parameters_is_that_of_the_packed_weights(network: SeverityNetwork) -> None:
-    """Else `places` would look elsewhere."""
+def test_packed_weights_keep_the_order_of_the_parameters(network: SeverityNetwork) -> None:
+    """`places` relies on this order."""
     packed = torch.cat([weight.detach().contiguous().flatten() for _, weight in network.named_parameters()])
     assert np.array_equal(pack(network)[0][WEIGHTS], packed.numpy())

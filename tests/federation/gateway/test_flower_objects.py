@@ -1,4 +1,4 @@
-"""Objects as bytes: what is put together by hand is what protobuf makes of it."""
+"""Messages that are serialized by hand are identical to those that protobuf serializes."""
 
 import pytest
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
@@ -8,7 +8,7 @@ from federation.gateway.flower_objects import with_content
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 16_383, 16_384, 5 * 2**20 + 18])
-def test_a_message_with_a_large_content_is_protobufs(length: int) -> None:
+def test_message_with_large_content_equals_the_protobuf_encoding(length: int) -> None:
     content = bytes(range(256)) * (length // 256 + 1)
     content = content[:length]
     request = PushObjectRequest(node=Node(node_id=2**63), run_id=7, object_id="a" * 64, session_id="s")

@@ -1,6 +1,6 @@
-"""The scenarios of `make fuzz` with fixed inputs: what a hostile server or app sends never stops the gateway.
+"""The scenarios of `make fuzz` with fixed inputs: a hostile server or app does not stop the gateway.
 
-And the scenarios themselves are tried: they find a defect that is put into the gateway.
+The scenarios themselves are tested too: they find defects that are injected into the gateway.
 """
 
 import re
@@ -21,7 +21,7 @@ Play = Callable[[Any, range], None]
 
 @pytest.fixture
 def play(tmp_path: Path) -> Iterator[Play]:
-    """Plays a scenario with one input for each number."""
+    """Runs a scenario with one input for each number."""
     made: list[Steady] = []
 
     def play(scenario: Any, numbers: range) -> None:
@@ -35,7 +35,7 @@ def play(tmp_path: Path) -> Iterator[Play]:
 
 
 @pytest.mark.parametrize("scenario", [hostile_server, hostile_app])
-def test_nothing_that_is_sent_stops_the_gateway(play: Play, scenario: Any) -> None:
+def test_hostile_input_does_not_stop_the_gateway(play: Play, scenario: Any) -> None:
     play(scenario, range(40))
 
 
@@ -66,7 +66,7 @@ DEFECTS: dict[str, tuple[Any, object, str, object, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_a_defect_is_found(play: Play, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
+def test_injected_defect_is_found(play: Play, monkeypatch: pytest.MonkeyPatch, defect: str) -> None:
     scenario, owner, name, value, text = DEFECTS[defect]
     monkeypatch.setattr(owner, name, value)
     with pytest.raises((AssertionError, ValueError)) as found:

@@ -1,6 +1,6 @@
-"""Requests that no honest node sends, and answers that no honest server gives: each is answered with a clean status."""
+"""Malformed requests of a node and malformed answers of a server: each gets a defined HTTP status."""
 
-# ruff: noqa: F811 (the fixtures are those of test_exchange)
+# ruff: noqa: F811 (the fixtures are imported from test_task_exchange)
 
 import gzip
 import math
@@ -54,7 +54,7 @@ def reply_to(bench: Bench, node: NodeSide) -> Message:
 
 
 @pytest.mark.parametrize("runtimes", [[], [math.nan], [math.inf], [-1e308], [1.0, math.nan, -math.inf], [1e308] * 3])
-def test_a_reply_is_taken_whatever_it_tells_of_its_runtime(bench: Bench, runtimes: list[float]) -> None:
+def test_reply_with_invalid_runtime_is_accepted(bench: Bench, runtimes: list[float]) -> None:
     with bench.node() as node:
         reply = reply_to(bench, node)
     request = fleet_pb2.PushMessagesRequest(
@@ -71,7 +71,7 @@ def test_a_reply_is_taken_whatever_it_tells_of_its_runtime(bench: Bench, runtime
     assert not wait_for_reply(bench.server).has_error()
 
 
-def test_a_reply_of_too_many_objects_is_refused(bench: Bench) -> None:
+def test_reply_with_too_many_objects_is_refused(bench: Bench) -> None:
     with bench.node() as node:
         reply = reply_to(bench, node)
     tree = get_object_tree(reply)
@@ -82,13 +82,13 @@ def test_a_reply_of_too_many_objects_is_refused(bench: Bench) -> None:
     is_refused(bench, "E_REPLY_DAMAGED")
 
 
-# --- bytes that are no request ----------------------------------------------------------------------------
+# --- malformed requests -----------------------------------------------------------------------------------
 
 Headers = dict[str, bytes]
 
 
 def first_line(bench: Bench, path: bytes, body: bytes, changed: Headers, method: bytes = b"POST") -> bytes:
-    """What the gateway answers to a request with the node's signature, some of its headers changed."""
+    """The status line that the gateway sends for a request signed by the node, with some headers changed."""
     headers = {name: value.encode() for name, value in NodeKey(bench.site).headers().items()}
     headers |= {"host": b"127.0.0.1", "content-length": str(len(body)).encode(), **changed}
     lines = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in headers.items())
@@ -124,7 +124,7 @@ PULL = b"/v1/fleet/pull-messages"
         (PULL, b"", {"flwr-public-key": b"="}, b"401"),
     ],
 )
-def test_strange_requests_are_turned_away(
+def test_malformed_request_is_rejected_with_a_status(
     bench: Bench, caplog: pytest.LogCaptureFixture, path: bytes, body: bytes, changed: Headers, status: bytes
 ) -> None:
     assert first_line(bench, path, body, changed).split()[1] == status
@@ -141,7 +141,7 @@ def varint(number: int) -> bytes:
 
 
 def bodies() -> Iterable[bytes]:
-    """Fields 1 to 8 of every wire type, of every length: some are messages, some are none."""
+    """Fields 1 to 8 of every wire type and many lengths: some are valid messages, some are not."""
     numbers = [0, 1, 7, 42, 2**31, 2**63 - 1, 2**64 - 1]
     for field in range(1, 9):
         yield from (varint(field << 3) + varint(number) for number in numbers)
@@ -153,7 +153,7 @@ def bodies() -> Iterable[bytes]:
     yield b"\n\x02\n\x00" * 5000
 
 
-def test_no_body_makes_a_handler_fail(bench: Bench) -> None:
+def test_malformed_body_never_causes_a_server_error(bench: Bench) -> None:
     paths = ["activate-node", "deactivate-node", "send-node-heartbeat", "pull-messages", "push-messages"]
     paths += ["get-run", "get-fab", "push-object", "pull-object", "confirm-message-received"]
     with bench.node() as node:
@@ -165,11 +165,11 @@ def test_no_body_makes_a_handler_fail(bench: Bench) -> None:
                 assert answer.status_code in (200, 400, 403), (path, body[:50], answer.status_code)
 
 
-# --- the server's own answers -----------------------------------------------------------------------------
+# --- answers of the server --------------------------------------------------------------------------------
 
 
 class Declining(Server):
-    """Answers with a status and a body, whatever they are; with 200 as an honest server."""
+    """Answers every request with `status` and `body`. With status 200 it gives valid answers instead."""
 
     status, body = 200, b""
 
@@ -183,8 +183,8 @@ BODIES = [b'{"detail": "SMUGGLED', b"[" * 9999, b'"SMUGGLED"', b'{"code": "SMUGG
 STATUSES = [201, 202, 204, 205, 206, 226, 300, 302, 304, 399, 400, 403, 404, 421, 429, 499, 500, 501, 599, 600, 999]
 
 
-def test_what_the_server_declines_with_is_an_error_and_no_answer(site: Site, schema: object) -> None:
-    """Flower's node takes any 2xx for an answer: a message beside the gateway's checks must not come through so."""
+def test_error_answer_of_the_server_never_reaches_the_node_as_success(site: Site, schema: object) -> None:
+    """Flower's node accepts any 2xx as an answer, so a message could bypass the gateway's checks."""
     server = Declining()
     bench = Bench(site, server)
     smuggled = answer_with(group_id="SMUGGLED").SerializeToString()
@@ -212,7 +212,7 @@ def activation(bench: Bench) -> bytes:
     return fleet_pb2.ActivateNodeRequest(public_key=NodeKey(bench.site).public_pem).SerializeToString()
 
 
-def test_the_servers_own_text_is_told_without_control_characters(site: Site, schema: object) -> None:
+def test_error_text_of_the_server_is_forwarded_without_control_characters(site: Site, schema: object) -> None:
     server = Declining()
     server.status, server.body = 403, b'{"code": 7, "detail": "no such\\nnode\\u001b[2J", "extra": "more"}'
     bench = Bench(site, server)

@@ -1,6 +1,6 @@
-"""Messages of a server that wants the node to stand still: none of them holds it up, nor does a gateway's restart."""
+"""Messages of a hostile server do not block the node, also after a restart of the gateway."""
 
-# ruff: noqa: F811 (the fixtures are those of test_exchange)
+# ruff: noqa: F811 (the fixtures are imported from test_task_exchange)
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ METADATA = [
 
 
 def give_raw(bench: Bench, *answers: fleet_pb2.PullMessagesResponse) -> None:
-    """What the server answers next when it is asked for messages, whatever it is; then it is honest again."""
+    """Set the next answers of the server to requests for messages. After them it gives valid answers again."""
     waiting, honest = list(answers), bench.server.pull_messages
 
     def pull_messages(body: bytes) -> Any:
@@ -77,7 +77,7 @@ def give_raw(bench: Bench, *answers: fleet_pb2.PullMessagesResponse) -> None:
 
 
 def answer_with(**metadata: Any) -> fleet_pb2.PullMessagesResponse:
-    """A message that is well-formed but for these fields of its metadata."""
+    """A message that is valid except for these fields of its metadata."""
     about: dict[str, Any] = {"src_node_id": 1, "dst_node_id": 42, "reply_to_message_id": "", "created_at": time.time()}
     task = message(task_content({}), **about)
     proto = message_to_proto(task)
@@ -87,7 +87,7 @@ def answer_with(**metadata: Any) -> fleet_pb2.PullMessagesResponse:
 
 
 def honest_round(bench: Bench, number: int = 1) -> None:
-    """The next task is done and answered as ever."""
+    """Check that the next task is processed and answered normally."""
     came_in = first_of(SCHEMA)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -101,7 +101,7 @@ def spool_file(bench: Bench) -> Path:
 
 
 @pytest.mark.parametrize("metadata", [*({"message_type": type} for type in TYPES), *METADATA], ids=repr)
-def test_a_message_that_cannot_be_answered_is_dropped(bench: Bench, metadata: dict[str, Any]) -> None:
+def test_message_that_cannot_be_answered_is_dropped(bench: Bench, metadata: dict[str, Any]) -> None:
     give_raw(bench, answer_with(**metadata), answer_with(**metadata))
     with bench.node() as node:
         assert node.receive() is None
@@ -112,7 +112,7 @@ def test_a_message_that_cannot_be_answered_is_dropped(bench: Bench, metadata: di
 
 
 @pytest.mark.parametrize("type", ["", "train.", "\0"])
-def test_nor_does_it_hold_up_the_next_gateway(bench: Bench, type: str) -> None:
+def test_unanswerable_message_does_not_block_a_restarted_gateway(bench: Bench, type: str) -> None:
     give_raw(bench, answer_with(message_type=type))
     with bench.node() as node:
         assert node.receive() is None
@@ -138,7 +138,7 @@ def leftover(**metadata: Any) -> bytes:
         leftover()[:-3],
     ],
 )
-def test_whatever_lies_in_the_spool_the_gateway_starts(bench: Bench, left: bytes) -> None:
+def test_gateway_starts_with_an_invalid_spool_file(bench: Bench, left: bytes) -> None:
     for _ in range(2):
         bench.stop_gateway()
         spool_file(bench).write_bytes(left)
@@ -148,7 +148,7 @@ def test_whatever_lies_in_the_spool_the_gateway_starts(bench: Bench, left: bytes
     honest_round(bench)
 
 
-def test_a_spool_file_that_cannot_be_read_is_left_alone(bench: Bench) -> None:
+def test_unreadable_spool_file_is_not_deleted(bench: Bench) -> None:
     bench.stop_gateway()
     spool_file(bench).mkdir()
     bench.start_gateway()
@@ -157,7 +157,7 @@ def test_a_spool_file_that_cannot_be_read_is_left_alone(bench: Bench) -> None:
     honest_round(bench)
 
 
-def test_unknown_fields_of_a_message_are_not_handed_on(bench: Bench) -> None:
+def test_unknown_fields_of_a_message_are_removed(bench: Bench) -> None:
     came_in = first_of(SCHEMA)
     bench.server.give(task_content(came_in))
     answer = bench.server.pull_messages(b"")
@@ -167,11 +167,11 @@ def test_unknown_fields_of_a_message_are_not_handed_on(bench: Bench) -> None:
     give_raw(bench, answer)
     with bench.node() as node:
         assert node.receive() is not None
-    assert b"hello" not in spool_file(bench).read_bytes()  # what is written there is what the node is given
+    assert b"hello" not in spool_file(bench).read_bytes()  # the spool file holds the message that the node receives
 
 
-def test_what_the_node_is_told_of_a_run_is_the_gateways(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's node makes a folder's name of the app's id and version, and starts a program by the task's type."""
+def test_node_gets_run_information_written_by_the_gateway(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's node builds a folder name from the app's id and version, and starts a program by the task's type."""
     get_run, get_fab = bench.server.get_run, bench.server.get_fab
 
     def hostile_run(body: bytes) -> Any:
@@ -200,11 +200,11 @@ def test_what_the_node_is_told_of_a_run_is_the_gateways(bench: Bench, monkeypatc
     assert (app.content, app.verifications) == (bench.server.app, {})
 
 
-# --- what belongs to a message ----------------------------------------------------------------------------
+# --- the objects of a message -----------------------------------------------------------------------------
 
 
 def slow_tree(root: str, count: int) -> ObjectTree:
-    """A tree of so many objects, of which the server never has one."""
+    """A tree of `count` objects that the server never delivers."""
     tree = ObjectTree(object_id=root)
     tree.children.extend(ObjectTree(object_id=f"{number:064x}") for number in range(count))
     return tree
@@ -219,7 +219,7 @@ def pulls(bench: Bench) -> int:
 
 
 @pytest.mark.parametrize("count", [task_checks.max_objects(SCHEMA.takes("train")), 3000])
-def test_a_message_of_too_many_objects_is_refused_before_one_is_fetched(bench: Bench, count: int) -> None:
+def test_message_with_too_many_objects_is_refused_before_any_fetch(bench: Bench, count: int) -> None:
     answer = answer_with()
     del answer.message_object_trees[:]
     answer.message_object_trees.append(slow_tree(answer.messages_list[0].metadata.message_id, count))
@@ -231,8 +231,8 @@ def test_a_message_of_too_many_objects_is_refused_before_one_is_fetched(bench: B
 
 
 @pytest.mark.slow
-def test_nothing_is_fetched_for_a_message_that_was_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty messages, each with one bad object among slow ones: requests end with the refusal, and memory is flat."""
+def test_fetching_stops_when_a_message_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 messages with one bad object among slow ones: requests stop at the refusal, and memory use is constant."""
     monkeypatch.setattr(task_intake, "RETRY_SECONDS", 0.05)
     most = task_checks.max_objects(SCHEMA.takes("train"))
     bad = "b" * 64
@@ -274,7 +274,7 @@ def wait_for_replies(bench: Bench, count: int) -> None:
 
 
 @pytest.mark.parametrize("limit", ["ours", "the task's"])
-def test_objects_that_never_come_are_given_up(
+def test_unavailable_objects_end_in_a_timeout(
     bench: Bench,
     monkeypatch: pytest.MonkeyPatch,
     limit: str,
@@ -294,7 +294,7 @@ def test_objects_that_never_come_are_given_up(
 
 
 class SlowServer(Server):
-    """Takes its time with each answer that holds an object."""
+    """Waits 2 s before each answer that contains an object."""
 
     async def handle(self, request: web.Request) -> web.Response:
         if request.path.endswith("pull-object"):
@@ -303,7 +303,7 @@ class SlowServer(Server):
 
 
 @pytest.mark.slow
-def test_an_object_that_is_long_on_its_way_is_given_up(
+def test_slow_object_transfer_ends_in_a_timeout(
     site: Site,
     schema: object,
     monkeypatch: pytest.MonkeyPatch,
@@ -319,7 +319,7 @@ def test_an_object_that_is_long_on_its_way_is_given_up(
     bench.close()
 
 
-def test_a_record_that_is_too_large_is_refused_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_record_is_refused_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.server.give(task_content(first_of(SCHEMA)))
     large = message_pb2.PullObjectResponse(
         object_found=True, object_available=True, object_content=bytes(MAX_SMALL_BYTES)
@@ -331,8 +331,8 @@ def test_a_record_that_is_too_large_is_refused_at_once(bench: Bench, monkeypatch
     assert pulls(bench) <= 8
 
 
-def test_what_is_kept_of_studies_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each run may bring a study of another seed, with a first model of its own."""
+def test_number_of_cached_study_schemas_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run may have a study with another seed, and so with another first model."""
     asked = []
 
     def answer(command: list[str], *, input: bytes, **options: Any) -> SimpleNamespace:
@@ -348,4 +348,4 @@ def test_what_is_kept_of_studies_is_bounded(tmp_path: Path, monkeypatch: pytest.
     assert len(list(tmp_path.glob("*.first"))) == schemas.KEPT_SCHEMAS
     asked.clear()
     schemas.schema_of(study, tmp_path, tmp_path)
-    assert asked == []  # the newest is kept
+    assert asked == []  # the newest schema is still cached

@@ -1,4 +1,4 @@
-"""Which models a run may send: the seed's first, then what grows out of models that this site trained."""
+"""Which models a run may send: first the initial model of the seed, then models close to those trained at this site."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.federation.gateway.messages import COUNTER, LONG, MEAN, Model, arrays
 RNG = np.random.default_rng(5)
 SHARE = 0.5
 LONGEST = 10.0
-# Three tensors: the first may move by half of its length, the second by 0.1, the third not at all.
+# Three tensors: in a round the first may move by half of its length, the second by 0.1, and the third must not change.
 PLAIN = schema_for(70_000, 8)
 PARTS = {
     **parts_for(PLAIN, share=SHARE),
@@ -35,7 +35,7 @@ def site(tmp_path: Path) -> "Site":
 
 
 class Site:
-    """A site that remembers the models of one run; each question is asked of a new object, as after a restart."""
+    """A site that stores the models of a run. Each check uses a new `Lineage`, as after a restart."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Site:
         return Lineage(self.folder / "models", run, schema, read_first=lambda: arrays_of(FIRST), max_missed=max_missed)
 
     def code(self, model: Model, number: int, *, kind: str = "train", **settings: object) -> str:
-        """The code with which a model is refused; "" if it is let in."""
+        """The error code with which a model is refused, or "" if it is accepted."""
         try:
             self.lineage(**settings).check(kind, number, arrays_of(model))  # type: ignore[arg-type]
         except Refusal as refusal:
@@ -71,10 +71,10 @@ def rms(model: Model, start: int, end: int) -> float:
     return float(np.sqrt(np.mean(model["arrays"][WEIGHTS][start:end].astype(np.float64) ** 2)))
 
 
-# --- the first model --------------------------------------------------------------------------------------
+# --- the initial model ------------------------------------------------------------------------------------
 
 
-def test_the_model_of_the_seed_begins_a_run(site: Site) -> None:
+def test_initial_model_of_the_seed_is_accepted(site: Site) -> None:
     assert site.code(FIRST, 1) == ""
 
 
@@ -87,37 +87,37 @@ def test_the_model_of_the_seed_begins_a_run(site: Site) -> None:
         lambda weights: np.full_like(weights, np.nan),
     ],
 )
-def test_any_other_first_model_is_refused(site: Site, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_changed_initial_model_is_refused(site: Site, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
     trap = {**FIRST, "arrays": {WEIGHTS: spoil(FIRST["arrays"][WEIGHTS]).astype(np.float32)}}
     assert site.code(trap, 1) == "E_MODEL_FIRST"
 
 
-def test_other_first_buffers_are_refused(site: Site) -> None:
+def test_changed_initial_buffers_are_refused(site: Site) -> None:
     mean = {MEAN: FIRST["buffers"][MEAN] + np.float32(1)}
     assert site.code({**FIRST, "buffers": {**FIRST["buffers"], **mean}}, 1) == "E_MODEL_FIRST"
 
 
-def test_a_run_cannot_be_given_another_study(site: Site) -> None:
+def test_run_cannot_change_to_another_study(site: Site) -> None:
     site.train(FIRST, 1)
     other = replace(SCHEMA, first=heads_as_json(write_chunks(moved(FIRST, 0, 10, 1.0))))
     assert site.code(FIRST, 1, schema=other) == "E_MODEL_FIRST"
 
 
-# --- the models after it ----------------------------------------------------------------------------------
+# --- later models -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("start", "end", "allowed"), [(0, 40_000, SHARE * rms(FIRST, 0, 40_000)), (40_000, 69_000, 0.1)]
 )
-def test_each_tensor_may_move_so_far_and_no_further(site: Site, start: int, end: int, allowed: float) -> None:
+def test_movement_of_each_tensor_is_limited(site: Site, start: int, end: int, allowed: float) -> None:
     site.train(FIRST, 1)
     assert site.code(moved(FIRST, start, end, 0.99 * allowed), 2) == ""
     assert site.code(moved(FIRST, start, end, 1.01 * allowed), 2) == "E_MODEL_DRIFT"
-    assert site.code(moved(FIRST, start, end, 1.98 * allowed), 3) == ""  # a round was missed
+    assert site.code(moved(FIRST, start, end, 1.98 * allowed), 3) == ""  # one round was missed
     assert site.code(moved(FIRST, start, end, 2.02 * allowed), 3) == "E_MODEL_DRIFT"
 
 
-def test_a_tensor_that_training_does_not_move_stays_as_it_is(site: Site) -> None:
+def test_tensor_that_training_does_not_change_must_stay_equal(site: Site) -> None:
     site.train(FIRST, 1)
     assert site.code(moved(FIRST, 69_000, 70_000, 1e-6), 2) == "E_MODEL_DRIFT"
     with_optimiser = replace(SCHEMA, server_step=10.0, server_factor=10.0)
@@ -126,20 +126,20 @@ def test_a_tensor_that_training_does_not_move_stays_as_it_is(site: Site) -> None
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_model_that_is_not_finite_is_refused(site: Site, bad: float) -> None:
+def test_model_that_is_not_finite_is_refused(site: Site, bad: float) -> None:
     site.train(FIRST, 1)
     weights = FIRST["arrays"][WEIGHTS].copy()
     weights[50_000] = bad
     assert site.code({**FIRST, "arrays": {WEIGHTS: weights}}, 2) == "E_MODEL_DRIFT"
 
 
-def test_counters_do_not_run_backwards(site: Site) -> None:
+def test_decreased_counter_is_refused(site: Site) -> None:
     site.train(FIRST, 1)
     back = {COUNTER: FIRST["buffers"][COUNTER] - 1}
     assert site.code({**FIRST, "buffers": {**FIRST["buffers"], **back}}, 2) == "E_MODEL_DRIFT"
 
 
-def test_the_bound_is_held_against_the_last_model_and_not_the_first(site: Site) -> None:
+def test_movement_is_measured_from_the_last_model(site: Site) -> None:
     model = FIRST
     for number in range(1, 6):
         site.train(model, number)
@@ -148,7 +148,7 @@ def test_the_bound_is_held_against_the_last_model_and_not_the_first(site: Site) 
     assert site.code(moved(FIRST, 0, 40_000, 0.01), 6) == "E_MODEL_DRIFT"
 
 
-def test_a_tensor_becomes_no_longer_than_it_may_however_slowly(site: Site) -> None:
+def test_length_of_a_tensor_is_limited_over_all_rounds(site: Site) -> None:
     model, number, length = FIRST, 0, 1.0
     while length < 0.9 * LONGEST:
         number += 1
@@ -163,8 +163,8 @@ def test_a_tensor_becomes_no_longer_than_it_may_however_slowly(site: Site) -> No
     assert site.code(model, number + 1) == "E_MODEL_DRIFT"
 
 
-def test_a_filter_stays_near_that_of_the_seed_however_slowly_it_moves(site: Site) -> None:
-    """Bounds on the whole tensor would let a server replace one filter in a single round."""
+def test_distance_of_a_filter_from_the_seed_is_limited_over_all_rounds(site: Site) -> None:
+    """With limits on the whole tensor only, a server could replace one filter in a single round."""
     held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]})
     model = FIRST
     for number in range(1, 5):
@@ -176,14 +176,14 @@ def test_a_filter_stays_near_that_of_the_seed_however_slowly_it_moves(site: Site
     assert site.code(along(FIRST, 200, 300, 0.81), 5, schema=held) == ""
 
 
-def test_questions_are_about_models_near_that_of_the_seed(site: Site) -> None:
+def test_question_about_a_model_far_from_the_seed_is_refused(site: Site) -> None:
     held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]})
     site.train(FIRST, 1, schema=held)
     assert site.code(along(FIRST, 100, 200, 0.79), 0, kind="evaluate.test", schema=held) == ""
     assert site.code(along(FIRST, 100, 200, 0.81), 0, kind="evaluate.test", schema=held) == "E_MODEL_DRIFT"
 
 
-def test_a_server_optimiser_may_move_a_filter_further(site: Site) -> None:
+def test_server_optimiser_widens_the_limit_of_a_filter(site: Site) -> None:
     held = replace(SCHEMA, reaches={WEIGHTS: [[0, 1e30], [100, 0.8], [200, 1e30]]}, server_factor=2.0)
     site.train(FIRST, 1, schema=held)
     assert site.code(along(FIRST, 100, 200, 1.59), 2, schema=held) == ""
@@ -197,7 +197,7 @@ def along(model: Model, start: int, end: int, distance: float) -> Model:
     return {**model, "arrays": {WEIGHTS: weights}}
 
 
-def test_a_site_may_miss_some_rounds_and_no_more(site: Site) -> None:
+def test_number_of_missed_rounds_is_limited(site: Site) -> None:
     site.train(FIRST, 1)
     near = moved(FIRST, 0, 40_000, 0.01)
     assert site.code(near, 7) == ""
@@ -206,14 +206,14 @@ def test_a_site_may_miss_some_rounds_and_no_more(site: Site) -> None:
     assert site.code(near, 4, max_missed=1) == "E_MODEL_DRIFT"
 
 
-def test_a_site_that_comes_late_is_held_to_the_first_model(site: Site) -> None:
+def test_first_task_of_a_late_site_is_checked_against_the_initial_model(site: Site) -> None:
     late = moved(FIRST, 0, 40_000, 2.9 * SHARE * rms(FIRST, 0, 40_000))
     assert site.code(late, 4) == ""
     assert site.code(late, 3) == "E_MODEL_FIRST"
     assert site.code(late, 7) == "E_MODEL_FIRST"
 
 
-def test_where_rounds_draw_sites_a_site_may_be_left_out_for_long(site: Site) -> None:
+def test_site_may_miss_many_rounds_if_the_study_samples_sites(site: Site) -> None:
     drawing = replace(SCHEMA, draws_sites=True)
     site.train(FIRST, 1, schema=drawing)
     assert site.code(moved(FIRST, 0, 40_000, 0.01), 15, schema=drawing) == ""
@@ -222,7 +222,7 @@ def test_where_rounds_draw_sites_a_site_may_be_left_out_for_long(site: Site) -> 
 # --- rounds -----------------------------------------------------------------------------------------------
 
 
-def test_a_lost_round_is_asked_again_with_the_same_model(site: Site) -> None:
+def test_lost_round_may_be_repeated_with_the_same_model(site: Site) -> None:
     site.train(FIRST, 1)
     site.train(FIRST, 1)
     site.train(FIRST, 2)
@@ -234,17 +234,17 @@ def test_a_lost_round_is_asked_again_with_the_same_model(site: Site) -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 21, 100_000])
-def test_only_the_runs_rounds_are_trained(site: Site, number: int) -> None:
-    """Beyond the last round the learning rate is zero, and an update would be a sum of gradients."""
+def test_round_number_outside_the_run_is_refused(site: Site, number: int) -> None:
+    """After the last round the learning rate is zero, and an update would be a sum of gradients."""
     assert site.code(FIRST, number) == "E_ROUND_NUMBER"
 
 
-def test_the_first_model_is_not_trained_in_late_rounds(site: Site) -> None:
+def test_initial_model_is_refused_in_late_rounds(site: Site) -> None:
     assert site.code(FIRST, 6) == ""
     assert site.code(FIRST, 7) == "E_MODEL_FIRST"
 
 
-def test_a_run_cannot_ask_for_training_without_end(site: Site) -> None:
+def test_number_of_training_tasks_of_a_run_is_limited(site: Site) -> None:
     short = replace(SCHEMA, rounds=2)
     for _ in range(4):
         site.train(FIRST, 1, schema=short)
@@ -254,7 +254,7 @@ def test_a_run_cannot_ask_for_training_without_end(site: Site) -> None:
 # --- questions --------------------------------------------------------------------------------------------
 
 
-def test_only_what_was_trained_here_is_asked_about(site: Site) -> None:
+def test_question_about_a_model_not_trained_here_is_refused(site: Site) -> None:
     assert site.code(FIRST, 0, kind="evaluate.test") == "E_MODEL_UNTRAINED"
     site.train(FIRST, 1)
     near, far = (moved(FIRST, 0, 40_000, share * SHARE * rms(FIRST, 0, 40_000)) for share in (5.9, 6.1))
@@ -264,7 +264,7 @@ def test_only_what_was_trained_here_is_asked_about(site: Site) -> None:
     assert site.code(near, 0, kind="evaluate.test", run="another") == "E_MODEL_UNTRAINED"
 
 
-def test_models_of_other_sites_are_asked_about_only_where_the_study_says_so(site: Site) -> None:
+def test_models_of_other_sites_are_evaluated_only_if_the_study_allows_it(site: Site) -> None:
     judging = replace(SCHEMA, questions={"evaluate.test": 4})
     site.train(FIRST, 1, schema=judging)
     other = moved(FIRST, 0, 40_000, 15 * SHARE * rms(FIRST, 0, 40_000))
@@ -272,22 +272,22 @@ def test_models_of_other_sites_are_asked_about_only_where_the_study_says_so(site
     assert site.code(other, 0, kind="evaluate.test") == "E_MODEL_DRIFT"
 
 
-def test_local_models_have_chains_of_their_own(site: Site) -> None:
+def test_local_model_and_common_model_are_tracked_separately(site: Site) -> None:
     judging = replace(SCHEMA, questions={"evaluate.test": 2})
     site.train(FIRST, 1, schema=judging)
     common = moved(FIRST, 0, 40_000, 0.2)
     site.train(common, 2, schema=judging)
-    site.train(FIRST, 1, schema=judging)  # the local model begins anew
+    site.train(FIRST, 1, schema=judging)  # training of the local model starts from the initial model
     local = moved(FIRST, 0, 40_000, 0.3)
     site.train(local, 2, schema=judging)
     assert site.code(moved(common, 0, 40_000, 0.2), 3, schema=judging) == ""
     assert site.code(moved(local, 0, 40_000, 0.2), 3, schema=judging) == ""
 
 
-# --- the disk ---------------------------------------------------------------------------------------------
+# --- storage ----------------------------------------------------------------------------------------------
 
 
-def test_only_the_last_models_chunks_and_the_newest_runs_are_kept(site: Site) -> None:
+def test_only_the_last_models_and_the_newest_runs_are_stored(site: Site) -> None:
     site.train(FIRST, 1)
     kept = len(list((site.folder / "models" / "run").iterdir()))
     site.train(moved(FIRST, 0, 40_000, 0.1), 2)

@@ -1,6 +1,6 @@
-"""The study's own app before the gateway: what it is asked is let in, and what it answers is let out, kind by kind.
+"""The gateway accepts the tasks and the replies of the study's own app, for each kind of task.
 
-Synthetic patients, a small network; nothing between app and gateway but the message.
+The tests use synthetic patients and a small network. App and gateway exchange only the message.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ CONFIGS: dict[Kind, dict[str, Any]] = {"evaluate.test": {**DEPLOYED, "audit": Tr
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """A site with a cohort, which lets histograms out. Leave it as it is."""
+    """A site with a cohort that allows histograms. Shared by all tests: do not modify it."""
     tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true\nmin_local_steps = 1"
     site = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1, min_patients=3, tables=tables)
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 class Asked(NamedTuple):
-    """A task and its reply, as the gateway has them."""
+    """A task and its reply, as the gateway reads them."""
 
     task: Content
     task_objects: Objects
@@ -74,7 +74,7 @@ class Asked(NamedTuple):
 
 
 def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Asked:
-    """Let a task of that kind in, have the app answer it."""
+    """Check a task of this kind as the gateway does, then let the app answer it."""
     schema = work_out(study.model_dump_json().encode())
     arrays, buffers = pack(build_network(study.network, seed=study.study.seed))
     models: dict[str, dict[str, np.ndarray]] = {"arrays": rounded(arrays, study.wire.precision), "buffers": buffers}
@@ -99,7 +99,7 @@ def ask(site: Site, study: Study, kind: Kind, config: Mapping[str, Any]) -> Aske
 
 
 def let_out(site: Site, kind: Kind, asked: Asked, study: Study = STUDY) -> dict[str, Any]:
-    """All values of the reply that leave, by record."""
+    """All values of the reply that the gateway passes, by record."""
     rules = Rules(
         kind=kind,
         schema=asked.schema,
@@ -117,7 +117,7 @@ def let_out(site: Site, kind: Kind, asked: Asked, study: Study = STUDY) -> dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_our_own_app_answers_is_let_out_whole(site: Site, kind: Kind) -> None:
+def test_complete_reply_of_our_own_app_passes(site: Site, kind: Kind) -> None:
     asked = ask(site, STUDY, kind, CONFIGS.get(kind, {}))
     told = let_out(site, kind, asked)
     assert told == {**asked.reply.metrics, **asked.reply.configs}
@@ -134,8 +134,8 @@ def test_what_our_own_app_answers_is_let_out_whole(site: Site, kind: Kind) -> No
     assert expected[kind] <= set(record)
 
 
-def test_a_site_whose_policy_forbids_it_tells_nothing_of_looks(site: Site) -> None:
-    """Its calibration it tells all the same: what its gateway would refuse, the app does not send."""
+def test_appearance_statistics_are_not_sent_if_the_site_forbids_them(site: Site) -> None:
+    """The app still sends the calibration. It does not send what the gateway would refuse."""
     closed = site.settings.gateway.model_copy(update={"embedding_statistics": False})
     shut = replace(site, settings=site.settings.model_copy(update={"gateway": closed}))
     model = pack(build_network(STUDY.network, seed=1))
@@ -146,12 +146,12 @@ def test_a_site_whose_policy_forbids_it_tells_nothing_of_looks(site: Site) -> No
         embed_site(shut, STUDY, *model)
 
 
-def test_a_round_in_steps_is_let_out(site: Site) -> None:
+def test_reply_of_a_round_with_local_steps_passes(site: Site) -> None:
     assert let_out(site, "train", ask(site, IN_STEPS, "train", {}))["metrics"]["num-examples"] > 3
 
 
 @pytest.mark.parametrize("kind", ["train", "train.head", "evaluate.test"])
-def test_in_half_precision_the_same_is_let_out(site: Site, kind: Kind) -> None:
+def test_reply_in_half_precision_passes(site: Site, kind: Kind) -> None:
     asked = ask(site, HALF, kind, CONFIGS.get(kind, {}))
     assert set(let_out(site, kind, asked)["metrics"]) == set(asked.reply.metrics["metrics"])
     if kind != "evaluate.test":
@@ -162,6 +162,6 @@ def test_in_half_precision_the_same_is_let_out(site: Site, kind: Kind) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["query.handshake", "evaluate.calibrate", "evaluate.test", "evaluate.assign"])
-def test_a_private_study_is_judged_too(site: Site, kind: Kind) -> None:
+def test_reply_of_a_private_study_passes(site: Site, kind: Kind) -> None:
     config = DEPLOYED if kind == "evaluate.test" else CONFIGS.get(kind, {})
     assert let_out(site, kind, ask(site, PRIVATE, kind, config), PRIVATE)

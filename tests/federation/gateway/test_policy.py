@@ -1,4 +1,4 @@
-"""The site's side of a decision: its rules as one hash, and the patients behind a figure."""
+"""The digest of a site's policy, and the number of patients that a metric covers."""
 
 from pathlib import Path
 
@@ -26,30 +26,33 @@ def test_patients_are_counted_by_split_and_label(site: Site) -> None:
         patient(1, "train", True, None),
         patient(2, "train", None, None),
         patient(3, "validation", True, False),
-        patient(4, "validation", False, True),  # not counted among the severe, as it is not learnt from
+        # Not counted for `severe`, because PCR-negative patients are not used for this label.
+        patient(4, "validation", False, True),
         patient(5, "validation", True, True),
     ]
     with Cohort(site) as cohort:
         cohort.replace(rows, [], [])
     found = count_patients(site)
     assert found.of_split == {"train": 2, "validation": 3}
-    assert found.behind(FIGURES["train"]["train_loss"]) == 1  # a loss is over those with a label
+    assert found.behind(FIGURES["train"]["train_loss"]) == 1  # a loss covers patients with a label
     assert found.behind(Figure(0, 1, "validation", "severe")) == 2
     assert found.behind(Figure(0, 1, "validation", "pcr_positive", both=True)) == 3
     assert found.behind(Figure(0, 1, "test", "severe")) == 0
 
 
-def test_an_auroc_needs_both_classes() -> None:
+def test_auroc_needs_patients_of_both_classes() -> None:
     one_class = Patients(with_value={("test", "severe", True): 50})
     assert one_class.behind(FIGURES["evaluate.test"]["loss_severe"]) == 50
     assert one_class.behind(FIGURES["evaluate.test"]["auroc_severe"]) == 0
 
 
-def test_without_a_cohort_there_is_no_patient(site: Site) -> None:
+def test_site_without_cohort_has_no_patients(site: Site) -> None:
     assert count_patients(site) == Patients()
 
 
-def test_whatever_decides_changes_the_policys_hash(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_that_affects_decisions_changes_the_policy_digest(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = site.settings
     digests = [policy_digest(settings)]
     assert policy_digest(Site.open(site.folder).settings) == digests[0]
@@ -66,5 +69,5 @@ def test_whatever_decides_changes_the_policys_hash(site: Site, monkeypatch: pyte
     monkeypatch.setattr(policy, "FIGURES", {**FIGURES, "train": {}})
     digests.append(policy_digest(settings))
     assert len(set(digests)) == 8
-    settings.site.name = "south"  # decides nothing
+    settings.site.name = "south"  # affects no decision
     assert policy_digest(settings) == digests[-1]

@@ -1,4 +1,4 @@
-"""Questions about models are counted; a question at thresholds is answered only where the sites give them."""
+"""Questions about models are counted. Thresholds in a question must follow from the calibrations of the sites."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,10 +46,10 @@ def code(function: Callable[[], object]) -> str:
     return ""
 
 
-# --- the count --------------------------------------------------------------------------------------------
+# --- the number of questions ------------------------------------------------------------------------------
 
 
-def test_the_same_question_gets_the_same_answer_also_after_a_restart(tmp_path: Path) -> None:
+def test_repeated_question_gets_the_stored_answer_after_a_restart(tmp_path: Path) -> None:
     answer = KeptAnswer({"loss": 0.25}, {"moments": {"mean": ["float32", [2], ["c" * 64]]}}, {"c" * 64: b"\x00chunk"})
     Questions(tmp_path / "answers", a_month=5).keep(TEST, answer)
     assert Questions(tmp_path / "answers", a_month=5).earlier(TEST) == answer
@@ -58,7 +58,7 @@ def test_the_same_question_gets_the_same_answer_also_after_a_restart(tmp_path: P
 @pytest.mark.parametrize(
     "other", [replace(TEST, asked="other thresholds"), replace(TEST, asked="x", run="another run")]
 )
-def test_another_question_of_its_kind_about_a_model_is_refused(tmp_path: Path, other: Question) -> None:
+def test_different_question_of_the_same_kind_about_a_model_is_refused(tmp_path: Path, other: Question) -> None:
     kept = Questions(tmp_path, a_month=5)
     kept.keep(TEST, ANSWER)
     assert code(lambda: kept.earlier(other)) == "E_ASKED_ALREADY"
@@ -66,7 +66,7 @@ def test_another_question_of_its_kind_about_a_model_is_refused(tmp_path: Path, o
     assert kept.earlier(replace(TEST, model="another model")) is None
 
 
-def test_a_run_has_its_number_of_questions_of_each_kind(tmp_path: Path) -> None:
+def test_questions_per_run_are_limited_for_each_kind(tmp_path: Path) -> None:
     kept = Questions(tmp_path, a_month=100)
     allowed = {"evaluate.test": 2}
     for number in range(2):
@@ -79,7 +79,7 @@ def test_a_run_has_its_number_of_questions_of_each_kind(tmp_path: Path) -> None:
     assert code(lambda: kept.check_budget(replace(third, kind="evaluate.embed"), allowed)) == "E_QUESTIONS_RUN"
 
 
-def test_a_month_has_its_number_of_questions_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_per_month_are_limited_over_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, now = Questions(tmp_path, a_month=3), time.time()
     for number in range(3):
         kept.keep(replace(TEST, model=f"model {number}", run=f"run {number}"), ANSWER)
@@ -87,11 +87,11 @@ def test_a_month_has_its_number_of_questions_over_all_runs(tmp_path: Path, monke
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
     monkeypatch.setattr(questions.time, "time", lambda: now + 32 * 24 * 3600)
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == ""
-    monkeypatch.setattr(questions.time, "time", lambda: now - 400 * 24 * 3600)  # a clock that was set back
+    monkeypatch.setattr(questions.time, "time", lambda: now - 400 * 24 * 3600)  # the clock was set back
     assert code(lambda: kept.check_budget(new, {"evaluate.test": 1})) == "E_QUESTIONS_MONTH"
 
 
-def test_means_over_a_cohort_with_some_patients_more_or_fewer_are_not_told(tmp_path: Path) -> None:
+def test_means_of_almost_the_same_cohort_are_refused(tmp_path: Path) -> None:
     kept, before = Questions(tmp_path, a_month=100), {f"patient {number}" for number in range(30)}
     kept.keep(replace(TEST, kind="evaluate.embed"), ANSWER, before)
 
@@ -115,7 +115,7 @@ def test_means_over_a_cohort_with_some_patients_more_or_fewer_are_not_told(tmp_p
         ({"local_models": True, "compared_sites": 2}, 3, 0),
     ],
 )
-def test_a_study_says_how_many_questions_its_runs_have(evaluation: Mapping[str, Any], tests: int, heads: int) -> None:
+def test_number_of_questions_is_derived_from_the_study(evaluation: Mapping[str, Any], tests: int, heads: int) -> None:
     table = {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}
     allowed = questions_of(Study.model_validate({"study": table, "evaluation": evaluation}))
     assert (allowed["evaluate.test"], allowed["train.head"], allowed["evaluate.calibrate"]) == (tests, heads, 1)
@@ -144,7 +144,7 @@ def trained_here(bench: Bench) -> Model:
     return came_in
 
 
-def test_a_question_that_is_asked_again_is_answered_without_the_node(bench: Bench) -> None:
+def test_repeated_question_is_answered_without_the_node(bench: Bench) -> None:
     came_in = trained_here(bench)
     with bench.node() as node:
         bench.server.give(task_content(came_in), message_type="evaluate.test")
@@ -158,7 +158,7 @@ def test_a_question_that_is_asked_again_is_answered_without_the_node(bench: Benc
     assert [line.verdict for line in lines(bench)] == ["passed"] * 4
 
 
-def test_statistics_of_features_are_given_again_to_the_bit(bench: Bench) -> None:
+def test_stored_feature_statistics_are_sent_again_bit_identical(bench: Bench) -> None:
     came_in, out = trained_here(bench), moments(SCHEMA, RNG)
     records = {record: record_of(arrays) for record, arrays in out.items()}
     content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def test_statistics_of_features_are_given_again_to_the_bit(bench: Bench) -> None
             assert again.content.array_records[record][name].numpy().tobytes() == array.tobytes()
 
 
-def test_the_gateway_notices_one_patient_more(bench: Bench) -> None:
+def test_question_after_one_patient_was_added_is_refused(bench: Bench) -> None:
     first, out = trained_here(bench), moments(SCHEMA, RNG)
     records = {record: record_of(arrays) for record, arrays in out.items()}
     content = RecordDict({**records, "metrics": MetricRecord({"num-examples": 30})})  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_the_gateway_notices_one_patient_more(bench: Bench) -> None:
         assert wait_for_reply(bench.server, 2).error.reason == "E_COHORT_ALMOST_SAME"
 
 
-def test_another_audit_of_the_same_model_is_refused(bench: Bench) -> None:
+def test_second_audit_of_the_same_model_is_refused(bench: Bench) -> None:
     came_in = trained_here(bench)
     with bench.node() as node:
         bench.server.give(task_content(came_in, audit=True), message_type="evaluate.test")
@@ -205,7 +205,7 @@ def test_another_audit_of_the_same_model_is_refused(bench: Bench) -> None:
         assert wait_for_reply(bench.server, 2).error.reason == "E_ASKED_ALREADY"
 
 
-def test_a_model_that_was_not_trained_here_is_not_asked_about(bench: Bench) -> None:
+def test_question_about_a_model_not_trained_at_this_site_is_refused(bench: Bench) -> None:
     with bench.node() as node:
         bench.server.give(task_content(model(SCHEMA, RNG)), message_type="evaluate.test")
         work(node, figures(auroc_severe=0.75))
@@ -217,7 +217,7 @@ def test_a_model_that_was_not_trained_here_is_not_asked_about(bench: Bench) -> N
 
 
 def calibration(shift: float) -> dict[str, float]:
-    """What a site fits to its validation patients."""
+    """The calibration that a site fits to its validation patients."""
     answer: dict[str, float] = {"num-examples": 30.0}
     for label in LABELS:
         answer |= {f"slope_{label}": 1.1 + shift, f"intercept_{label}": shift, f"rule_out_{label}": -1.0 + shift}
@@ -256,7 +256,7 @@ def ask_at_thresholds(
         wait_for_reply(bench.server, 2 if calibrated else 1)
 
 
-def test_thresholds_that_the_sites_answers_give_are_answered(bench: Bench) -> None:
+def test_thresholds_derived_from_the_calibrations_of_the_sites_are_accepted(bench: Bench) -> None:
     ask_at_thresholds(bench, trained_here(bench), [OTHERS[0], OWN, OTHERS[1]], {})
     assert not bench.server.last_reply().has_error()
 
@@ -267,8 +267,8 @@ def test_thresholds_that_the_sites_answers_give_are_answered(bench: Bench) -> No
         ([OTHERS[0], OWN], {"rule_in_severe": 0.7}),
         ([OTHERS[0], OWN], {"slope_severe": 2.0}),
         (OTHERS, {}),  # this site's own answer is not among them
-        ([OTHERS[0], {**OWN, "rule_in_severe": 1.2}], {}),  # its own, altered
-        ([{**OTHERS[0], "rule_in_severe": 1e6}, OWN], {}),  # an answer that no site gives
+        ([OTHERS[0], {**OWN, "rule_in_severe": 1.2}], {}),  # its own answer, changed
+        ([{**OTHERS[0], "rule_in_severe": 1e6}, OWN], {}),  # an answer outside the valid range
     ],
 )
 def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, float]], change: dict[str, float]) -> None:
@@ -276,7 +276,7 @@ def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, floa
     assert bench.server.last_reply().error.reason == "E_THRESHOLDS"
 
 
-def test_thresholds_are_refused_where_the_site_was_not_asked_to_calibrate(bench: Bench) -> None:
+def test_thresholds_are_refused_if_the_site_was_not_calibrated(bench: Bench) -> None:
     ask_at_thresholds(bench, trained_here(bench), OTHERS, {}, calibrated=False)
     is_refused(bench, "E_THRESHOLDS")
 
@@ -284,7 +284,7 @@ def test_thresholds_are_refused_where_the_site_was_not_asked_to_calibrate(bench:
 @pytest.mark.parametrize(
     "record", [{}, {"slope_severe": 1.0}, {"name": [1.0]}, {"slope_severe": [1.0], "num-examples": []}]
 )
-def test_thresholds_without_a_sound_record_of_calibrations_are_refused(bench: Bench, record: dict[str, Any]) -> None:
+def test_thresholds_without_valid_calibration_record_are_refused(bench: Bench, record: dict[str, Any]) -> None:
     content = task_content(trained_here(bench), rule_in_severe=0.5)
     if record:
         content["calibrations"] = ConfigRecord(record)
@@ -294,9 +294,7 @@ def test_thresholds_without_a_sound_record_of_calibrations_are_refused(bench: Be
         is_refused(bench, "E_THRESHOLDS")
 
 
-def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unapproved_study_is_refused_and_stored_for_review(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     worked_out: list[str] = []
     monkeypatch.setattr(task_intake, "names_by_digest", lambda folder: {})
     monkeypatch.setattr(task_intake, "schema_of", lambda study, *_: worked_out.append(study))
@@ -305,10 +303,10 @@ def test_a_study_that_is_not_approved_is_refused_and_kept_to_look_at(
         assert node.fetch() is None
         is_refused(bench, "E_STUDY_REFUSED")
     assert len(list((bench.site.folder / "studies").glob("*.json"))) == 1
-    assert worked_out == []  # no network is built for a study that nobody approved
+    assert worked_out == []  # no network is built for an unapproved study
 
 
-def test_a_study_from_a_release_that_is_not_approved_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_study_that_starts_from_an_unapproved_release_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     worked_out: list[str] = []
     monkeypatch.setattr(task_intake, "begins_from", lambda study: "a" * 64)
     monkeypatch.setattr(task_intake, "schema_of", lambda study, *_: worked_out.append(study))

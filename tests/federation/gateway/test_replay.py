@@ -1,7 +1,7 @@
-"""A reply that is sent again: what of it reaches the model is nothing.
+"""A replayed reply does not change the model.
 
-Between a site and the server TLS with certificates on both sides keeps others from sending what they overheard; the
-site itself may still send a reply twice, or an old one under a new name.
+Mutual TLS between site and server prevents third parties from replaying recorded messages. The site itself can still
+send a reply twice, or send an old reply under a new message id.
 """
 
 import numpy as np
@@ -20,8 +20,8 @@ from federation.strategy.guarded import GuardedStrategy, RoundRules
 from tests.helpers.fake_grid import FakeGrid, honest, honest_answer
 
 
-def test_the_servers_database_keeps_one_reply_for_each_message(tmp_path):
-    """Flower's own rule, which this relies on: a second reply to a message is no new row, whatever its id."""
+def test_server_database_keeps_one_reply_per_message(tmp_path):
+    """The tests rely on this rule of Flower: a second reply to a message adds no row, whatever its id."""
     engine = create_engine(f"sqlite:///{tmp_path / 'state.db'}")
     MessageRes.metadata.create_all(engine)
     with Session(engine) as session:
@@ -38,7 +38,7 @@ def test_the_servers_database_keeps_one_reply_for_each_message(tmp_path):
 
 
 class Repeating(FakeGrid):
-    """With `repeats`, every reply comes in each look again, beside those of the rounds before."""
+    """With `repeats`, each pull returns every reply again, together with those of earlier rounds."""
 
     def __init__(self, *, repeats: bool) -> None:
         super().__init__({number: honest(number) for number in (1, 2, 3)})
@@ -48,13 +48,13 @@ class Repeating(FakeGrid):
 
     def push_messages(self, messages):
         new = list(self.send_and_receive(messages))
-        for reply in new:  # in memory no message has an id
+        for reply in new:  # messages in memory have no id
             reply.metadata.__dict__["_reply_to_message_id"] = f"{len(self.sent)} {reply.metadata.src_node_id}"
         self.came += new
         return [reply.metadata.reply_to_message_id for reply in new]
 
     def pull_messages(self, message_ids):
-        """As Flower's: only replies to the messages that are asked for; in the first look but one."""
+        """As Flower's grid: only replies to these messages. Every second pull returns one at most."""
         self.looks += 1
         found = [reply for reply in self.came if reply.metadata.reply_to_message_id in set(message_ids)]
         found = found if self.looks % 2 else found[:1]
@@ -63,7 +63,7 @@ class Repeating(FakeGrid):
         return found
 
 
-def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatch):
+def test_repeated_replies_do_not_change_the_model(monkeypatch):
     monkeypatch.setattr("federation.coordinator.eager_grid.POLL_S", 0.0)
 
     def after(repeats: bool) -> dict[str, np.ndarray]:
@@ -77,7 +77,7 @@ def test_replies_that_come_again_leave_the_model_as_it_is_bit_for_bit(monkeypatc
     np.testing.assert_array_equal(after(repeats=True)["w"], after(repeats=False)["w"])
 
 
-def test_a_site_that_answers_twice_in_a_round_counts_not_at_all():
+def test_site_that_replies_twice_in_a_round_is_excluded_from_the_round():
     reports = []
     rules = RoundRules(quorum=2, metrics={"loss": Figure(0, 1, "train")}, max_examples=1000)
     guard = GuardedStrategy(build_strategy("FedAvg", {}), rules, on_round=reports.append)

@@ -1,4 +1,4 @@
-"""Nothing leaves but what is named: ten thousand replies, in order and spoilt in every way that came to mind."""
+"""Only allowed content leaves the site: checks of 10,000 replies, some valid, the others with one fault each."""
 
 from collections import Counter
 from dataclasses import replace
@@ -35,7 +35,7 @@ from tests.federation.gateway.messages import (
 )
 
 MESSAGES = 10_000
-# As Flower cuts arrays, but so small that these arrays have several chunks too; some share a value between two.
+# Flower's chunk size and smaller ones, so that small arrays have several chunks. Some sizes split a value in two.
 CHUNKS = (5 * 2**20, 192, 150, 131)
 
 
@@ -46,7 +46,7 @@ def judge(case: Case) -> Values:
 
 
 def refused_for(case: Case) -> str:
-    """The code for which it is refused; "" if it passes."""
+    """The error code with which the reply is refused, or "" if it passes."""
     try:
         judge(case)
     except Refusal as refusal:
@@ -64,8 +64,8 @@ def cut_into(monkeypatch: pytest.MonkeyPatch) -> object:
 
 
 @pytest.mark.slow
-def test_ten_thousand_replies(cut_into: object) -> None:
-    """None that is in order is refused, none that is spoilt passes."""
+def test_valid_replies_pass_and_spoilt_replies_are_refused(cut_into: object) -> None:
+    """No valid reply of 10,000 is refused. No spoilt reply passes."""
     wrong: list[str] = []
     seen: Counter[str] = Counter()
     for seed in range(MESSAGES):
@@ -86,14 +86,14 @@ def test_ten_thousand_replies(cut_into: object) -> None:
 
 
 def _case(kind: Kind) -> Case:
-    """A reply of that kind that is in order, of a model with buffers."""
+    """A valid reply of this kind, for a model with buffers."""
     seed = next(seed for seed in range(100) if task(seed)[0].buffers and task(seed)[0].head_from)
     return Case.of(kind, *task(seed), np.random.default_rng(seed), seed)
 
 
 @pytest.mark.parametrize("size", CHUNKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_passes_arrives_to_the_bit_with_the_ledgers_head(cut_into: object, size: int, kind: Kind) -> None:
+def test_accepted_reply_arrives_bit_identical_with_the_ledger_head(cut_into: object, size: int, kind: Kind) -> None:
     cut_into(size)  # type: ignore[operator]
     case = _case(kind)
     root, objects = case.objects()
@@ -117,17 +117,17 @@ def test_what_passes_arrives_to_the_bit_with_the_ledgers_head(cut_into: object, 
     metadata = arrived.metadata  # type: ignore[attr-defined]
     assert (metadata.src_node_id, metadata.dst_node_id, metadata.group_id) == (42, 1, "3")
     assert metadata.reply_to_message_id == asked.metadata.message_id
-    assert records.digest not in sent  # the ledger's line tells of the records without the ledger's own
+    assert records.digest not in sent  # the ledger line holds the digest of the records without the ledger record
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("other", KINDS)
-def test_a_reply_of_another_kind_is_refused(kind: Kind, other: Kind) -> None:
+def test_reply_of_another_kind_is_refused(kind: Kind, other: Kind) -> None:
     case = _case(kind)
     case.metrics = {name: value for name, value in case.metrics.items() if name == "num-examples"}
     rules = replace(case.rules(), kind=other)
     same = {
-        "evaluate.calibrate": {"evaluate.test", "evaluate.assign"},  # without figures all three are alike
+        "evaluate.calibrate": {"evaluate.test", "evaluate.assign"},  # without metrics all three are identical
         "evaluate.test": {"evaluate.calibrate", "evaluate.assign"},
         "evaluate.assign": {"evaluate.calibrate", "evaluate.test"},
     }
@@ -197,15 +197,15 @@ CODES = {
 
 
 @pytest.mark.parametrize(("kind", "spoil"), CODES, ids=str)
-def test_each_fault_has_its_code(kind: Kind, spoil: str) -> None:
+def test_each_fault_has_its_error_code(kind: Kind, spoil: str) -> None:
     case = _case(kind)
     assert refused_for(case) == ""
     spoils_for(case)[spoil](case)
     assert refused_for(case) == CODES[kind, spoil]
 
 
-def test_the_sign_of_a_zero_is_a_change_too() -> None:
-    """No comparison of numbers sees it, and a weight of zero could carry a bit each round."""
+def test_changed_sign_of_a_zero_weight_is_refused() -> None:
+    """A numeric comparison does not find it, and each zero weight could carry one bit a round."""
     case = _case("train.head")
     weights = case.weights.copy()
     weights[0], case.weights[0] = 0.0, -0.0
@@ -221,7 +221,7 @@ def test_the_sign_of_a_zero_is_a_change_too() -> None:
     assert refused.value.code == "E_REPLY_HEAD"
 
 
-def test_a_counter_rises_by_the_steps_of_a_round() -> None:
+def test_batch_counter_must_increase_by_the_steps_of_the_round() -> None:
     case = _case("train")
     case.schema = replace(case.schema, local_steps=500)
     for steps in (499, 500, 501, 0):
@@ -236,11 +236,11 @@ def test_a_counter_rises_by_the_steps_of_a_round() -> None:
         ("train", "auroc_severe", True),
         ("evaluate.test", "auroc_severe", True),
         ("evaluate.test", "auroc_severe_age_sex", False),  # fitted to the training patients
-        ("evaluate.test", "auroc_severe_tags", False),  # of all patients
+        ("evaluate.test", "auroc_severe_tags", False),  # computed from all patients
         ("evaluate.calibrate", "slope_severe", True),
     ],
 )
-def test_a_private_study_tells_nothing_of_training_patients(kind: Kind, name: str, is_told: bool) -> None:
+def test_private_study_sends_no_metrics_of_training_patients(kind: Kind, name: str, is_told: bool) -> None:
     case = _case(kind)
     case.metrics = {name: 0.5, "num-examples": case.metrics["num-examples"]}
     assert refused_for(case) == ""
@@ -248,8 +248,8 @@ def test_a_private_study_tells_nothing_of_training_patients(kind: Kind, name: st
     assert refused_for(case) == ("" if is_told else "E_REPLY_METRICS")
 
 
-def test_the_lowest_bits_of_weights_are_free() -> None:
-    """What docs/one-reply.md says that nothing here bounds."""
+def test_lowest_bits_of_weights_are_not_checked() -> None:
+    """docs/one-reply.md states that the gateway does not limit these bits."""
     case = Case.of("train", *task(0), np.random.default_rng(0), 0)
     assert case.weights.dtype == np.float32
     hidden = np.frombuffer((b"BERGQVIST^SYLVI" * 1000)[: case.weights.size], np.uint8)
@@ -305,7 +305,7 @@ def test_missing_objects_are_refused(kind: str) -> None:
     assert _refuses(root, objects, case) == "E_REPLY_DAMAGED"
 
 
-def test_a_message_within_a_message_is_refused() -> None:
+def test_nested_message_is_refused() -> None:
     from federation.gateway.flower_objects import compose, compose_names
 
     case = _case("train")
@@ -318,8 +318,8 @@ def test_a_message_within_a_message_is_refused() -> None:
     assert _refuses(object_id(wrapped), objects, case) == "E_REPLY_DAMAGED"
 
 
-def test_a_large_model_needs_little_memory_to_be_judged() -> None:
-    """Values are looked at some at a time, whatever the chunks are."""
+def test_large_model_is_checked_in_small_pieces() -> None:
+    """The gateway reads at most PIECE_LENGTH values at a time, whatever the size of the chunks."""
     from federation.gateway.reply_checks import PIECE_LENGTH, pieces
     from federation.gateway.schema import ArraySpec
 

@@ -1,4 +1,4 @@
-"""What a task must be: the study's own configuration, its model, the round's settings, and no object more."""
+"""Checks of a task: run configuration, schema of the study, message content, round settings and site limits."""
 
 import functools
 import hashlib
@@ -49,7 +49,7 @@ STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 2
 
 
 def code_of(check: Callable[..., object], *arguments: Any) -> str:
-    """The code for which it is refused; "" if it passes."""
+    """The error code of the refusal, or "" if the check passes."""
     try:
         check(*arguments)
     except Refusal as refusal:
@@ -57,14 +57,14 @@ def code_of(check: Callable[..., object], *arguments: Any) -> str:
     return ""
 
 
-# --- the run's configuration ------------------------------------------------------------------------------
+# --- the run configuration --------------------------------------------------------------------------------
 
 
 def run_with(**config: Any) -> Run:
     return Run(run_id=7, fab_hash="a" * 64, override_config=user_config_to_proto(config))
 
 
-def test_the_runs_study_and_name_are_read_as_flower_reads_them() -> None:
+def test_study_and_name_of_a_run_are_read_as_flower_reads_them() -> None:
     own = fab.build(fab.APP)
     assert task_checks.run_config(own, run_with(study="{}", run="trial-0123abcd")) == ("{}", "trial-0123abcd")
 
@@ -73,7 +73,7 @@ def test_the_runs_study_and_name_are_read_as_flower_reads_them() -> None:
     "config",
     [{"study": "{}", "run": "../x"}, {"study": "{}"}, {"study": 1, "run": "a"}, {"study": "{}", "run": "a", "more": 1}],
 )
-def test_any_other_configuration_is_refused(config: dict[str, Any]) -> None:
+def test_invalid_run_configuration_is_refused(config: dict[str, Any]) -> None:
     assert code_of(task_checks.run_config, fab.build(fab.APP), run_with(**config)) == "E_RUN_CONFIG"
 
 
@@ -91,7 +91,7 @@ def test_any_other_configuration_is_refused(config: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("config", [{}, {"study": "{}", "run": "trial"}, {"run": "a"}, {"study": "{}", "more": 2}])
-def test_what_passes_is_what_flower_makes_of_it(table: str, config: dict[str, Any]) -> None:
+def test_accepted_run_configuration_equals_the_one_flower_reads(table: str, config: dict[str, Any]) -> None:
     text = (fab.APP / fab.CONFIG).read_text()
     begin, header, _ = text.partition("[tool.flwr.app.config]\n")
     app, run = fab.pack({fab.CONFIG: f"{begin}{header}{table}\n".encode()}), run_with(**config)
@@ -105,14 +105,14 @@ def test_what_passes_is_what_flower_makes_of_it(table: str, config: dict[str, An
         assert code_of(task_checks.run_config, app, run) == "E_RUN_CONFIG"
 
 
-def test_an_app_that_is_no_archive_has_no_configuration() -> None:
+def test_app_that_is_not_an_archive_is_refused() -> None:
     assert code_of(task_checks.run_config, b"PK no archive", run_with(study="{}", run="a")) == "E_RUN_CONFIG"
 
 
-# --- the study's schema -----------------------------------------------------------------------------------
+# --- the schema of a study --------------------------------------------------------------------------------
 
 
-def test_a_studys_schema_is_that_of_its_network() -> None:
+def test_schema_of_a_study_matches_its_network() -> None:
     private = STUDY.model_copy(
         update={
             "network": STUDY.network.model_copy(update={"norm": "group"}),
@@ -129,11 +129,11 @@ def test_a_studys_schema_is_that_of_its_network() -> None:
         assert (found.rounds, found.local_epochs, found.local_steps, found.batch_size) == (3, 2, 0, 8)
         assert found.private_round == study.private_round
         assert Schema.from_json(found.to_json()) == found
-        assert bool(found.reaches) == (study.privacy is None)  # noise moves filters further
+        assert bool(found.reaches) == (study.privacy is None)  # with noise, filters move further
     assert private.private_round is not None
 
 
-def test_in_half_precision_weights_come_in_rounded_and_their_changes_leave() -> None:
+def test_half_precision_tasks_carry_weights_and_replies_carry_updates() -> None:
     study = STUDY.model_copy(update={"wire": WireTable(precision="float16")})
     whole, half = (work_out(each.model_dump_json().encode()) for each in (STUDY, study))
     spec = ArraySpec("float16", whole.arrays[WEIGHTS].length)
@@ -145,7 +145,7 @@ def test_in_half_precision_weights_come_in_rounded_and_their_changes_leave() -> 
     assert half.reply_bytes("train") < 0.51 * whole.reply_bytes("train")
 
 
-def test_a_task_in_another_precision_than_the_studys_is_refused() -> None:
+def test_task_in_another_precision_than_the_study_is_refused() -> None:
     half = schema_for(40, 4, precision="float16")
     tree, objects = task(lambda records: records.update(arrays=record_of({WEIGHTS: np.zeros(40, np.float16)})))
     content, ids = read_content(tree.object_id, objects, TASK_DAMAGED), task_checks.tree_ids(tree)
@@ -156,13 +156,13 @@ def test_a_task_in_another_precision_than_the_studys_is_refused() -> None:
     assert code_of(task_checks.check_content, content, ids, half.takes("train"), "train") == "E_TASK_RECORDS"
 
 
-def test_a_round_in_steps_is_one_epoch_of_so_many() -> None:
+def test_round_with_local_steps_counts_as_one_epoch() -> None:
     study = STUDY.model_copy(update={"study": STUDY.study.model_copy(update={"local_steps": 30})})
     found = work_out(study.model_dump_json().encode())
     assert (found.local_epochs, found.local_steps) == (1, 30)
 
 
-def test_the_head_is_the_end_of_the_weights_and_sees_the_features() -> None:
+def test_head_is_the_last_part_of_the_weights_and_its_input_has_all_features() -> None:
     found = work_out(STUDY.model_dump_json().encode())
     network = build_network(STUDY.network, seed=1)
     arrays, _ = pack(network)
@@ -173,7 +173,7 @@ def test_the_head_is_the_end_of_the_weights_and_sees_the_features() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])
-def test_an_arrays_bytes_are_numpys(dtype: str) -> None:
+def test_size_and_header_of_an_array_match_numpy(dtype: str) -> None:
     for length in (1, 7, 99_999, 10**6):
         spec, written = ArraySpec(dtype, length), npy(np.zeros(length, dtype))
         assert (spec.size, written[: len(spec.header)]) == (len(written), spec.header)
@@ -181,7 +181,7 @@ def test_an_arrays_bytes_are_numpys(dtype: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_process_that_reads_studies_answers_once_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_of_a_study_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = STUDY.model_dump_json()
     found = schema_of(text, tmp_path, tmp_path)
     assert found == work_out(text.encode())
@@ -191,7 +191,7 @@ def test_the_process_that_reads_studies_answers_once_for_each(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_invalid_study_is_refused(tmp_path: Path) -> None:
     assert code_of(schema_of, '{"study": {"name": "/etc/passwd"}}', tmp_path, tmp_path) == "E_RUN_CONFIG"
     assert not list(tmp_path.iterdir())
 
@@ -225,7 +225,7 @@ def look(tree: ObjectTree, objects: dict[str, bytes], kind: Kind = "train") -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_belongs_to_a_kind_is_let_in(kind: Kind) -> None:
+def test_valid_content_of_each_kind_is_accepted(kind: Kind) -> None:
     tree, objects = task(kind=kind)
     look(tree, objects, kind)
     content = read_content(tree.object_id, objects, TASK_DAMAGED)
@@ -238,12 +238,12 @@ def test_what_belongs_to_a_kind_is_let_in(kind: Kind) -> None:
 
 @pytest.mark.parametrize("other", KINDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_belongs_to_another_kind_is_not(kind: Kind, other: Kind) -> None:
+def test_content_of_another_kind_is_refused(kind: Kind, other: Kind) -> None:
     is_same = SCHEMA.takes(kind) == SCHEMA.takes(other)
     assert code_of(look, *task(kind=kind), other) == ("" if is_same else "E_TASK_RECORDS")
 
 
-def test_only_a_handshake_brings_no_model_and_a_question_what_belongs_to_it() -> None:
+def test_every_kind_but_the_handshake_takes_a_model() -> None:
     own = {"evaluate.assign": {"probe"}, "evaluate.calibrate": {"typical"}}
     assert [set(SCHEMA.takes(kind)) for kind in KINDS] == [
         {"arrays", "buffers"} | own.get(kind, set()) if kind != "query.handshake" else set() for kind in KINDS
@@ -261,7 +261,7 @@ def test_only_a_handshake_brings_no_model_and_a_question_what_belongs_to_it() ->
         lambda records: records.update(probe=ConfigRecord({"discriminants": 1.0})),
     ],
 )
-def test_a_probe_is_of_its_one_length(change: Callable[[dict[str, Any]], object]) -> None:
+def test_invalid_probe_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
     assert code_of(look, *task(change, "evaluate.assign"), "evaluate.assign") == "E_TASK_RECORDS"
 
 
@@ -279,12 +279,12 @@ def test_a_probe_is_of_its_one_length(change: Callable[[dict[str, Any]], object]
         lambda records: records.update(arrays=record_of({WEIGHTS: np.zeros(40, np.float64)})),
     ],
 )
-def test_any_other_content_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
+def test_missing_or_extra_content_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
     assert code_of(look, *task(change)) == "E_TASK_RECORDS"
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, 3, 4])
-def test_objects_that_belong_to_nothing_are_refused(depth: int) -> None:
+def test_unreferenced_object_in_the_tree_is_refused(depth: int) -> None:
     tree, objects = task()
     stray = hashlib.sha256(b"stray").hexdigest()
     place = tree
@@ -295,13 +295,13 @@ def test_objects_that_belong_to_nothing_are_refused(depth: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "A" * 64, "a" * 63])
-def test_an_object_is_named_by_a_sha256_alone(name: str) -> None:
+def test_object_id_that_is_not_a_sha256_is_refused(name: str) -> None:
     tree, objects = task()
     tree.children[0].object_id = name
     assert code_of(look, tree, objects) == "E_TASK_DAMAGED"
 
 
-def test_a_tree_without_end_is_refused() -> None:
+def test_tree_with_too_many_objects_is_refused() -> None:
     tree = ObjectTree(object_id="a" * 64)
     tree.children.extend([ObjectTree(object_id="b" * 64)] * 5000)
     assert code_of(functools.partial(task_checks.small_objects, most=99), tree, TASK_DAMAGED) == "E_TASK_DAMAGED"
@@ -316,7 +316,7 @@ def test_a_tree_without_end_is_refused() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rounds_settings(config: dict[str, Any], expected: tuple[int, Head], kind: Kind) -> None:
+def test_valid_round_settings_are_accepted(config: dict[str, Any], expected: tuple[int, Head], kind: Kind) -> None:
     own = {"probed": 2} if kind == "evaluate.assign" else {}
     assert task_checks.check_config({**config, **own}, kind) == expected
 
@@ -341,7 +341,7 @@ def test_the_rounds_settings(config: dict[str, Any], expected: tuple[int, Head],
     ],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_settings_are_refused(change: dict[str, Any], kind: Kind) -> None:
+def test_invalid_round_settings_are_refused(change: dict[str, Any], kind: Kind) -> None:
     own = {"probed": 2} if kind == "evaluate.assign" else {}
     assert code_of(task_checks.check_config, {"server-round": 1, **own, **change}, kind) == "E_TASK_RECORDS"
 
@@ -360,7 +360,7 @@ DEPLOYED = {f"{what}_{label}": 0.5 for what in ("slope", "intercept", "rule_out"
         ("evaluate.assign", {"probed": MAX_PROBED}),
     ],
 )
-def test_a_kind_has_settings_of_its_own(kind: Kind, config: dict[str, Any]) -> None:
+def test_settings_of_one_kind_are_refused_for_other_kinds(kind: Kind, config: dict[str, Any]) -> None:
     assert task_checks.check_config({"server-round": 0, **config}, kind) == (0, EMPTY)
     others = [other for other in KINDS if other not in (kind, "evaluate.assign")]
     expected = "E_TASK_RECORDS" if config else ""
@@ -390,11 +390,11 @@ def test_a_kind_has_settings_of_its_own(kind: Kind, config: dict[str, Any]) -> N
         ("train.head", {"epochs": 3}),
     ],
 )
-def test_a_kinds_own_settings_are_of_their_type_and_range(kind: Kind, config: dict[str, Any]) -> None:
+def test_settings_with_wrong_type_or_range_are_refused(kind: Kind, config: dict[str, Any]) -> None:
     assert code_of(task_checks.check_config, {"server-round": 0, **config}, kind) == "E_TASK_RECORDS"
 
 
-# --- the site's bounds ------------------------------------------------------------------------------------
+# --- the limits of the site -------------------------------------------------------------------------------
 
 
 SITE = SiteSettings.model_validate(
@@ -409,16 +409,16 @@ SITE = SiteSettings.model_validate(
 @pytest.mark.parametrize(
     ("steps", "patients", "code"),
     [
-        (24, 60, ""),  # 8 steps of 8 patients are an epoch of 60, and 3 epochs are allowed
+        (24, 60, ""),  # 8 steps of 8 patients are one epoch of 60 patients; 3 epochs are allowed
         (25, 60, "E_SITE_LIMIT"),
-        (3, 1, ""),  # an epoch is one step at least
+        (3, 1, ""),  # an epoch has at least one step
         (4, 1, "E_SITE_LIMIT"),
         (3, 0, ""),
         (4, 0, "E_SITE_LIMIT"),
         (0, 60, ""),
     ],
 )
-def test_local_steps_are_bounded_as_epochs_are(steps: int, patients: int, code: str) -> None:
+def test_local_steps_are_limited_like_local_epochs(steps: int, patients: int, code: str) -> None:
     schema = schema_for(40, 4, epochs=1, steps=steps)
     assert code_of(task_checks.check_bounds, "train", schema, SITE, patients) == code
 
@@ -429,23 +429,24 @@ def test_local_steps_are_bounded_as_epochs_are(steps: int, patients: int, code: 
         ({}, 25, ""),
         ({}, 24, ""),  # two epochs of three steps
         ({}, 8, "E_SITE_LEAST"),  # two epochs of one step
-        ({"local_epochs": 1}, 25, "E_SITE_LEAST"),  # the last step of one patient joins the one before
+        ({"local_epochs": 1}, 25, "E_SITE_LEAST"),  # a last step of one patient is merged with the step before
         ({"local_epochs": 1, "batch_size": 4}, 25, ""),
         ({"batch_size": 3}, 60, "E_SITE_LEAST"),
-        ({"batch_size": 64}, 40, "E_SITE_LEAST"),  # each step over all patients
+        ({"batch_size": 64}, 40, "E_SITE_LEAST"),  # each step uses all patients
         ({"local_steps": 2}, 60, "E_SITE_LEAST"),
         ({"augment": False}, 60, "E_AUGMENTATION"),
     ],
 )
-def test_a_round_mixes_enough_patients_and_steps(change: dict[str, Any], patients: int, code: str) -> None:
+def test_round_with_too_few_patients_or_steps_is_refused(change: dict[str, Any], patients: int, code: str) -> None:
     site = SiteSettings.model_validate({**SITE.model_dump(), "gateway": {}})
     schema = replace(schema_for(40, 4, epochs=2), **change)
     assert code_of(task_checks.check_bounds, "train", schema, site, patients) == code
-    private = replace(schema, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))  # noise covers few patients and steps
+    # In a private study the noise also protects few patients and steps.
+    private = replace(schema, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
     assert code_of(task_checks.check_bounds, "train", private, site, patients) == ""
 
 
-def test_local_epochs_and_batches_are_bounded() -> None:
+def test_local_epochs_and_batch_size_are_limited() -> None:
     assert code_of(task_checks.check_bounds, "train", schema_for(40, 4, epochs=3), SITE, 60) == ""
     assert code_of(task_checks.check_bounds, "train", schema_for(40, 4, epochs=4), SITE, 60) == "E_SITE_LIMIT"
     large = replace(SCHEMA, batch_size=SITE.gateway.max_batch_size + 1)
@@ -453,7 +454,7 @@ def test_local_epochs_and_batches_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_no_budget_pays_for_a_private_study_does_not_get(kind: Kind) -> None:
+def test_private_study_may_not_send_tasks_outside_the_privacy_budget(kind: Kind) -> None:
     private = replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5))
     unpaid = kind in ("train.head", "evaluate.embed")
     assert code_of(task_checks.check_bounds, kind, private, SITE, 60) == ("E_PRIVACY_KIND" if unpaid else "")
@@ -461,14 +462,14 @@ def test_what_no_budget_pays_for_a_private_study_does_not_get(kind: Kind) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_statistics_of_embeddings_leave_where_the_site_allows_them(kind: Kind) -> None:
+def test_embedding_task_is_refused_if_the_site_forbids_it(kind: Kind) -> None:
     site = SITE.model_copy(update={"gateway": SITE.gateway.model_copy(update={"embedding_statistics": False})})
     code = "E_EMBEDDINGS" if kind == "evaluate.embed" else ""
     assert code_of(task_checks.check_bounds, kind, SCHEMA, site, 60) == code
 
 
 @pytest.mark.parametrize("kind", ["evaluate", "query", "train.other", "query.partition", "TRAIN", "", "train.head "])
-def test_any_other_kind_is_refused(kind: str) -> None:
+def test_unknown_kind_is_refused(kind: str) -> None:
     assert code_of(task_checks.task_kind, kind) == "E_TASK_KIND"
     assert [task_checks.task_kind(known) for known in KINDS] == list(KINDS)
 
@@ -476,7 +477,7 @@ def test_any_other_kind_is_refused(kind: str) -> None:
 # --- the spool --------------------------------------------------------------------------------------------
 
 
-def test_rounds_of_the_last_day_are_counted_over_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_of_the_last_day_are_counted_across_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
     for _ in range(3):
@@ -486,7 +487,7 @@ def test_rounds_of_the_last_day_are_counted_over_restarts(tmp_path: Path, monkey
     assert code_of(Spool(tmp_path / "gateway").count_round, 3, 7) == ""
 
 
-def test_rounds_of_the_last_month_are_counted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_of_the_last_month_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_800_000_000.0
     monkeypatch.setattr("federation.gateway.spool.time.time", lambda: now)
     for _ in range(4):
@@ -497,7 +498,7 @@ def test_rounds_of_the_last_month_are_counted_too(tmp_path: Path, monkeypatch: p
     assert code_of(Spool(tmp_path / "gateway").count_round, 3, 4) == ""
 
 
-def test_what_was_on_its_way_is_deleted_and_the_task_remembered(tmp_path: Path) -> None:
+def test_restart_deletes_received_objects_and_keeps_the_unanswered_task(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "gateway")
     spool.came_in.put("a" * 64, b"weights")
     spool.remember(b"task")

@@ -1,4 +1,4 @@
-"""A task on its way in and its reply on its way out, between Flower's own client and a server of its speech."""
+"""Task intake and reply checks of the gateway, between Flower's own client and a fake SuperLink."""
 
 import socket
 import ssl
@@ -70,7 +70,7 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def schema(monkeypatch: pytest.MonkeyPatch) -> Callable[[Schema], None]:
-    """Says what the study's schema is, without torch."""
+    """Sets the study's schema without importing torch."""
 
     def set_schema(schema: Schema) -> None:
         monkeypatch.setattr(task_intake, "schema_of", lambda *_: schema)
@@ -121,7 +121,7 @@ def verdicts(bench: Bench) -> list[tuple[str, str, str]]:
 
 
 def is_refused(bench: Bench, code: str) -> Message:
-    """The server was told this code and not a word more."""
+    """The server received only this error code."""
     reply = wait_for_reply(bench.server)
     assert reply.has_error() and not reply.has_content()
     assert (reply.error.code, reply.error.reason) == (1001, code)
@@ -134,7 +134,7 @@ def work(node: NodeSide, make: Callable[[Message], Message]) -> None:
     node.push(make(task))
 
 
-def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
+def test_valid_training_round_passes_bit_identical(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     out = trained(came_in, RNG, STEPS)
     given = bench.server.give(task_content(came_in))
@@ -162,7 +162,7 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
         assert into.digest == given.metadata.message_id
         assert into.policy == out_of.policy != ""
         assert dict(reply.content["ledger"]) == {"head": out_of.sha256, "lines": 2}  # type: ignore[arg-type]
-        # The next round names it, and is let in.
+        # The next round sends this ledger head, and its task is accepted.
         bench.server.give(task_content(came_in, **{"ledger-head": out_of.sha256, "ledger-lines": 2}))
         deadline = time.monotonic() + 10
         while (again := node.fetch()) is None and time.monotonic() < deadline:
@@ -179,7 +179,7 @@ def test_a_clean_round_passes_to_the_bit(bench: Bench) -> None:
         ("evaluate.assign", {"probed": 3}, {"assigned_00": 0.5, "assigned_02": 0.5}),
     ],
 )
-def test_an_evaluation_passes_with_its_figures_alone(
+def test_evaluation_reply_contains_only_its_metrics(
     bench: Bench, kind: str, config: dict[str, object], figures: dict[str, float]
 ) -> None:
     came_in = model(SCHEMA, RNG)
@@ -201,7 +201,7 @@ def test_an_evaluation_passes_with_its_figures_alone(
 
 @pytest.fixture
 def about(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the gateway finds that the site is, without torch."""
+    """The site information that the gateway computes for a handshake, without torch."""
     found = {"version": version("fedthorax"), "contract": "a" * 64, "golden": "b" * 64, "patients": "20-49"}
     monkeypatch.setattr(task_exchange, "about_site", lambda site, study: found)
     return found
@@ -211,7 +211,7 @@ def handshake(bench: Bench) -> None:
     bench.server.give(task_content({}, **{"server-round": 0}), message_type="query.handshake")
 
 
-def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench, about: dict[str, str]) -> None:
+def test_handshake_reply_contains_only_site_information(bench: Bench, about: dict[str, str]) -> None:
     handshake(bench)
     with bench.node() as node:
         work(node, lambda task: Message(RecordDict({"site": ConfigRecord(about)}), reply_to=task))  # type: ignore[arg-type]
@@ -232,7 +232,9 @@ def test_a_handshake_passes_with_what_the_site_is_alone(bench: Bench, about: dic
         ("version", "0.0.19451008"),
     ],
 )
-def test_a_handshake_tells_nothing_of_the_apps_own(bench: Bench, about: dict[str, str], key: str, value: str) -> None:
+def test_handshake_with_values_chosen_by_the_app_is_refused(
+    bench: Bench, about: dict[str, str], key: str, value: str
+) -> None:
     handshake(bench)
     told = {**about, key: value}
     with bench.node() as node:
@@ -241,7 +243,7 @@ def test_a_handshake_tells_nothing_of_the_apps_own(bench: Bench, about: dict[str
     assert b"SMITH" not in b"".join(bench.server.received.values())
 
 
-def test_moments_of_embeddings_pass_to_the_bit(bench: Bench) -> None:
+def test_embedding_moments_pass_bit_identical(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     train_here(bench.site, SCHEMA, came_in)
     bench.server.give(task_content(came_in, **{"server-round": 0}), message_type="evaluate.embed")
@@ -257,7 +259,7 @@ def test_moments_of_embeddings_pass_to_the_bit(bench: Bench) -> None:
     assert set(reply.content) == {"moments", "looks", "metrics", "ledger"}
 
 
-def test_moments_of_embeddings_stay_where_the_site_says_so(site: Site, bench: Bench) -> None:
+def test_embedding_task_is_refused_if_the_site_forbids_it(site: Site, bench: Bench) -> None:
     site.settings.gateway.embedding_statistics = False
     bench.server.give(task_content(model(SCHEMA, RNG), **{"server-round": 0}), message_type="evaluate.embed")
     with bench.node() as node:
@@ -265,7 +267,7 @@ def test_moments_of_embeddings_stay_where_the_site_says_so(site: Site, bench: Be
         is_refused(bench, "E_EMBEDDINGS")
 
 
-def test_a_head_that_was_fitted_passes_and_counts_as_a_round(site: Site, bench: Bench) -> None:
+def test_head_fine_tuning_passes_and_counts_as_a_round(site: Site, bench: Bench) -> None:
     site.settings.gateway.max_rounds_a_day = 1
     came_in = model(SCHEMA, RNG)
     out = fine_tuned(came_in, SCHEMA, RNG)
@@ -281,7 +283,7 @@ def test_a_head_that_was_fitted_passes_and_counts_as_a_round(site: Site, bench: 
         assert wait_for_reply(bench.server, 2).error.reason == "E_ROUNDS_A_DAY"
 
 
-def test_evaluations_are_no_rounds(site: Site, bench: Bench) -> None:
+def test_evaluations_do_not_count_as_rounds(site: Site, bench: Bench) -> None:
     site.settings.gateway.max_rounds_a_day = 1
     content = RecordDict({"metrics": MetricRecord({"num-examples": 30})})
     with bench.node() as node:
@@ -295,7 +297,7 @@ def test_evaluations_are_no_rounds(site: Site, bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["train.head", "evaluate.embed"])
-def test_what_a_private_study_may_not_ask_is_charged_nothing(
+def test_task_refused_for_private_study_spends_no_privacy_budget(
     site: Site, bench: Bench, schema: Callable[[Schema], None], kind: str
 ) -> None:
     schema(replace(SCHEMA, private_round=PrivateRound(1.0, 0.1, 10, 1e-5)))
@@ -306,7 +308,7 @@ def test_what_a_private_study_may_not_ask_is_charged_nothing(
     assert not (site.folder / "privacy").exists()
 
 
-# --- what goes out ----------------------------------------------------------------------------------------
+# --- outgoing replies -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -320,7 +322,9 @@ def test_what_a_private_study_may_not_ask_is_charged_nothing(
         (lambda out: RecordDict({"metrics": MetricRecord(METRICS)}), "E_REPLY_RECORDS"),
     ],
 )  # fmt: skip
-def test_a_spoilt_reply_becomes_its_code(bench: Bench, spoil: Callable[[Model], RecordDict], code: str) -> None:
+def test_invalid_reply_is_replaced_by_its_error_code(
+    bench: Bench, spoil: Callable[[Model], RecordDict], code: str
+) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -328,7 +332,7 @@ def test_a_spoilt_reply_becomes_its_code(bench: Bench, spoil: Callable[[Model], 
         is_refused(bench, code)
         assert verdicts(bench)[1:] == [("out", "train", code), ("out", f"error {code}", "passed")]
         assert b"SMITH" not in b"".join(bench.server.received.values())
-        # The node goes on, and so does the study.
+        # The node and the study continue.
         wait_until_idle(bench)
         bench.server.give(task_content(came_in))
         assert node.fetch() is not None
@@ -348,10 +352,10 @@ def wait_until_idle(bench: Bench) -> None:
         ("E_TOO_FEW_PATIENTS", "E_TOO_FEW_PATIENTS"),
         ("E_SMITH_JOHN", "E_SITE_FAILED"),
         ("E_TOO_FEW_PATIENTS_SMITH", "E_SITE_FAILED"),
-        ("E_REPLY_UPDATE: SMITH", "E_SITE_FAILED"),  # the gateway's own, and not the app's to say
+        ("E_REPLY_UPDATE: SMITH", "E_SITE_FAILED"),  # a code of the gateway, which the app may not send
     ],
 )
-def test_an_errors_text_stays(bench: Bench, reason: str, code: str) -> None:
+def test_error_text_of_the_app_does_not_leave_the_site(bench: Bench, reason: str, code: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
         work(node, lambda task: Message(Error(2, reason), reply_to=task))
@@ -362,7 +366,7 @@ def test_an_errors_text_stays(bench: Bench, reason: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("claim", [440172.0, 999_999.0, -3.0, float("nan"), float("inf")])
-def test_how_long_an_app_took_is_by_the_gateways_clock(bench: Bench, claim: float) -> None:
+def test_reported_runtime_is_measured_by_the_gateway(bench: Bench, claim: float) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -374,7 +378,7 @@ def test_how_long_an_app_took_is_by_the_gateways_clock(bench: Bench, claim: floa
     assert 0 <= seconds < 60
 
 
-def test_an_object_that_is_not_its_hash_is_refused(bench: Bench) -> None:
+def test_object_with_wrong_hash_is_refused(bench: Bench) -> None:
     bench.server.give(task_content(came_in := model(SCHEMA, RNG)))
     with bench.node() as node:
         task = node.fetch()
@@ -391,7 +395,7 @@ def test_an_object_that_is_not_its_hash_is_refused(bench: Bench) -> None:
         is_refused(bench, "E_REPLY_DAMAGED")
 
 
-def test_what_was_not_announced_is_not_taken(bench: Bench) -> None:
+def test_unannounced_object_is_rejected(bench: Bench) -> None:
     bench.server.give(task_content(came_in := model(SCHEMA, RNG)))
     with bench.node() as node:
         task = node.fetch()
@@ -403,10 +407,10 @@ def test_what_was_not_announced_is_not_taken(bench: Bench) -> None:
         assert not wait_for_reply(bench.server).has_error()
 
 
-# --- what comes in ----------------------------------------------------------------------------------------
+# --- incoming tasks ---------------------------------------------------------------------------------------
 
 
-def test_an_unapproved_app_never_reaches_the_node(bench: Bench) -> None:
+def test_unapproved_app_is_not_delivered_to_the_node(bench: Bench) -> None:
     bench.server.app = b"PK another app"
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
@@ -416,7 +420,7 @@ def test_an_unapproved_app_never_reaches_the_node(bench: Bench) -> None:
     assert verdicts(bench) == [("in", "train", "E_APP_REFUSED"), ("out", "error E_APP_REFUSED", "passed")]
 
 
-def test_an_app_under_the_name_of_another_is_refused(bench: Bench) -> None:
+def test_app_with_wrong_hash_is_refused(bench: Bench) -> None:
     bench.server.named_hash = task_intake.object_id(fab.build(fab.APP))
     bench.server.app = b"PK another app"
     bench.server.give(task_content(model(SCHEMA, RNG)))
@@ -434,7 +438,7 @@ def test_an_app_under_the_name_of_another_is_refused(bench: Bench) -> None:
         ({"server-round": -1}, "E_TASK_RECORDS"),
     ],
 )
-def test_settings_of_the_round_are_looked_at(bench: Bench, config: dict[str, object], code: str) -> None:
+def test_invalid_round_settings_are_refused(bench: Bench, config: dict[str, object], code: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG), **config))
     with bench.node() as node:
         assert node.fetch() is None
@@ -442,21 +446,21 @@ def test_settings_of_the_round_are_looked_at(bench: Bench, config: dict[str, obj
 
 
 @pytest.mark.parametrize("kind", ["query", "evaluate", "train.other", "system"])
-def test_only_kinds_of_this_release_are_let_in(bench: Bench, kind: str) -> None:
+def test_unknown_message_type_is_refused(bench: Bench, kind: str) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)), message_type=kind)
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_TASK_KIND")
 
 
-def test_another_model_than_the_studys_is_refused(bench: Bench) -> None:
+def test_model_that_does_not_match_the_study_is_refused(bench: Bench) -> None:
     bench.server.give(task_content(model(schema_for(501, 8), RNG)))
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_TASK_RECORDS")
 
 
-def test_a_study_beyond_the_sites_limits_is_refused(bench: Bench, schema: Callable[[Schema], None]) -> None:
+def test_study_beyond_the_site_limits_is_refused(bench: Bench, schema: Callable[[Schema], None]) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)))
     schema(schema_for(500, 8, epochs=11))
     with bench.node() as node:
@@ -465,10 +469,10 @@ def test_a_study_beyond_the_sites_limits_is_refused(bench: Bench, schema: Callab
 
 
 @pytest.mark.parametrize(("steps", "code"), [(40, ""), (41, "E_SITE_LIMIT")])
-def test_steps_are_held_against_the_sites_own_patients(
+def test_local_steps_are_limited_by_the_number_of_patients_at_the_site(
     bench: Bench, schema: Callable[[Schema], None], steps: int, code: str
 ) -> None:
-    """30 patients in batches of 8 are 4 steps, and the site allows 10 epochs."""
+    """An epoch of 30 patients in batches of 8 has 4 steps, and the site allows 10 epochs."""
     bench.server.give(task_content(model(SCHEMA, RNG)))
     schema(schema_for(500, 8, steps=steps))
     with bench.node() as node:
@@ -477,7 +481,7 @@ def test_steps_are_held_against_the_sites_own_patients(
             is_refused(bench, code)
 
 
-def test_privacy_is_required_where_the_site_says_so(site: Site, bench: Bench) -> None:
+def test_study_without_privacy_is_refused_if_the_site_requires_it(site: Site, bench: Bench) -> None:
     site.settings.privacy.required = True
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
@@ -485,7 +489,7 @@ def test_privacy_is_required_where_the_site_says_so(site: Site, bench: Bench) ->
         is_refused(bench, "E_PRIVACY_REQUIRED")
 
 
-def test_so_many_rounds_a_day_and_no_more(site: Site, bench: Bench) -> None:
+def test_rounds_per_day_are_limited(site: Site, bench: Bench) -> None:
     site.settings.gateway.max_rounds_a_day = 1
     came_in = model(SCHEMA, RNG)
     with bench.node() as node:
@@ -498,7 +502,7 @@ def test_so_many_rounds_a_day_and_no_more(site: Site, bench: Bench) -> None:
         assert wait_for_reply(bench.server, 2).error.reason == "E_ROUNDS_A_DAY"
 
 
-def test_a_damaged_array_is_refused(bench: Bench) -> None:
+def test_damaged_array_is_refused(bench: Bench) -> None:
     task = bench.server.give(task_content(model(SCHEMA, RNG)))
     chunk = next(id for id, content in bench.server.objects.items() if content.startswith(b"ArrayChunk"))
     bench.server.objects[chunk] = bench.server.objects[chunk][:-1] + b"!"
@@ -512,7 +516,7 @@ def test_a_damaged_array_is_refused(bench: Bench) -> None:
 # --- faults -----------------------------------------------------------------------------------------------
 
 
-def test_a_path_that_no_node_needs(bench: Bench) -> None:
+def test_path_outside_the_node_api_is_refused_and_logged(bench: Bench) -> None:
     with bench.node() as node:
         assert node.node_id == 42
         headers = NodeKey(bench.site).headers()
@@ -531,7 +535,7 @@ def tls(bench: Bench) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=bench.site.folder / "keys" / "gateway.crt")
 
 
-def test_another_key_than_the_nodes_is_turned_away(bench: Bench, site: Site, tmp_path: Path) -> None:
+def test_request_with_another_key_is_rejected(bench: Bench, site: Site, tmp_path: Path) -> None:
     url = f"https://127.0.0.1:{bench.port}/v1/fleet/pull-messages"
     other = Site(tmp_path, site.settings)
     create_node_key(other.node_key)
@@ -545,15 +549,16 @@ def test_another_key_than_the_nodes_is_turned_away(bench: Bench, site: Site, tmp
     assert bench.server.paths == ["pull-messages"]
 
 
-def test_a_body_that_is_too_long_is_not_read_to_its_end(bench: Bench) -> None:
+def test_too_long_body_is_rejected(bench: Bench) -> None:
     url = f"https://127.0.0.1:{bench.port}/v1/fleet/pull-messages"
     headers = NodeKey(bench.site).headers()
-    for length, status in ((MAX_BODY_BYTES, 400), (MAX_BODY_BYTES + 1, 413)):  # as long as allowed, but no message
+    # A body of the maximum length is read, but it is not a valid message.
+    for length, status in ((MAX_BODY_BYTES, 400), (MAX_BODY_BYTES + 1, 413)):
         assert httpx.post(url, content=b"\xff" * length, headers=headers, verify=tls(bench)).status_code == status
     assert not bench.server.paths
 
 
-def test_a_node_that_hangs_up_leaves_no_stack_trace(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_disconnect_of_the_node_logs_no_stack_trace(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     headers = {"host": "127.0.0.1", "content-length": "1000", **NodeKey(bench.site).headers()}
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     caplog.set_level("INFO")
@@ -570,12 +575,12 @@ def test_a_node_that_hangs_up_leaves_no_stack_trace(bench: Bench, caplog: pytest
     assert "ERROR" not in caplog.text and "Traceback" not in caplog.text
 
 
-def test_the_next_task_is_waited_for_after_an_answer_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gateway_waits_for_the_next_task_only_after_a_reply(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_exchange, "SOON_SECONDS", 60.0)
     monkeypatch.setattr(task_exchange, "ASK_SECONDS", 0.05)
     came_in = model(SCHEMA, RNG)
     with bench.node() as node:
-        assert node.receive() is None  # at once: nothing was answered yet
+        assert node.receive() is None  # returns at once, because no task has been answered yet
         assert sum("pull-messages" in path for path in bench.server.paths) == 1
         bench.server.give(task_content(came_in))
         work(node, lambda task: Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
@@ -586,15 +591,15 @@ def test_the_next_task_is_waited_for_after_an_answer_alone(bench: Bench, monkeyp
 
 
 @pytest.mark.parametrize("app", [fab.build(fab.APP), b"PK another app"], ids=["accepted", "refused"])
-def test_a_node_need_not_wait_for_long_checks(bench: Bench, monkeypatch: pytest.MonkeyPatch, app: bytes) -> None:
-    """Its request ends without a task. Its next request gets the task, if it passed, or else the next task."""
+def test_node_is_not_blocked_by_long_checks(bench: Bench, monkeypatch: pytest.MonkeyPatch, app: bytes) -> None:
+    """The first request returns no task. The next request returns the task if it passed, otherwise the next task."""
     monkeypatch.setattr(task_exchange, "HOLD_SECONDS", 0.1)
     bench.server.app = app
     bench.server.give(task_content(model(SCHEMA, RNG)))
     bench.server.down_for = {"get-run"}
     with bench.node() as node:
         assert node.receive() is None
-        assert node.receive() is None  # nor does it get another one meanwhile
+        assert node.receive() is None  # no other task is delivered meanwhile
         assert bench.server.paths.count("pull-messages") == 1
         bench.server.down_for = set()
         if app != fab.build(fab.APP):
@@ -608,14 +613,15 @@ def test_a_node_need_not_wait_for_long_checks(bench: Bench, monkeypatch: pytest.
         assert task is not None
 
 
-def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
+def test_reply_is_delivered_after_a_server_outage(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
         task = node.fetch()
         assert task is not None
         bench.server.down = True
-        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))  # the node need not wait
+        # The node does not wait for the server.
+        node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         assert node.receive() is None
         time.sleep(0.5)
         assert not bench.server.replies
@@ -624,7 +630,7 @@ def test_a_server_that_is_away_for_a_while(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("patience_s", "status", "tries"), [(20.0, 200, 3), (0.0, 503, 1)])
-def test_a_heartbeat_is_repeated_while_the_node_waits(
+def test_heartbeat_is_repeated_within_the_timeout_of_the_node(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, patience_s: float, status: int, tries: int
 ) -> None:
     monkeypatch.setattr(proxy, "HEARTBEAT_PAUSE_SECONDS", 0.0)
@@ -636,7 +642,7 @@ def test_a_heartbeat_is_repeated_while_the_node_waits(
     assert (answer.status_code, len(bench.server.paths)) == (status, tries)
 
 
-def test_a_session_that_ended_is_begun_anew(bench: Bench) -> None:
+def test_expired_push_session_is_restarted(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     bench.server.forgets = 1
@@ -645,7 +651,7 @@ def test_a_session_that_ended_is_begun_anew(bench: Bench) -> None:
         assert not wait_for_reply(bench.server, 2).has_error()
 
 
-def test_a_run_that_is_over_ends_the_matter(bench: Bench) -> None:
+def test_reply_of_a_finished_run_is_dropped(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     bench.server.run_is_over = True
@@ -655,7 +661,7 @@ def test_a_run_that_is_over_ends_the_matter(bench: Bench) -> None:
         assert verdicts(bench)[-1] == ("out", "dropped", "E_RUN_OVER")
 
 
-def test_a_gateway_that_was_started_anew_tells_the_server(bench: Bench) -> None:
+def test_restarted_gateway_reports_the_interrupted_task_to_the_server(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -664,7 +670,7 @@ def test_a_gateway_that_was_started_anew_tells_the_server(bench: Bench) -> None:
         bench.stop_gateway()
         bench.start_gateway()
         is_refused(bench, "E_GATEWAY_ENDED")
-        # The node's reply is dropped, as after the end of a run, and the node goes on.
+        # The node's reply is dropped, as after the end of a run. The node continues.
         with pytest.raises(RunNotRunningException):
             node.push(Message(reply_content(trained(came_in, RNG, STEPS)), reply_to=task))
         wait_until_idle(bench)
@@ -672,7 +678,7 @@ def test_a_gateway_that_was_started_anew_tells_the_server(bench: Bench) -> None:
         assert node.fetch() is not None
 
 
-def test_a_node_that_was_started_anew_gets_its_task_again(bench: Bench) -> None:
+def test_restarted_node_gets_its_task_again(bench: Bench) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -683,7 +689,7 @@ def test_a_node_that_was_started_anew_gets_its_task_again(bench: Bench) -> None:
     assert bench.server.paths.count("get-fab") == 1
 
 
-def test_a_node_that_drops_its_task_again_and_again_has_failed(bench: Bench) -> None:
+def test_task_fails_after_the_node_dropped_it_repeatedly(bench: Bench) -> None:
     bench.server.give(task_content(model(SCHEMA, RNG)))
     with bench.node() as node:
         for _ in range(3):
@@ -692,7 +698,7 @@ def test_a_node_that_drops_its_task_again_and_again_has_failed(bench: Bench) -> 
         is_refused(bench, "E_SITE_FAILED")
 
 
-def test_without_a_ledger_nothing_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_is_refused_if_the_ledger_cannot_be_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     came_in = model(SCHEMA, RNG)
     bench.server.give(task_content(came_in))
     with bench.node() as node:
@@ -707,14 +713,14 @@ def test_without_a_ledger_nothing_passes(bench: Bench, monkeypatch: pytest.Monke
         is_refused(bench, "E_LEDGER_WRITE")
 
 
-def test_a_task_without_content_is_answered_too(bench: Bench) -> None:
+def test_task_without_content_is_refused(bench: Bench) -> None:
     bench.server.give(RecordDict())
     with bench.node() as node:
         assert node.fetch() is None
         is_refused(bench, "E_TASK_RECORDS")
 
 
-def test_a_reply_to_another_task_is_not_taken(bench: Bench) -> None:
+def test_reply_to_another_task_is_rejected(bench: Bench) -> None:
     bench.server.give(task_content(came_in := model(SCHEMA, RNG)))
     with bench.node() as node:
         task = node.fetch()

@@ -1,4 +1,4 @@
-"""The states of the gateway's one task: which transition leads where, and that a task is answered once."""
+"""The states of the gateway's current task: their transitions, and that a task is answered only once."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -24,7 +24,7 @@ async def passed() -> bool:
 
 
 class Answer:
-    """An answer that takes until `delivered` is set. `given`: the node's reply, once for each answer."""
+    """An answer that completes when `delivered` is set. `given`: the node's reply, one entry for each answer."""
 
     def __init__(self) -> None:
         self.given: list[Reception | None] = []
@@ -49,7 +49,7 @@ def replying(current: CurrentTask, task: Task) -> None:
     current.receive(task, REPLY)
 
 
-def test_a_task_goes_through_its_states() -> None:
+def test_task_goes_through_all_states() -> None:
     async def play() -> None:
         current, task, answer = CurrentTask(), a_task(), Answer()
         assert current.state == Idle()
@@ -72,7 +72,7 @@ def test_a_task_goes_through_its_states() -> None:
 
 
 @pytest.mark.parametrize(("enter", "given"), [(checking, None), (at_node, None), (replying, REPLY)])
-def test_a_task_is_answered_once_from_each_state(
+def test_task_is_answered_once_from_each_state(
     enter: Callable[[CurrentTask, Task], None], given: Reception | None
 ) -> None:
     async def play() -> None:
@@ -88,7 +88,7 @@ def test_a_task_is_answered_once_from_each_state(
     asyncio.run(play())
 
 
-def test_an_answer_to_a_task_that_is_no_longer_current_is_ignored() -> None:
+def test_answer_to_a_task_that_is_not_current_is_ignored() -> None:
     async def play() -> None:
         current, earlier, task, answer = CurrentTask(), a_task(), a_task(), Answer()
         current.answer(earlier, answer)

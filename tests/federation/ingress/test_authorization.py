@@ -1,4 +1,4 @@
-"""The door's finer points: what it logs, and what one caller can take from the others."""
+"""The ingress logs refusals, and limits how many resources one client can use."""
 
 import contextlib
 import socket
@@ -28,7 +28,7 @@ def north(rig: Rig) -> Node:
     return rig.enrol_node("north")
 
 
-def test_a_refusal_is_a_line_with_site_code_and_reason(rig: Rig, north: Node) -> None:
+def test_refusal_is_logged_in_one_line_with_site_code_and_reason(rig: Rig, north: Node) -> None:
     rig.ask(north, headers=north.headers(seconds_ago=412))
     (line,) = rig.lines
     assert line.startswith(f"refused site=north from=127.0.0.1 POST '{PULL}'  E_CLOCK")
@@ -39,7 +39,7 @@ def test_a_refusal_is_a_line_with_site_code_and_reason(rig: Rig, north: Node) ->
     assert "E_CERTIFICATE_REVOKED" in rig.lines[-1]
 
 
-def test_a_path_cannot_write_lines_of_its_own(rig: Rig, north: Node) -> None:
+def test_path_of_a_request_cannot_inject_log_lines(rig: Rig, north: Node) -> None:
     rig.ask(north, "/%0arefused'" + "a" * 500, method="PROPFIND")
     (line,) = rig.lines
     assert line.startswith("refused site=north ")
@@ -52,12 +52,12 @@ def test_a_path_cannot_write_lines_of_its_own(rig: Rig, north: Node) -> None:
     assert rig.lines == [line]
 
 
-def test_what_passes_leaves_no_line(rig: Rig, north: Node) -> None:
+def test_accepted_request_is_not_logged(rig: Rig, north: Node) -> None:
     assert rig.ask(north)[0] == 200
     assert rig.lines == []
 
 
-def test_headers_of_proxies_and_cookies_stay_outside(rig: Rig, north: Node) -> None:
+def test_proxy_headers_and_cookies_are_not_forwarded(rig: Rig, north: Node) -> None:
     extra = {"X-Forwarded-For": "192.0.2.1", "Cookie": "a=b", "Authorization": "Bearer x", "flwr-package-name": "flwr"}
     rig.ask(north, headers=north.headers() | extra)
     assert set(rig.seen[0].headers) == {
@@ -66,7 +66,7 @@ def test_headers_of_proxies_and_cookies_stay_outside(rig: Rig, north: Node) -> N
     }
 
 
-def test_a_body_of_unknown_length_is_refused(rig: Rig, north: Node) -> None:
+def test_body_of_unknown_length_is_refused(rig: Rig, north: Node) -> None:
     connection = rig.connect(north)
     connection.request("POST", PULL, body=iter([b"a", b"b"]), headers=north.headers(), encode_chunked=True)
     assert connection.getresponse().status == 413
@@ -74,8 +74,8 @@ def test_a_body_of_unknown_length_is_refused(rig: Rig, north: Node) -> None:
     assert not rig.seen
 
 
-def test_a_site_with_too_many_requests_waits_and_others_do_not(rig: Rig, north: Node) -> None:
-    """Requests whose bodies never come, held open by one site."""
+def test_open_requests_per_site_are_limited(rig: Rig, north: Node) -> None:
+    """One site holds requests open whose bodies never arrive. Another site is still served."""
     south = rig.enrol_node("south")
     held = []
     for _ in range(authorization.MAX_REQUESTS_OF_SITE):
@@ -95,7 +95,7 @@ def test_a_site_with_too_many_requests_waits_and_others_do_not(rig: Rig, north: 
         assert time.monotonic() < deadline
 
 
-def test_a_body_that_never_comes_is_given_up(rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_body_ends_in_a_timeout(rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authorization, "REQUEST_SECONDS", 0.5)
     connection = rig.connect(north)
     connection.request("POST", PULL, headers=north.headers() | {"content-length": "10"})
@@ -103,7 +103,7 @@ def test_a_body_that_never_comes_is_given_up(rig: Rig, north: Node, monkeypatch:
     assert (response.status, b"E_TOO_SLOW" in response.read()) == (504, True)
 
 
-def test_an_address_gets_its_share_of_connections(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_per_address_are_limited(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_CONNECTIONS_OF_ADDRESS", 3)
     tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
     held = [
@@ -121,7 +121,7 @@ def test_an_address_gets_its_share_of_connections(rig: Rig, monkeypatch: pytest.
         assert time.monotonic() < deadline
 
 
-def test_a_header_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_header_ends_in_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "IDLE_SECONDS", 1.0)
     with open_rig(tmp_path / "server") as rig:
         tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
@@ -144,13 +144,13 @@ def _trickle(connection: ssl.SSLSocket) -> None:
         return
 
 
-def test_tries_to_join_are_few_a_minute(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authorization.time, "monotonic", lambda: 1000.0)  # one and the same minute
+def test_join_attempts_per_minute_are_limited(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authorization.time, "monotonic", lambda: 1000.0)  # all attempts are in the same minute
     codes = [rig.ask(None, "/enrolment/join", body=b"{}")[1] for _ in range(authorization.MAX_TRIES_A_MINUTE + 1)]
     assert codes == ["E_INVITATION"] * authorization.MAX_TRIES_A_MINUTE + ["E_DOOR_BUSY"]
 
 
-def test_a_silent_superlink_is_a_code_that_nodes_try_again_after(
+def test_unreachable_superlink_returns_a_code_that_nodes_retry(
     rig: Rig, north: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
@@ -160,14 +160,14 @@ def test_a_silent_superlink_is_a_code_that_nodes_try_again_after(
     assert rig.ask(north) == (502, "E_SUPERLINK_SILENT")
 
 
-def test_the_authority_of_a_hospital_group_does_as_well(tmp_path: Path) -> None:
-    """It is signed by another, of which neither door nor node needs to know."""
+def test_authority_of_a_hospital_group_is_supported(tmp_path: Path) -> None:
+    """The group's authority is signed by a root authority that neither ingress nor node needs to know."""
     with open_rig(tmp_path / "server", authority=group_authority(tmp_path / "group")) as rig:
         assert rig.ask(rig.enrol_node("north"))[0] == 200
         assert rig.ask(rig.make_node("payroll")) == (401, "E_CERTIFICATE_UNKNOWN")
 
 
-def test_old_tls_is_not_spoken(rig: Rig) -> None:
+def test_old_tls_version_is_refused(rig: Rig) -> None:
     tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
     tls.minimum_version = ssl.TLSVersion.TLSv1
     tls.maximum_version = ssl.TLSVersion.TLSv1_1

@@ -1,4 +1,4 @@
-"""Floods without a certificate, from many addresses: a node gets in meanwhile, and little is held."""
+"""Floods without certificates from many addresses: nodes are still served, and few connections are kept open."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ from federation.ingress import connections
 from federation.ingress.connections import MAX_STRANGERS, MAX_STRANGERS_OF_ADDRESS
 from tests.e2e.door_rig import Rig, open_rig
 
-ADDRESSES = [f"127.0.1.{number}" for number in range(1, 18)]  # all of them are loopback
+ADDRESSES = [f"127.0.1.{number}" for number in range(1, 18)]  # all are loopback addresses
 CONNECTIONS_OF_ADDRESS = 60
 
 
@@ -34,20 +34,20 @@ def silent(rig: Rig, address: str) -> socket.socket:
 
 
 def half_a_hello(rig: Rig, address: str) -> socket.socket:
-    """The beginning of a TLS record that is never finished."""
+    """Sends the beginning of a TLS record and never completes it."""
     connection = silent(rig, address)
     connection.sendall(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc" + bytes(200))
     return connection
 
 
 def without_certificate(rig: Rig, address: str) -> socket.socket:
-    """TLS stands, and no request comes."""
+    """Completes the TLS handshake without a certificate and sends no request."""
     tls = ssl.create_default_context(cafile=rig.folder / "certificates" / "ca.crt")
     return tls.wrap_socket(silent(rig, address), server_hostname="localhost")
 
 
 class Flood:
-    """Opens connections, of each address in turn, until it has as many as it wants; then it goes on with new ones."""
+    """Opens connections from each address in turn. At its limit it replaces the oldest connection by a new one."""
 
     def __init__(self, rig: Rig, connect: Callable[[Rig, str], socket.socket]) -> None:
         self._rig, self._connect = rig, connect
@@ -79,7 +79,7 @@ class Flood:
 
 
 def is_open(connection: socket.socket) -> bool:
-    """Whether the server has not ended it."""
+    """Tell whether the server has not closed the connection."""
     connection.settimeout(0)
     try:
         return bool(connection.recv(1))
@@ -92,7 +92,9 @@ def is_open(connection: socket.socket) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("connect", [silent, half_a_hello, without_certificate])
-def test_a_node_gets_in_while_strangers_flood(rig: Rig, connect: Callable[[Rig, str], socket.socket]) -> None:
+def test_node_is_served_during_a_flood_without_certificates(
+    rig: Rig, connect: Callable[[Rig, str], socket.socket]
+) -> None:
     node = rig.enrol_node("north")
     with contextlib.closing(rig.connect(node)) as before, Flood(rig, connect) as flood:
         assert rig.ask(node, connection=before)[0] == 200
@@ -104,16 +106,16 @@ def test_a_node_gets_in_while_strangers_flood(rig: Rig, connect: Callable[[Rig, 
             began = time.monotonic()
             assert rig.ask(node)[0] == 200
             assert time.monotonic() - began < 5
-        assert rig.ask(node, connection=before)[0] == 200  # and the open connection was not ended
+        assert rig.ask(node, connection=before)[0] == 200  # the open connection was not closed
         assert rig.ask(None, "/enrolment/ca.crt", method="GET", body=b"")[0] == 200
         flood._ended.set()
         flood._thread.join(10)
         assert flood.still_open() <= MAX_STRANGERS + 5
         lines = [line for line in rig.lines if "E_DOOR_BUSY" in line]
-        assert 1 <= len(lines) <= len(ADDRESSES)  # one of each address a minute
+        assert 1 <= len(lines) <= len(ADDRESSES)  # one line per address and minute
 
 
-def test_an_address_gets_its_share_before_any_handshake(rig: Rig) -> None:
+def test_connections_per_address_are_limited_before_the_handshake(rig: Rig) -> None:
     held = [silent(rig, ADDRESSES[0]) for _ in range(MAX_STRANGERS_OF_ADDRESS + 10)]
     time.sleep(0.5)
     assert sum(is_open(connection) for connection in held) == MAX_STRANGERS_OF_ADDRESS
@@ -123,7 +125,9 @@ def test_an_address_gets_its_share_before_any_handshake(rig: Rig) -> None:
 
 
 @pytest.mark.slow
-def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_without_certificate_is_closed_after_a_short_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 0.5)
     monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)
     with open_rig(tmp_path / "server") as rig:
@@ -141,8 +145,8 @@ def test_a_stranger_has_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert known.sock is opened
 
 
-def test_a_certificate_gets_its_share_from_wherever_it_comes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hostile hospital with many addresses cannot keep the others out."""
+def test_connections_per_certificate_are_limited_over_all_addresses(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile hospital with many addresses cannot block the other hospitals."""
     monkeypatch.setattr(connections, "MAX_CONNECTIONS_OF_CERTIFICATE", 3)
     north, south = rig.enrol_node("north"), rig.enrol_node("south")
     tls = client_tls(rig.folder / "certificates" / "ca.crt", certificate=north.certificate, private_key=north.key)
@@ -157,13 +161,13 @@ def test_a_certificate_gets_its_share_from_wherever_it_comes(rig: Rig, monkeypat
 
 
 @pytest.mark.slow
-def test_what_ended_is_no_longer_counted(rig: Rig) -> None:
+def test_closed_connections_are_no_longer_counted(rig: Rig) -> None:
     node = rig.enrol_node("north")
     for connect in (silent, half_a_hello, without_certificate):
         for _ in range(3 * MAX_STRANGERS_OF_ADDRESS):
             connect(rig, ADDRESSES[0]).close()
             time.sleep(0.005)
-    for _ in range(70):  # more than an address may hold
+    for _ in range(70):  # more than the limit of an address
         assert rig.ask(node)[0] == 200
     assert is_open(silent(rig, ADDRESSES[0]))
 
@@ -177,11 +181,11 @@ def test_what_ended_is_no_longer_counted(rig: Rig) -> None:
         ("fe80::1%eth0", "fe80::/64"),
     ],
 )
-def test_ipv6_is_counted_by_customer(host: str, counted: str) -> None:
+def test_ipv6_addresses_are_counted_by_64_bit_prefix(host: str, counted: str) -> None:
     assert connections.counted_address(host) == counted
 
 
-def test_as_many_files_as_allowed_may_be_open() -> None:
+def test_file_descriptor_limit_is_raised_as_far_as_allowed() -> None:
     code = "import resource; from federation.ingress import connections\n"
     code += "room = connections.raise_descriptor_limit(); print(room, *resource.getrlimit(resource.RLIMIT_NOFILE))"
 

@@ -1,4 +1,4 @@
-"""The ledger: that nothing of it can be changed unseen, and that a power cut is told from a forger."""
+"""Every change of the ledger is detected, and an incomplete write is distinguished from a forgery."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def code(action: Callable[[], object]) -> str:
     return refused.value.code
 
 
-def test_what_was_appended_is_read_in_its_order(path: Path) -> None:
+def test_appended_lines_are_read_in_order(path: Path) -> None:
     book = Ledger(path)
     heads = [book.append(entry(number)) for number in range(1, 6)]
     lines = list(read_lines(path))
@@ -64,19 +64,19 @@ def test_what_was_appended_is_read_in_its_order(path: Path) -> None:
     assert book.head == verify(path) == heads[-1]
 
 
-def test_only_the_owner_reads_it(path: Path) -> None:
+def test_ledger_is_readable_only_by_its_owner(path: Path) -> None:
     filled(path, 1)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def test_no_ledger_is_an_empty_one(path: Path) -> None:
+def test_missing_ledger_counts_as_empty(path: Path) -> None:
     assert list(read_lines(path)) == []
     assert verify(path) == EMPTY
     assert Ledger(path).head == EMPTY
 
 
-def test_it_goes_on_where_it_ended(path: Path) -> None:
+def test_reopened_ledger_continues_its_chain(path: Path) -> None:
     head = filled(path, 3).head
     book = Ledger(path)
     assert book.head == head
@@ -84,14 +84,14 @@ def test_it_goes_on_where_it_ended(path: Path) -> None:
     assert verify(path).lines == 4
 
 
-def test_two_writers_make_one_chain(path: Path) -> None:
+def test_two_writers_append_to_one_chain(path: Path) -> None:
     one, other = Ledger(path), Ledger(path)
     for number in range(10):
         (one if number % 3 else other).append(entry(number))
     assert verify(path).lines == 10
 
 
-def test_threads_make_one_chain(path: Path) -> None:
+def test_threads_append_to_one_chain(path: Path) -> None:
     book = Ledger(path)
     with ThreadPoolExecutor(4) as pool:
         heads = list(pool.map(lambda number: book.append(entry(number)), range(80)))
@@ -99,39 +99,39 @@ def test_threads_make_one_chain(path: Path) -> None:
     assert {head.lines for head in heads} == set(range(1, 81))
 
 
-def test_a_line_stays_one_line_whatever_is_in_it(path: Path) -> None:
+def test_entry_with_any_characters_is_one_line(path: Path) -> None:
     odd = 'a\nb\r\u2028\x1b[2J"\\ü\ud800'.encode("utf-8", "replace").decode()
     long = "x" * 20_000
     book = Ledger(path)
     book.append(entry(1, kind=odd))
     book.append(entry(2, kind=long))
-    assert Ledger(path).head == book.head  # the last line is longer than what is read of the end at first
+    assert Ledger(path).head == book.head  # the last line is longer than the first block read from the end
     book.append(entry(3))
     assert [line.kind for line in read_lines(path)] == [odd, long, "train"]
     assert len(path.read_bytes().splitlines()) == 3
 
 
-# --- forgers ----------------------------------------------------------------------------------------------
+# --- forgery ----------------------------------------------------------------------------------------------
 
 
 def canonical(content: dict[str, Any]) -> bytes:
-    """A line in the documented format, without the line's end: this is how a ledger of any release is read."""
+    """A line in the documented format, without line ending. Ledgers of all releases have this format."""
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def forged(line: bytes, **changes: Any) -> bytes:
-    """A line with other fields and the hash that belongs to them."""
+    """A line with changed fields and a matching hash."""
     content = {**json.loads(line), **changes}
     del content["sha256"]
     return canonical(content | {"sha256": hashlib.sha256(canonical(content)).hexdigest()}) + b"\n"
 
 
 def mutate(lines: list[bytes], dice: random.Random) -> tuple[str, list[bytes]]:
-    """What was done, and the lines after it, as a forger would who does not know the server's heads."""
+    """Change the lines as a forger without the server's heads would. Returns the kind of change and the new lines."""
     kind = dice.choice(
         ["byte", "cut", "more", "respell", "delete", "swap", "repeat", "move", "insert", "edit", "forge"]
     )
-    k = dice.randrange(len(lines) - 1)  # not the last: an end that is cut is another test's matter
+    k = dice.randrange(len(lines) - 1)  # not the last line: other tests cover a truncated end
     out = list(lines)
     place = dice.randrange(len(out[k]))
     if kind == "byte":
@@ -139,7 +139,7 @@ def mutate(lines: list[bytes], dice: random.Random) -> tuple[str, list[bytes]]:
         out[k] = out[k][:place] + bytes([other]) + out[k][place + 1 :]
     elif kind == "cut":
         out[k] = out[k][:place] + out[k][place + 1 :]
-    elif kind == "respell":  # the same content, told otherwise
+    elif kind == "respell":  # the same content in another JSON form
         content = json.loads(out[k])
         out[k] = dice.choice([json.dumps(content), json.dumps(dict(reversed(content.items())))]).encode() + b"\n"
     elif kind == "more":
@@ -155,7 +155,7 @@ def mutate(lines: list[bytes], dice: random.Random) -> tuple[str, list[bytes]]:
         line = out.pop(k)
         out.insert(dice.choice([n for n in range(len(lines)) if n != k]), line)
     elif kind == "insert":
-        # A line that fits behind its predecessor, with the number of the one that it pushes back.
+        # A line that fits its predecessor and has the number of the line that it displaces.
         out.insert(k, forged(out[k], verdict="E_FORGED"))
     elif kind == "edit":
         field, value = dice.choice([("bytes", 1), ("verdict", "E_OTHER"), ("round", 99), ("time", "2020-01-01")])
@@ -166,7 +166,7 @@ def mutate(lines: list[bytes], dice: random.Random) -> tuple[str, list[bytes]]:
     return kind, out
 
 
-def test_every_change_is_found(path: Path) -> None:
+def test_every_change_is_detected(path: Path) -> None:
     filled(path, 12)
     lines = path.read_bytes().splitlines(keepends=True)
     dice, done = random.Random(20260), dict[str, int]()
@@ -180,14 +180,14 @@ def test_every_change_is_found(path: Path) -> None:
         assert refused.value.code == "E_LEDGER_BROKEN", kind
         now = b"".join(changed).splitlines(keepends=True)
         first = next((n for n, (a, b) in enumerate(zip(lines, now, strict=False), 1) if a != b), len(lines) + 1)
-        # A line that was forged with its hash is itself in order: the line after it shows what was done.
+        # A line forged with a matching hash is valid by itself. The next line reveals the change.
         assert int(refused.value.numbers["line"]) - first in ((0, 1) if kind in ("forge", "insert") else (0,)), kind
         done[kind] = done.get(kind, 0) + 1
     assert min(done.values()) > 50
     assert len(done) == 11
 
 
-def test_a_changed_last_line_is_found(path: Path) -> None:
+def test_changed_last_line_is_detected(path: Path) -> None:
     filled(path, 3)
     good = path.read_bytes()
     for place in range(good[:-1].rindex(b"\n") + 1, len(good) - 1):
@@ -199,12 +199,12 @@ def test_a_changed_last_line_is_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", range(10))
-def test_a_cut_end_is_found_by_the_heads_that_the_server_knows(path: Path, kept: int) -> None:
+def test_truncated_ledger_is_detected_by_the_heads_known_to_the_server(path: Path, kept: int) -> None:
     book = Ledger(path)
     heads = [book.append(entry(number)) for number in range(10)]
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:kept]))
-    assert verify(path).lines == kept  # nothing of the rest is wrong
+    assert verify(path).lines == kept  # the remaining lines are valid
     with pytest.raises(Refusal) as refused:
         verify(path, heads[3:])
     assert refused.value.code == "E_LEDGER_CUT"
@@ -213,7 +213,7 @@ def test_a_cut_end_is_found_by_the_heads_that_the_server_knows(path: Path, kept:
     assert [cut.contains(head) for head in heads] == [head.lines <= kept for head in heads]
 
 
-def test_a_ledger_that_was_written_anew_is_found(path: Path) -> None:
+def test_rewritten_ledger_is_detected(path: Path) -> None:
     head = filled(path, 5).head
     path.unlink()
     anew = filled(path, 8)
@@ -222,7 +222,7 @@ def test_a_ledger_that_was_written_anew_is_found(path: Path) -> None:
     assert not anew.contains(head)
 
 
-def test_a_chain_that_was_forged_to_its_end_is_found_by_a_head(path: Path) -> None:
+def test_completely_forged_chain_is_detected_by_a_head(path: Path) -> None:
     head = filled(path, 6).head
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = forged(lines[2], bytes=1)
@@ -234,7 +234,7 @@ def test_a_chain_that_was_forged_to_its_end_is_found_by_a_head(path: Path) -> No
     assert not Ledger(path).contains(head)
 
 
-def test_a_ledger_that_is_cut_while_it_is_open_takes_no_more(path: Path) -> None:
+def test_ledger_truncated_while_open_accepts_no_entries(path: Path) -> None:
     book = filled(path, 4)
     os.truncate(path, path.stat().st_size - 10)
     before = path.read_bytes()
@@ -247,11 +247,11 @@ def test_a_ledger_that_is_cut_while_it_is_open_takes_no_more(path: Path) -> None
 # --- heads ------------------------------------------------------------------------------------------------
 
 
-def test_a_head_is_found_without_reading_it_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_is_found_without_reading_the_whole_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = Ledger(path)
     monkeypatch.setattr("federation.ledger.chain.os.fsync", lambda handle: None)
     heads = [book.append(entry(number)) for number in range(600)]
-    read, real = [], hashlib.sha256  # each line that is read is hashed
+    read, real = [], hashlib.sha256  # every line that is read is hashed
     monkeypatch.setattr("federation.ledger.chain.hashlib.sha256", lambda raw: read.append(raw) or real(raw))
     book = Ledger(path)
     assert len(read) == 1
@@ -264,7 +264,7 @@ def test_a_head_is_found_without_reading_it_all(path: Path, monkeypatch: pytest.
     assert not book.contains(Head(-1, ""))
 
 
-def test_a_head_in_a_changed_line_is_not_found(path: Path) -> None:
+def test_head_of_a_changed_line_is_not_found(path: Path) -> None:
     book = Ledger(path)
     heads = [book.append(entry(number)) for number in range(5)]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -273,10 +273,10 @@ def test_a_head_in_a_changed_line_is_not_found(path: Path) -> None:
     assert not Ledger(path).contains(heads[1])
 
 
-# --- power cuts and full disks ----------------------------------------------------------------------------
+# --- power failures and full disks ------------------------------------------------------------------------
 
 
-def test_a_torn_line_is_told_from_a_changed_one_and_set_aside(path: Path) -> None:
+def test_torn_line_is_distinguished_from_a_changed_line_and_moved_away(path: Path) -> None:
     filled(path, 3)
     whole = path.read_bytes()
     start = whole[:-1].rindex(b"\n") + 1
@@ -292,14 +292,14 @@ def test_a_torn_line_is_told_from_a_changed_one_and_set_aside(path: Path) -> Non
 
 
 @pytest.mark.parametrize("rest", [b"{", b"\0" * 5000])
-def test_whatever_a_power_cut_leaves_of_the_first_line_is_set_aside(path: Path, rest: bytes) -> None:
+def test_incomplete_first_line_is_moved_away(path: Path, rest: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(rest)
     assert Ledger(path).append(entry(1)).lines == 2
     assert [line.kind for line in read_lines(path)] == ["torn line", "train"]
 
 
-def test_a_whole_line_that_only_lacks_its_end_counts_as_torn(path: Path) -> None:
+def test_line_without_line_ending_counts_as_torn(path: Path) -> None:
     filled(path, 2)
     path.write_bytes(path.read_bytes()[:-1])
     Ledger(path)
@@ -307,7 +307,7 @@ def test_a_whole_line_that_only_lacks_its_end_counts_as_torn(path: Path) -> None
 
 
 @pytest.mark.parametrize("written", [0, 50])
-def test_a_full_disk_refuses_and_leaves_the_ledger_whole(
+def test_full_disk_is_refused_and_the_ledger_is_unchanged(
     path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     book = filled(path, 2)
@@ -321,7 +321,7 @@ def test_a_full_disk_refuses_and_leaves_the_ledger_whole(
     assert verify(path).lines == 3
 
 
-def test_what_the_disk_did_not_promise_to_keep_is_not_promised(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fsync_is_refused_and_the_ledger_is_unchanged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = filled(path, 2)
     before = path.read_bytes()
 
@@ -333,6 +333,6 @@ def test_what_the_disk_did_not_promise_to_keep_is_not_promised(path: Path, monke
     assert path.read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_made_refuses(tmp_path: Path) -> None:
+def test_ledger_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_text("a file where the folder should be")
     assert code(lambda: Ledger(tmp_path / "ledger" / "ledger.jsonl")) == "E_LEDGER_WRITE"

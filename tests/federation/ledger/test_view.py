@@ -1,4 +1,4 @@
-"""What left in a month, and a run's record held against the ledger."""
+"""The monthly overview of the ledger, and the ledger heads in the record of a run."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ LINES = [
 ]
 
 
-def test_a_month_is_told_by_run_and_round() -> None:
+def test_month_is_grouped_by_run_and_round() -> None:
     month = month_of(LINES, "2026-11")
     assert [(p.run, p.round, p.kind, p.count, p.bytes) for p in month.left] == [
         ("7", 1, "train", 2, 150),
@@ -59,7 +59,7 @@ def test_a_month_is_told_by_run_and_round() -> None:
     assert [p.kind for p in month.here] == ["approval", "torn line"]
 
 
-def test_totals_count_what_passed_and_what_did_not() -> None:
+def test_totals_count_passed_and_refused_messages() -> None:
     assert month_of(LINES, "2026-11").totals == {
         "left": {"count": 3, "bytes": 250},
         "came": {"count": 1, "bytes": 5000},
@@ -68,14 +68,14 @@ def test_totals_count_what_passed_and_what_did_not() -> None:
     assert month_of(LINES, "2026-09").totals["left"] == {"count": 0, "bytes": 0}
 
 
-def test_each_refusal_comes_with_its_remedy() -> None:
+def test_each_refusal_has_its_remedy() -> None:
     content = json.loads(json.dumps(month_of(LINES, "2026-11").to_json()))
     codes = {entry["code"]: entry for entry in content["codes"]}
     assert codes["E_REPLY_NOT_FINITE"]["count"] == 2
     assert codes["E_REPLY_NOT_FINITE"]["remedy"].startswith("Training diverged")
 
 
-def test_a_code_of_another_release_is_shown_all_the_same() -> None:
+def test_code_of_another_release_is_shown() -> None:
     month = month_of([line("2026-11-01", verdict="E_OF_TOMORROW")], "2026-11")
     assert month.codes == {"E_OF_TOMORROW": 1}
     assert reason_of("E_OF_TOMORROW") is None
@@ -90,7 +90,7 @@ def test_codes_of_all_three_packages_are_known(code: str) -> None:
     assert reason.code == code
 
 
-def test_a_record_gives_the_heads_of_this_site_alone(tmp_path: Path) -> None:
+def test_record_of_a_run_gives_only_the_heads_of_this_site(tmp_path: Path) -> None:
     record = tmp_path / "history.json"
     record.write_text(
         json.dumps(
@@ -120,7 +120,7 @@ def test_a_record_gives_the_heads_of_this_site_alone(tmp_path: Path) -> None:
         "\xff",
     ],
 )
-def test_what_is_no_record_of_this_site_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_record_is_refused(tmp_path: Path, text: str) -> None:
     record = tmp_path / "history.json"
     record.write_bytes(text.encode("latin-1"))
     for path in (record, tmp_path / "absent", tmp_path):
@@ -129,8 +129,8 @@ def test_what_is_no_record_of_this_site_is_refused(tmp_path: Path, text: str) ->
         assert refused.value.code == "E_LEDGER_RECORD"
 
 
-def test_codes_that_were_told_stand_beside_the_errors_of_earlier_releases(tmp_path: Path) -> None:
-    """One file, with lines of both, is whole and readable."""
+def test_ledger_with_errors_of_old_and_new_releases_is_readable(tmp_path: Path) -> None:
+    """A ledger with error lines without codes (older releases) and with codes is valid and readable."""
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path)
     for kind in ("error", "error E_SITE_FAILED", "error E_TOO_FEW_PATIENTS", "error E_SITE_FAILED"):
@@ -143,4 +143,4 @@ def test_codes_that_were_told_stand_beside_the_errors_of_earlier_releases(tmp_pa
         ("error E_SITE_FAILED", 2),
         ("error E_TOO_FEW_PATIENTS", 1),
     ]
-    assert month.codes == {}  # they left, and are no refusals of this gateway
+    assert month.codes == {}  # these errors left the site; they are not refusals of the gateway

@@ -1,4 +1,4 @@
-"""A sealed archive: the age format, and nothing that was changed, cut or put together anew is opened."""
+"""Tests of encrypted archives in the age format: altered, truncated or reassembled files are refused."""
 
 import base64
 import io
@@ -12,8 +12,9 @@ from federation.migration.age_file import SealingWriter, UnsealingReader, is_sea
 from models.refusal import Refusal
 
 PASSPHRASE = "correct horse battery staple"
-PIECE = 64 * 1024 + 16  # as it is sealed
-# Made by another implementation of the format, pyrage 1.4.0 (the Rust crate age): passphrase and text as above, below.
+PIECE = 64 * 1024 + 16  # size of an encrypted chunk: 64 KiB and a 16-byte tag
+# Encrypted by another implementation, pyrage 1.4.0 (the Rust crate age), with PASSPHRASE.
+# The first test below has the plaintext.
 FOREIGN = base64.b64decode(
     "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IHNjcnlwdCBzSVZQSDZCamRMcVF5aGhLR204TVNnIDE4CncycHpTaFZ6MkptUm9NQnRXTXFpZ0N0cjBx"
     "L09TclZjY0gvMFNWM3NUcmMKLS0tIEUxVWovNU45cmhERlc0VWh6K3daM3poc3hQdHVFUjdjdUdVSEdvZGU5ZFUKgGIukF/h72ToYtZb7qTGOPW6"
@@ -23,7 +24,7 @@ FOREIGN = base64.b64decode(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real work factor takes a second; the file tells which it was made with."""
+    """Use a low work factor: the real one takes a second. The file header records the factor that was used."""
     monkeypatch.setattr(age_file, "WORK_FACTOR", 4)
 
 
@@ -45,13 +46,13 @@ def header_bytes(content: bytes) -> int:
     return content.index(b"\n", content.index(b"\n---") + 1) + 1
 
 
-def test_what_another_program_sealed_is_opened():
+def test_file_encrypted_by_pyrage_is_decrypted():
     assert unseal(FOREIGN) == b"a study moves" * 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 131_072, 200_000])
 @pytest.mark.parametrize("at_once", [7_000, 65_536, 300_000])
-def test_what_is_sealed_comes_back(size: int, at_once: int):
+def test_decryption_returns_the_encrypted_content(size: int, at_once: int):
     content = random.Random(size).randbytes(size)
     closed = seal(content, at_once=at_once)
     assert is_sealed(io.BytesIO(closed))
@@ -59,25 +60,25 @@ def test_what_is_sealed_comes_back(size: int, at_once: int):
     assert len(closed) == header_bytes(closed) + 16 + size + 16 * max(1, -(-size // 65_536))
 
 
-def test_no_two_are_alike_and_none_shows_what_it_holds():
+def test_ciphertexts_differ_and_do_not_contain_the_plaintext():
     one, other = seal(b"a key" * 100), seal(b"a key" * 100)
     assert one[header_bytes(one) :] != other[header_bytes(other) :]
     assert b"a key" not in one
 
 
-def test_another_passphrase_opens_nothing():
+def test_wrong_passphrase_is_refused():
     for wrong in ("", "correct horse battery stapl", PASSPHRASE + " "):
         with pytest.raises(Refusal, match="E_PASSPHRASE"):
             unseal(seal(b"content"), wrong)
 
 
 @pytest.mark.parametrize("passphrase", ["", "short", "eleven char"])
-def test_a_passphrase_that_can_be_guessed_is_refused(passphrase: str):
+def test_short_passphrase_is_refused(passphrase: str):
     with pytest.raises(Refusal, match="E_PASSPHRASE"):
         require_length(passphrase)
 
 
-def test_no_changed_bit_is_opened():
+def test_any_flipped_bit_is_refused():
     closed = seal(b"content" * 10)
     for position in range(len(closed)):
         changed = bytearray(closed)
@@ -86,7 +87,7 @@ def test_no_changed_bit_is_opened():
             unseal(bytes(changed))
 
 
-def test_the_mac_can_be_written_in_one_way_only():
+def test_only_the_canonical_base64_of_the_mac_is_accepted():
     closed = seal(b"content")
     last = header_bytes(closed) - 2
     for letter in (string.ascii_letters + string.digits + "+/").encode():
@@ -95,7 +96,7 @@ def test_the_mac_can_be_written_in_one_way_only():
                 unseal(closed[:last] + bytes([letter]) + closed[last + 1 :])
 
 
-def test_pieces_cannot_be_cut_off_left_out_moved_or_added():
+def test_removed_reordered_or_added_chunks_are_refused():
     content = random.Random(1).randbytes(3 * 65_536)
     closed = seal(content)
     begin = header_bytes(closed) + 16
@@ -118,7 +119,7 @@ def test_pieces_cannot_be_cut_off_left_out_moved_or_added():
             raise AssertionError(what)
 
 
-def test_a_file_cannot_ask_for_more_memory_than_there_is():
+def test_excessive_scrypt_work_factor_is_refused():
     closed = seal(b"content").replace(b" 4\n", b" 30\n", 1)
     with pytest.raises(Refusal, match="E_ARCHIVE_DAMAGED"):
         unseal(closed)

@@ -1,4 +1,4 @@
-"""The archive of a study's server: what is packed comes back, and nothing else is ever taken for it."""
+"""Tests of the server archive: unpacking returns the packed files, and any other file is refused."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ FILES = {
     "certificates/ca.key": b"a key",
     "mlflow/trial/experiment.json": b"{}",
     "runs/trial-1/checkpoints/empty": b"",
-    "runs/trial-1/north alone/weights": bytes(range(256)) * 6,  # of exactly three blocks
+    "runs/trial-1/north alone/weights": bytes(range(256)) * 6,  # exactly three tar blocks
     "sites.sqlite": b"a roster",
 }
 
@@ -63,7 +63,9 @@ def code_of(content: bytes, folder: Path | None = None) -> str:
     return refused.value.code
 
 
-def test_what_is_packed_comes_back_readable_by_its_owner_alone(packed: bytes, sources: dict[str, Path], tmp_path: Path):
+def test_unpacked_files_are_identical_and_private_to_their_owner(
+    packed: bytes, sources: dict[str, Path], tmp_path: Path
+):
     told = unpack(io.BytesIO(packed), tmp_path / "new", quiet)
     back = {str(p.relative_to(tmp_path / "new")): p for p in (tmp_path / "new").rglob("*") if p.is_file()}
     assert {name: path.read_bytes() for name, path in back.items()} == FILES
@@ -74,55 +76,55 @@ def test_what_is_packed_comes_back_readable_by_its_owner_alone(packed: bytes, so
     assert told.bytes == sum(map(len, FILES.values()))
 
 
-def test_tar_itself_reads_it(packed: bytes):
+def test_standard_tar_reads_the_archive(packed: bytes):
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         first, *rest = tar.getnames()
         assert {name: tar.extractfile(name).read() for name in rest} == FILES
         assert first == f"manifest-{hashlib.sha256(tar.extractfile(first).read()).hexdigest()}.json"
 
 
-def test_no_changed_bit_goes_unseen(packed: bytes, tmp_path: Path):
-    """Whatever byte is changed: it is refused, or it is one that tar itself does not look at and changes nothing."""
+def test_changed_byte_is_refused_or_has_no_effect(packed: bytes, tmp_path: Path):
+    """A changed byte is refused, or tar ignores it and the content stays the same."""
     told = unpack(io.BytesIO(packed), None, quiet)
     unseen = 0
     for position in range(0, len(packed), 3):
         changed = bytearray(packed)
         changed[position] ^= 0x10
         try:
-            assert unpack(io.BytesIO(changed), None, quiet) == told  # each file has the SHA-256 that it tells
+            assert unpack(io.BytesIO(changed), None, quiet) == told  # each file matches its SHA-256 in the manifest
             unseen += 1
         except Refusal as refusal:
             assert refusal.code in ("E_ARCHIVE_DAMAGED", "E_ARCHIVE_FORMAT", "E_MOVE_PATH")
-    assert unseen <= 2 * (len(FILES) + 1), "the two bytes that end a header's own sum"
+    assert unseen <= 2 * (len(FILES) + 1), "tar ignores only the two bytes after a header's checksum"
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512, 1023, 1024, 1025, 2000])
-def test_a_cut_archive_is_damaged(packed: bytes, cut: int):
+def test_truncated_archive_is_damaged(packed: bytes, cut: int):
     assert code_of(packed[:-cut]) == "E_ARCHIVE_DAMAGED"
 
 
-def test_a_refusal_leaves_it_to_the_caller_who_checks_first(packed: bytes, tmp_path: Path):
-    """Without a folder nothing is ever written."""
+def test_check_without_a_folder_writes_no_files(packed: bytes, tmp_path: Path):
+    """Without a folder, unpack() only checks the archive and writes no files."""
     before = set(tmp_path.iterdir())
     code_of(packed[:-2000])
     assert set(tmp_path.iterdir()) == before
 
 
-def test_what_follows_the_end_is_damage(packed: bytes):
+def test_bytes_after_the_end_are_damage(packed: bytes):
     assert code_of(packed + b"x") == "E_ARCHIVE_DAMAGED"
     assert code_of(packed + bytes(512)) == "E_ARCHIVE_DAMAGED"
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(2048), b"no tar at all" * 100])
-def test_what_is_no_archive_is_told_so(content: bytes):
+def test_file_that_is_not_an_archive_is_refused(content: bytes):
     assert code_of(content) == "E_ARCHIVE_FORMAT"
 
 
-def test_nothing_compressed_is_taken(packed: bytes):
+def test_compressed_archive_is_refused(packed: bytes):
     assert code_of(gzip.compress(packed)) == "E_ARCHIVE_FORMAT"
 
 
-# --- what no export writes --------------------------------------------------------------------------------
+# --- archives that no export creates ----------------------------------------------------------------------
 
 
 def crafted(told: Any, *members: tuple[tarfile.TarInfo, bytes], name: str = "") -> bytes:
@@ -167,7 +169,7 @@ def telling(*paths: str, content: bytes = b"x") -> dict[str, Any]:
         "runs/" + "a" * 251,
     ],
 )
-def test_no_path_leads_out_of_the_folder(path: str, tmp_path: Path):
+def test_path_outside_the_expected_folders_is_refused(path: str, tmp_path: Path):
     member = tarfile.TarInfo(path.replace("\x00", ""))
     assert code_of(crafted(telling(path), (member, b"x")), tmp_path / "new") == "E_MOVE_PATH"
     assert not (tmp_path / "evil").exists()
@@ -175,7 +177,7 @@ def test_no_path_leads_out_of_the_folder(path: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("paths", [("runs/a", "runs/a"), ("runs/a", "runs/a/b")])
-def test_two_files_in_one_place_are_refused(paths: tuple[str, str], tmp_path: Path):
+def test_conflicting_paths_are_refused(paths: tuple[str, str], tmp_path: Path):
     members = [(tarfile.TarInfo(path), b"x") for path in paths]
     assert code_of(crafted(telling(*paths), *members), tmp_path) == "E_MOVE_PATH"
 
@@ -194,14 +196,14 @@ def test_two_files_in_one_place_are_refused(paths: tuple[str, str], tmp_path: Pa
         tarfile.XGLTYPE,
     ],
 )
-def test_only_plain_files_are_taken(kind: bytes, tmp_path: Path):
+def test_member_that_is_not_a_regular_file_is_refused(kind: bytes, tmp_path: Path):
     member = tarfile.TarInfo("runs/a")
     member.type, member.linkname = kind, "/etc/passwd"
     assert code_of(crafted(telling("runs/a"), (member, b"x")), tmp_path) == "E_MOVE_PATH"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_member_is_as_long_as_the_manifest_says_and_what_it_says():
+def test_member_that_differs_from_the_manifest_is_damaged():
     member = tarfile.TarInfo("runs/a")
     assert code_of(crafted(telling("runs/a"), (member, b"longer"))) == "E_ARCHIVE_DAMAGED"
     assert code_of(crafted(telling("runs/a"), (tarfile.TarInfo("runs/a"), b"y"))) == "E_ARCHIVE_DAMAGED"
@@ -210,8 +212,8 @@ def test_a_member_is_as_long_as_the_manifest_says_and_what_it_says():
     assert code_of(crafted(telling(), (tarfile.TarInfo("runs/a"), b"x"))) == "E_ARCHIVE_DAMAGED"
 
 
-def test_a_size_that_is_not_there_costs_nothing(tmp_path: Path):
-    """A manifest of a terabyte is refused as soon as the bytes end."""
+def test_false_size_in_the_manifest_allocates_no_space(tmp_path: Path):
+    """A manifest that claims one terabyte is refused where the data ends."""
     told = telling("runs/a")
     told["files"][0]["size"] = 2**40
     member = tarfile.TarInfo("runs/a")
@@ -233,26 +235,26 @@ def test_a_size_that_is_not_there_costs_nothing(tmp_path: Path):
         ({**telling(), "more": 1}, "E_MOVE_PATH"),
     ],
 )
-def test_another_manifest_is_another_format(told: Any, code: str):
+def test_unknown_or_invalid_manifest_is_refused(told: Any, code: str):
     assert code_of(crafted(told)) == code
 
 
-def test_a_manifest_that_is_not_what_its_name_says_is_damaged():
+def test_manifest_that_does_not_match_the_hash_in_its_name_is_damaged():
     assert code_of(crafted(telling(), name=f"manifest-{'0' * 64}.json")) == "E_ARCHIVE_DAMAGED"
     assert code_of(crafted(telling(), name="manifest.json")) == "E_ARCHIVE_FORMAT"
 
 
-# --- what an export cannot write --------------------------------------------------------------------------
+# --- files that an export refuses -------------------------------------------------------------------------
 
 
-def test_a_name_that_the_archive_has_no_room_for_is_refused(tmp_path: Path):
+def test_name_that_does_not_fit_a_tar_header_is_refused(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"x")
     for name in ("runs/" + "a" * 101, "runs/" + "b/" * 130, "runs/line\nbreak"):
         with pytest.raises(Refusal, match="E_ARCHIVE_NAME"):
             entries({name: tmp_path / "file"}, quiet)
 
 
-def test_a_file_that_changes_while_it_is_packed_is_found_when_it_is_read_back(sources: dict[str, Path]):
+def test_file_that_changes_during_packing_is_detected_on_reading(sources: dict[str, Path]):
     told = manifest(entries(sources, quiet))
     for change in (b"another", b"longer than before", b""):
         sources["sites.sqlite"].write_bytes(change)

@@ -1,4 +1,4 @@
-"""MLflow's experiments out of one store into another: every value, nested runs, artifacts, the registered model."""
+"""Tests of copying MLflow experiments between stores: metrics, nested runs, artifacts and the registered model."""
 
 import math
 import shutil
@@ -20,7 +20,7 @@ LOSSES = [1 / 3, math.nan, math.inf, -1e-300, 0.1 + 0.2]
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment store with nothing in it: to make one takes seconds."""
+    """An empty experiment store, created once: this takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     connect(f"sqlite:///{path}").search_experiments()
     return path
@@ -33,7 +33,7 @@ def store(folder: Path, empty_database: Path) -> MlflowClient:
 
 
 def fill(client: MlflowClient, folder: Path) -> None:
-    """A group of two runs, one of them completed and registered three times; and what belongs to somebody else."""
+    """Create a group of two runs and an unrelated experiment. One run is completed and has three model versions."""
     number = client.create_experiment("trial", (folder / "artifacts").as_uri(), {"note": "é"})
     group = client.create_run(number, run_name="seeds", tags={"mlflow.user": "fedthorax"}).info.run_id
     runs = []
@@ -62,7 +62,7 @@ def fill(client: MlflowClient, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> MlflowClient:
-    """A store with a study. Leave it as it is."""
+    """A store with a study. Tests must not change it."""
     folder = tmp_path_factory.mktemp("stores") / "old"
     client = store(folder, empty_database)
     fill(client, folder)
@@ -71,7 +71,7 @@ def old(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Mlflo
 
 @pytest.fixture(scope="module")
 def saved(old: MlflowClient, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The study of the old store as files. Leave them as they are."""
+    """The study of the old store as files. Tests must not change them."""
     folder = tmp_path_factory.mktemp("saved")
     experiment = read_experiment(old, "trial")
     assert experiment is not None
@@ -93,7 +93,7 @@ def test_only_the_studys_own_experiment_is_read(old: MlflowClient, saved: Path):
     assert read_experiment(old, "never-run") is None
 
 
-def test_another_store_has_all_of_it_after(saved: Path, new: MlflowClient, tmp_path: Path):
+def test_import_restores_runs_metrics_artifacts_and_model_versions(saved: Path, new: MlflowClient, tmp_path: Path):
     (experiment,) = load_experiments(saved)
     with restoring(new, [experiment], saved, (tmp_path / "kept").as_uri()) as made:
         pass
@@ -132,7 +132,7 @@ def test_another_store_has_all_of_it_after(saved: Path, new: MlflowClient, tmp_p
     assert not new.get_experiment_by_name("somebody-elses")
 
 
-def test_a_failure_later_takes_it_out_again_and_a_second_try_succeeds(saved: Path, new: MlflowClient, tmp_path: Path):
+def test_later_failure_removes_the_import_and_a_second_try_succeeds(saved: Path, new: MlflowClient, tmp_path: Path):
     experiments = load_experiments(saved)
     with pytest.raises(KeyboardInterrupt), restoring(new, experiments, saved, (tmp_path / "kept").as_uri()):
         raise KeyboardInterrupt
@@ -145,10 +145,10 @@ def test_a_failure_later_takes_it_out_again_and_a_second_try_succeeds(saved: Pat
     assert back is not None and back.amount() == experiments[0].amount()
 
 
-def test_a_value_that_does_not_come_back_is_found(
+def test_metric_value_that_the_store_changes_is_detected(
     saved: Path, new: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """As with a store that keeps fewer digits."""
+    """For example, a store that keeps fewer digits."""
     experiments = load_experiments(saved)
     real = MlflowClient.get_metric_history
 
@@ -163,14 +163,14 @@ def test_a_value_that_does_not_come_back_is_found(
     assert new.get_experiment_by_name("trial") is None
 
 
-def test_an_mlflow_that_both_servers_share_is_left_as_it_is(old: MlflowClient, saved: Path, new: MlflowClient):
+def test_mlflow_shared_by_both_servers_is_detected(old: MlflowClient, saved: Path, new: MlflowClient):
     (experiment,) = load_experiments(saved)
     assert is_there(old, experiment)
     assert not is_there(new, experiment)
 
 
 @pytest.mark.parametrize("other", ["experiment", "deleted experiment", "model"])
-def test_what_others_have_under_the_same_name_is_not_touched(saved: Path, new: MlflowClient, other: str):
+def test_existing_experiment_or_model_of_the_same_name_is_refused(saved: Path, new: MlflowClient, other: str):
     if other == "model":
         new.create_registered_model("trial")
     else:
@@ -182,12 +182,12 @@ def test_what_others_have_under_the_same_name_is_not_touched(saved: Path, new: M
         is_there(new, experiment)
 
 
-def test_a_version_from_elsewhere_is_named(new: MlflowClient, tmp_path: Path):
+def test_model_version_stored_outside_the_runs_is_refused(new: MlflowClient, tmp_path: Path):
     number = new.create_experiment("trial", (tmp_path / "a").as_uri())
     run = new.create_run(number).info
     new.create_registered_model("trial")
     (tmp_path / "a" / run.run_id / "artifacts" / "model").mkdir(parents=True)
-    new.create_model_version("trial", f"{run.artifact_uri}/model", run.run_id)  # where the run keeps it
+    new.create_model_version("trial", f"{run.artifact_uri}/model", run.run_id)  # a source in the run's artifacts
     experiment = read_experiment(new, "trial")
     assert experiment is not None and experiment.model is not None
     assert (experiment.model.versions[0].run, experiment.model.versions[0].path) == (run.run_id, "model")
@@ -198,7 +198,7 @@ def test_a_version_from_elsewhere_is_named(new: MlflowClient, tmp_path: Path):
     assert "version 2 of the model trial" in str(refused.value)
 
 
-def test_artifacts_that_are_not_those_of_the_run_are_damage(saved: Path, tmp_path: Path):
+def test_altered_artifact_is_reported_as_damage(saved: Path, tmp_path: Path):
     shutil.copytree(saved, tmp_path / "saved")
     (weights,) = (tmp_path / "saved").rglob("weights")
     weights.write_bytes(b"fewer")
@@ -207,19 +207,19 @@ def test_artifacts_that_are_not_those_of_the_run_are_damage(saved: Path, tmp_pat
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"name": "../evil", "tags": {}, "runs": [], "model": null}'])
-def test_a_file_that_is_none_of_ours_is_damage(tmp_path: Path, text: str):
+def test_invalid_experiment_file_is_reported_as_damage(tmp_path: Path, text: str):
     (tmp_path / "trial").mkdir()
     (tmp_path / "trial" / "experiment.json").write_text(text)
     with pytest.raises(Refusal, match="E_ARCHIVE_DAMAGED"):
         load_experiments(tmp_path)
 
 
-def test_an_mlflow_that_does_not_answer_is_a_refusal():
+def test_mlflow_error_becomes_a_refusal():
     with pytest.raises(Refusal, match="E_MLFLOW_SILENT"), answering():
         raise MlflowException("the connection was refused")
 
 
-def test_the_text_has_every_digit():
+def test_json_keeps_every_digit_of_a_metric():
     run = {"id": "a", "name": "r", "status": "RUNNING", "start_ms": 1, "end_ms": None, "parameters": {}, "tags": {}}
     figures = {"x": [(1, 2, 0.1 + 0.2), (2, 2, 5e-324)]}
     whole = Experiment.model_validate(

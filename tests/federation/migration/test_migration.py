@@ -1,4 +1,4 @@
-"""A server leaves as one file and settles elsewhere, with all that the study has learnt; or nothing has happened."""
+"""Tests of moving a study's server: export to one file, import elsewhere. Both are complete or change nothing."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def admit(folder: Path, name: str, patients: int) -> tuple[str, bytes]:
-    """Let a site join; its certificate and its public key."""
+    """Enrol a site. Returns its certificate and its public key."""
     key = ec.generate_private_key(ec.SECP384R1())
     request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA384())
     _, _, invitation, secret = invite(folder, name, patients=patients).split("/")
@@ -79,7 +79,7 @@ def admit(folder: Path, name: str, patients: int) -> tuple[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def known_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """The nodes that the SuperLink would know."""
+    """The nodes that would be registered at the SuperLink."""
     nodes: dict[str, bytes] = {}
     monkeypatch.setattr(enrolment, "enrol", lambda folder, key, name: nodes.update({name: key}))
     monkeypatch.setattr(enrolment, "strike_off", lambda folder, name: nodes.pop(name, None))
@@ -94,7 +94,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Path:
-    """A server with one site and a run of no study: nothing that MLflow would have to do with."""
+    """A server with one site and a run folder without a study, so that MLflow is not needed."""
     folder = tmp_path / "old"
     init_server(folder, hosts=["old.example", "192.0.2.7"], port=free_port())
     admit(folder, "north", 80)
@@ -105,7 +105,7 @@ def bare(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment store with nothing in it: to make one takes seconds."""
+    """An empty experiment store, created once: this takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
     return path
@@ -146,7 +146,7 @@ def old(bare: Path, empty_database: Path) -> Path:
 
 @pytest.fixture
 def other_mlflow(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From when it is called on, MLFLOW_TRACKING_URI names a store with nothing in it."""
+    """A function that sets MLFLOW_TRACKING_URI to an empty store."""
 
     def use() -> None:
         shutil.copy(empty_database, tmp_path / "other.db")
@@ -155,10 +155,10 @@ def other_mlflow(tmp_path: Path, empty_database: Path, monkeypatch: pytest.Monke
     return use
 
 
-# --- it goes on --------------------------------------------------------------------------------------------
+# --- the new server ----------------------------------------------------------------------------------------
 
 
-def test_a_study_goes_on_elsewhere_with_all_that_it_has_learnt(
+def test_imported_server_has_all_runs_checkpoints_and_history(
     old: Path, tmp_path: Path, other_mlflow: Callable[[], None]
 ):
     before = files(old)
@@ -181,13 +181,13 @@ def test_a_study_goes_on_elsewhere_with_all_that_it_has_learnt(
     np.testing.assert_array_equal(loaded.arrays["w"], state(2).arrays["w"])
     np.testing.assert_array_equal(loaded.memory["m_t/w"], state(2).memory["m_t/w"])
     assert loaded.history[-1]["ledger"]["north"]["lines"] == 2
-    assert read_note(new / "runs" / "trial-1").run_id == 0, "the new server's Flower has other numbers"
+    assert read_note(new / "runs" / "trial-1").run_id == 0, "the new server's SuperLink assigns its own run ids"
     assert not (new / IMPORTING).exists()
     assert stat.S_IMODE(new.stat().st_mode) == 0o700
     assert set(after) & {"state.db", "logs", MOVED} == set()
 
 
-def test_the_run_goes_on_in_mlflow_too(old: Path, tmp_path: Path):
+def test_imported_run_continues_in_mlflow(old: Path, tmp_path: Path):
     leave(old, tmp_path / "archive.tar")
     new = tmp_path / "new"
     arrive(tmp_path / "archive.tar", new)
@@ -205,7 +205,7 @@ def test_the_run_goes_on_in_mlflow_too(old: Path, tmp_path: Path):
     assert list((new / "mlartifacts").rglob("card.md"))
 
 
-def test_a_tracking_server_that_both_use_is_left_as_it_is(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tracking_server_shared_by_both_is_not_changed(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shutil.copytree(old, tmp_path / "mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
     leave(old, tmp_path / "archive.tar")
@@ -215,9 +215,7 @@ def test_a_tracking_server_that_both_use_is_left_as_it_is(old: Path, tmp_path: P
     assert not (tmp_path / "new" / "mlflow.db").exists()
 
 
-def test_the_sites_keep_their_certificates_and_revoked_ones_stay_revoked(
-    bare: Path, tmp_path: Path, known_nodes: dict[str, bytes]
-):
+def test_site_certificates_and_revocations_are_kept(bare: Path, tmp_path: Path, known_nodes: dict[str, bytes]):
     south, south_key = admit(bare, "south", 120)
     gone, _ = admit(bare, "gone", 10)
     revoke(bare, "gone")
@@ -238,10 +236,10 @@ def test_the_sites_keep_their_certificates_and_revoked_ones_stay_revoked(
     listed = x509.load_pem_x509_crl((new / "certificates" / "crl.pem").read_bytes())
     serial = x509.load_pem_x509_certificate(gone.encode()).serial_number
     assert [entry.serial_number for entry in listed] == [serial]
-    admit(new, "west", 5)  # the authority signs as before
+    admit(new, "west", 5)  # the CA still signs certificates
 
 
-def test_the_server_has_a_certificate_of_its_own_from_the_same_authority(bare: Path, tmp_path: Path):
+def test_new_server_gets_its_own_certificate_from_the_same_ca(bare: Path, tmp_path: Path):
     leave(bare, tmp_path / "archive.tar")
     arrive(tmp_path / "archive.tar", tmp_path / "new", hosts=["new.example", "2001:db8::1"])
     certificates = tmp_path / "new" / "certificates"
@@ -252,10 +250,10 @@ def test_the_server_has_a_certificate_of_its_own_from_the_same_authority(bare: P
         assert (tmp_path / "new" / secret).read_bytes() != (bare / secret).read_bytes()
 
 
-def test_without_a_new_name_the_sites_dial_what_they_dialled(bare: Path, tmp_path: Path):
+def test_without_new_hosts_the_server_keeps_its_address(bare: Path, tmp_path: Path):
     toml = bare / "server.toml"
     port = read_server_config(bare).port
-    toml.write_text(toml.read_text().replace(f'"old.example:{port}"', '"study.example:443"'))  # nginx in front
+    toml.write_text(toml.read_text().replace(f'"old.example:{port}"', '"study.example:443"'))  # nginx as reverse proxy
     before = read_server_config(bare)
     assert before.address == "study.example:443"
     leave(bare, tmp_path / "archive.tar")
@@ -266,7 +264,7 @@ def test_without_a_new_name_the_sites_dial_what_they_dialled(bare: Path, tmp_pat
     assert host_names(tmp_path / "new" / "certificates" / "server.crt") == ["old.example", "192.0.2.7"]
 
 
-def test_a_sealed_archive_goes_the_same_way(bare: Path, tmp_path: Path):
+def test_encrypted_archive_is_imported_with_its_passphrase(bare: Path, tmp_path: Path):
     left = leave(bare, tmp_path / "sealed", PASSPHRASE)
     key = (bare / "certificates" / "ca.key").read_bytes()
     assert key not in (tmp_path / "sealed").read_bytes()
@@ -279,7 +277,7 @@ def test_a_sealed_archive_goes_the_same_way(bare: Path, tmp_path: Path):
     assert (tmp_path / "new" / "certificates" / "ca.key").read_bytes() == key
 
 
-def test_a_server_that_has_no_site_and_no_run_can_move_too(tmp_path: Path):
+def test_server_without_sites_and_runs_can_be_moved(tmp_path: Path):
     init_server(tmp_path / "old", port=free_port())
     leave(tmp_path / "old", tmp_path / "archive.tar")
     arrive(tmp_path / "archive.tar", tmp_path / "new")
@@ -290,7 +288,7 @@ def test_a_server_that_has_no_site_and_no_run_can_move_too(tmp_path: Path):
 # --- the old server ----------------------------------------------------------------------------------------
 
 
-def test_what_was_exported_goes_on_nowhere_else(bare: Path, tmp_path: Path):
+def test_exported_server_refuses_further_use(bare: Path, tmp_path: Path):
     leave(bare, tmp_path / "archive.tar")
     for act in (
         lambda: start_server(bare),
@@ -300,7 +298,7 @@ def test_what_was_exported_goes_on_nowhere_else(bare: Path, tmp_path: Path):
     ):
         assert refused(act) == "E_SERVER_MOVED"
     assert "archive.tar" in (bare / MOVED).read_text()
-    (bare / MOVED).unlink()  # as the refusal's remedy says, where nobody imported it
+    (bare / MOVED).unlink()  # the remedy if the archive was never imported
     assert enrolled_patients(bare) == {"north": 80}
 
 
@@ -331,14 +329,14 @@ def add_long_name(folder: Path) -> None:
         (lambda folder: (folder.parent / "archive.tar").write_text("mine"), "E_ARCHIVE_EXISTS"),
     ],
 )
-def test_an_export_that_is_refused_changes_nothing(bare: Path, tmp_path: Path, spoil: Callable, code: str):
+def test_refused_export_changes_nothing(bare: Path, tmp_path: Path, spoil: Callable, code: str):
     spoil(bare)
     before = files(tmp_path)
     assert refused(lambda: leave(bare, tmp_path / "archive.tar")) == code
     assert files(tmp_path) == before
 
 
-def test_a_full_disk_leaves_no_archive_and_no_mark(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_full_disk_leaves_no_archive_and_no_moved_marker(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -349,7 +347,7 @@ def test_a_full_disk_leaves_no_archive_and_no_mark(bare: Path, tmp_path: Path, m
     assert [path for path in tmp_path.iterdir() if path != bare] == []
 
 
-def test_a_server_that_runs_is_not_exported(bare: Path, tmp_path: Path):
+def test_running_server_is_not_exported(bare: Path, tmp_path: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", read_server_config(bare).control_port))
         taken.listen()
@@ -357,10 +355,10 @@ def test_a_server_that_runs_is_not_exported(bare: Path, tmp_path: Path):
     assert not (bare / MOVED).exists()
 
 
-def test_figures_that_wait_for_mlflow_are_not_left_behind(
+def test_queued_metrics_are_uploaded_before_export(
     old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_mlflow: Callable[[], None]
 ):
-    """What an outage held back is handed over first; where that is not possible, the export is refused."""
+    """Metrics queued during an outage are uploaded first. If the upload fails, the export is refused."""
     run = old / "runs" / "trial-1"
     line = {"what": "figures", "values": {"late": 1.0}, "step": 2, "at_ms": 5, "tags": {}}
     (run / SPOOL).write_text(json.dumps(line) + "\n")
@@ -369,7 +367,7 @@ def test_figures_that_wait_for_mlflow_are_not_left_behind(
         raise OSError("the connection was refused")
 
     with monkeypatch.context() as silent:
-        silent.setattr(MlflowClient, "log_batch", refuse)  # reading, which comes afterwards, would succeed
+        silent.setattr(MlflowClient, "log_batch", refuse)  # only writing fails: later reads would succeed
         assert refused(lambda: leave(old, tmp_path / "archive.tar")) == "E_MLFLOW_SILENT"
     assert not (old / MOVED).exists()
     leave(old, tmp_path / "archive.tar")
@@ -381,24 +379,24 @@ def test_figures_that_wait_for_mlflow_are_not_left_behind(
     assert found.data.metrics["late"] == 1.0
 
 
-# --- an import that is refused ------------------------------------------------------------------------------
+# --- refused imports ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def carried(bare: Path, tmp_path: Path) -> Path:
-    """The archive of the bare server."""
+    """The archive of the server `bare`."""
     leave(bare, tmp_path / "archive.tar")
     return tmp_path / "archive.tar"
 
 
-def test_a_folder_that_is_in_use_is_left_alone(carried: Path, bare: Path, tmp_path: Path):
+def test_import_into_a_used_folder_is_refused(carried: Path, bare: Path, tmp_path: Path):
     before = files(bare)
     assert refused(lambda: arrive(carried, bare)) == "E_IMPORT_FOLDER"
     assert refused(lambda: arrive(carried, carried)) == "E_IMPORT_FOLDER"
     assert files(bare) == before
 
 
-def test_an_empty_folder_is_filled_and_emptied_again_and_stays(carried: Path, tmp_path: Path):
+def test_refused_import_keeps_an_existing_empty_folder_empty(carried: Path, tmp_path: Path):
     new = tmp_path / "volume"
     new.mkdir()
     assert refused(lambda: arrive(carried, new, hosts=["no host name"])) == "E_HOST_NAME"
@@ -408,7 +406,7 @@ def test_an_empty_folder_is_filled_and_emptied_again_and_stays(carried: Path, tm
     assert enrolled_patients(new) == {"north": 80}
 
 
-def test_what_a_killed_import_left_is_no_server(carried: Path, tmp_path: Path):
+def test_folder_of_a_killed_import_is_refused(carried: Path, tmp_path: Path):
     new = tmp_path / "new"
     arrive(carried, new)
     (new / IMPORTING).mkdir()
@@ -417,7 +415,7 @@ def test_what_a_killed_import_left_is_no_server(carried: Path, tmp_path: Path):
 
 
 def spoilt(carried: Path, name: str, content: bytes) -> Path:
-    """An archive that is whole, and holds another file than any export would have written."""
+    """A consistent archive in which one file has content that no export writes."""
     work = carried.parent / "spoilt"
     shutil.rmtree(work, ignore_errors=True)
     with carried.open("rb") as stream:
@@ -448,7 +446,7 @@ def another_roster(carried: Path) -> Path:
         (another_roster, "E_MOVE_LOST"),
     ],
 )
-def test_an_import_that_is_refused_leaves_nothing(carried: Path, tmp_path: Path, spoil: Callable, code: str):
+def test_refused_import_leaves_no_files(carried: Path, tmp_path: Path, spoil: Callable, code: str):
     file = spoil(carried) or carried
     before = set(tmp_path.iterdir())
     assert refused(lambda: arrive(file, tmp_path / "new")) == code
@@ -457,7 +455,7 @@ def test_an_import_that_is_refused_leaves_nothing(carried: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("step", ["open_authority", "init_server", "publish_revocations", "contents_of"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_wherever_it_breaks_off_nothing_half_made_stays(
+def test_interrupted_import_leaves_no_files_and_can_be_repeated(
     carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
 ):
     real = getattr(import_archive, step)
@@ -477,7 +475,7 @@ def test_wherever_it_breaks_off_nothing_half_made_stays(
     assert enrolled_patients(tmp_path / "new") == {"north": 80}
 
 
-def test_a_name_that_is_taken_in_mlflow_stops_the_import(old: Path, tmp_path: Path, other_mlflow: Callable[[], None]):
+def test_experiment_name_in_use_in_mlflow_stops_the_import(old: Path, tmp_path: Path, other_mlflow: Callable[[], None]):
     leave(old, tmp_path / "archive.tar")
     other_mlflow()
     client = MlflowClient(tracking_uri(tmp_path), tracking_uri(tmp_path))

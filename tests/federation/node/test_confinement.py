@@ -1,4 +1,4 @@
-"""The filter of system calls: what it says of each call, that its numbers are right, and that it works for real."""
+"""Tests of the seccomp filter: its decision for each system call, its call numbers, and real processes under it."""
 
 import ctypes
 import errno
@@ -20,12 +20,12 @@ from federation.node.confinement import ALLOW, ARCHITECTURES, DENIED, KILL, NEW_
 
 UNIT = Path(__file__).resolve().parents[3] / "docs" / "systemd" / "fedthorax-app@.service"
 I386 = 0x40000003
-# Ordinary calls (x86_64, aarch64), which training makes.
+# System calls that training needs: (x86_64, aarch64).
 ORDINARY = {"read": (0, 63), "mmap": (9, 222), "execve": (59, 221), "futex": (202, 98), "wait4": (61, 260)}
 
 
 def run_filter(content: bytes, *, number: int, architecture: int, argument: int = 0) -> int:
-    """What a filter answers to a system call: the instructions of bpf(4) that it uses, one after the other."""
+    """The filter's decision for a system call. Interprets the bpf(4) instructions that the filter uses."""
     steps = [struct.unpack_from("=HBBI", content, at) for at in range(0, len(content), 8)]
     data = struct.pack("<IIQQ", number, architecture, 0, argument)
     loaded, at = 0, 0
@@ -46,7 +46,7 @@ def run_filter(content: bytes, *, number: int, architecture: int, argument: int 
 
 @pytest.fixture(params=list(ARCHITECTURES))
 def ask(request: pytest.FixtureRequest) -> Callable[..., int]:
-    """What the filter of an architecture answers; a call is given by its numbers on all of them."""
+    """The decision of one architecture's filter. A call is given by its numbers on all architectures."""
     content, column = build_filter(request.param), list(ARCHITECTURES).index(request.param)
 
     def ask(call: tuple[int | None, ...] | int, argument: int = 0, architecture: int = 0) -> int:
@@ -70,15 +70,15 @@ def test_each_denied_call_fails_with_eperm(ask: Callable[..., int]) -> None:
 
 
 @pytest.mark.parametrize("call", [confinement.SOCKET, confinement.SOCKETPAIR])
-def test_sockets_are_of_two_families(ask: Callable[..., int], call: tuple[int, int]) -> None:
+def test_only_unix_and_ipv4_sockets_are_allowed(ask: Callable[..., int], call: tuple[int, int]) -> None:
     answers = {family: ask(call, argument=family) for family in range(64)}
     assert {family for family, answer in answers.items() if answer == ALLOW} == {1, 2}
     assert {answer for answer in answers.values() if answer != ALLOW} == {fail(errno.EAFNOSUPPORT)}
-    assert ask(call, argument=40 | 1 << 32) == fail(errno.EAFNOSUPPORT)  # the kernel looks at the low half alone
+    assert ask(call, argument=40 | 1 << 32) == fail(errno.EAFNOSUPPORT)  # the kernel reads only the low 32 bits
     assert ask(call, argument=2 | 1 << 40) == ALLOW
 
 
-def test_a_thread_and_a_process_are_allowed_and_a_namespace_is_not(ask: Callable[..., int]) -> None:
+def test_threads_and_processes_are_allowed_but_namespaces_are_denied(ask: Callable[..., int]) -> None:
     threads, fork, vfork = 0x3D0F00, 0x1200011, 0x4111
     assert [ask(confinement.CLONE, argument=flags) for flags in (threads, fork, vfork)] == [ALLOW] * 3
     for bit in range(32):
@@ -87,26 +87,26 @@ def test_a_thread_and_a_process_are_allowed_and_a_namespace_is_not(ask: Callable
     assert ask(confinement.CLONE3) == fail(errno.ENOSYS)
 
 
-def test_what_this_table_does_not_know_does_not_exist(ask: Callable[..., int]) -> None:
+def test_calls_newer_than_the_table_fail_with_enosys(ask: Callable[..., int]) -> None:
     assert ask(confinement.NEWEST) == ALLOW
     assert {ask(number) for number in range(confinement.NEWEST + 1, 1000)} == {fail(errno.ENOSYS)}
 
 
-def test_another_architecture_ends_the_process(ask: Callable[..., int]) -> None:
+def test_call_of_another_architecture_kills_the_process(ask: Callable[..., int]) -> None:
     assert ask(20, architecture=I386) == KILL
     assert {ask(call, architecture=I386) for call in ORDINARY.values()} == {KILL}
     assert {ask(confinement.X32 + number) for number in (0, 1, 41, 512, 545)} == {KILL}
 
 
-def test_a_machine_without_a_table_gets_no_filter() -> None:
+def test_unsupported_architecture_gets_no_filter() -> None:
     with pytest.raises(KeyError):
         build_filter("riscv64")
 
 
-# --- the numbers ------------------------------------------------------------------------------------------
+# --- call numbers -----------------------------------------------------------------------------------------
 
 
-def test_the_numbers_are_those_of_libseccomp() -> None:
+def test_call_numbers_match_libseccomp() -> None:
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -120,15 +120,15 @@ def test_the_numbers_are_those_of_libseccomp() -> None:
 
     def number(name: str, architecture: int) -> int | None:
         found = library.seccomp_syscall_resolve_name_arch(ctypes.c_uint32(architecture), name.encode())
-        return found if found >= 0 else None  # negative: not of this architecture
+        return found if found >= 0 else None  # negative: not on this architecture
 
     found = {name: tuple(number(name, architecture) for architecture in ARCHITECTURES.values()) for name in calls}
     assert found == calls
 
 
-# Calls that systemd forbids because its list of allowed ones is older than they are, and that tell nobody anything.
+# Harmless calls that reveal nothing. systemd denies them only because they are newer than its list of allowed calls.
 HARMLESS = {"cachestat", "futex_requeue", "futex_wait", "futex_wake", "pkey_alloc", "pkey_free", "pkey_mprotect"}
-GONE = {"afs_syscall", "getpmsg", "putpmsg", "security", "tuxcall", "vserver"}  # no Linux has ever had them
+GONE = {"afs_syscall", "getpmsg", "putpmsg", "security", "tuxcall", "vserver"}  # never implemented in Linux
 
 
 def test_bubblewrap_and_systemd_deny_the_same_calls() -> None:
@@ -138,7 +138,7 @@ def test_bubblewrap_and_systemd_deny_the_same_calls() -> None:
     assert all(line.startswith("~") for line in more)
     by_systemd = members("@known") - members(first) | set(expand(" ".join(more).replace("~", "").split()))
     by_us = {*DENIED, "clone3"}
-    assert by_us - by_systemd == {"clone3"}  # RestrictNamespaces= sees to it
+    assert by_us - by_systemd == {"clone3"}  # systemd denies it by RestrictNamespaces=
     with_numbers = {name for name in by_systemd if is_here(name)}
     assert with_numbers - by_us - HARMLESS - GONE == set()
 
@@ -156,7 +156,7 @@ def members(group: str) -> set[str]:
 
 
 def is_here(name: str) -> bool:
-    """Whether there is such a call on the architectures of the table, below the newest."""
+    """Whether an architecture of the table has this call, with a number up to NEWEST."""
     try:
         library = ctypes.CDLL("libseccomp.so.2")
     except OSError:
@@ -168,18 +168,18 @@ def is_here(name: str) -> bool:
     return any(0 <= number <= confinement.NEWEST for number in numbers)
 
 
-def test_both_allow_the_same_families_of_sockets() -> None:
+def test_bubblewrap_and_systemd_allow_the_same_socket_families() -> None:
     (names,) = re.findall(r"^RestrictAddressFamilies=(.*)$", UNIT.read_text(), re.M)
     assert set(names.split()) == {"AF_UNIX", "AF_INET"}
     assert confinement.FAMILIES == (1, 2)
 
 
-def test_the_unit_hides_the_lists_of_keys() -> None:
+def test_systemd_unit_hides_the_kernel_key_lists() -> None:
     (paths,) = re.findall(r"^InaccessiblePaths=(.*)$", UNIT.read_text(), re.M)
     assert [word.removeprefix("-+") for word in paths.split()] == list(map(str, confinement.KEY_LISTS))
 
 
-# --- for real ---------------------------------------------------------------------------------------------
+# --- real processes ---------------------------------------------------------------------------------------
 
 APPLY = """
 import ctypes, json, platform, sys
@@ -234,12 +234,12 @@ def test_training_with_worker_processes_works_under_the_filter(tmp_path: Path) -
     assert done == {"grown": True, "squares": squares, "echo": "hello\n"}
 
 
-def test_what_is_reachable_is_found_and_named(tmp_path: Path) -> None:
+def test_reachable_resources_are_reported(tmp_path: Path) -> None:
     look = "print(json.dumps([what for what, _ in confinement.reachable()]))"
     bare = json.loads(in_process(look, "bare", folder=tmp_path))
     assert "every system call" in bare
     filtered = set(json.loads(in_process(look, "filtered", folder=tmp_path)))
-    assert filtered <= {"the names of the kernel's keys"}  # which no filter hides; see tests/e2e/test_sandbox.py
+    assert filtered <= {"the names of the kernel's keys"}  # no filter hides these; see tests/e2e/test_sandbox.py
 
 
 # --- the keyring ------------------------------------------------------------------------------------------
@@ -273,8 +273,8 @@ print(inside.stdout + inside.stderr + str(search(b"inside")))
 @pytest.mark.parametrize(
     ("confined", "found"), [(False, "True True True False\nTrue\n"), (True, "False True True True\nFalse\n")]
 )
-def test_a_key_outside_is_not_found_inside_and_none_is_left(tmp_path: Path, confined: bool, found: str) -> None:
-    """Without the filter, which would deny keyctl itself: the stand-in for bubblewrap only looks for keys."""
+def test_confined_process_has_its_own_session_keyring(tmp_path: Path, confined: bool, found: str) -> None:
+    """Runs without the filter, which would deny keyctl. The stand-in for bubblewrap only searches for keys."""
     if platform.machine() not in ARCHITECTURES:
         pytest.skip("no filter for this machine")
     inside = tmp_path / "bwrap"

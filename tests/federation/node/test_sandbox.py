@@ -1,4 +1,4 @@
-"""The sandbox's walls as they are asked for, and the look around within. (Walls that stand: tests/e2e.)"""
+"""Tests of the sandbox: its command line, its availability and its self-check. Real sandboxes: tests/e2e."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def make(tmp_path: Path) -> Callable[..., Site]:
 
 
 def bound(command: list[str], option: str) -> list[str]:
-    """Which paths an option of bubblewrap makes seen; each under its own name, but for those that are covered."""
+    """The paths that a bubblewrap option mounts. Each has the same path inside, except those covered by /dev/null."""
     pairs = [(command[i + 1], command[i + 2]) for i, word in enumerate(command) if word == option]
     assert {place for source, place in pairs if source == "/dev/null"} <= {"/proc/keys", "/proc/key-users"}
     pairs = [pair for pair in pairs if pair[0] != "/dev/null"]
@@ -36,10 +36,10 @@ def bound(command: list[str], option: str) -> list[str]:
     return [place for _, place in pairs]
 
 
-# --- what is asked for ------------------------------------------------------------------------------------
+# --- command line -----------------------------------------------------------------------------------------
 
 
-def test_of_a_site_only_what_training_needs_is_seen_and_only_its_log_can_be_written(make: Callable[..., Site]) -> None:
+def test_sandbox_shows_only_training_inputs_of_the_site_and_a_writable_log(make: Callable[..., Site]) -> None:
     site = make()
     command = sandbox.confined(site, "true")
     inside = [path for path in bound(command, "--ro-bind") if Path(path).is_relative_to(site.folder)]
@@ -48,7 +48,7 @@ def test_of_a_site_only_what_training_needs_is_seen_and_only_its_log_can_be_writ
     assert command[-2:] == ["--", "true"]
 
 
-def test_of_the_machine_only_programs_are_seen(make: Callable[..., Site]) -> None:
+def test_sandbox_shows_only_program_folders_of_the_host(make: Callable[..., Site]) -> None:
     command = sandbox.confined(make(), "true")
     seen = {*bound(command, "--ro-bind"), *bound(command, "--ro-bind-try"), *bound(command, "--dev-bind")}
     assert "/usr" in seen
@@ -57,7 +57,7 @@ def test_of_the_machine_only_programs_are_seen(make: Callable[..., Site]) -> Non
     assert not seen & set(map(str, (*map(Path, ("/", "/etc", "/var", "/run", "/tmp")), project, Path.home())))
 
 
-def test_every_kind_of_namespace_is_left(make: Callable[..., Site]) -> None:
+def test_all_namespaces_are_unshared(make: Callable[..., Site]) -> None:
     command = sandbox.confined(make(), "true")
     wanted = {"--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"}
     assert wanted <= set(command)
@@ -66,10 +66,10 @@ def test_every_kind_of_namespace_is_left(make: Callable[..., Site]) -> None:
     assert not [word for word in command if word.startswith("--share")]
 
 
-def test_this_python_is_seen_under_every_name_it_has(
+def test_python_prefix_is_shown_as_link_and_as_target(
     make: Callable[..., Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/opt/fedthorax is a link to a version, and the scripts in it name the version."""
+    """/opt/fedthorax is a symlink to a version, and the scripts in it contain the version's path."""
     (tmp_path / "fedthorax-1").mkdir()
     (tmp_path / "fedthorax").symlink_to("fedthorax-1")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "fedthorax"))
@@ -77,7 +77,7 @@ def test_this_python_is_seen_under_every_name_it_has(
     assert {str(tmp_path / "fedthorax"), str(tmp_path / "fedthorax-1")} <= set(seen)
 
 
-def test_the_environment_is_a_list_of_ours(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_an_allowlist(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
@@ -90,15 +90,15 @@ def test_the_environment_is_a_list_of_ours(make: Callable[..., Site], monkeypatc
     assert environment["OMP_NUM_THREADS"] == "3"
 
 
-def test_without_walls_nothing_of_flower_lies_in_the_machines_tmp(make: Callable[..., Site]) -> None:
+def test_without_sandbox_flower_home_is_in_the_site_folder(make: Callable[..., Site]) -> None:
     site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
     assert Path(sandbox.environment(site)["FLWR_HOME"]).is_relative_to(site.folder)
 
 
-# --- whether it can be had --------------------------------------------------------------------------------
+# --- availability -----------------------------------------------------------------------------------------
 
 
-def test_without_bubblewrap_the_remedy_is_to_install_it(
+def test_missing_bubblewrap_is_refused_with_the_remedy_to_install_it(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -110,7 +110,7 @@ def test_without_bubblewrap_the_remedy_is_to_install_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", ["exit 1", "exec sleep 60"])
-def test_where_bubblewrap_cannot_work_the_reason_is_another(
+def test_bubblewrap_that_fails_is_refused_with_another_code(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: str
 ) -> None:
     stand_in = tmp_path / "bin" / "bwrap"
@@ -127,7 +127,7 @@ def test_where_bubblewrap_cannot_work_the_reason_is_another(
     assert sandbox.line(site).status == "fail"
 
 
-def test_without_walls_none_are_tried(
+def test_bubblewrap_is_not_tried_when_the_sandbox_is_off(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -137,7 +137,7 @@ def test_without_walls_none_are_tried(
     assert "Dr No" not in str(line.to_json())
 
 
-def test_systemds_user_is_let_in_to_what_its_service_shows_and_nothing_else(
+def test_app_user_gets_access_only_to_paths_that_its_service_shows(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("setfacl") is None:
@@ -161,7 +161,7 @@ def test_systemds_user_is_let_in_to_what_its_service_shows_and_nothing_else(
 
 
 def rights(folder: Path) -> dict[str, str]:
-    """What the user nobody may do in effect with each path whose access list names it."""
+    """The effective rights of the user nobody on each path whose access list names this user."""
     command = ["getfacl", "--recursive", "--absolute-names", str(folder)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
@@ -174,7 +174,7 @@ def rights(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("lacks", ["setfacl", "user"])
-def test_where_systemds_user_cannot_be_let_in_the_site_is_refused(
+def test_site_is_refused_when_the_app_user_cannot_get_access(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lacks: str
 ) -> None:
     if lacks == "setfacl":
@@ -187,16 +187,16 @@ def test_where_systemds_user_cannot_be_let_in_the_site_is_refused(
     assert caught.value.code == "E_SANDBOX_ACCESS"
 
 
-def test_a_node_without_walls_says_so_and_who_accepted_it(make: Callable[..., Site]) -> None:
+def test_node_without_sandbox_reports_it_and_who_accepted_it(make: Callable[..., Site]) -> None:
     said = sandbox.describe(make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n'))
     assert "W_SANDBOX_NONE" in said
     assert "Dr No" in said
 
 
-# --- within -----------------------------------------------------------------------------------------------
+# --- self-check inside the sandbox ------------------------------------------------------------------------
 
 
-def test_a_process_without_walls_is_found_out(make: Callable[..., Site]) -> None:
+def test_process_outside_a_sandbox_is_detected(make: Callable[..., Site]) -> None:
     with pytest.raises(Refusal) as caught:
         sandbox.check_walls(make())
     assert caught.value.code == "E_SANDBOX_OPEN"
@@ -210,7 +210,7 @@ def holes(site: Site) -> dict[str, list[str]]:
     return found
 
 
-def test_the_hospitals_files_are_looked_for_by_their_names(make: Callable[..., Site], tmp_path: Path) -> None:
+def test_readable_hospital_files_are_reported_by_path(make: Callable[..., Site], tmp_path: Path) -> None:
     source = tmp_path / "exports"
     source.mkdir()
     (source / "pcr.csv").touch()
@@ -237,7 +237,7 @@ ROUTES_6 = (
         (ROUTES.splitlines()[0], ROUTES_6.splitlines()[1], set()),
     ],
 )
-def test_any_device_with_a_route_is_a_network(
+def test_device_with_a_route_is_reported_as_network(
     make: Callable[..., Site],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -252,7 +252,7 @@ def test_any_device_with_a_route_is_a_network(
     assert set(holes(make()).get("a network", [])) == devices
 
 
-def test_where_nothing_tells_of_routes_nothing_is_started(
+def test_check_fails_when_route_tables_are_missing(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sandbox, "NETWORK", tmp_path)
@@ -260,7 +260,7 @@ def test_where_nothing_tells_of_routes_nothing_is_started(
         sandbox.check_walls(make())
 
 
-def test_an_open_process_starts_nothing(make: Callable[..., Site]) -> None:
+def test_entry_point_refuses_to_start_outside_a_sandbox(make: Callable[..., Site]) -> None:
     site = make()
     done = subprocess.run(
         [sys.executable, "-I", "-m", "federation.node.sandbox", site.folder],
@@ -274,10 +274,10 @@ def test_an_open_process_starts_nothing(make: Callable[..., Site]) -> None:
     assert "Traceback" not in done.stderr
 
 
-# --- what is handed over ----------------------------------------------------------------------------------
+# --- files that the sandbox receives ----------------------------------------------------------------------
 
 
-def test_the_secret_is_a_new_file_whatever_lay_there(
+def test_secret_replaces_a_symlink_and_does_not_follow_it(
     make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
@@ -286,14 +286,14 @@ def test_the_secret_is_a_new_file_whatever_lay_there(
     key.write_bytes(b"must stay")
     place.parent.mkdir()
     place.symlink_to(key)
-    monkeypatch.setattr(sandbox, "Process", lambda *_, **__: None)  # nothing is started
+    monkeypatch.setattr(sandbox, "Process", lambda *_, **__: None)  # no process is started
     sandbox.start_superexec(site, runtime_port=1, secret_file=secret, log=tmp_path / "log")
     assert place.read_bytes() == b"of this start"
     assert key.read_bytes() == b"must stay"
     assert not stat.S_IMODE(place.stat().st_mode) & 0o027
 
 
-def test_the_folder_is_its_owners_alone(make: Callable[..., Site]) -> None:
+def test_sandbox_folder_and_log_are_private_to_their_owner(make: Callable[..., Site]) -> None:
     site = make('[sandbox]\nkind = "none"\naccepted_by = "Dr No"\n')
     sandbox.available(site)
     assert stat.S_IMODE((site.folder / "sandbox").stat().st_mode) == 0o700

@@ -1,4 +1,4 @@
-"""The relay: every byte, in both directions, to one place alone, however the two sides talk."""
+"""Tests of the socket relay: it forwards every byte in both directions to one fixed target."""
 
 import asyncio
 import functools
@@ -28,7 +28,7 @@ def in_a_loop(test: Callable[..., Coroutine[None, None, None]]) -> Callable[...,
 
 @asynccontextmanager
 async def relayed(folder: Path, talk: Talk) -> AsyncIterator[int]:
-    """A server that talks as it is told, behind both relays: a port, a unix socket, the server. Yields the port."""
+    """A server with the handler `talk` behind two relays: port, unix socket, server. Yields the port."""
     path = str(folder / "s")
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     outer = await listen(f"unix:{path}", f"tcp:{server.sockets[0].getsockname()[1]}")
@@ -48,7 +48,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def digest_at_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers once the caller has said all: only a half-closed connection can do that."""
+    """Answers after the caller's end of stream. This needs a half-closed connection."""
     seen = hashlib.sha256()
     while chunk := await reader.read(CHUNK_BYTES):
         seen.update(chunk)
@@ -57,7 +57,7 @@ async def digest_at_the_end(reader: asyncio.StreamReader, writer: asyncio.Stream
 
 
 @in_a_loop
-async def test_a_connection_that_is_half_closed_still_gets_its_answer(tmp_path: Path) -> None:
+async def test_half_closed_connection_receives_its_answer(tmp_path: Path) -> None:
     async with relayed(tmp_path, digest_at_the_end) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"all that I have to say")
@@ -88,7 +88,7 @@ async def test_a_connection_outlives_the_garbage_collector(tmp_path: Path) -> No
 
 
 @in_a_loop
-async def test_a_model_passes_whole_in_both_directions(tmp_path: Path) -> None:
+async def test_model_of_126_mb_is_relayed_in_both_directions(tmp_path: Path) -> None:
     content = os.urandom(2**20)
     async with relayed(tmp_path, echo) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -113,7 +113,7 @@ async def test_a_model_passes_whole_in_both_directions(tmp_path: Path) -> None:
 
 
 @in_a_loop
-async def test_many_connections_at_once_are_kept_apart(tmp_path: Path) -> None:
+async def test_concurrent_connections_are_not_mixed(tmp_path: Path) -> None:
     async with relayed(tmp_path, echo) as port:
 
         async def ask(number: int) -> bool:
@@ -129,7 +129,7 @@ async def test_many_connections_at_once_are_kept_apart(tmp_path: Path) -> None:
 
 
 @in_a_loop
-async def test_a_receiver_that_waits_makes_the_sender_wait(tmp_path: Path) -> None:
+async def test_slow_receiver_blocks_the_sender(tmp_path: Path) -> None:
     go_on = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,7 +144,7 @@ async def test_a_receiver_that_waits_makes_the_sender_wait(tmp_path: Path) -> No
                 writer.write(chunk)
                 await asyncio.wait_for(writer.drain(), 1)
                 sent += 1
-        # What the kernel and two relays hold is some megabytes, not the 64 that were offered.
+        # The kernel and both relays buffer some megabytes, not the 64 MiB that were offered.
         assert 0 < sent < 32
         go_on.set()
         writer.write_eof()
@@ -153,7 +153,7 @@ async def test_a_receiver_that_waits_makes_the_sender_wait(tmp_path: Path) -> No
 
 
 @in_a_loop
-async def test_a_caller_learns_that_nobody_listens(tmp_path: Path) -> None:
+async def test_connection_is_closed_when_the_target_does_not_listen(tmp_path: Path) -> None:
     inner = await listen("tcp:0", f"unix:{tmp_path / 'nobody'}")
     reader, writer = await asyncio.open_connection("127.0.0.1", inner.sockets[0].getsockname()[1])
     assert await reader.read() == b""
@@ -163,7 +163,7 @@ async def test_a_caller_learns_that_nobody_listens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("who", ["caller", "called"])
 @in_a_loop
-async def test_when_one_side_is_gone_the_other_is_let_go(tmp_path: Path, who: str) -> None:
+async def test_reset_of_one_side_closes_the_other(tmp_path: Path, who: str) -> None:
     ended = asyncio.Event()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -187,14 +187,14 @@ async def test_when_one_side_is_gone_the_other_is_let_go(tmp_path: Path, who: st
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection as the system does for a process that is killed with unread data: RST, no FIN."""
+    """End a connection with RST, not FIN, as the kernel does for a killed process with unread data."""
     there = writer.get_extra_info("socket")
     there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     writer.transport.abort()
 
 
 @in_a_loop
-async def test_it_listens_on_loopback_alone() -> None:
+async def test_relay_listens_only_on_loopback() -> None:
     inner = await listen("tcp:0", "tcp:9")
     assert {each.getsockname()[0] for each in inner.sockets} == {"127.0.0.1"}
     inner.close()

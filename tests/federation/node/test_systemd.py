@@ -1,4 +1,4 @@
-"""The systemd units: what systemd itself says of them, and that they start commands which exist."""
+"""Tests of the systemd units: systemd-analyze accepts them, and they start existing commands."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with programs where they lie in this environment: systemd looks whether they are there."""
+    """The units with the program paths of this environment. systemd checks that the programs exist."""
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/opt/fedthorax/bin/", f"{Path(sys.executable).parent}/")
         (tmp_path / unit.name).write_text(text.replace("/usr/bin/setfacl", "/usr/bin/true"))
@@ -35,13 +35,13 @@ def units(tmp_path: Path) -> Path:
 
 
 def hardening(service: str) -> str:
-    """The lines that narrow down what a service may do."""
+    """The hardening settings of a service."""
     found = re.search(r"^NoNewPrivileges=.*^SystemCallErrorNumber=\w+$", (UNITS / service).read_text(), re.M | re.S)
     assert found
     return found[0]
 
 
-def test_systemd_finds_no_fault(units: Path) -> None:
+def test_systemd_analyze_verify_accepts_all_units(units: Path) -> None:
     names = sorted(unit.name for unit in units.iterdir())
     assert names == sorted([APP, *SERVICES, "fedthorax-ingest@.timer"])
     checked = analyze("verify", *(units / name for name in names))
@@ -52,7 +52,7 @@ def test_systemd_finds_no_fault(units: Path) -> None:
 
 
 @pytest.mark.parametrize("service", [*SERVICES, APP])
-def test_a_service_is_little_exposed(units: Path, service: str) -> None:
+def test_service_exposure_is_below_the_threshold(units: Path, service: str) -> None:
     command = ("security", "--offline=true", f"--threshold={EXPOSED_AT_MOST}", "--no-pager", units / service)
     assert analyze(*command).returncode == 0
     bare = units / service
@@ -60,12 +60,12 @@ def test_a_service_is_little_exposed(units: Path, service: str) -> None:
     assert analyze(*command).returncode == 1
 
 
-def test_the_services_are_hardened_alike() -> None:
+def test_services_have_the_same_hardening() -> None:
     assert len({hardening(service) for service in SERVICES}) == 1
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_starts_a_command_that_exists(service: str) -> None:
+def test_service_starts_an_existing_command(service: str) -> None:
     found = re.search(r"^ExecStart=/opt/fedthorax/bin/fedthorax (.+) (\S+)$", (UNITS / service).read_text(), re.M)
     assert found
     command = typer.main.get_command(app)
@@ -74,17 +74,18 @@ def test_a_service_starts_a_command_that_exists(service: str) -> None:
     assert found[2] == "/var/lib/fedthorax/%i"
 
 
-# --- the service that runs a study's code -----------------------------------------------------------------
+# --- the service that runs the study's code ---------------------------------------------------------------
 
 
 def values(key: str) -> list[str]:
-    """All that a key of the app's unit lists, without the mark for what need not be there."""
+    """All values of a key in the app's unit, without the prefix `-` of optional paths."""
     found = re.findall(rf"^{key}=(.*)$", (UNITS / APP).read_text(), re.M)
     return [word.removeprefix("-") for line in found for word in line.split()]
 
 
-def test_the_app_has_what_hardens_the_others_and_no_network() -> None:
-    apart = {"RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "PrivateTmp=yes"}  # narrower; in the root of its own
+def test_app_service_has_the_same_hardening_and_no_network() -> None:
+    # The app's address families are stricter. Its /tmp is in its own root.
+    apart = {"RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX", "PrivateTmp=yes"}
     assert set(hardening(SERVICES[0]).splitlines()) - apart <= set(hardening(APP).splitlines())
     assert values("PrivateNetwork") == ["yes"]
     assert values("IPAddressDeny") == ["any"]
@@ -92,7 +93,7 @@ def test_the_app_has_what_hardens_the_others_and_no_network() -> None:
     assert values("User") == ["fedthorax-app"]
 
 
-def test_the_app_sees_of_the_site_what_bubblewrap_would_show(tmp_path: Path) -> None:
+def test_app_service_shows_the_same_site_paths_as_bubblewrap(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", '[site]\nname = "ward"\n[labels]\nfile = "l.csv"\n')
     command = sandbox.confined(site, "true")
 
@@ -109,14 +110,14 @@ def test_the_app_sees_of_the_site_what_bubblewrap_would_show(tmp_path: Path) -> 
     assert bound("BindReadOnlyPaths", "/etc/") == shown("--ro-bind-try", Path("/etc"))
     assert {path for path in values("BindReadOnlyPaths") if "/etc/" not in path and here not in path} == {
         *("/usr", "/bin", "/sbin", "/lib", "/lib64"),
-        "/opt",  # where the program is
+        "/opt",  # the program's folder
     }
-    # Both lie in an empty root of its own; what shows the root that systemd starts from would show everything.
+    # Both are in the app's own empty root. Mounts from the host's root would show everything.
     assert [value.split(":")[0] for value in values("TemporaryFileSystem")] == ["/tmp", "/dev/shm"]
     assert values("RootDirectory") == ["/run/fedthorax/%i"]
     assert "RuntimeDirectory=fedthorax/%i" in (UNITS / SERVICES[0]).read_text().splitlines()
 
 
-def test_the_app_looks_around_before_it_starts_anything() -> None:
+def test_app_service_starts_with_the_sandbox_self_check() -> None:
     command = re.search(r"^ExecStart=(.*)$", (UNITS / APP).read_text(), re.M)
     assert command and command[1] == "/opt/fedthorax/bin/python -I -m federation.node.sandbox /var/lib/fedthorax/%i"

@@ -1,4 +1,4 @@
-"""Combining batch-norm buffers, against PyTorch's own and against the pooled data."""
+"""Tests of combining batch-norm buffers: compared with PyTorch's buffers and with the pooled data."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def site(data: np.ndarray, batches: int) -> dict[str, np.ndarray]:
     }
 
 
-def test_split_takes_pytorchs_buffers_and_nothing_else():
+def test_split_separates_exactly_the_pytorch_buffers():
     net = torch.nn.Sequential(
         torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2), torch.nn.GroupNorm(1, 2), torch.nn.Linear(2, 1)
     )
@@ -38,8 +38,8 @@ def test_combined_moments_are_those_of_the_pooled_data():
     np.testing.assert_allclose(combined["norm.running_var"], pooled.var(axis=0), rtol=1e-5)
 
 
-def test_a_plain_average_of_variances_would_be_wrong():
-    """Two sites without spread of their own, two units apart: the variance is all between them."""
+def test_combined_variance_includes_the_spread_between_sites():
+    """Each site has zero variance; the means are two units apart. A plain average of the variances would give 0."""
     buffers = combine([site(np.full((5, 1), -1.0), 1), site(np.full((5, 1), 1.0), 1)], [5, 5])
     assert buffers["norm.running_var"].item() == 1.0
 
@@ -52,7 +52,7 @@ def test_variances_never_become_negative_by_rounding():
     np.testing.assert_allclose(combined["norm.running_var"], 0.0, atol=1e-6)
 
 
-def test_counters_stay_whole_and_are_the_largest():
+def test_counter_is_the_largest_and_stays_an_integer():
     sites = [site(np.ones((2, 1)), batches) for batches in (2**53 + 1, 3, 8)]
     counter = combine(sites, [1, 1, 1])["norm.num_batches_tracked"]
     assert counter == 2**53 + 1  # not representable in float64
@@ -60,7 +60,7 @@ def test_counters_stay_whole_and_are_the_largest():
     assert counter.shape == ()
 
 
-def test_one_site_comes_back_bit_for_bit():
+def test_buffers_of_a_single_site_are_unchanged():
     only = site(np.random.default_rng(1).normal(size=(9, 4)), 5)
     combined = combine([only], [33])
     for name, value in only.items():
@@ -68,7 +68,7 @@ def test_one_site_comes_back_bit_for_bit():
         assert combined[name].dtype == value.dtype
 
 
-# --- with hostile sites ------------------------------------------------------------------------------------
+# --- hostile sites -----------------------------------------------------------------------------------------
 
 
 def drawn(number: int) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ HONEST = [drawn(number) for number in range(4)]
 
 
 @pytest.mark.parametrize("value", [0.0, 1e30, -1e30])
-def test_one_of_five_sites_leaves_the_median_between_the_others(value):
+def test_one_hostile_site_of_five_keeps_the_median_among_the_others(value):
     hostile = {
         "norm.running_mean": np.full(4, value, np.float32),
         "norm.running_var": np.full(4, abs(value), np.float32),
@@ -95,19 +95,19 @@ def test_one_of_five_sites_leaves_the_median_between_the_others(value):
     assert (combined["norm.running_var"] >= narrowest).all()
     assert (combined["norm.running_var"] <= widest).all()
     assert combined["norm.num_batches_tracked"] == 7
-    if value:  # the control: a mean is carried away
+    if value:  # the control: a plain mean follows the hostile site
         assert abs(combine([*HONEST, hostile], [1] * 5)["norm.running_mean"]).max() > 1e20
 
 
-def test_the_median_of_sites_alike_is_that_site():
+def test_median_of_identical_sites_is_that_site():
     combined = combine_by_median([HONEST[0]] * 3)
     for name, value in HONEST[0].items():
         np.testing.assert_array_equal(combined[name], value)
         assert (combined[name].dtype, combined[name].shape) == (value.dtype, value.shape)
 
 
-def test_the_median_counts_the_spread_between_sites():
-    """Three sites without spread of their own: what lies between them is in the variance."""
+def test_median_variance_includes_the_spread_between_sites():
+    """Each of three sites has zero variance. The variance includes the distance between their means."""
     combined = combine_by_median([site(np.full((5, 1), shift), 1) for shift in (-1.0, 0.0, 1.0)])
     assert combined["norm.running_mean"].item() == 0.0
     assert combined["norm.running_var"].item() == 1.0

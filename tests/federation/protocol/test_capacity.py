@@ -1,4 +1,4 @@
-"""What one reply can tell: its bits are bounded, published, and no more than the gateway lets out."""
+"""Tests of the capacity of one reply: its bits are bounded, published and enforced by the gateway."""
 
 import math
 import subprocess
@@ -51,7 +51,7 @@ def let_out(figures: dict[str, float], kind: Kind) -> dict[str, float]:
 
 
 def names(kind: Kind) -> list[str]:
-    """Of all figures that an app may choose; without the ends of intervals."""
+    """The names of all figures whose value the app may choose, without interval ends."""
     table = FIGURES[kind]
     return [
         name
@@ -61,32 +61,32 @@ def names(kind: Kind) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", FIGURES)
-def test_a_reply_carries_so_many_bits_at_most(kind: Kind) -> None:
+def test_reply_carries_at_most_the_limit_of_bits(kind: Kind) -> None:
     assert bits(kind) <= LIMITS[kind]
 
 
-def test_a_code_carries_nine_bits_at_most() -> None:
+def test_error_code_carries_at_most_nine_bits() -> None:
     assert code_bits(OF_APPS) < code_bits() <= 9
 
 
-def test_histograms_are_told_apart() -> None:
+def test_histograms_are_counted_separately() -> None:
     more = bits("evaluate.test", histograms=100) - bits("evaluate.test")
     assert more == pytest.approx(4 * math.log2(math.comb(120, 20)))
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_one_reply_page_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert with_table(page) == page, "run: python -m federation.protocol.capacity"
 
 
-def test_the_page_counts_the_default_networks_features() -> None:
+def test_page_uses_the_feature_count_of_the_default_network() -> None:
     assert build_network(NetworkSettings(), seed=1).features == capacity.FEATURES
 
 
 @pytest.mark.parametrize("kind", FIGURED)
 @given(seed=st.integers(0, 2**32))
-def test_digits_below_the_grid_do_not_leave(kind: Kind, seed: int) -> None:
-    """Whatever is written there, in figures and in the ends of their intervals: the reply is the same to the bit."""
+def test_digits_below_the_grid_are_removed(kind: Kind, seed: int) -> None:
+    """Digits below the grid, in figures and in interval ends, do not change the reply by one bit."""
     rng = np.random.default_rng(seed)
     table = FIGURES[kind]
     figures: dict[str, float] = {}
@@ -98,7 +98,7 @@ def test_digits_below_the_grid_do_not_leave(kind: Kind, seed: int) -> None:
     clean = {name: value for name, value in let_out(figures, kind).items() if name in table}
     replies = []
     for _ in range(2):
-        # The finest step is 1e-7, and a figure that is rounded upwards is a step further for all that is above it.
+        # The finest step is 1e-7. Rounding upwards moves any value above a grid point to the next one.
         hidden = {
             name: value + float(rng.uniform(1e-8, 4e-8)) for name, value in clean.items() if value < table[name].high
         }
@@ -109,8 +109,8 @@ def test_digits_below_the_grid_do_not_leave(kind: Kind, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", FIGURED)
-def test_an_identifiers_digits_as_decimals_do_not_leave(kind: Kind) -> None:
-    """Three digits a figure, beyond those that the figure needs; each identifier gives the same reply."""
+def test_identifier_hidden_in_decimals_is_removed(kind: Kind) -> None:
+    """Each figure hides three digits below its precision. All identifiers give the same reply."""
 
     def spelt(identifier: str) -> dict[str, float]:
         parts = (int((2 * identifier)[3 * number % 12 :][:3]) for number in range(100))
@@ -121,15 +121,15 @@ def test_an_identifiers_digits_as_decimals_do_not_leave(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("claim", [0, 10, 29, 31, 4401728395566, 30.0, True])
-def test_the_weight_of_a_reply_is_the_sites_own_number(claim: object) -> None:
+def test_number_of_examples_must_match_the_site(claim: object) -> None:
     told = {"auroc_severe": 0.5, "num-examples": claim}
     with pytest.raises(Refusal, match="E_REPLY_EXAMPLES"):
         check_figures(told, "evaluate.test", PATIENTS, min_patients=MIN_PATIENTS, histograms=False, embeddings=False)
 
 
 @pytest.mark.parametrize("claim", [0.0, 0.45, 0.7, 1.0])
-def test_a_prevalence_is_the_sites_own(claim: float) -> None:
-    few = replace(PATIENTS, with_value={**PATIENTS.with_value, ("test", "severe", True): 20})  # 20 of 30, L is 10
+def test_prevalence_must_match_the_site(claim: float) -> None:
+    few = replace(PATIENTS, with_value={**PATIENTS.with_value, ("test", "severe", True): 20})  # 20 of 30; minimum is 10
     told = {"prevalence_severe": claim, "num-examples": 30}
     rules = {"min_patients": MIN_PATIENTS, "histograms": False, "embeddings": False}
     if claim == 0.7:
@@ -139,8 +139,8 @@ def test_a_prevalence_is_the_sites_own(claim: float) -> None:
             check_figures(told, "evaluate.test", few, **rules)  # type: ignore[arg-type]
 
 
-def test_a_rate_shows_no_single_patient() -> None:
-    """Ten positives: eleven counts become four, and a count is shared by two or more."""
+def test_rate_does_not_reveal_a_single_patient() -> None:
+    """With ten positives, eleven counts become four values, and each value stands for two or more counts."""
     seen = [let_out({"sens_at_rule_in_severe": count / 10}, "evaluate.test") for count in range(11)]
     rates = [each["sens_at_rule_in_severe"] for each in seen]
     assert sorted(set(rates)) == [0, 1 / 3, 2 / 3, 1]
@@ -152,7 +152,7 @@ def test_a_rate_shows_no_single_patient() -> None:
 
 @pytest.mark.parametrize("numbers", RANGES.values(), ids=list(RANGES))
 @given(seed=st.integers(0, 2**32))
-def test_moments_are_rounded_once_and_have_few_digits(numbers: Range, seed: int) -> None:
+def test_rounding_of_moments_is_idempotent_and_keeps_few_digits(numbers: Range, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = (rng.normal(size=200) * 10.0 ** rng.uniform(-12, 12, 200)).astype(np.float32)
     values = values if numbers.signed else np.abs(values)
@@ -165,8 +165,8 @@ def test_moments_are_rounded_once_and_have_few_digits(numbers: Range, seed: int)
     assert np.abs(told).max() <= 2.0**numbers.most
 
 
-def test_all_moments_are_counted() -> None:
-    """A small range, number by number, from all numbers that have these digits."""
+def test_number_of_possible_moments_is_exact() -> None:
+    """Enumerate a small range: all float32 numbers with this many mantissa bits."""
     numbers = Range(-2, 3, signed=True)
     values = (np.arange(1 << 21, dtype=np.uint32) << np.uint32(23 - MANTISSA_BITS)).view(np.float32)
     told = numbers.rounded(values[np.isfinite(values)])
@@ -174,11 +174,11 @@ def test_all_moments_are_counted() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.0, 1 + 2.0**-20, 4096.0, 2.0**-30])
-def test_what_is_not_on_the_grid_is_seen(value: float) -> None:
+def test_value_off_the_grid_is_detected(value: float) -> None:
     assert not RANGES["mean"].holds(np.array([0.5, value], np.float32))
 
 
-def test_the_count_needs_no_heavy_library() -> None:
+def test_capacity_imports_no_heavy_library() -> None:
     code = "import sys; import federation.protocol.capacity; print(*{'torch', 'sklearn', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

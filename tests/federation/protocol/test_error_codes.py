@@ -1,4 +1,4 @@
-"""Errors carry codes of a closed table: whatever an app spells, nothing but one of them leaves."""
+"""Tests of error codes: only codes of a closed table leave the site, whatever text an app writes."""
 
 import math
 import string
@@ -14,7 +14,7 @@ MAX_BITS = 9.0
 NAME = "BERGQVIST_SYLVI"
 
 
-def test_codes_are_few_and_of_the_tables_of_reasons() -> None:
+def test_codes_are_few_and_come_from_the_reason_tables() -> None:
     every = set(REASONS)
     assert FAILED in OF_APPS < OF_SITES < every
     assert math.log2(len(OF_SITES)) <= MAX_BITS
@@ -44,22 +44,22 @@ def test_codes_are_few_and_of_the_tables_of_reasons() -> None:
         "E_TOO_FEW_P\u0410TIENTS",  # a Cyrillic letter
     ],
 )
-def test_a_name_spelt_as_a_code_stays(text: str, allowed: frozenset[str]) -> None:
+def test_name_written_as_a_code_is_replaced(text: str, allowed: frozenset[str]) -> None:
     assert code_in(text, allowed) == FAILED
 
 
 @given(st.text(string.ascii_uppercase + "_", max_size=42), st.sampled_from(["", ":", " ", "\n", ": ok"]))
-def test_no_text_makes_a_code_that_is_not_in_the_table(letters: str, after: str) -> None:
+def test_any_text_gives_a_code_of_the_table(letters: str, after: str) -> None:
     assert code_in(f"E_{letters}{after}", OF_APPS) in OF_APPS
 
 
 @pytest.mark.parametrize("code", sorted(OF_APPS))
-def test_a_code_of_the_app_passes_without_what_follows(code: str) -> None:
+def test_app_code_passes_without_the_text_after_it(code: str) -> None:
     for text in (code, f"{code}: {NAME}", f"{code}\n{NAME}"):
         assert code_in(text, OF_APPS) == code
 
 
-def test_what_only_a_gateway_may_say_an_app_may_not() -> None:
+def test_gateway_code_is_not_accepted_from_an_app() -> None:
     assert code_in("E_REPLY_UPDATE", OF_APPS) == FAILED
     assert code_in("E_REPLY_UPDATE") == "E_REPLY_UPDATE"
     assert code_in(None) == FAILED

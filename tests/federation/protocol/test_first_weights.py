@@ -1,4 +1,4 @@
-"""A study that begins with the weights of a release: the release fits, its weights look as training makes them."""
+"""Tests of a study that starts from a release: the release must fit and its weights must be plausible."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def another_network(change: Callable[[SeverityNetwork], None] = lambda _: None) 
 
 
 def make_release(releases: Path, network: SeverityNetwork, **about: Any) -> str:
-    """A release in a folder of any name among `releases`; its own name."""
+    """Save a release in a folder of arbitrary name below `releases`. Returns its SHA-256."""
     fields = {"network": STUDY.network, "preprocessing": STUDY.preprocessing.model_dump(mode="json")}
     return save_release(
         releases / f"any-{len(list(releases.glob('*')))}", network, description(**fields | about)
@@ -50,7 +50,7 @@ def make_release(releases: Path, network: SeverityNetwork, **about: Any) -> str:
 
 
 def begun(tmp_path: Path, network: SeverityNetwork, **about: Any) -> tuple[str, Path]:
-    """A release and the folder of a run or a site that holds it."""
+    """Create a release and copy it. Returns its SHA-256 and the folder of the run or site that has the copy."""
     sha256 = make_release(tmp_path / "releases", network, **about)
     (made,) = (tmp_path / "releases").glob("*")
     assert copy_release(made, tmp_path / "here") == sha256
@@ -63,14 +63,14 @@ def code(function: Callable[..., object], *arguments: Any) -> str:
     return refused.value.code
 
 
-def test_without_a_release_the_seed_gives_the_first_weights(tmp_path: Path) -> None:
+def test_first_weights_come_from_the_seed_without_a_release(tmp_path: Path) -> None:
     first = begin_network(STUDY, tmp_path).state_dict()
     assert all(torch.equal(first[k], v) for k, v in build_network(STUDY.network, seed=1).state_dict().items())
 
 
-def test_the_first_weights_are_the_releases(tmp_path: Path) -> None:
+def test_first_weights_are_those_of_the_release(tmp_path: Path) -> None:
     def train(network: SeverityNetwork) -> None:
-        """As training leaves a model: counters and running moments have moved."""
+        """Change counters and running moments, as training does."""
         network(torch.rand(4, 2, 16, 16, 16), torch.zeros(4, 4))
 
     trained = another_network(train)
@@ -94,14 +94,14 @@ def poison(network: SeverityNetwork) -> None:
 
 
 @pytest.mark.parametrize("change", [lengthen, change_fixed, poison])
-def test_weights_that_training_does_not_make_are_refused(
+def test_weights_that_training_cannot_produce_are_refused(
     tmp_path: Path, change: Callable[[SeverityNetwork], None]
 ) -> None:
     sha256, folder = begun(tmp_path, another_network(change))
     assert code(begin_network, study_from(sha256), folder) == "E_BEGIN_UNLIKE"
 
 
-def test_weights_on_age_and_sex_are_shortened_as_training_does(tmp_path: Path) -> None:
+def test_age_and_sex_weights_are_limited_as_in_training(tmp_path: Path) -> None:
     def stretch(network: SeverityNetwork) -> None:
         network.head.weight[:, network.features :] = 0.55
 
@@ -115,18 +115,18 @@ def test_weights_on_age_and_sex_are_shortened_as_training_does(tmp_path: Path) -
     "tables",
     [{"network": {"architecture": "resnet10", "widen_factor": 0.125}}, {"preprocessing": {"shape": (8, 8, 8)}}],
 )
-def test_a_release_of_another_network_or_other_scans_is_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
+def test_release_of_another_network_or_preprocessing_is_refused(tmp_path: Path, tables: dict[str, Any]) -> None:
     sha256, folder = begun(tmp_path, another_network())
     assert code(begin_network, study_from(sha256, **tables), folder) == "E_BEGIN_UNLIKE"
 
 
-def test_a_release_under_the_name_of_another_is_refused(tmp_path: Path) -> None:
+def test_release_under_a_wrong_hash_is_refused(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     (folder / sha256).rename(folder / ("0" * 64))
     assert code(begin_network, study_from("0" * 64), folder) == "E_BEGIN_UNLIKE"
 
 
-def test_altered_weights_and_a_release_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_altered_or_missing_release_is_refused(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     weights = folder / sha256 / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
@@ -135,7 +135,7 @@ def test_altered_weights_and_a_release_that_is_not_there_are_refused(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "ABCDEF" * 10 + "0000", "1" * 63, "1" * 64 + "\n"])
-def test_a_name_that_is_no_sha256_is_refused(name: str) -> None:
+def test_name_that_is_not_a_sha256_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         study_from(name)
 
@@ -149,12 +149,12 @@ def test_a_name_that_is_no_sha256_is_refused(name: str) -> None:
         {"evaluation": {"pooled": True}},
     ],
 )
-def test_what_the_release_learnt_before_is_not_passed_over(tables: dict[str, Any]) -> None:
+def test_options_that_ignore_earlier_training_are_refused_with_a_release(tables: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="begin_from"):
         study_from("1" * 64, **tables)
 
 
-def test_a_run_brings_its_release_along(tmp_path: Path) -> None:
+def test_release_is_copied_into_the_run(tmp_path: Path) -> None:
     releases = tmp_path / "server" / "releases"
     wanted, _ = make_release(releases, another_network()), make_release(releases, another_network(lengthen))
     run = tmp_path / "server" / "runs" / "trial-00000000"
@@ -163,7 +163,7 @@ def test_a_run_brings_its_release_along(tmp_path: Path) -> None:
     begin_network(study_from(wanted), run / BEGINS_FROM)
 
 
-def test_nothing_is_brought_where_the_release_is_unknown_or_unlike(tmp_path: Path) -> None:
+def test_unknown_or_unsuitable_release_is_not_copied(tmp_path: Path) -> None:
     unlike = make_release(tmp_path / "releases", another_network(lengthen))
     assert code(bring_release, study_from("1" * 64), tmp_path, tmp_path / "run") == "E_BEGIN_UNKNOWN"
     assert code(bring_release, study_from(unlike), tmp_path, tmp_path / "run") == "E_BEGIN_UNLIKE"
@@ -171,7 +171,7 @@ def test_nothing_is_brought_where_the_release_is_unknown_or_unlike(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_sites_that_the_release_learnt_from_are_not_unseen(tmp_path: Path) -> None:
+def test_training_sites_of_the_release_are_listed(tmp_path: Path) -> None:
     site = SiteRecord(patients="", software="", trained=True, rounds=3, dropouts={}, figures={}, left_out={})
     story = Provenance(
         candidate="",
@@ -191,7 +191,7 @@ def test_sites_that_the_release_learnt_from_are_not_unseen(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
+def test_gateway_computes_the_first_model_of_the_release(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     study = study_from(sha256)
     text = study.model_dump_json()
@@ -208,13 +208,13 @@ def test_the_gateway_works_out_the_releases_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_gateways_process_tells_a_release_that_does_not_fit(tmp_path: Path) -> None:
+def test_gateway_refuses_an_unsuitable_release(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network(lengthen))
     text = study_from(sha256).model_dump_json()
     assert code(schema_of, text, tmp_path / "schemas", folder) == "E_BEGIN_UNLIKE"
 
 
-def test_a_training_begins_with_it(tmp_path: Path) -> None:
+def test_training_starts_with_the_weights_of_the_release(tmp_path: Path) -> None:
     sha256, folder = begun(tmp_path, another_network())
     training = Training(study_from(sha256), tmp_path / "checkpoints", "run", begins_from=folder)
     expected, _ = pack(another_network())

@@ -1,4 +1,4 @@
-"""Packing a network for the journey."""
+"""Tests of packing a network into flat arrays for transfer."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from models.network import NetworkSettings, build_network
 SETTINGS = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 
 
-def test_a_network_comes_back_as_it_was():
+def test_unpacked_network_equals_the_packed_one():
     sent, received = build_network(SETTINGS, seed=1), build_network(SETTINGS, seed=2)
     arrays, buffers = pack(sent)
     unpack(received, arrays, buffers)
@@ -19,7 +19,7 @@ def test_a_network_comes_back_as_it_was():
         assert torch.equal(tensor, received.state_dict()[name]), name
 
 
-def test_few_arrays_travel_and_each_kind_of_buffer_is_known():
+def test_pack_gives_one_weight_array_and_one_array_per_kind_of_buffer():
     arrays, buffers = pack(build_network(SETTINGS, seed=1))
     assert list(arrays) == ["weights"]
     assert len(buffers) == 3
@@ -39,7 +39,7 @@ def test_packed_arrays_do_not_share_memory_with_the_network():
 
 
 @pytest.mark.parametrize("change", [lambda a: a[:-1], lambda a: np.append(a, a[:1])])
-def test_an_array_of_another_length_is_not_taken(change):
+def test_array_of_another_length_is_refused(change):
     network = build_network(SETTINGS, seed=1)
     arrays, buffers = pack(network)
     with pytest.raises((ValueError, RuntimeError)):

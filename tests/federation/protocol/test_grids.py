@@ -1,4 +1,4 @@
-"""Figures on grids: rounded once and for all, and as many values as `points` says."""
+"""Tests of rounding figures to grids: rounding is idempotent and gives at most `points` values."""
 
 import math
 
@@ -33,19 +33,19 @@ def on(grid: Grid, value: float, toward: str = "nearest") -> float:
         (Step(0.01), 0.666666666667, 0.67),
     ],
 )
-def test_digits(grid: Grid, value: float, expected: float) -> None:
+def test_value_is_rounded_to_the_grid(grid: Grid, value: float, expected: float) -> None:
     assert on(grid, value) == expected
 
 
 @given(st.sampled_from(DIGITS), st.floats(-1000, 1000))
-def test_a_rounded_number_stays_as_it_is(grid: Digits, value: float) -> None:
+def test_rounding_to_digits_is_idempotent(grid: Digits, value: float) -> None:
     once = grid.rounded(value)
     assert grid.rounded(once) == once
     assert abs(once - value) <= 10.0 ** (1 - grid.digits) * max(abs(value), grid.least)
 
 
 @given(st.integers(0, 2000), st.floats(0, 1), st.sampled_from(["nearest", "down", "up"]))
-def test_a_share_stays_as_it_is(patients: int, value: float, toward: str) -> None:
+def test_rounding_of_shares_is_idempotent(patients: int, value: float, toward: str) -> None:
     once = Shares().rounded(value, patients, toward)  # type: ignore[arg-type]
     assert 0 <= once <= 1
     assert all(Shares().rounded(once, patients, again) == once for again in ("nearest", "down", "up"))  # type: ignore[arg-type]
@@ -54,19 +54,19 @@ def test_a_share_stays_as_it_is(patients: int, value: float, toward: str) -> Non
 
 
 @pytest.mark.parametrize("patients", [*range(1, 60), 299, 300, 301, 5000])
-def test_a_step_of_a_share_is_worth_three_patients(patients: int) -> None:
-    """So that two of them are needed to be sure of a step, and one moves it in one case of three at most."""
+def test_step_of_a_share_covers_at_least_three_patients(patients: int) -> None:
+    """Two patients are needed for a certain step. A single patient changes it in at most one of three cases."""
     parts = parts_of(patients)
     assert parts == 1 or 1 / parts >= 3 / patients
     counts = [Shares().rounded(count / patients, patients) for count in range(patients + 1)]
     told = [counts.count(value) for value in dict.fromkeys(counts)]
     assert counts == sorted(counts)
-    assert min(told[1:-1], default=3) >= 2  # at the ends, half a step
+    assert min(told[1:-1], default=3) >= 2  # the first and last value cover half a step
     assert len(told) <= parts + 1 <= MAX_PARTS + 1
 
 
 @pytest.mark.parametrize("ranged", sorted(RANGED - {each for each in RANGED if each[0] is None}, key=repr), ids=repr)
-def test_as_many_values_come_out_as_are_counted(ranged: tuple[Grid, float, float]) -> None:
+def test_number_of_rounded_values_is_at_most_points(ranged: tuple[Grid, float, float]) -> None:
     grid, low, high = ranged
     fine = np.linspace(low, high, 3_001)
     small = np.concatenate([sign * np.geomspace(1e-7, high, 3_001) for sign in (-1, 1)])
@@ -88,11 +88,11 @@ def test_as_many_values_come_out_as_are_counted(ranged: tuple[Grid, float, float
         (Digits(1, 0.1), 0, 0.3, 4),
     ],
 )
-def test_points(grid: Grid, low: float, high: float, points: int) -> None:
+def test_points_counts_the_grid_values(grid: Grid, low: float, high: float, points: int) -> None:
     assert grid.points(low, high) == points
 
 
-def test_every_figure_that_an_app_tells_has_a_grid() -> None:
+def test_every_figure_from_an_app_has_a_grid() -> None:
     without = {name for table in FIGURES.values() for name, figure in table.items() if figure.grid is None}
     assert {name for name in without if not name.startswith("count_")} == {"epsilon"}
     assert Figure(0, 1, "test").grid is None

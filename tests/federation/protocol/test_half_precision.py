@@ -1,4 +1,4 @@
-"""Half precision on the wire: what is lost, what is refused, and what both ends see."""
+"""Tests of float16 transfer: rounding errors, refused replies, and the weights that both ends see."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,28 +16,28 @@ from tests.helpers.fake_grid import FakeGrid
 WEIGHTS = np.random.default_rng(1).normal(scale=0.05, size=5000).astype(np.float32)
 MODEL = {"weights": WEIGHTS}
 FIGURES = MetricRecord({"num-examples": 20})
-RELATIVE, SMALLEST = 2.0**-11, 2.0**-24  # of float16: half a unit in the last of its 11 digits; its smallest number
+RELATIVE, SMALLEST = 2.0**-11, 2.0**-24  # float16: half a unit in the last of 11 bits; smallest number
 
 
 def step(size: float, number: int = 0) -> np.ndarray:
-    """What a round's training does to the weights."""
+    """The change of the weights by one round of training."""
     return np.random.default_rng([7, number]).normal(scale=size, size=WEIGHTS.size).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
-def test_a_change_arrives_but_for_its_own_rounding(size: float) -> None:
+def test_change_arrives_with_only_its_own_rounding_error(size: float) -> None:
     sent = rounded(MODEL, HALF)
     moved = step(size)
     arrived = changes({"weights": sent["weights"].astype(np.float32) + moved}, sent)
     (change,) = arrived.values()
     assert (list(arrived), change.dtype) == ([UPDATE + "weights"], np.float16)
     off = np.abs(change - moved)
-    # Beside the change's own rounding: that of the sum of weight and change, in float32.
+    # The bound has two terms: rounding of the change, and float32 rounding of weight plus change.
     assert (off <= RELATIVE * np.abs(moved) + SMALLEST / 2 + 2.0**-24 * np.abs(WEIGHTS).max()).all()
 
 
-def test_steps_far_below_the_weights_own_rounding_add_up() -> None:
-    """Fifty rounds of a thirtieth of what float16 tells apart in most weights; rounded weights would stay behind."""
+def test_steps_smaller_than_the_rounding_of_weights_accumulate() -> None:
+    """Fifty rounds, each with 1/30 of the float16 spacing of most weights. Rounded weights would lose these steps."""
     held, stuck, small = WEIGHTS, WEIGHTS, np.float32(1e-6)
     for _ in range(50):
         sent = rounded({"weights": held}, HALF)
@@ -49,13 +49,13 @@ def test_steps_far_below_the_weights_own_rounding_add_up() -> None:
     assert float((stuck - WEIGHTS).mean()) < 0.2 * way
 
 
-def test_what_did_not_change_is_zero_to_the_bit() -> None:
+def test_unchanged_weights_give_exact_zeros() -> None:
     sent = rounded({"weights": np.array([0.3, -0.3, 0.0, -0.0], np.float32)}, HALF)
     (change,) = changes({"weights": sent["weights"].astype(np.float32)}, sent).values()
     assert change.tobytes() == bytes(8)
 
 
-def test_float32_travels_as_it_is() -> None:
+def test_float32_weights_are_not_rounded() -> None:
     assert rounded(MODEL, "float32")["weights"] is WEIGHTS
 
 
@@ -65,14 +65,14 @@ def test_weights_beyond_half_precision_are_not_sent() -> None:
     assert refused.value.code == "E_MODEL_NOT_FINITE"
 
 
-# --- the way there and back -------------------------------------------------------------------------------
+# --- round trip -------------------------------------------------------------------------------------------
 
 
 Answers = Callable[[ArrayRecord], ArrayRecord]
 
 
 def ask(answer: Answers, precision: str = HALF, *, nodes: int = 2) -> tuple[FakeGrid, Wire, list[Message]]:
-    """One question with the model to each node, and the replies as the asker sees them."""
+    """Send the model to each node. Returns the replies as the server sees them."""
 
     def site(message: Message) -> list[Any]:
         return [RecordDict({"arrays": answer(message.content.array_records["arrays"]), "metrics": FIGURES})]
@@ -92,7 +92,7 @@ def trained(record: ArrayRecord) -> ArrayRecord:
     return encode(changes({"weights": came["weights"].astype(np.float32) + step(1e-3)}, came))
 
 
-def test_sites_see_half_and_the_server_sees_whole_weights() -> None:
+def test_sites_receive_float16_and_the_server_adds_to_float32() -> None:
     grid, wire, replies = ask(trained)
     for message in grid.sent:
         (came,) = decode(message.content.array_records["arrays"]).values()
@@ -101,13 +101,13 @@ def test_sites_see_half_and_the_server_sees_whole_weights() -> None:
     (change,) = decode(trained(encode(rounded(MODEL, HALF)))).values()
     for reply in replies:
         (weights,) = decode(reply.content.array_records["arrays"]).values()
-        assert np.array_equal(weights, WEIGHTS + change.astype(np.float32)), "added to what was not rounded"
+        assert np.array_equal(weights, WEIGHTS + change.astype(np.float32)), "added to the unrounded weights"
         assert code_of(reply) is None
     half = 2 * len(WEIGHTS) * 2
     assert (wire.bytes_down, wire.bytes_up) == (pytest.approx(half, abs=500), pytest.approx(half, abs=500))
 
 
-def test_in_single_precision_nothing_is_touched() -> None:
+def test_single_precision_messages_are_unchanged() -> None:
     grid, wire, replies = ask(lambda record: record, "float32")
     for message in (*grid.sent, *replies):
         (weights,) = decode(message.content.array_records["arrays"]).values()
@@ -124,7 +124,7 @@ def zeros(dtype: type = np.float16, size: int = WEIGHTS.size, name: str = UPDATE
 
 
 def lying() -> ArrayRecord:
-    """Says float16, and holds float32."""
+    """An array labelled float16 with float32 bytes."""
     data = Array(np.zeros(WEIGHTS.size, np.float32)).data
     return ArrayRecord({UPDATE + "weights": Array("float16", WEIGHTS.shape, "numpy.ndarray", data)})
 
@@ -146,14 +146,14 @@ WRONG: dict[str, tuple[Answers, str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_reply_that_is_not_exactly_the_changes_is_refused(wrong: str) -> None:
+def test_reply_other_than_float16_changes_is_refused(wrong: str) -> None:
     answer, code = WRONG[wrong]
     _, _, replies = ask(answer, nodes=1)
     assert [code_of(reply) for reply in replies] == [code]
 
 
-def test_whole_weights_are_the_reply_in_single_precision_alone() -> None:
-    """The same reply counts or does not by what the study says."""
+def test_full_weights_are_accepted_only_in_single_precision() -> None:
+    """The study's precision decides whether the same reply is valid."""
     (reply,) = ask(lambda _: encode(MODEL), "float32", nodes=1)[2]
     assert code_of(reply) is None
     (reply,) = ask(trained, "float32", nodes=1)[2]

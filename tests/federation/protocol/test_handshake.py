@@ -1,4 +1,4 @@
-"""Before round 1: what a site tells of itself, and what the server takes as its answer."""
+"""Tests of the handshake before round 1: what a site reports, and which answers the server accepts."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,10 +23,10 @@ ALIKE = SiteAbout(version=OWN, contract="a" * 64, golden="b" * 64, patients="50-
 STUDY = Study.model_validate({"study": {"name": "trial", "rounds": 3, "sites": 3, "quorum": 2}})
 
 
-# --- at the site ------------------------------------------------------------------------------------------
+# --- the site's answer ------------------------------------------------------------------------------------
 
 
-def test_a_site_tells_its_version_two_digests_and_about_how_many_patients_it_learns_from(site: Site) -> None:
+def test_site_reports_version_two_digests_and_a_patient_band(site: Site) -> None:
     numbers = {"train": 50, "validation": 30, "test": 30}
     rows = [
         PatientRow(f"{split}{number:03}", split, "none.npy", 60.0, "F", True, None)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def test_a_site_tells_its_version_two_digests_and_about_how_many_patients_it_lea
     assert is_answer(told)
 
 
-def test_a_site_without_a_cohort_tells_so_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_site_without_a_cohort_reports_the_lowest_band(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.preprocessing.golden_volume.golden_digest", lambda settings: "b" * 64)
     assert answer(site, STUDY)["patients"] == "under 20"
 
@@ -66,17 +66,17 @@ def test_a_site_without_a_cohort_tells_so_too(site: Site, monkeypatch: pytest.Mo
         (5000, 1001, NOT_REPORTED),
     ],
 )
-def test_bands(count: int, min_patients: int, expected: str) -> None:
+def test_band_contains_the_count_and_respects_the_minimum(count: int, min_patients: int, expected: str) -> None:
     assert band(count, min_patients) == expected
 
 
 @given(st.integers(0, 3000), st.integers(2, 3000))
-def test_a_band_parts_no_numbers_below_the_least(count: int, least: int) -> None:
+def test_band_does_not_distinguish_counts_below_the_minimum(count: int, least: int) -> None:
     assert band(count, least) in BANDS
     assert band(min(count, least - 1), least) == band(0, least)
 
 
-# --- what a reply must be ---------------------------------------------------------------------------------
+# --- validation at the server -----------------------------------------------------------------------------
 
 
 def reply(content: RecordDict) -> Message:
@@ -89,7 +89,7 @@ def refused_for(records: Mapping[str, Any]) -> str:
     return reason.code if reason else ""
 
 
-def test_an_answer_is_taken_with_or_without_the_ledgers_head() -> None:
+def test_answer_is_accepted_with_or_without_a_ledger_head() -> None:
     about = ConfigRecord(ALIKE.model_dump())
     ledger = ConfigRecord({"head": "c" * 64, "lines": 3})
     for records in ({"site": about}, {"site": about, "ledger": ledger}):
@@ -120,7 +120,7 @@ def test_a_malformed_answer_is_refused(change: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("key", SiteAbout.model_fields)
-def test_an_answer_that_lacks_something_is_refused(key: str) -> None:
+def test_incomplete_answer_is_refused(key: str) -> None:
     about = ALIKE.model_dump()
     del about[key]
     assert refused_for({"site": ConfigRecord(about)}) == "E_HANDSHAKE"

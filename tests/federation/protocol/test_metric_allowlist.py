@@ -1,4 +1,4 @@
-"""The figures that may leave: what the app computes, no more and no less."""
+"""Tests of the metric allow-list: it contains exactly the figures that the app computes."""
 
 import math
 import subprocess
@@ -31,24 +31,24 @@ SHORTCUTS = {"scanner_from_embedding", "scanner_chance"} | {
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Examples:
-    """So many patients that every figure is defined."""
+    """A cohort with enough patients to define every figure."""
     return people(tmp_path_factory.mktemp("people"), 1500, loads=(0.0, 0.4))
 
 
 @pytest.fixture
 def logits(crowd: Examples) -> NDArray[np.float32]:
-    """Of a model that knows a little, with every probability in it."""
+    """Logits of a weak model that cover the whole range of probabilities."""
     chances = np.random.default_rng(1).uniform(0.001, 0.999, crowd.targets.shape)
     return (logit(chances) + 0.3 * np.nan_to_num(crowd.targets)).astype(np.float32)
 
 
-def test_rounds_report_what_the_table_names(crowd: Examples, logits: NDArray[np.float32]) -> None:
+def test_training_figures_match_the_allowlist(crowd: Examples, logits: NDArray[np.float32]) -> None:
     found = figures.round_figures(logits, crowd.targets, min_patients=10)
     assert set(FIGURES["train"]) == {LOSS, EPSILON, *found}
-    assert FIGURES["train.head"] == {}  # `fine_tune_site` tells no figure
+    assert FIGURES["train.head"] == {}  # `fine_tune_site` reports no figure
 
 
-def test_calibration_reports_what_the_table_names(crowd: Examples, logits: NDArray[np.float32]) -> None:
+def test_calibration_figures_match_the_allowlist(crowd: Examples, logits: NDArray[np.float32]) -> None:
     found = figures.calibration_figures(logits, crowd.targets, min_patients=10)
     assert all(FIGURES["evaluate.calibrate"][name].low <= value for name, value in found.items())
     assert all(value <= FIGURES["evaluate.calibrate"][name].high for name, value in found.items())
@@ -59,7 +59,7 @@ def test_calibration_reports_what_the_table_names(crowd: Examples, logits: NDArr
     assert set(FIGURES["evaluate.calibrate"]) == set(found)
 
 
-def test_tests_report_what_the_table_names(
+def test_test_figures_match_the_allowlist(
     crowd: Examples, logits: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discrimination, "BOOTSTRAPS", 5)
@@ -74,13 +74,13 @@ def test_tests_report_what_the_table_names(
         assert type(value) is (int if table[name].counts is not None else float)
 
 
-def test_every_kind_but_the_handshake_has_a_weight() -> None:
+def test_every_kind_except_the_handshake_has_a_number_of_examples() -> None:
     assert set(EXAMPLES_OF) == set(FIGURES) - {"query.handshake"}
     assert FIGURES["query.handshake"] == FIGURES["evaluate.embed"] == {}
     assert len(FIGURES["evaluate.assign"]) == metric_allowlist.MAX_PROBED
 
 
-def test_every_figure_has_a_range_and_patients_behind_it() -> None:
+def test_every_figure_has_a_range_and_a_known_patient_group() -> None:
     assert (metric_allowlist.LABELS, metric_allowlist.BINS, metric_allowlist.APPEARANCE_SIZE) == (
         LABELS,
         BINS,
@@ -98,7 +98,7 @@ def test_every_figure_has_a_range_and_patients_behind_it() -> None:
                 assert SPLITS[figure.split] == (EXAMPLES_OF[kind],)
 
 
-def test_the_audit_is_over_more_than_the_test_patients() -> None:
+def test_audit_figures_use_all_or_held_out_patients() -> None:
     table = FIGURES["evaluate.test"]
     assert {name for name, figure in table.items() if figure.split == "all"} == {
         name for name in SHORTCUTS if "outside" not in name
@@ -108,7 +108,7 @@ def test_the_audit_is_over_more_than_the_test_patients() -> None:
     }
 
 
-def test_the_gateways_table_brings_no_heavy_library() -> None:
+def test_allowlist_imports_no_heavy_library() -> None:
     heavy = "{'torch', 'sklearn', 'scipy', 'numpy'}"
     code = f"import sys; import {metric_allowlist.__name__}; print(*{heavy} & set(sys.modules))"
     root = Path(metric_allowlist.__file__).parents[2]

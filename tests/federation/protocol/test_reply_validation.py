@@ -1,4 +1,4 @@
-"""What a reply must be; the faults are those that poison or end a run with Flower's own aggregation."""
+"""Tests of reply validation. The faults are those that corrupt or end a run with Flower's own aggregation."""
 
 import io
 import math
@@ -74,7 +74,7 @@ def with_array(array: Array, record: str = "arrays", name: str = "a.weight") -> 
 
 
 def labelled(data: bytes, like: np.ndarray = ARRAYS["a.weight"]) -> Array:
-    """Bytes under the label of an honest array."""
+    """Arbitrary bytes labelled as a valid array."""
     return Array(dtype=str(like.dtype), shape=like.shape, stype="numpy.ndarray", data=data)
 
 
@@ -89,26 +89,26 @@ def npz(array: np.ndarray) -> bytes:
 
 
 def npy_claiming(shape: str) -> bytes:
-    """An honest file whose header claims another shape, of the same length in characters."""
+    """A valid file whose header claims another shape. The header has the same length."""
     data = npy(np.zeros((4, 3), np.float32))
     return data.replace(b"(4, 3), }      ", f"{shape}, }}".encode().ljust(15))
 
 
-def test_an_honest_reply_passes():
+def test_valid_reply_is_accepted():
     assert code(records()) is None
 
 
-def test_without_buffers_in_the_model_a_reply_has_none():
+def test_model_without_buffers_expects_no_buffers_in_the_reply():
     expected = Expected(ARRAYS, {}, EXPECTED.metrics, 1000)
     assert validate(answer(without(records(), "buffers")), expected) is None
     assert validate(answer(records()), expected).code == "E_REPLY_RECORDS"
 
 
-def test_a_site_with_few_patients_may_leave_a_figure_out():
+def test_figure_may_be_missing():
     assert code(without(records(), "metrics", "auroc")) is None
 
 
-def test_values_that_may_look_odd_but_are_honest_pass():
+def test_unusual_but_valid_values_are_accepted():
     assert code(records(buffers={"n.running_var": np.zeros(3, np.float32)})) is None
     assert code(records(arrays={"a.weight": np.asfortranarray(ARRAYS["a.weight"])})) is None
     assert code(records(metrics={"loss": 1000.0, "auroc": 0, "num-examples": 1})) is None
@@ -187,13 +187,13 @@ def test_fault_is_refused_with_its_code(fault):
     assert code(content()) == expected_code
 
 
-def test_the_claimed_shape_is_really_in_the_header():
-    """The fault above has to be read as far as the shape; otherwise it would test a broken header."""
+def test_forged_shape_is_read_from_the_header():
+    """The fault above is only useful if its header is valid up to the shape."""
     with pytest.raises(ValueError, match="EOF"):
         np.load(io.BytesIO(npy_claiming("(4, 9999999)")), allow_pickle=False)
 
 
-def test_silence_and_double_answers_do_not_count():
+def test_missing_and_duplicate_replies_are_refused():
     assert sift([], [7], EXPECTED, {}, figures).refused == {7: "E_SITE_MISSING"}
     once = sift([answer(records())], [7], EXPECTED, {}, figures)
     assert (list(once.valid), once.refused) == ([7], {})
@@ -208,7 +208,7 @@ def test_silence_and_double_answers_do_not_count():
         ("E_TOO_FEW", "E_TOO_FEW"),
         ("E_TOO_FEW: 3 patients, one of them DOE^JOHN", "E_TOO_FEW"),
         ("E_TOO_FEW_PATIENTS\nTraceback", "E_TOO_FEW_PATIENTS"),
-        ("W_TILT", "E_SITE_FAILED"),  # accepted and flagged, and no failure
+        ("W_TILT", "E_SITE_FAILED"),  # a warning, not a failure
         ("E_DOE_JOHN", "E_SITE_FAILED"),
         ("E_TOO_FEW_PATIENTS_DOE_JOHN", "E_SITE_FAILED"),
         ("<class 'ValueError'>: cannot read /data/DOE^JOHN", "E_SITE_FAILED"),
@@ -223,16 +223,16 @@ def test_silence_and_double_answers_do_not_count():
         (None, "E_SITE_FAILED"),
     ],
 )
-def test_of_an_error_only_a_code_is_passed_on(text, passed_on):
+def test_only_the_code_of_an_error_is_passed_on(text, passed_on):
     assert code_in(text) == passed_on
     assert refusal_code(answer(Error(2, text)), EXPECTED) == passed_on
 
 
-def test_validate_does_not_let_an_error_pass():
+def test_validate_refuses_an_error_message():
     assert validate(answer(Error(2, "E_TOO_FEW")), EXPECTED).code == "E_SITE_FAILED"
 
 
-def test_update_norm_counts_all_tensors_but_counters():
+def test_update_norm_excludes_counters():
     old = {"w": np.zeros((2, 2), np.float32), "n.num_batches_tracked": np.asarray(0)}
     new = {"w": np.asarray([[3, 0], [0, 4]], np.float32), "n.num_batches_tracked": np.asarray(10**6)}
     assert update_norm(new, old) == 5.0
@@ -248,30 +248,30 @@ def test_update_norm_does_not_overflow_in_single_precision():
     [
         ([1.0, 1.2, 9.9], 2.4),
         ([1.0, 1.2, 1e6, 1e6], 2.4),  # the plain median would be 5e5
-        ([1.0, 99.0], 2.0),  # who of two is right? neither may replace the model
+        ([1.0, 99.0], 2.0),  # with two sites, the smaller norm decides: neither may replace the model
         ([0.0, 1.0], 0.0),
-        ([150.0, 160.0], 200.0),  # both are far too long for a model of length 100
+        ([150.0, 160.0], 200.0),  # both are too large for a model of norm 100
         ([150.0, 160.0, 170.0], 320.0),
         ([1e6], 200.0),
         ([0.0, 0.0, 5.0], 0.0),
         ([], 200.0),
     ],
 )
-def test_longest(norms, bound):
+def test_update_length_limit_uses_the_median_and_the_model_norm(norms, bound):
     assert longest(norms, 2.0, model_norm=100.0) == bound
 
 
-def test_a_model_of_zeros_sets_no_bound():
+def test_zero_model_sets_no_limit():
     assert longest([5.0], 2.0, model_norm=0.0) == 10.0
     assert longest([], 2.0, model_norm=0.0) == math.inf
 
 
-def test_length_leaves_counters_out():
+def test_length_excludes_counters():
     assert length({"w": np.asarray([3, 4], np.float32), "n.num_batches_tracked": np.asarray(10**6)}) == 5.0
     assert length({}) == 0.0
 
 
-# --- ledgers -----------------------------------------------------------------------------------------------
+# --- ledger heads ------------------------------------------------------------------------------------------
 
 HEAD = LedgerHead("0a" * 32, 17)
 
@@ -281,7 +281,7 @@ def with_head(**record) -> RecordDict:
     return RecordDict({**records(), "ledger": ConfigRecord({k: v for k, v in content.items() if v is not None})})
 
 
-def test_a_reply_may_tell_how_the_ledger_ends():
+def test_reply_may_contain_the_ledger_head():
     assert code(with_head()) is None
     assert ledger_head(answer(with_head())) == HEAD
     assert ledger_head(answer(records())) == NO_HEAD
@@ -306,12 +306,12 @@ def test_a_reply_may_tell_how_the_ledger_ends():
         {"lines": [17]},
     ],
 )
-def test_what_is_no_head_is_refused(record):
+def test_malformed_ledger_head_is_refused(record):
     assert code(with_head(**record)) == "E_REPLY_LEDGER"
     assert ledger_head(answer(with_head(**record))) is None
 
 
-def test_a_ledger_of_another_kind_is_refused():
+def test_ledger_record_of_another_type_is_refused():
     assert code(RecordDict({**records(), "ledger": MetricRecord({"lines": 1})})) == "E_REPLY_LEDGER"
 
 
@@ -321,18 +321,18 @@ def test_a_ledger_of_another_kind_is_refused():
         (NO_HEAD, HEAD, None),
         (HEAD, HEAD, None),
         (HEAD, LedgerHead("0b" * 32, 18), None),
-        (HEAD, LedgerHead("0b" * 32, 17), "E_REPLY_LEDGER_CUT"),  # as long, and another
+        (HEAD, LedgerHead("0b" * 32, 17), "E_REPLY_LEDGER_CUT"),  # same length, other content
         (HEAD, LedgerHead("0b" * 32, 16), "E_REPLY_LEDGER_CUT"),
         (HEAD, NO_HEAD, "E_REPLY_LEDGER_CUT"),
         (NO_HEAD, NO_HEAD, None),
     ],
 )
-def test_a_ledger_only_grows(last, now, expected_code):
+def test_ledger_that_does_not_grow_is_refused(last, now, expected_code):
     content = records() if now == NO_HEAD else with_head(head=now.head, lines=now.lines)
     assert refusal_code(answer(content), EXPECTED, last) == expected_code
 
 
-def test_sifting_takes_heads_of_single_answers_that_go_on():
+def test_sift_keeps_heads_of_single_replies_with_a_growing_ledger():
     def from_node(node: int, content) -> Message:
         reply = answer(content)
         reply.metadata.__dict__["_src_node_id"] = node
@@ -344,7 +344,7 @@ def test_sifting_takes_heads_of_single_answers_that_go_on():
         from_node(2, with_head()),
         from_node(2, with_head()),
         from_node(3, with_head(lines=1)),
-        from_node(9, with_head()),  # was not asked
+        from_node(9, with_head()),  # this node was not sampled
     ]
     sifted = sift(replies, [1, 2, 3, 4, 5], EXPECTED, {3: HEAD}, keep=figures)
     assert list(sifted.valid) == [1, 5]
@@ -352,8 +352,8 @@ def test_sifting_takes_heads_of_single_answers_that_go_on():
     assert sifted.heads == {1: HEAD, 5: HEAD}
 
 
-def test_figures_alone_may_be_asked_for():
-    """The final evaluation sends no arrays back."""
+def test_reply_may_consist_of_figures_only():
+    """In the final evaluation, sites return no arrays."""
     expected = Expected({}, {}, RANGES, 1000)
     reply = answer(RecordDict({"metrics": MetricRecord(METRICS)}))
     assert validate(reply, expected) is None
@@ -371,14 +371,14 @@ EMBEDDED = Expected({}, {}, {}, max_examples=1000, moments=MOMENTS)
 
 
 def embedded(**changed: np.ndarray | None) -> str | None:
-    """The code for moments of which some are others, or missing."""
+    """The refusal code for moments with changed or missing arrays."""
     moments = {name: array for name, array in (MOMENTS | changed).items() if array is not None}
     content = RecordDict({"moments": encode(moments), "metrics": MetricRecord({"num-examples": 30})})
     reason = validate(answer(content), EMBEDDED)
     return reason.code if reason else None
 
 
-def test_moments_of_embeddings_are_of_their_length_and_finite():
+def test_embedding_moments_must_be_finite_and_of_the_expected_shape():
     assert embedded() is None
     assert embedded(mean=-MOMENTS["mean"], variance=np.zeros(5, np.float32)) is None
     assert embedded(variance=-MOMENTS["variance"]) == "E_REPLY_VARIANCE"

@@ -1,4 +1,4 @@
-"""Studies, and the files that people edit."""
+"""Tests of the study settings and of the templates that people edit."""
 
 from pathlib import Path
 
@@ -32,18 +32,18 @@ def test_the_site_template_shows_the_defaults():
     assert site == plain
 
 
-def test_the_demo_study_is_valid_and_called_synthetic():
+def test_demo_study_is_valid_and_marked_synthetic():
     assert load_settings(FOLDER / "demo.toml", Study).study.synthetic
 
 
-def test_rounds_share_one_schedule():
+def test_rounds_share_one_training_schedule():
     study = load_settings(FOLDER / "demo.toml", Study)
     epochs = [study.schedule(number) for number in range(1, study.study.rounds + 1)]
     assert [e.first_epoch for e in epochs] == list(range(0, study.total_epochs, study.study.local_epochs))
     assert {e.total_epochs for e in epochs} == {study.total_epochs}
 
 
-def test_a_quorum_above_the_number_of_sites_is_refused(tmp_path):
+def test_quorum_above_the_number_of_sites_is_refused(tmp_path):
     path = tmp_path / "study.toml"
     path.write_text('[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 3\n')
     with pytest.raises(Refusal) as caught:
@@ -55,7 +55,7 @@ def test_a_quorum_above_the_number_of_sites_is_refused(tmp_path):
     ("per_round", "quorum", "says"),
     [(4, 2, "sites_per_round"), (2, 3, "quorum"), (-1, 2, "sites_per_round")],
 )
-def test_a_round_that_could_not_count_is_refused(tmp_path, per_round, quorum, says):
+def test_sites_per_round_must_allow_the_quorum(tmp_path, per_round, quorum, says):
     path = tmp_path / "study.toml"
     table = f'[study]\nname = "x"\nrounds = 1\nsites = 3\nsites_per_round = {per_round}\nquorum = {quorum}\n'
     path.write_text(table)
@@ -83,7 +83,7 @@ sample_rate = 0.1
 """
 
 
-def test_weights_travel_in_a_precision_that_there_is(tmp_path):
+def test_unknown_wire_precision_is_refused(tmp_path):
     path = tmp_path / "study.toml"
     text = '[study]\nname = "x"\nrounds = 1\nsites = 2\nquorum = 2\n[wire]\nprecision = "{}"\n'
     path.write_text(text.format("float16"))
@@ -100,16 +100,16 @@ def private_study(tmp_path, text=PRIVATE):
     return load_settings(path, Study)
 
 
-def test_a_round_of_a_private_study_is_charged_with_all_its_steps(tmp_path):
+def test_private_round_is_charged_for_all_its_steps(tmp_path):
     study = private_study(tmp_path)
     planned = study.private_round
     assert (planned.noise_multiplier, planned.sample_rate, planned.steps) == (1.5, 0.1, 30)
     assert planned.delta == study.privacy.delta
-    assert Study.model_validate_json(study.model_dump_json()) == study, "as it travels"
+    assert Study.model_validate_json(study.model_dump_json()) == study, "the settings survive JSON serialisation"
     assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0]).private_round is None
 
 
-def test_the_template_shows_a_valid_private_study(tmp_path):
+def test_study_template_shows_a_valid_private_study(tmp_path):
     text = (FOLDER / "study.toml").read_text()
     settings = text[text.index("# [privacy]") :].replace("# ", "", 1).replace("\n# ", "\n")
     assert private_study(tmp_path, PRIVATE.partition("[privacy]")[0] + settings).privacy.noise_multiplier == 1.5
@@ -126,7 +126,7 @@ def test_the_template_shows_a_valid_private_study(tmp_path):
         ("sample_rate = 0.1", "sample_rate = 0.1\nepsilon = 8", "epsilon"),
     ],
 )
-def test_what_does_not_go_together_in_a_private_study_is_refused(tmp_path, right, wrong, says):
+def test_invalid_settings_of_a_private_study_are_refused(tmp_path, right, wrong, says):
     with pytest.raises(Refusal) as caught:
         private_study(tmp_path, PRIVATE.replace(right, wrong))
     assert caught.value.code == "E_SETTINGS_KEY"

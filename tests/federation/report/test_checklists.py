@@ -1,4 +1,4 @@
-"""The reporting checklists: complete, honest, and made of the run."""
+"""Tests of the reporting checklists: they are complete and are filled only with facts of the run."""
 
 import re
 from typing import Any
@@ -17,7 +17,7 @@ def full() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bare() -> dict[str, Any]:
-    """Of a run that compared nothing, at one site that told nothing."""
+    """The checklists of a run without comparisons, at one site that reported nothing."""
     run = make_results(
         1,
         synthetic=False,
@@ -36,14 +36,14 @@ def items(checklist: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "last"), [("tripod_ai", 27), ("claim", 42)])
-def test_every_item_is_there_in_order(name, last):
+def test_every_item_is_present_in_order(name, last):
     numbers = [int(re.match(r"\d+", item["number"])[0]) for item in read(name)["items"]]
     assert sorted(set(numbers)) == list(range(1, last + 1))
     assert numbers == sorted(numbers)
 
 
 @pytest.mark.parametrize("name", CHECKLISTS)
-def test_what_a_run_cannot_know_is_left_to_the_authors(name, full):
+def test_items_that_a_run_cannot_answer_are_left_to_the_authors(name, full):
     for item in full[name]["items"]:
         assert (item["state"] == "authors") == (item["says"] == AUTHORS)
         assert (item["state"] == "in part") == ("The authors add" in item["says"])
@@ -51,11 +51,11 @@ def test_what_a_run_cannot_know_is_left_to_the_authors(name, full):
 
 
 @pytest.mark.parametrize("number", ["2", "3a", "5b", "8c", "17", "18a", "18b", "18d", "19", "25", "27c"])
-def test_ethics_funding_and_the_like_are_never_claimed(full, number):
+def test_ethics_and_funding_items_are_left_to_the_authors(full, number):
     assert items(full["tripod_ai"])[number]["state"] == "authors"
 
 
-def test_what_the_run_did_not_do_is_not_told(full, bare):
+def test_steps_that_the_run_did_not_do_are_not_reported(full, bare):
     for number in ("14", "20b", "23a", "23b", "24"):
         assert items(full["tripod_ai"])[number]["state"] == "in part"
     for number in ("14", "23a", "23b", "24"):
@@ -64,7 +64,7 @@ def test_what_the_run_did_not_do_is_not_told(full, bare):
         assert items(bare["claim"])[number]["state"] == "authors"
 
 
-def test_settings_of_the_run_stand_in_their_items(full):
+def test_items_show_the_settings_of_the_run(full):
     model = items(full["tripod_ai"])["12c"]["says"]
     assert "resnet18" in model
     assert "CenteredClip" in model
@@ -72,12 +72,12 @@ def test_settings_of_the_run_stand_in_their_items(full):
     assert "60 % training" in items(full["claim"])["20"]["says"]
 
 
-def test_synthetic_patients_are_named_where_data_are_asked_for(full, bare):
+def test_data_items_name_synthetic_patients(full, bare):
     for number in ("1", "5a", "26"):
         assert "SYNTHETIC" in items(full["tripod_ai"])[number]["says"]
         assert "SYNTHETIC" not in items(bare["tripod_ai"])[number]["says"]
 
 
-def test_the_counts_are_of_the_items(full):
+def test_counts_add_up_to_the_number_of_items(full):
     for checklist in full.values():
         assert sum(checklist["counts"].values()) == len(checklist["items"])

@@ -1,4 +1,4 @@
-"""What the report makes of a run's results."""
+"""Tests of the report's content, computed from the results of a run."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def model(name: str, kind: Kind, trained_at: list[str], figures: dict[str, Figur
 
 
 def run_of(*models: ModelFigures, **changes: Any) -> Results:
-    """A run at north, south and east with these models alone."""
+    """A run at north, south and east with only these models."""
     return make_results(["north", "south", "east"], models=list(models), **changes)
 
 
@@ -36,17 +36,17 @@ def at_north(**figures: float) -> Results:
     return run_of(model("federated", "federated", ["north"], {"north": {"num-examples": 40.0, **figures}}))
 
 
-def test_the_invented_run_tells_what_sites_may_tell_all_of_it_and_no_more():
+def test_example_run_has_exactly_the_allowed_figures():
     run = make_results(4)
     told = {name for figures in run.models[0].figures.values() for name in figures} - {"num-examples"}
     told |= {name for figures in run.audit.sites.values() for name in figures}
     allowed = set(FIGURES["evaluate.test"])
     assert not told - allowed
-    # Groups and bins with too few patients are absent, as they would be.
+    # As in a real run, groups and bins with too few patients are absent.
     assert all(name.startswith("count_") or "@" in name for name in allowed - told)
 
 
-def test_a_mean_over_sites_counts_them_alike_and_a_weighted_one_by_their_patients():
+def test_mean_is_unweighted_and_weighted_mean_uses_patient_numbers():
     found = spread({"north": 0.9, "south": 0.7, "east": None}, {"north": 10, "south": 30, "east": 99})
     assert found is not None
     assert (found["sites"], found["mean"]) == (2, pytest.approx(0.8))
@@ -54,24 +54,24 @@ def test_a_mean_over_sites_counts_them_alike_and_a_weighted_one_by_their_patient
     assert (found["lowest"]["site"], found["highest"]["site"]) == ("south", "north")
 
 
-def test_a_column_that_no_site_tells_has_no_spread():
+def test_column_without_values_has_no_spread():
     assert over_sites({"north": {"auroc": None}, "south": {"auroc": None}}) == {"auroc": None}
 
 
-def test_figures_that_are_not_finite_are_as_good_as_not_told():
+def test_non_finite_figures_are_treated_as_missing():
     told = content(at_north(auroc_severe=math.nan, prevalence_severe=math.inf, brier_severe=0.2))
     json.dumps(told, allow_nan=False)
     assert told["discrimination"]["severe"]["by_site"] == {}
     assert told["calibration"]["severe"]["by_site"]["north"]["brier"]["value"] == 0.2
 
 
-def test_generalisation_compares_at_the_same_other_sites():
+def test_generalisation_compares_models_at_the_same_other_sites():
     run = run_of(
         model("federated", "federated", ["north", "south", "east"], aurocs(north=0.8, south=0.9)),
         model("north alone", "local", ["north"], aurocs(north=0.75, south=0.6, east=0.2)),
     )
     found = comparison.generalisation(run)["severe"]
-    # The federated model has no figure at east, so the local one's there is not held against it.
+    # The federated model has no figure at east, so east is not compared.
     assert found["by_site"]["north"] == {
         "at_home": 0.75,
         "elsewhere": 0.6,
@@ -81,7 +81,7 @@ def test_generalisation_compares_at_the_same_other_sites():
     }
 
 
-def test_the_loss_of_a_site_is_what_the_full_federation_is_better_by_there():
+def test_leave_one_out_loss_is_full_minus_left_out_auroc():
     run = run_of(
         model("federated", "federated", ["north", "south", "east"], aurocs(north=0.8, south=0.9, east=0.7)),
         model("without south", "left_out", ["north", "east"], aurocs(north=0.8, south=0.65, east=0.7)),
@@ -92,7 +92,7 @@ def test_the_loss_of_a_site_is_what_the_full_federation_is_better_by_there():
     assert found["south"]["alone"] is None
 
 
-def test_cells_say_where_a_model_is_at_home_and_where_a_site_gave_it_nothing():
+def test_matrix_cells_mark_own_and_outside_sites():
     everywhere = aurocs(north=0.8, south=0.8, east=0.8)
     run = run_of(
         model("federated", "federated", ["north", "south"], everywhere),
@@ -108,7 +108,7 @@ def test_cells_say_where_a_model_is_at_home_and_where_a_site_gave_it_nothing():
     }
 
 
-def test_what_was_not_asked_for_is_told_apart_from_what_failed():
+def test_missing_models_are_marked_failed_not_asked_or_private():
     run = make_results(2)
     without = run.model_copy(update={"models": [each for each in run.models if each.kind != "local"]})
     assert [(each["kind"], each["why"]) for each in comparison.missing(without)] == [("local", "failed")]
@@ -117,7 +117,7 @@ def test_what_was_not_asked_for_is_told_apart_from_what_failed():
     assert {each["why"] for each in comparison.missing(make_results(2, private=True))} == {"private"}
 
 
-def test_treating_all_and_treating_none_are_what_a_decision_is_held_against():
+def test_net_benefit_is_compared_with_treat_all_and_treat_none():
     run = at_north(prevalence_severe=0.3, net_benefit_severe_10=0.25, net_benefit_severe_20=0.12)
     found = trust.decision(run)["severe"]
     # At 20 % a false positive weighs a quarter of a true one: 0.3 - 0.7 / 4.
@@ -125,7 +125,7 @@ def test_treating_all_and_treating_none_are_what_a_decision_is_held_against():
     assert found["better"] == {"10": {"sites": 1, "of": 1}, "20": {"sites": 0, "of": 1}}
 
 
-def test_predictive_values_are_those_at_the_sites_own_prevalence():
+def test_predictive_values_use_the_prevalence_of_the_site():
     run = at_north(prevalence_severe=0.25, sens_at_rule_out_severe=0.9, spec_at_rule_out_severe=0.8)
     row = trust.operating_points(run)["severe"]["by_site"]["north"]
     assert row["positive_predictive_value_at_rule_out"] == pytest.approx(0.225 / (0.225 + 0.15))
@@ -133,27 +133,27 @@ def test_predictive_values_are_those_at_the_sites_own_prevalence():
     assert row["sensitivity_at_rule_in"] is None
 
 
-def test_a_threshold_that_calls_nobody_has_no_positive_predictive_value():
+def test_no_positive_predictive_value_without_positive_calls():
     run = at_north(prevalence_severe=0.25, sens_at_rule_in_severe=0.0, spec_at_rule_in_severe=1.0)
     assert trust.operating_points(run)["severe"]["by_site"]["north"]["positive_predictive_value_at_rule_in"] is None
 
 
-def test_the_brier_score_stands_beside_that_of_telling_everyone_the_prevalence():
+def test_brier_score_is_shown_with_the_brier_score_of_the_prevalence():
     row = trust.calibration(at_north(brier_severe=0.2, prevalence_severe=0.4))["severe"]["by_site"]["north"]
     assert row["brier_of_prevalence"] == pytest.approx(0.24)
 
 
-def test_a_group_that_a_site_does_not_tell_is_none_and_not_zero():
+def test_subgroup_without_a_figure_is_none_not_zero():
     found = trust.subgroups(at_north(**{"auroc_severe@female": 0.8}))["severe"]["sex"]
     assert found["female"]["by_site"]["north"]["value"] == 0.8
     assert found["male"] == {"by_site": {"north": None, "south": None, "east": None}, "over_sites": None}
 
 
-def test_baselines_need_more_than_the_model_itself():
+def test_model_without_baselines_has_no_comparison():
     assert trust.baselines(at_north(auroc_severe=0.8))["severe"]["by_site"] == {}
 
 
-def test_a_lost_round_has_its_cost_and_no_figures():
+def test_lost_round_has_costs_but_no_figures():
     run = make_results(3, rounds=6, lost=[4])
     learnt = conduct.learning(run)
     assert [entry["round"] for entry in learnt if entry["mean_train_loss"] is None] == [4]
@@ -163,7 +163,7 @@ def test_a_lost_round_has_its_cost_and_no_figures():
     assert costs["rounds"][3]["seconds"] > costs["medians"]["seconds"]
 
 
-def test_absences_are_told_by_code_with_their_meaning():
+def test_absences_are_grouped_by_code_with_meaning_and_remedy():
     history = [
         {"step": "test", "sites": ["south"], "refused": {"north": "E_SITE_MISSING"}},
         {"step": "audit", "sites": ["south"], "refused": {"north": "E_SITE_MISSING", "east": "E_FROM_TOMORROW"}},
@@ -175,14 +175,14 @@ def test_absences_are_told_by_code_with_their_meaning():
     assert (unknown["code"], unknown["says"]) == ("E_FROM_TOMORROW", "")
 
 
-def test_a_flag_brings_its_remedy():
+def test_flag_has_its_remedy():
     audit = Audit(probe=None, sites={}, flags=[Flag(code="E_UPDATE_NORM", site="north", says="it is large")])
     (flag,) = conduct.audit(make_results(2, audit=False).model_copy(update={"audit": audit}))["flags"]
     assert (flag["site"], flag["found"]) == ("north", "it is large")
     assert flag["remedy"] == UPDATE_NORM.remedy
 
 
-def test_epsilon_is_the_last_that_each_site_told_and_the_largest_of_all():
+def test_epsilon_is_the_last_per_site_and_the_largest_overall():
     run = make_results(2, private=True, rounds=9, lost=[])
     about = overview.about(run)
     told = [about["sites"][site]["epsilon"] for site in ("north", "south")]
@@ -190,7 +190,7 @@ def test_epsilon_is_the_last_that_each_site_told_and_the_largest_of_all():
     assert told[0] == pytest.approx(0.4 * math.sqrt(9))
 
 
-def test_patients_together_are_told_where_histograms_left_and_say_how_many_they_are():
+def test_pooled_figures_use_sites_with_histograms_and_state_their_share():
     run = make_results(2)
     assert pooled_patients.pooled(run)["severe"]["share"] == 1
     one_tells = run.model_copy(deep=True)
@@ -201,7 +201,7 @@ def test_patients_together_are_told_where_histograms_left_and_say_how_many_they_
     assert pooled_patients.pooled(make_results(2, histograms=False))["severe"] is None
 
 
-def test_a_run_without_anything_still_has_content():
+def test_empty_run_has_content():
     empty = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
     told = content(empty)
     assert told["about"]["sites"] == {}
@@ -209,7 +209,7 @@ def test_a_run_without_anything_still_has_content():
     assert told["calibration"]["severe"] == {"learnt": None, "band": [], "by_site": {}, "over_sites": {}}
 
 
-def test_the_calibration_that_all_sites_agreed_on_is_told():
+def test_shared_calibration_is_reported():
     run = make_results(2, calibration={"severe": Platt(slope=0.5, intercept=-1)})
     found = trust.calibration(run)
     assert found["severe"]["learnt"] == {"slope": 0.5, "intercept": -1}
@@ -217,7 +217,7 @@ def test_the_calibration_that_all_sites_agreed_on_is_told():
     assert found["pcr_positive"]["learnt"] is None
 
 
-def test_the_band_is_that_of_a_probability_as_it_is_told():
+def test_calibration_band_surrounds_each_reported_probability():
     run = make_results(2, calibration={"severe": Platt(slope=0.5, intercept=-1, covariance=(0.02, 0, 0.04))})
     found = trust.calibration(run)["severe"]["band"]
     assert [each["told"] for each in found] == [0.1, 0.3, 0.5, 0.7]

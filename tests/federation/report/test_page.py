@@ -1,4 +1,4 @@
-"""The page: whole in itself, true to report.json, safe with any name, readable with little and with much in it."""
+"""Tests of the report page: self-contained, consistent with report.json, safe with any name, for any run size."""
 
 import json
 import re
@@ -21,7 +21,7 @@ HOSTILE = ['<script>alert("1")</script>', "\u202egnp.exe", "$x_1$ & 'sons'", "a"
 
 
 class Reader(HTMLParser):
-    """What a browser would make of the page: tags with attributes, table cells, running text."""
+    """The page as a browser parses it: tags with attributes, table cells, text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def full(page: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def bare() -> Reader:
-    """The page of a run that nothing was asked of, with one site that told nothing."""
+    """The page of a run without optional evaluations, with one site that reported nothing."""
     without = {"local": False, "leave_one_out": False, "fine_tuned": False, "pooled": False, "audit": False}
     return Reader(page_of(make_results(1, **without, synthetic=False, models=[], operating_points={}, calibration={})))
 
@@ -86,7 +86,7 @@ def numbers(told: Any) -> Iterator[float]:
         yield told
 
 
-def test_nothing_comes_from_outside_and_nothing_runs(full):
+def test_page_loads_no_external_content_and_runs_no_script(full):
     for tag, attributes in full.tags:
         assert tag not in ("script", "link", "iframe", "object", "form")
         assert not any(name.startswith("on") for name in attributes)
@@ -96,19 +96,19 @@ def test_nothing_comes_from_outside_and_nothing_runs(full):
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_links_lead_to_the_sections_in_order(full):
+def test_links_point_to_the_sections_in_order(full):
     targets = [a["href"] for tag, a in full.tags if tag == "a"]
     assert targets == [f"#{name}" for name in SECTIONS]
     assert [a["id"] for tag, a in full.tags if tag == "h2"] == list(SECTIONS)
 
 
-def test_every_figure_says_what_is_to_be_seen(full):
+def test_every_image_has_an_alternative_text(full):
     images = [a for tag, a in full.tags if tag == "img"]
     assert len(images) == 12
     assert all(a["alt"] for a in images)
 
 
-def test_every_number_of_the_tables_is_in_the_json(run, full):
+def test_every_number_in_the_tables_is_in_the_json(run, full):
     shown = {text for value in numbers(content(run)) for text in (f"{value:.2f}", f"{value:+.2f}")}
     found = [n for each in full.cells for n in re.findall(r"(?<![\d.])[+−]?\d+\.\d\d(?!\d)(?! GB)", each)]
     assert len(found) > 300
@@ -121,23 +121,23 @@ def test_means_over_sites_are_called_means(full):
     assert "not the AUROC of all patients together" in text
 
 
-def test_synthetic_data_cannot_be_overlooked(page, full, bare):
+def test_synthetic_data_is_marked_at_the_top_and_on_every_printed_page(page, full, bare):
     assert full.text.index("SYNTHETIC DATA") < full.text.index("How to read it")
     assert ("p", {"class": "synthetic"}) in full.tags
     assert "SYNTHETIC" not in bare.text
     assert '@top-center { content: "SYNTHETIC' in page
 
 
-def test_a_group_with_too_few_patients_is_told_as_that(full):
+def test_group_with_too_few_patients_is_shown_as_too_few(full):
     assert "too few" in full.cells
 
 
-def test_each_refusal_is_told_with_its_meaning(full):
+def test_each_refusal_is_shown_with_its_meaning(full):
     assert "E_SITE_MISSING" in full.cells
     assert any("did not answer in time" in each for each in full.cells)
 
 
-def test_a_run_with_little_in_it_says_why_and_how_to_ask(bare):
+def test_page_of_a_small_run_says_what_is_missing_and_how_to_enable_it(bare):
     text = " ".join(bare.text.split())
     for key in ("local_models", "leave_one_out", "fine_tune", "pooled", "shortcut_audit"):
         assert f"{key} = true under [evaluation]" in text
@@ -147,11 +147,11 @@ def test_a_run_with_little_in_it_says_why_and_how_to_ask(bare):
     assert "nan" not in bare.text
 
 
-def test_a_run_without_sites_or_rounds_has_a_page():
+def test_run_without_sites_or_rounds_has_a_page():
     assert "No round was held." in page_of(NOTHING)
 
 
-def test_names_are_text_whatever_they_hold():
+def test_hostile_names_are_escaped():
     page = page_of(
         make_results(HOSTILE, run="</title><x>", local=False, leave_one_out=False, fine_tuned=False, histograms=False)
     )
@@ -164,18 +164,18 @@ def test_names_are_text_whatever_they_hold():
     assert "</title><x>" in found.text
 
 
-def test_with_a_hundred_sites_the_page_stays_short():
+def test_page_stays_short_with_a_hundred_sites():
     run = make_results(100, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
     page = page_of(run)
     found = Reader(page)
     rows = len([tag for tag, _ in found.tags if tag == "tr"])
-    assert rows < 100 + 250  # a row for each site once, and the checklists
+    assert rows < 100 + 250  # one row per site, plus the checklists
     assert len(page) < 2_000_000
     assert "hospital-100 alone" not in found.text
     assert "hospital-100" in found.text
 
 
-def test_of_many_sites_it_is_told_who_was_asked_who_counted_and_that_models_are_a_sample():
+def test_page_shows_sampled_and_counted_sites_and_that_models_are_a_sample():
     run = make_results(30, rounds=2, lost=(), leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
     names = sorted(run.sites)
     rounds = [
@@ -204,7 +204,7 @@ def test_of_many_sites_it_is_told_who_was_asked_who_counted_and_that_models_are_
     assert any("Which site counted" in (attributes.get("alt") or "") for _, attributes in found.tags)
 
 
-def test_with_many_sites_the_lowest_stand_first():
+def test_many_sites_are_sorted_by_ascending_auroc():
     run = make_results(30, local=False, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
     values = {site: figures["auroc_severe"] for site, figures in run.models[0].figures.items()}
     text = Reader(page_of(run)).text
@@ -213,32 +213,32 @@ def test_with_many_sites_the_lowest_stand_first():
     assert places == sorted(places)
 
 
-def test_who_took_part_is_drawn_where_somebody_did_not():
+def test_participation_is_drawn_only_if_a_site_missed_a_round():
     everybody = {"rounds": [1, 2], "by_site": {"north": ["counted"] * 2, "south": ["counted"] * 2}}
     assert figures_many.participation(everybody) is None
     assert figures_many.participation({"rounds": [1], "by_site": {"north": ["counted"], "south": [None]}})
 
 
-def test_the_same_run_gives_the_same_bytes(run):
+def test_same_run_gives_the_same_bytes(run):
     cells = content(run)["discrimination"]["severe"]["by_site"]
     assert figures.aurocs(cells) == figures.aurocs(cells)
     assert page_of(NOTHING) == page_of(NOTHING)
 
 
-def test_page_and_numbers_are_written_beside_each_other(tmp_path: Path):
+def test_page_and_json_are_written_to_the_same_folder(tmp_path: Path):
     written = write_report(NOTHING, tmp_path / "new" / "report")
     assert written.page.parent == written.numbers.parent == tmp_path / "new" / "report"
     assert json.loads(written.numbers.read_text()) == json.loads(json.dumps(content(NOTHING)))
     assert sorted(path.name for path in written.page.parent.iterdir()) == ["report.html", "report.json"]
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
+def test_folder_that_cannot_be_created_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match="E_REPORT_WRITE"):
         write_report(NOTHING, tmp_path / "file" / "report")
 
 
-def test_numbers_are_shown_alike():
+def test_numbers_are_formatted_consistently():
     assert cell(None) == "–"
     assert cell(-0.004) == "0.00"
     assert cell(-0.25, "signed") == "−0.25"

@@ -1,4 +1,4 @@
-"""What is launched for which files, what is noted of it, and what happens as it ends. No server."""
+"""Tests of launching runs: planning from study files, run notes, and the end of a run. No server is started."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ STUDY = '[study]\nname = "trial"\nrounds = 2\nsites = 3\nquorum = 2\nseeds = [3,
 
 
 class Server:
-    """A server that takes every run and ends it as it is told to."""
+    """A stand-in for the server: accepts every run and ends it as `ends` says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.folder, self.submitted, self.stopped = folder, [], []
@@ -51,7 +51,7 @@ def study_file(folder: Path, text: str = STUDY, name: str = "study.toml") -> Pat
     return folder / name
 
 
-def test_one_run_for_each_file_and_seed(tmp_path):
+def test_one_run_is_planned_for_each_file_and_seed(tmp_path):
     plain = study_file(tmp_path, STUDY.replace("seeds = [3, 4]", "seed = 9"), "plain.toml")
     planned = plan([study_file(tmp_path), plain])
     assert [each.study.seed for each in planned] == [3, 4, 9]
@@ -68,20 +68,20 @@ def test_one_run_for_each_file_and_seed(tmp_path):
         ('"FedProx"', '"Bulyan"\noptions = {num_malicious_nodes = 1}', "E_STRATEGY_SITES", "7"),
     ],
 )
-def test_every_file_is_looked_at_before_anything_starts(tmp_path, server, right, wrong, code, says):
+def test_every_file_is_checked_before_a_run_starts(tmp_path, server, right, wrong, code, says):
     good, bad = study_file(tmp_path, name="good.toml"), study_file(tmp_path, STUDY.replace(right, wrong))
     with pytest.raises(Refusal, match=f"{code}: .*{says}"):
         launch_all(plan([good, bad]), tmp_path, print)
     assert server.submitted == []
 
 
-def test_a_wrong_strategy_is_found_by_the_file_that_names_it(tmp_path):
+def test_unknown_strategy_is_refused_with_the_name_of_its_file(tmp_path):
     with pytest.raises(Refusal) as caught:
         plan([study_file(tmp_path, STUDY.replace("FedProx", "FedPorx"))])
     assert str(tmp_path / "study.toml") in caught.value.private
 
 
-def test_a_strategy_needs_its_replies_from_the_sites_that_a_round_asks(tmp_path):
+def test_strategy_minimum_is_checked_against_sites_per_round(tmp_path):
     text = STUDY.replace("sites = 3\n", "sites = 9\nsites_per_round = 4\n").replace('"FedProx"', '"Krum"')
     wrong = study_file(tmp_path, text + "options = { num_malicious_nodes = 1 }\n")
     with pytest.raises(Refusal, match="E_STRATEGY_SITES"):
@@ -89,7 +89,7 @@ def test_a_strategy_needs_its_replies_from_the_sites_that_a_round_asks(tmp_path)
     assert plan([study_file(tmp_path, wrong.read_text().replace("round = 4", "round = 5"))])
 
 
-def test_a_folder_of_sites_is_as_good_as_each_of_them(tmp_path, monkeypatch):
+def test_folder_of_sites_is_expanded_to_its_sites(tmp_path, monkeypatch):
     played = []
     monkeypatch.setattr(launch, "simulation_server", lambda server, sites: played.append(sites))
     for name in ("b", "a"):
@@ -101,7 +101,7 @@ def test_a_folder_of_sites_is_as_good_as_each_of_them(tmp_path, monkeypatch):
     assert played == [[one, tmp_path / "sites" / "b"], [one, tmp_path / "absent"]]
 
 
-def test_runs_of_one_command_are_a_group(tmp_path, server):
+def test_runs_of_one_command_form_a_group(tmp_path, server):
     said, began = [], []
     done = launch_all(plan([study_file(tmp_path)]), tmp_path, said.append, began=began.append)
     assert [seed for _, seed in server.submitted] == [3, 4]
@@ -116,24 +116,24 @@ def test_runs_of_one_command_are_a_group(tmp_path, server):
     assert not any("not for people" in line for line in said)
 
 
-def test_a_single_run_is_of_the_group_that_is_named_or_of_none(tmp_path, server):
+def test_single_run_has_only_the_group_that_is_given(tmp_path, server):
     for group in ("", "mine"):
         (done,) = launch_all([study()], tmp_path, print, group=group)
         assert read_note(tmp_path / "runs" / done.run).group == group
 
 
-def test_a_run_that_fails_is_the_last_of_its_group(tmp_path, server):
+def test_failed_run_ends_its_group(tmp_path, server):
     server.ends, said = ["finished:failed"], []
     with pytest.raises(Refusal, match="E_RUN_FAILED") as caught:
         launch_all(plan([study_file(tmp_path)]), tmp_path, said.append)
-    assert "not for people" in caught.value.private, "the end of the server's log, on the server's own screen"
+    assert "not for people" in caught.value.private, "the operator of the server sees the end of its log"
     assert len(server.submitted) == 1
     assert said[-1] == "1 of the group's 2 runs were not started"
     (name,) = run_names(tmp_path)
     assert read_note(tmp_path / "runs" / name).ended == "failed"
 
 
-def test_ctrl_c_stops_the_run_and_says_how_to_go_on(tmp_path, server):
+def test_ctrl_c_stops_the_run_and_shows_how_to_resume(tmp_path, server):
     server.ends, said = [KeyboardInterrupt()], []
     with pytest.raises(KeyboardInterrupt):
         launch_all([study()], tmp_path, said.append)
@@ -143,7 +143,7 @@ def test_ctrl_c_stops_the_run_and_says_how_to_go_on(tmp_path, server):
     assert read_note(tmp_path / "runs" / name).ended == "stopped"
 
 
-def test_a_resumed_run_goes_on_under_its_name(tmp_path, server):
+def test_resumed_run_keeps_its_name(tmp_path, server):
     write_run(tmp_path, "trial-a", ended="stopped", group="seeds", run_id=5)
     assert resume("trial-a", tmp_path, print).run == "trial-a"
     assert server.submitted == [("trial-a", 1)]
@@ -151,7 +151,7 @@ def test_a_resumed_run_goes_on_under_its_name(tmp_path, server):
     assert (note.run_id, note.ended, note.group) == (71, "completed", "seeds")
 
 
-def test_a_run_that_is_under_way_is_not_resumed(tmp_path, server, monkeypatch):
+def test_running_run_is_not_resumed(tmp_path, server, monkeypatch):
     write_run(tmp_path, "trial-a", ended=None, run_id=5)
     monkeypatch.setattr(launch, "state", lambda *_: "running")
     with pytest.raises(Refusal, match="E_RUN_UNDER_WAY"):
@@ -159,21 +159,21 @@ def test_a_run_that_is_under_way_is_not_resumed(tmp_path, server, monkeypatch):
     assert server.submitted == []
 
 
-def test_a_run_is_followed_to_its_end_or_told_how_it_ended(tmp_path, server, monkeypatch):
+def test_follow_waits_for_the_end_or_reports_how_the_run_ended(tmp_path, server, monkeypatch):
     write_run(tmp_path, "trial-a", ended=None, run_id=5)
     said = []
     with monkeypatch.context() as patch:
         patch.setattr(launch, "state", lambda *_: "running")
         assert follow("trial-a", tmp_path, said.append).run == "trial-a"
     assert said == ["round 1 of 2"]
-    assert follow("trial-a", tmp_path, said.append).run == "trial-a", "it has ended now"
+    assert follow("trial-a", tmp_path, said.append).run == "trial-a", "the run has already ended"
     assert len(said) == 1
     write_run(tmp_path, "trial-b", ended="stopped")
     with pytest.raises(Refusal, match=r"E_RUN_FAILED: .*stopped"):
         follow("trial-b", tmp_path, said.append)
 
 
-def test_a_simulation_that_ended_before_it_could_be_asked_is_told_by_its_note(tmp_path, server, monkeypatch):
+def test_follow_reads_the_note_when_the_simulation_server_is_gone(tmp_path, server, monkeypatch):
     folder = write_run(tmp_path, "trial-a", ended=None, run_id=5)
     states = iter(["running", "completed"])
     monkeypatch.setattr(launch, "state", lambda *_: next(states))
@@ -186,7 +186,7 @@ def test_a_simulation_that_ended_before_it_could_be_asked_is_told_by_its_note(tm
     assert follow("trial-a", tmp_path, print).run == "trial-a"
 
 
-def test_a_server_that_goes_away_meanwhile_is_named(tmp_path, server, monkeypatch):
+def test_follow_reports_an_unreachable_server(tmp_path, server, monkeypatch):
     write_run(tmp_path, "trial-a", ended=None, run_id=5)
     monkeypatch.setattr(launch, "state", lambda *_: "running")
     server.ends = [Refusal(reasons.SERVER_UNREACHABLE, port=1)]
@@ -194,7 +194,7 @@ def test_a_server_that_goes_away_meanwhile_is_named(tmp_path, server, monkeypatc
         follow("trial-a", tmp_path, print)
 
 
-def test_only_a_run_that_is_under_way_can_be_stopped(tmp_path, server, monkeypatch):
+def test_only_a_running_run_can_be_stopped(tmp_path, server, monkeypatch):
     write_run(tmp_path, "trial-a", ended="completed")
     with pytest.raises(Refusal, match=r"E_RUN_ENDED: .*completed"):
         stop_run("trial-a", tmp_path)

@@ -1,4 +1,4 @@
-"""What is told of runs by their files, and of several side by side. All figures are invented."""
+"""Tests of listing runs from their files and of comparing runs. All figures are invented."""
 
 import json
 from pathlib import Path
@@ -19,24 +19,24 @@ from tests.helpers.run_files import entry, study, write_run
 
 
 def make(server: Path, name: str, *, seed: int = 1, group: str = "", sites: int = 2, number: int = 0, **changes):
-    """A completed run; its study, results and note belong together."""
+    """Write a completed run with matching study, results and note."""
     results = make_results(sites, seed=seed, **changes)
     results = results.model_copy(update={"run": name, "study": results.study.with_seed(seed)})
     write_run(server, name, number=number, of=results.study, history=results.history, group=group, results=results)
     return results
 
 
-def test_runs_are_listed_in_the_order_in_which_they_began(tmp_path):
+def test_runs_are_listed_in_order_of_their_start(tmp_path):
     write_run(tmp_path, "trial-b", number=1, history=[entry(1), entry(2)], ended="stopped", group="seeds")
     write_run(tmp_path, "trial-a", number=2)
     write_run(tmp_path, "trial-c", number=0)
     assert run_names(tmp_path) == ["trial-c", "trial-b", "trial-a"]
     line = list_lines(summaries(tmp_path))[1]
     assert line[:6] == ["trial-b", "stopped", "2 of 4", "CenteredClip", "1", "seeds"]
-    assert line[6] == "0.70", "the last round's"
+    assert line[6] == "0.70", "the figure of the last round"
 
 
-def test_a_run_that_cannot_be_read_hides_no_other(tmp_path):
+def test_unreadable_run_does_not_hide_other_runs(tmp_path):
     write_run(tmp_path, "trial-a")
     for name, file in (("trial-b", "study.json"), ("trial-c", "run.json"), ("trial-d", "history.json")):
         (write_run(tmp_path, name) / file).write_text("{")
@@ -45,7 +45,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(tmp_path):
     assert len(list_lines(summaries(tmp_path))) == 4
 
 
-def test_a_run_that_an_older_release_launched_has_no_note(tmp_path):
+def test_run_of_an_older_version_without_a_note_is_listed(tmp_path):
     folder = write_run(tmp_path, "trial-a")
     (folder / "run.json").unlink()
     assert summaries(tmp_path)[0]["state"] == "interrupted"
@@ -54,7 +54,7 @@ def test_a_run_that_an_older_release_launched_has_no_note(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trial-x", "../trial-a", "", "."])
-def test_a_wrong_name_is_answered_with_what_there_is(tmp_path, name):
+def test_unknown_name_is_refused_with_the_list_of_runs(tmp_path, name):
     write_run(tmp_path, "trial-a")
     with pytest.raises(Refusal, match="E_RUN_UNKNOWN") as caught:
         find_run(tmp_path, name)
@@ -72,7 +72,7 @@ def test_a_wrong_name_is_answered_with_what_there_is(tmp_path, name):
         (Refusal(NO_SERVER), "server down"),
     ],
 )
-def test_the_server_is_asked_for_a_run_whose_end_nobody_saw(tmp_path, monkeypatch, says, expected):
+def test_state_of_a_run_without_a_recorded_end_comes_from_the_server(tmp_path, monkeypatch, says, expected):
     asked = []
 
     def status(folder, run_id):
@@ -88,7 +88,7 @@ def test_the_server_is_asked_for_a_run_whose_end_nobody_saw(tmp_path, monkeypatc
     assert asked == [7]
 
 
-def test_a_run_is_shown_with_its_rounds_and_where_things_lie(tmp_path):
+def test_detail_shows_rounds_and_locations(tmp_path):
     refused = entry(2, sites=["north"], refused={"south": "E_SITE_MISSING"}, capped=["north"])
     lost = entry(3, sites=[], lost=True, lost_for="E_QUORUM", means={})
     history = [{"handshake": "first", "refused": {}}, entry(1), refused, lost]
@@ -106,7 +106,7 @@ def test_a_run_is_shown_with_its_rounds_and_where_things_lie(tmp_path):
     assert json.dumps(told)
 
 
-def test_final_figures_have_intervals_and_means_are_called_so(tmp_path):
+def test_final_table_has_intervals_and_labels_means(tmp_path):
     results = make(tmp_path, "trial-a")
     columns, lines = final_table(results)
     north, south = results.models[0].figures["north"], results.models[0].figures["south"]
@@ -120,7 +120,7 @@ def test_final_figures_have_intervals_and_means_are_called_so(tmp_path):
     assert detail(tmp_path, "trial-a")["final"]["release"] == results.release
 
 
-def test_many_sites_are_told_by_their_number_and_their_spread(tmp_path):
+def test_many_sites_are_summarised_by_number_and_spread(tmp_path):
     results = make_results(30, local=False, leave_one_out=False, fine_tuned=False, pooled=False, histograms=False)
     figures = results.models[0].figures
     counted, missed = sorted(figures)[:20], dict.fromkeys(sorted(figures)[20:26], "E_SITE_MISSING")
@@ -141,13 +141,13 @@ def test_many_sites_are_told_by_their_number_and_their_spread(tmp_path):
     assert len(rows) <= 4 * 6
 
 
-def test_results_of_another_version_are_refused_and_not_hidden(tmp_path):
+def test_results_of_another_format_version_are_refused(tmp_path):
     (write_run(tmp_path, "trial-a") / "results.json").write_text('{"format": 99}')
     with pytest.raises(Refusal, match="E_RESULTS"):
         detail(tmp_path, "trial-a")
 
 
-def test_seeds_of_a_group_are_one_column_with_mean_and_spread(tmp_path):
+def test_seeds_of_a_group_form_one_column_with_mean_and_deviation(tmp_path):
     found = [make(tmp_path, f"trial-{seed}", seed=seed, group="seeds", number=seed) for seed in (1, 2, 3)]
     make(tmp_path, "trial-4", seed=1, number=4)
     comparison = compare(tmp_path, ["seeds", "trial-4"])
@@ -163,7 +163,7 @@ def test_seeds_of_a_group_are_one_column_with_mean_and_spread(tmp_path):
     assert json.loads(json.dumps(comparison.to_json()))["columns"][0]["seeds"] == [1, 2, 3]
 
 
-def test_strategies_of_a_group_are_columns_of_their_own(tmp_path):
+def test_each_strategy_of_a_group_has_its_own_column(tmp_path):
     for seed in (1, 2):
         make(tmp_path, f"plain-{seed}", seed=seed, group="both", number=seed)
         results = make_results(2, seed=seed)
@@ -176,7 +176,7 @@ def test_strategies_of_a_group_are_columns_of_their_own(tmp_path):
     assert titles == ["both\nCenteredClip, 2 seeds", "both\nFedProx, 2 seeds"]
 
 
-def test_runs_of_different_questions_are_compared_with_a_warning(tmp_path):
+def test_runs_with_different_data_or_settings_give_a_warning(tmp_path):
     make(tmp_path, "trial-a", sites=2)
     other = make(tmp_path, "trial-b", sites=3, number=1, synthetic=False)
     said = [str(warning) for warning in compare(tmp_path, ["trial-a", "trial-b"]).warnings]
@@ -191,7 +191,7 @@ def test_runs_of_different_questions_are_compared_with_a_warning(tmp_path):
     assert "preprocessing" in str(warning)
 
 
-def test_what_is_not_complete_is_left_out_and_named(tmp_path):
+def test_incomplete_run_is_left_out_with_a_warning(tmp_path):
     make(tmp_path, "trial-a")
     write_run(tmp_path, "trial-b", number=1, ended="stopped")
     comparison = compare(tmp_path, ["trial-a", "trial-b"])
@@ -203,7 +203,7 @@ def test_what_is_not_complete_is_left_out_and_named(tmp_path):
         compare(tmp_path, ["trial-a", "seeds"])
 
 
-def test_progress_tells_rounds_sites_figures_and_the_time_left():
+def test_progress_shows_rounds_sites_figures_and_time_left():
     now = standing(study(rounds=10), [{"handshake": "first"}, entry(1), entry(2, seconds=60.0, sites=["north"])])
     assert (now.done, now.total) == (2, 10)
     assert now.text == (
@@ -214,11 +214,11 @@ def test_progress_tells_rounds_sites_figures_and_the_time_left():
     assert "left" not in standing(study(rounds=2), [entry(2)]).text
 
 
-def test_time_left_is_told_in_words_that_fit():
+def test_duration_is_formatted_in_suitable_units():
     assert [duration(seconds) for seconds in (9.6, 90, 3599, 7320)] == ["10 s", "2 min", "1 h 0 min", "2 h 2 min"]
 
 
-def test_progress_keeps_what_it_had_while_a_file_is_written(tmp_path):
+def test_progress_keeps_the_last_state_while_a_file_is_incomplete(tmp_path):
     progress = Progress(tmp_path)
     assert progress.now() is None
     folder = write_run(tmp_path, "trial-a", history=[entry(1)])

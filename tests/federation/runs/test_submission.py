@@ -1,4 +1,4 @@
-"""The app that travels, and how a run is submitted and watched, without a running server."""
+"""Tests of building the app and of submitting and watching a run, without a running server."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from models.refusal import Refusal
 
 
 class FakeControl:
-    """The calls of Flower's Control API that a run makes."""
+    """A stand-in for the calls of Flower's Control API that a run needs."""
 
     def __init__(self, *pieces: str) -> None:
         self.pieces = pieces
@@ -59,7 +59,7 @@ def simulation(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_same_app_gives_the_same_hash_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_hash_does_not_depend_on_its_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, sha256 = build_app()
     copy = shutil.copytree(submission.APP, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "fedthorax_app" / "__pycache__").mkdir()
@@ -72,7 +72,7 @@ def test_the_same_app_gives_the_same_hash_wherever_it_lies(tmp_path: Path, monke
     assert build_app()[1] != sha256
 
 
-def test_what_travels_is_a_shim_and_nothing_to_install() -> None:
+def test_app_is_a_small_shim_without_dependencies() -> None:
     with zipfile.ZipFile(io.BytesIO(build_app()[0])) as app:
         files = {name: app.read(name).decode() for name in app.namelist() if not name.startswith(".info/")}
     config = tomllib.loads(files.pop("pyproject.toml"))
@@ -82,7 +82,7 @@ def test_what_travels_is_a_shim_and_nothing_to_install() -> None:
     assert config["tool"]["flwr"]["app"]["config"] == {"study": "", "run": ""}
 
 
-def test_a_real_run_goes_to_the_enrolled_nodes(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_real_run_is_submitted_to_the_enrolled_nodes(tmp_path: Path, fake_control: FakeControl) -> None:
     init_server(tmp_path, port=free_port())
     study = '{"name": "a \'quoted\' \\"study\\"", "rounds": 2}\n'
     assert submit(tmp_path, {"study": study}) == 7
@@ -91,20 +91,20 @@ def test_a_real_run_goes_to_the_enrolled_nodes(tmp_path: Path, fake_control: Fak
     assert not fake_control.request.HasField("override_federation_config")
 
 
-def test_a_simulation_has_one_node_for_each_site(simulation: Path, fake_control: FakeControl) -> None:
+def test_simulation_has_one_node_per_site(simulation: Path, fake_control: FakeControl) -> None:
     submit(simulation, {})
     config = fake_control.request.override_federation_config
     assert config.num_supernodes == 3
     assert 1 <= config.init_args_num_cpus <= 3
 
 
-def test_each_line_is_given_once_however_the_log_arrives(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_each_log_line_is_given_once_however_it_is_split(tmp_path: Path, fake_control: FakeControl) -> None:
     lines: list[str] = []
     assert wait(tmp_path, 7, lines.append) == "finished:completed"
     assert lines == ["one", "two", "three"]
 
 
-def test_a_simulation_needs_sites_that_exist(tmp_path: Path) -> None:
+def test_simulation_without_existing_sites_is_refused(tmp_path: Path) -> None:
     odd = tmp_path / f"a{os.pathsep}b"
     odd.mkdir()
     for sites in ([], [tmp_path / "absent"], [odd]):
@@ -113,19 +113,18 @@ def test_a_simulation_needs_sites_that_exist(tmp_path: Path) -> None:
     assert not (tmp_path / "server").exists()
 
 
-def test_a_simulation_takes_nobody_elses_folder(tmp_path: Path, simulation: Path) -> None:
+def test_simulation_refuses_the_folder_of_another_server(tmp_path: Path, simulation: Path) -> None:
     init_server(tmp_path / "real", port=free_port())
     before = (tmp_path / "real" / "server.toml").read_text()
     with pytest.raises(Refusal, match="E_EXISTS"), simulation_server(tmp_path / "real", [tmp_path]):
         pass
     assert (tmp_path / "real" / "server.toml").read_text() == before
-    with answering(simulation, 200, ""), pytest.raises(Refusal, match="E_PORT_IN_USE"):  # one that still runs
+    # The simulation server is still running.
+    with answering(simulation, 200, ""), pytest.raises(Refusal, match="E_PORT_IN_USE"):
         simulation_server(simulation, [tmp_path]).__enter__()
 
 
-def test_a_simulation_that_is_over_leaves_a_folder_for_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_finished_simulation_leaves_its_folder_reusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[dict[str, Any]] = []
 
     def start_superlink(folder: Path, **options: Any) -> nullcontext[None]:
@@ -148,7 +147,7 @@ def test_a_simulation_that_is_over_leaves_a_folder_for_the_next(
 
 @contextmanager
 def answering(simulation: Path, code: int, body: str) -> Iterator[None]:
-    """A server that gives one and the same answer, on a thread of this process."""
+    """An HTTP server in a thread that always gives the same answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -179,11 +178,11 @@ def answering(simulation: Path, code: int, body: str) -> Iterator[None]:
         (502, "<html>", "E_CONTROL_FAILED: .* HTTP 502"),
     ],
 )
-def test_what_the_server_refuses_is_refused_in_our_words(simulation: Path, code: int, body: str, expected: str) -> None:
+def test_error_of_the_control_api_becomes_a_refusal(simulation: Path, code: int, body: str, expected: str) -> None:
     with answering(simulation, code, body), pytest.raises(Refusal, match=expected):
         status(simulation, 7)
 
 
-def test_a_server_that_does_not_run_is_named(simulation: Path) -> None:
+def test_stopped_server_is_reported_as_unreachable(simulation: Path) -> None:
     with pytest.raises(Refusal, match="E_SERVER_UNREACHABLE"):
         status(simulation, 7)

@@ -1,4 +1,4 @@
-"""What goes to MLflow, and what becomes of it while MLflow does not answer."""
+"""Tests of MLflow tracking: what is recorded, and what happens while MLflow does not respond."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ def report(number: int) -> RoundReport:
 
 
 class Outage:
-    """MLflow as it does not answer, from when it is begun until it is ended."""
+    """Makes MLflow fail while `is_on` is true."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.is_on = False
@@ -73,7 +73,7 @@ class Outage:
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment store with nothing in it: to make one takes seconds."""
+    """An empty experiment store, created once: this takes seconds."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}", f"sqlite:///{path}").search_experiments()
     return path
@@ -98,7 +98,7 @@ def a_study(
     off: set[int] = frozenset(),
     clock: Callable[[], float] = time.time,
 ) -> str | None:
-    """Three rounds and a candidate; in the rounds of `off` (4: the end) MLflow does not answer."""
+    """Track three rounds and a candidate. MLflow fails in the rounds in `off` (0: the start, 4: the end)."""
     tracker = Tracker(server, STUDY, "trial-1", said.append, clock=clock)
     outage.is_on = 0 in off
     tracker.begin({"synthetic": "false"})
@@ -129,14 +129,14 @@ def assert_all_is_recorded(server: Path):
     assert run.data.tags["mlflow.user"] == "fedthorax"
     assert run.data.tags["ledger.north"] == f"3 {'0a' * 32}"
     assert run.data.metrics["final/mean_auroc_severe"] == 0.8
-    assert "77" not in str(run.data.metrics)  # no site's number of patients
+    assert "77" not in str(run.data.metrics)  # no site's number of patients is recorded
     version = client.get_model_version_by_alias("trial", CANDIDATE)
     assert version.tags["sha256"] == "ab" * 32
     assert [f.path for f in client.list_artifacts(run.info.run_id, "model")] == ["model/card.md"]
     assert not (server / "runs" / "trial-1" / SPOOL).exists()
 
 
-def test_a_study_is_recorded(server, monkeypatch):
+def test_study_is_recorded(server, monkeypatch):
     said: list[str] = []
     assert a_study(server, said, Outage(monkeypatch)) == "1"
     assert_all_is_recorded(server)
@@ -145,14 +145,14 @@ def test_a_study_is_recorded(server, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("off", [{0}, {0, 1}, {2}, {1, 2, 3}, {0, 1, 2, 3}])
-def test_what_an_outage_held_back_is_handed_over_after_it(server, monkeypatch, off):
+def test_data_queued_during_an_outage_is_uploaded_afterwards(server, monkeypatch, off):
     said: list[str] = []
     assert a_study(server, said, Outage(monkeypatch), off) == "1"
     assert_all_is_recorded(server)
     assert [line[:17] for line in said] == ["W_TRACKING_SILENT", "MLflow responds a"]
 
 
-def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch):
+def test_data_still_queued_at_the_end_is_uploaded_later(server, monkeypatch):
     said: list[str] = []
     outage = Outage(monkeypatch)
     assert a_study(server, said, outage, {3, 4}) is None
@@ -166,7 +166,7 @@ def test_what_still_waits_at_the_end_goes_with_the_next_run(server, monkeypatch)
     assert said[-1] == "MLflow responds again; the queued data is uploaded"
 
 
-def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypatch):
+def test_metric_times_are_those_of_the_rounds_not_of_the_upload(server, monkeypatch):
     seconds = itertools.count(1)
     a_study(server, [], Outage(monkeypatch), {1, 2}, clock=lambda: next(seconds))
     client, run, _ = recorded(server)
@@ -175,8 +175,8 @@ def test_times_are_those_of_the_rounds_and_not_of_the_hand_over(server, monkeypa
 
 
 @pytest.mark.slow
-def test_a_damaged_database_is_an_outage(server, monkeypatch):
-    """SQLite says so in its own words; the study goes on, and restoring the file is enough."""
+def test_damaged_database_is_treated_as_an_outage(server, monkeypatch):
+    """SQLite raises its own error. The study continues, and restoring the file is enough."""
     database = server / "mlflow.db"
     intact = database.read_bytes()
     database.write_bytes(b"this is no database" * 100)
@@ -191,13 +191,13 @@ def test_a_damaged_database_is_an_outage(server, monkeypatch):
     assert losses == {1: 0.5, 2: 0.25}
 
 
-def test_what_mlflow_will_never_take_is_not_kept_for_ever(server, monkeypatch):
+def test_metric_that_mlflow_rejects_raises_and_is_not_queued(server, monkeypatch):
     tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
     with pytest.raises(MlflowException):
         tracker.log_final({"a name\nthat cannot be": 1.0}, 3)
 
 
-def test_a_resumed_study_goes_on_in_the_same_run(server, monkeypatch):
+def test_resumed_study_continues_the_same_mlflow_run(server, monkeypatch):
     outage = Outage(monkeypatch)
     first = Tracker(server, STUDY, "trial-1", lambda _: None)
     first.begin({"synthetic": "false"})
@@ -209,8 +209,8 @@ def test_a_resumed_study_goes_on_in_the_same_run(server, monkeypatch):
     assert_all_is_recorded(server)
 
 
-def test_a_wrong_password_is_told_apart_from_an_outage(server, monkeypatch):
-    """And what waits is not lost by it: the right one hands it over."""
+def test_wrong_password_is_distinguished_from_an_outage(server, monkeypatch):
+    """Queued data is not lost: it is uploaded with the correct password."""
     said: list[str] = []
     tracker = Tracker(server, STUDY, "trial-1", said.append)
     real = MlflowClient.get_experiment_by_name
@@ -229,7 +229,7 @@ def _unauthenticated(*_):
     raise MlflowException("error code 401", error_code=UNAUTHENTICATED)
 
 
-def test_runs_of_a_group_lie_below_one_parent(server):
+def test_runs_of_a_group_have_one_parent_run(server):
     for seed in (1, 2):
         name = f"trial-seed-{seed}"
         study = STUDY.with_seed(seed)
@@ -248,7 +248,7 @@ def test_runs_of_a_group_lie_below_one_parent(server):
     assert parent.info.status == "FINISHED"
 
 
-def test_parameters_can_be_compared_one_by_one():
+def test_parameters_are_flat_and_comparable():
     study = STUDY.model_copy(update={"strategy": StrategyTable(name="FedProx", options={"proximal_mu": 0.1})})
     found = params(study)
     assert found["strategy.name"] == "FedProx"
@@ -257,19 +257,19 @@ def test_parameters_can_be_compared_one_by_one():
     assert "study.seeds" not in found
 
 
-def test_figures_of_subgroups_reach_mlflow(server):
+def test_subgroup_figures_are_recorded_in_mlflow(server):
     tracker = Tracker(server, STUDY, "trial-1", lambda _: None)
     tracker.log_final({"north/auroc_severe@female": 0.7}, 3)
     _, run, _ = recorded(server)
     assert run.data.metrics["final/north/auroc_severe/female"] == 0.7
 
 
-def test_where_a_run_can_be_seen(tmp_path, server, monkeypatch):
+def test_how_to_see_gives_the_address_of_a_run(tmp_path, server, monkeypatch):
     run = server / "runs" / "trial-1"
     Tracker(server, STUDY, "trial-1", lambda _: None).begin({})
     assert how_to_see(server, run).endswith(f"mlflow ui --backend-store-uri sqlite:///{server}/mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://anna:secret@mlflow.example/tracking/")
-    assert "sqlite" in how_to_see(server, run), "it was written there, whatever this process would use"
+    assert "sqlite" in how_to_see(server, run), "the run was recorded there, whatever the current setting is"
     assert how_to_see(server, tmp_path) == "https://mlflow.example/tracking"
     (run / "mlflow.json").write_text('{"uri": "https://mlflow.example/tracking/", "experiment": "3", "run": "0a"}')
     assert how_to_see(server, run) == "https://mlflow.example/tracking/#/experiments/3/runs/0a"
@@ -301,10 +301,10 @@ print("CLIENT", telemetry.get_telemetry_client(), utils.is_telemetry_disabled())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quiet", [True, False])
-def test_nothing_calls_home(server, quiet):
-    """In a process as ours are: pytest and continuous integration alone would keep MLflow from it."""
+def test_mlflow_sends_no_telemetry(server, quiet):
+    """Runs in a separate process: under pytest or in continuous integration, MLflow disables its telemetry itself."""
     own = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "OMP_NUM_THREADS")}
-    # The control looks at MLflow's own answer alone: it must not call anybody either.
+    # The control only reads MLflow's own setting. It must not send anything either.
     code = WATCHED if quiet else "import mlflow.telemetry.utils as u; print('DISABLED', u.is_telemetry_disabled())"
     done = subprocess.run(
         [sys.executable, "-c", code, str(server)],
@@ -317,4 +317,4 @@ def test_nothing_calls_home(server, quiet):
         assert "CLIENT None True" in done.stdout
         assert "CALLS" not in done.stdout
     else:
-        assert "DISABLED False" in done.stdout, "without our settings it would call"
+        assert "DISABLED False" in done.stdout, "without our settings, MLflow sends telemetry"

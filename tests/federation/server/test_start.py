@@ -1,4 +1,4 @@
-"""A server's folder, and what it is started with, without a running server."""
+"""Tests of a server's folder and of the command lines of its processes, without a running server."""
 
 import logging
 import socket
@@ -22,7 +22,7 @@ from models.refusal import Refusal
 
 
 class RecordedProcess:
-    """Stands where a process would be started, and keeps what it would be started with."""
+    """A stand-in for a process: records its arguments and starts nothing."""
 
     started: list["RecordedProcess"]
 
@@ -62,7 +62,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedProcess]:
     return RecordedProcess.started
 
 
-def test_a_new_server_listens_on_loopback_alone(tmp_path: Path) -> None:
+def test_new_server_listens_only_on_loopback(tmp_path: Path) -> None:
     init_server(tmp_path / "server", port=9000)
     config = read_server_config(tmp_path / "server")
     assert (config.address, config.host, config.port) == ("localhost:9000", "127.0.0.1", 9000)
@@ -74,13 +74,13 @@ def test_a_new_server_listens_on_loopback_alone(tmp_path: Path) -> None:
     ("hosts", "address"),
     [(["study.example", "192.0.2.7"], "study.example:8443"), (["2001:db8::1"], "[2001:db8::1]:8443")],
 )
-def test_a_server_that_has_a_name_is_for_others_too(tmp_path: Path, hosts: list[str], address: str) -> None:
+def test_server_with_a_host_name_listens_on_all_interfaces(tmp_path: Path, hosts: list[str], address: str) -> None:
     init_server(tmp_path / "server", hosts=hosts)
     config = read_server_config(tmp_path / "server")
     assert (config.address, config.host) == (address, "0.0.0.0")
 
 
-def test_the_folder_is_its_owners_alone(folder: Path) -> None:
+def test_server_folder_is_private_to_its_owner(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     secret = folder / "superexec.secret"
     assert (stat.S_IMODE(secret.stat().st_mode), len(secret.read_bytes())) == (0o600, 64)
@@ -104,7 +104,7 @@ def test_a_second_init_changes_nothing(folder: Path) -> None:
         ("port = 8443\naddress = 'https://study.example'", "E_SETTINGS_KEY: server.toml .*address"),
     ],
 )
-def test_a_wrong_setting_is_named(folder: Path, text: str, code: str) -> None:
+def test_invalid_setting_is_refused_by_name(folder: Path, text: str, code: str) -> None:
     (folder / "server.toml").write_text(text)
     with pytest.raises(Refusal, match=code) as refused:
         start_server(folder)
@@ -118,7 +118,7 @@ def test_a_folder_without_a_server_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("taken", ["port", "superlink_port"])
-def test_a_taken_port_is_refused_before_anything_starts(
+def test_port_in_use_is_refused_before_any_process_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, taken: str
 ) -> None:
     monkeypatch.setattr(server, "Process", None)
@@ -131,7 +131,7 @@ def test_a_taken_port_is_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize("database", ["sites.sqlite", "state.db"])
-def test_a_damaged_database_is_refused_before_anything_starts(
+def test_damaged_database_is_refused_before_any_process_starts(
     folder: Path, monkeypatch: pytest.MonkeyPatch, database: str
 ) -> None:
     monkeypatch.setattr(server, "Process", None)
@@ -156,7 +156,7 @@ def test_an_expired_certificate_is_refused(folder: Path, monkeypatch: pytest.Mon
             start_server(folder)
 
 
-def test_a_certificate_that_ends_soon_is_told(
+def test_certificate_that_expires_soon_is_logged(
     folder: Path, recorded: list[RecordedProcess], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -168,14 +168,14 @@ def test_a_certificate_that_ends_soon_is_told(
     assert "W_CERTIFICATE_ENDS" in caplog.text
 
 
-def test_renewal_prolongs_the_servers_certificate(folder: Path) -> None:
+def test_renewal_replaces_the_server_certificate(folder: Path) -> None:
     before = (folder / "certificates" / "server.crt").read_bytes()
     until = renew_server(folder)
     assert until == valid_until(ca_certificate(folder).with_name("server.crt"))
     assert (folder / "certificates" / "server.crt").read_bytes() != before
 
 
-def test_only_the_door_is_outside(folder: Path, recorded: list[RecordedProcess]) -> None:
+def test_only_the_ingress_listens_on_a_public_address(folder: Path, recorded: list[RecordedProcess]) -> None:
     settings = folder / "server.toml"
     settings.write_text(settings.read_text().replace('host = "127.0.0.1"', 'host = "0.0.0.0"'))
     config = read_server_config(folder)
@@ -209,7 +209,7 @@ def test_no_secret_is_on_a_command_line(folder: Path, recorded: list[RecordedPro
         assert secret not in process.environment.values()
 
 
-def test_if_one_of_them_ends_all_end(folder: Path, recorded: list[RecordedProcess]) -> None:
+def test_all_processes_end_when_one_ends(folder: Path, recorded: list[RecordedProcess]) -> None:
     running = start_server(folder)
     assert running.running
     recorded[1].running = False
@@ -218,7 +218,7 @@ def test_if_one_of_them_ends_all_end(folder: Path, recorded: list[RecordedProces
     assert not any(process.running for process in recorded)
 
 
-def test_what_does_not_come_up_takes_the_rest_along(
+def test_process_that_does_not_start_stops_the_others(
     folder: Path, recorded: list[RecordedProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def wait_until(process: RecordedProcess, ready: object, *, seconds: float) -> None:
@@ -232,7 +232,7 @@ def test_what_does_not_come_up_takes_the_rest_along(
     assert not any(process.running for process in recorded[:2])
 
 
-def test_leaving_the_block_ends_everything(folder: Path, recorded: list[RecordedProcess]) -> None:
+def test_leaving_the_context_stops_all_processes(folder: Path, recorded: list[RecordedProcess]) -> None:
     with start_server(folder) as running:
         assert isinstance(running, Together)
     assert not any(process.running for process in recorded)

@@ -1,4 +1,4 @@
-"""A round whose replies lie on disk: the same model as from replies in memory, and few numbers in memory at a time."""
+"""Aggregating replies stored on disk gives the same model as in memory, with bounded memory use."""
 
 import weakref
 from collections.abc import Iterator, Mapping
@@ -33,14 +33,14 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def model(seed: int) -> dict[str, np.ndarray]:
-    """Arrays of several shapes, in no order of names; parts of 8 numbers do not divide them."""
+    """Arrays of several shapes with unsorted names. Their sizes are not multiples of 8, the part size of the tests."""
     draw = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"weights": (33,), "a": (4, 5, 2), "scale": ()}
     return {name: np.asarray(draw.normal(size=shape), np.float32) for name, shape in shapes.items()}
 
 
 def updates(origin: Arrays, seed: int) -> list[dict[str, np.ndarray]]:
-    """What the sites send; one of them is far away."""
+    """The arrays that the sites send. Site 3 is an outlier."""
     moved = [model(100 * seed + site) for site in range(SITES)]
     return [
         {name: np.asarray(origin[name] + (1 + 9 * (site == 3)) * each[name] / 10, np.float32) for name in origin}
@@ -55,13 +55,13 @@ def reply(arrays: Arrays, examples: int = 10) -> Message:
 
 
 def begin(inner: FedAvg, origin: Arrays) -> None:
-    """Tell a strategy the model that goes out, as a round does."""
+    """Give a strategy the model sent to the sites, as a round does."""
     grid: Any = FakeGrid({site: honest(site) for site in range(1, 1 + SITES)})
     list(inner.configure_train(1, encode(origin), ConfigRecord(), grid))
 
 
 def in_memory(inner: FedAvg, number: int, sent: list[dict[str, np.ndarray]], weights: list[int], origin: Arrays):
-    """A round as Flower makes it of replies that are all in memory."""
+    """One round as Flower computes it, with all replies in memory."""
     zero = {name: array.astype(np.float64) if is_robust(inner) else 0 for name, array in origin.items()}
     replies = [reply({k: a - zero[k] for k, a in each.items()}, w) for each, w in zip(sent, weights, strict=True)]
     record, _ = inner.aggregate_train(number, replies)
@@ -81,12 +81,12 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small_parts")
-@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "CenteredClip"])  # which Flower does not have
-def test_the_model_is_that_of_replies_in_memory_bit_for_bit(name, tmp_path):
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "CenteredClip"])  # not a Flower strategy
+def test_aggregating_from_disk_equals_aggregating_in_memory_bit_for_bit(name, tmp_path):
     weights = [10, 35, 20, 7, 50, 12, 90]
     one, other = (build_strategy(name, CHOSEN.get(name, {})) for _ in range(2))
     before = after = model(0)
-    for number in range(1, 4):  # so that what a strategy remembers is the same too
+    for number in range(1, 4):  # several rounds, so that the strategy's state is compared too
         begin(one, before)
         begin(other, after)
         before = in_memory(one, number, updates(before, number), weights, before)
@@ -101,7 +101,7 @@ def test_the_model_is_that_of_replies_in_memory_bit_for_bit(name, tmp_path):
 
 
 def alive_numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many numbers read from disk were alive, at each reading; they are counted until nothing refers to them."""
+    """At each read: how many numbers read from disk are still referenced."""
     read, seen, counts = Filed.row, [], []
 
     def counted(self: Filed, record: str, name: str, part: slice = slice(None)) -> np.ndarray:
@@ -115,7 +115,7 @@ def alive_numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "MultiKrum"])
-def test_of_whole_models_few_are_in_memory_at_once(name, tmp_path, monkeypatch):
+def test_at_most_two_largest_tensors_are_in_memory_at_once(name, tmp_path, monkeypatch):
     monkeypatch.setattr(aggregation, "PART_NUMBERS", 1)
     monkeypatch.setattr(aggregation, "LEAST_NUMBERS", 1)
     origin = model(0)
@@ -130,7 +130,7 @@ def test_of_whole_models_few_are_in_memory_at_once(name, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("_small_parts")
 @pytest.mark.parametrize("name", ["FedMedian", "FedTrimmedAvg", "Bulyan", "CenteredClip"])
-def test_a_robust_strategy_has_one_part_of_all_sites_in_memory(name, tmp_path, monkeypatch):
+def test_robust_strategy_holds_one_part_per_site_in_memory(name, tmp_path, monkeypatch):
     origin = model(0)
     replies = filed(tmp_path, updates(origin, 1), origin)
     counts = alive_numbers(monkeypatch)
@@ -138,11 +138,11 @@ def test_a_robust_strategy_has_one_part_of_all_sites_in_memory(name, tmp_path, m
     assert 0 < max(counts) <= SITES * 8
 
 
-# --- as replies arrive -------------------------------------------------------------------------------------
+# --- releasing replies as they arrive ----------------------------------------------------------------------
 
 
 class OneByOne(FakeGrid):
-    """Makes each reply when it is asked for; `alive` tells how many of the earlier ones were then still held."""
+    """Creates each reply on demand. `alive` records how many earlier replies were still referenced at that time."""
 
     def __init__(self, sites: int) -> None:
         super().__init__({site: honest(site) for site in range(1, 1 + sites)})
@@ -173,15 +173,15 @@ FIGURES: Any = {"loss": _Range()}
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedMedian", "Krum"])
-def test_a_reply_is_let_go_before_the_next_is_fetched(name, tmp_path):
+def test_reply_is_released_before_the_next_is_fetched(name, tmp_path):
     guard, grid = guarded(name, folder=tmp_path), OneByOne(20)
     guard.start(grid, encode(model(0)), num_rounds=1)
     assert guard.aggregated_rounds == 1
     assert grid.alive == [0] * 20
 
 
-def test_a_reply_that_does_not_count_is_let_go_too(tmp_path):
-    """As one in full precision does not where half is asked for."""
+def test_refused_reply_is_released_too(tmp_path):
+    """The reply is in full precision, but the study requires half precision."""
     guard, grid = guarded("FedAvg", folder=tmp_path), OneByOne(5)
     wire: Any = Wire(cast(EagerGrid, grid), "float16")
     guard.start(wire, encode(model(0)), num_rounds=1)
@@ -189,14 +189,14 @@ def test_a_reply_that_does_not_count_is_let_go_too(tmp_path):
     assert grid.alive == [0] * 5
 
 
-def test_the_count_sees_replies_that_are_held():
+def test_alive_counter_detects_replies_that_are_kept():
     guard, grid = guarded("FedAvg"), OneByOne(5)
     messages = guard.configure_train(1, encode(model(0)), ConfigRecord(), grid)
     guard.aggregate_train(1, list(grid.send_and_receive(messages)))
     assert grid.alive == [0, 1, 2, 3, 4]
 
 
-def test_nothing_of_a_round_stays_on_disk(tmp_path):
+def test_reply_files_are_deleted_after_the_round(tmp_path):
     killed = tmp_path / "replies-of-a-killed-process"
     killed.mkdir()
     (killed / "7").write_bytes(b"weights")
@@ -213,19 +213,19 @@ def test_nothing_of_a_round_stays_on_disk(tmp_path):
 
     grid.send_and_receive = watched  # type: ignore[method-assign]
     guard.start(grid, encode(model(0)), num_rounds=1)
-    assert [len(names) for names in seen] == [0, 1, 2]  # each reply is filed before the next comes
-    assert all(name.endswith(".tmp") for name in seen[-1])  # no archive of a study takes these in
+    assert [len(names) for names in seen] == [0, 1, 2]  # each reply is filed before the next is fetched
+    assert all(name.endswith(".tmp") for name in seen[-1])  # study archives exclude these files
     assert [path.name for path in tmp_path.iterdir()] == ["round-000001.safetensors"]
 
 
-def test_a_round_that_breaks_off_leaves_nothing_on_disk(tmp_path):
+def test_reply_files_are_deleted_when_the_round_fails(tmp_path):
     with pytest.raises(RuntimeError, match="cut"), spool(tmp_path) as folder:
         (folder / "7").write_bytes(b"weights")
         raise RuntimeError("cut")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_filed_reply_is_what_came(tmp_path):
+def test_filed_reply_equals_the_received_reply(tmp_path):
     origin = model(0)
     sent = {name: np.asfortranarray(array + 1) for name, array in origin.items()}
     (kept,) = filed(tmp_path, [sent], origin)
@@ -238,7 +238,7 @@ def test_a_filed_reply_is_what_came(tmp_path):
     assert kept.figures == {"num-examples": 10.0}
 
 
-def test_a_clipped_reply_is_shorter_in_the_same_direction_wherever_it_is_read(tmp_path):
+def test_clipped_reply_keeps_its_direction_in_every_way_of_reading(tmp_path):
     origin, buffers = model(0), {"running_mean": np.zeros(3, np.float32), "num_batches_tracked": np.asarray(4)}
     sent = {name: np.asarray(array + 1, np.float32) for name, array in origin.items()}
     moved = {"running_mean": np.full(3, 8, np.float32), "num_batches_tracked": np.asarray(9)}
@@ -260,7 +260,7 @@ def test_a_clipped_reply_is_shorter_in_the_same_direction_wherever_it_is_read(tm
 
 @pytest.mark.usefixtures("_small_parts")
 @pytest.mark.parametrize("name", OPTIONS)
-def test_with_a_clipped_reply_the_model_is_that_of_the_shorter_reply(name, tmp_path):
+def test_clipping_a_reply_equals_receiving_the_shorter_update(name, tmp_path):
     origin = model(0)
     sent = updates(origin, 1)
     shorter = list(sent)

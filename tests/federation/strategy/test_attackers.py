@@ -1,8 +1,8 @@
-"""One attacker among five sites that really train: what each does to the model under each strategy.
+"""Effect of one attacker among five training sites on the model, for each attack and strategy.
 
-The task is that of `toy_task.py`, whose hospitals differ somewhat. The figure is the AUROC on patients of none of them.
-Two things are asked: with a robust strategy the study ends, stays finite and loses at most 0.03 of AUROC to any
-attacker; and without one the same attackers do harm, or the first would say nothing.
+The task is that of `toy_task.py`, whose hospitals differ slightly. The metric is the AUROC on patients of no site.
+Two properties are tested. With a robust strategy, the study completes, the model stays finite and the AUROC drops by
+at most 0.03 under any attack. Without a robust strategy, the same attacks do harm (the control).
 """
 
 import functools
@@ -24,7 +24,7 @@ from tests.helpers.hostile_sites import ATTACKS as KNOWING
 from tests.helpers.hostile_sites import hostile, label_flip
 from tests.helpers.toy_task import Hostile, Sites, auroc, fresh, hospitals, play
 
-HOSTILE = 3  # the attacker's place among the sites
+HOSTILE = 3  # node number of the attacker
 MOST_LOST = 0.03
 Change = Callable[[Message, RecordDict], RecordDict]
 DEFAULT = StrategyTable().name
@@ -34,7 +34,7 @@ DEFAULT = StrategyTable().name
 
 
 def on(record: str, change: Callable[[np.ndarray, np.ndarray], np.ndarray], only: str = "") -> Change:
-    """Turns the honest tensors of a record into others, given what came in."""
+    """Replaces the honest tensors of a record. `change` gets the honest tensor and the received one."""
 
     def hostile(message: Message, honest: RecordDict) -> RecordDict:
         before = decode(message.content.array_records[record])
@@ -73,7 +73,7 @@ def labels_turned(message: Message, honest: RecordDict) -> RecordDict:
 
 
 def replay() -> Change:
-    """The reply of round 1, again and again."""
+    """Sends the reply of round 1 in every round."""
     kept: list[RecordDict] = []
 
     def hostile(message: Message, honest: RecordDict) -> RecordDict:
@@ -88,7 +88,7 @@ def one_nan(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return tensors
 
 
-# Each makes a new attacker, for some remember.
+# Factories: some attackers keep state, so each study gets a new one.
 WELL_FORMED: dict[str, Callable[[], Change]] = {
     "label flip": lambda: labels_turned,
     "sign flip": lambda: update_times(-1),
@@ -151,7 +151,7 @@ class Trained(NamedTuple):
 
 @functools.cache
 def study(strategy: str, attack: str | None, rounds: int = 4, sites: int = 5, enrolled: bool = True) -> Trained:
-    """A whole study; Bulyan needs seven sites to withstand one."""
+    """Run a whole study. Bulyan needs seven sites to tolerate one attacker."""
     sites = 7 if strategy == "Bulyan" else sites
     trained = play(
         strategy,
@@ -172,7 +172,7 @@ def lost_to(strategy: str, attack: str) -> float:
 
 
 @pytest.mark.parametrize("strategy", ["FedAvg", *ROBUST])
-def test_without_an_attacker_every_strategy_learns(strategy):
+def test_every_strategy_learns_without_an_attacker(strategy):
     trained = study(strategy, None)
     assert trained.auroc > 0.8
     assert all(not report.lost and not report.refused for report in trained.reports)
@@ -189,24 +189,24 @@ STRONGEST = ("label flip", "sign flip", "sign flip x 8")
         *((name, attack) for name in ("Krum", "Bulyan") for attack in STRONGEST),
     ],
 )
-def test_a_robust_strategy_loses_little_to_an_attacker(strategy, attack):
+def test_robust_strategy_loses_little_auroc_to_one_attacker(strategy, attack):
     assert lost_to(strategy, attack) <= MOST_LOST
     assert not any(report.lost for report in study(strategy, attack).reports)
 
 
 @pytest.mark.parametrize("attack", KNOWING)
-def test_the_default_loses_little_to_a_site_that_knows_all(attack):
-    """And stays within the bound on lengths, so that nothing but the strategy stops it."""
+def test_default_strategy_loses_little_to_an_omniscient_attacker(attack):
+    """The attacks stay within the norm bound, so only the strategy can stop them."""
     assert study(DEFAULT, None).auroc - study(DEFAULT, attack).auroc <= MOST_LOST
     assert not any(report.lost for report in study(DEFAULT, attack).reports)
 
 
-def test_the_default_costs_honest_sites_nothing():
+def test_default_strategy_matches_fedavg_on_honest_sites():
     assert study("FedAvg", None).auroc - study(DEFAULT, None).auroc <= 0.005
 
 
 @pytest.mark.parametrize("strategy", ROBUST)
-def test_a_malformed_reply_in_every_round_costs_a_robust_strategy_little_and_no_round(strategy):
+def test_malformed_reply_in_every_round_costs_robust_strategy_little_and_no_round(strategy):
     assert lost_to(strategy, "one NaN") <= MOST_LOST
     for report in study(strategy, "one NaN").reports:
         assert report.refused == {HOSTILE: "E_REPLY_NOT_FINITE"}
@@ -214,8 +214,8 @@ def test_a_malformed_reply_in_every_round_costs_a_robust_strategy_little_and_no_
 
 
 @pytest.mark.parametrize("attack", MALFORMED)
-def test_every_malformed_reply_costs_the_same(attack):
-    """Bit for bit: as if the site were not there, so what holds above for one of them holds for all."""
+def test_every_malformed_reply_has_the_same_effect(attack):
+    """Bit for bit, so the result above for one malformed reply holds for all of them."""
     shorter = study("FedMedian", attack, rounds=2)
     np.testing.assert_array_equal(shorter.weights, study("FedMedian", "one NaN", rounds=2).weights)
     assert [set(report.refused) for report in shorter.reports] == [{HOSTILE}] * 2
@@ -223,29 +223,29 @@ def test_every_malformed_reply_costs_the_same(attack):
 
 
 @pytest.mark.parametrize("attack", ["sign flip x 8", "label flip, 500 times the weight"])
-def test_the_attackers_do_harm_to_a_mean(attack):
-    """The control: with FedAvg behind the same checks, or without the cap on weights, a study is spoilt."""
+def test_attackers_harm_fedavg(attack):
+    """Control: with FedAvg behind the same checks, or without the cap on weights, the attack degrades the model."""
     if attack.startswith("label"):
         assert study("FedAvg", None).auroc - study("FedAvg", attack, enrolled=False).auroc > 0.1
     else:
         assert lost_to("FedAvg", attack) > MOST_LOST
 
 
-def test_krum_falls_to_a_site_that_sends_nothing_new():
-    """Among updates that differ more from each other than from none at all, none is the nearest to all.
+def test_krum_fails_against_a_site_that_sends_no_update():
+    """Honest updates are further from each other than from zero, so Krum selects the zero update.
 
-    A known weakness, told of in docs/reliability.md; who selects several or takes the median does not have it.
+    This is a known weakness, described in docs/reliability.md. MultiKrum and FedMedian do not have it.
     """
     assert lost_to("Krum", "no update") > MOST_LOST
 
 
 @pytest.mark.parametrize("attack", ["one NaN", "x 1e6", "missing key", "-600 examples", "broadcastable scalar"])
-def test_flowers_own_fedavg_is_poisoned_or_ends(attack):
-    """The other control: without the guard, on the same messages."""
+def test_unguarded_flower_fedavg_is_poisoned_or_fails(attack):
+    """Second control: the same messages without the guarded strategy."""
     weights, buffers = pack(fresh())
 
     class WithBuffers(FakeGrid):
-        """Plain FedAvg takes one record of arrays: buffers are left out of what it sends and gets."""
+        """Plain FedAvg accepts one array record: add the buffers to messages and remove them from replies."""
 
         def __init__(self, within: FakeGrid) -> None:
             super().__init__(within.sites)

@@ -1,4 +1,4 @@
-"""Centred clipping: the mean of its paper on whole models, part by part on disk."""
+"""Centred clipping: reading replies from disk in parts gives the mean that its paper defines on whole models."""
 
 import statistics
 from typing import Any
@@ -28,7 +28,7 @@ def flat(arrays: Arrays) -> np.ndarray:
 
 
 def by_the_formula(sent: np.ndarray, weights: list[int], factor: float, steps: int) -> np.ndarray:
-    """The formula on whole models in memory."""
+    """The formula of the paper on whole models in memory."""
     capped = np.minimum(weights, statistics.median_low(weights))
     centre = np.zeros(sent.shape[1])
     for _ in range(steps):
@@ -40,7 +40,7 @@ def by_the_formula(sent: np.ndarray, weights: list[int], factor: float, steps: i
 
 
 @pytest.mark.parametrize(("factor", "steps"), [(1.0, 3), (0.5, 5), (2.0, 1)])
-def test_a_round_is_that_of_the_formula(tmp_path, monkeypatch, factor, steps):
+def test_round_equals_the_formula_of_the_paper(tmp_path, monkeypatch, factor, steps):
     monkeypatch.setattr(aggregation, "PART_NUMBERS", 1)
     monkeypatch.setattr(aggregation, "LEAST_NUMBERS", 8)
     before = model(0)
@@ -61,40 +61,40 @@ def moved_by(sent: Any, weights: Any = None, **options: float) -> np.ndarray:
     return moved
 
 
-def test_sites_that_agree_are_followed():
+def test_identical_updates_are_applied_unchanged():
     np.testing.assert_allclose(moved_by([(3, 4)] * 3), (3, 4), atol=1e-9)
 
 
-def test_how_far_a_hostile_site_is_does_not_matter():
+def test_distance_of_a_hostile_site_has_bounded_effect():
     near = [(1.0, 0.1), (1.0, -0.1), (0.9, 0.0), (1.1, 0.0)]
     honest = moved_by(near)
     for far in (1e2, 1e9):
         assert np.linalg.norm(moved_by([*near, (-far, 0.0)]) - honest) < 0.25
 
 
-def test_a_large_site_weighs_no_more_than_the_median_one():
+def test_site_weight_is_capped_at_the_median_weight():
     sent = [(1.0, 0.0), (1.0, 0.1), (0.0, 1.0)]
     np.testing.assert_array_equal(moved_by(sent, [10, 10, 1000]), moved_by(sent, [10, 10, 10]))
     assert not np.allclose(moved_by(sent, [10, 10, 1]), moved_by(sent, [10, 10, 10]))
 
 
-def test_updates_without_a_distance_make_no_trouble():
+def test_zero_distance_updates_raise_no_floating_point_error():
     with np.errstate(all="raise"):
         np.testing.assert_array_equal(moved_by([(0.0, 0.0)] * 3), (0, 0))
         np.testing.assert_array_equal(moved_by([(0.0, 0.0), (0.0, 0.0), (5.0, 0.0)]), (0, 0))
 
 
-def test_one_of_two_holds_the_model_still_and_does_not_turn_it_around():
+def test_one_of_two_sites_can_stop_the_model_but_not_reverse_it():
     np.testing.assert_allclose(moved_by([(1.0, 2.0), (-1e6, -2e6)]), (0, 0), atol=1e-9)
     np.testing.assert_allclose(moved_by([(1.0, 2.0), (0.0, 0.0)]), (0, 0), atol=1e-9)
 
 
-def test_one_reply_alone_is_the_model():
+def test_single_reply_is_applied_unchanged():
     np.testing.assert_allclose(moved_by([(1.0, 2.0)]), (1, 2))
 
 
-def test_with_a_hostile_site_rounds_of_two_are_no_defence_and_harm_less_than_a_mean():
-    """The third site is silent from round 3 on. Told of in docs/reliability.md: only a quorum of three helps."""
+def test_two_site_rounds_with_an_attacker_are_unsafe_but_better_than_fedavg():
+    """Site 3 stops replying from round 3 on. Only a quorum of three helps, see docs/reliability.md."""
     at = hospitals("alike", 3)
     bad = hostile(ATTACKS["label flip, at the bound"], at[1])
     figures = {}
@@ -105,5 +105,5 @@ def test_with_a_hostile_site_rounds_of_two_are_no_defence_and_harm_less_than_a_m
     assert 0.8 > figures["CenteredClip"] > figures["FedAvg"] + 0.1
 
 
-def test_a_study_of_two_sites_runs():
+def test_study_with_two_sites_learns():
     assert auroc(play("CenteredClip", {}, hospitals("alike", 2)).model) > 0.8

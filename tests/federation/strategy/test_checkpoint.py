@@ -1,4 +1,4 @@
-"""Checkpoints under kills, damage and full disks."""
+"""Checkpoints survive kills, damaged files and full disks."""
 
 import dataclasses
 import errno
@@ -42,28 +42,28 @@ def rounds_kept(folder: Path) -> list[int]:
     return sorted(int(path.name[6:12]) for path in folder.iterdir())
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_saved_state_is_loaded_unchanged(tmp_path):
     save(tmp_path / "new" / "folder", state(1))
     loaded = load_latest(tmp_path / "new" / "folder")
     assert_same(loaded.state, state(1))
     assert loaded.damaged_rounds == ()
 
 
-def test_empty_groups_come_back_empty(tmp_path):
+def test_empty_groups_are_loaded_as_empty(tmp_path):
     bare = State(round=0, arrays={}, buffers={}, memory={}, history=[], about={})
     save(tmp_path, bare)
     assert_same(load_latest(tmp_path).state, bare)
 
 
 @pytest.mark.parametrize("order", ["F", "reversed", "strided"])
-def test_arrays_come_back_whatever_their_order_in_memory(tmp_path, order):
+def test_arrays_of_any_memory_layout_are_loaded_unchanged(tmp_path, order):
     whole = np.arange(60, dtype=np.float32).reshape(10, 6)
     array = {"F": np.asfortranarray(whole), "reversed": whole[::-1], "strided": whole[::3, ::2]}[order]
     save(tmp_path, dataclasses.replace(state(1), arrays={"w": array}))
     np.testing.assert_array_equal(load_latest(tmp_path).state.arrays["w"], array)
 
 
-def test_the_last_three_are_kept(tmp_path):
+def test_last_three_checkpoints_are_kept(tmp_path):
     for number in (1, 2, 9, 10, 11):
         save(tmp_path, state(number))
     assert rounds_kept(tmp_path) == [9, 10, 11]
@@ -77,16 +77,16 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     assert (tmp_path / "round-notes.txt").read_text() == "mine"
 
 
-def test_the_same_round_saved_again_is_one_file(tmp_path):
+def test_saving_a_round_again_keeps_one_file(tmp_path):
     assert save(tmp_path, state(1)) == save(tmp_path, state(1))
     assert rounds_kept(tmp_path) == [1]
 
 
-def test_nobody_else_may_read_a_checkpoint(tmp_path):
+def test_checkpoint_is_readable_by_its_owner_only(tmp_path):
     assert stat.S_IMODE(save(tmp_path, state(1)).stat().st_mode) == 0o600
 
 
-def test_nothing_to_resume_from(tmp_path):
+def test_missing_checkpoint_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(Refusal) as refused:
             load_latest(folder)
@@ -96,7 +96,7 @@ def test_nothing_to_resume_from(tmp_path):
 # --- damage ------------------------------------------------------------------------------------------------
 
 
-def test_any_flipped_byte_is_found_and_the_one_before_is_used(tmp_path, caplog):
+def test_flipped_bit_is_detected_and_the_previous_checkpoint_is_used(tmp_path, caplog):
     save(tmp_path, state(1))
     latest = save(tmp_path, state(2))
     intact = latest.read_bytes()
@@ -115,14 +115,14 @@ def test_any_flipped_byte_is_found_and_the_one_before_is_used(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("length", [0, 7, 8, 100, -1])
-def test_a_file_cut_short_is_found(tmp_path, length):
+def test_truncated_file_is_detected(tmp_path, length):
     save(tmp_path, state(1))
     latest = save(tmp_path, state(2))
     latest.write_bytes(latest.read_bytes()[:length])
     assert load_latest(tmp_path).damaged_rounds == (2,)
 
 
-def test_all_damaged_is_a_refusal(tmp_path):
+def test_only_damaged_checkpoints_are_refused(tmp_path):
     for number in (1, 2):
         save(tmp_path, state(number)).write_bytes(b"")
     with pytest.raises(Refusal) as refused:
@@ -131,7 +131,7 @@ def test_all_damaged_is_a_refusal(tmp_path):
     assert refused.value.numbers == {"count": 2}
 
 
-def test_going_on_after_damage_replaces_the_damaged_rounds(tmp_path):
+def test_saving_after_damage_replaces_the_damaged_rounds(tmp_path):
     for number in (1, 2, 3):
         save(tmp_path, state(number))
     for path in tmp_path.glob("round-00000[23]-*"):
@@ -146,11 +146,11 @@ def test_going_on_after_damage_replaces_the_damaged_rounds(tmp_path):
 
 
 class Killed(BaseException):
-    """Nothing of ours runs after it, as after kill -9."""
+    """Simulates kill -9: no exception handler of this project runs after it."""
 
 
 class Steps:
-    """Counts the steps on the disk of a save, and ends the process before or after the chosen one."""
+    """Counts the disk steps of a save, and simulates a kill before or after the chosen step."""
 
     def __init__(self, monkeypatch, kill_at: int | None = None, *, after: bool = False):
         self.count = 0
@@ -172,7 +172,7 @@ class Steps:
         return step
 
 
-# fsync, rename, fsync of the folder, removal of the oldest.
+# fsync, rename, fsync of the folder, removal of the oldest checkpoint.
 STEPS = 4
 
 
@@ -181,7 +181,7 @@ def three_saved(folder: Path):
         save(folder, state(number))
 
 
-def test_a_save_has_the_steps_that_are_killed_below(tmp_path, monkeypatch):
+def test_save_has_the_expected_number_of_disk_steps(tmp_path, monkeypatch):
     three_saved(tmp_path)
     with monkeypatch.context() as patch:
         steps = Steps(patch)
@@ -191,7 +191,7 @@ def test_a_save_has_the_steps_that_are_killed_below(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("kill_at", range(STEPS))
-def test_killed_at_any_step_the_latest_is_whole(tmp_path, monkeypatch, kill_at, after):
+def test_latest_checkpoint_is_intact_after_a_kill_at_any_step(tmp_path, monkeypatch, kill_at, after):
     three_saved(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         Steps(patch, kill_at, after=after)
@@ -203,20 +203,20 @@ def test_killed_at_any_step_the_latest_is_whole(tmp_path, monkeypatch, kill_at, 
 
     save(tmp_path, state(5))
     assert_same(load_latest(tmp_path).state, state(5))
-    assert rounds_kept(tmp_path) == ([3, 4, 5] if renamed else [2, 3, 5])  # nothing half-written is left
+    assert rounds_kept(tmp_path) == ([3, 4, 5] if renamed else [2, 3, 5])  # no partial file is left
 
 
-WRITTEN = 100  # points within the writing of one file
+WRITTEN = 100  # number of positions within one file at which writing is killed
 
 
 @pytest.mark.parametrize("hundredth", range(WRITTEN))
-def test_killed_while_the_file_is_written_the_one_before_is_whole(tmp_path, monkeypatch, hundredth):
+def test_previous_checkpoint_is_intact_after_a_kill_while_writing(tmp_path, monkeypatch, hundredth):
     three_saved(tmp_path)
     size = save(tmp_path / "elsewhere", state(4)).stat().st_size
     real = os.fdopen
 
     class Torn:
-        """A file of which only the first part reaches the disk."""
+        """A file of which only the first part is written to disk."""
 
         def __init__(self, file):
             self.file = file
@@ -249,8 +249,8 @@ def test_killed_while_the_file_is_written_the_one_before_is_whole(tmp_path, monk
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_killed_while_going_on_after_damage(tmp_path, monkeypatch):
-    """Between the rename and the clean-up, a damaged and an intact file of one round stand side by side."""
+def test_intact_file_is_used_after_a_kill_while_replacing_a_damaged_round(tmp_path, monkeypatch):
+    """Between rename and clean-up, a damaged and an intact file of the same round exist."""
     three_saved(tmp_path)
     for path in tmp_path.glob("round-000003-*"):
         path.write_bytes(b"damaged")
@@ -264,7 +264,7 @@ def test_killed_while_going_on_after_damage(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_is_a_refusal_and_leaves_no_rest(tmp_path, monkeypatch, step):
+def test_full_disk_is_refused_and_leaves_no_partial_file(tmp_path, monkeypatch, step):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -275,18 +275,18 @@ def test_a_full_disk_is_a_refusal_and_leaves_no_rest(tmp_path, monkeypatch, step
         save(tmp_path, state(4))
     assert refused.value.code == "E_CHECKPOINT_WRITE"
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    save(tmp_path, state(4))  # once there is space again
+    save(tmp_path, state(4))  # after space is available again
     assert_same(load_latest(tmp_path).state, state(4))
 
 
-def test_a_file_in_the_folders_place_is_a_refusal(tmp_path):
+def test_file_in_place_of_the_checkpoint_folder_is_refused(tmp_path):
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(Refusal) as refused:
         save(tmp_path / "checkpoints", state(1))
     assert refused.value.code == "E_CHECKPOINT_WRITE"
 
 
-def test_no_pickle_is_involved(tmp_path):
+def test_checkpoint_uses_safetensors_and_never_pickle(tmp_path):
     path = save(tmp_path, state(1))
     assert int.from_bytes(path.read_bytes()[:8], "little") < path.stat().st_size  # a safetensors header
     with pytest.raises(SafetensorError):

@@ -1,4 +1,4 @@
-"""Flower's strategies by name."""
+"""Building Flower's strategies by name, their options, limits and state."""
 
 import inspect
 import math
@@ -22,7 +22,7 @@ from models.refusal import Refusal
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_name_and_option_is_flowers_own_but_one(name):
+def test_names_and_options_are_those_of_flower_except_centered_clip(name):
     kind = CenteredClip if name == "CenteredClip" else getattr(flower, name)
     parameters = inspect.signature(kind).parameters
     defaults = {option: parameters[option].default for option in OPTIONS[name]}
@@ -31,13 +31,13 @@ def test_every_name_and_option_is_flowers_own_but_one(name):
     assert isinstance(strategy, FedAvg)
 
 
-def test_options_reach_the_strategy():
+def test_options_are_passed_to_the_strategy():
     assert build_strategy("FedAdam", {"eta": 0.05, "beta_1": 0.5}).eta == 0.05
     assert build_strategy("FedAvgM", {"server_momentum": 0.9}).server_momentum == 0.9
     assert build_strategy("Krum", {"num_malicious_nodes": 2}).num_malicious_nodes == 2
 
 
-def test_whole_numbers_of_a_study_file_come_as_floats_and_stay_whole():
+def test_integral_floats_of_a_study_file_become_integers():
     strategy = build_strategy("MultiKrum", {"num_malicious_nodes": 1.0, "num_nodes_to_select": 3.0})
     assert (strategy.num_malicious_nodes, strategy.num_nodes_to_select) == (1, 3)
     assert isinstance(strategy.num_malicious_nodes, int)
@@ -48,7 +48,7 @@ def test_whole_numbers_of_a_study_file_come_as_floats_and_stay_whole():
     [
         ("FedAvg", {}, 1),
         ("FedAdam", {}, 1),
-        ("CenteredClip", {}, 1),  # the quorum says
+        ("CenteredClip", {}, 1),  # the quorum alone decides
         ("FedMedian", {}, 3),
         ("FedTrimmedAvg", {}, 5),  # beta 0.2
         ("FedTrimmedAvg", {"beta": 0.1}, 10),
@@ -64,7 +64,7 @@ def test_whole_numbers_of_a_study_file_come_as_floats_and_stay_whole():
         ("Bulyan", {"num_malicious_nodes": 2}, 11),
     ],
 )
-def test_how_many_sites_a_strategy_needs(name, options, needed):
+def test_minimum_number_of_sites_per_strategy(name, options, needed):
     assert least_replies(build_strategy(name, options)) == needed
     build_strategy(name, options, sites=needed)
     if needed > 1:
@@ -85,12 +85,12 @@ def test_how_many_sites_a_strategy_needs(name, options, needed):
         ("FedAvg", {}, [1, 1, 1, 1]),
     ],
 )
-def test_nodes_that_have_shown_themselves_need_not_be_withstood(name, options, needed):
+def test_refused_nodes_reduce_the_number_of_replies_needed(name, options, needed):
     strategy = build_strategy(name, options)
     assert [least_replies(strategy, shown=shown) for shown in range(4)] == needed
 
 
-def test_fewer_hostile_nodes_are_expected_for_the_length_of_a_block():
+def test_expected_hostile_nodes_are_reduced_within_the_context_only():
     strategy = build_strategy("Krum", {"num_malicious_nodes": 2})
     with pytest.raises(ZeroDivisionError), remaining_hostile(strategy, shown=1, valid=6):
         assert strategy.num_malicious_nodes == 1
@@ -104,7 +104,7 @@ def test_fewer_hostile_nodes_are_expected_for_the_length_of_a_block():
     ("beta", "valid", "shown", "cut"),
     [(0.2, 5, 0, 1), (0.2, 4, 1, 1), (0.2, 3, 2, 1), (0.2, 9, 1, 2), (0.2, 9, 0, 1), (0.49, 4, 1, 1), (0.1, 9, 1, 1)],
 )
-def test_a_trimmed_mean_goes_on_cutting_off_as_many_as_of_all(beta, valid, shown, cut):
+def test_trimmed_mean_still_cuts_as_many_replies_when_one_is_refused(beta, valid, shown, cut):
     strategy = build_strategy("FedTrimmedAvg", {"beta": beta})
     replies = np.concatenate([np.full(cut, 1e9), np.zeros(valid - cut)])[:, None]
     with remaining_hostile(strategy, shown=shown, valid=valid):
@@ -114,8 +114,8 @@ def test_a_trimmed_mean_goes_on_cutting_off_as_many_as_of_all(beta, valid, shown
 
 
 @pytest.mark.parametrize("beta", [0.05, 0.1, 0.15, 0.2, 0.29, 0.3, 0.45])
-def test_a_trimmed_mean_cuts_off_one_from_the_number_of_replies_that_is_needed(beta):
-    """By Flower's own function: with one reply less, the wild one is in the mean."""
+def test_trimmed_mean_cuts_one_reply_from_its_minimum_number_on(beta):
+    """Checked with Flower's own function: with one reply fewer, the outlier enters the mean."""
     needed = least_replies(build_strategy("FedTrimmedAvg", {"beta": beta}))
     wild = np.zeros((needed, 1))
     wild[0] = 1e9
@@ -124,7 +124,7 @@ def test_a_trimmed_mean_cuts_off_one_from_the_number_of_replies_that_is_needed(b
         assert flower.fedtrimmedavg.trim_mean(wild[:-1], beta) > 1e6
 
 
-def test_which_strategies_are_robust():
+def test_robust_strategies():
     robust = {name for name in OPTIONS if is_robust(build_strategy(name, {}))}
     assert robust == {"CenteredClip", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"}
 
@@ -143,7 +143,7 @@ def test_unknown_names_are_refused(name):
     ("name", "options"),
     [
         ("FedAvg", {"eta": 0.1}),
-        ("FedAdam", {"eta_l": 0.1}),  # Flower has it, and does nothing with it
+        ("FedAdam", {"eta_l": 0.1}),  # Flower accepts it but does not use it
         ("FedAvg", {"fraction_train": 0.5}),
         ("FedAvg", {"weighted_by_key": "loss"}),
         ("FedAdam", {"eta": "0.1"}),
@@ -154,13 +154,13 @@ def test_unknown_names_are_refused(name):
         ("FedAdam", {"tau": 0.0}),
         ("FedAdam", {"beta_1": 1.0}),
         ("FedTrimmedAvg", {"beta": 0.5}),
-        ("FedTrimmedAvg", {"beta": 0.0}),  # a mean that cuts off nobody
+        ("FedTrimmedAvg", {"beta": 0.0}),  # a mean that cuts no reply
         ("Krum", {"num_malicious_nodes": 1.5}),
         ("Krum", {"num_malicious_nodes": math.inf}),
         ("MultiKrum", {"num_nodes_to_select": 0}),
         ("CenteredClip", {"tau": 1.0}),
-        ("CenteredClip", {"clip_factor": 0.0}),  # a mean that never moves
-        ("CenteredClip", {"clip_factor": 100.0}),  # a mean
+        ("CenteredClip", {"clip_factor": 0.0}),  # an estimate that never moves
+        ("CenteredClip", {"clip_factor": 100.0}),  # equals a plain mean
         ("CenteredClip", {"iterations": 0}),
         ("CenteredClip", {"iterations": 1.5}),
     ],
@@ -172,7 +172,7 @@ def test_unknown_or_impossible_options_are_refused(name, options):
     assert next(iter(options)) in refused.value.says
 
 
-def test_memory_of_another_strategy_is_refused():
+def test_state_of_another_strategy_is_refused():
     momentum = {"momentum_vector/000000": np.ones(2)}
     restore_strategy(build_strategy("FedAvgM", {}), momentum)
     with pytest.raises(Refusal) as refused:
@@ -180,7 +180,7 @@ def test_memory_of_another_strategy_is_refused():
     assert refused.value.code == "E_CHECKPOINT_STRATEGY"
 
 
-def test_memory_is_taken_and_given_back_in_order():
+def test_state_is_saved_and_restored_in_order():
     vectors = [np.full(2, float(place)) for place in range(12)]
     first, second = build_strategy("FedAvgM", {}), build_strategy("FedAvgM", {})
     first.momentum_vector = vectors

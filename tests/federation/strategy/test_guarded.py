@@ -1,4 +1,4 @@
-"""The guarded strategy on Flower's own records, with synthetic sites of which some misbehave."""
+"""The guarded strategy on Flower records, with synthetic sites of which some send invalid replies."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ BUFFERS = {
     "n.num_batches_tracked": np.asarray(0),
 }
 LOSS = {"loss": Figure(0, 1000, "train")}
-# Not the defaults, where those switch the strategy's own part off.
+# Options for strategies whose defaults disable their specific behaviour.
 CHOSEN = {
     "FedAvgM": {"server_momentum": 0.9, "server_learning_rate": 0.7},
     "FedTrimmedAvg": {"beta": 0.25},
@@ -53,7 +53,7 @@ def guarded(
     heads: dict[int, LedgerHead] | None = None,
     **rules,
 ) -> GuardedStrategy:
-    """A guarded strategy, with RULES except for those given."""
+    """A guarded strategy with RULES; keyword arguments override single rules."""
     inner = build_strategy(name, CHOSEN.get(name, {}) if options is None else options)
     return GuardedStrategy(inner, replace(RULES, **rules), start, heads=heads)
 
@@ -61,7 +61,7 @@ def guarded(
 def run(guard: GuardedStrategy, grid: FakeGrid, rounds: int = 1, arrays=None) -> list[RoundReport]:
     reports: list[RoundReport] = []
     guard.on_round = reports.append
-    initial = ArrayRecord({name: Array(value) for name, value in (arrays or ARRAYS).items()})  # not sorted
+    initial = ArrayRecord({name: Array(value) for name, value in (arrays or ARRAYS).items()})  # unsorted names
     guard.start(grid, initial, num_rounds=rounds)
     return reports
 
@@ -77,7 +77,7 @@ def assert_same(one, other):
 
 
 def changed(change) -> object:
-    """A site whose honest answer is then changed."""
+    """A site that applies `change` to its honest reply."""
 
     def site(message: Message):
         content = honest_answer(3, message)
@@ -158,7 +158,7 @@ def only_honest() -> FakeGrid:
 
 
 @pytest.mark.parametrize("fault", BAD_SITES)
-def test_the_aggregate_is_the_mean_of_the_honest_replies(fault):
+def test_aggregate_is_the_mean_of_the_honest_replies(fault):
     site, code = BAD_SITES[fault]
     guard, grid = guarded(), with_bad(site)
     (report,) = run(guard, grid)
@@ -181,18 +181,18 @@ def test_the_aggregate_is_the_mean_of_the_honest_replies(fault):
 
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("fault", ["one NaN", "broadcastable row", "NaN examples", "extra metric"])
-def test_with_any_strategy_a_bad_site_is_as_if_it_were_not_there(name, fault):
+def test_refused_site_has_no_effect_with_any_strategy(name, fault):
     bad, good = guarded(name), guarded(name)
     reports = run(bad, with_bad(BAD_SITES[fault][0]), rounds=2)
     run(good, only_honest(), rounds=2)
     assert_same(bad.arrays, good.arrays)
     assert_same(bad.buffers, good.buffers)
-    assert [set(report.refused) for report in reports] == [{3}, {3}]  # and asked again each round
+    assert [set(report.refused) for report in reports] == [{3}, {3}]  # and sampled again in each round
     assert not np.array_equal(good.arrays["z.weight"], ARRAYS["z.weight"])
 
 
-def test_an_error_text_goes_nowhere(caplog, capfd):
-    """Flower logs such texts; here they do not even reach it."""
+def test_error_text_of_a_site_is_never_logged_or_reported(caplog, capfd):
+    """Flower logs error texts. The guarded strategy removes them first, because they may name a patient."""
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="flwr"):
         (report,) = run(guarded(), with_bad(BAD_SITES["error"][0]))
     printed = capfd.readouterr()
@@ -200,8 +200,8 @@ def test_an_error_text_goes_nowhere(caplog, capfd):
     assert "DOE" not in caplog.text + repr(report) + printed.out + printed.err
 
 
-def test_the_servers_own_error_for_a_lost_node_is_no_site():
-    """It comes with the server's id as its source; the site is then missing, the round goes on."""
+def test_superlink_error_for_a_lost_node_counts_its_site_as_missing():
+    """This error has the node id of the SuperLink as its source. The site counts as missing and the round continues."""
     guard = guarded()
     grid = only_honest()
     messages = list(guard.configure_train(1, encode(ARRAYS), ConfigRecord(), grid))
@@ -216,7 +216,7 @@ def test_the_servers_own_error_for_a_lost_node_is_no_site():
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_neither_the_numbers_of_nodes_nor_the_order_of_replies_and_tensors_matters(name):
+def test_node_ids_and_order_of_replies_and_tensors_do_not_matter(name):
     def backwards(number):
         def site(message: Message):
             content = honest_answer(number, message)
@@ -245,8 +245,8 @@ def flaky(number: int, absent_in: set[int]):
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
-def test_a_round_below_the_quorum_is_lost_and_leaves_nothing_behind(name):
-    """Round 2 has one valid reply of the two needed: the model and the strategy's memory stay."""
+def test_round_below_the_quorum_is_lost_and_changes_no_state(name):
+    """Round 2 has one valid reply of the two needed: the model and the strategy's state do not change."""
     guard = guarded(name)
     snapshots = []
 
@@ -265,18 +265,18 @@ def test_a_round_below_the_quorum_is_lost_and_leaves_nothing_behind(name):
     assert (guard.aggregated_rounds, guard.lost_rounds) == (2, 1)
 
 
-def test_too_many_lost_rounds_in_a_row_end_the_study():
+def test_too_many_consecutive_lost_rounds_end_the_study():
     guard = guarded(max_lost_rounds=1)
     reports: list[RoundReport] = []
     guard.on_round = reports.append
     with pytest.raises(Refusal) as refused:
         guard.start(FakeGrid({1: honest(1), 2: flaky(2, {2, 4, 5, 6})}), encode(ARRAYS), num_rounds=9)
     assert refused.value.code == "E_QUORUM"
-    assert [report.lost for report in reports] == [False, True, False, True, True]  # the last one is told too
+    assert [report.lost for report in reports] == [False, True, False, True, True]  # the last round is reported too
     assert (guard.aggregated_rounds, guard.lost_rounds) == (2, 3)
 
 
-def test_no_site_alone_becomes_the_model():
+def test_single_reply_is_never_aggregated_below_the_quorum():
     guard = guarded(quorum=2, max_lost_rounds=5)
     run(guard, FakeGrid({1: honest(1), 2: lambda _: []}), rounds=2)
     assert_same(guard.arrays, ARRAYS)
@@ -284,7 +284,7 @@ def test_no_site_alone_becomes_the_model():
 
 
 class Clock:
-    """Time that passes only while someone sleeps."""
+    """A fake clock that advances only in `sleep`."""
 
     def __init__(self, monkeypatch):
         self.now_s = 0.0
@@ -306,7 +306,7 @@ def test_waiting_for_nodes_ends_at_its_deadline(monkeypatch):
     assert clock.now_s == pytest.approx(30.0, abs=guarded_module.POLL_S)
 
 
-def test_a_node_that_comes_in_time_is_waited_for(monkeypatch):
+def test_node_that_connects_before_the_deadline_takes_part(monkeypatch):
     clock, grid = Clock(monkeypatch), FakeGrid({1: honest(1)})
     clock.on_sleep = lambda: grid.sites.update({2: honest(2)}) if clock.now_s >= 5 else None
     (report,) = run(guarded(wait_s=30.0), grid)
@@ -314,8 +314,8 @@ def test_a_node_that_comes_in_time_is_waited_for(monkeypatch):
     assert clock.now_s == 5
 
 
-def test_a_node_that_leaves_while_the_round_is_set_up_blocks_nothing(monkeypatch):
-    """Flower's sampling would wait for it without end."""
+def test_node_that_disconnects_during_round_setup_does_not_block(monkeypatch):
+    """Flower's own sampling would wait for the node without a time limit."""
     Clock(monkeypatch).on_sleep = lambda: pytest.fail("nothing is to be waited for")
 
     class Leaving(FakeGrid):
@@ -330,8 +330,8 @@ def test_a_node_that_leaves_while_the_round_is_set_up_blocks_nothing(monkeypatch
 
 
 @pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
-def test_an_overflow_in_the_optimiser_loses_the_round_and_not_its_memory(name, monkeypatch):
-    """Three sites that agree on huge finite updates are a majority; the optimiser's step is infinite."""
+def test_optimiser_overflow_loses_the_round_but_keeps_the_optimiser_state(name, monkeypatch):
+    """All three sites send huge finite updates, so none is an outlier, but the optimiser's step is infinite."""
     monkeypatch.setitem(CHOSEN, "FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 2.5})
 
     def huge_in_round_2(number: int):
@@ -351,7 +351,7 @@ def test_an_overflow_in_the_optimiser_loses_the_round_and_not_its_memory(name, m
     assert_same(strategy_state(guard.inner), strategy_state(calm.inner))
 
 
-# --- two sites, who have no majority -----------------------------------------------------------------------
+# --- two sites, without a majority --------------------------------------------------------------------------
 
 
 def alone_with(bad):
@@ -360,8 +360,8 @@ def alone_with(bad):
 
 @pytest.mark.parametrize("factor", [2.0, 1e6, -100.0, -1e30])
 @pytest.mark.parametrize("record", ["arrays", "buffers"])
-def test_of_two_sites_the_longer_one_counts_at_twice_the_length_of_the_shorter(factor, record):
-    """Or at twice the model's length, where both are far too long."""
+def test_longer_of_two_updates_is_clipped_to_twice_the_shorter(factor, record):
+    """If both updates are far too long, the limit is twice the norm of the model."""
     moved = update_times(factor * 10, record)
     guard = guarded(quorum=1)
     (report,) = run(guard, alone_with(moved))
@@ -374,8 +374,8 @@ def test_of_two_sites_the_longer_one_counts_at_twice_the_length_of_the_shorter(f
         assert update_norm(after, before) <= 4 * update_norm(alone, before)
 
 
-def test_of_two_sites_neither_shuts_the_other_out_with_tiny_updates():
-    """It can hold the model still, and the report names the other as clipped; nobody is refused."""
+def test_tiny_update_of_one_of_two_sites_clips_but_never_refuses_the_other():
+    """Such a site can stop the model from moving. The report lists the other site as clipped; no site is refused."""
 
     def lazy(message: Message):
         content = honest_answer(3, message)
@@ -391,7 +391,7 @@ def test_of_two_sites_neither_shuts_the_other_out_with_tiny_updates():
 
 
 def update_times(factor: float, record: str = "arrays"):
-    """An honest update, so many times as long; moments alone, for a variance may not become negative."""
+    """An honest update scaled by `factor`. In buffers, only moments are scaled and variances stay non-negative."""
 
     def change(content: RecordDict):
         before = ARRAYS if record == "arrays" else BUFFERS
@@ -408,8 +408,8 @@ def update_times(factor: float, record: str = "arrays"):
 
 @pytest.mark.parametrize("factor", [10.0, 1e6, -1e6, 1e30])
 @pytest.mark.parametrize("record", ["arrays", "buffers"])
-def test_an_update_that_is_only_too_long_counts_at_twice_the_median_length(factor, record):
-    """In its own direction: the mean is that of the honest replies and of the shorter one, and the report names it."""
+def test_too_long_update_is_clipped_to_twice_the_median_norm(factor, record):
+    """Its direction is kept. The mean includes the honest replies and the clipped one; the report lists the site."""
     guard = guarded()
     grid = with_bad(update_times(factor, record))
     (report,) = run(guard, grid)
@@ -418,7 +418,7 @@ def test_an_update_that_is_only_too_long_counts_at_twice_the_median_length(facto
     answers = {n: honest_answer(n, grid.sent[0]) for n in HONEST}
     sent = decode(update_times(factor, record)(grid.sent[0])[0].array_records[record])
     norms = sorted(update_norm(decode(each.array_records[record]), current) for each in answers.values())
-    share = 2 * norms[2] / update_norm(sent, current)  # the low median of five, of which the hostile is the longest
+    share = 2 * norms[2] / update_norm(sent, current)  # low median of five norms; the hostile one is the largest
     if record == "arrays":
         replies = [decode(each.array_records[record]) for each in answers.values()]
         replies.append({k: v + share * (sent[k].astype(np.float64) - v) for k, v in ARRAYS.items()})
@@ -433,7 +433,7 @@ def test_an_update_that_is_only_too_long_counts_at_twice_the_median_length(facto
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_with_any_strategy_how_much_too_long_an_update_is_does_not_matter(name):
+def test_norm_of_a_clipped_update_does_not_matter_with_any_strategy(name):
     one, other = guarded(name), guarded(name)
     run(one, with_bad(update_times(1e3)), rounds=1)
     run(other, with_bad(update_times(1e6)), rounds=1)
@@ -441,13 +441,13 @@ def test_with_any_strategy_how_much_too_long_an_update_is_does_not_matter(name):
         np.testing.assert_allclose(one.arrays[key], other.arrays[key], rtol=1e-3, atol=1e-4)
 
 
-def test_an_honest_round_of_sites_that_are_alike_clips_nobody():
+def test_similar_honest_sites_are_not_clipped():
     (report,) = run(guarded(), only_honest())
     assert report.clipped == ()
 
 
-def test_a_length_that_is_no_number_is_refused():
-    """In double precision a finite update can be too long for its length to be finite."""
+def test_update_with_infinite_norm_is_refused():
+    """In double precision, a finite update can have an infinite norm."""
     arrays = {"w": np.zeros(4)}
 
     def site(value: float):
@@ -463,8 +463,8 @@ def test_a_length_that_is_no_number_is_refused():
 # --- weights -----------------------------------------------------------------------------------------------
 
 
-def test_a_site_weighs_no_more_than_the_patients_it_was_enrolled_with():
-    """Site 3 claims 900 and is enrolled with 40; site 4 claims its honest 60 and is enrolled with 70."""
+def test_site_weight_is_capped_at_its_enrolled_patients():
+    """Site 3 reports 900 patients and is enrolled with 40; site 4 reports 60 and is enrolled with 70."""
     guard, grid = guarded(enrolled={3: 40, 4: 70}), with_bad(on_metrics(**{"num-examples": 900}))
     (report,) = run(guard, grid)
     assert report.capped == (3,)
@@ -486,7 +486,7 @@ def test_a_site_weighs_no_more_than_the_patients_it_was_enrolled_with():
     )
 
 
-def test_without_an_enrolled_number_the_general_limit_holds():
+def test_site_without_enrolled_number_has_the_general_limit():
     (report,) = run(guarded(enrolled={4: 70}), with_bad(on_metrics(**{"num-examples": 1000})))
     assert (report.capped, report.refused) == ((), {})
 
@@ -498,7 +498,7 @@ def test_without_an_enrolled_number_the_general_limit_holds():
     ("name", "options", "needed"),
     [("Krum", {"num_malicious_nodes": 1}, 5), ("FedTrimmedAvg", {"beta": 0.2}, 5), ("FedMedian", {}, 3)],
 )
-def test_with_too_few_replies_to_withstand_anyone_a_robust_round_is_lost(name, options, needed):
+def test_robust_round_is_lost_with_too_few_valid_replies(name, options, needed):
     guard = guarded(name, options)
     one_too_few = {number: honest(number) for number in range(1, needed)}
     first, second = run(guard, FakeGrid(one_too_few | {needed: flaky(needed, {2})}), rounds=2)
@@ -516,8 +516,8 @@ def test_with_too_few_replies_to_withstand_anyone_a_robust_round_is_lost(name, o
         ("Bulyan", {"num_malicious_nodes": 1}, 7),
     ],
 )
-def test_a_hostile_site_that_shows_itself_does_not_lose_the_round(name, options, sites):
-    """Else one NaN in each round would end the study; a site that is only missing leaves the doubt."""
+def test_refused_hostile_site_does_not_lose_the_round(name, options, sites):
+    """Otherwise one NaN per round would end the study. A missing site does not count as a detected hostile site."""
 
     def with_last(site):
         (report,) = run(guarded(name, options), FakeGrid({n: honest(n) for n in range(1, sites)} | {sites: site}))
@@ -529,8 +529,8 @@ def test_a_hostile_site_that_shows_itself_does_not_lose_the_round(name, options,
     assert with_last(lambda _: [Error(2, "E_TOO_FEW")]).lost_for == "E_STRATEGY_REPLIES"
 
 
-def test_an_unusual_site_does_not_open_the_door_for_a_hostile_one():
-    """One of five is taken for hostile; the wild one among the other four is cut off all the same."""
+def test_second_outlier_is_still_trimmed_after_one_reply_is_refused():
+    """One of five replies is refused; the outlier among the other four is trimmed too."""
 
     def wild(message: Message):
         content = honest_answer(2, message)
@@ -544,7 +544,7 @@ def test_an_unusual_site_does_not_open_the_door_for_a_hostile_one():
     assert abs(guard.arrays["scale"] - ARRAYS["scale"]) < 0.3  # the mean of the four would move by about 0.75
 
 
-def test_rounds_lost_to_the_strategy_end_the_study_for_its_reason():
+def test_study_ended_by_the_strategys_minimum_reports_that_reason():
     guard = guarded("FedMedian", max_lost_rounds=0)
     with pytest.raises(Refusal) as refused:
         run(guard, FakeGrid({1: honest(1), 2: honest(2), 3: lambda _: []}))
@@ -552,8 +552,8 @@ def test_rounds_lost_to_the_strategy_end_the_study_for_its_reason():
     assert "needs 3 valid replies in a round and has 2" in refused.value.says
 
 
-def test_krum_sees_small_updates_beside_large_weights():
-    """With weights a thousand times the updates, float32 distances between weights are noise."""
+def test_krum_distinguishes_small_updates_of_large_weights():
+    """With weights 1000 times larger than the updates, float32 distances between weights are rounding noise."""
     large = {"w": np.random.default_rng(0).normal(scale=100, size=4000).astype(np.float32)}
 
     def moved_by(number: int, scale: float):
@@ -569,7 +569,7 @@ def test_krum_sees_small_updates_beside_large_weights():
         return site
 
     sites = {number: moved_by(number, 0.002) for number in (2, 3, 4, 5)}
-    for hostile in (1, 6):  # whichever place it has among the replies
+    for hostile in (1, 6):  # first or last among the replies
         guard = guarded("Krum", {"num_malicious_nodes": 1}, start=StartState(), quorum=5, max_examples=10)
         run(guard, FakeGrid(sites | {hostile: moved_by(hostile, 0.02)}), arrays=large)
         assert np.std(guard.arrays["w"] - large["w"]) < 0.01
@@ -577,8 +577,8 @@ def test_krum_sees_small_updates_beside_large_weights():
 
 @pytest.mark.parametrize("name", ["FedMedian", "FedTrimmedAvg", "Krum", "Bulyan"])
 @pytest.mark.parametrize("moment", ["running_mean", "running_var"])
-def test_a_robust_strategy_does_not_let_one_site_carry_the_buffers_away(name, moment):
-    """Within the bound on norms, and with a counter at the end of its range."""
+def test_robust_strategy_limits_the_effect_of_one_site_on_buffers(name, moment):
+    """The attack stays within the norm bound; its batch counter is near the end of the integer range."""
 
     def hostile(buffers):
         key = f"n.{moment}"
@@ -597,7 +597,7 @@ def test_a_robust_strategy_does_not_let_one_site_carry_the_buffers_away(name, mo
     assert (guard.buffers[f"n.{moment}"] >= low).all()
     assert (guard.buffers[f"n.{moment}"] <= np.maximum(high, spread)).all()
     assert guard.buffers["n.num_batches_tracked"] == 3
-    assert mean.buffers["n.num_batches_tracked"] == 2**62  # the control: a mean strategy believes it
+    assert mean.buffers["n.num_batches_tracked"] == 2**62  # control: a mean strategy accepts the value
 
 
 def only_first(grid: FakeGrid) -> Message:
@@ -605,7 +605,7 @@ def only_first(grid: FakeGrid) -> Message:
     return grid.sent[0]
 
 
-def test_the_middle_of_figures_is_not_moved_by_one_site():
+def test_median_of_figures_resists_one_outlier_site():
     reports = [{"slope": 1.0, "num-examples": 5}, {"slope": 1.2, "num-examples": 5}, {"slope": 1e9, "num-examples": 5}]
     assert middle_figures(reports) == {"slope": 1.2}
     assert middle_figures([]) == {}
@@ -619,7 +619,7 @@ def head_of(lines: int) -> LedgerHead:
 
 
 def with_ledger(number: int, lines):
-    """A site whose gateway tells of `lines(round)` lines; None for nothing."""
+    """A site whose gateway reports a ledger of `lines(round)` lines; None: no ledger record."""
 
     def site(message: Message):
         content = honest_answer(number, message)
@@ -637,7 +637,7 @@ def told(message: Message) -> LedgerHead:
     return LedgerHead(config["ledger-head"], config["ledger-lines"])
 
 
-def test_each_site_is_told_where_its_own_ledger_ended():
+def test_each_site_receives_the_last_head_of_its_own_ledger():
     grid = FakeGrid({1: with_ledger(1, lambda r: 10 * r), 2: with_ledger(2, lambda r: 7 + r), 3: honest(3)})
     guard = guarded()
     reports = run(guard, grid, rounds=2)
@@ -654,22 +654,22 @@ def test_each_site_is_told_where_its_own_ledger_ended():
     assert all(report.valid == (1, 2, 3) for report in reports)
 
 
-def test_a_resumed_study_goes_on_with_the_heads_it_had():
+def test_resumed_study_sends_the_saved_ledger_heads():
     grid = FakeGrid({1: with_ledger(1, lambda r: 10 * r), 2: honest(2)})
     run(guarded(start=replace(START, first_round=3), heads={1: head_of(20)}), grid)
     assert {message.metadata.dst_node_id: told(message) for message in grid.sent} == {1: head_of(20), 2: NO_HEAD}
 
 
 @pytest.mark.parametrize("lines", [lambda r: 21 - r, lambda r: 20 if r == 1 else None], ids=["shorter", "silent"])
-def test_a_ledger_that_was_cut_shuts_its_site_out(lines):
+def test_site_with_a_truncated_ledger_is_refused(lines):
     guard = guarded()
     reports = run(guard, FakeGrid({1: honest(1), 2: honest(2), 3: with_ledger(3, lines)}), rounds=3)
     assert [report.refused for report in reports] == [{}, {3: "E_REPLY_LEDGER_CUT"}, {3: "E_REPLY_LEDGER_CUT"}]
-    assert guard.heads == {3: head_of(20)}  # what is remembered is the longer one
+    assert guard.heads == {3: head_of(20)}  # the longest head is kept
 
 
-def test_the_head_of_a_refused_reply_is_kept():
-    """The site's ledger holds that reply as well."""
+def test_ledger_head_of_a_refused_reply_is_kept():
+    """The site's ledger contains the refused reply too."""
 
     def diverged(message: Message):
         (content,) = with_ledger(3, lambda r: 5)(message)
@@ -682,10 +682,10 @@ def test_the_head_of_a_refused_reply_is_kept():
     assert guard.heads == report.ledger == {3: head_of(5)}
 
 
-# --- what goes out, what is told ---------------------------------------------------------------------------
+# --- messages and reports ----------------------------------------------------------------------------------
 
 
-def test_messages_carry_model_buffers_and_round_and_buffers_stay_out_of_the_strategy():
+def test_messages_hold_model_buffers_and_round_and_strategy_gets_no_buffers():
     guard, grid = guarded("FedProx"), only_honest()
     reports = run(guard, grid, rounds=2)
     first = grid.sent[0].content
@@ -701,11 +701,11 @@ def test_messages_carry_model_buffers_and_round_and_buffers_stay_out_of_the_stra
     assert set(guard.arrays) == set(ARRAYS)
     assert [report.round for report in reports] == [1, 2]
     assert all(report.seconds > 0 for report in reports)
-    # The second round starts from the first one's result, buffers included.
+    # The second round starts from the first round's result, including buffers.
     assert grid.sent[-1].content.array_records["buffers"]["n.num_batches_tracked"].numpy() == 3
 
 
-def test_without_buffers_none_are_sent():
+def test_model_without_buffers_sends_no_buffers_record():
     guard, grid = guarded(start=StartState()), only_honest()
     (report,) = run(guard, grid)
     assert set(grid.sent[0].content) == {"arrays", "config"}
@@ -713,7 +713,7 @@ def test_without_buffers_none_are_sent():
     assert guard.buffers == {}
 
 
-def test_no_evaluation_messages():
+def test_no_evaluation_messages_are_sent():
     guard, grid = guarded(), only_honest()
     run(guard, grid, rounds=2)
     assert {message.metadata.message_type for message in grid.sent} == {"train"}
@@ -722,8 +722,8 @@ def test_no_evaluation_messages():
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_models_dtypes_stay(name):
-    """FedAdam, for one, computes its new weights in float64."""
+def test_dtypes_and_shapes_of_the_model_are_kept(name):
+    """FedAdam, for example, computes its new weights in float64."""
     guard = guarded(name)
     run(guard, only_honest(), rounds=2)
     for tensors, before in ((guard.arrays, ARRAYS), (guard.buffers, BUFFERS)):
@@ -736,7 +736,7 @@ def test_the_models_dtypes_stay(name):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_four_rounds_are_two_rounds_saved_loaded_and_two_more(name, tmp_path):
+def test_resuming_after_two_rounds_equals_four_uninterrupted_rounds(name, tmp_path):
     whole = guarded(name)
     all_reports = run(whole, only_honest(), rounds=4)
 
@@ -765,8 +765,8 @@ def test_four_rounds_are_two_rounds_saved_loaded_and_two_more(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
-def test_resuming_without_the_memory_would_differ(name):
-    """Otherwise the test above would say nothing about it."""
+def test_resuming_without_the_strategy_state_gives_another_model(name):
+    """Control for the test above: the strategy state matters."""
     whole, half = guarded(name), guarded(name)
     run(whole, only_honest(), rounds=4)
     run(half, only_honest(), rounds=2)
@@ -817,7 +817,7 @@ def train_for_real(number: int):
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "FedYogi"])
-def test_a_real_network_with_batch_norm(name):
+def test_training_a_real_network_with_batch_norm(name):
     torch.manual_seed(0)
     arrays, buffers = split({name: tensor.numpy() for name, tensor in Net().state_dict().items()})
     options = {"eta": 0.01} if name != "FedAvg" else {}
@@ -831,11 +831,11 @@ def test_a_real_network_with_batch_norm(name):
     net.load_state_dict(tensors, strict=True)
     assert all(torch.isfinite(tensor).all() for tensor in net.state_dict().values())
     assert net.body[1].num_batches_tracked == 9
-    # The optimiser did not touch the buffers: they are the moments of the three sites' together.
+    # The optimiser does not change buffers: they are the pooled moments of the three sites.
     replies = [train_for_real(number)(grid.sent[-1])[0] for number in (1, 2, 3)]
     sites = [decode(reply.array_records["buffers"]) for reply in replies]
     means, variances = (np.stack([s[f"body.1.running_{kind}"] for s in sites]) for kind in ("mean", "var"))
     np.testing.assert_allclose(guard.buffers["body.1.running_mean"], means.mean(axis=0), rtol=1e-5)
     pooled = variances.mean(axis=0) + means.var(axis=0)
     np.testing.assert_allclose(guard.buffers["body.1.running_var"], pooled, rtol=1e-5)
-    assert (means.var(axis=0) > 0.01 * pooled).any()  # the sites differ enough for this to say something
+    assert (means.var(axis=0) > 0.01 * pooled).any()  # the sites differ enough for this check to be meaningful

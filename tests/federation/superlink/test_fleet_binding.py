@@ -1,4 +1,4 @@
-"""Whose messages, sessions and objects a request names: judged on Flower's own database.
+"""Tests that a node's request names only its own messages, sessions and objects, with Flower's own database.
 
 Two nodes at a real server: tests/e2e/test_binding.py.
 """
@@ -23,8 +23,8 @@ from federation.superlink.fleet_binding import Announced, Trees, check
 from models.refusal import Refusal
 
 RUN = 5
-SQLITE_VARIABLES = 32_766  # in one statement at most, unless SQLite is built otherwise
-# As Flower draws them: up to 64 bits, which its database keeps with a sign.
+SQLITE_VARIABLES = 32_766  # SQLite's default limit per statement
+# Like Flower's node ids: up to 64 bits, stored as signed integers in its database.
 NORTH, SOUTH = 2**64 - 7, 12
 
 
@@ -46,14 +46,14 @@ def signed(number: int) -> int:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[SqlLinkState]:
-    """Both nodes were sent a message; north has announced its answer, which the study's code has not asked for."""
+    """Each node has received a message. North has announced its reply, and the ServerApp has not pulled it yet."""
     database = tmp_path / "state.db"
     _, factory = get_objectstore_linkstate_factories(str(database), get_federation_manager(is_simulation=False))
     state = factory.state()
     assert isinstance(state, SqlLinkState)
     for task in TASKS.values():
         state.object_store.preregister(RUN, task)
-    with closing(sqlite3.connect(database)) as db:  # without foreign keys: no run, no nodes
+    with closing(sqlite3.connect(database)) as db:  # foreign keys are not enforced: no run and no nodes are needed
         for node, task in TASKS.items():
             row = (task.object_id, RUN, 1, signed(node))
             db.execute(
@@ -71,7 +71,7 @@ def state(tmp_path: Path) -> Iterator[SqlLinkState]:
 
 @contextmanager
 def statements(state: SqlLinkState) -> Iterator[list[int]]:
-    """The statements that the database executes meanwhile: how many variables each has."""
+    """The number of variables of each statement that the database executes in this context."""
     found: list[int] = []
     with state.session() as session:
         engine = session.get_bind()
@@ -85,7 +85,7 @@ def statements(state: SqlLinkState) -> Iterator[list[int]]:
 
 
 def announce(state: SqlLinkState) -> str:
-    """Open the session of north's answer."""
+    """Open the session for north's reply."""
     session = state.start_session(RUN)
     state.preregister_object_tree(ANSWER, session)
     return session
@@ -112,7 +112,7 @@ def judged(state: object, request: object, announced: Announced | None = None) -
     return True
 
 
-def test_objects_of_a_message_are_its_nodes(state: SqlLinkState) -> None:
+def test_node_reads_only_objects_of_its_own_messages(state: SqlLinkState) -> None:
     def may_read(node: int, name: str, run: int = RUN) -> bool:
         return judged(state, PullObjectRequest(node=Node(node_id=node), run_id=run, object_id=sha(name)))
 
@@ -124,13 +124,13 @@ def test_objects_of_a_message_are_its_nodes(state: SqlLinkState) -> None:
     assert not may_read(99, "model")
 
 
-def test_an_object_has_one_spelling(state: SqlLinkState) -> None:
+def test_object_id_has_only_one_valid_form(state: SqlLinkState) -> None:
     for id in (sha("model").upper(), f" {sha('model')}", "", "%"):
         assert not judged(state, PullObjectRequest(node=Node(node_id=NORTH), run_id=RUN, object_id=id))
 
 
-def test_after_a_restart_a_session_is_still_its_owners(state: SqlLinkState) -> None:
-    """What was announced before is no longer remembered; Flower's database tells until the answer was asked for."""
+def test_session_belongs_to_its_node_after_a_restart(state: SqlLinkState) -> None:
+    """A restart forgets announced replies. Flower's database still has the reply until the ServerApp pulls it."""
     session = announce(state)
 
     def may_push(node: int, session: str = session) -> bool:
@@ -142,19 +142,19 @@ def test_after_a_restart_a_session_is_still_its_owners(state: SqlLinkState) -> N
     assert may_push(NORTH)
     assert not may_push(SOUTH)
     assert not may_push(NORTH, "")
-    assert may_push(SOUTH, "over")  # which Flower answers with "not stored"
+    assert may_push(SOUTH, "over")  # Flower answers "not stored"
 
 
-def test_a_session_stays_its_owners_once_the_answer_was_asked_for(state: SqlLinkState) -> None:
+def test_session_belongs_to_its_node_after_the_reply_is_pulled(state: SqlLinkState) -> None:
     session = announce(state)
     with state.session():
         state.delete_messages({TASKS[NORTH].object_id})
     request = PushObjectRequest(node=Node(node_id=NORTH), run_id=RUN, session_id=session, object_id=sha("its records"))
     assert judged(state, request, Announced(sessions=deque([session])))
-    assert not judged(state, request)  # as south: nothing tells that it is south's
+    assert not judged(state, request)  # without the announcement, the owner is unknown
 
 
-def test_an_answer_is_announced_again_by_its_sender_alone(state: SqlLinkState) -> None:
+def test_only_the_sender_can_announce_a_reply_again(state: SqlLinkState) -> None:
     announce(state)
     assert judged(state, push(NORTH))
     assert not judged(state, push(SOUTH))
@@ -180,20 +180,20 @@ def test_an_answer_is_announced_again_by_its_sender_alone(state: SqlLinkState) -
         {"run_id": RUN + 1},
     ],
 )
-def test_souths_answer_with_one_lie_in_it_is_refused(state: SqlLinkState, change: dict[str, object]) -> None:
+def test_reply_with_one_false_field_is_refused(state: SqlLinkState, change: dict[str, object]) -> None:
     answer = tree("answer of south", tree("its own"), tree("model"))
     assert judged(state, push(SOUTH, announced=answer))
     assert not judged(state, push(SOUTH, announced=answer, **change))
 
 
 @pytest.mark.parametrize("below", [TASKS[NORTH], TASKS[SOUTH], ANSWER])
-def test_no_whole_message_is_part_of_an_answer(state: SqlLinkState, below: ObjectTree) -> None:
+def test_reply_that_contains_another_message_is_refused(state: SqlLinkState, below: ObjectTree) -> None:
     announce(state)
     deep = tree("answer of south", tree("records", tree("array", below)))
     assert not judged(state, push(SOUTH, announced=deep))
 
 
-def test_many_objects_are_looked_up_in_parts(state: SqlLinkState) -> None:
+def test_lookup_of_many_objects_is_split_into_several_statements(state: SqlLinkState) -> None:
     objects = [tree(f"own {number}") for number in range(SQLITE_VARIABLES + 1)]
     with statements(state) as found:
         assert judged(state, push(SOUTH, announced=tree("answer of south", *objects)))
@@ -202,26 +202,26 @@ def test_many_objects_are_looked_up_in_parts(state: SqlLinkState) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_shown_to_those_that_were_sent_a_message_of_it(state: SqlLinkState) -> None:
+def test_run_is_visible_only_to_nodes_that_received_its_messages(state: SqlLinkState) -> None:
     assert judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN))
     assert not judged(state, GetRunRequest(node=Node(node_id=NORTH), run_id=RUN + 1))
     assert not judged(state, GetRunRequest(node=Node(node_id=99), run_id=RUN))
 
 
-def test_what_is_not_known_is_refused(state: SqlLinkState) -> None:
+def test_unknown_request_is_refused(state: SqlLinkState) -> None:
     assert judged(state, PullMessagesRequest(node=Node(node_id=NORTH)))
     assert not judged(state, None)
     assert not judged(state, Metadata())
 
 
-def test_a_server_without_a_database_serves_nobody() -> None:
+def test_state_without_a_database_is_an_error() -> None:
     make: Callable[..., InMemoryLinkState] = InMemoryLinkState.__new__
     with pytest.raises(TypeError):
         check(PullMessagesRequest(node=Node(node_id=NORTH)), make(InMemoryLinkState), Announced(), Trees())
 
 
 @pytest.mark.parametrize(("most", "look_ups"), [(1, 4), (2, 2)])
-def test_few_trees_are_kept(state: SqlLinkState, most: int, look_ups: int) -> None:
+def test_cache_of_object_trees_is_bounded(state: SqlLinkState, most: int, look_ups: int) -> None:
     trees = Trees(most)
     with state.session() as session, statements(state) as found:
         for task in (*TASKS.values(), *TASKS.values()):

@@ -1,4 +1,4 @@
-"""The roster of a server, without a running one."""
+"""Tests of a server's list of sites, without a running server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from models.refusal import Refusal
 
 
 class FakeControl:
-    """The calls of Flower's Control API that the roster makes."""
+    """A stand-in for the calls of Flower's Control API that the list of sites needs."""
 
     def __init__(self, *nodes: NodeInfo) -> None:
         self.nodes = list(nodes)
@@ -57,17 +57,17 @@ def public_key(path: Path) -> bytes:
     return load_node_public_key(create_node_key(path))
 
 
-def test_enrolment_registers_the_key_under_the_name(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_enrolment_registers_the_key_under_the_site_name(tmp_path: Path, fake_control: FakeControl) -> None:
     key = public_key(tmp_path / "node")
     assert enrol(tmp_path, key, "hospital-a") == 1
     assert fake_control.active() == [("hospital-a", key)]
-    assert enrol(tmp_path, key, "hospital-a") == 1, "once more changes nothing"
+    assert enrol(tmp_path, key, "hospital-a") == 1, "a second enrolment changes nothing"
     assert sites(tmp_path) == [Site("hospital-a", 1, online=False)]
     fake_control.nodes[0].status = "online"
     assert sites(tmp_path) == [Site("hospital-a", 1, online=True)]
 
 
-def test_a_key_belongs_to_one_site(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_key_belongs_to_one_site(tmp_path: Path, fake_control: FakeControl) -> None:
     key = public_key(tmp_path / "a")
     enrol(tmp_path, key, "hospital-a")
     with pytest.raises(Refusal, match=r"E_ALREADY_ENROLLED: .* hospital-a"):
@@ -75,14 +75,14 @@ def test_a_key_belongs_to_one_site(tmp_path: Path, fake_control: FakeControl) ->
     assert len(fake_control.nodes) == 1
 
 
-def test_a_name_belongs_to_its_newest_key(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_newest_key_replaces_the_earlier_key_of_a_site(tmp_path: Path, fake_control: FakeControl) -> None:
     first, second = public_key(tmp_path / "a"), public_key(tmp_path / "b")
     enrol(tmp_path, first, "hospital-a")
     enrol(tmp_path, second, "hospital-a")
     assert fake_control.active() == [("hospital-a", second)]
 
 
-def test_who_is_struck_off_does_not_come_back_with_the_same_key(tmp_path: Path, fake_control: FakeControl) -> None:
+def test_removed_site_cannot_enrol_again_with_the_same_key(tmp_path: Path, fake_control: FakeControl) -> None:
     first, other = public_key(tmp_path / "a"), public_key(tmp_path / "b")
     enrol(tmp_path, first, "hospital-a")
     enrol(tmp_path, other, "hospital-b")

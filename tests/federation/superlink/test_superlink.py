@@ -1,4 +1,4 @@
-"""What the SuperLink answers goes out in pieces, whole and unchanged, and nothing of a request stays behind."""
+"""Tests that SuperLink responses are sent in chunks, unchanged, and that no data of a request is kept."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from federation.superlink.superlink import ENROLLED, PIECE_BYTES, Pieces
 
 
 def answered(*bodies: bytes) -> tuple[list[Message], dict[str, Any]]:
-    """What goes out if the application answers so, in one message or several; and what is left of the request."""
+    """Send these bodies from the application. Returns the messages sent and the state left of the request."""
     state: dict[str, Any] = {"of": "the application"}
     sent: list[Message] = []
 
@@ -33,7 +33,7 @@ def answered(*bodies: bytes) -> tuple[list[Message], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES, 5 * PIECE_BYTES + 7])
-def test_a_long_answer_goes_out_in_pieces(size: int):
+def test_long_response_is_sent_in_chunks(size: int):
     body = bytes(range(256)) * (size // 256 + 1)
     (start, *pieces), state = answered(body[:size])
     assert start == {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"7")]}
@@ -43,13 +43,13 @@ def test_a_long_answer_goes_out_in_pieces(size: int):
     assert state == {}
 
 
-def test_an_answer_that_comes_in_parts_ends_only_once():
+def test_response_in_several_parts_ends_only_once():
     (_, *pieces), _ = answered(b"a" * (PIECE_BYTES + 3), b"b" * 3, b"")
     assert b"".join(piece["body"] for piece in pieces) == b"a" * (PIECE_BYTES + 3) + b"bbb"
     assert [piece["more_body"] for piece in pieces] == [True, True, True, False]
 
 
-def test_what_lasts_as_long_as_the_server_is_left_alone():
+def test_lifespan_state_is_not_cleared():
     state = {"of": "the application"}
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None: ...
@@ -59,14 +59,14 @@ def test_what_lasts_as_long_as_the_server_is_left_alone():
 
 
 @pytest.mark.parametrize("enrolled", [True, False])
-def test_flower_builds_its_application_with_it(monkeypatch: pytest.MonkeyPatch, enrolled: bool):
-    """And where nodes are enrolled, each is held to its own messages, once Flower has read and authenticated them."""
+def test_flower_builds_its_application_with_our_middleware(monkeypatch: pytest.MonkeyPatch, enrolled: bool):
+    """With enrolled nodes, FleetBinding runs last, after Flower has parsed and authenticated the request."""
     from flwr.superlink import extensions, main
     from flwr.superlink.cli import flower_superlink as _  # noqa: F401
 
     found: list[Middleware] = []
     for module, name in ((extensions, "get_middleware"), (main, "_get_middleware")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that monkeypatch restores it
     monkeypatch.setattr("flwr.superlink.cli.flower_superlink", lambda: found.extend(main._get_middleware()))
     monkeypatch.setattr("sys.argv", ["superlink", *([ENROLLED] if enrolled else [])])
     superlink.main()

@@ -1,4 +1,4 @@
-"""What our processes are started with, and whom the guard counts as family. (Real processes: tests/e2e.)"""
+"""Tests of the environment of our processes and of finding their descendants. Real processes: tests/e2e."""
 
 import socket
 from pathlib import Path
@@ -9,13 +9,13 @@ from federation.system.process import flower_environment, free_port, port_is_tak
 from federation.system.reaper import descendants
 
 
-def test_the_family_is_everyone_below_at_any_depth() -> None:
+def test_descendants_include_all_levels() -> None:
     parents = {2: 1, 10: 2, 11: 10, 12: 11, 13: 10, 20: 1, 21: 20}
     assert descendants(10, parents) == [11, 13, 12]
     assert descendants(12, parents) == []
 
 
-def test_nothing_calls_home(tmp_path: Path) -> None:
+def test_environment_disables_telemetry(tmp_path: Path) -> None:
     environment = flower_environment(tmp_path, FEDTHORAX_SITE_DIR="x")
     expected = {
         "FLWR_HOME": str(tmp_path),
@@ -28,7 +28,7 @@ def test_nothing_calls_home(tmp_path: Path) -> None:
     assert expected.items() <= environment.items()
 
 
-def test_flower_itself_takes_that_as_a_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_respects_the_disabled_update_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supercore import update_check
 
     asked: list[object] = []
@@ -36,16 +36,14 @@ def test_flower_itself_takes_that_as_a_no(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(update_check, "_start_flwr_update_check_refresh_thread", asked.append)
     monkeypatch.delenv("FLWR_DISABLE_UPDATE_CHECK", raising=False)
     update_check.warn_if_flwr_update_available("flower-superlink")
-    assert asked == ["flower-superlink"]  # what Flower does by default
+    assert asked == ["flower-superlink"]  # Flower's default
     monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", flower_environment(tmp_path)["FLWR_DISABLE_UPDATE_CHECK"])
     update_check.warn_if_flwr_update_available("flower-superlink")
     assert len(asked) == 1
 
 
 @pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
-def test_a_proxy_for_the_outside_is_not_asked_for_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_proxy_is_not_used_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     from httpx._utils import get_environment_proxies
 
     monkeypatch.delenv("no_proxy", raising=False)
@@ -61,7 +59,7 @@ def test_a_proxy_for_the_outside_is_not_asked_for_this_machine(
     assert any("pacs.example.org" in pattern for pattern in unproxied)
 
 
-def test_a_port_is_taken_while_somebody_listens() -> None:
+def test_port_is_taken_while_a_socket_listens() -> None:
     port = free_port()
     assert not port_is_taken("127.0.0.1", port)
     with socket.socket() as listener:

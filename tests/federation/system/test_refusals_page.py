@@ -1,4 +1,4 @@
-"""The tables of reasons, and the page made from them."""
+"""Tests of the reason tables and of the page generated from them."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,19 +10,19 @@ from federation.system.refusals_page import REASONS, SECTIONS, page
 from models.reason_tables import tables
 from models.refusal import Reason
 
-_OTHER_NAMES = {"E_SIGNATURE": "SIGNATURE_WRONG"}  # SIGNATURE is the file that holds one
+_OTHER_NAMES = {"E_SIGNATURE": "SIGNATURE_WRONG"}  # SIGNATURE is the name of the signature file
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TABLES = [models.reasons, *tables("pipeline").values(), *tables("federation").values()]
 NAMED = [(name, value) for table in TABLES for name, value in vars(table).items() if isinstance(value, Reason)]
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_refusals_page_is_up_to_date() -> None:
     assert (DOCS / "refusals.md").read_text() == page(), (
         "run: python -m federation.system.refusals_page > docs/refusals.md"
     )
 
 
-def test_no_code_stands_for_two_reasons() -> None:
+def test_every_code_has_one_reason() -> None:
     codes = Counter(reason.code for _, reason in NAMED)
     assert max(codes.values()) == 1
     assert set(codes) == set(REASONS)
@@ -30,8 +30,8 @@ def test_no_code_stands_for_two_reasons() -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), NAMED, ids=[reason.code for _, reason in NAMED])
-def test_a_reason_is_called_as_its_code_and_has_a_text_and_a_remedy(name: str, reason: Reason) -> None:
-    """Where a code refuses in one form and flags in the other, one of the two constants says which it is."""
+def test_reason_is_named_as_its_code_and_has_text_and_remedy(name: str, reason: Reason) -> None:
+    """If a code exists as refusal (E_) and as flag (W_), one of the two constants has a suffix."""
     kind, plain = reason.code[:2], reason.code[2:]
     has_both = {f"E_{plain}", f"W_{plain}"} <= REASONS.keys()
     suffix = {"E_": "_REFUSED", "W_": "_FLAGGED"}[kind]
@@ -41,7 +41,7 @@ def test_a_reason_is_called_as_its_code_and_has_a_text_and_a_remedy(name: str, r
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
-def test_a_table_is_short_and_holds_reasons_alone(table: object) -> None:
+def test_reason_table_is_short_and_contains_only_reasons(table: object) -> None:
     text = Path(str(table.__file__)).read_text()  # type: ignore[attr-defined]
     assert len(text.splitlines()) <= 250
     imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]

@@ -1,4 +1,4 @@
-"""One change at a place that is chosen: of a protobuf message by its descriptors, of JSON, of bytes."""
+"""Change one chosen place: of a protobuf message (by its descriptors), of JSON, or of bytes."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from tests.fuzz.gateway.choices import Choices
 
-# Stands for what may not leave a hospital. All text that a mutation puts in holds it.
+# Represents data that may not leave a hospital. Every text that a mutation inserts contains it.
 CANARY = "SMITHxJOHN"
 
 _INTEGERS = [0, 1, -1, 2, 7, 42, 127, 255, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63 - 1, -(2**63), 2**63, 2**64 - 1]
@@ -46,7 +46,7 @@ _MAX_DEPTH = 8
 
 
 def change_bytes(content: bytes, choices: Choices) -> bytes:
-    """The same with one place changed."""
+    """Return the content with one place changed."""
     place = choices.below(len(content) + 1)
     before, after = content[:place], content[place:]
     changed = (
@@ -62,7 +62,7 @@ def change_bytes(content: bytes, choices: Choices) -> bytes:
 
 
 def change_json(content: bytes, choices: Choices) -> bytes:
-    """The JSON text with one value or one name changed; other bytes are changed as such."""
+    """Return the JSON text with one value or one name changed. Content that is not JSON is changed as bytes."""
     try:
         value = json.loads(content)
     except ValueError:
@@ -98,10 +98,10 @@ def _changed(value: Any, choices: Choices, depth: int = 0) -> Any:
 
 
 def change_message(message: Message, choices: Choices) -> None:
-    """Change one field of a protobuf message or of one that it holds."""
+    """Change one field of a protobuf message or of a message inside it."""
     places = _places(message)
     if not places or choices.chance(20):
-        message.MergeFromString(b"\xfa\x3e\x0a" + CANARY.encode())  # field 1007, which none has
+        message.MergeFromString(b"\xfa\x3e\x0a" + CANARY.encode())  # field 1007, which no message has
         return
     owner, field = choices.pick(places)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -118,7 +118,7 @@ def change_message(message: Message, choices: Choices) -> None:
 
 
 def _places(message: Message) -> list[tuple[Message, FieldDescriptor]]:
-    """Each field of the message and of those within, set or not, up to a bound."""
+    """Return each field of the message and of those inside it, set or not, up to a limit."""
     found: list[tuple[Message, FieldDescriptor]] = []
     level = [message]
     for _ in range(_MAX_DEPTH):
@@ -172,7 +172,7 @@ def _change_map(owner: Message, field: FieldDescriptor, choices: Choices) -> Non
 
 
 def _value(field: FieldDescriptor, choices: Choices) -> Any:
-    """A value of the field's type that stands at an edge."""
+    """Return an extreme value of the field's type."""
     kind = field.cpp_type
     if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
         return choices.pick(_DOUBLES)

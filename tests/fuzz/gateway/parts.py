@@ -1,4 +1,7 @@
-"""A Flower message as a tree of objects: changed anywhere, and hashed anew from there up, so that it arrives whole."""
+"""A Flower message as a tree of objects. Any object can be changed; the hashes above it are then computed again.
+
+So the gateway accepts the hashes of a changed message.
+"""
 
 import copy
 from dataclasses import dataclass, field
@@ -23,9 +26,9 @@ _KINDS = [*_PROTOBUF, "RecordDict", "ArrayRecord", "Array", "ArrayChunk", "", "X
 
 @dataclass
 class Part:
-    """One object. `id` is that of the unchanged one, by which a parent's body may name it.
+    """One object. `id`: the id of the unchanged object, which a parent's body may contain.
 
-    `content`: in place of what would be composed.
+    `content`: replaces the composed content.
     """
 
     kind: str
@@ -39,11 +42,11 @@ class Part:
         return _read(message.object_id, objects_of(message))
 
     def all(self) -> list["Part"]:
-        """This one and all below it."""
+        """Return this object and all objects below it."""
         return [self, *(part for child in self.children for part in child.all())]
 
     def compiled(self) -> tuple[ObjectTree, dict[str, bytes]]:
-        """The tree of the objects' ids, and the objects."""
+        """Return the tree of the objects' ids, and the objects."""
         objects: dict[str, bytes] = {}
         return _compile(self, objects), objects
 
@@ -67,7 +70,7 @@ def _compile(part: Part, objects: dict[str, bytes]) -> ObjectTree:
 
 
 def change_part(root: Part, choices: Choices) -> None:
-    """Change one object below or at the root."""
+    """Change the root or one object below it."""
     part = choices.pick(root.all())
     kind = choices.below(8)
     if kind == 0:

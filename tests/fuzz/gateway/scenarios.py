@@ -1,9 +1,9 @@
-"""A round in which the server or the app is hostile, and an honest one after it. Whatever they send:
+"""A round with a hostile server or a hostile app, followed by an honest round. Whatever they send:
 
-- no exception leaves a handler but those it declares, and none is met that nobody expected;
-- the gateway comes to an end with the task, in its own time, and the next honest task is done and answered;
-- that holds for a gateway that is started anew in the middle, too;
-- of what an app wrote as text nothing is sent to the server, and no record has a name that is not in the tables.
+- a handler raises only the exceptions that it declares, and the gateway meets no unexpected exception;
+- the gateway finishes the task in limited time, and the next honest task is processed and answered;
+- this also holds if the gateway is restarted in the middle;
+- no text that an app wrote is sent to the server, and every name in a record is in the tables.
 """
 
 import copy
@@ -32,10 +32,10 @@ from tests.fuzz.gateway.parts import Part, change_part
 from tests.fuzz.gateway.world import Answer, Wedged, World, fault
 
 NODE_ID = 42
-RUN_ID, HOSTILE_RUN_ID = 7, 8  # two, so that the gateway asks the server about each run anew
+RUN_ID, HOSTILE_RUN_ID = 7, 8  # two runs, so that the gateway asks the server about each run again
 SCHEMA = schema_for(60, 4)
 STUDY = '{"study": {"name": "trial", "rounds": 3, "sites": 1}, "network": {"architecture": "resnet18"}}'
-PULLS_AT_MOST = 12  # of the node, until the gateway is done with a task
+PULLS_AT_MOST = 12  # by the node, until the gateway has finished a task
 _ASKED = [
     *("pull-messages", "get-run", "get-fab", "pull-object", "confirm-message-received"),
     *("push-messages", "push-object"),
@@ -47,7 +47,7 @@ _NAMES = {"num-examples", EPSILON, "head", "lines", *KEYS, *(name for table in F
 
 @dataclass(frozen=True)
 class Material:
-    """An honest task of a kind, and an honest reply to it."""
+    """An honest task of one kind, and an honest reply to it."""
 
     task: Part
     reply: Part
@@ -91,7 +91,7 @@ def app_answer() -> fab_pb2.GetFabResponse:
 
 @dataclass
 class Story:
-    """One task as the server sends it, and what it sends with it; changed before it is told."""
+    """One task as the server sends it, with everything that the server sends with it. It is changed before `tell`."""
 
     world: World
     kind: Kind
@@ -99,7 +99,7 @@ class Story:
     objects: dict[str, bytes]
     run: run_pb2.GetRunResponse
     app: fab_pb2.GetFabResponse = field(default_factory=app_answer)
-    more: dict[str, Answer] = field(default_factory=dict)  # answers in place of the honest ones, by path
+    more: dict[str, Answer] = field(default_factory=dict)  # answers that replace the honest ones, by path
     pulled: bool = False
 
     @classmethod
@@ -121,7 +121,7 @@ class Story:
         return cls(world, kind, pull, objects, run_answer(run_id))
 
     def tell(self) -> None:
-        """Have the server answer so."""
+        """Make the server give these answers."""
         honest: dict[str, Answer] = {
             "activate-node": fleet_pb2.ActivateNodeResponse(node_id=NODE_ID).SerializeToString(),
             "send-node-heartbeat": heartbeat_pb2.SendNodeHeartbeatResponse(success=True).SerializeToString(),
@@ -163,7 +163,7 @@ def _ids(tree: message_pb2.ObjectTree) -> list[str]:
 
 
 def requests_of_a_reply(task: message_pb2.Metadata, reply: Part) -> list[tuple[str, ProtobufMessage]]:
-    """What a node sends to answer a task; each push-object waits for its session."""
+    """Return the requests that a node sends to answer a task. `push` sets the session of each push-object."""
     tree, objects = reply.compiled()
     metadata = message_pb2.Metadata(
         run_id=task.run_id,
@@ -191,7 +191,7 @@ def requests_of_a_reply(task: message_pb2.Metadata, reply: Part) -> list[tuple[s
 
 
 def receive(world: World) -> fleet_pb2.PullMessagesResponse:
-    """What the node gets to its question for work."""
+    """Return what the node gets when it asks for a task."""
     status, body = world.run(
         world.node_asks("pull-messages", fleet_pb2.PullMessagesRequest(node=Node(node_id=NODE_ID)))
     )
@@ -199,7 +199,7 @@ def receive(world: World) -> fleet_pb2.PullMessagesResponse:
 
 
 def fetch(world: World, given: fleet_pb2.PullMessagesResponse) -> None:
-    """All requests of the node that a task brings with it."""
+    """Send all requests that a node sends to fetch a task."""
     task = given.messages_list[0].metadata
     node = Node(node_id=NODE_ID)
     ids = _ids(given.message_object_trees[0]) if given.message_object_trees else []
@@ -216,7 +216,7 @@ def fetch(world: World, given: fleet_pb2.PullMessagesResponse) -> None:
 
 
 def push(world: World, requests: list[tuple[str, ProtobufMessage | bytes]]) -> None:
-    """Send a reply; the session that the gateway opens is put into each object's request."""
+    """Send a reply. The session that the gateway opens is set in each object's request."""
     session = ""
     for path, request in requests:
         if isinstance(request, message_pb2.PushObjectRequest):
@@ -227,9 +227,9 @@ def push(world: World, requests: list[tuple[str, ProtobufMessage | bytes]]) -> N
 
 
 def work(world: World, change: Callable[[list[Any]], list[Any]] = lambda requests: requests) -> bool:
-    """Do what an honest node does until the gateway is done; whether there was a task. Raises Wedged.
+    """Act as an honest node until the gateway has finished. Return whether there was a task. Raises Wedged.
 
-    `change` is given the requests of the reply.
+    `change` is applied to the requests of the reply.
     """
     is_given = False
     for _ in range(PULLS_AT_MOST):
@@ -246,7 +246,7 @@ def work(world: World, change: Callable[[list[Any]], list[Any]] = lambda request
 
 
 def check_run(told: run_pb2.Run, run_id: int) -> None:
-    """Whether the node is told of the approved app alone: it makes a path of its name, and starts what is named."""
+    """Check that the node is told of the approved app only: it uses the app's name as a path, and starts the app."""
     own = fab.read(app())
     assert (told.run_id, told.fab_hash, f"{told.fab_id} {told.fab_version}") == (run_id, own.sha256, own.name)
     assert not told.primary_task_type and set(told.override_config) == {"study", "run"}
@@ -256,11 +256,11 @@ def check_run(told: run_pb2.Run, run_id: int) -> None:
 
 
 def honest_round(world: World, kind: Kind) -> None:
-    """The gateway takes an honest task, and the server has the reply. Raises AssertionError."""
+    """The gateway accepts an honest task, and the server receives the reply. Raises AssertionError."""
     _forget_budgets(world, kind)
     story = Story.of(world, kind, material(kind).task)
     story.tell()
-    assert work(world), "the honest task was not given to the node"
+    assert work(world), "the node did not receive the honest task"
     sent = [body for path, body in world.server.calls if path == "push-messages"]
     assert len(sent) == 1, f"{len(sent)} answers to an honest task"
     answer = fleet_pb2.PushMessagesRequest.FromString(sent[0])
@@ -278,7 +278,7 @@ def _pushed_objects(world: World) -> list[message_pb2.PushObjectRequest]:
 
 
 def check_what_left(world: World) -> None:
-    """Whether the gateway itself composed all that the server was sent, as far as bytes can tell."""
+    """Check that the gateway itself composed everything that the server received, as far as the bytes show."""
     for path, body in world.server.calls:
         assert CANARY.encode() not in body and CANARY.upper().encode() not in body, f"{path} tells what an app wrote"
         if path == "push-messages":
@@ -289,11 +289,13 @@ def check_what_left(world: World) -> None:
         assert parsed.kind in _RECORDS and object_id(push.object_content) == push.object_id
         if parsed.kind in ("MetricRecord", "ConfigRecord"):
             record = MetricRecord if parsed.kind == "MetricRecord" else ConfigRecord
-            assert set(record.inflate(push.object_content)) <= _NAMES, "a name that is in no table"
+            assert set(record.inflate(push.object_content)) <= _NAMES, "a name is in no table"
 
 
 def _forget_budgets(world: World, kind: Kind) -> None:
-    """Each kind of task is answered so often only, and a question only about a model that was trained here."""
+    """Reset the limits. Each kind of task is answered a limited number of times, and questions need a model trained
+    here.
+    """
     world.forget_budgets(trained=kind not in ("train", "query.handshake"))
 
 
@@ -301,7 +303,7 @@ def _forget_budgets(world: World, kind: Kind) -> None:
 
 
 def hostile_server(world: World, content: bytes) -> None:
-    """A task that differs from an honest one in up to three places, and an honest one. Raises AssertionError."""
+    """Send a task that differs from an honest one in up to three places, then an honest one. Raises AssertionError."""
     choices = Choices(content)
     kind = choices.pick(list(KINDS))
     _forget_budgets(world, kind)
@@ -323,7 +325,7 @@ def hostile_server(world: World, content: bytes) -> None:
 
 
 def _change_story(story: Story, change: int, choices: Choices) -> None:
-    """One change of what the server answers; 0 and 1 are of the message's objects, and were made before."""
+    """Make one change of the server's answers. Changes 0 and 1 concern the message's objects and were made before."""
     if change == 2:
         change_message(story.pull.messages_list[0].metadata if story.pull.messages_list else story.pull, choices)
     elif change == 3:
@@ -351,7 +353,7 @@ def _once(story: Story, content: bytes) -> bytes:
 
 
 def _change_object(story: Story, choices: Choices) -> None:
-    """The server's answer about one object, or what lies under its name."""
+    """Change the server's answer about one object, or the content of that object."""
     id = choices.pick(sorted(story.objects))
     kind = choices.below(4)
     if kind == 0:
@@ -369,7 +371,7 @@ def _change_object(story: Story, choices: Choices) -> None:
 
 
 def _sometimes(story: Story, path: str, choices: Choices) -> Answer:
-    """An answer that fails from one time on, so often, with a fault or with damaged bytes."""
+    """Return an answer that fails from one call on, a number of times, with a fault or with damaged bytes."""
     first, count = choices.below(4), choices.pick([1, 2, 5, 10**6])
     number, is_fault = choices.byte(), choices.below(2) == 0
     damage = choices.take(12)
@@ -397,7 +399,7 @@ def honest_answer(story: Story, path: str, body: bytes) -> bytes:
 
 
 def _end_in_the_middle(world: World, choices: Choices) -> None:
-    """Start the gateway anew; what it finds in its spool may be damaged."""
+    """Restart the gateway. Its spool may be damaged."""
     world.stop()
     left = world.site.folder / "gateway" / "unanswered"
     if choices.chance(2):
@@ -407,13 +409,13 @@ def _end_in_the_middle(world: World, choices: Choices) -> None:
 
 
 def hostile_app(world: World, content: bytes) -> None:
-    """An honest task, and a node that sends whatever it likes; then an honest one. Raises AssertionError."""
+    """Send an honest task, to which the node sends anything in reply; then an honest one. Raises AssertionError."""
     choices = Choices(content)
     kind = choices.pick(list(KINDS))
     _forget_budgets(world, kind)
     Story.of(world, kind, material(kind).task, HOSTILE_RUN_ID).tell()
     given = receive(world)
-    assert given.messages_list, "the honest task was not given to the node"
+    assert given.messages_list, "the node did not receive the honest task"
     task = given.messages_list[0].metadata
     reply = copy.deepcopy(material(kind).reply)
     for _ in range(choices.below(3)):
@@ -463,7 +465,7 @@ def _changed_requests(
 
 
 def _any_request(task: message_pb2.Metadata, choices: Choices) -> tuple[str, Any]:
-    """A request to any path, changed in one place."""
+    """Return a request to any path, changed in one place."""
     path, request = choices.pick(
         [
             ("activate-node", fleet_pb2.ActivateNodeRequest()),

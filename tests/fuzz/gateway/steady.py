@@ -1,4 +1,4 @@
-"""One scenario after the other in one gateway, whose memory must not grow with their number."""
+"""Run one scenario after the other in one gateway. Its memory must not grow with the number of scenarios."""
 
 import os
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from tests.fuzz.gateway.scenarios import SCHEMA
 from tests.fuzz.gateway.world import World
 
 _CLEANED_EVERY = 200  # scenarios
-_MEASURED_FROM = 400  # by then all is imported, and allocators have what they keep
+_MEASURED_FROM = 400  # by then everything is imported, and allocators have reached their size
 MAX_GROWTH_BYTES = 96 * 2**20
 
 
 class Steady:
-    """`scenario` in a world that is started in `folder` and lasts as long as the process."""
+    """Run `scenario` in a world that is started in `folder` and exists as long as the process."""
 
     def __init__(self, folder: Path, scenario: Callable[[World, bytes], None]) -> None:
         self._world = World(folder / "site", SCHEMA).__enter__()
@@ -23,7 +23,7 @@ class Steady:
         self.play(path.read_bytes())
 
     def play(self, content: bytes) -> None:
-        """Raises AssertionError for what must not be."""
+        """Run the scenario once. Raises AssertionError if a check fails or memory has grown too much."""
         if self._count % _CLEANED_EVERY == 0:
             self._world.clean()
         self._scenario(self._world, content)
@@ -39,5 +39,5 @@ class Steady:
 
 
 def memory_bytes() -> int:
-    """The resident memory of this process (proc(5), statm)."""
+    """Return the resident memory of this process (proc(5), statm)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""The gateway in one process: without sockets and threads, with a clock that goes on as soon as everybody waits.
+"""The gateway in one process, without sockets and threads. Its clock advances as soon as every task waits.
 
-The exchange, the proxy and the client to the server are the gateway's own; what stands in for the rest is the server's
-bytes (`Server`), the time, and the study's schema, for which the gateway would start a process with torch.
+The exchange, the proxy and the client to the server are the gateway's own. The replaced parts are the server's bytes
+(`Server`), the time, and the study's schema, for which the gateway would start a process with torch.
 """
 
 import asyncio
@@ -35,23 +35,23 @@ from pipeline.site.folder import Site, init_site, site_settings
 from tests.federation.gateway.messages import ABOUT, PATIENTS, EveryStudy, arrays_of, first_of, train_here
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 30.0  # of the gateway with the server, by this clock
-CALLS_AT_MOST = 3000  # of the gateway to the server in one scenario
+PATIENCE_SECONDS = 30.0  # how long the gateway waits for the server, by this clock
+CALLS_AT_MOST = 3000  # calls of the gateway to the server in one scenario
 
 log = logging.getLogger("fedthorax.gateway")
 
 
 class Wedged(AssertionError):
-    """Everybody waits, and nothing will wake anybody."""
+    """All tasks wait, and no timer will wake one of them."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock goes to the next timer whenever nothing else is to be done."""
+    """An event loop whose clock jumps to the next timer when nothing else is ready."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seconds = time.time()
-        self._clock_resolution = 1e-3  # of seconds since 1970 a double has no finer ones than microseconds
+        self._clock_resolution = 1e-3  # a double of seconds since 1970 has a resolution of microseconds at best
         self.problems: list[str] = []
         self.set_exception_handler(lambda loop, context: self.problems.append(repr(context)))
 
@@ -68,7 +68,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 async def _at_once(function: Callable[..., T], *arguments: Any) -> T:
-    """In place of asyncio.to_thread: other tasks get their turn, but no thread takes any time."""
+    """Replaces asyncio.to_thread: other tasks run first, but no thread is started."""
     await asyncio.sleep(0)
     return function(*arguments)
 
@@ -78,7 +78,7 @@ Answer = bytes | Exception | Callable[[bytes], "bytes | Exception"]
 
 @dataclass
 class Server:
-    """What the server answers by path, as bytes; and all that it was sent."""
+    """The server's answers by path, as bytes, and everything that the server received."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     calls: list[tuple[str, bytes]] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Server:
 
 
 class DirectUpstream(Upstream):
-    """The gateway's own client, its HTTP replaced by a call."""
+    """The gateway's own client, with its HTTP requests replaced by a function call."""
 
     def __init__(self, key: NodeKey, server: Server) -> None:
         self._key, self._server = key, server
@@ -109,7 +109,7 @@ class DirectUpstream(Upstream):
 
 
 class _Body:
-    """A request's body, as aiohttp gives it."""
+    """The body of a request, with the interface of aiohttp."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -119,7 +119,7 @@ class _Body:
 
 
 class Errors(logging.Handler):
-    """What the gateway did not expect: it is logged with its traceback, and is a finding here."""
+    """Collects unexpected errors: the gateway logs them with their traceback, and here each is a finding."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -146,7 +146,7 @@ class World:
         self.loop = VirtualLoop()
         self.errors = Errors()
         self._key = NodeKey(self.site)
-        self._trained = folder.with_name("trained")  # what the gateway remembers of a run in which the site trained
+        self._trained = folder.with_name("trained")  # what the gateway stores about a run in which the site trained
         train_here(self.site, schema, first_of(schema))
         (self.site.folder / "gateway" / "models").rename(self._trained)
         clock = SimpleNamespace(time=self.loop.time, monotonic=self.loop.time)
@@ -156,7 +156,7 @@ class World:
             patch.object(task_intake, "schema_of", lambda *_: schema),
             patch.object(admission, "first_model_of", lambda *_: arrays_of(first_of(schema))),
             patch.object(task_intake, "names_by_digest", lambda folder: EveryStudy()),
-            patch.object(task_exchange, "about_site", lambda site, study: dict(ABOUT)),  # else a process with torch
+            patch.object(task_exchange, "about_site", lambda site, study: dict(ABOUT)),  # avoids a process with torch
             patch.object(task_exchange, "policy_digest", lambda settings: "0" * 64),
             patch.object(task_intake, "MAX_FETCH_SECONDS", PATIENCE_SECONDS),
             patch.object(reply_sender, "GIVE_UP_SECONDS", PATIENCE_SECONDS),
@@ -185,7 +185,7 @@ class World:
         return self.loop.run_until_complete(work)
 
     def start(self) -> None:
-        """Start the gateway with what lies in its spool."""
+        """Start the gateway with the content of its spool."""
         spool = Spool(self.site.folder / "gateway")
         connection = DirectUpstream(self._key, self.server)
         self.exchange = Exchange(
@@ -199,14 +199,14 @@ class World:
         self.run(self.exchange.started())
 
     def stop(self) -> None:
-        """End the gateway where it stands."""
+        """Stop the gateway at once, in its present state."""
         if tasks := asyncio.all_tasks(self.loop):
             for task in tasks:
                 task.cancel()
             self.run(_ended(tasks))
 
     def forget_budgets(self, *, trained: bool) -> None:
-        """Let the gateway forget what it has answered; `trained`: it remembers one round of training alone."""
+        """Delete what the gateway stored about its answers. `trained`: keep only one round of training."""
         spool = self.site.folder / "gateway"
         for name in ("models", "answers"):
             shutil.rmtree(spool / name, ignore_errors=True)
@@ -216,14 +216,14 @@ class World:
             shutil.copytree(self._trained, spool / "models")
 
     def clean(self) -> None:
-        """Forget what grows with each scenario: the ledger, apps that were not approved, the day's rounds."""
+        """Delete what grows with each scenario: the ledger, apps that were not approved, the day's rounds."""
         self.stop()
         for name in ("ledger", "gateway", "apps"):
             shutil.rmtree(self.site.folder / name, ignore_errors=True)
         self.start()
 
     async def node_asks(self, path: str, request: ProtobufMessage | bytes) -> tuple[int, bytes]:
-        """The status and the body that the node gets to a request."""
+        """Return the status and the body that the node gets for a request."""
         content = request if isinstance(request, bytes) else request.SerializeToString()
         asked = cast(web.Request, SimpleNamespace(content=_Body(content)))
         response = await self.proxy.respond(path, asked)
@@ -238,14 +238,14 @@ class World:
         return isinstance(self.exchange.current.state, Idle)
 
     def check(self) -> None:
-        """Raises AssertionError if the gateway met with what it did not expect."""
+        """Raise AssertionError if the gateway met an unexpected error."""
         problems = self.errors.texts + self.loop.problems
         self.errors.texts, self.loop.problems = [], []
         assert not problems, "\n".join(problems)
 
 
 def fault(number: int) -> Exception:
-    """One of the ways in which a request fails."""
+    """Return one of the errors with which a request can fail."""
     statuses = (201, 204, 301, 400, 401, 403, 404, 413, 429, 500, 503, 599, 999)
     bodies = (b"", b'{"detail": "E_RUN_OVER"}', b'{"code": "x"}', b"\xff", b"[" * 5000, b'{"detail": 5}', b"7")
     if number % 3 == 0:

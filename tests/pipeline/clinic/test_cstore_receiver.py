@@ -1,4 +1,4 @@
-"""The automatic mode: what the PACS sends becomes a job, once, whole, and whatever happens in between."""
+"""Tests of the C-STORE receiver: each series that the PACS sends becomes exactly one complete job, despite faults."""
 
 import errno
 import logging
@@ -35,7 +35,7 @@ QUIET_SECONDS = 1e-9
 
 
 class Sender:
-    """An association as the receiver sees it."""
+    """A fake association, as the receiver sees it."""
 
     def __init__(self) -> None:
         self.is_released = False
@@ -80,7 +80,7 @@ def encoded(image: Dataset) -> bytes:
 
 
 def send(reception: Reception, sender: Sender, *sent: Dataset | bytes, sop_class: Any = CTImageStorage) -> list[int]:
-    """C-STORE requests, as pynetdicom hands them over; returns the statuses."""
+    """Send C-STORE requests in the form that pynetdicom passes to the handler. Return the statuses."""
     contents = [each if isinstance(each, bytes) else encoded(each) for each in sent]
     return [
         reception.store(
@@ -95,17 +95,17 @@ def send(reception: Reception, sender: Sender, *sent: Dataset | bytes, sop_class
 
 
 def deliver(reception: Reception, *sent: Dataset) -> None:
-    """A whole association."""
+    """Send images in one complete association."""
     sender = Sender()
     assert send(reception, sender, *sent) == [SUCCESS] * len(sent)
     sender.end()
 
 
-def test_a_series_becomes_one_job_when_its_association_is_over(clinic: Clinic, store: Store) -> None:
+def test_series_becomes_one_job_when_its_association_ends(clinic: Clinic, store: Store) -> None:
     reception, sender, sent = Reception(clinic), Sender(), images(5)
     assert send(reception, sender, *sent) == [SUCCESS] * 5
     reception.sweep(store)
-    assert store.jobs.take() is None  # more may come
+    assert store.jobs.take() is None  # the association is open, so more images may come
     sender.end()
     reception.sweep(store)
     reception.sweep(store)
@@ -118,8 +118,8 @@ def test_a_series_becomes_one_job_when_its_association_is_over(clinic: Clinic, s
     assert not any(SERIES_UID in str(path) or PATIENT_ID in str(path) for path in clinic.folder.rglob("*"))
 
 
-def test_an_image_is_on_the_disk_before_the_sender_hears_of_success(clinic: Clinic, store: Store) -> None:
-    """So whatever ends the process afterwards, the series is taken up again by the next one."""
+def test_image_is_on_disk_before_success_is_returned(clinic: Clinic, store: Store) -> None:
+    """If the process ends afterwards, the next process continues with the series."""
     sent = images(4)
     assert send(Reception(clinic), Sender(), *sent[:3]) == [SUCCESS] * 3
     (clinic.folder / "received" / ".0000.part").write_bytes(b"half an image, as a kill leaves it")
@@ -132,7 +132,7 @@ def test_an_image_is_on_the_disk_before_the_sender_hears_of_success(clinic: Clin
 
 
 @pytest.mark.parametrize("moment", ["before the job", "after the job"])
-def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
+def test_kill_while_queuing_neither_loses_nor_duplicates_a_series(
     clinic: Clinic, store: Store, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reception, add = Reception(clinic), store.jobs.add
@@ -151,7 +151,7 @@ def test_a_kill_while_a_series_is_queued_neither_loses_nor_doubles_it(
     assert len(list(job.folder.iterdir())) == 3
 
 
-def test_after_an_association_that_broke_off_the_rest_is_waited_for(tmp_path: Path) -> None:
+def test_aborted_association_waits_for_the_remaining_images(tmp_path: Path) -> None:
     clinic, sent, now = settings(tmp_path / "clinic", quiet_seconds=10), images(6), [1000.0]
     with clinic.store() as store:
         reception, broken, whole = Reception(clinic, clock=lambda: now[0]), Sender(), Sender()
@@ -160,7 +160,7 @@ def test_after_an_association_that_broke_off_the_rest_is_waited_for(tmp_path: Pa
         now[0] += 100
         reception.sweep(store)
         assert store.jobs.newest() == []
-        send(reception, whole, *sent)  # the PACS tries again, with all of it
+        send(reception, whole, *sent)  # the PACS sends the whole series again
         whole.end()
         now[0] += 9
         reception.sweep(store)
@@ -171,7 +171,7 @@ def test_after_an_association_that_broke_off_the_rest_is_waited_for(tmp_path: Pa
         assert len(list(job.folder.iterdir())) == 6
 
 
-def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(tmp_path: Path) -> None:
+def test_partial_series_is_queued_after_a_long_wait(tmp_path: Path) -> None:
     clinic, now = settings(tmp_path / "clinic", quiet_seconds=10), [1000.0]
     with clinic.store() as store:
         reception, broken = Reception(clinic, clock=lambda: now[0]), Sender()
@@ -182,7 +182,7 @@ def test_half_a_series_is_queued_only_where_nothing_more_comes_for_long(tmp_path
         assert len(store.jobs.newest()) == 1
 
 
-def test_a_series_that_grows_is_queued_anew_with_all_of_its_images(clinic: Clinic, store: Store) -> None:
+def test_series_with_new_images_is_queued_again_with_all_images(clinic: Clinic, store: Store) -> None:
     reception, sent = Reception(clinic), images(5)
     deliver(reception, *sent[:3])
     reception.sweep(store)
@@ -194,7 +194,7 @@ def test_a_series_that_grows_is_queued_anew_with_all_of_its_images(clinic: Clini
     assert [len(list(job.folder.iterdir())) for job in (first, second)] == [3, 5]
 
 
-def test_images_that_are_sent_again_are_no_new_scan(clinic: Clinic, store: Store) -> None:
+def test_images_sent_again_do_not_create_a_new_job(clinic: Clinic, store: Store) -> None:
     sent = images(3)
     for reception in (Reception(clinic), Reception(clinic)):
         for _ in range(2):
@@ -203,7 +203,7 @@ def test_images_that_are_sent_again_are_no_new_scan(clinic: Clinic, store: Store
     assert len(store.jobs.newest()) == 1
 
 
-def test_two_series_and_two_patients_are_never_mixed(clinic: Clinic, store: Store) -> None:
+def test_images_of_different_series_or_patients_are_never_mixed(clinic: Clinic, store: Store) -> None:
     reception = Reception(clinic)
     others = [{"SeriesInstanceUID": "1.2.3"}, {"PatientID": "CANARY-0043"}, {"IssuerOfPatientID": "OTHER"}]
     deliver(reception, *images(2), *(image for other in others for image in images(2, **other)))
@@ -213,7 +213,7 @@ def test_two_series_and_two_patients_are_never_mixed(clinic: Clinic, store: Stor
     assert {len(list(job.folder.iterdir())) for job in jobs} == {2}
 
 
-def test_what_is_no_axial_ct_image_is_taken_and_left_out(clinic: Clinic, store: Store) -> None:
+def test_images_other_than_axial_ct_are_accepted_but_not_kept(clinic: Clinic, store: Store) -> None:
     reception, sender = Reception(clinic), Sender()
     scout = images(1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     reformat = images(1, ImageType=["DERIVED", "SECONDARY", "AXIAL", "MPR"])
@@ -227,7 +227,7 @@ def test_what_is_no_axial_ct_image_is_taken_and_left_out(clinic: Clinic, store: 
     assert list((clinic.folder / "received").iterdir()) == []
 
 
-def test_a_slice_that_is_faulty_otherwise_is_left_to_the_scorer(clinic: Clinic, store: Store) -> None:
+def test_other_faulty_slices_are_kept_for_the_scorer_to_judge(clinic: Clinic, store: Store) -> None:
     reception = Reception(clinic)
     deliver(reception, *images(2), *images(3, RescaleSlope=0.0)[2:])
     reception.sweep(store)
@@ -235,14 +235,14 @@ def test_a_slice_that_is_faulty_otherwise_is_left_to_the_scorer(clinic: Clinic, 
     assert len(list(job.folder.iterdir())) == 3
 
 
-def test_what_cannot_be_read_is_not_acknowledged(clinic: Clinic, store: Store) -> None:
+def test_unreadable_image_is_not_acknowledged(clinic: Clinic, store: Store) -> None:
     reception, (anonymous,) = Reception(clinic), images(1, SeriesInstanceUID="")
     assert send(reception, Sender(), b"\0" * 500, anonymous) == [CANNOT_UNDERSTAND] * 2
     assert reception.counts["unreadable"] == 2
     assert list((clinic.folder / "received").iterdir()) == []
 
 
-def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
+def test_full_disk_is_reported_to_the_sender_without_losing_images(
     clinic: Clinic, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reception, sender, sent = Reception(clinic), Sender(), images(3)
@@ -265,7 +265,7 @@ def test_a_full_disk_is_told_to_the_sender_and_loses_nothing(
     assert len(list(job.folder.iterdir())) == 3
 
 
-def test_images_are_forgotten_an_hour_after_they_were_queued(clinic: Clinic, store: Store) -> None:
+def test_images_are_deleted_one_hour_after_queuing(clinic: Clinic, store: Store) -> None:
     now = [1000.0]
     reception = Reception(clinic, clock=lambda: now[0])
     deliver(reception, *images(3))
@@ -303,7 +303,7 @@ def association(
         sender.add_requested_context(each)
     for syntax in ("1.2.840.10008.1.2.1", JPEG2000Lossless):
         sender.add_requested_context(CTImageStorage, syntax)
-    for _ in range(tries):  # the receiver's thread may not listen yet
+    for _ in range(tries):  # the receiver's thread may not be listening yet
         opened = sender.associate("127.0.0.1", port, ae_title=OUR_TITLE, tls_args=(tls, "127.0.0.1") if tls else None)
         if opened.is_established or opened.is_rejected:
             break
@@ -314,7 +314,7 @@ def association(
         opened.release()
 
 
-def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
+def test_only_the_pacs_may_send_and_every_sop_class_is_accepted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=0.1)
@@ -340,8 +340,9 @@ def test_the_pacs_alone_may_send_and_may_send_whatever_it_has(
 
 
 @pytest.mark.slow
-def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(tmp_path: Path) -> None:
-    clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=1)  # 30 s, had it broken off
+def test_idle_association_is_released_and_counts_as_complete(tmp_path: Path) -> None:
+    # The wait would be 30 s if the association had been aborted.
+    clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=1)
     with running(clinic, 0.3), clinic.store() as store, association(clinic.settings.receiver.port) as opened:
         assert [opened.send_c_store(image).Status for image in images(3)] == [SUCCESS] * 3
         for _ in range(100):
@@ -352,7 +353,7 @@ def test_an_association_that_is_left_open_is_ended_and_has_not_broken_off(tmp_pa
         assert not opened.is_established
 
 
-def test_an_address_in_use_is_told_at_the_start(tmp_path: Path) -> None:
+def test_port_in_use_is_refused_at_start(tmp_path: Path) -> None:
     clinic = settings(tmp_path / "clinic", port=free_port())
     other = settings(tmp_path / "other", port=clinic.settings.receiver.port)
     with running(clinic):
@@ -371,12 +372,12 @@ def receiver_files(authority: Authority) -> dict[str, Path]:
 
 
 def shows(authority: Authority, *identity: Path) -> ssl.SSLContext:
-    """The PACS's side: it trusts the authority, and shows a certificate if it has one."""
+    """TLS context of the PACS: it trusts the authority, and presents a certificate if one is given."""
     certificate, key = identity or (None, None)
     return as_client(Path(), authority=authority.path, certificate=certificate, key=key)
 
 
-def test_over_tls_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path) -> None:
+def test_tls_accepts_a_certificate_of_the_configured_authority(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     clinic = settings(tmp_path / "clinic", port=free_port(), quiet_seconds=0.1, tls=receiver_files(authority))
     port, sent = clinic.settings.receiver.port, images(2, size=64)
@@ -394,7 +395,7 @@ def test_over_tls_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path)
 
 
 @pytest.mark.parametrize("sender", ["in the clear", "no certificate", "of another authority", "over"])
-def test_over_tls_nobody_else_gets_in_and_the_log_tells_why(
+def test_tls_rejects_other_peers_and_logs_the_reason(
     tmp_path: Path, sender: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     authority, other = Authority.make(tmp_path), Authority.make(tmp_path, "other")
@@ -407,7 +408,7 @@ def test_over_tls_nobody_else_gets_in_and_the_log_tells_why(
     }[sender]
     with running(clinic) as reception:
         with association(clinic.settings.receiver.port, tls=shows(authority, *authority.sign("pacs"))) as known:
-            assert known.is_established  # it listens
+            assert known.is_established  # the receiver is listening
         with association(clinic.settings.receiver.port, tls=tls, tries=1) as opened:
             assert not opened.is_established and not opened.is_rejected
         for _ in range(100):
@@ -418,7 +419,7 @@ def test_over_tls_nobody_else_gets_in_and_the_log_tells_why(
 
 
 @pytest.mark.parametrize("fault", ["missing", "no certificate", "key of another", "open to others"])
-def test_files_for_tls_that_cannot_be_used_are_told_at_the_start(tmp_path: Path, fault: str) -> None:
+def test_unusable_tls_files_are_refused_at_start(tmp_path: Path, fault: str) -> None:
     authority = Authority.make(tmp_path)
     files = receiver_files(authority)
     if fault == "missing":
@@ -434,6 +435,6 @@ def test_files_for_tls_that_cannot_be_used_are_told_at_the_start(tmp_path: Path,
 
 
 @pytest.mark.parametrize("given", [("certificate",), ("certificate", "key"), ("ca_certificate",)])
-def test_one_file_for_tls_without_the_others_is_refused(tmp_path: Path, given: tuple[str, ...]) -> None:
+def test_incomplete_set_of_tls_files_is_refused(tmp_path: Path, given: tuple[str, ...]) -> None:
     with pytest.raises(Refusal, match="belong together"):
         settings(tmp_path / "clinic", tls={key: Path(key) for key in given})

@@ -1,4 +1,4 @@
-"""The PCR result beside an answer, from the site's own feed and by its own rules."""
+"""Tests of the PCR result shown with an answer: read from the site's laboratory feed, by the site's rules."""
 
 import logging
 from datetime import date, timedelta
@@ -24,7 +24,7 @@ date_format = "%Y-%m-%d"
 
 
 class Hospital:
-    """A site whose laboratory has these rows: (patient, days from the scan, result)."""
+    """A site whose laboratory feed has these rows: (patient, days from the scan, result)."""
 
     def __init__(
         self, folder: Path, *rows: tuple[str, int, str], file: str = "laboratory.csv", issuer: str = ""
@@ -38,7 +38,7 @@ class Hospital:
         (self.folder / "laboratory.csv").write_text("\n".join(["patient_id,collected,result", *lines]) + "\n")
 
     def find(self, patient: str = "0042", issuer: str = "") -> tuple[str, int] | None:
-        """The result, and on which day from the scan."""
+        """The result, and its day relative to the scan."""
         pcr = find_pcr(patient, issuer, SCAN, self.folder)
         if pcr is None:
             return None
@@ -54,37 +54,35 @@ class Hospital:
         ([("0042", 5, "negative"), ("0042", -1, "not detected")], ("negative", -1)),
         ([("0042", 0, "inconclusive")], ("indeterminate", 0)),
         ([("0042", -6, "inconclusive")], ("indeterminate", -6)),
-        ([("0042", -8, "positive")], None),  # outside its window, and so near that no negative is certain
+        ([("0042", -8, "positive")], None),  # outside the positive window, but too near to be sure of a negative
         ([("0042", 1, "negative"), ("0042", 12, "positive")], None),
-        ([("0042", -1, "negative"), ("0042", -1, "positive")], None),  # one specimen that is both
+        ([("0042", -1, "negative"), ("0042", -1, "positive")], None),  # one specimen that is both negative and positive
         ([("0042", 8, "negative")], None),
-        ([("42", -1, "positive")], None),  # leading zeros count
+        ([("42", -1, "positive")], None),  # leading zeros are significant
         ([], None),
     ],
 )
-def test_the_result_is_the_one_that_would_label_the_scan(
+def test_pcr_result_is_the_one_that_would_label_the_scan(
     tmp_path: Path, rows: list[tuple[str, int, str]], found: tuple[str, int] | None
 ) -> None:
     assert Hospital(tmp_path / "site", *rows).find() == found
 
 
-def test_a_row_that_cannot_be_read_leaves_no_negative_certain(tmp_path: Path) -> None:
+def test_unreadable_row_rules_out_a_negative_result(tmp_path: Path) -> None:
     others = [(f"other-{number}", 0, "negative") for number in range(9)]
     hospital = Hospital(tmp_path / "site", ("0042", 0, "negative"), ("0042", 0, "see the letter"), *others)
     assert hospital.find() is None
     assert hospital.find("other-1") == ("negative", 0)
 
 
-def test_the_windows_are_those_of_the_site(tmp_path: Path) -> None:
+def test_time_windows_come_from_the_site_settings(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path / "site", ("0042", -9, "positive"))
     with (hospital.folder / "site.toml").open("a") as file:
         file.write("[join]\npositive_from_days = -10\n")
     assert hospital.find() == ("positive", -9)
 
 
-def test_an_identifier_of_another_authority_is_another_patient(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_identifier_of_another_issuer_is_another_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hospital = Hospital(tmp_path / "site", ("0042", 0, "positive"), issuer="HOSPITAL")
     assert [hospital.find(issuer=issuer) for issuer in ("", "HOSPITAL")] == [("positive", 0)] * 2
     assert hospital.find(issuer="OTHER") is None
@@ -92,7 +90,7 @@ def test_an_identifier_of_another_authority_is_another_patient(
     assert hospital.find("") is None
 
 
-def test_a_feed_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_feed_is_read_again_only_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads, read = [], laboratory.read_pcr
     monkeypatch.setattr(laboratory, "read_pcr", lambda *a, **o: reads.append(1) or read(*a, **o))
     hospital = Hospital(tmp_path / "site", ("0042", 0, "negative"))
@@ -103,7 +101,7 @@ def test_a_feed_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     assert len(reads) == 2
 
 
-def test_a_missing_or_broken_feed_stops_nothing_and_is_logged_by_its_code(
+def test_missing_or_broken_feed_gives_no_result_and_logs_its_code(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = Hospital(tmp_path / "missing", file="nowhere.csv")
@@ -117,6 +115,6 @@ def test_a_missing_or_broken_feed_stops_nothing_and_is_logged_by_its_code(
     assert not any(word in caplog.text for word in ("CANARY", "0042", str(tmp_path)))
 
 
-def test_a_site_with_labels_of_its_own_has_no_laboratory(tmp_path: Path) -> None:
+def test_site_with_its_own_labels_has_no_laboratory(tmp_path: Path) -> None:
     init_site(tmp_path / "site", '[site]\nname = "synthetic"\n[labels]\nfile = "labels.csv"\n')
     assert find_pcr("0042", "", SCAN, tmp_path / "site") is None

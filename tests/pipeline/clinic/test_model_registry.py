@@ -1,4 +1,4 @@
-"""Models that a clinic keeps: verified, copied whole, run in shadow, compared and promoted."""
+"""Tests of the model registry: models are verified, copied completely, run in shadow, compared and promoted."""
 
 import shutil
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def clinic(tmp_path: Path) -> Clinic:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Callable[[str], Path]:
-    """Makes releases with random weights, each of a study of its own."""
+    """Make releases with random weights, each for its own study."""
 
     def make(study: str) -> Path:
         save_release(tmp_path / study, build_network(SMALL, seed=1), description(study=study, network=SMALL))
@@ -42,7 +42,7 @@ def release(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    """A private key and its public one."""
+    """A private key and its public key."""
     private, public = tmp_path / "release.key", tmp_path / "release.pub"
     private.write_bytes(new_private_key())
     public.write_bytes(public_key(private))
@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def answer(store: Store, job_id: str, sha256: str, role: str, severe: float, level: str | None = None) -> None:
-    """What a worker would write, without a scan."""
+    """Store the answer that a worker would write, without a scan."""
     score = {
         "probability": {"severe": severe},
         "level": {"severe": level},
@@ -82,7 +82,7 @@ def scan(store: Store) -> str:
     return job.id
 
 
-def test_a_release_is_kept_under_its_hash(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_release_is_stored_under_its_hash(clinic: Clinic, release: Callable[[str], Path]) -> None:
     folder = release("first")
     kept = model_registry.add(clinic, folder, by="test")
     assert (kept.name, kept.role, kept.signed_by, kept.added_by) == ("first", None, None, "test")
@@ -93,7 +93,7 @@ def test_a_release_is_kept_under_its_hash(clinic: Clinic, release: Callable[[str
         assert [record.action for record in store.audit.records()] == ["add_model"]
 
 
-def test_a_signed_release_is_kept_with_its_signer(
+def test_signed_release_is_stored_with_its_signer(
     clinic: Clinic, release: Callable[[str], Path], keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     private, public = keys
@@ -113,7 +113,9 @@ def test_a_signed_release_is_kept_with_its_signer(
     assert code(model_registry.add, clinic, folder, [other / "release.pub"], by="test") == "E_SIGNATURE"
 
 
-def test_what_is_no_whole_release_is_not_kept(clinic: Clinic, release: Callable[[str], Path], tmp_path: Path) -> None:
+def test_incomplete_or_damaged_release_is_refused(
+    clinic: Clinic, release: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = release("damaged")
     weights = bytearray((folder / WEIGHTS).read_bytes())
     weights[-1] ^= 1
@@ -125,7 +127,7 @@ def test_what_is_no_whole_release_is_not_kept(clinic: Clinic, release: Callable[
         assert store.models.all() == []
 
 
-def test_a_release_that_needs_lung_masks_is_not_kept(clinic: Clinic, tmp_path: Path) -> None:
+def test_release_that_needs_lung_masks_is_refused(clinic: Clinic, tmp_path: Path) -> None:
     described = description(network=SMALL, preprocessing=Preprocessing(method=3).model_dump(mode="json"))
     save_release(tmp_path / "masks", build_network(SMALL, seed=1), described)
     assert code(model_registry.add, clinic, tmp_path / "masks", by="test") == "E_NEEDS_MASKS"
@@ -134,7 +136,7 @@ def test_a_release_that_needs_lung_masks_is_not_kept(clinic: Clinic, tmp_path: P
     assert list(clinic.models.iterdir()) == []
 
 
-def test_a_damaged_copy_is_mended_by_adding_the_release_again(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_adding_a_release_again_repairs_a_damaged_copy(clinic: Clinic, release: Callable[[str], Path]) -> None:
     folder = release("first")
     place = clinic.models / model_registry.add(clinic, folder, by="test").sha256
     (place / WEIGHTS).write_bytes(b"")
@@ -143,7 +145,7 @@ def test_a_damaged_copy_is_mended_by_adding_the_release_again(clinic: Clinic, re
     assert list(clinic.models.iterdir()) == [place]
 
 
-def test_what_is_kept_already_is_not_verified_in_a_child_again(
+def test_stored_release_is_not_verified_again_in_a_child_process(
     clinic: Clinic, release: Callable[[str], Path], keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Started(Exception):
@@ -158,14 +160,14 @@ def test_what_is_kept_already_is_not_verified_in_a_child_again(
         model_registry.add_in_a_child(clinic, folder, by="test")
     kept = model_registry.add(clinic, folder, by="test")
     assert model_registry.add_in_a_child(clinic, folder, by="test") == kept
-    with pytest.raises(Started):  # it was kept, but nobody has looked who signed it
+    with pytest.raises(Started):  # it is stored, but its signature has not been checked
         model_registry.add_in_a_child(clinic, folder, [public], by="test")
     (folder / "card.md").write_text("altered")
     with pytest.raises(Started):
         model_registry.add_in_a_child(clinic, folder, by="test")
 
 
-def test_the_first_model_answers_and_the_next_runs_in_shadow(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_first_model_becomes_live_and_the_next_becomes_shadow(clinic: Clinic, release: Callable[[str], Path]) -> None:
     first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
     with clinic.store() as store:
         assert model_registry.take_up(store, first, by="test").role == "live"
@@ -176,7 +178,7 @@ def test_the_first_model_answers_and_the_next_runs_in_shadow(clinic: Clinic, rel
         assert len(store.audit.records()) == records
 
 
-def test_a_model_is_promoted_after_it_ran_in_shadow_or_by_force(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_promotion_needs_shadow_answers_or_force(clinic: Clinic, release: Callable[[str], Path]) -> None:
     first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
     with clinic.store() as store:
         model_registry.take_up(store, first, by="test")
@@ -198,7 +200,7 @@ def test_a_model_is_promoted_after_it_ran_in_shadow_or_by_force(clinic: Clinic, 
         assert store.models.with_role("live") == replace(first, role="live")
 
 
-def test_a_model_is_named_by_how_its_hash_begins(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_model_is_found_by_a_prefix_of_its_hash(clinic: Clinic, release: Callable[[str], Path]) -> None:
     kept = [model_registry.add(clinic, release(name), by="test") for name in ("first", "second")]
     with clinic.store() as store:
         for model in kept:
@@ -207,7 +209,7 @@ def test_a_model_is_named_by_how_its_hash_begins(clinic: Clinic, release: Callab
             assert code(model_registry.named, store, name) == "E_NO_SUCH_MODEL"
 
 
-def test_shadow_and_live_answers_are_compared_scan_by_scan(clinic: Clinic, release: Callable[[str], Path]) -> None:
+def test_shadow_and_live_answers_are_compared_per_scan(clinic: Clinic, release: Callable[[str], Path]) -> None:
     first, second = (model_registry.add(clinic, release(name), by="test") for name in ("first", "second"))
     with clinic.store() as store:
         model_registry.take_up(store, first, by="test")
@@ -222,7 +224,7 @@ def test_shadow_and_live_answers_are_compared_scan_by_scan(clinic: Clinic, relea
             job = scan(store)
             answer(store, job, first.sha256, "live", live, live_level)
             answer(store, job, second.sha256, "shadow", shadow, shadow_level)
-        answer(store, scan(store), first.sha256, "live", 0.9)  # without a shadow beside it
+        answer(store, scan(store), first.sha256, "live", 0.9)  # without a shadow answer
         beside = model_registry.compare(store, second.sha256)
         assert beside
         assert beside.scans == 4

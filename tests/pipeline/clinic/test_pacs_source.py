@@ -1,4 +1,4 @@
-"""Series at a synthetic PACS in this process, listed for a clinician and fetched whole; tests/e2e has a real one."""
+"""Tests of listing and fetching series from a fake PACS in this process. tests/e2e uses a real PACS."""
 
 import logging
 from collections.abc import Iterator
@@ -62,11 +62,11 @@ def ask(source: PacsSource, store: Store) -> Job:
 # --- listing ---
 
 
-def test_the_ct_series_of_one_patient_come_newest_first(pacs: FakePacs, store: Store) -> None:
+def test_ct_series_of_one_patient_are_listed_newest_first(pacs: FakePacs, store: Store) -> None:
     pacs.studies = [
         study("1.1", ct("1.1.1", SeriesDescription="thin")),
         study("1.2", ct("1.2.1"), ct("1.2.2", Modality="SR"), StudyDate="20210401", PatientName="CANARY^ONE"),
-        study("1.3", ct("1.3.1"), PatientID=PATIENT_ID + "7"),  # this PACS takes no notice of the patient asked for
+        study("1.3", ct("1.3.1"), PatientID=PATIENT_ID + "7"),  # the fake PACS ignores the requested patient
     ]
     found = source(store, pacs.port).list_series(patient_id=f" {PATIENT_ID} ").to_json()
     assert found["complete"]
@@ -87,7 +87,7 @@ def test_the_ct_series_of_one_patient_come_newest_first(pacs: FakePacs, store: S
     assert found["series"][1]["description"] == "thin"
 
 
-def test_an_accession_number_and_days_are_asked_for_too(pacs: FakePacs, store: Store) -> None:
+def test_series_can_be_searched_by_accession_number_and_dates(pacs: FakePacs, store: Store) -> None:
     pacs.studies = [study("1.1", ct("1.1.1")), study("1.2", ct("1.2.1"), AccessionNumber="A2", StudyDate="")]
     asking = source(store, pacs.port)
     assert [each.series_uid for each in asking.list_series(accession="A2").series] == ["1.2.1"]
@@ -112,25 +112,25 @@ def test_an_accession_number_and_days_are_asked_for_too(pacs: FakePacs, store: S
         {"patient_id": "1", "from_date": date(2021, 3, 2), "to_date": date(2021, 3, 1)},
     ],
 )
-def test_a_search_that_would_find_everything_or_nothing_never_reaches_the_pacs(
-    store: Store, criteria: dict[str, Any]
-) -> None:
-    with pytest.raises(Refusal, match="E_PACS_CRITERIA"):  # where nothing listens: else it were E_PACS_SILENT
+def test_too_broad_or_empty_search_is_not_sent_to_the_pacs(store: Store, criteria: dict[str, Any]) -> None:
+    with pytest.raises(Refusal, match="E_PACS_CRITERIA"):  # nothing listens there: a request would give E_PACS_SILENT
         source(store, free_port()).list_series(**criteria)
 
 
-def test_a_long_list_is_cut_and_says_so(pacs: FakePacs, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_list_is_truncated_and_marked_incomplete(
+    pacs: FakePacs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pacs_source, "MOST_SERIES", 2)
     pacs.studies = [study(f"1.{number}", ct(f"1.{number}.1")) for number in range(1, 9)]
     found = source(store, pacs.port).list_series(patient_id=PATIENT_ID)
     assert (len(found.series), found.is_complete) == (2, False)
-    assert len(pacs.asked) == 1 + 3  # no more studies than are needed to know that there are more
+    assert len(pacs.asked) == 1 + 3  # stops as soon as it is known that more series exist
 
 
 # --- fetching ---
 
 
-def test_a_series_comes_whole_under_its_patient_and_is_taken_only_then(pacs: FakePacs, store: Store) -> None:
+def test_series_is_scored_only_after_it_was_fetched_completely(pacs: FakePacs, store: Store) -> None:
     pacs.images = images(COUNT, size=64, syntax=JPEG2000Lossless)
     asking = source(store, pacs.port)
     job = ask(asking, store)
@@ -148,7 +148,7 @@ def test_a_series_comes_whole_under_its_patient_and_is_taken_only_then(pacs: Fak
         assert here[image.SOPInstanceUID].file_meta.TransferSyntaxUID == JPEG2000Lossless
 
 
-def test_after_a_stop_in_the_middle_only_the_rest_is_fetched(pacs: FakePacs, store: Store) -> None:
+def test_interrupted_fetch_continues_with_the_missing_images(pacs: FakePacs, store: Store) -> None:
     job = ask(source(store, pacs.port), store)
 
     class AfterTwo(Event):
@@ -180,7 +180,7 @@ def breaks_off(pacs: FakePacs) -> None:
     pacs.get = get
 
 
-def test_a_pacs_that_breaks_off_is_asked_again(pacs: FakePacs, store: Store) -> None:
+def test_aborted_retrieval_is_retried(pacs: FakePacs, store: Store) -> None:
     breaks_off(pacs)
     asking = source(store, pacs.port, retries=2)
     job = ask(asking, store)
@@ -189,7 +189,7 @@ def test_a_pacs_that_breaks_off_is_asked_again(pacs: FakePacs, store: Store) -> 
     assert len(list(job.folder.glob("*.dcm"))) == COUNT
 
 
-def test_a_series_that_is_not_fetched_leaves_its_reason_and_no_file(
+def test_failed_fetch_records_its_reason_and_leaves_no_file(
     pacs: FakePacs, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     def of_another(image: Dataset) -> Dataset:
@@ -228,7 +228,7 @@ def test_a_series_that_is_not_fetched_leaves_its_reason_and_no_file(
     assert not any(word in caplog.text for word in ("CANARY", STUDY_UID, SERIES_UID, "127.0.0.1"))
 
 
-def test_one_series_that_fails_does_not_hold_up_the_next(pacs: FakePacs, store: Store) -> None:
+def test_failed_series_does_not_block_the_next(pacs: FakePacs, store: Store) -> None:
     asking = source(store, pacs.port)
     lost = asking.ask(store, "1.2.3", "1.2.3.4", by="clinician")
     whole = ask(asking, store)
@@ -237,7 +237,7 @@ def test_one_series_that_fails_does_not_hold_up_the_next(pacs: FakePacs, store: 
     assert store.jobs.get(whole.id).is_whole
 
 
-def test_the_thread_fetches_what_is_asked_for_until_it_is_stopped(pacs: FakePacs, store: Store) -> None:
+def test_thread_fetches_requested_series_until_it_is_stopped(pacs: FakePacs, store: Store) -> None:
     stop, asking = Event(), source(store, pacs.port)
     thread = Thread(target=asking.run, args=(stop,))
     thread.start()
@@ -250,7 +250,7 @@ def test_the_thread_fetches_what_is_asked_for_until_it_is_stopped(pacs: FakePacs
     assert store.jobs.get(job.id).is_whole and not thread.is_alive()
 
 
-def test_libraries_that_quote_patients_are_silent_for_good(
+def test_libraries_that_log_patient_data_stay_silenced(
     pacs: FakePacs, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     asking = source(store, pacs.port)
@@ -262,13 +262,13 @@ def test_libraries_that_quote_patients_are_silent_for_good(
 
 
 @pytest.mark.parametrize("uids", [("1.2.3", "../../x"), ("1.2.3/series/4", "1.2"), ("", "1.2"), ("1.2", "01.2")])
-def test_what_is_no_uid_is_never_asked_for(store: Store, uids: tuple[str, str]) -> None:
+def test_invalid_uid_is_refused_without_a_request(store: Store, uids: tuple[str, str]) -> None:
     with pytest.raises(Refusal, match="E_PACS_UID"):
         source(store, free_port()).ask(store, *uids, by="clinician")
     assert store.jobs.arriving() == []
 
 
-def test_a_full_queue_takes_no_more(store: Store) -> None:
+def test_full_queue_refuses_further_series(store: Store) -> None:
     asking = source(store, free_port())
     ask(asking, store)
     with pytest.raises(Refusal, match="E_QUEUE_FULL"):

@@ -1,4 +1,4 @@
-"""Pictures of an answer: volumes that lie where the patient lies, and slices that are the right way round."""
+"""Tests of the pictures of an answer: volumes in patient coordinates, and slices in the correct orientation."""
 
 import io
 from collections.abc import Callable
@@ -23,15 +23,19 @@ from tests.helpers.lungs import burden_of
 
 SPACING_MM = (2.5, 3.0, 2.0)  # slices, rows, columns
 SHAPE = (100, 80, 160)
-LESION_RAS_MM = np.array([55.0, 20.0, 40.0])  # in the patient's right lung, in front of and above its middle
+LESION_RAS_MM = np.array([55.0, 20.0, 40.0])  # in the right lung, anterior and superior to its centre
 SMALLEST_WINDOW_GREY = 20
 
 
 def body() -> Volume:
-    """Two lungs in a body, and one dense ball in the right one; slices go up, rows back, columns to the left."""
+    """Two lungs in a body, with a dense ball in the right lung.
+
+    Slices increase towards the head, rows towards the back, columns towards the patient's left.
+    """
+    # Positive towards the head, the back and the left.
     z, y, x = np.meshgrid(
         *((np.arange(n) - (n - 1) / 2) * s for n, s in zip(SHAPE, SPACING_MM, strict=True)), indexing="ij", sparse=True
-    )  # towards head, back and left
+    )
     hu = np.where((x / 150) ** 2 + (y / 105) ** 2 < 1, 40.0, -1000.0) + 0 * z
     for centre_mm in (-65.0, 65.0):
         hu[((x - centre_mm) / 52) ** 2 + (y / 70) ** 2 + (z / 95) ** 2 < 1] = -850.0
@@ -44,7 +48,7 @@ def body() -> Volume:
 
 
 def score(volume: Volume, *, has_saliency: bool = True) -> Score:
-    """A score whose saliency is a small ball on the lesion."""
+    """A score whose saliency map is a small ball at the lesion."""
     prepared = prepare(volume, Preprocessing())
     voxels = np.stack([*np.indices(prepared.tensor.shape[1:]), np.ones(prepared.tensor.shape[1:])])
     places_mm = np.tensordot(prepared.tensor_affine[:3], voxels, axes=1)
@@ -75,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peak_mm(path: Path, weight: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """RAS position of the centre of what `weight` finds in a volume."""
+    """RAS position in mm of the centre of a volume, weighted by `weight`."""
     image = nib.load(path)
     found = weight(np.asarray(image.dataobj, dtype=float))
     centre = [np.average(each, weights=found) for each in np.indices(found.shape)]
@@ -87,34 +91,34 @@ def pixels(png: bytes) -> NDArray[np.int16]:
 
 
 def centre(mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """Row and column of the middle, as shares of the picture."""
+    """Row and column of the centre, as fractions of the picture."""
     rows, columns = np.nonzero(mask)
     return rows.mean() / mask.shape[0], columns.mean() / mask.shape[1]
 
 
 def in_lung(volume: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lesion: dense voxels of the box around the right lung, clear of its walls."""
+    """Weights of the lesion: dense voxels in a box inside the right lung, away from the chest wall."""
     image = np.zeros_like(volume)
     size = volume.shape
     image[size[0] // 4 : size[0] * 2 // 5, size[1] // 3 : size[1] // 2, size[2] * 3 // 5 : size[2] * 3 // 4] = 1
     return image * (volume > 0)
 
 
-def test_scan_and_saliency_lie_where_the_patient_does(folder):
+def test_scan_and_saliency_have_correct_patient_coordinates(folder):
     assert np.abs(peak_mm(folder / IMAGE, in_lung) - LESION_RAS_MM).max() < 1.5
     assert np.abs(peak_mm(folder / SALIENCY, lambda v: v**3) - LESION_RAS_MM).max() < 2
     lungs_mm = peak_mm(folder / LUNGS, lambda v: v)
-    assert np.abs(lungs_mm).max() < 4  # the body lies around the origin
+    assert np.abs(lungs_mm).max() < 4  # the body is centred on the origin
     assert nib.load(folder / IMAGE).get_data_dtype() == np.int16
     assert {nib.load(folder / name).get_data_dtype() for name in (LUNGS, SALIENCY)} == {np.dtype(np.uint8)}
 
 
-def test_a_large_scan_is_made_coarser_and_stays_where_it_is(tmp_path, monkeypatch):
+def test_large_scan_is_downsampled_without_shifting(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_VOXELS", (40, 80, 75))
     volume = body()
     write_pictures(score(volume), tmp_path)
     image = nib.load(tmp_path / IMAGE)
-    assert image.shape == (53, 80, 33)  # columns by threes, slices by threes; what is left over is cut off
+    assert image.shape == (53, 80, 33)  # 3 columns and 3 slices are merged into one; the remainder is cut off
     assert np.allclose(image.header.get_zooms(), (6.0, 3.0, 7.5))
     assert np.abs(peak_mm(tmp_path / IMAGE, in_lung) - LESION_RAS_MM).max() < 2.5
     values = np.asarray(image.dataobj)
@@ -128,22 +132,22 @@ def test_the_same_scan_gives_the_same_bytes(folder, tmp_path):
 
 
 @pytest.mark.parametrize("plane", pictures.PLANES)
-def test_slices_are_seen_as_a_radiologist_sees_them(folder, plane):
-    """Axial: the front above, the patient's right on the left. Coronal: the head above. Sagittal: the front left."""
+def test_slices_are_shown_in_radiological_orientation(folder, plane):
+    """Axial: anterior up, the patient's right on the left. Coronal: head up. Sagittal: anterior on the left."""
     about = planes(folder)[plane]
     plain = pixels(slice_png(folder, plane, about["start"]))
     over = pixels(slice_png(folder, plane, about["start"], "saliency"))
     heat = np.abs(over - plain).sum(axis=2) > 60
     row, column = centre(heat)
-    # The lesion is right of, in front of and above the middle.
+    # The lesion is right of, anterior to and above the centre.
     assert row < 0.48
     assert column < 0.48
-    # The dense ball itself is under it: the same pixels are bright without the overlay.
+    # The dense ball is at the same place: these pixels are bright without the overlay.
     assert plain[..., 0][heat].max() == plain.max()
     assert plain.shape == (about["rows"], about["columns"], 3)
 
 
-def test_pixels_are_squares(folder):
+def test_pixels_are_square(folder):
     about = planes(folder)
     extent_mm = {name: n * s for name, n, s in zip(("up", "back", "left"), SHAPE, SPACING_MM, strict=True)}
     for plane, across, down in (("axial", "left", "back"), ("coronal", "left", "up"), ("sagittal", "back", "up")):
@@ -156,7 +160,7 @@ def test_pixels_are_squares(folder):
     }
 
 
-def test_the_first_slices_go_through_the_highest_saliency_else_through_most_lung(folder, tmp_path):
+def test_start_slice_has_the_highest_saliency_or_the_most_lung(folder, tmp_path):
     write_pictures(score(body(), has_saliency=False), tmp_path)
     image = nib.load(folder / IMAGE)
     lesion = np.linalg.inv(image.affine) @ [*LESION_RAS_MM, 1.0]
@@ -165,7 +169,7 @@ def test_the_first_slices_go_through_the_highest_saliency_else_through_most_lung
     assert abs(without[0] - SHAPE[0] / 2) <= 4  # the widest part of both lungs
 
 
-def test_the_contour_of_the_lungs_runs_along_their_edge(folder):
+def test_lung_contour_follows_the_lung_edge(folder):
     index = SHAPE[0] // 4  # below the lesion
     plain = pixels(slice_png(folder, "axial", index))
     drawn = pixels(slice_png(folder, "axial", index, "lungs"))
@@ -175,10 +179,10 @@ def test_the_contour_of_the_lungs_runs_along_their_edge(folder):
     rows, columns = np.nonzero(contour)
     for row, column in zip(rows, columns, strict=True):
         near = plain[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5, 0]
-        assert np.ptp(near) > SMALLEST_WINDOW_GREY  # both lung and wall are near
+        assert np.ptp(near) > SMALLEST_WINDOW_GREY  # both lung and chest wall are near
 
 
-def test_what_is_not_there_is_refused(folder, tmp_path):
+def test_missing_picture_is_refused(folder, tmp_path):
     write_pictures(score(body(), has_saliency=False), tmp_path)
     for asked in (("axial", -1, "none"), ("axial", SHAPE[0], "none"), ("coronal", SHAPE[1], "lungs")):
         with pytest.raises(Refusal, match="E_NO_SUCH_PICTURE"):

@@ -1,4 +1,4 @@
-"""The service, without its processes: what it refuses to start with, and what it does about tasks that fail."""
+"""Tests of the service without its processes: refusals at start, and restarts of failed tasks."""
 
 import logging
 import socket
@@ -26,21 +26,22 @@ def refused(folder: Path, **options: int) -> Refusal:
     return caught.value
 
 
-def test_one_service_serves_a_folder(tmp_path: Path) -> None:
+def test_second_service_for_a_folder_is_refused(tmp_path: Path) -> None:
     with alone(tmp_path / "service.lock", CLINIC_BUSY):
         assert refused(tmp_path).code == "E_CLINIC_BUSY"
     assert refused(tmp_path / "nowhere").code == "E_NO_CLINIC"
 
 
-def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         refusal = refused(tmp_path, port=taken.getsockname()[1])
     assert refusal.code == "E_CLINIC_ADDRESS"
-    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["service.log"]  # no worker has written its own
+    # No worker has started, so no worker log exists.
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["service.log"]
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
-def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_unusable_certificate_is_refused(tmp_path: Path, content: str | None) -> None:
     (tmp_path / SETTINGS).write_text(CERTIFICATE)
     if content:
         (tmp_path / "page.crt").write_text(content)
@@ -51,7 +52,7 @@ def test_a_certificate_that_cannot_be_used_is_refused(tmp_path: Path, content: s
 
 
 class Impatient(threading.Event):
-    """Notes for how long it would have waited, and does not."""
+    """An event that records the requested waiting times and does not wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class Impatient(threading.Event):
         return self.is_set()
 
 
-def test_a_task_that_fails_is_started_again_until_it_shall_stop(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_task_is_restarted_until_stop_is_requested(caplog: pytest.LogCaptureFixture) -> None:
     failures = [Refusal(reasons.PACS_SILENT, private="CANARY"), ValueError("an error"), None]
     stop = Impatient()
 
@@ -75,12 +76,12 @@ def test_a_task_that_fails_is_started_again_until_it_shall_stop(caplog: pytest.L
 
     keep_running("outbox", task, stop)
     assert failures == []
-    assert stop.waits[:2] == [1.0, 2.0]  # longer each time
+    assert stop.waits[:2] == [1.0, 2.0]  # the pause grows with each failure
     assert "E_PACS_SILENT" in caplog.text and "an error" in caplog.text
     assert "CANARY" not in caplog.text
 
 
-def test_what_happens_is_logged_for_the_owner_alone(tmp_path: Path) -> None:
+def test_log_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "service.log"
     with log_to(path):
         logging.getLogger("fedthorax.clinic").info("a thing has happened")
@@ -90,7 +91,7 @@ def test_what_happens_is_logged_for_the_owner_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_what_is_not_set_up_does_not_run(tmp_path: Path) -> None:
+def test_only_configured_tasks_run(tmp_path: Path) -> None:
     assert set(background_tasks(Clinic.open(tmp_path))) == {"worker", "tidying", "outbox"}
     (tmp_path / SETTINGS).write_text(
         '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:9/web"\n[receiver]\nenabled = true\n'

@@ -1,4 +1,4 @@
-"""clinic.toml: its template, what it refuses, and the folder that it belongs to."""
+"""Tests of clinic.toml: its template, the settings that are refused, and the clinic's folder."""
 
 import re
 import stat
@@ -27,17 +27,17 @@ def refused(folder: Path, text: str, **server: object) -> Refusal:
     return caught.value
 
 
-def test_the_template_holds_the_defaults() -> None:
+def test_template_contains_the_default_values() -> None:
     written = ClinicSettings.model_validate(tomllib.loads(TEMPLATE.read_text(encoding="utf-8")))
     assert written == ClinicSettings()
 
 
-def test_the_template_names_every_setting() -> None:
+def test_template_contains_every_setting() -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     for name, field in ClinicSettings.model_fields.items():
         section = text.partition(f"[{name}]\n")[2].partition("\n[")[0]
         table = field.annotation
-        if name in ("node", "pacs"):  # these are left out by default; those of [pacs] stand in site.toml
+        if name in ("node", "pacs"):  # absent by default; the keys of [pacs] are documented in site.toml
             assert section
             continue
         assert isinstance(table, type) and issubclass(table, BaseModel)
@@ -45,7 +45,7 @@ def test_the_template_names_every_setting() -> None:
             assert re.search(rf"^(# )?{key} = ", section, re.MULTILINE), f"[{name}] {key}"
 
 
-def test_a_clinic_works_without_a_settings_file(tmp_path: Path) -> None:
+def test_clinic_works_without_a_settings_file(tmp_path: Path) -> None:
     clinic = Clinic.open(tmp_path)
     server = clinic.settings.server
     assert (server.host, server.port) == ("127.0.0.1", 8765)
@@ -54,7 +54,7 @@ def test_a_clinic_works_without_a_settings_file(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
 
 
-def test_a_new_clinic_is_its_owners_alone(tmp_path: Path) -> None:
+def test_new_clinic_folder_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
     clinic = init_clinic(tmp_path / "clinic")
     assert stat.S_IMODE(clinic.folder.stat().st_mode) == 0o700
     assert (clinic.folder / SETTINGS).read_text() == TEMPLATE.read_text()
@@ -65,7 +65,7 @@ def test_a_new_clinic_is_its_owners_alone(tmp_path: Path) -> None:
     assert Clinic.open(clinic.folder).settings.server.port == 9000
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal) as caught:
         Clinic.open(tmp_path / "nowhere")
     assert caught.value.code == "E_NO_CLINIC"
@@ -107,14 +107,14 @@ def test_wrong_settings_are_refused_by_key(tmp_path: Path, text: str, key: str) 
         'enabled = true\nhost = "::1"\n',
         'enabled = true\nhost = "0.0.0.0"\nwithout_tls = true\n',
         'enabled = true\nhost = "0.0.0.0"\ncertificate = "a.crt"\nkey = "a.key"\nca_certificate = "ca.crt"\n',
-        'enabled = false\nhost = "0.0.0.0"\n',  # it opens no port
+        'enabled = false\nhost = "0.0.0.0"\n',  # a disabled receiver opens no port
     ],
 )
-def test_a_receiver_speaks_tls_stays_on_this_machine_or_has_it_in_writing(tmp_path: Path, text: str) -> None:
+def test_receiver_needs_tls_localhost_or_an_explicit_setting(tmp_path: Path, text: str) -> None:
     assert opened(tmp_path, f"[receiver]\n{text}").settings.receiver
 
 
-def test_results_name_the_pacs_they_go_to(tmp_path: Path) -> None:
+def test_results_settings_define_the_target_pacs(tmp_path: Path) -> None:
     by_web = opened(tmp_path, '[results]\nsend = "always"\nurl = "https://pacs.example/web"\ntoken_file = "t"\n')
     web = by_web.settings.results.pacs.dicomweb
     assert web and (web.url, web.token_file) == ("https://pacs.example/web", Path("t"))
@@ -123,17 +123,17 @@ def test_results_name_the_pacs_they_go_to(tmp_path: Path) -> None:
     assert dimse and (dimse.host, dimse.port, dimse.called_aet) == ("pacs.example", 104, "PACS")
 
 
-def test_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+def test_command_line_overrides_the_settings_file(tmp_path: Path) -> None:
     clinic = opened(tmp_path, '[server]\nport = 9000\nnames = ["ward.example"]\n', port=9001)
     server = clinic.settings.server
     assert (server.host, server.port, server.names) == ("127.0.0.1", 9001, ["ward.example"])
     assert opened(tmp_path, "", host="::1").settings.server.host == "::1"
-    assert refused(tmp_path, "", host="0.0.0.0").code == "E_CLINIC_ADDRESS"  # it has neither TLS nor a proxy
+    assert refused(tmp_path, "", host="0.0.0.0").code == "E_CLINIC_ADDRESS"  # neither TLS nor a proxy is configured
     with_tls = '[server]\ncertificate = "a.crt"\nkey = "a.key"\n'
     assert opened(tmp_path, with_tls, host="0.0.0.0").settings.server.host == "0.0.0.0"
 
 
-def test_the_pacs_is_the_nodes_or_its_own(tmp_path: Path) -> None:
+def test_pacs_settings_come_from_the_node_or_the_clinic(tmp_path: Path) -> None:
     clinic = opened(tmp_path, DICOMWEB)
     assert clinic.pacs == (clinic.settings.pacs, clinic.folder)
     site = tmp_path / "site"

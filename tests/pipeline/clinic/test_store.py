@@ -1,4 +1,4 @@
-"""The clinic's store: nothing is lost, nothing is answered twice, and records stay. All patients are synthetic."""
+"""Tests of the clinic's store: jobs are not lost or answered twice, and audit records stay. Patients are synthetic."""
 
 import json
 import sqlite3
@@ -89,7 +89,7 @@ def actions(store: Store) -> list[str]:
 # --- the queue --------------------------------------------------------------------------------------------
 
 
-def test_scans_are_taken_in_their_order(store: Store) -> None:
+def test_jobs_are_taken_in_order(store: Store) -> None:
     first, second, third = queued(store, 3)
     assert [store.jobs.position(job) for job in (first, second, third)] == [1, 2, 3]
     assert [taken(store).id, taken(store).id] == [first.id, second.id]
@@ -100,7 +100,7 @@ def test_scans_are_taken_in_their_order(store: Store) -> None:
     assert [job.id for job in store.jobs.newest(before=third.id, limit=1)] == [second.id]
 
 
-def test_a_scan_is_kept_as_it_was_queued(store: Store) -> None:
+def test_queued_job_is_stored_unchanged(store: Store) -> None:
     began = datetime.now(UTC)
     job = store.jobs.add(
         new_id(), source="received", asked_by="PACS", study_uid="2.25.1", series_uid="2.25.2", patient=PATIENT
@@ -116,14 +116,14 @@ def test_a_scan_is_kept_as_it_was_queued(store: Store) -> None:
     assert code_of(store.jobs.get, "nowhere") == "E_NO_SUCH_JOB"
 
 
-def test_a_full_queue_takes_nothing_more(store: Store) -> None:
+def test_full_queue_refuses_further_jobs(store: Store) -> None:
     queued(store, 2)
     assert code_of(store.jobs.add, new_id(), source="upload", asked_by="x", at_most=2) == "E_QUEUE_FULL"
     taken(store)
     store.jobs.add(new_id(), source="upload", asked_by="x", at_most=2)
 
 
-def test_a_scan_that_is_still_to_come_is_not_taken(store: Store) -> None:
+def test_job_is_not_taken_before_its_scan_has_arrived(store: Store) -> None:
     coming = store.jobs.add(new_id(), source="pacs", asked_by="x", is_whole=False)
     (here,) = queued(store)
     assert [job.id for job in store.jobs.arriving()] == [coming.id]
@@ -134,14 +134,14 @@ def test_a_scan_that_is_still_to_come_is_not_taken(store: Store) -> None:
     assert taken(store).id == coming.id
 
 
-def test_a_scan_that_does_not_come_ends_without_a_score(store: Store) -> None:
+def test_scan_that_does_not_arrive_ends_without_a_score(store: Store) -> None:
     coming = store.jobs.add(new_id(), source="pacs", asked_by="x", is_whole=False)
     store.jobs.refuse(coming, Refusal(pacs_reasons.PACS_SILENT))
     assert store.jobs.get(coming.id).code == "E_PACS_SILENT"
     assert (store.jobs.arriving(), store.jobs.take()) == ([], None)
 
 
-def test_many_at_once_take_each_scan_once(store: Store) -> None:
+def test_concurrent_workers_take_each_job_once(store: Store) -> None:
     def work(_: int) -> list[str]:
         with Store(store.folder) as own:
             mine = []
@@ -158,7 +158,7 @@ def test_many_at_once_take_each_scan_once(store: Store) -> None:
     assert len(answers) == len({answer.job_id for answer in answers}) == 60
 
 
-def test_many_at_once_never_overfill_the_queue(store: Store) -> None:
+def test_concurrent_adds_never_exceed_the_queue_limit(store: Store) -> None:
     def add(_: int) -> bool:
         with Store(store.folder) as own:
             try:
@@ -173,10 +173,10 @@ def test_many_at_once_never_overfill_the_queue(store: Store) -> None:
     assert store.jobs.waiting() == 10
 
 
-# --- workers that die -------------------------------------------------------------------------------------
+# --- dead workers -----------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_worker_held_waits_behind_the_others(store: Store) -> None:
+def test_job_of_a_dead_worker_is_requeued_behind_the_others(store: Store) -> None:
     deadly, harmless = queued(store, 2)
     taken(store)
     assert [job.id for job in store.jobs.recover()] == [deadly.id]
@@ -184,7 +184,7 @@ def test_what_a_dead_worker_held_waits_behind_the_others(store: Store) -> None:
     assert [taken(store).id, taken(store).id] == [harmless.id, deadly.id]
 
 
-def test_after_three_deaths_a_scan_ends_without_a_score(store: Store) -> None:
+def test_job_ends_without_a_score_after_three_worker_deaths(store: Store) -> None:
     (job,) = queued(store)
     for attempt in range(MOST_ATTEMPTS):
         assert store.jobs.get(job.id).state == "waiting"
@@ -198,7 +198,7 @@ def test_after_three_deaths_a_scan_ends_without_a_score(store: Store) -> None:
     assert (record.action, record.who, record.code, record.job_id) == ("no_score", "night desk", ended.code, job.id)
 
 
-def test_a_worker_that_was_stopped_on_purpose_costs_no_attempt(store: Store) -> None:
+def test_intentional_worker_stop_does_not_count_as_an_attempt(store: Store) -> None:
     (job,) = queued(store)
     for _ in range(2 * MOST_ATTEMPTS):
         taken(store)
@@ -206,7 +206,7 @@ def test_a_worker_that_was_stopped_on_purpose_costs_no_attempt(store: Store) -> 
     assert (store.jobs.get(job.id).state, store.jobs.get(job.id).attempts) == ("waiting", 0)
 
 
-def test_a_worker_that_was_thought_dead_answers_no_more(store: Store) -> None:
+def test_worker_considered_dead_can_no_longer_answer(store: Store) -> None:
     queued(store)
     late = taken(store)
     store.jobs.recover()
@@ -222,7 +222,7 @@ def test_a_worker_that_was_thought_dead_answers_no_more(store: Store) -> None:
 # --- answers ----------------------------------------------------------------------------------------------
 
 
-def test_an_answer_ends_its_job_and_is_recorded(store: Store) -> None:
+def test_answer_ends_its_job_and_is_audited(store: Store) -> None:
     answer = answered(store)
     assert store.answers.get(answer.id) == answer
     job = store.jobs.get(answer.job_id)
@@ -236,7 +236,7 @@ def test_an_answer_ends_its_job_and_is_recorded(store: Store) -> None:
     assert "SYNTHETIC" not in str(record.to_json())
 
 
-def test_nothing_is_answered_twice(store: Store) -> None:
+def test_job_is_never_answered_twice(store: Store) -> None:
     queued(store)
     job = taken(store)
     first = answer_to(store, job)
@@ -248,8 +248,8 @@ def test_nothing_is_answered_twice(store: Store) -> None:
     assert store.jobs.recover() == []
 
 
-def test_all_of_an_answer_is_kept_or_nothing(store: Store) -> None:
-    """An answer that cannot be recorded is none, and its job goes on."""
+def test_answer_is_stored_completely_or_not_at_all(store: Store) -> None:
+    """An answer that cannot be audited is not stored, and its job stays open."""
     queued(store)
     job = taken(store)
     broken = replace(answer_to(store, job), score={**SCORE, "input": {"hu_sha256": ["no", "hash"]}})
@@ -258,7 +258,7 @@ def test_all_of_an_answer_is_kept_or_nothing(store: Store) -> None:
     store.answers.add(job, answer_to(store, job))
 
 
-def test_a_shadow_answers_beside_the_live_model_and_is_not_shown(store: Store) -> None:
+def test_shadow_answer_is_stored_but_not_listed(store: Store) -> None:
     live = answered(store)
     job = store.jobs.get(live.job_id)
     shadow = answer_to(store, job, role="shadow")
@@ -271,7 +271,7 @@ def test_a_shadow_answers_beside_the_live_model_and_is_not_shown(store: Store) -
     assert actions(store) == ["answer", "shadow_answer"]
 
 
-def test_a_refused_scan_says_why(store: Store) -> None:
+def test_refused_scan_has_a_reason(store: Store) -> None:
     queued(store)
     job = taken(store)
     store.jobs.refuse(
@@ -286,7 +286,7 @@ def test_a_refused_scan_says_why(store: Store) -> None:
     assert "secret" not in str([said, record])
 
 
-def test_history_is_one_patients(store: Store) -> None:
+def test_history_contains_one_patient_only(store: Store) -> None:
     mine = [answered(store), answered(store)]
     answered(store, patient=replace(PATIENT, issuer="OTHER"))
     answered(store, patient=Patient(""))
@@ -298,7 +298,7 @@ def test_history_is_one_patients(store: Store) -> None:
     assert [answer.id for answer in store.answers.newest(before=mine[1].id)] == [mine[0].id]
 
 
-def test_the_key_of_a_patient_stays_and_tells_nothing(store: Store, tmp_path: Path) -> None:
+def test_patient_key_is_stable_and_differs_between_clinics(store: Store, tmp_path: Path) -> None:
     key = store.keys.patient_key("SYNTHETIC-7", "WARD")
     with Store(store.folder) as again:
         assert again.keys.patient_key("SYNTHETIC-7", "WARD") == key
@@ -307,7 +307,7 @@ def test_the_key_of_a_patient_stays_and_tells_nothing(store: Store, tmp_path: Pa
         assert another.keys.patient_key("SYNTHETIC-7", "WARD") != key
 
 
-def test_a_pcr_result_is_noted_and_corrected(store: Store) -> None:
+def test_pcr_result_can_be_set_and_corrected(store: Store) -> None:
     answer = answered(store)
     assert [each.id for each in store.answers.without_pcr(answer.created_at)] == [answer.id]
     assert store.answers.without_pcr(answer.created_at + timedelta(seconds=1)) == []
@@ -342,11 +342,11 @@ def test_deliveries_wait_until_they_are_due(store: Store) -> None:
 # --- models -----------------------------------------------------------------------------------------------
 
 
-def test_one_model_is_live_and_one_is_the_shadow(store: Store) -> None:
+def test_at_most_one_model_is_live_and_one_is_shadow(store: Store) -> None:
     assert store.models.with_role("live") is None
     for name in ("one", "two"):
         store.models.add(name * 8, name, signed_by=None, by="office")
-    for signed_by in ("key", None, "another"):  # it is noted once that the signature was checked
+    for signed_by in ("key", None, "another"):  # a checked signature is recorded once
         store.models.add("one" * 8, "another name", signed_by=signed_by, by="office")
     assert [(model.name, model.signed_by, model.role) for model in store.models.all()] == [
         ("one", "key", None),
@@ -366,10 +366,10 @@ def test_one_model_is_live_and_one_is_the_shadow(store: Store) -> None:
     assert actions(store) == [*["add_model"] * 3, "promote", "shadow", "promote", "shadow", "shadow"]
 
 
-# --- what is kept, and for how long -----------------------------------------------------------------------
+# --- retention --------------------------------------------------------------------------------------------
 
 
-def test_answers_are_forgotten_with_their_jobs(store: Store) -> None:
+def test_answers_are_deleted_with_their_jobs(store: Store) -> None:
     old = answered(store)
     store.answers.set_pcr(old.id, "positive", None, "entered", "x")
     (waiting,) = queued(store)
@@ -377,11 +377,11 @@ def test_answers_are_forgotten_with_their_jobs(store: Store) -> None:
     assert store.forget(now(), None) == [old.id]
     assert store.answers.newest(role=None) == []
     assert [job.id for job in store.jobs.newest()] == [waiting.id]
-    assert actions(store) == ["answer", "pcr"]  # who did what is kept on
+    assert actions(store) == ["answer", "pcr"]  # audit records are kept
     assert b"CANARY" not in _bytes(store)
 
 
-def test_an_answer_that_waits_to_be_sent_is_not_forgotten(store: Store) -> None:
+def test_answer_waiting_to_be_sent_is_not_deleted(store: Store) -> None:
     answer = answered(store)
     store.deliveries.set(Delivery(answer.id, "waiting", due_at=now()))
     assert store.forget(now(), None) == []
@@ -391,14 +391,14 @@ def test_an_answer_that_waits_to_be_sent_is_not_forgotten(store: Store) -> None:
     assert store.deliveries.in_state("failed") == []
 
 
-def test_all_that_is_too_old_is_forgotten_or_nothing(store: Store) -> None:
-    answer = answered(store)  # its record is too young to be removed
+def test_deletion_is_all_or_nothing(store: Store) -> None:
+    answer = answered(store)  # its audit record is too recent to be removed
     assert code_of(store.forget, now(), now()) == "E_CLINIC_FILE"
     assert store.answers.get(answer.id) == answer
     assert store.jobs.get(answer.job_id).answer_id == answer.id
 
 
-def test_records_are_kept_six_months_and_never_changed(store: Store) -> None:
+def test_audit_records_are_kept_six_months_and_cannot_be_changed(store: Store) -> None:
     answered(store)
     for days in (LEAST_AUDIT_DAYS - 1, LEAST_AUDIT_DAYS + 1):
         with store.database.transaction() as db:
@@ -419,7 +419,7 @@ def test_records_are_kept_six_months_and_never_changed(store: Store) -> None:
 # --- the file ---------------------------------------------------------------------------------------------
 
 
-def test_the_file_is_its_owners_alone_and_written_through(store: Store) -> None:
+def test_database_is_accessible_to_its_owner_only_and_written_synchronously(store: Store) -> None:
     queued(store)
     for path in store.folder.glob(f"{FILE}*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -427,13 +427,13 @@ def test_the_file_is_its_owners_alone_and_written_through(store: Store) -> None:
     assert (mode[0], synchronous[0]) == ("wal", 2)
 
 
-def test_what_was_there_is_there_again(store: Store) -> None:
+def test_answers_persist_after_reopening(store: Store) -> None:
     answer = answered(store)
     with Store(store.folder) as again:
         assert again.answers.get(answer.id) == answer
 
 
-def test_a_score_of_an_earlier_version_counts_as_a_patients(store: Store) -> None:
+def test_score_of_an_earlier_version_counts_as_a_patient_scan(store: Store) -> None:
     answer = answered(store)
     earlier = {**SCORE, "trained_on_synthetic_data": True, "operating_points": {"severe": {}}}
     del earlier["withheld"]
@@ -446,7 +446,7 @@ def test_a_score_of_an_earlier_version_counts_as_a_patients(store: Store) -> Non
     assert score["operating_points"] == {}
 
 
-def test_another_versions_file_and_a_broken_one_are_left_alone(tmp_path: Path) -> None:
+def test_file_of_another_version_or_broken_file_is_refused_unchanged(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / FILE)) as db:
         db.execute("PRAGMA user_version = 99")
     assert code_of(Store, tmp_path) == "E_CLINIC_FILE"
@@ -456,28 +456,28 @@ def test_another_versions_file_and_a_broken_one_are_left_alone(tmp_path: Path) -
     assert (tmp_path / FILE).read_bytes() == broken
 
 
-def test_a_new_file_may_be_opened_by_several_at_once(tmp_path: Path) -> None:
-    """The page, the worker and the receiver begin together; SQLite alone would refuse who comes second."""
+def test_new_database_can_be_opened_concurrently(tmp_path: Path) -> None:
+    """Page, worker and receiver start together. SQLite alone would refuse the second process."""
     (tmp_path / FILE).touch()
     with ThreadPoolExecutor(1) as other, closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as first:
         first.execute("BEGIN IMMEDIATE")
         second = other.submit(Store, tmp_path)
         with pytest.raises(TimeoutError):
-            second.result(timeout=0.1)  # it waits
+            second.result(timeout=0.1)  # the second process waits
         first.execute("COMMIT")
         with second.result(timeout=20) as opened:
             assert len(queued(opened)) == 1
 
 
-def test_a_change_that_fails_leaves_nothing(store: Store) -> None:
+def test_failed_transaction_is_rolled_back(store: Store) -> None:
     with pytest.raises(ZeroDivisionError), store.database.transaction() as db:
         db.execute("INSERT INTO secret VALUES ('x', x'00')")
         _ = 1 / 0
     assert store.database.row("SELECT 1 FROM secret WHERE name = 'x'") is None
-    queued(store)  # and the store goes on
+    queued(store)  # the store still works
 
 
-def test_the_worker_tells_how_far_it_is(store: Store) -> None:
+def test_worker_state_is_stored(store: Store) -> None:
     assert store.worker.get() == ("starting", None)
     store.worker.set("no_model", "E_NO_MODEL")
     store.worker.set("ready")

@@ -1,4 +1,4 @@
-"""The worker: what it leaves of a scan, whatever becomes of it. All scans here are synthetic."""
+"""Tests of the worker: what it stores for a scan, with and without a score. All scans here are synthetic."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ MODELS = ("live", "shadow")
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic chest as a folder of DICOM files. Leave it as it is."""
+    """A synthetic chest as a folder of DICOM files. Tests must not change it."""
     folder = tmp_path_factory.mktemp("SECRET-PLACE")
     write_series(folder, chest(), spacing_mm=SPACING_MM)
     return folder
@@ -59,7 +59,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def clinic(tmp_path: Path, releases: dict[str, Path]) -> Clinic:
-    """A clinic that keeps both releases; the first is live."""
+    """A clinic that stores both releases. The first is live."""
     clinic = Clinic.open(tmp_path)
     with clinic.store() as store:
         for (sha256, folder), name in zip(releases.items(), MODELS, strict=True):
@@ -86,7 +86,7 @@ def queue(clinic: Clinic, store: Store, source: Path, **options: str) -> Job:
 
 
 def work(clinic: Clinic, store: Store) -> None:
-    """Let a worker do what one round of its loop does."""
+    """Run one iteration of the worker's loop."""
     ours = Worker(clinic, store)
     assert ours.work_off_one(ours.release("live"))
 
@@ -113,9 +113,7 @@ def without_score(clinic: Clinic, store: Store, source: Path, **options: str) ->
     return done
 
 
-def test_a_scan_is_answered_with_all_its_files(
-    clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
-) -> None:
+def test_answer_has_all_its_files(clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]) -> None:
     answer = answer_of(clinic, store, scan)
     assert answer.patient
     assert (answer.patient.id, answer.patient.name, answer.patient.sex) == (PATIENT_ID, "CANARY^SYNTHETIC", "F")
@@ -137,7 +135,7 @@ def test_a_scan_is_answered_with_all_its_files(
 
 
 @pytest.mark.slow
-def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
+def test_zip_and_volume_file_give_the_same_hu_values(clinic: Clinic, store: Store, scan: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "1.zip", "w") as packed:
         for file in scan.iterdir():
             packed.write(file, f"a/{file.name}")
@@ -145,8 +143,8 @@ def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, sca
     answers = [answer_of(clinic, store, source) for source in (scan, tmp_path / "1.zip", volume)]
     assert len({answer.score["input"]["hu_sha256"] for answer in answers}) == 1
     assert [answer.patient and answer.patient.id for answer in answers] == [PATIENT_ID, PATIENT_ID, None]
-    assert (answers[1].folder / "sr.dcm").is_file()  # though the zip's files are gone by now
-    assert not (answers[2].folder / "sr.dcm").exists()  # nobody knows whose it is
+    assert (answers[1].folder / "sr.dcm").is_file()  # although the unpacked files of the zip have been deleted
+    assert not (answers[2].folder / "sr.dcm").exists()  # the patient is not known
     assert list(clinic.work.iterdir()) == []
 
 
@@ -154,7 +152,7 @@ def test_a_zip_and_a_volume_file_give_the_same(clinic: Clinic, store: Store, sca
 @pytest.mark.parametrize(
     ("send", "waits"), [("off", False), ("on_request", False), ("always", True)], ids=["off", "on_request", "always"]
 )
-def test_results_wait_to_be_sent_where_that_is_set(
+def test_results_are_queued_for_sending_only_if_configured(
     clinic: Clinic, store: Store, scan: Path, send: str, waits: bool
 ) -> None:
     text = f'[results]\nsend = "{send}"\nurl = "http://127.0.0.1:9/none"\npicture = false\n'
@@ -166,7 +164,7 @@ def test_results_wait_to_be_sent_where_that_is_set(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("marked", ["every slice", "all but one", "none"])
-def test_a_model_of_phantoms_sends_nothing_of_a_patient(
+def test_phantom_model_sends_no_result_of_a_patient_scan(
     marked: str, clinic: Clinic, store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
@@ -194,25 +192,25 @@ def test_a_model_of_phantoms_sends_nothing_of_a_patient(
 
 
 @pytest.mark.slow
-def test_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+def test_result_of_a_volume_file_is_never_sent(clinic: Clinic, store: Store, tmp_path: Path) -> None:
     (clinic.folder / SETTINGS).write_text('[results]\nsend = "always"\nurl = "http://127.0.0.1:9/none"\n')
     volume = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "1.nii.gz")
     assert answer_of(Clinic.open(clinic.folder), store, volume).pacs is None
 
 
-def test_what_is_no_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Store, tmp_path: Path) -> None:
+def test_scan_without_a_chest_gets_a_reason_and_no_score(clinic: Clinic, store: Store, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", body())
     job = without_score(clinic, store, tmp_path / "scan")
     assert job.code == "E_NO_LUNGS"
-    assert planes(job.pictures)["axial"]["count"] == 24  # the reader sees at once why
-    assert job.patient and job.patient.key  # so that it is found in the worklist
+    assert planes(job.pictures)["axial"]["count"] == 24  # the pictures show the reader why there is no score
+    assert job.patient and job.patient.key  # so that the job can be found in the worklist
     (record,) = store.audit.records(limit=1)
     assert (record.action, record.code, record.model_sha256) == ("no_score", job.code, store.models.all()[0].sha256)
     assert record.input_sha256 and len(record.input_sha256) == 64
 
 
 @pytest.mark.parametrize("fault", ["the disk is full", "killed before"])
-def test_pictures_of_a_scan_without_a_score_cost_nothing(
+def test_failed_pictures_of_an_unscored_scan_do_not_change_its_reason(
     clinic: Clinic, store: Store, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_series(tmp_path / "scan", body())
@@ -235,7 +233,7 @@ def test_pictures_of_a_scan_without_a_score_cost_nothing(
 
 
 @pytest.mark.slow
-def test_pictures_of_a_scan_without_a_score_go_when_answers_do(
+def test_pictures_of_an_unscored_scan_are_deleted_like_answers(
     clinic: Clinic, store: Store, scan: Path, tmp_path: Path
 ) -> None:
     write_series(tmp_path / "scan", body())
@@ -255,24 +253,22 @@ def test_pictures_of_a_scan_without_a_score_go_when_answers_do(
 
 
 @pytest.mark.parametrize(("content", "code"), [(b"no scan", "E_NOT_DICOM"), (b"PK\x03\x04 torn", "E_ARCHIVE_BROKEN")])
-def test_what_cannot_be_read_gets_a_reason(
-    clinic: Clinic, store: Store, tmp_path: Path, content: bytes, code: str
-) -> None:
+def test_unreadable_file_gets_a_reason(clinic: Clinic, store: Store, tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "1.bin").write_bytes(content)
     job = without_score(clinic, store, tmp_path / "1.bin")
     assert (job.code, job.pictures.exists()) == (code, False)
     (record,) = store.audit.records(limit=1)
-    assert record.input_sha256  # of the file
+    assert record.input_sha256  # the hash of the file
 
 
 @pytest.mark.slow
-def test_the_series_that_was_chosen_is_scored(clinic: Clinic, store: Store, scan: Path) -> None:
+def test_chosen_series_is_scored(clinic: Clinic, store: Store, scan: Path) -> None:
     assert without_score(clinic, store, scan, series_uid="2.25.1").code == "E_UNKNOWN_SERIES"
     assert answer_of(clinic, store, scan, series_uid=SERIES_UID)
 
 
-def test_a_scan_whose_files_are_gone_ends_without_a_score(clinic: Clinic, store: Store, scan: Path) -> None:
-    """As after a restore from a backup, which does without them."""
+def test_scan_with_missing_files_ends_without_a_score(clinic: Clinic, store: Store, scan: Path) -> None:
+    """This happens after a restore from a backup, which does not contain the scans' files."""
     job = queue(clinic, store, scan)
     shutil.rmtree(job.folder)
     work(clinic, store)
@@ -280,7 +276,7 @@ def test_a_scan_whose_files_are_gone_ends_without_a_score(clinic: Clinic, store:
 
 
 @pytest.mark.slow
-def test_what_nobody_foresaw_stands_in_the_log_alone(
+def test_unexpected_error_text_appears_only_in_the_log(
     clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -292,7 +288,7 @@ def test_what_nobody_foresaw_stands_in_the_log_alone(
     assert job.code == "E_SCORING_FAILED"
     assert "CANARY" not in str((job.code, job.says, job.remedy, store.audit.records()))
     assert "CANARY in the middle" in caplog.text
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # nothing ends the next scan
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # no timer is left that would interrupt the next scan
     assert answer_of(clinic, store, scan)
 
 
@@ -302,7 +298,7 @@ def test_what_nobody_foresaw_stands_in_the_log_alone(
     [(OSError(errno.ENOSPC, "full"), "E_DISK_FULL"), (MemoryError(), "E_SCORING_MEMORY")],
     ids=["disk", "memory"],
 )
-def test_a_full_disk_and_a_full_memory_say_so(
+def test_full_disk_and_full_memory_have_their_own_codes(
     clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -313,9 +309,7 @@ def test_a_full_disk_and_a_full_memory_say_so(
 
 
 @pytest.mark.slow
-def test_the_time_for_a_scan_is_bounded(
-    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scoring_time_is_limited(clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (clinic.folder / SETTINGS).write_text("[limits]\nscoring_seconds = 500\n")
     left = []
     write = worker.write_pictures
@@ -331,7 +325,7 @@ def test_the_time_for_a_scan_is_bounded(
 
 
 @pytest.mark.slow
-def test_uploads_stay_where_that_is_set(clinic: Clinic, store: Store, scan: Path) -> None:
+def test_uploads_are_kept_if_configured(clinic: Clinic, store: Store, scan: Path) -> None:
     (clinic.folder / SETTINGS).write_text("[keep]\nuploads = true\n")
     keeping = Clinic.open(clinic.folder)
     answer = answer_of(keeping, store, scan)
@@ -346,7 +340,7 @@ def test_uploads_stay_where_that_is_set(clinic: Clinic, store: Store, scan: Path
 
 @pytest.fixture
 def laboratory(clinic: Clinic, tmp_path: Path) -> Path:
-    """The laboratory's table of the node that the clinic belongs to; empty as yet."""
+    """The laboratory table of the node that the clinic belongs to. It is empty at first."""
     site = tmp_path / "site"
     site.mkdir()
     text = '[site]\nname = "ward"\n[laboratory]\nfile = "pcr.csv"\n[outcomes]\nfile = "outcomes.csv"\n'
@@ -357,7 +351,7 @@ def laboratory(clinic: Clinic, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_pcr_result_is_found_with_the_answer_or_later(
+def test_pcr_result_is_added_with_the_answer_or_later(
     clinic: Clinic, store: Store, scan: Path, laboratory: Path
 ) -> None:
     clinic = Clinic.open(clinic.folder)
@@ -371,7 +365,7 @@ def test_a_pcr_result_is_found_with_the_answer_or_later(
 
 
 @pytest.mark.slow
-def test_a_result_that_was_entered_is_not_overwritten(
+def test_manually_entered_pcr_result_is_not_overwritten(
     clinic: Clinic, store: Store, scan: Path, laboratory: Path
 ) -> None:
     clinic = Clinic.open(clinic.folder)
@@ -386,7 +380,7 @@ def test_a_result_that_was_entered_is_not_overwritten(
 
 
 @pytest.mark.slow
-def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_scan(
+def test_shadow_model_also_scores_and_a_new_live_model_takes_the_next_scan(
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path]
 ) -> None:
     first, second = releases
@@ -405,7 +399,7 @@ def test_the_shadow_is_asked_beside_and_the_live_model_changes_with_the_next_sca
 
 
 @pytest.mark.slow
-def test_a_shadow_that_fails_costs_nothing(
+def test_failing_shadow_model_does_not_affect_the_live_answer(
     clinic: Clinic, store: Store, scan: Path, releases: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     second = list(releases)[1]
@@ -416,9 +410,7 @@ def test_a_shadow_that_fails_costs_nothing(
     assert "E_MODEL_ALTERED" in caplog.text
 
 
-def test_a_model_that_was_exchanged_on_the_disk_is_not_used(
-    clinic: Clinic, store: Store, releases: dict[str, Path]
-) -> None:
+def test_model_replaced_on_disk_is_not_used(clinic: Clinic, store: Store, releases: dict[str, Path]) -> None:
     first, second = releases
     shutil.rmtree(clinic.models / first)
     shutil.copytree(releases[second], clinic.models / first)
@@ -427,14 +419,12 @@ def test_a_model_that_was_exchanged_on_the_disk_is_not_used(
     assert caught.value.code == "E_MODEL_ALTERED"
 
 
-# --- what a kill leaves -----------------------------------------------------------------------------------
+# --- after a kill -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_an_answer_that_comes_too_late_is_thrown_away(
-    clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker was thought dead, and another has answered meanwhile."""
+def test_late_answer_is_discarded(clinic: Clinic, store: Store, scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker was considered dead, and another worker has answered in the meantime."""
     job = queue(clinic, store, scan)
     write = worker.write_pictures
 
@@ -454,14 +444,14 @@ def test_an_answer_that_comes_too_late_is_thrown_away(
     assert [path.name for path in clinic.answers.iterdir()] == [answer.id]
 
 
-def test_tidying_knows_what_is_still_needed(clinic: Clinic, store: Store, scan: Path) -> None:
+def test_tidying_keeps_files_that_are_still_needed(clinic: Clinic, store: Store, scan: Path) -> None:
     answer = answer_of(clinic, store, scan)
     waiting = queue(clinic, store, scan)
     coming = clinic.scans / ".incoming-1"
     coming.mkdir()
     (clinic.work / "half").mkdir()
     tidy(clinic, store)
-    assert coming.is_dir()  # while the service runs, an upload may be on its way
+    assert coming.is_dir()  # while the service runs, an upload may still be in progress
     tidy(clinic, store, at_start=True)
     clear_work(clinic)
     assert [path.name for path in clinic.scans.iterdir()] == [waiting.id]
@@ -469,7 +459,7 @@ def test_tidying_knows_what_is_still_needed(clinic: Clinic, store: Store, scan: 
     assert list(clinic.work.iterdir()) == []
 
 
-def test_answers_go_with_their_files_when_their_time_is_over(clinic: Clinic, store: Store, scan: Path) -> None:
+def test_expired_answers_are_deleted_with_their_files(clinic: Clinic, store: Store, scan: Path) -> None:
     answer = answer_of(clinic, store, scan)
     a_month_ago = stamp(now() - timedelta(days=31))
     with store.database.transaction() as db:

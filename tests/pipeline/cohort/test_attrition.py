@@ -1,4 +1,4 @@
-"""The waterfall: it adds up whatever happened, and says of a synthetic hospital what was planted there."""
+"""The attrition waterfall: its counts add up, and those of a synthetic hospital match the planted defects."""
 
 from collections import Counter
 from pathlib import Path
@@ -47,11 +47,11 @@ def test_every_count_is_the_sum_of_its_parts(fates: dict[str, int], labels: list
     for _, count in root.walk():
         assert not count.parts or count.count == sum(part.count for part in count.parts), count.key
     keys = [count.key for _, count in root.walk()]
-    assert len(keys) == len(set(keys)), "keys tell counts apart"
+    assert len(keys) == len(set(keys)), "keys are unique"
     assert counts(root)["patients"] == len(labels)
 
 
-def test_what_falls_out_is_listed_only_where_it_does() -> None:
+def test_exclusion_reasons_without_cases_are_not_listed() -> None:
     root = waterfall(Counter({USED: 2, "E_TILT": 1}), [Labels(True, True), Labels(None, None, records_reasons.NO_PCR)])
     assert counts(root) == {
         **{"found": 3, "E_TILT": 1, "accepted": 2, "patients": 2, "E_NO_PCR": 1, "labelled": 1},
@@ -59,12 +59,14 @@ def test_what_falls_out_is_listed_only_where_it_does() -> None:
     }
 
 
-def test_without_records_it_ends_with_the_patients() -> None:
+def test_waterfall_without_records_ends_with_the_patients() -> None:
     assert counts(waterfall(Counter({USED: 2}), None)) == {"found": 2, "accepted": 2, "patients": 2}
 
 
 @pytest.mark.slow
-def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+def test_waterfall_of_the_small_hospital_matches_the_planted_defects(
+    small_hospital: Path, small_ingest: tuple[Site, Assessment]
+) -> None:
     truth = truth_of(small_hospital)
     planted = Counter(each["code"] for each in truth["defects"])
     found = counts(small_ingest[1].waterfall)
@@ -78,7 +80,7 @@ def test_it_is_the_truth_of_the_small_hospital(small_hospital: Path, small_inges
     assert found["labelled"] == len(small_ingest[1].patients) == found["positive"] + found["negative"]
 
 
-def test_a_reasons_text_without_its_case() -> None:
+def test_plain_text_of_a_reason_has_no_case_specific_numbers() -> None:
     assert plain(imaging_reasons.SLICE_GAP.says) == "distances between slices differ from the usual … mm"
     assert plain(imaging_reasons.DUPLICATE_SLICE.says) == "different images have the same position"
     assert plain(records_reasons.PCR_UNMAPPED.says).startswith("… % of the … file's rows")

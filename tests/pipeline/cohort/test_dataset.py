@@ -1,4 +1,4 @@
-"""Examples: the two targets, what a batch holds, and that any number of patients can be opened."""
+"""Training examples: the two targets, the content of a batch, and any number of patients."""
 
 import math
 import pickle
@@ -33,14 +33,14 @@ def example(folder: Path, number: int, **known: object) -> Example:
         (None, True, [math.nan, 1.0]),
     ],
 )
-def test_severity_counts_where_pcr_does_not_forbid_it(
+def test_severity_target_is_missing_for_pcr_negative_patients(
     pcr_positive: bool | None, severe: bool | None, expected: list[float]
 ) -> None:
     found = target(Example(Path(), None, None, pcr_positive, severe))
     assert np.array_equal(found, expected, equal_nan=True)
 
 
-def test_a_batch_holds_the_patients_asked_for_in_that_order(tmp_path: Path) -> None:
+def test_batch_contains_the_requested_patients_in_order(tmp_path: Path) -> None:
     examples = Examples([example(tmp_path, n, age_years=60.0 + 20 * n, severe=n == 2) for n in range(4)])
     scans, tabular, targets = examples.batch(np.array([2, 0]), None)
     assert scans.shape == (2, 2, 4, 5, 6)
@@ -50,7 +50,7 @@ def test_a_batch_holds_the_patients_asked_for_in_that_order(tmp_path: Path) -> N
     assert targets.tolist() == [[1, 1], [1, 0]]
 
 
-def test_an_augmented_scan_is_a_plain_tensor_and_the_stored_one_stays(tmp_path: Path) -> None:
+def test_augmented_scan_is_a_plain_tensor_and_the_stored_scan_is_unchanged(tmp_path: Path) -> None:
     examples = Examples([example(tmp_path, 1)])
     scans, _, _ = examples.batch(np.array([0, 0]), augmentation(3))
     assert type(scans) is Tensor
@@ -58,7 +58,7 @@ def test_an_augmented_scan_is_a_plain_tensor_and_the_stored_one_stays(tmp_path: 
     assert torch.equal(examples.batch(np.array([0]), None)[0], torch.ones(1, 2, 4, 5, 6))
 
 
-def test_nobody_is_no_error() -> None:
+def test_empty_examples_are_allowed() -> None:
     examples = Examples([])
     assert len(examples) == 0
     assert examples.targets.shape == (0, 2)
@@ -66,21 +66,21 @@ def test_nobody_is_no_error() -> None:
 
 @pytest.fixture
 def few_files() -> Iterator[int]:
-    """No more open files than most systems allow, scaled down."""
+    """Limit the number of open files: a scaled-down limit of most systems."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
     yield 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_there_may_be_more_patients_than_open_files(tmp_path: Path, few_files: int) -> None:
+def test_more_patients_than_allowed_open_files_can_be_read(tmp_path: Path, few_files: int) -> None:
     one = example(tmp_path, 1)
     examples = Examples([one] * (few_files + 50))
     scans, _, _ = examples.batch(np.arange(len(examples)), None)
     assert len(scans) == few_files + 50
 
 
-def test_a_pickle_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None:
+def test_pickle_in_place_of_a_tensor_is_not_loaded(tmp_path: Path) -> None:
     one = example(tmp_path, 1)
     one.tensor.write_bytes(pickle.dumps({"scan": 1}))
     with pytest.raises(ValueError, match="allow_pickle"):

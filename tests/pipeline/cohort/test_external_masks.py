@@ -1,4 +1,4 @@
-"""Ingest with a hospital's own lung masks: found by series, noticed when they change, refused where there is none."""
+"""Ingest with a hospital's own lung masks: lookup by series, detection of changes, refusal of missing masks."""
 
 from collections import Counter
 from pathlib import Path
@@ -26,7 +26,7 @@ EXTERNAL = Preprocessing(method=3)
 
 @pytest.fixture
 def masked(own: Own) -> Own:
-    """A hospital with two patients and a folder for masks, which is empty."""
+    """A hospital with two patients and an empty mask folder."""
     own.add(*CLEAN[:2])
     own.site.settings.ct.lung_masks = own.folder / "lung-masks"
     (own.folder / "lung-masks").mkdir()
@@ -34,7 +34,7 @@ def masked(own: Own) -> Own:
 
 
 def add_mask(own: Own, patient: str, *, as_segmentation: bool = False, shift_mm: float = 0.0) -> Path:
-    """Write the lungs of a patient's scan by threshold as this hospital's mask."""
+    """Segment the lungs of a patient's scan by threshold and write them as this hospital's mask."""
     (series,), _ = find_series(own.folder / "ct" / patient)
     volume = read_scan(series)
     prepared = prepare(volume, Preprocessing())
@@ -59,16 +59,16 @@ def codes(assessment: Assessment) -> Counter[str]:
     return Counter(finding.reason.code for finding in assessment.findings if "MASK" in finding.reason.code)
 
 
-def test_a_scan_without_a_mask_is_refused_and_counted(masked: Own) -> None:
+def test_scan_without_a_mask_is_refused_and_counted(masked: Own) -> None:
     add_mask(masked, CLEAN[0])
     assessment = masked.ingest(EXTERNAL)
     assert codes(assessment) == {"E_MASK_MISSING": 1}
     counts = {count.key: count.count for _, count in assessment.waterfall.walk()}
     assert (counts["found"], counts["E_MASK_MISSING"], counts["patients"]) == (2, 1, 1)
-    assert masked.ingest().examined_now == 2, "the threshold needs no mask"
+    assert masked.ingest().examined_now == 2, "the threshold method needs no mask"
 
 
-def test_the_tensor_is_cut_with_the_mask_and_a_new_or_changed_mask_is_noticed(masked: Own) -> None:
+def test_tensor_is_cropped_with_the_mask_and_mask_changes_are_detected(masked: Own) -> None:
     assert codes(masked.ingest(EXTERNAL)) == {"E_MASK_MISSING": 2}
     path = add_mask(masked, CLEAN[0])
     first = masked.ingest(EXTERNAL)
@@ -91,20 +91,20 @@ def test_the_tensor_is_cut_with_the_mask_and_a_new_or_changed_mask_is_noticed(ma
     assert codes(masked.ingest(EXTERNAL)) == {"E_MASK_MISSING": 2}
 
 
-def test_a_segmentation_is_found_by_the_series_that_it_refers_to(masked: Own) -> None:
+def test_dicom_segmentation_is_found_by_its_referenced_series(masked: Own) -> None:
     add_mask(masked, CLEAN[0], as_segmentation=True)
     assessment = masked.ingest(EXTERNAL)
     assert codes(assessment) == {"E_MASK_MISSING": 1}
     assert len(assessment.accepted) == 1
 
 
-def test_two_masks_of_one_series_are_refused(masked: Own) -> None:
+def test_series_with_two_masks_is_refused(masked: Own) -> None:
     add_mask(masked, CLEAN[0])
     add_mask(masked, CLEAN[0], as_segmentation=True)
     assert codes(masked.ingest(EXTERNAL)) == {"E_MASK_SEVERAL": 1, "E_MASK_MISSING": 1}
 
 
-def test_a_damaged_mask_is_refused_without_its_name(masked: Own) -> None:
+def test_damaged_mask_is_refused_without_its_file_name(masked: Own) -> None:
     path = add_mask(masked, CLEAN[0])
     path.write_bytes(path.read_bytes()[:-100])
     assessment = masked.ingest(EXTERNAL)
@@ -113,7 +113,7 @@ def test_a_damaged_mask_is_refused_without_its_name(masked: Own) -> None:
     assert path.name not in listed and CLEAN[0] not in listed
 
 
-def test_the_folder_of_masks_must_exist(masked: Own) -> None:
+def test_missing_mask_folder_is_refused(masked: Own) -> None:
     masked.site.settings.ct.lung_masks = masked.folder / "elsewhere"
     with pytest.raises(Refusal) as refused:
         masked.ingest(EXTERNAL)
@@ -121,7 +121,7 @@ def test_the_folder_of_masks_must_exist(masked: Own) -> None:
     assert str(masked.folder) not in str(refused.value)
 
 
-def test_the_folder_is_relative_to_the_source_and_none_goes_with_a_pacs(tmp_path: Path) -> None:
+def test_mask_folder_is_relative_to_the_source_and_refused_with_a_pacs(tmp_path: Path) -> None:
     text = '[site]\nname = "ward"\nsource = "data"\n[ct]\nlung_masks = "masks"\n[labels]\nfile = "labels.csv"\n'
     assert init_site(tmp_path / "site", text).settings.ct.lung_masks == tmp_path / "site" / "data" / "masks"
     with pytest.raises(Refusal, match="lung_masks") as refused:

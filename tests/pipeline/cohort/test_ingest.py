@@ -1,4 +1,4 @@
-"""Ingest: it finds what was planted and nothing else, reads nothing twice, loses nothing, and stores no identity."""
+"""Ingest: finds the planted defects only, examines no series twice, survives interruptions, stores no identifiers."""
 
 import csv
 import shutil
@@ -35,7 +35,7 @@ def interrupted_after(count: int) -> Callable[[int, int], None]:
 # --- the whole small hospital -----------------------------------------------------------------------------
 
 
-def test_the_planted_defects_are_found_and_nothing_else(
+def test_planted_defects_are_found_and_nothing_else(
     small_hospital: Path, small_ingest: tuple[Site, Assessment]
 ) -> None:
     site, assessment = small_ingest
@@ -45,10 +45,10 @@ def test_the_planted_defects_are_found_and_nothing_else(
     assert dict(assessment.counts) == Counter(BY_CODE[each["code"]] for each in truth_of(small_hospital)["defects"])
 
 
-def test_a_patient_is_accepted_unless_what_was_planted_forbids_it(
+def test_patients_without_an_excluding_defect_are_accepted(
     small_hospital: Path, small_ingest: tuple[Site, Assessment]
 ) -> None:
-    """A stray MR and a second series leave the CT usable; a row left out spoils negatives alone."""
+    """A stray MR or a second series leaves the CT usable. A skipped PCR row invalidates negative labels only."""
     site, assessment = small_ingest
     expected = set()
     for each in truth_of(small_hospital)["patients"]:
@@ -60,7 +60,7 @@ def test_a_patient_is_accepted_unless_what_was_planted_forbids_it(
     assert len(expected) >= 10
 
 
-def test_labels_age_and_sex_are_the_truth(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+def test_labels_age_and_sex_match_the_ground_truth(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
     site, assessment = small_ingest
     truth = {site.pseudonym(each["patient_id"]): each for each in truth_of(small_hospital)["patients"]}
     lost = {site.pseudonym(patient) for patient in lost_to_follow_up(small_hospital)}
@@ -75,7 +75,7 @@ def test_labels_age_and_sex_are_the_truth(small_hospital: Path, small_ingest: tu
 
 
 def lost_to_follow_up(hospital: Path) -> set[str]:
-    """Patients without event who were not followed for 30 days after their CT."""
+    """Patients without an event whose follow-up ended less than 30 days after their CT."""
     lost = set()
     with (hospital / "outcomes.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -88,7 +88,7 @@ def lost_to_follow_up(hospital: Path) -> set[str]:
     return lost
 
 
-def test_a_second_ingest_examines_nothing_and_finds_the_same(small_ingest: tuple[Site, Assessment]) -> None:
+def test_second_ingest_examines_no_series_and_gives_the_same_result(small_ingest: tuple[Site, Assessment]) -> None:
     site, first = small_ingest
     calls: list[tuple[int, int]] = []
     second = ingest(site, SETTINGS, lambda done, total: calls.append((done, total)))
@@ -98,7 +98,7 @@ def test_a_second_ingest_examines_nothing_and_finds_the_same(small_ingest: tuple
     assert Counter(second.findings) == Counter(first.findings)
 
 
-def test_the_cohort_holds_what_was_assessed(small_ingest: tuple[Site, Assessment]) -> None:
+def test_cohort_stores_the_assessed_patients(small_ingest: tuple[Site, Assessment]) -> None:
     site, assessment = small_ingest
     with Cohort(site) as cohort:
         assert cohort.patients() == sorted(assessment.patients, key=lambda patient: patient.pseudonym)
@@ -111,9 +111,7 @@ def test_the_cohort_holds_what_was_assessed(small_ingest: tuple[Site, Assessment
         assert np.isfinite(tensor).all()
 
 
-def test_of_several_series_the_one_with_most_slices_is_taken(
-    small_hospital: Path, small_ingest: tuple[Site, Assessment]
-) -> None:
+def test_series_with_most_slices_is_used(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
     site, assessment = small_ingest
     (patient_id,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "W_SEVERAL_SERIES"]
     (patient,) = [p for p in assessment.patients if p.pseudonym == site.pseudonym(patient_id)]
@@ -124,8 +122,8 @@ def test_of_several_series_the_one_with_most_slices_is_taken(
     assert scan.measures.slices == whole > cut
 
 
-def test_nothing_that_is_stored_identifies_anybody(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
-    """Neither in a file nor in a file's name; only the site's own screen may show identifiers."""
+def test_no_stored_file_identifies_a_patient(small_hospital: Path, small_ingest: tuple[Site, Assessment]) -> None:
+    """Neither file contents nor file names contain identifiers. Only the site's own screen may show them."""
     site, assessment = small_ingest
     identifying = {folder.name for folder in (small_hospital / "ct").iterdir()}
     for folder in (small_hospital / "ct").iterdir():
@@ -146,7 +144,7 @@ def test_nothing_that_is_stored_identifies_anybody(small_hospital: Path, small_i
     assert not [text for text in identifying if text in shown]
 
 
-def test_the_list_of_refusals_says_what_and_where_without_a_name(
+def test_refusals_csv_gives_reason_and_series_without_patient_identifiers(
     small_hospital: Path, small_ingest: tuple[Site, Assessment]
 ) -> None:
     site, assessment = small_ingest
@@ -157,7 +155,7 @@ def test_the_list_of_refusals_says_what_and_where_without_a_name(
     (gap,) = [e["patient_id"] for e in truth_of(small_hospital)["defects"] if e["code"] == "E_SLICE_GAP"]
     assert by_code["E_SLICE_GAP"]["pseudonym"] == site.pseudonym(gap)
     assert by_code["E_SLICE_GAP"]["says"].startswith("1 distances between slices differ from the usual 5")
-    assert not any("{" in row["says"] for row in rows), "its numbers are filled in"
+    assert not any("{" in row["says"] for row in rows), "all placeholders are filled in"
     assert all(row["remedy"] for row in rows)
     with Cohort(site) as cohort:
         fingerprints = cohort.scans(settings_digest(SETTINGS)).keys()
@@ -166,10 +164,10 @@ def test_the_list_of_refusals_says_what_and_where_without_a_name(
     assert by_code["E_NO_PCR"]["series"] == ""
 
 
-# --- step by step -----------------------------------------------------------------------------------------
+# --- repeated runs ----------------------------------------------------------------------------------------
 
 
-def test_an_interruption_loses_nothing_and_a_new_patient_costs_one(
+def test_interrupted_ingest_resumes_and_a_new_patient_costs_one_examination(
     own: Own, small_ingest: tuple[Site, Assessment]
 ) -> None:
     own.add(*CLEAN[:3])
@@ -177,11 +175,11 @@ def test_an_interruption_loses_nothing_and_a_new_patient_costs_one(
         own.ingest(progress=interrupted_after(2))
     with Cohort(own.site) as cohort:
         assert len(cohort.scans(settings_digest(SETTINGS))) == 2
-        assert cohort.patients() == [], "half a cohort is none"
+        assert cohort.patients() == [], "an interrupted ingest stores no partial cohort"
 
     resumed = own.ingest()
     assert resumed.examined_now == 1
-    assert resumed.patients == expected_rows(small_ingest, CLEAN[:3]), "as without interruption"
+    assert resumed.patients == expected_rows(small_ingest, CLEAN[:3]), "same result as without interruption"
 
     own.add(CLEAN[3])
     grown = own.ingest()
@@ -195,25 +193,25 @@ def test_an_interruption_loses_nothing_and_a_new_patient_costs_one(
 
 
 def expected_rows(small_ingest: tuple[Site, Assessment], patients: list[str]) -> list[PatientRow]:
-    """What the whole small hospital's ingest said of some of its patients; both sites have the same key."""
+    """The rows of some patients from the ingest of the whole small hospital. Both sites have the same key."""
     site, assessment = small_ingest
     wanted = {site.pseudonym(patient) for patient in patients}
     return [row for row in assessment.patients if row.pseudonym in wanted]
 
 
-def test_a_lost_tensor_is_made_again_and_half_of_one_is_none(own: Own) -> None:
+def test_missing_or_partial_tensor_is_prepared_again(own: Own) -> None:
     own.add(CLEAN[0])
     (patient,) = own.ingest().patients
     tensor = own.site.cohort_folder / "tensors" / patient.tensor
     whole = tensor.read_bytes()
-    tensor.rename(tensor.with_name(f".{tensor.name}.4711"))  # as a process that died while writing leaves it
+    tensor.rename(tensor.with_name(f".{tensor.name}.4711"))  # as left by a process killed while writing
     again = own.ingest()
     assert again.examined_now == 1
     assert again.patients == [patient]
     assert tensor.read_bytes() == whole
 
 
-def test_other_settings_make_new_tensors_and_the_cohort_is_never_half_old_half_new(own: Own) -> None:
+def test_changed_settings_replace_all_tensors_of_the_cohort_at_once(own: Own) -> None:
     own.add(*CLEAN[:2])
     old = own.ingest().patients
     with pytest.raises(KeyboardInterrupt):
@@ -227,7 +225,7 @@ def test_other_settings_make_new_tensors_and_the_cohort_is_never_half_old_half_n
     assert shapes(own.site) == {(2, *OTHER.shape)}
     with Cohort(own.site) as cohort:
         assert cohort.settings() == {settings_digest(OTHER)}
-    assert own.ingest(SETTINGS).examined_now == 0, "the former tensors are still there"
+    assert own.ingest(SETTINGS).examined_now == 0, "the tensors of the former settings are kept"
     assert shapes(own.site) == {(2, *SETTINGS.shape)}
 
 
@@ -236,7 +234,7 @@ def shapes(site: Site) -> set[tuple[int, ...]]:
         return {np.load(example.tensor).shape for example in cohort.examples(*ALL)}
 
 
-def test_a_file_that_changed_is_read_again(own: Own) -> None:
+def test_changed_file_is_read_again(own: Own) -> None:
     own.add(CLEAN[0])
     (before,) = own.ingest().patients
     path = next((own.folder / "ct" / CLEAN[0]).glob("2-*.dcm"))
@@ -249,8 +247,8 @@ def test_a_file_that_changed_is_read_again(own: Own) -> None:
     assert after.patients == [] or after.patients[0].tensor != before.tensor
 
 
-def test_a_row_left_out_takes_back_a_negative_but_no_positive(own: Own, small_hospital: Path) -> None:
-    """What could not be read might have been the positive result."""
+def test_unreadable_pcr_row_removes_a_negative_label_but_no_positive_one(own: Own, small_hospital: Path) -> None:
+    """The unreadable row may have been a positive result."""
     pcr = {each["patient_id"]: each["pcr_positive"] for each in truth_of(small_hospital)["patients"]}
     negative = next(patient for patient in CLEAN if not pcr[patient])
     positive = next(patient for patient in CLEAN if pcr[patient])
@@ -262,7 +260,7 @@ def test_a_row_left_out_takes_back_a_negative_but_no_positive(own: Own, small_ho
         assert [row.pseudonym for row in own.ingest().patients] == [own.site.pseudonym(positive)]
 
 
-def test_what_cannot_be_used_at_all_is_refused_and_the_cohort_stays(own: Own) -> None:
+def test_unusable_source_is_refused_and_the_cohort_is_kept(own: Own) -> None:
     own.add(CLEAN[0])
     (patient,) = own.ingest().patients
     text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
@@ -286,8 +284,8 @@ def code_of(own: Own) -> str:
     return caught.value.code
 
 
-def test_findings_about_files_and_cells_are_stored_without_them(own: Own) -> None:
-    """A stray file's path and a cell's text may name a patient."""
+def test_stored_findings_contain_no_file_names_or_cell_texts(own: Own) -> None:
+    """File paths and cell texts may contain patient names."""
     own.add(CLEAN[0])
     (own.folder / "ct" / "CANARY^JANE.dcm").write_bytes(b"no DICOM" * 100)
     text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
@@ -298,14 +296,14 @@ def test_findings_about_files_and_cells_are_stored_without_them(own: Own) -> Non
         assert path.is_dir() or b"CANARY" not in path.read_bytes()
 
 
-# --- what is no longer needed -----------------------------------------------------------------------------
+# --- deletion of unused tensors ---------------------------------------------------------------------------
 
 
 def tensors(site: Site) -> set[str]:
     return {path.name for path in (site.cohort_folder / "tensors").iterdir()}
 
 
-def test_tensors_of_scans_that_are_gone_are_deleted_with_all_their_settings(own: Own) -> None:
+def test_tensors_of_removed_scans_are_deleted_for_all_settings(own: Own) -> None:
     own.add(*CLEAN[:2])
     own.ingest()
     own.ingest(OTHER)
@@ -314,12 +312,12 @@ def test_tensors_of_scans_that_are_gone_are_deleted_with_all_their_settings(own:
     shutil.rmtree(own.folder / "ct" / CLEAN[0])
     own.ingest()
     left = tensors(own.site)
-    assert len(left) == 2, "one scan, prepared in two ways"
+    assert len(left) == 2, "one scan with two settings"
     assert {name[:32] for name in left} == {next(iter(left))[:32]}
     assert own.ingest(OTHER).examined_now == 0
 
 
-def test_tensors_of_patients_without_a_label_stay_for_the_day_they_get_one(own: Own) -> None:
+def test_tensors_of_unlabelled_patients_are_kept(own: Own) -> None:
     own.add(CLEAN[0])
     text = (own.folder / "laboratory.csv").read_text(encoding="utf-8")
     own.laboratory(text.replace(CLEAN[0], "N0-999999"))
@@ -330,7 +328,7 @@ def test_tensors_of_patients_without_a_label_stay_for_the_day_they_get_one(own: 
     assert (again.examined_now, len(again.patients)) == (0, 1)
 
 
-def test_a_series_in_two_folders_is_one_scan_and_what_its_first_half_gave_is_forgotten(
+def test_series_in_two_folders_is_one_scan_and_partial_results_are_discarded(
     own: Own, small_ingest: tuple[Site, Assessment]
 ) -> None:
     own.add(*CLEAN[:2])
@@ -347,7 +345,7 @@ def test_a_series_in_two_folders_is_one_scan_and_what_its_first_half_gave_is_for
     assert own.ingest().examined_now == 0
 
 
-def test_two_ingests_at_once_are_refused(own: Own) -> None:
+def test_concurrent_ingest_is_refused(own: Own) -> None:
     own.add(CLEAN[0])
     with Cohort(own.site) as cohort, cohort.alone(), pytest.raises(Refusal) as caught:
         own.ingest()
@@ -357,10 +355,8 @@ def test_two_ingests_at_once_are_refused(own: Own) -> None:
 @pytest.mark.parametrize(
     "step", ["label", "PatientRow", "Cohort.replace", "csv.writer", "Cohort.patients", "Cohort.sweep"]
 )
-def test_an_end_at_any_step_leaves_nothing_that_the_next_run_does_not_mend(
-    own: Own, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """As a kill between two steps would; the steps call these. tests/e2e/test_kill.py kills for real."""
+def test_next_ingest_repairs_an_interruption_at_any_step(own: Own, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Simulates a kill between two steps; `step` is a call in each. tests/e2e/test_kill.py kills a real process."""
 
     def end(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

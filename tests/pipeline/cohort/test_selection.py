@@ -1,4 +1,4 @@
-"""Which series is used: one a patient, and every series ends in one place."""
+"""Selection of series: at most one per patient is used, and every series has exactly one fate."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests.helpers.scan_list import DAY, scan, series
 
 
 def chosen(found: Sequence[Series], scans: Sequence[Scan] = (), *, dated: bool = True) -> Selection:
-    """`scans`: those that are not plainly accepted."""
+    """`scans`: the scans that are refused or flagged; all others are accepted."""
     known = {s.fingerprint: scan(s) for s in found} | {each.fingerprint: each for each in scans}
     return select(found, known, dated=dated)
 
@@ -25,7 +25,7 @@ def codes(selection: Selection) -> Counter[tuple[str, str]]:
     return Counter((f.reason.code, f.patient_id) for f in selection.findings)
 
 
-def test_of_one_examination_the_series_with_most_slices() -> None:
+def test_series_with_most_slices_of_an_examination_is_used() -> None:
     short = series("p", "1", "1", files=(Path("a"),))
     long = series("p", "1", "2", files=(Path("a"), Path("b")))
     selection = chosen([short, long])
@@ -34,7 +34,7 @@ def test_of_one_examination_the_series_with_most_slices() -> None:
     assert codes(selection) == {("W_SEVERAL_SERIES", "p"): 1}
 
 
-def test_of_several_examinations_the_first() -> None:
+def test_first_of_several_examinations_is_used() -> None:
     later = series("p", "1", acquired=DAY + timedelta(hours=30))
     first = series("p", "2")
     selection = chosen([later, first])
@@ -43,7 +43,7 @@ def test_of_several_examinations_the_first() -> None:
     assert not selection.findings
 
 
-def test_the_first_that_can_be_used() -> None:
+def test_first_accepted_examination_is_used() -> None:
     first, later = series("p", "1"), series("p", "2", acquired=DAY + timedelta(days=2))
     selection = chosen([first, later], [scan(first, "E_TILT")])
     assert selection.used == [later]
@@ -52,18 +52,18 @@ def test_the_first_that_can_be_used() -> None:
     assert (finding.reason.code, finding.says) == ("E_TILT", "it was refused")
 
 
-def test_a_series_without_a_day_is_of_no_use_unless_the_labels_hang_on_none() -> None:
+def test_undated_series_is_refused_unless_labels_need_no_date() -> None:
     undated = series("p", acquired=None)
     assert chosen([undated]).fates == {"E_CT_DATE": 1}
     assert chosen([undated], dated=False).used == [undated]
 
 
-def test_flags_are_findings_too() -> None:
+def test_flags_are_reported_as_findings() -> None:
     s = series("p")
     assert codes(chosen([s], [scan(s, flags="W_CONTRAST,W_THICK")])) == {("W_CONTRAST", "p"): 1, ("W_THICK", "p"): 1}
 
 
-def test_the_same_scan_under_two_patients_is_nobodys() -> None:
+def test_identical_scan_of_two_patients_is_used_for_neither() -> None:
     p, q, r = series("p"), series("q"), series("r")
     scans = [scan(p, scan_digest="same"), scan(q, scan_digest="same")]
     selection = chosen([p, q, r], scans)
@@ -72,23 +72,23 @@ def test_the_same_scan_under_two_patients_is_nobodys() -> None:
     assert codes(selection) == {("E_DUPLICATE_SCAN", "p"): 1, ("E_DUPLICATE_SCAN", "q"): 1}
 
 
-def test_one_examination_under_two_patients_is_nobodys_though_its_series_differ() -> None:
+def test_study_shared_by_two_patients_is_used_for_neither() -> None:
     p, q = series("p"), series("q")
     again = replace(q, study_uid=p.study_uid)
     other = series("q", "2")
     selection = chosen([p, again, other])
-    assert selection.used == [], "nor are their other examinations: whose are they?"
+    assert selection.used == [], "their other examinations are not used either: the patient is uncertain"
     assert codes(selection) == {("E_SHARED_STUDY", "p"): 1, ("E_SHARED_STUDY", "q"): 1}
 
 
-def test_a_copy_is_reported_once_as_the_same_scan() -> None:
+def test_copied_scan_in_a_shared_study_is_reported_as_duplicate_only() -> None:
     p, q = series("p"), series("q")
     q = replace(q, study_uid=p.study_uid)
     scans = [scan(p, scan_digest="same"), scan(q, scan_digest="same")]
     assert {code for code, _ in codes(chosen([p, q], scans))} == {"E_DUPLICATE_SCAN"}
 
 
-def test_series_without_a_study_uid_share_none() -> None:
+def test_series_without_a_study_uid_share_no_study() -> None:
     assert len(chosen([series("p", study_uid=""), series("q", study_uid="")]).used) == 2
 
 
@@ -100,7 +100,7 @@ SERIES = st.lists(
 
 
 @given(found=SERIES, data=st.data())
-def test_every_series_ends_in_one_place_and_nobody_is_used_twice(found: list[Series], data: st.DataObject) -> None:
+def test_every_series_has_one_fate_and_each_patient_is_used_once(found: list[Series], data: st.DataObject) -> None:
     outcomes = st.tuples(st.sampled_from([None, "E_TILT", "E_SPACING"]), st.sampled_from(["a", "b", "c", "d"]))
     drawn = [data.draw(outcomes) for _ in found]
     scans = [scan(s, code, scan_digest=digest) for s, (code, digest) in zip(found, drawn, strict=True)]

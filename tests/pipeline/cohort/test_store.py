@@ -1,4 +1,4 @@
-"""The cohort: what it remembers, and that a write is whole or not there."""
+"""The cohort store: stored content, concurrent access and atomic writes."""
 
 import sqlite3
 import threading
@@ -37,14 +37,14 @@ def cohort(site: Site) -> Iterator[Cohort]:
         yield cohort
 
 
-def test_patients_come_back_as_they_were_in_the_order_of_their_pseudonyms(site: Site, cohort: Cohort) -> None:
+def test_patients_are_stored_unchanged_and_sorted_by_pseudonym(site: Site, cohort: Cohort) -> None:
     cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
     assert cohort.patients() == [ANNE, BERT, CARL]
     with Cohort(site) as again:
         assert again.patients() == [ANNE, BERT, CARL]
 
 
-def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
+def test_examples_are_those_of_the_requested_splits(cohort: Cohort) -> None:
     cohort.replace([CARL, ANNE, BERT], [], ALL)
     train = cohort.examples("train")
     assert [(e.tensor.name, e.age_years, e.sex, e.pcr_positive, e.severe) for e in train] == [
@@ -56,7 +56,7 @@ def test_examples_are_those_of_the_splits_asked_for(cohort: Cohort) -> None:
     assert cohort.examples() == []
 
 
-def test_a_replacement_that_breaks_off_leaves_the_old_cohort(cohort: Cohort) -> None:
+def test_interrupted_replacement_keeps_the_old_cohort(cohort: Cohort) -> None:
     cohort.replace([ANNE], [FOUND], ALL)
 
     def breaking() -> Iterator[PatientRow]:
@@ -70,7 +70,7 @@ def test_a_replacement_that_breaks_off_leaves_the_old_cohort(cohort: Cohort) -> 
     assert cohort.patients() == [CARL]
 
 
-def test_a_scan_is_remembered_under_its_settings_for_as_long_as_its_tensor_is_there(site: Site, cohort: Cohort) -> None:
+def test_scan_is_cached_per_settings_while_its_tensor_exists(site: Site, cohort: Cohort) -> None:
     save_tensor(cohort.tensors, "f1-s1.npy", np.zeros(3, np.float16))
     cohort.add_scan(SCAN)
     cohort.add_scan(REFUSED)
@@ -78,16 +78,16 @@ def test_a_scan_is_remembered_under_its_settings_for_as_long_as_its_tensor_is_th
         assert again.scans("s1") == {"f1": SCAN, "f2": REFUSED}
         assert again.scans("s2") == {}
     (cohort.tensors / "f1-s1.npy").unlink()
-    assert cohort.scans("s1") == {"f2": REFUSED}, "it must be prepared again"
+    assert cohort.scans("s1") == {"f2": REFUSED}, "a scan without its tensor must be prepared again"
 
 
-def test_other_settings_do_not_make_a_scan_forgotten(cohort: Cohort) -> None:
+def test_scan_cached_under_two_settings_keeps_both_entries(cohort: Cohort) -> None:
     cohort.add_scan(REFUSED)
     cohort.add_scan(replace(REFUSED, settings="s2"))
     assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
 
 
-def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort) -> None:
+def test_cohort_reports_the_settings_of_its_patients(cohort: Cohort) -> None:
     assert cohort.settings() == set()
     cohort.add_scan(SCAN)
     cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy"))
@@ -97,7 +97,7 @@ def test_it_knows_with_which_settings_its_patients_were_prepared(cohort: Cohort)
     assert cohort.settings() == {"s2"}
 
 
-def test_an_example_knows_what_was_measured_of_the_scan_that_it_is(cohort: Cohort) -> None:
+def test_example_has_the_measures_of_its_own_scan(cohort: Cohort) -> None:
     cohort.add_scan(SCAN)
     cohort.add_scan(replace(SCAN, settings="s2", tensor="f1-s2.npy", measures=replace(MEASURES, manufacturer="GE")))
     cohort.replace([ANNE, BERT], [], ALL)
@@ -107,7 +107,7 @@ def test_an_example_knows_what_was_measured_of_the_scan_that_it_is(cohort: Cohor
     assert [example.measures.manufacturer for example in cohort.examples(ANNE.split) if example.measures] == ["GE"]
 
 
-def test_what_the_files_no_longer_hold_is_forgotten_whatever_it_was_prepared_with(cohort: Cohort) -> None:
+def test_scans_without_files_are_removed_for_all_settings(cohort: Cohort) -> None:
     for settings in ("s1", "s2"):
         cohort.add_scan(replace(REFUSED, settings=settings))
         cohort.add_scan(replace(REFUSED, fingerprint="f5", settings=settings))
@@ -115,7 +115,7 @@ def test_what_the_files_no_longer_hold_is_forgotten_whatever_it_was_prepared_wit
     assert cohort.scans("s1").keys() == cohort.scans("s2").keys() == {"f2"}
 
 
-def test_a_sweep_deletes_what_belongs_to_no_scan_and_nothing_else(cohort: Cohort) -> None:
+def test_sweep_deletes_only_tensors_that_belong_to_no_scan(cohort: Cohort) -> None:
     for name in ("f1-s1.npy", "f1-s2.npy", "f9-s1.npy"):
         save_tensor(cohort.tensors, name, np.zeros(3, np.float16))
     (cohort.tensors / ".f1-s1.npy.4711").write_bytes(b"half")
@@ -127,7 +127,7 @@ def test_a_sweep_deletes_what_belongs_to_no_scan_and_nothing_else(cohort: Cohort
     assert cohort.scans("s1") == {"f1": SCAN}
 
 
-def test_one_writer_at_a_time_and_readers_as_they_like(site: Site, cohort: Cohort) -> None:
+def test_single_writer_and_concurrent_readers(site: Site, cohort: Cohort) -> None:
     cohort.replace([ANNE], [], ALL)
     with cohort.alone():
         with Cohort(site) as other:
@@ -139,10 +139,10 @@ def test_one_writer_at_a_time_and_readers_as_they_like(site: Site, cohort: Cohor
         pass
 
 
-# --- read alone -------------------------------------------------------------------------------------------
+# --- read-only access -------------------------------------------------------------------------------------
 
 
-def test_a_reader_sees_the_same_and_leaves_no_trace(site: Site, cohort: Cohort) -> None:
+def test_read_only_cohort_has_the_same_content_and_changes_no_file(site: Site, cohort: Cohort) -> None:
     cohort.replace([CARL, ANNE, BERT], [FOUND], ALL)
     cohort.add_scan(SCAN)
     before = {path: path.stat().st_mtime_ns for path in site.cohort_folder.rglob("*")}
@@ -155,8 +155,8 @@ def test_a_reader_sees_the_same_and_leaves_no_trace(site: Site, cohort: Cohort) 
             reader.add_scan(REFUSED)
 
 
-def test_nothing_but_the_file_itself_is_needed_to_read(site: Site) -> None:
-    """A write-ahead log would need its shared memory beside it, which nobody can make on a read-only mount."""
+def test_database_needs_no_extra_files_for_reading(site: Site) -> None:
+    """A write-ahead log needs a shared-memory file next to the database, which a read-only mount does not allow."""
     with Cohort(site) as cohort:
         cohort.replace([ANNE], [], ALL)
         assert {path.name for path in site.cohort_folder.iterdir()} == {"cohort.sqlite", "tensors"}
@@ -164,7 +164,7 @@ def test_nothing_but_the_file_itself_is_needed_to_read(site: Site) -> None:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
-def test_a_file_that_an_earlier_release_left_with_a_write_ahead_log_can_be_read(site: Site) -> None:
+def test_database_in_wal_mode_of_an_earlier_release_can_be_read(site: Site) -> None:
     with Cohort(site) as cohort:
         cohort.replace([ANNE], [], ALL)
     database = sqlite3.connect(site.cohort_folder / "cohort.sqlite")
@@ -176,7 +176,7 @@ def test_a_file_that_an_earlier_release_left_with_a_write_ahead_log_can_be_read(
         assert reader.patients() == [ANNE]
 
 
-def test_a_reader_sees_the_cohort_as_it_was_until_a_change_is_whole(site: Site, cohort: Cohort) -> None:
+def test_reader_sees_the_old_cohort_until_a_change_is_committed(site: Site, cohort: Cohort) -> None:
     cohort.replace([ANNE], [], ALL)
     seen = []
 
@@ -191,7 +191,7 @@ def test_a_reader_sees_the_cohort_as_it_was_until_a_change_is_whole(site: Site, 
         assert reader.patients() == [BERT]
 
 
-def test_a_change_waits_until_a_reader_has_finished(site: Site, cohort: Cohort) -> None:
+def test_writer_waits_for_an_open_read_transaction(site: Site, cohort: Cohort) -> None:
     cohort.replace([ANNE], [], ALL)
 
     def write() -> None:
@@ -214,7 +214,7 @@ def test_a_change_waits_until_a_reader_has_finished(site: Site, cohort: Cohort) 
 
 
 @pytest.mark.parametrize("left", ["nothing", "another version", "half a file"])
-def test_what_cannot_be_read_is_a_refusal_and_is_left_as_it_is(site: Site, left: str) -> None:
+def test_unreadable_cohort_is_refused_and_not_modified(site: Site, left: str) -> None:
     file = site.cohort_folder / "cohort.sqlite"
     if left != "nothing":
         with Cohort(site) as cohort:
@@ -230,7 +230,7 @@ def test_what_cannot_be_read_is_a_refusal_and_is_left_as_it_is(site: Site, left:
     assert (file.read_bytes() if file.exists() else None) == before
 
 
-def test_a_damaged_file_is_a_refusal(site: Site) -> None:
+def test_damaged_database_is_refused(site: Site) -> None:
     site.cohort_folder.mkdir()
     (site.cohort_folder / "cohort.sqlite").write_bytes(b"no SQLite at all" * 300)
     with pytest.raises(Refusal) as caught:
@@ -238,9 +238,7 @@ def test_a_damaged_file_is_a_refusal(site: Site) -> None:
     assert caught.value.code == "E_COHORT_FILE"
 
 
-def test_a_tensor_that_breaks_off_while_being_written_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_tensor_write_leaves_no_partial_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tensor(tmp_path, "old.npy", np.ones(3, np.float16))
     whole = np.save
 

@@ -27,7 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.mark.slow
-def test_an_item_is_scan_tabular_data_and_targets_of_one_patient(site: Site) -> None:
+def test_item_is_scan_tabular_data_and_targets_of_one_patient(site: Site) -> None:
     patients = CohortDataset(site, *SPLITS)
     with Cohort.read(site) as cohort:
         examples = cohort.examples(*SPLITS)
@@ -42,17 +42,17 @@ def test_an_item_is_scan_tabular_data_and_targets_of_one_patient(site: Site) -> 
         patients[len(patients)]
 
 
-def test_a_loader_makes_batches_of_it(site: Site) -> None:
+def test_data_loader_builds_batches(site: Site) -> None:
     patients = CohortDataset(site, *SPLITS)
     batches = list(DataLoader(patients, batch_size=4))
     assert batches[0][0].shape == (4, 2, *SMALL.shape)
     assert sum(len(scans) for scans, _, _ in batches) == len(patients)
 
 
-def test_splits_part_the_cohort(site: Site) -> None:
+def test_splits_partition_the_cohort(site: Site) -> None:
     assert sum(len(CohortDataset(site, split)) for split in SPLITS) == len(CohortDataset(site, *SPLITS))
 
 
-def test_without_a_cohort_it_is_refused(tmp_path: Path) -> None:
+def test_site_without_a_cohort_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="E_COHORT_FILE"):
         CohortDataset(synthetic_site(tmp_path / "empty", "empty", seed=1), "train")

@@ -1,4 +1,4 @@
-"""MosMedData as a site. The layout is the published one, everything in it is synthetic."""
+"""Import of MosMedData as a site. The files have the published layout; their content is synthetic."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(folder: Path, out: Path) -> Imported:
     return import_mosmed(folder, out, progress=lambda done, total: None)
 
 
-def test_the_extent_of_findings_stands_in_for_severity_and_says_so(tmp_path: Path) -> None:
+def test_severity_label_is_the_extent_of_findings_and_is_declared_as_such(tmp_path: Path) -> None:
     data = published(tmp_path / "data", rows(STUDIES), STUDIES)
     before = tree(data)
     made = run(data, tmp_path / "sites")
@@ -56,9 +56,13 @@ def test_the_extent_of_findings_stands_in_for_severity_and_says_so(tmp_path: Pat
     assert tree(data) == before
 
 
-def test_who_has_no_scan_or_no_row_falls_out_and_is_counted(tmp_path: Path) -> None:
+def test_patients_without_scan_or_row_are_excluded_and_counted(tmp_path: Path) -> None:
     there = {"study_0001": "CT-1", "study_0002": "CT-3", "study_0003": "CT-3"}
-    listed = {"study_0001": "CT-1", "study_0002": "CT-2", "study_0004": "CT-2"}  # the second is filed elsewhere
+    listed = {
+        "study_0001": "CT-1",
+        "study_0002": "CT-2",  # the scan is in another category folder
+        "study_0004": "CT-2",
+    }
     made = run(published(tmp_path / "data", rows(listed), there), tmp_path / "sites")
     assert made.sites == {"mosmed": 1}
     assert sorted((r.code, n) for r, n in made.counts) == [("E_NO_LABEL", 2), ("E_NO_SCAN", 2)]
@@ -73,14 +77,14 @@ def test_who_has_no_scan_or_no_row_falls_out_and_is_counted(tmp_path: Path) -> N
         (["study_0009,CT-1,,"], "E_LAYOUT"),
     ],
 )
-def test_a_table_that_is_not_the_published_one_is_refused(tmp_path: Path, table: list[str], code: str) -> None:
+def test_table_that_differs_from_the_published_format_is_refused(tmp_path: Path, table: list[str], code: str) -> None:
     data = published(tmp_path / "data", table, {"study_0001": "CT-1"})
     with pytest.raises(Refusal) as caught:
         run(data, tmp_path / "sites")
     assert caught.value.code == code
 
 
-def test_the_spreadsheet_alone_is_not_enough(tmp_path: Path) -> None:
+def test_spreadsheet_without_the_csv_table_is_refused(tmp_path: Path) -> None:
     data = published(tmp_path / "data", rows(STUDIES), STUDIES)
     (data / "dataset_registry.csv").unlink()
     with pytest.raises(Refusal, match=r"dataset_registry\.csv is missing") as caught:
@@ -89,7 +93,7 @@ def test_the_spreadsheet_alone_is_not_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_thick_slices_are_taken_and_who_has_no_label_is_not(tmp_path: Path) -> None:
+def test_thick_slices_are_accepted_and_unlabelled_studies_are_excluded(tmp_path: Path) -> None:
     studies = {"study_0001": "CT-1", "study_0002": "CT-4", "study_0003": "CT-0"}
     data = published(tmp_path / "data", rows(studies), {})
     for seed, (study, category) in enumerate(studies.items()):

@@ -1,4 +1,4 @@
-"""NCCID as sites. The layout is the published one, everything in it is synthetic."""
+"""Import of NCCID as sites. The files have the published layout; their content is synthetic."""
 
 import json
 from datetime import date
@@ -29,12 +29,12 @@ CT_DAY = "20200410"
 
 
 def scan(folder: Path, patient: str, series: str = "1.2.3", **attributes: object) -> None:
-    """One series of one slice in the published place."""
+    """Write a series of one slice to its folder in the published layout."""
 
     def edit(ds: Dataset, _: int) -> None:
         ds.PatientID, ds.SeriesInstanceUID = patient, series
         ds.StudyDate = ds.AcquisitionDate = CT_DAY
-        ds.SeriesDate = "20190101"  # shifted
+        ds.SeriesDate = "20190101"  # shifted by the de-identification
         for keyword, value in attributes.items():
             setattr(ds, keyword, value)
 
@@ -70,11 +70,11 @@ def counts(made: Imported) -> dict[str, int]:
     return {reason.code: count for reason, count in made.counts}
 
 
-def test_each_centre_becomes_a_site_with_records_as_a_hospital_writes_them(source: Path, tmp_path: Path) -> None:
+def test_each_centre_becomes_a_site_with_laboratory_and_outcome_tables(source: Path, tmp_path: Path) -> None:
     for number in range(1, 5):
         scan(source, f"Covid{number}")
     status(source, "Covid1", "NHS Synthetic Trust")
-    data(source, "Covid2", "nhs  synthetic trust ")  # the same centre, carelessly spelt
+    data(source, "Covid2", "nhs  synthetic trust ")  # the same centre, spelt differently
     data(source, "Covid3", "St. Nowhere's", **{"Intubation": "1", "Date of intubation": "13/04/2020"})
     status(source, "Covid4", "St. Nowhere's", SwabDate="05/16/2020")
     (source / "training" / "data" / "summary.json").write_text("[]")
@@ -99,13 +99,13 @@ def test_each_centre_becomes_a_site_with_records_as_a_hospital_writes_them(sourc
     assert [s.patient_id for s in found] == ["Covid3", "Covid4"]
 
 
-def test_the_folder_training_may_be_given_itself(source: Path, tmp_path: Path) -> None:
+def test_training_folder_itself_is_accepted_as_source(source: Path, tmp_path: Path) -> None:
     scan(source, "Covid1")
     status(source, "Covid1", "A")
     assert run(source / "training", tmp_path / "sites").sites == {"a": 1}
 
 
-def test_the_newest_files_count(source: Path, tmp_path: Path) -> None:
+def test_newest_clinical_file_is_used(source: Path, tmp_path: Path) -> None:
     scan(source, "Covid1")
     record(source, "Covid1", "status", "2020-05-01", SubmittingCentre="A", SwabStatus=1, SwabDate="2020-04-01")
     record(source, "Covid1", "status", "2020-07-01", SubmittingCentre="A", SwabStatus=0, SwabDate="2020-04-02")
@@ -114,7 +114,7 @@ def test_the_newest_files_count(source: Path, tmp_path: Path) -> None:
     assert rows == ["patient_id,collected,result", "Covid1,2020-04-02,negative"]
 
 
-def test_who_falls_out_is_counted_by_reason(source: Path, tmp_path: Path) -> None:
+def test_excluded_patients_are_counted_by_reason(source: Path, tmp_path: Path) -> None:
     patients = ["good", "no-record", "two-centres", "no-centre", "broken", "list", "ambiguous", "unreadable", "undated"]
     for patient in patients:
         scan(source, patient, **({"AcquisitionDate": ""} if patient == "undated" else {}))
@@ -133,7 +133,7 @@ def test_who_falls_out_is_counted_by_reason(source: Path, tmp_path: Path) -> Non
     assert made.sites == {"a": 1}
     assert [path.name for path in (tmp_path / "sites" / "a" / "ct").iterdir()] == ["good"]
     assert counts(made) == {
-        "E_NO_SCAN": 3,  # no-ct, empty, and undated, whose only series cannot be dated
+        "E_NO_SCAN": 3,  # no-ct, empty, and undated (its only series has no usable date)
         "E_NO_CLINICAL": 1,
         "E_CENTRE": 2,
         "E_CLINICAL_FILE": 2,
@@ -144,11 +144,11 @@ def test_who_falls_out_is_counted_by_reason(source: Path, tmp_path: Path) -> Non
     }
 
 
-def test_a_series_is_linked_only_if_its_day_was_not_shifted(source: Path, tmp_path: Path) -> None:
+def test_only_series_with_an_unshifted_date_are_linked(source: Path, tmp_path: Path) -> None:
     status(source, "Covid1", "A")
     scan(source, "Covid1", "1")
-    scan(source, "Covid1", "2", AcquisitionDate="")  # ingestion would take the shifted SeriesDate
-    scan(source, "Covid1", "3", AcquisitionDate="", SeriesDate="")  # the study's day was left as it was
+    scan(source, "Covid1", "2", AcquisitionDate="")  # ingest would use the shifted SeriesDate
+    scan(source, "Covid1", "3", AcquisitionDate="", SeriesDate="")  # StudyDate is not shifted
     scan(source, "Covid1", "4", AcquisitionDate="10.04.2020")
     made = run(source, tmp_path / "sites")
     found, _ = find_scans(tmp_path / "sites" / "a" / "ct")
@@ -157,7 +157,7 @@ def test_a_series_is_linked_only_if_its_day_was_not_shifted(source: Path, tmp_pa
     assert counts(made) == {"E_CT_DATE": 2}
 
 
-def test_long_names_of_centres_stay_apart(source: Path, tmp_path: Path) -> None:
+def test_centres_with_long_similar_names_are_separate_sites(source: Path, tmp_path: Path) -> None:
     for number, end in enumerate(("North", "South", "North")):
         scan(source, f"Covid{number}")
         status(source, f"Covid{number}", f"The Synthetic Hospitals of the Royal County NHS Trust, {end}")
@@ -167,7 +167,7 @@ def test_long_names_of_centres_stay_apart(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["ct", "data"])
-def test_another_layout_is_refused_by_what_is_missing(source: Path, tmp_path: Path, missing: str) -> None:
+def test_other_layout_is_refused_with_the_missing_folder(source: Path, tmp_path: Path, missing: str) -> None:
     scan(source, "Covid1")
     status(source, "Covid1", "A")
     (source / "training" / missing).rename(tmp_path / "elsewhere")
@@ -177,7 +177,7 @@ def test_another_layout_is_refused_by_what_is_missing(source: Path, tmp_path: Pa
     assert not (tmp_path / "sites").exists()
 
 
-def test_sites_are_never_made_inside_the_data(source: Path, tmp_path: Path) -> None:
+def test_output_inside_the_source_data_is_refused(source: Path, tmp_path: Path) -> None:
     scan(source, "Covid1")
     status(source, "Covid1", "A")
     for folder in (source, source / "training"):
@@ -187,7 +187,7 @@ def test_sites_are_never_made_inside_the_data(source: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_an_imported_site_becomes_a_cohort(source: Path, tmp_path: Path) -> None:
+def test_imported_site_can_be_ingested(source: Path, tmp_path: Path) -> None:
     grid = Grid((45, 80, 80), (6.0, 4.5, 4.5))
     for seed, patient in enumerate(("Covid1", "Covid2")):
         hu = acquire(thorax(grid).hu, HOSPITALS[0].scanner, np.random.default_rng(seed))

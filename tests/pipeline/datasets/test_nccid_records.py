@@ -1,4 +1,4 @@
-"""NCCID's clinical files: dates in two orders, swabs and courses. All records are synthetic."""
+"""NCCID clinical files: dates in two orders, swab results and outcomes. All records are synthetic."""
 
 from datetime import date
 from typing import Any
@@ -32,11 +32,11 @@ def outcome(**fields: Any) -> tuple[Outcome | None, list[str]]:
 
 
 DATES = {
-    # agreed on, day first: SwabDate
+    # agreed order, day first: SwabDate
     ("SwabDate", "24/04/2020"): "2020-04-24",
     ("SwabDate", "02/04/2020"): "2020-04-02",
     ("SwabDate", "2/4/20"): "2020-04-02",
-    ("SwabDate", "05/16/2020"): "2020-05-16",  # one reading, though in the other order
+    ("SwabDate", "05/16/2020"): "2020-05-16",  # unambiguous, although month first
     ("SwabDate", "2020-04-02"): "2020-04-02",
     ("SwabDate", "2020-04-02T00:00:00"): "2020-04-02",
     ("SwabDate", "[any text] - 2020-04-02"): "2020-04-02",
@@ -49,10 +49,10 @@ DATES = {
     ("SwabDate", "."): "E_UNREADABLE_DATE",
     ("SwabDate", ""): "E_UNREADABLE_DATE",
     ("SwabDate", None): "E_UNREADABLE_DATE",
-    # agreed on, month first
+    # agreed order, month first
     (FIRST_DAY, "02/04/2020"): "2020-02-04",
     (FIRST_DAY, "31/03/2020"): "2020-03-31",
-    # not agreed on
+    # no agreed order
     (POSITIVE, "02/04/2020"): "E_AMBIGUOUS_DATE",
     (POSITIVE, "3/31/20"): "2020-03-31",
     (POSITIVE, "31/03/2020"): "2020-03-31",
@@ -61,7 +61,7 @@ DATES = {
 
 
 @pytest.mark.parametrize(("written", "read"), DATES.items(), ids=str)
-def test_a_date_is_read_in_one_way_or_not_at_all(written: tuple[str, str | None], read: str) -> None:
+def test_date_is_read_unambiguously_or_refused(written: tuple[str, str | None], read: str) -> None:
     field, text = written
     patient = {
         "SwabDate": negative(SwabStatus=0, SwabDate=text),
@@ -75,7 +75,7 @@ def test_a_date_is_read_in_one_way_or_not_at_all(written: tuple[str, str | None]
         assert (found, codes) == ([(read, field != "SwabDate")], [])
 
 
-def test_a_centre_that_wrote_otherwise_loses_the_agreed_order() -> None:
+def test_agreed_date_order_is_not_trusted_for_a_centre_that_violates_it() -> None:
     fine = negative(SwabStatus=0, SwabDate="24/04/2020")
     odd = negative(SwabStatus=0, SwabDate="05/16/2020")
     unclear = negative(SwabStatus=0, SwabDate="02/04/2020")
@@ -90,21 +90,21 @@ def test_a_centre_that_wrote_otherwise_loses_the_agreed_order() -> None:
     ("written", "is_positive"),
     [("1", True), (1, True), ("1.0", True), ("RNA DETECTED (SARS-CoV-2)", True), ("0", False), (0, False)],
 )
-def test_results_are_read_by_what_they_are_documented_to_mean(written: object, is_positive: bool) -> None:
+def test_documented_swab_results_are_read(written: object, is_positive: bool) -> None:
     assert swabs(negative(SwabStatus=written, SwabDate="2020-04-02")) == ([("2020-04-02", is_positive)], [])
 
 
 @pytest.mark.parametrize("written", ["2", "positive?", "yes", True])
-def test_other_results_are_not_guessed(written: object) -> None:
+def test_undocumented_swab_results_are_refused(written: object) -> None:
     assert swabs(negative(SwabStatus=written, SwabDate="2020-04-02")) == ([], ["E_SWAB_RESULT", "E_SWABS"])
 
 
-def test_the_day_of_a_result_is_not_that_of_collection() -> None:
+def test_result_date_is_not_used_as_collection_date() -> None:
     patient = positive(**{FIRST: "1", "Date of result of 1st RT-PCR": "2020-04-02"})
     assert swabs(patient) == ([], ["E_UNREADABLE_DATE", "E_SWABS"])
 
 
-def test_all_swabs_of_a_patient_count() -> None:
+def test_all_swabs_of_a_patient_are_read() -> None:
     second = {"2nd RT-PCR result": "0", "Date of acquisition of 2nd RT-PCR": "4/20/20"}
     patient = Clinical(
         "Covid1",
@@ -115,10 +115,10 @@ def test_all_swabs_of_a_patient_count() -> None:
     assert swabs(patient) == (days, [])
 
 
-def test_nobody_becomes_negative_because_something_was_left_out() -> None:
-    """An unread swab may have been the positive one near the CT; one far from it would not forbid the negative."""
+def test_unread_swab_never_makes_a_patient_negative() -> None:
+    """An unread swab may be a positive one near the CT. A positive one far from the CT does not exclude a negative."""
     negatives = {FIRST: "0", FIRST_DAY: "2020-04-02"}
-    assert swabs(positive(**negatives)) == ([], ["E_SWABS"])  # of the positive cohort, without a positive swab
+    assert swabs(positive(**negatives)) == ([], ["E_SWABS"])  # from the positive cohort, but without a positive swab
     assert swabs(positive(**{POSITIVE: "02/04/2020"}, **negatives)) == ([], ["E_AMBIGUOUS_DATE", "E_SWABS"])
     late = {"2nd RT-PCR result": "1", "Date of acquisition of 2nd RT-PCR": "2020-06-01"}
     assert swabs(positive(**{POSITIVE: "02/04/2020"}, **negatives, **late)) == (
@@ -128,12 +128,12 @@ def test_nobody_becomes_negative_because_something_was_left_out() -> None:
     assert swabs(negative()) == ([], ["E_SWABS"])
 
 
-def test_courses() -> None:
+def test_outcomes_are_read() -> None:
     intubated, died, alive = date(2020, 4, 13), date(2020, 4, 25), date(2020, 6, 30)
     assert outcome(**MILD) == (Outcome("Covid1", None, None, alive), [])
     severe = {"Intubation": 1, "Date of intubation": "13/04/2020", "Death": "1.0", "Date of death": "04/25/20"}
     assert outcome(**severe) == (Outcome("Covid1", intubated, died, None), [])
-    unsaid = {**MILD, "Death": "Unknown"}  # alive on that day all the same
+    unsaid = {**MILD, "Death": "Unknown"}  # the patient was still alive on that day
     assert outcome(**unsaid) == (Outcome("Covid1", None, None, alive), [])
     lost = {**MILD, "Date last known alive": "06/05/2020"}
     assert outcome(**lost) == (Outcome("Covid1", None, None, None), ["E_AMBIGUOUS_DATE"])
@@ -153,9 +153,9 @@ NO_COURSE = {
 
 
 @pytest.mark.parametrize(("fields", "code"), NO_COURSE.values(), ids=NO_COURSE)
-def test_an_event_that_may_have_happened_never_looks_like_a_mild_course(fields: dict[str, str], code: str) -> None:
+def test_uncertain_event_never_becomes_a_mild_course(fields: dict[str, str], code: str) -> None:
     assert outcome(**MILD | fields) == (None, [code])
 
 
-def test_a_single_swab_has_no_course() -> None:
+def test_swab_record_alone_has_no_outcome() -> None:
     assert read_outcome(negative(SwabStatus=0, SwabDate="2020-04-02"), AGREED_ORDER) == (None, [])

@@ -1,4 +1,4 @@
-"""STOIC2021 as sites. The layout is the published one, everything in it is synthetic."""
+"""Import of STOIC2021 as sites. The files have the published layout; their content is synthetic."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ DECADES = ("035Y", "045Y", "055Y", "065Y", "075Y", "085Y")
 
 
 def published(folder: Path, rows: Sequence[str], scans: Sequence[int]) -> Path:
-    """Tiny scans, whose ages and spacings differ in unlike ways."""
+    """Write tiny scans. Ages and spacings vary independently."""
     (folder / "metadata").mkdir(parents=True)
     (folder / "metadata" / "reference.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     for number in scans:
@@ -33,7 +33,7 @@ def published(folder: Path, rows: Sequence[str], scans: Sequence[int]) -> Path:
 
 
 def rows(numbers: Sequence[int]) -> list[str]:
-    """Every third patient negative, every fourth severe: one pair of labels that is never published among them."""
+    """Every third patient is negative, every fourth severe. Negative and severe is a pair that is never published."""
     return [f"{number},{int(number % 3 > 0)},{int(number % 4 == 0)}" for number in numbers]
 
 
@@ -47,13 +47,13 @@ def members(out: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifty patients. Leave them as they are."""
+    """Fifty patients. Shared by tests: do not modify."""
     numbers = range(1, 51)
     return published(tmp_path_factory.mktemp("stoic"), rows(numbers), numbers)
 
 
 @pytest.mark.parametrize("split", ["equal", "skewed"])
-def test_every_patient_is_in_one_site_and_shares_are_equal(data: Path, tmp_path: Path, split: str) -> None:
+def test_every_patient_is_in_one_site_and_sites_have_equal_size(data: Path, tmp_path: Path, split: str) -> None:
     before = tree(data)
     made = run(data, tmp_path / "sites", split=split)
     shares = members(tmp_path / "sites")
@@ -65,7 +65,7 @@ def test_every_patient_is_in_one_site_and_shares_are_equal(data: Path, tmp_path:
 
 
 @pytest.mark.parametrize("split", ["equal", "skewed"])
-def test_the_seed_alone_decides_and_splits_stay(data: Path, tmp_path: Path, split: str) -> None:
+def test_same_seed_gives_the_same_sites_and_pseudonym_keys(data: Path, tmp_path: Path, split: str) -> None:
     for name in ("a", "b"):
         run(data, tmp_path / name, split=split)
     assert members(tmp_path / "a") == members(tmp_path / "b")
@@ -74,13 +74,13 @@ def test_the_seed_alone_decides_and_splits_stay(data: Path, tmp_path: Path, spli
     assert keys[:2] == keys[2:] and keys[0] != keys[1]
 
 
-def test_another_seed_deals_otherwise(data: Path, tmp_path: Path) -> None:
+def test_other_seed_gives_other_sites(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "a", seed=1)
     run(data, tmp_path / "b", seed=2)
     assert members(tmp_path / "a") != members(tmp_path / "b")
 
 
-def test_a_skewed_split_is_skewed_by_age_and_by_spacing(data: Path, tmp_path: Path) -> None:
+def test_skewed_split_differs_by_age_and_slice_spacing(data: Path, tmp_path: Path) -> None:
     def means(split: str) -> list[tuple[float, float]]:
         run(data, tmp_path / split, split=split)
         found = [find_scans(site / "ct")[0] for site in sorted((tmp_path / split).iterdir())]
@@ -97,7 +97,7 @@ def test_a_skewed_split_is_skewed_by_age_and_by_spacing(data: Path, tmp_path: Pa
     assert max(spacings) - min(spacings) < 0.8
 
 
-def test_the_rule_stands_in_every_site(data: Path, tmp_path: Path) -> None:
+def test_site_toml_documents_the_split_rule(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "sites", split="skewed", seed=7)
     for number in (1, 2, 3):
         text = (tmp_path / "sites" / f"stoic2021-{number}" / "site.toml").read_text().replace("\n# ", " ")
@@ -106,7 +106,7 @@ def test_the_rule_stands_in_every_site(data: Path, tmp_path: Path) -> None:
         assert "sum of two ranks, of age and of slice spacing" in text
 
 
-def test_labels_are_those_published_and_severity_is_known_of_positives_alone(data: Path, tmp_path: Path) -> None:
+def test_published_labels_are_imported_with_severity_for_positives_only(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "sites")
     read: dict[str, Label] = {}
     for folder in (tmp_path / "sites").iterdir():
@@ -122,7 +122,7 @@ def test_labels_are_those_published_and_severity_is_known_of_positives_alone(dat
         assert label == Label(positive, int(patient) % 4 == 0 if positive else None)
 
 
-def test_who_has_no_scan_or_no_row_falls_out_and_is_counted(tmp_path: Path) -> None:
+def test_patients_without_scan_or_row_are_excluded_and_counted(tmp_path: Path) -> None:
     data = published(tmp_path / "data", rows([1, 2, 3, 4]), [3, 4, 5])
     (data / "data" / "mha" / "notes.txt").write_text("not a scan")
     made = run(data, tmp_path / "sites", sites=1)
@@ -130,7 +130,7 @@ def test_who_has_no_scan_or_no_row_falls_out_and_is_counted(tmp_path: Path) -> N
     assert [(r.code, n) for r, n in made.counts] == [("E_NO_SCAN", 2), ("E_NO_LABEL", 1)]
 
 
-def test_a_header_that_cannot_be_read_is_left_to_ingestion(tmp_path: Path) -> None:
+def test_unreadable_image_header_is_left_to_ingest(tmp_path: Path) -> None:
     data = published(tmp_path / "data", rows([1, 2, 3]), [1, 2, 3])
     (data / "data" / "mha" / "2.mha").write_bytes(b"nothing")
     made = run(data, tmp_path / "sites", sites=1, split="skewed")
@@ -150,7 +150,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("table", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_table_that_is_not_the_published_one_is_refused(tmp_path: Path, table: list[str], code: str) -> None:
+def test_table_that_differs_from_the_published_format_is_refused(tmp_path: Path, table: list[str], code: str) -> None:
     data = published(tmp_path / "CANARY", table, [1, 2])
     with pytest.raises(Refusal) as caught:
         run(data, tmp_path / "sites", sites=1)
@@ -160,7 +160,7 @@ def test_a_table_that_is_not_the_published_one_is_refused(tmp_path: Path, table:
 
 
 @pytest.mark.parametrize("missing", ["metadata/reference.csv", "data/mha"])
-def test_another_layout_is_refused_by_what_is_missing(tmp_path: Path, missing: str) -> None:
+def test_other_layout_is_refused_with_the_missing_path(tmp_path: Path, missing: str) -> None:
     data = published(tmp_path / "data", rows([1]), [1])
     (data / missing).rename(tmp_path / "elsewhere")
     with pytest.raises(Refusal, match=missing) as caught:
@@ -168,7 +168,7 @@ def test_another_layout_is_refused_by_what_is_missing(tmp_path: Path, missing: s
     assert caught.value.code == "E_LAYOUT"
 
 
-def test_sites_are_made_in_a_new_folder_outside_the_data(data: Path, tmp_path: Path) -> None:
+def test_output_folder_must_be_new_and_outside_the_data(data: Path, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     before = tree(data)
@@ -186,7 +186,7 @@ def test_more_sites_than_patients_are_refused(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_an_imported_site_becomes_a_cohort(tmp_path: Path) -> None:
+def test_imported_sites_can_be_ingested(tmp_path: Path) -> None:
     data = published(tmp_path / "data", rows(range(1, 7)), [])
     for number in range(1, 7):
         write_chest(

@@ -1,4 +1,4 @@
-"""Cohorts made up for the tests of the doctor: patients with scans, labels and findings, and what is made of them."""
+"""Synthetic cohorts for the tests of `node check`: patients with scans, labels and findings, and their assessment."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tests.helpers.scan_list import DAY, measures, scan, series
 def member(
     patient: str, labels: Labels, days: int = 0, age: float | None = 60.0, sex: str | None = "F", **more: object
 ) -> Member:
-    """One patient with one scan; `more`: what was measured in it."""
+    """One patient with one scan. `more`: measures of the scan."""
     of = series(patient, age_years=age, sex=sex, acquired=DAY + timedelta(days=days))
     return Member(of, scan(of, measures=measures(**more)), labels)
 
@@ -29,7 +29,7 @@ def assessed(
     findings: Sequence[Finding] = (),
     records: Records | None = None,
 ) -> Assessment:
-    """`refused`: how many series more were refused for which code; there is a finding for each."""
+    """`refused`: number of additional refused series by reason code, with one finding for each series."""
     refused = refused or {}
     from pipeline.system.codes import BY_CODE
 

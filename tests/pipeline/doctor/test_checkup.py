@@ -1,4 +1,4 @@
-"""The doctor as a whole: it finds what was planted, goes on where something cannot be read, and changes nothing."""
+"""The whole check of a site: finds planted defects, continues after unreadable parts, and changes nothing."""
 
 import json
 import shutil
@@ -35,14 +35,14 @@ def small_checkup(small_ingest: tuple[Site, Assessment], small_hospital: Path) -
     return checked(small_ingest[0], small_hospital / "truth.json")
 
 
-def test_the_planted_defects_are_found_and_nothing_else(small_checkup: Checkup, small_hospital: Path) -> None:
+def test_planted_defects_are_found_and_nothing_else(small_checkup: Checkup, small_hospital: Path) -> None:
     verdict = small_checkup.verdict
     assert verdict is not None
     assert verdict.planted == verdict.found == len(truth_of(small_hospital)["defects"])
     assert (verdict.missed, verdict.unexpected, verdict.precision, verdict.recall) == ([], [], 1.0, 1.0)
 
 
-def test_a_verdict_tells_what_was_missed_and_what_was_made_up(
+def test_verdict_lists_missed_and_unexpected_defects(
     small_ingest: tuple[Site, Assessment], small_hospital: Path, tmp_path: Path
 ) -> None:
     defects = truth_of(small_hospital)["defects"]
@@ -54,14 +54,16 @@ def test_a_verdict_tells_what_was_missed_and_what_was_made_up(
     assert verdict.precision == verdict.recall == pytest.approx(1 - 1 / len(defects))
 
 
-def test_the_json_adds_up_and_names_nobody(small_checkup: Checkup, small_ingest: tuple[Site, Assessment]) -> None:
+def test_json_is_consistent_and_contains_no_identifiers(
+    small_checkup: Checkup, small_ingest: tuple[Site, Assessment]
+) -> None:
     content = small_checkup.to_json()
     text = json.dumps(content)
     assert content["waterfall"]["count"] == sum(part["count"] for part in content["waterfall"]["parts"])
     assert content["patients"] == len(small_ingest[1].patients)
     assert not any(patient.pseudonym in text for patient in small_ingest[1].patients)
     assert str(small_ingest[0].folder) not in text
-    assert "see comment" not in text, "the unmapped word is for the site's screen"
+    assert "see comment" not in text, "the unmapped word appears on the site's own screen only"
     assert any("see comment" in result.private for result in small_checkup.contract)
     assert {each["rule"] for each in content["windows"]} == {
         "positive_from_days",
@@ -74,12 +76,12 @@ def test_the_json_adds_up_and_names_nobody(small_checkup: Checkup, small_ingest:
     ]
 
 
-def test_single_scans_that_are_refused_keep_no_site_from_working(small_checkup: Checkup) -> None:
+def test_refused_single_scans_do_not_refuse_the_site(small_checkup: Checkup) -> None:
     assert not small_checkup.is_refused
     assert small_checkup.to_json()["refused"] is False
 
 
-def test_a_check_leaves_the_cohort_as_it_is(own: Own) -> None:
+def test_check_does_not_change_the_cohort(own: Own) -> None:
     own.add(*CLEAN[:2])
     before = own.ingest().patients
     own.add(CLEAN[2])
@@ -87,7 +89,7 @@ def test_a_check_leaves_the_cohort_as_it_is(own: Own) -> None:
     assert result.assessment is not None and len(result.assessment.patients) == 3
     with Cohort(own.site) as cohort:
         assert cohort.patients() == sorted(before, key=lambda patient: patient.pseudonym)
-    assert own.ingest().examined_now == 0, "what a check has examined is not examined again"
+    assert own.ingest().examined_now == 0, "ingest reuses the results of the check"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_check_leaves_the_cohort_as_it_is(own: Own) -> None:
         (lambda folder: (shutil.rmtree(folder / "ct"), (folder / "ct").mkdir()), "scans"),
     ],
 )
-def test_what_cannot_be_read_is_a_line_and_the_rest_is_looked_at(
+def test_unreadable_part_fails_its_line_and_the_rest_is_still_checked(
     own: Own,
     spoil: Callable[[Path], object],
     name: str,
@@ -111,12 +113,12 @@ def test_what_cannot_be_read_is_a_line_and_the_rest_is_looked_at(
     assert result.is_refused
     assert (result.assessment is None) == (name == "scans")
     if result.assessment is not None:
-        assert result.assessment.waterfall.count == 2, "the scans are judged without the laboratory"
+        assert result.assessment.waterfall.count == 2, "scans are checked even without laboratory results"
         assert result.assessment.patients == []
     assert str(own.folder) not in render(result, datetime(2026, 1, 1))
 
 
-def test_before_anything_is_fetched_it_says_what_comes_next(
+def test_site_without_fetched_scans_is_told_to_run_node_pull(
     own: Own,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,7 +136,7 @@ def test_before_anything_is_fetched_it_says_what_comes_next(
     assert not result.is_refused
 
 
-def test_a_full_disk_is_told_before_anything_is_written(
+def test_full_disk_is_reported_before_anything_is_written(
     own: Own,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,14 +148,14 @@ def test_a_full_disk_is_told_before_anything_is_written(
     assert list((own.site.cohort_folder / "tensors").iterdir()) == []
 
 
-def test_one_at_a_time(own: Own) -> None:
+def test_concurrent_check_is_refused(own: Own) -> None:
     own.add(CLEAN[0])
     with Cohort(own.site) as cohort, cohort.alone(), pytest.raises(Refusal) as caught:
         checked(own.site)
     assert caught.value.code == "E_COHORT_BUSY"
 
 
-def test_few_patients_are_a_reason_to_look_not_to_stop(own: Own) -> None:
+def test_few_patients_are_a_warning_and_no_refusal(own: Own) -> None:
     own.add(CLEAN[0])
     result = checked(own.site)
     assert status(result)["size"] == "warn"

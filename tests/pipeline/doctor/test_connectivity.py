@@ -1,4 +1,4 @@
-"""Reaching the study's server and the PACS: what is told of every way in which it can fail, within seconds."""
+"""Connectivity to the study's server and the PACS: each kind of failure is reported within seconds."""
 
 import contextlib
 import socket
@@ -39,7 +39,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @contextlib.contextmanager
 def serving(authority: Authority | None, ahead: timedelta = timedelta()) -> Iterator[int]:
-    """An HTTP server on loopback, over TLS with an authority; its clock is ahead of ours."""
+    """An HTTP server on loopback. `authority` enables TLS; `ahead` shifts its clock."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -50,7 +50,7 @@ def serving(authority: Authority | None, ahead: timedelta = timedelta()) -> Iter
             return format_datetime(datetime.now(UTC) + ahead, usegmt=True)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if authority is not None:
@@ -65,7 +65,7 @@ def serving(authority: Authority | None, ahead: timedelta = timedelta()) -> Iter
 
 @contextlib.contextmanager
 def listening(behave: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A port of loopback where each connection meets `behave`."""
+    """A loopback port that passes each connection to `behave`."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -79,7 +79,7 @@ def listening(behave: Callable[[socket.socket], None]) -> Iterator[int]:
 
 
 def tunnel(connection: socket.socket) -> None:
-    """A proxy that connects to wherever it is told, once."""
+    """An HTTP CONNECT proxy for one connection to any target."""
 
     def pass_on(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -95,25 +95,25 @@ def tunnel(connection: socket.socket) -> None:
         pass_on(connection, target)
 
 
-def test_a_server_with_the_studys_certificate_tells_its_time(authority: Authority) -> None:
+def test_server_with_the_studys_certificate_is_reachable_and_gives_its_time(authority: Authority) -> None:
     with serving(authority, ahead=timedelta(minutes=-3)) as port:
         answer = probe(Endpoint("127.0.0.1", port, ca=authority.path))
     assert not answer.failed
     assert answer.ahead_seconds == pytest.approx(180, abs=2)
 
 
-def test_a_server_of_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
+def test_server_certificate_of_another_authority_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with serving(Authority.make(tmp_path / "other")) as port:
         assert "certificate" in probe(Endpoint("127.0.0.1", port, ca=authority.path)).failed
 
 
-def test_a_certificate_for_another_name_is_not_trusted(authority: Authority) -> None:
+def test_server_certificate_for_another_name_is_not_trusted(authority: Authority) -> None:
     with serving(authority) as port:
         assert "another name" in probe(Endpoint("localhost", port, ca=authority.path)).failed
 
 
-def test_nobody_there(authority: Authority) -> None:
+def test_closed_port_is_reported(authority: Authority) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
     answer = probe(Endpoint("127.0.0.1", port, ca=authority.path))
@@ -121,17 +121,19 @@ def test_nobody_there(authority: Authority) -> None:
     assert "Refused" in answer.private
 
 
-def test_a_name_that_does_not_exist(authority: Authority) -> None:
+def test_unknown_host_name_is_reported(authority: Authority) -> None:
     assert "cannot resolve the host name" in probe(Endpoint("no-such-host.invalid", 443, ca=authority.path)).failed
 
 
-def test_what_speaks_no_tls(authority: Authority) -> None:
+def test_server_without_tls_is_reported(authority: Authority) -> None:
     with serving(None) as port:
         assert "TLS" in probe(Endpoint("127.0.0.1", port, ca=authority.path)).failed
 
 
 @pytest.mark.slow
-def test_who_never_answers_and_who_answers_byte_by_byte(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_and_slow_servers_are_abandoned_at_the_timeout(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def drip(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -146,18 +148,18 @@ def test_who_never_answers_and_who_answers_byte_by_byte(authority: Authority, mo
             assert time.monotonic() - started < 2 * 3 * 0.5 + 1
 
 
-def test_an_authority_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_ca_certificate_is_reported(tmp_path: Path) -> None:
     assert "cannot be read" in probe(Endpoint("127.0.0.1", 1, ca=tmp_path / "no.crt")).failed
 
 
-def test_through_a_proxy(authority: Authority) -> None:
+def test_server_is_reached_through_a_proxy(authority: Authority) -> None:
     with serving(authority) as port, listening(tunnel) as proxy:
         answer = probe(Endpoint("127.0.0.1", port, ca=authority.path, proxy=f"127.0.0.1:{proxy}"))
     assert not answer.failed, answer
     assert answer.ahead_seconds is not None
 
 
-def test_a_proxy_that_refuses_and_one_that_is_not_there(authority: Authority) -> None:
+def test_refusing_and_unreachable_proxies_are_reported(authority: Authority) -> None:
     def refuse(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
@@ -182,7 +184,7 @@ def lines(of: Site) -> dict[str, Line]:
     return {line.name: line for line in network(of)}
 
 
-def test_nothing_is_contacted_where_no_server_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_connection_is_made_without_a_configured_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connectivity, "probe", lambda endpoint: pytest.fail("somebody was contacted"))
     found = lines(site(tmp_path))
     assert {line.status for line in found.values()} == {"skip"}
@@ -191,14 +193,16 @@ def test_nothing_is_contacted_where_no_server_is_set(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("behind", "status"), [(0, "ok"), (30, "ok"), (70, "warn"), (-70, "warn"), (290, "warn"), (320, "fail")]
 )
-def test_the_clock_is_held_against_the_servers(tmp_path: Path, authority: Authority, behind: int, status: str) -> None:
+def test_local_clock_is_compared_with_the_servers_clock(
+    tmp_path: Path, authority: Authority, behind: int, status: str
+) -> None:
     with serving(authority, ahead=timedelta(seconds=-behind)) as port:
         made = site(tmp_path, f'[server]\naddress = "127.0.0.1:{port}"\nca_certificate = "{authority.path}"\n')
         found = lines(made)
     assert (found["study's server"].status, found["clock"].status) == ("ok", status)
 
 
-def test_a_server_that_cannot_be_reached_is_a_line_without_its_name(tmp_path: Path, authority: Authority) -> None:
+def test_unreachable_server_is_reported_without_its_host_name(tmp_path: Path, authority: Authority) -> None:
     made = site(tmp_path, f'[server]\naddress = "no-such-host.invalid:443"\nca_certificate = "{authority.path}"\n')
     line = lines(made)["study's server"]
     assert line.status == "fail"
@@ -216,7 +220,7 @@ def test_a_server_that_cannot_be_reached_is_a_line_without_its_name(tmp_path: Pa
         ({"http_proxy": "http://proxy.example:3128"}, ""),
     ],
 )
-def test_the_proxy_of_the_environment(
+def test_proxy_is_read_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], proxy: str
 ) -> None:
     for name, value in environment.items():
@@ -225,7 +229,7 @@ def test_the_proxy_of_the_environment(
     assert (endpoint.host, endpoint.port, endpoint.proxy) == ("study.example", 443, proxy)
 
 
-def test_an_ipv6_address_loses_its_brackets(tmp_path: Path) -> None:
+def test_brackets_of_an_ipv6_address_are_removed(tmp_path: Path) -> None:
     endpoint = connectivity.server_endpoint(site(tmp_path, '[server]\naddress = "[::1]:8443"\n'))
     assert (endpoint.host, endpoint.port) == ("::1", 8443)
 
@@ -237,7 +241,7 @@ PACS = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "http://127.0.0.1:
     ("matching", "here", "last"),
     [(0, 0, ("filters", "warn")), (5, 3, ("fetched", "warn")), (5, 5, ("fetched", "ok"))],
 )
-def test_what_matches_at_the_pacs_and_what_is_here(
+def test_series_matching_at_the_pacs_are_compared_with_fetched_series(
     tmp_path: Path, matching: int, here: int, last: tuple[str, str]
 ) -> None:
     found = list(pacs(site(tmp_path, PACS), lambda site: (matching, here)))
@@ -246,7 +250,7 @@ def test_what_matches_at_the_pacs_and_what_is_here(
     assert str(matching) not in found[-1].says
 
 
-def test_a_pacs_that_refuses_is_a_line(tmp_path: Path) -> None:
+def test_pacs_refusal_is_reported(tmp_path: Path) -> None:
     def refuse(site: Site) -> tuple[int, int]:
         raise Refusal(reasons.PACS_AUTH, private="https://pacs.example")
 
@@ -254,12 +258,12 @@ def test_a_pacs_that_refuses_is_a_line(tmp_path: Path) -> None:
     assert (line.status, line.says.split(":")[0], line.private) == ("fail", "E_PACS_AUTH", "https://pacs.example")
 
 
-def test_without_a_pacs_nothing_is_asked(tmp_path: Path) -> None:
+def test_no_pacs_query_without_a_configured_pacs(tmp_path: Path) -> None:
     (line,) = pacs(site(tmp_path), lambda site: pytest.fail("the PACS was asked"))
     assert line.status == "skip"
 
 
-def test_counting_at_the_pacs_follows_the_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pacs_count_applies_the_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.pacs.deidentify import series_folder
     from pipeline.pacs.queries import RemoteSeries, StudyQuery
 
@@ -271,7 +275,7 @@ def test_counting_at_the_pacs_follows_the_filters(tmp_path: Path, monkeypatch: p
 
     class Pacs:
         def echo(self) -> None:
-            """Let in."""
+            """Succeed."""
 
         def find(self, query: StudyQuery) -> list[RemoteSeries]:
             return remote
@@ -280,7 +284,7 @@ def test_counting_at_the_pacs_follows_the_filters(tmp_path: Path, monkeypatch: p
     def opened(site: Site) -> Iterator[Pacs]:
         assert site.settings.pacs and site.settings.pacs.dicomweb
         assert site.settings.pacs.dicomweb.timeout_seconds == connectivity.PACS_TIMEOUT_SECONDS, (
-            "a check is not patient"
+            "a check uses a short timeout"
         )
         yield Pacs()
 

@@ -1,4 +1,4 @@
-"""The data contract's digest: the same wherever data is held against the same, another wherever it is not."""
+"""The digest of the data contract: equal for equal rules, different for different rules."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def digest(folder: Path, name: str = "north", more: str = "", text: str = FROM_R
     return contract_digest(init_site(folder / f"{name}{len(list(folder.iterdir()))}", text.format(name=name) + more))
 
 
-def test_two_sites_share_it_whatever_else_they_differ_in(tmp_path: Path) -> None:
+def test_sites_with_the_same_contract_have_the_same_digest(tmp_path: Path) -> None:
     usual = digest(tmp_path)
     other = '[ct]\nfolder = "scans"\n[training]\nthreads = 3\n[gateway]\nmax_local_epochs = 2\n'
     assert digest(tmp_path, "south", other) == usual
@@ -31,7 +31,7 @@ def test_two_sites_share_it_whatever_else_they_differ_in(tmp_path: Path) -> None
     assert contract_digest(template) == usual
 
 
-def test_it_hangs_on_no_patient(tmp_path: Path) -> None:
+def test_digest_does_not_depend_on_patients(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", FROM_RECORDS.format(name="north"))
     before = contract_digest(site)
     with Cohort(site) as cohort:
@@ -49,15 +49,15 @@ def test_it_hangs_on_no_patient(tmp_path: Path) -> None:
         'severe_events = ["died"]',
     ],
 )
-def test_other_windows_or_events_are_another_digest(tmp_path: Path, join: str) -> None:
+def test_other_join_windows_or_events_change_the_digest(tmp_path: Path, join: str) -> None:
     assert digest(tmp_path, more=f"[join]\n{join}\n") != digest(tmp_path)
 
 
-def test_the_order_of_events_makes_no_difference(tmp_path: Path) -> None:
+def test_order_of_events_does_not_change_the_digest(tmp_path: Path) -> None:
     assert digest(tmp_path, more='[join]\nsevere_events = ["died", "intubated"]\n') == digest(tmp_path)
 
 
-def test_published_labels_are_alike_where_severe_means_the_same(tmp_path: Path) -> None:
+def test_published_labels_with_the_same_severe_means_have_the_same_digest(tmp_path: Path) -> None:
     assert severe_means(JoinRules()) == LabelsFile(file=Path("labels.csv")).severe_means
     assert severe_means(JoinRules(severe_events=["died", "icu"], horizon_days=7)) == (
         "in intensive care or dead within 7 days of the CT"
@@ -68,20 +68,20 @@ def test_published_labels_are_alike_where_severe_means_the_same(tmp_path: Path) 
     )
 
 
-def test_another_limit_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_limit_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = digest(tmp_path)
     monkeypatch.setattr(contract, "SMALL_LUNGS_ML", 1900)
     assert digest(tmp_path) != usual
 
 
-def test_another_severity_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_severity_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual, severity = digest(tmp_path), contract.Result.severity.fget
     flags_prone = property(lambda rule: "flags" if rule.reason is reasons.PRONE else severity(rule))
     monkeypatch.setattr(contract.Result, "severity", flags_prone)
     assert digest(tmp_path) != usual
 
 
-def test_another_rule_is_another_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_additional_rule_changes_the_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual, rules = digest(tmp_path), contract.contract
     another = contract.Result(
         Reason("E_ANOTHER", "another rule", "None."), "HU", count=0, of=0, unit="series", is_met=False

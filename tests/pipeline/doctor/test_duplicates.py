@@ -1,4 +1,4 @@
-"""Near duplicates: the same vessels are recognised through noise, kernel and grid; different bodies are not."""
+"""Near duplicates: one body is recognised despite other noise, kernel or grid; different bodies are not matched."""
 
 from pathlib import Path
 
@@ -38,30 +38,30 @@ def seen(hu: NDArray[np.float32], *, noise_hu: float, blur: float) -> NDArray[np
     return tensor(volume(ndimage.gaussian_filter(hu, (0, blur, blur)) + noise, GRID))
 
 
-def test_one_body_twice_among_others(tmp_path: Path) -> None:
+def test_second_scan_of_one_body_is_found_among_others(tmp_path: Path) -> None:
     bodies = [body(seed) for seed in range(6)]
     scans = [seen(hu, noise_hu=20, blur=0.6) for hu in bodies]
     found = list(near_duplicates(saved(tmp_path, *scans, seen(bodies[2], noise_hu=50, blur=0.1))))
     assert [(i, j) for i, j, _ in found] == [(2, 6)]
 
 
-def test_nobody_or_one_alone(tmp_path: Path) -> None:
+def test_no_or_one_scan_has_no_duplicates(tmp_path: Path) -> None:
     assert list(near_duplicates([])) == []
     assert list(near_duplicates(saved(tmp_path, seen(body(1), noise_hu=20, blur=0.6)))) == []
 
 
-def test_an_empty_tensor_is_like_nothing(tmp_path: Path) -> None:
+def test_empty_tensors_are_not_duplicates(tmp_path: Path) -> None:
     empty = np.zeros((2, *Preprocessing().shape), np.float16)
     assert list(near_duplicates(saved(tmp_path, empty, empty))) == []
 
 
-def test_many_are_compared_block_by_block(tmp_path: Path) -> None:
+def test_scans_are_compared_across_blocks(tmp_path: Path) -> None:
     one, two = (seen(body(seed), noise_hu=20, blur=0.6) for seed in (1, 2))
     found = list(near_duplicates(saved(tmp_path, one, two, one, two, two), block_size=2))
     assert [(i, j) for i, j, _ in found] == [(0, 2), (1, 3), (1, 4), (3, 4)]
 
 
-def test_a_real_thorax_is_recognised_through_what_another_export_does(real_data: Path, tmp_path: Path) -> None:
+def test_real_thorax_is_recognised_after_noise_smoothing_and_resampling(real_data: Path, tmp_path: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     scan = read_series(series)
     rng = np.random.default_rng(3)

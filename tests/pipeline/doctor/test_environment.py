@@ -1,4 +1,4 @@
-"""The machine and the site's own files: what is wrong with them is a line with a remedy."""
+"""Checks of the machine and the site's own files: each problem is a line with a remedy."""
 
 import shutil
 import tomllib
@@ -39,7 +39,7 @@ def of_configuration(site: Site) -> dict[str, Line]:
 
 
 def constraints() -> dict[str, SpecifierSet]:
-    """What constraints.txt binds, by library. Fails on anything but a name with versions: an option, or an address."""
+    """The version constraints of constraints.txt by library. Options, URLs, extras and markers are not allowed."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     bound = [Requirement(line) for line in lines if line and not line.startswith("#")]
     assert not any(each.url or each.extras or each.marker for each in bound)
@@ -48,13 +48,13 @@ def constraints() -> dict[str, SpecifierSet]:
 
 
 def asked_for() -> list[Requirement]:
-    """What pyproject.toml asks for."""
+    """The requirements in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [each for extra in project["optional-dependencies"].values() for each in extra]
     return [Requirement(each) for each in [*project["dependencies"], *extras] if not each.startswith("fedthorax[")]
 
 
-def test_what_was_tested_is_what_the_tests_run_with() -> None:
+def test_tested_versions_match_the_constraints() -> None:
     pinned = {each.name: each.specifier for each in asked_for() if str(each.specifier).startswith("==")}
     assert pinned.keys() == {"flwr"}  # in pyproject.toml, not in constraints.txt
     for name, version in TESTED.items():
@@ -63,8 +63,8 @@ def test_what_was_tested_is_what_the_tests_run_with() -> None:
         assert name == "torch" or str(specifier) == f"=={version}"
 
 
-def test_every_library_is_bound_to_one_version_and_torch_to_one_minor_version() -> None:
-    """torch's builds (2.13.0+cpu, +cu130, ...) differ from machine to machine, so that none of them may be named."""
+def test_constraints_pin_one_version_per_library_and_one_torch_minor_version() -> None:
+    """torch builds (2.13.0+cpu, +cu130, ...) differ between machines, so no single build may be pinned."""
     bound = constraints()
     loose = {name: specifier for name, specifier in bound.items() if [each.operator for each in specifier] != ["=="]}
     assert loose == {"torch": SpecifierSet(">=2.13,<2.14")}
@@ -72,7 +72,7 @@ def test_every_library_is_bound_to_one_version_and_torch_to_one_minor_version() 
     assert loose["torch"].contains("2.13.1+cpu") and not loose["torch"].contains("2.14.0")
 
 
-def test_constraints_lie_within_what_the_package_asks_for() -> None:
+def test_constraints_satisfy_the_requirements_of_the_package() -> None:
     bound = constraints()
     for each in asked_for():
         versions = [part.version for part in bound.get(canonicalize_name(each.name), ()) if part.operator != "<"]
@@ -80,9 +80,11 @@ def test_constraints_lie_within_what_the_package_asks_for() -> None:
         assert all(each.specifier.contains(version) for version in versions), each.name
 
 
-def test_other_and_missing_libraries(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_library_version_is_a_warning_and_a_missing_library_a_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(environment, "version", lambda name: TESTED.get(name, "0.1") + "+cpu")
-    assert of_machine(site)["libraries"].status == "ok", "builds of one version are alike"
+    assert of_machine(site)["libraries"].status == "ok", "builds of the same version are equivalent"
     monkeypatch.setattr(environment, "version", lambda name: "0.9" if name == "numpy" else TESTED.get(name, "0.1"))
     line = of_machine(site)["libraries"]
     assert (line.status, line.says) == ("warn", f"numpy 0.9 (tested: {TESTED['numpy']})")
@@ -92,7 +94,7 @@ def test_other_and_missing_libraries(site: Site, monkeypatch: pytest.MonkeyPatch
     assert of_machine(site)["libraries"].status == "fail"
 
 
-def test_another_python(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_python_version_is_a_warning(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.python_version", lambda: "3.99.1")
     line = of_machine(site)["Python"]
     assert line.status == "warn"
@@ -100,8 +102,8 @@ def test_another_python(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("free_gb", "status"), [(0.4, "fail"), (1.0, "warn"), (2.4, "warn"), (2.6, "ok")])
-def test_room_on_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch, free_gb: float, status: str) -> None:
-    """A thousand prepared scans of 40 x 56 x 56 voxels, two numbers of two bytes each, take 0.5 GB."""
+def test_free_disk_space_is_checked(site: Site, monkeypatch: pytest.MonkeyPatch, free_gb: float, status: str) -> None:
+    """1000 prepared scans of 40 x 56 x 56 voxels with two 2-byte numbers each need 0.5 GB."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_gb * 1e9))
     line = of_machine(site, new_series=1000)["disk"]
     assert line.status == status
@@ -110,13 +112,15 @@ def test_room_on_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch, free_gb: 
 
 
 @pytest.mark.parametrize(("available_gb", "status"), [(3.9, "warn"), (4.1, "ok")])
-def test_memory_for_each_core(site: Site, monkeypatch: pytest.MonkeyPatch, available_gb: float, status: str) -> None:
+def test_available_memory_per_core_is_checked(
+    site: Site, monkeypatch: pytest.MonkeyPatch, available_gb: float, status: str
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     monkeypatch.setattr(environment, "available_gb", lambda: available_gb)
     assert of_machine(site)["memory"].status == status
 
 
-def test_a_system_that_does_not_tell(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_available_memory_is_skipped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> float:
         raise FileNotFoundError
 
@@ -124,16 +128,16 @@ def test_a_system_that_does_not_tell(site: Site, monkeypatch: pytest.MonkeyPatch
     assert of_machine(site)["memory"].status == "skip"
 
 
-def test_one_core_is_few(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_core_is_a_warning(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
     assert of_machine(site)["processor"].status == "warn"
 
 
-def test_a_new_site_is_in_order(site: Site) -> None:
+def test_new_site_passes_the_configuration_checks(site: Site) -> None:
     assert {line.status for line in configuration(site)} == {"ok"}
 
 
-def test_a_key_that_is_gone_or_damaged(site: Site) -> None:
+def test_damaged_pseudonym_key_is_a_failure_without_its_path(site: Site) -> None:
     (site.folder / "keys" / "pseudonym.key").write_bytes(b"short")
     line = of_configuration(site)["pseudonym key"]
     assert (line.status, line.says.split(":")[0]) == ("fail", "E_SITE_KEY")
@@ -141,7 +145,7 @@ def test_a_key_that_is_gone_or_damaged(site: Site) -> None:
     assert str(site.folder) in line.private
 
 
-def test_secrets_that_others_may_read(tmp_path: Path) -> None:
+def test_secrets_readable_by_others_are_a_failure(tmp_path: Path) -> None:
     pacs = '[pacs]\nprotocol = "dicomweb"\n[pacs.dicomweb]\nurl = "https://pacs.example"\ntoken_file = "keys/token"\n'
     site = init_site(tmp_path / "site", SETTINGS + pacs)
     token = site.folder / "keys" / "token"
@@ -175,9 +179,9 @@ def certificate(path: Path, *, first: timedelta, last: timedelta) -> None:
 @pytest.mark.parametrize(
     ("first", "last", "status"), [(-10, 400, "ok"), (-10, 59, "warn"), (-10, -1, "fail"), (1, 400, "fail")]
 )
-def test_the_studys_certificate(tmp_path: Path, first: int, last: int, status: str) -> None:
+def test_validity_of_the_studys_certificate_is_checked(tmp_path: Path, first: int, last: int, status: str) -> None:
     site = init_site(tmp_path / "site", SETTINGS + '[server]\naddress = "study.example:443"\n')
-    assert of_configuration(site)["study's certificate"].status == "fail", "it is missing"
+    assert of_configuration(site)["study's certificate"].status == "fail", "the certificate is missing"
     certificate(site.ca_certificate, first=timedelta(days=first), last=timedelta(days=last))
     line = of_configuration(site)["study's certificate"]
     assert (line.status, bool(line.remedy)) == (status, status != "ok")
@@ -185,5 +189,5 @@ def test_the_studys_certificate(tmp_path: Path, first: int, last: int, status: s
     assert of_configuration(site)["study's certificate"].status == "fail"
 
 
-def test_without_a_server_no_certificate_is_asked_for(site: Site) -> None:
+def test_no_certificate_is_required_without_a_server(site: Site) -> None:
     assert "study's certificate" not in of_configuration(site)

@@ -1,4 +1,4 @@
-"""The page that may be mailed: it says what is wrong, tells no small count, and names nobody and no place."""
+"""The shareable HTML page: lists problems, hides small counts, and identifies no patient, path or host."""
 
 import re
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def steps(of: Checkup) -> dict[str, str]:
     return {step.code or step.says: step.text for step in content(of)["steps"]}
 
 
-def test_what_keeps_the_site_from_working_comes_first_then_what_was_left_out(site: Site) -> None:
+def test_blocking_problems_are_listed_before_refused_series(site: Site) -> None:
     members = [*ward(40, 20, 50), member("m", MILD, lungs_ml=1500)]
     problems = content(checkup(site, members, refused={"E_TILT": 12}))["problems"]
     assert [problem.status for problem in problems[:4]] == ["fail", "refuses", "warn", "flags"]
@@ -77,7 +77,7 @@ def test_what_keeps_the_site_from_working_comes_first_then_what_was_left_out(sit
     assert (problems[1].count, problems[1].share) == ("12 series", "10 %")
 
 
-def test_large_counts_are_shown_as_they_are(site: Site) -> None:
+def test_large_counts_are_shown_exactly(site: Site) -> None:
     assert steps(checkup(site, ward(40, 20, 50, 12), refused={"E_TILT": 30})) == {
         **{"series found": "152", "E_TILT": "30", "series accepted": "122", "patients with a usable CT": "122"},
         **{"E_NO_PCR": "12", "patients labelled": "110", "PCR-positive": "60", "severe course": "20"},
@@ -85,7 +85,7 @@ def test_large_counts_are_shown_as_they_are(site: Site) -> None:
     }
 
 
-def test_small_counts_are_not_shown_nor_what_would_tell_them(site: Site) -> None:
+def test_small_counts_and_counts_that_reveal_them_are_hidden(site: Site) -> None:
     shown = steps(checkup(site, ward(40, 3, 50, 2), refused={"E_TILT": 1}))
     assert shown == {
         **{"series found": "≥10", "E_TILT": "<10", "series accepted": "95", "patients with a usable CT": "95"},
@@ -94,14 +94,14 @@ def test_small_counts_are_not_shown_nor_what_would_tell_them(site: Site) -> None
     }
 
 
-def test_what_a_small_count_is_made_of_is_not_listed(site: Site) -> None:
+def test_parts_of_a_small_count_are_not_listed(site: Site) -> None:
     shown = steps(checkup(site, ward(3, 2, 50)))
     assert shown["PCR-positive"] == "<10"
     assert "severe course" not in shown
 
 
-def test_sites_that_differ_in_what_is_not_shown_have_the_same_page(site: Site) -> None:
-    """Whoever reads the page cannot tell which of the two it is, not even by the order of the rows."""
+def test_sites_that_differ_only_in_hidden_counts_have_the_same_page(site: Site) -> None:
+    """A reader cannot distinguish the two sites, not even by the order of the rows."""
     pages = []
     for one, other in ((2, 5), (5, 2)):
         undecided = [
@@ -118,7 +118,7 @@ def test_sites_that_differ_in_what_is_not_shown_have_the_same_page(site: Site) -
     assert pages[0] == pages[1]
 
 
-def test_data_sets_without_pcr_results(site: Site) -> None:
+def test_page_of_a_data_set_without_pcr_results(site: Site) -> None:
     labels = [Labels(None, True)] * 20 + [Labels(None, False)] * 30
     made = checkup(site, [member(f"{i:016x}", each) for i, each in enumerate(labels)])
     shown = steps(made)
@@ -126,8 +126,8 @@ def test_data_sets_without_pcr_results(site: Site) -> None:
     assert "How the cohort changes" not in render(replace(made, variants=()), NOW)
 
 
-def test_counts_of_rules_hide_with_the_waterfall(site: Site) -> None:
-    """How many of the accepted scans have small lungs would tell something of how many were accepted."""
+def test_rule_counts_are_hidden_if_the_waterfall_is_hidden(site: Site) -> None:
+    """The number of accepted scans with small lungs gives information on the number of accepted scans."""
     members = [*ward(60, 30, 50), *(member(f"s{i}", MILD, lungs_ml=1500) for i in range(20))]
     for also, refused_now, count in (([], {}, "20 series"), (ward(0, 0, 0, 1, 900), {"E_TILT": 1}, "≥10 series")):
         made = checkup(site, [*members, *also], refused=refused_now)
@@ -136,30 +136,30 @@ def test_counts_of_rules_hide_with_the_waterfall(site: Site) -> None:
         assert bool(problems["W_SMALL_LUNGS"].share) == (not also)
 
 
-def test_a_count_that_nearly_all_meet_hides_who_does_not(site: Site) -> None:
+def test_count_with_a_small_remainder_is_not_shown_exactly(site: Site) -> None:
     members = [*ward(0, 0, 4), *(member(f"s{i}", MILD, lungs_ml=1500) for i in range(20))]
     problems = {p.about: p for p in content(checkup(site, members))["problems"]}
     assert problems["W_SMALL_LUNGS"].count == "≥10 series"
     assert problems["W_SMALL_LUNGS"].share == ""
 
 
-def test_quartiles_are_shown_of_enough_scans_alone(site: Site) -> None:
+def test_quartiles_are_shown_only_for_enough_scans(site: Site) -> None:
     assert content(checkup(site, ward(20, 9, 10)))["numbers"] == []
     middle = dict(content(checkup(site, ward(20, 10, 10)))["numbers"])
     assert middle["distance between slices, mm"] == "1.2 to 1.2"
 
 
-def test_nothing_identifies_a_patient_or_a_place(site: Site) -> None:
+def test_page_identifies_no_patient_and_no_path_or_host(site: Site) -> None:
     members = [member(f"CANARY{i}", MILD) for i in range(30)]
     findings = [Finding(reasons.PCR_UNMAPPED_FLAGGED, "CANARY-P", "CANARY^JANE")]
     page = render(checkup(site, members, findings=findings), NOW)
     assert "W_PCR_UNMAPPED" in page
     assert "CANARY" not in page
     assert str(site.folder) not in page
-    assert "69.8" not in page and "4711" not in page, "exact figures are for the site's own screen"
+    assert "69.8" not in page and "4711" not in page, "exact numbers appear on the site's own screen only"
 
 
-def test_it_is_one_file_that_asks_for_nothing(site: Site) -> None:
+def test_page_is_one_file_without_external_resources(site: Site) -> None:
     page = render(checkup(site, ward(40, 30, 50)), NOW)
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "default-src 'none'" in page
@@ -167,14 +167,14 @@ def test_it_is_one_file_that_asks_for_nothing(site: Site) -> None:
     assert "data:image/svg+xml;base64," in page
 
 
-def test_texts_are_escaped() -> None:
+def test_texts_are_html_escaped() -> None:
     line = Line("network", "server", "fail", "<b>", "Look at `<i>` & more.")
     page = render(Checkup("ward", 10, JoinRules(), (line,)), NOW)
     assert "Look at <code>&lt;i&gt;</code> &amp; more." in page
     assert "<b>" not in page
 
 
-def test_without_scans_it_still_tells_the_rest() -> None:
+def test_page_without_scans_shows_the_other_checks() -> None:
     waiting = Line("scans", "scans", "skip", "E_NOTHING_PULLED: nothing yet", "Run `fedthorax node pull`.")
     page = render(Checkup("ward", 10, JoinRules(), (*LINES, waiting)), NOW)
     assert "Run <code>fedthorax node pull</code>." in page
@@ -182,13 +182,13 @@ def test_without_scans_it_still_tells_the_rest() -> None:
     assert "The data contract" not in page
 
 
-def test_where_all_is_well_it_says_so() -> None:
+def test_page_without_problems_says_so() -> None:
     page = render(Checkup("ward", 10, JoinRules(), LINES[1:2]), NOW)
     assert "The checks found no problem." in page
     assert "What to do" not in page
 
 
-def test_words_of_a_refusal_are_shown_and_its_numbers_are_not() -> None:
+def test_text_of_a_refusal_is_shown_without_its_numbers() -> None:
     refusal = Refusal(reasons.PCR_UNMAPPED, private="'CANARY' 3 times", table="laboratory", percent=37)
     line = refused("records", "laboratory", refusal)
     assert line.says == "E_PCR_UNMAPPED: … % of the laboratory file's rows have a result that is in none of the " + (
@@ -198,7 +198,7 @@ def test_words_of_a_refusal_are_shown_and_its_numbers_are_not() -> None:
     assert "CANARY" not in str(line.to_json())
 
 
-def test_the_page_is_its_owners_alone_and_whole(site: Site, tmp_path: Path) -> None:
+def test_page_file_is_private_and_written_atomically(site: Site, tmp_path: Path) -> None:
     made = checkup(site, ward(40, 30, 50))
     write_page(made, tmp_path / "check.html")
     write_page(replace(made, site="ward-2"), tmp_path / "check.html")

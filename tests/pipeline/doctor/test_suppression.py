@@ -1,4 +1,4 @@
-"""What others may see: no small count follows from what is shown, and as little as possible is hidden."""
+"""Suppression of small counts: none can be derived from shown counts, and as few as possible are hidden."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZES = st.sampled_from([1, 1, 1, 2, 3, 5, 8, 9, 9, 10, 11, 15, 18, 20, 40, 80])
 
 
 def tree(*parts: Count | int, key: str = "root") -> Count:
-    """A sum; numbers are counts that fall out at a rule."""
+    """A sum of counts. Numbers are counts of cases excluded by a rule."""
     made = tuple(part if isinstance(part, Count) else Count(f"{key}.{i}", "", part) for i, part in enumerate(parts))
     return Count(key, "", sum(part.count for part in made), made, stays=True)
 
@@ -22,29 +22,29 @@ def leaf(key: str, count: int) -> Count:
     return Count(key, "", count, stays=True)
 
 
-def test_nothing_is_hidden_where_nothing_is_small() -> None:
+def test_nothing_is_hidden_without_small_counts() -> None:
     assert hidden(tree(12, 40, leaf("rest", 90)), 10) == set()
 
 
-def test_what_would_follow_by_subtraction_takes_another_with_it() -> None:
-    assert hidden(tree(3, leaf("rest", 90)), 10) == {"root.0", "root"}, "the sum goes before what is left"
+def test_second_count_is_hidden_if_subtraction_reveals_the_first() -> None:
+    assert hidden(tree(3, leaf("rest", 90)), 10) == {"root.0", "root"}, "the sum is hidden before the remaining count"
 
 
-def test_several_small_counts_may_hide_each_other() -> None:
+def test_several_small_counts_can_hide_each_other() -> None:
     assert hidden(tree(5, 5, leaf("rest", 90)), 10) == {"root.0", "root.1"}
 
 
-def test_several_small_counts_may_tell_each_other_too() -> None:
-    """9 and 9 make 18, and nothing else under 10 does; 1 and 1 make 2, and no listed count is 0."""
+def test_small_counts_determined_by_their_sum_hide_the_sum_too() -> None:
+    """Below 10, only 9 + 9 make 18. As no listed count is 0, only 1 + 1 make 2."""
     for small in (9, 1):
         assert "root" in hidden(tree(small, small, leaf("rest", 90)), 10)
 
 
-def test_zero_is_small_where_it_is_listed() -> None:
+def test_listed_zero_is_a_small_count() -> None:
     assert hidden(tree(leaf("positive", 0), leaf("negative", 30)), 10) == {"positive", "root"}
 
 
-def test_a_chain_keeps_its_last_and_most_useful_count() -> None:
+def test_last_count_of_a_chain_is_shown() -> None:
     labelled = tree(leaf("positive", 60), leaf("negative", 40), key="labelled")
     patients = tree(2, labelled, key="patients")
     found = tree(1, 1, patients, key="found")
@@ -61,7 +61,7 @@ def trees(draw: st.DrawFn, depth: int = 0, key: str = "r") -> Count:
 
 
 def reader_ranges(root: Count, unseen: set[str], minimum: int) -> dict[str, tuple[float, float]]:
-    """What follows for each small count from all that is shown, by integer programming."""
+    """The range of each small count that a reader can derive from all shown counts, by integer programming."""
     leaves: list[Count] = []
     rows: list[tuple[Count, list[int]]] = []
 
@@ -102,7 +102,7 @@ def reader_ranges(root: Count, unseen: set[str], minimum: int) -> dict[str, tupl
 
 @settings(max_examples=150, deadline=None)
 @given(root=trees(), minimum=st.sampled_from([2, 3, 5, 10]))
-def test_no_small_count_follows_from_what_is_shown(root: Count, minimum: int) -> None:
+def test_no_small_count_can_be_derived_from_shown_counts(root: Count, minimum: int) -> None:
     unseen = hidden(root, minimum)
     assert all(count.key in unseen for _, count in root.walk() if count.count < minimum)
     for least, most in reader_ranges(root, unseen, minimum).values():
@@ -110,7 +110,7 @@ def test_no_small_count_follows_from_what_is_shown(root: Count, minimum: int) ->
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(2, 12))
-def test_of_a_part_nothing_small_is_told_nor_of_the_rest(count: int, rest: int, minimum: int) -> None:
+def test_shown_part_reveals_neither_a_small_count_nor_a_small_rest(count: int, rest: int, minimum: int) -> None:
     text = shown_of(count, count + rest, minimum, is_of_shown=True)
     of = count + rest
     possible = [c for c in range(of + 1) if shown_of(c, of, minimum, is_of_shown=True) == text]
@@ -124,17 +124,17 @@ def test_of_a_part_nothing_small_is_told_nor_of_the_rest(count: int, rest: int, 
 @pytest.mark.parametrize(
     ("count", "is_hidden", "text"), [(0, False, "<10"), (9, False, "<10"), (10, False, "10"), (10, True, "≥10")]
 )
-def test_how_counts_are_written(count: int, is_hidden: bool, text: str) -> None:
+def test_text_of_a_count(count: int, is_hidden: bool, text: str) -> None:
     assert shown(count, 10, is_hidden=is_hidden) == text
 
 
 @pytest.mark.parametrize(("count", "drawn"), [(0, None), (9, None), (10, 10), (19, 10), (20, 20), (107, 100)])
-def test_a_figure_shows_steps(count: int, drawn: int | None) -> None:
+def test_drawn_counts_are_rounded_down_to_steps(count: int, drawn: int | None) -> None:
     assert rounded(count, 10) == drawn
 
 
-def test_what_is_known_of_a_part() -> None:
+def test_derivable_range_of_a_part() -> None:
     assert within((20, 20), [(1, 9), (15, 15), (0, 9)], 0) == (1, 5)
     assert leaks((1, 4), 10)
     assert not leaks((1, 5), 10)
-    assert not leaks((10, 10), 10), "it is not small"
+    assert not leaks((10, 10), 10), "10 is not a small count"

@@ -1,4 +1,4 @@
-"""Made-up patients whose scan is one small tensor, for the tests of figures."""
+"""Synthetic patients, each with one small tensor as scan, for the tests of evaluation figures."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def as_window(hu: float) -> float:
 
 
 def tensor(load: float) -> np.ndarray:
-    """Lungs of 1000 voxels, a share of which is at -200 HU, in a wall of soft tissue; (2, 10, 12, 12)."""
+    """Lungs of 1000 voxels in soft tissue, with a share `load` of them at -200 HU. Shape (2, 10, 12, 12)."""
     lungs = np.zeros((10, 12, 12), dtype=bool)
     lungs[:, 1:11, 1:11] = True
     hu = np.where(lungs, -870.0, 40.0)
@@ -27,9 +27,9 @@ def tensor(load: float) -> np.ndarray:
 
 
 def people(folder: Path, patients: int, *, seed: int = 1, loads: tuple[float, ...] = (0.1,)) -> Examples:
-    """Patients of both sexes, all ages and all scanners; the older are more often severe, all have a PCR result.
+    """Patients of both sexes, all ages and all scanners. Severity rises with age; all have a PCR result.
 
-    Their lesion loads are `loads` in turn.
+    The lesion loads cycle through `loads`.
     """
     rng = np.random.default_rng(seed)
     files = []

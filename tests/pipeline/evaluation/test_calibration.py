@@ -1,4 +1,4 @@
-"""Calibration: what is right is called right, what is off is told by how much, and what is undefined is not told."""
+"""Calibration figures: calibrated models, known miscalibration, and NaN for undefined values."""
 
 import math
 
@@ -23,29 +23,29 @@ Cohort = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def calibrated(patients: int, seed: int = 1) -> Cohort:
-    """Logits, and labels drawn by just their probabilities."""
+    """Logits, and labels drawn with the probabilities of these logits."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(-1, 1.5, patients)
     return logits, (rng.random(patients) < expit(logits)).astype(np.int64)
 
 
-def test_a_calibrated_model_has_slope_1_intercept_0_and_no_error() -> None:
+def test_calibrated_model_has_slope_1_intercept_0_and_small_error() -> None:
     logits, labels = calibrated(20_000)
     assert calibration_slope(logits, labels) == pytest.approx(1, abs=0.05)
     assert calibration_intercept(logits, labels) == pytest.approx(0, abs=0.05)
     assert expected_calibration_error(expit(logits), labels) < 0.02
 
 
-def test_what_is_off_is_told_by_how_much() -> None:
+def test_miscalibration_is_measured() -> None:
     logits, labels = calibrated(20_000)
     assert calibration_slope(2 * logits + 1, labels) == pytest.approx(0.5, abs=0.03)
     assert calibration_intercept(logits + 1, labels) == pytest.approx(-1, abs=0.05)
     assert expected_calibration_error(expit(logits + 1), labels) > 0.1
 
 
-def test_the_slope_is_the_likelihoods_maximum() -> None:
+def test_slope_maximises_the_likelihood() -> None:
     logits, labels = calibrated(80)
-    logits = 30 + 7 * logits  # far from what a solver likes
+    logits = 30 + 7 * logits  # badly scaled for a solver
 
     def loss(parameters: NDArray[np.float64]) -> float:
         z = parameters[0] * logits / 100 + parameters[1]
@@ -55,7 +55,7 @@ def test_the_slope_is_the_likelihoods_maximum() -> None:
     assert calibration_slope(logits, labels) == pytest.approx(expected, rel=1e-4)
 
 
-def test_with_the_intercept_the_mean_probability_is_the_prevalence() -> None:
+def test_intercept_sets_the_mean_probability_to_the_prevalence() -> None:
     logits, labels = calibrated(60)
     moved = expit(logits + 3 + calibration_intercept(logits + 3, labels))
     assert moved.mean() == pytest.approx(labels.mean())
@@ -66,22 +66,22 @@ def test_with_the_intercept_the_mean_probability_is_the_prevalence() -> None:
     [
         ([1, 2, 3, 4], [0, 0, 1, 1]),  # separated
         ([1, 2, 3, 4], [1, 1, 0, 0]),
-        ([1, 2, 2, 4], [0, 0, 1, 1]),  # but for one tie
+        ([1, 2, 2, 4], [0, 0, 1, 1]),  # separated except for one tie
         ([1, 1, 1, 1], [0, 1, 0, 1]),
         ([1, 2, 3, 4], [1, 1, 1, 1]),
         ([], []),
     ],
 )
-def test_a_slope_that_is_not_defined_is_nan(logits: list[int], labels: list[int]) -> None:
+def test_undefined_slope_is_nan(logits: list[int], labels: list[int]) -> None:
     assert math.isnan(calibration_slope(np.array(logits, dtype=float), np.array(labels, dtype=int)))
 
 
-def test_an_intercept_needs_both_classes_and_a_sane_model() -> None:
+def test_intercept_of_one_class_or_extreme_logits_is_nan() -> None:
     assert math.isnan(calibration_intercept(np.arange(4.0), np.ones(4, dtype=int)))
     assert math.isnan(calibration_intercept(np.full(4, 500.0), np.array([0, 1, 0, 1])))
 
 
-def test_brier_and_reliability_are_scikit_learns() -> None:
+def test_brier_score_and_reliability_equal_scikit_learn() -> None:
     logits, labels = calibrated(300)
     probabilities = expit(logits)
     assert brier(probabilities, labels) == pytest.approx(brier_score_loss(labels, probabilities))
@@ -92,14 +92,14 @@ def test_brier_and_reliability_are_scikit_learns() -> None:
     assert curve.patients.sum() == 300
 
 
-def test_the_error_is_the_mean_distance_of_a_patients_bin() -> None:
+def test_calibration_error_is_the_patient_weighted_mean_over_bins() -> None:
     probabilities, labels = np.array([0.05, 0.05, 0.05, 0.05, 0.95, 1.0]), np.array([0, 0, 0, 1, 1, 1])
     expected = (4 * abs(0.25 - 0.05) + 2 * abs(1 - 0.975)) / 6
     assert expected_calibration_error(probabilities, labels) == pytest.approx(expected)
 
 
-def test_net_benefit_weighs_false_alarms_by_the_odds() -> None:
-    """Vickers and Elkin's formula, by hand; and treating all is what it is worth for a threshold under everybody."""
+def test_net_benefit_weights_false_positives_by_the_threshold_odds() -> None:
+    """Vickers and Elkin's formula by hand. A threshold below all probabilities gives the benefit of treating all."""
     probabilities, labels = np.array([0.1, 0.3, 0.3, 0.6, 0.9]), np.array([0, 0, 1, 1, 1])
     assert net_benefit(probabilities, labels, 0.25) == pytest.approx(3 / 5 - 1 / 5 * 0.25 / 0.75)
     assert net_benefit(probabilities, labels, 0.05) == pytest.approx(3 / 5 - 2 / 5 * 0.05 / 0.95)

@@ -1,4 +1,4 @@
-"""AUROC and its kin: they agree with scikit-learn and with a plain bootstrap, and their intervals hold the truth."""
+"""AUROC and related figures: they agree with scikit-learn and a plain bootstrap; intervals cover the true value."""
 
 import math
 
@@ -31,7 +31,7 @@ def binormal(rng: np.random.Generator, area: float, positive: int, negative: int
 
 @pytest.fixture
 def cohort() -> Cohort:
-    """With ties, and some labels missing."""
+    """A cohort with ties and some missing labels."""
     scores, labels = binormal(np.random.default_rng(3), 0.8, 30, 70)
     labels[::9] = math.nan
     return scores.round(1), labels
@@ -42,7 +42,7 @@ def known(cohort: Cohort) -> Cohort:
     return scores[~np.isnan(labels)], labels[~np.isnan(labels)]
 
 
-def test_95_percent_intervals_of_the_auroc_hold_the_truth_in_95_percent_of_200_cohorts() -> None:
+def test_95_percent_auroc_intervals_cover_the_true_value_in_95_percent_of_cohorts() -> None:
     held = 0
     for number in range(200):
         found = auroc(*binormal(np.random.default_rng([5, number]), 0.8, 25, 75))
@@ -50,8 +50,8 @@ def test_95_percent_intervals_of_the_auroc_hold_the_truth_in_95_percent_of_200_c
     assert 0.92 <= held / 200 <= 0.98
 
 
-def test_intervals_of_a_difference_hold_the_truth() -> None:
-    """Two scores of the same patients that lean on one another, with the AUROCs 0.85 and 0.70."""
+def test_intervals_of_an_auroc_difference_cover_the_true_value() -> None:
+    """Two correlated scores of the same patients, with AUROCs of 0.85 and 0.70."""
     held = 0
     for number in range(200):
         rng = np.random.default_rng([6, number])
@@ -63,7 +63,7 @@ def test_intervals_of_a_difference_hold_the_truth() -> None:
     assert 0.92 <= held / 200 <= 0.98
 
 
-def test_values_are_scikit_learns(cohort: Cohort) -> None:
+def test_values_equal_scikit_learn(cohort: Cohort) -> None:
     scores, labels = known(cohort)
     assert auroc(*cohort).value == pytest.approx(roc_auc_score(labels, scores))
     assert auprc(*cohort).value == pytest.approx(average_precision_score(labels, scores))
@@ -73,8 +73,8 @@ def test_values_are_scikit_learns(cohort: Cohort) -> None:
     assert auroc(*cohort).patients == auprc(*cohort).patients == len(labels)
 
 
-def test_delongs_variance_is_that_of_its_definition(cohort: Cohort) -> None:
-    """Over all pairs, as in the paper's equations 4 and 5."""
+def test_delong_variance_equals_its_definition(cohort: Cohort) -> None:
+    """Computed over all pairs, as in equations 4 and 5 of the paper."""
     scores, labels = known(cohort)
     positive, negative = scores[labels == 1], scores[labels == 0]
     right = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
@@ -83,7 +83,7 @@ def test_delongs_variance_is_that_of_its_definition(cohort: Cohort) -> None:
 
 
 def plain_bootstrap(cohort: Cohort, figure: object, seed: int) -> NDArray[np.float64]:
-    """One resample after the other, within each class."""
+    """A bootstrap in a plain loop, stratified by class."""
     scores, labels = known(cohort)
     rng = np.random.default_rng(seed)
     values = []
@@ -93,7 +93,7 @@ def plain_bootstrap(cohort: Cohort, figure: object, seed: int) -> NDArray[np.flo
     return np.array(values)
 
 
-def test_bootstrap_intervals_are_those_of_a_plain_bootstrap(cohort: Cohort) -> None:
+def test_bootstrap_intervals_agree_with_a_plain_bootstrap(cohort: Cohort) -> None:
     def sensitivity(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
         alarms, found, _ = roc_curve(labels, scores, drop_intermediate=False)
         return float(found[alarms <= 0.1 + 1e-9].max())
@@ -110,25 +110,25 @@ def test_bootstrap_intervals_are_those_of_a_plain_bootstrap(cohort: Cohort) -> N
     )
 
 
-def test_the_same_patients_have_the_same_interval(cohort: Cohort) -> None:
+def test_intervals_are_reproducible(cohort: Cohort) -> None:
     assert auprc(*cohort) == auprc(*cohort)
     assert sensitivity_at(0.9, *cohort) == sensitivity_at(0.9, *cohort)
 
 
-def test_a_perfect_score_is_not_taken_for_certain() -> None:
-    """The bound is that of Clopper and Pearson for 8 of 8."""
+def test_interval_of_a_perfect_score_is_not_degenerate() -> None:
+    """The bound is the Clopper-Pearson limit for 8 of 8."""
     scores, labels = np.arange(48.0), np.repeat([0.0, 1.0], [40, 8])
     assert (auroc(scores, labels).low, auroc(scores, labels).high) == pytest.approx((0.631, 1.0), abs=1e-3)
     assert (auroc(-scores, labels).low, auroc(-scores, labels).high) == pytest.approx((0.0, 0.369), abs=1e-3)
     assert sensitivity_at(0.9, scores, labels).low == pytest.approx(0.631, abs=1e-3)
     assert specificity_at(0.9, scores, labels).low == pytest.approx(0.025 ** (1 / 40))
     assert sensitivity_at(0.9, -scores, labels).high == pytest.approx(0.369, abs=1e-3)
-    for positive in range(2, 40):  # whatever the number's rounding
+    for positive in range(2, 40):  # for all class sizes, to cover rounding
         found = auprc(scores, (scores >= 48 - positive).astype(float))
         assert found.value == 1 and found.low == pytest.approx(0.025 ** (1 / min(positive, 48 - positive)))
 
 
-def test_intervals_are_wide_where_a_class_is_one_patient_or_all_scores_are_the_same() -> None:
+def test_intervals_are_wide_for_a_class_of_one_patient_or_equal_scores() -> None:
     one = auroc(np.arange(40.0), np.eye(40)[25])
     assert one.value == pytest.approx(25 / 39)
     assert one.high - one.low > 0.9
@@ -139,14 +139,14 @@ def test_intervals_are_wide_where_a_class_is_one_patient_or_all_scores_are_the_s
 
 @pytest.mark.parametrize("figure", [auroc, auprc, lambda x, y: sensitivity_at(0.9, x, y)])
 @pytest.mark.parametrize("labels", [[1.0, 1.0, math.nan], [0.0, math.nan, 0.0], [math.nan] * 3, []])
-def test_one_class_alone_has_no_figure(figure: object, labels: list[float]) -> None:
+def test_figure_of_one_class_is_nan(figure: object, labels: list[float]) -> None:
     found = figure(np.arange(float(len(labels))), np.array(labels))  # type: ignore[operator]
     assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
     assert found.patients == np.count_nonzero(~np.isnan(labels))
     assert str(found) == "–"
 
 
-def test_a_difference_to_itself_is_none_and_to_its_reverse_is_large(cohort: Cohort) -> None:
+def test_difference_of_equal_scores_is_zero_and_of_reversed_scores_is_large(cohort: Cohort) -> None:
     scores, labels = cohort
     same = auroc_difference(scores, scores, labels)
     assert (same.value, same.low, same.high) == (0, 0, 0)
@@ -156,17 +156,17 @@ def test_a_difference_to_itself_is_none_and_to_its_reverse_is_large(cohort: Coho
 
 
 @pytest.mark.parametrize("share", [0.8, 0.9, 1.0])
-def test_thresholds_reach_what_is_asked_and_are_nobodys_score(cohort: Cohort, share: float) -> None:
+def test_thresholds_reach_the_required_share_and_equal_no_score(cohort: Cohort, share: float) -> None:
     scores, labels = known(cohort)
     low, high = threshold_with_sensitivity(share, *cohort), threshold_with_specificity(share, *cohort)
     assert low not in scores and high not in scores
     assert np.mean(scores[labels == 1] >= low) >= share
     assert np.mean(scores[labels == 0] < high) >= share
-    # The next score beyond would not do.
+    # The next score would miss the required share.
     assert np.mean(scores[labels == 1] > scores[scores > low].min()) < share
     assert np.mean(scores[labels == 0] < scores[scores < high].max()) < share
 
 
-def test_there_is_no_threshold_below_everybody() -> None:
+def test_threshold_below_all_scores_is_nan() -> None:
     assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.array([1.0, 0, 0, 0, 1])))
     assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.ones(5)))

@@ -1,4 +1,4 @@
-"""What a site hands out: no NaN, nothing over few patients, and the figures that the functions beside it give."""
+"""The figures a site sends: no NaN, no figure over few patients, and the values of the single functions."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logits_for(examples: Examples, seed: int = 0) -> NDArray[np.float32]:
-    """Of a model that knows something; patients without a label too have logits."""
+    """Logits of an informative model. Patients without a label have logits too."""
     noise = np.random.default_rng(seed).normal(0, 1.2, examples.targets.shape)
     return (np.nan_to_num(examples.targets, nan=0.5) * 2 - 1 + noise).astype(np.float32)
 
@@ -46,7 +46,7 @@ DEPLOYED = Deployed(
 )
 
 
-def test_figures_are_those_of_the_functions_beside(tmp_path: Path) -> None:
+def test_figures_equal_the_results_of_the_single_functions(tmp_path: Path) -> None:
     test = people(tmp_path, 200, loads=(0.0, 0.3, 0.6))
     logits = logits_for(test)
     found = evaluate(test, logits, DEPLOYED)
@@ -69,7 +69,7 @@ def test_figures_are_those_of_the_functions_beside(tmp_path: Path) -> None:
     assert not [name for name in found if name.startswith("count")]
 
 
-def test_without_calibration_and_thresholds_probabilities_are_as_they_are(tmp_path: Path) -> None:
+def test_probabilities_are_uncalibrated_without_a_deployed_calibration(tmp_path: Path) -> None:
     test = people(tmp_path, 100)
     found = evaluate(test, logits_for(test), Deployed())
     assert (
@@ -82,8 +82,8 @@ def test_without_calibration_and_thresholds_probabilities_are_as_they_are(tmp_pa
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_the_cohort_no_figure_is_nan_and_none_is_over_few_patients(tmp_path: Path, seed: int) -> None:
-    """Small cohorts, one class alone, logits that are all the same or beyond all bounds."""
+def test_no_figure_is_nan_or_over_few_patients_for_any_cohort(tmp_path: Path, seed: int) -> None:
+    """Small cohorts, one class only, logits that are all equal or extremely large or small."""
     rng = np.random.default_rng(seed)
     test = people(tmp_path, int(rng.integers(0, 45)), seed=seed)
     kept = [e for e in test.examples if e.severe or seed % 3]
@@ -104,7 +104,7 @@ def test_whatever_the_cohort_no_figure_is_nan_and_none_is_over_few_patients(tmp_
     assert all(value >= LEAST for name, value in found.items() if name.startswith("count"))
 
 
-def test_something_is_told_of_just_enough_patients(tmp_path: Path) -> None:
+def test_figures_are_reported_from_the_minimum_number_of_patients_on(tmp_path: Path) -> None:
     examples = [
         Example(people(tmp_path, 1).examples[0].tensor, 60.0, "F", True, number % 2 == 0, measures(manufacturer="GE"))
         for number in range(LEAST)
@@ -113,17 +113,17 @@ def test_something_is_told_of_just_enough_patients(tmp_path: Path) -> None:
     found = evaluate(test, logits_for(test), DEPLOYED)
     assert {"auroc_severe", "auroc_severe@ge", "auroc_severe@female", "brier_severe"} <= set(found)
     assert "auroc_severe@male" not in found
-    assert "prevalence_severe" not in found, "it would tell that there are five of each"
+    assert "prevalence_severe" not in found, "it would reveal that each class has five patients"
     assert not evaluate(Examples(examples[1:]), logits_for(test)[1:], DEPLOYED)
 
 
-def test_a_model_that_ran_away_tells_no_figure_beyond_bounds(tmp_path: Path) -> None:
+def test_diverged_model_reports_no_out_of_range_figure(tmp_path: Path) -> None:
     test = people(tmp_path, 100)
     found = round_figures(logits_for(test) * 1e6, test.targets, min_patients=LEAST)
     assert "loss_severe" not in found and "auroc_severe" in found
 
 
-def test_histograms_are_counts_of_calibrated_probabilities_where_they_are_allowed(tmp_path: Path) -> None:
+def test_allowed_histograms_count_calibrated_probabilities(tmp_path: Path) -> None:
     test = people(tmp_path, 300)
     probabilities = np.random.default_rng(1).uniform(0.02, 0.98, test.targets.shape)
     logits = ((logit(probabilities) + 0.2) / 0.8).astype(np.float32)
@@ -137,7 +137,7 @@ def test_histograms_are_counts_of_calibrated_probabilities_where_they_are_allowe
     assert counts[first] == np.count_nonzero(severe & (probabilities[:, 1] < low))
 
 
-def test_calibration_is_fitted_to_raw_logits_with_thresholds_that_do_what_they_say(tmp_path: Path) -> None:
+def test_calibration_is_fitted_to_raw_logits_and_thresholds_reach_90_percent(tmp_path: Path) -> None:
     validation = people(tmp_path, 120)
     logits = logits_for(validation)
     found = calibration_figures(logits, validation.targets, min_patients=LEAST)
@@ -154,7 +154,7 @@ def test_calibration_is_fitted_to_raw_logits_with_thresholds_that_do_what_they_s
         assert (x[y == 0] < found[f"rule_in_{label}"]).mean() >= 0.9
 
 
-def test_a_patient_next_to_what_is_typical_does_not_outweigh_the_others() -> None:
+def test_patient_close_to_the_centre_does_not_dominate_the_distance() -> None:
     looks = np.random.default_rng(3).normal(size=(24, 51)).astype(np.float32)
     ones = np.ones(51, np.float32)
     there = figures.distance_figures(looks, looks[0] + np.float32(1e-6), ones)

@@ -1,4 +1,4 @@
-"""The shortcut audit at a site: what tags, the outside of the lungs and features tell, and that chance tells none."""
+"""Shortcut audit at a site: label or scanner information in tags, outside the lungs and in features, versus chance."""
 
 import math
 from dataclasses import replace
@@ -56,7 +56,7 @@ OTHER = replace(MEASURES, manufacturer="GE", kernel="LUNG", sharpness="sharp")
 
 
 def synthetic_scan(rng: Generator, *, lesion: bool, mark: bool) -> NDArray[np.float16]:
-    """Two lungs in soft tissue; a lesion lies in one of them, a mark in a corner beside both."""
+    """Two lungs in soft tissue, with an optional lesion in one lung and an optional mark in a corner outside both."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     lungs = np.zeros(SHAPE, dtype=bool)
     for side in (-1, 1):
@@ -70,7 +70,7 @@ def synthetic_scan(rng: Generator, *, lesion: bool, mark: bool) -> NDArray[np.fl
 
 
 def site(folder: Path, *, patients: int = 60, marked: bool, seed: int = 0) -> Examples:
-    """Lesions go with severity in most; where `marked`, so does the mark, and the tags of a second scanner."""
+    """Lesions correlate with severity. With `marked`, the mark and the tags of a second scanner do too."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     made = []
@@ -92,7 +92,7 @@ def trained(examples: Examples) -> SeverityNetwork:
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[SeverityNetwork, Examples]:
-    """A network that learnt at a site with the mark, and other patients of that site."""
+    """A network trained at a site with the mark, and other patients of that site."""
     folder = tmp_path_factory.mktemp("marked")
     return trained(site(folder / "train", marked=True)), site(folder / "others", marked=True, seed=1)
 
@@ -106,22 +106,22 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> tuple[SeverityNetwork, Ex
 # --- blanked lungs ----------------------------------------------------------------------------------------
 
 
-def test_a_model_that_read_the_mark_tells_severity_without_lungs(marked: tuple[SeverityNetwork, Examples]) -> None:
+def test_model_trained_on_the_mark_predicts_severity_without_lungs(marked: tuple[SeverityNetwork, Examples]) -> None:
     found = outside_auroc(*marked)
     assert found.low > 0.7
     assert found.patients == 60
 
 
-def test_a_model_that_read_the_lungs_is_at_chance_without_them(clean: tuple[SeverityNetwork, Examples]) -> None:
+def test_model_trained_on_the_lungs_is_at_chance_without_lungs(clean: tuple[SeverityNetwork, Examples]) -> None:
     network, others = clean
     severe = others.targets[:, SEVERE] == 1
     logits = predict(network, others)[:, SEVERE]
-    assert np.median(logits[severe]) > np.median(logits[~severe])  # it did learn
+    assert np.median(logits[severe]) > np.median(logits[~severe])  # the network has learnt
     found = outside_auroc(network, others)
     assert found.low < 0.5 < found.high
 
 
-def test_blanking_hides_the_lungs_the_mask_and_the_common_level_and_nothing_else() -> None:
+def test_blanking_hides_only_the_lungs_the_mask_and_the_common_level() -> None:
     rng = np.random.default_rng(0)
     scan = synthetic_scan(rng, lesion=False, mark=False).astype(np.float32)
     typical = synthetic_scan(rng, lesion=True, mark=False).astype(np.float32)
@@ -130,7 +130,7 @@ def test_blanking_hides_the_lungs_the_mask_and_the_common_level_and_nothing_else
     assert not hidden[:, 0, 0].any()
     ill = scan.copy()
     ill[0][hidden] = 0.2
-    ill[0][~hidden] -= 0.1  # as where dense lungs shifted the whole scan
+    ill[0][~hidden] -= 0.1  # as if dense lungs had shifted the intensity of the whole scan
     blanked = blank_lungs(scan, typical)
     np.testing.assert_allclose(blank_lungs(ill, typical), blanked, atol=1e-5)
     np.testing.assert_array_equal(blanked[1], typical[1])
@@ -140,15 +140,15 @@ def test_blanking_hides_the_lungs_the_mask_and_the_common_level_and_nothing_else
     assert np.abs(blank_lungs(with_mark, typical) - blanked).max() > 1
 
 
-def test_the_hull_holds_a_lung_s_side_that_the_mask_lacks() -> None:
+def test_hull_covers_lung_parts_missing_in_the_mask() -> None:
     lungs = synthetic_scan(np.random.default_rng(0), lesion=False, mark=False)[1]
     bitten = lungs.copy()
-    bitten[5:11, 7:13, 16:] = 0  # consolidation at the pleura, taken for chest wall
+    bitten[5:11, 7:13, 16:] = 0  # consolidation at the pleura, segmented as chest wall
     assert bitten.sum() < lungs.sum()
     assert lung_hull(bitten)[lungs > 0].all()
 
 
-def test_the_planted_frame_is_seen_in_the_tensor_and_beside_the_hull(tmp_path: Path) -> None:
+def test_planted_frame_is_visible_in_the_tensor_outside_the_hull(tmp_path: Path) -> None:
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((36, 56, 56), (8.0, 6.6, 6.6))))
     settings = Preprocessing(shape=(20, 28, 28), working_spacing_mm=8)
     scans = {}
@@ -164,7 +164,7 @@ def test_the_planted_frame_is_seen_in_the_tensor_and_beside_the_hull(tmp_path: P
         hidden = lung_hull(without[1])
         difference = np.abs(with_frame[0] - without[0])
         assert difference[~hidden].max() > 0.25
-        assert difference[without[1] > 0.99].mean() < 0.05  # noise is drawn anew
+        assert difference[without[1] > 0.99].mean() < 0.05  # new noise in each scan
 
 
 # --- tags -------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def random_measures(rng: Generator) -> Measures:
     )
 
 
-def test_tags_that_go_with_the_label_tell_it() -> None:
+def test_tags_correlated_with_the_label_predict_it() -> None:
     labels = np.arange(60) % 3 == 0
     rng = np.random.default_rng(0)
     measures = [OTHER if rng.random() < (0.9 if label else 0.1) else MEASURES for label in labels]
@@ -192,8 +192,8 @@ def test_tags_that_go_with_the_label_tell_it() -> None:
 
 
 @pytest.mark.slow
-def test_tags_that_go_with_nothing_are_at_chance() -> None:
-    """One interval in forty would lie above chance if each held it as it should; folds alone would give twice that."""
+def test_uncorrelated_tags_are_at_chance() -> None:
+    """With correct coverage, one interval in 40 lies above chance. Intervals from folds alone give twice that rate."""
     above = below = 0
     for seed in range(80):
         rng = np.random.default_rng(seed)
@@ -204,7 +204,7 @@ def test_tags_that_go_with_nothing_are_at_chance() -> None:
     assert below <= 8
 
 
-def test_no_figure_where_no_tag_varies_or_a_class_is_too_small() -> None:
+def test_no_tag_figure_if_tags_are_constant_or_a_class_is_too_small() -> None:
     labels = np.arange(40) % 2 == 0
     assert math.isnan(tags_auroc(tagged(labels, [MEASURES] * 40), SEVERE).value)
     few = np.arange(40) < 9
@@ -214,26 +214,26 @@ def test_no_figure_where_no_tag_varies_or_a_class_is_too_small() -> None:
 # --- features ---------------------------------------------------------------------------------------------
 
 
-def test_the_features_are_those_that_the_head_sees(clean: tuple[SeverityNetwork, Examples]) -> None:
+def test_features_are_the_input_of_the_network_head(clean: tuple[SeverityNetwork, Examples]) -> None:
     network, others = clean
     features = embed(network, others)
     with torch.inference_mode():
         joined = torch.cat([torch.from_numpy(features), network.tabular(torch.from_numpy(others.tabular))], dim=1)
         logits = network.head(joined).numpy()
-    np.testing.assert_allclose(logits, predict(network, others), atol=0.02)  # bfloat16 where the processor has it
+    np.testing.assert_allclose(logits, predict(network, others), atol=0.02)  # bfloat16 if the processor supports it
     mean, variance, patients = moments(features)
     np.testing.assert_allclose(mean, features.mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(variance, features.var(axis=0, ddof=1), rtol=1e-4, atol=1e-6)
     assert patients == len(others)
 
 
-def test_patients_fall_to_the_largest_discriminant_of_the_sites_probed() -> None:
+def test_patients_are_assigned_to_the_site_with_the_largest_discriminant() -> None:
     discriminants = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0.5], [9, 9, 9]], dtype=np.float32).ravel()
     embeddings = np.array([[1, 0], [0, 1], [0, 0], [0, 2]], dtype=np.float32)
     assert assigned_shares(embeddings, discriminants, 3) == [0.25, 0.5, 0.25]
 
 
-def test_scanners_are_told_apart_by_features_that_differ_and_only_among_enough_patients() -> None:
+def test_scanners_are_distinguished_by_features_given_enough_patients() -> None:
     rng = np.random.default_rng(0)
     second = np.arange(60) % 3 == 0
     patients = tagged(np.zeros(60, dtype=bool), [OTHER if s else MEASURES for s in second])
@@ -249,13 +249,13 @@ def test_scanners_are_told_apart_by_features_that_differ_and_only_among_enough_p
     assert scanner_accuracy(features, patients, min_patients=21) is None  # the second has 20
 
 
-# --- what leaves ------------------------------------------------------------------------------------------
+# --- figures sent -----------------------------------------------------------------------------------------
 
 
-def test_a_site_hands_out_finite_figures_over_enough_patients(marked: tuple[SeverityNetwork, Examples]) -> None:
+def test_site_sends_finite_figures_over_enough_patients(marked: tuple[SeverityNetwork, Examples]) -> None:
     network, others = marked
     figures = shortcut_figures(network, others, others, min_patients=20)
-    named = ("auroc_severe_tags", "auroc_severe_outside")  # all are PCR-positive: nothing tells that label
+    named = ("auroc_severe_tags", "auroc_severe_outside")  # all are PCR-positive: no figure for that label
     ends = {f"{name}{end}" for name in named for end in ("", "_low", "_high")}
     assert set(figures) == ends | {"scanner_from_embedding", "scanner_chance"}
     assert all(0 <= value <= 1 for value in figures.values())

@@ -1,4 +1,4 @@
-"""Groups: closed, and everybody is where they belong."""
+"""Subgroups: a fixed set of groups, and the assignment of patients to them."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from pipeline.evaluation.subgroups import GROUPS, groups_of
         (None, "", "", set()),
     ],
 )
-def test_everybody_is_where_they_belong(
+def test_patients_are_assigned_to_their_groups(
     age_years: float | None, sex: str | None, manufacturer: str, expected: set[str]
 ) -> None:
     assert groups_of(age_years, sex, manufacturer) == expected

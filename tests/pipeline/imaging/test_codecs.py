@@ -1,4 +1,4 @@
-"""Frames that are damaged or lie about their size; some of these once ended the whole process."""
+"""Tests of decoding frames that are damaged or state a false size. Some of them once crashed the whole process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def code(dataset: Dataset, frame: bytes | bytearray) -> str:
 
 
 @pytest.mark.parametrize("syntax", JPEG)
-def test_a_jpeg_that_claims_another_size(chest_slice, syntax):
+def test_jpeg_with_false_size_is_refused(chest_slice, syntax):
     dataset = chest_slice(syntax)
     frame = frame_of(dataset)
     head = frame_head(frame)
@@ -59,7 +59,7 @@ def test_a_jpeg_that_claims_another_size(chest_slice, syntax):
 
 
 @pytest.mark.parametrize("syntax", JPEG2000)
-def test_a_jpeg2000_that_claims_another_size(chest_slice, syntax):
+def test_jpeg2000_with_false_size_is_refused(chest_slice, syntax):
     dataset = chest_slice(syntax)
     frame = frame_of(dataset)
     frame[8:16] = b"\x00\x00\xff\xff" * 2
@@ -72,7 +72,7 @@ def test_a_jpeg2000_that_claims_another_size(chest_slice, syntax):
     [(0, 0x00), (1, 0xC4), (2, 0xFF), (3, 0x00), (4, 17), (9, 3)],
     ids=["no marker", "no frame head", "long segment", "short segment", "17 bits", "3 components"],
 )
-def test_a_damaged_head_of_a_lossless_jpeg(chest_slice, syntax, offset, value):
+def test_lossless_jpeg_with_damaged_header_is_refused(chest_slice, syntax, offset, value):
     dataset = chest_slice(syntax)
     frame = frame_of(dataset)
     frame[frame_head(frame) + offset] = value
@@ -80,32 +80,32 @@ def test_a_damaged_head_of_a_lossless_jpeg(chest_slice, syntax, offset, value):
 
 
 @pytest.mark.parametrize("syntax", ["4.57", "4.70"])
-def test_notes_in_a_lossless_jpeg_do_not_matter(chest_slice, syntax):
+def test_application_data_in_lossless_jpeg_is_ignored(chest_slice, syntax):
     dataset = chest_slice(syntax)
     frame = frame_of(dataset)
     expected = decode(dataset)
     assert frame[6:11] == b"JFIF\0"
-    frame[11] = 9  # a version of JFIF that does not exist
+    frame[11] = 9  # a JFIF version that does not exist
     dataset.PixelData = encapsulate([bytes(frame)])
     assert np.array_equal(decode(dataset), expected)
 
 
 @pytest.mark.parametrize("syntax", [*JPEG, *JPEG2000, "5"])
 @pytest.mark.parametrize("kept", [0.001, 0.5, 0.99])
-def test_a_frame_that_is_cut_short(chest_slice, syntax, kept):
+def test_truncated_frame_is_refused(chest_slice, syntax, kept):
     dataset = chest_slice(syntax)
     frame = frame_of(dataset)
     assert code(dataset, frame[: int(kept * len(frame))]) in {"E_TRUNCATED", "E_DECODE"}
 
 
-def test_padding_after_the_pixels_is_none_of_them(chest_slice):
+def test_padding_after_pixels_is_ignored(chest_slice):
     dataset = chest_slice("1")
     whole = decode(dataset)
     dataset.PixelData += bytes(6)
     assert np.array_equal(decode(dataset), whole)
 
 
-def test_pixels_of_another_size_than_announced(chest_slice):
+def test_pixels_of_another_size_than_declared_are_refused(chest_slice):
     with pytest.raises(Refusal) as caught:
         decode(chest_slice("1"), rows=SIZE // 2)
     assert caught.value.code == "E_DECODE"

@@ -1,4 +1,4 @@
-"""Finding and grouping DICOM files, on synthetic series."""
+"""Tests of finding and grouping DICOM files. The series are synthetic."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def only(found):
     return series
 
 
-def test_describes_one_series(tmp_path):
+def test_series_is_described(tmp_path):
     paths = write_series(tmp_path / "a", body(slices=3), names=["z", "IM1.ima", "k.dcm"])
     series = only(find_series(tmp_path))
     assert series.files == tuple(sorted(paths))
@@ -36,7 +36,7 @@ def test_describes_one_series(tmp_path):
     assert series.acquired == datetime(2021, 3, 4, 10, 11, 12)
 
 
-def test_groups_by_patient_study_and_series_never_by_folder(tmp_path):
+def test_files_are_grouped_by_patient_study_and_series_not_folder(tmp_path):
     write_one(tmp_path / "a" / "1")
     write_one(tmp_path / "b" / "2")
     write_one(tmp_path / "a" / "3", SeriesInstanceUID="2.25.9")
@@ -50,20 +50,20 @@ def test_groups_by_patient_study_and_series_never_by_folder(tmp_path):
     assert {"0042", "42"} <= {each.patient_id for each in series}
 
 
-def test_files_without_series_uid_are_kept_apart_by_folder(tmp_path):
+def test_files_without_series_uid_are_grouped_by_folder(tmp_path):
     for name in ("a/1", "a/2", "b/1"):
         write_one(tmp_path / name, SeriesInstanceUID="")
     series, _ = find_series(tmp_path)
     assert sorted(len(each.files) for each in series) == [1, 2]
 
 
-def test_takes_files_and_folders_alike(tmp_path):
+def test_files_and_folders_are_accepted(tmp_path):
     write_one(tmp_path / "a" / "1")
     write_one(tmp_path / "2")
     assert len(only(find_series([tmp_path / "a", tmp_path / "2"])).files) == 2
 
 
-def test_companions_are_passed_over_in_silence(tmp_path):
+def test_companion_files_are_ignored_without_finding(tmp_path):
     write_one(tmp_path / "1")
     for name in ("LICENSE", "notes.txt", "readme.md", "list.csv", "x.json", ".DS_Store", "DICOMDIR"):
         (tmp_path / name).write_text("not an image")
@@ -87,7 +87,7 @@ def test_companions_are_passed_over_in_silence(tmp_path):
         (bytes(128) + b"DICM" + bytes(range(256)) * 4, "E_NOT_DICOM"),
     ],
 )
-def test_what_is_not_dicom_is_reported(tmp_path, content, code):
+def test_non_dicom_file_is_reported(tmp_path, content, code):
     write_one(tmp_path / "1.dcm")
     (tmp_path / "2.dcm").write_bytes(content)
     series, findings = find_series(tmp_path)
@@ -95,12 +95,12 @@ def test_what_is_not_dicom_is_reported(tmp_path, content, code):
     assert [(each.reason.code, each.detail) for each in findings] == [(code, str(tmp_path / "2.dcm"))]
 
 
-def test_archives_in_a_folder_are_not_passed_over_in_silence(tmp_path):
+def test_archive_in_a_folder_is_reported(tmp_path):
     (tmp_path / "patient.zip").write_bytes(b"PK\x03\x04")
     assert [each.reason.code for each in find_series(tmp_path)[1]] == ["E_NOT_DICOM"]
 
 
-def test_an_unreadable_file_is_reported(tmp_path, monkeypatch):
+def test_unreadable_file_is_reported(tmp_path, monkeypatch):
     write_one(tmp_path / "1.dcm")
 
     def refuse(*args, **options):
@@ -127,13 +127,13 @@ def test_an_unreadable_file_is_reported(tmp_path, monkeypatch):
         ("", None),
     ],
 )
-def test_age(tmp_path, age, years):
+def test_age_is_parsed(tmp_path, age, years):
     write_one(tmp_path / "1", PatientAge=age)
     assert only(find_series(tmp_path)).age_years == (years if years is None else pytest.approx(years))
 
 
 @pytest.mark.parametrize(("sex", "kept"), [("M", "M"), ("O", None), ("X", None), ("", None)])
-def test_sex(tmp_path, sex, kept):
+def test_sex_is_parsed(tmp_path, sex, kept):
     write_one(tmp_path / "1", PatientSex=sex)
     assert only(find_series(tmp_path)).sex == kept
 
@@ -155,12 +155,12 @@ def test_sex(tmp_path, sex, kept):
         ({"StudyDate": ""}, None),
     ],
 )
-def test_time_of_acquisition(tmp_path, attributes, acquired):
+def test_acquisition_time_is_parsed(tmp_path, attributes, acquired):
     write_one(tmp_path / "1", **attributes)
     assert only(find_series(tmp_path)).acquired == acquired
 
 
-def test_fingerprint_follows_content_not_place(tmp_path):
+def test_fingerprint_depends_on_content_not_folder(tmp_path):
     for place in ("here", "there"):
         paths = write_series(tmp_path / place, body(slices=2))
         for path in paths:
@@ -171,7 +171,7 @@ def test_fingerprint_follows_content_not_place(tmp_path):
     assert here != only(find_series(tmp_path / "there")).fingerprint
 
 
-def test_each_series_is_told_once_as_soon_as_its_folder_was_looked_through(tmp_path, monkeypatch):
+def test_each_series_is_reported_once_after_its_folder(tmp_path, monkeypatch):
     for folder in "abc":
         for name in "123":
             write_one(tmp_path / folder / name, SeriesInstanceUID=f"2.25.{ord(folder)}")
@@ -181,11 +181,11 @@ def test_each_series_is_told_once_as_soon_as_its_folder_was_looked_through(tmp_p
     )
     found, _ = find_series(tmp_path, lambda each: told.append((each, len(read))))
     assert [(each.files, when) for each, when in told] == [(found[0].files, 3), (found[1].files, 6)], (
-        "the last one is in what is returned"
+        "the last series is only in the return value"
     )
 
 
-def test_a_series_in_two_folders_is_told_with_what_the_first_one_holds(tmp_path):
+def test_series_in_two_folders_is_reported_with_files_of_the_first(tmp_path):
     for folder in ("a", "b", "c"):
         write_one(tmp_path / folder / folder)
     told = []
@@ -196,7 +196,7 @@ def test_a_series_in_two_folders_is_told_with_what_the_first_one_holds(tmp_path)
     assert early.fingerprint != series.fingerprint
 
 
-def test_reading_says_nothing_about_patients(tmp_path, caplog, capfd):
+def test_reading_logs_no_patient_data(tmp_path, caplog, capfd):
     write_one(tmp_path / "1", PatientID="CANARY" * 20, StudyDate="CANARY", SpecificCharacterSet="CANARY")
     caplog.clear()
     with warnings.catch_warnings(record=True) as warned, caplog.at_level(logging.DEBUG):

@@ -1,4 +1,4 @@
-"""A head stands for a whole header only where pydicom reads the same from it."""
+"""Tests of the fast header reader: it returns the same elements as pydicom, or leaves the file to pydicom."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +30,14 @@ def referring(ds: Dataset, _: int) -> None:
 
 @pytest.mark.parametrize("syntax", LITTLE_ENDIAN)
 @pytest.mark.parametrize("edit", [None, referring], ids=["plain", "with a sequence"])
-def test_slices_looked_at_together_are_those_looked_at_one_by_one(tmp_path, syntax, edit, monkeypatch):
+def test_slices_inspected_together_equal_slices_inspected_one_by_one(tmp_path, syntax, edit, monkeypatch):
     paths = write_series(tmp_path, body(), transfer_syntax=syntax, edit=edit)
     alone = [inspect_slice(path) for path in paths]
     pixels = [decode_slice(each) for each in alone]
     asked = []
     monkeypatch.setattr(slices, "inspect_slice", lambda path: asked.append(path) or inspect_slice(path))
     together = inspect_slices(paths)
-    assert asked == paths[:1], "one slice is checked for all"
+    assert asked == paths[:1], "only the first slice is inspected in full"
     assert [replace(each, pixels_at=None, native=None) for each in together] == alone
     assert all(np.array_equal(decode_slice(each), known) for each, known in zip(together, pixels, strict=True))
 
@@ -55,7 +55,7 @@ def test_slices_looked_at_together_are_those_looked_at_one_by_one(tmp_path, synt
         ({"PixelPaddingValue": 0}, "E_PIXEL"),
     ],
 )
-def test_one_slice_that_says_something_else_is_checked(tmp_path, change, code):
+def test_one_slice_that_differs_is_checked(tmp_path, change, code):
     def edit(ds: Dataset, index: int) -> None:
         if index == 7:
             ds.update(change)
@@ -68,14 +68,14 @@ def test_one_slice_that_says_something_else_is_checked(tmp_path, change, code):
     assert "007.dcm" in caught.value.private
 
 
-def test_one_file_of_another_patient_is_another_series(tmp_path):
+def test_file_of_another_patient_is_another_series(tmp_path):
     write_series(tmp_path, body(), edit=lambda ds, index: setattr(ds, "PatientID", "B" if index == 7 else "A"))
     series, findings = find_series(tmp_path)
     assert sorted((each.patient_id, len(each.files)) for each in series) == [("A", 23), ("B", 1)]
     assert not findings
 
 
-def test_a_slice_without_pixels_is_cut_short(tmp_path):
+def test_slice_without_pixels_is_truncated(tmp_path):
     *_, last = inspect_slices(write_series(tmp_path, body()))
     last.path.write_bytes(last.path.read_bytes()[: last.pixels_at])
     with pytest.raises(Refusal) as caught:
@@ -83,7 +83,7 @@ def test_a_slice_without_pixels_is_cut_short(tmp_path):
     assert caught.value.code == "E_TRUNCATED"
 
 
-def test_two_frames_in_a_file_of_one_are_not_taken_for_it(tmp_path):
+def test_two_frames_in_a_single_frame_file_are_refused(tmp_path):
     paths = write_series(tmp_path, body(), edit=lambda ds, index: setattr(ds, "PixelData", 2 * ds.PixelData))
     with pytest.raises(Refusal) as caught:
         decode_slice(inspect_slices(paths)[0])
@@ -91,13 +91,13 @@ def test_two_frames_in_a_file_of_one_are_not_taken_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("syntax", [uids.ExplicitVRBigEndian, uids.DeflatedExplicitVRLittleEndian])
-def test_what_is_laid_out_otherwise_is_left_to_pydicom(tmp_path, syntax):
+def test_other_transfer_syntaxes_are_left_to_pydicom(tmp_path, syntax):
     (path,) = write_series(tmp_path, body()[:1], transfer_syntax=syntax)
     assert read_head(path, head_tags()) is None
     assert inspect_slices([path]) == [inspect_slice(path)]
 
 
-def test_a_sequence_without_length_is_left_to_pydicom(tmp_path):
+def test_sequence_of_undefined_length_is_left_to_pydicom(tmp_path):
     def edit(ds: Dataset, index: int) -> None:
         referring(ds, index)
         ds["ProcedureCodeSequence"].is_undefined_length = True
@@ -107,7 +107,7 @@ def test_a_sequence_without_length_is_left_to_pydicom(tmp_path):
     assert inspect_slices(paths) == [inspect_slice(path) for path in paths]
 
 
-def test_no_file_no_head(tmp_path):
+def test_non_dicom_or_missing_file_has_no_fast_header(tmp_path):
     (tmp_path / "text").write_text("DICM")
     assert read_head(tmp_path / "text", head_tags()) is None
     assert read_head(tmp_path / "absent", head_tags()) is None
@@ -132,7 +132,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[uids.UID, bytes]:
     removed=st.integers(0, 9),
     added=st.one_of(st.binary(max_size=9), st.sampled_from([b"UI", b"SQ", b"UN", b"OB", b"ZZ", b"\xff\xff\xff\xff"])),
 )
-def test_whatever_has_a_head_is_read_by_pydicom_with_the_same_elements(
+def test_fast_header_has_the_same_elements_as_pydicom(
     whole: dict[uids.UID, bytes], tmp_path: Path, syntax: uids.UID, place: float, removed: int, added: bytes
 ) -> None:
     good, path = whole[syntax], tmp_path / "1.dcm"

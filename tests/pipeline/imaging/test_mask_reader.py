@@ -1,4 +1,4 @@
-"""Lung masks of a hospital's own: from NIfTI and DICOM segmentations, in any orientation, and hostile ones."""
+"""Tests of reading a hospital's lung masks: NIfTI and DICOM SEG, in any orientation, and malicious files."""
 
 import gzip
 import os
@@ -41,7 +41,7 @@ SOME = made_up()
 
 
 def blocks() -> tuple[np.ndarray, np.ndarray]:
-    """Right and left, of different size and height; columns run to the patient's left."""
+    """Right and left lung with different size and height; columns run to the patient's left."""
     right, left = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
     right[4:20, 3:9, 1:5] = True
     left[6:18, 4:12, 8:12] = True
@@ -78,7 +78,7 @@ def code(path: Path, series: Series = SOME) -> str:
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SPL", "AIR"])
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.float32])
-def test_a_nifti_mask_lies_where_it_lay_whatever_its_orientation(tmp_path: Path, axes: str, kind: type) -> None:
+def test_nifti_mask_keeps_its_position_in_any_orientation(tmp_path: Path, axes: str, kind: type) -> None:
     right, left = blocks()
     labels = (right * RIGHT + left * LEFT).astype(kind)
     affine = np.array([[0, 0, -1.0, 6], [0, -1.5, 0, 10], [2.0, 0, 0, 100], [0, 0, 0, 1]])
@@ -87,20 +87,20 @@ def test_a_nifti_mask_lies_where_it_lay_whatever_its_orientation(tmp_path: Path,
     assert mask.ml == pytest.approx(np.count_nonzero(labels) * 3 / 1000)
 
 
-def test_a_mask_with_ones_alone_does_not_tell_the_sides_apart(tmp_path: Path) -> None:
+def test_mask_with_one_label_does_not_separate_lungs(tmp_path: Path) -> None:
     right, left = blocks()
     mask = read_lung_mask(write_nifti(tmp_path / "a.nii", (right | left).astype(np.uint8), np.eye(4)), SOME)
     assert set(np.unique(mask.labels)) == {0, BOTH}
 
 
-def test_scaled_values_are_the_labels(tmp_path: Path) -> None:
+def test_scaled_values_are_used_as_labels(tmp_path: Path) -> None:
     right, left = blocks()
     path = write_nifti(tmp_path / "a.nii", (right * 2 + left * 4).astype(np.uint8), np.eye(4))
     path.write_bytes(packed(112, "2f", 0.5, 0)(path.read_bytes()))
     assert np.array_equal(read_lung_mask(path, SOME).on(SHAPE, np.eye(4)), right * 1 + left * 2)
 
 
-def test_a_coarse_mask_gives_each_voxel_of_a_fine_grid_its_nearest_label() -> None:
+def test_coarse_mask_is_resampled_to_nearest_label() -> None:
     coarse = np.zeros((3, 3, 3), np.uint8)
     coarse[1, 1, 1] = RIGHT
     fine = LungMask(coarse, np.diag([4.0, 4.0, 4.0, 1.0])).on((12, 12, 12), np.eye(4))
@@ -108,8 +108,8 @@ def test_a_coarse_mask_gives_each_voxel_of_a_fine_grid_its_nearest_label() -> No
     assert np.argwhere(fine).max(axis=0).tolist() == [5, 5, 5]
 
 
-def test_a_turned_grid_is_followed() -> None:
-    """A ball on a turned grid of 2 mm lies at the same place of the body on an upright grid of 1 mm."""
+def test_rotated_grid_is_resampled_correctly() -> None:
+    """A ball on a rotated grid of 2 mm keeps its position in the body on an upright grid of 1 mm."""
     turned = np.eye(4)
     turned[:2, :2] = 2 * np.array([[0.8, -0.6], [0.6, 0.8]])
     turned[2, 2], turned[:3, 3] = 2, (5, -7, 3)
@@ -127,7 +127,7 @@ def test_a_turned_grid_is_followed() -> None:
     ("labels", "expected"),
     [([0, 0], "E_MASK_EMPTY"), ([3, 1], "E_MASK_LABELS"), ([2, 0], "E_MASK_LABELS"), ([1.5, 1], "E_MASK_LABELS")],
 )
-def test_values_that_are_no_lungs_are_refused(tmp_path: Path, labels: list[float], expected: str) -> None:
+def test_values_that_are_not_lung_labels_are_refused(tmp_path: Path, labels: list[float], expected: str) -> None:
     values = np.zeros(SHAPE, np.float32)
     values[3:9, 3:9, 3:9], values[12:15, 3:9, 3:9] = labels
     assert code(write_nifti(tmp_path / f"{PATIENT_ID}.nii.gz", values, np.eye(4))) == expected
@@ -160,7 +160,7 @@ def packed(offset: int, form: str, *values: float) -> Callable[[bytes], bytes]:
     ids=["short", "header", "nothing", "pickle", "huge", "4D", "colour", "no axes", "NaN", "flat", "kilometres"],
 )
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_damaged_and_hostile_files_are_refused(tmp_path: Path, suffix: str, edit: Callable[[bytes], bytes]) -> None:
+def test_damaged_and_malicious_files_are_refused(tmp_path: Path, suffix: str, edit: Callable[[bytes], bytes]) -> None:
     right, left = blocks()
     path = write_nifti(tmp_path / "a.nii", (right + left * 2).astype(np.uint8), np.diag([2.0, 1.0, 1.0, 1.0]))
     content = edit(path.read_bytes())
@@ -169,7 +169,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path: Path, suffix: str, edit
     assert code(target) == "E_MASK_FILE"
 
 
-def test_what_is_no_file_of_a_mask_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_mask_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.nii")
     (tmp_path / "text.dcm").write_text("CANARY")
     (tmp_path / "damaged.nii.gz").write_bytes(b"CANARY")
@@ -186,7 +186,7 @@ def halves() -> dict[Any, np.ndarray]:
     return {(LIVER,): right | left, (LEFT_LUNG,): left, (RIGHT_LUNG,): right}
 
 
-def test_a_segmentation_lies_on_the_voxels_of_its_scan(scan: Series, tmp_path: Path) -> None:
+def test_segmentation_is_placed_on_the_voxels_of_its_scan(scan: Series, tmp_path: Path) -> None:
     path = write_segmentation(tmp_path / "a.dcm", scan.files, halves())
     right, left = blocks()
     found = read_lung_mask(path, scan).on(SHAPE, read_series(scan).affine)
@@ -195,7 +195,7 @@ def test_a_segmentation_lies_on_the_voxels_of_its_scan(scan: Series, tmp_path: P
     assert referenced_series(scan.files[0]) == ()
 
 
-def test_slices_in_another_order_and_empty_frames_change_nothing(scan: Series, tmp_path: Path) -> None:
+def test_slice_order_and_empty_frames_have_no_effect(scan: Series, tmp_path: Path) -> None:
     upside_down = {kind: mask[::-1] for kind, mask in halves().items()}
     path = write_segmentation(tmp_path / "a.dcm", scan.files[::-1], upside_down, omit_empty_frames=False)
     right, left = blocks()
@@ -208,7 +208,7 @@ def test_slices_in_another_order_and_empty_frames_change_nothing(scan: Series, t
     [((LUNG, TO_THE_RIGHT), (LUNG, TO_THE_LEFT)), ((RIGHT_LUNG,), (LEFT_LUNG,))],
     ids=["modifier", "code"],
 )
-def test_sides_come_from_codes(scan: Series, tmp_path: Path, kinds: tuple[Any, Any]) -> None:
+def test_sides_are_read_from_codes(scan: Series, tmp_path: Path, kinds: tuple[Any, Any]) -> None:
     path = write_segmentation(tmp_path / "a.dcm", scan.files, dict(zip(kinds, blocks(), strict=True)))
     assert set(np.unique(read_lung_mask(path, scan).labels)) == {0, RIGHT, LEFT}
 
@@ -220,7 +220,7 @@ def test_both_lungs_may_be_one_segment(scan: Series, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [[(LIVER,)], [(RIGHT_LUNG,)], [(LUNG, TO_THE_LEFT)]], ids=str)
-def test_a_segmentation_without_both_lungs_is_refused(scan: Series, tmp_path: Path, kinds: list[Any]) -> None:
+def test_segmentation_without_both_lungs_is_refused(scan: Series, tmp_path: Path, kinds: list[Any]) -> None:
     path = write_segmentation(tmp_path / "a.dcm", scan.files, {kind: blocks()[0] for kind in kinds})
     assert code(path, scan) == "E_MASK_LABELS"
 
@@ -238,15 +238,13 @@ def no_reference(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("edit", [other_series, other_frame, no_reference])
-def test_the_segmentation_of_another_scan_is_refused(
+def test_segmentation_of_another_scan_is_refused(
     scan: Series, tmp_path: Path, edit: Callable[[Dataset], object]
 ) -> None:
     assert code(write_segmentation(tmp_path / "a.dcm", scan.files, halves(), edit), scan) == "E_MASK_SERIES"
 
 
-def test_a_scan_and_a_segmentation_without_a_frame_of_reference_do_not_belong_together(
-    scan: Series, tmp_path: Path
-) -> None:
+def test_scan_and_segmentation_without_frame_of_reference_do_not_match(scan: Series, tmp_path: Path) -> None:
     without = write_series(tmp_path / "scan", body(*SHAPE), spacing_mm=SPACING_MM, origin_mm=ORIGIN_MM)
     path = write_segmentation(
         tmp_path / "a.dcm", scan.files, halves(), lambda dataset: setattr(dataset, "FrameOfReferenceUID", "")
@@ -254,7 +252,7 @@ def test_a_scan_and_a_segmentation_without_a_frame_of_reference_do_not_belong_to
     assert code(path, made_up(files=tuple(without), series_uid=SERIES_UID)) == "E_MASK_SERIES"
 
 
-def test_the_segmentation_of_a_dicom_scan_is_no_mask_of_a_volume_file(scan: Series, tmp_path: Path) -> None:
+def test_segmentation_of_dicom_scan_is_refused_for_volume_file(scan: Series, tmp_path: Path) -> None:
     path = write_segmentation(tmp_path / "a.dcm", scan.files, halves())
     assert code(path, made_up(files=(Path("scan.nii.gz"),))) == "E_MASK_SERIES"
 
@@ -296,21 +294,21 @@ def set_to(keyword: str, value: object) -> Callable[[Dataset], None]:
         moved_aside,
     ],
 )
-def test_damaged_and_hostile_segmentations_are_refused(
+def test_damaged_and_malicious_segmentations_are_refused(
     scan: Series, tmp_path: Path, edit: Callable[[Dataset], object]
 ) -> None:
     path = write_segmentation(tmp_path / f"{PATIENT_ID}.dcm", scan.files, halves(), edit)
     assert code(path, scan) in {"E_MASK_FILE", "E_MASK_LABELS"}
 
 
-def test_a_truncated_segmentation_is_refused(scan: Series, tmp_path: Path) -> None:
+def test_truncated_segmentation_is_refused(scan: Series, tmp_path: Path) -> None:
     content = write_segmentation(tmp_path / "a.dcm", scan.files, halves()).read_bytes()
     for share in (0.2, 0.5, 0.8, 0.97, 0.999):
         (tmp_path / "b.dcm").write_bytes(content[: int(share * len(content))])
         assert code(tmp_path / "b.dcm", scan) in {"E_MASK_FILE", "E_MASK_LABELS", "E_MASK_SERIES"}
 
 
-def test_a_file_too_large_is_refused_unread(scan: Series, tmp_path: Path) -> None:
+def test_too_large_file_is_refused_without_reading(scan: Series, tmp_path: Path) -> None:
     path = write_segmentation(tmp_path / "a.dcm", scan.files, halves())
     shutil.copy(path, tmp_path / "b.dcm")
     os.truncate(tmp_path / "b.dcm", 2**29)

@@ -1,4 +1,4 @@
-"""A regular part of a series that never came, told by what the headers of the rest say. Synthetic series."""
+"""Tests of detecting missing slices from the headers of the received slices. The series are synthetic."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ def numbered(first: int = 1, step: int = 1, **attributes: Any) -> Callable[[Data
 
 
 def code(found: Stated, apart_mm: float) -> str | None:
-    """Of the refusal, or of what the answer says about the scan."""
+    """The code of the refusal, or of the remark about the scan."""
     try:
         require_whole(found, apart_mm)
     except Refusal as refusal:
@@ -37,7 +37,7 @@ def code(found: Stated, apart_mm: float) -> str | None:
 
 @pytest.mark.parametrize("every", [2, 3])
 @pytest.mark.parametrize("attributes", [{}, {"SliceThickness": 4.0, "SpacingBetweenSlices": 2.0}], ids=["", "overlap"])
-def test_every_second_or_third_slice_alone_is_no_scan(every: int, attributes: dict[str, Any], tmp_path: Path) -> None:
+def test_every_second_or_third_slice_alone_is_refused(every: int, attributes: dict[str, Any], tmp_path: Path) -> None:
     paths = write_series(tmp_path, body(slices=69), edit=numbered(**attributes))
     assert code(read_one(tmp_path).stated, 2.0) is None
     for index, path in enumerate(paths):
@@ -56,21 +56,21 @@ def test_every_second_or_third_slice_alone_is_no_scan(every: int, attributes: di
     [
         (Stated(), 5.0, None),
         (Stated(1, 2.0, 2.0), 2.0, None),
-        (Stated(1, None, 5.0), 2.5, None),  # slices that overlap
+        (Stated(1, None, 5.0), 2.5, None),  # overlapping slices
         (Stated(1, 1.0, 1.0), 1.25, None),
         (Stated(1, None, 1.0), 10.0, "W_SLICES_APART"),  # a high-resolution scan with gaps
         (Stated(1, 10.0, 1.0), 10.0, "W_SLICES_APART"),
         (Stated(2, None, None), 2.0, "W_SLICES_MISSING"),
-        (Stated(2, 2.0, 2.0), 2.0, "W_SLICES_MISSING"),  # one of two reconstructions that were numbered in turn
+        (Stated(2, 2.0, 2.0), 2.0, "W_SLICES_MISSING"),  # one of two reconstructions with alternating instance numbers
         (Stated(1, 1.0, 5.0), 2.0, "W_SLICES_MISSING"),
-        (Stated(None, 0.5, 5.0), 5.5, "W_SLICES_MISSING"),  # some write the gap there: no proof
+        (Stated(None, 0.5, 5.0), 5.5, "W_SLICES_MISSING"),  # some scanners write the gap there: not a proof
         (Stated(2, None, 1.0), 10.0, "W_SLICES_MISSING"),
         (Stated(2, None, 1.0), 2.05, "E_SLICES_MISSING"),
         (Stated(2, 1.0, 3.0), 2.0, "E_SLICES_MISSING"),
         (Stated(4, None, 1.25), 5.0, "E_SLICES_MISSING"),
     ],
 )
-def test_one_sign_is_told_and_two_that_agree_refuse(found: Stated, apart_mm: float, expected: str | None) -> None:
+def test_one_sign_warns_and_two_signs_refuse(found: Stated, apart_mm: float, expected: str | None) -> None:
     assert code(found, apart_mm) == expected
 
 
@@ -78,7 +78,7 @@ def test_one_sign_is_told_and_two_that_agree_refuse(found: Stated, apart_mm: flo
     ("edit", "expected"),
     [
         (numbered(7, 3), Stated(3, None, 2.0)),
-        (numbered(500, -2), Stated(2, None, 2.0)),  # from the head down
+        (numbered(500, -2), Stated(2, None, 2.0)),  # from head to feet
         (numbered(SpacingBetweenSlices=2.5), Stated(1, 2.5, 2.0)),
         (numbered(SpacingBetweenSlices=0.0, SliceThickness=""), Stated(1)),
         (numbered(SpacingBetweenSlices=-2.0, SliceThickness=-3.0), Stated(1)),
@@ -90,13 +90,13 @@ def test_one_sign_is_told_and_two_that_agree_refuse(found: Stated, apart_mm: flo
     ids=range(9),
 )
 @pytest.mark.parametrize("syntax", [None, ImplicitVRLittleEndian])
-def test_what_the_headers_state(edit: Any, expected: Stated, syntax: Any, tmp_path: Path) -> None:
+def test_statements_of_headers_are_read(edit: Any, expected: Stated, syntax: Any, tmp_path: Path) -> None:
     options = {"transfer_syntax": syntax} if syntax else {}
     write_series(tmp_path, body(slices=6), edit=edit, **options)
     (series,), _ = find_series(tmp_path)
     assert stated(series) == expected
 
 
-def test_a_volume_file_states_nothing(tmp_path: Path) -> None:
+def test_volume_file_states_nothing(tmp_path: Path) -> None:
     volume_images.save(volume_images.image(body()), tmp_path / "scan.nii")
     assert read_one(tmp_path).stated == Stated()

@@ -1,4 +1,4 @@
-"""Reading NIfTI and MetaImage files, synthetic ones but for one real thorax."""
+"""Tests of reading NIfTI and MetaImage files: synthetic files and one real thorax."""
 
 import gzip
 import os
@@ -28,7 +28,7 @@ Edit = Callable[[bytes], bytes]
 
 
 def noisy(slices: int = 24) -> np.ndarray:
-    """A synthetic block of tissue whose noise cannot be packed well, as in real scans."""
+    """A synthetic block of tissue with noise, which compresses poorly, as real scans do."""
     return body(slices) + np.random.default_rng(5).normal(0, 20, body(slices).shape)
 
 
@@ -46,7 +46,7 @@ def refusal(path: Path) -> Refusal:
 
 
 def replaced(old: str, new: str) -> Edit:
-    """A change to a MetaImage's header."""
+    """An edit of a MetaImage header."""
 
     def edit(content: bytes) -> bytes:
         assert content.count(old.encode()) == 1
@@ -56,7 +56,7 @@ def replaced(old: str, new: str) -> Edit:
 
 
 def packed_into(offset: int, form: str, *values: float) -> Edit:
-    """A change to a NIfTI header, at an offset of nifti1.h."""
+    """An edit of a NIfTI header at an offset of nifti1.h."""
 
     def edit(content: bytes) -> bytes:
         changed = bytearray(content)
@@ -67,15 +67,15 @@ def packed_into(offset: int, form: str, *values: float) -> Edit:
 
 
 def by_matrix(offset: int, form: str, *values: float) -> Edit:
-    """The same, in a file whose axes are given by its matrix alone."""
+    """The same edit, in a file whose orientation is given by its matrix (sform) only."""
     return lambda content: packed_into(offset, form, *values)(packed_into(252, "hh", 0, 1)(content))
 
 
-# --- what a good file becomes -----------------------------------------------------------------------------
+# --- reading a valid file ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_volume_file_becomes_what_the_same_dicom_series_becomes(tmp_path: Path, name: str) -> None:
+def test_volume_file_equals_same_dicom_series(tmp_path: Path, name: str) -> None:
     hu = np.rint(noisy())
     write_series(tmp_path / "dicom", hu, origin_mm=(-8.0, -4.0, 100.0))
     (series,), _ = find_series(tmp_path / "dicom")
@@ -88,13 +88,13 @@ def test_a_volume_file_becomes_what_the_same_dicom_series_becomes(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
-def test_packed_metaimages_are_read(tmp_path: Path, name: str) -> None:
+def test_compressed_metaimages_are_read(tmp_path: Path, name: str) -> None:
     packed = read_volume_file(save(image(noisy()), tmp_path / "packed" / name, packed=True))
     assert np.array_equal(packed.hu, read_volume_file(save(image(noisy()), tmp_path / name)).hu)
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "LAI", "SPL", "PIR", "ASL"])
-def test_axes_may_be_stored_in_any_order_and_direction(tmp_path: Path, axes: str) -> None:
+def test_axes_are_read_in_any_order_and_direction(tmp_path: Path, axes: str) -> None:
     expected = read_volume_file(save(image(noisy()), tmp_path / "a.mha"))
     for name in ("b.nii", "b.mha"):
         read = read_volume_file(save(sitk.DICOMOrient(image(noisy()), axes), tmp_path / name))
@@ -102,14 +102,14 @@ def test_axes_may_be_stored_in_any_order_and_direction(tmp_path: Path, axes: str
         assert read.affine == pytest.approx(expected.affine)
 
 
-def test_a_scan_turned_within_limits_keeps_its_directions(tmp_path: Path) -> None:
+def test_slightly_rotated_scan_keeps_its_directions(tmp_path: Path) -> None:
     made = image(noisy())
     made.SetDirection((1, 0, 0, 0, np.cos(0.2), -np.sin(0.2), 0, np.sin(0.2), np.cos(0.2)))
     affine = read_volume_file(save(made, tmp_path / "a.nii.gz")).affine
     assert affine[:3, 0] == pytest.approx([0, 2 * np.sin(0.2), 2 * np.cos(0.2)], abs=1e-5)  # RAS
 
 
-def test_values_are_scaled_clipped_and_freed_from_padding(tmp_path: Path) -> None:
+def test_values_are_scaled_clipped_and_cleared_of_padding(tmp_path: Path) -> None:
     hu = body()
     hu[:, 0] = -2048.0
     hu[5, 5, 5] = 9000.0
@@ -123,21 +123,21 @@ def test_values_are_scaled_clipped_and_freed_from_padding(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", [sitk.sitkInt16, sitk.sitkInt32, sitk.sitkFloat32, sitk.sitkFloat64])
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha"])
-def test_voxels_may_be_of_any_real_type(tmp_path: Path, name: str, kind: int) -> None:
+def test_real_voxel_types_are_read(tmp_path: Path, name: str, kind: int) -> None:
     read = read_volume_file(save(sitk.Cast(image(noisy()), kind), tmp_path / name))
     assert np.array_equal(read.hu, np.rint(noisy()).clip(-1024, 3071))
 
 
-def test_thick_slices_are_flagged_and_taken(tmp_path: Path) -> None:
+def test_thick_slices_are_flagged_and_accepted(tmp_path: Path) -> None:
     assert read_volume_file(save(image(noisy(), spacing_mm=(8.0, 1, 1)), tmp_path / "a.nii.gz")).flags == ("W_THICK",)
 
 
-def test_a_fourth_axis_of_one_is_none(tmp_path: Path) -> None:
+def test_fourth_axis_of_size_one_is_dropped(tmp_path: Path) -> None:
     path = edited(tmp_path, "a.nii", packed_into(40, "5h", 4, 12, 16, 24, 1))
     assert read_volume_file(path).hu.shape == (24, 16, 12)
 
 
-def test_the_real_thorax_gives_the_same_tensor_from_every_format(real_data: Path, tmp_path: Path) -> None:
+def test_real_thorax_gives_same_tensor_in_all_formats(real_data: Path, tmp_path: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     volume = read_series(series)
     expected = prepare(volume, Preprocessing()).tensor
@@ -148,7 +148,7 @@ def test_the_real_thorax_gives_the_same_tensor_from_every_format(real_data: Path
         assert np.array_equal(tensor, expected)
 
 
-# --- what is refused --------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------
 
 BAD_METAIMAGES = {
     "no spacing": (replaced("ElementSpacing", "Spacing"), "E_GEOMETRY"),
@@ -203,20 +203,20 @@ BAD_NIFTI = {
 
 
 @pytest.mark.parametrize(("edit", "code"), BAD_METAIMAGES.values(), ids=BAD_METAIMAGES)
-def test_a_metaimage_that_cannot_be_trusted_is_refused(tmp_path: Path, edit: Edit, code: str) -> None:
+def test_invalid_metaimage_is_refused(tmp_path: Path, edit: Edit, code: str) -> None:
     assert refusal(edited(tmp_path, "a.mha", edit)).code == code
 
 
 @pytest.mark.parametrize(("edit", "code"), BAD_NIFTI.values(), ids=BAD_NIFTI)
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_a_nifti_file_that_cannot_be_trusted_is_refused(tmp_path: Path, name: str, edit: Edit, code: str) -> None:
+def test_invalid_nifti_file_is_refused(tmp_path: Path, name: str, edit: Edit, code: str) -> None:
     plain = edited(tmp_path, "plain.nii", edit).read_bytes()
     path = tmp_path / name
     path.write_bytes(gzip.compress(plain) if name.endswith(".gz") else plain)
     assert refusal(path).code == code
 
 
-def test_a_damaged_packing_is_seen_wherever_the_damage_is(tmp_path: Path) -> None:
+def test_damaged_compressed_data_is_refused(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "a.mha"):
         path = save(image(noisy()), tmp_path / name, packed=True)
         whole = path.read_bytes()
@@ -228,7 +228,7 @@ def test_a_damaged_packing_is_seen_wherever_the_damage_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", ["CompressedDataSize = 4000", "Comment ="])
-def test_a_false_size_of_the_packed_voxels_is_refused(tmp_path: Path, size: str) -> None:
+def test_wrong_compressed_size_is_refused(tmp_path: Path, size: str) -> None:
     path = save(image(noisy()), tmp_path / "a.mha", packed=True)
     header, _, rest = path.read_bytes().partition(b"CompressedDataSize")
     path.write_bytes(header + size.encode() + rest[rest.index(b"\n") :])
@@ -236,13 +236,13 @@ def test_a_false_size_of_the_packed_voxels_is_refused(tmp_path: Path, size: str)
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha"])
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, name: str) -> None:
+def test_decompression_bomb_is_refused_before_unpacking(tmp_path: Path, name: str) -> None:
     path = save(image(np.zeros((300, 256, 256))), tmp_path / name, packed=True)
     assert path.stat().st_size < 500_000
     assert refusal(path).code == "E_ARCHIVE_RATIO"
 
 
-def test_a_stream_that_goes_on_after_the_voxels_is_not_followed(tmp_path: Path) -> None:
+def test_extra_data_after_voxels_is_not_unpacked(tmp_path: Path) -> None:
     plain = save(image(noisy()), tmp_path / "plain.nii").read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain + bytes(1000)))
     assert read_volume_file(tmp_path / "a.nii.gz").hu.shape == (24, 16, 12)
@@ -251,7 +251,7 @@ def test_a_stream_that_goes_on_after_the_voxels_is_not_followed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
+def test_nan_and_infinite_voxels_are_refused(tmp_path: Path, value: float) -> None:
     made = sitk.Cast(image(noisy()), sitk.sitkFloat32)
     made[3, 3, 3] = value
     for name in FORMATS:
@@ -262,32 +262,32 @@ def test_voxels_that_are_no_numbers_are_refused(tmp_path: Path, value: float) ->
 @pytest.mark.parametrize(
     ("hu", "code"),
     [
-        (noisy() + 1024, "E_HU_RANGE"),  # stored without their intercept
-        (np.clip((noisy() + 1000) / 1100 * 255, 0, 255), "E_HU_RANGE"),  # a picture of a window
+        (noisy() + 1024, "E_HU_RANGE"),  # stored without the rescale intercept
+        (np.clip((noisy() + 1000) / 1100 * 255, 0, 255), "E_HU_RANGE"),  # an 8-bit image of a display window
         (noisy() * 20, "E_HU_RANGE"),
         (np.full((24, 16, 12), -1000.0), "E_EMPTY_VOLUME"),
         (noisy(12), "E_TOO_FEW"),
     ],
     ids=["shifted", "windowed", "scaled", "air", "too few"],
 )
-def test_what_is_no_ct_in_hu_is_refused(tmp_path: Path, hu: np.ndarray, code: str) -> None:
+def test_values_that_are_not_ct_in_hu_are_refused(tmp_path: Path, hu: np.ndarray, code: str) -> None:
     assert refusal(save(image(hu), tmp_path / "a.mha")).code == code
 
 
-def test_an_oblique_stack_is_refused(tmp_path: Path) -> None:
+def test_oblique_stack_is_refused(tmp_path: Path) -> None:
     made = image(noisy())
     made.SetDirection((1, 0, 0, 0, np.cos(0.7), -np.sin(0.7), 0, np.sin(0.7), np.cos(0.7)))
     assert refusal(save(made, tmp_path / "a.mha")).code == "E_OBLIQUE"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_noise_under_the_name_of_a_volume_is_refused(tmp_path: Path, name: str) -> None:
+def test_random_bytes_named_as_volume_file_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(random.Random(1).randbytes(5000))
     assert refusal(tmp_path / name).code == "E_VOLUME_FILE"
     assert refusal(tmp_path / "absent.nii").code == "E_VOLUME_FILE"
 
 
-def test_random_damage_ends_in_a_volume_or_a_refusal(tmp_path: Path) -> None:
+def test_random_header_damage_gives_volume_or_refusal(tmp_path: Path) -> None:
     rng = random.Random(11)
     sources = [save(image(noisy()), tmp_path / "whole" / name) for name in FORMATS[:3]]
     for number in range(300):
@@ -302,10 +302,10 @@ def test_random_damage_ends_in_a_volume_or_a_refusal(tmp_path: Path) -> None:
         find_volume_files(path)
 
 
-# --- finding them -----------------------------------------------------------------------------------------
+# --- finding volume files ---------------------------------------------------------------------------------
 
 
-def test_a_file_stands_for_its_patient(tmp_path: Path) -> None:
+def test_file_name_is_the_patient_id(tmp_path: Path) -> None:
     save(image(noisy(), PatientAge="035Y", PatientSex="F"), tmp_path / "deep" / "0042.mha")
     save(image(noisy(), PatientAge="old", PatientSex="?"), tmp_path / "0043.mha")
     save(image(noisy()), tmp_path / "0044.nii.gz")
@@ -322,7 +322,7 @@ def test_a_file_stands_for_its_patient(tmp_path: Path) -> None:
     assert len({s.fingerprint for s in found}) == len({s.series_uid for s in found}) == 4
 
 
-def test_two_files_of_one_name_are_not_merged_into_one_patient(tmp_path: Path) -> None:
+def test_two_files_with_one_name_are_not_merged(tmp_path: Path) -> None:
     for name in ("ward/1.nii", "clinic/1.mha", "2.mha"):
         save(image(noisy()), tmp_path / name)
     found, findings = find_volume_files(tmp_path)
@@ -330,7 +330,7 @@ def test_two_files_of_one_name_are_not_merged_into_one_patient(tmp_path: Path) -
     assert [(f.reason.code, f.patient_id) for f in findings] == [("E_VOLUME_NAME", "1")] * 2
 
 
-def test_a_header_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+def test_unreadable_header_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "1.mha").write_bytes(b"nothing")
     edited(tmp_path, "2.mha", replaced("LOCAL", "../3.raw"))
     found, findings = find_volume_files(tmp_path)
@@ -338,7 +338,7 @@ def test_a_header_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     assert [f.reason.code for f in findings] == ["E_VOLUME_FILE", "E_VOLUME_ELSEWHERE"]
 
 
-def test_the_fingerprint_follows_the_voxels_of_a_split_file(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_voxel_file_of_split_image(tmp_path: Path) -> None:
     save(image(noisy()), tmp_path / "1.mhd")
     (before,), _ = find_volume_files(tmp_path)
     os.utime(tmp_path / "1.raw", ns=(1, 1))
@@ -347,8 +347,8 @@ def test_the_fingerprint_follows_the_voxels_of_a_split_file(tmp_path: Path) -> N
     assert replace(before, fingerprint=after.fingerprint) == after
 
 
-def test_links_stand_for_what_they_link_to(tmp_path: Path) -> None:
-    """Also where the voxels lie beside the header and not beside the link."""
+def test_symlinks_are_followed(tmp_path: Path) -> None:
+    """A symlink to a header is followed even if the voxel file is beside the header, not beside the link."""
     save(image(noisy()), tmp_path / "data" / "1.mhd")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "1.mhd").symlink_to(tmp_path / "data" / "1.mhd")
@@ -360,7 +360,7 @@ def test_links_stand_for_what_they_link_to(tmp_path: Path) -> None:
     assert refusal(tmp_path / "data" / "1.mhd").code == "E_VOLUME_ELSEWHERE"
 
 
-def test_scans_of_all_kinds_are_found_and_read_alike(tmp_path: Path) -> None:
+def test_scans_of_all_formats_are_found_and_read(tmp_path: Path) -> None:
     write_series(tmp_path / "dicom", noisy())
     for name in ("1.mhd", "2.nii.gz"):
         save(image(noisy()), tmp_path / "volumes" / name)
@@ -373,7 +373,7 @@ def test_scans_of_all_kinds_are_found_and_read_alike(tmp_path: Path) -> None:
     assert [s.patient_id for s in named] == [found[0].patient_id, "2"]
 
 
-def test_a_link_to_a_folder_above_ends(tmp_path: Path) -> None:
+def test_symlink_to_parent_folder_does_not_loop(tmp_path: Path) -> None:
     save(image(noisy()), tmp_path / "site" / "1.nii")
     write_series(tmp_path / "elsewhere", body())
     (tmp_path / "site" / "again").symlink_to(tmp_path / "site")

@@ -1,4 +1,4 @@
-"""A series is a synthetic phantom only if every one of its files bears the whole mark."""
+"""Tests of the phantom mark: a series is a synthetic phantom only if each of its files has the complete mark."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -23,7 +23,7 @@ def series_of(folder: Path, edit: Callable[[Dataset, int], None], **options: obj
     return series
 
 
-def test_written_phantoms_bear_the_mark(tmp_path: Path) -> None:
+def test_written_phantoms_have_the_mark(tmp_path: Path) -> None:
     phantoms.scan(HOSPITALS[0], tmp_path)
     (series,), _ = find_series(tmp_path)
     assert series.is_phantom
@@ -33,12 +33,12 @@ def test_written_phantoms_bear_the_mark(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("without", [(0,), (3,), (1, 2), (0, 1, 2, 3)])
-def test_a_series_with_unmarked_slices_is_no_phantom(without: tuple[int, ...], tmp_path: Path) -> None:
+def test_series_with_unmarked_slices_is_not_a_phantom(without: tuple[int, ...], tmp_path: Path) -> None:
     series = series_of(tmp_path, lambda image, index: None if index in without else mark(image))
     assert not series.is_phantom
 
 
-def test_the_mark_is_found_in_implicit_vr_too(tmp_path: Path) -> None:
+def test_mark_is_found_in_implicit_vr(tmp_path: Path) -> None:
     series = series_of(tmp_path, lambda image, _: mark(image), transfer_syntax=ImplicitVRLittleEndian)
     assert series.is_phantom
 
@@ -65,18 +65,18 @@ FORGED: dict[str, Callable[[Dataset], object]] = {
 
 @pytest.mark.parametrize("how", FORGED)
 @anything_goes()
-def test_a_part_of_the_mark_is_none(how: str, tmp_path: Path) -> None:
+def test_incomplete_mark_is_ignored(how: str, tmp_path: Path) -> None:
     assert not series_of(tmp_path, lambda image, _: (FORGED[how](image), None)[1]).is_phantom
 
 
-def test_a_volume_file_is_no_phantom(tmp_path: Path) -> None:
+def test_volume_file_is_not_a_phantom(tmp_path: Path) -> None:
     volume_images.save(volume_images.image(body()), tmp_path / "phantom.nii.gz")
     (series,), _ = find_scans(tmp_path)
     assert not series.is_phantom
 
 
 @pytest.mark.parametrize(("clock", "has_clock"), [("", False), ("101112", True), ("000000", True)])
-def test_a_scan_without_a_time_of_day_is_told_from_one_at_midnight(clock: str, has_clock: bool, tmp_path: Path) -> None:
+def test_scan_without_time_differs_from_scan_at_midnight(clock: str, has_clock: bool, tmp_path: Path) -> None:
     series = series_of(tmp_path, lambda image, _: setattr(image, "StudyTime", clock))
     assert series.has_clock is has_clock
     assert series.acquired is not None and series.acquired.date() == datetime(2021, 3, 4).date()

@@ -1,4 +1,4 @@
-"""pydicom quotes values of patients: it stays silent while anybody reads, and speaks again afterwards."""
+"""Tests of silencing pydicom: its messages quote patient data, so it logs nothing while any thread reads."""
 
 import logging
 import threading
@@ -11,7 +11,7 @@ from pipeline.imaging.pydicom_silence import quiet_pydicom
 
 @pytest.fixture(autouse=True)
 def heard(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Libraries that configure logging disable the loggers of others."""
+    """Enable the logger of pydicom, because libraries that configure logging disable other loggers."""
     monkeypatch.setattr(logging.getLogger("pydicom"), "disabled", False)
     caplog.set_level(logging.WARNING, "pydicom")
 
@@ -21,8 +21,8 @@ def speak() -> None:
     warnings.warn("CANARY", stacklevel=1)
 
 
-def test_it_is_silent_within_and_speaks_afterwards(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "pydicom")  # other modules silence it for good
+def test_pydicom_is_silent_inside_and_logs_again_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "pydicom")  # other modules silence it permanently
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with quiet_pydicom(), quiet_pydicom():
@@ -33,8 +33,8 @@ def test_it_is_silent_within_and_speaks_afterwards(caplog: pytest.LogCaptureFixt
     assert len(warned) == 1
 
 
-def test_a_thread_that_leaves_first_lets_nothing_out(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, "pydicom")  # other modules silence it for good
+def test_pydicom_stays_silent_until_the_last_thread_leaves(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "pydicom")  # other modules silence it permanently
     entered, left = threading.Event(), threading.Event()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""Any header at all: a synthetic slice with elements of any tag, VR, value and length is read, or refused by a code."""
+"""Property tests: a synthetic slice with any tag, VR, value or length is read, or refused with a code."""
 
 import struct
 import zlib
@@ -22,7 +22,7 @@ from pipeline.pacs.deidentify import strip
 from pipeline.site.folder import Site, init_site, site_settings
 from tests.helpers.dicom_files import PATIENT_ID, body, ct_slice, save
 
-Element = tuple[int, str, object]  # tag, VR, and bytes or, of a sequence, a list of lists of elements
+Element = tuple[int, str, object]  # tag, VR, and the value: bytes, or for a sequence a list of lists of elements
 
 KNOWN = sorted(DicomDictionary)
 OURS = [
@@ -80,7 +80,7 @@ values = st.one_of(
 
 
 def elements(depth: int = 2) -> st.SearchStrategy[list[Element]]:
-    """Elements of every kind, sequences of elements among them."""
+    """Elements of any kind, including nested sequences."""
     kinds = [st.tuples(tags, st.sampled_from(SHORT + LONG), values)]
     if depth:
         kinds.append(st.tuples(tags, st.just("SQ"), st.lists(st.deferred(lambda: elements(depth - 1)), max_size=2)))
@@ -88,7 +88,7 @@ def elements(depth: int = 2) -> st.SearchStrategy[list[Element]]:
 
 
 def encoded(tag: int, vr: str, value: object, *, implicit: bool, length: int | None = None) -> bytes:
-    """One element as it stands in a file; `length` may lie."""
+    """One element as encoded in a file; `length` may be false."""
     if isinstance(value, list):
         items = [b"".join(encoded(*each, implicit=implicit) for each in item) for item in value]
         value = b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
@@ -109,7 +109,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A good slice in explicit little endian."""
+    """A valid slice in explicit little endian."""
     path = tmp_path_factory.mktemp("whole") / "1.dcm"
     save(ct_slice(body()[0], position_mm=(0, 0, 0)), path)
     return path.read_bytes()
@@ -117,7 +117,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def good(whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Element]:
-    """The elements of the good slice by tag."""
+    """The elements of the valid slice by tag."""
     path = tmp_path_factory.mktemp("good") / "1.dcm"
     path.write_bytes(whole)
     raw = [dcmread(path).get_item(tag) for tag in dcmread(path).keys()]  # noqa: SIM118
@@ -125,7 +125,7 @@ def good(whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[int, El
 
 
 def survives(action: Callable[[], object]) -> object:
-    """What the action returns; a Refusal is an answer, any other exception is a failure."""
+    """The result of the action. A Refusal is a valid result; any other exception fails the test."""
     try:
         return action()
     except Refusal as refusal:
@@ -137,7 +137,7 @@ def survives(action: Callable[[], object]) -> object:
 
 @quiet_pydicom()
 def look_at(path: Path, site: Site) -> bool:
-    """Do everything that is done with one file of a stranger; whether its pixels could be read."""
+    """Run all processing of one file from an untrusted source; return whether its pixels were read."""
     series, findings = find_series(path)
     assert all(finding.reason.refuses for finding in findings)
     for each in series:
@@ -157,7 +157,7 @@ def look_at(path: Path, site: Site) -> bool:
         [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.DeflatedExplicitVRLittleEndian]
     ),
 )
-def test_any_value_of_any_element(
+def test_any_value_of_any_element_is_handled(
     good: dict[int, Element], site: Site, tmp_path: Path, changes: list[Element], syntax: uids.UID
 ) -> None:
     changed = good | {element[0]: element for element in changes}
@@ -169,7 +169,7 @@ def test_any_value_of_any_element(
     meta = encoded(0x00020000, "UL", struct.pack("<I", len(meta)), implicit=False) + meta
     (tmp_path / "1.dcm").write_bytes(bytes(128) + b"DICM" + meta + content)
     is_read = look_at(tmp_path / "1.dcm", site)
-    assert is_read or changes, "the good slice is read"
+    assert is_read or changes, "the unmodified slice must be read"
 
 
 @pytest.mark.slow
@@ -181,7 +181,7 @@ def test_any_value_of_any_element(
     length=st.one_of(st.just(0xFFFFFFFF), st.integers(0, 64), st.integers(0, 2**32 - 1)),
     value=values,
 )
-def test_any_bytes_in_the_shape_of_an_element(
+def test_any_inserted_element_bytes_are_handled(
     whole: bytes, site: Site, tmp_path: Path, place: float, tag: int, vr: str, length: int, value: bytes
 ) -> None:
     at = 132 + int(place * (len(whole) - 132))

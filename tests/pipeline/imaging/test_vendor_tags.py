@@ -1,4 +1,4 @@
-"""Scanner and kernel: known names only, because a header can hold anything."""
+"""Tests of manufacturer and kernel: only known names are accepted, because a header can contain anything."""
 
 import pytest
 from hypothesis import given
@@ -21,7 +21,7 @@ from pipeline.imaging.vendor_tags import known_kernel, known_manufacturer
         ("  ", ""),
     ],
 )
-def test_manufacturers(text: str, expected: str) -> None:
+def test_manufacturer_is_normalised(text: str, expected: str) -> None:
     assert known_manufacturer(text) == expected
 
 
@@ -45,12 +45,12 @@ def test_manufacturers(text: str, expected: str) -> None:
         ("Jane30", ("", "")),
     ],
 )
-def test_kernels(text: str, expected: tuple[str, str]) -> None:
+def test_kernel_is_normalised(text: str, expected: tuple[str, str]) -> None:
     assert known_kernel(text) == expected
 
 
 @given(st.text())
-def test_nothing_else_passes(text: str) -> None:
+def test_unknown_text_is_never_returned(text: str) -> None:
     name, sharpness = known_kernel(text)
     assert len(name) <= 8
     assert bool(name) == bool(sharpness)

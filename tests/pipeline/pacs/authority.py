@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority made for a test, and whom it vouches for."""
+    """A certificate authority for a test; it signs certificates."""
 
     folder: Path
     key: ec.EllipticCurvePrivateKey
@@ -33,7 +33,7 @@ class Authority:
     def sign(
         self, name: str, *, password: bytes | None = None, host: str = "127.0.0.1", is_over: bool = False
     ) -> tuple[Path, Path]:
-        """Certificate for an address, and key, as files. `is_over`: it was valid until an hour ago."""
+        """Write a certificate for an address and its key; return both paths. `is_over`: it expired an hour ago."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(
             key, self.key, name, self.path.stem, is_authority=False, host=host, hours=-1 if is_over else 24

@@ -1,4 +1,4 @@
-"""A synthetic PACS in this process, which behaves as a test wants."""
+"""A synthetic PACS in this process, whose behaviour a test can change."""
 
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +33,9 @@ def free_port() -> int:
 
 @dataclass
 class FakePacs:
-    """Holds studies, each with its series, as C-FIND tells them, and `images` of one series; records what it is asked.
+    """Holds studies with their series (for C-FIND) and `images` of one series; records the requests.
 
-    `find`, `get`, `move` replace the usual answers. `offers`: services that it has.
+    `find`, `get` and `move` replace the usual responses. `offers`: the services it supports.
     """
 
     studies: list[tuple[Dataset, list[Dataset]]] = field(default_factory=list)
@@ -146,7 +146,7 @@ def images(count: int, *, syntax: UID = ExplicitVRLittleEndian, size: int = 8, *
 
 
 def dataset(**attributes: Any) -> Dataset:
-    """A dataset with these attributes, keyword by keyword."""
+    """A dataset with these attributes."""
     made = Dataset()
     for keyword, value in attributes.items():
         setattr(made, keyword, value)

@@ -1,19 +1,19 @@
-"""Plants names wherever a DICOM image has room for them, and looks for them."""
+"""Write test names into all places of a DICOM image that can hold text, and search for them."""
 
 from pydicom import Dataset, Sequence
 
 NAME = "Canarysson"
-STRANGER = "Ptarmigan^Synthetic"  # in no attribute for names
+STRANGER = "Ptarmigan^Synthetic"  # not used in attributes meant for names
 
 
 def holds(content: bytes, name: str) -> bool:
-    """Whether a name is there, in capitals or not, in one byte or two bytes a letter."""
+    """Whether the name occurs, in upper or lower case, in UTF-8 or UTF-16."""
     text = content.lower()
     return any(name.lower().encode(encoding) in text for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
 
 
 def plant(image: Dataset) -> int:
-    """Write the patient's name, and a stranger's, wherever DICOM leaves room; returns in how many places."""
+    """Write the patient's name, and another name, into all suitable elements; return how many elements were added."""
     before = len(list(image.iterall()))
     item = Dataset()
     item.ScheduledProcedureStepDescription = item.RequestedProcedureDescription = NAME
@@ -29,7 +29,7 @@ def plant(image: Dataset) -> int:
         setattr(image, keyword, NAME)
     image.PatientAddress = image.InstitutionName = NAME
     image.PatientBirthDate, image.SpecificCharacterSet = "19570203", "ISO_IR 192"
-    # In what passes otherwise:
+    # In elements that are otherwise kept:
     image.Manufacturer, image.ConvolutionKernel, image.BodyPartExamined = f"by {NAME}", "B30^" + STRANGER, NAME.upper()
     image.ManufacturerModelName, image.ImageType = STRANGER, ["ORIGINAL", "PRIMARY", "AXIAL", f"OF_{NAME.upper()}"]
     image.RescaleType, image.PatientPosition = f"HU {NAME}", STRANGER
@@ -44,5 +44,5 @@ def plant(image: Dataset) -> int:
     image.add_new(0x60000022, "LO", NAME)  # overlay
     image.add_new(0x60003000, "OW", NAME.encode().ljust(32, b"\0"))
     image.add_new(0x50000030, "SH", NAME)  # curve
-    image.add_new(0xFFFCFFFC, "OB", NAME.encode())  # behind the pixels
+    image.add_new(0xFFFCFFFC, "OB", NAME.encode())  # after the pixels
     return len(list(image.iterall())) - before

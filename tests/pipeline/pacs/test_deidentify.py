@@ -1,4 +1,4 @@
-"""Nothing passes that could name a patient, and everything that the reader needs does."""
+"""Tests of de-identification: no identifying data is kept, and all data that the reader needs is kept."""
 
 import hashlib
 from io import BytesIO
@@ -38,7 +38,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 def part10(folder: Path, *, transfer_syntax: uid.UID = uid.ExplicitVRLittleEndian, **attributes: Any) -> bytes:
-    """A CT image as a file, with noise in its pixels."""
+    """A CT image as a DICOM file, with noise in its pixels."""
     hu = np.random.default_rng(0).integers(-1000, 1000, (16, 12))
     save(ct_slice(hu, position_mm=(0, 0, 1.5), **attributes), folder / "image.dcm", transfer_syntax=transfer_syntax)
     return (folder / "image.dcm").read_bytes()
@@ -54,7 +54,7 @@ def refusal_of(content: bytes, site: Site, **options: Any) -> str:
     return caught.value.code
 
 
-def test_what_passes_is_this_and_nothing_else(site: Site, tmp_path: Path) -> None:
+def test_only_allowed_elements_are_kept(site: Site, tmp_path: Path) -> None:
     image = stripped(part10(tmp_path, ContrastBolusAgent="Iomeron 350", KVP=120), site)
     assert {element.keyword: element.value for element in image if element.keyword != "PixelData"} == {
         "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
@@ -93,7 +93,7 @@ def test_what_passes_is_this_and_nothing_else(site: Site, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("syntax", [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless])
-def test_planted_names_are_left_behind(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+def test_planted_names_are_removed(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
     image = ct_slice(body(8, 64, 64)[3], position_mm=(0, 0, 0))
     with anything_goes():
         assert plant(image) > 40
@@ -127,14 +127,14 @@ def test_planted_names_are_left_behind(site: Site, tmp_path: Path, syntax: uid.U
         ("BodyPartExamined", "CHEST", None),
     ],
 )
-def test_words_are_those_of_closed_lists(
+def test_text_values_are_limited_to_closed_lists(
     site: Site, tmp_path: Path, keyword: str, value: str | list[str], kept: str | list[str] | None
 ) -> None:
     assert stripped(part10(tmp_path, **{keyword: value}), site).get(keyword) == kept
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda syntax: syntax.keyword)
-def test_the_reader_sees_the_same_scan(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
+def test_reader_gets_the_same_scan(site: Site, tmp_path: Path, syntax: uid.UID) -> None:
     def in_its_byte_order(image: Dataset, index: int) -> None:
         if not syntax.is_little_endian:
             image.PixelData = np.frombuffer(image.PixelData, "<i2").byteswap().tobytes()
@@ -158,7 +158,7 @@ def test_the_reader_sees_the_same_scan(site: Site, tmp_path: Path, syntax: uid.U
 
 
 def outcome(path: Path) -> tuple[object, ...]:
-    """What the reader makes of one file: the slice with its pixels, or the code."""
+    """The reader's result for one file: the slice with its pixels, or the refusal code."""
     try:
         header = inspect_slice(path)
         pixels = hashlib.sha256(decode_slice(header).tobytes()).hexdigest()
@@ -167,8 +167,8 @@ def outcome(path: Path) -> tuple[object, ...]:
         return (refusal.code,)
 
 
-def test_the_reader_judges_real_images_alike(site: Site, real_data: Path, tmp_path: Path) -> None:
-    """Every file of the real data: the same geometry, pixels and flags, or the same refusal."""
+def test_reader_accepts_and_refuses_the_same_real_images(site: Site, real_data: Path, tmp_path: Path) -> None:
+    """Every file of the real data has the same geometry, pixels and flags as before, or the same refusal."""
     compared = []
     for path in sorted(path for path in real_data.rglob("*") if path.is_file()):
         try:
@@ -196,7 +196,7 @@ def test_the_reader_judges_real_images_alike(site: Site, real_data: Path, tmp_pa
         ({"Modality": "OT"}, "E_MODALITY_MISMATCH"),
     ],
 )
-def test_pixels_that_may_hold_writing_stay_behind_and_the_reader_still_says_why(
+def test_pixels_with_possible_text_are_removed_and_refusal_code_kept(
     site: Site, tmp_path: Path, attributes: dict[str, Any], code: str
 ) -> None:
     content = part10(tmp_path, **attributes)
@@ -204,11 +204,11 @@ def test_pixels_that_may_hold_writing_stay_behind_and_the_reader_still_says_why(
     image = stripped(content, site)
     (tmp_path / "stored.dcm").write_bytes(strip(content, site)[1])
     assert outcome(tmp_path / "stored.dcm") == (code,)
-    if code not in ("E_RESCALE", "E_MODALITY_MISMATCH"):  # the same images but for their numbers
+    if code not in ("E_RESCALE", "E_MODALITY_MISMATCH"):  # only the reader refuses these; their pixels are kept
         assert "PixelData" not in image
 
 
-def test_a_class_that_only_the_file_s_head_names_counts(site: Site, tmp_path: Path) -> None:
+def test_sop_class_in_the_file_meta_only_is_used(site: Site, tmp_path: Path) -> None:
     for class_in_the_image in ("", None):
         content = part10(tmp_path, SOPClassUID=class_in_the_image)
         assert len(outcome(tmp_path / "image.dcm")) > 1
@@ -217,7 +217,7 @@ def test_a_class_that_only_the_file_s_head_names_counts(site: Site, tmp_path: Pa
         assert outcome(tmp_path / "stored.dcm") == before
 
 
-def test_identifiers_are_keyed_valid_and_the_same_each_time(site: Site, tmp_path: Path) -> None:
+def test_new_identifiers_are_keyed_valid_and_stable(site: Site, tmp_path: Path) -> None:
     content = part10(tmp_path)
     first, again = stripped(content, site), stripped(content, site)
     other = stripped(content, init_site(tmp_path / "other", SETTINGS))
@@ -231,7 +231,7 @@ def test_identifiers_are_keyed_valid_and_the_same_each_time(site: Site, tmp_path
 @pytest.mark.parametrize(
     ("patient_id", "charset"), [("Ñandú-7", "ISO_IR 192"), ("Ñandú-7", "ISO_IR 100"), ("山田7", "ISO 2022 IR 87")]
 )
-def test_an_identifier_in_any_alphabet_has_the_pseudonym_of_its_text(
+def test_patient_id_in_any_character_set_gets_the_pseudonym_of_its_text(
     site: Site, tmp_path: Path, patient_id: str, charset: str
 ) -> None:
     charsets = ["", charset] if charset.startswith("ISO 2022") else charset
@@ -240,7 +240,7 @@ def test_an_identifier_in_any_alphabet_has_the_pseudonym_of_its_text(
     assert refusal_of(content, site, patient_id="another") == "E_PATIENT_DIFFERS"
 
 
-def test_whose_image_it_is_must_be_known(tmp_path: Path) -> None:
+def test_image_without_known_patient_is_refused(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", SETTINGS.replace("[labels]", 'issuer = "HOSP"\n[labels]'))
     assert refusal_of(part10(tmp_path, PatientID=" "), site) == "E_NO_PATIENT_ID"
     assert refusal_of(part10(tmp_path, IssuerOfPatientID="ELSEWHERE"), site) == "E_ISSUER"
@@ -250,7 +250,7 @@ def test_whose_image_it_is_must_be_known(tmp_path: Path) -> None:
     strip(part10(tmp_path), site, patient_id=PATIENT_ID)
 
 
-def test_what_cannot_be_stripped_is_refused(site: Site, tmp_path: Path) -> None:
+def test_file_that_cannot_be_deidentified_is_refused(site: Site, tmp_path: Path) -> None:
     content = part10(tmp_path)
     assert refusal_of(b"", site) == refusal_of(content[132:], site) == "E_NOT_DICOM"
     assert refusal_of(content[:200], site) == "E_TRANSFER_SYNTAX"
@@ -270,7 +270,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(max_examples=400, deadline=2000)
 @given(damage=st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=4)), max_size=6))
-def test_damaged_files_end_in_an_image_or_a_refusal(site: Site, seed: bytes, damage: list[tuple[int, bytes]]) -> None:
+def test_damaged_file_gives_an_image_or_a_refusal(site: Site, seed: bytes, damage: list[tuple[int, bytes]]) -> None:
     content = bytearray(seed)
     for place, value in damage:
         content[place : place + len(value)] = value

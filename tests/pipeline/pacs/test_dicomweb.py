@@ -1,4 +1,4 @@
-"""DICOMweb against a scripted server on loopback: paging, filters, coded errors, and answers that break off."""
+"""Tests of the DICOMweb client against a scripted local server: paging, filters, error codes, broken responses."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class Request:
-    """What the server was asked: `path` without the query."""
+    """A request that the server received; `path` is without the query."""
 
     def __init__(self, target: str, headers: Any) -> None:
         parts = urlsplit(target)
@@ -38,7 +38,7 @@ class Request:
 
 
 class Server:
-    """Answers by a function, and remembers the requests."""
+    """Answers with a function, and records the requests."""
 
     def __init__(self, answer: Callable[[Request], Answer]) -> None:
         self.requests: list[Request] = []
@@ -56,7 +56,7 @@ class Server:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Quiet."""
+                """No logging."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -78,7 +78,7 @@ def as_json(answers: list[dict[str, Any]]) -> Answer:
 
 
 def attributes(**values: Any) -> dict[str, Any]:
-    """DICOM JSON: tag to its first value."""
+    """DICOM JSON: each tag with one value."""
     return {tag.removeprefix("t"): {"vr": "UN", "Value": [value]} for tag, value in values.items()}
 
 
@@ -109,11 +109,11 @@ def refusal(call: Callable[[], object]) -> Refusal:
     return caught.value
 
 
-# --- finding ------------------------------------------------------------------------------------------------------
+# --- queries ------------------------------------------------------------------------------------------------------
 
 
 def hospital(request: Request, *, page: int) -> Answer:
-    """Five studies of two series each, at most `page` answers at once."""
+    """Five studies of two series each, at most `page` results in one response."""
     offset = int(request.query.get("offset", 0))
     if request.path == "/dicom-web/studies":
         studies = [
@@ -132,7 +132,7 @@ def hospital(request: Request, *, page: int) -> Answer:
 
 
 @pytest.mark.parametrize("page", [1, 2, 3, 1000])
-def test_all_pages_are_asked_for(tmp_path: Path, page: int) -> None:
+def test_all_pages_are_requested(tmp_path: Path, page: int) -> None:
     with asking(lambda request: hospital(request, page=page), tmp_path) as (pacs, _):
         found = pacs.find(StudyQuery())
         assert sorted(each.series_uid for each in found) == sorted(f"1.{s}.{n}" for s in range(5) for n in range(2))
@@ -140,7 +140,7 @@ def test_all_pages_are_asked_for(tmp_path: Path, page: int) -> None:
         assert pacs.images(SERIES) == {f"1.1.1.{number}" for number in range(9)}
 
 
-def test_a_pacs_that_cannot_page_does_not_keep_us_for_ever(tmp_path: Path) -> None:
+def test_server_that_ignores_paging_causes_no_endless_loop(tmp_path: Path) -> None:
     def always_all(request: Request) -> Answer:
         request.query.pop("offset")
         return hospital(request, page=1000)
@@ -150,7 +150,7 @@ def test_a_pacs_that_cannot_page_does_not_keep_us_for_ever(tmp_path: Path) -> No
         assert len(server.requests) == 2 + 5 * 2
 
 
-def test_no_content_means_nothing_found(tmp_path: Path) -> None:
+def test_no_content_means_no_results(tmp_path: Path) -> None:
     with asking(lambda request: (204, {}, b""), tmp_path) as (pacs, _):
         pacs.echo()
         assert pacs.find(StudyQuery()) == []
@@ -166,16 +166,14 @@ def test_no_content_means_nothing_found(tmp_path: Path) -> None:
         (StudyQuery(patient_id="P 1&2"), {"ModalitiesInStudy": "CT", "PatientID": "P 1&2"}),
     ],
 )
-def test_the_pacs_is_asked_for_what_the_filters_say(
-    tmp_path: Path, query: StudyQuery, expected: dict[str, str]
-) -> None:
+def test_filters_are_sent_as_query_parameters(tmp_path: Path, query: StudyQuery, expected: dict[str, str]) -> None:
     with asking(lambda request: as_json([]), tmp_path) as (pacs, server):
         pacs.find(query)
     asked = server.requests[0].query
     assert {key: value for key, value in asked.items() if key not in ("limit", "offset", "includefield")} == expected
 
 
-def test_what_a_clinician_chooses_by_is_told_too(tmp_path: Path) -> None:
+def test_name_date_and_description_are_returned(tmp_path: Path) -> None:
     def answer(request: Request) -> Answer:
         if int(request.query["offset"]):
             return as_json([])
@@ -190,21 +188,21 @@ def test_what_a_clinician_chooses_by_is_told_too(tmp_path: Path) -> None:
     assert (found.patient_name, found.study_date, found.description) == ("CANARY^ONE", "20210304", "thin")
 
 
-def test_no_more_studies_are_asked_than_are_wanted(tmp_path: Path) -> None:
+def test_no_more_studies_are_queried_than_needed(tmp_path: Path) -> None:
     with asking(lambda request: hospital(request, page=1000), tmp_path) as (pacs, server):
         found = pacs.find(StudyQuery(at_most=3))
     assert [each.study_uid for each in found] == ["1.0", "1.0", "1.1", "1.1"]
     assert len({request.path for request in server.requests if request.path.endswith("/series")}) == 2
 
 
-def test_accession_numbers_are_asked_for_one_by_one_and_series_come_once(tmp_path: Path) -> None:
+def test_each_accession_number_is_queried_and_series_are_unique(tmp_path: Path) -> None:
     with asking(lambda request: hospital(request, page=1000), tmp_path) as (pacs, server):
         assert len(pacs.find(StudyQuery(accessions=("A1", "B&2")))) == 10
     asked = [request.query.get("AccessionNumber") for request in server.requests if request.path.endswith("/studies")]
     assert list(dict.fromkeys(asked)) == ["A1", "B&2"]
 
 
-# --- what goes wrong ------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,7 +212,7 @@ def test_accession_numbers_are_asked_for_one_by_one_and_series_come_once(tmp_pat
         *((500, "E_PACS_ANSWER"), (503, "E_PACS_SILENT"), (504, "E_PACS_SILENT"), (429, "E_PACS_SILENT")),
     ],
 )
-def test_a_status_has_its_code(tmp_path: Path, status: int, code: str) -> None:
+def test_http_status_maps_to_its_code(tmp_path: Path, status: int, code: str) -> None:
     with asking(lambda request: (status, {}, b"CANARY 3141"), tmp_path) as (pacs, _):
         for call in (
             pacs.echo,
@@ -229,7 +227,7 @@ def test_a_status_has_its_code(tmp_path: Path, status: int, code: str) -> None:
     "body",
     [b"<html>", b"{", b"7", b"[7]", b'["x"]', b"null", b'[{"0020000D": 7}]', b'[{"0020000D": {"Value": 7}}]', b"\xff"],
 )
-def test_an_answer_that_is_no_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> None:
+def test_invalid_dicom_json_is_refused_or_empty(tmp_path: Path, body: bytes) -> None:
     with asking(lambda request: (200, {"Content-Type": "application/json"}, body), tmp_path) as (pacs, _):
         try:
             assert pacs.find(StudyQuery()) == []
@@ -237,14 +235,14 @@ def test_an_answer_that_is_no_dicom_json_is_refused_or_empty(tmp_path: Path, bod
             assert refused.code == "E_PACS_ANSWER"
 
 
-def test_a_pacs_that_is_not_there_is_silent(tmp_path: Path) -> None:
+def test_unreachable_pacs_is_reported_as_silent(tmp_path: Path) -> None:
     with Server(lambda request: (204, {}, b"")).running() as server:
         url = server.url
     with DicomWebPacs(DicomWebTable(url=url, timeout_seconds=1), tmp_path) as pacs:
         assert refusal(pacs.echo).code == "E_PACS_SILENT"
 
 
-def test_a_pacs_that_falls_asleep_is_silent(tmp_path: Path) -> None:
+def test_pacs_that_stops_responding_is_reported_as_silent(tmp_path: Path) -> None:
     awake = threading.Event()
 
     def sleep(request: Request) -> Answer:
@@ -256,13 +254,13 @@ def test_a_pacs_that_falls_asleep_is_silent(tmp_path: Path) -> None:
         awake.set()
 
 
-def test_a_kept_connection_that_the_other_side_closes_is_no_silence(tmp_path: Path) -> None:
-    """An intermediary may close it without a word, just as the next request is on its way."""
+def test_reused_connection_closed_by_the_server_is_retried(tmp_path: Path) -> None:
+    """An intermediary may close a kept connection without notice, just when the next request is sent."""
     server = socket.create_server(("127.0.0.1", 0))
     server.settimeout(5)
 
     def serve() -> None:
-        for answers in (1, 1, 0):  # to so many requests on each connection; the next one closes it
+        for answers in (1, 1, 0):  # number of requests answered on each connection; the next request closes it
             client, _ = server.accept()
             with client:
                 for _ in range(answers):
@@ -275,7 +273,7 @@ def test_a_kept_connection_that_the_other_side_closes_is_no_silence(tmp_path: Pa
     with DicomWebPacs(DicomWebTable(url=f"http://127.0.0.1:{server.getsockname()[1]}"), tmp_path) as pacs:
         pacs.echo()
         pacs.echo()
-        assert refusal(pacs.echo).code == "E_PACS_SILENT"  # twice in a row it is one
+        assert refusal(pacs.echo).code == "E_PACS_SILENT"  # after the second failure in a row it is reported
     thread.join()
     server.close()
 
@@ -286,17 +284,17 @@ def test_nothing_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     with asking(lambda request: hospital(request, page=2), tmp_path) as (pacs, _):
         pacs.find(StudyQuery(accessions=("CANARY",)))
         pacs.images(SERIES)
-    with DicomWebPacs(DicomWebTable(url="http://127.0.0.1:9/dicom-web"), tmp_path) as gone:  # nobody listens there
+    with DicomWebPacs(DicomWebTable(url="http://127.0.0.1:9/dicom-web"), tmp_path) as gone:  # no server listens there
         for call in (lambda: gone.find(StudyQuery(accessions=("CANARY",))), lambda: list(gone.fetch(SERIES, None))):
             assert refusal(call).code == "E_PACS_SILENT"
     assert caplog.text == ""
     assert logging.getLogger("urllib3").level == level
 
 
-# --- getting in -----------------------------------------------------------------------------------------------------
+# --- authentication -------------------------------------------------------------------------------------------------
 
 
-def test_a_password_or_a_token_is_shown(tmp_path: Path) -> None:
+def test_password_or_token_is_sent(tmp_path: Path) -> None:
     for name, secret in (("password", "hé:llo"), ("token", "t0ken")):
         (tmp_path / name).touch(mode=0o600)
         (tmp_path / name).write_text(secret + "\n", encoding="utf-8")
@@ -310,7 +308,7 @@ def test_a_password_or_a_token_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["token_file", "ca_certificate"])
-def test_a_file_that_is_missing_is_refused_at_once(tmp_path: Path, key: str) -> None:
+def test_missing_file_is_refused_at_once(tmp_path: Path, key: str) -> None:
     table = DicomWebTable.model_validate({"url": "https://127.0.0.1:1", key: "nowhere"})
     assert refusal(lambda: DicomWebPacs(table, tmp_path)).code == "E_PACS_FILE"
 
@@ -334,10 +332,10 @@ def test_only_the_declared_proxy_is_used(tmp_path: Path, monkeypatch: pytest.Mon
             assert refusal(lost.echo).code == "E_PACS_PROXY"
 
 
-# --- fetching -------------------------------------------------------------------------------------------------------
+# --- retrieval ------------------------------------------------------------------------------------------------------
 
 
-def test_a_series_or_single_images_are_asked_for(tmp_path: Path) -> None:
+def test_whole_series_or_single_instances_are_requested(tmp_path: Path) -> None:
     with asking(lambda request: related(multipart(request.path.encode())), tmp_path) as (pacs, server):
         series = "/dicom-web/studies/1.2.3141/series/1.2.3141.1"
         assert list(pacs.fetch(SERIES, None)) == [series.encode()]
@@ -349,13 +347,13 @@ def test_a_series_or_single_images_are_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/dicom", "multipart/related", "text/html", ""])
-def test_an_answer_that_is_not_multipart_is_refused(tmp_path: Path, kind: str) -> None:
+def test_response_that_is_not_multipart_is_refused(tmp_path: Path, kind: str) -> None:
     with asking(lambda request: (200, {"Content-Type": kind}, b"x" * 1000), tmp_path) as (pacs, _):
         assert refusal(lambda: list(pacs.fetch(SERIES, None))).code == "E_PACS_ANSWER"
 
 
-def test_a_piece_of_an_image_is_no_image(tmp_path: Path) -> None:
-    """The answer has no length, so that HTTP itself cannot tell that it broke off."""
+def test_incomplete_image_is_not_returned(tmp_path: Path) -> None:
+    """The response has no length, so HTTP itself cannot detect that it is incomplete."""
     images = [bytes([number]) * 5000 for number in range(3)]
     whole = multipart(*images)
     for end in (len(whole) - 1, len(whole) - 2000, 6000, 100, 3, 0):
@@ -369,7 +367,7 @@ def test_a_piece_of_an_image_is_no_image(tmp_path: Path) -> None:
             assert received == images[: len(received)]
 
 
-def test_an_announced_length_that_does_not_come_is_a_silence(tmp_path: Path) -> None:
+def test_response_shorter_than_its_length_is_reported_as_silent(tmp_path: Path) -> None:
     def short(request: Request) -> Answer:
         status, headers, body = related(multipart(b"x" * 5000))
         return status, headers | {"Content-Length": str(len(body) + 10)}, body
@@ -384,7 +382,7 @@ BODIES = st.lists(st.binary(max_size=60) | st.sampled_from([b"\r\n--a-bound", b"
 @given(
     bodies=BODIES, size=st.integers(1, 40), preamble=st.sampled_from([b"", b"\r\n", b"hello\r\n"]), cut=st.integers(0)
 )
-def test_bodies_come_whole_however_the_bytes_arrive(bodies: list[bytes], size: int, preamble: bytes, cut: int) -> None:
+def test_multipart_bodies_are_complete(bodies: list[bytes], size: int, preamble: bytes, cut: int) -> None:
     message = preamble + multipart(*bodies)
     chunks = [message[start : start + size] for start in range(0, len(message), size)]
     assert list(split_multipart(chunks, BOUNDARY)) == bodies

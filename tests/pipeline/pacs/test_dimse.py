@@ -1,4 +1,4 @@
-"""The client over DIMSE against a synthetic PACS that is well or badly behaved; tests/e2e has a real one."""
+"""Tests of the DIMSE client against a synthetic PACS with correct or faulty behaviour. tests/e2e uses a real PACS."""
 
 import gc
 import logging
@@ -47,7 +47,7 @@ def table(port: int, **settings: Any) -> DimseTable:
 
 
 def client(pacs: FakePacs, **settings: Any) -> DimsePacs:
-    """A client of the PACS; with C-MOVE the PACS learns where to send."""
+    """A client of the PACS. For C-MOVE, the PACS is told the port of the receiver."""
     pacs.receiver_port = pacs.receiver_port or free_port()
     return DimsePacs(table(pacs.port, **({"receiver_port": pacs.receiver_port} | settings)), Path())
 
@@ -62,7 +62,7 @@ def by_uid(sent: list[Dataset]) -> list[Dataset]:
 
 @contextmanager
 def deaf_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server that does with a connection what the test wants; yields its port."""
+    """A server that handles one connection with `answer`; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -80,17 +80,17 @@ def deaf_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.join(timeout=5)
 
 
-# --- asking ---
+# --- queries ---
 
 
-def test_echo_checks_the_titles_and_every_service_that_a_pull_needs() -> None:
+def test_echo_checks_ae_titles_and_all_needed_services() -> None:
     with FakePacs().running() as pacs:
         for retrieve in ("c-get", "c-move"):
             client(pacs, retrieve=retrieve).echo()
 
 
 @pytest.mark.parametrize(("retrieve", "service"), [("c-get", "C-GET"), ("c-move", "C-MOVE")])
-def test_a_service_that_is_not_offered_is_named(retrieve: str, service: str) -> None:
+def test_missing_service_is_named_in_the_refusal(retrieve: str, service: str) -> None:
     with FakePacs(offers=[Verification, FIND]).running() as pacs:
         asking = client(pacs, retrieve=retrieve)
         with pytest.raises(Refusal, match=f"E_PACS_SERVICE.*{service}"):
@@ -99,7 +99,7 @@ def test_a_service_that_is_not_offered_is_named(retrieve: str, service: str) -> 
             list(asking.fetch(SERIES, {"1.2"}))
 
 
-def test_a_pacs_that_sends_no_ct_images_over_c_get_is_told_apart() -> None:
+def test_missing_c_get_role_for_ct_is_named_in_the_refusal() -> None:
     with FakePacs(images=images(1), sends_ct=False).running() as pacs, pytest.raises(Refusal, match="C-GET of CT"):
         list(client(pacs).fetch(SERIES, None))
 
@@ -108,14 +108,14 @@ def test_a_pacs_that_sends_no_ct_images_over_c_get_is_told_apart() -> None:
     ("settings", "detail"),
     [({"calling_aet": "STRANGER"}, "our AE title, STRANGER"), ({"called_aet": "ANOTHER"}, "is not ANOTHER")],
 )
-def test_a_title_that_is_refused_is_told_at_the_site_alone(settings: dict[str, str], detail: str) -> None:
+def test_refused_ae_title_is_only_in_the_private_detail(settings: dict[str, str], detail: str) -> None:
     with FakePacs().running() as pacs, pytest.raises(Refusal, match="E_PACS_AUTH") as caught:
         client(pacs, **settings).find(StudyQuery())
     assert detail in caught.value.private
     assert detail not in str(caught.value)
 
 
-def test_find_tells_the_series_of_the_studies_that_match() -> None:
+def test_find_returns_the_series_of_matching_studies() -> None:
     study = dataset(
         StudyInstanceUID="1.2.1",
         StudyDate="20210304",
@@ -142,7 +142,7 @@ def test_find_tells_the_series_of_the_studies_that_match() -> None:
     ]
 
 
-def test_what_the_pacs_answers_beyond_the_question_is_left_out() -> None:
+def test_results_that_do_not_match_the_query_are_dropped() -> None:
     answers = {
         "right": {"StudyDate": "20210304", "AccessionNumber": "A1", "ModalitiesInStudy": "CT"},
         "silent": {"AccessionNumber": "A1"},
@@ -170,7 +170,7 @@ def test_what_the_pacs_answers_beyond_the_question_is_left_out() -> None:
     assert sorted(series.patient_id for series in found) == ["right", "silent"]
 
 
-def test_answers_without_a_valid_uid_or_of_another_study_are_left_out() -> None:
+def test_results_without_valid_uid_or_of_another_study_are_dropped() -> None:
     good = dataset(StudyInstanceUID="1.2.1", StudyDate="20210304")
     series = [
         dataset(SeriesInstanceUID="1.2.1.1"),
@@ -182,9 +182,9 @@ def test_answers_without_a_valid_uid_or_of_another_study_are_left_out() -> None:
         assert [each.series_uid for each in client(pacs).find(StudyQuery())] == ["1.2.1.1"]
 
 
-def test_values_that_cannot_be_read_are_empty_and_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_values_are_empty_and_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     study, broken = dataset(StudyInstanceUID="1.2.1"), dataset(SeriesInstanceUID="1.2.1.1")
-    study.add_new("StudyDate", "LO", "CANARY-date")  # VRs that the client does not see
+    study.add_new("StudyDate", "LO", "CANARY-date")  # the client does not see these VRs (implicit VR)
     broken.add_new("NumberOfSeriesRelatedInstances", "LO", "CANARY many")
     pacs = FakePacs([(study, [broken])], query_syntax=ImplicitVRLittleEndian)
     with warnings.catch_warnings(record=True) as raised, pacs.running():
@@ -195,7 +195,7 @@ def test_values_that_cannot_be_read_are_empty_and_print_nothing(capfd: pytest.Ca
     assert "CANARY" not in "".join(capfd.readouterr())
 
 
-def test_no_answer_is_lost_to_the_thread_that_looks_for_requests() -> None:
+def test_request_thread_does_not_take_responses() -> None:
     with (
         FakePacs().running() as pacs,
         associate(table(pacs.port), None, (FIND,)) as association,
@@ -207,7 +207,7 @@ def test_no_answer_is_lost_to_the_thread_that_looks_for_requests() -> None:
 
 
 @pytest.mark.slow
-def test_a_pacs_that_cuts_its_answers_short_is_asked_for_fewer_days(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_results_are_queried_again_by_shorter_periods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimse, "TRUNCATED_AT", 10)
     first = date(2021, 1, 1)
     studies = [
@@ -239,7 +239,7 @@ def test_images_are_the_ct_images_of_the_series() -> None:
     ("status", "code"),
     [(0xA700, "E_PACS_SILENT"), (0x0124, "E_PACS_AUTH"), (0xC001, "E_PACS_ANSWER"), (0xFE00, "E_PACS_ANSWER")],
 )
-def test_a_failed_question_is_refused_with_its_status(status: int, code: str) -> None:
+def test_failed_query_is_refused_with_its_status(status: int, code: str) -> None:
     def fail(event: Event) -> Iterator[tuple[int, Dataset | None]]:
         yield status, None
 
@@ -248,7 +248,7 @@ def test_a_failed_question_is_refused_with_its_status(status: int, code: str) ->
     assert f"{status:04X}H" in caught.value.private
 
 
-def test_a_pacs_that_aborts_is_silent() -> None:
+def test_pacs_that_aborts_is_reported_as_silent() -> None:
     def abort(event: Event) -> Iterator[tuple[int, Dataset | None]]:
         yield PENDING, dataset(StudyInstanceUID="1.2.1")
         event.assoc.abort()
@@ -257,7 +257,7 @@ def test_a_pacs_that_aborts_is_silent() -> None:
         client(pacs).find(StudyQuery())
 
 
-def test_endless_answers_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_results_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimse, "MAX_ANSWERS", 50)
 
     def babble(event: Event) -> Iterator[tuple[int, Dataset | None]]:
@@ -277,19 +277,19 @@ def _refuse_within(port: int, code: str, *, seconds: float, host: str = "127.0.0
     assert time.monotonic() - start < seconds
 
 
-def test_nobody_there_is_silent() -> None:
+def test_unreachable_pacs_is_reported_as_silent() -> None:
     _refuse_within(free_port(), "E_PACS_SILENT", seconds=5)
     _refuse_within(104, "E_PACS_SILENT", seconds=5, host="pacs.invalid")
 
 
 @pytest.mark.slow
-def test_a_server_that_accepts_and_says_nothing_is_silent() -> None:
+def test_server_that_sends_nothing_is_reported_as_silent() -> None:
     with deaf_server(lambda connection: time.sleep(3)) as port:
         _refuse_within(port, "E_PACS_SILENT", seconds=3)
 
 
 @pytest.mark.slow
-def test_a_server_that_stops_in_the_middle_of_a_packet_is_silent() -> None:
+def test_server_that_stops_inside_a_pdu_is_reported_as_silent() -> None:
     def half(connection: socket.socket) -> None:
         connection.sendall(struct.pack(">BBL", 2, 0, 200) + b"\0\1")
         time.sleep(4)
@@ -298,16 +298,16 @@ def test_a_server_that_stops_in_the_middle_of_a_packet_is_silent() -> None:
         _refuse_within(port, "E_PACS_SILENT", seconds=4)
 
 
-def test_a_server_that_speaks_another_protocol_is_silent() -> None:
+def test_server_with_another_protocol_is_reported_as_silent() -> None:
     with deaf_server(lambda connection: connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
         _refuse_within(port, "E_PACS_SILENT", seconds=5)
 
 
-# --- fetching ---
+# --- retrieval ---
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_a_series_is_fetched_whole_in_one_request(retrieve: str) -> None:
+def test_whole_series_is_fetched_in_one_request(retrieve: str) -> None:
     sent = images(12)
     with FakePacs(images=sent).running() as pacs:
         assert reading(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == by_uid(sent)
@@ -316,7 +316,7 @@ def test_a_series_is_fetched_whole_in_one_request(retrieve: str) -> None:
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_wanted_images_are_fetched_alone_a_few_at_a_time(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_wanted_images_are_fetched_in_small_requests(retrieve: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dimse, "IMAGES_A_REQUEST", 4)
     held = images(12)
     wanted = held[1:10]
@@ -326,7 +326,7 @@ def test_wanted_images_are_fetched_alone_a_few_at_a_time(retrieve: str, monkeypa
     assert [request.QueryRetrieveLevel for request in pacs.asked] == ["IMAGE"] * 3
 
 
-def test_a_series_of_which_every_image_is_wanted_is_asked_for_as_a_whole() -> None:
+def test_series_with_all_images_wanted_is_requested_as_a_whole() -> None:
     sent = images(3)
     with FakePacs(images=sent).running() as pacs:
         series = replace(SERIES, images=3)
@@ -334,14 +334,14 @@ def test_a_series_of_which_every_image_is_wanted_is_asked_for_as_a_whole() -> No
     assert [request.QueryRetrieveLevel for request in pacs.asked] == ["SERIES"]
 
 
-def test_nothing_wanted_asks_nothing() -> None:
+def test_no_wanted_images_send_no_request() -> None:
     with FakePacs(images=images(2)).running() as pacs:
         assert list(client(pacs).fetch(SERIES, set())) == []
     assert pacs.asked == []
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_pixels_stay_compressed_as_they_are_stored(retrieve: str) -> None:
+def test_pixels_stay_compressed_as_stored(retrieve: str) -> None:
     sent = images(2, syntax=JPEGLSLossless, size=32)
     with FakePacs(images=sent).running() as pacs:
         arrived = reading(client(pacs, retrieve=retrieve).fetch(SERIES, None))
@@ -350,7 +350,7 @@ def test_pixels_stay_compressed_as_they_are_stored(retrieve: str) -> None:
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_the_pacs_waits_for_a_slow_reader(retrieve: str) -> None:
+def test_pacs_waits_for_a_slow_reader(retrieve: str) -> None:
     sent = images(40)
     handed_out = []
     with FakePacs(images=sent).running() as pacs:
@@ -384,7 +384,7 @@ def test_closing_early_ends_the_transfer_at_once(retrieve: str) -> None:
     assert not [thread for thread in threading.enumerate() if not thread.daemon and thread not in before]
 
 
-def test_a_transfer_that_breaks_off_gives_what_came_and_then_goes_on() -> None:
+def test_interrupted_transfer_returns_received_images_and_can_continue() -> None:
     sent = images(10)
     with FakePacs(images=sent).running() as pacs:
 
@@ -410,7 +410,7 @@ def test_a_transfer_that_breaks_off_gives_what_came_and_then_goes_on() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_a_pacs_that_falls_silent_in_the_middle_is_given_up(retrieve: str) -> None:
+def test_pacs_that_stops_during_the_transfer_times_out(retrieve: str) -> None:
     with FakePacs(images=images(4)).running() as pacs:
 
         def stall(event: Event) -> Iterator[Any]:
@@ -427,7 +427,7 @@ def test_a_pacs_that_falls_silent_in_the_middle_is_given_up(retrieve: str) -> No
 
 
 @pytest.mark.slow
-def test_images_that_arrive_are_life_enough_though_the_pacs_says_nothing() -> None:
+def test_arriving_images_prevent_a_timeout_without_pending_responses() -> None:
     with FakePacs(images=images(6)).running() as pacs:
 
         def wordless(event: Event) -> Iterator[Any]:
@@ -443,7 +443,7 @@ def test_images_that_arrive_are_life_enough_though_the_pacs_says_nothing() -> No
 
 
 @pytest.mark.slow
-def test_a_pacs_that_says_it_is_at_work_is_waited_for() -> None:
+def test_pending_responses_prevent_a_timeout() -> None:
     with FakePacs(images=images(2)).running() as pacs:
 
         def from_tape(event: Event) -> Iterator[Any]:
@@ -459,7 +459,7 @@ def test_a_pacs_that_says_it_is_at_work_is_waited_for() -> None:
         assert len(list(client(pacs, timeout_seconds=1).fetch(SERIES, None))) == 2
 
 
-def test_a_pacs_that_sends_after_it_has_said_that_it_is_done_is_waited_for() -> None:
+def test_images_sent_after_the_final_response_are_received() -> None:
     sent = images(3)
     with FakePacs(images=sent).running() as pacs:
 
@@ -479,7 +479,7 @@ def test_a_pacs_that_sends_after_it_has_said_that_it_is_done_is_waited_for() -> 
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_a_series_without_ct_images_gives_none(retrieve: str) -> None:
+def test_series_without_ct_images_returns_none(retrieve: str) -> None:
     (report,) = images(1)
     report.SOPClassUID = MRImageStorage
     with FakePacs(images=[report]).running() as pacs:
@@ -487,7 +487,7 @@ def test_a_series_without_ct_images_gives_none(retrieve: str) -> None:
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
-def test_an_image_that_the_pacs_cannot_send_is_left_out(retrieve: str) -> None:
+def test_image_that_the_pacs_cannot_send_is_skipped(retrieve: str) -> None:
     good, bad = images(2)
     with FakePacs(images=[good, bad]).running() as pacs:
 
@@ -503,11 +503,11 @@ def test_an_image_that_the_pacs_cannot_send_is_left_out(retrieve: str) -> None:
         pacs.get = pacs.move = one_of_them
         start = time.monotonic()
         assert reading(client(pacs, retrieve=retrieve).fetch(SERIES, None)) == [good]
-        assert time.monotonic() - start < 2  # nobody waits for what has failed
+        assert time.monotonic() - start < 2  # the client does not wait for failed images
 
 
 @pytest.mark.slow
-def test_success_without_an_image_says_what_to_tell_the_administrator() -> None:
+def test_success_without_images_tells_what_the_administrator_needs() -> None:
     with FakePacs(images=images(2), receiver_port=free_port()).running() as pacs:
 
         def nothing(event: Event) -> Iterator[Any]:
@@ -528,14 +528,14 @@ def test_success_without_an_image_says_what_to_tell_the_administrator() -> None:
     assert str(pacs.receiver_port) not in str(caught.value)
 
 
-def test_a_pacs_that_does_not_reach_us_says_what_to_tell_the_administrator() -> None:
+def test_pacs_that_cannot_reach_us_tells_what_the_administrator_needs() -> None:
     with FakePacs(images=images(2), receiver_port=free_port()).running() as pacs:
         asking = client(pacs, retrieve="c-move", receiver_port=free_port())
         with pytest.raises(Refusal, match="E_PACS_NO_DELIVERY"):
             list(asking.fetch(SERIES, None))
 
 
-def test_once_images_have_arrived_a_failing_one_is_not_put_down_to_the_network() -> None:
+def test_failed_image_after_received_ones_is_not_a_delivery_error() -> None:
     sent = images(3)
     with FakePacs(images=sent).running() as pacs:
         asking = client(pacs, retrieve="c-move", timeout_seconds=1)
@@ -544,7 +544,7 @@ def test_once_images_have_arrived_a_failing_one_is_not_put_down_to_the_network()
         assert list(asking.fetch(SERIES, {sent[0].SOPInstanceUID})) == []
 
 
-def test_a_receiver_address_in_use_is_refused_before_the_pacs_is_asked() -> None:
+def test_receiver_port_in_use_is_refused_before_any_request() -> None:
     with FakePacs(images=images(1)).running() as pacs:
         asking = client(pacs, retrieve="c-move")
         with socket.create_server(("127.0.0.1", pacs.receiver_port)):
@@ -554,7 +554,7 @@ def test_a_receiver_address_in_use_is_refused_before_the_pacs_is_asked() -> None
     assert pacs.asked == []
 
 
-def test_nothing_of_what_travels_is_logged_or_printed(
+def test_no_transferred_data_is_logged_or_printed(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study = dataset(StudyInstanceUID="1.2.3", PatientID="CANARY-0042", AccessionNumber="CANARY-1")
@@ -579,7 +579,7 @@ def _server_context(authority: Authority) -> ssl.SSLContext:
     return context
 
 
-def test_over_tls_the_certificate_of_the_pacs_is_checked(tmp_path: Path) -> None:
+def test_tls_certificate_of_the_pacs_is_verified(tmp_path: Path) -> None:
     authority, other = Authority.make(tmp_path), Authority.make(tmp_path, "other")
     sent = images(3)
     with FakePacs(images=sent, tls=_server_context(authority)).running() as pacs:
@@ -590,7 +590,7 @@ def test_over_tls_the_certificate_of_the_pacs_is_checked(tmp_path: Path) -> None
             client(pacs, ca_certificate=authority.path, host="localhost").echo()
 
 
-def test_a_pacs_that_demands_our_certificate_gets_it(tmp_path: Path) -> None:
+def test_client_certificate_is_sent_if_the_pacs_requires_it(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     context = _server_context(authority)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -601,14 +601,14 @@ def test_a_pacs_that_demands_our_certificate_gets_it(tmp_path: Path) -> None:
             client(pacs, ca_certificate=authority.path).echo()
 
 
-def test_a_pacs_without_tls_is_not_spoken_to_in_the_clear(tmp_path: Path) -> None:
+def test_pacs_without_tls_is_refused_if_tls_is_configured(tmp_path: Path) -> None:
     authority = Authority.make(tmp_path)
     with FakePacs().running() as pacs, pytest.raises(Refusal, match=r"E_PACS_(UNTRUSTED|SILENT)"):
         client(pacs, ca_certificate=authority.path).echo()
 
 
 @pytest.mark.parametrize("fault", ["missing", "no certificate", "key of another", "open to others", "locked"])
-def test_a_certificate_or_key_that_cannot_be_used_is_refused(tmp_path: Path, fault: str) -> None:
+def test_unusable_certificate_or_key_is_refused(tmp_path: Path, fault: str) -> None:
     authority = Authority.make(tmp_path)
     certificate, key = authority.sign("node", password=b"secret" if fault == "locked" else None)
     if fault == "missing":
@@ -623,11 +623,11 @@ def test_a_certificate_or_key_that_cannot_be_used_is_refused(tmp_path: Path, fau
         DimsePacs(table(104, ca_certificate=authority.path, certificate=certificate, key=key), Path())
 
 
-def test_paths_are_read_against_the_folder(tmp_path: Path) -> None:
+def test_relative_paths_are_resolved_against_the_folder(tmp_path: Path) -> None:
     Authority.make(tmp_path)
     DimsePacs(table(104, ca_certificate=Path("ca.crt")), tmp_path)
 
 
-def test_c_move_over_tls_needs_a_certificate_for_the_receiver() -> None:
+def test_c_move_over_tls_needs_a_receiver_certificate() -> None:
     with pytest.raises(ValidationError, match="c-move"):
         table(104, retrieve="c-move", ca_certificate=Path("ca.crt"))

@@ -1,4 +1,4 @@
-"""Whoever else holds connections to the receiver, the PACS gets in at once and is not thrown out while it sends."""
+"""Tests of the receiver's association limits: other connections never block or interrupt the sending PACS."""
 
 import socket
 import threading
@@ -21,14 +21,14 @@ from pipeline.pacs.tls import as_client, as_server
 from tests.pipeline.pacs.authority import Authority
 from tests.pipeline.pacs.fake_pacs import OUR_TITLE, PACS_TITLE, free_port, images
 
-PACS, OTHER = "127.0.0.1", "127.0.0.2"  # Linux takes all of 127.0.0.0/8 for this machine
+PACS, OTHER = "127.0.0.1", "127.0.0.2"  # on Linux, all of 127.0.0.0/8 is this machine
 MANY = tuple(f"127.0.0.{number}" for number in range(2, 22))
-PROMPT_SECONDS = 5.0  # a loaded machine included; unloaded it takes 0.1 s
+PROMPT_SECONDS = 5.0  # on a loaded machine; without load it takes 0.1 s
 LOCAL_LIMIT_EXCEEDED = 2
 
 
 class Taker:
-    """Takes every image."""
+    """Accepts every image."""
 
     def store(self, event: Event) -> int:
         event.encoded_dataset()
@@ -57,7 +57,7 @@ def associate(port: int, address: str, *, calling: str = PACS_TITLE, tls: Any = 
 
 
 def hold_connections(port: int, addresses: tuple[str, ...], stop: threading.Event, number: int) -> None:
-    """Connect and send nothing; again whenever the connection is closed."""
+    """Connect and send nothing; connect again each time the connection is closed."""
     source = (addresses[number % len(addresses)], 0)
     while not stop.is_set():
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5, source_address=source) as held:
@@ -70,7 +70,7 @@ def hold_connections(port: int, addresses: tuple[str, ...], stop: threading.Even
 
 
 def hold_associations(port: int, addresses: tuple[str, ...], stop: threading.Event, number: int) -> None:
-    """Associate under the PACS's title and send nothing; again whenever the association is ended."""
+    """Associate with the PACS's AE title and send nothing; associate again each time the association ends."""
     while not stop.is_set():
         held = associate(port, addresses[number % len(addresses)])
         while held.is_established and not stop.is_set():
@@ -79,7 +79,7 @@ def hold_associations(port: int, addresses: tuple[str, ...], stop: threading.Eve
 
 
 def echo(port: int, addresses: tuple[str, ...], stop: threading.Event, number: int) -> None:
-    """As `hold_associations`, and never idle: C-ECHO ten times a second."""
+    """Like `hold_associations`, but never idle: C-ECHO ten times a second."""
     while not stop.is_set():
         held = associate(port, addresses[number % len(addresses)])
         while held.is_established and not stop.is_set():
@@ -91,7 +91,7 @@ def echo(port: int, addresses: tuple[str, ...], stop: threading.Event, number: i
 @pytest.mark.slow
 @pytest.mark.parametrize("addresses", [(OTHER,), (PACS,), MANY], ids=["one other", "the PACS's own", "many"])
 @pytest.mark.parametrize("attack", [hold_connections, hold_associations, echo])
-def test_who_sends_no_images_keeps_no_pacs_out(
+def test_idle_connections_do_not_block_the_pacs(
     attack: Callable[[int, tuple[str, ...], threading.Event, int], None], addresses: tuple[str, ...]
 ) -> None:
     stop = threading.Event()
@@ -115,8 +115,8 @@ def test_who_sends_no_images_keeps_no_pacs_out(
 
 
 @pytest.mark.slow
-def test_who_sends_images_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Busy associations are never ended for a newcomer; silent ones are, those that never sent an image first."""
+def test_busy_association_is_not_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new association never evicts a busy one. It evicts idle ones, first those that never sent an image."""
     monkeypatch.setattr("pipeline.pacs.places.BUSY_SECONDS", 60.0)
     (image,) = images(1)
     with listening() as port, ExitStack() as stack:
@@ -128,8 +128,8 @@ def test_who_sends_images_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> No
 
         sending = [associated(PACS) for _ in range(MOST_OF_ONE_PEER)]
         assert [each.send_c_store(image).Status for each in sending] == [SUCCESS] * MOST_OF_ONE_PEER
-        one_more = associated(PACS)  # all of this peer's places are in use
-        assert not one_more.is_established  # the words of a rejection may be lost with the connection
+        one_more = associated(PACS)  # the limit of associations of this peer is reached
+        assert not one_more.is_established  # the rejection message may be lost when the connection closes
         if one_more.is_rejected:
             assert one_more.acceptor.primitive is not None
             assert one_more.acceptor.primitive.diagnostic == LOCAL_LIMIT_EXCEEDED
@@ -140,11 +140,11 @@ def test_who_sends_images_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> No
         deadline = time.monotonic() + 10
         while idle[0].is_established and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert [each.is_established for each in idle] == [False, True]  # the one that was silent for longer
+        assert [each.is_established for each in idle] == [False, True]  # the one that was idle longer is evicted
         assert [each.send_c_store(image).Status for each in sending] == [SUCCESS] * MOST_OF_ONE_PEER
 
 
-def test_who_is_busy_no_longer_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_association_that_stopped_sending_is_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.pacs.places.BUSY_SECONDS", 0.0)
     (image,) = images(1)
     with listening() as port, ExitStack() as stack:
@@ -156,7 +156,7 @@ def test_who_is_busy_no_longer_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_a_wrong_title_ends_nobodys_association() -> None:
+def test_wrong_ae_title_evicts_no_association() -> None:
     with listening() as port, ExitStack() as stack:
         held = [associate(port, address) for address in MANY[:MOST_ASSOCIATIONS]]
         for each in held:
@@ -168,7 +168,7 @@ def test_a_wrong_title_ends_nobodys_association() -> None:
 
 
 @pytest.mark.slow
-def test_unfinished_tls_handshakes_keep_no_pacs_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_tls_handshakes_do_not_block_the_pacs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     authority = Authority.make(tmp_path)
     certificate, key = authority.sign("node")
     server = as_server(tmp_path, authority=authority.path, certificate=certificate, key=key)
@@ -195,7 +195,7 @@ def test_unfinished_tls_handshakes_keep_no_pacs_out(tmp_path: Path, capfd: pytes
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_a_flood_of_connections_leaves_few_threads() -> None:
+def test_many_connections_leave_few_threads() -> None:
     before = threading.active_count()
     with listening() as port, ExitStack() as stack:
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""Pulls from a PACS in memory: resuming, growth, silence, merged patients, limits, damage."""
+"""Tests of pulls from a PACS in memory: resume, growth, timeouts, merged patients, limits and damage."""
 
 import logging
 import shutil
@@ -42,14 +42,14 @@ file = "labels.csv"
 
 
 class MemoryPacs:
-    """A PACS that holds synthetic series in memory, notes what it sends, and fails as it is told."""
+    """A PACS that holds synthetic series in memory, records what it sends, and fails on request."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch / "scratch.dcm"
         self.held: dict[str, tuple[RemoteSeries, dict[str, bytes]]] = {}  # by series UID
         self.sent: list[str] = []
         self.lists_asked = 0
-        self.breaks_after: list[int] = []  # images, for each fetch to come; then it falls silent
+        self.breaks_after: list[int] = []  # images before the PACS stops responding, for each coming fetch
         self.silent_finds = 0
         self.is_gone = False
         self.dies_of_a_break = False
@@ -57,7 +57,7 @@ class MemoryPacs:
         self.withholds: set[str] = set()  # SOP instance UIDs
 
     def add(self, number: int, *, slices: int = 4, first: int = 0, **remote: Any) -> str:
-        """A series of patient P<number>, or more images of it; returns its UID."""
+        """Add a series of patient P<number>, or more images of it; return its UID."""
         uid = f"1.{number}.1"
         known = RemoteSeries(f"P{number}", "", f"A{number}", f"1.{number}", uid, "CT", "CHEST", 0)
         series, images = self.held.get(uid, (replace(known, **remote), {}))
@@ -76,7 +76,7 @@ class MemoryPacs:
         return self._scratch.read_bytes()
 
     def change(self, uid: str, **remote: Any) -> None:
-        """Change what the PACS says of a series."""
+        """Change the attributes that the PACS reports for a series."""
         series, images = self.held[uid]
         self.held[uid] = replace(series, **remote), images
 
@@ -154,7 +154,7 @@ def stored(site: Site) -> dict[str, int]:
     return {each.patient_id: len(each.files) for each in series}
 
 
-def test_everything_comes_once(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_each_image_is_fetched_once(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     for number in (1, 2, 3):
         pacs.add(number, slices=2 + number)
@@ -162,7 +162,7 @@ def test_everything_comes_once(pacs: MemoryPacs, make: Callable[..., Site]) -> N
     assert (first.studies, first.series, first.fetched_now, first.images_now) == (3, 3, 3, 12)
     assert first.megabytes == pytest.approx(sum(len(f) for _, i in pacs.held.values() for f in i.values()) / 1e6)
     assert stored(site) == {site.pseudonym(f"P{number}"): 2 + number for number in (1, 2, 3)}
-    assert pacs.lists_asked == 0  # the PACS had said how many images there are
+    assert pacs.lists_asked == 0  # the PACS had reported the number of images
     second = run(site)
     assert (second.fetched_now, second.already, second.images_now, second.megabytes) == (0, 3, 0, 0)
     assert len(pacs.sent) == 12
@@ -172,7 +172,7 @@ def test_everything_comes_once(pacs: MemoryPacs, make: Callable[..., Site]) -> N
     }
 
 
-def test_the_images_are_found_where_the_site_looks_for_them(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_images_are_stored_where_the_site_reads_them(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     pacs.add(1)
     pacs.breaks_after = [2] * 20
@@ -182,7 +182,7 @@ def test_the_images_are_found_where_the_site_looks_for_them(pacs: MemoryPacs, ma
     assert not any(path.suffix != ".dcm" for path in site.ct_folder.rglob("*") if path.is_file())
 
 
-def test_a_pull_that_broke_off_goes_on(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_interrupted_pull_is_resumed(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 0")
     pacs.add(1)
     pacs.add(2, slices=6)
@@ -190,7 +190,7 @@ def test_a_pull_that_broke_off_goes_on(pacs: MemoryPacs, make: Callable[..., Sit
     pacs.dies_of_a_break = True
     with pytest.raises(Refusal, match="E_PACS_SILENT"):
         run(site)
-    assert stored(site) == {site.pseudonym("P1"): 4}  # half a series is not shown to the reader
+    assert stored(site) == {site.pseudonym("P1"): 4}  # an incomplete series is not shown to the reader
     pacs.is_gone = False
     report = run(site)
     assert (report.already, report.fetched_now, report.images_now) == (1, 1, 3)
@@ -198,17 +198,17 @@ def test_a_pull_that_broke_off_goes_on(pacs: MemoryPacs, make: Callable[..., Sit
     assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P2"): 6}
 
 
-def test_a_pacs_that_restarts_is_waited_for(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_pull_waits_for_a_restarting_pacs(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 2")
     pacs.add(1, slices=9)
     pacs.silent_finds = 2
-    pacs.breaks_after = [1, 0, 1, 0, 1, 0, 2]  # patience begins afresh with every image
+    pacs.breaks_after = [1, 0, 1, 0, 1, 0, 2]  # retries are counted anew after each image
     report = run(site)
     assert (report.fetched_now, report.images_now, codes(report)) == (1, 9, [])
     assert len(pacs.sent) == len(set(pacs.sent)) == 9
 
 
-def test_patience_ends(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_pull_ends_after_the_last_retry(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 2")
     pacs.add(1)
     pacs.silent_finds = 3
@@ -218,13 +218,13 @@ def test_patience_ends(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
 
 
 def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long a pull waits each time, in place of waiting; threads that other tests left sleep as before."""
+    """Record how long a pull would wait instead of waiting. Threads left over from other tests sleep as before."""
     waits: list[float] = []
     monkeypatch.setattr("pipeline.pacs.pull.time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
     return waits
 
 
-def test_a_pacs_that_is_not_there_at_the_start_is_not_waited_for(
+def test_pull_does_not_wait_if_the_pacs_is_down_at_the_start(
     pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = waited(monkeypatch)
@@ -234,7 +234,9 @@ def test_a_pacs_that_is_not_there_at_the_start_is_not_waited_for(
     assert waits == []
 
 
-def test_the_wait_doubles(pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_doubles_after_each_retry(
+    pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits = waited(monkeypatch)
     pacs.add(1)
     pacs.silent_finds = 4
@@ -242,9 +244,7 @@ def test_the_wait_doubles(pacs: MemoryPacs, make: Callable[..., Site], monkeypat
     assert waits == pytest.approx([0.01, 0.02, 0.04, 0.08])
 
 
-def test_one_series_about_which_the_pacs_is_silent_does_not_hold_up_the_others(
-    pacs: MemoryPacs, make: Callable[..., Site]
-) -> None:
+def test_series_without_reply_does_not_block_other_series(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 1")
     pacs.fails[pacs.add(1)] = reasons.PACS_SILENT
     pacs.fails[pacs.add(2)] = reasons.PACS_ANSWER
@@ -258,7 +258,7 @@ def test_one_series_about_which_the_pacs_is_silent_does_not_hold_up_the_others(
 
 
 @pytest.mark.parametrize("reason", [reasons.PACS_AUTH, reasons.PACS_UNTRUSTED, reasons.PACS_PROXY])
-def test_what_no_other_series_would_survive_ends_the_pull(
+def test_error_that_affects_all_series_ends_the_pull(
     pacs: MemoryPacs, make: Callable[..., Site], reason: Reason
 ) -> None:
     pacs.fails[pacs.add(1)] = reason
@@ -268,7 +268,7 @@ def test_what_no_other_series_would_survive_ends_the_pull(
     assert pacs.sent == []
 
 
-def test_a_series_that_grew_gets_its_new_images(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_new_images_of_a_series_are_fetched(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 0")
     pacs.add(1, slices=4)
     run(site)
@@ -276,14 +276,14 @@ def test_a_series_that_grew_gets_its_new_images(pacs: MemoryPacs, make: Callable
     pacs.breaks_after = [1]
     report = run(site)
     assert codes(report) == ["E_PACS_SILENT"]
-    assert stored(site) == {site.pseudonym("P1"): 4}  # what was whole stays, until it is whole again
+    assert stored(site) == {site.pseudonym("P1"): 4}  # the old images stay until the series is complete again
     assert run(site).images_now == 2
     assert stored(site) == {site.pseudonym("P1"): 7}
     assert len(pacs.sent) == len(set(pacs.sent)) == 7
     assert run(site).already == 1
 
 
-def test_what_the_pacs_deletes_stays(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_images_deleted_in_the_pacs_are_kept(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     pacs.add(1)
     uid = pacs.add(2)
@@ -296,12 +296,12 @@ def test_what_the_pacs_deletes_stays(pacs: MemoryPacs, make: Callable[..., Site]
     assert stored(site) == {site.pseudonym("P1"): 4, site.pseudonym("P2"): 4}
 
 
-def test_a_merged_patient_gets_the_new_pseudonym(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_merged_patient_gets_the_new_pseudonym(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1)
     run(site)
     pacs.change(uid, patient_id="P7")
-    report = run(site)  # the PACS sends the images as they were
+    report = run(site)  # the PACS sends the images unchanged
     assert (report.failed, codes(report)) == (1, ["E_PATIENT_DIFFERS"])
     assert report.findings[0].patient_id == site.pseudonym("P7")
     assert stored(site) == {}
@@ -312,18 +312,16 @@ def test_a_merged_patient_gets_the_new_pseudonym(pacs: MemoryPacs, make: Callabl
     assert run(site).already == 1
 
 
-def test_a_series_of_which_one_image_names_another_patient_is_refused_whole(
-    pacs: MemoryPacs, make: Callable[..., Site]
-) -> None:
+def test_series_with_an_image_of_another_patient_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1)
     pacs.held[uid][1][f"{uid}.2"] = pacs.image(1, 2, PatientID="P9")
     assert codes(run(site)) == ["E_PATIENT_DIFFERS"]
     assert list(site.folder.rglob("*.dcm")) == []
-    assert pacs.sent == [f"{uid}.{index}" for index in range(3)]  # nothing more was asked for
+    assert pacs.sent == [f"{uid}.{index}" for index in range(3)]  # no more images were requested
 
 
-def test_a_series_of_another_authority_or_of_nobody_is_not_fetched(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_series_with_other_issuer_or_no_patient_id_is_not_fetched(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(issuer="HOSP")
     pacs.add(1, issuer="ELSEWHERE")
     pacs.add(2, patient_id="")
@@ -334,7 +332,7 @@ def test_a_series_of_another_authority_or_of_nobody_is_not_fetched(pacs: MemoryP
     assert len(pacs.sent) == 4
 
 
-def test_filters_choose_series(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_filters_select_series(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     pacs.add(1)
     pacs.add(2, body_part="chest")
     pacs.add(3, body_part="HEAD")
@@ -351,9 +349,7 @@ def test_filters_choose_series(pacs: MemoryPacs, make: Callable[..., Site]) -> N
     assert run(make(filters='modality = "SR"')).series == 1
 
 
-def test_the_list_of_accession_numbers_counts_even_if_the_pacs_disregards_it(
-    pacs: MemoryPacs, make: Callable[..., Site]
-) -> None:
+def test_accession_list_applies_even_if_the_pacs_ignores_it(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(filters='accessions = "lists/accessions.txt"')
     (site.folder / "lists").mkdir()
     (site.folder / "lists" / "accessions.txt").write_text("\ufeff# approved\nA1\n\n  A3  \nA1\n", encoding="utf-8")
@@ -366,7 +362,7 @@ def test_the_list_of_accession_numbers_counts_even_if_the_pacs_disregards_it(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"# none\n", b"A1\n*\n", b"A?\n", b"A\\B\n", b"\xff\xfeA\x001\x00"])
-def test_a_list_that_would_ask_for_everything_is_refused(
+def test_accession_list_that_would_match_everything_is_refused(
     pacs: MemoryPacs, make: Callable[..., Site], content: bytes | None
 ) -> None:
     site = make(filters='accessions = "accessions.txt"')
@@ -376,7 +372,7 @@ def test_a_list_that_would_ask_for_everything_is_refused(
         run(site)
 
 
-def test_bad_images_are_named_and_not_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_bad_images_are_reported_and_not_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1, slices=5)
     pacs.held[uid][1][f"{uid}.1"] = b"not DICOM at all"
@@ -388,16 +384,14 @@ def test_bad_images_are_named_and_not_fetched_again(pacs: MemoryPacs, make: Call
     sent = len(pacs.sent)
     again = run(site)
     assert (again.already, codes(again), len(pacs.sent)) == (1, ["E_NOT_DICOM", "E_PARSE"], sent)
-    for index in (1, 3):  # mended; and when the series is fetched anew for another reason, they are looked at again
+    for index in (1, 3):  # repaired images are read when the series is fetched again for another reason
         pacs.held[uid][1][f"{uid}.{index}"] = pacs.image(1, index)
     next(site.ct_folder.rglob("*.dcm")).unlink()
     mended = run(site)
     assert (mended.images_now, codes(mended), stored(site)) == (5, [], {site.pseudonym("P1"): 5})
 
 
-def test_images_that_the_pacs_lists_but_does_not_send_fail_the_series(
-    pacs: MemoryPacs, make: Callable[..., Site]
-) -> None:
+def test_series_with_listed_but_unsent_images_fails(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1)
     pacs.withholds = {f"{uid}.2"}
@@ -408,7 +402,7 @@ def test_images_that_the_pacs_lists_but_does_not_send_fail_the_series(
     assert stored(site) == {site.pseudonym("P1"): 4}
 
 
-def test_images_that_were_not_asked_for_are_not_stored(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_unrequested_images_are_not_stored(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     pacs.add(1)
     run(site)
@@ -420,9 +414,7 @@ def test_images_that_were_not_asked_for_are_not_stored(pacs: MemoryPacs, make: C
     assert stored(site) == {site.pseudonym("P1"): 5}
 
 
-def test_a_pacs_that_does_not_count_its_images_is_asked_for_the_list(
-    pacs: MemoryPacs, make: Callable[..., Site]
-) -> None:
+def test_pacs_without_image_count_is_asked_for_the_image_list(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     uid = pacs.add(1)
     pacs.change(uid, images=None)
@@ -432,7 +424,7 @@ def test_a_pacs_that_does_not_count_its_images_is_asked_for_the_list(
     assert (pacs.lists_asked, len(pacs.sent)) == (2, 4)
 
 
-def test_files_that_a_power_cut_left_short_are_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_files_truncated_by_a_power_failure_are_fetched_again(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make(limits="retries = 0")
     pacs.add(1)
     pacs.add(2)
@@ -444,7 +436,7 @@ def test_files_that_a_power_cut_left_short_are_fetched_again(pacs: MemoryPacs, m
     assert run(site).already == 2
 
 
-def test_files_from_before_a_reboot_are_not_relied_on_while_a_series_is_incomplete(
+def test_files_from_before_a_reboot_are_refetched_if_series_is_incomplete(
     pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make(limits="retries = 0")
@@ -453,11 +445,11 @@ def test_files_from_before_a_reboot_are_not_relied_on_while_a_series_is_incomple
     run(site)
     monkeypatch.setattr(
         "pipeline.pacs.series_store.time.clock_gettime", lambda clock: -1.0
-    )  # started a second from now
+    )  # the system booted one second from now
     assert run(site).images_now == 4
 
 
-def test_half_a_file_of_a_killed_pull_is_no_image(
+def test_partial_file_of_a_killed_pull_is_not_an_image(
     pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make(limits="retries = 0")
@@ -477,7 +469,7 @@ def test_half_a_file_of_a_killed_pull_is_no_image(
     assert [path.suffix for path in site.folder.rglob("*.dcm*")] == [".dcm"] * 4
 
 
-def test_a_lost_journal_costs_questions_but_no_transfer(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_lost_journal_causes_queries_but_no_transfer(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     pacs.add(1)
     run(site)
@@ -488,7 +480,7 @@ def test_a_lost_journal_costs_questions_but_no_transfer(pacs: MemoryPacs, make: 
     assert stored(site) == {site.pseudonym("P1"): 4}
 
 
-def test_only_one_pull_at_a_time(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_second_pull_at_the_same_time_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     pacs.add(1)
     refused = []
@@ -503,7 +495,9 @@ def test_only_one_pull_at_a_time(pacs: MemoryPacs, make: Callable[..., Site]) ->
     assert run(site).already == 1
 
 
-def test_the_disk_is_not_filled(pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_keeps_the_configured_free_disk_space(
+    pacs: MemoryPacs, make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = make(limits="")
     site = init_site(site.folder.parent / "small", (site.folder / "site.toml").read_text().replace("gb = 0", "gb = 3"))
     pacs.add(1)
@@ -516,14 +510,14 @@ def test_the_disk_is_not_filled(pacs: MemoryPacs, make: Callable[..., Site], mon
     assert run(site).images_now == 2
 
 
-def test_a_folder_that_cannot_be_written_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_folder_without_write_access_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     (site.folder / "pull").write_text("in the way")
     with pytest.raises(Refusal, match="E_DISK"):
         run(site)
 
 
-def test_a_damaged_journal_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_damaged_journal_is_refused(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     site = make()
     (site.folder / "pull").mkdir()
     (site.folder / "pull" / "journal.sqlite").write_bytes(b"not a database" * 1000)
@@ -531,7 +525,7 @@ def test_a_damaged_journal_is_refused(pacs: MemoryPacs, make: Callable[..., Site
         run(site)
 
 
-def test_the_rate_is_kept(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
+def test_transfer_rate_limit_is_respected(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     pacs.add(1, slices=20)
     size = sum(len(content) for content in pacs.held["1.1.1"][1].values()) / 1e6
     site = make(limits=f"megabytes_per_second = {size / 0.4}")
@@ -540,7 +534,7 @@ def test_the_rate_is_kept(pacs: MemoryPacs, make: Callable[..., Site]) -> None:
     assert 0.4 <= time.monotonic() - start < 2
 
 
-def test_no_pacs_no_pull(tmp_path: Path) -> None:
+def test_pull_without_pacs_settings_is_refused(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", '[site]\nname = "ward"\n[labels]\nfile = "l.csv"\n')
     with pytest.raises(Refusal, match="E_NO_PACS"):
         run(site)
@@ -549,14 +543,14 @@ def test_no_pacs_no_pull(tmp_path: Path) -> None:
 def test_no_identifier_is_written_or_logged(
     pacs: MemoryPacs, make: Callable[..., Site], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """UIDs, identifiers and accession numbers: in no file, no file's name, no log."""
+    """UIDs, patient IDs and accession numbers are in no file, no file name and no log."""
     caplog.set_level(logging.DEBUG)
     site = make()
     uid = pacs.add(1, patient_id="CANARY-0042", accession="CANARY-ACC")
     for image in list(pacs.held[uid][1]):
         pacs.held[uid][1][image] = pacs.image(1, int(image[-1]), PatientID="CANARY-0042", StudyInstanceUID="1.3141592")
     pacs.change(uid, study_uid="1.3141592")
-    pacs.add(2, patient_id="CANARY-0043")  # refused: the images name P2
+    pacs.add(2, patient_id="CANARY-0043")  # refused: the images have patient ID P2
     assert codes(run(site)) == ["E_PATIENT_DIFFERS"]
     files = [path for path in site.folder.rglob("*") if path.is_file() and path.name != "site.toml"]
     everything = b"".join(str(path).encode() + path.read_bytes() for path in files) + caplog.text.encode()

@@ -1,4 +1,4 @@
-"""The receiver of C-MOVE: who and what is let in, and that nobody can fill or stop it."""
+"""Tests of the C-MOVE receiver: which peers and images are accepted, and that no peer can block or overload it."""
 
 import logging
 import socket
@@ -68,7 +68,7 @@ class Desk:
 
 
 def read(inbox: Inbox) -> list[Dataset]:
-    """End the inbox and read what is in it."""
+    """End the inbox and read its contents."""
     inbox.end(None)
     return [dcmread(BytesIO(content)) for content in inbox]
 
@@ -80,7 +80,7 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 5) -> bool:
     return condition()
 
 
-def test_images_arrive_as_complete_files_with_their_pixels_as_they_were_sent() -> None:
+def test_images_are_received_as_complete_files_with_unchanged_pixels() -> None:
     sent = [*images(1), *images(2, syntax=JPEG2000Lossless, size=64)[1:]]
     desk = Desk(sent)
     with desk.open(), desk.association() as association:
@@ -93,14 +93,14 @@ def test_images_arrive_as_complete_files_with_their_pixels_as_they_were_sent() -
     assert arrived == sent
 
 
-def test_every_transfer_syntax_that_is_let_in_can_be_decoded_here() -> None:
+def test_every_accepted_transfer_syntax_can_be_decoded() -> None:
     assert all(is_readable(syntax) for syntax in TRANSFER_SYNTAXES)
 
 
 @pytest.mark.parametrize(
     ("title", "diagnostic"), [({"calling": "STRANGER"}, 3), ({"called": "ANOTHER"}, 7)], ids=["calling", "called"]
 )
-def test_a_wrong_title_is_turned_away(title: dict[str, str], diagnostic: int) -> None:
+def test_wrong_ae_title_is_rejected(title: dict[str, str], diagnostic: int) -> None:
     desk = Desk(images(1))
     with desk.open(), desk.association(**title) as association:
         assert association.is_rejected
@@ -108,13 +108,13 @@ def test_a_wrong_title_is_turned_away(title: dict[str, str], diagnostic: int) ->
         assert association.acceptor.primitive.diagnostic == diagnostic
 
 
-def test_another_sop_class_is_not_taken() -> None:
+def test_other_sop_class_is_not_accepted() -> None:
     desk = Desk(images(1))
     with desk.open(), desk.association(classes=(Verification, MRImageStorage)) as association:
         assert {context.abstract_syntax for context in association.accepted_contexts} == {Verification}
 
 
-def test_an_image_that_nobody_asked_for_is_refused() -> None:
+def test_unrequested_image_is_refused() -> None:
     wanted, other = images(2)
     desk = Desk([wanted])
     with desk.open(), desk.association() as association:
@@ -123,7 +123,7 @@ def test_an_image_that_nobody_asked_for_is_refused() -> None:
         assert read(desk.inbox) == [wanted]
 
 
-def test_an_image_that_is_sent_again_is_delivered_once() -> None:
+def test_image_sent_again_is_delivered_once() -> None:
     (image,) = images(1)
     desk = Desk([image])
     with desk.open(), desk.association() as association:
@@ -131,7 +131,7 @@ def test_an_image_that_is_sent_again_is_delivered_once() -> None:
         assert read(desk.inbox) == [image]
 
 
-def test_a_sender_waits_for_a_slow_reader_instead_of_filling_memory() -> None:
+def test_sender_waits_for_a_slow_reader() -> None:
     sent = images(20)
     desk = Desk(sent)
     accepted: list[int] = []
@@ -151,7 +151,7 @@ def test_a_sender_waits_for_a_slow_reader_instead_of_filling_memory() -> None:
     assert accepted == [0] * 20
 
 
-def test_who_sends_to_a_reader_that_has_gone_is_told_so() -> None:
+def test_sender_gets_an_error_after_the_reader_has_closed() -> None:
     sent = images(20)
     desk = Desk(sent)
     with desk.open(), desk.association() as association:
@@ -159,14 +159,14 @@ def test_who_sends_to_a_reader_that_has_gone_is_told_so() -> None:
         assert association.send_c_store(sent[0]).Status == OUT_OF_RESOURCES
 
 
-def test_silence_ends_the_wait() -> None:
+def test_wait_ends_after_the_timeout() -> None:
     start = time.monotonic()
     with pytest.raises(Refusal, match="E_PACS_SILENT"):
         next(iter(Inbox({"1.2"}, silence_seconds=0.2)))
     assert time.monotonic() - start < 2
 
 
-def test_signs_of_life_keep_the_reader_waiting() -> None:
+def test_signs_of_activity_extend_the_wait() -> None:
     inbox = Inbox({"1.2"}, silence_seconds=0.5)
 
     def live() -> None:
@@ -179,7 +179,7 @@ def test_signs_of_life_keep_the_reader_waiting() -> None:
     assert list(inbox) == []
 
 
-def test_an_address_in_use_is_refused_with_its_reason() -> None:
+def test_address_in_use_is_refused_with_its_reason() -> None:
     desk = Desk([])
     with (
         socket.create_server(("127.0.0.1", desk.port)),
@@ -189,7 +189,7 @@ def test_an_address_in_use_is_refused_with_its_reason() -> None:
         pass
 
 
-def test_afterwards_the_port_is_closed_and_nothing_keeps_the_process_alive() -> None:
+def test_port_is_closed_and_no_thread_is_left_afterwards() -> None:
     desk, before = Desk([]), threading.enumerate()
     with desk.open():
         stranger = socket.create_connection(("127.0.0.1", desk.port))
@@ -200,7 +200,7 @@ def test_afterwards_the_port_is_closed_and_nothing_keeps_the_process_alive() -> 
     stranger.close()
 
 
-def test_a_packet_that_claims_to_be_huge_ends_the_connection_before_it_is_read() -> None:
+def test_pdu_with_huge_length_closes_the_connection_before_reading() -> None:
     desk = Desk([])
     with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
         stranger.sendall(struct.pack(">BBL", 1, 0, 2**31))
@@ -210,7 +210,7 @@ def test_a_packet_that_claims_to_be_huge_ends_the_connection_before_it_is_read()
         assert time.monotonic() - start < 3
 
 
-def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_message_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = images(1, size=16)[0], images(2, size=512)[1]
     desk = Desk([small, large])
     monkeypatch.setattr("pipeline.pacs.receiver.MAX_MESSAGE_BYTES", 2**17)
@@ -220,7 +220,7 @@ def test_a_message_without_end_ends_the_connection(monkeypatch: pytest.MonkeyPat
         assert read(desk.inbox) == [small]
 
 
-def test_half_a_packet_holds_nobody_up_for_longer_than_the_silence_allowed() -> None:
+def test_incomplete_pdu_does_not_block_longer_than_the_timeout() -> None:
     (image,) = images(1)
     desk = Desk([image], silence_seconds=1)
     with desk.open(), socket.create_connection(("127.0.0.1", desk.port), timeout=5) as stranger:
@@ -230,7 +230,7 @@ def test_half_a_packet_holds_nobody_up_for_longer_than_the_silence_allowed() -> 
         assert stranger.recv(100) == b""  # closed by the receiver
 
 
-def test_of_many_connections_without_an_association_the_oldest_end() -> None:
+def test_oldest_of_many_connections_without_association_are_closed() -> None:
     desk = Desk([])
     with desk.open(), ExitStack() as stack:
         held = []
@@ -244,7 +244,7 @@ def test_of_many_connections_without_an_association_the_oldest_end() -> None:
 
 
 def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
-    """The receiver's context, a sender's with a certificate of the same authority, and one without."""
+    """The receiver's context, a sender's context with a certificate of the same CA, and one without a certificate."""
     authority = Authority.make(folder)
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.path)
     server.verify_mode = ssl.CERT_REQUIRED
@@ -254,7 +254,7 @@ def _contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLCont
     return server, known, stranger
 
 
-def test_with_tls_only_who_has_a_certificate_of_the_authority_gets_in(tmp_path: Path) -> None:
+def test_tls_accepts_only_peers_with_a_certificate_of_the_ca(tmp_path: Path) -> None:
     (image,) = images(1)
     server, known, stranger = _contexts(tmp_path)
     desk = Desk([image], tls=server)
@@ -268,7 +268,7 @@ def test_with_tls_only_who_has_a_certificate_of_the_authority_gets_in(tmp_path: 
         assert read(desk.inbox) == [image]
 
 
-def test_an_unfinished_tls_handshake_does_not_hold_up_the_pacs(tmp_path: Path) -> None:
+def test_unfinished_tls_handshake_does_not_block_the_pacs(tmp_path: Path) -> None:
     (image,) = images(1)
     server, known, _ = _contexts(tmp_path)
     desk = Desk([image], tls=server)
@@ -280,7 +280,7 @@ def test_an_unfinished_tls_handshake_does_not_hold_up_the_pacs(tmp_path: Path) -
         assert time.monotonic() - start < 3
 
 
-def test_nothing_of_what_arrives_is_logged_or_printed(
+def test_no_received_data_is_logged_or_printed(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (image, other) = images(2, StudyDescription="CANARY study")

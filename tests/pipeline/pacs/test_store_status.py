@@ -1,4 +1,4 @@
-"""What becomes of a file that a PACS was asked to store: over a scripted web server, and by C-STORE."""
+"""Tests of the status of a file sent to a PACS: STOW-RS to a scripted web server, and C-STORE."""
 
 import json
 import ssl
@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> list[Path]:
         (0xB000, None),
         (0xB006, None),
         (0xB007, None),
-        (0x0111, None),  # it has the file already
+        (0x0111, None),  # the PACS already has the file
         (0xA700, "E_PACS_SILENT"),
         (0xA7FF, "E_PACS_SILENT"),
         (0x0124, "E_PACS_AUTH"),
@@ -63,13 +63,13 @@ def files(tmp_path: Path) -> list[Path]:
         (0xD000, "E_PACS_ANSWER"),
     ],
 )
-def test_what_a_status_means(status: int, code: str | None) -> None:
+def test_status_maps_to_its_code(status: int, code: str | None) -> None:
     refusal = not_stored(status)
     assert (refusal and refusal.code) == code
 
 
 class Web:
-    """Answers every POST alike, and remembers what came."""
+    """Answers every POST alike, and records the request."""
 
     def __init__(self, status: int, body: bytes, *, tls: ssl.SSLContext | None = None) -> None:
         self.path, self.headers, self.received = "", {}, b""
@@ -93,15 +93,15 @@ class Web:
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:
-                """Quiet."""
+                """No logging."""
 
         class Quiet(ThreadingHTTPServer):
             def handle_error(self, *_: object) -> None:
-                """Of a handshake that failed."""
+                """Ignore failed TLS handshakes."""
 
         self.server = Quiet(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
-        if tls:  # each handshake in the thread of its connection
+        if tls:  # each handshake runs in the thread of its connection
             self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
 
     @contextmanager
@@ -123,7 +123,7 @@ class Web:
 
 
 def failed(**reasons: int | None) -> bytes:
-    """The answer of STOW-RS that names what was not stored."""
+    """The STOW-RS response that names the instances that were not stored."""
     items = [
         {"00081155": {"vr": "UI", "Value": [uid]}} | ({"00081197": {"vr": "US", "Value": [why]}} if why else {})
         for uid, why in reasons.items()
@@ -136,13 +136,13 @@ def failed(**reasons: int | None) -> bytes:
     [
         (200, b"{}", [0, 0]),
         (200, b"", [0, 0]),
-        (202, b"{}", [0, 0]),  # stored, with remarks
+        (202, b"{}", [0, 0]),  # stored, with warnings
         (202, failed(**{UIDS[1]: 0xA700}), [0, 0xA700]),
         (409, failed(**{UIDS[0]: 0xC000, UIDS[1]: 0x0111}), [0xC000, 0x0111]),
         (409, failed(**{UIDS[0]: None, UIDS[1]: 0xA900}), [0x0110, 0xA900]),
     ],
 )
-def test_a_web_service_says_what_it_stored(
+def test_stow_response_gives_the_status_of_each_file(
     status: int, body: bytes, statuses: list[int], files: list[Path], tmp_path: Path
 ) -> None:
     with Web(status, body).running() as web, web.client(tmp_path) as client:
@@ -167,7 +167,7 @@ def test_a_web_service_says_what_it_stored(
         (401, b"", "E_PACS_AUTH"),
         (403, b"", "E_PACS_AUTH"),
         (404, b"", "E_PACS_ANSWER"),
-        (302, b"", "E_PACS_ANSWER"),  # the page at which somebody would sign in answers with 200
+        (302, b"", "E_PACS_ANSWER"),  # the login page that follows answers with 200
         (307, b"", "E_PACS_ANSWER"),
         (500, b"", "E_PACS_ANSWER"),
         (503, b"", "E_PACS_SILENT"),
@@ -176,7 +176,7 @@ def test_a_web_service_says_what_it_stored(
         (409, b"[]", "E_PACS_ANSWER"),
     ],
 )
-def test_a_web_service_that_stores_nothing_says_why(
+def test_web_service_error_gives_its_code(
     status: int, body: bytes, code: str, files: list[Path], tmp_path: Path
 ) -> None:
     with Web(status, body).running() as web, web.client(tmp_path) as client, pytest.raises(Refusal) as caught:
@@ -193,7 +193,7 @@ def keeper(
     syntax: Any = ExplicitVRLittleEndian,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[int]:
-    """A PACS that takes C-STORE; yields its port."""
+    """A PACS that accepts C-STORE; yields its port."""
     entity = AE(ae_title=PACS_TITLE)
     entity.require_calling_aet = [OUR_TITLE]
     for each in classes:
@@ -214,7 +214,7 @@ def client(port: int, folder: Path) -> DimsePacs:
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-def test_c_store_brings_the_files_and_their_statuses(syntax: Any, files: list[Path], tmp_path: Path) -> None:
+def test_c_store_sends_files_and_returns_their_statuses(syntax: Any, files: list[Path], tmp_path: Path) -> None:
     came: list[Dataset] = []
 
     def answer(event: Event) -> int:
@@ -227,19 +227,19 @@ def test_c_store_brings_the_files_and_their_statuses(syntax: Any, files: list[Pa
     assert came[0].PatientID == "CANARY-0042"
 
 
-def test_c_store_to_a_pacs_that_does_not_keep_such_files(files: list[Path], tmp_path: Path) -> None:
+def test_c_store_to_a_pacs_without_the_sop_class_is_refused(files: list[Path], tmp_path: Path) -> None:
     with keeper(lambda event: 0, classes=CLASSES[1:]) as port, pytest.raises(Refusal) as caught:
         client(port, tmp_path).store(files)
     assert caught.value.code == "E_PACS_SERVICE"
     assert "Comprehensive 3D SR" in caught.value.says
 
 
-def test_c_store_to_nobody(files: list[Path], tmp_path: Path) -> None:
+def test_c_store_without_a_pacs_is_refused(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="E_PACS_SILENT"):
         client(free_port(), tmp_path).store(files)
 
 
-def test_c_store_to_a_pacs_that_breaks_off(files: list[Path], tmp_path: Path) -> None:
+def test_c_store_aborted_by_the_pacs_is_refused(files: list[Path], tmp_path: Path) -> None:
     def abort(event: Event) -> int:
         event.assoc.abort()
         return 0

@@ -1,4 +1,4 @@
-"""The scanner of a patient: the hospital's own, or another appearance for each."""
+"""Tests of a patient's scanner: the hospital's own scanner, or a random appearance for each patient."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ from pipeline.phantom.appearance import LARGEST_OFFSET_HU, scanner_for_patient
 from pipeline.phantom.hospitals import HOSPITALS
 
 
-def test_a_template_without_randomisation_has_the_hospital_s_scanner_and_draws_nothing() -> None:
+def test_template_without_randomisation_uses_hospital_scanner_and_no_random_draw() -> None:
     rng = np.random.default_rng(1)
     for at in HOSPITALS:
         assert scanner_for_patient(at.scanner, "template", rng, randomise=False) == at.scanner
     assert rng.random() == np.random.default_rng(1).random()
 
 
-def test_random_bodies_get_the_noise_of_the_hospital_s_kernel() -> None:
+def test_random_bodies_get_the_noise_of_the_hospital_kernel() -> None:
     rng = np.random.default_rng(1)
     kernels = [scanner_for_patient(at.scanner, "random", rng, randomise=False).noise for at in HOSPITALS]
     assert kernels == ["soft", "lung", "lung", "soft"]
 
 
-def test_randomised_scanners_differ_and_keep_the_hospital_s_tags() -> None:
+def test_randomised_scanners_differ_and_keep_the_hospital_tags() -> None:
     rng = np.random.default_rng(2)
     own = HOSPITALS[1].scanner
     drawn = [scanner_for_patient(own, "random", rng, randomise=True) for _ in range(60)]

@@ -1,4 +1,4 @@
-"""Synthetic cohorts without DICOM: what an ingest of the same scans would have left, the same each time."""
+"""Tests of synthetic cohorts written without DICOM: same result as an ingest of the same scans, and reproducible."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.conftest import OneThread
 from tests.helpers import phantoms
 
 NORTH = HOSPITALS[0]
-COARSE = replace(NORTH, scanner=replace(NORTH.scanner, grid=Grid((36, 56, 56), (8.0, 6.6, 6.6))))  # in less time
+COARSE = replace(NORTH, scanner=replace(NORTH.scanner, grid=Grid((36, 56, 56), (8.0, 6.6, 6.6))))  # to save time
 
 
 def site(folder: Path, name: str = "north") -> Site:
@@ -30,15 +30,15 @@ def contents(at: Site) -> tuple[list[PatientRow], dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("at", HOSPITALS, ids=[each.name for each in HOSPITALS])
-def test_a_scan_is_prepared_as_if_it_had_been_written_and_read(tmp_path: Path, at: Hospital) -> None:
+def test_direct_preparation_equals_written_and_read_scan(tmp_path: Path, at: Hospital) -> None:
     read, hu = phantoms.scan(at, tmp_path)
     direct = prepare(volume_of(hu, at.scanner.grid), Preprocessing())
-    assert np.ptp(direct.tensor[0]) > 1  # there is something in it
+    assert np.ptp(direct.tensor[0]) > 1  # the tensor is not empty
     assert direct.digest == prepare(read, Preprocessing()).digest
 
 
 @pytest.mark.slow
-def test_a_cohort_has_what_a_study_and_the_data_contract_need(tmp_path: Path) -> None:
+def test_cohort_has_the_data_that_a_study_needs(tmp_path: Path) -> None:
     truth = write_cohort(site(tmp_path), COARSE, patients=12, seed=1)
     with Cohort.read(Site.open(tmp_path)) as cohort:
         assert cohort.settings() == {settings_digest(Preprocessing())}
@@ -57,7 +57,7 @@ def test_a_cohort_has_what_a_study_and_the_data_contract_need(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_same_seed_writes_the_same_cohort_and_another_name_others(tmp_path: Path) -> None:
+def test_seed_and_site_name_determine_the_cohort(tmp_path: Path) -> None:
     for folder, name, seed in (("a", "north", 1), ("b", "north", 1), ("c", "south", 1), ("d", "north", 2)):
         write_cohort(site(tmp_path / folder, name), COARSE, patients=3, seed=seed)
     first, again, *others = (contents(Site.open(tmp_path / folder)) for folder in "abcd")
@@ -67,7 +67,7 @@ def test_the_same_seed_writes_the_same_cohort_and_another_name_others(tmp_path: 
 
 
 @pytest.mark.slow
-def test_random_bodies_make_a_cohort_too(tmp_path: Path) -> None:
+def test_cohort_can_use_random_bodies(tmp_path: Path) -> None:
     truth = write_cohort(site(tmp_path / "a"), NORTH, patients=3, seed=1, anatomy="random", randomise=True)
     write_cohort(site(tmp_path / "b"), NORTH, patients=3, seed=1, anatomy="random")
     patients, tensors = contents(Site.open(tmp_path / "a"))
@@ -75,7 +75,7 @@ def test_random_bodies_make_a_cohort_too(tmp_path: Path) -> None:
     assert not set(tensors.values()) & set(contents(Site.open(tmp_path / "b"))[1].values())
 
 
-def test_a_second_cohort_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_second_cohort_replaces_the_first(tmp_path: Path) -> None:
     write_cohort(site(tmp_path), COARSE, patients=3, seed=1)
     write_cohort(Site.open(tmp_path), COARSE, patients=2, seed=2)
     patients, tensors = contents(Site.open(tmp_path))
@@ -83,15 +83,15 @@ def test_a_second_cohort_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert set(tensors) == {patient.tensor for patient in patients}
 
 
-def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers_does_not_change_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.phantom.cohorts.ProcessPoolExecutor", OneThread)
     for folder, workers in (("a", 1), ("b", 2)):
         write_cohort(site(tmp_path / folder), COARSE, patients=3, seed=1, workers=workers)
     assert contents(Site.open(tmp_path / "a")) == contents(Site.open(tmp_path / "b"))
 
 
-def test_a_hospital_s_intercept_makes_more_of_its_patients_severe(tmp_path: Path) -> None:
-    """The same patients: only what becomes of them differs."""
+def test_severe_intercept_makes_more_patients_severe(tmp_path: Path) -> None:
+    """The patients are the same; only their outcomes differ."""
     harsh = replace(COARSE, mix=replace(COARSE.mix, severe_intercept=3.0))
     usual, worse = (
         write_cohort(site(tmp_path / str(k)), at, patients=6, seed=1) for k, at in enumerate((COARSE, harsh))
@@ -102,17 +102,17 @@ def test_a_hospital_s_intercept_makes_more_of_its_patients_severe(tmp_path: Path
 
 
 def marked(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]:
-    """Another kernel for whoever fares badly."""
+    """Another kernel for patients with a severe outcome."""
     return plain(body, replace(scanner, kernel="LUNG") if body.severe else scanner, rng)
 
 
 def solid(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]:
-    """No lungs in women."""
+    """Volumes without lungs for women."""
     hu, scanner = plain(body, scanner, rng)
     return (np.full_like(hu, MUSCLE_HU) if body.patient.sex == "F" else hu), scanner
 
 
-def test_an_acquisition_can_plant_a_shortcut(tmp_path: Path) -> None:
+def test_acquisition_can_plant_a_shortcut(tmp_path: Path) -> None:
     harsh = replace(COARSE, mix=replace(COARSE.mix, severe_intercept=-1.0))
     truth = write_cohort(site(tmp_path), harsh, patients=8, seed=1, acquisition=marked)
     with Cohort.read(Site.open(tmp_path)) as cohort:
@@ -121,7 +121,7 @@ def test_an_acquisition_can_plant_a_shortcut(tmp_path: Path) -> None:
     assert 0 < kernels.count("LUNG") == sum(t.severe for t in truth) < 8
 
 
-def test_a_scan_that_cannot_be_used_is_refused_as_at_an_ingest(tmp_path: Path) -> None:
+def test_unusable_scan_is_refused_as_in_an_ingest(tmp_path: Path) -> None:
     truth = write_cohort(site(tmp_path), COARSE, patients=6, seed=1, acquisition=solid)
     women = sum(t.sex == "F" for t in truth)
     with Cohort.read(Site.open(tmp_path)) as cohort:

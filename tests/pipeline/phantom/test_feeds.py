@@ -1,4 +1,4 @@
-"""A synthetic hospital's laboratory in three formats: each tells the same."""
+"""Tests of a synthetic hospital's laboratory data in three formats: each format gives the same results."""
 
 import tomllib
 from pathlib import Path
@@ -17,7 +17,7 @@ FORMATS: tuple[LaboratoryFormat, ...] = ("csv", "hl7", "fhir")
 
 
 def drawn(at: Hospital, patients: int) -> list[PcrRow]:
-    """Rows of clean patients, and one each that says nothing known, contradicts another, lies in the future."""
+    """Rows of valid patients, and extra rows: an unknown result, two contradicting results, a date in the future."""
     rows: list[PcrRow] = []
     for number in range(patients):
         rng = np.random.default_rng(number)
@@ -41,8 +41,8 @@ def read(folder: Path, at: Hospital, form: LaboratoryFormat) -> tuple[list[PcrRe
 
 
 @pytest.mark.parametrize("at", HOSPITALS, ids=lambda at: at.name)
-def test_every_format_tells_the_same(tmp_path: Path, at: Hospital) -> None:
-    """By day: a time that clocks skip, as a typing error has it, cannot be told in another zone."""
+def test_all_formats_give_the_same_results(tmp_path: Path, at: Hospital) -> None:
+    """Compared by day: a time skipped by daylight saving (here a typing error) does not exist in another time zone."""
     rows = drawn(at, 60)
     told = {}
     for form in FORMATS:
@@ -54,7 +54,7 @@ def test_every_format_tells_the_same(tmp_path: Path, at: Hospital) -> None:
     assert len(told["csv"]) >= len(rows) - 4
 
 
-def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
+def test_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     at = HOSPITALS[1]
     for form in FORMATS:
         for name in "ab":
@@ -65,8 +65,8 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path) -> None:
     assert len(list((tmp_path / "a").iterdir())) == 3
 
 
-def test_earlier_versions_would_change_the_truth_if_they_counted(tmp_path: Path) -> None:
-    """Otherwise the test above could not fail."""
+def test_earlier_result_versions_would_change_the_truth(tmp_path: Path) -> None:
+    """This proves that the test above can fail."""
     at = HOSPITALS[0]
     rows = drawn(at, 60)
     write_feed(tmp_path, rows, at.laboratory, "hl7")

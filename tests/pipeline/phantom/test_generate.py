@@ -1,4 +1,4 @@
-"""Synthetic hospitals: the same seed writes the same bytes, the files are good DICOM, the truth is the truth."""
+"""Tests of synthetic hospitals: the same seed writes the same bytes, valid DICOM files and a correct truth file."""
 
 import csv
 import hashlib
@@ -37,8 +37,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
-    """One patient in each of the four dialects, so each transfer syntax is written."""
+def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
+    """One patient in each of the four dialects, so that each transfer syntax is written."""
     first, again, other = (
         hashes(make_hospitals(tmp_path / name, patients=[1, 1, 1, 1], seed=seed, defects=False)[0].parent)
         for name, seed in (("first", 3), ("again", 3), ("other", 4))
@@ -53,7 +53,7 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     "code", [None, "E_DUPLICATE_SLICE", "W_SEVERAL_SERIES", "E_MODALITY", "E_NO_LUNGS", "E_DUPLICATE_SCAN"]
 )
 def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: Path, code: str | None) -> None:
-    """The small hospital was written by worker processes, one patient after another in each."""
+    """Worker processes wrote the small hospital, each of them several patients in sequence."""
     number = 3 if code is None else 9 + list(DEFECTS).index(code)
     truth, _, _ = make_patient(Order(tmp_path, 0, number, 1, code))
     for folder in (tmp_path / "ct").iterdir():
@@ -63,7 +63,7 @@ def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-def test_random_bodies_and_appearances_are_told_in_the_truth_and_repeat(tmp_path: Path) -> None:
+def test_random_bodies_and_appearances_are_in_the_truth_and_reproducible(tmp_path: Path) -> None:
     first, again = (
         make_hospitals(tmp_path / name, patients=[1], seed=3, defects=False, anatomy="random", randomise=True)[0]
         for name in ("first", "again")
@@ -80,7 +80,7 @@ def test_random_bodies_and_appearances_are_told_in_the_truth_and_repeat(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["W_SEVERAL_SERIES", "E_NO_LUNGS", "E_TILT", "E_TRUNCATED", "E_DUPLICATE_SCAN"])
-def test_defects_are_planted_in_random_bodies_too(tmp_path: Path, code: str) -> None:
+def test_defects_are_planted_in_random_bodies(tmp_path: Path, code: str) -> None:
     truth, _, _ = make_patient(Order(tmp_path, 0, 1, 1, code, anatomy="random"))
     assert truth.defect == code
     series, findings = find_series(tmp_path / "ct")
@@ -97,47 +97,47 @@ def test_defects_are_planted_in_random_bodies_too(tmp_path: Path, code: str) -> 
 
 
 @pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
-def test_the_files_read_back_with_the_grid_s_geometry(tmp_path: Path, at: Hospital) -> None:
+def test_files_are_read_back_with_the_geometry_of_the_grid(tmp_path: Path, at: Hospital) -> None:
     volume, hu = phantoms.scan(at, tmp_path)
     grid = at.scanner.grid
     assert volume.hu.shape == grid.shape
     assert volume.spacing_mm == pytest.approx(grid.spacing_mm)
-    # Rounded to whole HU when stored, and as it was otherwise: row and column 0 of the grid may be stored last.
+    # Stored as whole HU, otherwise unchanged. Row 0 and column 0 of the grid may be stored last.
     upright = orient(volume)
     np.testing.assert_allclose(upright.hu, np.clip(hu, -1024, 3071), atol=0.5 + 1e-3)
     np.testing.assert_allclose(upright.affine, phantoms.volume(hu, grid).affine, atol=1e-3)
 
 
-def test_one_hospital_stores_its_rows_and_columns_backwards(tmp_path: Path) -> None:
-    """Otherwise the test above would not show that direction is read from the header."""
+def test_one_hospital_stores_rows_and_columns_in_reverse(tmp_path: Path) -> None:
+    """This proves that the test above reads the direction from the header."""
     volume, hu = phantoms.scan(HOSPITALS[NAMES.index("west")], tmp_path)
     np.testing.assert_allclose(volume.hu[:, ::-1, ::-1], np.clip(hu, -1024, 3071), atol=0.5 + 1e-3)
 
 
 @pytest.mark.parametrize("name", ["north", "west"])
-def test_the_heart_lies_on_the_left_and_the_spine_at_the_back(tmp_path: Path, name: str) -> None:
+def test_heart_is_on_the_left_and_spine_at_the_back(tmp_path: Path, name: str) -> None:
     at = HOSPITALS[NAMES.index(name)]
     upright = orient(phantoms.scan(at, tmp_path)[0])
 
     def mean_hu(right: float, anterior: float, superior: float) -> float:
-        """Mean over a small box about a point in RAS millimetres; the chest's middle is the origin."""
+        """Mean over a small box around a point in RAS millimetres; the origin is the middle of the chest."""
         centre = np.linalg.inv(upright.affine) @ (right, anterior, superior, 1)
         box = tuple(slice(round(c) - 1, round(c) + 2) for c in centre[:3])
         return float(upright.hu[box].mean())
 
     heart, opposite = mean_hu(-45, 28, -30), mean_hu(45, 28, -30)
     assert -60 < heart < 140
-    assert opposite < -600, "there is lung on the right"
+    assert opposite < -600, "lung on the right side"
     spine, front = mean_hu(0, -78, 0), mean_hu(0, 78, 0)
     assert spine > 150 > front
     apex, base = mean_hu(-70, 0, 100), mean_hu(60, 0, -130)
-    assert apex < -500, "lung towards the head"
-    assert base > -60, "the liver towards the feet"
+    assert apex < -500, "lung at the cranial end"
+    assert base > -60, "liver at the caudal end"
 
 
 @pytest.mark.slow
-def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
-    """But for the scan that is filed twice."""
+def test_sop_instance_uids_of_a_hospital_are_unique(small_hospital: Path) -> None:
+    """Except for the scan that is stored twice."""
     images = [
         dcmread(path, stop_before_pixels=True).SOPInstanceUID
         for path in small_hospital.rglob("*.dcm")
@@ -146,7 +146,7 @@ def test_no_two_images_of_a_hospital_share_a_uid(small_hospital: Path) -> None:
     assert len(set(images)) == len(images) > 1000
 
 
-def test_the_truth_names_every_planted_defect(small_hospital: Path) -> None:
+def test_truth_lists_every_planted_defect(small_hospital: Path) -> None:
     truth = json.loads((small_hospital / "truth.json").read_text())
     assert truth["synthetic"] is True
     assert (truth["anatomy"], truth["randomised"]) == ("template", False)
@@ -159,7 +159,7 @@ def test_the_truth_names_every_planted_defect(small_hospital: Path) -> None:
     assert sum(each["defect"] is None for each in truth["patients"]) == 8
 
 
-def test_the_planted_chance_is_the_published_formula(small_hospital: Path) -> None:
+def test_planted_probability_follows_the_published_formula(small_hospital: Path) -> None:
     for each in json.loads((small_hospital / "truth.json").read_text())["patients"]:
         logit = -4.4 + 16 * each["load"] + 20 * each["consolidation"] + 0.055 * (each["age_years"] - 60)
         assert each["p_severe"] == pytest.approx(expit(logit), abs=2e-4)
@@ -167,7 +167,7 @@ def test_the_planted_chance_is_the_published_formula(small_hospital: Path) -> No
         assert (each["load"] > 0) == (each["pattern"] != "none")
 
 
-def test_the_outcome_file_tells_what_was_drawn(small_hospital: Path) -> None:
+def test_outcome_file_contains_the_drawn_outcomes(small_hospital: Path) -> None:
     with (small_hospital / "outcomes.csv").open(encoding="utf-8") as file:
         events = {row["patient_id"]: bool(row["intubated"] or row["died"]) for row in csv.DictReader(file)}
     for each in json.loads((small_hospital / "truth.json").read_text())["patients"]:
@@ -176,7 +176,7 @@ def test_the_outcome_file_tells_what_was_drawn(small_hospital: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", HOSPITALS, ids=NAMES)
-def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> None:
+def test_severity_among_positives_is_between_10_and_50_percent(at: Hospital) -> None:
     """200 patients on a coarse body, without scans."""
     grid = Grid((30, 32, 32), (10.0, 12.0, 12.0))
     body = phantoms.thorax(grid)
@@ -194,11 +194,11 @@ def test_severity_is_neither_rare_nor_the_rule_among_positives(at: Hospital) -> 
         ages_of_severe += [patient.age_years] if severe[-1] else []
     assert len(severe) / 200 == pytest.approx(at.mix.pcr_prevalence, abs=0.08)
     assert 0.1 < np.mean(severe) < 0.5
-    assert np.mean(ages_of_severe) > np.mean(ages), "older patients fare worse"
+    assert np.mean(ages_of_severe) > np.mean(ages), "older patients have worse outcomes"
 
 
-def test_lesions_lie_where_their_cause_puts_them() -> None:
-    """Covid-19: both lungs, more at the back; other pneumonia: one lung."""
+def test_lesions_are_located_according_to_their_cause() -> None:
+    """Covid-19: both lungs, more at the back. Other pneumonia: one lung."""
     grid = Grid((60, 64, 64), (5.0, 5.5, 5.5))
     body = phantoms.thorax(grid)
     _, y, x = np.broadcast_arrays(*grid.axes_mm())
@@ -218,13 +218,13 @@ def test_lesions_lie_where_their_cause_puts_them() -> None:
         behind.append(y[added["covid"]].mean() - y[body.lungs].mean())
         for where in added.values():
             assert not (where & ~body.lungs).any()
-    assert np.mean(behind) > 10, "millimetres"
+    assert np.mean(behind) > 10, "in millimetres"
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-def test_each_hospital_tells_a_node_how_to_read_it(tmp_path: Path) -> None:
-    """The fifth is the second of the first dialect."""
+def test_settings_of_each_hospital_let_a_node_read_it(tmp_path: Path) -> None:
+    """The fifth hospital is the second one with the first dialect."""
     folders = make_hospitals(tmp_path, patients=[1, 1, 1, 1, 1], seed=1, defects=False)
     assert [folder.name for folder in folders] == [*NAMES, "north-2"]
     for folder in folders:
@@ -239,14 +239,14 @@ def test_each_hospital_tells_a_node_how_to_read_it(tmp_path: Path) -> None:
         assert [series.patient_id for series in find_series(site.settings.ct.folder)[0]] == [patient["patient_id"]]
 
 
-def test_after_the_named_hospitals_the_dialects_come_round_again_under_new_names() -> None:
+def test_dialects_repeat_under_new_names_after_the_named_hospitals() -> None:
     names = [hospital(index).name for index in range(12)]
     assert names[:4] == NAMES
     assert len(set(names)) == 12
     assert hospital(6).scanner == HOSPITALS[2].scanner
 
 
-def test_a_planted_slice_is_all_that_is_wrong_with_its_scan(small_hospital: Path, tmp_path: Path) -> None:
+def test_planted_slice_is_the_only_defect_of_its_scan(small_hospital: Path, tmp_path: Path) -> None:
     truth = json.loads((small_hospital / "truth.json").read_text())
     patient = next(each["patient_id"] for each in truth["defects"] if each["code"] == "E_DUPLICATE_SLICE")
     shutil.copytree(small_hospital / "ct" / patient, tmp_path / "ct")

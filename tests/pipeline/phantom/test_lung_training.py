@@ -1,4 +1,4 @@
-"""Training the lung segmenter: it can be repeated, and it learns."""
+"""Tests of training the lung segmenter: training is reproducible, and the loss is lowest for the true labels."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pipeline.phantom.lung_training import CROP, cropped, loss_of, train
 pytestmark = pytest.mark.slow
 
 
-def test_two_steps_twice_give_the_same_weights(tmp_path: Path) -> None:
+def test_training_twice_gives_the_same_weights(tmp_path: Path) -> None:
     for name in ("a", "b"):
         train(tmp_path / name, steps=2, seed=5, workers=0)
     first, second = load_file(tmp_path / "a"), load_file(tmp_path / "b")
@@ -23,7 +23,7 @@ def test_two_steps_twice_give_the_same_weights(tmp_path: Path) -> None:
     assert all(value.dtype == torch.float16 for value in first.values())
 
 
-def test_the_loss_prefers_the_truth() -> None:
+def test_loss_is_lowest_for_the_true_labels() -> None:
     rng = np.random.default_rng(1)
     hu, regions, tissues = (each[None] for each in cropped(draw_sample(rng), rng))
     right = [
@@ -35,7 +35,7 @@ def test_the_loss_prefers_the_truth() -> None:
     assert loss_of(*wrong, hu, regions, tissues) > 10
 
 
-def test_a_part_has_the_size_of_a_step_and_keeps_its_labels() -> None:
+def test_crop_has_the_training_size_and_keeps_its_labels() -> None:
     for seed in range(3):
         rng = np.random.default_rng(seed)
         sample = draw_sample(rng)

@@ -1,4 +1,4 @@
-"""Random bodies of synthetic patients: whole chests, whose label maps tell what was planted."""
+"""Tests of random bodies of synthetic patients: each is a whole chest, and its label maps match the planted lesions."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ def body(pattern: Pattern, seed: int = 1, grid: Grid = GRID) -> RandomBody:
     return draw_body(patient, grid, np.random.default_rng(seed), has_contrast=False)
 
 
-def test_the_same_seed_gives_the_same_body_and_another_seed_another() -> None:
+def test_same_seed_gives_the_same_body() -> None:
     first = body("covid")
     again = draw_body(
         replace(phantoms.SOMEBODY, pattern="covid", load=0.2, consolidated=0.4),
@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_body_and_another_seed_another() -> None:
 
 
 @pytest.mark.parametrize("pattern", ILL)
-def test_the_label_maps_hold_the_planted_shares(pattern: Pattern) -> None:
+def test_label_maps_contain_the_planted_shares(pattern: Pattern) -> None:
     found = body(pattern)
     assert found.planted.load == pytest.approx(0.2, abs=1e-3)
     assert found.planted.consolidation == pytest.approx(0.08, abs=1e-3)
@@ -52,7 +52,7 @@ def test_the_label_maps_hold_the_planted_shares(pattern: Pattern) -> None:
     assert ill[~lungs].sum() < 0.1 * ill.sum()
 
 
-def test_ill_lung_is_denser_than_other_lung() -> None:
+def test_diseased_lung_is_denser_than_healthy_lung() -> None:
     found = body("covid")
     inside = ndimage.binary_erosion(found.regions != Region.BACKGROUND)
     solid, clear = found.consolidation > 0.8, found.ground_glass + found.consolidation < 0.02
@@ -60,7 +60,7 @@ def test_ill_lung_is_denser_than_other_lung() -> None:
     assert np.median(found.hu[inside & clear]) < -650
 
 
-def test_a_healthy_patient_has_no_planted_disease() -> None:
+def test_healthy_patient_has_no_planted_disease() -> None:
     found = body("none")
     assert (found.planted.load, found.planted.consolidation) == (0, 0)
     assert not found.ground_glass.any() and not found.consolidation.any()

@@ -1,4 +1,4 @@
-"""The stand-in for STOIC2021 is read as the data set is."""
+"""Tests of the synthetic stand-in for STOIC2021: it is read like the real data set."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from pipeline.phantom.stoic2021_layout import synthetic_stoic2021
 from pipeline.scoring.single_scan import read_one
 
 
-def test_it_is_imported_as_the_data_set_is(tmp_path: Path) -> None:
+def test_stand_in_is_imported_like_the_data_set(tmp_path: Path) -> None:
     synthetic_stoic2021(tmp_path / "stoic2021", patients=4)
     imported = import_stoic2021(
         tmp_path / "stoic2021", tmp_path / "sites", sites=2, split="skewed", seed=1, progress=lambda done, of: None
@@ -17,7 +17,7 @@ def test_it_is_imported_as_the_data_set_is(tmp_path: Path) -> None:
     assert scan.series.age_years is not None and scan.series.sex in ("F", "M")
 
 
-def test_the_same_number_of_patients_gives_the_same_files(tmp_path: Path) -> None:
+def test_same_number_of_patients_gives_the_same_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         synthetic_stoic2021(tmp_path / name, patients=1)
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*")]

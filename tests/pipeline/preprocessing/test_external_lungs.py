@@ -1,4 +1,4 @@
-"""A hospital's own lung mask in preprocessing: the same tensor as with the segmenter's lungs, or a refusal."""
+"""Tests of a hospital's own lung mask in preprocessing: same tensor as with the segmenter's lungs, or a refusal."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def moved(mask: LungMask, *mm: float) -> LungMask:
     return LungMask(mask.labels, affine)
 
 
-def test_the_segmenters_own_mask_gives_the_tensor_of_the_segmenter(volume: Volume) -> None:
+def test_mask_of_the_segmenter_gives_the_tensor_of_the_segmenter(volume: Volume) -> None:
     by_segmenter = prepare(volume, Preprocessing(method=2))
     assert by_segmenter.found is not None
     labels = by_segmenter.found.regions * by_segmenter.lungs
@@ -49,7 +49,7 @@ def test_the_segmenters_own_mask_gives_the_tensor_of_the_segmenter(volume: Volum
     assert by_mask.found is None
 
 
-def test_a_mask_on_another_grid_is_brought_to_the_working_grid(volume: Volume, truth: LungMask) -> None:
+def test_mask_on_another_grid_is_resampled_to_the_working_grid(volume: Volume, truth: LungMask) -> None:
     """The true lungs, upside down and on voxels of 2 x 8 x 4 mm."""
     labels = np.repeat(truth.labels, 2, axis=0)[::-1, ::2]
     affine = truth.affine @ np.diag([-0.5, 2.0, 1.0, 1.0])
@@ -58,14 +58,14 @@ def test_a_mask_on_another_grid_is_brought_to_the_working_grid(volume: Volume, t
     assert dice(prepared.lungs, truth.labels > 0) > 0.97
 
 
-def test_the_middle_of_the_body_divides_lungs_without_sides(volume: Volume, truth: LungMask) -> None:
+def test_lungs_without_sides_are_divided_at_the_middle_of_the_body(volume: Volume, truth: LungMask) -> None:
     both = LungMask((truth.labels > 0) * np.uint8(BOTH), truth.affine)
     found = mask_of(prepare(volume, EXTERNAL, both), both)
     assert found is not None
     assert np.count_nonzero(found != truth.labels) < 0.01 * np.count_nonzero(found)
 
 
-def test_without_a_mask_there_is_no_tensor(volume: Volume) -> None:
+def test_missing_mask_is_refused(volume: Volume) -> None:
     with pytest.raises(Refusal) as refused:
         prepare(volume, EXTERNAL)
     assert refused.value.code == "E_MASK_MISSING"
@@ -79,7 +79,7 @@ def test_other_methods_do_not_use_the_mask(volume: Volume, truth: LungMask) -> N
     ("shift_mm", "code"),
     [((0, 0, 0), None), ((0, 0, 500), "E_MASK_GRID"), ((150, 0, 0), "E_MASK_GRID"), ((0, 130, 0), "E_MASK_GRID")],
 )
-def test_a_mask_beside_the_scan_is_refused(
+def test_mask_outside_the_scan_is_refused(
     volume: Volume, truth: LungMask, shift_mm: tuple[float, ...], code: str | None
 ) -> None:
     if code is None:
@@ -90,7 +90,7 @@ def test_a_mask_beside_the_scan_is_refused(
     assert refused.value.code == code
 
 
-def test_exchanged_sides_are_refused(volume: Volume, truth: LungMask) -> None:
+def test_swapped_sides_are_refused(volume: Volume, truth: LungMask) -> None:
     labels = truth.labels
     exchanged = np.where(labels == RIGHT, LEFT, np.where(labels == LEFT, RIGHT, 0)).astype(np.uint8)
     with pytest.raises(Refusal) as refused:
@@ -99,7 +99,7 @@ def test_exchanged_sides_are_refused(volume: Volume, truth: LungMask) -> None:
 
 
 @pytest.mark.parametrize(("part", "code"), [(0.02, "E_NO_LUNGS"), (0.2, "E_NOT_A_WHOLE_CHEST")])
-def test_a_part_of_the_lungs_is_refused(volume: Volume, truth: LungMask, part: float, code: str) -> None:
+def test_part_of_the_lungs_is_refused(volume: Volume, truth: LungMask, part: float, code: str) -> None:
     heights = np.flatnonzero(truth.labels.any(axis=(1, 2)))
     labels = truth.labels.copy()
     labels[heights[0] + max(1, round(part * len(heights))) :] = 0
@@ -116,7 +116,7 @@ def test_air_outside_the_patient_is_refused(volume: Volume, truth: LungMask) -> 
     assert refused.value.code == "E_NO_LUNGS"
 
 
-def test_a_shifted_mask_disagrees_with_the_threshold(volume: Volume, truth: LungMask) -> None:
+def test_shifted_mask_disagrees_with_the_threshold(volume: Volume, truth: LungMask) -> None:
     agreements = []
     for shift_mm in (0, 60):
         prepared = prepare(volume, EXTERNAL, moved(truth, shift_mm, 0, 0))
@@ -124,7 +124,7 @@ def test_a_shifted_mask_disagrees_with_the_threshold(volume: Volume, truth: Lung
     assert agreements[0] > 0.95 and agreements[1] < 0.8
 
 
-def test_words_and_numbers_of_a_method_are_the_same_settings() -> None:
+def test_method_name_and_number_give_the_same_settings() -> None:
     for number, word in enumerate(("threshold", "segmenter", "external"), start=1):
         settings = Preprocessing.model_validate({"method": word})
         assert settings.method == number
@@ -134,25 +134,25 @@ def test_words_and_numbers_of_a_method_are_the_same_settings() -> None:
             Preprocessing.model_validate({"method": wrong})
 
 
-def test_digests_of_settings_are_those_of_earlier_releases() -> None:
+def test_settings_digests_equal_those_of_earlier_releases() -> None:
     assert settings_digest(Preprocessing()) == "0ea60248d3c05328"
     assert settings_digest(Preprocessing(method=2)) == "b8e9b741cd6ee2c5"
 
 
-def test_the_golden_volume_has_a_mask_of_its_own() -> None:
+def test_golden_volume_has_its_own_mask() -> None:
     assert golden_digest(EXTERNAL) == golden_digest(EXTERNAL) != golden_digest(Preprocessing())
     prepared = prepare(golden_volume(), EXTERNAL, golden_mask())
     assert prepared.lungs_ml == pytest.approx(golden_mask().ml, rel=0.01)
 
 
-def test_the_table_counts_in_the_mask_what_the_segmenter_says_of_its_tissue() -> None:
+def test_lesion_burden_counts_segmenter_tissue_inside_the_mask() -> None:
     regions, tissues = np.zeros((3, 9, 12), np.uint8), np.zeros((3, 9, 12), np.uint8)
     regions[:, 1:8, 1:5] = Region.RIGHT_LUNG
     regions[:, 1:8, 7:11] = Region.LEFT_LUNG
     regions[1, 4, 5] = Region.AIRWAY
     tissues[1, 4, 3] = Tissue.VESSEL
     sides = np.zeros((3, 9, 12), np.uint8)
-    sides[:, 1:8, 1:7] = RIGHT  # two columns more
+    sides[:, 1:8, 1:7] = RIGHT  # two more columns
     sides[:, 3:8, 7:11] = LEFT  # two rows fewer
     found = regions_from(sides, LungRegions.of_labels(regions, tissues))
     assert np.array_equal(found.lungs, sides > 0)

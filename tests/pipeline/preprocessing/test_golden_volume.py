@@ -1,4 +1,4 @@
-"""The golden volume's digest: the same on every processor, another for every other method."""
+"""Tests of the golden volume's digest: equal on every processor, different for every other method."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,42 +15,42 @@ from pipeline.preprocessing.preprocess import Preprocessing, prepare, resample
 
 SETTINGS = Preprocessing()
 DIGEST = golden_digest(SETTINGS)
-OTHER_ORDER = 1e-6  # so much a sum of floats in another order moves a voxel of the tensor; those of whole HU are exact
+OTHER_ORDER = 1e-6  # how much summing floats in another order changes a voxel of the tensor; sums of whole HU are exact
 
 
-def test_the_digest_is_what_it_was_in_every_release_with_this_preprocessing() -> None:
-    """Whoever changes `prepare` changes it, and then raises `Preprocessing.method` too."""
+def test_digest_equals_that_of_all_releases_with_this_preprocessing() -> None:
+    """A change of `prepare` changes the digest; `Preprocessing.method` must then be raised too."""
     assert DIGEST == "f38ba8262f1f68c12f3068f73895fceb32539bf38d26c56c0154b70765096d14"
     assert golden_digest(Preprocessing()) == DIGEST
 
 
-def test_it_is_a_whole_chest_in_which_all_of_the_method_is_used() -> None:
+def test_golden_volume_is_a_whole_chest_that_uses_all_steps() -> None:
     prepared = prepare(golden_volume(), SETTINGS)
     assert 3000 < prepared.lungs_ml < 4500
-    assert 1 < abs(prepared.shift_hu) < SETTINGS.largest_shift_hu, "the HU are shifted, and not as far as they may"
+    assert 1 < abs(prepared.shift_hu) < SETTINGS.largest_shift_hu, "the HU are shifted by less than the limit"
     lung, bone = prepared.image_hu[prepared.lungs], prepared.image_hu.max()
     assert lung.min() < -900 and bone > 200
-    assert -600 < np.percentile(lung, 99) < 200, "the lesion lies within the lungs' mask"
+    assert -600 < np.percentile(lung, 99) < 200, "the lesion is inside the lung mask"
 
 
 @pytest.mark.parametrize("method", ["threshold", "external"])
-def test_no_block_lies_near_a_border_of_rounding(method: str) -> None:
+def test_no_block_mean_is_near_a_rounding_border(method: str) -> None:
     blocks = block_means(Preprocessing.model_validate({"method": method})) / STEP
     assert np.abs(blocks - np.floor(blocks) - 0.5).min() * STEP > 100 * OTHER_ORDER
 
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
-    """Puts another volume in the golden one's place."""
+    """Replaces the golden volume with another one."""
     yield lambda hu: monkeypatch.setattr(golden, "golden_volume", lambda: replace(golden_volume(), hu=hu))
 
 
-def test_digits_that_differ_between_processors_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_differences_between_processors_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
 
     def otherwise(hu: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         sums = resample(hu, shape)
-        is_exact = shape != SETTINGS.shape  # the working grid of whole HU
+        is_exact = shape != SETTINGS.shape  # the working grid holds whole HU
         return sums if is_exact else sums + torch.from_numpy(random.uniform(-OTHER_ORDER, OTHER_ORDER, shape)).float()
 
     monkeypatch.setattr(preprocess, "resample", otherwise)
@@ -70,17 +70,17 @@ def test_digits_that_differ_between_processors_change_nothing(monkeypatch: pytes
     ],
     ids=str,
 )
-def test_another_number_is_another_digest(change: dict[str, object]) -> None:
+def test_other_setting_gives_another_digest(change: dict[str, object]) -> None:
     assert golden_digest(SETTINGS.model_copy(update=change)) != DIGEST
 
 
 @pytest.mark.parametrize(("constant", "other"), [("AIR_BELOW_HU", -480), ("CLOSING_MM", 10)])
-def test_another_mask_is_another_digest(constant: str, other: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_mask_constant_gives_another_digest(constant: str, other: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lungs, constant, other)
     assert golden_digest(SETTINGS) != DIGEST
 
 
-def test_another_way_to_resample_is_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_resampling_gives_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     def nearest(hu, shape):
         index = [np.arange(new) * old // new for new, old in zip(shape, hu.shape, strict=True)]
         return hu[np.ix_(*index)]
@@ -90,12 +90,12 @@ def test_another_way_to_resample_is_another_digest(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_mirrored_scan_is_another_digest(axis: int, scan: Callable[[object], None]) -> None:
+def test_mirrored_scan_gives_another_digest(axis: int, scan: Callable[[object], None]) -> None:
     scan(np.ascontiguousarray(np.flip(golden_volume().hu, axis)))
     assert golden_digest(SETTINGS) != DIGEST
 
 
-def test_an_installation_that_finds_no_lungs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_golden_volume_without_lungs_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lungs, "AIR_BELOW_HU", -2000)
     with pytest.raises(Refusal) as refused:
         golden_digest(SETTINGS)

@@ -1,4 +1,4 @@
-"""How much of each lung is dense, against what was planted. Synthetic scans but one."""
+"""Tests of the dense share of each lung against planted lesions. All scans but one are synthetic."""
 
 import json
 from dataclasses import replace
@@ -22,11 +22,11 @@ from tests.helpers.lungs import burden_of, regions_of
 from tests.pipeline.scoring.test_html_report import prepared
 
 GRID = Grid((70, 90, 90), (4.0, 4.0, 4.0))
-HEALTHY = 0.06  # vessels of a healthy lung, at most
+HEALTHY = 0.06  # upper bound of the share of vessels in a healthy lung
 
 
 def measured(hu: NDArray[np.float32]) -> dict[str, dict[str, float | None]]:
-    """By side and part, ground glass and consolidation together."""
+    """Shares by side and part; ground glass and consolidation together."""
     regions = burden_of(prepare(phantoms.volume(hu, GRID), Preprocessing())).regions
     return {
         side: {part: region.ground_glass + region.consolidation for part, region in parts.items()}  # type: ignore[operator]
@@ -34,25 +34,25 @@ def measured(hu: NDArray[np.float32]) -> dict[str, dict[str, float | None]]:
     }
 
 
-def test_bands_and_regions_are_counted_exactly() -> None:
-    """Lungs 40 and 30 voxels high; slices 10 to 22 are the right one's lower third, 15 to 24 the left one's."""
+def test_hu_bands_and_regions_are_counted_exactly() -> None:
+    """The lungs are 40 and 30 voxels high; the lower thirds are slices 10 to 22 (right) and 15 to 24 (left)."""
     scan = prepared()
-    scan.image_hu[10:23, 10:40, 10:32] = -500  # ground glass throughout the right lower third
-    scan.image_hu[35:45, 15:35, 38:60] = 0  # the left upper third is solid
+    scan.image_hu[10:23, 10:40, 10:32] = -500  # ground glass in the whole right lower third
+    scan.image_hu[35:45, 15:35, 38:60] = 0  # consolidation in the whole left upper third
     regions = burden_of(scan).regions
     right, left = regions["right"], regions["left"]
     assert (right["lower"].ground_glass, right["lower"].consolidation) == (1.0, 0.0)
     assert (left["upper"].ground_glass, left["upper"].consolidation) == (0.0, 1.0)
     for side, part in (("right", "middle"), ("right", "upper"), ("left", "lower"), ("left", "middle")):
         assert (regions[side][part].ground_glass, regions[side][part].consolidation) == (0.0, 0.0)
-    # The outermost voxels do not count: 12 of 38 slices that are left.
+    # The outermost voxels do not count: 12 of the remaining 38 slices.
     assert right["whole"].ground_glass == pytest.approx(12 / 38, abs=1e-4)
     assert sum(right[part].ml for part in PARTS[1:]) == pytest.approx(right["whole"].ml, abs=0.2)
     assert right["whole"].ml + left["whole"].ml == pytest.approx(regions["both"]["whole"].ml, abs=0.2)
 
 
-def test_bands_hold_for_the_scan_as_it_is() -> None:
-    """The shift of the model's input does not move a voxel from one band to another."""
+def test_bands_apply_to_the_unshifted_scan() -> None:
+    """The HU shift of the model's input does not move a voxel from one band to another."""
     scan = prepared()
     scan.image_hu[scan.lungs] = -690
     assert burden_of(scan).regions["both"]["whole"].ground_glass == 1.0
@@ -70,7 +70,7 @@ def test_vessels_and_bronchi_do_not_count(tissue: Tissue) -> None:
     assert burden(scan.image_hu, found, 4.0).regions["right"]["whole"].consolidation == 0.0
 
 
-def test_disease_at_the_pleura_counts_and_the_edge_of_a_lung_does_not() -> None:
+def test_subpleural_disease_counts_but_the_lung_edge_does_not() -> None:
     scan = prepared()
     outermost = np.s_[20:30, 10, 10:32]
     scan.image_hu[outermost] = -500
@@ -92,7 +92,7 @@ def test_marked_voxels_are_the_counted_ones() -> None:
     assert set(np.unique(seen.found.regions[seen.opacities > 0])) == {Region.RIGHT_LUNG}
 
 
-def test_a_lung_that_is_missing_has_no_shares() -> None:
+def test_missing_lung_has_no_shares() -> None:
     scan = prepared()
     scan.lungs[:, :, 35:] = False
     regions = burden_of(scan).regions
@@ -103,8 +103,8 @@ def test_a_lung_that_is_missing_has_no_shares() -> None:
 
 @pytest.mark.parametrize(("side", "centre_x"), [("right", -72.0), ("left", 78.0)])
 @pytest.mark.parametrize(("part", "centre_z"), [("upper", 75.0), ("lower", -55.0)])
-def test_a_planted_lesion_is_found_where_it_is(side: str, centre_x: float, part: str, centre_z: float) -> None:
-    """Its share of that third within a quarter; the other lung changes by less than 1 % of itself."""
+def test_planted_lesion_is_found_at_its_location(side: str, centre_x: float, part: str, centre_z: float) -> None:
+    """Its share of that third is correct within 25 %; the share of the other lung changes by less than 1 %."""
     body = phantoms.thorax(GRID)
     z, y, x = GRID.axes_mm()
     lesion = ((z - centre_z) ** 2 + (y - 20) ** 2 + (x - centre_x) ** 2 < 24**2) & body.lungs
@@ -121,8 +121,8 @@ def test_a_planted_lesion_is_found_where_it_is(side: str, centre_x: float, part:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("load", [0.0, 0.1, 0.25])
-def test_whole_lungs_follow_the_planted_load(load: float, seed: int) -> None:
-    """Ground glass and consolidation together, less what vessels add, to 6 % of the lungs."""
+def test_share_of_whole_lungs_follows_the_planted_load(load: float, seed: int) -> None:
+    """Ground glass and consolidation together, minus the part of vessels, within 6 % of the lungs."""
     rng = np.random.default_rng(seed)
     body = phantoms.thorax(GRID)
     sick = add_lesions(body, GRID, pattern="covid", load=load, consolidated=0.2, rng=rng)
@@ -131,7 +131,7 @@ def test_whole_lungs_follow_the_planted_load(load: float, seed: int) -> None:
     assert -0.06 < found - sick.load < HEALTHY
 
 
-def test_a_real_lung_without_lesions(real_data: Path) -> None:
+def test_real_lung_without_lesions_has_a_low_burden(real_data: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     scan = prepare(read_series(series), Preprocessing())
     regions = burden(scan.image_hu, find_regions(scan.image_hu, scan.spacing_mm), scan.spacing_mm).regions
@@ -140,7 +140,7 @@ def test_a_real_lung_without_lesions(real_data: Path) -> None:
         assert regions[side]["whole"].consolidation < 0.01  # type: ignore[operator]
 
 
-def test_json_holds_plain_numbers() -> None:
+def test_json_contains_plain_numbers() -> None:
     scan: Prepared = prepared()
     said = json.loads(json.dumps(burden_of(scan).to_json(), allow_nan=False))
     assert said["bands_hu"] == {"ground_glass": [-700.0, -300.0], "consolidation": [-300.0, 100.0]}

@@ -1,4 +1,4 @@
-"""Finding lungs with the segmenter: synthetic bodies that it never saw, and one real thorax."""
+"""Tests of finding lungs with the segmenter: on synthetic bodies not used in training, and on one real thorax."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def bodies() -> list[tuple[Sample, LungRegions]]:
 
 
 @pytest.mark.slow
-def test_each_lung_is_one_piece_inside_the_scan(bodies: list[tuple[Sample, LungRegions]]) -> None:
+def test_each_lung_is_one_connected_region(bodies: list[tuple[Sample, LungRegions]]) -> None:
     for sample, found in bodies:
         assert found.regions.shape == found.tissues.shape == sample.hu.shape
         assert not found.tissues[~found.lungs].any()
@@ -36,21 +36,21 @@ def test_each_lung_is_one_piece_inside_the_scan(bodies: list[tuple[Sample, LungR
 
 
 @pytest.mark.slow
-def test_unseen_bodies(bodies: list[tuple[Sample, LungRegions]]) -> None:
-    """The benchmark judges how well; here only that nothing is broken."""
+def test_lungs_of_unseen_bodies_are_found(bodies: list[tuple[Sample, LungRegions]]) -> None:
+    """The benchmark measures the quality; this test only detects breakage."""
     scores = [dice(found.lungs, np.isin(sample.regions, (1, 2))) for sample, found in bodies]
     assert np.median(scores) > 0.94
 
 
 @pytest.mark.slow
-def test_gas_in_the_bowel_is_not_lung(bodies: list[tuple[Sample, LungRegions]]) -> None:
+def test_bowel_gas_is_not_lung(bodies: list[tuple[Sample, LungRegions]]) -> None:
     gas = [sample.regions == Region.BOWEL_GAS for sample, _ in bodies]
     taken = sum(int((found.lungs & gas_).sum()) for gas_, (_, found) in zip(gas, bodies, strict=True))
     assert taken < 0.05 * sum(int(each.sum()) for each in gas)
 
 
-def test_noise_in_the_air_around_a_patient_is_no_lung() -> None:
-    """A network could take noise beside the patient for a lung, in a larger piece than the lung itself."""
+def test_noise_in_the_air_around_the_patient_is_not_lung() -> None:
+    """A network could segment noise beside the patient as lung, as a region larger than the lung itself."""
     sample = draw_sample(np.random.default_rng(20_006))
     rng = np.random.default_rng(0)
     wide = np.pad(sample.hu, ((0, 0), (16, 16), (24, 24)), constant_values=-1000)
@@ -62,13 +62,13 @@ def test_noise_in_the_air_around_a_patient_is_no_lung() -> None:
     assert dice(found.lungs[:, 16:-16, 24:-24], np.isin(sample.regions, (1, 2))) > 0.9
 
 
-def test_a_scan_without_lungs_has_none() -> None:
+def test_scan_without_lungs_gives_no_lungs() -> None:
     for hu in (40, -1000):
         assert not find_regions(np.full((40, 60, 60), hu, np.float32), 4.0).lungs.any()
 
 
 @pytest.mark.slow
-def test_a_finer_grid_gives_the_same_lungs(bodies: list[tuple[Sample, LungRegions]]) -> None:
+def test_finer_grid_gives_the_same_lungs(bodies: list[tuple[Sample, LungRegions]]) -> None:
     sample, found = bodies[0]
     shape = tuple(2 * n for n in sample.hu.shape)
     fine = resample(torch.from_numpy(sample.hu), shape).numpy()
@@ -85,8 +85,10 @@ def thorax(real_data: Path) -> tuple[NDArray[np.float32], LungRegions, NDArray[n
     return scan.image_hu, find_regions(scan.image_hu, scan.spacing_mm), labels
 
 
-def test_a_real_thorax(thorax: tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]]) -> None:
-    """The label map: 9 to 11 in the left lung, 12 to 14 in the right one, in the lower eight bits."""
+def test_lungs_of_a_real_thorax_match_the_label_map(
+    thorax: tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]],
+) -> None:
+    """Label map, lower eight bits: 9 to 11 are the left lung, 12 to 14 the right lung."""
     _, found, labels = thorax
     part = labels & 255
     lungs = found.lungs_on(part.shape)
@@ -95,10 +97,10 @@ def test_a_real_thorax(thorax: tuple[NDArray[np.float32], LungRegions, NDArray[n
     assert dice(lungs == 2, (part > 0) & (part < 12)) > 0.965
 
 
-def test_the_vessels_of_a_real_thorax_are_no_consolidation(
+def test_vessels_of_a_real_thorax_are_not_consolidation(
     thorax: tuple[NDArray[np.float32], LungRegions, NDArray[np.uint16]],
 ) -> None:
     _, found, labels = thorax
     vessels = nearest_on(labels.shape, (found.tissues == Tissue.VESSEL).astype(np.uint8)) > 0
-    assert dice(vessels, labels >> 8 == 3) > 0.2  # on a grid as coarse as the vessels
+    assert dice(vessels, labels >> 8 == 3) > 0.2  # the grid is as coarse as the vessels
     assert np.mean(found.tissues[found.lungs] == Tissue.CONSOLIDATION) < 0.01

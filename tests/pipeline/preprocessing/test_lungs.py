@@ -1,4 +1,4 @@
-"""The lungs are found in chests, and nothing else is taken for one."""
+"""Tests of finding lungs by threshold: lungs of a chest are found, and nothing else is accepted as lungs."""
 
 from pathlib import Path
 
@@ -30,19 +30,19 @@ def code_of(hu: NDArray[np.floating], spacing_mm: tuple[float, float, float] = S
     return caught.value.code
 
 
-def test_healthy_lungs_are_found_and_airways_bowel_gas_and_room_air_are_not() -> None:
+def test_healthy_lungs_are_found_without_airways_bowel_gas_and_room_air() -> None:
     body = phantoms.thorax(GRID)
     mask = find_lungs(body.hu, SPACING_MM)
     assert dice(mask, body.lungs) > 0.95
     z, y, x = GRID.axes_mm()
     trachea = ((x / 9) ** 2 + ((y - 22) / 9) ** 2 < 1) & (z > 100) & ~body.lungs
     assert (body.hu[trachea] < -900).all() and trachea.sum() > 50
-    assert mask[trachea].mean() < 0.6, "closing may bridge it between the lungs, no more"
+    assert mask[trachea].mean() < 0.6, "closing may include a part of it between the lungs"
     assert not mask[:, :3].any() and not mask[:, -3:].any()
 
 
 @pytest.mark.parametrize(("pattern", "load"), [("covid", 0.2), ("covid", 0.45), ("other", 0.2)])
-def test_most_of_a_sick_lung_is_kept(pattern: str, load: float) -> None:
+def test_most_of_a_diseased_lung_is_kept(pattern: str, load: float) -> None:
     body = phantoms.thorax(GRID)
     sick = add_lesions(body, GRID, pattern=pattern, load=load, consolidated=0.5, rng=np.random.default_rng(3))  # type: ignore[arg-type]
     assert dice(find_lungs(sick.hu, SPACING_MM), body.lungs) > 0.85
@@ -54,7 +54,7 @@ def test_unequal_spacing_gives_the_same_lungs() -> None:
     assert dice(find_lungs(body.hu, grid.spacing_mm), body.lungs) > 0.95
 
 
-def test_a_dense_lesion_inside_a_lung_belongs_to_it() -> None:
+def test_dense_lesion_inside_a_lung_is_part_of_it() -> None:
     body = phantoms.thorax(GRID)
     z, y, x = GRID.axes_mm()
     lesion = (x + 72) ** 2 + (y - 5) ** 2 + (z - 20) ** 2 < 22**2
@@ -63,8 +63,8 @@ def test_a_dense_lesion_inside_a_lung_belongs_to_it() -> None:
 
 
 @pytest.mark.parametrize(("thickness_mm", "least", "most"), [(24, 0.6, 1.0), (48, 0.0, 0.25)])
-def test_a_cleft_of_dense_lung_is_closed_up_to_its_width(thickness_mm: float, least: float, most: float) -> None:
-    """In millimetres, whatever the voxels: twice CLOSING_MM is the limit. The cleft is open to the front."""
+def test_cleft_of_dense_lung_is_closed_up_to_its_width(thickness_mm: float, least: float, most: float) -> None:
+    """The limit is twice CLOSING_MM, in millimetres for any voxel size. The cleft is open to the front."""
     grid = Grid((94, 60, 100), (3.0, 6.0, 3.6))
     body = phantoms.thorax(grid)
     z, y, x = grid.axes_mm()
@@ -75,14 +75,14 @@ def test_a_cleft_of_dense_lung_is_closed_up_to_its_width(thickness_mm: float, le
 
 @pytest.mark.parametrize("spacing_mm", [(4.0, 4.0, 4.0), (8.0, 2.5, 3.0), (20.0, 1.0, 30.0)])
 @pytest.mark.parametrize("reach_mm", [2.0, 14.0])
-def test_a_mask_grows_as_far_as_it_reaches(spacing_mm: tuple[float, float, float], reach_mm: float) -> None:
+def test_mask_grows_by_its_reach_in_millimetres(spacing_mm: tuple[float, float, float], reach_mm: float) -> None:
     mask = np.random.default_rng(1).random((20, 30, 25)) > 0.999
     expected = ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= reach_mm
     assert np.array_equal(grown(mask, spacing_mm, reach_mm), expected)
     assert not grown(np.zeros((3, 3, 3), bool), spacing_mm, reach_mm).any()
 
 
-def test_the_trachea_is_not_followed_up_the_neck() -> None:
+def test_trachea_in_the_neck_is_not_lung() -> None:
     body = phantoms.thorax(GRID)
     z, y, x = GRID.axes_mm()
     branch = (np.abs(x) < 45) & (np.abs(y - 22) < 5) & (np.abs(z - 20) < 5)
@@ -94,7 +94,7 @@ def test_the_trachea_is_not_followed_up_the_neck() -> None:
     assert dice(mask[: len(chest)], body.lungs) > 0.9
 
 
-def test_real_lungs_agree_with_their_label_map(real_data: Path) -> None:
+def test_real_lungs_match_their_label_map(real_data: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     volume = read_series(series)
     labels, _, _ = read_nrrd(real_data / "real-thorax-64" / "lm-64.nrrd")
@@ -102,7 +102,7 @@ def test_real_lungs_agree_with_their_label_map(real_data: Path) -> None:
     assert dice(find_lungs(volume.hu, volume.spacing_mm), lungs) > 0.95
 
 
-def test_what_holds_no_lung_is_refused() -> None:
+def test_volume_without_lungs_is_refused() -> None:
     rng = np.random.default_rng(0)
     shape = (40, 50, 50)
     assert code_of(np.full(shape, -1000.0)) == "E_NO_LUNGS"
@@ -115,7 +115,7 @@ def test_what_holds_no_lung_is_refused() -> None:
     assert code_of(ball) == "E_NO_LUNGS"
 
 
-def test_a_part_of_a_chest_is_refused_with_its_numbers() -> None:
+def test_part_of_a_chest_is_refused_with_its_numbers() -> None:
     hu = phantoms.thorax(GRID).hu
     with pytest.raises(Refusal) as caught:
         find_lungs(hu[30:55], SPACING_MM)
@@ -131,7 +131,7 @@ def test_lungs_of_impossible_size_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("solid", "is_refused"), [(0.0, False), (0.65, False), (0.9, True)])
-def test_lungs_of_any_origin_must_hold_enclosed_air(solid: float, is_refused: bool) -> None:
+def test_lungs_without_enclosed_air_are_refused(solid: float, is_refused: bool) -> None:
     body = phantoms.thorax(GRID)
     filled = body.lungs & (np.random.default_rng(0).random(GRID.shape) < solid)
     hu = np.where(filled, np.float32(30), body.hu)
@@ -143,7 +143,7 @@ def test_lungs_of_any_origin_must_hold_enclosed_air(solid: float, is_refused: bo
     assert caught.value.code == "E_NO_LUNGS"
 
 
-def test_air_outside_the_patient_is_no_enclosed_air() -> None:
+def test_air_outside_the_patient_is_not_enclosed_air() -> None:
     body = phantoms.thorax(GRID)
     outside = np.zeros(GRID.shape, bool)
     outside[20:50, :12, 10:-10] = True
@@ -151,7 +151,7 @@ def test_air_outside_the_patient_is_no_enclosed_air() -> None:
         require_aerated(body.hu, outside)
 
 
-def test_a_few_voxels_at_the_edge_do_not_move_the_crop() -> None:
+def test_few_voxels_at_the_edge_do_not_change_the_crop() -> None:
     lungs = phantoms.thorax(GRID).lungs.copy()
     expected = crop_box(lungs, 2)
     assert all(

@@ -1,4 +1,4 @@
-"""What is measured of one scan: plausible on every synthetic scanner, conspicuous where something is wrong."""
+"""Tests of the measures of one scan: plausible on every synthetic scanner, flagged where something is wrong."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ NORTH = HOSPITALS[0]
 
 @pytest.fixture(scope="module")
 def hu() -> NDArray[np.float32]:
-    """A healthy scan as the northern scanner sees it."""
+    """A healthy scan from the scanner of the north hospital."""
     return acquire(thorax(NORTH.scanner.grid).hu, NORTH.scanner, np.random.default_rng(8))
 
 
@@ -38,7 +38,7 @@ def flagged(found: Measures) -> set[str]:
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS, ids=lambda hospital: hospital.name)
-def test_nothing_is_conspicuous_on_any_synthetic_scanner(hospital: Hospital, tmp_path: Path) -> None:
+def test_no_flag_on_any_synthetic_scanner(hospital: Hospital, tmp_path: Path) -> None:
     hu = acquire(thorax(hospital.scanner.grid).hu, hospital.scanner, np.random.default_rng(8))
     write_series(hu, hospital.scanner, SOMEBODY, tmp_path)
     (found,), _ = find_series(tmp_path)
@@ -55,7 +55,7 @@ def test_nothing_is_conspicuous_on_any_synthetic_scanner(hospital: Hospital, tmp
     assert (result.position, result.manufacturer, bool(result.sharpness)) == ("HFS", "SYNTHETIC", True)
 
 
-def test_nothing_is_conspicuous_in_a_real_thorax(real_data: Path) -> None:
+def test_no_flag_on_a_real_thorax(real_data: Path) -> None:
     (found,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     scan = read_series(found)
     result = measure(found, scan, prepare(scan, SETTINGS))
@@ -66,15 +66,15 @@ def test_nothing_is_conspicuous_in_a_real_thorax(real_data: Path) -> None:
     assert result.heart_left > 0.1
 
 
-def test_a_body_that_a_conversion_has_turned(hu: NDArray[np.float32]) -> None:
-    assert flagged(measured(hu[:, ::-1].copy())) == {"W_TURNED"}, "the front at the back"
-    assert flagged(measured(hu[::-1].copy())) == {"W_TURNED"}, "the head at the feet"
+def test_body_turned_by_a_conversion_is_flagged(hu: NDArray[np.float32]) -> None:
+    assert flagged(measured(hu[:, ::-1].copy())) == {"W_TURNED"}, "front and back are swapped"
+    assert flagged(measured(hu[::-1].copy())) == {"W_TURNED"}, "head and feet are swapped"
     mirrored = measured(hu[:, :, ::-1].copy())
-    assert flagged(mirrored) == set(), "one scan alone does not tell"
+    assert flagged(mirrored) == set(), "one scan is not enough to detect mirroring"
     assert mirrored.heart_left < -0.1
 
 
-def test_lungs_that_reach_an_end(hu: NDArray[np.float32]) -> None:
+def test_lungs_that_reach_the_first_or_last_slice_are_flagged(hu: NDArray[np.float32]) -> None:
     lower, upper = hu[16:], hu[:-14]
     for part in (lower, upper):
         slices = part.shape[0]
@@ -82,12 +82,12 @@ def test_lungs_that_reach_an_end(hu: NDArray[np.float32]) -> None:
         assert "W_LUNGS_CUT" in flagged(measured(part.copy(), grid))
 
 
-def test_air_that_is_none(hu: NDArray[np.float32]) -> None:
+def test_wrong_hu_of_air_are_flagged(hu: NDArray[np.float32]) -> None:
     assert flagged(measured(hu + 80)) >= {"W_AIR_HU"}
     assert flagged(measured(hu + 30)) == set()
 
 
-def test_padding_is_no_air_and_a_patient_that_fills_the_image_leaves_none(hu: NDArray[np.float32]) -> None:
+def test_padding_is_not_air_and_full_image_has_no_air_value(hu: NDArray[np.float32]) -> None:
     padded = hu.copy()
     padded[:, :6] = padded[:, -6:] = padded[:, :, :6] = padded[:, :, -6:] = -1024
     assert measured(padded).air_hu is None
@@ -95,18 +95,18 @@ def test_padding_is_no_air_and_a_patient_that_fills_the_image_leaves_none(hu: ND
     assert measured(padded).air_hu == -960
 
 
-def test_lungs_beyond_what_the_preparation_evens_out() -> None:
+def test_hu_shift_beyond_the_preprocessing_limit_is_flagged() -> None:
     assert flagged(measures(aerated_hu=-920)) == set()
     assert flagged(measures(aerated_hu=-841)) == set()
     assert flagged(measures(aerated_hu=-839)) == {"W_HU_SHIFT"}
 
 
-def test_what_is_not_known_is_not_flagged() -> None:
+def test_unknown_measures_are_not_flagged() -> None:
     assert flagged(measures(air_hu=None, spine_behind_mm=None, windpipe_above_mm2=0.0)) == set()
 
 
-def test_headers_may_hold_anything(hu: NDArray[np.float32], tmp_path: Path) -> None:
-    """Neither position, manufacturer nor kernel brings a word of the header's own in."""
+def test_free_text_of_headers_is_not_stored(hu: NDArray[np.float32], tmp_path: Path) -> None:
+    """Position, manufacturer and kernel never contain text of the header itself."""
     scanner = replace(NORTH.scanner, manufacturer="CANARY^JANE", kernel="CANARY JANE")
     for path in write_series(hu, scanner, SOMEBODY, tmp_path):
         _rewrite(path)
@@ -127,12 +127,12 @@ def _rewrite(path: Path) -> None:
     ds.save_as(path)
 
 
-def test_measures_are_stored_and_come_back(hu: NDArray[np.float32]) -> None:
+def test_measures_survive_a_json_round_trip(hu: NDArray[np.float32]) -> None:
     found = measured(hu)
     assert Measures.from_json(found.to_json()) == found
 
 
-def test_a_volume_without_bone_has_no_spine() -> None:
+def test_volume_without_bone_has_no_spine() -> None:
     scan = volume(np.full((40, 60, 60), -1000, np.float32), Grid((40, 60, 60), (5.0, 5.0, 5.0)))
     lungs = np.zeros((50, 75, 75), bool)
     lungs[10:40, 20:50, 20:50] = True

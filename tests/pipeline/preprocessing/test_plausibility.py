@@ -1,4 +1,4 @@
-"""What is no upright, whole, adult chest in Hounsfield units gets no score. All scans here are synthetic but one."""
+"""Tests of plausibility: only an upright, whole, adult chest in HU gets a score. All scans but one are synthetic."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +41,7 @@ def code(found: Anatomy) -> str:
 
 @pytest.fixture(scope="module")
 def hu() -> Hu:
-    """A healthy scan as the northern scanner sees it."""
+    """A healthy scan from the scanner of the north hospital."""
     return acquire(phantoms.thorax(GRID).hu, NORTH.scanner, np.random.default_rng(8))
 
 
@@ -57,20 +57,20 @@ def real(real_data: Path) -> Volume:
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS, ids=lambda hospital: hospital.name)
-def test_every_synthetic_scanner_makes_a_chest(hospital: Hospital) -> None:
+def test_every_synthetic_scanner_gives_a_plausible_chest(hospital: Hospital) -> None:
     grid = hospital.scanner.grid
     seen = acquire(phantoms.thorax(grid).hu, hospital.scanner, np.random.default_rng(8))
     assert code(found_in(phantoms.volume(seen, grid))) == ""
 
 
-def test_the_real_thorax_is_one_until_its_pixels_contradict_its_header(real: Volume) -> None:
+def test_real_thorax_is_accepted_unless_pixels_contradict_the_header(real: Volume) -> None:
     assert code(found_in(real)) == ""
     for axis, expected in ((0, "E_TURNED"), (1, "E_TURNED"), (2, "E_MIRRORED")):
         assert code(found_in(replace(real, hu=np.flip(real.hu, axis).copy()))) == expected
 
 
 @pytest.mark.parametrize(("axis", "expected"), [(0, "E_TURNED"), (1, "E_TURNED"), (2, "E_MIRRORED")])
-def test_turned_and_mirrored_bodies_unless_the_header_says_so(hu: Hu, axis: int, expected: str) -> None:
+def test_turned_and_mirrored_bodies_are_refused_unless_the_header_says_so(hu: Hu, axis: int, expected: str) -> None:
     scan = phantoms.volume(np.flip(hu, axis).copy(), GRID)
     assert code(found_in(scan)) == expected
     consistent = scan.affine.copy()
@@ -79,7 +79,7 @@ def test_turned_and_mirrored_bodies_unless_the_header_says_so(hu: Hu, axis: int,
     assert code(found_in(replace(scan, affine=consistent))) == ""
 
 
-def test_lungs_cut_by_more_than_a_little(hu: Hu, real: Volume) -> None:
+def test_lungs_cut_too_much_are_refused(hu: Hu, real: Volume) -> None:
     lungs = np.flatnonzero(phantoms.thorax(GRID).lungs.any(axis=(1, 2)))
     gone = round(0.3 * len(lungs))
     for part in (hu[lungs[0] + gone :], hu[: lungs[-1] + 1 - gone]):
@@ -106,12 +106,12 @@ SPOILT: dict[str, tuple[str, Callable[[Hu], Hu]]] = {
 
 
 @pytest.mark.parametrize("spoilt", SPOILT)
-def test_values_that_are_not_those_of_a_chest(spoilt: str, hu: Hu) -> None:
+def test_hu_that_are_implausible_for_a_chest_are_refused(spoilt: str, hu: Hu) -> None:
     expected, spoil = SPOILT[spoilt]
     assert code(found_in(phantoms.volume(spoil(hu).clip(-1024, 3071), GRID))) == expected
 
 
-def test_metal_is_told_in_millilitres(hu: Hu) -> None:
+def test_metal_is_measured_in_millilitres(hu: Hu) -> None:
     voxel_ml = np.prod(GRID.spacing_mm) / 1000
     found = found_in(phantoms.volume(within(ROD, 3071)(hu), GRID))
     in_the_chest = ROD & phantoms.thorax(GRID).lungs.any(axis=(1, 2))[:, None, None]
@@ -122,7 +122,7 @@ def test_metal_is_told_in_millilitres(hu: Hu) -> None:
     ("changed", "expected"),
     [
         ({"air_hu": None, "noise_hu": None, "spine_behind_mm": None}, ""),
-        ({"heart_left": -0.3, "stomach_left": 0.9}, ""),  # the heart alone: drawn there, not mirrored
+        ({"heart_left": -0.3, "stomach_left": 0.9}, ""),  # the heart only: displaced, not mirrored
         ({"heart_left": -0.05, "stomach_left": -0.9}, "E_MIRRORED"),
         ({"heart_left": 0.2, "stomach_left": -0.9}, ""),
         ({"heart_left": -0.05, "stomach_left": None}, ""),
@@ -133,11 +133,11 @@ def test_metal_is_told_in_millilitres(hu: Hu) -> None:
     ],
     ids=str,
 )
-def test_one_sign_against_the_others(changed: dict[str, Any], expected: str, good: Anatomy) -> None:
+def test_single_sign_against_the_others_is_weighed(changed: dict[str, Any], expected: str, good: Anatomy) -> None:
     assert code(replace(good, **changed)) == expected
 
 
-def test_what_was_found_is_plausible(good: Anatomy) -> None:
+def test_anatomy_of_a_healthy_scan_is_plausible(good: Anatomy) -> None:
     assert good.air_hu == pytest.approx(-1000, abs=15)
     assert good.soft_tissue > 0.75 and good.muscle > 0.3
     assert good.noise_hu is not None and 5 < good.noise_hu < 40

@@ -1,4 +1,4 @@
-"""Preprocessing: the same body gives the same tensor, however a scanner stored it."""
+"""Tests of preprocessing: the same body gives the same tensor, whatever the scanner's storage order."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ def correlation(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
 
 
 def stored_otherwise(volume: Volume, change: Callable[[NDArray], NDArray]) -> Volume:
-    """The same body with its array turned by `change`; the affine follows, by where the corners went."""
+    """The same body with its array reoriented by `change`; the affine follows from the new positions of the corners."""
     index = np.stack(np.meshgrid(*map(np.arange, volume.hu.shape), indexing="ij"), axis=-1)
     moved = np.stack([change(index[..., axis]) for axis in range(3)], axis=-1)
     origin = moved[0, 0, 0]
@@ -59,7 +59,7 @@ def stored_otherwise(volume: Volume, change: Callable[[NDArray], NDArray]) -> Vo
     ],
     ids=["feet first", "half a turn", "mirrored columns", "quarter", "three quarters", "sagittal"],
 )
-def test_how_the_body_was_stored_makes_no_difference(chest: Volume, change: Callable[[NDArray], NDArray]) -> None:
+def test_storage_order_does_not_change_the_tensor(chest: Volume, change: Callable[[NDArray], NDArray]) -> None:
     other = stored_otherwise(chest, change)
     assert not (other.hu.shape == chest.hu.shape and np.array_equal(other.hu, chest.hu))
     expected, found = prepare(chest, SETTINGS), prepare(other, SETTINGS)
@@ -68,8 +68,8 @@ def test_how_the_body_was_stored_makes_no_difference(chest: Volume, change: Call
     np.testing.assert_allclose(orient(other).affine, orient(chest).affine, atol=1e-9)
 
 
-def test_a_mirrored_body_is_another_body(chest: Volume) -> None:
-    """The same array with the affine unchanged: heart on the right."""
+def test_mirrored_body_gives_another_digest(chest: Volume) -> None:
+    """The same array mirrored, with the affine unchanged: the heart is on the right."""
     assert (
         prepare(Volume(hu=chest.hu[:, :, ::-1], affine=chest.affine), SETTINGS).digest
         != prepare(chest, SETTINGS).digest
@@ -85,12 +85,12 @@ def test_oriented_axes_point_up_back_and_left(chest: Volume) -> None:
 
 
 @pytest.mark.parametrize("offset_hu", [30.0, -25.0])
-def test_an_offset_of_the_scanner_is_taken_out(chest: Volume, offset_hu: float) -> None:
+def test_scanner_offset_is_removed(chest: Volume, offset_hu: float) -> None:
     expected = prepare(chest, SETTINGS)
     found = prepare(replace(chest, hu=chest.hu + np.int16(offset_hu)), SETTINGS)
     assert found.shift_hu - expected.shift_hu == pytest.approx(-offset_hu, abs=1.5)
     np.testing.assert_allclose(found.image_hu + found.shift_hu, expected.image_hu + expected.shift_hu, atol=1.5)
-    # Not equal: a voxel more or less in the mask can move the crop by one.
+    # Not exactly equal: a voxel more or less in the mask can move the crop by one voxel.
     assert correlation(found.tensor, expected.tensor) > 0.98
     low, high = SETTINGS.window_hu
     difference = (found.tensor[0].astype(float) - expected.tensor[0])[expected.tensor[1] == 1]
@@ -98,12 +98,12 @@ def test_an_offset_of_the_scanner_is_taken_out(chest: Volume, offset_hu: float) 
     assert found.lungs_ml == pytest.approx(expected.lungs_ml, rel=0.02)
 
 
-def test_the_shift_has_an_end(chest: Volume) -> None:
+def test_hu_shift_is_limited(chest: Volume) -> None:
     found = prepare(replace(chest, hu=chest.hu + np.int16(150)), SETTINGS)
     assert found.shift_hu == -SETTINGS.largest_shift_hu
 
 
-def test_the_aerated_lung_comes_to_lie_where_it_is_said(chest: Volume) -> None:
+def test_aerated_lung_is_shifted_to_its_target_hu(chest: Volume) -> None:
     found = prepare(chest, SETTINGS)
     inside = found.image_hu[found.lungs] + found.shift_hu
     assert np.percentile(inside, 10) == pytest.approx(SETTINGS.aerated_lung_hu, abs=0.1)
@@ -117,8 +117,8 @@ def test_finer_voxels_of_the_same_scan_give_nearly_the_same_tensor(chest: Volume
     assert correlation(prepare(Volume(fine, affine), SETTINGS).tensor, prepare(chest, SETTINGS).tensor) > 0.97
 
 
-def test_the_same_body_on_another_grid_gives_nearly_the_same_tensor(chest: Volume) -> None:
-    """Other voxels, other noise, other vessels."""
+def test_same_body_on_another_grid_gives_nearly_the_same_tensor(chest: Volume) -> None:
+    """With other voxels, other noise and other vessels."""
     grid = Grid((140, 190, 190), (2.1, 2.0, 2.0))
     other = phantoms.volume(phantoms.thorax(grid).hu, grid)
     one, two = prepare(other, SETTINGS), prepare(chest, SETTINGS)
@@ -126,7 +126,7 @@ def test_the_same_body_on_another_grid_gives_nearly_the_same_tensor(chest: Volum
     assert one.lungs_ml == pytest.approx(two.lungs_ml, rel=0.05)
 
 
-def test_the_tensor_is_what_the_network_expects(chest: Volume) -> None:
+def test_tensor_has_the_format_of_the_network(chest: Volume) -> None:
     found = prepare(chest, SETTINGS)
     scan, mask = found.tensor
     assert found.tensor.shape == (2, *SETTINGS.shape)
@@ -137,7 +137,7 @@ def test_the_tensor_is_what_the_network_expects(chest: Volume) -> None:
     assert 0.2 < mask.mean() < 0.7, "cropped to the lungs"
 
 
-def test_the_mask_is_the_lungs_of_the_phantom(chest: Volume) -> None:
+def test_mask_matches_the_lungs_of_the_phantom(chest: Volume) -> None:
     true = torch.from_numpy(phantoms.thorax(NORTH.grid).lungs.astype(np.float32))
     found = prepare(chest, SETTINGS)
     expected = resample(true, found.lungs.shape).numpy() > 0.5
@@ -146,7 +146,7 @@ def test_the_mask_is_the_lungs_of_the_phantom(chest: Volume) -> None:
     assert found.lungs_ml == pytest.approx(float(true.sum()) * voxel_ml, rel=0.05)
 
 
-def test_the_digest_is_the_same_each_time_and_tells_scans_apart(chest: Volume) -> None:
+def test_digest_is_reproducible_and_differs_between_scans(chest: Volume) -> None:
     expected = prepare(chest, SETTINGS).digest
     try:
         torch.set_num_threads(2)
@@ -158,7 +158,7 @@ def test_the_digest_is_the_same_each_time_and_tells_scans_apart(chest: Volume) -
     assert prepare(replace(chest, hu=nodule), SETTINGS).digest != expected
 
 
-def test_the_digest_of_a_scan_tells_one_hu_in_one_voxel(chest: Volume) -> None:
+def test_scan_digest_detects_one_hu_in_one_voxel(chest: Volume) -> None:
     other = chest.hu.copy()
     other[10, 20, 30] += 1
     expected = prepare(chest, SETTINGS).scan_digest
@@ -166,13 +166,13 @@ def test_the_digest_of_a_scan_tells_one_hu_in_one_voxel(chest: Volume) -> None:
     assert prepare(replace(chest, hu=other), SETTINGS).scan_digest != expected
 
 
-def test_the_scan_itself_is_left_as_it_was(chest: Volume) -> None:
+def test_scan_is_not_modified(chest: Volume) -> None:
     before = chest.hu.copy()
     prepare(chest, SETTINGS)
     np.testing.assert_array_equal(chest.hu, before)
 
 
-def test_each_number_of_the_settings_counts_for_their_digest() -> None:
+def test_each_setting_changes_the_settings_digest() -> None:
     other = {"shape": (16, 16, 16), "working_spacing_mm": 5, "margin_mm": 9, "aerated_lung_hu": -870}
     other |= {"largest_shift_hu": 50, "window_hu": (-1000, 100)}
     assert other.keys() == Preprocessing.model_fields.keys() - {"method"}
@@ -181,7 +181,7 @@ def test_each_number_of_the_settings_counts_for_their_digest() -> None:
     assert settings_digest(Preprocessing(margin_mm=8)) == settings_digest(SETTINGS)
 
 
-def test_resampling_averages_where_it_gets_coarser_and_keeps_a_ramp_where_it_gets_finer() -> None:
+def test_resampling_averages_to_coarser_and_interpolates_to_finer_grids() -> None:
     fine = torch.arange(8.0).reshape(8, 1, 1).expand(8, 4, 4).contiguous()
     assert resample(fine, (4, 4, 4))[:, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
     finer = resample(fine, (16, 4, 2))
@@ -190,7 +190,7 @@ def test_resampling_averages_where_it_gets_coarser_and_keeps_a_ramp_where_it_get
     assert torch.equal(resample(fine, (8, 4, 4)), fine)
 
 
-def test_a_real_thorax_is_accepted(real_data: Path) -> None:
+def test_real_thorax_is_accepted(real_data: Path) -> None:
     (series,), _ = find_series(real_data / "real-thorax-64" / "ct-64Dicom")
     found = prepare(read_series(series), SETTINGS)
     assert found.lungs_ml == pytest.approx(4590, rel=0.05), "its label map holds 4590 mL of lung"
@@ -198,7 +198,7 @@ def test_a_real_thorax_is_accepted(real_data: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [1, 2])
-def test_a_real_abdomen_is_refused(real_data: Path, method: Literal[1, 2]) -> None:
+def test_real_abdomen_is_refused(real_data: Path, method: Literal[1, 2]) -> None:
     (series,), _ = find_series(real_data / "abdomen-ct" / "example_ct_dicom")
     with pytest.raises(Refusal) as caught:
         prepare(read_series(series), Preprocessing(method=method))
@@ -207,14 +207,14 @@ def test_a_real_abdomen_is_refused(real_data: Path, method: Literal[1, 2]) -> No
 
 @pytest.mark.parametrize("method", [1, 2])
 @pytest.mark.parametrize("kind", ["noise", "air", "tissue", "one voxel", "mr"])
-def test_what_is_no_chest_is_refused(kind: str, method: Literal[1, 2]) -> None:
+def test_volume_without_a_chest_is_refused(kind: str, method: Literal[1, 2]) -> None:
     shape = (1, 1, 1) if kind == "one voxel" else NORTH.grid.shape
     hu = {
         "noise": np.random.default_rng(0).normal(-300, 400, shape),
         "air": np.full(shape, -1024.0),
         "tissue": np.full(shape, 40.0),
         "one voxel": np.full(shape, -900.0),
-        "mr": phantoms.thorax(NORTH.grid).hu / 4 + 300,  # an MR that calls itself CT: lungs dark, but no air in HU
+        "mr": phantoms.thorax(NORTH.grid).hu / 4 + 300,  # an MR labelled as CT: dark lungs, but no air in HU
     }[kind]
     with pytest.raises(Refusal) as caught:
         prepare(phantoms.volume(hu, Grid(shape, NORTH.grid.spacing_mm)), Preprocessing(method=method))
@@ -224,10 +224,10 @@ def test_what_is_no_chest_is_refused(kind: str, method: Literal[1, 2]) -> None:
 @pytest.mark.parametrize(
     "change", [lambda a: a, lambda a: a[::-1], lambda a: a[:, :, ::-1]], ids=["", "feet", "mirror"]
 )
-def test_affines_tell_where_the_working_grid_and_the_tensor_lie(
+def test_affines_give_the_position_of_the_working_grid_and_the_tensor(
     chest: Volume, change: Callable[[NDArray], NDArray]
 ) -> None:
-    """A dense ball in the right lung is found at its place in the body, to half a voxel."""
+    """A dense ball in the right lung is found at its position in the body, within half a voxel."""
     z, y, x = NORTH.grid.axes_mm()
     centre_ras_mm = np.array([70.0, -10.0, 20.0])
     ball = (x + centre_ras_mm[0]) ** 2 + (y + centre_ras_mm[1]) ** 2 + (z - centre_ras_mm[2]) ** 2 < 15**2

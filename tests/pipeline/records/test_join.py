@@ -1,4 +1,4 @@
-"""The join: each rule for the two labels of a CT, on both sides of each edge of its window."""
+"""Joining records with a CT: each rule for its two labels, on both sides of each window edge."""
 
 from datetime import date, datetime, timedelta
 
@@ -19,20 +19,20 @@ RULES = JoinRules()
 
 
 def result(day: int, positive: bool | None, *, hour: int = 9) -> PcrResult:
-    """A result whose specimen was taken `day` days after the CT's day."""
+    """A result with a specimen collected `day` days after the CT."""
     collected = datetime(CT.year, CT.month, CT.day, hour) + timedelta(days=day)
     return PcrResult("synthetic", collected, positive)
 
 
 def label(*results: PcrResult, rules: JoinRules = RULES) -> bool | str:
-    """The PCR label, or the code of the reason for having none."""
+    """The PCR label, or the reason code if there is none."""
     pcr = label_pcr(results, CT, rules)
     assert (pcr.positive is None) == (pcr.reason is not None)
     return pcr.reason.code if pcr.reason else bool(pcr.positive)
 
 
 def severe(*, intubated: int | None = None, died: int | None = None, followed: int | None = None) -> bool | None:
-    """The severity label of a patient with these days after the CT's day."""
+    """The severity label; arguments are days after the CT."""
 
     def day(days: int | None) -> date | None:
         return None if days is None else CT.date() + timedelta(days=days)
@@ -41,7 +41,7 @@ def severe(*, intubated: int | None = None, died: int | None = None, followed: i
 
 
 def course(outcome: Outcome | None, ct: datetime = CT, rules: JoinRules = RULES) -> bool | None:
-    """Whether it was severe; there is a reason if and only if that is unknown."""
+    """The severity label. Asserts that there is a reason if and only if the label is unknown."""
     found = label_severe(outcome, ct, rules)
     assert (found.severe is None) == (found.reason is not None)
     return found.severe
@@ -50,7 +50,7 @@ def course(outcome: Outcome | None, ct: datetime = CT, rules: JoinRules = RULES)
 # --- PCR --------------------------------------------------------------------------------------------------
 
 
-def test_no_result_at_all() -> None:
+def test_patient_without_results_has_no_label() -> None:
     assert label() == "E_NO_PCR"
 
 
@@ -65,23 +65,23 @@ def test_edges_of_the_negative_window(day: int, expected: bool | str) -> None:
 
 
 @pytest.mark.parametrize(("day", "expected"), [(-15, False), (-14, "E_PCR_WINDOW"), (14, "E_PCR_WINDOW"), (15, False)])
-def test_a_positive_nearby_forbids_a_negative_label(day: int, expected: bool | str) -> None:
+def test_positive_result_within_the_guard_excludes_a_negative_label(day: int, expected: bool | str) -> None:
     assert label(result(0, False), result(day, True)) == expected
 
 
 @pytest.mark.parametrize("hour", [0, 9, 14, 23])
-def test_days_are_calendar_days(hour: int) -> None:
+def test_windows_count_calendar_days(hour: int) -> None:
     assert label(result(-7, True, hour=hour)) is True
     assert label(result(2, True, hour=hour)) is True
     assert label(result(7, False, hour=hour)) is False
     assert label(result(3, True, hour=hour)) == "E_PCR_WINDOW"
 
 
-def test_a_positive_in_its_window_outweighs_negatives() -> None:
+def test_positive_result_in_its_window_takes_precedence_over_negatives() -> None:
     assert label(result(0, False), result(1, True), result(-1, False)) is True
 
 
-def test_one_specimen_both_positive_and_negative_is_a_conflict_before_all_else() -> None:
+def test_contradictory_results_of_one_specimen_are_a_conflict_in_any_case() -> None:
     twice = [result(0, True), result(0, False)]
     assert label(*twice) == "E_PCR_CONFLICT"
     assert label(*twice, result(1, True)) == "E_PCR_CONFLICT"
@@ -89,12 +89,12 @@ def test_one_specimen_both_positive_and_negative_is_a_conflict_before_all_else()
     assert label(result(-5, True), result(-5, False)) == "E_PCR_CONFLICT"
 
 
-def test_specimens_of_two_times_are_no_conflict_nor_is_one_outside_the_windows() -> None:
+def test_specimens_of_two_times_or_outside_the_windows_are_no_conflict() -> None:
     assert label(result(0, True), result(0, False, hour=10)) is True
     assert label(result(0, True), result(20, True), result(20, False)) is True
 
 
-def test_an_indeterminate_specimen_is_no_conflict_with_a_result() -> None:
+def test_indeterminate_result_does_not_conflict_with_a_definite_one() -> None:
     assert label(result(0, None), result(0, True)) is True
     assert label(result(0, None), result(0, False)) is False
 
@@ -103,11 +103,11 @@ def test_an_indeterminate_specimen_is_no_conflict_with_a_result() -> None:
     ("day", "expected"),
     [(-8, "E_PCR_WINDOW"), (-7, "E_PCR_INDETERMINATE"), (7, "E_PCR_INDETERMINATE"), (8, "E_PCR_WINDOW")],
 )
-def test_only_indeterminate(day: int, expected: str) -> None:
+def test_only_indeterminate_results_give_no_label(day: int, expected: str) -> None:
     assert label(result(day, None)) == expected
 
 
-def test_windows_are_the_studys_to_set() -> None:
+def test_windows_are_configurable() -> None:
     rules = JoinRules(positive_from_days=-1, positive_to_days=0, negative_from_days=0, negative_to_days=0, guard_days=1)
     assert label(result(-2, True), rules=rules) == "E_PCR_WINDOW"
     assert label(result(-1, True), rules=rules) is True
@@ -127,7 +127,7 @@ def test_windows_are_the_studys_to_set() -> None:
         {"window_days": 7},
     ],
 )
-def test_rules_that_make_no_sense_are_refused(rules: dict[str, object]) -> None:
+def test_invalid_join_rules_are_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         JoinRules.model_validate(rules)
 
@@ -139,19 +139,19 @@ RESULTS = st.lists(
 
 
 @given(results=RESULTS, data=st.data())
-def test_the_order_of_results_never_matters(results: list[PcrResult], data: st.DataObject) -> None:
+def test_order_of_results_does_not_matter(results: list[PcrResult], data: st.DataObject) -> None:
     assert label(*results) == label(*data.draw(st.permutations(results)))
 
 
 @given(results=RESULTS.filter(bool), day=st.integers(8, 400), sign=st.sampled_from([-1, 1]))
-def test_an_indeterminate_outside_the_windows_never_changes_a_label(
+def test_indeterminate_result_outside_the_windows_changes_no_label(
     results: list[PcrResult], day: int, sign: int
 ) -> None:
     assert label(*results, result(sign * day, None)) == label(*results)
 
 
 @given(results=RESULTS, day=st.integers(15, 400), sign=st.sampled_from([-1, 1]), positive=st.booleans())
-def test_what_lies_beyond_the_guard_never_changes_a_label(
+def test_result_beyond_the_guard_changes_no_label(
     results: list[PcrResult], day: int, sign: int, positive: bool
 ) -> None:
     far = result(sign * day, positive)
@@ -159,60 +159,60 @@ def test_what_lies_beyond_the_guard_never_changes_a_label(
 
 
 @given(results=RESULTS)
-def test_a_repeated_result_never_changes_a_label(results: list[PcrResult]) -> None:
+def test_repeated_results_change_no_label(results: list[PcrResult]) -> None:
     assert label(*results, *results) == label(*results)
 
 
 @given(results=RESULTS, day=st.integers(-14, 14))
-def test_nobody_positive_nearby_is_called_negative(results: list[PcrResult], day: int) -> None:
+def test_patient_with_a_positive_result_within_the_guard_is_never_negative(results: list[PcrResult], day: int) -> None:
     assert label_pcr([*results, result(day, True)], CT, RULES) != PcrLabel(False)
 
 
 # --- severity ---------------------------------------------------------------------------------------------
 
 
-def test_no_outcome_is_missing() -> None:
+def test_missing_outcome_gives_unknown_severity() -> None:
     assert course(None) is None
     assert severe() is None
 
 
 @pytest.mark.parametrize("day", [0, 1, 30])
-def test_an_event_within_the_horizon_is_severe(day: int) -> None:
+def test_event_within_the_horizon_is_severe(day: int) -> None:
     assert severe(intubated=day) is True
     assert severe(died=day) is True
     assert severe(intubated=day, died=day + 60, followed=day + 60) is True
 
 
-def test_an_event_after_the_horizon_is_not_severe() -> None:
+def test_event_after_the_horizon_is_not_severe() -> None:
     assert severe(died=31, followed=31) is False
     assert severe(intubated=31) is False
 
 
 @pytest.mark.parametrize(("followed", "expected"), [(-1, None), (0, None), (29, None), (30, False), (200, False)])
-def test_one_lost_before_the_horizon_is_missing_never_negative(followed: int, expected: bool | None) -> None:
+def test_follow_up_shorter_than_the_horizon_gives_unknown_severity(followed: int, expected: bool | None) -> None:
     assert severe(followed=followed) is expected
 
 
-def test_one_intubated_or_dead_before_the_ct_is_missing() -> None:
+def test_event_before_the_ct_gives_unknown_severity() -> None:
     assert severe(intubated=-1, followed=90) is None
     assert severe(intubated=-1, died=5) is None
     assert severe(died=-1) is None
 
 
-def test_the_hour_of_the_ct_does_not_matter() -> None:
+def test_hour_of_the_ct_does_not_matter() -> None:
     outcome = Outcome("synthetic", None, None, CT.date() + timedelta(days=30))
     assert course(outcome, CT.replace(hour=23, minute=59)) is False
     assert course(outcome, CT.replace(hour=0, minute=0)) is False
 
 
-def test_the_horizon_is_the_studys_to_set() -> None:
+def test_horizon_is_configurable() -> None:
     week = JoinRules(horizon_days=7)
     outcome = Outcome("synthetic", CT.date() + timedelta(days=8), None, None)
     assert course(outcome, rules=week) is False
     assert course(outcome) is True
 
 
-def test_which_events_are_severe_is_the_studys_to_set() -> None:
+def test_severe_events_are_configurable() -> None:
     day = CT.date() + timedelta(days=3)
     in_icu = Outcome("synthetic", None, None, CT.date() + timedelta(days=40), icu=day)
     intubated = Outcome("synthetic", day, None, CT.date() + timedelta(days=40))
@@ -221,12 +221,12 @@ def test_which_events_are_severe_is_the_studys_to_set() -> None:
     assert course(intubated, rules=JoinRules(severe_events=["icu", "died"])) is False
 
 
-def test_a_death_before_the_ct_is_an_error_whatever_counts_as_severe() -> None:
+def test_death_before_the_ct_is_an_error_for_any_severe_events() -> None:
     dead = Outcome("synthetic", None, CT.date() - timedelta(days=1), None)
     assert label_severe(dead, CT, JoinRules(severe_events=["intubated"])).reason == reasons.EVENT_BEFORE_CT
 
 
-def test_why_a_course_is_unknown() -> None:
+def test_reasons_for_unknown_severity() -> None:
     def days(*numbers: int | None) -> Outcome:
         return Outcome("synthetic", *(None if n is None else CT.date() + timedelta(days=n) for n in numbers))
 
@@ -247,13 +247,13 @@ def test_both_labels_of_one_ct() -> None:
     assert label_both("p", CT, without, RULES) == Labels(True, None, severe_reason=reasons.NO_OUTCOME)
 
 
-def test_a_row_left_out_takes_back_a_negative_alone() -> None:
+def test_skipped_row_removes_a_negative_label_but_no_positive_one() -> None:
     for positive, reason in ((False, reasons.PCR_INCOMPLETE), (True, None)):
         records = Records({"p": [result(0, positive)]}, {}, {"p"})
         assert label_both("p", CT, records, RULES).reason == reason
 
 
-def test_published_labels_are_taken_as_they_are() -> None:
+def test_published_labels_are_used_unchanged() -> None:
     records = Records({}, {}, set(), {"p": Label(None, True, 63.0, "F"), "q": Label(True, None)})
     assert label_both("p", None, records, RULES) == Labels(None, True, None, None, 63.0, "F")
     assert label_both("q", None, records, RULES) == Labels(True, None, severe_reason=reasons.NO_OUTCOME)

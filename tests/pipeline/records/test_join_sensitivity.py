@@ -1,4 +1,4 @@
-"""The windows: the same labelling for each, and nothing that [join] would refuse."""
+"""Sensitivity of labels to join windows: same labelling for each window; windows that [join] refuses are omitted."""
 
 from datetime import timedelta
 
@@ -9,7 +9,7 @@ from tests.helpers.scan_list import DAY
 
 
 def records(**days: tuple[int, bool]) -> Records:
-    """One result for each patient: the day after the CT, and whether it was positive."""
+    """One result per patient, given as (days after the CT, whether positive)."""
     results = {p: [PcrResult(p, DAY + timedelta(days=day), positive)] for p, (day, positive) in days.items()}
     return Records(results, {}, set())
 
@@ -19,7 +19,7 @@ def of(rule: str, days: int, variants: list[Variant]) -> tuple[int, int, int]:
     return variant.positive, variant.negative, variant.undecided
 
 
-def test_each_window_is_labelled_anew_and_the_others_stay() -> None:
+def test_labels_are_recomputed_for_each_window_with_the_others_fixed() -> None:
     known = records(a=(-5, True), b=(-1, True), c=(4, True), d=(1, False), e=(9, False))
     variants = vary([(p, DAY) for p in "abcdef"], known, JoinRules())
     assert of("positive_from_days", -7, variants) == (2, 1, 3)
@@ -32,7 +32,7 @@ def test_each_window_is_labelled_anew_and_the_others_stay() -> None:
     assert of("negative_to_days", 9, variants) == (2, 2, 2)
 
 
-def test_all_usual_days_and_the_one_of_today_are_there() -> None:
+def test_all_usual_days_and_the_configured_day_are_included() -> None:
     variants = vary([("a", DAY)], records(a=(0, True)), JoinRules(positive_to_days=9))
     for rule, usual in VARIED.items():
         days = [v.days for v in variants if v.rule == rule]
@@ -40,7 +40,7 @@ def test_all_usual_days_and_the_one_of_today_are_there() -> None:
     assert all(v.positive + v.negative + v.undecided == 1 for v in variants)
 
 
-def test_windows_that_join_would_refuse_are_left_out() -> None:
+def test_windows_that_join_rules_refuse_are_omitted() -> None:
     variants = vary([("a", DAY)], records(a=(0, True)), JoinRules(guard_days=7))
     assert min(v.days for v in variants) == -7
     assert max(v.days for v in variants) == 7

@@ -1,4 +1,4 @@
-"""The labels file of a data set, read as declared. All rows are synthetic."""
+"""Reading the labels file of a data set as declared. All rows are synthetic."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def read(folder: Path, *rows: str, **declared: Any) -> tuple[dict[str, Label], l
     return labels, [(finding.reason.code, finding.patient_id) for finding in findings]
 
 
-def test_each_row_becomes_a_label_and_what_is_empty_is_unknown(tmp_path: Path) -> None:
+def test_each_row_becomes_a_label_and_empty_cells_are_unknown(tmp_path: Path) -> None:
     labels, findings = read(tmp_path, HEADER, "001,1,0", "002,1,", "003,,1", "004,0,")
     assert labels == {
         "001": Label(True, False),
@@ -40,11 +40,11 @@ def test_each_row_becomes_a_label_and_what_is_empty_is_unknown(tmp_path: Path) -
     assert findings == []
 
 
-def test_who_has_neither_label_has_none(tmp_path: Path) -> None:
+def test_row_without_any_label_is_ignored(tmp_path: Path) -> None:
     assert read(tmp_path, HEADER, "001,,") == ({}, [])
 
 
-def test_a_file_with_its_own_names(tmp_path: Path) -> None:
+def test_file_with_declared_column_names_encoding_and_separator(tmp_path: Path) -> None:
     labels, findings = read(
         tmp_path,
         "grave;IPP;âge;sexe;covid",
@@ -60,7 +60,7 @@ def test_a_file_with_its_own_names(tmp_path: Path) -> None:
         sex="sexe",
     )
     assert labels == {
-        "0042": Label(True, False, None, "F"),  # a comma is no decimal point here, and nothing is guessed
+        "0042": Label(True, False, None, "F"),  # a comma is not a decimal point; the age stays unknown
         "0043": Label(True, True, 63.5, "M"),
         "0044": Label(True, True),
     }
@@ -68,19 +68,19 @@ def test_a_file_with_its_own_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", ["P99,2,0", "P99,1,yes", "P99,1.0,0", "P99,1,-1", "P99,TRUE,0"])
-def test_anything_but_0_and_1_leaves_the_patient_without_labels(tmp_path: Path, row: str) -> None:
+def test_values_other_than_0_and_1_leave_the_patient_without_labels(tmp_path: Path, row: str) -> None:
     labels, findings = read(tmp_path, HEADER, *GOOD, row, "P99,1,1")
     assert labels.keys() == {f"P{number}" for number in range(10)}
     assert findings == [("E_LABEL", "P99")]
 
 
-def test_rows_that_disagree_are_a_conflict_and_equal_rows_one_label(tmp_path: Path) -> None:
+def test_contradictory_rows_are_a_conflict_and_equal_rows_are_one_label(tmp_path: Path) -> None:
     labels, findings = read(tmp_path, HEADER, "P1,1,0", "P2,1,0", "P1,1,1", "P2,1,0")
     assert labels == {"P2": Label(True, False)}
     assert findings == [("E_LABEL_CONFLICT", "P1")]
 
 
-def test_many_wrong_labels_refuse_the_file(tmp_path: Path) -> None:
+def test_file_with_many_invalid_labels_is_refused(tmp_path: Path) -> None:
     table = written(tmp_path, "\n".join([HEADER, *GOOD[:7], "P98,severe,1", "P99,mild,1"]))
     with pytest.raises(Refusal) as caught:
         read_labels(table)
@@ -89,7 +89,7 @@ def test_many_wrong_labels_refuse_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", [*HEADER.split(","), "age", "sex"])
-def test_each_declared_column_must_be_there_once(tmp_path: Path, column: str) -> None:
+def test_each_declared_column_must_occur_exactly_once(tmp_path: Path, column: str) -> None:
     whole = f"{HEADER},age,sex"
     for header in (whole.replace(column, "other"), f"{whole},{column}"):
         with pytest.raises(Refusal) as caught:
@@ -98,12 +98,12 @@ def test_each_declared_column_must_be_there_once(tmp_path: Path, column: str) ->
         assert repr(column) in caught.value.says
 
 
-def test_dates_are_no_part_of_the_declaration() -> None:
+def test_labels_file_accepts_no_date_format() -> None:
     with pytest.raises(ValidationError):
         LabelsFile.model_validate({"file": "synthetic-labels.csv", "date_format": "%Y-%m-%d"})
 
 
-def test_labels_stand_in_place_of_records() -> None:
+def test_labels_and_records_are_mutually_exclusive() -> None:
     site, labels = {"name": "ward"}, {"file": "labels.csv"}
     records = {"laboratory": {"file": "pcr.csv"}, "outcomes": {"file": "outcomes.csv"}}
     assert SiteSettings.model_validate({"site": site, "labels": labels}).labels == LabelsFile(file=Path("labels.csv"))
@@ -128,7 +128,7 @@ def test_the_site_template_shows_the_defaults() -> None:
     content=st.binary() | st.text(alphabet="P1,-0\n\r\t\"'é\0").map(str.encode),
     encoding=st.sampled_from(["utf-8-sig", "latin-1", "utf-16"]),
 )
-def test_any_bytes_end_in_labels_or_a_refusal(
+def test_arbitrary_bytes_give_labels_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, encoding: str
 ) -> None:
     table = written(tmp_path_factory.getbasetemp(), f"{HEADER}\n".encode(encoding) + content, encoding=encoding)

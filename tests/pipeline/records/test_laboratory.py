@@ -1,4 +1,4 @@
-"""The laboratory's CSV file: three hospitals' dialects, each kind of bad row, files that are no table."""
+"""The laboratory's CSV file: formats of three hospitals, each kind of invalid row, and files that are not tables."""
 
 import os
 import unicodedata
@@ -64,7 +64,7 @@ def refused(folder: Path, content: str | bytes, **declared: Any) -> Refusal:
         (GERMAN, "\t", "09.03.2020 07:05", ("nachgewiesen", "nicht nachgewiesen", "grenzwertig")),
     ],
 )
-def test_three_hospitals_write_the_same_results_in_their_own_ways(
+def test_same_results_are_read_from_the_files_of_three_hospitals(
     tmp_path: Path, declared: dict[str, Any], separator: str, collected: str, words: tuple[str, str, str]
 ) -> None:
     rows = [HEADER, *(f"007,{collected},{word}" for word in words)]
@@ -73,7 +73,7 @@ def test_three_hospitals_write_the_same_results_in_their_own_ways(
     assert findings == []
 
 
-def test_columns_come_in_any_order_among_others_under_declared_names(tmp_path: Path) -> None:
+def test_declared_columns_are_found_in_any_order_among_other_columns(tmp_path: Path) -> None:
     results, findings = read(
         tmp_path,
         "Ergebnis,Bemerkung, Entnahme ,PID",
@@ -87,13 +87,13 @@ def test_columns_come_in_any_order_among_others_under_declared_names(tmp_path: P
 
 
 @pytest.mark.parametrize("word", ["RNA non presente", "not positive", "positive?", "post", "not  detected", ""])
-def test_a_text_outside_the_lists_is_reported_never_guessed(tmp_path: Path, word: str) -> None:
+def test_result_text_outside_the_word_lists_is_reported_and_not_guessed(tmp_path: Path, word: str) -> None:
     results, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{word}")
     assert len(results) == len(GOOD)
     assert findings == [("W_PCR_UNMAPPED", "P99", word)]
 
 
-def test_case_and_coding_of_accents_do_not_matter(tmp_path: Path) -> None:
+def test_case_and_unicode_form_of_accents_do_not_matter(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", "Négatif")
     results, findings = read(
         tmp_path, HEADER, "P1,2020-04-01T08:30,NÉGATIF", negative=[decomposed], positive=["Positif"]
@@ -102,7 +102,7 @@ def test_case_and_coding_of_accents_do_not_matter(tmp_path: Path) -> None:
     assert findings == []
 
 
-def test_more_than_a_fifth_of_unmapped_rows_refuses_the_file(tmp_path: Path) -> None:
+def test_file_with_more_than_a_fifth_of_unmapped_rows_is_refused(tmp_path: Path) -> None:
     odd = ["P99,2020-04-01T08:30,presumptive", "P99,2020-04-01T08:31,presumptive"]
     results, findings = read(tmp_path, HEADER, *GOOD[:8], *odd)  # exactly a fifth
     assert (len(results), len(findings)) == (8, 2)
@@ -113,20 +113,20 @@ def test_more_than_a_fifth_of_unmapped_rows_refuses_the_file(tmp_path: Path) -> 
     assert "presumptive" not in str(refusal)
 
 
-def test_the_wrong_encoding_cannot_pass_as_meaning(tmp_path: Path) -> None:
+def test_file_in_the_wrong_encoding_is_refused(tmp_path: Path) -> None:
     content = "patient_id;collected;result\nP1;01/04/2020 08:30;Négatif"
     assert refused(tmp_path, content.encode("utf-8"), **FRENCH).code == "E_PCR_UNMAPPED"
     assert refused(tmp_path, content.encode("latin-1"), **(FRENCH | {"encoding": "utf-8"})).code == "E_ENCODING"
 
 
 @pytest.mark.parametrize("text", ["01.04.2020 08:30", "2020-04-31T08:30", "2020-04-01", "soon", ""])
-def test_an_unreadable_time_leaves_the_row_out(tmp_path: Path, text: str) -> None:
+def test_row_with_an_unreadable_time_is_skipped(tmp_path: Path, text: str) -> None:
     results, findings = read(tmp_path, HEADER, *GOOD, f"P99,{text},POSITIVE")
     assert len(results) == len(GOOD)
     assert findings == [("E_DATE", "P99", text)]
 
 
-def test_swapped_day_and_month_refuse_the_file(tmp_path: Path) -> None:
+def test_file_with_swapped_day_and_month_is_refused(tmp_path: Path) -> None:
     rows = [f"P{day},{day:02}/04/2020 08:30,POSITIVE" for day in range(1, 31)]  # 18 of 30 days exceed 12
     refusal = refused(tmp_path, "\n".join([HEADER, *rows]), date_format="%m/%d/%Y %H:%M")
     assert refusal.code == "E_DATES"
@@ -134,37 +134,37 @@ def test_swapped_day_and_month_refuse_the_file(tmp_path: Path) -> None:
     assert "/04/2020" not in str(refusal)
 
 
-def test_a_specimen_from_tomorrow_is_left_out(tmp_path: Path) -> None:
+def test_specimen_with_a_future_date_is_skipped(tmp_path: Path) -> None:
     rows = ["P1,2020-05-01T23:59,POSITIVE", "P2,2020-05-02T00:00,POSITIVE"]
     results, findings = read(tmp_path, HEADER, *rows)
     assert [result.patient_id for result in results] == ["P1"]
     assert findings == [("E_PCR_DATE", "P2", "2020-05-02T00:00")]
 
 
-def test_a_row_without_patient_is_left_out(tmp_path: Path) -> None:
+def test_row_without_patient_is_skipped(tmp_path: Path) -> None:
     results, findings = read(tmp_path, HEADER, *GOOD, " ,2020-04-01T08:30,POSITIVE")
     assert len(results) == len(GOOD)
     assert findings == [("E_NO_IDENTIFIER", "", "line 12")]
     assert refused(tmp_path, "\n".join([HEADER, GOOD[0], " ,2020-04-01T08:30,POSITIVE"])).code == "E_IDENTIFIERS"
 
 
-def test_identifiers_are_never_made_alike(tmp_path: Path) -> None:
+def test_patient_identifiers_are_not_normalised(tmp_path: Path) -> None:
     patients = ["7", "07", "007", "A7", "a7"]
     results, _ = read(tmp_path, HEADER, *(f"{patient},2020-04-01T08:30,POSITIVE" for patient in patients))
     assert [result.patient_id for result in results] == patients
 
 
-def test_equal_rows_are_one_result_and_blank_rows_none(tmp_path: Path) -> None:
+def test_equal_rows_are_one_result_and_blank_rows_are_ignored(tmp_path: Path) -> None:
     results, findings = read(tmp_path, HEADER, GOOD[0], "", ",,", " , , ", GOOD[0], GOOD[1], "")
     assert [result.patient_id for result in results] == ["P0", "P1"]
     assert findings == []
 
 
-def test_a_header_alone_is_an_empty_file(tmp_path: Path) -> None:
+def test_file_with_a_header_only_has_no_results(tmp_path: Path) -> None:
     assert read(tmp_path, HEADER) == ([], [])
 
 
-def test_a_row_of_another_length_is_left_out_and_many_refuse_the_file(tmp_path: Path) -> None:
+def test_row_of_wrong_length_is_skipped_and_many_such_rows_refuse_the_file(tmp_path: Path) -> None:
     shifted = "P99,2020-04-01T08:30,see note, POSITIVE"
     results, findings = read(tmp_path, HEADER, *GOOD, shifted, "P98,2020-04-01T08:30")
     assert len(results) == len(GOOD)
@@ -184,7 +184,7 @@ def test_a_row_of_another_length_is_left_out_and_many_refuse_the_file(tmp_path: 
         ("Patient_ID,collected,result", "patient_id"),
     ],
 )
-def test_a_missing_or_repeated_column_refuses_the_file(tmp_path: Path, content: str, column: str) -> None:
+def test_file_with_a_missing_or_repeated_column_is_refused(tmp_path: Path, content: str, column: str) -> None:
     refusal = refused(tmp_path, content)
     assert refusal.code == "E_SCHEMA"
     assert repr(column) in refusal.says
@@ -200,11 +200,11 @@ def test_a_missing_or_repeated_column_refuses_the_file(tmp_path: Path, content: 
     ],
     ids=["open quote", "text after quote", "huge cell"],
 )
-def test_broken_csv_refuses_the_file(tmp_path: Path, row: str) -> None:
+def test_broken_csv_is_refused(tmp_path: Path, row: str) -> None:
     assert refused(tmp_path, f"{HEADER}\n{row}\n{GOOD[0]}").code == "E_SCHEMA"
 
 
-def test_a_file_that_is_not_there_is_refused_without_its_path(tmp_path: Path) -> None:
+def test_missing_file_is_refused_without_its_path(tmp_path: Path) -> None:
     table = CsvLaboratory(file=tmp_path / "nobody-knows.csv")
     with pytest.raises(Refusal) as caught:
         read_pcr(table)
@@ -229,14 +229,14 @@ def test_a_file_that_is_not_there_is_refused_without_its_path(tmp_path: Path) ->
         {"colected": "collected"},
     ],
 )
-def test_a_declaration_that_cannot_be_right_is_refused_before_any_file_is_read(
+def test_invalid_csv_declaration_is_refused_before_any_file_is_read(
     declared: dict[str, Any],
 ) -> None:
     with pytest.raises(ValidationError):
         CsvLaboratory(file=Path("synthetic-pcr.csv"), **declared)
 
 
-def test_a_detail_stays_readable(tmp_path: Path) -> None:
+def test_finding_detail_is_truncated(tmp_path: Path) -> None:
     _, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{'x' * 5000}")
     assert len(findings[0][2]) <= 100
 
@@ -245,8 +245,8 @@ LIS = "patient_id,collected,test,result,state"
 LIS_COLUMNS: dict[str, Any] = {"test": "test", "status": "state", "tests": ["COVPCR"]}
 
 
-def test_an_export_of_several_rows_for_a_specimen_is_read_by_test_and_status(tmp_path: Path) -> None:
-    """Genes decide nothing, other tests are counted, a preliminary result is none yet."""
+def test_export_with_several_rows_per_specimen_is_read_by_test_and_status(tmp_path: Path) -> None:
+    """Single genes are not used, other tests are counted, and preliminary results are not used."""
     when = "2020-04-01T08:30"
     results, findings = read(
         tmp_path,
@@ -269,14 +269,14 @@ def test_an_export_of_several_rows_for_a_specimen_is_read_by_test_and_status(tmp
     ]
 
 
-def test_an_export_in_which_no_row_is_a_pcr_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+def test_export_without_a_pcr_row_is_refused_with_its_test_codes(tmp_path: Path) -> None:
     refusal = refused(tmp_path, f"{LIS}\nP1,2020-04-01T08:30,SARS2,POSITIVE,F", **LIS_COLUMNS)
     assert refusal.code == "E_NO_PCR_TEST"
     assert refusal.private == "SARS2: 1"
     assert "SARS2" not in str(refusal)
 
 
-def test_the_site_says_how_many_unmapped_results_are_too_many(tmp_path: Path) -> None:
+def test_maximum_share_of_unmapped_results_is_configurable(tmp_path: Path) -> None:
     rows = [*GOOD, "P99,2020-04-01T08:30,see comment"]
     assert len(read(tmp_path, HEADER, *rows, max_unmapped_percent=10)[0]) == 10  # 1 of 11 is 9 %
     assert refused(tmp_path, "\n".join([HEADER, *rows]), max_unmapped_percent=9).code == "E_PCR_UNMAPPED"
@@ -284,7 +284,7 @@ def test_the_site_says_how_many_unmapped_results_are_too_many(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-8-sig", "latin-1", "cp1252"])
-def test_a_declared_encoding_is_decoded_and_another_never_passes_as_meaning(tmp_path: Path, encoding: str) -> None:
+def test_declared_encoding_is_decoded_and_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     content = f"{HEADER}\nP1,2020-04-01T08:30,Négatif".encode(encoding)
     declared: dict[str, Any] = {"negative": ["Négatif"], "positive": ["Positif"]}
     results, findings = read_pcr(written(tmp_path, content, encoding=encoding, **declared), today=TODAY)
@@ -297,18 +297,18 @@ def test_a_declared_encoding_is_decoded_and_another_never_passes_as_meaning(tmp_
         }  # fmt: skip
 
 
-def test_a_byte_of_zero_is_no_part_of_a_word(tmp_path: Path) -> None:
+def test_nul_byte_in_a_result_is_unmapped(tmp_path: Path) -> None:
     results, findings = read(tmp_path, HEADER, *GOOD, "P99,2020-04-01T08:30,POS\0ITIVE")
     assert len(results) == len(GOOD)
     assert findings == [("W_PCR_UNMAPPED", "P99", "POS\N{REPLACEMENT CHARACTER}ITIVE")]
 
 
-def test_a_cell_of_ten_megabytes_refuses_the_file(tmp_path: Path) -> None:
+def test_file_with_a_cell_of_ten_megabytes_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, f"{HEADER}\nP1,2020-04-01T08:30,{'x' * 10_000_000}").code == "E_SCHEMA"
 
 
 @pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "' OR 1=1", "{{7*7}}", "<img onerror>"])
-def test_formulas_and_scripts_are_text(tmp_path: Path, cell: str) -> None:
+def test_formulas_and_scripts_are_read_as_text(tmp_path: Path, cell: str) -> None:
     results, findings = read(
         tmp_path, HEADER, *GOOD, f'"{cell}",2020-04-01T08:30,POSITIVE', f'P,2020-04-01T08:30,"{cell}"'
     )
@@ -317,7 +317,7 @@ def test_formulas_and_scripts_are_text(tmp_path: Path, cell: str) -> None:
 
 
 @pytest.mark.parametrize("steering", ["\x1b[2J", "\x1b]0;x\x07", "\u202e", "\x08", "\u2028"])
-def test_a_cell_cannot_steer_the_screen_that_shows_it(tmp_path: Path, steering: str) -> None:
+def test_finding_detail_contains_no_control_characters(tmp_path: Path, steering: str) -> None:
     _, findings = read(tmp_path, HEADER, *GOOD, f"P99,2020-04-01T08:30,{steering}POSITIVE?")
     ((code, patient, detail),) = findings
     assert (code, patient) == ("W_PCR_UNMAPPED", "P99")
@@ -328,16 +328,16 @@ def test_a_cell_cannot_steer_the_screen_that_shows_it(tmp_path: Path, steering: 
 @pytest.mark.parametrize(
     "text", ["01/04/20 08:30", "04/13/2020 08:30", "31/06/2020 08:30", "29/02/2021 08:30", "01/04/2020 08:30+02:00"]
 )
-def test_a_day_is_never_guessed_from_another_way_of_writing(tmp_path: Path, text: str) -> None:
-    """Two-digit years, months before days, days that do not exist, times with a zone."""
+def test_date_in_another_format_is_not_guessed(tmp_path: Path, text: str) -> None:
+    """Two-digit years, month before day, non-existing days, times with a UTC offset."""
     good = [f"P{number};01/04/2020 08:30;Négatif" for number in range(10)]
     results, findings = read(tmp_path, HEADER.replace(",", ";"), *good, f"P99;{text};Positif", **FRENCH)
     assert len(results) == len(good)
     assert findings == [("E_DATE", "P99", text)]
 
 
-def test_a_local_time_that_clocks_skip_or_repeat_keeps_its_day(tmp_path: Path) -> None:
-    """In 2020 Central European clocks went from 02:00 to 03:00 on 29 March, and back on 25 October."""
+def test_local_time_skipped_or_repeated_by_a_clock_change_is_kept(tmp_path: Path) -> None:
+    """Central European clocks changed from 02:00 to 03:00 on 29 March 2020, and back on 27 October 2019."""
     rows = ["P1,2020-03-29T02:30,POSITIVE", "P2,2019-10-27T02:30,NEGATIVE"]
     table = written(tmp_path, "\n".join([HEADER, *rows]))
     results, findings = read_pcr(table, today=TODAY, time_zone="Europe/Paris")
@@ -345,8 +345,8 @@ def test_a_local_time_that_clocks_skip_or_repeat_keeps_its_day(tmp_path: Path) -
     assert findings == []
 
 
-def test_a_pipe_is_no_file(tmp_path: Path) -> None:
-    """Reading from one would wait for ever."""
+def test_named_pipe_is_refused(tmp_path: Path) -> None:
+    """Reading from a pipe would block without end."""
     os.mkfifo(tmp_path / "pipe")
     for table in (CsvLaboratory(file=tmp_path / "pipe"), Hl7Laboratory(format="hl7", file=tmp_path / "pipe")):
         with pytest.raises(Refusal) as caught:
@@ -363,7 +363,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
         ({"file": "bundles", "format": "fhir"}, FhirLaboratory),
     ],
 )
-def test_the_format_decides_what_the_table_may_hold(given: dict[str, Any], kind: type) -> None:
+def test_format_selects_the_settings_class(given: dict[str, Any], kind: type) -> None:
     assert isinstance(TypeAdapter(Laboratory).validate_python(given), kind)
 
 
@@ -381,12 +381,12 @@ def test_the_format_decides_what_the_table_may_hold(given: dict[str, Any], kind:
         "laboratory.csv",
     ],
 )
-def test_a_table_that_cannot_be_right_is_refused(given: Any) -> None:
+def test_invalid_laboratory_settings_are_refused(given: Any) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(Laboratory).validate_python(given)
 
 
-def test_an_unknown_format_is_named_with_those_that_there_are() -> None:
+def test_error_for_an_unknown_format_lists_the_known_formats() -> None:
     with pytest.raises(ValidationError, match='"csv", "hl7" or "fhir"'):
         TypeAdapter(Laboratory).validate_python({"file": "a.xml", "format": "xml"})
 
@@ -405,7 +405,7 @@ def test_an_unknown_format_is_named_with_those_that_there_are() -> None:
         (["0007,2020-04-01T08:30,4711"], "E_NO_PCR"),
     ],
 )
-def test_a_scan_whose_results_do_not_decide_gets_no_label(tmp_path: Path, rows: list[str], code: str) -> None:
+def test_scan_with_undecided_results_gets_no_label(tmp_path: Path, rows: list[str], code: str) -> None:
     results, _ = read(tmp_path, HEADER, *GOOD, *rows)
     label = label_pcr([each for each in results if each.patient_id == "0007"], datetime(2020, 4, 1, 12), JoinRules())
     assert label.positive is None
@@ -413,7 +413,7 @@ def test_a_scan_whose_results_do_not_decide_gets_no_label(tmp_path: Path, rows: 
     assert label.reason.code == code
 
 
-# Bytes alone would hardly ever make a table: pieces of one are strewn among them.
+# Random bytes are rarely a table, so pieces of a valid table are mixed in.
 PIECES = st.sampled_from(
     [
         HEADER.encode(),
@@ -435,7 +435,7 @@ PIECES = st.sampled_from(
     with_header=st.booleans(),
     encoding=st.sampled_from(["utf-8-sig", "utf-8", "latin-1", "cp1252", "utf-16"]),
 )
-def test_any_bytes_end_in_results_or_a_refusal(
+def test_arbitrary_bytes_give_results_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, with_header: bool, encoding: str
 ) -> None:
     header = f"{HEADER}\n".encode(encoding) if with_header else b""
@@ -464,7 +464,7 @@ ROWS = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(rows=ROWS, data=st.data())
-def test_the_order_of_rows_never_matters(
+def test_order_of_rows_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""The outcome file: what a row becomes, and which patients get no outcome rather than a guess."""
+"""Reading the outcome file: how rows become outcomes, and which patients get no outcome because it is uncertain."""
 
 from datetime import date
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_each_row_becomes_an_outcome(tmp_path: Path) -> None:
     assert findings == []
 
 
-def test_a_french_file_with_times_and_its_own_names(tmp_path: Path) -> None:
+def test_french_file_with_times_and_declared_column_names(tmp_path: Path) -> None:
     outcomes, findings = read(
         tmp_path,
         "décès;IPP;suivi;intubé",
@@ -65,7 +65,7 @@ def test_a_french_file_with_times_and_its_own_names(tmp_path: Path) -> None:
     assert findings == []
 
 
-def test_intensive_care_is_read_where_the_file_has_a_column_for_it(tmp_path: Path) -> None:
+def test_intensive_care_is_read_from_its_declared_column(tmp_path: Path) -> None:
     rows = [f"{HEADER},admitted", "P1,2020-04-03,,,2020-04-02", "P2,,,2020-05-20,", "P3,,2020-04-01,,2020-04-02"]
     outcomes, findings = read(tmp_path, *rows, icu="admitted")
     assert {patient: outcome.icu for patient, outcome in outcomes.items()} == {"P1": date(2020, 4, 2), "P2": None}
@@ -76,7 +76,7 @@ def test_intensive_care_is_read_where_the_file_has_a_column_for_it(tmp_path: Pat
         read(tmp_path, *rows, icu="icu")
 
 
-def test_an_event_shows_that_the_patient_was_observed() -> None:
+def test_follow_up_extends_to_the_last_event() -> None:
     early, late = date(2020, 4, 2), date(2020, 4, 9)
     assert Outcome("P", early, late, None).known_until == late
     assert Outcome("P", late, None, early).known_until == late
@@ -96,20 +96,20 @@ def test_an_event_shows_that_the_patient_was_observed() -> None:
         ("P99,2020-04-10,2020-04-09,", "E_OUTCOME_ORDER"),
     ],
 )
-def test_a_row_that_cannot_be_true_leaves_its_patient_without_outcome(tmp_path: Path, row: str, code: str) -> None:
+def test_impossible_row_leaves_its_patient_without_outcome(tmp_path: Path, row: str, code: str) -> None:
     outcomes, findings = read(tmp_path, HEADER, *GOOD, row, "P99,,,2020-05-20")
     assert outcomes.keys() == {f"P{number}" for number in range(10)}
     assert (code, "P99") in findings
     assert {patient for _, patient in findings} == {"P99"}
 
 
-def test_today_is_not_the_future_and_death_on_the_day_of_intubation_is_possible(tmp_path: Path) -> None:
+def test_event_today_and_death_on_the_day_of_intubation_are_accepted(tmp_path: Path) -> None:
     outcomes, findings = read(tmp_path, HEADER, "P1,,,2020-06-01", "P2,2020-04-09,2020-04-09,2020-04-01")
     assert outcomes.keys() == {"P1", "P2"}
     assert findings == []
 
 
-def test_rows_that_disagree_are_a_conflict_and_equal_rows_one_outcome(tmp_path: Path) -> None:
+def test_contradictory_rows_are_a_conflict_and_equal_rows_are_one_outcome(tmp_path: Path) -> None:
     outcomes, findings = read(
         tmp_path, HEADER, "P1,2020-04-02,,", "P2,,,2020-05-20", "P1,2020-04-03,,", "P2,,,2020-05-20"
     )
@@ -117,13 +117,13 @@ def test_rows_that_disagree_are_a_conflict_and_equal_rows_one_outcome(tmp_path: 
     assert findings == [("E_OUTCOME_CONFLICT", "P1")]
 
 
-def test_a_row_without_patient_is_left_out(tmp_path: Path) -> None:
+def test_row_without_patient_is_skipped(tmp_path: Path) -> None:
     outcomes, findings = read(tmp_path, HEADER, *GOOD, ",2020-04-02,,")
     assert len(outcomes) == len(GOOD)
     assert findings == [("E_NO_IDENTIFIER", "")]
 
 
-def test_many_unreadable_dates_refuse_the_file(tmp_path: Path) -> None:
+def test_file_with_many_unreadable_dates_is_refused(tmp_path: Path) -> None:
     table = written(tmp_path, "\n".join([HEADER, *GOOD[:7], "P98,-,,", "P99,-,,"]))
     with pytest.raises(Refusal) as caught:
         read_outcomes(table, today=TODAY)
@@ -133,7 +133,7 @@ def test_many_unreadable_dates_refuse_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", HEADER.split(","))
-def test_each_column_must_be_there_once(tmp_path: Path, column: str) -> None:
+def test_each_column_must_occur_exactly_once(tmp_path: Path, column: str) -> None:
     for header in (HEADER.replace(column, "other"), f"{HEADER},{column}"):
         with pytest.raises(Refusal) as caught:
             read_outcomes(written(tmp_path, header))
@@ -141,7 +141,7 @@ def test_each_column_must_be_there_once(tmp_path: Path, column: str) -> None:
         assert repr(column) in caught.value.says
 
 
-def test_an_unknown_key_of_the_declaration_is_refused() -> None:
+def test_unknown_key_of_the_declaration_is_refused() -> None:
     with pytest.raises(ValidationError):
         OutcomeFile.model_validate({"file": "synthetic-outcomes.csv", "death": "died"})
 
@@ -151,7 +151,7 @@ def test_an_unknown_key_of_the_declaration_is_refused() -> None:
     content=st.binary() | st.text(alphabet="P1,-02\n\r\t\"'é\0").map(str.encode),
     encoding=st.sampled_from(["utf-8-sig", "latin-1", "utf-16"]),
 )
-def test_any_bytes_end_in_outcomes_or_a_refusal(
+def test_arbitrary_bytes_give_outcomes_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, encoding: str
 ) -> None:
     header = f"{HEADER}\n".encode(encoding)
@@ -172,7 +172,7 @@ DAY = st.sampled_from(["", "2020-04-02", "2020-04-09", "2099-01-01", "never"])
     rows=st.lists(st.builds("{},{},{},{}".format, st.sampled_from(["A", "B", ""]), DAY, DAY, DAY), max_size=6),
     data=st.data(),
 )
-def test_the_order_of_rows_never_matters(
+def test_order_of_rows_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, rows: list[str], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -1,4 +1,4 @@
-"""The page of one score: what it shows, which way round, and that it needs nothing from outside. Synthetic scans."""
+"""Tests of the HTML report of one score: content, orientation, no external resources. All scans are synthetic."""
 
 import base64
 import html
@@ -29,7 +29,7 @@ BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
 
 
 def prepared() -> Prepared:
-    """Two lungs, the patient's right one larger, and a bone at each of: right, front, top (of the right lung)."""
+    """Two lungs, the right one larger, with bone to the right of, in front of and above the right lung."""
     hu = np.full((60, 50, 70), TISSUE_HU, dtype=np.float32)
     lungs = np.zeros(hu.shape, dtype=bool)
     lungs[10:50, 10:40, 10:32] = True
@@ -101,7 +101,7 @@ def pixels(view: View) -> NDArray[np.uint8]:
 
 
 def bright_edge(view: View, letter: str) -> bool:
-    """Whether the outermost sixth of the picture on the side that bears `letter` holds a line of bone."""
+    """Whether the outer sixth of the picture, on the side labelled `letter`, contains a line of bone."""
     grey = pixels(view)[..., 0].astype(float)
     side = view.letters.index(letter)
     lines = grey.mean(axis=0 if side < 2 else 1)
@@ -110,7 +110,7 @@ def bright_edge(view: View, letter: str) -> bool:
     return bool(lines[: len(lines) // 6].max() > 240)
 
 
-def test_letters_stand_where_the_patient_is() -> None:
+def test_orientation_letters_match_the_patient() -> None:
     axial, coronal, sagittal = views(prepared(), burden_of(prepared()))
     assert bright_edge(axial, "R") and not bright_edge(axial, "L")
     assert bright_edge(axial, "A") and not bright_edge(axial, "P")
@@ -118,10 +118,11 @@ def test_letters_stand_where_the_patient_is() -> None:
     assert bright_edge(coronal, "H") and not bright_edge(coronal, "F")
     assert bright_edge(sagittal, "A") and not bright_edge(sagittal, "P")
     assert bright_edge(sagittal, "H") and not bright_edge(sagittal, "F")
-    assert axial.letters[:2] == coronal.letters[:2] == ("R", "L")  # radiological: the right is on the left
+    # Radiological convention: the patient's right is on the left of the picture.
+    assert axial.letters[:2] == coronal.letters[:2] == ("R", "L")
 
 
-def test_sagittal_plane_goes_through_the_larger_lung_and_says_which() -> None:
+def test_sagittal_view_shows_the_larger_lung_and_names_it() -> None:
     scan = prepared()
     mirrored = replace(scan, lungs=scan.lungs[:, :, ::-1].copy(), image_hu=scan.image_hu[:, :, ::-1].copy())
     alone = scan.lungs.copy()
@@ -132,7 +133,7 @@ def test_sagittal_plane_goes_through_the_larger_lung_and_says_which() -> None:
     assert views(right_is_missing, burden_of(right_is_missing))[2].title == "Sagittal, left lung"
 
 
-def test_pictures_keep_the_aspect() -> None:
+def test_pictures_keep_the_aspect_ratio() -> None:
     for view in views(prepared(), burden_of(prepared())):
         height, width, _ = pixels(view).shape
         assert height / view.rows == width / view.columns
@@ -142,11 +143,11 @@ def test_pictures_keep_the_aspect() -> None:
     assert sagittal.columns == axial.rows
 
 
-def test_contour_follows_the_lung() -> None:
+def test_lung_contour_follows_the_lung_edge() -> None:
     axial = views(prepared(), burden_of(prepared()))[0]
     drawn = (pixels(axial) == CONTOUR_RGB).all(axis=2)
     scale = drawn.shape[1] // axial.columns
-    # The crop begins 40 mm, ten voxels, before the lungs: at voxel 0 of both axes.
+    # The crop begins 40 mm (ten voxels) before the lungs, so at voxel 0 of both axes.
     near = np.zeros(drawn.shape, dtype=bool)
     for rows, columns in ((slice(10, 40), slice(10, 32)), (slice(15, 35), slice(38, 60))):
         top, bottom, left, right = (scale * n for n in (rows.start, rows.stop, columns.start, columns.stop))
@@ -172,7 +173,7 @@ def test_percent(probability: float, shown: str) -> None:
     assert percent(probability) == shown
 
 
-def test_page_says_what_must_be_said() -> None:
+def test_page_shows_the_required_information() -> None:
     page = render(score())
     for text in (
         "Research use only. Not a medical device.",
@@ -191,7 +192,7 @@ def test_page_says_what_must_be_said() -> None:
     assert "flagged." not in page
 
 
-def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
+def test_page_shows_levels_in_words_and_the_band() -> None:
     points = {"severe": {"rule_out": 0.08, "rule_in": 0.4}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
     told = replace(
         score(),
@@ -207,7 +208,7 @@ def test_levels_are_told_in_words_and_the_band_beside_the_figure() -> None:
     assert "defines no operating points" in " ".join(render(score()).split())
 
 
-def test_lungs_are_told_by_side_and_third() -> None:
+def test_page_shows_lung_measures_by_side_and_third() -> None:
     scan = prepared()
     scan.image_hu[10:23, 10:40, 10:32] = -500
     page = render(replace(score(), burden=burden_of(scan)))
@@ -218,7 +219,7 @@ def test_lungs_are_told_by_side_and_third() -> None:
     assert cells["Upper third"] == ["0.0 %"] * 6
 
 
-def test_the_map_lies_over_the_views_and_can_be_faded_without_a_script() -> None:
+def test_saliency_overlay_can_be_faded_without_javascript() -> None:
     page = render(replace(score(), saliency=MAP))
     assert page.count('class="map"') == 3
     assert len(re.findall(r'<input type="radio" name="map"', page)) == 4
@@ -226,8 +227,8 @@ def test_the_map_lies_over_the_views_and_can_be_faded_without_a_script() -> None
     assert "Not a lesion contour" in page and "Severe course\n  (12.3 %)" in page
 
 
-def test_the_map_is_where_the_model_looked() -> None:
-    """Over the right lung, towards the back, and in planes that go through it."""
+def test_saliency_overlay_is_at_the_correct_position() -> None:
+    """The overlay is on the posterior part of the right lung, and the planes go through it."""
     axial, coronal, sagittal = views(prepared(), burden_of(prepared()), MAP)
     assert sagittal.title == "Sagittal, right lung"
     for view, (row, column) in ((axial, (0.7, 0.3)), (coronal, (0.6, 0.3)), (sagittal, (0.6, 0.7))):
@@ -238,26 +239,26 @@ def test_the_map_is_where_the_model_looked() -> None:
     assert all(view.map_png is None for view in views(prepared(), burden_of(prepared())))
 
 
-def test_no_map_without_a_word_why() -> None:
+def test_missing_saliency_map_is_explained() -> None:
     low = replace(score(), probabilities={"severe": 0.05, "pcr_positive": 0.02})
     page = " ".join(render(low).split())
     assert "No map of where the model looked: the probabilities are low" in page
     assert 'class="map"' not in page and 'id="map-faint"' not in page
 
 
-def test_page_needs_nothing_from_outside() -> None:
+def test_page_loads_no_external_resources() -> None:
     page, pictures = re.subn(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", render(replace(score(), saliency=MAP)))
     assert pictures == page.count("<img") == 9
     assert "default-src 'none'" in page
     assert not re.search(r"//|src=|href=|<script|<link|@import|url\(", page)
 
 
-def test_synthetic_training_is_shouted_about() -> None:
+def test_synthetic_training_shows_a_warning() -> None:
     assert "not valid for patients" in render(score(synthetic=True))
     assert "synthetic" not in re.sub(r"<style>.*</style>", "", render(score()), flags=re.DOTALL)
 
 
-def test_a_patient_gets_no_verdict_from_a_model_of_phantoms() -> None:
+def test_phantom_model_gives_no_verdict_for_a_patient() -> None:
     points = {"severe": {"rule_out": 0.5, "rule_in": 0.9}, "pcr_positive": {"rule_out": 0.2, "rule_in": 0.9}}
     model = description(operating_points=points, trained_on_synthetic_data=True)
     told = replace(score(), model=model, intervals={"severe": (0.05, 0.2)})
@@ -274,7 +275,7 @@ def test_a_patient_gets_no_verdict_from_a_model_of_phantoms() -> None:
     assert phantom.count("Its result is not valid for patients.") == 1
 
 
-def test_a_band_across_a_threshold_is_uncertain_in_words() -> None:
+def test_report_calls_a_band_across_a_threshold_uncertain() -> None:
     points = {"severe": {"rule_out": 0.15, "rule_in": 0.4}}
     model = description(operating_points=points, trained_on_synthetic_data=False)
     page = html.unescape(" ".join(render(replace(score(), model=model, intervals={"severe": (0.05, 0.2)})).split()))
@@ -282,7 +283,7 @@ def test_a_band_across_a_threshold_is_uncertain_in_words() -> None:
     assert "Low:" not in page
 
 
-def test_flags_come_with_their_remedy() -> None:
+def test_flags_are_shown_with_their_remedy() -> None:
     flagged = replace(score(), checks=(Check("slices", 52), Check("lungs_cut", "lowest", "", reasons.LUNGS_CUT)))
     page = render(flagged)
     assert "1 of 2 checks\n    is flagged." in page
@@ -297,7 +298,7 @@ def test_names_are_escaped() -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_writes_into_a_new_folder_and_says_when_it_cannot(tmp_path: Path) -> None:
+def test_report_is_written_to_a_new_folder_and_write_errors_are_reported(tmp_path: Path) -> None:
     page = write_report(score(), tmp_path / "new" / "out")
     assert page == tmp_path / "new" / "out" / "score.html"
     assert page.read_text(encoding="utf-8") == render(score())

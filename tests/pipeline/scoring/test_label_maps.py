@@ -1,4 +1,4 @@
-"""Label maps on the scan's own grid: every voxel has the label that the table counts at its place."""
+"""Tests of label maps on the scan's own grid: each voxel has the label that the table counts at its position."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from tests.helpers.lungs import burden_of
 from tests.pipeline.scoring.test_html_report import prepared
 
 
-def test_labels_lie_on_the_voxels_of_the_scan(tmp_path: Path) -> None:
-    """A scan with voxels half as large: eight voxels for each of the table's, and positions in millimetres agree."""
+def test_labels_are_written_on_the_voxel_grid_of_the_scan(tmp_path: Path) -> None:
+    """The scan has half the voxel spacing: 8 of its voxels per voxel of the table. Positions in mm agree."""
     scan = prepared()
     scan.image_hu[12:20, 15:25, 12:20] = -500
     found = burden_of(scan)
@@ -28,10 +28,11 @@ def test_labels_lie_on_the_voxels_of_the_scan(tmp_path: Path) -> None:
     wanted = scan.affine @ [*np.argwhere(found.opacities).mean(axis=0), 1.0]
     assert np.allclose(centre, wanted)
     right, left = (np.argwhere(np.asarray(lungs.dataobj) == value).mean(axis=0) for value in (1, 2))
-    assert (lungs.affine @ [*right, 1])[0] > (lungs.affine @ [*left, 1])[0]  # RAS: x grows to the patient's right
+    # RAS: x increases towards the patient's right.
+    assert (lungs.affine @ [*right, 1])[0] > (lungs.affine @ [*left, 1])[0]
 
 
-def test_thick_slices_take_the_nearest_label() -> None:
+def test_resampling_takes_the_nearest_label() -> None:
     labels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1)
     assert nearest_on((3, 2, 2), labels)[:, 0, 0].tolist() == [1, 3, 5]
     assert nearest_on((12, 1, 1), labels)[:, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]

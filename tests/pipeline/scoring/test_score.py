@@ -1,4 +1,4 @@
-"""One scan, scored: the answer, what speaks against it, and what is refused. All scans here are synthetic but two."""
+"""Tests of scoring one scan: result, quality flags and refusals. All scans but those of `real_data` are synthetic."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ AWKWARD = {
     "dcm_qa_ct/Philips_localizer": "E_LOCALIZER",
     "dicom2nifti-failing/gantrytilting": "E_TILT",
     "dicom2nifti-failing/notavolume": "E_DUPLICATE_SLICE",
-    "dicom2nifti-failing/sliceincrement": "E_SLICE_GAP",  # beside a series that is not axial
+    "dicom2nifti-failing/sliceincrement": "E_SLICE_GAP",  # this folder also contains a series that is not axial
     "dicom2nifti-failing/sliceincrement/001": "E_NOT_AXIAL",
     "dicom2nifti-failing/sliceincrement/002": "E_SLICE_GAP",
     "lungmask": "E_TOO_FEW",
@@ -50,9 +50,10 @@ AWKWARD = {
 
 
 def chest(*, above_mm: float = 40.0, below_mm: float = 40.0, lung_hu: float = -850.0) -> np.ndarray:
-    """A synthetic chest: two ellipsoids of lung, 180 mm long, joined by a trachea that leaves through the neck.
+    """A synthetic chest: two ellipsoidal lungs, 180 mm long, joined by a trachea that leaves through the neck.
 
-    `above_mm`, `below_mm`: tissue beyond the lungs; negative cuts them off. Shape (slices, rows, columns).
+    `above_mm`, `below_mm`: extent of tissue beyond the lungs; a negative value cuts the lungs off.
+    The shape is (slices, rows, columns).
     """
     z = np.arange(-90.0 - below_mm, 90.0 + above_mm, SPACING_MM[0])[:, None, None]
     y = (np.arange(60) - 29.5)[None, :, None] * SPACING_MM[1]
@@ -67,7 +68,7 @@ def chest(*, above_mm: float = 40.0, below_mm: float = 40.0, lung_hu: float = -8
 
 @pytest.fixture(scope="module")
 def make_release(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Release]:
-    """Releases of one network with random weights, as if it had been trained on patients."""
+    """Make releases of one network with random weights, described as trained on patients."""
     network = build_network(NetworkSettings(), seed=3)
 
     def make(
@@ -91,7 +92,7 @@ def release(make_release: Callable[..., Release]) -> Release:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One whole synthetic chest, in a folder that nobody changes."""
+    """One complete synthetic chest. Tests must not change this folder."""
     path = tmp_path_factory.mktemp("SECRET-PLACE")
     write_series(path, chest(), spacing_mm=SPACING_MM)
     return path
@@ -125,7 +126,9 @@ def edited(**attributes: object) -> Callable[[Dataset, int], None]:
     return edit
 
 
-def test_answers_as_the_evaluation_would(folder: Path, scored: Score, release: Release, tmp_path: Path) -> None:
+def test_probabilities_match_those_of_the_evaluation(
+    folder: Path, scored: Score, release: Release, tmp_path: Path
+) -> None:
     (series,), _ = find_series(folder)
     prepared = prepare(read_series(series), Preprocessing())
     save_tensor(tmp_path, "tensor.npy", prepared.tensor)
@@ -133,7 +136,7 @@ def test_answers_as_the_evaluation_would(folder: Path, scored: Score, release: R
         release.network, Examples([Example(tmp_path / "tensor.npy", series.age_years, series.sex, None, None)])
     )
     expected = dict(zip(LABELS, 1 / (1 + np.exp(-logits[0])), strict=True))
-    assert scored.probabilities == pytest.approx(expected, abs=5e-3)  # that one may compute in bfloat16
+    assert scored.probabilities == pytest.approx(expected, abs=5e-3)  # `predict` may compute in bfloat16
     assert scored.prepared.digest == prepared.digest
 
 
@@ -156,7 +159,7 @@ def test_age_and_sex_reach_the_model(
     assert other.probabilities != scored.probabilities
 
 
-def test_prepares_as_the_release_says(folder: Path, make_release: Callable[..., Release]) -> None:
+def test_preprocessing_follows_the_release(folder: Path, make_release: Callable[..., Release]) -> None:
     assert score(folder, make_release(preprocessing={"shape": (20, 28, 24)})).prepared.tensor.shape == (
         2,
         20,
@@ -165,7 +168,7 @@ def test_prepares_as_the_release_says(folder: Path, make_release: Callable[..., 
     )
 
 
-def test_a_zip_and_another_order_of_files_give_the_same(
+def test_zip_and_different_file_order_give_the_same_score(
     folder: Path, scored: Score, release: Release, tmp_path: Path
 ) -> None:
     files = sorted(folder.iterdir())
@@ -178,7 +181,9 @@ def test_a_zip_and_another_order_of_files_give_the_same(
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mha"])
-def test_a_volume_file_gives_the_same(name: str, scored: Score, release: Release, tmp_path: Path) -> None:
+def test_volume_file_gives_the_same_hu_values_without_age_and_sex(
+    name: str, scored: Score, release: Release, tmp_path: Path
+) -> None:
     path = volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / "CANARY" / name)
     for source in (path, path.parent):
         other = score(source, release)
@@ -187,29 +192,29 @@ def test_a_volume_file_gives_the_same(name: str, scored: Score, release: Release
         assert "CANARY" not in json.dumps(other.to_json())
 
 
-def test_a_metaimage_may_tell_age_and_sex(scored: Score, release: Release, tmp_path: Path) -> None:
+def test_age_and_sex_are_read_from_a_metaimage(scored: Score, release: Release, tmp_path: Path) -> None:
     made = volume_images.image(chest(), spacing_mm=SPACING_MM, PatientAge="063Y", PatientSex="F")
     told = score(volume_images.save(made, tmp_path / "scan.mha"), release)
     assert told.probabilities == pytest.approx(scored.probabilities)
     assert told.age_band == "60-64"
 
 
-def test_two_volume_files_are_two_patients(release: Release, tmp_path: Path) -> None:
+def test_two_volume_files_are_refused_as_two_patients(release: Release, tmp_path: Path) -> None:
     for name in ("scan.nii.gz", "mask.nii.gz"):
         volume_images.save(volume_images.image(chest(), spacing_mm=SPACING_MM), tmp_path / name)
     assert refused(tmp_path, release).code == "E_MIXED_PATIENT"
 
 
-def test_a_whole_chest_is_not_flagged(scored: Score) -> None:
+def test_complete_chest_is_not_flagged(scored: Score) -> None:
     assert flags(scored) == {}
     assert values(scored)["slices"] == 52
     assert values(scored)["slice_distance"] == 5.0
     assert values(scored)["pixel_spacing"] == 4.0
     assert values(scored)["lungs"] == pytest.approx(2 * 4 / 3 * np.pi * 5.2 * 7.0 * 9.0, rel=0.15)
-    assert values(scored)["lungs_cut"] == "no"  # though the trachea reaches the last slice
+    assert values(scored)["lungs_cut"] == "no"  # although the trachea reaches the last slice
 
 
-def test_json_says_which_operating_points_are_met(scored: Score) -> None:
+def test_json_contains_which_operating_points_are_met(scored: Score) -> None:
     p = scored.probabilities["severe"]
     for points, met in (
         ({"rule_out": p + 0.1, "rule_in": p + 0.2}, {"rule_out": True, "rule_in": False}),
@@ -228,12 +233,14 @@ def test_json_says_which_operating_points_are_met(scored: Score) -> None:
         ({"rule_out": 0.2, "rule_in": 0.6}, 0.19, "low"),
         ({"rule_out": 0.2, "rule_in": 0.6}, 0.2, "intermediate"),
         ({"rule_out": 0.2, "rule_in": 0.6}, 0.6, "high"),
-        ({"rule_out": 0.6, "rule_in": 0.2}, 0.4, "intermediate"),  # the points overlap
+        ({"rule_out": 0.6, "rule_in": 0.2}, 0.4, "intermediate"),  # the thresholds overlap
         ({"rule_out": 0.2}, 0.1, None),
         ({}, 0.9, None),
     ],
 )
-def test_levels(points: dict[str, float], p: float, level: str | None, scored: Score) -> None:
+def test_level_follows_from_the_operating_points(
+    points: dict[str, float], p: float, level: str | None, scored: Score
+) -> None:
     model = description(operating_points={"severe": points} if points else {}, trained_on_synthetic_data=False)
     told = replace(scored, probabilities={"severe": p, "pcr_positive": 0.5}, model=model)
     assert told.to_json()["level"] == {"severe": level, "pcr_positive": None}
@@ -243,14 +250,14 @@ def test_levels(points: dict[str, float], p: float, level: str | None, scored: S
     ("severe", "pcr_positive", "explained"),
     [(0.1, 0.9, "severe"), (0.09, 0.9, "pcr_positive"), (0.09, 0.29, None), (0.5, 0.01, "severe")],
 )
-def test_a_map_is_of_the_first_probability_that_is_not_low(
+def test_saliency_explains_the_first_label_that_is_not_low(
     severe: float, pcr_positive: float, explained: str | None
 ) -> None:
     model = description(operating_points={"pcr_positive": {"rule_out": 0.3}})
     assert explained_label({"severe": severe, "pcr_positive": pcr_positive}, model, {}) == explained
 
 
-def test_the_map_comes_with_its_probability_or_not_at_all(
+def test_saliency_map_is_reported_with_its_label_or_a_reason_why_not(
     folder: Path, scored: Score, make_release: Callable[..., Release]
 ) -> None:
     said = scored.to_json()["saliency"]
@@ -266,7 +273,7 @@ def test_the_map_comes_with_its_probability_or_not_at_all(
     assert (nothing["shown"], nothing["why_not"]) == (False, NOTHING_RAISES)
 
 
-def test_the_band_is_that_of_the_calibration(folder: Path, make_release: Callable[..., Release]) -> None:
+def test_confidence_band_comes_from_the_calibration(folder: Path, make_release: Callable[..., Release]) -> None:
     known = Platt(slope=1.0, intercept=0.5, covariance=(0.04, 0.0, 0.09))
     told = score(folder, make_release(calibration={**AS_IT_IS, "severe": known}))
     p = told.probabilities["severe"]
@@ -282,7 +289,7 @@ def scored_by(synthetic: bool, folder: Path, make_release: Callable[..., Release
     return score(folder, release)
 
 
-def test_a_model_of_phantoms_gives_a_patient_no_level(folder: Path, make_release: Callable[..., Release]) -> None:
+def test_phantom_model_gives_no_level_for_a_patient_scan(folder: Path, make_release: Callable[..., Release]) -> None:
     told = scored_by(True, folder, make_release)
     said = told.to_json()
     assert said["withheld"] == "This model was trained on synthetic data. Its result is not valid for patients."
@@ -293,14 +300,14 @@ def test_a_model_of_phantoms_gives_a_patient_no_level(folder: Path, make_release
     assert "low" not in str(said["saliency"]["why_not"])
 
 
-def test_a_model_of_phantoms_has_levels_for_a_phantom(make_release: Callable[..., Release], tmp_path: Path) -> None:
+def test_phantom_model_gives_levels_for_a_phantom_scan(make_release: Callable[..., Release], tmp_path: Path) -> None:
     write_series(tmp_path, chest(), spacing_mm=SPACING_MM, edit=lambda image, _: mark(image))
     said = scored_by(True, tmp_path, make_release).to_json()
     assert (said["withheld"], said["input"]["is_phantom"]) == (None, True)
     assert said["level"] == dict.fromkeys(LABELS, "low")
 
 
-def test_the_mark_changes_nothing_with_a_model_of_patients(
+def test_phantom_marker_does_not_change_the_score_of_a_patient_model(
     folder: Path, make_release: Callable[..., Release], tmp_path: Path
 ) -> None:
     write_series(tmp_path, chest(), spacing_mm=SPACING_MM, edit=lambda image, _: mark(image))
@@ -312,7 +319,7 @@ def test_the_mark_changes_nothing_with_a_model_of_patients(
     assert marked["level"] == dict.fromkeys(LABELS, "low")
 
 
-def test_a_band_that_crosses_a_threshold_makes_the_level_uncertain(scored: Score) -> None:
+def test_level_is_uncertain_if_the_band_crosses_a_threshold(scored: Score) -> None:
     points = {"severe": {"rule_out": 0.46, "rule_in": 0.7}}
     told = replace(
         scored,
@@ -327,12 +334,12 @@ def test_a_band_that_crosses_a_threshold_makes_the_level_uncertain(scored: Score
         "rule_out": None,
         "rule_in": False,
     }
-    assert told.explained == "severe"  # it is not low
+    assert told.explained == "severe"  # the level is not low
     assert said["saliency"]["why_not"] == NOTHING_RAISES
     assert replace(told, intervals={}).to_json()["level"]["severe"] == "low"
 
 
-def test_a_scan_unlike_the_training_gets_no_score(folder: Path, make_release: Callable[..., Release]) -> None:
+def test_scan_unlike_the_training_data_gets_no_score(folder: Path, make_release: Callable[..., Release]) -> None:
     known = Familiarity(mean=(0.0,) * APPEARANCE_SIZE, variance=(1.0,) * APPEARANCE_SIZE, limit=100.0, sites=3)
     near = score(folder, make_release(familiarity=known)).to_json()["familiarity"]
     assert near["limit"] == 100.0 and 0 < near["distance"] < 100
@@ -341,7 +348,7 @@ def test_a_scan_unlike_the_training_gets_no_score(folder: Path, make_release: Ca
 
 
 def with_a_lesion() -> np.ndarray:
-    """A synthetic chest whose right lung alone is sick, towards its base."""
+    """A synthetic chest with one lesion, near the base of the right lung."""
     hu = chest()
     z = np.arange(len(hu))[:, None, None] * SPACING_MM[0] - 130.0
     y, x = (np.arange(60)[:, None] - 29.5) * SPACING_MM[1], (np.arange(84)[None, :] - 41.5) * SPACING_MM[2]
@@ -351,7 +358,7 @@ def with_a_lesion() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def sick(release: Release, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Score]:
-    """Without age and sex: a NIfTI file does not tell them."""
+    """A scan with a lesion, without age and sex, because a NIfTI file does not contain them."""
     path = tmp_path_factory.mktemp("sick")
     write_series(path, with_a_lesion(), spacing_mm=SPACING_MM, edit=edited(PatientAge="", PatientSex=""))
     return path, score(path, release)
@@ -370,8 +377,10 @@ FORMS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-def test_the_same_scan_in_another_form(form: str, sick: tuple[Path, Score], release: Release, tmp_path: Path) -> None:
-    """The same probabilities, and the sick lung stays the right one."""
+def test_same_scan_in_another_form_gives_the_same_probabilities(
+    form: str, sick: tuple[Path, Score], release: Release, tmp_path: Path
+) -> None:
+    """The probabilities are the same, and the lesion stays in the right lung."""
     folder, first = sick
     other = score(in_form(form, folder, tmp_path), release)
     assert other.probabilities == pytest.approx(first.probabilities, abs=0.01)
@@ -379,7 +388,7 @@ def test_the_same_scan_in_another_form(form: str, sick: tuple[Path, Score], rele
         lungs = each.to_json()["lungs"]["regions"]
         assert lungs["right"]["whole"]["ground_glass"] > 0.04  # 58 mL of 1500
         assert lungs["left"]["lower"]["ground_glass"] < 0.02
-        assert each.volume.affine[0, 2] < 0, "columns run to the patient's left, so against R of RAS"
+        assert each.volume.affine[0, 2] < 0, "columns run to the patient's left, against the R axis of RAS"
         assert each.volume.hu[20, 32, 25] == -550.0
         assert each.volume.hu[20, 32, -26] == -850.0
 
@@ -414,7 +423,7 @@ def in_form(form: str, folder: Path, out: Path) -> Path:
     return out
 
 
-def test_json_says_everything_and_names_nobody(scored: Score, release: Release, folder: Path) -> None:
+def test_json_is_complete_and_contains_no_patient_data(scored: Score, release: Release, folder: Path) -> None:
     said = scored.to_json()
     written = json.dumps(said, allow_nan=False)
     assert said["notice"] == "Research use only. Not a medical device."
@@ -455,7 +464,7 @@ def test_json_says_everything_and_names_nobody(scored: Score, release: Release, 
         ({"PixelSpacing": [4.1, 4.1]}, "pixel_spacing", "W_COARSE"),
     ],
 )
-def test_flags_what_the_headers_say(
+def test_header_values_are_flagged(
     attributes: dict[str, object], name: str, code: str, release: Release, tmp_path: Path
 ) -> None:
     write_series(tmp_path, chest(), spacing_mm=SPACING_MM, edit=edited(**attributes))
@@ -463,7 +472,9 @@ def test_flags_what_the_headers_say(
 
 
 @pytest.mark.parametrize(("cut", "value"), [({"above_mm": -10.0}, "highest"), ({"below_mm": -10.0}, "lowest")], ids=str)
-def test_flags_lungs_that_are_cut_off(cut: dict[str, float], value: str, release: Release, tmp_path: Path) -> None:
+def test_lungs_that_are_cut_off_are_flagged(
+    cut: dict[str, float], value: str, release: Release, tmp_path: Path
+) -> None:
     write_series(tmp_path, chest(**cut), spacing_mm=SPACING_MM)
     scored = score(tmp_path, release)
     assert flags(scored) == {"lungs_cut": "W_LUNGS_CUT"}
@@ -471,7 +482,7 @@ def test_flags_lungs_that_are_cut_off(cut: dict[str, float], value: str, release
 
 
 @pytest.mark.parametrize(("lung_hu", "flagged"), [(-700.0, True), (-850.0, False), (-955.0, False)])
-def test_flags_lungs_of_unusual_density(lung_hu: float, flagged: bool, release: Release, tmp_path: Path) -> None:
+def test_lungs_of_unusual_density_are_flagged(lung_hu: float, flagged: bool, release: Release, tmp_path: Path) -> None:
     write_series(tmp_path, chest(lung_hu=lung_hu), spacing_mm=SPACING_MM)
     assert ("hu_shift" in flags(score(tmp_path, release))) is flagged
 
@@ -479,14 +490,12 @@ def test_flags_lungs_of_unusual_density(lung_hu: float, flagged: bool, release: 
 @pytest.mark.parametrize(
     ("cut", "expected"), [({"above_mm": -30.0}, "E_LUNGS_CUT"), ({"lung_hu": -1010.0}, "E_NOT_LUNG")]
 )
-def test_what_is_no_whole_chest_gets_no_score(
-    cut: dict[str, float], expected: str, release: Release, tmp_path: Path
-) -> None:
+def test_incomplete_chest_gets_no_score(cut: dict[str, float], expected: str, release: Release, tmp_path: Path) -> None:
     write_series(tmp_path, chest(**cut), spacing_mm=SPACING_MM)
     assert refused(tmp_path, release).code == expected
 
 
-def test_flags_a_single_lung_and_metal(release: Release, tmp_path: Path) -> None:
+def test_single_lung_and_metal_are_flagged(release: Release, tmp_path: Path) -> None:
     hu = chest()
     hu[:, :, 46:] = np.where(hu[:, :, 46:] < -800, np.where(hu[:, :, 46:] > -900, 40.0, -1000.0), hu[:, :, 46:])
     hu[20:24, 28:32, 39:43] = 3000.0  # 5 mL
@@ -495,13 +504,13 @@ def test_flags_a_single_lung_and_metal(release: Release, tmp_path: Path) -> None
     assert (found["smaller_lung"], found["metal"]) == ("W_ONE_LUNG", "W_METAL")
 
 
-def test_flags_a_file_that_cannot_be_read(folder: Path, release: Release, tmp_path: Path) -> None:
+def test_unreadable_file_is_flagged(folder: Path, release: Release, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "051.dcm").write_bytes(b"torn")  # the last slice: geometry cannot miss it
+    (tmp_path / "051.dcm").write_bytes(b"torn")  # the last slice, so that no gap in the geometry is detected
     assert flags(score(tmp_path, release)) == {"unreadable_files": "W_FILES_UNREADABLE"}
 
 
-def test_page_knows_every_check(release: Release, tmp_path: Path) -> None:
+def test_report_shows_every_flag(release: Release, tmp_path: Path) -> None:
     edit = edited(PatientAge="", PatientSex="", ContrastBolusAgent="Iodine")
     write_series(tmp_path / "scan", chest(below_mm=-10.0), spacing_mm=SPACING_MM, edit=edit)
     scored = score(tmp_path / "scan", release)
@@ -544,7 +553,7 @@ def test_a_scout_and_a_report_beside_the_scan_are_left_out(
     assert values(together)["other_series"] == 2
 
 
-def test_a_broken_scan_beside_a_whole_one_still_counts(folder: Path, release: Release, tmp_path: Path) -> None:
+def test_broken_series_still_counts_as_a_second_series(folder: Path, release: Release, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "a")
     edit = edited(SeriesInstanceUID="2.25.99", RescaleSlope=None)
     write_series(tmp_path / "b", chest(), spacing_mm=SPACING_MM, edit=edit)
@@ -565,12 +574,12 @@ def test_what_is_no_scan_is_refused(release: Release, tmp_path: Path) -> None:
     assert codes == ["E_NO_IMAGES", "E_NOT_DICOM", "E_LOCALIZER", "E_NO_LUNGS", "E_NO_IMAGES"]
 
 
-def test_a_release_that_does_not_fit_is_refused(folder: Path, make_release: Callable[..., Release]) -> None:
+def test_release_with_an_invalid_description_is_refused(folder: Path, make_release: Callable[..., Release]) -> None:
     for wrong in ({"calibration": {"severe": Platt()}}, {"preprocessing": {"shape": "large"}}):
         assert refused(folder, make_release(**wrong)).code == "E_MODEL_FORMAT"
 
 
-def test_no_number_comes_from_a_broken_model(folder: Path, release: Release) -> None:
+def test_model_that_outputs_nan_gives_no_score(folder: Path, release: Release) -> None:
     network = build_network(NetworkSettings(), seed=3)
     with torch.no_grad():
         network.head.bias.fill_(float("nan"))
@@ -585,13 +594,13 @@ def test_age_band(years: float | None, band: str | None) -> None:
     assert age_band(years) == band
 
 
-def test_real_thorax(real_data: Path, release: Release) -> None:
-    """The lungs found overlap with those of the data set's own label map."""
+def test_real_thorax_is_scored_and_its_lungs_match_the_label_map(real_data: Path, release: Release) -> None:
+    """The segmented lungs overlap with those of the data set's own label map (Dice over 0.96)."""
     scored = score(real_data / "real-thorax-64" / "ct-64Dicom", release)
     assert values(scored)["slices"] == 79
     assert flags(scored) == {"pixel_spacing": "W_COARSE", "age": "W_AGE_MISSING"}
     packed = (real_data / "real-thorax-64" / "lm-64.nrrd").read_bytes().split(b"\n\n", 1)[1]
-    # The low byte is the region of the lung; the map lies on the scan's grid, slices from the feet.
+    # The low byte is the lung region. The label map is on the scan's grid, with slices starting at the feet.
     labelled = np.frombuffer(gzip.decompress(packed), dtype="<u2").reshape(79, 64, 64) & 255 > 0
     shape = scored.prepared.lungs.shape
     nearest = np.ix_(*((np.arange(n) + 0.5) * old // n for n, old in zip(shape, labelled.shape, strict=True)))

@@ -1,4 +1,4 @@
-"""What may be said of a probability: thresholds that are met, levels, and what is withheld."""
+"""Tests of the verdict on a probability: which thresholds are met, the level, and what is withheld."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ APART, OVERLAPPING = {"rule_out": 0.2, "rule_in": 0.6}, {"rule_out": 0.6, "rule_
 
 
 def decided(p: float, band: tuple[float, float] | None, thresholds: dict[str, float]) -> tuple[Any, Any, Any]:
-    """The level, and whether rule_out and rule_in are met."""
+    """Return the level, and whether rule_out and rule_in are met."""
     bands = {"severe": band} if band else {}
     points = decide_points({"severe": p}, {"severe": thresholds}, bands)["severe"]
     return level(points), points["rule_out"]["met"], points["rule_in"]["met"]
@@ -37,7 +37,7 @@ def decided(p: float, band: tuple[float, float] | None, thresholds: dict[str, fl
         (0.3, (0.19, 0.62), {"rule_out": 0.46, "rule_in": 0.7}, ("uncertain", None, False)),
         (0.4, (0.3, 0.5), OVERLAPPING, ("intermediate", True, True)),
         (0.3, (0.1, 0.5), OVERLAPPING, ("uncertain", True, None)),
-        # A band that touches: its ends belong to it, and a probability at the threshold is not below it.
+        # The band touches a threshold. The band includes its ends; a probability equal to a threshold is not below it.
         (0.3, (0.2, 0.4), APART, ("intermediate", False, False)),
         (0.1, (0.05, 0.2), APART, ("uncertain", None, False)),
         (0.7, (0.6, 0.8), APART, ("high", False, True)),
@@ -45,23 +45,23 @@ def decided(p: float, band: tuple[float, float] | None, thresholds: dict[str, fl
         (0.2, (0.2, 0.2), APART, ("intermediate", False, False)),
     ],
 )
-def test_levels_respect_the_band(
+def test_level_takes_the_band_into_account(
     p: float, band: tuple[float, float] | None, thresholds: dict[str, float], expected: tuple[Any, Any, Any]
 ) -> None:
     assert decided(p, band, thresholds) == expected
 
 
-def test_the_points_are_those_of_a_release() -> None:
+def test_operating_points_match_the_release_description() -> None:
     assert set(description.POINTS) == verdict.POINTS
 
 
-def test_what_decides_imports_no_pytorch() -> None:
-    """The clinic's server does not either."""
+def test_verdict_module_does_not_import_pytorch() -> None:
+    """The clinic's web server does not import PyTorch either."""
     code = "import sys, pipeline.scoring.verdict, pipeline.clinic.web.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_both_thresholds_there_is_no_level() -> None:
+def test_no_level_without_both_thresholds() -> None:
     points = decide_points({"severe": 0.1}, {"severe": {"rule_out": 0.2}}, {"severe": (0.0, 0.3)})
     assert points == {"severe": {"rule_out": {"threshold": 0.2, "met": None}}}
     assert level(points["severe"]) is None
@@ -79,14 +79,14 @@ def test_without_both_thresholds_there_is_no_level() -> None:
         (False, {}, None),
     ],
 )
-def test_only_models_of_phantoms_are_withheld_and_only_from_patients(
+def test_verdict_is_withheld_only_for_phantom_models_on_patient_scans(
     is_synthetic: bool, told: dict[str, bool], reason: str | None
 ) -> None:
     assert withheld({"trained_on_synthetic_data": is_synthetic, "input": told}) == reason
 
 
 def stored(*, is_synthetic: bool = False, interval: Any = None, p: float = 0.3) -> dict[str, Any]:
-    """A score as an earlier version stored it: the level took no notice of the band."""
+    """A score as stored by an earlier version, in which the level ignored the band."""
     points = {"rule_out": {"threshold": 0.46, "met": True}, "rule_in": {"threshold": 0.7, "met": False}}
     return {
         "trained_on_synthetic_data": is_synthetic,
@@ -99,17 +99,17 @@ def stored(*, is_synthetic: bool = False, interval: Any = None, p: float = 0.3) 
     }
 
 
-def test_an_old_score_without_a_band_stays_as_it_was() -> None:
+def test_old_score_without_a_band_is_unchanged() -> None:
     assert redecided(stored()) == {**stored(), "withheld": None}
 
 
-def test_an_old_score_whose_band_crosses_is_uncertain() -> None:
+def test_old_score_becomes_uncertain_if_its_band_crosses_a_threshold() -> None:
     again = redecided(json.loads(json.dumps(stored(interval={"severe": (0.19, 0.62)}))))
     assert again["level"] == {"severe": "uncertain", "pcr_positive": None}
     assert again["operating_points"]["severe"]["rule_out"] == {"threshold": 0.46, "met": None}
 
 
-def test_an_old_score_of_a_model_of_phantoms_is_withheld() -> None:
+def test_old_score_of_a_phantom_model_is_withheld() -> None:
     again = redecided(stored(is_synthetic=True))
     assert again["withheld"] == SYNTHETIC
     assert again["level"] == {"severe": None, "pcr_positive": None}

@@ -1,4 +1,4 @@
-"""A site: its folder, its key, its pseudonyms, and that two sites never share any of them."""
+"""Tests of a site's folder, key, pseudonyms and splits. Two sites never share a key or a pseudonym."""
 
 import stat
 from pathlib import Path
@@ -19,7 +19,7 @@ def code_of(call: object, *arguments: object) -> str:
     return caught.value.code
 
 
-def test_a_new_site_keeps_its_key_to_its_owner(tmp_path: Path) -> None:
+def test_new_site_key_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
     site = init_site(tmp_path / "site", SETTINGS)
     key = site.folder / "keys" / "pseudonym.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -29,7 +29,7 @@ def test_a_new_site_keeps_its_key_to_its_owner(tmp_path: Path) -> None:
     assert key.read_bytes() != (other.folder / "keys" / "pseudonym.key").read_bytes()
 
 
-def test_a_site_is_never_made_over_another(tmp_path: Path) -> None:
+def test_init_does_not_overwrite_an_existing_site(tmp_path: Path) -> None:
     site = init_site(tmp_path, SETTINGS)
     key = (tmp_path / "keys" / "pseudonym.key").read_bytes()
     assert code_of(init_site, tmp_path, SETTINGS.replace("ward", "other")) == "E_SITE_EXISTS"
@@ -37,14 +37,14 @@ def test_a_site_is_never_made_over_another(tmp_path: Path) -> None:
     assert Site.open(tmp_path).name == site.name == "ward"
 
 
-def test_an_init_that_broke_off_goes_on_with_the_same_key(tmp_path: Path) -> None:
-    """A new key would give every patient another pseudonym and another split."""
+def test_interrupted_init_continues_with_the_same_key(tmp_path: Path) -> None:
+    """A new key would change the pseudonym and the split of every patient."""
     before = init_site(tmp_path, SETTINGS).pseudonym("SYNTHETIC-1")
     (tmp_path / "site.toml").unlink()
     assert init_site(tmp_path, SETTINGS).pseudonym("SYNTHETIC-1") == before
 
 
-def test_what_is_no_site_is_refused(tmp_path: Path) -> None:
+def test_folder_that_is_not_a_site_is_refused(tmp_path: Path) -> None:
     assert code_of(Site.open, tmp_path) == "E_NO_SITE"
     assert code_of(Site.open, tmp_path / "nowhere") == "E_NO_SITE"
 
@@ -59,8 +59,8 @@ def test_wrong_settings_are_refused_by_key(tmp_path: Path, wrong: str) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"k" * 31], ids=["missing", "empty", "short"])
-def test_a_lost_or_damaged_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
-    """With an empty key anyone could make the pseudonyms."""
+def test_missing_or_damaged_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """With an empty key, anyone could compute the pseudonyms."""
     init_site(tmp_path, SETTINGS)
     key = tmp_path / "keys" / "pseudonym.key"
     key.unlink() if content is None else key.write_bytes(content)
@@ -68,8 +68,8 @@ def test_a_lost_or_damaged_key_is_refused(tmp_path: Path, content: bytes | None)
     assert code_of(Site.open(tmp_path).split, "SYNTHETIC-1") == "E_SITE_KEY"
 
 
-def test_paths_are_read_against_the_source_and_two_sites_stay_apart(tmp_path: Path) -> None:
-    """The table [ct] is left out: its default must not be shared between sites."""
+def test_paths_are_relative_to_the_source_and_sites_do_not_share_defaults(tmp_path: Path) -> None:
+    """The table [ct] is absent. Its default value must not be shared between sites."""
     for name, source in (("a", "/hospital/a"), ("b", "../exports"), ("c", "")):
         line = f'source = "{source}"\n' if source else ""
         init_site(tmp_path / name, SETTINGS.replace("[laboratory]", f"{line}[laboratory]"))
@@ -90,7 +90,7 @@ def test_pseudonyms_differ_between_patients_and_between_sites(tmp_path: Path) ->
     assert Site.open(tmp_path / "a").pseudonym(PATIENTS[0]) == site.pseudonym(PATIENTS[0])
 
 
-def test_any_text_can_be_an_identifier(tmp_path: Path) -> None:
+def test_any_text_is_accepted_as_an_identifier(tmp_path: Path) -> None:
     site = init_site(tmp_path, SETTINGS)
     assert (
         len({site.pseudonym(text) for text in ("", " ", "é", "e\N{COMBINING ACUTE ACCENT}", "|", "a|b", "0", "00")})
@@ -98,7 +98,7 @@ def test_any_text_can_be_an_identifier(tmp_path: Path) -> None:
     )
 
 
-def test_splits_have_their_shares_and_stay(tmp_path: Path) -> None:
+def test_splits_have_the_expected_proportions_and_are_stable(tmp_path: Path) -> None:
     site = init_site(tmp_path, SETTINGS, key=b"k" * 32)
     splits = [site.split(patient) for patient in PATIENTS]
     assert splits.count("test") / len(splits) == pytest.approx(0.25, abs=0.02)
@@ -107,7 +107,7 @@ def test_splits_have_their_shares_and_stay(tmp_path: Path) -> None:
     assert [Site.open(tmp_path).split(patient) for patient in PATIENTS] == splits
 
 
-def test_the_split_cannot_be_read_off_the_pseudonym(tmp_path: Path) -> None:
+def test_split_is_independent_of_the_pseudonym(tmp_path: Path) -> None:
     site = init_site(tmp_path, SETTINGS, key=b"k" * 32)
     low = [site.split(p) for p in PATIENTS if int(site.pseudonym(p)[:8], 16) < 2**31]
     assert low.count("test") / len(low) == pytest.approx(0.25, abs=0.03)

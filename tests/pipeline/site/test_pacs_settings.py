@@ -1,4 +1,4 @@
-"""The table [pacs]: what the template shows, what is refused, and the files that hold secrets."""
+"""Tests of the table [pacs]: its template, the settings that are refused, and the files that hold secrets."""
 
 import tomllib
 from pathlib import Path
@@ -18,7 +18,7 @@ MOVE = DIMSE | {"retrieve": "c-move"}
 
 
 def template() -> str:
-    """The commented section of the template, with its first # taken away."""
+    """The commented section of the template, without the first # of each line."""
     text = Path(configs.__file__).with_name("site.toml").read_text()
     start = text.index("# [pacs]\n")
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in text[start:].split("\n\n")[0].splitlines())
@@ -32,15 +32,15 @@ def test_the_site_template_shows_the_defaults() -> None:
         assert issubclass(model, BaseModel)
         unset = {name for name, field in model.model_fields.items() if field.default is None}
         assert table[key].keys() == model.model_fields.keys() - unset
-        assert all(f"\n# {name} = " in template() for name in unset), "a key that the template does not explain"
+        assert all(f"\n# {name} = " in template() for name in unset), "the template does not explain this key"
 
 
-def test_every_example_in_the_template_can_be_used() -> None:
+def test_every_example_in_the_template_is_valid() -> None:
     lines = [
         line.removeprefix("# ") if line.startswith("# ") and " = " in line else line for line in template().splitlines()
     ]
     pacs = tomllib.loads("\n".join(lines))["pacs"]
-    pacs["dicomweb"].pop("password_file")  # a token stands in its place
+    pacs["dicomweb"].pop("password_file")  # token_file is used instead
     site = {"site": {"name": "ward"}, "labels": {"file": "labels.csv"}, "pacs": pacs}
     assert SiteSettings.model_validate(site).pacs is not None
 
@@ -77,12 +77,12 @@ def test_every_example_in_the_template_can_be_used() -> None:
         ),
     ],
 )
-def test_wrong_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         PacsTable.model_validate(wrong)
 
 
-def test_a_secret_is_the_first_line_of_a_file_that_nobody_else_may_read(tmp_path: Path) -> None:
+def test_secret_is_the_first_line_of_a_file_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text(" with blanks, é \nsecond line\n", encoding="utf-8")
     path.chmod(0o600)
@@ -96,7 +96,7 @@ def test_a_secret_is_the_first_line_of_a_file_that_nobody_else_may_read(tmp_path
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\nsecond", b"\xff\xfe"], ids=["absent", "empty", "blank", "not text"])
-def test_a_file_without_secret_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_file_without_a_secret_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "password"
     if content is not None:
         path.touch(mode=0o600)
@@ -105,7 +105,7 @@ def test_a_file_without_secret_is_refused(tmp_path: Path, content: bytes | None)
         read_secret(path)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="E_PACS_FILE"):
         named_file(tmp_path)
 
@@ -116,8 +116,8 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         MOVE,
         MOVE | {"receiver_host": "10.1.2.3", "receiver_without_tls": True},
         MOVE | {"receiver_host": "10.1.2.3", "ca_certificate": "ca.crt", "certificate": "c.crt", "key": "c.key"},
-        DIMSE | {"receiver_host": "10.1.2.3"},  # c-get: nobody listens
+        DIMSE | {"receiver_host": "10.1.2.3"},  # C-GET needs no receiver
     ],
 )
-def test_a_receiver_for_c_move_speaks_tls_stays_on_this_machine_or_has_it_in_writing(dimse: dict[str, Any]) -> None:
+def test_c_move_receiver_needs_tls_localhost_or_an_explicit_setting(dimse: dict[str, Any]) -> None:
     assert DimseTable.model_validate(dimse)

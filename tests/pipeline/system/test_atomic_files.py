@@ -1,4 +1,4 @@
-"""A file is replaced whole or not at all, and in one place of the code."""
+"""Tests of atomic file replacement, and that only the listed modules rename files."""
 
 import ast
 import os
@@ -25,7 +25,7 @@ RENAMES = {
 }
 
 
-def test_a_file_is_replaced_and_its_owners_alone(tmp_path: Path) -> None:
+def test_file_is_replaced_and_accessible_to_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
     write_durably(path, b"after")
@@ -34,9 +34,7 @@ def test_a_file_is_replaced_and_its_owners_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_disk_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
 
@@ -50,7 +48,7 @@ def test_a_disk_that_fails_leaves_the_old_file_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_exception_in_the_block_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with pytest.raises(ValueError, match="half"), replacing(path) as file:
@@ -60,7 +58,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
+def test_readers_see_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
     with replacing(path) as file:
@@ -73,7 +71,7 @@ def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("umask", "mode", "given"), [(0o022, 0o666, 0o644), (0o077, 0o644, 0o600), (0, 0o600, 0o600)])
-def test_a_new_file_has_the_given_mode_within_the_umask(tmp_path: Path, umask: int, mode: int, given: int) -> None:
+def test_new_file_has_the_given_mode_limited_by_the_umask(tmp_path: Path, umask: int, mode: int, given: int) -> None:
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "file", b"content", mode=mode)
@@ -82,7 +80,7 @@ def test_a_new_file_has_the_given_mode_within_the_umask(tmp_path: Path, umask: i
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == given
 
 
-def test_a_folder_gets_its_final_name_with_all_of_its_files(tmp_path: Path) -> None:
+def test_folder_is_moved_to_its_final_name_with_all_files(tmp_path: Path) -> None:
     (tmp_path / "incoming" / "inner").mkdir(parents=True)
     (tmp_path / "incoming" / "inner" / "file").write_bytes(b"content")
     move_durably(tmp_path / "incoming", tmp_path / "final")
@@ -90,7 +88,7 @@ def test_a_folder_gets_its_final_name_with_all_of_its_files(tmp_path: Path) -> N
     assert (tmp_path / "final" / "inner" / "file").read_bytes() == b"content"
 
 
-def test_files_are_renamed_in_one_place_and_where_a_reason_is_given() -> None:
+def test_files_are_renamed_only_in_the_listed_modules() -> None:
     found = {
         str(path.relative_to(PROJECT))
         for package in ("models", "pipeline", "federation", "fedthorax", "configs")
@@ -101,11 +99,11 @@ def test_files_are_renamed_in_one_place_and_where_a_reason_is_given() -> None:
 
 
 def _renames(node: ast.AST) -> bool:
-    """Whether this is a call of os.replace, os.rename or shutil.move, or of a path's `replace` or `rename`."""
+    """Whether the node calls os.replace, os.rename, shutil.move, or `replace` or `rename` of a path."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
     owner, name = node.func.value, node.func.attr
     if isinstance(owner, ast.Name) and owner.id in ("os", "shutil"):
         return name in ("replace", "rename", "renames", "move")
-    # A text's `replace` takes two arguments, that of a date or a data class takes keywords.
+    # `str.replace` takes two arguments. `replace` of a date or a data class takes keyword arguments.
     return name in ("replace", "rename") and len(node.args) == 1 and not node.keywords

@@ -1,4 +1,4 @@
-"""Random appearance in training: it follows from its seed, keeps the window and the order of densities."""
+"""Tests of random appearance in training: the seed determines it; it keeps the window and the order of densities."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ def ramp() -> torch.Tensor:
     return torch.linspace(-1, 1, 40).expand(1, 8, 8, 40).clone()
 
 
-def test_changes_follow_from_their_seed() -> None:
+def test_seed_determines_the_changes() -> None:
     first, again, other = (appearance_changes(seed)(ramp()) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_every_change_stays_in_the_window_and_near_the_scan() -> None:
+def test_changes_stay_in_the_window_and_near_the_scan() -> None:
     changed = [appearance_changes(seed)(ramp()) for seed in range(60)]
     for image in changed:
         assert image.shape == ramp().shape
@@ -28,10 +28,10 @@ def test_every_change_stays_in_the_window_and_near_the_scan() -> None:
         lines = image.mean(dim=(0, 1, 2))
         assert lines[:8].mean() < lines[16:24].mean() < lines[32:].mean()
     same = sum(torch.equal(image, ramp()) for image in changed)
-    assert 0 < same < 20, "each change has a chance of one half"
+    assert 0 < same < 20, "each change has a probability of one half"
 
 
-def test_an_edge_becomes_softer_or_sharper() -> None:
+def test_edges_become_softer_or_sharper() -> None:
     edge = torch.where(torch.arange(40) < 20, -0.5, 0.5).expand(1, 8, 8, 40).clone()
     lines = [appearance_changes(seed)(edge).mean(dim=(0, 1, 2)) for seed in range(60)]
     jumps = [float(line[20] - line[19]) for line in lines]
@@ -39,7 +39,7 @@ def test_an_edge_becomes_softer_or_sharper() -> None:
     assert max(jumps) > 1.1
 
 
-def test_augmentation_varies_the_appearance_only_if_asked_and_never_the_mask() -> None:
+def test_augmentation_varies_appearance_only_if_enabled_and_never_the_mask() -> None:
     scan = torch.cat([ramp(), (ramp() > 0).float()])
     plain, varied = (augmentation(4, vary_appearance=asked)(scan) for asked in (False, True))
     assert torch.equal(augmentation(4)(scan), plain)
@@ -47,7 +47,7 @@ def test_augmentation_varies_the_appearance_only_if_asked_and_never_the_mask() -
     assert torch.equal(plain[1], varied[1])
 
 
-def test_without_augmentation_appearance_cannot_vary() -> None:
+def test_appearance_variation_without_augmentation_is_refused() -> None:
     assert TrainSettings(vary_appearance=True).augment
     with pytest.raises(ValidationError, match="vary_appearance"):
         TrainSettings(augment=False, vary_appearance=True)

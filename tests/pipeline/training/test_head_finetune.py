@@ -1,4 +1,4 @@
-"""A head that is fitted to one hospital: it moves, nothing else does, and the more so the more patients there are."""
+"""Tests of fitting the head to one hospital: only the head changes, and a penalty limits the change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,23 +35,23 @@ def moved(before: SeverityNetwork, after: SeverityNetwork) -> float:
     return float((after.head.weight - before.head.weight).detach().norm())
 
 
-def test_the_head_alone_moves(examples: Examples) -> None:
+def test_only_the_head_changes(examples: Examples) -> None:
     before, after = fitted(examples)
     changed = {n for n, tensor in before.state_dict().items() if not torch.equal(tensor, after.state_dict()[n])}
     assert changed == {"head.weight", "head.bias"}
 
 
-def test_a_strong_pull_leaves_it_where_it_was(examples: Examples) -> None:
+def test_strong_penalty_keeps_the_head_unchanged(examples: Examples) -> None:
     assert moved(*fitted(examples, penalty=1e6)) < 0.01 * moved(*fitted(examples, penalty=0.1))
 
 
-def test_the_order_of_the_patients_does_not_matter(examples: Examples) -> None:
+def test_order_of_patients_does_not_matter(examples: Examples) -> None:
     _, first = fitted(examples)
     _, second = fitted(Examples(examples.examples[::-1]))
     assert torch.allclose(first.head.weight, second.head.weight, atol=1e-3)
 
 
-def test_a_label_that_nobody_has_moves_nothing(examples: Examples, tmp_path: Path) -> None:
+def test_label_without_values_changes_nothing(examples: Examples, tmp_path: Path) -> None:
     unknown = Examples([replace(example, pcr_positive=None) for example in examples.examples])
     before, after = fitted(unknown)
     assert torch.allclose(before.head.weight[0], after.head.weight[0], atol=1e-6)

@@ -1,4 +1,4 @@
-"""The privacy budget: the account is right, is written before anything runs, and ends where the site says."""
+"""Tests of the privacy budget: ε is correct, it is recorded before training starts, and the site's limit holds."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ OTHER = PrivateRound(noise_multiplier=1.1, sample_rate=0.05, steps=40, delta=1e-
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opacus in this process instead of one of its own, which takes seconds."""
+    """Run Opacus in this process instead of a separate one, which takes seconds."""
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
         return SimpleNamespace(stdout=json.dumps(step_costs(float(command[-2]), float(command[-1])).tolist()))
@@ -58,7 +58,7 @@ def make(folder: Path) -> Site:
 
 
 def opacus(delta: float, *rounds: PrivateRound, orders: list[float] | None = None) -> float:
-    """ε by Opacus's own accountant, from its own list of orders if none is given."""
+    """ε from Opacus's own accountant, with its own list of orders if none is given."""
     accountant = RDPAccountant()
     accountant.history = [(r.noise_multiplier, r.sample_rate, r.steps) for r in rounds]
     return accountant.get_epsilon(delta, orders)
@@ -70,34 +70,34 @@ def refused(site: Site, planned: PrivateRound = ROUND, run: str = "a") -> Refusa
     return caught.value
 
 
-# --- the account ------------------------------------------------------------------------------------------
+# --- accounting -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0, 2.0, 8.0])
 @pytest.mark.parametrize("rate", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("steps", [1, 400])
-def test_epsilon_is_that_of_opacus(noise: float, rate: float, steps: int) -> None:
+def test_epsilon_equals_opacus(noise: float, rate: float, steps: int) -> None:
     found, planned = epsilon_of(steps * step_costs(noise, rate), 1e-5), PrivateRound(noise, rate, steps, 1e-5)
     assert found == pytest.approx(opacus(1e-5, planned, orders=ORDERS.tolist()), rel=1e-9)
-    # Two orders more than Opacus takes by itself can only make it smaller, and do where it is very small.
+    # We use two orders more than the default of Opacus. This can only lower ε, and does so where ε is very small.
     by_itself = opacus(1e-5, planned)
     assert found <= by_itself * (1 + 1e-9)
     assert found == pytest.approx(by_itself, rel=0.01) or by_itself < 0.3
 
 
-def test_epsilon_is_never_less_than_the_exact_one() -> None:
-    """Without sampling the exact δ of an ε is known (Balle & Wang 2018, theorem 8)."""
+def test_epsilon_is_never_below_the_exact_value() -> None:
+    """Without sampling, the exact δ of an ε is known (Balle & Wang 2018, theorem 8)."""
     for noise, steps in ((1.0, 1), (4.0, 10), (20.0, 400)):
         epsilon, mu = epsilon_of(steps * step_costs(noise, 1.0), 1e-5), math.sqrt(steps) / noise
 
         def delta(e: float, mu: float = mu) -> float:
             return float(norm.cdf(mu / 2 - e / mu) - math.exp(e) * norm.cdf(-mu / 2 - e / mu))
 
-        assert delta(epsilon) <= 1e-5 < delta(0.8 * epsilon), "an upper bound, and not a loose one"
+        assert delta(epsilon) <= 1e-5 < delta(0.8 * epsilon), "a tight upper bound"
 
 
-def test_epsilon_is_not_far_from_a_tighter_account() -> None:
-    """Opacus's accountant of privacy loss distributions knows nothing of Rényi divergences."""
+def test_epsilon_is_close_to_a_tighter_accountant() -> None:
+    """Opacus's accountant of privacy loss distributions does not use Rényi divergences, so it is independent."""
     tighter = PRVAccountant()
     tighter.history = [(1.0, 0.1, 400)]
     exact = tighter.get_epsilon(1e-5, eps_error=0.05)
@@ -113,14 +113,14 @@ def test_more_steps_less_noise_or_smaller_delta_cost_more() -> None:
     assert epsilon_of(np.zeros(len(ORDERS)), 1e-5) == 0
 
 
-# --- what the documentation says --------------------------------------------------------------------------
+# --- the documentation ------------------------------------------------------------------------------------
 
 PAGE = Path(__file__).parents[3] / "docs" / "differential-privacy.md"
 STEPS, RATE = 400, 0.1  # 20 rounds of 2 epochs
 
 
 def table_rows(first_column: str) -> list[list[float]]:
-    """The rows of the page's table that begins with this column."""
+    """The rows of the table on the page that begins with this column."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     start = next(k for k, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
@@ -132,7 +132,7 @@ def weights(**network: object) -> int:
     return sum(parameter.numel() for parameter in made.parameters())
 
 
-def test_the_page_names_the_least_noise_for_each_epsilon() -> None:
+def test_page_lists_the_least_noise_for_each_epsilon() -> None:
     rows = table_rows("patients N")
     assert [row[0] for row in rows] == [100, 300, 1000]
     for patients, delta, *noises, length in rows:
@@ -144,7 +144,7 @@ def test_the_page_names_the_least_noise_for_each_epsilon() -> None:
     assert math.sqrt(weights() / weights(architecture="resnet10", widen_factor=1 / 16)) == pytest.approx(6, abs=0.1)
 
 
-def test_the_page_tells_what_noise_on_a_hospitals_update_would_do() -> None:
+def test_page_states_the_effect_of_noise_on_a_hospitals_update() -> None:
     rows = table_rows("hospitals n")
     assert [row[0] for row in rows] == [5, 10, 20]
     for hospitals, noise, length in rows:
@@ -153,14 +153,14 @@ def test_the_page_tells_what_noise_on_a_hospitals_update_would_do() -> None:
         assert length == pytest.approx(noise * math.sqrt(weights()) / hospitals, abs=0.5)
 
 
-def test_the_page_tells_what_membership_inference_a_definition_allows() -> None:
-    """(ε, 0)-privacy allows the ROC curve max over the two lines of Kairouz et al. 2015, whose area is this."""
+def test_page_states_the_membership_inference_bound_of_each_epsilon() -> None:
+    """(ε, 0)-privacy bounds the ROC curve by two lines (Kairouz et al. 2015); this is the area under that bound."""
     text = " ".join(PAGE.read_text(encoding="utf-8").split())
     bounds = [f"{1 - 1 / (1 + math.exp(epsilon)):.2f}" for epsilon in (8, 3, 1)]
     assert "{} for ε = 8, {} for 3 and {} for 1".format(*bounds) in text
 
 
-# --- the file ---------------------------------------------------------------------------------------------
+# --- the budget file --------------------------------------------------------------------------------------
 
 
 def test_rounds_add_up_over_runs_and_restarts(site: Site) -> None:
@@ -170,13 +170,13 @@ def test_rounds_add_up_over_runs_and_restarts(site: Site) -> None:
     assert again == pytest.approx(opacus(1e-5, ROUND, ROUND), rel=0.01)
     reopened = Site.open(site.folder)
     other = check_and_spend(reopened, OTHER, run="b")
-    assert other == pytest.approx(opacus(1e-5, OTHER), rel=0.01), "of that run alone"
+    assert other == pytest.approx(opacus(1e-5, OTHER), rel=0.01), "ε of that run only"
     assert spent_epsilon(reopened, delta=1e-5, run="a") == again
     everything = spent_epsilon(reopened, delta=1e-4)
     assert everything == pytest.approx(opacus(1e-4, ROUND, ROUND, OTHER), rel=0.01)
 
 
-def test_the_round_beyond_the_budget_is_refused_and_not_charged(site: Site) -> None:
+def test_round_beyond_the_budget_is_refused_and_not_charged(site: Site) -> None:
     delta = site.settings.privacy.max_delta
     site.settings.privacy.max_epsilon = opacus(delta, ROUND, ROUND, ROUND) + 0.01
     for _ in range(3):
@@ -187,11 +187,11 @@ def test_the_round_beyond_the_budget_is_refused_and_not_charged(site: Site) -> N
     assert "another" not in str(refusal)
     assert spent_epsilon(site, delta=delta) == spent
     assert refused(Site.open(site.folder), replace(ROUND, steps=10**6)).code == "E_PRIVACY_BUDGET"
-    # What still fits may run: a step with much noise.
+    # A round that still fits may run: one step with much noise.
     check_and_spend(site, PrivateRound(100.0, 0.001, 1, 1e-5), run="a")
 
 
-def test_a_killed_process_has_spent_what_it_was_about_to_train(site: Site) -> None:
+def test_killed_process_is_charged_for_the_planned_round(site: Site) -> None:
     once = check_and_spend(site, ROUND, run="a")
     code = (
         "import os, sys; from pathlib import Path; from pipeline.site.folder import Site;"
@@ -204,7 +204,7 @@ def test_a_killed_process_has_spent_what_it_was_about_to_train(site: Site) -> No
     assert spent_epsilon(site, delta=1e-5, run="a") > once
 
 
-def test_many_at_once_spend_no_more_than_the_budget(site: Site) -> None:
+def test_concurrent_rounds_do_not_exceed_the_budget(site: Site) -> None:
     fits = 5
     site.settings.privacy.max_epsilon = opacus(site.settings.privacy.max_delta, *[ROUND] * fits) + 0.01
 
@@ -220,16 +220,16 @@ def test_many_at_once_spend_no_more_than_the_budget(site: Site) -> None:
         assert sum(pool.map(try_it, range(12))) == fits
 
 
-def test_the_doctor_tells_what_is_spent(site: Site) -> None:
+def test_check_reports_the_spent_budget(site: Site) -> None:
     assert privacy_budget.line(site).exactly.endswith("ε = 0.00 of 90 is spent, at δ = 0.0001")
-    assert not (site.folder / "privacy").exists(), "looking spends and makes nothing"
+    assert not (site.folder / "privacy").exists(), "a check spends nothing and creates no file"
     check_and_spend(site, ROUND, run="a")
     assert f"ε = {spent_epsilon(site, delta=1e-4):.2f} of 90" in privacy_budget.line(site).exactly
     (site.folder / "privacy" / "budget.sqlite").write_bytes(b"nonsense" * 1000)
     assert privacy_budget.line(site).status == "fail"
 
 
-def test_the_budget_is_the_owners_alone(site: Site) -> None:
+def test_only_the_owner_can_read_the_budget(site: Site) -> None:
     check_and_spend(site, ROUND, run="a")
     assert (site.folder / "privacy").stat().st_mode & 0o777 == 0o700
 
@@ -258,7 +258,7 @@ def _cost_spoilt(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_overwrite, _cut, _other_version, _cost_missing, _cost_spoilt])
-def test_a_damaged_budget_refuses_every_round(site: Site, damage: Callable[[Path], None]) -> None:
+def test_damaged_budget_file_refuses_every_round(site: Site, damage: Callable[[Path], None]) -> None:
     check_and_spend(site, ROUND, run="a")
     check_and_spend(site, OTHER, run="a")
     damage(site.folder / "privacy" / "budget.sqlite")
@@ -267,7 +267,7 @@ def test_a_damaged_budget_refuses_every_round(site: Site, damage: Callable[[Path
     assert str(site.folder) not in str(refusal)
 
 
-def test_a_folder_that_cannot_be_written_refuses_every_round(site: Site) -> None:
+def test_folder_without_write_access_refuses_every_round(site: Site) -> None:
     (site.folder / "privacy").write_text("in the way")
     assert refused(site).code == "E_PRIVACY_FILE"
 
@@ -275,15 +275,15 @@ def test_a_folder_that_cannot_be_written_refuses_every_round(site: Site) -> None
 @pytest.mark.parametrize(
     "answer", ["", "[1.0]", "null", json.dumps([math.nan] * len(ORDERS)), json.dumps([0.0] * len(ORDERS))]
 )
-def test_a_cost_that_is_none_refuses_the_round(site: Site, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_cost_refuses_the_round(site: Site, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(privacy_budget.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer))
     assert refused(site).code == "E_PRIVACY_SETTINGS"
     assert spent_epsilon(site, delta=1e-5) == 0
 
 
 @pytest.mark.slow
-def test_the_cost_is_worked_out_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """So that whoever keeps the account needs no torch."""
+def test_cost_is_computed_in_a_separate_process(tmp_path: Path) -> None:
+    """So the process that keeps the account does not import torch."""
     site = make(tmp_path)
     code = (
         "import sys; from pathlib import Path; from pipeline.site.folder import Site;"
@@ -296,11 +296,11 @@ def test_the_cost_is_worked_out_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert torch_is_there == "False"
 
 
-# --- the settings -----------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_every_setting_that_a_study_may_have_has_a_cost() -> None:
+def test_every_allowed_setting_has_a_cost() -> None:
     for noise in (0.3, 1.0, 100.0):
         for rate in (0.001, 0.01, 0.5, 1.0):
             PrivacySettings(noise_multiplier=noise, sample_rate=rate)
@@ -325,12 +325,12 @@ def test_every_setting_that_a_study_may_have_has_a_cost() -> None:
     ],
     ids=str,
 )
-def test_settings_that_protect_nobody_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_without_protection_are_refused(wrong: dict[str, float]) -> None:
     PrivacySettings.model_validate({"noise_multiplier": 1, "sample_rate": 0.1})
     with pytest.raises(ValidationError):
         PrivacySettings.model_validate({"noise_multiplier": 1, "sample_rate": 0.1, **wrong})
 
 
-def test_an_epoch_draws_everybody_once_on_average() -> None:
+def test_epoch_draws_each_patient_once_on_average() -> None:
     for rate, steps in ((1.0, 1), (0.1, 10), (0.3, 3), (0.001, 1000)):
         assert PrivacySettings(noise_multiplier=1, sample_rate=rate).steps_an_epoch == steps

@@ -1,4 +1,4 @@
-"""Private training: each patient's gradient is their own, is bounded, and is drowned in noise that nobody can guess."""
+"""Tests of private training: gradients per patient, the clipping bound, and noise that cannot be predicted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,13 +29,13 @@ from pipeline.training.train import Schedule, TrainSettings, predict
 pytestmark = pytest.mark.slow
 
 SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.125, norm="group")
-# Plain gradient descent with a rate of 1: what a step changes is the gradient.
+# Plain gradient descent with a learning rate of 1: a step changes the weights by the gradient.
 PLAIN = TrainSettings(augment=False, momentum=1e-12, weight_decay=0, learning_rate=1)
 PATIENTS = 12
 
 
 def privacy(*, noise: float, norm: float = 1.0, rate: float = 1.0) -> PrivacySettings:
-    """Settings, of which a study could not have all: without noise there is no privacy."""
+    """Settings for tests. A study does not allow all of them: without noise there is no privacy."""
     return PrivacySettings.model_construct(noise_multiplier=noise, max_grad_norm=norm, sample_rate=rate, delta=1e-5)
 
 
@@ -65,7 +65,7 @@ def flat(network: SeverityNetwork) -> Tensor:
 
 
 def change(examples: Examples, settings: PrivacySettings, drawn: list[int], *, at_once: int = 5) -> Tensor:
-    """What one step on the patients `drawn` takes away from the weights."""
+    """How much one step on the patients `drawn` subtracts from the weights."""
     trained = network()
     before = flat(trained)
     optimiser = PatientOptimiser(trained, PLAIN, settings, patients=len(examples))
@@ -75,7 +75,7 @@ def change(examples: Examples, settings: PrivacySettings, drawn: list[int], *, a
 
 
 def own_gradients(examples: Examples) -> list[Tensor]:
-    """The gradient of each patient alone, by plain backpropagation."""
+    """The gradient of each single patient, by plain backpropagation."""
     gradients = []
     for number in range(len(examples)):
         alone = network()
@@ -85,7 +85,7 @@ def own_gradients(examples: Examples) -> list[Tensor]:
     return gradients
 
 
-def test_the_gradients_of_a_batch_are_those_of_each_patient_alone(examples: Examples) -> None:
+def test_batch_gradients_equal_those_of_each_patient(examples: Examples) -> None:
     trained = network()
     scans, tabular, targets = examples.batch(np.arange(PATIENTS), None)
     patient_losses(hook(trained)(scans, tabular), targets).sum().backward()
@@ -94,58 +94,58 @@ def test_the_gradients_of_a_batch_are_those_of_each_patient_alone(examples: Exam
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_a_network_with_batch_norm_is_not_trained_privately(examples: Examples) -> None:
+def test_network_with_batch_norm_is_refused(examples: Examples) -> None:
     mixed = build_network(SMALL.model_copy(update={"norm": "batch"}), seed=1)
     with pytest.raises(NotImplementedError):
         train_privately(mixed, examples, PLAIN, privacy(noise=1), Schedule(0, 1, 1), seed=1)
 
 
 @pytest.mark.parametrize("at_once", [1, 5, 100])
-def test_without_noise_and_bound_it_is_the_plain_mean_gradient(examples: Examples, at_once: int) -> None:
+def test_without_noise_and_clipping_the_step_is_the_mean_gradient(examples: Examples, at_once: int) -> None:
     found = change(examples, privacy(noise=0, norm=1e6), list(range(PATIENTS)), at_once=at_once)
     expected = torch.stack(own_gradients(examples)).mean(dim=0)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_one_patient_moves_the_sum_by_no_more_than_the_bound(examples: Examples) -> None:
+def test_one_patient_changes_the_sum_by_at_most_the_bound(examples: Examples) -> None:
     bound = 0.01
     settings = privacy(noise=0, norm=bound)
     everybody = list(range(PATIENTS))
-    assert min(float(gradient.norm()) for gradient in own_gradients(examples)) > 2 * bound, "else nothing is bounded"
+    assert min(float(gradient.norm()) for gradient in own_gradients(examples)) > 2 * bound, "else nothing is clipped"
     all_of_them = change(examples, settings, everybody)
     for left_out in (0, 5):
         without = change(examples, settings, [k for k in everybody if k != left_out])
-        # The sum is divided by the number that is expected, however many there are.
+        # The sum is divided by the expected number of patients, not by the drawn number.
         moved = float((all_of_them - without).norm()) * PATIENTS
         assert moved == pytest.approx(bound, rel=0.01)
 
 
-def test_a_patient_without_a_finite_gradient_counts_as_none(examples: Examples, tmp_path: Path) -> None:
-    """Not even whether the update is finite may hang on one patient."""
+def test_patient_without_finite_gradient_is_ignored(examples: Examples, tmp_path: Path) -> None:
+    """Even whether the update is finite must not depend on one patient."""
     broken = np.load(examples.examples[0].tensor)
     broken[0, 3:6] = np.inf
     np.save(tmp_path / "broken.npy", broken)
     others = examples.examples[1:]
     spoilt = Examples([replace(examples.examples[0], tensor=tmp_path / "broken.npy"), *others])
-    assert not torch.isfinite(own_gradients(spoilt)[0]).all(), "else it shows nothing"
+    assert not torch.isfinite(own_gradients(spoilt)[0]).all(), "otherwise the test proves nothing"
     everybody, settings = list(range(PATIENTS)), privacy(noise=0, norm=0.01)
     with_it = change(spoilt, settings, everybody, at_once=4)
     assert torch.isfinite(with_it).all()
     torch.testing.assert_close(with_it, change(spoilt, settings, everybody[1:], at_once=4), rtol=1e-3, atol=1e-7)
 
 
-def test_the_noise_is_as_large_as_it_must_be(examples: Examples) -> None:
-    """On patients without a label, who have no gradient, a step is noise alone."""
+def test_noise_has_the_required_size(examples: Examples) -> None:
+    """Patients without labels have no gradient, so a step on them is only noise."""
     nothing = Examples([Example(e.tensor, e.age_years, e.sex, None, None) for e in examples.examples])
     settings = privacy(noise=3.0, norm=0.5, rate=0.25)
     for drawn in ([0, 1, 2], []):
         noise = change(nothing, settings, drawn).double() * (0.25 * PATIENTS)
         assert float(noise.std()) == pytest.approx(3.0 * 0.5, rel=0.01)
         assert abs(float(noise.mean())) < 0.02
-        assert float(((noise / 1.5) ** 4).mean()) == pytest.approx(3, rel=0.1), "normal, not merely that wide"
+        assert float(((noise / 1.5) ** 4).mean()) == pytest.approx(3, rel=0.1), "also normally distributed"
 
 
-def test_the_same_step_twice_is_not_the_same(examples: Examples) -> None:
+def test_same_step_twice_gives_different_results(examples: Examples) -> None:
     torch.manual_seed(1)
     first = change(examples, privacy(noise=1), [0, 1])
     torch.manual_seed(1)
@@ -153,12 +153,12 @@ def test_the_same_step_twice_is_not_the_same(examples: Examples) -> None:
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 0.5
 
 
-def test_nobody_drawn_is_noise_alone_and_no_failure(examples: Examples) -> None:
+def test_step_without_patients_is_only_noise(examples: Examples) -> None:
     assert torch.equal(change(examples, privacy(noise=0), []), torch.zeros_like(flat(network())))
     assert float(change(examples, privacy(noise=1), []).abs().max()) > 0
 
 
-def test_the_seed_tells_neither_who_is_drawn_nor_the_noise(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seed_determines_neither_drawn_patients_nor_noise(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[int]] = []
 
     def watched(*args: object, **_: object) -> None:
@@ -172,29 +172,29 @@ def test_the_seed_tells_neither_who_is_drawn_nor_the_noise(examples: Examples, m
     assert [] in drawn and len({len(each) for each in drawn}) > 2, "batches differ in size"
 
 
-def test_each_patient_is_drawn_on_their_own_and_as_often_as_asked() -> None:
+def test_patients_are_drawn_independently_at_the_sample_rate() -> None:
     draws = np.stack([np.bincount(draw(200, 0.1), minlength=200) for _ in range(2000)])
     assert draws.max() == 1
     assert draws.mean() == pytest.approx(0.1, abs=0.003)
-    assert draws.sum(axis=1).var() == pytest.approx(200 * 0.1 * 0.9, rel=0.2), "binomial: nobody's draw tells another's"
+    assert draws.sum(axis=1).var() == pytest.approx(200 * 0.1 * 0.9, rel=0.2), "binomial: the draws are independent"
     assert draw(50, 1.0).tolist() == list(range(50))
 
 
 @pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
-def test_the_rarest_bytes_give_no_infinite_noise(byte: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_random_bytes_give_no_infinite_noise(byte: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private_training.os, "urandom", lambda count: byte * count)
     (value,) = uniform(1)
     assert 0 < value < 1
 
 
-def test_a_patient_counts_alike_whatever_labels_others_have(examples: Examples) -> None:
+def test_loss_of_a_patient_does_not_depend_on_other_labels(examples: Examples) -> None:
     _, _, targets = examples.batch(np.arange(PATIENTS), None)
     logits = torch.randn(PATIENTS, 2, generator=torch.Generator().manual_seed(0))
     alone = torch.stack([masked_bce(logits[k : k + 1], targets[k : k + 1]) for k in range(PATIENTS)])
     torch.testing.assert_close(patient_losses(logits, targets), alone)
 
 
-def test_it_trains_and_leaves_an_ordinary_network(examples: Examples) -> None:
+def test_training_leaves_an_ordinary_network(examples: Examples) -> None:
     settings = TrainSettings(augment=True, learning_rate=0.02)
     trained = network()
     names = set(trained.state_dict())
@@ -207,7 +207,7 @@ def test_it_trains_and_leaves_an_ordinary_network(examples: Examples) -> None:
     assert not [each for each in left if each is not None]
 
 
-def test_with_little_noise_it_learns(examples: Examples) -> None:
+def test_network_learns_with_little_noise(examples: Examples) -> None:
     trained, settings = network(), TrainSettings(augment=False)
     train_privately(trained, examples, settings, privacy(noise=0.01, rate=0.5), Schedule(0, 12, 12), seed=1)
     positive = examples.targets[:, 0] == 1
@@ -215,8 +215,8 @@ def test_with_little_noise_it_learns(examples: Examples) -> None:
     assert logits[positive].min() > logits[~positive].max()
 
 
-def test_a_patient_is_an_example(small_site: Site) -> None:
-    """One scan of each patient: so what protects an example protects a patient."""
+def test_each_patient_is_one_example(small_site: Site) -> None:
+    """There is one scan of each patient, so protection of an example is protection of a patient."""
     with Cohort(small_site) as cohort:
         patients = cohort.patients()
         examples = cohort.examples("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""Training: the same seed gives the same network, it learns what can be learnt, and missing labels teach nothing."""
+"""Tests of training: it is reproducible from its seed, it learns, and missing labels have no effect."""
 
 from pathlib import Path
 
@@ -48,11 +48,11 @@ def same(first: SeverityNetwork, second: SeverityNetwork) -> bool:
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_the_same_seed_gives_the_same_network_bit_for_bit(examples: Examples, augment: bool) -> None:
+def test_same_seed_gives_the_same_network_bit_for_bit(examples: Examples, augment: bool) -> None:
     settings = TrainSettings(augment=augment)
     torch.manual_seed(11)
     first, losses = trained(examples, settings)
-    torch.manual_seed(12)  # nothing may depend on the state of the process
+    torch.manual_seed(12)  # the result must not depend on the state of the process
     np.random.seed(12)
     again, losses_again = trained(examples, settings)
     other, _ = trained(examples, settings, seed=4)
@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_network_bit_for_bit(examples: Examples, au
 
 
 @pytest.mark.slow
-def test_the_loss_falls_and_the_classes_part(examples: Examples) -> None:
+def test_loss_falls_and_classes_separate(examples: Examples) -> None:
     network, (first, last) = trained(examples, PLAIN, Schedule(0, 1, 20), Schedule(1, 19, 20))
     assert last < first / 3
     logits, targets = predict(network, examples), examples.targets
@@ -70,8 +70,8 @@ def test_the_loss_falls_and_the_classes_part(examples: Examples) -> None:
         assert positive.min() > negative.max()
 
 
-def test_two_stretches_are_one_but_for_the_momentum(examples: Examples) -> None:
-    """Order, augmentation and rate go on; momentum starts anew, as it must when weights come from a server."""
+def test_two_parts_of_a_schedule_equal_one_except_for_momentum(examples: Examples) -> None:
+    """Order, augmentation and learning rate continue. Momentum restarts, because new weights come from the server."""
     halves = Schedule(0, 1, 2), Schedule(1, 1, 2)
     assert not same(trained(examples)[0], trained(examples, PLAIN, *halves)[0])
     without = TrainSettings(momentum=1e-9)
@@ -80,7 +80,7 @@ def test_two_stretches_are_one_but_for_the_momentum(examples: Examples) -> None:
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_the_rate_warms_up_then_falls_to_nothing_however_it_is_split() -> None:
+def test_learning_rate_warms_up_and_falls_to_zero_for_any_split() -> None:
     whole = Schedule(0, 10, 10)
     rates = [whole.learning_rate(0.1, epoch, progress) for epoch in range(10) for progress in (0.0, 0.5)]
     assert rates[0] == pytest.approx(0.01)
@@ -90,7 +90,7 @@ def test_the_rate_warms_up_then_falls_to_nothing_however_it_is_split() -> None:
     assert Schedule(7, 3, 10).learning_rate(0.1, 1, 0.5) == whole.learning_rate(0.1, 8, 0.5)
 
 
-def test_an_epoch_of_steps_goes_over_everybody_before_anyone_comes_again() -> None:
+def test_every_patient_is_used_once_before_any_is_repeated() -> None:
     rng = np.random.default_rng(1)
     drawn = epoch_batches(10, 4, 7, rng)  # a pass has three batches
     assert len(drawn) == 7
@@ -100,8 +100,8 @@ def test_an_epoch_of_steps_goes_over_everybody_before_anyone_comes_again() -> No
     assert len(epoch_batches(10, 4, 2, rng)) == 2
 
 
-def test_steps_make_the_work_of_a_round_the_same_everywhere(examples: Examples) -> None:
-    """As many steps as an epoch has batches are that epoch, and twice as many are more."""
+def test_fixed_steps_make_the_work_of_a_round_equal_at_all_sites(examples: Examples) -> None:
+    """As many steps as an epoch has batches equal that epoch; twice as many do not."""
     batches_a_pass = len(epoch_batches(len(examples), PLAIN.batch_size, 0, np.random.default_rng(0)))
     one, _ = trained(examples, PLAIN, Schedule(0, 1, 2))
     as_steps, _ = trained(examples, PLAIN, Schedule(0, 1, 2, steps=batches_a_pass))
@@ -111,7 +111,7 @@ def test_steps_make_the_work_of_a_round_the_same_everywhere(examples: Examples) 
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-def test_batches_hold_everybody_once_and_nobody_alone(size: int) -> None:
+def test_batches_contain_each_patient_once_and_at_least_two_patients(size: int) -> None:
     for count in range(2, 40):
         found = list(batches(count, size, np.random.default_rng(count)))
         assert sorted(np.concatenate(found).tolist()) == list(range(count))
@@ -121,12 +121,12 @@ def test_batches_hold_everybody_once_and_nobody_alone(size: int) -> None:
     assert first != second != list(range(40))
 
 
-def test_one_patient_alone_still_makes_a_batch() -> None:
+def test_single_patient_still_makes_a_batch() -> None:
     assert [each.tolist() for each in batches(1, 8, np.random.default_rng(0))] == [[0]]
 
 
-def test_a_label_that_nobody_has_is_not_learnt(examples: Examples) -> None:
-    """No weight decay here: it moves weights without any evidence."""
+def test_label_without_values_is_not_learnt(examples: Examples) -> None:
+    """Without weight decay, because it changes weights even without data."""
     unknown = Examples([Example(e.tensor, e.age_years, e.sex, e.pcr_positive, None) for e in examples.examples])
     before = build_network(SMALL, seed=1)
     after, losses = trained(unknown, TrainSettings(augment=False, weight_decay=0))
@@ -136,7 +136,7 @@ def test_a_label_that_nobody_has_is_not_learnt(examples: Examples) -> None:
     assert np.isfinite(losses).all()
 
 
-def test_without_any_label_nothing_is_learnt(examples: Examples) -> None:
+def test_nothing_is_learnt_without_labels(examples: Examples) -> None:
     nothing = Examples([Example(e.tensor, e.age_years, e.sex, None, None) for e in examples.examples])
     after, losses = trained(nothing, TrainSettings(augment=False, weight_decay=0))
     assert losses == [0.0]
@@ -144,17 +144,17 @@ def test_without_any_label_nothing_is_learnt(examples: Examples) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.named_parameters())
 
 
-def test_training_follows_the_statistics_of_its_batches(examples: Examples) -> None:
-    """Whatever mode the network was left in: evaluation leaves it in another."""
+def test_training_updates_batch_norm_statistics(examples: Examples) -> None:
+    """This holds whatever mode the network was in; evaluation leaves it in evaluation mode."""
     network = build_network(SMALL, seed=1)
     predict(network, examples)
     untouched = network.backbone.bn1.running_mean.clone()
-    assert torch.equal(untouched, torch.zeros_like(untouched)), "predicting does not move them"
+    assert torch.equal(untouched, torch.zeros_like(untouched)), "prediction does not change them"
     train(network, examples, PLAIN, Schedule(0, 1, 1), seed=3)
     assert not torch.equal(network.backbone.bn1.running_mean, untouched)
 
 
-def test_predictions_depend_on_the_patient_alone(examples: Examples) -> None:
+def test_predictions_depend_only_on_the_patient(examples: Examples) -> None:
     network, _ = trained(examples)
     logits = predict(network, examples)
     assert logits.shape == (24, 2) and logits.dtype == np.float32
@@ -165,30 +165,30 @@ def test_predictions_depend_on_the_patient_alone(examples: Examples) -> None:
 
 
 def _ramp() -> Tensor:
-    """Grows along slices, rows and columns at once."""
+    """Increases along slices, rows and columns at once."""
     axis = torch.linspace(-1, 1, 12)
     return (axis[:, None, None] + axis[None, :, None] + axis[None, None, :]).expand(2, -1, -1, -1).clone()
 
 
-def test_augmentation_mirrors_left_and_right_and_no_other_axis() -> None:
+def test_augmentation_mirrors_only_left_and_right() -> None:
     mirrored = 0
     for seed in range(30):
         found = augmentation(seed)(_ramp())
         assert found.shape == (2, 12, 12, 12)
         slices, rows, columns = (float(found.diff(dim=dim).mean()) for dim in (1, 2, 3))
-        assert slices > 0.1 and rows > 0.1, "head and feet, front and back stay where they are"
+        assert slices > 0.1 and rows > 0.1, "the other two axes are not mirrored"
         assert abs(columns) > 0.1
         mirrored += columns < 0
     assert 5 < mirrored < 25
 
 
-def test_augmentation_follows_from_its_seed() -> None:
+def test_seed_determines_the_augmentation() -> None:
     first, again, other = (augmentation(seed)(_ramp()) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_scan_that_is_gone_ends_the_training(examples: Examples, tmp_path: Path) -> None:
+def test_missing_scan_file_ends_the_training(examples: Examples, tmp_path: Path) -> None:
     gone = Examples([*examples.examples[:8], Example(tmp_path / "gone.npy", None, None, True, True)])
     with pytest.raises(FileNotFoundError):
         trained(gone)
@@ -212,7 +212,7 @@ def test_settings_that_cannot_train_are_refused(wrong: dict[str, object]) -> Non
         TrainSettings.model_validate(wrong)
 
 
-def test_fedprox_holds_the_weights_near_those_that_came_in(examples: Examples) -> None:
+def test_fedprox_keeps_weights_near_the_received_ones(examples: Examples) -> None:
     came_in = build_network(SMALL, seed=1)
 
     def distance(mu: float) -> float:

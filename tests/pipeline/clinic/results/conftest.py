@@ -1,4 +1,4 @@
-"""One synthetic scan and its score, for all tests of results. Leave both as they are."""
+"""One synthetic scan and its score, shared by all tests of results. Tests must not change them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The outbox: what is waiting, sent, tried again or given to somebody to look at. The PACS is a function here."""
+"""Tests of the outbox: deliveries are queued, sent, retried or marked as failed. The PACS is a fake."""
 
 import threading
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SETTINGS = {"send": "always", "by": "stow", "url": "http://127.0.0.1:1/dicom-web
 
 
 class Pacs:
-    """Takes files as told: a status for each, or a refusal of all."""
+    """A fake PACS. `says` sets a status for each file, or a refusal of all files."""
 
     def __init__(self) -> None:
         self.says: list[int] | Reason = [0, 0]
@@ -64,7 +64,7 @@ def answered(
     files: tuple[str, ...] = ("sr.dcm", "picture.dcm"),
     score: dict[str, Any] | None = None,
 ) -> Answer:
-    """An answer in the clinic's store, with files."""
+    """Put an answer with files into the clinic's store."""
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test")
         job = store.jobs.take()
@@ -97,13 +97,13 @@ def delivery(clinic: Clinic, answer: Answer) -> Delivery | None:
 
 
 def attempt(clinic: Clinic) -> Delivery:
-    """Send what waits, due or not."""
+    """Send the waiting delivery, due or not."""
     with clinic.store() as store:
         (waiting,) = store.deliveries.in_state("waiting")
     return Outbox(clinic).attempt(waiting)
 
 
-def test_what_is_put_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
+def test_queued_answer_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
     answer = answered(clinic)
     assert delivery(clinic, answer) is None
     Outbox(clinic).put(answer)
@@ -138,7 +138,7 @@ def test_what_is_put_is_sent_once(clinic: Clinic, pacs: Pacs) -> None:
     ],
     ids=str,
 )
-def test_what_the_pacs_says_decides(
+def test_pacs_status_decides_between_sent_waiting_and_failed(
     says: list[int] | Reason, state: str, code: str | None, clinic: Clinic, pacs: Pacs
 ) -> None:
     answer = answered(clinic, deliver=True)
@@ -152,7 +152,7 @@ def test_what_the_pacs_says_decides(
     assert (outcome.due_at is not None) == (state == "waiting")
 
 
-def test_the_pauses_grow_to_an_hour_and_it_never_gives_up(
+def test_retry_delay_grows_to_one_hour_and_retries_never_stop(
     clinic: Clinic, pacs: Pacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = datetime(2026, 5, 4, tzinfo=now().tzinfo)
@@ -168,7 +168,7 @@ def test_the_pauses_grow_to_an_hour_and_it_never_gives_up(
     assert attempt(clinic).state == "sent"
 
 
-def test_what_failed_stays_until_somebody_sends_it_again(clinic: Clinic, pacs: Pacs) -> None:
+def test_failed_delivery_is_kept_until_it_is_queued_again(clinic: Clinic, pacs: Pacs) -> None:
     answer = answered(clinic, deliver=True)
     pacs.says = [0, 0xC000]
     attempt(clinic)
@@ -181,7 +181,7 @@ def test_what_failed_stays_until_somebody_sends_it_again(clinic: Clinic, pacs: P
 
 
 @pytest.mark.parametrize("why", ["shadow", "no files", "off"])
-def test_what_cannot_be_sent_is_not_put(why: str, clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
+def test_answer_that_cannot_be_sent_is_not_queued(why: str, clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
     answer = answered(clinic, files=() if why == "no files" else ("sr.dcm",))
     if why == "shadow":
         answer = replace(answer, role="shadow")
@@ -194,7 +194,7 @@ def test_what_cannot_be_sent_is_not_put(why: str, clinic: Clinic, pacs: Pacs, tm
 SYNTHETIC: dict[str, Any] = {"trained_on_synthetic_data": True, "input": {"hu_sha256": "f" * 64}}
 
 
-def test_what_a_model_of_phantoms_says_of_a_patient_is_not_put(clinic: Clinic, pacs: Pacs) -> None:
+def test_phantom_model_answer_of_a_patient_is_not_queued(clinic: Clinic, pacs: Pacs) -> None:
     answer = replace(answered(clinic), score=SYNTHETIC)
     with pytest.raises(Refusal, match="E_NOT_FOR_PATIENTS"):
         Outbox(clinic).put(answer)
@@ -204,13 +204,13 @@ def test_what_a_model_of_phantoms_says_of_a_patient_is_not_put(clinic: Clinic, p
     assert attempt(clinic).state == "sent"
 
 
-def test_what_an_earlier_version_queued_of_a_patient_is_not_sent(clinic: Clinic, pacs: Pacs) -> None:
+def test_phantom_model_answer_queued_by_an_earlier_version_is_not_sent(clinic: Clinic, pacs: Pacs) -> None:
     answered(clinic, deliver=True, score=SYNTHETIC)
     failed = attempt(clinic)
     assert (failed.state, failed.code, pacs.received) == ("failed", "E_NOT_FOR_PATIENTS", [])
 
 
-def test_files_that_went_away_fail_for_good(clinic: Clinic, pacs: Pacs) -> None:
+def test_delivery_with_missing_files_fails_permanently(clinic: Clinic, pacs: Pacs) -> None:
     answer = answered(clinic, deliver=True)
     for path in answer.folder.iterdir():
         path.unlink()
@@ -219,7 +219,7 @@ def test_files_that_went_away_fail_for_good(clinic: Clinic, pacs: Pacs) -> None:
 
 @contextmanager
 def running(outbox: Outbox) -> Iterator[threading.Thread]:
-    """The outbox in a thread."""
+    """Run the outbox in a thread."""
     stop = threading.Event()
     thread = threading.Thread(target=outbox.run, args=(stop,), daemon=True)
     thread.start()
@@ -231,7 +231,7 @@ def running(outbox: Outbox) -> Iterator[threading.Thread]:
         assert not thread.is_alive()
 
 
-def test_the_thread_sends_what_is_due_and_leaves_the_rest(clinic: Clinic, pacs: Pacs) -> None:
+def test_thread_sends_only_deliveries_that_are_due(clinic: Clinic, pacs: Pacs) -> None:
     due, later = answered(clinic, deliver=True), answered(clinic)
     with clinic.store() as store:
         store.deliveries.set(Delivery(later.id, "waiting", attempts=3, due_at=now() + timedelta(hours=1)))
@@ -250,7 +250,7 @@ def test_the_thread_sends_what_is_due_and_leaves_the_rest(clinic: Clinic, pacs: 
     assert len(pacs.received) == 1
 
 
-def test_nothing_is_sent_where_sending_was_switched_off(clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
+def test_nothing_is_sent_if_sending_is_off(clinic: Clinic, pacs: Pacs, tmp_path: Path) -> None:
     answer = answered(clinic, deliver=True)
     with running(Outbox(clinic_at(tmp_path, send="off"))) as thread:
         thread.join(0.1)

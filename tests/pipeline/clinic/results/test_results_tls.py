@@ -1,4 +1,4 @@
-"""Results on their way to a PACS by TLS: sent to the right one alone; from any other the answer stays in the outbox."""
+"""Tests of sending results to a PACS by TLS. If the PACS is not trusted, the answer stays in the outbox."""
 
 import ssl
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ By = Literal["stow", "c-store"]
 
 @dataclass
 class Hospital:
-    """Its authority, and a PACS that speaks one protocol. `came`: what it took, request by request."""
+    """A hospital's certificate authority and PACS, for one protocol. `came`: the requests that the PACS accepted."""
 
     by: By
     authority: Authority
@@ -48,7 +48,7 @@ class Hospital:
                 yield port
 
     def send(self, port: int, **given: Path) -> Delivery:
-        """One answer, by a clinic with these settings for TLS; what came of the first attempt."""
+        """Send one answer from a clinic with these TLS settings. Return the outcome of the first attempt."""
         way = {"url": f"https://127.0.0.1:{port}/dicom-web"} if self.by == "stow" else {"host": "127.0.0.1"}
         titles = {"port": port, "called_aet": PACS_TITLE, "calling_aet": OUR_TITLE, "timeout_seconds": 10}
         results = {"send": "always", "by": self.by, "ca_certificate": self.authority.path} | way | titles | given
@@ -63,7 +63,7 @@ class Hospital:
         return outcome
 
     def server(self, signed_by: Authority | None = None, *, demands: bool = False, **options: Any) -> ssl.SSLContext:
-        """What the PACS shows; `demands`: it asks for a certificate of the hospital's authority."""
+        """TLS context of the PACS. `demands`: it requires a client certificate of the hospital's authority."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.authority.path)
         context.load_cert_chain(*(signed_by or self.authority).sign("pacs", **options))
         context.verify_mode = ssl.CERT_REQUIRED if demands else ssl.CERT_NONE
@@ -75,7 +75,7 @@ def hospital(request: pytest.FixtureRequest, tmp_path: Path) -> Hospital:
     return Hospital(request.param, Authority.make(tmp_path, "hospital"), tmp_path, [])
 
 
-def test_to_the_pacs_that_the_hospitals_authority_vouches_for(hospital: Hospital) -> None:
+def test_results_are_sent_to_a_pacs_certified_by_the_hospital_authority(hospital: Hospital) -> None:
     with hospital.pacs(hospital.server()) as port:
         sent = hospital.send(port)
     assert (sent.state, sent.attempts, len(hospital.came)) == ("sent", 1, 1)
@@ -83,7 +83,7 @@ def test_to_the_pacs_that_the_hospitals_authority_vouches_for(hospital: Hospital
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["another authority", "another host", "over"])
-def test_to_no_other_pacs(hospital: Hospital, fault: str, tmp_path: Path) -> None:
+def test_results_are_not_sent_to_an_untrusted_pacs(hospital: Hospital, fault: str, tmp_path: Path) -> None:
     shown = {
         "another authority": lambda: hospital.server(Authority.make(tmp_path, "other")),
         "another host": lambda: hospital.server(host="192.0.2.7"),
@@ -95,7 +95,7 @@ def test_to_no_other_pacs(hospital: Hospital, fault: str, tmp_path: Path) -> Non
     assert kept.due_at is not None
 
 
-def test_a_pacs_that_demands_our_certificate_gets_it(hospital: Hospital) -> None:
+def test_pacs_that_requires_a_client_certificate_gets_ours(hospital: Hospital) -> None:
     certificate, key = hospital.authority.sign("clinic")
     with hospital.pacs(hospital.server(demands=True)) as port:
         sent = hospital.send(port, certificate=certificate, key=key)
@@ -103,18 +103,20 @@ def test_a_pacs_that_demands_our_certificate_gets_it(hospital: Hospital) -> None
 
 
 @pytest.mark.parametrize("shown", ["none", "of another authority", "over"])
-def test_a_pacs_that_demands_our_certificate_takes_no_other(hospital: Hospital, shown: str, tmp_path: Path) -> None:
+def test_pacs_that_requires_a_client_certificate_rejects_any_other(
+    hospital: Hospital, shown: str, tmp_path: Path
+) -> None:
     signer = Authority.make(tmp_path, "other") if shown == "of another authority" else hospital.authority
     certificate, key = signer.sign("clinic", is_over=shown == "over")
     given = {} if shown == "none" else {"certificate": certificate, "key": key}
     with hospital.pacs(hospital.server(demands=True)) as port:
         kept = hospital.send(port, **given)
     assert (kept.state, hospital.came) == ("waiting", [])
-    # What a PACS says when it closes may be lost with the connection, where a request is on its way already.
+    # The TLS alert may be lost when the PACS closes the connection while a request is in transit.
     assert kept.code in ("E_PACS_UNTRUSTED", "E_PACS_SILENT")
 
 
-def test_nothing_goes_in_the_clear_to_a_pacs_without_tls(hospital: Hospital) -> None:
+def test_nothing_is_sent_unencrypted_to_a_pacs_without_tls(hospital: Hospital) -> None:
     with hospital.pacs(None) as port:
         kept = hospital.send(port)
     assert (kept.state, hospital.came) == ("waiting", [])
@@ -122,7 +124,7 @@ def test_nothing_goes_in_the_clear_to_a_pacs_without_tls(hospital: Hospital) -> 
 
 
 @pytest.mark.parametrize("fault", ["missing", "no certificate", "key of another", "open to others", "locked"])
-def test_a_file_that_cannot_be_used_is_named_as_such(hospital: Hospital, fault: str) -> None:
+def test_unusable_tls_file_is_reported_as_such(hospital: Hospital, fault: str) -> None:
     certificate, key = hospital.authority.sign("clinic", password=b"secret" if fault == "locked" else None)
     if fault == "missing":
         certificate.unlink()

@@ -1,4 +1,4 @@
-"""What is kept of a scan's headers, and what is not."""
+"""Tests of the header data that is kept of a scan for its results."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.pipeline.scoring.test_score import chest
 PRIVATE = "CANARY-PRIVATE"
 
 
-def test_identity_and_all_images_are_kept_and_nothing_else(scan: Path, tmp_path: Path) -> None:
+def test_only_identity_and_image_references_are_kept(scan: Path, tmp_path: Path) -> None:
     series = rename(scan, tmp_path / "scan", PatientID="CANARY-1", ImageComments=PRIVATE, AccessionNumber="ACC7")
     assert keep_source(series, tmp_path) is None
     source = read_source(tmp_path)
@@ -30,7 +30,7 @@ def test_identity_and_all_images_are_kept_and_nothing_else(scan: Path, tmp_path:
     assert PRIVATE.encode() not in (tmp_path / SOURCE).read_bytes()
 
 
-def test_copies_of_a_slice_are_one_image(scan: Path, tmp_path: Path) -> None:
+def test_copies_of_a_slice_count_as_one_image(scan: Path, tmp_path: Path) -> None:
     series = rename(scan, tmp_path / "scan")
     (tmp_path / "scan" / "copy.dcm").write_bytes(series.files[1].read_bytes())
     again = series_of(tmp_path / "scan")
@@ -45,7 +45,9 @@ def test_copies_of_a_slice_are_one_image(scan: Path, tmp_path: Path) -> None:
     [("ISO_IR 100", "Müller^Jörg"), ("ISO_IR 144", "Люкceмбypг"), (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎")],
     ids=["latin", "cyrillic", "japanese"],
 )
-def test_names_of_any_character_set_become_unicode(character_set: Any, name: str, scan: Path, tmp_path: Path) -> None:
+def test_names_in_any_character_set_are_converted_to_unicode(
+    character_set: Any, name: str, scan: Path, tmp_path: Path
+) -> None:
     series = rename(scan, tmp_path / "scan", SpecificCharacterSet=character_set, PatientName=name)
     assert keep_source(series, tmp_path) is None
     source = read_source(tmp_path)
@@ -54,13 +56,13 @@ def test_names_of_any_character_set_become_unicode(character_set: Any, name: str
     assert source.header.SpecificCharacterSet == "ISO_IR 192"
 
 
-def test_signs_that_a_screen_obeys_are_taken_out_of_names(scan: Path, tmp_path: Path) -> None:
+def test_control_characters_are_removed_from_names(scan: Path, tmp_path: Path) -> None:
     name = "<b>Do\x07e\x00\x9b31m^\u202eenaJ\u2066\u200f"
     series = rename(scan, tmp_path / "scan", SpecificCharacterSet="ISO_IR 192", PatientName=name)
     assert keep_source(series, tmp_path) is None
     source = read_source(tmp_path)
     assert source is not None
-    assert str(source.header.PatientName) == "<b>Doe31m^enaJ\u200f"  # the mark alone turns nothing round
+    assert str(source.header.PatientName) == "<b>Doe31m^enaJ\u200f"  # U+200F alone does not reverse any text
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_signs_that_a_screen_obeys_are_taken_out_of_names(scan: Path, tmp_path: 
     ],
     ids=str,
 )
-def test_values_that_a_pacs_would_not_take_are_left_out(
+def test_values_that_a_pacs_would_reject_are_omitted_or_truncated(
     attributes: dict[str, Any], kept: dict[str, str], scan: Path, tmp_path: Path
 ) -> None:
     assert keep_source(rename(scan, tmp_path / "scan", **attributes), tmp_path) is None
@@ -95,7 +97,7 @@ def test_values_that_a_pacs_would_not_take_are_left_out(
     ],
     ids=str,
 )
-def test_an_identity_that_is_not_clean_gives_no_results(attributes: dict[str, Any], scan: Path, tmp_path: Path) -> None:
+def test_invalid_identity_gives_no_results(attributes: dict[str, Any], scan: Path, tmp_path: Path) -> None:
     series = rename(scan, tmp_path / "scan", SpecificCharacterSet="ISO_IR 192", **attributes)
     refusal = keep_source(series, tmp_path)
     assert refusal is not None

@@ -1,4 +1,4 @@
-"""The structured report, read back with other programs than the one that wrote it."""
+"""Tests of the structured report. It is read back with independent programs."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ from tests.helpers.scored_answers import (
 
 @pytest.fixture(scope="module")
 def answer(scan: Path, score: Score, tmp_path_factory: pytest.TempPathFactory) -> Answer:
-    """An answer with its results. Leave it as it is."""
+    """An answer with its results. Tests must not change it."""
     made = answer_to(score, series_of(scan), tmp_path_factory.mktemp("answers") / "one")
     assert write_results(made, made.folder) is None
     return made
@@ -53,7 +53,7 @@ def groups_of(report: Any) -> dict[str, Any]:
 
 
 def figures(group: Any) -> dict[str, float]:
-    """Each figure, and those that belong to it, by the value of its code."""
+    """The value of each measurement and of its child measurements, by code value."""
     found = {}
     for measurement in group.get_measurements():
         found[measurement.name.value] = measurement.value
@@ -68,7 +68,7 @@ def texts(dataset: Dataset) -> list[str]:
 
 
 @pytest.mark.slow
-def test_highdicom_reads_the_figures_back(groups: dict[str, Any]) -> None:
+def test_highdicom_reads_the_measurements_back(groups: dict[str, Any]) -> None:
     assert figures(groups["severe"]) == {
         "severe": pytest.approx(SEVERE),
         "band_low": pytest.approx(BAND[0]),
@@ -81,14 +81,14 @@ def test_highdicom_reads_the_figures_back(groups: dict[str, Any]) -> None:
     assert all(each.unit == sr_codes.NO_UNITS for each in groups["severe"].get_measurements())
 
 
-def test_the_level_is_told_in_a_standard_code(groups: dict[str, Any]) -> None:
+def test_level_has_a_standard_code(groups: dict[str, Any]) -> None:
     (level,) = groups["severe"].get_qualitative_evaluations(name=sr_codes.LEVEL)
     assert (level.name, level.value) == (sr_codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
     assert groups["pcr_positive"].get_qualitative_evaluations(name=sr_codes.LEVEL) == []
 
 
 @pytest.mark.slow
-def test_a_level_that_the_band_leaves_open_is_told_as_uncertain(scan: Path, score: Score, tmp_path: Path) -> None:
+def test_level_is_uncertain_if_the_band_crosses_a_threshold(scan: Path, score: Score, tmp_path: Path) -> None:
     crossing = replace(score, intervals={"severe": (0.05, 0.3456)})
     made = answer_to(crossing, series_of(scan), tmp_path / "open")
     assert write_results(made, made.folder, picture=False) is None
@@ -98,7 +98,7 @@ def test_a_level_that_the_band_leaves_open_is_told_as_uncertain(scan: Path, scor
     assert "Uncertain: the 95 % band of the calibration crosses a threshold." in texts(severe[0])
 
 
-def test_nothing_is_written_of_a_patient_for_a_model_of_phantoms(scan: Path, score: Score, tmp_path: Path) -> None:
+def test_phantom_model_writes_no_results_for_a_patient(scan: Path, score: Score, tmp_path: Path) -> None:
     made = answer_to(replace(score, is_phantom=False), series_of(scan), tmp_path / "patient")
     refusal = write_results(made, made.folder)
     assert refusal is not None
@@ -106,7 +106,7 @@ def test_nothing_is_written_of_a_patient_for_a_model_of_phantoms(scan: Path, sco
     assert not {REPORT, PICTURE} & {path.name for path in made.folder.iterdir()}
 
 
-def test_the_lungs_are_told_by_side_and_third(groups: dict[str, Any], answer: Answer) -> None:
+def test_lung_measures_are_reported_by_side_and_third(groups: dict[str, Any], answer: Answer) -> None:
     regions = answer.score["lungs"]["regions"]
     for side in ("both", "right", "left"):
         told = groups[f"lungs, {side}"].get_measurements(name=sr_codes.VOLUME)
@@ -118,7 +118,7 @@ def test_the_lungs_are_told_by_side_and_third(groups: dict[str, Any], answer: An
         assert whole.unit == sr_codes.PERCENT
 
 
-def test_it_says_which_model_said_it_and_what_that_is_worth(report: Any, groups: dict[str, Any]) -> None:
+def test_report_states_the_model_and_its_limitations(report: Any, groups: dict[str, Any]) -> None:
     told = texts(groups["severe"][0])
     for expected in (
         "trial of synthetic hospitals",
@@ -139,8 +139,8 @@ def test_it_says_which_model_said_it_and_what_that_is_worth(report: Any, groups:
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
 
 
-def test_it_claims_no_finding(answer: Answer) -> None:
-    """A viewer that shows codes without their figures would state a diagnosis."""
+def test_report_contains_no_finding_codes(answer: Answer) -> None:
+    """A viewer that shows codes without their values would otherwise state a diagnosis."""
     assert "121071" not in {item.CodeValue for item in coded(dcmread(answer.folder / REPORT))}
     assert "840539006" not in {item.CodeValue for item in coded(dcmread(answer.folder / REPORT))}
 
@@ -155,14 +155,14 @@ def coded(dataset: Dataset) -> list[Dataset]:
     return found
 
 
-def test_all_of_the_codes_are_standard_or_marked_as_ours(answer: Answer) -> None:
+def test_all_codes_are_standard_or_in_our_private_scheme(answer: Answer) -> None:
     for item in coded(dcmread(answer.folder / REPORT)):
         assert item.CodingSchemeDesignator in {"DCM", "SCT", "UCUM", "LN", "RFC5646", sr_codes.SCHEME}
         assert 0 < len(item.CodeMeaning) <= 64
 
 
 @pytest.mark.parametrize("name", [REPORT, PICTURE])
-def test_each_file_is_a_new_series_of_the_same_study(name: str, answer: Answer, scan: Path) -> None:
+def test_each_result_file_is_a_new_series_of_the_same_study(name: str, answer: Answer, scan: Path) -> None:
     made, source = dcmread(answer.folder / name), dcmread(series_of(scan).files[0])
     for keyword in ("PatientID", "PatientName", "PatientSex", "PatientAge", "StudyInstanceUID", "StudyDate", "StudyID"):
         assert made[keyword].value == source[keyword].value
@@ -175,14 +175,14 @@ def test_each_file_is_a_new_series_of_the_same_study(name: str, answer: Answer, 
         assert made[keyword].value.is_valid
 
 
-def test_the_report_refers_to_every_image_of_the_scan(report: Any, scan: Path) -> None:
+def test_report_references_every_image_of_the_scan(report: Any, scan: Path) -> None:
     referred = {(str(series), str(image)) for _, series, image, _ in report.get_evidence()}
     series = series_of(scan)
     assert referred == {(series.series_uid, str(dcmread(path).SOPInstanceUID)) for path in series.files}
 
 
 @pytest.mark.slow
-def test_written_again_they_are_the_same_to_the_bit_and_another_answer_has_other_names(
+def test_results_are_reproducible_and_uids_differ_between_answers(
     answer: Answer, scan: Path, score: Score, tmp_path: Path
 ) -> None:
     again = answer_to(score, series_of(scan), tmp_path / "one")
@@ -196,7 +196,7 @@ def test_written_again_they_are_the_same_to_the_bit_and_another_answer_has_other
         assert mine.SeriesInstanceUID != theirs.SeriesInstanceUID
 
 
-def test_what_a_release_does_not_tell_is_left_out(scan: Path, score: Score, tmp_path: Path) -> None:
+def test_missing_release_data_is_omitted(scan: Path, score: Score, tmp_path: Path) -> None:
     bare = {"interval": None, "level": {"severe": None}, "operating_points": {}, "familiarity": None, "quality": []}
     made = answer_to(score, series_of(scan), tmp_path / "bare", score=score.to_json() | bare)
     assert write_results(made, made.folder, picture=False) is None
@@ -206,7 +206,7 @@ def test_what_a_release_does_not_tell_is_left_out(scan: Path, score: Score, tmp_
     assert "no check found a problem" in texts(groups["quality"][0])
 
 
-def test_without_a_source_there_are_no_results(scan: Path, score: Score, tmp_path: Path) -> None:
+def test_no_results_without_source_headers(scan: Path, score: Score, tmp_path: Path) -> None:
     made = answer_to(score, series_of(scan), tmp_path / "none")
     (made.folder / "source.dcm").unlink()
     refusal = write_results(made, made.folder)
@@ -214,9 +214,9 @@ def test_without_a_source_there_are_no_results(scan: Path, score: Score, tmp_pat
     assert refusal.code == "E_RESULT_NO_DICOM"
 
 
-def test_what_cannot_be_written_costs_the_results_alone(scan: Path, score: Score, tmp_path: Path) -> None:
+def test_write_error_leaves_no_partial_results(scan: Path, score: Score, tmp_path: Path) -> None:
     made = answer_to(score, series_of(scan), tmp_path / "odd")
-    (made.folder / "lungs.nii.gz").unlink()  # the report could be written, the picture not
+    (made.folder / "lungs.nii.gz").unlink()  # the report can be written, but the picture cannot
     refusal = write_results(made, made.folder)
     assert refusal is not None
     assert refusal.code == "E_RESULT_WRITE"
@@ -224,10 +224,10 @@ def test_what_cannot_be_written_costs_the_results_alone(scan: Path, score: Score
 
 
 def objections(path: Path) -> list[str]:
-    """What dciodvfy says against a file, but for what the scan itself lacks."""
+    """Errors and warnings of dciodvfy about a file, except those about attributes that the scan itself lacks."""
     done = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
     lines = (done.stdout + done.stderr).splitlines()
-    assert {"Comprehensive3DSR", "SCImage"} & set(lines)  # it knew what it is
+    assert {"Comprehensive3DSR", "SCImage"} & set(lines)  # dciodvfy recognised the SOP class
     is_found = re.compile("(Error|Warning) - (?!.*Missing attribute or value that would be needed to build DICOMDIR)")
     return [line for line in lines if is_found.match(line)]
 
@@ -245,7 +245,7 @@ def objections(path: Path) -> list[str]:
     ],
     ids=["phantom", "full", "empty", "pseudonymised", "and how"],
 )
-def test_dciodvfy_objects_to_nothing_but_our_own_codes(
+def test_dciodvfy_warns_only_about_our_private_codes(
     attributes: dict[str, Any], scan: Path, score: Score, tmp_path: Path
 ) -> None:
     made = answer_to(score, rename(scan, tmp_path / "scan", **attributes), tmp_path / "answer")
@@ -256,9 +256,7 @@ def test_dciodvfy_objects_to_nothing_but_our_own_codes(
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dciodvfy is absent (Debian package dicom3tools)")
-def test_dciodvfy_finds_no_error_under_the_headers_of_a_real_scan(
-    real_data: Path, score: Score, tmp_path: Path
-) -> None:
+def test_dciodvfy_finds_no_error_with_headers_of_a_real_scan(real_data: Path, score: Score, tmp_path: Path) -> None:
     real = series_of(real_data / "real-thorax-64" / "ct-64Dicom")
     made = answer_to(score, real, tmp_path / "answer")
     assert write_results(made, made.folder) is None
@@ -267,7 +265,7 @@ def test_dciodvfy_finds_no_error_under_the_headers_of_a_real_scan(
 
 
 @pytest.mark.skipif(not shutil.which("dsrdump"), reason="dsrdump is absent (Debian package dcmtk)")
-def test_dsrdump_reads_it(answer: Answer) -> None:
+def test_dsrdump_reads_the_report(answer: Answer) -> None:
     command = ["dsrdump", "+Pl", "+Pc", answer.folder / REPORT]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     for line in (

@@ -1,4 +1,4 @@
-"""A clinic with one answer to a synthetic scan, and clients of every role; no process is started, nothing scored."""
+"""Fixtures: a clinic with an answer to a synthetic scan, and clients of each role. No process is started."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ PATIENT = Patient("SYNTHETIC-1", "\u2066ward\n7", NAME, "F", 63.0)
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Score, Series]:
-    """A score of a synthetic scan with given figures, and its series."""
+    """A score of a synthetic scan with given values, and its series."""
     scan = tmp_path_factory.mktemp("scan")
     answers.write_scan(scan)
     return answers.score_of(scan), answers.series_of(scan)
@@ -38,13 +38,13 @@ def clinic(tmp_path: Path) -> Clinic:
 
 @pytest.fixture
 def secrets_by_role(clinic: Clinic) -> dict[str, str]:
-    """A token of each role."""
+    """One token for each role."""
     return {role: Tokens(clinic.folder).make(f"a {role}", role, by="test") for role in ACCESSES}
 
 
 @pytest.fixture
 def answer_to(clinic: Clinic, scored: tuple[Score, Series]) -> Callable[..., Answer]:
-    """Puts an answer to the synthetic scan into the clinic, as the worker would."""
+    """Store an answer to the synthetic scan in the clinic, as the worker would."""
 
     def put(patient: Patient | None = PATIENT, **changes: Any) -> Answer:
         with clinic.store() as store:
@@ -62,7 +62,7 @@ def answer_to(clinic: Clinic, scored: tuple[Score, Series]) -> Callable[..., Ans
 
 @pytest.fixture
 def client(clinic: Clinic, secrets_by_role: dict[str, str]) -> Iterator[Callable[..., TestClient]]:
-    """Clients: `client("score")` shows a token, `client()` none. Settings count as they are at the first call."""
+    """Make clients: `client("score")` sends a token, `client()` none. The first call fixes the settings."""
     apps = []
 
     def make(role: str | None = None) -> TestClient:
@@ -75,7 +75,7 @@ def client(clinic: Clinic, secrets_by_role: dict[str, str]) -> Iterator[Callable
 
 
 def refused(response: Any) -> str:
-    """The code with which a request was refused; every refusal has the same three keys."""
+    """The code with which a request was refused. Every refusal has the same three keys."""
     assert response.status_code >= 400, response.text
     content = response.json()
     assert set(content) == {"code", "says", "remedy"}

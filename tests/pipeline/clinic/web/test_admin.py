@@ -1,4 +1,4 @@
-"""Models and the record, as an administrator sees them through the API."""
+"""Tests of the API for administrators: models and the audit log."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ SMALL = NetworkSettings(architecture="resnet10", widen_factor=0.0625)
 Clients = Callable[..., TestClient]
 
 
-def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Clients, tmp_path: Path) -> None:
+def test_model_role_changes_from_none_to_shadow_to_live(clinic: Clinic, client: Clients, tmp_path: Path) -> None:
     first, second = (
         save_release(tmp_path / name, build_network(SMALL, seed=1), description(study=name, network=SMALL)).sha256
         for name in ("first", "second")
@@ -45,7 +45,9 @@ def test_a_model_goes_from_kept_to_shadow_to_live(clinic: Clinic, client: Client
         assert (store.audit.records()[-1].who, store.audit.records()[-1].action) == ("a admin", "promote")
 
 
-def test_the_record_names_answers_and_models_and_no_patient(answer_to: Callable[..., Answer], client: Clients) -> None:
+def test_audit_log_contains_answers_and_models_but_no_patient(
+    answer_to: Callable[..., Answer], client: Clients
+) -> None:
     answer = answer_to()
     given = client("admin").get("/api/v1/audit")
     (record,) = [each for each in given.json()["records"] if each["action"] == "answer"]
@@ -55,7 +57,7 @@ def test_the_record_names_answers_and_models_and_no_patient(answer_to: Callable[
     assert not any(word in given.text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.series_uid))
 
 
-def test_the_record_since_a_time(answer_to: Callable[..., Answer], client: Clients) -> None:
+def test_audit_log_can_be_filtered_by_time(answer_to: Callable[..., Answer], client: Clients) -> None:
     answer_to()
     admin = client("admin")
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()

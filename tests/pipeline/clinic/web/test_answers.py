@@ -1,4 +1,4 @@
-"""Answers as the API gives them: what is in them, their files and pictures, PCR results, and whose they are."""
+"""Tests of answers in the API: content, files, pictures, PCR results, patient history and audit."""
 
 import gzip
 import io
@@ -33,7 +33,7 @@ Clients = Callable[..., TestClient]
 Put = Callable[..., Answer]
 
 
-def test_an_answer_tells_probabilities_patient_study_and_model(answer_to: Put, client: Clients) -> None:
+def test_answer_contains_probabilities_patient_study_and_model(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     told = client("read").get(f"/api/v1/answers/{answer.id}").json()
     assert told["score"]["probability"]["severe"] == SEVERE
@@ -46,18 +46,19 @@ def test_an_answer_tells_probabilities_patient_study_and_model(answer_to: Put, c
     assert (job["state"], job["answer_id"], job["position"]) == ("answered", answer.id, None)
 
 
-def test_odd_names_are_inert(answer_to: Put, client: Clients) -> None:
+def test_control_characters_in_names_are_removed(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     for path in (f"answers/{answer.id}", f"jobs/{answer.job_id}", f"answers/{answer.id}/risk-assessment"):
         given = client("read").get(f"/api/v1/{path}")
         assert given.headers["content-type"].partition(";")[0] in ("application/json", "application/fhir+json")
-        assert "Doe^Jane<script>alert(1)</script>" in given.text  # text, in an answer that no browser takes for a page
+        # Plain text in a response that no browser renders as HTML.
+        assert "Doe^Jane<script>alert(1)</script>" in given.text
         assert not any(mark in given.text for mark in ("\u202e", "\\u202e", "\x07", "\\u0007", "\u2066", "\\n"))
         assert not any("Doe" in value or "\u202e" in value for value in given.headers.values())
     assert "\u202e" in NAME
 
 
-def test_inert_texts_are_otherwise_as_they_were() -> None:
+def test_inert_changes_only_control_characters() -> None:
     for text in ("", "Müller^Zoë", "山田^太郎=ヤマダ^タロウ", "محمد", "𝕏 👩", "a\u0301", "<b>&amp;'\""):
         assert inert(text) == text
     assert inert("a\u200f\u202eb\x00\x1b[31m\u2028c\ud800") == "ab[31mc"
@@ -67,7 +68,7 @@ def test_inert_texts_are_otherwise_as_they_were() -> None:
     }
 
 
-def test_pages_of_the_worklist_and_of_answers(answer_to: Put, client: Clients) -> None:
+def test_worklist_and_answers_are_paginated(answer_to: Put, client: Clients) -> None:
     made = [answer_to() for _ in range(3)]
     reader = client("read")
     first = reader.get("/api/v1/answers", params={"limit": 2}).json()["answers"]
@@ -79,7 +80,7 @@ def test_pages_of_the_worklist_and_of_answers(answer_to: Put, client: Clients) -
     assert reader.get("/api/v1/jobs", params={"state": "waiting"}).json() == {"jobs": []}
 
 
-def test_the_history_of_one_patient(answer_to: Put, client: Clients) -> None:
+def test_history_contains_only_one_patient(answer_to: Put, client: Clients) -> None:
     mine, other = answer_to(), answer_to(Patient("SYNTHETIC-2"))
     key = client("read").get(f"/api/v1/answers/{mine.id}").json()["patient"]["key"]
     history = client("read").get(f"/api/v1/patients/{key}/answers").json()["answers"]
@@ -89,7 +90,7 @@ def test_the_history_of_one_patient(answer_to: Put, client: Clients) -> None:
     assert refused(client("read").get("/api/v1/patients/SYNTHETIC-1/answers")) == "E_REQUEST"
 
 
-def test_files_can_be_fetched_whole(answer_to: Put, client: Clients) -> None:
+def test_files_are_served_completely(answer_to: Put, client: Clients) -> None:
     answer = answer_to()
     (answer.folder / REPORT).write_bytes(b"DICM")
     told = client("read").get(f"/api/v1/answers/{answer.id}").json()
@@ -106,13 +107,13 @@ def test_files_can_be_fetched_whole(answer_to: Put, client: Clients) -> None:
 
 
 @pytest.mark.parametrize("name", ["source.dcm", "source.json", "nothing", "%2e%2e", "..%2fclinic.sqlite", "score.json"])
-def test_no_other_file_can(name: str, answer_to: Put, client: Clients) -> None:
+def test_other_files_are_not_served(name: str, answer_to: Put, client: Clients) -> None:
     given = client("admin").get(f"/api/v1/answers/{answer_to().id}/files/{name}")
     assert refused(given) in ("E_NO_SUCH_FILE", "E_NO_SUCH_ADDRESS", "E_REQUEST")
 
 
 def of_an_earlier_version(answer: Answer) -> dict[str, Any]:
-    """The score as a version stored it that gave patients the levels of a model of phantoms."""
+    """The score as stored by an earlier version, which gave patients the levels of a phantom model."""
     points = {"severe": {"rule_out": {"threshold": 0.5, "met": True}, "rule_in": {"threshold": 0.6, "met": False}}}
     score = {**answer.score, "operating_points": points, "level": {"severe": "low", "pcr_positive": None}}
     del score["withheld"]
@@ -120,7 +121,7 @@ def of_an_earlier_version(answer: Answer) -> dict[str, Any]:
     return score
 
 
-def test_a_patients_answer_of_a_model_of_phantoms_is_shown_without_a_verdict(answer_to: Put, client: Clients) -> None:
+def test_phantom_model_answer_of_a_patient_is_shown_without_verdict(answer_to: Put, client: Clients) -> None:
     answer = answer_to(score=of_an_earlier_version(answer_to()))
     for name in (REPORT, PICTURE, "score.json"):
         (answer.folder / name).write_bytes(b'{"level": {"severe": "low"}}')
@@ -141,14 +142,14 @@ def test_a_patients_answer_of_a_model_of_phantoms_is_shown_without_a_verdict(ans
     assert (sent.status_code, refused(sent)) == (409, "E_NOT_FOR_PATIENTS")
 
 
-def test_an_answer_without_a_time_of_day_has_the_day_alone(answer_to: Put, client: Clients) -> None:
+def test_answer_without_a_time_of_day_has_only_the_date(answer_to: Put, client: Clients) -> None:
     for has_clock, told in ((False, "2020-03-04"), (True, "2020-03-04T00:00:00")):
         answer = answer_to(acquired_at=datetime(2020, 3, 4), has_clock=has_clock)
         assert answer.has_clock is has_clock
         assert client("read").get(f"/api/v1/answers/{answer.id}").json()["study"]["acquired_at"] == told
 
 
-def test_slices_can_be_seen(answer_to: Put, client: Clients) -> None:
+def test_slices_are_served_as_png(answer_to: Put, client: Clients) -> None:
     answer, reader = answer_to(), client("read")
     planes = reader.get(f"/api/v1/answers/{answer.id}/slices").json()
     assert set(planes) == {"axial", "coronal", "sagittal"}
@@ -164,7 +165,7 @@ def test_slices_can_be_seen(answer_to: Put, client: Clients) -> None:
     assert refused(reader.get(f"/api/v1/answers/{answer.id}/slices/oblique/0.png")) == "E_REQUEST"
 
 
-def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
+def test_pictures_of_an_unscored_scan_are_served_if_it_was_readable(
     client: Clients, clinic: Clinic, scored: tuple[Score, Series]
 ) -> None:
     with clinic.store() as store:
@@ -196,10 +197,8 @@ def test_a_scan_without_a_score_can_be_seen_where_it_was_read(
     assert looked == [("a read", seen.id)]
 
 
-def test_the_lungs_of_a_scan_without_a_score_are_measured(
-    client: Clients, clinic: Clinic, scored: tuple[Score, Series]
-) -> None:
-    """The model gave no answer; outline, counted voxels and table need none."""
+def test_lungs_of_an_unscored_scan_are_measured(client: Clients, clinic: Clinic, scored: tuple[Score, Series]) -> None:
+    """The model gave no answer, but the outline, the voxel counts and the table do not need one."""
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test")
         job = store.jobs.take() or pytest.fail()
@@ -214,7 +213,7 @@ def test_the_lungs_of_a_scan_without_a_score_are_measured(
     assert pictures["none"] != pictures["lungs"]
 
 
-def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+def test_pcr_result_is_entered_under_the_name_of_the_caller(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     answer = answer_to()
     address = f"/api/v1/answers/{answer.id}/pcr"
     told = client("score").put(address, json={"result": "positive", "collected_on": "2020-03-05"}).json()
@@ -232,7 +231,9 @@ def test_a_pcr_result_is_entered_in_the_name_of_whoever_does(answer_to: Put, cli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("day", [0, 86400, "0", "86400", 0.0, True, "2020-03-05T00:00:00", "05.03.2020"], ids=repr)
-def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: Clients, clinic: Clinic) -> None:
+def test_invalid_collection_date_of_a_specimen_is_refused(
+    day: object, answer_to: Put, client: Clients, clinic: Clinic
+) -> None:
     answer = answer_to()
     entry = {"result": "positive", "collected_on": day}
     assert refused(client("score").put(f"/api/v1/answers/{answer.id}/pcr", json=entry)) == "E_REQUEST"
@@ -242,7 +243,7 @@ def test_a_number_is_no_day_of_a_specimen(day: object, answer_to: Put, client: C
         assert store.answers.get(answer.id).pcr is None
 
 
-def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+def test_opening_an_answer_is_audited_once_per_viewing_session(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     now = [1000.0]
     client().app.state.view_audit = ViewAudit(lambda: now[0])  # type: ignore[attr-defined]
     first, second = answer_to(), answer_to()
@@ -268,7 +269,7 @@ def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, 
     assert records() == told
     now[0] += SITTING_SECONDS - 1
     open_all("read", first)
-    now[0] += SITTING_SECONDS - 1  # it never went out of sight for so long
+    now[0] += SITTING_SECONDS - 1  # the pause since the last access is shorter than the limit
     open_all("read", first)
     assert records() == told
     now[0] += SITTING_SECONDS
@@ -280,7 +281,7 @@ def test_who_opens_an_answer_is_on_record_once(answer_to: Put, client: Clients, 
     assert records()[4:] == [("a read", "list", None, None), ("a read", "history", None, None)]
 
 
-def test_what_cannot_be_recorded_is_not_shown(
+def test_answer_is_not_shown_if_the_access_cannot_be_audited(
     answer_to: Put, client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"/api/v1/answers/{answer_to().id}"
@@ -297,7 +298,7 @@ def test_what_cannot_be_recorded_is_not_shown(
         assert store.audit.records()[-1].action == "look"
 
 
-def test_a_shadow_answer_is_seen_by_nobody(answer_to: Put, client: Clients) -> None:
+def test_shadow_answer_is_not_accessible(answer_to: Put, client: Clients) -> None:
     live = answer_to()
     shadow = answer_to(job_id=live.job_id, role="shadow", model_sha256="e" * 64)
     admin = client("admin")
@@ -308,7 +309,7 @@ def test_a_shadow_answer_is_seen_by_nobody(answer_to: Put, client: Clients) -> N
     assert refused(admin.post(f"/api/v1/answers/{shadow.id}/send")) == "E_NO_SUCH_ANSWER"
 
 
-def test_sending_to_the_pacs_is_noted(answer_to: Put, client: Clients, clinic: Clinic) -> None:
+def test_sending_to_the_pacs_is_audited(answer_to: Put, client: Clients, clinic: Clinic) -> None:
     answer = answer_to()
     address = f"/api/v1/answers/{answer.id}/send"
     refusal = client("score").post(address)

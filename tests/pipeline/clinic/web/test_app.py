@@ -1,4 +1,4 @@
-"""The application as a whole: its description, and whatever may be sent to it."""
+"""Tests of the whole application: its OpenAPI description, and generated valid and invalid requests."""
 
 import re
 from collections.abc import Callable
@@ -26,12 +26,12 @@ from tests.helpers import scored_answers as answers
 from tests.pipeline.clinic.web.conftest import NAME
 
 Clients = Callable[..., TestClient]
-# Where more is asked of what is sent than a schema can say: files that may be a scan, days that have been.
+# Operations with checks that a schema cannot express: files must look like a scan, dates must be in the past.
 MAY_REFUSE = ("POST /api/v1/scans", "PUT /api/v1/answers/{answer_id}/pcr")
-EXAMPLES = 6  # of each operation, right and wrong ones
+EXAMPLES = 6  # per operation and mode (valid and invalid requests)
 
 
-def test_every_operation_is_described_and_refuses_alike(client: Clients) -> None:
+def test_every_operation_is_described_and_has_the_same_error_schema(client: Clients) -> None:
     document = client().get("/api/v1/openapi.json").json()
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -48,7 +48,7 @@ def test_every_operation_is_described_and_refuses_alike(client: Clients) -> None
     assert not re.search(r"https?://", str(document))
 
 
-def test_the_page_is_served_and_asks_nobody_else(client: Clients) -> None:
+def test_page_is_served_and_loads_no_external_resources(client: Clients) -> None:
     page = client().get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Not a medical device" in page.text
@@ -60,7 +60,7 @@ def test_the_page_is_served_and_asks_nobody_else(client: Clients) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A clinic with one answer, and how to get in."""
+    """A clinic with one answer, and the ids and the token to access it."""
 
     app: FastAPI
     answer_id: str
@@ -83,15 +83,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, scored: tuple[Score, Series
         store.answers.add(job, made)
         store.worker.set("ready")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(authentication, "WRONG_TOKENS", 10**6)  # schemathesis looks whether wrong ones are let in
+        patch.setattr(authentication, "WRONG_TOKENS", 10**6)  # schemathesis tries wrong tokens
         app = make_app(clinic)
     return Served(app, made.id, job.id, patient.key, Tokens(clinic.folder).make("t", "admin", by="test"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_whatever_is_sent_the_server_answers_as_described(mode: GenerationMode, served: Served) -> None:
-    """As it is described and as it is not: no status of 500 or more, and every answer as the description says."""
+def test_server_conforms_to_its_openapi_description_for_any_request(mode: GenerationMode, served: Served) -> None:
+    """Valid and invalid requests get no status of 500 or more, and every response matches the description."""
     api = schemathesis.openapi.from_asgi("/api/v1/openapi.json", served.app, headers={"Host": "localhost"})
     headers = {"Host": "localhost", "Authorization": f"Bearer {served.token}"}
     known = {"answer_id": served.answer_id, "job_id": served.job_id, "key": served.key}
@@ -104,11 +104,11 @@ def test_whatever_is_sent_the_server_answers_as_described(mode: GenerationMode, 
             nonlocal tried
             for name in case.path_parameters.keys() & known.keys():
                 if re.fullmatch("[0-9a-f]{32}", str(case.path_parameters[name])):
-                    case.path_parameters[name] = known[name]  # nobody finds one by chance
+                    case.path_parameters[name] = known[name]  # a random id would never exist
             demanding = [positive_data_acceptance] if case.operation.label in MAY_REFUSE else []
             case.call_and_validate(headers=headers, excluded_checks=demanding)
             tried += 1
 
-        with suppress(Unsatisfiable):  # an operation without anything that could be wrong
+        with suppress(Unsatisfiable):  # an operation for which no invalid request exists
             answers_as_described()
     assert tried > 100

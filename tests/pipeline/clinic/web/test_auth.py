@@ -1,4 +1,4 @@
-"""Tokens and sessions: who holds one, for how long, and what is kept of it."""
+"""Tests of tokens and sessions: holder, role, expiry, and what is stored of them."""
 
 from datetime import timedelta
 
@@ -26,13 +26,13 @@ def let_time_pass(clinic: Clinic, table: str) -> None:
         db.execute(f"UPDATE {table} SET ends_at = ?", (stamp(now() - timedelta(seconds=1)),))
 
 
-def test_a_token_names_its_holder_and_role(tokens: Tokens) -> None:
+def test_token_identifies_its_holder_and_role(tokens: Tokens) -> None:
     caller = tokens.caller(tokens.make("ward 7", "score", by="test"))
     assert (caller.name, caller.role, caller.ends_at, caller.by_cookie) == ("ward 7", "score", None, False)
     assert caller.may("read") and caller.may("score") and not caller.may("admin")
 
 
-def test_nothing_of_a_token_or_session_is_kept_but_a_hash(tokens: Tokens, clinic: Clinic) -> None:
+def test_only_hashes_of_tokens_and_sessions_are_stored(tokens: Tokens, clinic: Clinic) -> None:
     secret = tokens.make("ward", "read", by="test")
     session, _ = tokens.sign_in(secret, hours=1)
     for path in clinic.folder.glob(f"{FILE}*"):
@@ -40,13 +40,13 @@ def test_nothing_of_a_token_or_session_is_kept_but_a_hash(tokens: Tokens, clinic
         assert session.encode() not in path.read_bytes()
 
 
-def test_what_is_no_token_is_refused(tokens: Tokens) -> None:
+def test_invalid_token_is_refused(tokens: Tokens) -> None:
     secret = tokens.make("ward", "read", by="test")
     for other in ("", secret[:-1], secret + "a", secret.upper(), "\ud800", "é"):
         assert wrong(tokens, other)
 
 
-def test_a_token_ends_in_time(tokens: Tokens, clinic: Clinic) -> None:
+def test_token_expires(tokens: Tokens, clinic: Clinic) -> None:
     secret = tokens.make("ward", "read", by="test", days=1)
     ends_at = tokens.caller(secret).ends_at
     assert ends_at and timedelta(hours=23) < ends_at - now() < timedelta(hours=25)
@@ -54,7 +54,7 @@ def test_a_token_ends_in_time(tokens: Tokens, clinic: Clinic) -> None:
     assert wrong(tokens, secret)
 
 
-def test_a_revoked_token_ends_at_once_with_its_sessions(tokens: Tokens) -> None:
+def test_revoking_a_token_ends_its_sessions_immediately(tokens: Tokens) -> None:
     secret = tokens.make("ward", "admin", by="test")
     session, _ = tokens.sign_in(secret, hours=1)
     assert tokens.session(session).name == "ward"
@@ -68,7 +68,7 @@ def test_a_revoked_token_ends_at_once_with_its_sessions(tokens: Tokens) -> None:
         tokens.revoke("wart", by="test")
 
 
-def test_a_session_ends_in_time_and_no_later_than_its_token(tokens: Tokens, clinic: Clinic) -> None:
+def test_session_expires_no_later_than_its_token(tokens: Tokens, clinic: Clinic) -> None:
     session, caller = tokens.sign_in(tokens.make("ward", "read", by="test", days=1), hours=100)
     assert caller.ends_at and caller.ends_at - now() < timedelta(hours=25)
     assert tokens.open_sessions() == 1
@@ -85,7 +85,7 @@ def test_signing_out_ends_the_session(tokens: Tokens) -> None:
         tokens.session(session)
 
 
-def test_the_first_sign_in_works_once_and_for_browsers_alone(tokens: Tokens) -> None:
+def test_first_sign_in_token_works_once_and_only_for_browsers(tokens: Tokens) -> None:
     secret = tokens.make("first", "admin", by="test", once=True)
     assert wrong(tokens, secret)
     session, caller = tokens.sign_in(secret, hours=12)
@@ -96,7 +96,7 @@ def test_the_first_sign_in_works_once_and_for_browsers_alone(tokens: Tokens) -> 
     assert ends_at and ends_at - now() > timedelta(hours=11)
 
 
-def test_signing_in_is_on_record_and_no_token_is(tokens: Tokens, clinic: Clinic) -> None:
+def test_sign_in_is_audited_without_the_token(tokens: Tokens, clinic: Clinic) -> None:
     secret = tokens.make("night desk", "read", by="test")
     session, _ = tokens.sign_in(secret, hours=1)
     tokens.session(session)
@@ -109,7 +109,7 @@ def test_signing_in_is_on_record_and_no_token_is(tokens: Tokens, clinic: Clinic)
     assert not any(hidden in str(records) for hidden in (secret, session))
 
 
-def test_names_are_names_and_never_used_twice(tokens: Tokens) -> None:
+def test_token_names_are_validated_and_never_reused(tokens: Tokens) -> None:
     tokens.make("ward", "read", by="test")
     tokens.revoke("ward", by="test")
     for name in ("ward", "", " ward", "a" * 61, "ward\n", "<b>", "ward\u202e"):
@@ -119,7 +119,7 @@ def test_names_are_names_and_never_used_twice(tokens: Tokens) -> None:
     assert [token.name for token in tokens.all()] == ["ward", "Übelacker 2"]
 
 
-def test_tokens_are_made_and_revoked_on_record(tokens: Tokens, clinic: Clinic) -> None:
+def test_creation_and_revocation_of_tokens_are_audited(tokens: Tokens, clinic: Clinic) -> None:
     tokens.make("ward", "score", by="me")
     tokens.revoke("ward", by="you")
     with clinic.store() as store:

@@ -1,4 +1,4 @@
-"""The answer as a FHIR RiskAssessment, held against the published structure (R4B, for this resource as R4)."""
+"""Tests of the FHIR RiskAssessment, validated against the R4B structure (identical to R4 for this resource)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ def resource_of(answer: Answer) -> dict[str, Any]:
     return resource
 
 
-def test_it_says_what_the_answer_says(answer_to: Callable[..., Answer]) -> None:
+def test_risk_assessment_contains_the_answer(answer_to: Callable[..., Answer]) -> None:
     answer = answer_to(Patient("SYNTHETIC-1", "ward", "DOE^JANE", "F", 63.0))
     told = resource_of(answer)
     assert told["status"] == "preliminary"
@@ -43,7 +43,7 @@ def test_probabilities_are_percentages(answer_to: Callable[..., Answer]) -> None
     assert f"{100 * BAND[0]:.1f} to {100 * BAND[1]:.1f} %" in severe["rationale"]
 
 
-def test_what_is_not_known_is_left_out(answer_to: Callable[..., Answer]) -> None:
+def test_unknown_values_are_omitted(answer_to: Callable[..., Answer]) -> None:
     answer = answer_to()
     score = {**answer.score, "level": None, "interval": None, "quality": []}
     told = resource_of(replace(answer, patient=None, study_uid="", score=score))
@@ -52,7 +52,7 @@ def test_what_is_not_known_is_left_out(answer_to: Callable[..., Answer]) -> None
     assert all(set(each) == {"outcome", "probabilityDecimal"} for each in told["prediction"])
 
 
-def test_a_level_that_the_band_leaves_open_has_no_code(answer_to: Callable[..., Answer]) -> None:
+def test_uncertain_level_has_text_but_no_code(answer_to: Callable[..., Answer]) -> None:
     answer = answer_to()
     score = {**answer.score, "level": {**answer.score["level"], "severe": "uncertain"}}
     (severe,) = (each for each in resource_of(replace(answer, score=score))["prediction"] if "qualitativeRisk" in each)
@@ -60,7 +60,7 @@ def test_a_level_that_the_band_leaves_open_has_no_code(answer_to: Callable[..., 
     assert severe["qualitativeRisk"]["text"].startswith("uncertain: the 95 % band of the calibration crosses")
 
 
-def test_there_is_none_of_a_patient_for_a_model_of_phantoms(
+def test_phantom_model_gives_no_risk_assessment_for_a_patient(
     answer_to: Callable[..., Answer], client: Callable[..., TestClient]
 ) -> None:
     answer = answer_to()
@@ -69,13 +69,13 @@ def test_there_is_none_of_a_patient_for_a_model_of_phantoms(
     assert (given.status_code, refused(given)) == (409, "E_NOT_FOR_PATIENTS")
 
 
-def test_odd_texts_are_inert(answer_to: Callable[..., Answer]) -> None:
+def test_control_characters_are_removed_from_texts(answer_to: Callable[..., Answer]) -> None:
     for text in ("\x00\u202e", " ", "", "\u2066<b>\n\r\t"):
         told = resource_of(answer_to(Patient(text, text, text)))
         assert not any(mark in str(told) for mark in ("\\x00", "\u202e", "\u2066", "\\n", "\\r", "\\t"))
 
 
-def test_the_api_gives_it_as_fhir(answer_to: Callable[..., Answer], client: Callable[..., TestClient]) -> None:
+def test_api_returns_fhir_json(answer_to: Callable[..., Answer], client: Callable[..., TestClient]) -> None:
     answer = answer_to()
     given = client("read").get(f"/api/v1/answers/{answer.id}/risk-assessment")
     assert given.headers["content-type"] == "application/fhir+json"

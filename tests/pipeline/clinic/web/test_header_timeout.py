@@ -1,4 +1,4 @@
-"""Connections on which no request comes are closed; others are answered."""
+"""Tests of the header timeout: connections without a complete request head are closed, others are answered."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ async def app(scope: dict[str, object], receive: object, send: Callable[..., Awa
 
 
 def talk(how: Talk) -> bytes:
-    """What comes of a connection to a server of this protocol."""
+    """Run `how` on a connection to a server with this protocol. Return its result."""
 
     async def serve() -> bytes:
         config = uvicorn.Config(app, lifespan="off", log_config=None)
@@ -38,7 +38,7 @@ def talk(how: Talk) -> bytes:
 
 
 @pytest.mark.parametrize("begun", [b"", REQUEST[:-3]])
-def test_a_head_that_does_not_come_whole_ends_the_connection(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_request_head_closes_the_connection(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_timeout, "HEAD_SECONDS", 0.05)
 
     async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
@@ -48,7 +48,7 @@ def test_a_head_that_does_not_come_whole_ends_the_connection(begun: bytes, monke
     assert talk(begin) == b""
 
 
-def test_neither_does_a_second_one_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_second_request_head_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header_timeout, "HEAD_SECONDS", 0.3)
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
@@ -65,7 +65,7 @@ def test_neither_does_a_second_one_byte_by_byte(monkeypatch: pytest.MonkeyPatch)
     assert talk(trickle).startswith(b"HTTP/1.1 200")
 
 
-def test_whoever_asks_in_time_is_answered_again_and_again() -> None:
+def test_repeated_timely_requests_are_answered() -> None:
     async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
         answers = b""
         for _ in range(3):

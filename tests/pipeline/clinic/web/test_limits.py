@@ -1,4 +1,4 @@
-"""How often somebody may ask, and how many scans may come in."""
+"""Tests of the rate limit for requests and of the limit for incoming scans."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ class Clock:
         return self.seconds
 
 
-def test_a_burst_is_let_in_and_then_so_many_a_minute() -> None:
+def test_burst_is_allowed_and_then_the_rate_is_limited() -> None:
     clock = Clock()
     buckets = Buckets(per_minute=6, burst=3, clock=clock)
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 10]
@@ -26,15 +26,15 @@ def test_a_burst_is_let_in_and_then_so_many_a_minute() -> None:
     assert [buckets.take("a") for _ in range(4)] == [0, 0, 0, 10]
 
 
-def test_each_key_has_a_bucket_of_its_own() -> None:
+def test_each_key_has_its_own_bucket() -> None:
     buckets = Buckets(per_minute=1, burst=1, clock=Clock())
     assert buckets.take("a") == 0
     assert buckets.take("b") == 0
     assert buckets.take("a") == 60
 
 
-def test_many_addresses_do_not_fill_the_memory() -> None:
-    """An empty bucket that is forgotten is a full one again."""
+def test_number_of_remembered_addresses_is_limited() -> None:
+    """An empty bucket that is removed starts full again."""
     buckets = Buckets(per_minute=1, burst=1, clock=Clock(), most_keys=10)
     addresses = [str(number) for number in range(1000)]
     for address in addresses:
@@ -43,7 +43,7 @@ def test_many_addresses_do_not_fill_the_memory() -> None:
     assert 0 < len(remembered) <= 10
 
 
-def test_full_buckets_are_forgotten_first() -> None:
+def test_full_buckets_are_removed_first() -> None:
     clock = Clock()
     buckets = Buckets(per_minute=1, burst=1, clock=clock, most_keys=3)
     buckets.take("full again")
@@ -53,7 +53,7 @@ def test_full_buckets_are_forgotten_first() -> None:
     assert all(buckets.wait_seconds(address) for address in ("a", "b", "c"))
 
 
-def test_scans_that_come_in_count_as_those_that_wait() -> None:
+def test_uploads_in_progress_count_as_waiting_scans() -> None:
     waiting = 2
     room = Room(4, lambda: waiting)
 

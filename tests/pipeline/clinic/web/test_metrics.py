@@ -1,4 +1,4 @@
-"""Figures for Prometheus, and whether the service is ready; no patient is in them."""
+"""Tests of the Prometheus metrics, which contain no patient data, and of the readiness check."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ Clients = Callable[..., TestClient]
 
 
 def figures(client: Clients) -> tuple[str, dict[tuple[str, ...], float]]:
-    """The text, and each sample by its name and the values of its labels, sorted by theirs."""
+    """The text, and each sample by its name and its label values, sorted by label name."""
     text = client("read").get("/metrics").text
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return text, {(each.name, *(value for _, value in sorted(each.labels.items()))): each.value for each in samples}
 
 
-def test_figures_tell_what_is_in_the_store(answer_to: Callable[..., Answer], client: Clients, clinic: Clinic) -> None:
+def test_metrics_match_the_store_content(answer_to: Callable[..., Answer], client: Clients, clinic: Clinic) -> None:
     answer = answer_to()
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test")
@@ -43,7 +43,7 @@ def test_figures_tell_what_is_in_the_store(answer_to: Callable[..., Answer], cli
     assert not any(word in text for word in ("SYNTHETIC", "Doe", answer.study_uid, answer.id))
 
 
-def test_figures_need_a_token_wherever_they_are_asked_for(client: Clients) -> None:
+def test_metrics_need_a_token_even_from_localhost(client: Clients) -> None:
     local = TestClient(client().app, base_url="http://localhost", client=("127.0.0.1", 1))
     assert refused(local.get("/metrics")) == "E_NO_TOKEN"
 
@@ -53,9 +53,7 @@ def test_signed_in_browsers_are_counted(client: Clients, secrets_by_role: dict[s
     assert figures(client)[1]["fedthorax_sessions",] == 1
 
 
-def test_ready_once_the_worker_has_its_model_and_the_disk_has_room(
-    client: Clients, clinic: Clinic, monkeypatch
-) -> None:
+def test_ready_when_worker_has_its_model_and_disk_has_space(client: Clients, clinic: Clinic, monkeypatch) -> None:
     def ready() -> tuple[int, dict[str, bool]]:
         answer = client().get("/health/ready")
         return answer.status_code, answer.json()

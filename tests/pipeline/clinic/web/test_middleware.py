@@ -1,4 +1,4 @@
-"""What stands before every route: names, callers, sizes, rates, headers, and how errors end."""
+"""Tests of the middleware: host names, authentication, request sizes, rate limits, headers and error responses."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ UNKNOWN = "0" * 32
         f"/api/v1/jobs/{UNKNOWN}",
     ],
 )
-def test_strict_headers_are_on_everything(path: str, client: Clients) -> None:
+def test_every_response_has_strict_security_headers(path: str, client: Clients) -> None:
     for asking in (client(), client("admin")):
         headers = asking.get(path, headers={"Origin": "http://elsewhere.example"}).headers
         policy = headers["content-security-policy"]
@@ -48,7 +48,8 @@ def test_strict_headers_are_on_everything(path: str, client: Clients) -> None:
 def test_every_refusal_has_code_says_and_remedy(client: Clients) -> None:
     admin = client("admin")
     assert refused(client().get("/api/v1/jobs")) == "E_NO_TOKEN"
-    assert refused(client().get("/api/v1/nowhere")) == "E_NO_TOKEN"  # nobody learns which addresses there are
+    # Without a token, existing and unknown addresses look the same.
+    assert refused(client().get("/api/v1/nowhere")) == "E_NO_TOKEN"
     assert refused(admin.get("/api/v1/nowhere")) == "E_NO_SUCH_ADDRESS"
     assert refused(admin.get("/api/v1/jobs/")) == "E_NO_SUCH_ADDRESS"
     assert refused(client().get("/static/../../app.py")) == "E_NO_SUCH_ADDRESS"
@@ -61,7 +62,7 @@ def test_every_refusal_has_code_says_and_remedy(client: Clients) -> None:
     assert refused(admin.get("/api/v1/jobs", headers={"Content-Length": "-1"})) == "E_REQUEST"
 
 
-def test_what_was_sent_is_not_repeated(client: Clients) -> None:
+def test_request_content_is_not_repeated_in_the_refusal(client: Clients) -> None:
     answer = client("admin").put(f"/api/v1/answers/{UNKNOWN}/pcr", json={"result": "<b>CANARY", "collected_on": "x"})
     assert refused(answer) == "E_REQUEST"
     assert "CANARY" not in answer.text
@@ -69,18 +70,18 @@ def test_what_was_sent_is_not_repeated(client: Clients) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "[", "127.0.0.2:8765"])
-def test_other_names_are_refused(host: str, client: Clients) -> None:
+def test_unknown_host_names_are_refused(host: str, client: Clients) -> None:
     assert refused(client("admin").get("/api/v1/jobs", headers={"Host": host})) == "E_HOST"
     assert refused(client().get("/", headers={"Host": host})) == "E_HOST"
 
 
-def test_names_of_the_settings_are_answered(client: Clients, clinic: Clinic) -> None:
+def test_configured_host_names_are_accepted(client: Clients, clinic: Clinic) -> None:
     clinic.settings.server.names = ["Thorax.Hospital.example"]
     for host in ("thorax.hospital.example", "THORAX.hospital.example:443", "localhost:1", "[::1]:8765", "127.0.0.1"):
         assert client("read").get("/api/v1/jobs", headers={"Host": host}).status_code == 200
 
 
-def test_large_requests_are_refused_announced_or_not(client: Clients) -> None:
+def test_large_requests_are_refused_with_or_without_content_length(client: Clients) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(3):
             yield b" " * 30_000
@@ -92,7 +93,7 @@ def test_large_requests_are_refused_announced_or_not(client: Clients) -> None:
     assert refused(streamed) == "E_REQUEST_SIZE"
 
 
-def test_too_many_requests_are_told_when_to_come_again(client: Clients, clinic: Clinic) -> None:
+def test_rate_limited_response_has_retry_after(client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.requests_per_minute = 5
     reader = client("read")
     assert [reader.get("/api/v1/jobs").status_code for _ in range(5)] == [200] * 5
@@ -103,7 +104,7 @@ def test_too_many_requests_are_told_when_to_come_again(client: Clients, clinic: 
     assert client().get("/health/live").status_code == 200
 
 
-def test_too_many_requests_of_one_token_from_many_addresses(client: Clients, clinic: Clinic) -> None:
+def test_rate_limit_of_one_token_holds_across_many_addresses(client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.requests_per_minute = 4
     app = client().app
     token = client("read").headers["authorization"]
@@ -116,14 +117,14 @@ def test_too_many_requests_of_one_token_from_many_addresses(client: Clients, cli
     assert statuses == [200] * 4 + [429] * 2
 
 
-def test_through_a_proxy_one_clinician_does_not_use_up_what_another_may(client: Clients, clinic: Clinic) -> None:
+def test_rate_limits_behind_a_proxy_are_separate_per_clinician(client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.requests_per_minute = 2
     clinic.settings.server.without_tls = True
     statuses = [client(role).get("/api/v1/jobs").status_code for role in ("read", "score", "admin") for _ in range(3)]
     assert statuses == [200, 200, 429] * 3
 
 
-def test_many_wrong_tokens_are_told_to_wait_and_right_ones_are_not(client: Clients) -> None:
+def test_many_wrong_tokens_are_rate_limited_but_valid_tokens_are_not(client: Clients) -> None:
     wrong = TestClient(client().app, base_url=ADDRESS, headers={"Authorization": "Bearer fct_wrong"})
     codes = [refused(wrong.get("/api/v1/jobs")) for _ in range(6)]
     codes += [refused(wrong.post("/api/v1/session", json={"token": "fct_wrong"})) for _ in range(6)]
@@ -132,7 +133,7 @@ def test_many_wrong_tokens_are_told_to_wait_and_right_ones_are_not(client: Clien
     assert client("read").get("/api/v1/jobs").status_code == 200
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_words_to_itself(
+def test_unexpected_error_text_is_neither_returned_nor_logged(
     client: Clients, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     words = "CANARY"
@@ -151,7 +152,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_words_to_itself(
     assert "RuntimeError" in caplog.text and "scans.py" in caplog.text
 
 
-def test_requests_that_take_too_long_end(client: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_requests_are_terminated(client: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: object) -> None:
         await asyncio.sleep(60)
 
@@ -162,7 +163,7 @@ def test_requests_that_take_too_long_end(client: Clients, monkeypatch: pytest.Mo
     assert (answer.status_code, refused(answer)) == (503, "E_REQUEST_TIME")
 
 
-def test_no_token_is_written_to_a_log(client: Clients, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_are_never_logged(client: Clients, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         for role in ("read", "admin"):
             asking = client(role)
@@ -175,6 +176,6 @@ def test_no_token_is_written_to_a_log(client: Clients, caplog: pytest.LogCapture
     assert "E_TOKEN" in caplog.text
 
 
-def test_tls_is_asked_for_again(client: Clients, clinic: Clinic) -> None:
-    clinic.settings.server.without_tls = True  # a proxy has it
+def test_hsts_header_is_sent_behind_a_tls_proxy(client: Clients, clinic: Clinic) -> None:
+    clinic.settings.server.without_tls = True  # a proxy provides TLS
     assert client().get("/").headers["strict-transport-security"] == "max-age=31536000"

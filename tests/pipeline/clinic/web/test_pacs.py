@@ -1,4 +1,4 @@
-"""The PACS through the API: none, one that is silent, and what is asked of it."""
+"""Tests of the PACS routes of the API: no PACS, an unreachable PACS, searches and series requests."""
 
 from collections.abc import Callable
 
@@ -15,17 +15,17 @@ CHOICE = {"study_uid": "1.2", "series_uid": "1.3"}
 
 @pytest.fixture
 def silent(clinic: Clinic) -> None:
-    """A PACS at an address where nobody listens."""
+    """A PACS at an address where nothing listens."""
     clinic.settings.pacs = PacsTable(protocol="dicomweb", dicomweb=DicomWebTable(url="http://127.0.0.1:1/dicom-web"))
 
 
-def test_a_clinic_without_a_pacs_says_so(client: Clients) -> None:
+def test_clinic_without_a_pacs_refuses_with_a_code(client: Clients) -> None:
     listing = client("score").get("/api/v1/pacs/series", params={"patient_id": "SYNTHETIC-1"})
     assert (listing.status_code, refused(listing)) == (409, "E_NO_PACS")
     assert refused(client("score").post("/api/v1/pacs/scans", json=CHOICE)) == "E_NO_PACS"
 
 
-def test_a_pacs_that_is_silent_is_no_failure_of_ours(silent: None, client: Clients) -> None:
+def test_unreachable_pacs_gives_bad_gateway(silent: None, client: Clients) -> None:
     listing = client("score").get("/api/v1/pacs/series", params={"patient_id": "SYNTHETIC-1"})
     assert (listing.status_code, refused(listing)) == (502, "E_PACS_SILENT")
     assert "SYNTHETIC-1" not in listing.text
@@ -39,16 +39,16 @@ def test_a_pacs_that_is_silent_is_no_failure_of_ours(silent: None, client: Clien
         ({"from": "2026-01-01", "to": "2026-12-31"}, "E_PACS_CRITERIA"),
         ({"patient_id": "1" * 65}, "E_REQUEST"),
         ({"from": "yesterday"}, "E_REQUEST"),
-        ({"patient_id": "SYNTHETIC-1", "from": "0"}, "E_REQUEST"),  # a number is no day
+        ({"patient_id": "SYNTHETIC-1", "from": "0"}, "E_REQUEST"),  # a number is not a date
         ({"patient_id": "SYNTHETIC-1", "to": "86400"}, "E_REQUEST"),
     ],
 )
-def test_a_search_must_be_narrow(asked: dict[str, str], code: str, silent: None, client: Clients) -> None:
+def test_broad_or_invalid_search_is_refused(asked: dict[str, str], code: str, silent: None, client: Clients) -> None:
     listing = client("score").get("/api/v1/pacs/series", params=asked)
     assert (listing.status_code, refused(listing)) == (422, code)
 
 
-def test_a_series_is_queued_in_the_name_of_whoever_chose_it(silent: None, client: Clients, clinic: Clinic) -> None:
+def test_series_is_queued_under_the_name_of_the_caller(silent: None, client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.waiting_scans = 1
     chosen = client("score").post("/api/v1/pacs/scans", json=CHOICE)
     assert chosen.status_code == 202

@@ -1,4 +1,4 @@
-"""Which role may ask for what: every route of the API is named here, once."""
+"""Tests of the role that each route needs. Every route of the API is listed here once."""
 
 from collections.abc import Callable
 
@@ -45,13 +45,13 @@ BODIES = {
 }
 
 
-def test_every_route_is_named_here(client: Callable[..., TestClient]) -> None:
+def test_every_route_is_listed_here(client: Callable[..., TestClient]) -> None:
     document = client().get("/api/v1/openapi.json").json()
     routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert routes == NEEDED.keys() | OPEN
 
 
-def test_each_route_is_for_those_whose_role_suffices(client: Callable[..., TestClient]) -> None:
+def test_each_route_requires_its_role(client: Callable[..., TestClient]) -> None:
     roles = ("read", "score", "admin")
     for (method, path), needed in NEEDED.items():
         address = path.format(**VALUES)

@@ -1,4 +1,4 @@
-"""Browsers: signing in with a token, and that no other site can act for them."""
+"""Tests of browser sessions: signing in with a token, and protection against requests from other sites (CSRF)."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -17,7 +17,7 @@ ENTRY = {"result": "positive", "collected_on": None}
 
 @pytest.fixture
 def browser(client: Clients, secrets_by_role: dict[str, str]) -> TestClient:
-    """Signed in with the role score."""
+    """A browser that is signed in with the role `score`."""
     signed_in = client()
     answer = signed_in.post("/api/v1/session", json={"token": secrets_by_role["score"]})
     assert answer.status_code == 200, answer.text
@@ -25,7 +25,7 @@ def browser(client: Clients, secrets_by_role: dict[str, str]) -> TestClient:
     return signed_in
 
 
-def test_the_cookie_is_for_this_site_and_no_script(client: Clients, secrets_by_role: dict[str, str]) -> None:
+def test_cookie_is_same_site_and_http_only(client: Clients, secrets_by_role: dict[str, str]) -> None:
     answer = client().post("/api/v1/session", json={"token": secrets_by_role["read"]})
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith("fedthorax=")
@@ -39,7 +39,7 @@ PACS = {"protocol": "dicomweb", "dicomweb": {"url": "http://127.0.0.1:1/dicom-we
 
 
 @pytest.mark.parametrize(("searches", "send"), [(False, "off"), (True, "off"), (False, "on_request"), (True, "always")])
-def test_a_session_tells_whether_there_is_a_pacs(
+def test_session_states_whether_a_pacs_is_configured(
     searches: bool, send: Literal["off", "on_request", "always"], browser: TestClient, clinic: Clinic
 ) -> None:
     clinic.settings.pacs = PacsTable.model_validate(PACS) if searches else None
@@ -48,7 +48,7 @@ def test_a_session_tells_whether_there_is_a_pacs(
     assert (told["searches_pacs"], told["sends_to_pacs"]) == (searches, send != "off")
 
 
-def test_by_tls_the_cookie_is_secure(client: Clients, clinic: Clinic, secrets_by_role: dict[str, str]) -> None:
+def test_cookie_is_secure_over_tls(client: Clients, clinic: Clinic, secrets_by_role: dict[str, str]) -> None:
     clinic.settings.server.without_tls = True
     secure = TestClient(client().app, base_url="https://localhost", follow_redirects=False)
     cookie = secure.post("/api/v1/session", json={"token": secrets_by_role["read"]}).headers["set-cookie"]
@@ -57,7 +57,7 @@ def test_by_tls_the_cookie_is_secure(client: Clients, clinic: Clinic, secrets_by
     assert secure.get("/api/v1/session").json()["role"] == "read"
 
 
-def test_a_browser_asks_by_its_session(browser: TestClient) -> None:
+def test_browser_is_authenticated_by_its_session(browser: TestClient) -> None:
     told = browser.get("/api/v1/session").json()
     assert (told["name"], told["role"]) == ("a score", "score")
     assert told["ends_at"]
@@ -89,7 +89,7 @@ def test_another_site_cannot_change_anything(headers: dict[str, str], browser: T
 
 
 @pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": ADDRESS}])
-def test_our_own_page_can(headers: dict[str, str], browser: TestClient) -> None:
+def test_our_own_page_can_change_data(headers: dict[str, str], browser: TestClient) -> None:
     assert refused(browser.put(PCR, json=ENTRY, headers=headers)) == "E_NO_SUCH_ANSWER"
 
 
@@ -99,12 +99,12 @@ def test_another_site_cannot_sign_a_browser_in(client: Clients, secrets_by_role:
         assert refused(answer) == "E_OTHER_SITE"
 
 
-def test_a_token_in_a_header_needs_no_page_of_ours(client: Clients) -> None:
+def test_token_in_a_header_works_from_any_origin(client: Clients) -> None:
     headers = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
     assert refused(client("score").put(PCR, json=ENTRY, headers=headers)) == "E_NO_SUCH_ANSWER"
 
 
-def test_signing_out_ends_it(browser: TestClient) -> None:
+def test_signing_out_ends_the_session(browser: TestClient) -> None:
     kept = browser.cookies["fedthorax"]
     answer = browser.delete("/api/v1/session", headers={"Sec-Fetch-Site": "same-origin"})
     assert answer.status_code == 204
@@ -114,11 +114,11 @@ def test_signing_out_ends_it(browser: TestClient) -> None:
 
 
 @pytest.mark.parametrize("cookie", ["fedthorax=", "fedthorax", ";;==", "fedthorax=\x7f", 'fedthorax="a'])
-def test_odd_cookies_are_no_session(cookie: str, client: Clients) -> None:
+def test_malformed_cookies_are_refused(cookie: str, client: Clients) -> None:
     assert refused(client().get("/api/v1/jobs", headers={"Cookie": cookie})) in ("E_NO_TOKEN", "E_TOKEN")
 
 
-def test_a_token_that_cannot_be_one_is_refused(client: Clients) -> None:
+def test_malformed_token_is_refused_at_sign_in(client: Clients) -> None:
     for token in ("", "x" * 257, 7, None):
         assert refused(client().post("/api/v1/session", json={"token": token})) == "E_REQUEST"
     headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""Scans that come in: byte for byte, under names that say nothing, and nothing of what does not come whole."""
+"""Tests of uploads: files are stored unchanged under neutral names, and incomplete uploads leave no file."""
 
 import io
 import os
@@ -20,11 +20,11 @@ ODD = "Doe^Jane\u202e<script>.dcm"
 
 
 def files_of(clinic: Clinic) -> dict[str, bytes]:
-    """What lies in scans/, by name within the job's folder."""
+    """The files in scans/, by their name within the job's folder."""
     return {path.name: path.read_bytes() for path in clinic.scans.rglob("*") if path.is_file()}
 
 
-def test_files_arrive_byte_for_byte_without_their_names(client: Clients, clinic: Clinic) -> None:
+def test_uploaded_files_are_stored_unchanged_without_their_names(client: Clients, clinic: Clinic) -> None:
     contents = [os.urandom(size) for size in (0, 1, 1000, 700_000)]
     contents[1] = b"\r\n--boundary--\r\n"
     answer = client("score").post(SCANS, files=[("files", (ODD, content)) for content in contents])
@@ -39,7 +39,7 @@ def test_files_arrive_byte_for_byte_without_their_names(client: Clients, clinic:
     assert client("read").get(f"/api/v1/jobs/{job['id']}").json() == job
 
 
-def test_endings_by_which_a_file_is_read_are_kept_and_companions_are_not(client: Clients, clinic: Clinic) -> None:
+def test_known_suffixes_are_kept_and_accompanying_files_are_dropped(client: Clients, clinic: Clinic) -> None:
     names = ["a/b/IM0001", "c.NII.GZ", "d.mha", "e.zip", "f.exe", "g\\.DS_Store", "DICOMDIR", "x/README", "", ".hidden"]
     boundary = "b"
     parts = [
@@ -54,7 +54,7 @@ def test_endings_by_which_a_file_is_read_are_kept_and_companions_are_not(client:
 
 
 @pytest.mark.parametrize("kind", ["application/zip", "application/octet-stream"])
-def test_a_zip_arrives_as_it_is(kind: str, client: Clients, clinic: Clinic) -> None:
+def test_zip_is_stored_unchanged(kind: str, client: Clients, clinic: Clinic) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("IM0001", os.urandom(600_000))
@@ -63,7 +63,7 @@ def test_a_zip_arrives_as_it_is(kind: str, client: Clients, clinic: Clinic) -> N
     assert files_of(clinic) == {"1.zip": packed.getvalue()}
 
 
-def test_the_series_that_is_meant_can_be_named(client: Clients, clinic: Clinic) -> None:
+def test_series_to_score_can_be_specified(client: Clients, clinic: Clinic) -> None:
     files = {"files": ("a", b"b")}
     assert client("score").post(SCANS, files=files, params={"series_uid": "1.2.3"}).status_code == 202
     assert refused(client("score").post(SCANS, files=files, params={"series_uid": "1..2"})) == "E_REQUEST"
@@ -93,14 +93,14 @@ PART = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r
         (b"a", {"Content-Type": "multipart/mixed; boundary=b"}, "E_REQUEST_TYPE"),
     ],
 )
-def test_what_is_no_upload_is_refused_and_leaves_nothing(
+def test_invalid_upload_is_refused_and_leaves_no_file(
     content: bytes, headers: dict[str, str], code: str, client: Clients, clinic: Clinic
 ) -> None:
     assert refused(client("score").post(SCANS, content=content, headers=headers)) == code
     assert list(clinic.scans.iterdir()) == []
 
 
-def test_a_scan_that_is_too_large_leaves_nothing(client: Clients, clinic: Clinic) -> None:
+def test_too_large_upload_leaves_no_file(client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.upload_mb = 1
 
     def pieces() -> Iterator[bytes]:
@@ -114,15 +114,17 @@ def test_a_scan_that_is_too_large_leaves_nothing(client: Clients, clinic: Clinic
         assert list(clinic.scans.iterdir()) == []
 
 
-def test_too_many_files_leave_nothing(client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upload_of_too_many_files_leaves_no_file(
+    client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(uploads, "MAX_ENTRIES", 3)
     answer = client("score").post(SCANS, files=[("files", (f"{n}.dcm", b"x")) for n in range(4)])
     assert (answer.status_code, refused(answer)) == (413, "E_UPLOAD_FILES")
     assert list(clinic.scans.iterdir()) == []
 
 
-def test_a_client_that_goes_away_leaves_nothing(client: Clients, clinic: Clinic) -> None:
-    """Told to the application as a server would: half of the body, then a broken connection."""
+def test_client_disconnect_leaves_no_file(client: Clients, clinic: Clinic) -> None:
+    """Call the application as a server would: half of the body, then a disconnect."""
     asking = client("score")
     messages = [
         {"type": "http.request", "body": PART + b"x" * 600_000, "more_body": True},
@@ -149,14 +151,14 @@ def test_a_client_that_goes_away_leaves_nothing(client: Clients, clinic: Clinic)
         **{"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8765), "state": {}},
     }
     anyio.run(asking.app, scope, receive, send)
-    assert seen == [0, 1]  # it was on its way to the disk
+    assert seen == [0, 1]  # writing to the disk had begun
     assert sent == []
     assert list(clinic.scans.iterdir()) == []
     with clinic.store() as store:
         assert store.jobs.newest() == []
 
 
-def test_a_full_queue_says_so_and_leaves_nothing(client: Clients, clinic: Clinic) -> None:
+def test_full_queue_is_refused_and_leaves_no_file(client: Clients, clinic: Clinic) -> None:
     clinic.settings.limits.waiting_scans = 2
     files = {"files": ("a", b"b" * 200_000)}
     assert [client("score").post(SCANS, files=files).status_code for _ in range(2)] == [202, 202]
@@ -166,14 +168,14 @@ def test_a_full_queue_says_so_and_leaves_nothing(client: Clients, clinic: Clinic
     assert len(list(clinic.scans.iterdir())) == 2
 
 
-def test_a_full_disk_says_so(client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_refused(client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.clinic.web.scans.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1})())
     answer = client("score").post(SCANS, files={"files": ("a", b"b")})
     assert (answer.status_code, refused(answer)) == (503, "E_DISK_FULL")
     assert list(clinic.scans.iterdir()) == []
 
 
-def test_a_store_that_fails_leaves_nothing(client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_no_file(client: Clients, clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -182,7 +184,7 @@ def test_a_store_that_fails_leaves_nothing(client: Clients, clinic: Clinic, monk
     assert list(clinic.scans.iterdir()) == []
 
 
-def test_what_is_uploaded_lies_within_the_clinic(client: Clients, clinic: Clinic, tmp_path: Path) -> None:
+def test_uploaded_files_stay_inside_the_clinic_folder(client: Clients, clinic: Clinic, tmp_path: Path) -> None:
     answer = client("score").post(SCANS, files={"files": ("../../../evil.dcm", b"b")})
     assert answer.status_code == 202
     assert [path.name for path in tmp_path.rglob("*.dcm")] == ["1.dcm"]

@@ -1,4 +1,4 @@
-"""Whoever is shown something of a patient is on record, whichever route shows it."""
+"""Tests of the view audit: each access to patient data is recorded, on every route."""
 
 import json
 import threading
@@ -31,7 +31,7 @@ Put = Callable[..., Answer]
 API = "/api/v1"
 IN_PACS = {"PatientID": "SYNTHETIC-PACS-7", "IssuerOfPatientID": "ward", "PatientName": "Canary^One"}
 PICTURES = ("image/png", "application/gzip", "application/dicom")
-# Every route, with what it is called with; ids are filled in. A new route has to be added here.
+# Every route with the arguments of its call; ids are filled in. A new route must be added here.
 CALLS: dict[tuple[str, str], dict[str, Any]] = {
     ("GET", "/"): {},
     ("GET", "/health/live"): {},
@@ -80,7 +80,8 @@ VERBS = {
     ("GET", f"{API}/patients/{{key}}/answers"): "history",
     ("GET", f"{API}/pacs/series"): "search",
 }
-FIGURES = {pair for pair in VERBS if pair[1].endswith(("/slices", "/lungs"))}  # alone, of one patient's scan
+# These responses contain only numbers, of one patient's scan.
+FIGURES = {pair for pair in VERBS if pair[1].endswith(("/slices", "/lungs"))}
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def pacs(clinic: Clinic) -> Iterator[FakePacs]:
 
 @pytest.fixture
 def refused_job(clinic: Clinic, scored: tuple[Score, Series]) -> Job:
-    """A scan of the patient that got no score, with its pictures."""
+    """A job of the patient that ended without a score, with its pictures."""
     with clinic.store() as store:
         store.jobs.add(new_id(), source="upload", asked_by="test", patient=PATIENT)
         job = store.jobs.take()
@@ -114,7 +115,7 @@ def records(clinic: Clinic, who: str) -> list[AuditRecord]:
 
 
 def routes(router: Any) -> Iterator[APIRoute]:
-    """All routes, those of included routers too."""
+    """Yield all routes, including those of included routers."""
     for route in router.routes:
         if isinstance(route, APIRoute):
             yield route
@@ -122,7 +123,7 @@ def routes(router: Any) -> Iterator[APIRoute]:
             yield from routes(route.original_router)
 
 
-def test_every_route_that_shows_a_patient_leaves_a_record(
+def test_every_route_that_shows_patient_data_is_audited(
     clinic: Clinic, client: Clients, pacs: FakePacs, refused_job: Job, answer_to: Put
 ) -> None:
     answer = answer_to()
@@ -138,7 +139,7 @@ def test_every_route_that_shows_a_patient_leaves_a_record(
     marks = (PATIENT.id, "Doe^Jane", IN_PACS["PatientID"], IN_PACS["PatientName"])
     ids = {answer.id, answer.job_id, refused_job.id, answer.patient.key, in_pacs}
     for number, ((method, path), call) in enumerate(CALLS.items()):
-        who = f"caller {number}"  # new to the clinic: no sitting of an earlier call is open
+        who = f"caller {number}"  # a new caller, so that no earlier view counts
         token = Tokens(clinic.folder).make(who, "admin", by="test")
         headers = {**call.get("headers", {}), "Authorization": f"Bearer {token}"}
         job_id = refused_job.id if "/slices" in path or "/lungs" in path else answer.job_id
@@ -162,9 +163,7 @@ def test_every_route_that_shows_a_patient_leaves_a_record(
         assert not any(name in told for name in (PATIENT.id, "Doe", IN_PACS["PatientID"], "Canary", "ACC-1"))
 
 
-def test_a_search_is_on_record_each_time_with_what_was_asked_for_and_shown(
-    clinic: Clinic, client: Clients, pacs: FakePacs
-) -> None:
+def test_every_search_is_audited_with_its_query_and_result(clinic: Clinic, client: Clients, pacs: FakePacs) -> None:
     asked = {"patient_id": f" {IN_PACS['PatientID']} ", "from": "2021-03-01", "to": "2021-03-31"}
     for _ in range(2):
         assert len(client("score").get(f"{API}/pacs/series", params=asked).json()["series"]) == 1
@@ -188,7 +187,7 @@ def test_a_search_is_on_record_each_time_with_what_was_asked_for_and_shown(
         assert fourth["asked"]["accession"] not in (key("ACC-1"), "ACC-1")
 
 
-def test_the_worklist_is_on_record_once_and_again_for_each_patient_that_is_new_in_it(
+def test_worklist_is_audited_once_and_again_for_each_new_patient(
     clinic: Clinic, client: Clients, answer_to: Put
 ) -> None:
     now = [1000.0]
@@ -201,7 +200,7 @@ def test_the_worklist_is_on_record_once_and_again_for_each_patient_that_is_new_i
         return [record.output and record.output["shown"] for record in records(clinic, "a read")]
 
     assert look() == [[first.job_id]]
-    with clinic.store() as store:  # of this one nobody knows yet whose it is
+    with clinic.store() as store:  # the patient of this job is not known yet
         unread = store.jobs.add(new_id(), source="upload", asked_by="test")
     assert look() == [[first.job_id]]
     with clinic.store() as store:
@@ -213,7 +212,7 @@ def test_the_worklist_is_on_record_once_and_again_for_each_patient_that_is_new_i
     assert look() == [[first.job_id], [unread.id], [unread.id, first.job_id]]
 
 
-def test_histories_of_two_patients_are_two_records(clinic: Clinic, client: Clients, answer_to: Put) -> None:
+def test_histories_of_two_patients_give_two_audit_records(clinic: Clinic, client: Clients, answer_to: Put) -> None:
     answers = [answer_to(), answer_to(Patient("SYNTHETIC-2"))]
     keys = [answer.patient.key for answer in answers if answer.patient]
     for key in (*keys, keys[0]):
@@ -225,7 +224,7 @@ def test_histories_of_two_patients_are_two_records(clinic: Clinic, client: Clien
 
 
 @pytest.mark.parametrize("path", ["jobs", "jobs/{job}", "answers", "patients/{key}/answers", "pacs/series?accession=1"])
-def test_a_list_that_cannot_be_recorded_is_not_shown(
+def test_list_is_not_shown_if_the_access_cannot_be_audited(
     path: str, client: Clients, pacs: FakePacs, answer_to: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = answer_to()
@@ -242,7 +241,7 @@ def test_a_list_that_cannot_be_recorded_is_not_shown(
     assert client("score").get(address).status_code == 200
 
 
-def test_who_asks_for_the_same_at_once_is_on_record_once(clinic: Clinic, client: Clients, answer_to: Put) -> None:
+def test_concurrent_identical_requests_are_audited_once(clinic: Clinic, client: Clients, answer_to: Put) -> None:
     answer = answer_to()
     reader = client("read")
     threads = [threading.Thread(target=reader.get, args=(f"{API}/answers/{answer.id}",)) for _ in range(8)]

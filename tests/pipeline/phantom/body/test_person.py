@@ -1,4 +1,4 @@
-"""Who synthetic bodies belong to, and what operations leave."""
+"""Tests of the persons of synthetic bodies, and of the effects of lung surgery."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from pipeline.phantom.body.sample import draw_sample
 from pipeline.phantom.body.surgery import Surgery
 
 
-def test_people_are_adults_of_both_sexes_and_all_ages() -> None:
+def test_persons_are_adults_of_both_sexes_and_all_ages() -> None:
     rng = np.random.default_rng(0)
     people = [Person.draw(rng) for _ in range(400)]
     assert all(18 <= each.age_years <= 95 and 0 <= each.wear <= 1 for each in people)
@@ -19,7 +19,7 @@ def test_people_are_adults_of_both_sexes_and_all_ages() -> None:
     assert np.mean(women) < np.mean(men)
 
 
-def test_most_had_no_operation_and_a_few_lost_a_lung() -> None:
+def test_most_persons_had_no_surgery_and_a_few_lost_a_lung() -> None:
     rng = np.random.default_rng(0)
     drawn = [Surgery.draw(rng) for _ in range(2000)]
     assert 0.9 < np.mean([each.side == 0 for each in drawn]) < 0.97
@@ -28,7 +28,7 @@ def test_most_had_no_operation_and_a_few_lost_a_lung() -> None:
 
 
 @pytest.mark.parametrize("without", [0, 1])
-def test_an_operation_on_the_left_leaves_less_of_the_left_lung(monkeypatch: pytest.MonkeyPatch, without: int) -> None:
+def test_surgery_on_the_left_leaves_less_left_lung(monkeypatch: pytest.MonkeyPatch, without: int) -> None:
     found = []
     for surgery in (Surgery(), Surgery(1, without, 25.0, 40.0)):
         monkeypatch.setattr(chest.Surgery, "draw", lambda rng, surgery=surgery: surgery)

@@ -1,4 +1,4 @@
-"""Planted pneumonia fills exactly the wanted share, where its cause puts it."""
+"""Tests of planted pneumonia: it fills exactly the requested share, at locations typical of its cause."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pipeline.phantom.body.planted import Kind, plant
 
 
 def lung(seed: int = 1) -> tuple[Frame, Lung]:
-    """Two ellipsoids in a bent frame; the depth is about that of an ellipsoid."""
+    """Two ellipsoids in a bent frame; the depth is approximately that of an ellipsoid."""
     frame = draw_frame((48, 48, 64), 5.0, (-30.0, 0.0, 0.0), np.random.default_rng(seed))
     radius = {side: frame.ellipsoid((-30, 0, side * 75), (100, 85, 60)) for side in (-1, 1)}
     nearest = np.minimum(radius[-1], radius[1])
@@ -21,7 +21,7 @@ def lung(seed: int = 1) -> tuple[Frame, Lung]:
 
 @pytest.mark.parametrize("kind", ["covid", "other"])
 @pytest.mark.parametrize(("load", "consolidated"), [(0.02, 0.5), (0.15, 0.0), (0.3, 0.3), (0.6, 0.6)])
-def test_the_wanted_share_is_ill_and_solid(kind: Kind, load: float, consolidated: float) -> None:
+def test_requested_shares_are_diseased_and_consolidated(kind: Kind, load: float, consolidated: float) -> None:
     frame, ill = lung()
     plant(ill, frame, kind, np.random.default_rng(2), load=load, consolidated=consolidated)
     both = ill.both
@@ -33,7 +33,7 @@ def test_the_wanted_share_is_ill_and_solid(kind: Kind, load: float, consolidated
 
 
 @pytest.mark.slow
-def test_covid_touches_the_pleura_and_both_lungs_and_other_pneumonia_mostly_one() -> None:
+def test_covid_is_bilateral_and_subpleural_and_other_pneumonia_mostly_unilateral() -> None:
     depths: dict[str, list[float]] = {"covid": [], "other": []}
     smaller: dict[str, list[float]] = {"covid": [], "other": []}
     kinds: tuple[Kind, ...] = ("covid", "other")

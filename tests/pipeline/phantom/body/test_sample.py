@@ -1,4 +1,4 @@
-"""Synthetic bodies: their label maps agree with their anatomy and with their HU."""
+"""Tests of synthetic bodies: label maps agree with the anatomy and with the HU."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def lungs_of(sample: Sample) -> np.ndarray:
     return np.isin(sample.regions, (Region.RIGHT_LUNG, Region.LEFT_LUNG))
 
 
-def test_the_same_seed_gives_the_same_body() -> None:
+def test_same_seed_gives_the_same_body() -> None:
     first, second, other = (draw_sample(np.random.default_rng(seed), step_mm=8.0) for seed in (3, 3, 4))
     assert np.array_equal(first.hu, second.hu)
     assert np.array_equal(first.regions, second.regions)
@@ -28,7 +28,7 @@ def test_the_same_seed_gives_the_same_body() -> None:
 
 
 @pytest.mark.slow
-def test_lungs_have_the_size_and_the_sides_of_an_adults(samples: list[Sample]) -> None:
+def test_lungs_have_the_size_and_sides_of_an_adult(samples: list[Sample]) -> None:
     for sample in samples:
         sizes = {side: np.count_nonzero(sample.regions == side) * 0.064 for side in (1, 2)}
         assert all(150 < size < 4500 for size in sizes.values()), sizes
@@ -48,18 +48,18 @@ def test_aerated_lung_is_dark_and_dense_lung_is_not(samples: list[Sample]) -> No
 
 
 @pytest.mark.slow
-def test_gas_in_the_bowel_has_the_density_of_air_and_is_not_lung(samples: list[Sample]) -> None:
+def test_bowel_gas_has_the_density_of_air_and_is_not_lung(samples: list[Sample]) -> None:
     seen = 0
     for sample in samples:
         gas = ndimage.binary_erosion(sample.regions == Region.BOWEL_GAS)
         seen += bool(gas.any())
         if np.count_nonzero(gas) > 50:
-            assert np.percentile(sample.hu[gas], 25) < -700  # stool is mixed with the gas of some
+            assert np.percentile(sample.hu[gas], 25) < -700  # in some bodies the gas is mixed with stool
     assert seen > len(samples) / 2
 
 
 @pytest.mark.slow
-def test_tissues_lie_inside_the_lungs(samples: list[Sample]) -> None:
+def test_tissues_are_inside_the_lungs(samples: list[Sample]) -> None:
     for sample in samples:
         assert not sample.tissues[~lungs_of(sample)].any()
         assert sample.hu.min() >= -1024
@@ -69,7 +69,7 @@ def test_tissues_lie_inside_the_lungs(samples: list[Sample]) -> None:
 
 
 @pytest.mark.slow
-def test_every_kind_occurs(samples: list[Sample]) -> None:
+def test_every_label_occurs(samples: list[Sample]) -> None:
     regions = set().union(*(np.unique(sample.regions).tolist() for sample in samples))
     tissues = set().union(*(np.unique(sample.tissues).tolist() for sample in samples))
     assert regions == set(Region)

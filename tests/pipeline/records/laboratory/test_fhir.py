@@ -1,4 +1,4 @@
-"""The laboratory as FHIR R4: bundles and lines as several systems write them, all synthetic."""
+"""Laboratory results as FHIR R4: bundles and NDJSON as several systems write them. All data are synthetic."""
 
 import json
 from datetime import date, datetime
@@ -83,7 +83,7 @@ def read(
 
 
 def told(folder: Path, *resources: Json, **how: Any) -> dict[str, list[bool | None]]:
-    """Patients with what their results say, where there must be no finding."""
+    """Results by patient. Asserts that there are no findings."""
     results, findings = read(folder, bundle(*resources), **how)
     assert findings == []
     by_patient: dict[str, list[bool | None]] = {}
@@ -93,7 +93,7 @@ def told(folder: Path, *resources: Json, **how: Any) -> dict[str, list[bool | No
 
 
 def beside_good(folder: Path, *resources: Json, **how: Any) -> tuple[list[PcrResult], list[tuple[str, str, str]]]:
-    """What these resources add to ten good results."""
+    """The results and findings of these resources, read together with ten valid results."""
     results, findings = read(folder, bundle(*GOOD, *resources), **how)
     return results[10:], findings
 
@@ -104,11 +104,11 @@ def refused(folder: Path, content: Any, **how: Any) -> Refusal:
     return caught.value
 
 
-# --- systems and their habits -----------------------------------------------------------------------------
+# --- formats of several systems ---------------------------------------------------------------------------
 
 
-def test_a_server_s_search_result_with_addresses_report_panel_specimen_and_genes(tmp_path: Path) -> None:
-    """The panel heads the overall result and two genes; a gene that says otherwise changes nothing."""
+def test_searchset_with_full_urls_report_panel_specimen_and_genes(tmp_path: Path) -> None:
+    """The panel groups the overall result and a gene. A gene with another result changes nothing."""
     base = "https://fhir.hospital.example/r4"
     of_patient = {"subject": {"reference": "Patient/17"}, "specimen": {"reference": "Specimen/s1"}}
     absent = concept("http://terminology.hl7.org/CodeSystem/data-absent-reason", "not-permitted")
@@ -133,7 +133,7 @@ def test_a_server_s_search_result_with_addresses_report_panel_specimen_and_genes
     assert findings == []
 
 
-def test_a_message_s_transaction_with_urns_and_text_values(tmp_path: Path) -> None:
+def test_transaction_bundle_with_urns_and_text_values(tmp_path: Path) -> None:
     urn = "urn:uuid:4f0e7c1e-0000-4000-8000-000000000001"
     entries = [
         {"fullUrl": urn, "resource": patient("A", ""), "request": {"method": "POST", "url": "Patient"}},
@@ -151,8 +151,8 @@ def test_a_message_s_transaction_with_urns_and_text_values(tmp_path: Path) -> No
     assert findings == []
 
 
-def test_a_bulk_export_one_file_for_each_type(tmp_path: Path) -> None:
-    """Lines end as they like; blank ones and resources of other types do not count."""
+def test_bulk_export_with_one_ndjson_file_per_type(tmp_path: Path) -> None:
+    """Any line ending is accepted. Blank lines and resources of other types are ignored."""
     files = {
         "Observation.ndjson": [observation("A"), observation("B", NOT_DETECTED), {"resourceType": "Practitioner"}],
         "Patient.ndjson": [patient("A"), patient("B"), patient("C")],
@@ -168,8 +168,8 @@ def test_a_bulk_export_one_file_for_each_type(tmp_path: Path) -> None:
     assert findings == []
 
 
-def test_a_report_that_contains_everything(tmp_path: Path) -> None:
-    """Contained results leave patient, specimen and time to the report."""
+def test_diagnostic_report_with_contained_resources(tmp_path: Path) -> None:
+    """Contained results inherit patient, specimen and time from the report."""
     taken = {"collectedPeriod": {"start": "2020-04-01T08:30:00+02:00", "end": "2020-04-01T08:35:00+02:00"}}
     contained = [
         {"resourceType": "Specimen", "id": "s", "collection": taken},
@@ -194,20 +194,20 @@ def test_a_report_that_contains_everything(tmp_path: Path) -> None:
         ({"conclusion": "see text", "conclusionCode": [DETECTED]}, True),
     ],
 )
-def test_a_report_may_conclude_without_results(tmp_path: Path, conclusion: Json, positive: bool) -> None:
+def test_conclusion_of_a_report_without_results_is_read(tmp_path: Path, conclusion: Json, positive: bool) -> None:
     report = observation("A", None, resourceType="DiagnosticReport", **conclusion)
     assert told(tmp_path, patient("A"), report) == {"A": [positive]}
 
 
-def test_a_report_with_results_is_not_read_twice(tmp_path: Path) -> None:
+def test_conclusion_of_a_report_with_results_is_ignored(tmp_path: Path) -> None:
     report = observation(
         "A", None, resourceType="DiagnosticReport", conclusion="Not detected", result=[{"reference": "Observation/oA"}]
     )
     assert told(tmp_path, patient("A"), observation("A"), report) == {"A": [True]}
 
 
-def test_results_in_components(tmp_path: Path) -> None:
-    """The components have no status, time or patient of their own; the heading has no value."""
+def test_results_in_components_are_read(tmp_path: Path) -> None:
+    """Components have no status, time or patient of their own. The panel observation has no value."""
     gene = {"code": N_GENE, "valueCodeableConcept": NOT_DETECTED}
     cycles = {"code": concept(LOINC, "94745-7"), "valueQuantity": {"value": 31.5, "unit": "{Ct_value}"}}
     overall = {"code": RNA, "valueCodeableConcept": DETECTED}
@@ -219,7 +219,7 @@ def test_results_in_components(tmp_path: Path) -> None:
     assert told(tmp_path, patient("C"), headed) == {"C": [True]}
 
 
-def test_a_single_resource_and_an_array(tmp_path: Path) -> None:
+def test_single_resource_and_array_are_read(tmp_path: Path) -> None:
     logical = {"identifier": {"system": MRN, "value": "A"}}
     assert read(tmp_path, observation("A", subject=logical))[0] == [PcrResult("A", MORNING, True)]
     results, findings = read(tmp_path, [patient("A"), observation("A")])
@@ -250,7 +250,7 @@ def test_a_single_resource_and_an_array(tmp_path: Path) -> None:
         ({"interpretation": [concept("urn:v3", "POS")]}, ""),
     ],
 )
-def test_a_value_means_what_the_lists_say_or_is_listed(tmp_path: Path, value: Json, expected: Any) -> None:
+def test_value_is_mapped_by_the_word_lists_or_reported_as_unmapped(tmp_path: Path, value: Json, expected: Any) -> None:
     results, findings = beside_good(tmp_path, patient("A"), observation("A", None, **value))
     if isinstance(expected, str):
         assert (results, findings) == ([], [("W_PCR_UNMAPPED", "A", expected)])
@@ -271,13 +271,13 @@ def test_a_value_means_what_the_lists_say_or_is_listed(tmp_path: Path, value: Js
         ({}, False),
     ],
 )
-def test_the_test_is_known_by_loinc_or_by_the_site_s_own_code(tmp_path: Path, code: Json, taken: bool) -> None:
+def test_pcr_test_is_identified_by_loinc_or_local_code(tmp_path: Path, code: Json, taken: bool) -> None:
     results, findings = beside_good(tmp_path, patient("A"), observation("A", code=code), tests=["COVPCR", "Covid PCR"])
     assert [result.patient_id for result in results] == ["A"] * taken
     assert [finding[0] for finding in findings] == ["W_OTHER_TEST"] * (not taken)
 
 
-def test_genes_neither_stand_for_an_overall_result_nor_override_one(tmp_path: Path) -> None:
+def test_single_genes_neither_replace_nor_override_an_overall_result(tmp_path: Path) -> None:
     beside = observation("B", code=N_GENE, id="gene")
     resources = [patient("A"), observation("A", code=N_GENE), patient("B"), observation("B", NOT_DETECTED), beside]
     results, findings = read(tmp_path, bundle(*resources))
@@ -294,7 +294,7 @@ def test_genes_neither_stand_for_an_overall_result_nor_override_one(tmp_path: Pa
     + [(status, "W_PCR_PRELIMINARY") for status in ("registered", "preliminary", "partial", "unknown", "")]
     + [(status, "W_PCR_WITHDRAWN") for status in ("entered-in-error", "cancelled")],
 )
-def test_only_released_results_are_taken(tmp_path: Path, status: str, code: str) -> None:
+def test_only_released_results_are_read(tmp_path: Path, status: str, code: str) -> None:
     results, findings = beside_good(tmp_path, patient("A"), observation("A", status=status))
     assert [result.patient_id for result in results] == ["A"] * (not code)
     assert [finding[:2] for finding in findings] == ([(code, "A")] if code else [])
@@ -306,19 +306,19 @@ def version(number: int, value: Json, *, status: str = "final", day: int = 1, **
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_of_several_versions_the_newest_counts_whatever_their_order(tmp_path: Path, backwards: bool) -> None:
+def test_newest_version_is_used_in_any_order(tmp_path: Path, backwards: bool) -> None:
     def newest(*versions: Json) -> list[bool | None]:
         return told(tmp_path, patient("A"), *(reversed(versions) if backwards else versions))["A"]
 
     assert newest(version(1, DETECTED), version(2, NOT_DETECTED, status="corrected", day=2)) == [False]
-    assert newest(version(9, DETECTED), version(10, NOT_DETECTED)) == [False]  # numbers, not texts
+    assert newest(version(9, DETECTED), version(10, NOT_DETECTED)) == [False]  # compared as numbers, not as text
     assert newest(version(1, DETECTED), version(1, NOT_DETECTED, status="amended")) == [False]
-    assert sorted(newest(version(1, DETECTED), version(1, NOT_DETECTED))) == [False, True]  # a conflict for the join
+    assert sorted(newest(version(1, DETECTED), version(1, NOT_DETECTED))) == [False, True]  # a conflict in the join
     without_meta = observation("A", NOT_DETECTED, issued="2020-04-21T10:00:00+02:00")
     assert newest(without_meta, observation("A", DETECTED)) == [False]
 
 
-def test_a_withdrawn_result_is_gone_and_its_report_can_withdraw_it(tmp_path: Path) -> None:
+def test_result_can_be_withdrawn_by_itself_or_by_its_report(tmp_path: Path) -> None:
     error = version(2, DETECTED, status="entered-in-error", day=2)
     assert beside_good(tmp_path, patient("A"), version(1, DETECTED), error)[1] == [
         ("W_PCR_WITHDRAWN", "A", "synthetic.json")
@@ -333,7 +333,7 @@ def test_a_withdrawn_result_is_gone_and_its_report_can_withdraw_it(tmp_path: Pat
     assert told(tmp_path, *good, report, report | {"status": "preliminary"}) == {"A": [True]}
 
 
-def test_a_correction_under_a_new_resource_is_known_by_the_laboratory_s_identifier(tmp_path: Path) -> None:
+def test_correction_in_a_new_resource_is_matched_by_its_identifier(tmp_path: Path) -> None:
     number = {"identifier": [{"system": "urn:lis", "value": "77"}]}
     old = version(1, DETECTED, **number)
     new = version(1, NOT_DETECTED, status="corrected", day=2, **number, id="new")
@@ -343,13 +343,13 @@ def test_a_correction_under_a_new_resource_is_known_by_the_laboratory_s_identifi
     assert told(tmp_path, patient("A"), old, new) == {"A": [True, False]}
 
 
-def test_results_of_two_patients_under_one_identifier_stay_apart(tmp_path: Path) -> None:
+def test_results_of_two_patients_with_one_identifier_are_kept_separate(tmp_path: Path) -> None:
     number = {"identifier": [{"system": "urn:lis", "value": "77"}]}
     results = [observation("A", **number), observation("B", NOT_DETECTED, **number)]
     assert told(tmp_path, patient("A"), patient("B"), *results) == {"A": [True], "B": [False]}
 
 
-def test_the_same_file_twice_is_one_record(tmp_path: Path) -> None:
+def test_duplicate_files_give_each_result_once(tmp_path: Path) -> None:
     once = read(tmp_path, bundle(*GOOD))
     (tmp_path / "copies").mkdir()
     for name in "ab":
@@ -377,7 +377,7 @@ def test_the_same_file_twice_is_one_record(tmp_path: Path) -> None:
         ({"specimen": {"reference": "Specimen/elsewhere"}, "effectiveDateTime": "2020-04-01"}, datetime(2020, 4, 1)),
     ],
 )
-def test_the_time_is_that_of_collection_in_the_site_s_own_time(tmp_path: Path, times: Json, local: datetime) -> None:
+def test_collection_time_is_converted_to_the_site_time_zone(tmp_path: Path, times: Json, local: datetime) -> None:
     event = observation("A") | {"effectiveDateTime": ""} | times
     results, findings = read(tmp_path, bundle(patient("A"), specimen("s", "2020-03-30T07:00:00+02:00"), event))
     assert [result.collected for result in results] == [local]
@@ -386,17 +386,17 @@ def test_the_time_is_that_of_collection_in_the_site_s_own_time(tmp_path: Path, t
 
 @pytest.mark.parametrize("text", ["", "2020", "2020-04", "20200401", "01/04/2020", "2020-02-30", "2020-04-01T24:00:00Z",
                                   "0001-01-01T00:00:00+14:00", "2020-04-01T08:30:00+99:00"])  # fmt: skip
-def test_without_a_day_of_collection_a_result_is_left_out_and_issued_never_stands_in(tmp_path: Path, text: str) -> None:
+def test_result_without_collection_day_is_skipped_and_issued_is_not_used(tmp_path: Path, text: str) -> None:
     results, findings = beside_good(tmp_path, patient("A"), observation("A", effectiveDateTime=text))
     assert (results, findings) == ([], [("E_DATE", "A", text)])
 
 
-def test_a_specimen_from_the_future_is_left_out(tmp_path: Path) -> None:
+def test_specimen_with_a_future_date_is_skipped(tmp_path: Path) -> None:
     results, findings = beside_good(tmp_path, patient("A"), observation("A", effectiveDateTime="2099-04-01"))
     assert (results, findings) == ([], [("E_PCR_DATE", "A", "2099-04-01")])
 
 
-def test_two_specimens_of_different_times_are_no_time(tmp_path: Path) -> None:
+def test_report_with_specimens_of_different_times_is_skipped(tmp_path: Path) -> None:
     specimens = [specimen("s", "2020-04-01"), specimen("t", "2020-04-05")]
     references = [{"reference": "Specimen/s"}, {"reference": "Specimen/t"}]
     report = observation("A", None, resourceType="DiagnosticReport", conclusion="Detected", specimen=references)
@@ -404,7 +404,7 @@ def test_two_specimens_of_different_times_are_no_time(tmp_path: Path) -> None:
     assert (results, findings) == ([], [("E_DATE", "A", "")])
 
 
-def test_a_time_with_a_zone_is_refused_until_the_site_says_where_it_lies(tmp_path: Path) -> None:
+def test_time_with_utc_offset_is_refused_without_a_site_time_zone(tmp_path: Path) -> None:
     table = FhirLaboratory(format="fhir", file=tmp_path / "a.json")
     table.file.write_text(json.dumps(bundle(*GOOD)))
     with pytest.raises(Refusal) as caught:
@@ -434,11 +434,13 @@ def identifiers(*given: tuple[str, str, str]) -> Json:
         (identifiers(("urn:city", "8", "MR")), MRN, "E_NO_IDENTIFIER"),
         (identifiers(("urn:city", "8", "MR")), "URN:CITY", "E_NO_IDENTIFIER"),
         (identifiers(), "", "E_NO_IDENTIFIER"),
-        (patient("A") | {"id": "another"}, "", "E_NO_IDENTIFIER"),  # the reference leads nowhere
+        (patient("A") | {"id": "another"}, "", "E_NO_IDENTIFIER"),  # the reference cannot be resolved
         (patient("A") | {"identifier": [{"value": "1", "use": "old"}, {"value": "2"}]}, "", "2"),
     ],
 )
-def test_the_identifier_is_the_site_s_own_or_none(tmp_path: Path, person: Json, issuer: str, expected: str) -> None:
+def test_only_the_patient_identifier_of_the_site_is_used(
+    tmp_path: Path, person: Json, issuer: str, expected: str
+) -> None:
     good: list[Json] = []
     if expected.startswith("E_"):
         good = [each for n in range(10) for each in (patient(f"G{n}", system=issuer or MRN), observation(f"G{n}"))]
@@ -449,7 +451,7 @@ def test_the_identifier_is_the_site_s_own_or_none(tmp_path: Path, person: Json, 
         assert ([result.patient_id for result in results], findings) == ([expected], [])
 
 
-def test_two_patients_of_one_name_are_nobody_s_and_addresses_keep_servers_apart(tmp_path: Path) -> None:
+def test_ambiguous_patient_id_is_refused_and_servers_are_separated_by_url(tmp_path: Path) -> None:
     one, two = patient("1", "x"), patient("2", "x")
     result = observation("A", subject={"reference": "Patient/x"})
     assert beside_good(tmp_path, one, two, result)[1] == [("E_IDENTIFIER_AMBIGUOUS", "", "synthetic.json")]
@@ -464,7 +466,7 @@ def test_two_patients_of_one_name_are_nobody_s_and_addresses_keep_servers_apart(
     assert findings == []
 
 
-def test_addresses_keep_servers_apart_within_one_bundle(tmp_path: Path) -> None:
+def test_servers_are_separated_by_url_within_one_bundle(tmp_path: Path) -> None:
     entries: list[Json] = []
     for server, number, value in (("a", "1", DETECTED), ("b", "2", NOT_DETECTED)):
         result = observation("A", value, subject={"reference": "Patient/x"})
@@ -485,7 +487,7 @@ def test_addresses_keep_servers_apart_within_one_bundle(tmp_path: Path) -> None:
         ("Patient/", False),
     ],
 )
-def test_references_lead_to_one_resource_or_nowhere(tmp_path: Path, reference: str, found: bool) -> None:
+def test_reference_resolves_to_one_resource_or_none(tmp_path: Path, reference: str, found: bool) -> None:
     there = bundle(patient("A"), base="https://a.example/r4")["entry"]
     here = bundle(*GOOD, observation("A", subject={"reference": reference}))["entry"]
     results, findings = read(tmp_path, {"resourceType": "Bundle", "entry": there + here})
@@ -493,8 +495,8 @@ def test_references_lead_to_one_resource_or_nowhere(tmp_path: Path, reference: s
     assert [finding[0] for finding in findings] == ["E_NO_IDENTIFIER"] * (not found)
 
 
-def test_entries_without_a_resource_are_passed_over(tmp_path: Path) -> None:
-    """As a history has them for what was deleted, and an answer for what was done."""
+def test_entries_without_a_resource_are_ignored(tmp_path: Path) -> None:
+    """A history has such entries for deletions, and a transaction response for performed requests."""
     entries = [{"request": {"method": "DELETE", "url": "Observation/x"}}, {"response": {"status": "201"}}, {}]
     content = bundle(*GOOD)
     content["entry"] += [*entries, "?", None]
@@ -503,18 +505,18 @@ def test_entries_without_a_resource_are_passed_over(tmp_path: Path) -> None:
     assert findings == []
 
 
-def test_a_result_of_nobody_is_never_given_the_resource_s_own_name(tmp_path: Path) -> None:
+def test_reference_text_is_not_used_as_patient_identifier(tmp_path: Path) -> None:
     refusal = refused(tmp_path, bundle(*(each for each in GOOD if each["resourceType"] != "Patient")))
     assert refusal.code == "E_IDENTIFIERS"
 
 
-def test_numbers_of_two_authorities_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+def test_identifiers_of_two_issuers_are_refused_until_one_is_configured(tmp_path: Path) -> None:
     content = bundle(*GOOD, patient("A", system="urn:city"), observation("A"))
     assert refused(tmp_path, content).code == "E_LABORATORY_ISSUERS"
     assert len(read(tmp_path, content, issuer=MRN)[0]) == 10
 
 
-# --- what is no such file ---------------------------------------------------------------------------------
+# --- invalid files ----------------------------------------------------------------------------------------
 
 DEEP = b'{"resourceType":' * 5000 + b"1" + b"}" * 5000
 
@@ -532,7 +534,7 @@ DEEP = b'{"resourceType":' * 5000 + b"1" + b"}" * 5000
         b'{"resourceType": "Observation", "valueInteger": NaN}',
         b'{"resourceType": "Observation", "valueInteger": ' + b"9" * 10_000 + b"}",
         b'{"resourceType": "Observation", "code": "94500-6"}',
-        b'{"resourceType": "Patient", "identifier": [{"value": 123}]}',  # a number may have lost its zeros
+        b'{"resourceType": "Patient", "identifier": [{"value": 123}]}',  # a number may have lost leading zeros
         b'{"resourceType": "Observation", "status": null}',
         b'{"resourceType": ["Observation"]}',
         b'{"resourceType": {}}',
@@ -540,11 +542,11 @@ DEEP = b'{"resourceType":' * 5000 + b"1" + b"}" * 5000
         b"\xff\xfe{",
         '{"resourceType": "Observation"}'.encode("utf-16"),
         b"<Bundle/>",
-        json.dumps(observation("A")).encode() + b"\n" + json.dumps(observation("B")).encode(),  # lines in .json
+        json.dumps(observation("A")).encode() + b"\n" + json.dumps(observation("B")).encode(),  # NDJSON in a .json file
     ],
     ids=lambda content: content[:40],
 )
-def test_what_is_no_fhir_is_a_finding_and_much_of_it_refuses_the_files(tmp_path: Path, content: bytes) -> None:
+def test_invalid_fhir_file_is_a_finding_and_many_of_them_refuse_the_files(tmp_path: Path, content: bytes) -> None:
     assert refused(tmp_path, content).code == "E_FHIR_FILES"
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.json").write_bytes(content)
@@ -556,14 +558,14 @@ def test_what_is_no_fhir_is_a_finding_and_much_of_it_refuses_the_files(tmp_path:
     assert [(finding.reason.code, finding.patient_id) for finding in findings] == [("E_FHIR", "")]
 
 
-def test_a_number_too_large_for_a_float_is_only_shown(tmp_path: Path) -> None:
+def test_number_too_large_for_a_float_is_unmapped(tmp_path: Path) -> None:
     text = json.dumps(bundle(*GOOD, patient("A"), observation("A", None, valueQuantity={"value": "@"})))
     results, findings = read(tmp_path, text.replace('"@"', "1e400").encode())
     assert len(results) == 10
     assert [finding[:2] for finding in findings] == [("W_PCR_UNMAPPED", "A")]
 
 
-def test_an_oversized_file_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oversized_json_file_is_refused_but_not_ndjson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.records.laboratory.fhir_files.MAX_BYTES", 1000)
     assert refused(tmp_path, bundle(*GOOD)).code == "E_FHIR_FILES"
     lines = "\n".join(json.dumps(each) for each in GOOD)
@@ -577,13 +579,13 @@ def test_files_without_a_pcr_are_refused(tmp_path: Path) -> None:
     assert refusal.private == "COV: 1"
 
 
-def test_findings_do_not_repeat_what_a_resource_says(tmp_path: Path) -> None:
+def test_findings_contain_no_values_of_a_resource(tmp_path: Path) -> None:
     wrong = patient("A") | {"identifier": [{"value": 4711}], "name": [{"family": "CANARY"}]}
     _, findings = read(tmp_path, bundle(*GOOD, wrong))
     assert findings == [("E_FHIR", "", "synthetic.json: Patient.identifier.0.value: Input should be a valid string")]
 
 
-# --- anything at all --------------------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from(
     ["resourceType", "id", "meta", "lastUpdated", "versionId", "identifier", "system", "value", "use", "type", "status",
@@ -605,7 +607,7 @@ WHOLE = [patient("A"), observation("A"), specimen("s", "2020-04-01"), bundle(pat
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> Any:
-    """A good resource with something else somewhere in it."""
+    """A valid resource with one value replaced by random JSON."""
     tree = json.loads(json.dumps(draw(st.sampled_from(WHOLE))))
     at = tree
     while isinstance(at, dict | list) and at:
@@ -625,7 +627,7 @@ def spoilt(draw: st.DrawFn) -> Any:
     ),
     name=st.sampled_from(["a.json", "a.ndjson"]),
 )
-def test_any_json_ends_in_results_or_a_refusal(
+def test_arbitrary_json_gives_results_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str
 ) -> None:
     try:

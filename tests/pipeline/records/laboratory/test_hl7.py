@@ -1,4 +1,4 @@
-"""The laboratory as HL7 v2: messages as several systems write them, all synthetic, and what must not be taken."""
+"""Laboratory results as HL7 v2: messages as several systems write them, and invalid ones. All data are synthetic."""
 
 import logging
 from datetime import date, datetime
@@ -26,7 +26,7 @@ def message(*segments: str, control: str = "1", end: str = "\r") -> str:
 
 
 def usual(patient: str, value: tuple[str, str], *, order: str = "1", status: str = "F", sent: str = "") -> str:
-    """One final result, without specimen segment."""
+    """A message with one result (final by default), without an SPM segment."""
     code, word = value
     obx = OBX.format(code=code, word=word, status=status)
     text = message(PID.format(patient=patient), OBR.format(order=order), obx)
@@ -47,7 +47,7 @@ def read(
 
 
 def told(folder: Path, content: str | bytes, **how: Any) -> dict[str, list[bool | None]]:
-    """Patients with what their results say, where there must be no finding."""
+    """Results by patient. Asserts that there are no findings."""
     results, findings = read(folder, content, **how)
     assert findings == []
     by_patient: dict[str, list[bool | None]] = {}
@@ -62,7 +62,7 @@ def refused(folder: Path, content: str | bytes, **how: Any) -> Refusal:
     return caught.value
 
 
-# --- systems and their habits -----------------------------------------------------------------------------
+# --- formats of several systems ---------------------------------------------------------------------------
 
 HOSPITAL_251 = message(
     "PID|1||000123^^^HOSP&1.2.3.4&ISO^MR~98765^^^INSURANCE^NI||SYNTHETIC^ONE",
@@ -100,30 +100,30 @@ TWO_SPECIMENS = message(
 )
 
 
-def test_a_modern_system_with_codes_genes_zones_and_two_identifiers(tmp_path: Path) -> None:
-    """The overall result says detected; a gene that says otherwise changes nothing."""
+def test_hl7_251_message_with_codes_genes_utc_offsets_and_two_identifiers(tmp_path: Path) -> None:
+    """The overall result is detected. A gene with another result changes nothing."""
     expected = [PcrResult("000123", MORNING, True)]
     for how in ({}, {"issuer": "HOSP"}, {"issuer": "1.2.3.4"}):
         assert read(tmp_path, HOSPITAL_251, time_zone="Europe/Paris", **how) == (expected, [])
 
 
-def test_an_old_system_with_local_codes_days_without_times_and_latin_1(tmp_path: Path) -> None:
-    """The result is reported a day later than the specimen was taken."""
+def test_hl7_23_message_with_local_codes_dates_without_times_and_latin_1(tmp_path: Path) -> None:
+    """The result is reported one day after the specimen was collected."""
     declared: dict[str, Any] = {"encoding": "latin-1", "tests": ["COVPCR"], "negative": ["Non détecté"]}
     results, findings = read(tmp_path, OLD_23, **declared)
     assert results == [PcrResult("0042", datetime(2020, 4, 1), False)]
     assert findings == []
 
 
-def test_a_text_line_by_line_is_one_text(tmp_path: Path) -> None:
-    """Its second line alone would say something else than the site has signed."""
+def test_text_lines_of_one_test_are_joined(tmp_path: Path) -> None:
+    """The word list contains the joined text. The second line alone could have another meaning."""
     results, findings = read(tmp_path, TEXT_REPORT, tests=["COVPCR"], negative=["SARS-CoV-2 RNA: not detected"])
     assert results == [PcrResult("T1", MORNING, False)]
     assert findings == [("W_OTHER_TEST", "", "INFA Influenza A: 1")]
     assert refused(tmp_path, TEXT_REPORT, tests=["COVPCR"]).code == "E_PCR_UNMAPPED"
 
 
-def test_two_specimens_of_one_message_keep_their_times(tmp_path: Path) -> None:
+def test_two_specimens_of_one_message_keep_their_collection_times(tmp_path: Path) -> None:
     results, findings = read(tmp_path, TWO_SPECIMENS)
     assert results == [PcrResult("T2", MORNING, False), PcrResult("T2", datetime(2020, 4, 3, 7), True)]
     assert findings == []
@@ -132,9 +132,7 @@ def test_two_specimens_of_one_message_keep_their_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
 @pytest.mark.parametrize("framed", [False, True])
 @pytest.mark.parametrize("batch", [False, True])
-def test_files_come_with_any_line_end_framed_for_the_wire_and_in_batches(
-    tmp_path: Path, end: str, framed: bool, batch: bool
-) -> None:
+def test_any_line_ending_mllp_frames_and_batches_are_read(tmp_path: Path, end: str, framed: bool, batch: bool) -> None:
     messages = [usual("A", DETECTED, order="1"), usual("B", NOT_DETECTED, order="2"), usual("C", DETECTED, order="3")]
     messages = [each.replace("\r", end) for each in messages]
     if framed:
@@ -144,7 +142,7 @@ def test_files_come_with_any_line_end_framed_for_the_wire_and_in_batches(
     assert told(tmp_path, "".join(messages).encode()) == {"A": [True], "B": [False], "C": [True]}
 
 
-def test_a_folder_is_read_at_any_depth_and_hidden_files_are_not(tmp_path: Path) -> None:
+def test_folder_is_read_recursively_without_hidden_files(tmp_path: Path) -> None:
     (tmp_path / "in" / "2020" / "04").mkdir(parents=True)
     (tmp_path / "in" / "b.hl7").write_text(usual("B", NOT_DETECTED, order="2"))
     (tmp_path / "in" / "2020" / "04" / "a.txt").write_text(usual("A", DETECTED))
@@ -154,7 +152,7 @@ def test_a_folder_is_read_at_any_depth_and_hidden_files_are_not(tmp_path: Path) 
     assert findings == []
 
 
-def test_other_separators_than_the_usual_ones(tmp_path: Path) -> None:
+def test_unusual_separators_are_read_from_msh(tmp_path: Path) -> None:
     text = usual("A^1", DETECTED).replace("A^1", "A1")
     assert told(tmp_path, text.translate(str.maketrans("|^~\\&", "#*!@%"))) == {"A1": [True]}
 
@@ -174,7 +172,7 @@ def test_other_separators_than_the_usual_ones(tmp_path: Path) -> None:
         (r"50\% pos", r"50\% pos"),
     ],
 )
-def test_escape_sequences_stand_for_what_they_say_and_others_for_nothing_else(
+def test_known_escape_sequences_are_decoded_and_unknown_ones_are_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, written: str, meant: str
 ) -> None:
     text = usual("A", DETECTED).replace("|CWE|", "|ST|").replace("260373001^Detected^SCT", written)
@@ -209,7 +207,9 @@ def test_escape_sequences_stand_for_what_they_say_and_others_for_nothing_else(
         ("", "Detected", True),
     ],
 )
-def test_a_value_means_what_the_lists_say_or_is_listed(tmp_path: Path, kind: str, value: str, positive: Any) -> None:
+def test_value_is_mapped_by_the_word_lists_or_reported_as_unmapped(
+    tmp_path: Path, kind: str, value: str, positive: Any
+) -> None:
     text = usual("A", DETECTED).replace("|CWE|", f"|{kind}|").replace("260373001^Detected^SCT", value)
     results, findings = read(tmp_path, GOOD + text)
     if isinstance(positive, str):
@@ -220,7 +220,7 @@ def test_a_value_means_what_the_lists_say_or_is_listed(tmp_path: Path, kind: str
         assert results[10:] == [PcrResult("A", MORNING, positive)]
 
 
-def test_repeated_codes_are_several_results(tmp_path: Path) -> None:
+def test_repeated_codes_in_obx_5_are_several_results(tmp_path: Path) -> None:
     text = usual("A", DETECTED).replace("Detected^SCT", "Detected^SCT~260415000^Not detected^SCT")
     assert told(tmp_path, text) == {"A": [True, False]}
 
@@ -239,14 +239,14 @@ def test_repeated_codes_are_several_results(tmp_path: Path) -> None:
         ("94660-8^RNA in blood^LN", False),
     ],
 )
-def test_the_test_is_known_by_loinc_or_by_the_site_s_own_code(tmp_path: Path, test: str, taken: bool) -> None:
+def test_pcr_test_is_identified_by_loinc_or_local_code(tmp_path: Path, test: str, taken: bool) -> None:
     text = usual("A", DETECTED).replace("94500-6^SARS-CoV-2 RNA^LN", test)
     results, findings = read(tmp_path, GOOD + text, tests=["COVPCR", "Covid PCR"])
     assert [result.patient_id for result in results[10:]] == ["A"] * taken
     assert [code for code, _, _ in findings] == ["W_OTHER_TEST"] * (not taken)
 
 
-def test_genes_neither_stand_for_an_overall_result_nor_override_one(tmp_path: Path) -> None:
+def test_single_genes_neither_replace_nor_override_an_overall_result(tmp_path: Path) -> None:
     def gene(patient: str, order: str) -> str:
         return usual(patient, DETECTED, order=order).replace("94500-6^SARS-CoV-2 RNA", "94533-7^N gene")
 
@@ -255,7 +255,7 @@ def test_genes_neither_stand_for_an_overall_result_nor_override_one(tmp_path: Pa
     assert findings == [("W_PCR_GENES_ONLY", "A", "2020-04-01 08:30:00")]
 
 
-def test_a_file_without_a_pcr_is_refused_and_says_which_tests_there_are(tmp_path: Path) -> None:
+def test_file_without_a_pcr_is_refused_with_its_test_codes(tmp_path: Path) -> None:
     refusal = refused(tmp_path, GOOD.replace("94500-6^SARS-CoV-2 RNA^LN", "COVPCR^Covid PCR^L"))
     assert refusal.code == "E_NO_PCR_TEST"
     assert "10" in refusal.says
@@ -266,7 +266,7 @@ def test_a_file_without_a_pcr_is_refused_and_says_which_tests_there_are(tmp_path
 
 
 @pytest.mark.parametrize("status", ["F", "C", "V", "A", "B"])
-def test_released_results_are_taken(tmp_path: Path, status: str) -> None:
+def test_released_results_are_read(tmp_path: Path, status: str) -> None:
     assert told(tmp_path, usual("A", DETECTED, status=status)) == {"A": [True]}
 
 
@@ -275,26 +275,26 @@ def test_released_results_are_taken(tmp_path: Path, status: str) -> None:
     [(status, "W_PCR_PRELIMINARY") for status in ("P", "I", "R", "S", "U", "", "Z", '""')]
     + [(status, "W_PCR_WITHDRAWN") for status in ("D", "W", "X", "N", "O")],
 )
-def test_others_are_not(tmp_path: Path, status: str, code: str) -> None:
+def test_results_with_other_statuses_are_not_read(tmp_path: Path, status: str, code: str) -> None:
     results, findings = read(tmp_path, GOOD + usual("A", DETECTED, status=status))
     assert len(results) == 10
     assert [finding[:2] for finding in findings] == [(code, "A")]
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_a_correction_replaces_what_it_corrects_whatever_the_order_of_files(tmp_path: Path, backwards: bool) -> None:
+def test_correction_replaces_the_earlier_result_in_any_order(tmp_path: Path, backwards: bool) -> None:
     versions = [
         usual("A", DETECTED, status="P", sent="20200401120000"),
         usual("A", DETECTED, status="F", sent="20200401180000"),
         usual("A", NOT_DETECTED, status="C", sent="20200402100000"),
-        usual("A", DETECTED, order="2", sent="20200401090000"),  # another order, not corrected
+        usual("A", DETECTED, order="2", sent="20200401090000"),  # another order, without a correction
     ]
     text = "".join(reversed(versions) if backwards else versions)
     assert {key: sorted(values) for key, values in told(tmp_path, text).items()} == {"A": [False, True]}
 
 
 @pytest.mark.parametrize("status", ["D", "W", "X"])
-def test_a_withdrawal_takes_the_earlier_result_away(tmp_path: Path, status: str) -> None:
+def test_withdrawal_removes_the_earlier_result(tmp_path: Path, status: str) -> None:
     text = usual("A", DETECTED, sent="20200401120000") + usual("A", ("", ""), status=status, sent="20200402120000")
     results, findings = read(tmp_path, GOOD + text)
     assert len(results) == 10
@@ -303,20 +303,20 @@ def test_a_withdrawal_takes_the_earlier_result_away(tmp_path: Path, status: str)
     assert told(tmp_path, again) == {"A": [False]}
 
 
-def test_of_two_messages_of_one_second_the_correction_counts(tmp_path: Path) -> None:
+def test_correction_takes_precedence_over_a_message_of_the_same_second(tmp_path: Path) -> None:
     first, second = usual("A", DETECTED, status="C"), usual("A", NOT_DETECTED, status="F")
     assert told(tmp_path, first + second) == told(tmp_path, second + first) == {"A": [True]}
     withdrawn = usual("A", DETECTED, status="W")
     assert [code for code, _, _ in read(tmp_path, GOOD + withdrawn + first)[1]] == ["W_PCR_WITHDRAWN"]
 
 
-def test_two_final_results_of_one_time_are_both_kept(tmp_path: Path) -> None:
-    """They have one specimen and contradict each other: the join calls that a conflict."""
+def test_two_final_results_of_the_same_time_are_both_kept(tmp_path: Path) -> None:
+    """They belong to one specimen and contradict each other: the join reports a conflict."""
     assert told(tmp_path, usual("A", DETECTED) + usual("A", NOT_DETECTED)) == {"A": [True, False]}
 
 
-def test_the_time_of_the_result_goes_before_that_of_the_message(tmp_path: Path) -> None:
-    """An archive that is exported anew has all messages at once, and in any order."""
+def test_result_time_takes_precedence_over_message_time(tmp_path: Path) -> None:
+    """A re-exported archive has the same message time for all messages, in any order."""
 
     def exported(value: tuple[str, str], status: str, changed: str, sent: str) -> str:
         text = usual("A", value, status=status, sent=sent)
@@ -327,27 +327,27 @@ def test_the_time_of_the_result_goes_before_that_of_the_message(tmp_path: Path) 
     assert told(tmp_path, old + new) == told(tmp_path, new + old) == {"A": [False]}
 
 
-def test_the_same_file_twice_is_one_record(tmp_path: Path) -> None:
+def test_duplicate_messages_give_each_result_once(tmp_path: Path) -> None:
     assert read(tmp_path, HOSPITAL_251 * 3, time_zone="Europe/Paris") == read(
         tmp_path, HOSPITAL_251, time_zone="Europe/Paris"
     )
 
 
-def test_a_number_that_is_given_again_does_not_replace_another_patient_s_result(tmp_path: Path) -> None:
+def test_reused_order_number_does_not_replace_another_patients_result(tmp_path: Path) -> None:
     text = usual("A", DETECTED, order="1", sent="20200401") + usual("B", NOT_DETECTED, order="1", sent="20200402")
     assert told(tmp_path, text) == {"A": [True], "B": [False]}
 
 
-def test_without_filler_s_number_specimens_of_one_standing_order_stay_apart(tmp_path: Path) -> None:
+def test_specimens_of_a_standing_order_without_filler_number_are_separate(tmp_path: Path) -> None:
     first = usual("A", DETECTED).replace("|F1|", "||")
     second = usual("A", NOT_DETECTED, sent="20200405").replace("|F1|", "||").replace("20200401083000", "20200404083000")
     assert told(tmp_path, first + second) == {"A": [True, False]}
-    other = usual("A", NOT_DETECTED, order="2", sent="20200405").replace("|F2|", "||")  # taken at the same time
+    other = usual("A", NOT_DETECTED, order="2", sent="20200405").replace("|F2|", "||")  # collected at the same time
     assert told(tmp_path, first + other) == {"A": [True, False]}
 
 
-def test_tests_of_one_order_stay_apart_by_code_by_name_and_by_sub_identifier(tmp_path: Path) -> None:
-    """A later message about one of them says nothing of the other."""
+def test_tests_of_one_order_are_separated_by_code_name_and_sub_identifier(tmp_path: Path) -> None:
+    """A later message about one test does not change the other."""
     code = "94500-6^SARS-CoV-2 RNA^LN|"
     pairs = [(code, "94309-2^RNA^LN|"), ("^Covid PCR^L|", "^Covid PCR, repeated^L|"), (f"{code}1", f"{code}2")]
     for first, second in pairs:
@@ -360,7 +360,7 @@ def test_tests_of_one_order_stay_apart_by_code_by_name_and_by_sub_identifier(tmp
 
 
 def times(obr_7: str = "", obx_14: str = "", *spm_17: str) -> str:
-    """A result with these times of collection, and a report a fortnight later."""
+    """A result with these collection times and a report two weeks later."""
     obr = f"OBR|1|P1|F1|94531-1^panel^LN|||{obr_7}|||||||20200402||||||||20200415|||F"
     obx = f"{OBX.format(code='260373001', word='Detected', status='F')}|||{obx_14}|||||20200415"
     spm = [f"SPM|{n}|S{n}{'|' * 15}{time}" for n, time in enumerate(spm_17, start=1)]
@@ -377,10 +377,10 @@ def times(obr_7: str = "", obx_14: str = "", *spm_17: str) -> str:
         (times("", "20200403"), 3),
         (times("20200402", "20200403", ""), 2),
         (times("20200402", "", "20200401", "20200401"), 1),
-        (times("20200402", "20200403", "20200401", "20200405"), 3),  # which of the two, OBX-14 alone can tell
+        (times("20200402", "20200403", "20200401", "20200405"), 3),  # specimens differ: only OBX-14 tells the time
     ],
 )
-def test_the_time_is_that_of_collection_never_of_receipt_or_report(tmp_path: Path, content: str, day: int) -> None:
+def test_collection_time_is_used_and_never_receipt_or_report_time(tmp_path: Path, content: str, day: int) -> None:
     results, findings = read(tmp_path, content)
     assert [result.collected.day for result in results] == [day]
     assert findings == []
@@ -399,13 +399,13 @@ def test_the_time_is_that_of_collection_never_of_receipt_or_report(tmp_path: Pat
         times("00000101"),
     ],
 )
-def test_a_result_without_a_day_of_collection_is_left_out(tmp_path: Path, content: str) -> None:
+def test_result_without_a_collection_day_is_skipped(tmp_path: Path, content: str) -> None:
     results, findings = read(tmp_path, GOOD + content)
     assert len(results) == 10
     assert [finding[:2] for finding in findings] == [("E_DATE", "A")]
 
 
-def test_a_specimen_from_the_future_is_left_out(tmp_path: Path) -> None:
+def test_specimen_with_a_future_date_is_skipped(tmp_path: Path) -> None:
     results, findings = read(tmp_path, GOOD + times("209904010830"))
     assert len(results) == 10
     assert findings == [("E_PCR_DATE", "A", "209904010830")]
@@ -419,21 +419,21 @@ def test_a_specimen_from_the_future_is_left_out(tmp_path: Path) -> None:
         ("202003311830-0400", datetime(2020, 4, 1, 0, 30)),
         ("20200401003015.1234+0200", datetime(2020, 4, 1, 0, 30, 15)),
         ("2020040100+0200", datetime(2020, 4, 1)),
-        ("20200401+1200", datetime(2020, 4, 1)),  # a day is a day
-        ("202003290059+0000", datetime(2020, 3, 29, 1, 59)),  # clocks skip an hour: 01:59, then 03:00
+        ("20200401+1200", datetime(2020, 4, 1)),  # a date without time is not converted
+        ("202003290059+0000", datetime(2020, 3, 29, 1, 59)),  # clocks go forward: 03:00 follows 01:59
         ("202003290100+0000", datetime(2020, 3, 29, 3, 0)),
-        ("201910270030+0000", datetime(2019, 10, 27, 2, 30)),  # and repeat one: 02:30 twice
+        ("201910270030+0000", datetime(2019, 10, 27, 2, 30)),  # clocks go back: 02:30 occurs twice
         ("201910270130+0000", datetime(2019, 10, 27, 2, 30)),
         ("202003290230", datetime(2020, 3, 29, 2, 30)),
     ],
 )
-def test_times_become_the_site_s_own(tmp_path: Path, text: str, local: datetime) -> None:
+def test_times_are_converted_to_the_site_time_zone(tmp_path: Path, text: str, local: datetime) -> None:
     results, findings = read(tmp_path, times(text), time_zone="Europe/Paris")
     assert [result.collected for result in results] == [local]
     assert findings == []
 
 
-def test_a_time_with_a_zone_is_refused_until_the_site_says_where_it_lies(tmp_path: Path) -> None:
+def test_time_with_utc_offset_is_refused_without_a_site_time_zone(tmp_path: Path) -> None:
     refusal = refused(tmp_path, times("202004010830+0200"))
     assert refusal.code == "E_TIME_ZONE"
     assert "time_zone" in refusal.remedy
@@ -442,12 +442,12 @@ def test_a_time_with_a_zone_is_refused_until_the_site_says_where_it_lies(tmp_pat
 @pytest.mark.parametrize(
     ("sent", "local"),
     [
-        ("20200402101500+0200", datetime(2020, 1, 15, 0, 30)),  # the site's own zone: in winter it is +0100
-        ("20200402081500+0000", datetime(2020, 1, 15, 1, 30)),  # a sender that keeps another: that is its zone
+        ("20200402101500+0200", datetime(2020, 1, 15, 0, 30)),  # the site's own time zone: +0100 in winter
+        ("20200402081500+0000", datetime(2020, 1, 15, 1, 30)),  # other offset: the sender's time zone
         ("20200402101500", datetime(2020, 1, 15, 0, 30)),
     ],
 )
-def test_a_time_without_zone_is_in_the_zone_of_its_message(tmp_path: Path, sent: str, local: datetime) -> None:
+def test_time_without_utc_offset_has_the_time_zone_of_its_message(tmp_path: Path, sent: str, local: datetime) -> None:
     text = times("202001150030").replace("20200402101500", sent)
     results, _ = read(tmp_path, text, time_zone="Europe/Paris")
     assert [result.collected for result in results] == [local]
@@ -461,7 +461,7 @@ def test_a_time_without_zone_is_in_the_zone_of_its_message(tmp_path: Path, sent:
     [
         ("00123^^^HOSP^MR", "", "00123"),
         ("00123", "", "00123"),
-        ("00123", "HOSP", "00123"),  # no authority is named: the site's own, as in a CSV file
+        ("00123", "HOSP", "00123"),  # no assigning authority: taken as the site's own, as in a CSV file
         ("a7b^^^HOSP^MR~A7B^^^CITY^PI", "", "a7b"),
         ("1^^^CITY^PI~2^^^HOSP&1.2.3&ISO^PI", "HOSP", "2"),
         ("1^^^CITY^PI~2^^^HOSP&1.2.3&ISO^PI", "1.2.3", "2"),
@@ -479,7 +479,9 @@ def test_a_time_without_zone_is_in_the_zone_of_its_message(tmp_path: Path, sent:
         ("^^^HOSP^MR", "", "E_NO_IDENTIFIER"),
     ],
 )
-def test_the_identifier_is_the_site_s_own_or_none(tmp_path: Path, pid_3: str, issuer: str, expected: str) -> None:
+def test_only_the_patient_identifier_of_the_site_is_used(
+    tmp_path: Path, pid_3: str, issuer: str, expected: str
+) -> None:
     text = usual("A", DETECTED).replace("A^^^HOSP^MR", pid_3)
     good = GOOD if expected.startswith("E_") else ""
     results, findings = read(tmp_path, good + text, issuer=issuer)
@@ -490,19 +492,19 @@ def test_the_identifier_is_the_site_s_own_or_none(tmp_path: Path, pid_3: str, is
         assert findings == []
 
 
-def test_one_authority_may_have_several_names(tmp_path: Path) -> None:
+def test_assigning_authority_with_several_names_is_one_authority(tmp_path: Path) -> None:
     text = usual("A", DETECTED) + usual("B", DETECTED, order="2").replace("^HOSP^", "^HOSP&1.2.3&ISO^")
     assert told(tmp_path, text) == {"A": [True], "B": [True]}
 
 
-def test_the_laboratory_may_name_the_authority_otherwise_than_the_scans(tmp_path: Path) -> None:
+def test_laboratory_issuer_can_differ_from_the_issuer_of_the_scans(tmp_path: Path) -> None:
     table = Hl7Laboratory(format="hl7", file=tmp_path / "synthetic.hl7", issuer="HOSP")
     table.file.write_text(usual("A", DETECTED))
     results, _ = read_pcr(table, issuer="HOSPITAL", today=TODAY)
     assert [result.patient_id for result in results] == ["A"]
 
 
-def test_numbers_of_two_authorities_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
+def test_identifiers_of_two_issuers_are_refused_until_one_is_configured(tmp_path: Path) -> None:
     text = GOOD + usual("A", DETECTED).replace("HOSP", "CITY")
     refusal = refused(tmp_path, text)
     assert refusal.code == "E_LABORATORY_ISSUERS"
@@ -510,11 +512,11 @@ def test_numbers_of_two_authorities_are_refused_until_one_is_chosen(tmp_path: Pa
     assert len(read(tmp_path, text, issuer="HOSP")[0]) == 10
 
 
-def test_results_of_nobody_refuse_the_file(tmp_path: Path) -> None:
+def test_file_without_any_patient_of_the_site_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, GOOD.replace("^^^HOSP^MR", "^^^CITY^MR"), issuer="HOSP").code == "E_IDENTIFIERS"
 
 
-def test_a_second_patient_in_one_message_is_not_the_first(tmp_path: Path) -> None:
+def test_two_patients_in_one_message_are_kept_separate(tmp_path: Path) -> None:
     negative = OBX.format(code="260415000", word="Not detected", status="F")
     positive = OBX.format(code="260373001", word="Detected", status="F")
     text = message(
@@ -524,7 +526,7 @@ def test_a_second_patient_in_one_message_is_not_the_first(tmp_path: Path) -> Non
     assert told(tmp_path, text) == {"A": [False], "B": [True]}
 
 
-# --- what is no such message ------------------------------------------------------------------------------
+# --- invalid messages -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -545,7 +547,7 @@ def test_a_second_patient_in_one_message_is_not_the_first(tmp_path: Path) -> Non
     ],
     ids=lambda text: text[:12].strip(),
 )
-def test_a_broken_message_is_one_finding_and_many_refuse_the_files(tmp_path: Path, broken: str) -> None:
+def test_broken_message_is_a_finding_and_many_of_them_refuse_the_files(tmp_path: Path, broken: str) -> None:
     results, findings = read(tmp_path, GOOD + broken if broken[:3] == "MSH" else broken + GOOD)
     assert len(results) == 10
     ((code, patient, detail),) = findings
@@ -554,7 +556,7 @@ def test_a_broken_message_is_one_finding_and_many_refuse_the_files(tmp_path: Pat
     assert refused(tmp_path, broken).code == "E_HL7_FILES"
 
 
-def test_other_messages_are_counted(tmp_path: Path) -> None:
+def test_other_message_types_are_counted(tmp_path: Path) -> None:
     admission = message("EVN|A08", PID.format(patient="A")).replace("ORU^R01^ORU_R01", "ADT^A08")
     training = usual("A", DETECTED).replace("|P|2.5.1", "|T|2.5.1")
     results, findings = read(tmp_path, GOOD + admission * 2 + training)
@@ -566,7 +568,7 @@ def test_other_messages_are_counted(tmp_path: Path) -> None:
     assert refused(tmp_path, admission).code == "E_NO_PCR_TEST"
 
 
-def test_an_embedded_document_is_passed_over(tmp_path: Path) -> None:
+def test_embedded_document_is_ignored(tmp_path: Path) -> None:
     document = "OBX|2|ED|REPORT^Report^L||^application^pdf^Base64^" + "QUJD" * 500_000 + "||||||F"
     assert told(tmp_path, usual("A", DETECTED) + document + "\r") == {"A": [True]}
 
@@ -576,13 +578,13 @@ def test_files_without_a_message_are_refused(tmp_path: Path, content: str) -> No
     assert refused(tmp_path, content).code == "E_NO_PCR_TEST"
 
 
-def test_an_encoding_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_undecodable_file_is_refused(tmp_path: Path) -> None:
     text = OLD_23.encode("latin-1")
     assert refused(tmp_path, text, tests=["COVPCR"]).code == "E_ENCODING"
 
 
-def test_a_message_that_names_another_character_set_is_flagged_where_it_matters(tmp_path: Path) -> None:
-    """It is read as the site says; what that makes of it stands in no list of words."""
+def test_other_character_set_in_msh_18_is_reported_for_non_ascii_messages(tmp_path: Path) -> None:
+    """The message is read in the encoding set by the site. Wrongly decoded words are in no word list."""
     plain = usual("A", DETECTED).replace("|2.5.1\r", "|2.5.1||||||UNICODE UTF-8\r")  # MSH-12 to MSH-18
     accented = plain.replace("SYNTHETIC", "SYNTHÉTIQUE")
     assert told(tmp_path, plain, encoding="latin-1") == {"A": [True]}
@@ -592,7 +594,7 @@ def test_a_message_that_names_another_character_set_is_flagged_where_it_matters(
     assert told(tmp_path, accented.encode(), encoding="utf-8") == {"A": [True]}
 
 
-def test_nothing_that_names_a_patient_is_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_patient_data_is_logged_or_shown_in_refusals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = GOOD.replace("|F\r", "|\r").replace("SYNTHETIC", "CANARY\\Zname\\") + "OBX|1|ST|CANARY\\Q"
     with caplog.at_level(logging.DEBUG):
         results, _ = read(tmp_path, text)
@@ -602,7 +604,7 @@ def test_nothing_that_names_a_patient_is_said_aloud(tmp_path: Path, caplog: pyte
     assert "CANARY" not in caplog.text + str(refusal)
 
 
-# --- anything at all --------------------------------------------------------------------------------------
+# --- arbitrary input --------------------------------------------------------------------------------------
 
 SEGMENTS = st.sampled_from(
     [
@@ -639,7 +641,7 @@ MUTATED = st.builds(
 @example(content=b"MSH|^~\\&||||||ORU\rPID\rOBR\rOBX\rSPM", encoding="utf-8-sig", time_zone="")
 @example(content=b"MSH|^~\\&|||||||ORU\rPID||\rOBR|1\rOBX|1|CE|94500-6^^LN|", encoding="utf-8-sig", time_zone="")
 @example(content=b"MSH|^~\\&|||||||ORU\rPID|||1\rOBR|1|2\rOBX|1|CE|94500-6^^LN", encoding="utf-8-sig", time_zone="")
-def test_any_text_ends_in_results_or_a_refusal(
+def test_arbitrary_text_gives_results_or_a_refusal(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, encoding: str, time_zone: str
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -669,7 +671,7 @@ VERSIONS = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(messages=st.lists(VERSIONS, max_size=6), data=st.data())
-def test_the_order_of_messages_never_matters(
+def test_order_of_messages_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory, messages: list[str], data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
