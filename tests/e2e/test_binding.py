@@ -30,8 +30,8 @@ from federation.superlink.control import loopback_certificate, read_server_confi
 from federation.system.process import flower_command, flower_environment, free_port
 from pipeline.site.folder import Site
 from tests.e2e.conftest import Command
-from tests.e2e.door_rig import NGINX, Rig, running_nginx
-from tests.e2e.test_door import Running, fleet, join, ok
+from tests.e2e.ingress_rig import NGINX, Rig, running_nginx
+from tests.e2e.test_ingress import Running, fleet, join, ok
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

@@ -19,7 +19,7 @@ from federation.enrolment.join import join, renew
 from federation.ingress.authorization import FLEET, MAX_BODY_BYTES
 from federation.superlink.control import read_server_config
 from pipeline.site.folder import Site, init_site, site_settings
-from tests.e2e.door_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig
+from tests.e2e.ingress_rig import CONFIGURATION, NGINX, PULL, Node, Rig, open_rig
 from tests.federation.ingress.test_connections import ADDRESSES, CONNECTIONS_OF_ADDRESS, Flood, half_a_hello, silent
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]

@@ -20,7 +20,7 @@ from federation.superlink.control import ca_certificate
 from federation.system.process import free_port
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
-from tests.e2e.door_rig import Rig, open_rig
+from tests.e2e.ingress_rig import Rig, open_rig
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from federation.enrolment.invitations import invite, revoke
 from federation.enrolment.join import join, move
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
-from tests.e2e.door_rig import Rig, open_rig
+from tests.e2e.ingress_rig import Rig, open_rig
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from federation.ingress import reasons
 from federation.superlink.control import ca_certificate
 from models.refusal import Refusal
 from pipeline.site.folder import Site, init_site, site_settings
-from tests.e2e.door_rig import Rig, open_rig
+from tests.e2e.ingress_rig import Rig, open_rig
 
 DAYS_LEFT = 14
 

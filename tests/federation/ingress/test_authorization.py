@@ -13,7 +13,7 @@ import pytest
 
 from federation.enrolment import invitations as enrolment
 from federation.ingress import authorization, connections, listener
-from tests.e2e.door_rig import PULL, Node, Rig, open_rig
+from tests.e2e.ingress_rig import PULL, Node, Rig, open_rig
 from tests.federation.enrolment.test_certificates import group_authority
 
 

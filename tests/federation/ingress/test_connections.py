@@ -17,7 +17,7 @@ import pytest
 from federation.enrolment.certificates import client_tls
 from federation.ingress import connections
 from federation.ingress.connections import MAX_STRANGERS, MAX_STRANGERS_OF_ADDRESS
-from tests.e2e.door_rig import Rig, open_rig
+from tests.e2e.ingress_rig import Rig, open_rig
 
 ADDRESSES = [f"127.0.1.{number}" for number in range(1, 18)]  # all are loopback addresses
 CONNECTIONS_OF_ADDRESS = 60
