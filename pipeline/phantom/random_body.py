@@ -20,9 +20,9 @@ from scipy import ndimage
 from models.lung_segmenter import Region
 from pipeline.phantom.anatomy import AERATED_LUNG_HU, Grid
 from pipeline.phantom.body.abdomen import add_abdomen
-from pipeline.phantom.body.chest import SIDES, Chest, make_chest
+from pipeline.phantom.body.chest import Chest, make_chest
 from pipeline.phantom.body.disease import Lung, add_unrelated, healthy
-from pipeline.phantom.body.frame import Field, Frame, Mask, draw_frame
+from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, cubic_b_spline, draw_frame
 from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.planted import plant
 from pipeline.phantom.body.sample import STEP_MM, devices, lungs_into
@@ -200,8 +200,7 @@ def sampled(field: Field, at: tuple[NDArray[np.float64], ...]) -> Field:
     """Return a field at positions along each axis, in voxels, by cubic B-splines without prefilter."""
     for axis, positions in enumerate(at):
         away = np.abs(positions[:, None] - np.arange(field.shape[axis])[None])
-        near, far = 2 / 3 - away**2 + away**3 / 2, np.clip(2 - away, 0, None) ** 3 / 6
-        weights = np.where(away < 1, near, far)
+        weights = cubic_b_spline(away)
         weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-6)  # at the ends of the grid
         field = np.moveaxis(np.tensordot(weights.astype(np.float32), field, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(field)

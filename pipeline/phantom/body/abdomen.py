@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.random import Generator
 
-from pipeline.phantom.body.chest import SIDES, Chest
-from pipeline.phantom.body.frame import Field, Frame, Mask
+from pipeline.phantom.body.chest import Chest
+from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask
 from pipeline.phantom.body.trunk import Tissues, Trunk
 
 

@@ -7,13 +7,12 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipeline.phantom.body.frame import Field, Frame, Mask, joined
+from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, joined
 from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.surgery import Surgery
 from pipeline.phantom.body.trunk import Tissues, Trunk
 from pipeline.preprocessing.lungs import largest_piece
 
-SIDES = (-1, 1)  # right, left
 Path = NDArray[np.float64]
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Point = tuple[float, float, float]
+SIDES = (-1, 1)  # right, left: the sign of x
 
 
 def smooth_field(shape: tuple[int, ...], sigma: float, rng: Generator) -> Field:
@@ -34,9 +35,14 @@ def smooth_field(shape: tuple[int, ...], sigma: float, rng: Generator) -> Field:
 def _spline_weights(size: int, knots: int, step: float, start: float) -> Field:
     """Return the weights of cubic B-splines `step` voxels apart, shape (size, knots)."""
     away = np.abs((np.arange(size)[:, None] / step + 1 + start) - np.arange(knots)[None])
+    return cubic_b_spline(away).astype(np.float32)
+
+
+def cubic_b_spline(away: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the values of a cubic B-spline at distances from its middle, in knots."""
     near = 2 / 3 - away**2 + away**3 / 2
     far = np.clip(2 - away, 0, None) ** 3 / 6
-    return np.where(away < 1, near, far).astype(np.float32)
+    return np.where(away < 1, near, far)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pipeline.phantom.body.chest import SIDES
 from pipeline.phantom.body.disease import Lung
-from pipeline.phantom.body.frame import Field, Frame
+from pipeline.phantom.body.frame import SIDES, Field, Frame
 
 Kind = Literal["covid", "other"]
 FAR = 3.0  # distance that no voxel is beyond, in radii of a focus

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from models.lung_segmenter import Region, Tissue
 from pipeline.phantom.body.abdomen import add_abdomen
 from pipeline.phantom.body.acquisition import LOWEST_HU, acquire, circle
-from pipeline.phantom.body.chest import SIDES, Chest, make_chest
+from pipeline.phantom.body.chest import Chest, make_chest
 from pipeline.phantom.body.disease import Lung, add_disease, healthy
-from pipeline.phantom.body.frame import Field, Frame, Mask, draw_frame
+from pipeline.phantom.body.frame import SIDES, Field, Frame, Mask, draw_frame
 from pipeline.phantom.body.person import Person
 from pipeline.phantom.body.trees import filled_share, grow
 from pipeline.phantom.body.trunk import Tissues, make_trunk

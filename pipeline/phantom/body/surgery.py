@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from pipeline.phantom.body.frame import Frame
-
-SIDES = (-1, 1)  # right, left
+from pipeline.phantom.body.frame import SIDES, Frame
 
 
 @dataclass(frozen=True)
