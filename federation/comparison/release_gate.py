@@ -44,7 +44,7 @@ def _of_label(results: Results, sites: Mapping[str, Figures], label: str) -> Ite
         yield _flag(reasons.NOT_JUDGED, label=label)
         return
     low, high = _interval(sites, areas, label)
-    if low <= CHANCE:
+    if not low > CHANCE:  # an interval that is not a number proves nothing
         yield _flag(reasons.AT_CHANCE, label=label, low=f"{low:.2f}", high=f"{high:.2f}")
     slope = _slope(sites, label)
     if results.calibration[label].slope <= 0 or (slope is not None and not SLOPES[0] <= slope <= SLOPES[1]):
