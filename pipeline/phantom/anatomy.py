@@ -17,6 +17,8 @@ Mask = NDArray[np.bool_]
 # Typical attenuations (HU) of the tissues at 120 kV.
 AIR_HU, FAT_HU, MUSCLE_HU, BLOOD_HU, LIVER_HU, BONE_HU, AERATED_LUNG_HU = -1000, -100, 45, 40, 60, 300, -900
 
+RIB_CAGE_INNER = 0.95  # normalised radius of the inner side of the ribs
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -89,6 +91,18 @@ def smooth_noise(shape: tuple[int, ...], sigma: tuple[float, ...], rng: Generato
     return field / field.std()
 
 
+def _taper(z: Field) -> Field:
+    """Return how wide the body is at a height, as a share of its chest: it narrows towards the neck."""
+    return np.asarray(1 - 0.25 * np.clip((z - 105) / 90, 0, 1), np.float32)
+
+
+def _cage(axes: tuple[Field, Field, Field], build: Build) -> Field:
+    """Return the normalised radius of the rib cage; the ribs lie around 1."""
+    z, y, x = axes
+    radius = np.abs(x / (140 * build.width)) ** 2.2 + np.abs(y / (95 * build.depth)) ** 2.2
+    return np.asarray(radius ** (1 / 2.2) / _taper(z), np.float32)
+
+
 def _lungs(axes: tuple[Field, Field, Field], build: Build) -> Mask:
     z, y, x = axes
     dome = -95 * build.lung_height + 34 * np.exp(-(((np.abs(x) - 75) / 60) ** 2) - ((y + 5) / 75) ** 2)
@@ -96,6 +110,11 @@ def _lungs(axes: tuple[Field, Field, Field], build: Build) -> Mask:
     for side in (-1, 1):
         radii = (132 * build.lung_height, 84 * build.depth, 62 * build.width)
         inside |= _ellipsoid(axes, (-10.0, 2.0, side * 72.0 * build.width), radii) < 1
+        # Beside the spine, lung reaches back to the ribs.
+        radii = (128 * build.lung_height, 42 * build.depth, 44 * build.width)
+        inside |= _ellipsoid(axes, (-10.0, 44.0 * build.depth, side * 58.0 * build.width), radii) < 1
+    spine = (x / 25) ** 2 + ((y - 78 * build.depth) / 27) ** 2 < 1
+    inside &= ~spine & (_cage(axes, build) < RIB_CAGE_INNER)
     inside &= z > dome + np.where(x < 0, 8, 0)  # the liver lifts the right dome
     inside &= np.abs(x) > 20 + 8 * np.cos(z / 60)
     heart = _ellipsoid(axes, (-55.0, -28.0, 28.0), (52.0, 46.0, 56.0))
@@ -106,8 +125,7 @@ def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field,
     """Return the body without lungs: fat, muscle, liver, heart, spine, ribs, trachea, a gas bubble, the table."""
     z, y, x = axes
     radius = (np.abs(x / (168 * build.width)) ** 2.4 + np.abs(y / (118 * build.depth)) ** 2.4) ** (1 / 2.4)
-    taper = 1 - 0.25 * np.clip((z - 105) / 90, 0, 1)
-    radius = radius / taper
+    radius = radius / _taper(z)
     body = np.broadcast_to(radius < 1, np.broadcast_shapes(z.shape, y.shape, x.shape))
     hu = np.full(body.shape, AIR_HU, dtype=np.float32)
     hu[body] = MUSCLE_HU
@@ -115,7 +133,7 @@ def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field,
     below = z < -95 * build.lung_height + 30
     hu[body & below & (radius < 0.8) & (x < 20)] = LIVER_HU
     hu[_ellipsoid(axes, (-55.0, -28.0, 28.0), (52.0, 46.0, 56.0)) < 1] = BLOOD_HU
-    cage = (np.abs(x / (140 * build.width)) ** 2.2 + np.abs(y / (95 * build.depth)) ** 2.2) ** (1 / 2.2) / taper
+    cage = _cage(axes, build)
     ribs = (np.abs(cage - 1) < 0.045) & (np.cos(2 * np.pi * (z + 0.45 * y) / 27) > 0.35)
     hu[body & ribs] = BONE_HU
     spine = ((x / 19) ** 2 + ((y - 78 * build.depth) / 21) ** 2) < 1
