@@ -16,9 +16,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Final
 
 from federation.cli.console import progress_bar, say
-from federation.comparison.model_table import ALL, Hospital, compare, markdown, write_results
+from federation.comparison.model_table import ALL, FEDERATED, Hospital, compare, markdown, write_results
 from federation.enrolment.invitations import invite
 from federation.enrolment.join import join, node_certificate
 from federation.node import sandbox
@@ -39,6 +40,7 @@ SEED = 1
 TRAINING = ("north", "south", "west")
 UNSEEN = "east"
 UNSEEN_EXTRA = 40  # the unseen hospital has more patients, for a narrower interval
+ANATOMY: Final = "template"  # random bodies take ten times as long to draw, and more patients to learn from
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ def _make_hospitals(folders: Folders, patients: int) -> None:
     from pipeline.phantom.generate import make_hospitals
 
     counts = [patients] * len(TRAINING) + [patients + UNSEEN_EXTRA]
-    wanted = {"seed": SEED, "patients": counts}
+    wanted = {"seed": SEED, "patients": counts, "anatomy": ANATOMY}
     done = folders.root / "hospitals" / "complete.json"
     if done.exists() and json.loads(done.read_text()) == wanted:
         say("  they exist from an earlier run")
         return
     with progress_bar("synthetic patients") as progress:
-        make_hospitals(done.parent, patients=counts, seed=SEED, progress=progress)
+        make_hospitals(done.parent, patients=counts, seed=SEED, anatomy=ANATOMY, progress=progress)
     done.write_text(json.dumps(wanted))
 
 
@@ -191,17 +193,17 @@ def _confined(site: Site) -> Site:
 
 def _compare(study: Study, folders: Folders, sites: dict[str, Site], finished: Finished) -> None:
     models = {f"{name} alone": folders.root / "baselines" / f"{name} alone" for name in TRAINING}
-    models |= {"pooled": folders.root / "baselines" / "pooled", "federated": Path(finished.release)}
+    models |= {"pooled": folders.root / "baselines" / "pooled", FEDERATED: Path(finished.release)}
     hospitals = [
         Hospital(sites[name], ALL if name == UNSEEN else ("test",), folders.hospital(name) / "truth.json")
         for name in (*TRAINING, UNSEEN)
     ]
-    cells = compare({title: load_release(path) for title, path in models.items()}, hospitals, study)
-    write_results(cells, folders.root)
+    found = compare({title: load_release(path) for title, path in models.items()}, hospitals, study)
+    write_results(found, folders.root)
     _keep_model(Path(finished.release), folders.model)
     say("\nSYNTHETIC hospitals: these results say nothing about real patients.")
     for label in reversed(LABELS):
-        say("\n" + markdown(cells, label))
+        say("\n" + markdown(found, label))
 
 
 def _report(folders: Folders, finished: Finished) -> None:
