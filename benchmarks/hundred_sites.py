@@ -20,7 +20,7 @@ from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import CaseMix
 from pipeline.preprocessing.preprocess import Preprocessing
 
-PREPROCESSING = Preprocessing(shape=(16, 24, 24), working_spacing_mm=8.0)
+PREPROCESSING = Preprocessing(method=1, shape=(16, 24, 24), working_spacing_mm=8.0)
 MIN_PATIENTS = 5
 _FEWEST, _MEDIAN, _MOST = 32, 48, 160  # patients
 
@@ -65,4 +65,8 @@ def _one_thread() -> None:
 def _write(order: Order) -> int:
     name, tables = order.at.name, "[training]\nthreads = 1"
     site = synthetic_site(order.folder, name, seed=order.seed, min_patients=MIN_PATIENTS, tables=tables)
-    return len(write_cohort(site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING))
+    return len(
+        write_cohort(
+            site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING, anatomy="template"
+        )
+    )

@@ -18,7 +18,7 @@ from pipeline.phantom.hospitals import HOSPITALS, Hospital
 from pipeline.phantom.patients import CaseMix
 from pipeline.preprocessing.preprocess import Preprocessing
 
-PREPROCESSING = Preprocessing(shape=(24, 32, 32), working_spacing_mm=5.0)
+PREPROCESSING = Preprocessing(method=1, shape=(24, 32, 32), working_spacing_mm=5.0)
 PATIENTS = 450  # patients of the three training hospitals together; three in five are training patients
 UNSEEN_PATIENTS = 600
 LEAST = 5  # minimum number of patients for a metric: the smallest hospital has no more for validation
@@ -98,7 +98,9 @@ def write(order: Order) -> float:
     """Write one cohort; return the AUROC of `severe` for a reader who knows the formula and the true lesion load."""
     tables = "[training]\nthreads = 1"
     site = synthetic_site(order.folder, order.at.name, seed=order.seed, min_patients=LEAST, tables=tables)
-    truths = write_cohort(site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING)
+    truths = write_cohort(
+        site, order.at, patients=order.patients, seed=order.seed, settings=PREPROCESSING, anatomy="template"
+    )
     chances = {site.pseudonym(truth.patient_id): truth.p_severe for truth in truths}
     with Cohort.read(site) as cohort:
         known = [row for row in cohort.patients() if row.pcr_positive and row.severe is not None]

@@ -37,7 +37,7 @@ def make_sites(folder: Path) -> list[Site]:
     sites = []
     for at in HOSPITALS[:3]:
         site = synthetic_site(folder / at.name, at.name, seed=1, tables="[training]\nthreads = 1")
-        write_cohort(site, at, patients=PATIENTS, seed=1)
+        write_cohort(site, at, patients=PATIENTS, seed=1, anatomy="template")
         sites.append(site)
     return sites
 

@@ -46,7 +46,7 @@ from pipeline.training.train import Schedule, TrainSettings, predict, train
 RESULTS = Path(__file__).with_name("results")
 PATIENTS = (160, 40, 40)
 SECOND = (("GE MEDICAL", "LUNG"), ("SIEMENS", "B30f"), ("PHILIPS", "B"))
-PREPROCESSING = Preprocessing(shape=(20, 28, 28), working_spacing_mm=9)
+PREPROCESSING = Preprocessing(method=1, shape=(20, 28, 28), working_spacing_mm=9)
 GRID = Grid((32, 48, 48), (9.0, 8.5, 8.5))
 NETWORK = NetworkSettings(architecture="resnet10", widen_factor=0.125)
 TRAINING = TrainSettings(augment=False)
@@ -66,7 +66,15 @@ def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition
     """Write one hospital's cohort; return its patients: all, training, and held out."""
     at = hospital(index)
     site: Site = synthetic_site(folder, at.name, seed=seed, min_patients=MIN_PATIENTS)
-    write_cohort(site, at, patients=PATIENTS[index], seed=seed, settings=PREPROCESSING, acquisition=acquisition)
+    write_cohort(
+        site,
+        at,
+        patients=PATIENTS[index],
+        seed=seed,
+        settings=PREPROCESSING,
+        acquisition=acquisition,
+        anatomy="template",
+    )
     with Cohort.read(site) as cohort:
         return {
             "all": Examples(cohort.examples("train", "validation", "test")),

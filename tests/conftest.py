@@ -51,7 +51,7 @@ def small_hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "small_hospital.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not written.exists():
-            (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[8], seed=1)
+            (folder,) = make_hospitals(tmp_path_factory.mktemp("hospitals"), patients=[8], seed=1, anatomy="template")
             written.write_text(str(folder))
     return Path(written.read_text())
 

@@ -66,8 +66,8 @@ class LaboratoryFeed(StrEnum):
 
 
 class PhantomAnatomy(StrEnum):
-    template = "template"
     random = "random"
+    template = "template"
 
 
 @app.command()
@@ -90,8 +90,8 @@ def phantom(
     defects: Annotated[bool, typer.Option(help="Add one patient for each kind of defect.")] = True,
     laboratory: Annotated[LaboratoryFeed, typer.Option(help="Format of the laboratory export.")] = LaboratoryFeed.csv,
     anatomy: Annotated[
-        PhantomAnatomy, typer.Option(help="One simple body that varies little, or random bodies.")
-    ] = PhantomAnatomy.template,
+        PhantomAnatomy, typer.Option(help="Random bodies, or a simple one that varies little and is made sooner.")
+    ] = PhantomAnatomy.random,
     randomise: Annotated[bool, typer.Option("--randomise", help="Each scan looks as from another scanner.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -80,11 +80,11 @@ class Order:
     number: int
     seed: int
     defect: str | None
-    anatomy: Anatomy = "template"
+    anatomy: Anatomy = "random"
     randomise: bool = False
 
 
-def make_body(patient: Patient, at: Hospital, rng: Generator, anatomy: Anatomy = "template") -> tuple[Lesions, float]:
+def make_body(patient: Patient, at: Hospital, rng: Generator, anatomy: Anatomy = "random") -> tuple[Lesions, float]:
     """Create a patient's thorax with lesions on the grid of the hospital's scanner; return P(severe) too."""
     if anatomy == "random":
         # Imported here because it imports torch, which the template does not need.
@@ -136,13 +136,13 @@ def make_hospitals(
     seed: int,
     defects: bool = True,
     laboratory: LaboratoryFormat = "csv",
-    anatomy: Anatomy = "template",
+    anatomy: Anatomy = "random",
     randomise: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
     """Write one hospital for each number in `patients`; with `defects`, one additional patient for each defect.
 
-    `anatomy`: a simple body, or random ones. `randomise`: each scan looks as from another scanner.
+    `anatomy`: random bodies, or a simple template. `randomise`: each scan looks as from another scanner.
 
     Returns the hospitals' folders. `progress(done, total)` counts the patients written.
     """

@@ -35,11 +35,12 @@ from pipeline.preprocessing.preprocess import Prepared
 
 HEIGHT_MM = 344.0  # of the drawn body; a scanner's range is placed within it
 # A whole chest in one scan. A body that exceeds these limits is drawn again, whatever its disease.
-MARGIN_MM = 8.0  # between lungs and the ends of the scan
+MARGIN_MM = 12.0  # between lungs and the ends of the scan
 LUNGS_ML = (1800.0, 8500.0)
 LEAST_SMALLER_LUNG = 0.33  # share in the volume of both lungs
-LEAST_TRACHEA_MM2, LEAST_HEART_LEFT = 60.0, 0.08  # see `measures.Measures`; noise and blur take some of both
-INFLATED_HU = -790.0  # median of healthy lung; in large cohorts the mean is near -850 HU
+LEAST_TRACHEA_MM2, LEAST_HEART_LEFT = 100.0, 0.08  # see `measures.Measures`; noise and blur take some of both
+# The 15th percentile of healthy lung; in adults who breathe in deeply it is about -950 to -880 HU.
+INFLATED_HU = -860.0
 MOST_DRAWS = 50
 WALL_MM = 15.0  # diaphragm and wall of the stomach or bowel
 
@@ -136,7 +137,7 @@ def _after_a_breath(frame: Frame, chest: Chest, rng: Generator) -> Lung:
     """Draw healthy lungs until they are inflated: patients are asked to breathe in."""
     for _ in range(MOST_DRAWS):
         lung = healthy(frame, chest, rng)
-        if np.median(lung.hu[lung.both]) < INFLATED_HU:
+        if np.percentile(lung.hu[lung.both], 15) < INFLATED_HU:
             return lung
     raise RuntimeError(f"no inflated lungs in {MOST_DRAWS} draws")
 

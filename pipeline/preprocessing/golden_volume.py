@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 from pipeline.imaging.lung_mask import LEFT, RIGHT, LungMask
 from pipeline.imaging.volume import Volume, whole_hu
-from pipeline.preprocessing.preprocess import EXTERNAL, Preprocessing, prepare
+from pipeline.preprocessing.preprocess import EXTERNAL, SEGMENTER, Preprocessing, prepare
 
 BLOCKS = (4, 4, 4)  # of each channel, along slices, rows and columns
 STEP = 1 / 64  # rounding step of the tensor's values, which range from -1 to 1: about 9 HU of the usual window
+# With the segmenter, the rounded numbers are moved by this share of a step, so that no mean is close to a border of
+# rounding: where a processor rounds the network's answers differently, a voxel of the mask may change.
+SEGMENTER_MOVE = 0.0983
 
 _SHAPE = (96, 140, 164)  # slices, rows, columns
 _SPACING_MM = (3.0, 2.2, 2.2)
@@ -35,9 +38,14 @@ def golden_digest(settings: Preprocessing) -> str:
 
     Raises Refusal E_NO_LUNGS or E_NOT_A_WHOLE_CHEST if this installation does not find the lungs.
     """
-    rounded = np.rint(block_means(settings) / STEP).astype(int)
+    rounded = np.rint(block_steps(settings)).astype(int)
     text = json.dumps(rounded.tolist(), separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def block_steps(settings: Preprocessing) -> NDArray[np.float64]:
+    """Return the means of blocks in steps, before they are rounded to whole steps."""
+    return block_means(settings) / STEP - (SEGMENTER_MOVE if settings.method == SEGMENTER else 0.0)
 
 
 def block_means(settings: Preprocessing) -> NDArray[np.float64]:

@@ -53,7 +53,7 @@ class Preprocessing(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Version of `prepare`; increases when the same settings give other tensors, as with other weights of the segmenter.
-    method: Literal[1, 2, 3] = 1
+    method: Literal[1, 2, 3] = 2
     shape: tuple[Size, Size, Size] = (40, 56, 56)
     working_spacing_mm: float = Field(default=4.0, ge=1, le=10)
     margin_mm: float = Field(default=8.0, ge=0, le=50)

@@ -10,6 +10,7 @@ from models.refusal import Reason
 from pipeline.imaging.discovery import Series
 from pipeline.imaging.missing_slices import remark
 from pipeline.preprocessing import reasons as preprocessing_reasons
+from pipeline.preprocessing.external_lungs import agreement_with_threshold
 from pipeline.preprocessing.lung_regions import LungRegions, dice
 from pipeline.preprocessing.measures import AIR_BETWEEN_HU
 from pipeline.preprocessing.plausibility import LEAST_SMALLER_LUNG, SOME_METAL_ML, Anatomy
@@ -87,14 +88,25 @@ def _of_files(scan: OneScan, settings: Preprocessing) -> list[Check]:
 def _of_lungs(prepared: Prepared, found: Anatomy, regions: LungRegions, mask: NDArray[np.bool_] | None) -> list[Check]:
     ends = [name for name, cut in (("lowest", found.cut_low), ("highest", found.cut_high)) if cut > 0]
     is_alone = found.smaller_lung < LEAST_SMALLER_LUNG
-    used = (prepared.lungs,) if mask is None else (prepared.lungs, mask)  # by the model's input, by the table
-    agreed = min(dice(lungs, regions.lungs) for lungs in used)
+    agreed = _agreement(prepared, regions, mask)
     return [
         Check("lungs", round(prepared.lungs_ml), "mL"),
         Check("smaller_lung", round(100 * found.smaller_lung), "%", reasons.ONE_LUNG if is_alone else None),
         Check("lungs_agree", round(100 * agreed), "%", reasons.LUNGS_UNSURE if agreed < LEAST_AGREEMENT else None),
         Check("lungs_cut", " and ".join(ends) or "no", "", preprocessing_reasons.LUNGS_CUT if ends else None),
     ]
+
+
+def _agreement(prepared: Prepared, regions: LungRegions, mask: NDArray[np.bool_] | None) -> float:
+    """Return the least agreement of the lungs that are used, for the input or the table, with those of another method.
+
+    Lungs of the segmenter are compared with those by threshold, all others with those of the segmenter.
+    """
+    if prepared.found is None:
+        of_input = dice(prepared.lungs, regions.lungs)
+    else:
+        of_input = agreement_with_threshold(prepared.image_hu, prepared.lungs, prepared.spacing_mm)
+    return of_input if mask is None else min(of_input, dice(mask, regions.lungs))
 
 
 def _of_density(prepared: Prepared, found: Anatomy, settings: Preprocessing) -> list[Check]:

@@ -35,7 +35,7 @@ def study(strategy: str = "FedAvg", *, seed: int = 1, **options: float) -> Study
         "study": {**table, "synthetic": True},
         "strategy": {"name": strategy, "options": options},
         "network": {"architecture": "resnet10", "widen_factor": 0.0625},
-        "preprocessing": {"shape": (16, 16, 16), "working_spacing_mm": 8.0},
+        "preprocessing": {"method": 1, "shape": (16, 16, 16), "working_spacing_mm": 8.0},
     }
     return Study.model_validate(tables)
 
@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("sites")
     for at in HOSPITALS[:2]:
         site = synthetic_site(root / at.name, at.name, seed=1, min_patients=2, tables="[training]\nthreads = 1")
-        write_cohort(site, coarse(at), patients=16, seed=1, settings=study().preprocessing)
+        write_cohort(site, coarse(at), patients=16, seed=1, settings=study().preprocessing, anatomy="template")
     return [root / at.name for at in HOSPITALS[:2]]
 
 
@@ -157,7 +157,7 @@ def test_site_that_cannot_take_part_replies_with_a_code(folders: list[Path], tmp
     """The site.toml of the site requires more patients than the site has."""
     few = tmp_path / "few"
     site = synthetic_site(few, "few", seed=1, min_patients=50)
-    write_cohort(site, coarse(HOSPITALS[0]), patients=2, seed=1, settings=study().preprocessing)
+    write_cohort(site, coarse(HOSPITALS[0]), patients=2, seed=1, settings=study().preprocessing, anatomy="template")
     training = train(study(), [*folders, few], tmp_path / "run")
     assert training.history[-1]["refused"] == {"few": "E_TOO_FEW_PATIENTS"}
     assert training.history[-1]["sites"] == ["north", "south"]

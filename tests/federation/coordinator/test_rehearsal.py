@@ -11,7 +11,7 @@ from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 
 pytestmark = pytest.mark.slow
-SMALL = Preprocessing(shape=(16, 16, 16))
+SMALL = Preprocessing(method=1, shape=(16, 16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> list[Site]:
     place, made = tmp_path_factory.mktemp("rehearsal"), []
     for hospital in HOSPITALS[:2]:
         site = synthetic_site(place / hospital.name, hospital.name, seed=1, min_patients=3)
-        write_cohort(site, hospital, patients=24, seed=1, settings=SMALL)
+        write_cohort(site, hospital, patients=24, seed=1, settings=SMALL, anatomy="template")
         made.append(site)
     return made
 

@@ -37,7 +37,7 @@ STUDY = Study.model_validate(
     {
         "study": {"name": "trial", "rounds": 3, "local_epochs": 1, "sites": 1, "quorum": 1, "synthetic": True},
         "network": {"architecture": "resnet10", "widen_factor": 0.0625},
-        "preprocessing": {"shape": (16, 16, 16), "working_spacing_mm": 8.0},
+        "preprocessing": {"method": 1, "shape": (16, 16, 16), "working_spacing_mm": 8.0},
     }
 )
 IN_STEPS = STUDY.model_copy(update={"study": STUDY.study.model_copy(update={"local_steps": 3})})
@@ -59,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     tables = "[training]\nthreads = 1\n[gateway]\nhistograms = true\nmin_local_steps = 1"
     site = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1, min_patients=3, tables=tables)
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((30, 48, 48), (9.6, 7.8, 7.8))))
-    write_cohort(site, at, patients=40, seed=1, settings=STUDY.preprocessing)
+    write_cohort(site, at, patients=40, seed=1, settings=STUDY.preprocessing, anatomy="template")
     return site
 
 

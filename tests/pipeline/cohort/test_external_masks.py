@@ -65,7 +65,7 @@ def test_scan_without_a_mask_is_refused_and_counted(masked: Own) -> None:
     assert codes(assessment) == {"E_MASK_MISSING": 1}
     counts = {count.key: count.count for _, count in assessment.waterfall.walk()}
     assert (counts["found"], counts["E_MASK_MISSING"], counts["patients"]) == (2, 1, 1)
-    assert masked.ingest().examined_now == 2, "the threshold method needs no mask"
+    assert masked.ingest().examined_now == 2, "the segmenter needs no mask"
 
 
 def test_tensor_is_cropped_with_the_mask_and_mask_changes_are_detected(masked: Own) -> None:

@@ -16,13 +16,13 @@ from pipeline.preprocessing.preprocess import Preprocessing
 from pipeline.site.folder import Site
 
 SPLITS = ("train", "validation", "test")
-SMALL = Preprocessing(shape=(16, 16, 16))
+SMALL = Preprocessing(method=1, shape=(16, 16, 16))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     made = synthetic_site(tmp_path_factory.mktemp("sites") / "north", "north", seed=1)
-    write_cohort(made, HOSPITALS[0], patients=12, seed=1, settings=SMALL)
+    write_cohort(made, HOSPITALS[0], patients=12, seed=1, settings=SMALL, anatomy="template")
     return made
 
 

@@ -155,7 +155,7 @@ def test_planted_frame_is_visible_in_the_tensor_outside_the_hull(tmp_path: Path)
     for name, share in (("without", 0.0), ("with", 1.0)):
         here = synthetic_site(tmp_path / name, "north", seed=1)
         plant = Shortcut(of_severe=share, of_others=share, kernel="B70f")
-        write_cohort(here, at, patients=2, seed=1, settings=settings, acquisition=plant)
+        write_cohort(here, at, patients=2, seed=1, settings=settings, acquisition=plant, anatomy="template")
         with Cohort.read(here) as cohort:
             examples = cohort.examples("train", "validation", "test")
         assert {e.measures.kernel for e in examples if e.measures} == {"B70F" if share else "B30F"}

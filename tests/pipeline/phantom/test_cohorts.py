@@ -39,7 +39,7 @@ def test_direct_preparation_equals_written_and_read_scan(tmp_path: Path, at: Hos
 
 @pytest.mark.slow
 def test_cohort_has_the_data_that_a_study_needs(tmp_path: Path) -> None:
-    truth = write_cohort(site(tmp_path), COARSE, patients=12, seed=1)
+    truth = write_cohort(site(tmp_path), COARSE, patients=12, seed=1, anatomy="template")
     with Cohort.read(Site.open(tmp_path)) as cohort:
         assert cohort.settings() == {settings_digest(Preprocessing())}
         patients, examples = cohort.patients(), cohort.examples("train", "validation", "test")
@@ -59,7 +59,7 @@ def test_cohort_has_the_data_that_a_study_needs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_seed_and_site_name_determine_the_cohort(tmp_path: Path) -> None:
     for folder, name, seed in (("a", "north", 1), ("b", "north", 1), ("c", "south", 1), ("d", "north", 2)):
-        write_cohort(site(tmp_path / folder, name), COARSE, patients=3, seed=seed)
+        write_cohort(site(tmp_path / folder, name), COARSE, patients=3, seed=seed, anatomy="template")
     first, again, *others = (contents(Site.open(tmp_path / folder)) for folder in "abcd")
     assert first == again
     for other in others:
@@ -68,16 +68,16 @@ def test_seed_and_site_name_determine_the_cohort(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_cohort_can_use_random_bodies(tmp_path: Path) -> None:
-    truth = write_cohort(site(tmp_path / "a"), NORTH, patients=3, seed=1, anatomy="random", randomise=True)
-    write_cohort(site(tmp_path / "b"), NORTH, patients=3, seed=1, anatomy="random")
+    truth = write_cohort(site(tmp_path / "a"), NORTH, patients=3, seed=1, randomise=True)
+    write_cohort(site(tmp_path / "b"), NORTH, patients=3, seed=1)
     patients, tensors = contents(Site.open(tmp_path / "a"))
     assert len(patients) == len(truth) == 3
     assert not set(tensors.values()) & set(contents(Site.open(tmp_path / "b"))[1].values())
 
 
 def test_second_cohort_replaces_the_first(tmp_path: Path) -> None:
-    write_cohort(site(tmp_path), COARSE, patients=3, seed=1)
-    write_cohort(Site.open(tmp_path), COARSE, patients=2, seed=2)
+    write_cohort(site(tmp_path), COARSE, patients=3, seed=1, anatomy="template")
+    write_cohort(Site.open(tmp_path), COARSE, patients=2, seed=2, anatomy="template")
     patients, tensors = contents(Site.open(tmp_path))
     assert len(patients) == 2
     assert set(tensors) == {patient.tensor for patient in patients}
@@ -86,7 +86,7 @@ def test_second_cohort_replaces_the_first(tmp_path: Path) -> None:
 def test_number_of_workers_does_not_change_the_cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.phantom.cohorts.ProcessPoolExecutor", OneThread)
     for folder, workers in (("a", 1), ("b", 2)):
-        write_cohort(site(tmp_path / folder), COARSE, patients=3, seed=1, workers=workers)
+        write_cohort(site(tmp_path / folder), COARSE, patients=3, seed=1, workers=workers, anatomy="template")
     assert contents(Site.open(tmp_path / "a")) == contents(Site.open(tmp_path / "b"))
 
 
@@ -94,7 +94,8 @@ def test_severe_intercept_makes_more_patients_severe(tmp_path: Path) -> None:
     """The patients are the same; only their outcomes differ."""
     harsh = replace(COARSE, mix=replace(COARSE.mix, severe_intercept=3.0))
     usual, worse = (
-        write_cohort(site(tmp_path / str(k)), at, patients=6, seed=1) for k, at in enumerate((COARSE, harsh))
+        write_cohort(site(tmp_path / str(k)), at, patients=6, seed=1, anatomy="template")
+        for k, at in enumerate((COARSE, harsh))
     )
     assert [t.load for t in usual] == [t.load for t in worse]
     assert all(a.p_severe < b.p_severe for a, b in zip(usual, worse, strict=True))
@@ -114,7 +115,7 @@ def solid(body: Body, scanner: Scanner, rng: Generator) -> tuple[Field, Scanner]
 
 def test_acquisition_can_plant_a_shortcut(tmp_path: Path) -> None:
     harsh = replace(COARSE, mix=replace(COARSE.mix, severe_intercept=-1.0))
-    truth = write_cohort(site(tmp_path), harsh, patients=8, seed=1, acquisition=marked)
+    truth = write_cohort(site(tmp_path), harsh, patients=8, seed=1, acquisition=marked, anatomy="template")
     with Cohort.read(Site.open(tmp_path)) as cohort:
         scans = cohort.scans(settings_digest(Preprocessing())).values()
     kernels = [scan.measures.kernel for scan in scans if scan.measures]
@@ -122,7 +123,7 @@ def test_acquisition_can_plant_a_shortcut(tmp_path: Path) -> None:
 
 
 def test_unusable_scan_is_refused_as_in_an_ingest(tmp_path: Path) -> None:
-    truth = write_cohort(site(tmp_path), COARSE, patients=6, seed=1, acquisition=solid)
+    truth = write_cohort(site(tmp_path), COARSE, patients=6, seed=1, acquisition=solid, anatomy="template")
     women = sum(t.sex == "F" for t in truth)
     with Cohort.read(Site.open(tmp_path)) as cohort:
         codes = [scan.code for scan in cohort.scans(settings_digest(Preprocessing())).values()]

