@@ -91,16 +91,12 @@ def smooth_noise(shape: tuple[int, ...], sigma: tuple[float, ...], rng: Generato
     return field / field.std()
 
 
-def _taper(z: Field) -> Field:
-    """Return how wide the body is at a height, as a share of its chest: it narrows towards the neck."""
-    return np.asarray(1 - 0.25 * np.clip((z - 105) / 90, 0, 1), np.float32)
-
-
 def _cage(axes: tuple[Field, Field, Field], build: Build) -> Field:
-    """Return the normalised radius of the rib cage; the ribs lie around 1."""
+    """Return the normalised radius of the rib cage; the ribs lie around 1. It is a dome over the lungs."""
     z, y, x = axes
     radius = np.abs(x / (140 * build.width)) ** 2.2 + np.abs(y / (95 * build.depth)) ** 2.2
-    return np.asarray(radius ** (1 / 2.2) / _taper(z), np.float32)
+    dome = np.sqrt(1 - np.clip((z + 10) / (145 * build.lung_height), 0, 0.9) ** 2)
+    return np.asarray(radius ** (1 / 2.2) / dome, np.float32)
 
 
 def _lungs(axes: tuple[Field, Field, Field], build: Build) -> Mask:
@@ -125,7 +121,7 @@ def _soft_tissue(axes: tuple[Field, Field, Field], build: Build) -> tuple[Field,
     """Return the body without lungs: fat, muscle, liver, heart, spine, ribs, trachea, a gas bubble, the table."""
     z, y, x = axes
     radius = (np.abs(x / (168 * build.width)) ** 2.4 + np.abs(y / (118 * build.depth)) ** 2.4) ** (1 / 2.4)
-    radius = radius / _taper(z)
+    radius = radius / (1 - 0.25 * np.clip((z - 105) / 90, 0, 1))
     body = np.broadcast_to(radius < 1, np.broadcast_shapes(z.shape, y.shape, x.shape))
     hu = np.full(body.shape, AIR_HU, dtype=np.float32)
     hu[body] = MUSCLE_HU
