@@ -34,7 +34,7 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
 
     from pipeline.imaging.readers import read_scan
     from pipeline.preprocessing.measures import flags, measure
-    from pipeline.preprocessing.preprocess import EXTERNAL, THRESHOLD, prepare
+    from pipeline.preprocessing.preprocess import EXTERNAL, prepare
 
     torch.set_num_threads(1)  # there is one process for each core; more threads would only compete
     digest, tensor, measures = None, None, None
@@ -43,11 +43,12 @@ def examine(series: Series, settings: Preprocessing, tensors: Path) -> Scan:
     try:
         volume = read_scan(series)
         flagged.update(volume.flags)
-        prepared = prepare(volume, settings, _mask(series) if settings.method == EXTERNAL else None)
+        is_external = settings.method == EXTERNAL
+        prepared = prepare(volume, settings, _mask(series) if is_external else None)
         digest = prepared.scan_digest
         measures = measure(series, volume, prepared)
         flagged.update(flags(measures, settings))
-        if settings.method != THRESHOLD and _is_unsure(prepared):
+        if is_external and _is_unsure(prepared):
             flagged.add(LUNGS_UNSURE.code)
         # The name contains the settings, so that the current cohort keeps its tensors until `replace`.
         tensor = f"{series.fingerprint[:32]}-{settings_digest(settings)}.npy"
@@ -81,7 +82,7 @@ def _mask(series: Series) -> "LungMask | None":
 
 
 def _is_unsure(prepared: "Prepared") -> bool:
-    """Whether the lungs differ from those by threshold, as in a mask of another scan or with gas of the bowel in it."""
+    """Whether the external mask differs from the lungs by threshold, as a mask of another scan would."""
     from pipeline.preprocessing.external_lungs import agreement_with_threshold
     from pipeline.scoring.quality_checks import LEAST_AGREEMENT
 

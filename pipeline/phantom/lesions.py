@@ -73,11 +73,12 @@ def add_lesions(
     glass = np.zeros(grid.shape, dtype=np.float32)
     solid = np.zeros(grid.shape, dtype=np.float32)
     lung_voxels = int(thorax.lungs.sum())
+    is_left = grid.axes_mm()[2] > 0
     size_mm = (15.0, 26.0) if pattern == "covid" else (32.0, 46.0)
     for centre in np.array(np.unravel_index(centres, grid.shape)).T:
         radii = rng.uniform(*size_mm) * rng.uniform(0.75, 1.25, 3)
         box, radius = _around(grid, centre, radii)
-        inside = thorax.lungs[box]
+        inside = thorax.lungs[box] & (is_left[..., box[2]] == is_left[..., centre[2]])  # a focus stays in its lung
         edge = np.clip((1.0 - radius + rough[box]) / 0.25, 0, 1) * inside
         core = np.clip((1.0 - radius / max(consolidated, 1e-3) ** (1 / 3) + rough[box]) / 0.15, 0, 1) * inside
         glass[box], solid[box] = np.maximum(glass[box], edge), np.maximum(solid[box], core)

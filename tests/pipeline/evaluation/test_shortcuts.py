@@ -150,7 +150,7 @@ def test_hull_covers_lung_parts_missing_in_the_mask() -> None:
 
 def test_planted_frame_is_visible_in_the_tensor_outside_the_hull(tmp_path: Path) -> None:
     at = replace(HOSPITALS[0], scanner=replace(HOSPITALS[0].scanner, grid=Grid((36, 56, 56), (8.0, 6.6, 6.6))))
-    settings = Preprocessing(shape=(20, 28, 28), working_spacing_mm=8)
+    settings = Preprocessing(method=1, shape=(20, 28, 28), working_spacing_mm=8)
     scans = {}
     for name, share in (("without", 0.0), ("with", 1.0)):
         here = synthetic_site(tmp_path / name, "north", seed=1)

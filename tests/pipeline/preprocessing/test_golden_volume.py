@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.lung_segmenter import LungSegmenter
 from models.refusal import Refusal
 from pipeline.preprocessing import golden_volume as golden
-from pipeline.preprocessing import lung_regions, lungs, preprocess
+from pipeline.preprocessing import lungs, preprocess
 from pipeline.preprocessing.golden_volume import STEP, block_steps, golden_digest, golden_volume
 from pipeline.preprocessing.preprocess import Preprocessing, prepare, resample
 
@@ -45,7 +46,7 @@ def test_no_block_mean_is_near_a_rounding_border(method: str) -> None:
 @pytest.mark.slow
 def test_rounding_differences_of_the_segmenter_do_not_change_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits are near 10; float32 rounds them to some 1e-6."""
-    random, answer = np.random.default_rng(1), lung_regions._logits
+    random, answer = np.random.default_rng(1), LungSegmenter.forward
 
     def other(logits: torch.Tensor) -> torch.Tensor:
         return logits + torch.from_numpy(random.uniform(-1e-4, 1e-4, logits.shape)).float()
@@ -55,7 +56,7 @@ def test_rounding_differences_of_the_segmenter_do_not_change_the_digest(monkeypa
             each + torch.from_numpy(random.uniform(-1e-4, 1e-4, each.shape)).float() for each in answer(*given)
         )
 
-    monkeypatch.setattr(lung_regions, "_logits", otherwise)
+    monkeypatch.setattr(LungSegmenter, "forward", otherwise)
     assert [golden_digest(SETTINGS) for _ in range(2)] == [DIGEST] * 2
 
 
@@ -103,13 +104,13 @@ def test_other_mask_constant_gives_another_digest(constant: str, other: float, m
 
 def test_other_weights_of_the_segmenter_give_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bias of one logit is more than retraining the same network changes at most voxels."""
-    answer = lung_regions._logits
+    answer = LungSegmenter.forward
 
     def otherwise(*given: Any) -> tuple[torch.Tensor, ...]:
         regions, tissues = answer(*given)
-        return torch.cat([regions[:1] + 1, regions[1:]]), tissues
+        return torch.cat([regions[:, :1] + 1, regions[:, 1:]], dim=1), tissues
 
-    monkeypatch.setattr(lung_regions, "_logits", otherwise)
+    monkeypatch.setattr(LungSegmenter, "forward", otherwise)
     assert golden_digest(SETTINGS) != DIGEST
 
 
