@@ -1,15 +1,15 @@
 """The content of a release's model.json: what the model is, what it learnt from and how it did."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from models.calibration import Platt
 from models.familiarity import Familiarity
 from models.network import LABELS, NetworkSettings
+from models.operating_points import NO_POINT, POINTS, MissingPoint, OperatingPoint
 from models.provenance import Provenance
 
-POINTS = ("rule_out", "rule_in")
 INTENDED_USE = (
     "Research on the recognition of severe Covid-19 (intubation or death within 30 days of the CT) in adults with a "
     "chest CT and a PCR result. `severe` is meant for PCR-positive patients alone."
@@ -20,8 +20,6 @@ LIMITS = (
     "A probability without its interval and without the quality checks is not an answer.",
     "Scanners, protocols, variants of the virus and treatment change: figures of the past may not hold.",
 )
-
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Privacy(BaseModel):
@@ -43,7 +41,8 @@ class Description(BaseModel):
     """The content of model.json.
 
     `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
-    above "rule_in". `provenance`: of a released model; a candidate and a baseline have none.
+    above "rule_in". `missing_points`: by label, why a point is not among them; earlier versions did not record it.
+    `provenance`: of a released model; a candidate and a baseline have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -62,16 +61,27 @@ class Description(BaseModel):
     trained_on_synthetic_data: bool
     metrics: dict[str, float] = {}
     privacy: Privacy | None = None
-    operating_points: dict[str, dict[str, Probability]] = {}
+    operating_points: dict[str, dict[str, OperatingPoint]] = {}
+    missing_points: dict[str, dict[str, MissingPoint]] = {}
     familiarity: Familiarity | None = None
     provenance: Provenance | None = None
     intended_use: str = INTENDED_USE
     limits: tuple[str, ...] = LIMITS
     weights_sha256: str = ""
 
-    @field_validator("operating_points")
+    @field_validator("operating_points", "missing_points")
     @classmethod
-    def points_are_known(cls, points: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    def points_are_known(cls, points: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if points.keys() - set(LABELS) or any(each.keys() - set(POINTS) for each in points.values()):
             raise ValueError(f"operating points must be {POINTS} for {LABELS}")
         return points
+
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """Return the thresholds on the calibrated probability, by label and point."""
+        return {label: {name: at.threshold for name, at in of.items()} for label, of in self.operating_points.items()}
+
+    def why_missing(self, label: str) -> dict[str, str]:
+        """Return by point why a label has no such threshold, in a sentence; {} if it has both."""
+        there, missing = self.operating_points.get(label, {}), self.missing_points.get(label, {})
+        without = [point for point in POINTS if point not in there]
+        return {point: missing[point].text(point) if point in missing else NO_POINT for point in without}

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from models.attacks import Attacks, attacks_section
 from models.calibration import Platt
 from models.network import LABELS
+from models.operating_points import AIM, FLOOR, LEAST_PATIENTS, RATES, Evidence
 from models.provenance import AuditRecord, FlagRecord, Provenance
 
 if TYPE_CHECKING:
     from models.description import Description, Privacy
 
-_POINTS = {"rule_out": "rule out below (set for sensitivity 0.90)", "rule_in": "rule in from (specificity 0.90)"}
+_POINTS = {"rule_out": "rule out below", "rule_in": "rule in from"}
 _UNKNOWN = "not reported"
 _WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
 
@@ -28,9 +29,7 @@ def card(description: "Description", sha256: str, attacks: Attacks | None = None
         parts += [_doubts(p), _hospitals(p), _training(p), _performance(p)]
     if d.metrics:
         parts.append(_means(d.metrics))
-    parts.append(_trust(d))
-    if d.operating_points:
-        parts.append(_operating_points(d))
+    parts += [_trust(d), _operating_points(d)]
     if d.provenance is not None:
         parts += [_subgroups(d.provenance), _audit(d.provenance)]
     if d.privacy is not None:
@@ -178,29 +177,54 @@ def _band(platt: Platt, probability: float) -> str:
 
 
 def _operating_points(d: "Description") -> str:
-    thresholds = [
-        (label, *(_number(points.get(point)) for point in _POINTS))
+    rows: list[Sequence[str]] = [
+        (label, says, f"{at.threshold:.3f}", *_evidence(point, at.evidence))
         for label, points in sorted(d.operating_points.items())
+        for point, says in _POINTS.items()
+        if (at := points.get(point))
     ]
+    missing = "\n".join(
+        f"- {label}, to {point.replace('_', ' ')}: {says}"
+        for label in sorted(d.labels)
+        for point, says in d.why_missing(label).items()
+    )
+    columns = ("label", "", "probability", "on validation patients", "positive", "negative", "hospitals")
+    table = f"\n{_table(columns, rows)}\n" if rows else ""
+    if any(at.evidence is None for points in d.operating_points.values() for at in points.values()):
+        table += "\nAn earlier version chose the points without reported patients, from any number of them.\n"
     text = f"""## Operating points
-Thresholds on the calibrated probability, set with the hospitals' validation patients. They are not a recommendation.
-
-{_table(("label", *_POINTS.values()), thresholds)}
-"""
-    if d.provenance is None:
+Thresholds on the calibrated probability, chosen with the validation patients of all hospitals together: the highest
+one to rule out (the lowest one to rule in) with a sensitivity (a specificity) of at least {AIM:.2f} whose 90 % interval
+ends at or above {FLOOR:.2f}, a one-sided 95 % bound. Each needs at least {LEAST_PATIENTS} positive and {LEAST_PATIENTS}
+negative patients. Counts are rounded down in steps of three at each hospital. One hospital alone may reach less. The
+thresholds are not a recommendation.
+{table}{missing and f"{chr(10)}{missing}{chr(10)}"}"""
+    if d.provenance is None or not rows:
         return text
     names = [f"{kind}_at_{point}" for point in _POINTS for kind in ("sens", "spec")]
-    rows = [
+    results = [
         (site, label, *(_figure(record.figures, f"{name}_{label}") for name in names))
         for site, record in sorted(d.provenance.sites.items())
         for label in sorted(d.operating_points)
     ]
-    columns = [f"{kind} at {point}" for point in ("rule out", "rule in") for kind in ("sensitivity", "specificity")]
+    of_points = [f"{kind} at {point}" for point in ("rule out", "rule in") for kind in ("sensitivity", "specificity")]
     return f"""{text}
 Their results on each hospital's test patients:
 
-{_table(("hospital", "label", *columns), rows)}
+{_table(("hospital", "label", *of_points), results)}
 """
+
+
+def _evidence(point: str, evidence: Evidence | None) -> tuple[str, ...]:
+    if evidence is None:
+        return (_UNKNOWN,) * 4
+    e = evidence
+    return (
+        f"{RATES[point]} {e.value:.2f} ({e.low:.2f}–{e.high:.2f})",
+        str(e.positives),
+        str(e.negatives),
+        str(e.sites),
+    )
 
 
 def _subgroups(p: Provenance) -> str:
@@ -304,10 +328,6 @@ def _figure(figures: Mapping[str, float], name: str) -> str:
     low, high = figures.get(f"{name}_low"), figures.get(f"{name}_high")
     interval = "" if low is None or high is None else f" ({low:.3f}–{high:.3f})"
     return f"{figures[name]:.3f}{interval}"
-
-
-def _number(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:.3f}"
 
 
 def _settings(settings: Mapping[str, object]) -> str:

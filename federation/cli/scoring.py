@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from federation.cli.console import print_json, print_table, say
-from models.description import POINTS
+from models.operating_points import POINTS
 from models.refusal import Refusal
 from models.release import load_release
 from pipeline.preprocessing.lesion_burden import EXTERNAL_MASK, PARTS, SIDES
@@ -82,6 +82,8 @@ def _print(result: Score) -> None:
     )
     if "uncertain" in result.levels.values():
         say("Uncertain: the 95 % band crosses a threshold.")
+    for label in result.probabilities:
+        _say_points(result, label)
     if result.burden.lungs_from == EXTERNAL_MASK:
         say(f"Lungs: {EXTERNAL_MASK}")
     regions = result.burden.regions
@@ -112,6 +114,14 @@ def _write_lungs(scan: OneScan, refusal: Refusal, out: Path) -> None:
     (out / "lungs.json").write_text(table, encoding="utf-8")
     page = write_unscored_report(lungs, refusal, out)
     say(f"The lungs and their dense parts, which need no model: {page}")
+
+
+def _say_points(result: Score, label: str) -> None:
+    """Print what is known of a label's thresholds, and why one is missing."""
+    for point, at in result.operating_points.get(label, {}).items():
+        say(f"{label}, to {point.replace('_', ' ')}: {at['says']}")
+    for text in dict.fromkeys(result.missing_points.get(label, {}).values()):
+        say(f"{label}: {text}")
 
 
 def _percent(share: float | None) -> str:

@@ -124,13 +124,10 @@ def describe(candidate: Description, results: Results, *, reason: str) -> Descri
         study=results.study.model_dump(mode="json", exclude_none=True),
     )
     has_external = any(record.figures and not record.trained for record in provenance.sites.values())
-    points = {
-        label: {point: found.threshold for point, found in points.items()}
-        for label, points in results.operating_points.items()
-    }
     return candidate.model_copy(
         update={
-            "operating_points": points or candidate.operating_points,
+            "operating_points": results.operating_points or candidate.operating_points,
+            "missing_points": results.missing_points or candidate.missing_points,
             "provenance": provenance,
             "limits": candidate.limits if has_external else (*candidate.limits, _INTERNAL),
         }

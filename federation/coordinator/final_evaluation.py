@@ -22,15 +22,17 @@ from federation.coordinator.rounds import Model, Training
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.flat_weights import Arrays, pack
 from federation.protocol.metric_allowlist import EXAMPLES, FIGURES, MAX_PROBED, Kind
+from federation.protocol.operating_points import Chosen, choose_all
 from federation.protocol.pooled_calibration import pooled
 from federation.protocol.reply_validation import CALIBRATIONS, Expected, Sifted, decode, encode
 from federation.protocol.simulated_sites import simulated_folders
 from federation.protocol.study_config import Study
-from federation.runs.results import FEDERATED, Audit, ModelFigures, OperatingPoint, Probe
+from federation.runs.results import FEDERATED, Audit, ModelFigures, Probe
 from federation.runs.results import Kind as ModelKind
 from federation.strategy.round_report import RoundReport, by_code
 from federation.strategy.sampling import draw
 from models.familiarity import APPEARANCE_SIZE, Distances, Familiarity, Moments, limit, pool_moments
+from models.operating_points import MissingPoint, OperatingPoint
 from models.refusal import Refusal
 from pipeline.evaluation.figures import Deployed
 
@@ -46,7 +48,7 @@ class Embedded(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model's calibration and thresholds, and how many sites gave each threshold, by label and point.
+    """A model's calibration and thresholds, and what is known of each threshold, by label and point.
 
     `familiarity`: None if fewer than two sites release statistics of their scans' appearance. `answers`: the sites'
     own values. Each site's gateway recomputes calibration and thresholds from them before it answers a request that
@@ -55,19 +57,31 @@ class Calibrated:
 
     deployed: Deployed
     answers: Sequence[Mapping[str, float]]
-    sites: Mapping[str, Mapping[str, int]]
+    choices: Mapping[str, Mapping[str, Chosen | MissingPoint]]
     familiarity: Familiarity | None
 
     def operating_points(self) -> dict[str, dict[str, OperatingPoint]]:
-        """Return the thresholds as calibrated probabilities, for the labels that have both thresholds."""
+        """Return the thresholds as calibrated probabilities, as far as there are any."""
         return {
             label: {
-                point: OperatingPoint(threshold=float(expit(platt.slope * at + platt.intercept)), sites=given[point])
-                for point, at in self.deployed.thresholds[label].items()
+                point: OperatingPoint(
+                    threshold=float(expit(platt.slope * at.logit + platt.intercept)), evidence=at.evidence
+                )
+                for point, at in choices.items()
+                if isinstance(at, Chosen)
             }
-            for label, given in self.sites.items()
+            for label, choices in self.choices.items()
             if (platt := self.deployed.calibration.get(label))
         }
+
+    def missing_points(self) -> dict[str, dict[str, MissingPoint]]:
+        """Return why there is no threshold, for each one that is missing."""
+        missing: dict[str, dict[str, MissingPoint]] = {}
+        for label, choices in self.choices.items():
+            missing[label] = {point: at for point, at in choices.items() if isinstance(at, MissingPoint)}
+            if label not in self.deployed.calibration:
+                missing[label] = dict.fromkeys(choices, MissingPoint(why="not_calibrated"))
+        return missing
 
 
 @dataclass
@@ -152,11 +166,8 @@ class Examination:
         by_node = self.ask("evaluate.calibrate", model, "calibration", arrays={"typical": typical})
         found = [by_node[node] for node in sorted(by_node, key=self.sites.name)]  # node ids differ in each run
         fits, thresholds = pooled(found, is_robust=self.robust)
-        given = {
-            label: {point: sum(f"{point}_{label}" in each for each in found) for point in points}
-            for label, points in thresholds.items()
-        }
-        return Calibrated(Deployed(fits, thresholds), found, given, self._familiarity(typical, found))
+        choices = choose_all(found, is_robust=self.robust)
+        return Calibrated(Deployed(fits, thresholds), found, choices, self._familiarity(typical, found))
 
     def _familiarity(self, typical: Arrays, found: Sequence[Mapping[str, float]]) -> Familiarity | None:
         reported = [

@@ -172,7 +172,7 @@ class ServerRun:
         examination.compare(model, self.training.state.round)
         self._write_history()
         means = weighted_means(list(found.values())) if found else {}
-        points = calibrated.operating_points()
+        points, missing = calibrated.operating_points(), calibrated.missing_points()
         release = save_release(
             self.folder / "release",
             network,
@@ -180,7 +180,8 @@ class ServerRun:
                 network=self.study.network,
                 preprocessing=self.study.preprocessing.model_dump(mode="json"),
                 calibration={label: calibrated.deployed.calibration.get(label, Platt()) for label in LABELS},
-                operating_points={label: {p: at.threshold for p, at in of.items()} for label, of in points.items()},
+                operating_points=points,
+                missing_points=missing,
                 familiarity=calibrated.familiarity,
                 study=self.study.study.name,
                 run=self.name,
@@ -203,6 +204,7 @@ class ServerRun:
             models=examination.models,
             calibration=dict(calibrated.deployed.calibration),
             operating_points=points,
+            missing_points=missing,
             audit=audit,
             release=release.sha256,
             stopped_early=self.training.stopped_early,

@@ -10,8 +10,18 @@ from typing import Any
 from federation.gateway import reasons
 from federation.protocol import reasons as protocol_reasons
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
-from federation.protocol.metric_allowlist import EXAMPLES, EXAMPLES_OF, FIGURES, Figure, Kind
+from federation.protocol.metric_allowlist import (
+    EXAMPLES,
+    EXAMPLES_OF,
+    FIGURES,
+    LABELS,
+    Figure,
+    Kind,
+    class_counts,
+    tail,
+)
 from federation.protocol.patient_counts import Patients
+from models.operating_points import POINTS
 from models.refusal import Refusal
 
 
@@ -27,7 +37,8 @@ def check_figures(
 ) -> dict[str, float]:
     """Return the rounded figures of a reply to a message of this kind, in the table's order, and the reply's weight.
 
-    The weight and the prevalences must equal those of the site's own cohort; otherwise the reply is refused.
+    The weight, the prevalences and the sizes of classes must equal those of the site's own cohort; otherwise the reply
+    is refused.
 
     `histograms`: whether the site allows counts of patients to leave. `embeddings`: whether it allows statistics of
     scans' appearance and features to leave. `withheld_figures`: listed figures that this study must not report.
@@ -60,11 +71,21 @@ def check_figures(
     if counts and not histograms:
         raise Refusal(protocol_reasons.REPLY_METRICS)
     _check_counts(counts, known, patients, min_patients)
+    _check_tails(reported)
     reported = rounded(reported, kind, patients)
-    own = {name: patients.prevalence(known[name]) for name in reported if known[name].reveals_classes}
+    own = {name: patients.own(known[name]) for name in reported if known[name].reveals_classes}
     if any(reported[name] != value for name, value in rounded(own, kind, patients).items()):
         raise Refusal(protocol_reasons.REPLY_METRICS)
     return {**reported, EXAMPLES: examples}
+
+
+def _check_tails(reported: Mapping[str, Any]) -> None:
+    """Refuse a part of a tail, and a tail without the sizes of both classes, which must be large enough."""
+    for label in LABELS:
+        for names in (tail(point, label) for point in POINTS):
+            found = set(names) & set(reported)
+            if found and not {*names, *class_counts(label)} <= set(reported):
+                raise Refusal(protocol_reasons.REPLY_METRICS)
 
 
 def _check_counts(

@@ -15,6 +15,7 @@ from pathlib import Path
 from federation.protocol.coarse_moments import RANGES
 from federation.protocol.error_codes import OF_APPS, OF_SITES
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end
+from federation.protocol.grids import Ladder, Threes
 from federation.protocol.metric_allowlist import (
     APPEARANCE_SIZE,
     BINS,
@@ -22,6 +23,7 @@ from federation.protocol.metric_allowlist import (
     FIGURES,
     HANDSHAKE,
     LABELS,
+    TAILS,
     TRAINING,
     Figure,
     Kind,
@@ -67,6 +69,10 @@ def _bits_of(name: str, table: Mapping[str, Figure]) -> float:
     figure = table[name]
     if figure.reveals_classes:  # the gateway knows its value: it is present or absent
         return 1.0
+    if isinstance(figure.grid, Ladder):
+        return _bits_of_rung(name, figure.grid.points(figure.low, figure.high))
+    if isinstance(figure.grid, Threes):
+        raise ValueError(f"{name} has a grid for numbers that the gateway computes")
     if figure.grid is None:
         raise ValueError(f"{name} has no grid")
     points = figure.grid.points(figure.low, figure.high)
@@ -74,6 +80,14 @@ def _bits_of(name: str, table: Mapping[str, Figure]) -> float:
         # Either the figure alone, or three numbers in ascending order, which may be equal.
         return math.log2(1 + points + math.comb(points + 2, 3))
     return math.log2(1 + points)
+
+
+def _bits_of_rung(name: str, rungs: int) -> float:
+    """Return the bits of a whole tail at its first rung, and 0 at the others: they are in ascending order."""
+    (names,) = (names for names in TAILS if name in names)
+    if name != names[0]:
+        return 0.0
+    return math.log2(1 + math.comb(rungs + len(names) - 1, len(names)))
 
 
 def page_table() -> str:

@@ -3,10 +3,11 @@
 The grid of a share depends on the number of patients that it covers, which both take from the cohort.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from federation.protocol.grids import Digits, Shares, Toward
-from federation.protocol.metric_allowlist import FIGURES, Figure, Kind
+from federation.protocol.grids import Digits, Ladder, Shares, Threes, Toward
+from federation.protocol.metric_allowlist import FIGURES, TAILS, Figure, Kind
 from federation.protocol.patient_counts import Patients
 
 LOW, HIGH = "_low", "_high"  # suffixes of a figure's name: the limits of its interval
@@ -16,7 +17,8 @@ def rounded(figures: Mapping[str, float], kind: Kind, patients: Patients) -> dic
     """Round the figures to their grids, keeping their order.
 
     An interval is rounded outwards and always contains its figure; a limit without the figure or the other limit is
-    omitted. Names that are not in the table, and figures without a grid, stay unchanged.
+    omitted. The rungs of a tail are put in order. Names that are not in the table, and figures without a grid, stay
+    unchanged.
     """
     table = FIGURES[kind]
     found: dict[str, float] = {}
@@ -32,7 +34,16 @@ def rounded(figures: Mapping[str, float], kind: Kind, patients: Patients) -> dic
                 found[name] = min(middle, _on_grid(value, table[name], patients, "down"))
             else:
                 found[name] = max(middle, _on_grid(value, table[name], patients, "up"))
+    for names in TAILS:
+        _order(found, [name for name in names if name in found and name in table])
     return found
+
+
+def _order(figures: dict[str, float], names: Sequence[str]) -> None:
+    """Put a tail's rungs in order: more patients may be missed at a later one. Ruling in begins at the top."""
+    further = min if names and names[0].startswith("rule_in") else max
+    for before, name in pairwise(names):
+        figures[name] = further(figures[before], figures[name])
 
 
 def figure_of_end(name: str, table: Mapping[str, Figure]) -> str:
@@ -50,4 +61,4 @@ def _on_grid(value: float, figure: Figure, patients: Patients, toward: Toward) -
         return value
     if isinstance(grid, Shares):
         return grid.rounded(value, patients.among(figure, grid.of), toward)
-    return grid.rounded(value) if isinstance(grid, Digits) else grid.rounded(value, toward)
+    return grid.rounded(value) if isinstance(grid, Digits | Threes | Ladder) else grid.rounded(value, toward)

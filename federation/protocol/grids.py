@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_DOWN, ROUND_FLOOR, ROUND_HALF_EVEN, ROUND_UP, Decimal
 from typing import Literal
 
+from pipeline.evaluation.ladder import PATIENTS_A_STEP, RUNGS, counted
+
 Toward = Literal["nearest", "down", "up", "zero", "infinity"]  # "zero" and "infinity" refer to the number's magnitude
 MAX_PARTS = 100  # the finest steps of a share are hundredths
-_PATIENTS_A_STEP = 3
 _ROUNDING = {
     "nearest": ROUND_HALF_EVEN,
     "down": ROUND_FLOOR,
@@ -23,7 +24,7 @@ _ROUNDING = {
 
 def parts_of(patients: int) -> int:
     """Return L, where shares over `patients` patients have steps of 1/L: a step covers three patients or more."""
-    return max(1, min(MAX_PARTS, patients // _PATIENTS_A_STEP))
+    return max(1, min(MAX_PARTS, patients // PATIENTS_A_STEP))
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,34 @@ class Digits:
         return count
 
 
-Grid = Step | Shares | Digits
+@dataclass(frozen=True)
+class Threes:
+    """Numbers of patients whose label is true or false, as `pipeline.evaluation.ladder.counted_classes` gives them.
+
+    The gateway computes them itself: the app cannot choose them.
+    """
+
+    of: Literal["true", "false"]
+
+    def rounded(self, value: float) -> float:
+        """Return the multiple of three at or below `value`."""
+        return float(counted(int(value)))
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of `pipeline.evaluation.ladder`, on the scale of raw logits."""
+
+    def rounded(self, value: float) -> float:
+        """Return the nearest rung."""
+        return min(RUNGS, key=lambda rung: abs(rung - value))
+
+    def points(self, low: float, high: float) -> int:
+        """Return how many rungs lie from `low` to `high`."""
+        return sum(low <= rung <= high for rung in RUNGS)
+
+
+Grid = Step | Shares | Digits | Threes | Ladder
 
 
 def _to_parts(value: float, parts: int, toward: Toward) -> float:

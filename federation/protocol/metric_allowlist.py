@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from federation.protocol.grids import Digits, Grid, Shares, Step
+from federation.protocol.grids import Digits, Grid, Ladder, Shares, Step, Threes
+from models.operating_points import POINTS
+from pipeline.evaluation.ladder import BEYOND, PERCENTS
 from pipeline.evaluation.subgroups import GROUPS
 
 # What a message asks for, by Flower's message type.
@@ -35,7 +37,7 @@ MAX_PROBED = 32  # the most sites that a test patient can be assigned to
 NATS = Digits(3, 0.1)  # losses
 OF_DISTANCES = Step(0.05)  # logarithms of distances
 AUC = Step(0.01)  # areas under a curve
-OF_LOGITS = Digits(4, 0.1)  # numbers on the scale of logits: a calibration, a threshold
+OF_LOGITS = Digits(4, 0.1)  # numbers on the scale of logits: a calibration
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,19 @@ def _with_interval(name: str, figure: Figure) -> dict[str, Figure]:
     return {name: figure, f"{name}_low": figure, f"{name}_high": figure}
 
 
+def tail(point: str, label: str) -> tuple[str, ...]:
+    """Return the names of the figures from which a threshold is chosen: one rung for each of PERCENTS."""
+    return tuple(f"{point}_{label}_{percent:02}" for percent in PERCENTS)
+
+
+def class_counts(label: str) -> tuple[str, str]:
+    """Return the names of the two class sizes without which no tail leaves a site."""
+    return f"positives_{label}", f"negatives_{label}"
+
+
+TAILS = tuple(tail(point, label) for label in LABELS for point in POINTS)
+
+
 def _round() -> dict[str, Figure]:
     """Return the figures of `pipeline.evaluation.figures.round_figures`, over validation patients; losses in nats."""
     losses = {f"loss_{label}": Figure(0, 100, "validation", label, grid=NATS) for label in LABELS}
@@ -80,11 +95,13 @@ def _round() -> dict[str, Figure]:
 
 
 def _calibrate(label: str) -> dict[str, Figure]:
-    """Return Platt's slope and intercept, their covariance, and two thresholds, on raw logits (`calibration_figures`).
+    """Return Platt's slope and intercept, their covariance, and the tails for two thresholds (`calibration_figures`).
 
     The fit's penalty counts as information, so a variance is at most 1/4 and the covariance 1/8; the rest is rounding.
+    A tail is on raw logits. It leaves only together with the sizes of both classes, which must be large enough.
     """
-    threshold = Figure(-100, 100, "validation", label, both=True, grid=OF_LOGITS)
+    rung = Figure(-BEYOND, BEYOND, "validation", label, both=True, grid=Ladder())
+    positives, negatives = class_counts(label)
     # Rounded outwards, so that the covariance matrix stays positive definite.
     variance = Figure(0, 0.26, "validation", label, grid=Digits(4, 1e-4, "infinity"))
     return {
@@ -93,8 +110,9 @@ def _calibrate(label: str) -> dict[str, Figure]:
         f"variance_slope_{label}": variance,
         f"covariance_{label}": Figure(-0.13, 0.13, "validation", label, grid=Digits(4, 1e-4, "zero")),
         f"variance_intercept_{label}": variance,
-        f"rule_out_{label}": threshold,
-        f"rule_in_{label}": threshold,
+        positives: Figure(0, 1e6, "validation", label, both=True, reveals_classes=True, grid=Threes("true")),
+        negatives: Figure(0, 1e6, "validation", label, both=True, reveals_classes=True, grid=Threes("false")),
+        **{name: rung for point in POINTS for name in tail(point, label)},
     }
 
 
@@ -128,7 +146,7 @@ def _test(label: str) -> dict[str, Figure]:
     for percent in (90, 95):
         figures |= _with_interval(f"sens_at_spec{percent}_{label}", of_positives)
         figures |= _with_interval(f"spec_at_sens{percent}_{label}", of_negatives)
-    for point in ("rule_out", "rule_in"):
+    for point in POINTS:
         figures |= {f"sens_at_{point}_{label}": of_positives, f"spec_at_{point}_{label}": of_negatives}
     figures |= _with_interval(f"auroc_{label}_lesion_load", area)
     figures |= _with_interval(f"auroc_{label}_age_sex", replace(area, fitted=True))

@@ -8,7 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from federation.protocol.grids import Threes
 from federation.protocol.metric_allowlist import ANY, LABELS, SPLITS, Figure
+from pipeline.evaluation.ladder import counted_classes
 from pipeline.evaluation.subgroups import groups_of
 from pipeline.site.folder import Site
 
@@ -62,6 +64,13 @@ class Patients:
     def prevalence(self, figure: Figure) -> float:
         """Return the share with a true label among the patients with the figure's label; 0 if there are none."""
         return self.among(figure, "true") / max(1, self.among(figure, "all"))
+
+    def own(self, figure: Figure) -> float:
+        """Return the value of a figure that reveals the classes: the size of one of them, or the prevalence."""
+        if isinstance(figure.grid, Threes):
+            sizes = counted_classes(self.among(figure, "true"), self.among(figure, "false"))
+            return float(sizes[figure.grid.of == "false"])
+        return self.prevalence(figure)
 
     def _of(self, figure: Figure, split: str, value: bool) -> int:
         if figure.group:

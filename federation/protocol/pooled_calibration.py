@@ -12,23 +12,22 @@ from collections.abc import Mapping, Sequence
 
 from federation.protocol.calibration_answers import Answer
 from federation.protocol.metric_allowlist import EXAMPLES, LABELS
-from federation.protocol.pooled_figures import middle_figures, weighted_means
+from federation.protocol.operating_points import Chosen, choose_all
 from models import calibration
 from models.calibration import Platt
-
-POINTS = ("rule_out", "rule_in")
 
 
 def pooled(answers: Sequence[Answer], *, is_robust: bool) -> tuple[dict[str, Platt], dict[str, dict[str, float]]]:
     """Return the calibration by label, and the thresholds on raw logits, as far as the sites' answers allow.
 
-    `is_robust`: pool by medians, which no single site can distort.
+    `is_robust`: pool calibrations by medians, and require of a threshold that it is safe without any one site; no
+    single site can distort either.
     """
     pool = calibration.middle if is_robust else calibration.pool
     fits = {label: [fit for each in answers if (fit := fit_of(each, label))] for label in LABELS}
-    means = middle_figures(answers) if is_robust else weighted_means(answers)
     thresholds = {
-        label: {point: means[f"{point}_{label}"] for point in POINTS if f"{point}_{label}" in means} for label in LABELS
+        label: {point: choice.logit for point, choice in choices.items() if isinstance(choice, Chosen)}
+        for label, choices in choose_all(answers, is_robust=is_robust).items()
     }
     return {label: pool(each) for label, each in fits.items() if each}, thresholds
 

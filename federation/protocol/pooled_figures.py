@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from federation.protocol.metric_allowlist import EXAMPLES
 
 
@@ -19,9 +17,3 @@ def weighted_means(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
         total = sum(figure[EXAMPLES] for figure in having)
         means[name] = sum(figure[name] * figure[EXAMPLES] for figure in having) / total
     return means
-
-
-def middle_figures(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the median of each figure over the sites that reported it; no single site can distort it."""
-    names = sorted({name for figure in reports for name in figure} - {EXAMPLES})
-    return {name: float(np.median([figure[name] for figure in reports if name in figure])) for name in names}

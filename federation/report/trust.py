@@ -16,10 +16,10 @@ from federation.report.estimates import (
 )
 from federation.runs.results import Results
 from models.calibration import Platt
+from models.operating_points import AIM, FLOOR, NO_POINT, RATES, evidence_text
 
 PERCENTS = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
 WITH_BAND = (0.1, 0.3, 0.5, 0.7)  # calibrated probabilities whose band is shown
-AIMS = {"rule_out": ("sensitivity", 0.90), "rule_in": ("specificity", 0.90)}
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "sex": {"female": "women", "male": "men"},
     "age": {"under_50": "under 50 years", "50_to_69": "50 to 69 years", "from_70": "70 years or more"},
@@ -100,20 +100,31 @@ def _curve(figures: Mapping[str, float], label: str) -> dict[str, dict[str, floa
 
 
 def operating_points(results: Results) -> dict[str, Any]:
-    """By label: the thresholds, and their performance at each site, with predictive values at its prevalence."""
+    """By label: the thresholds, and their performance at each site, with predictive values at its prevalence.
+
+    `missing`: by point, why there is no threshold, in a sentence; `evidence`: the validation patients behind one.
+    """
     by_label: dict[str, Any] = {}
     for label in LABELS:
         points = {
-            point: {**found.model_dump(), "learnt_for": AIMS[point][0], "aim": AIMS[point][1]}
+            point: {
+                **found.model_dump(),
+                "says": evidence_text(point, found.evidence),
+                "learnt_for": RATES[point],
+                "aim": AIM,
+                "floor": FLOOR,
+            }
             for point, found in results.operating_points.get(label, {}).items()
-            if point in AIMS
+            if point in RATES
         }
+        missing = {point: found.text(point) for point, found in results.missing_points.get(label, {}).items()}
+        missing |= {point: NO_POINT for point in RATES if point not in {**points, **missing}}
         rows = {}
         for site, figures in federated(results).items():
             row = {name: cell for point in points for name, cell in _at(figures, label, point).items()}
             if any(row.values()):
                 rows[site] = row
-        by_label[label] = {"points": points, "by_site": rows, "over_sites": over_sites(rows)}
+        by_label[label] = {"points": points, "missing": missing, "by_site": rows, "over_sites": over_sites(rows)}
     return by_label
 
 

@@ -13,6 +13,7 @@ from federation.protocol.handshake import SiteAbout
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from models.calibration import Platt
+from models.operating_points import MissingPoint, OperatingPoint
 from models.refusal import Refusal
 
 RESULTS = "results.json"
@@ -67,13 +68,6 @@ class Audit(_Part):
     flags: list[Flag]
 
 
-class OperatingPoint(_Part):
-    """A threshold on the calibrated probability, estimated from the sites' validation patients."""
-
-    threshold: float
-    sites: int  # number of sites whose mean it is
-
-
 class Results(_Part):
     """All data of a run that its report needs."""
 
@@ -87,6 +81,7 @@ class Results(_Part):
     models: list[ModelFigures]
     calibration: dict[str, Platt]
     operating_points: dict[str, dict[str, OperatingPoint]]  # by label, then rule_out or rule_in
+    missing_points: dict[str, dict[str, MissingPoint]] = {}  # why there is none; earlier versions did not record it
     audit: Audit | None
     release: str  # SHA-256 of the candidate
     stopped_early: bool = False

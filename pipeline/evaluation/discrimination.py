@@ -163,26 +163,6 @@ def auroc_difference(scores: Scores, others: Scores, labels: Labels) -> Estimate
     return Estimate(value, max(-1.0, value - half), min(1.0, value + half), len(y))
 
 
-def threshold_with_sensitivity(sensitivity: float, scores: Scores, labels: Labels) -> float:
-    """The highest threshold that at least this share of the positives reaches.
-
-    It lies halfway to the next lower score, so that it is no patient's own. NaN where a class is missing, or nobody is
-    below.
-    """
-    x, y = known_of(scores, labels)
-    if not has_both(y):
-        return math.nan
-    positive = np.sort(x[y == 1])
-    lowest = positive[int((1 - sensitivity) * len(positive) + 1e-9)]
-    below = x[x < lowest]
-    return float((lowest + below.max()) / 2) if below.size else math.nan
-
-
-def threshold_with_specificity(specificity: float, scores: Scores, labels: Labels) -> float:
-    """The lowest threshold that at least this share of the negatives stays under; as above."""
-    return -threshold_with_sensitivity(specificity, -np.asarray(scores), 1 - np.asarray(labels))
-
-
 # --- figures with bootstrap intervals -----------------------------------------------------------------------
 
 

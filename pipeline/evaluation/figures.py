@@ -17,12 +17,11 @@ from models.familiarity import log_distances
 from models.network import LABELS
 from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import calibration as calibrated
-from pipeline.evaluation import discrimination
+from pipeline.evaluation import discrimination, ladder
 from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
 from pipeline.evaluation.histograms import histograms as merged_histograms
 from pipeline.evaluation.subgroups import GROUPS, groups_of
 
-SENSITIVITY = SPECIFICITY = 0.90  # targets of the thresholds for ruling out and ruling in
 RATES_PERCENT = (90, 95)
 BENEFITS_PERCENT = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
 LEAST_LOG_DISTANCE = math.log(0.5)  # smaller distances are rare and are clipped to this value
@@ -93,10 +92,11 @@ def round_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figu
 def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -> Figures:
     """Return the metrics of the validation patients from which the model's calibration is computed.
 
-    `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`, `variance_intercept_`; and the
-    thresholds on raw logits: `rule_out_` with a sensitivity of 0.90, `rule_in_` with a specificity of 0.90.
+    `slope_`, `intercept_` (Platt, of raw logits) with `variance_slope_`, `covariance_`, `variance_intercept_`; and
+    those of `tail_figures`, from which the server chooses the thresholds.
     """
     figures: Figures = {}
+    tails: Figures = {}
     for known in _known(logits, targets, min_patients):
         x, y = known.logits, known.labels
         fitted = fit_platt(logits[:, known.column], targets[:, known.column])
@@ -105,9 +105,33 @@ def calibration_figures(logits: Logits, targets: Logits, *, min_patients: int) -
         assert fitted.covariance is not None
         names = (f"variance_slope_{known.label}", f"covariance_{known.label}", f"variance_intercept_{known.label}")
         figures |= dict(zip(names, fitted.covariance, strict=True))
-        figures[f"rule_out_{known.label}"] = discrimination.threshold_with_sensitivity(SENSITIVITY, x, y)
-        figures[f"rule_in_{known.label}"] = discrimination.threshold_with_specificity(SPECIFICITY, x, y)
-    return _sound(figures)
+        if np.isfinite(x).all():
+            tails |= tail_figures(x, y, known.label, min_patients=min_patients)
+    return _sound(figures) | tails
+
+
+def tail_figures(logits: NDArray[np.float64], labels: NDArray[np.int64], label: str, *, min_patients: int) -> Figures:
+    """Return the ends of both classes' distributions on raw logits; nothing if a class has under `min_patients`.
+
+    `logits`, `labels` (0 or 1): shape (patients,). `positives_`, `negatives_`: the sizes of the classes in steps of
+    three. `rule_out_..._00`, `_10`, `_20`: the highest rung below which at most this percentage of the positives lies.
+    `rule_in_..._00`, `_10`, `_20`: the lowest rung at or above which at most this percentage of the negatives lies
+    (`pipeline.evaluation.ladder`).
+    """
+    positive, negative = logits[labels == 1], logits[labels == 0]
+    if min(len(positive), len(negative)) < min_patients:
+        return {}
+    positives, negatives = ladder.counted_classes(len(positive), len(negative))
+    rungs = np.array(ladder.RUNGS)
+    below = (positive[:, None] < rungs).sum(axis=0)
+    above = (negative[:, None] >= rungs).sum(axis=0)
+    figures = {f"positives_{label}": float(positives), f"negatives_{label}": float(negatives)}
+    for percent in ladder.PERCENTS:
+        out = rungs[below <= ladder.most_missed(percent, positives)]
+        into = rungs[above <= ladder.most_missed(percent, negatives)]
+        figures[f"rule_out_{label}_{percent:02}"] = float(out.max(initial=-ladder.BEYOND))
+        figures[f"rule_in_{label}_{percent:02}"] = float(into.min(initial=ladder.BEYOND))
+    return figures
 
 
 def distance_figures(appearance: Logits, mean: Logits, variance: Logits) -> Figures:

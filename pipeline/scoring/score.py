@@ -18,6 +18,7 @@ from models.calibration import Platt
 from models.description import Description
 from models.familiarity import appearance_features
 from models.network import LABELS, tabular
+from models.operating_points import evidence_text
 from models.provenance import FlagRecord
 from models.reasons import MODEL_FORMAT
 from models.refusal import Refusal
@@ -93,13 +94,25 @@ class Score:
 
     @property
     def operating_points(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """{label: {rule_out, rule_in: {threshold, met}}}; {} if the score is withheld or the release has none.
+        """{label: {rule_out, rule_in: {threshold, met, evidence, says}}}, as the release has them; {} if withheld.
 
-        `met`: below rule_out, at or above rule_in; None where the band crosses the threshold.
+        `met`: below rule_out, at or above rule_in; None where the band crosses the threshold. `evidence`: see
+        `models.operating_points.Evidence`; None if the release does not record it. `says`: the same in a sentence.
         """
         if self.withheld:
             return {}
-        return verdict.decide_points(self.probabilities, self.model.operating_points, self.intervals)
+        points = verdict.decide_points(self.probabilities, self.model.thresholds(), self.intervals)
+        for label, of_label in points.items():
+            for name, decided in of_label.items():
+                evidence = self.model.operating_points[label][name].evidence
+                decided["evidence"] = evidence.model_dump() if evidence else None
+                decided["says"] = evidence_text(name, evidence)
+        return points
+
+    @property
+    def missing_points(self) -> dict[str, dict[str, str]]:
+        """By label and point: why the release has no such threshold, in a sentence; {} if the score is withheld."""
+        return {} if self.withheld else {label: self.model.why_missing(label) for label in self.probabilities}
 
     @property
     def levels(self) -> dict[str, Level | None]:
@@ -117,11 +130,15 @@ class Score:
 
         notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; withheld: null, or why
         the score is no verdict: then level is null for each label and operating_points is {}; operating_points:
-        {label: {rule_out, rule_in: {threshold, met}}}, as far as the release has them, where met is true, false, or
-        null if the band crosses the threshold; level: {label: low, intermediate, high, uncertain (the band crosses a
-        threshold) or null}; interval: {label: [low, high]}, the 95 % band of the calibration, or null; lungs: see
-        `lesion_burden.Burden`; saliency: {shown, label, method, why_not}; familiarity: {distance, limit} or null;
-        quality: [{name, value, unit, verdict (ok or flag), code, says, remedy}]; model: {sha256, signature, study,
+        {label: {rule_out, rule_in: {threshold, met, evidence, says}}}, as far as the release has them, where met is
+        true, false, or null if the band crosses the threshold; evidence is {value, low, high, positives, negatives,
+        sites}, sensitivity or specificity on validation patients with its 90 % interval and counts, or null; says is
+        the same in a sentence;
+        missing_points: {label: {rule_out, rule_in: text}}, why the release has no such threshold; level: {label: low,
+        intermediate, high, uncertain (the band crosses a threshold) or null}; interval: {label: [low, high]}, the 95 %
+        band of the calibration, or null; lungs: see `lesion_burden.Burden`; saliency: {shown, label, method, why_not};
+        familiarity: {distance, limit} or null; quality: [{name, value, unit, verdict (ok or flag), code, says,
+        remedy}]; model: {sha256, signature, study,
         rounds, sites, doubts (texts, in spite of which it was released), released_because}; input: {is_phantom,
         age_band, sex, hu_sha256, tensor_sha256}; timing_seconds: {read, prepare, predict, explain, total}.
         """
@@ -132,6 +149,7 @@ class Score:
             "probability": self.probabilities,
             "withheld": self.withheld,
             "operating_points": self.operating_points,
+            "missing_points": self.missing_points,
             "level": self.levels,
             "interval": {label: list(band) for label, band in self.intervals.items()} or None,
             "lungs": self.burden.to_json(),
@@ -265,7 +283,7 @@ def explained_label(
 ) -> str | None:
     """The first of EXPLAINED whose probability is not low: rule_out is not met, without one LOW_BELOW."""
     for label in EXPLAINED:
-        below = model.operating_points.get(label, {}).get("rule_out", LOW_BELOW)
+        below = model.thresholds().get(label, {}).get("rule_out", LOW_BELOW)
         if not verdict.is_met("rule_out", probabilities[label], below, intervals.get(label)):
             return label
     return None

@@ -6,8 +6,9 @@ This is the only place that decides. Pages, JSON, reports and FHIR show what is 
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from models.operating_points import POINTS
+
 SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients."
-POINTS = frozenset(("rule_out", "rule_in"))  # not from `models.description`: the clinic's server imports no PyTorch
 NO_MAP_WITHHELD = "the result of this model is not valid for patients"
 Level = Literal["low", "intermediate", "high", "uncertain"]
 Band = tuple[float, float]
@@ -60,12 +61,23 @@ def level(points: Mapping[str, Mapping[str, Any]]) -> Level | None:
     Low if only rule_out is met, high if only rule_in is, else intermediate; uncertain if the band crosses a threshold.
     In a model that discriminates well the two overlap; a probability between them is intermediate too.
     """
-    if points.keys() != POINTS:
+    if points.keys() != set(POINTS):
         return None
     is_out, is_in = points["rule_out"]["met"], points["rule_in"]["met"]
     if is_out is None or is_in is None:
         return "uncertain"
     return "intermediate" if is_out == is_in else "low" if is_out else "high"
+
+
+def evidence_texts(score: Mapping[str, Any], label: str) -> list[str]:
+    """Return what a stored score says of each threshold of a label, and why one is missing.
+
+    Scores of earlier versions say neither.
+    """
+    points = (score.get("operating_points") or {}).get(label, {})
+    missing = (score.get("missing_points") or {}).get(label, {})
+    known = [f"To {name.replace('_', ' ')}: {point['says']}" for name, point in points.items() if "says" in point]
+    return [*known, *dict.fromkeys(missing.values())]
 
 
 def redecided(score: dict[str, Any]) -> dict[str, Any]:

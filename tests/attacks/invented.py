@@ -6,7 +6,8 @@ patient's band of age and sex. Sensitivity and specificity at a threshold are co
 steps of three patients. Many heads order the bands in many ways. The counts are linear equations in the number of
 patients of each kind, and their rounding averages out.
 
-`own`: the control. The server invents nothing, and the thresholds follow from the hospital's own answer.
+`own`: the control. The server only repeats the hospital's own answer as that of many others, so the thresholds follow
+from it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from scipy.optimize import nnls
 
 from federation.protocol.calibration_answers import to_record
 from federation.protocol.grids import Shares, parts_of
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS
-from federation.protocol.pooled_calibration import POINTS, pooled, settings_of
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, LABELS, class_counts, tail
+from federation.protocol.pooled_calibration import pooled, settings_of
 from federation.protocol.study_config import Study
 from models.network import SeverityNetwork
+from models.operating_points import POINTS
+from pipeline.evaluation.ladder import RUNGS
 from tests.attacks.cohort import Patient, draw_patients, with_patient
 from tests.attacks.gate import CELLS, Matrix, features_of_cells, gated
 from tests.attacks.gate import row as banded_row
@@ -44,6 +47,8 @@ PATIENTS = {"train": 40, "validation": 24, "test": 40}
 TESTS = 16  # each with a calibration: a third of the questions that a month allows
 _RMS = 0.55  # of a head's weights; the gateway allows 0.6
 _SURE, _ROUNDED = 0.1, 0.9  # standard deviations in patients: of an exact number, and of a number in steps of three
+_MANY = 900_000.0  # invented patients
+_REPEATED = 40  # answers: enough patients for any threshold
 _TIE = 2e-4  # a logit this near to a threshold may be on either side
 _TRIED = 12  # the number of class sizes that are tried
 _NO_STATISTICS = dict.fromkeys(("mean", "variance"), np.zeros(APPEARANCE_SIZE, np.float32))
@@ -88,21 +93,22 @@ class Tested:
 
 @dataclass(frozen=True)
 class Probe:
-    """A head for each label, shape (labels, features), and by label the target positions of its two thresholds."""
+    """A head for each label, shape (labels, features), and by label the rungs wanted as its two thresholds."""
 
     weights: Matrix
     wanted: Mapping[str, Sequence[float]]
 
     @classmethod
     def drawn(cls, study: Study, rng: np.random.Generator) -> "Probe":
-        """Draw random heads, with thresholds between two cells."""
+        """Draw random heads, with thresholds that have some cells on either side."""
         weights = rng.normal(size=(len(LABELS), study.network.tabular_features))
         weights *= _RMS / np.sqrt(np.square(weights).mean(axis=1, keepdims=True))
         network = gated(study, np.zeros_like(weights))
         wanted = {}
         for label, logits in cell_logits(network, weights).items():
-            inner = np.sort(logits)[4:-4]
-            wanted[label] = [float(inner[k : k + 2].mean()) for k in rng.choice(len(inner) - 1, 2, replace=False)]
+            low, high = np.sort(logits)[[4, -5]]
+            between = [rung for rung in RUNGS if low < rung < high]
+            wanted[label] = [float(rung) for rung in rng.choice(between, 2, replace=False)]
         return cls(weights, wanted)
 
     def nearly(self, step: int) -> "Probe":
@@ -123,9 +129,14 @@ def ask(attacked: Rig, study: Study, probe: Probe, *, run: str, own: bool = Fals
     attacked.must("train", study, run=run, model=seed_network(study))
     calibrated = attacked.must("evaluate.calibrate", study, model, records={"typical": _NO_STATISTICS}, run=run)
     invented = {
-        f"{point}_{label}": at for label in LABELS for point, at in zip(POINTS, probe.wanted[label], strict=True)
+        name: at
+        for label in LABELS
+        for point, at in zip(POINTS, probe.wanted[label], strict=True)
+        for name in tail(point, label)
     }
-    answers = [dict(calibrated.metrics), *([] if own else [{**invented, "num-examples": 1e9}] * 2)]
+    invented |= {name: _MANY for label in LABELS for name in class_counts(label)} | {"num-examples": _MANY}
+    others = [dict(calibrated.metrics)] * _REPEATED if own else [invented] * 2
+    answers = [dict(calibrated.metrics), *others]
     fits, thresholds = pooled(answers, is_robust=True)
     tested = attacked.must(
         "evaluate.test",

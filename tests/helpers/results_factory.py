@@ -12,9 +12,10 @@ import numpy as np
 
 from federation.protocol.handshake import SiteAbout
 from federation.protocol.study_config import EvaluationTable, Study, StudyTable
-from federation.runs.results import FEDERATED, Audit, Flag, ModelFigures, OperatingPoint, Probe, Results
+from federation.runs.results import FEDERATED, Audit, Flag, ModelFigures, Probe, Results
 from models.calibration import Platt
 from models.network import LABELS
+from models.operating_points import Evidence, OperatingPoint
 from pipeline.training.privacy_budget import PrivacySettings
 from tests.helpers.invented_results import POINTS, Draw, interval
 
@@ -76,13 +77,18 @@ def make_results(
         "models": models,
         "calibration": {"severe": Platt(slope=0.86, intercept=-0.21), "pcr_positive": Platt(slope=0.93, intercept=0.1)},
         "operating_points": {
-            label: {kind: OperatingPoint(threshold=value, sites=len(names)) for kind, value in POINTS.items()}
+            label: {point: OperatingPoint(threshold=at, evidence=_evidence(len(names))) for point, at in POINTS.items()}
             for label in LABELS
         },
         "audit": _audit(names, models[0], draw.rng) if audit else None,
         "release": "7b1d4c0ae29f" + "5e" * 26,
     }
     return Results(**{**content, **changes})
+
+
+def _evidence(sites: int) -> Evidence:
+    positives, negatives = 15 * sites, 27 * sites
+    return Evidence(value=0.93, low=0.84, high=0.98, positives=positives, negatives=negatives, sites=sites)
 
 
 def _names(sites: int | Sequence[str]) -> list[str]:

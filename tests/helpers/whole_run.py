@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.server_app import ServerRun
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE
+from federation.protocol.metric_allowlist import APPEARANCE_SIZE, tail
 from federation.protocol.reply_validation import encode
 from federation.protocol.study_config import Study
 from tests.helpers.fake_grid import FakeGrid, honest_answer
@@ -36,7 +36,10 @@ FIGURES = {
         "variance_slope_severe": 0.2,
         "covariance_severe": 0.01,
         "variance_intercept_severe": 0.2,
-        "rule_out_severe": -1.0,
+        "positives_severe": 24.0,
+        "negatives_severe": 39.0,
+        **dict.fromkeys(tail("rule_out", "severe"), -0.99),
+        **dict.fromkeys(tail("rule_in", "severe"), 1.18),
         "distance_mean": 0.1,
         "distance_sd": 0.2,
     },

@@ -17,7 +17,7 @@ from pydicom.sr.coding import Code
 from pipeline.clinic.records import Answer
 from pipeline.clinic.results import identity, sr_codes
 from pipeline.clinic.results.source import Source
-from pipeline.scoring.verdict import SYNTHETIC
+from pipeline.scoring.verdict import SYNTHETIC, evidence_texts
 
 SERIES_NUMBER = 901
 DESCRIPTION = "fedthorax probabilities, research use only"
@@ -110,7 +110,8 @@ def _probability(answer: Answer, label: str) -> Group:
         algorithm_id=_algorithm(answer),
     )
     unclear = [UNCERTAIN] if named == "uncertain" else []
-    group[0].ContentSequence.extend(_comments([MEANINGS[label], *unclear, *_caveats(answer)]))
+    evidence = evidence_texts(score, label)
+    group[0].ContentSequence.extend(_comments([MEANINGS[label], *unclear, *evidence, *_caveats(answer)]))
     return group
 
 

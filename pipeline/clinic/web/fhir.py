@@ -10,7 +10,7 @@ from models.refusal import Refusal
 from pipeline.clinic.reasons import NOT_FOR_PATIENTS
 from pipeline.clinic.records import Answer
 from pipeline.clinic.web.inert_text import inert
-from pipeline.scoring.verdict import SYNTHETIC, withheld
+from pipeline.scoring.verdict import SYNTHETIC, evidence_texts, withheld
 
 MEDIA_TYPE = "application/fhir+json"
 _OUTCOMES = {
@@ -77,9 +77,12 @@ def _prediction(score: dict[str, Any], label: str) -> dict[str, Any]:
     elif level:  # the code system has no such code
         prediction["qualitativeRisk"] = {"text": f"{level}: {_UNCERTAIN}"}
     interval = (score.get("interval") or {}).get(label)
+    rationale = evidence_texts(score, label)
     if interval:
         low, high = interval
-        prediction["rationale"] = f"95 % band of the calibration: {100 * low:.1f} to {100 * high:.1f} %"
+        rationale = [f"95 % band of the calibration: {100 * low:.1f} to {100 * high:.1f} %", *rationale]
+    if rationale:
+        prediction["rationale"] = ". ".join(text.removesuffix(".") for text in rationale)
     return prediction
 
 

@@ -94,7 +94,8 @@ class Answer(BaseModel):
     """The model's answer. `files`: names for download. `score`: as `fedthorax score --json` prints it.
 
     `score.level`: by label, low, intermediate or high; uncertain where the 95 % band of the calibration (`interval`)
-    crosses a threshold, and `met` of that threshold is null; null without thresholds. `score.withheld`: null, or why
+    crosses a threshold, and `met` of that threshold is null; null without thresholds. Each threshold has its `evidence`
+    and `says`; `score.missing_points` says why one is missing. `score.withheld`: null, or why
     the score is no verdict on this scan (a model trained on synthetic data, a scan that is no phantom): levels are
     null then, and there are no operating points and no results for other systems.
     """

@@ -96,7 +96,9 @@ def test_release_is_the_signed_candidate_with_thresholds(server: Path, released:
     assert read.signed_by == released.key_sha256
     assert read.description.weights_sha256 == candidate.description.weights_sha256
     assert read.description.calibration == candidate.description.calibration
-    assert read.description.operating_points["severe"] == {"rule_out": 0.18, "rule_in": 0.55}
+    assert read.description.thresholds()["severe"] == {"rule_out": 0.18, "rule_in": 0.55}
+    evidence = read.description.operating_points["severe"]["rule_out"].evidence
+    assert evidence is not None and evidence.positives >= 20 and evidence.low >= 0.8
     files = {str(path.relative_to(released.folder)) for path in released.folder.rglob("*") if path.is_file()}
     assert files == {WEIGHTS, DESCRIPTION, CARD, ATTACKS, METADATA, INFERENCE, MODEL, SIGNATURE}
 

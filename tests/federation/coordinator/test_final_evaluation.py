@@ -10,6 +10,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from federation.protocol.reply_validation import decode
 from federation.protocol.study_config import EvaluationTable, StoppingTable, Study
 from federation.runs.results import Results, read_results
+from models.operating_points import MissingPoint
 from models.refusal import Refusal
 from models.release import load_release
 from tests.helpers.whole_run import Grid, execute, rounds_of, study
@@ -35,7 +36,14 @@ def test_only_the_federated_model_is_evaluated_by_default(server):
     severe = found.calibration["severe"]
     assert 1.2 < severe.slope < 1.6, "the pool applies the penalty of the fits once"
     assert severe.band(0.5)[0] < severe.probability(np.array([0.5]))[0] < severe.band(0.5)[1]
-    assert found.operating_points["severe"]["rule_out"].sites == 3
+    evidence = found.operating_points["severe"]["rule_out"].evidence
+    assert evidence is not None
+    assert (evidence.positives, evidence.negatives, evidence.sites) == (72, 117, 3)
+    assert found.missing_points["severe"] == {}
+    assert found.missing_points["pcr_positive"]["rule_in"] == MissingPoint(why="not_calibrated")
+    released = load_release(server / "runs" / "trial-1" / "release").description
+    assert released.operating_points == found.operating_points
+    assert released.missing_points == found.missing_points
     assert found.audit is not None
     assert found.audit.probe is not None
     assert found.audit.probe.confusion["south"] == {"north": 0.4, "south": 0.3, "west": 0.3}
@@ -133,7 +141,9 @@ def test_site_that_refuses_has_no_local_model(server, caplog):
         execute(server, sent, with_evaluation(local_models=True))
     found = results_of(server)
     assert [model.name for model in found.models] == ["federated", "north alone", "south alone"]
-    assert found.operating_points["severe"]["rule_out"].sites == 2
+    evidence = found.operating_points["severe"]["rule_out"].evidence
+    assert evidence is not None
+    assert evidence.sites == 2
     assert "no local model of west: E_TOO_FEW_PATIENTS" in caplog.text
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +28,19 @@ from federation.protocol.coarse_moments import RANGES
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end, rounded
 from federation.protocol.flat_weights import WEIGHTS
 from federation.protocol.half_precision import UPDATE
-from federation.protocol.metric_allowlist import APPEARANCE_SIZE, BINS, EPSILON, EXAMPLES_OF, FIGURES, Kind
+from federation.protocol.metric_allowlist import (
+    APPEARANCE_SIZE,
+    BINS,
+    EPSILON,
+    EXAMPLES_OF,
+    FIGURES,
+    LABELS,
+    Kind,
+    class_counts,
+    tail,
+)
 from federation.protocol.patient_counts import Patients
+from models.operating_points import POINTS
 from pipeline.evaluation.subgroups import GROUPS
 from pipeline.site.folder import Site
 
@@ -217,15 +228,26 @@ def figures(kind: Kind, rng: np.random.Generator) -> dict[str, int | float]:
     drawn = {name for name in table if rng.random() < min(0.7, 12 / len(table))}
     bases = {figure_of_end(name, table) or name for name in drawn}
     names = [name for name in table if (figure_of_end(name, table) or name) in bases]
+    names = [name for name in table if name in {*names, *_tails_of(names)}]
     values: dict[str, int | float] = {name: float(rng.uniform(table[name].low, table[name].high)) for name in names}
     for base in bases & {name.removesuffix(LOW) for name in names if name.endswith(LOW)}:
         ends = (base + LOW, base, base + HIGH)
         values |= dict(zip(ends, sorted(values[name] for name in ends), strict=True))
-    values |= {name: PATIENTS.prevalence(table[name]) for name in names if table[name].reveals_classes}
+    values |= {name: PATIENTS.own(table[name]) for name in names if table[name].reveals_classes}
     values = dict(rounded(values, kind, PATIENTS))
     if kind == "evaluate.test" and rng.random() < 0.5:
         values[f"count_severe_1_{rng.integers(BINS):02}"] = MIN_PATIENTS
     return {**values, "num-examples": PATIENTS.of_split[EXAMPLES_OF[kind]]}
+
+
+def _tails_of(names: Collection[str]) -> set[str]:
+    """Return the figures without which some of these do not leave: the rest of a tail, the sizes of its classes."""
+    found: set[str] = set()
+    for label in LABELS:
+        for part in (tail(point, label) for point in POINTS):
+            if not set(part).isdisjoint(names):
+                found |= {*part, *class_counts(label)}
+    return found
 
 
 def record_of(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:

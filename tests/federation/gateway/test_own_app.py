@@ -125,7 +125,7 @@ def test_complete_reply_of_our_own_app_passes(site: Site, kind: Kind) -> None:
         "query.handshake": {"patients"},
         "train": {"train_loss", "auroc_pcr_positive"},
         "train.head": {"num-examples"},
-        "evaluate.calibrate": {"slope_severe", "variance_slope_severe", "rule_in_pcr_positive", "distance_sd"},
+        "evaluate.calibrate": {"slope_severe", "variance_slope_severe", "variance_intercept_severe", "distance_sd"},
         "evaluate.test": {"auroc_severe", "brier_severe", "sens_at_rule_in_severe", "auroc_severe_age_sex"},
         "evaluate.embed": {"num-examples"},
         "evaluate.assign": {"assigned_00", "assigned_01"},

@@ -13,11 +13,12 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from federation.gateway import questions, task_exchange, task_intake
 from federation.gateway.questions import KeptAnswer, Question, Questions, questions_of
 from federation.protocol.calibration_answers import to_record
-from federation.protocol.metric_allowlist import LABELS
+from federation.protocol.metric_allowlist import LABELS, class_counts, tail
 from federation.protocol.pooled_calibration import pooled, settings_of
 from federation.protocol.study_config import Study
 from models.refusal import Refusal
 from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.evaluation.ladder import RUNGS
 from pipeline.site.folder import Site
 from tests.federation.gateway.fake_server import Bench, Server
 from tests.federation.gateway.messages import Model, model, moments, record_of, schema_for, train_here
@@ -216,17 +217,25 @@ def test_question_about_a_model_not_trained_at_this_site_is_refused(bench: Bench
 # --- thresholds -------------------------------------------------------------------------------------------
 
 
+_SEVERE_TAILS = {*tail("rule_out", "severe"), *tail("rule_in", "severe")}
+
+
 def calibration(shift: float) -> dict[str, float]:
     """The calibration that a site fits to its validation patients."""
     answer: dict[str, float] = {"num-examples": 30.0}
     for label in LABELS:
-        answer |= {f"slope_{label}": 1.1 + shift, f"intercept_{label}": shift, f"rule_out_{label}": -1.0 + shift}
-        answer |= {f"rule_in_{label}": 1.0 + shift, f"covariance_{label}": 0.0}
+        answer |= {f"slope_{label}": 1.1 + shift, f"intercept_{label}": shift, f"covariance_{label}": 0.0}
+        answer |= dict.fromkeys(class_counts(label), 27.0)
+        answer |= dict.fromkeys(tail("rule_out", label), RUNGS[20 + round(10 * shift)])
+        answer |= dict.fromkeys(tail("rule_in", label), RUNGS[30 + round(10 * shift)])
         answer |= {f"variance_slope_{label}": 0.2, f"variance_intercept_{label}": 0.2}
     return answer
 
 
-OWN, OTHERS = calibration(0.1), [calibration(-0.2), calibration(0.3)]
+OTHERS = [calibration(-0.2), calibration(0.3)]
+# The site has 15 positive and 15 negative patients of one label, and fewer than 10 severe ones.
+OWN = {name: value for name, value in calibration(0.1).items() if name not in {*class_counts("severe"), *_SEVERE_TAILS}}
+OWN |= dict(zip(class_counts("pcr_positive"), (15.0, 12.0), strict=True))
 
 
 def ask_at_thresholds(
@@ -267,8 +276,10 @@ def test_thresholds_derived_from_the_calibrations_of_the_sites_are_accepted(benc
         ([OTHERS[0], OWN], {"rule_in_severe": 0.7}),
         ([OTHERS[0], OWN], {"slope_severe": 2.0}),
         (OTHERS, {}),  # this site's own answer is not among them
-        ([OTHERS[0], {**OWN, "rule_in_severe": 1.2}], {}),  # its own answer, changed
-        ([{**OTHERS[0], "rule_in_severe": 1e6}, OWN], {}),  # an answer outside the valid range
+        ([OTHERS[0], {**OWN, "rule_in_pcr_positive_00": 3.18}], {}),  # its own answer, changed
+        ([OTHERS[0], {**OWN, "positives_pcr_positive": 300.0}], {}),  # its own answer, with more patients
+        ([{**OTHERS[0], "rule_in_severe_00": 1e6}, OWN], {}),  # an answer outside the valid range
+        ([{**OTHERS[0], "rule_in_severe": 0.7}, OWN], {}),  # a threshold, as earlier versions sent
     ],
 )
 def test_other_thresholds_are_refused(bench: Bench, answers: list[dict[str, float]], change: dict[str, float]) -> None:

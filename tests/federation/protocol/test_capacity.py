@@ -17,9 +17,10 @@ from federation.protocol.capacity import bits, code_bits, with_table
 from federation.protocol.coarse_moments import MANTISSA_BITS, RANGES, Range
 from federation.protocol.error_codes import OF_APPS
 from federation.protocol.figure_rounding import HIGH, LOW, figure_of_end
-from federation.protocol.metric_allowlist import EPSILON, EXAMPLES_OF, FIGURES, Kind
+from federation.protocol.metric_allowlist import EPSILON, EXAMPLES_OF, FIGURES, LABELS, TAILS, Kind, class_counts
 from models.network import NetworkSettings, build_network
 from models.refusal import Refusal
+from pipeline.evaluation.ladder import RUNGS, counted_classes
 from tests.federation.gateway.messages import MIN_PATIENTS, PATIENTS
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "one-reply.md"
@@ -38,6 +39,8 @@ FIGURED = [kind for kind in FIGURES if FIGURES[kind]]
 
 def let_out(figures: dict[str, float], kind: Kind) -> dict[str, float]:
     told = {**figures, "num-examples": PATIENTS.of_split[EXAMPLES_OF[kind]]}
+    if kind == "evaluate.calibrate":  # without them no tail leaves
+        told |= {name: PATIENTS.own(FIGURES[kind][name]) for label in LABELS for name in class_counts(label)}
     withheld_figures = {EPSILON} & set(FIGURES[kind])
     return check_figures(
         told,
@@ -103,6 +106,7 @@ def test_digits_below_the_grid_are_removed(kind: Kind, seed: int) -> None:
             name: value + float(rng.uniform(1e-8, 4e-8)) for name, value in clean.items() if value < table[name].high
         }
         hidden |= {name: value for name, value in clean.items() if value == table[name].high}
+        hidden |= {name: value for name, value in clean.items() if table[name].reveals_classes}
         replies.append(let_out(hidden, kind))
     assert replies[0] == replies[1]
     assert bits(kind) < sum(math.log2(1e7) for _ in figures)
@@ -145,6 +149,23 @@ def test_rate_does_not_reveal_a_single_patient() -> None:
     rates = [each["sens_at_rule_in_severe"] for each in seen]
     assert sorted(set(rates)) == [0, 1 / 3, 2 / 3, 1]
     assert min(rates.count(rate) for rate in rates) >= 2
+
+
+@given(rungs=st.lists(st.floats(-100, 100), min_size=3, max_size=3))
+def test_rungs_of_a_tail_leave_in_order(rungs: list[float]) -> None:
+    """An app cannot use their order to say more than the published number of bits."""
+    for names in TAILS:
+        told = let_out(dict(zip(names, rungs, strict=True)), "evaluate.calibrate")
+        values = [told[name] for name in names]
+        assert values == sorted(values, reverse=names[0].startswith("rule_in"))
+        assert set(values) <= set(RUNGS)
+
+
+def test_class_sizes_do_not_give_the_exact_sizes() -> None:
+    """With the number of all patients, which leaves exactly, each pair of sizes fits three or more cohorts."""
+    for patients in range(20, 200):
+        told = [counted_classes(positives, patients - positives) for positives in range(9, patients - 9)]
+        assert {told.count(each) for each in told[:-3]} <= {3}
 
 
 # --- moments ----------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from federation.protocol.batch_norm import combine, split
 from federation.protocol.metric_allowlist import Figure
-from federation.protocol.pooled_figures import middle_figures
 from federation.protocol.reply_validation import NO_HEAD, LedgerHead, decode, encode, update_norm
 from federation.strategy import checkpoint
 from federation.strategy import guarded as guarded_module
@@ -603,12 +602,6 @@ def test_robust_strategy_limits_the_effect_of_one_site_on_buffers(name, moment):
 def only_first(grid: FakeGrid) -> Message:
     run(guarded(), grid)
     return grid.sent[0]
-
-
-def test_median_of_figures_resists_one_outlier_site():
-    reports = [{"slope": 1.0, "num-examples": 5}, {"slope": 1.2, "num-examples": 5}, {"slope": 1e9, "num-examples": 5}]
-    assert middle_figures(reports) == {"slope": 1.2}
-    assert middle_figures([]) == {}
 
 
 # --- the sites' ledgers ------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from pipeline.evaluation.discrimination import (
     delong_variance,
     sensitivity_at,
     specificity_at,
-    threshold_with_sensitivity,
-    threshold_with_specificity,
 )
 
 Cohort = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -153,20 +151,3 @@ def test_difference_of_equal_scores_is_zero_and_of_reversed_scores_is_large(coho
     other = auroc_difference(scores, -scores, labels)
     assert other.value == pytest.approx(2 * auroc(scores, labels).value - 1)
     assert 0 < other.low < other.value < other.high <= 1
-
-
-@pytest.mark.parametrize("share", [0.8, 0.9, 1.0])
-def test_thresholds_reach_the_required_share_and_equal_no_score(cohort: Cohort, share: float) -> None:
-    scores, labels = known(cohort)
-    low, high = threshold_with_sensitivity(share, *cohort), threshold_with_specificity(share, *cohort)
-    assert low not in scores and high not in scores
-    assert np.mean(scores[labels == 1] >= low) >= share
-    assert np.mean(scores[labels == 0] < high) >= share
-    # The next score would miss the required share.
-    assert np.mean(scores[labels == 1] > scores[scores > low].min()) < share
-    assert np.mean(scores[labels == 0] < scores[scores < high].max()) < share
-
-
-def test_threshold_below_all_scores_is_nan() -> None:
-    assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.array([1.0, 0, 0, 0, 1])))
-    assert math.isnan(threshold_with_sensitivity(0.9, np.arange(5.0), np.ones(5)))

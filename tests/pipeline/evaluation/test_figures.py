@@ -15,7 +15,8 @@ from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, figures
 from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import auroc, known_of
-from pipeline.evaluation.figures import Deployed, calibration_figures, round_figures
+from pipeline.evaluation.figures import Deployed, calibration_figures, round_figures, tail_figures
+from pipeline.evaluation.ladder import RUNGS
 from pipeline.evaluation.subgroups import GROUPS, groups_of
 from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
@@ -137,21 +138,42 @@ def test_allowed_histograms_count_calibrated_probabilities(tmp_path: Path) -> No
     assert counts[first] == np.count_nonzero(severe & (probabilities[:, 1] < low))
 
 
-def test_calibration_is_fitted_to_raw_logits_and_thresholds_reach_90_percent(tmp_path: Path) -> None:
+def test_calibration_is_fitted_to_raw_logits(tmp_path: Path) -> None:
     validation = people(tmp_path, 120)
     logits = logits_for(validation)
     found = calibration_figures(logits, validation.targets, min_patients=LEAST)
     covariance = ("variance_slope", "covariance", "variance_intercept")
-    assert set(found) == {
-        f"{part}_{label}" for part in ("slope", "intercept", *covariance, "rule_out", "rule_in") for label in LABELS
-    }
+    tails = [f"{point}_{{}}_{percent}" for point in ("rule_out", "rule_in") for percent in ("00", "10", "20")]
+    fitted_names = [f"{part}_{{}}" for part in ("slope", "intercept", *covariance, "positives", "negatives")]
+    assert set(found) == {name.format(label) for name in (*fitted_names, *tails) for label in LABELS}
     for column, label in enumerate(LABELS):
         fitted = fit_platt(logits[:, column], validation.targets[:, column])
         assert (found[f"slope_{label}"], found[f"intercept_{label}"]) == (fitted.slope, fitted.intercept)
         assert tuple(found[f"{part}_{label}"] for part in covariance) == fitted.covariance
+
+
+def test_tails_tell_where_few_patients_of_a_class_are_missed(tmp_path: Path) -> None:
+    validation = people(tmp_path, 200)
+    logits = logits_for(validation)
+    found = calibration_figures(logits, validation.targets, min_patients=LEAST)
+    for column, label in enumerate(LABELS):
         x, y = known_of(logits[:, column], validation.targets[:, column])
-        assert (x[y == 1] >= found[f"rule_out_{label}"]).mean() >= 0.9
-        assert (x[y == 0] < found[f"rule_in_{label}"]).mean() >= 0.9
+        positives, negatives = found[f"positives_{label}"], found[f"negatives_{label}"]
+        assert positives % 3 == negatives % 3 == 0
+        assert 0 <= (y == 1).sum() - positives <= 2 and 0 <= (y == 0).sum() - negatives <= 4
+        for percent in (0, 10, 20):
+            at = found[f"rule_out_{label}_{percent:02}"]
+            allowed = int(positives) * percent // 100 // 3 * 3 + 1
+            assert (x[y == 1] < at).sum() <= allowed < (x[y == 1] < RUNGS[RUNGS.index(at) + 1]).sum()
+            at = found[f"rule_in_{label}_{percent:02}"]
+            allowed = int(negatives) * percent // 100 // 3 * 3 + 1
+            assert (x[y == 0] >= at).sum() <= allowed < (x[y == 0] >= RUNGS[RUNGS.index(at) - 1]).sum()
+
+
+def test_tail_of_a_label_with_a_small_class_stays_at_the_site() -> None:
+    logits, labels = np.arange(30.0), np.repeat([1, 0], [9, 21])
+    assert tail_figures(logits, labels, "severe", min_patients=10) == {}
+    assert tail_figures(logits, labels, "severe", min_patients=9)["positives_severe"] == 9
 
 
 def test_patient_close_to_the_centre_does_not_dominate_the_distance() -> None:

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from models import description
-from pipeline.scoring import verdict
 from pipeline.scoring.verdict import NO_MAP_WITHHELD, SYNTHETIC, decide_points, level, redecided, withheld
 
 APART, OVERLAPPING = {"rule_out": 0.2, "rule_in": 0.6}, {"rule_out": 0.6, "rule_in": 0.2}
@@ -49,10 +47,6 @@ def test_level_takes_the_band_into_account(
     p: float, band: tuple[float, float] | None, thresholds: dict[str, float], expected: tuple[Any, Any, Any]
 ) -> None:
     assert decided(p, band, thresholds) == expected
-
-
-def test_operating_points_match_the_release_description() -> None:
-    assert set(description.POINTS) == verdict.POINTS
 
 
 def test_verdict_module_does_not_import_pytorch() -> None:

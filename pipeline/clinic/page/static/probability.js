@@ -22,7 +22,7 @@ export function pcrMeaning({ pcr, score }) {
 }
 
 function levelText(level, points) {
-  if (!level) return "The release defines no operating points, so no level is shown.";
+  if (!level) return "No level is shown: a level needs both operating points.";
   const out = roughly(points.rule_out.threshold);
   const into = roughly(points.rule_in.threshold);
   if (level === "uncertain") {
@@ -34,6 +34,14 @@ function levelText(level, points) {
     return `The release's operating points overlap here (rules in from ${into}, rules out below ${out}): undecided.`;
   }
   return `Between the release's operating points: rules out below ${out}, rules in from ${into}.`;
+}
+
+/** Says what each threshold reached on validation patients, and why one is missing; nothing of answers before both. */
+function evidenceTexts(points, missing) {
+  const known = Object.entries(points ?? {})
+    .filter(([, point]) => point.says)
+    .map(([name, point]) => `To ${name.replace("_", " ")}: ${point.says}`);
+  return [...known, ...new Set(Object.values(missing ?? {}))];
 }
 
 function mark(className, share, title) {
@@ -82,6 +90,9 @@ function card(label, score, applies, aside) {
     element("p", { className: "interval" }, band),
     scale(p, interval, points),
     element("p", { className: "level-says" }, withheld ?? levelText(level, points)),
+    ...(withheld ? [] : evidenceTexts(points, score.missing_points?.[label])).map((text) =>
+      element("p", { className: "evidence" }, text),
+    ),
     withheld ? "" : element("p", { className: "applies" }, aside),
   );
 }
