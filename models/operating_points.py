@@ -14,7 +14,7 @@ AIM = 0.90  # least estimated rate of a threshold
 FLOOR = 0.80  # least lower bound of that rate
 CONFIDENCE = 0.95  # one-sided, of each end of the interval
 LEAST_PATIENTS = 20  # positive and negative validation patients of all hospitals
-NO_POINT = "The release defines no operating point."  # an earlier version did not record why
+NO_POINT = "The release defines no operating points."  # an earlier version did not record why
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -95,7 +95,7 @@ def counts(positives: int, negatives: int, sites: int) -> str:
 def evidence_text(point: str, evidence: Evidence | None) -> str:
     """Say in a sentence what a threshold reached on validation patients, with interval and counts."""
     if evidence is None:
-        return "How many patients this threshold was chosen from is not recorded: an earlier version made the release."
+        return "The number of patients behind this threshold is not recorded."
     e = evidence
     return (
         f"{RATES[point].capitalize()} {e.value:.2f} (90 % interval {e.low:.2f} to {e.high:.2f}) from "

@@ -197,6 +197,27 @@ def test_interval_across_a_threshold_is_shown_as_uncertain(page):
     assert "The 95 % band crosses a threshold of the release" in page.text("#severe")
 
 
+def test_card_says_what_a_threshold_reached_and_why_one_is_missing(page):
+    points = {"rule_out": {"threshold": 0.2, "met": False, "says": "Sensitivity 0.93 from 45 patients."}}
+    labels = ("severe", "pcr_positive")
+    score = {
+        "trained_on_synthetic_data": False,
+        "withheld": None,
+        "probability": dict.fromkeys(labels, 0.38),
+        "operating_points": {"severe": points},
+        "missing_points": {
+            "severe": {"rule_in": "No operating point: <b>too few</b>."},
+            "pcr_positive": dict.fromkeys(("rule_out", "rule_in"), "No operating point: 12 patients."),
+        },
+    }
+    answer = json.dumps({"pcr": None, "score": score})
+    page.js(f"import('./static/probability.js').then(({{ showProbabilities }}) => showProbabilities({answer}))")
+    page.wait_for_text("To rule out: Sensitivity 0.93 from 45 patients.", "#severe")
+    assert "No operating point: <b>too few</b>." in page.text("#severe")
+    assert page.text("#pcr_positive").count("No operating point: 12 patients.") == 1
+    assert "a level needs both operating points" in page.text("#pcr_positive")
+
+
 def test_model_of_phantoms_gives_no_level_for_a_patient(page, clinic):
     page.js("location.hash = '#/'")
     page.drop([clinic.scans / "unmarked"], "#drop")

@@ -16,6 +16,7 @@ from models.attacks import Attacks, Control
 from models.calibration import Platt
 from models.description import Description, Privacy
 from models.familiarity import APPEARANCE_SIZE, Familiarity
+from models.model_card import card
 from models.network import LABELS, NetworkSettings, build_network
 from models.refusal import Refusal
 from models.release import CARD, DESCRIPTION, WEIGHTS, Release, add_attacks, load_release, save_release
@@ -97,6 +98,26 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads((folder / DESCRIPTION).read_text())
     change(content)
     (folder / DESCRIPTION).write_text(json.dumps(content))
+
+
+def test_thresholds_of_an_earlier_version_are_plain_numbers(tmp_path: Path) -> None:
+    release = save_release(tmp_path, build_network(SETTINGS, seed=1), describe())
+    content = json.loads((tmp_path / DESCRIPTION).read_text())
+    del content["missing_points"]
+    content["operating_points"] = {"severe": {"rule_out": 0.1, "rule_in": 0.6}}
+    (tmp_path / DESCRIPTION).write_text(json.dumps(content))
+    read = load_release(tmp_path).description
+    assert release.description.thresholds() == {}
+    assert read.thresholds() == {"severe": {"rule_out": 0.1, "rule_in": 0.6}}
+    assert read.operating_points["severe"]["rule_out"].evidence is None
+    assert "An earlier version chose the points" in card(read, "f" * 64)
+    assert set(read.why_missing("pcr_positive").values()) == {"The release defines no operating points."}
+
+
+def test_card_says_why_there_is_no_threshold() -> None:
+    few = {"why": "too_few", "positives": 12, "negatives": 30, "sites": 2}
+    text = card(describe(missing_points={"severe": {"rule_out": few, "rule_in": few}}), "f" * 64)
+    assert "- severe, to rule out: No operating point: 12 positive and 30 negative validation patients at 2" in text
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_score_reports_the_signer_and_refuses_untrusted_signatures(
     assert answer["model"]["signature"] == f"signed by {fingerprint(keys / 'south.pub')}"
     rule_in = answer["operating_points"]["severe"]["rule_in"]
     assert (rule_in["threshold"], rule_in["met"], rule_in["evidence"]) == (0.999, False, None)
-    assert "an earlier version made the release" in rule_in["says"]
+    assert "patients behind this threshold is not recorded" in rule_in["says"]
     other = score("--signed-by", keys / "north.pub").exception
     assert isinstance(other, Refusal) and other.code == "E_SIGNATURE"
 

@@ -12,7 +12,7 @@ import pytest
 
 from federation.gateway.figure_checks import check_figures
 from federation.protocol.figure_rounding import rounded
-from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LABELS, Kind
+from federation.protocol.metric_allowlist import EXAMPLES_OF, FIGURES, LABELS, Kind, tail
 from federation.protocol.patient_counts import Patients, count_patients
 from models.refusal import Refusal
 from pipeline.cohort.dataset import Examples
@@ -92,6 +92,49 @@ def test_metric_needs_enough_patients_with_its_label(name: str, classes: dict[bo
     else:
         assert refused_for({name: 0.5}, having(severe=classes)) == "E_REPLY_PATIENTS"
     assert check({name.replace("severe", "pcr_positive"): 0.5}, having(severe=classes))
+
+
+def calibrated(told: dict[str, float], patients: Patients) -> dict[str, float]:
+    """What leaves of an answer to a calibration."""
+    told = {**told, "num-examples": patients.of_split["validation"]}
+    return check_figures(told, "evaluate.calibrate", patients, min_patients=10, histograms=False, embeddings=False)
+
+
+VALIDATED = Patients(
+    of_split={"validation": 50},
+    with_value={("validation", "severe", True): 16, ("validation", "severe", False): 30},
+)
+SIZES = {"positives_severe": 15.0, "negatives_severe": 27.0}
+TAIL = dict(zip(tail("rule_out", "severe"), (-1.18, -0.99, 0.0), strict=True))
+
+
+def test_tail_leaves_with_the_sizes_of_its_classes() -> None:
+    assert calibrated({**SIZES, **TAIL}, VALIDATED) == {**SIZES, **TAIL, "num-examples": 50}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        TAIL,
+        {"positives_severe": 15.0, **TAIL},
+        {**SIZES, **TAIL, "positives_severe": 18.0},
+        {**SIZES, **TAIL, "negatives_severe": 30.0},
+        {**SIZES, "rule_out_severe_00": -1.18},
+        {**SIZES, **TAIL, "rule_in_severe_20": 1.18},
+        {**SIZES, **TAIL, "rule_out_severe_00": 101.0},
+        {**SIZES, **TAIL, "rule_out_severe": -1.0},
+    ],
+)
+def test_incomplete_tail_or_invented_class_size_is_refused(told: dict[str, float]) -> None:
+    with pytest.raises(Refusal, match="E_REPLY_METRICS"):
+        calibrated(told, VALIDATED)
+
+
+@pytest.mark.parametrize("positives", [0, 9])
+def test_tail_of_a_small_class_is_refused(positives: int) -> None:
+    with_value = {("validation", "severe", True): positives, ("validation", "severe", False): 40}
+    with pytest.raises(Refusal, match="E_REPLY_PATIENTS"):
+        calibrated({**SIZES, **TAIL}, replace(VALIDATED, with_value=with_value))
 
 
 def test_subgroup_metric_needs_enough_patients_in_the_subgroup() -> None:

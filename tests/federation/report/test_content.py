@@ -13,6 +13,7 @@ from federation.report.content import content
 from federation.report.estimates import over_sites, spread
 from federation.runs.results import Audit, Flag, Kind, ModelFigures, Results
 from models.calibration import Platt
+from models.operating_points import MissingPoint
 from tests.helpers.results_factory import make_results
 
 Figures = dict[str, float]
@@ -56,6 +57,24 @@ def test_mean_is_unweighted_and_weighted_mean_uses_patient_numbers():
 
 def test_column_without_values_has_no_spread():
     assert over_sites({"north": {"auroc": None}, "south": {"auroc": None}}) == {"auroc": None}
+
+
+def test_thresholds_have_evidence_or_a_reason_why_there_is_none():
+    run = make_results(2, missing_points={"severe": {"rule_out": MissingPoint(why="too_few", positives=12, sites=1)}})
+    run.operating_points["severe"].pop("rule_out")
+    found = trust.operating_points(run)
+    assert "12 positive and 0 negative validation patients at 1 hospital" in found["severe"]["missing"]["rule_out"]
+    assert "from 30 positive and 54 negative validation patients" in found["severe"]["points"]["rule_in"]["says"]
+    assert found["pcr_positive"]["missing"] == {}
+
+
+def test_results_of_an_earlier_version_have_thresholds_without_counts():
+    content = make_results(2).model_dump(mode="json")
+    del content["missing_points"]
+    content["operating_points"] = {"severe": {"rule_out": {"threshold": 0.2, "sites": 2}}}
+    found = trust.operating_points(Results.model_validate(content))
+    assert "not recorded" in found["severe"]["points"]["rule_out"]["says"]
+    assert found["severe"]["missing"] == {"rule_in": "The release defines no operating points."}
 
 
 def test_non_finite_figures_are_treated_as_missing():

@@ -26,6 +26,7 @@ from tests.helpers.descriptions import description
 from tests.helpers.lungs import burden_of
 
 BONE_HU, TISSUE_HU, LUNG_HU = 1000.0, 0.0, -850.0
+POINTS = {"rule_out": 0.15, "rule_in": 0.4}
 
 
 def prepared() -> Prepared:
@@ -281,6 +282,28 @@ def test_report_calls_a_band_across_a_threshold_uncertain() -> None:
     page = html.unescape(" ".join(render(replace(score(), model=model, intervals={"severe": (0.05, 0.2)})).split()))
     assert "Uncertain: the 95 % band crosses a threshold of the release" in page
     assert "Low:" not in page
+
+
+def test_page_says_what_a_threshold_reached_and_why_one_is_missing() -> None:
+    evidence = {"value": 0.93, "low": 0.84, "high": 0.99, "positives": 45, "negatives": 81, "sites": 3}
+    points = {"severe": {point: {"threshold": at, "evidence": evidence} for point, at in POINTS.items()}}
+    few = {"why": "too_few", "positives": 12, "negatives": 30, "sites": 1}
+    missing = {"pcr_positive": {point: few for point in POINTS}}
+    model = description(operating_points=points, missing_points=missing, trained_on_synthetic_data=False)
+    page = html.unescape(" ".join(render(replace(score(), model=model)).split()))
+    counts = "from 45 positive and 81 negative validation patients at 3 hospitals."
+    assert f"To rule out: Sensitivity 0.93 (90 % interval 0.84 to 0.99) {counts}" in page
+    assert f"To rule in: Specificity 0.93 (90 % interval 0.84 to 0.99) {counts}" in page
+    why = "No operating point: 12 positive and 30 negative validation patients at 1 hospital"
+    assert page.count(why) == 1  # the same for both thresholds
+    assert page.count("No level is shown.") == 1
+
+
+def test_page_says_that_an_earlier_version_recorded_no_counts() -> None:
+    model = description(operating_points={"severe": POINTS}, trained_on_synthetic_data=False)
+    page = html.unescape(" ".join(render(replace(score(), model=model)).split()))
+    assert "The number of patients behind this threshold is not recorded." in page
+    assert "The release defines no operating points." in page
 
 
 def test_flags_are_shown_with_their_remedy() -> None:

@@ -85,6 +85,8 @@ def test_level_has_a_standard_code(groups: dict[str, Any]) -> None:
     (level,) = groups["severe"].get_qualitative_evaluations(name=sr_codes.LEVEL)
     assert (level.name, level.value) == (sr_codes.LEVEL, Code("11896004", "SCT", "Intermediate"))
     assert groups["pcr_positive"].get_qualitative_evaluations(name=sr_codes.LEVEL) == []
+    assert any("behind this threshold is not recorded" in text for text in texts(groups["severe"][0]))
+    assert "The release defines no operating points." in texts(groups["pcr_positive"][0])
 
 
 @pytest.mark.slow

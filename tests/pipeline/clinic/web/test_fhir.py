@@ -41,11 +41,14 @@ def test_probabilities_are_percentages(answer_to: Callable[..., Answer]) -> None
     assert severe["qualitativeRisk"]["coding"][0]["code"] == "moderate"  # between the operating points
     assert "qualitativeRisk" not in pcr  # the release has no operating points for it
     assert f"{100 * BAND[0]:.1f} to {100 * BAND[1]:.1f} %" in severe["rationale"]
+    assert "To rule out: The number of patients behind this threshold is not recorded" in severe["rationale"]
+    assert pcr["rationale"] == "The release defines no operating points"
 
 
 def test_unknown_values_are_omitted(answer_to: Callable[..., Answer]) -> None:
     answer = answer_to()
-    score = {**answer.score, "level": None, "interval": None, "quality": []}
+    score = {**answer.score, "level": None, "interval": None, "quality": [], "operating_points": {}}
+    score["missing_points"] = {}
     told = resource_of(replace(answer, patient=None, study_uid="", score=score))
     assert told["subject"] == {"type": "Patient", "display": "unknown"}
     assert "basis" not in told
