@@ -90,7 +90,8 @@ def figures(attacked: Rig, kind: Kind, draw: Draw, rng: np.random.Generator, **o
 
     def fill(content: RecordDict) -> RecordDict:
         reported = dict(content.metric_records["metrics"])
-        sent.update({name: draw(FIGURES[kind][name], rng) for name in reported if name in FIGURES[kind]})
+        table = {name: figure for name, figure in FIGURES[kind].items() if not figure.reveals_classes}
+        sent.update({name: draw(table[name], rng) for name in reported if name in table})
         return RecordDict({**content, "metrics": MetricRecord({**reported, **sent})})
 
     attacked.app = Hostile(fill)
