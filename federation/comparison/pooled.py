@@ -1,9 +1,14 @@
 """ROC curve, AUROC and calibration over all sites' test patients, from the histograms that the sites release.
 
-Only this value is called the AUROC of the federation's patients. A mean of the sites' AUROCs is a different number,
-because it never compares patients of different sites.
+Only this value is called the AUROC of the federation's patients. A mean of the sites' AUROCs (`hospital_mean`) is a
+different number, because it never compares patients of different sites.
+
+The order of patients of one site is known from that site's own AUROC. The order of patients of different sites is known
+only as far as their cells differ. The interval covers every order that is possible; no distribution is assumed for it.
+With few patients a site merges most of its bins, and almost any order is possible: then there is no pooled AUROC.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +24,10 @@ from pipeline.evaluation.discrimination import Estimate, logit_interval
 
 _EDGES = logit(np.arange(BINS + 1) / BINS)  # edges of the bins, as logits
 _FITTED = 3  # parameters of the model: two means and a width
+MOST_UNKNOWN = 0.15  # the AUROC is reported if the unknown order changes it by at most this
+_ROUNDED = 0.005  # sites report AUROCs in hundredths
+_Z = float(norm.ppf(0.975))
+_NEAR_END = 1e-4  # nearer to 0 or 1 an AUROC has no useful logit
 _LEAST = 1e-12  # lower bound of a probability, so that no bin is impossible
 Counts = NDArray[np.float64]  # numbers of patients by bin of the calibrated probability, shape (BINS,)
 
@@ -28,10 +37,11 @@ class Pooled:
     """The patients of one label at all sites that released histograms.
 
     `share`: their share of the test patients of all sites (`num-examples`); patients without the label are in no
-    histogram. `auroc`: with its 95 % interval over patients. `possible`: the smallest and the largest AUROC that these
-    counts allow, because the order within a cell is not known; all other values depend on the distribution that
-    `_spread` fits. `curve`: points from (0, 0) to (1, 1) of false-positive rate and sensitivity, shape (BINS + 1, 2).
-    `reliability`: over BINS / 2 bins.
+    histogram. `possible`: the smallest and the largest AUROC that the counts and the sites' own AUROCs allow. `auroc`:
+    a value between them, with a 95 % interval that covers sampling at both ends of `possible`; NaN where these are
+    further apart than MOST_UNKNOWN. `curve`: points from (0, 0) to (1, 1) of false-positive rate and sensitivity, shape
+    (BINS + 1, 2), by the distribution that `_spread` fits; empty where `auroc` is NaN. `reliability`: over
+    BINS / 2 bins.
     """
 
     sites: tuple[str, ...]
@@ -76,7 +86,7 @@ def pool(sites: Mapping[str, Mapping[str, float]], label: str) -> Pooled | None:
     -------
     Pooled or None
         None where no site let out histograms of this label, or where their cells are too few to fit the distributions
-        of the classes.
+        of the classes. The AUROC is NaN where the counts are too coarse for it.
     """
     cells = {name: [_cells(figures, label, value) for value in (0, 1)] for name, figures in sites.items()}
     telling = tuple(name for name, (negative, positive) in cells.items() if negative and positive)
@@ -86,14 +96,19 @@ def pool(sites: Mapping[str, Mapping[str, float]], label: str) -> Pooled | None:
         return None
     false, true = _spread(negative, positive)
     patients = round(false.sum() + true.sum())
+    possible = _possible(
+        {name: (cells[name][0], cells[name][1], sites[name].get(f"auroc_{label}")) for name in telling}
+    )
+    auroc = _auroc(false, true, possible)
+    curve = np.concatenate([[[0.0, 0.0]], np.stack([_from_above(false), _from_above(true)], axis=1)])
     return Pooled(
         sites=telling,
         positive=round(true.sum()),
         negative=round(false.sum()),
         share=patients / sum(figures[EXAMPLES] for figures in sites.values()),
-        auroc=_auroc(false, true),
-        possible=_possible(negative, positive),
-        curve=np.concatenate([[[0.0, 0.0]], np.stack([_from_above(false), _from_above(true)], axis=1)]),
+        auroc=auroc,
+        possible=possible,
+        curve=curve if math.isfinite(auroc.value) else np.zeros((0, 2)),
         reliability=_reliability(false, true),
     )
 
@@ -138,8 +153,16 @@ def _from_above(counts: Counts) -> Counts:
     return counts[::-1].cumsum() / counts.sum()
 
 
-def _auroc(false: Counts, true: Counts) -> Estimate:
-    """AUROC of binned scores; ties count half. The interval is that of `pipeline.evaluation.discrimination.auroc`."""
+def _auroc(false: Counts, true: Counts, possible: tuple[float, float]) -> Estimate:
+    """Return the AUROC of binned scores, ties counting half, kept within `possible`.
+
+    The interval begins below the lower and ends above the upper end of `possible`, by the sampling error of a patient's
+    placement (`pipeline.evaluation.discrimination.auroc`) on the logit scale. It therefore covers wherever between them
+    the AUROC is (Horowitz & Manski, J Am Stat Assoc 2000; 95:77).
+    """
+    patients = round(true.sum() + false.sum())
+    if possible[1] - possible[0] > MOST_UNKNOWN:
+        return Estimate.undefined(patients)
     below = (false.cumsum() - false / 2) / false.sum()
     above = 1 - (true.cumsum() - true / 2) / true.sum()
     value = float(true @ below / true.sum())
@@ -147,12 +170,35 @@ def _auroc(false: Counts, true: Counts) -> Estimate:
         float(counts @ (placements - value) ** 2 / (counts.sum() - 1) / counts.sum())
         for counts, placements in ((true, below), (false, above))
     )
-    low, high = logit_interval(value, variance, rarer=round(min(true.sum(), false.sum())))
-    return Estimate(value, low, high, round(true.sum() + false.sum()))
+    rarer = round(min(true.sum(), false.sum()))
+    value = min(max(value, possible[0]), possible[1])
+    low, _ = _around(possible[0], variance, rarer)
+    _, high = _around(possible[1], variance, rarer)
+    return Estimate(value, low, high, patients)
 
 
-def _possible(negative: list[_Cell], positive: list[_Cell]) -> tuple[float, float]:
-    """Return the shares of pairs that are certainly, and that may be, in the right order."""
+def _around(value: float, variance: float, rarer: int) -> tuple[float, float]:
+    return logit_interval(min(max(value, _NEAR_END), 1 - _NEAR_END) if 0 < value < 1 else value, variance, rarer=rarer)
+
+
+def _possible(sites: Mapping[str, tuple[list[_Cell], list[_Cell], float | None]]) -> tuple[float, float]:
+    """Return the shares of pairs that are certainly, and that may be, in the right order.
+
+    `sites`: negative and positive cells, and the site's own AUROC, which tells the order of the site's own pairs.
+    """
+    certain = maybe = total = 0.0
+    for here, (_, positive, own) in sites.items():
+        for there, (negative, _, _) in sites.items():
+            low, high = _order(negative, positive)
+            if here == there and own is not None and math.isfinite(own):
+                low, high = max(low, own - _ROUNDED), min(high, own + _ROUNDED)
+            pairs = sum(cell.count for cell in positive) * sum(cell.count for cell in negative)
+            certain, maybe, total = certain + min(low, high) * pairs, maybe + max(low, high) * pairs, total + pairs
+    return certain / total, maybe / total
+
+
+def _order(negative: list[_Cell], positive: list[_Cell]) -> tuple[float, float]:
+    """Return the share of pairs whose positive is certainly in a higher bin, and of those where it may not be lower."""
     pairs = [(one, other, one.count * other.count) for one in positive for other in negative]
     total = sum(count for *_, count in pairs)
     certain = sum(count for one, other, count in pairs if one.first > other.last)

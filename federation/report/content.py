@@ -31,6 +31,7 @@ def content(results: Results) -> dict[str, Any]:
         "about": overview.about(results),
         "discrimination": overview.discrimination(results),
         "pooled": pooled_patients.pooled(results),
+        "mean_over_hospitals": pooled_patients.mean_over_hospitals(results),
         "matrix": comparison.matrix(results),
         "models_missing": comparison.missing(results),
         "generalisation": comparison.generalisation(results),

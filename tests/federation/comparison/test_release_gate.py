@@ -1,14 +1,18 @@
 """The release gate: which results raise doubts about a model. Random differences between hospitals do not."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from federation.comparison import release_gate
+from federation.comparison.hospital_mean import HospitalMean
 from federation.comparison.release_gate import doubts
 from federation.runs.results import Results
 from models.calibration import Platt
 from pipeline.evaluation.discrimination import auroc
+from pipeline.evaluation.histograms import histograms
 from tests.helpers.results_factory import make_results
 
 Figures = dict[str, dict[str, float]]
@@ -54,15 +58,53 @@ def test_auroc_at_chance_is_a_doubt() -> None:
 
 def test_pooled_auroc_at_chance_is_a_doubt() -> None:
     def reverse(figures: Figures) -> None:
-        """Give each class the histogram of the other."""
+        """Give each class the histogram of the other, and the AUROC that belongs to it."""
         for site in figures.values():
+            low, high = 1 - site["auroc_severe_high"], 1 - site["auroc_severe_low"]
+            site |= {"auroc_severe": 1 - site["auroc_severe"], "auroc_severe_low": low, "auroc_severe_high": high}
             counts = {name: site.pop(name) for name in list(site) if name.startswith("count_severe_")}
             site |= {name.replace("_severe_0_", "_severe_?_"): n for name, n in counts.items() if "_severe_0_" in name}
             site |= {name.replace("_severe_1_", "_severe_0_"): n for name, n in counts.items() if "_severe_1_" in name}
             for name in [name for name in site if "_severe_?_" in name]:
                 site[name.replace("?", "1")] = site.pop(name)
 
-    assert "W_AT_CHANCE" in codes(results(reverse))
+    assert "W_AT_CHANCE" in codes(results(reverse, patients=900))
+
+
+def test_pooled_auroc_counts_before_the_mean_of_the_hospitals() -> None:
+    """Each hospital ranks well, but one has high and one has low probabilities for all its patients."""
+
+    def shift(figures: Figures) -> None:
+        rng = np.random.default_rng(0)
+        for number, site in enumerate(figures.values()):
+            for name in [name for name in site if name.startswith("count_severe_")]:
+                del site[name]
+            severe, well, start = (400, 40, 0.1) if number == 0 else (40, 400, 0.7)
+            p = start + 0.15 * np.concatenate([1 + rng.random(severe), rng.random(well)])
+            first = np.repeat([start + 0.13, start - 0.02], 10)  # these cells reach down to 0, and only these
+            p = np.concatenate([p, first])
+            cells = histograms(p, np.repeat([1, 0, 1, 0], [severe, well, 10, 10]), min_patients=10)
+            site |= {f"count_severe_{label}_{bin:02}": count for (label, bin), count in cells.items()}
+
+    assert codes(results(shift)) == ["W_AT_CHANCE"]
+    assert codes(results()) == []
+
+
+@pytest.mark.parametrize("absent", ["value", "low", "high"])
+@pytest.mark.parametrize("histograms", [True, False])
+def test_interval_that_is_not_a_number_is_no_proof_against_chance(absent: str, histograms: bool) -> None:
+    def spoil(figures: Figures) -> None:
+        for site in figures.values():
+            site["auroc_severe" if absent == "value" else f"auroc_severe_{absent}"] = math.nan
+
+    assert codes(results(spoil, histograms=histograms)) == ["W_NOT_JUDGED"]
+
+
+def test_pooled_interval_that_is_not_a_number_is_no_proof_against_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an interval is neither above nor below 0.5: the comparison with chance must not pass."""
+    mean = HospitalMean(0.8, math.nan, math.nan, (math.nan, math.nan), 3)
+    monkeypatch.setattr(release_gate, "hospital_mean", lambda areas: mean)
+    assert "W_AT_CHANCE" in codes(results(histograms=False))
 
 
 @pytest.mark.parametrize("slope", [-4.5, 0.3, 2.4])

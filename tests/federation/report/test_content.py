@@ -220,6 +220,17 @@ def test_pooled_figures_use_sites_with_histograms_and_state_their_share():
     assert pooled_patients.pooled(make_results(2, histograms=False))["severe"] is None
 
 
+def test_coarse_histograms_give_no_pooled_auroc_but_the_mean_of_the_hospitals():
+    run = make_results(3, patients=60)
+    found = pooled_patients.pooled(run)["severe"]
+    assert found["auroc"] is None and found["curve"] == []
+    assert found["possible"][0] < found["possible"][1]
+    mean = pooled_patients.mean_over_hospitals(run)["severe"]
+    assert mean["sites"] == 3
+    assert mean["low"] <= mean["here"][0] < mean["value"] < mean["here"][1] <= mean["high"]
+    assert pooled_patients.pooled(make_results(3, patients=900))["severe"]["auroc"]["low"] > 0.5
+
+
 def test_empty_run_has_content():
     empty = make_results(1, models=[], sites={}, history=[], audit=False, operating_points={}, calibration={})
     told = content(empty)

@@ -55,7 +55,7 @@ def page_of(run: Results) -> str:
 
 @pytest.fixture(scope="module")
 def run() -> Results:
-    return make_results(3)
+    return make_results(3, patients=600)
 
 
 @pytest.fixture(scope="module")
