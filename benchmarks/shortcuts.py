@@ -63,7 +63,7 @@ def hospital(index: int) -> Hospital:
 
 
 def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition) -> Split:
-    """Write one hospital's cohort; return its patients: all, training, and held out."""
+    """Write one hospital's cohort; return its patients: all, held out, and by split."""
     at = hospital(index)
     site: Site = synthetic_site(folder, at.name, seed=seed, min_patients=MIN_PATIENTS)
     write_cohort(
@@ -79,6 +79,7 @@ def split_patients(folder: Path, index: int, seed: int, acquisition: Acquisition
         return {
             "all": Examples(cohort.examples("train", "validation", "test")),
             "train": Examples(cohort.examples("train")),
+            "validation": Examples(cohort.examples("validation")),
             "held out": Examples(cohort.examples("validation", "test")),
             "test": Examples(cohort.examples("test")),
         }
@@ -120,7 +121,9 @@ def audit(network: SeverityNetwork, sites: dict[str, Split]) -> dict[str, Any]:
     table = discriminants({name: moments(found) for name, found in train.items()})
     shares = {name: assigned_shares(embed(network, site["test"]), table, len(sites)) for name, site in sites.items()}
     figures = {
-        name: shortcut_figures(network, site["all"], site["held out"], min_patients=MIN_PATIENTS)
+        name: shortcut_figures(
+            network, {split: site[split] for split in ("train", "validation", "test")}, min_patients=MIN_PATIENTS
+        )
         for name, site in sites.items()
     }
     held_out = next(iter(sites.values()))["held out"]

@@ -20,7 +20,14 @@ from pipeline.cohort.dataset import Examples
 from pipeline.cohort.reasons import PREPROCESSING
 from pipeline.cohort.store import Cohort
 from pipeline.doctor.reasons import TOO_FEW_PATIENTS
-from pipeline.evaluation.figures import Deployed, calibration_figures, distance_figures, round_figures, test_figures
+from pipeline.evaluation.figures import (
+    Deployed,
+    calibration_figures,
+    distance_figures,
+    may_report_loss,
+    round_figures,
+    test_figures,
+)
 from pipeline.evaluation.shortcuts import appearance, assigned_shares, embed, moments, shortcut_figures
 from pipeline.preprocessing.preprocess import settings_digest
 from pipeline.site.folder import Site, Split
@@ -99,7 +106,9 @@ def train_site(
     if study.private_round is not None and not charged:
         metrics["epsilon"] = check_and_spend(site, study.private_round, run=run)
     seed = order_seed(study.study.seed, examples, arrays)
-    metrics |= _train(network, examples, study, round_number, seed)
+    loss = _train(network, examples, study, round_number, seed)
+    if may_report_loss(examples.targets, min_patients=least):
+        metrics |= loss
     trained, trained_buffers = pack(network)
     return Trained(trained, trained_buffers, _rounded_figures(site, "train", metrics), len(examples))
 
@@ -180,9 +189,8 @@ def judge_site(
         window_hu=study.preprocessing.window_hu,
     )
     if audit:
-        everybody = load_examples(site, study, "train", "validation", "test")
-        held_out = load_examples(site, study, "validation", "test")
-        metrics |= shortcut_figures(network, everybody, held_out, min_patients=least)
+        splits = {"train": train, "validation": load_examples(site, study, "validation"), "test": test}
+        metrics |= shortcut_figures(network, splits, min_patients=least)
     withheld = withheld_figures("evaluate.test", is_private=study.privacy is not None)
     metrics = {name: value for name, value in metrics.items() if name not in withheld}
     return Evaluated(_rounded_figures(site, "evaluate.test", metrics), len(test))

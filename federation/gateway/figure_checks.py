@@ -61,7 +61,7 @@ def check_figures(
         # This comparison also refuses NaN.
         if type(value) not in (int, float) or not known[name].low <= value <= known[name].high:
             raise Refusal(protocol_reasons.REPLY_METRICS)
-        if patients.behind(known[name]) < min_patients:
+        if not patients.may_leave(known[name], min_patients=min_patients):
             raise Refusal(reasons.REPLY_PATIENTS)
     for name in reported:
         base = figure_of_end(name, known)

@@ -44,19 +44,19 @@ OF_LOGITS = Digits(4, 0.1)  # numbers on the scale of logits: a calibration
 class Figure:
     """A number from `low` to `high` over the patients of some SPLITS that have `label` (or ANY); all patients if empty.
 
-    `both`: it is defined only if the label is true for some of them and false for others. `group`: it covers only one
-    group of `pipeline.evaluation.subgroups`. `fitted`: it describes a score that was fitted to the train patients with
-    the label. `reveals_classes`: it reveals the size of each class. `counts`: it is an integer number of patients whose
-    label has this value; reported only if the site allows histograms. `embedding`: it describes scans' appearance or
-    features; reported only if the site allows such statistics. `grid`: the values between `low` and `high` that it may
-    take; None for a number that the gateway computes itself.
+    A figure of a label covers patients of both its classes, or reveals one class by the other, so each class must be
+    large enough (`patient_counts.Patients.may_leave`). `group`: it covers only one group of
+    `pipeline.evaluation.subgroups`. `fitted`: it describes a score of age and sex that was fitted to the train patients
+    with the label. `reveals_classes`: it is the share of a class, which the gateway knows. `counts`: it is an integer
+    number of patients whose label has this value; reported only if the site allows histograms. `embedding`: it
+    describes scans' appearance or features; reported only if the site allows such statistics. `grid`: the values
+    between `low` and `high` that it may take; None for a number that the gateway computes itself.
     """
 
     low: float
     high: float
     split: Literal["train", "validation", "test", "held_out", "all"]
     label: str = ""
-    both: bool = False
     group: str = ""
     fitted: bool = False
     reveals_classes: bool = False
@@ -91,7 +91,7 @@ TAILS = tuple(tail(point, label) for label in LABELS for point in POINTS)
 def _round() -> dict[str, Figure]:
     """Return the figures of `pipeline.evaluation.figures.round_figures`, over validation patients; losses in nats."""
     losses = {f"loss_{label}": Figure(0, 100, "validation", label, grid=NATS) for label in LABELS}
-    return losses | {f"auroc_{label}": Figure(0, 1, "validation", label, both=True, grid=AUC) for label in LABELS}
+    return losses | {f"auroc_{label}": Figure(0, 1, "validation", label, grid=AUC) for label in LABELS}
 
 
 def _calibrate(label: str) -> dict[str, Figure]:
@@ -100,7 +100,7 @@ def _calibrate(label: str) -> dict[str, Figure]:
     The fit's penalty counts as information, so a variance is at most 1/4 and the covariance 1/8; the rest is rounding.
     A tail is on raw logits. It leaves only together with the sizes of both classes, which must be large enough.
     """
-    rung = Figure(-BEYOND, BEYOND, "validation", label, both=True, grid=Ladder())
+    rung = Figure(-BEYOND, BEYOND, "validation", label, grid=Ladder())
     positives, negatives = class_counts(label)
     # Rounded outwards, so that the covariance matrix stays positive definite.
     variance = Figure(0, 0.26, "validation", label, grid=Digits(4, 1e-4, "infinity"))
@@ -110,8 +110,8 @@ def _calibrate(label: str) -> dict[str, Figure]:
         f"variance_slope_{label}": variance,
         f"covariance_{label}": Figure(-0.13, 0.13, "validation", label, grid=Digits(4, 1e-4, "zero")),
         f"variance_intercept_{label}": variance,
-        positives: Figure(0, 1e6, "validation", label, both=True, reveals_classes=True, grid=Threes("true")),
-        negatives: Figure(0, 1e6, "validation", label, both=True, reveals_classes=True, grid=Threes("false")),
+        positives: Figure(0, 1e6, "validation", label, reveals_classes=True, grid=Threes("true")),
+        negatives: Figure(0, 1e6, "validation", label, reveals_classes=True, grid=Threes("false")),
         **{name: rung for point in POINTS for name in tail(point, label)},
     }
 
@@ -126,10 +126,10 @@ def _distances() -> dict[str, Figure]:
 
 def _test(label: str) -> dict[str, Figure]:
     """Return the figures of `test_figures` for one label, without subgroups and histograms."""
-    area = Figure(0, 1, "test", label, both=True, grid=AUC)
-    of_positives = Figure(0, 1, "test", label, both=True, grid=Shares("true"))
-    of_negatives = Figure(0, 1, "test", label, both=True, grid=Shares("false"))
-    of_fit = Figure(-100, 100, "test", label, both=True, grid=Digits(3, 1))
+    area = Figure(0, 1, "test", label, grid=AUC)
+    of_positives = Figure(0, 1, "test", label, grid=Shares("true"))
+    of_negatives = Figure(0, 1, "test", label, grid=Shares("false"))
+    of_fit = Figure(-100, 100, "test", label, grid=Digits(3, 1))
     figures = {
         f"loss_{label}": Figure(0, 100, "test", label, grid=NATS),
         f"prevalence_{label}": Figure(0, 1, "test", label, reveals_classes=True, grid=Shares()),
@@ -156,16 +156,14 @@ def _test(label: str) -> dict[str, Figure]:
 def _subgroups(label: str) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     for group in GROUPS:
-        figures |= _with_interval(
-            f"auroc_{label}@{group}", Figure(0, 1, "test", label, both=True, group=group, grid=AUC)
-        )
+        figures |= _with_interval(f"auroc_{label}@{group}", Figure(0, 1, "test", label, group=group, grid=AUC))
     return figures
 
 
 def _histogram(label: str) -> dict[str, Figure]:
     """Return the counts of patients by label and by bin of the probability."""
     return {
-        f"count_{label}_{value:d}_{bin:02}": Figure(0, 1_000_000, "test", label, both=True, counts=value)
+        f"count_{label}_{value:d}_{bin:02}": Figure(0, 1_000_000, "test", label, counts=value)
         for value in (False, True)
         for bin in range(BINS)
     }
@@ -175,8 +173,8 @@ def _shortcuts() -> dict[str, Figure]:
     """Return the figures of the shortcut audit (`pipeline.evaluation.shortcuts.shortcut_figures`)."""
     figures = {name: Figure(0, 1, "all", grid=Step(0.01)) for name in ("scanner_from_embedding", "scanner_chance")}
     for label in LABELS:
-        figures |= _with_interval(f"auroc_{label}_tags", Figure(0, 1, "all", label, both=True, grid=AUC))
-    return figures | _with_interval("auroc_severe_outside", Figure(0, 1, "held_out", "severe", both=True, grid=AUC))
+        figures |= _with_interval(f"auroc_{label}_tags", Figure(0, 1, "all", label, grid=AUC))
+    return figures | _with_interval("auroc_severe_outside", Figure(0, 1, "held_out", "severe", grid=AUC))
 
 
 def _of_labels(*tables: Callable[[str], dict[str, Figure]]) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""Count a site's patients by split, label and group: the upper bound of the patients that a figure covers."""
+"""Count a site's patients by split, label and group, and decide which figures they are enough for."""
 
 import hashlib
 import sqlite3
@@ -11,7 +11,7 @@ from typing import Literal
 from federation.protocol.grids import Threes
 from federation.protocol.metric_allowlist import ANY, LABELS, SPLITS, Figure
 from pipeline.evaluation.ladder import counted_classes
-from pipeline.evaluation.subgroups import groups_of
+from pipeline.evaluation.subgroups import GROUPS, groups_of, groups_to_report, sexes_are_large
 from pipeline.site.folder import Site
 
 # Severity is evaluated among patients who are not known to be PCR-negative, as in pipeline/cohort/dataset.py.
@@ -24,31 +24,48 @@ FROM patients LEFT JOIN (SELECT tensor, measures FROM scans WHERE tensor IS NOT 
 
 @dataclass(frozen=True)
 class Patients:
-    """Counts of patients: by split; with any label, by split; by (split, label, its value); and by group.
+    """Counts of patients: by split; by (split, label, its value); and by group.
 
     `in_group`: by (split, label, its value, group).
     """
 
     of_split: Mapping[str, int] = field(default_factory=dict)
-    labelled: Mapping[str, int] = field(default_factory=dict)
     with_value: Mapping[tuple[str, str, bool], int] = field(default_factory=dict)
     in_group: Mapping[tuple[str, str, bool, str], int] = field(default_factory=dict)
 
-    def behind(self, figure: Figure) -> int:
-        """Return the smallest number of patients that this figure covers here; 0 if it is not defined."""
+    def may_leave(self, figure: Figure, *, min_patients: int) -> bool:
+        """Whether enough patients are behind a figure: `min_patients`, and as many of each class of its label.
+
+        A figure over several splits covers only those in which both classes are large enough, at least one. A figure of
+        a score that was fitted to age and sex needs both classes among the train patients, and of each sex, too. A loss
+        over ANY label needs both classes of each label that some patients have. `pipeline.evaluation.figures` and
+        `shortcuts` compute by the same rule.
+        """
         splits = SPLITS[figure.split]
-        if figure.label in ("", ANY):
-            of = self.labelled if figure.label else self.of_split
-            return sum(of.get(split, 0) for split in splits)
-        classes = [sum(self._of(figure, split, value) for split in splits) for value in (False, True)]
-        if figure.both and not all(classes):
-            return 0
-        numbers = [sum(classes)]
-        if figure.reveals_classes:
-            numbers += classes
-        if figure.fitted:
-            numbers.append(sum(self.with_value.get(("train", figure.label, value), 0) for value in (False, True)))
-        return min(numbers)
+        if not figure.label:
+            return sum(self.of_split.get(split, 0) for split in splits) >= min_patients
+        if figure.label == ANY:
+            classes = [self._classes(label, split) for label in LABELS for split in splits]
+            known = [each for each in classes if any(each)]
+            return bool(known) and all(min(each) >= min_patients for each in known)
+        if figure.fitted and min(self._classes(figure.label, "train")) < min_patients:
+            return False
+        return any(self._has_enough(figure, split, min_patients) for split in splits)
+
+    def _has_enough(self, figure: Figure, split: str, min_patients: int) -> bool:
+        classes = self._classes(figure.label, split)
+        if min(classes) < min_patients:
+            return False
+        groups = {group: self._classes(figure.label, split, group) for group in GROUPS}
+        if figure.fitted and not sexes_are_large(classes, groups, min_patients=min_patients):
+            return False
+        return not figure.group or figure.group in groups_to_report(classes, groups, min_patients=min_patients)
+
+    def _classes(self, label: str, split: str, group: str = "") -> tuple[int, int]:
+        """Return the patients of a split, or of one group of it, whose label is false and true."""
+        if group:
+            return self.in_group.get((split, label, False, group), 0), self.in_group.get((split, label, True, group), 0)
+        return self.with_value.get((split, label, False), 0), self.with_value.get((split, label, True), 0)
 
     def among(self, figure: Figure, of: Literal["all", "true", "false"]) -> int:
         """Return how many patients a share covers: those with the figure's label, or with one value of it.
@@ -58,8 +75,8 @@ class Patients:
         splits = SPLITS[figure.split]
         if not figure.label:
             return sum(self.of_split.get(split, 0) for split in splits)
-        values = {"all": (False, True), "true": (True,), "false": (False,)}[of]
-        return sum(self._of(figure, split, value) for split in splits for value in values)
+        classes = [self._classes(figure.label, split, figure.group) for split in splits]
+        return sum({"all": sum(each), "true": each[True], "false": each[False]}[of] for each in classes)
 
     def prevalence(self, figure: Figure) -> float:
         """Return the share with a true label among the patients with the figure's label; 0 if there are none."""
@@ -71,11 +88,6 @@ class Patients:
             sizes = counted_classes(self.among(figure, "true"), self.among(figure, "false"))
             return float(sizes[figure.grid.of == "false"])
         return self.prevalence(figure)
-
-    def _of(self, figure: Figure, split: str, value: bool) -> int:
-        if figure.group:
-            return self.in_group.get((split, figure.label, value, figure.group), 0)
-        return self.with_value.get((split, figure.label, value), 0)
 
 
 def training_patients(site: Site) -> frozenset[str]:
@@ -99,13 +111,11 @@ def count_patients(site: Site) -> Patients:
     finally:
         database.close()
     of_split: Counter[str] = Counter()
-    labelled: Counter[str] = Counter()
     with_value: Counter[tuple[str, str, bool]] = Counter()
     in_group: Counter[tuple[str, str, bool, str]] = Counter()
     for split, age_years, sex, manufacturer, *values in rows:
         of_split[split] += 1
-        labelled[split] += any(value is not None for value in values)
         known = [(split, label, bool(value)) for label, value in zip(LABELS, values, strict=True) if value is not None]
         with_value.update(known)
         in_group.update((*each, group) for each in known for group in groups_of(age_years, sex, manufacturer or ""))
-    return Patients(of_split, labelled, with_value, in_group)
+    return Patients(of_split, with_value, in_group)

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cohort.dataset import Examples
+from pipeline.evaluation.discrimination import classes_of
 
 # Poorly aerated and non-aerated lung, which predicts oxygen support and intubation: Lanza et al., Eur Radiol 2020;
 # 30:6770,
@@ -14,14 +15,14 @@ COMPROMISED_HU = (-500.0, 100.0)
 def age_sex_scores(train: Examples, test: Examples, column: int, *, min_patients: int) -> NDArray[np.float64] | None:
     """Return log odds of the test patients from a logistic regression on age and sex, fitted to `train`.
 
-    `column`: of the targets. Missing values have their own indicators (`models.network.tabular`). None if fewer than
-    `min_patients` train patients have a label, or all have the same.
+    `column`: of the targets. Missing values have their own indicators (`models.network.tabular`). None if a class
+    has fewer than `min_patients` train patients.
     """
     from sklearn.linear_model import LogisticRegression
 
     targets = train.targets[:, column]
     known = ~np.isnan(targets)
-    if known.sum() < min_patients or len(set(targets[known])) < 2:
+    if min(classes_of(targets)) < min_patients:
         return None
     return LogisticRegression().fit(train.tabular[known], targets[known]).decision_function(test.tabular)
 

@@ -59,6 +59,11 @@ def known_of(scores: Scores, labels: Labels) -> tuple[NDArray[np.float64], NDArr
     return np.asarray(scores, dtype=np.float64)[known], labels[known].astype(np.int64)
 
 
+def classes_of(labels: Labels) -> tuple[int, int]:
+    """Return how many patients have the label 0 and the label 1; NaN counts in neither."""
+    return int((labels == 0).sum()), int((labels == 1).sum())
+
+
 def has_both(labels: NDArray[np.int64]) -> bool:
     return 0 < labels.sum() < len(labels)
 

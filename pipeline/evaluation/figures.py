@@ -1,4 +1,7 @@
-"""The metrics that leave a site after an evaluation: named, finite, and each over enough patients.
+"""The metrics that leave a site after an evaluation: named, finite, and each over enough patients of both classes.
+
+A label of which one class has fewer than `min_patients` has no metric, not even one over the other class alone. The
+number of patients is known, so the size of one class reveals that of the other.
 
 `federation/protocol/metric_allowlist.py` lists the names; the site's gateway blocks all others. `logits` and `targets`
 have the shape (patients, labels), in the order of LABELS; a missing target is NaN.
@@ -19,8 +22,9 @@ from pipeline.cohort.dataset import Examples
 from pipeline.evaluation import calibration as calibrated
 from pipeline.evaluation import discrimination, ladder
 from pipeline.evaluation.baselines import age_sex_scores, lesion_loads
+from pipeline.evaluation.discrimination import classes_of
 from pipeline.evaluation.histograms import histograms as merged_histograms
-from pipeline.evaluation.subgroups import GROUPS, groups_of
+from pipeline.evaluation.subgroups import GROUPS, groups_of, groups_to_report, sexes_are_large
 
 RATES_PERCENT = (90, 95)
 BENEFITS_PERCENT = (10, 20, 30, 40, 50)  # threshold probabilities of the decision curve
@@ -56,12 +60,22 @@ class _Known:
         return LABELS[self.column]
 
 
+def may_report_loss(targets: Logits, *, min_patients: int) -> bool:
+    """Whether the loss over all labels may leave the site, for targets of shape (patients, labels).
+
+    It covers the classes of every label, so each label must have enough patients of both classes, or no patient at all.
+    """
+    classes = [classes_of(targets[:, column]) for column in range(len(LABELS))]
+    known = [each for each in classes if any(each)]
+    return bool(known) and all(min(each) >= min_patients for each in known)
+
+
 def _known(logits: Logits, targets: Logits, min_patients: int) -> list[_Known]:
-    """Select the patients with a known label, for each label with enough of them."""
+    """Select the patients with a known label, for each label with enough patients of both classes."""
     found = []
     for column in range(len(LABELS)):
         where = np.flatnonzero(~np.isnan(targets[:, column]))
-        if len(where) >= min_patients:
+        if min(classes_of(targets[:, column])) >= min_patients:
             x, y = discrimination.known_of(logits[:, column], targets[:, column])
             found.append(_Known(column, where, x, y))
     return found
@@ -169,19 +183,11 @@ def test_figures(
         found = _discrimination(known) | _calibration(known, corrected)
         found |= _operating_points(known, deployed.thresholds.get(known.label, {}))
         found |= _baselines(known, train, test, loads, min_patients) | _subgroups(known, test, min_patients)
-        figures |= found | _prevalence(known, min_patients)
+        figures |= found | {f"prevalence_{known.label}": float(known.labels.mean())}
         if histograms:
             cells = merged_histograms(expit(corrected), known.labels, min_patients=min_patients)
             counts |= {f"count_{known.label}_{value}_{bin:02}": count for (value, bin), count in cells.items()}
     return _sound(figures) | counts
-
-
-def _prevalence(known: _Known, min_patients: int) -> Figures:
-    """Return the prevalence, if each class is large enough: with the number of patients it reveals both sizes."""
-    positives = int(known.labels.sum())
-    if min(positives, len(known.labels) - positives) < min_patients:
-        return {}
-    return {f"prevalence_{known.label}": positives / len(known.labels)}
 
 
 def _discrimination(known: _Known) -> Figures:
@@ -210,13 +216,12 @@ def _calibration(known: _Known, logits: NDArray[np.float64]) -> Figures:
 
 
 def _operating_points(known: _Known, thresholds: Mapping[str, float]) -> Figures:
-    """Return sensitivity and specificity at the model's own thresholds, if both classes are present."""
+    """Return sensitivity and specificity at the model's own thresholds."""
     figures: Figures = {}
-    if discrimination.has_both(known.labels):
-        for name, threshold in thresholds.items():
-            reached = known.logits >= threshold
-            figures[f"sens_at_{name}_{known.label}"] = float(reached[known.labels == 1].mean())
-            figures[f"spec_at_{name}_{known.label}"] = float(1 - reached[known.labels == 0].mean())
+    for name, threshold in thresholds.items():
+        reached = known.logits >= threshold
+        figures[f"sens_at_{name}_{known.label}"] = float(reached[known.labels == 1].mean())
+        figures[f"spec_at_{name}_{known.label}"] = float(1 - reached[known.labels == 0].mean())
     return figures
 
 
@@ -226,7 +231,8 @@ def _baselines(
     label, y = known.label, known.labels
     figures = _with_interval(f"auroc_{label}_lesion_load", discrimination.auroc(loads[known.where], y))
     by_age_sex = age_sex_scores(train, test, known.column, min_patients=min_patients)
-    if by_age_sex is not None:
+    classes = {group: classes_of(y[members]) for group, members in _members(known, test).items()}
+    if by_age_sex is not None and sexes_are_large(classes_of(y), classes, min_patients=min_patients):
         scores = by_age_sex[known.where]
         figures |= _with_interval(f"auroc_{label}_age_sex", discrimination.auroc(scores, y))
         figures |= _with_interval(
@@ -236,14 +242,21 @@ def _baselines(
 
 
 def _subgroups(known: _Known, test: Examples, min_patients: int) -> Figures:
+    members = _members(known, test)
+    classes = {group: classes_of(known.labels[inside]) for group, inside in members.items()}
+    told = groups_to_report(classes_of(known.labels), classes, min_patients=min_patients)
+    figures: Figures = {}
+    for group, inside in members.items():
+        if group in told:
+            found = discrimination.auroc(known.logits[inside], known.labels[inside])
+            figures |= _with_interval(f"auroc_{known.label}@{group}", found)
+    return figures
+
+
+def _members(known: _Known, test: Examples) -> dict[str, NDArray[np.bool_]]:
+    """Return for each group which of the patients with the label are in it."""
     groups = [
         groups_of(e.age_years, e.sex, e.measures.manufacturer if e.measures else "")
         for e in (test.examples[i] for i in known.where)
     ]
-    figures: Figures = {}
-    for group in GROUPS:
-        inside = np.array([group in each for each in groups])
-        if inside.sum() >= min_patients:
-            found = discrimination.auroc(known.logits[inside], known.labels[inside])
-            figures |= _with_interval(f"auroc_{known.label}@{group}", found)
-    return figures
+    return {group: np.array([group in each for each in groups], dtype=bool) for group in GROUPS}

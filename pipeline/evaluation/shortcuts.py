@@ -11,6 +11,7 @@ Models of chest images have recognised the hospital, the scanner or a metal mark
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from models.familiarity import APPEARANCE_SIZE, Moments, appearance_features
 from models.network import LABELS, SeverityNetwork
 from models.precision import use_bf16
 from pipeline.cohort.dataset import Examples
-from pipeline.evaluation.discrimination import Auroc, auroc, delong_variance, logit_interval
+from pipeline.evaluation.discrimination import Auroc, auroc, classes_of, delong_variance, logit_interval
 from pipeline.preprocessing.measures import Measures
 
 FOLDS = 5
@@ -49,23 +50,38 @@ class ScannerAccuracy:
 
 
 def shortcut_figures(
-    network: SeverityNetwork, patients: Examples, held_out: Examples, *, min_patients: int
+    network: SeverityNetwork, splits: Mapping[str, Examples], *, min_patients: int
 ) -> dict[str, float]:
-    """Return the metrics of the audit that may leave the site: finite, over at least `min_patients`.
+    """Return the metrics of the audit that may leave the site.
 
-    `patients`: all of the site's, for tags and scanners; `held_out`: not used in training, for the blanked lungs.
+    `splits`: the site's patients by split: tags and scanners cover all of them, blanked lungs those that the training
+    did not use. A split of which one class has fewer than `min_patients` is left out of the metrics of that label: a
+    metric of several splits, next to those of the others alone, would reveal the classes of the small one.
     Names: auroc_<label>_tags and auroc_severe_outside, each with _low and _high; scanner_from_embedding and
     scanner_chance.
     """
-    found = {f"auroc_{label}_tags": tags_auroc(patients, column) for column, label in enumerate(LABELS)}
-    found["auroc_severe_outside"] = outside_auroc(network, held_out)
+    measured = [Examples([example for example in each.examples if example.measures]) for each in splits.values()]
+    held_out = [each for name, each in splits.items() if name != "train"]
+    found = {
+        f"auroc_{label}_tags": tags_auroc(_large(measured, column, min_patients), column)
+        for column, label in enumerate(LABELS)
+    }
+    severe = LABELS.index("severe")
+    found["auroc_severe_outside"] = outside_auroc(network, _large(held_out, severe, min_patients))
     figures: dict[str, float] = {}
     for name, each in found.items():
-        if each.patients >= min_patients and math.isfinite(each.value):
+        if math.isfinite(each.value):
             figures |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
-    if accuracy := scanner_accuracy(embed(network, patients), patients, min_patients=min_patients):
+    everybody = Examples([example for each in splits.values() for example in each.examples])
+    if accuracy := scanner_accuracy(embed(network, everybody), everybody, min_patients=min_patients):
         figures |= {"scanner_from_embedding": accuracy.value, "scanner_chance": accuracy.chance}
     return figures
+
+
+def _large(splits: Sequence[Examples], column: int, min_patients: int) -> Examples:
+    """Return the patients of the splits in which both classes of a label reach `min_patients`."""
+    large = [each for each in splits if min(classes_of(each.targets[:, column])) >= min_patients]
+    return Examples([example for each in large for example in each.examples])
 
 
 # --- tags -------------------------------------------------------------------------------------------------

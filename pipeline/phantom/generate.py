@@ -193,6 +193,8 @@ def _site_toml(at: Hospital, laboratory: LaboratoryFormat) -> str:
 
 [site]
 name = "{at.name}"
+# A real hospital keeps the default, 10. No patient is behind these figures, and a small trial would have hardly any.
+min_patients = 3
 {zone}
 [ct]
 folder = "ct"

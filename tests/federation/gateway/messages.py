@@ -68,9 +68,8 @@ CLASSES = [
 ]
 PATIENTS = Patients(
     of_split={"train": 60, "validation": 20, "test": 30},
-    labelled={"train": 55, "validation": 20, "test": 30},
     with_value=dict.fromkeys(CLASSES, 10),
-    in_group={(*each, group): 8 for each in CLASSES for group in GROUPS},
+    in_group={(*each, group): 10 for each in CLASSES for group in GROUPS},
 )
 # The share of each kind among the random replies.
 KINDS: dict[Kind, float] = {

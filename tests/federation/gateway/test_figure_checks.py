@@ -25,11 +25,12 @@ from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
 
 LEAST = 10
+AGE_SEX = {"auroc_severe_age_sex_low": 0.4, "auroc_severe_age_sex_high": 0.6}
+INTERVAL = {"auroc_severe@female_low": 0.4, "auroc_severe@female_high": 0.6}
 SPLITS = ("train", "validation", "test")
 CLASSES = [(split, label, value) for split in SPLITS for label in ("pcr_positive", "severe") for value in (False, True)]
 ENOUGH = Patients(
     of_split=dict.fromkeys(SPLITS, 60),
-    labelled=dict.fromkeys(SPLITS, 50),
     with_value=dict.fromkeys(CLASSES, 25),
     in_group={(*each, group): 12 for each in CLASSES for group in ("female", "siemens")},
 )
@@ -77,10 +78,13 @@ def test_metric_that_is_not_a_number_in_its_range_is_refused(value: object) -> N
     ("name", "classes", "passes"),
     [
         ("loss_severe", {False: 4, True: 5}, False),
-        ("loss_severe", {False: 0, True: 10}, True),
+        ("loss_severe", {False: 0, True: 10}, False),
         ("auroc_severe", {False: 0, True: 40}, False),
-        ("auroc_severe", {False: 1, True: 9}, True),
-        ("sens_at_rule_in_severe", {False: 1, True: 8}, False),
+        ("auroc_severe", {False: 9, True: 40}, False),
+        ("auroc_severe", {False: 10, True: 10}, True),
+        ("sens_at_rule_in_severe", {False: 8, True: 40}, False),
+        ("spec_at_rule_in_severe", {False: 40, True: 7}, False),
+        ("net_benefit_severe_10", {False: 40, True: 7}, False),
         ("sens_at_spec90_severe", {False: 40, True: 0}, False),
         ("prevalence_severe", {False: 40, True: 9}, False),
         ("prevalence_severe", {False: 10, True: 10}, True),
@@ -144,10 +148,29 @@ def test_subgroup_metric_needs_enough_patients_in_the_subgroup() -> None:
     assert refused_for({"auroc_severe@female": 0.5}, few) == "E_REPLY_PATIENTS"
 
 
+@pytest.mark.parametrize(("female", "passes"), [(15, True), (16, False), (24, False), (25, True)])
+def test_subgroup_metric_needs_enough_patients_beside_the_subgroup(female: int, passes: bool) -> None:
+    """25 of each class are tested. Their figures less those of the women would reveal the other patients' classes."""
+    groups = {("test", "severe", value, "female"): female for value in (False, True)}
+    patients = replace(ENOUGH, in_group=groups)
+    if passes:
+        assert check({"auroc_severe@female": 0.5, **INTERVAL}, patients)
+    else:
+        assert refused_for({"auroc_severe@female": 0.5, **INTERVAL}, patients) == "E_REPLY_PATIENTS"
+
+
 def test_baseline_metric_needs_enough_training_patients() -> None:
     untrained = {key: count for key, count in ENOUGH.with_value.items() if key[0] != "train"}
     assert refused_for({"auroc_severe_age_sex": 0.5}, replace(ENOUGH, with_value=untrained)) == "E_REPLY_PATIENTS"
     assert check({"auroc_severe_lesion_load": 0.5}, replace(ENOUGH, with_value=untrained))
+
+
+def test_baseline_metric_needs_enough_patients_of_both_sexes() -> None:
+    """25 of each class are tested. The AUROC of age and sex would tell the classes' shares of the smaller sex."""
+    both = {("test", "severe", value, "female"): 15 for value in (False, True)}
+    assert check({"auroc_severe_age_sex": 0.5, **AGE_SEX}, replace(ENOUGH, in_group=both))
+    few = both | {("test", "severe", True, "female"): 16}
+    assert refused_for({"auroc_severe_age_sex": 0.5, **AGE_SEX}, replace(ENOUGH, in_group=few)) == "E_REPLY_PATIENTS"
 
 
 def test_audit_metric_needs_enough_patients_in_its_splits() -> None:

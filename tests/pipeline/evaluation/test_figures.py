@@ -15,7 +15,7 @@ from pipeline.cohort.dataset import Example, Examples
 from pipeline.evaluation import discrimination, figures
 from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import auroc, known_of
-from pipeline.evaluation.figures import Deployed, calibration_figures, round_figures, tail_figures
+from pipeline.evaluation.figures import Deployed, calibration_figures, may_report_loss, round_figures, tail_figures
 from pipeline.evaluation.ladder import RUNGS
 from pipeline.evaluation.subgroups import GROUPS, groups_of
 from tests.helpers.scan_list import measures
@@ -97,7 +97,8 @@ def test_no_figure_is_nan_or_over_few_patients_for_any_cohort(tmp_path: Path, se
     for column, label in enumerate(LABELS):
         known = [test.examples[k] for k in np.flatnonzero(~np.isnan(test.targets[:, column]))]
         of_label = [name for name in found if label in name]
-        if len(known) < LEAST:
+        severe = sum(bool(test.targets[k, column]) for k in np.flatnonzero(~np.isnan(test.targets[:, column])))
+        if min(severe, len(known) - severe) < LEAST:
             assert not of_label
         for group in GROUPS:
             inside = [e for e in known if group in groups_of(e.age_years, e.sex, e.measures.manufacturer)]  # type: ignore[union-attr]
@@ -105,17 +106,32 @@ def test_no_figure_is_nan_or_over_few_patients_for_any_cohort(tmp_path: Path, se
     assert all(value >= LEAST for name, value in found.items() if name.startswith("count"))
 
 
-def test_figures_are_reported_from_the_minimum_number_of_patients_on(tmp_path: Path) -> None:
+def test_figures_are_reported_from_the_minimum_number_of_patients_of_each_class_on(tmp_path: Path) -> None:
+    tensor = people(tmp_path, 1).examples[0].tensor
     examples = [
-        Example(people(tmp_path, 1).examples[0].tensor, 60.0, "F", True, number % 2 == 0, measures(manufacturer="GE"))
-        for number in range(LEAST)
+        Example(tensor, 60.0, "F", True, number % 2 == 0, measures(manufacturer="GE")) for number in range(2 * LEAST)
     ]
     test = Examples(examples)
     found = evaluate(test, logits_for(test), DEPLOYED)
-    assert {"auroc_severe", "auroc_severe@ge", "auroc_severe@female", "brier_severe"} <= set(found)
+    assert {"auroc_severe", "auroc_severe@ge", "auroc_severe@female", "brier_severe", "prevalence_severe"} <= set(found)
     assert "auroc_severe@male" not in found
-    assert "prevalence_severe" not in found, "it would reveal that each class has five patients"
-    assert not evaluate(Examples(examples[1:]), logits_for(test)[1:], DEPLOYED)
+    for few in (Examples(examples[1:]), Examples(examples[:-1])):
+        assert not evaluate(few, logits_for(few), DEPLOYED, histograms=True)
+        assert not round_figures(logits_for(few), few.targets, min_patients=LEAST)
+        assert not calibration_figures(logits_for(few), few.targets, min_patients=LEAST)
+
+
+@pytest.mark.parametrize(
+    ("severe", "pcr_positive", "expected"),
+    [((10, 10), (0, 0), True), ((10, 9), (0, 0), False), ((10, 10), (0, 30), False), ((0, 0), (0, 0), False)],
+)
+def test_training_loss_is_reported_if_every_label_has_enough_of_both_classes(
+    severe: tuple[int, int], pcr_positive: tuple[int, int], expected: bool
+) -> None:
+    targets = np.full((60, 2), np.nan, dtype=np.float32)
+    for column, sizes in ((LABELS.index("severe"), severe), (LABELS.index("pcr_positive"), pcr_positive)):
+        targets[: sum(sizes), column] = np.repeat([0, 1], sizes)
+    assert may_report_loss(targets, min_patients=LEAST) == expected
 
 
 def test_diverged_model_reports_no_out_of_range_figure(tmp_path: Path) -> None:

@@ -254,10 +254,25 @@ def test_scanners_are_distinguished_by_features_given_enough_patients() -> None:
 
 def test_site_sends_finite_figures_over_enough_patients(marked: tuple[SeverityNetwork, Examples]) -> None:
     network, others = marked
-    figures = shortcut_figures(network, others, others, min_patients=20)
+    figures = shortcut_figures(network, {"train": others, "test": others}, min_patients=20)
     named = ("auroc_severe_tags", "auroc_severe_outside")  # all are PCR-positive: no figure for that label
     ends = {f"{name}{end}" for name in named for end in ("", "_low", "_high")}
     assert set(figures) == ends | {"scanner_from_embedding", "scanner_chance"}
     assert all(0 <= value <= 1 for value in figures.values())
     assert figures["auroc_severe_tags_low"] > 0.7
-    assert shortcut_figures(network, others, others, min_patients=61) == {}
+    assert shortcut_figures(network, {"test": others}, min_patients=61) == {}
+
+
+def test_split_with_a_small_class_is_left_out_of_the_audit(marked: tuple[SeverityNetwork, Examples]) -> None:
+    """Otherwise a metric of two splits, next to one of the large split, would reveal the small split's classes."""
+    network, others = marked
+    severe = [example for example in others.examples if example.severe]
+    small = Examples([*severe[:9], *(example for example in others.examples if not example.severe)])
+    splits = {"train": others, "validation": others, "test": others}
+    without = shortcut_figures(network, splits | {"test": Examples([])}, min_patients=10)
+    found = shortcut_figures(network, splits | {"test": small}, min_patients=10)
+    assert {name: value for name, value in found.items() if name.startswith("auroc")} == {
+        name: value for name, value in without.items() if name.startswith("auroc")
+    }
+    few = shortcut_figures(network, {"train": small, "validation": small, "test": small}, min_patients=10)
+    assert not [name for name in few if name.startswith("auroc")]
