@@ -1,5 +1,6 @@
 """The content of a release's model.json: what the model is, what it learnt from and how it did."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -10,6 +11,8 @@ from models.network import LABELS, NetworkSettings
 from models.operating_points import NO_POINT, POINTS, MissingPoint, OperatingPoint
 from models.provenance import Provenance
 
+NOT_CALIBRATED = "No number: no hospital had enough validation patients to calibrate this model for it."
+NOT_JUDGED = "No number: no hospital had enough test patients to evaluate this model for it."
 INTENDED_USE = (
     "Research on the recognition of severe Covid-19 (intubation or death within 30 days of the CT) in adults with a "
     "chest CT and a PCR result. `severe` is meant for PCR-positive patients alone."
@@ -38,7 +41,7 @@ class Privacy(BaseModel):
 
 
 class Description(BaseModel):
-    """The content of model.json.
+    """The content of model.json. `calibration`: only of labels that were calibrated.
 
     `operating_points`: by label, thresholds on the calibrated probability: rule out below "rule_out", rule in at or
     above "rule_in". `missing_points`: by label, why a point is not among them; earlier versions did not record it.
@@ -68,6 +71,24 @@ class Description(BaseModel):
     intended_use: str = INTENDED_USE
     limits: tuple[str, ...] = LIMITS
     weights_sha256: str = ""
+
+    def why_no_number(self, label: str) -> str | None:
+        """Return why this model gives no number for a label, None if it gives one: deny by default.
+
+        A label must have been calibrated on validation patients and judged on test patients. Versions that calibrated
+        every label wrote the identity where no hospital had a calibration.
+        """
+        if self.calibration.get(label, Platt()) == Platt():
+            return NOT_CALIBRATED
+        return None if self._is_judged(label) else NOT_JUDGED
+
+    def _is_judged(self, label: str) -> bool:
+        """Whether a hospital reported the AUROC of a label; a release has the hospitals' figures, a candidate means."""
+        if self.provenance is None:
+            return math.isfinite(self.metrics.get(f"mean_auroc_{label}", math.nan))
+        names = (f"auroc_{label}", f"auroc_{label}_low", f"auroc_{label}_high")
+        figures = [record.figures for record in self.provenance.sites.values()]
+        return any(all(math.isfinite(each.get(name, math.nan)) for name in names) for each in figures)
 
     @field_validator("operating_points", "missing_points")
     @classmethod

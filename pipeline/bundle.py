@@ -26,7 +26,7 @@ from models.description import Description
 from models.network import CHANNELS, LABELS, TABULAR
 from models.release import WEIGHTS, Release
 from pipeline.preprocessing.preprocess import Preprocessing, prepare
-from pipeline.scoring.score import NOTICE, calibrated, network_input
+from pipeline.scoring.score import NOTICE, calibrated, network_input, numbered_calibration
 from pipeline.scoring.single_scan import read_one
 
 METADATA, INFERENCE, MODEL = "configs/metadata.json", "configs/inference.json", "models/model.pt"
@@ -100,7 +100,7 @@ def _inference(d: Description) -> dict[str, Any]:
         "inferer": {"_target_": "SimpleInferer"},
         "postprocessing": {
             "_target_": "pipeline.bundle.Calibrate",
-            "calibration": {label: platt.model_dump() for label, platt in d.calibration.items()},
+            "calibration": {label: platt.model_dump() for label, platt in numbered_calibration(d).items()},
         },
         "scan": "$@dataset[0]",
         "pred": "$@inferer(@scan['image'][None].to(@device), @network, @scan['tabular'][None].to(@device))[0]",

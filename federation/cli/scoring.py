@@ -80,6 +80,8 @@ def _print(result: Score) -> None:
         ],
         title=SYNTHETIC if result.model.trained_on_synthetic_data else None,
     )
+    for label, why in result.no_number.items():
+        say(f"{label}: {why}")
     if "uncertain" in result.levels.values():
         say("Uncertain: the 95 % band crosses a threshold.")
     for label in result.probabilities:

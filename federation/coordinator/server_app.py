@@ -39,7 +39,6 @@ from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
 from federation.strategy.flower_strategies import build_strategy, is_robust
 from federation.strategy.round_report import RoundReport, by_code, flags
-from models.calibration import Platt
 from models.description import Description, Privacy
 from models.network import LABELS
 from models.refusal import Refusal
@@ -179,7 +178,7 @@ class ServerRun:
             Description(
                 network=self.study.network,
                 preprocessing=self.study.preprocessing.model_dump(mode="json"),
-                calibration={label: calibrated.deployed.calibration.get(label, Platt()) for label in LABELS},
+                calibration=dict(calibrated.deployed.calibration),
                 operating_points=points,
                 missing_points=missing,
                 familiarity=calibrated.familiarity,

@@ -143,7 +143,8 @@ def compare(store: Store, sha256: str) -> Agreement | None:
     if not rows:
         return None
     pairs = [(json.loads(shadow), json.loads(live)) for shadow, live in rows]
-    labels = pairs[0][0]["probability"]
+    both = [set(shadow["probability"]) & set(live["probability"]) for shadow, live in pairs]
+    labels = sorted(set.intersection(*both))  # a label without a number in one of them cannot be compared
     return Agreement(
         scans=len(pairs),
         agreement={label: sum(_agree(shadow, live, label) for shadow, live in pairs) / len(pairs) for label in labels},

@@ -22,6 +22,11 @@ NO_PROBABILITY = Reason(
     "the model's output is not a number",
     "Do not use this release, and inform its authors.",
 )
+LABELS_NOT_JUDGED = Reason(
+    "E_LABELS_NOT_JUDGED",
+    "the model was not calibrated and evaluated for any of its labels, so it gives no number",
+    "Use a release whose card has figures of test patients for the label.",
+)
 UNFAMILIAR = Reason(
     "E_UNFAMILIAR",
     "the scan is too different from the training scans: its distance is {distance}, the limit is {limit}",

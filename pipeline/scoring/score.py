@@ -47,8 +47,9 @@ _BAND_YEARS, _TOP_BAND_YEARS = 5, 90
 class Score:
     """What came of one scan; it holds nothing that names the patient or the place of the files.
 
-    `probabilities`: of each label, calibrated, 0 to 1. `age_band`: five years, e.g. 60-64. `model`, `model_sha256`:
-    the release; `signed_by`: the fingerprint of the trusted key that signed it, None where that was not checked.
+    `probabilities`: calibrated, 0 to 1, of each label that was calibrated and judged. `age_band`: five years, e.g.
+    60-64. `model`, `model_sha256`: the release; `signed_by`: the fingerprint of the trusted key that signed it, None
+    where that was not checked.
     `intervals`: 95 % band of the calibration at each probability, as far as the release has one. `burden`: how much of
     the lungs is dense. `distance`: from the scans that the model was trained on, if the release has a limit for it.
     `hu_sha256`: of the volume as read. `seconds`: read, prepare, predict, explain, total. `is_phantom`: whether the
@@ -80,6 +81,11 @@ class Score:
     @property
     def signature(self) -> str:
         return f"signed by {self.signed_by}" if self.signed_by else "signature not checked"
+
+    @property
+    def no_number(self) -> dict[str, str]:
+        """Why a label has no probability, for each of those that have none."""
+        return {label: self.model.why_no_number(label) or "" for label in LABELS if label not in self.probabilities}
 
     @property
     def doubts(self) -> tuple[FlagRecord, ...]:
@@ -128,7 +134,8 @@ class Score:
     def to_json(self) -> dict[str, Any]:
         """The score for machines. The keys are stable:
 
-        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; withheld: null, or why
+        notice, trained_on_synthetic_data, scored_at (ISO 8601); probability: {label: 0 to 1}; no_number: {label: why it
+        has no probability}; withheld: null, or why
         the score is no verdict: then level is null for each label and operating_points is {}; operating_points:
         {label: {rule_out, rule_in: {threshold, met, evidence, says}}}, as far as the release has them, where met is
         true, false, or null if the band crosses the threshold; evidence is {value, low, high, positives, negatives,
@@ -147,6 +154,7 @@ class Score:
             "trained_on_synthetic_data": self.model.trained_on_synthetic_data,
             "scored_at": self.scored_at.isoformat(timespec="seconds"),
             "probability": self.probabilities,
+            "no_number": self.no_number,
             "withheld": self.withheld,
             "operating_points": self.operating_points,
             "missing_points": self.missing_points,
@@ -226,11 +234,14 @@ def score(
 def score_scan(scan: OneScan, release: Release) -> Score:
     """Score a scan that has been read.
 
-    Raises Refusal E_MODEL_FORMAT, E_SLICES_MISSING, E_NO_PROBABILITY, E_UNFAMILIAR, and those of `prepare` and
-    `require_chest`.
+    Raises Refusal E_MODEL_FORMAT, E_LABELS_NOT_JUDGED, E_SLICES_MISSING, E_NO_PROBABILITY, E_UNFAMILIAR, and those of
+    `prepare` and `require_chest`.
     """
     require_whole(scan.stated, scan.volume.spacing_mm[0])
     settings = _settings(release.description)
+    numbered = numbered_calibration(release.description)
+    if not numbered:
+        raise Refusal(reasons.LABELS_NOT_JUDGED)
     # Work that does not need the model runs in other threads, without holding Python's global lock.
     with ThreadPoolExecutor(2) as beside:
         hu_sha256 = beside.submit(_sha256, scan.volume.hu)
@@ -243,9 +254,9 @@ def score_scan(scan: OneScan, release: Release) -> Score:
         clock.append(time.perf_counter())
         seen = network_input(prepared, scan.series)
         logits = _ask(release, *seen)
-        probabilities = calibrated(release.description.calibration, logits)
+        probabilities = calibrated(numbered, logits)
         clock.append(time.perf_counter())
-        intervals = _intervals(release.description.calibration, logits)
+        intervals = _intervals(numbered, logits)
         label = explained_label(probabilities, release.description, intervals)
         heat = saliency(release.network, *seen, LABELS.index(label)) if label else None
         anatomy = looked_at.result()
@@ -283,6 +294,8 @@ def explained_label(
 ) -> str | None:
     """The first of EXPLAINED whose probability is not low: rule_out is not met, without one LOW_BELOW."""
     for label in EXPLAINED:
+        if label not in probabilities:
+            continue
         below = model.thresholds().get(label, {}).get("rule_out", LOW_BELOW)
         if not verdict.is_met("rule_out", probabilities[label], below, intervals.get(label)):
             return label
@@ -299,11 +312,20 @@ def network_input(prepared: Prepared, series: Series) -> tuple[torch.Tensor, tor
 
 
 def calibrated(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, float]:
-    """The probability of each label from logits in the order of LABELS. Raises Refusal E_NO_PROBABILITY."""
-    answer = {label: float(calibration[label].probability(z)) for label, z in zip(LABELS, logits, strict=True)}
+    """The probability of each label with a calibration, from logits in the order of LABELS.
+
+    Raises Refusal E_NO_PROBABILITY.
+    """
+    found = zip(LABELS, logits, strict=True)
+    answer = {label: float(calibration[label].probability(z)) for label, z in found if label in calibration}
     if not np.isfinite(list(answer.values())).all():
         raise Refusal(reasons.NO_PROBABILITY)
     return answer
+
+
+def numbered_calibration(model: Description) -> dict[str, Platt]:
+    """Return the calibration of the labels that get a number: those that were calibrated and judged."""
+    return {label: model.calibration[label] for label in LABELS if model.why_no_number(label) is None}
 
 
 def age_band(years: float | None) -> str | None:
@@ -315,8 +337,8 @@ def age_band(years: float | None) -> str | None:
 
 
 def _settings(model: Description) -> Preprocessing:
-    """Return the release's preprocessing; refuse a label without calibration and settings that are not known."""
-    if model.calibration.keys() != set(LABELS):
+    """Return the release's preprocessing; refuse labels and settings that are not known."""
+    if model.calibration.keys() - set(LABELS):
         raise Refusal(MODEL_FORMAT)
     try:
         return Preprocessing.model_validate(model.preprocessing)
@@ -335,7 +357,8 @@ def _ask(release: Release, scan: torch.Tensor, known: torch.Tensor) -> NDArray[n
 
 
 def _intervals(calibration: Mapping[str, Platt], logits: NDArray[np.float32]) -> dict[str, Band]:
-    bands = {label: calibration[label].band(float(z)) for label, z in zip(LABELS, logits, strict=True)}
+    found = zip(LABELS, logits, strict=True)
+    bands = {label: calibration[label].band(float(z)) for label, z in found if label in calibration}
     return {label: band for label, band in bands.items() if band is not None}
 
 

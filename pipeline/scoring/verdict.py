@@ -10,6 +10,8 @@ from models.operating_points import POINTS
 
 SYNTHETIC = "This model was trained on synthetic data. Its result is not valid for patients."
 NO_MAP_WITHHELD = "the result of this model is not valid for patients"
+NO_NUMBER = "No number: the model was not calibrated and evaluated for it."
+_DOUBT = " was not calibrated on validation patients, or not judged on test patients"
 Level = Literal["low", "intermediate", "high", "uncertain"]
 Band = tuple[float, float]
 
@@ -52,6 +54,7 @@ def decide_points(
             for point, at in points.items()
         }
         for label, points in thresholds.items()
+        if label in probabilities
     }
 
 
@@ -81,11 +84,13 @@ def evidence_texts(score: Mapping[str, Any], label: str) -> list[str]:
 
 
 def redecided(score: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored score as it may be shown today.
+    """Return a stored score as it may be shown today: without the number of a label that was not calibrated and judged.
 
     Scores of versions before 'withheld' was among the keys are decided again from their figures: their levels took no
     notice of the band, and a model of phantoms gave them to patients.
     """
+    if "no_number" not in score:
+        score = _without_doubted(score)
     if "withheld" in score:
         return score
     reason = withheld(score)
@@ -102,3 +107,19 @@ def redecided(score: dict[str, Any]) -> dict[str, Any]:
     if reason and saliency and not saliency["shown"]:
         again["saliency"] = {**saliency, "why_not": NO_MAP_WITHHELD}
     return again
+
+
+def _without_doubted(score: dict[str, Any]) -> dict[str, Any]:
+    """Remove from a score of an earlier version the numbers that its release's doubts call not calibrated or judged."""
+    doubts = (score.get("model") or {}).get("doubts") or []
+    none = [
+        label for label in score.get("probability") or {} if any(each.startswith(label + _DOUBT) for each in doubts)
+    ]
+    if not none:
+        return score
+    kept = {
+        key: {label: value for label, value in score[key].items() if label not in none}
+        for key in ("probability", "interval", "level", "operating_points")
+        if score.get(key)
+    }
+    return {**score, **kept, "no_number": dict.fromkeys(none, NO_NUMBER)}

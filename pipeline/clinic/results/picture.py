@@ -146,6 +146,7 @@ def _head(answer: Answer, has_map: bool) -> list[str]:
     explained = saliency.get("label") if has_map else None
     labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))
     probabilities = [f"Probability of {_NAMES[label]}: {_said(answer, label)}" for label in labels]
+    probabilities += [f"{_NAMES[label]}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
     if has_map:
         shown = "where the model looked for the first, in percent of this scan's own maximum; not a lesion contour"
         return [*probabilities, f"Colours: {shown}. Lungs outlined."]

@@ -77,7 +77,8 @@ def _device() -> sr.ObserverContext:
 
 def _caveats(answer: Answer) -> list[str]:
     synthetic = [SYNTHETIC] if answer.score["trained_on_synthetic_data"] else []
-    return [answer.score["notice"], UNVERIFIED, *synthetic]
+    none = [f"{label}: {why}" for label, why in (answer.score.get("no_number") or {}).items()]
+    return [answer.score["notice"], UNVERIFIED, *synthetic, *none]
 
 
 def _groups(answer: Answer) -> list[Group]:

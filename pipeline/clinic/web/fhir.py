@@ -90,5 +90,6 @@ def _notes(score: dict[str, Any]) -> list[str]:
     notes = [score["notice"]]
     if score.get("trained_on_synthetic_data"):
         notes.append(SYNTHETIC)
+    notes += [f"{_OUTCOMES.get(label, label)}. {why}" for label, why in (score.get("no_number") or {}).items()]
     flagged = [check for check in score.get("quality", []) if check["verdict"] == "flag"]
     return notes + [f"{check['code']}: {check['says']}" for check in flagged]

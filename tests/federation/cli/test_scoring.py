@@ -8,7 +8,9 @@ from pydicom import Dataset
 
 from federation.cli.scoring import score_series
 from models.calibration import Platt
+from models.description import NOT_JUDGED
 from models.network import LABELS, NetworkSettings, build_network
+from models.refusal import Refusal
 from models.release import save_release
 from pipeline.imaging.phantom_marker import mark
 from tests.helpers.descriptions import description
@@ -55,3 +57,22 @@ def test_band_across_a_threshold_is_uncertain(told: Callable[..., str]) -> None:
     assert said.count(" uncertain ") == 2
     assert "the 95 % band crosses a threshold" in said
     assert SYNTHETIC not in said
+
+
+def test_label_that_was_not_judged_has_no_number_and_the_terminal_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    described = description(metrics={"mean_auroc_pcr_positive": 0.8}, trained_on_synthetic_data=False)
+    network = build_network(NetworkSettings(), seed=3)
+    save_release(tmp_path / "model", network, described)
+    write_series(tmp_path / "scan", chest(), spacing_mm=SPACING_MM)
+    score_series([tmp_path / "scan"], model=tmp_path / "model", out=None, as_json=False)
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    assert f"severe: {NOT_JUDGED}" in said
+    assert "│ severe" not in said and "pcr_positive" in said
+    save_release(tmp_path / "none", network, description(metrics={}, trained_on_synthetic_data=False))
+    with pytest.raises(Refusal) as refused:
+        score_series([tmp_path / "scan"], model=tmp_path / "none", out=None, as_json=False)
+    assert refused.value.code == "E_LABELS_NOT_JUDGED"

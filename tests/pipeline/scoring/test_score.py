@@ -32,12 +32,12 @@ from pipeline.preprocessing.preprocess import Preprocessing, prepare
 from pipeline.scoring.html_report import write_report
 from pipeline.scoring.score import ALL_LOW, NOTHING_RAISES, Score, age_band, explained_label, score
 from pipeline.training.train import predict
-from tests.helpers import volume_images
+from tests.helpers import descriptions, volume_images
 from tests.helpers.descriptions import description
 from tests.helpers.dicom_files import PATIENT_ID, SERIES_UID, body, ct_slice, save, write_series
 
 SPACING_MM = (5.0, 4.0, 4.0)
-AS_IT_IS = {label: Platt() for label in LABELS}
+AS_IT_IS = dict.fromkeys(LABELS, descriptions.AS_IT_IS)
 AWKWARD = {
     "cornerstone-chest-slice": "E_MIXED_PATIENT",
     "dcm_qa_ct": "E_MIXED_PATIENT",
@@ -591,7 +591,7 @@ def test_what_is_no_scan_is_refused(release: Release, tmp_path: Path) -> None:
 
 
 def test_release_with_an_invalid_description_is_refused(folder: Path, make_release: Callable[..., Release]) -> None:
-    for wrong in ({"calibration": {"severe": Platt()}}, {"preprocessing": {"shape": "large"}}):
+    for wrong in ({"calibration": {"other": Platt()}}, {"preprocessing": {"shape": "large"}}):
         assert refused(folder, make_release(**wrong)).code == "E_MODEL_FORMAT"
 
 

@@ -26,14 +26,16 @@ function sparkline(shares) {
   return drawn;
 }
 
+const number = (share) => (share === undefined ? "no number" : percent(share));
+
 function row(answer, isThis) {
   const { probability, level, withheld } = answer.score;
   const when = moment(answer.study.acquired_at ?? answer.created_at);
   const word = withheld ? "not valid" : LEVELS[level?.severe];
   return [
     isThis ? element("span", {}, when, " (this)") : element("a", { href: `#/scans/${answer.job_id}` }, when),
-    word ? `${percent(probability.severe)}, ${word.toLowerCase()}` : percent(probability.severe),
-    percent(probability.pcr_positive),
+    word && "severe" in probability ? `${number(probability.severe)}, ${word.toLowerCase()}` : number(probability.severe),
+    number(probability.pcr_positive),
     answer.pcr?.result ?? "–",
     outside(answer.model.name),
   ];
@@ -50,8 +52,8 @@ export async function showHistory(answer, isCurrent) {
   if (!isCurrent()) return;
   const headings = ["Scan", "Severe course", "Positive PCR", "PCR", "Model"];
   box.replaceChildren(table("Scores of this patient", headings, answers.map((each) => row(each, each.id === answer.id))));
-  if (answers.length > 1) {
-    const shares = answers.map(({ score }) => score.probability.severe).reverse();
+  const shares = answers.map(({ score }) => score.probability.severe).filter((share) => share !== undefined).reverse();
+  if (shares.length > 1) {
     box.prepend(element("p", { className: "trend" }, "Severe course, oldest to newest ", sparkline(shares)));
   }
   const models = new Set(answers.map(({ model }) => model.sha256));

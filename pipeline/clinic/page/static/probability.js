@@ -76,6 +76,15 @@ function card(label, score, applies, aside) {
     : "No band: the release contains none";
   const { withheld } = score;
   const made = byId(label);
+  if (p === undefined) {
+    made.classList.remove("void", "withheld");
+    made.replaceChildren(
+      element("h3", {}, LABELS[label].title),
+      element("p", { className: "meaning" }, LABELS[label].meaning),
+      element("p", { className: "level-says" }, score.no_number?.[label] ?? "No number."),
+    );
+    return;
+  }
   made.classList.toggle("void", !applies);
   made.classList.toggle("withheld", Boolean(withheld));
   made.replaceChildren(

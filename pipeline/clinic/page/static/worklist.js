@@ -146,6 +146,9 @@ function outcome(job, answer) {
     ? element("span", { className: "warning", title: SYNTHETIC }, score.withheld ? "synthetic model: not valid" : "synthetic model")
     : "";
   if (!pcrMeaning(answer).applies) return ["PCR negative: severe does not apply", synthetic];
+  if (score.probability.severe === undefined) {
+    return [element("span", { title: score.no_number?.severe ?? "" }, "severe: no number, not calibrated or not evaluated"), synthetic];
+  }
   const level = score.level?.severe;
   const className = score.withheld ? "figure withheld" : "figure";
   const figure = element("span", { className }, `severe ${percent(score.probability.severe)}`);
