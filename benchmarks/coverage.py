@@ -9,21 +9,35 @@ values. Writes benchmarks/results/coverage.json and coverage.md. Takes some minu
 import json
 import math
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import norm
 
+from federation.comparison.hospital_mean import areas_of, hospital_mean
+from federation.comparison.pooled import pool
+from federation.protocol.figure_rounding import rounded
+from federation.protocol.patient_counts import Patients
 from pipeline.evaluation.calibration import calibration_slope
 from pipeline.evaluation.discrimination import Estimate, auprc, auroc, auroc_difference, sensitivity_at, specificity_at
+from pipeline.evaluation.histograms import histograms
 
 COHORTS = 200
 SIZES = ((10, 40), (25, 75), (50, 150), (100, 300))  # numbers of positive and negative patients
 AREAS = (0.6, 0.7, 0.8, 0.9)
 LESS, LEANING = 0.1, 0.5  # difference of the other score's AUROC; correlation of both scores within a class
+STUDIES = 100  # simulated studies of three hospitals
+HOSPITALS = ((12, 20), (25, 50), (100, 200))  # patients with and without the label at each of three hospitals
+SHAPES = ("binormal", "mixture")
+SHIFT = 0.5  # standard deviation between hospitals of the mean score
+SKILL = 0.3  # standard deviation between hospitals of the distance of the means, where they differ in skill
+LEAST = 10  # min_patients
 RESULTS = Path(__file__).with_name("results")
 INTERVALS = ("AUROC", "difference", "AUPRC", "sens at spec 0.90", "spec at sens 0.90")
 
@@ -79,6 +93,89 @@ def measure(positive: int, negative: int, area: float) -> dict[str, Any]:
     }
 
 
+def drawn(shape: str, distance: float, positive: int, negative: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return scores, positives first. In a mixture, half of the positives look like negatives."""
+    means = np.zeros(positive + negative)
+    means[:positive] = distance if shape == "binormal" else distance * (rng.random(positive) < 0.5)
+    return means + rng.normal(0, 1, len(means))
+
+
+def true_auroc(shape: str, distance: float) -> float:
+    area = float(norm.cdf(distance / math.sqrt(2)))
+    return area if shape == "binormal" else (area + 0.5) / 2
+
+
+def true_of_all(shape: str, distance: float, shifts: Sequence[float]) -> float:
+    """Return the AUROC of all patients of hospitals of equal size: the mean over pairs of hospitals."""
+    return float(np.mean([true_auroc_apart(shape, distance, one - other) for one in shifts for other in shifts]))
+
+
+def true_auroc_apart(shape: str, distance: float, shift: float) -> float:
+    parts = (distance,) if shape == "binormal" else (distance, 0.0)
+    return float(np.mean([norm.cdf((part + shift) / math.sqrt(2)) for part in parts]))
+
+
+def study(shape: str, positive: int, negative: int, skill: float, number: int) -> dict[str, float]:
+    """Return whether each interval of one study covers its truth, and the width; NaN where there is no interval."""
+    rng = np.random.default_rng([positive, len(shape), round(10 * skill), number])
+    distances = (1.2 if shape == "binormal" else 3.0) + skill * rng.normal(size=3)
+    shifts = SHIFT * rng.normal(size=3)
+    labels = np.repeat([1.0, 0.0], [positive, negative])
+    sites: dict[str, dict[str, float]] = {}
+    for name, (distance, shift) in enumerate(zip(distances, shifts, strict=True)):
+        scores = drawn(shape, distance, positive, negative, rng)
+        area = auroc(scores, labels)
+        told = rounded(
+            {"auroc_severe": area.value, "auroc_severe_low": area.low, "auroc_severe_high": area.high},
+            "evaluate.test",
+            Patients(),
+        )
+        cells = histograms(expit(scores - 1 + shift), labels.astype(int), min_patients=LEAST)
+        counts = {f"count_severe_{label}_{bin:02}": float(count) for (label, bin), count in cells.items()}
+        sites[str(name)] = {"num-examples": float(len(labels)), **told, **counts}
+    mean = hospital_mean(areas_of(sites, "severe"))
+    assert mean is not None
+    here = float(np.mean([true_auroc(shape, distance) for distance in distances]))
+    typical = true_auroc(shape, 1.2 if shape == "binormal" else 3.0)
+    found = None if skill else pool(sites, "severe")
+    covers = math.nan
+    if found is not None and math.isfinite(found.auroc.low):
+        covers = float(found.auroc.low <= true_of_all(shape, distances[0], shifts) <= found.auroc.high)
+    return {
+        "mean, these hospitals": float(mean.here[0] <= here <= mean.here[1]),
+        "mean, hospitals like these": float(mean.low <= typical <= mean.high),
+        "width of the mean": mean.high - mean.low,
+        "all patients": covers,
+    }
+
+
+def measure_studies(shape: str, positive: int, negative: int, skill: float) -> dict[str, Any]:
+    found = [study(shape, positive, negative, skill, number) for number in range(STUDIES)]
+    values = {name: np.array([each[name] for each in found]) for name in found[0]}
+    shown = np.isfinite(values["all patients"])
+    return {
+        "positive": positive,
+        "negative": negative,
+        "shape": shape,
+        "skill": skill,
+        **{name: round(float(np.nanmean(each)), 3) for name, each in values.items() if np.isfinite(each).any()},
+        "studies with an AUROC of all patients": round(float(shown.mean()), 3),
+    }
+
+
+def studies_table(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["patients x 3", "scores", "mean: these hospitals", "mean: hospitals like these", "its width"]
+    lines = [[*head, "all patients", "has it"], ["---"] * 7]
+    for row in rows:
+        shape = row["shape"] + (", skill differs" if row["skill"] else "")
+        cells = [f"{row[name]:.3f}" for name in ("mean, these hospitals", "mean, hospitals like these")]
+        pooled = f"{row['all patients']:.3f}" if "all patients" in row else "none"
+        has = "not measured" if row["skill"] else f"{row['studies with an AUROC of all patients']:.2f}"
+        patients = f"{row['positive']} + {row['negative']}"
+        lines.append([patients, shape, *cells, f"{row['width of the mean']:.2f}", pooled, has])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def markdown(result: dict[str, Any]) -> str:
     head = ["patients", "true AUROC", *INTERVALS, "calibration slope (truth: 1)"]
     lines = [head, ["---"] * len(head)]
@@ -104,6 +201,17 @@ Intervals: AUROC by DeLong's variance on the logit scale; difference of two AURO
 by DeLong's variance for pairs; AUPRC by the bootstrap's standard error on the logit scale; sensitivity at a
 specificity of at least 0.90, and the reverse, by the percentile bootstrap. The calibration slope is reported without
 an interval: the last column shows its median, and the range of 95 % of the cohorts' slopes.
+
+## AUROC over three hospitals
+
+The share of {STUDIES} simulated studies in which the 95 % interval contains the true value. Sites report AUROCs in
+hundredths and histograms with cells of at least {LEAST} patients; their mean scores differ (standard deviation
+{SHIFT}). Chance alone changes a share by 0.04.
+In a mixture half of the positives look like negatives. "Skill differs": the distance of the means varies between
+hospitals (standard deviation {SKILL}). The mean is that of the hospitals' AUROCs (`hospital_mean`). "All patients" is
+the AUROC of all patients together (`pool`), in the studies whose counts allow one ("has it").
+
+{studies_table(result["studies"])}
 """
 
 
@@ -115,6 +223,12 @@ def main() -> None:
         "versions": {name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
         "cohorts": COHORTS,
         "rows": rows,
+        "studies": [
+            measure_studies(shape, *patients, skill)
+            for patients in HOSPITALS
+            for shape in SHAPES
+            for skill in (0.0, SKILL)
+        ],
     }
     (RESULTS / "coverage.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / "coverage.md").write_text(markdown(result))
