@@ -25,6 +25,9 @@ from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
 
 LEAST, SITES, TRAINED = 10, 110, 70
+# Share of the variance of a class size that is explained at 40 hospitals. An attacker that guesses is below it. One
+# that sees figures over small classes explains more than twice as much.
+GUESSING = 0.1
 TOTAL = {"train": 90, "validation": 50, "test": 60}
 Sizes = dict[str, tuple[int, int]]  # patients with `severe` false and true, by split
 THRESHOLDS = Deployed({}, {label: {"rule_out": -0.5, "rule_in": 0.5} for label in LABELS})
@@ -182,16 +185,14 @@ def tensor(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_withheld_class_sizes_of_a_split_cannot_be_recovered(
     tensor: Path, network: SeverityNetwork, small: str
 ) -> None:
-    assert max(attack(tensor, network, small, least=LEAST)) < 0.1
+    assert max(attack(tensor, network, small, least=LEAST)) < GUESSING
 
 
 def test_withheld_class_sizes_of_a_group_cannot_be_recovered(tensor: Path, network: SeverityNetwork) -> None:
-    assert max(attack(tensor, network, "test", least=LEAST, groups=True)) < 0.1
+    assert max(attack(tensor, network, "test", least=LEAST, groups=True)) < GUESSING
 
 
-@pytest.mark.parametrize(("groups", "least_skill"), [(False, 0.5), (True, 0.2)])
-def test_attack_succeeds_if_small_classes_are_reported(
-    tensor: Path, network: SeverityNetwork, groups: bool, least_skill: float
-) -> None:
+@pytest.mark.parametrize("groups", [False, True])
+def test_attack_succeeds_if_small_classes_are_reported(tensor: Path, network: SeverityNetwork, groups: bool) -> None:
     """Otherwise the other tests would show nothing."""
-    assert max(attack(tensor, network, "test", least=1, groups=groups)) > least_skill
+    assert max(attack(tensor, network, "test", least=1, groups=groups)) > 2 * GUESSING
