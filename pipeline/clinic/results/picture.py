@@ -78,7 +78,7 @@ def draw(answer: Answer, folder: Path) -> NDArray[np.uint8]:
         _mark(pen, (left, upper, left + width, upper + height), f"z {height_mm:.0f} mm")
     if has_map:
         _draw_bar(canvas, pen, (GAP + across, top, GAP + across + BAR // 4, top + down - GAP))
-    for number, line in enumerate(_head(answer, has_map)):
+    for number, line in enumerate(heading(answer, has_map=has_map)):
         pen.text((GAP, GAP // 2 + number * LINE), line, _INK, _FONT)
     for number, line in enumerate(_foot(answer)):
         pen.text((GAP, top + down + number * LINE), line, _INK, _FONT)
@@ -141,7 +141,8 @@ def _draw_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, box: tuple[int, int
         pen.text((right + 6, at), f"{share} %", _INK, _FONT, anchor=anchor)
 
 
-def _head(answer: Answer, has_map: bool) -> list[str]:
+def heading(answer: Answer, *, has_map: bool) -> list[str]:
+    """Return the lines above the slices: each label's probability, or why it has none, and what the colours mean."""
     saliency = answer.score.get("saliency") or {}
     explained = saliency.get("label") if has_map else None
     labels = sorted(answer.score["probability"], key=lambda label: (label != explained, label != "severe"))

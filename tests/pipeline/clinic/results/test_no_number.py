@@ -10,7 +10,7 @@ from highdicom.sr import srread
 from models.calibration import Platt
 from models.description import NOT_CALIBRATED, NOT_JUDGED
 from pipeline.clinic.records import Answer
-from pipeline.clinic.results.picture import _head
+from pipeline.clinic.results.picture import heading
 from pipeline.clinic.results.write import REPORT, write_results
 from pipeline.clinic.web.fhir import risk_assessment
 from pipeline.scoring.html_report import render
@@ -62,7 +62,7 @@ def test_structured_report_has_no_group_for_it_and_says_why(answer: Answer, case
 
 
 def test_picture_and_fhir_say_why(answer: Answer, case: tuple[Score, str]) -> None:
-    assert any(line.endswith(case[1]) for line in _head(answer, has_map=False))
+    assert any(line.endswith(case[1]) for line in heading(answer, has_map=False))
     resource = risk_assessment(answer)
     assert [each["outcome"]["text"] for each in resource["prediction"]] == ["SARS-CoV-2 detected by PCR"]
     assert any(note["text"].endswith(case[1]) for note in resource["note"])
