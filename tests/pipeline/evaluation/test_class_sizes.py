@@ -24,8 +24,8 @@ from pipeline.evaluation.subgroups import groups_of
 from tests.helpers.scan_list import measures
 from tests.pipeline.evaluation.people import WINDOW_HU, people
 
-LEAST, SITES, TRAINED = 10, 110, 70
-# Share of the variance of a class size that is explained at 40 hospitals. An attacker that guesses is below it. One
+LEAST, SITES, TRAINED = 10, 240, 180
+# Share of the variance of a class size that is explained at 60 hospitals. An attacker that guesses is below it. One
 # that sees figures over small classes explains more than twice as much.
 GUESSING = 0.1
 TOTAL = {"train": 90, "validation": 50, "test": 60}
