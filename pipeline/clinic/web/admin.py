@@ -12,7 +12,7 @@ from pipeline.clinic.web.error_responses import documented
 from pipeline.clinic.web.schemas import Sha256
 from pipeline.system.days import Moment
 
-_EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = datetime(2020, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)  # every record lies between
 
 routes = APIRouter(tags=["administration"])
 
@@ -70,8 +70,9 @@ def post_promote(
 def get_audit(
     store: TheStore,
     _: Admin,
-    since: Annotated[Moment | None, Query(ge=_EARLIEST)] = None,
+    since: Moment | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Any:
     """List audit records, oldest first: those since a time, or the newest ones."""
-    return {"records": [record.to_json() for record in store.audit.records(since, limit)]}
+    some = min(max(since, _EARLIEST), _LATEST) if since else None
+    return {"records": [record.to_json() for record in store.audit.records(some, limit)]}
