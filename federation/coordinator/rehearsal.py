@@ -4,8 +4,10 @@ It uses the server's own run and the app's own answers, and gives the same weigh
 are left out, so their failures cannot be tested here. `study run --simulate` includes them.
 """
 
+import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -26,7 +28,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     study : Study
         The study's settings.
     server : Path
-        The server's folder; the run is written below it.
+        The server's folder, absolute or relative to the current folder; the run is written below it.
     folders : sequence of Path
         The sites' folders, with their cohorts.
     group : str
@@ -35,7 +37,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     Returns
     -------
     Path
-        The run's folder, as a server would have left it; `read_results` reads it.
+        The run's folder, absolute, as a server would have left it; `read_results` reads it.
 
     Raises
     ------
@@ -45,6 +47,7 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     from federation.coordinator.inprocess import InProcessGrid, playing
     from federation.coordinator.server_app import ServerRun
 
+    server = server.resolve()  # MLflow's place of artifacts must be absolute
     name = f"{study.study.name}-{secrets.token_hex(4)}"
     run = server / "runs" / name
     bring_release(study, server, run)
@@ -54,7 +57,26 @@ def rehearse(study: Study, server: Path, folders: Sequence[Path], *, group: str 
     write_note(run, begun)
     (run / "study.json").write_text(study.model_dump_json(indent=1))
     grid = InProcessGrid(study, folders, name)
-    with playing(folders):
+    with playing(folders), _without_progress():
         ServerRun(server, study, name, cast(EagerGrid, grid)).execute()
     write_note(run, begun.model_copy(update={"ended": "completed"}))
     return run
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Leave out the progress lines of Flower and MLflow during the block; warnings and the sites' refusals stay.
+
+    The run's history and results hold the same facts. In a notebook the lines would fill the cell.
+    """
+    import mlflow  # noqa: F401  # when it is imported it sets the level of its log, so that must happen before
+
+    loggers = [logging.getLogger(name) for name in ("flwr", "mlflow", "alembic")]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)

@@ -1,5 +1,8 @@
 """A whole run with synthetic sites in one process: training, evaluation and audit as for real patients."""
 
+import logging
+from pathlib import Path
+
 import pytest
 
 from federation.coordinator.rehearsal import rehearse
@@ -62,3 +65,36 @@ def test_every_figure_has_a_name_that_the_gateway_allows(results: Results) -> No
 
     known = {*FIGURES["evaluate.test"], "num-examples"}
     assert all(set(figures) <= known for model in results.models for figures in model.figures.values())
+
+
+def test_relative_folders_work_and_progress_lines_stay_out(
+    sites: list[Site], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a notebook paths are often relative, and Flower's lines would fill the cell."""
+    said: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    study = Study.model_validate(
+        {
+            "study": {"name": "near", "rounds": 1, "local_steps": 1, "sites": 2, "quorum": 2, "synthetic": True},
+            "network": {"architecture": "resnet10", "widen_factor": 0.0625},
+            "preprocessing": SMALL.model_dump(),
+            "evaluation": {"shortcut_audit": False},
+        }
+    )
+    (tmp_path / "sites").symlink_to(sites[0].folder.parent)
+    monkeypatch.chdir(tmp_path)
+    collector = Collector()
+    for name in ("flwr", "mlflow"):
+        logging.getLogger(name).addHandler(collector)
+    try:
+        run = rehearse(study, Path("server"), [Path("sites") / site.folder.name for site in sites])
+    finally:
+        for name in ("flwr", "mlflow"):
+            logging.getLogger(name).removeHandler(collector)
+    assert run.is_relative_to(tmp_path / "server" / "runs")
+    assert read_results(run).model("federated") is not None
+    assert said == []
