@@ -111,15 +111,23 @@ def stop(run_name: RunName, server: ServerDir = Path("server")) -> None:
 
 @app.command(name="list")
 def list_runs(server: ServerDir = Path("server"), as_json: Json = False) -> None:
-    """List the runs of a server's folder, oldest first, with the means over sites of their last round."""
+    """List the runs of a server's folder, oldest first, with the mean over sites of the AUROC of severe.
+
+    Of a complete run it is on test patients, with its interval; of another run, on validation patients of its last
+    round, for which no interval leaves the sites.
+    """
     from federation.runs.listing import list_lines, summaries
 
     runs = summaries(server)
     if as_json:
         print_json(runs)
         return
-    columns = ["run", "state", "round", "strategy", "seed", "group", "mean AUROC severe", "begun (UTC)"]
-    print_table(columns, list_lines(runs), whole=1)
+    columns = ["run and group", "state", "strategy", "AUROC severe", "begun (UTC)"]
+    rows = [  # two lines each, for a narrow terminal
+        [f"{run}\n{group}", f"{state}\n{number}", f"{strategy}\n{seed and f'seed {seed}'}", *map(_in_two_lines, rest)]
+        for run, state, number, strategy, seed, group, *rest in list_lines(runs)
+    ]
+    print_table(columns, rows, whole=1)
 
 
 @app.command()
@@ -135,9 +143,16 @@ def show(run_name: RunName, server: ServerDir = Path("server"), as_json: Json = 
     title = f"{run_name}: {details['strategy']}, seed {details['seed']}, {details['state']}"
     say(title + (f", group {details['group']}" if details["group"] else ""))
     columns = ["round", "sites", "loss", "mean AUROC severe", "seconds", "MB up / down", "refused or flagged"]
-    print_table(columns, round_lines(details["history"]), title="Rounds (means over sites, on validation patients)")
+    print_table(
+        columns,
+        round_lines(details["history"]),
+        title="Rounds (means over sites, on validation patients, without intervals)",
+    )
     if results := results_or_none(find_run(server, run_name)):
-        print_table(*final_table(results), title="The final model on the sites' test patients")
+        (_, *places), lines = final_table(results)
+        cells = [[name, *pair] for name, *row in lines for pair in zip(places, row, strict=True)]
+        title = "The final model on the sites' test patients (95 % intervals)"
+        print_table(["figure and site", ""], _grouped(cells), title=title, whole=1)
     for what, where in details["where"].items():
         typer.echo(f"{what}: {where}")
 
@@ -148,17 +163,45 @@ def compare(
     server: ServerDir = Path("server"),
     as_json: Json = False,
 ) -> None:
-    """Compare the final metrics of runs. Runs of a group that differ only by seed: mean ± standard deviation."""
+    """Compare the final metrics of runs, and subtract the first one. Runs of a group that differ only by seed are one.
+
+    Intervals are 95 %. A cell's interval is over the patients of these sites, and ± is the standard deviation over
+    seeds. No scores leave a hospital, so the interval of a difference over patients holds for any correlation of the
+    two models; the one over sites uses that both have the same patients at each site, and is often narrower.
+    """
     from federation.comparison.compare_runs import compare as set_side_by_side
 
     comparison = set_side_by_side(server, names)
     if as_json:
         print_json(comparison.to_json())
         return
-    columns = ["figure", "site", *(column.title for column in comparison.columns)]
-    print_table(columns, comparison.lines(), title="The final models on the sites' test patients", whole=1)
+    titles = [column.title for column in comparison.columns]
+    title = "The final models on the sites' test patients (95 % interval over patients, ± deviation over seeds)"
+    print_table(["figure and site", *titles], _grouped(comparison.lines()), title=title, whole=1)
+    for each in comparison.differences():
+        title = f"{_in_a_line(each.title)} MINUS {_in_a_line(each.minus)}, on the same test patients (95 % intervals)"
+        columns = ["figure and site", "change", "over patients", "over seeds", "over sites and seeds"]
+        print_table(columns, _grouped(each.lines()), title=title, whole=1)
     for warning in comparison.warnings:
         say(f"{warning}. {warning.remedy}")
+
+
+def _grouped(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return lines of figure, site and cells with the figure once, as a heading: a terminal is narrow."""
+    rows = []
+    for k, (figure, site, *cells) in enumerate(lines):
+        if not k or lines[k - 1][0] != figure:
+            rows.append([figure, *("" for _ in cells)])
+        rows.append([f"  {site}", *cells])
+    return rows
+
+
+def _in_two_lines(cell: str) -> str:
+    return cell.replace(" ", "\n", 1)
+
+
+def _in_a_line(title: str) -> str:
+    return title.replace("\n", ", ")
 
 
 app.command()(report)

@@ -1,7 +1,8 @@
 """Compare the final metrics of runs: `fedthorax study compare`.
 
 Runs of one group that differ only by seed share a column, with the mean and standard deviation over the seeds. Every
-other run has its own column. The rows are the federated model's metrics at each site, and the mean over the sites.
+other run has its own column. The rows are the federated model's metrics at each site, and the mean over the sites. An
+interval is over the patients of these sites. `federation.comparison.differences` subtracts the first column.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from federation.comparison import reasons
+from federation.comparison.differences import Difference, differences, unpaired
 from federation.runs import reasons as runs_reasons
 from federation.runs.listing import (
     HEADLINES,
@@ -19,6 +21,8 @@ from federation.runs.listing import (
     SPREAD,
     Run,
     federated,
+    interval_of,
+    mean_interval,
     mean_over_sites,
     read_run,
     results_or_none,
@@ -26,17 +30,27 @@ from federation.runs.listing import (
 from federation.runs.results import Results
 from federation.runs.run_folder import read_note, run_names
 from models.refusal import Refusal
+from pipeline.evaluation.combining import Interval, mean_at_site
 
 
 @dataclass(frozen=True)
 class Value:
-    """A metric's mean over the seeds, and its standard deviation; None with one seed."""
+    """A metric's mean over the seeds, and its standard deviation; None with one seed.
+
+    `interval`: over the patients; None for a metric that leaves the sites without one.
+    """
 
     mean: float
     deviation: float | None
+    interval: Interval | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f}" + (f" ± {self.deviation:.3f}" if self.deviation is not None else "")
+        text = f"{self.mean:.2f}" if self.interval is None else str(self.interval)
+        return text + (f" ±{self.deviation:.2f}" if self.deviation is not None else "")
+
+    def to_json(self) -> dict[str, float | None]:
+        low, high = (None, None) if self.interval is None else self.interval[1:]
+        return {"mean": self.mean, "low": low, "high": high, "deviation": self.deviation}
 
 
 @dataclass(frozen=True)
@@ -50,15 +64,24 @@ class Column:
     def values(self) -> dict[str, dict[str, Value]]:
         """Return the cells by metric, then by site or MEAN, over the runs that have the metric."""
         found: dict[str, dict[str, list[float]]] = {}
+        intervals: dict[tuple[str, str], list[Interval]] = {}
         for results in self.results:
             figures = federated(results)
             for place, row in {**figures, MEAN: mean_over_sites(figures) if figures else {}}.items():
                 for name, value in row.items():
                     found.setdefault(name, {}).setdefault(place, []).append(value)
+                    interval = mean_interval(figures, name) if place == MEAN else interval_of(row, name)
+                    if interval:
+                        intervals.setdefault((name, place), []).append(interval)
         return {
-            name: {place: Value(fmean(v), stdev(v) if len(v) > 1 else None) for place, v in places.items()}
+            name: {place: _value(values, intervals.get((name, place), [])) for place, values in places.items()}
             for name, places in found.items()
         }
+
+
+def _value(values: Sequence[float], intervals: Sequence[Interval]) -> Value:
+    whole = mean_at_site(intervals) if len(intervals) == len(values) else None
+    return Value(fmean(values), stdev(values) if len(values) > 1 else None, whole)
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,11 @@ class Comparison:
     columns: list[Column]
     warnings: list[Refusal]
 
+    def differences(self) -> list[Difference]:
+        """Return each further column minus the first one: the figures of two models at the same test patients."""
+        first, *others = self.columns
+        return [differences(first, other) for other in others]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "columns": [
@@ -76,12 +104,13 @@ class Comparison:
                     "runs": [run.name for run in column.runs],
                     "seeds": [run.study.study.seed for run in column.runs],
                     "figures": {
-                        name: {place: {"mean": v.mean, "deviation": v.deviation} for place, v in places.items()}
+                        name: {place: value.to_json() for place, value in places.items()}
                         for name, places in column.values().items()
                     },
                 }
                 for column in self.columns
             ],
+            "differences": [each.to_json() for each in self.differences()],
             "warnings": [{"code": warning.code, "says": warning.says} for warning in self.warnings],
         }
 
@@ -107,7 +136,7 @@ class Comparison:
 
 def _over(values: Mapping[str, Mapping[str, Value]], name: str, of: Callable[[Sequence[float]], float]) -> str:
     known = [value.mean for place, value in values.get(name, {}).items() if place != MEAN]
-    return f"{of(known):.3f}" if known else ""
+    return f"{of(known):.2f}" if known else ""
 
 
 def compare(server: Path, names: Sequence[str]) -> Comparison:
@@ -141,7 +170,11 @@ def compare(server: Path, names: Sequence[str]) -> Comparison:
             warnings.append(Refusal(reasons.RUN_LEFT_OUT, run=name, state=run.state))
     if not found:
         raise Refusal(runs_reasons.RESULTS)
-    return Comparison(_columns(found), [*_unlike(found), *warnings])
+    columns = _columns(found)
+    others = sorted({site for other in columns[1:] for site in unpaired(columns[0], other)})
+    if others:
+        warnings.insert(0, Refusal(reasons.RUNS_UNPAIRED, sites=", ".join(others)))
+    return Comparison(columns, [*_unlike(found), *warnings])
 
 
 def _members(server: Path, name: str) -> list[str]:

@@ -47,6 +47,11 @@ RUNS_UNLIKE = Reason(
     "the runs differ in {what}, so their metrics are not comparable",
     "Compare runs with the same sites and preprocessing, and synthetic runs only with synthetic runs.",
 )
+RUNS_UNPAIRED = Reason(
+    "W_RUNS_UNPAIRED",
+    "the test patients of {sites} differ between the runs, so there is no difference for them",
+    "Repeat the older run: a cohort keeps its test patients as long as it is not ingested again.",
+)
 RUN_LEFT_OUT = Reason(
     "W_RUN_LEFT_OUT",
     "{run} has no results to compare: it is {state}",

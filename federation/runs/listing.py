@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from federation.protocol.metric_allowlist import EXAMPLES
 from federation.protocol.study_config import Study
 from federation.runs import reasons
 from federation.runs.progress import asked_in, rounds_of, standing
@@ -18,6 +19,7 @@ from federation.runs.run_folder import RunNote, find_run, read_history, read_not
 from federation.runs.submission import State, state
 from federation.runs.tracking import how_to_see
 from models.refusal import Refusal
+from pipeline.evaluation.combining import Interval, mean_of_sites
 
 # The metrics of the final model in tables; --json contains all metrics.
 HEADLINES = (
@@ -61,7 +63,17 @@ class Run:
             "round": rounds[-1]["round"] if rounds else 0,
             "rounds": self.study.study.rounds,
             "means": rounds[-1]["means"] if rounds else {},
+            "test_auroc_severe": self._on_test(),
         }
+
+    def _on_test(self) -> dict[str, float] | None:
+        """Return a complete run's mean AUROC of `severe` on test patients; None without an interval."""
+        try:
+            results = read_results(self.folder)
+        except Refusal:  # `study show` says why
+            return None
+        found = mean_interval(federated(results), HEADLINES[0])
+        return found._asdict() if found else None
 
 
 def read_run(server: Path, name: str) -> Run:
@@ -82,7 +94,11 @@ def summaries(server: Path) -> list[dict[str, Any]]:
 
 
 def list_lines(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The table of `study list`: run, state, round, strategy, seed, group, mean AUROC of severe, start time."""
+    """The table of `study list`: run, state, round, strategy, seed, group, mean AUROC of severe, start time.
+
+    The AUROC of a complete run is that of test patients, with its interval; that of another run is of its last round's
+    validation patients, for which no interval leaves the sites.
+    """
     return [
         [
             run["run"],
@@ -91,11 +107,18 @@ def list_lines(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             run.get("strategy", ""),
             str(run.get("seed", "")),
             run.get("group", ""),
-            _figure(run.get("means", {}), "auroc_severe", 2),
+            _headline(run),
             run.get("begun", "")[:16].replace("T", " "),
         ]
         for run in runs
     ]
+
+
+def _headline(run: Mapping[str, Any]) -> str:
+    if on_test := run.get("test_auroc_severe"):
+        return str(Interval(**on_test))
+    validation = _figure(run.get("means", {}), HEADLINES[0], 2)
+    return f"validation {validation}" if validation else ""
 
 
 def detail(server: Path, name: str) -> dict[str, Any]:
@@ -177,14 +200,14 @@ def final_table(results: Results) -> tuple[list[str], list[list[str]]]:
     lines = []
     for name in HEADLINES:
         cells = [_with_interval(figures[site], name) for site in figures]
-        lines.append([name, *cells, _figure(mean_over_sites(figures), name, 2)])
+        lines.append([name, *cells, _mean(figures, name)])
     return ["figure", *figures, MEAN], lines
 
 
 def _over_many(figures: Mapping[str, Mapping[str, float]], name: str) -> list[str]:
     known = [each[name] for each in figures.values() if name in each]
     cells = [f"{over(known):.2f}" if known else "" for over in SPREAD.values()]
-    return [name, *cells, str(len(known)), _figure(mean_over_sites(figures), name, 2)]
+    return [name, *cells, str(len(known)), _mean(figures, name)]
 
 
 def federated(results: Results) -> dict[str, dict[str, float]]:
@@ -200,11 +223,33 @@ def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, flo
     return weighted_means(list(figures.values()))
 
 
+def interval_of(figures: Mapping[str, float], name: str) -> Interval | None:
+    """Return a site's metric with its 95 % interval over patients; None if the site gave no interval."""
+    ends = [figures.get(each) for each in (name, f"{name}_low", f"{name}_high")]
+    return None if None in ends else Interval(*ends)  # type: ignore[arg-type]
+
+
+def mean_interval(figures: Mapping[str, Mapping[str, float]], name: str) -> Interval | None:
+    """Return the mean of `mean_over_sites` with its interval over the patients of these sites.
+
+    None if no site, or not every site with this metric, gave an interval.
+    """
+    having = [each for each in figures.values() if name in each]
+    found = [interval for each in having if (interval := interval_of(each, name))]
+    if not found or len(found) < len(having):
+        return None
+    return mean_of_sites(found, [each[EXAMPLES] for each in having])
+
+
+def _mean(figures: Mapping[str, Mapping[str, float]], name: str) -> str:
+    interval = mean_interval(figures, name)
+    return str(interval) if interval else _figure(mean_over_sites(figures), name, 2)
+
+
 def _figure(figures: Mapping[str, float], name: str, digits: int) -> str:
     return f"{figures[name]:.{digits}f}" if name in figures else ""
 
 
 def _with_interval(figures: Mapping[str, float], name: str) -> str:
-    low, high = (_figure(figures, f"{name}_{end}", 2) for end in ("low", "high"))
-    interval = f" ({low}–{high})" if low and high else ""
-    return _figure(figures, name, 2) + interval
+    interval = interval_of(figures, name)
+    return str(interval) if interval else _figure(figures, name, 2)

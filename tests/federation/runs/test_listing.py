@@ -1,6 +1,8 @@
 """Tests of listing runs from their files and of comparing runs. All figures are invented."""
 
 import json
+import math
+import re
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -33,7 +35,16 @@ def test_runs_are_listed_in_order_of_their_start(tmp_path):
     assert run_names(tmp_path) == ["trial-c", "trial-b", "trial-a"]
     line = list_lines(summaries(tmp_path))[1]
     assert line[:6] == ["trial-b", "stopped", "2 of 4", "CenteredClip", "1", "seeds"]
-    assert line[6] == "0.70", "the figure of the last round"
+    assert line[6] == "validation 0.70", "the figure of the last round, which has no interval"
+
+
+def test_complete_run_is_listed_with_its_test_figure_and_interval(tmp_path):
+    results = make(tmp_path, "trial-a")
+    (line,) = list_lines(summaries(tmp_path))
+    assert line[6] == final_table(results)[1][0][-1]
+    assert re.fullmatch(r"0\.\d\d \(0\.\d\d–[01]\.\d\d\)", line[6])
+    (tmp_path / "runs" / "trial-a" / "results.json").write_text("{")
+    assert list_lines(summaries(tmp_path))[0][1] == "completed", "an unreadable result does not hide the run"
 
 
 def test_unreadable_run_does_not_hide_other_runs(tmp_path):
@@ -116,7 +127,13 @@ def test_final_table_has_intervals_and_labels_means(tmp_path):
     assert auroc[1] == f"{north['auroc_severe']:.2f} ({low:.2f}–{high:.2f})"
     weights = north["num-examples"], south["num-examples"]
     mean = (north["auroc_severe"] * weights[0] + south["auroc_severe"] * weights[1]) / sum(weights)
-    assert auroc[3] == f"{mean:.2f}"
+    weighted = list(zip(weights, (north, south), strict=True))
+    distances = [
+        math.hypot(*(weight * (f[f"auroc_severe_{end}"] - f["auroc_severe"]) for weight, f in weighted))
+        for end in ("low", "high")
+    ]
+    low, high = mean - distances[0] / sum(weights), mean + distances[1] / sum(weights)
+    assert auroc[3] == f"{mean:.2f} ({low:.2f}–{high:.2f})"
     assert detail(tmp_path, "trial-a")["final"]["release"] == results.release
 
 
@@ -137,7 +154,7 @@ def test_many_sites_are_summarised_by_number_and_spread(tmp_path):
         write_run(tmp_path, f"trial-{seed}", of=results.study.with_seed(seed), results=results, number=seed)
     rows = compare(tmp_path, ["trial-1", "trial-2"]).lines()
     assert [row[1] for row in rows[:4]] == ["lowest site", "median site", "highest site", "mean over sites"]
-    assert rows[0][2:] == [f"{told[0]:.3f}"] * 2
+    assert rows[0][2:] == [f"{told[0]:.2f}"] * 2
     assert len(rows) <= 4 * 6
 
 
@@ -157,7 +174,8 @@ def test_seeds_of_a_group_form_one_column_with_mean_and_deviation(tmp_path):
     assert (seeds.mean, seeds.deviation) == pytest.approx((fmean(aurocs), stdev(aurocs)))
     assert alone.deviation is None
     assert "±" in str(seeds)
-    assert comparison.warnings == []
+    # The helper draws other patients for each seed.
+    assert [warning.code for warning in comparison.warnings] == ["W_RUNS_UNPAIRED"]
     rows = [line[:2] for line in comparison.lines() if line[0] == "auroc_severe"]
     assert rows == [["auroc_severe", "north"], ["auroc_severe", "south"], ["auroc_severe", "mean over sites"]]
     assert json.loads(json.dumps(comparison.to_json()))["columns"][0]["seeds"] == [1, 2, 3]

@@ -1,0 +1,117 @@
+"""Tests of the paired differences of `study compare`. All figures are invented."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation.comparison.compare_runs import Comparison, compare
+from federation.comparison.differences import EQUAL
+from federation.protocol.study_config import Study
+from federation.runs.results import ModelFigures, Results
+from pipeline.evaluation.combining import Interval, difference_at_site, mean_of_repeats, mean_of_sites
+from tests.helpers.results_factory import make_results
+from tests.helpers.run_files import write_run
+
+SITES = ("north", "south", "west")
+
+
+def run_with(server: Path, name: str, aurocs: dict[str, float], *, seed: int = 1, strategy: str = "FedAvg", **more):
+    """Write a complete run whose federated model has these AUROCs of `severe`, with intervals of 0.1 to each side."""
+    patients = more.pop("patients", 40)
+    figures = {
+        site: {
+            "num-examples": float(patients),
+            "auroc_severe": value,
+            "auroc_severe_low": round(value - 0.1, 2),
+            "auroc_severe_high": round(min(1.0, value + 0.1), 2),
+        }
+        for site, value in aurocs.items()
+    }
+    results: Results = make_results(list(aurocs), seed=seed)
+    study = Study.model_validate(
+        results.study.with_seed(seed).model_dump() | {"strategy": {"name": strategy, "options": {}}}
+    )
+    model = ModelFigures(name="federated", kind="federated", trained_at=list(aurocs), figures=figures)
+    results = results.model_copy(update={"study": study, "models": [model], "run": name})
+    write_run(server, name, of=study, results=results, number=len(list(server.glob("runs/*"))), **more)
+
+
+def figures_of(comparison: Comparison) -> dict:
+    (difference,) = comparison.differences()
+    return difference.figures["auroc_severe"]
+
+
+def test_single_runs_have_an_interval_over_patients_and_over_sites(tmp_path: Path) -> None:
+    first, other = (0.70, 0.75, 0.80), (0.74, 0.77, 0.86)
+    run_with(tmp_path, "trial-a", dict(zip(SITES, first, strict=True)))
+    run_with(tmp_path, "trial-b", dict(zip(SITES, other, strict=True)))
+    found = figures_of(compare(tmp_path, ["trial-a", "trial-b"]))
+    at_sites = [
+        difference_at_site(Interval(b, b - 0.1, b + 0.1), Interval(a, a - 0.1, a + 0.1))
+        for a, b in zip(first, other, strict=True)
+    ]
+    assert found["north"].difference == pytest.approx(0.04)
+    assert found["north"].patients == pytest.approx(at_sites[0][1:])
+    assert found[EQUAL].difference == pytest.approx(0.04)
+    assert found[EQUAL].patients == pytest.approx(mean_of_sites(at_sites)[1:])
+    over_sites = mean_of_repeats(np.subtract(other, first))
+    assert over_sites is not None
+    assert found[EQUAL].sites_and_seeds == pytest.approx(over_sites[1:])
+    assert found["north"].seeds is found[EQUAL].seeds is None, "one seed says nothing about other seeds"
+
+
+def test_seeds_are_paired_by_number_and_others_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    table = {("FedAvg", seed): 0.7 + rng.normal(0, 0.05, 3) for seed in (1, 2, 3, 4)}
+    table |= {("FedProx", seed): table["FedAvg", min(seed, 4)] + rng.normal(0.03, 0.01, 3) for seed in (2, 3, 4, 5)}
+    for (strategy, seed), values in table.items():
+        name = f"{strategy.lower()}-{seed}"
+        run_with(tmp_path, name, dict(zip(SITES, values, strict=True)), seed=seed, strategy=strategy, group="both")
+    comparison = compare(tmp_path, ["both"])
+    (difference,) = comparison.differences()
+    assert difference.seeds == (2, 3, 4)
+    each = np.array([table["FedProx", seed] - table["FedAvg", seed] for seed in (2, 3, 4)])
+    found = difference.figures["auroc_severe"]
+    assert found["south"].difference == pytest.approx(each[:, 1].mean())
+    for place, repeats in (("south", each[:, 1]), (EQUAL, each.mean(axis=1))):
+        expected = mean_of_repeats(repeats, least=0.01)
+        assert expected is not None
+        assert found[place].seeds == pytest.approx(expected[1:])
+    both = mean_of_repeats(each, least=0.01)
+    assert both is not None
+    assert found[EQUAL].sites_and_seeds == pytest.approx(both[1:])
+    told = json.loads(json.dumps(comparison.to_json()))["differences"][0]
+    assert told["seeds"] == [2, 3, 4]
+    assert told["figures"]["auroc_severe"][EQUAL]["sites_and_seeds"] == pytest.approx(both[1:])
+
+
+def test_site_with_other_test_patients_has_no_difference(tmp_path: Path) -> None:
+    run_with(tmp_path, "trial-a", {"north": 0.7, "south": 0.7, "west": 0.7})
+    run_with(tmp_path, "trial-b", {"north": 0.8, "south": 0.8, "west": 0.8}, patients=41)
+    comparison = compare(tmp_path, ["trial-a", "trial-b"])
+    assert comparison.differences()[0].figures == {}
+    (warning,) = comparison.warnings
+    assert (warning.code, "north, south, west" in str(warning)) == ("W_RUNS_UNPAIRED", True)
+
+
+def test_site_of_one_run_only_is_not_compared(tmp_path: Path) -> None:
+    run_with(tmp_path, "trial-a", {"north": 0.7, "south": 0.7})
+    run_with(tmp_path, "trial-b", {"north": 0.8, "west": 0.9})
+    found = figures_of(compare(tmp_path, ["trial-a", "trial-b"]))
+    assert list(found) == ["north"]
+
+
+def test_two_sites_have_no_interval_over_sites(tmp_path: Path) -> None:
+    run_with(tmp_path, "trial-a", {"north": 0.7, "south": 0.7})
+    run_with(tmp_path, "trial-b", {"north": 0.8, "south": 0.72})
+    found = figures_of(compare(tmp_path, ["trial-a", "trial-b"]))
+    assert found[EQUAL].patients is not None
+    assert found[EQUAL].sites_and_seeds is None
+
+
+def test_equal_rounded_figures_do_not_give_an_interval_without_width(tmp_path: Path) -> None:
+    run_with(tmp_path, "trial-a", dict.fromkeys(SITES, 0.7))
+    run_with(tmp_path, "trial-b", dict.fromkeys(SITES, 0.72))
+    assert figures_of(compare(tmp_path, ["trial-a", "trial-b"]))[EQUAL].sites_and_seeds == pytest.approx((0.01, 0.03))
