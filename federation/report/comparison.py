@@ -4,11 +4,27 @@ The form follows the report of EXAM (Dayan et al., Nature Medicine 2021;27:1735)
 compared with the federated model at the same sites.
 """
 
+import math
 from typing import Any
 
-from federation.protocol.metric_allowlist import EXAMPLES
-from federation.report.estimates import LABELS, Estimate, estimate, federated, mean, over_sites, sites, spread, value_of
+import numpy as np
+
+from federation.protocol.metric_allowlist import AUC, EXAMPLES
+from federation.report.estimates import (
+    LABELS,
+    Estimate,
+    as_estimate,
+    difference,
+    estimate,
+    federated,
+    interval,
+    mean_estimate,
+    over_sites,
+    sites,
+    spread,
+)
 from federation.runs.results import FEDERATED, ModelFigures, Results
+from pipeline.evaluation.combining import mean_at_site, mean_of_repeats
 
 ORDER = ("federated", "pooled", "left_out", "fine_tuned", "local")
 
@@ -34,8 +50,7 @@ def _row(model: ModelFigures, label: str) -> dict[str, Any]:
         if (found := estimate(figures, f"auroc_{label}"))
     }
     weights = {site: figures.get(EXAMPLES, 0.0) for site, figures in model.figures.items()}
-    values = {site: value_of(cell) for site, cell in cells.items()}
-    return {"name": model.name, "kind": model.kind, "cells": cells, "over_sites": spread(values, weights)}
+    return {"name": model.name, "kind": model.kind, "cells": cells, "over_sites": spread(cells, weights)}
 
 
 def _place(model: ModelFigures, site: str) -> str:
@@ -51,8 +66,12 @@ def generalisation(results: Results) -> dict[str, Any]:
 
 
 def _generalisation(results: Results, label: str) -> dict[str, Any] | None:
+    """Return one row for each local model, and their summary `over_models`.
+
+    Rows have test patients in common, so their summary goes site by site (`_over_models`).
+    """
     shared = aurocs(results.model(FEDERATED), label)
-    rows = {}
+    rows, abroad = {}, dict[str, list[Estimate]]()
     for model in results.models:
         if model.kind != "local" or len(model.trained_at) != 1:
             continue
@@ -60,25 +79,57 @@ def _generalisation(results: Results, label: str) -> dict[str, Any] | None:
         found = aurocs(model, label)
         away = [site for site in found if site != home and site in shared]
         if home in found and away:
-            elsewhere, instead = mean(found[site] for site in away), mean(shared[site] for site in away)
+            elsewhere = mean_estimate(found[site] for site in away)
+            instead = mean_estimate(shared[site] for site in away)
             rows[home] = {
                 "at_home": found[home],
                 "elsewhere": elsewhere,
                 "federated_elsewhere": instead,
-                "gain": _difference(instead, elsewhere),
+                "gain": mean_estimate(difference(shared[site], found[site]) for site in away),
                 "sites_elsewhere": len(away),
             }
-    return {"by_site": rows, "over_sites": over_sites(rows)} if rows else None
+            for site in away:
+                abroad.setdefault(site, []).append(found[site])
+    if not rows:
+        return None
+    return {"by_site": rows, "over_sites": _without_ends(over_sites(rows)), "over_models": _over_models(shared, abroad)}
 
 
-def aurocs(model: ModelFigures | None, label: str) -> dict[str, float]:
+def _over_models(shared: dict[str, Estimate], abroad: dict[str, list[Estimate]]) -> dict[str, Any]:
+    """Summarise the local models of other sites at each site, and the federated model at the same patients.
+
+    `gain`: over the patients of these sites, for any correlation of the models. `gain_over_sites`: the ends of its
+    interval over the sites' own gains, by Student's t; None with fewer than three sites.
+    """
+    local = {site: _same_patients(cells) for site, cells in abroad.items()}
+    gains = {site: difference(shared[site], cell) for site, cell in local.items()}
+    repeats = mean_of_repeats(np.array([gain["value"] for gain in gains.values()]), least=AUC.size)
+    return {
+        "sites": len(gains),
+        "local": mean_estimate(local.values()),
+        "federated": mean_estimate(shared[site] for site in local),
+        "gain": mean_estimate(gains.values()),
+        "gain_over_sites": [max(-1.0, repeats.low), min(1.0, repeats.high)] if repeats else None,
+    }
+
+
+def _same_patients(cells: list[Estimate]) -> Estimate:
+    """Return the mean of several models' figures at one site."""
+    found = [end for cell in cells if (end := interval(cell))]
+    if len(found) == len(cells):
+        return as_estimate(mean_at_site(found))
+    return as_estimate(None, math.fsum(cell["value"] for cell in cells) / len(cells))
+
+
+def _without_ends(summaries: dict[str, Any]) -> dict[str, Any]:
+    """Leave out intervals of means over rows that have patients in common: they would be too narrow."""
+    return {key: over and over | {"mean_low": None, "mean_high": None} for key, over in summaries.items()}
+
+
+def aurocs(model: ModelFigures | None, label: str) -> dict[str, Estimate]:
     """Return a model's AUROC at each site that reported it."""
     found = {site: estimate(figures, f"auroc_{label}") for site, figures in (model.figures if model else {}).items()}
-    return {site: cell["value"] for site, cell in found.items() if cell and cell["value"] is not None}
-
-
-def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+    return {site: cell for site, cell in found.items() if cell}
 
 
 def leave_one_out(results: Results) -> dict[str, Any]:
@@ -96,7 +147,7 @@ def _leave_one_out(results: Results, label: str) -> dict[str, Any] | None:
                 "without": without,
                 "federated": whole,
                 "alone": _alone(results, site, name),
-                "loss": _difference(whole["value"], without["value"]),
+                "loss": difference(whole, without),
             }
     return {"by_site": rows, "over_sites": over_sites(rows)} if rows else None
 

@@ -5,11 +5,12 @@ estimate means that the site did not release this metric.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 from federation.runs.results import FEDERATED, Results
+from pipeline.evaluation.combining import Interval, difference_at_site, mean_of_sites
 
 PRIMARY = "severe"
 LABELS = (PRIMARY, "pcr_positive")  # in the order of the report
@@ -37,40 +38,74 @@ def value_of(cell: float | Estimate | None) -> float | None:
     return cell["value"] if isinstance(cell, dict) else cell
 
 
-def mean(values: Iterable[float]) -> float | None:
-    """Return the unweighted mean."""
-    found = list(values)
-    return math.fsum(found) / len(found) if found else None
+def interval(cell: float | Estimate | None) -> Interval | None:
+    """Return a cell's value with the ends of its interval; None if it has none."""
+    if not isinstance(cell, dict) or None in (cell["value"], cell["low"], cell["high"]):
+        return None
+    return Interval(cell["value"], cell["low"], cell["high"])
 
 
-def spread(values: Mapping[str, float | None], weights: Mapping[str, float] | None = None) -> dict[str, Any] | None:
+def as_estimate(found: Interval | None, value: float | None = None) -> Estimate:
+    """Return an estimate for the page and the JSON; of only `value` if there is no interval."""
+    return found._asdict() if found else {"value": value, "low": None, "high": None}
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """Return `one` minus `other`, two models at the same patients; the interval holds for any correlation of them."""
+    ends = interval(one), interval(other)
+    found = difference_at_site(ends[0], ends[1]) if ends[0] and ends[1] else None
+    return as_estimate(found, one["value"] - other["value"])
+
+
+def mean_estimate(cells: Iterable[Estimate], weights: Sequence[float] | None = None) -> Estimate:
+    """Return the mean of estimates at different sites, with its interval if all of them have one."""
+    cells = list(cells)
+    found = [end for cell in cells if (end := interval(cell))]
+    if len(found) == len(cells):
+        return as_estimate(mean_of_sites(found, weights))
+    shares = weights or [1.0] * len(cells)
+    values = [share * cell["value"] for share, cell in zip(shares, cells, strict=True)]
+    return as_estimate(None, math.fsum(values) / math.fsum(shares))
+
+
+def spread(
+    cells: Mapping[str, float | Estimate | None], weights: Mapping[str, float] | None = None
+) -> dict[str, Any] | None:
     """Summarise a metric over the sites that gave it: mean, median, and lowest and highest with their sites.
 
     `mean`: not weighted; `weighted_mean`: weighted by `weights`. A mean of AUROCs is not the AUROC of all patients
-    together.
+    together. `mean_low` and `mean_high`: its 95 % interval over the patients of these sites, None where a site gave no
+    interval; it needs different patients in each cell. So for the weighted mean.
     """
-    found = {site: value for site, value in values.items() if value is not None}
+    found = {site: cell for site, cell in cells.items() if value_of(cell) is not None}
     if not found:
         return None
-    lowest, highest = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    values: dict[str, float] = {site: cell["value"] if isinstance(cell, dict) else cell for site, cell in found.items()}  # type: ignore[misc]
+    estimates = [cell if isinstance(cell, dict) else as_estimate(None, cell) for cell in found.values()]
+    lowest, highest = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     summary: dict[str, Any] = {
-        "sites": len(found),
-        "mean": mean(found.values()),
-        "median": median(found.values()),
-        "lowest": {"site": lowest, "value": found[lowest]},
-        "highest": {"site": highest, "value": found[highest]},
+        "sites": len(values),
+        **_named("mean", mean_estimate(estimates)),
+        "median": median(values.values()),
+        "lowest": {"site": lowest, "value": values[lowest]},
+        "highest": {"site": highest, "value": values[highest]},
     }
-    if weights is not None and (total := math.fsum(weights.get(site, 0) for site in found)):
-        summary["weighted_mean"] = math.fsum(found[site] * weights.get(site, 0) for site in found) / total
+    if weights is not None and math.fsum(weights.get(site, 0) for site in values):
+        shares = [weights.get(site, 0.0) for site in values]
+        summary |= _named("weighted_mean", mean_estimate(estimates, shares))
     return summary
+
+
+def _named(name: str, cell: Estimate) -> dict[str, Any]:
+    return {name: cell["value"], f"{name}_low": cell["low"], f"{name}_high": cell["high"]}
 
 
 def over_sites(
     rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float] | None = None
 ) -> dict[str, dict[str, Any] | None]:
-    """Summarise each column of a table with one row for each site."""
+    """Summarise each column of a table with one row for each site, over the patients of that site."""
     columns = dict.fromkeys(name for row in rows.values() for name in row)
-    return {name: spread({site: value_of(row.get(name)) for site, row in rows.items()}, weights) for name in columns}
+    return {name: spread({site: row.get(name) for site, row in rows.items()}, weights) for name in columns}
 
 
 def federated(results: Results) -> Mapping[str, Figures]:

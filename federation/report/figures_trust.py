@@ -16,7 +16,7 @@ from federation.report.drawing import (
     name_rows,
     short,
 )
-from federation.report.estimates import LABELS, NAMES, value_of
+from federation.report.estimates import LABELS, NAMES
 
 Content = Mapping[str, Any]
 
@@ -93,10 +93,11 @@ def transfer(found: Content) -> Figure | None:
             )
             name_rows(axes, list(rows))
             axes.axvline(point["aim"], color=STYLES["second"]["color"], linewidth=1.2, linestyle="--")
-            lowest = min(
-                (value_of(row[f"{point['learnt_for']}_at_{name}"]) or 1.0 for row in rows.values()), default=0.5
+            cells = [cell for row in rows.values() if (cell := row[f"{point['learnt_for']}_at_{name}"])]
+            lowest = min((cell["value"] if cell["low"] is None else cell["low"] for cell in cells), default=0.5)
+            axes.set(
+                xlim=(max(-0.02, min(0.5, lowest - 0.05)), 1.02), xlabel=f"{point['learnt_for']} (dashed: the aim)"
             )
-            axes.set(xlim=(min(0.5, lowest - 0.05), 1.02), xlabel=f"{point['learnt_for']} (dashed: the aim)")
             axes.set_title("rule out" if name == "rule_out" else "rule in")
         return finished(drawing, "Sensitivity and specificity that each threshold reaches at each site")
 

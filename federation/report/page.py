@@ -26,6 +26,7 @@ from pipeline.system.templating import page_environment
 
 PAGE, NUMBERS = "report.html", "report.json"
 MISSING = "–"
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def write_report(results: Results, out: Path) -> Written:
 def render(report: Mapping[str, Any]) -> str:
     """Render the page as text from the result of `content`."""
     environment = page_environment().overlay(loader=PackageLoader("federation.report"))
-    environment.filters |= {"cell": cell, "name": name, "code": code, "duration": duration, "megabytes": megabytes}
+    environment.filters |= {"cell": cell, "mean_cell": mean_cell, "name": name, "code": code}
+    environment.filters |= {"duration": duration, "megabytes": megabytes}
     return environment.get_template(PAGE).render(
         report=report,
         about=report["about"],
@@ -121,6 +123,11 @@ def cell(value: Any, kind: str = "plain") -> str:
         interval = f"({_number(value['low'], kind)} to {_number(value['high'], kind)})"
         return Markup('{} <span class="interval">{}</span>').format(_number(value["value"], kind), interval)
     return _number(value, kind)
+
+
+def mean_cell(over: Mapping[str, Any] | None, kind: str = "plain", which: str = "mean") -> str:
+    """Format the mean of a summary over sites (`estimates.spread`) with its interval; `which`: or "weighted_mean"."""
+    return cell({end: over[f"{which}{tail}"] for end, tail in _ENDS.items()} if over else None, kind)
 
 
 def _number(value: float, kind: str) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 from federation.report.estimates import (
     LABELS,
+    Estimate,
+    as_estimate,
     by_site,
     estimate,
     federated,
@@ -12,8 +14,8 @@ from federation.report.estimates import (
     over_sites,
     sites,
     spread,
-    value_of,
 )
+from federation.report.rates import class_sizes, predictive_value, rate
 from federation.runs.results import Results
 from models.calibration import Platt
 from models.operating_points import AIM, FLOOR, NO_POINT, RATES, evidence_text
@@ -123,24 +125,42 @@ def operating_points(results: Results) -> dict[str, Any]:
         for site, figures in federated(results).items():
             row = {name: cell for point in points for name, cell in _at(figures, label, point).items()}
             if any(row.values()):
-                rows[site] = row
+                rows[site] = row | _patients(figures, label)
         by_label[label] = {"points": points, "missing": missing, "by_site": rows, "over_sites": over_sites(rows)}
     return by_label
 
 
+def _patients(figures: Mapping[str, float], label: str) -> dict[str, int | None]:
+    """Return the numbers of test patients with and without the label; None if the site did not release them."""
+    sizes = class_sizes(figures, label)
+    return {"with_label": sizes.positive if sizes else None, "without_label": sizes.negative if sizes else None}
+
+
 def _at(figures: Mapping[str, float], label: str, point: str) -> dict[str, Any]:
-    sensitivity = estimate(figures, f"sens_at_{point}_{label}")
-    specificity = estimate(figures, f"spec_at_{point}_{label}")
-    known = {
-        "sensitivity": value_of(sensitivity),
-        "specificity": value_of(specificity),
-        "prevalence": number(figures, f"prevalence_{label}"),
+    sensitivity = number(figures, f"sens_at_{point}_{label}")
+    specificity = number(figures, f"spec_at_{point}_{label}")
+    prevalence, sizes = number(figures, f"prevalence_{label}"), class_sizes(figures, label)
+    predicted = _predictive_values(sensitivity=sensitivity, specificity=specificity, prevalence=prevalence)
+    cells: dict[str, Any] = {
+        "sensitivity": _with_interval(sensitivity, sizes.positive if sizes else None),
+        "specificity": _with_interval(specificity, sizes.negative if sizes else None),
+        **{name: None if value is None else as_estimate(None, value) for name, value in predicted.items()},
     }
-    return {
-        f"sensitivity_at_{point}": sensitivity,
-        f"specificity_at_{point}": specificity,
-        **{f"{name}_at_{point}": value for name, value in _predictive_values(**known).items()},
-    }
+    if sizes and sensitivity is not None and specificity is not None:
+        found, cleared = sensitivity * sizes.positive, specificity * sizes.negative
+        for name, right, wrong in (
+            ("positive_predictive_value", found, sizes.negative - cleared),
+            ("negative_predictive_value", cleared, sizes.positive - found),
+        ):
+            if cells[name]:
+                cells[name] = predictive_value(cells[name]["value"], right, wrong, sizes)
+    return {f"{name}_at_{point}": cell for name, cell in cells.items()}
+
+
+def _with_interval(value: float | None, patients: int | None) -> Estimate | None:
+    if value is None:
+        return None
+    return rate(value, patients) if patients else as_estimate(None, value)
 
 
 def _predictive_values(
@@ -190,7 +210,7 @@ def subgroups(results: Results) -> dict[str, Any]:
 def _group(results: Results, label: str, group: str) -> dict[str, Any]:
     found = federated(results)
     cells = {site: estimate(found.get(site, {}), f"auroc_{label}@{group}") for site in sites(results)}
-    return {"by_site": cells, "over_sites": spread({site: value_of(cell) for site, cell in cells.items()})}
+    return {"by_site": cells, "over_sites": spread(cells)}
 
 
 def has_groups(results: Results) -> bool:

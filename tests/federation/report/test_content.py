@@ -4,13 +4,16 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import beta
 
 from federation.protocol.metric_allowlist import FIGURES
 from federation.protocol.reasons import UPDATE_NORM
 from federation.report import comparison, conduct, overview, pooled_patients, trust
 from federation.report.content import content
 from federation.report.estimates import over_sites, spread
+from federation.report.rates import rate
 from federation.runs.results import Audit, Flag, Kind, ModelFigures, Results
 from models.calibration import Platt
 from models.operating_points import MissingPoint
@@ -30,6 +33,20 @@ def run_of(*models: ModelFigures, **changes: Any) -> Results:
 
 def aurocs(**values: float) -> dict[str, Figures]:
     return {site: {"auroc_severe": value, "num-examples": 20.0} for site, value in values.items()}
+
+
+def bare(value: float) -> dict[str, Any]:
+    """An estimate of which no interval is known."""
+    return {"value": pytest.approx(value), "low": None, "high": None}
+
+
+def with_ends(**values: float) -> dict[str, Figures]:
+    """AUROCs of `severe` with intervals of 0.1 to each side."""
+    ends = {"": 0.0, "_low": -0.1, "_high": 0.1}
+    return {
+        site: {"num-examples": 20.0, **{f"auroc_severe{end}": value + by for end, by in ends.items()}}
+        for site, value in values.items()
+    }
 
 
 def at_north(**figures: float) -> Results:
@@ -92,12 +109,41 @@ def test_generalisation_compares_models_at_the_same_other_sites():
     found = comparison.generalisation(run)["severe"]
     # The federated model has no figure at east, so east is not compared.
     assert found["by_site"]["north"] == {
-        "at_home": 0.75,
-        "elsewhere": 0.6,
-        "federated_elsewhere": 0.9,
-        "gain": pytest.approx(0.3),
+        "at_home": bare(0.75),
+        "elsewhere": bare(0.6),
+        "federated_elsewhere": bare(0.9),
+        "gain": bare(0.3),
         "sites_elsewhere": 1,
     }
+
+
+def test_mean_over_sites_has_the_interval_over_their_patients():
+    run = run_of(model("federated", "federated", ["north"], with_ends(north=0.8, south=0.7, east=0.6)))
+    over = overview.discrimination(run)["severe"]["over_sites"]["auroc"]
+    half = 0.1 / math.sqrt(3)
+    assert (over["mean"], over["mean_low"], over["mean_high"]) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    assert over["weighted_mean_low"] == pytest.approx(0.7 - half)
+    cells = {"north": {"value": 0.8, "low": 0.7, "high": 0.9}, "south": {"value": 0.7, "low": None, "high": None}}
+    assert spread(cells)["mean_low"] is None, "a site without an interval leaves the mean without one"
+
+
+def test_gain_at_other_hospitals_goes_by_the_patients_of_each_hospital():
+    """The rows of three local models share test patients, so the gain is a mean over three sites, not six cells."""
+    run = run_of(
+        model("federated", "federated", ["north", "south", "east"], with_ends(north=0.8, south=0.9, east=0.7)),
+        model("north alone", "local", ["north"], with_ends(north=0.8, south=0.8, east=0.6)),
+        model("south alone", "local", ["south"], with_ends(north=0.7, south=0.8, east=0.5)),
+        model("east alone", "local", ["east"], with_ends(north=0.6, south=0.7, east=0.7)),
+    )
+    found = comparison.generalisation(run)["severe"]
+    gains = {"north": 0.8 - 0.65, "south": 0.9 - 0.75, "east": 0.7 - 0.55}
+    whole = found["over_models"]
+    assert whole["gain"]["value"] == pytest.approx(math.fsum(gains.values()) / 3)
+    assert whole["gain"]["value"] == pytest.approx(found["over_sites"]["gain"]["mean"])
+    assert whole["gain"]["low"] == pytest.approx(0.15 - 0.2 / math.sqrt(3)), "any correlation, so distances add up"
+    assert whole["gain_over_sites"] == pytest.approx([0.14, 0.16]), "equal gains of rounded figures"
+    assert found["over_sites"]["gain"]["mean_low"] is None, "rows that share patients have no mean with an interval"
+    assert found["by_site"]["north"]["gain"]["low"] == pytest.approx(0.1 - 0.2 / math.sqrt(2))
 
 
 def test_leave_one_out_loss_is_full_minus_left_out_auroc():
@@ -107,7 +153,7 @@ def test_leave_one_out_loss_is_full_minus_left_out_auroc():
     )
     found = comparison.leave_one_out(run)["severe"]["by_site"]
     assert list(found) == ["south"]
-    assert found["south"]["loss"] == pytest.approx(0.25)
+    assert found["south"]["loss"] == bare(0.25)
     assert found["south"]["alone"] is None
 
 
@@ -147,9 +193,37 @@ def test_net_benefit_is_compared_with_treat_all_and_treat_none():
 def test_predictive_values_use_the_prevalence_of_the_site():
     run = at_north(prevalence_severe=0.25, sens_at_rule_out_severe=0.9, spec_at_rule_out_severe=0.8)
     row = trust.operating_points(run)["severe"]["by_site"]["north"]
-    assert row["positive_predictive_value_at_rule_out"] == pytest.approx(0.225 / (0.225 + 0.15))
-    assert row["negative_predictive_value_at_rule_out"] == pytest.approx(0.6 / (0.6 + 0.025))
+    assert row["positive_predictive_value_at_rule_out"] == bare(0.225 / (0.225 + 0.15))
+    assert row["negative_predictive_value_at_rule_out"] == bare(0.6 / (0.6 + 0.025))
     assert row["sensitivity_at_rule_in"] is None
+    assert (row["with_label"], row["without_label"]) == (None, None)
+
+
+def test_rates_at_a_threshold_have_counts_and_intervals_where_the_site_released_counts():
+    counts = {"count_severe_1_04": 11, "count_severe_1_12": 13, "count_severe_0_02": 40, "count_severe_0_09": 32}
+    shares = {"prevalence_severe": 0.25, "sens_at_rule_out_severe": 0.875, "spec_at_rule_out_severe": 20 / 24}
+    row = trust.operating_points(at_north(**shares, **counts))["severe"]["by_site"]["north"]
+    assert (row["with_label"], row["without_label"]) == (24, 72)
+    sensitivity = row["sensitivity_at_rule_out"]
+    # 21 of 24 severe patients in steps of three: 19.5 to 22.5 of them.
+    assert sensitivity["low"] == pytest.approx(beta.ppf(0.025, 19.5, 24 - 19.5 + 1))
+    assert sensitivity["high"] == pytest.approx(beta.ppf(0.975, 22.5 + 1, 24 - 22.5))
+    cleared, missed = 60, 3
+    negative = row["negative_predictive_value_at_rule_out"]
+    assert negative["value"] == pytest.approx(cleared / (cleared + missed))
+    assert negative["low"] == pytest.approx(beta.ppf(0.025, cleared - 1.5, missed + 1.5 + 1))
+    assert negative["low"] < negative["value"] < negative["high"] <= 1
+
+
+def test_interval_of_a_rounded_rate_covers_the_true_rate():
+    """Every number of patients that is rounded to the released share lies within half a step."""
+    rng = np.random.default_rng(4)
+    for truth in (0.6, 0.8, 0.95, 1.0):
+        held = []
+        for count in rng.binomial(25, truth, 400):
+            cell = rate(round(count / 25 * 8) / 8, 25)
+            held.append(cell["low"] <= truth <= cell["high"])
+        assert np.mean(held) >= 0.95
 
 
 def test_no_positive_predictive_value_without_positive_calls():

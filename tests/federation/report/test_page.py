@@ -121,6 +121,42 @@ def test_means_over_sites_are_called_means(full):
     assert "not the AUROC of all patients together" in text
 
 
+def test_each_headline_has_an_interval(page):
+    tiles = page[page.index('<div class="tiles">') : page.index('id="summary"')]
+    for tile in tiles.split('<div class="tile')[2:5]:
+        (headline,) = re.findall(r"<strong>([^<]*)</strong>", tile)
+        assert re.fullmatch(r"[+−]?0\.\d\d", headline)
+        assert re.search(r"<b>95 % interval [+−]?\d\.\d\d to [+−]?\d\.\d\d</b>", tile)
+        bare = re.sub(r"<strong>.*?</strong>|<b>.*?</b>|<span class=\"interval\">.*?</span>", "", tile)
+        for number in re.findall(r"[01]\.\d\d", bare):
+            assert re.search(rf'{number} <span class="interval">', tile), "no figure of a tile lacks its interval"
+
+
+def test_headline_without_intervals_says_so():
+    run = make_results(2)
+    for model in run.models:
+        for row in model.figures.values():
+            for name in [name for name in row if name.endswith(("_low", "_high"))]:
+                del row[name]
+    tiles = page_of(run).split('<div class="tiles">')[1].split('id="summary"')[0]
+    assert "<b>its interval is not known</b>" in tiles
+
+
+def test_section_of_thresholds_shows_counts_and_intervals(run, page):
+    section = page[page.index('id="thresholds"') : page.index('id="baselines"')]
+    rows = re.findall(r"<tr>\s*<th scope=\"row\">.*?</tr>", section, re.DOTALL)
+    assert len(rows) == 3 * 2 * 2, "three sites, two thresholds, two labels"
+    for row in rows:
+        counts = re.findall(r'<td class="value">(\d+)</td>', row)
+        assert len(counts) == 2
+        assert all(int(count) >= 10 for count in counts)
+        assert row.count('class="interval"') == 4
+    without = page_of(make_results(2, histograms=False))
+    section = without[without.index('id="thresholds"') : without.index('id="baselines"')]
+    assert "histograms = true" in section
+    assert 'class="interval"' not in section
+
+
 def test_synthetic_data_is_marked_at_the_top_and_on_every_printed_page(page, full, bare):
     assert full.text.index("SYNTHETIC DATA") < full.text.index("How to read it")
     assert ("p", {"class": "synthetic"}) in full.tags

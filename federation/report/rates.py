@@ -1,0 +1,64 @@
+"""Sensitivity, specificity and predictive values at a threshold, with intervals from the counts that a site released.
+
+A site reports a share over L patients in steps of 1/L', so that no single patient is visible (`protocol.grids`). The
+intervals allow for this rounding: the true number of patients may be half a step less or more.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from scipy.stats import beta
+
+from federation.protocol.grids import parts_of
+from federation.protocol.metric_allowlist import BINS
+from federation.report.estimates import Estimate, as_estimate, number
+from pipeline.evaluation.combining import Interval
+
+_TAIL = 0.025
+
+
+class ClassSizes(NamedTuple):
+    """Test patients with a known label: how many have it, and how many do not."""
+
+    positive: int
+    negative: int
+
+
+def class_sizes(figures: Mapping[str, float], label: str) -> ClassSizes | None:
+    """Return the numbers of test patients with and without the label; None if the site released no counts of both.
+
+    They are those that the site states, or else the sums of its histograms.
+    """
+    stated = [number(figures, f"{name}_{label}") for name in ("positives", "negatives")]
+    bins = [
+        sum(number(figures, f"count_{label}_{value}_{place:02}") or 0.0 for place in range(BINS)) for value in (1, 0)
+    ]
+    positive, negative = (round(one or other) for one, other in zip(stated, bins, strict=True))
+    return ClassSizes(positive, negative) if positive and negative else None
+
+
+def rate(value: float, patients: int) -> Estimate:
+    """Return a share of `patients` patients, as a site rounded it, with its interval (`_clopper_pearson`)."""
+    return as_estimate(_clopper_pearson(value, value * patients, patients, _half_step(patients)))
+
+
+def predictive_value(value: float, right: float, wrong: float, sizes: ClassSizes) -> Estimate:
+    """Return a predictive value with its interval. `right` and `wrong`: the patients with this answer, computed.
+
+    Both numbers carry the rounding of a rate: half a step of the smaller class, which has the longer steps in shares.
+    """
+    half = max(_half_step(patients) for patients in sizes)
+    return as_estimate(_clopper_pearson(value, right, right + wrong, half) if right + wrong > 0 else None, value)
+
+
+def _half_step(patients: int) -> float:
+    """Return half the step of a share, in patients."""
+    return patients / parts_of(patients) / 2
+
+
+def _clopper_pearson(value: float, count: float, patients: float, half: float) -> Interval:
+    """Return the exact binomial interval (Clopper & Pearson, Biometrika 1934; 26:404) for counts within `half`."""
+    least, most = max(0.0, count - half), min(patients, count + half)
+    low = float(beta.ppf(_TAIL, least, patients - least + 1)) if least > 0 else 0.0
+    high = float(beta.ppf(1 - _TAIL, most + 1, patients - most)) if most < patients else 1.0
+    return Interval(value, min(value, low), max(value, high))
