@@ -13,8 +13,11 @@ from federation.approval.studies import FREE_KEYS, StudyApprovals, as_study, can
 from federation.approval.study_review import weakenings
 from federation.ledger.chain import ledger_file, read_lines
 from federation.protocol.study_config import Study
+from models.network import build_network
 from models.refusal import Refusal
 from pipeline.site.folder import Site
+from pipeline.training.privacy_budget import epsilon_of, step_costs
+from pipeline.training.train import TrainSettings
 
 FULL: dict[str, Any] = {
     "study": {"name": "trial", "rounds": 20, "sites": 3, "quorum": 2},
@@ -159,6 +162,19 @@ def test_settings_that_weaken_privacy_are_listed(change: dict[str, Any], word: s
 
 def test_private_preset_has_no_weakenings() -> None:
     assert weakenings(presets()["private"]) == []
+
+
+@pytest.mark.slow
+def test_private_preset_follows_the_page_and_leaves_budget_for_a_second_run(site: Site) -> None:
+    study, limits = presets()["private"], site.settings.privacy
+    private = study.private_round
+    assert private is not None
+    costs = study.study.rounds * private.steps * step_costs(private.noise_multiplier, private.sample_rate)
+    assert epsilon_of(costs, limits.max_delta) <= limits.max_epsilon / 2
+    assert epsilon_of(2 * costs, limits.max_delta) <= limits.max_epsilon
+    network = build_network(study.network, seed=1)
+    assert sum(parameter.numel() for parameter in network.parameters()) < 100_000
+    assert study.training.learning_rate < TrainSettings().learning_rate
 
 
 def test_canonical_form_is_equal_for_study_model_output() -> None:
