@@ -1,4 +1,4 @@
-"""The notebooks run completely, import only the public API and are stored without output."""
+"""The notebooks run, show what their text promises, import only the public API and are stored without output."""
 
 import ast
 from pathlib import Path
@@ -8,6 +8,47 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+
+# What each notebook's text promises, as code that runs after its last cell and sees its names.
+PROMISES = {
+    "1-explore-a-federation": """
+assert set(results.sites) == {"north", "south", "west"}
+for figures in results.model("federated").figures.values():
+    assert 0.3 < figures["prevalence_pcr_positive"] < 0.9
+    assert figures["auroc_pcr_positive_lesion_load_low"] <= figures["auroc_pcr_positive_lesion_load"]
+""",
+    "2-launch-and-compare": """
+assert len(curves) == 6 and all(len(curve) == 4 for curve in curves.values())
+assert all(len(set(curve)) > 1 for curve in curves.values()), "a flat curve shows nothing"
+assert all(curve[0] < 0.9 for curve in curves.values()), "the untrained model cannot know"
+assert sum(curve[-1] - curve[0] for curve in curves.values()) / 6 > 0.05, "training helps"
+assert [len(line.get_xdata()) for axis in axes for line in axis.get_lines()] == [4] * 12
+(difference,) = comparison.differences()
+assert difference.seeds == (1, 2, 3)
+over_all = difference.figures["auroc_pcr_positive"]["all sites, equally"]
+assert None not in (over_all.patients, over_all.seeds, over_all.sites_and_seeds)
+""",
+    "3-report-and-threshold": """
+assert {"federated", "pooled", "north alone", "south alone", "west alone"} == {m.name for m in results.models}
+for model in results.models:
+    assert all("auroc_pcr_positive_low" in figures for figures in model.figures.values())
+assert results.operating_points["pcr_positive"]
+assert any(f"sens_at_rule_out_pcr_positive" in f for f in federated.figures.values())
+for panel in axes:
+    lines = {line.get_label(): line for line in panel.get_lines()}
+    assert {"the model", "treat all", "treat none"} <= set(lines), "the text asks to compare with both"
+    f = federated.figures[panel.get_title()]
+    at_20 = f["prevalence_pcr_positive"] - (1 - f["prevalence_pcr_positive"]) / 4
+    assert abs(lines["treat all"].get_ydata()[1] - at_20) < 1e-9
+assert pooled is not None and pooled.share > 0.5 and 0.5 < pooled.auroc.value <= 1
+""",
+    "4-bring-stoic2021": """
+told = results.model("federated").figures
+assert set(told) == set(made.sites), "every site has a result"
+assert all("auroc_pcr_positive_low" in figures for figures in told.values())
+assert not [entry for entry in results.history if entry.get("refused")]
+""",
+}
 
 
 @pytest.mark.e2e
@@ -21,16 +62,14 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    notebook.cells.append(nbformat.v4.new_code_cell(PROMISES[path.stem]))
     client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    told = "".join(
-        output.get("text", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if output.output_type == "stream" and output.name == "stdout"
-    )
-    assert told
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = [output for output in outputs if output.output_type == "stream"]
+    assert any(output.name == "stdout" for output in printed)
+    errors = "".join(output.text for output in printed if output.name == "stderr")
+    assert errors == "", "no log, warning or refusal is in a cell"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -50,5 +89,6 @@ def test_notebook_imports_only_the_public_api(path: Path) -> None:
     assert not roots & {"configs", "federation", "models", "pipeline"}
 
 
-def test_four_notebooks_exist() -> None:
+def test_four_notebooks_exist_and_each_keeps_promises() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(PROMISES)
     assert len(NOTEBOOKS) == 4
