@@ -4,6 +4,7 @@ Everything is read from the runs' files, so the server need not run. The server 
 whose end was not recorded.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,9 +225,9 @@ def mean_over_sites(figures: Mapping[str, Mapping[str, float]]) -> dict[str, flo
 
 
 def interval_of(figures: Mapping[str, float], name: str) -> Interval | None:
-    """Return a site's metric with its 95 % interval over patients; None if the site gave no interval."""
-    ends = [figures.get(each) for each in (name, f"{name}_low", f"{name}_high")]
-    return None if None in ends else Interval(*ends)  # type: ignore[arg-type]
+    """Return a site's metric with its 95 % interval over patients; None if the site gave no finite interval."""
+    ends = [figures.get(each, math.nan) for each in (name, f"{name}_low", f"{name}_high")]
+    return Interval(*ends) if all(map(math.isfinite, ends)) else None
 
 
 def mean_interval(figures: Mapping[str, Mapping[str, float]], name: str) -> Interval | None:
