@@ -32,15 +32,15 @@ assert None not in (over_all.patients, over_all.seeds, over_all.sites_and_seeds)
 assert {"federated", "pooled", "north alone", "south alone", "west alone"} == {m.name for m in results.models}
 for model in results.models:
     assert all("auroc_pcr_positive_low" in figures for figures in model.figures.values())
-assert results.operating_points["pcr_positive"]
-assert any(f"sens_at_rule_out_pcr_positive" in f for f in federated.figures.values())
+assert all(set(told) == {"rule_out", "rule_in"} for told in results.missing_points.values()), "the text says so"
+assert set(results.missing_points) == {"pcr_positive", "severe"} and not any(results.operating_points.values())
 for panel in axes:
     lines = {line.get_label(): line for line in panel.get_lines()}
     assert {"the model", "treat all", "treat none"} <= set(lines), "the text asks to compare with both"
     f = federated.figures[panel.get_title()]
     at_20 = f["prevalence_pcr_positive"] - (1 - f["prevalence_pcr_positive"]) / 4
     assert abs(lines["treat all"].get_ydata()[1] - at_20) < 1e-9
-assert pooled is not None and pooled.share > 0.5 and 0.5 < pooled.auroc.value <= 1
+assert pooled is not None and pooled.share > 0.5 and 0.5 < pooled.possible[0] < pooled.possible[1] <= 1
 """,
     "4-bring-stoic2021": """
 told = results.model("federated").figures
