@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from pipeline.phantom.anatomy import Build, Grid, make_thorax
+from pipeline.phantom.anatomy import Build, make_thorax
 from pipeline.phantom.appearance import scanner_for_patient
 from pipeline.phantom.defects import DEFECTS, Case, reported
 from pipeline.phantom.feeds import TIME_ZONE, LaboratoryFormat, laboratory_table, write_feed
@@ -91,16 +91,24 @@ def make_body(patient: Patient, at: Hospital, rng: Generator, anatomy: Anatomy =
         from pipeline.phantom.random_body import draw_body
 
         has_contrast = bool(rng.random() < at.scanner.contrast)
-        lesions = draw_body(patient, at.scanner.grid, rng, has_contrast=has_contrast).planted
+        density = at.mix.lesion_density
+        lesions = draw_body(patient, at.scanner.grid, rng, has_contrast=has_contrast, density=density).planted
     else:
-        lesions = _template_body(patient, at.scanner.grid, rng)
+        lesions = _template_body(patient, at, rng)
     return lesions, probability_severe(lesions, patient.age_years, at.mix.severe_intercept)
 
 
-def _template_body(patient: Patient, grid: Grid, rng: Generator) -> Lesions:
+def _template_body(patient: Patient, at: Hospital, rng: Generator) -> Lesions:
+    grid = at.scanner.grid
     thorax = make_thorax(grid, Build.draw(rng, female=patient.sex == "F"), rng)
     return add_lesions(
-        thorax, grid, pattern=patient.pattern, load=patient.load, consolidated=patient.consolidated, rng=rng
+        thorax,
+        grid,
+        pattern=patient.pattern,
+        load=patient.load,
+        consolidated=patient.consolidated,
+        rng=rng,
+        density=at.mix.lesion_density,
     )
 
 

@@ -62,9 +62,19 @@ def _around(grid: Grid, centre: NDArray[np.int64], radii_mm: NDArray[np.float64]
 
 
 def add_lesions(
-    thorax: Thorax, grid: Grid, *, pattern: Pattern, load: float, consolidated: float, rng: Generator
+    thorax: Thorax,
+    grid: Grid,
+    *,
+    pattern: Pattern,
+    load: float,
+    consolidated: float,
+    rng: Generator,
+    density: float = 1.0,
 ) -> Lesions:
-    """Plant foci until they fill `load` of the lungs; `consolidated` is the solid share of each focus."""
+    """Plant foci until they fill `load` of the lungs; `consolidated` is the solid share of each focus.
+
+    `density`: which share of the usual density they add to the lungs; it does not change the load.
+    """
     if pattern == "none" or load <= 0:
         return Lesions(hu=thorax.hu, ground_glass=0.0, consolidation=0.0)
     weight = _likely_places(thorax, grid, pattern, rng).ravel()
@@ -87,6 +97,6 @@ def add_lesions(
     # Shares of filled volume, not of affected voxels: soft edges count partially.
     consolidation = float(solid.sum() / lung_voxels)
     ground_glass = float(np.clip(glass - solid, 0, None).sum() / lung_voxels)
-    hu = thorax.hu + GROUND_GLASS_HU * glass * (thorax.hu < -500)
-    hu = hu + solid * (CONSOLIDATION_HU - hu)
+    hu = thorax.hu + density * GROUND_GLASS_HU * glass * (thorax.hu < -500)
+    hu = hu + density * solid * (CONSOLIDATION_HU - hu)
     return Lesions(hu=hu.astype(np.float32), ground_glass=ground_glass, consolidation=consolidation)

@@ -29,6 +29,7 @@ class CaseMix:
     mean_age_years: float
     median_load: float  # of Covid pneumonia, share of the lungs
     severe_intercept: float = SEVERE_INTERCEPT  # of the formula above; a higher value makes more patients severe
+    lesion_density: float = 1.0  # share of its usual density that a lesion adds; fainter lesions are harder to see
 
 
 @dataclass(frozen=True)

@@ -73,14 +73,17 @@ class _Whole:
     middle: float
 
 
-def draw_body(patient: Patient, grid: Grid, rng: Generator, *, has_contrast: bool) -> RandomBody:
-    """Draw the body of a patient; the same generator state gives the same body."""
+def draw_body(patient: Patient, grid: Grid, rng: Generator, *, has_contrast: bool, density: float = 1.0) -> RandomBody:
+    """Draw the body of a patient; the same generator state gives the same body.
+
+    `density`: which share of its usual density the pneumonia adds to the lungs; it does not change the load.
+    """
     whole = _whole_chest(patient, grid, rng, has_contrast=has_contrast)
     frame, trunk, chest, tissues = whole.frame, whole.trunk, whole.chest, whole.tissues
     lung = _after_a_breath(frame, chest, rng)
     emphysema = float(np.clip(0.02 + 0.008 * (patient.age_years - 35), 0.02, 0.45))
     add_unrelated(lung, frame, rng, emphysema=emphysema, effusion=0.25 if patient.pattern == "other" else 0.06)
-    glass, solid = _pneumonia(lung, frame, patient, rng)
+    glass, solid = _pneumonia(lung, frame, patient, rng, density)
     hu, inner = lungs_into(trunk.hu, lung, chest, tissues, frame, rng)
     devices(frame, hu, trunk.body, lung.both, rng)
     at = _positions(frame, grid, whole.middle, rng)
@@ -169,7 +172,7 @@ def _is_upright(trunk: Trunk, chest: Chest) -> bool:
     return not is_turned(spine, trachea) and trachea > LEAST_TRACHEA_MM2 and heart > LEAST_HEART_LEFT
 
 
-def _pneumonia(lung: Lung, frame: Frame, patient: Patient, rng: Generator) -> tuple[Field, Field]:
+def _pneumonia(lung: Lung, frame: Frame, patient: Patient, rng: Generator, density: float) -> tuple[Field, Field]:
     """Plant the patient's pneumonia; return the ground glass and consolidation that belong to it."""
     empty = np.zeros(frame.shape, np.float32)
     if patient.pattern == "none" or patient.load <= 0:
@@ -177,7 +180,8 @@ def _pneumonia(lung: Lung, frame: Frame, patient: Patient, rng: Generator) -> tu
     unrelated = lung.consolidation.copy()
     plant(lung, frame, patient.pattern, rng, load=patient.load, consolidated=patient.consolidated)
     glass, solid = (np.where(lung.both, field, 0) for field in (lung.ground_glass, lung.consolidation))
-    lung.consolidation = np.maximum(lung.consolidation, unrelated)
+    lung.ground_glass = density * lung.ground_glass
+    lung.consolidation = np.maximum(density * lung.consolidation, unrelated)
     return glass, solid
 
 

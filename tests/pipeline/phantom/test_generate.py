@@ -201,6 +201,28 @@ def test_severity_among_positives_is_between_10_and_50_percent(at: Hospital) -> 
     assert np.mean(ages_of_severe) > np.mean(ages), "older patients have worse outcomes"
 
 
+def test_faint_lesions_have_the_same_load_and_add_half_of_the_density() -> None:
+    grid = Grid((60, 64, 64), (5.0, 5.5, 5.5))
+    thorax = phantoms.thorax(grid)
+    usual, faint = (
+        add_lesions(
+            thorax,
+            grid,
+            pattern="covid",
+            load=0.2,
+            consolidated=0.0,
+            rng=np.random.default_rng(2),
+            density=density,
+        )
+        for density in (1.0, 0.5)
+    )
+    assert (faint.load, faint.consolidation) == (usual.load, usual.consolidation)
+    added, added_faint = usual.hu - thorax.hu, faint.hu - thorax.hu
+    glass = added > 100
+    assert glass.sum() > 1000
+    assert np.median(added_faint[glass] / added[glass]) == pytest.approx(0.5, abs=0.02)
+
+
 def test_lesions_are_located_according_to_their_cause() -> None:
     """Covid-19: both lungs, more at the back. Other pneumonia: one lung."""
     grid = Grid((60, 64, 64), (5.0, 5.5, 5.5))

@@ -60,6 +60,18 @@ def test_diseased_lung_is_denser_than_healthy_lung() -> None:
     assert np.median(found.hu[inside & clear]) < -650
 
 
+def test_faint_pneumonia_has_the_same_load_and_adds_less_density() -> None:
+    usual = body("covid")
+    patient = replace(phantoms.SOMEBODY, pattern="covid", load=0.2, consolidated=0.4)
+    faint = draw_body(patient, GRID, np.random.default_rng(1), has_contrast=False, density=0.5)
+    assert (faint.planted.load, faint.planted.consolidation) == (usual.planted.load, usual.planted.consolidation)
+    assert np.array_equal(faint.regions, usual.regions)
+    healthy = usual.hu[(usual.regions != Region.BACKGROUND) & (usual.ground_glass + usual.consolidation < 0.01)]
+    ill = usual.consolidation > 0.8
+    usual_step, faint_step = (each.hu[ill].mean() - np.median(healthy) for each in (usual, faint))
+    assert 0.3 * usual_step < faint_step < 0.8 * usual_step
+
+
 def test_healthy_patient_has_no_planted_disease() -> None:
     found = body("none")
     assert (found.planted.load, found.planted.consolidation) == (0, 0)
