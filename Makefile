@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test peers viewer check unit lint docs pictures format bench lungs canary attack chaos soak fuzz clean
+.PHONY: demo test peers viewer check unit lint docs pictures format bench learning lungs canary attack chaos soak fuzz clean
 
 demo: .venv/installed  ## the whole loop on synthetic hospitals, on this machine
 	$(BIN)/fedthorax demo
@@ -59,6 +59,9 @@ format: .venv/installed
 bench: .venv/installed peers  ## speed and memory as ratios, how well federations learn; written to benchmarks/results/
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+learning: .venv/installed  ## how well federations learn with the defaults: some four hours on two cores, continues if interrupted
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py learning
 
 lungs: .venv/installed  ## trains the lung segmenter again into build/, from synthetic bodies alone, and evaluates the package's one
 	@mkdir -p build

@@ -2,9 +2,9 @@
 
     python benchmarks/half_precision.py
 
-It uses the synthetic hospitals and seeds of learning.py, and whole federated trainings in this process. The precision
-is the only difference. A control shows the effect of any other rounding: training in single precision from first
-weights that were rounded to float16 once. Randomness in training amplifies even the smallest difference.
+It uses the synthetic hospitals of learning.py in their quick form, and whole federated trainings in this process. The
+precision is the only difference. A control shows the effect of any other rounding: training in single precision from
+first weights that were rounded to float16 once. Randomness in training amplifies even the smallest difference.
 """
 
 import json
@@ -17,8 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from learning import ALL, study
-from learning_sites import Order, areas, orders, unseen_order, write
+from learning_sites import FORMS, KINDS, Order, areas, orders, test_orders, write
 from learning_tables import Mean
 from run import RESULTS, circumstances, markdown
 
@@ -32,14 +31,15 @@ from pipeline.site.folder import Site
 from pipeline.training.train import predict
 
 SEEDS = tuple(range(1, 9))
-KIND = "label shift"
+KIND, FORM = "label", FORMS["quick"]
 SINGLE, CONTROL = "float32", "float32, first weights rounded"
 CONTENDERS = (SINGLE, CONTROL, HALF)
 
 
 def train(contender: str, sites: Sequence[Order], unseen: Order, folder: Path) -> dict[str, Any]:
     """Return the AUROC at the unseen hospital, and megabytes of arrays per round and site."""
-    what = study(unseen.seed).model_copy(update={"wire": WireTable(precision=HALF if contender == HALF else "float32")})
+    what = FORM.settings(unseen.seed, len(sites))
+    what = what.model_copy(update={"wire": WireTable(precision=HALF if contender == HALF else "float32")})
     training = Training(what, folder, "bench")
     weights = training.state.arrays["weights"].nbytes
     if contender == CONTROL:
@@ -48,7 +48,7 @@ def train(contender: str, sites: Sequence[Order], unseen: Order, folder: Path) -
     model = training.execute(sites_here(what, [each.folder for each in sites]))
     if any(len(entry["sites"]) != len(sites) for entry in training.history):
         raise RuntimeError("a site did not count in every round")
-    examples = load_examples(Site.open(unseen.folder), what, *ALL)
+    examples = load_examples(Site.open(unseen.folder), what, "train", "validation", "test")
     found = areas(predict(load_network(what, model.arrays, model.buffers), examples), examples.targets)
     least = {way: training.history[-1][f"bytes_{way}"] / len(sites) / weights for way in ("down", "up")}
     return {"contender": contender, "seed": unseen.seed, **found, **least}
@@ -57,7 +57,7 @@ def train(contender: str, sites: Sequence[Order], unseen: Order, folder: Path) -
 def measure(root: Path) -> list[dict[str, Any]]:
     rows = []
     for seed in SEEDS:
-        sites, unseen = orders(root, KIND, seed), unseen_order(root, seed)
+        sites, (unseen, _) = orders(root, FORM, KIND, seed), test_orders(root, FORM, seed)
         for order in (*sites, unseen):
             write(order)
         for contender in CONTENDERS:
@@ -81,7 +81,7 @@ def report(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     differences = [[each, *(difference(each, label) for label in LABELS)] for each in (CONTROL, HALF)]
     return f"""# Half precision in transit
 
-Mean of {len(SEEDS)} seeds with minimum and maximum, at an unseen synthetic hospital ({KIND}: see learning.py). Bytes
+Mean of {len(SEEDS)} seeds with minimum and maximum, at an unseen synthetic hospital ({KIND}, {KINDS[KIND].says}). Bytes
 are those of a round's arrays, per site, relative to the weights in float32. {about["date"]}; {about["machine"]}.
 
 {chr(10).join(markdown(head, table))}

@@ -7,12 +7,11 @@ distribution.
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from learning_sites import Order
 
 from pipeline.phantom.anatomy import Grid
 from pipeline.phantom.cohorts import synthetic_site, write_cohort
@@ -23,6 +22,16 @@ from pipeline.preprocessing.preprocess import Preprocessing
 PREPROCESSING = Preprocessing(method=1, shape=(16, 24, 24), working_spacing_mm=8.0)
 MIN_PATIENTS = 5
 _FEWEST, _MEDIAN, _MOST = 32, 48, 160  # patients
+
+
+@dataclass(frozen=True)
+class Order:
+    """A cohort to write."""
+
+    folder: Path
+    at: Hospital
+    patients: int
+    seed: int
 
 
 def orders(root: Path, sites: int, seed: int) -> list[Order]:

@@ -1,143 +1,126 @@
-"""Compare local, pooled and federated training for three kinds of difference between hospitals.
+"""Does a federation learn as much as pooled training? The defaults that a user gets, on synthetic hospitals.
 
-    python benchmarks/run.py learning              the benchmark
-    python benchmarks/learning.py FedAvgM server_momentum=0.3 --seeds 101 102
-                                                   one strategy with its options on other seeds, and pooled training
+    make learning                                       all kinds and seeds, on all cores; about four hours on two
+    python benchmarks/learning.py --cells DIR           the same, with finished cells in DIR: it goes on where it was
+    python benchmarks/learning.py --cells DIR --tables  only the tables, from the cells that are there
+    python benchmarks/learning.py --form quick --kinds "8 small" --seeds 101 102 --methods pooled ours \\
+        --set study.rounds=40 study.local_epochs=1   other settings, on seeds that the tables do not have
 
-Every method has the same local epochs over the same patients, the same network and the same schedule. The federated
-methods use the strategy's guard and the site's own app, with messages and checkpoints, in this process.
+A cell is one trained model: a kind of difference, a seed and a method. Finished cells are lines of DIR/cells.jsonl.
+Each names the settings it was trained with, and cells of other settings are not used. `learning_sites` has the
+hospitals, `learning_methods` the methods, `learning_tables` the tables.
 """
 
 import argparse
+import base64
+import hashlib
+import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from common import Part
-from learning_sites import KINDS, PREPROCESSING, areas, orders, unseen_order, write
+from learning_methods import ALONE, NAIVE, NAIVE_EPOCHS, OURS, POOLED, Cost, Job, methods, trained
+from learning_sites import FORMS, KINDS, Form, Order, areas, orders, test_orders, write
 
-from federation.protocol.study_config import Study
-from models.network import LABELS
-from pipeline.site.folder import Site
-
-SEEDS = (1, 2, 3, 4, 5)
-ROUNDS, LOCAL_EPOCHS = 8, 2
-LEARNING_RATE = 0.05
-POOLED, AGE_SEX = "pooled", "age and sex"
-ALL = ("train", "validation", "test")
-
-Options = dict[str, float]
-# Chosen by the mean AUROC of `severe` on seeds 101 and 102, which are not reported. A server optimiser did not help
-# there: FedAvgM with a server learning rate of 0.5 was no better than with 1, and FedAdam was worse.
-STRATEGIES: dict[str, Options] = {
-    "FedAvg": {},
-    "FedProx": {"proximal_mu": 0.1},
-    "FedAvgM": {"server_momentum": 0.5, "server_learning_rate": 1.0},
-}
-
-
-def study(seed: int, strategy: str = "FedAvg", options: Options | None = None) -> Study:
-    return Study.model_validate(
-        {
-            "study": {
-                "name": "learning",
-                "rounds": ROUNDS,
-                "local_epochs": LOCAL_EPOCHS,
-                "seed": seed,
-                "sites": 3,
-                "quorum": 3,
-                "synthetic": True,
-            },
-            "strategy": {"name": strategy, "options": options or {}},
-            "network": {"architecture": "resnet10", "widen_factor": 0.25},
-            "preprocessing": PREPROCESSING,
-            "training": {"learning_rate": LEARNING_RATE},
-        }
-    )
+SEEDS = tuple(range(1, 21))
+# The seeds of each kind in the full table; see docs/learning.md for why they are not twenty everywhere.
+FULL = {"8 small": 20, "label": 4, "scanner": 4, "size": 4, "20 small": 2}
+CELLS = "cells.jsonl"
+CELLS_FOLDER = Path(__file__).parents[1] / "build" / "learning"
 
 
 @dataclass(frozen=True)
-class Job:
-    """One model to be trained: `method` is one of POOLED, AGE_SEX, "<hospital> alone" or a strategy's name."""
+class Cell:
+    """A finished model: its AUROC by test hospital and label, its cost, its logits and the labels (patients, labels).
 
-    root: Path
+    `settings`: digest of everything that the cell depends on, except seed and method. Labels that are not known are
+    NaN.
+    """
+
+    settings: str
+    form: str
     kind: str
     seed: int
     method: str
-    options: Options | None = None
+    areas: dict[str, dict[str, float]]
+    logits: dict[str, np.ndarray]
+    targets: dict[str, np.ndarray]
+    cost: Cost
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.kind, self.seed, self.method
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "logits": _packed(self.logits), "targets": _packed(self.targets)})
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        content: dict[str, Any] = json.loads(line)
+        arrays = {name: _unpacked(content[name]) for name in ("logits", "targets")}
+        return cls(**{**content, **arrays, "cost": Cost(**content["cost"])})
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """AUROC of each label at the unseen hospital, and on each training hospital's test patients."""
-
-    job: Job
-    unseen: dict[str, float]
-    own: dict[str, dict[str, float]]
-    processor_s: float
+def _packed(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: base64.b64encode(each.astype("<f2").tobytes()).decode("ascii") for name, each in arrays.items()}
 
 
-def run(job: Job) -> Outcome:
-    """Train and evaluate one model in a worker process."""
+def _unpacked(packed: dict[str, str]) -> dict[str, np.ndarray]:
+    return {
+        name: np.frombuffer(base64.b64decode(each), "<f2").reshape(-1, 2).astype(np.float32)
+        for name, each in packed.items()
+    }
+
+
+def cell_settings(form: Form, kind: str) -> str:
+    """Return a digest of what the cells of a kind depend on: the study, the hospitals, and the method of comparison."""
+    places = KINDS[kind].places
+    study = form.settings(0, len(places)).model_dump_json()
+    described = f"{study}|{places}|{test_orders(Path(), replace(form, name=''), 0)}|{NAIVE_EPOCHS}"
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def read_cells(folder: Path, form: Form) -> dict[tuple[str, int, str], Cell]:
+    """Return the finished cells of a form whose settings are today's; the last of a key counts.
+
+    A last line without an end was being written when the run was interrupted.
+    """
+    file = folder / CELLS
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    cells = [Cell.from_json(line) for line in lines if line.endswith("\n")]
+    today = {kind: cell_settings(form, kind) for kind in KINDS}
+    return {cell.key: cell for cell in cells if cell.form == form.name and cell.settings == today.get(cell.kind)}
+
+
+def run(job: Job) -> Cell:
+    """Train one model and apply it to the test hospitals, in a worker process."""
     from federation.client.site_tasks import load_examples
-
-    began = time.process_time()
-    sites = {each.at.name: Site.open(each.folder) for each in orders(job.root, job.kind, job.seed)}
-    what = study(job.seed, *((job.method, job.options) if job.options is not None else ()))
-    judge = _age_and_sex(sites, what) if job.method == AGE_SEX else _network(job, sites, what)
-    unseen = load_examples(Site.open(unseen_order(job.root, job.seed).folder), what, *ALL)
-    tests = {name: load_examples(site, what, "test") for name, site in sites.items()}
-    return Outcome(
-        job,
-        areas(judge(unseen), unseen.targets),
-        {name: areas(judge(test), test.targets) for name, test in tests.items()},
-        time.process_time() - began,
-    )
-
-
-def _network(job: Job, sites: dict[str, Site], what: Study) -> Callable[[Any], np.ndarray]:
-    from federation.client.site_tasks import load_network
-    from federation.coordinator.baselines import train_together
-    from federation.coordinator.inprocess import sites_here
-    from federation.coordinator.rounds import Training
     from pipeline.training.train import predict
 
-    if job.options is None:
-        alone = [site for name, site in sites.items() if job.method in (POOLED, f"{name} alone")]
-        network = train_together(what, alone)
-    else:
-        training = Training(what, job.root / "runs" / f"{job.kind} {job.seed} {job.method}", "bench")
-        model = training.execute(sites_here(what, [site.folder for site in sites.values()]))
-        if any(entry["sites"] != sorted(sites) for entry in training.history):
-            raise RuntimeError(f"a site did not count in every round: {job.kind}, seed {job.seed}, {job.method}")
-        network = load_network(what, model.arrays, model.buffers)
-    return lambda examples: predict(network, examples)
+    network, cost = trained(job)
+    found, logits, targets = {}, {}, {}
+    for order in test_orders(job.root, job.form, job.seed):
+        examples = load_examples(_opened(order), job.settings(), "train", "validation", "test")
+        name = order.place.at.name
+        logits[name], targets[name] = predict(network, examples), examples.targets
+        found[name] = areas(logits[name], examples.targets)
+    settings = cell_settings(job.form, job.kind)
+    return Cell(settings, job.form.name, job.kind, job.seed, job.method, found, logits, targets, cost)
 
 
-def _age_and_sex(sites: dict[str, Site], what: Study) -> Callable[[Any], np.ndarray]:
-    """Fit a logistic regression on age and sex of the pooled training patients."""
-    from sklearn.linear_model import LogisticRegression
+def _opened(order: Order) -> Any:
+    from pipeline.site.folder import Site
 
-    from federation.coordinator.baselines import pooled_examples
-    from models.network import tabular
-
-    def table(examples: Any) -> np.ndarray:
-        return np.array([tabular(each.age_years, each.sex) for each in examples.examples])
-
-    pool = pooled_examples(list(sites.values()), what, "train")
-    fitted = []
-    for k in range(len(LABELS)):
-        is_known = ~np.isnan(pool.targets[:, k])
-        fitted.append(LogisticRegression().fit(table(pool)[is_known], pool.targets[is_known, k]))
-    return lambda examples: np.stack([each.decision_function(table(examples)) for each in fitted], axis=1)
+    return Site.open(order.folder)
 
 
 def _begin_worker() -> None:
@@ -147,48 +130,113 @@ def _begin_worker() -> None:
     logging.disable(logging.INFO)  # Flower logs every round
 
 
-def outcomes(
-    root: Path, seeds: Sequence[int], methods: dict[str, Options | None]
-) -> tuple[dict[int, float], list[Outcome]]:
-    """Make all cohorts, then all models, on all cores; return the best reader's AUROC by seed, and the outcomes."""
-    settings = [(kind, seed) for seed in seeds for kind in KINDS]
-    jobs = [Job(root, *setting, method, options) for setting in settings for method, options in methods.items()]
-    jobs.sort(key=lambda job: job.method.endswith("alone"))  # short jobs last
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
-        written = [unseen_order(root, seed) for seed in seeds]
-        readers = pool.map(write, [*written, *(order for setting in settings for order in orders(root, *setting))])
-        best = dict(zip(seeds, list(readers), strict=False))
-        return best, list(pool.map(run, jobs))
+@dataclass(frozen=True)
+class Plan:
+    """Which cells to make: of a form, the seeds of each kind. `only`: the methods; empty: all."""
+
+    form: Form
+    seeds: dict[str, Sequence[int]]
+    only: Sequence[str] = ()
+
+    def by_seed(self, root: Path) -> Iterator[tuple[int, list[Job]]]:
+        """Yield the jobs of each seed in turn, those of the kinds with most seeds last."""
+        for seed in sorted({seed for seeds in self.seeds.values() for seed in seeds}):
+            kinds = [kind for kind, seeds in self.seeds.items() if seed in seeds]
+            jobs = [Job(root, self.form, kind, seed, method) for kind in kinds for method in methods(kind)]
+            yield seed, [job for job in jobs if not self.only or job.method in self.only]
 
 
-def all_methods() -> dict[str, Options | None]:
-    hospitals = next(iter(KINDS.values())).hospitals
-    alone = [f"{at.name} alone" for at in hospitals]
-    return {**STRATEGIES, **dict.fromkeys([POOLED, *alone, AGE_SEX])}
+def make_cells(plan: Plan, folder: Path, *, workers: int) -> None:
+    """Make the cells that are missing, and append each to the file of cells when it is finished.
+
+    The cohorts of a seed are deleted when its cells are finished.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    root, began, done = folder / "cohorts", time.monotonic(), 0
+    missing = [
+        (seed, [j for j in jobs if j.key not in read_cells(folder, plan.form)]) for seed, jobs in plan.by_seed(root)
+    ]
+    count = sum(len(jobs) for _, jobs in missing)
+    _end_last_line(folder / CELLS)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
+        for seed, jobs in missing:
+            if not jobs:
+                continue
+            kinds = {job.kind for job in jobs}
+            wanted = [
+                *test_orders(root, plan.form, seed),
+                *(o for kind in kinds for o in orders(root, plan.form, kind, seed)),
+            ]
+            list(pool.map(write, {order.folder: order for order in wanted}.values()))
+            largest_first = sorted(jobs, key=lambda job: -_work(job))
+            for future in as_completed([pool.submit(run, job) for job in largest_first]):
+                cell = future.result()
+                with (folder / CELLS).open("a") as file:
+                    file.write(cell.to_json() + "\n")
+                done += 1
+                print(progress(cell, done, count, time.monotonic() - began), flush=True)
+            for used in (plan.form.cohorts(root) / str(seed), root / "runs"):
+                shutil.rmtree(used, ignore_errors=True)
 
 
-def measure(folder: Path) -> Part:
+def _work(job: Job) -> int:
+    """Return the number of patients that a job trains on."""
+    return sum(p.patients for p in KINDS[job.kind].places if not job.method.endswith(ALONE) or p.at.name in job.method)
+
+
+def _end_last_line(file: Path) -> None:
+    """Remove a line that was being written when a run was interrupted."""
+    if file.exists() and (text := file.read_text()) and not text.endswith("\n"):
+        file.write_text(text[: text.rfind("\n") + 1])
+
+
+def progress(cell: Cell, done: int, count: int, seconds: float) -> str:
+    """Return a line about a finished cell."""
+    figures = ", ".join(f"{label} {value:.3f}" for label, value in cell.areas["unseen"].items())
+    left = seconds / done * (count - done) / 60
+    return f"{done} of {count}, about {left:.0f} minutes left: {cell.kind}, seed {cell.seed}, {cell.method}: {figures}"
+
+
+def measure(folder: Path, *, is_short: bool = False) -> Part:
+    """Make all cells and tables; the short form has one kind, three seeds, no local models and the coarse grids.
+
+    The full form keeps its cells, so that it continues after an interruption.
+    """
     from learning_tables import report
 
-    began = time.monotonic()
-    best, found = outcomes(folder, SEEDS, all_methods())
-    return report(best, found, wall_s=time.monotonic() - began)
+    form = FORMS["quick" if is_short else "default"]
+    cells = folder if is_short else CELLS_FOLDER
+    seeds = {"8 small": SEEDS[:3]} if is_short else {kind: SEEDS[:count] for kind, count in FULL.items()}
+    only = [POOLED, OURS, NAIVE] if is_short else []
+    make_cells(Plan(form, seeds, only), cells, workers=os.cpu_count() or 1)
+    return report(read_cells(cells, form).values(), form)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Try a strategy's options on seeds that the benchmark does not use.")
-    parser.add_argument("strategy", choices=["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx"])
-    parser.add_argument("options", nargs="*", metavar="NAME=VALUE")
-    parser.add_argument("--seeds", type=int, nargs="+", required=True)
+    from learning_tables import report
+    from run import as_stored, circumstances, store, table
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=Path, default=CELLS_FOLDER, help="the folder of finished cells")
+    parser.add_argument("--form", choices=FORMS, default="default")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(FULL), metavar="KIND")
+    parser.add_argument("--seeds", type=int, nargs="+", help="the same for all these kinds")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these, such as: pooled ours")
+    changes = "other settings of the study, such as study.rounds=40; only on seeds that are not reported"
+    parser.add_argument("--set", nargs="+", default=[], metavar="TABLE.KEY=VALUE", help=changes)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--tables", action="store_true", help="make no cells, only the tables")
     chosen = parser.parse_args(arguments)
-    if set(chosen.seeds) & set(SEEDS):
-        parser.error("options must not be chosen on the seeds that are reported")
-    options = {name: float(value) for name, _, value in (option.partition("=") for option in chosen.options)}
-    with TemporaryDirectory() as folder:
-        _, found = outcomes(Path(folder), chosen.seeds, {chosen.strategy: options, POOLED: None})
-    for outcome in found:
-        figures = " ".join(f"{label} {value:.3f}" for label, value in outcome.unseen.items())
-        print(f"{outcome.job.kind} {outcome.job.seed} {outcome.job.method}: {figures}")
+    seeds = {kind: chosen.seeds or SEEDS[: FULL[kind]] for kind in chosen.kinds}
+    if chosen.set and set(chosen.seeds or SEEDS) & set(SEEDS):
+        parser.error("settings must not be chosen on the seeds that are reported")
+    form, before = FORMS[chosen.form].changed(chosen.set), circumstances()
+    if not chosen.tables:
+        make_cells(Plan(form, seeds, chosen.methods), chosen.cells, workers=chosen.workers)
+    made = report(read_cells(chosen.cells, form).values(), form)
+    print(table("learning", as_stored(made, before)))
+    if form.name == "default" and not chosen.seeds:
+        store("learning", made, before)
 
 
 if __name__ == "__main__":

@@ -1,219 +1,257 @@
-"""The results of learning.py as tables, raw numbers and a figure."""
+"""The finished cells of learning.py as tables and a figure. Each row says how many seeds it has."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import Part, Table
-from learning import (
-    AGE_SEX,
-    LEARNING_RATE,
-    LOCAL_EPOCHS,
-    POOLED,
-    ROUNDS,
-    SEEDS,
-    STRATEGIES,
-    Options,
-    Outcome,
-    all_methods,
-)
-from learning_sites import KINDS, PATIENTS, UNSEEN_PATIENTS
+from learning_methods import ALONE, NAIVE, NAIVE_EPOCHS, OURS, POOLED
+from learning_sites import FOREIGN, KINDS, UNSEEN, Form
 from scipy import stats
 
-GOAL_RATIO = 0.98
+from models.network import LABELS
+
+if TYPE_CHECKING:
+    from learning import Cell
+
 FIGURE = Path(__file__).with_name("results") / "learning.png"
 SEVERE, PCR = "severe", "pcr_positive"
+BEST = "best hospital alone"
+ROWS = (POOLED, OURS, NAIVE, BEST)
+LEAST_GAIN = 0.02
+DRAWS = 400  # of the bootstrap over patients
+
+Statistic = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds with its 95 % interval by Student's t."""
+    """A mean over seeds with its 95 % interval by Student's t; no interval with less than two seeds.
+
+    `patients_se`: standard error of the mean through patients that all seeds share, which the seeds cannot show.
+    """
 
     value: float
     low: float
     high: float
+    count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Mean":
+    def of(cls, values: Sequence[float], patients_se: float = 0.0) -> "Mean":
         known = np.asarray(values, dtype=np.float64)
-        half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
-        return cls(float(known.mean()), float(known.mean() - half), float(known.mean() + half))
+        count, mean = len(known), float(known.mean()) if len(known) else float("nan")
+        if count < 2:
+            return cls(mean, float("nan"), float("nan"), count)
+        half = float(stats.t.ppf(0.975, count - 1) * np.hypot(known.std(ddof=1) / np.sqrt(count), patients_se))
+        return cls(mean, mean - half, mean + half, count)
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+        return self._text("{:.3f}")
 
     def signed(self) -> str:
-        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        return self._text("{:+.3f}")
+
+    def _text(self, form: str) -> str:
+        if not self.count:
+            return "–"
+        value, low, high = (form.format(each) for each in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})" if self.count > 1 else f"{value} (one seed)"
 
 
 class Found:
-    """Lookup of the outcomes by kind, method and label; values are in the order of the seeds."""
+    """Lookup of finished cells by kind, seed and row."""
 
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self.outcomes = sorted(outcomes, key=lambda outcome: outcome.job.seed)
-        self.methods = list(all_methods())
-        self.alone = [method for method in self.methods if method.endswith("alone")]
+    def __init__(self, cells: "Iterable[Cell]") -> None:
+        self.cells = {cell.key: cell for cell in cells}
+        self.kinds = [kind for kind in KINDS if any(key[0] == kind for key in self.cells)]
 
-    def unseen(self, kind: str, method: str, label: str) -> list[float]:
-        return [o.unseen[label] for o in self.outcomes if (o.job.kind, o.job.method) == (kind, method)]
+    def row(self, kind: str, name: str, label: str) -> "dict[int, Cell]":
+        """Return a row's cell of each seed. The best hospital is that of each seed, known only afterwards."""
+        if name != BEST:
+            return {
+                seed: cell for (of, seed, method), cell in sorted(self.cells.items()) if (of, method) == (kind, name)
+            }
+        of = KINDS[kind].locals_of or kind
+        wanted = [hospital + ALONE for hospital in KINDS[of].names]
+        seeds = {seed for at, seed, _ in self.cells if at == of}
+        alone = {seed: [self.cells.get((of, seed, method)) for method in wanted] for seed in sorted(seeds)}
+        return {
+            seed: max((cell for cell in cells if cell), key=lambda cell: cell.areas[UNSEEN][label])
+            for seed, cells in alone.items()
+            if all(cells)
+        }
 
-    def own(self, kind: str, method: str, label: str) -> dict[str, list[float]]:
-        chosen = [o.own for o in self.outcomes if (o.job.kind, o.job.method) == (kind, method)]
-        return {name: [each[name][label] for each in chosen] for name in chosen[0]}
+    def mean(self, kind: str, name: str, label: str, at: str = UNSEEN) -> Mean:
+        """Return the mean AUROC of a row at a test hospital."""
+        return self._over(kind, (name,), label, at, lambda area: area[name])
 
-    def ratio(self, kind: str, method: str, label: str) -> Mean:
-        """Return the ratio of each seed's AUROC to that of the pooled model on the same patients."""
-        pairs = zip(self.unseen(kind, method, label), self.unseen(kind, POOLED, label), strict=True)
-        return Mean.of([ours / pooled for ours, pooled in pairs])
+    def ratio(self, kind: str, name: str, label: str, at: str = UNSEEN) -> Mean:
+        """Return the mean of a row's AUROC divided by that of pooled training of the same seed."""
+        return self._over(kind, (name, POOLED), label, at, lambda area: area[name] / area[POOLED])
 
-    def best(self, kind: str, methods: Sequence[str], label: str) -> str:
-        return max(methods, key=lambda method: np.mean(self.unseen(kind, method, label)))
+    def gain(self, kind: str, name: str, other: str, label: str, at: str = UNSEEN) -> Mean:
+        """Return the mean difference of two rows' AUROC of the same seed."""
+        return self._over(kind, (name, other), label, at, lambda area: area[name] - area[other])
 
-    def difference(self, kind: str, one: str, other: str, label: str) -> Mean:
-        pairs = zip(self.unseen(kind, one, label), self.unseen(kind, other, label), strict=True)
-        return Mean.of([a - b for a, b in pairs])
-
-
-def report(best_reader: dict[int, float], outcomes: Sequence[Outcome], *, wall_s: float) -> Part:
-    found = Found(outcomes)
-    draw(found)
-    return Part(
-        _notes(best_reader, found, wall_s),
-        [],
-        [goals(found), *(unseen_table(found, label) for label in (SEVERE, PCR)), own_table(found)],
-        {
-            "best_reader": best_reader,
-            "outcomes": [
-                {
-                    "kind": o.job.kind,
-                    "seed": o.job.seed,
-                    "method": o.job.method,
-                    "unseen": _rounded(o.unseen),
-                    "own": {name: _rounded(areas) for name, areas in o.own.items()},
-                }
-                for o in found.outcomes
-            ],
-        },
-    )
+    def _over(self, kind: str, names: Sequence[str], label: str, at: str, of: Statistic) -> Mean:
+        """Return the mean of a statistic over the seeds that have all these rows."""
+        rows = {name: self.row(kind, name, label) for name in names}
+        seeds = sorted(set.intersection(*(set(row) for row in rows.values())))
+        values = [float(of({n: np.array(rows[n][s].areas[at][label]) for n in names})) for s in seeds]
+        if at != FOREIGN or len(seeds) < 2:
+            return Mean.of(values)
+        drawn = [of({n: _resampled(rows[n][s], at, label) for n in names}) for s in seeds]
+        return Mean.of(values, float(np.mean(drawn, axis=0).std(ddof=1)))
 
 
-def _notes(best_reader: dict[int, float], found: Found, wall_s: float) -> list[str]:
-    described = "; ".join(f"{name} with {_listed(options)}" for name, options in STRATEGIES.items() if options)
+def _resampled(cell: "Cell", at: str, label: str) -> np.ndarray:
+    """Return a model's AUROC in bootstrap samples of the patients; the samples are the same for every model."""
+    place = LABELS.index(label)  # type: ignore[arg-type]
+    targets, scores = cell.targets[at][:, place], cell.logits[at][:, place]
+    known = ~np.isnan(targets)
+    scores, ill = scores[known], targets[known] == 1
+    rng = np.random.default_rng(1)
+    weights = np.zeros((DRAWS, len(scores)))
+    for group in np.flatnonzero(ill), np.flatnonzero(~ill):
+        weights[:, group] = rng.multinomial(len(group), np.full(len(group), 1 / len(group)), size=DRAWS)
+    ordered = np.sort(scores)
+    order = np.argsort(scores, kind="stable")
+    healthy = np.concatenate([np.zeros((DRAWS, 1)), np.cumsum((weights * ~ill)[:, order], axis=1)], axis=1)
+    left, right = (np.searchsorted(ordered, scores, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    below = (healthy[:, left] + healthy[:, right]) / 2
+    return np.asarray((weights * ill * below).sum(axis=1) / (ill.sum() * (~ill).sum()))
+
+
+def report(cells: "Iterable[Cell]", form: Form) -> Part:
+    """Return the tables of the cells that are there; draw the figure if they have the full form."""
+    found = Found(cells)
+    if form.name == "default" and found.cells:
+        draw(found)
+    tables = [goals(found), *(areas_table(found, label) for label in (SEVERE, PCR)), costs(found)]
+    return Part(_notes(found, form), [], tables, {"cells": [_plain(cell) for _, cell in sorted(found.cells.items())]})
+
+
+def _plain(cell: "Cell") -> dict[str, Any]:
+    areas = {
+        at: {label: round(value, 4) if np.isfinite(value) else None for label, value in of.items()}
+        for at, of in cell.areas.items()
+    }
+    return {"kind": cell.kind, "seed": cell.seed, "method": cell.method, **areas, "cost": asdict(cell.cost)}
+
+
+def _notes(found: Found, form: Form) -> list[str]:
+    what = form.settings(1, 3)
+    table, network = what.study, what.network
+    per_round = f"{table.local_steps} steps" if table.local_steps else f"{table.local_epochs} local epochs"
+    minutes = sum(cell.cost.processor_s for cell in found.cells.values()) / 60
     return [
-        f"Synthetic patients: {PATIENTS} at three hospitals that train, of which three in five are for training, and "
-        f"{UNSEEN_PATIENTS} at a fourth with another scanner, which no model has seen. Severity is evaluated among "
-        "its PCR-positive patients.",
-        *(f"{kind.capitalize()}: {described.says}" for kind, described in KINDS.items()),
-        f"All methods: {ROUNDS * LOCAL_EPOCHS} epochs over each patient, a narrow 3D ResNet-10, SGD with momentum, "
-        f"peak rate {LEARNING_RATE}, one cosine; federated methods: {ROUNDS} rounds of {LOCAL_EPOCHS} local epochs. "
-        f"Options, chosen on other seeds: {described}.",
-        f"Seeds {', '.join(map(str, SEEDS))}: each has other patients at all four hospitals, other first weights and "
-        "another order. Intervals: 95 %, Student's t over the seeds. A ratio is computed for each seed on the same "
-        "patients, then averaged.",
-        f"A reader who knows the true lesion load and the formula of severity: mean over seeds of the AUROC "
-        f"{Mean.of(list(best_reader.values()))}.",
-        f"{wall_s / 60:.0f} minutes in all, cohorts included; {sum(o.processor_s for o in found.outcomes) / 60:.0f} "
-        "processor minutes of training and testing.",
+        f"Form '{form.name}': {network.architecture} of width {network.widen_factor:g}, scans of "
+        f"{' x '.join(map(str, what.preprocessing.shape))}, {table.rounds} rounds of {per_round}, "
+        f"{what.strategy.name}, peak rate {what.training.learning_rate:g}"
+        + (": the study that `study init` writes." if form.name == "default" else ". Not the defaults of a study."),
+        "Synthetic patients, lesions of half the usual density; three in five are for training. No model has seen the "
+        f"two hospitals that test: '{UNSEEN}', {form.unseen_patients} patients for each seed with another scanner, "
+        f"and '{FOREIGN}', {form.foreign_patients} patients with random bodies, which no setting was chosen on.",
+        *(f"{kind.capitalize()}: {KINDS[kind].says}." for kind in found.kinds),
+        f"Rows: {POOLED}, all patients in one place; {OURS}, the study; {NAIVE}, {NAIVE_EPOCHS} local epochs of plain "
+        "SGD at a constant rate and the mean of all tensors, without a guard; the best hospital alone, chosen "
+        "afterwards for each seed and label by its AUROC at the unseen hospital, which favours it.",
+        "Each seed has other patients at every hospital but the foreign one, other first weights and another order. "
+        "Intervals: 95 %, Student's t over the seeds, of figures that are paired by seed. At the foreign hospital, "
+        f"whose patients all seeds share, they also cover the choice of its patients (bootstrap, {DRAWS} samples).",
+        f"{minutes:.0f} processor minutes of training for {len(found.cells)} models, without cohorts.",
     ]
 
 
-def _rounded(areas: dict[str, float]) -> dict[str, float | None]:
-    """Convert values for JSON: None if there is no AUROC."""
-    return {label: round(value, 4) if np.isfinite(value) else None for label, value in areas.items()}
-
-
-def _listed(options: Options) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in options.items())
+def _verdict(mean: Mean, least: float, lowest: float) -> str:
+    if mean.count < 2:
+        return "too few seeds"
+    if mean.value < least:
+        return "**missed**"
+    return "met" if mean.low >= lowest else "met by the mean; its interval extends too low"
 
 
 def goals(found: Found) -> Table:
-    """Table of the two goals for each kind: the best federated model against the pooled one and the best hospital."""
+    """Return the table of the goals at the unseen hospital."""
     rows = []
-    for kind in KINDS:
+    for kind in found.kinds:
+        least, lowest = KINDS[kind].goal
         for label in (SEVERE, PCR):
-            federated = found.best(kind, list(STRATEGIES), label)
-            local = found.best(kind, found.alone, label)
-            ratio, gain = found.ratio(kind, federated, label), found.difference(kind, federated, local, label)
-            verdicts = (_verdict(ratio, GOAL_RATIO), _verdict(gain, 0.0))
-            rows.append([kind, label, federated, str(ratio), verdicts[0], local, gain.signed(), verdicts[1]])
+            ratio = found.ratio(kind, OURS, label)
+            gain, naive = (found.gain(kind, OURS, other, label) for other in (BEST, NAIVE))
+            goal = f"{least} ({lowest})"
+            gained = _verdict(gain, LEAST_GAIN, LEAST_GAIN) if KINDS[kind].is_small else ""
+            cells = [str(ratio), goal, _verdict(ratio, least, lowest), gain.signed(), gained, naive.signed()]
+            rows.append([kind, label, str(ratio.count), *cells])
     return Table(
-        "Goals at the unseen hospital. The best is the one with the highest mean over these seeds, which is an "
-        "optimistic choice; no hospital knows in advance that it is the best one",
+        "Goals at the unseen hospital: the ratio to pooled training is at least the goal, and its lower end at least "
+        f"the figure in brackets. Small hospitals should gain {LEAST_GAIN} over the best one alone",
         [
             "difference",
             "label",
-            "best federated",
-            "ratio to pooled",
-            f"at least {GOAL_RATIO}",
-            "best hospital alone",
-            "federated minus that",
-            "above 0",
+            "seeds",
+            "ours / pooled",
+            "goal",
+            "goal met",
+            "ours - best alone",
+            f"gain of {LEAST_GAIN}",
+            "ours - naive FedAvg",
         ],
         rows,
     )
 
 
-def _verdict(mean: Mean, goal: float) -> str:
-    if mean.value < goal:
-        return "**not met**"
-    return "met" if mean.low >= goal else "met by the mean; the interval extends below"
-
-
-def unseen_table(found: Found, label: str) -> Table:
+def areas_table(found: Found, label: str) -> Table:
+    """Return the table of a label's AUROC at both test hospitals."""
     rows = []
-    for kind in KINDS:
-        for method in [POOLED, *STRATEGIES, *found.alone, AGE_SEX]:
-            values = found.unseen(kind, method, label)
-            ratio = "" if method == POOLED else str(found.ratio(kind, method, label))
-            rows.append([kind, method, str(Mean.of(values)), " ".join(f"{value:.3f}" for value in values), ratio])
-    return Table(
-        f"`{label}` at the unseen hospital",
-        ["difference", "trained", "mean over seeds of the AUROC", "each seed", "ratio to pooled"],
-        rows,
-    )
+    for kind in found.kinds:
+        for name in ROWS:
+            cells = []
+            for at in (UNSEEN, FOREIGN):
+                ratio = "" if name == POOLED else str(found.ratio(kind, name, label, at))
+                cells += [str(found.mean(kind, name, label, at)), ratio]
+            rows.append([kind, name, str(len(found.row(kind, name, label))), *cells])
+    head = ["difference", "trained", "seeds", "AUROC, unseen", "ratio to pooled", "AUROC, foreign", "ratio to pooled"]
+    return Table(f"`{label}`", head, rows)
 
 
-def own_table(found: Found) -> Table:
-    """Table for each training hospital's own test patients; a cell is empty if a seed has no defined AUROC."""
+def costs(found: Found) -> Table:
+    """Return the table of what a training takes, as means over the seeds."""
     rows = []
-    for kind in KINDS:
-        for method in [POOLED, *STRATEGIES, *found.alone]:
-            cells = [
-                f"{np.mean(values):.3f}" if np.isfinite(values).all() else "–"
-                for label in (SEVERE, PCR)
-                for values in found.own(kind, method, label).values()
-            ]
-            rows.append([kind, method, *cells])
-    hospitals = [at.name for at in next(iter(KINDS.values())).hospitals]
-    return Table(
-        "Each training hospital's own test patients (a quarter of its patients, few where it is small): mean over "
-        "seeds of the AUROC; – if a seed had only one class",
-        ["difference", "trained", *(f"{label}, {name}" for label in (SEVERE, PCR) for name in hospitals)],
-        rows,
-    )
+    for kind in found.kinds:
+        for name in ROWS:
+            cost = [cell.cost for cell in found.row(kind, name, SEVERE).values()]
+            if cost:
+                mean = {key: np.mean([asdict(each)[key] for each in cost]) for key in asdict(cost[0])}
+                bytes_mb = [f"{mean[key] / 1e6:.0f}" for key in ("bytes_up", "bytes_down")]
+                passes, minutes = f"{mean['passes']:.0f}", f"{mean['processor_s'] / 60:.1f}"
+                rows.append([kind, name, f"{mean['rounds']:.0f}", passes, minutes, *bytes_mb])
+    head = ["difference", "trained", "rounds", "passes over a patient", "processor minutes, all hospitals"]
+    return Table("Cost of a training", [*head, "MB from each hospital", "MB to each hospital"], rows)
 
 
 def draw(found: Found) -> None:
     """Draw the AUROC of `severe` at the unseen hospital: every seed as a dot, the mean with its interval."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes: Any = figure.subplots(1, len(KINDS), sharey=True)
-    for panel, kind in zip(axes, KINDS, strict=True):
-        best = found.best(kind, list(STRATEGIES), SEVERE)
-        shown = [AGE_SEX, *found.alone, "FedAvg", *([best] if best != "FedAvg" else []), POOLED]
-        for place, method in enumerate(shown):
-            values = found.unseen(kind, method, SEVERE)
-            mean = Mean.of(values)
-            colour = "tab:orange" if method in STRATEGIES else "tab:blue" if method == POOLED else "0.45"
+    figure = Figure(figsize=(3 * len(found.kinds) + 1, 4), layout="constrained")
+    axes: Any = figure.subplots(1, len(found.kinds), sharey=True, squeeze=False)[0]
+    colours = {OURS: "tab:orange", POOLED: "tab:blue"}
+    for panel, kind in zip(axes, found.kinds, strict=True):
+        shown = [name for name in (BEST, NAIVE, OURS, POOLED) if found.row(kind, name, SEVERE)]
+        for place, name in enumerate(shown):
+            values = [cell.areas[UNSEEN][SEVERE] for cell in found.row(kind, name, SEVERE).values()]
+            mean, colour = Mean.of(values), colours.get(name, "0.45")
             panel.plot([place] * len(values), values, "o", color=colour, alpha=0.35, markersize=4)
-            panel.errorbar(place, mean.value, mean.high - mean.value, fmt="_", color=colour, capsize=4, markersize=14)
-        names = [f"{method}\n(best)" if method == best else method for method in shown]
-        panel.set_xticks(range(len(shown)), names, rotation=45, ha="right")
+            if mean.count > 1:
+                panel.errorbar(
+                    place, mean.value, mean.high - mean.value, fmt="_", color=colour, capsize=4, markersize=14
+                )
+        panel.set_xticks(range(len(shown)), shown, rotation=45, ha="right")
         panel.set_title(kind)
         panel.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("AUROC of severe, unseen hospital")
-    figure.suptitle(f"Synthetic hospitals: {len(SEEDS)} seeds, mean over them with 95 % interval", fontsize=10)
+    figure.suptitle("Synthetic hospitals: every seed, and the mean with its 95 % interval", fontsize=10)
     figure.savefig(FIGURE, dpi=110)

@@ -32,9 +32,9 @@ PARTS = (
     "overhead",
     "scoring",
     "startup",
-    "learning",
+    "learning_short",
 )
-ALONE = ("hundred",)  # takes half an hour: runs only if it is named
+ALONE = ("hundred", "learning")  # take half an hour and four hours: run only if they are named
 RESULTS = Path(__file__).with_name("results")
 VERSIONS = ("torch", "numpy", "pydicom", "monai", "itk", "simpleitk")
 
@@ -95,19 +95,29 @@ def main() -> None:
     parts = parser.parse_args().parts or PARTS
     if unknown := set(parts).difference(PARTS, ALONE):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    RESULTS.mkdir(exist_ok=True)
     for part in parts:
         before = circumstances()
         with tempfile.TemporaryDirectory() as folder:
             measured: Part = import_module(part).measure(Path(folder))
-        result = {**before, "notes": measured.notes, "figures": [as_json(figure) for figure in measured.figures]}
-        result |= {"tables": [asdict(each) for each in measured.tables], "values": measured.values}
-        (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(table(part, result), flush=True)
+        print(table(part, store(part, measured, before)), flush=True)
+
+
+def as_stored(measured: Part, before: dict[str, Any]) -> dict[str, Any]:
+    """Return a part's results as they are stored; `before`: the circumstances before it ran."""
+    result = {**before, "notes": measured.notes, "figures": [as_json(figure) for figure in measured.figures]}
+    return result | {"tables": [asdict(each) for each in measured.tables], "values": measured.values}
+
+
+def store(part: str, measured: Part, before: dict[str, Any]) -> dict[str, Any]:
+    """Write the results of a part and the page of all parts; return the results."""
+    RESULTS.mkdir(exist_ok=True)
+    result = as_stored(measured, before)
+    (RESULTS / f"{part}.json").write_text(json.dumps(result, indent=1) + "\n")
     files = {part: RESULTS / f"{part}.json" for part in (*PARTS, *ALONE)}
     tables = [table(part, json.loads(file.read_text())) for part, file in files.items() if file.is_file()]
     intro = "# Benchmarks\n\nMedians with minimum and maximum. The scripts in benchmarks/ explain each figure.\n"
     (RESULTS / "bench.md").write_text("\n".join([intro, *tables]))
+    return result
 
 
 if __name__ == "__main__":
