@@ -27,6 +27,7 @@ PARTS = (
     "pull",
     "training",
     "gateway",
+    "secure_aggregation",
     "rounds",
     "server",
     "overhead",

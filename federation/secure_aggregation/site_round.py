@@ -1,0 +1,308 @@
+"""A hospital's gateway in a masked round: five steps, each done once, each stored before its message is sent.
+
+    advertise → share → mask → confirm → reveal
+
+What holds, also over crashes, restarts and a server that cheats:
+
+- A reply is masked once in an attempt, and an attempt that was left is never answered again.
+- Of another hospital, only one share is revealed in an attempt: of its own mask's seed if its reply is in the sum, of
+  its masking key if not. This depends on the one list of replies that the hospital signs.
+- The sum of one model's updates is revealed once, for ever.
+- No step is done with fewer hospitals than the roster's threshold, or for hospitals that are not on the roster.
+
+A step that is asked again with the same content gets the same answer, so that a lost answer can be repeated.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from federation.secure_aggregation import reasons
+from federation.secure_aggregation.keys import (
+    KEY_BYTES,
+    Identity,
+    agreed_key,
+    check_signature,
+    derived_key,
+    public_key,
+    seal,
+    unseal,
+)
+from federation.secure_aggregation.masking import Masks
+from federation.secure_aggregation.messages import (
+    Advertised,
+    Advertisement,
+    Confirmation,
+    Confirmations,
+    Header,
+    Revealed,
+    Sealed,
+    Uploaded,
+    confirmed,
+    context,
+    lists_digest,
+    members_of,
+    pair,
+    seed_digest,
+    sign_of,
+)
+from federation.secure_aggregation.roster import MIN_PEERS, Roster
+from federation.secure_aggregation.shamir import SHARE_BYTES, split
+from federation.secure_aggregation.store import Attempt, Store
+from models.refusal import Refusal
+
+ADVERTISED, SHARED, MASKED, CONFIRMED, REVEALED = 1, 2, 3, 4, 5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The site's own limits. `max_changes`: how often the hospitals in the sum may change in a run."""
+
+    min_peers: int = MIN_PEERS
+    max_changes: int = 6
+
+
+class SiteRound:
+    """The site's part in an attempt at a round. `roster`: the one that this hospital approved.
+
+    `note` is called with a line for the ledger when the sum's hospitals changed, and when a sum may be revealed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        roster: Roster,
+        header: Header,
+        limits: Limits | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Raises Refusal: E_SECAGG_ROSTER, E_SECAGG_ROSTER_SMALL, E_SECAGG_MEMBER."""
+        limits = limits or Limits()
+        needed = max(MIN_PEERS, limits.min_peers)
+        if header.roster != roster.digest:
+            raise Refusal(reasons.ROSTER)
+        if len(roster.members) < needed:
+            raise Refusal(reasons.ROSTER_SMALL, needed=needed, present=len(roster.members))
+        own = [member.name for member in roster.members if member.key == identity.public]
+        if not own:
+            raise Refusal(reasons.MEMBER)
+        self.name = own[0]
+        self._store, self._identity, self._roster, self._header = store, identity, roster, header
+        self._limits, self._note = limits, note
+        self._least = max(needed, roster.threshold)
+
+    # --- step 1: keys -------------------------------------------------------------------------------------
+
+    def advertise(self) -> Advertisement:
+        """Begin the attempt with fresh keys. From now on, no earlier attempt of the run is answered.
+
+        Raises Refusal: E_SECAGG_MODEL_USED, E_SECAGG_ROUND_OLD, E_SECAGG_STEP, E_SECAGG_LOST.
+        """
+        header = self._header
+        last = self._store.last(header.run)
+        place = (header.round, header.attempt)
+        if last is not None and place <= (last.round, last.attempt):
+            if place < (last.round, last.attempt):
+                raise Refusal(reasons.ROUND_OLD)
+            return Advertisement.parse(self._current(ADVERTISED).secrets["advertisement"].encode())
+        if self._store.was_revealed(header.model):
+            raise Refusal(reasons.MODEL_USED)
+        keys = {what: secrets.token_bytes(KEY_BYTES) for what in ("sealing", "masking", "seed")}
+        own = Advertisement.signed(
+            header,
+            self.name,
+            self._identity,
+            sealing=public_key(keys["sealing"]),
+            masking=public_key(keys["masking"]),
+            seed=seed_digest(keys["seed"]),
+        )
+        content: dict[str, Any] = {what: key.hex() for what, key in keys.items()}
+        content |= {"header": header.digest, "advertisement": own.content.decode()}
+        before = last or Attempt(header.run, *place)
+        self._store.begin(replace(before, round=header.round, attempt=header.attempt, step=ADVERTISED, secrets=content))
+        return own
+
+    # --- step 2: shares -----------------------------------------------------------------------------------
+
+    def share(self, advertised: Advertised) -> Sealed:
+        """Split the own keys among the hospitals of the attempt (U1), sealed for each.
+
+        Raises Refusal: E_SECAGG_MEMBER, E_SECAGG_TOO_FEW, E_SECAGG_SIGNATURE, E_SECAGG_UNLIKE, E_SECAGG_STEP,
+        E_SECAGG_LOST, E_SECAGG_ROUND_OLD.
+        """
+        current = self._current(ADVERTISED)
+        if current.step > ADVERTISED:
+            if Advertised.parse(current.secrets["advertised"].encode()) != advertised:
+                raise Refusal(reasons.STEP)
+            return Sealed.parse(current.secrets["sealed"].encode())
+        others = advertised.by_name
+        members = self._roster.by_name
+        members_of(list(others), members)
+        self._check_number(len(others))
+        for name, each in others.items():
+            each.check(self._header, members[name])
+        own = Advertisement.parse(current.secrets["advertisement"].encode())
+        if others.get(self.name) != own:
+            raise Refusal(reasons.MEMBER)
+        points = {name: self._roster.point(name) for name in others}
+        halves = [
+            split(bytes.fromhex(current.secrets[what]), list(points.values()), self._roster.threshold)
+            for what in ("seed", "masking")
+        ]
+        shares = {name: halves[0][point] + halves[1][point] for name, point in points.items()}
+        lists, own_key = advertised.digest, bytes.fromhex(current.secrets["sealing"])
+        sealed = Sealed(
+            shares={
+                name: seal(
+                    self._sealing_key(own_key, each.sealing, lists, self.name, name),
+                    shares[name],
+                    context(self._header, lists),
+                )
+                for name, each in others.items()
+                if name != self.name
+            }
+        )
+        content = {
+            "advertised": advertised.content.decode(),
+            "sealed": sealed.content.decode(),
+            "shares": {self.name: shares[self.name].hex()},
+        }
+        self._advance(current, SHARED, content)
+        return sealed
+
+    def _sealing_key(self, own: bytes, other: bytes, lists: str, sender: str, recipient: str) -> bytes:
+        """Return the key for the shares that one hospital sends to another; each direction has its own."""
+        return agreed_key(own, other, "shares", context(self._header, lists, sender, recipient))
+
+    # --- step 3: the masked reply -------------------------------------------------------------------------
+
+    def mask(self, received: Sealed) -> Masks:
+        """Return the masks of the reply, given the other hospitals' shares. Can be called once in an attempt.
+
+        The hospitals that sent shares, and this one, are U2: pairs of masks are made with them. Raises Refusal:
+        E_SECAGG_MASKED, E_SECAGG_TOO_FEW, E_SECAGG_MEMBER, E_SECAGG_SHARE, E_SECAGG_STEP, E_SECAGG_LOST.
+        """
+        current = self._current(SHARED)
+        if current.step > SHARED:
+            raise Refusal(reasons.MASKED)
+        advertised = Advertised.parse(current.secrets["advertised"].encode())
+        others, lists = advertised.by_name, advertised.digest
+        members_of(list(received.shares), others)
+        if self.name in received.shares:
+            raise Refusal(reasons.MEMBER)
+        self._check_number(len(received.shares) + 1)
+        shares: dict[str, str] = dict(current.secrets["shares"])
+        for name, sealed in received.shares.items():
+            own_key = bytes.fromhex(current.secrets["sealing"])
+            key = self._sealing_key(own_key, others[name].sealing, lists, name, self.name)
+            shares[name] = unseal(key, sealed, context(self._header, lists)).hex()
+        lists = lists_digest(lists, list(shares))
+        masking, seed = bytes.fromhex(current.secrets["masking"]), bytes.fromhex(current.secrets["seed"])
+        keys = [(own_mask_key(seed, self._header, lists, self.name), 1)]
+        for name in sorted(received.shares):
+            other = others[name].masking
+            keys.append((pair_mask_key(masking, other, self._header, lists, self.name, name), sign_of(self.name, name)))
+        self._advance(current, MASKED, {"shares": shares, "lists": lists})  # before the first masked byte
+        return Masks(keys)
+
+    # --- step 4: who is in the sum ------------------------------------------------------------------------
+
+    def confirm(self, uploaded: Uploaded) -> Confirmation:
+        """Sign the list of hospitals whose replies the server has (U3), one list in an attempt.
+
+        Raises Refusal: E_SECAGG_UPLOADED_TWICE, E_SECAGG_LEFT_OUT, E_SECAGG_MEMBER, E_SECAGG_TOO_FEW,
+        E_SECAGG_CHANGES, E_SECAGG_STEP, E_SECAGG_LOST.
+        """
+        current = self._current(MASKED)
+        if current.step == MASKED:
+            members_of(uploaded.hospitals, current.secrets["shares"])
+            if self.name not in uploaded.hospitals:
+                raise Refusal(reasons.LEFT_OUT)
+            self._check_number(len(uploaded.hospitals))
+            current = self._counted(current, uploaded)
+            self._advance(current, CONFIRMED, {"uploaded": list(uploaded.hospitals)})
+        elif current.secrets["uploaded"] != list(uploaded.hospitals):
+            raise Refusal(reasons.UPLOADED_TWICE)
+        content = confirmed(self._header, current.secrets["lists"], uploaded)
+        return Confirmation(signature=self._identity.sign("confirm", content))
+
+    def _counted(self, current: Attempt, uploaded: Uploaded) -> Attempt:
+        """Count the change if the sum's hospitals are not those of the run's last sum, or at first the whole roster."""
+        before = current.uploaded or tuple(self._roster.by_name)
+        if before == uploaded.hospitals:
+            return replace(current, uploaded=uploaded.hospitals)
+        if current.changes >= self._limits.max_changes:
+            raise Refusal(reasons.CHANGES, allowed=self._limits.max_changes)
+        self._note("hospitals of the sum changed")
+        return replace(current, uploaded=uploaded.hospitals, changes=current.changes + 1)
+
+    # --- step 5: unmasking --------------------------------------------------------------------------------
+
+    def reveal(self, confirmations: Confirmations) -> Revealed:
+        """Return the shares that unmask the sum of the list that this hospital and enough others signed.
+
+        Raises Refusal: E_SECAGG_MEMBER, E_SECAGG_TOO_FEW, E_SECAGG_SIGNATURE, E_SECAGG_MODEL_USED, E_SECAGG_STEP,
+        E_SECAGG_LOST.
+        """
+        current = self._current(CONFIRMED)
+        uploaded = Uploaded(hospitals=tuple(current.secrets["uploaded"]))
+        members_of(list(confirmations.signatures), dict.fromkeys(uploaded.hospitals))
+        self._check_number(len(confirmations.signatures))
+        content = confirmed(self._header, current.secrets["lists"], uploaded)
+        for name, signature in confirmations.signatures.items():
+            check_signature(self._roster.by_name[name].key, signature, "confirm", content)
+        if current.step == CONFIRMED:
+            if self._store.was_revealed(self._header.model):
+                raise Refusal(reasons.MODEL_USED)
+            self._note("sum may be revealed")
+            self._advance(current, REVEALED, {}, revealed=self._header.model)
+        shares = {name: bytes.fromhex(both) for name, both in current.secrets["shares"].items()}
+        return Revealed(
+            seeds={name: both[:SHARE_BYTES] for name, both in shares.items() if name in uploaded.hospitals},
+            keys={name: both[SHARE_BYTES:] for name, both in shares.items() if name not in uploaded.hospitals},
+        )
+
+    # --- the stored state ---------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """The last step that was done in this attempt; 0 if another attempt is the run's last, or it is lost."""
+        last = self._store.last(self._header.run)
+        is_this = last is not None and last.secrets.get("header") == self._header.digest
+        return last.step if last and is_this else 0
+
+    def _current(self, least: int) -> Attempt:
+        """Return the stored attempt, in which at least this step was done."""
+        last = self._store.last(self._header.run)
+        if last is None or (last.round, last.attempt) < (self._header.round, self._header.attempt):
+            raise Refusal(reasons.STEP)
+        if (last.round, last.attempt) > (self._header.round, self._header.attempt):
+            raise Refusal(reasons.ROUND_OLD)
+        if not last.secrets:
+            raise Refusal(reasons.LOST)
+        if last.secrets["header"] != self._header.digest or last.step < least:
+            raise Refusal(reasons.STEP)
+        return last
+
+    def _advance(self, current: Attempt, step: int, content: Mapping[str, Any], *, revealed: str = "") -> None:
+        secrets_now = {**current.secrets, **content}
+        if step == MASKED:  # no longer needed: whoever finds them later could rebuild the masks
+            for what in ("sealing", "masking", "seed"):
+                secrets_now.pop(what)
+        self._store.advance(replace(current, step=step, secrets=secrets_now), revealed=revealed)
+
+    def _check_number(self, present: int) -> None:
+        if present < self._least:
+            raise Refusal(reasons.TOO_FEW, present=present, needed=self._least)
+
+
+def pair_mask_key(private: bytes, other: bytes, header: Header, lists: str, name: str, other_name: str) -> bytes:
+    """Return the key of the mask that two hospitals share."""
+    return agreed_key(private, other, "pair", context(header, lists, *pair(name, other_name)))
+
+
+def own_mask_key(seed: bytes, header: Header, lists: str, name: str) -> bytes:
+    """Return the key of a hospital's own mask."""
+    return derived_key(seed, "own", context(header, lists, name))

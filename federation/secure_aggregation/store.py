@@ -1,0 +1,167 @@
+"""What a hospital's gateway remembers of masked rounds, so that neither a crash nor a backup makes it reveal more.
+
+Two files, written before each message is sent:
+
+- the database (SQLite, flushed to the disk): for each run its last attempt and step, for ever; the digests of models
+  whose sums were revealed, for ever; and the secrets of the last attempt, encrypted.
+- the witness, in a folder that is in memory and in no backup (`witness_folder`): the key of these secrets, which is new
+  in every attempt, and the step that was reached.
+
+After kill -9 both are there, and the round goes on. After a restart of the machine the witness is gone: the attempt is
+lost, and no secret is. A database restored from a backup of an earlier attempt cannot be decrypted; one of an earlier
+step of the same attempt is behind the witness. Both are refused with E_SECAGG_LOST, so that no step is done twice with
+different content. Not prevented: a backup of the whole machine with its memory. Also, an old database has forgotten
+which models' sums were revealed since. A hospital restored like that counts as one that colludes with the server: fewer
+than 2t - n of them change nothing (see `Roster.threshold`).
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from federation.secure_aggregation import reasons
+from federation.secure_aggregation.keys import KEY_BYTES, seal, unseal
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_ahead, write_atomically
+
+_WAIT_SECONDS = 30.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, round INTEGER NOT NULL, attempt INTEGER NOT NULL, step INTEGER NOT NULL,
+    secrets BLOB NOT NULL, uploaded TEXT NOT NULL, changes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS revealed (model TEXT PRIMARY KEY) STRICT;
+PRAGMA user_version = 1;
+"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The last attempt of a run. `step`: how many steps were done in it.
+
+    `secrets`: JSON values that nobody else may know; empty if they are gone. `uploaded`: the hospitals in the run's
+    last confirmed sum. `changes`: how often these changed in the run.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    step: int = 0
+    secrets: dict[str, Any] = field(default_factory=dict)
+    uploaded: tuple[str, ...] = ()
+    changes: int = 0
+
+
+class Store:
+    """The two files. `folder`: for the database; `witness`: the folder of the witness."""
+
+    def __init__(self, folder: Path, witness: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_private(witness)
+        self._file, self._witness = folder / "rounds.sqlite", witness / "secagg.json"
+        # Several threads of the gateway use it, one after the other.
+        self._database = sqlite3.connect(
+            self._file, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        self._file.chmod(0o600)
+        self._database.execute("PRAGMA synchronous = FULL")
+        if not self._database.execute("PRAGMA user_version").fetchone()[0]:
+            write_ahead(self._database, seconds=_WAIT_SECONDS)
+            self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def last(self, run: str) -> Attempt | None:
+        """Return the run's last attempt, without secrets if they are gone."""
+        row = self._database.execute("SELECT * FROM runs WHERE run = ?", (run,)).fetchone()
+        if row is None:
+            return None
+        _, number, attempt, step, sealed, uploaded, changes = row
+        opened = self._opened(run, step, sealed)
+        return Attempt(run, number, attempt, step, opened, tuple(json.loads(uploaded)), changes)
+
+    def _opened(self, run: str, step: int, sealed: bytes) -> dict[str, Any]:
+        key, seen = self._seen().get(run, ("", 0))
+        if not key or step < seen:
+            return {}
+        with suppress(Refusal):
+            content: dict[str, Any] = json.loads(unseal(bytes.fromhex(key), sealed, _about(run, step)))
+            return content
+        return {}
+
+    def begin(self, attempt: Attempt) -> None:
+        """Store the first step of a new attempt, and make the secrets of the one before unreadable."""
+        seen = self._seen()
+        self._write_witness({**seen, attempt.run: (secrets.token_hex(KEY_BYTES), 0)})
+        self.advance(attempt)
+
+    def advance(self, attempt: Attempt, *, revealed: str = "") -> None:
+        """Store a step, durably; with `revealed`, also that the sum of this model may be revealed from now on.
+
+        The database is written first: a witness that is ahead of it means that the database was restored.
+        Raises Refusal: E_SECAGG_LOST, E_SECAGG_MODEL_USED.
+        """
+        seen = self._seen()
+        if attempt.run not in seen:  # removed between two steps
+            raise Refusal(reasons.LOST)
+        key = bytes.fromhex(seen[attempt.run][0])
+        content = json.dumps(attempt.secrets).encode()
+        row = (
+            *(attempt.run, attempt.round, attempt.attempt, attempt.step),
+            seal(key, content, _about(attempt.run, attempt.step)),
+            json.dumps(attempt.uploaded),
+            attempt.changes,
+        )
+        with self._database as database:  # sqlite3 ends the transaction: committed, or rolled back on an error
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            if revealed and not database.execute("INSERT OR IGNORE INTO revealed VALUES (?)", (revealed,)).rowcount:
+                raise Refusal(reasons.MODEL_USED)  # another run revealed it between the check and now
+        self._write_witness({**seen, attempt.run: (key.hex(), attempt.step)})
+
+    def was_revealed(self, model: str) -> bool:
+        """Tell whether a sum of updates of this model may have been revealed."""
+        found = self._database.execute("SELECT 1 FROM revealed WHERE model = ?", (model,)).fetchone()
+        return found is not None
+
+    def _seen(self) -> dict[str, tuple[str, int]]:
+        """Return key and step of each run's last attempt; nothing if the file is missing or damaged."""
+        try:
+            content = json.loads(self._witness.read_bytes())
+            return {str(run): (str(key), int(step)) for run, (key, step) in content.items()}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _write_witness(self, seen: dict[str, tuple[str, int]]) -> None:
+        write_atomically(self._witness, json.dumps(seen).encode(), mode=0o600)
+
+
+def _make_private(folder: Path) -> None:
+    """Create the folder. Raises Refusal E_SECAGG_LOST if it is another user's, who could have made it before."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o077:
+        raise Refusal(reasons.LOST, private=f"{folder} can be read or written by other users")
+
+
+def _about(run: str, step: int) -> bytes:
+    return f"{run}|{step}".encode()
+
+
+def witness_folder(site: Path) -> Path:
+    """Return the folder of a site's witness: in memory, of this user only, gone after a restart of the machine.
+
+    Where there is no such folder (outside Linux), it is in the system's temporary folder, which backups leave out.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of this user is made in it
+    name = f"fedthorax-{os.getuid()}-{hashlib.sha256(str(site.resolve()).encode()).hexdigest()[:16]}"
+    return (memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())) / name

@@ -1,0 +1,188 @@
+"""A masked round gives the sum that plaintext aggregation gives, whoever drops out, or says that it is lost."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation.secure_aggregation.reply_vector import mean_of
+from federation.secure_aggregation.server_round import ServerRound
+from models.refusal import Refusal
+from tests.federation.secure_aggregation.rig import NEVER, STEPS, Rig, plain_mean, play, refused
+
+
+def expected(rig: Rig, leaves: Mapping[str, str]) -> list[str] | None:
+    """The hospitals in the sum; None if the round must be lost."""
+    present = [name for name in rig.names if leaves.get(name) not in STEPS[:3]]
+    in_step = Counter({step: sum(STEPS.index(leaves.get(n, "reveal")) > at or n not in leaves for n in rig.names)
+                       for at, step in enumerate(STEPS)})  # fmt: skip
+    return present if min(in_step.values()) >= rig.roster.threshold else None
+
+
+def check_pattern(folder: Path, leaves: Mapping[str, str], *, restarts: bool = True) -> None:
+    rig = Rig(folder, 5, weights=5, channels=1, restarts=restarts)
+    wanted = expected(rig, leaves)
+    try:
+        server = play(rig, rig.header(), leaves)
+        total = server.unmask()
+    except Refusal as refusal:
+        assert refusal.code == "E_SECAGG_TOO_FEW"
+        assert wanted is None
+        return
+    assert wanted is not None
+    assert np.array_equal(total, rig.plain_sum(wanted))
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, pytest.param(30, marks=pytest.mark.slow)])
+def test_sum_equals_plaintext_aggregation(tmp_path: Path, count: int) -> None:
+    rig = Rig(tmp_path, count, weights=2000, channels=20, restarts=count < 10)
+    server = play(rig, rig.header())
+    total = server.unmask()
+    assert np.array_equal(total, rig.plain_sum(rig.names))
+    mean, plain = mean_of(total, rig.settings, count), plain_mean(list(rig.replies.values()))
+    assert mean.patients == sum(reply.patients for reply in rig.replies.values())
+    length = np.linalg.norm(plain["changes"])
+    assert np.linalg.norm(mean.changes - plain["changes"]) < 1e-6 * length
+    np.testing.assert_allclose(mean.means, plain["means"], atol=1e-8)
+    np.testing.assert_allclose(mean.variances, plain["variances"], atol=1e-7)
+    for name in rig.settings.figures:
+        weighted = sum(reply.patients * reply.figures[name] for reply in rig.replies.values()) / mean.patients
+        assert mean.figures[name] == pytest.approx(weighted, abs=1e-7)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("place", range(5))
+def test_one_hospital_of_five_may_leave_at_any_step(tmp_path: Path, step: str, place: int) -> None:
+    check_pattern(tmp_path, {f"hospital-{place:03}": step})
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_two_of_five_lose_the_round(tmp_path: Path, step: str) -> None:
+    check_pattern(tmp_path, {"hospital-001": step, "hospital-004": step})
+
+
+@pytest.mark.slow
+def test_every_pattern_of_dropouts_at_five(tmp_path: Path) -> None:
+    """Up to the order of hospitals, which the tests above vary: who leaves before which step, or never."""
+    for number, steps in enumerate(itertools.combinations_with_replacement((*STEPS, None), 5)):
+        leaves = {f"hospital-{(number + at) % 5:03}": step for at, step in enumerate(steps) if step}
+        check_pattern(tmp_path / str(number), leaves, restarts=False)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_smallest_rosters_need_three(tmp_path: Path, count: int) -> None:
+    rig = Rig(tmp_path, count)
+    assert rig.roster.threshold == 3
+    leaves = {rig.names[0]: "upload"}
+    if count == 3:
+        assert refused(lambda: play(rig, rig.header(), leaves)) == "E_SECAGG_TOO_FEW"
+    else:
+        assert np.array_equal(play(rig, rig.header(), leaves).unmask(), rig.plain_sum(rig.names[1:]))
+
+
+def test_two_hospitals_take_part_in_no_masked_round(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, 2)
+    assert refused(lambda: rig.site(rig.names[0], rig.header())) == "E_SECAGG_ROSTER_SMALL"
+
+
+def test_round_lost_before_unmasking_can_be_tried_again(tmp_path: Path) -> None:
+    """The model stays, and the next attempt has other masks and may have other hospitals."""
+    rig = Rig(tmp_path, 5)
+    lost = {rig.names[0]: "confirm", rig.names[1]: "confirm"}
+    assert refused(lambda: play(rig, rig.header(), lost)) == "E_SECAGG_TOO_FEW"
+    assert np.array_equal(play(rig, rig.header(attempt=2)).unmask(), rig.plain_sum(rig.names))
+    assert np.array_equal(play(rig, rig.header(2, model=2)).unmask(), rig.plain_sum(rig.names))
+
+
+def test_repeated_questions_get_the_same_answers(tmp_path: Path) -> None:
+    """An answer that was lost on the way is asked for again."""
+    rig = Rig(tmp_path, 3)
+    header = rig.header()
+    first = {name: rig.site(name, header).advertise() for name in rig.names}
+    assert first == {name: rig.site(name, header).advertise() for name in rig.names}
+    server = play(rig, header)
+    for name in rig.names:
+        site = rig.site(name, header)
+        assert server.advertised is not None and server.uploaded is not None and server.confirmations is not None
+        assert site.share(server.advertised) == site.share(server.advertised)
+        assert site.confirm(server.uploaded) == site.confirm(server.uploaded)
+        assert site.reveal(server.confirmations) == site.reveal(server.confirmations)
+        server.reveal(name, site.reveal(server.confirmations))
+    assert np.array_equal(server.unmask(), rig.plain_sum(rig.names))
+
+
+@pytest.mark.parametrize("until", ["upload", "confirm", "reveal"])
+def test_killed_server_goes_on(tmp_path: Path, until: str) -> None:
+    """After the list of replies is frozen, hospitals may have revealed shares: the sum must not be lost then."""
+    rig = Rig(tmp_path, 5)
+    header = rig.header()
+    play(rig, header, {rig.names[2]: "upload"}, until=until)
+    server = ServerRound.resumed(rig.folder / "server")
+    assert server is not None and server.uploaded is not None
+    for name in server.uploaded.hospitals:
+        server.confirm(name, rig.site(name, header).confirm(server.uploaded))
+    server = ServerRound.resumed(rig.folder / "server")
+    assert server is not None and server.confirmations is not None and server.uploaded is not None
+    for name in server.uploaded.hospitals:
+        server.reveal(name, rig.site(name, header).reveal(server.confirmations))
+    server = ServerRound.resumed(rig.folder / "server")
+    assert server is not None
+    assert np.array_equal(server.unmask(), rig.plain_sum(server.uploaded.hospitals))
+    server.forget()
+    assert ServerRound.resumed(rig.folder / "server") is None
+
+
+def test_killed_server_before_the_list_of_replies_begins_another_attempt(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, 3)
+    play(rig, rig.header(), until="share")
+    assert ServerRound.resumed(rig.folder / "server") is None
+    assert np.array_equal(play(rig, rig.header(attempt=2)).unmask(), rig.plain_sum(rig.names))
+
+
+def test_wrong_shares_of_one_hospital_do_no_harm_if_others_suffice(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, 5)
+    server = play(rig, rig.header(), NEVER, until="confirm")
+    assert server.confirmations is not None
+    for name in rig.names:
+        shares = rig.site(name, rig.header()).reveal(server.confirmations)
+        if name == rig.names[0]:
+            shares = shares.model_copy(update={"seeds": dict.fromkeys(shares.seeds, bytes(33))})
+        server.reveal(name, shares)
+    assert np.array_equal(server.unmask(), rig.plain_sum(rig.names))
+
+
+def test_wrong_shares_lose_the_round_if_all_are_needed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, 3)
+    server = play(rig, rig.header(), NEVER, until="confirm")
+    assert server.confirmations is not None
+    for name in rig.names:
+        shares = rig.site(name, rig.header()).reveal(server.confirmations)
+        if name == rig.names[0]:
+            shares = shares.model_copy(update={"seeds": dict.fromkeys(shares.seeds, bytes(33))})
+        server.reveal(name, shares)
+    assert refused(server.unmask) == "E_SECAGG_SHARES"
+
+
+@pytest.mark.slow
+def test_messages_are_small(tmp_path: Path) -> None:
+    """At most 30 kB to and from a hospital of thirty, besides the masked reply."""
+    rig = Rig(tmp_path, 30, restarts=False)
+    header, name = rig.header(), rig.names[7]
+    server = play(rig, header)
+    site = rig.site(name, header)
+    assert server.advertised is not None and server.uploaded is not None and server.confirmations is not None
+    messages = [
+        header,
+        site.advertise(),
+        server.advertised,
+        site.share(server.advertised),
+        server.shares_for(name),
+        server.uploaded,
+        site.confirm(server.uploaded),
+        server.confirmations,
+        site.reveal(server.confirmations),
+    ]
+    assert sum(len(message.content) for message in messages) < 30_000
