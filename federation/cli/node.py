@@ -8,6 +8,7 @@ import typer
 
 from federation.cli.apps import approve, apps, ledger, revoke
 from federation.cli.console import print_json, print_table, progress_bar, say
+from federation.cli.node_peers import approve_peers, peers, revoke_peers
 from federation.cli.node_releases import approve_release, releases, revoke_release
 from federation.cli.node_studies import approve_study, revoke_study, studies
 from federation.cli.options import Json
@@ -237,6 +238,9 @@ for command in (
     revoke_study,
     releases,
     approve_release,
+    peers,
+    approve_peers,
+    revoke_peers,
     revoke_release,
     ledger,
 ):

@@ -6,12 +6,14 @@ It trains the study's own model and the models of the federation without one sit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from flwr.serverapp import Grid
 
 from federation.coordinator.connected_sites import MAX_EXAMPLES, Sites
+from federation.coordinator.masked_strategy import MaskedStrategy, MaskedStudy
 from federation.protocol.first_weights import begin_network
 from federation.protocol.flat_weights import Arrays, pack
 from federation.protocol.half_precision import rounded
@@ -46,6 +48,7 @@ class Training:
 
     `on_round` is called after each round with its report, its history entry and the checkpoint's file.
     `begins_from`: the folder of the release that the study starts from, if any (see `first_weights.begin_network`).
+    `masked`: for a study whose replies are masked.
     """
 
     study: Study
@@ -53,6 +56,7 @@ class Training:
     run: str
     on_round: OnRound = lambda *_: None
     begins_from: Path = Path()
+    masked: MaskedStudy | None = None
     state: checkpoint.State = field(init=False)
     damaged_rounds: tuple[int, ...] = ()
 
@@ -96,7 +100,8 @@ class Training:
             wait_s=table.wait_s,
             choose=lambda number, nodes: draw(nodes, sites.name, table.sites_per_round, seed=table.seed, what=number),
         )
-        self._strategy = GuardedStrategy(
+        make = GuardedStrategy if self.masked is None else partial(MaskedStrategy, masked=self.masked)
+        self._strategy = make(
             inner,
             rules,
             StartState(buffers=self.state.buffers, first_round=self.state.round + 1, memory=self.state.memory),
@@ -105,7 +110,10 @@ class Training:
             on_round=lambda report: self._keep(report, sites),
         )
         self._wire = sites.wire
-        with suppress(_Enough):
+        with suppress(_Enough), self._strategy.serving():
+            self._strategy.finish_begun(self.state.arrays)
+            if self.state.round >= table.rounds:
+                return self.model
             self._strategy.start(
                 grid=cast(Grid, self._wire),
                 initial_arrays=encode(self.state.arrays),

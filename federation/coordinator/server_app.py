@@ -20,16 +20,19 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from federation.approval.studies import study_digest
 from federation.client.site_tasks import load_network
 from federation.coordinator import reasons
 from federation.coordinator.connected_sites import gather
 from federation.coordinator.eager_grid import EagerGrid
 from federation.coordinator.final_evaluation import Examination, Figures
+from federation.coordinator.masked_strategy import MaskedStudy
 from federation.coordinator.rounds import Model, Training
 from federation.coordinator.site_agreement import shake_hands
+from federation.enrolment.peers import roster_of
 from federation.protocol.deployment import to_config
 from federation.protocol.first_weights import begun_sites
-from federation.protocol.handshake import SiteAbout
+from federation.protocol.handshake import SiteAbout, most_patients
 from federation.protocol.metric_allowlist import EXAMPLES, LOSS
 from federation.protocol.pooled_figures import weighted_means
 from federation.protocol.release_files import BEGINS_FROM
@@ -37,8 +40,11 @@ from federation.protocol.study_config import Study
 from federation.runs.results import FEDERATED, RESULTS, Results
 from federation.runs.submission import MARK
 from federation.runs.tracking import Tracker, hand_over_rest
+from federation.secure_aggregation.reasons import ROSTER_SMALL
+from federation.secure_aggregation.roster import MIN_PEERS
 from federation.strategy.flower_strategies import build_strategy, is_robust
 from federation.strategy.round_report import RoundReport, by_code, flags
+from federation.superlink.control import read_server_config
 from models.description import Description, Privacy
 from models.network import LABELS
 from models.refusal import Refusal
@@ -106,6 +112,8 @@ class ServerRun:
             self.sites = replace(sites, precision=self.study.wire.precision)
             say(f"{len(self.sites.nodes())} of {table.sites} sites are there")
             self.about = self._handshake()
+            if self.study.aggregation.secure:
+                self.training.masked = self._masked()
             model = self.training.execute(self.sites)
             if self.training.stopped_early:
                 say(f"stopped after round {self.training.state.round}: {self._stopping()}")
@@ -141,6 +149,28 @@ class ServerRun:
         say(f"{len(about)} sites are alike: {_cohorts(about)}")
         self.history.append(entry)
         return about
+
+    def _masked(self) -> MaskedStudy | None:
+        """Return what masked rounds need to know; None in a simulation. Raises Refusal E_SECAGG_ROSTER_SMALL."""
+        if read_server_config(self.server_folder).simulated_sites:
+            say("one machine simulates all sites: their updates are summed without masks")
+            return None
+        roster = roster_of(self.server_folder)
+        if len(roster.members) < MIN_PEERS:
+            raise Refusal(ROSTER_SMALL, needed=MIN_PEERS, present=len(roster.members))
+        enrolled = {self.sites.names[node]: number for node, number in self.sites.enrolled.items()}
+        patients = [max(most_patients(each.patients), enrolled.get(site) or 0) for site, each in self.about.items()]
+        say(f"updates are masked: the server learns their sum over {len(roster.members)} hospitals")
+        return MaskedStudy(
+            run=self.name,
+            study=study_digest(self.study.model_dump_json()),
+            roster=roster,
+            patients=sum(patients),
+            folder=self.folder / "masked",
+            names=self.sites.names,
+            round_seconds=self.study.study.round_timeout_s,
+            server_folder=self.server_folder,
+        )
 
     def _write_history(self) -> None:
         write_durably(self.folder / "history.json", json.dumps(self.history, indent=1).encode())

@@ -7,6 +7,7 @@ The code from the study's office identifies the authority. A server that imperso
 before the code's secret leaves this machine.
 """
 
+import base64
 import hmac
 import os
 import re
@@ -31,6 +32,7 @@ from federation.enrolment.certificates import (
     trust,
     valid_until,
 )
+from federation.secure_aggregation.roster import Roster
 from federation.system.process import without_proxy
 from models.refusal import Refusal
 from pipeline.site.folder import Site
@@ -125,6 +127,20 @@ def _renew_at(site: Site, address: str) -> datetime:
     answer = _ask(tls, "POST", f"https://{address}/enrolment/renew")
     _keep(site, site.ca_certificate.read_text(encoding="ascii"), answer["certificate"])
     return valid_until(node_certificate(site))
+
+
+def fetch_peers(site: Site, key: bytes) -> Roster:
+    """Present this site's key for masked rounds to the server, and return the hospitals with theirs.
+
+    Raises Refusal: E_NO_SERVER_SET, E_SERVER_SILENT, E_SERVER_UNTRUSTED, E_JOIN_REFUSED, E_SECAGG_MESSAGE.
+    """
+    address = site.settings.server.address
+    if not address:
+        raise Refusal(reasons.NO_SERVER_SET)
+    tls = client_tls(site.ca_certificate, certificate=node_certificate(site), private_key=site.node_key)
+    with _client(tls) as client:
+        content = {"key": base64.b64encode(key).decode()}
+        return Roster.parse(_bounded(client, "POST", f"https://{address}/v1/secagg/peers", json=content))
 
 
 def renew_if_due(site: Site) -> bool:

@@ -17,6 +17,7 @@ from federation.enrolment.certificates import client_tls
 from federation.enrolment.join import node_certificate, renew_if_due
 from federation.gateway.credentials import NodeKey
 from federation.gateway.loopback import loopback_tls
+from federation.gateway.masked_rounds import present_key
 from federation.gateway.proxy import make_app
 from federation.gateway.spool import Spool
 from federation.gateway.task_exchange import Exchange
@@ -42,6 +43,7 @@ def main(site: Site, port: int) -> None:
             upstream,
             lambda: Exchange(site, upstream, ledger=ledger, approvals=approvals, spool=spool),
             keep_certificate(site, upstream),
+            present_key(site, upstream),
         ),
         host=LOOPBACK,
         port=port,

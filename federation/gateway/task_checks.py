@@ -59,7 +59,8 @@ def run_config(app: bytes, run: Run) -> tuple[str, str]:
 def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patients: int) -> None:
     """Check that the site takes part in such a study and answers such a question.
 
-    Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS.
+    Raises Refusal: E_SITE_LIMIT, E_SITE_LEAST, E_AUGMENTATION, E_PRIVACY_REQUIRED, E_PRIVACY_KIND, E_EMBEDDINGS,
+    E_SECAGG_REQUIRED.
     """
     limits = settings.gateway
     for what, asked, allowed in (
@@ -70,6 +71,8 @@ def check_bounds(kind: Kind, schema: Schema, settings: SiteSettings, train_patie
             raise Refusal(reasons.SITE_LIMIT, what=what, asked=asked, allowed=allowed)
     if schema.private_round is None:  # noise covers what few patients or steps reveal
         _check_mixing(schema, limits, train_patients)
+    if limits.require_secure_aggregation and not schema.secure:
+        raise Refusal(reasons.SECURE_REQUIRED)
     if settings.privacy.required and schema.private_round is None:
         raise Refusal(reasons.PRIVACY_REQUIRED)
     # Replies of these kinds describe the training patients without noise, and the budget does not cover them.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from io import BytesIO
+from typing import Literal
 
 from flwr.app import MetricRecord
 from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
@@ -31,6 +32,7 @@ from federation.gateway.about import about_site
 from federation.gateway.admission import Admission
 from federation.gateway.first_model import heads_of
 from federation.gateway.flower_objects import Arrays, Content, object_id, with_content
+from federation.gateway.masked_rounds import MaskedRounds
 from federation.gateway.policy import policy_digest
 from federation.gateway.questions import KeptAnswer
 from federation.gateway.reply import Outgoing, compose_failure, compose_records, compose_reply
@@ -47,6 +49,7 @@ from federation.protocol import reasons as protocol_reasons
 from federation.protocol.error_codes import OF_APPS, code_in
 from federation.protocol.metric_allowlist import EPSILON, HANDSHAKE
 from federation.protocol.patient_counts import count_patients
+from federation.secure_aggregation.messages import Header
 from models.refusal import Reason, Refusal
 from pipeline.site.folder import Site
 
@@ -55,6 +58,7 @@ HOLD_SECONDS = 15.0  # how long a pull waits while a task is checked; Flower's n
 # Therefore the gateway itself asks the server repeatedly for this long.
 SOON_SECONDS, ASK_SECONDS = 4.0, 1.0
 MAX_DELIVERIES = 3
+Direction = Literal["in", "out", "here"]
 
 log = logging.getLogger("fedthorax.gateway")
 
@@ -75,12 +79,17 @@ class Exchange:
         self._departures = Departures(upstream, spool.going_out.get)
         self._policy = policy_digest(site.settings)
         self._admission = Admission(spool.folder, site.settings.gateway, min_patients=site.settings.site.min_patients)
+        self._masked = MaskedRounds(site, upstream, spool, self._note)
         self._pulling = asyncio.Lock()
         self.current = CurrentTask()
         self.node_id = 0
 
     async def started(self) -> None:
-        """Report to the server a task that an earlier gateway accepted but did not answer."""
+        """Report to the server a task that an earlier gateway accepted but did not answer.
+
+        Go on with the last steps of a masked round.
+        """
+        self._masked.finish()
         try:
             left = self._spool.unanswered
             task = Task.remembered(left) if left else None
@@ -311,6 +320,9 @@ class Exchange:
             values["metrics"][EPSILON] = task.epsilon
         figures = dict(values["metrics"]) if "metrics" in values else {}
         await asyncio.to_thread(self._admission.remember, asked, came_in.folder, content, figures, going_out.get)
+        if task.run.schema.secure and asked.kind == "train":
+            await self._record(task, "here", "masking", going_out.size, reply.root, PASSED)
+            content, values = await self._masked.mask(task, content, values), {}
         return await self._let_out(task, content, values)
 
     async def _let_out(self, task: Task, content: Content, values: Values) -> Outgoing:
@@ -379,7 +391,10 @@ class Exchange:
         """
         try:
             outgoing = await answer
-            if not await self._departures.deliver(task, outgoing):
+            is_delivered = await self._departures.deliver(task, outgoing)
+            if is_delivered:
+                self._masked.finish()
+            else:
                 log.warning("the answer was not sent: %s", reasons.RUN_OVER.says)
                 with suppress(Refusal):
                     await self._record(task, "out", "dropped", 0, outgoing.tree.object_id, reasons.RUN_OVER.code)
@@ -389,12 +404,19 @@ class Exchange:
         self._spool.forget()
         self._spool.clear()
 
-    async def _record(self, task: Task, direction: str, kind: str, size: int, digest: str, verdict: str) -> Head:
+    def _note(self, header: Header, text: str) -> None:
+        """Record what happened in a masked round in the ledger."""
+        entry = Entry(
+            header.run, header.round, "here", f"masked: {text}", 0, header.digest, header.app, self._policy, PASSED
+        )
+        self._ledger.append(entry)
+
+    async def _record(self, task: Task, direction: Direction, kind: str, size: int, digest: str, verdict: str) -> Head:
         """Append one line to the ledger. Raises Refusal E_LEDGER_WRITE, E_LEDGER_BROKEN."""
         entry = Entry(
             run=task.run.name if task.run else str(task.run_id),
             round=task.round,
-            direction="in" if direction == "in" else "out",
+            direction=direction,
             kind=kind,
             bytes=size,
             digest=digest,

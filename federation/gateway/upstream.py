@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import ssl
+from collections.abc import Mapping
 from io import BytesIO
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from federation.enrolment import reasons as enrolment_reasons
 from federation.gateway import reasons
 from federation.gateway.credentials import NodeKey
+from federation.superlink.masked_address import MAX_BYTES, PATH
 from models.refusal import Reason
 
 MEDIA_TYPE = "application/protobuf"
@@ -23,6 +25,7 @@ MAX_SMALL_BYTES = 256 * 1024  # of every response that is neither an object nor 
 MAX_APP_BYTES = 10 * 2**20 + 256 * 1024  # flwr.common.constant.FAB_MAX_SIZE, and the message around it
 _ERROR_STATUSES, _BAD_GATEWAY = range(400, 600), 502
 _MAX_DETAIL_CHARACTERS = 300
+_MASKED_SECONDS = 40.0
 _TRY_AGAIN = (408, 502, 503, 504)
 _TIMEOUT = aiohttp.ClientTimeout(total=600, connect=10, sock_read=60)
 _CODE = re.compile(rb'"detail": ?"(E_[A-Z_]{2,40})"')  # the format of the study's ingress
@@ -63,7 +66,7 @@ class Upstream:
     """The Fleet API of the study's server at `address` ("host:port"). Use it as an async context manager."""
 
     def __init__(self, address: str, key: NodeKey, tls: ssl.SSLContext) -> None:
-        self._base = f"https://{address}/v1/fleet/"
+        self._origin = f"https://{address}"
         self._key, self._tls = key, tls
 
     async def __aenter__(self) -> Self:
@@ -107,11 +110,32 @@ class Upstream:
         except DecodeError as error:
             raise Unusable("the response is not in Flower's format") from error
 
+    async def tell(self, path: str, content: bytes, headers: Mapping[str, str]) -> bytes | None:
+        """Send a message of a masked round, and return the answer; None if the server has none yet.
+
+        Raises Unreachable, Declined.
+        """
+        timeout = aiohttp.ClientTimeout(total=_MASKED_SECONDS)
+        body = await self._send(PATH + path, BytesIO(content), headers, timeout, MAX_BYTES, good=(200, 204))
+        return bytes(body) or None
+
     async def _post(self, path: str, content: BytesIO, timeout: aiohttp.ClientTimeout, limit: int) -> bytearray:
         headers = {**self._key.headers(), "content-type": MEDIA_TYPE, "accept": MEDIA_TYPE}
+        return await self._send(f"/v1/fleet/{path}", content, headers, timeout, limit)
+
+    async def _send(
+        self,
+        path: str,
+        content: BytesIO,
+        headers: Mapping[str, str],
+        timeout: aiohttp.ClientTimeout,
+        limit: int,
+        *,
+        good: tuple[int, ...] = (200,),
+    ) -> bytearray:
         try:
             async with self._session.post(
-                self._base + path, data=content, headers=headers, allow_redirects=False, timeout=timeout
+                self._origin + path, data=content, headers=headers, allow_redirects=False, timeout=timeout
             ) as response:
                 body = await read_body(response.content, limit)
         except TooLong as error:
@@ -124,7 +148,7 @@ class Upstream:
             raise Unreachable(f"{type(error).__name__}: {error}") from error
         if response.status in _TRY_AGAIN:
             raise Unreachable(f"HTTP {response.status}")
-        if response.status != 200:
+        if response.status not in good:
             if found := _CODE.search(body):
                 log.warning("the server refused: %s", found[1].decode())
             else:

@@ -21,10 +21,22 @@ from pydantic import ValidationError
 
 from federation.enrolment import reasons as enrolment_reasons
 from federation.enrolment.invitations import JoinRequest, accept, renew
+from federation.enrolment.peers import register, roster
 from federation.enrolment.registry import Holder, holder
 from federation.ingress import reasons
+from federation.secure_aggregation import reasons as secagg_reasons
+from federation.secure_aggregation.roster import PeerKey
 from federation.superlink import reasons as superlink_reasons
 from federation.superlink.control import REFUSED_HEADER, ServerConfig, ca_certificate
+from federation.superlink.masked_address import (
+    MAX_BYTES,
+    PATH,
+    ROUND_HEADER,
+    SITE_HEADER,
+    STEPS,
+    WORD_HEADER,
+    read_address,
+)
 from federation.system.process import LOOPBACK
 from models.refusal import Reason, Refusal
 
@@ -49,6 +61,7 @@ MAX_FORM_BYTES = 16 * 2**10
 # Long enough for an object of 5 MiB over a connection of 0.2 Mbit/s.
 REQUEST_SECONDS = 300.0
 FORM_SECONDS = 10.0
+MASKED_SECONDS = 15.0  # the coordinator holds a question for half of it
 MAX_REQUESTS_OF_SITE = 16
 MAX_TRIES_A_MINUTE = 10
 # Flower's limits for a signed time without its tolerance: a request that passes here also passes in Flower.
@@ -89,6 +102,8 @@ class Ingress:
         self._minute = 0
         self._ways: dict[tuple[str, str], Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]] = {
             **{("POST", path): self._fleet for path in FLEET},
+            **{("POST", PATH + step): self._masked for step in STEPS},
+            ("POST", PATH + "peers"): self._peers,
             ("GET", "/enrolment/ca.crt"): self._show_authority,
             ("POST", "/enrolment/join"): self._join,
             ("POST", "/enrolment/renew"): self._renew,
@@ -142,6 +157,45 @@ class Ingress:
             if isinstance(error, TimeoutError) and not request.content.at_eof():
                 raise Refusal(reasons.TOO_SLOW, seconds=REQUEST_SECONDS) from error
             raise Refusal(reasons.SUPERLINK_SILENT) from error
+
+    # --- masked rounds
+
+    async def _peers(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Store the key of the caller's gateway, and return the list of all hospitals with theirs."""
+        node = self._node(request)
+        try:
+            form = PeerKey.model_validate_json(await _read_form(request))
+        except ValidationError as error:
+            raise Refusal(secagg_reasons.MESSAGE) from error
+        await asyncio.to_thread(register, self._folder, node.site, form.key)
+        found = roster(self._folder, self._known)
+        return web.Response(body=found.content, content_type="application/json")
+
+    async def _masked(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Pass a message of a masked round on to the process that runs the study, with the caller's name."""
+        node = self._node(request)
+        if request.content_length is None or request.content_length > MAX_BYTES:
+            raise Refusal(reasons.BODY_SIZE, megabytes=round(MAX_BYTES / 2**20, 2))
+        with self._one_of_few(node.site):
+            if (address := read_address(self._folder)) is None:
+                raise Refusal(reasons.SUPERLINK_SILENT)  # no study sums masked updates now
+            headers = {SITE_HEADER: node.site, WORD_HEADER: address.word}
+            headers[ROUND_HEADER] = request.headers.get(ROUND_HEADER, "")[:64]
+            try:
+                async with (
+                    asyncio.timeout(FORM_SECONDS + MASKED_SECONDS),
+                    self._session.post(
+                        f"http://{LOOPBACK}:{address.port}{request.raw_path}",
+                        data=await request.read(),
+                        headers=headers,
+                    ) as answer,
+                ):
+                    body = await answer.read()
+                    if answer.status == 204:
+                        return web.Response(status=204)
+                    return web.Response(status=answer.status, body=body, content_type="application/json")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise Refusal(reasons.SUPERLINK_SILENT) from error
 
     @contextmanager
     def _one_of_few(self, site: str) -> Iterator[None]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 KEYS = ("version", "contract", "golden", "patients")
 NOT_REPORTED = "not told"
+_MANY = 10_000
 _BOUNDS = (20, 50, 100, 200, 500, 1000)  # patients
 BANDS = frozenset(
     (
@@ -70,6 +71,12 @@ def band(count: int, min_patients: int) -> str:
         return f"under {bounds[0]}"
     below = (f"{low}-{high - 1}" for low, high in pairwise(bounds) if count < high)
     return next(below, f"{bounds[-1]} or more")
+
+
+def most_patients(band: str) -> int:
+    """Return the largest number of patients in a band; a large number if the band has no end."""
+    numbers = [int(number) for number in re.findall(r"\d+", band)]
+    return max(numbers) if numbers and not band.endswith("more") else _MANY
 
 
 def is_answer(record: Mapping[str, object]) -> bool:

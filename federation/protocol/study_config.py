@@ -12,6 +12,8 @@ from pipeline.training.privacy_budget import PrivacySettings, PrivateRound
 from pipeline.training.train import Schedule, TrainSettings
 
 MAX_SEED = 2**31 - 1
+MEAN_STRATEGIES = ("FedAvg", "FedAvgM", "FedProx", "FedAdam", "FedYogi", "FedAdagrad")
+LEAST_SECURE_SITES = 3
 
 
 class StudyNetwork(NetworkSettings):
@@ -72,6 +74,12 @@ class WireTable(BaseModel, extra="forbid"):
     )
 
 
+class AggregationTable(BaseModel, extra="forbid"):
+    """[aggregation]: whether the server sees each site's update, or only their sum."""
+
+    secure: bool = False  # masked rounds; see docs/secure-aggregation.md
+
+
 class StoppingTable(BaseModel, extra="forbid"):
     """[stopping]: end early when the sites' mean validation figure no longer rises."""
 
@@ -111,6 +119,8 @@ class Study(BaseModel, extra="forbid"):
         Optimiser settings of the local training.
     wire : WireTable
         How weights travel.
+    aggregation : AggregationTable
+        Whether the server sees only the sum of the updates.
     privacy : PrivacySettings or None
         Differential privacy; None for none.
     stopping : StoppingTable or None
@@ -125,6 +135,7 @@ class Study(BaseModel, extra="forbid"):
     preprocessing: Preprocessing = Preprocessing()
     training: StudyTraining = StudyTraining()
     wire: WireTable = WireTable()
+    aggregation: AggregationTable = AggregationTable()
     privacy: PrivacySettings | None = None
     stopping: StoppingTable | None = None
     evaluation: EvaluationTable = EvaluationTable()
@@ -165,6 +176,29 @@ class Study(BaseModel, extra="forbid"):
                 "a study with begin_from allows no local_models, leave_one_out or pooled: these models start from the "
                 "seed, and the release may have learnt from the site that is left out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def a_sum_is_all_that_the_strategy_needs(self) -> Self:
+        if not self.aggregation.secure:
+            return self
+        asked = self.evaluation
+        single = [name for name in ("local_models", "leave_one_out", "fine_tune") if getattr(asked, name)]
+        if self.strategy.name not in MEAN_STRATEGIES:
+            raise ValueError(
+                f"secure = true shows the server only a sum, and {self.strategy.name} compares single updates: "
+                f"choose one of {', '.join(MEAN_STRATEGIES)}"
+            )
+        if self.study.sites < LEAST_SECURE_SITES or self.study.quorum < LEAST_SECURE_SITES:
+            raise ValueError(f"secure = true needs sites and quorum of at least {LEAST_SECURE_SITES}")
+        if self.study.sites_per_round:
+            raise ValueError("secure = true allows no sites_per_round: sums that differ by a site reveal its update")
+        if single:
+            raise ValueError(f"secure = true allows no {', '.join(single)}: these models reveal single sites' updates")
+        if self.wire.precision != "float32":
+            raise ValueError('secure = true needs precision = "float32" in [wire]: masked numbers have 32 bits')
+        if self.privacy is not None:
+            raise ValueError("secure = true and [privacy] cannot be combined yet: choose one of them")
         return self
 
     def with_seed(self, seed: int) -> "Study":

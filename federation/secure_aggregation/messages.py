@@ -16,7 +16,7 @@ MAX_BYTES = 128 * 1024  # of one message; a hundred hospitals need about half of
 MAX_NUMBER = 1_000_000
 _NONE = "0" * 64
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,63}$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False, max_length=MAX_PEERS)]
 
 

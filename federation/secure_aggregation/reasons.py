@@ -80,7 +80,7 @@ LEFT_OUT = Reason(
 CHANGES = Reason(
     "E_SECAGG_CHANGES",
     "the hospitals in the sum changed more than {allowed} times in this run",
-    "Sums that differ by one hospital reveal its update. Find out why hospitals drop out; then start a new run.",
+    "Find out why hospitals drop out: sums can be compared. The limit is max_sum_changes in site.toml.",
 )
 LOST = Reason(
     "E_SECAGG_LOST",

@@ -21,7 +21,7 @@ _CODE_DIGITS = 40  # 132 bits: two rosters with the same code would take a serve
 class Member(BaseModel, extra="forbid", frozen=True, strict=True):
     """A hospital: its name in the study, and the Ed25519 key of its gateway."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    name: str = Field(pattern=r"^[a-z0-9-]{1,63}$")
     key: Key
 
     @property
@@ -31,10 +31,15 @@ class Member(BaseModel, extra="forbid", frozen=True, strict=True):
         return " ".join(digits[start : start + 4] for start in range(0, 32, 4))
 
 
-class Roster(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The hospitals of a study, sorted by name. `study`: its name."""
+class PeerKey(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The key that a gateway presents to the server."""
 
-    study: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    key: Key
+
+
+class Roster(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The hospitals of a study, sorted by name."""
+
     members: Annotated[tuple[Member, ...], Field(strict=False, max_length=MAX_PEERS)]
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ server is killed, the hospitals answer the last steps again, because the sum of 
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,13 @@ class ServerRound:
         message.check(self.header, self.roster.by_name[name])
         self._advertised[name] = message
 
+    def waiting_for(self, names: Set[str]) -> bool:
+        """Whether some of these hospitals have not advertised yet."""
+        return not names <= set(self._advertised)
+
     @property
-    def waiting_for_keys(self) -> int:
-        """How many hospitals have advertised."""
-        return len(self._advertised)
+    def can_freeze_advertised(self) -> bool:
+        return len(self._advertised) >= self.roster.threshold
 
     def freeze_advertised(self) -> Advertised:
         """Fix who takes part (U1). Raises Refusal E_SECAGG_TOO_FEW: the round is lost, and the model stays."""
@@ -95,10 +98,13 @@ class ServerRound:
             raise Refusal(reasons.MEMBER)
         self._sealed[name] = message
 
+    def waiting_for_shares(self, names: Set[str]) -> bool:
+        """Whether some of these hospitals have not sent their shares yet."""
+        return not names <= set(self._sealed)
+
     @property
-    def sent_shares(self) -> int:
-        """How many hospitals have sent their shares."""
-        return len(self._sealed)
+    def can_freeze_sharing(self) -> bool:
+        return len(self._sealed) >= self.roster.threshold
 
     def freeze_sharing(self) -> tuple[str, ...]:
         """Fix who masks with whom (U2). Raises Refusal E_SECAGG_TOO_FEW."""
@@ -128,6 +134,11 @@ class ServerRound:
             raise Refusal(reasons.MESSAGE, private="a masked reply of another length")
         self._uploads.add(name)
         self._total += reply
+
+    @property
+    def replies(self) -> int:
+        """How many masked replies have arrived."""
+        return len(self._uploads)
 
     def freeze_uploaded(self) -> Uploaded:
         """Fix whose replies are in the sum (U3), and store it. Raises Refusal E_SECAGG_TOO_FEW, OSError."""
@@ -173,6 +184,11 @@ class ServerRound:
             raise Refusal(reasons.MEMBER)
         self._revealed[name] = message
         self._write()
+
+    @property
+    def revealed(self) -> Set[str]:
+        """The hospitals that have revealed their shares."""
+        return self._revealed.keys()
 
     @property
     def can_unmask(self) -> bool:

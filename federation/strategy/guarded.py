@@ -9,6 +9,7 @@ round, and lets the optimiser's state be saved and restored. The wrapped strateg
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -142,6 +143,14 @@ class GuardedStrategy(Strategy):
         self._lost_in_a_row = 0
         self._sampled: tuple[int, ...] = ()
         self._began_s = 0.0
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Serve what sites ask besides Flower's messages while the block runs; here nothing."""
+        yield
+
+    def finish_begun(self, arrays: Mapping[str, NDArray]) -> None:
+        """Finish a round that an earlier process had begun with the model `arrays`; here none can be finished."""
 
     def summary(self) -> None:
         """Log the settings of the wrapped strategy."""

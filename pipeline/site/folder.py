@@ -90,6 +90,9 @@ class GatewayTable(BaseModel, extra="forbid"):
     max_update: float = Field(default=2.0, gt=0)  # norm of an update, relative to the norm of the received weights
     histograms: bool = False  # counts of test patients by score may leave the site, but none under min_patients
     embedding_statistics: bool = True  # means and variances of the network's features may leave the site
+    require_secure_aggregation: bool = False  # no update leaves the site unless the study sums masked updates
+    min_peers: int = Field(default=3, ge=3)  # least number of approved hospitals in a masked round
+    max_sum_changes: int = Field(default=6, ge=0)  # how often the hospitals in the sum may change in a run
 
     @field_validator("studies")
     @classmethod

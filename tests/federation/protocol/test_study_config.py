@@ -131,3 +131,58 @@ def test_invalid_settings_of_a_private_study_are_refused(tmp_path, right, wrong,
         private_study(tmp_path, PRIVATE.replace(right, wrong))
     assert caught.value.code == "E_SETTINGS_KEY"
     assert says in caught.value.says
+
+
+SECURE = """
+[study]
+name = "masked"
+rounds = 2
+sites = 3
+quorum = 3
+
+[strategy]
+name = "FedAvg"
+
+[aggregation]
+secure = true
+"""
+
+
+def secure_study(tmp_path, text=SECURE):
+    (tmp_path / "study.toml").write_text(text)
+    return load_settings(tmp_path / "study.toml", Study)
+
+
+def test_study_with_secure_aggregation_is_valid(tmp_path):
+    assert secure_study(tmp_path).aggregation.secure
+    assert not secure_study(tmp_path, SECURE.partition("[aggregation]")[0]).aggregation.secure
+
+
+@pytest.mark.parametrize("name", ["CenteredClip", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum", "Bulyan"])
+def test_strategies_that_compare_single_updates_are_refused_with_masks(tmp_path, name):
+    with pytest.raises(Refusal, match=f"E_SETTINGS_KEY.*{name} compares single updates"):
+        secure_study(tmp_path, SECURE.replace("FedAvg", name))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("sites = 3\nquorum = 3", "sites = 2\nquorum = 2", "at least 3"),
+        ("quorum = 3", "quorum = 2", "at least 3"),
+        ("sites = 3", "sites = 5\nsites_per_round = 4", "sites_per_round"),
+        ("secure = true", "secure = true\n[evaluation]\nleave_one_out = true", "leave_one_out"),
+        ("secure = true", "secure = true\n[evaluation]\nlocal_models = true", "local_models"),
+        ("secure = true", "secure = true\n[evaluation]\nfine_tune = true", "fine_tune"),
+        ("secure = true", 'secure = true\n[wire]\nprecision = "float16"', "float32"),
+        (
+            "secure = true",
+            'secure = true\n[network]\nnorm = "group"\n[privacy]\nnoise_multiplier = 1.5\nsample_rate = 0.1',
+            "privacy",
+        ),
+    ],
+)
+def test_settings_that_a_sum_cannot_serve_are_refused(tmp_path, right, wrong, says):
+    with pytest.raises(Refusal) as caught:
+        secure_study(tmp_path, SECURE.replace(right, wrong))
+    assert caught.value.code == "E_SETTINGS_KEY"
+    assert says in caught.value.says

@@ -52,7 +52,7 @@ class Rig:
         self.names = names_of(self.count)
         self.identities = {name: Identity.kept(self._site(name) / "secagg") for name in self.names}
         members = tuple(Member(name=name, key=self.identities[name].public) for name in self.names)
-        self.roster = Roster(study="covid", members=members)
+        self.roster = Roster(members=members)
         rng = np.random.default_rng(self.count)
         self.replies = {name: self._reply(rng) for name in self.names}
         self.settings = Settings(

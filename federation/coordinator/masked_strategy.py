@@ -1,0 +1,311 @@
+"""The guarded strategy of a study with secure aggregation: it learns the sum of the updates, and no single one.
+
+The strategy below it receives the mean as one reply, so any strategy that begins with a weighted mean works unchanged.
+What a sum cannot show is left to each hospital's gateway: whether an update is finite, dense and not too long.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from federation.coordinator.masked_round import LAST_STEPS_SECONDS, MaskedRound
+from federation.coordinator.masked_service import MaskedService
+from federation.gateway.first_model import model_digest, write_chunks
+from federation.protocol import reasons as protocol_reasons
+from federation.protocol.batch_norm import MEAN, VARIANCE, is_counter
+from federation.protocol.error_codes import code_in
+from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
+from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.protocol.metric_allowlist import EXAMPLES
+from federation.protocol.reply_validation import LedgerHead, encode, ledger_head, length, read_array
+from federation.secure_aggregation.messages import Header
+from federation.secure_aggregation.reply_vector import Mean, Settings, mean_of
+from federation.secure_aggregation.roster import Roster
+from federation.secure_aggregation.server_round import ServerRound
+from federation.strategy.flower_strategies import restore_strategy, strategy_state
+from federation.strategy.guarded import GuardedStrategy
+from federation.strategy.round_report import RoundReport
+from models.refusal import Refusal
+from pipeline.system.atomic_files import write_durably
+
+log = logging.getLogger(__name__)
+
+LONGEST = 3.0  # how many lengths of the last mean update a hospital's update may have
+LONGEST_FIRST = 1.0  # before the first sum: lengths of the model
+TRAINING_SHARE = 0.8  # of a round's time limit: then the hospitals that are there mask without the others
+WATCH_SECONDS = 5.0
+_NO_APP = "0" * 64  # until the first hospital names its app
+
+
+@dataclass(frozen=True)
+class MaskedStudy:
+    """What masked rounds need to know of a run. `study`: digest of its settings. `folder`: for the state of a round.
+
+    `patients`: of all hospitals together. `names`: of the nodes. `round_seconds`: the time limit of a round.
+    `last_seconds`: how long to wait for signatures, and then for shares.
+    """
+
+    run: str
+    study: str
+    roster: Roster
+    patients: int
+    folder: Path
+    names: Mapping[int, str]
+    round_seconds: float
+    server_folder: Path
+    last_seconds: float = LAST_STEPS_SECONDS
+
+
+class MaskedStrategy(GuardedStrategy):
+    """A `GuardedStrategy` whose replies are masked. `current`: the round that gateways ask about."""
+
+    def __init__(self, *arguments: Any, masked: MaskedStudy, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.masked = masked
+        self.rules = replace(self.rules, choose=self._on_roster)
+        self.current: MaskedRound | None = None
+
+    def _on_roster(self, number: int, nodes: Sequence[int]) -> list[int]:
+        """Choose all nodes of hospitals on the roster."""
+        return [node for node in nodes if self.masked.names.get(node) in self.masked.roster.by_name]
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Answer the gateways of the hospitals while the block runs."""
+        with MaskedService(self.masked.server_folder, lambda: self.current):
+            yield
+
+    def finish_begun(self, arrays: Mapping[str, NDArray]) -> None:
+        """Unmask the sum of a round that a killed server had begun: its model is never summed again.
+
+        Raises Refusal: E_SECAGG_TOO_FEW if too few hospitals are there, E_SECAGG_SHARES.
+        """
+        begun = ServerRound.resumed(self.masked.folder)
+        if begun is None:
+            return
+        if begun.confirmations is None or begun.header.round < self.first_round:
+            begun.forget()  # nobody has revealed a share, or the checkpoint was written before the end
+            return
+        self._began_s = time.monotonic()
+        self.arrays = dict(arrays)
+        self._settings = Settings.model_validate(self._noted()["settings"])
+        self._sampled = tuple(sorted(self.masked.names))
+        self.current = MaskedRound(begun.header, None, lambda _: begun, (), seconds=0.0, server=begun)
+        self._conclude(begun.header.round, {}, {}, seconds=self.masked.round_seconds)
+        self.first_round = begun.header.round + 1
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Open a masked round, and return the messages of the round. Raises Refusal as the base class does."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        number = self.first_round - 1 + server_round
+        model = {"arrays": self.arrays, **({"buffers": self.buffers} if self.buffers else {})}
+        means = self.buffers.get(BATCH_NORM + MEAN, np.zeros(0))
+        settings = Settings(
+            weights=self.arrays[WEIGHTS].size,
+            channels=means.size,
+            figures=FIGURES,
+            patients=self.masked.patients,
+            longest=self._longest(),
+            sites=len(self.masked.roster.members),
+        )
+        header = Header(
+            study=self.masked.study,
+            run=self.masked.run,
+            round=number,
+            attempt=self._next_attempt(number),
+            roster=self.masked.roster.digest,
+            model=model_digest(write_chunks(model)),
+            settings=settings.digest,
+            app=_NO_APP,
+        )
+        self._settings = settings
+        self._note(settings=settings.model_dump(mode="json"))
+        self.current = MaskedRound(
+            header,
+            settings,
+            lambda header: ServerRound(self.masked.roster, header, self.masked.folder, words=settings.words),
+            [self.masked.names[node] for node in self._sampled],
+            seconds=TRAINING_SHARE * self.masked.round_seconds,
+            quorum=self.rules.quorum,
+        )
+        threading.Thread(target=self._watch, args=(self.current, grid), daemon=True).start()
+        return messages
+
+    def _watch(self, current: MaskedRound, grid: Grid) -> None:
+        """Tell the round which hospitals went offline, so that the others do not wait for them."""
+        while self.current is current:
+            time.sleep(WATCH_SECONDS)
+            try:
+                online = set(grid.get_node_ids())
+            except Exception:  # whatever Flower raises when the server is busy or ends
+                log.info("the nodes that are online could not be listed", exc_info=True)
+                continue
+            for node in set(self._sampled) - online:
+                current.left(self.masked.names[node])
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new model and the mean figures, or (None, None) if the round is lost and the model unchanged.
+
+        Raises Refusal after more than `max_lost_rounds` consecutive lost rounds, with the reason of the last one.
+        """
+        refused, heads = self._take(replies)
+        return self._conclude(self.first_round - 1 + server_round, refused, heads, seconds=self.masked.last_seconds)
+
+    def _conclude(
+        self,
+        number: int,
+        refused: Mapping[int, str],
+        heads: Mapping[int, LedgerHead],
+        *,
+        seconds: float,
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Unmask the round's sum and move the model. Raises Refusal if the sum may have been revealed in part."""
+        present: tuple[int, ...] = ()
+        aggregated: dict[str, float] | None = None
+        lost: Refusal | None = None
+        try:
+            mean, present = self._mean(seconds)
+            aggregated = self._apply(number, mean)
+            if aggregated is None:
+                raise Refusal(protocol_reasons.MODEL_NOT_FINITE)
+        except Refusal as refusal:
+            # Hospitals that have revealed shares train this model no more: the sum must be finished after a resume.
+            if self.current is not None and self.current.may_be_revealed:
+                raise
+            lost = refusal
+        reason = lost.reason if lost else None
+        self.heads |= heads
+        self._count(lost=reason is not None)
+        report = RoundReport(
+            round=number,
+            sampled=self._sampled,
+            valid=present,
+            refused=dict(refused),
+            metrics={},
+            capped=(),
+            clipped=(),
+            aggregated=aggregated or {},
+            lost_for=reason.code if reason else None,
+            ledger=dict(heads),
+            seconds=time.monotonic() - self._began_s,
+        )
+        if self.on_round:
+            self.on_round(report)
+        if reason is None:
+            assert self.current is not None
+            self.current.forget()  # `on_round` has saved the model
+        self.current = None
+        if lost and self._lost_in_a_row > self.rules.max_lost_rounds:
+            raise lost
+        return (None, None) if lost else (encode(self.arrays), MetricRecord(dict(report.aggregated)))
+
+    def _take(self, replies: Iterable[Message]) -> tuple[dict[int, str], dict[int, LedgerHead]]:
+        """Add the masked replies to the sum as they arrive; return the code of each other node, and ledger heads."""
+        assert self.current is not None
+        refused = dict.fromkeys(self._sampled, protocol_reasons.SITE_MISSING.code)
+        heads: dict[int, LedgerHead] = {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if node not in refused:
+                continue
+            last, head = self.heads.get(node), ledger_head(reply)
+            try:
+                self.current.upload(self.masked.names[node], self._words(reply))
+                if head is None or (last is not None and not head.follows(last)):
+                    raise Refusal(protocol_reasons.REPLY_LEDGER_CUT)
+            except Refusal as refusal:
+                refused[node] = code_in(reply.error.reason) if reply.has_error() else refusal.code
+                self.current.left(self.masked.names[node])
+            else:
+                del refused[node]
+            if head and head.lines and (last is None or head.follows(last)):
+                heads[node] = head
+            for record in reply.content.values() if reply.has_content() else ():
+                record.clear()
+        return refused, heads
+
+    def _words(self, reply: Message) -> NDArray[np.uint32]:
+        """Return the masked words of a reply. Raises Refusal: E_SITE_FAILED, E_REPLY_RECORDS, E_REPLY_SHAPE."""
+        if reply.has_error() or not reply.has_content():
+            raise Refusal(protocol_reasons.SITE_FAILED)
+        content = reply.content
+        record = content.get(MASKED)
+        if set(content) != {MASKED, "ledger"} or type(record) is not ArrayRecord or set(record) != {WORDS}:
+            raise Refusal(protocol_reasons.REPLY_RECORDS)
+        words = read_array(record[WORDS], np.broadcast_to(np.uint32(0), (self._settings.words,)))
+        if words is None:
+            raise Refusal(protocol_reasons.REPLY_SHAPE)
+        return words
+
+    def _mean(self, seconds: float) -> tuple[Mean, tuple[int, ...]]:
+        """Return the mean of the round's replies, and the nodes in it. Raises Refusal as `MaskedRound.unmask` does."""
+        assert self.current is not None
+        total, present = self.current.unmask(seconds)
+        mean = mean_of(total, self._settings, len(present))
+        return mean, tuple(sorted(node for node in self._sampled if self.masked.names[node] in present))
+
+    def _apply(self, number: int, mean: Mean) -> dict[str, float] | None:
+        """Move the model by the strategy's step; return the mean figures, or None and change nothing if it is not
+        finite.
+        """
+        weights = self.arrays[WEIGHTS]
+        moved = {WEIGHTS: (weights + mean.changes).astype(weights.dtype)}
+        content = RecordDict({"arrays": encode(moved), "metrics": MetricRecord({EXAMPLES: mean.patients})})
+        memory = strategy_state(self.inner)
+        with np.errstate(all="ignore"):
+            record = self.inner.aggregate_train(number, [Message(content, dst_node_id=1, message_type="train")])[0]
+        new = None if record is None else record[WEIGHTS].numpy().astype(weights.dtype)
+        if new is None or not np.isfinite(new).all():
+            restore_strategy(self.inner, memory)
+            return None
+        self.arrays = {WEIGHTS: new}
+        self.buffers = {name: self._buffer(name, array, mean) for name, array in self.buffers.items()}
+        self._note(length=float(np.linalg.norm(mean.changes)))
+        return dict(mean.figures)
+
+    @staticmethod
+    def _buffer(name: str, before: NDArray, mean: Mean) -> NDArray:
+        """Return a pooled batch-norm buffer. The largest counter is no sum; it counts rounds here."""
+        if is_counter(name):
+            return np.asarray(before + 1, before.dtype)
+        return (mean.variances if name == BATCH_NORM + VARIANCE else mean.means).astype(before.dtype)
+
+    # --- numbers that outlive the process -------------------------------------------------------------------
+
+    def _noted(self) -> dict[str, Any]:
+        try:
+            noted: dict[str, Any] = json.loads((self.masked.folder / "notes.json").read_bytes())
+            return noted
+        except FileNotFoundError:
+            return {}
+
+    def _note(self, **values: Any) -> None:
+        self.masked.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_durably(self.masked.folder / "notes.json", json.dumps({**self._noted(), **values}).encode())
+
+    def _next_attempt(self, number: int) -> int:
+        """Return the number of the next attempt at a round: a killed server must not repeat one."""
+        attempts: dict[str, int] = self._noted().get("attempts", {})
+        attempt = attempts.get(str(number), 0) + 1
+        self._note(attempts={str(number): attempt})
+        return attempt
+
+    def _longest(self) -> float:
+        """Return the length of the longest update that a hospital may send."""
+        last = self._noted().get("length", 0.0)
+        return LONGEST * last if last > 0 else LONGEST_FIRST * length(self.arrays)

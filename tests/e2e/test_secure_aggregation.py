@@ -1,0 +1,134 @@
+"""Masked rounds with real processes: a server, four nodes with gateways, a killed node, a killed server.
+
+Four hospitals, because the threshold of three is all of them, and a study of three loses a round with each dropout.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from federation.system.process import free_port
+from models.release import load_release
+from tests.e2e.conftest import Command, allow, enter, for_few_patients, ingest, ok, run_command
+from tests.e2e.test_federation import Federation, run_name
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+NAMES = ("east", "north", "south", "west")
+STUDY = """
+[study]
+name = "end-to-end"
+rounds = 4
+local_epochs = 1
+sites = 4
+quorum = 3
+wait_s = 90
+round_timeout_s = 180
+synthetic = true
+
+[strategy]
+name = "FedAvg"
+
+[aggregation]
+secure = true
+
+[network]
+architecture = "resnet10"
+widen_factor = 0.125
+"""
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Command]) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("federation")
+    ok("phantom", folder / "hospitals", "--sites", "4", "--patients", "16", "--no-defects")
+    ok("server", "init", folder / "server", "--port", str(free_port()))
+    (folder / "study.toml").write_text(STUDY)
+    federation = Federation(folder, start("--help"), {}, start)
+    federation.start_server()
+    for source, name in zip(sorted((folder / "hospitals").iterdir()), NAMES, strict=True):
+        site = folder / "sites" / name
+        ok("node", "init", site, "--from", source)
+        for_few_patients(site)
+        settings = site / "site.toml"
+        settings.write_text(
+            settings.read_text().replace("require_secure_aggregation = false", "require_secure_aggregation = true")
+        )
+        ingest(site)
+        enter(site, folder / "server", name)
+        allow(site, folder / "study.toml")
+        ok("node", "peers", site)  # presents the key
+    for name in NAMES:
+        site = folder / "sites" / name
+        listed = json.loads(ok("node", "peers", site, "--json"))
+        assert [each["name"] for each in listed["hospitals"]] == list(NAMES)
+        assert run_command("node", "approve-peers", site, "1" * 40).returncode == 1
+        ok("node", "approve-peers", site, listed["code"])
+        federation.start_node(name)
+    federation.wait_online(4)
+    yield federation
+
+
+@pytest.fixture(scope="module")
+def broken(federation: Federation) -> Command:
+    """A run in which a node is killed in round 2, comes back, and the server is killed in round 4."""
+    run = federation.run_study()
+    run.wait_for("round 1 of 4", seconds=240)
+    federation.nodes["west"].kill()
+    run.wait_for("round 2 of 4", seconds=300)
+    federation.start_node("west")
+    run.wait_for("round 3 of 4", seconds=300)
+    federation.server.kill()
+    assert run.wait(seconds=120) == 1
+    return run
+
+
+@pytest.fixture(scope="module")
+def resumed(federation: Federation, broken: Command) -> Command:
+    federation.start_server()
+    federation.wait_online(4)
+    again = federation.start("study", "resume", run_name(broken), "--server", federation.server_folder)
+    assert again.wait(seconds=400) == 0, again.text()
+    return again
+
+
+def test_rounds_are_masked_and_survive_a_killed_node(broken: Command) -> None:
+    text = broken.text()
+    assert "updates are masked: the server learns their sum over 4 hospitals" in text
+    assert "round 1 of 4 · 4 of 4 sites" in text
+    assert "round 2 of 4 · 3 of 4 sites" in text
+    assert "LOST" not in text
+
+
+def test_killed_server_goes_on(resumed: Command) -> None:
+    text = resumed.text()
+    assert "round 4 of 4 · 4 of 4 sites" in text
+    assert "is complete" in text
+
+
+def test_server_has_the_mean_figures_and_no_single_ones(federation: Federation, resumed: Command) -> None:
+    folder = federation.server_folder / "runs" / run_name(resumed)
+    history = json.loads((folder / "history.json").read_text())
+    rounds = [entry for entry in history if "round" in entry and not entry["lost"]]
+    assert len(rounds) == 4
+    assert all(entry["means"]["train_loss"] > 0 for entry in rounds)
+    assert load_release(folder / "release").description.rounds == 4
+
+
+def test_each_ledger_has_a_line_for_each_sum(federation: Federation, resumed: Command) -> None:
+    for name in NAMES:
+        ledger = federation.folder / "sites" / name / "ledger" / "ledger.jsonl"
+        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+        kinds = [line["kind"] for line in lines]
+        assert "peers approval" in kinds
+        assert kinds.count("masked: sum may be revealed") >= 3
+
+
+def test_study_without_masks_is_refused_by_a_site_that_requires_them(federation: Federation, resumed: Command) -> None:
+    plain = federation.folder / "plain.toml"
+    plain.write_text(STUDY.replace("secure = true", "secure = false").replace("rounds = 4", "rounds = 1"))
+    for name in NAMES:
+        allow(federation.folder / "sites" / name, plain)
+    run = federation.start("study", "run", plain, "--server", federation.server_folder)
+    assert run.wait(seconds=240) == 1
+    assert "E_SECAGG_REQUIRED" in run.text()

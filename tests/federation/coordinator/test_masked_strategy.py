@@ -1,0 +1,315 @@
+"""Masked rounds at the coordinator: the same model as plaintext aggregation makes, over HTTP with three hospitals."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from numpy.typing import NDArray
+
+from federation.coordinator.masked_strategy import MaskedStrategy, MaskedStudy
+from federation.gateway.first_model import model_digest, write_chunks
+from federation.protocol.batch_norm import combine
+from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
+from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.protocol.metric_allowlist import FIGURES as ALL
+from federation.protocol.reply_validation import decode, encode
+from federation.secure_aggregation.canonical import canonical
+from federation.secure_aggregation.keys import Identity
+from federation.secure_aggregation.masking import masked
+from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
+from federation.secure_aggregation.reply_vector import Reply, Settings, vector
+from federation.secure_aggregation.roster import Member, Roster
+from federation.secure_aggregation.site_round import SiteRound
+from federation.secure_aggregation.store import Store
+from federation.strategy.flower_strategies import build_strategy
+from federation.strategy.guarded import RoundRules, StartState
+from federation.strategy.round_report import RoundReport
+from federation.superlink.masked_address import PATH, ROUND_HEADER, SITE_HEADER, WORD_HEADER, read_address
+from models.refusal import Refusal
+
+NAMES = {1: "north", 2: "south", 3: "west", 4: "east"}
+PATIENTS = {1: 30, 2: 50, 3: 20, 4: 25}
+APP, STUDY, RUN = "a" * 64, "b" * 64, "covid-1"
+RNG = np.random.default_rng(3)
+MODEL = {WEIGHTS: RNG.standard_normal(300).astype(np.float32)}
+BUFFERS = {
+    BATCH_NORM + "running_mean": np.zeros(4, np.float32),
+    BATCH_NORM + "running_var": np.ones(4, np.float32),
+    BATCH_NORM + "num_batches_tracked": np.zeros(2, np.int64),
+}
+
+
+def changes(node: int, weights: NDArray) -> NDArray:
+    """What training at a hospital adds: the same for the same model."""
+    return (0.01 * (node + np.sin(np.arange(weights.size) + 1 + node) + 0.1 * weights)).astype(np.float32)
+
+
+def moments(node: int) -> tuple[NDArray, NDArray]:
+    return np.arange(4) / 7 + node, np.arange(4) / 3 + 0.5 * node
+
+
+@dataclass
+class Hospitals:
+    """The hospitals' gateways in threads. `silent`: nodes that fail to train, by round."""
+
+    folder: Path
+    count: int = 3
+    silent: Mapping[int, set[int]] = field(default_factory=dict)
+    stop_before: Mapping[int, str] = field(default_factory=dict)  # a step that a node does not do
+    problems: list[BaseException] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    rounds: dict[int, tuple[SiteRound, Header]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.identities = {node: Identity.kept(self.folder / f"key-{node}") for node in self.nodes}
+        members = sorted((NAMES[node], key.public) for node, key in self.identities.items())
+        self.roster = Roster(members=tuple(Member(name=name, key=key) for name, key in members))
+        self.stores = {node: Store(self.folder / f"s{node}", self.folder / f"w{node}") for node in self.nodes}
+
+    @property
+    def nodes(self) -> list[int]:
+        return list(NAMES)[: self.count]
+
+    def get_node_ids(self) -> list[int]:
+        return self.nodes
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        messages, replies = list(messages), Queue[Message]()
+        for message in messages:
+            self.threads.append(threading.Thread(target=self.work, args=(message, replies), daemon=True))
+            self.threads[-1].start()
+        for _ in messages:
+            yield replies.get(timeout=60)
+
+    def work(self, message: Message, replies: "Queue[Message]") -> None:
+        node, number = message.metadata.dst_node_id, int(str(message.content.config_records["config"]["server-round"]))
+        try:
+            if node in self.silent.get(number, set()):
+                raise RuntimeError("the training failed")
+            words, finish = self.masked_reply(node, number, message.content)
+        except Exception as error:
+            self.problems.append(error)
+            code = error.code if isinstance(error, Refusal) else "E_SITE_FAILED"
+            replies.put(_sent(Message(Error(1001, code), reply_to=message), node))
+            return
+        content = RecordDict(
+            {
+                MASKED: ArrayRecord({WORDS: Array(words)}),
+                "ledger": ConfigRecord({"head": f"{number:064x}", "lines": 2 * number}),
+            }
+        )
+        replies.put(_sent(Message(content, reply_to=message), node))
+        try:
+            finish()
+        except Exception as error:
+            self.problems.append(error)
+
+    def masked_reply(self, node: int, number: int, content: RecordDict) -> tuple[NDArray, Any]:
+        arrays = {name: decode(content.array_records[name]) for name in ("arrays", "buffers")}
+        asked = canonical({"run": RUN, "round": number, "app": APP})
+        told = json.loads(self.ask(node, "begin", asked, ""))
+        header, settings = Header.parse(canonical(told["header"])), Settings.model_validate(told["settings"])
+        assert header.model == model_digest(write_chunks(arrays))
+        assert header.settings == settings.digest and header.app == APP
+        site = SiteRound(self.stores[node], self.identities[node], self.roster, header)
+        self.rounds[node] = (site, header)
+        advertised = self.ask(node, "advertise", site.advertise().content, header.digest)
+        received = self.ask(node, "share", site.share(Advertised.parse(advertised)).content, header.digest)
+        masks = site.mask(Sealed.parse(received))
+        means, variances = moments(node)
+        figures = {name: 0.1 * node for name in FIGURES}
+        reply = Reply(PATIENTS[node], figures, means, variances, [changes(node, arrays["arrays"][WEIGHTS])])
+        words = np.concatenate(list(masked(vector(reply, settings), masks)))
+
+        def finish() -> None:
+            for step, do in self.last_steps(node, site, header):
+                if self.stop_before.get(node) == step:
+                    return
+                do()
+
+        return words, finish
+
+    def last_steps(self, node: int, site: SiteRound, header: Header) -> Iterator[tuple[str, Any]]:
+        uploaded = Uploaded.parse(self.ask(node, "uploaded", b"", header.digest))
+        found: dict[str, Confirmations] = {}
+
+        def confirm() -> None:
+            answer = self.ask(node, "confirm", site.confirm(uploaded).content, header.digest)
+            found["confirmations"] = Confirmations.parse(answer)
+
+        def reveal() -> None:
+            self.ask(node, "reveal", site.reveal(found["confirmations"]).content, header.digest)
+
+        yield "confirm", confirm
+        yield "reveal", reveal
+
+    def ask(self, node: int, step: str, content: bytes, about: str) -> bytes:
+        """Ask the coordinator, as the ingress passes it on, until there is an answer."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            status, body = post(self.folder / "server", NAMES[node], step, content, about)
+            if status == 200:
+                return body
+            if status != 204:
+                raise RuntimeError(f"{step}: {status} {body!r}")
+            time.sleep(0.05)
+        raise TimeoutError(step)
+
+
+def post(folder: Path, site: str, step: str, content: bytes, about: str, word: str = "") -> tuple[int, bytes]:
+    address = read_address(folder)
+    if address is None:
+        return 204, b""
+    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=30)
+    headers = {SITE_HEADER: site, ROUND_HEADER: about, WORD_HEADER: word or address.word}
+    connection.request("POST", PATH + step, content, headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body
+
+
+def _sent(message: Message, node: int) -> Message:
+    message.metadata.__dict__["_src_node_id"] = node
+    return message
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "server").mkdir()
+    return tmp_path
+
+
+def strategy_of(
+    hospitals: Hospitals, reports: list[RoundReport], inner: FedAvg | None = None, **start: Any
+) -> MaskedStrategy:
+    masked_study = MaskedStudy(
+        run=RUN,
+        study=STUDY,
+        roster=hospitals.roster,
+        patients=2 * sum(PATIENTS[node] for node in hospitals.nodes),
+        folder=hospitals.folder / "masked",
+        names=NAMES,
+        round_seconds=20.0,
+        server_folder=hospitals.folder / "server",
+    )
+    rules = RoundRules(quorum=3, metrics=ALL["train"], max_examples=1000, wait_s=1)
+    state = StartState(buffers=BUFFERS, **start)
+    return MaskedStrategy(inner or FedAvg(), rules, state, masked=masked_study, on_round=reports.append)
+
+
+def run(strategy: MaskedStrategy, hospitals: Hospitals, rounds: int) -> None:
+    with strategy.serving():
+        strategy.start(grid=cast(Grid, hospitals), initial_arrays=encode(MODEL), num_rounds=rounds, timeout=60)
+        for thread in hospitals.threads:
+            thread.join(30)
+
+
+def plain_round(inner: FedAvg, number: int, weights: NDArray, nodes: list[int]) -> NDArray:
+    """The weights that the strategy makes of single replies."""
+    messages = []
+    for node in nodes:
+        arrays = encode({WEIGHTS: weights + changes(node, weights)})
+        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": PATIENTS[node]})})
+        messages.append(Message(content, dst_node_id=1, message_type="train"))
+    record = inner.aggregate_train(number, messages)[0]
+    assert record is not None
+    return record[WEIGHTS].numpy()
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdam"])
+def test_masked_rounds_give_the_model_of_plaintext_aggregation(folder: Path, name: str) -> None:
+    hospitals, reports = Hospitals(folder), list[RoundReport]()
+    strategy = strategy_of(hospitals, reports, build_strategy(name, {}))
+    run(strategy, hospitals, 2)
+    assert hospitals.problems == []
+    weights, inner = MODEL[WEIGHTS], build_strategy(name, {})
+    for number in (1, 2):
+        inner.configure_train(number, encode({WEIGHTS: weights}), ConfigRecord(), cast(Grid, hospitals))
+        if hasattr(inner, "current_arrays"):
+            inner.current_arrays = {WEIGHTS: weights}
+        weights = plain_round(inner, number, weights, hospitals.nodes)
+    tolerance = 2e-4 if name == "FedAdam" else 1e-6  # FedAdam divides each change by its size
+    np.testing.assert_allclose(strategy.arrays[WEIGHTS], weights, atol=tolerance)
+    sites = [dict(zip(list(BUFFERS)[:2], moments(node), strict=True)) for node in hospitals.nodes]
+    pooled = combine(sites, [PATIENTS[node] for node in hospitals.nodes])
+    for buffer, expected in pooled.items():
+        np.testing.assert_allclose(strategy.buffers[buffer], expected, atol=1e-6)
+    assert strategy.buffers[BATCH_NORM + "num_batches_tracked"].tolist() == [2, 2]
+    share = {node: PATIENTS[node] / sum(PATIENTS[n] for n in hospitals.nodes) for node in hospitals.nodes}
+    expected_figure = sum(0.1 * node * share[node] for node in hospitals.nodes)
+    for report in reports:
+        assert not report.lost and report.valid == (1, 2, 3) and report.metrics == {}
+        assert report.aggregated == pytest.approx(dict.fromkeys(FIGURES, expected_figure))
+    assert read_address(folder / "server") is None
+
+
+def test_round_with_a_missing_hospital_of_four(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, count=4, silent={1: {2}}), list[RoundReport]()
+    strategy = strategy_of(hospitals, reports)
+    run(strategy, hospitals, 1)
+    expected = plain_round(FedAvg(), 1, MODEL[WEIGHTS], [1, 3, 4])
+    np.testing.assert_allclose(strategy.arrays[WEIGHTS], expected, atol=1e-6)
+    assert reports[0].valid == (1, 3, 4)
+    assert reports[0].refused == {2: "E_SITE_FAILED"}
+
+
+def test_round_with_too_few_hospitals_is_lost_and_the_next_one_works(folder: Path) -> None:
+    hospitals, reports = Hospitals(folder, silent={1: {2}}), list[RoundReport]()
+    strategy = strategy_of(hospitals, reports)
+    strategy.masked.__dict__["round_seconds"] = 2.0
+    run(strategy, hospitals, 2)
+    assert [report.lost_for for report in reports] == ["E_SECAGG_TOO_FEW", None]
+    expected = plain_round(FedAvg(), 1, MODEL[WEIGHTS], [1, 2, 3])
+    np.testing.assert_allclose(strategy.arrays[WEIGHTS], expected, atol=1e-6)
+
+
+def test_sum_that_a_killed_server_left_is_finished(folder: Path) -> None:
+    """The hospitals have signed, and may have revealed shares: they train this model no more."""
+    hospitals = Hospitals(folder, stop_before=dict.fromkeys(NAMES, "reveal"))
+    strategy = strategy_of(hospitals, [])
+    strategy.masked.__dict__["last_seconds"] = 1.0
+    with pytest.raises(Refusal, match="E_SECAGG_TOO_FEW"):
+        run(strategy, hospitals, 1)
+    hospitals.stop_before = {}
+    reports: list[RoundReport] = []
+    again = strategy_of(hospitals, reports)
+    with again.serving():
+        threads = [
+            threading.Thread(
+                target=lambda node=node, known=known: [do() for _, do in hospitals.last_steps(node, *known)]
+            )
+            for node, known in hospitals.rounds.items()
+        ]
+        for thread in threads:
+            thread.start()
+        again.finish_begun(MODEL)
+        for thread in threads:
+            thread.join(30)
+    expected = plain_round(FedAvg(), 1, MODEL[WEIGHTS], [1, 2, 3])
+    np.testing.assert_allclose(again.arrays[WEIGHTS], expected, atol=1e-6)
+    assert (again.first_round, reports[0].round, reports[0].lost) == (2, 1, False)
+    later = strategy_of(hospitals, reports, first_round=2)
+    later.finish_begun(again.arrays)
+    assert len(reports) == 1, "there is nothing left to finish"
+
+
+def test_callers_without_the_word_and_unknown_steps_are_refused(folder: Path) -> None:
+    hospitals = Hospitals(folder)
+    with strategy_of(hospitals, []).serving():
+        server = folder / "server"
+        assert post(server, "north", "begin", b"{}", "", word="x" * 64)[0] == 403
+        assert post(server, "north", "else", b"{}", "")[0] == 403
+        assert post(server, "north", "begin", b"{}", "")[0] == 204  # no round yet
+        assert post(server, "north", "advertise", b"x" * 200_000, "")[0] == 413

@@ -1,0 +1,347 @@
+"""A masked round through the real gateway: what leaves, what is refused, and what survives a restart."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import web
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from federation.approval.peers import PeerApprovals, identity_file
+from federation.approval.studies import study_digest
+from federation.coordinator.masked_round import MaskedRound
+from federation.enrolment.certificates import create_node_key
+from federation.gateway import admission, task_exchange, task_intake
+from federation.gateway.first_model import model_digest, write_chunks
+from federation.gateway.schema import Schema
+from federation.ledger.chain import ledger_file, read_lines
+from federation.protocol.flat_weights import WEIGHTS
+from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
+from federation.secure_aggregation.keys import Identity
+from federation.secure_aggregation.masking import masked
+from federation.secure_aggregation.messages import Advertised, Confirmations, Header, Sealed, Uploaded
+from federation.secure_aggregation.reply_vector import Reply, Settings, mean_of, vector
+from federation.secure_aggregation.roster import Member, Roster
+from federation.secure_aggregation.server_round import ServerRound
+from federation.secure_aggregation.site_round import SiteRound
+from federation.secure_aggregation.store import Store
+from federation.superlink.masked_address import PATH, ROUND_HEADER
+from models.refusal import Refusal
+from pipeline.cohort.store import Cohort, PatientRow
+from pipeline.site.folder import Site, init_site, site_settings
+from tests.federation.gateway.fake_server import Bench, Server
+from tests.federation.gateway.messages import (
+    MEAN,
+    VARIANCE,
+    EveryStudy,
+    Model,
+    arrays_of,
+    first_of,
+    model,
+    record_of,
+    schema_for,
+    steps_at,
+    train_here,
+    trained,
+)
+
+RNG = np.random.default_rng(1)
+SCHEMA = replace(schema_for(20_000, 8), secure=True)
+STEPS = steps_at(SCHEMA, 30)
+CAME_IN = model(SCHEMA, RNG)
+FIGURE = {"train_loss": 0.5, "auroc_severe": 0.75}
+STUDY = '{"study": {}}'
+
+
+@dataclass
+class MaskedServer(Server):
+    """A server with masked rounds, and two other hospitals. `round`: the current one."""
+
+    round: MaskedRound | None = None
+    told: list[tuple[str, bytes]] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        if not request.path.startswith(PATH):
+            return await super().handle(request)
+        step, body = request.path.removeprefix(PATH), await request.read()
+        self.told.append((step, body))
+        current, about = self.round, request.headers.get(ROUND_HEADER, "")
+        if current is None:
+            return web.Response(status=204)
+        try:
+            answer = await asyncio.to_thread(current.answer, "north", step, body, about)
+        except Refusal as refusal:
+            return web.json_response({"code": 409, "detail": refusal.code}, status=409)
+        return web.Response(status=200 if answer else 204, body=answer or b"")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    site = init_site(tmp_path / "site", site_settings(None, name="north", server="127.0.0.1:1"))
+    create_node_key(site.node_key)
+    rows = [
+        PatientRow(f"{split}{number:03}", split, f"{split}{number}.npy", 60.0, "F", number % 2 == 0, number % 3 == 0)
+        for split in ("train", "validation", "test")
+        for number in range(30)
+    ]
+    with Cohort(site) as cohort:
+        cohort.replace(rows, [], [])  # type: ignore[arg-type]
+    train_here(site, SCHEMA, CAME_IN)
+    return site
+
+
+@dataclass
+class Study:
+    """The gateway's site, and two hospitals beside it that play their part in threads."""
+
+    site: Site
+    bench: Bench
+    server: MaskedServer
+
+    def __post_init__(self) -> None:
+        folder = self.site.folder.parent
+        self.others = {name: Identity.kept(folder / name) for name in ("south", "west")}
+        self.stores = {name: Store(folder / f"{name}-state", folder / f"{name}-witness") for name in self.others}
+        keys = {"north": Identity.kept(identity_file(self.site)).public}
+        keys |= {name: key.public for name, key in self.others.items()}
+        self.roster = Roster(members=tuple(Member(name=name, key=keys[name]) for name in sorted(keys)))
+        self.settings = Settings(
+            weights=SCHEMA.arrays[WEIGHTS].length,
+            channels=8,
+            figures=FIGURES,
+            patients=200,
+            longest=1000.0,
+            sites=3,
+        )
+
+    def open(self, number: int = 3, settings: Settings | None = None, **different: object) -> Header:
+        """Open a masked round, in which the other hospitals take part."""
+        settings = settings or self.settings
+        header = Header(
+            study=study_digest(STUDY),
+            run="trial-0123abcd",
+            round=number,
+            attempt=1,
+            roster=self.roster.digest,
+            model=model_digest(write_chunks({name: group for name, group in CAME_IN.items() if group})),
+            settings=settings.digest,
+            app="0" * 64,
+        )
+        header = Header.model_validate(header.model_dump() | different)
+        folder = self.site.folder.parent / "server"
+
+        def make(header: Header) -> ServerRound:
+            for name in self.others:
+                threading.Thread(target=self.play, args=(name, header, settings), daemon=True).start()
+            return ServerRound(self.roster, header, folder, words=settings.words)
+
+        self.server.round = MaskedRound(header, settings, make, ["north", *self.others], seconds=20)
+        return header
+
+    def play(self, name: str, header: Header, settings: Settings) -> None:
+        round_ = self.server.round
+        assert round_ is not None
+
+        def ask(step: str, content: bytes = b"") -> bytes:
+            while (answer := round_.answer(name, step, content, header.digest)) is None:
+                time.sleep(0.02)
+            return answer
+
+        mine = SiteRound(self.stores[name], self.others[name], self.roster, header)
+        sealed = mine.share(Advertised.parse(ask("advertise", mine.advertise().content)))
+        masks = mine.mask(Sealed.parse(ask("share", sealed.content)))
+        reply = Reply(50, {}, np.zeros(8), np.zeros(8), [np.zeros(settings.weights)])
+        round_.upload(name, np.concatenate(list(masked(vector(reply, settings), masks))))
+        signed = mine.confirm(Uploaded.parse(ask("uploaded")))
+        confirmations = Confirmations.parse(ask("confirm", signed.content))
+        ask("reveal", mine.reveal(confirmations).content)
+
+    def work(self, out: Model) -> Message:
+        """Let the node train, and return what the server receives."""
+        settings = ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0})
+        records = {name: record_of(arrays) for name, arrays in CAME_IN.items() if arrays}
+        self.server.give(RecordDict({**records, "config": settings}))  # type: ignore[dict-item]
+        with self.bench.node() as node:
+            task = node.fetch()
+            assert task is not None
+            replied = {name: record_of(arrays) for name, arrays in out.items() if arrays}
+            metrics = MetricRecord({**FIGURE, "num-examples": 30})
+            node.push(Message(RecordDict({**replied, "metrics": metrics}), reply_to=task))  # type: ignore[dict-item]
+            return self.reply()
+
+    def reply(self) -> Message:
+        deadline = time.monotonic() + 40
+        while time.monotonic() < deadline:
+            if self.server.replies and self.server.replies[-1][1].object_id in self.server.received:
+                return self.server.last_reply()
+            time.sleep(0.02)
+        raise AssertionError("no reply")
+
+    def kinds(self) -> list[str]:
+        return [line.kind for line in read_lines(ledger_file(self.site))]
+
+    def approve(self, roster: Roster | None = None) -> None:
+        PeerApprovals(self.site).approve(roster or self.roster, by="a test")
+
+
+@pytest.fixture
+def study(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[Study]:
+    def schema_of(*_: object) -> Schema:
+        return SCHEMA
+
+    monkeypatch.setattr(task_intake, "schema_of", schema_of)
+    monkeypatch.setattr(task_intake, "names_by_digest", lambda folder: EveryStudy())
+    monkeypatch.setattr(admission, "first_model_of", lambda *_: arrays_of(first_of(SCHEMA)))
+    monkeypatch.setattr(task_exchange, "SOON_SECONDS", 0.0)
+    server = MaskedServer(study=STUDY)
+    bench = Bench(site, server)
+    yield Study(site, bench, server)
+    bench.close()
+
+
+def short(out: Model) -> Model:
+    """The reply with a short update of all weights."""
+    weights = CAME_IN["arrays"][WEIGHTS]
+    moved = weights + RNG.normal(scale=0.01, size=weights.size).astype(np.float32)
+    return {**out, "arrays": {WEIGHTS: moved}}
+
+
+def finish(study: Study, reply: Message) -> np.ndarray:
+    """Let the server unmask the sum."""
+    assert study.server.round is not None
+    study.server.round.upload("north", reply.content.array_records[MASKED][WORDS].numpy())
+    total, present = study.server.round.unmask(30)
+    assert present == ("north", "south", "west")
+    return total
+
+
+def test_only_masked_words_leave_and_the_sum_is_that_of_the_update(study: Study) -> None:
+    study.approve()
+    study.open()
+    out = short(trained(CAME_IN, RNG, STEPS))
+    reply = study.work(out)
+    assert set(reply.content) == {MASKED, "ledger"}
+    sent = b"".join(study.server.received.values()) + b"".join(body for _, body in study.server.told)
+    for plain in (out["arrays"][WEIGHTS], out["arrays"][WEIGHTS] - CAME_IN["arrays"][WEIGHTS], out["buffers"][MEAN]):
+        assert plain.tobytes()[:64] not in sent
+    assert b"auroc_severe" not in b"".join(study.server.received.values())
+    mean = mean_of(finish(study, reply), study.settings, 3)
+    assert mean.patients == 130
+    update = out["arrays"][WEIGHTS].astype(np.float64) - CAME_IN["arrays"][WEIGHTS]
+    np.testing.assert_allclose(mean.changes, 30 / 130 * update, atol=1e-5)
+    np.testing.assert_allclose(mean.means, 30 / 130 * out["buffers"][MEAN], atol=1e-6)
+    assert out["buffers"][VARIANCE].shape == mean.variances.shape
+    assert mean.figures == pytest.approx(FIGURE)
+    kinds = study.kinds()
+    assert kinds.index("masking") < kinds.index("masked: sum may be revealed")
+    assert "peers approval" in kinds
+
+
+def refused(study: Study, out: Model | None = None) -> str:
+    reply = study.work(out or short(trained(CAME_IN, RNG, STEPS)))
+    assert reply.has_error()
+    assert not any(step in ("advertise", "share") for step, _ in study.server.told)
+    return reply.error.reason
+
+
+def test_nothing_is_sent_without_an_approved_list(study: Study) -> None:
+    study.open()
+    assert refused(study) == "E_SECAGG_ROSTER"
+
+
+def test_other_list_than_the_approved_one_is_refused(study: Study) -> None:
+    study.approve(Roster(members=study.roster.members[:2]))
+    study.open()
+    assert refused(study) == "E_SECAGG_ROSTER"
+
+
+def test_revoked_list_is_refused(study: Study) -> None:
+    study.approve()
+    PeerApprovals(study.site).revoke(study.roster.digest, by="a test")
+    study.open()
+    assert refused(study) == "E_SECAGG_ROSTER"
+
+
+@pytest.mark.parametrize("different", [{"model": "f" * 64}, {"study": "f" * 64}])
+def test_round_that_is_not_that_of_the_task_is_refused(study: Study, different: dict[str, object]) -> None:
+    study.approve()
+    study.open(**different)  # type: ignore[arg-type]
+    assert refused(study) == "E_SECAGG_SETTINGS"
+
+
+@pytest.mark.parametrize(
+    "different", [{"weights": 19_999}, {"channels": 0}, {"figures": ("auroc_severe",)}, {"sites": 4}]
+)
+def test_settings_that_do_not_fit_the_study_are_refused(study: Study, different: dict[str, object]) -> None:
+    study.approve()
+    study.open(settings=Settings.model_validate(study.settings.model_dump() | different))
+    assert refused(study) == "E_SECAGG_SETTINGS"
+
+
+def test_sparse_update_is_refused(study: Study) -> None:
+    study.approve()
+    study.open()
+    out = short(trained(CAME_IN, RNG, STEPS))
+    out["arrays"][WEIGHTS][:5000] = CAME_IN["arrays"][WEIGHTS][:5000]
+    assert refused(study, out) == "E_SECAGG_SPARSE"
+
+
+def test_long_update_is_clipped(study: Study) -> None:
+    study.approve()
+    settings = Settings.model_validate(study.settings.model_dump() | {"longest": 0.1})
+    study.open(settings=settings)
+    out = short(trained(CAME_IN, RNG, STEPS))
+    mean = mean_of(finish(study, study.work(out)), settings, 3)
+    assert np.linalg.norm(mean.changes) == pytest.approx(0.1 * 30 / 130, rel=1e-3)
+
+
+def test_restarted_gateway_helps_to_unmask(study: Study) -> None:
+    """Without it the round would be lost, and the model could not be trained again."""
+    study.approve()
+    study.open()
+    reply = study.work(short(trained(CAME_IN, RNG, STEPS)))
+    study.bench.stop_gateway()
+    study.bench.start_gateway()
+    assert mean_of(finish(study, reply), study.settings, 3).patients == 130
+    wait_for(lambda: not list((study.site.folder / "gateway" / "secagg").glob("*.begun")))
+
+
+def test_plain_study_is_refused_if_the_site_requires_masks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_intake, "schema_of", lambda *_: replace(SCHEMA, secure=False))
+    settings = study.site.folder / "site.toml"
+    settings.write_text(
+        settings.read_text().replace("require_secure_aggregation = false", "require_secure_aggregation = true")
+    )
+    study.bench.stop_gateway()
+    study.bench.site = Site.open(study.site.folder)
+    study.bench.start_gateway()
+    study.server.give(
+        RecordDict(
+            {
+                **{name: record_of(arrays) for name, arrays in CAME_IN.items()},
+                "config": ConfigRecord({"server-round": 3, "ledger-head": "", "ledger-lines": 0}),
+            }  # type: ignore[dict-item]
+        )
+    )
+    with study.bench.node() as node:
+        assert node.fetch() is None
+        assert study.reply().error.reason == "E_SECAGG_REQUIRED"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_key_of_the_gateway_is_made_once(study: Study) -> None:
+    key = identity_file(study.site).read_bytes()
+    study.bench.stop_gateway()
+    study.bench.start_gateway()
+    assert identity_file(study.site).read_bytes() == key
