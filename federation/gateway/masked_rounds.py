@@ -247,7 +247,7 @@ def vector_head(reply: Reply, settings: Settings) -> Iterator[Words]:
 def _reply(
     figures: dict[str, float], patients: int, settings: Settings, schema: Schema, came_in: Arrays, went_out: Arrays
 ) -> Reply:
-    """Return the reply to sum. Raises Refusal: E_SECAGG_SPARSE, E_SECAGG_RANGE."""
+    """Return the reply to sum. Raises Refusal: E_SECAGG_SPARSE, E_SECAGG_RANGE, E_SECAGG_WEIGHT."""
 
     def changes() -> Iterator[NDArray]:
         spec = schema.arrays[WEIGHTS]
@@ -262,5 +262,11 @@ def _reply(
             return np.zeros(0)
         return np.concatenate(list(pieces(went_out.heads["buffers"][name], schema.buffers[name], went_out.read)))
 
-    scale = clip_factor(changes(), longest=settings.longest, weights=settings.weights, fixed=schema.fixed(WEIGHTS))
+    scale = clip_factor(
+        changes(),
+        longest=settings.longest,
+        weights=settings.weights,
+        least=settings.least(patients),
+        fixed=schema.fixed(WEIGHTS),
+    )
     return Reply(patients, figures, buffer(MEAN), buffer(VARIANCE), changes(), scale)

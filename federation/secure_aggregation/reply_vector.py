@@ -23,6 +23,7 @@ from federation.secure_aggregation.fixed_point import (
     Words,
     from_narrow,
     from_wide,
+    narrow_scale,
     to_narrow,
     to_wide,
 )
@@ -31,6 +32,7 @@ from models.refusal import Refusal
 # A weight's change counts up to this many times the root mean square of the longest allowed update. Rounding then adds
 # at most 1e-7 of that length to the mean over 30 hospitals.
 _PEAK = 128.0
+_LEAST_UNITS = 4.0
 _LEAST_SHARE = 2.0**-35  # half a step of the wide format
 
 
@@ -57,6 +59,10 @@ class Settings(BaseModel, extra="forbid", frozen=True, strict=True):
     def limit(self) -> float:
         """The largest change of a single weight that counts."""
         return self.longest * min(1.0, _PEAK / math.sqrt(self.weights))
+
+    def least(self, patients: int) -> float:
+        """Return the change of a weight of which at least two bits are left after rounding, at a hospital's share."""
+        return _LEAST_UNITS / (narrow_scale(self.limit, self.sites) * self.share(patients))
 
     @property
     def wide(self) -> int:

@@ -14,19 +14,26 @@ MAX_UNMOVED = 0.2  # share of the weights that training may change
 
 
 def clip_factor(
-    changes: Iterable[NDArray], *, longest: float, weights: int, fixed: Sequence[tuple[int, int]] = ()
+    changes: Iterable[NDArray],
+    *,
+    longest: float,
+    weights: int,
+    least: float = 0.0,
+    fixed: Sequence[tuple[int, int]] = (),
 ) -> float:
     """Return the factor that shortens an update to at most `longest`; 1 if it is not longer.
 
-    `changes`: of all `weights`, in pieces. `fixed`: ranges (start, end) that training does not change. Raises Refusal:
-    E_SECAGG_SPARSE if more than a fifth of the other weights did not move, E_SECAGG_RANGE if the length is not finite.
+    `changes`: of all `weights`, in pieces. `least`: a change that is not longer counts as none, because little of it is
+    left after rounding: a server could choose the rounding so that only the largest hospital's update survives it.
+    `fixed`: ranges (start, end) that training does not change. Raises Refusal: E_SECAGG_SPARSE if more than a fifth of
+    the other weights did not move, E_SECAGG_RANGE if the length is not finite.
     """
     squares, moved = 0.0, 0
     for piece in changes:
         wide = piece.astype(np.float64)
         with np.errstate(over="ignore"):  # an infinite length is refused below
             squares += float(wide @ wide)
-        moved += int(np.count_nonzero(wide))
+        moved += int(np.count_nonzero(np.abs(wide) > least))
     if not math.isfinite(squares):
         raise Refusal(reasons.RANGE)
     trainable = weights - sum(end - start for start, end in fixed)

@@ -4,9 +4,11 @@ The numbers are those of the threat model's page on secure aggregation. Number 1
 single scans, is refused before a hospital trains: `tests/federation/gateway/test_lineage.py`.
 """
 
+import functools
 import itertools
 import shutil
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from federation.secure_aggregation.messages import (
     Uploaded,
     seed_digest,
 )
-from federation.secure_aggregation.reply_vector import mean_of
+from federation.secure_aggregation.reply_vector import mean_of, vector
 from federation.secure_aggregation.roster import Member, Roster
 from federation.secure_aggregation.server_round import ServerRound
 from federation.secure_aggregation.site_round import Limits, SiteRound, own_mask_key, pair_mask_key
@@ -417,6 +419,18 @@ def test_10_sparse_update_is_refused() -> None:
         clip_factor([sparse[:500], sparse[500:]], longest=10, weights=1000)
     assert clip_factor([sparse], longest=10, weights=1000, fixed=[(0, 210)]) == 1.0
     assert refused(lambda: clip_factor([np.zeros(1000)], longest=10, weights=1000)) == "E_SECAGG_SPARSE"
+
+
+def test_10_rounding_that_leaves_only_the_largest_hospital_is_refused(rig: Rig) -> None:
+    """The server allows such long updates that those of small hospitals are rounded to nothing."""
+    changes, patients = np.full(rig.weights, 1e-3), min(reply.patients for reply in rig.replies.values())
+    fair, huge = rig.settings, rig.settings.model_copy(update={"longest": 1e8})
+    for settings, code in ((fair, ""), (huge, "E_SECAGG_SPARSE")):
+        words = np.concatenate(list(vector(replace(rig.replies[rig.names[0]], changes=[changes]), settings)))
+        assert bool(np.any(words[-rig.weights :])) is not bool(code)
+        least = settings.least(patients)
+        check = functools.partial(clip_factor, [changes], longest=settings.longest, weights=rig.weights, least=least)
+        assert refused(check) == code
 
 
 def test_10_long_update_is_clipped_by_its_own_gateway() -> None:
