@@ -30,7 +30,6 @@ from federation.gateway.task_intake import Task
 from federation.gateway.upstream import Declined, Unreachable, Upstream
 from federation.protocol.batch_norm import MEAN, VARIANCE
 from federation.protocol.error_codes import code_in
-from federation.protocol.flat_weights import BATCH_NORM, WEIGHTS
 from federation.protocol.masked_replies import FIGURES, MASKED, WORDS
 from federation.protocol.metric_allowlist import EXAMPLES
 from federation.secure_aggregation import reasons as secagg_reasons
@@ -137,8 +136,9 @@ class MaskedRounds:
             settings=settings.digest,
             app=task.app,
         )
-        channels = schema.buffers[BATCH_NORM + MEAN].length if schema.buffers else 0
-        expected = (schema.arrays[WEIGHTS].length, channels, FIGURES, len(roster.members))
+        weights, means = _weights(schema), _buffer(schema, MEAN)
+        channels = schema.buffers[means].length if means else 0
+        expected = (schema.arrays[weights].length, channels, FIGURES, len(roster.members))
         if header != own or (settings.weights, settings.channels, settings.figures, settings.sites) != expected:
             different = [name for name in Header.model_fields if getattr(header, name) != getattr(own, name)]
             raise Refusal(reasons.SECURE_SETTINGS, private=", ".join(different) or "settings")
@@ -248,17 +248,17 @@ def _reply(
     figures: dict[str, float], patients: int, settings: Settings, schema: Schema, came_in: Arrays, went_out: Arrays
 ) -> Reply:
     """Return the reply to sum. Raises Refusal: E_SECAGG_SPARSE, E_SECAGG_RANGE, E_SECAGG_WEIGHT."""
+    weights = _weights(schema)
 
     def changes() -> Iterator[NDArray]:
-        spec = schema.arrays[WEIGHTS]
-        new = pieces(went_out.heads["arrays"][WEIGHTS], spec, went_out.read)
-        old = pieces(came_in.heads["arrays"][WEIGHTS], spec, came_in.read)
+        spec = schema.arrays[weights]
+        new = pieces(went_out.heads["arrays"][weights], spec, went_out.read)
+        old = pieces(came_in.heads["arrays"][weights], spec, came_in.read)
         for after, before in zip(new, old, strict=True):
             yield after.astype(np.float64) - before
 
     def buffer(kind: str) -> NDArray:
-        name = BATCH_NORM + kind
-        if name not in schema.buffers:
+        if not (name := _buffer(schema, kind)):
             return np.zeros(0)
         return np.concatenate(list(pieces(went_out.heads["buffers"][name], schema.buffers[name], went_out.read)))
 
@@ -267,6 +267,17 @@ def _reply(
         longest=settings.longest,
         weights=settings.weights,
         least=settings.least(patients),
-        fixed=schema.fixed(WEIGHTS),
+        fixed=schema.fixed(weights),
     )
     return Reply(patients, figures, buffer(MEAN), buffer(VARIANCE), changes(), scale)
+
+
+def _weights(schema: Schema) -> str:
+    """Return the name of the one array that holds all weights; `flat_weights` has the name, and needs torch."""
+    (name,) = schema.arrays
+    return name
+
+
+def _buffer(schema: Schema, kind: str) -> str:
+    """Return the name of the array of one kind of batch-norm buffer; "" if the network has none."""
+    return next((name for name in schema.buffers if name.endswith(kind)), "")
