@@ -51,9 +51,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., Co
         ok("node", "init", site, "--from", source)
         for_few_patients(site)
         settings = site / "site.toml"
-        settings.write_text(
-            settings.read_text().replace("require_secure_aggregation = false", "require_secure_aggregation = true")
-        )
+        text = settings.read_text()
+        settings.write_text(text.replace("[gateway]\n", "[gateway]\nrequire_secure_aggregation = true\n", 1))
         ingest(site)
         enter(site, folder / "server", name)
         allow(site, folder / "study.toml")
