@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,19 @@ class MaskedRounds:
     """Masked rounds of one site. `note`: writes a line to the ledger."""
 
     def __init__(self, site: Site, upstream: Upstream, spool: Spool, note: Note) -> None:
-        """Raises Refusal: E_SECAGG_IDENTITY, E_SECAGG_LOST; sqlite3.Error, OSError."""
         self._site, self._upstream, self._spool, self._note = site, upstream, spool, note
         self._peers = PeerApprovals(site)
-        self.identity = Identity.kept(identity_file(site))
         self._folder = spool.folder / "secagg"
-        self._store = Store(self._folder, witness_folder(site.folder))
         self._last_steps: dict[str, asyncio.Task[None]] = {}  # by run
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return Identity.kept(identity_file(self._site))
+
+    @cached_property
+    def _store(self) -> Store:
+        """The store, which sites without masked rounds do not need."""
+        return Store(self._folder, witness_folder(self._site.folder))
 
     # --- the reply ----------------------------------------------------------------------------------------
 
@@ -111,7 +118,7 @@ class MaskedRounds:
     def _round(self, header: Header, roster: Roster) -> SiteRound:
         table = self._site.settings.gateway
         limits = Limits(min_peers=table.min_peers, max_changes=table.max_sum_changes)
-        return SiteRound(self._store, self.identity, roster, header, limits, lambda text: self._note(header, text))
+        return SiteRound(self._store, self._identity, roster, header, limits, lambda text: self._note(header, text))
 
     async def _begin(self, task: Task, roster: Roster) -> tuple[Header, Settings]:
         """Return what the server says about the round, if it is what this task and this study make it."""
